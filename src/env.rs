@@ -1,0 +1,189 @@
+//! The doors: clock, randomness, tasks and blocking work come in here and nowhere else.
+//!
+//! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
+//! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha20Rng, rngs::SysRng};
+use ruma::MilliSecondsSinceUnixEpoch;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::error::{Error, Result};
+
+/// Calls that read or write the store and end soon; at most this many run at once.
+const SHORT_CALLS_MAX: usize = 32;
+/// Calls that may take long (resolution, purge, thumbnails); at most this many run at once.
+const LONG_CALLS_MAX: usize = 4;
+
+/// The doors of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct Env(Arc<Inner>);
+
+struct Inner {
+    /// Milliseconds since the epoch at which a simulated world began; none in the real one.
+    simulated_began_ms: Option<u64>,
+    began: Instant,
+    rng: Mutex<ChaCha20Rng>,
+    tasks: TaskTracker,
+    /// Drops every task where it stands.
+    killed: CancellationToken,
+    short: Semaphore,
+    long: Semaphore,
+}
+
+impl Env {
+    /// The doors of a real server. Fails when the system gives no randomness.
+    pub fn real() -> Result<Self> {
+        let rng = ChaCha20Rng::try_from_rng(&mut SysRng)
+            .map_err(|error| Error::broken(format!("the system gives no randomness: {error}")))?;
+        Ok(Self::new(rng, None))
+    }
+
+    /// The doors of a server in a simulated world that begins at `began_ms` (milliseconds since the epoch).
+    pub fn simulated(seed: u64, began_ms: u64) -> Self {
+        Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    fn new(rng: ChaCha20Rng, simulated_began_ms: Option<u64>) -> Self {
+        Self(Arc::new(Inner {
+            simulated_began_ms,
+            began: Instant::now(),
+            rng: Mutex::new(rng),
+            tasks: TaskTracker::new(),
+            killed: CancellationToken::new(),
+            short: Semaphore::new(SHORT_CALLS_MAX),
+            long: Semaphore::new(LONG_CALLS_MAX),
+        }))
+    }
+
+    /// Whether the world is simulated: then nothing may start a thread of its own.
+    pub fn is_simulated(&self) -> bool {
+        self.0.simulated_began_ms.is_some()
+    }
+
+    /// The wall clock. It may go back; nothing may depend on it being monotonic or unique.
+    pub fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        let ms = self.now_ms();
+        MilliSecondsSinceUnixEpoch(ruma::UInt::new_saturating(ms))
+    }
+
+    /// The wall clock in milliseconds since the epoch.
+    pub fn now_ms(&self) -> u64 {
+        match self.0.simulated_began_ms {
+            Some(began) => began + u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
+            #[expect(clippy::disallowed_methods, reason = "this is the door")]
+            None => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// A clock that never goes back, for measuring how long something took.
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    pub fn instant(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// How long this server has run.
+    pub fn uptime(&self) -> Duration {
+        self.instant().saturating_duration_since(self.0.began)
+    }
+
+    /// Waits.
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    /// Fills the buffer with randomness good enough for keys and tokens.
+    pub fn fill_random(&self, buffer: &mut [u8]) {
+        self.0.rng.lock().fill_bytes(buffer);
+    }
+
+    /// A random string of letters and digits: 5.95 bits a character.
+    pub fn random_string(&self, characters: usize) -> String {
+        const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+        let mut rng = self.0.rng.lock();
+        (0..characters)
+            .map(|_| ALPHABET.get(rng.random_range(0..ALPHABET.len())).map_or('A', |byte| char::from(*byte)))
+            .collect()
+    }
+
+    /// A random number below `bound` (0 for a bound of 0): jitter and choices, not secrets.
+    pub fn random_below(&self, bound: u64) -> u64 {
+        if bound == 0 { 0 } else { self.0.rng.lock().random_range(0..bound) }
+    }
+
+    /// Starts a task that lives until it ends or the server is killed.
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        let killed = self.0.killed.clone();
+        drop(self.0.tasks.spawn(async move {
+            killed.run_until_cancelled(task).await;
+        }));
+    }
+
+    /// Starts a thread that drives one future: for what must not wait behind other tasks. A task, in a simulation.
+    pub fn spawn_thread<F: Future<Output = ()> + Send + 'static>(&self, name: &str, task: F) -> Result<()> {
+        if self.is_simulated() {
+            self.spawn(task);
+            return Ok(());
+        }
+        let handle = tokio::runtime::Handle::current();
+        let killed = self.0.killed.clone();
+        let token = self.0.tasks.token();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _token = token;
+            handle.block_on(killed.run_until_cancelled(task));
+        })?;
+        Ok(())
+    }
+
+    /// Runs a plain function that reads or writes the store, off the async threads.
+    /// Errors: what the function answers; [`Error::Broken`] when it panics.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.0.short, call).await
+    }
+
+    /// Like [`Env::blocking`], for what may take long: a pool of its own, so that it cannot starve point reads.
+    pub async fn blocking_long<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.0.long, call).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    async fn run<T: Send + 'static>(
+        &self,
+        pool: &Semaphore,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if self.is_simulated() {
+            return call();
+        }
+        let _permit = pool.acquire().await.map_err(|_| Error::broken("the server has stopped"))?;
+        match tokio::task::spawn_blocking(call).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::broken(format!("blocking work ended early: {error}"))),
+        }
+    }
+
+    /// Drops every task where it stands: a crash, or the end of a drained server.
+    pub fn kill(&self) {
+        self.0.killed.cancel();
+        self.0.tasks.close();
+    }
+
+    /// Resolves once every task has ended, after [`Env::kill`].
+    pub async fn ended(&self) {
+        self.0.tasks.wait().await;
+    }
+}

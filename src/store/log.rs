@@ -1,0 +1,108 @@
+//! The log: what happened at each position, as a pointer and never as content, so that erasure can delete content.
+
+use bytes::Bytes;
+
+use crate::{
+    ids::{EventNum, RoomNum, UserNum},
+    store::{
+        Fault,
+        key::{Decoder, Encoder, Key, Value, expect_layout},
+    },
+};
+
+/// What happened at a position. 18 bytes at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogEntry {
+    /// A room accepted an event.
+    Event {
+        /// The room.
+        room: RoomNum,
+        /// The event's number in it.
+        event: EventNum,
+    },
+    /// A room's current state changed with no event of its own at this position.
+    RoomState {
+        /// The room.
+        room: RoomNum,
+    },
+    /// Receipts in a room moved.
+    Receipts {
+        /// The room.
+        room: RoomNum,
+    },
+    /// An account came to be or changed: profile, password, admin, deactivation.
+    Account {
+        /// Whose.
+        user: UserNum,
+    },
+    /// Account data of a user, global or of a room, changed; push rules are account data too.
+    AccountData {
+        /// Whose.
+        user: UserNum,
+    },
+    /// A device came, changed or went.
+    Device {
+        /// Whose.
+        user: UserNum,
+    },
+    /// A message waits for a device.
+    ToDevice {
+        /// Whose.
+        user: UserNum,
+    },
+    /// The device list or the keys of a user changed.
+    DeviceList {
+        /// Whose.
+        user: UserNum,
+    },
+    /// Something of the server as a whole changed: aliases, the directory, registration tokens.
+    Server,
+}
+
+impl LogEntry {
+    fn parts(self) -> (u8, u64, u64) {
+        match self {
+            Self::Event { room, event } => (1, room.0, event.0),
+            Self::RoomState { room } => (2, room.0, 0),
+            Self::Receipts { room } => (3, room.0, 0),
+            Self::Account { user } => (4, user.0, 0),
+            Self::AccountData { user } => (5, user.0, 0),
+            Self::Device { user } => (6, user.0, 0),
+            Self::ToDevice { user } => (7, user.0, 0),
+            Self::DeviceList { user } => (8, user.0, 0),
+            Self::Server => (9, 0, 0),
+        }
+    }
+}
+
+impl Value for LogEntry {
+    fn encode(&self, to: &mut Encoder) {
+        let (kind, a, b) = self.parts();
+        to.raw(&[1, kind]);
+        Key::encode(a, to);
+        if b != 0 {
+            Key::encode(b, to);
+        }
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let kind = from.byte()?;
+        let a: u64 = Key::decode(&mut from)?;
+        let b: u64 = if from.0.is_empty() { 0 } else { Key::decode(&mut from)? };
+        let (room, user) = (RoomNum(a), UserNum(a));
+        Ok(match kind {
+            1 => Self::Event { room, event: EventNum(b) },
+            2 => Self::RoomState { room },
+            3 => Self::Receipts { room },
+            4 => Self::Account { user },
+            5 => Self::AccountData { user },
+            6 => Self::Device { user },
+            7 => Self::ToDevice { user },
+            8 => Self::DeviceList { user },
+            9 => Self::Server,
+            _ => return Err(Fault::Corrupt("a log entry is of an unknown kind")),
+        })
+    }
+}

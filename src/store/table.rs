@@ -1,0 +1,188 @@
+//! A table: typed keys and values under one prefix byte. Four verbs: get, range, put, delete.
+
+use std::{marker::PhantomData, ops::Bound};
+
+use bytes::Bytes;
+
+use crate::store::{
+    Batch, Fault, Read,
+    engine::Family,
+    key::{Decoder, Encoder, Key, Value},
+};
+
+/// Whose lock guards reading, deciding and writing. Locks are taken in this order and never held while waiting for
+/// the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// The room's lock.
+    Room,
+    /// The user's lock.
+    User,
+    /// The server's.
+    Server,
+}
+
+/// A table. `docs/architecture.md` says how to add one; `store/schema.rs` lists them all.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    /// The first byte of each key; unique over all families.
+    pub id: u8,
+    /// The column family.
+    pub family: Family,
+    /// The name, for errors and metrics.
+    pub name: &'static str,
+    /// Whose lock guards it.
+    pub domain: Domain,
+    /// The module that writes it.
+    pub owner: &'static str,
+    /// Whether a replica gets it.
+    pub shipped: bool,
+    pub(crate) types: PhantomData<fn() -> (K, V)>,
+}
+
+/// Which way a range is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the lowest key up.
+    Up,
+    /// From the highest key down.
+    Down,
+}
+
+impl<K: Key, V: Value> Table<K, V> {
+    /// The bytes of a key, or of a key's leading parts.
+    pub(crate) fn key_bytes<P: Key>(&self, key: P::Ref<'_>) -> Encoder {
+        let mut to = Encoder { bytes: Vec::with_capacity(32), pending: Vec::new() };
+        to.raw(&[self.id]);
+        P::encode(key, &mut to);
+        to
+    }
+
+    fn in_table(&self, fault: Fault) -> Fault {
+        match fault {
+            Fault::Corrupt(why) => Fault::CorruptRow { table: self.name, why },
+            other => other,
+        }
+    }
+
+    /// The row of this key.
+    pub fn get(&self, read: &(impl Read + ?Sized), key: K::Ref<'_>) -> Result<Option<V>, Fault> {
+        let row = read.get_raw(self.family, &self.key_bytes::<K>(key).bytes)?;
+        row.map(V::decode).transpose().map_err(|fault| self.in_table(fault))
+    }
+
+    /// The rows of these keys, in their order; cheaper than one `get` after the other.
+    pub fn get_many<'k>(
+        &self,
+        read: &(impl Read + ?Sized),
+        keys: impl IntoIterator<Item = K::Ref<'k>>,
+    ) -> Result<Vec<Option<V>>, Fault> {
+        let keys: Vec<_> = keys.into_iter().map(|key| self.key_bytes::<K>(key).bytes).collect();
+        let rows = read.get_many_raw(self.family, &keys)?;
+        rows.into_iter()
+            .map(|row| row.map(V::decode).transpose().map_err(|fault| self.in_table(fault)))
+            .collect()
+    }
+
+    /// Whether there is a row of this key.
+    pub fn contains(&self, read: &(impl Read + ?Sized), key: K::Ref<'_>) -> Result<bool, Fault> {
+        Ok(read.get_raw(self.family, &self.key_bytes::<K>(key).bytes)?.is_some())
+    }
+
+    /// The rows whose keys begin with these leading parts (a tuple of the first parts of `K`, or `()` for all).
+    pub fn prefix<'r, P: Key>(
+        &'r self,
+        read: &'r (impl Read + ?Sized),
+        prefix: P::Ref<'_>,
+        direction: Direction,
+    ) -> Result<impl Iterator<Item = Result<(K, V), Fault>> + 'r, Fault> {
+        let low = self.key_bytes::<P>(prefix).bytes;
+        let high = after_prefix(&low);
+        self.rows(read, low, high, direction)
+    }
+
+    /// The rows between two keys, or leading parts of keys. The bounds are of one type `P`: for example
+    /// `(RoomNum, Order)` in a table whose keys go on after the order. An excluded or included bound that is a prefix
+    /// covers all keys that begin with it.
+    pub fn range<'r, P: Key>(
+        &'r self,
+        read: &'r (impl Read + ?Sized),
+        low: Bound<P::Ref<'_>>,
+        high: Bound<P::Ref<'_>>,
+        direction: Direction,
+    ) -> Result<impl Iterator<Item = Result<(K, V), Fault>> + 'r, Fault> {
+        let low = match low {
+            Bound::Included(key) => self.key_bytes::<P>(key).bytes,
+            Bound::Excluded(key) => after_prefix(&self.key_bytes::<P>(key).bytes),
+            Bound::Unbounded => vec![self.id],
+        };
+        let high = match high {
+            Bound::Included(key) => after_prefix(&self.key_bytes::<P>(key).bytes),
+            Bound::Excluded(key) => self.key_bytes::<P>(key).bytes,
+            Bound::Unbounded => after_prefix(&[self.id]),
+        };
+        self.rows(read, low, high, direction)
+    }
+
+    fn rows<'r>(
+        &'r self,
+        read: &'r (impl Read + ?Sized),
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<impl Iterator<Item = Result<(K, V), Fault>> + 'r, Fault> {
+        let rows = read.range_raw(self.family, low, high, direction)?;
+        Ok(rows.map(|row| {
+            let (key, value) = row?;
+            self.decode(&key, value).map_err(|fault| self.in_table(fault))
+        }))
+    }
+
+    fn decode(&self, key: &[u8], value: Bytes) -> Result<(K, V), Fault> {
+        let mut from = Decoder(key);
+        from.byte()?;
+        Ok((K::decode(&mut from)?, V::decode(value)?))
+    }
+
+    /// Writes the row.
+    pub fn put(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
+        let mut to = Encoder::default();
+        value.encode(&mut to);
+        batch.put_raw(self.family, self.key_bytes::<K>(key), to);
+    }
+
+    /// Deletes the row; nothing happens when there is none.
+    pub fn delete(&self, batch: &mut Batch, key: K::Ref<'_>) {
+        batch.delete_raw(self.family, self.key_bytes::<K>(key));
+    }
+
+    /// The batch is accepted only if there is no such row, in the store or in a batch accepted before it.
+    pub fn expect_absent(&self, batch: &mut Batch, key: K::Ref<'_>) {
+        batch.expect_raw(self.family, self.key_bytes::<K>(key), None, self.name);
+    }
+
+    /// The batch is accepted only if the row is exactly this one.
+    pub fn expect_value(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
+        let mut to = Encoder::default();
+        value.encode(&mut to);
+        batch.expect_raw(self.family, self.key_bytes::<K>(key), Some(to.bytes.into()), self.name);
+    }
+
+    /// The row that a [`Conflict`](crate::store::Conflict) on this table found in the way.
+    pub fn conflicting(&self, conflict: &crate::store::Conflict) -> Option<V> {
+        if conflict.table == self.name { conflict.found.clone().and_then(|row| V::decode(row).ok()) } else { None }
+    }
+}
+
+/// The first byte string above all that begin with `prefix`.
+pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // Only bytes 0xff: no table has such an id, so nothing lies above.
+    vec![0xff; prefix.len() + 1]
+}
