@@ -4,9 +4,9 @@
 //! `docs/architecture.md` walks through the house.
 
 // Values and doors.
-pub mod ids;
-pub mod error;
 pub mod env;
+pub mod error;
+pub mod ids;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;

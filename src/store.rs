@@ -89,10 +89,16 @@ pub trait Read {
     }
 
     /// The rows with `low <= key < high`.
-    fn range_raw(&self, family: Family, low: Vec<u8>, high: Vec<u8>, direction: Direction) -> Result<Rows<'_>, Fault>;
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault>;
 
     /// Everything at or before this position is in here; ranges over positions and orders are bounded by it.
-    fn position(&self) -> Position;
+    fn upto(&self) -> Position;
 }
 
 /// Everything published at one moment. Hold it for at most 60 s: it keeps old rows on disk.
@@ -118,11 +124,17 @@ impl Read for Snapshot {
         self.engine.get_many(family, keys)
     }
 
-    fn range_raw(&self, family: Family, low: Vec<u8>, high: Vec<u8>, direction: Direction) -> Result<Rows<'_>, Fault> {
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault> {
         self.engine.range(family, low, high, direction)
     }
 
-    fn position(&self) -> Position {
+    fn upto(&self) -> Position {
         self.position
     }
 }
@@ -149,7 +161,13 @@ impl Read for View {
         self.store.published.load().get_raw(family, key)
     }
 
-    fn range_raw(&self, family: Family, low: Vec<u8>, high: Vec<u8>, direction: Direction) -> Result<Rows<'_>, Fault> {
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault> {
         if low >= high {
             return Ok(Box::new(std::iter::empty()));
         }
@@ -161,12 +179,13 @@ impl Read for View {
             Direction::Down => over.rev().collect(),
         };
         let snapshot = self.store.published.load_full();
-        let base = SnapshotRows::try_new(snapshot, |snapshot| snapshot.range_raw(family, low, high, direction))?;
+        let base =
+            SnapshotRows::try_new(snapshot, |snapshot| snapshot.range_raw(family, low, high, direction))?;
         Ok(merge(Box::new(base), over.into_iter(), direction))
     }
 
     /// Everything accepted may be read, so nothing bounds it.
-    fn position(&self) -> Position {
+    fn upto(&self) -> Position {
         Position::MAX
     }
 }
@@ -301,12 +320,18 @@ impl Store {
         let head = Snapshot { engine: engine.snapshot(), position: Position::ZERO, batch_number: 0 };
         match schema::HEAD.get(&head, HEAD_LAYOUT)? {
             None | Some(LAYOUT) => {}
-            Some(_) => return Err(Fault::Corrupt("it was written by a newer version, and going back is not possible")),
+            Some(_) => {
+                return Err(Fault::Corrupt(
+                    "it was written by a newer version, and going back is not possible",
+                ));
+            }
         }
         let incarnation = schema::HEAD.get(&head, HEAD_INCARNATION)?.unwrap_or(0);
-        let incarnation = u16::try_from(incarnation).map_err(|_| Fault::Corrupt("the incarnation is too large"))?;
+        let incarnation =
+            u16::try_from(incarnation).map_err(|_| Fault::Corrupt("the incarnation is too large"))?;
         let first = Position::first_of_incarnation(incarnation);
-        let last = schema::HEAD.get(&head, HEAD_POSITION)?.and_then(Position::new).unwrap_or(first).max(first);
+        let last =
+            schema::HEAD.get(&head, HEAD_POSITION)?.and_then(Position::new).unwrap_or(first).max(first);
         let last_batch = schema::HEAD.get(&head, HEAD_BATCH)?.unwrap_or(0);
         let snapshot = Snapshot { position: last, batch_number: last_batch, ..head };
         let queue = Queue {
@@ -381,7 +406,16 @@ impl Store {
         queue.last_batch = number;
         queue.bytes += bytes;
         let on_publish = batch.on_publish;
-        queue.batches.push_back(Queued { number, last, base, changes, bytes, is_commit, flushed, on_publish });
+        queue.batches.push_back(Queued {
+            number,
+            last,
+            base,
+            changes,
+            bytes,
+            is_commit,
+            flushed,
+            on_publish,
+        });
         drop(queue);
         self.0.wanted.notify_one();
         Ok(Enqueued { base, flushed: receiver })
@@ -445,7 +479,8 @@ impl Store {
         let gathered = self.gather();
         let Some(newest) = gathered.last() else { return Ok(Flushed::default()) };
         let (last, number) = (newest.last, newest.number);
-        let mut changes: Vec<Change> = gathered.iter().flat_map(|queued| queued.changes.iter().cloned()).collect();
+        let mut changes: Vec<Change> =
+            gathered.iter().flat_map(|queued| queued.changes.iter().cloned()).collect();
         let synced = self.0.durability == Durability::Fsync && gathered.iter().any(|queued| queued.is_commit);
         if !changes.is_empty() {
             changes.extend(head_rows(last, number));
@@ -515,7 +550,48 @@ fn head_rows(position: Position, batch: u64) -> impl Iterator<Item = Change> {
         |(name, number)| {
             let mut value = key::Encoder::default();
             key::Value::encode(&number, &mut value);
-            (schema::HEAD.family, schema::HEAD.key_bytes::<String>(name).bytes.into(), Some(value.bytes.into()))
+            (
+                schema::HEAD.family,
+                schema::HEAD.key_bytes::<String>(name).bytes.into(),
+                Some(value.bytes.into()),
+            )
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::UserNum;
+
+    fn engines() -> Vec<(Engine, Option<tempfile::TempDir>)> {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = engine::Rocks::open(dir.path(), 1 << 20).unwrap();
+        vec![(Engine::Memory(engine::Memory::default()), None), (Engine::Rocks(rocks), Some(dir))]
+    }
+
+    #[test]
+    fn a_batch_is_read_by_its_builder_then_accepted_then_published() {
+        for (engine, _dir) in engines() {
+            let store = Store::open(engine, Durability::Fsync).unwrap();
+            let entry = LogEntry::Account { user: UserNum(7) };
+            let mut batch = store.batch();
+            let first = batch.position(&entry);
+            let second = batch.position(&LogEntry::Server);
+            assert_eq!(schema::LOG.get(&batch, second).unwrap(), Some(LogEntry::Server));
+            let enqueued = store.enqueue(batch).unwrap();
+            let (first, second) = (first.settle(enqueued.base), second.settle(enqueued.base));
+            assert_eq!(second, first.plus(1));
+            assert_eq!(schema::LOG.get(&store.view(), first).unwrap(), Some(entry));
+            assert_eq!(schema::LOG.get(&*store.snapshot(), first).unwrap(), None);
+            store.flush().unwrap();
+            assert_eq!(store.snapshot().upto(), second);
+            let rows: Vec<_> = schema::LOG
+                .prefix::<()>(&*store.snapshot(), (), Direction::Down)
+                .unwrap()
+                .map(|row| row.unwrap().0)
+                .collect();
+            assert_eq!(rows, [second, first]);
+        }
+    }
 }

@@ -104,7 +104,13 @@ impl Batch {
         self.rows.insert((family, key.bytes), row);
     }
 
-    pub(crate) fn expect_raw(&mut self, family: Family, key: Encoder, value: Option<Bytes>, table: &'static str) {
+    pub(crate) fn expect_raw(
+        &mut self,
+        family: Family,
+        key: Encoder,
+        value: Option<Bytes>,
+        table: &'static str,
+    ) {
         self.expectations.push(Expectation { family, key: key.bytes, value, table });
     }
 }
@@ -140,7 +146,7 @@ impl Read for Batch {
     }
 
     /// Above everything published and everything claimed here.
-    fn position(&self) -> Position {
+    fn upto(&self) -> Position {
         Position::MAX
     }
 }

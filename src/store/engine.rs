@@ -1,18 +1,14 @@
 //! Where the bytes are kept: RocksDB, or memory for tests and the simulation. One contract, one conformance suite
 //! (`tests` below). The only file that names rocksdb.
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use imbl::OrdMap;
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice, IteratorMode,
-    Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
+    IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use crate::store::{Fault, table::Direction};
@@ -173,7 +169,10 @@ impl Rocks {
         options.set_max_total_wal_size(64 << 20);
         options.set_max_open_files(512);
         options.set_keep_log_file_num(2);
-        options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(MEMTABLES_BYTES_MAX, false));
+        options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(
+            MEMTABLES_BYTES_MAX,
+            false,
+        ));
         let families = Family::ALL
             .map(|family| ColumnFamilyDescriptor::new(family.name(), Self::family_options(family, &cache)));
         let db = DB::open_cf_descriptors(&options, path, families)?;
@@ -208,7 +207,7 @@ impl Rocks {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        Ok(self.db.write_opt(&batch, &options)?)
+        Ok(self.db.write_opt(batch, &options)?)
     }
 
     fn snapshot(&self) -> RocksSnapshot {

@@ -88,19 +88,19 @@ pub trait Key: Sized {
     /// The key as a caller has it: borrowed where that saves a copy.
     type Ref<'a>: Copy;
     /// Appends the key.
-    fn encode(key: Self::Ref<'_>, to: &mut Encoder);
+    fn encode_key(key: Self::Ref<'_>, to: &mut Encoder);
     /// Reads the key back.
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault>;
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault>;
 }
 
 macro_rules! integer_keys {
     ($($name:ty),*) => {$(
         impl Key for $name {
             type Ref<'a> = Self;
-            fn encode(key: Self, to: &mut Encoder) {
+            fn encode_key(key: Self, to: &mut Encoder) {
                 to.raw(&key.to_be_bytes());
             }
-            fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+            fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
                 from.array().map(Self::from_be_bytes)
             }
         }
@@ -111,38 +111,38 @@ integer_keys!(u8, u16, u32, u64);
 
 impl Key for i32 {
     type Ref<'a> = Self;
-    fn encode(key: Self, to: &mut Encoder) {
+    fn encode_key(key: Self, to: &mut Encoder) {
         to.raw(&(key.cast_unsigned() ^ (1 << 31)).to_be_bytes());
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         from.array().map(|bytes| (u32::from_be_bytes(bytes) ^ (1 << 31)).cast_signed())
     }
 }
 
 macro_rules! number_keys {
-    ($($name:ident),*) => {$(
+    ($($name:ident($inner:ty)),*) => {$(
         impl Key for $name {
             type Ref<'a> = Self;
-            fn encode(key: Self, to: &mut Encoder) {
-                Key::encode(key.0, to);
+            fn encode_key(key: Self, to: &mut Encoder) {
+                <$inner>::encode_key(key.0, to);
             }
-            fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-                Key::decode(from).map(Self)
+            fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+                Key::decode_key(from).map(Self)
             }
         }
     )*};
 }
 
-number_keys!(RoomNum, UserNum, StateKeyNum, SideNum);
+number_keys!(RoomNum(u64), UserNum(u64), StateKeyNum(u32), SideNum(u32));
 
 impl Key for EventNum {
     type Ref<'a> = Self;
     /// Five bytes: event numbers stay below 2^40.
-    fn encode(key: Self, to: &mut Encoder) {
+    fn encode_key(key: Self, to: &mut Encoder) {
         let [_, _, _, tail @ ..] = key.0.to_be_bytes();
         to.raw(&tail);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         let [a, b, c, d, e] = from.array::<5>()?;
         Ok(Self(u64::from_be_bytes([0, 0, 0, a, b, c, d, e])))
     }
@@ -150,31 +150,31 @@ impl Key for EventNum {
 
 impl Key for Position {
     type Ref<'a> = Self;
-    fn encode(key: Self, to: &mut Encoder) {
+    fn encode_key(key: Self, to: &mut Encoder) {
         to.position(key);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         from.array().map(|bytes| Self::from_bits(u64::from_be_bytes(bytes)))
     }
 }
 
 impl Key for Order {
     type Ref<'a> = Self;
-    fn encode(key: Self, to: &mut Encoder) {
+    fn encode_key(key: Self, to: &mut Encoder) {
         to.position(key.anchor);
-        Key::encode(key.minor, to);
+        i32::encode_key(key.minor, to);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-        Ok(Self { anchor: Key::decode(from)?, minor: Key::decode(from)? })
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        Ok(Self { anchor: Key::decode_key(from)?, minor: Key::decode_key(from)? })
     }
 }
 
 impl<const N: usize> Key for [u8; N] {
     type Ref<'a> = &'a [u8; N];
-    fn encode(key: &[u8; N], to: &mut Encoder) {
+    fn encode_key(key: &[u8; N], to: &mut Encoder) {
         to.raw(key);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         from.array()
     }
 }
@@ -207,20 +207,21 @@ fn decode_terminated(from: &mut Decoder<'_>) -> Result<Vec<u8>, Fault> {
 
 impl Key for String {
     type Ref<'a> = &'a str;
-    fn encode(key: &str, to: &mut Encoder) {
+    fn encode_key(key: &str, to: &mut Encoder) {
         encode_terminated(key.as_bytes(), to);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-        Self::from_utf8(decode_terminated(from)?).map_err(|_| Fault::Corrupt("a string in a key is not UTF-8"))
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        Self::from_utf8(decode_terminated(from)?)
+            .map_err(|_| Fault::Corrupt("a string in a key is not UTF-8"))
     }
 }
 
 impl Key for Vec<u8> {
     type Ref<'a> = &'a [u8];
-    fn encode(key: &[u8], to: &mut Encoder) {
+    fn encode_key(key: &[u8], to: &mut Encoder) {
         encode_terminated(key, to);
     }
-    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+    fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         decode_terminated(from)
     }
 }
@@ -229,23 +230,31 @@ macro_rules! tuple_keys {
     ($(($($name:ident $field:tt),*);)*) => {$(
         impl<$($name: Key),*> Key for ($($name,)*) {
             type Ref<'a> = ($($name::Ref<'a>,)*);
-            fn encode(key: Self::Ref<'_>, to: &mut Encoder) {
-                $($name::encode(key.$field, to);)*
+            fn encode_key(key: Self::Ref<'_>, to: &mut Encoder) {
+                $($name::encode_key(key.$field, to);)*
             }
-            fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-                Ok(($($name::decode(from)?,)*))
+            fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+                Ok(($($name::decode_key(from)?,)*))
             }
         }
     )*};
 }
 
 tuple_keys! {
-    ();
     (A 0);
     (A 0, B 1);
     (A 0, B 1, C 2);
     (A 0, B 1, C 2, D 3);
     (A 0, B 1, C 2, D 3, E 4);
+}
+
+/// Nothing: the leading parts of a key that select a whole table.
+impl Key for () {
+    type Ref<'a> = ();
+    fn encode_key((): (), _to: &mut Encoder) {}
+    fn decode_key(_from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        Ok(())
+    }
 }
 
 /// What can stand in a row. Each value begins with the version of its layout: read old, write new.
@@ -262,12 +271,12 @@ macro_rules! key_values {
         impl Value for $name {
             fn encode(&self, to: &mut Encoder) {
                 to.raw(&[1]);
-                Key::encode(*self, to);
+                <Self as Key>::encode_key(*self, to);
             }
             fn decode(bytes: Bytes) -> Result<Self, Fault> {
                 let mut from = Decoder(&bytes);
                 expect_layout(&mut from, 1)?;
-                Key::decode(&mut from)
+                Key::decode_key(&mut from)
             }
         }
     )*};
@@ -328,7 +337,9 @@ impl<T: serde::Serialize + serde::de::DeserializeOwned> Value for Json<T> {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
-        serde_json::from_slice(from.rest()).map(Self).map_err(|_| Fault::Corrupt("a row is not the JSON it should be"))
+        serde_json::from_slice(from.rest())
+            .map(Self)
+            .map_err(|_| Fault::Corrupt("a row is not the JSON it should be"))
     }
 }
 
@@ -340,7 +351,7 @@ mod tests {
 
     fn encoded<K: Key>(key: K::Ref<'_>) -> Vec<u8> {
         let mut to = Encoder::default();
-        K::encode(key, &mut to);
+        K::encode_key(key, &mut to);
         to.bytes
     }
 
@@ -349,7 +360,7 @@ mod tests {
         fn strings_keep_their_order_and_come_back(a in "[\0a-c]{0,6}", b in "[\0a-c]{0,6}", x: u32, y: u32) {
             let (p, q) = (encoded::<(String, u32)>((&a, x)), encoded::<(String, u32)>((&b, y)));
             prop_assert_eq!(p.cmp(&q), (&a, x).cmp(&(&b, y)));
-            prop_assert_eq!(<(String, u32)>::decode(&mut Decoder(&p)).unwrap(), (a, x));
+            prop_assert_eq!(<(String, u32)>::decode_key(&mut Decoder(&p)).unwrap(), (a, x));
         }
 
         #[test]
@@ -357,19 +368,19 @@ mod tests {
             let order = |a: u32, i| Order { anchor: Position::new(a.into()).unwrap(), minor: i };
             let (p, q) = (encoded::<Order>(order(a, i)), encoded::<Order>(order(b, j)));
             prop_assert_eq!(p.cmp(&q), order(a, i).cmp(&order(b, j)));
-            prop_assert_eq!(Order::decode(&mut Decoder(&p)).unwrap(), order(a, i));
+            prop_assert_eq!(Order::decode_key(&mut Decoder(&p)).unwrap(), order(a, i));
         }
 
         #[test]
         fn event_numbers_keep_their_order_and_come_back(a in 0_u64..1 << 40, b in 0_u64..1 << 40) {
             let (p, q) = (encoded::<EventNum>(EventNum(a)), encoded::<EventNum>(EventNum(b)));
             prop_assert_eq!(p.cmp(&q), a.cmp(&b));
-            prop_assert_eq!(EventNum::decode(&mut Decoder(&p)).unwrap(), EventNum(a));
+            prop_assert_eq!(EventNum::decode_key(&mut Decoder(&p)).unwrap(), EventNum(a));
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = <(String, Order, EventNum)>::decode(&mut Decoder(&bytes));
+            let _ = <(String, Order, EventNum)>::decode_key(&mut Decoder(&bytes));
             let _ = Json::<Vec<String>>::decode(Bytes::from(bytes.clone()));
             let _ = Decoder(&bytes).varint();
         }

@@ -79,9 +79,9 @@ impl Value for LogEntry {
     fn encode(&self, to: &mut Encoder) {
         let (kind, a, b) = self.parts();
         to.raw(&[1, kind]);
-        Key::encode(a, to);
+        u64::encode_key(a, to);
         if b != 0 {
-            Key::encode(b, to);
+            u64::encode_key(b, to);
         }
     }
 
@@ -89,8 +89,8 @@ impl Value for LogEntry {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
         let kind = from.byte()?;
-        let a: u64 = Key::decode(&mut from)?;
-        let b: u64 = if from.0.is_empty() { 0 } else { Key::decode(&mut from)? };
+        let a: u64 = Key::decode_key(&mut from)?;
+        let b: u64 = if from.0.is_empty() { 0 } else { Key::decode_key(&mut from)? };
         let (room, user) = (RoomNum(a), UserNum(a));
         Ok(match kind {
             1 => Self::Event { room, event: EventNum(b) },

@@ -8,7 +8,11 @@ use std::marker::PhantomData;
 
 use crate::{
     ids::Position,
-    store::{engine::Family, log::LogEntry, table::{Domain, Table}},
+    store::{
+        engine::Family,
+        log::LogEntry,
+        table::{Domain, Table},
+    },
 };
 
 macro_rules! tables {

@@ -54,7 +54,7 @@ impl<K: Key, V: Value> Table<K, V> {
     pub(crate) fn key_bytes<P: Key>(&self, key: P::Ref<'_>) -> Encoder {
         let mut to = Encoder { bytes: Vec::with_capacity(32), pending: Vec::new() };
         to.raw(&[self.id]);
-        P::encode(key, &mut to);
+        P::encode_key(key, &mut to);
         to
     }
 
@@ -141,7 +141,7 @@ impl<K: Key, V: Value> Table<K, V> {
     fn decode(&self, key: &[u8], value: Bytes) -> Result<(K, V), Fault> {
         let mut from = Decoder(key);
         from.byte()?;
-        Ok((K::decode(&mut from)?, V::decode(value)?))
+        Ok((K::decode_key(&mut from)?, V::decode(value)?))
     }
 
     /// Writes the row.
@@ -170,7 +170,11 @@ impl<K: Key, V: Value> Table<K, V> {
 
     /// The row that a [`Conflict`](crate::store::Conflict) on this table found in the way.
     pub fn conflicting(&self, conflict: &crate::store::Conflict) -> Option<V> {
-        if conflict.table == self.name { conflict.found.clone().and_then(|row| V::decode(row).ok()) } else { None }
+        if conflict.table == self.name {
+            conflict.found.clone().and_then(|row| V::decode(row).ok())
+        } else {
+            None
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! Rows of the versioned state map (`rooms/state.rs` explains the layout).
 
-use crate::{
-    ids::{EventNum, Order, Position, SideNum},
-};
+use crate::ids::{EventNum, Order, Position, SideNum};
 
 /// The state of a room at some point: equal states have equal references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
