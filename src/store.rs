@@ -13,12 +13,12 @@ mod overlay;
 pub mod schema;
 pub mod table;
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use imbl::OrdMap;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 pub use batch::Batch;
@@ -235,7 +235,7 @@ impl From<NotAccepted> for Error {
                 Self::broken(format!("two writers of table {} were not kept apart", conflict.table))
             }
             NotAccepted::TooLarge => Refusal::too_large("This is too much for one request.").into(),
-            NotAccepted::Busy => Self::Busy { retry_after: std::time::Duration::from_secs(1) },
+            NotAccepted::Busy => Self::Busy { retry_after: Duration::from_secs(1) },
             NotAccepted::Fault(fault) => fault.into(),
         }
     }
@@ -265,6 +265,8 @@ struct Queue {
     pending: PendingRows,
     batches: VecDeque<Queued>,
     bytes: usize,
+    /// How many batches the flusher waits for; 0 when it does not.
+    awaited: usize,
     /// Of the last batch accepted.
     last_position: Position,
     last_batch: u64,
@@ -276,6 +278,8 @@ struct Shared {
     published: ArcSwap<Snapshot>,
     /// Something waits for the flush.
     wanted: Notify,
+    /// As many batches wait as the flusher waits for.
+    gathered: Condvar,
     /// One flush at a time.
     flushing: Mutex<()>,
     durability: Durability,
@@ -338,6 +342,7 @@ impl Store {
             pending: OrdMap::new(),
             batches: VecDeque::new(),
             bytes: 0,
+            awaited: 0,
             last_position: last,
             last_batch,
         };
@@ -346,6 +351,7 @@ impl Store {
             queue: Mutex::new(queue),
             published: ArcSwap::from_pointee(snapshot),
             wanted: Notify::new(),
+            gathered: Condvar::new(),
             flushing: Mutex::new(()),
             durability,
         })))
@@ -416,8 +422,7 @@ impl Store {
             flushed,
             on_publish,
         });
-        drop(queue);
-        self.0.wanted.notify_one();
+        self.announce(queue);
         Ok(Enqueued { base, flushed: receiver })
     }
 
@@ -438,13 +443,14 @@ impl Store {
         Ok(())
     }
 
-    /// Resolves when everything accepted until now is durable and visible.
-    /// Resolves at once when nothing waits.
+    /// Resolves when everything accepted until now is durable and visible: at once when nothing waits, never when
+    /// the store has failed, for then the process ends and nothing may be answered.
     pub fn barrier(&self) -> impl Future<Output = ()> + Send + 'static {
         let (flushed, receiver) = oneshot::channel();
         let mut queue = self.0.queue.lock();
         let (number, last) = (queue.last_batch, queue.last_position);
-        if !queue.pending.is_empty() || !queue.batches.is_empty() {
+        let must_wait = number != self.0.published.load().batch_number || !queue.batches.is_empty();
+        if must_wait {
             let barrier = Queued {
                 number,
                 last,
@@ -456,10 +462,30 @@ impl Store {
                 on_publish: Vec::new(),
             };
             queue.batches.push_back(barrier);
-            drop(queue);
-            self.0.wanted.notify_one();
+            self.announce(queue);
         }
-        async move { drop(receiver.await) }
+        async move {
+            if must_wait && receiver.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn announce(&self, queue: MutexGuard<'_, Queue>) {
+        if queue.awaited > 0 && queue.batches.len() >= queue.awaited {
+            self.0.gathered.notify_one();
+        }
+        drop(queue);
+        self.0.wanted.notify_one();
+    }
+
+    /// Blocks the thread until this many batches wait for the flush, or the time is over. For the flusher alone.
+    pub fn wait_for(&self, batches: usize, at_most: Duration) {
+        let mut queue = self.0.queue.lock();
+        queue.awaited = batches;
+        let enough = |queue: &mut Queue| queue.batches.len() < queue.awaited;
+        self.0.gathered.wait_while_for(&mut queue, enough, at_most);
+        queue.awaited = 0;
     }
 
     /// Resolves when something waits for the flush.
