@@ -10,3 +10,6 @@ pub mod ids;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;
+
+// Async begins here: waiting, and use cases.
+pub mod sync;

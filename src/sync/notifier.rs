@@ -1,0 +1,157 @@
+//! Wakes the polls of a user: one generation counter a user, nothing per room and poll.
+//!
+//! A poll subscribes first, then looks, so that nothing can happen unseen between the two. An entry lives while
+//! somebody waits, so there are never more entries than open requests.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::ids::UserNum;
+
+/// Locks, so that a wake of many users delays no other for long.
+const SHARDS: usize = 16;
+
+type Waiters = HashMap<UserNum, watch::Sender<u64>>;
+
+/// Wakes the polls of a user. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Notifier(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    shards: [Mutex<Waiters>; SHARDS],
+}
+
+impl Inner {
+    fn shard(&self, user: UserNum) -> Option<&Mutex<Waiters>> {
+        self.shards.get(user.0 as usize % SHARDS)
+    }
+}
+
+impl Notifier {
+    /// A notifier nobody waits on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From here on, [`Subscription::woken`] resolves for each later wake of this user.
+    pub fn subscribe(&self, user: UserNum) -> Subscription {
+        let wakes = self.0.shard(user).map(|shard| {
+            let mut waiters = shard.lock();
+            waiters.entry(user).or_insert_with(|| watch::Sender::new(0)).subscribe()
+        });
+        Subscription { notifier: self.clone(), user, wakes }
+    }
+
+    /// Something is new for this user.
+    pub fn wake_user(&self, user: UserNum) {
+        if let Some(shard) = self.0.shard(user)
+            && let Some(waiter) = shard.lock().get(&user)
+        {
+            waiter.send_modify(|generation| *generation = generation.wrapping_add(1));
+        }
+    }
+
+    /// Something is new for these users.
+    pub fn wake_users(&self, users: impl IntoIterator<Item = UserNum>) {
+        for user in users {
+            self.wake_user(user);
+        }
+    }
+
+    /// Something is new for those who wait now and meet the condition: for news that concern more users than wait.
+    pub fn wake_waiting(&self, concerned: impl Fn(UserNum) -> bool) {
+        for shard in &self.0.shards {
+            for (user, waiter) in shard.lock().iter() {
+                if concerned(*user) {
+                    waiter.send_modify(|generation| *generation = generation.wrapping_add(1));
+                }
+            }
+        }
+    }
+
+    /// How many users wait.
+    pub fn waiting_count(&self) -> usize {
+        self.0.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+/// A poll's place in the row of those to be woken.
+#[derive(Debug)]
+pub struct Subscription {
+    notifier: Notifier,
+    user: UserNum,
+    wakes: Option<watch::Receiver<u64>>,
+}
+
+impl Subscription {
+    /// Resolves once the user was woken since the subscription began, or since this last resolved.
+    pub async fn woken(&mut self) {
+        let Some(wakes) = &mut self.wakes else { return std::future::pending().await };
+        if wakes.changed().await.is_err() {
+            // The sender stays in the map while this subscription lives.
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let Some(shard) = self.notifier.0.shard(self.user) else { return };
+        let mut waiters = shard.lock();
+        // Under the lock, so that nobody subscribes between the count and the removal.
+        self.wakes = None;
+        if waiters.get(&self.user).is_some_and(|waiter| waiter.receiver_count() == 0) {
+            waiters.remove(&self.user);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ALICE: UserNum = UserNum(1);
+    const BOB: UserNum = UserNum(17);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wake_between_subscribing_and_waiting_is_not_lost() {
+        let notifier = Notifier::new();
+        let mut waiting = notifier.subscribe(ALICE);
+        notifier.wake_user(ALICE);
+        tokio::time::timeout(Duration::from_secs(1), waiting.woken()).await.unwrap();
+        // One wake resolves it once.
+        assert!(tokio::time::timeout(Duration::from_secs(1), waiting.woken()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_those_concerned_are_woken() {
+        let notifier = Notifier::new();
+        let (mut alice, mut bob) = (notifier.subscribe(ALICE), notifier.subscribe(BOB));
+        notifier.wake_waiting(|user| user == BOB);
+        tokio::time::timeout(Duration::from_secs(1), bob.woken()).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.is_err());
+        notifier.wake_users([ALICE, UserNum(5)]);
+        tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn entries_vanish_when_nobody_waits() {
+        let notifier = Notifier::new();
+        let (first, second) = (notifier.subscribe(ALICE), notifier.subscribe(ALICE));
+        assert_eq!(notifier.waiting_count(), 1);
+        drop(first);
+        assert_eq!(notifier.waiting_count(), 1);
+        drop(second);
+        assert_eq!(notifier.waiting_count(), 0);
+        notifier.wake_user(ALICE);
+        assert_eq!(notifier.waiting_count(), 0);
+    }
+}
