@@ -2,15 +2,18 @@
 //!
 //! Ids are for ever: a table that goes leaves its id unused. Each value begins with the version of its layout.
 
+pub mod rooms;
 pub mod state;
 
 use std::marker::PhantomData;
 
 use crate::{
-    ids::Position,
+    ids::{EventNum, Order, Position, RoomNum, UserNum},
     store::{
         engine::Family,
+        key::Json,
         log::LogEntry,
+        schema::rooms::{AliasRow, EventRow, Membership, Place, RelationRow, RoomRow, UserRoomRow},
         table::{Domain, Table},
     },
 };
@@ -45,6 +48,30 @@ tables! {
     2 HEAD(String => u64) in Log, Server of "store", local;
 
     // --- rooms: 10-29 ---
+    /// A room.
+    10 ROOM(RoomNum => RoomRow) in State, Room of "rooms::commit";
+    /// The room with this id.
+    11 ROOM_ID(String => RoomNum) in Index, Room of "rooms::commit";
+    /// A room's visible events, live and back-filled.
+    12 TIMELINE((RoomNum, Order) => EventRow) in Events, Room of "rooms::commit";
+    /// Where an event of this number is.
+    13 PLACE((RoomNum, EventNum) => Place) in Index, Room of "rooms::commit";
+    /// The event with this id (room version 3 and above).
+    14 EVENT_ID([u8; 32] => (RoomNum, EventNum)) in Index, Room of "rooms::commit";
+    /// What one of our users is to a room; follows from the member event alone.
+    15 USER_ROOM((UserNum, RoomNum) => UserRoomRow) in Index, Room of "rooms::members";
+    /// Our users who are joined or invited to a room, or knock.
+    16 ROOM_USER((RoomNum, UserNum) => Membership) in Index, Room of "rooms::members";
+    /// The event that (room, user, device, endpoint, transaction id) made.
+    17 TXN((RoomNum, UserNum, String, String, String) => EventNum) in Index, Room of "rooms::commit";
+    /// Events that refer to the event of this number, by their order.
+    18 RELATION((RoomNum, EventNum, Order) => RelationRow) in Index, Room of "rooms::relations";
+    /// The room that an alias names.
+    19 ALIAS(String => Json<AliasRow>) in Index, Server of "rooms::aliases";
+    /// The aliases of a room.
+    20 ROOM_ALIAS((RoomNum, String) => ()) in Index, Server of "rooms::aliases";
+    /// Rooms in the public directory.
+    21 PUBLISHED(RoomNum => ()) in Index, Server of "rooms::directory";
 
     // --- room state: 30-49 ---
 
