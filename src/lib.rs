@@ -10,6 +10,7 @@ pub mod ids;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;
+pub mod rooms;
 
 // Async begins here: waiting, and use cases.
 pub mod sync;

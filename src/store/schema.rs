@@ -8,12 +8,13 @@ pub mod state;
 use std::marker::PhantomData;
 
 use crate::{
-    ids::{EventNum, Order, Position, RoomNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     store::{
         engine::Family,
         key::Json,
         log::LogEntry,
         schema::rooms::{AliasRow, EventRow, Membership, Place, RelationRow, RoomRow, UserRoomRow},
+        schema::state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
         table::{Domain, Table},
     },
 };
@@ -73,7 +74,23 @@ tables! {
     /// Rooms in the public directory.
     21 PUBLISHED(RoomNum => ()) in Index, Server of "rooms::directory";
 
-    // --- room state: 30-49 ---
+    // --- room state: 30-49 (the layout is explained in rooms/state.rs) ---
+    /// The type and state key behind a number.
+    30 STATE_KEY((RoomNum, StateKeyNum) => StateKeyRow) in Index, Room of "rooms::state";
+    /// Room, type, state key: the number.
+    31 STATE_KEY_NUM((RoomNum, String, String) => StateKeyNum) in Index, Room of "rooms::state";
+    /// The current state: no row is absent.
+    32 STATE_NOW((RoomNum, StateKeyNum) => Val) in State, Room of "rooms::state";
+    /// The value of a key just before it changed at this order.
+    33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
+    /// What changed at an order, with the values before.
+    34 STATE_LOG((RoomNum, Order) => LogRow) in State, Room of "rooms::state";
+    /// States of forks, as differences.
+    35 SIDE((RoomNum, SideNum) => SideRow) in State, Room of "rooms::state";
+    /// State events that name this one among their auth events.
+    36 AUTH_CHILD((RoomNum, EventNum, EventNum) => ()) in State, Room of "rooms::graph";
+    /// Where events are missing below an order.
+    37 HOLE((RoomNum, Order) => HoleRow) in State, Room of "rooms::state";
 
     // --- accounts: 50-79 ---
 

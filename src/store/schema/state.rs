@@ -1,8 +1,16 @@
 //! Rows of the versioned state map (`rooms/state.rs` explains the layout).
 
-use crate::ids::{EventNum, Order, Position, SideNum};
+use bytes::Bytes;
 
-/// The state of a room at some point: equal states have equal references.
+use crate::{
+    ids::{EventNum, Order, Position, SideNum, StateKeyNum},
+    store::{
+        Fault,
+        key::{Decoder, Encoder, Key, Value, expect_layout},
+    },
+};
+
+/// The state of a room at some point: equal states on the main line have equal references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ref {
     /// The main line, up to and including this order.
@@ -12,12 +20,39 @@ pub enum Ref {
 }
 
 impl Ref {
+    /// The state before a room has any: nothing is set.
+    pub const EMPTY: Self = Self::Main(Order::MIN);
+
     /// The settled reference, once the batch's first position is known.
     #[must_use]
     pub fn settle(self, base: Position) -> Self {
         match self {
             Self::Main(order) => Self::Main(order.settle(base)),
             Self::Side(side) => Self::Side(side),
+        }
+    }
+
+    /// Appends the reference: 13 bytes of the main line, 5 of a side state. A pending position in it is filled in
+    /// when the batch is accepted.
+    pub fn encode(self, to: &mut Encoder) {
+        match self {
+            Self::Main(order) => {
+                to.raw(&[0]);
+                Order::encode_key(order, to);
+            }
+            Self::Side(side) => {
+                to.raw(&[1]);
+                SideNum::encode_key(side, to);
+            }
+        }
+    }
+
+    /// Reads a reference back.
+    pub fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        match from.byte()? {
+            0 => Key::decode_key(from).map(Self::Main),
+            1 => Key::decode_key(from).map(Self::Side),
+            _ => Err(Fault::Corrupt("a reference to a state is of an unknown kind")),
         }
     }
 }
@@ -31,4 +66,289 @@ pub enum Val {
     Absent,
     /// Not known yet: the room was joined with part of its state.
     Unknown,
+}
+
+impl Val {
+    /// The event, if there is one and it is known.
+    pub fn event(self) -> Option<EventNum> {
+        match self {
+            Self::Event(event) => Some(event),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
+
+    fn code(self) -> u64 {
+        match self {
+            Self::Absent => 0,
+            Self::Unknown => 1,
+            Self::Event(event) => event.0.saturating_add(2),
+        }
+    }
+
+    fn from_code(code: u64) -> Self {
+        match code {
+            0 => Self::Absent,
+            1 => Self::Unknown,
+            event => Self::Event(EventNum(event - 2)),
+        }
+    }
+}
+
+/// `state_now` and `state_undo`: at most 7 bytes.
+impl Value for Val {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.code());
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        from.varint().map(Self::from_code)
+    }
+}
+
+/// `state_key`: the type and the state key behind a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateKeyRow {
+    /// The event type; derived keys, which no client can set, begin with byte 0x01.
+    pub event_type: String,
+    /// The state key.
+    pub state_key: String,
+}
+
+impl Value for StateKeyRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.event_type.len() as u64);
+        to.raw(self.event_type.as_bytes());
+        to.raw(self.state_key.as_bytes());
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let length =
+            usize::try_from(from.varint()?).map_err(|_| Fault::Corrupt("a state key is too long"))?;
+        let text = |bytes: &[u8]| {
+            String::from_utf8(bytes.to_vec()).map_err(|_| Fault::Corrupt("a state key is not UTF-8"))
+        };
+        Ok(Self { event_type: text(from.take(length)?)?, state_key: text(from.rest())? })
+    }
+}
+
+/// `state_log`: what changed at an order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogRow {
+    /// How many changes the room has seen up to and including this row: a hint of what a comparison will cost.
+    /// What fills a hole is not added to the rows above it.
+    pub count: u64,
+    /// The keys that changed, rising, each with its value before. Empty: a marker that rounding stops at.
+    pub changes: Vec<(StateKeyNum, Val)>,
+}
+
+impl Value for LogRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.count);
+        let mut last = 0;
+        for (key, val) in &self.changes {
+            to.varint(u64::from(key.0.wrapping_sub(last)));
+            to.varint(val.code());
+            last = key.0;
+        }
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let count = from.varint()?;
+        let (mut changes, mut last) = (Vec::new(), 0_u32);
+        while !from.0.is_empty() {
+            let step = u32::try_from(from.varint()?)
+                .map_err(|_| Fault::Corrupt("a state key number is too large"))?;
+            last = last.wrapping_add(step);
+            changes.push((StateKeyNum(last), Val::from_code(from.varint()?)));
+        }
+        Ok(Self { count, changes })
+    }
+}
+
+/// Bytes of one entry of a side state: key (4), value (5).
+const ENTRY_BYTES: usize = 9;
+
+/// `side`: the state of a fork, as a difference to another state. Never changes what it means once written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideRow {
+    /// What it differs from.
+    pub base: Ref,
+    /// 1 on the main line, one more than its base otherwise.
+    pub depth: u8,
+    /// Sorted entries of [`ENTRY_BYTES`] each, searched where they lie.
+    entries: Bytes,
+}
+
+impl SideRow {
+    /// A side state from entries in rising order of their keys.
+    pub fn new(base: Ref, depth: u8, entries: impl IntoIterator<Item = (StateKeyNum, Val)>) -> Self {
+        let mut to = Encoder::default();
+        for (key, val) in entries {
+            StateKeyNum::encode_key(key, &mut to);
+            EventNum::encode_key(EventNum(val.code()), &mut to);
+        }
+        Self { base, depth, entries: to.bytes.into() }
+    }
+
+    /// How many keys it sets.
+    pub fn len(&self) -> usize {
+        self.entries.len() / ENTRY_BYTES
+    }
+
+    /// Whether it sets none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn entry(&self, index: usize) -> Option<(StateKeyNum, Val)> {
+        let at = index.checked_mul(ENTRY_BYTES)?;
+        let mut from = Decoder(self.entries.get(at..at.checked_add(ENTRY_BYTES)?)?);
+        let key = Key::decode_key(&mut from).ok()?;
+        let code: EventNum = Key::decode_key(&mut from).ok()?;
+        Some((key, Val::from_code(code.0)))
+    }
+
+    /// What it sets this key to; `None` where its base decides.
+    pub fn find(&self, key: StateKeyNum) -> Option<Val> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let (found, val) = self.entry(middle)?;
+            match found.cmp(&key) {
+                std::cmp::Ordering::Equal => return Some(val),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// Its entries, rising.
+    pub fn iter(&self) -> impl Iterator<Item = (StateKeyNum, Val)> + '_ {
+        (0..self.len()).filter_map(|index| self.entry(index))
+    }
+}
+
+impl Value for SideRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, self.depth]);
+        self.base.encode(to);
+        to.raw(&self.entries);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let depth = from.byte()?;
+        let base = Ref::decode(&mut from)?;
+        let left = from.0.len();
+        if left % ENTRY_BYTES != 0 {
+            return Err(Fault::Corrupt("a side state ends within an entry"));
+        }
+        Ok(Self { base, depth, entries: bytes.slice(bytes.len() - left..) })
+    }
+}
+
+/// `hole`: events that are missing below an order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HoleRow {
+    /// The lowest minor in use under the hole's anchor; what fills it goes below.
+    pub lowest: i32,
+    /// The ids of the missing events that events above the hole name as their previous ones.
+    pub missing: Vec<String>,
+}
+
+impl Value for HoleRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        i32::encode_key(self.lowest, to);
+        for id in &self.missing {
+            String::encode_key(id, to);
+        }
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let lowest = Key::decode_key(&mut from)?;
+        let mut missing = Vec::new();
+        while !from.0.is_empty() {
+            missing.push(String::decode_key(&mut from)?);
+        }
+        Ok(Self { lowest, missing })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn val() -> impl Strategy<Value = Val> {
+        prop_oneof![
+            Just(Val::Absent),
+            Just(Val::Unknown),
+            (0_u64..(1 << 40) - 2).prop_map(|event| Val::Event(EventNum(event))),
+        ]
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<(StateKeyNum, Val)>> {
+        proptest::collection::btree_map(any::<u32>().prop_map(StateKeyNum), val(), 0..80)
+            .prop_map(|map| map.into_iter().collect())
+    }
+
+    fn again<V: crate::store::key::Value>(value: &V) -> V {
+        let mut to = Encoder::default();
+        value.encode(&mut to);
+        V::decode(to.bytes.into()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back(
+            val in val(), count: u64, changes in entries(), side: u32, depth: u8, lowest: i32,
+            missing in proptest::collection::vec("\\PC{0,9}", 0..4), name in "\\PC{0,9}", state_key in "\\PC{0,9}",
+        ) {
+            prop_assert_eq!(again(&val), val);
+            let log = LogRow { count, changes: changes.clone() };
+            prop_assert_eq!(again(&log), log);
+            let row = SideRow::new(Ref::Side(SideNum(side)), depth, changes.clone());
+            prop_assert_eq!(&again(&row), &row);
+            prop_assert_eq!(again(&row).iter().collect::<Vec<_>>(), changes);
+            let hole = HoleRow { lowest, missing };
+            prop_assert_eq!(again(&hole), hole);
+            let key = StateKeyRow { event_type: name, state_key };
+            prop_assert_eq!(again(&key), key);
+        }
+
+        #[test]
+        fn a_side_state_finds_exactly_its_keys(entries in entries(), other: u32) {
+            let row = SideRow::new(Ref::EMPTY, 1, entries.clone());
+            for (key, val) in &entries {
+                prop_assert_eq!(row.find(*key), Some(*val));
+            }
+            let expected = entries.iter().find(|(key, _)| key.0 == other).map(|(_, val)| *val);
+            prop_assert_eq!(row.find(StateKeyNum(other)), expected);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let bytes = Bytes::from(bytes);
+            let _ = Val::decode(bytes.clone());
+            let _ = LogRow::decode(bytes.clone());
+            let _ = SideRow::decode(bytes.clone()).map(|row| row.find(StateKeyNum(7)));
+            let _ = HoleRow::decode(bytes.clone());
+            let _ = StateKeyRow::decode(bytes);
+        }
+    }
 }

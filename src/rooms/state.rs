@@ -1,0 +1,255 @@
+//! The state of a room, at any point of its history.
+//!
+//! The *main line* is the history of the current state as we told it to readers. `state_now` holds the current value
+//! of each key, `state_undo` the value before each change at its order, `state_log` the keys that changed at an
+//! order. The state at `v` for one key is the value before the first change above `v`, or the current one: nothing is
+//! ever copied. The state of a fork is a *side state*: a difference to a place on the main line (`side.rs`).
+//!
+//! Invariants:
+//! 1. The main line at `v` is all changes with an order of at most `v`; `state_now` is the main line at the tip.
+//! 2. References are canonical: a place on the main line is rounded down to the last row of `state_log`
+//!    ([`canonical`]), an empty side state is its base. Markers (empty rows) keep rounding from crossing a hole.
+//! 3. `state_undo(key, order)` exists exactly where `state_log(order)` names `key`.
+//! 4. Only the holder of the room's lock writes here.
+
+mod compare;
+mod full;
+mod side;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::{collections::BTreeMap, ops::Bound};
+
+pub use crate::store::schema::state::{Ref, Val};
+pub use compare::{Difference, diff, distance};
+pub use full::full;
+pub use side::make_side;
+
+use crate::{
+    ids::{EventNum, Order, RoomNum, StateKeyNum},
+    store::{
+        Batch, Direction, Fault, Read,
+        schema::{
+            self,
+            state::{LogRow, StateKeyRow},
+        },
+    },
+};
+
+/// The number of a state key, if the room ever used it.
+pub fn find_key(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &str,
+    state_key: &str,
+) -> Result<Option<StateKeyNum>, Fault> {
+    schema::STATE_KEY_NUM.get(read, (room, event_type, state_key))
+}
+
+/// The event type and state key behind a number.
+pub fn key_name(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+) -> Result<Option<(String, String)>, Fault> {
+    let row = schema::STATE_KEY.get(read, (room, key))?;
+    Ok(row.map(|row| (row.event_type, row.state_key)))
+}
+
+/// The number of a state key, given one if it is new. `next_key` is the room's counter, which the caller keeps in
+/// the room's row.
+pub fn intern_key(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    event_type: &str,
+    state_key: &str,
+) -> Result<StateKeyNum, Fault> {
+    if let Some(key) = find_key(batch, room, event_type, state_key)? {
+        return Ok(key);
+    }
+    let key = StateKeyNum(*next_key);
+    *next_key = next_key.checked_add(1).ok_or(Fault::Corrupt("a room has too many state keys"))?;
+    schema::STATE_KEY_NUM.put(batch, (room, event_type, state_key), &key);
+    let row = StateKeyRow { event_type: event_type.to_owned(), state_key: state_key.to_owned() };
+    schema::STATE_KEY.put(batch, (room, key), &row);
+    Ok(key)
+}
+
+/// The current event of a key; nothing where it is unset or unknown.
+pub fn current(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+) -> Result<Option<EventNum>, Fault> {
+    Ok(now(read, room, key)?.event())
+}
+
+/// The current value of a key.
+pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
+    Ok(schema::STATE_NOW.get(read, (room, key))?.unwrap_or(Val::Absent))
+}
+
+/// The current state, by rising key numbers: one dense scan.
+pub fn list_current<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<(StateKeyNum, EventNum), Fault>> + 'r, Fault> {
+    let rows = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    Ok(rows.filter_map(|row| match row {
+        Ok(((_, key), val)) => val.event().map(|event| Ok((key, event))),
+        Err(fault) => Some(Err(fault)),
+    }))
+}
+
+/// The value of a key in a state.
+pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyNum) -> Result<Val, Fault> {
+    let mut state = state;
+    loop {
+        match state {
+            Ref::Main(order) => return on_main_line(read, room, order, key),
+            Ref::Side(side) => {
+                let row = side::require_side(read, room, side)?;
+                if let Some(val) = row.find(key) {
+                    return Ok(val);
+                }
+                state = row.base;
+            }
+        }
+    }
+}
+
+fn on_main_line(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    key: StateKeyNum,
+) -> Result<Val, Fault> {
+    let low = Bound::Excluded((room, key, order));
+    let high = Bound::Included((room, key, Order::MAX));
+    let mut undo =
+        schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, Direction::Up)?;
+    match undo.next() {
+        Some(row) => Ok(row?.1),
+        None => now(read, room, key),
+    }
+}
+
+/// What changed on the main line in `(after, upto]`, by rising order: each key with its value before. Holes that
+/// were filled, and markers without changes, are among it.
+pub fn changes<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    after: Order,
+    upto: Order,
+) -> Result<impl Iterator<Item = Result<(Order, Vec<(StateKeyNum, Val)>), Fault>> + 'r, Fault> {
+    // An inverted range is empty.
+    let low = Bound::Excluded((room, after));
+    let high = Bound::Included((room, upto));
+    let rows = schema::STATE_LOG.range::<(RoomNum, Order)>(read, low, high, Direction::Up)?;
+    Ok(rows.map(|row| row.map(|((_, order), row)| (order, row.changes))))
+}
+
+/// The last row of `state_log` at or below an order.
+pub(crate) fn last_change(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    upto: Bound<Order>,
+) -> Result<Option<(Order, LogRow)>, Fault> {
+    let low = Bound::Included((room, Order::MIN));
+    let high = match upto {
+        Bound::Included(order) => Bound::Included((room, order)),
+        Bound::Excluded(order) => Bound::Excluded((room, order)),
+        Bound::Unbounded => Bound::Included((room, Order::MAX)),
+    };
+    let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
+    Ok(rows.next().transpose()?.map(|((_, order), row)| (order, row)))
+}
+
+/// The reference that all references to this state share: a place on the main line is rounded down to the last
+/// change at or below it, so that equal places are equal bytes.
+pub fn canonical(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Result<Ref, Fault> {
+    match state {
+        Ref::Main(order) => rounded(read, room, Bound::Included(order)),
+        Ref::Side(_) => Ok(state),
+    }
+}
+
+/// The main line just below an order: the state before what stands there.
+pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Ref, Fault> {
+    rounded(read, room, Bound::Excluded(order))
+}
+
+/// The main line at its tip: the current state, also while a batch adds to it.
+pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Ref, Fault> {
+    rounded(read, room, Bound::Unbounded)
+}
+
+fn rounded(read: &(impl Read + ?Sized), room: RoomNum, upto: Bound<Order>) -> Result<Ref, Fault> {
+    Ok(last_change(read, room, upto)?.map_or(Ref::EMPTY, |(order, _)| Ref::Main(order)))
+}
+
+/// Changes the current state at `order`, which is at or above everything the room has: one step of the main line.
+/// Takes each key with its new value; what is no change is left out, and a step without changes leaves no trace.
+/// Several steps at one order add up.
+pub fn apply(
+    batch: &mut Batch,
+    room: RoomNum,
+    order: Order,
+    changes: &[(StateKeyNum, Val)],
+) -> Result<(), Fault> {
+    let mut priors = BTreeMap::new();
+    for (key, new) in changes {
+        let prior = now(batch, room, *key)?;
+        if prior == *new {
+            continue;
+        }
+        if schema::STATE_UNDO.get(batch, (room, *key, order))?.is_none() {
+            schema::STATE_UNDO.put(batch, (room, *key, order), &prior);
+            priors.insert(*key, prior);
+        }
+        put_now(batch, room, *key, *new);
+    }
+    log_changes(batch, room, order, priors)
+}
+
+fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: Val) {
+    if val == Val::Absent {
+        schema::STATE_NOW.delete(batch, (room, key));
+    } else {
+        schema::STATE_NOW.put(batch, (room, key), &val);
+    }
+}
+
+/// Adds to the row of `state_log` at an order; nothing happens without changes.
+fn log_changes(
+    batch: &mut Batch,
+    room: RoomNum,
+    order: Order,
+    mut priors: BTreeMap<StateKeyNum, Val>,
+) -> Result<(), Fault> {
+    if priors.is_empty() {
+        return Ok(());
+    }
+    let last = last_change(batch, room, Bound::Included(order))?;
+    let mut count = priors.len() as u64;
+    if let Some((at, row)) = last {
+        count += row.count;
+        if at == order {
+            priors.extend(row.changes);
+        }
+    }
+    schema::STATE_LOG.put(batch, (room, order), &LogRow { count, changes: priors.into_iter().collect() });
+    Ok(())
+}
+
+/// Writes an empty row of `state_log`, so that references at or above `order` are never rounded down past it.
+pub fn mark(batch: &mut Batch, room: RoomNum, order: Order) -> Result<(), Fault> {
+    let count = match last_change(batch, room, Bound::Included(order))? {
+        Some((at, _)) if at == order => return Ok(()),
+        Some((_, row)) => row.count,
+        None => 0,
+    };
+    schema::STATE_LOG.put(batch, (room, order), &LogRow { count, changes: Vec::new() });
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! The difference of two states: what the log of changes names between them, looked up at both; or, where more
+//! changed than there is, both states in full side by side.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use super::{
+    at, canonical, changes,
+    full::{FEW_CHANGES, Values, changes_between, key_count, values},
+    side::Chain,
+};
+use crate::{
+    ids::{Order, RoomNum, StateKeyNum},
+    store::{
+        Fault, Read,
+        schema::state::{Ref, Val},
+    },
+};
+
+/// Above this many changes for each key of the room, both states are read in full.
+const CHANGES_PER_KEY_MAX: u64 = 2;
+
+/// A key with its values in two states.
+pub type Difference = (StateKeyNum, Val, Val);
+
+/// The keys whose values differ in two states, rising, with both values. Costs O(changes between them), at most
+/// O(keys of the room).
+pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<Vec<Difference>, Fault> {
+    let (a, b) = (canonical(read, room, a)?, canonical(read, room, b)?);
+    if a == b {
+        return Ok(Vec::new());
+    }
+    let (mut left, mut right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
+    leave_out_shared(&mut left, &mut right);
+    let (Ref::Main(left_order), Ref::Main(right_order)) = (left.base, right.base) else {
+        return Err(Fault::Corrupt("a side state does not stand on the main line"));
+    };
+    let (low, high) = (left_order.min(right_order), left_order.max(right_order));
+    let Some(below) = values_below(read, room, low, high)? else {
+        return merge(values(read, room, a)?, values(read, room, b)?);
+    };
+    let mut keys: BTreeSet<StateKeyNum> = below.keys().copied().collect();
+    for (_, row) in left.rows.iter().chain(&right.rows) {
+        keys.extend(row.iter().map(|(key, _)| key));
+    }
+    let on_main = |order: Order, key| match below.get(&key) {
+        Some(val) if order == low => Ok(*val),
+        _ => at(read, room, Ref::Main(order), key),
+    };
+    let mut differing = Vec::new();
+    for key in keys {
+        let (in_left, in_right) = (left.find(key), right.find(key));
+        let (in_left, in_right) = match (in_left, in_right) {
+            (Some(x), Some(y)) => (x, y),
+            (x, y) => (
+                x.map_or_else(|| on_main(left_order, key), Ok)?,
+                y.map_or_else(|| on_main(right_order, key), Ok)?,
+            ),
+        };
+        if in_left != in_right {
+            differing.push((key, in_left, in_right));
+        }
+    }
+    Ok(differing)
+}
+
+/// How many keys may differ at most, without looking at any: the changes between the two places on the main line and
+/// the entries of the side states. A hint: what filled holes is not in it.
+pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<u64, Fault> {
+    let (mut left, mut right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
+    leave_out_shared(&mut left, &mut right);
+    let entries: usize = left.rows.iter().chain(&right.rows).map(|(_, row)| row.len()).sum();
+    let (Ref::Main(x), Ref::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
+    Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
+}
+
+/// What both states stand on makes no difference.
+fn leave_out_shared(left: &mut Chain, right: &mut Chain) {
+    let shared = left.rows.iter().enumerate().find_map(|(at, (side, _))| {
+        let there = right.rows.iter().position(|(other, _)| other == side)?;
+        Some((at, there))
+    });
+    if let Some((at, there)) = shared {
+        left.rows.truncate(at);
+        right.rows.truncate(there);
+    }
+}
+
+/// The keys that changed on the main line in `(low, high]`, each with its value at `low`; `None` when reading both
+/// states in full is cheaper.
+fn values_below(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    low: Order,
+    high: Order,
+) -> Result<Option<BTreeMap<StateKeyNum, Val>>, Fault> {
+    let mut below = BTreeMap::new();
+    if low == high {
+        return Ok(Some(below));
+    }
+    let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?).max(FEW_CHANGES);
+    if changes_between(read, room, low, high)? > changes_max {
+        return Ok(None);
+    }
+    let mut seen = 0_u64;
+    for row in changes(read, room, low, high)? {
+        for (key, prior) in row?.1 {
+            below.entry(key).or_insert(prior);
+            seen += 1;
+        }
+        if seen > changes_max.saturating_mul(2) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(below))
+}
+
+/// Two full states side by side.
+fn merge(left: Values<'_>, right: Values<'_>) -> Result<Vec<Difference>, Fault> {
+    let (mut left, mut right) = (left.peekable(), right.peekable());
+    let mut differing = Vec::new();
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => return Ok(differing),
+            (Some(Err(fault)), _) | (_, Some(Err(fault))) => return Err(fault.clone()),
+            (Some(Ok(_)), None) => Ordering::Less,
+            (None, Some(Ok(_))) => Ordering::Greater,
+            (Some(Ok((x, _))), Some(Ok((y, _)))) => x.cmp(y),
+        };
+        let x = if order.is_le() { left.next().transpose()? } else { None };
+        let y = if order.is_ge() { right.next().transpose()? } else { None };
+        let Some(key) = x.or(y).map(|(key, _)| key) else { return Ok(differing) };
+        let (x, y) = (x.map_or(Val::Absent, |(_, val)| val), y.map_or(Val::Absent, |(_, val)| val));
+        if x != y {
+            differing.push((key, x, y));
+        }
+    }
+}

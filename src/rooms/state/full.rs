@@ -1,0 +1,168 @@
+//! Whole states, streamed by rising key numbers: the current one with what changed since laid over it, or, where more
+//! changed than there is, one scan of the current state and of all earlier values side by side.
+
+use std::{collections::BTreeMap, iter::Peekable, ops::Bound};
+
+use super::{changes, last_change, side::Chain};
+use crate::{
+    ids::{EventNum, Order, RoomNum, StateKeyNum},
+    store::{
+        Direction, Fault, Read, schema,
+        schema::state::{Ref, Val},
+    },
+};
+
+/// Above this many changes for each key of the room, a full state is read by the scan of everything.
+const CHANGES_PER_KEY_MAX: u64 = 4;
+/// Below this many changes the scan of everything never pays.
+pub(crate) const FEW_CHANGES: u64 = 256;
+
+/// Keys with their values, rising.
+pub(crate) type Values<'r> = Box<dyn Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r>;
+
+/// The whole state, by rising key numbers; keys that are unset or unknown are left out. Streamed: of the state itself
+/// nothing is held, of the changes since then at most four a key.
+pub fn full<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    state: Ref,
+) -> Result<impl Iterator<Item = Result<(StateKeyNum, EventNum), Fault>> + 'r, Fault> {
+    let values = values(read, room, state)?;
+    Ok(values.filter_map(|row| match row {
+        Ok((key, val)) => val.event().map(|event| Ok((key, event))),
+        Err(fault) => Some(Err(fault)),
+    }))
+}
+
+/// The same with the keys whose values are unknown.
+pub(crate) fn values<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    state: Ref,
+) -> Result<Values<'r>, Fault> {
+    let chain = Chain::read(read, room, state)?;
+    let mut over = chain.entries();
+    let Ref::Main(order) = chain.base else {
+        return Err(Fault::Corrupt("a side state does not stand on the main line"));
+    };
+    let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?).max(FEW_CHANGES);
+    if changes_between(read, room, order, Order::MAX)? <= changes_max {
+        let sides = over.clone();
+        if overlay(read, room, order, changes_max, &mut over)? {
+            return now_under(read, room, over);
+        }
+        over = sides;
+    }
+    Ok(laid(over, scan_all(read, room, order)?))
+}
+
+/// Lays the oldest value since `order` of each key that changed under `over`. Gives up above `changes_max` changes:
+/// what filled holes is not in the running count.
+fn overlay(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    changes_max: u64,
+    over: &mut BTreeMap<StateKeyNum, Val>,
+) -> Result<bool, Fault> {
+    let mut seen = 0;
+    for row in changes(read, room, order, Order::MAX)? {
+        for (key, prior) in row?.1 {
+            over.entry(key).or_insert(prior);
+            seen += 1;
+        }
+        if seen > changes_max.saturating_mul(2) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// An upper bound of how many keys the current state has, near to the truth; never 0.
+pub(crate) fn key_count(read: &(impl Read + ?Sized), room: RoomNum) -> Result<u64, Fault> {
+    let mut rows = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Down)?;
+    let last = rows.next().transpose()?;
+    Ok(last.map_or(1, |((_, key), _)| u64::from(key.0) + 1))
+}
+
+/// How many changes the main line saw in `(low, high]`, by the running count: a hint.
+pub(crate) fn changes_between(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    low: Order,
+    high: Order,
+) -> Result<u64, Fault> {
+    let count = |order| -> Result<u64, Fault> {
+        Ok(last_change(read, room, Bound::Included(order))?.map_or(0, |(_, row)| row.count))
+    };
+    Ok(count(high)?.saturating_sub(count(low)?))
+}
+
+fn now_under<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    over: BTreeMap<StateKeyNum, Val>,
+) -> Result<Values<'r>, Fault> {
+    let now = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let base = now.map(|row| row.map(|((_, key), val)| (key, val)));
+    Ok(laid(over, base))
+}
+
+fn laid<'r>(
+    over: BTreeMap<StateKeyNum, Val>,
+    base: impl Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r,
+) -> Values<'r> {
+    Box::new(Under { over: over.into_iter().map(Ok).peekable(), base: base.peekable() })
+}
+
+/// The main line at `order` by one scan of `state_now` and `state_undo`, whose keys are sorted alike.
+fn scan_all<'r>(read: &'r (impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Values<'r>, Fault> {
+    let now = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let now = now.map(|row| row.map(|((_, key), val)| (key, val)));
+    let undo = schema::STATE_UNDO.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    // Of each key, the first row above the order holds the value.
+    let mut last = None;
+    let over = undo.filter_map(move |row| match row {
+        Ok(((_, key, at), _)) if at <= order || last == Some(key) => None,
+        Ok(((_, key, _), val)) => {
+            last = Some(key);
+            Some(Ok((key, val)))
+        }
+        Err(fault) => Some(Err(fault)),
+    });
+    Ok(Box::new(Under { over: over.peekable(), base: now.peekable() }))
+}
+
+/// `base` with `over` laid on it; values that are absent are left out.
+struct Under<O: Iterator, B: Iterator> {
+    over: Peekable<O>,
+    base: Peekable<B>,
+}
+
+impl<O, B> Iterator for Under<O, B>
+where
+    O: Iterator<Item = Result<(StateKeyNum, Val), Fault>>,
+    B: Iterator<Item = Result<(StateKeyNum, Val), Fault>>,
+{
+    type Item = Result<(StateKeyNum, Val), Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let below = match (self.over.peek(), self.base.peek()) {
+                (None, _) | (_, Some(Err(_))) => return self.base.next(),
+                (Some(Err(_)), _) => return self.over.next(),
+                (Some(Ok(_)), None) => None,
+                (Some(Ok((over, _))), Some(Ok((base, _)))) => Some(base.cmp(over)),
+            };
+            match below {
+                Some(std::cmp::Ordering::Less) => return self.base.next(),
+                Some(std::cmp::Ordering::Equal) => drop(self.base.next()),
+                Some(std::cmp::Ordering::Greater) | None => {}
+            }
+            match self.over.next() {
+                Some(Ok((_, Val::Absent))) => {}
+                other => return other,
+            }
+        }
+    }
+}

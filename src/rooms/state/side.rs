@@ -1,0 +1,181 @@
+//! Side states: the state of a fork, as a small difference to the main line or to another side state.
+//!
+//! Up to [`FLAT_ENTRIES_MAX`] entries a side state stands on the main line; above, it stands on the side state it was
+//! made from, and is merged with it once it outgrows half of it. So a fork of n changes costs O(n log n) entries, and a
+//! lookup at most [`DEPTH_MAX`] searches.
+
+use std::collections::BTreeMap;
+
+use super::{at, canonical};
+use crate::{
+    ids::{RoomNum, SideNum, StateKeyNum},
+    store::{
+        Batch, Fault, Read,
+        schema::{
+            self,
+            state::{Ref, SideRow, Val},
+        },
+    },
+};
+
+/// Up to this many entries a side state is a difference to the main line.
+pub(crate) const FLAT_ENTRIES_MAX: usize = 32;
+/// How many side states may stand on one another.
+pub(crate) const DEPTH_MAX: u8 = 6;
+
+/// The row of a side state that something refers to.
+pub(crate) fn require_side(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    side: SideNum,
+) -> Result<SideRow, Fault> {
+    schema::SIDE.get(read, (room, side))?.ok_or(Fault::Corrupt("a side state is missing"))
+}
+
+/// A side state with those it stands on.
+pub(crate) struct Chain {
+    /// The place on the main line.
+    pub(crate) base: Ref,
+    /// From the given state down to the one on the main line; empty when it is on the main line itself.
+    pub(crate) rows: Vec<(SideNum, SideRow)>,
+}
+
+impl Chain {
+    /// Reads the side states that a state consists of.
+    pub(crate) fn read(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Result<Self, Fault> {
+        let (mut base, mut rows) = (state, Vec::new());
+        while let Ref::Side(side) = base {
+            let row = require_side(read, room, side)?;
+            base = row.base;
+            rows.push((side, row));
+            if rows.len() > usize::from(DEPTH_MAX) {
+                return Err(Fault::Corrupt("a side state is too deep"));
+            }
+        }
+        Ok(Self { base, rows })
+    }
+
+    /// What the side states set the key to; `None` where the main line decides.
+    pub(crate) fn find(&self, key: StateKeyNum) -> Option<Val> {
+        self.rows.iter().find_map(|(_, row)| row.find(key))
+    }
+
+    /// Everything the side states set, over the main line.
+    pub(crate) fn entries(&self) -> BTreeMap<StateKeyNum, Val> {
+        self.rows.iter().rev().flat_map(|(_, row)| row.iter()).collect()
+    }
+}
+
+/// The state that differs from `base` in these keys (the last one counts where a key comes twice). The result is
+/// `base` itself where nothing differs, and the base's place on the main line where it differs from that no longer;
+/// else a side state. `next_side` is the room's counter, which the caller keeps in the room's row.
+pub fn make_side(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_side: &mut u32,
+    base: Ref,
+    changes: &[(StateKeyNum, Val)],
+) -> Result<Ref, Fault> {
+    let base = canonical(batch, room, base)?;
+    let mut changed = BTreeMap::new();
+    for (key, val) in changes {
+        changed.insert(*key, *val);
+    }
+    let mut differing = BTreeMap::new();
+    for (key, val) in changed {
+        if at(batch, room, base, key)? != val {
+            differing.insert(key, val);
+        }
+    }
+    if differing.is_empty() {
+        return Ok(base);
+    }
+    let chain = Chain::read(batch, room, base)?;
+    let Some((main, depth, entries)) = layer(batch, room, &chain, base, differing)? else {
+        return Ok(chain.base);
+    };
+    let side = SideNum(*next_side);
+    *next_side = next_side.checked_add(1).ok_or(Fault::Corrupt("a room has too many side states"))?;
+    schema::SIDE.put(batch, (room, side), &SideRow::new(main, depth, entries));
+    Ok(Ref::Side(side))
+}
+
+/// Where a new side state stands, how deep, and its entries; `None` when it is its place on the main line.
+fn layer(
+    batch: &Batch,
+    room: RoomNum,
+    chain: &Chain,
+    base: Ref,
+    entries: BTreeMap<StateKeyNum, Val>,
+) -> Result<Option<(Ref, u8, BTreeMap<StateKeyNum, Val>)>, Fault> {
+    let held: usize = chain.rows.iter().map(|(_, row)| row.len()).sum();
+    let is_flat = held + entries.len() <= FLAT_ENTRIES_MAX;
+    let (mut entries, mut stands_on) = (entries, base);
+    let mut depth = u8::try_from(chain.rows.len()).unwrap_or(DEPTH_MAX);
+    for (_, row) in &chain.rows {
+        if !is_flat && depth < DEPTH_MAX && entries.len() <= row.len() / 2 {
+            break;
+        }
+        for (key, val) in row.iter() {
+            entries.entry(key).or_insert(val);
+        }
+        stands_on = row.base;
+        depth -= 1;
+    }
+    if matches!(stands_on, Ref::Main(_)) {
+        let mut differing = BTreeMap::new();
+        for (key, val) in entries {
+            if at(batch, room, stands_on, key)? != val {
+                differing.insert(key, val);
+            }
+        }
+        entries = differing;
+        if entries.is_empty() {
+            return Ok(None);
+        }
+    }
+    Ok(Some((stands_on, depth + 1, entries)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ids::EventNum, rooms::state::tests::Bench};
+
+    #[test]
+    fn a_fork_of_n_changes_costs_n_log_n_entries_and_stays_shallow() {
+        let bench = Bench::new();
+        let mut batch = bench.store.batch();
+        let (mut next, mut state, mut model) = (0, Ref::EMPTY, BTreeMap::new());
+        let (mut written, n) = (0, 3_000_u32);
+        for number in 0..n {
+            let (key, val) = (StateKeyNum(number % 2_000), Val::Event(EventNum(number.into())));
+            state = make_side(&mut batch, bench.room, &mut next, state, &[(key, val)]).unwrap();
+            model.insert(key, val);
+            let Ref::Side(side) = state else { panic!("{state:?}") };
+            written += require_side(&batch, bench.room, side).unwrap().len();
+        }
+        let chain = Chain::read(&batch, bench.room, state).unwrap();
+        assert!(chain.rows.len() <= usize::from(DEPTH_MAX));
+        assert_eq!(chain.entries(), model);
+        // Flat copies would be n²/2 = 4,500,000 entries.
+        assert!(written < 60 * n as usize, "{written}");
+        assert_eq!(chain.base, Ref::EMPTY);
+    }
+
+    #[test]
+    fn a_side_state_that_returns_to_its_base_is_its_base() {
+        let bench = Bench::new();
+        let mut batch = bench.store.batch();
+        let (key, mut next) = (StateKeyNum(1), 0);
+        let set = [(key, Val::Event(EventNum(5)))];
+        let side = make_side(&mut batch, bench.room, &mut next, Ref::EMPTY, &set).unwrap();
+        assert_eq!(side, Ref::Side(SideNum(0)));
+        assert_eq!(make_side(&mut batch, bench.room, &mut next, side, &set).unwrap(), side);
+        assert_eq!(
+            make_side(&mut batch, bench.room, &mut next, side, &[(key, Val::Absent)]).unwrap(),
+            Ref::EMPTY
+        );
+        assert_eq!(next, 1);
+    }
+}

@@ -1,0 +1,142 @@
+//! A room's state in memory, for tests.
+
+use super::*;
+use crate::{
+    ids::Position,
+    store::{Durability, Engine, LogEntry, Store, engine::Memory},
+};
+
+/// A store with one room.
+pub(crate) struct Bench {
+    pub(crate) store: Store,
+    pub(crate) room: RoomNum,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+        Self { store, room: RoomNum(7) }
+    }
+
+    /// Writes what `build` does, and gives its result.
+    pub(crate) fn write<T>(&self, build: impl FnOnce(&mut Batch) -> T) -> T {
+        let mut batch = self.store.batch();
+        let built = build(&mut batch);
+        drop(self.store.enqueue(batch).unwrap());
+        self.store.flush().unwrap();
+        built
+    }
+
+    /// One step of the main line, at a new position.
+    pub(crate) fn step(&self, changes: &[(StateKeyNum, Val)]) -> Order {
+        let mut batch = self.store.batch();
+        let position = batch.position(&LogEntry::RoomState { room: self.room });
+        apply(&mut batch, self.room, Order::live(position), changes).unwrap();
+        let enqueued = self.store.enqueue(batch).unwrap();
+        self.store.flush().unwrap();
+        Order::live(position.settle(enqueued.base))
+    }
+}
+
+pub(crate) fn key(number: u32) -> StateKeyNum {
+    StateKeyNum(number)
+}
+
+pub(crate) fn event(number: u64) -> Val {
+    Val::Event(EventNum(number))
+}
+
+#[test]
+fn every_key_is_known_at_every_order() {
+    let bench = Bench::new();
+    let first = bench.step(&[(key(1), event(10)), (key(2), event(11))]);
+    let second = bench.step(&[(key(1), event(12)), (key(2), event(11))]);
+    let third = bench.step(&[(key(2), Val::Absent)]);
+    let snapshot = bench.store.snapshot();
+    let look = |order, number| at(&*snapshot, bench.room, Ref::Main(order), key(number)).unwrap();
+    assert_eq!([look(first, 1), look(second, 1), look(third, 1)], [event(10), event(12), event(12)]);
+    assert_eq!([look(first, 2), look(second, 2), look(third, 2)], [event(11), event(11), Val::Absent]);
+    assert_eq!(look(Order::MIN, 1), Val::Absent);
+    assert_eq!(current(&*snapshot, bench.room, key(1)).unwrap(), Some(EventNum(12)));
+    assert_eq!(current(&*snapshot, bench.room, key(2)).unwrap(), None);
+    let told: Vec<_> = changes(&*snapshot, bench.room, first, third).unwrap().map(Result::unwrap).collect();
+    assert_eq!(told, [(second, vec![(key(1), event(10))]), (third, vec![(key(2), event(11))])]);
+    let listed: Vec<_> = list_current(&*snapshot, bench.room).unwrap().map(Result::unwrap).collect();
+    assert_eq!(listed, [(key(1), EventNum(12))]);
+    let whole: Vec<_> = full(&*snapshot, bench.room, Ref::Main(first)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(whole, [(key(1), EventNum(10)), (key(2), EventNum(11))]);
+    let differing = diff(&*snapshot, bench.room, Ref::Main(first), Ref::Main(third)).unwrap();
+    assert_eq!(differing, [(key(1), event(10), event(12)), (key(2), event(11), Val::Absent)]);
+}
+
+#[test]
+fn places_between_two_changes_are_one_reference() {
+    let bench = Bench::new();
+    let first = bench.step(&[(key(1), event(10))]);
+    let nothing = bench.step(&[(key(1), event(10))]);
+    let second = bench.step(&[(key(1), event(11))]);
+    let snapshot = bench.store.snapshot();
+    let round = |order| canonical(&*snapshot, bench.room, Ref::Main(order)).unwrap();
+    assert_eq!(round(nothing), Ref::Main(first));
+    assert_eq!(round(Order::upto(nothing.anchor)), Ref::Main(first));
+    assert_eq!(round(Order::MAX), Ref::Main(second));
+    assert_eq!(just_below(&*snapshot, bench.room, second).unwrap(), Ref::Main(first));
+    assert_eq!(just_below(&*snapshot, bench.room, first).unwrap(), Ref::EMPTY);
+    assert_eq!(tip(&*snapshot, bench.room).unwrap(), Ref::Main(second));
+}
+
+#[test]
+fn the_steps_of_one_batch_see_one_another() {
+    let bench = Bench::new();
+    let mut batch = bench.store.batch();
+    let orders: Vec<Order> = (0..3)
+        .map(|number| {
+            let order = Order::live(batch.position(&LogEntry::RoomState { room: bench.room }));
+            apply(&mut batch, bench.room, order, &[(key(1), event(number))]).unwrap();
+            order
+        })
+        .collect();
+    assert_eq!(at(&batch, bench.room, Ref::Main(orders[0]), key(1)).unwrap(), event(0));
+    assert_eq!(just_below(&batch, bench.room, orders[2]).unwrap(), Ref::Main(orders[1]));
+    let base = bench.store.enqueue(batch).unwrap().base;
+    bench.store.flush().unwrap();
+    let snapshot = bench.store.snapshot();
+    for (number, order) in orders.iter().enumerate() {
+        let state = Ref::Main(order.settle(base));
+        assert_eq!(at(&*snapshot, bench.room, state, key(1)).unwrap(), event(number as u64));
+    }
+    assert_eq!(base, Position::ZERO.plus(1));
+}
+
+#[test]
+fn two_steps_at_one_order_add_up() {
+    let bench = Bench::new();
+    let mut batch = bench.store.batch();
+    let order = Order::live(batch.position(&LogEntry::RoomState { room: bench.room }));
+    apply(&mut batch, bench.room, order, &[(key(1), event(1))]).unwrap();
+    apply(&mut batch, bench.room, order, &[(key(1), event(2)), (key(2), event(3))]).unwrap();
+    let rows: Vec<_> = changes(&batch, bench.room, Order::MIN, order).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows, [(order, vec![(key(1), Val::Absent), (key(2), Val::Absent)])]);
+    let below = just_below(&batch, bench.room, order).unwrap();
+    assert_eq!(
+        diff(&batch, bench.room, below, tip(&batch, bench.room).unwrap()).unwrap(),
+        [(key(1), Val::Absent, event(2)), (key(2), Val::Absent, event(3)),]
+    );
+}
+
+#[test]
+fn a_key_keeps_its_number() {
+    let bench = Bench::new();
+    let mut next = 0;
+    let topic = bench.write(|batch| intern_key(batch, bench.room, &mut next, "m.room.topic", "").unwrap());
+    let (again, member) = bench.write(|batch| {
+        let again = intern_key(batch, bench.room, &mut next, "m.room.topic", "").unwrap();
+        (again, intern_key(batch, bench.room, &mut next, "m.room.member", "@a:b").unwrap())
+    });
+    assert_eq!((again, next), (topic, 2));
+    let snapshot = bench.store.snapshot();
+    assert_eq!(find_key(&*snapshot, bench.room, "m.room.member", "@a:b").unwrap(), Some(member));
+    assert_eq!(find_key(&*snapshot, RoomNum(8), "m.room.member", "@a:b").unwrap(), None);
+    let name = key_name(&*snapshot, bench.room, member).unwrap();
+    assert_eq!(name, Some(("m.room.member".to_owned(), "@a:b".to_owned())));
+}
