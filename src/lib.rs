@@ -11,6 +11,7 @@ pub mod ids;
 // Plain functions over a snapshot or a batch.
 pub mod store;
 pub mod rooms;
+pub mod push;
 
 // Async begins here: waiting, and use cases.
 pub mod sync;

@@ -2,6 +2,8 @@
 //!
 //! Ids are for ever: a table that goes leaves its id unused. Each value begins with the version of its layout.
 
+pub mod push;
+pub mod receipts;
 pub mod rooms;
 pub mod state;
 
@@ -98,7 +100,25 @@ tables! {
 
     // --- push: 100-109 ---
 
+    /// The push rules of a user who has changed them.
+    100 PUSH_RULES(UserNum => push::RulesRow) in Accounts, User of "push::rules";
+    /// How much has notified, by class of rules, up to and including an event; a row for each event that notifies a class.
+    101 UNREAD((RoomNum, push::Lane, Order) => push::Totals) in Index, Room of "push::unread";
+    /// The last event of a thread that has a row in UNREAD.
+    102 UNREAD_THREAD((RoomNum, push::Lane) => Order) in Index, Room of "push::unread";
+    /// The same by order: which threads have news.
+    103 UNREAD_THREAD_LOG((RoomNum, Order) => push::Lane) in Index, Room of "push::unread";
+    /// What an event does to one user's counts, where that differs from the user's class.
+    104 UNREAD_OWN((RoomNum, UserNum, Order) => push::OwnOutcome) in Index, Room of "push::unread";
+    /// Events that counted and were redacted.
+    105 UNREAD_REDACTED((RoomNum, Order) => push::RedactedOutcome) in Index, Room of "push::unread";
+
     // --- sync and notes: 110-129 ---
+
+    /// How far a user has read a room: user id, kind, thread ("" the whole room, "main", or the root's id).
+    110 RECEIPTS((RoomNum, String, receipts::ReceiptKind, String) => receipts::ReceiptRow) in Index, Room of "rooms::receipts";
+    /// Which receipt of a room was stored at a position. Counts only while the receipt still says that position.
+    111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
     // --- delivery and timers: 130-149 ---
 }

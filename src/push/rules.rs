@@ -1,0 +1,274 @@
+//! The push rules of a user. Who has changed none has no row, and the server's default rules.
+//!
+//! Specification: client-server API, "Push Rules".
+
+use ruma::{
+    UserId,
+    api::error::ErrorKind,
+    push::{
+        Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition, RemovePushRuleError, RuleKind, Ruleset,
+    },
+};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::{Position, UserNum},
+    store::{Batch, Fault, LogEntry, Read, schema, schema::push::RulesRow},
+};
+
+/// All rules of one user together, as JSON.
+const RULES_BYTES_MAX: usize = 128 << 10;
+/// Each rule is asked of each event.
+const RULES_MAX: usize = 500;
+const CONDITIONS_MAX: usize = 20;
+const ACTIONS_MAX: usize = 20;
+const RULE_ID_BYTES_MAX: usize = 255;
+const PATTERN_BYTES_MAX: usize = 1024;
+
+/// The rules of this user.
+pub fn rules_of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Ruleset, Fault> {
+    Ok(find_own_rules(read, user, user_id)?.unwrap_or_else(|| Ruleset::server_default(user_id)))
+}
+
+/// The rules of this user, if the user ever changed any. Default rules that are newer than the change are among them.
+pub fn find_own_rules(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    user_id: &UserId,
+) -> Result<Option<Ruleset>, Fault> {
+    let Some(row) = schema::PUSH_RULES.get(read, user)? else { return Ok(None) };
+    decode(&row, user_id).map(Some)
+}
+
+fn decode(row: &RulesRow, user_id: &UserId) -> Result<Ruleset, Fault> {
+    let damaged = |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
+    let mut rules: Ruleset = serde_json::from_slice(&row.rules).map_err(damaged)?;
+    rules.update_with_server_default(Ruleset::server_default(user_id));
+    Ok(rules)
+}
+
+/// When the rules were last changed: never is zero.
+pub fn changed_at(read: &(impl Read + ?Sized), user: UserNum) -> Result<Position, Fault> {
+    Ok(schema::PUSH_RULES.get(read, user)?.map_or(Position::ZERO, |row| row.position))
+}
+
+/// Changes the rules in this batch, which is accepted only if nobody else changes them meanwhile: on a conflict,
+/// make a new batch and ask again. Claims a position.
+pub fn change(
+    batch: &mut Batch,
+    user: UserNum,
+    user_id: &UserId,
+    change: impl FnOnce(&mut Ruleset) -> Result<()>,
+) -> Result<()> {
+    let row = schema::PUSH_RULES.get(batch, user)?;
+    let mut rules = match &row {
+        Some(row) => decode(row, user_id)?,
+        None => Ruleset::server_default(user_id),
+    };
+    change(&mut rules)?;
+    let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
+    if json.len() > RULES_BYTES_MAX || rules.iter().count() > RULES_MAX {
+        return Err(Refusal::too_large("These are too many push rules.").into());
+    }
+    match &row {
+        Some(row) => schema::PUSH_RULES.expect_value(batch, user, row),
+        None => schema::PUSH_RULES.expect_absent(batch, user),
+    }
+    let position = batch.position(&LogEntry::AccountData { user });
+    schema::PUSH_RULES.put(batch, user, &RulesRow { position, rules: json.into() });
+    Ok(())
+}
+
+/// Adds a rule or replaces the one of its kind and id, and moves it as asked.
+/// Refuses (400) ids of default rules, ids that are none, and places that are none; the rules are then not to be kept.
+pub fn insert(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, before: Option<&str>) -> Result<()> {
+    check(&rule)?;
+    let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
+    if [after, before].contains(&Some(id.as_str())) {
+        return Err(Refusal::invalid_param("A rule cannot be placed before or after itself.").into());
+    }
+    // ruma moves a rule that is already there by an index that counts the rule itself, and panics at the end of the
+    // list: a rule that is to be placed anew is taken out first, but stays off if it was.
+    let was_enabled = match after.or(before) {
+        Some(_) => rules.get(kind.clone(), &id).filter(|rule| !rule.is_server_default()).map(|rule| rule.enabled()),
+        None => None,
+    };
+    if was_enabled.is_some() {
+        rules.remove(kind.clone(), &id).map_err(|_| no_such_rule())?;
+    }
+    place(rules, rule, after, before)?;
+    if let Some(enabled) = was_enabled {
+        set_enabled(rules, kind, &id, enabled)?;
+    }
+    Ok(())
+}
+
+fn place(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, before: Option<&str>) -> Result<()> {
+    rules.insert(rule, after, before).map_err(|why| {
+        let message = match why {
+            InsertPushRuleError::ServerDefaultRuleId => "Ids that begin with a dot are for the server's own rules.",
+            InsertPushRuleError::InvalidRuleId => "A rule's id holds no slashes.",
+            InsertPushRuleError::RelativeToServerDefaultRule => "A rule has no place among the server's own rules.",
+            InsertPushRuleError::UnknownRuleId => "There is no rule of this id to be placed before or after.",
+            InsertPushRuleError::BeforeHigherThanAfter => "No place is before the one rule and after the other.",
+            _ => "This rule cannot be added.",
+        };
+        Refusal::invalid_param(message).into()
+    })
+}
+
+fn check(rule: &NewPushRule) -> Result<()> {
+    let (actions, conditions, pattern): (&[Action], &[PushCondition], &str) = match rule {
+        NewPushRule::Override(rule) | NewPushRule::Underride(rule) => (&rule.actions, &rule.conditions, ""),
+        NewPushRule::Content(rule) => (&rule.actions, &[], &rule.pattern),
+        NewPushRule::Room(rule) => (&rule.actions, &[], ""),
+        NewPushRule::Sender(rule) => (&rule.actions, &[], ""),
+        _ => return Err(unknown_kind()),
+    };
+    check_actions(actions)?;
+    if rule.rule_id().len() > RULE_ID_BYTES_MAX || pattern.len() > PATTERN_BYTES_MAX {
+        return Err(Refusal::invalid_param("The rule's id or pattern is too long.").into());
+    }
+    let too_long = conditions.iter().any(|condition| match condition {
+        PushCondition::EventMatch(condition) => condition.pattern.len() + condition.key.len() > PATTERN_BYTES_MAX,
+        _ => false,
+    });
+    if conditions.len() > CONDITIONS_MAX || too_long {
+        return Err(Refusal::invalid_param("The rule's conditions are too many or too long.").into());
+    }
+    Ok(())
+}
+
+fn check_actions(actions: &[Action]) -> Result<()> {
+    if actions.len() > ACTIONS_MAX {
+        return Err(Refusal::invalid_param("These are too many actions.").into());
+    }
+    Ok(())
+}
+
+fn unknown_kind() -> Error {
+    Refusal::invalid_param("There is no such kind of push rules.").into()
+}
+
+fn no_such_rule() -> Error {
+    Refusal::not_found("There is no such push rule.").into()
+}
+
+/// The rule of this kind and id. Refuses an unknown kind (400) and an unknown id (404).
+pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Result<AnyPushRuleRef<'r>> {
+    require_kind(&kind)?;
+    rules.get(kind, rule_id).ok_or_else(no_such_rule)
+}
+
+fn require_kind(kind: &RuleKind) -> Result<()> {
+    let known = [RuleKind::Override, RuleKind::Content, RuleKind::Room, RuleKind::Sender, RuleKind::Underride];
+    if known.contains(kind) { Ok(()) } else { Err(unknown_kind()) }
+}
+
+/// Takes a rule away. Refuses the server's own rules (400) and an unknown id (404).
+pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> {
+    require_kind(&kind)?;
+    rules.remove(kind, rule_id).map_err(|why| match why {
+        RemovePushRuleError::ServerDefault => {
+            Refusal::new(ErrorKind::InvalidParam, "The server's own rules can be disabled, but not removed.").into()
+        }
+        _ => no_such_rule(),
+    })
+}
+
+/// Switches a rule on or off.
+pub fn set_enabled(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, enabled: bool) -> Result<()> {
+    require_kind(&kind)?;
+    rules.set_enabled(kind, rule_id, enabled).map_err(|_| no_such_rule())
+}
+
+/// Changes what a rule does; also of the server's own ones.
+pub fn set_actions(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, actions: Vec<Action>) -> Result<()> {
+    require_kind(&kind)?;
+    check_actions(&actions)?;
+    rules.set_actions(kind, rule_id, actions).map_err(|_| no_such_rule())
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{
+        push::{NewPatternedPushRule, NewSimplePushRule},
+        room_id, user_id,
+    };
+
+    use super::*;
+    use crate::store::{Durability, Engine, NotAccepted, Store};
+
+    const ALICE: UserNum = UserNum(1);
+
+    fn store() -> Store {
+        Store::open(Engine::Memory(crate::store::engine::Memory::default()), Durability::Fsync).unwrap()
+    }
+
+    fn keyword(id: &str) -> NewPushRule {
+        NewPushRule::Content(NewPatternedPushRule::new(id.to_owned(), "cake".to_owned(), vec![Action::Notify]))
+    }
+
+    #[test]
+    fn who_changed_nothing_has_the_default_rules_and_no_row() {
+        let store = store();
+        let alice = user_id!("@alice:x");
+        let snapshot = store.snapshot();
+        let rules = rules_of(&*snapshot, ALICE, alice).unwrap();
+        assert!(require_rule(&rules, RuleKind::Underride, ".m.rule.message").is_ok());
+        assert!(find_own_rules(&*snapshot, ALICE, alice).unwrap().is_none());
+        assert_eq!(changed_at(&*snapshot, ALICE).unwrap(), Position::ZERO);
+    }
+
+    #[test]
+    fn changes_are_kept_and_the_loser_of_a_race_is_told() {
+        let store = store();
+        let alice = user_id!("@alice:x");
+        let (mut first, mut second) = (store.batch(), store.batch());
+        change(&mut first, ALICE, alice, |rules| insert(rules, keyword("a"), None, None)).unwrap();
+        change(&mut second, ALICE, alice, |rules| insert(rules, keyword("b"), None, None)).unwrap();
+        let accepted = store.enqueue(first).unwrap();
+        assert!(matches!(store.enqueue(second), Err(NotAccepted::Conflict(_))));
+        store.flush().unwrap();
+        let snapshot = store.snapshot();
+        let rules = rules_of(&*snapshot, ALICE, alice).unwrap();
+        assert!(require_rule(&rules, RuleKind::Content, "a").is_ok());
+        assert!(require_rule(&rules, RuleKind::Content, "b").is_err());
+        assert_eq!(changed_at(&*snapshot, ALICE).unwrap(), accepted.base);
+    }
+
+    #[test]
+    fn rules_that_cannot_be_are_refused() {
+        let mut rules = Ruleset::server_default(user_id!("@alice:x"));
+        for id in [".m.mine", "a/b", "a\\b", &"x".repeat(300)] {
+            let error = insert(&mut rules, keyword(id), None, None).unwrap_err();
+            assert_eq!(error.refusal().unwrap().kind, ErrorKind::InvalidParam, "{id}");
+        }
+        assert!(insert(&mut rules, keyword("a"), Some("nowhere"), None).is_err());
+        assert!(remove(&mut rules, RuleKind::Underride, ".m.rule.message").is_err());
+        assert_eq!(remove(&mut rules, RuleKind::Content, "none").unwrap_err().refusal().unwrap().kind, ErrorKind::NotFound);
+        assert!(set_enabled(&mut rules, RuleKind::from("sideways"), "a", true).is_err());
+        set_actions(&mut rules, RuleKind::Underride, ".m.rule.message", vec![]).unwrap();
+        assert!(require_rule(&rules, RuleKind::Underride, ".m.rule.message").unwrap().actions().is_empty());
+    }
+
+    #[test]
+    fn a_rule_is_placed_before_and_after_others() {
+        let mut rules = Ruleset::server_default(user_id!("@alice:x"));
+        for room in [room_id!("!a:x"), room_id!("!b:x"), room_id!("!c:x")] {
+            let rule = NewPushRule::Room(NewSimplePushRule::new(room.to_owned(), vec![]));
+            insert(&mut rules, rule, None, None).unwrap();
+        }
+        let moved = NewPushRule::Room(NewSimplePushRule::new(room_id!("!c:x").to_owned(), vec![]));
+        insert(&mut rules, moved, Some("!a:x"), None).unwrap();
+        let order: Vec<_> = rules.room.iter().map(|rule| rule.rule_id.as_str()).collect();
+        assert_eq!(order, ["!b:x", "!a:x", "!c:x"]);
+        let first = NewPushRule::Room(NewSimplePushRule::new(room_id!("!b:x").to_owned(), vec![]));
+        set_enabled(&mut rules, RuleKind::Room, "!b:x", false).unwrap();
+        insert(&mut rules, first.clone(), Some("!c:x"), None).unwrap();
+        let order: Vec<_> = rules.room.iter().map(|rule| (rule.rule_id.as_str(), rule.enabled)).collect();
+        assert_eq!(order, [("!a:x", true), ("!c:x", true), ("!b:x", false)]);
+        assert!(insert(&mut rules.clone(), first.clone(), Some("!b:x"), None).is_err());
+        assert!(insert(&mut rules, first, Some("!c:x"), Some("!a:x")).is_err());
+    }
+}
