@@ -21,6 +21,7 @@ use imbl::OrdMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
+pub use crate::config::Durability;
 pub use batch::Batch;
 pub use engine::{Engine, Family};
 pub use log::LogEntry;
@@ -283,17 +284,6 @@ struct Shared {
     /// One flush at a time.
     flushing: Mutex<()>,
     durability: Durability,
-}
-
-/// What an acknowledgement means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// What is acknowledged survives a power cut.
-    #[default]
-    Fsync,
-    /// What is acknowledged survives the end of the process; a power cut may lose the last moments.
-    Os,
 }
 
 /// What one flush wrote.

@@ -49,6 +49,8 @@ tables! {
     1 LOG(Position => LogEntry) in Log, Server of "store::batch";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
     2 HEAD(String => u64) in Log, Server of "store", local;
+    /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
+    9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
     // --- rooms: 10-29 ---
     /// A room.
