@@ -119,7 +119,6 @@ impl Env {
     }
 
     /// Starts a task that lives until it ends or the server is killed.
-    #[expect(clippy::disallowed_methods, reason = "this is the door")]
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let killed = self.0.killed.clone();
         drop(self.0.tasks.spawn(async move {

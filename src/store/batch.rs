@@ -1,6 +1,6 @@
 //! The pending writes of one commit or note: rows, preconditions, claimed positions, whom to wake.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use bytes::Bytes;
 
@@ -8,10 +8,10 @@ use crate::{
     ids::Position,
     store::{
         Fault, Read, View,
-        engine::{Family, Rows},
+        engine::{Change, Family, PerFamily, Rows},
         key::Encoder,
         log::LogEntry,
-        overlay::merge,
+        overlay::{OverRows, merge},
         schema,
         table::Direction,
     },
@@ -19,10 +19,34 @@ use crate::{
 
 /// What a row of a batch becomes; `None` deletes it.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    pub(crate) value: Option<Bytes>,
-    pub(crate) pending_in_key: Vec<u32>,
-    pub(crate) pending_in_value: Vec<u32>,
+struct Row {
+    value: Option<Bytes>,
+    pending_in_key: Vec<u32>,
+    pending_in_value: Vec<u32>,
+}
+
+/// The rows of a batch in one family.
+#[derive(Debug, Default)]
+struct FamilyRows {
+    rows: BTreeMap<Bytes, Row>,
+    /// Deleted before the rows are written.
+    ranges: Vec<(Bytes, Bytes)>,
+}
+
+impl FamilyRows {
+    fn find(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        if self.rows.is_empty() && self.ranges.is_empty() {
+            return None;
+        }
+        match self.rows.get(key) {
+            Some(row) => Some(row.value.clone()),
+            None => self.is_deleted(key).then_some(None),
+        }
+    }
+
+    fn is_deleted(&self, key: &[u8]) -> bool {
+        self.ranges.iter().any(|(low, high)| &**low <= key && key < &**high)
+    }
 }
 
 /// What must hold when the batch is accepted.
@@ -34,25 +58,30 @@ pub(crate) struct Expectation {
     pub(crate) table: &'static str,
 }
 
+/// Called by the flusher with the batch's first position.
+pub(crate) type OnPublish = Box<dyn FnOnce(Position) + Send>;
+
 /// The writes of one commit or note. It reads its own rows over the batches that are accepted but not published
 /// over the newest snapshot, so a builder that holds the lock of its domain sees everything that precedes it.
 pub struct Batch {
-    pub(crate) view: View,
-    pub(crate) rows: BTreeMap<(Family, Vec<u8>), Pending>,
+    view: View,
+    families: PerFamily<FamilyRows>,
+    row_count: usize,
+    byte_count: usize,
     pub(crate) expectations: Vec<Expectation>,
     pub(crate) positions: u32,
-    pub(crate) bytes: usize,
-    pub(crate) on_publish: Vec<Box<dyn FnOnce(Position) + Send>>,
+    pub(crate) on_publish: Vec<OnPublish>,
 }
 
 impl Batch {
     pub(crate) fn new(view: View) -> Self {
         Self {
             view,
-            rows: BTreeMap::new(),
+            families: PerFamily::default(),
+            row_count: 0,
+            byte_count: 0,
             expectations: Vec::new(),
             positions: 0,
-            bytes: 0,
             on_publish: Vec::new(),
         }
     }
@@ -78,30 +107,59 @@ impl Batch {
 
     /// How many rows it writes.
     pub fn row_count(&self) -> usize {
-        self.rows.len()
+        self.row_count
     }
 
     /// How many bytes its rows take: keys and values.
     pub fn byte_count(&self) -> usize {
-        self.bytes
+        self.byte_count
     }
 
     pub(crate) fn put_raw(&mut self, family: Family, key: Encoder, value: Encoder) {
-        self.bytes += key.bytes.len() + value.bytes.len();
-        self.rows.insert(
-            (family, key.bytes),
-            Pending {
-                value: Some(value.bytes.into()),
-                pending_in_key: key.pending,
-                pending_in_value: value.pending,
-            },
-        );
+        let row = Row {
+            value: Some(value.bytes.into()),
+            pending_in_key: key.pending,
+            pending_in_value: value.pending,
+        };
+        self.insert(family, key.bytes, row);
     }
 
     pub(crate) fn delete_raw(&mut self, family: Family, key: Encoder) {
-        self.bytes += key.bytes.len();
-        let row = Pending { value: None, pending_in_key: key.pending, pending_in_value: Vec::new() };
-        self.rows.insert((family, key.bytes), row);
+        let row = Row { value: None, pending_in_key: key.pending, pending_in_value: Vec::new() };
+        self.insert(family, key.bytes, row);
+    }
+
+    fn insert(&mut self, family: Family, key: Vec<u8>, row: Row) {
+        let value_bytes = |row: &Row| row.value.as_ref().map_or(0, Bytes::len);
+        let key_bytes = key.len();
+        self.byte_count += value_bytes(&row);
+        match self.families.of_mut(family).rows.insert(key.into(), row) {
+            Some(replaced) => self.byte_count -= value_bytes(&replaced),
+            None => {
+                self.row_count += 1;
+                self.byte_count += key_bytes;
+            }
+        }
+    }
+
+    /// Deletes all rows with `low <= key < high`, those written into this batch before included.
+    pub(crate) fn delete_range_raw(&mut self, family: Family, low: Vec<u8>, high: Vec<u8>) {
+        if low >= high {
+            return;
+        }
+        let (low, high) = (Bytes::from(low), Bytes::from(high));
+        let own = self.families.of_mut(family);
+        let doomed: Vec<Bytes> =
+            own.rows.range(low.clone()..high.clone()).map(|(key, _)| key.clone()).collect();
+        for key in doomed {
+            if let Some(row) = own.rows.remove(&key) {
+                self.row_count -= 1;
+                self.byte_count -= key.len() + row.value.map_or(0, |value| value.len());
+            }
+        }
+        self.row_count += 1;
+        self.byte_count += low.len() + high.len();
+        own.ranges.push((low, high));
     }
 
     pub(crate) fn expect_raw(
@@ -113,17 +171,51 @@ impl Batch {
     ) {
         self.expectations.push(Expectation { family, key: key.bytes, value, table });
     }
+
+    /// The changes with settled positions, in an order in which they may be written, and whom to wake.
+    pub(crate) fn settle(self, base: Position) -> (Vec<Change>, Vec<OnPublish>) {
+        let mut changes = Vec::with_capacity(self.row_count);
+        for (family, rows) in self.families.into_iter() {
+            changes.extend(rows.ranges.into_iter().map(|(low, high)| Change::Range(family, low, high)));
+            changes.extend(rows.rows.into_iter().map(|(key, row)| {
+                let key = settled(key, &row.pending_in_key, base);
+                Change::Row(family, key, row.value.map(|value| settled(value, &row.pending_in_value, base)))
+            }));
+        }
+        (changes, self.on_publish)
+    }
+}
+
+/// With the pending positions at these offsets filled in.
+fn settled(bytes: Bytes, offsets: &[u32], base: Position) -> Bytes {
+    if offsets.is_empty() {
+        return bytes;
+    }
+    let mut bytes = Vec::from(bytes);
+    for offset in offsets {
+        let at = *offset as usize;
+        if let Some(slot) = bytes.get_mut(at..at + 8)
+            && let Ok(bits) = <[u8; 8]>::try_from(&*slot)
+        {
+            let settled = Position::from_bits(u64::from_be_bytes(bits)).settle(base);
+            slot.copy_from_slice(&settled.number().to_be_bytes());
+        }
+    }
+    bytes.into()
 }
 
 impl Read for Batch {
     fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        // The lookup needs an owned key only while the batch has rows at all.
-        if !self.rows.is_empty()
-            && let Some(row) = self.rows.get(&(family, key.to_vec()))
-        {
-            return Ok(row.value.clone());
+        match self.families.of(family).find(key) {
+            Some(value) => Ok(value),
+            None => self.view.get_raw(family, key),
         }
-        self.view.get_raw(family, key)
+    }
+
+    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        let own = self.families.of(family);
+        let below = self.view.get_many_raw(family, keys)?;
+        Ok(keys.iter().zip(below).map(|(key, below)| own.find(key).unwrap_or(below)).collect())
     }
 
     fn range_raw(
@@ -136,13 +228,25 @@ impl Read for Batch {
         if low >= high {
             return Ok(Box::new(std::iter::empty()));
         }
-        let own = self.rows.range((family, low.clone())..(family, high.clone()));
-        let own = own.map(|((_, key), row)| (Bytes::copy_from_slice(key), row.value.clone()));
-        let own: Box<dyn Iterator<Item = (Bytes, Option<Bytes>)>> = match direction {
-            Direction::Up => Box::new(own),
-            Direction::Down => Box::new(own.rev()),
+        let own = self.families.of(family);
+        let mut over =
+            own.rows.range::<[u8], _>((Bound::Included(&*low), Bound::Excluded(&*high))).peekable();
+        if over.peek().is_none() && own.ranges.is_empty() {
+            return self.view.range_raw(family, low, high, direction);
+        }
+        let over = own.rows.range::<[u8], _>((Bound::Included(&*low), Bound::Excluded(&*high)));
+        let over = over.map(|(key, row)| (key.clone(), row.value.clone()));
+        let over: OverRows<'_> = match direction {
+            Direction::Up => Box::new(over),
+            Direction::Down => Box::new(over.rev()),
         };
-        Ok(merge(self.view.range_raw(family, low, high, direction)?, own, direction))
+        let below = self.view.range_raw(family, low, high, direction)?;
+        let below: Rows<'_> = if own.ranges.is_empty() {
+            below
+        } else {
+            Box::new(below.filter(|row| !matches!(row, Ok((key, _)) if own.is_deleted(key))))
+        };
+        Ok(merge(below, over, direction))
     }
 
     /// Above everything published and everything claimed here.

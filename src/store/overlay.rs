@@ -6,6 +6,9 @@ use bytes::Bytes;
 
 use crate::store::{Fault, engine::Rows, table::Direction};
 
+/// Changed rows with their keys; `None` stands for a deleted one.
+pub(crate) type OverRows<'a> = Box<dyn Iterator<Item = (Bytes, Option<Bytes>)> + 'a>;
+
 /// Rows of `base` with the changes of `over` applied; both come in `direction`.
 pub(crate) fn merge<'a>(
     base: Rows<'a>,

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Says whether the bytes of a row are what they should be.
+pub(crate) type CheckRow = fn(&[u8], bytes::Bytes) -> Result<(), super::Fault>;
+
 macro_rules! tables {
     ($($(#[$doc:meta])* $id:literal $name:ident($key:ty => $value:ty) in $family:ident, $domain:ident of $owner:literal $(, $local:ident)?;)*) => {
         $(
@@ -38,6 +41,10 @@ macro_rules! tables {
 
         /// (id, name, family, owner) of each table, for checks and metrics.
         pub static ALL: &[(u8, &str, Family, &str)] = &[$(($id, stringify!($name), Family::$family, $owner)),*];
+
+        /// (id, family, name, whether a row decodes) of each table.
+        pub(crate) static ROWS: &[(u8, Family, &str, CheckRow)] =
+            &[$(($id, Family::$family, stringify!($name), |key, value| $name.check_row(key, value))),*];
     };
     (@shipped) => { true };
     (@shipped local) => { false };
@@ -48,9 +55,9 @@ tables! {
     /// What happened at a position.
     1 LOG(Position => LogEntry) in Log, Server of "store::batch";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
-    2 HEAD(String => u64) in Log, Server of "store", local;
-    /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
-    9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
+    2 HEAD(String => u64) in Log, Server of "store::head", local;
+    /// Each life of the store that a restore began, and the position at which the history it continues ended.
+    3 INCARNATION(u16 => Position) in Log, Server of "store::head", local;
 
     // --- rooms: 10-29 ---
     /// A room.

@@ -144,6 +144,18 @@ impl<K: Key, V: Value> Table<K, V> {
         Ok((K::decode_key(&mut from)?, V::decode(value)?))
     }
 
+    /// Whether the bytes of a row are what they should be.
+    pub(crate) fn check_row(&self, key: &[u8], value: Bytes) -> Result<(), Fault> {
+        let mut from = Decoder(key);
+        let decode = |from: &mut Decoder<'_>| {
+            from.byte()?;
+            K::decode_key(from)?;
+            V::decode(value)
+        };
+        decode(&mut from).map_err(|fault| self.in_table(fault))?;
+        if from.0.is_empty() { Ok(()) } else { Err(self.in_table(Fault::Corrupt("a key is too long"))) }
+    }
+
     /// Writes the row.
     pub fn put(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
         let mut to = Encoder::default();
@@ -154,6 +166,21 @@ impl<K: Key, V: Value> Table<K, V> {
     /// Deletes the row; nothing happens when there is none.
     pub fn delete(&self, batch: &mut Batch, key: K::Ref<'_>) {
         batch.delete_raw(self.family, self.key_bytes::<K>(key));
+    }
+
+    /// Deletes all rows whose keys begin with these leading parts, those put into this batch before included. It
+    /// costs the same for one row or a million, and readers of the batch and of what is accepted see it at once.
+    pub fn delete_prefix<P: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>) {
+        let low = self.key_bytes::<P>(prefix).bytes;
+        let high = after_prefix(&low);
+        batch.delete_range_raw(self.family, low, high);
+    }
+
+    /// Deletes all rows below a key, or leading parts of one, within a prefix that it begins with.
+    pub fn delete_below<P: Key, Q: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>, below: Q::Ref<'_>) {
+        let low = self.key_bytes::<P>(prefix).bytes;
+        let high = self.key_bytes::<Q>(below).bytes;
+        batch.delete_range_raw(self.family, low, high);
     }
 
     /// The batch is accepted only if there is no such row, in the store or in a batch accepted before it.

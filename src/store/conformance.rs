@@ -1,0 +1,673 @@
+//! What every engine must do, and the store over it: each test runs on RocksDB and in memory.
+
+use std::{
+    collections::BTreeMap,
+    marker::PhantomData,
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    ids::{Order, UserNum},
+    store::engine::{Memory, Rocks},
+};
+
+static NAMES: Table<(u64, String), u64> = table(250, Family::Index, "NAMES");
+/// In the family with the filter of prefixes, with keys shorter and longer than the prefix.
+static STATES: Table<(u64, u32, Order), u64> = table(251, Family::State, "STATES");
+static SHORT: Table<u64, Position> = table(252, Family::State, "SHORT");
+static INBOX: Table<(u64, Position), u64> = table(253, Family::Queues, "INBOX");
+
+const fn table<K, V>(id: u8, family: Family, name: &'static str) -> Table<K, V> {
+    Table { id, family, name, domain: Domain::Server, owner: "tests", shipped: false, types: PhantomData }
+}
+
+/// A store that can be closed and opened again.
+struct Kit {
+    store: Store,
+    dir: Option<tempfile::TempDir>,
+    durability: Durability,
+}
+
+impl Kit {
+    fn both(durability: Durability) -> [Self; 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Engine::Rocks(Rocks::open(dir.path(), 1 << 20).unwrap());
+        let memory = Engine::Memory(Memory::default());
+        [(rocks, Some(dir)), (memory, None)].map(|(engine, dir)| Self {
+            store: Store::open(engine, durability).unwrap(),
+            dir,
+            durability,
+        })
+    }
+
+    /// The process ends and starts again. What was flushed is there; what was not is lost.
+    fn restart(self) -> Self {
+        let Self { store, dir, durability } = self;
+        let engine = match (store.engine(), &dir) {
+            (Engine::Memory(memory), _) => Engine::Memory(memory.after_crash(usize::MAX)),
+            (_, Some(dir)) => {
+                let path = dir.path().to_owned();
+                drop(store);
+                Engine::Rocks(Rocks::open(&path, 1 << 20).unwrap())
+            }
+            _ => unreachable!(),
+        };
+        Self { store: Store::open(engine, durability).unwrap(), dir, durability }
+    }
+}
+
+fn on_both(test: impl Fn(Kit)) {
+    Kit::both(Durability::Fsync).into_iter().for_each(test);
+}
+
+fn accepted_then_published(store: &Store, check: impl Fn(&dyn Read)) {
+    check(&store.view());
+    store.flush().unwrap();
+    check(&*store.snapshot());
+}
+
+fn put(store: &Store, rows: &[(u64, &str, u64)]) -> Enqueued {
+    let mut batch = store.batch();
+    for (number, name, value) in rows {
+        NAMES.put(&mut batch, (*number, name), value);
+    }
+    store.enqueue(batch).unwrap()
+}
+
+fn list(read: &dyn Read, direction: Direction) -> Vec<(u64, String, u64)> {
+    let rows = NAMES.prefix::<()>(read, (), direction).unwrap();
+    rows.map(|row| row.unwrap()).map(|((number, name), value)| (number, name, value)).collect()
+}
+
+fn names(read: &dyn Read) -> Vec<String> {
+    list(read, Direction::Up).into_iter().map(|(_, name, _)| name).collect()
+}
+
+fn is_flushed(enqueued: &mut Enqueued) -> bool {
+    enqueued.flushed.try_recv().is_ok()
+}
+
+#[test]
+fn rows_are_read_back_by_key_and_in_both_directions() {
+    on_both(|kit| {
+        let store = &kit.store;
+        drop(put(store, &[(1, "b", 12), (1, "a", 11), (2, "a", 21), (1, "a\0", 13)]));
+        store.flush().unwrap();
+        let read = &*store.snapshot();
+        assert_eq!(NAMES.get(read, (1, "b")).unwrap(), Some(12));
+        assert_eq!(NAMES.get(read, (1, "c")).unwrap(), None);
+        assert_eq!(NAMES.get_many(read, [(2, "a"), (9, "x"), (1, "a")]).unwrap(), [Some(21), None, Some(11)]);
+        let up = list(read, Direction::Up);
+        let names: Vec<_> = up.iter().map(|(number, name, _)| (*number, name.as_str())).collect();
+        assert_eq!(names, [(1, "a"), (1, "a\0"), (1, "b"), (2, "a")]);
+        let mut down = list(read, Direction::Down);
+        down.reverse();
+        assert_eq!(up, down);
+        let of_two: Vec<_> = NAMES.prefix::<(u64,)>(read, (2,), Direction::Up).unwrap().collect();
+        assert_eq!(of_two.len(), 1);
+    });
+}
+
+#[test]
+fn bounds_of_ranges_are_exact() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let order = |anchor: u64, minor| Order { anchor: Position::new(anchor).unwrap(), minor };
+        let mut batch = store.batch();
+        for key in [7, 8] {
+            for anchor in [10, 20, 30] {
+                for minor in [-1, 0] {
+                    STATES.put(&mut batch, (1, key, order(anchor, minor)), &anchor);
+                }
+            }
+        }
+        SHORT.put(&mut batch, 3, &Position::ZERO);
+        drop(store.enqueue(batch).unwrap());
+        accepted_then_published(store, |read| {
+            let range = |low, high, direction| -> Vec<_> {
+                let rows = STATES.range::<(u64, u32, Order)>(read, low, high, direction).unwrap();
+                rows.map(|row| row.unwrap().0)
+                    .map(|(_, key, order)| (key, order.anchor.number(), order.minor))
+                    .collect()
+            };
+            use Bound::{Excluded, Included, Unbounded};
+            let (low, high) = ((1, 7, order(10, 0)), (1, 7, order(30, -1)));
+            assert_eq!(
+                range(Included(low), Included(high), Direction::Up),
+                [(7, 10, 0), (7, 20, -1), (7, 20, 0), (7, 30, -1)]
+            );
+            assert_eq!(range(Excluded(low), Excluded(high), Direction::Up), [(7, 20, -1), (7, 20, 0)]);
+            assert_eq!(range(Excluded(low), Excluded(high), Direction::Down), [(7, 20, 0), (7, 20, -1)]);
+            assert_eq!(range(Included(high), Included(low), Direction::Up), []);
+            // Over the border of two prefixes, and to the ends of the table.
+            let over = range(Excluded((1, 7, order(30, -1))), Excluded((1, 8, order(10, 0))), Direction::Up);
+            assert_eq!(over, [(7, 30, 0), (8, 10, -1)]);
+            assert_eq!(range(Unbounded, Unbounded, Direction::Up).len(), 12);
+            assert_eq!(range(Unbounded, Excluded(low), Direction::Down), [(7, 10, -1)]);
+            assert_eq!(range(Included((1, 9, order(0, 0))), Unbounded, Direction::Up), []);
+            let by_prefix: Vec<_> = STATES
+                .range::<(u64, u32)>(read, Excluded((1, 7)), Included((1, 8)), Direction::Up)
+                .unwrap()
+                .collect();
+            assert_eq!(by_prefix.len(), 6);
+            // The first change above an order: what looking up a state at a version does.
+            let above = range(Excluded((1, 7, order(20, 0))), Included((1, 7, Order::MAX)), Direction::Up);
+            assert_eq!(above.first(), Some(&(7, 30, -1)));
+            assert_eq!(SHORT.get(read, 3).unwrap(), Some(Position::ZERO));
+        });
+    });
+}
+
+#[test]
+fn a_batch_reads_its_own_rows_over_accepted_ones_over_published_ones() {
+    on_both(|kit| {
+        let store = &kit.store;
+        drop(put(store, &[(1, "published", 1), (1, "replaced", 1), (1, "gone", 1), (1, "gone later", 1)]));
+        store.flush().unwrap();
+        let mut batch = store.batch();
+        NAMES.put(&mut batch, (1, "accepted"), &2);
+        NAMES.put(&mut batch, (1, "replaced"), &2);
+        NAMES.delete(&mut batch, (1, "gone"));
+        drop(store.enqueue(batch).unwrap());
+        let mut batch = store.batch();
+        NAMES.put(&mut batch, (1, "own"), &3);
+        NAMES.put(&mut batch, (1, "replaced"), &3);
+        NAMES.delete(&mut batch, (1, "gone later"));
+        let expected = [("accepted", 2), ("own", 3), ("published", 1), ("replaced", 3)];
+        let found = list(&batch, Direction::Up);
+        assert!(found.iter().map(|(_, name, value)| (name.as_str(), *value)).eq(expected));
+        let mut down = list(&batch, Direction::Down);
+        down.reverse();
+        assert_eq!(found, down);
+        assert_eq!(NAMES.get(&batch, (1, "gone")).unwrap(), None);
+        assert_eq!(
+            NAMES
+                .get_many(&batch, [(1, "replaced"), (1, "gone"), (1, "accepted"), (1, "published")])
+                .unwrap(),
+            [Some(3), None, Some(2), Some(1)]
+        );
+        // Others see none of what is not enqueued, and snapshots none of what is not published.
+        assert_eq!(names(&store.view()), ["accepted", "gone later", "published", "replaced"]);
+        assert_eq!(names(&*store.snapshot()), ["gone", "gone later", "published", "replaced"]);
+    });
+}
+
+#[test]
+fn positions_that_are_still_pending_sort_last_and_settle_in_keys_and_values() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let mut batch = store.batch();
+        let first = batch.position(&LogEntry::Server);
+        INBOX.put(&mut batch, (5, first), &1);
+        let base = store.enqueue(batch).unwrap().base;
+        let mut batch = store.batch();
+        let (second, third) = (batch.position(&LogEntry::Server), batch.position(&LogEntry::Server));
+        INBOX.put(&mut batch, (5, third), &3);
+        INBOX.put(&mut batch, (5, second), &2);
+        SHORT.put(&mut batch, 9, &third);
+        let values = |read: &dyn Read| -> Vec<u64> {
+            INBOX.prefix::<(u64,)>(read, (5,), Direction::Up).unwrap().map(|row| row.unwrap().1).collect()
+        };
+        assert_eq!(values(&batch), [1, 2, 3]);
+        assert_eq!(SHORT.get(&batch, 9).unwrap(), Some(third));
+        let last = INBOX.range::<(u64, Position)>(
+            &batch,
+            Bound::Excluded((5, second)),
+            Bound::Unbounded,
+            Direction::Up,
+        );
+        assert_eq!(last.unwrap().count(), 1);
+        let enqueued = store.enqueue(batch).unwrap();
+        assert_eq!(enqueued.base, base.plus(1));
+        let settled = third.settle(enqueued.base);
+        accepted_then_published(store, |read| {
+            assert_eq!(values(read), [1, 2, 3]);
+            assert_eq!(SHORT.get(read, 9).unwrap(), Some(settled));
+            assert_eq!(INBOX.get(read, (5, settled)).unwrap(), Some(3));
+            assert_eq!(schema::LOG.prefix::<()>(read, (), Direction::Up).unwrap().count(), 3);
+        });
+    });
+}
+
+#[test]
+fn a_failed_precondition_leaves_nothing_and_names_the_row_in_the_way() {
+    on_both(|kit| {
+        let store = &kit.store;
+        drop(put(store, &[(1, "published", 1)]));
+        store.flush().unwrap();
+        drop(put(store, &[(1, "accepted", 2)]));
+        for (name, found) in [("published", 1), ("accepted", 2)] {
+            let mut batch = store.batch();
+            batch.position(&LogEntry::Server);
+            NAMES.expect_absent(&mut batch, (1, name));
+            NAMES.put(&mut batch, (1, "half"), &9);
+            let Err(NotAccepted::Conflict(conflict)) = store.enqueue(batch) else { panic!("accepted") };
+            assert_eq!(NAMES.conflicting(&conflict), Some(found));
+            assert_eq!(SHORT.conflicting(&conflict), None);
+            let mut batch = store.batch();
+            NAMES.expect_value(&mut batch, (1, name), &7);
+            assert!(matches!(store.enqueue(batch), Err(NotAccepted::Conflict(_))));
+            let mut batch = store.batch();
+            NAMES.expect_value(&mut batch, (1, name), &found);
+            drop(store.enqueue(batch).unwrap());
+        }
+        assert_eq!(NAMES.get(&store.view(), (1, "half")).unwrap(), None);
+        // The refused commits took no position.
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        assert_eq!(store.enqueue(batch).unwrap().base.number(), 1);
+        // What is deleted, published or not, is absent.
+        let mut batch = store.batch();
+        NAMES.delete(&mut batch, (1, "published"));
+        drop(store.enqueue(batch).unwrap());
+        let mut batch = store.batch();
+        NAMES.expect_absent(&mut batch, (1, "published"));
+        drop(store.enqueue(batch).unwrap());
+    });
+}
+
+#[test]
+fn a_batch_above_its_bounds_is_refused_whole() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let mut batch = store.batch();
+        for number in 0..=BATCH_ROWS_MAX as u64 {
+            NAMES.put(&mut batch, (number, ""), &0);
+        }
+        assert!(matches!(store.enqueue(batch), Err(NotAccepted::TooLarge)));
+        let mut batch = store.batch();
+        let long = "x".repeat(BATCH_BYTES_MAX);
+        NAMES.put(&mut batch, (1, &long), &0);
+        assert!(matches!(store.enqueue(batch), Err(NotAccepted::TooLarge)));
+        assert_eq!(names(&store.view()), Vec::<String>::new());
+        // A row that is written again counts once.
+        let mut batch = store.batch();
+        for round in 0..3 {
+            NAMES.put(&mut batch, (1, &long[..BATCH_BYTES_MAX / 2]), &round);
+        }
+        assert_eq!(batch.row_count(), 1);
+        drop(store.enqueue(batch).unwrap());
+    });
+}
+
+#[test]
+fn positions_are_consecutive_and_readers_never_stand_inside_a_batch() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let mut upto = 0;
+        for size in [1_u64, 3, 2] {
+            let mut batch = store.batch();
+            for _ in 0..size {
+                batch.position(&LogEntry::Account { user: UserNum(size) });
+            }
+            let enqueued = store.enqueue(batch).unwrap();
+            assert_eq!(enqueued.base.number(), upto + 1);
+            assert_eq!(store.snapshot().upto().number(), upto);
+            store.flush().unwrap();
+            upto += size;
+            assert_eq!(store.snapshot().upto().number(), upto);
+            let log = schema::LOG.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
+            assert_eq!(log as u64, upto);
+        }
+        assert_eq!(store.snapshot().batch_number(), 3);
+    });
+}
+
+#[test]
+fn notes_take_no_position_and_wait_for_no_sync() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let mut note = put(store, &[(1, "note", 1)]);
+        let flushed = store.flush().unwrap();
+        assert!(is_flushed(&mut note) && !flushed.synced);
+        assert_eq!(store.snapshot().upto(), Position::ZERO);
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        drop(store.enqueue(batch).unwrap());
+        assert!(store.flush().unwrap().synced);
+        assert_eq!(store.snapshot().upto().number(), 1);
+    });
+}
+
+#[test]
+fn acknowledging_and_waking_come_after_publishing() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let seen = Arc::new(AtomicU64::new(0));
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        batch.position(&LogEntry::Server);
+        let (reader, seen_there) = (store.clone(), seen.clone());
+        batch.on_publish(move |base| {
+            assert_eq!(base.number(), 1);
+            seen_there.store(reader.snapshot().upto().number(), Ordering::SeqCst);
+        });
+        let mut enqueued = store.enqueue(batch).unwrap();
+        assert!(!is_flushed(&mut enqueued));
+        assert_eq!(seen.load(Ordering::SeqCst), 0);
+        store.flush().unwrap();
+        assert_eq!(seen.load(Ordering::SeqCst), 2);
+        assert!(is_flushed(&mut enqueued));
+    });
+}
+
+#[tokio::test]
+async fn a_barrier_resolves_when_all_before_it_is_published() {
+    for kit in Kit::both(Durability::Fsync) {
+        let store = &kit.store;
+        store.barrier().await;
+        drop(put(store, &[(1, "a", 1)]));
+        let barrier = store.barrier();
+        tokio::pin!(barrier);
+        assert!(futures_util::poll!(&mut barrier).is_pending());
+        store.flush().unwrap();
+        assert!(futures_util::poll!(&mut barrier).is_ready());
+        store.barrier().await;
+    }
+}
+
+#[test]
+fn a_range_deleted_is_gone_for_the_batch_for_the_next_ones_and_on_disk() {
+    on_both(|kit| {
+        let store = &kit.store;
+        drop(put(store, &[(1, "published", 1), (2, "kept", 1)]));
+        store.flush().unwrap();
+        drop(put(store, &[(1, "accepted", 1), (0, "kept", 1)]));
+        let mut batch = store.batch();
+        NAMES.put(&mut batch, (1, "own, before"), &1);
+        NAMES.delete_prefix::<(u64,)>(&mut batch, (1,));
+        NAMES.put(&mut batch, (1, "own, after"), &1);
+        let after = ["kept", "own, after", "kept"];
+        assert_eq!(names(&batch), after);
+        assert_eq!(NAMES.get(&batch, (1, "published")).unwrap(), None);
+        assert_eq!(NAMES.get(&batch, (1, "own, before")).unwrap(), None);
+        drop(store.enqueue(batch).unwrap());
+        assert_eq!(names(&store.view()), after);
+        assert_eq!(NAMES.get(&store.view(), (1, "accepted")).unwrap(), None);
+        assert_eq!(NAMES.get_many(&store.view(), [(1, "published"), (2, "kept")]).unwrap(), [None, Some(1)]);
+        let mut batch = store.batch();
+        NAMES.expect_absent(&mut batch, (1, "published"));
+        NAMES.put(&mut batch, (1, "published"), &2);
+        drop(store.enqueue(batch).unwrap());
+        let after = ["kept", "own, after", "published", "kept"];
+        assert_eq!(names(&store.view()), after);
+        store.flush().unwrap();
+        assert_eq!(names(&store.view()), after);
+        assert_eq!(names(&*store.snapshot()), after);
+        let kit = kit.restart();
+        assert_eq!(names(&*kit.store.snapshot()), after);
+        let mut batch = kit.store.batch();
+        NAMES.delete_below::<(), (u64,)>(&mut batch, (), (2,));
+        drop(kit.store.enqueue(batch).unwrap());
+        kit.store.flush().unwrap();
+        assert_eq!(names(&*kit.store.snapshot()), ["kept"]);
+    });
+}
+
+#[test]
+fn a_snapshot_never_changes() {
+    on_both(|kit| {
+        let store = &kit.store;
+        drop(put(store, &[(1, "a", 1)]));
+        store.flush().unwrap();
+        let (old, rows) = (store.snapshot(), list(&*store.snapshot(), Direction::Up));
+        let mut batch = store.batch();
+        NAMES.delete_prefix::<()>(&mut batch, ());
+        NAMES.put(&mut batch, (1, "b"), &1);
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        assert_eq!(list(&*old, Direction::Up), rows);
+    });
+}
+
+#[test]
+fn what_was_flushed_is_there_after_a_restart_and_numbers_go_on() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        NAMES.put(&mut batch, (1, "flushed"), &1);
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        drop(put(store, &[(1, "not flushed", 1)]));
+        let kit = kit.restart();
+        assert_eq!(names(&kit.store.view()), ["flushed"]);
+        assert_eq!((kit.store.snapshot().upto().number(), kit.store.snapshot().batch_number()), (1, 1));
+        let mut batch = kit.store.batch();
+        batch.position(&LogEntry::Server);
+        assert_eq!(kit.store.enqueue(batch).unwrap().base.number(), 2);
+    });
+}
+
+#[test]
+fn a_crash_in_memory_loses_any_suffix_of_what_was_not_synced() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    let mut batch = store.batch();
+    batch.position(&LogEntry::Server);
+    NAMES.put(&mut batch, (0, "commit"), &0);
+    drop(store.enqueue(batch).unwrap());
+    store.flush().unwrap();
+    for number in 1..=3 {
+        drop(put(&store, &[(number, "note", number)]));
+        store.flush().unwrap();
+    }
+    let Engine::Memory(memory) = store.engine() else { unreachable!() };
+    assert_eq!((memory.unsynced_writes(), memory.syncs()), (3, 2));
+    for kept in 0..=3 {
+        let crashed = Store::open(Engine::Memory(memory.after_crash(kept)), Durability::Fsync).unwrap();
+        assert_eq!(names(&crashed.view()).len(), 1 + kept);
+        assert_eq!(crashed.snapshot().batch_number(), 1 + kept as u64);
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_write_nothing_more_is_accepted_or_acknowledged() {
+    for leaves_rows in [false, true] {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let Engine::Memory(memory) = store.engine() else { unreachable!() };
+        memory.fail_after(0, leaves_rows);
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        NAMES.put(&mut batch, (1, "a"), &1);
+        let enqueued = store.enqueue(batch).unwrap();
+        let barrier = store.barrier();
+        assert!(store.flush().is_err());
+        assert!(store.flush().is_err());
+        assert!(enqueued.flushed.await.is_err());
+        tokio::pin!(barrier);
+        assert!(futures_util::poll!(&mut barrier).is_pending());
+        assert!(matches!(store.enqueue(store.batch()), Err(NotAccepted::Fault(_))));
+        assert_eq!(names(&*store.snapshot()), Vec::<String>::new());
+        let after = Store::open(Engine::Memory(memory.after_crash(0)), Durability::Fsync).unwrap();
+        assert_eq!(names(&after.view()).len(), usize::from(leaves_rows));
+    }
+}
+
+#[test]
+fn without_syncs_a_position_that_a_power_cut_took_is_never_given_out_again() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+    for number in 1..=3 {
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Server);
+        assert_eq!(store.enqueue(batch).unwrap().base.number(), number);
+        assert_eq!(store.flush().unwrap().synced, number == 1);
+    }
+    let Engine::Memory(memory) = store.engine() else { unreachable!() };
+    let after = Store::open(Engine::Memory(memory.after_crash(0)), Durability::Os).unwrap();
+    assert_eq!(schema::LOG.prefix::<()>(&*after.snapshot(), (), Direction::Up).unwrap().count(), 1);
+    let mut batch = after.batch();
+    batch.position(&LogEntry::Server);
+    assert!(after.enqueue(batch).unwrap().base.number() > 3);
+}
+
+#[test]
+fn of_a_thousand_equal_claims_one_wins_and_every_loser_sees_it() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let (winners, flushes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let running = AtomicUsize::new(8);
+        std::thread::scope(|threads| {
+            for writer in 0..8_u64 {
+                let (winners, running) = (&winners, &running);
+                threads.spawn(move || {
+                    for claim in 0..125_u64 {
+                        let mut batch = store.batch();
+                        batch.position(&LogEntry::Server);
+                        NAMES.expect_absent(&mut batch, (1, "txn"));
+                        NAMES.put(&mut batch, (1, "txn"), &(writer * 1000 + claim));
+                        match store.enqueue(batch) {
+                            Ok(_) => drop(winners.fetch_add(1, Ordering::SeqCst)),
+                            Err(NotAccepted::Conflict(conflict)) => {
+                                let won = NAMES.conflicting(&conflict).unwrap();
+                                assert_eq!(NAMES.get(&store.view(), (1, "txn")).unwrap(), Some(won));
+                            }
+                            Err(other) => panic!("{other:?}"),
+                        }
+                    }
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while running.load(Ordering::SeqCst) > 0 {
+                store.flush().unwrap();
+                flushes.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        store.flush().unwrap();
+        assert_eq!(winners.load(Ordering::SeqCst), 1);
+        assert_eq!(store.snapshot().upto().number(), 1);
+    });
+}
+
+#[test]
+fn a_lock_holder_reads_all_of_its_domain_while_flushes_run_beside_it() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let running = AtomicUsize::new(4);
+        std::thread::scope(|threads| {
+            for domain in 0..4_u64 {
+                let running = &running;
+                threads.spawn(move || {
+                    // A queue of at most ten rows: each batch adds one, drops the oldest, and checks all of them.
+                    for round in 0..300_u64 {
+                        let mut batch = store.batch();
+                        let rows = INBOX.prefix::<(u64,)>(&batch, (domain,), Direction::Up).unwrap();
+                        let rows: Vec<_> = rows.map(|row| row.unwrap()).collect();
+                        let expected: Vec<u64> = (round.saturating_sub(10)..round).collect();
+                        assert_eq!(rows.iter().map(|(_, value)| *value).collect::<Vec<_>>(), expected);
+                        if let Some(((_, oldest), value)) = rows.first().filter(|_| rows.len() == 10) {
+                            INBOX.delete(&mut batch, (domain, *oldest));
+                            assert_eq!(*value, round - 10);
+                        }
+                        let position = batch.position(&LogEntry::Server);
+                        INBOX.put(&mut batch, (domain, position), &round);
+                        drop(store.enqueue(batch).unwrap());
+                    }
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while running.load(Ordering::SeqCst) > 0 {
+                store.flush().unwrap();
+            }
+        });
+        store.flush().unwrap();
+        assert_eq!(store.snapshot().upto().number(), 1200);
+        assert_eq!(INBOX.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count(), 40);
+    });
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Put(u8, u8),
+    Delete(u8),
+    DeleteRange(u8, u8),
+    Enqueue,
+    Flush,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..12_u8, any::<u8>()).prop_map(|(key, value)| Step::Put(key, value)),
+        2 => (0..12_u8).prop_map(Step::Delete),
+        1 => (0..12_u8, 0..12_u8).prop_map(|(low, high)| Step::DeleteRange(low, high)),
+        3 => Just(Step::Enqueue),
+        2 => Just(Step::Flush),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 0..40)
+}
+
+type Model = BTreeMap<u64, u64>;
+
+fn assert_is(read: &dyn Read, model: &Model) {
+    for direction in [Direction::Up, Direction::Down] {
+        let rows = STATES.prefix::<()>(read, (), direction).unwrap();
+        let mut rows: Vec<_> =
+            rows.map(|row| row.unwrap()).map(|((room, ..), value)| (room, value)).collect();
+        if direction == Direction::Down {
+            rows.reverse();
+        }
+        assert!(rows.into_iter().eq(model.iter().map(|(key, value)| (*key, *value))));
+    }
+    for key in 0..12 {
+        assert_eq!(STATES.get(read, (key, 0, Order::MIN)).unwrap(), model.get(&key).copied());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Against three maps: what is published, what is accepted, what the batch has.
+    #[test]
+    fn the_store_is_three_maps_laid_over_each_other(steps in steps()) {
+        on_both(|kit| {
+            let mut kit = kit;
+            let mut batch = kit.store.batch();
+            let (mut published, mut accepted, mut own) = (Model::new(), Model::new(), Model::new());
+            for step in &steps {
+                match *step {
+                    Step::Put(key, value) => {
+                        STATES.put(&mut batch, (key.into(), 0, Order::MIN), &value.into());
+                        own.insert(key.into(), value.into());
+                    }
+                    Step::Delete(key) => {
+                        STATES.delete(&mut batch, (key.into(), 0, Order::MIN));
+                        own.remove(&key.into());
+                    }
+                    Step::DeleteRange(low, high) => {
+                        let (low, high) = (u64::from(low), u64::from(high));
+                        let low_key = STATES.key_bytes::<(u64,)>((low,)).bytes;
+                        let high_key = STATES.key_bytes::<(u64,)>((high,)).bytes;
+                        batch.delete_range_raw(STATES.family, low_key, high_key);
+                        own.retain(|key, _| !(low..high.max(low)).contains(key));
+                    }
+                    Step::Enqueue => {
+                        drop(kit.store.enqueue(batch).unwrap());
+                        batch = kit.store.batch();
+                        accepted = own.clone();
+                    }
+                    Step::Flush => {
+                        kit.store.flush().unwrap();
+                        published = accepted.clone();
+                    }
+                    Step::Restart => {
+                        drop(batch);
+                        kit = kit.restart();
+                        batch = kit.store.batch();
+                        (accepted, own) = (published.clone(), published.clone());
+                    }
+                }
+                assert_is(&batch, &own);
+                assert_is(&kit.store.view(), &accepted);
+                assert_is(&*kit.store.snapshot(), &published);
+            }
+        });
+    }
+}

@@ -1,0 +1,242 @@
+//! The engine on disk. The only file of the server that names rocksdb.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
+    IteratorMode, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteBufferManager,
+    WriteOptions, checkpoint::Checkpoint,
+};
+
+use crate::store::{
+    Fault,
+    engine::{Change, Family, Rows, STATE_PREFIX_BYTES},
+    table::{Direction, after_prefix},
+};
+
+/// RocksDB under one directory.
+pub struct Rocks {
+    db: Arc<DB>,
+    cache: Cache,
+    memtables: WriteBufferManager,
+}
+
+impl std::fmt::Debug for Rocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rocks({})", self.db.path().display())
+    }
+}
+
+/// What the engine holds in memory, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineBytes {
+    /// Blocks, indexes and filters read from disk.
+    pub cache: usize,
+    /// Rows written and not yet in sorted files.
+    pub memtables: usize,
+}
+
+/// All memtables together: eight families at RocksDB's defaults would take gigabytes.
+const MEMTABLES_BYTES_MAX: usize = 32 << 20;
+/// One family's memtable.
+const MEMTABLE_BYTES_MAX: usize = 12 << 20;
+/// The write-ahead log: it bounds how long a start after a crash takes. Idle families would pin it for ever.
+const WAL_BYTES_MAX: u64 = 64 << 20;
+
+impl Rocks {
+    /// Opens or creates the database; `cache_bytes_max` bounds the cache of blocks read, indexes and filters.
+    /// Errors: another process has it open, or the disk.
+    pub fn open(path: &Path, cache_bytes_max: usize) -> Result<Self, Fault> {
+        let cache = Cache::new_lru_cache(cache_bytes_max);
+        // Without stalling: memtables above the bound are flushed, writers do not wait for that.
+        let memtables = WriteBufferManager::new_write_buffer_manager(MEMTABLES_BYTES_MAX, false);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_background_jobs(2);
+        options.set_max_total_wal_size(WAL_BYTES_MAX);
+        options.set_write_buffer_manager(&memtables);
+        options.set_max_open_files(512);
+        // There is one writer, the flusher.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_avoid_unnecessary_blocking_io(true);
+        options.set_bytes_per_sync(1 << 20);
+        // Its own log says little we need, and its statistics would wake an idle server.
+        options.set_log_level(LogLevel::Warn);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(1 << 20);
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        let families = Family::ALL
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), Self::family_options(family, &cache)));
+        let db = DB::open_cf_descriptors(&options, path, families)?;
+        Ok(Self { db: Arc::new(db), cache, memtables })
+    }
+
+    fn family_options(family: Family, cache: &Cache) -> Options {
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(cache);
+        blocks.set_bloom_filter(10.0, false);
+        blocks.set_cache_index_and_filter_blocks(true);
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        blocks.set_format_version(5);
+        blocks.set_block_size(if family == Family::Events { 16 << 10 } else { 4 << 10 });
+        let mut options = Options::default();
+        options.set_block_based_table_factory(&blocks);
+        options.set_write_buffer_size(MEMTABLE_BYTES_MAX);
+        // Memtables grow in blocks of this size: eight families hold little while they are empty.
+        options.set_arena_block_size(256 << 10);
+        options.set_compression_type(DBCompressionType::Lz4);
+        options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        options.set_level_compaction_dynamic_level_bytes(true);
+        match family {
+            // "The value at v" is a seek that mostly finds nothing: the filter answers without a read.
+            Family::State => {
+                options.set_prefix_extractor(SliceTransform::create_fixed_prefix(STATE_PREFIX_BYTES));
+                options.set_memtable_prefix_bloom_ratio(0.05);
+            }
+            // Rows that come and go leave tombstones that every scan would step over.
+            Family::Queues | Family::Notes | Family::Log => {
+                options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
+            }
+            _ => {}
+        }
+        options
+    }
+
+    pub(crate) fn write<'c>(
+        &self,
+        changes: impl Iterator<Item = &'c Change> + Clone,
+        sync: bool,
+    ) -> Result<(), Fault> {
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            match change {
+                Change::Row(family, key, Some(value)) => batch.put_cf(self.family(*family)?, key, value),
+                Change::Row(family, key, None) => batch.delete_cf(self.family(*family)?, key),
+                Change::Range(family, low, high) => batch.delete_range_cf(self.family(*family)?, low, high),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        Ok(self.db.write_opt(batch, &options)?)
+    }
+
+    fn family(&self, family: Family) -> Result<&ColumnFamily, Fault> {
+        family_handle(&self.db, family)
+    }
+
+    pub(crate) fn snapshot(&self) -> RocksSnapshot {
+        RocksSnapshot::new(self.db.clone(), |db| db.snapshot())
+    }
+
+    /// Copies the database as it is now into a directory that must not exist; on one file system by links, at no
+    /// cost. Writing goes on meanwhile.
+    pub(crate) fn checkpoint(&self, to: &Path) -> Result<(), Fault> {
+        Ok(Checkpoint::new(&self.db)?.create_checkpoint(to)?)
+    }
+
+    /// What it holds in memory.
+    pub fn memory(&self) -> EngineBytes {
+        EngineBytes { cache: self.cache.get_usage(), memtables: self.memtables.get_usage() }
+    }
+
+    /// Compacts everything: what the disk takes when nothing is pending. For measurements.
+    pub fn compact(&self) -> Result<(), Fault> {
+        for family in Family::ALL {
+            let family = self.family(family)?;
+            self.db.flush_cf(family)?;
+            self.db.compact_range_cf(family, None::<&[u8]>, None::<&[u8]>);
+        }
+        Ok(())
+    }
+}
+
+fn family_handle(db: &DB, family: Family) -> Result<&ColumnFamily, Fault> {
+    db.cf_handle(family.name()).ok_or(Fault::Corrupt("a column family is missing"))
+}
+
+type BorrowedSnapshot<'a> = rocksdb::Snapshot<'a>;
+
+self_cell::self_cell! {
+    /// A snapshot with the database it belongs to.
+    pub(crate) struct RocksSnapshot {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: BorrowedSnapshot,
+    }
+}
+
+fn own(slice: &DBPinnableSlice<'_>) -> Bytes {
+    Bytes::copy_from_slice(slice)
+}
+
+impl RocksSnapshot {
+    pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let family = family_handle(self.borrow_owner(), family)?;
+        Ok(self.borrow_dependent().get_pinned_cf(family, key)?.map(|slice| own(&slice)))
+    }
+
+    pub(crate) fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        let family = family_handle(self.borrow_owner(), family)?;
+        let rows = self.borrow_dependent().multi_get_cf(keys.iter().map(|key| (family, key)));
+        rows.into_iter().map(|row| Ok(row?.map(Bytes::from))).collect()
+    }
+
+    pub(crate) fn range(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault> {
+        let mut options = ReadOptions::default();
+        if family == Family::State {
+            // A scan that leaves its prefix must not ask the filter of prefixes.
+            if direction == Direction::Up && stays_in_prefix(&low, &high) {
+                options.set_prefix_same_as_start(true);
+            } else {
+                options.set_total_order_seek(true);
+            }
+        }
+        options.set_iterate_lower_bound(low);
+        options.set_iterate_upper_bound(high);
+        let mode = match direction {
+            Direction::Up => IteratorMode::Start,
+            Direction::Down => IteratorMode::End,
+        };
+        let family = family_handle(self.borrow_owner(), family)?;
+        let rows = self.borrow_dependent().iterator_cf_opt(family, options, mode);
+        Ok(Box::new(rows.map(|row| {
+            let (key, value) = row?;
+            Ok((Bytes::from(key), Bytes::from(value)))
+        })))
+    }
+}
+
+/// Whether all keys with `low <= key < high` have the prefix of `low` that the filter of the state family is about.
+fn stays_in_prefix(low: &[u8], high: &[u8]) -> bool {
+    low.get(..STATE_PREFIX_BYTES).is_some_and(|prefix| high <= after_prefix(prefix).as_slice())
+}
+
+impl From<rocksdb::Error> for Fault {
+    fn from(error: rocksdb::Error) -> Self {
+        Self::Io(error.into_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_range_inside_one_prefix_uses_the_filter() {
+        let prefix = [7_u8; STATE_PREFIX_BYTES];
+        let longer = [&prefix[..], &[3]].concat();
+        assert!(stays_in_prefix(&longer, &after_prefix(&prefix)));
+        assert!(stays_in_prefix(&prefix, &longer));
+        assert!(!stays_in_prefix(&prefix[..12], &longer));
+        assert!(!stays_in_prefix(&longer, &[&after_prefix(&prefix)[..], &[0]].concat()));
+    }
+}

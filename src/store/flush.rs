@@ -1,0 +1,101 @@
+//! Flush: one write, one fsync, one snapshot for all that has gathered; then acknowledge and wake.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use crate::store::{Durability, Fault, Snapshot, Store, head, queue::Queued};
+
+/// A flush stops gathering above this many bytes, so that a long write delays others by milliseconds only.
+const FLUSH_BYTES_MAX: usize = 4 << 20;
+/// A flush stops gathering above this many rows: what rows cost is mostly their number.
+const FLUSH_ROWS_MAX: usize = 10_000;
+
+/// What one flush wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Batches, barriers included.
+    pub batches: usize,
+    /// Rows, and ranges deleted.
+    pub rows: usize,
+    /// Bytes of keys and values.
+    pub bytes: usize,
+    /// Whether it was synced.
+    pub synced: bool,
+}
+
+impl Store {
+    /// Writes what has gathered, publishes it, acknowledges and wakes. One at a time; the caller is the flusher.
+    /// After an error nothing more is accepted or written: the process must end, for builders have seen what is now
+    /// lost.
+    pub fn flush(&self) -> Result<Flushed, Fault> {
+        let _one = self.0.flushing.lock();
+        if self.0.failed.load(Ordering::Acquire) {
+            return Err(Fault::failed());
+        }
+        let gathered = self.gather();
+        let report = self.write(&gathered);
+        if report.is_err() {
+            self.0.failed.store(true, Ordering::Release);
+        }
+        let report = report?;
+        self.forget(&gathered);
+        for queued in gathered {
+            for call in queued.on_publish {
+                call(queued.base);
+            }
+            // Whoever waited may be gone; the batch is durable all the same.
+            let _ = queued.flushed.send(());
+        }
+        Ok(report)
+    }
+
+    fn write(&self, gathered: &[Queued]) -> Result<Flushed, Fault> {
+        let rows: usize = gathered.iter().map(|queued| queued.changes.len()).sum();
+        let mut report = Flushed { batches: gathered.len(), rows, ..Flushed::default() };
+        let Some(newest) = gathered.last() else { return Ok(report) };
+        if rows == 0 && newest.number == self.0.published.load().batch_number {
+            // Barriers only, behind what is published already.
+            return Ok(report);
+        }
+        report.bytes = gathered.iter().map(|queued| queued.bytes).sum();
+        let (position, batch_number) = (newest.last, newest.number);
+        let mut head = head::rows(position, batch_number);
+        report.synced = match self.0.durability {
+            Durability::Fsync => gathered.iter().any(|queued| queued.is_commit),
+            Durability::Os => self.0.reserved.reserve(position, &mut head),
+        };
+        let changes = gathered.iter().flat_map(|queued| &queued.changes).chain(&head);
+        self.0.engine.write(changes, report.synced)?;
+        let snapshot = Snapshot { engine: self.0.engine.snapshot(), position, batch_number };
+        self.0.published.store(Arc::new(snapshot));
+        Ok(report)
+    }
+
+    fn gather(&self) -> Vec<Queued> {
+        let mut queue = self.0.queue.lock();
+        let mut gathered = Vec::with_capacity(queue.batches.len());
+        let (mut bytes, mut rows) = (0, 0);
+        while bytes < FLUSH_BYTES_MAX
+            && rows < FLUSH_ROWS_MAX
+            && let Some(next) = queue.batches.pop_front()
+        {
+            bytes += next.bytes;
+            rows += next.changes.len();
+            gathered.push(next);
+        }
+        if !queue.batches.is_empty() {
+            self.0.wanted.notify_one();
+        }
+        gathered
+    }
+
+    /// Published rows need no longer be laid over the snapshot.
+    fn forget(&self, gathered: &[Queued]) {
+        let mut queue = self.0.queue.lock();
+        for queued in gathered {
+            queue.bytes = queue.bytes.saturating_sub(queued.bytes);
+            for change in &queued.changes {
+                queue.pending.forget(queued.number, change);
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Reading: what is published ([`Snapshot`]) and what is accepted ([`View`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{
+    ids::Position,
+    store::{
+        Fault, Shared,
+        engine::{EngineSnapshot, Family, Rows},
+        overlay::merge,
+        table::Direction,
+    },
+};
+
+/// Reading: a snapshot, a view of what is accepted, or a batch over that.
+pub trait Read {
+    /// The row under this key.
+    fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault>;
+
+    /// The rows under these keys.
+    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        keys.iter().map(|key| self.get_raw(family, key)).collect()
+    }
+
+    /// The rows with `low <= key < high`.
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault>;
+
+    /// Everything at or before this position is in here; ranges over positions and orders are bounded by it.
+    fn upto(&self) -> Position;
+}
+
+/// Everything published at one moment. Hold it for at most 60 s: it keeps old rows on disk.
+pub struct Snapshot {
+    pub(crate) engine: EngineSnapshot,
+    pub(crate) position: Position,
+    pub(crate) batch_number: u64,
+}
+
+impl Snapshot {
+    /// The number of the last batch in it.
+    pub fn batch_number(&self) -> u64 {
+        self.batch_number
+    }
+}
+
+impl Read for Snapshot {
+    fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.engine.get(family, key)
+    }
+
+    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        self.engine.get_many(family, keys)
+    }
+
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault> {
+        self.engine.range(family, low, high, direction)
+    }
+
+    fn upto(&self) -> Position {
+        self.position
+    }
+}
+
+/// Everything accepted: what is published and what waits for the flush. Whoever holds the lock of a domain sees all
+/// of that domain; of other domains it may see more from one read to the next.
+///
+/// Each read looks at what waits first, then at the *newest* snapshot: a row stops waiting only after it is published.
+#[derive(Clone)]
+pub struct View {
+    pub(crate) store: Arc<Shared>,
+}
+
+impl Read for View {
+    fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let pending = self.store.queue.lock().pending.family(family).find(key);
+        match pending {
+            Some(value) => Ok(value),
+            None => self.store.published.load().get_raw(family, key),
+        }
+    }
+
+    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        let over: Vec<Option<Option<Bytes>>> = {
+            let queue = self.store.queue.lock();
+            let pending = queue.pending.family(family);
+            keys.iter().map(|key| pending.find(key)).collect()
+        };
+        let published = self.store.published.load().get_many_raw(family, keys)?;
+        Ok(over.into_iter().zip(published).map(|(over, published)| over.unwrap_or(published)).collect())
+    }
+
+    fn range_raw(
+        &self,
+        family: Family,
+        low: Vec<u8>,
+        high: Vec<u8>,
+        direction: Direction,
+    ) -> Result<Rows<'_>, Fault> {
+        if low >= high {
+            return Ok(Box::new(std::iter::empty()));
+        }
+        let pending = {
+            let queue = self.store.queue.lock();
+            let pending = queue.pending.family(family);
+            (!pending.is_clear(&low, &high)).then(|| pending.clone())
+        };
+        let snapshot = self.store.published.load_full();
+        let Some(pending) = pending else {
+            return Ok(Box::new(snapshot_rows(snapshot, family, low, high, direction)?));
+        };
+        let over = pending.clone().into_rows(&low, &high, direction);
+        let base = snapshot_rows(snapshot, family, low, high, direction)?;
+        let base: Rows<'_> = if pending.has_ranges() {
+            Box::new(base.filter(move |row| !matches!(row, Ok((key, _)) if pending.is_deleted(key))))
+        } else {
+            Box::new(base)
+        };
+        Ok(merge(base, over, direction))
+    }
+
+    /// Everything accepted may be read, so nothing bounds it.
+    fn upto(&self) -> Position {
+        Position::MAX
+    }
+}
+
+fn snapshot_rows(
+    snapshot: Arc<Snapshot>,
+    family: Family,
+    low: Vec<u8>,
+    high: Vec<u8>,
+    direction: Direction,
+) -> Result<SnapshotRows, Fault> {
+    SnapshotRows::try_new(snapshot, |snapshot| snapshot.range_raw(family, low, high, direction))
+}
+
+self_cell::self_cell! {
+    /// Rows with the snapshot they are read from.
+    struct SnapshotRows {
+        owner: Arc<Snapshot>,
+        #[not_covariant]
+        dependent: Rows,
+    }
+}
+
+impl Iterator for SnapshotRows {
+    type Item = Result<(Bytes, Bytes), Fault>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.with_dependent_mut(|_, rows| rows.next())
+    }
+}
