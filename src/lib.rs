@@ -4,14 +4,23 @@
 //! `docs/architecture.md` walks through the house.
 
 // Values and doors.
-pub mod env;
-pub mod error;
 pub mod ids;
+pub mod error;
+pub mod config;
+pub mod env;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;
+pub mod accounts;
 pub mod rooms;
 pub mod push;
 
 // Async begins here: waiting, and use cases.
 pub mod sync;
+pub mod flows;
+
+// HTTP in and out.
+pub mod api;
+
+// All of it together.
+pub mod server;

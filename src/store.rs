@@ -29,6 +29,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
+pub use crate::config::Durability;
 pub use batch::Batch;
 pub use data_dir::{DataDir, NotHeld};
 pub use engine::{Engine, Family};
@@ -90,17 +91,6 @@ impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         Self::broken(fault.to_string())
     }
-}
-
-/// What an acknowledgement means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// What is acknowledged survives a power cut.
-    #[default]
-    Fsync,
-    /// What is acknowledged survives the end of the process; a power cut may lose the last moments.
-    Os,
 }
 
 /// The store. Cheap to clone.

@@ -14,6 +14,10 @@
 
 mod compare;
 mod full;
+mod hole;
+#[cfg(test)]
+mod model;
+mod purge;
 mod side;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,6 +27,8 @@ use std::{collections::BTreeMap, ops::Bound};
 pub use crate::store::schema::state::{Ref, Val};
 pub use compare::{Difference, diff, distance};
 pub use full::full;
+pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
+pub use purge::Purge;
 pub use side::make_side;
 
 use crate::{

@@ -58,6 +58,8 @@ tables! {
     2 HEAD(String => u64) in Log, Server of "store::head", local;
     /// Each life of the store that a restore began, and the position at which the history it continues ended.
     3 INCARNATION(u16 => Position) in Log, Server of "store::head", local;
+    /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
+    9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
     // --- rooms: 10-29 ---
     /// A room.

@@ -15,7 +15,7 @@ use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     store::{
         Fault, Read,
-        schema::state::{Ref, Val},
+        schema::state::{Ref, SideRow, Val},
     },
 };
 
@@ -32,8 +32,7 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
     if a == b {
         return Ok(Vec::new());
     }
-    let (mut left, mut right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
-    leave_out_shared(&mut left, &mut right);
+    let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
     let (Ref::Main(left_order), Ref::Main(right_order)) = (left.base, right.base) else {
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
@@ -42,7 +41,7 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
         return merge(values(read, room, a)?, values(read, room, b)?);
     };
     let mut keys: BTreeSet<StateKeyNum> = below.keys().copied().collect();
-    for (_, row) in left.rows.iter().chain(&right.rows) {
+    for row in unshared(&left, &right) {
         keys.extend(row.iter().map(|(key, _)| key));
     }
     let on_main = |order: Order, key| match below.get(&key) {
@@ -69,23 +68,18 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
 /// How many keys may differ at most, without looking at any: the changes between the two places on the main line and
 /// the entries of the side states. A hint: what filled holes is not in it.
 pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<u64, Fault> {
-    let (mut left, mut right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
-    leave_out_shared(&mut left, &mut right);
-    let entries: usize = left.rows.iter().chain(&right.rows).map(|(_, row)| row.len()).sum();
+    let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
+    let entries: usize = unshared(&left, &right).map(SideRow::len).sum();
     let (Ref::Main(x), Ref::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
     Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
 }
 
-/// What both states stand on makes no difference.
-fn leave_out_shared(left: &mut Chain, right: &mut Chain) {
-    let shared = left.rows.iter().enumerate().find_map(|(at, (side, _))| {
-        let there = right.rows.iter().position(|(other, _)| other == side)?;
-        Some((at, there))
-    });
-    if let Some((at, there)) = shared {
-        left.rows.truncate(at);
-        right.rows.truncate(there);
-    }
+/// The side states that only one of the two consists of: what both stand on makes no difference by itself.
+fn unshared<'c>(left: &'c Chain, right: &'c Chain) -> impl Iterator<Item = &'c SideRow> {
+    let is_in = |chain: &Chain, side| chain.rows.iter().any(|(other, _)| *other == side);
+    let own_left = left.rows.iter().take_while(move |(side, _)| !is_in(right, *side));
+    let own_right = right.rows.iter().take_while(move |(side, _)| !is_in(left, *side));
+    own_left.chain(own_right).map(|(_, row)| row)
 }
 
 /// The keys that changed on the main line in `(low, high]`, each with its value at `low`; `None` when reading both

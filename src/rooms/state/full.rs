@@ -14,8 +14,8 @@ use crate::{
 
 /// Above this many changes for each key of the room, a full state is read by the scan of everything.
 const CHANGES_PER_KEY_MAX: u64 = 4;
-/// Below this many changes the scan of everything never pays.
-pub(crate) const FEW_CHANGES: u64 = 256;
+/// Below this many changes the scan of everything never pays. (Tests want to come there with small rooms.)
+pub(crate) const FEW_CHANGES: u64 = if cfg!(test) { 4 } else { 256 };
 
 /// Keys with their values, rising.
 pub(crate) type Values<'r> = Box<dyn Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r>;

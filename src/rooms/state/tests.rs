@@ -140,3 +140,15 @@ fn a_key_keeps_its_number() {
     let name = key_name(&*snapshot, bench.room, member).unwrap();
     assert_eq!(name, Some(("m.room.member".to_owned(), "@a:b".to_owned())));
 }
+
+#[test]
+fn what_two_side_states_share_is_still_looked_up() {
+    let bench = Bench::new();
+    let mut batch = bench.store.batch();
+    let mut next = 0;
+    let many: Vec<_> = (0..9).map(|number| (key(number), event(number.into()))).collect();
+    let below = make_side(&mut batch, bench.room, &mut next, Ref::EMPTY, &many).unwrap();
+    let above = make_side(&mut batch, bench.room, &mut next, below, &[(key(3), Val::Absent)]).unwrap();
+    assert_eq!(diff(&batch, bench.room, above, below).unwrap(), [(key(3), Val::Absent, event(3))]);
+    assert_eq!(distance(&batch, bench.room, above, below).unwrap(), 1);
+}

@@ -261,16 +261,15 @@ impl Value for SideRow {
 /// `hole`: events that are missing below an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HoleRow {
-    /// The lowest minor in use under the hole's anchor; what fills it goes below.
-    pub lowest: i32,
+    /// There is nothing of the room below it.
+    pub is_bottomless: bool,
     /// The ids of the missing events that events above the hole name as their previous ones.
     pub missing: Vec<String>,
 }
 
 impl Value for HoleRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1]);
-        i32::encode_key(self.lowest, to);
+        to.raw(&[1, u8::from(self.is_bottomless)]);
         for id in &self.missing {
             String::encode_key(id, to);
         }
@@ -279,12 +278,12 @@ impl Value for HoleRow {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
-        let lowest = Key::decode_key(&mut from)?;
+        let is_bottomless = from.byte()? == 1;
         let mut missing = Vec::new();
         while !from.0.is_empty() {
             missing.push(String::decode_key(&mut from)?);
         }
-        Ok(Self { lowest, missing })
+        Ok(Self { is_bottomless, missing })
     }
 }
 
@@ -316,7 +315,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_come_back(
-            val in val(), count: u64, changes in entries(), side: u32, depth: u8, lowest: i32,
+            val in val(), count: u64, changes in entries(), side: u32, depth: u8, is_bottomless: bool,
             missing in proptest::collection::vec("\\PC{0,9}", 0..4), name in "\\PC{0,9}", state_key in "\\PC{0,9}",
         ) {
             prop_assert_eq!(again(&val), val);
@@ -325,7 +324,7 @@ mod tests {
             let row = SideRow::new(Ref::Side(SideNum(side)), depth, changes.clone());
             prop_assert_eq!(&again(&row), &row);
             prop_assert_eq!(again(&row).iter().collect::<Vec<_>>(), changes);
-            let hole = HoleRow { lowest, missing };
+            let hole = HoleRow { is_bottomless, missing };
             prop_assert_eq!(again(&hole), hole);
             let key = StateKeyRow { event_type: name, state_key };
             prop_assert_eq!(again(&key), key);

@@ -1,0 +1,10 @@
+//! HTTP in and out, and nothing else: a handler reads the request, calls a flow, shapes the answer.
+//!
+//! Method and paths of an endpoint come from ruma's metadata; [`Routes`] holds them all.
+
+pub mod client;
+pub mod extract;
+pub mod reply;
+mod routes;
+
+pub use routes::{Routes, router};

@@ -1,0 +1,77 @@
+//! What this server is and can do: versions, well-known, capabilities.
+
+use ruma::{
+    RoomVersionId,
+    api::client::discovery::{
+        discover_homeserver::{self, HomeserverInfo},
+        get_capabilities::{
+            self,
+            v3::{Capabilities, RoomVersionStability, RoomVersionsCapability},
+        },
+        get_supported_versions,
+    },
+};
+
+use crate::{
+    api::{
+        Routes,
+        extract::{Client, MaybeClient, Public},
+    },
+    error::Result,
+    flows::App,
+};
+
+/// The versions of the specification whose endpoints clients find here.
+const VERSIONS: [&str; 20] = [
+    "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
+    "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17",
+];
+
+/// The room versions that rooms may have here.
+const ROOM_VERSIONS: [RoomVersionId; 10] = [
+    RoomVersionId::V3,
+    RoomVersionId::V4,
+    RoomVersionId::V5,
+    RoomVersionId::V6,
+    RoomVersionId::V7,
+    RoomVersionId::V8,
+    RoomVersionId::V9,
+    RoomVersionId::V10,
+    RoomVersionId::V11,
+    RoomVersionId::V12,
+];
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.maybe_client(versions);
+    r.public(well_known);
+    r.client(capabilities);
+}
+
+/// `GET /_matrix/client/versions`
+pub(crate) async fn versions(
+    _app: App,
+    _client: MaybeClient<get_supported_versions::Request>,
+) -> Result<get_supported_versions::Response> {
+    Ok(get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec()))
+}
+
+/// `GET /.well-known/matrix/client`
+pub(crate) async fn well_known(
+    app: App,
+    _public: Public<discover_homeserver::Request>,
+) -> Result<discover_homeserver::Response> {
+    let base_url = app.config.server.public_base_url.clone();
+    Ok(discover_homeserver::Response::new(HomeserverInfo::new(base_url)))
+}
+
+/// `GET /_matrix/client/v3/capabilities`
+pub(crate) async fn capabilities(
+    app: App,
+    _client: Client<get_capabilities::v3::Request>,
+) -> Result<get_capabilities::v3::Response> {
+    let available = ROOM_VERSIONS.map(|version| (version, RoomVersionStability::Stable)).into();
+    let default = app.config.rooms.default_version.clone();
+    let mut capabilities = Capabilities::new();
+    capabilities.room_versions = RoomVersionsCapability::new(default, available);
+    Ok(get_capabilities::v3::Response::new(capabilities))
+}

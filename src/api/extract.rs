@@ -1,0 +1,246 @@
+//! From HTTP to a typed request. Who may call is a type: [`Public`], [`Client`], [`MaybeClient`].
+//!
+//! The token is checked before the body is read.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, RawPathParams, Request},
+};
+use bytes::Bytes;
+use http::{Method, header, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt,
+    auth_scheme::{AccessTokenOptional, AuthScheme},
+    error::{DeserializationError, ErrorKind, FromHttpRequestError},
+};
+use serde::de::IgnoredAny;
+
+use crate::{
+    accounts::{self, Caller},
+    error::{Error, Refusal, Result},
+    flows::App,
+};
+
+/// The deepest JSON that is accepted, in levels. What is stored is wrapped in a few more levels when it is shown,
+/// and readers of JSON commonly stop at 127.
+const NESTING_MAX: usize = 110;
+
+/// A request that anybody may make.
+#[derive(Debug)]
+pub struct Public<R> {
+    /// What is asked.
+    pub request: R,
+    /// From where.
+    pub peer: IpAddr,
+}
+
+/// A request with a valid access token.
+#[derive(Debug)]
+pub struct Client<R> {
+    /// Who asks.
+    pub caller: Caller,
+    /// What is asked.
+    pub request: R,
+    /// From where.
+    pub peer: IpAddr,
+}
+
+/// A request with a valid access token or none.
+#[derive(Debug)]
+pub struct MaybeClient<R> {
+    /// Who asks, if a token says so.
+    pub caller: Option<Caller>,
+    /// What is asked.
+    pub request: R,
+    /// From where.
+    pub peer: IpAddr,
+}
+
+/// Who may call an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Auth {
+    /// Everybody; a token is not looked at.
+    None,
+    /// Whoever has an access token.
+    Token,
+    /// Everybody; but a token that is there must be valid.
+    MaybeToken,
+}
+
+/// The address a request came from. The listener puts it into the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// A request that has been read and whose caller is known.
+pub(crate) struct Call {
+    parts: Parts,
+    body: Bytes,
+    path_args: Vec<String>,
+    caller: Option<Caller>,
+    peer: IpAddr,
+}
+
+impl Call {
+    /// Checks the token, then reads the body.
+    pub(crate) async fn read(app: &App, auth: Auth, request: Request) -> Result<Self> {
+        let (mut parts, body) = request.into_parts();
+        let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+        let caller = authenticate(app, auth, &parts)?;
+        let path_args = path_args(&mut parts).await?;
+        let body = if parts.method == Method::GET || parts.method == Method::HEAD {
+            Bytes::new()
+        } else {
+            read_body(&parts, body, app.config.limits.body_bytes_max.in_memory()).await?
+        };
+        Ok(Self { parts, body, path_args, caller, peer })
+    }
+
+    fn parse<R: IncomingRequest>(self) -> Result<R> {
+        let args: Vec<_> = self.path_args.iter().map(String::as_str).collect();
+        let has_body = self.parts.method != Method::GET && self.parts.method != Method::HEAD;
+        // Where every field is optional, nothing says as much as an empty object.
+        let body: &[u8] = if has_body && self.body.is_empty() { b"{}" } else { &self.body };
+        check_json(body)?;
+        R::try_from_http_request(http::Request::from_parts(self.parts, body), &args)
+            .map_err(|error| refusal(error, &self.body).into())
+    }
+}
+
+impl<R: IncomingRequest> TryFrom<Call> for Public<R> {
+    type Error = Error;
+    fn try_from(call: Call) -> Result<Self> {
+        Ok(Self { peer: call.peer, request: call.parse()? })
+    }
+}
+
+impl<R: IncomingRequest> TryFrom<Call> for Client<R> {
+    type Error = Error;
+    fn try_from(mut call: Call) -> Result<Self> {
+        let caller = call.caller.take().ok_or_else(missing_token)?;
+        Ok(Self { caller, peer: call.peer, request: call.parse()? })
+    }
+}
+
+impl<R: IncomingRequest> TryFrom<Call> for MaybeClient<R> {
+    type Error = Error;
+    fn try_from(mut call: Call) -> Result<Self> {
+        Ok(Self { caller: call.caller.take(), peer: call.peer, request: call.parse()? })
+    }
+}
+
+fn missing_token() -> Error {
+    Refusal::new(ErrorKind::MissingToken, "This needs an access token.").into()
+}
+
+fn authenticate(app: &App, auth: Auth, parts: &Parts) -> Result<Option<Caller>> {
+    if auth == Auth::None {
+        return Ok(None);
+    }
+    let mut request = http::Request::new(());
+    *request.uri_mut() = parts.uri.clone();
+    if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+        request.headers_mut().insert(header::AUTHORIZATION, value.clone());
+    }
+    let token = AccessTokenOptional::extract_authentication(&request)
+        .map_err(|_| Refusal::new(ErrorKind::MissingToken, "The access token is not readable."))?;
+    match token {
+        Some(token) => {
+            let snapshot = app.store.snapshot();
+            accounts::tokens::find_caller(&*snapshot, app.env.now_ms(), &token).map(Some)
+        }
+        None if auth == Auth::Token => Err(missing_token()),
+        None => Ok(None),
+    }
+}
+
+async fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
+    let params = RawPathParams::from_request_parts(parts, &())
+        .await
+        .map_err(|_| Refusal::invalid_param("The path is not valid UTF-8."))?;
+    Ok(params.iter().map(|(_, value)| value.to_owned()).collect())
+}
+
+fn too_large(bytes_max: usize) -> Refusal {
+    Refusal::too_large(format!("The request is larger than {bytes_max} bytes."))
+}
+
+async fn read_body(parts: &Parts, body: Body, bytes_max: usize) -> Result<Bytes> {
+    let announced =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
+        return Err(too_large(bytes_max).into());
+    }
+    match Limited::new(body, bytes_max).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max).into()),
+        Err(_) => Err(Refusal::new(ErrorKind::NotJson, "The request's body ended early.").into()),
+    }
+}
+
+/// What serde does not refuse by itself: bytes that are not UTF-8 in parts nobody reads, arrays where an object is
+/// asked for, nesting in parts that are kept as they are.
+fn check_json(body: &[u8]) -> Result<(), Refusal> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    let not_json = || Refusal::new(ErrorKind::NotJson, "The request's body is not JSON.");
+    let text = std::str::from_utf8(body).map_err(|_| not_json())?;
+    if nesting(body) > NESTING_MAX {
+        return Err(Refusal::bad_json("The request's body is nested too deeply."));
+    }
+    if text.trim_ascii_start().starts_with('{') {
+        return Ok(());
+    }
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(_) => Err(Refusal::bad_json("The request's body is not an object.")),
+        Err(_) => Err(not_json()),
+    }
+}
+
+/// How many levels of objects and arrays stand in one another at most.
+fn nesting(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// What is wrong with a request, in Matrix's words.
+fn refusal(error: FromHttpRequestError, body: &[u8]) -> Refusal {
+    let FromHttpRequestError::Deserialization(error) = error else {
+        return Refusal::unrecognized("The endpoint has no such method.");
+    };
+    let missing = |why: &str| why.starts_with("missing field");
+    match error {
+        DeserializationError::Json(error) => {
+            let why = error.to_string();
+            let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok();
+            if !is_json || error.is_syntax() || error.is_eof() {
+                Refusal::new(ErrorKind::NotJson, format!("The request's body is not JSON: {why}."))
+            } else if missing(&why) {
+                Refusal::missing_param(format!("The request's body is incomplete: {why}."))
+            } else {
+                Refusal::bad_json(format!("The request's body is not what it should be: {why}."))
+            }
+        }
+        DeserializationError::Query(error) if missing(&error.to_string()) => {
+            Refusal::missing_param(format!("The request is incomplete: {error}."))
+        }
+        error => Refusal::invalid_param(format!("A parameter is not what it should be: {error}.")),
+    }
+}

@@ -1,0 +1,240 @@
+//! One struct per section of `conduit.toml`, each with its defaults. `conduit.toml` at the top of the repository says
+//! what each setting means to an operator; a test keeps the two equal.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use ruma::{OwnedServerName, RoomVersionId};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Size;
+
+/// `[server]`: who this server is.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// The part after the colon in the ids of its users. Fixed once data exists.
+    pub name: OwnedServerName,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// How clients reach it; `/.well-known/matrix/client` says so.
+    pub public_base_url: String,
+}
+
+/// One `[[listener]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listener {
+    /// A TCP address; not together with `unix`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// The path of a Unix socket; not together with `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix: Option<PathBuf>,
+    /// Serve TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Believe the last address of `X-Forwarded-For`: behind a reverse proxy only.
+    pub behind_proxy: bool,
+}
+
+/// The `tls` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// A PEM file: the certificate, then those it depends on.
+    pub certificate: PathBuf,
+    /// A PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// `[registration]`: who may make an account.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registration {
+    /// Who may register.
+    pub mode: RegistrationMode,
+    /// Whether guests may.
+    pub guests: bool,
+    /// Not empty: whoever knows it may register over `/_synapse/admin/v1/register`.
+    pub shared_secret: String,
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registration")
+            .field("mode", &self.mode)
+            .field("guests", &self.guests)
+            .field("shared_secret", &if self.shared_secret.is_empty() { "" } else { "(set)" })
+            .finish()
+    }
+}
+
+/// Who may register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegistrationMode {
+    /// Nobody; the operator makes accounts.
+    Closed,
+    /// Who has a registration token.
+    #[default]
+    Token,
+    /// Everybody.
+    Open,
+}
+
+/// `[passwords]`: how passwords are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Passwords {
+    /// Memory of one argon2id hash, in KiB.
+    pub argon2_memory_kib: u32,
+    /// Passes over that memory.
+    pub argon2_iterations: u32,
+    /// Lanes.
+    pub argon2_lanes: u32,
+}
+
+/// `[rooms]`: rooms made here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rooms {
+    /// The version of a room whose maker asks for none.
+    pub default_version: RoomVersionId,
+}
+
+/// `[storage]`: the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// What an acknowledgement means.
+    pub durability: Durability,
+    /// The cache of blocks read from disk.
+    pub cache_bytes_max: Size,
+}
+
+/// What an acknowledgement means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// What is acknowledged survives a power cut.
+    #[default]
+    Fsync,
+    /// What is acknowledged survives the end of the process; a power cut may lose the last moments.
+    Os,
+}
+
+/// `[federation]`: other servers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Federation {
+    /// Whether rooms may be shared with other servers.
+    pub enabled: bool,
+    /// A PEM file with certificate authorities that are trusted besides the system's. Empty: none.
+    pub trusted_ca_file: PathBuf,
+}
+
+/// `[outbound]`: requests this server makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outbound {
+    /// Whether it may connect to private and loopback addresses on behalf of others.
+    pub allow_private_addresses: bool,
+}
+
+/// `[limits]`: bounds of what clients may ask for.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Whether the rate limits below apply.
+    pub rate_limits: bool,
+    /// The largest JSON body of a request.
+    pub body_bytes_max: Size,
+    /// Connections open at once, over all listeners.
+    pub connections_max: u32,
+}
+
+/// `[log]`: what is written to standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`; also per module, as in `info,aqueduct::sync=debug`.
+    pub level: String,
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Requests that take longer than this many milliseconds are logged with where the time went.
+    pub slow_request_ms: u64,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// `[metrics]`: figures for Prometheus.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// The address of the listener that serves `/metrics`. Empty: none.
+    pub address: String,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "a constant, and a test parses it")]
+        let name = OwnedServerName::try_from("localhost:8008").expect("a server name");
+        Self { name, data_dir: "data".into(), public_base_url: "http://localhost:8008".into() }
+    }
+}
+
+impl Listener {
+    /// The listener of a fresh installation.
+    pub fn local() -> Self {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8008);
+        Self { address: Some(address), ..Self::default() }
+    }
+}
+
+impl Default for Passwords {
+    fn default() -> Self {
+        Self { argon2_memory_kib: 19_456, argon2_iterations: 2, argon2_lanes: 1 }
+    }
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { default_version: RoomVersionId::V12 }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { durability: Durability::Fsync, cache_bytes_max: Size::mib(256) }
+    }
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self { enabled: true, trusted_ca_file: PathBuf::new() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rate_limits: true, body_bytes_max: Size::mib(16), connections_max: 10_000 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text, slow_request_ms: 1000 }
+    }
+}

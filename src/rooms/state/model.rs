@@ -1,0 +1,460 @@
+//! The versioned map against a naive model that keeps a full map for every event: forks, merges, soft-failed, rejected
+//! and late events, holes filled in any order, re-joins, purges.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{tests::Bench, *};
+use crate::{
+    ids::{Position, SideNum},
+    store::LogEntry,
+};
+
+const KEYS: u32 = 40;
+
+type Map = BTreeMap<StateKeyNum, Val>;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Accepted,
+    Rejected,
+    SoftFailed,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// An event with up to three prevs: of the heads, or (late) any.
+    Event {
+        kind: Kind,
+        late: bool,
+        prevs: Vec<prop::sample::Index>,
+        sets: Vec<(u32, bool)>,
+    },
+    /// We left, much happened, we are back.
+    Rejoin {
+        sets: Vec<(u32, bool)>,
+        part_size: usize,
+    },
+    /// A hole gets a segment at its upper end.
+    Fill {
+        hole: prop::sample::Index,
+        bottom: Vec<(u32, bool)>,
+        steps: Vec<Vec<(u32, bool)>>,
+        closes: bool,
+    },
+    Purge {
+        below: prop::sample::Index,
+    },
+}
+
+fn sets(most: usize) -> impl Strategy<Value = Vec<(u32, bool)>> {
+    prop::collection::vec((0..KEYS, prop::bool::weighted(0.8)), 0..=most)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![8 => Just(Kind::Accepted), 1 => Just(Kind::Rejected), 1 => Just(Kind::SoftFailed)];
+    let prevs = prop::collection::vec(any::<prop::sample::Index>(), 1..4);
+    prop_oneof![
+        40 => (kind, prop::bool::weighted(0.3), prevs, sets(3))
+            .prop_map(|(kind, late, prevs, sets)| Op::Event { kind, late, prevs, sets }),
+        1 => (sets(KEYS as usize), 1_usize..9).prop_map(|(sets, part_size)| Op::Rejoin { sets, part_size }),
+        4 => (any::<prop::sample::Index>(), sets(5), prop::collection::vec(sets(2), 0..6), prop::bool::weighted(0.2))
+            .prop_map(|(hole, bottom, steps, closes)| Op::Fill { hole, bottom, steps, closes }),
+        1 => any::<prop::sample::Index>().prop_map(|below| Op::Purge { below }),
+    ]
+}
+
+struct Event {
+    order: Order,
+    kind: Kind,
+    before: (Ref, Map),
+    after: (Ref, Map),
+}
+
+struct World {
+    bench: Bench,
+    next_event: u64,
+    next_side: u32,
+    events: Vec<Event>,
+    /// Indexes into `events`.
+    heads: BTreeSet<usize>,
+    /// The main line after each order that we told.
+    told: BTreeMap<Order, Map>,
+    current: Map,
+}
+
+fn set(map: &mut Map, key: StateKeyNum, val: Val) {
+    if val == Val::Absent {
+        map.remove(&key);
+    } else {
+        map.insert(key, val);
+    }
+}
+
+/// A stand-in for state resolution that depends on the conflicted values only. It may drop a key, choose any value, and
+/// set a key that is not in conflict.
+fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<Val>>) -> Map {
+    let mut chosen = Map::new();
+    for (key, vals) in conflicted {
+        let pick = vals.iter().filter_map(|val| val.event()).map(|event| event.0).sum::<u64>() as usize;
+        let val = vals.iter().copied().nth(pick % vals.len()).unwrap();
+        if pick % 11 == 0 {
+            chosen.insert(StateKeyNum(pick as u32 % KEYS), val);
+        }
+        chosen.entry(*key).or_insert(if pick % 7 == 0 { Val::Absent } else { val });
+    }
+    chosen
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            bench: Bench::new(),
+            next_event: 0,
+            next_side: 0,
+            events: Vec::new(),
+            heads: BTreeSet::new(),
+            told: BTreeMap::new(),
+            current: Map::new(),
+        };
+        world.event(Kind::Accepted, &[], &[(0, true), (1, true)]);
+        world
+    }
+
+    fn room(&self) -> RoomNum {
+        self.bench.room
+    }
+
+    fn vals(&mut self, sets: &[(u32, bool)]) -> Vec<(StateKeyNum, Val)> {
+        let mut vals = Map::new();
+        for (key, is_set) in sets {
+            self.next_event += 1;
+            let val = if *is_set { Val::Event(EventNum(self.next_event)) } else { Val::Absent };
+            vals.insert(StateKeyNum(*key), val);
+        }
+        vals.into_iter().collect()
+    }
+
+    /// The resolved state, ours and the model's.
+    fn resolve(&mut self, batch: &mut Batch, states: &[(Ref, Map)]) -> (Ref, Map) {
+        let room = self.room();
+        let (first, rest) = states.split_first().unwrap();
+        let mut keys = BTreeSet::new();
+        for (state, _) in rest {
+            keys.extend(diff(batch, room, first.0, *state).unwrap().into_iter().map(|(key, ..)| key));
+        }
+        let mut conflicted: BTreeMap<StateKeyNum, BTreeSet<Val>> = BTreeMap::new();
+        for key in keys {
+            let vals = states.iter().map(|(state, _)| at(batch, room, *state, key).unwrap()).collect();
+            conflicted.insert(key, vals);
+        }
+        let naive = {
+            let all: BTreeSet<_> = states.iter().flat_map(|(_, map)| map.keys().copied()).collect();
+            let vals = |key: &StateKeyNum| -> BTreeSet<Val> {
+                states.iter().map(|(_, map)| map.get(key).copied().unwrap_or(Val::Absent)).collect()
+            };
+            all.into_iter().map(|key| (key, vals(&key))).filter(|(_, vals)| vals.len() > 1).collect()
+        };
+        assert_eq!(conflicted, naive, "conflicted sets");
+        let chosen = judge(&conflicted);
+        let mut map = first.1.clone();
+        for (key, val) in &chosen {
+            set(&mut map, *key, *val);
+        }
+        let changes: Vec<_> = chosen.into_iter().collect();
+        let made = make_side(batch, room, &mut self.next_side, first.0, &changes).unwrap();
+        for (state, _) in states {
+            if diff(batch, room, made, *state).unwrap().is_empty() {
+                return (*state, map);
+            }
+        }
+        (made, map)
+    }
+
+    fn event(&mut self, kind: Kind, prevs: &[usize], sets: &[(u32, bool)]) {
+        let (room, changes) = (self.room(), self.vals(sets));
+        let mut batch = self.bench.store.batch();
+        let order = Order::live(batch.position(&LogEntry::RoomState { room }));
+        let mut states: Vec<(Ref, Map)> = Vec::new();
+        for prev in prevs {
+            let after = self.events[*prev].after.clone();
+            if states.iter().all(|(state, _)| *state != after.0) {
+                states.push(after);
+            }
+        }
+        let before = match states.len() {
+            0 => (Ref::EMPTY, Map::new()),
+            1 => states.remove(0),
+            _ => self.resolve(&mut batch, &states),
+        };
+        let mut after = before.clone();
+        for (key, val) in &changes {
+            set(&mut after.1, *key, *val);
+        }
+        let tip = tip(&batch, room).unwrap();
+        if kind == Kind::Accepted {
+            let mut heads: BTreeSet<usize> =
+                self.heads.iter().copied().filter(|head| !prevs.contains(head)).collect();
+            if heads.is_empty() {
+                // The event alone decides: the main line goes where it is.
+                let mut step: Vec<_> = diff(&batch, room, tip, before.0)
+                    .unwrap()
+                    .into_iter()
+                    .map(|(key, _, val)| (key, val))
+                    .collect();
+                step.extend(&changes);
+                apply(&mut batch, room, order, &step).unwrap();
+                after.0 = super::tip(&batch, room).unwrap();
+                self.current = after.1.clone();
+            } else {
+                after.0 = make_side(&mut batch, room, &mut self.next_side, before.0, &changes).unwrap();
+                let mut states = vec![after.clone()];
+                for head in &heads {
+                    let state = self.events[*head].after.clone();
+                    if states.iter().all(|(other, _)| *other != state.0) {
+                        states.push(state);
+                    }
+                }
+                let now = if states.len() == 1 { after.clone() } else { self.resolve(&mut batch, &states) };
+                let step: Vec<_> = diff(&batch, room, tip, now.0)
+                    .unwrap()
+                    .into_iter()
+                    .map(|(key, _, val)| (key, val))
+                    .collect();
+                apply(&mut batch, room, order, &step).unwrap();
+                if now.0 == after.0 {
+                    after.0 = super::tip(&batch, room).unwrap();
+                }
+                self.current = now.1;
+            }
+            heads.insert(self.events.len());
+            self.heads = heads;
+        } else if kind == Kind::SoftFailed {
+            after.0 = make_side(&mut batch, room, &mut self.next_side, before.0, &changes).unwrap();
+        } else {
+            after = before.clone();
+        }
+        let base = self.bench.store.enqueue(batch).unwrap().base;
+        self.bench.store.flush().unwrap();
+        let settle = |(state, map): (Ref, Map)| (state.settle(base), map);
+        let (before, after, order) = (settle(before), settle(after), order.settle(base));
+        self.told.insert(order, self.current.clone());
+        self.events.push(Event { order, kind, before, after });
+    }
+
+    fn rejoin(&mut self, sets: &[(u32, bool)], part_size: usize) {
+        let (room, changes) = (self.room(), self.vals(sets));
+        // The anchor is reserved first; the parts are batches of their own.
+        let anchor = self.bench.step(&[]).anchor;
+        let mut above = self.current.clone();
+        for (number, part) in changes.chunks(part_size).enumerate() {
+            self.bench.write(|batch| stage_hole(batch, room, anchor, number as u16, part).unwrap());
+            for (key, val) in part {
+                set(&mut above, *key, *val);
+            }
+        }
+        let order = Order::live(anchor);
+        let own = self.vals(&[(2, true)]);
+        let before = (Ref::Main(Order { anchor, minor: -1 }), above.clone());
+        self.bench.write(|batch| {
+            open_hole(batch, room, anchor, false, vec!["$missing".to_owned()]).unwrap();
+            apply(batch, room, order, &own).unwrap();
+        });
+        set(&mut above, own[0].0, own[0].1);
+        self.told.insert(before_order(order), before.1.clone());
+        self.told.insert(order, above.clone());
+        self.current = above.clone();
+        let after = (Ref::Main(order), above);
+        self.heads = BTreeSet::from([self.events.len()]);
+        self.events.push(Event { order, kind: Kind::Accepted, before, after });
+    }
+
+    fn holes(&self) -> Vec<Order> {
+        let snapshot = self.bench.store.snapshot();
+        let (mut holes, mut upto) = (Vec::new(), Order::MAX);
+        while let Some((hole, _)) = find_hole(&*snapshot, self.room(), upto).unwrap() {
+            holes.push(hole);
+            upto = Order { anchor: hole.anchor, minor: i32::MIN };
+        }
+        holes
+    }
+
+    fn fill(&mut self, hole: Order, bottom: &[(u32, bool)], steps: &[Vec<(u32, bool)>], closes: bool) {
+        let room = self.room();
+        let mut map = self.told[&before_order(hole)].clone();
+        let segment = Segment {
+            bottom: self.vals(bottom),
+            steps: steps.iter().map(|step| self.vals(step)).collect(),
+            missing: if closes { Vec::new() } else { vec!["$more".to_owned()] },
+        };
+        for (key, val) in &segment.bottom {
+            set(&mut map, *key, *val);
+        }
+        let orders = self.bench.write(|batch| fill_hole(batch, room, hole, &segment).unwrap());
+        let snapshot = self.bench.store.snapshot();
+        let lowest = orders.first().copied().unwrap_or(before_order(hole));
+        if !closes {
+            self.told.insert(before_order(lowest), map.clone());
+        }
+        for (order, step) in orders.iter().zip(&segment.steps) {
+            let before = (just_below(&*snapshot, room, *order).unwrap(), map.clone());
+            for (key, val) in step {
+                set(&mut map, *key, *val);
+            }
+            let after = (canonical(&*snapshot, room, Ref::Main(*order)).unwrap(), map.clone());
+            self.told.insert(*order, map.clone());
+            self.events.push(Event { order: *order, kind: Kind::Accepted, before, after });
+        }
+    }
+
+    fn purge(&mut self, below: Order) {
+        let room = self.room();
+        let Ref::Main(order) = canonical(&*self.bench.store.snapshot(), room, Ref::Main(below)).unwrap()
+        else {
+            return;
+        };
+        // Heads are kept, wherever they are: what they refer to below is expressed anew.
+        let mut batch = self.bench.store.batch();
+        for head in self.heads.clone() {
+            for is_before in [true, false] {
+                let event = &self.events[head];
+                let state = if is_before { event.before.0 } else { event.after.0 };
+                if matches!(state, Ref::Main(at) if at < order) {
+                    let differing = diff(&batch, room, Ref::Main(order), state).unwrap();
+                    let changes: Vec<_> = differing.into_iter().map(|(key, _, val)| (key, val)).collect();
+                    let anew =
+                        make_side(&mut batch, room, &mut self.next_side, Ref::Main(order), &changes).unwrap();
+                    let event = &mut self.events[head];
+                    *(if is_before { &mut event.before.0 } else { &mut event.after.0 }) = anew;
+                }
+            }
+        }
+        drop(self.bench.store.enqueue(batch).unwrap());
+        let is_kept = |(number, event): (usize, &Event)| event.order >= below || self.heads.contains(&number);
+        let mut kept_sides = BTreeSet::new();
+        let mut renamed = BTreeMap::new();
+        let mut kept = Vec::new();
+        for (number, event) in std::mem::take(&mut self.events).into_iter().enumerate() {
+            let lost = |state: Ref| matches!(state, Ref::Main(at) if at < order);
+            if is_kept((number, &event)) && !lost(event.before.0) && !lost(event.after.0) {
+                renamed.insert(number, kept.len());
+                for state in [event.before.0, event.after.0] {
+                    if let Ref::Side(side) = state {
+                        kept_sides.insert(side);
+                    }
+                }
+                kept.push(event);
+            }
+        }
+        self.events = kept;
+        self.heads = self.heads.iter().map(|head| renamed[head]).collect();
+        self.told.retain(|at, _| *at >= below);
+        let mut purge = Purge::new(below);
+        while !purge.is_done() {
+            self.bench.write(|batch| {
+                purge.step(batch, room, |side: SideNum| kept_sides.contains(&side), 7).unwrap();
+            });
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Event { kind, late, prevs, sets } => {
+                let heads: Vec<usize> = self.heads.iter().copied().collect();
+                let all: Vec<usize> = (0..self.events.len()).collect();
+                let from = if *late { &all } else { &heads };
+                let mut prevs: Vec<usize> = prevs.iter().map(|index| *index.get(from)).collect();
+                prevs.sort_unstable();
+                prevs.dedup();
+                self.event(*kind, &prevs, sets);
+            }
+            Op::Rejoin { sets, part_size } => self.rejoin(sets, *part_size),
+            Op::Fill { hole, bottom, steps, closes } => {
+                let holes = self.holes();
+                if !holes.is_empty() {
+                    self.fill(*hole.get(&holes), bottom, steps, *closes);
+                }
+            }
+            Op::Purge { below } => {
+                let orders: Vec<Order> = self.events.iter().map(|event| event.order).collect();
+                self.purge(*below.get(&orders));
+            }
+        }
+    }
+
+    fn check(&self, is_thorough: bool) {
+        let (snapshot, room) = (self.bench.store.snapshot(), self.room());
+        let refs: Vec<(Ref, &Map)> = self
+            .events
+            .iter()
+            .flat_map(|event| [(event.before.0, &event.before.1), (event.after.0, &event.after.1)])
+            .chain(self.told.iter().map(|(order, map)| (Ref::Main(*order), map)))
+            .collect();
+        let refs = if is_thorough { refs } else { refs.into_iter().rev().step_by(17).collect() };
+        for (state, map) in &refs {
+            for number in 0..KEYS {
+                let key = StateKeyNum(number);
+                let expected = map.get(&key).copied().unwrap_or(Val::Absent);
+                assert_eq!(at(&*snapshot, room, *state, key).unwrap(), expected, "{key} at {state:?}");
+            }
+            let whole: Map = full(&*snapshot, room, *state)
+                .unwrap()
+                .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+                .collect();
+            assert_eq!(&whole, *map, "all of {state:?}");
+        }
+        for (number, (state, map)) in refs.iter().enumerate() {
+            let (other, other_map) = refs[number * 7 % refs.len()];
+            let differing: Vec<_> = (0..KEYS)
+                .map(StateKeyNum)
+                .map(|key| {
+                    let val = |map: &Map| map.get(&key).copied().unwrap_or(Val::Absent);
+                    (key, val(map), val(other_map))
+                })
+                .filter(|(_, a, b)| a != b)
+                .collect();
+            assert_eq!(diff(&*snapshot, room, *state, other).unwrap(), differing, "{state:?} and {other:?}");
+        }
+        let listed: Map = list_current(&*snapshot, room)
+            .unwrap()
+            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .collect();
+        assert_eq!(listed, self.current);
+        assert!(
+            self.events.iter().all(|event| event.kind != Kind::Rejected || event.before.0 == event.after.0)
+        );
+    }
+}
+
+fn before_order(order: Order) -> Order {
+    Order { anchor: order.anchor, minor: order.minor - 1 }
+}
+
+fn run(ops: &[Op]) {
+    let mut world = World::new();
+    for (number, op) in ops.iter().enumerate() {
+        world.run(op);
+        if number % 50 == 0 {
+            world.check(false);
+        }
+    }
+    world.check(true);
+    assert!(world.bench.store.snapshot().upto() > Position::ZERO);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_state_of_a_random_room_is_what_a_full_map_for_every_event_says(
+        ops in prop::collection::vec(op(), 1..500),
+    ) {
+        run(&ops);
+    }
+
+    #[test]
+    fn every_state_of_a_short_random_room_is_right(ops in prop::collection::vec(op(), 1..12)) {
+        run(&ops);
+    }
+}

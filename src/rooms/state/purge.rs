@@ -1,0 +1,170 @@
+//! Forgetting the states below an order, in parts: what stands at or above it is never touched.
+
+use std::{collections::BTreeSet, ops::Bound};
+
+use super::{canonical, compare::diff, side::Chain};
+use crate::{
+    ids::{Order, RoomNum, SideNum, StateKeyNum},
+    store::{
+        Batch, Direction, Fault,
+        schema::{
+            self,
+            state::{LogRow, Ref, SideRow},
+        },
+    },
+};
+
+/// How far a purge has come. A purge that was interrupted begins anew: what is done costs little the second time.
+#[derive(Debug, Clone)]
+pub struct Purge {
+    below: Order,
+    stage: Stage,
+    /// Side states that a kept one stands on.
+    needed: BTreeSet<SideNum>,
+}
+
+#[derive(Debug, Clone)]
+enum Stage {
+    Sides(SideNum),
+    Undo(StateKeyNum),
+    Log,
+    Done,
+}
+
+impl Purge {
+    /// Forgets the states of a room below `below`; the state at `below` stays known.
+    pub fn new(below: Order) -> Self {
+        Self { below, stage: Stage::Sides(SideNum(u32::MAX)), needed: BTreeSet::new() }
+    }
+
+    /// Whether there is nothing left to do.
+    pub fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done)
+    }
+
+    /// The next part, of about `rows_max` rows. `is_kept` tells the side states that an event names which is kept;
+    /// those that differ from a place below are made to differ from the place at `below`.
+    pub fn step(
+        &mut self,
+        batch: &mut Batch,
+        room: RoomNum,
+        is_kept: impl Fn(SideNum) -> bool,
+        rows_max: usize,
+    ) -> Result<(), Fault> {
+        let Ref::Main(order) = canonical(batch, room, Ref::Main(self.below))? else {
+            return Ok(());
+        };
+        if order == Order::MIN {
+            self.stage = Stage::Done;
+        }
+        self.stage = match self.stage {
+            Stage::Sides(from) => self.sides(batch, room, order, from, is_kept, rows_max)?,
+            Stage::Undo(from) => undo(batch, room, order, from, rows_max)?,
+            Stage::Log => log(batch, room, order, rows_max)?,
+            Stage::Done => Stage::Done,
+        };
+        Ok(())
+    }
+
+    /// From the newest down, so that what stands on a side state is seen before it.
+    fn sides(
+        &mut self,
+        batch: &mut Batch,
+        room: RoomNum,
+        order: Order,
+        from: SideNum,
+        is_kept: impl Fn(SideNum) -> bool,
+        rows_max: usize,
+    ) -> Result<Stage, Fault> {
+        let part: Vec<(SideNum, SideRow)> = {
+            let (low, high) = (Bound::Included((room, SideNum(0))), Bound::Included((room, from)));
+            let rows = schema::SIDE.range::<(RoomNum, SideNum)>(&*batch, low, high, Direction::Down)?;
+            // A side state may take many bytes.
+            rows.take(rows_max.min(64))
+                .map(|row| row.map(|((_, side), row)| (side, row)))
+                .collect::<Result<_, _>>()?
+        };
+        for (side, row) in &part {
+            if !is_kept(*side) && !self.needed.contains(side) {
+                schema::SIDE.delete(batch, (room, *side));
+                continue;
+            }
+            let chain = Chain::read(&*batch, room, row.base)?;
+            if chain.base < Ref::Main(order) {
+                let differing = diff(&*batch, room, Ref::Main(order), Ref::Side(*side))?;
+                let entries = differing.into_iter().map(|(key, _, val)| (key, val));
+                schema::SIDE.put(batch, (room, *side), &SideRow::new(Ref::Main(order), 1, entries));
+            } else if let Ref::Side(base) = row.base {
+                self.needed.insert(base);
+            }
+        }
+        Ok(match part.last() {
+            Some((SideNum(last), _)) if *last > 0 => Stage::Sides(SideNum(last - 1)),
+            _ => Stage::Undo(StateKeyNum(0)),
+        })
+    }
+}
+
+fn undo(
+    batch: &mut Batch,
+    room: RoomNum,
+    order: Order,
+    from: StateKeyNum,
+    rows_max: usize,
+) -> Result<Stage, Fault> {
+    let (mut seen, mut gone, mut next) = (0, Vec::new(), Stage::Log);
+    {
+        let (low, high) = (Bound::Included((room, from)), Bound::Included((room, StateKeyNum(u32::MAX))));
+        let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum)>(&*batch, low, high, Direction::Up)?;
+        for row in rows {
+            let ((_, key, at), _) = row?;
+            if gone.len() >= rows_max || seen >= rows_max.saturating_mul(64) {
+                next = Stage::Undo(key);
+                break;
+            }
+            seen += 1;
+            if at <= order {
+                gone.push((key, at));
+            }
+        }
+    }
+    if gone.is_empty()
+        && let Stage::Undo(key) = next
+        && key == from
+    {
+        // One key has more kept rows than a part looks at: it has none to forget further up.
+        next = key.0.checked_add(1).map_or(Stage::Log, |key| Stage::Undo(StateKeyNum(key)));
+    }
+    for (key, at) in gone {
+        schema::STATE_UNDO.delete(batch, (room, key, at));
+    }
+    Ok(next)
+}
+
+fn log(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Result<Stage, Fault> {
+    let gone: Vec<Order> = {
+        let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Excluded((room, order)));
+        let rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
+        rows.take(rows_max).map(|row| row.map(|((_, at), _)| at)).collect::<Result<_, _>>()?
+    };
+    let holes: Vec<Order> = {
+        let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Included((room, order)));
+        let rows = schema::HOLE.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
+        rows.take(rows_max).map(|row| row.map(|((_, at), _)| at)).collect::<Result<_, _>>()?
+    };
+    let is_last = gone.len() < rows_max;
+    for at in gone {
+        schema::STATE_LOG.delete(batch, (room, at));
+    }
+    for at in holes {
+        schema::HOLE.delete(batch, (room, at));
+    }
+    if !is_last {
+        return Ok(Stage::Log);
+    }
+    // The row itself stays as a marker: references are rounded down to it.
+    if let Some(row) = schema::STATE_LOG.get(&*batch, (room, order))? {
+        schema::STATE_LOG.put(batch, (room, order), &LogRow { count: row.count, changes: Vec::new() });
+    }
+    Ok(Stage::Done)
+}

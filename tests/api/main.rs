@@ -1,0 +1,14 @@
+//! The real router in memory, one file a section of the specification.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what is not as expected fails the test"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod discovery;
+mod http_rules;
