@@ -1,13 +1,17 @@
 //! The settings: `conduit.toml`, and environment variables over it.
 
+mod check;
+mod load;
 mod sections;
 mod size;
 
 use serde::{Deserialize, Serialize};
 
+pub use check::ROOM_VERSIONS;
+pub use load::{ENVIRONMENT_PREFIX, Problem};
 pub use sections::{
-    Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Registration,
-    RegistrationMode, Rooms, Server, Storage, Tls,
+    Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords,
+    Registration, RegistrationMode, Rooms, Server, Storage, Tls,
 };
 pub use size::Size;
 

@@ -154,6 +154,26 @@ pub struct Limits {
     pub body_bytes_max: Size,
     /// Connections open at once, over all listeners.
     pub connections_max: u32,
+    /// Logins and other checks of passwords, by address.
+    pub login: Bucket,
+    /// Registrations, by address.
+    pub register: Bucket,
+    /// Events sent, by user.
+    pub send: Bucket,
+    /// Rooms made, joins, invitations, by user.
+    pub membership: Bucket,
+    /// Whatever else the specification marks, by user or address.
+    pub other: Bucket,
+}
+
+/// How often something may be done.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// How often in the long run.
+    pub per_second: f64,
+    /// How often at once, after a pause.
+    pub burst: u32,
 }
 
 /// `[log]`: what is written to standard error.
@@ -229,7 +249,16 @@ impl Default for Federation {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { rate_limits: true, body_bytes_max: Size::mib(16), connections_max: 10_000 }
+        Self {
+            rate_limits: true,
+            body_bytes_max: Size::mib(16),
+            connections_max: 10_000,
+            login: Bucket { per_second: 1.0, burst: 30 },
+            register: Bucket { per_second: 1.0, burst: 30 },
+            send: Bucket { per_second: 20.0, burst: 200 },
+            membership: Bucket { per_second: 5.0, burst: 100 },
+            other: Bucket { per_second: 20.0, burst: 200 },
+        }
     }
 }
 

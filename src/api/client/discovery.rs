@@ -1,15 +1,12 @@
 //! What this server is and can do: versions, well-known, capabilities.
 
-use ruma::{
-    RoomVersionId,
-    api::client::discovery::{
-        discover_homeserver::{self, HomeserverInfo},
-        get_capabilities::{
-            self,
-            v3::{Capabilities, RoomVersionStability, RoomVersionsCapability},
-        },
-        get_supported_versions,
+use ruma::api::client::discovery::{
+    discover_homeserver::{self, HomeserverInfo},
+    get_capabilities::{
+        self,
+        v3::{Capabilities, RoomVersionStability, RoomVersionsCapability},
     },
+    get_supported_versions,
 };
 
 use crate::{
@@ -17,6 +14,7 @@ use crate::{
         Routes,
         extract::{Client, MaybeClient, Public},
     },
+    config::ROOM_VERSIONS,
     error::Result,
     flows::App,
 };
@@ -25,20 +23,6 @@ use crate::{
 const VERSIONS: [&str; 20] = [
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17",
-];
-
-/// The room versions that rooms may have here.
-const ROOM_VERSIONS: [RoomVersionId; 10] = [
-    RoomVersionId::V3,
-    RoomVersionId::V4,
-    RoomVersionId::V5,
-    RoomVersionId::V6,
-    RoomVersionId::V7,
-    RoomVersionId::V8,
-    RoomVersionId::V9,
-    RoomVersionId::V10,
-    RoomVersionId::V11,
-    RoomVersionId::V12,
 ];
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -1,0 +1,126 @@
+//! What a type alone does not say about a setting.
+
+use std::net::SocketAddr;
+
+use http::Uri;
+use ruma::RoomVersionId;
+
+use crate::config::{Bucket, Config, Size};
+
+/// A setting, and what it should be.
+type Wrong = (String, String);
+
+/// The room versions that rooms may have here.
+pub const ROOM_VERSIONS: [RoomVersionId; 10] = [
+    RoomVersionId::V3,
+    RoomVersionId::V4,
+    RoomVersionId::V5,
+    RoomVersionId::V6,
+    RoomVersionId::V7,
+    RoomVersionId::V8,
+    RoomVersionId::V9,
+    RoomVersionId::V10,
+    RoomVersionId::V11,
+    RoomVersionId::V12,
+];
+
+/// The first setting that is wrong.
+pub(super) fn check(config: &Config) -> Result<(), Wrong> {
+    server(config)?;
+    listeners(config)?;
+    passwords(config)?;
+    limits(config)?;
+    log(config)?;
+    require(ROOM_VERSIONS.contains(&config.rooms.default_version), "rooms.default_version", || {
+        "expected a room version from 3 to 12".into()
+    })?;
+    require(config.storage.cache_bytes_max >= Size::mib(1), "storage.cache_bytes_max", || {
+        "expected at least 1 MiB".into()
+    })?;
+    let address = &config.metrics.address;
+    require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
+        format!("expected an address and a port such as \"127.0.0.1:9090\", or nothing; found {address:?}")
+    })
+}
+
+fn require(holds: bool, key: impl Into<String>, expected: impl FnOnce() -> String) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err((key.into(), expected())) }
+}
+
+fn server(config: &Config) -> Result<(), Wrong> {
+    let url = &config.server.public_base_url;
+    let parsed = url.parse::<Uri>().ok();
+    let good = parsed.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none()
+    });
+    require(good, "server.public_base_url", || {
+        format!("expected a URL such as \"https://matrix.example.org\"; found {url:?}")
+    })?;
+    require(!config.server.data_dir.as_os_str().is_empty(), "server.data_dir", || {
+        "expected a directory".into()
+    })
+}
+
+fn listeners(config: &Config) -> Result<(), Wrong> {
+    require(!config.listeners.is_empty(), "listener", || "expected at least one [[listener]]".into())?;
+    for (number, listener) in config.listeners.iter().enumerate() {
+        let one = listener.address.is_some() != listener.unix.is_some();
+        require(one, format!("listener.{number}.address"), || {
+            "a listener has either address or unix: expected exactly one of them".into()
+        })?;
+        require(listener.tls.is_none() || listener.unix.is_none(), format!("listener.{number}.tls"), || {
+            "a Unix socket has no TLS".into()
+        })?;
+    }
+    Ok(())
+}
+
+fn passwords(config: &Config) -> Result<(), Wrong> {
+    let it = &config.passwords;
+    require((1..=64).contains(&it.argon2_lanes), "passwords.argon2_lanes", || "expected 1 to 64".into())?;
+    require((1..=100).contains(&it.argon2_iterations), "passwords.argon2_iterations", || {
+        "expected 1 to 100".into()
+    })?;
+    let least = it.argon2_lanes * 8;
+    require((least..=4 << 20).contains(&it.argon2_memory_kib), "passwords.argon2_memory_kib", || {
+        format!("expected {least} (8 a lane) to 4194304")
+    })
+}
+
+fn limits(config: &Config) -> Result<(), Wrong> {
+    let it = &config.limits;
+    require((Size::kib(64)..=Size::mib(1024)).contains(&it.body_bytes_max), "limits.body_bytes_max", || {
+        "expected \"64 KiB\" to \"1 GiB\"".into()
+    })?;
+    require(it.connections_max > 0, "limits.connections_max", || "expected 1 or more".into())?;
+    let buckets: [(&str, &Bucket); 5] = [
+        ("login", &it.login),
+        ("register", &it.register),
+        ("send", &it.send),
+        ("membership", &it.membership),
+        ("other", &it.other),
+    ];
+    for (name, bucket) in buckets {
+        let rate = bucket.per_second;
+        require(rate.is_finite() && rate > 0.0, format!("limits.{name}.per_second"), || {
+            "expected a number above 0".into()
+        })?;
+        require(bucket.burst > 0, format!("limits.{name}.burst"), || "expected 1 or more".into())?;
+    }
+    Ok(())
+}
+
+fn log(config: &Config) -> Result<(), Wrong> {
+    let level = &config.log.level;
+    // A bare word would be taken for the name of a module.
+    let known = |word: &str| matches!(word, "error" | "warn" | "info" | "debug" | "trace" | "off");
+    let good = level.split(',').all(|part| {
+        let (module, level) = part.trim().rsplit_once('=').unwrap_or(("aqueduct", part.trim()));
+        known(level) && !module.is_empty()
+    });
+    require(good, "log.level", || {
+        format!(
+            "expected error, warn, info, debug or trace, or a list such as \"info,aqueduct::sync=debug\"; found {level:?}"
+        )
+    })
+}
