@@ -2,6 +2,7 @@
 
 mod flusher;
 mod identity;
+mod timers;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ impl Server {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
         let app = App::new(House { env, store, config: Arc::new(config), signing });
         flusher::start(&app.store, &app.env, |_, _| ())?;
+        timers::start(&app.store, &app.env);
         let router = api::router(&app);
         Ok(Self { app, router })
     }

@@ -10,17 +10,21 @@ mod batch;
 pub mod check;
 #[cfg(test)]
 mod conformance;
+pub mod cursor;
 mod data_dir;
 pub mod engine;
 mod flush;
 mod head;
 pub mod key;
 pub mod log;
+mod migrate;
 mod overlay;
 mod pending;
 mod queue;
 pub mod schema;
 pub mod table;
+pub mod tail;
+pub mod timer;
 mod view;
 
 use std::{fmt, sync::Arc, sync::atomic::AtomicBool};

@@ -1,12 +1,19 @@
 //! `db check`: reads every row and says what is wrong.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::{
-    ids::Position,
+    ids::{Order, Position, RoomNum},
     store::{
-        Direction, Family, Fault, Read, Snapshot, backup::Progress, engine::EngineSnapshot, log::LogEntry,
+        Direction, Family, Fault, Read, Snapshot,
+        backup::Progress,
+        engine::EngineSnapshot,
+        key::{Decoder, Key},
+        log::LogEntry,
         schema,
+        table::after_prefix,
     },
 };
 
@@ -86,13 +93,18 @@ fn hex(bytes: &[u8]) -> String {
 
 fn check_log(snapshot: &Snapshot, report: &mut Report) -> Result<(), Fault> {
     let mut newest = Position::ZERO;
+    let mut oldest_of = BTreeMap::new();
     for row in schema::LOG.prefix::<()>(snapshot, (), Direction::Up)? {
         // What does not decode was found before.
         let Ok((position, entry)) = row else { continue };
         newest = position;
-        if let LogEntry::Event { room, event } = entry
-            && schema::PLACE.get(snapshot, (room, event)).ok().flatten().is_none()
-        {
+        let LogEntry::Event { room, event } = entry else { continue };
+        if schema::PLACE.get(snapshot, (room, event)).ok().flatten().is_some() {
+            continue;
+        }
+        // Nor is it there when the room was deleted, or purged up to it.
+        let oldest = *oldest_of.entry(room).or_insert_with(|| oldest_event(snapshot, room));
+        if oldest.is_some_and(|oldest| oldest < position) {
             report
                 .add(|| format!("the log has event {event} of room {room} at {position}, which is nowhere"));
         }
@@ -101,6 +113,16 @@ fn check_log(snapshot: &Snapshot, report: &mut Report) -> Result<(), Fault> {
         report.add(|| format!("the log goes to {newest}, but the head says {}", snapshot.upto()));
     }
     Ok(())
+}
+
+/// Where the first event that a room still has stands.
+fn oldest_event(snapshot: &Snapshot, room: RoomNum) -> Option<Position> {
+    let low = schema::TIMELINE.key_bytes::<(RoomNum,)>((room,)).bytes;
+    let high = after_prefix(&low);
+    let (key, _) =
+        snapshot.engine.range(schema::TIMELINE.family, low, high, Direction::Up).ok()?.next()?.ok()?;
+    let (_, order) = <(RoomNum, Order)>::decode_key(&mut Decoder(key.get(1..)?)).ok()?;
+    Some(order.anchor)
 }
 
 #[cfg(test)]
@@ -129,14 +151,16 @@ mod tests {
         batch.position(&LogEntry::Event { room: RoomNum(1), event: EventNum(2) });
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();
+        let first_event = schema::TIMELINE.key_bytes::<(RoomNum, Order)>((RoomNum(1), Order::MIN));
         let rows = [
             Change::Row(Family::Log, Bytes::from_static(&[1, 0, 0]), Some(Bytes::new())),
             Change::Row(Family::Index, Bytes::from_static(&[249, 0]), Some(Bytes::new())),
+            Change::Row(Family::Events, first_event.bytes.into(), Some(Bytes::new())),
         ];
         store.engine().write(rows.iter(), false).unwrap();
         drop(store.enqueue(store.batch()).unwrap());
         store.flush().unwrap();
         let report = check(&store.snapshot(), &mut |_| ()).unwrap();
-        assert_eq!(report.faults, 3, "{:?}", report.findings);
+        assert_eq!(report.faults, 4, "{:?}", report.findings);
     }
 }

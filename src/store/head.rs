@@ -8,7 +8,7 @@ use crate::{
         Direction, Engine, Fault, Snapshot,
         engine::Change,
         key::{Encoder, Value},
-        schema,
+        migrate, schema,
     },
 };
 
@@ -31,17 +31,9 @@ pub(crate) struct Head {
     pub(crate) reserved: Reserved,
 }
 
-/// Reads the head; writes it where the store is new.
+/// Reads the head; writes it where the store is new, brings it to the newest layout where that is an older one.
 pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
-    let found = read(engine)?;
-    let mut first_rows = Vec::new();
-    if schema::HEAD.get(&found, LAYOUT)?.is_none() {
-        first_rows.push(row(LAYOUT, LAYOUT_NOW));
-        first_rows.push(incarnation_row(0, Position::ZERO));
-    }
-    if !first_rows.is_empty() {
-        engine.write(first_rows.iter(), true)?;
-    }
+    migrate::run_all(engine)?;
     let snapshot = read(engine)?;
     let incarnations = Incarnations::read(&snapshot)?;
     let reserved = schema::HEAD.get(&snapshot, RESERVED)?.unwrap_or(0);
@@ -57,16 +49,29 @@ pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
     })
 }
 
+/// What is written now, before anything of it is known.
+pub(crate) fn bare(engine: &Engine) -> Snapshot {
+    Snapshot { engine: engine.snapshot(), position: Position::ZERO, batch_number: 0 }
+}
+
+/// The layout of a store; none when nothing was ever written.
+pub(crate) fn find_layout(read: &Snapshot) -> Result<Option<u64>, Fault> {
+    schema::HEAD.get(read, LAYOUT)
+}
+
+/// The row that says of which layout the store is.
+pub(crate) fn layout_row(layout: u64) -> Change {
+    row(LAYOUT, layout)
+}
+
+/// The first rows of a store.
+pub(crate) fn rows_of_new_store(layout: u64) -> [Change; 2] {
+    [row(LAYOUT, layout), incarnation_row(0, Position::ZERO)]
+}
+
 /// What is written now, with its position.
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
-    let bare = Snapshot { engine: engine.snapshot(), position: Position::ZERO, batch_number: 0 };
-    match schema::HEAD.get(&bare, LAYOUT)? {
-        None => {}
-        Some(layout) if layout <= LAYOUT_NOW => {}
-        Some(_) => {
-            return Err(Fault::Corrupt("it was written by a newer version, and going back is not possible"));
-        }
-    }
+    let bare = bare(engine);
     let position = schema::HEAD.get(&bare, POSITION)?.unwrap_or(0);
     let position = Position::new(position).ok_or(Fault::Corrupt("its position is too high"))?;
     let batch_number = schema::HEAD.get(&bare, BATCH)?.unwrap_or(0);

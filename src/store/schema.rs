@@ -9,6 +9,8 @@ pub mod state;
 
 use std::marker::PhantomData;
 
+use bytes::Bytes;
+
 use crate::{
     ids::{EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     store::{
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// Says whether the bytes of a row are what they should be.
-pub(crate) type CheckRow = fn(&[u8], bytes::Bytes) -> Result<(), super::Fault>;
+pub(crate) type CheckRow = fn(&[u8], Bytes) -> Result<(), super::Fault>;
 
 macro_rules! tables {
     ($($(#[$doc:meta])* $id:literal $name:ident($key:ty => $value:ty) in $family:ident, $domain:ident of $owner:literal $(, $local:ident)?;)*) => {
@@ -58,6 +60,14 @@ tables! {
     2 HEAD(String => u64) in Log, Server of "store::head", local;
     /// Each life of the store that a restore began, and the position at which the history it continues ended.
     3 INCARNATION(u16 => Position) in Log, Server of "store::head", local;
+    /// How far a migration to a layout has come.
+    4 MIGRATION(u64 => Bytes) in Log, Server of "store::migrate", local;
+    /// How far a reader of the log has come, by its name.
+    5 CURSOR(String => Position) in Notes, Server of "store::cursor", local;
+    /// Log entries at or before this position, except those of events, may be gone.
+    6 LOG_TRIMMED(() => Position) in Log, Server of "store::tail";
+    /// The newest position when an hour (since the epoch) was first seen.
+    7 LOG_TIME(u64 => Position) in Log, Server of "store::tail", local;
     /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
     9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
@@ -132,6 +142,9 @@ tables! {
     111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
     // --- delivery and timers: 130-149 ---
+
+    /// What must happen later: when (ms since the epoch), what kind, what about; and what the worker needs.
+    130 TIMER((u64, u8, Vec<u8>) => Bytes) in Queues, Server of "store::timer";
 }
 
 #[cfg(test)]

@@ -1,0 +1,97 @@
+//! Fires durable timers when they are due, a bounded number a second.
+
+use std::time::Duration;
+
+use crate::{
+    env::Env,
+    error::Result,
+    store::{
+        NotAccepted, Store, tail,
+        timer::{self, FIRED_A_SECOND_MAX, Timer, TimerKind},
+    },
+};
+
+/// How often it looks: a timer fires at most this late.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
+const HOUR_MS: u64 = 60 * 60 * 1000;
+
+/// Starts the worker.
+pub(crate) fn start(store: &Store, env: &Env) {
+    env.spawn(run(store.clone(), env.clone()));
+}
+
+async fn run(store: Store, env: Env) {
+    loop {
+        let (fires, now_ms) = (store.clone(), env.now_ms());
+        if let Err(error) = env.blocking(move || fire_due(&fires, now_ms)).await {
+            tracing::error!(%error, "timers that are due could not be fired; they wait");
+        }
+        env.sleep(LOOKS_EVERY).await;
+    }
+}
+
+/// Fires what is due. A plain function: a clock that stands still cannot keep it busy.
+fn fire_due(store: &Store, now_ms: u64) -> Result<()> {
+    let view = store.view();
+    if !timer::is_set(&view, TimerKind::TrimLog)? {
+        let mut batch = store.batch();
+        timer::set(&mut batch, &trim_log_at(now_ms));
+        drop(store.enqueue(batch)?);
+    }
+    for timer in timer::list_due(&view, now_ms, FIRED_A_SECOND_MAX)? {
+        match timer.kind {
+            TimerKind::TrimLog => trim_log(store, &timer, now_ms)?,
+        }
+    }
+    Ok(())
+}
+
+fn trim_log_at(due_ms: u64) -> Timer {
+    Timer { due_ms, kind: TimerKind::TrimLog, key: Vec::new(), content: bytes::Bytes::new() }
+}
+
+fn trim_log(store: &Store, timer: &Timer, now_ms: u64) -> Result<()> {
+    // More to trim: again at the next look. Nothing: in an hour.
+    let (mut batch, again_ms) = match tail::trim(store, now_ms)? {
+        Some(batch) => (batch, now_ms + 1),
+        None => (store.batch(), now_ms + HOUR_MS),
+    };
+    timer::fire(&mut batch, timer);
+    timer::set(&mut batch, &trim_log_at(again_ms));
+    match store.enqueue(batch) {
+        // Somebody else has fired it.
+        Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::UserNum,
+        store::{Direction, Durability, Engine, LogEntry, cursor, engine::Memory, schema},
+    };
+
+    #[test]
+    fn the_log_is_trimmed_by_a_timer_that_sets_itself_again() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let mut batch = store.batch();
+        batch.position(&LogEntry::Account { user: UserNum(1) });
+        let enqueued = store.enqueue(batch).unwrap();
+        let mut batch = store.batch();
+        cursor::advance(&mut batch, "reader", enqueued.base);
+        drop(store.enqueue(batch).unwrap());
+        let entries = || schema::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
+        store.flush().unwrap();
+        for now_ms in [1, 2, 3, 4] {
+            fire_due(&store, now_ms).unwrap();
+            store.flush().unwrap();
+        }
+        assert_eq!(entries(), 0);
+        let next = timer::find_next_due_ms(&*store.snapshot()).unwrap().unwrap();
+        assert!(next > HOUR_MS, "{next}");
+        fire_due(&store, HOUR_MS).unwrap();
+        assert_eq!(timer::find_next_due_ms(&store.view()).unwrap(), Some(next));
+    }
+}

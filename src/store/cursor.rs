@@ -1,0 +1,33 @@
+//! Durable cursors: how far each reader of the log has come. Moving one is a note, so it wakes nobody and waits for no
+//! fsync; a crash may lose the last moves, and what was read since is read again.
+
+use crate::{
+    ids::Position,
+    store::{Batch, Direction, Fault, Read, schema},
+};
+
+/// Where the reader of this name stands; none before its first note.
+pub fn find(read: &(impl Read + ?Sized), reader: &str) -> Result<Option<Position>, Fault> {
+    // Never ahead of what is there, whatever a crash has left.
+    Ok(schema::CURSOR.get(read, reader)?.map(|position| position.min(read.upto())))
+}
+
+/// The reader has dealt with everything at or before this position.
+pub fn advance(batch: &mut Batch, reader: &str, position: Position) {
+    schema::CURSOR.put(batch, reader, &position);
+}
+
+/// The reader is no more: it holds the log back no longer.
+pub fn remove(batch: &mut Batch, reader: &str) {
+    schema::CURSOR.delete(batch, reader);
+}
+
+/// All readers, by name.
+pub fn list(read: &(impl Read + ?Sized)) -> Result<Vec<(String, Position)>, Fault> {
+    schema::CURSOR.prefix::<()>(read, (), Direction::Up)?.collect()
+}
+
+/// The position of the slowest reader; none when there is no reader.
+pub fn slowest(read: &(impl Read + ?Sized)) -> Result<Option<Position>, Fault> {
+    Ok(list(read)?.into_iter().map(|(_, position)| position).min())
+}
