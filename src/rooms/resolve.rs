@@ -1,0 +1,316 @@
+//! State resolution, versions 2 and 2.1: which state a room has where its history forked. Specification: "State
+//! resolution" of room versions 2 and 12.
+//!
+//! The specification speaks of whole states and whole auth chains; this reads what is in conflict. The conflicted state
+//! set is the union of differences between the states ([`state::diff`]); unconflicted values are looked up where a rule
+//! asks for them; the auth difference is found by walking down from the conflicted events as far as the states
+//! disagree (`difference.rs`). So resolving costs what the conflict costs, however large the room is. That the result
+//! is the same is shown against ruma's own resolution on random rooms (`tests.rs`).
+//!
+//! As in other servers, the auth chain of a state includes the state's own events.
+
+mod check;
+mod difference;
+mod known;
+mod recent;
+mod sort;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use ruma::{
+    OwnedEventId,
+    room_version_rules::{AuthorizationRules, RoomVersionRules, StateResolutionV2Rules},
+    state_res,
+};
+
+pub use recent::Recent;
+
+use crate::{
+    ids::{EventNum, RoomNum, StateKeyNum},
+    rooms::state::{self, Ref, Val},
+    store::{Fault, Read},
+};
+use known::Known;
+
+/// A resolution that needs more events than this is not made now.
+pub const EVENTS_MAX: usize = 50_000;
+/// More states than this are not resolved at once; a room has at most 20 heads, an event as many prevs.
+pub const STATES_MAX: usize = 64;
+
+/// What resolution has to know of a state event without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The number of its (type, state key).
+    pub key: StateKeyNum,
+    /// One more than the greatest such number of its auth events.
+    pub auth_depth: u64,
+    /// Its auth events.
+    pub auth: Vec<EventNum>,
+}
+
+/// Where a room's state events come from.
+pub trait Source {
+    /// An event as the authorization rules see it.
+    type Event: state_res::Event<Id = OwnedEventId>;
+
+    /// The header of a state event; `None` if there is no such event, or it is none of state.
+    fn find_header(&self, event: EventNum) -> Result<Option<Header>, Fault>;
+
+    /// The event itself.
+    fn find_event(&self, event: EventNum) -> Result<Option<Self::Event>, Fault>;
+}
+
+/// Why states were not resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotResolved {
+    /// More than [`EVENTS_MAX`] events or [`STATES_MAX`] states: not now. The event waits in staging.
+    TooMuch,
+    /// The room version resolves its states in a way this does not know.
+    UnknownVersion,
+    /// The store, or an event in it that is not what it must be.
+    Fault(Fault),
+}
+
+impl From<Fault> for NotResolved {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl fmt::Display for NotResolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooMuch => write!(f, "too much of the room's history is in conflict to resolve it now"),
+            Self::UnknownVersion => write!(f, "the states of this room version cannot be resolved"),
+            Self::Fault(fault) => fault.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NotResolved {}
+
+/// What states resolve to: the nearest of them, and how the result differs from it.
+///
+/// Derived keys (their types begin with byte 0x01) are left as they are in `base`; whoever derives them adds their
+/// changes before [`state::make_side`] makes a reference of the two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    /// One of the states that were resolved.
+    pub base: Ref,
+    /// Keys with their values, where they are not those of `base`; rising.
+    pub changes: Vec<(StateKeyNum, Val)>,
+}
+
+impl Resolution {
+    /// The state that needs no resolution.
+    fn of(base: Ref) -> Self {
+        Self { base, changes: Vec::new() }
+    }
+}
+
+/// Resolves the states of a fork. Blocking and possibly long: it belongs on the long pool, one a room at a time.
+pub fn resolve(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    rules: &RoomVersionRules,
+    states: &[Ref],
+    source: &impl Source,
+) -> Result<Resolution, NotResolved> {
+    let mut distinct = BTreeSet::new();
+    for given in states {
+        distinct.insert(state::canonical(read, room, *given)?);
+    }
+    let states: Vec<Ref> = distinct.into_iter().collect();
+    let Some((first, rest)) = states.split_first() else { return Ok(Resolution::of(Ref::EMPTY)) };
+    if rest.is_empty() {
+        return Ok(Resolution::of(*first));
+    }
+    if states.len() > STATES_MAX {
+        return Err(NotResolved::TooMuch);
+    }
+    let state_res = rules.state_res.v2_rules().ok_or(NotResolved::UnknownVersion)?;
+    let conflict = Conflict::find(read, room, *first, rest)?;
+    if conflict.vals.is_empty() {
+        return Ok(Resolution::of(*first));
+    }
+    let known = Known::new(source);
+    let problem = Problem { read, room, rules: &rules.authorization, state_res, first: *first, conflict: &conflict, known };
+    let resolved = problem.solve()?;
+    nearest(&problem, &states, &resolved)
+}
+
+/// The keys that are not the same in all states: the conflicted state set.
+#[derive(Debug, Default)]
+struct Conflict {
+    /// Of each such key, the value in each state, in the order of the states.
+    vals: BTreeMap<StateKeyNum, Vec<Val>>,
+}
+
+impl Conflict {
+    fn find(read: &(impl Read + ?Sized), room: RoomNum, first: Ref, rest: &[Ref]) -> Result<Self, NotResolved> {
+        let mut differing: BTreeMap<StateKeyNum, (Val, BTreeMap<usize, Val>)> = BTreeMap::new();
+        for (number, other) in rest.iter().enumerate() {
+            for (key, here, there) in state::diff(read, room, first, *other)? {
+                differing.entry(key).or_insert_with(|| (here, BTreeMap::new())).1.insert(number, there);
+            }
+            if differing.len() > EVENTS_MAX {
+                return Err(NotResolved::TooMuch);
+            }
+        }
+        let mut vals = BTreeMap::new();
+        for (key, (here, others)) in differing {
+            if is_derived(read, room, key)? {
+                continue;
+            }
+            let of = |number: usize| others.get(&number).copied().unwrap_or(here);
+            vals.insert(key, std::iter::once(here).chain((0..rest.len()).map(of)).collect());
+        }
+        Ok(Self { vals })
+    }
+
+    fn contains(&self, key: StateKeyNum) -> bool {
+        self.vals.contains_key(&key)
+    }
+
+    /// The conflicted events, each with the mask of the states it is in.
+    fn events(&self) -> BTreeMap<EventNum, u64> {
+        let mut events = BTreeMap::new();
+        for vals in self.vals.values() {
+            for (number, val) in vals.iter().enumerate() {
+                if let Some(event) = val.event() {
+                    *events.entry(event).or_insert(0) |= 1 << number;
+                }
+            }
+        }
+        events
+    }
+
+    /// How many states there are.
+    fn states(&self) -> usize {
+        self.vals.values().next().map_or(0, Vec::len)
+    }
+}
+
+fn is_derived(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<bool, Fault> {
+    Ok(state::key_name(read, room, key)?.is_some_and(|(event_type, _)| event_type.starts_with('\u{1}')))
+}
+
+/// Everything one resolution has at hand.
+struct Problem<'p, R: Read + ?Sized, S: Source> {
+    read: &'p R,
+    room: RoomNum,
+    rules: &'p AuthorizationRules,
+    state_res: &'p StateResolutionV2Rules,
+    /// The first state: unconflicted values are the same in all.
+    first: Ref,
+    conflict: &'p Conflict,
+    known: Known<'p, S>,
+}
+
+/// Keys that the iterative auth checks set, with their events.
+type Resolved = BTreeMap<StateKeyNum, EventNum>;
+
+impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
+    /// The algorithm, step by step as the specification numbers it.
+    fn solve(&self) -> Result<Resolved, NotResolved> {
+        let full_set = self.full_conflicted_set()?;
+        // 1. The power events, with those of their auth chains, in reverse topological power order.
+        let power_events = self.sort_power_events(&full_set)?;
+        // 2. Iterative auth checks over them: on the unconflicted state, or from nothing since version 12.
+        let starts_empty = self.state_res.begin_iterative_auth_checks_with_empty_state_map;
+        let mut resolved = Resolved::new();
+        self.check(&power_events, !starts_empty, &mut resolved)?;
+        // 3. What remains, in mainline order of the power levels that this gave.
+        let sorted: BTreeSet<EventNum> = power_events.into_iter().collect();
+        let remaining: Vec<EventNum> = full_set.into_iter().filter(|event| !sorted.contains(event)).collect();
+        let power_levels = self.partial_value(!starts_empty, &resolved, "m.room.power_levels")?;
+        let remaining = self.sort_by_mainline(&remaining, power_levels)?;
+        // 4. Iterative auth checks over it.
+        self.check(&remaining, !starts_empty, &mut resolved)?;
+        Ok(resolved)
+    }
+
+    /// The conflicted events, the auth difference, and since version 12 the conflicted subgraph.
+    fn full_conflicted_set(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
+        let mut events = self.auth_difference()?;
+        events.extend(self.conflict.events().into_keys());
+        if self.state_res.consider_conflicted_state_subgraph {
+            events.extend(self.conflicted_subgraph()?);
+        }
+        let mut found = BTreeSet::new();
+        for event in events {
+            if self.known.find_event(event)?.is_some() {
+                found.insert(event);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The value of a key that all states agree on, if they do.
+    fn unconflicted(&self, key: StateKeyNum) -> Result<Option<EventNum>, Fault> {
+        if self.conflict.contains(key) {
+            return Ok(None);
+        }
+        Ok(state::at(self.read, self.room, self.first, key)?.event())
+    }
+
+    /// The event of a type with an empty state key in a partly resolved state.
+    fn partial_value(
+        &self,
+        with_unconflicted: bool,
+        resolved: &Resolved,
+        event_type: &str,
+    ) -> Result<Option<EventNum>, Fault> {
+        let Some(key) = state::find_key(self.read, self.room, event_type, "")? else { return Ok(None) };
+        match resolved.get(&key) {
+            Some(event) => Ok(Some(*event)),
+            None if with_unconflicted => self.unconflicted(key),
+            None => Ok(None),
+        }
+    }
+
+    /// The room's create event: in the unconflicted state of every room.
+    fn create_event(&self) -> Result<Option<Arc<S::Event>>, NotResolved> {
+        let Some(key) = state::find_key(self.read, self.room, "m.room.create", "")? else { return Ok(None) };
+        match state::at(self.read, self.room, self.first, key)?.event() {
+            Some(event) => self.known.find_event(event),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The result as a difference to the state that is nearest to it. What is in the result without being in conflict
+/// counts only where the states have nothing: unconflicted values replace it (step 5).
+fn nearest<R: Read + ?Sized, S: Source>(
+    problem: &Problem<'_, R, S>,
+    states: &[Ref],
+    resolved: &Resolved,
+) -> Result<Resolution, NotResolved> {
+    let mut added = Vec::new();
+    for (key, event) in resolved {
+        if !problem.conflict.contains(*key) && problem.unconflicted(*key)?.is_none() {
+            added.push((*key, Val::Event(*event)));
+        }
+    }
+    let value = |key: &StateKeyNum| resolved.get(key).map_or(Val::Absent, |event| Val::Event(*event));
+    let mut best: Option<(usize, Ref, usize)> = None;
+    for (number, given) in states.iter().enumerate() {
+        let differs = |(key, vals): &(&StateKeyNum, &Vec<Val>)| vals.get(number) != Some(&value(key));
+        let count = problem.conflict.vals.iter().filter(differs).count();
+        if best.is_none_or(|(fewest, ..)| count < fewest) {
+            best = Some((count, *given, number));
+        }
+    }
+    let Some((_, base, number)) = best else { return Ok(Resolution::of(Ref::EMPTY)) };
+    let conflicted = problem.conflict.vals.iter();
+    let changed = conflicted.filter(|(key, vals)| vals.get(number) != Some(&value(key)));
+    let mut changes: Vec<_> = changed.map(|(key, _)| (*key, value(key))).chain(added).collect();
+    changes.sort_unstable();
+    Ok(Resolution { base, changes })
+}

@@ -1,0 +1,101 @@
+//! The iterative auth checks: events in order, each taken over if the state so far allows it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ruma::{
+    events::{StateEventType, TimelineEventType},
+    state_res::{Event, auth_types_for_event, check_state_dependent_auth_rules},
+};
+
+use super::{NotResolved, Problem, Resolved, Source};
+use crate::{ids::EventNum, rooms::state, store::Read};
+
+/// The state events that decide about one event.
+type Allowing<E> = BTreeMap<(StateEventType, String), Arc<E>>;
+
+impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
+    /// Checks events in order on the state so far: `resolved` over the unconflicted state, or `resolved` alone. What is
+    /// allowed goes into `resolved`.
+    pub(super) fn check(
+        &self,
+        events: &[EventNum],
+        with_unconflicted: bool,
+        resolved: &mut Resolved,
+    ) -> Result<(), NotResolved> {
+        let create = self.create_event()?;
+        for event in events {
+            let parsed = self.known.require_event(*event)?;
+            let Some(state_key) = parsed.state_key() else { continue };
+            let auth_types = auth_types_for_event(
+                parsed.event_type(),
+                parsed.sender(),
+                Some(state_key),
+                parsed.content(),
+                self.rules,
+            );
+            // What cannot be read is not taken over.
+            let Ok(auth_types) = auth_types else { continue };
+            let mut allowing = self.own_auth_events(*event, &parsed, create.as_ref())?;
+            for (event_type, state_key) in auth_types {
+                let held = self.held(&event_type, &state_key, with_unconflicted, resolved)?;
+                if let Some(held) = held
+                    && let Some(parsed) = self.known.find_event(held)?
+                    && !parsed.rejected()
+                {
+                    allowing.insert((event_type, state_key), parsed);
+                }
+            }
+            let verdict = check_state_dependent_auth_rules(self.rules, &*parsed, |event_type, state_key| {
+                allowing.get(&(event_type.clone(), state_key.to_owned())).map(Arc::clone)
+            });
+            if verdict.is_ok() {
+                resolved.insert(self.known.require_header(*event)?.key, *event);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the event itself names, for keys that the state does not have.
+    fn own_auth_events(
+        &self,
+        event: EventNum,
+        parsed: &S::Event,
+        create: Option<&Arc<S::Event>>,
+    ) -> Result<Allowing<S::Event>, NotResolved> {
+        let mut allowing = Allowing::new();
+        for auth in &self.known.require_header(event)?.auth {
+            let Some(auth) = self.known.find_event(*auth)? else { continue };
+            if let Some(state_key) = auth.state_key()
+                && !auth.rejected()
+            {
+                let event_type = StateEventType::from(auth.event_type().to_string());
+                let state_key = state_key.to_owned();
+                allowing.insert((event_type, state_key), auth);
+            }
+        }
+        // Where the create event is the room's id, no event names it.
+        if self.rules.room_create_event_id_as_room_id
+            && *parsed.event_type() != TimelineEventType::RoomCreate
+            && let Some(create) = create
+        {
+            allowing.insert((StateEventType::RoomCreate, String::new()), Arc::clone(create));
+        }
+        Ok(allowing)
+    }
+
+    fn held(
+        &self,
+        event_type: &StateEventType,
+        state_key: &str,
+        with_unconflicted: bool,
+        resolved: &Resolved,
+    ) -> Result<Option<EventNum>, NotResolved> {
+        let key = state::find_key(self.read, self.room, &event_type.to_string(), state_key)?;
+        let Some(key) = key else { return Ok(None) };
+        match resolved.get(&key) {
+            Some(event) => Ok(Some(*event)),
+            None if with_unconflicted => Ok(self.unconflicted(key)?),
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The auth difference and the conflicted subgraph, without reading whole auth chains.
+//!
+//! The auth difference is what is in the auth chain of some states but not of all. What an unconflicted event rests on
+//! is in all chains, so only conflicted events can lead to it. The walk goes down from them in falling `auth_depth`
+//! (whatever cites an event is seen before it) with the mask of the states that reach each event. Below an event that
+//! all states reach, all states reach everything; the walk ends when nothing else is left. An event is reached by all
+//! states also when it is in the unconflicted state, or in the chain of an event that is: a walk up the auth edges
+//! finds that out, newest first, for the newest is the likeliest to be in the state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{EVENTS_MAX, Header, NotResolved, Problem, Source};
+use crate::{
+    ids::EventNum,
+    rooms::graph,
+    store::{Fault, Read},
+};
+
+/// How many auth children are looked at before going up from one of them.
+const CHILDREN_AT_ONCE: usize = 16;
+
+impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
+    /// The events in the auth chains of some states but not of all. Conflicted events may be among them.
+    pub(super) fn auth_difference(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
+        let states = self.conflict.states();
+        let all = if states >= 64 { u64::MAX } else { (1 << states) - 1 };
+        // Events to visit by (auth depth, number), with the states that reach them.
+        let mut open: BTreeMap<(u64, EventNum), u64> = BTreeMap::new();
+        // How many of them are not reached by all states.
+        let mut partly = 0_usize;
+        let reach = |open: &mut BTreeMap<_, u64>, partly: &mut usize, at, mask: u64| {
+            let held = open.entry(at).or_insert(0);
+            let was_partly = *held != 0 && *held != all;
+            *held |= mask;
+            match (was_partly, *held != all) {
+                (false, true) => *partly += 1,
+                (true, false) => *partly -= 1,
+                _ => {}
+            }
+        };
+        for (event, mask) in self.conflict.events() {
+            if let Some(header) = self.known.find_header(event)? {
+                reach(&mut open, &mut partly, (header.auth_depth, event), mask);
+            }
+        }
+        let (mut difference, mut chains) = (BTreeSet::new(), Chains::default());
+        while partly > 0
+            && let Some(((depth, event), mut mask)) = open.pop_last()
+        {
+            if mask != all {
+                partly -= 1;
+                if self.is_in_all_chains(event, &mut chains)? {
+                    mask = all;
+                } else {
+                    difference.insert(event);
+                }
+            }
+            for below in &self.known.require_header(event)?.auth {
+                let header = self.require_below(*below, depth)?;
+                reach(&mut open, &mut partly, (header.auth_depth, *below), mask);
+            }
+        }
+        Ok(difference)
+    }
+
+    /// Whether an event is in the unconflicted state, or in the auth chain of an event that is.
+    fn is_in_all_chains(&self, event: EventNum, chains: &mut Chains) -> Result<bool, NotResolved> {
+        if let Some(found) = chains.known.get(&event) {
+            return Ok(*found);
+        }
+        if self.is_unconflicted(event)? {
+            chains.known.insert(event, true);
+            return Ok(true);
+        }
+        // Depth first: the events on the way up, each with the number below which its children are still to be seen.
+        let mut way = vec![(event, EventNum(u64::MAX >> 24))];
+        let mut waiting: Vec<Vec<EventNum>> = vec![Vec::new()];
+        while let (Some((at, before)), Some(children)) = (way.last_mut(), waiting.last_mut()) {
+            if let Some(child) = children.pop() {
+                match chains.known.get(&child) {
+                    Some(true) => return Ok(chains.all_true(&way)),
+                    Some(false) => {}
+                    None => {
+                        way.push((child, EventNum(u64::MAX >> 24)));
+                        waiting.push(Vec::new());
+                    }
+                }
+                continue;
+            }
+            let part: Vec<EventNum> = graph::list_auth_children(self.read, self.room, *at, *before)?
+                .take(CHILDREN_AT_ONCE)
+                .collect::<Result<_, _>>()?;
+            let Some(last) = part.last() else {
+                chains.known.insert(*at, false);
+                way.pop();
+                waiting.pop();
+                continue;
+            };
+            *before = *last;
+            for child in &part {
+                if chains.known.get(child).copied().unwrap_or(false) || self.is_unconflicted(*child)? {
+                    return Ok(chains.all_true(&way));
+                }
+            }
+            // Popped from the end: newest first.
+            children.extend(part.into_iter().rev());
+            if chains.known.len() + way.len() > EVENTS_MAX {
+                return Err(NotResolved::TooMuch);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether an event is in all states.
+    fn is_unconflicted(&self, event: EventNum) -> Result<bool, NotResolved> {
+        let Some(header) = self.known.find_header(event)? else { return Ok(false) };
+        Ok(self.unconflicted(header.key)? == Some(event))
+    }
+
+    /// The header of an auth event of an event of this auth depth: it lies lower, or walks would not end.
+    fn require_below(&self, event: EventNum, depth: u64) -> Result<Arc<Header>, NotResolved> {
+        let header = self.known.require_header(event)?;
+        let is_below = header.auth_depth < depth;
+        is_below.then_some(header).ok_or(NotResolved::Fault(Fault::Corrupt("auth events are not in order")))
+    }
+
+    /// The conflicted events and all that lies on a path of auth edges from one of them to another.
+    pub(super) fn conflicted_subgraph(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
+        let conflicted = self.conflict.events();
+        let mut open = BTreeSet::new();
+        for event in conflicted.keys() {
+            if let Some(header) = self.known.find_header(*event)? {
+                open.insert((header.auth_depth, *event));
+            }
+        }
+        // What lies below the lowest conflicted event leads to none.
+        let Some((lowest, _)) = open.first().copied() else { return Ok(BTreeSet::new()) };
+        // Everything reached, highest first.
+        let mut reached = Vec::new();
+        while let Some((depth, event)) = open.pop_last() {
+            reached.push(event);
+            for below in &self.known.require_header(event)?.auth {
+                let header = self.require_below(*below, depth)?;
+                if header.auth_depth >= lowest {
+                    open.insert((header.auth_depth, *below));
+                }
+            }
+        }
+        let mut subgraph = BTreeSet::new();
+        for event in reached.into_iter().rev() {
+            let header = self.known.require_header(event)?;
+            if conflicted.contains_key(&event) || header.auth.iter().any(|below| subgraph.contains(below)) {
+                subgraph.insert(event);
+            }
+        }
+        Ok(subgraph)
+    }
+}
+
+/// Events of which it is known whether they are in the chain of the unconflicted state.
+#[derive(Default)]
+struct Chains {
+    known: BTreeMap<EventNum, bool>,
+}
+
+impl Chains {
+    /// Everything on the way to an event that is in the chain is in it too.
+    fn all_true(&mut self, way: &[(EventNum, EventNum)]) -> bool {
+        self.known.extend(way.iter().map(|(event, _)| (*event, true)));
+        true
+    }
+}

@@ -1,0 +1,218 @@
+//! The two orders in which conflicted events are checked: power events by the reverse topological power ordering, the
+//! others by the mainline ordering.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet},
+    sync::Arc,
+};
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId,
+    events::{
+        TimelineEventType,
+        room::{member::MembershipState, power_levels::UserPowerLevel},
+    },
+    state_res::{
+        Event,
+        events::{RoomCreateEvent, RoomMemberEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
+    },
+};
+
+use super::{NotResolved, Problem, Source};
+use crate::{ids::EventNum, store::Read};
+
+/// The level of the creator where nobody set levels.
+const CREATOR_LEVEL: i32 = 100;
+
+/// What decides between events of which neither rests on the other: first the greater level, then the earlier time,
+/// then the lesser id.
+type Rank = (Reverse<UserPowerLevel>, MilliSecondsSinceUnixEpoch, OwnedEventId);
+
+/// Power level events that were parsed.
+type Levels<E> = BTreeMap<EventNum, RoomPowerLevelsEvent<Arc<E>>>;
+
+impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
+    /// The power events of the full conflicted set, with what they rest on in it, from the earliest on.
+    pub(super) fn sort_power_events(
+        &self,
+        full_set: &BTreeSet<EventNum>,
+    ) -> Result<Vec<EventNum>, NotResolved> {
+        let mut graph: BTreeMap<EventNum, BTreeSet<EventNum>> = BTreeMap::new();
+        let mut open = Vec::new();
+        for event in full_set {
+            if is_power_event(&*self.known.require_event(*event)?) {
+                open.push(*event);
+            }
+        }
+        while let Some(event) = open.pop() {
+            if graph.contains_key(&event) {
+                continue;
+            }
+            let header = self.known.require_header(event)?;
+            let below: BTreeSet<_> = header.auth.iter().copied().filter(|auth| full_set.contains(auth)).collect();
+            open.extend(&below);
+            graph.insert(event, below);
+        }
+        let creators = self.creators()?;
+        let (mut ranks, mut levels) = (BTreeMap::new(), Levels::new());
+        for event in graph.keys() {
+            ranks.insert(*event, self.rank(*event, creators.as_ref(), &mut levels)?);
+        }
+        Ok(topological(&graph, &ranks))
+    }
+
+    fn rank(
+        &self,
+        event: EventNum,
+        creators: Option<&HashSet<OwnedUserId>>,
+        levels: &mut Levels<S::Event>,
+    ) -> Result<Rank, NotResolved> {
+        let parsed = self.known.require_event(event)?;
+        let level = self.sender_level(event, &parsed, creators, levels)?;
+        Ok((Reverse(level), parsed.origin_server_ts(), parsed.event_id().clone()))
+    }
+
+    /// The power level of an event's sender by its own auth events.
+    fn sender_level(
+        &self,
+        event: EventNum,
+        parsed: &S::Event,
+        creators: Option<&HashSet<OwnedUserId>>,
+        levels: &mut Levels<S::Event>,
+    ) -> Result<UserPowerLevel, NotResolved> {
+        let is_creator = creators.is_some_and(|creators| creators.contains(parsed.sender()));
+        if is_creator && self.rules.explicitly_privilege_room_creators {
+            return Ok(UserPowerLevel::Infinite);
+        }
+        let default = RoomPowerLevelsIntField::UsersDefault;
+        let Some(held) = self.power_levels_of(event)? else {
+            let level = if is_creator { CREATOR_LEVEL.into() } else { default.default_value() };
+            return Ok(level.into());
+        };
+        if !levels.contains_key(&held) {
+            levels.insert(held, RoomPowerLevelsEvent::new(self.known.require_event(held)?));
+        }
+        // Levels that cannot be read give nobody any power; the rules let no such event in.
+        let level = levels.get(&held).and_then(|held| held.user_power_level(parsed.sender(), self.rules).ok());
+        Ok(level.unwrap_or_else(|| default.default_value()).into())
+    }
+
+    /// The power levels among an event's auth events.
+    fn power_levels_of(&self, event: EventNum) -> Result<Option<EventNum>, NotResolved> {
+        for auth in &self.known.require_header(event)?.auth {
+            let parsed = self.known.require_event(*auth)?;
+            if *parsed.event_type() == TimelineEventType::RoomPowerLevels && parsed.state_key() == Some("") {
+                return Ok(Some(*auth));
+            }
+        }
+        Ok(None)
+    }
+
+    fn creators(&self) -> Result<Option<HashSet<OwnedUserId>>, NotResolved> {
+        let create = self.create_event()?;
+        Ok(create.and_then(|create| RoomCreateEvent::new(create).creators(self.rules).ok()))
+    }
+
+    /// The events by their place on the mainline of these power levels: those that rest on older levels first.
+    pub(super) fn sort_by_mainline(
+        &self,
+        events: &[EventNum],
+        power_levels: Option<EventNum>,
+    ) -> Result<Vec<EventNum>, NotResolved> {
+        let mut mainline = Mainline { places: BTreeMap::new(), next: power_levels, lowest: u64::MAX };
+        let mut sorted = Vec::with_capacity(events.len());
+        for event in events {
+            let place = self.mainline_place(*event, &mut mainline)?;
+            let parsed = self.known.require_event(*event)?;
+            // What is on no mainline comes first, then the deepest place.
+            let place = Reverse(place.unwrap_or(usize::MAX));
+            sorted.push(((place, parsed.origin_server_ts(), parsed.event_id().clone()), *event));
+        }
+        sorted.sort();
+        Ok(sorted.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// How many steps down the mainline the first power levels stand that the event rests on (or is).
+    fn mainline_place(&self, event: EventNum, mainline: &mut Mainline) -> Result<Option<usize>, NotResolved> {
+        let mut at = Some(event);
+        while let Some(event) = at {
+            let depth = self.known.require_header(event)?.auth_depth;
+            self.extend_mainline(mainline, depth)?;
+            if let Some(place) = mainline.places.get(&event) {
+                return Ok(Some(*place));
+            }
+            at = self.power_levels_of(event)?;
+        }
+        Ok(None)
+    }
+
+    /// Reads the mainline down to an auth depth: no further than somebody asks.
+    fn extend_mainline(&self, mainline: &mut Mainline, depth: u64) -> Result<(), NotResolved> {
+        while mainline.lowest > depth
+            && let Some(next) = mainline.next
+        {
+            mainline.places.insert(next, mainline.places.len());
+            mainline.lowest = self.known.require_header(next)?.auth_depth;
+            mainline.next = self.power_levels_of(next)?;
+        }
+        Ok(())
+    }
+}
+
+/// The mainline of some power levels, as far down as it was needed.
+struct Mainline {
+    /// Power levels with their distance from the top.
+    places: BTreeMap<EventNum, usize>,
+    /// The next ones down.
+    next: Option<EventNum>,
+    /// The auth depth of the last ones.
+    lowest: u64,
+}
+
+/// Kahn's algorithm: whatever rests on nothing unsorted, the least rank first.
+fn topological(
+    graph: &BTreeMap<EventNum, BTreeSet<EventNum>>,
+    ranks: &BTreeMap<EventNum, Rank>,
+) -> Vec<EventNum> {
+    let mut above: BTreeMap<EventNum, Vec<EventNum>> = BTreeMap::new();
+    let mut waits_for = BTreeMap::new();
+    let mut free = BinaryHeap::new();
+    for (event, below) in graph {
+        for auth in below {
+            above.entry(*auth).or_default().push(*event);
+        }
+        waits_for.insert(*event, below.len());
+        if below.is_empty() {
+            free.push(Reverse((ranks.get(event), *event)));
+        }
+    }
+    let mut sorted = Vec::with_capacity(graph.len());
+    while let Some(Reverse((_, event))) = free.pop() {
+        sorted.push(event);
+        for next in above.remove(&event).unwrap_or_default() {
+            if let Some(count) = waits_for.get_mut(&next) {
+                *count -= 1;
+                if *count == 0 {
+                    free.push(Reverse((ranks.get(&next), next)));
+                }
+            }
+        }
+    }
+    sorted
+}
+
+/// Whether an event may take away what somebody may do: create, power levels, join rules, kicks and bans.
+fn is_power_event<E: Event>(event: &E) -> bool {
+    match event.event_type() {
+        TimelineEventType::RoomPowerLevels
+        | TimelineEventType::RoomJoinRules
+        | TimelineEventType::RoomCreate => event.state_key() == Some(""),
+        TimelineEventType::RoomMember => {
+            let membership = RoomMemberEvent::new(event).membership();
+            let is_out = membership.is_ok_and(|it| matches!(it, MembershipState::Leave | MembershipState::Ban));
+            is_out && event.state_key() != Some(event.sender().as_str())
+        }
+        _ => false,
+    }
+}
