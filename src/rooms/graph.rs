@@ -23,7 +23,6 @@ pub fn list_auth_children<'r>(
 ) -> Result<impl Iterator<Item = Result<EventNum, Fault>> + 'r, Fault> {
     let low = std::ops::Bound::Included((room, event, EventNum(0)));
     let high = std::ops::Bound::Excluded((room, event, before));
-    let rows =
-        schema::AUTH_CHILD.range::<(RoomNum, EventNum, EventNum)>(read, low, high, Direction::Down)?;
+    let rows = schema::AUTH_CHILD.range::<(RoomNum, EventNum, EventNum)>(read, low, high, Direction::Down)?;
     Ok(rows.map(|row| row.map(|((_, _, child), ())| child)))
 }

@@ -140,7 +140,15 @@ pub fn resolve(
         return Ok(Resolution::of(*first));
     }
     let known = Known::new(source);
-    let problem = Problem { read, room, rules: &rules.authorization, state_res, first: *first, conflict: &conflict, known };
+    let problem = Problem {
+        read,
+        room,
+        rules: &rules.authorization,
+        state_res,
+        first: *first,
+        conflict: &conflict,
+        known,
+    };
     let resolved = problem.solve()?;
     nearest(&problem, &states, &resolved)
 }
@@ -153,7 +161,12 @@ struct Conflict {
 }
 
 impl Conflict {
-    fn find(read: &(impl Read + ?Sized), room: RoomNum, first: Ref, rest: &[Ref]) -> Result<Self, NotResolved> {
+    fn find(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        first: Ref,
+        rest: &[Ref],
+    ) -> Result<Self, NotResolved> {
         let mut differing: BTreeMap<StateKeyNum, (Val, BTreeMap<usize, Val>)> = BTreeMap::new();
         for (number, other) in rest.iter().enumerate() {
             for (key, here, there) in state::diff(read, room, first, *other)? {

@@ -50,7 +50,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 continue;
             }
             let header = self.known.require_header(event)?;
-            let below: BTreeSet<_> = header.auth.iter().copied().filter(|auth| full_set.contains(auth)).collect();
+            let below: BTreeSet<_> =
+                header.auth.iter().copied().filter(|auth| full_set.contains(auth)).collect();
             open.extend(&below);
             graph.insert(event, below);
         }
@@ -94,7 +95,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             levels.insert(held, RoomPowerLevelsEvent::new(self.known.require_event(held)?));
         }
         // Levels that cannot be read give nobody any power; the rules let no such event in.
-        let level = levels.get(&held).and_then(|held| held.user_power_level(parsed.sender(), self.rules).ok());
+        let level =
+            levels.get(&held).and_then(|held| held.user_power_level(parsed.sender(), self.rules).ok());
         Ok(level.unwrap_or_else(|| default.default_value()).into())
     }
 
@@ -210,7 +212,8 @@ fn is_power_event<E: Event>(event: &E) -> bool {
         | TimelineEventType::RoomCreate => event.state_key() == Some(""),
         TimelineEventType::RoomMember => {
             let membership = RoomMemberEvent::new(event).membership();
-            let is_out = membership.is_ok_and(|it| matches!(it, MembershipState::Leave | MembershipState::Ban));
+            let is_out =
+                membership.is_ok_and(|it| matches!(it, MembershipState::Leave | MembershipState::Ban));
             is_out && event.state_key() != Some(event.sender().as_str())
         }
         _ => false,

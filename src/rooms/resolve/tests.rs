@@ -8,8 +8,7 @@ use ruma::{
     UserId,
     events::{StateEventType, TimelineEventType},
     state_res::{
-        StateMap, auth_types_for_event, check_state_dependent_auth_rules,
-        utils::event_id_set::EventIdSet,
+        StateMap, auth_types_for_event, check_state_dependent_auth_rules, utils::event_id_set::EventIdSet,
     },
 };
 use serde_json::{json, value::RawValue};
@@ -111,7 +110,8 @@ struct Try {
 
 fn tries(most: usize) -> impl Strategy<Value = Vec<Try>> {
     let prev = (prop::bool::weighted(0.85), any::<prop::sample::Index>());
-    let prevs = prop_oneof![3 => prop::collection::vec(prev.clone(), 1), 1 => prop::collection::vec(prev, 2..4)];
+    let prevs =
+        prop_oneof![3 => prop::collection::vec(prev.clone(), 1), 1 => prop::collection::vec(prev, 2..4)];
     let one = (0_u8..16, 0_u8..USERS, 0_u8..USERS, any::<u8>(), 0_u8..40, prevs)
         .prop_map(|(what, who, whom, value, ts, prevs)| Try { what, who, whom, value, ts, prevs });
     prop::collection::vec(one, 1..most)
@@ -193,9 +193,14 @@ impl Forks {
             })
             .collect();
         let state_res = self.rules.state_res.v2_rules().unwrap();
-        state_res::resolve(&self.rules.authorization, state_res, maps.iter(), chains, |id| self.find(id), |conflicted| {
-            Some(self.naive_subgraph(&conflicted.values().flatten().cloned().collect()))
-        })
+        state_res::resolve(
+            &self.rules.authorization,
+            state_res,
+            maps.iter(),
+            chains,
+            |id| self.find(id),
+            |conflicted| Some(self.naive_subgraph(&conflicted.values().flatten().cloned().collect())),
+        )
         .unwrap()
     }
 
@@ -220,7 +225,8 @@ impl Forks {
         let refs: Vec<Ref> = states.iter().map(|(_, state)| *state).collect();
         let expected = self.oracle(&maps);
         let resolution = resolve(batch, self.room(), &self.rules, &refs, self).unwrap();
-        let made = state::make_side(batch, self.room(), &mut self.next_side, resolution.base, &resolution.changes);
+        let made =
+            state::make_side(batch, self.room(), &mut self.next_side, resolution.base, &resolution.changes);
         let made = made.unwrap();
         self.assert_same(batch, &expected, made);
         for change in &resolution.changes {
@@ -249,7 +255,15 @@ impl Forks {
     }
 
     /// Adds an event if the state before it allows it.
-    fn add(&mut self, who: u8, kind: &str, state_key: &str, content: serde_json::Value, ts: u8, prevs: &[usize]) {
+    fn add(
+        &mut self,
+        who: u8,
+        kind: &str,
+        state_key: &str,
+        content: serde_json::Value,
+        ts: u8,
+        prevs: &[usize],
+    ) {
         let room = self.room();
         let mut batch = self.bench.store.batch();
         let states: Vec<_> = prevs.iter().map(|prev| self.after[*prev].clone()).collect();
@@ -260,7 +274,8 @@ impl Forks {
         };
         let (sender, content) = (user(who), raw(content));
         let event_type = TimelineEventType::from(kind);
-        let auth = auth_types_for_event(&event_type, &sender, Some(state_key), &content, &self.rules.authorization);
+        let auth =
+            auth_types_for_event(&event_type, &sender, Some(state_key), &content, &self.rules.authorization);
         let mut auth: Vec<OwnedEventId> =
             auth.unwrap().into_iter().filter_map(|key| before.0.get(&key).cloned()).collect();
         if self.rules.authorization.room_create_event_id_as_room_id {
@@ -284,9 +299,10 @@ impl Forks {
             header: Header { key, auth_depth: depths.max().unwrap_or(0), auth: auth_nums.clone() },
             auth,
         });
-        let verdict = check_state_dependent_auth_rules(&self.rules.authorization, &*pdu, |kind, state_key| {
-            before.0.get(&(kind.clone(), state_key.to_owned())).and_then(|id| self.find(id))
-        });
+        let verdict =
+            check_state_dependent_auth_rules(&self.rules.authorization, &*pdu, |kind, state_key| {
+                before.0.get(&(kind.clone(), state_key.to_owned())).and_then(|id| self.find(id))
+            });
         if verdict.is_err() {
             return;
         }
@@ -317,7 +333,13 @@ impl Forks {
             .prevs
             .iter()
             // Mostly of the newest few, so that branches grow; never before the room is set up.
-            .map(|(is_recent, index)| if *is_recent { count - 1 - index.index(5.min(count - 5)) } else { 5 + index.index(count - 5) })
+            .map(|(is_recent, index)| {
+                if *is_recent {
+                    count - 1 - index.index(5.min(count - 5))
+                } else {
+                    5 + index.index(count - 5)
+                }
+            })
             .collect();
         prevs.sort_unstable();
         prevs.dedup();
@@ -332,7 +354,9 @@ impl Forks {
             9 | 10 => {
                 let mut users = serde_json::Map::new();
                 let is_12 = self.rules.authorization.explicitly_privilege_room_creators;
-                for (number, level) in [100, 50, i64::from(value % 3) * 50, i64::from(value % 5) * 25].iter().enumerate() {
+                for (number, level) in
+                    [100, 50, i64::from(value % 3) * 50, i64::from(value % 5) * 25].iter().enumerate()
+                {
                     if !(is_12 && number == 0) {
                         users.insert(user(number as u8).to_string(), json!(level));
                     }
@@ -343,12 +367,26 @@ impl Forks {
             }
             11 => {
                 let rule = if value % 2 == 0 { "public" } else { "invite" };
-                return self.add(who, "m.room.join_rules", "", json!({"join_rule": rule}), attempt.ts, &prevs);
+                return self.add(
+                    who,
+                    "m.room.join_rules",
+                    "",
+                    json!({"join_rule": rule}),
+                    attempt.ts,
+                    &prevs,
+                );
             }
             12 | 13 => return self.add(who, "m.room.topic", "", json!({"topic": value}), attempt.ts, &prevs),
             _ => {
                 let state_key = (value % 3).to_string();
-                return self.add(who, "org.example.thing", &state_key, json!({"is": value}), attempt.ts, &prevs);
+                return self.add(
+                    who,
+                    "org.example.thing",
+                    &state_key,
+                    json!({"is": value}),
+                    attempt.ts,
+                    &prevs,
+                );
             }
         };
         self.add(who, kind, state_key.as_str(), content, attempt.ts, &prevs);
@@ -369,7 +407,8 @@ impl Forks {
                     changes.push((key, Val::Absent));
                 }
             }
-            let made = state::make_side(&mut batch, self.room(), &mut self.next_side, state, &changes).unwrap();
+            let made =
+                state::make_side(&mut batch, self.room(), &mut self.next_side, state, &changes).unwrap();
             states.push((map, made));
         }
         self.both(&mut batch, &states);
@@ -393,7 +432,7 @@ fn comparisons() -> impl Strategy<Value = Vec<(Vec<(prop::sample::Index, u16)>, 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn version_2_resolves_as_ruma_does(tries in tries(60), compared in comparisons(), is_10: bool) {
