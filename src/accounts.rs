@@ -1,22 +1,147 @@
-//! The people and programs that use this server.
+//! Accounts of this server: users, their devices and tokens, and what they keep here.
+//!
+//! Everything below is plain functions over a snapshot or a batch. [`Accounts`] holds what lives in memory: the locks of
+//! users, the counter of user numbers, and sessions of user-interactive authentication.
 
+//pub mod account_data;
+pub mod devices;
+//pub mod filters;
+pub mod interactive;
+pub mod names;
+pub mod passwords;
+//pub mod profiles;
+pub mod registration;
 pub mod tokens;
+pub mod users;
 
-use ruma::{OwnedDeviceId, OwnedUserId};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use crate::ids::UserNum;
+use parking_lot::{Mutex, MutexGuard};
+use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName};
 
-/// Who makes a request.
-#[derive(Debug, Clone)]
+use crate::{
+    env::Env,
+    ids::{DeviceNum, UserNum},
+    store::{Fault, Read},
+};
+
+/// Locks of users: that many stand for all of them.
+const LOCKS: usize = 256;
+
+/// Who makes a request: what its access token says.
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// The account.
     pub user: UserNum,
-    /// The account's Matrix id.
+    /// Its user id.
     pub user_id: OwnedUserId,
-    /// The device that the access token belongs to.
+    /// The device: the scope of transaction ids, together with the user.
+    pub device: DeviceNum,
+    /// The device's id.
     pub device_id: OwnedDeviceId,
-    /// Whether it is a guest.
+    /// A guest, who may do less.
     pub is_guest: bool,
-    /// Whether it administers this server.
+    /// Administers this server.
     pub is_admin: bool,
+    /// The access token is a refreshed one that was not used before: the pair that it replaces must go now.
+    pub(crate) unused: Option<tokens::Unused>,
+}
+
+/// What accounts keep in memory. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts(Arc<Inner>);
+
+struct Inner {
+    server_name: OwnedServerName,
+    /// The number of the last account that was made or tried to be.
+    last_user: AtomicU64,
+    users: Box<[Mutex<()>]>,
+    /// The server's domain: registration tokens, names.
+    server: Mutex<()>,
+    sessions: interactive::Sessions,
+    first_token: Option<String>,
+    seen: devices::Seen,
+    nonces: registration::Nonces,
+}
+
+impl Accounts {
+    /// Reads what must be known: the last user number, and whether there is an account. While there is none, a
+    /// registration token for the first one is made, which lives until the server stops.
+    pub fn open(read: &(impl Read + ?Sized), env: &Env, server_name: OwnedServerName) -> Result<Self, Fault> {
+        let last = users::last_num(read)?;
+        let first_token = if last.is_none() { Some(env.random_string(24)) } else { None };
+        Ok(Self(Arc::new(Inner {
+            server_name,
+            last_user: AtomicU64::new(last.map_or(0, |user| user.0)),
+            users: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            server: Mutex::new(()),
+            sessions: interactive::Sessions::default(),
+            first_token,
+            seen: devices::Seen::default(),
+            nonces: registration::Nonces::default(),
+        })))
+    }
+
+    /// The name of this server.
+    pub fn server_name(&self) -> &ServerName {
+        &self.0.server_name
+    }
+
+    /// The registration token of the first account, made at this start because there was no account.
+    pub fn first_token(&self) -> Option<&str> {
+        self.0.first_token.as_deref()
+    }
+
+    /// Sessions of user-interactive authentication.
+    pub fn sessions(&self) -> &interactive::Sessions {
+        &self.0.sessions
+    }
+
+    pub(crate) fn seen(&self) -> &devices::Seen {
+        &self.0.seen
+    }
+
+    pub(crate) fn nonces(&self) -> &registration::Nonces {
+        &self.0.nonces
+    }
+
+    /// A number that no account has. Numbers of accounts that did not come to be are lost.
+    pub(crate) fn next_user(&self) -> UserNum {
+        UserNum(self.0.last_user.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// The lock of a user's domain, after rooms' and before the server's; never held over an await. It may stand for
+    /// other users too: of several users, take [`Accounts::lock_all`].
+    pub fn lock(&self, user: UserNum) -> MutexGuard<'_, ()> {
+        match self.0.users.get(slot(user)) {
+            Some(lock) => lock.lock(),
+            // Cannot be: a slot is below the number of locks.
+            None => self.0.server.lock(),
+        }
+    }
+
+    /// The locks of several users' domains, in an order that cannot end in a deadlock.
+    pub fn lock_all(&self, users: impl IntoIterator<Item = UserNum>) -> Vec<MutexGuard<'_, ()>> {
+        let mut slots: Vec<usize> = users.into_iter().map(slot).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots.into_iter().filter_map(|slot| self.0.users.get(slot)).map(Mutex::lock).collect()
+    }
+
+    /// The lock of the server's domain: taken last.
+    pub fn lock_server(&self) -> MutexGuard<'_, ()> {
+        self.0.server.lock()
+    }
+}
+
+fn slot(user: UserNum) -> usize {
+    let mut hasher = DefaultHasher::new();
+    user.hash(&mut hasher);
+    (hasher.finish() % LOCKS as u64) as usize
 }

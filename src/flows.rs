@@ -1,10 +1,19 @@
 //! What people do: one use case a file. Flows wait; what they call below does not.
 
+pub mod change_password;
+pub mod confirm;
+pub mod log_in;
+pub mod log_out;
+pub mod register;
+pub mod rename_device;
+pub mod seen;
+mod write;
+
 use std::{ops::Deref, sync::Arc};
 
 use ruma::signatures::Ed25519KeyPair;
 
-use crate::{config::Config, env::Env, store::Store};
+use crate::{accounts::Accounts, config::Config, env::Env, store::Store, sync::Notifier};
 
 /// Everything that a use case works with. Cheap to clone.
 #[derive(Clone)]
@@ -18,6 +27,10 @@ pub struct House {
     pub store: Store,
     /// The settings.
     pub config: Arc<Config>,
+    /// Users' locks and sessions.
+    pub accounts: Accounts,
+    /// Wakes polls.
+    pub notifier: Notifier,
     /// The key that signs this server's events and requests.
     pub signing: Arc<Ed25519KeyPair>,
 }

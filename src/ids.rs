@@ -144,6 +144,10 @@ numbers! {
     RoomNum(u64);
     /// An account of this server. The high 8 bits name the shard that owns it (0 on a single machine).
     UserNum(u64);
+    /// A device of an account, counted from 1 for each account and never given twice: a device that was logged out and
+    /// comes back under its old id is another one, so nothing of the old one (transaction ids, inbox) clings to it.
+    /// 0 stands for no device.
+    DeviceNum(u32);
     /// An event inside its room, in the order in which the room stored them. Below 2^40.
     EventNum(u64);
     /// A (type, state key) pair inside its room.

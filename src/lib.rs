@@ -13,6 +13,7 @@ pub mod env;
 pub mod store;
 pub mod accounts;
 pub mod rooms;
+pub mod encryption;
 pub mod push;
 
 // Async begins here: waiting, and use cases.

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use axum::Router;
 
 use crate::{
+    accounts::Accounts,
     api,
     config::Config,
     env::Env,
     error::Result,
     flows::{App, House},
     store::Store,
+    sync::Notifier,
 };
 
 /// A running server, without its listeners.
@@ -28,7 +30,9 @@ impl Server {
     /// Builds the server over a store and starts its workers. Errors: a store that belongs to another server name.
     pub fn start(config: Config, env: Env, store: Store) -> Result<Self> {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
-        let app = App::new(House { env, store, config: Arc::new(config), signing });
+        let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
+        let notifier = Notifier::new();
+        let app = App::new(House { env, store, config: Arc::new(config), accounts, notifier, signing });
         flusher::start(&app.store, &app.env, |_, _| ())?;
         timers::start(&app.store, &app.env);
         let router = api::router(&app);

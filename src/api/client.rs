@@ -1,10 +1,22 @@
 //! The client-server API: one file a section of the specification.
 
+mod account;
+mod devices;
 mod discovery;
+mod login;
+mod logout;
+mod register;
+mod shared_secret;
 
 use crate::api::Routes;
 
 /// Every endpoint of the client-server API.
 pub(crate) fn routes(r: &mut Routes) {
+    account::routes(r);
+    devices::routes(r);
     discovery::routes(r);
+    login::routes(r);
+    logout::routes(r);
+    register::routes(r);
+    shared_secret::routes(r);
 }

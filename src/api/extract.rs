@@ -21,7 +21,7 @@ use serde::de::IgnoredAny;
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{self, App},
 };
 
 /// The deepest JSON that is accepted, in levels. What is stored is wrapped in a few more levels when it is shown,
@@ -89,6 +89,9 @@ impl Call {
         let (mut parts, body) = request.into_parts();
         let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let caller = authenticate(app, auth, &parts)?;
+        if let Some(caller) = &caller {
+            flows::seen::seen(app, caller, peer).await?;
+        }
         let path_args = path_args(&mut parts).await?;
         let body = if parts.method == Method::GET || parts.method == Method::HEAD {
             Bytes::new()

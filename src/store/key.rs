@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use crate::{
-    ids::{EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
+    ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     store::Fault,
 };
 
@@ -133,7 +133,7 @@ macro_rules! number_keys {
     )*};
 }
 
-number_keys!(RoomNum(u64), UserNum(u64), StateKeyNum(u32), SideNum(u32));
+number_keys!(RoomNum(u64), UserNum(u64), DeviceNum(u32), StateKeyNum(u32), SideNum(u32));
 
 impl Key for EventNum {
     type Ref<'a> = Self;

@@ -4,6 +4,8 @@
 
 pub mod push;
 pub mod receipts;
+pub mod accounts;
+pub mod encryption;
 pub mod rooms;
 pub mod state;
 
@@ -12,7 +14,7 @@ use std::marker::PhantomData;
 use bytes::Bytes;
 
 use crate::{
-    ids::{EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
+    ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     store::{
         engine::Family,
         key::Json,
@@ -117,7 +119,45 @@ tables! {
 
     // --- accounts: 50-79 ---
 
+    /// An account: what is asked with each request.
+    50 USERS(UserNum => accounts::UserRow) in Accounts, User of "accounts::users";
+    /// The account that a localpart of this server names. A deactivated account keeps its name.
+    51 USER_NAMES(String => UserNum) in Accounts, Server of "accounts::users";
+    /// The hash of an account's password, as a PHC string; no row, no password.
+    52 PASSWORDS(UserNum => String) in Accounts, User of "accounts::passwords";
+    /// A device, by its id.
+    53 DEVICES((UserNum, String) => Json<accounts::DeviceRow>) in Accounts, User of "accounts::devices";
+    /// An access token, by its SHA-256.
+    54 ACCESS_TOKENS([u8; 32] => accounts::AccessTokenRow) in Accounts, User of "accounts::tokens";
+    /// A refresh token, by its SHA-256.
+    55 REFRESH_TOKENS([u8; 32] => Json<accounts::RefreshTokenRow>) in Accounts, User of "accounts::tokens";
+    /// The tokens of a device: kind (0 access, 1 refresh) and hash.
+    56 DEVICE_TOKENS((UserNum, DeviceNum, u8, [u8; 32]) => ()) in Accounts, User of "accounts::tokens";
+    /// When and from where a device was last seen. A note.
+    57 DEVICE_SEEN((UserNum, DeviceNum) => Json<accounts::SeenRow>) in Notes, User of "accounts::devices";
+    /// A registration token.
+    58 REGISTRATION_TOKENS(String => Json<accounts::RegistrationTokenRow>) in Accounts, Server of "accounts::registration";
+    /// A field of a local user's profile: its JSON value.
+    59 PROFILES((UserNum, String) => Bytes) in Accounts, User of "accounts::profiles";
+    /// Account data: room id ("" is global) and type.
+    60 ACCOUNT_DATA((UserNum, String, String) => accounts::AccountDataRow) in Accounts, User of "accounts::account_data";
+    /// Which account data was written at a position: room id and type. Counts only while the row still says that position.
+    61 ACCOUNT_DATA_LOG((UserNum, Position) => Json<accounts::AccountDataKey>) in Accounts, User of "accounts::account_data";
+    /// A filter, by its id.
+    62 FILTERS((UserNum, String) => Bytes) in Accounts, User of "accounts::filters";
+
     // --- encryption: 80-99 ---
+
+    /// A message that waits for a device: its JSON, sender and type within.
+    80 INBOX((UserNum, DeviceNum, Position) => Bytes) in Queues, User of "encryption::to_device";
+    /// The position up to which a device has confirmed its inbox, and what still waits in it.
+    81 INBOX_STATE((UserNum, DeviceNum) => encryption::InboxState) in Queues, User of "encryption::to_device";
+    /// The to-device requests of a device that were carried out: event type and transaction id.
+    82 TO_DEVICE_TXNS((UserNum, DeviceNum, String, String) => u64) in Queues, User of "encryption::to_device";
+    /// When the device list of a user (of any server) last changed.
+    83 DEVICE_CHANGED(String => Position) in Crypto, User of "encryption::device_lists";
+    /// Whose device list changed at a position. Counts only while DEVICE_CHANGED still says that position.
+    84 DEVICE_LOG(Position => String) in Crypto, User of "encryption::device_lists";
 
     // --- push: 100-109 ---
 

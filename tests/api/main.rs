@@ -10,5 +10,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod devices;
 mod discovery;
 mod http_rules;
+mod login;
+mod register;

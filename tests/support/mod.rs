@@ -85,7 +85,6 @@ impl TestServer {
     }
 
     /// A client with a fresh account of this name.
-    #[expect(dead_code, reason = "the first test that needs an account removes this line")]
     pub(crate) async fn register(&self, name: &str) -> TestClient {
         let body = serde_json::json!({
             "username": name, "password": format!("password of {name}"), "auth": { "type": "m.login.dummy" },

@@ -1,0 +1,288 @@
+//! User-interactive authentication (<https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>):
+//! which stages a request asks for, and sessions that remember which of them were passed.
+//!
+//! Sessions live in memory: a restart asks the user again. A session belongs to one operation of one user, and from the first
+//! passed stage on to one request: what was confirmed is what is done.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
+use ruma::{
+    api::{client::uiaa::AuthType, error::ErrorKind},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    env::Env,
+    error::Refusal,
+};
+
+/// No more sessions are open; the oldest goes first.
+const SESSIONS_MAX: usize = 10_000;
+/// A session lives this long after its last use, in milliseconds.
+const SESSION_MS: u64 = 60 * 60 * 1000;
+
+/// What is asked before an operation is done: any one of these rows of stages, each in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flows(pub Vec<Vec<AuthType>>);
+
+impl Flows {
+    /// One row of one stage.
+    pub fn one(stage: AuthType) -> Self {
+        Self(vec![vec![stage]])
+    }
+
+    fn are_met(&self, completed: &[AuthType]) -> bool {
+        self.0.iter().any(|stages| stages.iter().all(|stage| completed.contains(stage)))
+    }
+
+    /// Whether the stage is asked for at all.
+    pub fn ask_for(&self, stage: &AuthType) -> bool {
+        self.0.iter().flatten().any(|asked| asked == stage)
+    }
+}
+
+/// What is to be done, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The method and path, and the user if one is known: a session is good for nothing else.
+    pub name: String,
+    /// A digest of the request without its `auth`; compared once a stage was passed.
+    pub request: [u8; 32],
+}
+
+#[derive(Clone, Debug)]
+struct Session {
+    name: String,
+    /// Of the request whose stage was passed first.
+    request: Option<[u8; 32]>,
+    completed: Vec<AuthType>,
+    /// The registration token that was shown.
+    registration_token: Option<String>,
+    used_ms: u64,
+    serial: u64,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    sessions: BTreeMap<String, Session>,
+    /// By age of creation.
+    ages: BTreeMap<u64, String>,
+    last_serial: u64,
+}
+
+/// The open sessions. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions(Arc<Mutex<Open>>);
+
+/// How far a request is.
+#[derive(Debug)]
+pub enum Progress {
+    /// Everything asked for was shown.
+    Done {
+        /// The registration token that was shown, if one was.
+        registration_token: Option<String>,
+    },
+    /// More is needed: the 401 to answer.
+    More(Refusal),
+}
+
+/// A stage that was just passed.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// The stage.
+    pub stage: AuthType,
+    /// The registration token, if that is what was shown.
+    pub registration_token: Option<String>,
+}
+
+impl Sessions {
+    /// Goes on with a request that belongs to `session`, or to none yet, after it passed a stage or none. A session that is
+    /// not known, or belongs to something else, counts as none.
+    pub fn advance(
+        &self,
+        env: &Env,
+        operation: &Operation,
+        flows: &Flows,
+        session: Option<&str>,
+        passed: Option<Passed>,
+    ) -> Progress {
+        let now_ms = env.now_ms();
+        let mut open = self.0.lock();
+        let known = session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
+        let (id, mut state) = match known {
+            Some(known) => known,
+            None => (env.random_string(24), open.begin(operation, now_ms)),
+        };
+        if let Some(passed) = passed {
+            state.request.get_or_insert(operation.request);
+            if !state.completed.contains(&passed.stage) {
+                state.completed.push(passed.stage);
+            }
+            state.registration_token = passed.registration_token.or(state.registration_token);
+        }
+        if flows.are_met(&state.completed) {
+            open.remove(&id);
+            return Progress::Done { registration_token: state.registration_token };
+        }
+        let refusal = ask(flows, &state.completed, &id, None);
+        open.put(id, state);
+        Progress::More(refusal)
+    }
+
+    /// The 401 for a stage that was failed: why, and the flows again.
+    pub fn fail(
+        &self,
+        env: &Env,
+        operation: &Operation,
+        flows: &Flows,
+        session: Option<&str>,
+        why: &Refusal,
+    ) -> Refusal {
+        let now_ms = env.now_ms();
+        let mut open = self.0.lock();
+        let known = session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
+        let (id, state) = match known {
+            Some(known) => known,
+            None => (env.random_string(24), open.begin(operation, now_ms)),
+        };
+        let refusal = ask(flows, &state.completed, &id, Some(why));
+        open.put(id, state);
+        refusal
+    }
+}
+
+impl Open {
+    fn find(&mut self, id: &str, operation: &Operation, now_ms: u64) -> Option<Session> {
+        let session = self.sessions.get_mut(id)?;
+        if session.used_ms + SESSION_MS <= now_ms {
+            self.remove(id);
+            return None;
+        }
+        if session.name != operation.name || session.request.is_some_and(|request| request != operation.request) {
+            return None;
+        }
+        session.used_ms = now_ms;
+        Some(session.clone())
+    }
+
+    fn begin(&mut self, operation: &Operation, now_ms: u64) -> Session {
+        self.last_serial += 1;
+        Session {
+            name: operation.name.clone(),
+            request: None,
+            completed: Vec::new(),
+            registration_token: None,
+            used_ms: now_ms,
+            serial: self.last_serial,
+        }
+    }
+
+    fn put(&mut self, id: String, session: Session) {
+        self.ages.insert(session.serial, id.clone());
+        self.sessions.insert(id, session);
+        while self.sessions.len() > SESSIONS_MAX
+            && let Some((_, oldest)) = self.ages.pop_first()
+        {
+            self.sessions.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, id: &str) {
+        if let Some(session) = self.sessions.remove(id) {
+            self.ages.remove(&session.serial);
+        }
+    }
+}
+
+fn ask(flows: &Flows, completed: &[AuthType], session: &str, failed: Option<&Refusal>) -> Refusal {
+    let rows: Vec<Value> = flows
+        .0
+        .iter()
+        .map(|stages| json!({ "stages": stages.iter().map(AuthType::as_str).collect::<Vec<_>>() }))
+        .collect();
+    let completed: Vec<&str> = completed.iter().map(AuthType::as_str).collect();
+    let mut body = json!({ "flows": rows, "params": {}, "session": session, "completed": completed });
+    let (kind, message) = match failed {
+        Some(refusal) => (refusal.kind.clone(), refusal.message.clone()),
+        None => (ErrorKind::Unauthorized, "Authentication is needed.".to_owned()),
+    };
+    if let (Some(failed), Some(object)) = (failed, body.as_object_mut()) {
+        object.insert("errcode".to_owned(), failed.kind.errcode().as_str().into());
+        object.insert("error".to_owned(), failed.message.as_str().into());
+    }
+    Refusal { kind, message, status: Some(http::StatusCode::UNAUTHORIZED), body: Some(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(name: &str, request: u8) -> Operation {
+        Operation { name: name.to_owned(), request: [request; 32] }
+    }
+
+    fn passed(stage: AuthType) -> Option<Passed> {
+        Some(Passed { stage, registration_token: None })
+    }
+
+    fn session_of(progress: Progress) -> String {
+        let Progress::More(refusal) = progress else { panic!("done too early") };
+        refusal.body.unwrap()["session"].as_str().unwrap().to_owned()
+    }
+
+    fn two() -> Flows {
+        Flows(vec![vec![AuthType::RegistrationToken, AuthType::Dummy]])
+    }
+
+    #[test]
+    fn stages_add_up_until_a_row_is_complete() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let it = operation("register", 1);
+        let id = session_of(sessions.advance(&env, &it, &flows, None, None));
+        let same = session_of(sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy)));
+        assert_eq!(id, same);
+        let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::RegistrationToken));
+        assert!(matches!(done, Progress::Done { .. }));
+        // A session is spent once.
+        assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
+    }
+
+    #[test]
+    fn a_stage_passed_in_the_first_request_needs_no_session() {
+        let (env, sessions) = (Env::simulated(1, 0), Sessions::default());
+        let flows = Flows::one(AuthType::Dummy);
+        let done = sessions.advance(&env, &operation("register", 1), &flows, None, passed(AuthType::Dummy));
+        assert!(matches!(done, Progress::Done { .. }));
+    }
+
+    #[test]
+    fn what_was_confirmed_for_one_request_or_operation_does_not_count_for_another() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let it = operation("delete", 1);
+        let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::Dummy)));
+        for other in [operation("delete", 2), operation("other", 1)] {
+            let next = passed(AuthType::RegistrationToken);
+            assert_ne!(id, session_of(sessions.advance(&env, &other, &flows, Some(&id), next)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_end_after_an_hour() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let it = operation("register", 1);
+        let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::Dummy)));
+        env.sleep(std::time::Duration::from_millis(SESSION_MS)).await;
+        assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
+    }
+
+    #[test]
+    fn sessions_are_bounded() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        for _ in 0..SESSIONS_MAX + 10 {
+            drop(sessions.advance(&env, &operation("register", 1), &flows, None, None));
+        }
+        assert_eq!(sessions.0.lock().sessions.len(), SESSIONS_MAX);
+        assert_eq!(sessions.0.lock().ages.len(), SESSIONS_MAX);
+    }
+}

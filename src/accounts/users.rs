@@ -1,0 +1,135 @@
+//! The accounts themselves.
+
+use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
+
+use crate::{
+    accounts::Accounts,
+    error::{Error, Refusal, Result},
+    ids::{DeviceNum, UserNum},
+    store::{
+        Batch, Direction, Fault, LogEntry, NotAccepted, Read,
+        schema::{self, accounts::UserRow},
+    },
+};
+
+/// An account that is to be.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    /// Its user id, of this server.
+    pub user_id: OwnedUserId,
+    /// Whether it administers the server.
+    pub is_admin: bool,
+    /// Whether it is a guest.
+    pub is_guest: bool,
+    /// Now, in milliseconds since the epoch.
+    pub now_ms: u64,
+}
+
+/// The number of the last account.
+pub(crate) fn last_num(read: &(impl Read + ?Sized)) -> Result<Option<UserNum>, Fault> {
+    let last = schema::USERS.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
+    Ok(last.map(|(user, _)| user))
+}
+
+/// Whether there is an account that is not a guest's.
+pub fn any(read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+    for row in schema::USERS.prefix::<()>(read, (), Direction::Up)? {
+        if !row?.1.is_guest {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The account with this number.
+pub fn find(read: &(impl Read + ?Sized), user: UserNum) -> Result<Option<UserRow>, Fault> {
+    schema::USERS.get(read, user)
+}
+
+/// The account with this number, which must exist.
+pub fn require(read: &(impl Read + ?Sized), user: UserNum) -> Result<UserRow> {
+    find(read, user)?.ok_or_else(|| Error::broken(format!("account {user} is gone")))
+}
+
+/// The number of the account with this user id; none if it is not one of ours. Deactivated accounts have one too.
+pub fn find_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<UserNum>, Fault> {
+    let Some(user) = schema::USER_NAMES.get(read, user_id.localpart())? else { return Ok(None) };
+    // A remote user may have the localpart of one of ours.
+    let row = find(read, user)?;
+    Ok(row.filter(|row| row.user_id == user_id.as_str()).map(|_| user))
+}
+
+/// The number of the account with this user id, which must be one of ours. Errors: 404 `M_NOT_FOUND`.
+pub fn require_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<UserNum> {
+    find_num(read, user_id)?.ok_or_else(|| Refusal::not_found("There is no such user here.").into())
+}
+
+/// All accounts, oldest first.
+pub fn list(
+    read: &(impl Read + ?Sized),
+) -> Result<impl Iterator<Item = Result<(UserNum, UserRow), Fault>> + '_, Fault> {
+    schema::USERS.prefix::<()>(read, (), Direction::Up)
+}
+
+/// Whether the name is free. It may be taken before the account is made: the batch of [`create`] decides.
+pub fn is_free(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fault> {
+    Ok(!schema::USER_NAMES.contains(read, user_id.localpart())?)
+}
+
+/// The refusal for a name that is taken: 400 `M_USER_IN_USE`.
+pub fn in_use() -> Refusal {
+    Refusal::new(ErrorKind::UserInUse, "This user name is taken.").status(http::StatusCode::BAD_REQUEST)
+}
+
+/// Makes an account. The batch is accepted only if the name is still free: see [`or_in_use`].
+pub fn create(batch: &mut Batch, accounts: &Accounts, new: &NewUser) -> UserNum {
+    let user = accounts.next_user();
+    let row = UserRow {
+        user_id: new.user_id.as_str().to_owned(),
+        created_ms: new.now_ms,
+        last_device: DeviceNum(0),
+        is_admin: new.is_admin,
+        is_guest: new.is_guest,
+        is_deactivated: false,
+        is_erased: false,
+    };
+    schema::USER_NAMES.expect_absent(batch, new.user_id.localpart());
+    schema::USER_NAMES.put(batch, new.user_id.localpart(), &user);
+    schema::USERS.put(batch, user, &row);
+    batch.position(&LogEntry::Account { user });
+    user
+}
+
+/// What a batch with [`create`] that was not accepted means: 400 `M_USER_IN_USE` if somebody else was first.
+pub fn or_in_use(why: NotAccepted) -> Error {
+    match why {
+        NotAccepted::Conflict(conflict) if schema::USER_NAMES.conflicting(&conflict).is_some() => in_use().into(),
+        why => why.into(),
+    }
+}
+
+/// Changes an account under its user's lock.
+pub(crate) fn change(batch: &mut Batch, user: UserNum, change: impl FnOnce(&mut UserRow)) -> Result<UserRow> {
+    let mut row = require(batch, user)?;
+    change(&mut row);
+    schema::USERS.put(batch, user, &row);
+    Ok(row)
+}
+
+/// Makes somebody an administrator of this server, or no longer one.
+pub fn set_admin(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()> {
+    change(batch, user, |row| row.is_admin = is_admin)?;
+    batch.position(&LogEntry::Account { user });
+    Ok(())
+}
+
+/// Ends an account for good. Devices, tokens, password, profile and rooms are the caller's to end.
+pub fn deactivate(batch: &mut Batch, user: UserNum, erase: bool) -> Result<UserRow> {
+    let row = change(batch, user, |row| {
+        row.is_deactivated = true;
+        row.is_admin = false;
+        row.is_erased |= erase;
+    })?;
+    batch.position(&LogEntry::Account { user });
+    Ok(row)
+}

@@ -1,0 +1,62 @@
+//! The caller's own account.
+
+use ruma::api::{
+    client::account::{change_password, whoami},
+    error::ErrorKind,
+};
+use serde_json::json;
+
+use crate::{
+    accounts::{Caller, passwords},
+    api::{
+        Routes,
+        extract::{Client, MaybeClient},
+    },
+    error::{Refusal, Result},
+    flows::{self, App, confirm},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(whoami);
+    r.maybe_client(change_password);
+}
+
+/// `GET /_matrix/client/v3/account/whoami`
+pub(crate) async fn whoami(
+    _app: App,
+    client: Client<whoami::v3::Request>,
+) -> Result<whoami::v3::Response> {
+    let mut response = whoami::v3::Response::new(client.caller.user_id, client.caller.is_guest);
+    response.device_id = Some(client.caller.device_id);
+    Ok(response)
+}
+
+/// Without a token, only a third-party identifier could say whose account is meant, and this server knows none.
+pub(crate) fn require_caller(caller: Option<Caller>) -> Result<Caller> {
+    caller.ok_or_else(|| Refusal::new(ErrorKind::MissingToken, "This needs an access token.").into())
+}
+
+/// `POST /_matrix/client/v3/account/password`
+pub(crate) async fn change_password(
+    app: App,
+    client: MaybeClient<change_password::v3::Request>,
+) -> Result<change_password::v3::Response> {
+    let (caller, request) = (require_caller(client.caller)?, client.request);
+    require_no_guest(&caller)?;
+    passwords::check(&request.new_password)?;
+    let wanted = json!({ "password": request.new_password, "logout_devices": request.logout_devices });
+    let operation = confirm::operation("change password", Some(&caller), &wanted);
+    let flows = confirm::password_flow();
+    confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
+    flows::change_password::change_password(&app, &caller, request.new_password, request.logout_devices)
+        .await?;
+    Ok(change_password::v3::Response::new())
+}
+
+/// Errors: 403 `M_GUEST_ACCESS_FORBIDDEN`.
+pub(crate) fn require_no_guest(caller: &Caller) -> Result<()> {
+    if caller.is_guest {
+        return Err(Refusal::new(ErrorKind::GuestAccessForbidden, "Guests cannot do this.").into());
+    }
+    Ok(())
+}

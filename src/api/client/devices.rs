@@ -1,0 +1,104 @@
+//! The caller's devices.
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch, UInt,
+    api::client::device::{
+        Device as ShownDevice, delete_device, delete_devices, get_device, get_devices, update_device,
+    },
+};
+use serde_json::json;
+
+use crate::{
+    accounts::devices::{self, Device},
+    api::{Routes, extract::Client},
+    error::Result,
+    flows::{
+        App, confirm,
+        log_out::{Which, log_out},
+        rename_device,
+    },
+    ids::UserNum,
+    store::{Fault, Read},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_devices);
+    r.client(get_device);
+    r.client(update_device);
+    r.client(delete_device);
+    r.client(delete_devices);
+}
+
+fn shown(read: &(impl Read + ?Sized), user: UserNum, device: Device) -> Result<ShownDevice, Fault> {
+    let seen = devices::find_seen(read, user, device.num)?.unwrap_or_default();
+    let mut shown = ShownDevice::new(device.id);
+    shown.display_name = device.display_name;
+    shown.last_seen_ip = seen.ip;
+    let last = if seen.ms == 0 { device.created_ms } else { seen.ms };
+    shown.last_seen_ts = Some(MilliSecondsSinceUnixEpoch(UInt::new_saturating(last)));
+    Ok(shown)
+}
+
+/// `GET /_matrix/client/v3/devices`
+pub(crate) async fn get_devices(
+    app: App,
+    client: Client<get_devices::v3::Request>,
+) -> Result<get_devices::v3::Response> {
+    let user = client.caller.user;
+    let devices = move || {
+        let snapshot = app.store.snapshot();
+        let devices = devices::list(&*snapshot, user)?;
+        let shown: Result<Vec<_>, Fault> =
+            devices.into_iter().map(|device| shown(&*snapshot, user, device)).collect();
+        Ok(get_devices::v3::Response::new(shown?))
+    };
+    devices()
+}
+
+/// `GET /_matrix/client/v3/devices/{deviceId}`
+pub(crate) async fn get_device(
+    app: App,
+    client: Client<get_device::v3::Request>,
+) -> Result<get_device::v3::Response> {
+    let (snapshot, user) = (app.store.snapshot(), client.caller.user);
+    let device = devices::require(&*snapshot, user, &client.request.device_id)?;
+    Ok(get_device::v3::Response::new(shown(&*snapshot, user, device)?))
+}
+
+/// `PUT /_matrix/client/v3/devices/{deviceId}`
+pub(crate) async fn update_device(
+    app: App,
+    client: Client<update_device::v3::Request>,
+) -> Result<update_device::v3::Response> {
+    let request = client.request;
+    rename_device::rename_device(&app, &client.caller, request.device_id, request.display_name).await?;
+    Ok(update_device::v3::Response::new())
+}
+
+/// `DELETE /_matrix/client/v3/devices/{deviceId}`
+pub(crate) async fn delete_device(
+    app: App,
+    client: Client<delete_device::v3::Request>,
+) -> Result<delete_device::v3::Response> {
+    let (caller, request) = (client.caller, client.request);
+    let wanted = json!({ "devices": [request.device_id] });
+    let operation = confirm::operation("delete devices", Some(&caller), &wanted);
+    let flows = confirm::password_flow();
+    confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
+    log_out(&app, &caller, Which::These(vec![request.device_id])).await?;
+    Ok(delete_device::v3::Response::new())
+}
+
+/// `POST /_matrix/client/v3/delete_devices`
+pub(crate) async fn delete_devices(
+    app: App,
+    client: Client<delete_devices::v3::Request>,
+) -> Result<delete_devices::v3::Response> {
+    let (caller, request) = (client.caller, client.request);
+    let wanted = json!({ "devices": request.devices });
+    let operation = confirm::operation("delete devices", Some(&caller), &wanted);
+    let flows = confirm::password_flow();
+    confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
+    log_out(&app, &caller, Which::These(request.devices)).await?;
+    Ok(delete_devices::v3::Response::new())
+}

@@ -1,0 +1,129 @@
+//! Registration by whoever knows the shared secret, as the ecosystem's tools speak it.
+//!
+//! Not part of the specification: `GET` gives a nonce, `POST` brings it back with an HMAC over the wish.
+
+use http::Method;
+use ruma::api::{
+    IncomingRequest, Metadata, auth_scheme::NoAccessToken, client::session::logout, error::DeserializationError,
+    path_builder::SinglePath,
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    accounts::{
+        devices::LogIn,
+        registration::{Claim, check_claim},
+    },
+    api::{Routes, extract::Public, reply::RawJson},
+    error::{Refusal, Result},
+    flows::{
+        App,
+        register::{Wish, register_by_operator},
+    },
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.public(nonce);
+    r.public(register);
+}
+
+const PATH: SinglePath = SinglePath::new("/_synapse/admin/v1/register");
+
+/// Asks for a nonce.
+pub(crate) struct Nonce;
+
+impl Metadata for Nonce {
+    const METHOD: Method = Method::GET;
+    const RATE_LIMITED: bool = true;
+    type Authentication = NoAccessToken;
+    type PathBuilder = SinglePath;
+    const PATH_BUILDER: SinglePath = PATH;
+}
+
+impl IncomingRequest for Nonce {
+    type EndpointError = ruma::api::error::Error;
+    type OutgoingResponse = logout::v3::Response;
+
+    fn try_from_http_request_inner(
+        _request: http::Request<&[u8]>,
+        _path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        Ok(Self)
+    }
+}
+
+/// Registers.
+#[derive(Deserialize)]
+pub(crate) struct Register {
+    nonce: String,
+    username: String,
+    password: String,
+    #[serde(default)]
+    admin: bool,
+    user_type: Option<String>,
+    mac: String,
+    #[serde(default)]
+    inhibit_login: bool,
+}
+
+impl Metadata for Register {
+    const METHOD: Method = Method::POST;
+    const RATE_LIMITED: bool = true;
+    type Authentication = NoAccessToken;
+    type PathBuilder = SinglePath;
+    const PATH_BUILDER: SinglePath = PATH;
+}
+
+impl IncomingRequest for Register {
+    type EndpointError = ruma::api::error::Error;
+    type OutgoingResponse = logout::v3::Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        _path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        Ok(serde_json::from_slice(request.body())?)
+    }
+}
+
+fn require_secret(app: &App) -> Result<&str> {
+    let secret = app.config.registration.shared_secret.as_str();
+    if secret.is_empty() { Err(Refusal::unrecognized("There is no such endpoint.").into()) } else { Ok(secret) }
+}
+
+/// `GET /_synapse/admin/v1/register`
+pub(crate) async fn nonce(app: App, _public: Public<Nonce>) -> Result<RawJson> {
+    require_secret(&app)?;
+    Ok(RawJson(json!({ "nonce": app.accounts.nonces().make(&app.env) }).to_string().into()))
+}
+
+/// `POST /_synapse/admin/v1/register`
+pub(crate) async fn register(app: App, public: Public<Register>) -> Result<RawJson> {
+    let secret = require_secret(&app)?;
+    let request = public.request;
+    if !app.accounts.nonces().spend(&request.nonce, app.env.now_ms()) {
+        return Err(Refusal::invalid_param("This nonce is not known.").into());
+    }
+    let claim = Claim {
+        nonce: &request.nonce,
+        username: &request.username,
+        password: &request.password,
+        is_admin: request.admin,
+        user_type: request.user_type.as_deref(),
+    };
+    check_claim(secret, &claim, &request.mac)?;
+    let wish = Wish {
+        username: Some(request.username),
+        password: Some(request.password),
+        log_in: (!request.inhibit_login).then(|| LogIn { ip: Some(public.peer), ..LogIn::default() }),
+        refreshable: false,
+    };
+    let registered = register_by_operator(&app, wish, request.admin).await?;
+    let mut answer = json!({ "user_id": registered.user_id, "home_server": app.accounts.server_name() });
+    if let (Some(session), Some(fields)) = (registered.session, answer.as_object_mut()) {
+        fields.insert("access_token".to_owned(), session.tokens.access_token.into());
+        fields.insert("device_id".to_owned(), session.holder.device_id.as_str().into());
+    }
+    Ok(RawJson(answer.to_string().into()))
+}

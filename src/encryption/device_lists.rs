@@ -1,0 +1,56 @@
+//! Whose devices or keys changed, and when: `device_lists` of `/sync` and `/keys/changes`.
+
+use std::ops::Bound;
+
+use ruma::{OwnedUserId, UserId};
+
+use crate::{
+    ids::{Position, UserNum},
+    store::{Batch, Direction, Fault, LogEntry, Read, schema},
+};
+
+/// The devices or keys of this local user changed. Under the user's lock.
+pub fn changed(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<Position, Fault> {
+    if let Some(before) = schema::DEVICE_CHANGED.get(batch, user_id.as_str())? {
+        schema::DEVICE_LOG.delete(batch, before);
+    }
+    let position = batch.position(&LogEntry::DeviceList { user });
+    schema::DEVICE_CHANGED.put(batch, user_id.as_str(), &position);
+    schema::DEVICE_LOG.put(batch, position, &user_id.as_str().to_owned());
+    Ok(position)
+}
+
+/// When the devices or keys of this user last changed, as far as we know.
+pub fn find_changed(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<Position>, Fault> {
+    schema::DEVICE_CHANGED.get(read, user_id.as_str())
+}
+
+/// Whose devices or keys changed in (after, upto], on the whole server, oldest change first. Each user comes once, at the
+/// last change. Walk this or the users who share a room, whichever is shorter: it ends when the caller stops asking.
+pub fn list_changes(
+    read: &(impl Read + ?Sized),
+    after: Position,
+    upto: Position,
+) -> Result<impl Iterator<Item = Result<(Position, OwnedUserId), Fault>> + '_, Fault> {
+    let rows = schema::DEVICE_LOG.range::<Position>(
+        read,
+        Bound::Excluded(after),
+        Bound::Included(upto),
+        Direction::Up,
+    )?;
+    Ok(rows.filter_map(move |row| {
+        let (position, user_id) = match row {
+            Ok(row) => row,
+            Err(fault) => return Some(Err(fault)),
+        };
+        match schema::DEVICE_CHANGED.get(read, &user_id) {
+            // Counts only while the row still says that position.
+            Ok(now) if now != Some(position) => None,
+            Ok(_) => match UserId::parse(user_id) {
+                Ok(user_id) => Some(Ok((position, user_id))),
+                Err(_) => Some(Err(Fault::Corrupt("a device list belongs to no user id"))),
+            },
+            Err(fault) => Some(Err(fault)),
+        }
+    }))
+}

@@ -1,0 +1,125 @@
+//! User-interactive authentication of one request: checks the stage that it brings, says what is still asked for.
+
+use ruma::{
+    UserId,
+    api::{
+        client::uiaa::{AuthData, AuthType, UserIdentifier},
+        error::ErrorKind,
+    },
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    accounts::{
+        Caller,
+        interactive::{Flows, Operation, Passed, Progress},
+        names, passwords, registration, users,
+    },
+    error::{Refusal, Result},
+    flows::App,
+};
+
+/// What was shown.
+#[derive(Debug)]
+pub(crate) struct Confirmed {
+    /// The registration token, if one was.
+    pub(crate) registration_token: Option<String>,
+}
+
+/// What the request wants done: the endpoint, the caller, and the part of the request that may not change between the
+/// first confirmed stage and the last.
+pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde_json::Value) -> Operation {
+    let name = match caller {
+        Some(caller) => format!("{endpoint} {} {}", caller.user_id, caller.device.0),
+        None => endpoint.to_owned(),
+    };
+    Operation { name, request: Sha256::digest(request.to_string()).into() }
+}
+
+/// Whether the request may be done. Errors: 401 with flows and session, as long as it may not.
+pub(crate) async fn confirm(
+    app: &App,
+    operation: &Operation,
+    flows: &Flows,
+    caller: Option<&Caller>,
+    auth: Option<&AuthData>,
+) -> Result<Confirmed> {
+    let sessions = app.accounts.sessions();
+    let session = auth.and_then(AuthData::session);
+    let passed = match auth {
+        None | Some(AuthData::FallbackAcknowledgement(_)) => None,
+        Some(auth) => match check(app, flows, caller, auth).await? {
+            Ok(passed) => Some(passed),
+            Err(why) => return Err(sessions.fail(&app.env, operation, flows, session, &why).into()),
+        },
+    };
+    match sessions.advance(&app.env, operation, flows, session, passed) {
+        Progress::Done { registration_token } => Ok(Confirmed { registration_token }),
+        Progress::More(refusal) => Err(refusal.into()),
+    }
+}
+
+async fn check(
+    app: &App,
+    flows: &Flows,
+    caller: Option<&Caller>,
+    auth: &AuthData,
+) -> Result<Result<Passed, Refusal>> {
+    let Some(stage) = auth.auth_type().filter(|stage| flows.ask_for(stage)) else {
+        let why = "This request is not confirmed by that type of authentication.";
+        return Ok(Err(Refusal::new(ErrorKind::Unrecognized, why)));
+    };
+    match auth {
+        AuthData::Dummy(_) => Ok(Ok(Passed { stage, registration_token: None })),
+        AuthData::Password(password) => {
+            let wrong = Refusal::forbidden("The password or the user is not right.");
+            let Some(caller) = caller else { return Ok(Err(wrong)) };
+            let meant = meant_by(app, &password.identifier);
+            if meant.as_deref() != Some(&*caller.user_id) {
+                return Ok(Err(wrong));
+            }
+            let right = is_password_of(app, &caller.user_id, password.password.clone()).await?;
+            Ok(if right { Ok(Passed { stage, registration_token: None }) } else { Err(wrong) })
+        }
+        AuthData::RegistrationToken(shown) => {
+            let snapshot = app.store.snapshot();
+            let valid =
+                registration::is_valid(&*snapshot, &app.accounts, &shown.token, app.env.now_ms())?;
+            Ok(if valid {
+                Ok(Passed { stage, registration_token: Some(shown.token.clone()) })
+            } else {
+                Err(Refusal::new(ErrorKind::Unauthorized, "This registration token is not valid."))
+            })
+        }
+        _ => {
+            let why = "This server does not know that type of authentication.";
+            Ok(Err(Refusal::new(ErrorKind::Unrecognized, why)))
+        }
+    }
+}
+
+/// The user of this server that an identifier means, whether they exist or not.
+pub(crate) fn meant_by(app: &App, identifier: &UserIdentifier) -> Option<ruma::OwnedUserId> {
+    match identifier {
+        UserIdentifier::Matrix(matrix) => names::meant_user_id(&matrix.user, app.accounts.server_name()),
+        _ => None,
+    }
+}
+
+/// Whether this is the user's password. Takes as long when there is no such user.
+pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let hash = match users::find_num(&*snapshot, user_id)? {
+        Some(user) => passwords::find(&*snapshot, user)?,
+        None => None,
+    };
+    let house = app.clone();
+    app.env
+        .blocking_long(move || passwords::verify(&house.env, &house.config.passwords, hash.as_deref(), &password))
+        .await
+}
+
+/// The flow that asks for the caller's password.
+pub(crate) fn password_flow() -> Flows {
+    Flows::one(AuthType::Password)
+}

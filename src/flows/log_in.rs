@@ -1,0 +1,103 @@
+//! Logs a device in.
+
+use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
+
+use crate::{
+    accounts::{
+        devices::{self, LogIn},
+        passwords,
+        tokens::{self, Holder, Issued},
+        users,
+    },
+    encryption::device_lists,
+    error::{Refusal, Result},
+    flows::{App, register::Session, write},
+    store::Batch,
+};
+
+/// A device that was logged in, and whose it is.
+pub(crate) struct LoggedIn {
+    /// The account.
+    pub(crate) user_id: OwnedUserId,
+    /// Its device and tokens.
+    pub(crate) session: Session,
+}
+
+fn wrong() -> Refusal {
+    Refusal::new(ErrorKind::Forbidden, "The user name or the password is not right.")
+}
+
+/// Logs in with a password. Errors: 403 for a wrong user or password, both after the same time.
+pub(crate) async fn with_password(
+    app: &App,
+    meant: Option<OwnedUserId>,
+    password: String,
+    log_in: LogIn,
+    refreshable: bool,
+) -> Result<LoggedIn> {
+    let snapshot = app.store.snapshot();
+    let known = match &meant {
+        Some(meant) => find(&*snapshot, meant)?,
+        None => None,
+    };
+    let hash = match known {
+        Some((user, _)) => passwords::find(&*snapshot, user)?,
+        None => None,
+    };
+    let house = app.clone();
+    let stored = hash.clone();
+    let verify = move || passwords::verify(&house.env, &house.config.passwords, stored.as_deref(), &password);
+    let right = app.env.blocking_long(verify).await?;
+    let (Some((user, user_id)), true) = (known, right) else { return Err(wrong().into()) };
+    write::for_user(app, user, move |app, batch| {
+        // It may have been changed, or the account deactivated, while we verified.
+        if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {
+            return Err(wrong().into());
+        }
+        let session = build(app, batch, user, &user_id, log_in, refreshable)?;
+        Ok(LoggedIn { user_id, session })
+    })
+    .await
+}
+
+/// Exactly that user, or else the one whose name it is in lower case, as it was when it was registered.
+fn find(
+    read: &impl crate::store::Read,
+    meant: &UserId,
+) -> Result<Option<(crate::ids::UserNum, OwnedUserId)>> {
+    if let Some(user) = users::find_num(read, meant)? {
+        return Ok(Some((user, meant.to_owned())));
+    }
+    let lower = meant.localpart().to_ascii_lowercase();
+    let Ok(user_id) = UserId::parse(format!("@{lower}:{}", meant.server_name())) else { return Ok(None) };
+    Ok(users::find_num(read, &user_id)?.map(|user| (user, user_id)))
+}
+
+fn build(
+    app: &App,
+    batch: &mut Batch,
+    user: crate::ids::UserNum,
+    user_id: &UserId,
+    log_in: LogIn,
+    refreshable: bool,
+) -> Result<Session> {
+    let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
+    if is_new {
+        device_lists::changed(batch, user, user_id)?;
+        write::wake(app, batch, user);
+    } else {
+        // The device is logged in anew: whoever holds its earlier tokens no longer is.
+        tokens::revoke(batch, user, device.num)?;
+    }
+    let holder = Holder { user, device: device.num, device_id: device.id };
+    let tokens = tokens::issue(batch, &app.env, &holder, refreshable);
+    Ok(Session { holder, tokens })
+}
+
+/// `POST /refresh`. However often and however many at once ask with one token, there is one new pair, and all get it.
+/// Errors: 401 `M_UNKNOWN_TOKEN`.
+pub(crate) async fn refresh(app: &App, token: String) -> Result<Issued> {
+    // Whose lock it needs: read from what is accepted, for the token may be so fresh that it is not visible yet.
+    let user = tokens::require_refresh_holder(&app.store.view(), &token)?;
+    write::for_user(app, user, move |app, batch| tokens::refresh(batch, &app.env, &token)).await
+}

@@ -1,0 +1,25 @@
+//! What each request with an access token leaves behind.
+
+use std::net::IpAddr;
+
+use crate::{
+    accounts::{Caller, devices, tokens},
+    error::Result,
+    flows::{App, write},
+};
+
+/// Somebody uses an access token: if it is a refreshed one, the pair that it replaces ends now; and now and then it is noted
+/// when and from where the device was last seen.
+pub(crate) async fn seen(app: &App, caller: &Caller, peer: IpAddr) -> Result<()> {
+    if let Some(unused) = caller.unused.clone() {
+        write::for_user(app, caller.user, move |_, batch| Ok(tokens::confirm(batch, &unused)?)).await?;
+    }
+    let now_ms = app.env.now_ms();
+    if app.accounts.seen().is_due(caller.user, caller.device, now_ms) {
+        let mut batch = app.store.batch();
+        devices::note_seen(&mut batch, caller.user, caller.device, now_ms, Some(peer));
+        // A note: nobody waits for it, and a store that is busy may lose it.
+        drop(app.store.enqueue(batch));
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! How a flow writes what belongs to a user or the server: build under the lock, enqueue, wait without it.
+
+use tokio::sync::oneshot;
+
+use crate::{
+    error::{Error, Result},
+    flows::App,
+    ids::UserNum,
+    store::{Batch, NotAccepted},
+};
+
+/// Builds a batch under the user's lock, off the async threads, and waits until it is durable and visible. Dropping the
+/// future does not undo what was accepted. A batch without rows is not written.
+pub(crate) async fn for_user<T: Send + 'static>(
+    app: &App,
+    user: UserNum,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    for_users(app, vec![user], build).await
+}
+
+/// Like [`for_user`], under the locks of several users.
+pub(crate) async fn for_users<T: Send + 'static>(
+    app: &App,
+    users: Vec<UserNum>,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let house = app.clone();
+    let built = app.env.blocking(move || {
+        let _locks = house.accounts.lock_all(users);
+        build_and_enqueue(&house, build, Error::from)
+    });
+    durable(built.await?).await
+}
+
+/// Like [`for_user`], under the server's lock; `refused` says what a batch that was not accepted means.
+pub(crate) async fn for_server<T: Send + 'static>(
+    app: &App,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+    refused: fn(NotAccepted) -> Error,
+) -> Result<T> {
+    let house = app.clone();
+    let built = app.env.blocking(move || {
+        let _lock = house.accounts.lock_server();
+        build_and_enqueue(&house, build, refused)
+    });
+    durable(built.await?).await
+}
+
+type Built<T> = (T, Option<oneshot::Receiver<()>>);
+
+fn build_and_enqueue<T>(
+    app: &App,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T>,
+    refused: fn(NotAccepted) -> Error,
+) -> Result<Built<T>> {
+    let mut batch = app.store.batch();
+    let value = build(app, &mut batch)?;
+    if batch.row_count() == 0 {
+        return Ok((value, None));
+    }
+    let enqueued = app.store.enqueue(batch).map_err(refused)?;
+    Ok((value, Some(enqueued.flushed)))
+}
+
+async fn durable<T>((value, flushed): Built<T>) -> Result<T> {
+    if let Some(flushed) = flushed {
+        flushed.await.map_err(|_| Error::broken("the server stops"))?;
+    }
+    Ok(value)
+}
+
+/// Wakes the user's polls when the batch is visible.
+pub(crate) fn wake(app: &App, batch: &mut Batch, user: UserNum) {
+    let notifier = app.notifier.clone();
+    batch.on_publish(move |_| notifier.wake_user(user));
+}

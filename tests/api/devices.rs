@@ -1,0 +1,117 @@
+//! `src/api/client/devices.rs`, and the password in `src/api/client/account.rs`
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+const DEVICES: &str = "/_matrix/client/v3/devices";
+const PASSWORD: &str = "/_matrix/client/v3/account/password";
+
+async fn log_in(alice: &TestClient, device: &str, password: &str) -> (StatusCode, TestClient) {
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
+        "password": password, "device_id": device, "initial_device_display_name": format!("name of {device}"),
+    });
+    let (status, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
+    let mut client = alice.clone();
+    client.token = json["access_token"].as_str().map(str::to_owned);
+    client.device_id = device.to_owned();
+    (status, client)
+}
+
+fn auth(user: &str, password: &str, session: &Value) -> Value {
+    json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": user },
+        "password": password, "session": session })
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_are_listed_named_and_not_others() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let (status, json) = second.get(DEVICES).await;
+    assert_eq!(status, StatusCode::OK);
+    let mut ids: Vec<_> =
+        json["devices"].as_array().unwrap().iter().map(|device| device["device_id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    let mut expected = vec!["SECOND", &alice.device_id];
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
+
+    let (status, json) = alice.get(&format!("{DEVICES}/SECOND")).await;
+    assert_eq!((status, json["display_name"].as_str()), (StatusCode::OK, Some("name of SECOND")));
+    assert_eq!(json["last_seen_ip"], "192.0.2.1");
+    assert!(json["last_seen_ts"].is_u64());
+    let put = |name: Value| alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": name }));
+    assert_eq!(put("my ☎".into()).await, (StatusCode::OK, json!({})));
+    assert_eq!(alice.get(&format!("{DEVICES}/SECOND")).await.1["display_name"], "my ☎");
+    assert_eq!(put("a".repeat(101).into()).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(put(Value::Null).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&format!("{DEVICES}/SECOND")).await.1["display_name"], "my ☎");
+
+    for client in [&alice, &bob] {
+        let path = format!("{DEVICES}/{}", if client.user_id == alice.user_id { "NONE" } else { "SECOND" });
+        assert_eq!(client.get(&path).await.1["errcode"], "M_NOT_FOUND");
+        assert_eq!(client.put(&path, json!({ "display_name": "x" })).await.1["errcode"], "M_NOT_FOUND");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleting_a_device_asks_for_ones_own_password() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let path = format!("{DEVICES}/SECOND");
+    let (status, json) = alice.delete(&path, json!({})).await;
+    assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
+    let session = &json["session"];
+    let wrong = auth("alice", "wrong", session);
+    let (status, json) = alice.delete(&path, json!({ "auth": wrong })).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::UNAUTHORIZED, Some("M_FORBIDDEN")));
+    assert_eq!(&json["session"], session);
+    let others = auth("bob", "password of bob", session);
+    assert_eq!(alice.delete(&path, json!({ "auth": others })).await.0, StatusCode::UNAUTHORIZED);
+    let stolen = auth("bob", "password of bob", session);
+    assert_eq!(bob.delete(&path, json!({ "auth": stolen })).await.0, StatusCode::OK, "bob has no such device");
+    assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);
+    let right = auth("alice", "password of alice", session);
+    assert_eq!(alice.delete(&path, json!({ "auth": right })).await, (StatusCode::OK, json!({})));
+    assert_eq!(second.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(alice.get(&path).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_devices_are_deleted_at_once() {
+    let alice = TestServer::new().register("alice").await;
+    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let (_, third) = log_in(&alice, "THIRD", "password of alice").await;
+    let body = json!({ "devices": ["SECOND", "THIRD", "NONE"], "auth": auth("alice", "password of alice", &Value::Null) });
+    assert_eq!(alice.post("/_matrix/client/v3/delete_devices", body).await.0, StatusCode::OK);
+    for gone in [second, third] {
+        assert_eq!(gone.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(alice.get(DEVICES).await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
+    let alice = TestServer::new().register("alice").await;
+    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let (status, json) = alice.post(PASSWORD, json!({ "new_password": "second" })).await;
+    assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
+    let body = |new: &str, old: &str, logout: bool| {
+        json!({ "new_password": new, "logout_devices": logout, "auth": auth("alice", old, &Value::Null) })
+    };
+    let (status, _) = alice.post(PASSWORD, body("second", "password of alice", false)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);
+    assert_eq!(log_in(&alice, "X", "password of alice").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(log_in(&alice, "X", "second").await.0, StatusCode::OK);
+    let (status, _) = alice.post(PASSWORD, body("third", "second", true)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(second.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(alice.get(DEVICES).await.0, StatusCode::OK);
+    let (status, json) = alice.post(PASSWORD, body("", "third", true)).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_WEAK_PASSWORD")));
+}

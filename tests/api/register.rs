@@ -1,0 +1,197 @@
+//! `src/api/client/register.rs`, `src/api/client/shared_secret.rs`
+
+use aqueduct::config::RegistrationMode;
+use futures_util::future::join_all;
+use hmac::{Hmac, KeyInit, Mac};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::TestServer;
+
+const REGISTER: &str = "/_matrix/client/v3/register";
+
+fn dummy(name: &str) -> Value {
+    json!({ "username": name, "password": "p4ssw0rd of test", "auth": { "type": "m.login.dummy" } })
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_auth_the_flows_and_a_session_are_told_and_the_session_leads_on() {
+    let client = TestServer::new().anonymous();
+    let (status, json) = client.post(REGISTER, json!({ "username": "alice", "password": "secret" })).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(json["flows"][0]["stages"], json!(["m.login.dummy"]));
+    assert_eq!(json["completed"], json!([]));
+    assert!(json["params"].is_object());
+    let auth = json!({ "type": "m.login.dummy", "session": json["session"] });
+    let body = json!({ "username": "alice", "password": "secret", "auth": auth });
+    let (status, json) = client.post(REGISTER, body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    assert_eq!(json["user_id"], "@alice:test.example");
+    assert!(json["refresh_token"].is_null() && json["expires_in_ms"].is_null());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_token_tells_who_one_is() {
+    let alice = TestServer::new().register("alice").await;
+    let (status, json) = alice.get("/_matrix/client/v3/account/whoami").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(json, json!({ "user_id": alice.user_id, "device_id": alice.device_id }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_must_be_valid_and_free() {
+    let client = TestServer::new().anonymous();
+    for bad in ["", "a b", "ä", "a:b", "@a:test.example", "_a", &"a".repeat(250)] {
+        let (status, json) = client.post(REGISTER, dummy(bad)).await;
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_INVALID_USERNAME")));
+    }
+    assert_eq!(client.post(REGISTER, dummy("Alice")).await.0, StatusCode::OK);
+    for taken in ["alice", "ALICE"] {
+        let (status, json) = client.post(REGISTER, dummy(taken)).await;
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE")));
+    }
+    let available = "/_matrix/client/v3/register/available?username=";
+    assert_eq!(client.get(&format!("{available}bob")).await, (StatusCode::OK, json!({ "available": true })));
+    let (status, json) = client.get(&format!("{available}alice")).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE")));
+    let (status, json) = client.get(&format!("{available}a%20b")).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_INVALID_USERNAME")));
+    let (status, json) = client.get("/_matrix/client/v3/register/available").await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_MISSING_PARAM")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_made_where_none_is_given_and_a_device_is_taken_as_given() {
+    let client = TestServer::new().anonymous();
+    let body = json!({ "auth": { "type": "m.login.dummy" }, "password": "secret", "device_id": "MINE",
+        "initial_device_display_name": "phone", "refresh_token": true });
+    let (status, json) = client.post(REGISTER, body).await;
+    assert_eq!((status, json["device_id"].as_str()), (StatusCode::OK, Some("MINE")), "{json}");
+    assert!(json["refresh_token"].is_string() && json["expires_in_ms"].is_u64());
+    let mut one = client.clone();
+    one.token = json["access_token"].as_str().map(str::to_owned);
+    let (_, device) = one.get("/_matrix/client/v3/devices/MINE").await;
+    assert_eq!(device["display_name"], "phone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn inhibit_login_makes_an_account_and_no_device() {
+    let client = TestServer::new().anonymous();
+    let mut body = dummy("alice");
+    body["inhibit_login"] = true.into();
+    let (status, json) = client.post(REGISTER, body).await;
+    assert_eq!((status, json), (StatusCode::OK, json!({ "user_id": "@alice:test.example", "device_id": null })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_password_is_weak() {
+    let client = TestServer::new().anonymous();
+    let body = json!({ "username": "a", "password": "", "auth": { "type": "m.login.dummy" } });
+    let (status, json) = client.post(REGISTER, body).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_WEAK_PASSWORD")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_token_mode_the_first_token_is_good_for_one_account_which_is_the_admin() {
+    let server = TestServer::with(|config| config.registration.mode = RegistrationMode::Token);
+    let client = server.anonymous();
+    let (status, json) = client.post(REGISTER, dummy("alice")).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(json["flows"], json!([{ "stages": ["m.login.registration_token"] }]));
+    assert_eq!(json["errcode"], "M_UNRECOGNIZED");
+
+    let with = |name: &str, token: &str| {
+        let auth = json!({ "type": "m.login.registration_token", "token": token });
+        json!({ "username": name, "password": "secret", "auth": auth })
+    };
+    let (status, json) = client.post(REGISTER, with("alice", "wrong")).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::UNAUTHORIZED, Some("M_UNAUTHORIZED")));
+    let token = server.server().app().accounts.first_token().unwrap().to_owned();
+    let validity = format!("/_matrix/client/v1/register/m.login.registration_token/validity?token={token}");
+    assert_eq!(client.get(&validity).await, (StatusCode::OK, json!({ "valid": true })));
+
+    let names: Vec<_> = (0..20).map(|number| format!("user{number}")).collect();
+    let answers = join_all(names.iter().map(|name| client.post(REGISTER, with(name, &token)))).await;
+    let made: Vec<_> = answers.iter().filter(|(status, _)| *status == StatusCode::OK).collect();
+    assert_eq!(made.len(), 1, "{answers:?}");
+    assert_eq!(client.get(&validity).await, (StatusCode::OK, json!({ "valid": false })));
+    // Every flow goes on asking for a token.
+    let (_, json) = client.post(REGISTER, with("late", &token)).await;
+    assert_eq!(json["flows"], json!([{ "stages": ["m.login.registration_token"] }]));
+    let snapshot = server.server().app().store.snapshot();
+    let users: Vec<_> = aqueduct::accounts::users::list(&*snapshot).unwrap().map(Result::unwrap).collect();
+    assert!(users.len() == 1 && users[0].1.is_admin);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_registration_is_closed_once_there_is_an_account() {
+    let server = TestServer::with(|config| config.registration.mode = RegistrationMode::Closed);
+    let token = server.server().app().accounts.first_token().unwrap().to_owned();
+    let auth = json!({ "type": "m.login.registration_token", "token": token });
+    let body = json!({ "username": "root", "password": "secret", "auth": auth });
+    assert_eq!(server.anonymous().post(REGISTER, body).await.0, StatusCode::OK);
+    let (status, json) = server.anonymous().post(REGISTER, dummy("alice")).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guests_come_in_only_where_they_may() {
+    let (status, json) = TestServer::new().anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_GUEST_ACCESS_FORBIDDEN")));
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let (status, json) = server.anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    let mut guest = server.anonymous();
+    guest.token = json["access_token"].as_str().map(str::to_owned);
+    assert_eq!(guest.get("/_matrix/client/v3/account/whoami").await.1["is_guest"], true);
+    let (status, _) = server.anonymous().post(&format!("{REGISTER}?kind=robot"), json!({})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_at_once_for_one_name_have_one_winner() {
+    let client = TestServer::new().anonymous();
+    let answers = join_all((0..1000).map(|_| client.post(REGISTER, dummy("alice")))).await;
+    let (made, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|(status, _)| *status == StatusCode::OK);
+    assert_eq!((made.len(), refused.len()), (1, 999));
+    for (status, json) in refused {
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE"))
+        );
+    }
+}
+
+fn mac(nonce: &str, name: &str, admin: bool) -> String {
+    let mut mac = Hmac::<sha1::Sha1>::new_from_slice(b"shared").unwrap();
+    let admin = if admin { "admin" } else { "notadmin" };
+    mac.update(format!("{nonce}\0{name}\0secret\0{admin}").as_bytes());
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_knows_the_shared_secret_may_register_and_nobody_else() {
+    const PATH: &str = "/_synapse/admin/v1/register";
+    let (status, json) = TestServer::new().anonymous().get(PATH).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::NOT_FOUND, Some("M_UNRECOGNIZED")));
+
+    let server = TestServer::with(|config| {
+        config.registration.mode = RegistrationMode::Closed;
+        config.registration.shared_secret = "shared".to_owned();
+    });
+    let client = server.anonymous();
+    let nonce = client.get(PATH).await.1["nonce"].as_str().unwrap().to_owned();
+    let wish = |nonce: &str, mac: String| {
+        json!({ "nonce": nonce, "username": "root", "password": "secret", "admin": true, "mac": mac })
+    };
+    let (status, json) = client.post(PATH, wish(&nonce, mac(&nonce, "root", false))).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")));
+    let (status, _) = client.post(PATH, wish(&nonce, mac(&nonce, "root", true))).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "a nonce is good once");
+    let nonce = client.get(PATH).await.1["nonce"].as_str().unwrap().to_owned();
+    let (status, json) = client.post(PATH, wish(&nonce, mac(&nonce, "root", true))).await;
+    assert_eq!((status, json["user_id"].as_str()), (StatusCode::OK, Some("@root:test.example")));
+    assert_eq!(json["home_server"], "test.example");
+    assert!(json["access_token"].is_string() && json["device_id"].is_string());
+}
