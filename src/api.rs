@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod extract;
+mod limits;
 pub mod reply;
 mod routes;
 

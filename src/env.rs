@@ -3,6 +3,8 @@
 //! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
 
+pub mod spent;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
@@ -168,8 +170,13 @@ impl Env {
         if self.is_simulated() {
             return call();
         }
+        let queued = self.instant();
         let _permit = pool.acquire().await.map_err(|_| Error::broken("the server has stopped"))?;
-        match tokio::task::spawn_blocking(call).await {
+        let began = self.instant();
+        spent::add(spent::Place::Queued, began.saturating_duration_since(queued));
+        let result = tokio::task::spawn_blocking(call).await;
+        spent::add(spent::Place::Working, self.instant().saturating_duration_since(began));
+        match result {
             Ok(result) => result,
             Err(error) => Err(Error::broken(format!("blocking work ended early: {error}"))),
         }

@@ -12,8 +12,9 @@ mod write;
 use std::{ops::Deref, sync::Arc};
 
 use ruma::signatures::Ed25519KeyPair;
+use tokio_util::sync::CancellationToken;
 
-use crate::{accounts::Accounts, config::Config, env::Env, store::Store, sync::Notifier};
+use crate::{accounts::Accounts, config::Config, env::Env, metrics::Metrics, store::Store, sync::Notifier};
 
 /// Everything that a use case works with. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +32,10 @@ pub struct House {
     pub accounts: Accounts,
     /// Wakes polls.
     pub notifier: Notifier,
+    /// What the server counts about itself.
+    pub metrics: Metrics,
+    /// Cancelled when the server stops: whoever waits for long answers at once.
+    pub stopping: CancellationToken,
     /// The key that signs this server's events and requests.
     pub signing: Arc<Ed25519KeyPair>,
 }

@@ -8,6 +8,7 @@ pub mod ids;
 pub mod error;
 pub mod config;
 pub mod env;
+pub mod metrics;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;

@@ -1,12 +1,16 @@
-//! The composition root: builds a server from left to right, starts its workers, stops it.
+//! The composition root: builds a server from left to right, starts its workers, listens, stops.
 
 mod flusher;
 mod identity;
+mod listen;
+pub mod logging;
+mod serve;
 mod timers;
 
 use std::sync::Arc;
 
 use axum::Router;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounts::Accounts,
@@ -15,9 +19,12 @@ use crate::{
     env::Env,
     error::Result,
     flows::{App, House},
+    metrics::Metrics,
     store::Store,
     sync::Notifier,
 };
+
+pub use serve::serve;
 
 /// A running server, without its listeners.
 #[derive(Clone)]
@@ -31,9 +38,21 @@ impl Server {
     pub fn start(config: Config, env: Env, store: Store) -> Result<Self> {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
-        let notifier = Notifier::new();
-        let app = App::new(House { env, store, config: Arc::new(config), accounts, notifier, signing });
-        flusher::start(&app.store, &app.env, |_, _| ())?;
+        let app = App::new(House {
+            env,
+            store,
+            config: Arc::new(config),
+            accounts,
+            notifier: Notifier::new(),
+            metrics: Metrics::new(),
+            stopping: CancellationToken::new(),
+            signing,
+        });
+        let (metrics, store) = (app.metrics.clone(), app.store.clone());
+        flusher::start(&app.store, &app.env, move |it, took| {
+            metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
+            metrics.queue_depth("store", store.queue_depth());
+        })?;
         timers::start(&app.store, &app.env);
         let router = api::router(&app);
         Ok(Self { app, router })
@@ -47,5 +66,16 @@ impl Server {
     /// The parts, for commands and tests.
     pub fn app(&self) -> &App {
         &self.app
+    }
+
+    /// Drops every task and writes what was accepted: after this the store may be closed.
+    pub async fn stop(&self) -> Result<()> {
+        self.app.stopping.cancel();
+        self.app.env.kill();
+        self.app.env.ended().await;
+        while self.app.store.queue_depth() > 0 {
+            self.app.store.flush()?;
+        }
+        Ok(())
     }
 }

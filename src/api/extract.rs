@@ -2,13 +2,17 @@
 //!
 //! The token is checked before the body is read.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
     extract::{FromRequestParts, RawPathParams, Request},
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Method, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use ruma::api::{
@@ -20,13 +24,19 @@ use serde::de::IgnoredAny;
 
 use crate::{
     accounts::{self, Caller},
+    api::{limits::Source, reply},
+    env::spent::{self, Place},
     error::{Error, Refusal, Result},
     flows::{self, App},
+    ids::UserNum,
 };
 
 /// The deepest JSON that is accepted, in levels. What is stored is wrapped in a few more levels when it is shown,
 /// and readers of JSON commonly stop at 127.
 const NESTING_MAX: usize = 110;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request that anybody may make.
 #[derive(Debug)]
@@ -74,38 +84,64 @@ pub(crate) enum Auth {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
-/// A request that has been read and whose caller is known.
+/// A request on its way: first its caller is known, then it is read.
 pub(crate) struct Call {
     parts: Parts,
+    unread: Body,
     body: Bytes,
-    path_args: Vec<String>,
     caller: Option<Caller>,
     peer: IpAddr,
 }
 
 impl Call {
-    /// Checks the token, then reads the body.
-    pub(crate) async fn read(app: &App, auth: Auth, request: Request) -> Result<Self> {
-        let (mut parts, body) = request.into_parts();
+    /// Checks the token. The body is not looked at.
+    pub(crate) fn begin(app: &App, auth: Auth, request: Request) -> Result<Self> {
+        let (parts, unread) = request.into_parts();
         let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let caller = authenticate(app, auth, &parts)?;
-        if let Some(caller) = &caller {
-            flows::seen::seen(app, caller, peer).await?;
-        }
-        let path_args = path_args(&mut parts).await?;
-        let body = if parts.method == Method::GET || parts.method == Method::HEAD {
-            Bytes::new()
-        } else {
-            read_body(&parts, body, app.config.limits.body_bytes_max.in_memory()).await?
-        };
-        Ok(Self { parts, body, path_args, caller, peer })
+        Ok(Self { parts, unread, body: Bytes::new(), caller, peer })
     }
 
-    fn parse<R: IncomingRequest>(self) -> Result<R> {
-        let args: Vec<_> = self.path_args.iter().map(String::as_str).collect();
-        let has_body = self.parts.method != Method::GET && self.parts.method != Method::HEAD;
+    /// Whose request it is, if a token said so.
+    pub(crate) fn user(&self) -> Option<UserNum> {
+        self.caller.as_ref().map(|caller| caller.user)
+    }
+
+    /// Whom a rate limit counts.
+    pub(crate) fn source(&self) -> Source {
+        self.user().map_or_else(|| Source::address(self.peer), Source::User)
+    }
+
+    /// Notes that the caller was here.
+    pub(crate) async fn note_caller(&mut self, app: &App) -> Result<()> {
+        match &self.caller {
+            Some(caller) => flows::seen::seen(app, caller, self.peer).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the body, within bounds.
+    pub(crate) async fn read_body(&mut self, app: &App) -> Result<()> {
+        if self.has_body() {
+            let began = app.env.instant();
+            let unread = std::mem::take(&mut self.unread);
+            let bytes_max = app.config.limits.body_bytes_max.in_memory();
+            let body = tokio::time::timeout(BODY_TIMEOUT, read_body(&self.parts, unread, bytes_max));
+            self.body = body.await.map_err(|_| reply::too_slow())??;
+            spent::add(Place::Receiving, app.env.instant().saturating_duration_since(began));
+        }
+        Ok(())
+    }
+
+    fn has_body(&self) -> bool {
+        self.parts.method != Method::GET && self.parts.method != Method::HEAD
+    }
+
+    fn parse<R: IncomingRequest>(mut self) -> Result<R> {
+        let args = path_args(&mut self.parts)?;
+        let args: Vec<_> = args.iter().map(|(_, value)| value).collect();
         // Where every field is optional, nothing says as much as an empty object.
-        let body: &[u8] = if has_body && self.body.is_empty() { b"{}" } else { &self.body };
+        let body: &[u8] = if self.has_body() && self.body.is_empty() { b"{}" } else { &self.body };
         check_json(body)?;
         R::try_from_http_request(http::Request::from_parts(self.parts, body), &args)
             .map_err(|error| refusal(error, &self.body).into())
@@ -159,11 +195,14 @@ fn authenticate(app: &App, auth: Auth, parts: &Parts) -> Result<Option<Caller>> 
     }
 }
 
-async fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
-    let params = RawPathParams::from_request_parts(parts, &())
-        .await
-        .map_err(|_| Refusal::invalid_param("The path is not valid UTF-8."))?;
-    Ok(params.iter().map(|(_, value)| value.to_owned()).collect())
+/// The parameters in the path, percent-decoded, in their order.
+fn path_args(parts: &mut Parts) -> Result<RawPathParams> {
+    // It only looks into the extensions, so it is ready at once.
+    let params = RawPathParams::from_request_parts(parts, &()).now_or_never();
+    match params {
+        Some(Ok(params)) => Ok(params),
+        _ => Err(Refusal::invalid_param("The path is not valid UTF-8.").into()),
+    }
 }
 
 fn too_large(bytes_max: usize) -> Refusal {

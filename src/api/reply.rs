@@ -71,8 +71,29 @@ pub(crate) fn refuse(app: &App, error: Error) -> Response {
     refusal_as_http(refusal)
 }
 
+/// 404 for paths nobody knows.
+pub(crate) fn no_such_endpoint() -> Refusal {
+    Refusal::unrecognized("There is no such endpoint.")
+}
+
+/// 405 for methods that a path does not have.
+pub(crate) fn no_such_method() -> Refusal {
+    Refusal::unrecognized("The endpoint has no such method.").status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// 408 for bodies that do not arrive.
+pub(crate) fn too_slow() -> Refusal {
+    Refusal::new(ErrorKind::Unknown, "The request's body did not arrive in time.")
+        .status(StatusCode::REQUEST_TIMEOUT)
+}
+
+/// 429 for requests that come too fast.
+pub(crate) fn too_fast(retry_after: std::time::Duration) -> Refusal {
+    Refusal::new(limit_exceeded(retry_after), "Too many requests. Try again later.")
+}
+
 /// The kind for "too fast": `M_LIMIT_EXCEEDED`.
-pub(crate) fn limit_exceeded(retry_after: std::time::Duration) -> ErrorKind {
+fn limit_exceeded(retry_after: std::time::Duration) -> ErrorKind {
     let mut data = LimitExceededErrorData::new();
     data.retry_after = Some(RetryAfter::Delay(retry_after));
     ErrorKind::LimitExceeded(data)

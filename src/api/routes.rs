@@ -4,17 +4,20 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::MethodRouter};
 use futures_util::{FutureExt, future::BoxFuture};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use ruma::api::{IncomingRequest, path_builder::PathBuilder};
 
 use crate::{
     api::{
         client,
         extract::{Auth, Call, Client, MaybeClient, Public},
+        limits::{Kind, RateLimits},
         reply::{self, IntoReply},
     },
+    env::spent::{Place, Spent},
     error::{Error, Refusal, Result},
     flows::App,
+    ids::UserNum,
 };
 
 type Handler = Box<dyn Fn(App, Call) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
@@ -25,6 +28,10 @@ pub(crate) struct Route {
     pub(crate) template: &'static str,
     /// Who may call it.
     pub(crate) auth: Auth,
+    /// Whether the specification asks for a rate limit.
+    pub(crate) rate_limited: bool,
+    /// Which limit that is.
+    pub(crate) kind: Kind,
     handler: Handler,
 }
 
@@ -89,7 +96,13 @@ impl Routes {
 
     fn add<R: IncomingRequest>(&mut self, auth: Auth, handler: impl Fn() -> Handler) {
         for template in R::PATH_BUILDER.all_paths() {
-            let route = Arc::new(Route { template, auth, handler: handler() });
+            let route = Arc::new(Route {
+                template,
+                auth,
+                rate_limited: R::RATE_LIMITED,
+                kind: Kind::of(&R::METHOD, template),
+                handler: handler(),
+            });
             // An event type stands for the state with an empty state key, too.
             if let Some(shorter) = template.strip_suffix("/{state_key}") {
                 self.at(shorter, &R::METHOD, &route);
@@ -152,12 +165,13 @@ fn plain(template: &str) -> String {
 
 /// The router of the whole server.
 pub fn router(app: &App) -> Router {
+    let limits = app.config.limits.rate_limits.then(|| Arc::new(RateLimits::new(&app.config.limits)));
     let mut router = Router::new();
     for (path, methods) in Routes::all().with_slashes().paths {
         let mut at_path = MethodRouter::new();
         for (method, route) in methods {
-            let app = app.clone();
-            let serve = move |request: Request| serve(app.clone(), route.clone(), request);
+            let (app, limits) = (app.clone(), limits.clone());
+            let serve = move |request: Request| serve(app.clone(), limits.clone(), route.clone(), request);
             at_path = match method {
                 "POST" => at_path.post(serve),
                 "PUT" => at_path.put(serve),
@@ -169,46 +183,56 @@ pub fn router(app: &App) -> Router {
     }
     let (not_found, not_allowed) = (app.clone(), app.clone());
     let router = router
-        .fallback(move || {
-            unrecognized(not_found.clone(), StatusCode::NOT_FOUND, "There is no such endpoint.")
-        })
-        .method_not_allowed_fallback(move || {
-            unrecognized(
-                not_allowed.clone(),
-                StatusCode::METHOD_NOT_ALLOWED,
-                "The endpoint has no such method.",
-            )
-        });
+        .fallback(move || refuse(not_found.clone(), reply::no_such_endpoint()))
+        .method_not_allowed_fallback(move || refuse(not_allowed.clone(), reply::no_such_method()));
     let app = app.clone();
     Router::new().fallback(move |request: Request| outermost(app.clone(), router.clone(), request))
 }
 
-async fn unrecognized(app: App, status: StatusCode, message: &str) -> Response {
-    reply::refuse(&app, Refusal::unrecognized(message).status(status).into())
+async fn refuse(app: App, refusal: Refusal) -> Response {
+    reply::refuse(&app, refusal.into())
 }
 
-/// Around everything: preflight requests, panics, headers for browsers.
+/// What the log says of a request that was routed.
+#[derive(Clone)]
+struct Routed {
+    template: &'static str,
+    user: Option<UserNum>,
+}
+
+/// Around everything: preflight requests, headers for browsers, the log, the figures.
 async fn outermost(app: App, router: Router, request: Request) -> Response {
-    if request.method() == Method::OPTIONS {
-        let mut response = Response::new(Body::empty());
-        allow_browsers(response.headers_mut());
-        return response;
-    }
-    let answer = AssertUnwindSafe(tower::ServiceExt::oneshot(router, request)).catch_unwind().await;
-    let mut response = match answer {
-        Ok(Ok(response)) => response,
-        Err(panic) => {
-            let what = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("for an unknown reason");
-            reply::refuse(&app, Error::broken(format!("a handler panicked: {what}")))
-        }
+    let began = app.env.instant();
+    let method = request.method().clone();
+    let spent = Arc::new(Spent::default());
+    let mut response = if method == Method::OPTIONS {
+        Response::new(Body::empty())
+    } else {
+        let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;
+        answer.unwrap_or_else(|never| match never {})
     };
     allow_browsers(response.headers_mut());
+    let routed = response.extensions_mut().remove::<Routed>();
+    let (route, user) = routed.map_or(("none", None), |routed| (routed.template, routed.user));
+    let took = app.env.instant().saturating_duration_since(began);
+    let status = response.status().as_u16();
+    app.metrics.request(&method, route, status, took);
+    let (took_us, user) = (took.as_micros(), user.map(|user| user.0));
+    tracing::info!(%method, route, status, took_us, user, "request");
+    if took.as_millis() > u128::from(app.config.log.slow_request_ms) && route != SYNC {
+        let [queued_us, working_us, receiving_us] =
+            [Place::Queued, Place::Working, Place::Receiving].map(|place| spent.us(place));
+        let waiting_us = took_us.saturating_sub(u128::from(queued_us + working_us + receiving_us));
+        tracing::warn!(
+            %method, route, status, took_us, user, receiving_us, queued_us, working_us, waiting_us,
+            "slow request"
+        );
+    }
     response
 }
+
+/// Long polls wait on purpose.
+const SYNC: &str = "/_matrix/client/v3/sync";
 
 /// Client-server API, "Web Browser Clients".
 fn allow_browsers(headers: &mut HeaderMap) {
@@ -223,15 +247,28 @@ fn allow_browsers(headers: &mut HeaderMap) {
     );
 }
 
-async fn serve(app: App, route: Arc<Route>, request: Request) -> Response {
-    let began = app.env.instant();
-    let method = request.method().clone();
+async fn serve(app: App, limits: Option<Arc<RateLimits>>, route: Arc<Route>, request: Request) -> Response {
+    let mut routed = Routed { template: route.template, user: None };
     let answer = async {
-        let call = Call::read(&app, route.auth, request).await?;
+        let mut call = Call::begin(&app, route.auth, request)?;
+        routed.user = call.user();
+        if route.rate_limited
+            && let Some(limits) = limits
+            && let Err(wait) = limits.take(route.kind, call.source(), app.env.uptime())
+        {
+            app.metrics.rate_limited(route.template);
+            return Err(reply::too_fast(wait).into());
+        }
+        call.note_caller(&app).await?;
+        call.read_body(&app).await?;
         (route.handler)(app.clone(), call).await
     };
-    let response = answer.await.unwrap_or_else(|error| reply::refuse(&app, error));
-    let took_us = app.env.instant().saturating_duration_since(began).as_micros();
-    tracing::info!(%method, route = route.template, status = response.status().as_u16(), took_us, "request");
+    // A panic ends this request and no other; the hook that logs it is set in `server/logging.rs`.
+    let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+        app.metrics.panic();
+        Err(Error::broken("a handler panicked"))
+    });
+    let mut response = answer.unwrap_or_else(|error| reply::refuse(&app, error));
+    response.extensions_mut().insert(routed);
     response
 }

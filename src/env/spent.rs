@@ -1,0 +1,64 @@
+//! Where the time of one request goes, for the log of slow ones.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+tokio::task_local! {
+    static SPENT: Arc<Spent>;
+}
+
+/// The time that one request spent in each place, in microseconds. What is in no place was spent waiting: for the
+/// flush, for news, for other servers.
+#[derive(Debug, Default)]
+pub struct Spent {
+    /// Waiting until a call off the async threads may begin.
+    queued_us: AtomicU64,
+    /// In calls off the async threads: reading and deciding.
+    working_us: AtomicU64,
+    /// Receiving the body.
+    receiving_us: AtomicU64,
+}
+
+/// A place where time goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// Waiting until a call off the async threads may begin.
+    Queued,
+    /// In a call off the async threads.
+    Working,
+    /// Receiving the body.
+    Receiving,
+}
+
+impl Spent {
+    /// Runs the future; what it spends is added up here.
+    pub fn during<F: Future>(self: &Arc<Self>, future: F) -> impl Future<Output = F::Output> + use<F> {
+        SPENT.scope(self.clone(), future)
+    }
+
+    fn place(&self, place: Place) -> &AtomicU64 {
+        match place {
+            Place::Queued => &self.queued_us,
+            Place::Working => &self.working_us,
+            Place::Receiving => &self.receiving_us,
+        }
+    }
+
+    /// The time spent in this place, in microseconds.
+    pub fn us(&self, place: Place) -> u64 {
+        self.place(place).load(Ordering::Relaxed)
+    }
+}
+
+/// Adds to what the current request spent. Outside a request nothing happens.
+pub fn add(place: Place, took: Duration) {
+    let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    // Tasks that belong to no request have nobody to tell.
+    let _ = SPENT.try_with(|spent| spent.place(place).fetch_add(us, Ordering::Relaxed));
+}

@@ -1,0 +1,244 @@
+//! What the server counts about itself. Every part may add to these figures; the metrics listener shows them in the
+//! format of Prometheus.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// The figures of one server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+/// Which requests: method, route template, status.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    cache: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabels {
+    queue: &'static str,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<RouteLabels, Histogram>,
+    panics: Counter,
+    connections: Gauge<i64, AtomicI64>,
+    flush_batches: Histogram,
+    flush_bytes: Histogram,
+    flush_rows: Histogram,
+    flush_seconds: Histogram,
+    fsyncs: Counter,
+    queue_depth: Family<QueueLabels, Gauge<i64, AtomicI64>>,
+    cache_hits: Family<CacheLabels, Counter<u64, AtomicU64>>,
+    cache_misses: Family<CacheLabels, Counter<u64, AtomicU64>>,
+    resolutions: Counter,
+    resolution_seconds: Histogram,
+    rate_limited: Family<RouteLabels, Counter>,
+}
+
+/// From 0.1 ms to 26 s.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 4.0, 10))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All figures at zero.
+    pub fn new() -> Self {
+        let mut inner = Inner {
+            registry: Registry::with_prefix("aqueduct"),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(seconds),
+            panics: Counter::default(),
+            connections: Gauge::default(),
+            flush_batches: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
+            flush_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 9)),
+            flush_rows: Histogram::new(exponential_buckets(4.0, 4.0, 7)),
+            flush_seconds: seconds(),
+            fsyncs: Counter::default(),
+            queue_depth: Family::default(),
+            cache_hits: Family::default(),
+            cache_misses: Family::default(),
+            resolutions: Counter::default(),
+            resolution_seconds: seconds(),
+            rate_limited: Family::default(),
+        };
+        inner.register();
+        Self(Arc::new(inner))
+    }
+
+    /// A request was answered.
+    pub fn request(&self, method: &http::Method, route: &'static str, status: u16, took: Duration) {
+        // Methods come from outside: only those that are routed get a series of their own.
+        let method = match *method {
+            http::Method::GET | http::Method::PUT | http::Method::POST | http::Method::DELETE => {
+                method.as_str()
+            }
+            http::Method::HEAD => "HEAD",
+            _ => "other",
+        };
+        let labels = RequestLabels { method: method.to_owned(), route, status };
+        self.0.requests.get_or_create(&labels).inc();
+        self.0.request_seconds.get_or_create(&RouteLabels { route }).observe(took.as_secs_f64());
+    }
+
+    /// A handler panicked.
+    pub fn panic(&self) {
+        self.0.panics.inc();
+    }
+
+    /// A request was refused because its kind came too fast.
+    pub fn rate_limited(&self, route: &'static str) {
+        self.0.rate_limited.get_or_create(&RouteLabels { route }).inc();
+    }
+
+    /// A connection was opened (1) or closed (-1).
+    pub fn connections(&self, change: i64) {
+        self.0.connections.inc_by(change);
+    }
+
+    /// The store wrote what had gathered.
+    pub fn flush(&self, batches: usize, rows: usize, bytes: usize, synced: bool, took: Duration) {
+        self.0.flush_batches.observe(batches as f64);
+        self.0.flush_rows.observe(rows as f64);
+        self.0.flush_bytes.observe(bytes as f64);
+        self.0.flush_seconds.observe(took.as_secs_f64());
+        if synced {
+            self.0.fsyncs.inc();
+        }
+    }
+
+    /// How many items wait in this queue now.
+    pub fn queue_depth(&self, queue: &'static str, depth: usize) {
+        let depth = i64::try_from(depth).unwrap_or(i64::MAX);
+        self.0.queue_depth.get_or_create(&QueueLabels { queue }).set(depth);
+    }
+
+    /// A cache was asked.
+    pub fn cache(&self, cache: &'static str, hit: bool) {
+        let family = if hit { &self.0.cache_hits } else { &self.0.cache_misses };
+        family.get_or_create(&CacheLabels { cache }).inc();
+    }
+
+    /// The state of a room was resolved.
+    pub fn resolution(&self, took: Duration) {
+        self.0.resolutions.inc();
+        self.0.resolution_seconds.observe(took.as_secs_f64());
+    }
+
+    /// All figures, in the text format of OpenMetrics.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String cannot fail; were it to, what was written is shown.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+impl Inner {
+    fn register(&mut self) {
+        let Self { registry: r, .. } = self;
+        r.register("http_requests", "Requests answered", self.requests.clone());
+        r.register_with_unit(
+            "http_request_duration",
+            "How long requests took",
+            Unit::Seconds,
+            self.request_seconds.clone(),
+        );
+        r.register("http_panics", "Handlers that panicked", self.panics.clone());
+        r.register("http_rate_limited", "Requests refused for their speed", self.rate_limited.clone());
+        r.register("http_connections", "Connections open now", self.connections.clone());
+        r.register("store_flush_batches", "Batches written at once", self.flush_batches.clone());
+        r.register("store_flush_rows", "Rows written at once", self.flush_rows.clone());
+        r.register_with_unit(
+            "store_flush_size",
+            "Bytes written at once",
+            Unit::Bytes,
+            self.flush_bytes.clone(),
+        );
+        r.register_with_unit(
+            "store_flush_duration",
+            "How long one write took, with its fsync",
+            Unit::Seconds,
+            self.flush_seconds.clone(),
+        );
+        r.register("store_fsyncs", "Writes that were synced", self.fsyncs.clone());
+        r.register("queue_depth", "Items that wait", self.queue_depth.clone());
+        r.register("cache_hits", "Found in a cache", self.cache_hits.clone());
+        r.register("cache_misses", "Not found in a cache", self.cache_misses.clone());
+        r.register("state_resolutions", "State resolutions", self.resolutions.clone());
+        r.register_with_unit(
+            "state_resolution_duration",
+            "How long state resolutions took",
+            Unit::Seconds,
+            self.resolution_seconds.clone(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_names_and_units_of_prometheus() {
+        let metrics = Metrics::new();
+        metrics.request(&http::Method::GET, "/_matrix/client/versions", 200, Duration::from_millis(2));
+        metrics.request(&http::Method::from_bytes(b"ODD").unwrap(), "/", 405, Duration::ZERO);
+        metrics.flush(3, 20, 1000, true, Duration::from_millis(1));
+        metrics.queue_depth("store", 7);
+        metrics.cache("events", true);
+        metrics.resolution(Duration::from_millis(1));
+        metrics.connections(1);
+        let text = metrics.text();
+        for line in [
+            r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 1"#,
+            r#"aqueduct_http_requests_total{method="other",route="/",status="405"} 1"#,
+            "aqueduct_store_flush_batches_sum 3.0",
+            "aqueduct_store_flush_duration_seconds_count 1",
+            "aqueduct_store_fsyncs_total 1",
+            r#"aqueduct_queue_depth{queue="store"} 7"#,
+            r#"aqueduct_cache_hits_total{cache="events"} 1"#,
+            "aqueduct_state_resolutions_total 1",
+            "aqueduct_http_connections 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

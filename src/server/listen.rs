@@ -1,0 +1,263 @@
+//! Listeners: TCP, TLS and Unix sockets, and the one for `/metrics`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use http::{Request, Response, StatusCode, header};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+use crate::{
+    api::extract::Peer,
+    config::{Listener, Tls},
+    env::Env,
+    error::{Error, Result},
+    metrics::Metrics,
+};
+
+/// How long a client may take to finish a TLS handshake or the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What listeners share.
+#[derive(Clone)]
+pub(super) struct Listening {
+    env: Env,
+    metrics: Metrics,
+    router: Router,
+    /// No new connections; those that are open end after their current request.
+    stopping: CancellationToken,
+    connections: TaskTracker,
+    free: Arc<Semaphore>,
+}
+
+impl Listening {
+    pub(super) fn new(
+        env: Env,
+        metrics: Metrics,
+        router: Router,
+        stopping: CancellationToken,
+        connections_max: u32,
+    ) -> Self {
+        let free = Arc::new(Semaphore::new(connections_max as usize));
+        Self { env, metrics, router, stopping, connections: TaskTracker::new(), free }
+    }
+
+    /// Opens the listener and serves it. Answers where it listens. Errors: the address is taken, the certificate is
+    /// not readable.
+    pub(super) async fn open(&self, listener: &Listener) -> Result<String> {
+        if let Some(path) = &listener.unix {
+            let socket = bind_unix(path, 0o666)?;
+            self.accept_unix(socket, listener.behind_proxy);
+            return Ok(format!("unix:{}", path.display()));
+        }
+        let Some(address) = listener.address else {
+            return Err(Error::broken("a listener has neither address nor unix"));
+        };
+        let tls = listener.tls.as_ref().map(acceptor).transpose()?;
+        let socket = TcpListener::bind(address)
+            .await
+            .map_err(|error| Error::broken(format!("cannot listen on {address}: {error}")))?;
+        let address = socket.local_addr()?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        self.accept_tcp(socket, tls, listener.behind_proxy);
+        Ok(format!("{scheme}://{address}"))
+    }
+
+    fn accept_tcp(&self, socket: TcpListener, tls: Option<TlsAcceptor>, behind_proxy: bool) {
+        let all = self.clone();
+        self.env.spawn(async move {
+            loop {
+                let Some(permit) = all.permit().await else { return };
+                let accepted = tokio::select! {
+                    biased;
+                    () = all.stopping.cancelled() => return,
+                    accepted = socket.accept() => accepted,
+                };
+                let Some((stream, address)) = all.accepted(accepted).await else { continue };
+                // Answers are small and awaited: a delay to fill packets only costs time.
+                let _ = stream.set_nodelay(true);
+                let (it, tls) = (all.clone(), tls.clone());
+                all.spawn(permit, async move {
+                    let Some(tls) = tls else { return it.serve(stream, address.ip(), behind_proxy).await };
+                    // Who fails the handshake is gone; there is nobody to tell.
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+                        it.serve(stream, address.ip(), behind_proxy).await;
+                    }
+                });
+            }
+        });
+    }
+
+    fn accept_unix(&self, socket: UnixListener, behind_proxy: bool) {
+        let all = self.clone();
+        self.env.spawn(async move {
+            loop {
+                let Some(permit) = all.permit().await else { return };
+                let accepted = tokio::select! {
+                    biased;
+                    () = all.stopping.cancelled() => return,
+                    accepted = socket.accept() => accepted,
+                };
+                let Some((stream, _)) = all.accepted(accepted).await else { continue };
+                let it = all.clone();
+                all.spawn(permit, async move {
+                    it.serve(stream, IpAddr::V4(Ipv4Addr::LOCALHOST), behind_proxy).await;
+                });
+            }
+        });
+    }
+
+    /// Waits until one more connection may be open. `None`: the server stops.
+    async fn permit(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            permit = self.free.clone().acquire_owned() => permit.ok(),
+        }
+    }
+
+    async fn accepted<T>(&self, accepted: std::io::Result<T>) -> Option<T> {
+        match accepted {
+            Ok(accepted) => Some(accepted),
+            Err(error) => {
+                // Usually too many open files: it passes, and must not spin until then.
+                tracing::warn!(%error, "a connection could not be accepted");
+                self.env.sleep(Duration::from_millis(50)).await;
+                None
+            }
+        }
+    }
+
+    fn spawn(
+        &self,
+        permit: tokio::sync::OwnedSemaphorePermit,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.metrics.connections(1);
+        let metrics = self.metrics.clone();
+        self.env.spawn(self.connections.track_future(async move {
+            connection.await;
+            metrics.connections(-1);
+            drop(permit);
+        }));
+    }
+
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        address: IpAddr,
+        behind_proxy: bool,
+    ) {
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            let peer = if behind_proxy { forwarded(&request).unwrap_or(address) } else { address };
+            request.extensions_mut().insert(Peer(peer));
+            router.clone().oneshot(request)
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(200);
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            biased;
+            // Errors are the client's: it went away, or does not speak HTTP.
+            _ = connection.as_mut() => return,
+            () = self.stopping.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+
+    /// Resolves when every connection is closed.
+    pub(super) async fn drained(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Serves `/metrics`, and nothing else, on this address.
+    pub(super) async fn open_metrics(&self, address: &str) -> Result<SocketAddr> {
+        let metrics = self.metrics.clone();
+        let serve = move || {
+            let metrics = metrics.clone();
+            async move {
+                let mut response = Response::new(Body::from(metrics.text()));
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    header::HeaderValue::from_static(
+                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    ),
+                );
+                response
+            }
+        };
+        let router = Router::new()
+            .route("/metrics", axum::routing::get(serve))
+            .fallback(|| async { (StatusCode::NOT_FOUND, "Here is only /metrics.\n") });
+        let socket = TcpListener::bind(address)
+            .await
+            .map_err(|error| Error::broken(format!("cannot listen on {address} for metrics: {error}")))?;
+        let address = socket.local_addr()?;
+        let own = Self { router, free: Arc::new(Semaphore::new(64)), ..self.clone() };
+        own.accept_tcp(socket, None, false);
+        Ok(address)
+    }
+}
+
+/// Binds a Unix socket with these permissions. A file that a dead server left is replaced; a living one is not.
+pub(super) fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener> {
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    let fail = |error: std::io::Error| Error::broken(format!("cannot listen on {}: {error}", path.display()));
+    if path.exists() {
+        if UnixStream::connect(path).is_ok() {
+            return Err(Error::broken(format!("somebody listens on {} already", path.display())));
+        }
+        std::fs::remove_file(path).map_err(fail)?;
+    }
+    let socket = UnixListener::bind(path).map_err(fail)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(fail)?;
+    Ok(socket)
+}
+
+/// The address that the reverse proxy saw: the last one in the list, for what stands before it is the client's word.
+fn forwarded<B>(request: &Request<B>) -> Option<IpAddr> {
+    let value = request.headers().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+    value.rsplit(',').next()?.trim().parse().ok()
+}
+
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+    let fail = |path: &Path, why: String| Error::broken(format!("{}: {why}", path.display()));
+    let certificate = &tls.certificate;
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| fail(certificate, error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| fail(&tls.key, error.to_string()))?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|error| fail(certificate, error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
