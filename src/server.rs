@@ -1,6 +1,6 @@
 //! The composition root: builds a server from left to right, starts its workers, listens, stops.
 
-mod flusher;
+pub mod flusher;
 mod identity;
 mod listen;
 pub mod logging;

@@ -12,6 +12,7 @@ use crate::{
         key::Encoder,
         log::LogEntry,
         overlay::{OverRows, merge},
+        pending::Layer,
         schema,
         table::Direction,
     },
@@ -70,6 +71,14 @@ pub struct Batch {
     byte_count: usize,
     pub(crate) expectations: Vec<Expectation>,
     pub(crate) positions: u32,
+    has_pending: bool,
+    on_publish: Vec<OnPublish>,
+}
+
+/// The changes with settled positions, in an order in which they may be written, and whom to wake.
+pub(crate) struct Settled {
+    pub(crate) changes: Vec<Change>,
+    pub(crate) layer: Option<Layer>,
     pub(crate) on_publish: Vec<OnPublish>,
 }
 
@@ -82,6 +91,7 @@ impl Batch {
             byte_count: 0,
             expectations: Vec::new(),
             positions: 0,
+            has_pending: false,
             on_publish: Vec::new(),
         }
     }
@@ -132,6 +142,7 @@ impl Batch {
     fn insert(&mut self, family: Family, key: Vec<u8>, row: Row) {
         let value_bytes = |row: &Row| row.value.as_ref().map_or(0, Bytes::len);
         let key_bytes = key.len();
+        self.has_pending |= !row.pending_in_key.is_empty() || !row.pending_in_value.is_empty();
         self.byte_count += value_bytes(&row);
         match self.families.of_mut(family).rows.insert(key.into(), row) {
             Some(replaced) => self.byte_count -= value_bytes(&replaced),
@@ -172,8 +183,12 @@ impl Batch {
         self.expectations.push(Expectation { family, key: key.bytes, value, table });
     }
 
-    /// The changes with settled positions, in an order in which they may be written, and whom to wake.
-    pub(crate) fn settle(self, base: Position) -> (Vec<Change>, Vec<OnPublish>) {
+    /// Whether any row holds a pending position.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.has_pending
+    }
+
+    pub(crate) fn settle(self, base: Position) -> Settled {
         let mut changes = Vec::with_capacity(self.row_count);
         for (family, rows) in self.families.into_iter() {
             changes.extend(rows.ranges.into_iter().map(|(low, high)| Change::Range(family, low, high)));
@@ -182,7 +197,7 @@ impl Batch {
                 Change::Row(family, key, row.value.map(|value| settled(value, &row.pending_in_value, base)))
             }));
         }
-        (changes, self.on_publish)
+        Settled { layer: Layer::of(&changes), changes, on_publish: self.on_publish }
     }
 }
 

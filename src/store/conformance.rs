@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    marker::PhantomData,
     ops::Bound,
     sync::{
         Arc,
@@ -25,7 +24,7 @@ static SHORT: Table<u64, Position> = table(252, Family::State, "SHORT");
 static INBOX: Table<(u64, Position), u64> = table(253, Family::Queues, "INBOX");
 
 const fn table<K, V>(id: u8, family: Family, name: &'static str) -> Table<K, V> {
-    Table { id, family, name, domain: Domain::Server, owner: "tests", shipped: false, types: PhantomData }
+    Table::new(id, family, name, Domain::Server, "tests")
 }
 
 /// A store that can be closed and opened again.
@@ -587,6 +586,8 @@ enum Step {
     Put(u8, u8),
     Delete(u8),
     DeleteRange(u8, u8),
+    /// With so many more rows, below all others, that it is a large batch.
+    EnqueueLarge,
     Enqueue,
     Flush,
     Restart,
@@ -598,6 +599,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..12_u8).prop_map(Step::Delete),
         1 => (0..12_u8, 0..12_u8).prop_map(|(low, high)| Step::DeleteRange(low, high)),
         3 => Just(Step::Enqueue),
+        2 => Just(Step::EnqueueLarge),
         2 => Just(Step::Flush),
         1 => Just(Step::Restart),
     ];
@@ -648,7 +650,12 @@ proptest! {
                         batch.delete_range_raw(STATES.family, low_key, high_key);
                         own.retain(|key, _| !(low..high.max(low)).contains(key));
                     }
-                    Step::Enqueue => {
+                    Step::Enqueue | Step::EnqueueLarge => {
+                        if matches!(step, Step::EnqueueLarge) {
+                            for number in 0..300 {
+                                NAMES.put(&mut batch, (number, "filler"), &number);
+                            }
+                        }
                         drop(kit.store.enqueue(batch).unwrap());
                         batch = kit.store.batch();
                         accepted = own.clone();

@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use crate::store::{Durability, Fault, Snapshot, Store, head, queue::Queued};
+use parking_lot::MutexGuard;
 
-/// A flush stops gathering above this many bytes, so that a long write delays others by milliseconds only.
-const FLUSH_BYTES_MAX: usize = 4 << 20;
-/// A flush stops gathering above this many rows: what rows cost is mostly their number.
-const FLUSH_ROWS_MAX: usize = 10_000;
+use crate::store::{Durability, Fault, Snapshot, Store, engine::Change, head, queue::Queued};
+
+/// A flush carries at most this many bytes, or one batch, so that a long write delays others by milliseconds only.
+const FLUSH_BYTES_MAX: usize = 2 << 20;
+/// A flush carries at most this many rows, or one batch: what rows cost is mostly their number.
+const FLUSH_ROWS_MAX: usize = 4_000;
 
 /// What one flush wrote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,14 +39,16 @@ impl Store {
             self.0.failed.store(true, Ordering::Release);
         }
         let report = report?;
-        self.forget(&gathered);
+        let mut published = Vec::with_capacity(gathered.len());
         for queued in gathered {
             for call in queued.on_publish {
                 call(queued.base);
             }
             // Whoever waited may be gone; the batch is durable all the same.
             let _ = queued.flushed.send(());
+            published.push((queued.number, queued.bytes, queued.changes));
         }
+        self.forget(&published);
         Ok(report)
     }
 
@@ -74,12 +78,13 @@ impl Store {
         let mut queue = self.0.queue.lock();
         let mut gathered = Vec::with_capacity(queue.batches.len());
         let (mut bytes, mut rows) = (0, 0);
-        while bytes < FLUSH_BYTES_MAX
-            && rows < FLUSH_ROWS_MAX
-            && let Some(next) = queue.batches.pop_front()
-        {
+        while let Some(next) = queue.batches.pop_front() {
             bytes += next.bytes;
             rows += next.changes.len();
+            if !gathered.is_empty() && (bytes > FLUSH_BYTES_MAX || rows > FLUSH_ROWS_MAX) {
+                queue.batches.push_front(next);
+                break;
+            }
             gathered.push(next);
         }
         if !queue.batches.is_empty() {
@@ -88,14 +93,14 @@ impl Store {
         gathered
     }
 
-    /// Published rows need no longer be laid over the snapshot.
-    fn forget(&self, gathered: &[Queued]) {
+    /// Published rows need no longer be laid over the snapshot. In parts, so that nobody waits long for the queue.
+    fn forget(&self, published: &[(u64, usize, Vec<Change>)]) {
+        let mut layers = Vec::new();
         let mut queue = self.0.queue.lock();
-        for queued in gathered {
-            queue.bytes = queue.bytes.saturating_sub(queued.bytes);
-            for change in &queued.changes {
-                queue.pending.forget(queued.number, change);
-            }
+        for (number, bytes, changes) in published {
+            layers.extend(queue.pending.forget(*number, changes));
+            queue.bytes = queue.bytes.saturating_sub(*bytes);
+            MutexGuard::bump(&mut queue);
         }
     }
 }

@@ -10,8 +10,10 @@ use crate::{
     error::{Error, Refusal},
     ids::Position,
     store::{
-        BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, Fault, Read, Snapshot, Store, batch::OnPublish,
-        engine::Change, pending::PendingRows,
+        BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, Fault, Read, Snapshot, Store,
+        batch::{Expectation, OnPublish, Settled},
+        engine::Change,
+        pending::PendingRows,
     },
 };
 
@@ -102,7 +104,7 @@ impl Queue {
 
 impl Store {
     /// Checks the batch's preconditions, fixes its positions and lets it wait for the flush. All or nothing.
-    pub fn enqueue(&self, batch: Batch) -> Result<Enqueued, NotAccepted> {
+    pub fn enqueue(&self, mut batch: Batch) -> Result<Enqueued, NotAccepted> {
         if batch.byte_count() > BATCH_BYTES_MAX || batch.row_count() > BATCH_ROWS_MAX {
             return Err(NotAccepted::TooLarge);
         }
@@ -110,6 +112,10 @@ impl Store {
         let is_commit = batch.is_commit();
         let bytes = batch.byte_count();
         let checked = self.check_published(&batch)?;
+        let positions = batch.positions;
+        let expectations = std::mem::take(&mut batch.expectations);
+        // What needs no positions is made ready before the queue is locked.
+        let early = if batch.has_pending() { Err(batch) } else { Ok(batch.settle(Position::ZERO)) };
         let mut queue = self.0.queue.lock();
         if self.0.failed.load(Ordering::Acquire) {
             return Err(NotAccepted::Fault(Fault::failed()));
@@ -117,14 +123,12 @@ impl Store {
         if queue.bytes > QUEUE_BYTES_MAX {
             return Err(NotAccepted::Busy);
         }
-        self.check(&queue, &batch, &checked)?;
+        self.check(&queue, &expectations, &checked)?;
         let base = queue.last_position.plus(1);
-        let last = queue.last_position.plus(u64::from(batch.positions));
+        let last = queue.last_position.plus(u64::from(positions));
         let number = queue.last_batch + 1;
-        let (changes, on_publish) = batch.settle(base);
-        for change in &changes {
-            queue.pending.add(number, change);
-        }
+        let Settled { changes, layer, on_publish } = early.unwrap_or_else(|batch| batch.settle(base));
+        queue.pending.add(number, &changes, layer);
         queue.last_position = last;
         queue.last_batch = number;
         queue.bytes += bytes;
@@ -145,18 +149,23 @@ impl Store {
     /// What the preconditions find in the newest snapshot, read outside the queue's lock: it may touch the disk.
     fn check_published(&self, batch: &Batch) -> Result<Checked, NotAccepted> {
         let snapshot = self.snapshot();
-        let find = |expected: &super::batch::Expectation| snapshot.get_raw(expected.family, &expected.key);
+        let find = |expected: &Expectation| snapshot.get_raw(expected.family, &expected.key);
         let found =
             batch.expectations.iter().map(find).collect::<Result<_, _>>().map_err(NotAccepted::Fault)?;
         Ok(Checked { batch_number: snapshot.batch_number(), found })
     }
 
-    fn check(&self, queue: &Queue, batch: &Batch, checked: &Checked) -> Result<(), NotAccepted> {
+    fn check(
+        &self,
+        queue: &Queue,
+        expectations: &[Expectation],
+        checked: &Checked,
+    ) -> Result<(), NotAccepted> {
         // What waits cannot be published and forgotten while the queue is locked, so nothing slips between the two.
         let published = self.0.published.load();
         let is_current = published.batch_number == checked.batch_number;
-        for (expected, found) in batch.expectations.iter().zip(&checked.found) {
-            let found = match queue.pending.family(expected.family).find(&expected.key) {
+        for (expected, found) in expectations.iter().zip(&checked.found) {
+            let found = match queue.pending.find(expected.family, &expected.key) {
                 Some(value) => value,
                 None if is_current => found.clone(),
                 None => published.get_raw(expected.family, &expected.key).map_err(NotAccepted::Fault)?,

@@ -86,7 +86,7 @@ pub struct View {
 
 impl Read for View {
     fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let pending = self.store.queue.lock().pending.family(family).find(key);
+        let pending = self.store.queue.lock().pending.find(family, key);
         match pending {
             Some(value) => Ok(value),
             None => self.store.published.load().get_raw(family, key),
@@ -96,8 +96,7 @@ impl Read for View {
     fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
         let over: Vec<Option<Option<Bytes>>> = {
             let queue = self.store.queue.lock();
-            let pending = queue.pending.family(family);
-            keys.iter().map(|key| pending.find(key)).collect()
+            keys.iter().map(|key| queue.pending.find(family, key)).collect()
         };
         let published = self.store.published.load().get_many_raw(family, keys)?;
         Ok(over.into_iter().zip(published).map(|(over, published)| over.unwrap_or(published)).collect())
@@ -113,17 +112,11 @@ impl Read for View {
         if low >= high {
             return Ok(Box::new(std::iter::empty()));
         }
-        let pending = {
-            let queue = self.store.queue.lock();
-            let pending = queue.pending.family(family);
-            (!pending.is_clear(&low, &high)).then(|| pending.clone())
-        };
+        let pending = self.store.queue.lock().pending.find_between(family, &low, &high, direction);
         let snapshot = self.store.published.load_full();
-        let Some(pending) = pending else {
-            return Ok(Box::new(snapshot_rows(snapshot, family, low, high, direction)?));
-        };
-        let over = pending.clone().into_rows(&low, &high, direction);
         let base = snapshot_rows(snapshot, family, low, high, direction)?;
+        let Some(mut pending) = pending else { return Ok(Box::new(base)) };
+        let over = std::mem::take(&mut pending.rows).into_iter();
         let base: Rows<'_> = if pending.has_ranges() {
             Box::new(base.filter(move |row| !matches!(row, Ok((key, _)) if pending.is_deleted(key))))
         } else {
