@@ -8,13 +8,21 @@ pub mod register;
 pub mod rename_device;
 pub mod seen;
 mod write;
+pub(crate) mod aliases;
+pub(crate) mod commit;
+pub(crate) mod create;
+pub(crate) mod look;
+pub(crate) mod membership;
+pub(crate) mod send;
 
 use std::{ops::Deref, sync::Arc};
 
 use ruma::signatures::Ed25519KeyPair;
 use tokio_util::sync::CancellationToken;
 
-use crate::{accounts::Accounts, config::Config, env::Env, metrics::Metrics, store::Store, sync::Notifier};
+use crate::{
+    accounts::Accounts, config::Config, env::Env, metrics::Metrics, rooms::Rooms, store::Store, sync::Notifier,
+};
 
 /// Everything that a use case works with. Cheap to clone.
 #[derive(Clone)]
@@ -38,6 +46,8 @@ pub struct House {
     pub stopping: CancellationToken,
     /// The key that signs this server's events and requests.
     pub signing: Arc<Ed25519KeyPair>,
+    /// What rooms keep in memory: their locks.
+    pub rooms: Rooms,
 }
 
 impl App {

@@ -118,6 +118,16 @@ impl Order {
         }
     }
 
+    /// The next lower order; [`Order::MIN`] is its own predecessor.
+    #[must_use]
+    pub fn before(self) -> Self {
+        match self.minor.checked_sub(1) {
+            Some(minor) => Self { anchor: self.anchor, minor },
+            None if self.anchor == Position::ZERO => self,
+            None => Self { anchor: self.anchor.before(), minor: i32::MAX },
+        }
+    }
+
     /// The settled order, once the batch's first position is known.
     #[must_use]
     pub fn settle(self, base: Position) -> Self {

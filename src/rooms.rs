@@ -1,5 +1,152 @@
 //! Rooms: events, their order, the state they add up to, and who may see them.
+//!
+//! The road of an event: a flow takes the room's [`Seat`] (its lock), begins a [`commit::Change`], adds drafts to it
+//! (each is built, judged and written into one batch), and hands the batch to the store. The lock is released there:
+//! the next writer reads over what is accepted, and only the answer to the client waits for the disk.
 
+pub mod admit;
+pub mod aliases;
+pub mod build;
+pub mod commit;
+pub mod directory;
+pub mod event;
+pub mod filter;
 pub mod graph;
+pub mod members;
+pub mod power;
+pub mod redact;
+pub mod relations;
 pub mod resolve;
 pub mod state;
+pub mod timeline;
+pub mod versions;
+pub mod visibility;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use ruma::{RoomId, room_version_rules::RoomVersionRules, signatures::Ed25519KeyPair};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::{RoomNum, UserNum},
+    rooms::{build::Signer, event::StateEvent},
+    store::{
+        Direction, Fault, Read, schema,
+        schema::rooms::{Resident, RoomRow},
+    },
+};
+
+/// Seats that are kept though nobody sits there; above this, those are given up.
+const SEATS_MAX: usize = 4_096;
+/// State events a tip remembers.
+const TIP_STATE_MAX: usize = 128;
+
+/// What rooms keep in memory. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms(Arc<Inner>);
+
+struct Inner {
+    signer: Signer,
+    last_room: AtomicU64,
+    seats: Mutex<HashMap<RoomNum, Arc<tokio::sync::Mutex<Seat>>>>,
+}
+
+impl Rooms {
+    /// Reads what must be known: the last room number.
+    pub fn open(
+        read: &(impl Read + ?Sized),
+        server: ruma::OwnedServerName,
+        key: Arc<Ed25519KeyPair>,
+    ) -> Result<Self, Fault> {
+        let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
+        Ok(Self(Arc::new(Inner {
+            signer: Signer::new(server, key),
+            last_room: AtomicU64::new(last.map_or(0, |(room, _)| room.0)),
+            seats: Mutex::default(),
+        })))
+    }
+
+    /// Signs events in the name of this server.
+    pub fn signer(&self) -> &Signer {
+        &self.0.signer
+    }
+
+    /// A number for a new room. One that comes to nothing stays unused.
+    pub fn next_num(&self) -> RoomNum {
+        RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// The seat of a room: whoever holds it is the only one who changes the room. Fair: first come, first served.
+    /// Never wait for the network or the disk while holding it.
+    pub fn seat(&self, room: RoomNum) -> Arc<tokio::sync::Mutex<Seat>> {
+        let mut seats = self.0.seats.lock();
+        if seats.len() >= SEATS_MAX && !seats.contains_key(&room) {
+            // Whoever holds or waits for a seat has a handle of its own.
+            seats.retain(|_, seat| Arc::strong_count(seat) > 1);
+        }
+        Arc::clone(seats.entry(room).or_default())
+    }
+}
+
+/// The right to change a room, and what the last one who had it remembered.
+#[derive(Debug, Default)]
+pub struct Seat {
+    tip: Option<Tip>,
+}
+
+/// The newest accepted state of a room, as far as writers asked for it. It agrees with the store's view (published
+/// rows and those that wait for the flush), so it may be dropped at any time.
+#[derive(Debug)]
+struct Tip {
+    row: RoomRow,
+    /// Current state events by type and state key; `None` where there is none.
+    state: BTreeMap<(String, String), Option<Arc<StateEvent>>>,
+    /// Our users who are joined or invited, rising.
+    users: Option<Arc<[UserNum]>>,
+}
+
+/// The room of this id.
+pub fn find_room(read: &(impl Read + ?Sized), id: &RoomId) -> Result<Option<RoomNum>, Fault> {
+    schema::ROOM_ID.get(read, id.as_str())
+}
+
+/// The room of this number.
+pub fn find_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<RoomRow>, Fault> {
+    schema::ROOM.get(read, room)
+}
+
+/// The room of this number. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
+pub fn require_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<RoomRow, Fault> {
+    find_row(read, room)?.ok_or(Fault::Corrupt("a room is missing"))
+}
+
+/// The room of this id. Refuses an unknown one: 404 `M_NOT_FOUND`.
+pub fn require_room(read: &(impl Read + ?Sized), id: &RoomId) -> Result<(RoomNum, RoomRow)> {
+    let unknown = || Error::from(Refusal::not_found("This server knows no such room."));
+    let room = find_room(read, id)?.ok_or_else(unknown)?;
+    let row = find_row(read, room)?.filter(|row| row.resident == Resident::Yes).ok_or_else(unknown)?;
+    Ok((room, row))
+}
+
+/// The rules of a room's version. Errors: [`Fault::Corrupt`]; rooms of unknown versions are never stored.
+pub fn rules(room: &RoomRow) -> Result<&'static RoomVersionRules, Fault> {
+    versions::find_rules(room.version).ok_or(Fault::Corrupt("a room has an unknown version"))
+}
+
+/// The current state event of a key.
+pub fn find_state(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &str,
+    state_key: &str,
+) -> Result<Option<event::Stored>, Fault> {
+    let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
+    state::current(read, room, key)?.map(|event| event::require(read, room, event)).transpose()
+}

@@ -20,6 +20,7 @@ use crate::{
     error::Result,
     flows::{App, House},
     metrics::Metrics,
+    rooms::Rooms,
     store::Store,
     sync::Notifier,
 };
@@ -38,11 +39,13 @@ impl Server {
     pub fn start(config: Config, env: Env, store: Store) -> Result<Self> {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
+        let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone())?;
         let app = App::new(House {
             env,
             store,
             config: Arc::new(config),
             accounts,
+            rooms,
             notifier: Notifier::new(),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),

@@ -7,6 +7,11 @@ mod login;
 mod logout;
 mod register;
 mod shared_secret;
+mod create_room;
+mod directory;
+mod membership;
+mod room_events;
+mod send;
 
 use crate::api::Routes;
 
@@ -19,4 +24,9 @@ pub(crate) fn routes(r: &mut Routes) {
     logout::routes(r);
     register::routes(r);
     shared_secret::routes(r);
+    create_room::routes(r);
+    directory::routes(r);
+    membership::routes(r);
+    room_events::routes(r);
+    send::routes(r);
 }

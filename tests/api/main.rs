@@ -15,3 +15,4 @@ mod discovery;
 mod http_rules;
 mod login;
 mod register;
+mod rooms;

@@ -1,0 +1,127 @@
+//! Names of rooms and the public directory.
+
+use ruma::{
+    api::client::{
+        alias::{create_alias, delete_alias, get_alias},
+        directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
+        room::{Visibility, aliases as list_aliases},
+    },
+    directory::Filter,
+};
+
+use crate::{
+    api::{
+        Routes,
+        extract::{Client, Public},
+    },
+    error::{Refusal, Result},
+    flows::{App, aliases},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(create_alias);
+    r.client(delete_alias);
+    r.public(get_alias);
+    r.client(list_aliases);
+    r.public(get_room_visibility);
+    r.client(set_room_visibility);
+    r.public(get_public_rooms);
+    r.client(get_public_rooms_filtered);
+}
+
+/// `PUT /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn create_alias(
+    app: App,
+    client: Client<create_alias::v3::Request>,
+) -> Result<create_alias::v3::Response> {
+    aliases::add(&app, &client.caller, &client.request.room_alias, &client.request.room_id).await?;
+    Ok(create_alias::v3::Response::new())
+}
+
+/// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn delete_alias(
+    app: App,
+    client: Client<delete_alias::v3::Request>,
+) -> Result<delete_alias::v3::Response> {
+    aliases::remove(&app, &client.caller, &client.request.room_alias).await?;
+    Ok(delete_alias::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn get_alias(
+    app: App,
+    public: Public<get_alias::v3::Request>,
+) -> Result<get_alias::v3::Response> {
+    let room_id = aliases::find(&app, &public.request.room_alias)?;
+    Ok(get_alias::v3::Response::new(room_id, vec![app.config.server.name.clone()]))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`
+pub(crate) async fn list_aliases(
+    app: App,
+    client: Client<list_aliases::v3::Request>,
+) -> Result<list_aliases::v3::Response> {
+    Ok(list_aliases::v3::Response::new(aliases::list(&app, &client.caller, &client.request.room_id)?))
+}
+
+/// `GET /_matrix/client/v3/directory/list/room/{roomId}`
+pub(crate) async fn get_room_visibility(
+    app: App,
+    public: Public<get_room_visibility::v3::Request>,
+) -> Result<get_room_visibility::v3::Response> {
+    let published = aliases::is_published(&app, &public.request.room_id)?;
+    let visibility = if published { Visibility::Public } else { Visibility::Private };
+    Ok(get_room_visibility::v3::Response::new(visibility))
+}
+
+/// `PUT /_matrix/client/v3/directory/list/room/{roomId}`
+pub(crate) async fn set_room_visibility(
+    app: App,
+    client: Client<set_room_visibility::v3::Request>,
+) -> Result<set_room_visibility::v3::Response> {
+    let published = match client.request.visibility {
+        Visibility::Public => true,
+        Visibility::Private => false,
+        _ => return Err(Refusal::invalid_param("A room is public or private.").into()),
+    };
+    aliases::publish(&app, &client.caller, &client.request.room_id, published).await?;
+    Ok(set_room_visibility::v3::Response::new())
+}
+
+fn require_here(app: &App, server: Option<&ruma::ServerName>) -> Result<()> {
+    if server.is_none_or(|server| *server == app.config.server.name) {
+        return Ok(());
+    }
+    Err(Refusal::not_found("This server cannot ask other servers for their rooms.").into())
+}
+
+/// `GET /_matrix/client/v3/publicRooms`
+pub(crate) async fn get_public_rooms(
+    app: App,
+    public: Public<get_public_rooms::v3::Request>,
+) -> Result<get_public_rooms::v3::Response> {
+    let request = public.request;
+    require_here(&app, request.server.as_deref())?;
+    let page = aliases::directory(&app, request.limit, request.since, Filter::new()).await?;
+    let mut response = get_public_rooms::v3::Response::new(page.rooms);
+    response.next_batch = page.next;
+    response.prev_batch = page.prev;
+    response.total_room_count_estimate = Some(page.total);
+    Ok(response)
+}
+
+/// `POST /_matrix/client/v3/publicRooms`
+pub(crate) async fn get_public_rooms_filtered(
+    app: App,
+    client: Client<get_public_rooms_filtered::v3::Request>,
+) -> Result<get_public_rooms_filtered::v3::Response> {
+    let request = client.request;
+    require_here(&app, request.server.as_deref())?;
+    let page = aliases::directory(&app, request.limit, request.since, request.filter).await?;
+    let mut response = get_public_rooms_filtered::v3::Response::new();
+    response.chunk = page.rooms;
+    response.next_batch = page.next;
+    response.prev_batch = page.prev;
+    response.total_room_count_estimate = Some(page.total);
+    Ok(response)
+}

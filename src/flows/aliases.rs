@@ -1,0 +1,202 @@
+//! Naming rooms, and the public directory.
+
+use ruma::{
+    OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UInt,
+    api::error::ErrorKind,
+    directory::{Filter, PublicRoomsChunk, RoomTypeFilter},
+};
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Refusal, Result},
+    flows::{App, commit},
+    ids::RoomNum,
+    rooms::{
+        self, aliases, directory, members,
+        power::Power,
+        visibility::{self, HistoryVisibility},
+    },
+    store::{LogEntry, NotAccepted},
+};
+
+/// An alias may have this many bytes.
+const ALIAS_BYTES_MAX: usize = 255;
+/// Rooms in one page of the directory, at most and unless the client asks for fewer.
+const PAGE_MAX: usize = 500;
+
+fn require_ours(app: &App, alias: &RoomAliasId) -> Result<()> {
+    if alias.server_name() == app.rooms.signer().server() {
+        return Ok(());
+    }
+    Err(Refusal::invalid_param("This is an alias of another server.").into())
+}
+
+/// Lets an alias name a room. Refuses one that names a room already, be it this one: 409 `M_UNKNOWN`.
+pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
+    require_ours(app, alias)?;
+    if alias.as_str().len() > ALIAS_BYTES_MAX || alias.alias().is_empty() {
+        return Err(Refusal::invalid_param("This cannot be an alias.").into());
+    }
+    let taken = || {
+        Error::from(
+            Refusal::new(ErrorKind::Unknown, "The alias is taken.").status(http::StatusCode::CONFLICT),
+        )
+    };
+    let snapshot = app.store.snapshot();
+    if aliases::find(&*snapshot, alias)?.is_some() {
+        return Err(taken());
+    }
+    let (num, _) = rooms::require_room(&*snapshot, room)?;
+    if !members::is_joined(&*snapshot, caller.user, num)? {
+        return Err(commit::not_in_room().into());
+    }
+    let mut batch = app.store.batch();
+    batch.position(&LogEntry::Server);
+    aliases::add(&mut batch, alias, num, &caller.user_id);
+    match app.store.enqueue(batch) {
+        Ok(enqueued) => commit::flushed(app, Some(enqueued)).await,
+        Err(NotAccepted::Conflict(conflict)) if aliases::is_taken(&conflict) => {
+            // Whoever is told so finds the winner's alias.
+            app.store.barrier().await;
+            Err(taken())
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Lets an alias name nothing any more. That may who made it, an administrator, and who may change the room's
+/// canonical alias.
+pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> Result<()> {
+    let unknown = || Error::from(Refusal::not_found("There is no such alias."));
+    require_ours(app, alias).map_err(|_| unknown())?;
+    let snapshot = app.store.snapshot();
+    let row = aliases::find(&*snapshot, alias)?.ok_or_else(unknown)?;
+    let num = RoomNum(row.room);
+    let room = rooms::require_row(&*snapshot, num)?;
+    let may = caller.is_admin
+        || row.creator == caller.user_id.as_str()
+        || members::is_joined(&*snapshot, caller.user, num)?
+            && Power::read(&*snapshot, num, &room)?
+                .may_send_state(&caller.user_id, "m.room.canonical_alias")?;
+    if !may {
+        return Err(Refusal::forbidden("You may not remove this alias.").into());
+    }
+    let mut batch = app.store.batch();
+    batch.position(&LogEntry::Server);
+    aliases::remove(&mut batch, alias, &row);
+    match app.store.enqueue(batch) {
+        Ok(enqueued) => commit::flushed(app, Some(enqueued)).await,
+        Err(NotAccepted::Conflict(conflict)) if aliases::is_taken(&conflict) => Err(unknown()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// The room that an alias names. Refuses an alias that names none: 404 `M_NOT_FOUND`.
+pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
+    let snapshot = app.store.snapshot();
+    let row = aliases::find(&*snapshot, alias)?;
+    let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
+    Ok(rooms::require_row(&*snapshot, RoomNum(row.room))?.id)
+}
+
+/// The aliases of a room on this server, for who is in it or may look in.
+pub(crate) fn list(app: &App, caller: &Caller, room: &RoomId) -> Result<Vec<OwnedRoomAliasId>> {
+    let snapshot = app.store.snapshot();
+    let num = commit::require_num(app, room)?;
+    let may = members::is_joined(&*snapshot, caller.user, num)?
+        || visibility::current(&*snapshot, num)? == HistoryVisibility::WorldReadable;
+    if !may {
+        return Err(commit::not_in_room().into());
+    }
+    Ok(aliases::list(&*snapshot, num)?)
+}
+
+/// Whether a room is in the directory.
+pub(crate) fn is_published(app: &App, room: &RoomId) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let (num, _) = rooms::require_room(&*snapshot, room)?;
+    Ok(directory::is_published(&*snapshot, num)?)
+}
+
+/// Puts a room into the directory or takes it out. That may who may change its canonical alias.
+pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published: bool) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let (num, row) = rooms::require_room(&*snapshot, room)?;
+    let may = caller.is_admin
+        || members::is_joined(&*snapshot, caller.user, num)?
+            && Power::read(&*snapshot, num, &row)?
+                .may_send_state(&caller.user_id, "m.room.canonical_alias")?;
+    if !may {
+        return Err(Refusal::forbidden("You may not change where this room is listed.").into());
+    }
+    let mut batch = app.store.batch();
+    batch.position(&LogEntry::Server);
+    directory::publish(&mut batch, num, published);
+    commit::flushed(app, Some(app.store.enqueue(batch)?)).await
+}
+
+/// A page of the directory.
+#[derive(Debug)]
+pub(crate) struct DirectoryPage {
+    pub(crate) rooms: Vec<PublicRoomsChunk>,
+    pub(crate) next: Option<String>,
+    pub(crate) prev: Option<String>,
+    pub(crate) total: UInt,
+}
+
+/// Reads the directory: the rooms with the most members first.
+pub(crate) async fn directory(
+    app: &App,
+    limit: Option<UInt>,
+    since: Option<String>,
+    filter: Filter,
+) -> Result<DirectoryPage> {
+    let offset =
+        since.map_or(Some(0), |since| since.strip_prefix('p').and_then(|offset| offset.parse().ok()));
+    let offset: usize =
+        offset.ok_or_else(|| Refusal::invalid_param("This is not a token of the directory."))?;
+    let limit =
+        limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    let store = app.store.clone();
+    app.env
+        .blocking(move || {
+            let snapshot = store.snapshot();
+            let mut rooms = Vec::new();
+            for room in directory::list(&*snapshot)? {
+                let room = room?;
+                let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
+                let chunk = directory::describe(&*snapshot, room, &row)?;
+                if allows(&filter, &chunk) {
+                    rooms.push(chunk);
+                }
+            }
+            rooms.sort_by(|a, b| {
+                b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
+            });
+            let total = rooms.len();
+            let page: Vec<_> = rooms.into_iter().skip(offset).take(limit).collect();
+            let end = offset.saturating_add(page.len());
+            Ok(DirectoryPage {
+                next: (end < total && !page.is_empty()).then(|| format!("p{end}")),
+                prev: (offset > 0).then(|| format!("p{}", offset.saturating_sub(limit))),
+                total: UInt::new_saturating(total as u64),
+                rooms: page,
+            })
+        })
+        .await
+}
+
+fn allows(filter: &Filter, chunk: &PublicRoomsChunk) -> bool {
+    let fits_type = filter.room_types.is_empty()
+        || filter.room_types.iter().any(|wanted| match (wanted, &chunk.room_type) {
+            (RoomTypeFilter::Default, None) => true,
+            (wanted, Some(room_type)) => wanted.as_str() == Some(room_type.as_str()),
+            _ => false,
+        });
+    let Some(term) = filter.generic_search_term.as_ref().map(|term| term.to_lowercase()) else {
+        return fits_type;
+    };
+    let alias = chunk.canonical_alias.as_ref().map(|alias| alias.as_str());
+    let texts = [chunk.name.as_deref(), chunk.topic.as_deref(), alias, Some(chunk.room_id.as_str())];
+    fits_type && texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term))
+}

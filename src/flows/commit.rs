@@ -1,0 +1,87 @@
+//! THE write path: every event of every room comes through here.
+//!
+//! The lock of the room is held while events are built, judged and handed to the store, and let go before the disk is
+//! waited for: so those who write to one room share its flushes.
+
+use ruma::{RoomId, UserId};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    flows::App,
+    ids::RoomNum,
+    rooms::{self, Seat, commit::Change},
+    store::{Enqueued, NotAccepted},
+};
+
+/// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
+/// (403 `M_FORBIDDEN`), so that nobody learns which rooms there are.
+pub(crate) fn require_num(app: &App, room: &RoomId) -> Result<RoomNum> {
+    rooms::find_room(&*app.store.snapshot(), room)?.ok_or_else(|| not_in_room().into())
+}
+
+/// 403 `M_FORBIDDEN`.
+pub(crate) fn not_in_room() -> Refusal {
+    Refusal::forbidden("You are not in this room.")
+}
+
+/// Changes a room: takes its lock, lets `work` add events, writes everything that follows from them in one batch, and
+/// returns when that is durable and visible. Where `work` adds nothing, nothing is written; but what it saw is
+/// durable when this returns.
+pub(crate) async fn in_room<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let seat = app.rooms.seat(room).lock_owned().await;
+    let inner = app.clone();
+    let (answer, enqueued) = app
+        .env
+        .blocking(move || {
+            let mut change = Change::begin(&inner.store, seat, room)?;
+            let answer = work(&mut change)?;
+            Ok((answer, enqueue(&inner, change)?))
+        })
+        .await?;
+    flushed(app, enqueued).await?;
+    Ok(answer)
+}
+
+/// Everything that follows from the events of a change, then the store. `None` if there is nothing to write.
+/// The room's lock is free after this.
+pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepted> {
+    if change.batch.row_count() == 0 {
+        return Ok(None);
+    }
+    let fault = NotAccepted::Fault;
+    let concerned = change.list_concerned().map_err(fault)?;
+    let notifier = app.notifier.clone();
+    change.batch.on_publish(move |_| notifier.wake_users(concerned.iter().copied()));
+    change.enqueue(&app.store).map(Some)
+}
+
+/// Waits until the batch is durable and visible, or, without one, everything that was accepted before.
+pub(crate) async fn flushed(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
+    match enqueued {
+        Some(enqueued) => enqueued
+            .flushed
+            .await
+            .map_err(|_| Error::broken("the server stopped before the write was durable")),
+        None => {
+            app.store.barrier().await;
+            Ok(())
+        }
+    }
+}
+
+/// The seat of a room that nobody knows yet: it is free.
+pub(crate) async fn new_seat(app: &App, room: RoomNum) -> tokio::sync::OwnedMutexGuard<Seat> {
+    app.rooms.seat(room).lock_owned().await
+}
+
+/// Refuses users of other servers, whom this server cannot reach: it speaks to no other server yet.
+pub(crate) fn require_local(app: &App, user: &UserId) -> Result<(), Refusal> {
+    if user.server_name() == app.rooms.signer().server() {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("This server cannot reach users of other servers."))
+}

@@ -1,0 +1,97 @@
+//! Aliases: names of rooms that people can read.
+
+use std::collections::BTreeSet;
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, RoomAliasId, ServerName, UserId,
+    api::error::ErrorKind,
+};
+
+use crate::{
+    error::{Refusal, Result},
+    ids::RoomNum,
+    store::{Batch, Direction, Fault, Read, key::Json, schema, schema::rooms::AliasRow},
+};
+
+/// The room that an alias of this server names.
+pub fn find(read: &(impl Read + ?Sized), alias: &RoomAliasId) -> Result<Option<AliasRow>, Fault> {
+    Ok(schema::ALIAS.get(read, alias.as_str())?.map(|Json(row)| row))
+}
+
+/// The aliases of a room, sorted.
+pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<OwnedRoomAliasId>, Fault> {
+    let mut aliases = Vec::new();
+    for row in schema::ROOM_ALIAS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
+        let ((_, alias), ()) = row?;
+        aliases.push(OwnedRoomAliasId::try_from(alias).map_err(|_| Fault::Corrupt("an alias is none"))?);
+    }
+    Ok(aliases)
+}
+
+/// Lets an alias name a room. The batch is refused if it names one already ([`is_taken`] tells).
+pub(crate) fn add(batch: &mut Batch, alias: &RoomAliasId, room: RoomNum, creator: &UserId) {
+    schema::ALIAS.expect_absent(batch, alias.as_str());
+    let row = AliasRow { room: room.0, creator: creator.to_string() };
+    schema::ALIAS.put(batch, alias.as_str(), &Json(row));
+    schema::ROOM_ALIAS.put(batch, (room, alias.as_str()), &());
+}
+
+/// Whether a batch was refused because an alias is taken.
+pub(crate) fn is_taken(conflict: &crate::store::Conflict) -> bool {
+    conflict.table == schema::ALIAS.name
+}
+
+/// Lets an alias name nothing any more. The batch is refused if it names another room meanwhile.
+pub(crate) fn remove(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow) {
+    schema::ALIAS.expect_value(batch, alias.as_str(), &Json(row.clone()));
+    schema::ALIAS.delete(batch, alias.as_str());
+    schema::ROOM_ALIAS.delete(batch, (RoomNum(row.room), alias.as_str()));
+}
+
+/// Checks the aliases that a new `m.room.canonical_alias` adds: each must be an alias (400 `M_INVALID_PARAM`), and name
+/// this room (400 `M_BAD_ALIAS`).
+pub fn check_canonical(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    server: &ServerName,
+    content: &CanonicalJsonObject,
+    old: Option<&str>,
+) -> Result<()> {
+    let old: CanonicalJsonObject = old.and_then(|old| serde_json::from_str(old).ok()).unwrap_or_default();
+    let known = named(&old).unwrap_or_default();
+    for alias in named(content)?.difference(&known) {
+        let bad = |why: &str| Refusal::new(ErrorKind::BadAlias, format!("{alias} {why}"));
+        let parsed = <&RoomAliasId>::try_from(alias.as_str())
+            .map_err(|_| Refusal::invalid_param(format!("{alias} is not an alias.")))?;
+        if parsed.server_name() != server {
+            return Err(bad("is an alias of another server, which cannot be asked.").into());
+        }
+        if find(read, parsed)?.is_none_or(|row| row.room != room.0) {
+            return Err(bad("does not name this room.").into());
+        }
+    }
+    Ok(())
+}
+
+fn named(content: &CanonicalJsonObject) -> Result<BTreeSet<String>, Refusal> {
+    let odd = || Refusal::bad_json("This is not the content of a canonical alias event.");
+    let mut aliases = BTreeSet::new();
+    match content.get("alias") {
+        None | Some(CanonicalJsonValue::Null) => {}
+        Some(CanonicalJsonValue::String(alias)) if alias.is_empty() => {}
+        Some(CanonicalJsonValue::String(alias)) => {
+            aliases.insert(alias.clone());
+        }
+        Some(_) => return Err(odd()),
+    }
+    match content.get("alt_aliases") {
+        None | Some(CanonicalJsonValue::Null) => {}
+        Some(CanonicalJsonValue::Array(others)) => {
+            for alias in others {
+                aliases.insert(alias.as_str().ok_or_else(odd)?.to_owned());
+            }
+        }
+        Some(_) => return Err(odd()),
+    }
+    Ok(aliases)
+}

@@ -1,0 +1,312 @@
+//! Building our own events: canonical JSON, content hash, signature, id.
+//!
+//! An event is written once. Its fields stand in canonical order, so the bytes to hash (without `hashes` and
+//! `signatures`), the bytes to sign (redacted) and the bytes to keep are the same pieces put together differently;
+//! the redacted bytes are also what the event's id is the hash of.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use bytes::Bytes;
+use ruma::{
+    CanonicalJsonObject, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
+    canonical_json::redact_content_in_place,
+    room_version_rules::RoomVersionRules,
+    signatures::{Ed25519KeyPair, KeyPair as _},
+};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::{error::Refusal, rooms::event::Event, store::schema::rooms::EventHash};
+
+/// An event has at most this many bytes as canonical JSON, signatures included.
+pub const EVENT_BYTES_MAX: usize = 65_536;
+/// Ids, types and state keys have at most this many bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Signs events in the name of this server.
+#[derive(Clone)]
+pub struct Signer {
+    server: OwnedServerName,
+    key: Arc<Ed25519KeyPair>,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Signer({} {})", self.server, self.key.version())
+    }
+}
+
+impl Signer {
+    /// Signs as `server` with this key.
+    pub fn new(server: OwnedServerName, key: Arc<Ed25519KeyPair>) -> Self {
+        Self { server, key }
+    }
+
+    /// The server in whose name it signs.
+    pub fn server(&self) -> &OwnedServerName {
+        &self.server
+    }
+
+    fn signatures(&self, signed: &[u8]) -> String {
+        let signature = self.key.sign(signed);
+        // Server names and key ids hold nothing that JSON escapes.
+        format!(r#""signatures":{{"{}":{{"{}":"{}"}}}}"#, self.server, signature.id(), signature.base64())
+    }
+}
+
+/// What an event shall say; where it stands in its room is worked out when it is built.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Who sends it: a user of this server.
+    pub sender: OwnedUserId,
+    /// Its type.
+    pub kind: String,
+    /// Its state key, if it is a state event.
+    pub state_key: Option<String>,
+    /// Its content. Canonical JSON has no floats and no integers beyond 2^53 - 1.
+    pub content: CanonicalJsonObject,
+    /// The event it redacts.
+    pub redacts: Option<OwnedEventId>,
+    /// When: milliseconds since the epoch.
+    pub sent_ms: u64,
+}
+
+impl Draft {
+    /// The content as JSON. Refuses what cannot be written: 400 `M_BAD_JSON`.
+    pub fn raw_content(&self) -> Result<Box<RawValue>, Refusal> {
+        raw(&self.content)
+    }
+
+    /// A state event.
+    pub fn state(
+        sender: OwnedUserId,
+        kind: &str,
+        state_key: &str,
+        content: CanonicalJsonObject,
+        sent_ms: u64,
+    ) -> Self {
+        let state_key = Some(state_key.to_owned());
+        Self { sender, kind: kind.to_owned(), state_key, content, redacts: None, sent_ms }
+    }
+}
+
+/// Where an event is put.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// The room; none for a create event whose hash will be the room's id.
+    pub room_id: Option<&'a RoomId>,
+    /// The rules of its version.
+    pub rules: &'a RoomVersionRules,
+    /// The ids of the events it cites.
+    pub prev: &'a [OwnedEventId],
+    /// The ids of the events that allow it.
+    pub auth: &'a [OwnedEventId],
+    /// Its depth.
+    pub depth: u64,
+}
+
+/// An event that is built and signed.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Its hash.
+    pub hash: EventHash,
+    /// Its canonical JSON.
+    pub json: Bytes,
+    /// The same, parsed.
+    pub event: Event,
+}
+
+/// Builds and signs an event. Refuses what is too large: 413 `M_TOO_LARGE`.
+pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8) -> Result<Built, Refusal> {
+    let names = [Some(&draft.kind), draft.state_key.as_ref()];
+    if names.into_iter().flatten().any(|name| name.len() > NAME_BYTES_MAX) {
+        return Err(Refusal::too_large("An event's type and state key have at most 255 bytes."));
+    }
+    let rules = setting.rules;
+    let mut content = draft.content.clone();
+    let redacts_in_content = rules.redaction.content_field_redacts;
+    if let Some(redacts) = &draft.redacts
+        && redacts_in_content
+    {
+        content.insert("redacts".to_owned(), redacts.as_str().into());
+    }
+    let whole_content = raw(&content)?;
+    redact_content_in_place(&mut content, &rules.redaction, &draft.kind);
+    let redacted_content = raw(&content)?;
+
+    let head = |content: &str| {
+        format!(r#"{{"auth_events":{},"content":{content},"depth":{}"#, list(setting.auth), setting.depth)
+    };
+    let redacts = draft.redacts.as_ref().filter(|_| !redacts_in_content);
+    let redacts = redacts.map(|id| format!(r#""redacts":"{id}","#)).unwrap_or_default();
+    let middle = |redacts: &str| {
+        let mut text =
+            format!(r#""origin_server_ts":{},"prev_events":{},{redacts}"#, draft.sent_ms, list(setting.prev));
+        if let Some(room_id) = setting.room_id {
+            let _ = write!(text, r#""room_id":"{room_id}","#);
+        }
+        let _ = write!(text, r#""sender":"{}""#, draft.sender);
+        text
+    };
+    let mut tail = String::new();
+    if let Some(state_key) = &draft.state_key {
+        let _ = write!(tail, r#""state_key":{},"#, quoted(state_key));
+    }
+    let _ = write!(tail, r#""type":{}}}"#, quoted(&draft.kind));
+
+    let (head_whole, middle_whole) = (head(whole_content.get()), middle(&redacts));
+    let content_hash = Sha256::digest(format!("{head_whole},{middle_whole},{tail}"));
+    let hashes = format!(r#""hashes":{{"sha256":"{}"}}"#, STANDARD_NO_PAD.encode(content_hash));
+    let redacted = format!("{},{hashes},{},{tail}", head(redacted_content.get()), middle(""));
+    let hash: EventHash = Sha256::digest(&redacted).into();
+    let signatures = signer.signatures(redacted.as_bytes());
+    let json = format!("{head_whole},{hashes},{middle_whole},{signatures},{tail}");
+    if json.len() > EVENT_BYTES_MAX {
+        return Err(Refusal::too_large("An event has at most 65,536 bytes."));
+    }
+    let id = crate::rooms::event::event_id(&hash, version);
+    let event = Event {
+        id,
+        room_id: setting.room_id.map(ToOwned::to_owned),
+        sender: draft.sender.clone(),
+        sent: ruma::MilliSecondsSinceUnixEpoch(ruma::UInt::new_saturating(draft.sent_ms)),
+        kind: draft.kind.as_str().into(),
+        content: whole_content,
+        state_key: draft.state_key.clone(),
+        prev: setting.prev.to_vec(),
+        auth: setting.auth.to_vec(),
+        redacts: draft.redacts.clone(),
+        rejected: false,
+    };
+    Ok(Built { hash, json: json.into(), event })
+}
+
+fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
+    serde_json::value::to_raw_value(content)
+        .map_err(|_| Refusal::bad_json("The content cannot be written as JSON."))
+}
+
+/// A string as canonical JSON: only what must be escaped is.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn list(ids: &[OwnedEventId]) -> String {
+    let mut text = String::with_capacity(2 + ids.len() * 48);
+    text.push('[');
+    for (index, id) in ids.iter().enumerate() {
+        let _ = write!(text, r#"{}"{id}""#, if index == 0 { "" } else { "," });
+    }
+    text.push(']');
+    text
+}
+
+/// The redacted form of an event: what is left of it once it is redacted, which its id and signatures still fit.
+/// `None` if the bytes are not those of an event.
+pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
+    let object: CanonicalJsonObject = serde_json::from_slice(json).ok()?;
+    let object = ruma::canonical_json::redact(object, &rules.redaction, None).ok()?;
+    serde_json::to_vec(&object).ok().map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use ruma::{
+        CanonicalJsonValue,
+        serde::Base64,
+        signatures::{PublicKeyMap, Verified, reference_hash, verify_event},
+    };
+
+    use super::*;
+    use crate::rooms::{event::event_id, versions};
+
+    fn a_key() -> Arc<Ed25519KeyPair> {
+        // RFC 8410: what stands before the seed in the exchanged form of a key.
+        let mut document = vec![
+            0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+        ];
+        document.extend([7; 32]);
+        Arc::new(Ed25519KeyPair::from_der(&document, "k".to_owned()).unwrap())
+    }
+
+    fn signer() -> Signer {
+        Signer::new("example.org".try_into().unwrap(), a_key())
+    }
+
+    fn public_keys() -> PublicKeyMap {
+        let keys = BTreeMap::from([("ed25519:k".to_owned(), Base64::new(a_key().public_key().to_vec()))]);
+        BTreeMap::from([("example.org".to_owned(), keys)])
+    }
+
+    fn content(text: &str, number: i32) -> CanonicalJsonObject {
+        let json = serde_json::json!({
+            "body": text, "membership": "join", "n": number, "users": { text: 3 }, "displayname": text, "ban": 50,
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn built_events_verify_and_have_the_id_ruma_gives_them(
+            version in versions::LOWEST..=versions::HIGHEST,
+            text in any::<String>(),
+            number: i32,
+            kind in prop::sample::select(vec![
+                "m.room.message", "m.room.member", "m.room.power_levels", "m.room.redaction", "odd \"type\" \u{7f}\n",
+            ]),
+            state_key in prop::option::of("\\PC{0,20}"),
+            redacts: bool,
+        ) {
+            let rules = versions::find_rules(version).unwrap();
+            let draft = Draft {
+                sender: "@alice:example.org".try_into().unwrap(),
+                kind: kind.to_owned(),
+                state_key,
+                content: content(&text, number),
+                redacts: redacts.then(|| event_id(&[1; 32], version)),
+                sent_ms: 1_700_000_000_000,
+            };
+            let (prev, auth) = ([event_id(&[2; 32], version)], [event_id(&[3; 32], version), event_id(&[4; 32], version)]);
+            let room = RoomId::parse("!room:example.org").unwrap();
+            let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, depth: 5 };
+            let built = build(&signer(), &draft, &setting, version).unwrap();
+
+            let object: CanonicalJsonObject = serde_json::from_slice(&built.json).unwrap();
+            let canonical = serde_json::to_vec(&object).unwrap();
+            prop_assert_eq!(&canonical[..], &built.json[..]);
+            prop_assert_eq!(verify_event(&public_keys(), &object, rules).unwrap(), Verified::All);
+            prop_assert_eq!(format!("${}", reference_hash(&object, rules).unwrap()), built.event.id.as_str());
+            let parsed = Event::parse(built.event.id.clone(), &built.json).unwrap();
+            prop_assert_eq!(parsed.content.get(), built.event.content.get());
+            prop_assert_eq!(parsed.prev, built.event.prev);
+
+            // The redacted form still has its id and its signature.
+            let json = redacted(&built.json, rules).unwrap();
+            let object: CanonicalJsonObject = serde_json::from_slice(&json).unwrap();
+            prop_assert_eq!(format!("${}", reference_hash(&object, rules).unwrap()), built.event.id.as_str());
+            prop_assert!(verify_event(&public_keys(), &object, rules).is_ok());
+        }
+    }
+
+    #[test]
+    fn an_event_above_65536_bytes_is_refused() {
+        let body: CanonicalJsonValue = "x".repeat(EVENT_BYTES_MAX).into();
+        let draft = Draft {
+            sender: "@alice:example.org".try_into().unwrap(),
+            kind: "m.room.message".to_owned(),
+            state_key: None,
+            content: [("body".to_owned(), body)].into(),
+            redacts: None,
+            sent_ms: 0,
+        };
+        let rules = versions::find_rules(11).unwrap();
+        let setting = Setting { room_id: None, rules, prev: &[], auth: &[], depth: 1 };
+        let refusal = build(&signer(), &draft, &setting, 11).unwrap_err();
+        assert_eq!(refusal.kind, ruma::api::error::ErrorKind::TooLarge);
+    }
+}

@@ -1,0 +1,351 @@
+//! A change to a room: events that are built, judged and written into one batch, under the room's lock.
+//!
+//! Everything that follows from an event stands in the same batch: the event itself, its id, its place, the state it
+//! changes, the room's heads and counts, who is in the room, what it relates to, what it redacts, the transaction id.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ruma::{
+    OwnedEventId,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::RoomVersionRules,
+};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::{EventNum, Order, RoomNum, UserNum},
+    rooms::{
+        Seat, TIP_STATE_MAX, Tip,
+        admit::{self, AuthState, Verdict},
+        build::{self, Built, Draft, Setting, Signer},
+        event::{self, StateEvent, Stored},
+        graph, members, redact, relations, rules, state,
+    },
+    store::{
+        Batch, Enqueued, Fault, LogEntry, NotAccepted, Store, schema,
+        schema::{
+            rooms::{EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
+            state::{Ref, Val},
+        },
+    },
+};
+
+/// Depths are integers of canonical JSON.
+const DEPTH_MAX: u64 = (1 << 53) - 1;
+
+/// The state keys that a change looked up or set.
+type StateEvents = BTreeMap<(String, String), Option<Arc<StateEvent>>>;
+
+/// Events being added to one room by one batch. Nothing has happened until it is enqueued.
+pub struct Change {
+    /// The batch; flows may add rows of their own.
+    pub batch: Batch,
+    /// The room's number.
+    pub num: RoomNum,
+    /// The room as it will be.
+    pub row: RoomRow,
+    rules: &'static RoomVersionRules,
+    seat: OwnedMutexGuard<Seat>,
+    set: StateEvents,
+    added: Vec<Stored>,
+    /// Our users whom member events of this change are about.
+    concerned: Vec<UserNum>,
+}
+
+/// The transaction that an event is sent with.
+#[derive(Clone, Debug)]
+pub struct Txn {
+    /// Who sends it.
+    pub user: UserNum,
+    /// From which device.
+    pub device: String,
+    /// To which endpoint: transaction ids of different endpoints are different transactions.
+    pub endpoint: String,
+    /// The transaction id.
+    pub id: String,
+}
+
+impl Txn {
+    /// The event that this transaction made already.
+    pub fn find(
+        &self,
+        read: &(impl crate::store::Read + ?Sized),
+        room: RoomNum,
+    ) -> Result<Option<EventNum>, Fault> {
+        schema::TXN.get(read, (room, self.user, &self.device, &self.endpoint, &self.id))
+    }
+}
+
+impl Change {
+    /// Begins a change to a room that exists. `seat` is the proof that nobody else changes it meanwhile.
+    /// Refuses a room that this server is not in: 404 `M_NOT_FOUND`.
+    pub fn begin(store: &Store, mut seat: OwnedMutexGuard<Seat>, num: RoomNum) -> Result<Self> {
+        let batch = store.batch();
+        let row = match &seat.tip {
+            Some(tip) => tip.row.clone(),
+            None => {
+                let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
+                let row = row.ok_or_else(|| Refusal::not_found("This server knows no such room."))?;
+                seat.tip = Some(Tip { row: row.clone(), state: StateEvents::new(), users: None });
+                row
+            }
+        };
+        Self::over(batch, seat, num, row)
+    }
+
+    /// Begins a room. The batch is refused if there is a room of this id.
+    pub fn begin_room(
+        store: &Store,
+        seat: OwnedMutexGuard<Seat>,
+        num: RoomNum,
+        row: RoomRow,
+    ) -> Result<Self> {
+        let mut batch = store.batch();
+        schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
+        schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
+        Self::over(batch, seat, num, row)
+    }
+
+    fn over(batch: Batch, seat: OwnedMutexGuard<Seat>, num: RoomNum, row: RoomRow) -> Result<Self> {
+        let rules = rules(&row)?;
+        let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
+        Ok(Self { batch, num, row, rules, seat, set, added, concerned })
+    }
+
+    /// The rules of the room's version.
+    pub fn rules(&self) -> &'static RoomVersionRules {
+        self.rules
+    }
+
+    /// The events added so far; their positions are pending.
+    pub fn added(&self) -> &[Stored] {
+        &self.added
+    }
+
+    /// The state event of a key, with what this change has set.
+    pub fn state(&mut self, event_type: &str, state_key: &str) -> Result<Option<Arc<StateEvent>>, Fault> {
+        let key = (event_type.to_owned(), state_key.to_owned());
+        if let Some(known) = self.set.get(&key) {
+            return Ok(known.clone());
+        }
+        if let Some(known) = self.seat.tip.as_ref().and_then(|tip| tip.state.get(&key)) {
+            return Ok(known.clone());
+        }
+        let stored = super::find_state(&self.batch, self.num, event_type, state_key)?;
+        let found = stored.map(|stored| StateEvent::read(&self.row, &stored)).transpose()?;
+        if let Some(tip) = &mut self.seat.tip {
+            tip.remember(key, found.clone());
+        }
+        Ok(found)
+    }
+
+    /// The current event of a key was redacted: what the next events are judged by is what is left of it.
+    pub(crate) fn replace_state(&mut self, event_type: &str, state_key: &str, event: Arc<StateEvent>) {
+        self.set.insert((event_type.to_owned(), state_key.to_owned()), Some(event));
+    }
+
+    /// What a user is to the room, with what this change has set.
+    pub fn membership(&mut self, user: &str) -> Result<Membership, Fault> {
+        let event = self.state("m.room.member", user)?;
+        let membership = event.and_then(|event| event::membership_of(event.parsed.content.get()));
+        Ok(membership.unwrap_or(Membership::Leave))
+    }
+
+    /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch.
+    /// Refuses what the rules forbid: 403 `M_FORBIDDEN`; what is too large: 413 `M_TOO_LARGE`.
+    pub fn add(&mut self, signer: &Signer, draft: &Draft, sent_by: Option<SentBy>) -> Result<Stored> {
+        let (built, auth) = self.build(signer, draft)?;
+        self.write(draft, built, &auth, sent_by)
+    }
+
+    /// Like [`Change::add`], for what a client sends with a transaction id. The batch is refused if the transaction
+    /// has made an event already.
+    pub fn add_once(&mut self, signer: &Signer, draft: &Draft, txn: &Txn) -> Result<Stored> {
+        let sent_by = SentBy { device: txn.device.clone(), txn: txn.id.clone() };
+        let stored = self.add(signer, draft, Some(sent_by))?;
+        let key = (self.num, txn.user, txn.device.as_str(), txn.endpoint.as_str(), txn.id.as_str());
+        schema::TXN.expect_absent(&mut self.batch, key);
+        schema::TXN.put(&mut self.batch, key, &stored.event());
+        Ok(stored)
+    }
+
+    fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
+        let kind = TimelineEventType::from(draft.kind.as_str());
+        let is_create = kind == TimelineEventType::RoomCreate;
+        let mut before = AuthState::default();
+        let mut auth = Vec::new();
+        if !is_create {
+            let content = draft.raw_content()?;
+            let (sender, state_key) = (&draft.sender, draft.state_key.as_deref());
+            let needed = admit::needed_keys(&kind, sender, state_key, &content, &self.rules.authorization)
+                .map_err(|why| {
+                    Refusal::bad_json(format!("The content is not what its type demands: {why}."))
+                })?;
+            for (event_type, key) in needed {
+                let Some(event) = self.state(&event_type.to_string(), &key)? else { continue };
+                let implied = event_type == StateEventType::RoomCreate
+                    && self.rules.authorization.room_create_event_id_as_room_id;
+                if !implied {
+                    auth.push(Arc::clone(&event));
+                }
+                before.insert(event);
+            }
+        }
+        let prev: Vec<_> =
+            self.row.heads.iter().map(|head| event::event_id(&head.hash, self.row.version)).collect();
+        let auth_ids: Vec<OwnedEventId> = auth.iter().map(|event| event.parsed.id.clone()).collect();
+        let hashed_room_id = self.rules.authorization.room_create_event_id_as_room_id;
+        let room_id = self.row.id.clone();
+        let setting = Setting {
+            room_id: (!(is_create && hashed_room_id)).then_some(&room_id),
+            rules: self.rules,
+            prev: &prev,
+            auth: &auth_ids,
+            depth: self.next_depth(),
+        };
+        let built = build::build(signer, draft, &setting, self.row.version)?;
+        match admit::admit_own(&built.event, &self.rules.authorization, &before) {
+            Verdict::Accept => Ok((built, auth)),
+            Verdict::Reject(why) | Verdict::SoftFail(why) => {
+                Err(Refusal::forbidden(format!("The room does not allow this: {why}.")).into())
+            }
+            Verdict::Need { .. } | Verdict::Unknown => Err(Error::broken("an event of our own needs others")),
+        }
+    }
+
+    fn next_depth(&self) -> u64 {
+        let deepest = self.row.heads.iter().map(|head| head.depth).max();
+        deepest.map_or(1, |depth| (depth + 1).min(DEPTH_MAX))
+    }
+
+    fn write(
+        &mut self,
+        draft: &Draft,
+        built: Built,
+        auth: &[Arc<StateEvent>],
+        sent_by: Option<SentBy>,
+    ) -> Result<Stored> {
+        let event = EventNum(self.row.next_event);
+        self.row.next_event += 1;
+        let position = self.batch.position(&LogEntry::Event { room: self.num, event });
+        let order = Order::live(position);
+        let mut replaces = None;
+        let mut state_key = None;
+        if let Some(key) = &draft.state_key {
+            replaces = self.state(&draft.kind, key)?;
+            state_key =
+                Some(state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, &draft.kind, key)?);
+        }
+        let depth = self.next_depth();
+        let auth_depth = auth.iter().map(|event| event.auth_depth + 1).max().unwrap_or(0);
+        let header = EventHeader {
+            event,
+            hash: built.hash,
+            sent_ms: draft.sent_ms,
+            depth,
+            auth_depth,
+            state_key,
+            replaces: replaces.as_ref().map(|event| event.event),
+            redacted_by: None,
+            unseen: false,
+            before: None,
+            after: None,
+            prev: self.row.heads.iter().map(|head| head.event).collect(),
+            auth: auth.iter().map(|event| event.event).collect(),
+            sent_by,
+            spans: event::locate(&built.json).ok_or_else(|| Error::broken("a built event has no fields"))?,
+        };
+        let stored = Stored { order, row: EventRow { header, json: built.json } };
+        schema::TIMELINE.put(&mut self.batch, (self.num, order), &stored.row);
+        schema::PLACE.put(&mut self.batch, (self.num, event), &Place::Timeline(order));
+        schema::EVENT_ID.put(&mut self.batch, &built.hash, &(self.num, event));
+        if let Some(key) = state_key {
+            state::apply(&mut self.batch, self.num, order, &[(key, Val::Event(event))])?;
+            graph::put_auth_edges(&mut self.batch, self.num, event, &stored.row.header.auth);
+            self.row.state_tip = order;
+            let parsed = Arc::new(StateEvent { event, auth_depth, parsed: built.event });
+            self.follow_membership(&stored, draft, replaces.as_deref())?;
+            self.set.insert((draft.kind.clone(), draft.state_key.clone().unwrap_or_default()), Some(parsed));
+        }
+        self.row.tip = order;
+        self.row.heads = vec![Head { event, hash: built.hash, depth, after: Ref::Main(self.row.state_tip) }];
+        schema::ROOM.put(&mut self.batch, self.num, &self.row);
+        relations::index(&mut self.batch, self.num, &stored)?;
+        if let Some(target) = &draft.redacts
+            && let Some(target) = event::find_by_id(&self.batch, self.num, target)?
+        {
+            redact::apply(self, &target, event)?;
+        }
+        self.added.push(stored.clone());
+        Ok(stored)
+    }
+
+    /// Counts, and the rows of the user that a member event is about.
+    fn follow_membership(
+        &mut self,
+        stored: &Stored,
+        draft: &Draft,
+        replaced: Option<&StateEvent>,
+    ) -> Result<(), Fault> {
+        let (Some(now), Some(user)) = (stored.membership(), &draft.state_key) else { return Ok(()) };
+        let was = replaced
+            .and_then(|event| event::membership_of(event.parsed.content.get()))
+            .unwrap_or(Membership::Leave);
+        let count = |kind: Membership, count: u32| {
+            count.saturating_add(u32::from(now == kind)).saturating_sub(u32::from(was == kind))
+        };
+        self.row.joined = count(Membership::Join, self.row.joined);
+        self.row.invited = count(Membership::Invite, self.row.invited);
+        let user = members::track(&mut self.batch, self.num, stored, user, now)?;
+        self.concerned.extend(user);
+        Ok(())
+    }
+
+    /// Our users who must hear of this change: those in the room before and after it, and those it is about.
+    pub fn list_concerned(&mut self) -> Result<Arc<[UserNum]>, Fault> {
+        let known = self.seat.tip.as_ref().and_then(|tip| tip.users.clone());
+        if let Some(users) = known
+            && self.concerned.is_empty()
+        {
+            return Ok(users);
+        }
+        let mut users = members::list_local_users(&self.batch, self.num)?;
+        users.append(&mut self.concerned.clone());
+        users.sort_unstable();
+        users.dedup();
+        let users: Arc<[UserNum]> = users.into();
+        if self.concerned.is_empty()
+            && let Some(tip) = &mut self.seat.tip
+        {
+            tip.users = Some(Arc::clone(&users));
+        }
+        Ok(users)
+    }
+
+    /// Hands the batch to the store and releases the room. The change is accepted from here on; it is durable and
+    /// visible once `flushed` resolves.
+    pub fn enqueue(self, store: &Store) -> Result<Enqueued, NotAccepted> {
+        let Self { batch, row, mut seat, set, concerned, .. } = self;
+        let enqueued = store.enqueue(batch)?;
+        let tip =
+            seat.tip.get_or_insert_with(|| Tip { row: row.clone(), state: StateEvents::new(), users: None });
+        tip.row = row.settle(enqueued.base);
+        for (key, event) in set {
+            tip.remember(key, event);
+        }
+        if !concerned.is_empty() {
+            tip.users = None;
+        }
+        Ok(enqueued)
+    }
+}
+
+impl Tip {
+    fn remember(&mut self, key: (String, String), event: Option<Arc<StateEvent>>) {
+        if self.state.len() >= TIP_STATE_MAX {
+            self.state.clear();
+        }
+        self.state.insert(key, event);
+    }
+}

@@ -1,0 +1,105 @@
+//! The public directory: rooms that whoever looks may find.
+
+use ruma::{
+    OwnedMxcUri, UInt,
+    directory::{PublicRoomsChunk, PublicRoomsChunkInit},
+    room::{JoinRuleKind, RoomType},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    ids::RoomNum,
+    rooms::{
+        self,
+        visibility::{self, HistoryVisibility},
+    },
+    store::{Batch, Direction, Fault, Read, schema, schema::rooms::RoomRow},
+};
+
+/// Whether a room is in the directory.
+pub fn is_published(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    schema::PUBLISHED.contains(read, room)
+}
+
+/// Puts a room into the directory, or takes it out.
+pub(crate) fn publish(batch: &mut Batch, room: RoomNum, published: bool) {
+    if published {
+        schema::PUBLISHED.put(batch, room, &());
+    } else {
+        schema::PUBLISHED.delete(batch, room);
+    }
+}
+
+/// The rooms in the directory.
+pub fn list<'r>(
+    read: &'r (impl Read + ?Sized),
+) -> Result<impl Iterator<Item = Result<RoomNum, Fault>> + 'r, Fault> {
+    let rows = schema::PUBLISHED.prefix::<()>(read, (), Direction::Up)?;
+    Ok(rows.map(|row| row.map(|(room, ())| room)))
+}
+
+/// The content of a current state event, where it is what its type demands.
+pub fn find_content<T: DeserializeOwned>(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &str,
+) -> Result<Option<T>, Fault> {
+    let event = rooms::find_state(read, room, event_type, "")?;
+    Ok(event.and_then(|event| serde_json::from_str(event.row.content()).ok()))
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
+}
+#[derive(Deserialize)]
+struct Topic {
+    topic: String,
+}
+#[derive(Deserialize)]
+struct Avatar {
+    url: OwnedMxcUri,
+}
+#[derive(Deserialize)]
+struct Canonical {
+    alias: ruma::OwnedRoomAliasId,
+}
+#[derive(Deserialize)]
+struct Guests {
+    guest_access: String,
+}
+#[derive(Deserialize)]
+struct Rule {
+    join_rule: JoinRuleKind,
+}
+#[derive(Deserialize)]
+struct Create {
+    #[serde(rename = "type")]
+    room_type: Option<RoomType>,
+}
+
+/// What the directory says of a room.
+pub fn describe(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+) -> Result<PublicRoomsChunk, Fault> {
+    let guests = find_content::<Guests>(read, num, "m.room.guest_access")?;
+    let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
+        num_joined_members: UInt::from(room.joined),
+        room_id: room.id.clone(),
+        world_readable: visibility::current(read, num)? == HistoryVisibility::WorldReadable,
+        guest_can_join: guests.is_some_and(|guests| guests.guest_access == "can_join"),
+    });
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    chunk.name = find_content::<Name>(read, num, "m.room.name")?.and_then(|content| text(content.name));
+    chunk.topic = find_content::<Topic>(read, num, "m.room.topic")?.and_then(|content| text(content.topic));
+    chunk.avatar_url = find_content::<Avatar>(read, num, "m.room.avatar")?.map(|content| content.url);
+    chunk.canonical_alias =
+        find_content::<Canonical>(read, num, "m.room.canonical_alias")?.map(|content| content.alias);
+    chunk.join_rule = find_content::<Rule>(read, num, "m.room.join_rules")?
+        .map_or(JoinRuleKind::Invite, |content| content.join_rule);
+    chunk.room_type =
+        find_content::<Create>(read, num, "m.room.create")?.and_then(|content| content.room_type);
+    Ok(chunk)
+}

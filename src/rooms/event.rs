@@ -1,0 +1,467 @@
+//! Events: how they are named, found, parsed and shown.
+//!
+//! What is stored is what was signed. What a reader sees is spliced from byte ranges of it, and `unsigned` is worked
+//! out for that reader ([`show`]).
+
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::TimelineEventType, room_version_rules::EventIdFormatVersion, state_res,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    ids::{EventNum, Order, RoomNum},
+    rooms::{
+        relations::{self, Depth},
+        versions,
+    },
+    store::{
+        Fault, Read, schema,
+        schema::rooms::{EventHash, EventRow, Membership, Place, RoomRow, Span, Spans},
+    },
+};
+
+/// An event with the place where it stands.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Where in its room.
+    pub order: Order,
+    /// Header and bytes.
+    pub row: EventRow,
+}
+
+impl Stored {
+    /// Its number in its room.
+    pub fn event(&self) -> EventNum {
+        self.row.header.event
+    }
+
+    /// Its id, as its room's version writes it.
+    pub fn id(&self, room: &RoomRow) -> OwnedEventId {
+        event_id(&self.row.header.hash, room.version)
+    }
+
+    /// What it says of its state key's membership, if it is a member event.
+    pub fn membership(&self) -> Option<Membership> {
+        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
+        if is_member { membership_of(self.row.content()) } else { None }
+    }
+}
+
+/// The membership that the content of a member event speaks of; `None` for a word that Matrix does not have.
+pub fn membership_of(content: &str) -> Option<Membership> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        membership: Cow<'a, str>,
+    }
+    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    Membership::parse(&content.membership)
+}
+
+/// The id that a hash is in this room version.
+#[expect(clippy::expect_used, reason = "a dollar sign and base64 is an event id by every grammar")]
+pub fn event_id(hash: &EventHash, version: u8) -> OwnedEventId {
+    let mut id = String::with_capacity(44);
+    id.push('$');
+    match versions::find_rules(version).map(|rules| rules.event_id_format) {
+        Some(EventIdFormatVersion::V2) => STANDARD_NO_PAD.encode_string(hash, &mut id),
+        _ => URL_SAFE_NO_PAD.encode_string(hash, &mut id),
+    }
+    OwnedEventId::try_from(id).expect("base64 is an id")
+}
+
+/// The hash that an id stands for; `None` if it is none of a room version from 3 on.
+pub fn parse_event_id(id: &EventId) -> Option<EventHash> {
+    let text = id.as_str().strip_prefix('$')?;
+    let bytes = URL_SAFE_NO_PAD.decode(text).or_else(|_| STANDARD_NO_PAD.decode(text)).ok()?;
+    bytes.try_into().ok()
+}
+
+/// The event of this number, if it stands in the room's timeline.
+pub fn find(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Option<Stored>, Fault> {
+    let Some(Place::Timeline(order)) = schema::PLACE.get(read, (room, event))? else { return Ok(None) };
+    let row = schema::TIMELINE.get(read, (room, order))?;
+    Ok(row.map(|row| Stored { order, row }))
+}
+
+/// The event of this number. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
+pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Stored, Fault> {
+    find(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
+}
+
+/// The number of the event of this id in this room.
+pub fn find_num(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<EventNum>, Fault> {
+    let Some(hash) = parse_event_id(id) else { return Ok(None) };
+    let found = schema::EVENT_ID.get(read, &hash)?;
+    Ok(found.and_then(|(of, event)| (of == room).then_some(event)))
+}
+
+/// The event of this id, if it stands in this room's timeline.
+pub fn find_by_id(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<Stored>, Fault> {
+    find_num(read, room, id)?.map(|event| find(read, room, event)).transpose().map(Option::flatten)
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    content: &'a RawValue,
+    #[serde(borrow)]
+    sender: &'a RawValue,
+    #[serde(borrow, rename = "type")]
+    kind: &'a RawValue,
+    #[serde(borrow, default)]
+    state_key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    redacts: Option<&'a RawValue>,
+}
+
+/// Where an event's fields stand in its JSON; `None` if it is not the JSON of an event.
+pub fn locate(json: &[u8]) -> Option<Spans> {
+    let fields: Fields<'_> = serde_json::from_slice(json).ok()?;
+    let base = json.as_ptr().addr();
+    let span = |field: &RawValue| {
+        Some(Span {
+            start: u32::try_from(field.get().as_ptr().addr() - base).ok()?,
+            length: u32::try_from(field.get().len()).ok()?,
+        })
+    };
+    let optional = |field: Option<&RawValue>| field.map_or(Some(Span::default()), span);
+    Some(Spans {
+        content: span(fields.content)?,
+        sender: span(fields.sender)?,
+        kind: span(fields.kind)?,
+        state_key: optional(fields.state_key)?,
+        redacts: optional(fields.redacts)?,
+    })
+}
+
+/// An event, parsed: as the authorization rules see it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its id.
+    pub id: OwnedEventId,
+    /// Its room; none in the create event of a room version whose room ids are hashes.
+    pub room_id: Option<OwnedRoomId>,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// When, as the sender says.
+    pub sent: MilliSecondsSinceUnixEpoch,
+    /// Its type.
+    pub kind: TimelineEventType,
+    /// Its content.
+    pub content: Box<RawValue>,
+    /// Its state key, if it is a state event.
+    pub state_key: Option<String>,
+    /// The events it cites.
+    pub prev: Vec<OwnedEventId>,
+    /// The events that allow it.
+    pub auth: Vec<OwnedEventId>,
+    /// The event that it redacts, where that stands beside the content.
+    pub redacts: Option<OwnedEventId>,
+    /// Whether it was rejected when it came in.
+    pub rejected: bool,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    #[serde(default)]
+    room_id: Option<OwnedRoomId>,
+    sender: OwnedUserId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+    #[serde(rename = "type")]
+    kind: TimelineEventType,
+    content: Box<RawValue>,
+    #[serde(default)]
+    state_key: Option<String>,
+    prev_events: Vec<OwnedEventId>,
+    auth_events: Vec<OwnedEventId>,
+    #[serde(default)]
+    redacts: Option<OwnedEventId>,
+}
+
+impl Event {
+    /// Parses the JSON of an event. Errors: what is wrong with it, for people.
+    pub fn parse(id: OwnedEventId, json: &[u8]) -> Result<Self, String> {
+        let wire: Wire = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        Ok(Self {
+            id,
+            room_id: wire.room_id,
+            sender: wire.sender,
+            sent: wire.origin_server_ts,
+            kind: wire.kind,
+            content: wire.content,
+            state_key: wire.state_key,
+            prev: wire.prev_events,
+            auth: wire.auth_events,
+            redacts: wire.redacts,
+            rejected: false,
+        })
+    }
+}
+
+impl state_res::Event for Event {
+    type Id = OwnedEventId;
+
+    fn event_id(&self) -> &OwnedEventId {
+        &self.id
+    }
+    fn room_id(&self) -> Option<&RoomId> {
+        self.room_id.as_deref()
+    }
+    fn sender(&self) -> &UserId {
+        &self.sender
+    }
+    fn origin_server_ts(&self) -> MilliSecondsSinceUnixEpoch {
+        self.sent
+    }
+    fn event_type(&self) -> &TimelineEventType {
+        &self.kind
+    }
+    fn content(&self) -> &RawValue {
+        &self.content
+    }
+    fn state_key(&self) -> Option<&str> {
+        self.state_key.as_deref()
+    }
+    fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
+        Box::new(self.prev.iter())
+    }
+    fn auth_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
+        Box::new(self.auth.iter())
+    }
+    fn redacts(&self) -> Option<&OwnedEventId> {
+        self.redacts.as_ref()
+    }
+    fn rejected(&self) -> bool {
+        self.rejected
+    }
+}
+
+/// A state event with what building upon it needs.
+#[derive(Clone, Debug)]
+pub struct StateEvent {
+    /// Its number in its room.
+    pub event: EventNum,
+    /// See [`EventHeader`](crate::store::schema::rooms::EventHeader).
+    pub auth_depth: u64,
+    /// The event.
+    pub parsed: Event,
+}
+
+impl StateEvent {
+    /// Parses a stored event. Errors: [`Fault::Corrupt`]; what is stored was checked.
+    pub fn read(room: &RoomRow, stored: &Stored) -> Result<Arc<Self>, Fault> {
+        let parsed = Event::parse(stored.id(room), &stored.row.json)
+            .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
+        Ok(Arc::new(Self { event: stored.event(), auth_depth: stored.row.header.auth_depth, parsed }))
+    }
+}
+
+/// For whom, and how, an event is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewer<'a> {
+    /// The user.
+    pub user: &'a UserId,
+    /// The device: it alone sees its transaction ids.
+    pub device: Option<&'a str>,
+    /// The time, for `age`.
+    pub now_ms: u64,
+    /// Whether the event names its room: `/sync` leaves that out.
+    pub with_room_id: bool,
+}
+
+/// What stands in an event's `unsigned` beside its age.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// For the device that sent it.
+    pub transaction_id: Option<String>,
+    /// The JSON of the content that this state event replaced.
+    pub prev_content: Option<String>,
+    /// The id of the event that it replaced.
+    pub replaces_state: Option<OwnedEventId>,
+    /// The JSON of the event that redacted it.
+    pub redacted_because: Option<String>,
+    /// What the viewer was to the room at this event (MSC4115).
+    pub membership: Option<Membership>,
+    /// The JSON of its bundled relations.
+    pub relations: Option<String>,
+}
+
+/// The event as clients see it, spliced together: nothing is parsed or serialised again.
+pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> String {
+    let (row, spans) = (&stored.row, &stored.row.header.spans);
+    let field = |span: Span| std::str::from_utf8(row.field(span)).unwrap_or("null");
+    let mut json = String::with_capacity(row.json.len() + 128);
+    let _ = write!(
+        json,
+        r#"{{"content":{},"event_id":"{}","origin_server_ts":{}"#,
+        row.content(),
+        stored.id(room),
+        row.header.sent_ms
+    );
+    if spans.redacts.length > 0 {
+        let _ = write!(json, r#","redacts":{}"#, field(spans.redacts));
+    } else if let Some(redacts) = redacts_in_content(row) {
+        // Older clients look beside the content (client-server API, m.room.redaction).
+        let _ = write!(json, r#","redacts":"{redacts}""#);
+    }
+    if viewer.with_room_id {
+        let _ = write!(json, r#","room_id":"{}""#, room.id);
+    }
+    let _ = write!(json, r#","sender":{}"#, field(spans.sender));
+    if spans.state_key.length > 0 {
+        let _ = write!(json, r#","state_key":{}"#, field(spans.state_key));
+    }
+    let age = viewer.now_ms.saturating_sub(row.header.sent_ms);
+    let _ = write!(json, r#","type":{},"unsigned":{{"age":{age}"#, field(spans.kind));
+    if let Some(membership) = extras.membership {
+        let _ = write!(json, r#","membership":"{}""#, membership.as_str());
+    }
+    for (name, value) in [
+        ("m.relations", &extras.relations),
+        ("prev_content", &extras.prev_content),
+        ("redacted_because", &extras.redacted_because),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(json, r#","{name}":{value}"#);
+        }
+    }
+    if let Some(id) = &extras.replaces_state {
+        let _ = write!(json, r#","replaces_state":"{id}""#);
+    }
+    if let Some(txn) = &extras.transaction_id {
+        let _ = write!(json, r#","transaction_id":{}"#, serde_json::Value::from(txn.as_str()));
+    }
+    json.push_str("}}");
+    json
+}
+
+/// What a redaction of room version 11 and above redacts.
+pub fn redacts_in_content(row: &EventRow) -> Option<OwnedEventId> {
+    #[derive(Deserialize)]
+    struct Content {
+        redacts: OwnedEventId,
+    }
+    if row.event_type() != "m.room.redaction" {
+        return None;
+    }
+    serde_json::from_str::<Content>(row.content()).ok().map(|content| content.redacts)
+}
+
+/// The event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
+/// `membership` is what the viewer was to the room at the event. Whether the viewer may see it is asked before.
+pub fn show(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+    membership: Option<Membership>,
+) -> Result<String, Fault> {
+    let relations = relations::bundle(read, num, room, stored, viewer, Depth::Full)?;
+    let extras = Extras { membership, relations, ..gather(read, num, room, stored, viewer)? };
+    Ok(client_json(room, stored, viewer, &extras))
+}
+
+/// Like [`show`], with no more of bundled relations than the newest edit: for the newest event of a thread.
+pub(crate) fn show_inside(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<String, Fault> {
+    let relations = relations::bundle(read, num, room, stored, viewer, Depth::Edit)?;
+    let extras = Extras { relations, ..gather(read, num, room, stored, viewer)? };
+    Ok(client_json(room, stored, viewer, &extras))
+}
+
+/// Like [`show`], without bundled relations: for events that stand inside others.
+pub fn show_plain(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<String, Fault> {
+    Ok(client_json(room, stored, viewer, &gather(read, num, room, stored, viewer)?))
+}
+
+fn gather(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<Extras, Fault> {
+    let header = &stored.row.header;
+    let mut extras = Extras::default();
+    if let (Some(sent_by), Some(device)) = (&header.sent_by, viewer.device)
+        && sent_by.device == device
+        && stored.row.sender() == viewer.user.as_str()
+    {
+        extras.transaction_id = Some(sent_by.txn.clone());
+    }
+    if let Some(replaced) = header.replaces
+        && let Some(replaced) = find(read, num, replaced)?
+    {
+        extras.prev_content = Some(replaced.row.content().to_owned());
+        extras.replaces_state = Some(replaced.id(room));
+    }
+    if let Some(redaction) = header.redacted_by
+        && let Some(redaction) = find(read, num, redaction)?
+    {
+        let viewer = Viewer { with_room_id: true, ..*viewer };
+        extras.redacted_because = Some(client_json(room, &redaction, &viewer, &Extras::default()));
+    }
+    Ok(extras)
+}
+
+/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content.
+pub fn stripped_state(stored: &Stored) -> String {
+    let (row, spans) = (&stored.row, &stored.row.header.spans);
+    let field = |span: Span| std::str::from_utf8(row.field(span)).unwrap_or("null");
+    let state_key = if spans.state_key.length > 0 { field(spans.state_key) } else { r#""""# };
+    format!(
+        r#"{{"content":{},"sender":{},"state_key":{state_key},"type":{}}}"#,
+        row.content(),
+        field(spans.sender),
+        field(spans.kind)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_as_its_room_version_writes_it_and_read_back() {
+        let hash = [0xfb; 32];
+        let (v3, v4) = (event_id(&hash, 3), event_id(&hash, 4));
+        assert!(v3.as_str().contains('+') || v3.as_str().contains('/'));
+        assert!(v4.as_str().contains('-') || v4.as_str().contains('_'));
+        assert_eq!(parse_event_id(&v3), Some(hash));
+        assert_eq!(parse_event_id(&v4), Some(hash));
+        assert_eq!(parse_event_id(&OwnedEventId::try_from("$x:y").unwrap()), None);
+    }
+
+    #[test]
+    fn fields_are_found_where_they_stand() {
+        let json = br#"{"content":{"type":"x"},"sender":"@a:b","state_key":"","type":"t"}"#;
+        let spans = locate(json).unwrap();
+        let text = |span: Span| &json[span.start as usize..(span.start + span.length) as usize];
+        assert_eq!(text(spans.content), br#"{"type":"x"}"#);
+        assert_eq!(text(spans.state_key), br#""""#);
+        assert_eq!(text(spans.kind), br#""t""#);
+        assert_eq!(spans.redacts, Span::default());
+        assert!(locate(b"[]").is_none());
+    }
+}

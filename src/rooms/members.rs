@@ -1,0 +1,121 @@
+//! Who is in a room, and in which rooms one of our users is.
+
+use std::ops::Bound;
+
+use ruma::{OwnedUserId, UserId};
+
+use crate::{
+    accounts,
+    ids::{EventNum, RoomNum, StateKeyNum, UserNum},
+    rooms::{
+        event::{self, Stored},
+        state,
+    },
+    store::{
+        Batch, Direction, Fault, Read, schema,
+        schema::rooms::{Membership, UserRoomRow},
+    },
+};
+
+/// Writes the rows of the user that an accepted member event is about. Returns that user, if it is one of ours.
+pub(crate) fn track(
+    batch: &mut Batch,
+    room: RoomNum,
+    stored: &Stored,
+    user_id: &str,
+    membership: Membership,
+) -> Result<Option<UserNum>, Fault> {
+    let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(None) };
+    let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(None) };
+    let known = schema::USER_ROOM.get(batch, (user, room))?.filter(|row| row.membership == membership);
+    let since = known.map_or(stored.order.anchor, |row| row.since);
+    let row = UserRoomRow { membership, since, event: stored.event(), forgotten: false };
+    schema::USER_ROOM.put(batch, (user, room), &row);
+    match membership {
+        Membership::Join | Membership::Invite | Membership::Knock => {
+            schema::ROOM_USER.put(batch, (room, user), &membership);
+        }
+        Membership::Leave | Membership::Ban => schema::ROOM_USER.delete(batch, (room, user)),
+    }
+    Ok(Some(user))
+}
+
+/// The user wants to hear no more of a room that they left.
+pub(crate) fn forget(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
+    schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row });
+}
+
+/// What one of our users is to a room.
+pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<Option<UserRoomRow>, Fault> {
+    schema::USER_ROOM.get(read, (user, room))
+}
+
+/// Whether one of our users is in a room.
+pub fn is_joined(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<bool, Fault> {
+    Ok(find(read, user, room)?.is_some_and(|row| row.membership == Membership::Join))
+}
+
+/// The rooms that a user is anything to, with what and since when; those forgotten too.
+pub fn list_user_rooms<'r>(
+    read: &'r (impl Read + ?Sized),
+    user: UserNum,
+) -> Result<impl Iterator<Item = Result<(RoomNum, UserRoomRow), Fault>> + 'r, Fault> {
+    let rows = schema::USER_ROOM.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
+    Ok(rows.map(|row| row.map(|((_, room), row)| (room, row))))
+}
+
+/// The rooms that a user is in.
+pub fn list_joined_rooms(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<RoomNum>, Fault> {
+    let joined = list_user_rooms(read, user)?
+        .filter(|row| row.as_ref().map_or(true, |(_, row)| row.membership == Membership::Join));
+    joined.map(|row| row.map(|(room, _)| room)).collect()
+}
+
+/// Our users who are joined or invited to a room or knock, rising.
+pub fn list_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    rows.map(|row| row.map(|((_, user), _)| user)).collect()
+}
+
+/// Our users who are in a room, rising.
+pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    rows.filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership == Membership::Join))
+        .map(|row| row.map(|((_, user), _)| user))
+        .collect()
+}
+
+/// The numbers of all member keys of a room, with the user ids, rising by user id.
+pub fn list_keys<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<(OwnedUserId, StateKeyNum), Fault>> + 'r, Fault> {
+    let bound = Bound::Included((room, "m.room.member"));
+    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
+    Ok(rows.filter_map(|row| match row {
+        // A member event may have any state key in old rooms; those that are no user ids concern nobody.
+        Ok(((_, _, user), key)) => OwnedUserId::try_from(user).ok().map(|user| Ok((user, key))),
+        Err(fault) => Some(Err(fault)),
+    }))
+}
+
+/// The current member events of a room.
+pub fn list_current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(OwnedUserId, Stored)>, Fault> {
+    let mut members = Vec::new();
+    for key in list_keys(read, room)? {
+        let (user, key) = key?;
+        if let Some(event) = state::current(read, room, key)? {
+            members.push((user, event::require(read, room, event)?));
+        }
+    }
+    Ok(members)
+}
+
+/// What a member event of this number says.
+pub fn membership_of_event(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event: EventNum,
+) -> Result<Membership, Fault> {
+    Ok(event::find(read, room, event)?.and_then(|stored| stored.membership()).unwrap_or(Membership::Leave))
+}

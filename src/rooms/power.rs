@@ -1,0 +1,102 @@
+//! Power levels: who may do what in a room, beside what the authorization rules check by themselves.
+
+use std::{collections::HashSet, sync::Arc};
+
+use ruma::{
+    OwnedUserId, UserId,
+    events::{TimelineEventType, room::power_levels::UserPowerLevel},
+    room_version_rules::AuthorizationRules,
+    state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
+};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::RoomNum,
+    rooms::{
+        self,
+        commit::Change,
+        event::{Event, StateEvent},
+    },
+    store::{Read, schema::rooms::RoomRow},
+};
+
+/// An action that needs a level of its own.
+pub use ruma::state_res::events::RoomPowerLevelsIntField as Action;
+
+/// The levels of a room at one moment.
+pub struct Power {
+    rules: &'static AuthorizationRules,
+    creators: HashSet<OwnedUserId>,
+    levels: Option<RoomPowerLevelsEvent<Event>>,
+}
+
+impl Power {
+    /// The current levels, with what a change has set.
+    pub fn in_change(change: &mut Change) -> Result<Self> {
+        let create = change.state("m.room.create", "")?;
+        let levels = change.state("m.room.power_levels", "")?;
+        Self::of(&change.rules().authorization, create, levels)
+    }
+
+    /// The current levels.
+    pub fn read(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result<Self> {
+        let state = |kind| -> Result<Option<Arc<StateEvent>>> {
+            let stored = rooms::find_state(read, num, kind, "")?;
+            Ok(stored.map(|stored| StateEvent::read(room, &stored)).transpose()?)
+        };
+        Self::of(&rooms::rules(room)?.authorization, state("m.room.create")?, state("m.room.power_levels")?)
+    }
+
+    fn of(
+        rules: &'static AuthorizationRules,
+        create: Option<Arc<StateEvent>>,
+        levels: Option<Arc<StateEvent>>,
+    ) -> Result<Self> {
+        let create = create.ok_or_else(|| Error::broken("a room has no create event"))?;
+        let creators = RoomCreateEvent::new(&create.parsed).creators(rules).map_err(Error::broken)?;
+        let levels = levels.map(|levels| RoomPowerLevelsEvent::new(levels.parsed.clone()));
+        Ok(Self { rules, creators, levels })
+    }
+
+    /// The level of a user.
+    pub fn of_user(&self, user: &UserId) -> Result<UserPowerLevel> {
+        let creator = self.creators.contains(user);
+        if creator && self.rules.explicitly_privilege_room_creators {
+            return Ok(UserPowerLevel::Infinite);
+        }
+        match &self.levels {
+            Some(levels) => levels.user_power_level(user, self.rules).map(Into::into).map_err(odd),
+            // A room without levels obeys its creator.
+            None => Ok(UserPowerLevel::Int(ruma::Int::from(if creator { 100 } else { 0 }))),
+        }
+    }
+
+    /// Whether a user has the level for this action.
+    pub fn may(&self, user: &UserId, action: RoomPowerLevelsIntField) -> Result<bool> {
+        let needed = match &self.levels {
+            Some(levels) => levels.get_as_int_or_default(action, self.rules).map_err(odd)?,
+            None => action.default_value(),
+        };
+        Ok(self.of_user(user)? >= needed)
+    }
+
+    /// Whether a user has the level to send state events of this type.
+    pub fn may_send_state(&self, user: &UserId, event_type: &str) -> Result<bool> {
+        let event_type = TimelineEventType::from(event_type);
+        let own = match &self.levels {
+            Some(levels) => {
+                levels.events(self.rules).map_err(odd)?.and_then(|events| events.get(&event_type).copied())
+            }
+            None => None,
+        };
+        match own {
+            Some(needed) => Ok(self.of_user(user)? >= needed),
+            None => self.may(user, RoomPowerLevelsIntField::StateDefault),
+        }
+    }
+}
+
+/// Levels that are not what they should be allow nobody anything.
+fn odd(why: String) -> Error {
+    Refusal::forbidden(format!("The room's power levels are not readable: {why}.")).into()
+}

@@ -1,0 +1,55 @@
+//! Room versions: which ones this server speaks, and the rules of each.
+
+use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
+
+/// The lowest version that can be created. Versions 1 and 2 name events by ids of their own making.
+pub const LOWEST: u8 = 3;
+/// The highest version.
+pub const HIGHEST: u8 = 12;
+
+static RULES: [RoomVersionRules; 10] = [
+    RoomVersionRules::V3,
+    RoomVersionRules::V4,
+    RoomVersionRules::V5,
+    RoomVersionRules::V6,
+    RoomVersionRules::V7,
+    RoomVersionRules::V8,
+    RoomVersionRules::V9,
+    RoomVersionRules::V10,
+    RoomVersionRules::V11,
+    RoomVersionRules::V12,
+];
+
+/// The rules of a version; `None` for one that this server does not speak.
+pub fn find_rules(version: u8) -> Option<&'static RoomVersionRules> {
+    RULES.get(usize::from(version.checked_sub(LOWEST)?))
+}
+
+/// The number of a version; `None` for one that this server does not speak.
+pub fn number(version: &RoomVersionId) -> Option<u8> {
+    let number: u8 = version.as_str().parse().ok()?;
+    // "012" is another version than "12".
+    (find_rules(number).is_some() && number.to_string() == version.as_str()).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_3_to_12_have_the_rules_ruma_has_for_them() {
+        for version in LOWEST..=HIGHEST {
+            let id = RoomVersionId::try_from(version.to_string().as_str()).unwrap();
+            assert_eq!(number(&id), Some(version));
+            assert_eq!(format!("{:?}", find_rules(version).unwrap()), format!("{:?}", id.rules().unwrap()));
+        }
+    }
+
+    #[test]
+    fn other_versions_are_unknown() {
+        for id in ["1", "2", "13", "012", "org.example.test"] {
+            assert_eq!(number(&RoomVersionId::try_from(id).unwrap()), None, "{id}");
+        }
+        assert!(find_rules(0).is_none());
+    }
+}

@@ -1,0 +1,555 @@
+//! Rooms as clients use them: create, come and go, talk, look.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+/// What tests do with rooms all the time.
+pub(crate) trait Rooms {
+    async fn create(&self, body: Value) -> String;
+    async fn say(&self, room: &str, txn: &str, text: &str) -> String;
+    async fn ok_post(&self, path: &str, body: Value) -> Value;
+    async fn ok_get(&self, path: &str) -> Value;
+    async fn ok_put(&self, path: &str, body: Value) -> Value;
+    async fn state(&self, room: &str, kind: &str, key: &str) -> (StatusCode, Value);
+}
+
+fn path(rest: &str) -> String {
+    format!("/_matrix/client/v3{rest}")
+}
+
+/// An id in a path.
+pub(crate) fn enc(id: &str) -> String {
+    id.replace('%', "%25").replace('#', "%23").replace('/', "%2F").replace('+', "%2B").replace('?', "%3F")
+}
+
+impl Rooms for TestClient {
+    async fn create(&self, body: Value) -> String {
+        let json = self.ok_post("/createRoom", body).await;
+        json["room_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn say(&self, room: &str, txn: &str, text: &str) -> String {
+        let body = json!({ "msgtype": "m.text", "body": text });
+        let json = self.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), body).await;
+        json["event_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn ok_post(&self, rest: &str, body: Value) -> Value {
+        let (status, json) = self.post(&path(rest), body).await;
+        assert_eq!(status, StatusCode::OK, "POST {rest}: {json}");
+        json
+    }
+
+    async fn ok_get(&self, rest: &str) -> Value {
+        let (status, json) = self.get(&path(rest)).await;
+        assert_eq!(status, StatusCode::OK, "GET {rest}: {json}");
+        json
+    }
+
+    async fn ok_put(&self, rest: &str, body: Value) -> Value {
+        let (status, json) = self.put(&path(rest), body).await;
+        assert_eq!(status, StatusCode::OK, "PUT {rest}: {json}");
+        json
+    }
+
+    async fn state(&self, room: &str, kind: &str, key: &str) -> (StatusCode, Value) {
+        self.get(&path(&format!("/rooms/{room}/state/{kind}/{key}"))).await
+    }
+}
+
+fn refused(answer: (StatusCode, Value), status: StatusCode, errcode: &str) {
+    assert_eq!(answer.0, status, "{}", answer.1);
+    assert_eq!(answer.1["errcode"], errcode, "{}", answer.1);
+    assert!(!answer.1["error"].as_str().unwrap().is_empty());
+}
+
+fn bodies(page: &Value) -> Vec<&str> {
+    page["chunk"].as_array().unwrap().iter().filter_map(|event| event["content"]["body"].as_str()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_people_talk_in_a_room_of_every_version() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for version in 3..=12 {
+        let room = alice
+            .create(json!({ "room_version": version.to_string(), "preset": "public_chat", "name": "Pub" }))
+            .await;
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        let first = alice.say(&room, "1", "hello").await;
+        let second = bob.say(&room, "1", "hi").await;
+        assert_ne!(first, second);
+        assert_eq!(alice.say(&room, "1", "again").await, first, "a transaction id is used once");
+        let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
+        assert_eq!(bodies(&page), ["hi", "hello"]);
+        let (_, event) = bob.get(&path(&format!("/rooms/{room}/event/{}", enc(&first)))).await;
+        assert_eq!(event["sender"], "@alice:test.example");
+        assert_eq!(event["room_id"], room);
+        assert_eq!(event["unsigned"].get("transaction_id"), None, "another's transaction id");
+        assert_eq!(event["unsigned"]["membership"], "join");
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&first))).await;
+        assert_eq!(event["unsigned"]["transaction_id"], "1");
+        let (status, create) = alice.state(&room, "m.room.create", "").await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(create["room_version"], version.to_string());
+        assert_eq!(create.get("creator").is_some(), version < 11);
+        assert_eq!(room.contains(':'), version < 12);
+    }
+    let joined = bob.ok_get("/joined_rooms").await;
+    assert_eq!(joined["joined_rooms"].as_array().unwrap().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invited_people_come_and_go() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let room = alice.create(json!({ "preset": "private_chat", "invite": [bob.user_id] })).await;
+    let rooms = |rest: &str| path(&format!("/rooms/{room}{rest}"));
+    let who = |user: &TestClient| json!({ "user_id": user.user_id });
+
+    refused(carol.post(&rooms("/join"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(carol.get(&rooms("/state")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(carol.get(&rooms("/messages?dir=b")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    bob.ok_post(&format!("/rooms/{room}/join"), json!({})).await;
+    bob.ok_post(&format!("/rooms/{room}/join"), json!({})).await;
+    let members = alice.ok_get(&format!("/rooms/{room}/joined_members")).await;
+    assert_eq!(members["joined"].as_object().unwrap().len(), 2);
+
+    // Bob has no power to kick; Alice has.
+    refused(bob.post(&rooms("/kick"), who(&alice)).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    alice.ok_post(&format!("/rooms/{room}/kick"), json!({ "user_id": bob.user_id, "reason": "tired" })).await;
+    let (_, member) = alice.state(&room, "m.room.member", &bob.user_id).await;
+    assert_eq!((&member["membership"], &member["reason"]), (&json!("leave"), &json!("tired")));
+    refused(alice.post(&rooms("/kick"), who(&bob)).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(
+        bob.put(&rooms("/send/m.room.message/9"), json!({ "body": "x" })).await,
+        StatusCode::FORBIDDEN,
+        "M_FORBIDDEN",
+    );
+
+    alice.ok_post(&format!("/rooms/{room}/ban"), who(&bob)).await;
+    refused(alice.post(&rooms("/invite"), who(&bob)).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(bob.post(&rooms("/join"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    alice.ok_post(&format!("/rooms/{room}/unban"), who(&bob)).await;
+    refused(alice.post(&rooms("/unban"), who(&bob)).await, StatusCode::FORBIDDEN, "M_BAD_STATE");
+    alice.ok_post(&format!("/rooms/{room}/invite"), who(&bob)).await;
+    refused(alice.post(&rooms("/invite"), who(&alice)).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    // Bob refuses the invitation, and forgets the room.
+    refused(alice.post(&rooms("/forget"), json!({})).await, StatusCode::BAD_REQUEST, "M_UNKNOWN");
+    bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
+    bob.ok_post(&format!("/rooms/{room}/forget"), json!({})).await;
+    refused(bob.get(&rooms("/messages?dir=b")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(carol.post(&rooms("/leave"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(carol.post(&rooms("/forget"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(
+        alice.post(&path("/rooms/!no:test.example/join"), json!({})).await,
+        StatusCode::NOT_FOUND,
+        "M_NOT_FOUND",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_left_sees_the_room_as_it_was_then() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat", "name": "Before" })).await;
+    alice.say(&room, "1", "early").await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    alice.say(&room, "2", "together").await;
+    bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    alice.say(&room, "3", "alone").await;
+    alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": "After" })).await;
+
+    let (_, name) = bob.state(&room, "m.room.name", "").await;
+    assert_eq!(name["name"], "Before");
+    let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=50")).await;
+    assert_eq!(bodies(&page), ["together", "early"]);
+    assert_eq!(page["chunk"][0]["content"]["membership"], "leave");
+    let state = bob.ok_get(&format!("/rooms/{room}/state")).await;
+    let names: Vec<_> =
+        state.as_array().unwrap().iter().filter(|event| event["type"] == "m.room.name").collect();
+    assert_eq!(names[0]["content"]["name"], "Before");
+    // Those who only joined later see what is shared with them, or not.
+    alice
+        .ok_put(&format!("/rooms/{room}/state/m.room.history_visibility"), json!({ "history_visibility": "joined" }))
+        .await;
+    alice.say(&room, "4", "hidden").await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    alice.say(&room, "5", "welcome back").await;
+    let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=50")).await;
+    assert_eq!(bodies(&page), ["welcome back", "alone", "together", "early"]);
+    let last = alice.say(&room, "6", "last").await;
+    let context = bob.ok_get(&format!("/rooms/{room}/context/{}?limit=4", enc(&last))).await;
+    let before: Vec<_> = context["events_before"].as_array().unwrap().iter().map(|event| &event["content"]["body"]).collect();
+    assert_eq!(before[0], "welcome back");
+    assert_eq!(context["event"]["event_id"], last);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_of_messages_join_without_gap_or_repetition() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    for number in 0..25 {
+        alice.say(&room, &number.to_string(), &number.to_string()).await;
+    }
+    let mut seen = Vec::new();
+    let mut from = String::new();
+    loop {
+        let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=7{from}")).await;
+        seen.extend(page["chunk"].as_array().unwrap().clone());
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    let mut forward = Vec::new();
+    let mut from = String::new();
+    loop {
+        let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=4{from}")).await;
+        forward.extend(page["chunk"].as_array().unwrap().clone());
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    seen.reverse();
+    let ids = |events: &[Value]| events.iter().map(|event| event["event_id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&seen), ids(&forward));
+    assert_eq!(seen[0]["type"], "m.room.create");
+    assert_eq!(seen.iter().filter(|event| event["type"] == "m.room.message").count(), 25);
+
+    let filter = enc(&json!({ "types": ["m.room.mess*"], "senders": [alice.user_id], "lazy_load_members": true }).to_string());
+    let filter = filter.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=3&filter={filter}")).await;
+    assert_eq!(bodies(&page), ["24", "23", "22"]);
+    assert_eq!(page["state"][0]["state_key"], alice.user_id);
+    for query in ["dir=x", "dir=b&from=nonsense", "limit=5", "dir=b&limit=-1", "dir=b&filter=7"] {
+        let (status, json) = alice.get(&path(&format!("/rooms/{room}/messages?{query}"))).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {json}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redacted_event_keeps_its_place_and_loses_its_content() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for version in ["3", "10", "11", "12"] {
+        let room = alice.create(json!({ "room_version": version, "preset": "public_chat" })).await;
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        let (hers, his) = (alice.say(&room, "a", "hers").await, bob.say(&room, "b", "his").await);
+        let redact = |id: &str, txn: &str| path(&format!("/rooms/{room}/redact/{}/{txn}", enc(id)));
+        refused(bob.put(&redact(&hers, "1"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+        let (status, json) = alice.put(&redact(&his, "1"), json!({ "reason": "rude" })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let (_, again) = alice.put(&redact(&his, "1"), json!({ "reason": "rude" })).await;
+        assert_eq!(again, json);
+        assert_eq!(bob.put(&redact(&his, "2"), json!({})).await.0, StatusCode::OK);
+        refused(bob.put(&redact("$nothing", "3"), json!({})).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+        let event = bob.ok_get(&format!("/rooms/{room}/event/{}", enc(&his))).await;
+        assert_eq!(event["content"], json!({}));
+        let because = &event["unsigned"]["redacted_because"];
+        assert_eq!(because["event_id"], json["event_id"]);
+        assert_eq!((&because["content"]["reason"], &because["redacts"]), (&json!("rude"), &json!(his)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_made_as_the_request_says() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice
+        .create(json!({
+            "room_version": "11",
+            "preset": "trusted_private_chat",
+            "visibility": "public",
+            "name": "Name", "topic": "Topic",
+            "room_alias_name": "alias",
+            "invite": [bob.user_id],
+            "is_direct": true,
+            "creation_content": { "m.federate": false, "type": "m.space", "creator": "@x:y", "room_version": "1" },
+            "power_level_content_override": { "events_default": 7 },
+            "initial_state": [
+                { "type": "m.room.name", "content": { "name": "Other" } },
+                { "type": "m.room.join_rules", "content": { "join_rule": "public" } },
+                { "type": "org.test", "state_key": "k", "content": { "a": 1 } },
+            ],
+        }))
+        .await;
+    let state = async |kind: &str, key: &str| alice.state(&room, kind, key).await.1;
+    assert_eq!(state("m.room.name", "").await["name"], "Name");
+    assert_eq!(state("m.room.topic", "").await["topic"], "Topic");
+    assert_eq!(state("m.room.join_rules", "").await["join_rule"], "public");
+    assert_eq!(state("m.room.guest_access", "").await["guest_access"], "can_join");
+    assert_eq!(state("m.room.canonical_alias", "").await["alias"], "#alias:test.example");
+    assert_eq!(state("org.test", "k").await["a"], 1);
+    let create = state("m.room.create", "").await;
+    assert_eq!(create, json!({ "m.federate": false, "type": "m.space", "room_version": "11" }));
+    let levels = state("m.room.power_levels", "").await;
+    assert_eq!((&levels["events_default"], &levels["users"][&bob.user_id]), (&json!(7), &json!(100)));
+    let invite = state("m.room.member", &bob.user_id).await;
+    assert_eq!((&invite["membership"], &invite["is_direct"]), (&json!("invite"), &json!(true)));
+    assert_eq!(alice.ok_get("/directory/room/%23alias:test.example").await["room_id"], room);
+    let listed = alice.ok_get("/publicRooms").await;
+    assert_eq!(listed["chunk"][0]["room_id"], room);
+    assert_eq!(listed["chunk"][0]["num_joined_members"], 1);
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=50")).await;
+    let order: Vec<_> = page["chunk"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(
+        order,
+        [
+            "m.room.create", "m.room.member", "m.room.power_levels", "m.room.canonical_alias",
+            "m.room.history_visibility", "m.room.guest_access", "m.room.join_rules", "org.test",
+            "m.room.name", "m.room.topic", "m.room.member",
+        ]
+    );
+    // In version 12 whoever is trusted is a creator too.
+    let room = alice.create(json!({ "preset": "trusted_private_chat", "invite": [bob.user_id], "room_version": "12" })).await;
+    let (_, create) = alice.state(&room, "m.room.create", "").await;
+    assert_eq!(create["additional_creators"], json!([bob.user_id]));
+    let (_, levels) = alice.state(&room, "m.room.power_levels", "").await;
+    assert_eq!((&levels["users"], &levels["events"]["m.room.tombstone"]), (&json!({}), &json!(150)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_a_room_is_refused_and_leaves_nothing() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let many: Vec<_> = (0..40)
+        .map(|key| json!({ "type": "org.test", "state_key": key.to_string(), "content": { "x": "y".repeat(40_000) } }))
+        .collect();
+    for (body, status, errcode) in [
+        (json!({ "room_version": "99" }), 400, "M_UNSUPPORTED_ROOM_VERSION"),
+        (json!({ "room_version": 7 }), 400, "M_BAD_JSON"),
+        (json!({ "preset": "odd" }), 400, "M_INVALID_PARAM"),
+        (json!({ "initial_state": [{ "content": {} }] }), 400, "M_BAD_JSON"),
+        (json!({ "initial_state": [{ "type": "x", "content": { "a": 1.5 } }] }), 400, "M_BAD_JSON"),
+        (json!({ "initial_state": [{ "type": "m.room.create", "content": {} }] }), 400, "M_INVALID_ROOM_STATE"),
+        (json!({ "power_level_content_override": { "users": { "@x:y": "high" } } }), 400, "M_INVALID_ROOM_STATE"),
+        (json!({ "power_level_content_override": { "state_default": 1000 }, "room_version": "11" }), 400, "M_INVALID_ROOM_STATE"),
+        (json!({ "invite": ["nobody"] }), 400, "M_BAD_JSON"),
+        (json!({ "room_alias_name": "a:b" }), 400, "M_INVALID_PARAM"),
+        (json!({ "initial_state": [{ "type": "x", "content": { "a": "b".repeat(70_000) } }] }), 413, "M_TOO_LARGE"),
+        (json!({ "initial_state": many, "room_alias_name": "big" }), 413, "M_TOO_LARGE"),
+    ] {
+        refused(alice.post(&path("/createRoom"), body).await, StatusCode::from_u16(status).unwrap(), errcode);
+    }
+    assert_eq!(alice.ok_get("/joined_rooms").await["joined_rooms"], json!([]));
+    refused(alice.get(&path("/directory/room/%23big:test.example")).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    alice.create(json!({ "room_alias_name": "taken" })).await;
+    refused(
+        alice.post(&path("/createRoom"), json!({ "room_alias_name": "taken" })).await,
+        StatusCode::BAD_REQUEST,
+        "M_ROOM_IN_USE",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_rooms_made_in_one_millisecond_are_two() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let rooms: std::collections::BTreeSet<_> =
+        [alice.create(json!({})).await, alice.create(json!({})).await, alice.create(json!({})).await].into();
+    assert_eq!(rooms.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_an_event_is_refused() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let send = path(&format!("/rooms/{room}/send/m.room.message/t"));
+    let token = alice.token.as_deref();
+    for (body, status, errcode) in [
+        (r#"{"a":1.5}"#.to_owned(), 400, "M_BAD_JSON"),
+        (r#"{"a":9007199254740992}"#.to_owned(), 400, "M_BAD_JSON"),
+        (r#"{"a":"\ud800"}"#.to_owned(), 400, ""),
+        ("[]".to_owned(), 400, "M_BAD_JSON"),
+        ("{".to_owned(), 400, "M_NOT_JSON"),
+        (format!(r#"{{"a":"{}"}}"#, "x".repeat(65_000)), 413, "M_TOO_LARGE"),
+        (format!(r#"{{"a":{}{}}}"#, "[".repeat(120), "]".repeat(120)), 400, ""),
+    ] {
+        let (found, json) = server.raw(http::Method::PUT, &send, token, body.clone()).await;
+        assert_eq!(found.as_u16(), status, "{body:.60}: {json}");
+        assert!(errcode.is_empty() || json["errcode"] == errcode, "{body:.60}: {json}");
+    }
+    let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(95), "]".repeat(95));
+    assert_eq!(server.raw(http::Method::PUT, &send, token, deep).await.0, StatusCode::OK);
+    for (kind, key, content) in [
+        ("m.room.member", "nobody", json!({ "membership": "join" })),
+        ("m.room.member", alice.user_id.as_str(), json!({ "membership": "happy" })),
+        ("m.room.member", alice.user_id.as_str(), json!({})),
+    ] {
+        let (status, json) = alice.put(&path(&format!("/rooms/{room}/state/{kind}/{key}")), content).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{json}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alias_names_one_room_until_it_is_removed() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (room, other) = (alice.create(json!({})).await, bob.create(json!({})).await);
+    let alias = path("/directory/room/%23name:test.example");
+    let to = |room: &str| json!({ "room_id": room });
+    refused(bob.put(&alias, to(&room)).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    assert_eq!(alice.put(&alias, to(&room)).await.0, StatusCode::OK);
+    assert_eq!(alice.put(&alias, to(&room)).await.0, StatusCode::CONFLICT);
+    assert_eq!(bob.put(&alias, to(&other)).await.0, StatusCode::CONFLICT);
+    let listed = alice.ok_get(&format!("/rooms/{room}/aliases")).await;
+    assert_eq!(listed["aliases"], json!(["#name:test.example"]));
+    refused(bob.get(&path(&format!("/rooms/{room}/aliases"))).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    let canonical = path(&format!("/rooms/{room}/state/m.room.canonical_alias"));
+    let set = async |content: Value| alice.put(&canonical, content).await;
+    refused(set(json!({ "alias": "#none:test.example" })).await, StatusCode::BAD_REQUEST, "M_BAD_ALIAS");
+    refused(set(json!({ "alias": "none" })).await, StatusCode::BAD_REQUEST, "M_INVALID_PARAM");
+    assert_eq!(set(json!({ "alias": "#name:test.example" })).await.0, StatusCode::OK);
+    refused(bob.delete(&alias, json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    assert_eq!(alice.delete(&alias, json!({})).await.0, StatusCode::OK);
+    refused(alice.delete(&alias, json!({})).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    assert_eq!(bob.put(&alias, to(&other)).await.0, StatusCode::OK);
+    bob.ok_post("/join/%23name:test.example", json!({})).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_thousand_who_want_one_thing_one_gets_it() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (room, other) = (alice.create(json!({})).await, alice.create(json!({})).await);
+    let send = (0..1000).map(|_| alice.say(&room, "same", "once"));
+    let ids: std::collections::BTreeSet<_> = futures_util::future::join_all(send).await.into_iter().collect();
+    assert_eq!(ids.len(), 1);
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await;
+    assert_eq!(bodies(&page), ["once"]);
+
+    let claims = (0..1000).map(|number| {
+        let room = if number % 2 == 0 { &room } else { &other };
+        let (alice, body) = (&alice, json!({ "room_id": room }));
+        async move { alice.put(&path("/directory/room/%23one:test.example"), body).await.0 }
+    });
+    let answers = futures_util::future::join_all(claims).await;
+    assert_eq!(answers.iter().filter(|status| **status == StatusCode::OK).count(), 1);
+    assert_eq!(answers.iter().filter(|status| **status == StatusCode::CONFLICT).count(), 999);
+
+    let creations =
+        (0..100).map(async |_| alice.post(&path("/createRoom"), json!({ "room_alias_name": "two" })).await);
+    let answers = futures_util::future::join_all(creations).await;
+    assert_eq!(answers.iter().filter(|(status, _)| *status == StatusCode::OK).count(), 1);
+    assert_eq!(answers.iter().filter(|(_, json)| json["errcode"] == "M_ROOM_IN_USE").count(), 99);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_refers_to_an_event_is_found_and_bundled() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let root = alice.say(&room, "0", "root").await;
+    let relate = async |who: &TestClient, txn: &str, kind: &str, rel_type: &str, to: &str| {
+        let content = json!({
+            "body": txn, "m.new_content": { "body": txn }, "m.relates_to": { "rel_type": rel_type, "event_id": to },
+        });
+        let json = who.ok_put(&format!("/rooms/{room}/send/{kind}/{txn}"), content).await;
+        json["event_id"].as_str().unwrap().to_owned()
+    };
+    relate(&alice, "edit1", "m.room.message", "m.replace", &root).await;
+    tokio::time::advance(std::time::Duration::from_millis(1)).await;
+    let edit = relate(&alice, "edit2", "m.room.message", "m.replace", &root).await;
+    relate(&bob, "forged", "m.room.message", "m.replace", &root).await;
+    relate(&bob, "thread1", "m.room.message", "m.thread", &root).await;
+    let latest = relate(&bob, "thread2", "m.room.message", "m.thread", &root).await;
+    let reference = relate(&bob, "ref", "org.test", "m.reference", &root).await;
+    relate(&bob, "like", "m.reaction", "m.annotation", &root).await;
+
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&root))).await;
+    let bundle = &event["unsigned"]["m.relations"];
+    assert_eq!(bundle["m.replace"]["event_id"], edit, "{event}");
+    assert_eq!(bundle["m.thread"]["count"], 2);
+    assert_eq!(bundle["m.thread"]["latest_event"]["event_id"], latest);
+    assert_eq!(bundle["m.thread"]["current_user_participated"], true);
+    assert_eq!(bundle["m.reference"]["chunk"], json!([{ "event_id": reference }]));
+    let relations = |rest: &str| format!("/_matrix/client/v1/rooms/{room}/relations/{}{rest}", enc(&root));
+    let count = async |rest: &str| {
+        let (status, json) = alice.get(&relations(rest)).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["chunk"].as_array().unwrap().len()
+    };
+    assert_eq!(count("").await, 7);
+    assert_eq!(count("/m.thread").await, 2);
+    assert_eq!(count("/m.annotation/m.reaction").await, 1);
+    let (_, first) = alice.get(&relations("?limit=4")).await;
+    let (_, second) = alice.get(&relations(&format!("?limit=4&from={}", first["next_batch"].as_str().unwrap()))).await;
+    assert_eq!(second["chunk"].as_array().unwrap().len(), 3);
+    assert_eq!(second.get("next_batch"), None);
+    // What is redacted refers to nothing.
+    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&latest)), json!({})).await;
+    assert_eq!(count("/m.thread").await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn setting_what_is_set_changes_nothing() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let set = async |name: &str| {
+        alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await["event_id"].clone()
+    };
+    let first = set("a").await;
+    assert_eq!(set("a").await, first);
+    assert_ne!(set("b").await, first);
+    let event = alice.ok_get(&format!("/rooms/{room}/state/m.room.name?format=event")).await;
+    assert_eq!(event["unsigned"]["prev_content"], json!({ "name": "a" }));
+    assert_eq!(event["unsigned"]["replaces_state"], first);
+    refused(alice.state(&room, "m.room.nothing", "").await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    let members = alice.ok_get(&format!("/rooms/{room}/members?membership=join")).await;
+    assert_eq!(members["chunk"][0]["state_key"], alice.user_id);
+    let members = alice.ok_get(&format!("/rooms/{room}/members?not_membership=join")).await;
+    assert_eq!(members["chunk"], json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restricted_room_lets_in_who_is_in_the_other_room() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let space = alice.create(json!({ "preset": "public_chat" })).await;
+    let rule = json!({ "join_rule": "restricted", "allow": [{ "type": "m.room_membership", "room_id": space }] });
+    for version in ["8", "12"] {
+        let room = alice
+            .create(json!({
+                "room_version": version, "initial_state": [{ "type": "m.room.join_rules", "content": rule }],
+            }))
+            .await;
+        bob.ok_post(&format!("/join/{space}"), json!({})).await;
+        refused(
+            carol.post(&path(&format!("/join/{room}")), json!({})).await,
+            StatusCode::FORBIDDEN,
+            "M_FORBIDDEN",
+        );
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        let (_, member) = bob.state(&room, "m.room.member", &bob.user_id).await;
+        assert_eq!(member["join_authorised_via_users_server"], alice.user_id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_knocks_can_be_let_in() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice
+        .create(json!({ "initial_state": [{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }] }))
+        .await;
+    refused(bob.post(&path(&format!("/join/{room}")), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    bob.ok_post(&format!("/knock/{room}"), json!({ "reason": "please" })).await;
+    let (_, member) = alice.state(&room, "m.room.member", &bob.user_id).await;
+    assert_eq!((&member["membership"], &member["reason"]), (&json!("knock"), &json!("please")));
+    alice.ok_post(&format!("/rooms/{room}/invite"), json!({ "user_id": bob.user_id })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let closed = alice.create(json!({})).await;
+    refused(bob.post(&path(&format!("/knock/{closed}")), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+}
