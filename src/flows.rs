@@ -4,6 +4,7 @@ pub mod change_password;
 pub mod confirm;
 pub mod log_in;
 pub mod log_out;
+pub mod operate;
 pub mod register;
 pub mod rename_device;
 pub mod seen;

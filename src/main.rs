@@ -1,12 +1,20 @@
 //! The command line: serve (the default), and the operator's commands.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use aqueduct::{
-    config::{Config, Problem},
-    server,
+    config::Config,
+    flows::operate::{Answer, Command as Operation},
+    server::{self, operator},
 };
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 /// Memory goes back to the system after a burst, sooner than with the system's allocator.
 #[global_allocator]
@@ -36,6 +44,15 @@ enum Command {
     /// Settings.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Accounts.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Registration tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The store: backups and checks.
+    #[command(subcommand)]
+    Db(DbCommand),
 }
 
 #[derive(Subcommand)]
@@ -44,13 +61,88 @@ enum ConfigCommand {
     Check,
 }
 
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Make an account. Without a password, one is made and printed.
+    Create {
+        /// The part of the user id before the colon.
+        name: String,
+        /// Make it an admin of this server. The first account always is.
+        #[arg(long)]
+        admin: bool,
+        #[command(flatten)]
+        password: Password,
+    },
+    /// List all accounts.
+    List,
+    /// Set a password, and end all sessions. Without a password, one is made and printed.
+    ResetPassword {
+        /// A user id, or its part before the colon.
+        name: String,
+        #[command(flatten)]
+        password: Password,
+    },
+    /// End an account for good.
+    Deactivate {
+        /// A user id, or its part before the colon.
+        name: String,
+        /// Forget the user, too: who was not in a room sees their messages there removed.
+        #[arg(long)]
+        erase: bool,
+    },
+}
+
+#[derive(Args)]
+struct Password {
+    /// The password. Others on this machine may see it in the list of processes: --password-stdin is safer.
+    #[arg(long, conflicts_with = "password_stdin")]
+    password: Option<String>,
+    /// Read the password from standard input, up to the end of its first line.
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Make a registration token.
+    Create {
+        /// The token: 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -; one is made if there is none.
+        #[arg(long)]
+        token: Option<String>,
+        /// How many accounts may be made with it; any number, if not given.
+        #[arg(long, value_name = "N")]
+        uses: Option<u64>,
+        /// When it ends, as 30m, 12h or 7d from now; never, if not given.
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        expires_in: Option<u64>,
+    },
+    /// List all registration tokens.
+    List,
+}
+
+#[derive(Subcommand)]
+enum DbCommand {
+    /// Take a backup into an empty directory, also while the server runs.
+    Backup {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Put a backup in place of the store. Not while the server runs.
+    Restore {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Read everything and say what is wrong.
+    Check,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(why) => {
             if cli.json {
-                println!("{}", serde_json::json!({ "ok": false, "error": why }));
+                say(&json!({ "ok": false, "error": why }).to_string());
             } else {
                 eprintln!("aqueduct: {why}");
             }
@@ -59,26 +151,143 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), String> {
-    let config = Config::load(&cli.config, variables()).map_err(|problem: Problem| problem.to_string())?;
-    match &cli.command {
+fn run(cli: &Cli) -> Result<ExitCode, String> {
+    let config = Config::load(&cli.config, variables()).map_err(|problem| problem.to_string())?;
+    let operation = match &cli.command {
         None | Some(Command::Serve) => {
-            server::logging::begin(&config.log).map_err(|error| error.to_string())?;
-            runtime()?.block_on(server::serve(config)).map_err(|error| error.to_string())
+            server::logging::begin(&config.log).map_err(|error| operator::sentence(&error))?;
+            let served = runtime()?.block_on(server::serve(config));
+            return served.map(|()| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
         }
         Some(Command::Config(ConfigCommand::Check)) => {
-            answer(cli, &format!("{}: all settings are good", cli.config.display()));
-            Ok(())
+            let text = format!("{}: all settings are good", cli.config.display());
+            return Ok(tell(cli, &Answer { text, json: json!({}), good: true }));
+        }
+        Some(Command::Db(DbCommand::Restore { dir })) => {
+            let mut bar = Bar::new(cli.json);
+            let answer = operator::restore(&config, dir, &mut |doing, done, of| bar.report(doing, done, of));
+            bar.end();
+            return answer.map(|answer| tell(cli, &answer)).map_err(|error| operator::sentence(&error));
+        }
+        Some(Command::Db(DbCommand::Backup { dir })) => Operation::BackUp { to: absolute(dir)? },
+        Some(Command::Db(DbCommand::Check)) => Operation::Check,
+        Some(Command::User(command)) => user_operation(command)?,
+        Some(Command::Token(command)) => token_operation(command),
+    };
+    let mut bar = Bar::new(cli.json);
+    let answer = runtime()?
+        .block_on(operator::run(&config, operation, &mut |doing, done, of| bar.report(doing, done, of)));
+    bar.end();
+    answer.map(|answer| tell(cli, &answer)).map_err(|error| operator::sentence(&error))
+}
+
+fn user_operation(command: &UserCommand) -> Result<Operation, String> {
+    Ok(match command {
+        UserCommand::Create { name, admin, password } => {
+            Operation::CreateUser { name: name.clone(), password: password.read()?, admin: *admin }
+        }
+        UserCommand::List => Operation::ListUsers,
+        UserCommand::ResetPassword { name, password } => {
+            Operation::ResetPassword { name: name.clone(), password: password.read()? }
+        }
+        UserCommand::Deactivate { name, erase } => {
+            Operation::DeactivateUser { name: name.clone(), erase: *erase }
+        }
+    })
+}
+
+fn token_operation(command: &TokenCommand) -> Operation {
+    match command {
+        TokenCommand::Create { token, uses, expires_in } => {
+            Operation::CreateToken { token: token.clone(), uses_max: *uses, expires_in_s: *expires_in }
+        }
+        TokenCommand::List => Operation::ListTokens,
+    }
+}
+
+impl Password {
+    fn read(&self) -> Result<Option<String>, String> {
+        if !self.password_stdin {
+            return Ok(self.password.clone());
+        }
+        let mut text = String::new();
+        let read = std::io::stdin().lock().take(64 << 10).read_to_string(&mut text);
+        read.map_err(|error| format!("the password can't be read: {error}"))?;
+        match text.lines().next() {
+            Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
+            _ => Err("standard input holds no password".into()),
         }
     }
 }
 
+/// A time such as `7d`, in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a time such as 90s, 30m, 12h or 7d".to_owned();
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 60 * 60,
+        Some('d') => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.get(..text.len() - 1).unwrap_or_default().parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// The server may run in another directory than this command.
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// Says what was done.
-fn answer(cli: &Cli, text: &str) {
+fn tell(cli: &Cli, answer: &Answer) -> ExitCode {
     if cli.json {
-        println!("{}", serde_json::json!({ "ok": true, "message": text }));
+        let mut json = answer.json.clone();
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("ok".into(), answer.good.into());
+        }
+        say(&json.to_string());
     } else {
-        println!("{text}");
+        say(&answer.text);
+    }
+    if answer.good { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
+}
+
+/// Writes a line; a reader that has gone (`| head`) is no fault.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// A progress bar, on a terminal.
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn new(json: bool) -> Self {
+        let shown = !json && std::io::stderr().is_terminal();
+        Self(shown.then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        }))
+    }
+
+    fn report(&mut self, doing: &str, done: u64, of: u64) {
+        let Some(bar) = &self.0 else { return };
+        if of > 0 && bar.length() != Some(of) {
+            if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
+                bar.set_style(style);
+            }
+            bar.set_length(of);
+        }
+        bar.set_position(done);
+        let message = if of == 0 && done > 0 { format!("{doing}: {done}") } else { doing.to_owned() };
+        bar.set_message(message);
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod flusher;
 mod identity;
 mod listen;
 pub mod logging;
+pub mod operator;
 mod serve;
 mod timers;
 

@@ -217,12 +217,13 @@ async fn outermost(app: App, router: Router, request: Request) -> Response {
     let took = app.env.instant().saturating_duration_since(began);
     let status = response.status().as_u16();
     app.metrics.request(&method, route, status, took);
-    let (took_us, user) = (took.as_micros(), user.map(|user| user.0));
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let user = user.map(|user| user.0);
     tracing::info!(%method, route, status, took_us, user, "request");
     if took.as_millis() > u128::from(app.config.log.slow_request_ms) && route != SYNC {
         let [queued_us, working_us, receiving_us] =
             [Place::Queued, Place::Working, Place::Receiving].map(|place| spent.us(place));
-        let waiting_us = took_us.saturating_sub(u128::from(queued_us + working_us + receiving_us));
+        let waiting_us = took_us.saturating_sub(queued_us + working_us + receiving_us);
         tracing::warn!(
             %method, route, status, took_us, user, receiving_us, queued_us, working_us, waiting_us,
             "slow request"

@@ -1,14 +1,15 @@
 //! From settings to a server that listens, until it is told to stop.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    accounts::users,
     config::Config,
     env::Env,
     error::{Error, Result},
-    server::{Server, listen::Listening},
+    server::{Server, listen::Listening, operator},
     store::DataDir,
 };
 
@@ -41,8 +42,16 @@ pub async fn serve(config: Config) -> Result<()> {
         let address = listening.open_metrics(&config.metrics.address).await?;
         tracing::info!(%address, "serving /metrics");
     }
-    let took_ms = env.instant().saturating_duration_since(began).as_millis();
+    match operator::listen(app, data_dir.path()) {
+        Ok(path) => tracing::debug!(path = %path.display(), "the operator's commands are taken"),
+        // The server is of use without: paths of sockets may be too long for the system.
+        Err(error) => tracing::warn!(%error, "the operator's commands can't reach this server"),
+    }
+    let took_ms =
+        u64::try_from(env.instant().saturating_duration_since(began).as_millis()).unwrap_or(u64::MAX);
     tracing::info!(name = %config.server.name, version = env!("CARGO_PKG_VERSION"), %took_ms, "the server runs");
+
+    welcome(&server)?;
 
     let signal = tokio::select! {
         biased;
@@ -57,5 +66,20 @@ pub async fn serve(config: Config) -> Result<()> {
     server.stop().await?;
     drop(data_dir);
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// While there is no account, says how to make the first one. On standard output: it is for a person, not for the log.
+fn welcome(server: &Server) -> Result<()> {
+    let app = server.app();
+    let has_account = users::any(&*app.store.snapshot())?;
+    if let Some(token) = app.accounts.first_token().filter(|_| !has_account) {
+        let line = format!(
+            "Registration token: {token} (there is no account yet: register the first one with it, which becomes \
+             the admin of this server; the token ends with this run)"
+        );
+        // Nobody may be there to read it.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
     Ok(())
 }

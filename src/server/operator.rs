@@ -1,0 +1,204 @@
+//! The operator's commands: in this process when no server runs, else over a Unix socket in the data directory that
+//! only its owner may open.
+//!
+//! One connection carries one command: a line of JSON each way, and lines that tell progress in between.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+
+use crate::{
+    config::Config,
+    env::Env,
+    error::{Error, Result},
+    flows::{
+        App,
+        operate::{Answer, Command, operate},
+    },
+    server::{Server, listen::bind_unix},
+    store::{
+        DataDir, NotHeld,
+        backup::{self, Progress},
+    },
+};
+
+const SOCKET: &str = "operator.sock";
+/// A command is no longer, in bytes.
+const COMMAND_BYTES_MAX: u64 = 64 << 10;
+/// Lines of progress that wait for a slow terminal; more are left out.
+const PROGRESS_MAX: usize = 16;
+
+/// What the server says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Progress { doing: String, done: u64, of: u64 },
+    Done(Answer),
+    Refused(String),
+}
+
+/// How far a long command is: what it does, how much of it is done, out of how much (0: not known).
+pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
+
+/// Carries a command out, wherever the store is. Errors: a sentence for the operator.
+pub async fn run(config: &Config, command: Command, report: &mut Report<'_>) -> Result<Answer> {
+    match DataDir::hold(&config.server.data_dir) {
+        Ok(data_dir) => run_here(config, &data_dir, command, report).await,
+        Err(NotHeld::InUse(_)) => ask_server(&config.server.data_dir, &command, report).await,
+        Err(other) => Err(Error::broken(other.to_string())),
+    }
+}
+
+async fn run_here(
+    config: &Config,
+    data_dir: &DataDir,
+    command: Command,
+    report: &mut Report<'_>,
+) -> Result<Answer> {
+    let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
+    let server = Server::start(config.clone(), Env::real()?, store)?;
+    let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
+    let work = operate(server.app(), command, tell(sender));
+    tokio::pin!(work);
+    let answer = loop {
+        tokio::select! {
+            biased;
+            Some(it) = receiver.recv() => report(it.doing, it.done, it.of),
+            answer = &mut work => break answer,
+        }
+    };
+    server.stop().await?;
+    answer
+}
+
+/// Passes progress on; what nobody has the time to read is left out.
+fn tell(to: mpsc::Sender<Progress>) -> impl FnMut(Progress) + Send + 'static {
+    move |progress| {
+        let _ = to.try_send(progress);
+    }
+}
+
+async fn ask_server(data_dir: &Path, command: &Command, report: &mut Report<'_>) -> Result<Answer> {
+    let path = data_dir.join(SOCKET);
+    let refuse = |why: &dyn std::fmt::Display| {
+        Error::broken(format!("{} is in use, and its server cannot be asked: {why}", data_dir.display()))
+    };
+    let stream = UnixStream::connect(&path).await.map_err(|error| refuse(&error))?;
+    let (reader, mut writer) = stream.into_split();
+    let mut line = serde_json::to_vec(command).map_err(|error| refuse(&error))?;
+    line.push(b'\n');
+    writer.write_all(&line).await?;
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        match serde_json::from_str(&line).map_err(|error| refuse(&error))? {
+            Line::Progress { doing, done, of } => report(&doing, done, of),
+            Line::Done(answer) => return Ok(answer),
+            Line::Refused(why) => return Err(Error::broken(why)),
+        }
+    }
+    Err(refuse(&"it went away"))
+}
+
+/// Serves the operator's socket until the server stops. Answers where it is.
+pub(super) fn listen(app: &App, data_dir: &Path) -> Result<PathBuf> {
+    let path = data_dir.join(SOCKET);
+    let socket = bind_unix(&path, 0o600)?;
+    app.env.spawn(accept(app.clone(), socket));
+    Ok(path)
+}
+
+async fn accept(app: App, socket: UnixListener) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = app.stopping.cancelled() => return,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let serving = app.clone();
+                app.env.spawn(async move {
+                    if let Err(error) = serve(&serving, stream).await {
+                        tracing::info!(%error, "an operator's command went away");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the operator's socket failed");
+                app.env.sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn serve(app: &App, stream: UnixStream) -> Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(COMMAND_BYTES_MAX)).read_line(&mut line).await?;
+    let command: Command = match serde_json::from_str(&line) {
+        Ok(command) => command,
+        Err(_) => {
+            let why = "The server does not know this command: is it of another version?".to_owned();
+            return say(&mut writer, &Line::Refused(why)).await;
+        }
+    };
+    let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
+    let work = operate(app, command, tell(sender));
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            Some(it) = receiver.recv() => {
+                let line = Line::Progress { doing: it.doing.to_owned(), done: it.done, of: it.of };
+                say(&mut writer, &line).await?;
+            }
+            answer = &mut work => {
+                let line = answer.map_or_else(|error| Line::Refused(sentence(&error)), Line::Done);
+                return say(&mut writer, &line).await;
+            }
+        }
+    }
+}
+
+async fn say(writer: &mut (impl AsyncWriteExt + Unpin), line: &Line) -> Result<()> {
+    let mut bytes = serde_json::to_vec(line)
+        .map_err(|error| Error::broken(format!("an answer cannot be written: {error}")))?;
+    bytes.push(b'\n');
+    Ok(writer.write_all(&bytes).await?)
+}
+
+/// The error as a sentence for the operator.
+pub fn sentence(error: &Error) -> String {
+    match error {
+        Error::Refused(refusal) => refusal.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Puts a backup in place of the store. Errors: a server runs, the backup is not complete, or of another server.
+pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<Answer> {
+    let refuse = |why: String| Error::broken(format!("nothing was restored: {why}"));
+    let data_dir = DataDir::hold(&config.server.data_dir).map_err(|error| refuse(error.to_string()))?;
+    let manifest = backup::read_manifest(from).map_err(|error| refuse(error.to_string()))?;
+    let name = config.server.name.as_str();
+    if manifest.server_name != name {
+        let other = &manifest.server_name;
+        return Err(refuse(format!("the backup is of {other:?}, and server.name is {name:?}")));
+    }
+    let mut progress = |it: Progress| report(it.doing, it.done, it.of);
+    let restored = backup::restore(from, &data_dir, &mut |_| Ok(()), &mut progress)
+        .map_err(|error| refuse(error.to_string()))?;
+    let kept = restored
+        .replaced
+        .map_or_else(String::new, |path| format!(" What was there before is in {}.", path.display()));
+    Ok(Answer {
+        text: format!("Restored everything up to position {}.{kept}", restored.manifest.position),
+        json: serde_json::json!({ "position": restored.manifest.position, "incarnation": restored.incarnation }),
+        good: true,
+    })
+}

@@ -1,0 +1,247 @@
+//! The program itself: its commands with and without a server, exit codes, start and stop.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "what is not as expected fails the test; a program of its own has no Env"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_aqueduct");
+
+struct Home {
+    dir: TempDir,
+    port: u16,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Free a moment ago, and nobody else asks for it by number.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let home = Self { dir, port };
+        home.write("");
+        home
+    }
+
+    fn write(&self, more: &str) {
+        let text = format!(
+            "{more}\n[[listener]]\naddress = \"127.0.0.1:{}\"\n[passwords]\nargon2_memory_kib = 8\n",
+            self.port
+        );
+        fs::write(self.path().join("conduit.toml"), text).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).current_dir(self.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[&["--json"], args].concat());
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn serve(&self) -> Running {
+        let mut child = self.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                let mut why = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+                panic!("the server ended with {status}: {why}");
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "the server does not listen");
+            std::thread::yield_now();
+        }
+        Running { child, port: self.port }
+    }
+}
+
+struct Running {
+    child: Child,
+    port: u16,
+}
+
+impl Running {
+    fn request(&self, head: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Sends the signal and waits for a clean end. Answers what it printed and logged.
+    fn stop(mut self, signal: &str) -> (String, String) {
+        let began = Instant::now();
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let (mut out, mut log) = (String::new(), String::new());
+        self.child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {log}");
+        assert!(began.elapsed() < Duration::from_secs(5), "stopping took {:?}", began.elapsed());
+        (out, log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn usage_and_refusals_have_their_exit_codes() {
+    let home = Home::new();
+    assert_eq!(home.run(&["nonsense"]).status.code(), Some(2));
+    assert_eq!(home.run(&["user"]).status.code(), Some(2));
+    assert_eq!(home.run(&["config", "check"]).status.code(), Some(0));
+    let version = String::from_utf8(home.run(&["--version"]).stdout).unwrap();
+    assert!(version.starts_with("aqueduct "), "{version}");
+    home.write("[server]\nnane = \"x\"\n");
+    for args in [&["config", "check"][..], &["serve"], &["user", "list"]] {
+        let output = home.run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert!(why.contains("conduit.toml, line 2, server.nane: unknown field"), "{why}");
+    }
+    let output = home.run(&["--config", "absent.toml", "config", "check"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn commands_do_the_same_without_a_server_and_beside_one() {
+    let home = Home::new();
+    let alice = home.json(&["user", "create", "alice"]);
+    assert_eq!(alice["admin"], true, "the first account is the admin: {alice}");
+    let running = home.serve();
+    let bob = home.json(&["user", "create", "bob", "--password", "a password of bob"]);
+    assert_eq!(bob["admin"], false);
+    let socket = fs::metadata(home.path().join("data/operator.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    let token = home.json(&["token", "create", "--uses", "2", "--expires-in", "1h"]);
+    let beside = (home.json(&["user", "list"]), home.json(&["token", "list"]));
+    // The server has what the command made.
+    let log_in = r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"bob"},"password":"a password of bob"}"#;
+    let answer = running.request("POST /_matrix/client/v3/login", log_in);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let taken = home.run(&["user", "create", "bob"]);
+    assert_eq!(taken.status.code(), Some(1));
+    assert!(String::from_utf8(taken.stderr).unwrap().contains("taken"));
+    let (out, _) = running.stop("-TERM");
+    assert_eq!(out, "", "there was an account, so nothing is printed");
+    assert_eq!((home.json(&["user", "list"]), home.json(&["token", "list"])), beside);
+    assert_eq!(beside.1["tokens"][0]["token"], token["token"]);
+    home.json(&["user", "deactivate", "bob"]);
+    assert_eq!(home.json(&["user", "list"])["users"][1]["deactivated"], true);
+}
+
+#[test]
+fn each_start_without_an_account_prints_a_fresh_token_that_makes_the_admin() {
+    let home = Home::new();
+    let token = |out: &str| {
+        let line = out.lines().find(|line| line.contains("token")).unwrap();
+        assert!(line.contains("first") && line.contains("admin"), "{line}");
+        line.split_whitespace().nth(2).unwrap().to_owned()
+    };
+    let (first, _) = home.serve().stop("-INT");
+    let mut running = home.serve();
+    let mut line = String::new();
+    BufReader::new(running.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let (old, new) = (token(&first), token(&line));
+    assert_ne!(old, new);
+    let register = |token: &str| {
+        let auth = format!(r#"{{"type":"m.login.registration_token","token":"{token}"}}"#);
+        let body = format!(r#"{{"username":"root","password":"a long password","auth":{auth}}}"#);
+        running.request("POST /_matrix/client/v3/register", &body)
+    };
+    assert!(register(&old).starts_with("HTTP/1.1 401"), "the earlier token is dead");
+    let answer = register(&new);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    running.stop("-TERM");
+    let users = home.json(&["user", "list"]);
+    assert_eq!(users["users"][0]["admin"], true, "{users}");
+    assert_eq!(home.serve().stop("-TERM").0, "");
+}
+
+#[test]
+fn a_server_does_not_change_its_name_and_two_do_not_share_their_data() {
+    let home = Home::new();
+    home.json(&["user", "create", "alice"]);
+    let running = home.serve();
+    let second = home.run(&["serve"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8(second.stderr).unwrap().contains("in use"));
+    running.stop("-TERM");
+    home.write("[server]\nname = \"other.example\"\n");
+    let renamed = home.run(&["serve"]);
+    assert_eq!(renamed.status.code(), Some(1));
+    let why = String::from_utf8(renamed.stderr).unwrap();
+    assert!(why.contains("server.name") && why.contains("localhost:8008"), "{why}");
+}
+
+#[test]
+fn a_backup_is_taken_beside_the_server_and_restored_without_it() {
+    let home = Home::new();
+    home.json(&["user", "create", "alice"]);
+    let running = home.serve();
+    home.json(&["db", "backup", "backup"]);
+    home.json(&["user", "create", "late"]);
+    let beside = home.run(&["db", "restore", "backup"]);
+    assert_eq!(beside.status.code(), Some(1));
+    running.stop("-TERM");
+    home.json(&["db", "restore", "backup"]);
+    let users = home.json(&["user", "list"]);
+    assert_eq!(users["users"].as_array().unwrap().len(), 1, "{users}");
+    assert_eq!(home.json(&["db", "check"])["faults"], 0);
+}
+
+#[test]
+fn neither_tokens_nor_bodies_are_logged() {
+    let home = Home::new();
+    home.write("[log]\nlevel = \"trace\"\nformat = \"json\"\n");
+    let running = home.serve();
+    let body =
+        r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"u"},"password":"hunter2"}"#;
+    running.request("POST /_matrix/client/v3/login?access_token=sesame", body);
+    running.request("GET /_matrix/client/v3/account/whoami?access_token=sesame", "");
+    let (_, log) = running.stop("-TERM");
+    assert!(!log.contains("hunter2") && !log.contains("sesame"), "{log}");
+    let line = log.lines().find(|line| line.contains("whoami")).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["route"], "/_matrix/client/v3/account/whoami");
+    assert_eq!(line["status"], 401);
+    assert!(line["took_us"].is_u64());
+}
