@@ -3,9 +3,9 @@
 //! Everything below is plain functions over a snapshot or a batch. [`Accounts`] holds what lives in memory: the locks of
 //! users, the counter of user numbers, and sessions of user-interactive authentication.
 
-//pub mod account_data;
+pub mod account_data;
 pub mod devices;
-//pub mod filters;
+pub mod filters;
 pub mod interactive;
 pub mod names;
 pub mod passwords;

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod extract;
 mod limits;
+mod raw;
 pub mod reply;
 mod routes;
 

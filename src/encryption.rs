@@ -1,3 +1,4 @@
 //! The server's side of end-to-end encryption. Plain functions; nothing here can read what it carries.
 
 pub mod device_lists;
+pub mod to_device;

@@ -2,12 +2,14 @@
 
 pub mod change_password;
 pub mod confirm;
+pub mod keep;
 pub mod log_in;
 pub mod log_out;
 pub mod operate;
 pub mod register;
 pub mod rename_device;
 pub mod seen;
+pub mod send_to_device;
 mod write;
 pub(crate) mod aliases;
 pub(crate) mod commit;

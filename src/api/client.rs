@@ -1,8 +1,10 @@
 //! The client-server API: one file a section of the specification.
 
 mod account;
+mod account_data;
 mod devices;
 mod discovery;
+mod filter;
 mod login;
 mod logout;
 mod register;
@@ -12,14 +14,18 @@ mod directory;
 mod membership;
 mod room_events;
 mod send;
+mod tags;
+mod to_device;
 
 use crate::api::Routes;
 
 /// Every endpoint of the client-server API.
 pub(crate) fn routes(r: &mut Routes) {
     account::routes(r);
+    account_data::routes(r);
     devices::routes(r);
     discovery::routes(r);
+    filter::routes(r);
     login::routes(r);
     logout::routes(r);
     register::routes(r);
@@ -29,4 +35,6 @@ pub(crate) fn routes(r: &mut Routes) {
     membership::routes(r);
     room_events::routes(r);
     send::routes(r);
+    tags::routes(r);
+    to_device::routes(r);
 }

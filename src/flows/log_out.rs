@@ -8,7 +8,7 @@ use crate::{
         devices::{self, Device},
         tokens,
     },
-    encryption::device_lists,
+    encryption::{device_lists, to_device},
     error::Result,
     flows::{App, write},
     ids::UserNum,
@@ -55,6 +55,7 @@ pub(crate) fn end_all(
 ) -> Result<()> {
     for device in chosen {
         tokens::revoke(batch, user, device.num)?;
+        to_device::delete_all(batch, user, device.num);
         devices::delete(batch, user, device);
     }
     if !chosen.is_empty() {

@@ -10,9 +10,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod account_data;
 mod devices;
 mod discovery;
 mod http_rules;
 mod login;
 mod register;
 mod rooms;
+mod to_device;

@@ -1,0 +1,116 @@
+//! Account data, global and of rooms.
+
+use bytes::Bytes;
+use ruma::{
+    OwnedRoomId, UserId,
+    api::{
+        client::config::{
+            get_global_account_data, get_room_account_data, set_global_account_data, set_room_account_data,
+        },
+        error::ErrorKind,
+    },
+};
+
+use crate::{
+    accounts::{Caller, account_data},
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    error::{Refusal, Result},
+    flows::{App, keep},
+    push,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_global_account_data);
+    r.client(set_global_account_data);
+    r.client(get_room_account_data);
+    r.client(set_room_account_data);
+}
+
+/// Errors: 403 for what is another user's.
+pub(crate) fn require_self(caller: &Caller, user_id: &UserId) -> Result<()> {
+    if caller.user_id == user_id { Ok(()) } else { Err(Refusal::forbidden("This is another user's.").into()) }
+}
+
+/// Types that have endpoints of their own are not written here. Errors: 405.
+fn require_free_type(kind: &str) -> Result<()> {
+    if matches!(kind, "m.fully_read" | "m.push_rules") {
+        let refusal = Refusal::new(ErrorKind::BadJson, format!("{kind} is not set as account data."));
+        return Err(refusal.status(http::StatusCode::METHOD_NOT_ALLOWED).into());
+    }
+    Ok(())
+}
+
+fn find(app: &App, caller: &Caller, room: Option<&OwnedRoomId>, kind: &str) -> Result<RawJson> {
+    let snapshot = app.store.snapshot();
+    if room.is_none() && kind == "m.push_rules" {
+        let rules = push::rules::rules_of(&*snapshot, caller.user, &caller.user_id)?;
+        return Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()));
+    }
+    let row = account_data::find(&*snapshot, caller.user, room.map(|room| &**room), kind)?;
+    match row {
+        Some(row) => Ok(RawJson(row.content)),
+        None => Err(Refusal::not_found("There is no account data of this type.").into()),
+    }
+}
+
+/// `GET /_matrix/client/v3/user/{userId}/account_data/{type}`
+pub(crate) async fn get_global_account_data(
+    app: App,
+    client: Client<get_global_account_data::v3::Request>,
+) -> Result<RawJson> {
+    require_self(&client.caller, &client.request.user_id)?;
+    find(&app, &client.caller, None, &client.request.event_type.to_string())
+}
+
+/// `GET /_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}`
+pub(crate) async fn get_room_account_data(
+    app: App,
+    client: Client<get_room_account_data::v3::Request>,
+) -> Result<RawJson> {
+    let request = client.request;
+    require_self(&client.caller, &request.user_id)?;
+    find(&app, &client.caller, Some(&request.room_id), &request.event_type.to_string())
+}
+
+/// The body, which must be an object: what is kept is what was sent.
+pub(crate) fn object(body: &Bytes) -> Result<Bytes> {
+    let object: &serde_json::value::RawValue = serde_json::from_slice(body)
+        .map_err(|why| Refusal::new(ErrorKind::NotJson, format!("The request's body is not JSON: {why}.")))?;
+    if object.get().starts_with('{') {
+        Ok(body.slice_ref(object.get().as_bytes()))
+    } else {
+        Err(Refusal::bad_json("The request's body is not an object.").into())
+    }
+}
+
+fn user_id(text: &str) -> Result<ruma::OwnedUserId> {
+    UserId::parse(text).map_err(|_| Refusal::invalid_param("This is not a user id.").into())
+}
+
+/// `PUT /_matrix/client/v3/user/{userId}/account_data/{type}`
+pub(crate) async fn set_global_account_data(
+    app: App,
+    client: Client<Raw<set_global_account_data::v3::Request>>,
+) -> Result<set_global_account_data::v3::Response> {
+    let request = client.request;
+    require_self(&client.caller, &user_id(request.arg(0))?)?;
+    let kind = request.arg(1).to_owned();
+    require_free_type(&kind)?;
+    keep::keep_account_data(&app, &client.caller, None, kind, object(&request.body)?).await?;
+    Ok(set_global_account_data::v3::Response::new())
+}
+
+/// `PUT /_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}`
+pub(crate) async fn set_room_account_data(
+    app: App,
+    client: Client<Raw<set_room_account_data::v3::Request>>,
+) -> Result<set_room_account_data::v3::Response> {
+    let request = client.request;
+    require_self(&client.caller, &user_id(request.arg(0))?)?;
+    let room =
+        OwnedRoomId::try_from(request.arg(1)).map_err(|_| Refusal::invalid_param("This is not a room id."))?;
+    let kind = request.arg(2).to_owned();
+    require_free_type(&kind)?;
+    keep::keep_account_data(&app, &client.caller, Some(room), kind, object(&request.body)?).await?;
+    Ok(set_room_account_data::v3::Response::new())
+}

@@ -1,0 +1,44 @@
+//! Filters that clients keep here.
+
+use ruma::{
+    UserId,
+    api::client::filter::{create_filter, get_filter},
+};
+
+use crate::{
+    accounts::filters,
+    api::{
+        Routes,
+        client::account_data::{object, require_self},
+        extract::Client,
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::{Refusal, Result},
+    flows::{App, keep},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(create_filter);
+    r.client(get_filter);
+}
+
+/// `POST /_matrix/client/v3/user/{userId}/filter`
+pub(crate) async fn create_filter(
+    app: App,
+    client: Client<Raw<create_filter::v3::Request>>,
+) -> Result<create_filter::v3::Response> {
+    let request = client.request;
+    let user_id =
+        UserId::parse(request.arg(0)).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    require_self(&client.caller, &user_id)?;
+    let id = keep::keep_filter(&app, &client.caller, object(&request.body)?).await?;
+    Ok(create_filter::v3::Response::new(id))
+}
+
+/// `GET /_matrix/client/v3/user/{userId}/filter/{filterId}`
+pub(crate) async fn get_filter(app: App, client: Client<get_filter::v3::Request>) -> Result<RawJson> {
+    require_self(&client.caller, &client.request.user_id)?;
+    let filter = filters::require(&*app.store.snapshot(), client.caller.user, &client.request.filter_id)?;
+    Ok(RawJson(filter))
+}

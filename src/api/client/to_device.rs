@@ -1,0 +1,24 @@
+//! Messages from device to device.
+
+use ruma::api::client::to_device::send_event_to_device;
+
+use crate::{
+    api::{Routes, extract::Client},
+    error::Result,
+    flows::{App, send_to_device},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(send_event_to_device);
+}
+
+/// `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`
+pub(crate) async fn send_event_to_device(
+    app: App,
+    client: Client<send_event_to_device::v3::Request>,
+) -> Result<send_event_to_device::v3::Response> {
+    let request = client.request;
+    let kind = request.event_type.to_string();
+    send_to_device::send_to_device(&app, &client.caller, kind, &request.txn_id, request.messages).await?;
+    Ok(send_event_to_device::v3::Response::new())
+}

@@ -1,0 +1,82 @@
+//! Keeps what a user's clients want kept: account data, tags, filters.
+
+use bytes::Bytes;
+use ruma::OwnedRoomId;
+use serde_json::{Map, Value};
+
+use crate::{
+    accounts::{Caller, account_data, filters},
+    error::{Error, Refusal, Result},
+    flows::{App, write},
+};
+
+/// A room has no more tags.
+const TAGS_MAX: usize = 100;
+/// A tag is no longer, in bytes (the specification's bound).
+const TAG_BYTES_MAX: usize = 255;
+
+/// Keeps account data, global or for a room.
+pub(crate) async fn keep_account_data(
+    app: &App,
+    caller: &Caller,
+    room: Option<OwnedRoomId>,
+    kind: String,
+    content: Bytes,
+) -> Result<()> {
+    let user = caller.user;
+    write::for_user(app, user, move |app, batch| {
+        account_data::put(batch, user, room.as_deref(), &kind, content)?;
+        write::wake(app, batch, user);
+        Ok(())
+    })
+    .await
+}
+
+/// Tags a room, or takes a tag off it. Errors: 400 for a tag that is too long, 413 for too many.
+pub(crate) async fn change_tag(
+    app: &App,
+    caller: &Caller,
+    room: OwnedRoomId,
+    tag: String,
+    info: Option<Value>,
+) -> Result<()> {
+    if tag.len() > TAG_BYTES_MAX {
+        return Err(Refusal::invalid_param("A tag has at most 255 bytes.").into());
+    }
+    let user = caller.user;
+    write::for_user(app, user, move |app, batch| {
+        let before = account_data::find(batch, user, Some(&room), "m.tag")?;
+        let mut content: Map<String, Value> = match &before {
+            // Whoever wrote something else there over the account data API begins anew.
+            Some(row) => serde_json::from_slice(&row.content).unwrap_or_default(),
+            None => Map::new(),
+        };
+        let tags = content.entry("tags").or_insert_with(|| Value::Object(Map::new()));
+        if !tags.is_object() {
+            *tags = Value::Object(Map::new());
+        }
+        let Some(tags) = tags.as_object_mut() else { return Err(Error::broken("tags are an object")) };
+        let changed = match info {
+            Some(info) => {
+                if tags.len() >= TAGS_MAX && !tags.contains_key(&tag) {
+                    return Err(Refusal::too_large("This room has too many tags.").into());
+                }
+                tags.insert(tag, info.clone()).as_ref() != Some(&info)
+            }
+            None => tags.remove(&tag).is_some(),
+        };
+        if changed {
+            let content = Value::Object(content).to_string().into();
+            account_data::put(batch, user, Some(&room), "m.tag", content)?;
+            write::wake(app, batch, user);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Keeps a filter and gives its id.
+pub(crate) async fn keep_filter(app: &App, caller: &Caller, json: Bytes) -> Result<String> {
+    let user = caller.user;
+    write::for_user(app, user, move |_, batch| filters::put(batch, user, json)).await
+}

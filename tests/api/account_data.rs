@@ -1,0 +1,108 @@
+//! `src/api/client/account_data.rs`, `src/api/client/tags.rs`, `src/api/client/filter.rs`
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::TestServer;
+
+const USER: &str = "/_matrix/client/v3/user/@alice:test.example";
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_comes_back_as_it_was_global_and_for_a_room() {
+    let alice = TestServer::new().register("alice").await;
+    let global = format!("{USER}/account_data/org.example.settings");
+    let room = format!("{USER}/rooms/!r:test.example/account_data/org.example.settings");
+    assert_eq!(alice.get(&global).await.1["errcode"], "M_NOT_FOUND");
+    assert_eq!(alice.put(&global, json!({ "a": [1, 2.5, { "b": null }] })).await, (StatusCode::OK, json!({})));
+    assert_eq!(alice.put(&room, json!({ "here": true })).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&global).await, (StatusCode::OK, json!({ "a": [1, 2.5, { "b": null }] })));
+    assert_eq!(alice.get(&room).await, (StatusCode::OK, json!({ "here": true })));
+    assert_eq!(alice.put(&global, json!({})).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&global).await, (StatusCode::OK, json!({})));
+}
+
+#[tokio::test(start_paused = true)]
+async fn account_data_of_others_and_of_the_server_is_not_written() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for path in [format!("{USER}/account_data/a"), format!("{USER}/rooms/!r:s/account_data/a"), format!("{USER}/filter")]
+    {
+        let (status, json) = if path.ends_with("filter") {
+            bob.post(&path, json!({})).await
+        } else {
+            bob.put(&path, json!({})).await
+        };
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")), "{path}");
+        assert!(!bob.get(&path).await.0.is_success());
+    }
+    for kind in ["m.fully_read", "m.push_rules"] {
+        for place in [USER.to_owned(), format!("{USER}/rooms/!r:s")] {
+            let (status, json) = alice.put(&format!("{place}/account_data/{kind}"), json!({})).await;
+            assert_eq!(
+                (status, json["errcode"].as_str()),
+                (StatusCode::METHOD_NOT_ALLOWED, Some("M_BAD_JSON"))
+            );
+        }
+    }
+    assert!(alice.get(&format!("{USER}/account_data/m.push_rules")).await.1["global"]["override"].is_array());
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_are_no_objects_are_refused() {
+    let alice = TestServer::new().register("alice").await;
+    let path = format!("{USER}/account_data/a");
+    for (body, code) in [("[]", "M_BAD_JSON"), ("1", "M_BAD_JSON"), ("{", "M_NOT_JSON"), ("{} x", "M_NOT_JSON")] {
+        let (status, json) =
+            alice.server.raw(Method::PUT, &path, alice.token.as_deref(), body.to_owned()).await;
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some(code)), "{body}");
+    }
+    let (status, json) = alice.put(&path, json!({ "a": "a".repeat(600_000) })).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
+    let (status, _) = alice.put(&format!("{USER}/rooms/nothing/account_data/a"), json!({})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tags_are_put_listed_and_taken_off() {
+    let alice = TestServer::new().register("alice").await;
+    let tags = format!("{USER}/rooms/!r:test.example/tags");
+    assert_eq!(alice.get(&tags).await, (StatusCode::OK, json!({ "tags": {} })));
+    assert_eq!(alice.put(&format!("{tags}/m.favourite"), json!({ "order": 0.25 })).await, (StatusCode::OK, json!({})));
+    assert_eq!(alice.put(&format!("{tags}/u.work"), json!({})).await.0, StatusCode::OK);
+    let expected = json!({ "tags": { "m.favourite": { "order": 0.25 }, "u.work": {} } });
+    assert_eq!(alice.get(&tags).await, (StatusCode::OK, expected.clone()));
+    let as_data = format!("{USER}/rooms/!r:test.example/account_data/m.tag");
+    assert_eq!(alice.get(&as_data).await, (StatusCode::OK, expected));
+    assert_eq!(alice.delete(&format!("{tags}/u.work"), json!({})).await, (StatusCode::OK, json!({})));
+    assert_eq!(alice.delete(&format!("{tags}/u.none"), json!({})).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&tags).await.1, json!({ "tags": { "m.favourite": { "order": 0.25 } } }));
+    assert_eq!(alice.put(&as_data, json!({ "tags": 3 })).await.0, StatusCode::OK);
+    assert_eq!(alice.put(&format!("{tags}/u.new"), json!({})).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&tags).await.1, json!({ "tags": { "u.new": {} } }));
+    let (status, _) = alice.put(&format!("{tags}/u.new"), json!({ "order": "high" })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(alice.put(&format!("{tags}/{}", "a".repeat(256)), json!({})).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn filters_are_kept_and_wrong_ones_refused() {
+    let alice = TestServer::new().register("alice").await;
+    let path = format!("{USER}/filter");
+    let filter = json!({ "room": { "timeline": { "limit": 10, "org.example.new": 1 } } });
+    let (status, json) = alice.post(&path, filter.clone()).await;
+    assert_eq!(status, StatusCode::OK);
+    let id = json["filter_id"].as_str().unwrap().to_owned();
+    assert!(!id.starts_with('{'));
+    assert_eq!(alice.get(&format!("{path}/{id}")).await, (StatusCode::OK, filter.clone()));
+    assert_eq!(alice.post(&path, filter).await.1["filter_id"], id, "the same filter is kept once");
+    assert_eq!(alice.get(&format!("{path}/none")).await.1["errcode"], "M_NOT_FOUND");
+    let wrong: [Value; 3] = [
+        json!({ "room": { "timeline": { "limit": -1 } } }),
+        json!({ "room": { "rooms": ["not a room"] } }),
+        json!({ "presence": { "senders": [1] } }),
+    ];
+    for filter in wrong {
+        let (status, json) = alice.post(&path, filter.clone()).await;
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_BAD_JSON")), "{filter}");
+    }
+}

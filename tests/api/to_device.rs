@@ -1,0 +1,122 @@
+//! `src/api/client/to_device.rs`
+
+use aqueduct::{accounts, encryption::to_device, ids::Position, store::Read};
+use futures_util::future::join_all;
+use http::StatusCode;
+use ruma::UserId;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+fn inbox(server: &TestServer, user_id: &str, device_id: &str) -> Vec<Value> {
+    let snapshot = server.server().app().store.snapshot();
+    let user = accounts::users::require_num(&*snapshot, <&UserId>::try_from(user_id).unwrap()).unwrap();
+    let Some(device) = accounts::devices::find(&*snapshot, user, device_id.into()).unwrap() else {
+        return Vec::new();
+    };
+    let all = to_device::list(&*snapshot, user, device.num, Position::ZERO, snapshot.upto(), 10_000).unwrap();
+    all.into_iter().map(|(_, message)| serde_json::from_slice(&message).unwrap()).collect()
+}
+
+fn path(txn: &str) -> String {
+    format!("/_matrix/client/v3/sendToDevice/m.test/{txn}")
+}
+
+async fn second_device(alice: &TestClient) -> TestClient {
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
+        "password": "password of alice", "device_id": "SECOND",
+    });
+    let (_, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
+    let token = json["access_token"].as_str().map(str::to_owned);
+    TestClient { token, device_id: "SECOND".to_owned(), ..alice.clone() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_reach_one_device_or_all_and_pass_over_who_is_not_here() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    second_device(&alice).await;
+    let body = json!({ "messages": {
+        &alice.user_id: { "*": { "to": "all" } },
+        &bob.user_id: { &bob.device_id: { "to": "bob" }, "NONE": {} },
+        "@nobody:test.example": { "*": {} },
+        "@alice:other.example": { "*": {} },
+    } });
+    assert_eq!(bob.put(&path("1"), body).await, (StatusCode::OK, json!({})));
+    let told = json!([{ "sender": bob.user_id, "type": "m.test", "content": { "to": "all" } }]);
+    for device in [alice.device_id.as_str(), "SECOND"] {
+        assert_eq!(json!(inbox(&server, &alice.user_id, device)), told);
+    }
+    assert_eq!(inbox(&server, &bob.user_id, &bob.device_id).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_id_counts_once_for_its_device_and_type() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let second = second_device(&alice).await;
+    let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": 1 } } } });
+    let same = path("same");
+    let answers = join_all((0..1000).map(|_| alice.put(&same, body.clone()))).await;
+    assert!(answers.iter().all(|(status, _)| *status == StatusCode::OK));
+    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 1);
+    assert_eq!(second.put(&path("same"), body.clone()).await.0, StatusCode::OK);
+    let other = "/_matrix/client/v3/sendToDevice/m.other/same";
+    assert_eq!(alice.put(other, body).await.0, StatusCode::OK);
+    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_one_batch_holds_is_sent_in_several() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    second_device(&alice).await;
+    let big = "b".repeat(60_000);
+    let mut messages = serde_json::Map::new();
+    for number in 0..20 {
+        let name = format!("user{number}");
+        let user = server.register(&name).await;
+        messages.insert(user.user_id, json!({ "*": { "b": big } }));
+    }
+    let body = json!({ "messages": messages });
+    assert_eq!(alice.put(&path("1"), body.clone()).await.0, StatusCode::OK);
+    assert_eq!(alice.put(&path("1"), body).await.0, StatusCode::OK);
+    for user_id in messages.keys() {
+        let snapshot = server.server().app().store.snapshot();
+        let user = accounts::users::require_num(&*snapshot, <&UserId>::try_from(&**user_id).unwrap()).unwrap();
+        let device = accounts::devices::list(&*snapshot, user).unwrap().remove(0);
+        assert_eq!(inbox(&server, user_id, device.id.as_str()).len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inbox_goes_with_its_device() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let second = second_device(&alice).await;
+    let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": 1 } } } });
+    alice.put(&path("1"), body).await;
+    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 1);
+    second.post("/_matrix/client/v3/logout", json!({})).await;
+    second_device(&alice).await;
+    assert!(inbox(&server, &alice.user_id, "SECOND").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_or_no_object_is_refused() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let send = |content: Value| {
+        alice.put("/_matrix/client/v3/sendToDevice/a/1", json!({ "messages": { &alice.user_id: { "*": content } } }))
+    };
+    let (status, json) = send(json!({ "a": "a".repeat(70_000) })).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
+    assert_eq!(send(json!([])).await.0, StatusCode::BAD_REQUEST);
+    let (status, json) = alice.put(&path("1"), json!({})).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_MISSING_PARAM")));
+    let (status, _) = alice.put(&path("1"), json!({ "messages": { "nobody": {} } })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(alice.put(&path(&"t".repeat(300)), json!({ "messages": {} })).await.0, StatusCode::BAD_REQUEST);
+    assert!(inbox(&server, &alice.user_id, &alice.device_id).is_empty());
+}
