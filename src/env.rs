@@ -27,6 +27,8 @@ pub struct Env(Arc<Inner>);
 struct Inner {
     /// Milliseconds since the epoch at which a simulated world began; none in the real one.
     simulated_began_ms: Option<u64>,
+    /// The longest that a write of a simulated disk takes.
+    disk_takes_max: Duration,
     began: Instant,
     rng: Mutex<ChaCha20Rng>,
     tasks: TaskTracker,
@@ -41,18 +43,24 @@ impl Env {
     pub fn real() -> Result<Self> {
         let rng = ChaCha20Rng::try_from_rng(&mut SysRng)
             .map_err(|error| Error::broken(format!("the system gives no randomness: {error}")))?;
-        Ok(Self::new(rng, None))
+        Ok(Self::new(rng, None, Duration::ZERO))
     }
 
     /// The doors of a server in a simulated world that begins at `began_ms` (milliseconds since the epoch).
     pub fn simulated(seed: u64, began_ms: u64) -> Self {
-        Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms))
+        Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms), Duration::ZERO)
+    }
+
+    /// The same, with a disk whose writes take up to `disk_takes_max` each, as the seed has it.
+    pub fn simulated_with_disk(seed: u64, began_ms: u64, disk_takes_max: Duration) -> Self {
+        Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms), disk_takes_max)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
-    fn new(rng: ChaCha20Rng, simulated_began_ms: Option<u64>) -> Self {
+    fn new(rng: ChaCha20Rng, simulated_began_ms: Option<u64>, disk_takes_max: Duration) -> Self {
         Self(Arc::new(Inner {
             simulated_began_ms,
+            disk_takes_max,
             began: Instant::now(),
             rng: Mutex::new(rng),
             tasks: TaskTracker::new(),
@@ -99,6 +107,14 @@ impl Env {
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
+    }
+
+    /// Waits as long as a write of the simulated disk takes; not at all for a real one.
+    pub async fn disk(&self) {
+        let takes_us = u64::try_from(self.0.disk_takes_max.as_micros()).unwrap_or(u64::MAX);
+        if takes_us > 0 {
+            self.sleep(Duration::from_micros(self.random_below(takes_us))).await;
+        }
     }
 
     /// Fills the buffer with randomness good enough for keys and tokens.
@@ -186,6 +202,11 @@ impl Env {
     pub fn kill(&self) {
         self.0.killed.cancel();
         self.0.tasks.close();
+    }
+
+    /// Whether [`Env::kill`] was called.
+    pub fn is_killed(&self) -> bool {
+        self.0.killed.is_cancelled()
     }
 
     /// Resolves once every task has ended, after [`Env::kill`].

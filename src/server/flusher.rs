@@ -37,6 +37,7 @@ pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed,
         if carried > 1 && patience >= GATHER_MIN && !env.is_simulated() {
             store.wait_for(carried, patience);
         }
+        env.disk().await;
         let began = env.instant();
         match store.flush() {
             Ok(flushed) => {
