@@ -12,7 +12,9 @@ use crate::{
     flows::{App, commit},
     ids::RoomNum,
     rooms::{
-        self, aliases, directory, members,
+        self, aliases,
+        build::Draft,
+        directory, members,
         power::Power,
         visibility::{self, HistoryVisibility},
     },
@@ -65,31 +67,37 @@ pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &
 }
 
 /// Lets an alias name nothing any more. That may who made it, an administrator, and who may change the room's
-/// canonical alias.
+/// canonical alias; the last also takes it out of that event.
 pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> Result<()> {
     let unknown = || Error::from(Refusal::not_found("There is no such alias."));
     require_ours(app, alias).map_err(|_| unknown())?;
-    let snapshot = app.store.snapshot();
-    let row = aliases::find(&*snapshot, alias)?.ok_or_else(unknown)?;
-    let num = RoomNum(row.room);
-    let room = rooms::require_row(&*snapshot, num)?;
-    let may = caller.is_admin
-        || row.creator == caller.user_id.as_str()
-        || members::is_joined(&*snapshot, caller.user, num)?
-            && Power::read(&*snapshot, num, &room)?
-                .may_send_state(&caller.user_id, "m.room.canonical_alias")?;
-    if !may {
-        return Err(Refusal::forbidden("You may not remove this alias.").into());
-    }
-    let mut batch = app.store.batch();
-    batch.position(&LogEntry::Server);
-    aliases::remove(&mut batch, alias, &row);
-    match app.store.enqueue(batch) {
-        Ok(enqueued) => commit::flushed(app, Some(enqueued)).await,
-        Err(NotAccepted::Conflict(conflict)) if aliases::is_taken(&conflict) => Err(unknown()),
-        Err(other) => Err(other.into()),
-    }
+    let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
+    let (inner, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
+    commit::in_room(app, RoomNum(row.room), move |change| {
+        // The room's lock keeps others from removing it; nobody can claim what is there.
+        let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num.0);
+        let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
+        let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;
+        let commands =
+            is_joined && Power::in_change(change)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
+        if !commands && !caller.is_admin && row.creator != caller.user_id.as_str() {
+            return Err(Refusal::forbidden("You may not remove this alias.").into());
+        }
+        change.batch.position(&LogEntry::Server);
+        aliases::remove(&mut change.batch, &alias, &row);
+        let canonical = change.state(CANONICAL_ALIAS, "")?;
+        let content = canonical.and_then(|event| aliases::without(event.parsed.content.get(), &alias));
+        if let Some(content) = content.filter(|_| commands) {
+            let now_ms = inner.env.now_ms();
+            let draft = Draft::state(caller.user_id.clone(), CANONICAL_ALIAS, "", content, now_ms);
+            change.add(inner.rooms.signer(), &draft, None)?;
+        }
+        Ok(())
+    })
+    .await
 }
+
+const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 
 /// The room that an alias names. Refuses an alias that names none: 404 `M_NOT_FOUND`.
 pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
@@ -124,8 +132,7 @@ pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published
     let (num, row) = rooms::require_room(&*snapshot, room)?;
     let may = caller.is_admin
         || members::is_joined(&*snapshot, caller.user, num)?
-            && Power::read(&*snapshot, num, &row)?
-                .may_send_state(&caller.user_id, "m.room.canonical_alias")?;
+            && Power::read(&*snapshot, num, &row)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
     if !may {
         return Err(Refusal::forbidden("You may not change where this room is listed.").into());
     }

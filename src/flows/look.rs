@@ -5,13 +5,13 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use ruma::{EventId, OwnedUserId, RoomId, api::client::filter::RoomEventFilter};
+use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, api::client::filter::RoomEventFilter};
 
 use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{App, commit},
-    ids::{Order, RoomNum},
+    ids::{EventNum, Order, Position, RoomNum},
     rooms::{
         self,
         event::{self, Stored, Viewer},
@@ -103,6 +103,14 @@ impl Look {
         Ok(event.map(|event| event::require(read, self.num, event)).transpose()?)
     }
 
+    /// A place before a room began (the start of a timeline that holds all of it) stands for the moment when its
+    /// maker was in it: nobody can be in a room before that.
+    fn not_before_the_maker(&self, at: PageToken) -> Result<PageToken> {
+        let joined = event::find(&*self.snapshot, self.num, EventNum(1))?;
+        let joined = joined.filter(|stored| stored.membership() == Some(Membership::Join));
+        Ok(joined.map_or(at, |joined| at.max(PageToken::above(joined.order))))
+    }
+
     /// The member events of the senders of these events, as of an order.
     fn members_of(&self, events: &[&Stored], at: Order) -> Result<Vec<String>> {
         let senders: BTreeSet<_> = events.iter().map(|stored| stored.row.sender().into_owned()).collect();
@@ -190,6 +198,7 @@ pub(crate) async fn members(
     looking(app, caller, room, move |mut look, caller| {
         let standpoint = look.standpoint(caller)?;
         let at = wanted.at.as_deref().map(place).transpose()?;
+        let at = at.map(|at| look.not_before_the_maker(at)).transpose()?;
         let at = match (standpoint, at) {
             (Standpoint::Now, None) => None,
             (Standpoint::Now, Some(at)) => Some(at.0),
@@ -505,6 +514,112 @@ pub(crate) async fn relations(
         }
         json.push('}');
         Ok(json.into())
+    })
+    .await
+}
+
+/// The threads of a room, the one with the newest event first.
+pub(crate) async fn threads(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    from: Option<String>,
+    limit: u64,
+    only_own: bool,
+) -> Result<Bytes> {
+    looking(app, caller, room, move |mut look, caller| {
+        let newest = match look.standpoint(caller)? {
+            Standpoint::Now => Order::MAX,
+            Standpoint::Left(order) => order,
+        };
+        let from = from.as_deref().map(place).transpose()?.map_or(newest, |from| from.0.min(newest));
+        let snapshot = Arc::clone(&look.snapshot);
+        let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
+        for (scanned, thread) in relations::list_threads(&*snapshot, look.num, from)?.enumerate() {
+            if chunk.len() >= bounded(limit).max(1) || scanned >= SCANNED_MAX {
+                next = last;
+                break;
+            }
+            let (order, root) = thread?;
+            last = Some(PageToken::below(order));
+            let root = event::require(&*snapshot, look.num, root)?;
+            if only_own && !relations::took_part(&*snapshot, look.num, &root, &caller.user_id)? {
+                continue;
+            }
+            if let (membership, true) = look.sight.look(&*snapshot, &root)? {
+                chunk.push(look.show(&root, membership)?);
+            }
+        }
+        let next = next.map(|next| format!(r#","next_batch":"{next}""#)).unwrap_or_default();
+        Ok(format!(r#"{{"chunk":{}{next}}}"#, list_json(&chunk)).into())
+    })
+    .await
+}
+
+/// Steps of the search for a time, and events looked at once it is near.
+const TIME_STEPS_MAX: usize = 64;
+const TIME_SCANNED_MAX: usize = 1_000;
+
+/// The event nearest to a time: the first at or after it, or the last at or before it. Refuses if there is none:
+/// 404 `M_NOT_FOUND`.
+///
+/// Events stand in the order in which they came, which is nearly that of their times: the place is found by halving,
+/// then the events around it are compared.
+pub(crate) async fn event_at_time(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    time_ms: u64,
+    direction: Direction,
+) -> Result<(OwnedEventId, u64)> {
+    looking(app, caller, room, move |mut look, caller| {
+        let newest = match look.standpoint(caller)? {
+            Standpoint::Now => Order::upto(look.snapshot.upto()),
+            Standpoint::Left(order) => order,
+        };
+        let snapshot = Arc::clone(&look.snapshot);
+        let (mut low, mut high) = (0, newest.anchor.number());
+        for _ in 0..TIME_STEPS_MAX {
+            let middle = low + (high - low) / 2;
+            if middle == low {
+                break;
+            }
+            let below = PageToken(Order::upto(Position::new(middle).unwrap_or(newest.anchor)));
+            let first =
+                timeline::page(&*snapshot, look.num, below, None, Direction::Up)?.next().transpose()?;
+            match first {
+                Some(stored) if stored.row.header.sent_ms < time_ms => low = middle,
+                _ => high = middle,
+            }
+        }
+        // Times are those of other clocks: look at some events on the near side too.
+        let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
+        let start = match direction {
+            Direction::Up => Direction::Down,
+            Direction::Down => Direction::Up,
+        };
+        let start =
+            timeline::page(&*snapshot, look.num, near, None, start)?.take(TIME_SCANNED_MAX / 10).last();
+        let start = match start.transpose()? {
+            Some(stored) if direction == Direction::Up => PageToken::below(stored.order),
+            Some(stored) => PageToken::above(stored.order),
+            None => near,
+        };
+        let mut best: Option<Stored> = None;
+        for stored in timeline::page(&*snapshot, look.num, start, None, direction)?.take(TIME_SCANNED_MAX) {
+            let stored = stored?;
+            let time = stored.row.header.sent_ms;
+            let fits = if direction == Direction::Up { time >= time_ms } else { time <= time_ms };
+            let nearer = best
+                .as_ref()
+                .is_none_or(|best| time.abs_diff(time_ms) < best.row.header.sent_ms.abs_diff(time_ms));
+            if fits && nearer && stored.order <= newest && look.sight.can_see(&*snapshot, &stored)? {
+                best = Some(stored);
+            }
+        }
+        let best =
+            best.ok_or_else(|| Error::from(Refusal::not_found("There is no event near that time.")))?;
+        Ok((best.id(&look.room), best.row.header.sent_ms))
     })
     .await
 }

@@ -73,6 +73,25 @@ pub fn check_canonical(
     Ok(())
 }
 
+/// The content of a canonical alias event without an alias; `None` if it does not name it.
+pub(crate) fn without(content: &str, alias: &RoomAliasId) -> Option<CanonicalJsonObject> {
+    let mut content: CanonicalJsonObject = serde_json::from_str(content).ok()?;
+    let mut changed = false;
+    if content.get("alias").and_then(CanonicalJsonValue::as_str) == Some(alias.as_str()) {
+        content.remove("alias");
+        changed = true;
+    }
+    if let Some(CanonicalJsonValue::Array(others)) = content.get_mut("alt_aliases") {
+        let before = others.len();
+        others.retain(|other| other.as_str() != Some(alias.as_str()));
+        changed |= others.len() != before;
+        if others.is_empty() {
+            content.remove("alt_aliases");
+        }
+    }
+    changed.then_some(content)
+}
+
 fn named(content: &CanonicalJsonObject) -> Result<BTreeSet<String>, Refusal> {
     let odd = || Refusal::bad_json("This is not the content of a canonical alias event.");
     let mut aliases = BTreeSet::new();

@@ -1,8 +1,8 @@
 //! Events that refer to others: edits, threads, references, annotations (client-server API, "Forming relationships").
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, fmt::Write as _, ops::Bound};
 
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, UserId};
 use serde::Deserialize;
 
 use crate::{
@@ -51,6 +51,13 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
 pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
+    if relation.rel_type == "m.thread" {
+        if let Some(tip) = schema::THREAD_TIP.get(batch, (room, parent))? {
+            schema::THREAD.delete(batch, (room, tip));
+        }
+        schema::THREAD_TIP.put(batch, (room, parent), &stored.order);
+        schema::THREAD.put(batch, (room, stored.order), &parent);
+    }
     let row = RelationRow {
         event: stored.event(),
         rel_type: relation.rel_type,
@@ -82,6 +89,42 @@ pub fn list<'r>(
     Ok(rows
         .map(|row| row.map(|((_, _, order), row)| (order, row)))
         .filter(move |row| row.as_ref().map_or(true, |(order, _)| *order <= end)))
+}
+
+/// The events that threads of a room grow from, with the order of the thread's newest event, newest first; those
+/// below `from` only.
+pub fn list_threads<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    from: Order,
+) -> Result<impl Iterator<Item = Result<(Order, EventNum), Fault>> + 'r, Fault> {
+    let low = Bound::Included((room, Order::MIN));
+    let rows = schema::THREAD.range::<(RoomNum, Order)>(
+        read,
+        low,
+        Bound::Included((room, from)),
+        Direction::Down,
+    )?;
+    Ok(rows.map(|row| row.map(|((_, order), root)| (order, root))))
+}
+
+/// Whether a user wrote the first event of a thread or a later one.
+pub fn took_part(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    root: &Stored,
+    user: &UserId,
+) -> Result<bool, Fault> {
+    if root.row.sender() == user.as_str() {
+        return Ok(true);
+    }
+    for row in list(read, room, root.event(), Direction::Up)? {
+        let (_, row) = row?;
+        if row.rel_type == "m.thread" && row.sender == user.as_str() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How much is bundled.

@@ -98,6 +98,10 @@ tables! {
     20 ROOM_ALIAS((RoomNum, String) => ()) in Index, Server of "rooms::aliases";
     /// Rooms in the public directory.
     21 PUBLISHED(RoomNum => ()) in Index, Server of "rooms::directory";
+    /// The event that a thread grows from, by the order of the thread's newest event.
+    22 THREAD((RoomNum, Order) => EventNum) in Index, Room of "rooms::relations";
+    /// The order of the newest event of the thread that grows from this event.
+    23 THREAD_TIP((RoomNum, EventNum) => Order) in Index, Room of "rooms::relations";
 
     // --- room state: 30-49 (the layout is explained in rooms/state.rs) ---
     /// The type and state key behind a number.

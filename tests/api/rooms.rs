@@ -143,6 +143,7 @@ async fn invited_people_come_and_go() {
     bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
     bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
     bob.ok_post(&format!("/rooms/{room}/forget"), json!({})).await;
+    refused(bob.get(&rooms("/messages")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
     refused(bob.get(&rooms("/messages?dir=b")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
     refused(carol.post(&rooms("/leave"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
     refused(carol.post(&rooms("/forget"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
@@ -176,7 +177,10 @@ async fn who_has_left_sees_the_room_as_it_was_then() {
     assert_eq!(names[0]["content"]["name"], "Before");
     // Those who only joined later see what is shared with them, or not.
     alice
-        .ok_put(&format!("/rooms/{room}/state/m.room.history_visibility"), json!({ "history_visibility": "joined" }))
+        .ok_put(
+            &format!("/rooms/{room}/state/m.room.history_visibility"),
+            json!({ "history_visibility": "joined" }),
+        )
         .await;
     alice.say(&room, "4", "hidden").await;
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
@@ -185,7 +189,8 @@ async fn who_has_left_sees_the_room_as_it_was_then() {
     assert_eq!(bodies(&page), ["welcome back", "alone", "together", "early"]);
     let last = alice.say(&room, "6", "last").await;
     let context = bob.ok_get(&format!("/rooms/{room}/context/{}?limit=4", enc(&last))).await;
-    let before: Vec<_> = context["events_before"].as_array().unwrap().iter().map(|event| &event["content"]["body"]).collect();
+    let before: Vec<_> =
+        context["events_before"].as_array().unwrap().iter().map(|event| &event["content"]["body"]).collect();
     assert_eq!(before[0], "welcome back");
     assert_eq!(context["event"]["event_id"], last);
 }
@@ -224,12 +229,14 @@ async fn pages_of_messages_join_without_gap_or_repetition() {
     assert_eq!(seen[0]["type"], "m.room.create");
     assert_eq!(seen.iter().filter(|event| event["type"] == "m.room.message").count(), 25);
 
-    let filter = enc(&json!({ "types": ["m.room.mess*"], "senders": [alice.user_id], "lazy_load_members": true }).to_string());
+    let filter =
+        enc(&json!({ "types": ["m.room.mess*"], "senders": [alice.user_id], "lazy_load_members": true })
+            .to_string());
     let filter = filter.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=3&filter={filter}")).await;
     assert_eq!(bodies(&page), ["24", "23", "22"]);
     assert_eq!(page["state"][0]["state_key"], alice.user_id);
-    for query in ["dir=x", "dir=b&from=nonsense", "limit=5", "dir=b&limit=-1", "dir=b&filter=7"] {
+    for query in ["dir=x", "dir=b&from=nonsense", "dir=b&limit=-1", "dir=b&filter=7"] {
         let (status, json) = alice.get(&path(&format!("/rooms/{room}/messages?{query}"))).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {json}");
     }
@@ -299,17 +306,28 @@ async fn a_room_is_made_as_the_request_says() {
     assert_eq!(listed["chunk"][0]["room_id"], room);
     assert_eq!(listed["chunk"][0]["num_joined_members"], 1);
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=f&limit=50")).await;
-    let order: Vec<_> = page["chunk"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let order: Vec<_> =
+        page["chunk"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(
         order,
         [
-            "m.room.create", "m.room.member", "m.room.power_levels", "m.room.canonical_alias",
-            "m.room.history_visibility", "m.room.guest_access", "m.room.join_rules", "org.test",
-            "m.room.name", "m.room.topic", "m.room.member",
+            "m.room.create",
+            "m.room.member",
+            "m.room.power_levels",
+            "m.room.canonical_alias",
+            "m.room.history_visibility",
+            "m.room.guest_access",
+            "m.room.join_rules",
+            "org.test",
+            "m.room.name",
+            "m.room.topic",
+            "m.room.member",
         ]
     );
     // In version 12 whoever is trusted is a creator too.
-    let room = alice.create(json!({ "preset": "trusted_private_chat", "invite": [bob.user_id], "room_version": "12" })).await;
+    let room = alice
+        .create(json!({ "preset": "trusted_private_chat", "invite": [bob.user_id], "room_version": "12" }))
+        .await;
     let (_, create) = alice.state(&room, "m.room.create", "").await;
     assert_eq!(create["additional_creators"], json!([bob.user_id]));
     let (_, levels) = alice.state(&room, "m.room.power_levels", "").await;
@@ -329,18 +347,38 @@ async fn what_cannot_be_a_room_is_refused_and_leaves_nothing() {
         (json!({ "preset": "odd" }), 400, "M_INVALID_PARAM"),
         (json!({ "initial_state": [{ "content": {} }] }), 400, "M_BAD_JSON"),
         (json!({ "initial_state": [{ "type": "x", "content": { "a": 1.5 } }] }), 400, "M_BAD_JSON"),
-        (json!({ "initial_state": [{ "type": "m.room.create", "content": {} }] }), 400, "M_INVALID_ROOM_STATE"),
-        (json!({ "power_level_content_override": { "users": { "@x:y": "high" } } }), 400, "M_INVALID_ROOM_STATE"),
-        (json!({ "power_level_content_override": { "state_default": 1000 }, "room_version": "11" }), 400, "M_INVALID_ROOM_STATE"),
+        (
+            json!({ "initial_state": [{ "type": "m.room.create", "content": {} }] }),
+            400,
+            "M_INVALID_ROOM_STATE",
+        ),
+        (
+            json!({ "power_level_content_override": { "users": { "@x:y": "high" } } }),
+            400,
+            "M_INVALID_ROOM_STATE",
+        ),
+        (
+            json!({ "power_level_content_override": { "state_default": 1000 }, "room_version": "11" }),
+            400,
+            "M_INVALID_ROOM_STATE",
+        ),
         (json!({ "invite": ["nobody"] }), 400, "M_BAD_JSON"),
         (json!({ "room_alias_name": "a:b" }), 400, "M_INVALID_PARAM"),
-        (json!({ "initial_state": [{ "type": "x", "content": { "a": "b".repeat(70_000) } }] }), 413, "M_TOO_LARGE"),
+        (
+            json!({ "initial_state": [{ "type": "x", "content": { "a": "b".repeat(70_000) } }] }),
+            413,
+            "M_TOO_LARGE",
+        ),
         (json!({ "initial_state": many, "room_alias_name": "big" }), 413, "M_TOO_LARGE"),
     ] {
         refused(alice.post(&path("/createRoom"), body).await, StatusCode::from_u16(status).unwrap(), errcode);
     }
     assert_eq!(alice.ok_get("/joined_rooms").await["joined_rooms"], json!([]));
-    refused(alice.get(&path("/directory/room/%23big:test.example")).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    refused(
+        alice.get(&path("/directory/room/%23big:test.example")).await,
+        StatusCode::NOT_FOUND,
+        "M_NOT_FOUND",
+    );
     alice.create(json!({ "room_alias_name": "taken" })).await;
     refused(
         alice.post(&path("/createRoom"), json!({ "room_alias_name": "taken" })).await,
@@ -411,6 +449,7 @@ async fn an_alias_names_one_room_until_it_is_removed() {
     assert_eq!(set(json!({ "alias": "#name:test.example" })).await.0, StatusCode::OK);
     refused(bob.delete(&alias, json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
     assert_eq!(alice.delete(&alias, json!({})).await.0, StatusCode::OK);
+    assert_eq!(alice.state(&room, "m.room.canonical_alias", "").await.1, json!({}));
     refused(alice.delete(&alias, json!({})).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
     assert_eq!(bob.put(&alias, to(&other)).await.0, StatusCode::OK);
     bob.ok_post("/join/%23name:test.example", json!({})).await;
@@ -483,7 +522,8 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
     assert_eq!(count("/m.thread").await, 2);
     assert_eq!(count("/m.annotation/m.reaction").await, 1);
     let (_, first) = alice.get(&relations("?limit=4")).await;
-    let (_, second) = alice.get(&relations(&format!("?limit=4&from={}", first["next_batch"].as_str().unwrap()))).await;
+    let (_, second) =
+        alice.get(&relations(&format!("?limit=4&from={}", first["next_batch"].as_str().unwrap()))).await;
     assert_eq!(second["chunk"].as_array().unwrap().len(), 3);
     assert_eq!(second.get("next_batch"), None);
     // What is redacted refers to nothing.
@@ -497,7 +537,8 @@ async fn setting_what_is_set_changes_nothing() {
     let alice = server.register("alice").await;
     let room = alice.create(json!({})).await;
     let set = async |name: &str| {
-        alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await["event_id"].clone()
+        alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await["event_id"]
+            .clone()
     };
     let first = set("a").await;
     assert_eq!(set("a").await, first);
@@ -518,7 +559,8 @@ async fn a_restricted_room_lets_in_who_is_in_the_other_room() {
     let (alice, bob, carol) =
         (server.register("alice").await, server.register("bob").await, server.register("carol").await);
     let space = alice.create(json!({ "preset": "public_chat" })).await;
-    let rule = json!({ "join_rule": "restricted", "allow": [{ "type": "m.room_membership", "room_id": space }] });
+    let rule =
+        json!({ "join_rule": "restricted", "allow": [{ "type": "m.room_membership", "room_id": space }] });
     for version in ["8", "12"] {
         let room = alice
             .create(json!({
@@ -551,5 +593,112 @@ async fn whoever_knocks_can_be_let_in() {
     alice.ok_post(&format!("/rooms/{room}/invite"), json!({ "user_id": bob.user_id })).await;
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
     let closed = alice.create(json!({})).await;
-    refused(bob.post(&path(&format!("/knock/{closed}")), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
+    refused(
+        bob.post(&path(&format!("/knock/{closed}")), json!({})).await,
+        StatusCode::FORBIDDEN,
+        "M_FORBIDDEN",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn threads_are_listed_with_the_newest_first() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let (one, two) = (alice.say(&room, "1", "one").await, bob.say(&room, "2", "two").await);
+    let reply = async |who: &TestClient, txn: &str, to: &str| {
+        let content = json!({ "body": txn, "m.relates_to": { "rel_type": "m.thread", "event_id": to } });
+        who.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), content).await;
+    };
+    let threads = async |query: &str| {
+        let (status, json) = alice.get(&format!("/_matrix/client/v1/rooms/{room}/threads{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let roots = json["chunk"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|root| root["event_id"].as_str().unwrap().to_owned());
+        (roots.collect::<Vec<_>>(), json["next_batch"].as_str().map(str::to_owned))
+    };
+    assert_eq!(threads("").await.0, Vec::<String>::new());
+    reply(&bob, "r1", &one).await;
+    reply(&bob, "r2", &two).await;
+    assert_eq!(threads("").await.0, [two.clone(), one.clone()]);
+    reply(&bob, "r3", &one).await;
+    assert_eq!(threads("").await.0, [one.clone(), two.clone()]);
+    assert_eq!(threads("?include=participated").await.0, [one.clone()]);
+    let (first, next) = threads("?limit=1").await;
+    assert_eq!(first, [one]);
+    assert_eq!(threads(&format!("?limit=1&from={}", next.unwrap())).await, (vec![two], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_event_nearest_to_a_time_is_found() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let began = crate::support::BEGAN_MS;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        tokio::time::advance(std::time::Duration::from_millis(100)).await;
+        ids.push(alice.say(&room, &number.to_string(), "x").await);
+    }
+    let at = async |time: u64, dir: &str| {
+        alice.get(&format!("/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts={time}&dir={dir}")).await
+    };
+    for (time, dir, expected) in [(301, "b", 2), (301, "f", 3), (500, "f", 4), (500, "b", 4), (5000, "b", 9)]
+    {
+        let (status, json) = at(began + time, dir).await;
+        assert_eq!(
+            (status, &json["event_id"]),
+            (StatusCode::OK, &json!(ids[expected])),
+            "{time} {dir}: {json}"
+        );
+    }
+    refused(at(began + 5000, "f").await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    refused(at(began - 1, "b").await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    let (_, first) = at(0, "f").await;
+    assert_eq!(first["origin_server_ts"], began);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_are_told_as_of_a_token() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=1")).await;
+    let before_bob = page["start"].as_str().unwrap();
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let members = async |query: &str| {
+        let json = alice.ok_get(&format!("/rooms/{room}/members{query}")).await;
+        let users = json["chunk"].as_array().unwrap().iter().map(|event| event["state_key"].clone());
+        users.collect::<Vec<_>>()
+    };
+    assert_eq!(members("").await, [json!(alice.user_id), json!(bob.user_id)]);
+    assert_eq!(members(&format!("?at={before_bob}")).await, [json!(alice.user_id)]);
+    assert_eq!(members("?at=t0").await, [json!(alice.user_id)]);
+    bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    assert_eq!(members("?membership=leave").await, [json!(bob.user_id)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_everybody_may_read_is_read_from_outside() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let visibility = json!({ "history_visibility": "world_readable" });
+    let room = alice
+        .create(json!({ "initial_state": [{ "type": "m.room.history_visibility", "content": visibility }] }))
+        .await;
+    let said = alice.say(&room, "1", "for all").await;
+    bob.ok_get(&format!("/rooms/{room}/state")).await;
+    bob.ok_get(&format!("/rooms/{room}/event/{}", enc(&said))).await;
+    let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
+    assert_eq!(bodies(&page), ["for all"]);
+    assert_eq!(page["chunk"][0]["unsigned"]["membership"], "leave");
+    refused(
+        bob.get(&path(&format!("/rooms/{room}/joined_members"))).await,
+        StatusCode::FORBIDDEN,
+        "M_FORBIDDEN",
+    );
 }
