@@ -142,6 +142,12 @@ impl Rocks {
         EngineBytes { cache: self.cache.get_usage(), memtables: self.memtables.get_usage() }
     }
 
+    /// About how many bytes the rows with `low <= key < high` take on disk, by the engine's own index of its files.
+    pub fn disk_bytes(&self, family: Family, low: &[u8], high: &[u8]) -> Result<u64, Fault> {
+        let ranges = [rocksdb::Range::new(low, high)];
+        Ok(self.db.get_approximate_sizes_cf(self.family(family)?, &ranges).iter().sum())
+    }
+
     /// Compacts everything: what the disk takes when nothing is pending. For measurements.
     pub fn compact(&self) -> Result<(), Fault> {
         for family in Family::ALL {
