@@ -153,7 +153,14 @@ impl Room {
         (event, key)
     }
 
-    fn on_main(&mut self, sender: u32, kind: &str, state_key: &str, content: &serde_json::Value, auth: Vec<EventNum>) -> EventNum {
+    fn on_main(
+        &mut self,
+        sender: u32,
+        kind: &str,
+        state_key: &str,
+        content: &serde_json::Value,
+        auth: Vec<EventNum>,
+    ) -> EventNum {
         let mut batch = self.store.batch();
         let (event, key) = self.event(&mut batch, sender, kind, state_key, content, auth);
         let order = Order::live(batch.position(&LogEntry::Event { room: ROOM, event }));
@@ -177,7 +184,13 @@ impl Room {
         self.ground = vec![create, levels, rules];
         let mut joined = vec![creator];
         for number in 1..members {
-            joined.push(self.on_main(number, "m.room.member", user(number).as_str(), &join, self.ground.clone()));
+            joined.push(self.on_main(
+                number,
+                "m.room.member",
+                user(number).as_str(),
+                &join,
+                self.ground.clone(),
+            ));
         }
         self.flush();
         joined
@@ -200,8 +213,14 @@ fn fork(room: &mut Room, joined: &[EventNum]) -> [Ref; 2] {
             let member = joined[number as usize];
             let mut auth = room.ground.clone();
             auth.push(member);
-            let (event, key) =
-                room.event(&mut batch, number, "m.room.member", user(number).as_str(), &profile, auth.clone());
+            let (event, key) = room.event(
+                &mut batch,
+                number,
+                "m.room.member",
+                user(number).as_str(),
+                &profile,
+                auth.clone(),
+            );
             changes.push((key, Val::Event(event)));
             let thing = json!({"branch": branch});
             let (event, key) =
@@ -262,11 +281,17 @@ fn history(store: &Store) -> Vec<Order> {
             let event = EventNum(next_event);
             // Messages lie between the changes: their numbers and positions are not used here.
             next_event += 1 + mixed(next_event) % 4;
-            let number = if done < MEMBERS { done as usize } else { (mixed(done.into()) % u64::from(MEMBERS)) as usize };
+            let number = if done < MEMBERS {
+                done as usize
+            } else {
+                (mixed(done.into()) % u64::from(MEMBERS)) as usize
+            };
             let mut auth = vec![EventNum(0), EventNum(2), EventNum(3)];
             if number == keys.len() {
                 let name = format!("@user{number}:example.org");
-                keys.push(state::intern_key(&mut batch, ROOM, &mut next_key, "m.room.member", &name).unwrap());
+                keys.push(
+                    state::intern_key(&mut batch, ROOM, &mut next_key, "m.room.member", &name).unwrap(),
+                );
                 last.push(event);
             } else {
                 auth.push(last[number]);
@@ -343,7 +368,11 @@ fn histories(c: &mut Criterion) {
     });
     let old = orders[orders.len() - 10_000];
     group.bench_function("difference of two positions 10,000 changes apart", |b| {
-        b.iter(|| black_box(state::diff(&*snapshot, ROOM, Ref::Main(old), Ref::Main(*orders.last().unwrap())).unwrap()));
+        b.iter(|| {
+            black_box(
+                state::diff(&*snapshot, ROOM, Ref::Main(old), Ref::Main(*orders.last().unwrap())).unwrap(),
+            )
+        });
     });
     group.finish();
     assert!(snapshot.batch_number() > 0 && Position::ZERO < orders[0].anchor);

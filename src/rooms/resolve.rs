@@ -14,6 +14,7 @@ mod difference;
 mod known;
 mod recent;
 mod sort;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use ruma::{
 };
 
 pub use recent::Recent;
+pub use stored::StoredEvents;
 
 use crate::{
     ids::{EventNum, RoomNum, StateKeyNum},

@@ -141,6 +141,9 @@ fn on_main_line(
     }
 }
 
+/// What changed at an order: each key with its value before.
+pub type Step = (Order, Vec<(StateKeyNum, Val)>);
+
 /// What changed on the main line in `(after, upto]`, by rising order: each key with its value before. Holes that
 /// were filled, and markers without changes, are among it.
 pub fn changes<'r>(
@@ -148,7 +151,7 @@ pub fn changes<'r>(
     room: RoomNum,
     after: Order,
     upto: Order,
-) -> Result<impl Iterator<Item = Result<(Order, Vec<(StateKeyNum, Val)>), Fault>> + 'r, Fault> {
+) -> Result<impl Iterator<Item = Result<Step, Fault>> + 'r, Fault> {
     // An inverted range is empty.
     let low = Bound::Excluded((room, after));
     let high = Bound::Included((room, upto));

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -91,12 +91,12 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             let level = if is_creator { CREATOR_LEVEL.into() } else { default.default_value() };
             return Ok(level.into());
         };
-        if !levels.contains_key(&held) {
-            levels.insert(held, RoomPowerLevelsEvent::new(self.known.require_event(held)?));
-        }
+        let held = match levels.entry(held) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(RoomPowerLevelsEvent::new(self.known.require_event(held)?)),
+        };
         // Levels that cannot be read give nobody any power; the rules let no such event in.
-        let level =
-            levels.get(&held).and_then(|held| held.user_power_level(parsed.sender(), self.rules).ok());
+        let level = held.user_power_level(parsed.sender(), self.rules).ok();
         Ok(level.unwrap_or_else(|| default.default_value()).into())
     }
 

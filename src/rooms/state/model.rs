@@ -99,10 +99,10 @@ fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<Val>>) -> Map {
     for (key, vals) in conflicted {
         let pick = vals.iter().filter_map(|val| val.event()).map(|event| event.0).sum::<u64>() as usize;
         let val = vals.iter().copied().nth(pick % vals.len()).unwrap();
-        if pick % 11 == 0 {
+        if pick.is_multiple_of(11) {
             chosen.insert(StateKeyNum(pick as u32 % KEYS), val);
         }
-        chosen.entry(*key).or_insert(if pick % 7 == 0 { Val::Absent } else { val });
+        chosen.entry(*key).or_insert(if pick.is_multiple_of(7) { Val::Absent } else { val });
     }
     chosen
 }

@@ -100,14 +100,17 @@ pub fn make_side(
     Ok(Ref::Side(side))
 }
 
-/// Where a new side state stands, how deep, and its entries; `None` when it is its place on the main line.
+/// Where a side state stands, how deep, and its entries.
+type Layer = (Ref, u8, BTreeMap<StateKeyNum, Val>);
+
+/// The side state that is to be written; `None` when it is its place on the main line.
 fn layer(
     batch: &Batch,
     room: RoomNum,
     chain: &Chain,
     base: Ref,
     entries: BTreeMap<StateKeyNum, Val>,
-) -> Result<Option<(Ref, u8, BTreeMap<StateKeyNum, Val>)>, Fault> {
+) -> Result<Option<Layer>, Fault> {
     let held: usize = chain.rows.iter().map(|(_, row)| row.len()).sum();
     let is_flat = held + entries.len() <= FLAT_ENTRIES_MAX;
     let (mut entries, mut stands_on) = (entries, base);
