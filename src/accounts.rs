@@ -9,6 +9,7 @@ pub mod filters;
 pub mod interactive;
 pub mod names;
 pub mod passwords;
+pub mod presence;
 //pub mod profiles;
 pub mod registration;
 pub mod tokens;

@@ -3,9 +3,11 @@
 pub mod change_password;
 pub mod confirm;
 pub mod keep;
+pub mod ephemeral;
 pub mod log_in;
 pub mod log_out;
 pub mod operate;
+pub mod push_rules;
 pub mod register;
 pub mod rename_device;
 pub mod seen;
@@ -24,7 +26,14 @@ use ruma::signatures::Ed25519KeyPair;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    accounts::Accounts, config::Config, env::Env, metrics::Metrics, rooms::Rooms, store::Store, sync::Notifier,
+    accounts::Accounts,
+    config::Config,
+    env::Env,
+    metrics::Metrics,
+    push::Push,
+    rooms::Rooms,
+    store::Store,
+    sync::{Ephemeral, Notifier, Polls},
 };
 
 /// Everything that a use case works with. Cheap to clone.
@@ -51,6 +60,14 @@ pub struct House {
     pub signing: Arc<Ed25519KeyPair>,
     /// What rooms keep in memory: their locks.
     pub rooms: Rooms,
+    /// Who is typing, who is there.
+    pub ephemeral: Ephemeral,
+    /// What polls of `/sync` work with.
+    pub polls: Polls,
+    /// What push keeps in memory.
+    pub push: Push,
+    /// Receipts on their way to the store.
+    pub receipts: ephemeral::Receipts,
 }
 
 impl App {

@@ -14,11 +14,13 @@ pub mod filter;
 pub mod graph;
 pub mod members;
 pub mod power;
+pub mod receipts;
 pub mod redact;
 pub mod relations;
 pub mod resolve;
 pub mod state;
 pub mod timeline;
+pub mod typing;
 pub mod versions;
 pub mod visibility;
 

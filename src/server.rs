@@ -19,11 +19,12 @@ use crate::{
     config::Config,
     env::Env,
     error::Result,
-    flows::{App, House},
+    flows::{App, House, ephemeral::Receipts},
     metrics::Metrics,
+    push::Push,
     rooms::Rooms,
     store::Store,
-    sync::Notifier,
+    sync::{Ephemeral, Notifier, Polls},
 };
 
 pub use serve::serve;
@@ -41,16 +42,24 @@ impl Server {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
         let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone())?;
+        let (notifier, stopping) = (Notifier::new(), CancellationToken::new());
+        let ephemeral = Ephemeral::new(&env);
+        let polls =
+            Polls::new(env.clone(), store.clone(), notifier.clone(), ephemeral.clone(), stopping.clone());
         let app = App::new(House {
             env,
             store,
             config: Arc::new(config),
             accounts,
             rooms,
-            notifier: Notifier::new(),
+            notifier,
             metrics: Metrics::new(),
-            stopping: CancellationToken::new(),
+            stopping,
             signing,
+            ephemeral,
+            polls,
+            push: Push::new(),
+            receipts: Receipts::default(),
         });
         let (metrics, store) = (app.metrics.clone(), app.store.clone());
         flusher::start(&app.store, &app.env, move |it, took| {

@@ -16,6 +16,11 @@ mod room_events;
 mod send;
 mod tags;
 mod to_device;
+mod typing;
+mod sync;
+mod receipts;
+mod push_rules;
+mod presence;
 
 use crate::api::Routes;
 
@@ -37,4 +42,9 @@ pub(crate) fn routes(r: &mut Routes) {
     send::routes(r);
     tags::routes(r);
     to_device::routes(r);
+    typing::routes(r);
+    sync::routes(r);
+    receipts::routes(r);
+    push_rules::routes(r);
+    presence::routes(r);
 }

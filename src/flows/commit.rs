@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Refusal, Result},
     flows::App,
     ids::RoomNum,
+    push::unread,
     rooms::{self, Seat, commit::Change},
     store::{Enqueued, NotAccepted},
 };
@@ -53,6 +54,12 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
         return Ok(None);
     }
     let fault = NotAccepted::Fault;
+    for stored in change.added().to_vec() {
+        unread::count(&mut change.batch, &app.push, change.num, &change.row, &stored).map_err(fault)?;
+    }
+    for original in std::mem::take(&mut change.redacted) {
+        unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;
+    }
     let concerned = change.list_concerned().map_err(fault)?;
     let notifier = app.notifier.clone();
     change.batch.on_publish(move |_| notifier.wake_users(concerned.iter().copied()));

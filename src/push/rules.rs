@@ -6,7 +6,8 @@ use ruma::{
     UserId,
     api::error::ErrorKind,
     push::{
-        Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition, RemovePushRuleError, RuleKind, Ruleset,
+        Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition, RemovePushRuleError,
+        RuleKind, Ruleset,
     },
 };
 
@@ -41,10 +42,22 @@ pub fn find_own_rules(
 }
 
 fn decode(row: &RulesRow, user_id: &UserId) -> Result<Ruleset, Fault> {
-    let damaged = |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
+    let damaged =
+        |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
     let mut rules: Ruleset = serde_json::from_slice(&row.rules).map_err(damaged)?;
     rules.update_with_server_default(Ruleset::server_default(user_id));
     Ok(rules)
+}
+
+/// The rules as clients see them: kinds without a rule are empty lists, which some clients rely on.
+pub fn as_json(rules: &Ruleset) -> Result<serde_json::Value> {
+    let mut json = serde_json::to_value(rules).map_err(|error| Error::broken(error.to_string()))?;
+    if let Some(kinds) = json.as_object_mut() {
+        for kind in ["override", "content", "room", "sender", "underride"] {
+            kinds.entry(kind).or_insert_with(|| serde_json::Value::Array(Vec::new()));
+        }
+    }
+    Ok(json)
 }
 
 /// When the rules were last changed: never is zero.
@@ -81,7 +94,12 @@ pub fn change(
 
 /// Adds a rule or replaces the one of its kind and id, and moves it as asked.
 /// Refuses (400) ids of default rules, ids that are none, and places that are none; the rules are then not to be kept.
-pub fn insert(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, before: Option<&str>) -> Result<()> {
+pub fn insert(
+    rules: &mut Ruleset,
+    rule: NewPushRule,
+    after: Option<&str>,
+    before: Option<&str>,
+) -> Result<()> {
     check(&rule)?;
     let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
     if [after, before].contains(&Some(id.as_str())) {
@@ -90,7 +108,9 @@ pub fn insert(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, befor
     // ruma moves a rule that is already there by an index that counts the rule itself, and panics at the end of the
     // list: a rule that is to be placed anew is taken out first, but stays off if it was.
     let was_enabled = match after.or(before) {
-        Some(_) => rules.get(kind.clone(), &id).filter(|rule| !rule.is_server_default()).map(|rule| rule.enabled()),
+        Some(_) => {
+            rules.get(kind.clone(), &id).filter(|rule| !rule.is_server_default()).map(|rule| rule.enabled())
+        }
         None => None,
     };
     if was_enabled.is_some() {
@@ -106,11 +126,17 @@ pub fn insert(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, befor
 fn place(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, before: Option<&str>) -> Result<()> {
     rules.insert(rule, after, before).map_err(|why| {
         let message = match why {
-            InsertPushRuleError::ServerDefaultRuleId => "Ids that begin with a dot are for the server's own rules.",
+            InsertPushRuleError::ServerDefaultRuleId => {
+                "Ids that begin with a dot are for the server's own rules."
+            }
             InsertPushRuleError::InvalidRuleId => "A rule's id holds no slashes.",
-            InsertPushRuleError::RelativeToServerDefaultRule => "A rule has no place among the server's own rules.",
+            InsertPushRuleError::RelativeToServerDefaultRule => {
+                "A rule has no place among the server's own rules."
+            }
             InsertPushRuleError::UnknownRuleId => "There is no rule of this id to be placed before or after.",
-            InsertPushRuleError::BeforeHigherThanAfter => "No place is before the one rule and after the other.",
+            InsertPushRuleError::BeforeHigherThanAfter => {
+                "No place is before the one rule and after the other."
+            }
             _ => "This rule cannot be added.",
         };
         Refusal::invalid_param(message).into()
@@ -130,7 +156,9 @@ fn check(rule: &NewPushRule) -> Result<()> {
         return Err(Refusal::invalid_param("The rule's id or pattern is too long.").into());
     }
     let too_long = conditions.iter().any(|condition| match condition {
-        PushCondition::EventMatch(condition) => condition.pattern.len() + condition.key.len() > PATTERN_BYTES_MAX,
+        PushCondition::EventMatch(condition) => {
+            condition.pattern.len() + condition.key.len() > PATTERN_BYTES_MAX
+        }
         _ => false,
     });
     if conditions.len() > CONDITIONS_MAX || too_long {
@@ -161,7 +189,8 @@ pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Re
 }
 
 fn require_kind(kind: &RuleKind) -> Result<()> {
-    let known = [RuleKind::Override, RuleKind::Content, RuleKind::Room, RuleKind::Sender, RuleKind::Underride];
+    let known =
+        [RuleKind::Override, RuleKind::Content, RuleKind::Room, RuleKind::Sender, RuleKind::Underride];
     if known.contains(kind) { Ok(()) } else { Err(unknown_kind()) }
 }
 
@@ -170,7 +199,8 @@ pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> 
     require_kind(&kind)?;
     rules.remove(kind, rule_id).map_err(|why| match why {
         RemovePushRuleError::ServerDefault => {
-            Refusal::new(ErrorKind::InvalidParam, "The server's own rules can be disabled, but not removed.").into()
+            Refusal::new(ErrorKind::InvalidParam, "The server's own rules can be disabled, but not removed.")
+                .into()
         }
         _ => no_such_rule(),
     })
@@ -206,7 +236,11 @@ mod tests {
     }
 
     fn keyword(id: &str) -> NewPushRule {
-        NewPushRule::Content(NewPatternedPushRule::new(id.to_owned(), "cake".to_owned(), vec![Action::Notify]))
+        NewPushRule::Content(NewPatternedPushRule::new(
+            id.to_owned(),
+            "cake".to_owned(),
+            vec![Action::Notify],
+        ))
     }
 
     #[test]
@@ -246,7 +280,10 @@ mod tests {
         }
         assert!(insert(&mut rules, keyword("a"), Some("nowhere"), None).is_err());
         assert!(remove(&mut rules, RuleKind::Underride, ".m.rule.message").is_err());
-        assert_eq!(remove(&mut rules, RuleKind::Content, "none").unwrap_err().refusal().unwrap().kind, ErrorKind::NotFound);
+        assert_eq!(
+            remove(&mut rules, RuleKind::Content, "none").unwrap_err().refusal().unwrap().kind,
+            ErrorKind::NotFound
+        );
         assert!(set_enabled(&mut rules, RuleKind::from("sideways"), "a", true).is_err());
         set_actions(&mut rules, RuleKind::Underride, ".m.rule.message", vec![]).unwrap();
         assert!(require_rule(&rules, RuleKind::Underride, ".m.rule.message").unwrap().actions().is_empty());

@@ -51,6 +51,8 @@ pub struct Change {
     added: Vec<Stored>,
     /// Our users whom member events of this change are about.
     concerned: Vec<UserNum>,
+    /// Events that were redacted, as they were before.
+    pub(crate) redacted: Vec<Stored>,
 }
 
 /// The transaction that an event is sent with.
@@ -110,7 +112,7 @@ impl Change {
     fn over(batch: Batch, seat: OwnedMutexGuard<Seat>, num: RoomNum, row: RoomRow) -> Result<Self> {
         let rules = rules(&row)?;
         let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
-        Ok(Self { batch, num, row, rules, seat, set, added, concerned })
+        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted: Vec::new() })
     }
 
     /// The rules of the room's version.

@@ -41,6 +41,7 @@ pub(crate) fn apply(change: &mut Change, target: &Stored, redaction: EventNum) -
     }
     let broken = || Error::broken("a stored event cannot be redacted");
     relations::unlink(&mut change.batch, change.num, target)?;
+    change.redacted.push(target.clone());
     let json = build::redacted(&target.row.json, change.rules()).ok_or_else(broken)?;
     let mut redacted = target.clone();
     redacted.row.header.spans = event::locate(&json).ok_or_else(broken)?;

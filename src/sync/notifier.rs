@@ -3,10 +3,7 @@
 //! A poll subscribes first, then looks, so that nothing can happen unseen between the two. An entry lives while
 //! somebody waits, so there are never more entries than open requests.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;

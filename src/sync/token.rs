@@ -1,6 +1,6 @@
 //! The token of `/sync`: how far a client has read the log, and how far what is ephemeral.
 //!
-//! `s{position}_{boot}_{ephemeral}`. The position carries the store's incarnation in its high bits. The ephemeral
+//! `s{position}_{boot}_{ephemeral}`, and `_{inbox}` where messages to the device are behind. The position carries the store's incarnation in its high bits. The ephemeral
 //! counter (typing, presence) lives in memory and counts within one run of the server, which the boot id names; a token
 //! of another run is told again what is current.
 
@@ -20,6 +20,9 @@ pub struct SyncToken {
     pub boot: u32,
     /// Everything ephemeral up to this number was told.
     pub ephemeral: u64,
+    /// Messages to the device were told up to here, where that is less than `position`: there were too many for one
+    /// answer.
+    pub inbox: Option<Position>,
 }
 
 /// Longer strings are no tokens of ours.
@@ -39,31 +42,36 @@ impl SyncToken {
         let position = Position::new(number(parts.next()?, 10)?)?;
         let boot = u32::try_from(number(parts.next()?, 16)?).ok()?;
         let ephemeral = number(parts.next()?, 10)?;
-        parts.next().is_none().then_some(Self { position, boot, ephemeral })
+        let inbox = match parts.next() {
+            Some(inbox) => Some(number(inbox, 10).and_then(Position::new)?),
+            None => None,
+        };
+        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox })
     }
 
-    /// The token as it holds for this run of the server and this state of the store: a position of an older
-    /// incarnation is clamped to where that one ended (what came after it was lost in the restore), and counters of
-    /// another run begin anew. `last_of_incarnation` says where an older incarnation ended.
+    /// The token as it holds for this run of the server and this state of the store: what lies beyond what is left of
+    /// its incarnation is clamped (what came after was lost in a restore or a power cut), and counters of another run
+    /// begin anew. `clamp` says where a reader at a position stands now.
     ///
-    /// Refuses (400 `M_INVALID_PARAM`) what lies in this run's future.
+    /// Refuses (400 `M_INVALID_PARAM`) what lies in the future.
     pub fn settle(
         self,
         now: Position,
         boot: u32,
-        last_of_incarnation: impl FnOnce(u64) -> Option<Position>,
+        clamp: impl FnOnce(Position) -> Position,
     ) -> Result<Self, Refusal> {
         let same_run = self.boot == boot;
-        let incarnation = self.position.incarnation();
-        let position = if incarnation > now.incarnation() || (same_run && self.position > now) {
+        if self.position.incarnation() > now.incarnation() || (same_run && self.position > now) {
             return Err(Refusal::invalid_param("This token lies in the future."));
-        } else if incarnation < now.incarnation() {
-            last_of_incarnation(incarnation).map_or(self.position, |last| self.position.min(last))
-        } else {
-            // A power cut may have taken what was not synced: go on from what is left.
-            self.position.min(now)
-        };
-        Ok(Self { position, boot, ephemeral: if same_run { self.ephemeral } else { 0 } })
+        }
+        let position = clamp(self.position).min(now);
+        let inbox = self.inbox.map(|inbox| inbox.min(position));
+        Ok(Self { position, boot, ephemeral: if same_run { self.ephemeral } else { 0 }, inbox })
+    }
+
+    /// Messages to the device were told up to here.
+    pub fn inbox_position(&self) -> Position {
+        self.inbox.unwrap_or(self.position)
     }
 
     /// Where `/messages` goes on from this token: everything at or before it is older.
@@ -80,7 +88,8 @@ fn number(digits: &str, radix: u32) -> Option<u64> {
 
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s{}_{:x}_{}", self.position, self.boot, self.ephemeral)
+        write!(f, "s{}_{:x}_{}", self.position, self.boot, self.ephemeral)?;
+        self.inbox.map_or(Ok(()), |inbox| write!(f, "_{inbox}"))
     }
 }
 
@@ -94,15 +103,26 @@ mod tests {
         Position::new(number).unwrap()
     }
 
-    fn no_incarnation(_: u64) -> Option<Position> {
-        None
-    }
-
     #[test]
     fn hostile_tokens_are_refused() {
         for text in [
-            "", "s", "s1", "s1_2", "s1_2_3_4", "s-1_2_3", "s+1_2_3", "s 1_2_3", "1_2_3", "s9007199254740992_0_0",
-            "s1_100000000_0", "s1_g_0", "s18446744073709551616_0_0", "s١_0_0", "t1_2_3", "s1_2_99999999999999999999",
+            "",
+            "s",
+            "s1",
+            "s1_2",
+            "s1_2_3_4_5",
+            "s1_2_3_",
+            "s-1_2_3",
+            "s+1_2_3",
+            "s 1_2_3",
+            "1_2_3",
+            "s9007199254740992_0_0",
+            "s1_100000000_0",
+            "s1_g_0",
+            "s18446744073709551616_0_0",
+            "s١_0_0",
+            "t1_2_3",
+            "s1_2_99999999999999999999",
         ] {
             let refused = SyncToken::parse(text).unwrap_err();
             assert_eq!(refused.kind.errcode().to_string(), "M_INVALID_PARAM", "{text}");
@@ -111,28 +131,34 @@ mod tests {
 
     #[test]
     fn a_token_of_an_older_incarnation_is_clamped_to_its_end() {
-        let token = SyncToken { position: position(1500), boot: 7, ephemeral: 4 };
+        let token =
+            SyncToken { position: position(1500), boot: 7, ephemeral: 4, inbox: Some(position(1200)) };
         let now = Position::first_of_incarnation(1).plus(20);
-        let settled = token.settle(now, 8, |incarnation| (incarnation == 0).then(|| position(1000))).unwrap();
-        assert_eq!(settled, SyncToken { position: position(1000), boot: 8, ephemeral: 0 });
+        let ended_at_1000 = |seen: Position| seen.min(position(1000));
+        let settled = token.settle(now, 8, ended_at_1000).unwrap();
+        assert_eq!(
+            settled,
+            SyncToken { position: position(1000), boot: 8, ephemeral: 0, inbox: Some(position(1000)) }
+        );
         let earlier = SyncToken { position: position(900), ..token };
-        assert_eq!(earlier.settle(now, 8, |_| Some(position(1000))).unwrap().position, position(900));
+        assert_eq!(earlier.settle(now, 8, ended_at_1000).unwrap().position, position(900));
         assert!(now.number() < 1 << 53);
     }
 
     #[test]
     fn the_future_of_this_run_is_refused() {
-        let token = SyncToken { position: position(11), boot: 7, ephemeral: 0 };
-        assert!(token.settle(position(10), 7, no_incarnation).is_err());
-        assert_eq!(token.settle(position(10), 8, no_incarnation).unwrap().position, position(10));
+        let token = SyncToken { position: position(11), boot: 7, ephemeral: 0, inbox: None };
+        assert!(token.settle(position(10), 7, |seen| seen).is_err());
+        assert_eq!(token.settle(position(10), 8, |seen| seen).unwrap().position, position(10));
         let next = SyncToken { position: Position::first_of_incarnation(2), ..token };
-        assert!(next.settle(position(10), 8, no_incarnation).is_err());
+        assert!(next.settle(position(10), 8, |seen| seen).is_err());
     }
 
     proptest! {
         #[test]
-        fn tokens_come_back(number in 0_u64..1 << 53, boot: u32, ephemeral: u64) {
-            let token = SyncToken { position: position(number), boot, ephemeral };
+        fn tokens_come_back(number in 0_u64..1 << 53, boot: u32, ephemeral: u64, inbox in 0_u64..1 << 53) {
+            let inbox = (inbox < number).then(|| position(inbox));
+            let token = SyncToken { position: position(number), boot, ephemeral, inbox };
             prop_assert_eq!(SyncToken::parse(&token.to_string()).unwrap(), token);
         }
 

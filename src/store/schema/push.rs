@@ -132,7 +132,11 @@ impl Totals {
         let add = |(notify, highlight): (u64, u64), outcome: Outcome| {
             (notify + u64::from(outcome.notify), highlight + u64::from(outcome.highlight))
         };
-        Self { last: event, default: add(self.default, event.default), mentions: add(self.mentions, event.mentions) }
+        Self {
+            last: event,
+            default: add(self.default, event.default),
+            mentions: add(self.mentions, event.mentions),
+        }
     }
 }
 

@@ -1,0 +1,123 @@
+//! Push rules.
+
+use ruma::{
+    api::client::push::{
+        delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
+        get_pushrules_global_scope, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
+    },
+    push::Ruleset,
+};
+
+use crate::{
+    accounts::Caller,
+    api::{Routes, extract::Client, reply::RawJson},
+    error::Result,
+    flows::{App, push_rules},
+    push::rules,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_pushrules_all);
+    r.client(get_pushrules_global_scope);
+    r.client(get_pushrule);
+    r.client(set_pushrule);
+    r.client(delete_pushrule);
+    r.client(get_pushrule_enabled);
+    r.client(set_pushrule_enabled);
+    r.client(get_pushrule_actions);
+    r.client(set_pushrule_actions);
+}
+
+fn rules_of(app: &App, caller: &Caller) -> Result<Ruleset> {
+    Ok(rules::rules_of(&*app.store.snapshot(), caller.user, &caller.user_id)?)
+}
+
+/// `GET /_matrix/client/v3/pushrules/`
+pub(crate) async fn get_pushrules_all(
+    app: App,
+    client: Client<get_pushrules_all::v3::Request>,
+) -> Result<RawJson> {
+    let rules = rules::as_json(&rules_of(&app, &client.caller)?)?;
+    Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()))
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/`
+pub(crate) async fn get_pushrules_global_scope(
+    app: App,
+    client: Client<get_pushrules_global_scope::v3::Request>,
+) -> Result<RawJson> {
+    Ok(RawJson(rules::as_json(&rules_of(&app, &client.caller)?)?.to_string().into()))
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub(crate) async fn get_pushrule(
+    app: App,
+    client: Client<get_pushrule::v3::Request>,
+) -> Result<get_pushrule::v3::Response> {
+    let rules = rules_of(&app, &client.caller)?;
+    let rule = rules::require_rule(&rules, client.request.kind, &client.request.rule_id)?;
+    Ok(get_pushrule::v3::Response::new(rule.into()))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub(crate) async fn set_pushrule(
+    app: App,
+    client: Client<set_pushrule::v3::Request>,
+) -> Result<set_pushrule::v3::Response> {
+    let set_pushrule::v3::Request { rule, before, after, .. } = client.request;
+    let insert = move |rules: &mut Ruleset| rules::insert(rules, rule, after.as_deref(), before.as_deref());
+    push_rules::change(&app, &client.caller, insert).await?;
+    Ok(set_pushrule::v3::Response::new())
+}
+
+/// `DELETE /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub(crate) async fn delete_pushrule(
+    app: App,
+    client: Client<delete_pushrule::v3::Request>,
+) -> Result<delete_pushrule::v3::Response> {
+    let delete_pushrule::v3::Request { kind, rule_id, .. } = client.request;
+    push_rules::change(&app, &client.caller, move |rules| rules::remove(rules, kind, &rule_id)).await?;
+    Ok(delete_pushrule::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
+pub(crate) async fn get_pushrule_enabled(
+    app: App,
+    client: Client<get_pushrule_enabled::v3::Request>,
+) -> Result<get_pushrule_enabled::v3::Response> {
+    let rules = rules_of(&app, &client.caller)?;
+    let rule = rules::require_rule(&rules, client.request.kind, &client.request.rule_id)?;
+    Ok(get_pushrule_enabled::v3::Response::new(rule.enabled()))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
+pub(crate) async fn set_pushrule_enabled(
+    app: App,
+    client: Client<set_pushrule_enabled::v3::Request>,
+) -> Result<set_pushrule_enabled::v3::Response> {
+    let set_pushrule_enabled::v3::Request { kind, rule_id, enabled, .. } = client.request;
+    let set = move |rules: &mut Ruleset| rules::set_enabled(rules, kind, &rule_id, enabled);
+    push_rules::change(&app, &client.caller, set).await?;
+    Ok(set_pushrule_enabled::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
+pub(crate) async fn get_pushrule_actions(
+    app: App,
+    client: Client<get_pushrule_actions::v3::Request>,
+) -> Result<get_pushrule_actions::v3::Response> {
+    let rules = rules_of(&app, &client.caller)?;
+    let rule = rules::require_rule(&rules, client.request.kind, &client.request.rule_id)?;
+    Ok(get_pushrule_actions::v3::Response::new(rule.actions().to_vec()))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
+pub(crate) async fn set_pushrule_actions(
+    app: App,
+    client: Client<set_pushrule_actions::v3::Request>,
+) -> Result<set_pushrule_actions::v3::Response> {
+    let set_pushrule_actions::v3::Request { kind, rule_id, actions, .. } = client.request;
+    let set = move |rules: &mut Ruleset| rules::set_actions(rules, kind, &rule_id, actions);
+    push_rules::change(&app, &client.caller, set).await?;
+    Ok(set_pushrule_actions::v3::Response::new())
+}

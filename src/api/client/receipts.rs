@@ -1,0 +1,68 @@
+//! Receipts and read markers.
+
+use ruma::{
+    api::client::{
+        read_marker::set_read_marker,
+        receipt::{create_receipt, create_receipt::v3::ReceiptType},
+    },
+    events::receipt::ReceiptThread,
+};
+
+use crate::{
+    api::{Routes, extract::Client},
+    error::{Refusal, Result},
+    flows::{App, ephemeral},
+    store::schema::receipts::ReceiptKind,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(create_receipt);
+    r.client(set_read_marker);
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}`
+pub(crate) async fn create_receipt(
+    app: App,
+    client: Client<create_receipt::v3::Request>,
+) -> Result<create_receipt::v3::Response> {
+    let Client { caller, request, .. } = client;
+    let kind = match request.receipt_type {
+        ReceiptType::Read => ReceiptKind::Public,
+        ReceiptType::ReadPrivate => ReceiptKind::Private,
+        ReceiptType::FullyRead if request.thread == ReceiptThread::Unthreaded => {
+            return Err(no_fully_read().into());
+        }
+        ReceiptType::FullyRead => {
+            return Err(Refusal::invalid_param("The fully read marker belongs to no thread.").into());
+        }
+        _ => return Err(Refusal::invalid_param("There is no such type of receipts.").into()),
+    };
+    ephemeral::send_receipt(&app, &caller, &request.room_id, kind, request.event_id, &request.thread).await?;
+    Ok(create_receipt::v3::Response::new())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/read_markers`
+pub(crate) async fn set_read_marker(
+    app: App,
+    client: Client<set_read_marker::v3::Request>,
+) -> Result<set_read_marker::v3::Response> {
+    let Client { caller, request, .. } = client;
+    let room = &request.room_id;
+    ephemeral::require_in_room(&app, &caller, room)?;
+    if request.fully_read.is_some() {
+        return Err(no_fully_read().into());
+    }
+    let receipts =
+        [(ReceiptKind::Public, request.read_receipt), (ReceiptKind::Private, request.private_read_receipt)];
+    for (kind, event) in receipts {
+        if let Some(event) = event {
+            ephemeral::send_receipt(&app, &caller, room, kind, event, &ReceiptThread::Unthreaded).await?;
+        }
+    }
+    Ok(set_read_marker::v3::Response::new())
+}
+
+/// The fully read marker is account data, which this server does not keep yet.
+fn no_fully_read() -> Refusal {
+    Refusal::unrecognized("This server keeps no fully read marker yet.")
+}

@@ -1,0 +1,47 @@
+//! Syncing.
+
+use std::time::Duration;
+
+use ruma::api::client::{
+    filter::FilterDefinition,
+    sync::sync_events::{self, v3::Filter},
+};
+
+use crate::{
+    accounts::Caller,
+    api::{Routes, extract::Client, reply::RawJson},
+    error::{Refusal, Result},
+    flows::{App, ephemeral},
+    store::schema,
+    sync::{SyncToken, v3::Ask},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(sync_events);
+}
+
+/// `GET /_matrix/client/v3/sync`
+pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Request>) -> Result<RawJson> {
+    let Client { caller, request, .. } = client;
+    let since = request.since.as_deref().map(SyncToken::parse).transpose()?;
+    let filter = match request.filter {
+        None => FilterDefinition::default(),
+        Some(Filter::FilterDefinition(filter)) => filter,
+        Some(Filter::FilterId(id)) => require_filter(&app, &caller, &id)?,
+        Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
+    };
+    // The poll's user is there until this is dropped, however the request ends.
+    let _present = ephemeral::begin_poll(&app, caller.user, request.set_presence).await?;
+    let mut ask = Ask::new(caller, since, &filter);
+    ask.full_state = request.full_state;
+    ask.use_state_after = request.use_state_after;
+    let timeout = request.timeout.unwrap_or(Duration::ZERO);
+    Ok(RawJson(app.polls.poll(ask, timeout).await?))
+}
+
+/// A filter that the user has stored.
+fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<FilterDefinition> {
+    let row = schema::FILTERS.get(&*app.store.snapshot(), (caller.user, id))?;
+    let filter = row.and_then(|row| serde_json::from_slice(&row).ok());
+    filter.ok_or_else(|| Refusal::invalid_param("You have stored no such filter.").into())
+}

@@ -1,0 +1,28 @@
+//! A user changes what they are told of.
+
+use ruma::push::Ruleset;
+
+use crate::{
+    accounts::Caller,
+    error::Result,
+    flows::{App, write},
+    push::rules,
+};
+
+/// Changes the caller's push rules.
+pub async fn change(
+    app: &App,
+    caller: &Caller,
+    change: impl FnOnce(&mut Ruleset) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let user_id = caller.user_id.clone();
+    let user = caller.user;
+    write::for_user(app, user, move |app, batch| {
+        rules::change(batch, user, &user_id, change)?;
+        write::wake(app, batch, user);
+        Ok(())
+    })
+    .await?;
+    app.push.rules_changed();
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Who is typing. In memory only: a restart forgets it, and clients forget by themselves after a while.
+//!
+//! Specification: client-server API, "Typing Notifications".
+
+use std::collections::BTreeMap;
+
+use crate::ids::RoomNum;
+
+/// A client may ask for longer; it is forgotten after this all the same.
+pub const TYPING_MS_MAX: u64 = 120_000;
+/// Who else types in a room is not told.
+const TYPISTS_MAX: usize = 100;
+/// Rooms with typists, or whose last typist stopped a while ago.
+const ROOMS_MAX: usize = 10_000;
+
+/// Who is typing in which room.
+#[derive(Debug, Default)]
+pub struct Typing {
+    rooms: BTreeMap<RoomNum, Typists>,
+    /// By the number of its last change, for "what is new since".
+    changed: BTreeMap<u64, RoomNum>,
+}
+
+#[derive(Debug, Default)]
+struct Typists {
+    changed: u64,
+    /// By user id.
+    users: BTreeMap<String, Typist>,
+}
+
+#[derive(Debug)]
+struct Typist {
+    /// In milliseconds since the epoch.
+    until_ms: u64,
+    /// The number of the change that began it.
+    began: u64,
+}
+
+impl Typing {
+    /// A user types until then, or (`None`) no longer. `number` is the number of this change. Whether others see a
+    /// difference: one who goes on typing changes nothing.
+    pub fn set(&mut self, room: RoomNum, user_id: &str, until_ms: Option<u64>, number: u64) -> bool {
+        let seen = match until_ms {
+            Some(until_ms) => {
+                let typists = self.rooms.entry(room).or_default();
+                if let Some(typist) = typists.users.get_mut(user_id) {
+                    typist.until_ms = until_ms;
+                    return false;
+                }
+                if typists.users.len() >= TYPISTS_MAX {
+                    return false;
+                }
+                typists.users.insert(user_id.to_owned(), Typist { until_ms, began: number });
+                true
+            }
+            None => self.rooms.get_mut(&room).is_some_and(|typists| typists.users.remove(user_id).is_some()),
+        };
+        if seen {
+            self.mark(room, number);
+        }
+        seen
+    }
+
+    /// Forgets whoever typed until before now. Whether that is a difference.
+    pub fn expire(&mut self, room: RoomNum, now_ms: u64, number: u64) -> bool {
+        let Some(typists) = self.rooms.get_mut(&room) else { return false };
+        let before = typists.users.len();
+        typists.users.retain(|_, typist| typist.until_ms > now_ms);
+        let seen = typists.users.len() != before;
+        if seen {
+            self.mark(room, number);
+        }
+        seen
+    }
+
+    fn mark(&mut self, room: RoomNum, number: u64) {
+        let Some(typists) = self.rooms.get_mut(&room) else { return };
+        self.changed.remove(&typists.changed);
+        typists.changed = number;
+        self.changed.insert(number, room);
+        if self.rooms.len() > ROOMS_MAX
+            && let Some((_, oldest)) = self.changed.pop_first()
+        {
+            self.rooms.remove(&oldest);
+        }
+    }
+
+    /// The rooms in which typists changed after this number.
+    pub fn changed_since(&self, number: u64) -> impl Iterator<Item = RoomNum> {
+        self.changed
+            .range((std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded))
+            .map(|(_, room)| *room)
+    }
+
+    /// Until when a user types who began with the change of this number, in milliseconds since the epoch; none if that
+    /// has ended.
+    pub fn until_ms(&self, room: RoomNum, user_id: &str, began: u64) -> Option<u64> {
+        let typist = self.rooms.get(&room)?.users.get(user_id)?;
+        (typist.began == began).then_some(typist.until_ms)
+    }
+
+    /// Who is typing in a room.
+    pub fn list(&self, room: RoomNum) -> Vec<String> {
+        self.rooms.get(&room).map(|typists| typists.users.keys().cloned().collect()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: RoomNum = RoomNum(3);
+
+    #[test]
+    fn going_on_typing_is_no_news_and_stopping_is() {
+        let mut typing = Typing::default();
+        assert!(typing.set(ROOM, "@a:x", Some(10), 1));
+        assert!(!typing.set(ROOM, "@a:x", Some(20), 2));
+        assert_eq!(typing.changed_since(0).collect::<Vec<_>>(), [ROOM]);
+        assert_eq!(typing.changed_since(1).count(), 0);
+        assert_eq!((typing.until_ms(ROOM, "@a:x", 1), typing.until_ms(ROOM, "@a:x", 2)), (Some(20), None));
+        assert!(!typing.expire(ROOM, 15, 3));
+        assert_eq!(typing.list(ROOM), ["@a:x"]);
+        assert!(typing.expire(ROOM, 20, 4));
+        assert_eq!(typing.changed_since(1).collect::<Vec<_>>(), [ROOM]);
+        assert!(typing.list(ROOM).is_empty());
+        assert!(!typing.set(ROOM, "@a:x", None, 5));
+    }
+
+    #[test]
+    fn rooms_and_typists_are_bounded() {
+        let mut typing = Typing::default();
+        for number in 0..ROOMS_MAX as u64 + 50 {
+            typing.set(RoomNum(number), "@a:x", Some(10), number + 1);
+        }
+        assert_eq!(typing.rooms.len(), ROOMS_MAX);
+        assert_eq!(typing.changed.len(), ROOMS_MAX);
+        for number in 0..TYPISTS_MAX as u64 + 50 {
+            typing.set(RoomNum(9_999), &format!("@{number}:x"), Some(10), 100_000 + number);
+        }
+        assert_eq!(typing.list(RoomNum(9_999)).len(), TYPISTS_MAX);
+    }
+}

@@ -1,0 +1,112 @@
+//! What changed for one user between two positions: found in one pass over the log, or, after a long time, by asking
+//! each of the user's rooms when it changed last. Never by reading every room.
+
+use std::{collections::BTreeSet, ops::Bound};
+
+use crate::{
+    ids::{Position, RoomNum, UserNum},
+    rooms::{members, receipts},
+    store::{
+        Direction, Fault, LogEntry, Read, schema,
+        schema::rooms::{Membership, UserRoomRow},
+    },
+};
+
+/// A longer part of the log is not walked.
+const WALK_MAX: u64 = 2_000;
+
+/// What changed for one user.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// Rooms that the user is or was something to, in which something changed.
+    pub(crate) rooms: Vec<(RoomNum, UserRoomRow)>,
+    /// Something of the user's account data, rules included.
+    pub(crate) account_data: bool,
+    /// Something waits for the user's devices.
+    pub(crate) to_device: bool,
+    /// The keys of some user.
+    pub(crate) device_lists: bool,
+}
+
+impl News {
+    /// Everything there is: for a client that begins.
+    pub(crate) fn everything(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self, Fault> {
+        let rooms = members::list_user_rooms(read, user)?.collect::<Result<_, _>>()?;
+        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true })
+    }
+
+    /// What changed after `from`, at or before `upto`. `also` are rooms that have news which the log does not hold.
+    pub(crate) fn find(
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        from: Position,
+        upto: Position,
+        also: &BTreeSet<RoomNum>,
+    ) -> Result<Self, Fault> {
+        if upto.number().saturating_sub(from.number()) <= WALK_MAX {
+            Self::walk_log(read, user, from, upto, also)
+        } else {
+            Self::ask_rooms(read, user, from, also)
+        }
+    }
+
+    fn walk_log(
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        from: Position,
+        upto: Position,
+        also: &BTreeSet<RoomNum>,
+    ) -> Result<Self, Fault> {
+        let mut news = Self::default();
+        let mut changed = also.clone();
+        if from < upto {
+            let (low, high) = (Bound::Excluded(from), Bound::Included(upto));
+            for row in schema::LOG.range::<Position>(read, low, high, Direction::Up)? {
+                match row?.1 {
+                    LogEntry::Event { room, .. }
+                    | LogEntry::RoomState { room }
+                    | LogEntry::Receipts { room } => {
+                        changed.insert(room);
+                    }
+                    LogEntry::AccountData { user: of } => news.account_data |= of == user,
+                    LogEntry::ToDevice { user: of } => news.to_device |= of == user,
+                    LogEntry::DeviceList { .. } => news.device_lists = true,
+                    _ => {}
+                }
+            }
+        }
+        if !changed.is_empty() {
+            let rows = schema::USER_ROOM.get_many(read, changed.iter().map(|room| (user, *room)))?;
+            let rooms = changed.into_iter().zip(rows).filter_map(|(room, row)| Some((room, row?)));
+            news.rooms = rooms.collect();
+        }
+        Ok(news)
+    }
+
+    fn ask_rooms(
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        from: Position,
+        also: &BTreeSet<RoomNum>,
+    ) -> Result<Self, Fault> {
+        let mut rooms = Vec::new();
+        for room in members::list_user_rooms(read, user)? {
+            let (room, row) = room?;
+            let is_news = row.since > from
+                || also.contains(&room)
+                || (row.membership == Membership::Join && changed_since(read, room, from)?);
+            if is_news {
+                rooms.push((room, row));
+            }
+        }
+        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true })
+    }
+}
+
+fn changed_since(read: &(impl Read + ?Sized), room: RoomNum, from: Position) -> Result<bool, Fault> {
+    let Some(row) = schema::ROOM.get(read, room)? else { return Ok(false) };
+    if row.tip.anchor > from || row.state_tip.anchor > from {
+        return Ok(true);
+    }
+    receipts::any_new(read, room, from)
+}

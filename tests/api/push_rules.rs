@@ -1,0 +1,104 @@
+//! Push rules.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+const RULES: &str = "/_matrix/client/v3/pushrules";
+
+async fn ids(client: &TestClient, kind: &str) -> Vec<String> {
+    let (status, rules) = client.get(&format!("{RULES}/global/")).await;
+    assert_eq!(status, StatusCode::OK, "{rules}");
+    let list = rules[kind].as_array().unwrap().iter();
+    list.map(|rule| rule["rule_id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn keyword(pattern: &str) -> Value {
+    json!({ "pattern": pattern, "actions": ["notify", { "set_tweak": "highlight" }] })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_user_has_the_default_rules() {
+    let alice = TestServer::new().register("alice").await;
+    let (status, all) = alice.get(&format!("{RULES}/")).await;
+    assert_eq!(status, StatusCode::OK);
+    let overrides = all["global"]["override"].as_array().unwrap();
+    assert_eq!(overrides[0]["rule_id"], ".m.rule.master");
+    assert_eq!(overrides[0]["enabled"], false);
+    let (status, rule) = alice.get(&format!("{RULES}/global/underride/.m.rule.message")).await;
+    assert_eq!((status, &rule["default"]), (StatusCode::OK, &json!(true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_are_put_moved_changed_and_deleted() {
+    let alice = TestServer::new().register("alice").await;
+    let path = |id: &str| format!("{RULES}/global/content/{id}");
+    for id in ["one", "two", "three"] {
+        assert_eq!(alice.put(&path(id), keyword(id)).await, (StatusCode::OK, json!({})));
+    }
+    assert_eq!(ids(&alice, "content").await, ["three", "two", "one"]);
+    let (status, _) = alice.put(&format!("{}?after=one", path("three")), keyword("3")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(ids(&alice, "content").await, ["two", "one", "three"]);
+    let (status, _) = alice.put(&format!("{}?before=one", path("three")), keyword("3")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(ids(&alice, "content").await, ["two", "three", "one"]);
+
+    let (status, _) = alice.put(&format!("{}/enabled", path("two")), json!({ "enabled": false })).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(alice.get(&format!("{}/enabled", path("two"))).await.1, json!({ "enabled": false }));
+    let (status, _) = alice.put(&format!("{}/actions", path("two")), json!({ "actions": [] })).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(alice.get(&format!("{}/actions", path("two"))).await.1, json!({ "actions": [] }));
+    let (_, rule) = alice.get(&path("two")).await;
+    assert_eq!((&rule["pattern"], &rule["default"]), (&json!("two"), &json!(false)));
+
+    assert_eq!(alice.delete(&path("two"), json!({})).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&path("two")).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(ids(&alice, "content").await, ["three", "one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_rule_is_refused() {
+    let alice = TestServer::new().register("alice").await;
+    let body = keyword("x");
+    for (path, status, code) in [
+        ("global/content/.m.mine", 400, "M_INVALID_PARAM"),
+        ("global/content/a?after=nothing", 400, "M_INVALID_PARAM"),
+        ("global/content/a?before=.m.rule.contains_user_name", 400, "M_INVALID_PARAM"),
+        ("global/sideways/a", 400, "M_INVALID_PARAM"),
+        ("global/sender/nobody", 400, "M_INVALID_PARAM"),
+        ("global/content/none/enabled", 404, "M_NOT_FOUND"),
+        ("global/content/none/actions", 404, "M_NOT_FOUND"),
+    ] {
+        let mut body = body.clone();
+        body["enabled"] = json!(true);
+        let (got, json) = alice.put(&format!("{RULES}/{path}"), body).await;
+        assert_eq!((got.as_u16(), json["errcode"].as_str()), (status, Some(code)), "{path}: {json}");
+    }
+    let (status, json) = alice.put(&format!("{RULES}/global/content/a"), json!({ "pattern": "x" })).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_MISSING_PARAM")), "{json}");
+    for (path, status) in [("global/content/none", 404), ("global/underride/.m.rule.message", 400)] {
+        assert_eq!(alice.delete(&format!("{RULES}/{path}"), json!({})).await.0.as_u16(), status, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_rules_come_down_sync_and_belong_to_their_user() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, first) = alice.get("/_matrix/client/v3/sync").await;
+    let initial = first["account_data"]["events"].as_array().unwrap();
+    assert!(initial.iter().any(|event| event["type"] == "m.push_rules"), "{first}");
+    alice.put(&format!("{RULES}/global/content/word"), keyword("word")).await;
+    let since = first["next_batch"].as_str().unwrap();
+    let (_, next) = alice.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    let event = &next["account_data"]["events"][0];
+    assert_eq!(event["type"], "m.push_rules");
+    assert_eq!(event["content"]["global"]["content"][0]["rule_id"], "word");
+    let since = next["next_batch"].as_str().unwrap();
+    let (_, empty) = alice.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    assert!(empty.get("account_data").is_none(), "{empty}");
+    assert!(ids(&bob, "content").await.is_empty());
+}

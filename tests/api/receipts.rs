@@ -1,0 +1,273 @@
+//! Receipts, read markers and the unread counts that follow from them.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    support::{TestClient, TestServer},
+    sync::{Chain, act, create_room, encoded, env, events, must, say, send, set_state},
+};
+
+async fn room_of(server: &TestServer, names: &[&str]) -> (Vec<TestClient>, String) {
+    let mut people = Vec::new();
+    for name in names {
+        people.push(server.register(name).await);
+    }
+    let room = create_room(&people[0], json!({ "preset": "public_chat" })).await;
+    for client in &people[1..] {
+        must(client, &room, "join", json!({})).await;
+    }
+    (people, room)
+}
+
+async fn read(client: &TestClient, room: &str, kind: &str, event: &str, body: Value) -> (StatusCode, Value) {
+    let answer = act(client, room, &format!("receipt/{kind}/{}", encoded(event)), body).await;
+    // Receipts are gathered for a moment.
+    env(&client.server).sleep(Duration::from_millis(500)).await;
+    answer
+}
+
+async fn must_read(client: &TestClient, room: &str, kind: &str, event: &str, body: Value) {
+    let (status, json) = read(client, room, kind, event, body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
+
+/// (notifications, highlights) as a client that begins sees them.
+async fn unread(client: &TestClient, room: &str) -> (u64, u64) {
+    counts(&Chain::of(client).next().await["rooms"]["join"][room]["unread_notifications"])
+}
+
+async fn unread_by_thread(client: &TestClient, room: &str) -> ((u64, u64), Value) {
+    let filter = json!({ "room": { "timeline": { "unread_thread_notifications": true } } });
+    let sync = Chain::filtered(client, filter).next().await;
+    let joined = &sync["rooms"]["join"][room];
+    (counts(&joined["unread_notifications"]), joined["unread_thread_notifications"].clone())
+}
+
+fn counts(json: &Value) -> (u64, u64) {
+    let number = |name: &str| json[name].as_u64().unwrap_or_else(|| panic!("no {name} in {json}"));
+    (number("notification_count"), number("highlight_count"))
+}
+
+fn receipt_contents(sync: &Value, room: &str) -> Vec<Value> {
+    let ephemeral = events(sync, "join", room, "ephemeral");
+    ephemeral
+        .iter()
+        .filter(|event| event["type"] == "m.receipt")
+        .map(|event| event["content"].clone())
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn public_receipts_are_told_to_all_and_private_ones_to_oneself() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let event = say(&people[0], &room, "hello").await;
+    let (mut alice, mut bob) = (Chain::of(&people[0]), Chain::of(&people[1]));
+    alice.next().await;
+    bob.next().await;
+    must_read(&people[1], &room, "m.read.private", &event, json!({})).await;
+    assert!(alice.next().await.get("rooms").is_none());
+    let own = bob.next().await;
+    assert!(receipt_contents(&own, &room)[0][&event]["m.read.private"][&people[1].user_id]["ts"].is_u64());
+    must_read(&people[1], &room, "m.read", &event, json!({})).await;
+    let told = alice.next().await;
+    assert!(receipt_contents(&told, &room)[0][&event]["m.read"][&people[1].user_id]["ts"].is_u64());
+    assert!(alice.next().await.get("rooms").is_none());
+    // Who begins is told, too.
+    let anew = Chain::of(&people[0]).next().await;
+    assert_eq!(receipt_contents(&anew, &room).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_receipts_at_once_become_one_and_wake_the_room() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        ids.push(say(&people[0], &room, &format!("m{number}")).await);
+    }
+    let mut alice = Chain::of(&people[0]);
+    alice.next().await;
+    let (told, ()) = tokio::join!(alice.next_within(10_000), async {
+        for id in &ids {
+            must(&people[1], &room, &format!("receipt/m.read/{}", encoded(id)), json!({})).await;
+        }
+    });
+    env(&server).sleep(Duration::from_millis(500)).await;
+    let later = alice.next().await;
+    let all: Vec<Value> = [receipt_contents(&told, &room), receipt_contents(&later, &room)].concat();
+    assert!(all.last().unwrap().get(&ids[4]).is_some(), "{all:?}");
+    assert!(all.len() <= 2, "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_receipt_is_refused() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let stranger = server.register("stranger").await;
+    let event = say(&people[0], &room, "hello").await;
+    for (client, room, kind, event, body, status, code) in [
+        (&stranger, room.as_str(), "m.read", event.as_str(), json!({}), 403, "M_FORBIDDEN"),
+        (&people[1], "!nowhere:test.example", "m.read", event.as_str(), json!({}), 403, "M_FORBIDDEN"),
+        (&people[1], room.as_str(), "m.read", "$nothing", json!({}), 404, "M_NOT_FOUND"),
+        (&people[1], room.as_str(), "m.seen", event.as_str(), json!({}), 400, "M_INVALID_PARAM"),
+        (
+            &people[1],
+            room.as_str(),
+            "m.read",
+            event.as_str(),
+            json!({ "thread_id": "" }),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            &people[1],
+            room.as_str(),
+            "m.read",
+            event.as_str(),
+            json!({ "thread_id": "x" }),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (&people[1], room.as_str(), "m.read", event.as_str(), json!({ "thread_id": 3 }), 400, "M_BAD_JSON"),
+        (
+            &people[1],
+            room.as_str(),
+            "m.fully_read",
+            event.as_str(),
+            json!({ "thread_id": "main" }),
+            400,
+            "M_INVALID_PARAM",
+        ),
+    ] {
+        let (got, json) = read(client, room, kind, event, body.clone()).await;
+        assert_eq!(
+            (got.as_u16(), json["errcode"].as_str()),
+            (status, Some(code)),
+            "{room} {kind} {body}: {json}"
+        );
+    }
+    let (status, json) = act(&stranger, &room, "read_markers", json!({ "m.read": event })).await;
+    assert_eq!((status, &json["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_count_until_they_are_read() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob", "carol"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    let first = say(alice, &room, "one").await;
+    say(alice, &room, "two").await;
+    say(bob, &room, "own").await;
+    assert_eq!(unread(bob, &room).await, (2, 0));
+    assert_eq!(unread(alice, &room).await, (1, 0));
+    must_read(bob, &room, "m.read", &first, json!({})).await;
+    assert_eq!(unread(bob, &room).await, (1, 0));
+    let mention = json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [bob.user_id] } });
+    let third = send(alice, &room, "mention", mention).await;
+    assert_eq!(unread(bob, &room).await, (2, 1));
+    assert_eq!(unread(&people[2], &room).await, (4, 0));
+    // Notices and changes of state do not notify.
+    send(alice, &room, "notice", json!({ "msgtype": "m.notice", "body": "n" })).await;
+    set_state(alice, &room, "m.room.topic", "", json!({ "topic": "t" })).await;
+    assert_eq!(unread(bob, &room).await, (2, 1));
+    must_read(bob, &room, "m.read.private", &third, json!({})).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    // Receipts never go back.
+    must_read(bob, &room, "m.read", &first, json!({})).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_may_notifies_the_whole_room() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob", "carol"]).await;
+    let all = json!({ "msgtype": "m.text", "body": "all", "m.mentions": { "room": true } });
+    send(&people[0], &room, "all", all.clone()).await;
+    assert_eq!(unread(&people[1], &room).await, (1, 1));
+    // Bob has not the power to.
+    send(&people[1], &room, "all", all).await;
+    assert_eq!(unread(&people[2], &room).await, (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn own_rules_count_differently() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob", "carol", "dora"]).await;
+    let [alice, bob, carol, dora] = people.as_slice() else { panic!() };
+    let rules = "/_matrix/client/v3/pushrules/global";
+    let keyword = json!({ "pattern": "cake", "actions": ["notify", { "set_tweak": "highlight" }] });
+    assert_eq!(bob.put(&format!("{rules}/content/cake"), keyword).await.0, StatusCode::OK);
+    let quiet = json!({ "actions": [] });
+    assert_eq!(carol.put(&format!("{rules}/room/{}", encoded(&room)), quiet.clone()).await.0, StatusCode::OK);
+    let mute = json!({ "actions": [], "conditions": [{ "kind": "event_match", "key": "room_id", "pattern": room }] });
+    assert_eq!(dora.put(&format!("{rules}/override/{}", encoded(&room)), mute).await.0, StatusCode::OK);
+    say(alice, &room, "there is cake").await;
+    say(alice, &room, "and tea").await;
+    assert_eq!(unread(bob, &room).await, (2, 1));
+    assert_eq!(unread(carol, &room).await, (0, 0));
+    let mention = json!({ "msgtype": "m.text", "body": "x", "m.mentions": { "user_ids": [carol.user_id, dora.user_id] } });
+    send(alice, &room, "mention", mention).await;
+    assert_eq!(unread(carol, &room).await, (1, 1));
+    assert_eq!(unread(dora, &room).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn threads_are_read_on_their_own() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let root = say(alice, &room, "root").await;
+    let relation = json!({ "rel_type": "m.thread", "event_id": root });
+    let mut last = String::new();
+    for number in 0..3 {
+        let content = json!({ "msgtype": "m.text", "body": "in", "m.relates_to": relation });
+        last = send(alice, &room, &format!("t{number}"), content).await;
+    }
+    let main = say(alice, &room, "main").await;
+    assert_eq!(unread(bob, &room).await, (5, 0));
+    let (outside, threads) = unread_by_thread(bob, &room).await;
+    assert_eq!((outside, counts(&threads[&root])), ((2, 0), (3, 0)));
+    must_read(bob, &room, "m.read", &last, json!({ "thread_id": root })).await;
+    assert_eq!(unread_by_thread(bob, &room).await, ((2, 0), Value::Null));
+    must_read(bob, &room, "m.read", &main, json!({ "thread_id": "main" })).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    let content = json!({ "msgtype": "m.text", "body": "more", "m.relates_to": relation });
+    let more = send(alice, &room, "more", content).await;
+    let (outside, threads) = unread_by_thread(bob, &room).await;
+    assert_eq!((outside, counts(&threads[&root])), ((0, 0), (1, 0)));
+    must_read(bob, &room, "m.read", &more, json!({})).await;
+    assert_eq!(unread_by_thread(bob, &room).await, ((0, 0), Value::Null));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_redacted_counts_no_longer() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let mention =
+        json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [people[1].user_id] } });
+    let event = send(&people[0], &room, "mention", mention).await;
+    say(&people[0], &room, "stays").await;
+    assert_eq!(unread(&people[1], &room).await, (2, 1));
+    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{}/1", encoded(&event));
+    assert_eq!(people[0].put(&path, json!({})).await.0, StatusCode::OK);
+    assert_eq!(unread(&people[1], &room).await, (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_later_has_nothing_unread() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice"]).await;
+    for number in 0..3 {
+        say(&people[0], &room, &format!("m{number}")).await;
+    }
+    let late = server.register("late").await;
+    must(&late, &room, "join", json!({})).await;
+    assert_eq!(unread(&late, &room).await, (0, 0));
+    say(&people[0], &room, "welcome").await;
+    assert_eq!(unread(&late, &room).await, (1, 0));
+}
