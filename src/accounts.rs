@@ -10,7 +10,7 @@ pub mod interactive;
 pub mod names;
 pub mod passwords;
 pub mod presence;
-//pub mod profiles;
+pub mod profiles;
 pub mod registration;
 pub mod tokens;
 pub mod users;

@@ -2,6 +2,7 @@
 
 pub mod change_password;
 pub mod confirm;
+pub mod deactivate;
 pub mod keep;
 pub mod ephemeral;
 pub mod log_in;
@@ -12,6 +13,7 @@ pub mod register;
 pub mod rename_device;
 pub mod seen;
 pub mod send_to_device;
+pub mod set_profile;
 mod write;
 pub(crate) mod aliases;
 pub(crate) mod commit;

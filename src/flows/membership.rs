@@ -297,7 +297,6 @@ pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<
 
 /// Writes the user's profile, as it is now, into every room that they are in. Rooms are independent of one another: one
 /// that does not allow it is left out.
-#[expect(dead_code, reason = "the flows of accounts call it")]
 pub(crate) async fn renew_profile(app: &App, user: UserNum, user_id: &UserId) -> Result<()> {
     let rooms = members::list_joined_rooms(&*app.store.snapshot(), user)?;
     for room in rooms {
@@ -323,7 +322,6 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum, user_id: &UserId) ->
 }
 
 /// Leaves every room that the user is in, and refuses every invitation: their account ends.
-#[expect(dead_code, reason = "the flows of accounts call it")]
 pub(crate) async fn leave_all(app: &App, user: UserNum, user_id: &UserId) -> Result<()> {
     let snapshot = app.store.snapshot();
     let mut rooms = Vec::new();

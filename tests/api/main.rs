@@ -18,6 +18,7 @@ mod http_rules;
 mod login;
 mod push_rules;
 mod receipts;
+mod profile;
 mod register;
 mod rooms;
 mod to_device;

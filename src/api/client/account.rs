@@ -1,7 +1,7 @@
 //! The caller's own account.
 
 use ruma::api::{
-    client::account::{change_password, whoami},
+    client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami},
     error::ErrorKind,
 };
 use serde_json::json;
@@ -19,6 +19,7 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.client(whoami);
     r.maybe_client(change_password);
+    r.maybe_client(deactivate);
 }
 
 /// `GET /_matrix/client/v3/account/whoami`
@@ -51,6 +52,21 @@ pub(crate) async fn change_password(
     flows::change_password::change_password(&app, &caller, request.new_password, request.logout_devices)
         .await?;
     Ok(change_password::v3::Response::new())
+}
+
+/// `POST /_matrix/client/v3/account/deactivate`
+pub(crate) async fn deactivate(
+    app: App,
+    client: MaybeClient<deactivate::v3::Request>,
+) -> Result<deactivate::v3::Response> {
+    let (caller, request) = (require_caller(client.caller)?, client.request);
+    require_no_guest(&caller)?;
+    let operation = confirm::operation("deactivate", Some(&caller), &json!({ "erase": request.erase }));
+    let flows = confirm::password_flow();
+    confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
+    flows::deactivate::deactivate(&app, caller.user, caller.user_id, request.erase).await?;
+    // There is nothing that could be bound at an identity server.
+    Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }
 
 /// Errors: 403 `M_GUEST_ACCESS_FORBIDDEN`.

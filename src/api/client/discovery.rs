@@ -4,7 +4,10 @@ use ruma::api::client::discovery::{
     discover_homeserver::{self, HomeserverInfo},
     get_capabilities::{
         self,
-        v3::{Capabilities, RoomVersionStability, RoomVersionsCapability},
+        v3::{
+                Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
+                RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
+            },
     },
     get_supported_versions,
 };
@@ -51,11 +54,15 @@ pub(crate) async fn well_known(
 /// `GET /_matrix/client/v3/capabilities`
 pub(crate) async fn capabilities(
     app: App,
-    _client: Client<get_capabilities::v3::Request>,
+    client: Client<get_capabilities::v3::Request>,
 ) -> Result<get_capabilities::v3::Response> {
     let available = ROOM_VERSIONS.map(|version| (version, RoomVersionStability::Stable)).into();
     let default = app.config.rooms.default_version.clone();
     let mut capabilities = Capabilities::new();
     capabilities.room_versions = RoomVersionsCapability::new(default, available);
+    capabilities.change_password = ChangePasswordCapability::new(!client.caller.is_guest);
+    capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
+    capabilities.get_login_token = GetLoginTokenCapability::new(false);
+    capabilities.profile_fields = Some(ProfileFieldsCapability::new(true));
     Ok(get_capabilities::v3::Response::new(capabilities))
 }

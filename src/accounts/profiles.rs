@@ -1,0 +1,121 @@
+//! Profiles of local users: fields, of which two are shown in rooms.
+//!
+//! Specification: client-server API, "Profiles".
+
+use bytes::Bytes;
+use ruma::{MxcUri, api::error::ErrorKind};
+use serde_json::{Map, Value};
+
+use crate::{
+    error::{Refusal, Result},
+    ids::UserNum,
+    store::{Batch, Direction, Fault, LogEntry, Read, schema},
+};
+
+/// A whole profile is smaller, in bytes of JSON.
+pub const PROFILE_BYTES_MAX: usize = 64 << 10;
+/// The name of a field is no longer, in bytes.
+pub const FIELD_BYTES_MAX: usize = 255;
+/// A display name is no longer, in characters.
+pub const DISPLAY_NAME_CHARS_MAX: usize = 256;
+/// The address of an avatar is no longer, in bytes.
+pub const AVATAR_URL_BYTES_MAX: usize = 1_000;
+/// What a field costs beside its name and value: quotes, colon, comma.
+const FIELD_OVERHEAD: usize = 4;
+
+/// Whether the field is shown with each membership of the user.
+pub fn is_shown_in_rooms(field: &str) -> bool {
+    matches!(field, "displayname" | "avatar_url")
+}
+
+/// The JSON of one field.
+pub fn find(read: &(impl Read + ?Sized), user: UserNum, field: &str) -> Result<Option<Bytes>, Fault> {
+    schema::PROFILES.get(read, (user, field))
+}
+
+/// The whole profile.
+pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Value>, Fault> {
+    let mut profile = Map::new();
+    for row in schema::PROFILES.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, field), value) = row?;
+        let value = serde_json::from_slice(&value).map_err(|_| Fault::Corrupt("a profile is not JSON"))?;
+        profile.insert(field, value);
+    }
+    Ok(profile)
+}
+
+/// Whether a field may have this name: the specification's own, or a namespaced identifier.
+/// Errors: 400 `M_KEY_TOO_LARGE`, `M_INVALID_PARAM`.
+pub fn check_field(field: &str) -> Result<()> {
+    if field.len() > FIELD_BYTES_MAX {
+        let refusal = Refusal::new(ErrorKind::KeyTooLarge, "The name of a field has at most 255 bytes.");
+        return Err(refusal.status(http::StatusCode::BAD_REQUEST).into());
+    }
+    let begins = field.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+    if !begins || !field.bytes().all(is_allowed) {
+        return Err(Refusal::invalid_param("This cannot be the name of a field of a profile.").into());
+    }
+    Ok(())
+}
+
+/// What becomes of a field: none is none. Errors: 400 for a value that the field cannot have.
+fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
+    let invalid = |why: &str| Err(Refusal::invalid_param(why).into());
+    match (field, &value) {
+        // Before there was a way to delete a field, clients emptied it.
+        ("displayname" | "avatar_url", Value::Null) => Ok(None),
+        ("displayname" | "avatar_url", Value::String(text)) if text.is_empty() => Ok(None),
+        ("displayname", Value::String(text)) if text.chars().count() > DISPLAY_NAME_CHARS_MAX => {
+            invalid("A display name has at most 256 characters.")
+        }
+        ("avatar_url", Value::String(text)) if text.len() > AVATAR_URL_BYTES_MAX => {
+            invalid("The address of an avatar has at most 1,000 bytes.")
+        }
+        ("avatar_url", Value::String(text)) if !<&MxcUri>::from(text.as_str()).is_valid() => {
+            invalid("The address of an avatar is an mxc:// address.")
+        }
+        ("displayname" | "avatar_url" | "m.tz", Value::String(_)) => Ok(Some(value)),
+        ("displayname" | "avatar_url" | "m.tz", _) => invalid("This field is text."),
+        _ => Ok(Some(value)),
+    }
+}
+
+/// Sets a field, and says whether that changed anything. Under the user's lock.
+/// Errors: 400 for names and values that cannot be, 400 `M_PROFILE_TOO_LARGE`.
+pub fn set(batch: &mut Batch, user: UserNum, field: &str, value: Value) -> Result<bool> {
+    check_field(field)?;
+    let Some(value) = normalize(field, value)? else { return Ok(delete(batch, user, field)?) };
+    let json = Bytes::from(value.to_string());
+    let mut bytes = 2 + field.len() + json.len() + FIELD_OVERHEAD;
+    for row in schema::PROFILES.prefix::<(UserNum,)>(batch, (user,), Direction::Up)? {
+        let ((_, other), there) = row?;
+        if other != field {
+            bytes += other.len() + there.len() + FIELD_OVERHEAD;
+        } else if there == json {
+            return Ok(false);
+        }
+    }
+    if bytes >= PROFILE_BYTES_MAX {
+        let refusal = Refusal::new(ErrorKind::ProfileTooLarge, "A whole profile is smaller than 64 KiB.");
+        return Err(refusal.status(http::StatusCode::BAD_REQUEST).into());
+    }
+    schema::PROFILES.put(batch, (user, field), &json);
+    batch.position(&LogEntry::Account { user });
+    Ok(true)
+}
+
+/// Deletes a field, and says whether it was there. Under the user's lock.
+pub fn delete(batch: &mut Batch, user: UserNum, field: &str) -> Result<bool, Fault> {
+    let was_there = schema::PROFILES.contains(batch, (user, field))?;
+    if was_there {
+        schema::PROFILES.delete(batch, (user, field));
+        batch.position(&LogEntry::Account { user });
+    }
+    Ok(was_there)
+}
+
+/// Deletes the whole profile, for an account that ends.
+pub fn delete_all(batch: &mut Batch, user: UserNum) {
+    schema::PROFILES.delete_prefix::<(UserNum,)>(batch, (user,));
+}

@@ -1,0 +1,100 @@
+//! Profiles.
+
+use ruma::{
+    UserId,
+    api::client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    accounts::{profiles, users},
+    api::{
+        Routes,
+        client::account_data::require_self,
+        extract::{Client, Public},
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::{Error, Refusal, Result},
+    flows::{App, set_profile},
+    ids::UserNum,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.public(get_profile);
+    r.public(get_profile_field);
+    r.client(set_profile_field);
+    r.client(delete_profile_field);
+}
+
+fn unknown() -> Error {
+    Refusal::not_found("There is no such profile here.").into()
+}
+
+fn require(app: &App, user_id: &str) -> Result<UserNum> {
+    let user_id =
+        <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    let snapshot = app.store.snapshot();
+    let user = users::find_num(&*snapshot, user_id)?.ok_or_else(unknown)?;
+    if users::require(&*snapshot, user)?.is_deactivated { Err(unknown()) } else { Ok(user) }
+}
+
+/// `GET /_matrix/client/v3/profile/{userId}`
+pub(crate) async fn get_profile(app: App, public: Public<get_profile::v3::Request>) -> Result<RawJson> {
+    let user = require(&app, public.request.user_id.as_str())?;
+    let profile = profiles::read(&*app.store.snapshot(), user)?;
+    Ok(RawJson(Value::Object(profile).to_string().into()))
+}
+
+/// `GET /_matrix/client/v3/profile/{userId}/{field}`
+pub(crate) async fn get_profile_field(
+    app: App,
+    public: Public<Raw<get_profile_field::v3::Request>>,
+) -> Result<RawJson> {
+    let request = public.request;
+    let user = require(&app, request.arg(0))?;
+    let field = request.arg(1);
+    profiles::check_field(field)?;
+    let Some(value) = profiles::find(&*app.store.snapshot(), user, field)? else {
+        return Err(Refusal::not_found("The profile has no such field.").into());
+    };
+    let value: Value = serde_json::from_slice(&value).map_err(|error| Error::broken(error.to_string()))?;
+    Ok(RawJson(json!({ field: value }).to_string().into()))
+}
+
+/// `PUT /_matrix/client/v3/profile/{userId}/{field}`
+pub(crate) async fn set_profile_field(
+    app: App,
+    client: Client<Raw<set_profile_field::v3::Request>>,
+) -> Result<set_profile_field::v3::Response> {
+    let (caller, request) = (client.caller, client.request);
+    require_user(&caller, request.arg(0))?;
+    let field = request.arg(1);
+    profiles::check_field(field)?;
+    let mut body: Map<String, Value> = serde_json::from_slice(&request.body)
+        .map_err(|why| Refusal::new(ruma::api::error::ErrorKind::NotJson, format!("This is not JSON: {why}.")))?;
+    let Some(value) = body.remove(field) else {
+        return Err(Refusal::missing_param("The body has no property of the field's name.").into());
+    };
+    set_profile::set_profile(&app, &caller, field.to_owned(), Some(value)).await?;
+    Ok(set_profile_field::v3::Response::new())
+}
+
+/// `DELETE /_matrix/client/v3/profile/{userId}/{field}`
+pub(crate) async fn delete_profile_field(
+    app: App,
+    client: Client<Raw<delete_profile_field::v3::Request>>,
+) -> Result<delete_profile_field::v3::Response> {
+    let (caller, request) = (client.caller, client.request);
+    require_user(&caller, request.arg(0))?;
+    let field = request.arg(1);
+    profiles::check_field(field)?;
+    set_profile::set_profile(&app, &caller, field.to_owned(), None).await?;
+    Ok(delete_profile_field::v3::Response::new())
+}
+
+fn require_user(caller: &crate::accounts::Caller, user_id: &str) -> Result<()> {
+    let user_id =
+        <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    require_self(caller, user_id)
+}

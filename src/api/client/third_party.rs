@@ -1,0 +1,60 @@
+//! Email addresses and phone numbers of accounts: this server keeps none, and says so.
+
+use bytes::Bytes;
+use ruma::api::{
+    client::account::{
+        add_3pid, bind_3pid, delete_3pid, get_3pids, request_3pid_management_token_via_email,
+        request_3pid_management_token_via_msisdn, request_password_change_token_via_email,
+        request_password_change_token_via_msisdn, request_registration_token_via_email,
+        request_registration_token_via_msisdn, unbind_3pid,
+    },
+    error::ErrorKind,
+};
+
+use crate::{
+    api::{
+        Routes,
+        extract::{Client, Public},
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::{Refusal, Result},
+    flows::App,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_3pids);
+    r.client(refuse_change::<add_3pid::v3::Request>);
+    r.client(refuse_change::<bind_3pid::v3::Request>);
+    r.client(refuse_change::<unbind_3pid::v3::Request>);
+    r.client(refuse_change::<delete_3pid::v3::Request>);
+    r.public(refuse_proof::<request_3pid_management_token_via_email::v3::Request>);
+    r.public(refuse_proof::<request_3pid_management_token_via_msisdn::v3::Request>);
+    r.public(refuse_proof::<request_password_change_token_via_email::v3::Request>);
+    r.public(refuse_proof::<request_password_change_token_via_msisdn::v3::Request>);
+    r.public(refuse_proof::<request_registration_token_via_email::v3::Request>);
+    r.public(refuse_proof::<request_registration_token_via_msisdn::v3::Request>);
+}
+
+fn denied() -> Refusal {
+    let why = "This server keeps no email addresses and phone numbers.";
+    Refusal::new(ErrorKind::ThreepidDenied, why).status(http::StatusCode::FORBIDDEN)
+}
+
+/// `GET /_matrix/client/v3/account/3pid`
+pub(crate) async fn get_3pids(
+    _app: App,
+    _client: Client<get_3pids::v3::Request>,
+) -> Result<RawJson> {
+    Ok(RawJson(Bytes::from_static(br#"{"threepids":[]}"#)))
+}
+
+/// What would change the addresses of an account.
+async fn refuse_change<R>(_app: App, _client: Client<Raw<R>>) -> Result<RawJson> {
+    Err(denied().into())
+}
+
+/// What would send a proof to an address.
+async fn refuse_proof<R>(_app: App, _public: Public<Raw<R>>) -> Result<RawJson> {
+    Err(denied().into())
+}
