@@ -30,7 +30,7 @@ use crate::{accounts, builders, checks, rooms};
 
 const BEGAN_MS: u64 = 1_767_225_600_000;
 /// For so long everybody acts; then the crashes end, everybody finishes, and the world is checked.
-const LIVES: Duration = Duration::from_secs(12);
+const LIVES: Duration = Duration::from_secs(5);
 /// A write of the disk takes up to this.
 const DISK_TAKES_MAX: Duration = Duration::from_millis(20);
 
@@ -193,7 +193,7 @@ impl World {
 
     async fn crash_now_and_then(self: Rc<Self>) {
         while !self.is_ending() {
-            self.pause(4_000).await;
+            self.pause(1_800).await;
             self.crash(true).await;
         }
     }
