@@ -252,6 +252,18 @@ fn forks(c: &mut Criterion) {
                 black_box(resolve::resolve(&*snapshot, ROOM, &rules, &branches, &room.events).unwrap());
             });
         });
+        if members > 10_000 {
+            // What a message that cites an old event makes of the heads.
+            let mut rows = state::changes(&*snapshot, ROOM, Order::MIN, Order::MAX).unwrap();
+            let (old, _) = rows.nth(members as usize - 10_000).unwrap().unwrap();
+            let states = [Ref::Main(old), state::tip(&*snapshot, ROOM).unwrap()];
+            group.sample_size(10);
+            group.bench_function("resolve with a state 10,000 changes back", |b| {
+                b.iter(|| {
+                    black_box(resolve::resolve(&*snapshot, ROOM, &rules, &states, &room.events).unwrap());
+                });
+            });
+        }
     }
     group.finish();
 }

@@ -4,20 +4,20 @@ use super::{Header, Source};
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::event::{self, Event},
-    store::{Fault, Read, schema::rooms::RoomRow},
+    store::{Fault, Read},
 };
 
 /// The events of a room, read from the store.
 pub struct StoredEvents<'r, R: Read + ?Sized> {
     read: &'r R,
     num: RoomNum,
-    room: &'r RoomRow,
+    version: u8,
 }
 
 impl<'r, R: Read + ?Sized> StoredEvents<'r, R> {
-    /// The events of this room.
-    pub fn new(read: &'r R, num: RoomNum, room: &'r RoomRow) -> Self {
-        Self { read, num, room }
+    /// The events of this room, which is of this version.
+    pub fn new(read: &'r R, num: RoomNum, version: u8) -> Self {
+        Self { read, num, version }
     }
 }
 
@@ -33,7 +33,7 @@ impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {
 
     fn find_event(&self, event: EventNum) -> Result<Option<Event>, Fault> {
         let Some(stored) = event::find(self.read, self.num, event)? else { return Ok(None) };
-        let parsed = Event::parse(stored.id(self.room), &stored.row.json);
+        let parsed = Event::parse(event::event_id(&stored.row.header.hash, self.version), &stored.row.json);
         parsed.map(Some).map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
     }
 }

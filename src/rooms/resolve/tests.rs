@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UInt,
@@ -16,8 +17,11 @@ use serde_json::{json, value::RawValue};
 use super::*;
 use crate::{
     ids::Order,
-    rooms::{graph, state::tests::Bench},
-    store::{Batch, LogEntry},
+    rooms::{event, graph, state::tests::Bench},
+    store::{
+        Batch, LogEntry, schema,
+        schema::rooms::{EventHash, EventHeader, EventRow, Place},
+    },
 };
 
 /// An event as the rules see it.
@@ -77,6 +81,7 @@ type Map = StateMap<OwnedEventId>;
 /// A room whose events follow the rules, with the state after each event: ruma's and ours.
 struct Forks {
     bench: Bench,
+    version: u8,
     rules: RoomVersionRules,
     room_id: OwnedRoomId,
     events: Vec<Arc<Pdu>>,
@@ -124,10 +129,44 @@ fn user(number: u8) -> OwnedUserId {
     UserId::parse(format!("@{name}:example.org")).unwrap()
 }
 
-fn id(number: usize, salt: u8) -> OwnedEventId {
-    // Ids that do not sort as the events do.
+/// Hashes, and so ids, that do not sort as the events do.
+fn hash(number: usize, salt: u8) -> EventHash {
     let mixed = (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(salt);
-    EventId::parse(format!("${mixed:016x}aaaaaaaaaaaaaaaaaaaaaaaaaaa")).unwrap()
+    let mut hash = [7; 32];
+    hash[..8].copy_from_slice(&mixed.to_be_bytes());
+    hash
+}
+
+impl Pdu {
+    /// As the timeline would hold it.
+    fn stored(&self, event: EventNum, hash: EventHash) -> EventRow {
+        let mut json = json!({
+            "type": self.kind, "state_key": self.state_key, "sender": self.sender, "content": self.content,
+            "origin_server_ts": self.ts, "prev_events": self.prev, "auth_events": self.auth,
+        });
+        if let Some(room_id) = &self.room_id {
+            json["room_id"] = json!(room_id);
+        }
+        let json: Bytes = serde_json::to_vec(&json).unwrap().into();
+        let header = EventHeader {
+            event,
+            hash,
+            sent_ms: 0,
+            depth: 0,
+            auth_depth: self.header.auth_depth,
+            state_key: Some(self.header.key),
+            replaces: None,
+            redacted_by: None,
+            unseen: false,
+            before: None,
+            after: None,
+            prev: Vec::new(),
+            auth: self.header.auth.clone(),
+            sent_by: None,
+            spans: event::locate(&json).unwrap(),
+        };
+        EventRow { header, json }
+    }
 }
 
 fn raw(value: serde_json::Value) -> Box<RawValue> {
@@ -137,10 +176,12 @@ fn raw(value: serde_json::Value) -> Box<RawValue> {
 impl Forks {
     fn new(version: &RoomVersionId) -> Self {
         let rules = version.rules().unwrap();
-        let create = id(0, 0);
+        let number: u8 = version.as_str().parse().unwrap();
+        let create = event::event_id(&hash(0, 0), number);
         let room_id = RoomId::parse(format!("!{}", &create.as_str()[1..])).unwrap();
         let mut forks = Self {
             bench: Bench::new(),
+            version: number,
             rules,
             room_id,
             events: Vec::new(),
@@ -225,6 +266,8 @@ impl Forks {
         let refs: Vec<Ref> = states.iter().map(|(_, state)| *state).collect();
         let expected = self.oracle(&maps);
         let resolution = resolve(batch, self.room(), &self.rules, &refs, self).unwrap();
+        let stored = StoredEvents::new(batch, self.room(), self.version);
+        assert_eq!(resolve(batch, self.room(), &self.rules, &refs, &stored).unwrap(), resolution);
         let made =
             state::make_side(batch, self.room(), &mut self.next_side, resolution.base, &resolution.changes);
         let made = made.unwrap();
@@ -288,7 +331,7 @@ impl Forks {
         let key = state::intern_key(&mut batch, room, &mut next_key, kind, state_key).unwrap();
         let is_hashed = self.rules.authorization.room_create_event_id_as_room_id && number == 0;
         let pdu = Arc::new(Pdu {
-            id: id(number, ts),
+            id: event::event_id(&hash(number, ts), self.version),
             room_id: (!is_hashed).then(|| self.room_id.clone()),
             sender,
             ts: MilliSecondsSinceUnixEpoch(UInt::from(ts)),
@@ -310,6 +353,8 @@ impl Forks {
         let event = EventNum(number as u64);
         graph::put_auth_edges(&mut batch, room, event, &auth_nums);
         let order = Order::live(batch.position(&LogEntry::Event { room, event }));
+        schema::TIMELINE.put(&mut batch, (room, order), &pdu.stored(event, hash(number, ts)));
+        schema::PLACE.put(&mut batch, (room, event), &Place::Timeline(order));
         let change = [(key, Val::Event(event))];
         // What continues the main line is on it; other branches are side states.
         let after = if before.1 == state::tip(&batch, room).unwrap() {
