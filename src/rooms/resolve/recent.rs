@@ -43,3 +43,21 @@ fn sorted(states: &[Ref]) -> Vec<Ref> {
     states.dedup();
     states
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SideNum;
+
+    #[test]
+    fn a_result_is_found_whatever_the_order_of_its_states_until_its_room_is_forgotten() {
+        let (recent, room) = (Recent::default(), RoomNum(3));
+        let [a, b, c] = [1, 2, 3].map(|side| Ref::Side(SideNum(side)));
+        recent.keep(room, &[b, a, b], c);
+        assert_eq!(recent.find(room, &[a, b]), Some(c));
+        assert_eq!(recent.find(room, &[a]), None);
+        assert_eq!(recent.find(RoomNum(4), &[a, b]), None);
+        recent.forget(room);
+        assert_eq!(recent.find(room, &[a, b]), None);
+    }
+}

@@ -125,8 +125,8 @@ fn tries(most: usize) -> impl Strategy<Value = Vec<Try>> {
 const USERS: u8 = 5;
 
 fn user(number: u8) -> OwnedUserId {
-    let name = ["alice", "bob", "carol", "dan", "eve"][usize::from(number)];
-    UserId::parse(format!("@{name}:example.org")).unwrap()
+    let name = ["alice", "bob", "carol", "dan", "eve"].get(usize::from(number)).copied();
+    UserId::parse(format!("@{}:example.org", name.map_or(number.to_string(), str::to_owned))).unwrap()
 }
 
 /// Hashes, and so ids, that do not sort as the events do.
@@ -488,4 +488,106 @@ proptest! {
     fn version_2_1_resolves_as_ruma_does(tries in tries(60), compared in comparisons()) {
         run(RoomVersionId::V12, &tries, &compared);
     }
+}
+
+/// A source that counts what is asked of it.
+struct Counted<'s>(&'s Forks, std::cell::Cell<usize>);
+
+impl Source for Counted<'_> {
+    type Event = Arc<Pdu>;
+    fn find_header(&self, event: EventNum) -> Result<Option<Header>, Fault> {
+        self.1.set(self.1.get() + 1);
+        self.0.find_header(event)
+    }
+    fn find_event(&self, event: EventNum) -> Result<Option<Arc<Pdu>>, Fault> {
+        self.1.set(self.1.get() + 1);
+        self.0.find_event(event)
+    }
+}
+
+/// How many events and headers are read to resolve a fork of ten keys in a room of so many members.
+fn reads(version: &RoomVersionId, members: u8) -> usize {
+    let mut forks = Forks::new(version);
+    for number in 3..members {
+        let last = forks.events.len() - 1;
+        forks.add(number, "m.room.member", user(number).as_str(), json!({"membership": "join"}), 5, &[last]);
+    }
+    let tip = forks.events.len() - 1;
+    let mut branches = Vec::new();
+    for branch in [6, 7] {
+        let mut last = tip;
+        for number in 0..5 {
+            let profile = json!({"membership": "join", "displayname": branch});
+            forks.add(number, "m.room.member", user(number).as_str(), profile, branch, &[last]);
+            last = forks.events.len() - 1;
+        }
+        for number in 0..5 {
+            let thing = number.to_string();
+            forks.add(0, "org.example.thing", &thing, json!({"is": branch}), branch, &[last]);
+            last = forks.events.len() - 1;
+        }
+        branches.push(forks.after[last].1);
+    }
+    let snapshot = forks.bench.store.snapshot();
+    let counted = Counted(&forks, std::cell::Cell::new(0));
+    let resolution = resolve(&*snapshot, forks.room(), &forks.rules, &branches, &counted).unwrap();
+    assert!(resolution.changes.len() <= 10);
+    counted.1.get()
+}
+
+#[test]
+fn a_larger_room_needs_no_more_events_for_the_same_conflict() {
+    for version in [RoomVersionId::V11, RoomVersionId::V12] {
+        let (small, large) = (reads(&version, 8), reads(&version, 250));
+        assert!(small > 20 && large <= small, "{version}: {small} and {large}");
+    }
+}
+
+#[test]
+fn more_than_can_be_resolved_waits() {
+    let mut forks = Forks::new(&RoomVersionId::V11);
+    let (rules, room) = (forks.rules.clone(), forks.room());
+    let mut batch = forks.bench.store.batch();
+    // The events of the fork need not exist: they are too many to look at.
+    let sides: Vec<Ref> = [0, 1]
+        .map(|side| {
+            let changes: Vec<_> = (0..EVENTS_MAX as u32)
+                .map(|key| {
+                    (StateKeyNum(100 + key), Val::Event(EventNum(1_000_000 * (side + 1) + u64::from(key))))
+                })
+                .collect();
+            state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &changes).unwrap()
+        })
+        .to_vec();
+    assert_eq!(resolve(&batch, room, &rules, &sides, &forks), Err(NotResolved::TooMuch));
+    let many: Vec<Ref> = (0..=STATES_MAX as u64)
+        .map(|event| {
+            let change = [(StateKeyNum(0), Val::Event(EventNum(event)))];
+            state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap()
+        })
+        .collect();
+    assert_eq!(resolve(&batch, room, &rules, &many, &forks), Err(NotResolved::TooMuch));
+}
+
+#[test]
+fn room_version_1_is_refused() {
+    let mut forks = Forks::new(&RoomVersionId::V11);
+    let (room, rules) = (forks.room(), RoomVersionId::V1.rules().unwrap());
+    let mut batch = forks.bench.store.batch();
+    let change = [(StateKeyNum(0), Val::Event(EventNum(5)))];
+    let side = state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap();
+    let states = [state::tip(&batch, room).unwrap(), side];
+    assert_eq!(resolve(&batch, room, &rules, &states, &forks), Err(NotResolved::UnknownVersion));
+}
+
+#[test]
+fn equal_states_need_no_resolution() {
+    let forks = Forks::new(&RoomVersionId::V12);
+    let snapshot = forks.bench.store.snapshot();
+    let tip = state::tip(&*snapshot, forks.room()).unwrap();
+    let counted = Counted(&forks, std::cell::Cell::new(0));
+    // Two places of the main line with nothing between them.
+    let states = [tip, Ref::Main(Order::MAX)];
+    let resolution = resolve(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
+    assert_eq!((resolution, counted.1.get()), (Resolution::of(tip), 0));
 }
