@@ -1,5 +1,6 @@
 //! What people do: one use case a file. Flows wait; what they call below does not.
 
+pub mod acknowledge;
 pub mod change_password;
 pub mod confirm;
 pub mod deactivate;

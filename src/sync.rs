@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     env::Env,
     error::Result,
-    store::{Snapshot, Store},
+    store::{Read, Snapshot, Store},
     sync::{sent::SentMembers, v3::Ask},
 };
 
@@ -63,6 +63,12 @@ impl Polls {
     ) -> Self {
         let sent = SentMembers::default();
         Self(Arc::new(Inner { env, store, notifier, ephemeral, stopping, sent }))
+    }
+
+    /// The token as it holds now. Refuses (400 `M_INVALID_PARAM`) what lies in the future.
+    pub fn settle(&self, token: SyncToken) -> Result<SyncToken> {
+        let now = self.0.store.snapshot().upto();
+        Ok(token.settle(now, self.0.ephemeral.boot(), |position| self.0.store.clamp(position))?)
     }
 
     /// Answers as soon as something is new, or when the time is up. The answer is the JSON of `/sync`.

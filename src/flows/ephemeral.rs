@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use ruma::{EventId, OwnedEventId, RoomId, UserId, events::receipt::ReceiptThread, presence::PresenceState};
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, RoomId, UserId, events::receipt::ReceiptThread,
+    presence::PresenceState,
+};
 
 use crate::{
     accounts::{
@@ -11,7 +14,7 @@ use crate::{
         presence::{ONLINE_MS, Presence, STATUS_BYTES_MAX},
     },
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{App, keep, write},
     ids::{Order, RoomNum, UserNum},
     rooms::{
         self, event, members,
@@ -19,7 +22,7 @@ use crate::{
         typing::TYPING_MS_MAX,
     },
     store::{
-        Read, Snapshot, Store,
+        Snapshot, Store,
         schema::receipts::{ReceiptKey, ReceiptKind},
     },
     sync::Notifier,
@@ -31,8 +34,6 @@ const MERGE: Duration = Duration::from_millis(200);
 const BATCH_RECEIPTS: usize = 500;
 /// Receipts that wait; whoever sends more is told to come back.
 const WAITING_MAX: usize = 50_000;
-/// Users who are told of a change of presence at once.
-const TOLD_MAX: usize = 10_000;
 
 type Waiting = BTreeMap<(RoomNum, String, ReceiptKind, String), Receipt>;
 
@@ -111,6 +112,15 @@ pub async fn send_receipt(
         env.spawn(async move { write_receipts(&app).await });
     }
     Ok(())
+}
+
+/// Where the user means to go on reading: account data `m.fully_read` of the room. It is durable when this returns.
+///
+/// Refuses rooms that the user is not in (403) and unknown events (404).
+pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event: &EventId) -> Result<()> {
+    require_event(app, caller, &room, event)?;
+    let content = serde_json::json!({ "event_id": event }).to_string();
+    keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
 }
 
 /// Writes what has gathered, at most once each [`MERGE`], until nothing more comes.
@@ -316,22 +326,8 @@ async fn wake_sharing(app: &App, user: UserNum) -> Result<()> {
     let (store, notifier) = (app.store.clone(), app.notifier.clone());
     app.env
         .blocking(move || {
-            notifier.wake_users(list_sharing(&*store.snapshot(), user)?);
+            notifier.wake_users(write::list_sharing(&*store.snapshot(), user)?);
             Ok(())
         })
         .await
-}
-
-/// Our users who share a room with a user, at most [`TOLD_MAX`]; others learn of it when they ask next.
-fn list_sharing(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<UserNum>> {
-    let mut users = vec![user];
-    for room in members::list_joined_rooms(read, user)? {
-        users.extend(members::list_joined_local_users(read, room)?);
-        users.sort_unstable();
-        users.dedup();
-        if users.len() > TOLD_MAX {
-            break;
-        }
-    }
-    Ok(users)
 }

@@ -60,7 +60,7 @@ pub(crate) fn end_all(
     }
     if !chosen.is_empty() {
         device_lists::changed(batch, user, user_id)?;
-        write::wake(app, batch, user);
+        write::wake_sharing(app, batch, user)?;
     }
     Ok(())
 }

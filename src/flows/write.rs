@@ -6,8 +6,12 @@ use crate::{
     error::{Error, Result},
     flows::App,
     ids::UserNum,
-    store::{Batch, NotAccepted},
+    rooms::members,
+    store::{Batch, NotAccepted, Read},
 };
+
+/// Users who are told at once of what somebody did.
+const SHARING_MAX: usize = 10_000;
 
 /// Builds a batch under the user's lock, off the async threads, and waits until it is durable and visible. Dropping the
 /// future does not undo what was accepted. A batch without rows is not written.
@@ -68,6 +72,30 @@ async fn durable<T>((value, flushed): Built<T>) -> Result<T> {
         flushed.await.map_err(|_| Error::broken("the server stops"))?;
     }
     Ok(value)
+}
+
+/// Wakes the polls of all who share a room with the user, and the user's own, when the batch is visible: for what
+/// others see of a user, such as devices.
+pub(crate) fn wake_sharing(app: &App, batch: &mut Batch, user: UserNum) -> Result<()> {
+    let users = list_sharing(batch, user)?;
+    let notifier = app.notifier.clone();
+    batch.on_publish(move |_| notifier.wake_users(users));
+    Ok(())
+}
+
+/// The user, and our users who share a room with that user: at most [`SHARING_MAX`] or so; others learn of it when
+/// they ask next.
+pub(crate) fn list_sharing(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<UserNum>> {
+    let mut users = vec![user];
+    for room in members::list_joined_rooms(read, user)? {
+        users.extend(members::list_joined_local_users(read, room)?);
+        users.sort_unstable();
+        users.dedup();
+        if users.len() > SHARING_MAX {
+            break;
+        }
+    }
+    Ok(users)
 }
 
 /// Wakes the user's polls when the batch is visible.

@@ -30,7 +30,7 @@ use crate::{
 pub struct Ask {
     /// Who asks.
     pub caller: Caller,
-    /// Where the client stands, as its token says.
+    /// Where the client stands: its token, settled ([`Polls::settle`](crate::sync::Polls::settle)).
     pub since: Option<SyncToken>,
     /// What it wants to hear of.
     pub(crate) filter: Filter,
@@ -51,8 +51,7 @@ impl Ask {
 pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
     let upto = read.upto();
     let boot = polls.ephemeral.boot();
-    let clamp = |position| polls.store.clamp(position);
-    let since = ask.since.map(|token| token.settle(upto, boot, clamp)).transpose()?;
+    let since = ask.since;
     let window = Window {
         read,
         ask,

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use aqueduct::{
+    ids::UserNum,
+    store::{Direction, Family, Read, schema, schema::rooms::Membership},
+};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -270,4 +274,77 @@ async fn who_comes_later_has_nothing_unread() {
     assert_eq!(unread(&late, &room).await, (0, 0));
     say(&people[0], &room, "welcome").await;
     assert_eq!(unread(&late, &room).await, (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_markers_set_all_three_at_once() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let first = say(alice, &room, "one").await;
+    let second = say(alice, &room, "two").await;
+    let mut chain = Chain::of(bob);
+    chain.next().await;
+    let body = json!({ "m.fully_read": first, "m.read": first, "m.read.private": second });
+    must(bob, &room, "read_markers", body).await;
+    env(&server).sleep(Duration::from_millis(500)).await;
+    let sync = chain.next().await;
+    let marker = json!({ "type": "m.fully_read", "content": { "event_id": first } });
+    assert_eq!(events(&sync, "join", &room, "account_data"), [&marker]);
+    let receipts = &receipt_contents(&sync, &room)[0];
+    assert!(receipts[&first]["m.read"].get(&bob.user_id).is_some(), "{receipts}");
+    assert!(receipts[&second]["m.read.private"].get(&bob.user_id).is_some(), "{receipts}");
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    let (status, json) = act(bob, &room, "read_markers", json!({ "m.fully_read": "$nothing" })).await;
+    assert_eq!((status, &json["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
+}
+
+/// Every row of the store.
+fn all_rows(server: &TestServer) -> std::collections::BTreeMap<(u8, Vec<u8>), Vec<u8>> {
+    let snapshot = server.server().app().store.snapshot();
+    let mut all = std::collections::BTreeMap::new();
+    for family in Family::ALL {
+        for row in snapshot.range_raw(family, vec![0], vec![0xff; 64], Direction::Up).unwrap() {
+            let (key, value) = row.unwrap();
+            all.insert((family as u8, key.to_vec()), value.to_vec());
+        }
+    }
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let store = &server.server().app().store;
+    let parsed = ruma::RoomId::parse(&room).unwrap();
+    let num = aqueduct::rooms::find_room(&*store.snapshot(), &parsed).unwrap().unwrap();
+    // Members as the room's own tables know them; registering them all takes minutes.
+    for chunk in 0..5 {
+        let mut batch = store.batch();
+        for user in 0..2_000 {
+            schema::ROOM_USER.put(
+                &mut batch,
+                (num, UserNum(1_000 + chunk * 2_000 + user)),
+                &Membership::Join,
+            );
+        }
+        store.enqueue(batch).unwrap().flushed.await.unwrap();
+    }
+    // The first message finds out whose rules differ; it is the later ones that count.
+    say(&people[0], &room, "first").await;
+    let before = all_rows(&server);
+    let text = "a message of usual length, about as long as this sentence is, and not much longer";
+    let mention =
+        json!({ "msgtype": "m.text", "body": text, "m.mentions": { "user_ids": [people[1].user_id] } });
+    send(&people[0], &room, "measured", mention).await;
+    let after = all_rows(&server);
+    let written: usize = after
+        .iter()
+        .filter(|(key, value)| before.get(*key) != Some(value))
+        .map(|((_, key), value)| key.len() + value.len())
+        .sum();
+    assert!(written < 2_048, "{written} bytes");
+    assert!(written > 500, "{written} bytes: the message itself is missing");
+    assert_eq!(unread(&people[1], &room).await, (2, 1));
 }

@@ -490,3 +490,127 @@ fn learn(sync: &Value, learnt: &mut std::collections::BTreeMap<String, Learnt>, 
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn messages_to_a_device_come_once_and_all_of_them() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    let path = |txn: usize| format!("/_matrix/client/v3/sendToDevice/m.test/{txn}");
+    for number in 0..130 {
+        let body = json!({ "messages": { &bob.user_id: { &bob.device_id: { "n": number } } } });
+        assert_eq!(alice.put(&path(number), body).await.0, StatusCode::OK);
+    }
+    let numbers = |sync: &Value| -> Vec<u64> {
+        let events = sync["to_device"]["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+        events.iter().map(|event| event["content"]["n"].as_u64().unwrap()).collect()
+    };
+    let before = chain.since.clone();
+    let mut told = numbers(&chain.next_within(1_000).await);
+    assert_eq!(told.len(), 100);
+    // The answer was lost: the same again.
+    chain.since = before;
+    assert_eq!(numbers(&chain.next().await), told);
+    told.extend(numbers(&chain.next_within(1_000).await));
+    assert_eq!(told, (0..130).collect::<Vec<_>>());
+    let last = chain.next().await;
+    assert!(last.get("to_device").is_none(), "{last}");
+    // What was received is gone, also for who begins; nobody waited for that.
+    env(&server).sleep(std::time::Duration::from_secs(1)).await;
+    assert!(Chain::of(&bob).next().await.get("to_device").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn account_data_comes_with_its_room_or_without() {
+    let server = TestServer::new();
+    let (_alice, bob, room) = room_of_two(&server).await;
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    let base = format!("/_matrix/client/v3/user/{}", bob.user_id);
+    bob.put(&format!("{base}/account_data/org.example"), json!({ "a": 1 })).await;
+    bob.put(&format!("{base}/rooms/{room}/account_data/org.example"), json!({ "b": 2 })).await;
+    let sync = chain.next().await;
+    assert_eq!(sync["account_data"]["events"], json!([{ "type": "org.example", "content": { "a": 1 } }]));
+    let expected = json!({ "type": "org.example", "content": { "b": 2 } });
+    assert_eq!(events(&sync, "join", &room, "account_data"), [&expected]);
+    assert!(chain.next().await.get("rooms").is_none());
+    let anew = Chain::of(&bob).next().await;
+    assert_eq!(events(&anew, "join", &room, "account_data"), [&expected]);
+    assert!(
+        anew["account_data"]["events"].as_array().unwrap().iter().any(|event| event["type"] == "org.example")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_filter_is_found_by_its_id() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    say(&alice, &room, "hello").await;
+    let filter = json!({ "room": { "timeline": { "types": ["m.none"] } } });
+    let (_, json) = bob.post(&format!("/_matrix/client/v3/user/{}/filter", bob.user_id), filter).await;
+    let id = json["filter_id"].as_str().unwrap();
+    let (status, sync) = bob.get(&format!("/_matrix/client/v3/sync?filter={id}")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(events(&sync, "join", &room, "timeline").is_empty(), "{sync}");
+    // Filters are their owner's.
+    let (status, json) = alice.get(&format!("/_matrix/client/v3/sync?filter={id}")).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_INVALID_PARAM")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ignored_users_are_not_heard() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    must(&carol, &room, "join", json!({})).await;
+    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", bob.user_id);
+    let ignored = json!({ "ignored_users": { &carol.user_id: {} } });
+    assert_eq!(bob.put(&path, ignored).await.0, StatusCode::OK);
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    say(&carol, &room, "noise").await;
+    say(&alice, &room, "news").await;
+    set_state(
+        &carol,
+        &room,
+        "m.room.member",
+        &carol.user_id,
+        json!({ "membership": "join", "displayname": "C" }),
+    )
+    .await;
+    let secret = create_room(&carol, json!({ "invite": [bob.user_id] })).await;
+    let sync = chain.next().await;
+    assert_eq!(bodies(&sync, &room), ["news"]);
+    // State is told all the same: the room would fall apart without it.
+    assert_eq!(events(&sync, "join", &room, "timeline").len(), 2);
+    assert!(sync["rooms"]["invite"].get(&secret).is_none(), "{sync}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn device_lists_follow_devices_and_rooms() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut chain = Chain::of(&alice);
+    let lists = |sync: &Value, name: &str| sync["device_lists"][name].as_array().cloned().unwrap_or_default();
+    chain.next().await;
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    chain.next().await;
+    must(&bob, &room, "join", json!({})).await;
+    assert_eq!(lists(&chain.next().await, "changed"), [json!(bob.user_id)]);
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "bob" },
+        "password": "password of bob",
+    });
+    let (woken, _) = tokio::join!(chain.next_within(30_000), async {
+        env(&server).sleep(std::time::Duration::from_secs(1)).await;
+        server.anonymous().post("/_matrix/client/v3/login", body).await
+    });
+    assert_eq!(lists(&woken, "changed"), [json!(bob.user_id)]);
+    must(&bob, &room, "leave", json!({})).await;
+    assert_eq!(lists(&chain.next().await, "left"), [json!(bob.user_id)]);
+    must(&bob, &room, "join", json!({})).await;
+    chain.next().await;
+    must(&alice, &room, "leave", json!({})).await;
+    assert_eq!(lists(&chain.next().await, "left"), [json!(bob.user_id)]);
+}

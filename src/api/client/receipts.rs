@@ -30,7 +30,8 @@ pub(crate) async fn create_receipt(
         ReceiptType::Read => ReceiptKind::Public,
         ReceiptType::ReadPrivate => ReceiptKind::Private,
         ReceiptType::FullyRead if request.thread == ReceiptThread::Unthreaded => {
-            return Err(no_fully_read().into());
+            ephemeral::set_fully_read(&app, &caller, request.room_id, &request.event_id).await?;
+            return Ok(create_receipt::v3::Response::new());
         }
         ReceiptType::FullyRead => {
             return Err(Refusal::invalid_param("The fully read marker belongs to no thread.").into());
@@ -49,8 +50,8 @@ pub(crate) async fn set_read_marker(
     let Client { caller, request, .. } = client;
     let room = &request.room_id;
     ephemeral::require_in_room(&app, &caller, room)?;
-    if request.fully_read.is_some() {
-        return Err(no_fully_read().into());
+    if let Some(event) = request.fully_read {
+        ephemeral::set_fully_read(&app, &caller, room.clone(), &event).await?;
     }
     let receipts =
         [(ReceiptKind::Public, request.read_receipt), (ReceiptKind::Private, request.private_read_receipt)];
@@ -60,9 +61,4 @@ pub(crate) async fn set_read_marker(
         }
     }
     Ok(set_read_marker::v3::Response::new())
-}
-
-/// The fully read marker is account data, which this server does not keep yet.
-fn no_fully_read() -> Refusal {
-    Refusal::unrecognized("This server keeps no fully read marker yet.")
 }

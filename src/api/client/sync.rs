@@ -8,11 +8,10 @@ use ruma::api::client::{
 };
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, filters},
     api::{Routes, extract::Client, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, ephemeral},
-    store::schema,
+    flows::{App, acknowledge, ephemeral},
     sync::{SyncToken, v3::Ask},
 };
 
@@ -23,7 +22,10 @@ pub(crate) fn routes(r: &mut Routes) {
 /// `GET /_matrix/client/v3/sync`
 pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Request>) -> Result<RawJson> {
     let Client { caller, request, .. } = client;
-    let since = request.since.as_deref().map(SyncToken::parse).transpose()?;
+    let since = match request.since {
+        Some(since) => Some(app.polls.settle(SyncToken::parse(&since)?)?),
+        None => None,
+    };
     let filter = match request.filter {
         None => FilterDefinition::default(),
         Some(Filter::FilterDefinition(filter)) => filter,
@@ -32,6 +34,9 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
     };
     // The poll's user is there until this is dropped, however the request ends.
     let _present = ephemeral::begin_poll(&app, caller.user, request.set_presence).await?;
+    if let Some(since) = since {
+        acknowledge::acknowledge(&app, &caller, since.inbox_position()).await?;
+    }
     let mut ask = Ask::new(caller, since, &filter);
     ask.full_state = request.full_state;
     ask.use_state_after = request.use_state_after;
@@ -41,7 +46,7 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
 
 /// A filter that the user has stored.
 fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<FilterDefinition> {
-    let row = schema::FILTERS.get(&*app.store.snapshot(), (caller.user, id))?;
-    let filter = row.and_then(|row| serde_json::from_slice(&row).ok());
+    let row = filters::find(&*app.store.snapshot(), caller.user, id)?;
+    let filter = row.map(|row| filters::read(&row)).transpose()?;
     filter.ok_or_else(|| Refusal::invalid_param("You have stored no such filter.").into())
 }
