@@ -1,4 +1,5 @@
 //! The server's side of end-to-end encryption. Plain functions; nothing here can read what it carries.
 
 pub mod device_lists;
+pub mod keys;
 pub mod to_device;

@@ -5,6 +5,7 @@ pub mod change_password;
 pub mod confirm;
 pub mod deactivate;
 pub mod keep;
+pub mod keys;
 pub mod ephemeral;
 pub mod log_in;
 pub mod log_out;

@@ -5,6 +5,7 @@ mod account_data;
 mod devices;
 mod discovery;
 mod filter;
+mod keys;
 mod login;
 mod logout;
 mod profile;
@@ -33,6 +34,7 @@ pub(crate) fn routes(r: &mut Routes) {
     devices::routes(r);
     discovery::routes(r);
     filter::routes(r);
+    keys::routes(r);
     login::routes(r);
     logout::routes(r);
     profile::routes(r);

@@ -8,7 +8,7 @@ use crate::{
         devices::{self, Device},
         tokens,
     },
-    encryption::{device_lists, to_device},
+    encryption::{device_lists, keys, to_device},
     error::Result,
     flows::{App, write},
     ids::UserNum,
@@ -56,6 +56,7 @@ pub(crate) fn end_all(
     for device in chosen {
         tokens::revoke(batch, user, device.num)?;
         to_device::delete_all(batch, user, device.num);
+        keys::delete_all(batch, (user, device.num));
         devices::delete(batch, user, device);
     }
     if !chosen.is_empty() {

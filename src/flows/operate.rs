@@ -10,7 +10,7 @@ use crate::{
     accounts::{devices, names, passwords, registration, users},
     error::{Error, Refusal, Result},
     flows::{
-        App, log_out,
+        App, deactivate, log_out,
         register::{self, Wish},
         write,
     },
@@ -196,14 +196,7 @@ async fn reset_password(app: &App, name: &str, password: Option<String>) -> Resu
 
 async fn deactivate(app: &App, name: &str, erase: bool) -> Result<Answer> {
     let (user, user_id) = require_user(app, name)?;
-    let whose = user_id.clone();
-    write::for_user(app, user, move |app, batch| {
-        users::deactivate(batch, user, erase)?;
-        passwords::set(batch, user, None);
-        let all = devices::list(batch, user)?;
-        log_out::end_all(app, batch, user, &whose, &all)
-    })
-    .await?;
+    deactivate::deactivate(app, user, user_id.clone(), erase).await?;
     Ok(Answer::new(format!("Deactivated {user_id}."), json!({ "user_id": user_id, "erased": erase })))
 }
 

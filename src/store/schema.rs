@@ -162,6 +162,14 @@ tables! {
     83 DEVICE_CHANGED(String => Position) in Crypto, User of "encryption::device_lists";
     /// Whose device list changed at a position. Counts only while DEVICE_CHANGED still says that position.
     84 DEVICE_LOG(Position => String) in Crypto, User of "encryption::device_lists";
+    /// The signed identity keys of a device, as it uploaded them.
+    85 DEVICE_KEYS((UserNum, DeviceNum) => Bytes) in Crypto, User of "encryption::keys";
+    /// A one-time key that nobody has claimed: algorithm and key id.
+    86 ONE_TIME_KEYS((UserNum, DeviceNum, String, String) => Bytes) in Crypto, User of "encryption::keys";
+    /// The key of an algorithm that is given when no one-time key is left.
+    87 FALLBACK_KEYS((UserNum, DeviceNum, String) => Json<encryption::FallbackRow>) in Crypto, User of "encryption::keys";
+    /// What is left of a device's keys.
+    88 KEY_COUNTS((UserNum, DeviceNum) => Json<encryption::KeyCounts>) in Crypto, User of "encryption::keys";
 
     // --- push: 100-109 ---
 

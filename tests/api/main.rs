@@ -15,6 +15,7 @@ mod devices;
 mod discovery;
 mod ephemeral;
 mod http_rules;
+mod keys;
 mod login;
 mod push_rules;
 mod receipts;

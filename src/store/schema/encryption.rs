@@ -1,6 +1,9 @@
-//! Rows of end-to-end encryption: inboxes of devices.
+//! Rows of end-to-end encryption: inboxes and keys of devices.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::Position,
@@ -34,4 +37,23 @@ impl Value for InboxState {
         expect_layout(&mut from, 1)?;
         Ok(Self { acknowledged: Position::decode_key(&mut from)?, messages: from.varint()?, bytes: from.varint()? })
     }
+}
+
+/// What is left of a device's keys: told in every answer of `/sync`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyCounts {
+    /// One-time keys, by algorithm.
+    pub one_time: BTreeMap<String, u64>,
+    /// Algorithms whose fallback key was not given to anybody yet.
+    pub unused_fallback: BTreeSet<String>,
+}
+
+/// A fallback key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackRow {
+    /// Its id, without the algorithm.
+    pub id: String,
+    /// The key, as JSON.
+    pub key: String,
 }

@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use crate::{
+    encryption::keys,
     ids::{DeviceNum, Position, UserNum},
     store::{Direction, Fault, schema},
     sync::{answer::Object, streams::Window},
@@ -50,9 +51,18 @@ pub(crate) fn collect(window: &Window<'_>) -> Result<Inbox, Fault> {
 
 /// `device_one_time_keys_count` and `device_unused_fallback_key_types`: in every answer, for what is missing would be
 /// taken for "as before".
-pub(crate) fn put_key_counts(_window: &Window<'_>, body: &mut Object) -> Result<(), Fault> {
-    // Nobody can upload keys to this server yet.
-    body.raw("device_one_time_keys_count", r#"{"signed_curve25519":0}"#);
-    body.raw("device_unused_fallback_key_types", "[]");
+pub(crate) fn put_key_counts(window: &Window<'_>, body: &mut Object) -> Result<(), Fault> {
+    let caller = &window.ask.caller;
+    let counts = keys::counts(window.read, (caller.user, caller.device))?;
+    let mut one_time = Object::new();
+    // Clients look for this algorithm even when they have none of it.
+    if !counts.one_time.contains_key("signed_curve25519") {
+        one_time.number("signed_curve25519", 0);
+    }
+    for (algorithm, left) in &counts.one_time {
+        one_time.number(algorithm, *left);
+    }
+    body.raw("device_one_time_keys_count", &one_time.finish());
+    body.texts("device_unused_fallback_key_types", counts.unused_fallback);
     Ok(())
 }

@@ -1,0 +1,88 @@
+//! Keys of end-to-end encryption.
+
+use ruma::api::client::keys::{claim_keys, get_keys, upload_keys};
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::{
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    encryption::keys::Keys,
+    error::{Error, Refusal, Result},
+    flows::{
+        App,
+        keys::{self, Upload},
+    },
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(upload_keys);
+    r.client(get_keys);
+    r.client(claim_keys);
+}
+
+/// The body of an upload. Keys stay the text that they came as: they are signed.
+#[derive(Deserialize)]
+struct Body {
+    device_keys: Option<Box<RawValue>>,
+    #[serde(default)]
+    one_time_keys: Option<Keys>,
+    #[serde(default)]
+    fallback_keys: Option<Keys>,
+}
+
+/// `POST /_matrix/client/v3/keys/upload`
+pub(crate) async fn upload_keys(
+    app: App,
+    client: Client<Raw<upload_keys::v3::Request>>,
+) -> Result<RawJson> {
+    let body: Body = serde_json::from_slice(&client.request.body)
+        .map_err(|why| Refusal::bad_json(format!("These are not keys: {why}.")))?;
+    let upload = Upload {
+        device_keys: body.device_keys.filter(|keys| keys.get() != "null"),
+        one_time_keys: body.one_time_keys.unwrap_or_default(),
+        fallback_keys: body.fallback_keys.unwrap_or_default(),
+    };
+    let counts = keys::upload(&app, &client.caller, upload).await?;
+    let mut shown = counts.one_time;
+    // Clients ask for this one before they have any, and take what is missing for "as before".
+    shown.entry("signed_curve25519".to_owned()).or_default();
+    Ok(RawJson(json!({ "one_time_key_counts": shown }).to_string().into()))
+}
+
+/// `POST /_matrix/client/v3/keys/query`
+pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<RawJson> {
+    let mut failures = Map::new();
+    for user_id in client.request.device_keys.keys() {
+        fail_remote(&app, user_id.server_name(), &mut failures);
+    }
+    let device_keys = keys::query(&app, client.request.device_keys).await?;
+    Ok(RawJson(json!({ "device_keys": device_keys, "failures": failures }).to_string().into()))
+}
+
+/// `POST /_matrix/client/v3/keys/claim`
+pub(crate) async fn claim_keys(app: App, client: Client<claim_keys::v3::Request>) -> Result<RawJson> {
+    let mut failures = Map::new();
+    let wanted = client.request.one_time_keys.into_iter().map(|(user_id, devices)| {
+        fail_remote(&app, user_id.server_name(), &mut failures);
+        let devices = devices.into_iter().map(|(device, algorithm)| (device, algorithm.to_string()));
+        (user_id, devices.collect())
+    });
+    let wanted = wanted.collect();
+    let mut found = Map::new();
+    for (user_id, device_id, id, key) in keys::claim(&app, wanted).await? {
+        let key: Value = serde_json::from_slice(&key).map_err(|error| Error::broken(error.to_string()))?;
+        let of_user = found.entry(user_id.to_string()).or_insert_with(|| json!({}));
+        if let Some(of_user) = of_user.as_object_mut() {
+            of_user.insert(device_id.to_string(), json!({ id: key }));
+        }
+    }
+    Ok(RawJson(json!({ "one_time_keys": found, "failures": failures }).to_string().into()))
+}
+
+/// Other servers cannot be asked yet, and the answer says so for each.
+fn fail_remote(app: &App, server: &ruma::ServerName, failures: &mut Map<String, Value>) {
+    if server != app.accounts.server_name() {
+        let why = json!({ "status": 503, "message": "This server cannot ask other servers." });
+        failures.insert(server.to_string(), why);
+    }
+}

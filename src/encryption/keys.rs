@@ -1,0 +1,216 @@
+//! Keys of devices, kept for others: identity keys, one-time keys (each given once), fallback keys.
+//!
+//! Specification: client-server API, "End-to-End Encryption", "Key management API".
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ruma::{DeviceId, UserId};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::{
+    error::{Refusal, Result},
+    ids::{DeviceNum, UserNum},
+    store::{
+        Batch, Direction, Fault, LogEntry, Read,
+        key::Json,
+        schema::{
+            self,
+            encryption::{FallbackRow, KeyCounts},
+        },
+    },
+};
+
+/// The identity keys of a device are no larger, in bytes of JSON.
+pub const DEVICE_KEYS_BYTES_MAX: usize = 32 << 10;
+/// A one-time or fallback key is no larger, in bytes of JSON.
+pub const KEY_BYTES_MAX: usize = 4 << 10;
+/// A device keeps no more unclaimed one-time keys here, over all algorithms.
+pub const ONE_TIME_KEYS_MAX: u64 = 1_000;
+/// A device keeps no more fallback keys here: one an algorithm.
+const FALLBACK_KEYS_MAX: usize = 10;
+/// The algorithm and the id of a key together are no longer, in bytes.
+const KEY_ID_BYTES_MAX: usize = 255;
+
+/// A device of this server.
+pub type Owner = (UserNum, DeviceNum);
+
+/// Keys by algorithm and id (`signed_curve25519:AAAAHg`), each as the JSON that it came as.
+pub type Keys = BTreeMap<String, Box<RawValue>>;
+
+/// Whether these are identity keys of this device. Errors: 400.
+pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Named {
+        user_id: String,
+        device_id: String,
+        algorithms: Vec<String>,
+        keys: BTreeMap<String, String>,
+    }
+    if keys.get().len() > DEVICE_KEYS_BYTES_MAX {
+        return Err(Refusal::too_large("The keys of a device have at most 32 KiB.").into());
+    }
+    let named: Named = serde_json::from_str(keys.get())
+        .map_err(|why| Refusal::bad_json(format!("These are not the keys of a device: {why}.")))?;
+    if named.user_id != user_id.as_str() || named.device_id != device_id.as_str() {
+        return Err(Refusal::invalid_param("These are the keys of another user or device.").into());
+    }
+    if named.keys.is_empty() && !named.algorithms.is_empty() {
+        return Err(Refusal::invalid_param("These keys are none.").into());
+    }
+    Ok(())
+}
+
+/// Keeps the identity keys of a device, and says whether they are other ones than before. Under the user's lock.
+pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Result<bool, Fault> {
+    let keys = Bytes::copy_from_slice(keys.get().as_bytes());
+    if schema::DEVICE_KEYS.get(batch, owner)?.as_ref() == Some(&keys) {
+        return Ok(false);
+    }
+    schema::DEVICE_KEYS.put(batch, owner, &keys);
+    Ok(true)
+}
+
+/// The identity keys of a device, with the name that its owner gave it.
+pub fn find_device_keys(
+    read: &(impl Read + ?Sized),
+    owner: Owner,
+    display_name: Option<&str>,
+) -> Result<Option<Value>, Fault> {
+    let Some(keys) = schema::DEVICE_KEYS.get(read, owner)? else { return Ok(None) };
+    let mut keys: Map<String, Value> = serde_json::from_slice(&keys)
+        .map_err(|_| Fault::CorruptRow { table: "DEVICE_KEYS", why: "the keys of a device are not JSON" })?;
+    let mut unsigned = Map::new();
+    if let Some(name) = display_name {
+        unsigned.insert("device_display_name".to_owned(), name.into());
+    }
+    // What the device itself wrote there is nobody's word.
+    keys.insert("unsigned".to_owned(), Value::Object(unsigned));
+    Ok(Some(Value::Object(keys)))
+}
+
+/// What is left of a device's keys.
+pub fn counts(read: &(impl Read + ?Sized), owner: Owner) -> Result<KeyCounts, Fault> {
+    Ok(schema::KEY_COUNTS.get(read, owner)?.map(|Json(counts)| counts).unwrap_or_default())
+}
+
+fn split(id: &str) -> Result<(&str, &str)> {
+    let parts = id.split_once(':').filter(|(algorithm, id)| !algorithm.is_empty() && !id.is_empty());
+    let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    match parts {
+        Some(parts) if id.len() <= KEY_ID_BYTES_MAX && is_plain(parts.0) => Ok(parts),
+        _ => Err(Refusal::invalid_param("The id of a key is algorithm:id, of at most 255 bytes.").into()),
+    }
+}
+
+fn check_key(key: &RawValue) -> Result<()> {
+    if key.get().len() > KEY_BYTES_MAX {
+        return Err(Refusal::too_large("A key has at most 4 KiB.").into());
+    }
+    if !key.get().starts_with(['{', '"']) {
+        return Err(Refusal::bad_json("A key is an object or text.").into());
+    }
+    Ok(())
+}
+
+/// Keeps one-time keys. One that is here already under its id is kept once; another under the same id is refused (400).
+/// Under the user's lock.
+pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut counts = counts(batch, owner)?;
+    for (full_id, key) in keys {
+        let (algorithm, id) = split(full_id)?;
+        check_key(key)?;
+        let at = (owner.0, owner.1, algorithm, id);
+        match schema::ONE_TIME_KEYS.get(batch, at)? {
+            Some(before) if &before[..] == key.get().as_bytes() => {}
+            Some(_) => {
+                let why = format!("There is another one-time key {full_id} already.");
+                return Err(Refusal::invalid_param(why).into());
+            }
+            None => {
+                let value = Bytes::copy_from_slice(key.get().as_bytes());
+                schema::ONE_TIME_KEYS.put(batch, at, &value);
+                *counts.one_time.entry(algorithm.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    if counts.one_time.values().sum::<u64>() > ONE_TIME_KEYS_MAX {
+        return Err(Refusal::too_large("A device keeps at most 1,000 one-time keys here.").into());
+    }
+    schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+    Ok(())
+}
+
+/// Keeps fallback keys, in place of those of the same algorithms. Under the user's lock.
+pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut counts = counts(batch, owner)?;
+    let mut algorithms = BTreeSet::new();
+    for (full_id, key) in keys {
+        let (algorithm, id) = split(full_id)?;
+        check_key(key)?;
+        if !algorithms.insert(algorithm) {
+            return Err(Refusal::invalid_param("An algorithm has one fallback key.").into());
+        }
+        let row = FallbackRow { id: id.to_owned(), key: key.get().to_owned() };
+        let at = (owner.0, owner.1, algorithm);
+        // A key that is uploaded again may have been given already: then it stays a used one.
+        if schema::FALLBACK_KEYS.get(batch, at)?.is_some_and(|Json(before)| before == row) {
+            continue;
+        }
+        schema::FALLBACK_KEYS.put(batch, at, &Json(row));
+        counts.unused_fallback.insert(algorithm.to_owned());
+    }
+    let kept = schema::FALLBACK_KEYS.prefix::<(UserNum, DeviceNum)>(batch, owner, Direction::Up)?;
+    if kept.take(FALLBACK_KEYS_MAX + 1).count() > FALLBACK_KEYS_MAX {
+        return Err(Refusal::too_large("A device keeps at most 10 fallback keys here.").into());
+    }
+    schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+    Ok(())
+}
+
+/// Gives a one-time key of this algorithm to somebody, and never again to anybody else; the fallback key when none is left.
+/// The answer is the key's whole id and its JSON. Under the owner's lock.
+pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<(String, Bytes)>, Fault> {
+    let first = {
+        let prefix = (owner.0, owner.1, algorithm);
+        let mut keys =
+            schema::ONE_TIME_KEYS.prefix::<(UserNum, DeviceNum, String)>(batch, prefix, Direction::Up)?;
+        keys.next().transpose()?
+    };
+    if let Some(((.., id), key)) = first {
+        let at = (owner.0, owner.1, algorithm, id.as_str());
+        schema::ONE_TIME_KEYS.expect_value(batch, at, &key);
+        schema::ONE_TIME_KEYS.delete(batch, at);
+        let mut counts = counts(batch, owner)?;
+        if let Some(left) = counts.one_time.get_mut(algorithm) {
+            *left = left.saturating_sub(1);
+        }
+        schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+        batch.position(&LogEntry::Device { user: owner.0 });
+        return Ok(Some((format!("{algorithm}:{id}"), key)));
+    }
+    let Some(Json(fallback)) = schema::FALLBACK_KEYS.get(batch, (owner.0, owner.1, algorithm))? else {
+        return Ok(None);
+    };
+    let mut counts = counts(batch, owner)?;
+    if counts.unused_fallback.remove(algorithm) {
+        schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+        batch.position(&LogEntry::Device { user: owner.0 });
+    }
+    Ok(Some((format!("{algorithm}:{}", fallback.id), fallback.key.into())))
+}
+
+/// Deletes all keys of a device, for a device that goes.
+pub fn delete_all(batch: &mut Batch, owner: Owner) {
+    schema::DEVICE_KEYS.delete(batch, owner);
+    schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
+    schema::FALLBACK_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
+    schema::KEY_COUNTS.delete(batch, owner);
+}

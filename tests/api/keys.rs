@@ -1,0 +1,143 @@
+//! `src/api/client/keys.rs`
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
+const QUERY: &str = "/_matrix/client/v3/keys/query";
+const CLAIM: &str = "/_matrix/client/v3/keys/claim";
+
+fn device_keys(client: &TestClient, key: &str) -> Value {
+    json!({
+        "user_id": client.user_id, "device_id": client.device_id,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": { format!("ed25519:{}", client.device_id): key },
+        "signatures": { &client.user_id: { format!("ed25519:{}", client.device_id): "sig" } },
+        "unsigned": { "device_display_name": "forged" },
+    })
+}
+
+fn one_time(count: usize) -> Value {
+    let key = |number| (format!("signed_curve25519:K{number:04}"), json!({ "key": format!("k{number}"), "signatures": {} }));
+    Value::Object((0..count).map(key).collect())
+}
+
+async fn left(client: &TestClient) -> (Value, Value) {
+    let (status, mut json) = client.get("/_matrix/client/v3/sync").await;
+    assert_eq!(status, StatusCode::OK);
+    (json["device_one_time_keys_count"].take(), json["device_unused_fallback_key_types"].take())
+}
+
+#[tokio::test(start_paused = true)]
+async fn identity_keys_are_shown_as_they_were_uploaded() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let keys = device_keys(&alice, "key");
+    let (status, json) = alice.post(UPLOAD, json!({ "device_keys": keys })).await;
+    assert_eq!((status, json), (StatusCode::OK, json!({ "one_time_key_counts": { "signed_curve25519": 0 } })));
+    alice.put(&format!("/_matrix/client/v3/devices/{}", alice.device_id), json!({ "display_name": "phone" })).await;
+    for ids in [json!([]), json!([alice.device_id]), json!([alice.device_id, "NONE"])] {
+        let wanted = json!({ "device_keys": { &alice.user_id: ids, "@none:test.example": [], &bob.user_id: [] } });
+        let (status, json) = bob.post(QUERY, wanted).await;
+        assert_eq!(status, StatusCode::OK);
+        let mut expected = keys.clone();
+        expected["unsigned"] = json!({ "device_display_name": "phone" });
+        assert_eq!(json["device_keys"][&alice.user_id][&alice.device_id], expected);
+        assert!(json["device_keys"].get("@none:test.example").is_none());
+        assert_eq!(json["device_keys"][&bob.user_id], json!({}));
+        assert_eq!(json["failures"], json!({}));
+    }
+    let (_, json) = bob.post(QUERY, json!({ "device_keys": { "@a:far.example": [] } })).await;
+    assert!(json["failures"]["far.example"].is_object());
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_keys_are_told_to_those_who_share_a_room() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/_matrix/client/v3/join/{}", made["room_id"].as_str().unwrap()), json!({})).await;
+    let (_, json) = bob.get("/_matrix/client/v3/sync").await;
+    let since = json["next_batch"].as_str().unwrap();
+    let body = json!({ "device_keys": device_keys(&alice, "key") });
+    alice.post(UPLOAD, body.clone()).await;
+    let (_, json) = bob.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    assert_eq!(json["device_lists"]["changed"], json!([alice.user_id]));
+    let since = json["next_batch"].as_str().unwrap();
+    alice.post(UPLOAD, body).await;
+    let (_, json) = bob.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    assert!(json["device_lists"]["changed"].is_null(), "the same keys are nothing new: {json}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_one_time_key_is_given_to_one_and_then_the_fallback_key_to_all() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let fallback = json!({ "signed_curve25519:F": { "key": "f", "fallback": true } });
+    let body = json!({ "one_time_keys": one_time(100), "fallback_keys": fallback });
+    let (status, json) = alice.post(UPLOAD, body.clone()).await;
+    assert_eq!((status, &json["one_time_key_counts"]["signed_curve25519"]), (StatusCode::OK, &json!(100)));
+    assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 100 }), json!(["signed_curve25519"])));
+    // Again is not more.
+    assert_eq!(alice.post(UPLOAD, body).await.1, json);
+
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519", "NONE": "signed_curve25519" } } });
+    let answers = join_all((0..1000).map(|_| bob.post(CLAIM, wanted.clone()))).await;
+    let mut given = Vec::new();
+    for (status, json) in answers {
+        assert_eq!(status, StatusCode::OK);
+        let keys = json["one_time_keys"][&alice.user_id][&alice.device_id].as_object().unwrap();
+        assert_eq!(keys.len(), 1);
+        given.extend(keys.keys().cloned());
+    }
+    let ids: BTreeSet<_> = given.iter().filter(|id| *id != "signed_curve25519:F").collect();
+    assert_eq!(ids.len(), 100, "each was given");
+    assert_eq!(given.iter().filter(|id| *id == "signed_curve25519:F").count(), 900);
+    assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 0 }), json!([])));
+    let other = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "other" } } });
+    assert_eq!(bob.post(CLAIM, other).await.1, json!({ "one_time_keys": {}, "failures": {} }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_cannot_be_are_refused_and_nothing_of_them_kept() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    alice.post(UPLOAD, json!({ "one_time_keys": one_time(1) })).await;
+    let big = "b".repeat(40_000);
+    let wrong = [
+        json!({ "device_keys": device_keys(&bob, "key") }),
+        json!({ "device_keys": device_keys(&alice, &big) }),
+        json!({ "device_keys": 1 }),
+        json!({ "device_keys": {} }),
+        json!({ "one_time_keys": { "signed_curve25519:K0000": { "key": "other" } } }),
+        json!({ "one_time_keys": { "a:1": {}, "nocolon": {} } }),
+        json!({ "one_time_keys": { "a:1": {}, "a\"b:1": {} } }),
+        json!({ "one_time_keys": { "a:1": {}, "a:2": 1 } }),
+        json!({ "one_time_keys": { "a:1": { "b": big } } }),
+        json!({ "one_time_keys": one_time(1_001) }),
+        json!({ "fallback_keys": { "a:1": {}, "a:2": {} } }),
+        json!({ "one_time_keys": [] }),
+    ];
+    for body in wrong {
+        let (status, json) = alice.post(UPLOAD, body).await;
+        assert!(status.is_client_error() && json["errcode"].is_string(), "{status} {json}");
+    }
+    assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 1 }), json!([])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_go_with_their_device() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    alice.post(UPLOAD, json!({ "device_keys": device_keys(&alice, "key"), "one_time_keys": one_time(3) })).await;
+    alice.post("/_matrix/client/v3/logout", json!({})).await;
+    let (_, json) = bob.post(QUERY, json!({ "device_keys": { &alice.user_id: [] } })).await;
+    assert_eq!(json["device_keys"][&alice.user_id], json!({}));
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
+    assert_eq!(bob.post(CLAIM, wanted).await.1["one_time_keys"], json!({}));
+}
