@@ -283,6 +283,11 @@ impl Change {
         Ok(stored)
     }
 
+    /// Puts this row in the place of the event that it was made from.
+    pub(crate) fn replace_event(&mut self, stored: &Stored) {
+        schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
+    }
+
     /// Counts, and the rows of the user that a member event is about.
     fn follow_membership(
         &mut self,

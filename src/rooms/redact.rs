@@ -17,7 +17,6 @@ use crate::{
         power::{Action, Power},
         relations,
     },
-    store::schema,
 };
 
 /// Types of events that cannot be redacted by clients of this server: without their content the room is broken.
@@ -47,7 +46,7 @@ pub(crate) fn apply(change: &mut Change, target: &Stored, redaction: EventNum) -
     redacted.row.header.spans = event::locate(&json).ok_or_else(broken)?;
     redacted.row.header.redacted_by = Some(redaction);
     redacted.row.json = json;
-    schema::TIMELINE.put(&mut change.batch, (change.num, target.order), &redacted.row);
+    change.replace_event(&redacted);
     if let Some(state_key) = redacted.row.state_key() {
         let (kind, state_key) = (redacted.row.event_type(), state_key.as_ref());
         let current = change.state(&kind, state_key)?;

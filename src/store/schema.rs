@@ -57,7 +57,7 @@ macro_rules! tables {
 // id NAME(key => value) in Family, Domain of "owner" [, local];
 tables! {
     /// What happened at a position.
-    1 LOG(Position => LogEntry) in Log, Server of "store::batch";
+    1 LOG(Position => LogEntry) in Log, Server of "store";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
     2 HEAD(String => u64) in Log, Server of "store::head", local;
     /// Each life of the store that a restore began, and the position at which the history it continues ended.

@@ -1,0 +1,378 @@
+//! The repository's own lints: rules that the compiler doesn't know. Each fails with file, line and what to do.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what is not as expected fails the test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The modules of `src/` in import order: a module uses only what stands left of it.
+const LINE: [&str; 18] = [
+    "ids",
+    "error",
+    "config",
+    "env",
+    "metrics",
+    "store",
+    "media",
+    "accounts",
+    "rooms",
+    "encryption",
+    "push",
+    "search",
+    "delivery",
+    "sync",
+    "flows",
+    "api",
+    "server",
+    "main",
+];
+
+/// Where waiting is allowed.
+const WAITING: [&str; 7] = ["env", "delivery", "sync", "flows", "api", "server", "main"];
+
+/// A file is split by idea well before this many lines.
+const LINES_MAX: usize = 800;
+
+struct Source {
+    /// Relative to the repository.
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// Its place among the modules: `rooms` for `src/rooms/admit.rs`.
+    fn module(&self) -> String {
+        let below = self.path.strip_prefix("src").unwrap();
+        let first = below.components().next().unwrap().as_os_str().to_str().unwrap();
+        first.trim_end_matches(".rs").to_owned()
+    }
+
+    /// Its module path: `rooms::admit`.
+    fn module_path(&self) -> String {
+        let below = self.path.strip_prefix("src").unwrap().with_extension("");
+        below.components().map(|part| part.as_os_str().to_str().unwrap()).collect::<Vec<_>>().join("::")
+    }
+
+    /// Lines with their numbers, up to the tests, without comments.
+    fn code(&self) -> Vec<(usize, &str)> {
+        let lines = self.text.lines().enumerate().map(|(number, line)| (number + 1, line));
+        lines
+            .take_while(|(_, line)| !line.starts_with("#[cfg(test)]") || line.contains("mod tests;"))
+            .map(|(number, line)| (number, line.split("//").next().unwrap_or_default()))
+            .collect()
+    }
+
+    /// Whether it is there for tests only.
+    fn is_test(&self) -> bool {
+        let name = self.path.file_stem().unwrap().to_str().unwrap();
+        let parent = self.path.with_file_name("");
+        let declared = |file: PathBuf| {
+            fs::read_to_string(root().join(file))
+                .is_ok_and(|text| text.contains(&format!("#[cfg(test)]\nmod {name};")))
+        };
+        let parent = PathBuf::from(parent.to_str().unwrap().trim_end_matches('/'));
+        declared(parent.with_extension("rs")) || declared(parent.join("lib.rs"))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(below: &str, extension: &str) -> Vec<Source> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(below)];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|it| it == extension) {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push(Source { path: path.strip_prefix(root()).unwrap().to_owned(), text });
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+fn fail_if_any(wrong: &[String], rule: &str) {
+    assert!(wrong.is_empty(), "{rule}\n{}", wrong.join("\n"));
+}
+
+/// The modules that lines of code name after `crate::`, also in braces over several lines.
+fn imports(code: &[(usize, &str)]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let word = |text: &str| -> String {
+        text.chars().take_while(|it| it.is_ascii_alphanumeric() || *it == '_').collect()
+    };
+    let mut depth = 0_usize;
+    for (number, line) in code {
+        let mut rest = *line;
+        if depth == 0 {
+            while let Some(at) = rest.find("crate::") {
+                rest = &rest[at + "crate::".len()..];
+                if let Some(inside) = rest.strip_prefix('{') {
+                    depth = 1;
+                    rest = inside;
+                    break;
+                }
+                found.push((*number, word(rest)));
+            }
+        }
+        if depth > 0 {
+            // Names at the first level of the braces.
+            let mut at_name = true;
+            let mut skip = 0;
+            for (at, it) in rest.char_indices() {
+                if at < skip {
+                    continue;
+                }
+                match it {
+                    '{' => depth += 1,
+                    '}' => {
+                        depth -= 1;
+                        if depth == 0 {
+                            break;
+                        }
+                    }
+                    ',' => at_name = true,
+                    it if it.is_alphanumeric() || it == '_' => {
+                        let name = word(&rest[at..]);
+                        skip = at + name.len();
+                        if depth == 1 && at_name {
+                            found.push((*number, name));
+                        }
+                        at_name = false;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_point_left() {
+    let place = |module: &str| LINE.iter().position(|it| *it == module);
+    let mut wrong = Vec::new();
+    for source in files("src", "rs") {
+        let module = source.module();
+        if module == "lib" || source.is_test() {
+            continue;
+        }
+        let Some(own) = place(&module) else {
+            wrong.push(format!("{}: module {module} has no place in the line", source.path.display()));
+            continue;
+        };
+        for (number, used) in imports(&source.code()) {
+            if place(&used).is_some_and(|used| used > own) {
+                wrong.push(format!("{}:{number}: {module} uses {used}", source.path.display()));
+            }
+        }
+    }
+    fail_if_any(&wrong, "A module uses only what stands left of it (docs/architecture.md). Use a flow:");
+}
+
+#[test]
+fn the_imports_of_a_file_are_found() {
+    let code = "use crate::{\n    api::{Routes, server},\n    error::Result, flows,\n};\nlet x = crate::sync::token();";
+    let code: Vec<_> = code.lines().enumerate().collect();
+    let found: Vec<_> = imports(&code).into_iter().map(|(_, name)| name).collect();
+    assert_eq!(found, ["api", "error", "flows", "sync"]);
+}
+
+#[test]
+fn the_library_lists_its_modules_in_the_order_of_the_line() {
+    let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let listed: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ").or_else(|| line.strip_prefix("mod ")))
+        .map(|name| name.trim_end_matches(';'))
+        .collect();
+    let expected: Vec<_> = LINE.into_iter().filter(|name| listed.contains(name)).collect();
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn nothing_waits_below_the_line() {
+    let mut wrong = Vec::new();
+    for source in files("src", "rs") {
+        if WAITING.contains(&source.module().as_str()) || source.is_test() {
+            continue;
+        }
+        // A future that those above wait for: nothing below does.
+        if source.path == Path::new("src/store/queue.rs") {
+            assert!(!source.text.contains("async fn"));
+            continue;
+        }
+        for (number, line) in source.code() {
+            if line.contains("async fn") || line.contains("async move") || line.contains(".await") {
+                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
+            }
+        }
+    }
+    fail_if_any(&wrong, "Plain functions below, async above (law 2):");
+}
+
+#[test]
+fn each_table_is_written_by_its_owner_only() {
+    let schema = fs::read_to_string(root().join("src/store/schema.rs")).unwrap();
+    let mut owners = BTreeMap::new();
+    for line in schema.lines() {
+        let mut words = line.split_whitespace();
+        let is_table = words.next().is_some_and(|id| id.parse::<u8>().is_ok());
+        if let (true, Some((name, _)), Some((_, owner))) = (is_table, line.split_once('('), line.split_once("of \"")) {
+            let name = name.split_whitespace().nth(1).unwrap();
+            owners.insert(name.to_owned(), owner.split('"').next().unwrap().to_owned());
+        }
+    }
+    assert!(owners.len() > 20, "the tables were not found");
+    let mut wrong = Vec::new();
+    for source in files("src", "rs") {
+        if source.is_test() {
+            continue;
+        }
+        let path = source.module_path();
+        let code: String = source.code().iter().map(|(_, line)| format!("{}\n", line.trim())).collect();
+        for verb in [".put(", ".delete(", ".delete_prefix", ".delete_below"] {
+            for (at, _) in code.match_indices(verb) {
+                let before = code[..at].trim_end();
+                let name = before.rsplit(|it: char| !it.is_ascii_uppercase() && !it.is_ascii_digit() && it != '_');
+                let Some(owner) = name.into_iter().next().and_then(|name| owners.get(name)) else { continue };
+                if path != *owner && !path.starts_with(&format!("{owner}::")) {
+                    let what: String = code[before.rfind('\n').map_or(0, |at| at + 1)..].chars().take(60).collect();
+                    wrong.push(format!("{}: {} (owner: {owner})", source.path.display(), what.trim()));
+                }
+            }
+        }
+    }
+    fail_if_any(&wrong, "A table is written by the module that owns it (src/store/schema.rs):");
+}
+
+#[test]
+fn no_word_stands_for_work_not_done() {
+    // Put together, for this file is read, too.
+    let banned: Vec<_> = ["to-do!(", "un-implemented!(", "d-bg!(", "FIX-ME", "TO-DO", "X-XX", "#[al-low(", "#![al-low("]
+        .map(|word| word.replace('-', ""))
+        .to_vec();
+    let mut wrong = Vec::new();
+    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        for (number, line) in source.text.lines().enumerate() {
+            if let Some(word) = banned.iter().find(|word| line.contains(word.as_str())) {
+                wrong.push(format!("{}:{}: {word}", source.path.display(), number + 1));
+            }
+        }
+    }
+    fail_if_any(&wrong, "Finish it, or refuse the request with a Matrix error; exceptions are #[expect(.., reason)]:");
+}
+
+#[test]
+fn files_say_what_they_are_for_and_stay_readable() {
+    let mut wrong = Vec::new();
+    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        let path = source.path.display().to_string();
+        if !source.text.starts_with("//!") {
+            wrong.push(format!("{path}: does not open with //! and what it is for"));
+        }
+        let lines = source.text.lines().count();
+        if lines > LINES_MAX {
+            wrong.push(format!("{path}: {lines} lines; split it by idea"));
+        }
+        if path.ends_with("/mod.rs") && !path.starts_with("tests/support") {
+            wrong.push(format!("{path}: is named after its folder here: rooms.rs + rooms/"));
+        }
+        let banned = ["utils", "helpers", "common", "core", "manager", "service", "globals", "types"];
+        let stem = source.path.file_stem().unwrap().to_str().unwrap();
+        if banned.contains(&stem) {
+            wrong.push(format!("{path}: a module is a noun of the domain"));
+        }
+        // Handlers are named like ruma's modules; get is one of the store's verbs.
+        if !["src/api/", "src/store", "tests/tidy.rs"].iter().any(|not_here| path.starts_with(not_here)) {
+            for (number, line) in source.code() {
+                if line.contains("fn get_") {
+                    wrong.push(format!("{path}:{number}: find_x, require_x or list_x, not get_x"));
+                }
+            }
+        }
+    }
+    fail_if_any(&wrong, "Files:");
+}
+
+#[test]
+fn select_takes_its_branches_in_order() {
+    let mut wrong = Vec::new();
+    for source in files("src", "rs") {
+        let lines: Vec<_> = source.text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            if line.contains("select! {") && !lines.get(number + 1).is_some_and(|next| next.trim() == "biased;") {
+                wrong.push(format!("{}:{}", source.path.display(), number + 1));
+            }
+        }
+    }
+    fail_if_any(&wrong, "select! begins with biased;, or a simulation can't be repeated:");
+}
+
+#[test]
+fn handlers_say_their_method_and_path() {
+    let methods = ["`GET /", "`PUT /", "`POST /", "`DELETE /"];
+    let mut wrong = Vec::new();
+    for source in files("src/api/client", "rs") {
+        let lines: Vec<_> = source.text.lines().collect();
+        let names: BTreeSet<_> = ["r.client(", "r.public(", "r.maybe_client("]
+            .into_iter()
+            .flat_map(|call| source.text.split(call).skip(1))
+            .filter_map(|rest| rest.split(')').next())
+            .collect();
+        for (number, line) in lines.iter().enumerate() {
+            let Some(name) = line.split("async fn ").nth(1).and_then(|rest| rest.split(['(', '<']).next()) else { continue };
+            if !names.contains(name) {
+                continue;
+            }
+            let docs: Vec<_> = lines[..number].iter().rev().take_while(|line| line.starts_with("///") || line.starts_with("#[")).collect();
+            if !docs.iter().any(|doc| methods.iter().any(|method| doc.contains(method))) {
+                wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
+            }
+        }
+    }
+    fail_if_any(&wrong, "The doc of a handler begins with its method and path:");
+}
+
+#[test]
+fn paths_named_in_the_documentation_exist() {
+    let mut documents = files("docs", "md");
+    documents.push(Source {
+        path: "README.md".into(),
+        text: fs::read_to_string(root().join("README.md")).unwrap(),
+    });
+    let tops: BTreeSet<String> =
+        fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // What a build or a running server makes.
+    let made = ["data", "target", ".git"];
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for document in &documents {
+        for (number, line) in document.text.lines().enumerate() {
+            // What stands in backticks or is the target of a link.
+            let quoted = line.split('`').skip(1).step_by(2);
+            let linked = line.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+            for path in quoted.chain(linked) {
+                let path = path.split([' ', ':', '(']).next().unwrap_or_default().trim_end_matches('/');
+                let top = path.split('/').next().unwrap_or_default();
+                let relative = document.path.with_file_name("").join(path);
+                let is_path = path.contains('/') && (tops.contains(top) || top == "docs" || top == "..");
+                if !is_path || made.contains(&top) || path.contains(['*', '<', '{']) {
+                    continue;
+                }
+                checked += 1;
+                if !root().join(path).exists() && !root().join(relative).exists() {
+                    wrong.push(format!("{}:{}: {path}", document.path.display(), number + 1));
+                }
+            }
+        }
+    }
+    fail_if_any(&wrong, "The documentation names what is not there:");
+    assert!(checked > 20, "the paths in the documentation were not found");
+}
