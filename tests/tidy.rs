@@ -1,6 +1,6 @@
 //! The repository's own lints: rules that the compiler doesn't know. Each fails with file, line and what to do.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "what is not as expected fails the test")]
+#![expect(clippy::unwrap_used, reason = "what is not as expected fails the test")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -224,7 +224,9 @@ fn each_table_is_written_by_its_owner_only() {
     for line in schema.lines() {
         let mut words = line.split_whitespace();
         let is_table = words.next().is_some_and(|id| id.parse::<u8>().is_ok());
-        if let (true, Some((name, _)), Some((_, owner))) = (is_table, line.split_once('('), line.split_once("of \"")) {
+        if let (true, Some((name, _)), Some((_, owner))) =
+            (is_table, line.split_once('('), line.split_once("of \""))
+        {
             let name = name.split_whitespace().nth(1).unwrap();
             owners.insert(name.to_owned(), owner.split('"').next().unwrap().to_owned());
         }
@@ -240,10 +242,12 @@ fn each_table_is_written_by_its_owner_only() {
         for verb in [".put(", ".delete(", ".delete_prefix", ".delete_below"] {
             for (at, _) in code.match_indices(verb) {
                 let before = code[..at].trim_end();
-                let name = before.rsplit(|it: char| !it.is_ascii_uppercase() && !it.is_ascii_digit() && it != '_');
+                let name =
+                    before.rsplit(|it: char| !it.is_ascii_uppercase() && !it.is_ascii_digit() && it != '_');
                 let Some(owner) = name.into_iter().next().and_then(|name| owners.get(name)) else { continue };
                 if path != *owner && !path.starts_with(&format!("{owner}::")) {
-                    let what: String = code[before.rfind('\n').map_or(0, |at| at + 1)..].chars().take(60).collect();
+                    let what: String =
+                        code[before.rfind('\n').map_or(0, |at| at + 1)..].chars().take(60).collect();
                     wrong.push(format!("{}: {} (owner: {owner})", source.path.display(), what.trim()));
                 }
             }
@@ -255,9 +259,10 @@ fn each_table_is_written_by_its_owner_only() {
 #[test]
 fn no_word_stands_for_work_not_done() {
     // Put together, for this file is read, too.
-    let banned: Vec<_> = ["to-do!(", "un-implemented!(", "d-bg!(", "FIX-ME", "TO-DO", "X-XX", "#[al-low(", "#![al-low("]
-        .map(|word| word.replace('-', ""))
-        .to_vec();
+    let banned: Vec<_> =
+        ["to-do!(", "un-implemented!(", "d-bg!(", "FIX-ME", "TO-DO", "X-XX", "#[al-low(", "#![al-low("]
+            .map(|word| word.replace('-', ""))
+            .to_vec();
     let mut wrong = Vec::new();
     for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
         for (number, line) in source.text.lines().enumerate() {
@@ -266,7 +271,10 @@ fn no_word_stands_for_work_not_done() {
             }
         }
     }
-    fail_if_any(&wrong, "Finish it, or refuse the request with a Matrix error; exceptions are #[expect(.., reason)]:");
+    fail_if_any(
+        &wrong,
+        "Finish it, or refuse the request with a Matrix error; exceptions are #[expect(.., reason)]:",
+    );
 }
 
 #[test]
@@ -307,7 +315,9 @@ fn select_takes_its_branches_in_order() {
     for source in files("src", "rs") {
         let lines: Vec<_> = source.text.lines().collect();
         for (number, line) in lines.iter().enumerate() {
-            if line.contains("select! {") && !lines.get(number + 1).is_some_and(|next| next.trim() == "biased;") {
+            if line.contains("select! {")
+                && lines.get(number + 1).is_none_or(|next| next.trim() != "biased;")
+            {
                 wrong.push(format!("{}:{}", source.path.display(), number + 1));
             }
         }
@@ -327,11 +337,18 @@ fn handlers_say_their_method_and_path() {
             .filter_map(|rest| rest.split(')').next())
             .collect();
         for (number, line) in lines.iter().enumerate() {
-            let Some(name) = line.split("async fn ").nth(1).and_then(|rest| rest.split(['(', '<']).next()) else { continue };
+            let Some(name) = line.split("async fn ").nth(1).and_then(|rest| rest.split(['(', '<']).next())
+            else {
+                continue;
+            };
             if !names.contains(name) {
                 continue;
             }
-            let docs: Vec<_> = lines[..number].iter().rev().take_while(|line| line.starts_with("///") || line.starts_with("#[")).collect();
+            let docs: Vec<_> = lines[..number]
+                .iter()
+                .rev()
+                .take_while(|line| line.starts_with("///") || line.starts_with("#["))
+                .collect();
             if !docs.iter().any(|doc| methods.iter().any(|method| doc.contains(method))) {
                 wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
             }
@@ -347,8 +364,10 @@ fn paths_named_in_the_documentation_exist() {
         path: "README.md".into(),
         text: fs::read_to_string(root().join("README.md")).unwrap(),
     });
-    let tops: BTreeSet<String> =
-        fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let tops: BTreeSet<String> = fs::read_dir(root())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     // What a build or a running server makes.
     let made = ["data", "target", ".git"];
     let mut wrong = Vec::new();

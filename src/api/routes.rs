@@ -122,10 +122,10 @@ impl Routes {
     }
 
     /// Every method and path, with the names of the parameters in braces.
-    pub fn list(&self) -> Vec<(&'static str, String)> {
+    pub fn list(&self) -> Vec<(&'static str, &'static str)> {
         self.paths
-            .iter()
-            .flat_map(|(path, methods)| methods.keys().map(|method| (*method, path.clone())))
+            .values()
+            .flat_map(|methods| methods.iter().map(|(method, route)| (*method, route.template)))
             .collect()
     }
 
@@ -220,7 +220,7 @@ async fn outermost(app: App, router: Router, request: Request) -> Response {
     let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     let user = user.map(|user| user.0);
     tracing::info!(%method, route, status, took_us, user, "request");
-    if took.as_millis() > u128::from(app.config.log.slow_request_ms) && route != SYNC {
+    if took.as_millis() > u128::from(app.config.log.slow_request_ms) && !route.ends_with(LONG_POLL) {
         let [queued_us, working_us, receiving_us] =
             [Place::Queued, Place::Working, Place::Receiving].map(|place| spent.us(place));
         let waiting_us = took_us.saturating_sub(queued_us + working_us + receiving_us);
@@ -233,7 +233,7 @@ async fn outermost(app: App, router: Router, request: Request) -> Response {
 }
 
 /// Long polls wait on purpose.
-const SYNC: &str = "/_matrix/client/v3/sync";
+const LONG_POLL: &str = "/sync";
 
 /// Client-server API, "Web Browser Clients".
 fn allow_browsers(headers: &mut HeaderMap) {
@@ -272,4 +272,35 @@ async fn serve(app: App, limits: Option<Arc<RateLimits>>, route: Arc<Route>, req
     let mut response = answer.unwrap_or_else(|error| reply::refuse(&app, error));
     response.extensions_mut().insert(routed);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Config,
+        env::Env,
+        server::Server,
+        store::{Durability, Engine, Store, engine::Memory},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_ends_its_request_and_no_other() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server = Server::start(Config::default(), Env::simulated(1, 0), store).unwrap();
+        let app = server.app();
+        let route = Route {
+            template: "/panics",
+            auth: Auth::None,
+            rate_limited: false,
+            kind: Kind::Other,
+            handler: Box::new(|_, _| Box::pin(async { panic!("on purpose") })),
+        };
+        let response = serve(app.clone(), None, Arc::new(route), Request::new(Body::empty())).await;
+        assert_eq!(response.status().as_u16(), 500);
+        assert!(app.metrics.text().contains("http_panics_total 1"));
+        let request = Request::builder().uri("/_matrix/client/versions").body(Body::empty()).unwrap();
+        let after = tower::ServiceExt::oneshot(server.router(), request).await.unwrap();
+        assert_eq!(after.status().as_u16(), 200);
+    }
 }

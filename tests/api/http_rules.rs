@@ -76,3 +76,99 @@ async fn every_method_is_routed() {
     }
     assert_eq!(client.server.server().app().env.now_ms(), crate::support::BEGAN_MS);
 }
+
+/// A login that is right but for the password.
+const LOGIN: &str =
+    r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"nobody"},"password":"x"}"#;
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_are_wrong_are_refused_for_what_they_are() {
+    let server = TestServer::new();
+    let nested = |levels: usize| {
+        format!(r#"{{"type":"m.login.password","x":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1))
+    };
+    for (body, status, errcode) in [
+        ("{".to_owned(), 400, "M_NOT_JSON"),
+        ("nonsense".to_owned(), 400, "M_NOT_JSON"),
+        (String::new(), 400, "M_NOT_JSON"),
+        (format!("{LOGIN}}}"), 400, "M_NOT_JSON"),
+        ("[]".to_owned(), 400, "M_BAD_JSON"),
+        ("7".to_owned(), 400, "M_BAD_JSON"),
+        (r#"{"type":7}"#.to_owned(), 400, "M_BAD_JSON"),
+        (r#"{"type":"m.login.token"}"#.to_owned(), 400, "M_MISSING_PARAM"),
+        (nested(129), 400, "M_BAD_JSON"),
+        (format!("{{\"x\":\"{}\"}}", "x".repeat(16 << 20)), 413, "M_TOO_LARGE"),
+    ] {
+        let shown: String = body.chars().take(60).collect();
+        let (found, json) = server.raw(Method::POST, "/_matrix/client/v3/login", None, body).await;
+        assert_eq!((found.as_u16(), json["errcode"].as_str()), (status, Some(errcode)), "{shown}: {json}");
+    }
+    let (_, json) = server.raw(Method::POST, "/_matrix/client/v3/login", None, nested(100)).await;
+    assert_ne!(json["errcode"], "M_NOT_JSON", "a hundred levels are read: {json}");
+    assert!(!json["error"].as_str().unwrap().contains("nested"), "{json}");
+    let body = vec![b'{', b'"', 0xff, b'"', b':', b'1', b'}'];
+    let (_, json) = server.raw(Method::POST, "/_matrix/client/v3/login", None, body).await;
+    assert_eq!(json["errcode"], "M_NOT_JSON");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_body_says_what_an_empty_object_says() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let path = "/_matrix/client/v3/createRoom";
+    let (status, json) = server.raw(Method::POST, path, alice.token.as_deref(), Body::empty()).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_content_type_does_harm() {
+    let server = TestServer::new();
+    for content_type in
+        [None, Some("text/plain"), Some("nonsense"), Some("application/x-www-form-urlencoded")]
+    {
+        let mut request = Request::builder().method(Method::POST).uri("/_matrix/client/v3/login");
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let response = server.send(request.body(LOGIN.into()).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{content_type:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_too_fast_is_told_how_long_to_wait() {
+    let server = TestServer::with(|config| {
+        config.limits.rate_limits = true;
+        config.limits.login = aqueduct::config::Bucket { per_second: 0.5, burst: 2 };
+    });
+    let log_in = || async {
+        let request = Request::builder().method(Method::POST).uri("/_matrix/client/v3/login");
+        server.send(request.body(LOGIN.into()).unwrap()).await
+    };
+    for _ in 0..2 {
+        assert_eq!(log_in().await.status(), StatusCode::FORBIDDEN);
+    }
+    let response = log_in().await;
+    assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(response.headers()["retry-after"], "2");
+    let (_, json) = server.raw(Method::POST, "/_matrix/client/v3/login", None, LOGIN).await;
+    assert_eq!(json["errcode"], "M_LIMIT_EXCEEDED");
+    let wait_ms = json["retry_after_ms"].as_u64().unwrap();
+    assert!((1900..=2000).contains(&wait_ms), "{json}");
+    server.server().app().env.sleep(std::time::Duration::from_millis(wait_ms)).await;
+    assert_eq!(log_in().await.status(), StatusCode::FORBIDDEN);
+    assert!(server.server().app().metrics.text().contains("http_rate_limited_total"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn parameters_in_paths_are_decoded_once() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for name in [
+        "/_matrix/client/v3/profile/@alice:test.example",
+        "/_matrix/client/v3/profile/%40alice%3Atest.example",
+    ] {
+        let (_, json) = alice.get(name).await;
+        assert_ne!(json["errcode"], "M_INVALID_PARAM", "{name}: {json}");
+    }
+}

@@ -14,6 +14,7 @@ mod account_data;
 mod devices;
 mod discovery;
 mod ephemeral;
+mod hostile;
 mod http_rules;
 mod keys;
 mod login;
