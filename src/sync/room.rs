@@ -195,6 +195,10 @@ fn room_state(
     if lazy {
         wanted = members::senders(timeline);
         wanted.extend(heroes.unwrap_or_default().iter().cloned());
+        if window.ask.use_state_after {
+            // What the timeline says of members is not state to such a client.
+            wanted.extend(members::subjects(timeline));
+        }
         if begins {
             wanted.insert(window.ask.caller.user_id.to_string());
         }

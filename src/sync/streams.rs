@@ -21,7 +21,7 @@ use crate::{
         Fault, Snapshot, schema,
         schema::rooms::{Place, RoomRow},
     },
-    sync::{SyncToken, filter, sent::SentMembers, v3::Ask},
+    sync::{Ephemeral, SyncToken, filter, sent::SentMembers, v3::Ask},
 };
 
 /// From where to where one look reaches, for whom, and how.
@@ -36,8 +36,10 @@ pub(crate) struct Window<'a> {
     pub(crate) from: Position,
     /// The snapshot's position.
     pub(crate) upto: Position,
-    /// What is ephemeral, at one moment.
+    /// What changed of the ephemeral, at one moment.
     pub(crate) moment: Moment,
+    /// Everything ephemeral, for rooms and users that are new to the client.
+    pub(crate) ephemeral: &'a Ephemeral,
     /// Users whose messages and invites the client does not want.
     pub(crate) ignored: BTreeSet<String>,
     /// The wall clock in milliseconds since the epoch.

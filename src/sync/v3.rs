@@ -59,6 +59,7 @@ pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
         from: since.map(|token| token.position).unwrap_or_default(),
         upto,
         moment: moment(polls, since),
+        ephemeral: &polls.ephemeral,
         ignored: BTreeSet::new(),
         now_ms: polls.env.now_ms(),
         sent: &polls.sent,
@@ -116,7 +117,7 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
     if !global.is_empty() {
         body.events("account_data", global);
     }
-    let presence = presence::collect(&window)?;
+    let presence = presence::collect(&window, &shares.came)?;
     if !presence.is_empty() {
         body.events("presence", presence);
     }
@@ -173,7 +174,9 @@ fn list_rooms(
     let rows = schema::ROOM.get_many(window.read, rooms.iter().map(|(room, _)| *room))?;
     for ((num, user_row), row) in rooms.iter().zip(rows) {
         let Some(row) = row else { continue };
-        if user_row.forgotten || !window.ask.filter.wants_room(&row.id) {
+        // Who forgets a room at once is told all the same that they left it.
+        let is_old = window.since.is_none() || user_row.since <= window.from;
+        if (user_row.forgotten && is_old) || !window.ask.filter.wants_room(&row.id) {
             continue;
         }
         let account_data = data.remove(row.id.as_str()).unwrap_or_default();

@@ -104,3 +104,20 @@ async fn who_polls_is_online_until_the_polls_end() {
     env(&server).sleep(Duration::from_secs(65)).await;
     assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "offline");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_to_a_room_is_seen_there_at_once() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
+    bob.put(&path, json!({ "presence": "online", "status_msg": "new here" })).await;
+    let (mut alices, mut bobs) = (Chain::of(&alice), Chain::of(&bob));
+    alices.next().await;
+    bobs.next().await;
+    assert_eq!(types(&alice, &room, json!({ "typing": true, "timeout": 30_000 })).await, StatusCode::OK);
+    must(&bob, &room, "join", json!({})).await;
+    let told = alices.next().await;
+    assert_eq!(presence_of(&told, &bob.user_id).unwrap()["status_msg"], "new here");
+    assert_eq!(typists(&bobs.next().await, &room), Some(vec![alice.user_id.clone()]));
+}

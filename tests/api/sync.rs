@@ -614,3 +614,42 @@ async fn device_lists_follow_devices_and_rooms() {
     must(&alice, &room, "leave", json!({})).await;
     assert_eq!(lists(&chain.next().await, "left"), [json!(bob.user_id)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_and_forgets_at_once_is_told_of_the_leave() {
+    let server = TestServer::new();
+    let (_alice, bob, room) = room_of_two(&server).await;
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    must(&bob, &room, "leave", json!({})).await;
+    must(&bob, &room, "forget", json!({})).await;
+    assert!(chain.next().await["rooms"]["leave"].get(&room).is_some());
+    assert!(chain.next().await.get("rooms").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_after_has_the_members_that_the_timeline_is_about() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    set_state(&alice, &room, "m.room.name", "", json!({ "name": "A name" })).await;
+    must(&alice, &room, "invite", json!({ "user_id": carol.user_id })).await;
+    let mut chain = Chain::filtered(
+        &bob,
+        json!({
+            "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 1 } },
+        }),
+    );
+    chain.query = "&use_state_after=true".to_owned();
+    let sync = chain.next().await;
+    let state = keys(&events(&sync, "join", &room, "state_after"));
+    assert!(has(&state, "m.room.member", &carol.user_id), "{state:?}");
+    // In small steps, too.
+    must(&carol, &room, "join", json!({})).await;
+    must(&alice, &room, "kick", json!({ "user_id": carol.user_id })).await;
+    let sync = chain.next().await;
+    let state = events(&sync, "join", &room, "state_after");
+    let carols: Vec<_> = state.iter().filter(|event| event["state_key"] == carol.user_id.as_str()).collect();
+    assert_eq!(carols.len(), 1, "{sync}");
+    assert_eq!(carols[0]["content"]["membership"], "leave");
+}

@@ -30,6 +30,12 @@ pub(crate) fn senders(timeline: &Timeline) -> BTreeSet<String> {
     timeline.events.iter().map(|(stored, _)| stored.row.sender().into_owned()).collect()
 }
 
+/// Whom the member events of a timeline are about.
+pub(crate) fn subjects(timeline: &Timeline) -> impl Iterator<Item = String> {
+    let members = timeline.events.iter().filter(|(stored, _)| stored.membership().is_some());
+    members.filter_map(|(stored, _)| Some(stored.row.state_key()?.into_owned()))
+}
+
 /// The member events of these users at a place that the device has not been told of, nor is by these events.
 pub(crate) fn missing(
     window: &Window<'_>,

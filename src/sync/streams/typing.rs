@@ -9,14 +9,18 @@ use crate::{
     },
 };
 
-/// An `m.typing` event, if the typists of this room changed. A client that does not know the room is told only
-/// whether somebody types.
+/// An `m.typing` event, if the typists of this room changed. A client that does not know the room is told only if
+/// somebody types.
 pub(crate) fn collect(window: &Window<'_>, num: RoomNum, row: &RoomRow, knows_room: bool) -> Option<String> {
     let filter = &window.ask.filter.ephemeral;
     if !filter.wants_type("m.typing") || !filter.wants_room(&row.id) {
         return None;
     }
-    let (_, typists) = window.moment.typing.iter().find(|(room, _)| *room == num)?;
+    let typists = if knows_room {
+        window.moment.typing.iter().find(|(room, _)| *room == num)?.1.clone()
+    } else {
+        window.ephemeral.read(|board| board.typing.list(num))
+    };
     if typists.is_empty() && !knows_room {
         return None;
     }
