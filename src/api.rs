@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod extract;
+mod guests;
 mod limits;
 mod raw;
 pub mod reply;

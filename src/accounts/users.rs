@@ -123,6 +123,16 @@ pub fn set_admin(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()>
     Ok(())
 }
 
+/// Makes a guest a user. Under the user's and the server's lock.
+pub fn make_user(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()> {
+    change(batch, user, |row| {
+        row.is_guest = false;
+        row.is_admin |= is_admin;
+    })?;
+    batch.position(&LogEntry::Account { user });
+    Ok(())
+}
+
 /// Ends an account for good. Devices, tokens, password, profile and rooms are the caller's to end.
 pub fn deactivate(batch: &mut Batch, user: UserNum, erase: bool) -> Result<UserRow> {
     let row = change(batch, user, |row| {

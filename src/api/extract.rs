@@ -24,7 +24,7 @@ use serde::de::IgnoredAny;
 
 use crate::{
     accounts::{self, Caller},
-    api::{limits::Source, reply},
+    api::{guests, limits::Source, reply},
     env::spent::{self, Place},
     error::{Error, Refusal, Result},
     flows::{self, App},
@@ -105,6 +105,14 @@ impl Call {
     /// Whose request it is, if a token said so.
     pub(crate) fn user(&self) -> Option<UserNum> {
         self.caller.as_ref().map(|caller| caller.user)
+    }
+
+    /// Refuses what guests may not do, if a guest asks: 403 `M_GUEST_ACCESS_FORBIDDEN`.
+    pub(crate) fn check_guest(&self, template: &str) -> Result<()> {
+        if self.caller.as_ref().is_some_and(|caller| caller.is_guest) {
+            guests::require_allowed(self.parts.method.as_str(), template)?;
+        }
+        Ok(())
     }
 
     /// Whom a rate limit counts.

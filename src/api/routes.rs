@@ -253,6 +253,7 @@ async fn serve(app: App, limits: Option<Arc<RateLimits>>, route: Arc<Route>, req
     let answer = async {
         let mut call = Call::begin(&app, route.auth, request)?;
         routed.user = call.user();
+        call.check_guest(route.template)?;
         if route.rate_limited
             && let Some(limits) = limits
             && let Err(wait) = limits.take(route.kind, call.source(), app.env.uptime())

@@ -73,7 +73,8 @@ fn find(
     Ok(users::find_num(read, &user_id)?.map(|user| (user, user_id)))
 }
 
-fn build(
+/// Logs a device in, in the user's batch.
+pub(crate) fn build(
     app: &App,
     batch: &mut Batch,
     user: crate::ids::UserNum,

@@ -19,7 +19,7 @@ use crate::{
     },
     config::RegistrationMode,
     error::{Refusal, Result},
-    flows::{App, confirm, write},
+    flows::{App, confirm, log_in, write},
     store::Batch,
 };
 
@@ -69,6 +69,50 @@ pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> 
     let operation = confirm::operation("register", None, &json!({ "username": wish.username }));
     let confirmed = confirm::confirm(app, &operation, &flows, None, auth).await?;
     make(app, wish, Made { token: confirmed.registration_token, ..Made::default() }).await
+}
+
+/// Makes a guest a user, with the name that it has and a password of its own; its devices and rooms stay.
+/// Errors: 400 for another name or none, 401 for a token that is not a guest's, and as [`register`].
+pub(crate) async fn upgrade_guest(
+    app: &App,
+    token: &str,
+    wish: Wish,
+    auth: Option<&AuthData>,
+) -> Result<Registered> {
+    let caller = tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), token)?;
+    if !caller.is_guest {
+        return Err(Refusal::forbidden("This is not the access token of a guest.").into());
+    }
+    if wish.username.as_deref() != Some(caller.user_id.localpart()) {
+        return Err(Refusal::invalid_param("A guest becomes a user under the name that it has.").into());
+    }
+    let Some(password) = wish.password else {
+        return Err(Refusal::missing_param("A user needs a password.").into());
+    };
+    passwords::check(&password)?;
+    let flows = flows(app)?;
+    let operation = confirm::operation("register", Some(&caller), &json!({ "username": wish.username }));
+    let confirmed = confirm::confirm(app, &operation, &flows, Some(&caller), auth).await?;
+    let house = app.clone();
+    let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
+    let hash = app.env.blocking_long(hash).await?;
+    let user = caller.user;
+    let upgrade = move |app: &App, batch: &mut Batch| {
+        if let Some(token) = &confirmed.registration_token {
+            registration::spend(batch, &app.accounts, token, app.env.now_ms())?;
+        }
+        let is_admin = !users::any(batch)?;
+        users::make_user(batch, caller.user, is_admin)?;
+        passwords::set(batch, caller.user, Some(&hash));
+        let session = match wish.log_in {
+            Some(log_in) => {
+                Some(log_in::build(app, batch, caller.user, &caller.user_id, log_in, wish.refreshable)?)
+            }
+            None => None,
+        };
+        Ok(Registered { user_id: caller.user_id, session })
+    };
+    write::for_user_and_server(app, user, upgrade).await
 }
 
 /// The flows of `/register`. While there is no account, the token of the first one is taken in every mode.

@@ -37,6 +37,21 @@ pub(crate) async fn for_users<T: Send + 'static>(
     durable(built.await?).await
 }
 
+/// Like [`for_user`], under the user's and the server's lock.
+pub(crate) async fn for_user_and_server<T: Send + 'static>(
+    app: &App,
+    user: UserNum,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let house = app.clone();
+    let built = app.env.blocking(move || {
+        let _user = house.accounts.lock(user);
+        let _server = house.accounts.lock_server();
+        build_and_enqueue(&house, build, Error::from)
+    });
+    durable(built.await?).await
+}
+
 /// Like [`for_user`], under the server's lock; `refused` says what a batch that was not accepted means.
 pub(crate) async fn for_server<T: Send + 'static>(
     app: &App,

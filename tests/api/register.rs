@@ -149,6 +149,42 @@ async fn guests_come_in_only_where_they_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn guests_may_do_little_until_they_become_users() {
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let (_, json) = server.anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
+    let user_id = json["user_id"].as_str().unwrap();
+    let name = user_id.strip_prefix('@').unwrap().split(':').next().unwrap();
+    let mut guest = server.anonymous();
+    guest.token = json["access_token"].as_str().map(str::to_owned);
+    let profile = |field: &str| format!("/_matrix/client/v3/profile/{user_id}/{field}");
+    let create = "/_matrix/client/v3/createRoom";
+    let refused = [
+        guest.post(create, json!({})).await,
+        guest.post("/_matrix/client/v3/account/deactivate", json!({})).await,
+        guest.put(&profile("avatar_url"), json!({ "avatar_url": "mxc://a/b" })).await,
+    ];
+    for (status, json) in refused {
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_GUEST_ACCESS_FORBIDDEN")));
+    }
+    assert_eq!(guest.put(&profile("displayname"), json!({ "displayname": "G" })).await.0, StatusCode::OK);
+    assert_eq!(guest.get("/_matrix/client/v3/sync").await.0, StatusCode::OK);
+
+    let wish = |name: &str, token: &str| {
+        let mut body = dummy(name);
+        body["guest_access_token"] = token.into();
+        body
+    };
+    let token = guest.token.clone().unwrap();
+    let post = |body: Value| async { server.anonymous().post(REGISTER, body).await };
+    assert_eq!(post(wish("other", &token)).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(post(wish(name, "wrong")).await.0, StatusCode::UNAUTHORIZED);
+    let (status, json) = post(wish(name, &token)).await;
+    assert_eq!((status, json["user_id"].as_str()), (StatusCode::OK, Some(user_id)), "{json}");
+    assert_eq!(guest.post(create, json!({})).await.0, StatusCode::OK, "the guest's device is a user's now");
+    assert_eq!(post(wish(name, &token)).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thousand_at_once_for_one_name_have_one_winner() {
     let client = TestServer::new().anonymous();
     let answers = join_all((0..1000).map(|_| client.post(REGISTER, dummy("alice")))).await;

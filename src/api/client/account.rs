@@ -43,7 +43,6 @@ pub(crate) async fn change_password(
     client: MaybeClient<change_password::v3::Request>,
 ) -> Result<change_password::v3::Response> {
     let (caller, request) = (require_caller(client.caller)?, client.request);
-    require_no_guest(&caller)?;
     passwords::check(&request.new_password)?;
     let wanted = json!({ "password": request.new_password, "logout_devices": request.logout_devices });
     let operation = confirm::operation("change password", Some(&caller), &wanted);
@@ -60,19 +59,10 @@ pub(crate) async fn deactivate(
     client: MaybeClient<deactivate::v3::Request>,
 ) -> Result<deactivate::v3::Response> {
     let (caller, request) = (require_caller(client.caller)?, client.request);
-    require_no_guest(&caller)?;
     let operation = confirm::operation("deactivate", Some(&caller), &json!({ "erase": request.erase }));
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
     flows::deactivate::deactivate(&app, caller.user, caller.user_id, request.erase).await?;
     // There is nothing that could be bound at an identity server.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
-}
-
-/// Errors: 403 `M_GUEST_ACCESS_FORBIDDEN`.
-pub(crate) fn require_no_guest(caller: &Caller) -> Result<()> {
-    if caller.is_guest {
-        return Err(Refusal::new(ErrorKind::GuestAccessForbidden, "Guests cannot do this.").into());
-    }
-    Ok(())
 }

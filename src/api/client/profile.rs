@@ -7,11 +7,12 @@ use ruma::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    accounts::{profiles, users},
+    accounts::{Caller, profiles, users},
     api::{
         Routes,
         client::account_data::require_self,
         extract::{Client, Public},
+        guests,
         raw::Raw,
         reply::RawJson,
     },
@@ -68,8 +69,8 @@ pub(crate) async fn set_profile_field(
     client: Client<Raw<set_profile_field::v3::Request>>,
 ) -> Result<set_profile_field::v3::Response> {
     let (caller, request) = (client.caller, client.request);
-    require_user(&caller, request.arg(0))?;
     let field = request.arg(1);
+    require_user(&caller, request.arg(0), field)?;
     profiles::check_field(field)?;
     let mut body: Map<String, Value> = serde_json::from_slice(&request.body)
         .map_err(|why| Refusal::new(ruma::api::error::ErrorKind::NotJson, format!("This is not JSON: {why}.")))?;
@@ -86,14 +87,18 @@ pub(crate) async fn delete_profile_field(
     client: Client<Raw<delete_profile_field::v3::Request>>,
 ) -> Result<delete_profile_field::v3::Response> {
     let (caller, request) = (client.caller, client.request);
-    require_user(&caller, request.arg(0))?;
     let field = request.arg(1);
+    require_user(&caller, request.arg(0), field)?;
     profiles::check_field(field)?;
     set_profile::set_profile(&app, &caller, field.to_owned(), None).await?;
     Ok(delete_profile_field::v3::Response::new())
 }
 
-fn require_user(caller: &crate::accounts::Caller, user_id: &str) -> Result<()> {
+/// Errors: 403 for another user's profile, and for what guests may not change of theirs.
+fn require_user(caller: &Caller, user_id: &str, field: &str) -> Result<()> {
+    if caller.is_guest && field != "displayname" {
+        return Err(guests::refusal().into());
+    }
     let user_id =
         <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
     require_self(caller, user_id)

@@ -33,9 +33,6 @@ pub(crate) async fn register(
         let refusal = Refusal::new(ErrorKind::UnknownToken(Default::default()), "There is no such service.");
         return Err(refusal.into());
     }
-    if request.guest_access_token.is_some() {
-        return Err(Refusal::forbidden("Guests cannot be made users here.").into());
-    }
     let registered = match request.kind {
         register::RegistrationKind::Guest => {
             flow::register_guest(&app, LogIn { id: None, ..log_in }).await?
@@ -47,7 +44,10 @@ pub(crate) async fn register(
                 log_in: (!request.inhibit_login).then_some(log_in),
                 refreshable: request.refresh_token,
             };
-            flow::register(&app, wish, request.auth.as_ref()).await?
+            match request.guest_access_token {
+                Some(token) => flow::upgrade_guest(&app, &token, wish, request.auth.as_ref()).await?,
+                None => flow::register(&app, wish, request.auth.as_ref()).await?,
+            }
         }
         _ => return Err(Refusal::invalid_param("There are accounts of kind user and guest only.").into()),
     };
