@@ -15,6 +15,7 @@ pub mod graph;
 pub mod members;
 pub mod power;
 pub mod receipts;
+pub mod receive;
 pub mod redact;
 pub mod relations;
 pub mod resolve;

@@ -102,7 +102,7 @@ pub struct Evidence<'a> {
 
 /// Judges an event.
 pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
-    if let Some(verdict) = lacking(event, evidence) {
+    if let Some(verdict) = lacking(event, evidence.auth, evidence.prev) {
         return verdict;
     }
     let rules = evidence.rules;
@@ -146,10 +146,16 @@ pub fn admit_own(event: &Event, rules: &AuthorizationRules, state: &AuthState) -
     }
 }
 
-fn lacking(event: &Event, evidence: &Evidence<'_>) -> Option<Verdict> {
+/// What must be known before an event can be judged: [`Verdict::Need`] or [`Verdict::Unknown`]; `None` if nothing is
+/// lacking.
+pub fn lacking(
+    event: &Event,
+    auth_events: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
+    prev_events: &BTreeMap<OwnedEventId, Known<()>>,
+) -> Option<Verdict> {
     let mut auth = Vec::new();
     for id in &event.auth {
-        match evidence.auth.get(id) {
+        match auth_events.get(id) {
             Some(Known::Found(_)) => {}
             Some(Known::Unavailable) => return Some(Verdict::Unknown),
             Some(Known::Missing) | None => auth.push(id.clone()),
@@ -157,7 +163,7 @@ fn lacking(event: &Event, evidence: &Evidence<'_>) -> Option<Verdict> {
     }
     let mut prev = Vec::new();
     for id in &event.prev {
-        match evidence.prev.get(id) {
+        match prev_events.get(id) {
             // Events that are cited and known need not be listed.
             Some(Known::Found(())) | None => {}
             Some(Known::Unavailable) => return Some(Verdict::Unknown),
@@ -165,4 +171,218 @@ fn lacking(event: &Event, evidence: &Evidence<'_>) -> Option<Verdict> {
         }
     }
     (!auth.is_empty() || !prev.is_empty()).then_some(Verdict::Need { auth, prev })
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::RoomVersionId;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::ids::EventNum;
+
+    const ALICE: &str = "@alice:a.example";
+    const BOB: &str = "@bob:b.example";
+    const ROOM: &str = "!room:a.example";
+
+    fn id(name: &str) -> OwnedEventId {
+        OwnedEventId::try_from(format!("${name}")).unwrap()
+    }
+
+    /// An event called `name`, in a room of version 11.
+    fn event(
+        name: &str,
+        sender: &str,
+        kind: &str,
+        key: Option<&str>,
+        content: Value,
+        auth: &[&str],
+    ) -> Event {
+        let ids = |names: &[&str]| names.iter().map(|name| id(name).to_string()).collect::<Vec<_>>();
+        let mut json = json!({
+            "room_id": ROOM, "sender": sender, "type": kind, "content": content, "origin_server_ts": 1,
+            "auth_events": ids(auth), "prev_events": if name == "create" { ids(&[]) } else { ids(&["before"]) },
+        });
+        if let Some(key) = key {
+            json["state_key"] = key.into();
+        }
+        Event::parse(id(name), json.to_string().as_bytes()).unwrap()
+    }
+
+    struct Scene {
+        auth: BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
+        state: AuthState,
+    }
+
+    impl Scene {
+        /// Alice's public room, with Bob in it.
+        fn new() -> Self {
+            let mut scene = Self { auth: BTreeMap::new(), state: AuthState::default() };
+            let joined = json!({ "membership": "join" });
+            let levels = json!({ "users": { ALICE: 100 } });
+            scene.add(event(
+                "create",
+                ALICE,
+                "m.room.create",
+                Some(""),
+                json!({ "room_version": "11" }),
+                &[],
+            ));
+            scene.add(event("alice", ALICE, "m.room.member", Some(ALICE), joined.clone(), &["create"]));
+            scene.add(event("levels", ALICE, "m.room.power_levels", Some(""), levels, &["create", "alice"]));
+            scene.add(event(
+                "rules",
+                ALICE,
+                "m.room.join_rules",
+                Some(""),
+                json!({ "join_rule": "public" }),
+                &[],
+            ));
+            scene.add(event("bob", BOB, "m.room.member", Some(BOB), joined, &["create", "levels", "rules"]));
+            scene
+        }
+
+        fn add(&mut self, event: Event) {
+            let event = Arc::new(StateEvent {
+                event: EventNum(self.auth.len() as u64),
+                auth_depth: 0,
+                parsed: event,
+            });
+            self.auth.insert(event.parsed.id.clone(), Known::Found(Arc::clone(&event)));
+            self.state.insert(event);
+        }
+
+        fn judge(&self, event: &Event, current: Option<&AuthState>) -> Verdict {
+            let rules = RoomVersionId::V11.rules().unwrap();
+            let prev = BTreeMap::new();
+            let auth = self.auth.iter().filter(|(id, _)| event.auth.contains(id));
+            let auth = auth.map(|(id, known)| (id.clone(), known.clone())).collect();
+            let evidence = Evidence {
+                rules: &rules.authorization,
+                auth: &auth,
+                prev: &prev,
+                before: &self.state,
+                current,
+            };
+            admit(event, &evidence)
+        }
+    }
+
+    fn rejected(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Reject(_))
+    }
+
+    #[test]
+    fn each_rule_has_its_verdict() {
+        let scene = Scene::new();
+        let bobs = ["create", "levels", "bob"];
+        let message = json!({ "body": "hello" });
+        let ban = json!({ "membership": "ban" });
+        for (what, event, accepts) in [
+            ("a member speaks", event("e", BOB, "m.room.message", None, message.clone(), &bobs), true),
+            (
+                "a stranger speaks",
+                event("e", "@x:y", "m.room.message", None, message.clone(), &["create", "levels"]),
+                false,
+            ),
+            (
+                "a member without power names the room",
+                event("e", BOB, "m.room.name", Some(""), json!({}), &bobs),
+                false,
+            ),
+            (
+                "power names it",
+                event("e", ALICE, "m.room.name", Some(""), json!({}), &["create", "levels", "alice"]),
+                true,
+            ),
+            (
+                "a state key of somebody else",
+                event("e", ALICE, "x", Some(BOB), json!({}), &["create", "levels", "alice"]),
+                false,
+            ),
+            (
+                "auth events that are not asked for",
+                event(
+                    "e",
+                    BOB,
+                    "m.room.message",
+                    None,
+                    message.clone(),
+                    &["create", "levels", "bob", "rules"],
+                ),
+                false,
+            ),
+            (
+                "no create event among them",
+                event("e", BOB, "m.room.message", None, message, &["levels", "bob"]),
+                false,
+            ),
+            (
+                "banning upwards",
+                event(
+                    "e",
+                    BOB,
+                    "m.room.member",
+                    Some(ALICE),
+                    ban.clone(),
+                    &["create", "levels", "bob", "alice"],
+                ),
+                false,
+            ),
+            (
+                "banning downwards",
+                event("e", ALICE, "m.room.member", Some(BOB), ban, &["create", "levels", "bob", "alice"]),
+                true,
+            ),
+            (
+                "a membership that there is not",
+                event("e", BOB, "m.room.member", Some(BOB), json!({ "membership": 7 }), &bobs),
+                false,
+            ),
+        ] {
+            let verdict = scene.judge(&event, None);
+            assert_eq!(verdict == Verdict::Accept, accepts, "{what}: {verdict:?}");
+            assert_eq!(rejected(&verdict), !accepts, "{what}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_the_current_state_forbids_is_soft_failed() {
+        let scene = Scene::new();
+        let mut now = Scene::new();
+        now.add(event("ban", ALICE, "m.room.member", Some(BOB), json!({ "membership": "ban" }), &[]));
+        let message = event("e", BOB, "m.room.message", None, json!({}), &["create", "levels", "bob"]);
+        assert!(matches!(scene.judge(&message, Some(&now.state)), Verdict::SoftFail(_)));
+        assert_eq!(scene.judge(&message, Some(&scene.state)), Verdict::Accept);
+    }
+
+    #[test]
+    fn what_rests_on_a_rejected_event_is_rejected() {
+        let mut scene = Scene::new();
+        let mut bob = event("bob", BOB, "m.room.member", Some(BOB), json!({ "membership": "join" }), &[]);
+        bob.rejected = true;
+        scene.add(bob);
+        let message = event("e", BOB, "m.room.message", None, json!({}), &["create", "levels", "bob"]);
+        assert!(rejected(&scene.judge(&message, None)));
+    }
+
+    #[test]
+    fn what_is_missing_is_needed_and_what_cannot_be_had_is_not_judged() {
+        let scene = Scene::new();
+        let message = event("e", BOB, "m.room.message", None, json!({}), &["create", "levels", "nowhere"]);
+        assert_eq!(
+            scene.judge(&message, None),
+            Verdict::Need { auth: vec![id("nowhere")], prev: Vec::new() }
+        );
+        let none = BTreeMap::new();
+        let prev = BTreeMap::from([(id("before"), Known::Missing)]);
+        let Some(Verdict::Need { auth, prev }) = lacking(&message, &none, &prev) else {
+            panic!("it can be judged")
+        };
+        assert_eq!((auth.len(), prev), (3, vec![id("before")]));
+        let prev = BTreeMap::from([(id("before"), Known::Unavailable)]);
+        assert_eq!(lacking(&message, &scene.auth, &prev).map(|_| ()), Some(()));
+        let auth = BTreeMap::from([(id("create"), Known::Unavailable)]);
+        assert_eq!(lacking(&message, &auth, &BTreeMap::new()), Some(Verdict::Unknown));
+    }
 }

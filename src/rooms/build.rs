@@ -211,7 +211,7 @@ pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::rooms::{event::event_id, versions};
 
-    fn a_key() -> Arc<Ed25519KeyPair> {
+    pub(crate) fn a_key() -> Arc<Ed25519KeyPair> {
         // RFC 8410: what stands before the seed in the exchanged form of a key.
         let mut document = vec![
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
-    OwnedEventId,
+    EventId, OwnedEventId,
     events::{StateEventType, TimelineEventType},
     room_version_rules::RoomVersionRules,
 };
@@ -14,7 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     error::{Error, Refusal, Result},
-    ids::{EventNum, Order, RoomNum, UserNum},
+    ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
         Seat, TIP_STATE_MAX, Tip,
         admit::{self, AuthState, Verdict},
@@ -25,12 +25,13 @@ use crate::{
     store::{
         Batch, Enqueued, Fault, LogEntry, NotAccepted, Store, schema,
         schema::{
-            rooms::{EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
+            rooms::{AsideRow, EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
             state::{Ref, Val},
         },
     },
 };
 
+const MEMBER: &str = "m.room.member";
 /// Depths are integers of canonical JSON.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
 
@@ -221,6 +222,8 @@ impl Change {
         deepest.map_or(1, |depth| (depth + 1).min(DEPTH_MAX))
     }
 
+    /// Writes an event of our own. It cites all heads, so the state before it is the current state, the room has one
+    /// head after it, and no states need to be resolved.
     fn write(
         &mut self,
         draft: &Draft,
@@ -228,27 +231,22 @@ impl Change {
         auth: &[Arc<StateEvent>],
         sent_by: Option<SentBy>,
     ) -> Result<Stored> {
-        let event = EventNum(self.row.next_event);
-        self.row.next_event += 1;
-        let position = self.batch.position(&LogEntry::Event { room: self.num, event });
-        let order = Order::live(position);
-        let mut replaces = None;
+        let (event, order) = self.next_place();
+        let depth = self.next_depth();
         let mut state_key = None;
+        let mut replaces = None;
         if let Some(key) = &draft.state_key {
             replaces = self.state(&draft.kind, key)?;
-            state_key =
-                Some(state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, &draft.kind, key)?);
+            state_key = Some(self.intern_key(&draft.kind, key)?);
         }
-        let depth = self.next_depth();
-        let auth_depth = auth.iter().map(|event| event.auth_depth + 1).max().unwrap_or(0);
         let header = EventHeader {
             event,
             hash: built.hash,
             sent_ms: draft.sent_ms,
             depth,
-            auth_depth,
+            auth_depth: auth_depth(auth),
             state_key,
-            replaces: replaces.as_ref().map(|event| event.event),
+            replaces: replaces.map(|event| event.event),
             redacted_by: None,
             unseen: false,
             before: None,
@@ -259,27 +257,15 @@ impl Change {
             spans: event::locate(&built.json).ok_or_else(|| Error::broken("a built event has no fields"))?,
         };
         let stored = Stored { order, row: EventRow { header, json: built.json } };
-        schema::TIMELINE.put(&mut self.batch, (self.num, order), &stored.row);
-        schema::PLACE.put(&mut self.batch, (self.num, event), &Place::Timeline(order));
-        schema::EVENT_ID.put(&mut self.batch, &built.hash, &(self.num, event));
+        self.put(&stored)?;
         if let Some(key) = state_key {
-            state::apply(&mut self.batch, self.num, order, &[(key, Val::Event(event))])?;
-            graph::put_auth_edges(&mut self.batch, self.num, event, &stored.row.header.auth);
-            self.row.state_tip = order;
-            let parsed = Arc::new(StateEvent { event, auth_depth, parsed: built.event });
-            self.follow_membership(&stored, draft, replaces.as_deref())?;
-            self.set.insert((draft.kind.clone(), draft.state_key.clone().unwrap_or_default()), Some(parsed));
+            let state_event = StateEvent { event, auth_depth: auth_depth(auth), parsed: built.event };
+            self.set_state(order, &[(key, Val::Event(event))], Some(Arc::new(state_event)))?;
         }
-        self.row.tip = order;
-        self.row.heads = vec![Head { event, hash: built.hash, depth, after: Ref::Main(self.row.state_tip) }];
-        schema::ROOM.put(&mut self.batch, self.num, &self.row);
-        relations::index(&mut self.batch, self.num, &stored)?;
-        if let Some(target) = &draft.redacts
-            && let Some(target) = event::find_by_id(&self.batch, self.num, target)?
-        {
-            redact::apply(self, &target, event)?;
-        }
-        self.added.push(stored.clone());
+        let after = Ref::Main(self.row.state_tip);
+        let stored_ms = draft.sent_ms;
+        self.row.heads = vec![Head { event, hash: built.hash, depth, stored_ms, is_own: true, after }];
+        self.finish(&stored, draft.redacts.as_deref())?;
         Ok(stored)
     }
 
@@ -288,23 +274,108 @@ impl Change {
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
     }
 
-    /// Counts, and the rows of the user that a member event is about.
+    /// The number and the order of the next event; its position is claimed with them.
+    pub(super) fn next_place(&mut self) -> (EventNum, Order) {
+        let event = EventNum(self.row.next_event);
+        self.row.next_event += 1;
+        let position = self.batch.position(&LogEntry::Event { room: self.num, event });
+        (event, Order::live(position))
+    }
+
+    pub(super) fn intern_key(&mut self, kind: &str, state_key: &str) -> Result<StateKeyNum, Fault> {
+        state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, kind, state_key)
+    }
+
+    /// The rows of the event itself.
+    pub(super) fn put(&mut self, stored: &Stored) -> Result<(), Fault> {
+        let (event, header) = (stored.event(), &stored.row.header);
+        schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
+        schema::PLACE.put(&mut self.batch, (self.num, event), &Place::Timeline(stored.order));
+        schema::EVENT_ID.put(&mut self.batch, &header.hash, &(self.num, event));
+        if header.state_key.is_some() {
+            graph::put_auth_edges(&mut self.batch, self.num, event, &header.auth);
+        }
+        relations::index(&mut self.batch, self.num, stored)
+    }
+
+    /// The rows of an event that clients do not see.
+    pub(super) fn put_row_aside(&mut self, aside: &AsideRow) {
+        let header = &aside.row.header;
+        schema::EVENT_ID.put(&mut self.batch, &header.hash, &(self.num, header.event));
+        schema::PLACE.put(&mut self.batch, (self.num, header.event), &Place::Aside);
+        schema::ASIDE.put(&mut self.batch, (self.num, header.event), aside);
+        schema::ROOM.put(&mut self.batch, self.num, &self.row);
+    }
+
+    /// One step of the main line: these keys have these values from this order on. `event` is the one that sets the
+    /// first of them, where it is at hand.
+    pub(super) fn set_state(
+        &mut self,
+        order: Order,
+        changes: &[(StateKeyNum, Val)],
+        mut event: Option<Arc<StateEvent>>,
+    ) -> Result<()> {
+        for (key, val) in changes {
+            let unknown = || Fault::Corrupt("a state key has no name");
+            let (kind, state_key) = match event.as_deref().map(|event| &event.parsed) {
+                Some(parsed) => (parsed.kind.to_string(), parsed.state_key.clone().unwrap_or_default()),
+                None => state::key_name(&self.batch, self.num, *key)?.ok_or_else(unknown)?,
+            };
+            let new = match (event.take(), val.event()) {
+                (Some(event), _) => Some(event),
+                (None, Some(event)) => {
+                    let stored = event::require(&self.batch, self.num, event)?;
+                    Some(StateEvent::read(&self.row, &stored)?)
+                }
+                (None, None) => None,
+            };
+            let old = self.state(&kind, &state_key)?;
+            if kind == MEMBER {
+                self.follow_membership(order, &state_key, old.as_deref(), new.as_deref())?;
+            }
+            self.set.insert((kind, state_key), new);
+        }
+        state::apply(&mut self.batch, self.num, order, changes)?;
+        if !changes.is_empty() {
+            self.row.state_tip = order;
+        }
+        Ok(())
+    }
+
+    /// What follows from an event once the room's heads and state are as it leaves them.
+    pub(super) fn finish(&mut self, stored: &Stored, redacts: Option<&EventId>) -> Result<()> {
+        self.row.tip = stored.order;
+        schema::ROOM.put(&mut self.batch, self.num, &self.row);
+        if let Some(target) = redacts
+            && let Some(target) = event::find_by_id(&self.batch, self.num, target)?
+        {
+            redact::apply(self, &target, stored.event())?;
+        }
+        self.added.push(stored.clone());
+        Ok(())
+    }
+
+    /// Counts, and the rows of the user whose membership changes.
     fn follow_membership(
         &mut self,
-        stored: &Stored,
-        draft: &Draft,
-        replaced: Option<&StateEvent>,
+        order: Order,
+        user: &str,
+        old: Option<&StateEvent>,
+        new: Option<&StateEvent>,
     ) -> Result<(), Fault> {
-        let (Some(now), Some(user)) = (stored.membership(), &draft.state_key) else { return Ok(()) };
-        let was = replaced
-            .and_then(|event| event::membership_of(event.parsed.content.get()))
-            .unwrap_or(Membership::Leave);
+        let membership = |event: Option<&StateEvent>| {
+            event
+                .and_then(|event| event::membership_of(event.parsed.content.get()))
+                .unwrap_or(Membership::Leave)
+        };
+        let Some(event) = new.or(old) else { return Ok(()) };
+        let (was, now) = (membership(old), membership(new));
         let count = |kind: Membership, count: u32| {
             count.saturating_add(u32::from(now == kind)).saturating_sub(u32::from(was == kind))
         };
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
-        let user = members::track(&mut self.batch, self.num, stored, user, now)?;
+        let user = members::track(&mut self.batch, self.num, user, now, event.event, order.anchor)?;
         self.concerned.extend(user);
         Ok(())
     }
@@ -346,6 +417,11 @@ impl Change {
         }
         Ok(enqueued)
     }
+}
+
+/// One more than the greatest such number of an event's auth events.
+pub(super) fn auth_depth(auth: &[Arc<StateEvent>]) -> u64 {
+    auth.iter().map(|event| event.auth_depth + 1).max().unwrap_or(0)
 }
 
 impl Tip {

@@ -92,9 +92,29 @@ pub fn find(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Resu
     Ok(row.map(|row| Stored { order, row }))
 }
 
-/// The event of this number. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
+/// The event of this number, wherever it is kept: the state of a room may hold events that clients do not see in its
+/// timeline. Such an event has the lowest order.
+pub fn find_anywhere(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event: EventNum,
+) -> Result<Option<Stored>, Fault> {
+    match schema::PLACE.get(read, (room, event))? {
+        None => Ok(None),
+        Some(Place::Timeline(order)) => {
+            Ok(schema::TIMELINE.get(read, (room, order))?.map(|row| Stored { order, row }))
+        }
+        Some(Place::Aside) => {
+            let aside = schema::ASIDE.get(read, (room, event))?;
+            Ok(aside.map(|aside| Stored { order: Order::MIN, row: aside.row }))
+        }
+    }
+}
+
+/// The event of this number, wherever it is kept. Errors: [`Fault::Corrupt`] when there is none: numbers come from our
+/// own rows.
 pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Stored, Fault> {
-    find(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
+    find_anywhere(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
 }
 
 /// The number of the event of this id in this room.

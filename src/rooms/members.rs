@@ -6,7 +6,7 @@ use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts,
-    ids::{EventNum, RoomNum, StateKeyNum, UserNum},
+    ids::{EventNum, Position, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, Stored},
         state,
@@ -17,19 +17,21 @@ use crate::{
     },
 };
 
-/// Writes the rows of the user that an accepted member event is about. Returns that user, if it is one of ours.
+/// Writes the rows of a user whose membership in the current state is now this, by this event, since this position.
+/// Returns the user, if it is one of ours.
 pub(crate) fn track(
     batch: &mut Batch,
     room: RoomNum,
-    stored: &Stored,
     user_id: &str,
     membership: Membership,
+    event: EventNum,
+    position: Position,
 ) -> Result<Option<UserNum>, Fault> {
     let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(None) };
     let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(None) };
     let known = schema::USER_ROOM.get(batch, (user, room))?.filter(|row| row.membership == membership);
-    let since = known.map_or(stored.order.anchor, |row| row.since);
-    let row = UserRoomRow { membership, since, event: stored.event(), forgotten: false };
+    let since = known.map_or(position, |row| row.since);
+    let row = UserRoomRow { membership, since, event, forgotten: false };
     schema::USER_ROOM.put(batch, (user, room), &row);
     match membership {
         Membership::Join | Membership::Invite | Membership::Knock => {
@@ -117,5 +119,7 @@ pub fn membership_of_event(
     room: RoomNum,
     event: EventNum,
 ) -> Result<Membership, Fault> {
-    Ok(event::find(read, room, event)?.and_then(|stored| stored.membership()).unwrap_or(Membership::Leave))
+    Ok(event::find_anywhere(read, room, event)?
+        .and_then(|stored| stored.membership())
+        .unwrap_or(Membership::Leave))
 }

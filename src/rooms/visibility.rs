@@ -140,7 +140,7 @@ impl Sight {
         if let Some(known) = self.memberships.get(&event) {
             return Ok(*known);
         }
-        let found = event::find(read, self.room, event)?.and_then(|stored| stored.membership());
+        let found = event::find_anywhere(read, self.room, event)?.and_then(|stored| stored.membership());
         let membership = found.unwrap_or(Membership::Leave);
         self.memberships.insert(event, membership);
         Ok(membership)
@@ -151,7 +151,7 @@ impl Sight {
         if let Some(known) = self.visibilities.get(&event) {
             return Ok(*known);
         }
-        let found = event::find(read, self.room, event)?;
+        let found = event::find_anywhere(read, self.room, event)?;
         let visibility = found
             .map_or(HistoryVisibility::Shared, |stored| HistoryVisibility::of_content(stored.row.content()));
         self.visibilities.insert(event, visibility);

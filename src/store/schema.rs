@@ -19,7 +19,7 @@ use crate::{
         engine::Family,
         key::Json,
         log::LogEntry,
-        schema::rooms::{AliasRow, EventRow, Membership, Place, RelationRow, RoomRow, UserRoomRow},
+        schema::rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RelationRow, RoomRow, UserRoomRow},
         schema::state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
         table::{Domain, Table},
     },
@@ -102,6 +102,8 @@ tables! {
     22 THREAD((RoomNum, Order) => EventNum) in Index, Room of "rooms::relations";
     /// The order of the newest event of the thread that grows from this event.
     23 THREAD_TIP((RoomNum, EventNum) => Order) in Index, Room of "rooms::relations";
+    /// A room's events that clients do not see: rejected, soft-failed.
+    24 ASIDE((RoomNum, EventNum) => AsideRow) in Events, Room of "rooms::commit";
 
     // --- room state: 30-49 (the layout is explained in rooms/state.rs) ---
     /// The type and state key behind a number.

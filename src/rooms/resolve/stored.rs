@@ -25,14 +25,14 @@ impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {
     type Event = Event;
 
     fn find_header(&self, event: EventNum) -> Result<Option<Header>, Fault> {
-        let Some(stored) = event::find(self.read, self.num, event)? else { return Ok(None) };
+        let Some(stored) = event::find_anywhere(self.read, self.num, event)? else { return Ok(None) };
         let header = stored.row.header;
         let key = header.state_key;
         Ok(key.map(|key| Header { key, auth_depth: header.auth_depth, auth: header.auth }))
     }
 
     fn find_event(&self, event: EventNum) -> Result<Option<Event>, Fault> {
-        let Some(stored) = event::find(self.read, self.num, event)? else { return Ok(None) };
+        let Some(stored) = event::find_anywhere(self.read, self.num, event)? else { return Ok(None) };
         let parsed = Event::parse(event::event_id(&stored.row.header.hash, self.version), &stored.row.json);
         parsed.map(Some).map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
     }

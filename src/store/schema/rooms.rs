@@ -81,6 +81,10 @@ pub struct Head {
     pub hash: EventHash,
     /// Its depth.
     pub depth: u64,
+    /// When we stored it: milliseconds since the epoch.
+    pub stored_ms: u64,
+    /// Made by this server.
+    pub is_own: bool,
     /// The state after it.
     pub after: Ref,
 }
@@ -128,6 +132,8 @@ impl Value for RoomRow {
             to.varint(head.event.0);
             to.raw(&head.hash);
             to.varint(head.depth);
+            to.varint(head.stored_ms);
+            to.raw(&[u8::from(head.is_own)]);
             encode_ref(head.after, to);
         }
     }
@@ -157,6 +163,8 @@ impl Value for RoomRow {
                             event: EventNum(from.varint()?),
                             hash: Key::decode_key(&mut from)?,
                             depth: from.varint()?,
+                            stored_ms: from.varint()?,
+                            is_own: from.byte()? == 1,
                             after: decode_ref(&mut from)?,
                         })
                     })
@@ -422,6 +430,35 @@ impl Value for Place {
     }
 }
 
+/// An event that clients do not see: why, and the event itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AsideRow {
+    /// The rules forbid it; else only the current state did when it came in.
+    pub rejected: bool,
+    /// The rule, for people.
+    pub why: String,
+    /// The event.
+    pub row: EventRow,
+}
+
+impl Value for AsideRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, u8::from(self.rejected)]);
+        encode_bytes(self.why.as_bytes(), to);
+        // The row's own offsets of pending positions move with it.
+        self.row.encode(to);
+    }
+
+    fn decode(mut bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let rejected = from.byte()? == 1;
+        let why = decode_string(&mut from)?;
+        let at = bytes.len() - from.0.len();
+        Ok(Self { rejected, why, row: EventRow::decode(bytes.split_off(at))? })
+    }
+}
+
 /// What one of our users is to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserRoomRow {
@@ -624,7 +661,14 @@ mod tests {
             next_event: 12,
             next_key: 4,
             next_side: 1,
-            heads: vec![Head { event: EventNum(11), hash: [5; 32], depth: 3, after: Ref::Main(order) }],
+            heads: vec![Head {
+                event: EventNum(11),
+                hash: [5; 32],
+                depth: 3,
+                stored_ms: 7,
+                is_own: true,
+                after: Ref::Main(order),
+            }],
             joined: 2,
             invited: 1,
         };
