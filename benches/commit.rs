@@ -9,7 +9,7 @@
     reason = "a benchmark stops where it cannot go on, and reads the clock"
 )]
 
-use std::{hint::black_box, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, hint::black_box, sync::Arc, time::Duration};
 
 use aqueduct::{
     env::Env,
@@ -69,10 +69,7 @@ fn bench(c: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
     for durability in [Durability::Fsync, Durability::Os] {
         for writers in [1_usize, 16, 64] {
-            for rooms in [1, writers] {
-                if rooms == 1 && writers == 1 {
-                    continue;
-                }
+            for rooms in BTreeSet::from([1, writers]) {
                 let dir = tempfile::tempdir().unwrap();
                 let store =
                     Store::open(Engine::Rocks(Rocks::open(dir.path(), 64 << 20).unwrap()), durability)

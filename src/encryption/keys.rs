@@ -214,3 +214,20 @@ pub fn delete_all(batch: &mut Batch, owner: Owner) {
     schema::FALLBACK_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
     schema::KEY_COUNTS.delete(batch, owner);
 }
+
+/// All devices that keep keys here.
+pub fn list_owners(read: &(impl Read + ?Sized)) -> Result<Vec<Owner>, Fault> {
+    let rows = schema::KEY_COUNTS.prefix::<()>(read, (), Direction::Up)?;
+    rows.map(|row| row.map(|(owner, _)| owner)).collect()
+}
+
+/// Nothing that this device has uploaded counts as never given: its one-time keys go, its fallback keys are used ones.
+pub fn forget_given(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
+    schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
+    let mut counts = counts(batch, owner)?;
+    counts.one_time.values_mut().for_each(|left| *left = 0);
+    counts.unused_fallback.clear();
+    schema::KEY_COUNTS.put(batch, owner, &Json(counts));
+    batch.position(&LogEntry::Device { user: owner.0 });
+    Ok(())
+}

@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     config::Config,
+    encryption::incarnation,
     env::Env,
     error::{Error, Result},
     flows::{
@@ -191,7 +192,7 @@ pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<
         return Err(refuse(format!("the backup is of {other:?}, and server.name is {name:?}")));
     }
     let mut progress = |it: Progress| report(it.doing, it.done, it.of);
-    let restored = backup::restore(from, &data_dir, &mut |_| Ok(()), &mut progress)
+    let restored = backup::restore(from, &data_dir, &mut incarnation::begin, &mut progress)
         .map_err(|error| refuse(error.to_string()))?;
     let kept = restored
         .replaced

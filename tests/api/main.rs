@@ -22,6 +22,7 @@ mod push_rules;
 mod receipts;
 mod profile;
 mod register;
+mod restore;
 mod rooms;
 mod to_device;
 mod sync;

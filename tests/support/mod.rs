@@ -31,6 +31,11 @@ impl TestServer {
 
     /// With settings of its own.
     pub(crate) fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::over(Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap(), change)
+    }
+
+    /// Over a store of its own, with settings of its own.
+    pub(crate) fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.server.name = "test.example".try_into().unwrap();
         config.registration.mode = aqueduct::config::RegistrationMode::Open;
@@ -39,7 +44,6 @@ impl TestServer {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         change(&mut config);
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let server = Server::start(config, Env::simulated(1, BEGAN_MS), store).unwrap();
         Self { server }
     }

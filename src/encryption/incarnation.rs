@@ -1,0 +1,48 @@
+//! What a new incarnation of the store (after a restore) owes to those who encrypt.
+//!
+//! The store has gone back, so it has one-time keys that were given to somebody already. A key that is given twice cannot
+//! be used by one of the two, and weakens both: none of them is given again. Others hold device lists that are newer than
+//! ours: all are announced again.
+
+use crate::{
+    encryption::{device_lists, keys},
+    ids::UserNum,
+    store::{Batch, Fault, NotAccepted, Store, schema},
+};
+
+/// A batch deals with at most this many devices or users.
+const AT_ONCE: usize = 500;
+
+/// Takes back every one-time key, marks every fallback key as used, announces the devices of every local user. Devices
+/// upload new keys when they are told that none is left.
+pub fn begin(store: &Store) -> Result<(), Fault> {
+    let snapshot = store.snapshot();
+    let owners = keys::list_owners(&*snapshot)?;
+    for some in owners.chunks(AT_ONCE) {
+        commit(store, |batch| some.iter().try_for_each(|owner| keys::forget_given(batch, *owner)))?;
+    }
+    let users: Vec<(UserNum, ruma::OwnedUserId)> = schema::USERS
+        .prefix::<()>(&*snapshot, (), crate::store::Direction::Up)?
+        .map(|row| {
+            let (user, row) = row?;
+            let parsed = row.user_id.try_into();
+            Ok((user, parsed.map_err(|_| Fault::Corrupt("an account has no user id"))?))
+        })
+        .collect::<Result<_, Fault>>()?;
+    for some in users.chunks(AT_ONCE) {
+        commit(store, |batch| {
+            some.iter().try_for_each(|(user, user_id)| device_lists::changed(batch, *user, user_id).map(drop))
+        })?;
+    }
+    Ok(())
+}
+
+fn commit(store: &Store, build: impl FnOnce(&mut Batch) -> Result<(), Fault>) -> Result<(), Fault> {
+    let mut batch = store.batch();
+    build(&mut batch)?;
+    match store.enqueue(batch) {
+        Ok(_) => store.flush().map(drop),
+        Err(NotAccepted::Fault(fault)) => Err(fault),
+        Err(other) => Err(Fault::Io(format!("a restored store takes no batch: {other:?}"))),
+    }
+}
