@@ -22,6 +22,11 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aqueduct");
 
+/// Free a moment ago, and nobody else asks for it by number.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 struct Home {
     dir: TempDir,
     port: u16,
@@ -30,13 +35,12 @@ struct Home {
 impl Home {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Free a moment ago, and nobody else asks for it by number.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let home = Self { dir, port };
+        let home = Self { dir, port: free_port() };
         home.write("");
         home
     }
 
+    /// Settings of its own, and the listener and cheap passwords that all tests have.
     fn write(&self, more: &str) {
         let text = format!(
             "{more}\n[[listener]]\naddress = \"127.0.0.1:{}\"\n[passwords]\nargon2_memory_kib = 8\n",
@@ -244,4 +248,82 @@ fn neither_tokens_nor_bodies_are_logged() {
     assert_eq!(line["route"], "/_matrix/client/v3/account/whoami");
     assert_eq!(line["status"], 401);
     assert!(line["took_us"].is_u64());
+}
+
+#[tokio::test]
+async fn tls_unix_sockets_and_metrics_are_served() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    };
+
+    async fn versions(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A TLS stream may end without its last word.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+
+    let home = Home::new();
+    let (tls_port, metrics_port) = (free_port(), free_port());
+    let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    home.write(&format!(
+        "[[listener]]\nunix = \"http.sock\"\n[[listener]]\naddress = \"127.0.0.1:{tls_port}\"\n\
+         tls = {{ certificate = {:?}, key = {:?} }}\n[metrics]\naddress = \"127.0.0.1:{metrics_port}\"",
+        tls.join("certificate.pem"),
+        tls.join("key.pem"),
+    ));
+    let running = home.serve();
+    let path = "/_matrix/client/versions";
+
+    let unix = tokio::net::UnixStream::connect(home.path().join("http.sock")).await.unwrap();
+    assert!(versions(unix, path).await.starts_with("HTTP/1.1 200"));
+
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(tls.join("certificate.pem")).unwrap()).unwrap();
+    let client = ClientConfig::builder_with_provider(std::sync::Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", tls_port)).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client));
+    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
+    assert!(versions(stream, path).await.starts_with("HTTP/1.1 200"));
+
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", metrics_port)).await.unwrap();
+    let figures = versions(tcp, "/metrics").await;
+    let line =
+        r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 2"#;
+    assert!(figures.contains(line), "{figures}");
+    running.stop("-TERM");
+}
+
+#[test]
+fn a_long_poll_does_not_keep_the_server_from_stopping() {
+    let home = Home::new();
+    home.json(&["user", "create", "alice", "--password", "a password of alice"]);
+    let running = home.serve();
+    let log_in = r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"alice"},"password":"a password of alice"}"#;
+    let json =
+        |answer: &str| -> Value { serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap() };
+    let token = json(&running.request("POST /_matrix/client/v3/login", log_in));
+    let token = token["access_token"].as_str().unwrap();
+    let first = json(&running.request(&format!("GET /_matrix/client/v3/sync?access_token={token}"), ""));
+    let since = first["next_batch"].as_str().unwrap();
+    let poll = format!(
+        "GET /_matrix/client/v3/sync?timeout=60000&since={since}&access_token={token} HTTP/1.1\r\nHost: x\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    stream.write_all(poll.as_bytes()).unwrap();
+    // It waits now: another request that came later is answered.
+    running.request("GET /_matrix/client/versions", "");
+    running.stop("-TERM");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "the poll was answered before its time: {answer}");
 }

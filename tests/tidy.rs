@@ -315,8 +315,7 @@ fn select_takes_its_branches_in_order() {
     for source in files("src", "rs") {
         let lines: Vec<_> = source.text.lines().collect();
         for (number, line) in lines.iter().enumerate() {
-            if line.contains("select! {")
-                && lines.get(number + 1).is_none_or(|next| next.trim() != "biased;")
+            if line.contains("select! {") && lines.get(number + 1).is_none_or(|next| next.trim() != "biased;")
             {
                 wrong.push(format!("{}:{}", source.path.display(), number + 1));
             }

@@ -196,6 +196,9 @@ async fn reset_password(app: &App, name: &str, password: Option<String>) -> Resu
 
 async fn deactivate(app: &App, name: &str, erase: bool) -> Result<Answer> {
     let (user, user_id) = require_user(app, name)?;
+    if users::require(&*app.store.snapshot(), user)?.is_deactivated {
+        return Err(Refusal::invalid_param(format!("{user_id} is deactivated already.")).into());
+    }
     deactivate::deactivate(app, user, user_id.clone(), erase).await?;
     Ok(Answer::new(format!("Deactivated {user_id}."), json!({ "user_id": user_id, "erased": erase })))
 }

@@ -5,9 +5,9 @@ use ruma::api::client::discovery::{
     get_capabilities::{
         self,
         v3::{
-                Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
-                RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
-            },
+            Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
+            RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
+        },
     },
     get_supported_versions,
 };
