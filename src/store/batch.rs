@@ -59,6 +59,9 @@ pub(crate) struct Expectation {
     pub(crate) table: &'static str,
 }
 
+/// Up to so many rows of a range are deleted one by one.
+const DELETED_SINGLY_MAX: usize = 64;
+
 /// Called by the flusher with the batch's first position.
 pub(crate) type OnPublish = Box<dyn FnOnce(Position) + Send>;
 
@@ -153,7 +156,24 @@ impl Batch {
         }
     }
 
-    /// Deletes all rows with `low <= key < high`, those written into this batch before included.
+    /// Deletes all rows with `low <= key < high`, those written into this batch before included: one by one where there
+    /// are few, for each range that is deleted as such slows reading down until the engine has compacted it away.
+    pub(crate) fn delete_between(&mut self, family: Family, low: Vec<u8>, high: Vec<u8>) {
+        let few: Result<Vec<Bytes>, Fault> = self
+            .range_raw(family, low.clone(), high.clone(), Direction::Up)
+            .and_then(|rows| rows.take(DELETED_SINGLY_MAX + 1).map(|row| row.map(|(key, _)| key)).collect());
+        match few {
+            Ok(few) if few.len() <= DELETED_SINGLY_MAX => {
+                for key in few {
+                    let key = Encoder { bytes: key.into(), pending: Vec::new() };
+                    self.delete_raw(family, key);
+                }
+            }
+            _ => self.delete_range_raw(family, low, high),
+        }
+    }
+
+    /// The same, as one range.
     pub(crate) fn delete_range_raw(&mut self, family: Family, low: Vec<u8>, high: Vec<u8>) {
         if low >= high {
             return;

@@ -374,40 +374,50 @@ async fn a_barrier_resolves_when_all_before_it_is_published() {
 
 #[test]
 fn a_range_deleted_is_gone_for_the_batch_for_the_next_ones_and_on_disk() {
-    on_both(|kit| {
-        let store = &kit.store;
-        drop(put(store, &[(1, "published", 1), (2, "kept", 1)]));
-        store.flush().unwrap();
-        drop(put(store, &[(1, "accepted", 1), (0, "kept", 1)]));
-        let mut batch = store.batch();
-        NAMES.put(&mut batch, (1, "own, before"), &1);
+    for is_large in [false, true] {
+        on_both(|kit| delete_a_range(kit, is_large));
+    }
+}
+
+fn delete_a_range(kit: Kit, is_large: bool) {
+    let store = &kit.store;
+    drop(put(store, &[(1, "published", 1), (2, "kept", 1)]));
+    store.flush().unwrap();
+    drop(put(store, &[(1, "accepted", 1), (0, "kept", 1)]));
+    let mut batch = store.batch();
+    NAMES.put(&mut batch, (1, "own, before"), &1);
+    if is_large {
+        let low = NAMES.key_bytes::<(u64,)>((1,)).bytes;
+        let high = NAMES.key_bytes::<(u64,)>((2,)).bytes;
+        batch.delete_range_raw(NAMES.family, low, high);
+    } else {
         NAMES.delete_prefix::<(u64,)>(&mut batch, (1,));
-        NAMES.put(&mut batch, (1, "own, after"), &1);
-        let after = ["kept", "own, after", "kept"];
-        assert_eq!(names(&batch), after);
-        assert_eq!(NAMES.get(&batch, (1, "published")).unwrap(), None);
-        assert_eq!(NAMES.get(&batch, (1, "own, before")).unwrap(), None);
-        drop(store.enqueue(batch).unwrap());
-        assert_eq!(names(&store.view()), after);
-        assert_eq!(NAMES.get(&store.view(), (1, "accepted")).unwrap(), None);
-        assert_eq!(NAMES.get_many(&store.view(), [(1, "published"), (2, "kept")]).unwrap(), [None, Some(1)]);
-        let mut batch = store.batch();
-        NAMES.expect_absent(&mut batch, (1, "published"));
-        NAMES.put(&mut batch, (1, "published"), &2);
-        drop(store.enqueue(batch).unwrap());
-        let after = ["kept", "own, after", "published", "kept"];
-        assert_eq!(names(&store.view()), after);
-        store.flush().unwrap();
-        assert_eq!(names(&store.view()), after);
-        assert_eq!(names(&*store.snapshot()), after);
-        let kit = kit.restart();
-        assert_eq!(names(&*kit.store.snapshot()), after);
-        let mut batch = kit.store.batch();
-        NAMES.delete_below::<(), (u64,)>(&mut batch, (), (2,));
-        drop(kit.store.enqueue(batch).unwrap());
-        kit.store.flush().unwrap();
-        assert_eq!(names(&*kit.store.snapshot()), ["kept"]);
-    });
+    }
+    NAMES.put(&mut batch, (1, "own, after"), &1);
+    let after = ["kept", "own, after", "kept"];
+    assert_eq!(names(&batch), after);
+    assert_eq!(NAMES.get(&batch, (1, "published")).unwrap(), None);
+    assert_eq!(NAMES.get(&batch, (1, "own, before")).unwrap(), None);
+    drop(store.enqueue(batch).unwrap());
+    assert_eq!(names(&store.view()), after);
+    assert_eq!(NAMES.get(&store.view(), (1, "accepted")).unwrap(), None);
+    assert_eq!(NAMES.get_many(&store.view(), [(1, "published"), (2, "kept")]).unwrap(), [None, Some(1)]);
+    let mut batch = store.batch();
+    NAMES.expect_absent(&mut batch, (1, "published"));
+    NAMES.put(&mut batch, (1, "published"), &2);
+    drop(store.enqueue(batch).unwrap());
+    let after = ["kept", "own, after", "published", "kept"];
+    assert_eq!(names(&store.view()), after);
+    store.flush().unwrap();
+    assert_eq!(names(&store.view()), after);
+    assert_eq!(names(&*store.snapshot()), after);
+    let kit = kit.restart();
+    assert_eq!(names(&*kit.store.snapshot()), after);
+    let mut batch = kit.store.batch();
+    NAMES.delete_below::<(), (u64,)>(&mut batch, (), (2,));
+    drop(kit.store.enqueue(batch).unwrap());
+    kit.store.flush().unwrap();
+    assert_eq!(names(&*kit.store.snapshot()), ["kept"]);
 }
 
 #[test]

@@ -181,19 +181,20 @@ impl<K: Key, V: Value> Table<K, V> {
         batch.delete_raw(self.family, self.key_bytes::<K>(key));
     }
 
-    /// Deletes all rows whose keys begin with these leading parts, those put into this batch before included. It
-    /// costs the same for one row or a million, and readers of the batch and of what is accepted see it at once.
+    /// Deletes all rows whose keys begin with these leading parts, those put into this batch before included: a million
+    /// cost one row of the batch. Readers of the batch and of what is accepted see it at once. Under the lock of the
+    /// table's domain.
     pub fn delete_prefix<P: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>) {
         let low = self.key_bytes::<P>(prefix).bytes;
         let high = after_prefix(&low);
-        batch.delete_range_raw(self.family, low, high);
+        batch.delete_between(self.family, low, high);
     }
 
     /// Deletes all rows below a key, or leading parts of one, within a prefix that it begins with.
     pub fn delete_below<P: Key, Q: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>, below: Q::Ref<'_>) {
         let low = self.key_bytes::<P>(prefix).bytes;
         let high = self.key_bytes::<Q>(below).bytes;
-        batch.delete_range_raw(self.family, low, high);
+        batch.delete_between(self.family, low, high);
     }
 
     /// The batch is accepted only if there is no such row, in the store or in a batch accepted before it.

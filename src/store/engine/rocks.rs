@@ -128,7 +128,7 @@ impl Rocks {
     }
 
     pub(crate) fn snapshot(&self) -> RocksSnapshot {
-        RocksSnapshot::new(self.db.clone(), |db| db.snapshot())
+        RocksSnapshot::new(self.db.clone(), |db| Moment::of(db.snapshot()))
     }
 
     /// Copies the database as it is now into a directory that must not exist; on one file system by links, at no
@@ -163,14 +163,26 @@ fn family_handle(db: &DB, family: Family) -> Result<&ColumnFamily, Fault> {
     db.cf_handle(family.name()).ok_or(Fault::Corrupt("a column family is missing"))
 }
 
-type BorrowedSnapshot<'a> = rocksdb::Snapshot<'a>;
+/// A snapshot, with the options of point reads in it: making those anew costs as much as a read from memory.
+pub(crate) struct Moment<'a> {
+    options: ReadOptions,
+    snapshot: rocksdb::Snapshot<'a>,
+}
+
+impl<'a> Moment<'a> {
+    fn of(snapshot: rocksdb::Snapshot<'a>) -> Self {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(&snapshot);
+        Self { options, snapshot }
+    }
+}
 
 self_cell::self_cell! {
     /// A snapshot with the database it belongs to.
     pub(crate) struct RocksSnapshot {
         owner: Arc<DB>,
         #[covariant]
-        dependent: BorrowedSnapshot,
+        dependent: Moment,
     }
 }
 
@@ -180,14 +192,16 @@ fn own(slice: &DBPinnableSlice<'_>) -> Bytes {
 
 impl RocksSnapshot {
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let family = family_handle(self.borrow_owner(), family)?;
-        Ok(self.borrow_dependent().get_pinned_cf(family, key)?.map(|slice| own(&slice)))
+        let db = self.borrow_owner();
+        let row = db.get_pinned_cf_opt(family_handle(db, family)?, key, &self.borrow_dependent().options)?;
+        Ok(row.map(|slice| own(&slice)))
     }
 
     pub(crate) fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
-        let family = family_handle(self.borrow_owner(), family)?;
-        let rows = self.borrow_dependent().multi_get_cf(keys.iter().map(|key| (family, key)));
-        rows.into_iter().map(|row| Ok(row?.map(Bytes::from))).collect()
+        let db = self.borrow_owner();
+        let options = &self.borrow_dependent().options;
+        let rows = db.batched_multi_get_cf_opt(family_handle(db, family)?, keys, keys.is_sorted(), options);
+        rows.into_iter().map(|row| Ok(row?.map(|slice| own(&slice)))).collect()
     }
 
     pub(crate) fn range(
@@ -213,7 +227,7 @@ impl RocksSnapshot {
             Direction::Down => IteratorMode::End,
         };
         let family = family_handle(self.borrow_owner(), family)?;
-        let rows = self.borrow_dependent().iterator_cf_opt(family, options, mode);
+        let rows = self.borrow_dependent().snapshot.iterator_cf_opt(family, options, mode);
         Ok(Box::new(rows.map(|row| {
             let (key, value) = row?;
             Ok((Bytes::from(key), Bytes::from(value)))
