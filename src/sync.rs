@@ -4,6 +4,7 @@
 mod answer;
 pub mod ephemeral;
 pub mod filter;
+mod key_changes;
 mod news;
 pub mod notifier;
 mod room;
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accounts::Caller,
     env::Env,
     error::Result,
     store::{Read, Snapshot, Store},
@@ -69,6 +71,19 @@ impl Polls {
     pub fn settle(&self, token: SyncToken) -> Result<SyncToken> {
         let now = self.0.store.snapshot().upto();
         Ok(token.settle(now, self.0.ephemeral.boot(), |position| self.0.store.clamp(position))?)
+    }
+
+    /// Whose keys the caller must ask for again, and whose it may forget, from one token to another: the JSON of
+    /// `/keys/changes`. Both tokens are settled.
+    pub async fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {
+        let inner = Arc::clone(&self.0);
+        self.0
+            .env
+            .blocking(move || {
+                let snapshot = inner.store.snapshot();
+                Ok(key_changes::collect(&inner, &snapshot, caller, from, to)?.into())
+            })
+            .await
     }
 
     /// Answers as soon as something is new, or when the time is up. The answer is the JSON of `/sync`.

@@ -41,12 +41,17 @@ pub type Keys = BTreeMap<String, Box<RawValue>>;
 
 /// Whether these are identity keys of this device. Errors: 400.
 pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<()> {
+    /// What such keys have: the specification asks for each of these.
     #[derive(Deserialize)]
     struct Named {
         user_id: String,
         device_id: String,
-        algorithms: Vec<String>,
-        keys: BTreeMap<String, String>,
+        #[serde(rename = "algorithms")]
+        _algorithms: Vec<String>,
+        #[serde(rename = "keys")]
+        _keys: BTreeMap<String, String>,
+        #[serde(rename = "signatures")]
+        _signatures: BTreeMap<String, BTreeMap<String, String>>,
     }
     if keys.get().len() > DEVICE_KEYS_BYTES_MAX {
         return Err(Refusal::too_large("The keys of a device have at most 32 KiB.").into());
@@ -55,9 +60,6 @@ pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId
         .map_err(|why| Refusal::bad_json(format!("These are not the keys of a device: {why}.")))?;
     if named.user_id != user_id.as_str() || named.device_id != device_id.as_str() {
         return Err(Refusal::invalid_param("These are the keys of another user or device.").into());
-    }
-    if named.keys.is_empty() && !named.algorithms.is_empty() {
-        return Err(Refusal::invalid_param("These keys are none.").into());
     }
     Ok(())
 }
@@ -120,20 +122,27 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
     if keys.is_empty() {
         return Ok(());
     }
+    let mut known = BTreeMap::new();
+    for row in schema::ONE_TIME_KEYS.prefix::<(UserNum, DeviceNum)>(batch, owner, Direction::Up)? {
+        let ((_, _, algorithm, _, id), key) = row?;
+        known.insert(format!("{algorithm}:{id}"), key);
+    }
     let mut counts = counts(batch, owner)?;
+    let mut position = None;
     for (full_id, key) in keys {
         let (algorithm, id) = split(full_id)?;
         check_key(key)?;
-        let at = (owner.0, owner.1, algorithm, id);
-        match schema::ONE_TIME_KEYS.get(batch, at)? {
-            Some(before) if &before[..] == key.get().as_bytes() => {}
+        match known.get(full_id) {
+            Some(before) if before[..] == *key.get().as_bytes() => {}
             Some(_) => {
                 let why = format!("There is another one-time key {full_id} already.");
                 return Err(Refusal::invalid_param(why).into());
             }
             None => {
+                let log = &LogEntry::Device { user: owner.0 };
+                let position = *position.get_or_insert_with(|| batch.position(log));
                 let value = Bytes::copy_from_slice(key.get().as_bytes());
-                schema::ONE_TIME_KEYS.put(batch, at, &value);
+                schema::ONE_TIME_KEYS.put(batch, (owner.0, owner.1, algorithm, position, id), &value);
                 *counts.one_time.entry(algorithm.to_owned()).or_default() += 1;
             }
         }
@@ -175,7 +184,7 @@ pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
     Ok(())
 }
 
-/// Gives a one-time key of this algorithm to somebody, and never again to anybody else; the fallback key when none is left.
+/// Gives the one-time key of this algorithm that was uploaded first to somebody, and never again to anybody else; the fallback key when none is left.
 /// The answer is the key's whole id and its JSON. Under the owner's lock.
 pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<(String, Bytes)>, Fault> {
     let first = {
@@ -184,8 +193,8 @@ pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<
             schema::ONE_TIME_KEYS.prefix::<(UserNum, DeviceNum, String)>(batch, prefix, Direction::Up)?;
         keys.next().transpose()?
     };
-    if let Some(((.., id), key)) = first {
-        let at = (owner.0, owner.1, algorithm, id.as_str());
+    if let Some(((.., position, id), key)) = first {
+        let at = (owner.0, owner.1, algorithm, position, id.as_str());
         schema::ONE_TIME_KEYS.expect_value(batch, at, &key);
         schema::ONE_TIME_KEYS.delete(batch, at);
         let mut counts = counts(batch, owner)?;

@@ -76,7 +76,8 @@ async fn check(
             let Some(caller) = caller else { return Ok(Err(wrong)) };
             let meant = meant_by(app, &password.identifier);
             if meant.as_deref() != Some(&*caller.user_id) {
-                return Ok(Err(wrong));
+                // Not a stage that was failed, but somebody else's: asking again would not help.
+                return Err(Refusal::forbidden("This is confirmed by the owner of the account only.").into());
             }
             let right = is_password_of(app, &caller.user_id, password.password.clone()).await?;
             Ok(if right { Ok(Passed { stage, registration_token: None }) } else { Err(wrong) })

@@ -166,8 +166,8 @@ tables! {
     84 DEVICE_LOG(Position => String) in Crypto, User of "encryption::device_lists";
     /// The signed identity keys of a device, as it uploaded them.
     85 DEVICE_KEYS((UserNum, DeviceNum) => Bytes) in Crypto, User of "encryption::keys";
-    /// A one-time key that nobody has claimed: algorithm and key id.
-    86 ONE_TIME_KEYS((UserNum, DeviceNum, String, String) => Bytes) in Crypto, User of "encryption::keys";
+    /// A one-time key that nobody has claimed: algorithm, when it was uploaded, key id.
+    86 ONE_TIME_KEYS((UserNum, DeviceNum, String, Position, String) => Bytes) in Crypto, User of "encryption::keys";
     /// The key of an algorithm that is given when no one-time key is left.
     87 FALLBACK_KEYS((UserNum, DeviceNum, String) => Json<encryption::FallbackRow>) in Crypto, User of "encryption::keys";
     /// What is left of a device's keys.

@@ -164,7 +164,7 @@ fn list_ignored(read: &Snapshot, user: UserNum) -> Result<BTreeSet<String>, Faul
     Ok(content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default())
 }
 
-fn list_rooms(
+pub(super) fn list_rooms(
     window: &Window<'_>,
     rooms: &[(RoomNum, UserRoomRow)],
     data: &mut account_data::ByRoom,

@@ -71,7 +71,7 @@ async fn deleting_a_device_asks_for_ones_own_password() {
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::UNAUTHORIZED, Some("M_FORBIDDEN")));
     assert_eq!(&json["session"], session);
     let others = auth("bob", "password of bob", session);
-    assert_eq!(alice.delete(&path, json!({ "auth": others })).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(alice.delete(&path, json!({ "auth": others })).await.0, StatusCode::FORBIDDEN);
     let stolen = auth("bob", "password of bob", session);
     assert_eq!(bob.delete(&path, json!({ "auth": stolen })).await.0, StatusCode::OK, "bob has no such device");
     assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);

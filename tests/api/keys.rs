@@ -75,6 +75,52 @@ async fn new_keys_are_told_to_those_who_share_a_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn changes_are_listed_from_one_token_to_another() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let token = || async { alice.get("/_matrix/client/v3/sync").await.1["next_batch"].as_str().unwrap().to_owned() };
+    let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = made["room_id"].as_str().unwrap().to_owned();
+    let mut tokens = vec![token().await];
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    tokens.push(token().await);
+    bob.post(UPLOAD, json!({ "device_keys": device_keys(&bob, "key") })).await;
+    tokens.push(token().await);
+    bob.post(&format!("/_matrix/client/v3/rooms/{room}/leave"), json!({})).await;
+    tokens.push(token().await);
+    let changes = |from: usize, to: usize| {
+        let path = format!("/_matrix/client/v3/keys/changes?from={}&to={}", tokens[from], tokens[to]);
+        let alice = alice.clone();
+        async move { alice.get(&path).await }
+    };
+    let lists = |changed: Value, left: Value| (StatusCode::OK, json!({ "changed": changed, "left": left }));
+    let bobs = || json!([bob.user_id]);
+    assert_eq!(changes(2, 3).await, lists(json!([]), bobs()));
+    assert_eq!(changes(0, 0).await, lists(json!([]), json!([])));
+    assert_eq!(changes(3, 0).await, lists(json!([]), json!([])));
+    let (status, _) = alice.get("/_matrix/client/v3/keys/changes?from=x&to=y").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    assert_eq!(changes(0, 1).await, lists(bobs(), json!([])));
+    assert_eq!(changes(1, 2).await, lists(bobs(), json!([])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_given_in_the_order_in_which_they_were_uploaded() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for id in ["b", "c", "a"] {
+        alice.post(UPLOAD, json!({ "one_time_keys": { format!("x:{id}"): { "key": id } } })).await;
+    }
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "x" } } });
+    for id in ["b", "c", "a"] {
+        let (_, json) = bob.post(CLAIM, wanted.clone()).await;
+        let expected = json!({ format!("x:{id}"): { "key": id } });
+        assert_eq!(json["one_time_keys"][&alice.user_id][&alice.device_id], expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_one_time_key_is_given_to_one_and_then_the_fallback_key_to_all() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

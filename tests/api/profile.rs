@@ -111,7 +111,7 @@ async fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     let (status, json) = alice.post(deactivate, json!({})).await;
     assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
     let (status, _) = alice.post(deactivate, json!({ "auth": auth("bob") })).await;
-    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(status, StatusCode::FORBIDDEN);
     let (status, json) = alice.post(deactivate, json!({ "auth": auth("alice"), "erase": true })).await;
     assert_eq!((status, json), (StatusCode::OK, json!({ "id_server_unbind_result": "success" })));
 
@@ -145,6 +145,7 @@ async fn capabilities_say_what_a_user_may_change() {
     let (_, json) = alice.get("/_matrix/client/v3/capabilities").await;
     let capabilities = &json["capabilities"];
     assert_eq!(capabilities["m.profile_fields"]["enabled"], true);
+    assert_eq!(capabilities["m.change_password"]["enabled"], true);
     assert_eq!(capabilities["m.3pid_changes"]["enabled"], false);
     assert_eq!(capabilities["m.room_versions"]["default"], "12");
 }

@@ -1,21 +1,18 @@
 //! What this server is and can do: versions, well-known, capabilities.
 
+use std::collections::BTreeMap;
+
 use ruma::api::client::discovery::{
     discover_homeserver::{self, HomeserverInfo},
-    get_capabilities::{
-        self,
-        v3::{
-            Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
-            RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
-        },
-    },
-    get_supported_versions,
+    get_capabilities, get_supported_versions,
 };
+use serde_json::json;
 
 use crate::{
     api::{
         Routes,
         extract::{Client, MaybeClient, Public},
+        reply::RawJson,
     },
     config::ROOM_VERSIONS,
     error::Result,
@@ -55,14 +52,19 @@ pub(crate) async fn well_known(
 pub(crate) async fn capabilities(
     app: App,
     client: Client<get_capabilities::v3::Request>,
-) -> Result<get_capabilities::v3::Response> {
-    let available = ROOM_VERSIONS.map(|version| (version, RoomVersionStability::Stable)).into();
-    let default = app.config.rooms.default_version.clone();
-    let mut capabilities = Capabilities::new();
-    capabilities.room_versions = RoomVersionsCapability::new(default, available);
-    capabilities.change_password = ChangePasswordCapability::new(!client.caller.is_guest);
-    capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
-    capabilities.get_login_token = GetLoginTokenCapability::new(false);
-    capabilities.profile_fields = Some(ProfileFieldsCapability::new(true));
-    Ok(get_capabilities::v3::Response::new(capabilities))
+) -> Result<RawJson> {
+    let is_user = !client.caller.is_guest;
+    let available: BTreeMap<_, _> = ROOM_VERSIONS.iter().map(|version| (version.as_str(), "stable")).collect();
+    let default = &app.config.rooms.default_version;
+    // Written out, also where it is what clients take for granted: some look for the key.
+    let capabilities = json!({
+        "m.room_versions": { "default": default, "available": available },
+        "m.change_password": { "enabled": is_user },
+        "m.set_displayname": { "enabled": true },
+        "m.set_avatar_url": { "enabled": is_user },
+        "m.profile_fields": { "enabled": is_user },
+        "m.3pid_changes": { "enabled": false },
+        "m.get_login_token": { "enabled": false },
+    });
+    Ok(RawJson(json!({ "capabilities": capabilities }).to_string().into()))
 }

@@ -1,6 +1,6 @@
 //! Keys of end-to-end encryption.
 
-use ruma::api::client::keys::{claim_keys, get_keys, upload_keys};
+use ruma::api::client::keys::{claim_keys, get_key_changes, get_keys, upload_keys};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
@@ -12,12 +12,14 @@ use crate::{
         App,
         keys::{self, Upload},
     },
+    sync::SyncToken,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(upload_keys);
     r.client(get_keys);
     r.client(claim_keys);
+    r.client(get_key_changes);
 }
 
 /// The body of an upload. Keys stay the text that they came as: they are signed.
@@ -77,6 +79,16 @@ pub(crate) async fn claim_keys(app: App, client: Client<claim_keys::v3::Request>
         }
     }
     Ok(RawJson(json!({ "one_time_keys": found, "failures": failures }).to_string().into()))
+}
+
+/// `GET /_matrix/client/v3/keys/changes`
+pub(crate) async fn get_key_changes(
+    app: App,
+    client: Client<get_key_changes::v3::Request>,
+) -> Result<RawJson> {
+    let settle = |token: &str| app.polls.settle(SyncToken::parse(token)?);
+    let (from, to) = (settle(&client.request.from)?, settle(&client.request.to)?);
+    Ok(RawJson(app.polls.key_changes(client.caller, from, to).await?))
 }
 
 /// Other servers cannot be asked yet, and the answer says so for each.
