@@ -20,6 +20,11 @@ use serde_json::json;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Memory that is free goes back after a second; jemalloc's own default is ten.
+#[expect(unsafe_code, reason = "jemalloc reads its settings from this symbol, and no other has its name")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static MALLOC_CONF: &[u8; 38] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0\0";
+
 /// Exit code of what was refused; clap's own for wrong usage is 2.
 const REFUSED: u8 = 1;
 

@@ -46,6 +46,8 @@ impl Server {
         let ephemeral = Ephemeral::new(&env);
         let polls =
             Polls::new(env.clone(), store.clone(), notifier.clone(), ephemeral.clone(), stopping.clone());
+        let metrics = Metrics::new();
+        let push = Push::new(metrics.clone());
         let app = App::new(House {
             env,
             store,
@@ -53,12 +55,12 @@ impl Server {
             accounts,
             rooms,
             notifier,
-            metrics: Metrics::new(),
+            metrics,
             stopping,
             signing,
             ephemeral,
             polls,
-            push: Push::new(),
+            push,
             receipts: Receipts::default(),
         });
         let (metrics, store) = (app.metrics.clone(), app.store.clone());

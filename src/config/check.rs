@@ -37,6 +37,12 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     require(config.storage.cache_bytes_max >= Size::mib(1), "storage.cache_bytes_max", || {
         "expected at least 1 MiB".into()
     })?;
+    let authorities = &config.federation.trusted_ca_file;
+    require(
+        authorities.as_os_str().is_empty() || authorities.is_file(),
+        "federation.trusted_ca_file",
+        || format!("expected a file in PEM format; {} is none", authorities.display()),
+    )?;
     let address = &config.metrics.address;
     require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
         format!("expected an address and a port such as \"127.0.0.1:9090\", or nothing; found {address:?}")

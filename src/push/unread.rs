@@ -19,6 +19,7 @@ use ruma::{EventId, OwnedUserId, UserId, push::Ruleset};
 use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum, UserNum},
+    metrics::Metrics,
     push::{
         evaluate::{Class, Scene},
         rules,
@@ -54,18 +55,19 @@ struct Inner {
     own: Cache<RoomNum, (u64, Arc<[UserNum]>)>,
     /// Rises when somebody has own rules who had none.
     generation: AtomicU64,
+    metrics: Metrics,
 }
 
 impl Default for Push {
     fn default() -> Self {
-        Self(Arc::new(Inner { own: Cache::new(ROOMS_KEPT), generation: AtomicU64::new(0) }))
+        Self::new(Metrics::new())
     }
 }
 
 impl Push {
     /// Nothing is remembered yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(metrics: Metrics) -> Self {
+        Self(Arc::new(Inner { own: Cache::new(ROOMS_KEPT), generation: AtomicU64::new(0), metrics }))
     }
 
     /// Somebody has own rules now. Called after the batch that says so is accepted.
@@ -80,9 +82,9 @@ impl Push {
 
     fn with_own_rules(&self, batch: &Batch, room: RoomNum) -> Result<Arc<[UserNum]>, Fault> {
         let generation = self.0.generation.load(Ordering::SeqCst);
-        if let Some((of, users)) = self.0.own.get(&room)
-            && of == generation
-        {
+        let known = self.0.own.get(&room).filter(|(of, _)| *of == generation);
+        self.0.metrics.cache("own_push_rules", known.is_some());
+        if let Some((_, users)) = known {
             return Ok(users);
         }
         let joined = members::list_joined_local_users(batch, room)?;

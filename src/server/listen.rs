@@ -197,11 +197,17 @@ impl Listening {
     }
 
     /// Serves `/metrics`, and nothing else, on this address.
-    pub(super) async fn open_metrics(&self, address: &str) -> Result<SocketAddr> {
+    /// `look` brings up to date what is only known when it is looked at.
+    pub(super) async fn open_metrics(
+        &self,
+        address: &str,
+        look: impl Fn() + Clone + Send + Sync + 'static,
+    ) -> Result<SocketAddr> {
         let metrics = self.metrics.clone();
         let serve = move || {
-            let metrics = metrics.clone();
+            let (metrics, look) = (metrics.clone(), look.clone());
             async move {
+                look();
                 let mut response = Response::new(Body::from(metrics.text()));
                 response.headers_mut().insert(
                     header::CONTENT_TYPE,

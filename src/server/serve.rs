@@ -39,7 +39,9 @@ pub async fn serve(config: Config) -> Result<()> {
         tracing::info!(%place, "listening");
     }
     if !config.metrics.address.is_empty() {
-        let address = listening.open_metrics(&config.metrics.address).await?;
+        let looked_at = app.clone();
+        let look = move || looked_at.metrics.queue_depth("store", looked_at.store.queue_depth());
+        let address = listening.open_metrics(&config.metrics.address, look).await?;
         tracing::info!(%address, "serving /metrics");
     }
     match operator::listen(app, data_dir.path()) {

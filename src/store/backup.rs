@@ -8,6 +8,7 @@ use std::{
     fmt, fs,
     fs::File,
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -109,7 +110,8 @@ pub fn back_up(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Manifest, NotDone> {
     let Engine::Rocks(rocks) = store.engine() else { return Err(NotDone::NotOnDisk) };
-    at(to, fs::create_dir_all(to))?;
+    // The signing key is in there.
+    at(to, fs::DirBuilder::new().recursive(true).mode(0o700).create(to))?;
     if at(to, fs::read_dir(to))?.next().is_some() {
         return Err(NotDone::Exists(to.to_owned()));
     }

@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
-    fs::{self, File, TryLockError},
+    fs::{DirBuilder, File, TryLockError},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -46,7 +47,8 @@ impl DataDir {
     /// Makes the directory where there is none, and takes it. Errors: another process has it.
     pub fn hold(path: &Path) -> Result<Self, NotHeld> {
         let io = |error| NotHeld::Io(path.to_owned(), error);
-        fs::create_dir_all(path).map_err(io)?;
+        // The signing key and password hashes are in there: nobody else on this machine is to read them.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let file =
             File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(io)?;
         match file.try_lock() {
