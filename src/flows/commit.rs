@@ -62,7 +62,14 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
     }
     let concerned = change.list_concerned().map_err(fault)?;
     let notifier = app.notifier.clone();
-    change.batch.on_publish(move |_| notifier.wake_users(concerned.iter().copied()));
+    change.batch.on_publish(move |_| {
+        // In a large room hardly anybody waits: look at those who do.
+        if concerned.len() > notifier.waiting_count() {
+            notifier.wake_waiting(|user| concerned.binary_search(&user).is_ok());
+        } else {
+            notifier.wake_users(concerned.iter().copied());
+        }
+    });
     change.enqueue(&app.store).map(Some)
 }
 

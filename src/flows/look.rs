@@ -356,10 +356,10 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             json.push_str(&format!(r#","end":"{next}""#));
         }
         let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
-        let oldest = events.iter().map(|stored| stored.order).min();
         let lazy = !wanted.filter.lazy_load_options.is_disabled();
-        let state = match oldest.filter(|_| lazy) {
-            Some(at) => look.members_of(&events, at)?,
+        // As of the event that the page begins with.
+        let state = match events.first().filter(|_| lazy) {
+            Some(first) => look.members_of(&events, first.order)?,
             None => Vec::new(),
         };
         json.push_str(&format!(r#","state":{}}}"#, list_json(&state)));

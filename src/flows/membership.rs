@@ -67,12 +67,14 @@ pub(crate) fn find_room(app: &App, name: &RoomOrAliasId) -> Result<(RoomNum, Own
     }
 }
 
-/// Joins a room. Joining a room one is in does nothing.
+/// Joins a room. Joining a room one is in does nothing. `extra` is what the client wants in the member event beside what
+/// we put there.
 pub(crate) async fn join(
     app: &App,
     caller: &Caller,
     name: &RoomOrAliasId,
     reason: Option<String>,
+    extra: CanonicalJsonObject,
 ) -> Result<OwnedRoomId> {
     let (num, room_id) = find_room(app, name)?;
     let (inner, caller) = (app.clone(), caller.clone());
@@ -88,6 +90,10 @@ pub(crate) async fn join(
             );
         }
         let mut content = content(&change.batch, user, "join", reason.as_deref())?;
+        for (key, value) in extra {
+            content.entry(key).or_insert(value);
+        }
+        content.remove("join_authorised_via_users_server");
         if was != Membership::Invite
             && let Some(allower) = find_allower(change, caller.user)?
         {

@@ -130,6 +130,10 @@ fn check_state(change: &mut Change, draft: &Draft, server: &ruma::ServerName) ->
             if event::membership_of(content.get()).is_none() || user.is_none() {
                 return Err(Refusal::bad_json("This is not the content of a member event.").into());
             }
+            let is_ours = user.is_some_and(|user| user.server_name() == server);
+            if !is_ours && event::membership_of(content.get()) == Some(Membership::Invite) {
+                return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
+            }
         }
         "m.room.canonical_alias" => {
             let old = change.state(&draft.kind, draft.state_key.as_deref().unwrap_or_default())?;

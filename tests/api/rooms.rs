@@ -115,6 +115,13 @@ async fn invited_people_come_and_go() {
     refused(carol.get(&rooms("/messages?dir=b")).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
     bob.ok_post(&format!("/rooms/{room}/join"), json!({})).await;
     bob.ok_post(&format!("/rooms/{room}/join"), json!({})).await;
+    let aside = server.register("aside").await;
+    alice.ok_post(&format!("/rooms/{room}/invite"), who(&aside)).await;
+    let extra = json!({ "foo": "bar", "membership": "ban", "join_authorised_via_users_server": "@a:b", "reason": "hi" });
+    aside.ok_post(&format!("/join/{room}"), extra).await;
+    let (_, member) = alice.state(&room, "m.room.member", &aside.user_id).await;
+    assert_eq!(member, json!({ "foo": "bar", "membership": "join", "reason": "hi" }));
+    aside.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
     let members = alice.ok_get(&format!("/rooms/{room}/joined_members")).await;
     assert_eq!(members["joined"].as_object().unwrap().len(), 2);
 
@@ -236,6 +243,9 @@ async fn pages_of_messages_join_without_gap_or_repetition() {
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=3&filter={filter}")).await;
     assert_eq!(bodies(&page), ["24", "23", "22"]);
     assert_eq!(page["state"][0]["state_key"], alice.user_id);
+    let lazy = "%7B%22lazy_load_members%22:true%7D";
+    let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100&filter={lazy}")).await;
+    assert_eq!(page["state"].as_array().unwrap().len(), 1, "also where the page holds the whole room");
     for query in ["dir=x", "dir=b&from=nonsense", "dir=b&limit=-1", "dir=b&filter=7"] {
         let (status, json) = alice.get(&path(&format!("/rooms/{room}/messages?{query}"))).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {json}");
