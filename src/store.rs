@@ -62,6 +62,8 @@ pub const BATCH_ROWS_MAX: usize = 5_000;
 pub enum Fault {
     /// The disk or the engine.
     Io(String),
+    /// The store is whole, and must not be opened as it is.
+    Closed(&'static str),
     /// Bytes that are not what they should be.
     Corrupt(&'static str),
     /// The same, in a known table.
@@ -83,6 +85,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(why) => write!(f, "the store cannot read or write: {why}"),
+            Self::Closed(why) => write!(f, "the store cannot be opened: {why}"),
             Self::Corrupt(why) => write!(f, "the store holds damaged data: {why}"),
             Self::CorruptRow { table, why } => write!(f, "table {table} holds damaged data: {why}"),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     env::Env,
     error::Result,
-    store::{Flushed, Store},
+    store::{Fault, Flushed, Store},
 };
 
 /// Never waits longer than this for more batches to share an fsync.
@@ -39,7 +39,10 @@ pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed,
         }
         env.disk().await;
         let began = env.instant();
-        match store.flush() {
+        // A panic in here (in somebody's `on_publish`) would leave every writer waiting for ever.
+        let flushed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.flush()))
+            .unwrap_or_else(|_| Err(Fault::Io("the flusher panicked".to_owned())));
+        match flushed {
             Ok(flushed) => {
                 took = env.instant().saturating_duration_since(began);
                 carried = flushed.batches;

@@ -72,7 +72,7 @@ impl DataDir {
     /// follow; a newer version wrote it; the disk.
     pub fn open_store(&self, cache_bytes_max: usize, durability: Durability) -> Result<Store, Fault> {
         if !self.has_store() && (self.incoming().exists() || self.replaced().exists()) {
-            return Err(Fault::Corrupt("a restore was interrupted: run it again"));
+            return Err(Fault::Closed("a restore was interrupted: run it again"));
         }
         let rocks = Rocks::open(&self.database(), cache_bytes_max)?;
         Store::open(Engine::Rocks(rocks), durability)

@@ -144,7 +144,7 @@ impl Incarnations {
 pub(crate) fn rows_of_new_incarnation(snapshot: &Snapshot, lived: u16) -> Result<Vec<Change>, Fault> {
     let incarnation = lived.checked_add(1).filter(|incarnation| *incarnation < INCARNATIONS_MAX);
     let incarnation =
-        incarnation.ok_or(Fault::Corrupt("it was restored too often: no incarnation is left"))?;
+        incarnation.ok_or(Fault::Closed("it was restored too often: no incarnation is left"))?;
     let first = Position::first_of_incarnation(incarnation);
     Ok(vec![incarnation_row(incarnation, snapshot.position), row(POSITION, first.number())])
 }

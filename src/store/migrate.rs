@@ -36,7 +36,7 @@ pub(crate) fn run(engine: &Engine, steps: &[Step], newest: u64) -> Result<(), Fa
         return engine.write(head::rows_of_new_store(newest).iter(), true);
     };
     if layout > newest {
-        return Err(Fault::Corrupt("it was written by a newer version, and going back is not possible"));
+        return Err(Fault::Closed("it was written by a newer version, and going back is not possible"));
     }
     for step in steps.iter().filter(|step| step.to <= newest) {
         if step.to == layout + 1 {
@@ -47,7 +47,7 @@ pub(crate) fn run(engine: &Engine, steps: &[Step], newest: u64) -> Result<(), Fa
     if layout == newest {
         Ok(())
     } else {
-        Err(Fault::Corrupt("it is of a layout that this version cannot read"))
+        Err(Fault::Closed("it is of a layout that this version cannot read"))
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
     fn a_store_of_a_later_version_is_refused() {
         let engine = Engine::Memory(Memory::default());
         run(&engine, &[], LAYOUT_NOW + 1).unwrap();
-        assert!(matches!(Store::open(engine, Durability::Fsync), Err(Fault::Corrupt(_))));
+        assert!(matches!(Store::open(engine, Durability::Fsync), Err(Fault::Closed(_))));
     }
 
     #[test]
