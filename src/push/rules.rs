@@ -149,7 +149,7 @@ fn check(rule: &NewPushRule) -> Result<()> {
         NewPushRule::Content(rule) => (&rule.actions, &[], &rule.pattern),
         NewPushRule::Room(rule) => (&rule.actions, &[], ""),
         NewPushRule::Sender(rule) => (&rule.actions, &[], ""),
-        _ => return Err(unknown_kind()),
+        _ => return Err(Refusal::invalid_param("There is no such kind of push rules.").into()),
     };
     check_actions(actions)?;
     if rule.rule_id().len() > RULE_ID_BYTES_MAX || pattern.len() > PATTERN_BYTES_MAX {
@@ -174,15 +174,11 @@ fn check_actions(actions: &[Action]) -> Result<()> {
     Ok(())
 }
 
-fn unknown_kind() -> Error {
-    Refusal::invalid_param("There is no such kind of push rules.").into()
-}
-
 fn no_such_rule() -> Error {
     Refusal::not_found("There is no such push rule.").into()
 }
 
-/// The rule of this kind and id. Refuses an unknown kind (400) and an unknown id (404).
+/// The rule of this kind and id. Refuses an unknown kind or id: 404.
 pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Result<AnyPushRuleRef<'r>> {
     require_kind(&kind)?;
     rules.get(kind, rule_id).ok_or_else(no_such_rule)
@@ -191,7 +187,7 @@ pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Re
 fn require_kind(kind: &RuleKind) -> Result<()> {
     let known =
         [RuleKind::Override, RuleKind::Content, RuleKind::Room, RuleKind::Sender, RuleKind::Underride];
-    if known.contains(kind) { Ok(()) } else { Err(unknown_kind()) }
+    if known.contains(kind) { Ok(()) } else { Err(no_such_rule()) }
 }
 
 /// Takes a rule away. Refuses the server's own rules (400) and an unknown id (404).

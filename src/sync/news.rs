@@ -9,6 +9,7 @@ use crate::{
     store::{
         Direction, Fault, LogEntry, Read, schema,
         schema::rooms::{Membership, UserRoomRow},
+        tail,
     },
 };
 
@@ -43,7 +44,9 @@ impl News {
         upto: Position,
         also: &BTreeSet<RoomNum>,
     ) -> Result<Self, Fault> {
-        if upto.number().saturating_sub(from.number()) <= WALK_MAX {
+        let is_short = upto.number().saturating_sub(from.number()) <= WALK_MAX;
+        // What lies below is no longer whole: entries that nobody else needs were deleted.
+        if is_short && from >= tail::trimmed(read)? {
             Self::walk_log(read, user, from, upto, also)
         } else {
             Self::ask_rooms(read, user, from, also)

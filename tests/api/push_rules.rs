@@ -70,6 +70,7 @@ async fn what_is_no_rule_is_refused() {
         ("global/sideways/a", 400, "M_INVALID_PARAM"),
         ("global/sender/nobody", 400, "M_INVALID_PARAM"),
         ("global/content/none/enabled", 404, "M_NOT_FOUND"),
+        ("global/sideways/none/enabled", 404, "M_NOT_FOUND"),
         ("global/content/none/actions", 404, "M_NOT_FOUND"),
     ] {
         let mut body = body.clone();
@@ -79,6 +80,7 @@ async fn what_is_no_rule_is_refused() {
     }
     let (status, json) = alice.put(&format!("{RULES}/global/content/a"), json!({ "pattern": "x" })).await;
     assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_MISSING_PARAM")), "{json}");
+    assert_eq!(alice.get(&format!("{RULES}/global/sideways/a")).await.0, StatusCode::NOT_FOUND);
     for (path, status) in [("global/content/none", 404), ("global/underride/.m.rule.message", 400)] {
         assert_eq!(alice.delete(&format!("{RULES}/{path}"), json!({})).await.0.as_u16(), status, "{path}");
     }
