@@ -536,6 +536,10 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
         alice.get(&relations(&format!("?limit=4&from={}", first["next_batch"].as_str().unwrap()))).await;
     assert_eq!(second["chunk"].as_array().unwrap().len(), 3);
     assert_eq!(second.get("next_batch"), None);
+    let (_, deep) = alice.get(&relations("?recurse=true&dir=f")).await;
+    assert_eq!(deep["chunk"].as_array().unwrap().len(), 7);
+    let (_, newest) = alice.get(&relations("?limit=1")).await;
+    assert_eq!(newest["chunk"][0]["type"], "m.reaction", "the newest come first");
     // What is redacted refers to nothing.
     alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&latest)), json!({})).await;
     assert_eq!(count("/m.thread").await, 1);

@@ -1,0 +1,163 @@
+//! Pages of a room's timeline, and what surrounds an event.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ruma::{EventId, RoomId, api::client::filter::RoomEventFilter};
+
+use super::{Look, SCANNED_MAX, Standpoint, bounded, list_json, looking, place, require_visible};
+use crate::{
+    accounts::Caller,
+    error::Result,
+    flows::App,
+    ids::Order,
+    rooms::{
+        event::{self, Stored},
+        filter, state,
+        timeline::{self, PageToken},
+    },
+    store::{
+        Direction, Read,
+        schema::{rooms::Membership, state::Ref},
+    },
+};
+
+/// A page of a room's timeline that is asked for.
+#[derive(Debug)]
+pub(crate) struct PageWanted {
+    /// From here; from the newest or the oldest event, if none.
+    pub(crate) from: Option<String>,
+    /// To here, if the page reaches so far.
+    pub(crate) to: Option<String>,
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// How many events at most.
+    pub(crate) limit: u64,
+    /// Which events.
+    pub(crate) filter: RoomEventFilter,
+}
+
+/// Events with what the caller was to the room at each, and where to go on: `None` at the end.
+struct Page {
+    events: Vec<(Stored, Membership)>,
+    next: Option<PageToken>,
+}
+
+fn read_page(
+    look: &mut Look,
+    from: PageToken,
+    to: Option<PageToken>,
+    direction: Direction,
+    limit: usize,
+    wanted: &RoomEventFilter,
+) -> Result<Page> {
+    let snapshot = Arc::clone(&look.snapshot);
+    let mut page = Page { events: Vec::new(), next: None };
+    let mut last = None;
+    for (scanned, stored) in timeline::page(&*snapshot, look.num, from, to, direction)?.enumerate() {
+        if page.events.len() >= limit || scanned >= SCANNED_MAX {
+            page.next = last;
+            break;
+        }
+        let stored = stored?;
+        last = Some(match direction {
+            Direction::Up => PageToken::above(stored.order),
+            Direction::Down => PageToken::below(stored.order),
+        });
+        if !filter::allows(wanted, &stored) {
+            continue;
+        }
+        if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
+            page.events.push((stored, membership));
+        }
+    }
+    Ok(page)
+}
+
+/// A page of a room's timeline.
+pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
+    looking(app, caller, room, move |mut look, caller| {
+        let newest = match look.standpoint(caller)? {
+            Standpoint::Now => PageToken(Order::upto(look.snapshot.upto())),
+            Standpoint::Left(order) => PageToken(order),
+        };
+        let from = wanted.from.as_deref().map(place).transpose()?;
+        let to = wanted.to.as_deref().map(place).transpose()?;
+        let from = match wanted.direction {
+            Direction::Up => from.unwrap_or(PageToken(Order::MIN)),
+            Direction::Down => from.unwrap_or(newest).min(newest),
+        };
+        let page = if filter::allows_room(&wanted.filter, &look.room.id) {
+            read_page(&mut look, from, to, wanted.direction, bounded(wanted.limit).max(1), &wanted.filter)?
+        } else {
+            Page { events: Vec::new(), next: None }
+        };
+        let mut chunk = Vec::with_capacity(page.events.len());
+        for (stored, membership) in &page.events {
+            chunk.push(look.show(stored, *membership)?);
+        }
+        let mut json = format!(r#"{{"start":"{from}","chunk":{}"#, list_json(&chunk));
+        if let Some(next) = page.next {
+            json.push_str(&format!(r#","end":"{next}""#));
+        }
+        let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
+        let lazy = !wanted.filter.lazy_load_options.is_disabled();
+        // As of the event that the page begins with.
+        let state = match events.first().filter(|_| lazy) {
+            Some(first) => look.members_of(&events, first.order)?,
+            None => Vec::new(),
+        };
+        json.push_str(&format!(r#","state":{}}}"#, list_json(&state)));
+        Ok(json.into())
+    })
+    .await
+}
+
+/// An event with those around it.
+pub(crate) async fn context(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    id: &EventId,
+    limit: u64,
+    wanted: RoomEventFilter,
+) -> Result<Bytes> {
+    let id = id.to_owned();
+    looking(app, caller, room, move |mut look, _| {
+        let (stored, membership) = require_visible(&mut look, &id)?;
+        let limit = bounded(limit);
+        let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
+        let before = read_page(&mut look, below, None, Direction::Down, limit / 2, &wanted)?;
+        let after = read_page(&mut look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
+        let show = |page: &Page| -> Result<String> {
+            let shown: Result<Vec<_>> = page.events.iter().map(|(stored, was)| look.show(stored, *was)).collect();
+            Ok(list_json(&shown?))
+        };
+        let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
+        let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
+        let state = if !wanted.lazy_load_options.is_disabled() {
+            let around = before.events.iter().chain(&after.events).map(|(stored, _)| stored);
+            look.members_of(&around.chain([&stored]).collect::<Vec<_>>(), end.0)?
+        } else {
+            let mut shown = Vec::new();
+            for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
+                let (_, event) = row?;
+                if let Some(stored) = event::find(&*look.snapshot, look.num, event)?
+                    && filter::allows(&wanted, &stored)
+                {
+                    shown.push(look.show_state(&stored)?);
+                }
+            }
+            shown
+        };
+        let json = format!(
+            r#"{{"start":"{start}","end":"{end}","event":{},"events_before":{},"events_after":{},"state":{}}}"#,
+            look.show(&stored, membership)?,
+            show(&before)?,
+            show(&after)?,
+            list_json(&state)
+        );
+        Ok(json.into())
+    })
+    .await
+}

@@ -1,0 +1,198 @@
+//! What refers to an event, and the threads of a room.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ruma::{EventId, RoomId};
+
+use super::{SCANNED_MAX, Standpoint, bounded, list_json, looking, place, require_visible};
+use crate::{
+    accounts::Caller,
+    error::Result,
+    flows::App,
+    ids::{EventNum, Order, RoomNum},
+    rooms::{event, relations, timeline::PageToken},
+    store::{Direction, Fault, Snapshot, schema::rooms::RelationRow},
+};
+
+/// Which of the events that refer to one are asked for.
+#[derive(Debug)]
+pub(crate) struct RelationsWanted {
+    /// Refer in this way only.
+    pub(crate) rel_type: Option<String>,
+    /// Of this type only.
+    pub(crate) event_type: Option<String>,
+    /// From here.
+    pub(crate) from: Option<String>,
+    /// To here.
+    pub(crate) to: Option<String>,
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// How many at most.
+    pub(crate) limit: u64,
+    /// Also what refers to those, and to those again.
+    pub(crate) recurse: bool,
+}
+
+/// How deep relations of relations are followed.
+const RECURSION_MAX: u32 = 3;
+
+impl RelationsWanted {
+    fn fits(&self, row: &RelationRow) -> bool {
+        self.rel_type.as_ref().is_none_or(|rel_type| *rel_type == row.rel_type)
+            && self.event_type.as_ref().is_none_or(|event_type| *event_type == row.event_type)
+    }
+}
+
+/// The part of the timeline that is asked for.
+#[derive(Clone, Copy)]
+struct Span {
+    from: Option<Order>,
+    to: Option<Order>,
+    direction: Direction,
+}
+
+impl Span {
+    fn holds(&self, order: Order) -> bool {
+        let (low, high) = match self.direction {
+            Direction::Up => (self.from, self.to),
+            Direction::Down => (self.to, self.from),
+        };
+        low.is_none_or(|low| order > low) && high.is_none_or(|high| order <= high)
+    }
+}
+
+/// The events that refer to one.
+pub(crate) async fn relations(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    id: &EventId,
+    wanted: RelationsWanted,
+) -> Result<Bytes> {
+    let id = id.to_owned();
+    looking(app, caller, room, move |mut look, _| {
+        let (parent, _) = require_visible(&mut look, &id)?;
+        let snapshot = Arc::clone(&look.snapshot);
+        let place = |token: &Option<String>| token.as_deref().map(place).transpose();
+        let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
+        let span = Span { from: from.map(|from| from.0), to: to.map(|to| to.0), direction: wanted.direction };
+        let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
+        for (scanned, relation) in list(&*snapshot, look.num, parent.event(), span, &wanted)?.enumerate() {
+            if chunk.len() >= bounded(wanted.limit).max(1) || scanned >= SCANNED_MAX {
+                next = last;
+                break;
+            }
+            let (order, event) = relation?;
+            last = Some(match wanted.direction {
+                Direction::Up => PageToken::above(order),
+                Direction::Down => PageToken::below(order),
+            });
+            let stored = event::require(&*snapshot, look.num, event)?;
+            if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
+                chunk.push(look.show(&stored, membership)?);
+            }
+        }
+        let mut json = format!(r#"{{"chunk":{}"#, list_json(&chunk));
+        for (name, token) in [("next_batch", next), ("prev_batch", from)] {
+            if let Some(token) = token {
+                json.push_str(&format!(r#","{name}":"{token}""#));
+            }
+        }
+        if wanted.recurse {
+            json.push_str(&format!(r#","recursion_depth":{RECURSION_MAX}"#));
+        }
+        json.push('}');
+        Ok(json.into())
+    })
+    .await
+}
+
+type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum), Fault>> + 'r>;
+
+/// The events that refer to `parent` and are asked for, in the direction that is.
+fn list<'r>(
+    read: &'r Snapshot,
+    room: RoomNum,
+    parent: EventNum,
+    span: Span,
+    wanted: &'r RelationsWanted,
+) -> Result<Relations<'r>, Fault> {
+    if wanted.recurse {
+        let mut found = descendants(read, room, parent, wanted)?;
+        found.retain(|(order, _)| span.holds(*order));
+        if span.direction == Direction::Down {
+            found.reverse();
+        }
+        return Ok(Box::new(found.into_iter().map(Ok)));
+    }
+    let rows = relations::list(read, room, parent, span.direction)?;
+    Ok(Box::new(rows.filter_map(move |row| match row {
+        Ok((order, row)) => (span.holds(order) && wanted.fits(&row)).then_some(Ok((order, row.event))),
+        Err(fault) => Some(Err(fault)),
+    })))
+}
+
+/// What refers to an event, and what refers to that, and so on, by rising order; at most [`SCANNED_MAX`] are looked at.
+fn descendants(
+    read: &Snapshot,
+    room: RoomNum,
+    parent: EventNum,
+    wanted: &RelationsWanted,
+) -> Result<Vec<(Order, EventNum)>, Fault> {
+    let (mut found, mut parents, mut left) = (Vec::new(), vec![parent], SCANNED_MAX);
+    for _ in 0..RECURSION_MAX {
+        let mut children = Vec::new();
+        for parent in parents {
+            for row in relations::list(read, room, parent, Direction::Down)?.take(left) {
+                let (order, row) = row?;
+                left -= 1;
+                children.push(row.event);
+                if wanted.fits(&row) {
+                    found.push((order, row.event));
+                }
+            }
+        }
+        parents = children;
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The threads of a room, the one with the newest event first.
+pub(crate) async fn threads(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    from: Option<String>,
+    limit: u64,
+    only_own: bool,
+) -> Result<Bytes> {
+    looking(app, caller, room, move |mut look, caller| {
+        let newest = match look.standpoint(caller)? {
+            Standpoint::Now => Order::MAX,
+            Standpoint::Left(order) => order,
+        };
+        let from = from.as_deref().map(place).transpose()?.map_or(newest, |from| from.0.min(newest));
+        let snapshot = Arc::clone(&look.snapshot);
+        let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
+        for (scanned, thread) in relations::list_threads(&*snapshot, look.num, from)?.enumerate() {
+            if chunk.len() >= bounded(limit).max(1) || scanned >= SCANNED_MAX {
+                next = last;
+                break;
+            }
+            let (order, root) = thread?;
+            last = Some(PageToken::below(order));
+            let root = event::require(&*snapshot, look.num, root)?;
+            if only_own && !relations::took_part(&*snapshot, look.num, &root, &caller.user_id)? {
+                continue;
+            }
+            if let (membership, true) = look.sight.look(&*snapshot, &root)? {
+                chunk.push(look.show(&root, membership)?);
+            }
+        }
+        let next = next.map(|next| format!(r#","next_batch":"{next}""#)).unwrap_or_default();
+        Ok(format!(r#"{{"chunk":{}{next}}}"#, list_json(&chunk)).into())
+    })
+    .await
+}

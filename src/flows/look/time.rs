@@ -1,0 +1,86 @@
+//! The event nearest to a time.
+
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, RoomId};
+
+use super::{Standpoint, looking};
+use crate::{
+    accounts::Caller,
+    error::{Error, Refusal, Result},
+    flows::App,
+    ids::{Order, Position},
+    rooms::{
+        event::Stored,
+        timeline::{self, PageToken},
+    },
+    store::{Direction, Read},
+};
+
+/// Steps of the search for a time, and events looked at once it is near.
+const TIME_STEPS_MAX: usize = 64;
+const TIME_SCANNED_MAX: usize = 1_000;
+
+/// The event nearest to a time: the first at or after it, or the last at or before it. Refuses if there is none:
+/// 404 `M_NOT_FOUND`.
+///
+/// Events stand in the order in which they came, which is nearly that of their times: the place is found by halving,
+/// then the events around it are compared.
+pub(crate) async fn event_at_time(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    time_ms: u64,
+    direction: Direction,
+) -> Result<(OwnedEventId, u64)> {
+    looking(app, caller, room, move |mut look, caller| {
+        let newest = match look.standpoint(caller)? {
+            Standpoint::Now => Order::upto(look.snapshot.upto()),
+            Standpoint::Left(order) => order,
+        };
+        let snapshot = Arc::clone(&look.snapshot);
+        let (mut low, mut high) = (0, newest.anchor.number());
+        for _ in 0..TIME_STEPS_MAX {
+            let middle = low + (high - low) / 2;
+            if middle == low {
+                break;
+            }
+            let below = PageToken(Order::upto(Position::new(middle).unwrap_or(newest.anchor)));
+            let first =
+                timeline::page(&*snapshot, look.num, below, None, Direction::Up)?.next().transpose()?;
+            match first {
+                Some(stored) if stored.row.header.sent_ms < time_ms => low = middle,
+                _ => high = middle,
+            }
+        }
+        // Times are those of other clocks: look at some events on the near side too.
+        let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
+        let start = match direction {
+            Direction::Up => Direction::Down,
+            Direction::Down => Direction::Up,
+        };
+        let start =
+            timeline::page(&*snapshot, look.num, near, None, start)?.take(TIME_SCANNED_MAX / 10).last();
+        let start = match start.transpose()? {
+            Some(stored) if direction == Direction::Up => PageToken::below(stored.order),
+            Some(stored) => PageToken::above(stored.order),
+            None => near,
+        };
+        let mut best: Option<Stored> = None;
+        for stored in timeline::page(&*snapshot, look.num, start, None, direction)?.take(TIME_SCANNED_MAX) {
+            let stored = stored?;
+            let time = stored.row.header.sent_ms;
+            let fits = if direction == Direction::Up { time >= time_ms } else { time <= time_ms };
+            let nearer = best
+                .as_ref()
+                .is_none_or(|best| time.abs_diff(time_ms) < best.row.header.sent_ms.abs_diff(time_ms));
+            if fits && nearer && stored.order <= newest && look.sight.can_see(&*snapshot, &stored)? {
+                best = Some(stored);
+            }
+        }
+        let best =
+            best.ok_or_else(|| Error::from(Refusal::not_found("There is no event near that time.")))?;
+        Ok((best.id(&look.room), best.row.header.sent_ms))
+    })
+    .await
+}
