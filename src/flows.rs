@@ -4,6 +4,7 @@ pub mod acknowledge;
 pub mod change_password;
 pub mod confirm;
 pub mod deactivate;
+pub(crate) mod follow_up;
 pub mod keep;
 pub mod keys;
 pub mod ephemeral;

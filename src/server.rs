@@ -68,7 +68,7 @@ impl Server {
             metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
             metrics.queue_depth("store", store.queue_depth());
         })?;
-        timers::start(&app.store, &app.env);
+        timers::start(&app);
         let router = api::router(&app);
         Ok(Self { app, router })
     }

@@ -3,7 +3,7 @@
 //! Specification: client-server API, "Profiles".
 
 use bytes::Bytes;
-use ruma::{MxcUri, api::error::ErrorKind};
+use ruma::api::error::ErrorKind;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -71,9 +71,6 @@ fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
         }
         ("avatar_url", Value::String(text)) if text.len() > AVATAR_URL_BYTES_MAX => {
             invalid("The address of an avatar has at most 1,000 bytes.")
-        }
-        ("avatar_url", Value::String(text)) if !<&MxcUri>::from(text.as_str()).is_valid() => {
-            invalid("The address of an avatar is an mxc:// address.")
         }
         ("displayname" | "avatar_url" | "m.tz", Value::String(_)) => Ok(Some(value)),
         ("displayname" | "avatar_url" | "m.tz", _) => invalid("This field is text."),

@@ -9,7 +9,7 @@ use ruma::UserId;
 use serde_json::{json, value::RawValue};
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Refusal, Result},
     ids::{DeviceNum, Position, UserNum},
     store::{
         Batch, Direction, Fault, LogEntry, Read,
@@ -25,6 +25,10 @@ pub const INBOX_MESSAGES_MAX: u64 = 20_000;
 pub const INBOX_BYTES_MAX: u64 = 64 << 20;
 /// In a full inbox, a request for a room key gives way if it is among the oldest of so many messages.
 const GIVE_WAY_WITHIN: usize = 1_000;
+/// The transaction id of a request is remembered at least so long, in milliseconds: no client retries for longer.
+pub const TXN_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+/// As many old transaction ids are forgotten with each new one: more than come, so that they do not gather.
+const FORGOTTEN_AT_ONCE: usize = 3;
 /// How a waiting request for a room key can be told without parsing: messages are written with their type last.
 const KEY_REQUEST_TAIL: &[u8] = br#""type":"m.room_key_request"}"#;
 
@@ -135,6 +139,7 @@ pub fn delete_all(batch: &mut Batch, user: UserNum, device: DeviceNum) {
     schema::INBOX.delete_prefix::<(UserNum, DeviceNum)>(batch, (user, device));
     schema::INBOX_STATE.delete(batch, (user, device));
     schema::TO_DEVICE_TXNS.delete_prefix::<(UserNum, DeviceNum)>(batch, (user, device));
+    schema::TO_DEVICE_TXN_LOG.delete_prefix::<(UserNum, DeviceNum)>(batch, (user, device));
 }
 
 /// How far a request to send to devices has got: how many of its targets were served.
@@ -147,21 +152,31 @@ pub fn served(
     Ok(schema::TO_DEVICE_TXNS.get(read, (sender.0, sender.1, kind, txn_id))?.unwrap_or(0))
 }
 
-/// Keeps how far a request has got, in the batch with the messages: a retry goes on from there.
+/// Keeps how far a request has got, in the batch with the messages: a retry goes on from there. What is older than
+/// [`TXN_KEPT_MS`] is forgotten, a few with each new one.
 pub fn note_served(
     batch: &mut Batch,
     sender: (UserNum, DeviceNum),
     kind: &str,
     txn_id: &str,
     served: u64,
-) -> Result<()> {
-    if kind.len() > 255 || txn_id.len() > 255 {
-        return Err(Refusal::invalid_param("A type or a transaction id has at most 255 bytes.").into());
+    now_ms: u64,
+) -> Result<(), Fault> {
+    let (user, device) = sender;
+    if self::served(batch, sender, kind, txn_id)? == 0 {
+        let end = Bound::Excluded((user, device, now_ms.saturating_sub(TXN_KEPT_MS)));
+        let begin = Bound::Included((user, device, 0));
+        let old = schema::TO_DEVICE_TXN_LOG
+            .range::<(UserNum, DeviceNum, u64)>(batch, begin, end, Direction::Up)?
+            .take(FORGOTTEN_AT_ONCE)
+            .collect::<Result<Vec<_>, _>>()?;
+        for ((_, _, ms, kind, txn_id), ()) in old {
+            schema::TO_DEVICE_TXN_LOG.delete(batch, (user, device, ms, &kind, &txn_id));
+            schema::TO_DEVICE_TXNS.delete(batch, (user, device, &kind, &txn_id));
+        }
+        schema::TO_DEVICE_TXN_LOG.put(batch, (user, device, now_ms, kind, txn_id), &());
     }
-    if served == 0 {
-        return Err(Error::broken("a request to send to devices served nobody"));
-    }
-    schema::TO_DEVICE_TXNS.put(batch, (sender.0, sender.1, kind, txn_id), &served);
+    schema::TO_DEVICE_TXNS.put(batch, (user, device, kind, txn_id), &served);
     Ok(())
 }
 
@@ -239,6 +254,25 @@ mod tests {
         let mut batch = store.batch();
         assert!(put(&mut batch, ALICE, PHONE, &other).unwrap_err().refusal().is_some());
         assert!(put(&mut batch, ALICE, DeviceNum(2), &other).is_ok());
+    }
+
+    #[test]
+    fn transaction_ids_are_remembered_for_a_day() {
+        let store = store();
+        let note = |txn_id: &str, now_ms| {
+            write(&store, |batch| note_served(batch, (ALICE, PHONE), "a", txn_id, 1, now_ms).unwrap());
+        };
+        let known = |txn_id: &str| served(&*store.snapshot(), (ALICE, PHONE), "a", txn_id).unwrap();
+        note("1", 1);
+        note("2", 2);
+        note("3", TXN_KEPT_MS + 1);
+        assert_eq!((known("1"), known("2"), known("3")), (1, 1, 1));
+        note("4", TXN_KEPT_MS + 2);
+        assert_eq!((known("1"), known("2"), known("3")), (0, 1, 1));
+        note("5", 3 * TXN_KEPT_MS);
+        assert_eq!((known("2"), known("3"), known("4"), known("5")), (0, 0, 0, 1));
+        write(&store, |batch| delete_all(batch, ALICE, PHONE));
+        assert_eq!(known("5"), 0);
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub(crate) async fn send_to_device(
             for (_, target) in (begins..).zip(&now).filter(|(index, _)| *index >= served) {
                 put(app, batch, target)?;
             }
-            to_device::note_served(batch, sender, &kind, &txn_id, ends)
+            to_device::note_served(batch, sender, &kind, &txn_id, ends, app.env.now_ms())?;
+            Ok(())
         })
         .await?;
         begins = ends;

@@ -1,12 +1,11 @@
 //! Changes a profile, and tells the rooms.
 
 use serde_json::Value;
-use tokio::sync::oneshot;
 
 use crate::{
     accounts::{Caller, profiles},
-    error::{Error, Result},
-    flows::{App, membership, write},
+    error::Result,
+    flows::{App, follow_up, write},
 };
 
 /// Sets a field of the caller's profile, or deletes it; what rooms show of it is told to every room the user is in.
@@ -17,26 +16,20 @@ pub(crate) async fn set_profile(
     value: Option<Value>,
 ) -> Result<()> {
     let user = caller.user;
-    let is_shown = profiles::is_shown_in_rooms(&field);
-    let changed = write::for_user(app, user, move |app, batch| {
+    let promised = write::for_user(app, user, move |app, batch| {
         let changed = match value {
             Some(value) => profiles::set(batch, user, &field, value)?,
             None => profiles::delete(batch, user, &field)?,
         };
-        if changed {
-            write::wake(app, batch, user);
+        if !changed {
+            return Ok(None);
         }
-        Ok(changed)
+        write::wake(app, batch, user);
+        Ok(profiles::is_shown_in_rooms(&field).then(|| follow_up::promise(app, batch, user)))
     })
     .await?;
-    if !changed || !is_shown {
-        return Ok(());
+    match promised {
+        Some(promised) => follow_up::keep(app, user, promised).await,
+        None => Ok(()),
     }
-    let (told, all_told) = oneshot::channel();
-    let (house, user_id) = (app.clone(), caller.user_id.clone());
-    // A task of its own: a client that goes away does not stop it between two rooms.
-    app.env.spawn(async move {
-        drop(told.send(membership::renew_profile(&house, user, &user_id).await));
-    });
-    all_told.await.map_err(|_| Error::broken("the server stops"))?
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    env::Env,
     error::Result,
+    flows::{App, follow_up},
     store::{
         NotAccepted, Store, tail,
         timer::{self, FIRED_A_SECOND_MAX, Timer, TimerKind},
@@ -16,22 +16,24 @@ const LOOKS_EVERY: Duration = Duration::from_secs(1);
 const HOUR_MS: u64 = 60 * 60 * 1000;
 
 /// Starts the worker.
-pub(crate) fn start(store: &Store, env: &Env) {
-    env.spawn(run(store.clone(), env.clone()));
+pub(crate) fn start(app: &App) {
+    app.env.spawn(run(app.clone()));
 }
 
-async fn run(store: Store, env: Env) {
+async fn run(app: App) {
     loop {
-        let (fires, now_ms) = (store.clone(), env.now_ms());
-        if let Err(error) = env.blocking(move || fire_due(&fires, now_ms)).await {
+        let (fires, now_ms) = (app.clone(), app.env.now_ms());
+        let fire =
+            move || fire_due(&fires.store, now_ms, |promised| follow_up::resume(&fires, promised));
+        if let Err(error) = app.env.blocking(fire).await {
             tracing::error!(%error, "timers that are due could not be fired; they wait");
         }
-        env.sleep(LOOKS_EVERY).await;
+        app.env.sleep(LOOKS_EVERY).await;
     }
 }
 
-/// Fires what is due. A plain function: a clock that stands still cannot keep it busy.
-fn fire_due(store: &Store, now_ms: u64) -> Result<()> {
+/// Fires what is due. A plain function: a clock that stands still cannot keep it busy. `tell` tells a user's rooms.
+fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> Result<()> {
     let view = store.view();
     if !timer::is_set(&view, TimerKind::TrimLog)? {
         let mut batch = store.batch();
@@ -41,6 +43,7 @@ fn fire_due(store: &Store, now_ms: u64) -> Result<()> {
     for timer in timer::list_due(&view, now_ms, FIRED_A_SECOND_MAX)? {
         match timer.kind {
             TimerKind::TrimLog => trim_log(store, &timer, now_ms)?,
+            TimerKind::TellRooms => tell(&timer)?,
         }
     }
     Ok(())
@@ -85,13 +88,13 @@ mod tests {
         let entries = || schema::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
         store.flush().unwrap();
         for now_ms in [1, 2, 3, 4] {
-            fire_due(&store, now_ms).unwrap();
+            fire_due(&store, now_ms, |_| Ok(())).unwrap();
             store.flush().unwrap();
         }
         assert_eq!(entries(), 0);
         let next = timer::find_next_due_ms(&*store.snapshot()).unwrap().unwrap();
         assert!(next > HOUR_MS, "{next}");
-        fire_due(&store, HOUR_MS).unwrap();
+        fire_due(&store, HOUR_MS, |_| Ok(())).unwrap();
         assert_eq!(timer::find_next_due_ms(&store.view()).unwrap(), Some(next));
     }
 }

@@ -172,6 +172,8 @@ tables! {
     87 FALLBACK_KEYS((UserNum, DeviceNum, String) => Json<encryption::FallbackRow>) in Crypto, User of "encryption::keys";
     /// What is left of a device's keys.
     88 KEY_COUNTS((UserNum, DeviceNum) => Json<encryption::KeyCounts>) in Crypto, User of "encryption::keys";
+    /// When a to-device request was first carried out: milliseconds since the epoch, type, transaction id.
+    89 TO_DEVICE_TXN_LOG((UserNum, DeviceNum, u64, String, String) => ()) in Queues, User of "encryption::to_device";
 
     // --- push: 100-109 ---
 

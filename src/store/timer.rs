@@ -17,12 +17,15 @@ pub const FIRED_A_SECOND_MAX: usize = 500;
 pub enum TimerKind {
     /// The log is trimmed. No key.
     TrimLog = 1,
+    /// The rooms of a user are told of a change of the user's. The key is the user's number.
+    TellRooms = 2,
 }
 
 impl TimerKind {
     fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::TrimLog),
+            2 => Some(Self::TellRooms),
             _ => None,
         }
     }

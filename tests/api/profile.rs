@@ -1,7 +1,14 @@
 //! `src/api/client/profile.rs`, the rest of `src/api/client/account.rs`, `src/api/client/third_party.rs`
 
+use std::time::Duration;
+
+use aqueduct::{
+    accounts::users,
+    store::timer::{self, Timer, TimerKind},
+};
 use futures_util::future::join_all;
 use http::StatusCode;
+use ruma::UserId;
 use serde_json::{Value, json};
 
 use crate::support::{TestClient, TestServer};
@@ -51,7 +58,7 @@ async fn a_profile_is_its_owners_and_bounded() {
         ("displayname", json!({}), "M_MISSING_PARAM"),
         ("displayname", json!({ "displayname": 1 }), "M_INVALID_PARAM"),
         ("displayname", json!({ "displayname": "a".repeat(257) }), "M_INVALID_PARAM"),
-        ("avatar_url", json!({ "avatar_url": "https://example.com/a.png" }), "M_INVALID_PARAM"),
+        ("avatar_url", json!({ "avatar_url": { "url": "mxc://a/b" } }), "M_INVALID_PARAM"),
         ("m.tz", json!({ "m.tz": 1 }), "M_INVALID_PARAM"),
         ("UPPER", json!({ "UPPER": 1 }), "M_INVALID_PARAM"),
         ("a%20b", json!({ "a b": 1 }), "M_INVALID_PARAM"),
@@ -124,6 +131,28 @@ async fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE")));
     assert_eq!(bob.get(&path(&alice, "")).await.0, StatusCode::NOT_FOUND);
     assert_eq!(member(&bob, room, &alice).await["membership"], "leave");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_are_told_after_a_restart_in_between() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = made["room_id"].as_str().unwrap();
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    // What a deactivation leaves that got no further than its own batch.
+    let app = server.server().app();
+    let user = users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();
+    let mut batch = app.store.batch();
+    users::deactivate(&mut batch, user, false).unwrap();
+    let key = user.0.to_be_bytes().to_vec();
+    let due_ms = app.env.now_ms() + 5_000;
+    timer::set(&mut batch, &Timer { due_ms, kind: TimerKind::TellRooms, key, content: Default::default() });
+    app.store.enqueue(batch).unwrap().flushed.await.unwrap();
+    assert_eq!(member(&alice, room, &bob).await["membership"], "join");
+    app.env.sleep(Duration::from_secs(10)).await;
+    assert_eq!(member(&alice, room, &bob).await["membership"], "leave");
+    assert!(timer::list_due(&*app.store.snapshot(), u64::MAX, 10).unwrap().iter().all(|timer| timer.kind != TimerKind::TellRooms));
 }
 
 #[tokio::test(start_paused = true)]
