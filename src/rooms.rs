@@ -26,15 +26,18 @@ pub mod versions;
 pub mod visibility;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use ruma::{RoomId, room_version_rules::RoomVersionRules, signatures::Ed25519KeyPair};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     error::{Error, Refusal, Result},
@@ -48,6 +51,8 @@ use crate::{
 
 /// Seats that are kept though nobody sits there; above this, those are given up.
 const SEATS_MAX: usize = 4_096;
+/// Changes that may wait for one room; above this, clients are told to come back.
+const TURNS_MAX: usize = 4_096;
 /// State events a tip remembers.
 const TIP_STATE_MAX: usize = 128;
 
@@ -58,7 +63,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     signer: Signer,
     last_room: AtomicU64,
-    seats: Mutex<HashMap<RoomNum, Arc<tokio::sync::Mutex<Seat>>>>,
+    turns: Mutex<HashMap<RoomNum, Arc<Turns>>>,
 }
 
 impl Rooms {
@@ -72,7 +77,7 @@ impl Rooms {
         Ok(Self(Arc::new(Inner {
             signer: Signer::new(server, key),
             last_room: AtomicU64::new(last.map_or(0, |(room, _)| room.0)),
-            seats: Mutex::default(),
+            turns: Mutex::default(),
         })))
     }
 
@@ -86,15 +91,68 @@ impl Rooms {
         RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// The seat of a room: whoever holds it is the only one who changes the room. Fair: first come, first served.
+    /// The seat of a room: whoever holds it is the only one who changes the room.
     /// Never wait for the network or the disk while holding it.
     pub fn seat(&self, room: RoomNum) -> Arc<tokio::sync::Mutex<Seat>> {
-        let mut seats = self.0.seats.lock();
-        if seats.len() >= SEATS_MAX && !seats.contains_key(&room) {
+        Arc::clone(&self.turns(room).seat)
+    }
+
+    /// Those who wait to change a room.
+    pub fn turns(&self, room: RoomNum) -> Arc<Turns> {
+        let mut all = self.0.turns.lock();
+        if all.len() >= SEATS_MAX && !all.contains_key(&room) {
             // Whoever holds or waits for a seat has a handle of its own.
-            seats.retain(|_, seat| Arc::strong_count(seat) > 1);
+            all.retain(|_, turns| Arc::strong_count(turns) > 1 || Arc::strong_count(&turns.seat) > 1);
         }
-        Arc::clone(seats.entry(room).or_default())
+        Arc::clone(all.entry(room).or_default())
+    }
+}
+
+/// One change to a room, to be made by whoever works off the room's turns.
+pub type Turn = Box<dyn FnOnce(OwnedMutexGuard<Seat>) + Send>;
+
+/// Those who wait to change a room, first come, first served. One thread makes the changes of all who wait, one after
+/// the other: a busy room would otherwise pass its lock between threads for each event, which costs more than the event.
+#[derive(Default)]
+pub struct Turns {
+    seat: Arc<tokio::sync::Mutex<Seat>>,
+    queue: Mutex<TurnQueue>,
+}
+
+#[derive(Default)]
+struct TurnQueue {
+    waiting: VecDeque<Turn>,
+    /// Somebody is working them off.
+    taken: bool,
+}
+
+impl Turns {
+    /// Adds a turn at the end. `true` when nobody is working them off: the caller must then have
+    /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
+    pub fn add(&self, turn: Turn) -> Result<bool> {
+        let mut queue = self.queue.lock();
+        if queue.waiting.len() >= TURNS_MAX {
+            return Err(Error::Busy { retry_after: Duration::from_secs(1) });
+        }
+        queue.waiting.push_back(turn);
+        Ok(!std::mem::replace(&mut queue.taken, true))
+    }
+
+    /// Takes all turns, until nobody waits.
+    pub fn work_off(&self) {
+        while let Some(turn) = self.next() {
+            // Only a room that is being created has its seat taken by another, and nobody knows it yet.
+            let Ok(seat) = Arc::clone(&self.seat).try_lock_owned() else { continue };
+            // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| turn(seat)));
+        }
+    }
+
+    fn next(&self) -> Option<Turn> {
+        let mut queue = self.queue.lock();
+        let turn = queue.waiting.pop_front();
+        queue.taken = turn.is_some();
+        turn
     }
 }
 

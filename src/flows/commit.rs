@@ -1,9 +1,10 @@
 //! THE write path: every event of every room comes through here.
 //!
-//! The lock of the room is held while events are built, judged and handed to the store, and let go before the disk is
-//! waited for: so those who write to one room share its flushes.
+//! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
+//! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
 
 use ruma::{RoomId, UserId};
+use tokio::sync::oneshot;
 
 use crate::{
     error::{Error, Refusal, Result},
@@ -25,7 +26,7 @@ pub(crate) fn not_in_room() -> Refusal {
     Refusal::forbidden("You are not in this room.")
 }
 
-/// Changes a room: takes its lock, lets `work` add events, writes everything that follows from them in one batch, and
+/// Changes a room: waits for its turn, lets `work` add events, writes everything that follows from them in one batch, and
 /// returns when that is durable and visible. Where `work` adds nothing, nothing is written; but what it saw is
 /// durable when this returns.
 pub(crate) async fn in_room<T: Send + 'static>(
@@ -33,16 +34,32 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let seat = app.rooms.seat(room).lock_owned().await;
+    let (tell, told) = oneshot::channel();
     let inner = app.clone();
-    let (answer, enqueued) = app
-        .env
-        .blocking(move || {
+    let turn = move |seat| {
+        let change = || {
             let mut change = Change::begin(&inner.store, seat, room)?;
             let answer = work(&mut change)?;
             Ok((answer, enqueue(&inner, change)?))
-        })
-        .await?;
+        };
+        // Whoever asked may have hung up; what is accepted is done all the same.
+        let _ = tell.send(change());
+    };
+    let turns = app.rooms.turns(room);
+    if turns.add(Box::new(turn))? {
+        // A task of its own: whoever asked may hang up, and others rely on this.
+        let env = app.env.clone();
+        app.env.spawn(async move {
+            let _ = env
+                .blocking(move || {
+                    turns.work_off();
+                    Ok(())
+                })
+                .await;
+        });
+    }
+    let (answer, enqueued) =
+        told.await.unwrap_or_else(|_| Err(Error::broken("a change to a room ended early")))?;
     flushed(app, enqueued).await?;
     Ok(answer)
 }
