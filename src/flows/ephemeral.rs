@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Refusal, Result},
     flows::{App, keep, write},
     ids::{Order, RoomNum, UserNum},
+    push::unread,
     rooms::{
         self, event, members,
         receipts::{self, MAIN_THREAD, Receipt},
@@ -30,8 +31,8 @@ use crate::{
 
 /// Receipts are gathered for this long, unless none was written for as long.
 const MERGE: Duration = Duration::from_millis(200);
-/// Receipts in one batch: some rows each.
-const BATCH_RECEIPTS: usize = 500;
+/// Receipts in one batch: each may sweep away some hundred rows, and no batch has more than 5,000.
+const BATCH_RECEIPTS: usize = 20;
 /// Receipts that wait; whoever sends more is told to come back.
 const WAITING_MAX: usize = 50_000;
 
@@ -151,6 +152,12 @@ fn write_batches(store: &Store, notifier: &Notifier, waiting: Waiting) -> Result
         for receipt in waiting.by_ref().take(BATCH_RECEIPTS) {
             if receipts::keep(&mut batch, &receipt)? {
                 rooms.push(receipt.room);
+                if receipt.key.thread.is_empty()
+                    && let Ok(user_id) = <&UserId>::try_from(receipt.key.user.as_str())
+                    && let Some(user) = accounts::users::find_num(&batch, user_id)?
+                {
+                    unread::forget_read(&mut batch, receipt.room, user, receipt.order)?;
+                }
             }
         }
         if !batch.is_commit() {

@@ -32,7 +32,7 @@ use crate::{
     store::{
         Batch, Direction, Fault, Read, schema,
         schema::{
-            push::{Lane, OwnOutcome, RedactedOutcome, Totals},
+            push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
             rooms::{Membership, RoomRow},
         },
     },
@@ -45,6 +45,8 @@ const MENTIONS_MAX: usize = 200;
 /// Threads with news, and rows of a user's own, that are counted; more unread than that is as good as that.
 const THREADS_COUNTED: usize = 500;
 const OWN_COUNTED: usize = 5_000;
+/// Rows that one receipt sweeps away; the next goes on.
+const SWEPT: usize = 200;
 
 /// What push keeps in memory. Cheap to clone.
 #[derive(Clone)]
@@ -117,21 +119,41 @@ pub fn count(
     }
     let classes = scene.outcomes();
     let lane = lane_of(batch, room, &scene)?;
-    if classes != Default::default() {
+    if classes != Outcomes::default() {
         add_to_totals(batch, room, lane, stored.order, |totals| totals.plus(classes))?;
     }
-    for user in exceptions(batch, room, &scene, &own_rules)? {
-        let Some(account) = accounts::users::find(batch, user)? else { continue };
-        let Ok(user_id) = OwnedUserId::try_from(account.user_id) else { continue };
-        let rules = rules::find_own_rules(batch, user, &user_id)?;
-        let rules = rules.unwrap_or_else(|| Ruleset::server_default(&user_id));
-        let name = display_name(batch, room, &user_id)?;
-        let own = scene.outcome(&rules, &user_id, &name);
-        if own != Class::of(&rules, row.id.as_str()).outcome(classes) {
+    for user in exceptions(batch, room, &scene, &own_rules, classes)? {
+        let (own, class) = judge(batch, room, row, &scene, user)?;
+        if own != class.outcome(classes) {
             schema::UNREAD_OWN.put(batch, (room, user, stored.order), &OwnOutcome { lane, own, classes });
         }
     }
     Ok(())
+}
+
+/// What the event does to one user, and the user's class.
+fn judge(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    row: &RoomRow,
+    scene: &Scene<'_>,
+    user: UserNum,
+) -> Result<(Outcome, Class), Fault> {
+    let nothing = (Outcome::default(), Class::Default);
+    let Some(account) = accounts::users::find(read, user)? else { return Ok(nothing) };
+    let Ok(user_id) = OwnedUserId::try_from(account.user_id) else { return Ok(nothing) };
+    let own = rules::find_own_rules(read, user, &user_id)?;
+    let class = own.as_ref().map_or(Class::Default, |rules| Class::of(rules, row.id.as_str()));
+    // Nobody is told of what they did themselves; no need to ask the rules.
+    if scene.text("sender") == Some(user_id.as_str()) {
+        return Ok((Outcome::default(), class));
+    }
+    let outcome = match own {
+        Some(rules) => scene.outcome(&rules, &user_id, &display_name(read, room, &user_id)?),
+        // The default rules do not ask for the name.
+        None => scene.outcome(&Ruleset::server_default(&user_id), &user_id, ""),
+    };
+    Ok((outcome, class))
 }
 
 /// The users of this server in the room to whom the event may do something else than to their class.
@@ -140,9 +162,12 @@ fn exceptions(
     room: RoomNum,
     scene: &Scene<'_>,
     own_rules: &[UserNum],
+    classes: Outcomes,
 ) -> Result<Vec<UserNum>, Fault> {
     let mut users = own_rules.to_vec();
-    for user_id in scene.mentioned().take(MENTIONS_MAX).chain(scene.text("sender")) {
+    // To its sender an event does nothing: an exception only where it does something to others.
+    let sender = scene.text("sender").filter(|_| classes != Outcomes::default());
+    for user_id in scene.mentioned().take(MENTIONS_MAX).chain(sender) {
         let Ok(user_id) = <&UserId>::try_from(user_id) else { continue };
         users.extend(accounts::users::find_num(read, user_id)?);
     }
@@ -211,6 +236,25 @@ pub fn uncount(batch: &mut Batch, room: RoomNum, row: &RoomRow, original: &Store
     let counted = schema::UNREAD.get(batch, (room, lane, original.order))?;
     let classes = counted.map(|totals| totals.last).unwrap_or_default();
     schema::UNREAD_REDACTED.put(batch, (room, original.order), &RedactedOutcome { lane, classes });
+    Ok(())
+}
+
+/// A user has read everything up to and including this order: rows that only counted go. Those of highlights stay, for
+/// whoever asks later what there was.
+pub fn forget_read(batch: &mut Batch, room: RoomNum, user: UserNum, upto: Order) -> Result<(), Fault> {
+    let (low, high) = (Bound::Included((room, user, Order::MIN)), Bound::Included((room, user, upto)));
+    let mut read = Vec::new();
+    for row in
+        schema::UNREAD_OWN.range::<(RoomNum, UserNum, Order)>(batch, low, high, Direction::Down)?.take(SWEPT)
+    {
+        let ((.., order), row) = row?;
+        if !row.own.highlight {
+            read.push(order);
+        }
+    }
+    for order in read {
+        schema::UNREAD_OWN.delete(batch, (room, user, order));
+    }
     Ok(())
 }
 

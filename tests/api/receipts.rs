@@ -348,3 +348,26 @@ async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
     assert!(written > 500, "{written} bytes: the message itself is missing");
     assert_eq!(unread(&people[1], &room).await, (2, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_leaves_no_rows_of_the_reader_but_highlights() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    for number in 0..4 {
+        say(bob, &room, &format!("own{number}")).await;
+    }
+    let mention = json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [bob.user_id] } });
+    let last = send(alice, &room, "mention", mention).await;
+    let rows = || {
+        let snapshot = server.server().app().store.snapshot();
+        let id = <&ruma::UserId>::try_from(bob.user_id.as_str()).unwrap();
+        let user = aqueduct::accounts::users::require_num(&*snapshot, id).unwrap();
+        let all = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
+        all.filter(|((_, of, _), _)| *of == user).map(|(_, row)| row.own.highlight).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(), [false, false, false, false, true]);
+    must_read(bob, &room, "m.read", &last, json!({})).await;
+    assert_eq!(rows(), [true]);
+    assert_eq!(unread(bob, &room).await, (0, 0));
+}
