@@ -35,6 +35,9 @@ use crate::{
 /// and readers of JSON commonly stop at 127.
 const NESTING_MAX: usize = 110;
 
+/// Numbers with more digits in a row may be beyond all bounds.
+const NUMBER_DIGITS_MAX: usize = 100;
+
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -231,43 +234,69 @@ async fn read_body(parts: &Parts, body: Body, bytes_max: usize) -> Result<Bytes>
 }
 
 /// What serde does not refuse by itself: bytes that are not UTF-8 in parts nobody reads, arrays where an object is
-/// asked for, nesting in parts that are kept as they are.
+/// asked for, and, in parts that are kept as they are, what a reader could not take in: deep nesting, numbers beyond all
+/// bounds, halves of characters.
 fn check_json(body: &[u8]) -> Result<(), Refusal> {
     if body.is_empty() {
         return Ok(());
     }
     let not_json = || Refusal::new(ErrorKind::NotJson, "The request's body is not JSON.");
     let text = std::str::from_utf8(body).map_err(|_| not_json())?;
-    if nesting(body) > NESTING_MAX {
+    let shape = Shape::of(body);
+    if shape.nesting > NESTING_MAX {
         return Err(Refusal::bad_json("The request's body is nested too deeply."));
     }
-    if text.trim_ascii_start().starts_with('{') {
-        return Ok(());
+    let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
+    if shape.is_odd && serde_json::from_str::<serde_json::Value>(text).is_err() && is_json() {
+        return Err(Refusal::bad_json("The request's body holds a number or a character that can't be."));
     }
-    match serde_json::from_str::<IgnoredAny>(text) {
-        Ok(_) => Err(Refusal::bad_json("The request's body is not an object.")),
-        Err(_) => Err(not_json()),
+    match text.trim_ascii_start().starts_with('{') {
+        true => Ok(()),
+        false if is_json() => Err(Refusal::bad_json("The request's body is not an object.")),
+        false => Err(not_json()),
     }
 }
 
-/// How many levels of objects and arrays stand in one another at most.
-fn nesting(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
+/// What one pass over JSON tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    /// How many levels of objects and arrays stand in one another at most.
+    nesting: usize,
+    /// There is a number, or an escape, that is worth a second look.
+    is_odd: bool,
+}
+
+impl Shape {
+    fn of(json: &[u8]) -> Self {
+        let mut shape = Self { nesting: 0, is_odd: false };
+        let (mut depth, mut digits) = (0_usize, 0_usize);
+        let (mut in_string, mut escaped, mut unicode) = (false, false, false);
+        for byte in json {
+            let after_digit = digits > 0;
+            digits = if !in_string && byte.is_ascii_digit() { digits + 1 } else { 0 };
+            match byte {
+                b'd' | b'D' if unicode => shape.is_odd = true,
+                b'u' if escaped => {
+                    unicode = true;
+                    escaped = false;
+                    continue;
+                }
+                _ if escaped => escaped = false,
+                b'\\' if in_string => escaped = true,
+                b'"' => in_string = !in_string,
+                b'{' | b'[' if !in_string => {
+                    depth += 1;
+                    shape.nesting = shape.nesting.max(depth);
+                }
+                b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+                b'e' | b'E' if after_digit => shape.is_odd = true,
+                _ if digits > NUMBER_DIGITS_MAX => shape.is_odd = true,
+                _ => {}
             }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
+            unicode = false;
         }
+        shape
     }
-    deepest
 }
 
 /// What is wrong with a request, in Matrix's words.
@@ -292,5 +321,42 @@ fn refusal(error: FromHttpRequestError, body: &[u8]) -> Refusal {
             Refusal::missing_param(format!("The request is incomplete: {error}."))
         }
         error => Refusal::invalid_param(format!("A parameter is not what it should be: {error}.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pass_finds_nesting_and_what_is_odd() {
+        let shape = |json: &str| {
+            let Shape { nesting, is_odd } = Shape::of(json.as_bytes());
+            (nesting, is_odd)
+        };
+        assert_eq!(shape(r#"{"a":[{"b":"[[[{{{"}],"c":"\\\"[["}"#), (3, false));
+        assert_eq!(shape(r#"{"true":true,"false":false,"1e9":"2e9"}"#), (1, false));
+        assert_eq!(shape(r#"{"a":-1e999}"#), (1, true));
+        assert_eq!(shape(r#"{"a":"\ud800"}"#), (1, true));
+        assert_eq!(shape(r#"{"a":"\\ud800 \u00e9"}"#), (1, false));
+        assert_eq!(shape(&format!("[{}]", "9".repeat(400))), (1, true));
+    }
+
+    #[test]
+    fn what_nobody_could_read_again_is_refused() {
+        let code =
+            |json: &str| check_json(json.as_bytes()).err().map(|refusal| refusal.kind.errcode().to_string());
+        for (json, expected) in [
+            (r#"{"a":-1e999}"#, Some("M_BAD_JSON")),
+            (r#"{"a":"\ud800"}"#, Some("M_BAD_JSON")),
+            (r#"{"a":"\ud83d\ude00","b":1e9}"#, None),
+            (r#"{"a":"\ud800""#, None),
+            ("[1e9]", Some("M_BAD_JSON")),
+            ("[1e9", Some("M_NOT_JSON")),
+            ("{}", None),
+        ] {
+            assert_eq!(code(json).as_deref(), expected, "{json}");
+        }
+        assert_eq!(code(&format!("{{\"a\":{}}}", "9".repeat(400))).as_deref(), Some("M_BAD_JSON"));
     }
 }

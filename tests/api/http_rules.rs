@@ -172,3 +172,18 @@ async fn parameters_in_paths_are_decoded_once() {
         assert_ne!(json["errcode"], "M_INVALID_PARAM", "{name}: {json}");
     }
 }
+
+/// What is kept as it came is given back to every reader: one number like this, and clients could not read on.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_that_readers_of_json_refuse() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let path = "/_matrix/client/v3/user/@alice:test.example/account_data/x";
+    for body in [r#"{"a":-1e999}"#, r#"{"a":"\ud800"}"#, r#"{"a":["\udc00\ud800"]}"#] {
+        let (status, json) = server.raw(Method::PUT, path, alice.token.as_deref(), body).await;
+        assert_eq!((status.as_u16(), json["errcode"].as_str()), (400, Some("M_BAD_JSON")), "{body}");
+    }
+    let (status, _) = server.raw(Method::PUT, path, alice.token.as_deref(), r#"{"a":"\ud83d\ude00"}"#).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(alice.get(path).await.1["a"], "😀");
+}
