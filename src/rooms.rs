@@ -50,11 +50,11 @@ use crate::{
 };
 
 /// Seats that are kept though nobody sits there; above this, those are given up.
-const SEATS_MAX: usize = 4_096;
+const SEATS_MAX: usize = 1_024;
 /// Changes that may wait for one room; above this, clients are told to come back.
 const TURNS_MAX: usize = 4_096;
 /// State events a tip remembers.
-const TIP_STATE_MAX: usize = 128;
+const TIP_STATE_MAX: usize = 64;
 
 /// What rooms keep in memory. Cheap to clone.
 #[derive(Clone)]
