@@ -19,6 +19,7 @@ mod stored;
 mod tests;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
@@ -26,8 +27,9 @@ use std::{
 
 use ruma::{
     OwnedEventId,
+    events::StateEventType,
     room_version_rules::{AuthorizationRules, RoomVersionRules, StateResolutionV2Rules},
-    state_res,
+    state_res::{self, Event as _},
 };
 
 pub use recent::Recent;
@@ -44,6 +46,9 @@ use known::Known;
 pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 50_000 };
 /// More states than this are not resolved at once; a room has at most 20 heads, an event as many prevs.
 pub const STATES_MAX: usize = 64;
+
+/// The types of derived keys begin so; no client can set them.
+const DERIVED: char = '\u{1}';
 
 /// What resolution has to know of a state event without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +147,7 @@ pub fn resolve(
         return Ok(Resolution::of(*first));
     }
     let known = Known::new(source);
+    let lookups = Lookups::default();
     let problem = Problem {
         read,
         room,
@@ -150,6 +156,7 @@ pub fn resolve(
         first: *first,
         conflict: &conflict,
         known,
+        lookups,
     };
     let resolved = problem.solve()?;
     nearest(&problem, &states, &resolved)
@@ -178,9 +185,10 @@ impl Conflict {
                 return Err(NotResolved::TooMuch);
             }
         }
+        let names = state::list_key_names(read, room, differing.keys().copied())?;
         let mut vals = BTreeMap::new();
-        for (key, (here, others)) in differing {
-            if is_derived(read, room, key)? {
+        for ((key, (here, others)), name) in differing.into_iter().zip(names) {
+            if name.is_some_and(|(event_type, _)| event_type.starts_with(DERIVED)) {
                 continue;
             }
             let of = |number: usize| others.get(&number).copied().unwrap_or(here);
@@ -212,10 +220,6 @@ impl Conflict {
     }
 }
 
-fn is_derived(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<bool, Fault> {
-    Ok(state::key_name(read, room, key)?.is_some_and(|(event_type, _)| event_type.starts_with('\u{1}')))
-}
-
 /// Everything one resolution has at hand.
 struct Problem<'p, R: Read + ?Sized, S: Source> {
     read: &'p R,
@@ -226,6 +230,14 @@ struct Problem<'p, R: Read + ?Sized, S: Source> {
     first: Ref,
     conflict: &'p Conflict,
     known: Known<'p, S>,
+    lookups: Lookups,
+}
+
+/// What was looked up in the state: events of a fork ask for the same few keys.
+#[derive(Default)]
+struct Lookups {
+    keys: RefCell<BTreeMap<(StateEventType, String), Option<StateKeyNum>>>,
+    unconflicted: RefCell<BTreeMap<StateKeyNum, Option<EventNum>>>,
 }
 
 /// Keys that the iterative auth checks set, with their events.
@@ -235,6 +247,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// The algorithm, step by step as the specification numbers it.
     fn solve(&self) -> Result<Resolved, NotResolved> {
         let full_set = self.full_conflicted_set()?;
+        self.remember_keys(&full_set)?;
         // 1. The power events, with those of their auth chains, in reverse topological power order.
         let power_events = self.sort_power_events(&full_set)?;
         // 2. Iterative auth checks over them: on the unconflicted state, or from nothing since version 12.
@@ -244,7 +257,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         // 3. What remains, in mainline order of the power levels that this gave.
         let sorted: BTreeSet<EventNum> = power_events.into_iter().collect();
         let remaining: Vec<EventNum> = full_set.into_iter().filter(|event| !sorted.contains(event)).collect();
-        let power_levels = self.partial_value(!starts_empty, &resolved, "m.room.power_levels")?;
+        let power_levels =
+            self.partial_value(!starts_empty, &resolved, StateEventType::RoomPowerLevels, "")?;
         let remaining = self.sort_by_mainline(&remaining, power_levels)?;
         // 4. Iterative auth checks over it.
         self.check(&remaining, !starts_empty, &mut resolved)?;
@@ -272,17 +286,47 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         if self.conflict.contains(key) {
             return Ok(None);
         }
-        Ok(state::at(self.read, self.room, self.first, key)?.event())
+        if let Some(known) = self.lookups.unconflicted.borrow().get(&key) {
+            return Ok(*known);
+        }
+        let found = state::at(self.read, self.room, self.first, key)?.event();
+        self.lookups.unconflicted.borrow_mut().insert(key, found);
+        Ok(found)
     }
 
-    /// The event of a type with an empty state key in a partly resolved state.
+    /// The number of a key.
+    fn find_key(&self, event_type: StateEventType, state_key: String) -> Result<Option<StateKeyNum>, Fault> {
+        let name = (event_type, state_key);
+        if let Some(known) = self.lookups.keys.borrow().get(&name) {
+            return Ok(*known);
+        }
+        let found = state::find_key(self.read, self.room, &name.0.to_string(), &name.1)?;
+        self.lookups.keys.borrow_mut().insert(name, found);
+        Ok(found)
+    }
+
+    /// The keys of these events need not be looked up.
+    fn remember_keys(&self, events: &BTreeSet<EventNum>) -> Result<(), NotResolved> {
+        let mut keys = self.lookups.keys.borrow_mut();
+        for event in events {
+            let (parsed, header) = (self.known.require_event(*event)?, self.known.require_header(*event)?);
+            if let Some(state_key) = parsed.state_key() {
+                let event_type = StateEventType::from(parsed.event_type().to_string());
+                keys.insert((event_type, state_key.to_owned()), Some(header.key));
+            }
+        }
+        Ok(())
+    }
+
+    /// The event of a key in a partly resolved state.
     fn partial_value(
         &self,
         with_unconflicted: bool,
         resolved: &Resolved,
-        event_type: &str,
+        event_type: StateEventType,
+        state_key: &str,
     ) -> Result<Option<EventNum>, Fault> {
-        let Some(key) = state::find_key(self.read, self.room, event_type, "")? else { return Ok(None) };
+        let Some(key) = self.find_key(event_type, state_key.to_owned())? else { return Ok(None) };
         match resolved.get(&key) {
             Some(event) => Ok(Some(*event)),
             None if with_unconflicted => self.unconflicted(key),

@@ -62,6 +62,16 @@ pub fn key_name(
     Ok(row.map(|row| (row.event_type, row.state_key)))
 }
 
+/// The event types and state keys behind numbers, in their order.
+pub fn list_key_names(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    keys: impl IntoIterator<Item = StateKeyNum>,
+) -> Result<Vec<Option<(String, String)>>, Fault> {
+    let rows = schema::STATE_KEY.get_many(read, keys.into_iter().map(|key| (room, key)))?;
+    Ok(rows.into_iter().map(|row| row.map(|row| (row.event_type, row.state_key))).collect())
+}
+
 /// The number of a state key, given one if it is new. `next_key` is the room's counter, which the caller keeps in
 /// the room's row.
 pub fn intern_key(

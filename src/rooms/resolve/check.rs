@@ -8,7 +8,7 @@ use ruma::{
 };
 
 use super::{NotResolved, Problem, Resolved, Source};
-use crate::{ids::EventNum, rooms::state, store::Read};
+use crate::{ids::EventNum, store::Read};
 
 /// The state events that decide about one event.
 type Allowing<E> = BTreeMap<(StateEventType, String), Arc<E>>;
@@ -37,7 +37,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             let Ok(auth_types) = auth_types else { continue };
             let mut allowing = self.own_auth_events(*event, &parsed, create.as_ref())?;
             for (event_type, state_key) in auth_types {
-                let held = self.held(&event_type, &state_key, with_unconflicted, resolved)?;
+                let held = self.partial_value(with_unconflicted, resolved, event_type.clone(), &state_key)?;
                 if let Some(held) = held
                     && let Some(parsed) = self.known.find_event(held)?
                     && !parsed.rejected()
@@ -81,21 +81,5 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             allowing.insert((StateEventType::RoomCreate, String::new()), Arc::clone(create));
         }
         Ok(allowing)
-    }
-
-    fn held(
-        &self,
-        event_type: &StateEventType,
-        state_key: &str,
-        with_unconflicted: bool,
-        resolved: &Resolved,
-    ) -> Result<Option<EventNum>, NotResolved> {
-        let key = state::find_key(self.read, self.room, &event_type.to_string(), state_key)?;
-        let Some(key) = key else { return Ok(None) };
-        match resolved.get(&key) {
-            Some(event) => Ok(Some(*event)),
-            None if with_unconflicted => Ok(self.unconflicted(key)?),
-            None => Ok(None),
-        }
     }
 }

@@ -10,12 +10,16 @@ use super::{
     at, canonical, changes,
     full::{FEW_CHANGES, Values, changes_between, key_count, values},
     side::Chain,
+    tip,
 };
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     store::{
         Fault, Read,
-        schema::state::{Ref, SideRow, Val},
+        schema::{
+            self,
+            state::{Ref, SideRow, Val},
+        },
     },
 };
 
@@ -44,25 +48,35 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
     for row in unshared(&left, &right) {
         keys.extend(row.iter().map(|(key, _)| key));
     }
-    let on_main = |order: Order, key| match below.get(&key) {
-        Some(val) if order == low => Ok(*val),
-        _ => at(read, room, Ref::Main(order), key),
-    };
+    let at_high = values_at(read, room, high, &keys)?;
     let mut differing = Vec::new();
-    for key in keys {
-        let (in_left, in_right) = (left.find(key), right.find(key));
-        let (in_left, in_right) = match (in_left, in_right) {
-            (Some(x), Some(y)) => (x, y),
-            (x, y) => (
-                x.map_or_else(|| on_main(left_order, key), Ok)?,
-                y.map_or_else(|| on_main(right_order, key), Ok)?,
-            ),
+    for (key, at_high) in keys.into_iter().zip(at_high) {
+        // What did not change between the two places is the same at both.
+        let on_main = |order: Order| match below.get(&key) {
+            Some(at_low) if order == low => *at_low,
+            _ => at_high,
         };
+        let in_left = left.find(key).unwrap_or_else(|| on_main(left_order));
+        let in_right = right.find(key).unwrap_or_else(|| on_main(right_order));
         if in_left != in_right {
             differing.push((key, in_left, in_right));
         }
     }
     Ok(differing)
+}
+
+/// The values of keys on the main line at `order`; in one read where that is its tip.
+fn values_at(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    keys: &BTreeSet<StateKeyNum>,
+) -> Result<Vec<Val>, Fault> {
+    if tip(read, room)? == Ref::Main(order) {
+        let rows = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
+        return Ok(rows.into_iter().map(|row| row.unwrap_or(Val::Absent)).collect());
+    }
+    keys.iter().map(|key| at(read, room, Ref::Main(order), *key)).collect()
 }
 
 /// How many keys may differ at most, without looking at any: the changes between the two places on the main line and
