@@ -4,9 +4,9 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
-    IteratorMode, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteBufferManager,
-    WriteOptions, checkpoint::Checkpoint,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBPinnableSlice, IteratorMode, LogLevel, Options, ReadOptions, SliceTransform,
+    WriteBatch, WriteBufferManager, WriteOptions, checkpoint::Checkpoint,
 };
 
 use crate::store::{
@@ -80,6 +80,12 @@ impl Rocks {
         blocks.set_bloom_filter(10.0, false);
         blocks.set_cache_index_and_filter_blocks(true);
         blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        // In parts: the filter of a large file is larger than a shard of the cache, and would be read from disk anew
+        // at every lookup.
+        blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        blocks.set_partition_filters(true);
+        blocks.set_metadata_block_size(8 << 10);
+        blocks.set_pin_top_level_index_and_filter(true);
         blocks.set_format_version(5);
         blocks.set_block_size(if family == Family::Events { 16 << 10 } else { 4 << 10 });
         let mut options = Options::default();
