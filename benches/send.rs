@@ -8,6 +8,7 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
+#[path = "support/house.rs"]
 mod support;
 
 use std::{

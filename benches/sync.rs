@@ -4,11 +4,13 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::disallowed_methods,
     reason = "a benchmark stops where it cannot go on, and reads the clock"
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
+#[path = "support/house.rs"]
 mod support;
 
 use std::{

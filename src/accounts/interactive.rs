@@ -7,15 +7,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use ruma::{
-    api::{client::uiaa::AuthType, error::ErrorKind},
-};
+use ruma::api::{client::uiaa::AuthType, error::ErrorKind};
 use serde_json::{Value, json};
 
-use crate::{
-    env::Env,
-    error::Refusal,
-};
+use crate::{env::Env, error::Refusal};
 
 /// No more sessions are open; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
@@ -109,7 +104,8 @@ impl Sessions {
     ) -> Progress {
         let now_ms = env.now_ms();
         let mut open = self.0.lock();
-        let known = session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
+        let known =
+            session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
         let (id, mut state) = match known {
             Some(known) => known,
             None => (env.random_string(24), open.begin(operation, now_ms)),
@@ -141,7 +137,8 @@ impl Sessions {
     ) -> Refusal {
         let now_ms = env.now_ms();
         let mut open = self.0.lock();
-        let known = session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
+        let known =
+            session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
         let (id, state) = match known {
             Some(known) => known,
             None => (env.random_string(24), open.begin(operation, now_ms)),
@@ -159,7 +156,9 @@ impl Open {
             self.remove(id);
             return None;
         }
-        if session.name != operation.name || session.request.is_some_and(|request| request != operation.request) {
+        if session.name != operation.name
+            || session.request.is_some_and(|request| request != operation.request)
+        {
             return None;
         }
         session.used_ms = now_ms;

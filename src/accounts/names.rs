@@ -10,7 +10,8 @@ const USER_ID_BYTES_MAX: usize = 255;
 /// The user id of a new account with this localpart. Upper-case letters are taken as lower-case ones.
 /// Errors: 400 `M_INVALID_USERNAME`.
 pub fn new_user_id(localpart: &str, server_name: &ServerName) -> Result<OwnedUserId> {
-    let invalid = |why: &str| Refusal::new(ErrorKind::InvalidUsername, why).status(http::StatusCode::BAD_REQUEST);
+    let invalid =
+        |why: &str| Refusal::new(ErrorKind::InvalidUsername, why).status(http::StatusCode::BAD_REQUEST);
     let localpart = localpart.to_ascii_lowercase();
     if localpart.is_empty() {
         return Err(invalid("A user name cannot be empty.").into());
@@ -18,14 +19,16 @@ pub fn new_user_id(localpart: &str, server_name: &ServerName) -> Result<OwnedUse
     if localpart.len() + server_name.as_str().len() + 2 > USER_ID_BYTES_MAX {
         return Err(invalid("This user name is too long.").into());
     }
-    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._=-/+".contains(&byte);
+    let is_allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._=-/+".contains(&byte);
     if !localpart.bytes().all(is_allowed) {
         return Err(invalid("A user name can have the characters a-z, 0-9, and . _ = - / + only.").into());
     }
     if localpart.starts_with('_') {
         return Err(invalid("User names that begin with _ are kept for bridges.").into());
     }
-    UserId::parse(format!("@{localpart}:{server_name}")).map_err(|_| invalid("This is not a user name.").into())
+    UserId::parse(format!("@{localpart}:{server_name}"))
+        .map_err(|_| invalid("This is not a user name.").into())
 }
 
 /// The user id that somebody who logs in means: a full one of this server, or a localpart. None if it cannot be one of ours.
@@ -62,6 +65,8 @@ mod tests {
         assert_eq!(meant_user_id("@Alice!:a.example", server).unwrap(), "@Alice!:a.example");
         assert!(meant_user_id("@alice:b.example", server).is_none());
         assert!(meant_user_id("@alice", server).is_none());
-        assert!(meant_user_id("", server).is_none() || meant_user_id("", server).unwrap().localpart().is_empty());
+        assert!(
+            meant_user_id("", server).is_none() || meant_user_id("", server).unwrap().localpart().is_empty()
+        );
     }
 }

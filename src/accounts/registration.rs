@@ -158,7 +158,8 @@ pub fn check_claim(secret: &str, claim: &Claim<'_>, mac: &str) -> Result<()> {
         }
         expected.update(field.as_bytes());
     }
-    let expected: String = expected.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected: String =
+        expected.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     if bool::from(expected.as_bytes().ct_eq(mac.to_ascii_lowercase().as_bytes())) {
         return Ok(());
     }
@@ -192,8 +193,7 @@ mod tests {
     #[test]
     fn a_claim_is_signed_field_by_field() {
         // Made with: printf 'n\0alice\0pw\0notadmin' | openssl dgst -sha1 -hmac secret
-        let claim =
-            Claim { nonce: "n", username: "alice", password: "pw", is_admin: false, user_type: None };
+        let claim = Claim { nonce: "n", username: "alice", password: "pw", is_admin: false, user_type: None };
         let good = "bed7b1c8bbb7b4e3701c0e2242bfeab2478b3713";
         assert!(check_claim("secret", &claim, good).is_ok());
         assert!(check_claim("secret", &claim, &good.to_uppercase()).is_ok());

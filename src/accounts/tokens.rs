@@ -93,7 +93,8 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
     if user.is_deactivated {
         return Err(unknown());
     }
-    let user_id = UserId::parse(user.user_id).map_err(|_| Error::broken("an account has no valid user id"))?;
+    let user_id =
+        UserId::parse(user.user_id).map_err(|_| Error::broken("an account has no valid user id"))?;
     Ok(Caller {
         user: row.user,
         user_id,
@@ -127,7 +128,11 @@ pub fn issue(batch: &mut Batch, env: &Env, holder: &Holder, refreshable: bool) -
         put_refresh(batch, holder, &hash(token), access, None);
     }
     batch.position(&LogEntry::Device { user: holder.user });
-    Issued { access_token, refresh_token, expires_in: refreshable.then_some(Duration::from_millis(REFRESHABLE_MS)) }
+    Issued {
+        access_token,
+        refresh_token,
+        expires_in: refreshable.then_some(Duration::from_millis(REFRESHABLE_MS)),
+    }
 }
 
 fn put_access(
@@ -251,7 +256,8 @@ fn delete_pair(batch: &mut Batch, refresh: &Hash) -> Result<(), Fault> {
 /// Ends every token of a device. Under the user's lock.
 pub fn revoke(batch: &mut Batch, user: UserNum, device: DeviceNum) -> Result<(), Fault> {
     let rows = schema::DEVICE_TOKENS.prefix::<(UserNum, DeviceNum)>(batch, (user, device), Direction::Up)?;
-    let tokens = rows.map(|row| row.map(|((_, _, kind, hash), ())| (kind, hash))).collect::<Result<Vec<_>, _>>()?;
+    let tokens =
+        rows.map(|row| row.map(|((_, _, kind, hash), ())| (kind, hash))).collect::<Result<Vec<_>, _>>()?;
     for (kind, hash) in tokens {
         schema::DEVICE_TOKENS.delete(batch, (user, device, kind, &hash));
         match kind {

@@ -103,7 +103,9 @@ pub fn create(batch: &mut Batch, accounts: &Accounts, new: &NewUser) -> UserNum 
 /// What a batch with [`create`] that was not accepted means: 400 `M_USER_IN_USE` if somebody else was first.
 pub fn or_in_use(why: NotAccepted) -> Error {
     match why {
-        NotAccepted::Conflict(conflict) if schema::USER_NAMES.conflicting(&conflict).is_some() => in_use().into(),
+        NotAccepted::Conflict(conflict) if schema::USER_NAMES.conflicting(&conflict).is_some() => {
+            in_use().into()
+        }
         why => why.into(),
     }
 }

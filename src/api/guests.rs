@@ -55,7 +55,8 @@ pub(crate) fn require_allowed(method: &str, template: &str) -> Result<()> {
 
 /// 403 `M_GUEST_ACCESS_FORBIDDEN`.
 pub(crate) fn refusal() -> Refusal {
-    Refusal::new(ErrorKind::GuestAccessForbidden, "Guests cannot do this.").status(http::StatusCode::FORBIDDEN)
+    Refusal::new(ErrorKind::GuestAccessForbidden, "Guests cannot do this.")
+        .status(http::StatusCode::FORBIDDEN)
 }
 
 fn without_names(template: &str) -> String {
@@ -65,8 +66,9 @@ fn without_names(template: &str) -> String {
 
 fn without_version(path: &str) -> String {
     let rest = path.strip_prefix("/_matrix/client/").unwrap_or(path);
-    let is_version =
-        |part: &str| part == "r0" || part.strip_prefix('v').is_some_and(|number| number.parse::<u8>().is_ok());
+    let is_version = |part: &str| {
+        part == "r0" || part.strip_prefix('v').is_some_and(|number| number.parse::<u8>().is_ok())
+    };
     match rest.split_once('/') {
         Some((version, rest)) if is_version(version) => format!("/{rest}"),
         _ => format!("/{rest}"),

@@ -99,7 +99,8 @@ pub fn counts(read: &(impl Read + ?Sized), owner: Owner) -> Result<KeyCounts, Fa
 
 fn split(id: &str) -> Result<(&str, &str)> {
     let parts = id.split_once(':').filter(|(algorithm, id)| !algorithm.is_empty() && !id.is_empty());
-    let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let is_plain =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     match parts {
         Some(parts) if id.len() <= KEY_ID_BYTES_MAX && is_plain(parts.0) => Ok(parts),
         _ => Err(Refusal::invalid_param("The id of a key is algorithm:id, of at most 255 bytes.").into()),

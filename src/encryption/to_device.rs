@@ -67,9 +67,15 @@ pub fn put(batch: &mut Batch, user: UserNum, device: DeviceNum, message: &Bytes)
 }
 
 /// The oldest request for a room key goes: by now it is of the least use.
-fn make_room(batch: &mut Batch, user: UserNum, device: DeviceNum, state: &mut InboxState) -> Result<(), Fault> {
+fn make_room(
+    batch: &mut Batch,
+    user: UserNum,
+    device: DeviceNum,
+    state: &mut InboxState,
+) -> Result<(), Fault> {
     let oldest = list(batch, user, device, state.acknowledged, Position::MAX, GIVE_WAY_WITHIN)?;
-    if let Some((position, message)) = oldest.iter().find(|(_, message)| message.ends_with(KEY_REQUEST_TAIL)) {
+    if let Some((position, message)) = oldest.iter().find(|(_, message)| message.ends_with(KEY_REQUEST_TAIL))
+    {
         schema::INBOX.delete(batch, (user, device, *position));
         state.messages = state.messages.saturating_sub(1);
         state.bytes = state.bytes.saturating_sub(message.len() as u64);
@@ -217,8 +223,8 @@ mod tests {
         for number in 0..3 {
             let message = text("m.test", &format!(r#"{{"n":{number}}}"#));
             write(&store, |batch| {
-            let _ = put(batch, ALICE, PHONE, &message).unwrap();
-        });
+                let _ = put(batch, ALICE, PHONE, &message).unwrap();
+            });
         }
         let all = inbox(&store, Position::ZERO, 10);
         assert_eq!(all.len(), 3);
@@ -247,8 +253,8 @@ mod tests {
         });
         for _ in 0..fits {
             write(&store, |batch| {
-            let _ = put(batch, ALICE, PHONE, &other).unwrap();
-        });
+                let _ = put(batch, ALICE, PHONE, &other).unwrap();
+            });
         }
         assert!(inbox(&store, Position::ZERO, 1)[0].1.ends_with(br#""type":"m.other"}"#));
         let mut batch = store.batch();

@@ -84,8 +84,7 @@ async fn check(
         }
         AuthData::RegistrationToken(shown) => {
             let snapshot = app.store.snapshot();
-            let valid =
-                registration::is_valid(&*snapshot, &app.accounts, &shown.token, app.env.now_ms())?;
+            let valid = registration::is_valid(&*snapshot, &app.accounts, &shown.token, app.env.now_ms())?;
             Ok(if valid {
                 Ok(Passed { stage, registration_token: Some(shown.token.clone()) })
             } else {
@@ -116,7 +115,9 @@ pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String
     };
     let house = app.clone();
     app.env
-        .blocking_long(move || passwords::verify(&house.env, &house.config.passwords, hash.as_deref(), &password))
+        .blocking_long(move || {
+            passwords::verify(&house.env, &house.config.passwords, hash.as_deref(), &password)
+        })
         .await
 }
 

@@ -172,8 +172,12 @@ async fn make(app: &App, wish: Wish, made: Made) -> Result<Registered> {
         }
         None => None,
     };
-    write::for_server(app, move |app, batch| build(app, batch, wish, &made, hash.as_deref()), users::or_in_use)
-        .await
+    write::for_server(
+        app,
+        move |app, batch| build(app, batch, wish, &made, hash.as_deref()),
+        users::or_in_use,
+    )
+    .await
 }
 
 fn build(app: &App, batch: &mut Batch, wish: Wish, made: &Made, hash: Option<&str>) -> Result<Registered> {
@@ -189,7 +193,8 @@ fn build(app: &App, batch: &mut Batch, wish: Wish, made: &Made, hash: Option<&st
     }
     // The first account administers the server.
     let is_admin = made.is_admin || (!made.is_guest && !users::any(batch)?);
-    let new = NewUser { user_id: user_id.clone(), is_admin, is_guest: made.is_guest, now_ms: app.env.now_ms() };
+    let new =
+        NewUser { user_id: user_id.clone(), is_admin, is_guest: made.is_guest, now_ms: app.env.now_ms() };
     let user = users::create(batch, &app.accounts, &new);
     if hash.is_some() {
         passwords::set(batch, user, hash);

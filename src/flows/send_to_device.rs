@@ -23,7 +23,8 @@ const BATCH_BYTES_MAX: usize = 512 << 10;
 const TARGETS_MAX: usize = 10_000;
 
 /// Who gets what.
-pub(crate) type Messages = BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, Raw<AnyToDeviceEventContent>>>;
+pub(crate) type Messages =
+    BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, Raw<AnyToDeviceEventContent>>>;
 
 struct Target {
     /// None if there is no such user here.

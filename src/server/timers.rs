@@ -23,8 +23,7 @@ pub(crate) fn start(app: &App) {
 async fn run(app: App) {
     loop {
         let (fires, now_ms) = (app.clone(), app.env.now_ms());
-        let fire =
-            move || fire_due(&fires.store, now_ms, |promised| follow_up::resume(&fires, promised));
+        let fire = move || fire_due(&fires.store, now_ms, |promised| follow_up::resume(&fires, promised));
         if let Err(error) = app.env.blocking(fire).await {
             tracing::error!(%error, "timers that are due could not be fired; they wait");
         }

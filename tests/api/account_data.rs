@@ -13,7 +13,10 @@ async fn what_is_kept_comes_back_as_it_was_global_and_for_a_room() {
     let global = format!("{USER}/account_data/org.example.settings");
     let room = format!("{USER}/rooms/!r:test.example/account_data/org.example.settings");
     assert_eq!(alice.get(&global).await.1["errcode"], "M_NOT_FOUND");
-    assert_eq!(alice.put(&global, json!({ "a": [1, 2.5, { "b": null }] })).await, (StatusCode::OK, json!({})));
+    assert_eq!(
+        alice.put(&global, json!({ "a": [1, 2.5, { "b": null }] })).await,
+        (StatusCode::OK, json!({}))
+    );
     assert_eq!(alice.put(&room, json!({ "here": true })).await.0, StatusCode::OK);
     assert_eq!(alice.get(&global).await, (StatusCode::OK, json!({ "a": [1, 2.5, { "b": null }] })));
     assert_eq!(alice.get(&room).await, (StatusCode::OK, json!({ "here": true })));
@@ -25,14 +28,21 @@ async fn what_is_kept_comes_back_as_it_was_global_and_for_a_room() {
 async fn account_data_of_others_and_of_the_server_is_not_written() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    for path in [format!("{USER}/account_data/a"), format!("{USER}/rooms/!r:s/account_data/a"), format!("{USER}/filter")]
-    {
+    for path in [
+        format!("{USER}/account_data/a"),
+        format!("{USER}/rooms/!r:s/account_data/a"),
+        format!("{USER}/filter"),
+    ] {
         let (status, json) = if path.ends_with("filter") {
             bob.post(&path, json!({})).await
         } else {
             bob.put(&path, json!({})).await
         };
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")), "{path}");
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")),
+            "{path}"
+        );
         assert!(!bob.get(&path).await.0.is_success());
     }
     for kind in ["m.fully_read", "m.push_rules"] {
@@ -51,7 +61,9 @@ async fn account_data_of_others_and_of_the_server_is_not_written() {
 async fn bodies_that_are_no_objects_are_refused() {
     let alice = TestServer::new().register("alice").await;
     let path = format!("{USER}/account_data/a");
-    for (body, code) in [("[]", "M_BAD_JSON"), ("1", "M_BAD_JSON"), ("{", "M_NOT_JSON"), ("{} x", "M_NOT_JSON")] {
+    for (body, code) in
+        [("[]", "M_BAD_JSON"), ("1", "M_BAD_JSON"), ("{", "M_NOT_JSON"), ("{} x", "M_NOT_JSON")]
+    {
         let (status, json) =
             alice.server.raw(Method::PUT, &path, alice.token.as_deref(), body.to_owned()).await;
         assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some(code)), "{body}");
@@ -67,7 +79,10 @@ async fn tags_are_put_listed_and_taken_off() {
     let alice = TestServer::new().register("alice").await;
     let tags = format!("{USER}/rooms/!r:test.example/tags");
     assert_eq!(alice.get(&tags).await, (StatusCode::OK, json!({ "tags": {} })));
-    assert_eq!(alice.put(&format!("{tags}/m.favourite"), json!({ "order": 0.25 })).await, (StatusCode::OK, json!({})));
+    assert_eq!(
+        alice.put(&format!("{tags}/m.favourite"), json!({ "order": 0.25 })).await,
+        (StatusCode::OK, json!({}))
+    );
     assert_eq!(alice.put(&format!("{tags}/u.work"), json!({})).await.0, StatusCode::OK);
     let expected = json!({ "tags": { "m.favourite": { "order": 0.25 }, "u.work": {} } });
     assert_eq!(alice.get(&tags).await, (StatusCode::OK, expected.clone()));
@@ -103,6 +118,10 @@ async fn filters_are_kept_and_wrong_ones_refused() {
     ];
     for filter in wrong {
         let (status, json) = alice.post(&path, filter.clone()).await;
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_BAD_JSON")), "{filter}");
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::BAD_REQUEST, Some("M_BAD_JSON")),
+            "{filter}"
+        );
     }
 }

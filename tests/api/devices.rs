@@ -32,8 +32,12 @@ async fn devices_are_listed_named_and_not_others() {
     let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
     let (status, json) = second.get(DEVICES).await;
     assert_eq!(status, StatusCode::OK);
-    let mut ids: Vec<_> =
-        json["devices"].as_array().unwrap().iter().map(|device| device["device_id"].as_str().unwrap()).collect();
+    let mut ids: Vec<_> = json["devices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|device| device["device_id"].as_str().unwrap())
+        .collect();
     ids.sort_unstable();
     let mut expected = vec!["SECOND", &alice.device_id];
     expected.sort_unstable();
@@ -64,7 +68,10 @@ async fn deleting_a_device_asks_for_ones_own_password() {
     let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
     let path = format!("{DEVICES}/SECOND");
     let (status, json) = alice.delete(&path, json!({})).await;
-    assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
+    assert_eq!(
+        (status, &json["flows"]),
+        (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }]))
+    );
     let session = &json["session"];
     let wrong = auth("alice", "wrong", session);
     let (status, json) = alice.delete(&path, json!({ "auth": wrong })).await;
@@ -73,7 +80,11 @@ async fn deleting_a_device_asks_for_ones_own_password() {
     let others = auth("bob", "password of bob", session);
     assert_eq!(alice.delete(&path, json!({ "auth": others })).await.0, StatusCode::FORBIDDEN);
     let stolen = auth("bob", "password of bob", session);
-    assert_eq!(bob.delete(&path, json!({ "auth": stolen })).await.0, StatusCode::OK, "bob has no such device");
+    assert_eq!(
+        bob.delete(&path, json!({ "auth": stolen })).await.0,
+        StatusCode::OK,
+        "bob has no such device"
+    );
     assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);
     let right = auth("alice", "password of alice", session);
     assert_eq!(alice.delete(&path, json!({ "auth": right })).await, (StatusCode::OK, json!({})));
@@ -99,10 +110,11 @@ async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
     let alice = TestServer::new().register("alice").await;
     let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
     let (status, json) = alice.post(PASSWORD, json!({ "new_password": "second" })).await;
-    assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
-    let body = |new: &str, old: &str, logout: bool| {
-        json!({ "new_password": new, "logout_devices": logout, "auth": auth("alice", old, &Value::Null) })
-    };
+    assert_eq!(
+        (status, &json["flows"]),
+        (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }]))
+    );
+    let body = |new: &str, old: &str, logout: bool| json!({ "new_password": new, "logout_devices": logout, "auth": auth("alice", old, &Value::Null) });
     let (status, _) = alice.post(PASSWORD, body("second", "password of alice", false)).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);

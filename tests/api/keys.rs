@@ -23,7 +23,9 @@ fn device_keys(client: &TestClient, key: &str) -> Value {
 }
 
 fn one_time(count: usize) -> Value {
-    let key = |number| (format!("signed_curve25519:K{number:04}"), json!({ "key": format!("k{number}"), "signatures": {} }));
+    let key = |number| {
+        (format!("signed_curve25519:K{number:04}"), json!({ "key": format!("k{number}"), "signatures": {} }))
+    };
     Value::Object((0..count).map(key).collect())
 }
 
@@ -39,10 +41,16 @@ async fn identity_keys_are_shown_as_they_were_uploaded() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let keys = device_keys(&alice, "key");
     let (status, json) = alice.post(UPLOAD, json!({ "device_keys": keys })).await;
-    assert_eq!((status, json), (StatusCode::OK, json!({ "one_time_key_counts": { "signed_curve25519": 0 } })));
-    alice.put(&format!("/_matrix/client/v3/devices/{}", alice.device_id), json!({ "display_name": "phone" })).await;
+    assert_eq!(
+        (status, json),
+        (StatusCode::OK, json!({ "one_time_key_counts": { "signed_curve25519": 0 } }))
+    );
+    alice
+        .put(&format!("/_matrix/client/v3/devices/{}", alice.device_id), json!({ "display_name": "phone" }))
+        .await;
     for ids in [json!([]), json!([alice.device_id]), json!([alice.device_id, "NONE"])] {
-        let wanted = json!({ "device_keys": { &alice.user_id: ids, "@none:test.example": [], &bob.user_id: [] } });
+        let wanted =
+            json!({ "device_keys": { &alice.user_id: ids, "@none:test.example": [], &bob.user_id: [] } });
         let (status, json) = bob.post(QUERY, wanted).await;
         assert_eq!(status, StatusCode::OK);
         let mut expected = keys.clone();
@@ -78,7 +86,8 @@ async fn new_keys_are_told_to_those_who_share_a_room() {
 async fn changes_are_listed_from_one_token_to_another() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let token = || async { alice.get("/_matrix/client/v3/sync").await.1["next_batch"].as_str().unwrap().to_owned() };
+    let token =
+        || async { alice.get("/_matrix/client/v3/sync").await.1["next_batch"].as_str().unwrap().to_owned() };
     let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = made["room_id"].as_str().unwrap().to_owned();
     let mut tokens = vec![token().await];
@@ -180,7 +189,9 @@ async fn keys_that_cannot_be_are_refused_and_nothing_of_them_kept() {
 async fn keys_go_with_their_device() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    alice.post(UPLOAD, json!({ "device_keys": device_keys(&alice, "key"), "one_time_keys": one_time(3) })).await;
+    alice
+        .post(UPLOAD, json!({ "device_keys": device_keys(&alice, "key"), "one_time_keys": one_time(3) }))
+        .await;
     alice.post("/_matrix/client/v3/logout", json!({})).await;
     let (_, json) = bob.post(QUERY, json!({ "device_keys": { &alice.user_id: [] } })).await;
     assert_eq!(json["device_keys"][&alice.user_id], json!({}));

@@ -27,7 +27,10 @@ async fn a_name_a_user_id_and_the_old_field_log_in() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     let client = server.anonymous();
-    assert_eq!(client.get(LOGIN).await, (StatusCode::OK, json!({ "flows": [{ "type": "m.login.password" }] })));
+    assert_eq!(
+        client.get(LOGIN).await,
+        (StatusCode::OK, json!({ "flows": [{ "type": "m.login.password" }] }))
+    );
     let mut old = password("", "password of alice");
     old["identifier"] = Value::Null;
     old["user"] = "@alice:test.example".into();
@@ -39,7 +42,11 @@ async fn a_name_a_user_id_and_the_old_field_log_in() {
     ];
     for way in ways {
         let (status, json) = client.post(LOGIN, way).await;
-        assert_eq!((status, json["user_id"].as_str()), (StatusCode::OK, Some(alice.user_id.as_str())), "{json}");
+        assert_eq!(
+            (status, json["user_id"].as_str()),
+            (StatusCode::OK, Some(alice.user_id.as_str())),
+            "{json}"
+        );
         assert_ne!(json["device_id"], alice.device_id);
         assert_eq!(with_token(&server, &json).get(WHOAMI).await.1["device_id"], json["device_id"]);
     }
@@ -64,7 +71,11 @@ async fn whoever_is_not_known_by_name_and_password_is_refused_alike() {
     ];
     for body in wrong {
         let (status, json) = client.post(LOGIN, body).await;
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")), "{json}");
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")),
+            "{json}"
+        );
     }
 }
 
@@ -81,7 +92,11 @@ async fn bodies_that_are_no_login_are_refused() {
     ];
     for (body, code) in cases {
         let (status, json) = client.post(LOGIN, body.clone()).await;
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some(code)), "{body} {json}");
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::BAD_REQUEST, Some(code)),
+            "{body} {json}"
+        );
     }
     let (status, json) = client.server.raw(Method::POST, LOGIN, None, "{").await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_NOT_JSON")));
@@ -185,7 +200,8 @@ async fn a_thousand_refreshes_of_one_token_at_once_get_one_answer() {
     let server = TestServer::new();
     let (_, refresh) = refreshable(&server).await;
     let client = server.anonymous();
-    let answers = join_all((0..1000).map(|_| client.post(REFRESH, json!({ "refresh_token": refresh })))).await;
+    let answers =
+        join_all((0..1000).map(|_| client.post(REFRESH, json!({ "refresh_token": refresh })))).await;
     assert_eq!(answers[0].0, StatusCode::OK);
     assert!(answers.iter().all(|answer| *answer == answers[0]));
     assert_eq!(with_token(&server, &answers[0].1).get(WHOAMI).await.0, StatusCode::OK);

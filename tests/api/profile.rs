@@ -39,7 +39,9 @@ async fn fields_are_set_shown_to_everybody_and_deleted() {
         all[field] = value;
     }
     assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, all));
-    for field in ["/m.tz", "/org.example.pronouns", "/org.example.nothing", "/org.example.none", "/displayname"] {
+    for field in
+        ["/m.tz", "/org.example.pronouns", "/org.example.nothing", "/org.example.none", "/displayname"]
+    {
         assert_eq!(alice.delete(&path(&alice, field), json!({})).await, (StatusCode::OK, json!({})));
     }
     // Emptying deletes, too: that is how it was done before.
@@ -74,9 +76,13 @@ async fn a_profile_is_its_owners_and_bounded() {
         let alice = alice.clone();
         async move { alice.put(&path, body).await.0 }
     };
-    let statuses = join_all(["org.example.a", "org.example.b", "org.example.c", "org.example.d"].map(third)).await;
+    let statuses =
+        join_all(["org.example.a", "org.example.b", "org.example.c", "org.example.d"].map(third)).await;
     assert_eq!(statuses.iter().filter(|status| status.is_success()).count(), 3, "{statuses:?}");
-    assert_eq!(server.anonymous().get("/_matrix/client/v3/profile/@none:test.example").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        server.anonymous().get("/_matrix/client/v3/profile/@none:test.example").await.0,
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(server.anonymous().get("/_matrix/client/v3/profile/none").await.0, StatusCode::BAD_REQUEST);
 }
 
@@ -116,7 +122,10 @@ async fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
 
     let deactivate = "/_matrix/client/v3/account/deactivate";
     let (status, json) = alice.post(deactivate, json!({})).await;
-    assert_eq!((status, &json["flows"]), (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }])));
+    assert_eq!(
+        (status, &json["flows"]),
+        (StatusCode::UNAUTHORIZED, &json!([{ "stages": ["m.login.password"] }]))
+    );
     let (status, _) = alice.post(deactivate, json!({ "auth": auth("bob") })).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     let (status, json) = alice.post(deactivate, json!({ "auth": auth("alice"), "erase": true })).await;
@@ -142,7 +151,8 @@ async fn rooms_are_told_after_a_restart_in_between() {
     bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
     // What a deactivation leaves that got no further than its own batch.
     let app = server.server().app();
-    let user = users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();
+    let user =
+        users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();
     let mut batch = app.store.batch();
     users::deactivate(&mut batch, user, false).unwrap();
     let key = user.0.to_be_bytes().to_vec();
@@ -152,7 +162,12 @@ async fn rooms_are_told_after_a_restart_in_between() {
     assert_eq!(member(&alice, room, &bob).await["membership"], "join");
     app.env.sleep(Duration::from_secs(10)).await;
     assert_eq!(member(&alice, room, &bob).await["membership"], "leave");
-    assert!(timer::list_due(&*app.store.snapshot(), u64::MAX, 10).unwrap().iter().all(|timer| timer.kind != TimerKind::TellRooms));
+    assert!(
+        timer::list_due(&*app.store.snapshot(), u64::MAX, 10)
+            .unwrap()
+            .iter()
+            .all(|timer| timer.kind != TimerKind::TellRooms)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,11 +175,21 @@ async fn addresses_are_none_and_are_not_taken() {
     let alice = TestServer::new().register("alice").await;
     let base = "/_matrix/client/v3/account";
     assert_eq!(alice.get(&format!("{base}/3pid")).await, (StatusCode::OK, json!({ "threepids": [] })));
-    for path in ["3pid/add", "3pid/bind", "3pid/delete", "3pid/unbind", "3pid/email/requestToken",
-        "password/email/requestToken", "password/msisdn/requestToken"]
-    {
+    for path in [
+        "3pid/add",
+        "3pid/bind",
+        "3pid/delete",
+        "3pid/unbind",
+        "3pid/email/requestToken",
+        "password/email/requestToken",
+        "password/msisdn/requestToken",
+    ] {
         let (status, json) = alice.post(&format!("{base}/{path}"), json!({})).await;
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_THREEPID_DENIED")), "{path}");
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::FORBIDDEN, Some("M_THREEPID_DENIED")),
+            "{path}"
+        );
     }
 }
 

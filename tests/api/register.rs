@@ -80,7 +80,10 @@ async fn inhibit_login_makes_an_account_and_no_device() {
     let mut body = dummy("alice");
     body["inhibit_login"] = true.into();
     let (status, json) = client.post(REGISTER, body).await;
-    assert_eq!((status, json), (StatusCode::OK, json!({ "user_id": "@alice:test.example", "device_id": null })));
+    assert_eq!(
+        (status, json),
+        (StatusCode::OK, json!({ "user_id": "@alice:test.example", "device_id": null }))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +139,8 @@ async fn closed_registration_is_closed_once_there_is_an_account() {
 
 #[tokio::test(start_paused = true)]
 async fn guests_come_in_only_where_they_may() {
-    let (status, json) = TestServer::new().anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
+    let (status, json) =
+        TestServer::new().anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_GUEST_ACCESS_FORBIDDEN")));
     let server = TestServer::with(|config| config.registration.guests = true);
     let (status, json) = server.anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
@@ -164,7 +168,10 @@ async fn guests_may_do_little_until_they_become_users() {
         guest.put(&profile("avatar_url"), json!({ "avatar_url": "mxc://a/b" })).await,
     ];
     for (status, json) in refused {
-        assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_GUEST_ACCESS_FORBIDDEN")));
+        assert_eq!(
+            (status, json["errcode"].as_str()),
+            (StatusCode::FORBIDDEN, Some("M_GUEST_ACCESS_FORBIDDEN"))
+        );
     }
     assert_eq!(guest.put(&profile("displayname"), json!({ "displayname": "G" })).await.0, StatusCode::OK);
     assert_eq!(guest.get("/_matrix/client/v3/sync").await.0, StatusCode::OK);
@@ -192,10 +199,7 @@ async fn a_thousand_at_once_for_one_name_have_one_winner() {
         answers.into_iter().partition(|(status, _)| *status == StatusCode::OK);
     assert_eq!((made.len(), refused.len()), (1, 999));
     for (status, json) in refused {
-        assert_eq!(
-            (status, json["errcode"].as_str()),
-            (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE"))
-        );
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_USER_IN_USE")));
     }
 }
 
@@ -218,9 +222,7 @@ async fn who_knows_the_shared_secret_may_register_and_nobody_else() {
     });
     let client = server.anonymous();
     let nonce = client.get(PATH).await.1["nonce"].as_str().unwrap().to_owned();
-    let wish = |nonce: &str, mac: String| {
-        json!({ "nonce": nonce, "username": "root", "password": "secret", "admin": true, "mac": mac })
-    };
+    let wish = |nonce: &str, mac: String| json!({ "nonce": nonce, "username": "root", "password": "secret", "admin": true, "mac": mac });
     let (status, json) = client.post(PATH, wish(&nonce, mac(&nonce, "root", false))).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::FORBIDDEN, Some("M_FORBIDDEN")));
     let (status, _) = client.post(PATH, wish(&nonce, mac(&nonce, "root", true))).await;

@@ -84,7 +84,8 @@ async fn more_than_one_batch_holds_is_sent_in_several() {
     assert_eq!(alice.put(&path("1"), body).await.0, StatusCode::OK);
     for user_id in messages.keys() {
         let snapshot = server.server().app().store.snapshot();
-        let user = accounts::users::require_num(&*snapshot, <&UserId>::try_from(&**user_id).unwrap()).unwrap();
+        let user =
+            accounts::users::require_num(&*snapshot, <&UserId>::try_from(&**user_id).unwrap()).unwrap();
         let device = accounts::devices::list(&*snapshot, user).unwrap().remove(0);
         assert_eq!(inbox(&server, user_id, device.id.as_str()).len(), 1);
     }
@@ -108,7 +109,10 @@ async fn what_is_too_large_or_no_object_is_refused() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     let send = |content: Value| {
-        alice.put("/_matrix/client/v3/sendToDevice/a/1", json!({ "messages": { &alice.user_id: { "*": content } } }))
+        alice.put(
+            "/_matrix/client/v3/sendToDevice/a/1",
+            json!({ "messages": { &alice.user_id: { "*": content } } }),
+        )
     };
     let (status, json) = send(json!({ "a": "a".repeat(70_000) })).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
@@ -117,6 +121,9 @@ async fn what_is_too_large_or_no_object_is_refused() {
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_MISSING_PARAM")));
     let (status, _) = alice.put(&path("1"), json!({ "messages": { "nobody": {} } })).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert_eq!(alice.put(&path(&"t".repeat(300)), json!({ "messages": {} })).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        alice.put(&path(&"t".repeat(300)), json!({ "messages": {} })).await.0,
+        StatusCode::BAD_REQUEST
+    );
     assert!(inbox(&server, &alice.user_id, &alice.device_id).is_empty());
 }

@@ -23,10 +23,7 @@ pub(crate) fn routes(r: &mut Routes) {
 }
 
 /// `GET /_matrix/client/v3/account/whoami`
-pub(crate) async fn whoami(
-    _app: App,
-    client: Client<whoami::v3::Request>,
-) -> Result<whoami::v3::Response> {
+pub(crate) async fn whoami(_app: App, client: Client<whoami::v3::Request>) -> Result<whoami::v3::Response> {
     let mut response = whoami::v3::Response::new(client.caller.user_id, client.caller.is_guest);
     response.device_id = Some(client.caller.device_id);
     Ok(response)

@@ -107,8 +107,8 @@ pub(crate) async fn set_room_account_data(
 ) -> Result<set_room_account_data::v3::Response> {
     let request = client.request;
     require_self(&client.caller, &user_id(request.arg(0))?)?;
-    let room =
-        OwnedRoomId::try_from(request.arg(1)).map_err(|_| Refusal::invalid_param("This is not a room id."))?;
+    let room = OwnedRoomId::try_from(request.arg(1))
+        .map_err(|_| Refusal::invalid_param("This is not a room id."))?;
     let kind = request.arg(2).to_owned();
     require_free_type(&kind)?;
     keep::keep_account_data(&app, &client.caller, Some(room), kind, object(&request.body)?).await?;

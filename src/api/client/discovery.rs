@@ -49,12 +49,10 @@ pub(crate) async fn well_known(
 }
 
 /// `GET /_matrix/client/v3/capabilities`
-pub(crate) async fn capabilities(
-    app: App,
-    client: Client<get_capabilities::v3::Request>,
-) -> Result<RawJson> {
+pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::Request>) -> Result<RawJson> {
     let is_user = !client.caller.is_guest;
-    let available: BTreeMap<_, _> = ROOM_VERSIONS.iter().map(|version| (version.as_str(), "stable")).collect();
+    let available: BTreeMap<_, _> =
+        ROOM_VERSIONS.iter().map(|version| (version.as_str(), "stable")).collect();
     let default = &app.config.rooms.default_version;
     // Written out, also where it is what clients take for granted: some look for the key.
     let capabilities = json!({

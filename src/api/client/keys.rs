@@ -33,10 +33,7 @@ struct Body {
 }
 
 /// `POST /_matrix/client/v3/keys/upload`
-pub(crate) async fn upload_keys(
-    app: App,
-    client: Client<Raw<upload_keys::v3::Request>>,
-) -> Result<RawJson> {
+pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Request>>) -> Result<RawJson> {
     let body: Body = serde_json::from_slice(&client.request.body)
         .map_err(|why| Refusal::bad_json(format!("These are not keys: {why}.")))?;
     let upload = Upload {

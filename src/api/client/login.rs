@@ -83,14 +83,10 @@ pub(crate) async fn login(app: App, public: Public<Login>) -> Result<login::v3::
     };
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let device = LogIn { id: request.device_id, display_name, ip };
-    let logged_in =
-        log_in::with_password(&app, meant, info.password, device, request.refresh_token).await?;
+    let logged_in = log_in::with_password(&app, meant, info.password, device, request.refresh_token).await?;
     let session = logged_in.session;
-    let mut response = login::v3::Response::new(
-        logged_in.user_id,
-        session.tokens.access_token,
-        session.holder.device_id,
-    );
+    let mut response =
+        login::v3::Response::new(logged_in.user_id, session.tokens.access_token, session.holder.device_id);
     response.refresh_token = session.tokens.refresh_token;
     response.expires_in = session.tokens.expires_in;
     #[expect(deprecated, reason = "some clients still read it")]

@@ -72,8 +72,9 @@ pub(crate) async fn set_profile_field(
     let field = request.arg(1);
     require_user(&caller, request.arg(0), field)?;
     profiles::check_field(field)?;
-    let mut body: Map<String, Value> = serde_json::from_slice(&request.body)
-        .map_err(|why| Refusal::new(ruma::api::error::ErrorKind::NotJson, format!("This is not JSON: {why}.")))?;
+    let mut body: Map<String, Value> = serde_json::from_slice(&request.body).map_err(|why| {
+        Refusal::new(ruma::api::error::ErrorKind::NotJson, format!("This is not JSON: {why}."))
+    })?;
     let Some(value) = body.remove(field) else {
         return Err(Refusal::missing_param("The body has no property of the field's name.").into());
     };

@@ -34,9 +34,7 @@ pub(crate) async fn register(
         return Err(refusal.into());
     }
     let registered = match request.kind {
-        register::RegistrationKind::Guest => {
-            flow::register_guest(&app, LogIn { id: None, ..log_in }).await?
-        }
+        register::RegistrationKind::Guest => flow::register_guest(&app, LogIn { id: None, ..log_in }).await?,
         register::RegistrationKind::User => {
             let wish = Wish {
                 username: request.username,

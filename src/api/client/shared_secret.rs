@@ -4,8 +4,8 @@
 
 use http::Method;
 use ruma::api::{
-    IncomingRequest, Metadata, auth_scheme::NoAccessToken, client::session::logout, error::DeserializationError,
-    path_builder::SinglePath,
+    IncomingRequest, Metadata, auth_scheme::NoAccessToken, client::session::logout,
+    error::DeserializationError, path_builder::SinglePath,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -89,7 +89,11 @@ impl IncomingRequest for Register {
 
 fn require_secret(app: &App) -> Result<&str> {
     let secret = app.config.registration.shared_secret.as_str();
-    if secret.is_empty() { Err(Refusal::unrecognized("There is no such endpoint.").into()) } else { Ok(secret) }
+    if secret.is_empty() {
+        Err(Refusal::unrecognized("There is no such endpoint.").into())
+    } else {
+        Ok(secret)
+    }
 }
 
 /// `GET /_synapse/admin/v1/register`

@@ -42,10 +42,7 @@ fn denied() -> Refusal {
 }
 
 /// `GET /_matrix/client/v3/account/3pid`
-pub(crate) async fn get_3pids(
-    _app: App,
-    _client: Client<get_3pids::v3::Request>,
-) -> Result<RawJson> {
+pub(crate) async fn get_3pids(_app: App, _client: Client<get_3pids::v3::Request>) -> Result<RawJson> {
     Ok(RawJson(Bytes::from_static(br#"{"threepids":[]}"#)))
 }
 

@@ -78,7 +78,7 @@ pub(crate) async fn relations(
         let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
         let span = Span { from: from.map(|from| from.0), to: to.map(|to| to.0), direction: wanted.direction };
         let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
-        for (scanned, relation) in list(&*snapshot, look.num, parent.event(), span, &wanted)?.enumerate() {
+        for (scanned, relation) in list(&snapshot, look.num, parent.event(), span, &wanted)?.enumerate() {
             if chunk.len() >= bounded(wanted.limit).max(1) || scanned >= SCANNED_MAX {
                 next = last;
                 break;

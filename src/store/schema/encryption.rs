@@ -35,7 +35,11 @@ impl Value for InboxState {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
-        Ok(Self { acknowledged: Position::decode_key(&mut from)?, messages: from.varint()?, bytes: from.varint()? })
+        Ok(Self {
+            acknowledged: Position::decode_key(&mut from)?,
+            messages: from.varint()?,
+            bytes: from.varint()?,
+        })
     }
 }
 
