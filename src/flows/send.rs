@@ -10,7 +10,9 @@ use crate::{
         aliases,
         build::Draft,
         commit::{Change, Txn},
-        event, redact,
+        event,
+        power::Power,
+        redact,
     },
     store::schema::rooms::Membership,
 };
@@ -102,10 +104,14 @@ pub(crate) async fn set_state(
 ) -> Result<OwnedEventId> {
     let room = commit::require_num(app, room_id)?;
     let sent_ms = sent_ms.unwrap_or_else(|| app.env.now_ms());
-    let draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, sent_ms);
+    let mut draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, sent_ms);
     let signer = app.rooms.signer().clone();
     let server = signer.server().clone();
     commit::in_room(app, room, move |change| {
+        if kind == "m.room.member" && change.membership(&state_key)? == Membership::Join {
+            // Who is in needs nobody to vouch for them: clients send back what their member event says of that.
+            draft.content.remove("join_authorised_via_users_server");
+        }
         check_state(change, &draft, &server)?;
         let current = change.state(&kind, &state_key)?;
         if let Some(current) = current
@@ -124,6 +130,10 @@ pub(crate) async fn set_state(
 /// What the authorization rules leave open and clients rely on.
 fn check_state(change: &mut Change, draft: &Draft, server: &ruma::ServerName) -> Result<()> {
     match draft.kind.as_str() {
+        "m.room.create" => {
+            return Err(Refusal::bad_json("A room is created once.").into());
+        }
+        "m.room.power_levels" => Power::in_change(change)?.check_levels(&draft.content)?,
         "m.room.member" => {
             let content = draft.raw_content()?;
             let user = draft.state_key.as_deref().and_then(|user| OwnedUserId::try_from(user).ok());

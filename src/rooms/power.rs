@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use ruma::{
-    OwnedUserId, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedUserId, UserId,
     events::{TimelineEventType, room::power_levels::UserPowerLevel},
     room_version_rules::AuthorizationRules,
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
@@ -69,6 +69,20 @@ impl Power {
             // A room without levels obeys its creator.
             None => Ok(UserPowerLevel::Int(ruma::Int::from(if creator { 100 } else { 0 }))),
         }
+    }
+
+    /// Refuses levels that name a creator of a room whose creators stand above all levels (room version 12):
+    /// 400 `M_BAD_JSON`.
+    pub fn check_levels(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
+        let users = content.get("users").and_then(CanonicalJsonValue::as_object);
+        let named =
+            users.is_some_and(|users| self.creators.iter().any(|user| users.contains_key(user.as_str())));
+        if named && self.rules.explicitly_privilege_room_creators {
+            return Err(Refusal::bad_json(
+                "A creator of this room has no power level: they stand above all.",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether a user has the level for this action.

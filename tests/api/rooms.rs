@@ -546,6 +546,22 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn creators_have_no_level_and_rooms_are_created_once() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for (version, allowed) in [("11", StatusCode::OK), ("12", StatusCode::BAD_REQUEST)] {
+        let room = alice.create(json!({ "room_version": version })).await;
+        let levels = json!({ "users": { alice.user_id.as_str(): 100 } });
+        let (status, json) =
+            alice.put(&path(&format!("/rooms/{room}/state/m.room.power_levels/")), levels).await;
+        assert_eq!(status, allowed, "version {version}: {json}");
+        let again = json!({ "room_version": version, "entropy": 100 });
+        let (status, json) = alice.put(&path(&format!("/rooms/{room}/state/m.room.create/")), again).await;
+        assert_eq!((status, &json["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_BAD_JSON")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn setting_what_is_set_changes_nothing() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
@@ -590,6 +606,11 @@ async fn a_restricted_room_lets_in_who_is_in_the_other_room() {
         bob.ok_post(&format!("/join/{room}"), json!({})).await;
         let (_, member) = bob.state(&room, "m.room.member", &bob.user_id).await;
         assert_eq!(member["join_authorised_via_users_server"], alice.user_id);
+        // Who is in needs nobody to vouch for them.
+        let renamed = json!({
+            "membership": "join", "displayname": "Bobby", "join_authorised_via_users_server": "unused",
+        });
+        bob.ok_put(&format!("/rooms/{room}/state/m.room.member/{}", bob.user_id), renamed).await;
     }
 }
 
