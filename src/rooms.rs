@@ -143,8 +143,14 @@ impl Turns {
         while let Some(turn) = self.next() {
             // Only a room that is being created has its seat taken by another, and nobody knows it yet.
             let Ok(seat) = Arc::clone(&self.seat).try_lock_owned() else { continue };
-            // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on.
-            let _ = panic::catch_unwind(AssertUnwindSafe(|| turn(seat)));
+            // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on,
+            // from what the store says: what the seat remembers may be older than what was accepted.
+            let ended = panic::catch_unwind(AssertUnwindSafe(|| turn(seat)));
+            if ended.is_err()
+                && let Ok(mut seat) = self.seat.try_lock()
+            {
+                *seat = Seat::default();
+            }
         }
     }
 
@@ -210,4 +216,23 @@ pub fn find_state(
 ) -> Result<Option<event::Stored>, Fault> {
     let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
     state::current(read, room, key)?.map(|event| event::require(read, room, event)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn a_turn_that_panics_stops_no_other() {
+        let turns = Turns::default();
+        let reached = Arc::new(AtomicBool::new(false));
+        let mark = Arc::clone(&reached);
+        assert!(turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap());
+        assert!(!turns.add(Box::new(move |_seat| mark.store(true, Ordering::Relaxed))).unwrap());
+        turns.work_off();
+        assert!(reached.load(Ordering::Relaxed));
+        assert!(turns.add(Box::new(|_seat| ())).unwrap(), "nobody is at work any more");
+    }
 }

@@ -87,21 +87,25 @@ pub(crate) async fn get_context(app: App, client: Client<get_context::v3::Reques
 /// How many relations a client gets that asks for no number.
 const RELATIONS_DEFAULT: u64 = 50;
 
+/// What all three requests for relations say alike: a page of those of any kind.
+fn relations(
+    from: Option<String>,
+    to: Option<String>,
+    dir: Wanted,
+    limit: Option<UInt>,
+    recurse: bool,
+) -> RelationsWanted {
+    let limit = limit.map_or(RELATIONS_DEFAULT, Into::into);
+    RelationsWanted { rel_type: None, event_type: None, from, to, direction: direction(dir), limit, recurse }
+}
+
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
 pub(crate) async fn get_relating_events(
     app: App,
     client: Client<get_relating_events::v1::Request>,
 ) -> Result<RawJson> {
     let request = client.request;
-    let wanted = RelationsWanted {
-        rel_type: None,
-        event_type: None,
-        from: request.from,
-        to: request.to,
-        direction: direction(request.dir),
-        limit: request.limit.map_or(RELATIONS_DEFAULT, Into::into),
-        recurse: request.recurse,
-    };
+    let wanted = relations(request.from, request.to, request.dir, request.limit, request.recurse);
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
 
@@ -113,12 +117,7 @@ pub(crate) async fn get_relating_events_with_rel_type(
     let request = client.request;
     let wanted = RelationsWanted {
         rel_type: Some(request.rel_type.to_string()),
-        event_type: None,
-        from: request.from,
-        to: request.to,
-        direction: direction(request.dir),
-        limit: request.limit.map_or(RELATIONS_DEFAULT, Into::into),
-        recurse: request.recurse,
+        ..relations(request.from, request.to, request.dir, request.limit, request.recurse)
     };
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
@@ -132,11 +131,7 @@ pub(crate) async fn get_relating_events_with_rel_type_and_event_type(
     let wanted = RelationsWanted {
         rel_type: Some(request.rel_type.to_string()),
         event_type: Some(request.event_type.to_string()),
-        from: request.from,
-        to: request.to,
-        direction: direction(request.dir),
-        limit: request.limit.map_or(RELATIONS_DEFAULT, Into::into),
-        recurse: request.recurse,
+        ..relations(request.from, request.to, request.dir, request.limit, request.recurse)
     };
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
