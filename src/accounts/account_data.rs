@@ -15,7 +15,7 @@ use crate::{
         key::Json,
         schema::{
             self,
-            accounts::{AccountDataKey, AccountDataRow},
+            accounts::{AccountDataKey, WrittenRow},
         },
     },
 };
@@ -40,7 +40,7 @@ pub fn find(
     user: UserNum,
     room: Option<&RoomId>,
     kind: &str,
-) -> Result<Option<AccountDataRow>, Fault> {
+) -> Result<Option<WrittenRow>, Fault> {
     schema::ACCOUNT_DATA.get(read, (user, place(room), kind))
 }
 
@@ -49,7 +49,7 @@ pub fn list(
     read: &(impl Read + ?Sized),
     user: UserNum,
     room: Option<&RoomId>,
-) -> Result<Vec<(String, AccountDataRow)>, Fault> {
+) -> Result<Vec<(String, WrittenRow)>, Fault> {
     schema::ACCOUNT_DATA
         .prefix::<(UserNum, String)>(read, (user, place(room)), Direction::Up)?
         .map(|row| row.map(|((_, _, kind), row)| (kind, row)))
@@ -62,7 +62,7 @@ pub fn list_changes(
     user: UserNum,
     after: Position,
     upto: Position,
-) -> Result<Vec<(AccountDataKey, AccountDataRow)>, Fault> {
+) -> Result<Vec<(AccountDataKey, WrittenRow)>, Fault> {
     let mut found = Vec::new();
     if after >= upto {
         return Ok(found);
@@ -105,7 +105,7 @@ pub fn put(
     }
     let position = batch.position(&LogEntry::AccountData { user });
     let key = AccountDataKey { room: place(room).to_owned(), kind: kind.to_owned() };
-    schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &AccountDataRow { position, content });
+    schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &WrittenRow { position, content });
     schema::ACCOUNT_DATA_LOG.put(batch, (user, position), &Json(key));
     Ok(position)
 }

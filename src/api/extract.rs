@@ -300,7 +300,7 @@ impl Shape {
 }
 
 /// What is wrong with a request, in Matrix's words.
-fn refusal(error: FromHttpRequestError, body: &[u8]) -> Refusal {
+pub(crate) fn refusal(error: FromHttpRequestError, body: &[u8]) -> Refusal {
     let FromHttpRequestError::Deserialization(error) = error else {
         return Refusal::unrecognized("The endpoint has no such method.");
     };

@@ -1,9 +1,15 @@
 //! Requests that are read by hand: ruma's method, paths and authentication, with path, query and body as they came.
 
+use axum::extract::Query;
 use bytes::Bytes;
-use http::Method;
-use ruma::api::{IncomingRequest, Metadata, error::DeserializationError};
+use http::{Method, Uri};
+use ruma::api::{
+    IncomingRequest, Metadata,
+    error::{DeserializationError, FromHttpRequestError},
+};
 use std::marker::PhantomData;
+
+use crate::{api::extract, error::Result};
 
 /// The request `R` as it came: for endpoints that keep what they are given, or that ruma reads too narrowly.
 pub(crate) struct Raw<R> {
@@ -11,6 +17,7 @@ pub(crate) struct Raw<R> {
     pub(crate) path: Vec<String>,
     /// The body.
     pub(crate) body: Bytes,
+    uri: Uri,
     request: PhantomData<fn() -> R>,
 }
 
@@ -18,6 +25,34 @@ impl<R> Raw<R> {
     /// The parameter of the path at this index; an endpoint knows how many it has.
     pub(crate) fn arg(&self, index: usize) -> &str {
         self.path.get(index).map_or("", String::as_str)
+    }
+
+    /// The parameter of the query of this name, decoded; the first, if there are several.
+    pub(crate) fn query(&self, name: &str) -> Option<String> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&self.uri).ok()?;
+        pairs.into_iter().find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    /// With this parameter in the query where the client gives none of this name. Neither needs escapes.
+    pub(crate) fn or_query(mut self, name: &str, value: &str) -> Self {
+        if self.query(name).is_none() {
+            let query = self.uri.query().unwrap_or_default();
+            let with = format!("{}?{query}&{name}={value}", self.uri.path());
+            self.uri = with.parse().unwrap_or(self.uri);
+        }
+        self
+    }
+}
+
+impl<R: IncomingRequest> Raw<R> {
+    /// The request as ruma reads it. Refuses what ruma does, as if nobody had read it by hand.
+    pub(crate) fn read(&self) -> Result<R> {
+        let mut request = http::Request::new(&*self.body);
+        *request.uri_mut() = self.uri.clone();
+        let args: Vec<_> = self.path.iter().map(String::as_str).collect();
+        R::try_from_http_request_inner(request, &args).map_err(|error| {
+            extract::refusal(FromHttpRequestError::Deserialization(error), &self.body).into()
+        })
     }
 }
 
@@ -40,6 +75,7 @@ impl<R: IncomingRequest> IncomingRequest for Raw<R> {
         Ok(Self {
             path: path_args.iter().map(|&arg| arg.to_owned()).collect(),
             body: Bytes::copy_from_slice(request.body()),
+            uri: request.uri().clone(),
             request: PhantomData,
         })
     }

@@ -14,7 +14,7 @@ use ruma::{
 use crate::{
     error::{Error, Refusal, Result},
     ids::{Position, UserNum},
-    store::{Batch, Fault, LogEntry, Read, schema, schema::push::RulesRow},
+    store::{Batch, Fault, LogEntry, Read, schema, schema::accounts::WrittenRow},
 };
 
 /// All rules of one user together, as JSON.
@@ -41,10 +41,10 @@ pub fn find_own_rules(
     decode(&row, user_id).map(Some)
 }
 
-fn decode(row: &RulesRow, user_id: &UserId) -> Result<Ruleset, Fault> {
+fn decode(row: &WrittenRow, user_id: &UserId) -> Result<Ruleset, Fault> {
     let damaged =
         |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
-    let mut rules: Ruleset = serde_json::from_slice(&row.rules).map_err(damaged)?;
+    let mut rules: Ruleset = serde_json::from_slice(&row.content).map_err(damaged)?;
     rules.update_with_server_default(Ruleset::server_default(user_id));
     Ok(rules)
 }
@@ -88,7 +88,7 @@ pub fn change(
         None => schema::PUSH_RULES.expect_absent(batch, user),
     }
     let position = batch.position(&LogEntry::AccountData { user });
-    schema::PUSH_RULES.put(batch, user, &RulesRow { position, rules: json.into() });
+    schema::PUSH_RULES.put(batch, user, &WrittenRow { position, content: json.into() });
     Ok(())
 }
 

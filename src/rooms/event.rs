@@ -445,8 +445,12 @@ fn gather(
     Ok(extras)
 }
 
-/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content.
+/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content. The create
+/// event is shown whole, as servers see it (MSC4311): who is invited can check that the room's id is that of the event.
 pub fn stripped_state(stored: &Stored) -> String {
+    if stored.row.event_type() == "m.room.create" && stored.row.state_key().as_deref() == Some("") {
+        return String::from_utf8_lossy(&stored.row.json).into_owned();
+    }
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     let field = |span: Span| std::str::from_utf8(row.field(span)).unwrap_or("null");
     let state_key = if spans.state_key.length > 0 { field(spans.state_key) } else { r#""""# };

@@ -6,7 +6,83 @@ use ruma::{
 };
 use serde::Deserialize;
 
-use crate::rooms::event::Stored;
+use crate::{
+    ids::RoomNum,
+    rooms::{
+        event::Stored,
+        relations::{self, relates_to},
+    },
+    store::{Direction, Fault, Read},
+};
+
+/// Events that refer to one, looked at for a filter at most: those beyond it count as if they were not there.
+const RELATED_LOOKED_AT_MAX: usize = 1_000;
+
+/// What a filter can say of the events of one room.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// What the specification has.
+    pub events: RoomEventFilter,
+    /// How events relate to others.
+    pub relations: RelationFilter,
+}
+
+impl Filter {
+    /// A filter that says nothing of relations.
+    pub fn of(events: RoomEventFilter) -> Self {
+        Self { events, relations: RelationFilter::default() }
+    }
+
+    /// Whether the filter lets an event through; its limit and its room lists are not looked at.
+    pub fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
+        Ok(allows(&self.events, stored) && self.relations.allows(read, room, stored)?)
+    }
+}
+
+/// The part of a filter that speaks of relations (MSC3440 as it was first, MSC3874).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RelationFilter {
+    /// Events to which another one refers in one of these ways. Together with `related_by_senders` one event must fit
+    /// both.
+    related_by_rel_types: Option<Vec<String>>,
+    /// Events to which one of these users refers.
+    related_by_senders: Option<Vec<String>>,
+    /// Events that refer to another in one of these ways.
+    #[serde(alias = "org.matrix.msc3874.rel_types")]
+    rel_types: Option<Vec<String>>,
+    /// Events that do not refer to another in any of these ways.
+    #[serde(alias = "org.matrix.msc3874.not_rel_types")]
+    not_rel_types: Vec<String>,
+}
+
+impl RelationFilter {
+    fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
+        if self.rel_types.is_some() || !self.not_rel_types.is_empty() {
+            let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
+            let fits = |types: &[String]| own.as_ref().is_some_and(|own| types.contains(own));
+            if fits(&self.not_rel_types) || self.rel_types.as_deref().is_some_and(|types| !fits(types)) {
+                return Ok(false);
+            }
+        }
+        if self.related_by_rel_types.is_none() && self.related_by_senders.is_none() {
+            return Ok(true);
+        }
+        let wants = |list: &Option<Vec<String>>, value: &String| {
+            list.as_ref().is_none_or(|list| list.contains(value))
+        };
+        let related = relations::list(read, room, stored.event(), Direction::Up)?;
+        for row in related.take(RELATED_LOOKED_AT_MAX) {
+            let (_, row) = row?;
+            if wants(&self.related_by_rel_types, &row.rel_type)
+                && wants(&self.related_by_senders, &row.sender)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
 
 /// Whether a filter lets an event through. Its limit and its room lists are not looked at.
 pub fn allows(filter: &RoomEventFilter, stored: &Stored) -> bool {
@@ -64,7 +140,19 @@ pub fn matches(pattern: &str, kind: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::*;
+
+    #[test]
+    fn relations_are_filtered_by_their_stable_and_unstable_names() {
+        let stable: RelationFilter =
+            serde_json::from_str(r#"{"rel_types":["a"],"not_rel_types":["b"],"limit":5}"#).unwrap();
+        let unstable: RelationFilter = serde_json::from_str(
+            r#"{"org.matrix.msc3874.rel_types":["a"],"org.matrix.msc3874.not_rel_types":["b"]}"#,
+        )
+        .unwrap();
+        assert_eq!(stable, unstable);
+        assert_ne!(stable, RelationFilter::default());
+    }
 
     #[test]
     fn a_star_stands_for_any_characters() {

@@ -146,7 +146,7 @@ tables! {
     /// A field of a local user's profile: its JSON value.
     59 PROFILES((UserNum, String) => Bytes) in Accounts, User of "accounts::profiles";
     /// Account data: room id ("" is global) and type.
-    60 ACCOUNT_DATA((UserNum, String, String) => accounts::AccountDataRow) in Accounts, User of "accounts::account_data";
+    60 ACCOUNT_DATA((UserNum, String, String) => accounts::WrittenRow) in Accounts, User of "accounts::account_data";
     /// Which account data was written at a position: room id and type. Counts only while the row still says that position.
     61 ACCOUNT_DATA_LOG((UserNum, Position) => Json<accounts::AccountDataKey>) in Accounts, User of "accounts::account_data";
     /// A filter, by its id.
@@ -178,7 +178,7 @@ tables! {
     // --- push: 100-109 ---
 
     /// The push rules of a user who has changed them.
-    100 PUSH_RULES(UserNum => push::RulesRow) in Accounts, User of "push::rules";
+    100 PUSH_RULES(UserNum => accounts::WrittenRow) in Accounts, User of "push::rules";
     /// How much has notified, by class of rules, up to and including an event; a row for each event that notifies a class.
     101 UNREAD((RoomNum, push::Lane, Order) => push::Totals) in Index, Room of "push::unread";
     /// The last event of a thread that has a row in UNREAD.

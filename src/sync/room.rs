@@ -12,7 +12,7 @@ use crate::{
     store::{
         Fault,
         schema::{
-            accounts::AccountDataRow,
+            accounts::WrittenRow,
             rooms::{Membership, RoomRow, UserRoomRow},
             state::{Ref, Val},
         },
@@ -50,7 +50,7 @@ pub(crate) struct Room<'a> {
     /// What the user is to it.
     pub(crate) user_row: &'a UserRoomRow,
     /// New account data.
-    pub(crate) account_data: &'a [(String, AccountDataRow)],
+    pub(crate) account_data: &'a [(String, WrittenRow)],
 }
 
 /// A room that the user is in. `None` if nothing in it is new.

@@ -15,6 +15,7 @@ mod devices;
 mod discovery;
 mod ephemeral;
 mod hostile;
+mod filters;
 mod http_rules;
 mod keys;
 mod login;

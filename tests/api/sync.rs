@@ -287,6 +287,8 @@ async fn invites_knocks_and_leaves_have_their_sections() {
     let stripped: Vec<_> = state.as_array().unwrap().iter().collect();
     assert!(has(&keys(&stripped), "m.room.name", "") && has(&keys(&stripped), "m.room.member", &bob.user_id));
     assert!(stripped.iter().all(|event| event.get("event_id").is_none()));
+    let create = stripped.iter().find(|event| event["type"] == "m.room.create").unwrap();
+    assert!(create["origin_server_ts"].is_number() && create["signatures"].is_object(), "{create}");
     assert!(bobs.next().await.get("rooms").is_none());
 
     must(&bob, &room, "leave", json!({})).await;

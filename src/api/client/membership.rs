@@ -11,14 +11,11 @@ use ruma::{
             unban_user,
         },
     },
-    api::{
-        IncomingRequest, Metadata,
-        error::{DeserializationError, ErrorKind},
-    },
+    api::error::ErrorKind,
 };
 
 use crate::{
-    api::{Routes, extract::Client, reply::RawJson},
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App, look,
@@ -43,44 +40,25 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_member_events);
 }
 
-/// A request to join, with what else stands in its body: that becomes part of the member event, as clients and
-/// Complement know it from Synapse.
-pub(crate) struct Join<R> {
-    request: R,
-    extra: CanonicalJsonObject,
-}
-
 /// What the specification gives a meaning in the body of a request to join.
 const JOIN_FIELDS: [&str; 4] = ["reason", "third_party_signed", "via", "server_name"];
 
-impl<R: Metadata> Metadata for Join<R> {
-    const METHOD: http::Method = R::METHOD;
-    const RATE_LIMITED: bool = R::RATE_LIMITED;
-    type Authentication = R::Authentication;
-    type PathBuilder = R::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = R::PATH_BUILDER;
-}
-
-impl<R: IncomingRequest> IncomingRequest for Join<R> {
-    type EndpointError = R::EndpointError;
-    type OutgoingResponse = R::OutgoingResponse;
-
-    fn try_from_http_request_inner(
-        request: http::Request<&[u8]>,
-        path_args: &[&str],
-    ) -> std::result::Result<Self, DeserializationError> {
-        let mut extra: CanonicalJsonObject = serde_json::from_slice(request.body())?;
-        extra.retain(|key, _| !JOIN_FIELDS.contains(&key.as_str()));
-        Ok(Self { request: R::try_from_http_request_inner(request, path_args)?, extra })
-    }
+/// What else stands in the body of a request to join: that becomes part of the member event, as clients and Complement
+/// know it from Synapse.
+fn extra(body: &[u8]) -> Result<CanonicalJsonObject> {
+    let mut extra: CanonicalJsonObject = serde_json::from_slice(body).map_err(|error| {
+        Refusal::bad_json(format!("The request's body cannot become part of a member event: {error}."))
+    })?;
+    extra.retain(|key, _| !JOIN_FIELDS.contains(&key.as_str()));
+    Ok(extra)
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`
 pub(crate) async fn join_room_by_id(
     app: App,
-    client: Client<Join<join_room_by_id::v3::Request>>,
+    client: Client<Raw<join_room_by_id::v3::Request>>,
 ) -> Result<join_room_by_id::v3::Response> {
-    let Join { request, extra } = client.request;
+    let (request, extra) = (client.request.read()?, extra(&client.request.body)?);
     let room = (&*request.room_id).into();
     let room_id = membership::join(&app, &client.caller, room, request.reason, extra).await?;
     Ok(join_room_by_id::v3::Response::new(room_id))
@@ -89,9 +67,9 @@ pub(crate) async fn join_room_by_id(
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
 pub(crate) async fn join_room_by_id_or_alias(
     app: App,
-    client: Client<Join<join_room_by_id_or_alias::v3::Request>>,
+    client: Client<Raw<join_room_by_id_or_alias::v3::Request>>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
-    let Join { request, extra } = client.request;
+    let (request, extra) = (client.request.read()?, extra(&client.request.body)?);
     let room_id =
         membership::join(&app, &client.caller, &request.room_id_or_alias, request.reason, extra).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room_id))

@@ -1,7 +1,7 @@
 //! Reading a room: its state, single events, pages of its timeline, what surrounds and what refers to an event.
 
 use ruma::api::{
-    Direction as Wanted, IncomingRequest, Metadata,
+    Direction as Wanted,
     client::{
         context::get_context,
         message::get_message_events,
@@ -16,17 +16,17 @@ use ruma::api::{
         },
         threads::get_threads::{self, v1::IncludeThreads},
     },
-    error::DeserializationError,
 };
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::{
-    api::{Routes, extract::Client, reply::RawJson},
-    error::Result,
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    error::{Refusal, Result},
     flows::{
         App,
         look::{self, PageWanted, RelationsWanted},
     },
+    rooms::filter::{Filter, RelationFilter},
     store::Direction,
 };
 
@@ -76,12 +76,11 @@ pub(crate) async fn get_room_event(app: App, client: Client<get_room_event::v3::
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
-pub(crate) async fn get_context(app: App, client: Client<get_context::v3::Request>) -> Result<RawJson> {
-    let request = client.request;
+pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Request>>) -> Result<RawJson> {
+    let request = client.request.read()?;
+    let filter = Filter { relations: relation_filter(&client.request)?, ..Filter::of(request.filter) };
     let limit = request.limit.into();
-    look::context(&app, &client.caller, &request.room_id, &request.event_id, limit, request.filter)
-        .await
-        .map(RawJson)
+    look::context(&app, &client.caller, &request.room_id, &request.event_id, limit, filter).await.map(RawJson)
 }
 
 /// How many relations a client gets that asks for no number.
@@ -136,49 +135,31 @@ pub(crate) async fn get_relating_events_with_rel_type_and_event_type(
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
 
-/// The request for a page of messages. The specification demands a direction; Synapse takes one without as forwards, and
-/// Complement relies on that.
-pub(crate) struct Messages(get_message_events::v3::Request);
-
-impl Metadata for Messages {
-    const METHOD: http::Method = get_message_events::v3::Request::METHOD;
-    const RATE_LIMITED: bool = get_message_events::v3::Request::RATE_LIMITED;
-    type Authentication = <get_message_events::v3::Request as Metadata>::Authentication;
-    type PathBuilder = <get_message_events::v3::Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = get_message_events::v3::Request::PATH_BUILDER;
-}
-
-impl IncomingRequest for Messages {
-    type EndpointError = <get_message_events::v3::Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = get_message_events::v3::Response;
-
-    fn try_from_http_request_inner(
-        mut request: http::Request<&[u8]>,
-        path_args: &[&str],
-    ) -> Result<Self, DeserializationError> {
-        let uri = request.uri();
-        let query = uri.query().unwrap_or_default();
-        if !query.split('&').any(|pair| pair.starts_with("dir=")) {
-            let with_direction = format!("{}?{query}&dir=f", uri.path());
-            if let Ok(uri) = with_direction.parse() {
-                *request.uri_mut() = uri;
-            }
-        }
-        get_message_events::v3::Request::try_from_http_request_inner(request, path_args).map(Self)
-    }
-}
-
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
-pub(crate) async fn get_message_events(app: App, client: Client<Messages>) -> Result<RawJson> {
-    let Messages(request) = client.request;
+///
+/// The specification demands a direction; Synapse takes none as forwards, and Complement relies on that.
+pub(crate) async fn get_message_events(
+    app: App,
+    client: Client<Raw<get_message_events::v3::Request>>,
+) -> Result<RawJson> {
+    let raw = client.request.or_query("dir", "f");
+    let request = raw.read()?;
     let wanted = PageWanted {
         from: request.from,
         to: request.to,
         direction: direction(request.dir),
         limit: request.limit.into(),
-        filter: request.filter,
+        filter: Filter { relations: relation_filter(&raw)?, ..Filter::of(request.filter) },
     };
     look::messages(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
+}
+
+/// What a filter in the query says of relations: ruma does not read that.
+fn relation_filter<R>(raw: &Raw<R>) -> Result<RelationFilter> {
+    let Some(filter) = raw.query("filter") else { return Ok(RelationFilter::default()) };
+    serde_json::from_str(&filter).map_err(|error| {
+        Refusal::invalid_param(format!("The filter is not what it should be: {error}.")).into()
+    })
 }
 
 /// How many threads a client gets that asks for no number.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ruma::{EventId, RoomId, api::client::filter::RoomEventFilter};
+use ruma::{EventId, RoomId};
 
 use super::{Look, SCANNED_MAX, Standpoint, bounded, list_json, looking, place, require_visible};
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
     ids::Order,
     rooms::{
         event::{self, Stored},
-        filter, state,
+        filter::{self, Filter},
+        state,
         timeline::{self, PageToken},
     },
     store::{
@@ -34,7 +35,7 @@ pub(crate) struct PageWanted {
     /// How many events at most.
     pub(crate) limit: u64,
     /// Which events.
-    pub(crate) filter: RoomEventFilter,
+    pub(crate) filter: Filter,
 }
 
 /// Events with what the caller was to the room at each, and where to go on: `None` at the end.
@@ -49,7 +50,7 @@ fn read_page(
     to: Option<PageToken>,
     direction: Direction,
     limit: usize,
-    wanted: &RoomEventFilter,
+    wanted: &Filter,
 ) -> Result<Page> {
     let snapshot = Arc::clone(&look.snapshot);
     let mut page = Page { events: Vec::new(), next: None };
@@ -64,7 +65,7 @@ fn read_page(
             Direction::Up => PageToken::above(stored.order),
             Direction::Down => PageToken::below(stored.order),
         });
-        if !filter::allows(wanted, &stored) {
+        if !wanted.allows(&*snapshot, look.num, &stored)? {
             continue;
         }
         if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
@@ -87,7 +88,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             Direction::Up => from.unwrap_or(PageToken(Order::MIN)),
             Direction::Down => from.unwrap_or(newest).min(newest),
         };
-        let page = if filter::allows_room(&wanted.filter, &look.room.id) {
+        let page = if filter::allows_room(&wanted.filter.events, &look.room.id) {
             read_page(&mut look, from, to, wanted.direction, bounded(wanted.limit).max(1), &wanted.filter)?
         } else {
             Page { events: Vec::new(), next: None }
@@ -101,7 +102,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             json.push_str(&format!(r#","end":"{next}""#));
         }
         let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
-        let lazy = !wanted.filter.lazy_load_options.is_disabled();
+        let lazy = !wanted.filter.events.lazy_load_options.is_disabled();
         // As of the event that the page begins with.
         let state = match events.first().filter(|_| lazy) {
             Some(first) => look.members_of(&events, first.order)?,
@@ -120,7 +121,7 @@ pub(crate) async fn context(
     room: &RoomId,
     id: &EventId,
     limit: u64,
-    wanted: RoomEventFilter,
+    wanted: Filter,
 ) -> Result<Bytes> {
     let id = id.to_owned();
     looking(app, caller, room, move |mut look, _| {
@@ -135,7 +136,7 @@ pub(crate) async fn context(
         };
         let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
         let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
-        let state = if !wanted.lazy_load_options.is_disabled() {
+        let state = if !wanted.events.lazy_load_options.is_disabled() {
             let around = before.events.iter().chain(&after.events).map(|(stored, _)| stored);
             look.members_of(&around.chain([&stored]).collect::<Vec<_>>(), end.0)?
         } else {
@@ -143,7 +144,7 @@ pub(crate) async fn context(
             for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
                 let (_, event) = row?;
                 if let Some(stored) = event::find(&*look.snapshot, look.num, event)?
-                    && filter::allows(&wanted, &stored)
+                    && filter::allows(&wanted.events, &stored)
                 {
                     shown.push(look.show_state(&stored)?);
                 }

@@ -187,16 +187,16 @@ pub struct RegistrationTokenRow {
     pub expires_ms: Option<u64>,
 }
 
-/// Account data of one type, with the position at which it was written.
+/// A JSON object of a user's (account data of one type, push rules), with the position at which it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccountDataRow {
+pub struct WrittenRow {
     /// When it was written.
     pub position: Position,
-    /// The content: a JSON object.
+    /// The JSON object.
     pub content: Bytes,
 }
 
-impl Value for AccountDataRow {
+impl Value for WrittenRow {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1]);
         to.position(self.position);
@@ -255,13 +255,13 @@ mod tests {
         fn damaged_rows_are_refused_without_a_panic(bytes: Vec<u8>) {
             let _ = UserRow::decode(Bytes::from(bytes.clone()));
             let _ = AccessTokenRow::decode(Bytes::from(bytes.clone()));
-            let _ = AccountDataRow::decode(Bytes::from(bytes));
+            let _ = WrittenRow::decode(Bytes::from(bytes));
         }
     }
 
     #[test]
     fn account_data_comes_back() {
-        let row = AccountDataRow { position: Position::new(7).unwrap(), content: Bytes::from_static(b"{}") };
+        let row = WrittenRow { position: Position::new(7).unwrap(), content: Bytes::from_static(b"{}") };
         assert_eq!(again(&row), row);
     }
 }

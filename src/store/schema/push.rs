@@ -3,37 +3,12 @@
 use bytes::Bytes;
 
 use crate::{
-    ids::{EventNum, Position},
+    ids::EventNum,
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
     },
 };
-
-/// The push rules of a user who has changed them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RulesRow {
-    /// When they were last changed.
-    pub position: Position,
-    /// The ruleset as JSON, as clients see it.
-    pub rules: Bytes,
-}
-
-impl Value for RulesRow {
-    fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1]);
-        to.position(self.position);
-        to.raw(&self.rules);
-    }
-
-    fn decode(bytes: Bytes) -> Result<Self, Fault> {
-        let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        let position = Key::decode_key(&mut from)?;
-        let rules = bytes.slice_ref(from.rest());
-        Ok(Self { position, rules })
-    }
-}
 
 /// A part of a room that is read on its own: the main timeline, or one thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -240,7 +215,6 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
-            let _ = RulesRow::decode(bytes.clone());
             let _ = Totals::decode(bytes.clone());
             let _ = OwnOutcome::decode(bytes.clone());
             let _ = RedactedOutcome::decode(bytes);

@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, ops::Bound};
 use crate::{
     ids::{Position, UserNum},
     push::rules,
-    store::{Direction, Fault, key::Json, schema, schema::accounts::AccountDataRow},
+    store::{Direction, Fault, key::Json, schema, schema::accounts::WrittenRow},
     sync::{answer::plain_event, streams::Window},
 };
 
 /// Account data by room ("" is global) and type.
-pub(crate) type ByRoom = BTreeMap<String, Vec<(String, AccountDataRow)>>;
+pub(crate) type ByRoom = BTreeMap<String, Vec<(String, WrittenRow)>>;
 
 /// What changed since the client asked last, or everything if it begins.
 pub(crate) fn collect(window: &Window<'_>) -> Result<ByRoom, Fault> {
@@ -39,7 +39,7 @@ pub(crate) fn collect(window: &Window<'_>) -> Result<ByRoom, Fault> {
 }
 
 /// Account data as events.
-pub(crate) fn show(data: &[(String, AccountDataRow)], wants_type: impl Fn(&str) -> bool) -> Vec<String> {
+pub(crate) fn show(data: &[(String, WrittenRow)], wants_type: impl Fn(&str) -> bool) -> Vec<String> {
     let wanted = data.iter().filter(|(kind, _)| wants_type(kind));
     wanted.map(|(kind, row)| plain_event(kind, std::str::from_utf8(&row.content).unwrap_or("{}"))).collect()
 }

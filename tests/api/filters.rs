@@ -1,0 +1,63 @@
+//! Filters of pages by how events relate to others.
+
+use http::StatusCode;
+use serde_json::json;
+
+use crate::{rooms::Rooms, support::TestServer};
+
+fn escaped(json: &str) -> String {
+    json.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_are_filtered_by_relations() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let root = alice.say(&room, "1", "root").await;
+    let plain = alice.say(&room, "2", "plain").await;
+    let relate = async |who: &crate::support::TestClient, kind: &str, to: &str| {
+        let content = json!({ "body": kind, "m.relates_to": { "rel_type": kind, "event_id": to } });
+        let json = who.ok_put(&format!("/rooms/{room}/send/m.room.message/{kind}"), content).await;
+        json["event_id"].as_str().unwrap().to_owned()
+    };
+    let thread = relate(&alice, "m.thread", &root).await;
+    let reference = relate(&bob, "m.reference", &plain).await;
+    let found = async |filter: serde_json::Value| {
+        let mut filter = filter;
+        filter["types"] = json!(["m.room.message"]);
+        let page = alice
+            .ok_get(&format!("/rooms/{room}/messages?dir=f&filter={}", escaped(&filter.to_string())))
+            .await;
+        let ids = page["chunk"].as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap());
+        ids.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for prefix in ["", "org.matrix.msc3874."] {
+        let own = |name: &str, types: serde_json::Value| json!({ (format!("{prefix}{name}")): types });
+        assert_eq!(found(own("rel_types", json!(["m.thread"]))).await, [&*thread]);
+        assert_eq!(
+            found(own("rel_types", json!(["m.thread", "m.reference"]))).await,
+            [&*thread, &*reference]
+        );
+        assert_eq!(found(own("not_rel_types", json!(["m.thread"]))).await, [&*root, &*plain, &*reference]);
+        assert_eq!(found(own("rel_types", json!([]))).await, Vec::<String>::new());
+    }
+    assert_eq!(found(json!({ "related_by_rel_types": ["m.thread"] })).await, [&*root]);
+    assert_eq!(found(json!({ "related_by_senders": [bob.user_id] })).await, [&*plain]);
+    let both = json!({ "related_by_senders": [bob.user_id], "related_by_rel_types": ["m.thread"] });
+    assert_eq!(found(both).await, Vec::<String>::new());
+    // Around an event too.
+    let filter = escaped(&json!({ "related_by_senders": [bob.user_id] }).to_string());
+    let page = alice.ok_get(&format!("/rooms/{room}/context/{thread}?filter={filter}")).await;
+    assert_eq!(page["events_before"].as_array().unwrap().len(), 1);
+    for bad in [r#"{"rel_types":7}"#, r#"{"related_by_senders":"x"}"#, "[", "7"] {
+        let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=f&filter={}", escaped(bad));
+        let (status, json) = alice.get(&path).await;
+        assert_eq!(
+            (status, &json["errcode"]),
+            (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")),
+            "{json}"
+        );
+    }
+}
