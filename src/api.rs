@@ -3,11 +3,14 @@
 //! Method and paths of an endpoint come from ruma's metadata; [`Routes`] holds them all.
 
 pub mod client;
+mod confirmable;
+mod endpoints;
 pub mod extract;
 mod guests;
 mod limits;
 mod raw;
 pub mod reply;
 mod routes;
+mod unread;
 
 pub use routes::{Routes, router};

@@ -12,6 +12,7 @@ pub mod log_in;
 pub mod log_out;
 pub mod operate;
 pub mod push_rules;
+pub(crate) mod pushers;
 pub mod register;
 pub mod rename_device;
 pub mod seen;

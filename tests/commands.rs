@@ -327,3 +327,81 @@ fn a_long_poll_does_not_keep_the_server_from_stopping() {
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "the poll was answered before its time: {answer}");
 }
+
+/// Writes all of a request with a body of so many bytes, and only then reads.
+fn write_first(port: u16, head: &str, length: usize) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
+        .unwrap();
+    let piece = [b'x'; 1 << 16];
+    let mut left = length;
+    while left > 0 {
+        let bytes = left.min(piece.len());
+        stream.write_all(&piece[..bytes]).unwrap();
+        left -= bytes;
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn who_sends_all_before_listening_gets_the_answer_whole() {
+    let home = Home::new();
+    let running = home.serve();
+    for (head, megabytes, status, code) in [
+        ("POST /_matrix/client/v3/nowhere", 1, "404", "M_UNRECOGNIZED"),
+        ("POST /_matrix/media/v3/upload", 10, "404", "M_UNRECOGNIZED"),
+        ("PUT /_matrix/client/v3/login", 1, "405", "M_UNRECOGNIZED"),
+        ("POST /_matrix/client/v3/createRoom", 10, "401", "M_MISSING_TOKEN"),
+        ("POST /_matrix/client/v3/login", 17, "413", "M_TOO_LARGE"),
+        ("POST /_matrix/client/v3/login", 40, "413", "M_TOO_LARGE"),
+    ] {
+        let answer = write_first(running.port, head, megabytes << 20);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let json: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(json["errcode"], code, "{head}");
+    }
+    running.stop("-TERM");
+}
+
+/// The connection is not kept: what comes later is not read.
+#[test]
+fn who_sends_slowly_for_ever_is_answered_and_cut_off() {
+    let home = Home::new();
+    let running = home.serve();
+    let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    write!(stream, "POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    let began = Instant::now();
+    let mut answers = stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut answer = String::new();
+        // The end may come as a reset: the client still sends.
+        let _ = answers.read_to_string(&mut answer);
+        (answer, began.elapsed())
+    });
+    while began.elapsed() < Duration::from_secs(30) && stream.write_all(b"1\r\nx\r\n").is_ok() {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    let (answer, took) = reader.join().unwrap();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("M_UNRECOGNIZED"), "{answer}");
+    running.stop("-TERM");
+}
+
+/// A client that waits to be asked for its body is told at once that it is not wanted.
+#[test]
+fn who_waits_to_be_asked_is_not_asked_for_what_is_refused() {
+    let home = Home::new();
+    let running = home.serve();
+    let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    write!(stream, "POST /nowhere HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        .unwrap();
+    let began = Instant::now();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 404");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    running.stop("-TERM");
+}

@@ -5,7 +5,7 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use ruma::RoomId;
+use ruma::{DeviceId, RoomId};
 
 use crate::{
     error::{Refusal, Result},
@@ -108,6 +108,21 @@ pub fn put(
     schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &WrittenRow { position, content });
     schema::ACCOUNT_DATA_LOG.put(batch, (user, position), &Json(key));
     Ok(position)
+}
+
+/// Deletes global account data of one type, if there is any. Under the user's lock.
+pub fn delete(batch: &mut Batch, user: UserNum, kind: &str) -> Result<(), Fault> {
+    if let Some(row) = find(batch, user, None, kind)? {
+        schema::ACCOUNT_DATA.delete(batch, (user, GLOBAL, kind));
+        schema::ACCOUNT_DATA_LOG.delete(batch, (user, row.position));
+        batch.position(&LogEntry::AccountData { user });
+    }
+    Ok(())
+}
+
+/// The type under which clients keep whether a device is silent (MSC3890): of no use once the device is gone.
+pub fn settings_of_device(device: &DeviceId) -> String {
+    format!("org.matrix.msc3890.local_notification_settings.{device}")
 }
 
 /// Deletes all account data of a user, for an account that ends.

@@ -23,6 +23,7 @@ mod typing;
 mod sync;
 mod receipts;
 mod push_rules;
+mod pushers;
 mod presence;
 
 use crate::api::Routes;
@@ -52,5 +53,6 @@ pub(crate) fn routes(r: &mut Routes) {
     sync::routes(r);
     receipts::routes(r);
     push_rules::routes(r);
+    pushers::routes(r);
     presence::routes(r);
 }

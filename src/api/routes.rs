@@ -1,18 +1,29 @@
 //! The table of endpoints, and the way of a request through it.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
 
-use axum::{Router, body::Body, extract::Request, response::Response, routing::MethodRouter};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    response::Response,
+    routing::{MethodFilter, MethodRouter},
+};
 use futures_util::{FutureExt, future::BoxFuture};
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use ruma::api::{IncomingRequest, path_builder::PathBuilder};
 
 use crate::{
     api::{
-        client,
+        client, endpoints,
         extract::{Auth, Call, Client, MaybeClient, Public},
         limits::{Kind, RateLimits},
         reply::{self, IntoReply},
+        unread::Unread,
     },
     env::spent::{Place, Spent},
     error::{Error, Refusal, Result},
@@ -129,6 +140,20 @@ impl Routes {
             .collect()
     }
 
+    /// What the specification has and this server does not: paths, with and without a slash at their end, and methods.
+    fn list_not_served(&self) -> BTreeMap<String, BTreeSet<&'static str>> {
+        let mut missing = BTreeMap::<String, BTreeSet<_>>::new();
+        for (path, method) in endpoints::list() {
+            let path = plain(&path);
+            let served = self.paths.get(&path).is_some_and(|methods| methods.contains_key(method));
+            if !served {
+                missing.entry(format!("{path}/")).or_default().insert(method);
+                missing.entry(path).or_default().insert(method);
+            }
+        }
+        missing
+    }
+
     /// A slash more or less at the end makes no difference, unless it is an endpoint of its own.
     fn with_slashes(mut self) -> Self {
         let others: Vec<_> = self
@@ -167,17 +192,23 @@ fn plain(template: &str) -> String {
 pub fn router(app: &App) -> Router {
     let limits = app.config.limits.rate_limits.then(|| Arc::new(RateLimits::new(&app.config.limits)));
     let mut router = Router::new();
-    for (path, methods) in Routes::all().with_slashes().paths {
+    let routes = Routes::all();
+    let specified = routes.list_not_served();
+    let mut paths = routes.with_slashes().paths;
+    for path in specified.keys() {
+        paths.entry(path.clone()).or_default();
+    }
+    for (path, methods) in paths {
         let mut at_path = MethodRouter::new();
+        let not_served = specified.get(&path).into_iter().flatten();
+        for &method in not_served.filter(|method| !methods.contains_key(**method)) {
+            let app = app.clone();
+            at_path = at_path.on(filter(method), move || refuse(app, reply::no_such_endpoint()));
+        }
         for (method, route) in methods {
             let (app, limits) = (app.clone(), limits.clone());
             let serve = move |request: Request| serve(app.clone(), limits.clone(), route.clone(), request);
-            at_path = match method {
-                "POST" => at_path.post(serve),
-                "PUT" => at_path.put(serve),
-                "DELETE" => at_path.delete(serve),
-                _ => at_path.get(serve),
-            };
+            at_path = at_path.on(filter(method), serve);
         }
         router = router.route(&path, at_path);
     }
@@ -187,6 +218,15 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(move || refuse(not_allowed.clone(), reply::no_such_method()));
     let app = app.clone();
     Router::new().fallback(move |request: Request| outermost(app.clone(), router.clone(), request))
+}
+
+fn filter(method: &str) -> MethodFilter {
+    match method {
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
 }
 
 async fn refuse(app: App, refusal: Refusal) -> Response {
@@ -205,12 +245,17 @@ async fn outermost(app: App, router: Router, request: Request) -> Response {
     let began = app.env.instant();
     let method = request.method().clone();
     let spent = Arc::new(Spent::default());
+    let (request, unread) = Unread::lend(request);
     let mut response = if method == Method::OPTIONS {
         Response::new(Body::empty())
     } else {
         let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;
         answer.unwrap_or_else(|never| match never {})
     };
+    // Whoever was waited for in vain is not waited for again.
+    if let Some(unread) = unread.filter(|_| response.status() != StatusCode::REQUEST_TIMEOUT) {
+        unread.drain().await;
+    }
     allow_browsers(response.headers_mut());
     let routed = response.extensions_mut().remove::<Routed>();
     let (route, user) = routed.map_or(("none", None), |routed| (routed.template, routed.user));

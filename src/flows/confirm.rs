@@ -75,7 +75,7 @@ async fn check(
             let wrong = Refusal::forbidden("The password or the user is not right.");
             let Some(caller) = caller else { return Ok(Err(wrong)) };
             let meant = meant_by(app, &password.identifier);
-            if meant.as_deref() != Some(&*caller.user_id) {
+            if !meant.is_some_and(|meant| is_name_of(&meant, &caller.user_id)) {
                 // Not a stage that was failed, but somebody else's: asking again would not help.
                 return Err(Refusal::forbidden("This is confirmed by the owner of the account only.").into());
             }
@@ -96,6 +96,11 @@ async fn check(
             Ok(Err(Refusal::new(ErrorKind::Unrecognized, why)))
         }
     }
+}
+
+/// Whether somebody who writes this means that account: as when they log in, the case of letters makes no difference.
+fn is_name_of(meant: &UserId, user_id: &UserId) -> bool {
+    meant.localpart() == user_id.localpart() || meant.localpart().to_ascii_lowercase() == user_id.localpart()
 }
 
 /// The user of this server that an identifier means, whether they exist or not.

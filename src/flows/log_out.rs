@@ -4,7 +4,7 @@ use ruma::{OwnedDeviceId, UserId};
 
 use crate::{
     accounts::{
-        Caller,
+        Caller, account_data,
         devices::{self, Device},
         tokens,
     },
@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     flows::{App, write},
     ids::UserNum,
+    push::pushers,
     store::Batch,
 };
 
@@ -57,6 +58,8 @@ pub(crate) fn end_all(
         tokens::revoke(batch, user, device.num)?;
         to_device::delete_all(batch, user, device.num);
         keys::delete_all(batch, (user, device.num));
+        pushers::delete_of_device(batch, user, device.num)?;
+        account_data::delete(batch, user, &account_data::settings_of_device(&device.id))?;
         devices::delete(batch, user, device);
     }
     if !chosen.is_empty() {

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     ids::RoomNum,
+    push::defaults,
     rooms::{self, event::Stored},
     store::{
         Fault, Read,
@@ -78,7 +79,7 @@ impl Class {
 /// Somebody with the default rules whom no event concerns in person.
 static NOBODY: LazyLock<Option<Nobody>> = LazyLock::new(|| {
     let user_id = OwnedUserId::try_from("@nobody:nowhere.invalid").ok()?;
-    let default = Ruleset::server_default(&user_id);
+    let default = defaults::default_rules(&user_id);
     let mut mentions = default.clone();
     mentions.underride.clear();
     Some(Nobody { user_id, default, mentions })
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn classes_follow_from_what_clients_write() {
-        let default = Ruleset::server_default(user_id!("@a:x"));
+        let default = defaults::default_rules(user_id!("@a:x"));
         assert_eq!(Class::of(&default, ROOM), Class::Default);
 
         let mut mentions = default.clone();

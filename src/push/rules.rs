@@ -14,6 +14,7 @@ use ruma::{
 use crate::{
     error::{Error, Refusal, Result},
     ids::{Position, UserNum},
+    push::defaults,
     store::{Batch, Fault, LogEntry, Read, schema, schema::accounts::WrittenRow},
 };
 
@@ -28,7 +29,7 @@ const PATTERN_BYTES_MAX: usize = 1024;
 
 /// The rules of this user.
 pub fn rules_of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Ruleset, Fault> {
-    Ok(find_own_rules(read, user, user_id)?.unwrap_or_else(|| Ruleset::server_default(user_id)))
+    Ok(find_own_rules(read, user, user_id)?.unwrap_or_else(|| defaults::default_rules(user_id)))
 }
 
 /// The rules of this user, if the user ever changed any. Default rules that are newer than the change are among them.
@@ -45,7 +46,7 @@ fn decode(row: &WrittenRow, user_id: &UserId) -> Result<Ruleset, Fault> {
     let damaged =
         |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
     let mut rules: Ruleset = serde_json::from_slice(&row.content).map_err(damaged)?;
-    rules.update_with_server_default(Ruleset::server_default(user_id));
+    rules.update_with_server_default(defaults::default_rules(user_id));
     Ok(rules)
 }
 
@@ -76,7 +77,7 @@ pub fn change(
     let row = schema::PUSH_RULES.get(batch, user)?;
     let mut rules = match &row {
         Some(row) => decode(row, user_id)?,
-        None => Ruleset::server_default(user_id),
+        None => defaults::default_rules(user_id),
     };
     change(&mut rules)?;
     let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn rules_that_cannot_be_are_refused() {
-        let mut rules = Ruleset::server_default(user_id!("@alice:x"));
+        let mut rules = defaults::default_rules(user_id!("@alice:x"));
         for id in [".m.mine", "a/b", "a\\b", &"x".repeat(300)] {
             let error = insert(&mut rules, keyword(id), None, None).unwrap_err();
             assert_eq!(error.refusal().unwrap().kind, ErrorKind::InvalidParam, "{id}");
@@ -287,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_placed_before_and_after_others() {
-        let mut rules = Ruleset::server_default(user_id!("@alice:x"));
+        let mut rules = defaults::default_rules(user_id!("@alice:x"));
         for room in [room_id!("!a:x"), room_id!("!b:x"), room_id!("!c:x")] {
             let rule = NewPushRule::Room(NewSimplePushRule::new(room.to_owned(), vec![]));
             insert(&mut rules, rule, None, None).unwrap();

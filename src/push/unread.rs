@@ -14,13 +14,14 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use ruma::{EventId, OwnedUserId, UserId, push::Ruleset};
+use ruma::{EventId, OwnedUserId, UserId};
 
 use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum, UserNum},
     metrics::Metrics,
     push::{
+        defaults,
         evaluate::{Class, Scene},
         rules,
     },
@@ -151,7 +152,7 @@ fn judge(
     let outcome = match own {
         Some(rules) => scene.outcome(&rules, &user_id, &display_name(read, room, &user_id)?),
         // The default rules do not ask for the name.
-        None => scene.outcome(&Ruleset::server_default(&user_id), &user_id, ""),
+        None => scene.outcome(&defaults::default_rules(&user_id), &user_id, ""),
     };
     Ok((outcome, class))
 }

@@ -63,3 +63,50 @@ fn tell_panics(format: LogFormat) {
         }
     }));
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a process of its own has no Env")]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that panics: level and format.
+    const PANIC_AT: &str = "AQUEDUCT_TEST_PANIC_AT";
+
+    /// The log of a process that logs at this level and in which a thread panics, and goes on.
+    fn log_of_a_panic(level: &str, format: &str) -> String {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "server::logging::tests::panics_where_it_is_asked_to", "--nocapture"])
+            .env(PANIC_AT, format!("{level} {format}"))
+            .output()
+            .unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "the process ended with its thread: {log}");
+        log
+    }
+
+    #[test]
+    fn panics_where_it_is_asked_to() {
+        let Ok(asked) = std::env::var(PANIC_AT) else { return };
+        let (level, format) = asked.split_once(' ').unwrap();
+        let format = if format == "json" { LogFormat::Json } else { LogFormat::Text };
+        begin(&Log { level: level.to_owned(), format, ..Log::default() }).unwrap();
+        tracing::error!("an error that level off hides");
+        std::thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+    }
+
+    #[test]
+    fn a_panic_is_logged_at_every_level() {
+        for (level, format) in
+            [("off", "text"), ("off", "json"), ("error", "text"), ("info", "text"), ("aqueduct=off", "json")]
+        {
+            let log = log_of_a_panic(level, format);
+            let line = log.lines().find(|line| line.contains("panicked")).unwrap_or_default();
+            assert!(line.contains("on purpose") && line.contains("logging.rs"), "{level} {format}: {log}");
+            let is_json = serde_json::from_str::<serde_json::Value>(line).is_ok();
+            assert_eq!(is_json, format == "json", "{line}");
+            assert_eq!(log.contains("level off hides"), matches!(level, "error" | "info"), "{level}: {log}");
+        }
+    }
+}

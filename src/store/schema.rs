@@ -190,6 +190,11 @@ tables! {
     /// Events that counted and were redacted.
     105 UNREAD_REDACTED((RoomNum, Order) => push::RedactedOutcome) in Index, Room of "push::unread";
 
+    /// A pusher of a user, by app id and pushkey.
+    106 PUSHERS((UserNum, String, String) => Json<push::PusherRow>) in Accounts, User of "push::pushers";
+    /// The users who have a pusher of this app id and pushkey.
+    107 PUSHER_OWNERS((String, String, UserNum) => ()) in Accounts, User of "push::pushers";
+
     // --- sync and notes: 110-129 ---
 
     /// How far a user has read a room: user id, kind, thread ("" the whole room, "main", or the root's id).

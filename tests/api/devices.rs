@@ -92,6 +92,71 @@ async fn deleting_a_device_asks_for_ones_own_password() {
     assert_eq!(alice.get(&path).await.0, StatusCode::NOT_FOUND);
 }
 
+/// Clients of before identifiers name the user beside the password.
+#[tokio::test(start_paused = true)]
+async fn the_old_way_to_name_the_user_of_a_password_is_understood() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    server.register("bob").await;
+    let old = |user: &str, password: &str| {
+        json!({ "auth": {
+        "type": "m.login.password", "user": user, "password": password } })
+    };
+    for (number, (user, password, status)) in [
+        ("bob", "password of bob", 403),
+        ("alice", "wrong", 401),
+        ("@alice:elsewhere", "password of alice", 403),
+        ("alice", "password of alice", 200),
+        ("Alice", "password of alice", 200),
+        ("@alice:test.example", "password of alice", 200),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (_, device) = log_in(&alice, &format!("DEVICE{number}"), "password of alice").await;
+        let path = format!("{DEVICES}/{}", device.device_id);
+        let (found, json) = alice.delete(&path, old(user, password)).await;
+        assert_eq!(found.as_u16(), status, "{user}: {json}");
+        let gone = device.get(DEVICES).await.0 == StatusCode::UNAUTHORIZED;
+        assert_eq!(gone, status == 200, "{user}");
+    }
+    for auth in [
+        json!({ "type": "m.login.password", "medium": "email", "address": "a@b.example", "password": "password of alice" }),
+        json!({ "type": "m.login.password", "identifier": { "type": "m.id.phone", "country": "GB", "phone": "1" },
+            "password": "password of alice" }),
+    ] {
+        let (status, json) = alice.delete(&format!("{DEVICES}/X"), json!({ "auth": auth })).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (403, &json!("M_FORBIDDEN")), "{auth}");
+    }
+    for user in [json!(7), json!({}), Value::Null] {
+        let auth = json!({ "type": "m.login.password", "user": user, "password": "x" });
+        let (status, json) = alice.delete(&format!("{DEVICES}/X"), json!({ "auth": auth })).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{json}");
+    }
+}
+
+/// MSC3890: settings of a device that nobody can ever use again.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_a_device_goes_with_it() {
+    let alice = TestServer::new().register("alice").await;
+    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let path = |device: &str| {
+        format!(
+            "/_matrix/client/v3/user/{}/account_data/org.matrix.msc3890.local_notification_settings.{device}",
+            alice.user_id
+        )
+    };
+    for device in ["SECOND", &alice.device_id] {
+        assert_eq!(alice.put(&path(device), json!({ "is_silenced": true })).await.0, StatusCode::OK);
+    }
+    assert_eq!(second.post("/_matrix/client/v3/logout", json!({})).await.0, StatusCode::OK);
+    let (status, json) = alice.get(&path("SECOND")).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (404, &json!("M_NOT_FOUND")));
+    assert_eq!(alice.get(&path(&alice.device_id)).await.0, StatusCode::OK);
+    let (_, sync) = alice.get("/_matrix/client/v3/sync").await;
+    assert!(!sync["account_data"].to_string().contains("SECOND"), "{sync}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_devices_are_deleted_at_once() {
     let alice = TestServer::new().register("alice").await;

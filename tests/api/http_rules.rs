@@ -25,6 +25,33 @@ async fn unknown_paths_and_methods_are_unrecognized() {
     }
 }
 
+/// The paths of every API are known, also of those that come later: a wrong method is told from a wrong path.
+#[tokio::test(start_paused = true)]
+async fn paths_that_are_not_served_yet_are_known() {
+    let server = TestServer::new();
+    for (method, path, status) in [
+        (Method::PUT, "/_matrix/client/v3/login", 405),
+        (Method::GET, "/_matrix/federation/v1/nowhere", 404),
+        (Method::GET, "/_matrix/federation/v1/version/more", 404),
+        (Method::PUT, "/_matrix/federation/v1/version", 405),
+        (Method::GET, "/_matrix/federation/v1/send/x", 405),
+        (Method::PUT, "/_matrix/key/v2/query", 405),
+        (Method::PUT, "/_matrix/key/v2/query/", 405),
+        (Method::GET, "/_matrix/key/v2/nowhere", 404),
+        (Method::PATCH, "/_matrix/media/v3/upload", 405),
+        (Method::POST, "/_matrix/media/v3/upload", 404),
+        (Method::GET, "/_matrix/media/v3/nowhere", 404),
+        (Method::GET, "/_matrix/client/v3/room_keys/version", 404),
+        (Method::PATCH, "/_matrix/client/v3/room_keys/version", 405),
+        (Method::DELETE, "/_matrix/client/v3/rooms/!r:x/context/$e", 405),
+        (Method::POST, "/.well-known/matrix/client", 405),
+    ] {
+        let (found, json) = server.raw(method.clone(), path, None, "{}").await;
+        let expected = (status, Some("M_UNRECOGNIZED"));
+        assert_eq!((found.as_u16(), json["errcode"].as_str()), expected, "{method} {path}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn browsers_are_allowed_everywhere() {
     let server = TestServer::new();

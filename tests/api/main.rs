@@ -20,6 +20,7 @@ mod http_rules;
 mod keys;
 mod login;
 mod push_rules;
+mod pushers;
 mod receipts;
 mod profile;
 mod register;

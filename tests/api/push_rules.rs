@@ -28,6 +28,32 @@ async fn a_new_user_has_the_default_rules() {
     assert_eq!(overrides[0]["enabled"], false);
     let (status, rule) = alice.get(&format!("{RULES}/global/underride/.m.rule.message")).await;
     assert_eq!((status, &rule["default"]), (StatusCode::OK, &json!(true)));
+    let poll = ".org.matrix.msc3930.rule.poll_";
+    let (_, rule) = alice.get(&format!("{RULES}/global/override/{poll}response")).await;
+    let is_response =
+        json!({ "kind": "event_match", "key": "type", "pattern": "org.matrix.msc3381.poll.response" });
+    assert_eq!((&rule["actions"], &rule["conditions"]), (&json!([]), &json!([is_response])));
+    let underride = ids(&alice, "underride").await;
+    let place = |id: &str| underride.iter().position(|rule| *rule == format!("{poll}{id}")).unwrap();
+    for kind in ["start", "end"] {
+        assert!(place(&format!("{kind}_one_to_one")) < place(kind), "{underride:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_notifies_and_its_votes_do_not() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = room["room_id"].as_str().unwrap();
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    for (kind, unread) in [("start", 1), ("response", 1), ("end", 2)] {
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/org.matrix.msc3381.poll.{kind}/t{kind}");
+        assert_eq!(alice.put(&path, json!({ "body": "x" })).await.0, StatusCode::OK);
+        let (_, sync) = bob.get("/_matrix/client/v3/sync").await;
+        let counts = &sync["rooms"]["join"][room]["unread_notifications"];
+        assert_eq!(counts["notification_count"], unread, "{kind}: {counts}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use crate::{
     accounts::{Caller, passwords},
     api::{
         Routes,
+        confirmable::Confirmable,
         extract::{Client, MaybeClient},
     },
     error::{Refusal, Result},
@@ -37,9 +38,9 @@ pub(crate) fn require_caller(caller: Option<Caller>) -> Result<Caller> {
 /// `POST /_matrix/client/v3/account/password`
 pub(crate) async fn change_password(
     app: App,
-    client: MaybeClient<change_password::v3::Request>,
+    client: MaybeClient<Confirmable<change_password::v3::Request>>,
 ) -> Result<change_password::v3::Response> {
-    let (caller, request) = (require_caller(client.caller)?, client.request);
+    let (caller, request) = (require_caller(client.caller)?, client.request.0);
     passwords::check(&request.new_password)?;
     let wanted = json!({ "password": request.new_password, "logout_devices": request.logout_devices });
     let operation = confirm::operation("change password", Some(&caller), &wanted);
@@ -53,9 +54,9 @@ pub(crate) async fn change_password(
 /// `POST /_matrix/client/v3/account/deactivate`
 pub(crate) async fn deactivate(
     app: App,
-    client: MaybeClient<deactivate::v3::Request>,
+    client: MaybeClient<Confirmable<deactivate::v3::Request>>,
 ) -> Result<deactivate::v3::Response> {
-    let (caller, request) = (require_caller(client.caller)?, client.request);
+    let (caller, request) = (require_caller(client.caller)?, client.request.0);
     let operation = confirm::operation("deactivate", Some(&caller), &json!({ "erase": request.erase }));
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;

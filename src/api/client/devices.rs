@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     accounts::devices::{self, Device},
-    api::{Routes, extract::Client},
+    api::{Routes, confirmable::Confirmable, extract::Client},
     error::Result,
     flows::{
         App, confirm,
@@ -78,9 +78,9 @@ pub(crate) async fn update_device(
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`
 pub(crate) async fn delete_device(
     app: App,
-    client: Client<delete_device::v3::Request>,
+    client: Client<Confirmable<delete_device::v3::Request>>,
 ) -> Result<delete_device::v3::Response> {
-    let (caller, request) = (client.caller, client.request);
+    let (caller, request) = (client.caller, client.request.0);
     let wanted = json!({ "devices": [request.device_id] });
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();
@@ -92,9 +92,9 @@ pub(crate) async fn delete_device(
 /// `POST /_matrix/client/v3/delete_devices`
 pub(crate) async fn delete_devices(
     app: App,
-    client: Client<delete_devices::v3::Request>,
+    client: Client<Confirmable<delete_devices::v3::Request>>,
 ) -> Result<delete_devices::v3::Response> {
-    let (caller, request) = (client.caller, client.request);
+    let (caller, request) = (client.caller, client.request.0);
     let wanted = json!({ "devices": request.devices });
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();

@@ -7,7 +7,7 @@ use ruma::api::{
 
 use crate::{
     accounts::{devices::LogIn, registration},
-    api::{Routes, extract::Public},
+    api::{Routes, confirmable::Confirmable, extract::Public},
     error::{Refusal, Result},
     flows::{
         App,
@@ -24,9 +24,9 @@ pub(crate) fn routes(r: &mut Routes) {
 /// `POST /_matrix/client/v3/register`
 pub(crate) async fn register(
     app: App,
-    public: Public<register::v3::Request>,
+    public: Public<Confirmable<register::v3::Request>>,
 ) -> Result<register::v3::Response> {
-    let request = public.request;
+    let request = public.request.0;
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let log_in = LogIn { id: request.device_id, display_name, ip };
     if request.login_type == Some(register::LoginType::ApplicationService) {

@@ -1,6 +1,7 @@
 //! Rows of push: rules of users, and the running numbers that unread counts are worked out from.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::EventNum,
@@ -9,6 +10,15 @@ use crate::{
         key::{Decoder, Encoder, Key, Value, expect_layout},
     },
 };
+
+/// Where a user wants to be told of notifications.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PusherRow {
+    /// The number of the device that set it, with which it goes.
+    pub device: u32,
+    /// The pusher, as clients see it.
+    pub pusher: serde_json::Value,
+}
 
 /// A part of a room that is read on its own: the main timeline, or one thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,126 @@
+//! Pushers: where a user wants to be told of notifications. A pusher belongs to the device that set it, and goes with it.
+//!
+//! Specification: client-server API, "Push Notifications", `POST /pushers/set`.
+
+use http::Uri;
+use ruma::{
+    api::client::push::{Pusher, PusherKind},
+    push::HttpPusherData,
+};
+use serde_json::Value;
+
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::{DeviceNum, UserNum},
+    store::{
+        Batch, Direction, Fault, LogEntry, Read,
+        key::Json,
+        schema::{self, push::PusherRow},
+    },
+};
+
+/// A pushkey is no longer, in bytes (the specification's bound).
+const PUSHKEY_BYTES_MAX: usize = 512;
+/// An app id is no longer, in characters (the specification's bound).
+const APP_ID_CHARS_MAX: usize = 64;
+/// All of a pusher together, as JSON.
+const PUSHER_BYTES_MAX: usize = 16 << 10;
+/// A user has no more pushers.
+const PUSHERS_MAX: usize = 200;
+/// Where every push gateway is asked.
+const GATEWAY_PATH: &str = "/_matrix/push/v1/notify";
+
+/// The pushers of a user, as clients see them.
+pub fn list(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Value>, Fault> {
+    let rows = schema::PUSHERS.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
+    rows.map(|row| row.map(|(_, Json(row))| row.pusher)).collect()
+}
+
+/// The users who have a pusher with this app id and pushkey.
+pub fn list_owners(read: &(impl Read + ?Sized), app_id: &str, pushkey: &str) -> Result<Vec<UserNum>, Fault> {
+    let rows = schema::PUSHER_OWNERS.prefix::<(String, String)>(read, (app_id, pushkey), Direction::Up)?;
+    rows.map(|row| row.map(|((_, _, user), ())| user)).collect()
+}
+
+/// Sets a pusher of this device, or replaces the user's one of the same app id and pushkey. Unless `append`, other users'
+/// pushers of that name go: the app is now this user's. Under the user's and the server's lock.
+/// Errors: 400 `M_INVALID_PARAM` for what cannot be a pusher; 413 for too many.
+pub fn set(
+    batch: &mut Batch,
+    (user, device): (UserNum, DeviceNum),
+    pusher: &Pusher,
+    append: bool,
+    allow_http: bool,
+) -> Result<()> {
+    let (app_id, pushkey) = (pusher.ids.app_id.as_str(), pusher.ids.pushkey.as_str());
+    check_ids(app_id, pushkey)?;
+    match &pusher.kind {
+        PusherKind::Http(data) => check_gateway(data, allow_http)?,
+        PusherKind::Email(_) => return Err(Refusal::invalid_param("This server sends no e-mail.").into()),
+        _ => return Err(Refusal::invalid_param("There are pushers of kind http only.").into()),
+    }
+    let shown = serde_json::to_value(pusher).map_err(|error| Error::broken(error.to_string()))?;
+    if shown.to_string().len() > PUSHER_BYTES_MAX {
+        return Err(Refusal::invalid_param("This pusher is too large.").into());
+    }
+    if !schema::PUSHERS.contains(batch, (user, app_id, pushkey))? && list(batch, user)?.len() >= PUSHERS_MAX {
+        return Err(Refusal::too_large("These are too many pushers.").into());
+    }
+    if !append {
+        for other in list_owners(batch, app_id, pushkey)? {
+            if other != user {
+                delete(batch, other, app_id, pushkey)?;
+            }
+        }
+    }
+    schema::PUSHERS.put(batch, (user, app_id, pushkey), &Json(PusherRow { device: device.0, pusher: shown }));
+    schema::PUSHER_OWNERS.put(batch, (app_id, pushkey, user), &());
+    batch.position(&LogEntry::Account { user });
+    Ok(())
+}
+
+fn check_ids(app_id: &str, pushkey: &str) -> Result<(), Refusal> {
+    if pushkey.is_empty() || pushkey.len() > PUSHKEY_BYTES_MAX {
+        return Err(Refusal::invalid_param("A pushkey has 1 to 512 bytes."));
+    }
+    if app_id.is_empty() || app_id.chars().count() > APP_ID_CHARS_MAX {
+        return Err(Refusal::invalid_param("An app id has 1 to 64 characters."));
+    }
+    Ok(())
+}
+
+fn check_gateway(data: &HttpPusherData, allow_http: bool) -> Result<(), Refusal> {
+    let url: Option<Uri> = data.url.parse().ok();
+    let fits = url.is_some_and(|url| {
+        let scheme = url.scheme_str();
+        (scheme == Some("https") || (allow_http && scheme == Some("http")))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && url.path() == GATEWAY_PATH
+    });
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::invalid_param(format!("The URL of a push gateway is https://<host>{GATEWAY_PATH}.")))
+}
+
+/// Takes a pusher away, if there is one. Under its user's lock, or the server's.
+pub fn delete(batch: &mut Batch, user: UserNum, app_id: &str, pushkey: &str) -> Result<(), Fault> {
+    if schema::PUSHERS.contains(batch, (user, app_id, pushkey))? {
+        schema::PUSHERS.delete(batch, (user, app_id, pushkey));
+        schema::PUSHER_OWNERS.delete(batch, (app_id, pushkey, user));
+        batch.position(&LogEntry::Account { user });
+    }
+    Ok(())
+}
+
+/// Takes away what a device has set: it is logged out. Under the user's lock.
+pub fn delete_of_device(batch: &mut Batch, user: UserNum, device: DeviceNum) -> Result<(), Fault> {
+    let rows = schema::PUSHERS.prefix::<(UserNum,)>(batch, (user,), Direction::Up)?;
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    for ((_, app_id, pushkey), Json(row)) in rows {
+        if row.device == device.0 {
+            delete(batch, user, &app_id, &pushkey)?;
+        }
+    }
+    Ok(())
+}
