@@ -74,7 +74,13 @@ impl Look {
     }
 
     fn viewer(&self) -> Viewer<'_> {
-        Viewer { user: &self.user, device: Some(&self.device), now_ms: self.now_ms, with_room_id: true }
+        Viewer {
+            user: &self.user,
+            device: Some(&self.device),
+            now_ms: self.now_ms,
+            with_room_id: true,
+            until: self.sight.joined_until().unwrap_or(Order::MAX),
+        }
     }
 
     /// Refuses who never was in the room, has forgotten it, and may not look in from outside: 403 `M_FORBIDDEN`.

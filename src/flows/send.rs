@@ -12,7 +12,7 @@ use crate::{
         commit::{Change, Txn},
         event,
         power::Power,
-        redact,
+        redact, relations,
     },
     store::schema::rooms::Membership,
 };
@@ -69,6 +69,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
         if let Some(target) = &draft.redacts {
             require_may_redact(change, &draft.sender, target)?;
         }
+        relations::check(&change.batch, room, &draft)?;
         let stored = change.add_once(&signer, &draft, &txn)?;
         Ok(stored.id(&change.row))
     })

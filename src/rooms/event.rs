@@ -296,6 +296,8 @@ pub struct Viewer<'a> {
     pub now_ms: u64,
     /// Whether the event names its room: `/sync` leaves that out.
     pub with_room_id: bool,
+    /// Up to where they see what refers to an event: to the end, unless they left.
+    pub until: Order,
 }
 
 /// What stands in an event's `unsigned` beside its age.

@@ -68,16 +68,22 @@ impl RelationFilter {
         if self.related_by_rel_types.is_none() && self.related_by_senders.is_none() {
             return Ok(true);
         }
-        let wants = |list: &Option<Vec<String>>, value: &String| {
-            list.as_ref().is_none_or(|list| list.contains(value))
+        let rel_types: Vec<Option<&str>> = match &self.related_by_rel_types {
+            Some(types) => types.iter().map(|rel_type| Some(rel_type.as_str())).collect(),
+            None => vec![None],
         };
-        let related = relations::list(read, room, stored.event(), Direction::Up)?;
-        for row in related.take(RELATED_LOOKED_AT_MAX) {
-            let (_, row) = row?;
-            if wants(&self.related_by_rel_types, &row.rel_type)
-                && wants(&self.related_by_senders, &row.sender)
-            {
-                return Ok(true);
+        let mut left = RELATED_LOOKED_AT_MAX;
+        for rel_type in rel_types {
+            let rows =
+                relations::list(read, room, stored.event(), rel_type, relations::ANYWHERE, Direction::Up)?;
+            for row in rows.take(left) {
+                let (_, row) = row?;
+                left -= 1;
+                if rel_type.is_none_or(|rel_type| row.rel_type == rel_type)
+                    && self.related_by_senders.as_ref().is_none_or(|senders| senders.contains(&row.sender))
+                {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

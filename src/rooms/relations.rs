@@ -1,21 +1,35 @@
 //! Events that refer to others: edits, threads, references, annotations (client-server API, "Forming relationships").
+//!
+//! What is bundled with an event is kept in one row (`RELATED`), so that showing an event reads that row and no more,
+//! however many refer to it. Its events are read from there, or, for a reader who may not see the newest of them, from
+//! the part of the index that stands below what they may see.
 
-use std::{borrow::Cow, fmt::Write as _, ops::Bound};
+mod bundle;
 
-use ruma::{OwnedEventId, UserId};
+use std::{borrow::Cow, cmp::Reverse, iter::Peekable, ops::Bound};
+
+use ruma::{OwnedEventId, UserId, api::error::ErrorKind};
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
+    error::{Error, Refusal},
     ids::{EventNum, Order, RoomNum},
-    rooms::event::{self, Stored, Viewer},
+    rooms::{
+        build::Draft,
+        event::{self, Stored},
+    },
     store::{
         Batch, Direction, Fault, Read, schema,
-        schema::rooms::{RelationRow, RoomRow},
+        schema::relations::{RelatedRow, RelationKind, RelationRow},
     },
 };
 
-/// References that are bundled with an event, at most.
-const REFERENCES_MAX: usize = 100;
+pub(crate) use bundle::{Depth, bundle};
+
+/// Rows that are looked at, at most, to work out again what is bundled: when the newest edit is redacted, or for a
+/// reader who does not see the newest.
+const AGAIN_MAX: usize = 1_000;
 
 /// How an event refers to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,48 +61,298 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
     Some(RelatesTo { rel_type: relation.rel_type.into_owned(), event_id: relation.event_id })
 }
 
-/// Writes the row of an accepted event that refers to another one of its room.
+/// Refuses what a client may not relate: a thread that would grow from an event that relates to another itself
+/// (400 `M_UNKNOWN`), an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`).
+pub(crate) fn check(read: &(impl Read + ?Sized), room: RoomNum, draft: &Draft) -> Result<(), Error> {
+    let content = draft.raw_content()?;
+    let Some(relation) = relates_to(content.get()) else { return Ok(()) };
+    let Some(parent) = event::find_num(read, room, &relation.event_id)? else { return Ok(()) };
+    match RelationKind::of(&relation.rel_type) {
+        RelationKind::Thread => {
+            let root = event::find(read, room, parent)?;
+            if root.is_some_and(|root| relates_to(root.row.content()).is_some()) {
+                let why = "No thread can begin at an event that relates to another one.";
+                return Err(Refusal::new(ErrorKind::Unknown, why).into());
+            }
+        }
+        RelationKind::Annotation => {
+            if let Some(mark) = annotation(content.get(), draft.sender.as_str(), &draft.kind)
+                && schema::ANNOTATED.contains(read, (room, parent, &mark))?
+            {
+                let why = "You have annotated the event like this before.";
+                return Err(Refusal::new(ErrorKind::DuplicateAnnotation, why).into());
+            }
+        }
+        RelationKind::Replace | RelationKind::Reference | RelationKind::Other => {}
+    }
+    Ok(())
+}
+
+/// What makes two annotations of an event the same: who made it, its type and its key. `None` if it has no key.
+fn annotation(content: &str, sender: &str, event_type: &str) -> Option<[u8; 16]> {
+    #[derive(Deserialize)]
+    struct Annotation<'a> {
+        #[serde(borrow)]
+        key: Cow<'a, str>,
+    }
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow, rename = "m.relates_to")]
+        relates_to: Annotation<'a>,
+    }
+    let key = serde_json::from_str::<Content<'_>>(content).ok()?.relates_to.key;
+    let mut hash = Sha256::new();
+    for part in [sender, event_type, &key] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().first_chunk().copied()
+}
+
+/// Writes the rows of an accepted event that refers to another one of its room.
 pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
-    if relation.rel_type == "m.thread" {
-        if let Some(tip) = schema::THREAD_TIP.get(batch, (room, parent))? {
-            schema::THREAD.delete(batch, (room, tip));
+    let (kind, event) = (RelationKind::of(&relation.rel_type), stored.event());
+    let sender = stored.row.sender().into_owned();
+    let mut related = schema::RELATED.get(batch, (room, parent))?.unwrap_or_default();
+    match kind {
+        RelationKind::Replace => {
+            let old = related.edit.map(|edit| event::find(batch, room, edit)).transpose()?.flatten();
+            let original = event::find(batch, room, parent)?;
+            if original.is_some_and(|original| is_edit_of(&original, stored))
+                && old.is_none_or(|old| sent(&old) < sent(stored))
+            {
+                related.edit = Some(event);
+            }
         }
-        schema::THREAD_TIP.put(batch, (room, parent), &stored.order);
-        schema::THREAD.put(batch, (room, stored.order), &parent);
+        RelationKind::Thread => {
+            related.thread_count += 1;
+            count_sender(batch, room, parent, &sender, |count| count + 1)?;
+            if related.thread_tip.is_none_or(|(tip, _)| tip < stored.order) {
+                move_thread(batch, room, parent, &mut related, Some((stored.order, event)));
+            }
+        }
+        RelationKind::Reference => related.reference_count += 1,
+        RelationKind::Annotation => {
+            if let Some(mark) = annotation(stored.row.content(), &sender, &stored.row.event_type()) {
+                schema::ANNOTATED.put(batch, (room, parent, &mark), &event);
+            }
+        }
+        RelationKind::Other => {}
     }
-    let row = RelationRow {
-        event: stored.event(),
-        rel_type: relation.rel_type,
-        event_type: stored.row.event_type().into_owned(),
-        sender: stored.row.sender().into_owned(),
-    };
-    schema::RELATION.put(batch, (room, parent, stored.order), &row);
+    let event_type = stored.row.event_type().into_owned();
+    let row = RelationRow { event, rel_type: relation.rel_type, event_type, sender };
+    schema::RELATION.put(batch, (room, parent, kind, stored.order), &row);
+    put_related(batch, room, parent, &related);
     Ok(())
 }
 
-/// Takes the row away of an event that is about to be redacted: its relation goes with its content.
+/// Takes the rows away of an event that is about to be redacted: its relation goes with its content.
 pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
-    if let Some(parent) = event::find_num(batch, room, &relation.event_id)? {
-        schema::RELATION.delete(batch, (room, parent, stored.order));
+    let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
+    let kind = RelationKind::of(&relation.rel_type);
+    let place = (room, parent, kind, stored.order);
+    if !schema::RELATION.contains(batch, place)? {
+        return Ok(());
+    }
+    schema::RELATION.delete(batch, place);
+    let (event, sender) = (stored.event(), stored.row.sender());
+    let mut related = schema::RELATED.get(batch, (room, parent))?.unwrap_or_default();
+    match kind {
+        RelationKind::Replace if related.edit == Some(event) => {
+            let original = event::find(batch, room, parent)?;
+            let edit =
+                original.map(|original| newest_edit(batch, room, &original, Order::MAX)).transpose()?;
+            related.edit = edit.flatten().map(|edit| edit.event());
+        }
+        RelationKind::Thread => {
+            related.thread_count = related.thread_count.saturating_sub(1);
+            count_sender(batch, room, parent, &sender, |count| count.saturating_sub(1))?;
+            if related.thread_tip.is_some_and(|(_, tip)| tip == event) {
+                let tip = newest_of(batch, room, parent, RelationKind::Thread, Order::MAX)?;
+                move_thread(batch, room, parent, &mut related, tip);
+            }
+        }
+        RelationKind::Reference => related.reference_count = related.reference_count.saturating_sub(1),
+        RelationKind::Annotation => {
+            if let Some(mark) = annotation(stored.row.content(), &sender, &stored.row.event_type()) {
+                schema::ANNOTATED.delete(batch, (room, parent, &mark));
+            }
+        }
+        RelationKind::Replace | RelationKind::Other => {}
+    }
+    put_related(batch, room, parent, &related);
+    Ok(())
+}
+
+fn put_related(batch: &mut Batch, room: RoomNum, parent: EventNum, related: &RelatedRow) {
+    if *related == RelatedRow::default() {
+        schema::RELATED.delete(batch, (room, parent));
+    } else {
+        schema::RELATED.put(batch, (room, parent), related);
+    }
+}
+
+fn count_sender(
+    batch: &mut Batch,
+    room: RoomNum,
+    root: EventNum,
+    sender: &str,
+    change: impl FnOnce(u64) -> u64,
+) -> Result<(), Fault> {
+    let count = change(schema::THREAD_SENDER.get(batch, (room, root, sender))?.unwrap_or(0));
+    if count == 0 {
+        schema::THREAD_SENDER.delete(batch, (room, root, sender));
+    } else {
+        schema::THREAD_SENDER.put(batch, (room, root, sender), &count);
     }
     Ok(())
 }
 
-/// The events that refer to this one, by their order.
+fn move_thread(
+    batch: &mut Batch,
+    room: RoomNum,
+    root: EventNum,
+    related: &mut RelatedRow,
+    tip: Option<(Order, EventNum)>,
+) {
+    if let Some((old, _)) = related.thread_tip {
+        schema::THREAD.delete(batch, (room, old));
+    }
+    if let Some((new, _)) = tip {
+        schema::THREAD.put(batch, (room, new), &root);
+    }
+    related.thread_tip = tip;
+}
+
+/// Edits are of messages: redacted events and state events have none, an edit is not edited itself, and nobody edits what
+/// others wrote.
+fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
+    can_be_edited(original)
+        && original.row.sender() == edit.row.sender()
+        && original.row.event_type() == edit.row.event_type()
+        && edit.row.header.state_key.is_none()
+}
+
+fn can_be_edited(original: &Stored) -> bool {
+    let is_edit =
+        || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == "m.replace");
+    !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
+}
+
+/// Of two edits the one that was sent later counts, and of two sent at once the one with the greater id.
+fn sent(edit: &Stored) -> (u64, schema::rooms::EventHash) {
+    (edit.row.header.sent_ms, edit.row.header.hash)
+}
+
+/// The edit that counts among those at or below an order.
+fn newest_edit(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    original: &Stored,
+    until: Order,
+) -> Result<Option<Stored>, Fault> {
+    let mut newest = None::<Stored>;
+    let span = (Bound::Unbounded, Bound::Included(until));
+    for row in
+        list_kind(read, room, original.event(), RelationKind::Replace, span, Direction::Down)?.take(AGAIN_MAX)
+    {
+        let edit = event::find(read, room, row?.1.event)?.filter(|edit| is_edit_of(original, edit));
+        newest = edit.filter(|edit| newest.as_ref().is_none_or(|old| sent(old) < sent(edit))).or(newest);
+    }
+    Ok(newest)
+}
+
+fn newest_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    parent: EventNum,
+    kind: RelationKind,
+    until: Order,
+) -> Result<Option<(Order, EventNum)>, Fault> {
+    let span = (Bound::Unbounded, Bound::Included(until));
+    let newest = list_kind(read, room, parent, kind, span, Direction::Down)?.next().transpose()?;
+    Ok(newest.map(|(order, row)| (order, row.event)))
+}
+
+/// A part of a room's timeline.
+pub type Span = (Bound<Order>, Bound<Order>);
+
+/// All of it.
+pub const ANYWHERE: Span = (Bound::Unbounded, Bound::Unbounded);
+
+/// A row of the index, with the order of its event.
+type Related = Result<(Order, RelationRow), Fault>;
+
+fn list_kind<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    parent: EventNum,
+    kind: RelationKind,
+    (low, high): Span,
+    direction: Direction,
+) -> Result<impl Iterator<Item = Related> + 'r, Fault> {
+    let end = Order::upto(read.upto());
+    let high = match high {
+        Bound::Included(order) => Bound::Included(order.min(end)),
+        Bound::Excluded(order) if order <= end => Bound::Excluded(order),
+        _ => Bound::Included(end),
+    };
+    let low = match low {
+        Bound::Unbounded => Bound::Included(Order::MIN),
+        low => low,
+    };
+    let key = |order| (room, parent, kind, order);
+    let rows = schema::RELATION.range::<(RoomNum, EventNum, RelationKind, Order)>(
+        read,
+        low.map(key),
+        high.map(key),
+        direction,
+    )?;
+    Ok(rows.map(|row| row.map(|((_, _, _, order), row)| (order, row))))
+}
+
+/// The events that refer to this one, in this way or in any, by their order, within a part of the timeline.
 pub fn list<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
     parent: EventNum,
+    rel_type: Option<&str>,
+    span: Span,
     direction: Direction,
-) -> Result<impl Iterator<Item = Result<(Order, RelationRow), Fault>> + 'r, Fault> {
-    let rows = schema::RELATION.prefix::<(RoomNum, EventNum)>(read, (room, parent), direction)?;
-    let end = Order::upto(read.upto());
-    Ok(rows
-        .map(|row| row.map(|((_, _, order), row)| (order, row)))
-        .filter(move |row| row.as_ref().map_or(true, |(order, _)| *order <= end)))
+) -> Result<impl Iterator<Item = Related> + 'r, Fault> {
+    let kinds = RelationKind::ALL.into_iter();
+    let kinds = kinds.filter(|kind| rel_type.is_none_or(|rel_type| RelationKind::of(rel_type) == *kind));
+    let lists =
+        kinds.map(|kind| list_kind(read, room, parent, kind, span, direction).map(Iterator::peekable));
+    Ok(Merged { lists: lists.collect::<Result<_, _>>()?, direction })
+}
+
+/// Several sorted lists as one.
+struct Merged<I: Iterator<Item = Related>> {
+    lists: Vec<Peekable<I>>,
+    direction: Direction,
+}
+
+impl<I: Iterator<Item = Related>> Iterator for Merged<I> {
+    type Item = Related;
+
+    fn next(&mut self) -> Option<Related> {
+        let head = |list: &mut Peekable<I>| match list.peek() {
+            None => None,
+            // A fault is told at once.
+            Some(Err(_)) => Some(None),
+            Some(Ok((order, _))) => Some(Some(*order)),
+        };
+        let heads = self.lists.iter_mut().enumerate().filter_map(|(at, list)| Some((head(list)?, at)));
+        let (_, at) = match self.direction {
+            Direction::Up => heads.min()?,
+            Direction::Down => heads.min_by_key(|(order, _)| order.map(Reverse))?,
+        };
+        self.lists.get_mut(at)?.next()
+    }
 }
 
 /// The events that threads of a room grow from, with the order of the thread's newest event, newest first; those
@@ -115,88 +379,8 @@ pub fn took_part(
     root: &Stored,
     user: &UserId,
 ) -> Result<bool, Fault> {
-    if root.row.sender() == user.as_str() {
-        return Ok(true);
-    }
-    for row in list(read, room, root.event(), Direction::Up)? {
-        let (_, row) = row?;
-        if row.rel_type == "m.thread" && row.sender == user.as_str() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// How much is bundled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// Everything.
-    Full,
-    /// The newest edit only: for an event inside another's bundle, so that chains of threads cost nothing.
-    Edit,
-}
-
-/// What refers to an event, as it stands in the event's `unsigned`; `None` if nothing does.
-pub(crate) fn bundle(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    stored: &Stored,
-    viewer: &Viewer<'_>,
-    depth: Depth,
-) -> Result<Option<String>, Fault> {
-    let (mut edit, mut thread, mut threads, mut took_part) = (None::<Stored>, None, 0_u64, false);
-    let mut references = Vec::new();
-    let (sender, event_type) = (stored.row.sender(), stored.row.event_type());
-    for row in list(read, num, stored.event(), Direction::Up)? {
-        let (_, row) = row?;
-        match row.rel_type.as_str() {
-            "m.replace" if row.sender == sender && row.event_type == event_type => {
-                let newer = event::find(read, num, row.event)?.filter(|new| {
-                    let time = |stored: &Stored| (stored.row.header.sent_ms, stored.row.header.hash);
-                    edit.as_ref().is_none_or(|old| time(old) < time(new))
-                });
-                edit = newer.or(edit);
-            }
-            "m.thread" if depth == Depth::Full => {
-                threads += 1;
-                took_part |= row.sender == viewer.user.as_str();
-                thread = Some(row.event);
-            }
-            "m.reference" if depth == Depth::Full && references.len() < REFERENCES_MAX => {
-                references.push(row.event)
-            }
-            _ => {}
-        }
-    }
-    // Edits are of messages: redacted events and state events have none, and an edit is not edited itself.
-    let is_edit =
-        || relates_to(stored.row.content()).is_some_and(|relation| relation.rel_type == "m.replace");
-    if edit.is_some() && (stored.row.is_redacted() || stored.row.header.state_key.is_some() || is_edit()) {
-        edit = None;
-    }
-    took_part |= threads > 0 && sender == viewer.user.as_str();
-    let mut parts = Vec::new();
-    if let Some(edit) = edit {
-        parts.push(format!(r#""m.replace":{}"#, event::show_plain(read, num, room, &edit, viewer)?));
-    }
-    if !references.is_empty() {
-        let mut chunk = String::new();
-        for reference in references {
-            let id = event::require(read, num, reference)?.id(room);
-            let _ = write!(chunk, r#"{}{{"event_id":"{id}"}}"#, if chunk.is_empty() { "" } else { "," });
-        }
-        parts.push(format!(r#""m.reference":{{"chunk":[{chunk}]}}"#));
-    }
-    if let Some(latest) = thread {
-        let latest = event::require(read, num, latest)?;
-        // The newest event of a thread shows its own newest edit, but no more than that.
-        let latest = event::show_inside(read, num, room, &latest, viewer)?;
-        parts.push(format!(
-            r#""m.thread":{{"count":{threads},"current_user_participated":{took_part},"latest_event":{latest}}}"#
-        ));
-    }
-    Ok((!parts.is_empty()).then(|| format!("{{{}}}", parts.join(","))))
+    Ok(root.row.sender() == user.as_str()
+        || schema::THREAD_SENDER.contains(read, (room, root.event(), user.as_str()))?)
 }
 
 #[cfg(test)]

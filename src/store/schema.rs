@@ -4,6 +4,7 @@
 
 pub mod push;
 pub mod receipts;
+pub mod relations;
 pub mod accounts;
 pub mod encryption;
 pub mod rooms;
@@ -19,7 +20,8 @@ use crate::{
         engine::Family,
         key::Json,
         log::LogEntry,
-        schema::rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RelationRow, RoomRow, UserRoomRow},
+        schema::relations::{RelatedRow, RelationKind, RelationRow},
+        schema::rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RoomRow, UserRoomRow},
         schema::state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
         table::{Domain, Table},
     },
@@ -90,8 +92,6 @@ tables! {
     16 ROOM_USER((RoomNum, UserNum) => Membership) in Index, Room of "rooms::members";
     /// The event that (room, user, device, endpoint, transaction id) made.
     17 TXN((RoomNum, UserNum, String, String, String) => EventNum) in Index, Room of "rooms::commit";
-    /// Events that refer to the event of this number, by their order.
-    18 RELATION((RoomNum, EventNum, Order) => RelationRow) in Index, Room of "rooms::relations";
     /// The room that an alias names.
     19 ALIAS(String => Json<AliasRow>) in Index, Server of "rooms::aliases";
     /// The aliases of a room.
@@ -100,10 +100,17 @@ tables! {
     21 PUBLISHED(RoomNum => ()) in Index, Server of "rooms::directory";
     /// The event that a thread grows from, by the order of the thread's newest event.
     22 THREAD((RoomNum, Order) => EventNum) in Index, Room of "rooms::relations";
-    /// The order of the newest event of the thread that grows from this event.
-    23 THREAD_TIP((RoomNum, EventNum) => Order) in Index, Room of "rooms::relations";
     /// A room's events that clients do not see: rejected, soft-failed.
     24 ASIDE((RoomNum, EventNum) => AsideRow) in Events, Room of "rooms::commit";
+
+    /// Events that refer to the event of this number, by kind and by their order.
+    25 RELATION((RoomNum, EventNum, RelationKind, Order) => RelationRow) in Index, Room of "rooms::relations";
+    /// What is bundled with an event: its newest edit, its thread, how many refer to it.
+    26 RELATED((RoomNum, EventNum) => RelatedRow) in Index, Room of "rooms::relations";
+    /// How many events of the thread that grows from an event a user sent.
+    27 THREAD_SENDER((RoomNum, EventNum, String) => u64) in Index, Room of "rooms::relations";
+    /// The annotation that a user made; the last part is a hash of (user, event type, annotation key).
+    28 ANNOTATED((RoomNum, EventNum, [u8; 16]) => EventNum) in Index, Room of "rooms::relations";
 
     // --- room state: 30-49 (the layout is explained in rooms/state.rs) ---
     /// The type and state key behind a number.

@@ -67,6 +67,7 @@ impl Window<'_> {
             device: Some(self.ask.caller.device_id.as_str()),
             now_ms: self.now_ms,
             with_room_id: false,
+            until: Order::MAX,
         }
     }
 

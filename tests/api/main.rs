@@ -24,6 +24,7 @@ mod pushers;
 mod receipts;
 mod profile;
 mod register;
+mod relations;
 mod restore;
 mod rooms;
 mod to_device;

@@ -493,59 +493,6 @@ async fn of_a_thousand_who_want_one_thing_one_gets_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_refers_to_an_event_is_found_and_bundled() {
-    let server = TestServer::new();
-    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let room = alice.create(json!({ "preset": "public_chat" })).await;
-    bob.ok_post(&format!("/join/{room}"), json!({})).await;
-    let root = alice.say(&room, "0", "root").await;
-    let relate = async |who: &TestClient, txn: &str, kind: &str, rel_type: &str, to: &str| {
-        let content = json!({
-            "body": txn, "m.new_content": { "body": txn }, "m.relates_to": { "rel_type": rel_type, "event_id": to },
-        });
-        let json = who.ok_put(&format!("/rooms/{room}/send/{kind}/{txn}"), content).await;
-        json["event_id"].as_str().unwrap().to_owned()
-    };
-    relate(&alice, "edit1", "m.room.message", "m.replace", &root).await;
-    tokio::time::advance(std::time::Duration::from_millis(1)).await;
-    let edit = relate(&alice, "edit2", "m.room.message", "m.replace", &root).await;
-    relate(&bob, "forged", "m.room.message", "m.replace", &root).await;
-    relate(&bob, "thread1", "m.room.message", "m.thread", &root).await;
-    let latest = relate(&bob, "thread2", "m.room.message", "m.thread", &root).await;
-    let reference = relate(&bob, "ref", "org.test", "m.reference", &root).await;
-    relate(&bob, "like", "m.reaction", "m.annotation", &root).await;
-
-    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&root))).await;
-    let bundle = &event["unsigned"]["m.relations"];
-    assert_eq!(bundle["m.replace"]["event_id"], edit, "{event}");
-    assert_eq!(bundle["m.thread"]["count"], 2);
-    assert_eq!(bundle["m.thread"]["latest_event"]["event_id"], latest);
-    assert_eq!(bundle["m.thread"]["current_user_participated"], true);
-    assert_eq!(bundle["m.reference"]["chunk"], json!([{ "event_id": reference }]));
-    let relations = |rest: &str| format!("/_matrix/client/v1/rooms/{room}/relations/{}{rest}", enc(&root));
-    let count = async |rest: &str| {
-        let (status, json) = alice.get(&relations(rest)).await;
-        assert_eq!(status, StatusCode::OK, "{json}");
-        json["chunk"].as_array().unwrap().len()
-    };
-    assert_eq!(count("").await, 7);
-    assert_eq!(count("/m.thread").await, 2);
-    assert_eq!(count("/m.annotation/m.reaction").await, 1);
-    let (_, first) = alice.get(&relations("?limit=4")).await;
-    let (_, second) =
-        alice.get(&relations(&format!("?limit=4&from={}", first["next_batch"].as_str().unwrap()))).await;
-    assert_eq!(second["chunk"].as_array().unwrap().len(), 3);
-    assert_eq!(second.get("next_batch"), None);
-    let (_, deep) = alice.get(&relations("?recurse=true&dir=f")).await;
-    assert_eq!(deep["chunk"].as_array().unwrap().len(), 7);
-    let (_, newest) = alice.get(&relations("?limit=1")).await;
-    assert_eq!(newest["chunk"][0]["type"], "m.reaction", "the newest come first");
-    // What is redacted refers to nothing.
-    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&latest)), json!({})).await;
-    assert_eq!(count("/m.thread").await, 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn creators_have_no_level_and_rooms_are_created_once() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
@@ -633,39 +580,6 @@ async fn whoever_knocks_can_be_let_in() {
         StatusCode::FORBIDDEN,
         "M_FORBIDDEN",
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn threads_are_listed_with_the_newest_first() {
-    let server = TestServer::new();
-    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let room = alice.create(json!({ "preset": "public_chat" })).await;
-    bob.ok_post(&format!("/join/{room}"), json!({})).await;
-    let (one, two) = (alice.say(&room, "1", "one").await, bob.say(&room, "2", "two").await);
-    let reply = async |who: &TestClient, txn: &str, to: &str| {
-        let content = json!({ "body": txn, "m.relates_to": { "rel_type": "m.thread", "event_id": to } });
-        who.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), content).await;
-    };
-    let threads = async |query: &str| {
-        let (status, json) = alice.get(&format!("/_matrix/client/v1/rooms/{room}/threads{query}")).await;
-        assert_eq!(status, StatusCode::OK, "{json}");
-        let roots = json["chunk"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|root| root["event_id"].as_str().unwrap().to_owned());
-        (roots.collect::<Vec<_>>(), json["next_batch"].as_str().map(str::to_owned))
-    };
-    assert_eq!(threads("").await.0, Vec::<String>::new());
-    reply(&bob, "r1", &one).await;
-    reply(&bob, "r2", &two).await;
-    assert_eq!(threads("").await.0, [two.clone(), one.clone()]);
-    reply(&bob, "r3", &one).await;
-    assert_eq!(threads("").await.0, [one.clone(), two.clone()]);
-    assert_eq!(threads("?include=participated").await.0, std::slice::from_ref(&one));
-    let (first, next) = threads("?limit=1").await;
-    assert_eq!(first, [one]);
-    assert_eq!(threads(&format!("?limit=1&from={}", next.unwrap())).await, (vec![two], None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! What refers to an event, and the threads of a room.
 
-use std::sync::Arc;
+use std::{
+    ops::{Bound, RangeBounds as _},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
@@ -12,7 +15,7 @@ use crate::{
     flows::App,
     ids::{EventNum, Order, RoomNum},
     rooms::{event, relations, timeline::PageToken},
-    store::{Direction, Fault, Snapshot, schema::rooms::RelationRow},
+    store::{Direction, Fault, Snapshot, schema::relations::RelationRow},
 };
 
 /// Which of the events that refer to one are asked for.
@@ -53,12 +56,13 @@ struct Span {
 }
 
 impl Span {
-    fn holds(&self, order: Order) -> bool {
+    /// The orders in it: above the lower end, up to the higher one.
+    fn bounds(&self) -> relations::Span {
         let (low, high) = match self.direction {
             Direction::Up => (self.from, self.to),
             Direction::Down => (self.to, self.from),
         };
-        low.is_none_or(|low| order > low) && high.is_none_or(|high| order <= high)
+        (low.map_or(Bound::Unbounded, Bound::Excluded), high.map_or(Bound::Unbounded, Bound::Included))
     }
 }
 
@@ -83,11 +87,14 @@ pub(crate) async fn relations(
                 next = last;
                 break;
             }
-            let (order, event) = relation?;
+            let (order, event, fits) = relation?;
             last = Some(match wanted.direction {
                 Direction::Up => PageToken::above(order),
                 Direction::Down => PageToken::below(order),
             });
+            if !fits {
+                continue;
+            }
             let stored = event::require(&*snapshot, look.num, event)?;
             if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
                 chunk.push(look.show(&stored, membership)?);
@@ -108,9 +115,9 @@ pub(crate) async fn relations(
     .await
 }
 
-type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum), Fault>> + 'r>;
+type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum, bool), Fault>> + 'r>;
 
-/// The events that refer to `parent` and are asked for, in the direction that is.
+/// The events that refer to `parent`, in the direction that is asked for, and whether they are what is asked for.
 fn list<'r>(
     read: &'r Snapshot,
     room: RoomNum,
@@ -118,19 +125,17 @@ fn list<'r>(
     span: Span,
     wanted: &'r RelationsWanted,
 ) -> Result<Relations<'r>, Fault> {
+    let bounds = span.bounds();
     if wanted.recurse {
         let mut found = descendants(read, room, parent, wanted)?;
-        found.retain(|(order, _)| span.holds(*order));
+        found.retain(|(order, _)| bounds.contains(order));
         if span.direction == Direction::Down {
             found.reverse();
         }
-        return Ok(Box::new(found.into_iter().map(Ok)));
+        return Ok(Box::new(found.into_iter().map(|(order, event)| Ok((order, event, true)))));
     }
-    let rows = relations::list(read, room, parent, span.direction)?;
-    Ok(Box::new(rows.filter_map(move |row| match row {
-        Ok((order, row)) => (span.holds(order) && wanted.fits(&row)).then_some(Ok((order, row.event))),
-        Err(fault) => Some(Err(fault)),
-    })))
+    let rows = relations::list(read, room, parent, wanted.rel_type.as_deref(), bounds, span.direction)?;
+    Ok(Box::new(rows.map(|row| row.map(|(order, row)| (order, row.event, wanted.fits(&row))))))
 }
 
 /// What refers to an event, and what refers to that, and so on, by rising order; at most [`SCANNED_MAX`] are looked at.
@@ -144,7 +149,8 @@ fn descendants(
     for _ in 0..RECURSION_MAX {
         let mut children = Vec::new();
         for parent in parents {
-            for row in relations::list(read, room, parent, Direction::Down)?.take(left) {
+            let rows = relations::list(read, room, parent, None, relations::ANYWHERE, Direction::Down)?;
+            for row in rows.take(left) {
                 let (order, row) = row?;
                 left -= 1;
                 children.push(row.event);

@@ -503,40 +503,6 @@ impl Value for Membership {
     }
 }
 
-/// An event that refers to another one (`m.relates_to`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelationRow {
-    /// The event that refers.
-    pub event: EventNum,
-    /// How: `m.replace`, `m.thread`, ..
-    pub rel_type: String,
-    /// The type of the event that refers.
-    pub event_type: String,
-    /// Who sent it.
-    pub sender: String,
-}
-
-impl Value for RelationRow {
-    fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1]);
-        to.varint(self.event.0);
-        for text in [&self.rel_type, &self.event_type, &self.sender] {
-            encode_bytes(text.as_bytes(), to);
-        }
-    }
-
-    fn decode(bytes: Bytes) -> Result<Self, Fault> {
-        let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        Ok(Self {
-            event: EventNum(from.varint()?),
-            rel_type: decode_string(&mut from)?,
-            event_type: decode_string(&mut from)?,
-            sender: decode_string(&mut from)?,
-        })
-    }
-}
-
 /// An alias of a room.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AliasRow {
@@ -547,7 +513,7 @@ pub struct AliasRow {
     pub creator: String,
 }
 
-fn encode_bytes(bytes: &[u8], to: &mut Encoder) {
+pub(super) fn encode_bytes(bytes: &[u8], to: &mut Encoder) {
     to.varint(bytes.len() as u64);
     to.raw(bytes);
 }
@@ -557,7 +523,7 @@ fn decode_bytes<'a>(from: &mut Decoder<'a>) -> Result<&'a [u8], Fault> {
     from.take(length)
 }
 
-fn decode_string(from: &mut Decoder<'_>) -> Result<String, Fault> {
+pub(super) fn decode_string(from: &mut Decoder<'_>) -> Result<String, Fault> {
     String::from_utf8(decode_bytes(from)?.to_vec()).map_err(|_| Fault::Corrupt("a string is not UTF-8"))
 }
 
@@ -644,8 +610,7 @@ mod tests {
             let bytes = Bytes::from(bytes);
             let _ = EventRow::decode(bytes.clone());
             let _ = RoomRow::decode(bytes.clone());
-            let _ = UserRoomRow::decode(bytes.clone());
-            let _ = RelationRow::decode(bytes);
+            let _ = UserRoomRow::decode(bytes);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     ids::{Order, RoomNum},
     rooms::{
-        event::{self, Stored},
+        event::{self, Stored, Viewer},
         timeline::{self, PageToken},
         visibility::Sight,
     },
@@ -28,6 +28,8 @@ pub(crate) struct Timeline {
     pub(crate) limited: bool,
     /// Where these begin; above everything if there are none.
     pub(crate) start: Order,
+    /// Up to where they were looked for.
+    pub(crate) end: Order,
     /// Where `/messages` goes on.
     pub(crate) prev_batch: PageToken,
 }
@@ -78,7 +80,7 @@ pub(crate) fn collect(
     }
     events.reverse();
     let start = events.first().map_or_else(|| upto.next(), |(stored, _)| stored.order);
-    Ok(Timeline { limited, start, prev_batch: PageToken::below(start), events })
+    Ok(Timeline { limited, start, end: upto, prev_batch: PageToken::below(start), events })
 }
 
 /// The events as the client sees them.
@@ -88,7 +90,7 @@ pub(crate) fn show(
     row: &RoomRow,
     timeline: &Timeline,
 ) -> Result<Vec<String>, Fault> {
-    let viewer = window.viewer();
+    let viewer = Viewer { until: timeline.end, ..window.viewer() };
     timeline
         .events
         .iter()

@@ -1,0 +1,103 @@
+//! What refers to an event, as readers find it in the event's `unsigned` ("Aggregations of child events").
+
+use std::{fmt::Write as _, ops::Bound};
+
+use super::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_part};
+use crate::{
+    ids::{EventNum, Order, RoomNum},
+    rooms::event::{self, Stored, Viewer},
+    store::{
+        Direction, Fault, Read, schema,
+        schema::{
+            relations::{RelatedRow, RelationKind},
+            rooms::RoomRow,
+        },
+    },
+};
+
+/// References that are bundled with an event, at most.
+const REFERENCES_MAX: usize = 100;
+
+/// How much is bundled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Everything.
+    Full,
+    /// The newest edit only: for an event inside another's bundle, so that chains of threads cost nothing.
+    Edit,
+}
+
+/// What refers to an event, as it stands in the event's `unsigned`; `None` if nothing does.
+pub(crate) fn bundle(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+    depth: Depth,
+) -> Result<Option<String>, Fault> {
+    let parent = stored.event();
+    let Some(related) = schema::RELATED.get(read, (num, parent))? else { return Ok(None) };
+    let mut parts = Vec::new();
+    if let Some(edit) = find_edit(read, num, stored, &related, viewer.until)? {
+        parts.push(format!(r#""m.replace":{}"#, event::show_plain(read, num, room, &edit, viewer)?));
+    }
+    if depth == Depth::Full && related.reference_count > 0 {
+        let span = (Bound::Unbounded, Bound::Included(viewer.until));
+        let mut chunk = String::new();
+        for row in
+            list_kind(read, num, parent, RelationKind::Reference, span, Direction::Up)?.take(REFERENCES_MAX)
+        {
+            let id = event::require(read, num, row?.1.event)?.id(room);
+            let _ = write!(chunk, r#"{}{{"event_id":"{id}"}}"#, if chunk.is_empty() { "" } else { "," });
+        }
+        if !chunk.is_empty() {
+            parts.push(format!(r#""m.reference":{{"chunk":[{chunk}]}}"#));
+        }
+    }
+    if depth == Depth::Full
+        && let Some((latest, count)) = find_thread(read, num, parent, &related, viewer.until)?
+    {
+        let latest = event::require(read, num, latest)?;
+        // The newest event of a thread shows its own newest edit, but no more than that.
+        let latest = event::show_inside(read, num, room, &latest, viewer)?;
+        let took_part = took_part(read, num, stored, viewer.user)?;
+        parts.push(format!(
+            r#""m.thread":{{"count":{count},"current_user_participated":{took_part},"latest_event":{latest}}}"#
+        ));
+    }
+    Ok((!parts.is_empty()).then(|| format!("{{{}}}", parts.join(","))))
+}
+
+/// The newest edit that a reader may see.
+fn find_edit(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    original: &Stored,
+    related: &RelatedRow,
+    until: Order,
+) -> Result<Option<Stored>, Fault> {
+    let Some(edit) = related.edit.filter(|_| can_be_edited(original)) else { return Ok(None) };
+    match event::find(read, room, edit)? {
+        Some(edit) if edit.order > until => newest_edit(read, room, original, until),
+        edit => Ok(edit),
+    }
+}
+
+/// The newest event of a thread that a reader may see, and how many they may see ([`AGAIN_MAX`] at most, if not all).
+fn find_thread(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    root: EventNum,
+    related: &RelatedRow,
+    until: Order,
+) -> Result<Option<(EventNum, u64)>, Fault> {
+    let Some((tip, event)) = related.thread_tip else { return Ok(None) };
+    if tip <= until {
+        return Ok(Some((event, related.thread_count)));
+    }
+    let Some((_, event)) = newest_of(read, room, root, RelationKind::Thread, until)? else { return Ok(None) };
+    let span = (Bound::Unbounded, Bound::Included(until));
+    let seen = list_kind(read, room, root, RelationKind::Thread, span, Direction::Down)?;
+    Ok(Some((event, seen.take(AGAIN_MAX).count() as u64)))
+}
