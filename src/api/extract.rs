@@ -151,6 +151,10 @@ impl Call {
     fn parse<R: IncomingRequest>(mut self) -> Result<R> {
         let args = path_args(&mut self.parts)?;
         let args: Vec<_> = args.iter().map(|(_, value)| value).collect();
+        if self.parts.method == Method::PUT && self.body.is_empty() {
+            // What is put somewhere has to be said: the specification asks each of these requests for a body.
+            return Err(Refusal::new(ErrorKind::NotJson, "The request has no body.").into());
+        }
         // Where every field is optional, nothing says as much as an empty object.
         let body: &[u8] = if self.has_body() && self.body.is_empty() { b"{}" } else { &self.body };
         check_json(body)?;

@@ -3,13 +3,20 @@
 use axum::extract::Query;
 use bytes::Bytes;
 use http::{Method, Uri};
-use ruma::api::{
-    IncomingRequest, Metadata,
-    error::{DeserializationError, FromHttpRequestError},
+use ruma::{
+    IdParseError,
+    api::{
+        IncomingRequest, Metadata,
+        error::{DeserializationError, FromHttpRequestError},
+    },
 };
+use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 
-use crate::{api::extract, error::Result};
+use crate::{
+    api::extract,
+    error::{Refusal, Result},
+};
 
 /// The request `R` as it came: for endpoints that keep what they are given, or that ruma reads too narrowly.
 pub(crate) struct Raw<R> {
@@ -25,6 +32,21 @@ impl<R> Raw<R> {
     /// The parameter of the path at this index; an endpoint knows how many it has.
     pub(crate) fn arg(&self, index: usize) -> &str {
         self.path.get(index).map_or("", String::as_str)
+    }
+
+    /// The parameter of the path at this index, read as an id. Errors: 400 `M_INVALID_PARAM`.
+    pub(crate) fn id<T: for<'a> TryFrom<&'a str, Error = IdParseError>>(&self, index: usize) -> Result<T> {
+        let id = T::try_from(self.arg(index));
+        Ok(id
+            .map_err(|why| Refusal::invalid_param(format!("A parameter is not what it should be: {why}.")))?)
+    }
+
+    /// The body, read as another type than ruma's. Refuses what does not fit as any request is refused.
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let error = FromHttpRequestError::Deserialization(DeserializationError::Json(error));
+            extract::refusal(error, &self.body).into()
+        })
     }
 
     /// The parameter of the query of this name, decoded; the first, if there are several.

@@ -15,11 +15,14 @@ use crate::{
     },
     error::{Error, Refusal, Result},
     flows::{App, keep, write},
-    ids::{Order, RoomNum, UserNum},
+    ids::{RoomNum, UserNum},
     push::unread,
     rooms::{
-        self, event, members,
+        self,
+        event::{self, Stored},
+        members,
         receipts::{self, MAIN_THREAD, Receipt},
+        relations,
         typing::TYPING_MS_MAX,
     },
     store::{
@@ -62,12 +65,33 @@ pub fn require_in_room(app: &App, caller: &Caller, room: &RoomId) -> Result<()> 
 }
 
 /// An event of a room that the caller is in. Refuses other rooms (403) and unknown events (404).
-fn require_event(app: &App, caller: &Caller, room: &RoomId, id: &EventId) -> Result<(RoomNum, Order)> {
-    let snapshot = app.store.snapshot();
-    let num = require_joined(&snapshot, caller.user, room)?;
-    let stored = event::find_by_id(&*snapshot, num, id)?;
-    let order = stored.map(|stored| stored.order);
-    Ok((num, order.ok_or_else(|| Refusal::not_found("This room has no such event."))?))
+fn require_event(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    room: &RoomId,
+    id: &EventId,
+) -> Result<(RoomNum, Stored)> {
+    let num = require_joined(snapshot, caller.user, room)?;
+    let stored = event::find_by_id(snapshot, num, id)?;
+    Ok((num, stored.ok_or_else(|| Refusal::not_found("This room has no such event."))?))
+}
+
+/// Refuses a receipt for a thread that the event does not stand in: 400 `M_INVALID_PARAM`.
+fn require_in_thread(
+    snapshot: &Snapshot,
+    num: RoomNum,
+    id: &EventId,
+    stored: &Stored,
+    thread: &ReceiptThread,
+) -> Result<()> {
+    let fits = match thread {
+        ReceiptThread::Main => relations::thread_of(snapshot, num, stored)?.is_none(),
+        ReceiptThread::Thread(root) => {
+            root == id || relations::thread_of(snapshot, num, stored)?.as_ref() == Some(root)
+        }
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(Refusal::invalid_param("The event does not stand in that thread.").into()) }
 }
 
 /// A user has read up to an event. It is stored within [`MERGE`]; a crash before that loses it.
@@ -81,13 +105,16 @@ pub async fn send_receipt(
     event: OwnedEventId,
     thread: &ReceiptThread,
 ) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let (num, stored) = require_event(&snapshot, caller, room, &event)?;
+    require_in_thread(&snapshot, num, &event, &stored, thread)?;
     let thread = match thread {
         ReceiptThread::Unthreaded => String::new(),
         ReceiptThread::Main => MAIN_THREAD.to_owned(),
         ReceiptThread::Thread(root) => root.to_string(),
         _ => return Err(Refusal::invalid_param("The thread id is neither \"main\" nor an event id.").into()),
     };
-    let (num, order) = require_event(app, caller, room, &event)?;
+    let order = stored.order;
     let user = caller.user_id.to_string();
     let receipt = Receipt {
         room: num,
@@ -119,7 +146,7 @@ pub async fn send_receipt(
 ///
 /// Refuses rooms that the user is not in (403) and unknown events (404).
 pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event: &EventId) -> Result<()> {
-    require_event(app, caller, &room, event)?;
+    require_event(&app.store.snapshot(), caller, &room, event)?;
     let content = serde_json::json!({ "event_id": event }).to_string();
     keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
 }

@@ -13,7 +13,7 @@ use crate::{
     accounts::{
         devices::{self, LogIn},
         interactive::Flows,
-        names, passwords, registration,
+        names, passwords, profiles, registration,
         tokens::{self, Holder, Issued},
         users::{self, NewUser},
     },
@@ -198,6 +198,10 @@ fn build(app: &App, batch: &mut Batch, wish: Wish, made: &Made, hash: Option<&st
     let user = users::create(batch, &app.accounts, &new);
     if hash.is_some() {
         passwords::set(batch, user, hash);
+    }
+    if wish.username.is_some() {
+        // A name that people can read, until they choose one.
+        profiles::set(batch, user, "displayname", user_id.localpart().into())?;
     }
     let session = match wish.log_in {
         Some(log_in) => {

@@ -71,9 +71,10 @@ impl Power {
         }
     }
 
-    /// Refuses levels that name a creator of a room whose creators stand above all levels (room version 12):
-    /// 400 `M_BAD_JSON`.
+    /// Refuses what are no levels, and levels that name a creator of a room whose creators stand above all levels
+    /// (room version 12): 400 `M_BAD_JSON`.
     pub fn check_levels(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
+        self.check_shape(content)?;
         let users = content.get("users").and_then(CanonicalJsonValue::as_object);
         let named =
             users.is_some_and(|users| self.creators.iter().any(|user| users.contains_key(user.as_str())));
@@ -81,6 +82,34 @@ impl Power {
             return Err(Refusal::bad_json(
                 "A creator of this room has no power level: they stand above all.",
             ));
+        }
+        Ok(())
+    }
+
+    /// The authorization rules refuse these too, but as something that is not allowed.
+    fn check_shape(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
+        let odd = |field: &str| Refusal::bad_json(format!("`{field}` does not say what power levels say."));
+        let is_level = |value: &CanonicalJsonValue| match value {
+            CanonicalJsonValue::Integer(_) => true,
+            CanonicalJsonValue::String(text) => {
+                !self.rules.integer_power_levels && text.trim().parse::<i64>().is_ok()
+            }
+            _ => false,
+        };
+        for (field, value) in content {
+            let fits = match field.as_str() {
+                "ban" | "events_default" | "invite" | "kick" | "redact" | "state_default"
+                | "users_default" => is_level(value),
+                "events" | "notifications" | "users" => value.as_object().is_some_and(|levels| {
+                    levels.iter().all(|(key, level)| {
+                        is_level(level) && (field != "users" || UserId::parse(key).is_ok())
+                    })
+                }),
+                _ => true,
+            };
+            if !fits {
+                return Err(odd(field));
+            }
         }
         Ok(())
     }

@@ -61,6 +61,28 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
     Some(RelatesTo { rel_type: relation.rel_type.into_owned(), event_id: relation.event_id })
 }
 
+/// How many relations are followed from an event to the thread it stands in: an edit of a reaction to a thread's message.
+const HOPS_MAX: usize = 3;
+
+/// The root of the thread that an event stands in, itself or by what it refers to; `None` for the main timeline, where
+/// the roots themselves stand ("Threading", "Read receipts" of threads).
+pub(crate) fn thread_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    stored: &Stored,
+) -> Result<Option<OwnedEventId>, Fault> {
+    let mut relation = relates_to(stored.row.content());
+    for _ in 0..HOPS_MAX {
+        let Some(found) = relation else { break };
+        if found.rel_type == "m.thread" {
+            return Ok(Some(found.event_id));
+        }
+        let parent = event::find_by_id(read, room, &found.event_id)?;
+        relation = parent.and_then(|parent| relates_to(parent.row.content()));
+    }
+    Ok(None)
+}
+
 /// Refuses what a client may not relate: a thread that would grow from an event that relates to another itself
 /// (400 `M_UNKNOWN`), an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`).
 pub(crate) fn check(read: &(impl Read + ?Sized), room: RoomNum, draft: &Draft) -> Result<(), Error> {

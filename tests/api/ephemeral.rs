@@ -56,6 +56,7 @@ async fn one_types_for_oneself_in_rooms_one_is_in() {
     let server = TestServer::new();
     let (alice, bob, room) = pair(&server).await;
     let stranger = server.register("stranger").await;
+    assert_eq!(types(&bob, &room, json!({ "typing": true })).await, StatusCode::OK, "no time is asked for");
     assert_eq!(types(&stranger, &room, json!({ "typing": true, "timeout": 1 })).await, StatusCode::FORBIDDEN);
     let path = format!("/_matrix/client/v3/rooms/{room}/typing/{}", bob.user_id);
     assert_eq!(alice.put(&path, json!({ "typing": true, "timeout": 1 })).await.0, StatusCode::FORBIDDEN);

@@ -21,6 +21,8 @@ fn path(client: &TestClient, field: &str) -> String {
 async fn fields_are_set_shown_to_everybody_and_deleted() {
     let server = TestServer::new();
     let (alice, nobody) = (server.register("alice").await, server.anonymous());
+    assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, json!({ "displayname": "alice" })));
+    alice.delete(&path(&alice, "/displayname"), json!({})).await;
     assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, json!({})));
     assert_eq!(nobody.get(&path(&alice, "/displayname")).await.1["errcode"], "M_NOT_FOUND");
     let fields = [

@@ -232,12 +232,28 @@ async fn threads_are_read_on_their_own() {
         let content = json!({ "msgtype": "m.text", "body": "in", "m.relates_to": relation });
         last = send(alice, &room, &format!("t{number}"), content).await;
     }
+    let like = json!({ "rel_type": "m.annotation", "event_id": last, "key": "x" });
+    let like = send(alice, &room, "like", json!({ "body": "", "m.relates_to": like })).await;
     let main = say(alice, &room, "main").await;
-    assert_eq!(unread(bob, &room).await, (5, 0));
+    assert_eq!(unread(bob, &room).await, (6, 0));
     let (outside, threads) = unread_by_thread(bob, &room).await;
-    assert_eq!((outside, counts(&threads[&root])), ((2, 0), (3, 0)));
+    assert_eq!((outside, counts(&threads[&root])), ((3, 0), (3, 0)));
+    for (event, thread, fits) in [
+        (&last, "main", false),
+        (&like, "main", false),
+        (&main, root.as_str(), false),
+        (&last, main.as_str(), false),
+        (&like, root.as_str(), true),
+        (&root, root.as_str(), true),
+        (&root, "main", true),
+    ] {
+        let body = json!({ "thread_id": thread });
+        let (status, json) = read(alice, &room, "m.read", event, body).await;
+        let wanted = if fits { (200, Value::Null) } else { (400, json!("M_INVALID_PARAM")) };
+        assert_eq!((status.as_u16(), json["errcode"].clone()), wanted, "{event} in {thread}");
+    }
     must_read(bob, &room, "m.read", &last, json!({ "thread_id": root })).await;
-    assert_eq!(unread_by_thread(bob, &room).await, ((2, 0), Value::Null));
+    assert_eq!(unread_by_thread(bob, &room).await, ((3, 0), Value::Null));
     must_read(bob, &room, "m.read", &main, json!({ "thread_id": "main" })).await;
     assert_eq!(unread(bob, &room).await, (0, 0));
     let content = json!({ "msgtype": "m.text", "body": "more", "m.relates_to": relation });

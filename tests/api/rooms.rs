@@ -120,7 +120,7 @@ async fn invited_people_come_and_go() {
     let extra = json!({ "foo": "bar", "membership": "ban", "join_authorised_via_users_server": "@a:b", "reason": "hi" });
     aside.ok_post(&format!("/join/{room}"), extra).await;
     let (_, member) = alice.state(&room, "m.room.member", &aside.user_id).await;
-    assert_eq!(member, json!({ "foo": "bar", "membership": "join", "reason": "hi" }));
+    assert_eq!(member, json!({ "displayname": "aside", "foo": "bar", "membership": "join", "reason": "hi" }));
     aside.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
     let members = alice.ok_get(&format!("/rooms/{room}/joined_members")).await;
     assert_eq!(members["joined"].as_object().unwrap().len(), 2);
@@ -506,6 +506,37 @@ async fn creators_have_no_level_and_rooms_are_created_once() {
         let (status, json) = alice.put(&path(&format!("/rooms/{room}/state/m.room.create/")), again).await;
         assert_eq!((status, &json["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_BAD_JSON")));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_says_nothing_is_refused_by_name() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let rooms = |rest: &str| path(&format!("/rooms/{room}{rest}"));
+    for rest in ["/send/m.room.message/1", "/state/m.room.topic/"] {
+        let answer = server.raw(http::Method::PUT, &rooms(rest), alice.token.as_deref(), "").await;
+        refused(answer, StatusCode::BAD_REQUEST, "M_NOT_JSON");
+    }
+    for (body, errcode) in [(json!({}), "M_MISSING_PARAM"), (json!({ "user_id": "bob" }), "M_BAD_JSON")] {
+        refused(alice.post(&rooms("/invite"), body).await, StatusCode::BAD_REQUEST, errcode);
+    }
+    let by_address =
+        json!({ "id_server": "a.b", "id_access_token": "x", "medium": "email", "address": "a@b" });
+    let answer = alice.post(&rooms("/invite"), by_address).await;
+    refused(answer, StatusCode::FORBIDDEN, "M_THREEPID_DENIED");
+    for levels in [
+        json!({ "ban": "50" }),
+        json!({ "ban": 1.5 }),
+        json!({ "users": { "bob": 1 } }),
+        json!({ "users": { "@bob:test.example": null } }),
+        json!({ "events": [] }),
+    ] {
+        let answer = alice.put(&rooms("/state/m.room.power_levels/"), levels).await;
+        refused(answer, StatusCode::BAD_REQUEST, "M_BAD_JSON");
+    }
+    let levels = json!({ "ban": 60, "events": { "x": 1 } });
+    alice.ok_put(&format!("/rooms/{room}/state/m.room.power_levels/"), levels).await;
 }
 
 #[tokio::test(start_paused = true)]

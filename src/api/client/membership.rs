@@ -1,18 +1,18 @@
 //! Who is in a room: join, leave, invite, kick, ban, unban, knock, forget, and lists of members.
 
 use ruma::{
-    CanonicalJsonObject,
+    CanonicalJsonObject, OwnedRoomId, OwnedUserId,
     api::client::{
         knock::knock_room,
         membership::{
-            ban_user, forget_room, get_member_events,
-            invite_user::{self, v3::InvitationRecipient},
-            join_room_by_id, join_room_by_id_or_alias, joined_members, joined_rooms, kick_user, leave_room,
-            unban_user,
+            ban_user, forget_room, get_member_events, invite_user, join_room_by_id, join_room_by_id_or_alias,
+            joined_members, joined_rooms, kick_user, leave_room, unban_user,
         },
     },
     api::error::ErrorKind,
 };
+
+use serde::Deserialize;
 
 use crate::{
     api::{Routes, extract::Client, raw::Raw, reply::RawJson},
@@ -93,23 +93,28 @@ pub(crate) async fn forget_room(
     Ok(forget_room::v3::Response::new())
 }
 
+/// The body of an invitation, by user id or by address: read here, so that what is missing can be named.
+#[derive(Deserialize)]
+struct Invitation {
+    user_id: Option<OwnedUserId>,
+    reason: Option<String>,
+    address: Option<String>,
+}
+
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`
 pub(crate) async fn invite_user(
     app: App,
-    client: Client<invite_user::v3::Request>,
+    client: Client<Raw<invite_user::v3::Request>>,
 ) -> Result<invite_user::v3::Response> {
-    let request = client.request;
-    match request.recipient {
-        InvitationRecipient::UserId(invitation) => {
-            let (target, reason) = (invitation.user_id, invitation.reason);
-            membership::act(&app, &client.caller, &request.room_id, target, Act::Invite, reason).await?;
-            Ok(invite_user::v3::Response::new())
-        }
-        _ => {
-            let message = "This server cannot invite by e-mail address or telephone number.";
-            Err(Refusal::new(ErrorKind::ThreepidDenied, message).into())
-        }
+    let Client { caller, request, .. } = client;
+    let (room, invitation): (OwnedRoomId, Invitation) = (request.id(0)?, request.json()?);
+    if invitation.address.is_some() {
+        let message = "This server cannot invite by e-mail address or telephone number.";
+        return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
     }
+    let target = invitation.user_id.ok_or_else(|| Refusal::missing_param("`user_id` is missing."))?;
+    membership::act(&app, &caller, &room, target, Act::Invite, invitation.reason).await?;
+    Ok(invite_user::v3::Response::new())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/kick`

@@ -5,9 +5,11 @@ use ruma::api::{
     error::ErrorKind,
 };
 
+use serde_json::{Map, Value};
+
 use crate::{
     accounts::{devices::LogIn, registration},
-    api::{Routes, confirmable::Confirmable, extract::Public},
+    api::{Routes, confirmable::Confirmable, extract::Public, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App,
@@ -25,7 +27,7 @@ pub(crate) fn routes(r: &mut Routes) {
 pub(crate) async fn register(
     app: App,
     public: Public<Confirmable<register::v3::Request>>,
-) -> Result<register::v3::Response> {
+) -> Result<RawJson> {
     let request = public.request.0;
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let log_in = LogIn { id: request.device_id, display_name, ip };
@@ -49,14 +51,20 @@ pub(crate) async fn register(
         }
         _ => return Err(Refusal::invalid_param("There are accounts of kind user and guest only.").into()),
     };
-    let mut response = register::v3::Response::new(registered.user_id);
+    // ruma's type writes `"device_id": null` where there is no device.
+    let mut answer = Map::from_iter([("user_id".to_owned(), Value::from(registered.user_id.as_str()))]);
     if let Some(session) = registered.session {
-        response.device_id = Some(session.holder.device_id);
-        response.access_token = Some(session.tokens.access_token);
-        response.refresh_token = session.tokens.refresh_token;
-        response.expires_in = session.tokens.expires_in;
+        let tokens = session.tokens;
+        answer.insert("device_id".to_owned(), session.holder.device_id.as_str().into());
+        answer.insert("access_token".to_owned(), tokens.access_token.into());
+        if let Some(token) = tokens.refresh_token {
+            answer.insert("refresh_token".to_owned(), token.into());
+        }
+        if let Some(expires_in) = tokens.expires_in {
+            answer.insert("expires_in_ms".to_owned(), (expires_in.as_millis() as u64).into());
+        }
     }
-    Ok(response)
+    Ok(RawJson(Value::Object(answer).to_string().into()))
 }
 
 /// `GET /_matrix/client/v3/register/available`

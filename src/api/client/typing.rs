@@ -1,30 +1,43 @@
 //! Typing notifications.
 
-use ruma::api::client::typing::create_typing_event::{self, v3::Typing};
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, api::client::typing::create_typing_event};
+use serde::Deserialize;
 
 use crate::{
-    api::{Routes, extract::Client},
+    api::{Routes, extract::Client, raw::Raw},
     error::{Refusal, Result},
     flows::{App, ephemeral},
 };
+
+/// How long somebody types who does not say how long.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(create_typing_event);
 }
 
+/// The body: ruma's type asks for a `timeout`, which the specification does not.
+#[derive(Deserialize)]
+struct Typing {
+    typing: bool,
+    #[serde(default, with = "ruma::serde::duration::opt_ms")]
+    timeout: Option<Duration>,
+}
+
 /// `PUT /_matrix/client/v3/rooms/{roomId}/typing/{userId}`
 pub(crate) async fn create_typing_event(
     app: App,
-    client: Client<create_typing_event::v3::Request>,
+    client: Client<Raw<create_typing_event::v3::Request>>,
 ) -> Result<create_typing_event::v3::Response> {
     let Client { caller, request, .. } = client;
-    if request.user_id != caller.user_id {
+    if request.arg(1) != caller.user_id.as_str() {
         return Err(Refusal::forbidden("Others type for themselves.").into());
     }
-    let timeout = match request.state {
-        Typing::Yes(info) => Some(info.timeout),
-        Typing::No => None,
-    };
-    ephemeral::set_typing(&app, &caller, &request.room_id, timeout).await?;
+    let room: OwnedRoomId = request.id(0)?;
+    let typing: Typing = request.json()?;
+    let timeout = typing.typing.then(|| typing.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    ephemeral::set_typing(&app, &caller, &room, timeout).await?;
     Ok(create_typing_event::v3::Response::new())
 }
