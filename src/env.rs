@@ -34,8 +34,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Drops every task where it stands.
     killed: CancellationToken,
-    short: Semaphore,
-    long: Semaphore,
+    short: Arc<Semaphore>,
+    long: Arc<Semaphore>,
 }
 
 impl Env {
@@ -65,8 +65,8 @@ impl Env {
             rng: Mutex::new(rng),
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
-            short: Semaphore::new(SHORT_CALLS_MAX),
-            long: Semaphore::new(LONG_CALLS_MAX),
+            short: Arc::new(Semaphore::new(SHORT_CALLS_MAX)),
+            long: Arc::new(Semaphore::new(LONG_CALLS_MAX)),
         }))
     }
 
@@ -167,6 +167,36 @@ impl Env {
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.run(&self.0.short, call).await
+    }
+
+    /// Starts a plain function that reads or writes the store, off the async threads; nobody waits for it.
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    pub fn spawn_blocking(&self, call: impl FnOnce() + Send + 'static) {
+        if self.is_simulated() {
+            return self.spawn(async move { call() });
+        }
+        match self.0.short.clone().try_acquire_owned() {
+            // A task that only waits for a thread costs as much as a small call.
+            Ok(permit) if !self.is_killed() => {
+                let token = self.0.tasks.token();
+                drop(tokio::task::spawn_blocking(move || {
+                    call();
+                    drop((permit, token));
+                }));
+            }
+            _ => {
+                let env = self.clone();
+                self.spawn(async move {
+                    let done = env.blocking(move || {
+                        call();
+                        Ok(())
+                    });
+                    if let Err(error) = done.await {
+                        tracing::error!(%error, "work that nobody waits for ended early");
+                    }
+                });
+            }
+        }
     }
 
     /// Like [`Env::blocking`], for what may take long: a pool of its own, so that it cannot starve point reads.

@@ -53,8 +53,8 @@ use crate::{
 const SEATS_MAX: usize = 1_024;
 /// Changes that may wait for one room; above this, clients are told to come back.
 const TURNS_MAX: usize = 4_096;
-/// State events a tip remembers.
-const TIP_STATE_MAX: usize = 64;
+/// State events a tip remembers, about a kilobyte each: the rooms' power levels and such, and the members who write.
+const TIP_STATE_MAX: usize = 256;
 
 /// What rooms keep in memory. Cheap to clone.
 #[derive(Clone)]

@@ -63,8 +63,9 @@ impl Server {
             push,
             receipts: Receipts::default(),
         });
-        let (metrics, store) = (app.metrics.clone(), app.store.clone());
+        let (metrics, store, notifier) = (app.metrics.clone(), app.store.clone(), app.notifier.clone());
         flusher::start(&app.store, &app.env, move |it, took| {
+            notifier.wake_gathered();
             metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
             metrics.queue_depth("store", store.queue_depth());
         })?;

@@ -110,6 +110,8 @@ pub(crate) struct Shared {
     published: ArcSwap<Snapshot>,
     /// Something waits for the flush.
     wanted: Notify,
+    /// A timer was set.
+    timer_set: Arc<Notify>,
     /// As many batches wait as the flusher waits for.
     gathered: Condvar,
     /// One flush at a time.
@@ -129,6 +131,7 @@ impl Store {
             queue: Mutex::new(Queue::after(&head.snapshot)),
             published: ArcSwap::from_pointee(head.snapshot),
             wanted: Notify::new(),
+            timer_set: Arc::default(),
             gathered: Condvar::new(),
             flushing: Mutex::new(()),
             failed: AtomicBool::new(false),
@@ -152,6 +155,11 @@ impl Store {
     /// An empty batch over everything accepted.
     pub fn batch(&self) -> Batch {
         Batch::new(self.view())
+    }
+
+    /// Resolves when a timer was set since this last resolved. For the one worker that fires them.
+    pub fn timer_set(&self) -> impl Future<Output = ()> + '_ {
+        self.0.timer_set.notified()
     }
 
     /// The engine, for backups, checks and the simulation's crashes.

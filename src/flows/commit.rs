@@ -3,6 +3,9 @@
 //! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
 //! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use ruma::{RoomId, UserId};
 use tokio::sync::oneshot;
 
@@ -37,31 +40,67 @@ pub(crate) async fn in_room<T: Send + 'static>(
     let (tell, told) = oneshot::channel();
     let inner = app.clone();
     let turn = move |seat| {
-        let change = || {
+        let change = || -> Result<(Change, T)> {
             let mut change = Change::begin(&inner.store, seat, room)?;
             let answer = work(&mut change)?;
-            Ok((answer, enqueue(&inner, change)?))
+            Ok((change, answer))
         };
-        // Whoever asked may have hung up; what is accepted is done all the same.
-        let _ = tell.send(change());
+        match change() {
+            Ok((change, answer)) => enqueue_and_tell(&inner, change, answer, tell),
+            // Whoever asked may have hung up.
+            Err(error) => drop(tell.send(Err(error))),
+        }
     };
     let turns = app.rooms.turns(room);
     if turns.add(Box::new(turn))? {
-        // A task of its own: whoever asked may hang up, and others rely on this.
-        let env = app.env.clone();
-        app.env.spawn(async move {
-            let _ = env
-                .blocking(move || {
-                    turns.work_off();
-                    Ok(())
-                })
-                .await;
-        });
+        // Whoever asked may hang up, and others rely on this.
+        app.env.spawn_blocking(move || turns.work_off());
     }
-    let (answer, enqueued) =
-        told.await.unwrap_or_else(|_| Err(Error::broken("a change to a room ended early")))?;
-    flushed(app, enqueued).await?;
-    Ok(answer)
+    match told.await {
+        Ok(Ok(Told::Durable(answer))) => Ok(answer),
+        Ok(Ok(Told::Unwritten(answer))) => {
+            app.store.barrier().await;
+            Ok(answer)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            Err(Error::broken("a change to a room ended early, or the server stopped before it was durable"))
+        }
+    }
+}
+
+/// The answer to a change.
+enum Told<T> {
+    /// What was changed is durable and visible.
+    Durable(T),
+    /// Nothing was changed; what the answer rests on may still wait for the flush.
+    Unwritten(T),
+}
+
+/// Enqueues a change. Its answer is told once, by the flush: whoever waits need not be woken in between.
+fn enqueue_and_tell<T: Send + 'static>(
+    app: &App,
+    mut change: Change,
+    answer: T,
+    tell: oneshot::Sender<Result<Told<T>>>,
+) {
+    if change.batch.row_count() == 0 {
+        drop(tell.send(Ok(Told::Unwritten(answer))));
+        return;
+    }
+    // Shared, for a batch that is not accepted is dropped with what it was to call.
+    let tell = Arc::new(Mutex::new(Some((tell, answer))));
+    let waits = Arc::clone(&tell);
+    change.batch.on_publish(move |_| {
+        if let Some((tell, answer)) = waits.lock().take() {
+            drop(tell.send(Ok(Told::Durable(answer))));
+        }
+    });
+    if let Err(refused) = enqueue(app, change)
+        && let Some((tell, _)) = tell.lock().take()
+    {
+        drop(tell.send(Err(refused.into())));
+    }
 }
 
 /// Everything that follows from the events of a change, then the store. `None` if there is nothing to write.
@@ -79,14 +118,7 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
     }
     let concerned = change.list_concerned().map_err(fault)?;
     let notifier = app.notifier.clone();
-    change.batch.on_publish(move |_| {
-        // In a large room hardly anybody waits: look at those who do.
-        if concerned.len() > notifier.waiting_count() {
-            notifier.wake_waiting(|user| concerned.binary_search(&user).is_ok());
-        } else {
-            notifier.wake_users(concerned.iter().copied());
-        }
-    });
+    change.batch.on_publish(move |_| notifier.gather(concerned));
     change.enqueue(&app.store).map(Some)
 }
 

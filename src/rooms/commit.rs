@@ -3,7 +3,7 @@
 //! Everything that follows from an event stands in the same batch: the event itself, its id, its place, the state it
 //! changes, the room's heads and counts, who is in the room, what it relates to, what it redacts, the transaction id.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::{
     EventId, OwnedEventId,
@@ -433,9 +433,20 @@ impl Tip {
         if !REMEMBERED.contains(&key.0.as_str()) {
             return;
         }
-        if self.state.len() >= TIP_STATE_MAX {
-            self.state.clear();
+        if self.state.len() >= TIP_STATE_MAX && !self.state.contains_key(&key) {
+            self.forget_one_beside(&key);
         }
         self.state.insert(key, event);
+    }
+
+    /// Forgets the next member, as good as any: where more write in turn than are remembered, forgetting whoever wrote
+    /// longest ago would always forget who writes next.
+    fn forget_one_beside(&mut self, key: &(String, String)) {
+        let after = self.state.range((Bound::Excluded(key), Bound::Unbounded));
+        let victim = after.chain(&self.state).map(|(key, _)| key).find(|(kind, _)| kind == MEMBER).cloned();
+        match victim {
+            Some(victim) => drop(self.state.remove(&victim)),
+            None => self.state.clear(),
+        }
     }
 }

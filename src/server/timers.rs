@@ -11,8 +11,10 @@ use crate::{
     },
 };
 
-/// How often it looks: a timer fires at most this late.
-const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// It looks no more often than this, so that a bounded number fires a second.
+const LOOKS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// It looks at least this often: the wall clock may have jumped.
+const LOOKS_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 const HOUR_MS: u64 = 60 * 60 * 1000;
 
 /// Starts the worker.
@@ -20,19 +22,30 @@ pub(crate) fn start(app: &App) {
     app.env.spawn(run(app.clone()));
 }
 
+/// Sleeps until the next timer is due, or one is set that may be due sooner: nothing ticks while nothing is due.
 async fn run(app: App) {
     loop {
         let (fires, now_ms) = (app.clone(), app.env.now_ms());
         let fire = move || fire_due(&fires.store, now_ms, |promised| follow_up::resume(&fires, promised));
-        if let Err(error) = app.env.blocking(fire).await {
+        let next_ms = app.env.blocking(fire).await.unwrap_or_else(|error| {
             tracing::error!(%error, "timers that are due could not be fired; they wait");
+            None
+        });
+        app.env.sleep(LOOKS_AT_MOST_EVERY).await;
+        let left = next_ms.map_or(LOOKS_AT_LEAST_EVERY, |next_ms| {
+            Duration::from_millis(next_ms.saturating_sub(app.env.now_ms())).min(LOOKS_AT_LEAST_EVERY)
+        });
+        tokio::select! {
+            biased;
+            () = app.store.timer_set() => {}
+            () = app.env.sleep(left) => {}
         }
-        app.env.sleep(LOOKS_EVERY).await;
     }
 }
 
-/// Fires what is due. A plain function: a clock that stands still cannot keep it busy. `tell` tells a user's rooms.
-fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> Result<()> {
+/// Fires what is due; answers when the next timer is. A plain function: a clock that stands still cannot keep it busy.
+/// `tell` tells a user's rooms.
+fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> Result<Option<u64>> {
     let view = store.view();
     if !timer::is_set(&view, TimerKind::TrimLog)? {
         let mut batch = store.batch();
@@ -45,7 +58,7 @@ fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> 
             TimerKind::TellRooms => tell(&timer)?,
         }
     }
-    Ok(())
+    Ok(timer::find_next_due_ms(&view)?)
 }
 
 fn trim_log_at(due_ms: u64) -> Timer {
@@ -71,7 +84,10 @@ fn trim_log(store: &Store, timer: &Timer, now_ms: u64) -> Result<()> {
 mod tests {
     use super::*;
     use crate::{
+        config::Config,
+        env::Env,
         ids::UserNum,
+        server::Server,
         store::{Direction, Durability, Engine, LogEntry, cursor, engine::Memory, schema},
     };
 
@@ -95,5 +111,28 @@ mod tests {
         assert!(next > HOUR_MS, "{next}");
         fire_due(&store, HOUR_MS, |_| Ok(())).unwrap();
         assert_eq!(timer::find_next_due_ms(&store.view()).unwrap(), Some(next));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_is_set_while_the_worker_sleeps_fires_when_it_is_due() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let env = Env::simulated(1, 0);
+        let server = Server::start(Config::default(), env.clone(), store).unwrap();
+        let store = server.app().store.clone();
+        env.sleep(Duration::from_millis(20_500)).await;
+        let promised = Timer {
+            due_ms: env.now_ms() + 5_000,
+            kind: TimerKind::TellRooms,
+            key: 7_u64.to_be_bytes().to_vec(),
+            content: bytes::Bytes::new(),
+        };
+        let mut batch = store.batch();
+        timer::set(&mut batch, &promised);
+        drop(store.enqueue(batch).unwrap());
+        let next = || timer::find_next_due_ms(&*store.snapshot()).unwrap().unwrap();
+        env.sleep(Duration::from_millis(4_500)).await;
+        assert_eq!(next(), promised.due_ms);
+        env.sleep(Duration::from_millis(2_000)).await;
+        assert!(next() > promised.due_ms, "it has fired and set itself again");
     }
 }

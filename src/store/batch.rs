@@ -118,6 +118,12 @@ impl Batch {
         self.on_publish.push(Box::new(call));
     }
 
+    /// It sets a timer: the worker must look when that is published.
+    pub(crate) fn tell_timers(&mut self) {
+        let timer_set = self.view.store.timer_set.clone();
+        self.on_publish(move |_| timer_set.notify_one());
+    }
+
     /// How many rows it writes.
     pub fn row_count(&self) -> usize {
         self.row_count

@@ -44,8 +44,10 @@ pub struct Timer {
     pub content: Bytes,
 }
 
-/// Sets a timer. Setting the same one again replaces its content.
+/// Sets a timer. Setting the same one again replaces its content. When it is published, whoever waits for
+/// [`Store::timer_set`](crate::store::Store::timer_set) looks anew.
 pub fn set(batch: &mut Batch, timer: &Timer) {
+    batch.tell_timers();
     schema::TIMER.put(batch, (timer.due_ms, timer.kind as u8, &timer.key), &timer.content);
 }
 
@@ -77,7 +79,7 @@ pub fn list_due(read: &(impl Read + ?Sized), now_ms: u64, timers_max: usize) -> 
     Ok(due)
 }
 
-/// When the next timer is due; none when none is set.
+/// When the next timer is due, of those of a known kind; none when none is set.
 pub fn find_next_due_ms(read: &(impl Read + ?Sized)) -> Result<Option<u64>, Fault> {
     for row in schema::TIMER.prefix::<()>(read, (), Direction::Up)? {
         let ((due_ms, kind, _), _) = row?;

@@ -2,8 +2,16 @@
 //!
 //! A poll subscribes first, then looks, so that nothing can happen unseen between the two. An entry lives while
 //! somebody waits, so there are never more entries than open requests.
+//!
+//! What a flush publishes is gathered first and told once: a user whom a hundred of its events concern is woken once.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering, fence},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -22,6 +30,10 @@ pub struct Notifier(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     shards: [Mutex<Waiters>; SHARDS],
+    /// How many users wait.
+    waiting: AtomicUsize,
+    /// Whom the batches of the current flush concern.
+    gathered: Mutex<Vec<Arc<[UserNum]>>>,
 }
 
 impl Inner {
@@ -40,8 +52,14 @@ impl Notifier {
     pub fn subscribe(&self, user: UserNum) -> Subscription {
         let wakes = self.0.shard(user).map(|shard| {
             let mut waiters = shard.lock();
-            waiters.entry(user).or_insert_with(|| watch::Sender::new(0)).subscribe()
+            let waiter = waiters.entry(user).or_insert_with(|| {
+                self.0.waiting.fetch_add(1, Ordering::Relaxed);
+                watch::Sender::new(0)
+            });
+            waiter.subscribe()
         });
+        // Whoever publishes after this look at the snapshot sees that somebody waits: see `waiting_count`.
+        fence(Ordering::SeqCst);
         Subscription { notifier: self.clone(), user, wakes }
     }
 
@@ -61,6 +79,35 @@ impl Notifier {
         }
     }
 
+    /// Something is new for these users (rising): they are woken by the next [`Notifier::wake_gathered`]. Called when it is
+    /// published.
+    pub fn gather(&self, users: Arc<[UserNum]>) {
+        if self.waiting_count() == 0 {
+            return;
+        }
+        let mut gathered = self.0.gathered.lock();
+        // Events of one room in a row concern the same users, mostly by the same list.
+        if gathered.last().is_none_or(|last| !Arc::ptr_eq(last, &users)) {
+            gathered.push(users);
+        }
+    }
+
+    /// Wakes whom the flush concerned: each user once. Called after each flush.
+    pub fn wake_gathered(&self) {
+        let mut gathered = std::mem::take(&mut *self.0.gathered.lock());
+        gathered.sort_unstable_by_key(|users| Arc::as_ptr(users).addr());
+        gathered.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        // In large rooms hardly anybody waits: look at those who do.
+        if gathered.iter().map(|users| users.len()).sum::<usize>() > self.waiting_count() {
+            self.wake_waiting(|user| gathered.iter().any(|users| users.binary_search(&user).is_ok()));
+        } else {
+            let mut users: Vec<UserNum> = gathered.iter().flat_map(|users| users.iter().copied()).collect();
+            users.sort_unstable();
+            users.dedup();
+            self.wake_users(users);
+        }
+    }
+
     /// Something is new for those who wait now and meet the condition: for news that concern more users than wait.
     pub fn wake_waiting(&self, concerned: impl Fn(UserNum) -> bool) {
         for shard in &self.0.shards {
@@ -72,9 +119,10 @@ impl Notifier {
         }
     }
 
-    /// How many users wait.
+    /// How many users wait. Whoever asks after publishing counts everybody who has not seen what was published.
     pub fn waiting_count(&self) -> usize {
-        self.0.shards.iter().map(|shard| shard.lock().len()).sum()
+        fence(Ordering::SeqCst);
+        self.0.waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -105,6 +153,7 @@ impl Drop for Subscription {
         self.wakes = None;
         if waiters.get(&self.user).is_some_and(|waiter| waiter.receiver_count() == 0) {
             waiters.remove(&self.user);
+            self.notifier.0.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -137,6 +186,27 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.is_err());
         notifier.wake_users([ALICE, UserNum(5)]);
         tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_flush_publishes_wakes_each_user_once() {
+        let notifier = Notifier::new();
+        let room: Arc<[UserNum]> = [ALICE, UserNum(3), BOB].into();
+        // Nobody waits: nothing is kept.
+        notifier.gather(Arc::clone(&room));
+        let (mut alice, mut bob) = (notifier.subscribe(ALICE), notifier.subscribe(BOB));
+        notifier.wake_gathered();
+        assert!(tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.is_err());
+        for _ in 0..3 {
+            notifier.gather(Arc::clone(&room));
+            notifier.gather([ALICE].into());
+        }
+        assert!(tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.is_err());
+        notifier.wake_gathered();
+        tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(1), bob.woken()).await.unwrap();
+        notifier.wake_gathered();
+        assert!(tokio::time::timeout(Duration::from_secs(1), alice.woken()).await.is_err());
     }
 
     #[tokio::test]
