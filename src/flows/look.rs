@@ -102,6 +102,10 @@ impl Look {
         Ok(event::show(&*self.snapshot, self.num, &self.room, stored, &self.viewer(), Some(membership))?)
     }
 
+    fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<String>> {
+        Ok(event::show_all(&*self.snapshot, self.num, &self.room, events, &self.viewer())?)
+    }
+
     fn show_state(&self, stored: &Stored) -> Result<String> {
         Ok(event::show_plain(&*self.snapshot, self.num, &self.room, stored, &self.viewer())?)
     }

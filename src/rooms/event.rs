@@ -393,6 +393,28 @@ pub fn show(
     Ok(client_json(room, stored, viewer, &extras))
 }
 
+/// Several events of one room as [`show`] shows each.
+pub fn show_all(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    events: &[(Stored, Membership)],
+    viewer: &Viewer<'_>,
+) -> Result<Vec<String>, Fault> {
+    let related = schema::RELATED.get_many(read, events.iter().map(|(stored, _)| (num, stored.event())))?;
+    let mut shown = Vec::with_capacity(events.len());
+    for ((stored, membership), related) in events.iter().zip(related) {
+        let mut extras = gather(read, num, room, stored, viewer)?;
+        extras.membership = Some(*membership);
+        if let Some(related) = related {
+            extras.relations =
+                relations::bundle_related(read, num, room, stored, &related, viewer, Depth::Full)?;
+        }
+        shown.push(client_json(room, stored, viewer, &extras));
+    }
+    Ok(shown)
+}
+
 /// Like [`show`], with no more of bundled relations than the newest edit: for the newest event of a thread.
 pub(crate) fn show_inside(
     read: &(impl Read + ?Sized),

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-pub(crate) use bundle::{Depth, bundle};
+pub(crate) use bundle::{Depth, bundle, bundle_related};
 
 /// Rows that are looked at, at most, to work out again what is bundled: when the newest edit is redacted, or for a
 /// reader who does not see the newest.

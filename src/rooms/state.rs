@@ -42,6 +42,10 @@ use crate::{
     },
 };
 
+/// So many steps back a look at several keys goes by walking back, however few the keys. (Tests want to come there with
+/// small rooms.)
+const STEPS_WALKED: usize = if cfg!(test) { 2 } else { 16 };
+
 /// The number of a state key, if the room ever used it.
 pub fn find_key(
     read: &(impl Read + ?Sized),
@@ -133,6 +137,30 @@ pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyN
             }
         }
     }
+}
+
+/// The values of several keys in a state, in the order of the keys: one read of the current values, and of what changed
+/// since then, where that is little.
+pub fn list_at(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    state: Ref,
+    keys: &[StateKeyNum],
+) -> Result<Vec<Val>, Fault> {
+    let one_by_one = || keys.iter().map(|key| at(read, room, state, *key)).collect();
+    let Ref::Main(order) = state else { return one_by_one() };
+    let mut since = BTreeMap::new();
+    for (seen, step) in changes(read, room, order, Order::MAX)?.enumerate() {
+        if seen >= keys.len().max(STEPS_WALKED) {
+            return one_by_one();
+        }
+        for (key, prior) in step?.1 {
+            since.entry(key).or_insert(prior);
+        }
+    }
+    let now = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
+    let values = keys.iter().zip(now);
+    Ok(values.map(|(key, now)| since.get(key).copied().or(now).unwrap_or(Val::Absent)).collect())
 }
 
 fn on_main_line(

@@ -130,14 +130,14 @@ impl Engine {
 /// The rows of one moment.
 pub(crate) enum EngineSnapshot {
     Rocks(rocks::RocksSnapshot),
-    Memory(memory::MemoryRows),
+    Memory(memory::MemorySnapshot),
 }
 
 impl EngineSnapshot {
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self {
             Self::Rocks(snapshot) => snapshot.get(family, key),
-            Self::Memory(rows) => Ok(rows.of(family).get(key).cloned()),
+            Self::Memory(snapshot) => Ok(snapshot.get(family, key)),
         }
     }
 
@@ -161,7 +161,7 @@ impl EngineSnapshot {
         }
         match self {
             Self::Rocks(snapshot) => snapshot.range(family, low, high, direction),
-            Self::Memory(rows) => Ok(memory::range(rows.of(family), &low, &high, direction)),
+            Self::Memory(snapshot) => Ok(snapshot.range(family, &low, &high, direction)),
         }
     }
 }

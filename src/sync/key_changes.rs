@@ -1,6 +1,6 @@
 //! `/keys/changes`: the `device_lists` of `/sync`, from one token to another.
 
-use std::collections::BTreeSet;
+use std::{cell::OnceCell, collections::BTreeSet};
 
 use ruma::api::client::filter::FilterDefinition;
 
@@ -38,6 +38,7 @@ pub(super) fn collect(
         ignored: BTreeSet::new(),
         now_ms: polls.env.now_ms(),
         sent: &sent,
+        own_rules: OnceCell::new(),
     };
     let nothing = || r#"{"changed":[],"left":[]}"#.to_owned();
     if window.from >= window.upto {

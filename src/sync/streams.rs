@@ -11,11 +11,14 @@ pub(crate) mod to_device;
 pub(crate) mod typing;
 pub(crate) mod unread;
 
-use std::collections::BTreeSet;
+use std::{cell::OnceCell, collections::BTreeSet};
+
+use ruma::push::Ruleset;
 
 use crate::{
     accounts::presence::Presence,
     ids::{EventNum, Order, Position, RoomNum, UserNum},
+    push::rules,
     rooms::event::{self, Extras, Stored, Viewer},
     store::{
         Fault, Snapshot, schema,
@@ -46,6 +49,8 @@ pub(crate) struct Window<'a> {
     pub(crate) now_ms: u64,
     /// Which members the device has been told of.
     pub(crate) sent: &'a SentMembers,
+    /// The user's own push rules, once a room asked for them.
+    pub(crate) own_rules: OnceCell<Option<Ruleset>>,
 }
 
 /// What is ephemeral, at one moment.
@@ -74,6 +79,16 @@ impl Window<'_> {
     /// Whether a user's messages are not wanted.
     pub(crate) fn ignores(&self, user_id: &str) -> bool {
         !self.ignored.is_empty() && self.ignored.contains(user_id)
+    }
+
+    /// The push rules of the user, if the user ever changed any.
+    pub(crate) fn own_rules(&self) -> Result<Option<&Ruleset>, Fault> {
+        if let Some(known) = self.own_rules.get() {
+            return Ok(known.as_ref());
+        }
+        let caller = &self.ask.caller;
+        let found = rules::find_own_rules(self.read, caller.user, &caller.user_id)?;
+        Ok(self.own_rules.get_or_init(|| found).as_ref())
     }
 
     /// Everything at or before where the client stands.

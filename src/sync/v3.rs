@@ -1,6 +1,9 @@
 //! The shape of `/sync` (client-server API, `GET /_matrix/client/v3/sync`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use ruma::api::client::filter::FilterDefinition;
 
@@ -63,6 +66,7 @@ pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
         ignored: BTreeSet::new(),
         now_ms: polls.env.now_ms(),
         sent: &polls.sent,
+        own_rules: OnceCell::new(),
     };
     let next = SyncToken { position: upto, boot, ephemeral: window.moment.number, inbox: None };
     Ok(answer(window, next)?)

@@ -29,3 +29,4 @@ mod restore;
 mod rooms;
 mod to_device;
 mod sync;
+mod sync_cost;

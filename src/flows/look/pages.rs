@@ -93,10 +93,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
         } else {
             Page { events: Vec::new(), next: None }
         };
-        let mut chunk = Vec::with_capacity(page.events.len());
-        for (stored, membership) in &page.events {
-            chunk.push(look.show(stored, *membership)?);
-        }
+        let chunk = look.show_all(&page.events)?;
         let mut json = format!(r#"{{"start":"{from}","chunk":{}"#, list_json(&chunk));
         if let Some(next) = page.next {
             json.push_str(&format!(r#","end":"{next}""#));
@@ -130,10 +127,7 @@ pub(crate) async fn context(
         let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
         let before = read_page(&mut look, below, None, Direction::Down, limit / 2, &wanted)?;
         let after = read_page(&mut look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
-        let show = |page: &Page| -> Result<String> {
-            let shown: Result<Vec<_>> = page.events.iter().map(|(stored, was)| look.show(stored, *was)).collect();
-            Ok(list_json(&shown?))
-        };
+        let show = |page: &Page| -> Result<String> { Ok(list_json(&look.show_all(&page.events)?)) };
         let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
         let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
         let state = if !wanted.events.lazy_load_options.is_disabled() {

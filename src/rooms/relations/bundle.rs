@@ -36,10 +36,23 @@ pub(crate) fn bundle(
     viewer: &Viewer<'_>,
     depth: Depth,
 ) -> Result<Option<String>, Fault> {
+    let Some(related) = schema::RELATED.get(read, (num, stored.event()))? else { return Ok(None) };
+    bundle_related(read, num, room, stored, &related, viewer, depth)
+}
+
+/// The same, where the row that says what refers to the event has been read.
+pub(crate) fn bundle_related(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    room: &RoomRow,
+    stored: &Stored,
+    related: &RelatedRow,
+    viewer: &Viewer<'_>,
+    depth: Depth,
+) -> Result<Option<String>, Fault> {
     let parent = stored.event();
-    let Some(related) = schema::RELATED.get(read, (num, parent))? else { return Ok(None) };
     let mut parts = Vec::new();
-    if let Some(edit) = find_edit(read, num, stored, &related, viewer.until)? {
+    if let Some(edit) = find_edit(read, num, stored, related, viewer.until)? {
         parts.push(format!(r#""m.replace":{}"#, event::show_plain(read, num, room, &edit, viewer)?));
     }
     if depth == Depth::Full && related.reference_count > 0 {
@@ -56,7 +69,7 @@ pub(crate) fn bundle(
         }
     }
     if depth == Depth::Full
-        && let Some((latest, count)) = find_thread(read, num, parent, &related, viewer.until)?
+        && let Some((latest, count)) = find_thread(read, num, parent, related, viewer.until)?
     {
         let latest = event::require(read, num, latest)?;
         // The newest event of a thread shows its own newest edit, but no more than that.

@@ -404,6 +404,10 @@ impl World {
                 let expected = map.get(&key).copied().unwrap_or(Val::Absent);
                 assert_eq!(at(&*snapshot, room, *state, key).unwrap(), expected, "{key} at {state:?}");
             }
+            let keys: Vec<_> = (0..KEYS).map(StateKeyNum).collect();
+            let expected: Vec<_> =
+                keys.iter().map(|key| map.get(key).copied().unwrap_or(Val::Absent)).collect();
+            assert_eq!(list_at(&*snapshot, room, *state, &keys).unwrap(), expected, "keys at {state:?}");
             let whole: Map = full(&*snapshot, room, *state)
                 .unwrap()
                 .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())

@@ -1,6 +1,13 @@
 //! An engine in memory that models what a crash loses: any suffix of what was not synced.
 
-use std::{ops::Bound, time::Duration};
+use std::{
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use imbl::OrdMap;
@@ -8,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::store::{
     Fault,
-    engine::{Change, PerFamily, Rows},
+    engine::{Change, Family, PerFamily, Rows},
     table::Direction,
 };
 
@@ -21,6 +28,14 @@ pub struct Memory {
     state: Box<Mutex<MemoryState>>,
     /// How long a synced write takes: tests of group commit.
     sync_takes: Duration,
+    /// Rows looked for or read: tests of what a request costs.
+    reads: Arc<AtomicU64>,
+}
+
+/// The rows of one moment.
+pub(crate) struct MemorySnapshot {
+    rows: MemoryRows,
+    reads: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +53,7 @@ struct MemoryState {
 impl Memory {
     /// An empty engine whose synced writes take this long.
     pub fn with_sync_delay(sync_takes: Duration) -> Self {
-        Self { state: Box::default(), sync_takes }
+        Self { sync_takes, ..Self::default() }
     }
 
     #[expect(clippy::disallowed_methods, reason = "stands in for a disk that takes its time")]
@@ -76,8 +91,13 @@ impl Memory {
         }
     }
 
-    pub(crate) fn snapshot(&self) -> MemoryRows {
-        self.state.lock().rows.clone()
+    pub(crate) fn snapshot(&self) -> MemorySnapshot {
+        MemorySnapshot { rows: self.state.lock().rows.clone(), reads: Arc::clone(&self.reads) }
+    }
+
+    /// How many rows were looked for by their keys, and how many ranges and rows of ranges were read, since it began.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// How many writes a crash could lose.
@@ -105,7 +125,7 @@ impl Memory {
             apply(&mut rows, changes.iter());
         }
         let state = MemoryState { synced: rows.clone(), rows, ..MemoryState::default() };
-        Self { state: Box::new(Mutex::new(state)), sync_takes: self.sync_takes }
+        Self { state: Box::new(Mutex::new(state)), sync_takes: self.sync_takes, reads: Arc::default() }
     }
 }
 
@@ -133,18 +153,26 @@ fn keys(rows: &OrdMap<Bytes, Bytes>, low: &[u8], high: &[u8]) -> impl Iterator<I
     rows.range::<_, [u8]>((Bound::Included(low), Bound::Excluded(high))).map(|(key, _)| key.clone())
 }
 
-/// The rows with `low <= key < high`; `low` must be below `high`.
-pub(crate) fn range<'a>(
-    rows: &'a OrdMap<Bytes, Bytes>,
-    low: &[u8],
-    high: &[u8],
-    direction: Direction,
-) -> Rows<'a> {
-    let rows = rows
-        .range::<_, [u8]>((Bound::Included(low), Bound::Excluded(high)))
-        .map(|(key, value)| Ok((key.clone(), value.clone())));
-    match direction {
-        Direction::Up => Box::new(rows),
-        Direction::Down => Box::new(rows.rev()),
+impl MemorySnapshot {
+    pub(crate) fn get(&self, family: Family, key: &[u8]) -> Option<Bytes> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.rows.of(family).get(key).cloned()
+    }
+
+    /// The rows with `low <= key < high`; `low` must be below `high`.
+    pub(crate) fn range(&self, family: Family, low: &[u8], high: &[u8], direction: Direction) -> Rows<'_> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let rows = self
+            .rows
+            .of(family)
+            .range::<_, [u8]>((Bound::Included(low), Bound::Excluded(high)))
+            .inspect(|_| {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+            })
+            .map(|(key, value)| Ok((key.clone(), value.clone())));
+        match direction {
+            Direction::Up => Box::new(rows),
+            Direction::Down => Box::new(rows.rev()),
+        }
     }
 }

@@ -153,9 +153,7 @@ pub(crate) fn whole(
             for user_id in members {
                 keys.extend(state::find_key(read, num, MEMBER, user_id)?);
             }
-            for key in keys {
-                events.extend(state::at(read, num, at, key)?.event());
-            }
+            events.extend(state::list_at(read, num, at, &keys)?.into_iter().filter_map(Val::event));
         }
     }
     load_events(read, num, &events)

@@ -91,12 +91,7 @@ pub(crate) fn show(
     timeline: &Timeline,
 ) -> Result<Vec<String>, Fault> {
     let viewer = Viewer { until: timeline.end, ..window.viewer() };
-    timeline
-        .events
-        .iter()
-        .map(|(stored, membership)| {
-            let json = event::show(window.read, num, row, stored, &viewer, Some(*membership))?;
-            Ok(window.shaped(stored, json))
-        })
-        .collect()
+    let shown = event::show_all(window.read, num, row, &timeline.events, &viewer)?;
+    let events = timeline.events.iter().zip(shown);
+    Ok(events.map(|((stored, _), json)| window.shaped(stored, json)).collect())
 }

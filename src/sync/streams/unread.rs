@@ -4,7 +4,6 @@ use crate::{
     ids::{Order, Position, RoomNum},
     push::{
         evaluate::Class,
-        rules,
         unread::{self, Reader, Tally, Unread},
     },
     rooms::{event, receipts},
@@ -22,8 +21,7 @@ pub(crate) fn collect(
 ) -> Result<(), Fault> {
     let caller = &window.ask.caller;
     let read = receipts::read_up_to(window.read, num, caller.user_id.as_str())?;
-    let own = rules::find_own_rules(window.read, caller.user, &caller.user_id)?;
-    let class = own.map_or(Class::Default, |rules| Class::of(&rules, row.id.as_str()));
+    let class = window.own_rules()?.map_or(Class::Default, |rules| Class::of(rules, row.id.as_str()));
     let reader = Reader { user: caller.user, class, joined: Order::live(joined), read: &read };
     let tally: Tally = unread::tally(window.read, num, &reader, Order::upto(window.upto))?;
     if window.ask.filter.thread_counts {
