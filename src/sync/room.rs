@@ -203,7 +203,7 @@ fn room_state(
             wanted.insert(window.ask.caller.user_id.to_string());
         }
     }
-    let at = state::place(window, num, timeline, upto)?;
+    let at = state::place(window, timeline, upto);
     let mut events =
         if begins { state::whole(window, num, at, lazy.then_some(&wanted))? } else { changes.events };
     if lazy && !begins {

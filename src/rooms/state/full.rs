@@ -45,10 +45,16 @@ pub(crate) fn values<'r>(
     let Ref::Main(order) = chain.base else {
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
-    let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?).max(FEW_CHANGES);
+    let sides = over.clone();
+    // Mostly the place is near the tip: that is found out sooner than how near.
+    if overlay(read, room, order, FEW_CHANGES, &mut over)? {
+        return now_under(read, room, over);
+    }
+    over.clone_from(&sides);
+    let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?);
     if changes_between(read, room, order, Order::MAX)? <= changes_max {
-        let sides = over.clone();
-        if overlay(read, room, order, changes_max, &mut over)? {
+        // What filled holes is not in the running count.
+        if overlay(read, room, order, changes_max.saturating_mul(2), &mut over)? {
             return now_under(read, room, over);
         }
         over = sides;
@@ -56,8 +62,7 @@ pub(crate) fn values<'r>(
     Ok(laid(over, scan_all(read, room, order)?))
 }
 
-/// Lays the oldest value since `order` of each key that changed under `over`. Gives up above `changes_max` changes:
-/// what filled holes is not in the running count.
+/// Lays the oldest value since `order` of each key that changed under `over`. Gives up above `changes_max` changes.
 fn overlay(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -71,7 +76,7 @@ fn overlay(
             over.entry(key).or_insert(prior);
             seen += 1;
         }
-        if seen > changes_max.saturating_mul(2) {
+        if seen > changes_max {
             return Ok(false);
         }
     }

@@ -113,17 +113,9 @@ fn list_changed(
 }
 
 /// Where the state stands that goes with a timeline: before its first event, or after its last.
-pub(crate) fn place(
-    window: &Window<'_>,
-    num: RoomNum,
-    timeline: &Timeline,
-    upto: Order,
-) -> Result<Ref, Fault> {
-    if window.ask.use_state_after {
-        Ok(Ref::Main(upto))
-    } else {
-        state::just_below(window.read, num, timeline.start)
-    }
+pub(crate) fn place(window: &Window<'_>, timeline: &Timeline, upto: Order) -> Ref {
+    // A place that is looked into, and not compared, need not be rounded down to the last change.
+    Ref::Main(if window.ask.use_state_after { upto } else { timeline.start.before() })
 }
 
 /// The whole state at a place; of members only these, if the client loads members lazily.
