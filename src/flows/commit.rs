@@ -3,7 +3,7 @@
 //! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
 //! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use parking_lot::Mutex;
 use ruma::{RoomId, UserId};
@@ -15,7 +15,7 @@ use crate::{
     ids::RoomNum,
     push::unread,
     rooms::{self, Seat, commit::Change},
-    store::{Enqueued, NotAccepted},
+    store::{Enqueued, NotAccepted, schema::rooms::Membership},
 };
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
@@ -110,15 +110,24 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
         return Ok(None);
     }
     let fault = NotAccepted::Fault;
+    let mut gone: Vec<String> = Vec::new();
     for stored in change.added().to_vec() {
+        if stored.membership().is_some_and(|membership| membership != Membership::Join) {
+            gone.extend(stored.row.state_key().map(Cow::into_owned));
+        }
         unread::count(&mut change.batch, &app.push, change.num, &change.row, &stored).map_err(fault)?;
     }
     for original in std::mem::take(&mut change.redacted) {
         unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;
     }
     let concerned = change.list_concerned().map_err(fault)?;
-    let notifier = app.notifier.clone();
-    change.batch.on_publish(move |_| notifier.gather(concerned));
+    let (notifier, ephemeral, room) = (app.notifier.clone(), app.ephemeral.clone(), change.num);
+    change.batch.on_publish(move |_| {
+        for user in gone {
+            ephemeral.change(|board, number| (board.typing.set(room, &user, None, number), ()));
+        }
+        notifier.gather(concerned);
+    });
     change.enqueue(&app.store).map(Some)
 }
 

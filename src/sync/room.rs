@@ -89,7 +89,12 @@ pub(crate) fn joined(
     let known = if is_new { Position::ZERO } else { window.from };
     let mut ephemeral = receipts::collect(window, num, row, known)?;
     ephemeral.extend(typing::collect(window, num, row, !is_new));
-    let data = show_data(window, room);
+    let data = if is_new && window.since.is_some() {
+        let whole = account_data::of_room(window, row.id.as_str())?;
+        show_data(window, &Room { account_data: &whole, ..*room })
+    } else {
+        show_data(window, room)
+    };
     let is_empty = timeline.events.is_empty()
         && !timeline.limited
         && shown.is_empty()

@@ -52,6 +52,26 @@ async fn typing_is_told_and_ends_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_leaves_types_no_longer_and_finds_their_account_data_again() {
+    let server = TestServer::new();
+    let (alice, bob, room) = pair(&server).await;
+    let tag = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags/u.work", bob.user_id);
+    assert_eq!(bob.put(&tag, json!({})).await.0, StatusCode::OK);
+    let (mut hers, mut his) = (Chain::of(&alice), Chain::of(&bob));
+    (hers.next().await, his.next().await);
+    types(&bob, &room, json!({ "typing": true, "timeout": 30_000 })).await;
+    assert_eq!(typists(&hers.next().await, &room), Some(vec![bob.user_id.clone()]));
+    must(&bob, &room, "leave", json!({})).await;
+    assert_eq!(typists(&hers.next().await, &room), Some(vec![]));
+    his.next().await;
+    must(&bob, &room, "join", json!({})).await;
+    let back = his.next().await;
+    let data = events(&back, "join", &room, "account_data");
+    assert_eq!(data.len(), 1, "a client may have forgotten what it knew of the room: {data:?}");
+    assert_eq!(data[0]["type"], "m.tag");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_types_for_oneself_in_rooms_one_is_in() {
     let server = TestServer::new();
     let (alice, bob, room) = pair(&server).await;

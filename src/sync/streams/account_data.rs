@@ -38,6 +38,13 @@ pub(crate) fn collect(window: &Window<'_>) -> Result<ByRoom, Fault> {
     Ok(found)
 }
 
+/// All that is kept for a room, for a client to which the room is new.
+pub(crate) fn of_room(window: &Window<'_>, room: &str) -> Result<Vec<(String, WrittenRow)>, Fault> {
+    let prefix = (window.ask.caller.user, room);
+    let rows = schema::ACCOUNT_DATA.prefix::<(UserNum, String)>(window.read, prefix, Direction::Up)?;
+    rows.map(|row| row.map(|((.., kind), row)| (kind, row))).collect()
+}
+
 /// Account data as events.
 pub(crate) fn show(data: &[(String, WrittenRow)], wants_type: impl Fn(&str) -> bool) -> Vec<String> {
     let wanted = data.iter().filter(|(kind, _)| wants_type(kind));
