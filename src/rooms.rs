@@ -42,7 +42,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::{
     error::{Error, Refusal, Result},
     ids::{RoomNum, UserNum},
-    rooms::{build::Signer, event::StateEvent},
+    rooms::{build::Signer, directory::Descriptions, event::StateEvent},
     store::{
         Direction, Fault, Read, schema,
         schema::rooms::{Resident, RoomRow},
@@ -64,6 +64,7 @@ struct Inner {
     signer: Signer,
     last_room: AtomicU64,
     turns: Mutex<HashMap<RoomNum, Arc<Turns>>>,
+    descriptions: Descriptions,
 }
 
 impl Rooms {
@@ -78,6 +79,7 @@ impl Rooms {
             signer: Signer::new(server, key),
             last_room: AtomicU64::new(last.map_or(0, |(room, _)| room.0)),
             turns: Mutex::default(),
+            descriptions: Descriptions::default(),
         })))
     }
 
@@ -89,6 +91,11 @@ impl Rooms {
     /// A number for a new room. One that comes to nothing stays unused.
     pub fn next_num(&self) -> RoomNum {
         RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// What the public directory says of rooms.
+    pub fn descriptions(&self) -> &Descriptions {
+        &self.0.descriptions
     }
 
     /// The seat of a room: whoever holds it is the only one who changes the room.

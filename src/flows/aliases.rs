@@ -164,7 +164,7 @@ pub(crate) async fn directory(
         offset.ok_or_else(|| Refusal::invalid_param("This is not a token of the directory."))?;
     let limit =
         limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    let store = app.store.clone();
+    let (store, known) = (app.store.clone(), app.rooms.clone());
     app.env
         .blocking(move || {
             let snapshot = store.snapshot();
@@ -172,7 +172,7 @@ pub(crate) async fn directory(
             for room in directory::list(&*snapshot)? {
                 let room = room?;
                 let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
-                let chunk = directory::describe(&*snapshot, room, &row)?;
+                let chunk = known.descriptions().of(&*snapshot, room, &row)?;
                 if allows(&filter, &chunk) {
                     rooms.push(chunk);
                 }
@@ -181,7 +181,8 @@ pub(crate) async fn directory(
                 b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
             });
             let total = rooms.len();
-            let page: Vec<_> = rooms.into_iter().skip(offset).take(limit).collect();
+            let page = rooms.iter().skip(offset).take(limit);
+            let page: Vec<_> = page.map(|room| PublicRoomsChunk::clone(room)).collect();
             let end = offset.saturating_add(page.len());
             Ok(DirectoryPage {
                 next: (end < total && !page.is_empty()).then(|| format!("p{end}")),

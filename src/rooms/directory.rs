@@ -1,5 +1,11 @@
 //! The public directory: rooms that whoever looks may find.
+//!
+//! Anybody may ask for it, without an account, and each answer looks at every room in it. So what it says of a room is kept in
+//! memory until something happens in that room.
 
+use std::sync::Arc;
+
+use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedMxcUri, UInt,
     directory::{PublicRoomsChunk, PublicRoomsChunkInit},
@@ -8,7 +14,7 @@ use ruma::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    ids::RoomNum,
+    ids::{Order, RoomNum},
     rooms::{
         self,
         visibility::{self, HistoryVisibility},
@@ -78,12 +84,52 @@ struct Create {
     room_type: Option<RoomType>,
 }
 
+/// Descriptions are kept up to so many bytes.
+const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// What a description weighs beside its texts.
+const DESCRIPTION_BYTES: u64 = 512;
+
+/// What the directory says of rooms, as of each room's newest event.
+pub struct Descriptions(Cache<RoomNum, (Order, Arc<PublicRoomsChunk>), Weigh>);
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<RoomNum, (Order, Arc<PublicRoomsChunk>)> for Weigh {
+    fn weight(&self, _: &RoomNum, (_, chunk): &(Order, Arc<PublicRoomsChunk>)) -> u64 {
+        let texts = [&chunk.name, &chunk.topic].into_iter().flatten();
+        DESCRIPTION_BYTES + texts.map(|text| text.len() as u64).sum::<u64>()
+    }
+}
+
+impl Default for Descriptions {
+    fn default() -> Self {
+        let rooms = (KEPT_BYTES_MAX / DESCRIPTION_BYTES) as usize;
+        Self(Cache::with_weighter(rooms, KEPT_BYTES_MAX, Weigh))
+    }
+}
+
+impl Descriptions {
+    /// What the directory says of a room.
+    pub fn of(
+        &self,
+        read: &(impl Read + ?Sized),
+        num: RoomNum,
+        room: &RoomRow,
+    ) -> Result<Arc<PublicRoomsChunk>, Fault> {
+        if let Some((tip, chunk)) = self.0.get(&num)
+            && tip == room.tip
+        {
+            return Ok(chunk);
+        }
+        let chunk = Arc::new(describe(read, num, room)?);
+        self.0.insert(num, (room.tip, Arc::clone(&chunk)));
+        Ok(chunk)
+    }
+}
+
 /// What the directory says of a room.
-pub fn describe(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-) -> Result<PublicRoomsChunk, Fault> {
+fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result<PublicRoomsChunk, Fault> {
     let guests = find_content::<Guests>(read, num, "m.room.guest_access")?;
     let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
         num_joined_members: UInt::from(room.joined),

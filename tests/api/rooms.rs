@@ -509,6 +509,27 @@ async fn creators_have_no_level_and_rooms_are_created_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_directory_says_what_is_true_now() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "visibility": "public", "name": "one" })).await;
+    let listed = async || {
+        let listed = bob.ok_get("/publicRooms").await["chunk"].clone();
+        let field = |name: &str| listed[0].get(name).cloned().unwrap_or_default();
+        (listed.as_array().unwrap().len(), field("name"), field("num_joined_members"))
+    };
+    assert_eq!(listed().await, (1, json!("one"), json!(1)));
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let named = alice.ok_put(&format!("/rooms/{room}/state/m.room.name/"), json!({ "name": "two" })).await;
+    assert_eq!(listed().await, (1, json!("two"), json!(2)));
+    let name = enc(named["event_id"].as_str().unwrap());
+    alice.ok_put(&format!("/rooms/{room}/redact/{name}/r"), json!({})).await;
+    assert_eq!(listed().await, (1, Value::Null, json!(2)), "a redacted name is none");
+    alice.ok_put(&format!("/directory/list/room/{room}"), json!({ "visibility": "private" })).await;
+    assert_eq!(listed().await.0, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_says_nothing_is_refused_by_name() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
