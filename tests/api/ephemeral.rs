@@ -58,7 +58,8 @@ async fn who_leaves_types_no_longer_and_finds_their_account_data_again() {
     let tag = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags/u.work", bob.user_id);
     assert_eq!(bob.put(&tag, json!({})).await.0, StatusCode::OK);
     let (mut hers, mut his) = (Chain::of(&alice), Chain::of(&bob));
-    (hers.next().await, his.next().await);
+    hers.next().await;
+    his.next().await;
     types(&bob, &room, json!({ "typing": true, "timeout": 30_000 })).await;
     assert_eq!(typists(&hers.next().await, &room), Some(vec![bob.user_id.clone()]));
     must(&bob, &room, "leave", json!({})).await;
