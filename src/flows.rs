@@ -1,6 +1,7 @@
 //! What people do: one use case a file. Flows wait; what they call below does not.
 
 pub mod acknowledge;
+pub(crate) mod carry_over;
 pub mod change_password;
 pub mod confirm;
 pub mod deactivate;

@@ -16,6 +16,7 @@ pub mod accounts;
 pub mod rooms;
 pub mod encryption;
 pub mod push;
+pub mod search;
 
 // Async begins here: waiting, and use cases.
 pub mod sync;

@@ -5,9 +5,10 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use ruma::{DeviceId, RoomId};
+use ruma::{DeviceId, RoomId, UserId, api::error::ErrorKind};
 
 use crate::{
+    accounts::users,
     error::{Refusal, Result},
     ids::{Position, UserNum},
     store::{
@@ -108,6 +109,28 @@ pub fn put(
     schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &WrittenRow { position, content });
     schema::ACCOUNT_DATA_LOG.put(batch, (user, position), &Json(key));
     Ok(position)
+}
+
+/// Whether a user wants no invitations at all: `m.invite_permission_config`
+/// (<https://spec.matrix.org/v1.19/client-server-api/#invite-permission>).
+pub fn blocks_invites(read: &(impl Read + ?Sized), user: UserNum) -> Result<bool, Fault> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        default_action: String,
+    }
+    let row = find(read, user, None, "m.invite_permission_config")?;
+    let config = row.and_then(|row| serde_json::from_slice::<Config>(&row.content).ok());
+    Ok(config.is_some_and(|config| config.default_action == "block"))
+}
+
+/// Refuses to invite a user of ours who wants no invitations: 403 `M_INVITE_BLOCKED`.
+pub fn check_invite(read: &(impl Read + ?Sized), target: &UserId) -> Result<()> {
+    match users::find_num(read, target)? {
+        Some(user) if blocks_invites(read, user)? => {
+            Err(Refusal::new(ErrorKind::InviteBlocked, "This user takes no invitations.").into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Deletes global account data of one type, if there is any. Under the user's lock.

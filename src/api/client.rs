@@ -8,6 +8,7 @@ mod filter;
 mod keys;
 mod login;
 mod logout;
+mod people;
 mod profile;
 mod register;
 mod shared_secret;
@@ -38,6 +39,7 @@ pub(crate) fn routes(r: &mut Routes) {
     keys::routes(r);
     login::routes(r);
     logout::routes(r);
+    people::routes(r);
     profile::routes(r);
     register::routes(r);
     shared_secret::routes(r);

@@ -3,7 +3,7 @@
 use ruma::{
     OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UInt,
     api::error::ErrorKind,
-    directory::{Filter, PublicRoomsChunk, RoomTypeFilter},
+    directory::{Filter, PublicRoomsChunk, RoomNetwork, RoomTypeFilter},
 };
 
 use crate::{
@@ -157,6 +157,7 @@ pub(crate) async fn directory(
     limit: Option<UInt>,
     since: Option<String>,
     filter: Filter,
+    network: RoomNetwork,
 ) -> Result<DirectoryPage> {
     let offset =
         since.map_or(Some(0), |since| since.strip_prefix('p').and_then(|offset| offset.parse().ok()));
@@ -164,6 +165,10 @@ pub(crate) async fn directory(
         offset.ok_or_else(|| Refusal::invalid_param("This is not a token of the directory."))?;
     let limit =
         limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    // There are no bridges that could bring rooms of other networks.
+    if matches!(network, RoomNetwork::ThirdParty(_)) {
+        return Ok(DirectoryPage { rooms: Vec::new(), next: None, prev: None, total: UInt::default() });
+    }
     let (store, known) = (app.store.clone(), app.rooms.clone());
     app.env
         .blocking(move || {

@@ -16,9 +16,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, commit, membership},
+    flows::{App, carry_over, commit, membership},
     ids::{Order, RoomNum},
     rooms::{
         Seat, aliases,
@@ -37,18 +37,22 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
     let plan = Plan::of(app, caller, request)?;
     let num = app.rooms.next_num();
     let seat = commit::new_seat(app, num).await;
-    let inner = app.clone();
-    let (room_id, enqueued) = app
+    let (inner, creator) = (app.clone(), caller.user);
+    let (room_id, promised, enqueued) = app
         .env
         .blocking(move || {
             let mut change = plan.begin(&inner, seat, num)?;
             plan.fill(&inner, &mut change)?;
+            let promised = carry_over::promise(&inner, &mut change, creator)?;
             let room_id = change.row.id.clone();
             let enqueued = commit::enqueue(&inner, change).map_err(or_in_use)?;
-            Ok((room_id, enqueued))
+            Ok((room_id, promised, enqueued))
         })
         .await?;
     commit::flushed(app, enqueued).await?;
+    if let Some(promised) = promised {
+        carry_over::keep(app, promised).await?;
+    }
     Ok(room_id)
 }
 
@@ -310,6 +314,7 @@ impl Plan {
             add(change, "m.room.topic", "", object(&content.to_string())?)?;
         }
         for user in &self.invite {
+            account_data::check_invite(&change.batch, user)?;
             let mut content = membership::content(&change.batch, user, "invite", None)?;
             if self.is_direct {
                 content.insert("is_direct".to_owned(), true.into());

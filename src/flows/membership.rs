@@ -7,9 +7,9 @@ use ruma::{
 use serde::Deserialize;
 
 use crate::{
-    accounts::{self, Caller},
+    accounts::{self, Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, commit},
+    flows::{App, carry_over, commit},
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
@@ -78,11 +78,11 @@ pub(crate) async fn join(
 ) -> Result<OwnedRoomId> {
     let (num, room_id) = find_room(app, name)?;
     let (inner, caller) = (app.clone(), caller.clone());
-    commit::in_room(app, num, move |change| {
+    let promised = commit::in_room(app, num, move |change| {
         let user = &caller.user_id;
         let was = change.membership(user.as_str())?;
         if was == Membership::Join {
-            return Ok(());
+            return Ok(None);
         }
         if caller.is_guest && !guests_may_join(change)? {
             return Err(
@@ -100,9 +100,12 @@ pub(crate) async fn join(
             content.insert("join_authorised_via_users_server".to_owned(), allower.as_str().into());
         }
         change.add(inner.rooms.signer(), &draft(&inner, user, user, content), None)?;
-        Ok(())
+        carry_over::promise(&inner, change, caller.user)
     })
     .await?;
+    if let Some(promised) = promised {
+        carry_over::keep(app, promised).await?;
+    }
     Ok(room_id)
 }
 
@@ -244,7 +247,10 @@ pub(crate) async fn act(
             }
         };
         let mut content = match act {
-            Act::Invite => content(&change.batch, &target, membership, None)?,
+            Act::Invite => {
+                account_data::check_invite(&change.batch, &target)?;
+                content(&change.batch, &target, membership, None)?
+            }
             _ => [("membership".to_owned(), membership.into())].into(),
         };
         if let Some(reason) = reason {

@@ -3,7 +3,7 @@
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, account_data},
     error::{Refusal, Result},
     flows::{App, commit},
     rooms::{
@@ -141,9 +141,13 @@ fn check_state(change: &mut Change, draft: &Draft, server: &ruma::ServerName) ->
             if event::membership_of(content.get()).is_none() || user.is_none() {
                 return Err(Refusal::bad_json("This is not the content of a member event.").into());
             }
-            let is_ours = user.is_some_and(|user| user.server_name() == server);
-            if !is_ours && event::membership_of(content.get()) == Some(Membership::Invite) {
-                return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
+            if let Some(user) =
+                user.filter(|_| event::membership_of(content.get()) == Some(Membership::Invite))
+            {
+                if user.server_name() != server {
+                    return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
+                }
+                account_data::check_invite(&change.batch, &user)?;
             }
         }
         "m.room.canonical_alias" => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up},
+    flows::{App, carry_over, follow_up},
     store::{
         NotAccepted, Store, tail,
         timer::{self, FIRED_A_SECOND_MAX, Timer, TimerKind},
@@ -26,7 +26,15 @@ pub(crate) fn start(app: &App) {
 async fn run(app: App) {
     loop {
         let (fires, now_ms) = (app.clone(), app.env.now_ms());
-        let fire = move || fire_due(&fires.store, now_ms, |promised| follow_up::resume(&fires, promised));
+        let fire = move || {
+            fire_due(&fires.store, now_ms, |promised| match promised.kind {
+                TimerKind::CarryOver => {
+                    carry_over::resume(&fires, promised);
+                    Ok(())
+                }
+                _ => follow_up::resume(&fires, promised),
+            })
+        };
         let next_ms = app.env.blocking(fire).await.unwrap_or_else(|error| {
             tracing::error!(%error, "timers that are due could not be fired; they wait");
             None
@@ -44,8 +52,8 @@ async fn run(app: App) {
 }
 
 /// Fires what is due; answers when the next timer is. A plain function: a clock that stands still cannot keep it busy.
-/// `tell` tells a user's rooms.
-fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> Result<Option<u64>> {
+/// `keep` keeps promises of flows.
+fn fire_due(store: &Store, now_ms: u64, keep: impl Fn(&Timer) -> Result<()>) -> Result<Option<u64>> {
     let view = store.view();
     if !timer::is_set(&view, TimerKind::TrimLog)? {
         let mut batch = store.batch();
@@ -55,7 +63,7 @@ fn fire_due(store: &Store, now_ms: u64, tell: impl Fn(&Timer) -> Result<()>) -> 
     for timer in timer::list_due(&view, now_ms, FIRED_A_SECOND_MAX)? {
         match timer.kind {
             TimerKind::TrimLog => trim_log(store, &timer, now_ms)?,
-            TimerKind::TellRooms => tell(&timer)?,
+            TimerKind::TellRooms | TimerKind::CarryOver => keep(&timer)?,
         }
     }
     Ok(timer::find_next_due_ms(&view)?)

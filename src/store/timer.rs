@@ -19,6 +19,8 @@ pub enum TimerKind {
     TrimLog = 1,
     /// The rooms of a user are told of a change of the user's. The key is the user's number.
     TellRooms = 2,
+    /// A user's settings for a room are carried over to the one that replaces it. The key is the user and the new room.
+    CarryOver = 3,
 }
 
 impl TimerKind {
@@ -26,6 +28,7 @@ impl TimerKind {
         match number {
             1 => Some(Self::TrimLog),
             2 => Some(Self::TellRooms),
+            3 => Some(Self::CarryOver),
             _ => None,
         }
     }
@@ -54,6 +57,11 @@ pub fn set(batch: &mut Batch, timer: &Timer) {
 /// Takes a timer back; nothing happens when it has fired.
 pub fn cancel(batch: &mut Batch, timer: &Timer) {
     schema::TIMER.delete(batch, (timer.due_ms, timer.kind as u8, &timer.key));
+}
+
+/// Whether this timer is still set.
+pub fn is_waiting(read: &(impl Read + ?Sized), timer: &Timer) -> Result<bool, Fault> {
+    schema::TIMER.contains(read, (timer.due_ms, timer.kind as u8, &timer.key))
 }
 
 /// The batch is the effect of this timer: it deletes the timer, and is not accepted if somebody else was first.

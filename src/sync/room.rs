@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
+    accounts,
     ids::{EventNum, Order, Position, RoomNum},
     rooms::{
         event::{self, Stored},
@@ -139,10 +140,11 @@ pub(crate) fn left(
     Ok(Some(answer.finish()))
 }
 
-/// A room that the user is invited to. `None` if the user does not want to hear of who invites.
+/// A room that the user is invited to. `None` if the user does not want to hear of who invites, or of any invitation.
 pub(crate) fn invited(window: &Window<'_>, room: &Room<'_>) -> Result<Option<String>, Fault> {
     let Some(own) = event::find(window.read, room.num, room.user_row.event)? else { return Ok(None) };
-    if window.ignores(&own.row.sender()) {
+    let blocks = || accounts::account_data::blocks_invites(window.read, window.ask.caller.user);
+    if window.ignores(&own.row.sender()) || blocks()? {
         return Ok(None);
     }
     let mut answer = Object::new();

@@ -11,6 +11,7 @@
 mod support;
 
 mod account_data;
+mod carry_over;
 mod devices;
 mod discovery;
 mod ephemeral;
@@ -22,6 +23,7 @@ mod login;
 mod push_rules;
 mod pushers;
 mod receipts;
+mod people;
 mod profile;
 mod register;
 mod relations;

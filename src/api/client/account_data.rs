@@ -44,6 +44,7 @@ fn find(app: &App, caller: &Caller, room: Option<&OwnedRoomId>, kind: &str) -> R
     let snapshot = app.store.snapshot();
     if room.is_none() && kind == "m.push_rules" {
         let rules = push::rules::rules_of(&*snapshot, caller.user, &caller.user_id)?;
+        let rules = push::rules::as_json(&rules)?;
         return Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()));
     }
     let row = account_data::find(&*snapshot, caller.user, room.map(|room| &**room), kind)?;

@@ -6,7 +6,7 @@ use ruma::{
         directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
         room::{Visibility, aliases as list_aliases},
     },
-    directory::Filter,
+    directory::{Filter, RoomNetwork},
 };
 
 use crate::{
@@ -102,7 +102,8 @@ pub(crate) async fn get_public_rooms(
 ) -> Result<get_public_rooms::v3::Response> {
     let request = public.request;
     require_here(&app, request.server.as_deref())?;
-    let page = aliases::directory(&app, request.limit, request.since, Filter::new()).await?;
+    let page =
+        aliases::directory(&app, request.limit, request.since, Filter::new(), RoomNetwork::Matrix).await?;
     let mut response = get_public_rooms::v3::Response::new(page.rooms);
     response.next_batch = page.next;
     response.prev_batch = page.prev;
@@ -117,7 +118,8 @@ pub(crate) async fn get_public_rooms_filtered(
 ) -> Result<get_public_rooms_filtered::v3::Response> {
     let request = client.request;
     require_here(&app, request.server.as_deref())?;
-    let page = aliases::directory(&app, request.limit, request.since, request.filter).await?;
+    let page =
+        aliases::directory(&app, request.limit, request.since, request.filter, request.room_network).await?;
     let mut response = get_public_rooms_filtered::v3::Response::new();
     response.chunk = page.rooms;
     response.next_batch = page.next;

@@ -19,11 +19,16 @@ use crate::{
     flows::App,
 };
 
-/// The versions of the specification whose endpoints clients find here.
-const VERSIONS: [&str; 20] = [
+/// The versions of the specification whose rules hold here. What each brought, and what of that this server lacks, stands in
+/// `docs/decisions/versions-that-are-named.md`.
+const VERSIONS: [&str; 22] = [
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
-    "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17",
+    "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
+
+/// What clients look for under a name of its own, and find here: `state_after` in `/sync`, pages of messages filtered by
+/// relations, and the push rules of polls.
+const UNSTABLE_FEATURES: [&str; 3] = ["org.matrix.msc4222", "org.matrix.msc3874", "org.matrix.msc3930"];
 
 pub(crate) fn routes(r: &mut Routes) {
     r.maybe_client(versions);
@@ -36,7 +41,9 @@ pub(crate) async fn versions(
     _app: App,
     _client: MaybeClient<get_supported_versions::Request>,
 ) -> Result<get_supported_versions::Response> {
-    Ok(get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec()))
+    let mut response = get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec());
+    response.unstable_features = UNSTABLE_FEATURES.map(|feature| (feature.to_owned(), true)).into();
+    Ok(response)
 }
 
 /// `GET /.well-known/matrix/client`

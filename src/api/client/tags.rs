@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::account_data,
-    api::{Routes, client::account_data::require_self, extract::Client, reply::RawJson},
+    api::{Routes, client::account_data::require_self, extract::Client, raw::Raw, reply::RawJson},
     error::{Error, Result},
     flows::{App, keep},
 };
@@ -29,11 +29,13 @@ pub(crate) async fn get_tags(app: App, client: Client<get_tags::v3::Request>) ->
 /// `PUT /_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}`
 pub(crate) async fn create_tag(
     app: App,
-    client: Client<create_tag::v3::Request>,
+    client: Client<Raw<create_tag::v3::Request>>,
 ) -> Result<create_tag::v3::Response> {
-    let (caller, request) = (client.caller, client.request);
+    let (caller, request) = (client.caller, client.request.read()?);
     require_self(&caller, &request.user_id)?;
-    let info = serde_json::to_value(&request.tag_info).map_err(|error| Error::broken(error.to_string()))?;
+    // What clients keep beside the order is theirs.
+    let info =
+        serde_json::from_slice(&client.request.body).map_err(|error| Error::broken(error.to_string()))?;
     keep::change_tag(&app, &caller, request.room_id, request.tag, Some(info)).await?;
     Ok(create_tag::v3::Response::new())
 }

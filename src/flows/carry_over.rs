@@ -1,0 +1,214 @@
+//! A room was replaced by another: whoever joins the new one finds there what they had set for the old one
+//! (client-server API, "Room Upgrades"): push rules, tags, and whether it is a direct chat.
+//!
+//! The batch of the join sets a timer, and the batch that carries the settings over deletes it: it is done once, also when
+//! the process ends in between.
+
+use bytes::Bytes;
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    push::{
+        ConditionalPushRule, NewConditionalPushRule, NewPushRule, NewSimplePushRule, PushCondition, Ruleset,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    accounts::{account_data, users},
+    error::{Error, Result},
+    flows::{App, write},
+    ids::UserNum,
+    push::rules,
+    rooms::{self, commit::Change, members},
+    store::{
+        Batch, Fault,
+        schema::rooms::Membership,
+        timer::{self, Timer, TimerKind},
+    },
+};
+
+/// Whoever joined has so long to carry their settings over before the timer does it, in milliseconds.
+const OWN_WORK_MS: u64 = 60 * 1000;
+
+/// What is carried over.
+#[derive(Debug, Serialize, Deserialize)]
+struct Move {
+    user: u64,
+    from: OwnedRoomId,
+    to: OwnedRoomId,
+}
+
+/// Promises, in the batch in which a user joins a room, that what they had set for the room before it will be carried over.
+/// `None` if there was none that they were in.
+pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+    #[derive(Deserialize)]
+    struct Create {
+        predecessor: Predecessor,
+    }
+    #[derive(Deserialize)]
+    struct Predecessor {
+        room_id: OwnedRoomId,
+    }
+    let create = change.state("m.room.create", "")?;
+    let create = create.and_then(|event| serde_json::from_str::<Create>(event.parsed.content.get()).ok());
+    let Some(Create { predecessor: Predecessor { room_id: from } }) = create else { return Ok(None) };
+    let Some(old) = rooms::find_room(&change.batch, &from)? else { return Ok(None) };
+    let was = members::find(&change.batch, user, old)?.map(|row| row.membership);
+    if !matches!(was, Some(Membership::Join | Membership::Leave)) {
+        return Ok(None);
+    }
+    let carried = Move { user: user.0, from, to: change.row.id.clone() };
+    let content = serde_json::to_vec(&carried).map_err(|error| Error::broken(error.to_string()))?;
+    let key = [user.0.to_be_bytes(), change.num.0.to_be_bytes()].concat();
+    let due_ms = app.env.now_ms() + OWN_WORK_MS;
+    let promised = Timer { due_ms, kind: TimerKind::CarryOver, key, content: content.into() };
+    timer::set(&mut change.batch, &promised);
+    Ok(Some(promised))
+}
+
+/// Keeps the promise.
+pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
+    let carried: Move = serde_json::from_slice(&promised.content)
+        .map_err(|error| Error::broken(format!("a timer is not what it should be: {error}")))?;
+    let user = UserNum(carried.user);
+    let changed = write::for_user(app, user, move |app, batch| {
+        // Whoever comes here for this user has the lock.
+        if !timer::is_waiting(batch, &promised)? {
+            return Ok(false);
+        }
+        timer::fire(batch, &promised);
+        let row = users::require(batch, user)?;
+        let user_id = OwnedUserId::try_from(row.user_id)
+            .map_err(|_| Error::broken("an account has no valid user id"))?;
+        let changed = carry_rules(batch, user, &user_id, &carried)?;
+        carry_tags(batch, user, &carried)?;
+        carry_direct(batch, user, &carried)?;
+        write::wake(app, batch, user);
+        Ok(changed)
+    })
+    .await?;
+    if changed {
+        app.push.rules_changed();
+    }
+    Ok(())
+}
+
+/// A promise is due that whoever made it did not keep.
+pub(crate) fn resume(app: &App, promised: &Timer) {
+    let (house, promised) = (app.clone(), promised.clone());
+    app.env.spawn(async move {
+        if let Err(error) = keep(&house, promised).await {
+            tracing::warn!(%error, "settings of a room could not be carried over; it is tried again");
+        }
+    });
+}
+
+/// What does not fit (there are bounds) is left where it was.
+fn unless_refused<T>(done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(Error::Refused(_)) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Move) -> Result<bool> {
+    let Some(own) = rules::find_own_rules(batch, user, user_id)? else { return Ok(false) };
+    let new = rules_for(&own, carried);
+    if new.is_empty() {
+        return Ok(false);
+    }
+    let change = |rules: &mut Ruleset| {
+        // Each is put before the others: so the last goes first.
+        for (rule, enabled) in new.into_iter().rev() {
+            let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
+            if rules.get(kind.clone(), &id).is_none() {
+                rules::insert(rules, rule, None, None)?;
+                rules::set_enabled(rules, kind, &id, enabled)?;
+            }
+        }
+        Ok(())
+    };
+    Ok(unless_refused(rules::change(batch, user, user_id, change))?.is_some())
+}
+
+/// The rules about the old room, as rules about the new one, and whether they are on.
+fn rules_for(own: &Ruleset, carried: &Move) -> Vec<(NewPushRule, bool)> {
+    let mut new = Vec::new();
+    let conditional = |rule: &ConditionalPushRule| {
+        let conditions = moved(&rule.conditions, carried).filter(|_| !rule.default)?;
+        let id = if rule.rule_id.contains(carried.from.as_str()) {
+            rule.rule_id.replace(carried.from.as_str(), carried.to.as_str())
+        } else {
+            format!("{}.{}", rule.rule_id, carried.to)
+        };
+        Some((NewConditionalPushRule::new(id, conditions, rule.actions.clone()), rule.enabled))
+    };
+    for (rule, enabled) in own.override_.iter().filter_map(conditional) {
+        new.push((NewPushRule::Override(rule), enabled));
+    }
+    if let Some(rule) = own.room.get(carried.from.as_str()) {
+        let moved = NewSimplePushRule::new(carried.to.clone(), rule.actions.clone());
+        new.push((NewPushRule::Room(moved), rule.enabled));
+    }
+    for (rule, enabled) in own.underride.iter().filter_map(conditional) {
+        new.push((NewPushRule::Underride(rule), enabled));
+    }
+    new
+}
+
+/// Conditions with the new room for the old one; `None` if they do not speak of it.
+fn moved(conditions: &[PushCondition], carried: &Move) -> Option<Vec<PushCondition>> {
+    let mut found = false;
+    let moved = conditions.iter().cloned().map(|mut condition| {
+        if let PushCondition::EventMatch(condition) = &mut condition
+            && condition.key == "room_id"
+            && condition.pattern == carried.from.as_str()
+        {
+            condition.pattern = carried.to.to_string();
+            found = true;
+        }
+        condition
+    });
+    let moved = moved.collect();
+    found.then_some(moved)
+}
+
+fn find_object(
+    batch: &Batch,
+    user: UserNum,
+    room: Option<&RoomId>,
+    kind: &str,
+) -> Result<Map<String, Value>, Fault> {
+    let row = account_data::find(batch, user, room, kind)?;
+    Ok(row.and_then(|row| serde_json::from_slice(&row.content).ok()).unwrap_or_default())
+}
+
+fn carry_tags(batch: &mut Batch, user: UserNum, carried: &Move) -> Result<()> {
+    const TAGS: &str = "m.tag";
+    let Some(old) = account_data::find(batch, user, Some(&carried.from), TAGS)? else { return Ok(()) };
+    // Tags that the new room has already are newer.
+    if account_data::find(batch, user, Some(&carried.to), TAGS)?.is_none() {
+        unless_refused(account_data::put(batch, user, Some(&carried.to), TAGS, old.content))?;
+    }
+    Ok(())
+}
+
+fn carry_direct(batch: &mut Batch, user: UserNum, carried: &Move) -> Result<()> {
+    const DIRECT: &str = "m.direct";
+    let mut direct = find_object(batch, user, None, DIRECT)?;
+    let mut changed = false;
+    for rooms in direct.values_mut().filter_map(Value::as_array_mut) {
+        let has = |room: &RoomId| rooms.iter().any(|other| other.as_str() == Some(room.as_str()));
+        if has(&carried.from) && !has(&carried.to) {
+            rooms.push(carried.to.as_str().into());
+            changed = true;
+        }
+    }
+    if changed {
+        let content = Bytes::from(Value::Object(direct).to_string());
+        unless_refused(account_data::put(batch, user, None, DIRECT, content))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Finding what somebody remembers only in part.
+
+pub mod people;

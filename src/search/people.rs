@@ -1,0 +1,199 @@
+//! The user directory: our users whose name or id holds what somebody looks for, as far as they may know of them
+//! (<https://spec.matrix.org/v1.19/client-server-api/#user-directory>).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+
+use crate::{
+    accounts::users,
+    ids::{RoomNum, UserNum},
+    rooms::{
+        self, members,
+        visibility::{self, HistoryVisibility},
+    },
+    store::{Fault, Read, schema},
+};
+
+/// So many accounts are looked at, oldest first.
+const ACCOUNTS_MAX: usize = 100_000;
+/// So many profiles are read at once.
+const PROFILES_AT_ONCE: usize = 500;
+/// Of so many whose name fits is asked whether they may be known.
+const FITTING_MAX: usize = 2_000;
+/// So many rooms of one user are looked at.
+const ROOMS_MAX: usize = 1_000;
+
+/// Somebody who was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The user id.
+    pub user_id: OwnedUserId,
+    /// The name in their profile.
+    pub display_name: Option<String>,
+    /// The picture in their profile.
+    pub avatar_url: Option<String>,
+}
+
+/// How well somebody fits: what fits better is less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// The name is what is looked for.
+    Whole,
+    /// It begins so.
+    Begins,
+    /// One of its words does.
+    Word,
+    /// It is somewhere in it.
+    Within,
+}
+
+/// Who fits `term`, the best first, at most `limit`; and whether there are more. Only who shares a room with the one who
+/// asks, or is in a room that everybody may join or read.
+pub fn find(
+    read: &(impl Read + ?Sized),
+    asks: UserNum,
+    term: &str,
+    limit: usize,
+) -> Result<(Vec<Person>, bool), Fault> {
+    let term = term.trim().to_lowercase();
+    if term.is_empty() {
+        return Ok((Vec::new(), false));
+    }
+    let mut fitting = list_fitting(read, asks, &term)?;
+    fitting.sort_by(|a, b| (a.fit, a.name.is_none(), &a.name).cmp(&(b.fit, b.name.is_none(), &b.name)));
+    let mut sight =
+        Sight { own: members::list_joined_rooms(read, asks)?.into_iter().collect(), open: BTreeMap::new() };
+    let mut found = Vec::new();
+    for one in fitting.into_iter().take(FITTING_MAX) {
+        if !sight.reaches(read, one.user)? {
+            continue;
+        }
+        if found.len() == limit {
+            return Ok((found, true));
+        }
+        let Ok(user_id) = OwnedUserId::try_from(one.user_id) else { continue };
+        let avatar_url = schema::PROFILES.get(read, (one.user, "avatar_url"))?.and_then(|json| text(&json));
+        found.push(Person { user_id, display_name: one.name, avatar_url });
+    }
+    Ok((found, false))
+}
+
+struct Fitting {
+    user: UserNum,
+    user_id: String,
+    name: Option<String>,
+    fit: Fit,
+}
+
+fn list_fitting(read: &(impl Read + ?Sized), asks: UserNum, term: &str) -> Result<Vec<Fitting>, Fault> {
+    let mut fitting = Vec::new();
+    let mut accounts = users::list(read)?.take(ACCOUNTS_MAX);
+    loop {
+        let some = accounts.by_ref().take(PROFILES_AT_ONCE).collect::<Result<Vec<_>, _>>()?;
+        if some.is_empty() {
+            return Ok(fitting);
+        }
+        let names = schema::PROFILES.get_many(read, some.iter().map(|(user, _)| (*user, "displayname")))?;
+        for ((user, row), name) in some.into_iter().zip(names) {
+            if user == asks || row.is_deactivated {
+                continue;
+            }
+            let name = name.and_then(|json| text(&json));
+            if let Some(fit) = fit(term, &row.user_id, name.as_deref()) {
+                fitting.push(Fitting { user, user_id: row.user_id, name, fit });
+            }
+        }
+    }
+}
+
+fn text(json: &[u8]) -> Option<String> {
+    serde_json::from_slice(json).ok()
+}
+
+/// How well a user fits what is looked for, in lower case; `None` if not at all.
+fn fit(term: &str, user_id: &str, name: Option<&str>) -> Option<Fit> {
+    let user_id = user_id.to_lowercase();
+    let name = name.unwrap_or_default().to_lowercase();
+    let localpart = user_id.trim_start_matches('@').split(':').next().unwrap_or_default();
+    let places = [user_id.as_str(), localpart, name.as_str()];
+    if places.contains(&term) {
+        return Some(Fit::Whole);
+    }
+    if places.iter().any(|place| place.starts_with(term)) {
+        return Some(Fit::Begins);
+    }
+    let mut words = name.split(|letter: char| !letter.is_alphanumeric());
+    if words.any(|word| word.starts_with(term)) {
+        return Some(Fit::Word);
+    }
+    // In any order, and of both name and id: "cooper alice".
+    let within = term.split_whitespace().all(|word| places.iter().any(|place| place.contains(word)));
+    within.then_some(Fit::Within)
+}
+
+/// Whom the one who asks may know of.
+struct Sight {
+    own: BTreeSet<RoomNum>,
+    /// Whether everybody may join or read a room, of those that were looked at.
+    open: BTreeMap<RoomNum, bool>,
+}
+
+impl Sight {
+    fn reaches(&mut self, read: &(impl Read + ?Sized), user: UserNum) -> Result<bool, Fault> {
+        let theirs = members::list_joined_rooms(read, user)?;
+        if theirs.iter().any(|room| self.own.contains(room)) {
+            return Ok(true);
+        }
+        for room in theirs.into_iter().take(ROOMS_MAX) {
+            let open = match self.open.get(&room) {
+                Some(open) => *open,
+                None => {
+                    let open = is_open(read, room)?;
+                    self.open.insert(room, open);
+                    open
+                }
+            };
+            if open {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn is_open(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    #[derive(Deserialize)]
+    struct Rules {
+        join_rule: String,
+    }
+    let rules = rooms::find_state(read, room, "m.room.join_rules", "")?;
+    let rules = rules.and_then(|event| serde_json::from_str::<Rules>(event.row.content()).ok());
+    Ok(rules.is_some_and(|rules| rules.join_rule == "public")
+        || visibility::current(read, room)? == HistoryVisibility::WorldReadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_better_comes_first() {
+        for (term, user_id, name, expected) in [
+            ("alice", "@alice:s", None, Some(Fit::Whole)),
+            ("@alice:s", "@alice:s", Some("A"), Some(Fit::Whole)),
+            ("alice cooper", "@x:s", Some("Alice Cooper"), Some(Fit::Whole)),
+            ("ali", "@x:s", Some("Alice Cooper"), Some(Fit::Begins)),
+            ("@al", "@alice:s", None, Some(Fit::Begins)),
+            ("coop", "@x:s", Some("Alice Cooper"), Some(Fit::Word)),
+            ("cooper alice", "@x:s", Some("Alice Cooper"), Some(Fit::Within)),
+            ("lic", "@alice:s", None, Some(Fit::Within)),
+            ("ä", "@x:s", Some("Ärger"), Some(Fit::Begins)),
+            ("bob", "@alice:s", Some("Alice"), None),
+            ("alice bob", "@alice:s", Some("Alice"), None),
+        ] {
+            assert_eq!(fit(term, user_id, name), expected, "{term}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `src/flows/carry_over.rs`: what a user set for a room that was replaced.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+async fn create(client: &TestClient, body: Value) -> String {
+    let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    json["room_id"].as_str().unwrap().to_owned()
+}
+
+/// Silences a room in both ways that clients know, tags it, and calls it a direct chat.
+async fn set_up(client: &TestClient, room: &str) {
+    let rules = "/_matrix/client/v3/pushrules/global";
+    for (path, body) in [
+        (format!("{rules}/room/{room}"), json!({ "actions": [] })),
+        (
+            format!("{rules}/override/{room}"),
+            json!({ "actions": [], "conditions": [{ "kind": "event_match", "key": "room_id", "pattern": room }] }),
+        ),
+        (format!("{rules}/override/{room}/enabled"), json!({ "enabled": false })),
+        (
+            format!("{rules}/underride/mine"),
+            json!({ "actions": ["notify"], "conditions": [
+                { "kind": "event_match", "key": "room_id", "pattern": room },
+                { "kind": "room_member_count", "is": "2" },
+            ] }),
+        ),
+        (format!("{rules}/content/cake"), json!({ "actions": [], "pattern": "cake" })),
+    ] {
+        assert_eq!(client.put(&path, body).await.0, StatusCode::OK, "{path}");
+    }
+    let user = format!("/_matrix/client/v3/user/{}", client.user_id);
+    client.put(&format!("{user}/rooms/{room}/tags/m.favourite"), json!({ "order": 0.5 })).await;
+    client
+        .put(&format!("{user}/account_data/m.direct"), json!({ "@x:y": ["!other:y", room], "@z:y": [] }))
+        .await;
+}
+
+/// What the user has set for a room.
+async fn settings(client: &TestClient, room: &str) -> Value {
+    let (_, rules) = client.get("/_matrix/client/v3/pushrules/global/").await;
+    let about = |kind: &str| {
+        let rules = rules[kind].as_array().unwrap().iter();
+        let mut about: Vec<_> = rules.filter(|rule| rule.to_string().contains(room)).cloned().collect();
+        for rule in &mut about {
+            *rule = serde_json::from_str(&rule.to_string().replace(room, "ROOM")).unwrap();
+        }
+        about
+    };
+    let user = format!("/_matrix/client/v3/user/{}", client.user_id);
+    let (_, tags) = client.get(&format!("{user}/rooms/{room}/tags")).await;
+    let (_, direct) = client.get(&format!("{user}/account_data/m.direct")).await;
+    let is_direct = direct["@x:y"].as_array().is_some_and(|rooms| rooms.contains(&json!(room)));
+    json!({ "override": about("override"), "room": about("room"), "tags": tags, "direct": is_direct,
+        "underride": about("underride").iter().map(|rule| rule["conditions"].clone()).collect::<Vec<_>>() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let old = create(&alice, json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/_matrix/client/v3/join/{old}"), json!({})).await;
+    set_up(&alice, &old).await;
+    set_up(&bob, &old).await;
+    let (_, before) = bob.get("/_matrix/client/v3/sync").await;
+    let since = before["next_batch"].as_str().unwrap();
+    let new = create(
+        &alice,
+        json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } }),
+    )
+    .await;
+    let tombstone = format!("/_matrix/client/v3/rooms/{old}/state/m.room.tombstone");
+    alice.put(&tombstone, json!({ "body": "gone", "replacement_room": new })).await;
+    assert_eq!(settings(&bob, &new).await["room"], json!([]), "not before the join");
+    bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
+    for client in [&alice, &bob] {
+        let carried = settings(client, &new).await;
+        assert_eq!(carried, settings(client, &old).await, "{}", client.user_id);
+        assert_eq!(carried["room"].as_array().unwrap().len(), 1);
+        assert_eq!(carried["override"][0]["enabled"], false);
+        assert_eq!(carried["tags"]["tags"]["m.favourite"]["order"], 0.5);
+        assert_eq!(carried["direct"], true);
+    }
+    let (_, after) = bob.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    assert!(after["account_data"].to_string().contains(&new), "{after}");
+    assert!(after["rooms"]["join"][&new]["account_data"].to_string().contains("m.favourite"), "{after}");
+    // Done once: what is changed afterwards stays, also when the timers of the joins would be due.
+    bob.delete(&format!("/_matrix/client/v3/pushrules/global/room/{new}"), json!({})).await;
+    server.server().app().env.sleep(std::time::Duration::from_secs(180)).await;
+    assert_eq!(settings(&bob, &new).await["room"], json!([]));
+}
+
+/// The process ended between the join and the settings: the timer that the join set does it.
+#[tokio::test(start_paused = true)]
+async fn what_was_promised_is_kept_by_a_timer() {
+    use aqueduct::store::timer::{self, Timer, TimerKind};
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (old, new) = (create(&alice, json!({})).await, create(&alice, json!({})).await);
+    set_up(&alice, &old).await;
+    let app = server.server().app();
+    let user_id = ruma::UserId::parse(alice.user_id.as_str()).unwrap();
+    let user = aqueduct::accounts::users::find_num(&*app.store.snapshot(), &user_id).unwrap().unwrap();
+    let content = json!({ "user": user.0, "from": old, "to": new }).to_string();
+    let due_ms = app.env.now_ms() + 10_000;
+    let promised = Timer { due_ms, kind: TimerKind::CarryOver, key: vec![1], content: content.into() };
+    let mut batch = app.store.batch();
+    timer::set(&mut batch, &promised);
+    app.store.enqueue(batch).unwrap().flushed.await.unwrap();
+    assert_eq!(settings(&alice, &new).await["room"], json!([]));
+    app.env.sleep(std::time::Duration::from_secs(20)).await;
+    assert_eq!(settings(&alice, &new).await, settings(&alice, &old).await);
+    assert!(!timer::is_waiting(&*app.store.snapshot(), &promised).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_not_in_the_old_room_carries_nothing_over() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let old = create(&alice, json!({ "preset": "public_chat" })).await;
+    set_up(&bob, &old).await;
+    let new = create(
+        &alice,
+        json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } }),
+    )
+    .await;
+    bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
+    assert_eq!(settings(&bob, &new).await["room"], json!([]));
+    for predecessor in
+        [json!(7), json!({}), json!({ "room_id": "nonsense" }), json!({ "room_id": "!not:here" })]
+    {
+        create(&alice, json!({ "creation_content": { "predecessor": predecessor } })).await;
+    }
+}

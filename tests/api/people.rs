@@ -1,0 +1,176 @@
+//! `src/api/client/people.rs`: the user directory and shared rooms; and who wants no invitations.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+const SEARCH: &str = "/_matrix/client/v3/user_directory/search";
+
+async fn search(client: &TestClient, term: &str) -> Vec<String> {
+    let (status, json) = client.post(SEARCH, json!({ "search_term": term })).await;
+    assert_eq!((status, &json["limited"]), (StatusCode::OK, &json!(false)), "{json}");
+    let found = json["results"].as_array().unwrap().iter();
+    found.map(|person| person["user_id"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn room(client: &TestClient, body: Value) -> String {
+    let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    json["room_id"].as_str().unwrap().to_owned()
+}
+
+async fn join(client: &TestClient, room: &str) {
+    let (status, json) = client.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
+
+async fn call(client: &TestClient, name: &str) {
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", client.user_id);
+    client.put(&path, json!({ "displayname": name })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn people_are_found_by_name_and_id_where_they_may_be_known() {
+    let server = TestServer::new();
+    let (alice, bob, eve) =
+        (server.register("alice").await, server.register("bob").await, server.register("eve").await);
+    call(&alice, "Ada Cooper").await;
+    let private = room(&bob, json!({ "invite": [alice.user_id] })).await;
+    // An invitation is not a room that they share.
+    assert!(search(&bob, "ada").await.is_empty());
+    join(&alice, &private).await;
+    let member = format!("/_matrix/client/v3/rooms/{private}/state/m.room.member/{}", alice.user_id);
+    alice.put(&member, json!({ "membership": "join", "displayname": "Freddy" })).await;
+    for term in ["ada", "COOPER", "cooper ada", "@alice", "alice", "lic", "@alice:test.example"] {
+        assert_eq!(search(&bob, term).await, [alice.user_id.as_str()], "{term}");
+        assert!(search(&eve, term).await.is_empty(), "{term}: eve knows no room of hers");
+    }
+    for term in ["freddy", "", "  ", "nobody", "bob"] {
+        assert!(search(&bob, term).await.is_empty(), "{term}");
+    }
+    // In a room that everybody may join, or read, everybody finds her.
+    for state in [
+        json!({ "type": "m.room.join_rules", "content": { "join_rule": "public" } }),
+        json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } }),
+    ] {
+        let open = room(&alice, json!({ "initial_state": [state] })).await;
+        assert_eq!(search(&eve, "cooper").await, [alice.user_id.as_str()]);
+        alice.post(&format!("/_matrix/client/v3/rooms/{open}/leave"), json!({})).await;
+        assert!(search(&eve, "cooper").await.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fits_best_comes_first_and_no_more_than_is_asked_for() {
+    let server = TestServer::new();
+    let eve = server.register("eve").await;
+    let square = room(&eve, json!({ "preset": "public_chat" })).await;
+    for (name, shown) in
+        [("u1", "The Ann"), ("u2", "Annabel"), ("u3", "Ann"), ("u4", "Johann"), ("u5", "Zoe")]
+    {
+        let user = server.register(name).await;
+        call(&user, shown).await;
+        join(&user, &square).await;
+    }
+    assert_eq!(
+        search(&eve, "ann").await,
+        ["@u3", "@u2", "@u1", "@u4"].map(|id| format!("{id}:test.example"))
+    );
+    let (_, json) = eve.post(SEARCH, json!({ "search_term": "ann", "limit": 2 })).await;
+    assert_eq!((json["results"].as_array().unwrap().len(), &json["limited"]), (2, &json!(true)));
+    assert_eq!(json["results"][0], json!({ "user_id": "@u3:test.example", "display_name": "Ann" }));
+    let (_, json) = eve.post(SEARCH, json!({ "search_term": "ann", "limit": 0 })).await;
+    assert_eq!((json["results"].as_array().unwrap().len(), &json["limited"]), (0, &json!(true)));
+    for (body, code) in [
+        (json!({}), "M_MISSING_PARAM"),
+        (json!({ "search_term": 7 }), "M_BAD_JSON"),
+        (json!({ "search_term": "a", "limit": -1 }), "M_BAD_JSON"),
+    ] {
+        let (status, json) = eve.post(SEARCH, body).await;
+        assert_eq!((status.as_u16(), json["errcode"].as_str()), (400, Some(code)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shared_rooms_are_those_that_both_are_in() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mutual = |user_id: &str| format!("/_matrix/client/v1/mutual_rooms?user_id={user_id}");
+    let both = room(&alice, json!({ "preset": "public_chat" })).await;
+    join(&bob, &both).await;
+    room(&alice, json!({ "invite": [bob.user_id] })).await;
+    room(&bob, json!({})).await;
+    for (asks, other) in [(&alice, &bob), (&bob, &alice)] {
+        let (status, json) = asks.get(&mutual(&other.user_id)).await;
+        assert_eq!((status, json), (StatusCode::OK, json!({ "joined": [both], "count": 1 })));
+    }
+    for nobody in ["@nobody:test.example", "@bob:elsewhere.example"] {
+        assert_eq!(alice.get(&mutual(nobody)).await, (StatusCode::OK, json!({ "joined": [], "count": 0 })));
+    }
+    for wrong in
+        [alice.user_id.clone(), "nonsense".to_owned(), format!("{}&from=x", bob.user_id), String::new()]
+    {
+        let (status, json) = alice.get(&mutual(&wrong)).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_INVALID_PARAM")), "{wrong}");
+    }
+    assert_eq!(alice.get("/_matrix/client/v1/mutual_rooms").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_invitations_gets_none() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let config = format!("/_matrix/client/v3/user/{}/account_data/m.invite_permission_config", bob.user_id);
+    let before = room(&alice, json!({ "invite": [bob.user_id] })).await;
+    let later = room(&alice, json!({})).await;
+    assert_eq!(bob.put(&config, json!({ "default_action": "block" })).await.0, StatusCode::OK);
+    let invited = async || bob.get("/_matrix/client/v3/sync").await.1["rooms"]["invite"].clone();
+    assert!(invited().await.get(&before).is_none(), "one that was there is not shown");
+    let invite = format!("/_matrix/client/v3/rooms/{later}/invite");
+    let member = format!("/_matrix/client/v3/rooms/{later}/state/m.room.member/{}", bob.user_id);
+    for (status, json) in [
+        alice.post(&invite, json!({ "user_id": bob.user_id })).await,
+        alice.put(&member, json!({ "membership": "invite" })).await,
+        alice.post("/_matrix/client/v3/createRoom", json!({ "invite": [bob.user_id] })).await,
+    ] {
+        assert_eq!((status.as_u16(), &json["errcode"]), (403, &json!("M_INVITE_BLOCKED")), "{json}");
+    }
+    // He himself is not kept from anything, nor are others by him.
+    assert_eq!(
+        bob.post("/_matrix/client/v3/createRoom", json!({ "invite": [alice.user_id] })).await.0,
+        StatusCode::OK
+    );
+    bob.put(&config, json!({})).await;
+    assert_eq!(alice.post(&invite, json!({ "user_id": bob.user_id })).await.0, StatusCode::OK);
+    assert!(invited().await.get(&later).is_some() && invited().await.get(&before).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_of_other_networks_are_none() {
+    let alice = TestServer::new().register("alice").await;
+    room(&alice, json!({ "visibility": "public" })).await;
+    for (body, count) in [
+        (json!({}), 1),
+        (json!({ "include_all_networks": true }), 1),
+        (json!({ "include_all_networks": false }), 1),
+        (json!({ "third_party_instance_id": "irc-freenode" }), 0),
+    ] {
+        let (status, json) = alice.post("/_matrix/client/v3/publicRooms", body.clone()).await;
+        assert_eq!((status, json["chunk"].as_array().unwrap().len()), (StatusCode::OK, count), "{body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn push_rules_as_account_data_and_tags_are_whole() {
+    let alice = TestServer::new().register("alice").await;
+    let (_, data) =
+        alice.get(&format!("/_matrix/client/v3/user/{}/account_data/m.push_rules", alice.user_id)).await;
+    let (_, rules) = alice.get("/_matrix/client/v3/pushrules/").await;
+    assert_eq!(data, rules);
+    assert!(data["global"]["sender"].is_array());
+    let tags = format!("/_matrix/client/v3/user/{}/rooms/!r:x/tags", alice.user_id);
+    let tag = json!({ "order": 0.25, "org.example.colour": "red" });
+    assert_eq!(alice.put(&format!("{tags}/u.work"), tag.clone()).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&tags).await.1, json!({ "tags": { "u.work": tag } }));
+}
