@@ -1,32 +1,54 @@
 //! Room state over RocksDB: the figures of `docs/performance.md`, "Room state".
 //!
-//! `cargo bench --bench state` measures; `-- fork` or `-- history` measures one of the two parts. The history part
-//! makes a room of 100,000 members with 1,000,000 changes first, and prints what they take on disk.
+//! `cargo bench --bench state` measures; `-- fork`, `-- handling` or `-- history` measures one of the three parts. The
+//! history part makes a room of 100,000 members with 1,000,000 changes first, and prints what they take on disk. With
+//! `AQUEDUCT_BENCH_DIR=DIR` it is made there and used again by the next run.
 
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::unreachable,
-    reason = "a benchmark that fails has nobody to tell but whoever runs it"
+    clippy::disallowed_methods,
+    reason = "a benchmark that fails has nobody to tell but whoever runs it, and it reads the clock"
 )]
+#![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
-use std::{collections::HashMap, hint::black_box, path::Path, sync::Arc, time::Duration};
+#[path = "../tests/support/pdu.rs"]
+mod pdu;
+#[path = "../tests/support/remote.rs"]
+mod remote;
+#[path = "support/house.rs"]
+mod support;
+
+use std::{
+    collections::HashMap,
+    hint::black_box,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aqueduct::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     rooms::{
-        graph,
+        self, event, graph,
+        receive::Outcome,
         resolve::{self, Header, Source},
-        state::{self, Ref, Val},
+        state::{self, Ref, Sketch, Val},
     },
-    store::{Durability, Engine, Fault, LogEntry, Snapshot, Store, engine::Rocks},
+    store::{Durability, Engine, Fault, LogEntry, Snapshot, Store, engine::Rocks, schema},
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use http::Method;
+use pdu::Pdu;
+use remote::Remote;
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UInt,
-    UserId, events::TimelineEventType, room_version_rules::RoomVersionRules, state_res,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, RoomVersionId, UInt, UserId,
+    events::TimelineEventType, room_version_rules::RoomVersionRules,
 };
-use serde_json::{json, value::RawValue};
+use serde_json::json;
+use support::House;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 const ROOM: RoomNum = RoomNum(1);
 
@@ -40,57 +62,6 @@ fn is_wanted(part: &str) -> bool {
 fn flush(store: &Store) {
     while store.queue_depth() > 0 {
         store.flush().unwrap();
-    }
-}
-
-/// An event as the rules see it.
-#[derive(Debug)]
-struct Pdu {
-    id: OwnedEventId,
-    room_id: OwnedRoomId,
-    sender: OwnedUserId,
-    ts: u32,
-    kind: TimelineEventType,
-    state_key: String,
-    content: Box<RawValue>,
-    auth: Vec<OwnedEventId>,
-    header: Header,
-}
-
-impl state_res::Event for Pdu {
-    type Id = OwnedEventId;
-    fn event_id(&self) -> &OwnedEventId {
-        &self.id
-    }
-    fn room_id(&self) -> Option<&RoomId> {
-        Some(&self.room_id)
-    }
-    fn sender(&self) -> &UserId {
-        &self.sender
-    }
-    fn origin_server_ts(&self) -> MilliSecondsSinceUnixEpoch {
-        MilliSecondsSinceUnixEpoch(UInt::from(self.ts))
-    }
-    fn event_type(&self) -> &TimelineEventType {
-        &self.kind
-    }
-    fn content(&self) -> &RawValue {
-        &self.content
-    }
-    fn state_key(&self) -> Option<&str> {
-        Some(&self.state_key)
-    }
-    fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(std::iter::empty())
-    }
-    fn auth_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(self.auth.iter())
-    }
-    fn redacts(&self) -> Option<&OwnedEventId> {
-        None
-    }
-    fn rejected(&self) -> bool {
-        false
     }
 }
 
@@ -153,12 +124,13 @@ impl Room {
         let depth = auth.iter().map(|auth| self.events.0[auth].header.auth_depth + 1).max().unwrap_or(0);
         let pdu = Pdu {
             id: EventId::parse(format!("${:043}", event.0)).unwrap(),
-            room_id: RoomId::parse("!room:example.org").unwrap(),
+            room_id: Some(RoomId::parse("!room:example.org").unwrap()),
             sender: user(sender),
-            ts: event.0 as u32,
+            ts: MilliSecondsSinceUnixEpoch(UInt::from(event.0 as u32)),
             kind: TimelineEventType::from(kind),
             state_key: state_key.to_owned(),
             content: serde_json::value::to_raw_value(content).unwrap(),
+            prev: Vec::new(),
             auth: auth.iter().map(|auth| self.events.0[auth].id.clone()).collect(),
             header: Header { key, auth_depth: depth, auth },
         };
@@ -261,12 +233,14 @@ fn forks(c: &mut Criterion) {
         let branches = fork(&mut room, &joined);
         room.compact();
         let (snapshot, rules) = (room.store.snapshot(), rules());
-        let resolved = resolve::resolve(&*snapshot, ROOM, &rules, &branches, &room.events).unwrap();
-        assert!(resolved.changes.len() <= 10, "{resolved:?}");
+        let solve = |states: &[Ref]| {
+            let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
+            resolve::resolve(&*snapshot, ROOM, &rules, &states, &room.events, resolve::EVENTS_MAX).unwrap()
+        };
+        let resolved = solve(&branches);
+        assert!(resolved.state.changes.len() <= 10, "{resolved:?}");
         group.bench_function(BenchmarkId::new("resolve ten conflicting keys", members), |b| {
-            b.iter(|| {
-                black_box(resolve::resolve(&*snapshot, ROOM, &rules, &branches, &room.events).unwrap());
-            });
+            b.iter(|| black_box(solve(&branches)));
         });
         if members > 10_000 {
             // What a message that cites an old event makes of the heads.
@@ -275,13 +249,80 @@ fn forks(c: &mut Criterion) {
             let states = [Ref::Main(old), state::tip(&*snapshot, ROOM).unwrap()];
             group.sample_size(10);
             group.bench_function("resolve with a state 10,000 changes back", |b| {
-                b.iter(|| {
-                    black_box(resolve::resolve(&*snapshot, ROOM, &rules, &states, &room.events).unwrap());
-                });
+                b.iter(|| black_box(solve(&states)));
             });
         }
     }
     group.finish();
+}
+
+/// How far back the handled message stands, in state changes.
+const FAR: usize = 10_000;
+/// As many messages can be measured: each stands on another place.
+const PLACES: usize = 2_000;
+
+/// A message that cites an event 10,000 state changes back, from its coming in until it is durable: judged, resolved
+/// beside the room, committed, and the heads merged.
+fn handling(c: &mut Criterion) {
+    if !is_wanted("handling") {
+        return;
+    }
+    let (runtime, dir) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
+    let house = {
+        let _context = runtime.enter();
+        House::open(dir.path(), Durability::Fsync)
+    };
+    let bob = runtime.block_on(async {
+        let alice = house.register("alice").await;
+        let room = house.make_room(&alice, "long").await;
+        // Whoever is judged by an old state was in the room then.
+        Remote::new(house.app(), &room).join().await;
+        let mut tasks = JoinSet::new();
+        for number in 0..FAR + PLACES {
+            if tasks.len() >= 64 {
+                tasks.join_next().await.unwrap().unwrap();
+            }
+            let (house, alice, room) = (house.clone(), alice.clone(), room.clone());
+            tasks.spawn(async move {
+                let path = format!("/_matrix/client/v3/rooms/{room}/state/org.example.thing/{number}");
+                house.ask(Method::PUT, &path, Some(&alice), json!({})).await;
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        Remote::new(house.app(), &room)
+    });
+    let snapshot = house.app().store.snapshot();
+    let row = rooms::require_row(&*snapshot, bob.room).unwrap();
+    let changes = state::changes(&*snapshot, bob.room, Order::MIN, Order::MAX).unwrap();
+    let places: Vec<OwnedEventId> = changes
+        .map(|change| {
+            let (order, _) = change.unwrap();
+            let stored = schema::TIMELINE.get(&*snapshot, (bob.room, order)).unwrap().unwrap();
+            event::event_id(&stored.header.hash, row.version)
+        })
+        .collect();
+    let newest = places.len() - FAR;
+    let mut used = 0;
+    let mut group = c.benchmark_group("handling");
+    group.sample_size(10).measurement_time(Duration::from_secs(5));
+    group.bench_function("a message 10,000 state changes back", |b| {
+        b.iter_custom(|times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                used += 1;
+                assert!(used < PLACES, "there are no more places");
+                let message = bob.message("from long ago", &places[newest - used..=newest - used]);
+                let began = Instant::now();
+                let outcome = runtime.block_on(bob.send(message));
+                took += began.elapsed();
+                assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+                assert_eq!(bob.heads().len(), 1);
+            }
+            took
+        });
+    });
+    group.finish();
+    runtime.block_on(house.close());
 }
 
 const MEMBERS: u32 = 100_000;
@@ -297,14 +338,13 @@ fn mixed(number: u64) -> u64 {
 
 /// A room of 100,000 members: each joined, then changed something about 9 times, in random order. Each change is a
 /// member event with the auth edges that such an event has: create, power levels, join rules, the member before.
-fn history(store: &Store) -> Vec<Order> {
-    let (mut next_key, mut next_event, mut orders) = (0, 0_u64, Vec::new());
+fn history(store: &Store) {
+    let (mut next_key, mut next_event) = (0, 0_u64);
     let mut last: Vec<EventNum> = Vec::new();
     let mut keys: Vec<StateKeyNum> = Vec::new();
     let mut done = 0;
     while done < CHANGES {
         let mut batch = store.batch();
-        let mut pending = Vec::new();
         for _ in 0..400 {
             let event = EventNum(next_event);
             // Messages lie between the changes: their numbers and positions are not used here.
@@ -328,14 +368,52 @@ fn history(store: &Store) -> Vec<Order> {
             graph::put_auth_edges(&mut batch, ROOM, event, &auth);
             let order = Order::live(batch.position(&LogEntry::Event { room: ROOM, event }));
             state::apply(&mut batch, ROOM, order, &[(keys[number], Val::Event(event))]).unwrap();
-            pending.push(order);
             done += 1;
         }
-        let base = store.enqueue(batch).unwrap().base;
+        drop(store.enqueue(batch).unwrap());
         flush(store);
-        orders.extend(pending.into_iter().map(|order| order.settle(base)));
     }
-    orders
+}
+
+/// Where the changes of the room stand.
+fn list_orders(store: &Store) -> Vec<Order> {
+    let snapshot = store.snapshot();
+    let changes = state::changes(&*snapshot, ROOM, Order::MIN, Order::MAX).unwrap();
+    changes.map(|change| change.unwrap().0).collect()
+}
+
+/// Where a large room is made: in a directory that vanishes, or in one that is kept for the next run.
+struct Place {
+    path: PathBuf,
+    vanishes: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    fn of(name: &str) -> Self {
+        match std::env::var_os("AQUEDUCT_BENCH_DIR") {
+            Some(kept) => {
+                let path = Path::new(&kept).join(name);
+                if !path.join("made").exists() {
+                    // What a run left that was stopped.
+                    let _ = std::fs::remove_dir_all(&path);
+                    std::fs::create_dir_all(&path).unwrap();
+                }
+                Self { path, vanishes: None }
+            }
+            None => {
+                let dir = tempfile::tempdir().unwrap();
+                Self { path: dir.path().to_owned(), vanishes: Some(dir) }
+            }
+        }
+    }
+
+    fn is_made(&self) -> bool {
+        self.vanishes.is_none() && self.path.join("made").exists()
+    }
+
+    fn made(&self) {
+        std::fs::write(self.path.join("made"), "").unwrap();
+    }
 }
 
 fn disk_bytes(path: &Path) -> u64 {
@@ -352,19 +430,26 @@ fn histories(c: &mut Criterion) {
     if !is_wanted("history") {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let room = Room::open(dir.path());
-    let orders = history(&room.store);
-    room.compact();
-    println!("on disk after compaction: {} bytes, log and state keys included", disk_bytes(dir.path()));
+    let place = Place::of("history");
+    let room = Room::open(&place.path);
+    if !place.is_made() {
+        history(&room.store);
+        room.compact();
+        place.made();
+    }
+    let orders = list_orders(&room.store);
+    println!("on disk after compaction: {} bytes, log and state keys included", disk_bytes(&place.path));
     for (table, bytes) in table_bytes(&room.store) {
         let each = bytes as f64 / f64::from(CHANGES);
         println!("  {table}: {bytes} bytes, {each:.1} a change");
     }
-    let plain_dir = tempfile::tempdir().unwrap();
-    let mut plain = Room::open(plain_dir.path());
-    plain.fill(MEMBERS);
-    plain.compact();
+    let plain_place = Place::of("plain");
+    let mut plain = Room::open(&plain_place.path);
+    if !plain_place.is_made() {
+        plain.fill(MEMBERS);
+        plain.compact();
+        plain_place.made();
+    }
     let (snapshot, without_history) = (room.store.snapshot(), plain.store.snapshot());
     let middle = orders[orders.len() / 2];
 
@@ -419,5 +504,5 @@ fn table_bytes(store: &Store) -> Vec<(&'static str, u64)> {
         .collect()
 }
 
-criterion_group!(benches, forks, histories);
+criterion_group!(benches, forks, handling, histories);
 criterion_main!(benches);

@@ -6,6 +6,7 @@ pub mod change_password;
 pub mod confirm;
 pub mod deactivate;
 pub(crate) mod follow_up;
+pub mod ingest;
 pub mod keep;
 pub mod keys;
 pub mod ephemeral;

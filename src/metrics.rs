@@ -64,6 +64,7 @@ struct Inner {
     cache_misses: Family<CacheLabels, Counter<u64, AtomicU64>>,
     resolutions: Counter,
     resolution_seconds: Histogram,
+    resolution_events: Histogram,
     rate_limited: Family<RouteLabels, Counter>,
 }
 
@@ -97,6 +98,7 @@ impl Metrics {
             cache_misses: Family::default(),
             resolutions: Counter::default(),
             resolution_seconds: seconds(),
+            resolution_events: Histogram::new(exponential_buckets(4.0, 4.0, 9)),
             rate_limited: Family::default(),
         };
         inner.register();
@@ -156,10 +158,11 @@ impl Metrics {
         family.get_or_create(&CacheLabels { cache }).inc();
     }
 
-    /// The state of a room was resolved.
-    pub fn resolution(&self, took: Duration) {
+    /// States of a room were resolved; so many events and headers were read for that.
+    pub fn resolution(&self, took: Duration, events: usize) {
         self.0.resolutions.inc();
         self.0.resolution_seconds.observe(took.as_secs_f64());
+        self.0.resolution_events.observe(events as f64);
     }
 
     /// All figures, in the text format of OpenMetrics.
@@ -209,6 +212,11 @@ impl Inner {
             Unit::Seconds,
             self.resolution_seconds.clone(),
         );
+        r.register(
+            "state_resolution_events",
+            "Events and headers read for a state resolution",
+            self.resolution_events.clone(),
+        );
     }
 }
 
@@ -224,7 +232,7 @@ mod tests {
         metrics.flush(3, 20, 1000, true, Duration::from_millis(1));
         metrics.queue_depth("store", 7);
         metrics.cache("events", true);
-        metrics.resolution(Duration::from_millis(1));
+        metrics.resolution(Duration::from_millis(1), 30);
         metrics.connections(1);
         let text = metrics.text();
         for line in [
@@ -236,6 +244,8 @@ mod tests {
             r#"aqueduct_queue_depth{queue="store"} 7"#,
             r#"aqueduct_cache_hits_total{cache="events"} 1"#,
             "aqueduct_state_resolutions_total 1",
+            "aqueduct_state_resolution_duration_seconds_count 1",
+            "aqueduct_state_resolution_events_sum 30.0",
             "aqueduct_http_connections 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

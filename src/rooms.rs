@@ -37,12 +37,12 @@ use std::{
 
 use parking_lot::Mutex;
 use ruma::{RoomId, room_version_rules::RoomVersionRules, signatures::Ed25519KeyPair};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use crate::{
     error::{Error, Refusal, Result},
     ids::{RoomNum, UserNum},
-    rooms::{build::Signer, directory::Descriptions, event::StateEvent},
+    rooms::{build::Signer, directory::Descriptions, event::StateEvent, resolve::Resolver},
     store::{
         Direction, Fault, Read, schema,
         schema::rooms::{Resident, RoomRow},
@@ -53,6 +53,10 @@ use crate::{
 const SEATS_MAX: usize = 1_024;
 /// Changes that may wait for one room; above this, clients are told to come back.
 const TURNS_MAX: usize = 4_096;
+/// Resolutions that take long and run at once.
+const LONG_RESOLUTIONS_MAX: usize = 2;
+/// Resolutions that take long, and those that wait for their turn.
+const RESOLUTIONS_WAITING_MAX: usize = 64;
 /// State events a tip remembers, about a kilobyte each: the rooms' power levels and such, and the members who write.
 const TIP_STATE_MAX: usize = 256;
 
@@ -65,6 +69,11 @@ struct Inner {
     last_room: AtomicU64,
     turns: Mutex<HashMap<RoomNum, Arc<Turns>>>,
     descriptions: Descriptions,
+    resolver: Resolver,
+    /// Resolutions that take long, of all rooms.
+    long_resolutions: Semaphore,
+    /// Those and the ones that wait for their turn.
+    resolutions_waiting: Semaphore,
 }
 
 impl Rooms {
@@ -73,6 +82,7 @@ impl Rooms {
         read: &(impl Read + ?Sized),
         server: ruma::OwnedServerName,
         key: Arc<Ed25519KeyPair>,
+        resolver: Resolver,
     ) -> Result<Self, Fault> {
         let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
         Ok(Self(Arc::new(Inner {
@@ -80,12 +90,30 @@ impl Rooms {
             last_room: AtomicU64::new(last.map_or(0, |(room, _)| room.0)),
             turns: Mutex::default(),
             descriptions: Descriptions::default(),
+            resolver,
+            long_resolutions: Semaphore::new(LONG_RESOLUTIONS_MAX),
+            resolutions_waiting: Semaphore::new(RESOLUTIONS_WAITING_MAX),
         })))
     }
 
     /// Signs events in the name of this server.
     pub fn signer(&self) -> &Signer {
         &self.0.signer
+    }
+
+    /// What states of rooms resolve to.
+    pub fn resolver(&self) -> &Resolver {
+        &self.0.resolver
+    }
+
+    /// Whoever resolves for long takes a place here: other long work keeps some of the pool.
+    pub fn long_resolutions(&self) -> &Semaphore {
+        &self.0.long_resolutions
+    }
+
+    /// Whoever waits to resolve for long takes a place here; without one, it is tried again later.
+    pub fn resolutions_waiting(&self) -> &Semaphore {
+        &self.0.resolutions_waiting
     }
 
     /// A number for a new room. One that comes to nothing stays unused.
@@ -124,6 +152,8 @@ pub type Turn = Box<dyn FnOnce(OwnedMutexGuard<Seat>) + Send>;
 pub struct Turns {
     seat: Arc<tokio::sync::Mutex<Seat>>,
     queue: Mutex<TurnQueue>,
+    /// Whoever resolves states of the room for long holds this, and not the seat.
+    pub(crate) resolving: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]

@@ -22,7 +22,7 @@ use crate::{
     flows::{App, House, ephemeral::Receipts},
     metrics::Metrics,
     push::Push,
-    rooms::Rooms,
+    rooms::{Rooms, resolve::Resolver},
     store::Store,
     sync::{Ephemeral, Notifier, Polls},
 };
@@ -41,12 +41,13 @@ impl Server {
     pub fn start(config: Config, env: Env, store: Store) -> Result<Self> {
         let signing = Arc::new(identity::open(&config, &env, &store)?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
-        let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone())?;
+        let metrics = Metrics::new();
+        let resolver = Resolver::new(env.clone(), metrics.clone());
+        let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone(), resolver)?;
         let (notifier, stopping) = (Notifier::new(), CancellationToken::new());
         let ephemeral = Ephemeral::new(&env);
         let polls =
             Polls::new(env.clone(), store.clone(), notifier.clone(), ephemeral.clone(), stopping.clone());
-        let metrics = Metrics::new();
         let push = Push::new(metrics.clone());
         let app = App::new(House {
             env,

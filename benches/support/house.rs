@@ -6,6 +6,7 @@ use aqueduct::{
     api::extract::Peer,
     config::{Config, RegistrationMode},
     env::Env,
+    flows::App,
     server::Server,
     store::{Durability, Engine, Store, engine::Rocks},
 };
@@ -32,6 +33,11 @@ impl House {
         config.limits.rate_limits = false;
         let store = Store::open(Engine::Rocks(Rocks::open(path, 256 << 20).unwrap()), durability).unwrap();
         Self { server: Arc::new(Server::start(config, Env::real().unwrap(), store).unwrap()) }
+    }
+
+    /// Its parts.
+    pub(crate) fn app(&self) -> &App {
+        self.server.app()
     }
 
     /// Closes the store.

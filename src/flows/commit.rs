@@ -128,7 +128,10 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
         }
         notifier.gather(concerned);
     });
-    change.enqueue(&app.store).map(Some)
+    let answered = std::mem::take(&mut change.answered);
+    let enqueued = change.enqueue(&app.store)?;
+    app.rooms.resolver().keep(room, answered, enqueued.base);
+    Ok(Some(enqueued))
 }
 
 /// Waits until the batch is durable and visible, or, without one, everything that was accepted before.

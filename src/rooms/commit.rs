@@ -20,7 +20,10 @@ use crate::{
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
         event::{self, StateEvent, Stored},
-        graph, members, redact, relations, rules, state,
+        graph, members, redact, relations,
+        resolve::Question,
+        rules,
+        state::{self, Sketch},
     },
     store::{
         Batch, Enqueued, Fault, LogEntry, NotAccepted, Store, schema,
@@ -54,6 +57,8 @@ pub struct Change {
     concerned: Vec<UserNum>,
     /// Events that were redacted, as they were before.
     pub(crate) redacted: Vec<Stored>,
+    /// What states resolve to: true once this change is accepted.
+    pub(crate) answered: Vec<(Question, Sketch)>,
 }
 
 /// The transaction that an event is sent with.
@@ -113,7 +118,8 @@ impl Change {
     fn over(batch: Batch, seat: OwnedMutexGuard<Seat>, num: RoomNum, row: RoomRow) -> Result<Self> {
         let rules = rules(&row)?;
         let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
-        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted: Vec::new() })
+        let (redacted, answered) = (Vec::new(), Vec::new());
+        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted, answered })
     }
 
     /// The rules of the room's version.
@@ -248,7 +254,7 @@ impl Change {
             state_key,
             replaces: replaces.map(|event| event.event),
             redacted_by: None,
-            unseen: false,
+            unseen: graph::only_merges(&built.event.kind, draft.state_key.is_some()),
             before: None,
             after: None,
             prev: self.row.heads.iter().map(|head| head.event).collect(),
@@ -295,7 +301,8 @@ impl Change {
         if header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, event, &header.auth);
         }
-        relations::index(&mut self.batch, self.num, stored)
+        // What clients do not see is no part of what they see either.
+        if header.unseen { Ok(()) } else { relations::index(&mut self.batch, self.num, stored) }
     }
 
     /// The rows of an event that clients do not see.

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use ruma::events::TimelineEventType;
+
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, Ref},
-    store::{Batch, Direction, Fault, Read, schema},
+    store::{Batch, Direction, Fault, Read, schema, schema::rooms::Head},
 };
 
 /// A room has no more heads: our own events cite all of them, and an event may cite 20.
@@ -88,6 +90,24 @@ pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
     candidates.into_iter().take(excess).map(|(.., event)| event).collect()
 }
 
+/// Gives up heads above the bound, but never the one whose state is newest on the main line: else whoever speaks from
+/// many old places could turn the room's state back. The others are left in the order of their numbers.
+pub fn drop_heads(heads: &mut Vec<Head>, now_ms: u64) {
+    let on_main_line = |head: &&Head| matches!(head.after, Ref::Main(_));
+    let newest = heads.iter().filter(on_main_line).max_by_key(|head| (head.after, head.event));
+    let newest = newest.map(|head| head.event);
+    let facts: Vec<HeadFacts> = heads
+        .iter()
+        .map(|head| {
+            let Head { event, depth, stored_ms, after, .. } = *head;
+            HeadFacts { event, is_own: head.is_own || Some(event) == newest, depth, stored_ms, after }
+        })
+        .collect();
+    let dropped = list_heads_to_drop(&facts, now_ms);
+    heads.retain(|head| !dropped.contains(&head.event));
+    heads.sort_by_key(|head| head.event);
+}
+
 /// What to do with an event whose state is not the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -99,19 +119,9 @@ pub enum Standing {
     TooFar,
 }
 
-/// What an event with this state after it may become, in a room with this current state and, with the event, this many
-/// heads. Costs two seeks, whatever the answer.
-pub fn standing(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    current: Ref,
-    after: Ref,
-    heads: usize,
-) -> Result<Standing, Fault> {
-    Ok(standing_at(state::distance(read, room, current, after)?, heads))
-}
-
-fn standing_at(distance: u64, heads: usize) -> Standing {
+/// What an event may become whose state differs from the current one in at most so many keys ([`state::distance`]), in
+/// a room that has, with the event, so many heads.
+pub fn standing(distance: u64, heads: usize) -> Standing {
     if distance > HEAD_DISTANCE_MAX {
         Standing::TooFar
     } else if distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED {
@@ -119,6 +129,30 @@ fn standing_at(distance: u64, heads: usize) -> Standing {
     } else {
         Standing::Head
     }
+}
+
+/// Whether the heads are too many, or one of them too far from the current state, so that somebody should merge them.
+/// Costs a few seeks a head.
+pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, heads: &[Head]) -> Result<bool, Fault> {
+    if heads.len() < 2 {
+        return Ok(false);
+    }
+    let tip = state::tip(read, room)?;
+    for head in heads {
+        if standing(state::distance(read, room, tip, head.after)?, heads.len()) != Standing::Head {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The type of an event that only merges heads: other servers send them, too, and hide them from their clients
+/// (`docs/decisions/events-that-only-merge.md`).
+pub const MERGE: &str = "org.matrix.dummy_event";
+
+/// Whether an event only merges heads: clients do not see it.
+pub fn only_merges(kind: &TimelineEventType, is_state: bool) -> bool {
+    !is_state && kind.to_string() == MERGE
 }
 
 #[cfg(test)]
@@ -192,12 +226,12 @@ mod tests {
 
     #[test]
     fn far_states_are_merged_and_very_far_ones_kept_off() {
-        assert_eq!(standing_at(0, 1), Standing::Head);
-        assert_eq!(standing_at(1_000, 10), Standing::Head);
-        assert_eq!(standing_at(1_001, 1), Standing::HeadToMerge);
-        assert_eq!(standing_at(0, 11), Standing::HeadToMerge);
-        assert_eq!(standing_at(20_000, 2), Standing::HeadToMerge);
-        assert_eq!(standing_at(20_001, 2), Standing::TooFar);
+        assert_eq!(standing(0, 1), Standing::Head);
+        assert_eq!(standing(1_000, 10), Standing::Head);
+        assert_eq!(standing(1_001, 1), Standing::HeadToMerge);
+        assert_eq!(standing(0, 11), Standing::HeadToMerge);
+        assert_eq!(standing(20_000, 2), Standing::HeadToMerge);
+        assert_eq!(standing(20_001, 2), Standing::TooFar);
     }
 
     #[test]
@@ -207,16 +241,16 @@ mod tests {
             (0..1_200).map(|number| bench.step(&[(key(number % 7), event(number.into()))])).collect();
         let snapshot = bench.store.snapshot();
         let tip = state::tip(&*snapshot, bench.room).unwrap();
-        let of = |order: Order| standing(&*snapshot, bench.room, tip, Ref::Main(order), 2).unwrap();
-        assert_eq!(of(orders[1_199]), Standing::Head);
-        assert_eq!(of(orders[199]), Standing::Head);
-        assert_eq!(of(orders[198]), Standing::HeadToMerge);
+        let of = |state: Ref| standing(state::distance(&*snapshot, bench.room, tip, state).unwrap(), 2);
+        assert_eq!(of(Ref::Main(orders[1_199])), Standing::Head);
+        assert_eq!(of(Ref::Main(orders[199])), Standing::Head);
+        assert_eq!(of(Ref::Main(orders[198])), Standing::HeadToMerge);
         let side = bench.write(|batch| {
             let changes: Vec<_> = (0..1_001).map(|number| (key(100 + number), Val::Absent)).collect();
             let set: Vec<_> = changes.iter().map(|(key, _)| (*key, event(5))).collect();
             state::make_side(batch, bench.room, &mut 0, tip, &set).unwrap()
         });
         let snapshot = bench.store.snapshot();
-        assert_eq!(standing(&*snapshot, bench.room, tip, side, 2).unwrap(), Standing::HeadToMerge);
+        assert_eq!(state::distance(&*snapshot, bench.room, tip, side).unwrap(), 1_001);
     }
 }

@@ -12,7 +12,9 @@
 mod check;
 mod difference;
 mod known;
+mod question;
 mod recent;
+mod resolver;
 mod sort;
 mod stored;
 #[cfg(test)]
@@ -32,17 +34,21 @@ use ruma::{
     state_res::{self, Event as _},
 };
 
+pub use question::{NEWCOMER, Newcomer, Question};
+#[cfg(test)]
+pub(crate) use recent::RESULTS_BYTES_MAX;
 pub use recent::Recent;
+pub use resolver::{Attempt, Resolver};
 pub use stored::StoredEvents;
 
 use crate::{
     ids::{EventNum, RoomNum, StateKeyNum},
-    rooms::state::{self, Ref, Val},
+    rooms::state::{self, Ref, Sketch, Val},
     store::{Fault, Read},
 };
 use known::Known;
 
-/// A resolution that needs more events than this is not made now. (Tests want to come there.)
+/// A resolution that needs more events or headers than this is not made now. (Tests want to come there.)
 pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 50_000 };
 /// More states than this are not resolved at once; a room has at most 20 heads, an event as many prevs.
 pub const STATES_MAX: usize = 64;
@@ -76,7 +82,7 @@ pub trait Source {
 /// Why states were not resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotResolved {
-    /// More than [`EVENTS_MAX`] events or [`STATES_MAX`] states: not now. The event waits in staging.
+    /// More events than allowed, or [`STATES_MAX`] states: not now. The event waits in staging.
     TooMuch,
     /// The room version resolves its states in a way this does not know.
     UnknownVersion,
@@ -102,64 +108,68 @@ impl fmt::Display for NotResolved {
 
 impl std::error::Error for NotResolved {}
 
-/// What states resolve to: the nearest of them, and how the result differs from it.
-///
-/// Derived keys (their types begin with byte 0x01) are left as they are in `base`; whoever derives them adds their
-/// changes before [`state::make_side`] makes a reference of the two.
+/// What states resolve to, and what it took.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// One of the states that were resolved.
-    pub base: Ref,
-    /// Keys with their values, where they are not those of `base`; rising.
-    pub changes: Vec<(StateKeyNum, Val)>,
+    /// The state: the nearest of those that were resolved, and how it differs from that.
+    ///
+    /// Derived keys (their types begin with byte 0x01) are left as they are in that nearest state; whoever derives them
+    /// adds their changes before [`state::make_side`] makes a reference of it.
+    pub state: Sketch,
+    /// How many events and headers were read.
+    pub events_loaded: usize,
 }
 
 impl Resolution {
     /// The state that needs no resolution.
-    fn of(base: Ref) -> Self {
-        Self { base, changes: Vec::new() }
+    fn of(state: Sketch) -> Self {
+        Self { state, events_loaded: 0 }
     }
 }
 
-/// Resolves the states of a fork. Blocking and possibly long: it belongs on the long pool, one a room at a time.
+/// Resolves the states of a fork. Blocking and possibly long: with more than a few `events_max` it belongs on the long
+/// pool, one a room at a time. Errors: [`NotResolved::TooMuch`] above `events_max` events.
 pub fn resolve(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     rules: &RoomVersionRules,
-    states: &[Ref],
+    states: &[Sketch],
     source: &impl Source,
+    events_max: usize,
 ) -> Result<Resolution, NotResolved> {
     let mut distinct = BTreeSet::new();
     for given in states {
-        distinct.insert(state::canonical(read, room, *given)?);
+        distinct.insert(given.clone().canonical(read, room)?);
     }
-    let states: Vec<Ref> = distinct.into_iter().collect();
-    let Some((first, rest)) = states.split_first() else { return Ok(Resolution::of(Ref::EMPTY)) };
+    let states: Vec<Sketch> = distinct.into_iter().collect();
+    let Some((first, rest)) = states.split_first() else {
+        return Ok(Resolution::of(Ref::EMPTY.into()));
+    };
     if rest.is_empty() {
-        return Ok(Resolution::of(*first));
+        return Ok(Resolution::of(first.clone()));
     }
     if states.len() > STATES_MAX {
         return Err(NotResolved::TooMuch);
     }
     let state_res = rules.state_res.v2_rules().ok_or(NotResolved::UnknownVersion)?;
-    let conflict = Conflict::find(read, room, *first, rest)?;
+    let conflict = Conflict::find(read, room, first, rest, events_max)?;
     if conflict.vals.is_empty() {
-        return Ok(Resolution::of(*first));
+        return Ok(Resolution::of(first.clone()));
     }
-    let known = Known::new(source);
-    let lookups = Lookups::default();
     let problem = Problem {
         read,
         room,
         rules: &rules.authorization,
         state_res,
-        first: *first,
+        first,
         conflict: &conflict,
-        known,
-        lookups,
+        known: Known::new(source, events_max),
+        lookups: Lookups::default(),
+        events_max,
     };
     let resolved = problem.solve()?;
-    nearest(&problem, &states, &resolved)
+    let state = nearest(&problem, &states, &resolved)?;
+    Ok(Resolution { state, events_loaded: problem.known.count() })
 }
 
 /// The keys that are not the same in all states: the conflicted state set.
@@ -173,15 +183,16 @@ impl Conflict {
     fn find(
         read: &(impl Read + ?Sized),
         room: RoomNum,
-        first: Ref,
-        rest: &[Ref],
+        first: &Sketch,
+        rest: &[Sketch],
+        events_max: usize,
     ) -> Result<Self, NotResolved> {
         let mut differing: BTreeMap<StateKeyNum, (Val, BTreeMap<usize, Val>)> = BTreeMap::new();
         for (number, other) in rest.iter().enumerate() {
-            for (key, here, there) in state::diff(read, room, first, *other)? {
+            for (key, here, there) in first.diff(read, room, other)? {
                 differing.entry(key).or_insert_with(|| (here, BTreeMap::new())).1.insert(number, there);
             }
-            if differing.len() > EVENTS_MAX {
+            if differing.len() > events_max {
                 return Err(NotResolved::TooMuch);
             }
         }
@@ -227,10 +238,11 @@ struct Problem<'p, R: Read + ?Sized, S: Source> {
     rules: &'p AuthorizationRules,
     state_res: &'p StateResolutionV2Rules,
     /// The first state: unconflicted values are the same in all.
-    first: Ref,
+    first: &'p Sketch,
     conflict: &'p Conflict,
     known: Known<'p, S>,
     lookups: Lookups,
+    events_max: usize,
 }
 
 /// What was looked up in the state: events of a fork ask for the same few keys.
@@ -289,7 +301,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         if let Some(known) = self.lookups.unconflicted.borrow().get(&key) {
             return Ok(*known);
         }
-        let found = state::at(self.read, self.room, self.first, key)?.event();
+        let found = self.first.at(self.read, self.room, key)?.event();
         self.lookups.unconflicted.borrow_mut().insert(key, found);
         Ok(found)
     }
@@ -337,7 +349,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// The room's create event: in the unconflicted state of every room.
     fn create_event(&self) -> Result<Option<Arc<S::Event>>, NotResolved> {
         let Some(key) = state::find_key(self.read, self.room, "m.room.create", "")? else { return Ok(None) };
-        match state::at(self.read, self.room, self.first, key)?.event() {
+        match self.first.at(self.read, self.room, key)?.event() {
             Some(event) => self.known.find_event(event),
             None => Ok(None),
         }
@@ -348,9 +360,9 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
 /// counts only where the states have nothing: unconflicted values replace it (step 5).
 fn nearest<R: Read + ?Sized, S: Source>(
     problem: &Problem<'_, R, S>,
-    states: &[Ref],
+    states: &[Sketch],
     resolved: &Resolved,
-) -> Result<Resolution, NotResolved> {
+) -> Result<Sketch, NotResolved> {
     let mut added = Vec::new();
     for (key, event) in resolved {
         if !problem.conflict.contains(*key) && problem.unconflicted(*key)?.is_none() {
@@ -358,18 +370,16 @@ fn nearest<R: Read + ?Sized, S: Source>(
         }
     }
     let value = |key: &StateKeyNum| resolved.get(key).map_or(Val::Absent, |event| Val::Event(*event));
-    let mut best: Option<(usize, Ref, usize)> = None;
+    let mut best: Option<(usize, &Sketch, usize)> = None;
     for (number, given) in states.iter().enumerate() {
         let differs = |(key, vals): &(&StateKeyNum, &Vec<Val>)| vals.get(number) != Some(&value(key));
         let count = problem.conflict.vals.iter().filter(differs).count();
         if best.is_none_or(|(fewest, ..)| count < fewest) {
-            best = Some((count, *given, number));
+            best = Some((count, given, number));
         }
     }
-    let Some((_, base, number)) = best else { return Ok(Resolution::of(Ref::EMPTY)) };
+    let Some((_, base, number)) = best else { return Ok(Ref::EMPTY.into()) };
     let conflicted = problem.conflict.vals.iter();
     let changed = conflicted.filter(|(key, vals)| vals.get(number) != Some(&value(key)));
-    let mut changes: Vec<_> = changed.map(|(key, _)| (*key, value(key))).chain(added).collect();
-    changes.sort_unstable();
-    Ok(Resolution { base, changes })
+    Ok(base.with(changed.map(|(key, _)| (*key, value(key))).chain(added)))
 }

@@ -19,6 +19,7 @@ mod hole;
 mod model;
 mod purge;
 mod side;
+mod sketch;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -30,6 +31,7 @@ pub use full::full;
 pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
 pub use purge::Purge;
 pub use side::make_side;
+pub use sketch::Sketch;
 
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
@@ -177,6 +179,51 @@ fn on_main_line(
         Some(row) => Ok(row?.1),
         None => now(read, room, key),
     }
+}
+
+/// The values of rising keys in a state: cheaper than one [`at`] after the other.
+pub fn at_many(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    state: Ref,
+    keys: &[StateKeyNum],
+) -> Result<Vec<Val>, Fault> {
+    let chain = side::Chain::read(read, room, state)?;
+    let Ref::Main(order) = chain.base else {
+        return Err(Fault::Corrupt("a side state does not stand on the main line"));
+    };
+    let set: Vec<Option<Val>> = keys.iter().map(|key| chain.find(*key)).collect();
+    let open: Vec<StateKeyNum> =
+        keys.iter().zip(&set).filter(|(_, set)| set.is_none()).map(|(key, _)| *key).collect();
+    let mut below = many_on_main_line(read, room, order, &open)?.into_iter();
+    Ok(set.into_iter().map(|set| set.or_else(|| below.next()).unwrap_or(Val::Absent)).collect())
+}
+
+fn many_on_main_line(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    keys: &[StateKeyNum],
+) -> Result<Vec<Val>, Fault> {
+    let ranges = keys
+        .iter()
+        .map(|key| (Bound::Excluded((room, *key, order)), Bound::Included((room, *key, Order::MAX))));
+    let undo = schema::STATE_UNDO.first_of_many::<(RoomNum, StateKeyNum, Order)>(read, ranges)?;
+    // What never changed since has its value still.
+    let unchanged = keys.iter().zip(&undo).filter(|(_, row)| row.is_none()).map(|(key, _)| *key);
+    let mut now = now_many(read, room, unchanged)?.into_iter();
+    let value = |row: Option<(_, Val)>| row.map(|(_, val)| val).or_else(|| now.next());
+    Ok(undo.into_iter().map(value).map(|val| val.unwrap_or(Val::Absent)).collect())
+}
+
+/// The current values of keys.
+fn now_many(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    keys: impl IntoIterator<Item = StateKeyNum>,
+) -> Result<Vec<Val>, Fault> {
+    let rows = schema::STATE_NOW.get_many(read, keys.into_iter().map(|key| (room, key)))?;
+    Ok(rows.into_iter().map(|row| row.unwrap_or(Val::Absent)).collect())
 }
 
 /// What changed at an order: each key with its value before.

@@ -15,6 +15,7 @@ use crate::{
         pending::Layer,
         schema,
         table::Direction,
+        view::{KeyRange, KeyValue, first_one_by_one},
     },
 };
 
@@ -288,6 +289,18 @@ impl Read for Batch {
             Box::new(below.filter(|row| !matches!(row, Ok((key, _)) if own.is_deleted(key))))
         };
         Ok(merge(below, over, direction))
+    }
+
+    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        let own = self.families.of(family);
+        let is_own = |(low, high): &KeyRange| {
+            let bounds = (Bound::Included(&**low), Bound::Excluded(&**high));
+            low < high && own.rows.range::<[u8], _>(bounds).next().is_some()
+        };
+        if !own.ranges.is_empty() || ranges.iter().any(is_own) {
+            return first_one_by_one(self, family, ranges);
+        }
+        self.view.first_of_many_raw(family, ranges)
     }
 
     /// Above everything published and everything claimed here.

@@ -115,6 +115,51 @@ fn rows_are_read_back_by_key_and_in_both_directions() {
 }
 
 #[test]
+fn the_first_rows_of_many_ranges_are_those_of_each() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let order = |number: u64| Order::live(Position::new(number).unwrap());
+        let write = |batch: &mut Batch, seed: u64| {
+            for number in 0..40_u64 {
+                let mixed = (number + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+                STATES.put(batch, (mixed % 3, (mixed % 7) as u32, order(mixed % 50)), &number);
+            }
+        };
+        let check = |read: &dyn Read| {
+            let bounds = (0..150_u64).map(|at| {
+                let (number, key) = (at % 3, (at % 8) as u32);
+                let low = Bound::Excluded((number, key, order(at % 50)));
+                // Inside one prefix, and, now and then, over several.
+                (low, Bound::Included((number + u64::from(at % 40 == 39), key, Order::MAX)))
+            });
+            for some in [bounds.clone().take(30).collect::<Vec<_>>(), bounds.collect()] {
+                let each: Vec<_> = some
+                    .iter()
+                    .map(|(low, high)| {
+                        let mut rows =
+                            STATES.range::<(u64, u32, Order)>(read, *low, *high, Direction::Up).unwrap();
+                        rows.next().transpose().unwrap()
+                    })
+                    .collect();
+                assert!(each.iter().any(Option::is_some) && each.iter().any(Option::is_none));
+                assert_eq!(STATES.first_of_many::<(u64, u32, Order)>(read, some).unwrap(), each);
+            }
+        };
+        let mut batch = store.batch();
+        write(&mut batch, 1);
+        check(&batch);
+        drop(store.enqueue(batch).unwrap());
+        accepted_then_published(store, check);
+        let mut batch = store.batch();
+        STATES.delete_prefix::<(u64, u32)>(&mut batch, (1, 3));
+        write(&mut batch, 100);
+        check(&batch);
+        drop(store.enqueue(batch).unwrap());
+        accepted_then_published(store, check);
+    });
+}
+
+#[test]
 fn bounds_of_ranges_are_exact() {
     on_both(|kit| {
         let store = &kit.store;

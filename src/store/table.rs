@@ -124,6 +124,26 @@ impl<K: Key, V: Value> Table<K, V> {
         high: Bound<P::Ref<'_>>,
         direction: Direction,
     ) -> Result<impl Iterator<Item = Result<(K, V), Fault>> + 'r, Fault> {
+        let (low, high) = self.between::<P>(low, high);
+        self.rows(read, low, high, direction)
+    }
+
+    /// The first row of each of these ranges, in their order; cheaper than one `range` after the other, the more so
+    /// when they rise.
+    pub fn first_of_many<'k, P: Key>(
+        &self,
+        read: &(impl Read + ?Sized),
+        ranges: impl IntoIterator<Item = (Bound<P::Ref<'k>>, Bound<P::Ref<'k>>)>,
+    ) -> Result<Vec<Option<(K, V)>>, Fault> {
+        let ranges: Vec<_> = ranges.into_iter().map(|(low, high)| self.between::<P>(low, high)).collect();
+        let rows = read.first_of_many_raw(self.family, &ranges)?;
+        let decode = |(key, value): (Bytes, Bytes)| self.decode(&key, value);
+        rows.into_iter()
+            .map(|row| row.map(decode).transpose().map_err(|fault| self.in_table(fault)))
+            .collect()
+    }
+
+    fn between<P: Key>(&self, low: Bound<P::Ref<'_>>, high: Bound<P::Ref<'_>>) -> (Vec<u8>, Vec<u8>) {
         let low = match low {
             Bound::Included(key) => self.key_bytes::<P>(key).bytes,
             Bound::Excluded(key) => after_prefix(&self.key_bytes::<P>(key).bytes),
@@ -134,7 +154,7 @@ impl<K: Key, V: Value> Table<K, V> {
             Bound::Excluded(key) => self.key_bytes::<P>(key).bytes,
             Bound::Unbounded => after_prefix(&[self.id]),
         };
-        self.rows(read, low, high, direction)
+        (low, high)
     }
 
     fn rows<'r>(

@@ -33,8 +33,31 @@ pub trait Read {
         direction: Direction,
     ) -> Result<Rows<'_>, Fault>;
 
+    /// The first row of each of these ranges.
+    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        first_one_by_one(self, family, ranges)
+    }
+
     /// Everything at or before this position is in here; ranges over positions and orders are bounded by it.
     fn upto(&self) -> Position;
+}
+
+/// Keys from the first, included, to the last, excluded.
+pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
+
+/// A row with its key.
+pub(crate) type KeyValue = (Bytes, Bytes);
+
+/// The first row of each range, each looked up by itself.
+pub(crate) fn first_one_by_one(
+    read: &(impl Read + ?Sized),
+    family: Family,
+    ranges: &[KeyRange],
+) -> Result<Vec<Option<KeyValue>>, Fault> {
+    let first = |(low, high): &KeyRange| {
+        read.range_raw(family, low.clone(), high.clone(), Direction::Up)?.next().transpose()
+    };
+    ranges.iter().map(first).collect()
 }
 
 /// Everything published at one moment. Hold it for at most 60 s: it keeps old rows on disk.
@@ -68,6 +91,10 @@ impl Read for Snapshot {
         direction: Direction,
     ) -> Result<Rows<'_>, Fault> {
         self.engine.range(family, low, high, direction)
+    }
+
+    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        self.engine.first_of_many(family, ranges)
     }
 
     fn upto(&self) -> Position {
@@ -123,6 +150,20 @@ impl Read for View {
             Box::new(base)
         };
         Ok(merge(base, over, direction))
+    }
+
+    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        let waits = {
+            let queue = self.store.queue.lock();
+            let pending = |(low, high): &KeyRange| {
+                queue.pending.find_between(family, low, high, Direction::Up).is_some()
+            };
+            ranges.iter().any(pending)
+        };
+        if waits {
+            return first_one_by_one(self, family, ranges);
+        }
+        self.store.published.load().first_of_many_raw(family, ranges)
     }
 
     /// Everything accepted may be read, so nothing bounds it.

@@ -18,6 +18,7 @@ mod ephemeral;
 mod hostile;
 mod filters;
 mod http_rules;
+mod ingest;
 mod keys;
 mod login;
 mod push_rules;

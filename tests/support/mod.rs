@@ -1,6 +1,8 @@
 //! A whole server in memory: the real router over the memory engine, with a clock that begins at a fixed moment and
 //! randomness from a seed.
 
+pub(crate) mod remote;
+
 use aqueduct::{
     api::extract::Peer,
     config::Config,
@@ -45,6 +47,11 @@ impl TestServer {
         config.limits.rate_limits = false;
         change(&mut config);
         let server = Server::start(config, Env::simulated(1, BEGAN_MS), store).unwrap();
+        Self { server }
+    }
+
+    /// This one.
+    pub(crate) fn of(server: Server) -> Self {
         Self { server }
     }
 

@@ -2,21 +2,29 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
 use serde_json::json;
 
 use super::*;
 use crate::{
+    env::Env,
+    ids::Order,
+    metrics::Metrics,
     rooms::{
         Rooms,
         build::{Draft, Setting},
-        commit::Change,
-        members, state, versions,
+        graph, members,
+        resolve::{self, StoredEvents},
+        versions,
     },
     store::{
         Durability, Engine, Store,
         engine::Memory,
-        schema::rooms::{Resident, RoomRow},
+        schema::{
+            rooms::{Resident, RoomRow},
+            state::Val,
+        },
     },
 };
 
@@ -27,6 +35,8 @@ struct House {
     store: Store,
     rooms: Rooms,
     time_ms: u64,
+    /// Resolutions that took longer than a turn may.
+    worked_out: usize,
 }
 
 fn alice() -> OwnedUserId {
@@ -46,8 +56,9 @@ impl House {
     fn new() -> Self {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
         let key = crate::rooms::build::tests::a_key();
-        let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key).unwrap();
-        let mut house = Self { store, rooms, time_ms: 1_000 };
+        let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
+        let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
+        let mut house = Self { store, rooms, time_ms: 1_000, worked_out: 0 };
         let row = RoomRow {
             id: RoomId::parse("!room:a.example").unwrap(),
             version: VERSION,
@@ -86,7 +97,9 @@ impl House {
         let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
         let mut change = Change::begin(&self.store, seat, ROOM).unwrap();
         let answer = work(&mut change);
-        drop(change.enqueue(&self.store).unwrap());
+        let answered = std::mem::take(&mut change.answered);
+        let base = change.enqueue(&self.store).unwrap().base;
+        self.rooms.resolver().keep(ROOM, answered, base);
         self.store.flush().unwrap();
         answer
     }
@@ -128,8 +141,18 @@ impl House {
     }
 
     fn receive(&mut self, received: Received) -> (OwnedEventId, Outcome) {
-        let (id, now_ms) = (received.event.id.clone(), self.time_ms);
-        (id, self.change(|change| change.receive(received, now_ms).unwrap()))
+        let (id, now_ms, rooms) = (received.event.id.clone(), self.time_ms, self.rooms.clone());
+        for _ in 0..3 {
+            let step = self.change(|change| change.receive(&received, rooms.resolver(), now_ms).unwrap());
+            match step {
+                Step::Done(outcome) => return (id, outcome),
+                Step::Resolve(question) => {
+                    rooms.resolver().work_out(&*self.store.snapshot(), ROOM, VERSION, &question).unwrap();
+                    self.worked_out += 1;
+                }
+            }
+        }
+        panic!("what was worked out is not found")
     }
 
     fn state(
@@ -157,6 +180,18 @@ impl House {
         };
         let received = self.build(&draft, prev);
         self.receive(received)
+    }
+
+    /// The room's state is what its heads resolve to, worked out from what is stored.
+    fn check_state(&self) {
+        let snapshot = self.store.snapshot();
+        let rules = versions::find_rules(VERSION).unwrap();
+        let states: Vec<Sketch> = self.row().heads.iter().map(|head| head.after.into()).collect();
+        let source = StoredEvents::new(&*snapshot, ROOM, VERSION, None);
+        let resolved = resolve::resolve(&*snapshot, ROOM, rules, &states, &source, resolve::EVENTS_MAX);
+        let tip = Sketch::from(state::tip(&*snapshot, ROOM).unwrap());
+        let differing = tip.diff(&*snapshot, ROOM, &resolved.unwrap().state).unwrap();
+        assert_eq!(differing, [], "heads {:?}", self.row().heads);
     }
 
     /// The current state by its names.
@@ -273,8 +308,10 @@ fn what_is_missing_is_named_and_nothing_is_stored() {
     let next = house.row().next_event;
     let seat = house.rooms.seat(ROOM).try_lock_owned().unwrap();
     let mut change = Change::begin(&house.store, seat, ROOM).unwrap();
-    match change.receive(received, 0).unwrap() {
-        Outcome::Need { auth: needed, prev: cited } => assert_eq!((needed, cited), (vec![auth], vec![prev])),
+    match change.receive(&received, house.rooms.resolver(), 0).unwrap() {
+        Step::Done(Outcome::Need { auth: needed, prev: cited }) => {
+            assert_eq!((needed, cited), (vec![auth], vec![prev]));
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(change.batch.row_count(), 0);
@@ -282,22 +319,32 @@ fn what_is_missing_is_named_and_nothing_is_stored() {
 }
 
 #[test]
-fn many_events_on_old_places_leave_twenty_heads_and_the_state_as_it_is() {
+fn a_thousand_events_on_a_thousand_old_places_leave_twenty_heads_and_bounded_memory() {
     let mut house = House::new();
     let mut places = vec![house.heads()[0].clone()];
-    for number in 0..50 {
-        let (id, outcome) = house.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None);
+    for number in 0..1_000 {
+        let (id, outcome) = if number % 20 == 0 {
+            house.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None)
+        } else {
+            house.say(&bob(), "place", None)
+        };
         assert!(accepted(&outcome), "{outcome:?}");
         places.push(id);
     }
     let before = house.current();
-    for number in 0..200 {
-        let place = places[number % places.len()].clone();
-        let (_, outcome) = house.say(&bob(), &number.to_string(), Some(&[place]));
+    for place in &places[..1_000] {
+        let (_, outcome) = house.say(&bob(), "fork", Some(std::slice::from_ref(place)));
         assert!(accepted(&outcome), "{outcome:?}");
         assert!(house.heads().len() <= graph::HEADS_MAX);
     }
     assert_eq!(house.current(), before, "messages change no state");
+    // What is kept: no side states, a bounded tip, bounded results.
+    assert_eq!(house.row().next_side, 0);
+    let seat = house.rooms.seat(ROOM);
+    let tip_size = seat.try_lock().unwrap().tip.as_ref().unwrap().state.len();
+    assert!(tip_size <= crate::rooms::TIP_STATE_MAX, "{tip_size}");
+    let results = house.rooms.resolver().recent().byte_count();
+    assert!(results > 0 && results <= crate::rooms::resolve::RESULTS_BYTES_MAX, "{results}");
     // Whoever of this server speaks next cites all of them, and the room is one again.
     let now = house.time_ms;
     let signer = house.rooms.signer().clone();
@@ -342,4 +389,75 @@ fn two_settings_of_one_key_leave_one_and_the_loser_comes_back_never() {
     house.say(&alice(), "merge", None);
     assert_eq!(house.current()[&("x".to_owned(), String::new())], winner);
     assert_eq!(house.heads().len(), 1);
+}
+
+#[test]
+fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() {
+    let mut house = House::new();
+    let base = house.heads();
+    // Bob's branch, far from the room's state: more than a turn takes.
+    for number in 0..60 {
+        house.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
+    }
+    let mut branch = base;
+    for number in 40..70 {
+        let json = json!({ "n": "bob's" });
+        let (id, outcome) = house.state(&bob(), "x", &number.to_string(), json, Some(&branch));
+        assert!(accepted(&outcome), "{outcome:?}");
+        house.check_state();
+        branch = vec![id];
+    }
+    assert!(house.worked_out > 10, "{}", house.worked_out);
+    assert_eq!(house.value("x", "69")["n"], "bob's", "what nobody else set");
+    assert_eq!(house.value("x", "0")["n"], 0, "what Bob did not touch");
+    // A state key that nobody used, and one whose number another event gave it meanwhile.
+    let event = Draft::state(bob(), "x", "new", content(json!({ "n": 1 })), 0);
+    let event = house.build(&event, Some(&branch));
+    let rooms = house.rooms.clone();
+    let step = house.change(|change| change.receive(&event, rooms.resolver(), 0).unwrap());
+    let Step::Resolve(question) = step else { panic!("{step:?}") };
+    house.say(&alice(), "meanwhile", None);
+    house.state(&alice(), "x", "other", json!({}), None);
+    rooms.resolver().work_out(&*house.store.snapshot(), ROOM, VERSION, &question).unwrap();
+    assert!(accepted(&house.receive(event).1));
+    house.check_state();
+    assert_eq!(house.value("x", "new")["n"], 1);
+    house.say(&alice(), "merge", None);
+    assert_eq!(house.heads().len(), 1);
+    house.check_state();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_comes_in_the_state_is_what_the_heads_resolve_to(
+        tries in prop::collection::vec((0_u8..12, 0_u8..6, prop::collection::vec(any::<prop::sample::Index>(), 1..4)), 1..40),
+    ) {
+        let mut house = House::new();
+        let mut events = house.heads();
+        for (what, value, prevs) in tries {
+            let mut prev: Vec<_> = prevs.iter().map(|index| index.get(&events).clone()).collect();
+            prev.dedup();
+            let prev = if what % 3 == 0 { house.heads() } else { prev };
+            let (sender, key) = if what % 2 == 0 { (alice(), "") } else { (bob(), "k") };
+            let member = |membership: &str| json!({ "membership": membership });
+            let (kind, key, json) = match what {
+                0 | 1 => ("m.room.member", "@bob:b.example", member(if what == 0 { "ban" } else { "join" })),
+                2 => ("m.room.member", "@bob:b.example", member("leave")),
+                3 | 4 => {
+                    let users = json!({ "@alice:a.example": 100, "@bob:b.example": value * 20 });
+                    ("m.room.power_levels", "", json!({ "users": users, "events": { "x": 0 } }))
+                }
+                5..9 => ("x", key, json!({ "n": value })),
+                _ => {
+                    events.push(house.say(&sender, "said", Some(&prev)).0);
+                    house.check_state();
+                    continue;
+                }
+            };
+            events.push(house.state(&sender, kind, key, json, Some(&prev)).0);
+            house.check_state();
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{EVENTS_MAX, Header, NotResolved, Problem, Source};
+use super::{Header, NotResolved, Problem, Source};
 use crate::{
     ids::EventNum,
     rooms::graph,
@@ -107,7 +107,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             }
             // Popped from the end: newest first.
             children.extend(part.into_iter().rev());
-            if chains.known.len() + way.len() > EVENTS_MAX {
+            if chains.known.len() + way.len() > self.events_max {
                 return Err(NotResolved::TooMuch);
             }
         }

@@ -2,27 +2,34 @@
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
-use super::{EVENTS_MAX, Header, NotResolved, Source};
+use super::{Header, NotResolved, Source};
 use crate::{ids::EventNum, store::Fault};
 
 /// Events by number.
 type Memo<T> = RefCell<BTreeMap<EventNum, Option<Arc<T>>>>;
 
-/// A source with a memory, bounded by [`EVENTS_MAX`].
+/// A source with a bounded memory.
 pub(super) struct Known<'s, S: Source> {
     source: &'s S,
     headers: Memo<Header>,
     events: Memo<S::Event>,
+    events_max: usize,
 }
 
 impl<'s, S: Source> Known<'s, S> {
-    pub(super) fn new(source: &'s S) -> Self {
-        Self { source, headers: RefCell::default(), events: RefCell::default() }
+    /// Headers and events, at most `events_max` of each.
+    pub(super) fn new(source: &'s S, events_max: usize) -> Self {
+        Self { source, headers: RefCell::default(), events: RefCell::default(), events_max }
+    }
+
+    /// How many were read.
+    pub(super) fn count(&self) -> usize {
+        self.headers.borrow().len() + self.events.borrow().len()
     }
 
     /// The header of a state event.
     pub(super) fn find_header(&self, event: EventNum) -> Result<Option<Arc<Header>>, NotResolved> {
-        remembered(&self.headers, event, || self.source.find_header(event))
+        remembered(&self.headers, event, self.events_max, || self.source.find_header(event))
     }
 
     /// The header of an event that something refers to.
@@ -33,7 +40,7 @@ impl<'s, S: Source> Known<'s, S> {
 
     /// A state event.
     pub(super) fn find_event(&self, event: EventNum) -> Result<Option<Arc<S::Event>>, NotResolved> {
-        remembered(&self.events, event, || self.source.find_event(event))
+        remembered(&self.events, event, self.events_max, || self.source.find_event(event))
     }
 
     /// An event that something refers to.
@@ -46,12 +53,13 @@ impl<'s, S: Source> Known<'s, S> {
 fn remembered<T>(
     memo: &Memo<T>,
     event: EventNum,
+    events_max: usize,
     find: impl FnOnce() -> Result<Option<T>, Fault>,
 ) -> Result<Option<Arc<T>>, NotResolved> {
     if let Some(found) = memo.borrow().get(&event) {
         return Ok(found.clone());
     }
-    if memo.borrow().len() >= EVENTS_MAX {
+    if memo.borrow().len() >= events_max {
         return Err(NotResolved::TooMuch);
     }
     let found = find()?.map(Arc::new);

@@ -1,63 +1,116 @@
-//! The results of recent resolutions: heads that stay as they are are resolved once.
+//! The results of recent resolutions: heads that stay as they are are resolved once, and what was worked out beside a
+//! room is at hand when its turn comes.
 
-use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
 
-use crate::{ids::RoomNum, rooms::state::Ref};
+use super::question::QuestionKey;
+use crate::{
+    ids::RoomNum,
+    ids::StateKeyNum,
+    rooms::state::{Ref, Sketch, Val},
+};
 
-/// How many results are kept.
+/// All results take at most so many bytes, about.
+pub(crate) const RESULTS_BYTES_MAX: u64 = 16 << 20;
+/// As many as there may be if they are small.
 const RESULTS_MAX: usize = 10_000;
 
 /// Recent results, by room and the states that were resolved. References never change what they mean, so results stay
 /// true until a purge.
-#[derive(Debug)]
 pub struct Recent {
-    results: Cache<(RoomNum, Vec<Ref>), Ref>,
+    results: Cache<QuestionKey, Sketch, Bytes>,
+}
+
+/// About how many bytes a result takes with its key.
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<QuestionKey, Sketch> for Bytes {
+    fn weight(&self, (_, states, _): &QuestionKey, result: &Sketch) -> u64 {
+        let entry = size_of::<(StateKeyNum, Val)>();
+        let bytes = |sketch: &Sketch| size_of::<Sketch>() + sketch.changes.len() * entry;
+        let states: usize = states.iter().map(bytes).sum();
+        (size_of::<(QuestionKey, Ref)>() + states + bytes(result)) as u64
+    }
 }
 
 impl Default for Recent {
     fn default() -> Self {
-        Self { results: Cache::new(RESULTS_MAX) }
+        Self::of(RESULTS_BYTES_MAX)
     }
 }
 
 impl Recent {
-    /// What these states resolved to, if it is still known. They are canonical, in any order.
-    pub fn find(&self, room: RoomNum, states: &[Ref]) -> Option<Ref> {
-        self.results.get(&(room, sorted(states)))
+    fn of(bytes_max: u64) -> Self {
+        // One part, so that a large result fits, and room for new results beside those that were asked for again.
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(RESULTS_MAX)
+            .weight_capacity(bytes_max)
+            .hot_allocation(0.5)
+            .build();
+        let results = match options {
+            Ok(options) => Cache::with_options(options, Bytes, Default::default(), Default::default()),
+            Err(_) => Cache::with_weighter(RESULTS_MAX, bytes_max, Bytes),
+        };
+        Self { results }
     }
 
-    /// Keeps a result. Only after the store accepted the batch that made it, and with settled references.
-    pub fn keep(&self, room: RoomNum, states: &[Ref], result: Ref) {
-        self.results.insert((room, sorted(states)), result);
+    /// What was resolved, if it is still known.
+    pub(super) fn find(&self, key: &QuestionKey) -> Option<Sketch> {
+        self.results.get(key)
+    }
+
+    /// Keeps a result. Only of settled references that the store has accepted.
+    pub(super) fn keep(&self, key: QuestionKey, result: Sketch) {
+        self.results.insert(key, result);
     }
 
     /// Forgets a room's results: before side states of it go.
     pub fn forget(&self, room: RoomNum) {
-        self.results.retain(|(of, _), _| *of != room);
+        self.results.retain(|(of, ..), _| *of != room);
     }
-}
 
-fn sorted(states: &[Ref]) -> Vec<Ref> {
-    let mut states = states.to_vec();
-    states.sort_unstable();
-    states.dedup();
-    states
+    /// About how many bytes it holds; never more than 16 MiB.
+    pub fn byte_count(&self) -> u64 {
+        self.results.weight()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::SideNum;
+    use crate::ids::{EventNum, SideNum};
+
+    fn side(number: u32) -> Sketch {
+        Ref::Side(SideNum(number)).into()
+    }
 
     #[test]
-    fn a_result_is_found_whatever_the_order_of_its_states_until_its_room_is_forgotten() {
+    fn a_result_is_found_until_its_room_is_forgotten() {
         let (recent, room) = (Recent::default(), RoomNum(3));
-        let [a, b, c] = [1, 2, 3].map(|side| Ref::Side(SideNum(side)));
-        recent.keep(room, &[b, a, b], c);
-        assert_eq!(recent.find(room, &[a, b]), Some(c));
-        assert_eq!(recent.find(room, &[a]), None);
-        assert_eq!(recent.find(RoomNum(4), &[a, b]), None);
+        let key = |room, states: &[u32]| (room, states.iter().map(|number| side(*number)).collect(), None);
+        recent.keep(key(room, &[1, 2]), side(3));
+        recent.keep(key(RoomNum(4), &[1, 2]), side(2));
+        assert_eq!(recent.find(&key(room, &[1, 2])), Some(side(3)));
+        assert_eq!(recent.find(&key(room, &[1])), None);
+        assert_eq!(recent.find(&(room, vec![side(1), side(2)], Some([7; 32]))), None);
         recent.forget(room);
-        assert_eq!(recent.find(room, &[a, b]), None);
+        assert_eq!(recent.find(&key(room, &[1, 2])), None);
+        assert_eq!(recent.find(&key(RoomNum(4), &[1, 2])), Some(side(2)));
+    }
+
+    #[test]
+    fn many_and_large_results_stay_within_the_bound() {
+        let bytes_max = 1 << 20;
+        let recent = Recent::of(bytes_max);
+        for number in 0..2_000_u32 {
+            let size = if number % 50 == 0 { 20_000 } else { 100 };
+            let changes = (0..size).map(|key| (StateKeyNum(key), Val::Event(EventNum(number.into()))));
+            let key = (RoomNum(1), vec![side(number)], None);
+            recent.keep(key.clone(), side(0).with(changes));
+            assert!(recent.find(&key).is_some(), "what is new is there for whoever asked for it: {number}");
+            assert!(recent.byte_count() <= bytes_max);
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! Resolution against ruma's, which reads whole states and whole auth chains, on random rooms.
 
+#[path = "../../../tests/support/pdu.rs"]
+mod pdu;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -14,6 +17,8 @@ use ruma::{
 };
 use serde_json::{json, value::RawValue};
 
+use pdu::Pdu;
+
 use super::*;
 use crate::{
     ids::Order,
@@ -24,56 +29,16 @@ use crate::{
     },
 };
 
-/// An event as the rules see it.
-#[derive(Debug, Clone)]
-pub(crate) struct Pdu {
-    id: OwnedEventId,
-    room_id: Option<OwnedRoomId>,
-    sender: OwnedUserId,
-    ts: MilliSecondsSinceUnixEpoch,
-    kind: TimelineEventType,
-    state_key: String,
-    content: Box<RawValue>,
-    prev: Vec<OwnedEventId>,
-    auth: Vec<OwnedEventId>,
-    header: Header,
-}
-
-impl state_res::Event for Pdu {
-    type Id = OwnedEventId;
-    fn event_id(&self) -> &OwnedEventId {
-        &self.id
-    }
-    fn room_id(&self) -> Option<&RoomId> {
-        self.room_id.as_deref()
-    }
-    fn sender(&self) -> &UserId {
-        &self.sender
-    }
-    fn origin_server_ts(&self) -> MilliSecondsSinceUnixEpoch {
-        self.ts
-    }
-    fn event_type(&self) -> &TimelineEventType {
-        &self.kind
-    }
-    fn content(&self) -> &RawValue {
-        &self.content
-    }
-    fn state_key(&self) -> Option<&str> {
-        Some(&self.state_key)
-    }
-    fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(self.prev.iter())
-    }
-    fn auth_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(self.auth.iter())
-    }
-    fn redacts(&self) -> Option<&OwnedEventId> {
-        None
-    }
-    fn rejected(&self) -> bool {
-        false
-    }
+/// What these states resolve to.
+fn solved(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    rules: &RoomVersionRules,
+    states: &[Ref],
+    source: &impl Source,
+) -> Result<Sketch, NotResolved> {
+    let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
+    Ok(resolve(read, room, rules, &states, source, EVENTS_MAX)?.state)
 }
 
 type Map = StateMap<OwnedEventId>;
@@ -137,36 +102,34 @@ fn hash(number: usize, salt: u8) -> EventHash {
     hash
 }
 
-impl Pdu {
-    /// As the timeline would hold it.
-    fn stored(&self, event: EventNum, hash: EventHash) -> EventRow {
-        let mut json = json!({
-            "type": self.kind, "state_key": self.state_key, "sender": self.sender, "content": self.content,
-            "origin_server_ts": self.ts, "prev_events": self.prev, "auth_events": self.auth,
-        });
-        if let Some(room_id) = &self.room_id {
-            json["room_id"] = json!(room_id);
-        }
-        let json: Bytes = serde_json::to_vec(&json).unwrap().into();
-        let header = EventHeader {
-            event,
-            hash,
-            sent_ms: 0,
-            depth: 0,
-            auth_depth: self.header.auth_depth,
-            state_key: Some(self.header.key),
-            replaces: None,
-            redacted_by: None,
-            unseen: false,
-            before: None,
-            after: None,
-            prev: Vec::new(),
-            auth: self.header.auth.clone(),
-            sent_by: None,
-            spans: event::locate(&json).unwrap(),
-        };
-        EventRow { header, json }
+/// An event as the timeline would hold it.
+fn stored(pdu: &Pdu, event: EventNum, hash: EventHash) -> EventRow {
+    let mut json = json!({
+        "type": pdu.kind, "state_key": pdu.state_key, "sender": pdu.sender, "content": pdu.content,
+        "origin_server_ts": pdu.ts, "prev_events": pdu.prev, "auth_events": pdu.auth,
+    });
+    if let Some(room_id) = &pdu.room_id {
+        json["room_id"] = json!(room_id);
     }
+    let json: Bytes = serde_json::to_vec(&json).unwrap().into();
+    let header = EventHeader {
+        event,
+        hash,
+        sent_ms: 0,
+        depth: 0,
+        auth_depth: pdu.header.auth_depth,
+        state_key: Some(pdu.header.key),
+        replaces: None,
+        redacted_by: None,
+        unseen: false,
+        before: None,
+        after: None,
+        prev: Vec::new(),
+        auth: pdu.header.auth.clone(),
+        sent_by: None,
+        spans: event::locate(&json).unwrap(),
+    };
+    EventRow { header, json }
 }
 
 fn raw(value: serde_json::Value) -> Box<RawValue> {
@@ -265,9 +228,9 @@ impl Forks {
         let maps: Vec<Map> = states.iter().map(|(map, _)| map.clone()).collect();
         let refs: Vec<Ref> = states.iter().map(|(_, state)| *state).collect();
         let expected = self.oracle(&maps);
-        let resolution = resolve(batch, self.room(), &self.rules, &refs, self).unwrap();
-        let stored = StoredEvents::new(batch, self.room(), self.version);
-        assert_eq!(resolve(batch, self.room(), &self.rules, &refs, &stored).unwrap(), resolution);
+        let resolution = solved(batch, self.room(), &self.rules, &refs, self).unwrap();
+        let stored = StoredEvents::new(batch, self.room(), self.version, None);
+        assert_eq!(solved(batch, self.room(), &self.rules, &refs, &stored).unwrap(), resolution);
         let made =
             state::make_side(batch, self.room(), &mut self.next_side, resolution.base, &resolution.changes);
         let made = made.unwrap();
@@ -353,7 +316,7 @@ impl Forks {
         let event = EventNum(number as u64);
         graph::put_auth_edges(&mut batch, room, event, &auth_nums);
         let order = Order::live(batch.position(&LogEntry::Event { room, event }));
-        schema::TIMELINE.put(&mut batch, (room, order), &pdu.stored(event, hash(number, ts)));
+        schema::TIMELINE.put(&mut batch, (room, order), &stored(&pdu, event, hash(number, ts)));
         schema::PLACE.put(&mut batch, (room, event), &Place::Timeline(order));
         let change = [(key, Val::Event(event))];
         // What continues the main line is on it; other branches are side states.
@@ -530,7 +493,7 @@ fn reads(version: &RoomVersionId, members: u8) -> usize {
     }
     let snapshot = forks.bench.store.snapshot();
     let counted = Counted(&forks, std::cell::Cell::new(0));
-    let resolution = resolve(&*snapshot, forks.room(), &forks.rules, &branches, &counted).unwrap();
+    let resolution = solved(&*snapshot, forks.room(), &forks.rules, &branches, &counted).unwrap();
     assert!(resolution.changes.len() <= 10);
     counted.1.get()
 }
@@ -559,14 +522,14 @@ fn more_than_can_be_resolved_waits() {
             state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &changes).unwrap()
         })
         .to_vec();
-    assert_eq!(resolve(&batch, room, &rules, &sides, &forks), Err(NotResolved::TooMuch));
+    assert_eq!(solved(&batch, room, &rules, &sides, &forks), Err(NotResolved::TooMuch));
     let many: Vec<Ref> = (0..=STATES_MAX as u64)
         .map(|event| {
             let change = [(StateKeyNum(0), Val::Event(EventNum(event)))];
             state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap()
         })
         .collect();
-    assert_eq!(resolve(&batch, room, &rules, &many, &forks), Err(NotResolved::TooMuch));
+    assert_eq!(solved(&batch, room, &rules, &many, &forks), Err(NotResolved::TooMuch));
 }
 
 #[test]
@@ -577,7 +540,7 @@ fn room_version_1_is_refused() {
     let change = [(StateKeyNum(0), Val::Event(EventNum(5)))];
     let side = state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap();
     let states = [state::tip(&batch, room).unwrap(), side];
-    assert_eq!(resolve(&batch, room, &rules, &states, &forks), Err(NotResolved::UnknownVersion));
+    assert_eq!(solved(&batch, room, &rules, &states, &forks), Err(NotResolved::UnknownVersion));
 }
 
 #[test]
@@ -588,6 +551,6 @@ fn equal_states_need_no_resolution() {
     let counted = Counted(&forks, std::cell::Cell::new(0));
     // Two places of the main line with nothing between them.
     let states = [tip, Ref::Main(Order::MAX)];
-    let resolution = resolve(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
-    assert_eq!((resolution, counted.1.get()), (Resolution::of(tip), 0));
+    let resolution = solved(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
+    assert_eq!((resolution, counted.1.get()), (tip.into(), 0));
 }

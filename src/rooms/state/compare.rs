@@ -7,19 +7,16 @@ use std::{
 };
 
 use super::{
-    at, canonical, changes,
+    changes,
     full::{FEW_CHANGES, Values, changes_between, key_count, values},
+    many_on_main_line, now_many,
     side::Chain,
-    tip,
 };
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     store::{
         Fault, Read,
-        schema::{
-            self,
-            state::{Ref, SideRow, Val},
-        },
+        schema::state::{Ref, SideRow, Val},
     },
 };
 
@@ -32,7 +29,6 @@ pub type Difference = (StateKeyNum, Val, Val);
 /// The keys whose values differ in two states, rising, with both values. Costs O(changes between them), at most
 /// O(keys of the room).
 pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<Vec<Difference>, Fault> {
-    let (a, b) = (canonical(read, room, a)?, canonical(read, room, b)?);
     if a == b {
         return Ok(Vec::new());
     }
@@ -41,14 +37,19 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
     let (low, high) = (left_order.min(right_order), left_order.max(right_order));
-    let Some(below) = values_below(read, room, low, high)? else {
+    let Some(Between { below, is_high_tip }) = Between::read(read, room, low, high)? else {
         return merge(values(read, room, a)?, values(read, room, b)?);
     };
     let mut keys: BTreeSet<StateKeyNum> = below.keys().copied().collect();
     for row in unshared(&left, &right) {
         keys.extend(row.iter().map(|(key, _)| key));
     }
-    let at_high = values_at(read, room, high, &keys)?;
+    let keys: Vec<StateKeyNum> = keys.into_iter().collect();
+    let at_high = if is_high_tip {
+        now_many(read, room, keys.iter().copied())?
+    } else {
+        many_on_main_line(read, room, high, &keys)?
+    };
     let mut differing = Vec::new();
     for (key, at_high) in keys.into_iter().zip(at_high) {
         // What did not change between the two places is the same at both.
@@ -63,20 +64,6 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
         }
     }
     Ok(differing)
-}
-
-/// The values of keys on the main line at `order`; in one read where that is its tip.
-fn values_at(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    order: Order,
-    keys: &BTreeSet<StateKeyNum>,
-) -> Result<Vec<Val>, Fault> {
-    if tip(read, room)? == Ref::Main(order) {
-        let rows = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
-        return Ok(rows.into_iter().map(|row| row.unwrap_or(Val::Absent)).collect());
-    }
-    keys.iter().map(|key| at(read, room, Ref::Main(order), *key)).collect()
 }
 
 /// How many keys may differ at most, without looking at any: the changes between the two places on the main line and
@@ -96,33 +83,55 @@ fn unshared<'c>(left: &'c Chain, right: &'c Chain) -> impl Iterator<Item = &'c S
     own_left.chain(own_right).map(|(_, row)| row)
 }
 
-/// The keys that changed on the main line in `(low, high]`, each with its value at `low`; `None` when reading both
-/// states in full is cheaper.
-fn values_below(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    low: Order,
-    high: Order,
-) -> Result<Option<BTreeMap<StateKeyNum, Val>>, Fault> {
-    let mut below = BTreeMap::new();
-    if low == high {
-        return Ok(Some(below));
-    }
-    let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?).max(FEW_CHANGES);
-    if changes_between(read, room, low, high)? > changes_max {
-        return Ok(None);
-    }
-    let mut seen = 0_u64;
-    for row in changes(read, room, low, high)? {
-        for (key, prior) in row?.1 {
-            below.entry(key).or_insert(prior);
-            seen += 1;
+/// What changed between two places on the main line.
+#[derive(Default)]
+struct Between {
+    /// The keys that changed in `(low, high]`, each with its value at `low`.
+    below: BTreeMap<StateKeyNum, Val>,
+    /// Nothing changed above `high`. (It may be the tip without that being said.)
+    is_high_tip: bool,
+}
+
+impl Between {
+    /// One walk over the log; `None` when reading both states in full is cheaper.
+    fn read(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        low: Order,
+        high: Order,
+    ) -> Result<Option<Self>, Fault> {
+        let mut between = Self::default();
+        if low == high {
+            return Ok(Some(between));
         }
-        if seen > changes_max.saturating_mul(2) {
-            return Ok(None);
+        between.is_high_tip = true;
+        // Few changes are read whatever the room is like; only for more is it asked how many they may be.
+        let (mut seen, mut seen_max) = (0_u64, FEW_CHANGES);
+        let mut is_asked = false;
+        for row in changes(read, room, low, Order::MAX)? {
+            let (order, changed) = row?;
+            if order > high {
+                between.is_high_tip = false;
+                break;
+            }
+            seen += changed.len() as u64;
+            for (key, prior) in changed {
+                between.below.entry(key).or_insert(prior);
+            }
+            if seen > seen_max && !is_asked {
+                let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?).max(FEW_CHANGES);
+                if changes_between(read, room, low, high)? > changes_max {
+                    return Ok(None);
+                }
+                (seen_max, is_asked) = (changes_max.saturating_mul(2), true);
+            }
+            // What filled holes is not in the running count.
+            if seen > seen_max && is_asked {
+                return Ok(None);
+            }
         }
+        Ok(Some(between))
     }
-    Ok(Some(below))
 }
 
 /// Two full states side by side.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{at, canonical};
+use super::{at_many, canonical};
 use crate::{
     ids::{RoomNum, SideNum, StateKeyNum},
     store::{
@@ -81,12 +81,7 @@ pub fn make_side(
     for (key, val) in changes {
         changed.insert(*key, *val);
     }
-    let mut differing = BTreeMap::new();
-    for (key, val) in changed {
-        if at(batch, room, base, key)? != val {
-            differing.insert(key, val);
-        }
-    }
+    let differing = without_equal(batch, room, base, changed)?;
     if differing.is_empty() {
         return Ok(base);
     }
@@ -126,18 +121,28 @@ fn layer(
         depth -= 1;
     }
     if matches!(stands_on, Ref::Main(_)) {
-        let mut differing = BTreeMap::new();
-        for (key, val) in entries {
-            if at(batch, room, stands_on, key)? != val {
-                differing.insert(key, val);
-            }
-        }
-        entries = differing;
+        entries = without_equal(batch, room, stands_on, entries)?;
         if entries.is_empty() {
             return Ok(None);
         }
     }
     Ok(Some((stands_on, depth + 1, entries)))
+}
+
+/// Those entries that are not the same in this state.
+fn without_equal(
+    batch: &Batch,
+    room: RoomNum,
+    state: Ref,
+    mut entries: BTreeMap<StateKeyNum, Val>,
+) -> Result<BTreeMap<StateKeyNum, Val>, Fault> {
+    let keys: Vec<StateKeyNum> = entries.keys().copied().collect();
+    for (key, held) in keys.iter().zip(at_many(batch, room, state, &keys)?) {
+        if entries.get(key) == Some(&held) {
+            entries.remove(key);
+        }
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]

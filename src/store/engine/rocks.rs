@@ -13,6 +13,7 @@ use crate::store::{
     Fault,
     engine::{Change, Family, Rows, STATE_PREFIX_BYTES},
     table::{Direction, after_prefix},
+    view::{KeyRange, KeyValue},
 };
 
 /// RocksDB under one directory.
@@ -208,6 +209,34 @@ impl RocksSnapshot {
         let options = &self.borrow_dependent().options;
         let rows = db.batched_multi_get_cf_opt(family_handle(db, family)?, keys, keys.is_sorted(), options);
         rows.into_iter().map(|row| Ok(row?.map(|slice| own(&slice)))).collect()
+    }
+
+    /// The first row of each of these ranges, by one iterator: making one costs as much as several seeks.
+    pub(crate) fn first_of_many(
+        &self,
+        family: Family,
+        ranges: &[KeyRange],
+    ) -> Result<Vec<Option<KeyValue>>, Fault> {
+        let mut options = ReadOptions::default();
+        if family == Family::State {
+            if ranges.iter().all(|(low, high)| stays_in_prefix(low, high)) {
+                options.set_prefix_same_as_start(true);
+            } else {
+                options.set_total_order_seek(true);
+            }
+        }
+        let family = family_handle(self.borrow_owner(), family)?;
+        let mut rows = self.borrow_dependent().snapshot.raw_iterator_cf_opt(family, options);
+        let mut found = Vec::with_capacity(ranges.len());
+        for (low, high) in ranges {
+            rows.seek(low);
+            let row = rows.item().filter(|(key, _)| *key < &**high);
+            found.push(row.map(|(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))));
+            if !rows.valid() {
+                rows.status()?;
+            }
+        }
+        Ok(found)
     }
 
     pub(crate) fn range(

@@ -1,0 +1,142 @@
+//! A state that is not written down: a stored one, and how it differs. What a fork resolves to is one, and so is the
+//! state after an event that has no number yet.
+
+use std::collections::BTreeMap;
+
+use super::{Difference, Ref, Val, at, at_many, canonical, diff, distance};
+use crate::{
+    ids::{Position, RoomNum, StateKeyNum},
+    store::{Fault, Read},
+};
+
+/// A state as a difference to one that is stored. [`make_side`](super::make_side) writes it down.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sketch {
+    /// A stored state.
+    pub base: Ref,
+    /// Keys with their values, where they are not those of `base`; rising, each once.
+    pub changes: Vec<(StateKeyNum, Val)>,
+}
+
+impl From<Ref> for Sketch {
+    fn from(base: Ref) -> Self {
+        Self { base, changes: Vec::new() }
+    }
+}
+
+impl Sketch {
+    /// The same state with these keys set.
+    #[must_use]
+    pub fn with(&self, changes: impl IntoIterator<Item = (StateKeyNum, Val)>) -> Self {
+        let mut changed: BTreeMap<_, _> = self.changes.iter().copied().collect();
+        changed.extend(changes);
+        Self { base: self.base, changes: changed.into_iter().collect() }
+    }
+
+    /// The same state, over the reference that all references to its base share.
+    pub fn canonical(self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Self, Fault> {
+        Ok(Self { base: canonical(read, room, self.base)?, changes: self.changes })
+    }
+
+    /// The settled state, once the batch's first position is known.
+    #[must_use]
+    pub fn settle(self, base: Position) -> Self {
+        Self { base: self.base.settle(base), changes: self.changes }
+    }
+
+    /// What it sets this key to, where its base does not decide.
+    fn find(&self, key: StateKeyNum) -> Option<Val> {
+        let index = self.changes.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        self.changes.get(index).map(|(_, val)| *val)
+    }
+
+    /// The value of a key.
+    pub fn at(&self, read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
+        match self.find(key) {
+            Some(val) => Ok(val),
+            None => at(read, room, self.base, key),
+        }
+    }
+
+    /// The keys whose values differ, rising, with both values: see [`diff`].
+    pub fn diff(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        other: &Self,
+    ) -> Result<Vec<Difference>, Fault> {
+        let mut differing: BTreeMap<StateKeyNum, (Val, Val)> = diff(read, room, self.base, other.base)?
+            .into_iter()
+            .map(|(key, here, there)| (key, (here, there)))
+            .collect();
+        let set: BTreeMap<StateKeyNum, ()> =
+            self.changes.iter().chain(&other.changes).map(|(key, _)| (*key, ())).collect();
+        let shared: Vec<_> = set.keys().copied().filter(|key| !differing.contains_key(key)).collect();
+        let below = at_many(read, room, self.base, &shared)?;
+        differing.extend(shared.into_iter().zip(below).map(|(key, val)| (key, (val, val))));
+        for key in set.into_keys() {
+            if let Some((here, there)) = differing.get_mut(&key) {
+                *here = self.find(key).unwrap_or(*here);
+                *there = other.find(key).unwrap_or(*there);
+            }
+        }
+        differing.retain(|_, (here, there)| here != there);
+        Ok(differing.into_iter().map(|(key, (here, there))| (key, here, there)).collect())
+    }
+
+    /// How many keys may differ at most: see [`distance`](super::distance).
+    pub fn distance(&self, read: &(impl Read + ?Sized), room: RoomNum, other: &Self) -> Result<u64, Fault> {
+        let changes = self.changes.len().saturating_add(other.changes.len()) as u64;
+        if self.base == other.base {
+            return Ok(changes);
+        }
+        Ok(distance(read, room, self.base, other.base)?.saturating_add(changes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rooms::state::{
+        make_side,
+        tests::{Bench, event, key},
+    };
+
+    #[test]
+    fn sketches_differ_as_the_states_do_that_are_made_of_them() {
+        let bench = Bench::new();
+        let first = Ref::Main(bench.step(&[(key(1), event(1)), (key(2), event(2)), (key(3), event(3))]));
+        let second = Ref::Main(bench.step(&[(key(1), event(4)), (key(5), event(5))]));
+        let mut next = 0;
+        let side = bench.write(|batch| {
+            make_side(batch, bench.room, &mut next, first, &[(key(2), Val::Absent), (key(9), event(9))])
+                .unwrap()
+        });
+        let all = [
+            Sketch::from(first),
+            Sketch::from(second),
+            Sketch::from(side),
+            Sketch::from(first).with([(key(1), event(4)), (key(5), event(5))]),
+            Sketch::from(second).with([(key(2), Val::Absent), (key(3), event(3))]),
+            Sketch::from(side).with([(key(9), event(2)), (key(2), event(2))]).with([(key(9), Val::Absent)]),
+        ];
+        let mut batch = bench.store.batch();
+        for left in &all {
+            for right in &all {
+                let mut made = |sketch: &Sketch| {
+                    make_side(&mut batch, bench.room, &mut next, sketch.base, &sketch.changes).unwrap()
+                };
+                let (a, b) = (made(left), made(right));
+                let expected = diff(&batch, bench.room, a, b).unwrap();
+                assert_eq!(left.diff(&batch, bench.room, right).unwrap(), expected, "{left:?} {right:?}");
+                assert!(left.distance(&batch, bench.room, right).unwrap() >= expected.len() as u64);
+                for number in 0..10 {
+                    let value = left.at(&batch, bench.room, key(number)).unwrap();
+                    assert_eq!(value, at(&batch, bench.room, a, key(number)).unwrap());
+                }
+            }
+        }
+        // Two ways to say one state.
+        assert_eq!(all[1].diff(&batch, bench.room, &all[3]).unwrap(), []);
+    }
+}

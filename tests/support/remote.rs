@@ -1,0 +1,95 @@
+//! Another server in a room of ours: its events stand wherever in the graph it wants. Tests and benchmarks share it, so
+//! it names nothing of either.
+
+use aqueduct::{
+    flows::{App, ingest},
+    ids::RoomNum,
+    rooms::{
+        self, admit,
+        build::{self, Draft, Setting},
+        event,
+        receive::{Outcome, Received},
+    },
+};
+use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
+use serde_json::Value;
+
+/// A user of another server, who acts in one room.
+pub(crate) struct Remote {
+    pub(crate) app: App,
+    pub(crate) room: RoomNum,
+    pub(crate) user: OwnedUserId,
+}
+
+impl Remote {
+    /// `@bob:b.example` in this room, who has not joined yet.
+    pub(crate) fn new(app: &App, room_id: &str) -> Self {
+        let room_id = RoomId::parse(room_id).unwrap();
+        let room = rooms::find_room(&*app.store.snapshot(), &room_id).unwrap().unwrap();
+        Self { app: app.clone(), room, user: "@bob:b.example".try_into().unwrap() }
+    }
+
+    /// The room's heads.
+    pub(crate) fn heads(&self) -> Vec<OwnedEventId> {
+        let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
+        row.heads.iter().map(|head| event::event_id(&head.hash, row.version)).collect()
+    }
+
+    /// An event on these, allowed by events of the room's current state. Whose signature it has is not looked at here.
+    pub(crate) fn event(
+        &self,
+        kind: &str,
+        state_key: Option<&str>,
+        content: Value,
+        prev: &[OwnedEventId],
+    ) -> Received {
+        let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
+        let sent_ms = self.app.env.now_ms();
+        let draft = Draft { state_key: None, ..Draft::state(self.user.clone(), kind, "", content, sent_ms) };
+        let draft = Draft { state_key: state_key.map(str::to_owned), ..draft };
+        let snapshot = self.app.store.snapshot();
+        let row = rooms::require_row(&*snapshot, self.room).unwrap();
+        let rules = rooms::rules(&row).unwrap();
+        let raw = draft.raw_content().unwrap();
+        let needed =
+            admit::needed_keys(&kind.into(), &self.user, state_key, &raw, &rules.authorization).unwrap();
+        let is_implied = rules.authorization.room_create_event_id_as_room_id;
+        let mut auth = Vec::new();
+        for (kind, key) in needed {
+            let found = rooms::find_state(&*snapshot, self.room, &kind.to_string(), &key).unwrap();
+            let found = found.filter(|_| !(is_implied && kind.to_string() == "m.room.create"));
+            auth.extend(found.map(|stored| stored.id(&row)));
+        }
+        // What is cited need not be known here yet.
+        let depth_of = |id: &OwnedEventId| {
+            let num = event::find_num(&*snapshot, self.room, id).unwrap();
+            num.map_or(1_000, |num| event::require(&*snapshot, self.room, num).unwrap().row.header.depth)
+        };
+        let depth = prev.iter().map(depth_of).max().unwrap_or(0) + 1;
+        let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth };
+        let built = build::build(self.app.rooms.signer(), &draft, &setting, row.version).unwrap();
+        Received { hash: built.hash, json: built.json, event: built.event, depth }
+    }
+
+    /// A message on these.
+    pub(crate) fn message(&self, text: &str, prev: &[OwnedEventId]) -> Received {
+        self.event("m.room.message", None, serde_json::json!({ "msgtype": "m.text", "body": text }), prev)
+    }
+
+    /// Our server takes one event in.
+    pub(crate) async fn send(&self, event: Received) -> Outcome {
+        let mut outcomes = ingest::ingest(&self.app, self.room, vec![event]).await.unwrap();
+        assert_eq!(outcomes.len(), 1);
+        outcomes.remove(0)
+    }
+
+    /// Joins the room, on its heads.
+    pub(crate) async fn join(&self) -> OwnedEventId {
+        let content = serde_json::json!({ "membership": "join" });
+        let event = self.event("m.room.member", Some(self.user.as_str()), content, &self.heads());
+        let id = event.event.id.clone();
+        let outcome = self.send(event).await;
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        id
+    }
+}
