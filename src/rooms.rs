@@ -9,6 +9,7 @@ pub mod aliases;
 pub mod build;
 pub mod commit;
 pub mod directory;
+pub mod erased;
 pub mod event;
 pub mod filter;
 pub mod graph;

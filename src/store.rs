@@ -10,6 +10,8 @@ mod batch;
 pub mod check;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod counting;
 pub mod cursor;
 mod data_dir;
 pub mod engine;
@@ -35,6 +37,8 @@ use tokio::sync::Notify;
 
 pub use crate::config::Durability;
 pub use batch::Batch;
+#[cfg(test)]
+pub(crate) use counting::Counting;
 pub use data_dir::{DataDir, NotHeld};
 pub use engine::{Engine, Family};
 pub use flush::Flushed;

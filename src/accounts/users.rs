@@ -142,6 +142,19 @@ pub fn deactivate(batch: &mut Batch, user: UserNum, erase: bool) -> Result<UserR
         row.is_admin = false;
         row.is_erased |= erase;
     })?;
+    if erase {
+        schema::ERASED_USERS.put(batch, row.user_id.as_str(), &());
+    }
     batch.position(&LogEntry::Account { user });
     Ok(row)
+}
+
+/// Whether anybody at all asked to be erased.
+pub fn any_erased(read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+    Ok(schema::ERASED_USERS.prefix::<()>(read, (), Direction::Up)?.next().transpose()?.is_some())
+}
+
+/// Whether this user asked to be erased.
+pub fn is_erased(read: &(impl Read + ?Sized), user_id: &str) -> Result<bool, Fault> {
+    schema::ERASED_USERS.contains(read, user_id)
 }

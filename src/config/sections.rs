@@ -97,12 +97,14 @@ pub struct Passwords {
     pub argon2_lanes: u32,
 }
 
-/// `[rooms]`: rooms made here.
+/// `[rooms]`: rooms.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rooms {
     /// The version of a room whose maker asks for none.
     pub default_version: RoomVersionId,
+    /// For so many days moderators may see what was redacted; then it is gone. 0: at once.
+    pub redacted_events_kept_days: u32,
 }
 
 /// `[storage]`: the store.
@@ -231,7 +233,7 @@ impl Default for Passwords {
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { default_version: RoomVersionId::V12 }
+        Self { default_version: RoomVersionId::V12, redacted_events_kept_days: 7 }
     }
 }
 

@@ -14,9 +14,11 @@ use crate::{
     flows::App,
     ids::RoomNum,
     push::unread,
-    rooms::{self, Seat, commit::Change},
+    rooms::{self, Seat, commit::Change, redact},
     store::{Enqueued, NotAccepted, schema::rooms::Membership},
 };
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
 /// (403 `M_FORBIDDEN`), so that nobody learns which rooms there are.
@@ -119,6 +121,11 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
     }
     for original in std::mem::take(&mut change.redacted) {
         unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;
+        let kept_days = u64::from(app.config.rooms.redacted_events_kept_days);
+        if kept_days > 0 {
+            let until_ms = app.env.now_ms() + kept_days * DAY_MS;
+            redact::keep_original(&mut change.batch, change.num, &original, until_ms);
+        }
     }
     let concerned = change.list_concerned().map_err(fault)?;
     let (notifier, ephemeral, room) = (app.notifier.clone(), app.ephemeral.clone(), change.num);

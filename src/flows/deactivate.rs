@@ -7,10 +7,11 @@ use crate::{
     error::Result,
     flows::{App, follow_up, log_out, write},
     ids::UserNum,
+    push::rules,
 };
 
 /// Ends an account: nobody can log in to it any more, what it kept here goes, it leaves its rooms, and nobody else gets its
-/// name. With `erase`, whoever was not in a room sees what it wrote there redacted.
+/// name. With `erase`, whoever was not in a room sees what it wrote there redacted, and how far it read is forgotten.
 pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, erase: bool) -> Result<()> {
     let promised = write::for_user(app, user, move |app, batch| {
         users::deactivate(batch, user, erase)?;
@@ -20,6 +21,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
         profiles::delete_all(batch, user);
+        rules::delete_all(batch, user);
         Ok(follow_up::promise(app, batch, user))
     })
     .await?;

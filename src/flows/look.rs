@@ -22,8 +22,11 @@ use crate::{
     ids::{EventNum, Order, RoomNum},
     rooms::{
         self,
+        erased::Erased,
         event::{self, Stored, Viewer},
-        members, state,
+        members,
+        power::{Action, Power},
+        redact, state,
         timeline::PageToken,
         visibility::{self, HistoryVisibility, Sight},
     },
@@ -40,6 +43,7 @@ use crate::{
 /// Events looked at for one page, at most: a filter or visibility that lets hardly anything through makes several
 /// short pages, not one long one.
 const SCANNED_MAX: usize = 5_000;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Events in one page, at most.
 const PAGE_MAX: usize = 1_000;
 
@@ -52,6 +56,7 @@ pub(crate) struct Look {
     device: String,
     now_ms: u64,
     sight: Sight,
+    erased: Erased,
 }
 
 /// From where the caller sees the room's state.
@@ -68,9 +73,18 @@ impl Look {
         let snapshot = app.store.snapshot();
         let num = rooms::find_room(&*snapshot, room)?.ok_or_else(commit::not_in_room)?;
         let row = rooms::require_row(&*snapshot, num)?;
-        let sight = Sight::of(&*snapshot, num, &caller.user_id)?;
+        let sight = Sight::of(&*snapshot, num, caller.user, &caller.user_id)?;
         let (user, device) = (caller.user_id.clone(), caller.device_id.to_string());
-        Ok(Self { snapshot, num, room: row, user, device, now_ms: app.env.now_ms(), sight })
+        Ok(Self {
+            snapshot,
+            num,
+            room: row,
+            user,
+            device,
+            now_ms: app.env.now_ms(),
+            sight,
+            erased: Erased::default(),
+        })
     }
 
     fn viewer(&self) -> Viewer<'_> {
@@ -80,6 +94,7 @@ impl Look {
             now_ms: self.now_ms,
             with_room_id: true,
             until: self.sight.joined_until().unwrap_or(Order::MAX),
+            erased: &self.erased,
         }
     }
 
@@ -104,6 +119,20 @@ impl Look {
 
     fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<String>> {
         Ok(event::show_all(&*self.snapshot, self.num, &self.room, events, &self.viewer())?)
+    }
+
+    /// The event as it was before it was redacted; as it is, if it was not.
+    fn require_original(&self, stored: Stored, kept_days: u32) -> Result<Stored> {
+        let is_joined = self.sight.joined_until() == Some(Order::MAX);
+        let power = Power::read(&*self.snapshot, self.num, &self.room)?;
+        if !is_joined || !power.may(&self.user, Action::Redact)? {
+            return Err(Refusal::forbidden("Only who may redact may see what was redacted.").into());
+        }
+        if !stored.row.is_redacted() {
+            return Ok(stored);
+        }
+        redact::find_original(&*self.snapshot, self.num, &stored)?
+            .ok_or_else(|| content_deleted(kept_days).into())
     }
 
     fn show_state(&self, stored: &Stored) -> Result<String> {
@@ -140,6 +169,18 @@ impl Look {
         }
         Ok(shown)
     }
+}
+
+/// What a redacted event said is no longer here (MSC2815).
+fn content_deleted(kept_days: u32) -> Refusal {
+    let message = "What this event said before it was redacted is no longer kept.";
+    let mut refusal = Refusal::not_found(message);
+    refusal.body = Some(serde_json::json!({
+        "errcode": "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED",
+        "error": message,
+        "fi.mau.msc2815.content_keep_ms": u64::from(kept_days) * DAY_MS,
+    }));
+    refusal
 }
 
 async fn looking<T: Send + 'static>(
@@ -189,8 +230,11 @@ pub(crate) async fn state_event(
         let at = look.standpoint(caller)?;
         let stored = look.find_state(at, &kind, &state_key)?;
         let stored = stored.ok_or_else(|| Refusal::not_found("The room has no such state."))?;
-        let json = if whole_event { look.show_state(&stored)? } else { stored.row.content().to_owned() };
-        Ok(json.into())
+        if whole_event {
+            return Ok(look.show_state(&stored)?.into());
+        }
+        let seen = look.viewer().seen_in_state(&*look.snapshot, look.num, &look.room, &stored)?;
+        Ok(seen.row.content().to_owned().into())
     })
     .await
 }
@@ -263,10 +307,20 @@ pub(crate) async fn joined_members(
 }
 
 /// One event. Refuses one that is not there or that the caller may not see: 404 `M_NOT_FOUND`.
-pub(crate) async fn event(app: &App, caller: &Caller, room: &RoomId, id: &EventId) -> Result<Bytes> {
-    let id = id.to_owned();
+///
+/// With `unredacted`, as it was before it was redacted (MSC2815). Refuses whoever may not redact in the room: 403
+/// `M_FORBIDDEN`; and what is no longer kept: 404 `FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED`.
+pub(crate) async fn event(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    id: &EventId,
+    unredacted: bool,
+) -> Result<Bytes> {
+    let (id, kept_days) = (id.to_owned(), app.config.rooms.redacted_events_kept_days);
     looking(app, caller, room, move |mut look, _| {
         let (stored, membership) = require_visible(&mut look, &id)?;
+        let stored = if unredacted { look.require_original(stored, kept_days)? } else { stored };
         Ok(look.show(&stored, membership)?.into())
     })
     .await

@@ -17,6 +17,7 @@ use crate::{
         commit::Change,
         members,
         power::{Action, Power},
+        receipts,
     },
     store::{Fault, LogEntry, Read, schema, schema::rooms::Membership},
 };
@@ -336,10 +337,11 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum, user_id: &UserId) ->
 /// Leaves every room that the user is in, and refuses every invitation: their account ends.
 pub(crate) async fn leave_all(app: &App, user: UserNum, user_id: &UserId) -> Result<()> {
     let snapshot = app.store.snapshot();
+    let is_erased = accounts::users::require(&*snapshot, user)?.is_erased;
     let mut rooms = Vec::new();
     for row in members::list_user_rooms(&*snapshot, user)? {
         let (room, row) = row?;
-        if matches!(row.membership, Membership::Join | Membership::Invite | Membership::Knock) {
+        if is_erased || matches!(row.membership, Membership::Join | Membership::Invite | Membership::Knock) {
             rooms.push(room);
         }
     }
@@ -347,6 +349,9 @@ pub(crate) async fn leave_all(app: &App, user: UserNum, user_id: &UserId) -> Res
     for room in rooms {
         let (inner, user_id) = (app.clone(), user_id.to_owned());
         let left = commit::in_room(app, room, move |change| {
+            if is_erased {
+                receipts::delete_all(&mut change.batch, room, user_id.as_str());
+            }
             if !matches!(
                 change.membership(user_id.as_str())?,
                 Membership::Join | Membership::Invite | Membership::Knock

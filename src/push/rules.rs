@@ -94,6 +94,11 @@ pub fn change(
 }
 
 /// Adds a rule or replaces the one of its kind and id, and moves it as asked.
+/// Deletes the rules, for an account that ends.
+pub fn delete_all(batch: &mut Batch, user: UserNum) {
+    schema::PUSH_RULES.delete(batch, user);
+}
+
 /// Refuses (400) ids of default rules, ids that are none, and places that are none; the rules are then not to be kept.
 pub fn insert(
     rules: &mut Ruleset,

@@ -280,6 +280,14 @@ impl Change {
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
     }
 
+    /// The same of an event that clients do not see.
+    pub(crate) fn replace_aside(&mut self, stored: &Stored) -> Result<(), Fault> {
+        let key = (self.num, stored.event());
+        let aside = schema::ASIDE.get(&self.batch, key)?.ok_or(Fault::Corrupt("an event is missing"))?;
+        schema::ASIDE.put(&mut self.batch, key, &AsideRow { row: stored.row.clone(), ..aside });
+        Ok(())
+    }
+
     /// The number and the order of the next event; its position is claimed with them.
     pub(super) fn next_place(&mut self) -> (EventNum, Order) {
         let event = EventNum(self.row.next_event);
@@ -354,8 +362,9 @@ impl Change {
         self.row.tip = stored.order;
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
         if let Some(target) = redacts
-            && let Some(target) = event::find_by_id(&self.batch, self.num, target)?
+            && let Some(target) = event::find_num(&self.batch, self.num, target)?
         {
+            let target = event::require(&self.batch, self.num, target)?;
             redact::apply(self, &target, stored.event())?;
         }
         self.added.push(stored.clone());
@@ -382,7 +391,7 @@ impl Change {
         };
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
-        let user = members::track(&mut self.batch, self.num, user, now, event.event, order.anchor)?;
+        let user = members::track(&mut self.batch, self.num, user, now, event.event, order)?;
         self.concerned.extend(user);
         Ok(())
     }

@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::{
     ids::{EventNum, Order, RoomNum},
     rooms::{
+        erased::Erased,
         relations::{self, Depth},
         versions,
     },
@@ -298,6 +299,37 @@ pub struct Viewer<'a> {
     pub with_room_id: bool,
     /// Up to where they see what refers to an event: to the end, unless they left.
     pub until: Order,
+    /// Whose events are shown redacted to whoever was not there.
+    pub erased: &'a Erased,
+}
+
+impl Viewer<'_> {
+    /// The event as this viewer is shown it.
+    pub fn seen<'s>(
+        &self,
+        read: &(impl Read + ?Sized),
+        num: RoomNum,
+        room: &RoomRow,
+        stored: &'s Stored,
+    ) -> Result<Cow<'s, Stored>, Fault> {
+        self.erased.seen(read, num, room, stored, self.user)
+    }
+
+    /// The event as this viewer is shown it in the state of the room.
+    pub fn seen_in_state<'s>(
+        &self,
+        read: &(impl Read + ?Sized),
+        num: RoomNum,
+        room: &RoomRow,
+        stored: &'s Stored,
+    ) -> Result<Cow<'s, Stored>, Fault> {
+        self.erased.seen_in_state(read, num, room, stored, self.user)
+    }
+
+    /// Whether this viewer is not shown what the event says.
+    pub fn hides(&self, read: &(impl Read + ?Sized), num: RoomNum, stored: &Stored) -> Result<bool, Fault> {
+        self.erased.hides(read, num, stored, self.user)
+    }
 }
 
 /// What stands in an event's `unsigned` beside its age.
@@ -390,7 +422,7 @@ pub fn show(
 ) -> Result<String, Fault> {
     let relations = relations::bundle(read, num, room, stored, viewer, Depth::Full)?;
     let extras = Extras { membership, relations, ..gather(read, num, room, stored, viewer)? };
-    Ok(client_json(room, stored, viewer, &extras))
+    Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
 }
 
 /// Several events of one room as [`show`] shows each.
@@ -410,7 +442,7 @@ pub fn show_all(
             extras.relations =
                 relations::bundle_related(read, num, room, stored, &related, viewer, Depth::Full)?;
         }
-        shown.push(client_json(room, stored, viewer, &extras));
+        shown.push(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras));
     }
     Ok(shown)
 }
@@ -425,10 +457,10 @@ pub(crate) fn show_inside(
 ) -> Result<String, Fault> {
     let relations = relations::bundle(read, num, room, stored, viewer, Depth::Edit)?;
     let extras = Extras { relations, ..gather(read, num, room, stored, viewer)? };
-    Ok(client_json(room, stored, viewer, &extras))
+    Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
 }
 
-/// Like [`show`], without bundled relations: for events that stand inside others.
+/// Like [`show`], without bundled relations: for events that stand inside others, and for those of the room's state.
 pub fn show_plain(
     read: &(impl Read + ?Sized),
     num: RoomNum,
@@ -436,7 +468,8 @@ pub fn show_plain(
     stored: &Stored,
     viewer: &Viewer<'_>,
 ) -> Result<String, Fault> {
-    Ok(client_json(room, stored, viewer, &gather(read, num, room, stored, viewer)?))
+    let extras = gather(read, num, room, stored, viewer)?;
+    Ok(client_json(room, &*viewer.seen_in_state(read, num, room, stored)?, viewer, &extras))
 }
 
 fn gather(
@@ -457,6 +490,7 @@ fn gather(
     if let Some(replaced) = header.replaces
         && let Some(replaced) = find(read, num, replaced)?
     {
+        let replaced = viewer.seen(read, num, room, &replaced)?;
         extras.prev_content = Some(replaced.row.content().to_owned());
         extras.replaces_state = Some(replaced.id(room));
     }
@@ -464,6 +498,7 @@ fn gather(
         && let Some(redaction) = find(read, num, redaction)?
     {
         let viewer = Viewer { with_room_id: true, ..*viewer };
+        let redaction = viewer.seen(read, num, room, &redaction)?;
         extras.redacted_because = Some(client_json(room, &redaction, &viewer, &Extras::default()));
     }
     Ok(extras)

@@ -6,7 +6,7 @@ use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts,
-    ids::{EventNum, Position, RoomNum, StateKeyNum, UserNum},
+    ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, Stored},
         state,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Writes the rows of a user whose membership in the current state is now this, by this event, since this position.
+/// Writes the rows of a user whose membership in the current state is now this, by this event, since this order.
 /// Returns the user, if it is one of ours.
 pub(crate) fn track(
     batch: &mut Batch,
@@ -25,13 +25,18 @@ pub(crate) fn track(
     user_id: &str,
     membership: Membership,
     event: EventNum,
-    position: Position,
+    order: Order,
 ) -> Result<Option<UserNum>, Fault> {
     let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(None) };
     let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(None) };
-    let known = schema::USER_ROOM.get(batch, (user, room))?.filter(|row| row.membership == membership);
-    let since = known.map_or(position, |row| row.since);
-    let row = UserRoomRow { membership, since, event, forgotten: false };
+    let known = schema::USER_ROOM.get(batch, (user, room))?;
+    let since = known.filter(|row| row.membership == membership).map_or(order.anchor, |row| row.since);
+    let left = match known {
+        _ if membership == Membership::Join => None,
+        Some(known) if known.membership == Membership::Join => Some(order),
+        known => known.and_then(|known| known.left),
+    };
+    let row = UserRoomRow { membership, since, event, forgotten: false, left };
     schema::USER_ROOM.put(batch, (user, room), &row);
     match membership {
         Membership::Join | Membership::Invite | Membership::Knock => {
@@ -55,6 +60,19 @@ pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result
 /// Whether one of our users is in a room.
 pub fn is_joined(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<bool, Fault> {
     Ok(find(read, user, room)?.is_some_and(|row| row.membership == Membership::Join))
+}
+
+/// Up to where one of our users has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for somebody who
+/// never was one.
+pub fn joined_until(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    room: RoomNum,
+) -> Result<Option<Order>, Fault> {
+    Ok(find(read, user, room)?.and_then(|row| match row.membership {
+        Membership::Join => Some(Order::MAX),
+        _ => row.left,
+    }))
 }
 
 /// The rooms that a user is anything to, with what and since when; those forgotten too.

@@ -15,7 +15,8 @@ use crate::{
     rooms::{
         self,
         commit::Change,
-        event::{Event, StateEvent},
+        event::{self, Event, StateEvent},
+        state::{self, Ref},
     },
     store::{Read, schema::rooms::RoomRow},
 };
@@ -43,6 +44,16 @@ impl Power {
         let state = |kind| -> Result<Option<Arc<StateEvent>>> {
             let stored = rooms::find_state(read, num, kind, "")?;
             Ok(stored.map(|stored| StateEvent::read(room, &stored)).transpose()?)
+        };
+        Self::of(&rooms::rules(room)?.authorization, state("m.room.create")?, state("m.room.power_levels")?)
+    }
+
+    /// The levels in a state.
+    pub fn at(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow, at: Ref) -> Result<Self> {
+        let state = |kind| -> Result<Option<Arc<StateEvent>>> {
+            let Some(key) = state::find_key(read, num, kind, "")? else { return Ok(None) };
+            let Some(event) = state::at(read, num, at, key)?.event() else { return Ok(None) };
+            Ok(Some(StateEvent::read(room, &event::require(read, num, event)?)?))
         };
         Self::of(&rooms::rules(room)?.authorization, state("m.room.create")?, state("m.room.power_levels")?)
     }

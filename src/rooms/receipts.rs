@@ -80,6 +80,11 @@ pub fn list_new(
     Ok(receipts)
 }
 
+/// Forgets how far a user has read a room, for one who asked to be erased.
+pub fn delete_all(batch: &mut Batch, room: RoomNum, user_id: &str) {
+    schema::RECEIPTS.delete_prefix::<(RoomNum, String)>(batch, (room, user_id));
+}
+
 /// Whether a receipt of the room was stored after `after`.
 pub fn any_new(read: &(impl Read + ?Sized), room: RoomNum, after: Position) -> Result<bool, Fault> {
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, Position::MAX)));

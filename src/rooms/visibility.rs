@@ -6,15 +6,14 @@ use ruma::UserId;
 use serde::Deserialize;
 
 use crate::{
-    ids::{EventNum, Order, RoomNum, StateKeyNum},
-    rooms::event::{self, Stored},
-    rooms::state,
+    ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
+    rooms::{
+        event::{self, Stored},
+        members, state,
+    },
     store::{
         Direction, Fault, Read, schema,
-        schema::{
-            rooms::Membership,
-            state::{Ref, Val},
-        },
+        schema::{rooms::Membership, state::Val},
     },
 };
 
@@ -56,39 +55,98 @@ pub fn current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<HistoryVisi
 
 const KIND: &str = "m.room.history_visibility";
 
-/// All values that a state key had on the main line.
+/// Changes of a key that are read at once: a page of a hundred events needs a few such parts where each of them is a change
+/// of this very key, and one in any other room.
+const CHANGES_READ: usize = 32;
+
+/// The values that a state key had on the main line, as far as they were asked for: however often a key changed, a page
+/// reads little more of its changes than it has events.
 struct History {
     key: Option<StateKeyNum>,
-    /// (order of a change, value before it), rising.
-    changes: Vec<(Order, Val)>,
     now: Val,
+    /// (order of a change, value before it), rising: all that there are in `low..=high`.
+    changes: Vec<(Order, Val)>,
+    low: Order,
+    high: Order,
 }
 
 impl History {
-    fn load(
+    /// With the newest changes: most pages are of the newest events, and most keys changed once.
+    fn newest(
         read: &(impl Read + ?Sized),
         room: RoomNum,
         event_type: &str,
         state_key: &str,
     ) -> Result<Self, Fault> {
-        let Some(key) = state::find_key(read, room, event_type, state_key)? else {
-            return Ok(Self { key: None, changes: Vec::new(), now: Val::Absent });
+        let key = state::find_key(read, room, event_type, state_key)?;
+        let mut history =
+            Self { key, now: Val::Absent, changes: Vec::new(), low: Order::MIN, high: Order::MAX };
+        if let Some(key) = key {
+            history.now = state::now(read, room, key)?;
+            history.read_around(read, room, key, Order::MAX, 0, CHANGES_READ)?;
+        }
+        Ok(history)
+    }
+
+    /// Reads so many changes at or above an order, and so many below it.
+    fn read_around(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        key: StateKeyNum,
+        order: Order,
+        above: usize,
+        below: usize,
+    ) -> Result<(), Fault> {
+        let list = |low, high, direction, count| -> Result<Vec<(Order, Val)>, Fault> {
+            if count == 0 {
+                return Ok(Vec::new());
+            }
+            let rows =
+                schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, direction)?;
+            rows.take(count).map(|row| row.map(|((_, _, order), val)| (order, val))).collect()
         };
-        let bound = Bound::Included((room, key));
-        let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum)>(read, bound, bound, Direction::Up)?;
-        let changes =
-            rows.map(|row| row.map(|((_, _, order), val)| (order, val))).collect::<Result<_, _>>()?;
-        Ok(Self { key: Some(key), changes, now: state::now(read, room, key)? })
+        let at = |order| (room, key, order);
+        let (lowest, middle, highest) = (at(Order::MIN), at(order), at(Order::MAX));
+        let mut changes = list(Bound::Included(lowest), Bound::Excluded(middle), Direction::Down, below)?;
+        self.low = match changes.last() {
+            Some((lowest, _)) if changes.len() == below => *lowest,
+            _ if below == 0 => order,
+            _ => Order::MIN,
+        };
+        changes.reverse();
+        let rest = list(Bound::Included(middle), Bound::Included(highest), Direction::Up, above)?;
+        self.high = match rest.last() {
+            Some((highest, _)) if rest.len() == above => *highest,
+            _ => Order::MAX,
+        };
+        changes.extend(rest);
+        self.changes = changes;
+        Ok(())
     }
 
     /// The value just below an order.
-    fn below(&self, order: Order) -> Val {
+    fn below(&mut self, read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Val, Fault> {
+        let Some(key) = self.key else { return Ok(Val::Absent) };
+        if order < self.low {
+            self.read_around(read, room, key, order, 1, CHANGES_READ)?;
+        } else if order > self.high {
+            self.read_around(read, room, key, order, CHANGES_READ, 0)?;
+        }
         let at = self.changes.partition_point(|(change, _)| *change < order);
-        self.changes.get(at).map_or(self.now, |(_, before)| *before)
+        Ok(self.changes.get(at).map_or(self.now, |(_, before)| *before))
+    }
+
+    /// The value just before an event.
+    fn before(&mut self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Val, Fault> {
+        match (stored.row.header.before, self.key) {
+            (Some(before), Some(key)) => state::at(read, room, before, key),
+            _ => self.below(read, room, stored.order),
+        }
     }
 }
 
-/// What one user may see of one room. Made for one answer, from one snapshot.
+/// What one user may see of one room. Made for one answer, from one snapshot; best asked for events in their order.
 pub struct Sight {
     room: RoomNum,
     user: String,
@@ -101,32 +159,22 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// The sight of this user.
-    pub fn of(read: &(impl Read + ?Sized), room: RoomNum, user: &UserId) -> Result<Self, Fault> {
-        let mut sight = Self {
+    /// The sight of this user of ours, with the number of the account.
+    pub fn of(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        user: UserNum,
+        user_id: &UserId,
+    ) -> Result<Self, Fault> {
+        Ok(Self {
             room,
-            user: user.to_string(),
-            visibility: History::load(read, room, KIND, "")?,
-            member: History::load(read, room, "m.room.member", user.as_str())?,
-            joined_until: None,
+            user: user_id.to_string(),
+            visibility: History::newest(read, room, KIND, "")?,
+            member: History::newest(read, room, "m.room.member", user_id.as_str())?,
+            joined_until: members::joined_until(read, user, room)?,
             memberships: HashMap::new(),
             visibilities: HashMap::new(),
-        };
-        let now = sight.member.now;
-        let mut values = vec![(Order::MAX, now)];
-        values.extend(sight.member.changes.iter().rev());
-        for (until, value) in values {
-            if sight.membership_in(read, value)? == Membership::Join {
-                sight.joined_until = Some(until);
-                break;
-            }
-        }
-        Ok(sight)
-    }
-
-    /// What the user is to the room now.
-    pub fn membership_now(&mut self, read: &(impl Read + ?Sized)) -> Result<Membership, Fault> {
-        self.membership_in(read, self.member.now)
+        })
     }
 
     /// Up to where the user has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for somebody
@@ -158,28 +206,14 @@ impl Sight {
         Ok(visibility)
     }
 
-    fn value_before(
-        &self,
-        read: &(impl Read + ?Sized),
-        history: &History,
-        stored: &Stored,
-    ) -> Result<Val, Fault> {
-        match (stored.row.header.before, history.key) {
-            (Some(before @ (Ref::Main(_) | Ref::Side(_))), Some(key)) => {
-                state::at(read, self.room, before, key)
-            }
-            _ => Ok(history.below(stored.order)),
-        }
-    }
-
     /// What the user was to the room at this event (with what the event itself says), and whether they may see it.
     pub fn look(
         &mut self,
         read: &(impl Read + ?Sized),
         stored: &Stored,
     ) -> Result<(Membership, bool), Fault> {
-        let visibility = self.value_before(read, &self.visibility, stored)?;
-        let member = self.value_before(read, &self.member, stored)?;
+        let visibility = self.visibility.before(read, self.room, stored)?;
+        let member = self.member.before(read, self.room, stored)?;
         let mut visibilities = [self.visibility_in(read, visibility)?; 2];
         let mut memberships = [self.membership_in(read, member)?; 2];
         if let Some(key) = stored.row.header.state_key {
@@ -213,12 +247,5 @@ impl Sight {
     }
 }
 
-/// Whether a user may see an event. For many events of a room, make one [`Sight`].
-pub fn can_see(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    user: &UserId,
-    stored: &Stored,
-) -> Result<bool, Fault> {
-    Sight::of(read, room, user)?.can_see(read, stored)
-}
+#[cfg(test)]
+mod tests;

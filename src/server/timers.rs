@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     error::Result,
     flows::{App, carry_over, follow_up},
+    rooms::redact,
     store::{
         NotAccepted, Store, tail,
         timer::{self, FIRED_A_SECOND_MAX, Timer, TimerKind},
@@ -64,6 +65,7 @@ fn fire_due(store: &Store, now_ms: u64, keep: impl Fn(&Timer) -> Result<()>) -> 
         match timer.kind {
             TimerKind::TrimLog => trim_log(store, &timer, now_ms)?,
             TimerKind::TellRooms | TimerKind::CarryOver => keep(&timer)?,
+            TimerKind::ForgetOriginal => forget_original(store, &timer)?,
         }
     }
     Ok(timer::find_next_due_ms(&view)?)
@@ -81,6 +83,17 @@ fn trim_log(store: &Store, timer: &Timer, now_ms: u64) -> Result<()> {
     };
     timer::fire(&mut batch, timer);
     timer::set(&mut batch, &trim_log_at(again_ms));
+    match store.enqueue(batch) {
+        // Somebody else has fired it.
+        Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn forget_original(store: &Store, timer: &Timer) -> Result<()> {
+    let mut batch = store.batch();
+    timer::fire(&mut batch, timer);
+    redact::forget_original(&mut batch, timer)?;
     match store.enqueue(batch) {
         // Somebody else has fired it.
         Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),

@@ -21,7 +21,9 @@ use crate::{
         key::Json,
         log::LogEntry,
         schema::relations::{RelatedRow, RelationKind, RelationRow},
-        schema::rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RoomRow, UserRoomRow},
+        schema::rooms::{
+            AliasRow, AsideRow, EventRow, Membership, Place, RedactionWaitingRow, RoomRow, UserRoomRow,
+        },
         schema::state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
         table::{Domain, Table},
     },
@@ -158,6 +160,8 @@ tables! {
     61 ACCOUNT_DATA_LOG((UserNum, Position) => Json<accounts::AccountDataKey>) in Accounts, User of "accounts::account_data";
     /// A filter, by its id.
     62 FILTERS((UserNum, String) => Bytes) in Accounts, User of "accounts::filters";
+    /// Users who asked to be erased: what they wrote is shown redacted to whoever was not there.
+    63 ERASED_USERS(String => ()) in Accounts, User of "accounts::users";
 
     // --- encryption: 80-99 ---
 
@@ -213,6 +217,13 @@ tables! {
 
     /// What must happen later: when (ms since the epoch), what kind, what about; and what the worker needs.
     130 TIMER((u64, u8, Vec<u8>) => Bytes) in Queues, Server of "store::timer";
+
+    // --- rooms, more of them: 150-169 ---
+
+    /// Redactions of an event that is not here yet: room, the event's id, the redaction.
+    150 REDACTION_WAITING((RoomNum, [u8; 32], EventNum) => RedactionWaitingRow) in Index, Room of "rooms::redact";
+    /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
+    151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
 }
 
 #[cfg(test)]

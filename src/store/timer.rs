@@ -21,6 +21,8 @@ pub enum TimerKind {
     TellRooms = 2,
     /// A user's settings for a room are carried over to the one that replaces it. The key is the user and the new room.
     CarryOver = 3,
+    /// What an event said before it was redacted is forgotten. The key is the room's number and the event's.
+    ForgetOriginal = 4,
 }
 
 impl TimerKind {
@@ -29,6 +31,7 @@ impl TimerKind {
             1 => Some(Self::TrimLog),
             2 => Some(Self::TellRooms),
             3 => Some(Self::CarryOver),
+            4 => Some(Self::ForgetOriginal),
             _ => None,
         }
     }

@@ -6,6 +6,7 @@ use ruma::api::client::filter::FilterDefinition;
 
 use crate::{
     accounts::Caller,
+    rooms::erased::Erased,
     store::{Fault, Read, Snapshot},
     sync::{
         Inner, SyncToken,
@@ -39,6 +40,7 @@ pub(super) fn collect(
         now_ms: polls.env.now_ms(),
         sent: &sent,
         own_rules: OnceCell::new(),
+        erased: Erased::default(),
     };
     let nothing = || r#"{"changed":[],"left":[]}"#.to_owned();
     if window.from >= window.upto {

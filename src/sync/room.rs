@@ -64,7 +64,7 @@ pub(crate) fn joined(
     let is_new = window.since.is_none() || user_row.since > window.from;
     let upto = Order::upto(window.upto);
     let after = (!is_new).then(|| window.known_order());
-    let mut sight = Sight::of(window.read, num, &window.ask.caller.user_id)?;
+    let mut sight = Sight::of(window.read, num, window.ask.caller.user, &window.ask.caller.user_id)?;
     let mut timeline = timeline::collect(window, num, row, &mut sight, after, upto)?;
     if window.since.is_none() {
         members::forget(window, num);
@@ -120,7 +120,7 @@ pub(crate) fn left(
     let is_new = window.since.is_none();
     let Some(upto) = members::since_order(window.read, num, user_row.event)? else { return Ok(None) };
     let was_joined = was_joined(window, num, upto)?;
-    let mut sight = Sight::of(window.read, num, &window.ask.caller.user_id)?;
+    let mut sight = Sight::of(window.read, num, window.ask.caller.user, &window.ask.caller.user_id)?;
     // Who was never in, or comes to know of it now, is shown the end and not the past.
     let after = if is_new { None } else { Some(window.known_order()) };
     let timeline = timeline::collect(window, num, row, &mut sight, after, upto)?;
@@ -148,7 +148,7 @@ pub(crate) fn invited(window: &Window<'_>, room: &Room<'_>) -> Result<Option<Str
         return Ok(None);
     }
     let mut answer = Object::new();
-    answer.events("invite_state", stripped(window, room.num, &own)?);
+    answer.events("invite_state", stripped(window, room, &own)?);
     Ok(Some(answer.finish()))
 }
 
@@ -156,12 +156,13 @@ pub(crate) fn invited(window: &Window<'_>, room: &Room<'_>) -> Result<Option<Str
 pub(crate) fn knocked(window: &Window<'_>, room: &Room<'_>) -> Result<Option<String>, Fault> {
     let Some(own) = event::find(window.read, room.num, room.user_row.event)? else { return Ok(None) };
     let mut answer = Object::new();
-    answer.events("knock_state", stripped(window, room.num, &own)?);
+    answer.events("knock_state", stripped(window, room, &own)?);
     Ok(Some(answer.finish()))
 }
 
 /// What the room looked like from outside when this member event was sent.
-fn stripped(window: &Window<'_>, num: RoomNum, own: &Stored) -> Result<Vec<String>, Fault> {
+fn stripped(window: &Window<'_>, room: &Room<'_>, own: &Stored) -> Result<Vec<String>, Fault> {
+    let Room { num, row, .. } = *room;
     let at = Ref::Main(own.order);
     let mut keys: Vec<(&str, String)> = STRIPPED.iter().map(|kind| (*kind, String::new())).collect();
     let sender = own.row.sender().into_owned();
@@ -172,10 +173,15 @@ fn stripped(window: &Window<'_>, num: RoomNum, own: &Stored) -> Result<Vec<Strin
     for (kind, state_key) in keys {
         let Some(key) = room_state::find_key(window.read, num, kind, &state_key)? else { continue };
         if let Some(stored) = event_of(window, num, room_state::at(window.read, num, at, key)?)? {
-            events.push(event::stripped_state(&stored));
+            events.push(event::stripped_state(&*window.viewer().seen_in_state(
+                window.read,
+                num,
+                row,
+                &stored,
+            )?));
         }
     }
-    events.push(event::stripped_state(own));
+    events.push(event::stripped_state(&*window.viewer().seen_in_state(window.read, num, row, own)?));
     Ok(events)
 }
 

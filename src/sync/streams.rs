@@ -19,7 +19,10 @@ use crate::{
     accounts::presence::Presence,
     ids::{EventNum, Order, Position, RoomNum, UserNum},
     push::rules,
-    rooms::event::{self, Extras, Stored, Viewer},
+    rooms::{
+        erased::Erased,
+        event::{self, Extras, Stored, Viewer},
+    },
     store::{
         Fault, Snapshot, schema,
         schema::rooms::{Place, RoomRow},
@@ -51,6 +54,8 @@ pub(crate) struct Window<'a> {
     pub(crate) sent: &'a SentMembers,
     /// The user's own push rules, once a room asked for them.
     pub(crate) own_rules: OnceCell<Option<Ruleset>>,
+    /// Whose events are shown redacted to whoever was not there.
+    pub(crate) erased: Erased,
 }
 
 /// What is ephemeral, at one moment.
@@ -73,6 +78,7 @@ impl Window<'_> {
             now_ms: self.now_ms,
             with_room_id: false,
             until: Order::MAX,
+            erased: &self.erased,
         }
     }
 
@@ -108,9 +114,10 @@ impl Window<'_> {
         let json = if whole || stored.row.is_redacted() {
             event::show_plain(self.read, num, row, stored, &viewer)?
         } else {
-            event::client_json(row, stored, &viewer, &Extras::default())
+            let seen = viewer.seen_in_state(self.read, num, row, stored)?;
+            event::client_json(row, &seen, &viewer, &Extras::default())
         };
-        Ok(self.shaped(stored, json))
+        Ok(self.shaped(&*viewer.seen_in_state(self.read, num, row, stored)?, json))
     }
 
     /// The event as servers see it, or with some of its fields, if the client asked for that.

@@ -11,6 +11,7 @@ use crate::{
     accounts::Caller,
     error::Result,
     ids::{RoomNum, UserNum},
+    rooms::erased::Erased,
     store::{
         Fault, Read, Snapshot, schema,
         schema::rooms::{Membership, UserRoomRow},
@@ -67,6 +68,7 @@ pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
         now_ms: polls.env.now_ms(),
         sent: &polls.sent,
         own_rules: OnceCell::new(),
+        erased: Erased::default(),
     };
     let next = SyncToken { position: upto, boot, ephemeral: window.moment.number, inbox: None };
     Ok(answer(window, next)?)

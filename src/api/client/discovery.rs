@@ -38,11 +38,13 @@ pub(crate) fn routes(r: &mut Routes) {
 
 /// `GET /_matrix/client/versions`
 pub(crate) async fn versions(
-    _app: App,
+    app: App,
     _client: MaybeClient<get_supported_versions::Request>,
 ) -> Result<get_supported_versions::Response> {
     let mut response = get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec());
     response.unstable_features = UNSTABLE_FEATURES.map(|feature| (feature.to_owned(), true)).into();
+    let keeps_redacted = app.config.rooms.redacted_events_kept_days > 0;
+    response.unstable_features.insert("fi.mau.msc2815".to_owned(), keeps_redacted);
     Ok(response)
 }
 

@@ -71,9 +71,17 @@ pub(crate) async fn get_state_event_for_key(
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
-pub(crate) async fn get_room_event(app: App, client: Client<get_room_event::v3::Request>) -> Result<RawJson> {
-    look::event(&app, &client.caller, &client.request.room_id, &client.request.event_id).await.map(RawJson)
+pub(crate) async fn get_room_event(
+    app: App,
+    client: Client<Raw<get_room_event::v3::Request>>,
+) -> Result<RawJson> {
+    let request = client.request.read()?;
+    let unredacted = client.request.query(INCLUDE_UNREDACTED).is_some_and(|value| value == "true");
+    look::event(&app, &client.caller, &request.room_id, &request.event_id, unredacted).await.map(RawJson)
 }
+
+/// A moderator wants to see what was redacted (MSC2815).
+const INCLUDE_UNREDACTED: &str = "fi.mau.msc2815.include_unredacted_content";
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
 pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Request>>) -> Result<RawJson> {

@@ -461,3 +461,104 @@ proptest! {
         }
     }
 }
+
+fn redaction(sender: &OwnedUserId, target: &OwnedEventId) -> Draft {
+    Draft {
+        state_key: None,
+        redacts: Some(target.clone()),
+        ..Draft::state(sender.clone(), "m.room.redaction", "", content(json!({})), 0)
+    }
+}
+
+fn text(sender: &OwnedUserId, text: &str) -> Draft {
+    Draft {
+        state_key: None,
+        ..Draft::state(sender.clone(), "m.room.message", "", content(json!({ "body": text })), 0)
+    }
+}
+
+impl House {
+    fn is_redacted(&self, id: &OwnedEventId) -> bool {
+        let snapshot = self.store.snapshot();
+        let num = event::find_num(&*snapshot, ROOM, id).unwrap().unwrap();
+        event::require(&*snapshot, ROOM, num).unwrap().row.is_redacted()
+    }
+
+    fn waiting(&self) -> usize {
+        let snapshot = self.store.snapshot();
+        schema::REDACTION_WAITING.prefix::<()>(&*snapshot, (), crate::store::Direction::Up).unwrap().count()
+    }
+}
+
+fn carol() -> OwnedUserId {
+    "@carol:c.example".try_into().unwrap()
+}
+
+#[test]
+fn a_redaction_that_comes_first_waits_for_its_event_and_is_judged_by_its_own_state() {
+    let mut house = House::new();
+    house.state(&carol(), "m.room.member", carol().as_str(), json!({ "membership": "join" }), None);
+    let heads = house.heads();
+    // Bob's messages, which come late; and redactions of them, which come first: by Alice, who has the power, by Carol, who
+    // has not, and by another of Bob's server.
+    let late: Vec<_> = ["by alice", "by carol", "by bob"]
+        .iter()
+        .map(|body| house.build(&text(&bob(), body), Some(&heads)))
+        .collect();
+    let ids: Vec<_> = late.iter().map(|received| received.event.id.clone()).collect();
+    for (sender, id) in [alice(), carol(), bob()].iter().zip(&ids) {
+        let redaction = house.build(&redaction(sender, id), None);
+        assert!(accepted(&house.receive(redaction).1));
+    }
+    assert_eq!(house.waiting(), 3);
+    // That Alice loses her power, and Carol gains it, before the events come changes nothing.
+    let levels = json!({ "users": { "@alice:a.example": 100, "@carol:c.example": 100 }, "redact": 100 });
+    assert!(accepted(&house.state(&alice(), "m.room.power_levels", "", levels, None).1));
+    let levels = json!({ "users": { "@carol:c.example": 100 }, "redact": 100 });
+    assert!(accepted(&house.state(&alice(), "m.room.power_levels", "", levels, None).1));
+    for received in late {
+        assert!(accepted(&house.receive(received).1));
+    }
+    assert_eq!(ids.iter().map(|id| house.is_redacted(id)).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(house.waiting(), 0, "an event comes once");
+}
+
+#[test]
+fn a_redaction_is_judged_by_the_state_before_it_and_not_by_the_rooms() {
+    let mut house = House::new();
+    let (said, _) = house.say(&bob(), "hello", None);
+    let before = house.heads();
+    let levels = json!({ "users": { "@bob:b.example": 100 } });
+    assert!(accepted(&house.state(&alice(), "m.room.power_levels", "", levels, None).1));
+    // Of a branch on which Alice still has the power.
+    let old = house.build(&redaction(&alice(), &said), Some(&before));
+    house.state(&carol(), "m.room.member", carol().as_str(), json!({ "membership": "join" }), None);
+    let forbidden = house.build(&redaction(&carol(), &said), None);
+    assert!(accepted(&house.receive(forbidden).1), "it is an event like any other");
+    assert!(!house.is_redacted(&said));
+    assert!(accepted(&house.receive(old).1));
+    assert!(house.is_redacted(&said));
+}
+
+#[test]
+fn a_redacted_state_event_counts_as_what_is_left_of_it_also_where_clients_do_not_see_it() {
+    let mut house = House::new();
+    let member = json!({ "membership": "join", "displayname": "Bad words" });
+    let draft = Draft::state(bob(), "m.room.member", bob().as_str(), content(member), 0);
+    let late = house.build(&draft, None);
+    let id = late.event.id.clone();
+    let redaction_first = house.build(&redaction(&alice(), &id), None);
+    assert!(accepted(&house.receive(redaction_first).1));
+    assert!(accepted(&house.receive(late).1));
+    assert_eq!(house.value("m.room.member", bob().as_str()), json!({ "membership": "join" }));
+    // A soft-failed one is kept aside: Bob is banned, and a message of his from before comes in.
+    let before = house.heads();
+    let soft_failed = house.build(&text(&bob(), "bad words"), Some(&before));
+    let ban = json!({ "membership": "ban" });
+    assert!(accepted(&house.state(&alice(), "m.room.member", bob().as_str(), ban, None).1));
+    let (id, outcome) = house.receive(soft_failed);
+    assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
+    let redaction = house.build(&redaction(&alice(), &id), None);
+    assert!(accepted(&house.receive(redaction).1));
+    assert!(house.is_redacted(&id));
+}

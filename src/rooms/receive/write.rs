@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use ruma::{EventId, events::TimelineEventType};
-
 use super::{Outcome, Received, Standpoint, Step};
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, SideNum},
+    ids::{EventNum, Order, SideNum},
     rooms::{
         admit::Why,
         commit::{Change, auth_depth},
         event::{self, Event, StateEvent, Stored},
         graph::{self, Standing},
-        power::{Action, Power},
+        redact,
         resolve::{Newcomer, Question, Resolver},
         state::{self, Sketch},
     },
@@ -116,7 +114,8 @@ impl Change {
             graph::put_auth_edges(&mut self.batch, self.num, num, &header.auth);
         }
         let row = EventRow { header, json: received.json.clone() };
-        self.put_row_aside(&AsideRow { rejected, why: why.clone(), row });
+        self.put_row_aside(&AsideRow { rejected, why: why.clone(), row: row.clone() });
+        redact::apply_waiting(self, &Stored { order: Order::MIN, row })?;
         Ok(Outcome::Aside(num, why))
     }
 
@@ -235,28 +234,9 @@ impl Change {
         Ok(stored)
     }
 
-    /// A redaction of somebody else's event needs power over the room, or a sender of the same server.
     fn finish_received(&mut self, stored: &Stored, event: &Event) -> Result<()> {
-        let target = match event.kind {
-            TimelineEventType::RoomRedaction => {
-                event.redacts.clone().or_else(|| event::redacts_in_content(&stored.row))
-            }
-            _ => None,
-        };
-        let target = match target {
-            Some(id) => event::find_by_id(&self.batch, self.num, &id)?.map(|target| (id, target)),
-            None => None,
-        };
-        let applies = match &target {
-            Some((_, target)) => {
-                let sender = target.row.sender();
-                let same_server = sender.split_once(':').map(|(_, server)| server)
-                    == Some(event.sender.server_name().as_str());
-                same_server || Power::in_change(self)?.may(&event.sender, Action::Redact)?
-            }
-            None => false,
-        };
-        let target: Option<&EventId> = target.as_ref().filter(|_| applies).map(|(id, _)| &**id);
-        self.finish(stored, target)
+        let target = redact::judge(self, stored, event)?;
+        self.finish(stored, target.as_deref())?;
+        redact::apply_waiting(self, stored)
     }
 }

@@ -52,7 +52,10 @@ pub(crate) fn bundle_related(
 ) -> Result<Option<String>, Fault> {
     let parent = stored.event();
     let mut parts = Vec::new();
-    if let Some(edit) = find_edit(read, num, stored, related, viewer.until)? {
+    if let Some(edit) = find_edit(read, num, stored, related, viewer.until)?
+        && !viewer.hides(read, num, stored)?
+        && !viewer.hides(read, num, &edit)?
+    {
         parts.push(format!(r#""m.replace":{}"#, event::show_plain(read, num, room, &edit, viewer)?));
     }
     if depth == Depth::Full && related.reference_count > 0 {

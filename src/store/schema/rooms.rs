@@ -470,23 +470,32 @@ pub struct UserRoomRow {
     pub event: EventNum,
     /// The user wants to hear no more of it.
     pub forgotten: bool,
+    /// Of somebody who is not joined: where they last ceased to be; none for who never was.
+    pub left: Option<Order>,
 }
 
 impl Value for UserRoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, self.membership as u8, u8::from(self.forgotten)]);
+        to.raw(&[2, self.membership as u8, u8::from(self.forgotten)]);
         to.position(self.since);
         to.varint(self.event.0);
+        if let Some(left) = self.left {
+            Order::encode_key(left, to);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
+        // Layout 1 did not say where they left: who had left then sees no more of the room's past.
+        if !matches!(from.byte()?, 1 | 2) {
+            return Err(Fault::Corrupt("a row has an unknown layout"));
+        }
         Ok(Self {
             membership: Membership::from_byte(from.byte()?)?,
             forgotten: from.byte()? == 1,
             since: Key::decode_key(&mut from)?,
             event: EventNum(from.varint()?),
+            left: (!from.0.is_empty()).then(|| Key::decode_key(&mut from)).transpose()?,
         })
     }
 }
@@ -500,6 +509,25 @@ impl Value for Membership {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
         Self::from_byte(from.byte()?)
+    }
+}
+
+/// A redaction that waits for the event that it redacts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedactionWaitingRow {
+    /// Its sender had the power to redact everybody's events; else it applies to those of the sender's own server.
+    pub by_power: bool,
+}
+
+impl Value for RedactionWaitingRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, u8::from(self.by_power)]);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { by_power: from.byte()? == 1 })
     }
 }
 
@@ -638,6 +666,21 @@ mod tests {
             invited: 1,
         };
         assert_eq!(round_trip(&room), room);
+    }
+
+    #[test]
+    fn what_a_user_is_to_a_room_comes_back() {
+        let since = Position::new(7).unwrap();
+        for left in [None, Some(Order::live(since))] {
+            let row = UserRoomRow {
+                membership: Membership::Ban,
+                since,
+                event: EventNum(300),
+                forgotten: true,
+                left,
+            };
+            assert_eq!(round_trip(&row), row);
+        }
     }
 
     #[test]

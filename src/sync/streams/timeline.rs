@@ -93,5 +93,7 @@ pub(crate) fn show(
     let viewer = Viewer { until: timeline.end, ..window.viewer() };
     let shown = event::show_all(window.read, num, row, &timeline.events, &viewer)?;
     let events = timeline.events.iter().zip(shown);
-    Ok(events.map(|((stored, _), json)| window.shaped(stored, json)).collect())
+    events
+        .map(|((stored, _), json)| Ok(window.shaped(&*viewer.seen(window.read, num, row, stored)?, json)))
+        .collect()
 }

@@ -1,0 +1,199 @@
+//! What somebody who came and went ten thousand times may see, and what finding it out reads.
+
+use ruma::{CanonicalJsonObject, OwnedUserId, RoomId};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    accounts::{Accounts, users},
+    env::Env,
+    metrics::Metrics,
+    rooms::{Rooms, build::Draft, commit::Change, resolve::Resolver, timeline, timeline::PageToken},
+    store::{
+        Counting, Durability, Engine, Snapshot, Store,
+        engine::Memory,
+        schema::{
+            rooms::{Resident, RoomRow},
+            state::Ref,
+        },
+    },
+};
+
+const ROOM: RoomNum = RoomNum(1);
+/// Bob comes and goes so often, and speaks each time while he is in, and Alice while he is not.
+const STAYS: usize = 2_500;
+
+/// The room begins with so many positions; until its visibility is set, everything is shared.
+const BEGINNING: u64 = 5;
+
+struct House {
+    store: Store,
+    rooms: Rooms,
+    bob: UserNum,
+}
+
+fn user(name: &str) -> OwnedUserId {
+    format!("@{name}:a.example").try_into().unwrap()
+}
+
+fn content(json: serde_json::Value) -> CanonicalJsonObject {
+    serde_json::from_value(json).unwrap()
+}
+
+impl House {
+    fn new(history_visibility: &str) -> Self {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+        let server: ruma::OwnedServerName = "a.example".try_into().unwrap();
+        let accounts = Accounts::open(&*store.snapshot(), &Env::simulated(1, 0), server.clone()).unwrap();
+        let mut batch = store.batch();
+        let new = users::NewUser { user_id: user("bob"), is_admin: false, is_guest: false, now_ms: 0 };
+        let bob = users::create(&mut batch, &accounts, &new);
+        drop(store.enqueue(batch).unwrap());
+        let key = crate::rooms::build::tests::a_key();
+        let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
+        let rooms = Rooms::open(&*store.snapshot(), server, key, resolver).unwrap();
+        let row = RoomRow {
+            id: RoomId::parse("!room:a.example").unwrap(),
+            version: 11,
+            resident: Resident::Yes,
+            tip: Order::MIN,
+            state_tip: Order::MIN,
+            next_event: 0,
+            next_key: 0,
+            next_side: 0,
+            heads: Vec::new(),
+            joined: 0,
+            invited: 0,
+        };
+        let seat = rooms.seat(ROOM).try_lock_owned().unwrap();
+        let mut change = Change::begin_room(&store, seat, ROOM, row).unwrap();
+        for (kind, key, json) in [
+            ("m.room.create", "", json!({ "room_version": "11" })),
+            ("m.room.member", "@alice:a.example", json!({ "membership": "join" })),
+            ("m.room.join_rules", "", json!({ "join_rule": "public" })),
+            ("m.room.history_visibility", "", json!({ "history_visibility": history_visibility })),
+        ] {
+            let draft = Draft::state(user("alice"), kind, key, content(json), 0);
+            change.add(rooms.signer(), &draft, None).unwrap();
+        }
+        drop(change.enqueue(&store).unwrap());
+        store.flush().unwrap();
+        Self { store, rooms, bob }
+    }
+
+    fn add(&self, drafts: &[Draft]) {
+        for drafts in drafts.chunks(200) {
+            let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
+            let mut change = Change::begin(&self.store, seat, ROOM).unwrap();
+            for draft in drafts {
+                change.add(self.rooms.signer(), draft, None).unwrap();
+            }
+            drop(change.enqueue(&self.store).unwrap());
+            self.store.flush().unwrap();
+        }
+    }
+
+    fn sight(&self, read: &impl Read) -> Sight {
+        Sight::of(read, ROOM, self.bob, &user("bob")).unwrap()
+    }
+}
+
+fn member(membership: &str, count: usize) -> Draft {
+    let json = json!({ "membership": membership, "displayname": format!("Bob {count}") });
+    Draft::state(user("bob"), "m.room.member", "@bob:a.example", content(json), 0)
+}
+
+fn message(sender: &str) -> Draft {
+    let draft = Draft::state(user(sender), "m.room.message", "", content(json!({ "body": "x" })), 0);
+    Draft { state_key: None, ..draft }
+}
+
+/// What the rules of visibility say, from the whole state before each event, one lookup at a time.
+fn naive(read: &Snapshot, stored: &Stored) -> (Membership, bool) {
+    let key = state::find_key(read, ROOM, "m.room.member", "@bob:a.example").unwrap().unwrap();
+    let before = state::at(read, ROOM, Ref::Main(stored.order.before()), key).unwrap();
+    let of = |val: Val| {
+        let stored = event::require(read, ROOM, val.event()?).unwrap();
+        stored.membership()
+    };
+    let before = of(before).unwrap_or(Membership::Leave);
+    let is_own = stored.row.state_key().as_deref() == Some("@bob:a.example");
+    let after = if is_own { stored.membership().unwrap() } else { before };
+    (after, before == Membership::Join || after == Membership::Join)
+}
+
+#[test]
+fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_than_its_events() {
+    let house = House::new("joined");
+    let stay = |count| {
+        [
+            member("join", count),
+            member("join", count + 1),
+            message("bob"),
+            member("leave", count),
+            message("alice"),
+        ]
+    };
+    house.add(&(0..STAYS).flat_map(stay).chain([member("join", 0)]).collect::<Vec<_>>());
+    house.add(&(0..STAYS).map(|count| member("join", count)).collect::<Vec<_>>());
+    let snapshot = house.store.snapshot();
+    let changes =
+        schema::STATE_UNDO.prefix::<(RoomNum,)>(&*snapshot, (ROOM,), Direction::Up).unwrap().count();
+    assert!(changes >= 10_000, "{changes}");
+    let read = Counting::new(&snapshot);
+    let mut sight = house.sight(&read);
+    assert_eq!(sight.joined_until(), Some(Order::MAX));
+    assert!(read.rows() <= CHANGES_READ + 16, "{}", read.rows());
+    for direction in [Direction::Down, Direction::Up] {
+        let from = if direction == Direction::Down { Order::MAX } else { Order::MIN };
+        let all = timeline::page(&*snapshot, ROOM, PageToken(from), None, direction).unwrap();
+        let all: Vec<_> = all.map(Result::unwrap).collect();
+        for page in all.chunks(100) {
+            let before = read.rows();
+            sight.memberships.clear();
+            for stored in page {
+                let seen = sight.look(&read, stored).unwrap();
+                if stored.order.anchor.number() <= BEGINNING {
+                    continue;
+                }
+                assert_eq!(seen, naive(&snapshot, stored), "{:?} {}", stored.order, stored.row.content());
+            }
+            // Two reads for the member event of each, and the changes themselves in parts.
+            let rows = read.rows() - before;
+            assert!(rows <= 2 * (page.len() + 1) + page.len() + 2 * (CHANGES_READ + 1), "{rows}");
+        }
+    }
+    // Pages anywhere, one after the other.
+    let all = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
+    let all: Vec<_> = all.map(Result::unwrap).collect();
+    let (mut at, mut sight) = (17, house.sight(&read));
+    for _ in 0..300 {
+        at = BEGINNING as usize + (at * 31 + 7) % (all.len() - BEGINNING as usize);
+        assert_eq!(sight.look(&read, &all[at]).unwrap(), naive(&snapshot, &all[at]));
+    }
+}
+
+#[test]
+fn who_left_sees_what_was_shared_until_then_however_often_they_were_invited_since() {
+    let house = House::new("shared");
+    let invite = |count| {
+        let draft = |membership: &str| Draft { sender: user("alice"), ..member(membership, count) };
+        [draft("invite"), draft("leave")]
+    };
+    let snapshot = house.store.snapshot();
+    assert_eq!(house.sight(&*snapshot).joined_until(), None);
+    house.add(&[invite(0), invite(1)].concat());
+    let snapshot = house.store.snapshot();
+    assert_eq!(house.sight(&*snapshot).joined_until(), None, "invited is not joined");
+    house.add(&[message("alice"), member("join", 0), message("alice"), member("leave", 0)]);
+    house.add(&(0..100).flat_map(invite).chain([message("alice")]).collect::<Vec<_>>());
+    let snapshot = house.store.snapshot();
+    let read = Counting::new(&snapshot);
+    let mut sight = house.sight(&read);
+    assert!(read.rows() <= CHANGES_READ + 16, "{}", read.rows());
+    let messages = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
+    let messages = messages.map(Result::unwrap).filter(|stored| stored.row.event_type() == "m.room.message");
+    let seen: Vec<_> = messages.map(|stored| sight.look(&read, &stored).unwrap()).collect();
+    let (leave, join) = (Membership::Leave, Membership::Join);
+    assert_eq!(seen, [(leave, true), (join, true), (leave, false)]);
+}

@@ -1,0 +1,152 @@
+//! Who was not in a room does not read there what somebody wrote who asked to be erased.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    rooms::{Rooms, enc},
+    support::{TestClient, TestServer},
+};
+
+/// A room with everything that Alice left behind.
+struct House {
+    server: TestServer,
+    room: String,
+    root: String,
+    secret: String,
+    bob: TestClient,
+}
+
+async fn end(who: &TestClient, name: &str, erase: bool) {
+    let identifier = json!({ "type": "m.id.user", "user": name });
+    let auth = json!({
+        "type": "m.login.password", "identifier": identifier, "password": format!("password of {name}"),
+    });
+    let body = json!({ "auth": auth, "erase": erase });
+    let (status, json) = who.post("/_matrix/client/v3/account/deactivate", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
+
+async fn send(who: &TestClient, room: &str, txn: &str, content: Value) -> String {
+    let json = who.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), content).await;
+    json["event_id"].as_str().unwrap().to_owned()
+}
+
+impl House {
+    async fn new(erase: bool) -> Self {
+        let server = TestServer::new();
+        let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+        let name = format!("/profile/{}/displayname", alice.user_id);
+        alice.ok_put(&name, json!({ "displayname": "Alice Secret" })).await;
+        let room = bob.create(json!({ "preset": "public_chat" })).await;
+        alice.ok_post(&format!("/join/{room}"), json!({})).await;
+        let power = json!({ "users": { &alice.user_id: 100, &bob.user_id: 100 } });
+        bob.put(&format!("/_matrix/client/v3/rooms/{room}/state/m.room.power_levels/"), power).await;
+        let root = bob.say(&room, "root", "root").await;
+        let secret = send(&alice, &room, "1", json!({ "body": "secret", "msgtype": "m.text" })).await;
+        let relates = |kind: &str, to: &str| json!({ "rel_type": kind, "event_id": to });
+        let edit = json!({ "body": "secret edit", "m.new_content": { "body": "secret new" }, "m.relates_to": relates("m.replace", &secret) });
+        send(&alice, &room, "2", edit).await;
+        let reply = json!({ "body": "secret reply", "m.relates_to": relates("m.thread", &root) });
+        send(&alice, &room, "3", reply).await;
+        end(&alice, "alice", erase).await;
+        Self { server, room, root, secret, bob }
+    }
+
+    /// Everything of the room that a client can be shown.
+    async fn everything(&self, who: &TestClient) -> Vec<(String, Value)> {
+        let (room, root, secret) = (&self.room, enc(&self.root), enc(&self.secret));
+        let v3 = |rest: String| format!("/_matrix/client/v3{rest}");
+        let v1 = |rest: String| format!("/_matrix/client/v1{rest}");
+        let federation = "%7B%22event_format%22:%22federation%22%7D";
+        let lazy = "%7B%22lazy_load_members%22:true%7D";
+        let mut found = Vec::new();
+        for path in [
+            v3(format!("/rooms/{room}/messages?dir=b&limit=100")),
+            v3(format!("/rooms/{room}/messages?dir=f&limit=100&filter={lazy}")),
+            v3(format!("/rooms/{room}/context/{secret}?limit=20")),
+            v3(format!("/rooms/{room}/context/{root}?limit=20")),
+            v3(format!("/rooms/{room}/event/{secret}")),
+            v3(format!("/rooms/{room}/event/{root}")),
+            v1(format!("/rooms/{room}/relations/{root}")),
+            v1(format!("/rooms/{room}/relations/{secret}")),
+            v1(format!("/rooms/{room}/threads")),
+            v3(format!("/rooms/{room}/state")),
+            v3(format!("/rooms/{room}/members")),
+            v3(format!("/rooms/{room}/state/m.room.member/@alice:test.example")),
+            v3("/sync?timeout=0".to_owned()),
+            v3(format!("/sync?timeout=0&filter={federation}")),
+        ] {
+            let (status, json) = who.get(&path).await;
+            assert_eq!(status, StatusCode::OK, "{path}: {json}");
+            found.push((path, json));
+        }
+        found
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_not_there_reads_nothing_of_an_erased_user() {
+    let house = House::new(true).await;
+    let carol = house.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", house.room), json!({})).await;
+    for (path, json) in house.everything(&carol).await {
+        let text = json.to_string();
+        assert!(!text.contains("secret") && !text.contains("Secret"), "{path}: {json}");
+    }
+    // The events themselves are there.
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.secret))).await;
+    assert_eq!((&event["content"], &event["sender"]), (&json!({}), &json!("@alice:test.example")));
+    let thread = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.root))).await;
+    let thread = &thread["unsigned"]["m.relations"]["m.thread"];
+    assert_eq!((&thread["count"], &thread["latest_event"]["content"]), (&json!(1), &json!({})));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_there_reads_on() {
+    let house = House::new(true).await;
+    let read: Vec<_> = house.everything(&house.bob).await;
+    for (path, json) in &read {
+        let shows_messages =
+            !path.ends_with("/state") && !path.contains("/members") && !path.contains("m.room.member");
+        assert_eq!(json.to_string().contains("secret"), shows_messages, "{path}: {json}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_ends_the_account_is_read_by_all() {
+    let house = House::new(false).await;
+    let carol = house.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", house.room), json!({})).await;
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.secret))).await;
+    assert_eq!(event["content"]["body"], "secret");
+    assert_eq!(event["unsigned"]["m.relations"]["m.replace"]["content"]["body"], "secret edit");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_erased_user_kept_here_is_gone() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let said = bob.say(&room, "1", "hello").await;
+    alice.ok_post(&format!("/rooms/{room}/receipt/m.read/{}", enc(&said)), json!({})).await;
+    let rule = json!({ "actions": ["notify"], "pattern": "cake" });
+    alice.ok_put("/pushrules/global/content/cake", rule).await;
+    alice.ok_put(&format!("/user/{}/account_data/x", alice.user_id), json!({ "a": 1 })).await;
+    let receipts = async || {
+        let (_, json) = bob.get("/_matrix/client/v3/sync?timeout=0").await;
+        json["rooms"]["join"][&room]["ephemeral"].to_string()
+    };
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    assert!(receipts().await.contains("@alice:test.example"));
+    end(&alice, "alice", true).await;
+    assert!(!receipts().await.contains("@alice:test.example"));
+    let app = server.server().app();
+    let snapshot = app.store.snapshot();
+    let user: ruma::OwnedUserId = alice.user_id.as_str().try_into().unwrap();
+    let user = aqueduct::accounts::users::require_num(&*snapshot, &user).unwrap();
+    assert!(aqueduct::store::schema::PUSH_RULES.get(&*snapshot, user).unwrap().is_none());
+    let listed = aqueduct::accounts::account_data::list(&*snapshot, user, None).unwrap();
+    assert_eq!(listed.len(), 0);
+}

@@ -1,0 +1,112 @@
+//! Redactions as clients see them, and what moderators still see for a while.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    rooms::{Rooms, enc},
+    support::{TestClient, TestServer},
+};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+async fn unredacted(who: &TestClient, room: &str, event: &str) -> (StatusCode, Value) {
+    let query = "fi.mau.msc2815.include_unredacted_content=true";
+    who.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}?{query}", enc(event))).await
+}
+
+async fn redact(who: &TestClient, room: &str, event: &str) {
+    who.ok_put(
+        &format!("/rooms/{room}/redact/{}/r{}", enc(event), &event[1..6]),
+        json!({ "reason": "spam" }),
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn moderators_see_what_was_redacted_until_it_is_gone() {
+    let server = TestServer::with(|config| config.rooms.redacted_events_kept_days = 2);
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for version in ["10", "12"] {
+        let room = alice.create(json!({ "preset": "public_chat", "room_version": version })).await;
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        let said = bob.say(&room, "1", "bad words").await;
+        let (status, event) = unredacted(&alice, &room, &said).await;
+        assert_eq!((status, &event["content"]["body"]), (StatusCode::OK, &json!("bad words")));
+        redact(&alice, &room, &said).await;
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&said))).await;
+        assert_eq!(event["content"], json!({}));
+
+        let (status, event) = unredacted(&alice, &room, &said).await;
+        assert_eq!((status, &event["content"]["body"]), (StatusCode::OK, &json!("bad words")), "{event}");
+        assert_eq!(event["unsigned"]["redacted_because"]["content"]["reason"], "spam");
+        // Whoever wrote it has no power to redact what others write, and others are not in the room.
+        let (status, json) = unredacted(&bob, &room, &said).await;
+        assert_eq!((status, &json["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")));
+        let carol = server.register(&format!("carol{version}")).await;
+        assert_ne!(unredacted(&carol, &room, &said).await.0, StatusCode::OK);
+
+        tokio::time::advance(DAY).await;
+        server.server().app().env.sleep(Duration::from_secs(3)).await;
+        assert_eq!(unredacted(&alice, &room, &said).await.0, StatusCode::OK);
+        tokio::time::advance(DAY).await;
+        server.server().app().env.sleep(Duration::from_secs(3)).await;
+        let (status, json) = unredacted(&alice, &room, &said).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert_eq!(json["errcode"], "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED");
+        assert_eq!(json["fi.mau.msc2815.content_keep_ms"], 2 * 24 * 60 * 60 * 1000);
+        let app = server.server().app();
+        let kept = aqueduct::store::schema::REDACTED_ORIGINAL
+            .prefix::<()>(&*app.store.snapshot(), (), aqueduct::store::Direction::Up)
+            .unwrap()
+            .count();
+        assert_eq!(kept, 0);
+    }
+    let (_, versions) = alice.get("/_matrix/client/versions").await;
+    assert_eq!(versions["unstable_features"]["fi.mau.msc2815"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_kept_is_gone_at_once() {
+    let server = TestServer::with(|config| config.rooms.redacted_events_kept_days = 0);
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let said = alice.say(&room, "1", "bad words").await;
+    redact(&alice, &room, &said).await;
+    assert_eq!(unredacted(&alice, &room, &said).await.0, StatusCode::NOT_FOUND);
+    let (_, versions) = alice.get("/_matrix/client/versions").await;
+    assert_eq!(versions["unstable_features"]["fi.mau.msc2815"], false);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_ends_with_its_last_event_that_is_not_redacted() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let (one, two) = (alice.say(&room, "1", "one").await, alice.say(&room, "2", "two").await);
+    let reply = async |txn: &str, root: &str| {
+        let content = json!({ "body": txn, "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
+        let json = alice.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), content).await;
+        json["event_id"].as_str().unwrap().to_owned()
+    };
+    let threads = async || {
+        let (_, json) = alice.get(&format!("/_matrix/client/v1/rooms/{room}/threads")).await;
+        let roots = json["chunk"].as_array().unwrap().iter();
+        roots.map(|root| root["event_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = reply("a", &one).await;
+    reply("b", &two).await;
+    let last = reply("c", &one).await;
+    assert_eq!(threads().await, [one.clone(), two.clone()]);
+    redact(&alice, &room, &last).await;
+    assert_eq!(threads().await, [two.clone(), one.clone()]);
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&one))).await;
+    let thread = &event["unsigned"]["m.relations"]["m.thread"];
+    assert_eq!((&thread["count"], &thread["latest_event"]["event_id"]), (&json!(1), &json!(first)));
+    redact(&alice, &room, &first).await;
+    assert_eq!(threads().await, [two]);
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&one))).await;
+    assert!(event["unsigned"].get("m.relations").is_none(), "{event}");
+}
