@@ -48,6 +48,8 @@ async fn devices_are_listed_named_and_not_others() {
     assert_eq!(json["last_seen_ip"], "192.0.2.1");
     assert!(json["last_seen_ts"].is_u64());
     let put = |name: Value| alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": name }));
+    // What is not known is left out.
+    assert_eq!(alice.get(&format!("{DEVICES}/{}", alice.device_id)).await.1.get("display_name"), None);
     assert_eq!(put("my ☎".into()).await, (StatusCode::OK, json!({})));
     assert_eq!(alice.get(&format!("{DEVICES}/SECOND")).await.1["display_name"], "my ☎");
     assert_eq!(put("a".repeat(101).into()).await.0, StatusCode::BAD_REQUEST);

@@ -21,6 +21,7 @@ mod filters;
 mod http_rules;
 mod ingest;
 mod keys;
+mod wrong_input;
 mod login;
 mod push_rules;
 mod pushers;

@@ -1,16 +1,11 @@
 //! The caller's devices.
 
-use ruma::{
-    MilliSecondsSinceUnixEpoch, UInt,
-    api::client::device::{
-        Device as ShownDevice, delete_device, delete_devices, get_device, get_devices, update_device,
-    },
-};
-use serde_json::json;
+use ruma::api::client::device::{delete_device, delete_devices, get_device, get_devices, update_device};
+use serde_json::{Value, json};
 
 use crate::{
     accounts::devices::{self, Device},
-    api::{Routes, confirmable::Confirmable, extract::Client},
+    api::{Routes, confirmable::Confirmable, extract::Client, reply::RawJson},
     error::Result,
     flows::{
         App, confirm,
@@ -29,40 +24,33 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(delete_devices);
 }
 
-fn shown(read: &(impl Read + ?Sized), user: UserNum, device: Device) -> Result<ShownDevice, Fault> {
+/// A device as its owner sees it. What is not known is left out: ruma would write null.
+fn shown(read: &(impl Read + ?Sized), user: UserNum, device: Device) -> Result<Value, Fault> {
     let seen = devices::find_seen(read, user, device.num)?.unwrap_or_default();
-    let mut shown = ShownDevice::new(device.id);
-    shown.display_name = device.display_name;
-    shown.last_seen_ip = seen.ip;
     let last = if seen.ms == 0 { device.created_ms } else { seen.ms };
-    shown.last_seen_ts = Some(MilliSecondsSinceUnixEpoch(UInt::new_saturating(last)));
+    let mut shown = json!({ "device_id": device.id, "last_seen_ts": last });
+    for (key, value) in [("display_name", device.display_name), ("last_seen_ip", seen.ip)] {
+        if let (Some(value), Some(shown)) = (value, shown.as_object_mut()) {
+            shown.insert(key.to_owned(), value.into());
+        }
+    }
     Ok(shown)
 }
 
 /// `GET /_matrix/client/v3/devices`
-pub(crate) async fn get_devices(
-    app: App,
-    client: Client<get_devices::v3::Request>,
-) -> Result<get_devices::v3::Response> {
-    let user = client.caller.user;
-    let devices = move || {
-        let snapshot = app.store.snapshot();
-        let devices = devices::list(&*snapshot, user)?;
-        let shown: Result<Vec<_>, Fault> =
-            devices.into_iter().map(|device| shown(&*snapshot, user, device)).collect();
-        Ok(get_devices::v3::Response::new(shown?))
-    };
-    devices()
+pub(crate) async fn get_devices(app: App, client: Client<get_devices::v3::Request>) -> Result<RawJson> {
+    let (snapshot, user) = (app.store.snapshot(), client.caller.user);
+    let devices = devices::list(&*snapshot, user)?;
+    let shown: Result<Vec<_>, Fault> =
+        devices.into_iter().map(|device| shown(&*snapshot, user, device)).collect();
+    Ok(RawJson(json!({ "devices": shown? }).to_string().into()))
 }
 
 /// `GET /_matrix/client/v3/devices/{deviceId}`
-pub(crate) async fn get_device(
-    app: App,
-    client: Client<get_device::v3::Request>,
-) -> Result<get_device::v3::Response> {
+pub(crate) async fn get_device(app: App, client: Client<get_device::v3::Request>) -> Result<RawJson> {
     let (snapshot, user) = (app.store.snapshot(), client.caller.user);
     let device = devices::require(&*snapshot, user, &client.request.device_id)?;
-    Ok(get_device::v3::Response::new(shown(&*snapshot, user, device)?))
+    Ok(RawJson(shown(&*snapshot, user, device)?.to_string().into()))
 }
 
 /// `PUT /_matrix/client/v3/devices/{deviceId}`

@@ -1,0 +1,313 @@
+//! What the specification says of each way to ask wrongly: method, path, body, and the status and code of the answer.
+
+use std::time::Duration;
+
+use aqueduct::config::{Bucket, Limits};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{TestClient, TestServer};
+
+struct Scene {
+    server: TestServer,
+    alice: TestClient,
+    bob: TestClient,
+    /// A room that alice made and bob is not in.
+    room: String,
+    /// An event in it.
+    event: String,
+}
+
+async fn scene() -> Scene {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "room_alias_name": "taken" })).await;
+    let room = room["room_id"].as_str().unwrap().to_owned();
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/t");
+    let (_, sent) = alice.put(&send, json!({ "msgtype": "m.text", "body": "x" })).await;
+    let event = sent["event_id"].as_str().unwrap().to_owned();
+    Scene { server, alice, bob, room, event }
+}
+
+/// Asks all of it and tells of all that was answered otherwise. In paths, `{room}`, `{event}`, `{alice}` and `{bob}` stand for
+/// themselves; what begins with neither `/_matrix` nor `/.` is a path below `/_matrix/client/v3/`.
+async fn expect(scene: &Scene, asks: Option<&TestClient>, table: &[(&str, &str, Value, u16, &str)]) {
+    let mut wrong = Vec::new();
+    for (method, path, body, status, code) in table {
+        let fill = |text: &str| {
+            text.replace("{room}", &scene.room)
+                .replace("{event}", &scene.event)
+                .replace("{alice}", &scene.alice.user_id)
+                .replace("{bob}", &scene.bob.user_id)
+        };
+        let path =
+            if path.starts_with('/') { fill(path) } else { fill(&format!("/_matrix/client/v3/{path}")) };
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let body = if body.is_null() { String::new() } else { fill(&body.to_string()) };
+        let token = asks.and_then(|client| client.token.as_deref());
+        let (found, json) = scene.server.raw(method.clone(), &path, token, body.clone()).await;
+        let answered = (found.as_u16(), json["errcode"].as_str().unwrap_or("-"));
+        if answered != (*status, *code) {
+            wrong.push(format!("{method} {path} {body}: {answered:?}, not {:?}: {json}", (status, code)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts() {
+    let scene = scene().await;
+    let id = json!({ "type": "m.id.user", "user": "alice" });
+    expect(
+        &scene,
+        None,
+        &[
+            ("POST", "login", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "login", json!({ "type": "m.login.dance" }), 400, "M_UNKNOWN"),
+            ("POST", "login", json!({ "type": "m.login.password", "identifier": id }), 400, "M_MISSING_PARAM"),
+            ("POST", "login", json!({ "type": "m.login.password", "password": "x" }), 400, "M_MISSING_PARAM"),
+            ("POST", "login", json!({ "type": "m.login.password", "identifier": id, "password": "x" }), 403, "M_FORBIDDEN"),
+            ("POST", "login", json!({ "type": "m.login.password", "user": "@alice:else.where", "password": "x" }), 403, "M_FORBIDDEN"),
+            ("POST", "login", json!({ "type": "m.login.password", "identifier": { "type": "m.id.thirdparty", "medium": "email",
+                "address": "a@b.c" }, "password": "x" }), 403, "M_FORBIDDEN"),
+            ("POST", "refresh", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "refresh", json!({ "refresh_token": "x" }), 401, "M_UNKNOWN_TOKEN"),
+            ("POST", "register", json!({ "username": "alice", "auth": { "type": "m.login.dummy" } }), 400, "M_USER_IN_USE"),
+            ("POST", "register", json!({ "username": "é", "auth": { "type": "m.login.dummy" } }), 400, "M_INVALID_USERNAME"),
+            ("POST", "register", json!({ "username": "carol", "password": "" , "auth": { "type": "m.login.dummy" } }), 400, "M_WEAK_PASSWORD"),
+            ("POST", "register", json!({ "username": "carol" }), 401, "-"),
+            ("POST", "register?kind=guest", json!({}), 403, "M_GUEST_ACCESS_FORBIDDEN"),
+            ("POST", "register?kind=cat", json!({}), 400, "M_INVALID_PARAM"),
+            ("GET", "register/available?username=alice", Value::Null, 400, "M_USER_IN_USE"),
+            ("GET", "register/available?username=%C3%A9", Value::Null, 400, "M_INVALID_USERNAME"),
+            ("GET", "register/available", Value::Null, 400, "M_MISSING_PARAM"),
+            ("GET", "/_matrix/client/v1/register/m.login.registration_token/validity", Value::Null, 400, "M_MISSING_PARAM"),
+            ("GET", "account/whoami", Value::Null, 401, "M_MISSING_TOKEN"),
+            ("GET", "profile/@nobody:test.example", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "profile/nonsense", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "profile/{alice}/avatar_url", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "profile/{alice}/Upper", Value::Null, 400, "M_INVALID_PARAM"),
+        ],
+    )
+    .await;
+    let long = "x".repeat(300);
+    expect(
+        &scene,
+        Some(&scene.alice),
+        &[
+            ("POST", "account/password", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "account/password", json!({ "new_password": 7 }), 400, "M_BAD_JSON"),
+            ("POST", "account/password", json!({ "new_password": "abcdefgh" }), 401, "-"),
+            ("POST", "account/deactivate", json!({}), 401, "-"),
+            (
+                "POST",
+                "account/deactivate",
+                json!({ "auth": { "type": "m.login.dummy" } }),
+                401,
+                "M_UNRECOGNIZED",
+            ),
+            ("POST", "account/3pid/add", json!({}), 403, "M_THREEPID_DENIED"),
+            ("GET", "devices/NONE", Value::Null, 404, "M_NOT_FOUND"),
+            ("PUT", "devices/NONE", json!({}), 404, "M_NOT_FOUND"),
+            ("DELETE", "devices/NONE", json!({}), 401, "-"),
+            ("POST", "delete_devices", json!({}), 400, "M_MISSING_PARAM"),
+            ("PUT", "profile/{bob}/displayname", json!({ "displayname": "x" }), 403, "M_FORBIDDEN"),
+            ("PUT", "profile/{alice}/displayname", json!({}), 400, "M_MISSING_PARAM"),
+            ("PUT", "profile/{alice}/displayname", json!({ "displayname": 7 }), 400, "M_INVALID_PARAM"),
+            ("PUT", &format!("profile/{{alice}}/{}", "x".repeat(256)), json!({}), 400, "M_KEY_TOO_LARGE"),
+            ("PUT", "profile/{alice}/x.y", json!({ "x.y": "x".repeat(70_000) }), 400, "M_PROFILE_TOO_LARGE"),
+            ("DELETE", "profile/{bob}/displayname", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "user/{bob}/account_data/x", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "user/{alice}/account_data/x", Value::Null, 404, "M_NOT_FOUND"),
+            ("PUT", "user/{alice}/account_data/m.push_rules", json!({}), 405, "M_BAD_JSON"),
+            ("PUT", "user/{alice}/rooms/{room}/account_data/m.fully_read", json!({}), 405, "M_BAD_JSON"),
+            ("PUT", "user/{alice}/rooms/nonsense/account_data/x", json!({}), 400, "M_INVALID_PARAM"),
+            ("PUT", "user/{alice}/account_data/x", json!([]), 400, "M_BAD_JSON"),
+            ("POST", "user/{bob}/filter", json!({}), 403, "M_FORBIDDEN"),
+            ("POST", "user/{alice}/filter", json!({ "room": 7 }), 400, "M_BAD_JSON"),
+            ("GET", "user/{alice}/filter/none", Value::Null, 404, "M_NOT_FOUND"),
+            ("PUT", "user/{bob}/rooms/{room}/tags/x", json!({}), 403, "M_FORBIDDEN"),
+            ("PUT", &format!("user/{{alice}}/rooms/{{room}}/tags/{long}"), json!({}), 400, "M_INVALID_PARAM"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_and_their_names() {
+    let scene = scene().await;
+    expect(
+        &scene,
+        Some(&scene.bob),
+        &[
+            ("POST", "createRoom", json!({ "room_version": "99" }), 400, "M_UNSUPPORTED_ROOM_VERSION"),
+            ("POST", "createRoom", json!({ "room_alias_name": "taken" }), 400, "M_ROOM_IN_USE"),
+            ("POST", "createRoom", json!({ "room_alias_name": "a b" }), 400, "M_INVALID_PARAM"),
+            ("POST", "createRoom", json!({ "invite": ["nonsense"] }), 400, "M_BAD_JSON"),
+            ("POST", "createRoom", json!({ "preset": "nonsense" }), 400, "M_INVALID_PARAM"),
+            ("POST", "createRoom", json!({ "initial_state": [{ "type": "x" }] }), 400, "M_BAD_JSON"),
+            (
+                "POST",
+                "createRoom",
+                json!({ "power_level_content_override": { "users": 7 } }),
+                400,
+                "M_INVALID_ROOM_STATE",
+            ),
+            ("POST", "join/!none:test.example", json!({}), 404, "M_NOT_FOUND"),
+            ("POST", "join/%23none:test.example", json!({}), 404, "M_NOT_FOUND"),
+            ("POST", "join/nonsense", json!({}), 400, "M_INVALID_PARAM"),
+            ("POST", "join/{room}", json!({}), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/join", json!({}), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/leave", json!({}), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/invite", json!({ "user_id": "{alice}" }), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/invite", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "rooms/{room}/kick", json!({ "user_id": "{alice}" }), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/ban", json!({ "user_id": "{alice}" }), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/unban", json!({ "user_id": "{alice}" }), 403, "M_FORBIDDEN"),
+            ("POST", "knock/{room}", json!({}), 403, "M_FORBIDDEN"),
+            ("GET", "rooms/{room}/state", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "rooms/{room}/members", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "rooms/{room}/joined_members", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "rooms/{room}/messages?dir=b", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "rooms/{room}/aliases", Value::Null, 403, "M_FORBIDDEN"),
+            ("PUT", "rooms/{room}/send/m.x/t", json!({}), 403, "M_FORBIDDEN"),
+            ("PUT", "rooms/{room}/state/m.x/", json!({}), 403, "M_FORBIDDEN"),
+            ("PUT", "rooms/{room}/typing/{bob}", json!({ "typing": true, "timeout": 1 }), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/receipt/m.read/{event}", json!({}), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/read_markers", json!({ "m.read": "{event}" }), 403, "M_FORBIDDEN"),
+            ("PUT", "directory/room/%23taken:test.example", json!({ "room_id": "{room}" }), 409, "M_UNKNOWN"),
+            ("PUT", "directory/room/%23new:test.example", json!({ "room_id": "{room}" }), 403, "M_FORBIDDEN"),
+            (
+                "PUT",
+                "directory/room/%23new:else.where",
+                json!({ "room_id": "{room}" }),
+                400,
+                "M_INVALID_PARAM",
+            ),
+            ("PUT", "directory/room/%23new:test.example", json!({}), 400, "M_MISSING_PARAM"),
+            ("DELETE", "directory/room/%23taken:test.example", Value::Null, 403, "M_FORBIDDEN"),
+            ("DELETE", "directory/room/%23none:test.example", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "directory/room/%23none:test.example", Value::Null, 404, "M_NOT_FOUND"),
+            ("PUT", "directory/list/room/{room}", json!({ "visibility": "public" }), 403, "M_FORBIDDEN"),
+            ("PUT", "directory/list/room/{room}", json!({ "visibility": "x" }), 400, "M_INVALID_PARAM"),
+            ("GET", "directory/list/room/!none:x", Value::Null, 404, "M_NOT_FOUND"),
+            ("POST", "publicRooms", json!({ "since": "nonsense" }), 400, "M_INVALID_PARAM"),
+            ("POST", "publicRooms", json!({ "limit": "x" }), 400, "M_BAD_JSON"),
+            ("PUT", "presence/{alice}/status", json!({ "presence": "online" }), 403, "M_FORBIDDEN"),
+            ("PUT", "presence/{bob}/status", json!({}), 400, "M_MISSING_PARAM"),
+            ("PUT", "presence/{bob}/status", json!({ "presence": "asleep" }), 400, "M_INVALID_PARAM"),
+            ("GET", "presence/{alice}/status", Value::Null, 403, "M_FORBIDDEN"),
+            ("GET", "presence/@nobody:test.example/status", Value::Null, 404, "M_NOT_FOUND"),
+            ("PUT", "sendToDevice/m.x/t", json!({}), 400, "M_MISSING_PARAM"),
+            ("PUT", "sendToDevice/m.x/t", json!({ "messages": { "nonsense": {} } }), 400, "M_BAD_JSON"),
+        ],
+    )
+    .await;
+    expect(
+        &scene,
+        Some(&scene.alice),
+        &[
+            ("GET", "rooms/{room}/state/m.none/", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "rooms/{room}/event/$none", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "rooms/{room}/context/$none", Value::Null, 404, "M_NOT_FOUND"),
+            ("GET", "rooms/{room}/messages?dir=x", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "rooms/{room}/messages?dir=b&from=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "rooms/{room}/messages?dir=b&filter=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "rooms/{room}/members?at=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "sync?since=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "sync?filter=none", Value::Null, 400, "M_INVALID_PARAM"),
+            ("POST", "rooms/{room}/forget", json!({}), 400, "M_UNKNOWN"),
+            ("POST", "rooms/{room}/kick", json!({ "user_id": "{bob}" }), 403, "M_FORBIDDEN"),
+            ("POST", "rooms/{room}/receipt/m.nonsense/{event}", json!({}), 400, "M_INVALID_PARAM"),
+            (
+                "POST",
+                "rooms/{room}/receipt/m.read/{event}",
+                json!({ "thread_id": "" }),
+                400,
+                "M_INVALID_PARAM",
+            ),
+            (
+                "POST",
+                "rooms/{room}/receipt/m.fully_read/{event}",
+                json!({ "thread_id": "main" }),
+                400,
+                "M_INVALID_PARAM",
+            ),
+            ("PUT", "rooms/{room}/typing/{bob}", json!({ "typing": false }), 403, "M_FORBIDDEN"),
+            ("PUT", "rooms/{room}/typing/{alice}", json!({}), 400, "M_MISSING_PARAM"),
+            ("PUT", "rooms/{room}/redact/$none/t", json!({}), 404, "M_NOT_FOUND"),
+            (
+                "PUT",
+                "rooms/{room}/state/m.room.canonical_alias/",
+                json!({ "alias": "#none:test.example" }),
+                400,
+                "M_BAD_ALIAS",
+            ),
+            ("POST", "keys/query", json!({}), 400, "M_MISSING_PARAM"),
+            ("POST", "keys/claim", json!({}), 400, "M_MISSING_PARAM"),
+            ("GET", "keys/changes?from=x&to=y", Value::Null, 400, "M_INVALID_PARAM"),
+        ],
+    )
+    .await;
+}
+
+/// What the specification marks as rate-limited is, and nothing else; and the answer says how long to wait.
+#[tokio::test(start_paused = true)]
+async fn what_is_rate_limited() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = room["room_id"].as_str().unwrap();
+    drop(bob);
+    let one = Bucket { per_second: 0.01, burst: 1 };
+    let store = server.server().app().store.clone();
+    let limited = TestServer::over(store, |config| {
+        config.limits = Limits {
+            rate_limits: true,
+            login: one,
+            register: one,
+            send: one,
+            membership: one,
+            other: one,
+            ..Limits::default()
+        };
+    });
+    let user = &alice.user_id;
+    for (method, path, is_limited) in [
+        ("POST", "login".to_owned(), true),
+        ("POST", "register".to_owned(), true),
+        ("GET", "login".to_owned(), true),
+        ("POST", "account/password".to_owned(), true),
+        ("POST", "account/deactivate".to_owned(), true),
+        ("GET", "account/whoami".to_owned(), true),
+        ("GET", "capabilities".to_owned(), true),
+        ("POST", "createRoom".to_owned(), false),
+        ("POST", format!("join/{room}"), true),
+        ("POST", format!("rooms/{room}/invite"), true),
+        ("POST", format!("rooms/{room}/kick"), false),
+        ("PUT", format!("profile/{user}/displayname"), true),
+        ("PUT", format!("presence/{user}/status"), true),
+        ("POST", format!("rooms/{room}/receipt/m.read/$e"), true),
+        ("PUT", format!("rooms/{room}/typing/{user}"), true),
+        ("POST", "user_directory/search".to_owned(), true),
+        ("POST", "pushers/set".to_owned(), true),
+        ("GET", "pushers".to_owned(), false),
+        ("GET", "sync".to_owned(), false),
+        ("GET", "devices".to_owned(), false),
+        ("GET", "joined_rooms".to_owned(), false),
+        ("PUT", format!("user/{user}/account_data/x"), false),
+    ] {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        // The bucket is full again.
+        limited.server().app().env.sleep(Duration::from_secs(200)).await;
+        let path = format!("/_matrix/client/v3/{path}");
+        let ask = || limited.raw(method.clone(), &path, alice.token.as_deref(), "{}");
+        assert_ne!(ask().await.0, StatusCode::TOO_MANY_REQUESTS, "{method} {path}");
+        let (status, json) = ask().await;
+        assert_eq!(status == StatusCode::TOO_MANY_REQUESTS, is_limited, "{method} {path}: {json}");
+        if is_limited {
+            assert_eq!(json["errcode"], "M_LIMIT_EXCEEDED");
+            assert!((1..=100_000).contains(&json["retry_after_ms"].as_u64().unwrap()), "{json}");
+        }
+    }
+}
