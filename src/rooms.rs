@@ -46,7 +46,10 @@ use crate::{
     rooms::{build::Signer, directory::Descriptions, event::StateEvent, resolve::Resolver},
     store::{
         Direction, Fault, Read, schema,
-        schema::rooms::{Resident, RoomRow},
+        schema::{
+            push::Totals,
+            rooms::{Resident, RoomRow},
+        },
     },
 };
 
@@ -215,6 +218,14 @@ struct Tip {
     state: BTreeMap<(String, String), Option<Arc<StateEvent>>>,
     /// Our users who are joined or invited, rising.
     users: Option<Arc<[UserNum]>>,
+    /// See [`commit::Change::unread`].
+    unread: Option<Totals>,
+}
+
+impl Tip {
+    fn of(row: RoomRow) -> Self {
+        Self { row, state: BTreeMap::new(), users: None, unread: None }
+    }
 }
 
 /// The room of this id.

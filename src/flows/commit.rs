@@ -117,7 +117,7 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
         if stored.membership().is_some_and(|membership| membership != Membership::Join) {
             gone.extend(stored.row.state_key().map(Cow::into_owned));
         }
-        unread::count(&mut change.batch, &app.push, change.num, &change.row, &stored).map_err(fault)?;
+        unread::count(&mut change, &app.push, &stored).map_err(fault)?;
     }
     for original in std::mem::take(&mut change.redacted) {
         unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;

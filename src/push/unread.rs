@@ -26,6 +26,7 @@ use crate::{
         rules,
     },
     rooms::{
+        commit::Change,
         event::{self, Stored},
         members,
         receipts::ReadUpTo,
@@ -100,13 +101,9 @@ impl Push {
 }
 
 /// Writes what an event does to counts. Part of the event's batch, under the room's lock, after its member rows.
-pub fn count(
-    batch: &mut Batch,
-    push: &Push,
-    room: RoomNum,
-    row: &RoomRow,
-    stored: &Stored,
-) -> Result<(), Fault> {
+pub fn count(change: &mut Change, push: &Push, stored: &Stored) -> Result<(), Fault> {
+    let Change { batch, num, row, unread, .. } = change;
+    let room = *num;
     if stored.row.header.unseen || stored.order.minor != 0 {
         return Ok(());
     }
@@ -121,7 +118,15 @@ pub fn count(
     let classes = scene.outcomes();
     let lane = lane_of(batch, room, &scene)?;
     if classes != Outcomes::default() {
-        add_to_totals(batch, room, lane, stored.order, |totals| totals.plus(classes))?;
+        let before = match *unread {
+            Some(known) if lane == Lane::MAIN => known,
+            _ => totals(batch, room, lane, Order::MAX)?,
+        };
+        let after = before.plus(classes);
+        put_totals(batch, room, lane, stored.order, after)?;
+        if lane == Lane::MAIN {
+            *unread = Some(after);
+        }
     }
     for user in exceptions(batch, room, &scene, &own_rules, classes)? {
         let (own, class) = judge(batch, room, row, &scene, user)?;
@@ -203,15 +208,14 @@ fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, scene: &Scene<'_>) -> Res
     Ok(root.map_or(Lane::MAIN, Lane::thread))
 }
 
-fn add_to_totals(
+fn put_totals(
     batch: &mut Batch,
     room: RoomNum,
     lane: Lane,
     order: Order,
-    add: impl FnOnce(Totals) -> Totals,
+    totals: Totals,
 ) -> Result<(), Fault> {
-    let before = totals(batch, room, lane, Order::MAX)?;
-    schema::UNREAD.put(batch, (room, lane, order), &add(before));
+    schema::UNREAD.put(batch, (room, lane, order), &totals);
     if lane != Lane::MAIN {
         if let Some(last) = schema::UNREAD_THREAD.get(batch, (room, lane))? {
             schema::UNREAD_THREAD_LOG.delete(batch, (room, last));

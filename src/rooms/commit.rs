@@ -28,6 +28,7 @@ use crate::{
     store::{
         Batch, Enqueued, Fault, LogEntry, NotAccepted, Store, schema,
         schema::{
+            push::Totals,
             rooms::{AsideRow, EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
             state::{Ref, Val},
         },
@@ -59,6 +60,9 @@ pub struct Change {
     pub(crate) redacted: Vec<Stored>,
     /// What states resolve to: true once this change is accepted.
     pub(crate) answered: Vec<(Question, Sketch)>,
+    /// The running unread numbers outside threads, as they stand with this change, if they are known: finding them in the
+    /// store for each event costs more than adding to them.
+    pub(crate) unread: Option<Totals>,
 }
 
 /// The transaction that an event is sent with.
@@ -95,7 +99,7 @@ impl Change {
             None => {
                 let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
                 let row = row.ok_or_else(|| Refusal::not_found("This server knows no such room."))?;
-                seat.tip = Some(Tip { row: row.clone(), state: StateEvents::new(), users: None });
+                seat.tip = Some(Tip::of(row.clone()));
                 row
             }
         };
@@ -119,7 +123,8 @@ impl Change {
         let rules = rules(&row)?;
         let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
         let (redacted, answered) = (Vec::new(), Vec::new());
-        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted, answered })
+        let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
+        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted, answered, unread })
     }
 
     /// The rules of the room's version.
@@ -420,11 +425,11 @@ impl Change {
     /// Hands the batch to the store and releases the room. The change is accepted from here on; it is durable and
     /// visible once `flushed` resolves.
     pub fn enqueue(self, store: &Store) -> Result<Enqueued, NotAccepted> {
-        let Self { batch, row, mut seat, set, concerned, .. } = self;
+        let Self { batch, row, mut seat, set, concerned, unread, .. } = self;
         let enqueued = store.enqueue(batch)?;
-        let tip =
-            seat.tip.get_or_insert_with(|| Tip { row: row.clone(), state: StateEvents::new(), users: None });
+        let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone()));
         tip.row = row.settle(enqueued.base);
+        tip.unread = unread;
         for (key, event) in set {
             tip.remember(key, event);
         }

@@ -58,6 +58,16 @@ pub fn find_key(
     schema::STATE_KEY_NUM.get(read, (room, event_type, state_key))
 }
 
+/// The numbers of several state keys of one event type; none for those that the room never used.
+pub fn find_keys<'k>(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &'k str,
+    state_keys: impl IntoIterator<Item = &'k str>,
+) -> Result<Vec<Option<StateKeyNum>>, Fault> {
+    schema::STATE_KEY_NUM.get_many(read, state_keys.into_iter().map(|key| (room, event_type, key)))
+}
+
 /// The event type and state key behind a number.
 pub fn key_name(
     read: &(impl Read + ?Sized),

@@ -46,9 +46,12 @@ pub(crate) fn missing(
 ) -> Result<Vec<Stored>, Fault> {
     let key = sent_key(window, num);
     let mut events = Vec::new();
-    for user_id in users {
-        let Some(member) = state::find_key(window.read, num, "m.room.member", user_id)? else { continue };
-        let Some(event) = state::at(window.read, num, at, member)?.event() else { continue };
+    let keys = state::find_keys(window.read, num, "m.room.member", users.iter().map(String::as_str))?;
+    let known: Vec<_> = users.iter().zip(keys).filter_map(|(user_id, key)| Some((user_id, key?))).collect();
+    let keys: Vec<_> = known.iter().map(|(_, key)| *key).collect();
+    let values = state::list_at(window.read, num, at, &keys)?;
+    for ((user_id, _), value) in known.into_iter().zip(values) {
+        let Some(event) = value.event() else { continue };
         let is_told = told.iter().any(|stored| stored.event() == event);
         let knows =
             !window.ask.filter.redundant_members && window.sent.knows(&key, user_id, event, window.from);

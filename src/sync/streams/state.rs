@@ -142,9 +142,8 @@ pub(crate) fn whole(
             let mut keys = list_keys(window, num, "", Some(DERIVED))?;
             keys.extend(list_keys(window, num, ABOVE_DERIVED, Some(MEMBER))?);
             keys.extend(list_keys(window, num, ABOVE_MEMBER, None)?);
-            for user_id in members {
-                keys.extend(state::find_key(read, num, MEMBER, user_id)?);
-            }
+            let members = members.iter().map(String::as_str);
+            keys.extend(state::find_keys(read, num, MEMBER, members)?.into_iter().flatten());
             events.extend(state::list_at(read, num, at, &keys)?.into_iter().filter_map(Val::event));
         }
     }
