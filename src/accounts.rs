@@ -4,6 +4,7 @@
 //! users, the counter of user numbers, and sessions of user-interactive authentication.
 
 pub mod account_data;
+pub mod check;
 pub mod devices;
 pub mod filters;
 pub mod interactive;

@@ -1,5 +1,6 @@
 //! The server's side of end-to-end encryption. Plain functions; nothing here can read what it carries.
 
+pub mod check;
 pub mod device_lists;
 pub mod incarnation;
 pub mod keys;

@@ -3,6 +3,7 @@
 pub mod acknowledge;
 pub(crate) mod carry_over;
 pub mod change_password;
+pub mod check;
 pub mod confirm;
 pub mod deactivate;
 pub(crate) mod follow_up;

@@ -7,6 +7,7 @@
 pub mod admit;
 pub mod aliases;
 pub mod build;
+pub mod check;
 pub mod commit;
 pub mod directory;
 pub mod erased;

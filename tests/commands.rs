@@ -337,7 +337,7 @@ fn write_first(port: u16, head: &str, length: usize) -> String {
     let mut left = length;
     while left > 0 {
         let bytes = left.min(piece.len());
-        stream.write_all(&piece[..bytes]).unwrap();
+        stream.write_all(piece.get(..bytes).unwrap()).unwrap();
         left -= bytes;
     }
     let mut answer = String::new();

@@ -35,8 +35,8 @@ pub const REFRESHABLE_MS: u64 = 60 * 60 * 1000;
 /// What is longer is no token of ours, and is not even hashed. In bytes.
 const TOKEN_BYTES_MAX: usize = 256;
 
-const KIND_ACCESS: u8 = 0;
-const KIND_REFRESH: u8 = 1;
+pub(super) const KIND_ACCESS: u8 = 0;
+pub(super) const KIND_REFRESH: u8 = 1;
 
 type Hash = [u8; 32];
 

@@ -10,14 +10,13 @@ use crate::{
     accounts::{devices, names, passwords, registration, users},
     error::{Error, Refusal, Result},
     flows::{
-        App, deactivate, log_out,
+        App, check, deactivate, log_out,
         register::{self, Wish},
         write,
     },
     ids::UserNum,
     store::{
         backup::{self, Progress},
-        check,
         schema::accounts::RegistrationTokenRow,
     },
 };
@@ -260,8 +259,8 @@ async fn back_up(
 }
 
 async fn check_store(app: &App, mut progress: impl FnMut(Progress) + Send + 'static) -> Result<Answer> {
-    let snapshot = app.store.snapshot();
-    let report = app.env.blocking_long(move || Ok(check::check(&snapshot, &mut progress)?)).await?;
+    let store = app.store.clone();
+    let report = app.env.blocking_long(move || Ok(check::check(&store, &mut progress)?)).await?;
     let rows: u64 = report.rows.iter().map(|(_, rows)| rows).sum();
     let text = if report.faults == 0 {
         format!("Read {rows} rows: nothing is wrong.")

@@ -5,6 +5,7 @@
 //! the part of the index that stands below what they may see.
 
 mod bundle;
+pub(in crate::rooms) mod check;
 
 use std::{borrow::Cow, cmp::Reverse, iter::Peekable, ops::Bound};
 

@@ -12,6 +12,7 @@
 //! 3. `state_undo(key, order)` exists exactly where `state_log(order)` names `key`.
 //! 4. Only the holder of the room's lock writes here.
 
+pub(in crate::rooms) mod check;
 mod compare;
 mod full;
 mod hole;

@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::Position,
-        store::{LogEntry, NotHeld, check::check, schema},
+        store::{LogEntry, NotHeld, check, schema},
     };
 
     fn commit(store: &Store, count: u64) -> Position {
@@ -330,7 +330,7 @@ mod tests {
             rows.unwrap().map(|row| row.unwrap().0).collect::<Vec<_>>()
         };
         assert_eq!(after(store.clamp(lost)), [next]);
-        assert_eq!(check(&store.snapshot(), &mut |_| ()).unwrap().findings, [""; 0]);
+        assert_eq!(check::check(&store, &check::checks, &mut |_| ()).unwrap().findings, [""; 0]);
 
         // Again, from the same backup: the incarnation that just lived is not begun again.
         let seen = commit(&store, 50);
@@ -374,7 +374,7 @@ mod tests {
         let up = crate::store::Direction::Up;
         let log = schema::LOG.prefix::<()>(&*twin.snapshot(), (), up).unwrap().count() as u64;
         assert!(log >= manifest.position && manifest.position >= 10);
-        assert_eq!(check(&twin.snapshot(), &mut |_| ()).unwrap().faults, 0);
+        assert_eq!(check::check(&twin, &check::checks, &mut |_| ()).unwrap().faults, 0);
     }
 
     #[test]

@@ -1,31 +1,40 @@
-//! `db check`: reads every row and says what is wrong.
+//! `db check`: reads every row, and asks the owner of its table whether what it refers to is there.
+//!
+//! One walk goes over all rows in the order of their keys and holds none of them. Each row is judged with what it refers to
+//! in one and the same snapshot; between rows the walk takes a newer one, so that it can go on for hours beside a running
+//! server. What may be known of a table stands with the table's owner ([`RowCheck`]); the store knows its own.
 
-use std::collections::BTreeMap;
+mod own;
+
+use std::{fmt::Debug, sync::Arc};
 
 use bytes::Bytes;
 
 use crate::{
-    ids::{Order, Position, RoomNum},
+    ids::Position,
     store::{
-        Direction, Family, Fault, Read, Snapshot,
+        Direction, Family, Fault, LogEntry, Read, Snapshot, Store, Table,
         backup::Progress,
-        engine::EngineSnapshot,
-        key::{Decoder, Key},
-        log::LogEntry,
-        schema,
-        table::after_prefix,
+        key::{Key, Value},
+        schema, tail,
     },
 };
 
+pub use own::checks;
+
 /// Findings beyond this many are counted and not kept.
 const FINDINGS_MAX: usize = 100;
+/// So many rows are judged in one snapshot.
+const ROWS_A_SNAPSHOT: usize = 10_000;
+/// The name of a row in a finding is no longer, in characters.
+const NAME_CHARS_MAX: usize = 160;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Rows read, by table.
     pub rows: Vec<(&'static str, u64)>,
-    /// What is wrong, in sentences: the first hundred.
+    /// What is wrong, a line each: the first hundred.
     pub findings: Vec<String>,
     /// How much is wrong.
     pub faults: u64,
@@ -40,127 +49,164 @@ impl Report {
     }
 }
 
-/// Reads every row of one moment, which must decode, and compares what can be compared cheaply: the head with the newest
-/// log entry, log entries with their events. Errors: only what stops it from reading on.
-pub fn check(snapshot: &Snapshot, progress: &mut dyn FnMut(Progress)) -> Result<Report, Fault> {
-    let mut report = Report::default();
-    let mut done = 0;
-    for family in Family::ALL {
-        check_family(&snapshot.engine, family, &mut report, &mut done, progress)?;
+/// What is wrong with one row.
+#[derive(Debug, Default)]
+pub struct Doubts(Vec<String>);
+
+impl Doubts {
+    /// Says what is wrong unless this holds.
+    pub fn unless(&mut self, holds: bool, wrong: impl Into<String>) {
+        if !holds {
+            self.0.push(wrong.into());
+        }
     }
-    check_log(snapshot, &mut report)?;
+
+    /// A position that is in a row must have been given out.
+    pub fn position(&mut self, snapshot: &Snapshot, position: Position) {
+        self.unless(position <= snapshot.upto(), format!("its position {position} was never given out"));
+    }
+
+    /// The log says at a position that this happened, unless it was trimmed up to there.
+    pub fn logged(&mut self, snapshot: &Snapshot, position: Position, entry: LogEntry) -> Result<(), Fault> {
+        self.position(snapshot, position);
+        let found = schema::LOG.get(snapshot, position)?;
+        let is_trimmed = found.is_none() && position <= tail::trimmed(snapshot)?;
+        self.unless(found == Some(entry) || is_trimmed, format!("the log does not have it at {position}"));
+        Ok(())
+    }
+}
+
+type JudgeRow = Box<dyn FnMut(&Snapshot, &[u8], Bytes, &mut Doubts) -> Result<String, Fault>>;
+
+/// What the owner of a table knows of its rows, beyond that they decode.
+pub struct RowCheck {
+    table: u8,
+    judge: JudgeRow,
+}
+
+impl RowCheck {
+    /// Judges each row of a table, with what it refers to in the same snapshot. Memory must not grow with the rows.
+    pub fn of<K: Key + Debug, V: Value>(
+        table: &'static Table<K, V>,
+        mut judge: impl FnMut(&Snapshot, &K, &V, &mut Doubts) -> Result<(), Fault> + 'static,
+    ) -> Self {
+        let judge = move |snapshot: &Snapshot, key: &[u8], value: Bytes, doubts: &mut Doubts| {
+            let (key, value) = table.decode(key, value)?;
+            judge(snapshot, &key, &value, doubts)?;
+            // Names are made for those rows only of which something is said.
+            Ok(if doubts.0.is_empty() { String::new() } else { format!("{key:?}") })
+        };
+        Self { table: table.id, judge: Box::new(judge) }
+    }
+}
+
+/// Reads every row; each must decode, belong to a table, and be what its owner's check demands. Errors: only what stops it
+/// from reading on.
+pub fn check(
+    store: &Store,
+    owners: &dyn Fn() -> Vec<RowCheck>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, Fault> {
+    let mut walk = Walk {
+        report: Report::default(),
+        rows: vec![0; schema::ROWS.len()],
+        done: 0,
+        of: store.engine().estimate_rows(),
+        progress,
+    };
+    for family in Family::ALL {
+        walk.family(store, owners, family)?;
+    }
+    let Walk { mut report, rows, done, .. } = walk;
+    report.rows = schema::ROWS.iter().zip(rows).map(|((_, _, name, _), rows)| (*name, rows)).collect();
     progress(Progress { doing: "done", done, of: done });
     Ok(report)
 }
 
-fn check_family(
-    engine: &EngineSnapshot,
-    family: Family,
-    report: &mut Report,
-    done: &mut u64,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), Fault> {
-    let mut rows_of: Vec<u64> = vec![0; schema::ROWS.len()];
-    for row in engine.range(family, vec![0], vec![0xff, 0xff], Direction::Up)? {
-        let (key, value) = row?;
-        *done += 1;
-        if done.is_multiple_of(10_000) {
-            progress(Progress { doing: "reading rows", done: *done, of: 0 });
-        }
-        match check_row(family, &key, value) {
-            Ok(index) => rows_of.iter_mut().skip(index).take(1).for_each(|rows| *rows += 1),
-            Err(why) => report.add(|| why),
-        }
-    }
-    let counted = schema::ROWS.iter().zip(rows_of).filter(|((_, of, ..), _)| *of == family);
-    report.rows.extend(counted.map(|((_, _, name, _), rows)| (*name, rows)));
-    Ok(())
+struct Walk<'a> {
+    report: Report,
+    /// By the place of their table in the schema.
+    rows: Vec<u64>,
+    done: u64,
+    /// About how many there are.
+    of: u64,
+    progress: &'a mut dyn FnMut(Progress),
 }
 
-/// Which table a row is of, if it is what it should be.
-fn check_row(family: Family, key: &Bytes, value: Bytes) -> Result<usize, String> {
-    let id = key.first().copied().unwrap_or_default();
-    let table = schema::ROWS.iter().enumerate().find(|(_, (of_id, of, ..))| (*of_id, *of) == (id, family));
-    let Some((index, (_, _, _, decode))) = table else {
-        return Err(format!("family {} has a row of no table: id {id}", family.name()));
-    };
-    decode(key, value).map(|()| index).map_err(|fault| format!("{fault}, in the row {}", hex(key)))
+impl Walk<'_> {
+    fn family(
+        &mut self,
+        store: &Store,
+        owners: &dyn Fn() -> Vec<RowCheck>,
+        family: Family,
+    ) -> Result<(), Fault> {
+        let mut from = vec![0];
+        loop {
+            let snapshot: Arc<Snapshot> = store.snapshot();
+            let mut checks = owners();
+            let rows = snapshot.range_raw(family, from.clone(), vec![0xff, 0xff], Direction::Up)?;
+            let mut last = None;
+            for row in rows.take(ROWS_A_SNAPSHOT) {
+                let (key, value) = row?;
+                self.row(&snapshot, &mut checks, family, &key, value)?;
+                last = Some(key);
+            }
+            let Some(last) = last else { return Ok(()) };
+            from = [&last[..], &[0]].concat();
+            let of = self.of.max(self.done);
+            (self.progress)(Progress { doing: "reading rows", done: self.done, of });
+        }
+    }
+
+    fn row(
+        &mut self,
+        snapshot: &Snapshot,
+        checks: &mut [RowCheck],
+        family: Family,
+        key: &Bytes,
+        value: Bytes,
+    ) -> Result<(), Fault> {
+        self.done += 1;
+        let id = key.first().copied().unwrap_or_default();
+        let table =
+            schema::ROWS.iter().enumerate().find(|(_, (of_id, of, ..))| (*of_id, *of) == (id, family));
+        let Some((index, (_, _, name, decode))) = table else {
+            self.report.add(|| format!("family {} has a row of no table: {}", family.name(), hex(key)));
+            return Ok(());
+        };
+        self.rows.iter_mut().skip(index).take(1).for_each(|rows| *rows += 1);
+        if let Err(fault) = decode(key, value.clone()) {
+            self.report.add(|| format!("{fault}, in the row {}", hex(key)));
+            return Ok(());
+        }
+        let mut doubts = Doubts::default();
+        for check in checks.iter_mut().filter(|check| check.table == id) {
+            let named = match (check.judge)(snapshot, key, value.clone(), &mut doubts) {
+                Ok(named) => named,
+                // Another row does not decode: it is named on its own.
+                Err(Fault::CorruptRow { .. }) => continue,
+                Err(Fault::Corrupt(why)) => {
+                    doubts.unless(false, why);
+                    String::new()
+                }
+                Err(other) => return Err(other),
+            };
+            for wrong in doubts.0.drain(..) {
+                self.report.add(|| format!("{name} {}: {wrong}", short(&named, key)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a row: its key as people read it, or its bytes where that is too long.
+fn short(named: &str, key: &[u8]) -> String {
+    if named.is_empty() || named.chars().count() > NAME_CHARS_MAX { hex(key) } else { named.to_owned() }
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().take(64).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check_log(snapshot: &Snapshot, report: &mut Report) -> Result<(), Fault> {
-    let mut newest = Position::ZERO;
-    let mut oldest_of = BTreeMap::new();
-    for row in schema::LOG.prefix::<()>(snapshot, (), Direction::Up)? {
-        // What does not decode was found before.
-        let Ok((position, entry)) = row else { continue };
-        newest = position;
-        let LogEntry::Event { room, event } = entry else { continue };
-        if schema::PLACE.get(snapshot, (room, event)).ok().flatten().is_some() {
-            continue;
-        }
-        // Nor is it there when the room was deleted, or purged up to it.
-        let oldest = *oldest_of.entry(room).or_insert_with(|| oldest_event(snapshot, room));
-        if oldest.is_some_and(|oldest| oldest < position) {
-            report
-                .add(|| format!("the log has event {event} of room {room} at {position}, which is nowhere"));
-        }
-    }
-    if newest > snapshot.upto() {
-        report.add(|| format!("the log goes to {newest}, but the head says {}", snapshot.upto()));
-    }
-    Ok(())
-}
-
-/// Where the first event that a room still has stands.
-fn oldest_event(snapshot: &Snapshot, room: RoomNum) -> Option<Position> {
-    let low = schema::TIMELINE.key_bytes::<(RoomNum,)>((room,)).bytes;
-    let high = after_prefix(&low);
-    let (key, _) =
-        snapshot.engine.range(schema::TIMELINE.family, low, high, Direction::Up).ok()?.next()?.ok()?;
-    let (_, order) = <(RoomNum, Order)>::decode_key(&mut Decoder(key.get(1..)?)).ok()?;
-    Some(order.anchor)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        ids::{EventNum, RoomNum},
-        store::{
-            Durability, Engine, Store,
-            engine::{Change, Memory},
-        },
-    };
-
-    #[test]
-    fn rows_that_do_not_decode_rows_of_no_table_and_lost_events_are_found() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let mut batch = store.batch();
-        batch.position(&LogEntry::Server);
-        drop(store.enqueue(batch).unwrap());
-        store.flush().unwrap();
-        let report = check(&store.snapshot(), &mut |_| ()).unwrap();
-        assert_eq!(report.faults, 0);
-        assert!(report.rows.contains(&("LOG", 1)));
-
-        let mut batch = store.batch();
-        batch.position(&LogEntry::Event { room: RoomNum(1), event: EventNum(2) });
-        drop(store.enqueue(batch).unwrap());
-        store.flush().unwrap();
-        let first_event = schema::TIMELINE.key_bytes::<(RoomNum, Order)>((RoomNum(1), Order::MIN));
-        let rows = [
-            Change::Row(Family::Log, Bytes::from_static(&[1, 0, 0]), Some(Bytes::new())),
-            Change::Row(Family::Index, Bytes::from_static(&[249, 0]), Some(Bytes::new())),
-            Change::Row(Family::Events, first_event.bytes.into(), Some(Bytes::new())),
-        ];
-        store.engine().write(rows.iter(), false).unwrap();
-        drop(store.enqueue(store.batch()).unwrap());
-        store.flush().unwrap();
-        let report = check(&store.snapshot(), &mut |_| ()).unwrap();
-        assert_eq!(report.faults, 4, "{:?}", report.findings);
-    }
-}
+mod tests;

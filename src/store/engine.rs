@@ -131,6 +131,16 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// About how many rows there are: for a progress bar.
+    pub(crate) fn estimate_rows(&self) -> u64 {
+        match self {
+            Self::Rocks(rocks) => rocks.estimate_rows(),
+            Self::Memory(memory) => memory.count_rows(),
+        }
+    }
+}
+
 /// The rows of one moment.
 pub(crate) enum EngineSnapshot {
     Rocks(rocks::RocksSnapshot),

@@ -78,6 +78,17 @@ pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
     Ok(Snapshot { position, batch_number, ..bare })
 }
 
+/// Whether a fact of this name may be this number, in a store that is open and has this snapshot.
+pub(crate) fn may_be(snapshot: &Snapshot, name: &str, number: u64) -> bool {
+    match name {
+        // Positions are skipped when a store is opened, and its row follows with the next flush.
+        POSITION => number <= snapshot.position.number(),
+        BATCH => number == snapshot.batch_number,
+        LAYOUT => number == LAYOUT_NOW,
+        _ => true,
+    }
+}
+
 /// The rows that every flush writes.
 pub(crate) fn rows(position: Position, batch: u64) -> Vec<Change> {
     vec![row(POSITION, position.number()), row(BATCH, batch)]

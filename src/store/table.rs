@@ -171,7 +171,8 @@ impl<K: Key, V: Value> Table<K, V> {
         }))
     }
 
-    fn decode(&self, key: &[u8], value: Bytes) -> Result<(K, V), Fault> {
+    /// The key and the value of a row.
+    pub(crate) fn decode(&self, key: &[u8], value: Bytes) -> Result<(K, V), Fault> {
         let mut from = Decoder(key);
         from.byte()?;
         Ok((K::decode_key(&mut from)?, V::decode(value)?))

@@ -15,7 +15,10 @@
 
 mod accounts;
 mod builders;
+#[path = "../support/chain.rs"]
+mod chain;
 mod checks;
+mod devices;
 mod rooms;
 mod world;
 

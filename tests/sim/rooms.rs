@@ -12,10 +12,12 @@ use tokio::task::JoinSet;
 
 use crate::{
     accounts::{register, text},
+    chain::{Chain, Standing},
+    devices::Devices,
     world::{Answer, World},
 };
 
-const PEOPLE: u64 = 3;
+pub(crate) const PEOPLE: u64 = 3;
 /// In no life does a room get more events than this, so no timeline of a sync has a gap.
 const EVENTS_MAX: u64 = 1_000;
 
@@ -25,6 +27,8 @@ pub(crate) struct Rooms {
     people: RefCell<BTreeMap<u64, String>>,
     /// Rooms whose creation was answered.
     made: RefCell<BTreeSet<String>>,
+    /// Who made them.
+    owners: RefCell<BTreeMap<String, u64>>,
     /// The names of all rooms that somebody tried to make; whether it was answered.
     tried: RefCell<BTreeMap<String, bool>>,
     /// By body: room and event id.
@@ -35,13 +39,8 @@ pub(crate) struct Rooms {
     redacted: RefCell<BTreeSet<String>>,
     /// What each person's chain of syncs has shown, by room.
     chains: RefCell<BTreeMap<u64, Chain>>,
-}
-
-/// A device's chain of syncs.
-#[derive(Default, Clone)]
-struct Chain {
-    since: Option<String>,
-    rooms: BTreeMap<String, Vec<String>>,
+    /// What their devices do beside.
+    devices: Devices,
 }
 
 /// Starts them.
@@ -53,10 +52,18 @@ pub(crate) fn begin(world: &Rc<World>, people: &mut JoinSet<()>) -> Rc<Rooms> {
             world.pause(500).await;
             let token = register(&world, &format!("talker{person}")).await;
             rooms.people.borrow_mut().insert(person, token.clone());
-            tokio::join!(rooms.talk(&world, person, &token), rooms.follow(&world, person, &token));
+            tokio::join!(
+                rooms.talk(&world, person, &token),
+                rooms.follow(&world, person, &token),
+                rooms.devices.live(&world, person, &token),
+            );
         });
     }
     rooms
+}
+
+pub(crate) fn user_id(person: u64) -> String {
+    format!("@talker{person}:sim.example")
 }
 
 fn path(room: &str, rest: &str) -> String {
@@ -70,22 +77,59 @@ impl Rooms {
             self.make(world, person, token, 0).await;
         }
         while !world.is_ending() {
-            world.pause(700).await;
+            world.pause(500).await;
             count += 1;
             let Some(room) = self.choose(world) else { continue };
             match world.below(100) {
-                0..55 => self.say(world, person, token, &room, count).await,
-                55..65 => self.set_topic(world, person, token, &room, count).await,
-                65..75 => self.redact(world, person, token, count).await,
-                75..80 => self.make(world, person, token, count).await,
-                _ => {
-                    let (status, json) =
-                        world.insist(Method::POST, &path(&room, "join"), Some(token), json!({})).await;
-                    assert_eq!(status, StatusCode::OK, "{json}");
-                    world.note(|| format!("talker{person} is in {room}"));
-                }
+                0..45 => self.say(world, person, token, &room, count).await,
+                45..52 => self.set_topic(world, person, token, &room, count).await,
+                52..60 => self.redact(world, person, token, count).await,
+                60..65 => self.make(world, person, token, count).await,
+                65..73 => self.read(world, person, token, &room).await,
+                _ => self.move_about(world, person, token, &room).await,
             }
         }
+    }
+
+    /// Comes, goes, asks others in or puts them out. What the room does not allow is refused.
+    async fn move_about(&self, world: &World, person: u64, token: &str, room: &str) {
+        let other = user_id(world.below(PEOPLE));
+        let is_own = self.owners.borrow().get(room) == Some(&person);
+        let (what, body) = match world.below(100) {
+            0..45 => ("join", json!({})),
+            45..60 if !is_own => ("leave", json!({})),
+            45..60 => return,
+            60..75 => ("invite", json!({ "user_id": other })),
+            75..83 => ("kick", json!({ "user_id": other })),
+            83..90 => ("ban", json!({ "user_id": other })),
+            90..95 => ("unban", json!({ "user_id": other })),
+            _ => ("knock", json!({})),
+        };
+        if what != "invite" && what != "join" && other == user_id(person) {
+            return;
+        }
+        let at = if what == "knock" { format!("/_matrix/client/v3/knock/{room}") } else { path(room, what) };
+        let (status, json) = world.insist(Method::POST, &at, Some(token), body).await;
+        let is_refused = status == StatusCode::FORBIDDEN || (what == "unban" && status.is_client_error());
+        assert!(status == StatusCode::OK || is_refused, "{what}: {status} {json}");
+        world.note(|| format!("talker{person}: {what} {other} in {room}: {status}"));
+    }
+
+    /// Says to have read up to some message; receipts may be lost, but never go back.
+    async fn read(&self, world: &World, person: u64, token: &str, room: &str) {
+        let said: Vec<_> = {
+            let said = self.said.borrow();
+            said.values().filter(|(of, _)| of == room).map(|(_, event_id)| event_id.clone()).collect()
+        };
+        if said.is_empty() {
+            return;
+        }
+        let event_id = &said[world.below(said.len() as u64) as usize];
+        let at = path(room, &format!("receipt/m.read/{event_id}"));
+        let (status, json) = world.insist(Method::POST, &at, Some(token), json!({})).await;
+        let is_refused = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+        assert!(status == StatusCode::OK || is_refused, "{status} {json}");
+        world.note(|| format!("talker{person} has read {event_id}: {status}"));
     }
 
     fn choose(&self, world: &World) -> Option<String> {
@@ -97,11 +141,18 @@ impl Rooms {
     async fn make(&self, world: &World, person: u64, token: &str, count: u64) {
         let name = format!("room {count} of {person}");
         self.tried.borrow_mut().insert(name.clone(), false);
-        let body = json!({ "name": name, "topic": "made", "preset": "public_chat" });
+        let mut body = json!({ "name": name, "topic": "made", "preset": "public_chat" });
+        if count > 0 && world.happens(40) {
+            // Who wants in must be asked, or ask.
+            let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+            body["initial_state"] = json!([rule]);
+            body["invite"] = json!([user_id((person + 1) % PEOPLE)]);
+        }
         match world.ask(Method::POST, "/_matrix/client/v3/createRoom", Some(token), body).await {
             Answer::Given(status, json) => {
                 assert_eq!(status, StatusCode::OK, "{json}");
                 world.note(|| format!("talker{person} has made {json}"));
+                self.owners.borrow_mut().insert(text(&json, "room_id"), person);
                 self.made.borrow_mut().insert(text(&json, "room_id"));
                 self.tried.borrow_mut().insert(name, true);
             }
@@ -168,6 +219,10 @@ impl Rooms {
         let (room, event_id) = &own[world.below(own.len() as u64) as usize];
         let redact = path(room, &format!("redact/{event_id}/redact{count}"));
         let (status, json) = world.insist(Method::PUT, &redact, Some(token), json!({})).await;
+        if status == StatusCode::FORBIDDEN {
+            // No longer in the room.
+            return;
+        }
         assert_eq!(status, StatusCode::OK, "{json}");
         world.note(|| format!("talker{person} has redacted {event_id}"));
         self.redacted.borrow_mut().insert(event_id.clone());
@@ -182,33 +237,26 @@ impl Rooms {
     }
 
     /// One sync; answers whether it brought anything.
-    async fn sync(&self, world: &World, person: u64, token: &str, timeout_ms: u64) -> bool {
-        let mut chain = self.chains.borrow_mut().entry(person).or_default().clone();
+    pub(crate) async fn sync(&self, world: &World, person: u64, token: &str, timeout_ms: u64) -> bool {
+        let redacted = self.redacted.borrow().clone();
+        let mut chain =
+            self.chains.borrow_mut().remove(&person).unwrap_or_else(|| Chain::of(&user_id(person)));
         let filter = format!("%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:{EVENTS_MAX}%7D%7D%7D");
         let mut path = format!("/_matrix/client/v3/sync?timeout={timeout_ms}&filter={filter}");
         if let Some(since) = &chain.since {
             path += &format!("&since={since}");
         }
-        let Answer::Given(status, json) = world.ask(Method::GET, &path, Some(token), Value::Null).await
-        else {
-            return true;
-        };
-        assert_eq!(status, StatusCode::OK, "{json}");
-        let mut is_news = false;
-        for (room, news) in json["rooms"]["join"].as_object().into_iter().flatten() {
-            let events = news["timeline"]["events"].as_array().cloned().unwrap_or_default();
-            is_news |= !events.is_empty();
-            let is_limited = news["timeline"]["limited"] == true;
-            let seen = chain.rooms.entry(room.clone()).or_default();
-            assert!(seen.is_empty() || !is_limited, "talker{person}: a gap in {room} without need");
-            for event in events {
-                let event_id = text(&event, "event_id");
-                assert!(!seen.contains(&event_id), "talker{person} is shown {event_id} of {room} again");
-                seen.push(event_id);
+        let answer = world.ask(Method::GET, &path, Some(token), Value::Null).await;
+        let is_news = match answer {
+            Answer::Given(status, json) => {
+                assert_eq!(status, StatusCode::OK, "{json}");
+                let is_news = chain.learn(&json, &redacted, false);
+                self.devices.note_sync(person, chain.count);
+                world.note(|| format!("talker{person} has synced to {:?}, news: {is_news}", chain.since));
+                is_news
             }
-        }
-        chain.since = Some(text(&json, "next_batch"));
-        world.note(|| format!("talker{person} has synced to {:?}, news: {is_news}", chain.since));
+            Answer::Lost => true,
+        };
         self.chains.borrow_mut().insert(person, chain);
         is_news
     }
@@ -222,28 +270,41 @@ impl Rooms {
         }
         let mut all = BTreeMap::new();
         let mut names = BTreeSet::new();
-        for token in people.values() {
+        // Whoever made a room never leaves it, and sees everything there.
+        for (person, token) in &people {
             let (_, json) =
                 world.insist(Method::GET, "/_matrix/client/v3/joined_rooms", Some(token), Value::Null).await;
             for room in json["joined_rooms"].as_array().unwrap() {
                 let room = room.as_str().unwrap();
-                if !all.contains_key(room) {
-                    let name = self.check_whole(world, token, room).await;
+                let events = list_events(world, token, room).await;
+                if events[0]["sender"] == user_id(*person).as_str() {
+                    let (name, state) = self.check_whole(world, token, room).await;
                     assert!(names.insert(name.clone()), "{name} was made twice");
-                    all.insert(room.to_owned(), list_events(world, token, room).await);
+                    self.check_chains(room, &events, &state, &people);
+                    all.insert(room.to_owned(), events);
                 }
             }
         }
+        let chains = self.chains.borrow().clone();
+        let shown = chains.values().flat_map(|chain| chain.rooms());
+        assert!(shown.into_iter().all(|room| all.contains_key(room)), "a room is shown that is not there");
+        self.check_receipts(world, &people).await;
         for (name, was_answered) in self.tried.borrow().iter() {
             assert!(!was_answered || names.contains(name), "{name} is lost");
         }
+        let shared = |one: u64, other: u64| {
+            all.keys().any(|room| {
+                let is_in = |person: u64| chains[&person].standing(room) == Standing::Joined;
+                is_in(one) && is_in(other)
+            })
+        };
+        self.devices.check(world, &people, &chains, shared).await;
         self.check_said(&all);
         self.check_topics(&all);
-        self.check_chains(&all);
     }
 
-    /// A room has everything that it was made with; answers its name.
-    async fn check_whole(&self, world: &World, token: &str, room: &str) -> String {
+    /// A room has everything that it was made with; answers its name, and the ids of its state.
+    async fn check_whole(&self, world: &World, token: &str, room: &str) -> (String, Vec<Value>) {
         let (status, json) = world.insist(Method::GET, &path(room, "state"), Some(token), Value::Null).await;
         assert_eq!(status, StatusCode::OK, "{json}");
         let state = json.as_array().unwrap();
@@ -253,7 +314,7 @@ impl Rooms {
         }
         let name = text(&of("m.room.name").unwrap()["content"], "name");
         assert!(self.tried.borrow().contains_key(&name));
-        name
+        (name, state.clone())
     }
 
     fn check_said(&self, all: &BTreeMap<String, Vec<Value>>) {
@@ -284,21 +345,45 @@ impl Rooms {
         }
     }
 
-    /// A chain shows what the room has from some point on, each event once, in its order.
-    fn check_chains(&self, all: &BTreeMap<String, Vec<Value>>) {
-        for (person, chain) in self.chains.borrow().iter() {
-            for (room, shown) in &chain.rooms {
-                let events: Vec<_> = all[room].iter().map(|event| text(event, "event_id")).collect();
-                let tail = &events[events.len().saturating_sub(shown.len())..];
-                assert_eq!(shown, tail, "talker{person} in {room}");
-                let user = format!("@talker{person}:sim.example");
-                let own_join = all[room].iter().position(|event| {
-                    event["state_key"] == user.as_str() && event["content"]["membership"] == "join"
-                });
-                assert!(
-                    own_join.unwrap() + shown.len() >= events.len(),
-                    "talker{person} missed events of {room}"
-                );
+    /// Each chain shows what the room has, as long as its user was in it, and knows its state and who is what.
+    fn check_chains(&self, room: &str, all: &[Value], state: &[Value], people: &BTreeMap<u64, String>) {
+        let ids = state.iter().map(|event| text(event, "event_id")).collect();
+        for person in people.keys() {
+            let chains = self.chains.borrow();
+            let chain = &chains[person];
+            chain.check(room, all, &ids);
+            let user = user_id(*person);
+            let member = state
+                .iter()
+                .find(|event| event["type"] == "m.room.member" && event["state_key"] == user.as_str());
+            let expected = match member.map(|event| event["content"]["membership"].as_str().unwrap()) {
+                Some("join") => Standing::Joined,
+                Some("invite") => Standing::Invited,
+                Some("knock") => Standing::Knocking,
+                _ => Standing::Out,
+            };
+            assert_eq!(chain.standing(room), expected, "{user} in {room}");
+        }
+    }
+
+    /// What a chain was told of receipts in the end is what a new device is told.
+    async fn check_receipts(&self, world: &World, people: &BTreeMap<u64, String>) {
+        for (person, token) in people {
+            let path = "/_matrix/client/v3/sync?timeout=0";
+            let (status, json) = world.insist(Method::GET, path, Some(token), Value::Null).await;
+            assert_eq!(status, StatusCode::OK, "{json}");
+            let mut anew = Chain::of(&user_id(*person));
+            anew.learn(&json, &BTreeSet::new(), true);
+            let chains = self.chains.borrow();
+            for room in json["rooms"]["join"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+                let (now, known) = (anew.receipts(room), chains[person].receipts(room));
+                for (user, event) in now {
+                    assert_eq!(
+                        known.get(&user),
+                        Some(&event),
+                        "talker{person}, receipts of {user} in {room}"
+                    );
+                }
             }
         }
     }

@@ -100,6 +100,12 @@ impl Memory {
         self.reads.load(Ordering::Relaxed)
     }
 
+    /// How many rows there are.
+    pub(crate) fn count_rows(&self) -> u64 {
+        let state = self.state.lock();
+        super::Family::ALL.into_iter().map(|family| state.rows.of(family).len() as u64).sum()
+    }
+
     /// How many writes a crash could lose.
     pub fn unsynced_writes(&self) -> usize {
         self.state.lock().unsynced.len()

@@ -149,6 +149,15 @@ impl Rocks {
         EngineBytes { cache: self.cache.get_usage(), memtables: self.memtables.get_usage() }
     }
 
+    /// About how many rows there are: what was overwritten and not compacted yet counts twice.
+    pub(crate) fn estimate_rows(&self) -> u64 {
+        let of = |family| {
+            let family = self.family(family).ok()?;
+            self.db.property_int_value_cf(family, rocksdb::properties::ESTIMATE_NUM_KEYS).ok()?
+        };
+        Family::ALL.into_iter().filter_map(of).sum()
+    }
+
     /// About how many bytes the rows with `low <= key < high` take on disk, by the engine's own index of its files.
     pub fn disk_bytes(&self, family: Family, low: &[u8], high: &[u8]) -> Result<u64, Fault> {
         let ranges = [rocksdb::Range::new(low, high)];

@@ -1,0 +1,176 @@
+//! What must hold of the rows of accounts: `db check` asks.
+
+use std::collections::BTreeSet;
+
+use ruma::UserId;
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    ids::{DeviceNum, UserNum},
+    store::{
+        Direction, Fault, LogEntry, Snapshot,
+        check::{Doubts, RowCheck},
+        key::Json,
+        schema::{
+            self,
+            accounts::{AccessTokenRow, RefreshTokenRow},
+        },
+    },
+};
+
+/// The checks of accounts, devices, tokens and account data.
+pub fn checks() -> Vec<RowCheck> {
+    vec![
+        RowCheck::of(&schema::USERS, |read, user, row, doubts| {
+            let Ok(user_id) = <&UserId>::try_from(row.user_id.as_str()) else {
+                doubts.unless(false, "it has no user id");
+                return Ok(());
+            };
+            let named = schema::USER_NAMES.get(read, user_id.localpart())?;
+            doubts.unless(named == Some(*user), format!("the name {} is not its own", user_id.localpart()));
+            let is_hidden = schema::ERASED_USERS.contains(read, &row.user_id)?;
+            doubts.unless(
+                is_hidden == row.is_erased,
+                "readers of its events are told otherwise of its erasure",
+            );
+            Ok(())
+        }),
+        RowCheck::of(&schema::ERASED_USERS, |read, user_id, (), doubts| {
+            let Ok(parsed) = <&UserId>::try_from(user_id.as_str()) else {
+                doubts.unless(false, "this is no user id");
+                return Ok(());
+            };
+            let row = match super::users::find_num(read, parsed)? {
+                Some(user) => super::users::find(read, user)?,
+                None => None,
+            };
+            doubts.unless(row.is_some_and(|row| row.is_erased), "nobody of this name asked for it");
+            Ok(())
+        }),
+        RowCheck::of(&schema::USER_NAMES, |read, name, user, doubts| {
+            let row = schema::USERS.get(read, *user)?;
+            let user_id = row.as_ref().and_then(|row| <&UserId>::try_from(row.user_id.as_str()).ok());
+            let is_it = user_id.is_some_and(|user_id| user_id.localpart() == name);
+            doubts.unless(is_it, format!("account {user} is gone or has another name"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::PASSWORDS, |read, user, _, doubts| account(read, *user, doubts)),
+        RowCheck::of(&schema::PROFILES, |read, (user, _), value, doubts| {
+            doubts.unless(serde_json::from_slice::<&RawValue>(value).is_ok(), "it is not JSON");
+            account(read, *user, doubts)
+        }),
+        RowCheck::of(&schema::FILTERS, |read, (user, _), filter, doubts| {
+            doubts.unless(serde_json::from_slice::<Value>(filter).is_ok(), "it is not JSON");
+            account(read, *user, doubts)
+        }),
+        RowCheck::of(&schema::REGISTRATION_TOKENS, |_, _, Json(row), doubts| {
+            doubts.unless(row.uses_max.is_none_or(|max| row.uses <= max), "it was used too often");
+            Ok(())
+        }),
+    ]
+    .into_iter()
+    .chain(devices())
+    .chain(account_data())
+    .collect()
+}
+
+fn devices() -> [RowCheck; 5] {
+    let mut seen = Devices::default();
+    [
+        RowCheck::of(&schema::DEVICES, |read, (user, _), Json(row), doubts| {
+            let last = schema::USERS.get(read, *user)?.map(|row| row.last_device.0);
+            doubts.unless(last.is_some(), "its account is gone");
+            doubts.unless(
+                row.num >= 1 && last.is_none_or(|last| row.num <= last),
+                "its number was never given",
+            );
+            Ok(())
+        }),
+        RowCheck::of(&schema::ACCESS_TOKENS, |read, hash, row: &AccessTokenRow, doubts| {
+            let key = (row.user, row.device, super::tokens::KIND_ACCESS, hash);
+            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not know it");
+            device(read, row.user, row.device, &row.device_id, doubts)
+        }),
+        RowCheck::of(&schema::REFRESH_TOKENS, |read, hash, Json(row): &Json<RefreshTokenRow>, doubts| {
+            let (user, num) = (UserNum(row.user), DeviceNum(row.device));
+            let key = (user, num, super::tokens::KIND_REFRESH, hash);
+            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not know it");
+            device(read, user, num, &row.device_id, doubts)
+        }),
+        RowCheck::of(&schema::DEVICE_TOKENS, |read, (user, num, kind, hash), (), doubts| {
+            let of = match *kind {
+                super::tokens::KIND_ACCESS => {
+                    schema::ACCESS_TOKENS.get(read, hash)?.map(|row| (row.user, row.device))
+                }
+                super::tokens::KIND_REFRESH => schema::REFRESH_TOKENS
+                    .get(read, hash)?
+                    .map(|Json(row)| (UserNum(row.user), DeviceNum(row.device))),
+                _ => None,
+            };
+            doubts.unless(of == Some((*user, *num)), "there is no such token of this device");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEVICE_SEEN, move |read, (user, device), _, doubts| {
+            doubts.unless(seen.has(read, *user, *device)?, "there is no such device");
+            Ok(())
+        }),
+    ]
+}
+
+fn account_data() -> [RowCheck; 2] {
+    [
+        RowCheck::of(&schema::ACCOUNT_DATA, |read, (user, room, kind), row, doubts| {
+            doubts.logged(read, row.position, LogEntry::AccountData { user: *user })?;
+            doubts.unless(serde_json::from_slice::<&RawValue>(&row.content).is_ok(), "it is not JSON");
+            let logged = schema::ACCOUNT_DATA_LOG.get(read, (*user, row.position))?;
+            let is_it = logged.is_some_and(|Json(key)| key.room == *room && key.kind == *kind);
+            doubts.unless(is_it, "the user's log does not name it");
+            account(read, *user, doubts)
+        }),
+        RowCheck::of(&schema::ACCOUNT_DATA_LOG, |read, (user, position), Json(key), doubts| {
+            let row = schema::ACCOUNT_DATA.get(read, (*user, key.room.as_str(), key.kind.as_str()))?;
+            // It counts only while the row still says that position.
+            let is_known = row.is_some_and(|row| row.position >= *position);
+            doubts.unless(is_known, format!("there is no {} of {:?} as new as that", key.kind, key.room));
+            Ok(())
+        }),
+    ]
+}
+
+fn account(read: &Snapshot, user: UserNum, doubts: &mut Doubts) -> Result<(), Fault> {
+    doubts.unless(schema::USERS.contains(read, user)?, "its account is gone");
+    Ok(())
+}
+
+fn device(
+    read: &Snapshot,
+    user: UserNum,
+    num: DeviceNum,
+    id: &str,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let row = schema::DEVICES.get(read, (user, id))?;
+    let is_it = row.is_some_and(|Json(row)| row.num == num.0);
+    doubts.unless(is_it, format!("device {num} of account {user} is gone"));
+    account(read, user, doubts)
+}
+
+/// Which devices there are, for tables that know them by their numbers: those of one user at a time, as rows come in the
+/// order of users.
+#[derive(Default)]
+pub(crate) struct Devices {
+    of: Option<UserNum>,
+    nums: BTreeSet<u32>,
+}
+
+impl Devices {
+    /// Whether the user has a device of this number.
+    pub(crate) fn has(&mut self, read: &Snapshot, user: UserNum, device: DeviceNum) -> Result<bool, Fault> {
+        if self.of != Some(user) {
+            let rows = schema::DEVICES.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
+            self.nums = rows.map(|row| row.map(|(_, Json(row))| row.num)).collect::<Result<_, _>>()?;
+            self.of = Some(user);
+        }
+        Ok(self.nums.contains(&device.0))
+    }
+}

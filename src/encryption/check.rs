@@ -1,0 +1,126 @@
+//! What must hold of inboxes and keys of devices: `db check` asks.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+use crate::{
+    accounts::check::Devices,
+    ids::{DeviceNum, UserNum},
+    store::{
+        Direction, Fault, LogEntry, Snapshot,
+        check::{Doubts, RowCheck},
+        key::Json,
+        schema::{self, encryption::InboxState, encryption::KeyCounts},
+    },
+};
+
+/// The checks of messages between devices, device lists and keys.
+pub fn checks() -> Vec<RowCheck> {
+    let (mut of_inbox, mut of_txns, mut of_keys, mut of_one_time, mut of_fallback) =
+        (Devices::default(), Devices::default(), Devices::default(), Devices::default(), Devices::default());
+    vec![
+        RowCheck::of(&schema::INBOX, move |read, (user, device, position), message, doubts| {
+            doubts.logged(read, *position, LogEntry::ToDevice { user: *user })?;
+            doubts.unless(serde_json::from_slice::<&RawValue>(message).is_ok(), "it is not JSON");
+            let state = schema::INBOX_STATE.get(read, (*user, *device))?;
+            let waits = state.is_some_and(|state| state.acknowledged < *position);
+            doubts.unless(waits, "its device has confirmed it, or keeps no account of it");
+            doubts.unless(of_inbox.has(read, *user, *device)?, "its device is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::INBOX_STATE, inbox_state),
+        RowCheck::of(&schema::TO_DEVICE_TXN_LOG, |read, (user, device, _, kind, txn), (), doubts| {
+            let key = (*user, *device, kind.as_str(), txn.as_str());
+            doubts.unless(schema::TO_DEVICE_TXNS.contains(read, key)?, "the request itself is not known");
+            Ok(())
+        }),
+        RowCheck::of(&schema::TO_DEVICE_TXNS, move |read, (user, device, ..), _, doubts| {
+            doubts.unless(of_txns.has(read, *user, *device)?, "its device is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEVICE_CHANGED, |read, user_id, position, doubts| {
+            doubts.position(read, *position);
+            let logged = schema::DEVICE_LOG.get(read, *position)?;
+            doubts.unless(logged.as_ref() == Some(user_id), "the log of device lists does not name it");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEVICE_LOG, |read, position, user_id, doubts| {
+            doubts.position(read, *position);
+            // It counts only while the row still says that position.
+            let changed = schema::DEVICE_CHANGED.get(read, user_id)?;
+            doubts.unless(changed.is_some_and(|at| at >= *position), "its user has not changed since");
+            Ok(())
+        }),
+        RowCheck::of(&schema::DEVICE_KEYS, move |read, (user, device), keys, doubts| {
+            doubts.unless(serde_json::from_slice::<&RawValue>(keys).is_ok(), "they are not JSON");
+            doubts.unless(of_keys.has(read, *user, *device)?, "their device is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::ONE_TIME_KEYS, move |read, (user, device, _, position, _), key, doubts| {
+            doubts.position(read, *position);
+            doubts.unless(serde_json::from_slice::<&RawValue>(key).is_ok(), "it is not JSON");
+            doubts.unless(of_one_time.has(read, *user, *device)?, "its device is gone");
+            counted(read, *user, *device, doubts)
+        }),
+        RowCheck::of(&schema::FALLBACK_KEYS, move |read, (user, device, _), Json(row), doubts| {
+            doubts.unless(serde_json::from_str::<&RawValue>(&row.key).is_ok(), "it is not JSON");
+            doubts.unless(of_fallback.has(read, *user, *device)?, "its device is gone");
+            counted(read, *user, *device, doubts)
+        }),
+        RowCheck::of(&schema::KEY_COUNTS, key_counts),
+    ]
+}
+
+fn counted(read: &Snapshot, user: UserNum, device: DeviceNum, doubts: &mut Doubts) -> Result<(), Fault> {
+    doubts.unless(schema::KEY_COUNTS.contains(read, (user, device))?, "it is not counted");
+    Ok(())
+}
+
+/// What is said to wait is what waits.
+fn inbox_state(
+    read: &Snapshot,
+    (user, device): &(UserNum, DeviceNum),
+    state: &InboxState,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    doubts.position(read, state.acknowledged);
+    let (mut messages, mut bytes) = (0, 0);
+    for row in schema::INBOX.prefix::<(UserNum, DeviceNum)>(read, (*user, *device), Direction::Up)? {
+        messages += 1;
+        bytes += row?.1.len() as u64;
+    }
+    let is_right = (messages, bytes) == (state.messages, state.bytes);
+    let said = format!("{} messages of {} bytes are said to wait", state.messages, state.bytes);
+    doubts.unless(is_right, format!("{said}, and {messages} of {bytes} do"));
+    Ok(())
+}
+
+/// What is said to be left is what is left.
+fn key_counts(
+    read: &Snapshot,
+    (user, device): &(UserNum, DeviceNum),
+    Json(counts): &Json<KeyCounts>,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let mut left = BTreeMap::<String, u64>::new();
+    for row in schema::ONE_TIME_KEYS.prefix::<(UserNum, DeviceNum)>(read, (*user, *device), Direction::Up)? {
+        let ((_, _, algorithm, ..), _) = row?;
+        *left.entry(algorithm).or_default() += 1;
+    }
+    let said: BTreeMap<String, u64> = counts
+        .one_time
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| (name.clone(), *count))
+        .collect();
+    doubts.unless(said == left, format!("{said:?} are said to be left, and {left:?} are"));
+    for algorithm in &counts.unused_fallback {
+        let key = (*user, *device, algorithm.as_str());
+        doubts.unless(
+            schema::FALLBACK_KEYS.contains(read, key)?,
+            format!("there is no fallback key of {algorithm}"),
+        );
+    }
+    Ok(())
+}

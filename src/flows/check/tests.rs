@@ -1,0 +1,307 @@
+//! A server that has rows in every table, each of which is then lost, and doubled under another key: the check names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::{
+    api::extract::Peer,
+    config::{Config, RegistrationMode},
+    env::Env,
+    ids::{EventNum, Order, Position, RoomNum, SideNum},
+    server::Server,
+    store::{
+        Direction, Durability, Engine, Family, Read, cursor,
+        engine::{Change, Memory},
+        schema::{rooms::AsideRow, rooms::Place, state::HoleRow, state::SideRow, state::Val},
+    },
+};
+
+struct House {
+    server: Server,
+    token: String,
+}
+
+impl House {
+    async fn ask(&self, method: &str, path: &str, token: &str, body: Value) -> Value {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let mut request = request.body(Body::from(body.to_string())).unwrap();
+        request.extensions_mut().insert(Peer([192, 0, 2, 1].into()));
+        let response = self.server.router().oneshot(request).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_eq!(status, StatusCode::OK, "{method} {path}: {json}");
+        json
+    }
+
+    async fn own(&self, method: &str, path: &str, body: Value) -> Value {
+        self.ask(method, &format!("/_matrix/client/v3/{path}"), &self.token, body).await
+    }
+
+    fn store(&self) -> &Store {
+        &self.server.app().store
+    }
+
+    /// Writes as the owners do.
+    fn write(&self, change: impl FnOnce(&mut crate::store::Batch)) {
+        let mut batch = self.store().batch();
+        change(&mut batch);
+        drop(self.store().enqueue(batch).unwrap());
+        self.store().flush().unwrap();
+    }
+
+    /// Writes behind the store's back.
+    fn damage(&self, change: Change) {
+        self.store().engine().write(std::iter::once(&change), false).unwrap();
+        self.write(|_| ());
+    }
+
+    fn rows(&self) -> BTreeMap<&'static str, Vec<(Family, Bytes, Bytes)>> {
+        let snapshot = self.store().snapshot();
+        let mut rows = BTreeMap::<_, Vec<_>>::new();
+        for (id, family, name, _) in schema::ROWS {
+            for row in snapshot.range_raw(*family, vec![*id], vec![*id + 1], Direction::Up).unwrap() {
+                let (key, value) = row.unwrap();
+                rows.entry(*name).or_default().push((*family, key, value));
+            }
+        }
+        rows
+    }
+
+    fn findings(&self) -> Vec<String> {
+        check(self.store(), &mut |_| ()).unwrap().findings
+    }
+}
+
+fn text(json: &Value, key: &str) -> String {
+    json[key].as_str().unwrap_or_else(|| panic!("no {key} in {json}")).to_owned()
+}
+
+fn register(name: &str) -> Value {
+    json!({ "username": name, "password": "a password", "auth": { "type": "m.login.dummy" }, "refresh_token": true })
+}
+
+/// Somebody who has used everything there is.
+async fn a_house() -> House {
+    let mut config = Config::default();
+    config.server.name = "check.example".try_into().unwrap();
+    config.registration.mode = RegistrationMode::Open;
+    config.passwords.argon2_memory_kib = 8;
+    config.passwords.argon2_iterations = 1;
+    config.limits.rate_limits = false;
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    let server = Server::start(config, Env::simulated(1, 1_767_225_600_000), store).unwrap();
+    let mut house = House { server, token: String::new() };
+    let alice = house.own("POST", "register", register("alice")).await;
+    let bob = text(&house.own("POST", "register", register("bob")).await, "access_token");
+    house.token = text(&alice, "access_token");
+    let device = text(&alice, "device_id");
+    house.own("PUT", "profile/@alice:check.example/displayname", json!({ "displayname": "Alice" })).await;
+    house.own("POST", "user/@alice:check.example/filter", json!({ "room": {} })).await;
+    house.own("PUT", "user/@alice:check.example/account_data/kind", json!({ "a": 1 })).await;
+    house.own("PUT", "user/@alice:check.example/account_data/other", json!({ "a": 1 })).await;
+    house
+        .own("PUT", "pushrules/global/override/mine", json!({ "actions": ["notify"], "conditions": [] }))
+        .await;
+    let pusher = json!({
+        "kind": "http", "app_id": "app", "pushkey": "key", "app_display_name": "App", "lang": "en",
+        "device_display_name": "phone", "data": { "url": "https://push.example/_matrix/push/v1/notify" },
+    });
+    house.own("POST", "pushers/set", pusher).await;
+    house
+        .own(
+            "POST",
+            "keys/upload",
+            json!({
+                "device_keys": {
+                    "user_id": "@alice:check.example", "device_id": device, "algorithms": [], "keys": {},
+                    "signatures": {},
+                },
+                "one_time_keys": { "curve25519:A": "a", "curve25519:B": "b" },
+                "fallback_keys": { "curve25519:F": { "key": "f", "fallback": true } },
+            }),
+        )
+        .await;
+    let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
+    house.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
+    house.own("PUT", "sendToDevice/m.test/2", to_alice).await;
+    let room = json!({
+        "preset": "public_chat", "name": "A room", "room_alias_name": "here", "visibility": "public",
+        "invite": ["@bob:check.example"], "power_level_content_override": { "events_default": 0 },
+    });
+    let room = text(&house.own("POST", "createRoom", room).await, "room_id");
+    house.own("POST", "createRoom", json!({ "room_alias_name": "there", "visibility": "public" })).await;
+    house.ask("POST", &format!("/_matrix/client/v3/join/{room}"), &bob, json!({})).await;
+    let send = |txn: &str, content: Value| {
+        let path = format!("rooms/{room}/send/m.room.message/{txn}");
+        let house = &house;
+        async move { text(&house.own("PUT", &path, content).await, "event_id") }
+    };
+    let said = send("1", json!({ "msgtype": "m.text", "body": "first" })).await;
+    let edit = json!({ "rel_type": "m.replace", "event_id": said });
+    send("2", json!({ "msgtype": "m.text", "body": "* 1", "m.relates_to": edit })).await;
+    let thread = json!({ "rel_type": "m.thread", "event_id": said });
+    send("3", json!({ "msgtype": "m.text", "body": "in thread", "m.relates_to": thread })).await;
+    let hail =
+        json!({ "msgtype": "m.text", "body": "Bob!", "m.mentions": { "user_ids": ["@bob:check.example"] } });
+    send("4", hail).await;
+    let reaction = json!({ "rel_type": "m.annotation", "event_id": said, "key": "+" });
+    house.own("PUT", &format!("rooms/{room}/send/m.reaction/7"), json!({ "m.relates_to": reaction })).await;
+    let wrong = send("5", json!({ "msgtype": "m.text", "body": "wrong" })).await;
+    house.own("PUT", &format!("rooms/{room}/redact/{wrong}/6"), json!({})).await;
+    house.own("POST", &format!("rooms/{room}/receipt/m.read/{said}"), json!({})).await;
+    let bobs = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{wrong}");
+    house.ask("POST", &bobs, &bob, json!({})).await;
+    house.server.app().env.sleep(std::time::Duration::from_secs(1)).await;
+    house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
+    house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
+    house.own("POST", "register", register("carol")).await;
+    let token = crate::store::schema::accounts::RegistrationTokenRow::default();
+    house.write(|batch| {
+        crate::accounts::users::deactivate(batch, UserNum(3), true).unwrap();
+        crate::accounts::registration::create_token(batch, "token", &token).unwrap();
+        cursor::advance(batch, "reader", Position::new(3).unwrap());
+        let timer = crate::store::timer::Timer {
+            due_ms: u64::MAX,
+            kind: TimerKind::TellRooms,
+            key: 1_u64.to_be_bytes().to_vec(),
+            content: Bytes::new(),
+        };
+        crate::store::timer::set(batch, &timer);
+    });
+    while let Some(batch) = crate::store::tail::trim(house.store(), 1_767_225_600_000).unwrap() {
+        drop(house.store().enqueue(batch).unwrap());
+        house.store().flush().unwrap();
+    }
+    add_what_only_other_servers_make(&house);
+    house
+}
+
+/// An event put aside, two side states and a hole: rows that come with federation.
+fn add_what_only_other_servers_make(house: &House) {
+    house.write(|batch| {
+        let room = RoomNum(1);
+        let mut row = schema::ROOM.get(batch, room).unwrap().unwrap();
+        let ((_, order), event) =
+            schema::TIMELINE.prefix::<(RoomNum,)>(batch, (room,), Direction::Down).unwrap().next().unwrap().unwrap();
+        let key = event.header.state_key.unwrap();
+        let base = crate::store::schema::state::Ref::Main(row.state_tip);
+        let own = SideRow::new(base, 1, [(key, Val::Absent)]);
+        schema::SIDE.put(batch, (room, SideNum(row.next_side)), &own);
+        let base = crate::store::schema::state::Ref::Side(SideNum(row.next_side));
+        let other = SideNum(row.next_side + 1);
+        schema::SIDE.put(batch, (room, other), &SideRow::new(base, 2, [(key, Val::Absent)]));
+        let base = crate::store::schema::state::Ref::Side(other);
+        row.next_side += 2;
+        // A message that cites the newest event, as if it were somebody else's.
+        let (header, json) = {
+            let rules = crate::rooms::rules(&row).unwrap();
+            let json = json!({
+                "auth_events": [], "content": {}, "depth": 99, "hashes": { "sha256": "" }, "origin_server_ts": 1,
+                "prev_events": [], "sender": "@carol:elsewhere.example", "signatures": {}, "type": "x",
+            });
+            let bytes = Bytes::from(json.to_string());
+            let object: ruma::CanonicalJsonObject = serde_json::from_slice(&bytes).unwrap();
+            let hash = ruma::signatures::reference_hash(&object, rules).unwrap();
+            let id = ruma::EventId::parse(format!("${hash}")).unwrap();
+            let header = crate::store::schema::rooms::EventHeader {
+                event: EventNum(row.next_event),
+                hash: crate::rooms::event::parse_event_id(&id).unwrap(),
+                state_key: None,
+                replaces: None,
+                redacted_by: None,
+                before: Some(base),
+                after: None,
+                prev: vec![event.header.event],
+                auth: Vec::new(),
+                sent_by: None,
+                spans: crate::rooms::event::locate(&bytes).unwrap(),
+                ..event.header.clone()
+            };
+            (header, bytes)
+        };
+        row.next_event += 1;
+        schema::EVENT_ID.put(batch, &header.hash, &(room, header.event));
+        schema::PLACE.put(batch, (room, header.event), &Place::Aside);
+        let number = header.event;
+        let row_of_event = crate::store::schema::rooms::EventRow { header, json };
+        let aside = AsideRow { rejected: true, why: "so".to_owned(), row: row_of_event };
+        schema::ASIDE.put(batch, (room, number), &aside);
+        let waiting = crate::store::schema::rooms::RedactionWaitingRow { by_power: true };
+        schema::REDACTION_WAITING.put(batch, (room, &[7; 32], number), &waiting);
+        schema::HOLE.put(batch, (room, order), &HoleRow::default());
+        let marker = Order { minor: -1, ..order };
+        let count = schema::STATE_LOG.get(batch, (room, order)).unwrap().unwrap().count - 1;
+        let log = crate::store::schema::state::LogRow { count, changes: Vec::new() };
+        schema::STATE_LOG.put(batch, (room, marker), &log);
+        schema::ROOM.put(batch, room, &row);
+    });
+}
+
+/// Of these tables a row may go and nothing else says that it was there: what people set and nobody refers to, what
+/// counts on from nothing, notes, log entries that are trimmed one day. (A head is written with each flush.)
+const MAY_BE_LOST: [&str; 21] = [
+    "CURSOR",
+    "DEVICE_KEYS",
+    "DEVICE_SEEN",
+    "FILTERS",
+    "HEAD",
+    "HOLE",
+    "LOG",
+    "LOG_TIME",
+    "LOG_TRIMMED",
+    "PASSWORDS",
+    "PROFILES",
+    "PUBLISHED",
+    "PUSH_RULES",
+    "REDACTED_ORIGINAL",
+    "REDACTION_WAITING",
+    "REGISTRATION_TOKENS",
+    "SERVER_FACTS",
+    "TIMER",
+    "TO_DEVICE_TXN_LOG",
+    "UNREAD",
+    "UNREAD_OWN",
+];
+/// Any hour may have a row; and an empty row of the log of states is a marker.
+const MAY_BE_STRAY: [&str; 2] = ["LOG_TIME", "STATE_LOG"];
+
+#[tokio::test(start_paused = true)]
+async fn whichever_row_is_lost_or_stray_is_found() {
+    let house = a_house().await;
+    assert_eq!(house.findings(), [""; 0]);
+    let all = house.rows();
+    let (mut lost, mut stray) = (BTreeSet::new(), BTreeSet::new());
+    for (name, rows) in &all {
+        for (family, key, value) in rows {
+            house.damage(Change::Row(*family, key.clone(), None));
+            if house.findings().is_empty() {
+                lost.insert(*name);
+            }
+            house.damage(Change::Row(*family, key.clone(), Some(value.clone())));
+            // The same row under the next number.
+            let mut other = key.to_vec();
+            *other.last_mut().unwrap() ^= 0x40;
+            if rows.iter().any(|(_, key, _)| **key == *other) || other[0] != key[0] {
+                continue;
+            }
+            house.damage(Change::Row(*family, other.clone().into(), Some(value.clone())));
+            if house.findings().iter().all(|finding| !finding.contains(name)) {
+                stray.insert(*name);
+            }
+            house.damage(Change::Row(*family, other.into(), None));
+        }
+    }
+    assert!(all.len() + 1 >= schema::ROWS.len(), "some tables have no row: {:?}", all.keys());
+    assert_eq!(lost, BTreeSet::from(MAY_BE_LOST));
+    assert_eq!(stray, BTreeSet::from(MAY_BE_STRAY));
+    assert_eq!(house.findings(), [""; 0]);
+}

@@ -1,0 +1,209 @@
+//! What must hold of the rows of rooms: `db check` asks.
+
+mod events;
+
+use ruma::UserId;
+
+use crate::{
+    accounts,
+    ids::{EventNum, RoomNum, UserNum},
+    rooms::{
+        event, members, relations,
+        state::{self, Ref, Val},
+    },
+    store::{
+        Direction, Fault, LogEntry, Snapshot,
+        check::{Doubts, RowCheck},
+        key::Json,
+        schema::{
+            self,
+            receipts::{ReceiptKey, ReceiptRow},
+            rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
+        },
+    },
+};
+
+const MEMBER: &str = "m.room.member";
+
+/// The checks of rooms: the rooms themselves, their events, state, members, names and receipts.
+pub fn checks() -> Vec<RowCheck> {
+    let own = [
+        RowCheck::of(&schema::ROOM, room),
+        RowCheck::of(&schema::ROOM_ID, |read, id, room, doubts| {
+            let row = schema::ROOM.get(read, *room)?;
+            let is_it = row.is_some_and(|row| row.id.as_str() == id);
+            doubts.unless(is_it, format!("room {room} is gone or has another id"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::USER_ROOM, user_room),
+        RowCheck::of(&schema::ROOM_USER, |read, (room, user), membership, doubts| {
+            let row = schema::USER_ROOM.get(read, (*user, *room))?;
+            let is_it = row.is_some_and(|row| row.membership == *membership);
+            doubts.unless(is_it, "the user's own row says something else");
+            doubts.unless(is_near(*membership), "who is not in a room has no such row");
+            Ok(())
+        }),
+        RowCheck::of(&schema::ALIAS, |read, alias, Json(row), doubts| {
+            let room = RoomNum(row.room);
+            doubts.unless(schema::ROOM.contains(read, room)?, format!("there is no room {room}"));
+            let listed = schema::ROOM_ALIAS.contains(read, (room, alias.as_str()))?;
+            doubts.unless(listed, "its room does not list it");
+            Ok(())
+        }),
+        RowCheck::of(&schema::ROOM_ALIAS, |read, (room, alias), (), doubts| {
+            let row = schema::ALIAS.get(read, alias)?;
+            doubts.unless(
+                row.is_some_and(|Json(row)| row.room == room.0),
+                "the alias names another room or none",
+            );
+            Ok(())
+        }),
+        RowCheck::of(&schema::PUBLISHED, |read, room, (), doubts| {
+            doubts.unless(schema::ROOM.contains(read, *room)?, "there is no such room");
+            Ok(())
+        }),
+        RowCheck::of(&schema::RECEIPTS, |read, (room, user, kind, thread), row, doubts| {
+            let key = ReceiptKey { user: user.clone(), kind: *kind, thread: thread.clone() };
+            receipt(read, *room, &key, row, doubts)
+        }),
+        RowCheck::of(&schema::RECEIPT_LOG, |read, (room, position), Json(key), doubts| {
+            let row =
+                schema::RECEIPTS.get(read, (*room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+            // It counts only while the receipt still says that position.
+            doubts.unless(
+                row.is_some_and(|row| row.position >= *position),
+                "there is no receipt as new as that",
+            );
+            Ok(())
+        }),
+    ];
+    let of_events = events::checks().into_iter().chain(relations::check::checks());
+    own.into_iter().chain(of_events).chain(state::check::checks()).collect()
+}
+
+/// Whether a user of this membership stands in the list of the room's users.
+fn is_near(membership: Membership) -> bool {
+    matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
+}
+
+/// A reference to a state is to one that can be read.
+pub(super) fn reference(read: &Snapshot, room: RoomNum, at: Ref, doubts: &mut Doubts) -> Result<(), Fault> {
+    match at {
+        Ref::Main(order) => doubts.position(read, order.anchor),
+        Ref::Side(side) => {
+            let there = schema::SIDE.contains(read, (room, side))?;
+            doubts.unless(there, format!("the side state {side} that it names is not there"));
+        }
+    }
+    Ok(())
+}
+
+fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {
+    let named = schema::ROOM_ID.get(read, row.id.as_str())?;
+    doubts.unless(named == Some(*num), format!("the id {} is not its own", row.id));
+    if row.resident == Resident::No {
+        return Ok(());
+    }
+    doubts.position(read, row.tip.anchor);
+    doubts.unless(schema::TIMELINE.contains(read, (*num, row.tip))?, "no event stands at its tip");
+    let state_tip = state::tip(read, *num)?;
+    doubts.unless(state_tip == Ref::Main(row.state_tip), "its state changed last elsewhere than it says");
+    doubts.unless(!row.heads.is_empty(), "it has no heads");
+    for Head { event, hash, depth, after, .. } in &row.heads {
+        let stored = event::find(read, *num, *event)?;
+        let is_it = stored.is_some_and(|it| (it.row.header.hash, it.row.header.depth) == (*hash, *depth));
+        doubts.unless(is_it, format!("its head {event} is not there or is another event"));
+        reference(read, *num, *after, doubts)?;
+    }
+    let (mut joined, mut invited) = (0, 0);
+    let of_members = std::ops::Bound::Included((*num, MEMBER));
+    let keys =
+        schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, of_members, of_members, Direction::Up)?;
+    for key in keys {
+        let ((_, _, user), key) = key?;
+        let Some(event) = state::current(read, *num, key)? else { continue };
+        let membership = members::membership_of_event(read, *num, event)?;
+        joined += u32::from(membership == Membership::Join);
+        invited += u32::from(membership == Membership::Invite);
+        if membership == Membership::Join {
+            joined_user(read, *num, &user, event, doubts)?;
+        }
+    }
+    let is_right = (row.joined, row.invited) == (joined, invited);
+    let said = format!("{} joined and {} invited are counted", row.joined, row.invited);
+    doubts.unless(is_right, format!("{said}, and {joined} and {invited} are"));
+    Ok(())
+}
+
+/// One of our users who is in a room knows it. (Who was invited before having an account does not.)
+fn joined_user(
+    read: &Snapshot,
+    room: RoomNum,
+    user_id: &str,
+    event: EventNum,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(()) };
+    let Some(user) = accounts::users::find_num(read, user_id)? else { return Ok(()) };
+    let row = members::find(read, user, room)?;
+    let is_it = row.is_some_and(|row| row.membership == Membership::Join && row.event == event);
+    doubts
+        .unless(is_it, format!("{user_id} is in it by event {event}, and the user's own row says otherwise"));
+    Ok(())
+}
+
+fn user_room(
+    read: &Snapshot,
+    (user, room): &(UserNum, RoomNum),
+    row: &UserRoomRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    doubts.position(read, row.since);
+    let listed = schema::ROOM_USER.get(read, (*room, *user))?;
+    let expected = Some(row.membership).filter(|membership| is_near(*membership));
+    doubts.unless(listed == expected, "the room's list of users says something else");
+    let Some(account) = schema::USERS.get(read, *user)? else {
+        doubts.unless(false, "its account is gone");
+        return Ok(());
+    };
+    let Some(of) = schema::ROOM.get(read, *room)? else {
+        doubts.unless(false, "the room is gone");
+        return Ok(());
+    };
+    if of.resident == Resident::No {
+        return Ok(());
+    }
+    let now = match state::find_key(read, *room, MEMBER, &account.user_id)? {
+        Some(key) => state::now(read, *room, key)?,
+        None => Val::Absent,
+    };
+    let membership = match now {
+        Val::Event(event) => {
+            doubts.unless(event == row.event, format!("the room's state says so by event {event}"));
+            members::membership_of_event(read, *room, event)?
+        }
+        Val::Absent => Membership::Leave,
+        // Partial state: nobody can say.
+        Val::Unknown => row.membership,
+    };
+    let said = membership.as_str();
+    doubts.unless(membership == row.membership, format!("the room's state says {said:?}"));
+    Ok(())
+}
+
+fn receipt(
+    read: &Snapshot,
+    room: RoomNum,
+    key: &ReceiptKey,
+    row: &ReceiptRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    doubts.logged(read, row.position, LogEntry::Receipts { room })?;
+    let logged = schema::RECEIPT_LOG.get(read, (room, row.position))?;
+    doubts.unless(logged.is_some_and(|Json(logged)| logged == *key), "the room's log does not name it");
+    let event = <&ruma::EventId>::try_from(row.event_id.as_str()).ok();
+    let event = event.map(|id| event::find_num(read, room, id)).transpose()?.flatten();
+    let place = event.map(|event| schema::PLACE.get(read, (room, event))).transpose()?.flatten();
+    doubts.unless(place == Some(Place::Timeline(row.order)), "the event that it names does not stand there");
+    Ok(())
+}

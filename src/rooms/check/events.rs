@@ -1,0 +1,246 @@
+//! What must hold of events, and of what is found by them: places, ids, edges, transactions, relations, threads.
+
+use std::borrow::Cow;
+
+use ruma::{CanonicalJsonObject, EventId, UserId, signatures::reference_hash};
+
+use crate::{
+    accounts,
+    ids::{EventNum, Order, RoomNum},
+    rooms::{
+        check::reference,
+        event, relations, rules,
+        state::{self, Ref, Val},
+    },
+    store::{
+        Fault, LogEntry, Snapshot,
+        check::{Doubts, RowCheck},
+        schema::{
+            self,
+            relations::RelationKind,
+            rooms::{AsideRow, EventRow, Place, RoomRow},
+        },
+    },
+};
+
+/// The room that the walk is in: rows come room by room.
+#[derive(Default)]
+struct Here(Option<(RoomNum, Option<RoomRow>)>);
+
+impl Here {
+    fn room(&mut self, read: &Snapshot, room: RoomNum) -> Result<Option<&RoomRow>, Fault> {
+        if self.0.as_ref().is_none_or(|(of, _)| *of != room) {
+            self.0 = Some((room, schema::ROOM.get(read, room)?));
+        }
+        Ok(self.0.as_ref().and_then(|(_, row)| row.as_ref()))
+    }
+}
+
+pub(super) fn checks() -> Vec<RowCheck> {
+    let (mut here, mut here_aside) = (Here::default(), Here::default());
+    vec![
+        RowCheck::of(&schema::TIMELINE, move |read, (num, order), row, doubts| {
+            doubts.position(read, order.anchor);
+            match here.room(read, *num)? {
+                Some(room) => in_timeline(read, *num, room, *order, row, doubts),
+                None => {
+                    doubts.unless(false, "its room is gone");
+                    Ok(())
+                }
+            }
+        }),
+        RowCheck::of(&schema::ASIDE, move |read, (num, number), aside, doubts| {
+            doubts.unless(aside.row.header.event == *number, "it is another event");
+            let place = schema::PLACE.get(read, (*num, *number))?;
+            doubts.unless(place == Some(Place::Aside), "its place is said to be elsewhere");
+            match here_aside.room(read, *num)? {
+                Some(room) => put_aside(read, *num, room, aside, doubts),
+                None => {
+                    doubts.unless(false, "its room is gone");
+                    Ok(())
+                }
+            }
+        }),
+        RowCheck::of(&schema::PLACE, |read, (room, number), place, doubts| {
+            let there = match place {
+                Place::Timeline(order) => {
+                    schema::TIMELINE.get(read, (*room, *order))?.map(|row| row.header.event)
+                }
+                Place::Aside => {
+                    schema::ASIDE.get(read, (*room, *number))?.map(|aside| aside.row.header.event)
+                }
+            };
+            doubts.unless(there == Some(*number), "it is not there, or another event is");
+            Ok(())
+        }),
+        RowCheck::of(&schema::EVENT_ID, |read, hash, (room, number), doubts| {
+            let stored = event::find_anywhere(read, *room, *number)?;
+            let is_it = stored.is_some_and(|stored| stored.row.header.hash == *hash);
+            doubts.unless(is_it, format!("event {number} of room {room} is gone or has another id"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
+            let there = schema::PLACE.contains(read, (*room, *redaction))?;
+            doubts.unless(there, "the redaction is not there");
+            Ok(())
+        }),
+        RowCheck::of(&schema::REDACTED_ORIGINAL, |read, (room, number), json, doubts| {
+            let stored = event::find_anywhere(read, *room, *number)?;
+            let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());
+            doubts.unless(is_redacted, "no redacted event is there");
+            doubts.unless(event::locate(json).is_some(), "it is not an event");
+            Ok(())
+        }),
+        RowCheck::of(&schema::AUTH_CHILD, |read, (room, allowing, number), (), doubts| {
+            let stored = event::find_anywhere(read, *room, *number)?;
+            let cites = stored.is_some_and(|stored| {
+                stored.row.header.state_key.is_some() && stored.row.header.auth.contains(allowing)
+            });
+            doubts.unless(cites, "the one event does not name the other among its auth events");
+            Ok(())
+        }),
+        RowCheck::of(&schema::TXN, |read, (room, user, device, _, txn), number, doubts| {
+            let stored = event::find(read, *room, *number)?;
+            let sent_by = stored.and_then(|stored| stored.row.header.sent_by);
+            let is_it = sent_by.is_some_and(|by| by.device == *device && by.txn == *txn);
+            doubts.unless(is_it, format!("event {number} is gone, or was sent otherwise"));
+            doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
+            Ok(())
+        }),
+    ]
+}
+
+fn in_timeline(
+    read: &Snapshot,
+    num: RoomNum,
+    room: &RoomRow,
+    order: Order,
+    row: &EventRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let header = &row.header;
+    let place = schema::PLACE.get(read, (num, header.event))?;
+    doubts.unless(place == Some(Place::Timeline(order)), "its place is said to be elsewhere");
+    if order.minor == 0 {
+        let entry = schema::LOG.get(read, order.anchor)?;
+        let expected = LogEntry::Event { room: num, event: header.event };
+        doubts.unless(entry == Some(expected), "the log does not have it at its position");
+    }
+    doubts.unless(order <= room.tip, "it stands above the tip of its room");
+    if let Some(key) = header.state_key {
+        let after = header.after.unwrap_or(Ref::Main(order));
+        let set = state::at(read, num, after, key)?;
+        doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
+    }
+    doubts.unless(is_known_by_transaction(read, num, row)?, "its transaction would send it again");
+    related(read, num, order, row, doubts)?;
+    everywhere(read, num, room, row, true, doubts)
+}
+
+/// Whether the transaction that made an event, if one did, is remembered.
+fn is_known_by_transaction(read: &Snapshot, num: RoomNum, row: &EventRow) -> Result<bool, Fault> {
+    let Some(by) = &row.header.sent_by else { return Ok(true) };
+    let sender = row.sender();
+    let user = <&UserId>::try_from(&*sender).ok().map(|id| accounts::users::find_num(read, id));
+    let Some(user) = user.transpose()?.flatten() else { return Ok(false) };
+    let redacts = row.text(row.header.spans.redacts).map(Cow::into_owned);
+    let redacts = redacts.or_else(|| event::redacts_in_content(row).map(|id| id.to_string()));
+    let endpoints = [Some(format!("send/{}", row.event_type())), redacts.map(|id| format!("redact/{id}"))];
+    for endpoint in endpoints.into_iter().flatten() {
+        let key = (num, user, by.device.as_str(), endpoint.as_str(), by.txn.as_str());
+        if schema::TXN.get(read, key)? == Some(row.header.event) {
+            return Ok(true);
+        }
+    }
+    // What a redaction redacts is gone from one that was redacted itself.
+    Ok(row.is_redacted() && row.event_type() == "m.room.redaction")
+}
+
+fn put_aside(
+    read: &Snapshot,
+    num: RoomNum,
+    room: &RoomRow,
+    aside: &AsideRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let header = &aside.row.header;
+    if let (Some(key), Some(after)) = (header.state_key, header.after) {
+        let set = state::at(read, num, after, key)?;
+        doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
+    }
+    everywhere(read, num, room, &aside.row, !aside.rejected, doubts)
+}
+
+/// What holds of an event wherever it is kept. `may_allow`: states can rest on it, so that edges lead to it.
+fn everywhere(
+    read: &Snapshot,
+    num: RoomNum,
+    room: &RoomRow,
+    row: &EventRow,
+    may_allow: bool,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let header = &row.header;
+    doubts.unless(header.event.0 < room.next_event, "its number was never given");
+    let found = schema::EVENT_ID.get(read, &header.hash)?;
+    doubts.unless(found == Some((num, header.event)), "it is not found by its id");
+    doubts.unless(event::locate(&row.json) == Some(header.spans), "its fields are not where they should be");
+    doubts.unless(is_what_was_signed(room, row), "its bytes are not those that its id is the hash of");
+    let named = header.state_key.map(|key| schema::STATE_KEY.get(read, (num, key))).transpose()?;
+    let is_named = match (named, row.state_key()) {
+        (None, None) => true,
+        (Some(Some(named)), Some(key)) => named.event_type == row.event_type() && named.state_key == key,
+        _ => false,
+    };
+    doubts.unless(is_named, "its state key is another one");
+    let cited: Vec<EventNum> = header
+        .prev
+        .iter()
+        .chain(&header.auth)
+        .copied()
+        .chain(header.replaces)
+        .chain(header.redacted_by)
+        .collect();
+    let places = schema::PLACE.get_many(read, cited.iter().map(|event| (num, *event)))?;
+    for (event, _) in cited.iter().zip(places).filter(|(_, place)| place.is_none()) {
+        doubts.unless(false, format!("event {event} that it names is not there"));
+    }
+    for state in [header.before, header.after].into_iter().flatten() {
+        reference(read, num, state, doubts)?;
+    }
+    if header.state_key.is_some() && may_allow {
+        let edges = header.auth.iter().map(|allowing| (num, *allowing, header.event));
+        let edges = schema::AUTH_CHILD.get_many(read, edges)?;
+        doubts.unless(edges.iter().all(Option::is_some), "an edge from its auth events is missing");
+    }
+    Ok(())
+}
+
+/// Whether the bytes are those that were signed, or their redacted form: the id says so.
+fn is_what_was_signed(room: &RoomRow, row: &EventRow) -> bool {
+    let Ok(rules) = rules(room) else { return false };
+    let Ok(object) = serde_json::from_slice::<CanonicalJsonObject>(&row.json) else { return false };
+    let hash = reference_hash(&object, rules);
+    hash.is_ok_and(|hash| event::event_id(&row.header.hash, room.version).as_str().get(1..) == Some(&*hash))
+}
+
+/// An event that refers to an older one of its room is found from that one.
+fn related(
+    read: &Snapshot,
+    num: RoomNum,
+    order: Order,
+    row: &EventRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let Some(relation) = relations::relates_to(row.content()) else { return Ok(()) };
+    let parent: &EventId = &relation.event_id;
+    // What came in after the event was not known to it.
+    let parent = event::find_num(read, num, parent)?.filter(|parent| *parent < row.header.event);
+    if let Some(parent) = parent {
+        let kind = RelationKind::of(&relation.rel_type);
+        let found = schema::RELATION.get(read, (num, parent, kind, order))?;
+        let is_it = found.is_some_and(|found| found.event == row.header.event);
+        doubts.unless(is_it, format!("it is not found from event {parent}, to which it refers"));
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What must hold of the rows of relations: `db check` asks.
+
+use super::annotation;
+use crate::{
+    ids::{EventNum, RoomNum},
+    rooms::event,
+    store::{
+        Direction, Fault, Snapshot,
+        check::{Doubts, RowCheck},
+        schema::{
+            self,
+            relations::{RelatedRow, RelationKind},
+        },
+    },
+};
+
+/// The checks of relations and threads.
+pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
+    vec![
+        RowCheck::of(&schema::RELATION, |read, (room, parent, kind, order), row, doubts| {
+            doubts.unless(*kind == RelationKind::of(&row.rel_type), "it is of another kind");
+            doubts.unless(schema::PLACE.contains(read, (*room, *parent))?, "what it refers to is not there");
+            let Some(stored) = schema::TIMELINE.get(read, (*room, *order))? else {
+                doubts.unless(false, "no event stands there");
+                return Ok(());
+            };
+            let is_it = stored.header.event == row.event && stored.sender() == row.sender;
+            doubts.unless(is_it, format!("event {} does not stand there", row.event));
+            let mark = annotation(stored.content(), &stored.sender(), &stored.event_type());
+            if let (RelationKind::Annotation, Some(mark)) = (kind, mark) {
+                let known = schema::ANNOTATED.contains(read, (*room, *parent, &mark))?;
+                doubts.unless(known, "it could be made again");
+            }
+            if matches!(kind, RelationKind::Thread | RelationKind::Reference) {
+                let counted = schema::RELATED.contains(read, (*room, *parent))?;
+                doubts.unless(counted, "it is not counted");
+            }
+            Ok(())
+        }),
+        RowCheck::of(&schema::RELATED, |read, (room, parent), row, doubts| {
+            related(read, *room, *parent, row, doubts)
+        }),
+        RowCheck::of(&schema::THREAD, |read, (room, order), root, doubts| {
+            let tip = schema::RELATED.get(read, (*room, *root))?.and_then(|row| row.thread_tip);
+            doubts.unless(
+                tip.is_some_and(|(tip, _)| tip == *order),
+                "the thread has its newest event elsewhere",
+            );
+            Ok(())
+        }),
+        RowCheck::of(&schema::THREAD_SENDER, |read, (room, root, _), count, doubts| {
+            let all = schema::RELATED.get(read, (*room, *root))?.map_or(0, |row| row.thread_count);
+            doubts.unless((1..=all).contains(count), format!("it says {count} of the {all} events there"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::ANNOTATED, |read, (room, parent, mark), event, doubts| {
+            let stored = event::find(read, *room, *event)?;
+            let made = stored
+                .as_ref()
+                .map(|it| annotation(it.row.content(), &it.row.sender(), &it.row.event_type()));
+            doubts.unless(
+                made == Some(Some(*mark)),
+                format!("event {event} is not there or says something else"),
+            );
+            if let Some(stored) = stored {
+                let place = (*room, *parent, RelationKind::Annotation, stored.order);
+                doubts.unless(
+                    schema::RELATION.contains(read, place)?,
+                    "it is not found from what it refers to",
+                );
+            }
+            Ok(())
+        }),
+    ]
+}
+
+/// What is bundled is what there is.
+fn related(
+    read: &Snapshot,
+    room: RoomNum,
+    parent: EventNum,
+    row: &RelatedRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let (mut threaded, mut references, mut tip, mut has_edit) = (0, 0, None, row.edit.is_none());
+    for found in schema::RELATION.prefix::<(RoomNum, EventNum)>(read, (room, parent), Direction::Up)? {
+        let ((_, _, kind, order), found) = found?;
+        match kind {
+            RelationKind::Thread => {
+                threaded += 1;
+                tip = Some((order, found.event));
+            }
+            RelationKind::Reference => references += 1,
+            RelationKind::Replace => has_edit |= row.edit == Some(found.event),
+            RelationKind::Annotation | RelationKind::Other => {}
+        }
+    }
+    let is_right = (row.thread_count, row.reference_count, row.thread_tip) == (threaded, references, tip);
+    doubts.unless(is_right, format!("{threaded} events in its thread and {references} references are there"));
+    doubts.unless(has_edit, "its newest edit does not refer to it");
+    if let Some((order, _)) = row.thread_tip {
+        let listed = schema::THREAD.get(read, (room, order))?;
+        doubts.unless(listed == Some(parent), "the list of threads does not name its thread");
+    }
+    let mut sent = 0;
+    for count in schema::THREAD_SENDER.prefix::<(RoomNum, EventNum)>(read, (room, parent), Direction::Up)? {
+        sent += count?.1;
+    }
+    doubts.unless(sent == row.thread_count, format!("{sent} events of its thread were sent by somebody"));
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! What must hold of the rows of room state: `db check` asks.
+
+use crate::{
+    ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
+    rooms::{check::reference, event, state::side::DEPTH_MAX},
+    store::{
+        Fault, Snapshot,
+        check::{Doubts, RowCheck},
+        schema::{
+            self,
+            state::{LogRow, Ref, SideRow, Val},
+        },
+    },
+};
+
+/// The checks of room state.
+pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
+    vec![
+        RowCheck::of(&schema::STATE_KEY, |read, (room, key), row, doubts| {
+            let num = super::find_key(read, *room, &row.event_type, &row.state_key)?;
+            doubts.unless(num == Some(*key), "the number of its name is another one");
+            let next = schema::ROOM.get(read, *room)?.map_or(0, |row| row.next_key);
+            doubts.unless(key.0 < next, "its number was never given");
+            Ok(())
+        }),
+        RowCheck::of(&schema::STATE_KEY_NUM, |read, (room, event_type, state_key), key, doubts| {
+            let name = super::key_name(read, *room, *key)?;
+            let is_it = name.is_some_and(|name| (&name.0, &name.1) == (event_type, state_key));
+            doubts.unless(is_it, format!("number {key} has another name"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::STATE_NOW, |read, (room, key), val, doubts| {
+            doubts.unless(*val != Val::Absent, "what is absent has no row");
+            value(read, *room, *key, *val, doubts)
+        }),
+        RowCheck::of(&schema::STATE_UNDO, |read, (room, key, order), val, doubts| {
+            doubts.position(read, order.anchor);
+            let step = schema::STATE_LOG.get(read, (*room, *order))?.unwrap_or_default();
+            let logged = step.changes.iter().find(|(changed, _)| changed == key).map(|(_, prior)| *prior);
+            doubts.unless(logged == Some(*val), "the log of the room's state does not say so");
+            value(read, *room, *key, *val, doubts)
+        }),
+        RowCheck::of(&schema::STATE_LOG, step),
+        RowCheck::of(&schema::SIDE, side_state),
+        RowCheck::of(&schema::HOLE, |read, (room, order), _, doubts| {
+            doubts.position(read, order.anchor);
+            let Ref::Main(marker) = super::hole_state(*order) else { return Ok(()) };
+            let marked = schema::STATE_LOG.contains(read, (*room, marker))?;
+            doubts.unless(marked, "no marker keeps references from crossing it");
+            Ok(())
+        }),
+    ]
+}
+
+/// An event that a key has, or had, is there and is of that key.
+fn value(
+    read: &Snapshot,
+    room: RoomNum,
+    key: StateKeyNum,
+    val: Val,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    if let Val::Event(EventNum(number)) = val {
+        let stored = event::find_anywhere(read, room, EventNum(number))?;
+        let is_of_key = stored.is_some_and(|stored| stored.row.header.state_key == Some(key));
+        doubts.unless(is_of_key, format!("event {number} is not there or of another key"));
+    }
+    Ok(())
+}
+
+fn step(
+    read: &Snapshot,
+    (room, order): &(RoomNum, Order),
+    row: &LogRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    doubts.position(read, order.anchor);
+    let keys = row.changes.iter().map(|(key, _)| (*room, *key, *order));
+    let undo = schema::STATE_UNDO.get_many(read, keys)?;
+    for ((key, prior), undo) in row.changes.iter().zip(undo) {
+        doubts.unless(undo == Some(*prior), format!("the value of key {key} before it is not kept"));
+    }
+    doubts.unless(row.count >= row.changes.len() as u64, "it counts less than it changes");
+    Ok(())
+}
+
+fn side_state(
+    read: &Snapshot,
+    (room, side): &(RoomNum, SideNum),
+    row: &SideRow,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let next = schema::ROOM.get(read, *room)?.map_or(0, |row| row.next_side);
+    doubts.unless(side.0 < next, "its number was never given");
+    doubts.unless(row.depth <= DEPTH_MAX, "it stands on too many others");
+    reference(read, *room, row.base, doubts)?;
+    if let Ref::Side(base) = row.base {
+        doubts.unless(base < *side, "it stands on a newer one");
+        let depth = schema::SIDE.get(read, (*room, base))?.map(|base| base.depth);
+        doubts.unless(
+            depth.is_none_or(|depth| depth < row.depth),
+            "it is said to be no deeper than what it stands on",
+        );
+    } else {
+        let canonical = super::canonical(read, *room, row.base)?;
+        doubts.unless(canonical == row.base, "nothing changed at the place that it stands on");
+    }
+    doubts.unless(row.iter().is_sorted_by(|(one, _), (other, _)| one < other), "its keys are out of order");
+    for (key, val) in row.iter() {
+        value(read, *room, key, val, doubts)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The walk itself, over rows of the store's own tables.
+
+use super::*;
+use crate::{
+    ids::{EventNum, Order, RoomNum, UserNum},
+    store::{
+        Durability, Engine, LogEntry, Store,
+        engine::{Change, Memory},
+    },
+};
+
+fn commit(store: &Store, entry: &LogEntry) {
+    let mut batch = store.batch();
+    batch.position(entry);
+    drop(store.enqueue(batch).unwrap());
+    store.flush().unwrap();
+}
+
+/// Writes behind the store's back, and lets it be seen.
+fn damage(store: &Store, rows: &[Change]) {
+    store.engine().write(rows.iter(), false).unwrap();
+    commit(store, &LogEntry::Server);
+}
+
+fn check_own(store: &Store) -> Report {
+    check(store, &checks, &mut |_| ()).unwrap()
+}
+
+#[test]
+fn rows_that_do_not_decode_rows_of_no_table_and_lost_events_are_found() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    commit(&store, &LogEntry::Server);
+    let report = check_own(&store);
+    assert_eq!(report.findings, [""; 0]);
+    assert!(report.rows.contains(&("LOG", 1)));
+    commit(&store, &LogEntry::Event { room: RoomNum(1), event: EventNum(2) });
+    let first_event = schema::TIMELINE.key_bytes::<(RoomNum, Order)>((RoomNum(1), Order::MIN));
+    let rows = [
+        Change::Row(Family::Log, Bytes::from_static(&[1, 0, 0]), Some(Bytes::new())),
+        Change::Row(Family::Index, Bytes::from_static(&[249, 0]), Some(Bytes::new())),
+        Change::Row(Family::Events, first_event.bytes.into(), Some(Bytes::new())),
+    ];
+    damage(&store, &rows);
+    assert_eq!(check_own(&store).faults, 3, "{:?}", check_own(&store).findings);
+}
+
+#[test]
+fn what_the_log_names_must_be_there() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    for entry in [
+        LogEntry::Receipts { room: RoomNum(1) },
+        LogEntry::RoomState { room: RoomNum(2) },
+        LogEntry::Account { user: UserNum(3) },
+        LogEntry::ToDevice { user: UserNum(4) },
+    ] {
+        commit(&store, &entry);
+    }
+    let findings = check_own(&store).findings;
+    let named = ["room 1", "room 2", "account 3", "account 4"];
+    assert_eq!(findings.len(), 4, "{findings:?}");
+    assert!(findings.iter().zip(named).all(|(finding, named)| finding.ends_with(named)), "{findings:?}");
+}
+
+#[test]
+fn a_hundred_findings_are_told_and_all_are_counted() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    for room in 0..150 {
+        commit(&store, &LogEntry::Receipts { room: RoomNum(room) });
+    }
+    let report = check_own(&store);
+    assert_eq!((report.findings.len(), report.faults), (FINDINGS_MAX, 150));
+}
+
+#[test]
+fn the_walk_goes_on_over_newer_snapshots_and_says_how_far_it_is() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    for _ in 0..6 {
+        let mut batch = store.batch();
+        for _ in 0..4_000 {
+            batch.position(&LogEntry::Server);
+        }
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+    }
+    let mut told = Vec::new();
+    // Somebody writes at every pause: what is older is still read once.
+    let report = check(&store, &checks, &mut |progress| {
+        commit(&store, &LogEntry::Server);
+        told.push(progress);
+    });
+    let report = report.unwrap();
+    assert_eq!(report.findings, [""; 0]);
+    let log = report.rows.iter().find(|(name, _)| *name == "LOG").unwrap().1;
+    assert!((24_000..24_010).contains(&log), "{log} rows");
+    assert!(told.len() >= 3 && told.iter().all(|told| told.done <= told.of), "{told:?}");
+}
