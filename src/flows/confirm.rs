@@ -79,7 +79,14 @@ async fn check(
                 // Not a stage that was failed, but somebody else's: asking again would not help.
                 return Err(Refusal::forbidden("This is confirmed by the owner of the account only.").into());
             }
+            let guesses = app.accounts.guesses();
+            if app.config.limits.rate_limits {
+                guesses.check(caller.user, app.env.now_ms())?;
+            }
             let right = is_password_of(app, &caller.user_id, password.password.clone()).await?;
+            if !right {
+                guesses.wrong(caller.user, app.env.now_ms());
+            }
             Ok(if right { Ok(Passed { stage, registration_token: None }) } else { Err(wrong) })
         }
         AuthData::RegistrationToken(shown) => {

@@ -159,6 +159,25 @@ async fn what_was_kept_for_a_device_goes_with_it() {
     assert!(!sync["account_data"].to_string().contains("SECOND"), "{sync}");
 }
 
+/// The specification limits no deleting of devices; but each asks for a password, and somebody else may have the token.
+#[tokio::test(start_paused = true)]
+async fn a_password_is_not_guessed_by_deleting_devices() {
+    let server = TestServer::with(|config| config.limits.rate_limits = true);
+    let alice = server.register("alice").await;
+    let path = format!("{DEVICES}/NONE");
+    let ask = async |password: &str| {
+        alice.delete(&path, json!({ "auth": auth("alice", password, &Value::Null) })).await
+    };
+    for _ in 0..10 {
+        assert_eq!(ask("wrong").await.0, StatusCode::UNAUTHORIZED);
+    }
+    let (status, json) = ask("password of alice").await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")));
+    let wait_ms = json["retry_after_ms"].as_u64().unwrap();
+    server.server().app().env.sleep(std::time::Duration::from_millis(wait_ms)).await;
+    assert_eq!(ask("password of alice").await.0, StatusCode::OK);
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_devices_are_deleted_at_once() {
     let alice = TestServer::new().register("alice").await;

@@ -26,9 +26,9 @@ const VERSIONS: [&str; 22] = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
-/// What clients look for under a name of its own, and find here: `state_after` in `/sync`, pages of messages filtered by
-/// relations, and the push rules of polls.
-const UNSTABLE_FEATURES: [&str; 3] = ["org.matrix.msc4222", "org.matrix.msc3874", "org.matrix.msc3930"];
+/// What clients look for under a name of its own, and find here under the unstable names that it has there: pages of messages
+/// filtered by relations (MSC3874).
+const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.msc3874"];
 
 pub(crate) fn routes(r: &mut Routes) {
     r.maybe_client(versions);
