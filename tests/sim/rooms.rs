@@ -246,10 +246,12 @@ impl Rooms {
         if let Some(since) = &chain.since {
             path += &format!("&since={since}");
         }
+        let begun_ms = world.now_ms();
         let answer = world.ask(Method::GET, &path, Some(token), Value::Null).await;
         let is_news = match answer {
             Answer::Given(status, json) => {
                 assert_eq!(status, StatusCode::OK, "{json}");
+                chain.polls.push((begun_ms, world.now_ms()));
                 let is_news = chain.learn(&json, &redacted, false);
                 self.devices.note_sync(person, chain.count);
                 world.note(|| format!("talker{person} has synced to {:?}, news: {is_news}", chain.since));

@@ -102,12 +102,16 @@ impl World {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         let store = Store::open(Engine::Memory(memory), Durability::Fsync).unwrap();
-        let now_ms = BEGAN_MS + u64::try_from(self.began.elapsed().as_millis()).unwrap();
-        let env = Env::simulated_with_disk(self.below(u64::MAX), now_ms, DISK_TAKES_MAX);
+        let env = Env::simulated_with_disk(self.below(u64::MAX), self.now_ms(), DISK_TAKES_MAX);
         // What a crash has left is whole before anybody writes on.
         checks::store(&store);
         let server = Server::start(config, env.clone(), store).unwrap();
         *self.life.borrow_mut() = Some(Life { server, env, lost: CancellationToken::new() });
+    }
+
+    /// The time, in milliseconds since the epoch.
+    pub(crate) fn now_ms(&self) -> u64 {
+        BEGAN_MS + u64::try_from(self.began.elapsed().as_millis()).unwrap()
     }
 
     /// A random number below `bound`.
@@ -171,6 +175,10 @@ impl World {
             Some((status, _)) if status.is_server_error() && env.is_killed() => Answer::Lost,
             Some((status, json)) => {
                 assert!(!status.is_server_error(), "{path} answers {status}: {json}");
+                if self.happens(2) {
+                    self.note(|| format!("the answer to {path} gets lost on its way"));
+                    return Answer::Lost;
+                }
                 Answer::Given(status, json)
             }
             None => Answer::Lost,

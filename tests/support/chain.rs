@@ -18,6 +18,9 @@ pub(crate) enum Standing {
     Joined,
 }
 
+/// Whoever waits is woken so soon after an event was made, in milliseconds.
+const WAKES_MS: u64 = 200;
+
 /// One stay in a room: from a join that the chain was shown to a leave.
 #[derive(Clone, Debug, Default)]
 struct Stay {
@@ -59,6 +62,8 @@ pub(crate) struct Chain {
     pub(crate) account_data: BTreeMap<(String, String), Value>,
     /// Whose devices have changed, and in which sync that was told last.
     pub(crate) changed: BTreeMap<String, u64>,
+    /// Polls that were answered: from when to when, in milliseconds since the epoch.
+    pub(crate) polls: Vec<(u64, u64)>,
     /// How many syncs there were.
     pub(crate) count: u64,
 }
@@ -142,7 +147,15 @@ impl Chain {
             }
             learnt.stays.push(Stay { parts: vec![Vec::new()], is_whole: !is_limited, goes_on });
             learnt.standing = Standing::Joined;
-        } else if is_limited {
+        } else {
+            for event in list(news, "timeline") {
+                let sent_ms = event["origin_server_ts"].as_u64().unwrap();
+                let slept = self.polls.iter().find(|(from, to)| *from < sent_ms && sent_ms + WAKES_MS < *to);
+                assert!(slept.is_none(), "{who} was not woken for {event}, sent during {slept:?}");
+            }
+        }
+        let is_new = learnt.stays.last().is_none_or(|stay| stay.parts == [[""; 0]]);
+        if is_limited && !is_new {
             assert!(may_gap, "{who} is told of a gap in {room} without need");
             learnt.stays.last_mut().unwrap().parts.push(Vec::new());
         }
