@@ -37,15 +37,16 @@ pub struct Erased {
 }
 
 impl Erased {
-    fn contains(&self, read: &(impl Read + ?Sized), sender: &str) -> Result<bool, Fault> {
+    fn anybody(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
         let anybody = match self.anybody.get() {
             Some(known) => known,
             None => users::any_erased(read)?,
         };
         self.anybody.set(Some(anybody));
-        if !anybody {
-            return Ok(false);
-        }
+        Ok(anybody)
+    }
+
+    fn contains(&self, read: &(impl Read + ?Sized), sender: &str) -> Result<bool, Fault> {
         if let Some(known) = self.senders.borrow().get(sender) {
             return Ok(*known);
         }
@@ -62,7 +63,10 @@ impl Erased {
         stored: &Stored,
         user: &UserId,
     ) -> Result<bool, Fault> {
-        Ok(self.contains(read, &stored.row.sender())? && !was_joined(read, num, stored, user)?)
+        // Mostly nobody is: then the sender need not even be read out of the event.
+        Ok(self.anybody(read)?
+            && self.contains(read, &stored.row.sender())?
+            && !was_joined(read, num, stored, user)?)
     }
 
     /// The event as this user is shown it.
