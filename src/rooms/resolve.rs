@@ -77,7 +77,15 @@ pub trait Source {
 
     /// The event itself.
     fn find_event(&self, event: EventNum) -> Result<Option<Self::Event>, Fault>;
+
+    /// Headers and events, in the order of the numbers; a source may know a cheaper way than one after the other.
+    fn find_many(&self, events: &[EventNum]) -> Result<Vec<HeaderAndEvent<Self::Event>>, Fault> {
+        events.iter().map(|event| Ok((self.find_header(*event)?, self.find_event(*event)?))).collect()
+    }
 }
+
+/// What a source has of an event.
+pub type HeaderAndEvent<E> = (Option<Header>, Option<E>);
 
 /// Why states were not resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,8 +287,10 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
 
     /// The conflicted events, the auth difference, and since version 12 the conflicted subgraph.
     fn full_conflicted_set(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
+        let conflicted: Vec<EventNum> = self.conflict.events().into_keys().collect();
+        self.known.load(&conflicted)?;
         let mut events = self.auth_difference()?;
-        events.extend(self.conflict.events().into_keys());
+        events.extend(conflicted);
         if self.state_res.consider_conflicted_state_subgraph {
             events.extend(self.conflicted_subgraph()?);
         }

@@ -9,30 +9,50 @@ use crate::{
     store::{
         Direction, Fault, Read, Snapshot,
         engine::{Family, Rows},
+        view::{KeyRange, KeyValue},
     },
 };
 
-/// A snapshot that counts the rows it gives, and the keys it was asked for.
+/// A snapshot that counts the rows it gives and the keys it was asked for, and how often it was asked at all.
 pub(crate) struct Counting<'s> {
     snapshot: &'s Snapshot,
     rows: Cell<usize>,
+    questions: Cell<usize>,
 }
 
 impl<'s> Counting<'s> {
     pub(crate) fn new(snapshot: &'s Snapshot) -> Self {
-        Self { snapshot, rows: Cell::new(0) }
+        Self { snapshot, rows: Cell::new(0), questions: Cell::new(0) }
     }
 
     /// How many so far.
     pub(crate) fn rows(&self) -> usize {
         self.rows.get()
     }
+
+    /// How often it was asked: for a key or for many, for a range or for the first rows of many.
+    pub(crate) fn questions(&self) -> usize {
+        self.questions.get()
+    }
+
+    fn asked(&self, rows: usize) -> &Snapshot {
+        self.questions.set(self.questions.get() + 1);
+        self.rows.set(self.rows.get() + rows);
+        self.snapshot
+    }
 }
 
 impl Read for Counting<'_> {
     fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.rows.set(self.rows.get() + 1);
-        self.snapshot.get_raw(family, key)
+        self.asked(1).get_raw(family, key)
+    }
+
+    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        self.asked(keys.len()).get_many_raw(family, keys)
+    }
+
+    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        self.asked(ranges.len()).first_of_many_raw(family, ranges)
     }
 
     fn range_raw(
@@ -42,7 +62,7 @@ impl Read for Counting<'_> {
         high: Vec<u8>,
         direction: Direction,
     ) -> Result<Rows<'_>, Fault> {
-        let rows = self.snapshot.range_raw(family, low, high, direction)?;
+        let rows = self.asked(0).range_raw(family, low, high, direction)?;
         Ok(Box::new(rows.inspect(|_| self.rows.set(self.rows.get() + 1))))
     }
 

@@ -5,6 +5,9 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 use super::{Header, NotResolved, Source};
 use crate::{ids::EventNum, store::Fault};
 
+/// Events that are read at once.
+const LOADED_AT_ONCE: usize = 500;
+
 /// Events by number.
 type Memo<T> = RefCell<BTreeMap<EventNum, Option<Arc<T>>>>;
 
@@ -25,6 +28,23 @@ impl<'s, S: Source> Known<'s, S> {
     /// How many were read.
     pub(super) fn count(&self) -> usize {
         self.headers.borrow().len() + self.events.borrow().len()
+    }
+
+    /// Reads these events at once, those that are not known yet.
+    pub(super) fn load(&self, events: &[EventNum]) -> Result<(), NotResolved> {
+        let (mut headers, mut found) = (self.headers.borrow_mut(), self.events.borrow_mut());
+        let unknown: Vec<EventNum> =
+            events.iter().copied().filter(|event| !found.contains_key(event)).collect();
+        if found.len() + unknown.len() > self.events_max {
+            return Err(NotResolved::TooMuch);
+        }
+        for part in unknown.chunks(LOADED_AT_ONCE) {
+            for (event, (header, parsed)) in part.iter().zip(self.source.find_many(part)?) {
+                headers.insert(*event, header.map(Arc::new));
+                found.insert(*event, parsed.map(Arc::new));
+            }
+        }
+        Ok(())
     }
 
     /// The header of a state event.

@@ -1,10 +1,13 @@
 //! A room's events as the store holds them.
 
-use super::{Header, NEWCOMER, Newcomer, Source};
+use super::{Header, HeaderAndEvent, NEWCOMER, Newcomer, Source};
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::event::{self, Event},
-    store::{Fault, Read},
+    store::{
+        Fault, Read, schema,
+        schema::rooms::{EventHeader, EventRow, Place},
+    },
 };
 
 /// The events of a room, read from the store, and one that is not in it yet.
@@ -22,6 +25,18 @@ impl<'r, R: Read + ?Sized> StoredEvents<'r, R> {
     }
 }
 
+impl<R: Read + ?Sized> StoredEvents<'_, R> {
+    fn parse(&self, row: &EventRow) -> Result<Event, Fault> {
+        Event::parse(event::event_id(&row.header.hash, self.version), &row.json)
+            .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
+    }
+}
+
+fn header(row: &EventRow) -> Option<Header> {
+    let EventHeader { state_key, auth_depth, auth, .. } = &row.header;
+    state_key.map(|key| Header { key, auth_depth: *auth_depth, auth: auth.clone() })
+}
+
 impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {
     type Event = Event;
 
@@ -29,18 +44,37 @@ impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {
         if event == NEWCOMER {
             return Ok(self.newcomer.map(|newcomer| newcomer.header.clone()));
         }
-        let Some(stored) = event::find_anywhere(self.read, self.num, event)? else { return Ok(None) };
-        let header = stored.row.header;
-        let key = header.state_key;
-        Ok(key.map(|key| Header { key, auth_depth: header.auth_depth, auth: header.auth }))
+        let stored = event::find_anywhere(self.read, self.num, event)?;
+        Ok(stored.and_then(|stored| header(&stored.row)))
     }
 
     fn find_event(&self, event: EventNum) -> Result<Option<Event>, Fault> {
         if event == NEWCOMER {
             return Ok(self.newcomer.map(|newcomer| newcomer.event.clone()));
         }
-        let Some(stored) = event::find_anywhere(self.read, self.num, event)? else { return Ok(None) };
-        let parsed = Event::parse(event::event_id(&stored.row.header.hash, self.version), &stored.row.json);
-        parsed.map(Some).map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
+        let stored = event::find_anywhere(self.read, self.num, event)?;
+        stored.map(|stored| self.parse(&stored.row)).transpose()
+    }
+
+    /// Each row is read once, and those of the timeline together.
+    fn find_many(&self, events: &[EventNum]) -> Result<Vec<HeaderAndEvent<Event>>, Fault> {
+        let places = schema::PLACE.get_many(self.read, events.iter().map(|event| (self.num, *event)))?;
+        let order = |place: &Option<Place>| match place {
+            Some(Place::Timeline(order)) => Some(*order),
+            _ => None,
+        };
+        let in_timeline = places.iter().filter_map(order).map(|order| (self.num, order));
+        let mut rows = schema::TIMELINE.get_many(self.read, in_timeline)?.into_iter();
+        let mut found = Vec::with_capacity(events.len());
+        for (event, place) in events.iter().zip(&places) {
+            found.push(match order(place) {
+                Some(_) => match rows.next().flatten() {
+                    Some(row) => (header(&row), Some(self.parse(&row)?)),
+                    None => (None, None),
+                },
+                None => (self.find_header(*event)?, self.find_event(*event)?),
+            });
+        }
+        Ok(found)
     }
 }

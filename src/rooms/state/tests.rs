@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     ids::Position,
-    store::{Durability, Engine, LogEntry, Store, engine::Memory},
+    store::{Counting, Durability, Engine, LogEntry, Store, engine::Memory},
 };
 
 /// A store with one room.
@@ -151,4 +151,21 @@ fn what_two_side_states_share_is_still_looked_up() {
     let above = make_side(&mut batch, bench.room, &mut next, below, &[(key(3), Val::Absent)]).unwrap();
     assert_eq!(diff(&batch, bench.room, above, below).unwrap(), [(key(3), Val::Absent, event(3))]);
     assert_eq!(distance(&batch, bench.room, above, below).unwrap(), 1);
+}
+
+#[test]
+fn a_near_difference_asks_the_store_three_times_whatever_the_room() {
+    let bench = Bench::new();
+    // Few enough for one walk: tests come to a full comparison sooner than servers do.
+    let orders: Vec<Order> =
+        (0..200).map(|number| bench.step(&[(key(number % 90), event(number.into()))])).collect();
+    let snapshot = bench.store.snapshot();
+    for at in [0, 50, 100, 190] {
+        let asked = Counting::new(&snapshot);
+        let (low, high) = (Ref::Main(orders[at]), Ref::Main(orders[at + 4]));
+        let differing = diff(&asked, bench.room, low, high).unwrap();
+        assert_eq!(differing.len(), 4);
+        // The log between them, the earlier values above, and the current ones of what has none of those.
+        assert!(asked.questions() <= 3, "at {at}: {}", asked.questions());
+    }
 }
