@@ -15,7 +15,10 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use crate::rooms::event::{Event, StateEvent};
+use crate::{
+    rooms::event::{Event, StateEvent},
+    store::schema::state::DERIVED,
+};
 
 /// Why an event is not accepted: the rule, as ruma words it.
 pub type Why = String;
@@ -153,6 +156,10 @@ pub fn lacking(
     auth_events: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
     prev_events: &BTreeMap<OwnedEventId, Known<()>>,
 ) -> Option<Verdict> {
+    // Types of derived state are ours: such an event is not even kept aside, where it would take a derived key.
+    if event.kind.to_string().starts_with(DERIVED) {
+        return Some(Verdict::Unknown);
+    }
     let mut auth = Vec::new();
     for id in &event.auth {
         match auth_events.get(id) {
@@ -384,5 +391,9 @@ mod tests {
         assert_eq!(lacking(&message, &scene.auth, &prev).map(|_| ()), Some(()));
         let auth = BTreeMap::from([(id("create"), Known::Unavailable)]);
         assert_eq!(lacking(&message, &auth, &BTreeMap::new()), Some(Verdict::Unknown));
+        // A type of derived state is nothing that is kept, whatever is known.
+        let derived =
+            Event { kind: "\u{1}server".into(), state_key: Some("b.example".to_owned()), ..message };
+        assert_eq!(lacking(&derived, &scene.auth, &BTreeMap::new()), Some(Verdict::Unknown));
     }
 }

@@ -17,7 +17,11 @@ use ruma::{
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::{error::Refusal, rooms::event::Event, store::schema::rooms::EventHash};
+use crate::{
+    error::Refusal,
+    rooms::event::Event,
+    store::schema::{rooms::EventHash, state::DERIVED},
+};
 
 /// An event has at most this many bytes as canonical JSON, signatures included.
 pub const EVENT_BYTES_MAX: usize = 65_536;
@@ -117,11 +121,14 @@ pub struct Built {
     pub event: Event,
 }
 
-/// Builds and signs an event. Refuses what is too large: 413 `M_TOO_LARGE`.
+/// Builds and signs an event. Refuses what is too large: 413 `M_TOO_LARGE`; a type of derived state: 400 `M_INVALID_PARAM`.
 pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8) -> Result<Built, Refusal> {
     let names = [Some(&draft.kind), draft.state_key.as_ref()];
     if names.into_iter().flatten().any(|name| name.len() > NAME_BYTES_MAX) {
         return Err(Refusal::too_large("An event's type and state key have at most 255 bytes."));
+    }
+    if draft.kind.starts_with(DERIVED) {
+        return Err(Refusal::invalid_param("Event types of this kind are the server's own."));
     }
     let rules = setting.rules;
     let mut content = draft.content.clone();

@@ -6,7 +6,7 @@ use ruma::UserId;
 
 use crate::{
     accounts,
-    ids::{EventNum, RoomNum, UserNum},
+    ids::{EventNum, Order, RoomNum, UserNum},
     rooms::{
         event, members, relations,
         state::{self, Ref, Val},
@@ -41,6 +41,22 @@ pub fn checks() -> Vec<RowCheck> {
             let is_it = row.is_some_and(|row| row.membership == *membership);
             doubts.unless(is_it, "the user's own row says something else");
             doubts.unless(is_near(*membership), "who is not in a room has no such row");
+            Ok(())
+        }),
+        RowCheck::of(&schema::SERVER_MEMBERS, |read, (room, server), count, doubts| {
+            let is_in = members::was_server_joined(read, *room, Ref::Main(Order::MAX), server)?;
+            doubts.unless(is_in && *count > 0, "the room's state says that nobody of it is there");
+            Ok(())
+        }),
+        RowCheck::of(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
+            let is_there = event::find_anywhere(read, *room, *redaction)?.is_some();
+            doubts.unless(is_there, "the redaction is gone");
+            Ok(())
+        }),
+        RowCheck::of(&schema::REDACTED_ORIGINAL, |read, (room, event), _, doubts| {
+            let stored = event::find_anywhere(read, *room, *event)?;
+            let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());
+            doubts.unless(is_redacted, "there is no redacted event of this number");
             Ok(())
         }),
         RowCheck::of(&schema::ALIAS, |read, alias, Json(row), doubts| {
@@ -115,7 +131,7 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         doubts.unless(is_it, format!("its head {event} is not there or is another event"));
         reference(read, *num, *after, doubts)?;
     }
-    let (mut joined, mut invited) = (0, 0);
+    let (mut joined, mut invited, mut users) = (0, 0, Vec::new());
     let of_members = std::ops::Bound::Included((*num, MEMBER));
     let keys =
         schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, of_members, of_members, Direction::Up)?;
@@ -127,8 +143,11 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         invited += u32::from(membership == Membership::Invite);
         if membership == Membership::Join {
             joined_user(read, *num, &user, event, doubts)?;
+            users.push(user);
         }
     }
+    let is_counted = members::are_counted(read, *num, &users)?;
+    doubts.unless(is_counted, "its servers, or how many of each are in it, are not those of its members");
     let is_right = (row.joined, row.invited) == (joined, invited);
     let said = format!("{} joined and {} invited are counted", row.joined, row.invited);
     doubts.unless(is_right, format!("{said}, and {joined} and {invited} are"));
@@ -182,7 +201,7 @@ fn user_room(
             doubts.unless(event == row.event, format!("the room's state says so by event {event}"));
             members::membership_of_event(read, *room, event)?
         }
-        Val::Absent => Membership::Leave,
+        Val::Absent | Val::Derived(_) => Membership::Leave,
         // Partial state: nobody can say.
         Val::Unknown => row.membership,
     };

@@ -327,20 +327,24 @@ impl Change {
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
     }
 
-    /// One step of the main line: these keys have these values from this order on. `event` is the one that sets the
-    /// first of them, where it is at hand.
+    /// One step of the main line: these keys have these values from this order on; what is derived of them follows.
+    /// `event` is the one that sets the first of them, where it is at hand.
     pub(super) fn set_state(
         &mut self,
         order: Order,
         changes: &[(StateKeyNum, Val)],
         mut event: Option<Arc<StateEvent>>,
     ) -> Result<()> {
+        let (mut values, mut touched) = (Vec::with_capacity(changes.len() + 2), members::Touched::default());
         for (key, val) in changes {
             let unknown = || Fault::Corrupt("a state key has no name");
             let (kind, state_key) = match event.as_deref().map(|event| &event.parsed) {
                 Some(parsed) => (parsed.kind.to_string(), parsed.state_key.clone().unwrap_or_default()),
                 None => state::key_name(&self.batch, self.num, *key)?.ok_or_else(unknown)?,
             };
+            if members::is_derived(&kind) {
+                continue;
+            }
             let new = match (event.take(), val.event()) {
                 (Some(event), _) => Some(event),
                 (None, Some(event)) => {
@@ -351,12 +355,15 @@ impl Change {
             };
             let old = self.state(&kind, &state_key)?;
             if kind == MEMBER {
-                self.follow_membership(order, &state_key, old.as_deref(), new.as_deref())?;
+                self.follow_membership(order, &state_key, old.as_deref(), new.as_deref(), &mut touched)?;
             }
             self.set.insert((kind, state_key), new);
+            values.push((*key, *val));
         }
-        state::apply(&mut self.batch, self.num, order, changes)?;
-        if !changes.is_empty() {
+        let derived = touched.values(&mut self.batch, self.num, &mut self.row.next_key, self.row.joined)?;
+        values.extend(derived);
+        state::apply(&mut self.batch, self.num, order, &values)?;
+        if !values.is_empty() {
             self.row.state_tip = order;
         }
         Ok(())
@@ -383,6 +390,7 @@ impl Change {
         user: &str,
         old: Option<&StateEvent>,
         new: Option<&StateEvent>,
+        touched: &mut members::Touched,
     ) -> Result<(), Fault> {
         let membership = |event: Option<&StateEvent>| {
             event
@@ -394,6 +402,10 @@ impl Change {
         let count = |kind: Membership, count: u32| {
             count.saturating_add(u32::from(now == kind)).saturating_sub(u32::from(was == kind))
         };
+        let by = i64::from(now == Membership::Join) - i64::from(was == Membership::Join);
+        if by != 0 {
+            touched.count(&mut self.batch, self.num, user, by)?;
+        }
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
         let user = members::track(&mut self.batch, self.num, user, now, event.event, order)?;

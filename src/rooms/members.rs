@@ -1,5 +1,7 @@
 //! Who is in a room, and in which rooms one of our users is.
 
+mod servers;
+
 use std::ops::Bound;
 
 use ruma::{OwnedUserId, UserId};
@@ -16,6 +18,9 @@ use crate::{
         schema::rooms::{Membership, UserRoomRow},
     },
 };
+
+pub(crate) use servers::{Touched, are_counted, is_derived};
+pub use servers::{count_joined_at, list_servers_at, was_server_joined};
 
 /// Writes the rows of a user whose membership in the current state is now this, by this event, since this order.
 /// Returns the user, if it is one of ours.

@@ -31,6 +31,7 @@ pub use compare::{Difference, diff, distance};
 pub use full::full;
 pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
 pub use purge::Purge;
+pub(crate) use side::Chain;
 pub use side::make_side;
 pub use sketch::Sketch;
 

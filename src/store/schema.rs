@@ -224,6 +224,8 @@ tables! {
     150 REDACTION_WAITING((RoomNum, [u8; 32], EventNum) => RedactionWaitingRow) in Index, Room of "rooms::redact";
     /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
+    /// How many of a server are in a room now.
+    152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
 }
 
 #[cfg(test)]

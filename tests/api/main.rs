@@ -12,6 +12,7 @@ mod support;
 
 mod account_data;
 mod carry_over;
+mod derived;
 mod devices;
 mod discovery;
 mod ephemeral;

@@ -8,7 +8,7 @@ use crate::{
         check::{Doubts, RowCheck},
         schema::{
             self,
-            state::{LogRow, Ref, SideRow, Val},
+            state::{DERIVED, LogRow, Ref, SideRow, Val},
         },
     },
 };
@@ -64,6 +64,11 @@ fn value(
         let stored = event::find_anywhere(read, room, EventNum(number))?;
         let is_of_key = stored.is_some_and(|stored| stored.row.header.state_key == Some(key));
         doubts.unless(is_of_key, format!("event {number} is not there or of another key"));
+    }
+    if val.is_derived() {
+        let name = super::key_name(read, room, key)?;
+        let is_derived = name.is_some_and(|(event_type, _)| event_type.starts_with(DERIVED));
+        doubts.unless(is_derived, "it is derived, and its key is not");
     }
     Ok(())
 }

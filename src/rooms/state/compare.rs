@@ -26,8 +26,13 @@ const CHANGES_PER_KEY_MAX: u64 = 2;
 /// A key with its values in two states.
 pub type Difference = (StateKeyNum, Val, Val);
 
-/// The keys whose values differ in two states, rising, with both values. Costs O(changes between them), at most
-/// O(keys of the room).
+/// Derived values follow from the others, and are worked out anew where those change: they make no difference.
+fn differ(one: Val, other: Val) -> bool {
+    one != other && !one.is_derived() && !other.is_derived()
+}
+
+/// The keys whose values differ in two states, rising, with both values; derived keys are left out. Costs O(changes
+/// between them), at most O(keys of the room).
 pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<Vec<Difference>, Fault> {
     if a == b {
         return Ok(Vec::new());
@@ -59,7 +64,7 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
         };
         let in_left = left.find(key).unwrap_or_else(|| on_main(left_order));
         let in_right = right.find(key).unwrap_or_else(|| on_main(right_order));
-        if in_left != in_right {
+        if differ(in_left, in_right) {
             differing.push((key, in_left, in_right));
         }
     }
@@ -150,7 +155,7 @@ fn merge(left: Values<'_>, right: Values<'_>) -> Result<Vec<Difference>, Fault> 
         let y = if order.is_ge() { right.next().transpose()? } else { None };
         let Some(key) = x.or(y).map(|(key, _)| key) else { return Ok(differing) };
         let (x, y) = (x.map_or(Val::Absent, |(_, val)| val), y.map_or(Val::Absent, |(_, val)| val));
-        if x != y {
+        if differ(x, y) {
             differing.push((key, x, y));
         }
     }

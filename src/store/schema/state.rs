@@ -66,15 +66,27 @@ pub enum Val {
     Absent,
     /// Not known yet: the room was joined with part of its state.
     Unknown,
+    /// A number that we derived ourselves: no event.
+    Derived(u32),
 }
+
+/// The types of derived keys, which no client and no server can set, begin with this.
+pub const DERIVED: char = '\u{1}';
+/// The codes of derived numbers stand above those of all events that a room will ever have.
+const DERIVED_CODES: u64 = (1 << 40) - (1 << 32);
 
 impl Val {
     /// The event, if there is one and it is known.
     pub fn event(self) -> Option<EventNum> {
         match self {
             Self::Event(event) => Some(event),
-            Self::Absent | Self::Unknown => None,
+            Self::Absent | Self::Unknown | Self::Derived(_) => None,
         }
+    }
+
+    /// Whether this is a number that we derived.
+    pub fn is_derived(self) -> bool {
+        matches!(self, Self::Derived(_))
     }
 
     fn code(self) -> u64 {
@@ -82,6 +94,7 @@ impl Val {
             Self::Absent => 0,
             Self::Unknown => 1,
             Self::Event(event) => event.0.saturating_add(2),
+            Self::Derived(number) => DERIVED_CODES + u64::from(number),
         }
     }
 
@@ -89,6 +102,10 @@ impl Val {
         match code {
             0 => Self::Absent,
             1 => Self::Unknown,
+            // Above them no code is written.
+            code if code >= DERIVED_CODES => {
+                Self::Derived(u32::try_from(code - DERIVED_CODES).unwrap_or(u32::MAX))
+            }
             event => Self::Event(EventNum(event - 2)),
         }
     }
@@ -297,7 +314,8 @@ mod tests {
         prop_oneof![
             Just(Val::Absent),
             Just(Val::Unknown),
-            (0_u64..(1 << 40) - 2).prop_map(|event| Val::Event(EventNum(event))),
+            (0_u64..DERIVED_CODES - 2).prop_map(|event| Val::Event(EventNum(event))),
+            any::<u32>().prop_map(Val::Derived),
         ]
     }
 

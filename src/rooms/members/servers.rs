@@ -1,0 +1,268 @@
+//! Which servers have somebody in a room, and how many are in it, at any point of its history.
+//!
+//! Both follow from the member events, and are kept as derived keys of the room's state (their types begin with byte 0x01,
+//! so that nobody can set them): a change of the main line writes them in the same step, a server's key only where its
+//! first member comes or its last one goes. So the servers of a room of any size are one scan of servers.
+//!
+//! Side states set no derived keys: what they change of the members is counted against their place on the main line.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
+
+use ruma::UserId;
+
+use super::{list_keys, membership_of_event};
+use crate::{
+    ids::{Order, RoomNum, StateKeyNum},
+    rooms::state::{self, Chain, Ref, Val},
+    store::{
+        Batch, Direction, Fault, Read, schema,
+        schema::{rooms::Membership, state::DERIVED},
+    },
+};
+
+/// A key for each server that ever had somebody in the room: present while it has.
+const SERVER: &str = "\u{1}server";
+/// How many are in the room.
+const JOINED: &str = "\u{1}joined";
+const MEMBER: &str = "m.room.member";
+
+fn server_of(user_id: &str) -> Option<&str> {
+    <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
+}
+
+/// Whether a type is one of derived keys.
+pub(crate) fn is_derived(event_type: &str) -> bool {
+    event_type.starts_with(DERIVED)
+}
+
+/// The servers whose members come or go in one step of the main line.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    servers: BTreeSet<String>,
+    is_any: bool,
+}
+
+impl Touched {
+    /// A member came (`by` is 1) or went (-1).
+    pub(crate) fn count(
+        &mut self,
+        batch: &mut Batch,
+        room: RoomNum,
+        user_id: &str,
+        by: i64,
+    ) -> Result<(), Fault> {
+        if !self.is_any {
+            self.is_any = true;
+            self.servers.extend(begin(batch, room)?);
+        }
+        let Some(server) = server_of(user_id) else { return Ok(()) };
+        let count = schema::SERVER_MEMBERS.get(batch, (room, server))?.unwrap_or(0).saturating_add_signed(by);
+        if count == 0 {
+            schema::SERVER_MEMBERS.delete(batch, (room, server));
+        } else {
+            schema::SERVER_MEMBERS.put(batch, (room, server), &count);
+        }
+        self.servers.insert(server.to_owned());
+        Ok(())
+    }
+
+    /// The values of the derived keys after the step; what does not change is among them.
+    pub(crate) fn values(
+        self,
+        batch: &mut Batch,
+        room: RoomNum,
+        next_key: &mut u32,
+        joined: u32,
+    ) -> Result<Vec<(StateKeyNum, Val)>, Fault> {
+        let mut values = Vec::new();
+        for server in self.servers {
+            let is_in = schema::SERVER_MEMBERS.contains(batch, (room, &server))?;
+            let key = state::intern_key(batch, room, next_key, SERVER, &server)?;
+            values.push((key, if is_in { Val::Derived(1) } else { Val::Absent }));
+        }
+        if self.is_any {
+            let key = state::intern_key(batch, room, next_key, JOINED, "")?;
+            values.push((key, if joined > 0 { Val::Derived(joined) } else { Val::Absent }));
+        }
+        Ok(values)
+    }
+}
+
+/// Counts the members of a room that was made before they were counted by server, and names their servers.
+fn begin(batch: &mut Batch, room: RoomNum) -> Result<Vec<String>, Fault> {
+    if state::find_key(batch, room, JOINED, "")?.is_some() {
+        return Ok(Vec::new());
+    }
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for key in list_keys(batch, room)? {
+        let (user_id, key) = key?;
+        if is_joined(batch, room, state::now(batch, room, key)?)? {
+            *counts.entry(user_id.server_name().as_str().to_owned()).or_default() += 1;
+        }
+    }
+    for (server, count) in &counts {
+        schema::SERVER_MEMBERS.put(batch, (room, server), count);
+    }
+    Ok(counts.into_keys().collect())
+}
+
+fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: Val) -> Result<bool, Fault> {
+    match val.event() {
+        Some(event) => Ok(membership_of_event(read, room, event)? == Membership::Join),
+        None => Ok(false),
+    }
+}
+
+/// Who came and who went from a place on the main line to a state.
+struct Moves {
+    base: Order,
+    came: BTreeMap<String, u64>,
+    went: BTreeMap<String, u64>,
+    joined: i64,
+}
+
+impl Moves {
+    fn to(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<Self, Fault> {
+        let chain = Chain::read(read, room, at)?;
+        let Ref::Main(base) = chain.base else {
+            return Err(Fault::Corrupt("a side state does not stand on the main line"));
+        };
+        let mut moves = Self { base, came: BTreeMap::new(), went: BTreeMap::new(), joined: 0 };
+        let entries = chain.entries();
+        let names = state::list_key_names(read, room, entries.keys().copied())?;
+        for ((key, val), name) in entries.into_iter().zip(names) {
+            let Some((kind, user_id)) = name else { continue };
+            if kind != MEMBER {
+                continue;
+            }
+            let was = is_joined(read, room, state::at(read, room, chain.base, key)?)?;
+            let is = is_joined(read, room, val)?;
+            moves.joined += i64::from(is) - i64::from(was);
+            let Some(server) = server_of(&user_id) else { continue };
+            match (was, is) {
+                (false, true) => *moves.came.entry(server.to_owned()).or_default() += 1,
+                (true, false) => *moves.went.entry(server.to_owned()).or_default() += 1,
+                (true, true) | (false, false) => {}
+            }
+        }
+        Ok(moves)
+    }
+
+    /// Whether a server has somebody in the state; `was_in` is whether it has at the place.
+    fn leave_in(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        server: &str,
+        was_in: bool,
+    ) -> Result<bool, Fault> {
+        if self.came.contains_key(server) {
+            return Ok(true);
+        }
+        match self.went.get(server) {
+            Some(went) if was_in => Ok(count_on_main_line(read, room, self.base, server)? > *went),
+            _ => Ok(was_in),
+        }
+    }
+}
+
+/// How many of a server are in the room at a place on the main line: as many as now, but for those who came and went since.
+fn count_on_main_line(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+    server: &str,
+) -> Result<u64, Fault> {
+    let mut then: BTreeMap<StateKeyNum, Val> = BTreeMap::new();
+    for step in state::changes(read, room, order, Order::MAX)? {
+        for (key, prior) in step?.1 {
+            then.entry(key).or_insert(prior);
+        }
+    }
+    let mut count = schema::SERVER_MEMBERS.get(read, (room, server))?.unwrap_or(0);
+    let names = state::list_key_names(read, room, then.keys().copied())?;
+    for ((key, prior), name) in then.into_iter().zip(names) {
+        if name.is_some_and(|(kind, user_id)| kind == MEMBER && server_of(&user_id) == Some(server)) {
+            let (was, is) =
+                (is_joined(read, room, prior)?, is_joined(read, room, state::now(read, room, key)?)?);
+            count = count.saturating_add_signed(i64::from(was) - i64::from(is));
+        }
+    }
+    Ok(count)
+}
+
+/// Whether a server has somebody in the room in this state.
+pub fn was_server_joined(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    at: Ref,
+    server: &str,
+) -> Result<bool, Fault> {
+    let moves = Moves::to(read, room, at)?;
+    let was_in = match state::find_key(read, room, SERVER, server)? {
+        Some(key) => state::at(read, room, Ref::Main(moves.base), key)?.is_derived(),
+        None => false,
+    };
+    moves.leave_in(read, room, server, was_in)
+}
+
+/// The servers that have somebody in the room in this state, sorted. Costs what there are of servers that ever had, and
+/// for the state of a fork what it differs in.
+pub fn list_servers_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<Vec<String>, Fault> {
+    let moves = Moves::to(read, room, at)?;
+    let bound = Bound::Included((room, SERVER));
+    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
+    let mut servers: BTreeSet<String> = moves.came.keys().cloned().collect();
+    for row in rows {
+        let ((_, _, server), key) = row?;
+        let was_in = state::at(read, room, Ref::Main(moves.base), key)?.is_derived();
+        if moves.leave_in(read, room, &server, was_in)? {
+            servers.insert(server);
+        }
+    }
+    Ok(servers.into_iter().collect())
+}
+
+/// How many are in the room in this state.
+pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<u64, Fault> {
+    let moves = Moves::to(read, room, at)?;
+    let joined = match state::find_key(read, room, JOINED, "")? {
+        Some(key) => match state::at(read, room, Ref::Main(moves.base), key)? {
+            Val::Derived(joined) => u64::from(joined),
+            _ => 0,
+        },
+        None => 0,
+    };
+    Ok(joined.saturating_add_signed(moves.joined))
+}
+
+/// Whether what is kept of a room's servers and numbers is what these users, all who are in it, make it.
+pub(crate) fn are_counted(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    joined: &[String],
+) -> Result<bool, Fault> {
+    if state::find_key(read, room, JOINED, "")?.is_none() {
+        return Ok(schema::SERVER_MEMBERS
+            .prefix::<(RoomNum,)>(read, (room,), Direction::Up)?
+            .next()
+            .is_none());
+    }
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for server in joined.iter().filter_map(|user| server_of(user)) {
+        *counts.entry(server.to_owned()).or_default() += 1;
+    }
+    let kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let kept = kept.map(|row| row.map(|((_, server), count)| (server, count)));
+    let kept = kept.collect::<Result<BTreeMap<_, _>, Fault>>()?;
+    let now = Ref::Main(Order::MAX);
+    Ok(kept == counts
+        && list_servers_at(read, room, now)?.iter().eq(counts.keys())
+        && count_joined_at(read, room, now)? == joined.len() as u64)
+}
+
+#[cfg(test)]
+mod tests;
