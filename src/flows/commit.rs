@@ -6,16 +6,17 @@
 use std::{borrow::Cow, sync::Arc};
 
 use parking_lot::Mutex;
-use ruma::{RoomId, UserId};
+use ruma::{RoomId, ServerName, UserId};
 use tokio::sync::oneshot;
 
 use crate::{
+    accounts::users,
     error::{Error, Refusal, Result},
     flows::App,
     ids::RoomNum,
     push::unread,
     rooms::{self, Seat, commit::Change, redact},
-    store::{Enqueued, NotAccepted, schema::rooms::Membership},
+    store::{Enqueued, NotAccepted, Read, schema::rooms::Membership},
 };
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -160,10 +161,15 @@ pub(crate) async fn new_seat(app: &App, room: RoomNum) -> tokio::sync::OwnedMute
     app.rooms.seat(room).lock_owned().await
 }
 
-/// Refuses users of other servers, whom this server cannot reach: it speaks to no other server yet.
-pub(crate) fn require_local(app: &App, user: &UserId) -> Result<(), Refusal> {
-    if user.server_name() == app.rooms.signer().server() {
-        return Ok(());
+/// Refuses to invite users of other servers, to which this server does not speak yet (403), and users of ours that nobody
+/// is (404): an account that is made later would not be told.
+pub(crate) fn require_reachable(
+    read: &(impl Read + ?Sized),
+    server: &ServerName,
+    user: &UserId,
+) -> Result<()> {
+    if user.server_name() != server {
+        return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
     }
-    Err(Refusal::forbidden("This server cannot reach users of other servers."))
+    users::require_num(read, user).map(drop)
 }

@@ -109,8 +109,9 @@ impl Plan {
             let message = "This server cannot invite by e-mail address or telephone number.";
             return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
         }
+        let snapshot = app.store.snapshot();
         for user in &request.invite {
-            commit::require_local(app, user)?;
+            commit::require_reachable(&*snapshot, app.rooms.signer().server(), user)?;
         }
         let is_published = request.visibility == Visibility::Public;
         let preset = request.preset.unwrap_or(match request.visibility {

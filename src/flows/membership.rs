@@ -223,7 +223,7 @@ pub(crate) async fn act(
 ) -> Result<()> {
     let num = commit::require_num(app, room)?;
     if act == Act::Invite {
-        commit::require_local(app, &target)?;
+        commit::require_reachable(&*app.store.snapshot(), app.rooms.signer().server(), &target)?;
     }
     let (inner, sender) = (app.clone(), caller.user_id.clone());
     commit::in_room(app, num, move |change| {

@@ -144,9 +144,7 @@ fn check_state(change: &mut Change, draft: &Draft, server: &ruma::ServerName) ->
             if let Some(user) =
                 user.filter(|_| event::membership_of(content.get()) == Some(Membership::Invite))
             {
-                if user.server_name() != server {
-                    return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
-                }
+                commit::require_reachable(&change.batch, server, &user)?;
                 account_data::check_invite(&change.batch, &user)?;
             }
         }

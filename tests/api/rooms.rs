@@ -539,6 +539,14 @@ async fn what_says_nothing_is_refused_by_name() {
         let answer = server.raw(http::Method::PUT, &rooms(rest), alice.token.as_deref(), "").await;
         refused(answer, StatusCode::BAD_REQUEST, "M_NOT_JSON");
     }
+    let nobody = "@nobody:test.example";
+    for answer in [
+        alice.post(&path("/createRoom"), json!({ "invite": [nobody] })).await,
+        alice.post(&rooms("/invite"), json!({ "user_id": nobody })).await,
+        alice.put(&rooms(&format!("/state/m.room.member/{nobody}")), json!({ "membership": "invite" })).await,
+    ] {
+        refused(answer, StatusCode::NOT_FOUND, "M_NOT_FOUND");
+    }
     for (body, errcode) in [(json!({}), "M_MISSING_PARAM"), (json!({ "user_id": "bob" }), "M_BAD_JSON")] {
         refused(alice.post(&rooms("/invite"), body).await, StatusCode::BAD_REQUEST, errcode);
     }

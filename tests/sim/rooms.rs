@@ -110,7 +110,10 @@ impl Rooms {
         }
         let at = if what == "knock" { format!("/_matrix/client/v3/knock/{room}") } else { path(room, what) };
         let (status, json) = world.insist(Method::POST, &at, Some(token), body).await;
-        let is_refused = status == StatusCode::FORBIDDEN || (what == "unban" && status.is_client_error());
+        // Who has no account yet cannot be asked in.
+        let is_refused = status == StatusCode::FORBIDDEN
+            || (what == "invite" && status == StatusCode::NOT_FOUND)
+            || (what == "unban" && status.is_client_error());
         assert!(status == StatusCode::OK || is_refused, "{what}: {status} {json}");
         world.note(|| format!("talker{person}: {what} {other} in {room}: {status}"));
     }
@@ -146,7 +149,12 @@ impl Rooms {
             // Who wants in must be asked, or ask.
             let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
             body["initial_state"] = json!([rule]);
-            body["invite"] = json!([user_id((person + 1) % PEOPLE)]);
+            let guest = user_id((person + 1) % PEOPLE);
+            let profile = format!("/_matrix/client/v3/profile/{guest}");
+            let (known, _) = world.insist(Method::GET, &profile, Some(token), json!({})).await;
+            if known == StatusCode::OK {
+                body["invite"] = json!([guest]);
+            }
         }
         match world.ask(Method::POST, "/_matrix/client/v3/createRoom", Some(token), body).await {
             Answer::Given(status, json) => {
