@@ -29,7 +29,14 @@ pub mod tail;
 pub mod timer;
 mod view;
 
-use std::{fmt, sync::Arc, sync::atomic::AtomicBool};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -77,7 +84,12 @@ pub enum Fault {
         /// What is wrong.
         why: &'static str,
     },
+    /// The snapshot was held for too long, see [`SNAPSHOT_HELD_MAX`].
+    Outdated,
 }
+
+/// A snapshot can be read so long after a newer one was published: it keeps old rows on disk.
+pub const SNAPSHOT_HELD_MAX: Duration = Duration::from_secs(60);
 
 impl Fault {
     fn failed() -> Self {
@@ -92,6 +104,7 @@ impl fmt::Display for Fault {
             Self::Closed(why) => write!(f, "the store cannot be opened: {why}"),
             Self::Corrupt(why) => write!(f, "the store holds damaged data: {why}"),
             Self::CorruptRow { table, why } => write!(f, "table {table} holds damaged data: {why}"),
+            Self::Outdated => write!(f, "a reader took too long"),
         }
     }
 }
@@ -100,7 +113,11 @@ impl std::error::Error for Fault {}
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
-        Self::broken(fault.to_string())
+        match fault {
+            // Nobody's fault: what is asked again begins with what is new.
+            Fault::Outdated => Self::Busy { retry_after: Duration::from_secs(1) },
+            fault => Self::broken(fault.to_string()),
+        }
     }
 }
 
@@ -112,6 +129,8 @@ pub(crate) struct Shared {
     engine: Engine,
     queue: Mutex<Queue>,
     published: ArcSwap<Snapshot>,
+    /// The time in milliseconds since some moment, as the flusher tells it.
+    clock_ms: Arc<AtomicU64>,
     /// Something waits for the flush.
     wanted: Notify,
     /// A timer was set.
@@ -133,6 +152,7 @@ impl Store {
         let head = head::open(&engine)?;
         Ok(Self(Arc::new(Shared {
             queue: Mutex::new(Queue::after(&head.snapshot)),
+            clock_ms: Arc::clone(&head.snapshot.clock_ms),
             published: ArcSwap::from_pointee(head.snapshot),
             wanted: Notify::new(),
             timer_set: Arc::default(),
@@ -149,6 +169,12 @@ impl Store {
     /// Everything published now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.published.load_full()
+    }
+
+    /// Tells the store the time, in milliseconds since any moment: it has no clock of its own. What is published after this
+    /// ages the snapshots before it.
+    pub fn tell_time(&self, now_ms: u64) {
+        self.0.clock_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// Everything accepted. Decide on it only under the lock of the domain that is read.

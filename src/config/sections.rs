@@ -107,6 +107,13 @@ pub struct Rooms {
     pub redacted_events_kept_days: u32,
 }
 
+impl Rooms {
+    /// `redacted_events_kept_days` in milliseconds.
+    pub fn redacted_events_kept_ms(&self) -> u64 {
+        u64::from(self.redacted_events_kept_days) * 24 * 60 * 60 * 1000
+    }
+}
+
 /// `[storage]`: the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

@@ -19,8 +19,6 @@ use crate::{
     store::{Enqueued, NotAccepted, Read, schema::rooms::Membership},
 };
 
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
 /// (403 `M_FORBIDDEN`), so that nobody learns which rooms there are.
 pub(crate) fn require_num(app: &App, room: &RoomId) -> Result<RoomNum> {
@@ -122,9 +120,9 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
     }
     for original in std::mem::take(&mut change.redacted) {
         unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;
-        let kept_days = u64::from(app.config.rooms.redacted_events_kept_days);
-        if kept_days > 0 {
-            let until_ms = app.env.now_ms() + kept_days * DAY_MS;
+        let kept_ms = app.config.rooms.redacted_events_kept_ms();
+        if kept_ms > 0 {
+            let until_ms = app.env.now_ms() + kept_ms;
             redact::keep_original(&mut change.batch, change.num, &original, until_ms);
         }
     }

@@ -43,7 +43,6 @@ use crate::{
 /// Events looked at for one page, at most: a filter or visibility that lets hardly anything through makes several
 /// short pages, not one long one.
 const SCANNED_MAX: usize = 5_000;
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Events in one page, at most.
 const PAGE_MAX: usize = 1_000;
 
@@ -122,7 +121,7 @@ impl Look {
     }
 
     /// The event as it was before it was redacted; as it is, if it was not.
-    fn require_original(&self, stored: Stored, kept_days: u32) -> Result<Stored> {
+    fn require_original(&self, stored: Stored, kept_ms: u64) -> Result<Stored> {
         let is_joined = self.sight.joined_until() == Some(Order::MAX);
         let power = Power::read(&*self.snapshot, self.num, &self.room)?;
         if !is_joined || !power.may(&self.user, Action::Redact)? {
@@ -132,7 +131,7 @@ impl Look {
             return Ok(stored);
         }
         redact::find_original(&*self.snapshot, self.num, &stored)?
-            .ok_or_else(|| content_deleted(kept_days).into())
+            .ok_or_else(|| content_deleted(kept_ms).into())
     }
 
     fn show_state(&self, stored: &Stored) -> Result<String> {
@@ -172,13 +171,13 @@ impl Look {
 }
 
 /// What a redacted event said is no longer here (MSC2815).
-fn content_deleted(kept_days: u32) -> Refusal {
+fn content_deleted(kept_ms: u64) -> Refusal {
     let message = "What this event said before it was redacted is no longer kept.";
     let mut refusal = Refusal::not_found(message);
     refusal.body = Some(serde_json::json!({
         "errcode": "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED",
         "error": message,
-        "fi.mau.msc2815.content_keep_ms": u64::from(kept_days) * DAY_MS,
+        "fi.mau.msc2815.content_keep_ms": kept_ms,
     }));
     refusal
 }
@@ -317,10 +316,10 @@ pub(crate) async fn event(
     id: &EventId,
     unredacted: bool,
 ) -> Result<Bytes> {
-    let (id, kept_days) = (id.to_owned(), app.config.rooms.redacted_events_kept_days);
+    let (id, kept_ms) = (id.to_owned(), app.config.rooms.redacted_events_kept_ms());
     looking(app, caller, room, move |mut look, _| {
         let (stored, membership) = require_visible(&mut look, &id)?;
-        let stored = if unredacted { look.require_original(stored, kept_days)? } else { stored };
+        let stored = if unredacted { look.require_original(stored, kept_ms)? } else { stored };
         Ok(look.show(&stored, membership)?.into())
     })
     .await

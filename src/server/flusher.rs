@@ -31,6 +31,7 @@ pub fn start(
 pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed, Duration) + Send) {
     let mut took = Duration::ZERO;
     let mut carried = 0;
+    let started = env.instant();
     loop {
         store.wanted().await;
         let patience = (took / 8).min(GATHER_MAX);
@@ -39,6 +40,8 @@ pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed,
         }
         env.disk().await;
         let began = env.instant();
+        let running_ms = began.saturating_duration_since(started).as_millis();
+        store.tell_time(u64::try_from(running_ms).unwrap_or(u64::MAX));
         // A panic in here (in somebody's `on_publish`) would leave every writer waiting for ever.
         let flushed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.flush()))
             .unwrap_or_else(|_| Err(Fault::Io("the flusher panicked".to_owned())));

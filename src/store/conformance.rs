@@ -115,6 +115,29 @@ fn rows_are_read_back_by_key_and_in_both_directions() {
 }
 
 #[test]
+fn a_snapshot_can_be_read_for_a_minute_after_a_newer_one() {
+    on_both(|kit| {
+        let store = &kit.store;
+        store.tell_time(5_000);
+        let old = store.snapshot();
+        store.tell_time(3_600_000);
+        drop(put(store, &[(1, "a", 1)]));
+        // Nothing newer was published for an hour: that is no reason to refuse.
+        assert_eq!(NAMES.get(&*old, (1, "a")).unwrap(), None);
+        store.flush().unwrap();
+        let held_max_ms = u64::try_from(SNAPSHOT_HELD_MAX.as_millis()).unwrap();
+        store.tell_time(3_600_000 + held_max_ms);
+        assert_eq!(NAMES.get(&*old, (1, "a")).unwrap(), None);
+        store.tell_time(3_600_001 + held_max_ms);
+        assert_eq!(NAMES.get(&*old, (1, "a")), Err(Fault::Outdated));
+        assert_eq!(NAMES.get_many(&*old, [(1, "a")]), Err(Fault::Outdated));
+        assert!(NAMES.prefix::<()>(&*old, (), Direction::Up).is_err());
+        assert_eq!(NAMES.get(&*store.snapshot(), (1, "a")).unwrap(), Some(1));
+        assert_eq!(NAMES.get(&store.view(), (1, "a")).unwrap(), Some(1));
+    });
+}
+
+#[test]
 fn the_first_rows_of_many_ranges_are_those_of_each() {
     on_both(|kit| {
         let store = &kit.store;

@@ -69,8 +69,9 @@ impl Store {
         };
         let changes = gathered.iter().flat_map(|queued| &queued.changes).chain(&head);
         self.0.engine.write(changes, report.synced)?;
-        let snapshot = Snapshot { engine: self.0.engine.snapshot(), position, batch_number };
-        self.0.published.store(Arc::new(snapshot));
+        let clock_ms = Arc::clone(&self.0.clock_ms);
+        let snapshot = Snapshot::new(self.0.engine.snapshot(), position, batch_number, clock_ms);
+        self.0.published.swap(Arc::new(snapshot)).supersede();
         Ok(report)
     }
 

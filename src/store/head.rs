@@ -1,6 +1,9 @@
 //! The store's own facts: layout, newest position, incarnations.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
     ids::Position,
@@ -34,24 +37,20 @@ pub(crate) struct Head {
 /// Reads the head; writes it where the store is new, brings it to the newest layout where that is an older one.
 pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
     migrate::run_all(engine)?;
-    let snapshot = read(engine)?;
+    let mut snapshot = read(engine)?;
     let incarnations = Incarnations::read(&snapshot)?;
     let reserved = schema::HEAD.get(&snapshot, RESERVED)?.unwrap_or(0);
-    let position = snapshot
+    snapshot.position = snapshot
         .position
         .max(Position::first_of_incarnation(incarnations.current()))
         // What lies below may have been seen by clients before a power cut took it.
         .max(Position::new(reserved).unwrap_or_default());
-    Ok(Head {
-        snapshot: Snapshot { position, ..snapshot },
-        incarnations,
-        reserved: Reserved(AtomicU64::new(reserved)),
-    })
+    Ok(Head { snapshot, incarnations, reserved: Reserved(AtomicU64::new(reserved)) })
 }
 
 /// What is written now, before anything of it is known.
 pub(crate) fn bare(engine: &Engine) -> Snapshot {
-    Snapshot { engine: engine.snapshot(), position: Position::ZERO, batch_number: 0 }
+    Snapshot::new(engine.snapshot(), Position::ZERO, 0, Arc::default())
 }
 
 /// The layout of a store; none when nothing was ever written.
@@ -71,11 +70,13 @@ pub(crate) fn rows_of_new_store(layout: u64) -> [Change; 2] {
 
 /// What is written now, with its position.
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
-    let bare = bare(engine);
+    let mut bare = bare(engine);
     let position = schema::HEAD.get(&bare, POSITION)?.unwrap_or(0);
     let position = Position::new(position).ok_or(Fault::Corrupt("its position is too high"))?;
     let batch_number = schema::HEAD.get(&bare, BATCH)?.unwrap_or(0);
-    Ok(Snapshot { position, batch_number, ..bare })
+    bare.position = position;
+    bare.batch_number = batch_number;
+    Ok(bare)
 }
 
 /// Whether a fact of this name may be this number, in a store that is open and has this snapshot.

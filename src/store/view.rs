@@ -1,13 +1,16 @@
 //! Reading: what is published ([`Snapshot`]) and what is accepted ([`View`]).
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 
 use crate::{
     ids::Position,
     store::{
-        Fault, Shared,
+        Fault, SNAPSHOT_HELD_MAX, Shared,
         engine::{EngineSnapshot, Family, Rows},
         overlay::merge,
         table::Direction,
@@ -60,14 +63,46 @@ pub(crate) fn first_one_by_one(
     ranges.iter().map(first).collect()
 }
 
-/// Everything published at one moment. Hold it for at most 60 s: it keeps old rows on disk.
+/// Everything published at one moment. Reading from it fails with [`Fault::Outdated`] when a newer one has been there for
+/// longer than [`SNAPSHOT_HELD_MAX`]: whoever needs longer takes a new one in between.
 pub struct Snapshot {
     pub(crate) engine: EngineSnapshot,
     pub(crate) position: Position,
     pub(crate) batch_number: u64,
+    pub(crate) clock_ms: Arc<AtomicU64>,
+    /// When a newer one was published; 0 while there is none.
+    superseded_ms: AtomicU64,
 }
 
 impl Snapshot {
+    pub(crate) fn new(
+        engine: EngineSnapshot,
+        position: Position,
+        batch_number: u64,
+        clock_ms: Arc<AtomicU64>,
+    ) -> Self {
+        Self { engine, position, batch_number, clock_ms, superseded_ms: AtomicU64::new(0) }
+    }
+
+    /// A newer one is published.
+    pub(crate) fn supersede(&self) {
+        self.superseded_ms.store(self.clock_ms.load(Ordering::Relaxed).max(1), Ordering::Relaxed);
+    }
+
+    fn require_current(&self) -> Result<(), Fault> {
+        match self.superseded_ms.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            since => {
+                let held_ms = self.clock_ms.load(Ordering::Relaxed).saturating_sub(since);
+                if u128::from(held_ms) > SNAPSHOT_HELD_MAX.as_millis() {
+                    Err(Fault::Outdated)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
     /// The number of the last batch in it.
     pub fn batch_number(&self) -> u64 {
         self.batch_number
@@ -76,10 +111,12 @@ impl Snapshot {
 
 impl Read for Snapshot {
     fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.require_current()?;
         self.engine.get(family, key)
     }
 
     fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+        self.require_current()?;
         self.engine.get_many(family, keys)
     }
 
@@ -90,10 +127,12 @@ impl Read for Snapshot {
         high: Vec<u8>,
         direction: Direction,
     ) -> Result<Rows<'_>, Fault> {
+        self.require_current()?;
         self.engine.range(family, low, high, direction)
     }
 
     fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
+        self.require_current()?;
         self.engine.first_of_many(family, ranges)
     }
 

@@ -18,7 +18,7 @@ use crate::{
     store::{
         Counting, Durability, Engine, Store,
         engine::Memory,
-        schema::rooms::{EventHeader, EventRow, Resident, RoomRow, Spans},
+        schema::rooms::{EventHeader, EventRow, Resident, RoomRow},
     },
 };
 
@@ -116,7 +116,7 @@ impl House {
                 prev: Vec::new(),
                 auth: Vec::new(),
                 sent_by: None,
-                spans: event::locate(&json).unwrap_or(Spans::default()),
+                spans: event::locate(&json).unwrap_or_default(),
             };
             change.put(&Stored { order, row: EventRow { header, json } }).unwrap();
             values.push((key, Val::Event(event)));
