@@ -83,12 +83,20 @@ impl Env {
 
     /// The wall clock in milliseconds since the epoch.
     pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.since_epoch().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The time that an event made now carries, in milliseconds since the epoch: rounded up, so that whoever looked at the
+    /// clock before asking for the event finds it after that, and not at the same moment.
+    pub fn event_ms(&self) -> u64 {
+        u64::try_from(self.since_epoch().as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
+    }
+
+    fn since_epoch(&self) -> Duration {
         match self.0.simulated_began_ms {
-            Some(began) => began + u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
+            Some(began) => Duration::from_millis(began) + self.uptime(),
             #[expect(clippy::disallowed_methods, reason = "this is the door")]
-            None => std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            None => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default(),
         }
     }
 

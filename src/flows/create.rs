@@ -144,7 +144,7 @@ impl Plan {
             invite,
             is_direct: request.is_direct,
             is_published,
-            sent_ms: app.env.now_ms(),
+            sent_ms: app.env.event_ms(),
         };
         let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
         plan.create = plan.create_content(app, creation.unwrap_or_default(), &wanted)?;

@@ -147,7 +147,7 @@ async fn work_out(app: &App, room: RoomNum, question: Question) -> Result<bool> 
 /// One of our users who may send commits an event that cites all heads and that nobody sees. Nothing happens where
 /// there is no such user, or where it is no longer needed.
 async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
-    let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.now_ms());
+    let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
     commit::in_room(app, room, move |change| {
         if !graph::want_merge(&change.batch, room, &change.row.heads)? {
             return Ok(());

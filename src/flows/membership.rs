@@ -47,7 +47,7 @@ pub(crate) fn content(
 }
 
 fn draft(app: &App, sender: &OwnedUserId, target: &UserId, content: CanonicalJsonObject) -> Draft {
-    Draft::state(sender.clone(), "m.room.member", target.as_str(), content, app.env.now_ms())
+    Draft::state(sender.clone(), "m.room.member", target.as_str(), content, app.env.event_ms())
 }
 
 /// The room that an id or an alias names. Refuses what names none here: 404 `M_NOT_FOUND`.

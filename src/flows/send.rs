@@ -59,7 +59,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
         state_key: None,
         content: message.content,
         redacts,
-        sent_ms: message.sent_ms.unwrap_or_else(|| app.env.now_ms()),
+        sent_ms: message.sent_ms.unwrap_or_else(|| app.env.event_ms()),
     };
     let signer = app.rooms.signer().clone();
     commit::in_room(app, room, move |change| {
@@ -104,7 +104,7 @@ pub(crate) async fn set_state(
     sent_ms: Option<u64>,
 ) -> Result<OwnedEventId> {
     let room = commit::require_num(app, room_id)?;
-    let sent_ms = sent_ms.unwrap_or_else(|| app.env.now_ms());
+    let sent_ms = sent_ms.unwrap_or_else(|| app.env.event_ms());
     let mut draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, sent_ms);
     let signer = app.rooms.signer().clone();
     let server = signer.server().clone();
