@@ -19,17 +19,14 @@ use crate::{
     accounts::{Caller, account_data},
     error::{Error, Refusal, Result},
     flows::{App, carry_over, commit, membership},
-    ids::{Order, RoomNum},
+    ids::RoomNum,
     rooms::{
         Seat, aliases,
         build::{self, Draft, Setting, Signer},
         commit::Change,
         directory, versions,
     },
-    store::{
-        NotAccepted,
-        schema::rooms::{Resident, RoomRow},
-    },
+    store::NotAccepted,
 };
 
 /// Creates a room. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`.
@@ -229,20 +226,8 @@ impl Plan {
     fn begin(&self, app: &App, seat: tokio::sync::OwnedMutexGuard<Seat>, num: RoomNum) -> Result<Change> {
         let signer = app.rooms.signer();
         let draft = self.draft("m.room.create", "", self.create.clone());
-        let row = RoomRow {
-            id: self.room_id(app, signer, &draft)?,
-            version: self.version,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key: 0,
-            next_side: 0,
-            heads: Vec::new(),
-            joined: 0,
-            invited: 0,
-        };
-        let mut change = Change::begin_room(&app.store, seat, num, row)?;
+        let id = self.room_id(app, signer, &draft)?;
+        let mut change = Change::begin_room(&app.store, seat, num, id, self.version)?;
         change.add(signer, &draft, None).map_err(invalid_state)?;
         Ok(change)
     }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::{
-    EventId, OwnedEventId,
+    EventId, OwnedEventId, OwnedRoomId,
     events::{StateEventType, TimelineEventType},
     room_version_rules::RoomVersionRules,
 };
@@ -106,13 +106,27 @@ impl Change {
         Self::over(batch, seat, num, row)
     }
 
-    /// Begins a room. The batch is refused if there is a room of this id.
+    /// Begins a room of this version, without any event yet. The batch is refused if there is a room of this id.
     pub fn begin_room(
         store: &Store,
         seat: OwnedMutexGuard<Seat>,
         num: RoomNum,
-        row: RoomRow,
+        id: OwnedRoomId,
+        version: u8,
     ) -> Result<Self> {
+        let row = RoomRow {
+            id,
+            version,
+            resident: Resident::Yes,
+            tip: Order::MIN,
+            state_tip: Order::MIN,
+            next_event: 0,
+            next_key: 0,
+            next_side: 0,
+            heads: Vec::new(),
+            joined: 0,
+            invited: 0,
+        };
         let mut batch = store.batch();
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::*;
 use crate::{
     env::Env,
-    ids::Order,
     metrics::Metrics,
     rooms::{
         Rooms,
@@ -21,10 +20,7 @@ use crate::{
     store::{
         Durability, Engine, Store,
         engine::Memory,
-        schema::{
-            rooms::{Resident, RoomRow},
-            state::Val,
-        },
+        schema::{rooms::RoomRow, state::Val},
     },
 };
 
@@ -59,21 +55,9 @@ impl House {
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
         let mut house = Self { store, rooms, time_ms: 1_000, worked_out: 0 };
-        let row = RoomRow {
-            id: RoomId::parse("!room:a.example").unwrap(),
-            version: VERSION,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key: 0,
-            next_side: 0,
-            heads: Vec::new(),
-            joined: 0,
-            invited: 0,
-        };
+        let id = RoomId::parse("!room:a.example").unwrap();
         let seat = house.rooms.seat(ROOM).try_lock_owned().unwrap();
-        let mut change = Change::begin_room(&house.store, seat, ROOM, row).unwrap();
+        let mut change = Change::begin_room(&house.store, seat, ROOM, id, VERSION).unwrap();
         for (kind, key, json) in [
             ("m.room.create", "", json!({ "room_version": "11" })),
             ("m.room.member", "@alice:a.example", json!({ "membership": "join" })),

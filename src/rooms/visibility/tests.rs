@@ -9,14 +9,7 @@ use crate::{
     env::Env,
     metrics::Metrics,
     rooms::{Rooms, build::Draft, commit::Change, resolve::Resolver, timeline, timeline::PageToken},
-    store::{
-        Counting, Durability, Engine, Snapshot, Store,
-        engine::Memory,
-        schema::{
-            rooms::{Resident, RoomRow},
-            state::Ref,
-        },
-    },
+    store::{Counting, Durability, Engine, Snapshot, Store, engine::Memory, schema::state::Ref},
 };
 
 const ROOM: RoomNum = RoomNum(1);
@@ -52,21 +45,9 @@ impl House {
         let key = crate::rooms::build::tests::a_key();
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), server, key, resolver).unwrap();
-        let row = RoomRow {
-            id: RoomId::parse("!room:a.example").unwrap(),
-            version: 11,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key: 0,
-            next_side: 0,
-            heads: Vec::new(),
-            joined: 0,
-            invited: 0,
-        };
+        let id = RoomId::parse("!room:a.example").unwrap();
         let seat = rooms.seat(ROOM).try_lock_owned().unwrap();
-        let mut change = Change::begin_room(&store, seat, ROOM, row).unwrap();
+        let mut change = Change::begin_room(&store, seat, ROOM, id, 11).unwrap();
         for (kind, key, json) in [
             ("m.room.create", "", json!({ "room_version": "11" })),
             ("m.room.member", "@alice:a.example", json!({ "membership": "join" })),

@@ -18,7 +18,7 @@ use crate::{
     store::{
         Counting, Durability, Engine, Store,
         engine::Memory,
-        schema::rooms::{EventHeader, EventRow, Resident, RoomRow},
+        schema::rooms::{EventHeader, EventRow},
     },
 };
 
@@ -46,21 +46,9 @@ impl House {
         let key = crate::rooms::build::tests::a_key();
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
-        let row = RoomRow {
-            id: RoomId::parse("!room:a.example").unwrap(),
-            version: 11,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key: 0,
-            next_side: 0,
-            heads: Vec::new(),
-            joined: 0,
-            invited: 0,
-        };
+        let id = RoomId::parse("!room:a.example").unwrap();
         let seat = rooms.seat(ROOM).try_lock_owned().unwrap();
-        let mut change = Change::begin_room(&store, seat, ROOM, row).unwrap();
+        let mut change = Change::begin_room(&store, seat, ROOM, id, 11).unwrap();
         schema::ROOM.put(&mut change.batch, ROOM, &change.row);
         drop(change.enqueue(&store).unwrap());
         store.flush().unwrap();
