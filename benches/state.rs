@@ -36,7 +36,8 @@ use aqueduct::{
         resolve::{self, Header, Source},
         state::{self, Ref, Sketch, Val},
     },
-    store::{Durability, Engine, Fault, LogEntry, Snapshot, Store, engine::Rocks, schema},
+    schema,
+    store::{Durability, Engine, Fault, LogEntry, Snapshot, Store, engine::Rocks},
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::Method;
@@ -497,9 +498,8 @@ fn histories(c: &mut Criterion) {
 /// What each table takes on disk, as the engine estimates it.
 fn table_bytes(store: &Store) -> Vec<(&'static str, u64)> {
     let Engine::Rocks(rocks) = store.engine() else { unreachable!() };
-    aqueduct::store::schema::ALL
-        .iter()
-        .map(|(id, name, family, _)| (*name, rocks.disk_bytes(*family, &[*id], &[*id + 1]).unwrap()))
+    aqueduct::schema::all()
+        .map(|table| (table.name, rocks.disk_bytes(table.family, &[table.id], &[table.id + 1]).unwrap()))
         .filter(|(_, bytes)| *bytes > 0)
         .collect()
 }

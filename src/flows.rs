@@ -1,33 +1,12 @@
 //! What people do: one use case a file. Flows wait; what they call below does not.
 
-pub mod acknowledge;
-pub(crate) mod carry_over;
-pub mod change_password;
-pub mod check;
-pub mod confirm;
-pub mod deactivate;
-pub(crate) mod follow_up;
-pub mod ingest;
-pub mod keep;
+pub mod account;
+pub mod device;
 pub mod keys;
-pub mod ephemeral;
-pub mod log_in;
-pub mod log_out;
-pub mod operate;
-pub mod push_rules;
-pub(crate) mod pushers;
-pub mod register;
-pub mod rename_device;
-pub mod seen;
-pub mod send_to_device;
-pub mod set_profile;
+pub mod operator;
+pub mod room;
 mod write;
-pub(crate) mod aliases;
 pub(crate) mod commit;
-pub(crate) mod create;
-pub(crate) mod look;
-pub(crate) mod membership;
-pub(crate) mod send;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -76,7 +55,7 @@ pub struct House {
     /// What push keeps in memory.
     pub push: Push,
     /// Receipts on their way to the store.
-    pub receipts: ephemeral::Receipts,
+    pub receipts: room::ephemeral::Receipts,
 }
 
 impl App {

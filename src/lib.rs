@@ -12,6 +12,7 @@ pub mod metrics;
 
 // Plain functions over a snapshot or a batch.
 pub mod store;
+pub mod schema;
 pub mod accounts;
 pub mod rooms;
 pub mod encryption;

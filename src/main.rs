@@ -9,7 +9,7 @@ use std::{
 
 use aqueduct::{
     config::Config,
-    flows::operate::{Answer, Command as Operation},
+    flows::operator::operate::{Answer, Command as Operation},
     server::{self, operator},
 };
 use clap::{Args, Parser, Subcommand};

@@ -45,13 +45,12 @@ use crate::{
     error::{Error, Refusal, Result},
     ids::{RoomNum, UserNum},
     rooms::{build::Signer, directory::Descriptions, event::StateEvent, resolve::Resolver},
-    store::{
-        Direction, Fault, Read, schema,
-        schema::{
-            push::Totals,
-            rooms::{Resident, RoomRow},
-        },
+    schema,
+    schema::{
+        push::Totals,
+        rooms::{Resident, RoomRow},
     },
+    store::{Direction, Fault, Read},
 };
 
 /// Seats that are kept though nobody sits there; above this, those are given up.

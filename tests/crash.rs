@@ -26,7 +26,7 @@ use std::{
 
 use aqueduct::{
     env::Env,
-    flows::check::check,
+    flows::operator::check::check,
     ids::{Position, RoomNum},
     server::flusher,
     store::{

@@ -11,14 +11,11 @@ use crate::{
     accounts::users,
     error::{Refusal, Result},
     ids::{Position, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{
-            self,
-            accounts::{AccountDataKey, WrittenRow},
-        },
+    schema::{
+        self,
+        accounts::{AccountDataKey, WrittenRow},
     },
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// The type is no longer, in bytes.

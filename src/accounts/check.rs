@@ -7,14 +7,14 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     ids::{DeviceNum, UserNum},
+    schema::{
+        self,
+        accounts::{AccessTokenRow, RefreshTokenRow},
+    },
     store::{
         Direction, Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
         key::Json,
-        schema::{
-            self,
-            accounts::{AccessTokenRow, RefreshTokenRow},
-        },
     },
 };
 

@@ -10,14 +10,11 @@ use crate::{
     env::Env,
     error::{Refusal, Result},
     ids::{DeviceNum, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{
-            self,
-            accounts::{DeviceRow, SeenRow},
-        },
+    schema::{
+        self,
+        accounts::{DeviceRow, SeenRow},
     },
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// The id of a device is no longer, in bytes.

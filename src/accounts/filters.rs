@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     error::{Refusal, Result},
     ids::UserNum,
-    store::{Batch, Direction, Fault, Read, schema},
+    schema,
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// A filter is no larger, in bytes.

@@ -8,7 +8,8 @@ use crate::{
     env::Env,
     error::{Error, Refusal, Result},
     ids::UserNum,
-    store::{Batch, Fault, LogEntry, Read, schema},
+    schema,
+    store::{Batch, Fault, LogEntry, Read},
 };
 
 /// A password is no longer, in bytes: hashing more is work for nothing.

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use crate::{
     error::{Refusal, Result},
     ids::UserNum,
-    store::{Batch, Direction, Fault, LogEntry, Read, schema},
+    schema,
+    store::{Batch, Direction, Fault, LogEntry, Read},
 };
 
 /// A whole profile is smaller, in bytes of JSON.

@@ -12,11 +12,8 @@ use crate::{
     accounts::{Accounts, users},
     env::Env,
     error::{Error, Refusal, Result},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{self, accounts::RegistrationTokenRow},
-    },
+    schema::{self, accounts::RegistrationTokenRow},
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// A registration token is no longer, in characters (the specification's bound).

@@ -20,14 +20,11 @@ use crate::{
     env::Env,
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{
-            self,
-            accounts::{AccessTokenRow, RefreshTokenRow, Successor},
-        },
+    schema::{
+        self,
+        accounts::{AccessTokenRow, RefreshTokenRow, Successor},
     },
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// An access token that can be refreshed lives this long, in milliseconds.
@@ -77,7 +74,7 @@ fn unknown_token(message: &str, soft_logout: bool) -> Error {
     Refusal::new(ErrorKind::UnknownToken(data), message).status(http::StatusCode::UNAUTHORIZED).into()
 }
 
-/// Who the access token stands for. Two gets. Whoever lets the caller act calls `flows::seen` first.
+/// Who the access token stands for. Two gets. Whoever lets the caller act calls `flows::account::seen` first.
 /// Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` where the token has expired.
 pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Result<Caller> {
     let unknown = || unknown_token("This access token is not known.", false);

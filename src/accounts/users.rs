@@ -6,10 +6,8 @@ use crate::{
     accounts::Accounts,
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, NotAccepted, Read,
-        schema::{self, accounts::UserRow},
-    },
+    schema::{self, accounts::UserRow},
+    store::{Batch, Direction, Fault, LogEntry, NotAccepted, Read},
 };
 
 /// An account that is to be.

@@ -126,7 +126,7 @@ impl Call {
     /// Notes that the caller was here.
     pub(crate) async fn note_caller(&mut self, app: &App) -> Result<()> {
         match &self.caller {
-            Some(caller) => flows::seen::seen(app, caller, self.peer).await,
+            Some(caller) => flows::account::seen::seen(app, caller, self.peer).await,
             None => Ok(()),
         }
     }

@@ -7,11 +7,14 @@ use serde_json::value::RawValue;
 use crate::{
     accounts::check::Devices,
     ids::{DeviceNum, UserNum},
+    schema::{
+        self,
+        encryption::{InboxState, KeyCounts},
+    },
     store::{
         Direction, Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
         key::Json,
-        schema::{self, encryption::InboxState, encryption::KeyCounts},
     },
 };
 

@@ -6,7 +6,8 @@ use ruma::{OwnedUserId, UserId};
 
 use crate::{
     ids::{Position, UserNum},
-    store::{Batch, Direction, Fault, LogEntry, Read, schema},
+    schema,
+    store::{Batch, Direction, Fault, LogEntry, Read},
 };
 
 /// The devices or keys of this local user changed. Under the user's lock.

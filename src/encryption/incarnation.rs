@@ -7,7 +7,8 @@
 use crate::{
     encryption::{device_lists, keys},
     ids::UserNum,
-    store::{Batch, Fault, NotAccepted, Store, schema},
+    schema,
+    store::{Batch, Fault, NotAccepted, Store},
 };
 
 /// A batch deals with at most this many devices or users.

@@ -12,14 +12,11 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::{
     error::{Refusal, Result},
     ids::{DeviceNum, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{
-            self,
-            encryption::{FallbackRow, KeyCounts},
-        },
+    schema::{
+        self,
+        encryption::{FallbackRow, KeyCounts},
     },
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// The identity keys of a device are no larger, in bytes of JSON.

@@ -11,10 +11,8 @@ use serde_json::{json, value::RawValue};
 use crate::{
     error::{Refusal, Result},
     ids::{DeviceNum, Position, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        schema::{self, encryption::InboxState},
-    },
+    schema::{self, encryption::InboxState},
+    store::{Batch, Direction, Fault, LogEntry, Read},
 };
 
 /// The content of a message is no larger, in bytes.

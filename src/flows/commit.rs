@@ -16,7 +16,8 @@ use crate::{
     ids::RoomNum,
     push::unread,
     rooms::{self, Seat, commit::Change, redact},
-    store::{Enqueued, NotAccepted, Read, schema::rooms::Membership},
+    schema::rooms::Membership,
+    store::{Enqueued, NotAccepted, Read},
 };
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in

@@ -15,7 +15,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{App, write},
     ids::{DeviceNum, UserNum},
-    store::schema::encryption::KeyCounts,
+    schema::encryption::KeyCounts,
 };
 
 /// A request names no more users.

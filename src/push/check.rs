@@ -7,14 +7,14 @@ use ruma::push::Ruleset;
 use crate::{
     accounts::check::Devices,
     ids::{DeviceNum, EventNum, Order, RoomNum},
+    schema::{
+        self,
+        push::{Lane, Totals},
+    },
     store::{
         Direction, Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
         key::Json,
-        schema::{
-            self,
-            push::{Lane, Totals},
-        },
     },
 };
 

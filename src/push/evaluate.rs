@@ -17,13 +17,11 @@ use crate::{
     ids::RoomNum,
     push::defaults,
     rooms::{self, event::Stored},
-    store::{
-        Fault, Read,
-        schema::{
-            push::{Outcome, Outcomes},
-            rooms::RoomRow,
-        },
+    schema::{
+        push::{Outcome, Outcomes},
+        rooms::RoomRow,
     },
+    store::{Fault, Read},
 };
 
 /// Which of a room's running numbers hold for a user. What a user's own rules say beyond that stands in rows of the

@@ -12,11 +12,8 @@ use serde_json::Value;
 use crate::{
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema::{self, push::PusherRow},
-    },
+    schema::{self, push::PusherRow},
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// A pushkey is no longer, in bytes (the specification's bound).

@@ -15,7 +15,9 @@ use crate::{
     error::{Error, Refusal, Result},
     ids::{Position, UserNum},
     push::defaults,
-    store::{Batch, Fault, LogEntry, Read, schema, schema::accounts::WrittenRow},
+    schema,
+    schema::accounts::WrittenRow,
+    store::{Batch, Fault, LogEntry, Read},
 };
 
 /// All rules of one user together, as JSON.

@@ -31,13 +31,12 @@ use crate::{
         members,
         receipts::ReadUpTo,
     },
-    store::{
-        Batch, Direction, Fault, Read, schema,
-        schema::{
-            push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
-            rooms::{Membership, RoomRow},
-        },
+    schema,
+    schema::{
+        push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
+        rooms::{Membership, RoomRow},
     },
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// Rooms whose users with own rules are remembered.

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     rooms::event::{Event, StateEvent},
-    store::schema::state::DERIVED,
+    schema::state::DERIVED,
 };
 
 /// Why an event is not accepted: the rule, as ruma words it.

@@ -10,7 +10,9 @@ use ruma::{
 use crate::{
     error::{Refusal, Result},
     ids::RoomNum,
-    store::{Batch, Direction, Fault, Read, key::Json, schema, schema::rooms::AliasRow},
+    schema,
+    schema::rooms::AliasRow,
+    store::{Batch, Direction, Fault, Read, key::Json},
 };
 
 /// The room that an alias of this server names.

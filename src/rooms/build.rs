@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::Refusal,
     rooms::event::Event,
-    store::schema::{rooms::EventHash, state::DERIVED},
+    schema::{rooms::EventHash, state::DERIVED},
 };
 
 /// An event has at most this many bytes as canonical JSON, signatures included.

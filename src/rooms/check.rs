@@ -11,15 +11,15 @@ use crate::{
         event, members, relations,
         state::{self, Ref, Val},
     },
+    schema::{
+        self,
+        receipts::{ReceiptKey, ReceiptRow},
+        rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
+    },
     store::{
         Direction, Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
         key::Json,
-        schema::{
-            self,
-            receipts::{ReceiptKey, ReceiptRow},
-            rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
-        },
     },
 };
 

@@ -25,14 +25,13 @@ use crate::{
         rules,
         state::{self, Sketch},
     },
-    store::{
-        Batch, Enqueued, Fault, LogEntry, NotAccepted, Store, schema,
-        schema::{
-            push::Totals,
-            rooms::{AsideRow, EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
-            state::{Ref, Val},
-        },
+    schema,
+    schema::{
+        push::Totals,
+        rooms::{AsideRow, EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
+        state::{Ref, Val},
     },
+    store::{Batch, Enqueued, Fault, LogEntry, NotAccepted, Store},
 };
 
 const MEMBER: &str = "m.room.member";

@@ -19,7 +19,9 @@ use crate::{
         self,
         visibility::{self, HistoryVisibility},
     },
-    store::{Batch, Direction, Fault, Read, schema, schema::rooms::RoomRow},
+    schema,
+    schema::rooms::RoomRow,
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// Whether a room is in the directory.

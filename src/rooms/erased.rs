@@ -20,13 +20,11 @@ use crate::{
         event::{self, Stored},
         redact, rules, state,
     },
-    store::{
-        Fault, Read,
-        schema::{
-            rooms::{Membership, RoomRow},
-            state::Ref,
-        },
+    schema::{
+        rooms::{Membership, RoomRow},
+        state::Ref,
     },
+    store::{Fault, Read},
 };
 
 /// Which senders asked to be erased: looked up once an answer, and not at all where nobody did.

@@ -23,10 +23,9 @@ use crate::{
         relations::{self, Depth},
         versions,
     },
-    store::{
-        Fault, Read, schema,
-        schema::rooms::{EventHash, EventRow, Membership, Place, RoomRow, Span, Spans},
-    },
+    schema,
+    schema::rooms::{EventHash, EventRow, Membership, Place, RoomRow, Span, Spans},
+    store::{Fault, Read},
 };
 
 /// An event with the place where it stands.
@@ -271,7 +270,7 @@ impl state_res::Event for Event {
 pub struct StateEvent {
     /// Its number in its room.
     pub event: EventNum,
-    /// See [`EventHeader`](crate::store::schema::rooms::EventHeader).
+    /// See [`EventHeader`](crate::schema::rooms::EventHeader).
     pub auth_depth: u64,
     /// The event.
     pub parsed: Event,

@@ -8,7 +8,9 @@ use ruma::events::TimelineEventType;
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, Ref},
-    store::{Batch, Direction, Fault, Read, schema, schema::rooms::Head},
+    schema,
+    schema::rooms::Head,
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// A room has no more heads: our own events cite all of them, and an event may cite 20.

@@ -13,10 +13,9 @@ use crate::{
         event::{self, Stored},
         state,
     },
-    store::{
-        Batch, Direction, Fault, Read, schema,
-        schema::rooms::{Membership, UserRoomRow},
-    },
+    schema,
+    schema::rooms::{Membership, UserRoomRow},
+    store::{Batch, Direction, Fault, Read},
 };
 
 pub(crate) use servers::{Touched, are_counted, is_derived};

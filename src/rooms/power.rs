@@ -18,7 +18,8 @@ use crate::{
         event::{self, Event, StateEvent},
         state::{self, Ref},
     },
-    store::{Read, schema::rooms::RoomRow},
+    schema::rooms::RoomRow,
+    store::Read,
 };
 
 /// An action that needs a level of its own.

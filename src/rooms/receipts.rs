@@ -6,12 +6,9 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use crate::{
     ids::{Order, Position, RoomNum},
-    store::{
-        Batch, Direction, Fault, LogEntry, Read,
-        key::Json,
-        schema,
-        schema::receipts::{ReceiptKey, ReceiptKind, ReceiptRow},
-    },
+    schema,
+    schema::receipts::{ReceiptKey, ReceiptKind, ReceiptRow},
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
 /// The thread of receipts for what stands in no thread.

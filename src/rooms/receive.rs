@@ -25,13 +25,12 @@ use crate::{
         resolve::{Attempt, NotResolved, Question, Resolver},
         state::{self, Sketch},
     },
-    store::{
-        Fault, schema,
-        schema::{
-            rooms::{EventHash, Place},
-            state::Ref,
-        },
+    schema,
+    schema::{
+        rooms::{EventHash, Place},
+        state::Ref,
     },
+    store::Fault,
 };
 
 /// An event whose format, hash and signatures were checked.

@@ -21,9 +21,10 @@ use crate::{
         power::{Action, Power},
         relations, state,
     },
+    schema,
+    schema::rooms::{EventHash, Place, RedactionWaitingRow},
     store::{
-        Batch, Direction, Fault, Read, schema,
-        schema::rooms::{EventHash, Place, RedactionWaitingRow},
+        Batch, Direction, Fault, Read,
         timer::{self, Timer, TimerKind},
     },
 };

@@ -20,10 +20,9 @@ use crate::{
         build::Draft,
         event::{self, Stored},
     },
-    store::{
-        Batch, Direction, Fault, Read, schema,
-        schema::relations::{RelatedRow, RelationKind, RelationRow},
-    },
+    schema,
+    schema::relations::{RelatedRow, RelationKind, RelationRow},
+    store::{Batch, Direction, Fault, Read},
 };
 
 pub(crate) use bundle::{Depth, bundle, bundle_related};

@@ -26,7 +26,7 @@ pub(crate) mod tests;
 
 use std::{collections::BTreeMap, ops::Bound};
 
-pub use crate::store::schema::state::{Ref, Val};
+pub use crate::schema::state::{Ref, Val};
 pub use compare::{Difference, diff, distance};
 pub use full::full;
 pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
@@ -37,13 +37,11 @@ pub use sketch::Sketch;
 
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
-    store::{
-        Batch, Direction, Fault, Read,
-        schema::{
-            self,
-            state::{LogRow, StateKeyRow},
-        },
+    schema::{
+        self,
+        state::{LogRow, StateKeyRow},
     },
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// So many steps back a look at several keys goes by walking back, however few the keys. (Tests want to come there with

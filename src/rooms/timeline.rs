@@ -6,7 +6,8 @@ use crate::{
     error::Refusal,
     ids::{Order, Position, RoomNum},
     rooms::event::Stored,
-    store::{Direction, Fault, Read, schema},
+    schema,
+    store::{Direction, Fault, Read},
 };
 
 /// A place between two events of a room, as `/messages` and `/sync` tell it to clients: what is at or below it is

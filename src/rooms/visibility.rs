@@ -11,10 +11,9 @@ use crate::{
         event::{self, Stored},
         members, state,
     },
-    store::{
-        Direction, Fault, Read, schema,
-        schema::{rooms::Membership, state::Val},
-    },
+    schema,
+    schema::{rooms::Membership, state::Val},
+    store::{Direction, Fault, Read},
 };
 
 /// How much of a room's past others may see.

@@ -13,7 +13,8 @@ use crate::{
         self, members,
         visibility::{self, HistoryVisibility},
     },
-    store::{Fault, Read, schema},
+    schema,
+    store::{Fault, Read},
 };
 
 /// So many accounts are looked at, oldest first.

@@ -8,7 +8,8 @@ use crate::{
     config::Config,
     env::Env,
     error::{Error, Result},
-    store::{LogEntry, Store, schema::SERVER_FACTS},
+    schema::SERVER_FACTS,
+    store::{LogEntry, Store},
 };
 
 const NAME: &str = "server_name";

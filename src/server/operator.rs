@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     flows::{
         App,
-        operate::{Answer, Command, operate},
+        operator::operate::{Answer, Command, operate},
     },
     server::{Server, listen::bind_unix},
     store::{

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use crate::{
     error::Result,
-    flows::{App, carry_over, follow_up},
+    flows::{
+        App,
+        account::{carry_over, follow_up},
+    },
     rooms::redact,
     store::{
         NotAccepted, Store, tail,
@@ -109,7 +112,7 @@ mod tests {
         env::Env,
         ids::UserNum,
         server::Server,
-        store::{Direction, Durability, Engine, LogEntry, cursor, engine::Memory, schema},
+        store::{Direction, Durability, Engine, LogEntry, cursor, engine::Memory, tables},
     };
 
     #[test]
@@ -121,7 +124,7 @@ mod tests {
         let mut batch = store.batch();
         cursor::advance(&mut batch, "reader", enqueued.base);
         drop(store.enqueue(batch).unwrap());
-        let entries = || schema::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
+        let entries = || tables::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
         store.flush().unwrap();
         for now_ms in [1, 2, 3, 4] {
             fire_due(&store, now_ms, |_| Ok(())).unwrap();

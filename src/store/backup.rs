@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::Position,
-        store::{LogEntry, NotHeld, check, schema},
+        store::{LogEntry, NotHeld, check, tables},
     };
 
     fn commit(store: &Store, count: u64) -> Position {
@@ -285,6 +285,10 @@ mod tests {
         }
         store.flush().unwrap();
         store.snapshot().upto()
+    }
+
+    fn own_tables() -> Vec<&'static tables::TableInfo> {
+        tables::TABLES.iter().collect()
     }
 
     fn open(dir: &DataDir) -> Store {
@@ -326,11 +330,14 @@ mod tests {
             let bound = std::ops::Bound::Excluded(position);
             let up = crate::store::Direction::Up;
             let read = store.snapshot();
-            let rows = schema::LOG.range::<Position>(&*read, bound, std::ops::Bound::Unbounded, up);
+            let rows = tables::LOG.range::<Position>(&*read, bound, std::ops::Bound::Unbounded, up);
             rows.unwrap().map(|row| row.unwrap().0).collect::<Vec<_>>()
         };
         assert_eq!(after(store.clamp(lost)), [next]);
-        assert_eq!(check::check(&store, &check::checks, &mut |_| ()).unwrap().findings, [""; 0]);
+        assert_eq!(
+            check::check(&store, &own_tables(), &check::checks, &mut |_| ()).unwrap().findings,
+            [""; 0]
+        );
 
         // Again, from the same backup: the incarnation that just lived is not begun again.
         let seen = commit(&store, 50);
@@ -372,9 +379,9 @@ mod tests {
         restore(&backup, &into, &mut |_| Ok(()), &mut |_| ()).unwrap();
         let twin = open(&into);
         let up = crate::store::Direction::Up;
-        let log = schema::LOG.prefix::<()>(&*twin.snapshot(), (), up).unwrap().count() as u64;
+        let log = tables::LOG.prefix::<()>(&*twin.snapshot(), (), up).unwrap().count() as u64;
         assert!(log >= manifest.position && manifest.position >= 10);
-        assert_eq!(check::check(&twin, &check::checks, &mut |_| ()).unwrap().faults, 0);
+        assert_eq!(check::check(&twin, &own_tables(), &check::checks, &mut |_| ()).unwrap().faults, 0);
     }
 
     #[test]

@@ -13,8 +13,8 @@ use crate::{
         log::LogEntry,
         overlay::{OverRows, merge},
         pending::Layer,
-        schema,
         table::Direction,
+        tables,
         view::{KeyRange, KeyValue, first_one_by_one},
     },
 };
@@ -105,7 +105,7 @@ impl Batch {
     pub fn position(&mut self, entry: &LogEntry) -> Position {
         let position = Position::pending(self.positions);
         self.positions += 1;
-        schema::LOG.put(self, position, entry);
+        tables::LOG.put(self, position, entry);
         position
     }
 

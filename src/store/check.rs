@@ -16,7 +16,8 @@ use crate::{
         Direction, Family, Fault, LogEntry, Read, Snapshot, Store, Table,
         backup::Progress,
         key::{Key, Value},
-        schema, tail,
+        tables::{self, TableInfo},
+        tail,
     },
 };
 
@@ -69,7 +70,7 @@ impl Doubts {
     /// The log says at a position that this happened, unless it was trimmed up to there.
     pub fn logged(&mut self, snapshot: &Snapshot, position: Position, entry: LogEntry) -> Result<(), Fault> {
         self.position(snapshot, position);
-        let found = schema::LOG.get(snapshot, position)?;
+        let found = tables::LOG.get(snapshot, position)?;
         let is_trimmed = found.is_none() && position <= tail::trimmed(snapshot)?;
         self.unless(found == Some(entry) || is_trimmed, format!("the log does not have it at {position}"));
         Ok(())
@@ -104,12 +105,14 @@ impl RowCheck {
 /// from reading on.
 pub fn check(
     store: &Store,
+    tables: &[&'static TableInfo],
     owners: &dyn Fn() -> Vec<RowCheck>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, Fault> {
     let mut walk = Walk {
         report: Report::default(),
-        rows: vec![0; schema::ROWS.len()],
+        tables,
+        rows: vec![0; tables.len()],
         done: 0,
         of: store.engine().estimate_rows(),
         progress,
@@ -118,14 +121,15 @@ pub fn check(
         walk.family(store, owners, family)?;
     }
     let Walk { mut report, rows, done, .. } = walk;
-    report.rows = schema::ROWS.iter().zip(rows).map(|((_, _, name, _), rows)| (*name, rows)).collect();
+    report.rows = tables.iter().zip(rows).map(|(table, rows)| (table.name, rows)).collect();
     progress(Progress { doing: "done", done, of: done });
     Ok(report)
 }
 
 struct Walk<'a> {
     report: Report,
-    /// By the place of their table in the schema.
+    tables: &'a [&'static TableInfo],
+    /// By the place of their table in `tables`.
     rows: Vec<u64>,
     done: u64,
     /// About how many there are.
@@ -169,13 +173,13 @@ impl Walk<'_> {
         self.done += 1;
         let id = key.first().copied().unwrap_or_default();
         let table =
-            schema::ROWS.iter().enumerate().find(|(_, (of_id, of, ..))| (*of_id, *of) == (id, family));
-        let Some((index, (_, _, name, decode))) = table else {
+            self.tables.iter().enumerate().find(|(_, table)| (table.id, table.family) == (id, family));
+        let Some((index, TableInfo { name, check_row, .. })) = table else {
             self.report.add(|| format!("family {} has a row of no table: {}", family.name(), hex(key)));
             return Ok(());
         };
         self.rows.iter_mut().skip(index).take(1).for_each(|rows| *rows += 1);
-        if let Err(fault) = decode(key, value.clone()) {
+        if let Err(fault) = check_row(key, value.clone()) {
             self.report.add(|| format!("{fault}, in the row {}", hex(key)));
             return Ok(());
         }

@@ -298,7 +298,7 @@ fn positions_that_are_still_pending_sort_last_and_settle_in_keys_and_values() {
             assert_eq!(values(read), [1, 2, 3]);
             assert_eq!(SHORT.get(read, 9).unwrap(), Some(settled));
             assert_eq!(INBOX.get(read, (5, settled)).unwrap(), Some(3));
-            assert_eq!(schema::LOG.prefix::<()>(read, (), Direction::Up).unwrap().count(), 3);
+            assert_eq!(tables::LOG.prefix::<()>(read, (), Direction::Up).unwrap().count(), 3);
         });
     });
 }
@@ -380,7 +380,7 @@ fn positions_are_consecutive_and_readers_never_stand_inside_a_batch() {
             store.flush().unwrap();
             upto += size;
             assert_eq!(store.snapshot().upto().number(), upto);
-            let log = schema::LOG.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
+            let log = tables::LOG.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
             assert_eq!(log as u64, upto);
         }
         assert_eq!(store.snapshot().batch_number(), 3);
@@ -578,7 +578,7 @@ fn without_syncs_a_position_that_a_power_cut_took_is_never_given_out_again() {
     }
     let Engine::Memory(memory) = store.engine() else { unreachable!() };
     let after = Store::open(Engine::Memory(memory.after_crash(0)), Durability::Os).unwrap();
-    assert_eq!(schema::LOG.prefix::<()>(&*after.snapshot(), (), Direction::Up).unwrap().count(), 1);
+    assert_eq!(tables::LOG.prefix::<()>(&*after.snapshot(), (), Direction::Up).unwrap().count(), 1);
     let mut batch = after.batch();
     batch.position(&LogEntry::Server);
     assert!(after.enqueue(batch).unwrap().base.number() > 3);

@@ -3,28 +3,28 @@
 
 use crate::{
     ids::Position,
-    store::{Batch, Direction, Fault, Read, schema},
+    store::{Batch, Direction, Fault, Read, tables},
 };
 
 /// Where the reader of this name stands; none before its first note.
 pub fn find(read: &(impl Read + ?Sized), reader: &str) -> Result<Option<Position>, Fault> {
     // Never ahead of what is there, whatever a crash has left.
-    Ok(schema::CURSOR.get(read, reader)?.map(|position| position.min(read.upto())))
+    Ok(tables::CURSOR.get(read, reader)?.map(|position| position.min(read.upto())))
 }
 
 /// The reader has dealt with everything at or before this position.
 pub fn advance(batch: &mut Batch, reader: &str, position: Position) {
-    schema::CURSOR.put(batch, reader, &position);
+    tables::CURSOR.put(batch, reader, &position);
 }
 
 /// The reader is no more: it holds the log back no longer.
 pub fn remove(batch: &mut Batch, reader: &str) {
-    schema::CURSOR.delete(batch, reader);
+    tables::CURSOR.delete(batch, reader);
 }
 
 /// All readers, by name.
 pub fn list(read: &(impl Read + ?Sized)) -> Result<Vec<(String, Position)>, Fault> {
-    schema::CURSOR.prefix::<()>(read, (), Direction::Up)?.collect()
+    tables::CURSOR.prefix::<()>(read, (), Direction::Up)?.collect()
 }
 
 /// The position of the slowest reader; none when there is no reader.

@@ -11,7 +11,7 @@ use crate::{
         Direction, Engine, Fault, Snapshot,
         engine::Change,
         key::{Encoder, Value},
-        migrate, schema,
+        migrate, tables,
     },
 };
 
@@ -39,7 +39,7 @@ pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
     migrate::run_all(engine)?;
     let mut snapshot = read(engine)?;
     let incarnations = Incarnations::read(&snapshot)?;
-    let reserved = schema::HEAD.get(&snapshot, RESERVED)?.unwrap_or(0);
+    let reserved = tables::HEAD.get(&snapshot, RESERVED)?.unwrap_or(0);
     snapshot.position = snapshot
         .position
         .max(Position::first_of_incarnation(incarnations.current()))
@@ -55,7 +55,7 @@ pub(crate) fn bare(engine: &Engine) -> Snapshot {
 
 /// The layout of a store; none when nothing was ever written.
 pub(crate) fn find_layout(read: &Snapshot) -> Result<Option<u64>, Fault> {
-    schema::HEAD.get(read, LAYOUT)
+    tables::HEAD.get(read, LAYOUT)
 }
 
 /// The row that says of which layout the store is.
@@ -71,9 +71,9 @@ pub(crate) fn rows_of_new_store(layout: u64) -> [Change; 2] {
 /// What is written now, with its position.
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
     let mut bare = bare(engine);
-    let position = schema::HEAD.get(&bare, POSITION)?.unwrap_or(0);
+    let position = tables::HEAD.get(&bare, POSITION)?.unwrap_or(0);
     let position = Position::new(position).ok_or(Fault::Corrupt("its position is too high"))?;
-    let batch_number = schema::HEAD.get(&bare, BATCH)?.unwrap_or(0);
+    let batch_number = tables::HEAD.get(&bare, BATCH)?.unwrap_or(0);
     bare.position = position;
     bare.batch_number = batch_number;
     Ok(bare)
@@ -98,15 +98,15 @@ pub(crate) fn rows(position: Position, batch: u64) -> Vec<Change> {
 fn row(name: &str, number: u64) -> Change {
     let mut value = Encoder::default();
     Value::encode(&number, &mut value);
-    let key = schema::HEAD.key_bytes::<String>(name).bytes;
-    Change::Row(schema::HEAD.family, key.into(), Some(value.bytes.into()))
+    let key = tables::HEAD.key_bytes::<String>(name).bytes;
+    Change::Row(tables::HEAD.family, key.into(), Some(value.bytes.into()))
 }
 
 fn incarnation_row(incarnation: u16, ended: Position) -> Change {
     let mut value = Encoder::default();
     Value::encode(&ended, &mut value);
-    let key = schema::INCARNATION.key_bytes::<u16>(incarnation).bytes;
-    Change::Row(schema::INCARNATION.family, key.into(), Some(value.bytes.into()))
+    let key = tables::INCARNATION.key_bytes::<u16>(incarnation).bytes;
+    Change::Row(tables::INCARNATION.family, key.into(), Some(value.bytes.into()))
 }
 
 /// Without a sync, a power cut may take positions that clients have seen, and they must not be given out twice:
@@ -135,7 +135,7 @@ pub(crate) struct Incarnations {
 impl Incarnations {
     pub(crate) fn read(snapshot: &Snapshot) -> Result<Self, Fault> {
         let begun =
-            schema::INCARNATION.prefix::<()>(snapshot, (), Direction::Up)?.collect::<Result<_, _>>()?;
+            tables::INCARNATION.prefix::<()>(snapshot, (), Direction::Up)?.collect::<Result<_, _>>()?;
         Ok(Self { begun })
     }
 

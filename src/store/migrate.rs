@@ -12,7 +12,7 @@ use crate::store::{
     engine::Change,
     head::{self, LAYOUT_NOW},
     key::{Encoder, Value},
-    schema,
+    tables,
 };
 
 /// One step: from the layout before to this one.
@@ -60,7 +60,7 @@ fn take(engine: &Engine, step: &Step) -> Result<(), Fault> {
     loop {
         let snapshot = head::bare(engine);
         let mut changes = Vec::new();
-        let after = schema::MIGRATION.get(&snapshot, step.to)?;
+        let after = tables::MIGRATION.get(&snapshot, step.to)?;
         match (step.part)(&snapshot, after, &mut changes)? {
             Some(after) => {
                 changes.push(progress(step.to, Some(&after)));
@@ -81,7 +81,7 @@ fn progress(to: u64, after: Option<&Bytes>) -> Change {
         after.encode(&mut value);
         Bytes::from(value.bytes)
     });
-    Change::Row(schema::MIGRATION.family, schema::MIGRATION.key_bytes::<u64>(to).bytes.into(), value)
+    Change::Row(tables::MIGRATION.family, tables::MIGRATION.key_bytes::<u64>(to).bytes.into(), value)
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
                 let read = head::read(&engine).unwrap();
                 assert_eq!(rows(&read), expected);
                 assert_eq!(head::find_layout(&read).unwrap(), Some(3));
-                assert_eq!(schema::MIGRATION.prefix::<()>(&read, (), Direction::Up).unwrap().count(), 0);
+                assert_eq!(tables::MIGRATION.prefix::<()>(&read, (), Direction::Up).unwrap().count(), 0);
             }
         }
     }

@@ -22,7 +22,7 @@ pub enum Domain {
     Server,
 }
 
-/// A table. `docs/architecture.md` says how to add one; `store/schema.rs` lists them all.
+/// A table. `docs/architecture.md` says how to add one; `src/schema.rs` lists them all.
 #[derive(Debug)]
 pub struct Table<K, V> {
     /// The first byte of each key; unique over all families.

@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use crate::{
     ids::Position,
-    store::{Batch, Direction, Fault, LogEntry, Read, Store, cursor, schema},
+    store::{Batch, Direction, Fault, LogEntry, Read, Store, cursor, tables},
 };
 
 /// How long the log waits for a reader.
@@ -38,13 +38,13 @@ pub fn read_after(
         return Ok(Tail::Resync { from: read.upto() });
     }
     let (low, high) = (Bound::Excluded(position), Bound::Included(read.upto()));
-    let entries = schema::LOG.range::<Position>(read, low, high, Direction::Up)?;
+    let entries = tables::LOG.range::<Position>(read, low, high, Direction::Up)?;
     Ok(Tail::Entries(entries.take(entries_max).collect::<Result<_, _>>()?))
 }
 
 /// Entries at or before this position may be gone.
 pub fn trimmed(read: &(impl Read + ?Sized)) -> Result<Position, Fault> {
-    Ok(schema::LOG_TRIMMED.get(read, ())?.unwrap_or(Position::ZERO))
+    Ok(tables::LOG_TRIMMED.get(read, ())?.unwrap_or(Position::ZERO))
 }
 
 /// Makes the note that trims the log a little, and notes what time it is; none when there is nothing to do. Call it
@@ -54,26 +54,26 @@ pub fn trim(store: &Store, now_ms: u64) -> Result<Option<Batch>, Fault> {
     let read = &*snapshot;
     let mut batch = store.batch();
     let hour = now_ms / HOUR_MS;
-    if schema::LOG_TIME.get(&batch, hour)?.is_none() {
-        schema::LOG_TIME.put(&mut batch, hour, &read.upto());
+    if tables::LOG_TIME.get(&batch, hour)?.is_none() {
+        tables::LOG_TIME.put(&mut batch, hour, &read.upto());
     }
     let trimmed = trimmed(&batch)?;
     let upto = trim_upto(read, now_ms, &mut batch)?;
     if upto > trimmed {
         let (low, high) = (Bound::Excluded(trimmed), Bound::Included(upto));
         let mut last = upto;
-        let mut entries = schema::LOG.range::<Position>(read, low, high, Direction::Up)?;
+        let mut entries = tables::LOG.range::<Position>(read, low, high, Direction::Up)?;
         for entry in entries.by_ref().take(TRIMMED_AT_ONCE) {
             let (position, entry) = entry?;
             last = position;
             if !matches!(entry, LogEntry::Event { .. }) {
-                schema::LOG.delete(&mut batch, position);
+                tables::LOG.delete(&mut batch, position);
             }
         }
         if entries.next().is_none() {
             last = upto;
         }
-        schema::LOG_TRIMMED.put(&mut batch, (), &last);
+        tables::LOG_TRIMMED.put(&mut batch, (), &last);
     }
     Ok((batch.row_count() > 0).then_some(batch))
 }
@@ -83,12 +83,12 @@ fn trim_upto(read: &impl Read, now_ms: u64, batch: &mut Batch) -> Result<Positio
     let oldest_hour = now_ms.saturating_sub(LOG_MS_MAX) / HOUR_MS;
     let (low, high) = (Bound::Unbounded, Bound::Included(oldest_hour));
     let mut horizon = Position::ZERO;
-    let hours = schema::LOG_TIME.range::<u64>(read, low, high, Direction::Up)?;
+    let hours = tables::LOG_TIME.range::<u64>(read, low, high, Direction::Up)?;
     for hour in hours.take(TRIMMED_AT_ONCE / 4) {
         let (hour, position) = hour?;
         horizon = horizon.max(position);
         if hour < oldest_hour {
-            schema::LOG_TIME.delete(batch, hour);
+            tables::LOG_TIME.delete(batch, hour);
         }
     }
     Ok(cursor::slowest(read)?.unwrap_or(Position::ZERO).max(horizon))
@@ -162,7 +162,7 @@ mod tests {
         let read = &*store.snapshot();
         assert_eq!(positions(read_after(read, at(4), 99).unwrap()), [5, 6, 7, 8, 9, 10]);
         assert_eq!(read_after(read, at(3), 99).unwrap(), Tail::Resync { from: at(10) });
-        let left = schema::LOG.prefix::<()>(read, (), Direction::Up).unwrap();
+        let left = tables::LOG.prefix::<()>(read, (), Direction::Up).unwrap();
         assert_eq!(left.map(|row| row.unwrap().0.number()).collect::<Vec<_>>(), [2, 4, 5, 6, 7, 8, 9, 10]);
         // With nothing new there is nothing to do.
         assert!(trim(&store, DAY_MS).unwrap().is_none());

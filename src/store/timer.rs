@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::store::{Batch, Direction, Fault, Read, schema};
+use crate::store::{Batch, Direction, Fault, Read, tables};
 
 /// However many are due.
 pub const FIRED_A_SECOND_MAX: usize = 500;
@@ -54,31 +54,31 @@ pub struct Timer {
 /// [`Store::timer_set`](crate::store::Store::timer_set) looks anew.
 pub fn set(batch: &mut Batch, timer: &Timer) {
     batch.tell_timers();
-    schema::TIMER.put(batch, (timer.due_ms, timer.kind as u8, &timer.key), &timer.content);
+    tables::TIMER.put(batch, (timer.due_ms, timer.kind as u8, &timer.key), &timer.content);
 }
 
 /// Takes a timer back; nothing happens when it has fired.
 pub fn cancel(batch: &mut Batch, timer: &Timer) {
-    schema::TIMER.delete(batch, (timer.due_ms, timer.kind as u8, &timer.key));
+    tables::TIMER.delete(batch, (timer.due_ms, timer.kind as u8, &timer.key));
 }
 
 /// Whether this timer is still set.
 pub fn is_waiting(read: &(impl Read + ?Sized), timer: &Timer) -> Result<bool, Fault> {
-    schema::TIMER.contains(read, (timer.due_ms, timer.kind as u8, &timer.key))
+    tables::TIMER.contains(read, (timer.due_ms, timer.kind as u8, &timer.key))
 }
 
 /// The batch is the effect of this timer: it deletes the timer, and is not accepted if somebody else was first.
 pub fn fire(batch: &mut Batch, timer: &Timer) {
     let key = (timer.due_ms, timer.kind as u8, &*timer.key);
-    schema::TIMER.expect_value(batch, key, &timer.content);
-    schema::TIMER.delete(batch, key);
+    tables::TIMER.expect_value(batch, key, &timer.content);
+    tables::TIMER.delete(batch, key);
 }
 
 /// The timers that are due, oldest first, at most `timers_max`. Those of a kind that this version does not know wait
 /// for one that does.
 pub fn list_due(read: &(impl Read + ?Sized), now_ms: u64, timers_max: usize) -> Result<Vec<Timer>, Fault> {
     let mut due = Vec::new();
-    for row in schema::TIMER.prefix::<()>(read, (), Direction::Up)? {
+    for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
         let ((due_ms, kind, key), content) = row?;
         if due_ms > now_ms || due.len() >= timers_max {
             break;
@@ -92,7 +92,7 @@ pub fn list_due(read: &(impl Read + ?Sized), now_ms: u64, timers_max: usize) -> 
 
 /// When the next timer is due, of those of a known kind; none when none is set.
 pub fn find_next_due_ms(read: &(impl Read + ?Sized)) -> Result<Option<u64>, Fault> {
-    for row in schema::TIMER.prefix::<()>(read, (), Direction::Up)? {
+    for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
         let ((due_ms, kind, _), _) = row?;
         if TimerKind::from_number(kind).is_some() {
             return Ok(Some(due_ms));
@@ -103,7 +103,7 @@ pub fn find_next_due_ms(read: &(impl Read + ?Sized)) -> Result<Option<u64>, Faul
 
 /// Whether a timer of this kind is set.
 pub fn is_set(read: &(impl Read + ?Sized), kind: TimerKind) -> Result<bool, Fault> {
-    for row in schema::TIMER.prefix::<()>(read, (), Direction::Up)? {
+    for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
         if row?.0.1 == kind as u8 {
             return Ok(true);
         }
@@ -136,7 +136,7 @@ mod tests {
             set(batch, &timer(10, "early"));
             set(batch, &timer(10, "cancelled"));
             // Of a kind that is not known yet.
-            schema::TIMER.put(batch, (1, 255, b"future"), &Bytes::new());
+            tables::TIMER.put(batch, (1, 255, b"future"), &Bytes::new());
         })
         .unwrap();
         commit(&store, |batch| cancel(batch, &timer(10, "cancelled"))).unwrap();

@@ -6,11 +6,9 @@ use std::{collections::BTreeSet, ops::Bound};
 use crate::{
     ids::{Position, RoomNum, UserNum},
     rooms::{members, receipts},
-    store::{
-        Direction, Fault, LogEntry, Read, schema,
-        schema::rooms::{Membership, UserRoomRow},
-        tail,
-    },
+    schema,
+    schema::rooms::{Membership, UserRoomRow},
+    store::{Direction, Fault, LogEntry, Read, tables, tail},
 };
 
 /// A longer part of the log is not walked.
@@ -64,7 +62,7 @@ impl News {
         let mut changed = also.clone();
         if from < upto {
             let (low, high) = (Bound::Excluded(from), Bound::Included(upto));
-            for row in schema::LOG.range::<Position>(read, low, high, Direction::Up)? {
+            for row in tables::LOG.range::<Position>(read, low, high, Direction::Up)? {
                 match row?.1 {
                     LogEntry::Event { room, .. }
                     | LogEntry::RoomState { room }

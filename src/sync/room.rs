@@ -10,14 +10,12 @@ use crate::{
         members as room_members, state as room_state,
         visibility::Sight,
     },
-    store::{
-        Fault,
-        schema::{
-            accounts::WrittenRow,
-            rooms::{Membership, RoomRow, UserRoomRow},
-            state::{Ref, Val},
-        },
+    schema::{
+        accounts::WrittenRow,
+        rooms::{Membership, RoomRow, UserRoomRow},
+        state::{Ref, Val},
     },
+    store::Fault,
     sync::{
         answer::Object,
         streams::{

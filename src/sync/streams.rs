@@ -23,10 +23,9 @@ use crate::{
         erased::Erased,
         event::{self, Extras, Stored, Viewer},
     },
-    store::{
-        Fault, Snapshot, schema,
-        schema::rooms::{Place, RoomRow},
-    },
+    schema,
+    schema::rooms::{Place, RoomRow},
+    store::{Fault, Snapshot},
     sync::{Ephemeral, SyncToken, filter, sent::SentMembers, v3::Ask},
 };
 

@@ -12,10 +12,9 @@ use crate::{
     error::Result,
     ids::{RoomNum, UserNum},
     rooms::erased::Erased,
-    store::{
-        Fault, Read, Snapshot, schema,
-        schema::rooms::{Membership, UserRoomRow},
-    },
+    schema,
+    schema::rooms::{Membership, UserRoomRow},
+    store::{Fault, Read, Snapshot},
     sync::{
         Found, Inner, SyncToken,
         answer::Object,

@@ -1,4 +1,4 @@
-//! `src/flows/carry_over.rs`: what a user set for a room that was replaced.
+//! `src/flows/account/carry_over.rs`: what a user set for a room that was replaced.
 
 use http::StatusCode;
 use serde_json::{Value, json};

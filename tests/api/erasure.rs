@@ -146,7 +146,7 @@ async fn what_an_erased_user_kept_here_is_gone() {
     let snapshot = app.store.snapshot();
     let user: ruma::OwnedUserId = alice.user_id.as_str().try_into().unwrap();
     let user = aqueduct::accounts::users::require_num(&*snapshot, &user).unwrap();
-    assert!(aqueduct::store::schema::PUSH_RULES.get(&*snapshot, user).unwrap().is_none());
+    assert!(aqueduct::schema::PUSH_RULES.get(&*snapshot, user).unwrap().is_none());
     let listed = aqueduct::accounts::account_data::list(&*snapshot, user, None).unwrap();
     assert_eq!(listed.len(), 0);
 }

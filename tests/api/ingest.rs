@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use aqueduct::{
     config::{Config, RegistrationMode},
     env::Env,
-    flows::ingest,
+    flows::room::ingest,
     rooms::receive::{Outcome, Received},
     server::Server,
     store::{Durability, Engine, Store, engine::Memory},

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use aqueduct::{
     ids::UserNum,
-    store::{Direction, Family, Read, schema, schema::rooms::Membership},
+    schema,
+    schema::rooms::Membership,
+    store::{Direction, Family, Read},
 };
 use http::StatusCode;
 use serde_json::{Value, json};

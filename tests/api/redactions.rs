@@ -58,7 +58,7 @@ async fn moderators_see_what_was_redacted_until_it_is_gone() {
         assert_eq!(json["errcode"], "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED");
         assert_eq!(json["fi.mau.msc2815.content_keep_ms"], 2 * 24 * 60 * 60 * 1000);
         let app = server.server().app();
-        let kept = aqueduct::store::schema::REDACTED_ORIGINAL
+        let kept = aqueduct::schema::REDACTED_ORIGINAL
             .prefix::<()>(&*app.store.snapshot(), (), aqueduct::store::Direction::Up)
             .unwrap()
             .count();

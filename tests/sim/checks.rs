@@ -1,6 +1,6 @@
 //! What must hold of the store itself.
 
-use aqueduct::{flows::check, store::Store};
+use aqueduct::{flows::operator::check, store::Store};
 
 /// Every row decodes and everything that it refers to is there.
 pub(crate) fn store(store: &Store) {

@@ -2,7 +2,7 @@
 //! it names nothing of either.
 
 use aqueduct::{
-    flows::{App, ingest},
+    flows::{App, room::ingest},
     ids::RoomNum,
     rooms::{
         self, admit,

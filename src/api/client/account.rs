@@ -14,7 +14,7 @@ use crate::{
         extract::{Client, MaybeClient},
     },
     error::{Refusal, Result},
-    flows::{self, App, confirm},
+    flows::{self, App, account::confirm},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -46,8 +46,13 @@ pub(crate) async fn change_password(
     let operation = confirm::operation("change password", Some(&caller), &wanted);
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
-    flows::change_password::change_password(&app, &caller, request.new_password, request.logout_devices)
-        .await?;
+    flows::account::change_password::change_password(
+        &app,
+        &caller,
+        request.new_password,
+        request.logout_devices,
+    )
+    .await?;
     Ok(change_password::v3::Response::new())
 }
 
@@ -60,7 +65,7 @@ pub(crate) async fn deactivate(
     let operation = confirm::operation("deactivate", Some(&caller), &json!({ "erase": request.erase }));
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
-    flows::deactivate::deactivate(&app, caller.user, caller.user_id, request.erase).await?;
+    flows::account::deactivate::deactivate(&app, caller.user, caller.user_id, request.erase).await?;
     // There is nothing that could be bound at an identity server.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }

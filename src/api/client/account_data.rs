@@ -15,7 +15,7 @@ use crate::{
     accounts::{Caller, account_data},
     api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, keep},
+    flows::{App, account::keep},
     push,
 };
 

@@ -5,7 +5,7 @@ use ruma::api::client::room::create_room;
 use crate::{
     api::{Routes, extract::Client},
     error::Result,
-    flows::{App, create},
+    flows::{App, room::create},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

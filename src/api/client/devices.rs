@@ -8,9 +8,12 @@ use crate::{
     api::{Routes, confirmable::Confirmable, extract::Client, reply::RawJson},
     error::Result,
     flows::{
-        App, confirm,
-        log_out::{Which, log_out},
-        rename_device,
+        App,
+        account::{
+            confirm,
+            log_out::{Which, log_out},
+        },
+        device::rename_device,
     },
     ids::UserNum,
     store::{Fault, Read},

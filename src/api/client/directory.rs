@@ -15,7 +15,7 @@ use crate::{
         extract::{Client, Public},
     },
     error::{Refusal, Result},
-    flows::{App, aliases},
+    flows::{App, room::aliases},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

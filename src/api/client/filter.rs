@@ -15,7 +15,7 @@ use crate::{
         reply::RawJson,
     },
     error::{Refusal, Result},
-    flows::{App, keep},
+    flows::{App, account::keep},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -20,7 +20,10 @@ use crate::{
     accounts::{devices::LogIn, names},
     api::{Routes, extract::Public},
     error::{Refusal, Result},
-    flows::{App, confirm, log_in},
+    flows::{
+        App,
+        account::{confirm, log_in},
+    },
 };
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        log_out::{Which, log_out},
+        account::log_out::{Which, log_out},
     },
 };
 

@@ -18,9 +18,12 @@ use crate::{
     api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
-        App, look,
-        look::MembersWanted,
-        membership::{self, Act},
+        App,
+        room::{
+            look,
+            look::MembersWanted,
+            membership::{self, Act},
+        },
     },
     rooms::{self, members},
 };

@@ -10,7 +10,7 @@ use ruma::{
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{App, ephemeral},
+    flows::{App, room::ephemeral},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

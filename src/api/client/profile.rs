@@ -17,7 +17,7 @@ use crate::{
         reply::RawJson,
     },
     error::{Error, Refusal, Result},
-    flows::{App, set_profile},
+    flows::{App, account::set_profile},
     ids::UserNum,
 };
 

@@ -12,7 +12,7 @@ use crate::{
     accounts::Caller,
     api::{Routes, extract::Client, reply::RawJson},
     error::Result,
-    flows::{App, push_rules},
+    flows::{App, account::push_rules},
     push::rules,
 };
 

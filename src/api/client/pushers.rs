@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, pushers as flow},
+    flows::{App, account::pushers as flow},
     push::pushers,
 };
 

@@ -11,8 +11,8 @@ use ruma::{
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{App, ephemeral},
-    store::schema::receipts::ReceiptKind,
+    flows::{App, room::ephemeral},
+    schema::receipts::ReceiptKind,
 };
 
 pub(crate) fn routes(r: &mut Routes) {

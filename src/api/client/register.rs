@@ -13,7 +13,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        register::{self as flow, Wish},
+        account::register::{self as flow, Wish},
     },
 };
 

@@ -24,7 +24,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        look::{self, PageWanted, RelationsWanted},
+        room::look::{self, PageWanted, RelationsWanted},
     },
     rooms::filter::{Filter, RelationFilter},
     store::Direction,

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        send::{self, Message},
+        room::send::{self, Message},
     },
 };
 

@@ -19,7 +19,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        register::{Wish, register_by_operator},
+        account::register::{Wish, register_by_operator},
     },
 };
 

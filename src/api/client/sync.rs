@@ -11,7 +11,7 @@ use crate::{
     accounts::{Caller, filters},
     api::{Routes, extract::Client, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, acknowledge, ephemeral},
+    flows::{App, device::acknowledge, room::ephemeral},
     sync::{SyncToken, v3::Ask},
 };
 

@@ -7,7 +7,7 @@ use crate::{
     accounts::account_data,
     api::{Routes, client::account_data::require_self, extract::Client, raw::Raw, reply::RawJson},
     error::{Error, Result},
-    flows::{App, keep},
+    flows::{App, account::keep},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -5,7 +5,7 @@ use ruma::api::client::to_device::send_event_to_device;
 use crate::{
     api::{Routes, extract::Client},
     error::Result,
-    flows::{App, send_to_device},
+    flows::{App, device::send_to_device},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::{
     api::{Routes, extract::Client, raw::Raw},
     error::{Refusal, Result},
-    flows::{App, ephemeral},
+    flows::{App, room::ephemeral},
 };
 
 /// How long somebody types who does not say how long.

@@ -12,14 +12,15 @@ use crate::{
         event, relations, rules,
         state::{self, Ref, Val},
     },
+    schema::{
+        self,
+        relations::RelationKind,
+        rooms::{AsideRow, EventRow, Place, RoomRow},
+    },
     store::{
         Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
-        schema::{
-            self,
-            relations::RelationKind,
-            rooms::{AsideRow, EventRow, Place, RoomRow},
-        },
+        tables,
     },
 };
 
@@ -122,7 +123,7 @@ fn in_timeline(
     let place = schema::PLACE.get(read, (num, header.event))?;
     doubts.unless(place == Some(Place::Timeline(order)), "its place is said to be elsewhere");
     if order.minor == 0 {
-        let entry = schema::LOG.get(read, order.anchor)?;
+        let entry = tables::LOG.get(read, order.anchor)?;
         let expected = LogEntry::Event { room: num, event: header.event };
         doubts.unless(entry == Some(expected), "the log does not have it at its position");
     }

@@ -17,10 +17,9 @@ use super::{list_keys, membership_of_event};
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     rooms::state::{self, Chain, Ref, Val},
-    store::{
-        Batch, Direction, Fault, Read, schema,
-        schema::{rooms::Membership, state::DERIVED},
-    },
+    schema,
+    schema::{rooms::Membership, state::DERIVED},
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// A key for each server that ever had somebody in the room: present while it has.

@@ -17,11 +17,8 @@ use crate::{
         resolve::{self, StoredEvents},
         versions,
     },
-    store::{
-        Durability, Engine, Store,
-        engine::Memory,
-        schema::{rooms::RoomRow, state::Val},
-    },
+    schema::{rooms::RoomRow, state::Val},
+    store::{Durability, Engine, Store, engine::Memory},
 };
 
 const ROOM: crate::ids::RoomNum = crate::ids::RoomNum(1);

@@ -15,7 +15,7 @@ use crate::{
         resolve::{Newcomer, Question, Resolver},
         state::{self, Sketch},
     },
-    store::schema::{
+    schema::{
         rooms::{AsideRow, EventHeader, EventRow, Head},
         state::{Ref, Val},
     },

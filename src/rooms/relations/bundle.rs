@@ -6,13 +6,12 @@ use super::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_pa
 use crate::{
     ids::{EventNum, Order, RoomNum},
     rooms::event::{self, Stored, Viewer},
-    store::{
-        Direction, Fault, Read, schema,
-        schema::{
-            relations::{RelatedRow, RelationKind},
-            rooms::RoomRow,
-        },
+    schema,
+    schema::{
+        relations::{RelatedRow, RelationKind},
+        rooms::RoomRow,
     },
+    store::{Direction, Fault, Read},
 };
 
 /// References that are bundled with an event, at most.

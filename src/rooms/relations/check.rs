@@ -4,13 +4,13 @@ use super::annotation;
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::event,
+    schema::{
+        self,
+        relations::{RelatedRow, RelationKind},
+    },
     store::{
         Direction, Fault, Snapshot,
         check::{Doubts, RowCheck},
-        schema::{
-            self,
-            relations::{RelatedRow, RelationKind},
-        },
     },
 };
 

@@ -9,7 +9,8 @@ use crate::{
         event::Event,
         state::{Sketch, Val},
     },
-    store::{Fault, Read, schema::rooms::EventHash},
+    schema::rooms::EventHash,
+    store::{Fault, Read},
 };
 
 /// Stands for an event that has no number yet. (Numbers are below 2^40.)

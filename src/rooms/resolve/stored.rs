@@ -4,10 +4,9 @@ use super::{Header, HeaderAndEvent, NEWCOMER, Newcomer, Source};
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::event::{self, Event},
-    store::{
-        Fault, Read, schema,
-        schema::rooms::{EventHeader, EventRow, Place},
-    },
+    schema,
+    schema::rooms::{EventHeader, EventRow, Place},
+    store::{Fault, Read},
 };
 
 /// The events of a room, read from the store, and one that is not in it yet.

@@ -3,13 +3,13 @@
 use crate::{
     ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
     rooms::{check::reference, event, state::side::DEPTH_MAX},
+    schema::{
+        self,
+        state::{DERIVED, LogRow, Ref, SideRow, Val},
+    },
     store::{
         Fault, Snapshot,
         check::{Doubts, RowCheck},
-        schema::{
-            self,
-            state::{DERIVED, LogRow, Ref, SideRow, Val},
-        },
     },
 };
 

@@ -14,10 +14,8 @@ use super::{
 };
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
-    store::{
-        Fault, Read,
-        schema::state::{Ref, SideRow, Val},
-    },
+    schema::state::{Ref, SideRow, Val},
+    store::{Fault, Read},
 };
 
 /// Above this many changes for each key of the room, both states are read in full.

@@ -6,10 +6,9 @@ use std::{collections::BTreeMap, iter::Peekable, ops::Bound};
 use super::{changes, last_change, side::Chain};
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
-    store::{
-        Direction, Fault, Read, schema,
-        schema::state::{Ref, Val},
-    },
+    schema,
+    schema::state::{Ref, Val},
+    store::{Direction, Fault, Read},
 };
 
 /// Above this many changes for each key of the room, a full state is read by the scan of everything.

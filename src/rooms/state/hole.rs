@@ -12,13 +12,11 @@ use std::{collections::BTreeMap, ops::Bound};
 use super::{apply, at, log_changes, mark, put_now};
 use crate::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
-    store::{
-        Batch, Direction, Fault, Read,
-        schema::{
-            self,
-            state::{HoleRow, Ref, Val},
-        },
+    schema::{
+        self,
+        state::{HoleRow, Ref, Val},
     },
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// Minors below this belong to the floor: one for each part in which a large hole was staged.

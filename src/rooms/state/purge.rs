@@ -5,13 +5,11 @@ use std::{collections::BTreeSet, ops::Bound};
 use super::{canonical, compare::diff, side::Chain};
 use crate::{
     ids::{Order, RoomNum, SideNum, StateKeyNum},
-    store::{
-        Batch, Direction, Fault,
-        schema::{
-            self,
-            state::{LogRow, Ref, SideRow},
-        },
+    schema::{
+        self,
+        state::{LogRow, Ref, SideRow},
     },
+    store::{Batch, Direction, Fault},
 };
 
 /// How far a purge has come. A purge that was interrupted begins anew: what is done costs little the second time.

@@ -9,13 +9,11 @@ use std::collections::BTreeMap;
 use super::{at_many, canonical};
 use crate::{
     ids::{RoomNum, SideNum, StateKeyNum},
-    store::{
-        Batch, Fault, Read,
-        schema::{
-            self,
-            state::{Ref, SideRow, Val},
-        },
+    schema::{
+        self,
+        state::{Ref, SideRow, Val},
     },
+    store::{Batch, Fault, Read},
 };
 
 /// Up to this many entries a side state is a difference to the main line. (Tests want layers in small rooms.)

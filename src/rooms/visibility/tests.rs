@@ -9,7 +9,8 @@ use crate::{
     env::Env,
     metrics::Metrics,
     rooms::{Rooms, build::Draft, commit::Change, resolve::Resolver, timeline, timeline::PageToken},
-    store::{Counting, Durability, Engine, Snapshot, Store, engine::Memory, schema::state::Ref},
+    schema::state::Ref,
+    store::{Counting, Durability, Engine, Snapshot, Store, engine::Memory},
 };
 
 const ROOM: RoomNum = RoomNum(1);

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, ops::Bound};
 use crate::{
     ids::{Position, UserNum},
     push::rules,
-    store::{Direction, Fault, key::Json, schema, schema::accounts::WrittenRow},
+    schema,
+    schema::accounts::WrittenRow,
+    store::{Direction, Fault, key::Json},
     sync::{answer::plain_event, streams::Window},
 };
 

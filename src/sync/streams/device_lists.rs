@@ -10,10 +10,9 @@ use crate::{
     accounts,
     ids::{Order, Position, RoomNum, StateKeyNum},
     rooms::{members, state},
-    store::{
-        Direction, Fault, schema,
-        schema::{rooms::Membership, state::Ref},
-    },
+    schema,
+    schema::{rooms::Membership, state::Ref},
+    store::{Direction, Fault},
     sync::{answer::Object, streams::Window},
 };
 

@@ -7,13 +7,12 @@ use std::collections::BTreeSet;
 use crate::{
     ids::{Order, RoomNum},
     rooms::{self, event::Stored, members, state},
-    store::{
-        Fault, schema,
-        schema::{
-            rooms::{Membership, RoomRow},
-            state::Ref,
-        },
+    schema,
+    schema::{
+        rooms::{Membership, RoomRow},
+        state::Ref,
     },
+    store::Fault,
     sync::{
         answer::Object,
         streams::{Window, load_events, timeline::Timeline},

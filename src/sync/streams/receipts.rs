@@ -3,7 +3,8 @@
 use crate::{
     ids::{Position, RoomNum},
     rooms::receipts,
-    store::{Fault, schema::rooms::RoomRow},
+    schema::rooms::RoomRow,
+    store::Fault,
     sync::{answer::plain_event, streams::Window},
 };
 

@@ -9,13 +9,12 @@ use std::{
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{event::Stored, state},
-    store::{
-        Direction, Fault, schema,
-        schema::{
-            rooms::RoomRow,
-            state::{Ref, Val},
-        },
+    schema,
+    schema::{
+        rooms::RoomRow,
+        state::{Ref, Val},
     },
+    store::{Direction, Fault},
     sync::streams::{Window, load_events, timeline::Timeline},
 };
 

@@ -7,10 +7,8 @@ use crate::{
         timeline::{self, PageToken},
         visibility::Sight,
     },
-    store::{
-        Direction, Fault,
-        schema::rooms::{Membership, RoomRow},
-    },
+    schema::rooms::{Membership, RoomRow},
+    store::{Direction, Fault},
     sync::streams::Window,
 };
 

@@ -5,7 +5,8 @@ use std::ops::Bound;
 use crate::{
     encryption::keys,
     ids::{DeviceNum, Position, UserNum},
-    store::{Direction, Fault, schema},
+    schema,
+    store::{Direction, Fault},
     sync::{answer::Object, streams::Window},
 };
 

@@ -2,7 +2,7 @@
 
 use crate::{
     ids::RoomNum,
-    store::schema::rooms::RoomRow,
+    schema::rooms::RoomRow,
     sync::{
         answer::{Object, plain_event},
         streams::Window,

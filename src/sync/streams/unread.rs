@@ -7,7 +7,8 @@ use crate::{
         unread::{self, Reader, Tally, Unread},
     },
     rooms::{event, receipts},
-    store::{Fault, schema::rooms::RoomRow},
+    schema::rooms::RoomRow,
+    store::Fault,
     sync::{answer::Object, streams::Window},
 };
 

@@ -15,11 +15,8 @@ use crate::{
         event::{self, Stored},
         resolve::Resolver,
     },
-    store::{
-        Counting, Durability, Engine, Store,
-        engine::Memory,
-        schema::rooms::{EventHeader, EventRow},
-    },
+    schema::rooms::{EventHeader, EventRow},
+    store::{Counting, Durability, Engine, Store, engine::Memory},
 };
 
 const ROOM: RoomNum = RoomNum(1);

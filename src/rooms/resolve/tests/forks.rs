@@ -23,10 +23,9 @@ use super::super::*;
 use crate::{
     ids::Order,
     rooms::{event, graph, state::tests::Bench},
-    store::{
-        Batch, LogEntry, schema,
-        schema::rooms::{EventHash, EventHeader, EventRow, Place},
-    },
+    schema,
+    schema::rooms::{EventHash, EventHeader, EventRow, Place},
+    store::{Batch, LogEntry},
 };
 
 /// What these states resolve to.

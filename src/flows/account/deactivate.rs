@@ -5,7 +5,11 @@ use ruma::OwnedUserId;
 use crate::{
     accounts::{account_data, devices, filters, passwords, profiles, users},
     error::Result,
-    flows::{App, follow_up, log_out, write},
+    flows::{
+        App,
+        account::{follow_up, log_out},
+        write,
+    },
     ids::UserNum,
     push::rules,
 };

@@ -14,7 +14,7 @@ use crate::{
         power::Power,
         redact, relations,
     },
-    store::schema::rooms::Membership,
+    schema::rooms::Membership,
 };
 
 /// What a client sends with a transaction id.

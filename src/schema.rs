@@ -1,6 +1,7 @@
-//! Every table on one page: key, value, meaning, owner, domain, whether replicas get it.
+//! Every table of Matrix on one page: key, value, meaning, owner, domain, whether replicas get it.
 //!
-//! Ids are for ever: a table that goes leaves its id unused. Each value begins with the version of its layout.
+//! Ids are for ever: a table that goes leaves its id unused. Each value begins with the version of its layout. The store's own
+//! tables (the log, cursors, timers) are on the page `store/tables.rs`.
 
 pub mod push;
 pub mod receipts;
@@ -10,70 +11,24 @@ pub mod encryption;
 pub mod rooms;
 pub mod state;
 
-use std::marker::PhantomData;
-
 use bytes::Bytes;
 
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
+    schema::{
+        relations::{RelatedRow, RelationKind, RelationRow},
+        rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RedactionWaitingRow, RoomRow, UserRoomRow},
+        state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
+    },
     store::{
-        engine::Family,
+        self,
         key::Json,
-        log::LogEntry,
-        schema::relations::{RelatedRow, RelationKind, RelationRow},
-        schema::rooms::{
-            AliasRow, AsideRow, EventRow, Membership, Place, RedactionWaitingRow, RoomRow, UserRoomRow,
-        },
-        schema::state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
-        table::{Domain, Table},
+        tables::{TableInfo, tables},
     },
 };
 
-/// Says whether the bytes of a row are what they should be.
-pub(crate) type CheckRow = fn(&[u8], Bytes) -> Result<(), super::Fault>;
-
-macro_rules! tables {
-    ($($(#[$doc:meta])* $id:literal $name:ident($key:ty => $value:ty) in $family:ident, $domain:ident of $owner:literal $(, $local:ident)?;)*) => {
-        $(
-            $(#[$doc])*
-            pub static $name: Table<$key, $value> = Table {
-                id: $id,
-                family: Family::$family,
-                name: stringify!($name),
-                domain: Domain::$domain,
-                owner: $owner,
-                shipped: tables!(@shipped $($local)?),
-                types: PhantomData,
-            };
-        )*
-
-        /// (id, name, family, owner) of each table, for checks and metrics.
-        pub static ALL: &[(u8, &str, Family, &str)] = &[$(($id, stringify!($name), Family::$family, $owner)),*];
-
-        /// (id, family, name, whether a row decodes) of each table.
-        pub(crate) static ROWS: &[(u8, Family, &str, CheckRow)] =
-            &[$(($id, Family::$family, stringify!($name), |key, value| $name.check_row(key, value))),*];
-    };
-    (@shipped) => { true };
-    (@shipped local) => { false };
-}
-
 // id NAME(key => value) in Family, Domain of "owner" [, local];
 tables! {
-    /// What happened at a position.
-    1 LOG(Position => LogEntry) in Log, Server of "store";
-    /// The store's own facts by name: layout, incarnation, head position and batch number.
-    2 HEAD(String => u64) in Log, Server of "store::head", local;
-    /// Each life of the store that a restore began, and the position at which the history it continues ended.
-    3 INCARNATION(u16 => Position) in Log, Server of "store::head", local;
-    /// How far a migration to a layout has come.
-    4 MIGRATION(u64 => Bytes) in Log, Server of "store::migrate", local;
-    /// How far a reader of the log has come, by its name.
-    5 CURSOR(String => Position) in Notes, Server of "store::cursor", local;
-    /// Log entries at or before this position, except those of events, may be gone.
-    6 LOG_TRIMMED(() => Position) in Log, Server of "store::tail";
-    /// The newest position when an hour (since the epoch) was first seen.
-    7 LOG_TIME(u64 => Position) in Log, Server of "store::tail", local;
     /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
     9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
@@ -213,11 +168,6 @@ tables! {
     /// Which receipt of a room was stored at a position. Counts only while the receipt still says that position.
     111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
-    // --- delivery and timers: 130-149 ---
-
-    /// What must happen later: when (ms since the epoch), what kind, what about; and what the worker needs.
-    130 TIMER((u64, u8, Vec<u8>) => Bytes) in Queues, Server of "store::timer";
-
     // --- rooms, more of them: 150-169 ---
 
     /// Redactions of an event that is not here yet: room, the event's id, the redaction.
@@ -228,15 +178,20 @@ tables! {
     152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
 }
 
+/// All tables, those of the store included.
+pub fn all() -> impl Iterator<Item = &'static TableInfo> {
+    store::tables::TABLES.iter().chain(TABLES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn table_ids_are_unique() {
-        let mut ids: Vec<_> = ALL.iter().map(|(id, ..)| *id).collect();
+        let mut ids: Vec<_> = all().map(|table| table.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), ALL.len());
+        assert_eq!(ids.len(), all().count());
     }
 }

@@ -19,7 +19,11 @@ use crate::{
     },
     config::RegistrationMode,
     error::{Refusal, Result},
-    flows::{App, confirm, log_in, write},
+    flows::{
+        App,
+        account::{confirm, log_in},
+        write,
+    },
     store::Batch,
 };
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::{
     accounts::{Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, carry_over, commit, membership},
+    flows::{App, account::carry_over, commit, room::membership},
     ids::RoomNum,
     rooms::{
         Seat, aliases,

@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use crate::{
     ids::{EventNum, Order},
+    schema::rooms::{decode_string, encode_bytes},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
-        schema::rooms::{decode_string, encode_bytes},
     },
 };
 

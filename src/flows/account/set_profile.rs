@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{
     accounts::{Caller, profiles},
     error::Result,
-    flows::{App, follow_up, write},
+    flows::{App, account::follow_up, write},
 };
 
 /// Sets a field of the caller's profile, or deletes it; what rooms show of it is told to every room the user is in.

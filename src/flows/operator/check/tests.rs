@@ -15,11 +15,15 @@ use crate::{
     config::{Config, RegistrationMode},
     env::Env,
     ids::{EventNum, Order, Position, RoomNum, SideNum},
+    schema::{
+        rooms::{AsideRow, Place},
+        state::{HoleRow, SideRow, Val},
+    },
     server::Server,
     store::{
         Direction, Durability, Engine, Family, Read, cursor,
         engine::{Change, Memory},
-        schema::{rooms::AsideRow, rooms::Place, state::HoleRow, state::SideRow, state::Val},
+        tables::TableInfo,
     },
 };
 
@@ -67,7 +71,7 @@ impl House {
     fn rows(&self) -> BTreeMap<&'static str, Vec<(Family, Bytes, Bytes)>> {
         let snapshot = self.store().snapshot();
         let mut rows = BTreeMap::<_, Vec<_>>::new();
-        for (id, family, name, _) in schema::ROWS {
+        for TableInfo { id, family, name, .. } in schema::all() {
             for row in snapshot.range_raw(*family, vec![*id], vec![*id + 1], Direction::Up).unwrap() {
                 let (key, value) = row.unwrap();
                 rows.entry(*name).or_default().push((*family, key, value));
@@ -164,7 +168,7 @@ async fn a_house() -> House {
     house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
     house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
     house.own("POST", "register", register("carol")).await;
-    let token = crate::store::schema::accounts::RegistrationTokenRow::default();
+    let token = crate::schema::accounts::RegistrationTokenRow::default();
     house.write(|batch| {
         crate::accounts::users::deactivate(batch, UserNum(3), true).unwrap();
         crate::accounts::registration::create_token(batch, "token", &token).unwrap();
@@ -193,13 +197,13 @@ fn add_what_only_other_servers_make(house: &House) {
         let ((_, order), event) =
             schema::TIMELINE.prefix::<(RoomNum,)>(batch, (room,), Direction::Down).unwrap().next().unwrap().unwrap();
         let key = event.header.state_key.unwrap();
-        let base = crate::store::schema::state::Ref::Main(row.state_tip);
+        let base = crate::schema::state::Ref::Main(row.state_tip);
         let own = SideRow::new(base, 1, [(key, Val::Absent)]);
         schema::SIDE.put(batch, (room, SideNum(row.next_side)), &own);
-        let base = crate::store::schema::state::Ref::Side(SideNum(row.next_side));
+        let base = crate::schema::state::Ref::Side(SideNum(row.next_side));
         let other = SideNum(row.next_side + 1);
         schema::SIDE.put(batch, (room, other), &SideRow::new(base, 2, [(key, Val::Absent)]));
-        let base = crate::store::schema::state::Ref::Side(other);
+        let base = crate::schema::state::Ref::Side(other);
         row.next_side += 2;
         // A message that cites the newest event, as if it were somebody else's.
         let (header, json) = {
@@ -212,7 +216,7 @@ fn add_what_only_other_servers_make(house: &House) {
             let object: ruma::CanonicalJsonObject = serde_json::from_slice(&bytes).unwrap();
             let hash = ruma::signatures::reference_hash(&object, rules).unwrap();
             let id = ruma::EventId::parse(format!("${hash}")).unwrap();
-            let header = crate::store::schema::rooms::EventHeader {
+            let header = crate::schema::rooms::EventHeader {
                 event: EventNum(row.next_event),
                 hash: crate::rooms::event::parse_event_id(&id).unwrap(),
                 state_key: None,
@@ -232,15 +236,15 @@ fn add_what_only_other_servers_make(house: &House) {
         schema::EVENT_ID.put(batch, &header.hash, &(room, header.event));
         schema::PLACE.put(batch, (room, header.event), &Place::Aside);
         let number = header.event;
-        let row_of_event = crate::store::schema::rooms::EventRow { header, json };
+        let row_of_event = crate::schema::rooms::EventRow { header, json };
         let aside = AsideRow { rejected: true, why: "so".to_owned(), row: row_of_event };
         schema::ASIDE.put(batch, (room, number), &aside);
-        let waiting = crate::store::schema::rooms::RedactionWaitingRow { by_power: true };
+        let waiting = crate::schema::rooms::RedactionWaitingRow { by_power: true };
         schema::REDACTION_WAITING.put(batch, (room, &[7; 32], number), &waiting);
         schema::HOLE.put(batch, (room, order), &HoleRow::default());
         let marker = Order { minor: -1, ..order };
         let count = schema::STATE_LOG.get(batch, (room, order)).unwrap().unwrap().count - 1;
-        let log = crate::store::schema::state::LogRow { count, changes: Vec::new() };
+        let log = crate::schema::state::LogRow { count, changes: Vec::new() };
         schema::STATE_LOG.put(batch, (room, marker), &log);
         schema::ROOM.put(batch, room, &row);
     });
@@ -300,8 +304,28 @@ async fn whichever_row_is_lost_or_stray_is_found() {
             house.damage(Change::Row(*family, other.into(), None));
         }
     }
-    assert!(all.len() + 1 >= schema::ROWS.len(), "some tables have no row: {:?}", all.keys());
+    assert!(all.len() + 1 >= schema::all().count(), "some tables have no row: {:?}", all.keys());
     assert_eq!(lost, BTreeSet::from(MAY_BE_LOST));
     assert_eq!(stray, BTreeSet::from(MAY_BE_STRAY));
     assert_eq!(house.findings(), [""; 0]);
+}
+
+#[test]
+fn what_the_log_names_must_be_there() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    for entry in [
+        LogEntry::Receipts { room: RoomNum(1) },
+        LogEntry::RoomState { room: RoomNum(2) },
+        LogEntry::Account { user: UserNum(3) },
+        LogEntry::ToDevice { user: UserNum(4) },
+    ] {
+        let mut batch = store.batch();
+        batch.position(&entry);
+        drop(store.enqueue(batch).unwrap());
+    }
+    store.flush().unwrap();
+    let findings = check(&store, &mut |_| ()).unwrap().findings;
+    let named = ["room 1", "room 2", "account 3", "account 4"];
+    assert_eq!(findings.len(), 4, "{findings:?}");
+    assert!(findings.iter().zip(named).all(|(finding, named)| finding.ends_with(named)), "{findings:?}");
 }

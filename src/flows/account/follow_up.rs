@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use crate::{
     accounts::users,
     error::{Error, Result},
-    flows::{App, membership},
+    flows::{App, room::membership},
     ids::UserNum,
     store::{
         Batch, NotAccepted, Store,

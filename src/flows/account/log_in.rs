@@ -11,7 +11,7 @@ use crate::{
     },
     encryption::device_lists,
     error::{Refusal, Result},
-    flows::{App, register::Session, write},
+    flows::{App, account::register::Session, write},
     store::Batch,
 };
 

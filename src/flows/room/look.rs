@@ -30,13 +30,11 @@ use crate::{
         timeline::PageToken,
         visibility::{self, HistoryVisibility, Sight},
     },
-    store::{
-        Snapshot,
-        schema::{
-            rooms::{Membership, RoomRow},
-            state::Ref,
-        },
+    schema::{
+        rooms::{Membership, RoomRow},
+        state::Ref,
     },
+    store::Snapshot,
     sync::SyncToken,
 };
 

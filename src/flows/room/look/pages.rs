@@ -17,10 +17,8 @@ use crate::{
         state,
         timeline::{self, PageToken},
     },
-    store::{
-        Direction, Read,
-        schema::{rooms::Membership, state::Ref},
-    },
+    schema::{rooms::Membership, state::Ref},
+    store::{Direction, Read},
 };
 
 /// A page of a room's timeline that is asked for.

@@ -10,10 +10,10 @@ use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
     ids::{EventNum, Order, Position, StateKeyNum},
+    schema::state::Ref,
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
-        schema::state::Ref,
     },
 };
 

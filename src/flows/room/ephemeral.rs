@@ -14,7 +14,7 @@ use crate::{
         presence::{ONLINE_MS, Presence, STATUS_BYTES_MAX},
     },
     error::{Error, Refusal, Result},
-    flows::{App, keep, write},
+    flows::{App, account::keep, write},
     ids::{RoomNum, UserNum},
     push::unread,
     rooms::{
@@ -25,10 +25,8 @@ use crate::{
         relations,
         typing::TYPING_MS_MAX,
     },
-    store::{
-        Snapshot, Store,
-        schema::receipts::{ReceiptKey, ReceiptKind},
-    },
+    schema::receipts::{ReceiptKey, ReceiptKind},
+    store::{Snapshot, Store},
     sync::Notifier,
 };
 

@@ -1,8 +1,6 @@
 //! A device says, by coming back, how far it has read its inbox.
 
-use crate::{
-    accounts::Caller, encryption::to_device, error::Result, flows::App, ids::Position, store::schema,
-};
+use crate::{accounts::Caller, encryption::to_device, error::Result, flows::App, ids::Position, schema};
 
 /// The device has received all messages at or before this position: they go. Nobody waits for the disk; what is not
 /// deleted by then is deleted the next time, and told to nobody.

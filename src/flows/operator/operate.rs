@@ -10,15 +10,17 @@ use crate::{
     accounts::{devices, names, passwords, registration, users},
     error::{Error, Refusal, Result},
     flows::{
-        App, check, deactivate, log_out,
-        register::{self, Wish},
+        App,
+        account::{
+            deactivate, log_out,
+            register::{self, Wish},
+        },
+        operator::check,
         write,
     },
     ids::UserNum,
-    store::{
-        backup::{self, Progress},
-        schema::accounts::RegistrationTokenRow,
-    },
+    schema::accounts::RegistrationTokenRow,
+    store::backup::{self, Progress},
 };
 
 /// Passwords and tokens made here are this long.

@@ -15,7 +15,8 @@ use crate::{
     flows::App,
     ids::{EventNum, Order, RoomNum},
     rooms::{event, relations, timeline::PageToken},
-    store::{Direction, Fault, Snapshot, schema::relations::RelationRow},
+    schema::relations::RelationRow,
+    store::{Direction, Fault, Snapshot},
 };
 
 /// Which of the events that refer to one are asked for.

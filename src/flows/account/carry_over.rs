@@ -21,9 +21,9 @@ use crate::{
     ids::UserNum,
     push::rules,
     rooms::{self, commit::Change, members},
+    schema::rooms::Membership,
     store::{
         Batch, Fault,
-        schema::rooms::Membership,
         timer::{self, Timer, TimerKind},
     },
 };

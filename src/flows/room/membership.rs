@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     accounts::{self, Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, carry_over, commit},
+    flows::{App, account::carry_over, commit},
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
@@ -19,7 +19,9 @@ use crate::{
         power::{Action, Power},
         receipts,
     },
-    store::{Fault, LogEntry, Read, schema, schema::rooms::Membership},
+    schema,
+    schema::rooms::Membership,
+    store::{Fault, LogEntry, Read},
 };
 
 /// The content of a member event about this user, with their profile if they are one of ours.

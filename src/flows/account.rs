@@ -1,0 +1,15 @@
+//! What people do with their accounts, and what the server keeps for them.
+
+pub(crate) mod carry_over;
+pub mod change_password;
+pub mod confirm;
+pub mod deactivate;
+pub(crate) mod follow_up;
+pub mod keep;
+pub mod log_in;
+pub mod log_out;
+pub mod push_rules;
+pub(crate) mod pushers;
+pub mod register;
+pub mod seen;
+pub mod set_profile;

@@ -1,0 +1,4 @@
+//! What the operator asks of the server.
+
+pub mod check;
+pub mod operate;
