@@ -55,7 +55,7 @@ pub struct House {
     /// What push keeps in memory.
     pub push: Push,
     /// Receipts on their way to the store.
-    pub receipts: room::ephemeral::Receipts,
+    pub receipts: room::receipts::Receipts,
 }
 
 impl App {

@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     env::Env,
     error::Result,
-    flows::{App, House, room::ephemeral::Receipts},
+    flows::{App, House, room::receipts::Receipts},
     metrics::Metrics,
     push::Push,
     rooms::{Rooms, resolve::Resolver},

@@ -2,8 +2,33 @@
 
 pub(crate) mod aliases;
 pub(crate) mod create;
-pub mod ephemeral;
 pub mod ingest;
 pub(crate) mod look;
 pub(crate) mod membership;
+pub mod presence;
+pub mod receipts;
 pub(crate) mod send;
+pub mod typing;
+
+use ruma::RoomId;
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Refusal, Result},
+    flows::App,
+    ids::{RoomNum, UserNum},
+    rooms::{self, members},
+    store::Snapshot,
+};
+
+/// The number of a room that the caller is in. Refuses any other: 403 `M_FORBIDDEN`.
+pub(crate) fn require_joined(read: &Snapshot, user: UserNum, room: &RoomId) -> Result<RoomNum> {
+    let not_in_room = || Error::from(Refusal::forbidden("You are not in this room."));
+    let num = rooms::find_room(read, room)?.ok_or_else(not_in_room)?;
+    if members::is_joined(read, user, num)? { Ok(num) } else { Err(not_in_room()) }
+}
+
+/// Refuses rooms that the caller is not in: 403 `M_FORBIDDEN`.
+pub fn require_in_room(app: &App, caller: &Caller, room: &RoomId) -> Result<()> {
+    require_joined(&app.store.snapshot(), caller.user, room).map(|_| ())
+}

@@ -10,7 +10,7 @@ use ruma::{
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{App, room::ephemeral},
+    flows::{App, room::presence},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -23,7 +23,7 @@ pub(crate) async fn get_presence(
     app: App,
     client: Client<get_presence::v3::Request>,
 ) -> Result<get_presence::v3::Response> {
-    let presence = ephemeral::find_presence(&app, &client.caller, &client.request.user_id)?;
+    let presence = presence::find_presence(&app, &client.caller, &client.request.user_id)?;
     let was_here = presence.last_active_ms > 0;
     let age = Duration::from_millis(app.env.now_ms().saturating_sub(presence.last_active_ms));
     let mut response = get_presence::v3::Response::new(presence.state.clone());
@@ -43,6 +43,6 @@ pub(crate) async fn set_presence(
     if request.user_id != caller.user_id {
         return Err(Refusal::forbidden("Others say for themselves how present they are.").into());
     }
-    ephemeral::set_presence(&app, &caller, request.presence, request.status_msg).await?;
+    presence::set_presence(&app, &caller, request.presence, request.status_msg).await?;
     Ok(set_presence::v3::Response::new())
 }

@@ -11,7 +11,10 @@ use ruma::{
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{App, room::ephemeral},
+    flows::{
+        App,
+        room::{self, receipts},
+    },
     schema::receipts::ReceiptKind,
 };
 
@@ -30,7 +33,7 @@ pub(crate) async fn create_receipt(
         ReceiptType::Read => ReceiptKind::Public,
         ReceiptType::ReadPrivate => ReceiptKind::Private,
         ReceiptType::FullyRead if request.thread == ReceiptThread::Unthreaded => {
-            ephemeral::set_fully_read(&app, &caller, request.room_id, &request.event_id).await?;
+            receipts::set_fully_read(&app, &caller, request.room_id, &request.event_id).await?;
             return Ok(create_receipt::v3::Response::new());
         }
         ReceiptType::FullyRead => {
@@ -38,7 +41,7 @@ pub(crate) async fn create_receipt(
         }
         _ => return Err(Refusal::invalid_param("There is no such type of receipts.").into()),
     };
-    ephemeral::send_receipt(&app, &caller, &request.room_id, kind, request.event_id, &request.thread).await?;
+    receipts::send_receipt(&app, &caller, &request.room_id, kind, request.event_id, &request.thread).await?;
     Ok(create_receipt::v3::Response::new())
 }
 
@@ -49,15 +52,15 @@ pub(crate) async fn set_read_marker(
 ) -> Result<set_read_marker::v3::Response> {
     let Client { caller, request, .. } = client;
     let room = &request.room_id;
-    ephemeral::require_in_room(&app, &caller, room)?;
+    room::require_in_room(&app, &caller, room)?;
     if let Some(event) = request.fully_read {
-        ephemeral::set_fully_read(&app, &caller, room.clone(), &event).await?;
+        receipts::set_fully_read(&app, &caller, room.clone(), &event).await?;
     }
     let receipts =
         [(ReceiptKind::Public, request.read_receipt), (ReceiptKind::Private, request.private_read_receipt)];
     for (kind, event) in receipts {
         if let Some(event) = event {
-            ephemeral::send_receipt(&app, &caller, room, kind, event, &ReceiptThread::Unthreaded).await?;
+            receipts::send_receipt(&app, &caller, room, kind, event, &ReceiptThread::Unthreaded).await?;
         }
     }
     Ok(set_read_marker::v3::Response::new())

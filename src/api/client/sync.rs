@@ -11,7 +11,7 @@ use crate::{
     accounts::{Caller, filters},
     api::{Routes, extract::Client, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, device::acknowledge, room::ephemeral},
+    flows::{App, device::acknowledge, room::presence},
     sync::{SyncToken, v3::Ask},
 };
 
@@ -33,7 +33,7 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
         Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
     };
     // The poll's user is there until this is dropped, however the request ends.
-    let _present = ephemeral::begin_poll(&app, caller.user, request.set_presence).await?;
+    let _present = presence::begin_poll(&app, caller.user, request.set_presence).await?;
     if let Some(since) = since {
         acknowledge::acknowledge(&app, &caller, since.inbox_position()).await?;
     }

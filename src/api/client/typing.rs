@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::{
     api::{Routes, extract::Client, raw::Raw},
     error::{Refusal, Result},
-    flows::{App, room::ephemeral},
+    flows::{App, room::typing},
 };
 
 /// How long somebody types who does not say how long.
@@ -38,6 +38,6 @@ pub(crate) async fn create_typing_event(
     let room: OwnedRoomId = request.id(0)?;
     let typing: Typing = request.json()?;
     let timeout = typing.typing.then(|| typing.timeout.unwrap_or(TIMEOUT_DEFAULT));
-    ephemeral::set_typing(&app, &caller, &room, timeout).await?;
+    typing::set_typing(&app, &caller, &room, timeout).await?;
     Ok(create_typing_event::v3::Response::new())
 }
