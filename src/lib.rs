@@ -5,6 +5,7 @@
 
 // Values and doors.
 pub mod ids;
+pub mod json;
 pub mod error;
 pub mod config;
 pub mod env;

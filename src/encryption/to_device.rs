@@ -6,11 +6,12 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use ruma::UserId;
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use crate::{
     error::{Refusal, Result},
     ids::{DeviceNum, Position, UserNum},
+    json::Object,
     schema::{self, encryption::InboxState},
     store::{Batch, Direction, Fault, LogEntry, Read},
 };
@@ -38,9 +39,11 @@ pub fn message(sender: &UserId, kind: &str, content: &RawValue) -> Result<Bytes>
     if !content.get().starts_with('{') {
         return Err(Refusal::bad_json("The content of a message to a device is an object.").into());
     }
-    // serde_json writes objects in the order of their keys: content, sender, type.
-    let (sender, kind) = (json!(sender).to_string(), json!(kind).to_string());
-    Ok(Bytes::from(format!(r#"{{"content":{},"sender":{sender},"type":{kind}}}"#, content.get())))
+    let mut message = Object::with_capacity(content.get().len() + 128);
+    message.json("content", content);
+    message.text("sender", sender.as_str());
+    message.text("type", kind);
+    Ok(message.finish().into())
 }
 
 /// Puts a message into a device's inbox. Under the user's lock. Errors: 413 when the inbox is full.

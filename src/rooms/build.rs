@@ -1,15 +1,14 @@
 //! Building our own events: canonical JSON, content hash, signature, id.
 //!
-//! An event is written once. Its fields stand in canonical order, so the bytes to hash (without `hashes` and
-//! `signatures`), the bytes to sign (redacted) and the bytes to keep are the same pieces put together differently;
-//! the redacted bytes are also what the event's id is the hash of.
+//! An event is written three times, each time with its fields in canonical order: without `hashes` and `signatures` for the
+//! content hash; redacted for the signature, of which the event's id is the hash; and whole, to be kept.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use ruma::{
-    CanonicalJsonObject, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
     canonical_json::redact_content_in_place,
     room_version_rules::RoomVersionRules,
     signatures::{Ed25519KeyPair, KeyPair as _},
@@ -19,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Refusal,
+    json::{JsonText, Object},
     rooms::event::Event,
     schema::{rooms::EventHash, state::DERIVED},
 };
@@ -52,10 +52,13 @@ impl Signer {
         &self.server
     }
 
-    fn signatures(&self, signed: &[u8]) -> String {
+    /// The `signatures` of what is signed: ours.
+    fn signatures(&self, signed: &[u8]) -> JsonText {
         let signature = self.key.sign(signed);
-        // Server names and key ids hold nothing that JSON escapes.
-        format!(r#""signatures":{{"{}":{{"{}":"{}"}}}}"#, self.server, signature.id(), signature.base64())
+        let (mut own, mut all) = (Object::new(), Object::new());
+        own.text(&signature.id(), &signature.base64());
+        all.json(self.server.as_str(), &own.finish());
+        all.finish()
     }
 }
 
@@ -142,33 +145,21 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     redact_content_in_place(&mut content, &rules.redaction, &draft.kind);
     let redacted_content = raw(&content)?;
 
-    let head = |content: &str| {
-        format!(r#"{{"auth_events":{},"content":{content},"depth":{}"#, list(setting.auth), setting.depth)
+    let fields = Fields {
+        auth: ids_json(setting.auth),
+        prev: ids_json(setting.prev),
+        redacts: draft.redacts.as_deref().filter(|_| !redacts_in_content),
+        draft,
+        setting,
     };
-    let redacts = draft.redacts.as_ref().filter(|_| !redacts_in_content);
-    let redacts = redacts.map(|id| format!(r#""redacts":"{id}","#)).unwrap_or_default();
-    let middle = |redacts: &str| {
-        let mut text =
-            format!(r#""origin_server_ts":{},"prev_events":{},{redacts}"#, draft.sent_ms, list(setting.prev));
-        if let Some(room_id) = setting.room_id {
-            let _ = write!(text, r#""room_id":"{room_id}","#);
-        }
-        let _ = write!(text, r#""sender":"{}""#, draft.sender);
-        text
-    };
-    let mut tail = String::new();
-    if let Some(state_key) = &draft.state_key {
-        let _ = write!(tail, r#""state_key":{},"#, quoted(state_key));
-    }
-    let _ = write!(tail, r#""type":{}}}"#, quoted(&draft.kind));
-
-    let (head_whole, middle_whole) = (head(whole_content.get()), middle(&redacts));
-    let content_hash = Sha256::digest(format!("{head_whole},{middle_whole},{tail}"));
-    let hashes = format!(r#""hashes":{{"sha256":"{}"}}"#, STANDARD_NO_PAD.encode(content_hash));
-    let redacted = format!("{},{hashes},{},{tail}", head(redacted_content.get()), middle(""));
-    let hash: EventHash = Sha256::digest(&redacted).into();
-    let signatures = signer.signatures(redacted.as_bytes());
-    let json = format!("{head_whole},{hashes},{middle_whole},{signatures},{tail}");
+    let content_hash = Sha256::digest(fields.write(&whole_content, true, None, None).as_str());
+    let mut hashes = Object::new();
+    hashes.text("sha256", &STANDARD_NO_PAD.encode(content_hash));
+    let hashes = hashes.finish();
+    let redacted = fields.write(&redacted_content, false, Some(&hashes), None);
+    let hash: EventHash = Sha256::digest(redacted.as_str()).into();
+    let signatures = signer.signatures(redacted.as_str().as_bytes());
+    let json: Bytes = fields.write(&whole_content, true, Some(&hashes), Some(&signatures)).into();
     if json.len() > EVENT_BYTES_MAX {
         return Err(Refusal::too_large("An event has at most 65,536 bytes."));
     }
@@ -186,7 +177,53 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
         redacts: draft.redacts.clone(),
         rejected: false,
     };
-    Ok(Built { hash, json: json.into(), event })
+    Ok(Built { hash, json, event })
+}
+
+/// What stands in an event whatever it is written for.
+struct Fields<'a> {
+    auth: JsonText,
+    prev: JsonText,
+    /// The event that it redacts, in room versions where that stands beside the content.
+    redacts: Option<&'a EventId>,
+    draft: &'a Draft,
+    setting: &'a Setting<'a>,
+}
+
+impl Fields<'_> {
+    /// The event in canonical order. `redacts` goes with redaction, like parts of the content.
+    fn write(
+        &self,
+        content: &RawValue,
+        with_redacts: bool,
+        hashes: Option<&JsonText>,
+        signatures: Option<&JsonText>,
+    ) -> JsonText {
+        let mut event = Object::with_capacity(content.get().len() + 1_024);
+        event.json("auth_events", &self.auth);
+        event.json("content", content);
+        event.number("depth", self.setting.depth);
+        if let Some(hashes) = hashes {
+            event.json("hashes", hashes);
+        }
+        event.number("origin_server_ts", self.draft.sent_ms);
+        event.json("prev_events", &self.prev);
+        if let Some(redacts) = self.redacts.filter(|_| with_redacts) {
+            event.text("redacts", redacts.as_str());
+        }
+        if let Some(room_id) = self.setting.room_id {
+            event.text("room_id", room_id.as_str());
+        }
+        event.text("sender", self.draft.sender.as_str());
+        if let Some(signatures) = signatures {
+            event.json("signatures", signatures);
+        }
+        if let Some(state_key) = &self.draft.state_key {
+            event.text("state_key", state_key);
+        }
+        event.text("type", &self.draft.kind);
+        event.finish()
+    }
 }
 
 fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
@@ -194,19 +231,9 @@ fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
         .map_err(|_| Refusal::bad_json("The content cannot be written as JSON."))
 }
 
-/// A string as canonical JSON: only what must be escaped is.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-fn list(ids: &[OwnedEventId]) -> String {
-    let mut text = String::with_capacity(2 + ids.len() * 48);
-    text.push('[');
-    for (index, id) in ids.iter().enumerate() {
-        let _ = write!(text, r#"{}"{id}""#, if index == 0 { "" } else { "," });
-    }
-    text.push(']');
-    text
+fn ids_json(ids: &[OwnedEventId]) -> JsonText {
+    let ids: Vec<_> = ids.iter().map(|id| JsonText::string(id.as_str())).collect();
+    JsonText::list(&ids)
 }
 
 /// The redacted form of an event: what is left of it once it is redacted, which its id and signatures still fit.
@@ -268,6 +295,8 @@ pub(crate) mod tests {
             ]),
             state_key in prop::option::of("\\PC{0,20}"),
             redacts: bool,
+            // Other servers may name a room like this.
+            room in prop::sample::select(vec!["!room:example.org", "!a\"b\\:evil.example", "!\u{2028}\n:x"]),
         ) {
             let rules = versions::find_rules(version).unwrap();
             let draft = Draft {
@@ -279,7 +308,7 @@ pub(crate) mod tests {
                 sent_ms: 1_700_000_000_000,
             };
             let (prev, auth) = ([event_id(&[2; 32], version)], [event_id(&[3; 32], version), event_id(&[4; 32], version)]);
-            let room = RoomId::parse("!room:example.org").unwrap();
+            let room = RoomId::parse(room).unwrap();
             let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, depth: 5 };
             let built = build(&signer(), &draft, &setting, version).unwrap();
 

@@ -3,7 +3,7 @@
 //! What is stored is what was signed. What a reader sees is spliced from byte ranges of it, and `unsigned` is worked
 //! out for that reader ([`show`]).
 
-use std::{borrow::Cow, fmt::Write as _, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{
     Engine as _,
@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     ids::{EventNum, Order, RoomNum},
+    json::{JsonText, Object},
     rooms::{
         erased::Erased,
         relations::{self, Depth},
@@ -336,65 +337,63 @@ impl Viewer<'_> {
 pub struct Extras {
     /// For the device that sent it.
     pub transaction_id: Option<String>,
-    /// The JSON of the content that this state event replaced.
-    pub prev_content: Option<String>,
-    /// The id of the event that it replaced.
-    pub replaces_state: Option<OwnedEventId>,
-    /// The JSON of the event that redacted it.
-    pub redacted_because: Option<String>,
+    /// The content of the state event that this one replaced, and that event's id.
+    pub replaces: Option<(Stored, OwnedEventId)>,
+    /// The event that redacted it.
+    pub redacted_because: Option<JsonText>,
     /// What the viewer was to the room at this event (MSC4115).
     pub membership: Option<Membership>,
-    /// The JSON of its bundled relations.
-    pub relations: Option<String>,
+    /// Its bundled relations.
+    pub relations: Option<JsonText>,
 }
 
-/// The event as clients see it, spliced together: nothing is parsed or serialised again.
-pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> String {
+/// The event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
+pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
-    let field = |span: Span| std::str::from_utf8(row.field(span)).unwrap_or("null");
-    let mut json = String::with_capacity(row.json.len() + 128);
-    let _ = write!(
-        json,
-        r#"{{"content":{},"event_id":"{}","origin_server_ts":{}"#,
-        row.content(),
-        stored.id(room),
-        row.header.sent_ms
-    );
+    let mut event = Object::with_capacity(row.json.len() + 192);
+    event.json("content", row.json_of(spans.content));
+    event.text("event_id", stored.id(room).as_str());
+    event.number("origin_server_ts", row.header.sent_ms);
     if spans.redacts.length > 0 {
-        let _ = write!(json, r#","redacts":{}"#, field(spans.redacts));
+        event.json("redacts", row.json_of(spans.redacts));
     } else if let Some(redacts) = redacts_in_content(row) {
         // Older clients look beside the content (client-server API, m.room.redaction).
-        let _ = write!(json, r#","redacts":"{redacts}""#);
+        event.text("redacts", redacts.as_str());
     }
     if viewer.with_room_id {
-        let _ = write!(json, r#","room_id":"{}""#, room.id);
+        event.text("room_id", room.id.as_str());
     }
-    let _ = write!(json, r#","sender":{}"#, field(spans.sender));
+    event.json("sender", row.json_of(spans.sender));
     if spans.state_key.length > 0 {
-        let _ = write!(json, r#","state_key":{}"#, field(spans.state_key));
+        event.json("state_key", row.json_of(spans.state_key));
     }
-    let age = viewer.now_ms.saturating_sub(row.header.sent_ms);
-    let _ = write!(json, r#","type":{},"unsigned":{{"age":{age}"#, field(spans.kind));
+    event.json("type", row.json_of(spans.kind));
+    event.json("unsigned", &unsigned(stored, viewer, extras));
+    event.finish()
+}
+
+fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+    let mut unsigned = Object::new();
+    unsigned.number("age", viewer.now_ms.saturating_sub(stored.row.header.sent_ms));
     if let Some(membership) = extras.membership {
-        let _ = write!(json, r#","membership":"{}""#, membership.as_str());
+        unsigned.text("membership", membership.as_str());
     }
-    for (name, value) in [
-        ("m.relations", &extras.relations),
-        ("prev_content", &extras.prev_content),
-        ("redacted_because", &extras.redacted_because),
-    ] {
-        if let Some(value) = value {
-            let _ = write!(json, r#","{name}":{value}"#);
-        }
+    if let Some(relations) = &extras.relations {
+        unsigned.json("m.relations", relations);
     }
-    if let Some(id) = &extras.replaces_state {
-        let _ = write!(json, r#","replaces_state":"{id}""#);
+    if let Some((replaced, _)) = &extras.replaces {
+        unsigned.json("prev_content", replaced.row.json_of(replaced.row.header.spans.content));
+    }
+    if let Some(redaction) = &extras.redacted_because {
+        unsigned.json("redacted_because", redaction);
+    }
+    if let Some((_, id)) = &extras.replaces {
+        unsigned.text("replaces_state", id.as_str());
     }
     if let Some(txn) = &extras.transaction_id {
-        let _ = write!(json, r#","transaction_id":{}"#, serde_json::Value::from(txn.as_str()));
+        unsigned.text("transaction_id", txn);
     }
-    json.push_str("}}");
-    json
+    unsigned.finish()
 }
 
 /// What a redaction of room version 11 and above redacts.
@@ -418,7 +417,7 @@ pub fn show(
     stored: &Stored,
     viewer: &Viewer<'_>,
     membership: Option<Membership>,
-) -> Result<String, Fault> {
+) -> Result<JsonText, Fault> {
     let relations = relations::bundle(read, num, room, stored, viewer, Depth::Full)?;
     let extras = Extras { membership, relations, ..gather(read, num, room, stored, viewer)? };
     Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
@@ -431,7 +430,7 @@ pub fn show_all(
     room: &RoomRow,
     events: &[(Stored, Membership)],
     viewer: &Viewer<'_>,
-) -> Result<Vec<String>, Fault> {
+) -> Result<Vec<JsonText>, Fault> {
     let related = schema::RELATED.get_many(read, events.iter().map(|(stored, _)| (num, stored.event())))?;
     let mut shown = Vec::with_capacity(events.len());
     for ((stored, membership), related) in events.iter().zip(related) {
@@ -453,7 +452,7 @@ pub(crate) fn show_inside(
     room: &RoomRow,
     stored: &Stored,
     viewer: &Viewer<'_>,
-) -> Result<String, Fault> {
+) -> Result<JsonText, Fault> {
     let relations = relations::bundle(read, num, room, stored, viewer, Depth::Edit)?;
     let extras = Extras { relations, ..gather(read, num, room, stored, viewer)? };
     Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
@@ -466,7 +465,7 @@ pub fn show_plain(
     room: &RoomRow,
     stored: &Stored,
     viewer: &Viewer<'_>,
-) -> Result<String, Fault> {
+) -> Result<JsonText, Fault> {
     let extras = gather(read, num, room, stored, viewer)?;
     Ok(client_json(room, &*viewer.seen_in_state(read, num, room, stored)?, viewer, &extras))
 }
@@ -489,9 +488,8 @@ fn gather(
     if let Some(replaced) = header.replaces
         && let Some(replaced) = find(read, num, replaced)?
     {
-        let replaced = viewer.seen(read, num, room, &replaced)?;
-        extras.prev_content = Some(replaced.row.content().to_owned());
-        extras.replaces_state = Some(replaced.id(room));
+        let (replaced, id) = (viewer.seen(read, num, room, &replaced)?, replaced.id(room));
+        extras.replaces = Some((replaced.into_owned(), id));
     }
     if let Some(redaction) = header.redacted_by
         && let Some(redaction) = find(read, num, redaction)?
@@ -505,19 +503,21 @@ fn gather(
 
 /// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content. The create
 /// event is shown whole, as servers see it (MSC4311): who is invited can check that the room's id is that of the event.
-pub fn stripped_state(stored: &Stored) -> String {
-    if stored.row.event_type() == "m.room.create" && stored.row.state_key().as_deref() == Some("") {
-        return String::from_utf8_lossy(&stored.row.json).into_owned();
-    }
+pub fn stripped_state(stored: &Stored) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
-    let field = |span: Span| std::str::from_utf8(row.field(span)).unwrap_or("null");
-    let state_key = if spans.state_key.length > 0 { field(spans.state_key) } else { r#""""# };
-    format!(
-        r#"{{"content":{},"sender":{},"state_key":{state_key},"type":{}}}"#,
-        row.content(),
-        field(spans.sender),
-        field(spans.kind)
-    )
+    if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {
+        return JsonText::stored(&row.json);
+    }
+    let mut event = Object::with_capacity(row.json.len());
+    event.json("content", row.json_of(spans.content));
+    event.json("sender", row.json_of(spans.sender));
+    if spans.state_key.length > 0 {
+        event.json("state_key", row.json_of(spans.state_key));
+    } else {
+        event.text("state_key", "");
+    }
+    event.json("type", row.json_of(spans.kind));
+    event.finish()
 }
 
 #[cfg(test)]

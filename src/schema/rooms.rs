@@ -10,6 +10,7 @@ use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
     ids::{EventNum, Order, Position, StateKeyNum},
+    json::JsonRef,
     schema::state::Ref,
     store::{
         Fault,
@@ -360,6 +361,11 @@ impl EventRow {
     pub fn field(&self, span: Span) -> &[u8] {
         let start = span.start as usize;
         self.json.get(start..start + span.length as usize).unwrap_or_default()
+    }
+
+    /// A field, as it may be put into other JSON.
+    pub fn json_of(&self, span: Span) -> JsonRef<'_> {
+        JsonRef::stored(self.field(span))
     }
 
     /// A field that is a string, unescaped; `None` if the event has none such.

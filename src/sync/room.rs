@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum},
+    json::JsonText,
     rooms::{
         event::{self, Stored},
         members as room_members, state as room_state,
@@ -159,7 +160,7 @@ pub(crate) fn knocked(window: &Window<'_>, room: &Room<'_>) -> Result<Option<Str
 }
 
 /// What the room looked like from outside when this member event was sent.
-fn stripped(window: &Window<'_>, room: &Room<'_>, own: &Stored) -> Result<Vec<String>, Fault> {
+fn stripped(window: &Window<'_>, room: &Room<'_>, own: &Stored) -> Result<Vec<JsonText>, Fault> {
     let Room { num, row, .. } = *room;
     let at = Ref::Main(own.order);
     let mut keys: Vec<(&str, String)> = STRIPPED.iter().map(|kind| (*kind, String::new())).collect();

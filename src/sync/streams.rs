@@ -116,7 +116,7 @@ impl Window<'_> {
             let seen = viewer.seen_in_state(self.read, num, row, stored)?;
             event::client_json(row, &seen, &viewer, &Extras::default())
         };
-        Ok(self.shaped(&*viewer.seen_in_state(self.read, num, row, stored)?, json))
+        Ok(self.shaped(&*viewer.seen_in_state(self.read, num, row, stored)?, json.into()))
     }
 
     /// The event as servers see it, or with some of its fields, if the client asked for that.

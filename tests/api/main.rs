@@ -24,6 +24,7 @@ mod ingest;
 mod keys;
 mod wrong_input;
 mod login;
+mod odd_names;
 mod push_rules;
 mod pushers;
 mod receipts;

@@ -20,6 +20,7 @@ use crate::{
     error::{Error, Refusal, Result},
     flows::{App, commit},
     ids::{EventNum, Order, RoomNum},
+    json::{JsonText, Object},
     rooms::{
         self,
         erased::Erased,
@@ -110,11 +111,11 @@ impl Look {
         }
     }
 
-    fn show(&self, stored: &Stored, membership: Membership) -> Result<String> {
+    fn show(&self, stored: &Stored, membership: Membership) -> Result<JsonText> {
         Ok(event::show(&*self.snapshot, self.num, &self.room, stored, &self.viewer(), Some(membership))?)
     }
 
-    fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<String>> {
+    fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<JsonText>> {
         Ok(event::show_all(&*self.snapshot, self.num, &self.room, events, &self.viewer())?)
     }
 
@@ -132,7 +133,7 @@ impl Look {
             .ok_or_else(|| content_deleted(kept_ms).into())
     }
 
-    fn show_state(&self, stored: &Stored) -> Result<String> {
+    fn show_state(&self, stored: &Stored) -> Result<JsonText> {
         Ok(event::show_plain(&*self.snapshot, self.num, &self.room, stored, &self.viewer())?)
     }
 
@@ -156,7 +157,7 @@ impl Look {
     }
 
     /// The member events of the senders of these events, as of an order.
-    fn members_of(&self, events: &[&Stored], at: Order) -> Result<Vec<String>> {
+    fn members_of(&self, events: &[&Stored], at: Order) -> Result<Vec<JsonText>> {
         let senders: BTreeSet<_> = events.iter().map(|stored| stored.row.sender().into_owned()).collect();
         let mut shown = Vec::with_capacity(senders.len());
         for sender in senders {
@@ -190,10 +191,6 @@ async fn looking<T: Send + 'static>(
     app.env.blocking(move || work(Look::at(&inner, &caller, &room)?, &caller)).await
 }
 
-fn list_json(events: &[String]) -> String {
-    format!("[{}]", events.join(","))
-}
-
 /// The whole state of a room: current, or as it was when the caller left.
 pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Bytes> {
     looking(app, caller, room, |mut look, caller| {
@@ -209,7 +206,7 @@ pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<B
                 shown.push(look.show_state(&stored)?);
             }
         }
-        Ok(list_json(&shown).into())
+        Ok(JsonText::list(&shown).into())
     })
     .await
 }
@@ -281,7 +278,9 @@ pub(crate) async fn members(
                 shown.push(look.show_state(&stored)?);
             }
         }
-        Ok(format!(r#"{{"chunk":{}}}"#, list_json(&shown)).into())
+        let mut answer = Object::new();
+        answer.list("chunk", &shown);
+        Ok(answer.finish().into())
     })
     .await
 }

@@ -1,10 +1,11 @@
 //! What refers to an event, as readers find it in the event's `unsigned` ("Aggregations of child events").
 
-use std::{fmt::Write as _, ops::Bound};
+use std::ops::Bound;
 
 use super::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_part};
 use crate::{
     ids::{EventNum, Order, RoomNum},
+    json::{JsonText, Object},
     rooms::event::{self, Stored, Viewer},
     schema,
     schema::{
@@ -34,7 +35,7 @@ pub(crate) fn bundle(
     stored: &Stored,
     viewer: &Viewer<'_>,
     depth: Depth,
-) -> Result<Option<String>, Fault> {
+) -> Result<Option<JsonText>, Fault> {
     let Some(related) = schema::RELATED.get(read, (num, stored.event()))? else { return Ok(None) };
     bundle_related(read, num, room, stored, &related, viewer, depth)
 }
@@ -48,26 +49,29 @@ pub(crate) fn bundle_related(
     related: &RelatedRow,
     viewer: &Viewer<'_>,
     depth: Depth,
-) -> Result<Option<String>, Fault> {
+) -> Result<Option<JsonText>, Fault> {
     let parent = stored.event();
-    let mut parts = Vec::new();
+    let mut bundled = Object::new();
     if let Some(edit) = find_edit(read, num, stored, related, viewer.until)?
         && !viewer.hides(read, num, stored)?
         && !viewer.hides(read, num, &edit)?
     {
-        parts.push(format!(r#""m.replace":{}"#, event::show_plain(read, num, room, &edit, viewer)?));
+        bundled.json("m.replace", &event::show_plain(read, num, room, &edit, viewer)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
         let span = (Bound::Unbounded, Bound::Included(viewer.until));
-        let mut chunk = String::new();
+        let mut chunk = Vec::new();
         for row in
             list_kind(read, num, parent, RelationKind::Reference, span, Direction::Up)?.take(REFERENCES_MAX)
         {
-            let id = event::require(read, num, row?.1.event)?.id(room);
-            let _ = write!(chunk, r#"{}{{"event_id":"{id}"}}"#, if chunk.is_empty() { "" } else { "," });
+            let mut reference = Object::new();
+            reference.text("event_id", event::require(read, num, row?.1.event)?.id(room).as_str());
+            chunk.push(reference.finish());
         }
         if !chunk.is_empty() {
-            parts.push(format!(r#""m.reference":{{"chunk":[{chunk}]}}"#));
+            let mut references = Object::new();
+            references.list("chunk", &chunk);
+            bundled.json("m.reference", &references.finish());
         }
     }
     if depth == Depth::Full
@@ -75,13 +79,13 @@ pub(crate) fn bundle_related(
     {
         let latest = event::require(read, num, latest)?;
         // The newest event of a thread shows its own newest edit, but no more than that.
-        let latest = event::show_inside(read, num, room, &latest, viewer)?;
-        let took_part = took_part(read, num, stored, viewer.user)?;
-        parts.push(format!(
-            r#""m.thread":{{"count":{count},"current_user_participated":{took_part},"latest_event":{latest}}}"#
-        ));
+        let mut thread = Object::new();
+        thread.number("count", count);
+        thread.flag("current_user_participated", took_part(read, num, stored, viewer.user)?);
+        thread.json("latest_event", &event::show_inside(read, num, room, &latest, viewer)?);
+        bundled.json("m.thread", &thread.finish());
     }
-    Ok((!parts.is_empty()).then(|| format!("{{{}}}", parts.join(","))))
+    Ok((!bundled.is_empty()).then(|| bundled.finish()))
 }
 
 /// The newest edit that a reader may see.

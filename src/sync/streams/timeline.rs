@@ -92,6 +92,8 @@ pub(crate) fn show(
     let shown = event::show_all(window.read, num, row, &timeline.events, &viewer)?;
     let events = timeline.events.iter().zip(shown);
     events
-        .map(|((stored, _), json)| Ok(window.shaped(&*viewer.seen(window.read, num, row, stored)?, json)))
+        .map(|((stored, _), json)| {
+            Ok(window.shaped(&*viewer.seen(window.read, num, row, stored)?, json.into()))
+        })
         .collect()
 }

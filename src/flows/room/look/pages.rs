@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
 
-use super::{Look, SCANNED_MAX, Standpoint, bounded, list_json, looking, place, require_visible};
+use super::{Look, SCANNED_MAX, Standpoint, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
     flows::App,
     ids::Order,
+    json::Object,
     rooms::{
         event::{self, Stored},
         filter::{self, Filter},
@@ -92,9 +93,11 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             Page { events: Vec::new(), next: None }
         };
         let chunk = look.show_all(&page.events)?;
-        let mut json = format!(r#"{{"start":"{from}","chunk":{}"#, list_json(&chunk));
+        let mut answer = Object::new();
+        answer.text("start", &from.to_string());
+        answer.list("chunk", &chunk);
         if let Some(next) = page.next {
-            json.push_str(&format!(r#","end":"{next}""#));
+            answer.text("end", &next.to_string());
         }
         let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
         let lazy = !wanted.filter.events.lazy_load_options.is_disabled();
@@ -103,8 +106,8 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             Some(first) => look.members_of(&events, first.order)?,
             None => Vec::new(),
         };
-        json.push_str(&format!(r#","state":{}}}"#, list_json(&state)));
-        Ok(json.into())
+        answer.list("state", &state);
+        Ok(answer.finish().into())
     })
     .await
 }
@@ -125,7 +128,6 @@ pub(crate) async fn context(
         let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
         let before = read_page(&mut look, below, None, Direction::Down, limit / 2, &wanted)?;
         let after = read_page(&mut look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
-        let show = |page: &Page| -> Result<String> { Ok(list_json(&look.show_all(&page.events)?)) };
         let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
         let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
         let state = if !wanted.events.lazy_load_options.is_disabled() {
@@ -143,14 +145,14 @@ pub(crate) async fn context(
             }
             shown
         };
-        let json = format!(
-            r#"{{"start":"{start}","end":"{end}","event":{},"events_before":{},"events_after":{},"state":{}}}"#,
-            look.show(&stored, membership)?,
-            show(&before)?,
-            show(&after)?,
-            list_json(&state)
-        );
-        Ok(json.into())
+        let mut answer = Object::new();
+        answer.text("start", &start.to_string());
+        answer.text("end", &end.to_string());
+        answer.json("event", &look.show(&stored, membership)?);
+        answer.list("events_before", &look.show_all(&before.events)?);
+        answer.list("events_after", &look.show_all(&after.events)?);
+        answer.list("state", &state);
+        Ok(answer.finish().into())
     })
     .await
 }

@@ -8,12 +8,13 @@ use std::{
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
 
-use super::{SCANNED_MAX, Standpoint, bounded, list_json, looking, place, require_visible};
+use super::{SCANNED_MAX, Standpoint, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
     flows::App,
     ids::{EventNum, Order, RoomNum},
+    json::Object,
     rooms::{event, relations, timeline::PageToken},
     schema::relations::RelationRow,
     store::{Direction, Fault, Snapshot},
@@ -101,17 +102,17 @@ pub(crate) async fn relations(
                 chunk.push(look.show(&stored, membership)?);
             }
         }
-        let mut json = format!(r#"{{"chunk":{}"#, list_json(&chunk));
+        let mut answer = Object::new();
+        answer.list("chunk", &chunk);
         for (name, token) in [("next_batch", next), ("prev_batch", from)] {
             if let Some(token) = token {
-                json.push_str(&format!(r#","{name}":"{token}""#));
+                answer.text(name, &token.to_string());
             }
         }
         if wanted.recurse {
-            json.push_str(&format!(r#","recursion_depth":{RECURSION_MAX}"#));
+            answer.number("recursion_depth", RECURSION_MAX.into());
         }
-        json.push('}');
-        Ok(json.into())
+        Ok(answer.finish().into())
     })
     .await
 }
@@ -198,8 +199,12 @@ pub(crate) async fn threads(
                 chunk.push(look.show(&root, membership)?);
             }
         }
-        let next = next.map(|next| format!(r#","next_batch":"{next}""#)).unwrap_or_default();
-        Ok(format!(r#"{{"chunk":{}{next}}}"#, list_json(&chunk)).into())
+        let mut answer = Object::new();
+        answer.list("chunk", &chunk);
+        if let Some(next) = next {
+            answer.text("next_batch", &next.to_string());
+        }
+        Ok(answer.finish().into())
     })
     .await
 }

@@ -1,0 +1,241 @@
+//! Writing JSON.
+//!
+//! Answers and events are put together from two things: text, which is escaped here, and JSON that was checked when it came
+//! in, which goes in as it is. Nothing is parsed and serialised a second time, and nothing that a person wrote can end a
+//! string or an object early. `tests/tidy.rs` forbids writing JSON in any other way.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+/// One JSON value, serialised (a *JSON text* in the words of RFC 8259). It exists only where a writer of this file or serde
+/// made it, so it may be put into other JSON as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonText(String);
+
+impl JsonText {
+    /// A string, escaped.
+    pub fn string(text: &str) -> Self {
+        let mut json = String::with_capacity(text.len() + 2);
+        push_string(&mut json, text);
+        Self(json)
+    }
+
+    /// A list of JSON values.
+    pub fn list<'a, J: Into<JsonRef<'a>>>(items: impl IntoIterator<Item = J>) -> Self {
+        let mut json = String::from("[");
+        push_items(&mut json, items);
+        Self(json)
+    }
+
+    /// A copy of what a row holds: it was checked before it was stored.
+    pub fn stored(bytes: &[u8]) -> Self {
+        Self(JsonRef::stored(bytes).0.to_owned())
+    }
+
+    /// The JSON, as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for JsonText {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&serde_json::Value> for JsonText {
+    fn from(value: &serde_json::Value) -> Self {
+        Self(value.to_string())
+    }
+}
+
+impl From<JsonText> for String {
+    fn from(json: JsonText) -> Self {
+        json.0
+    }
+}
+
+impl From<JsonText> for Bytes {
+    fn from(json: JsonText) -> Self {
+        Self::from(json.0)
+    }
+}
+
+/// JSON that stands elsewhere and may be put into other JSON as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct JsonRef<'a>(&'a str);
+
+impl<'a> JsonRef<'a> {
+    /// What a row holds: it was checked before it was stored. Bytes that are no text are read as `null`.
+    pub fn stored(bytes: &'a [u8]) -> Self {
+        let json = std::str::from_utf8(bytes).unwrap_or("null");
+        debug_assert!(
+            serde_json::from_str::<&RawValue>(json).is_ok(),
+            "a row holds what is not JSON: {json}"
+        );
+        Self(json)
+    }
+}
+
+impl<'a> From<&'a JsonText> for JsonRef<'a> {
+    fn from(json: &'a JsonText) -> Self {
+        Self(&json.0)
+    }
+}
+
+impl<'a> From<&'a RawValue> for JsonRef<'a> {
+    fn from(json: &'a RawValue) -> Self {
+        Self(json.get())
+    }
+}
+
+/// A JSON object that is being written, field by field.
+#[derive(Debug)]
+pub struct Object(String);
+
+impl Default for Object {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Object {
+    /// An object without fields.
+    pub fn new() -> Self {
+        Self(String::from("{"))
+    }
+
+    /// An object without fields, with room for so many bytes.
+    pub fn with_capacity(byte_count: usize) -> Self {
+        let mut json = String::with_capacity(byte_count);
+        json.push('{');
+        Self(json)
+    }
+
+    /// Whether it has no fields yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    /// How many bytes it has so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn name(&mut self, name: &str) {
+        if !self.is_empty() {
+            self.0.push(',');
+        }
+        push_string(&mut self.0, name);
+        self.0.push(':');
+    }
+
+    /// Adds a field whose value is JSON already.
+    pub fn json<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
+        self.name(name);
+        self.0.push_str(json.into().0);
+    }
+
+    /// Adds a field whose value is a string.
+    pub fn text(&mut self, name: &str, text: &str) {
+        self.name(name);
+        push_string(&mut self.0, text);
+    }
+
+    /// Adds a field whose value is a number.
+    pub fn number(&mut self, name: &str, number: u64) {
+        self.name(name);
+        let _ = write!(self.0, "{number}");
+    }
+
+    /// Adds a field that is true or false.
+    pub fn flag(&mut self, name: &str, flag: bool) {
+        self.name(name);
+        self.0.push_str(if flag { "true" } else { "false" });
+    }
+
+    /// Adds a field whose value is a list of JSON values.
+    pub fn list<'a, J: Into<JsonRef<'a>>>(&mut self, name: &str, items: impl IntoIterator<Item = J>) {
+        self.name(name);
+        self.0.push('[');
+        push_items(&mut self.0, items);
+    }
+
+    /// Adds a field whose value is a list of strings.
+    pub fn texts<S: AsRef<str>>(&mut self, name: &str, items: impl IntoIterator<Item = S>) {
+        self.name(name);
+        self.0.push('[');
+        for (at, item) in items.into_iter().enumerate() {
+            if at > 0 {
+                self.0.push(',');
+            }
+            push_string(&mut self.0, item.as_ref());
+        }
+        self.0.push(']');
+    }
+
+    /// The object, whole.
+    pub fn finish(mut self) -> JsonText {
+        self.0.push('}');
+        JsonText(self.0)
+    }
+}
+
+/// Writes the items of a list, and its end.
+fn push_items<'a, J: Into<JsonRef<'a>>>(json: &mut String, items: impl IntoIterator<Item = J>) {
+    for (at, item) in items.into_iter().enumerate() {
+        if at > 0 {
+            json.push(',');
+        }
+        json.push_str(item.into().0);
+    }
+    json.push(']');
+}
+
+/// Writes a string as canonical JSON does: only what must be escaped is.
+fn push_string(json: &mut String, text: &str) {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        json.push('"');
+        json.push_str(text);
+        json.push('"');
+    } else {
+        let _ = write!(json, "{}", serde_json::Value::from(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn objects_are_json() {
+        let mut object = Object::new();
+        assert!(object.is_empty());
+        object.text("a\"b", "c\nd");
+        object.number("n", 7);
+        object.flag("f", false);
+        object.texts("t", ["x", "y\\"]);
+        object.list("l", [&JsonText::string("\u{2028}"), &JsonText::list([JsonRef::stored(b"{}")])]);
+        object.json("j", JsonRef::stored(br#"{"k":1}"#));
+        let value: serde_json::Value = serde_json::from_str(object.finish().as_str()).unwrap();
+        let expected = serde_json::json!({
+            "a\"b": "c\nd", "n": 7, "f": false, "t": ["x", "y\\"], "l": ["\u{2028}", [{}]], "j": { "k": 1 },
+        });
+        assert_eq!(value, expected);
+        assert_eq!(Object::new().finish().as_str(), "{}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_comes_back(string: String) {
+            let json = JsonText::string(&string);
+            prop_assert_eq!(serde_json::from_str::<String>(json.as_str()).unwrap(), string);
+        }
+    }
+}
