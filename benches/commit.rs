@@ -15,7 +15,7 @@ use aqueduct::{
     env::Env,
     ids::RoomNum,
     server::flusher,
-    store::{Domain, Durability, Engine, Family, LogEntry, Read, Store, Table, engine::Rocks},
+    store::{Domain, Durability, Engine, Family, Guard, LogEntry, Read, Store, Table, engine::Rocks},
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use parking_lot::Mutex;
@@ -42,7 +42,7 @@ async fn send(store: &Store, room: &Mutex<Room>, body: &str) {
         let mut room = room.lock();
         room.next_event += 1;
         let (number, event) = (room.number, room.next_event);
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         batch.position(&LogEntry::Event { room: RoomNum(number), event: aqueduct::ids::EventNum(event) });
         let mut id = [0; 32];
         id[..8].copy_from_slice(&number.to_be_bytes());
@@ -75,7 +75,7 @@ fn bench(c: &mut Criterion) {
                     Store::open(Engine::Rocks(Rocks::open(dir.path(), 64 << 20).unwrap()), durability)
                         .unwrap();
                 let env = Env::real().unwrap();
-                flusher::start(&store, &env, |_, _| ()).unwrap();
+                flusher::start(&store, &env, |_| (), |_, _| ()).unwrap();
                 let rooms: Vec<_> = (0..rooms as u64)
                     .map(|number| Arc::new(Mutex::new(Room { number, next_event: 0 })))
                     .collect();

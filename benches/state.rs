@@ -37,7 +37,7 @@ use aqueduct::{
         state::{self, Ref, Sketch, Val},
     },
     schema,
-    store::{Durability, Engine, Fault, LogEntry, Snapshot, Store, engine::Rocks},
+    store::{Durability, Engine, Fault, Guard, LogEntry, Snapshot, Store, engine::Rocks},
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::Method;
@@ -147,7 +147,7 @@ impl Room {
         content: &serde_json::Value,
         auth: Vec<EventNum>,
     ) -> EventNum {
-        let mut batch = self.store.batch();
+        let mut batch = self.store.batch(&Guard::alone());
         let (event, key) = self.event(&mut batch, sender, kind, state_key, content, auth);
         let order = Order::live(batch.position(&LogEntry::Event { room: ROOM, event }));
         state::apply(&mut batch, ROOM, order, &[(key, Val::Event(event))]).unwrap();
@@ -192,7 +192,7 @@ fn fork(room: &mut Room, joined: &[EventNum]) -> [Ref; 2] {
     let base = state::tip(&room.store.view(), ROOM).unwrap();
     let mut branches = Vec::new();
     for branch in ["left", "right"] {
-        let mut batch = room.store.batch();
+        let mut batch = room.store.batch(&Guard::alone());
         let mut changes = Vec::new();
         for number in 1..6_u32 {
             let profile = json!({"membership": "join", "displayname": branch});
@@ -345,7 +345,7 @@ fn history(store: &Store) {
     let mut keys: Vec<StateKeyNum> = Vec::new();
     let mut done = 0;
     while done < CHANGES {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         for _ in 0..400 {
             let event = EventNum(next_event);
             // Messages lie between the changes: their numbers and positions are not used here.

@@ -61,7 +61,7 @@ pub struct Accounts(Arc<Inner>);
 
 struct Inner {
     server_name: OwnedServerName,
-    /// The number of the last account that was made or tried to be.
+    /// The number of the last account that was tried to be made here; what is stored may be above it.
     last_user: AtomicU64,
     users: Box<[Mutex<()>]>,
     /// The server's domain: registration tokens, names.
@@ -120,22 +120,16 @@ impl Accounts {
         &self.0.nonces
     }
 
-    /// A number that no account has. Numbers of accounts that did not come to be are lost.
-    pub(crate) fn next_user(&self) -> UserNum {
-        UserNum(self.0.last_user.fetch_add(1, Ordering::Relaxed) + 1)
+    /// A number that no account has, also none that came to be below us, as when another node led. Numbers of accounts that
+    /// did not come to be are lost.
+    pub(crate) fn next_user(&self, read: &(impl Read + ?Sized)) -> Result<UserNum, Fault> {
+        let last = users::last_num(read)?.map_or(0, |user| user.0);
+        self.0.last_user.fetch_max(last, Ordering::Relaxed);
+        Ok(UserNum(self.0.last_user.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
-    /// The lock of a user's domain, after rooms' and before the server's; never held over an await. It may stand for
-    /// other users too: of several users, take [`Accounts::lock_all`].
-    pub fn lock(&self, user: UserNum) -> MutexGuard<'_, ()> {
-        match self.0.users.get(slot(user)) {
-            Some(lock) => lock.lock(),
-            // Cannot be: a slot is below the number of locks.
-            None => self.0.server.lock(),
-        }
-    }
-
-    /// The locks of several users' domains, in an order that cannot end in a deadlock.
+    /// The locks of users' domains, after rooms' and before the server's, in an order that cannot end in a deadlock; never held
+    /// over an await. Only `flows/write.rs` takes them.
     pub fn lock_all(&self, users: impl IntoIterator<Item = UserNum>) -> Vec<MutexGuard<'_, ()>> {
         let mut slots: Vec<usize> = users.into_iter().map(slot).collect();
         slots.sort_unstable();
@@ -143,7 +137,7 @@ impl Accounts {
         slots.into_iter().filter_map(|slot| self.0.users.get(slot)).map(Mutex::lock).collect()
     }
 
-    /// The lock of the server's domain: taken last.
+    /// The lock of the server's domain, which is taken last. Only `flows/write.rs` takes it.
     pub fn lock_server(&self) -> MutexGuard<'_, ()> {
         self.0.server.lock()
     }

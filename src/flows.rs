@@ -2,11 +2,12 @@
 
 pub mod account;
 pub mod device;
+pub mod follow_up;
 pub mod keys;
 pub mod operator;
 pub mod room;
-mod write;
 pub(crate) mod commit;
+pub(crate) mod write;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -54,6 +55,8 @@ pub struct House {
     pub polls: Polls,
     /// What push keeps in memory.
     pub push: Push,
+    /// Jobs that are being carried out.
+    pub running: follow_up::Running,
     /// Receipts on their way to the store.
     pub receipts: room::receipts::Receipts,
 }

@@ -88,10 +88,10 @@ impl Rooms {
         key: Arc<Ed25519KeyPair>,
         resolver: Resolver,
     ) -> Result<Self, Fault> {
-        let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
+        let last = last_num(read)?;
         Ok(Self(Arc::new(Inner {
             signer: Signer::new(server, key),
-            last_room: AtomicU64::new(last.map_or(0, |(room, _)| room.0)),
+            last_room: AtomicU64::new(last),
             turns: Mutex::default(),
             descriptions: Descriptions::default(),
             resolver,
@@ -120,9 +120,11 @@ impl Rooms {
         &self.0.resolutions_waiting
     }
 
-    /// A number for a new room. One that comes to nothing stays unused.
-    pub fn next_num(&self) -> RoomNum {
-        RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1)
+    /// A number for a new room, above those of rooms that came to be below us, as when another node led. One that comes to
+    /// nothing stays unused.
+    pub fn next_num(&self, read: &(impl Read + ?Sized)) -> Result<RoomNum, Fault> {
+        self.0.last_room.fetch_max(last_num(read)?, Ordering::Relaxed);
+        Ok(RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
     /// What the public directory says of rooms.
@@ -226,6 +228,12 @@ impl Tip {
     fn of(row: RoomRow) -> Self {
         Self { row, state: BTreeMap::new(), users: None, unread: None }
     }
+}
+
+/// The number of the last room, 0 without any.
+fn last_num(read: &(impl Read + ?Sized)) -> Result<u64, Fault> {
+    let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
+    Ok(last.map_or(0, |(room, _)| room.0))
 }
 
 /// The room of this id.

@@ -8,6 +8,8 @@ pub mod receipts;
 pub mod relations;
 pub mod accounts;
 pub mod encryption;
+pub mod event_types;
+pub mod jobs;
 pub mod rooms;
 pub mod state;
 
@@ -193,5 +195,22 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), all().count());
+    }
+
+    #[test]
+    fn every_table_stands_in_the_document_of_the_store() {
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/store.md");
+        let document = std::fs::read_to_string(document).unwrap();
+        let row = |line: &str| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let id = cells.next()?.parse::<u8>().ok()?;
+            Some((id, cells.next()?.trim_matches('`').to_owned(), cells.next()?.to_owned()))
+        };
+        let mut written: Vec<_> = document.lines().filter_map(row).collect();
+        let mut tables: Vec<_> =
+            all().map(|table| (table.id, table.name.to_owned(), format!("{:?}", table.domain))).collect();
+        written.sort();
+        tables.sort();
+        assert_eq!(written, tables, "docs/store.md has a line for each table: id, name, domain, key, value");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod flusher;
 mod identity;
+mod lead;
 mod listen;
 pub mod logging;
 pub mod operator;
@@ -19,7 +20,7 @@ use crate::{
     config::Config,
     env::Env,
     error::Result,
-    flows::{App, House, room::receipts::Receipts},
+    flows::{App, House, follow_up::Running, room::receipts::Receipts, write},
     metrics::Metrics,
     push::Push,
     rooms::{Rooms, resolve::Resolver},
@@ -27,6 +28,7 @@ use crate::{
     sync::{Ephemeral, Notifier, Polls},
 };
 
+pub use lead::Lead;
 pub use serve::serve;
 
 /// A running server, without its listeners.
@@ -37,9 +39,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Builds the server over a store and starts its workers. Errors: a store that belongs to another server name.
-    pub fn start(config: Config, env: Env, store: Store) -> Result<Self> {
-        let signing = Arc::new(identity::open(&config, &env, &store)?);
+    /// Builds the server over a store and starts its workers; with `lead`, also those that one node runs for all.
+    /// Errors: a store that belongs to another server name; one without a signing key, unless this node leads and makes it.
+    pub fn start(config: Config, env: Env, store: Store, lead: Option<Lead>) -> Result<Self> {
+        let signing = Arc::new(identity::open(&config, &env, &store, lead.as_ref())?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
         let metrics = Metrics::new();
         let resolver = Resolver::new(env.clone(), metrics.clone());
@@ -62,15 +65,19 @@ impl Server {
             ephemeral,
             polls,
             push,
+            running: Running::default(),
             receipts: Receipts::default(),
         });
-        let (metrics, store, notifier) = (app.metrics.clone(), app.store.clone(), app.notifier.clone());
-        flusher::start(&app.store, &app.env, move |it, took| {
-            notifier.wake_gathered();
-            metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
-            metrics.queue_depth("store", store.queue_depth());
+        let (woken, flushed) = (app.clone(), app.clone());
+        let wake = move |wake| write::on_publish(&woken, wake);
+        flusher::start(&app.store, &app.env, wake, move |it, took| {
+            flushed.notifier.wake_gathered();
+            flushed.metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
+            flushed.metrics.queue_depth("store", flushed.store.queue_depth());
         })?;
-        timers::start(&app);
+        if let Some(lead) = &lead {
+            timers::start(&app, lead);
+        }
         let router = api::router(&app);
         Ok(Self { app, router })
     }

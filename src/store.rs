@@ -1,9 +1,9 @@
 //! The store: one ordered log, written in batches that are wholly there or wholly absent.
 //!
-//! *Enqueue decides, flush makes durable, publish makes visible.* A builder that holds the lock of its domain makes a
-//! [`Batch`], which reads over everything accepted so far; [`Store::enqueue`] checks its preconditions and fixes its
-//! positions; [`Store::flush`] writes all that has gathered in one write (and one fsync), publishes a [`Snapshot`],
-//! then acknowledges and wakes.
+//! *Enqueue decides, flush makes durable, publish makes visible.* A builder that holds the lock of its domain has a [`Guard`]
+//! and makes a [`Batch`] from it, which reads over everything accepted so far; [`Store::enqueue`] checks its preconditions and
+//! fixes its positions; [`Store::flush`] writes all that has gathered in one write (and one fsync), publishes a [`Snapshot`],
+//! then wakes and acknowledges. A [`Note`] is the second verb, for what may be lost: cursors, last-seen, acknowledgements.
 
 pub mod backup;
 mod batch;
@@ -16,18 +16,22 @@ pub mod cursor;
 mod data_dir;
 pub mod engine;
 mod flush;
+mod guard;
 mod head;
 pub mod key;
 pub mod log;
 mod migrate;
 mod overlay;
 mod pending;
+mod published;
 mod queue;
 pub mod table;
 pub mod tables;
 pub mod tail;
 pub mod timer;
 mod view;
+mod wake;
+mod writes;
 
 use std::{
     fmt,
@@ -43,16 +47,19 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 pub use crate::config::Durability;
-pub use batch::Batch;
+pub use batch::{Batch, Note, Write};
 #[cfg(test)]
 pub(crate) use counting::Counting;
 pub use data_dir::{DataDir, NotHeld};
 pub use engine::{Engine, Family};
 pub use flush::Flushed;
+pub use guard::Guard;
 pub use log::LogEntry;
+pub use published::{Lost, Published};
 pub use queue::{Conflict, Enqueued, NotAccepted};
 pub use table::{Direction, Domain, Table};
 pub use view::{Read, Snapshot, View};
+pub use wake::Wake;
 
 use crate::{
     error::Error,
@@ -142,15 +149,29 @@ pub(crate) struct Shared {
     /// A write failed: nothing more is accepted or written.
     failed: AtomicBool,
     durability: Durability,
-    incarnations: Incarnations,
+    incarnations: ArcSwap<Incarnations>,
     reserved: Reserved,
 }
 
 impl Store {
-    /// Opens the store over an engine. Errors: [`Fault::Corrupt`] when a newer version of the server wrote it.
+    /// Opens the store over an engine; brings it to the newest layout where that is an older one.
+    /// Errors: [`Fault::Closed`] when a newer version of the server wrote it.
     pub fn open(engine: Engine, durability: Durability) -> Result<Self, Fault> {
+        let (store, layout) = Self::over(engine, durability)?;
+        let mut opening = store.batch(&Guard::alone());
+        match layout {
+            Some(layout) => migrate::run(&store, layout, migrate::STEPS, head::LAYOUT_NOW)?,
+            None => head::put_new_store(&mut opening),
+        }
+        // Its flush reserves numbers, so that no later one has to wait for that.
+        migrate::write(&store, opening)?;
+        Ok(store)
+    }
+
+    /// The store as it is, and its layout; none where nothing was ever written.
+    fn over(engine: Engine, durability: Durability) -> Result<(Self, Option<u64>), Fault> {
         let head = head::open(&engine)?;
-        Ok(Self(Arc::new(Shared {
+        let store = Self(Arc::new(Shared {
             queue: Mutex::new(Queue::after(&head.snapshot)),
             clock_ms: Arc::clone(&head.snapshot.clock_ms),
             published: ArcSwap::from_pointee(head.snapshot),
@@ -160,10 +181,23 @@ impl Store {
             flushing: Mutex::new(()),
             failed: AtomicBool::new(false),
             durability,
-            incarnations: head.incarnations,
+            incarnations: ArcSwap::from_pointee(head.incarnations),
             reserved: head.reserved,
             engine,
-        })))
+        }));
+        Ok((store, head.layout))
+    }
+
+    /// Begins an incarnation, after `lived` ones and a history that ended at this position: positions jump above all that were
+    /// ever given out. For a store that nobody else uses.
+    pub(crate) fn begin_incarnation(&self, lived: u16, ended: Position) -> Result<u16, Fault> {
+        let incarnation = head::next_incarnation(lived)?;
+        let mut batch = self.batch(&Guard::alone());
+        head::put_incarnation(&mut batch, incarnation, ended);
+        batch.jump_to = Some(Position::first_of_incarnation(incarnation));
+        migrate::write(self, batch)?;
+        self.0.incarnations.store(Arc::new(Incarnations::read(&self.snapshot())?));
+        Ok(incarnation)
     }
 
     /// Everything published now.
@@ -182,9 +216,14 @@ impl Store {
         View { store: self.0.clone() }
     }
 
-    /// An empty batch over everything accepted.
-    pub fn batch(&self) -> Batch {
-        Batch::new(self.view())
+    /// An empty batch over everything accepted, which may write what the guard covers.
+    pub fn batch(&self, guard: &Guard) -> Batch {
+        Batch::new(self.view(), guard)
+    }
+
+    /// An empty note over everything accepted, which may write what the guard covers.
+    pub fn note(&self, guard: &Guard) -> Note {
+        Note::new(self.view(), guard)
     }
 
     /// Resolves when a timer was set since this last resolved. For the one worker that fires them.
@@ -199,13 +238,13 @@ impl Store {
 
     /// The incarnation of the store: 0, and one more after each restore. A token carries it in its position.
     pub fn incarnation(&self) -> u16 {
-        self.0.incarnations.current()
+        self.0.incarnations.load().current()
     }
 
     /// The place in the log that a position from a client stands for: itself; for one of an earlier incarnation that
     /// lies beyond what was restored, the place at which that incarnation ended; for one that was never given out,
     /// the newest published one. So nothing stored since is missed.
     pub fn clamp(&self, position: Position) -> Position {
-        self.0.incarnations.clamp(position).min(self.0.published.load().position)
+        self.0.incarnations.load().clamp(position).min(self.0.published.load().position)
     }
 }

@@ -30,7 +30,8 @@ use aqueduct::{
     ids::{Position, RoomNum},
     server::flusher,
     store::{
-        BATCH_ROWS_MAX, DataDir, Direction, Domain, Durability, Family, LogEntry, NotAccepted, Store, Table,
+        BATCH_ROWS_MAX, DataDir, Direction, Domain, Durability, Family, Guard, LogEntry, NotAccepted, Store,
+        Table,
     },
 };
 use rand::RngExt;
@@ -316,7 +317,7 @@ fn write_until_killed(dir: &Path) -> ! {
     let store = data.open_store(8 << 20, Durability::Fsync).unwrap();
     runtime.block_on(async {
         let env = Env::real().unwrap();
-        flusher::start(&store, &env, |_, _| ()).unwrap();
+        flusher::start(&store, &env, |_| (), |_, _| ()).unwrap();
         for writer in 0..4 {
             let small = store.clone();
             env.spawn(async move { commit_small(&small, writer).await });
@@ -338,7 +339,7 @@ async fn commit_small(store: &Store, writer: u64) {
     let mut number = rows.map_or(0, |row| row.unwrap().0.1);
     loop {
         number += 1;
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         let position = batch.position(&LogEntry::RoomState { room: RoomNum(writer) });
         SMALL.expect_absent(&mut batch, (writer, number));
         SMALL.put(&mut batch, (writer, number), &position);
@@ -358,17 +359,17 @@ async fn stage(store: &Store) {
     let there = STAGED.prefix::<(u64,)>(&*store.snapshot(), (bulk,), Direction::Down).unwrap().next();
     let mut next = there.map_or(0, |row| row.unwrap().0.1 + 1);
     while next < STAGED_ROWS {
-        let mut batch = store.batch();
-        while next < STAGED_ROWS && batch.row_count() < BATCH_ROWS_MAX {
+        let mut note = store.note(&Guard::alone());
+        while next < STAGED_ROWS && note.row_count() < BATCH_ROWS_MAX {
             let row =
                 format!("@somebody{next}:a.server.example.org is a member of the room, since a while ago");
-            STAGED.put(&mut batch, (bulk, next), &row);
+            STAGED.put(&mut note, (bulk, next), &row);
             next += 1;
         }
-        store.enqueue(batch).unwrap().flushed.await.unwrap();
+        store.enqueue_note(note).unwrap().await.unwrap();
         say(&format!("staged {bulk} {next}"));
     }
-    let mut batch = store.batch();
+    let mut batch = store.batch(&Guard::alone());
     batch.position(&LogEntry::RoomState { room: RoomNum(99) });
     DONE.put(&mut batch, bulk, &STAGED_ROWS);
     store.enqueue(batch).unwrap().flushed.await.unwrap();

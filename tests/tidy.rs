@@ -393,6 +393,40 @@ fn each_table_is_written_by_its_owner_only() {
     );
 }
 
+/// Where locks are taken and guards are made, beside tests: what follows a mark stands only below these paths.
+const DOORS: [(&str, &[&str]); 6] = [
+    ("Guard::of_users(", &["src/flows/write.rs"]),
+    ("accounts.lock_all(", &["src/flows/write.rs"]),
+    ("accounts.lock_server(", &["src/flows/write.rs"]),
+    ("Guard::of_room(", &["src/rooms"]),
+    // Nobody else writes yet.
+    ("Guard::alone(", &["src/store", "src/server/identity.rs", "src/encryption/incarnation.rs"]),
+    // Every write has the number of a batch, which a replica can follow.
+    ("engine.write(", &["src/store/flush.rs"]),
+];
+
+#[test]
+fn locks_are_taken_and_the_engine_is_written_at_their_doors_only() {
+    let mut wrong = Vec::new();
+    for source in files("src", "rs") {
+        let path = source.path.to_str().unwrap();
+        if source.is_test() || path.ends_with("/tests.rs") || path.contains("/tests/") {
+            continue;
+        }
+        for (number, line) in source.code() {
+            for (mark, allowed) in DOORS {
+                if line.contains(mark) && !allowed.iter().any(|below| path.starts_with(below)) {
+                    wrong.push(format!("{path}:{number}: {mark}..)"));
+                }
+            }
+        }
+    }
+    fail_if_any(
+        &wrong,
+        "Write through flows/write.rs or a change to the room (docs/store.md, \"Who may write\"):",
+    );
+}
+
 #[test]
 fn no_word_stands_for_work_not_done() {
     // Put together, for this file is read, too.

@@ -7,7 +7,7 @@ use aqueduct::{
     config::{Config, RegistrationMode},
     env::Env,
     flows::App,
-    server::Server,
+    server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Rocks},
 };
 use axum::body::Body;
@@ -32,7 +32,11 @@ impl House {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         let store = Store::open(Engine::Rocks(Rocks::open(path, 256 << 20).unwrap()), durability).unwrap();
-        Self { server: Arc::new(Server::start(config, Env::real().unwrap(), store).unwrap()) }
+        Self {
+            server: Arc::new(
+                Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap(),
+            ),
+        }
     }
 
     /// Its parts.

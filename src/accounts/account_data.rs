@@ -156,12 +156,12 @@ mod tests {
     use ruma::room_id;
 
     use super::*;
-    use crate::store::{Durability, Engine, Store, engine::Memory};
+    use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
 
     const ALICE: UserNum = UserNum(1);
 
     fn write(store: &Store, room: Option<&RoomId>, kind: &str, content: &'static str) {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         put(&mut batch, ALICE, room, kind, content.into()).unwrap();
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();
@@ -191,7 +191,7 @@ mod tests {
         assert!(told(&store, store.snapshot().upto()).is_empty());
         let global = list(&*store.snapshot(), ALICE, None).unwrap();
         assert_eq!(global.len(), 2);
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         delete_all(&mut batch, ALICE);
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn types_and_contents_are_bounded() {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         let mut write = |kind: &str, content: Bytes| put(&mut batch, ALICE, None, kind, content).map(drop);
         assert!(write("", Bytes::new()).is_err());
         assert!(write(&"a".repeat(256), Bytes::new()).is_err());

@@ -14,7 +14,7 @@ use crate::{
         self,
         accounts::{DeviceRow, SeenRow},
     },
-    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
+    store::{Batch, Direction, Fault, LogEntry, Read, Write, key::Json},
 };
 
 /// The id of a device is no longer, in bytes.
@@ -145,9 +145,9 @@ pub fn delete(batch: &mut Batch, user: UserNum, device: &Device) {
 }
 
 /// Notes that a device was seen.
-pub fn note_seen(batch: &mut Batch, user: UserNum, device: DeviceNum, ms: u64, ip: Option<IpAddr>) {
+pub fn note_seen(to: &mut impl Write, user: UserNum, device: DeviceNum, ms: u64, ip: Option<IpAddr>) {
     let ip = ip.map(|ip| ip.to_string());
-    schema::DEVICE_SEEN.put(batch, (user, device), &Json(SeenRow { ms, ip }));
+    schema::DEVICE_SEEN.put(to, (user, device), &Json(SeenRow { ms, ip }));
 }
 
 /// Remembers which devices were noted as seen of late, so that most requests write nothing.

@@ -3,7 +3,6 @@
 use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
 
 use crate::{
-    accounts::Accounts,
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
     schema::{self, accounts::UserRow},
@@ -79,9 +78,11 @@ pub fn in_use() -> Refusal {
     Refusal::new(ErrorKind::UserInUse, "This user name is taken.").status(http::StatusCode::BAD_REQUEST)
 }
 
-/// Makes an account. The batch is accepted only if the name is still free: see [`or_in_use`].
-pub fn create(batch: &mut Batch, accounts: &Accounts, new: &NewUser) -> UserNum {
-    let user = accounts.next_user();
+/// Makes an account with a number that no other has ([`Accounts::next_user`]). Under the lock of that user and the server's.
+/// The batch is accepted only if the name is still free: see [`or_in_use`].
+///
+/// [`Accounts::next_user`]: crate::accounts::Accounts::next_user
+pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
     let row = UserRow {
         user_id: new.user_id.as_str().to_owned(),
         created_ms: new.now_ms,
@@ -95,7 +96,6 @@ pub fn create(batch: &mut Batch, accounts: &Accounts, new: &NewUser) -> UserNum 
     schema::USER_NAMES.put(batch, new.user_id.localpart(), &user);
     schema::USERS.put(batch, user, &row);
     batch.position(&LogEntry::Account { user });
-    user
 }
 
 /// What a batch with [`create`] that was not accepted means: 400 `M_USER_IN_USE` if somebody else was first.

@@ -326,14 +326,16 @@ mod tests {
     use crate::{
         config::Config,
         env::Env,
-        server::Server,
+        server::{Lead, Server},
         store::{Durability, Engine, Store, engine::Memory},
     };
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_ends_its_request_and_no_other() {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server = Server::start(Config::default(), Env::simulated(1, 0), store).unwrap();
+        let server =
+            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
+                .unwrap();
         let app = server.app();
         let route = Route {
             template: "/panics",

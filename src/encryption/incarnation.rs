@@ -8,7 +8,7 @@ use crate::{
     encryption::{device_lists, keys},
     ids::UserNum,
     schema,
-    store::{Batch, Fault, NotAccepted, Store},
+    store::{Batch, Fault, Guard, NotAccepted, Store},
 };
 
 /// A batch deals with at most this many devices or users.
@@ -39,7 +39,8 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
 }
 
 fn commit(store: &Store, build: impl FnOnce(&mut Batch) -> Result<(), Fault>) -> Result<(), Fault> {
-    let mut batch = store.batch();
+    // Nobody else uses a store that is being restored.
+    let mut batch = store.batch(&Guard::alone());
     build(&mut batch)?;
     match store.enqueue(batch) {
         Ok(_) => store.flush().map(drop),

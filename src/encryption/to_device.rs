@@ -13,7 +13,7 @@ use crate::{
     ids::{DeviceNum, Position, UserNum},
     json::Object,
     schema::{self, encryption::InboxState},
-    store::{Batch, Direction, Fault, LogEntry, Read},
+    store::{Batch, Direction, Fault, LogEntry, Read, Write},
 };
 
 /// The content of a message is no larger, in bytes.
@@ -110,16 +110,21 @@ pub fn list(
 }
 
 /// The device has received everything at or before this position, which is at most the newest that it was ever answered.
-/// A note, under the user's lock; the batch stays empty if that is nothing new.
-pub fn acknowledge(batch: &mut Batch, user: UserNum, device: DeviceNum, upto: Position) -> Result<(), Fault> {
-    let mut state = state(batch, user, device)?;
+/// Under the user's lock; nothing is written if that is nothing new.
+pub fn acknowledge(
+    to: &mut impl Write,
+    user: UserNum,
+    device: DeviceNum,
+    upto: Position,
+) -> Result<(), Fault> {
+    let mut state = state(to, user, device)?;
     // A device without messages needs no row.
     if upto <= state.acknowledged || state.messages == 0 {
         return Ok(());
     }
     let low = Bound::Excluded((user, device, state.acknowledged));
     let high = Bound::Included((user, device, upto));
-    let rows = schema::INBOX.range::<(UserNum, DeviceNum, Position)>(batch, low, high, Direction::Up)?;
+    let rows = schema::INBOX.range::<(UserNum, DeviceNum, Position)>(to, low, high, Direction::Up)?;
     let (mut messages, mut bytes) = (0, 0);
     for row in rows {
         messages += 1;
@@ -130,14 +135,14 @@ pub fn acknowledge(batch: &mut Batch, user: UserNum, device: DeviceNum, upto: Po
     }
     let prefix = (user, device);
     schema::INBOX.delete_below::<(UserNum, DeviceNum), (UserNum, DeviceNum, Position)>(
-        batch,
+        to,
         prefix,
         (user, device, upto.plus(1)),
     );
     state.acknowledged = upto;
     state.messages = state.messages.saturating_sub(messages);
     state.bytes = state.bytes.saturating_sub(bytes);
-    schema::INBOX_STATE.put(batch, (user, device), &state);
+    schema::INBOX_STATE.put(to, (user, device), &state);
     Ok(())
 }
 
@@ -192,7 +197,7 @@ mod tests {
     use ruma::user_id;
 
     use super::*;
-    use crate::store::{Durability, Engine, Store, engine::Memory};
+    use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
 
     const ALICE: UserNum = UserNum(1);
     const PHONE: DeviceNum = DeviceNum(1);
@@ -207,7 +212,7 @@ mod tests {
     }
 
     fn write(store: &Store, build: impl FnOnce(&mut Batch)) {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         build(&mut batch);
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();
@@ -235,7 +240,7 @@ mod tests {
         write(&store, |batch| acknowledge(batch, ALICE, PHONE, all[1].0).unwrap());
         assert_eq!(inbox(&store, Position::ZERO, 10), all[2..]);
         assert_eq!(state(&*store.snapshot(), ALICE, PHONE).unwrap().messages, 1);
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         acknowledge(&mut batch, ALICE, PHONE, all[1].0).unwrap();
         assert_eq!(batch.row_count(), 0, "nothing new is nothing to write");
         write(&store, |batch| acknowledge(batch, ALICE, PHONE, all[2].0).unwrap());
@@ -258,7 +263,7 @@ mod tests {
             });
         }
         assert!(inbox(&store, Position::ZERO, 1)[0].1.ends_with(br#""type":"m.other"}"#));
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         assert!(put(&mut batch, ALICE, PHONE, &other).unwrap_err().refusal().is_some());
         assert!(put(&mut batch, ALICE, DeviceNum(2), &other).is_ok());
     }

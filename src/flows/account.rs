@@ -4,7 +4,6 @@ pub(crate) mod carry_over;
 pub mod change_password;
 pub mod confirm;
 pub mod deactivate;
-pub(crate) mod follow_up;
 pub mod keep;
 pub mod log_in;
 pub mod log_out;

@@ -3,21 +3,23 @@
 //! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
 //! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
-use parking_lot::Mutex;
 use ruma::{RoomId, ServerName, UserId};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::{
     accounts::users,
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{
+        App,
+        write::{self, Locked},
+    },
     ids::RoomNum,
     push::unread,
     rooms::{self, Seat, commit::Change, redact},
     schema::rooms::Membership,
-    store::{Enqueued, NotAccepted, Read},
+    store::{Enqueued, NotAccepted, Read, Wake},
 };
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
@@ -39,16 +41,30 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    take_turn(app, room, false, work).await
+}
+
+/// Like [`in_room`], under the server's lock, too: for what names or lists the room.
+pub(crate) async fn in_room_and_server<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    take_turn(app, room, true, work).await
+}
+
+async fn take_turn<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    server: bool,
+    work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (tell, told) = oneshot::channel();
     let inner = app.clone();
     let turn = move |seat| {
-        let change = || -> Result<(Change, T)> {
-            let mut change = Change::begin(&inner.store, seat, room)?;
-            let answer = work(&mut change)?;
-            Ok((change, answer))
-        };
-        match change() {
-            Ok((change, answer)) => enqueue_and_tell(&inner, change, answer, tell),
+        // The server's lock is given back after the batch is enqueued.
+        match build(&inner, seat, room, server, work) {
+            Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell),
             // Whoever asked may have hung up.
             Err(error) => drop(tell.send(Err(error))),
         }
@@ -61,7 +77,7 @@ pub(crate) async fn in_room<T: Send + 'static>(
     match told.await {
         Ok(Ok(Told::Durable(answer))) => Ok(answer),
         Ok(Ok(Told::Unwritten(answer))) => {
-            app.store.barrier().await;
+            write::durable(app, None).await?;
             Ok(answer)
         }
         Ok(Err(error)) => Err(error),
@@ -69,6 +85,25 @@ pub(crate) async fn in_room<T: Send + 'static>(
             Err(Error::broken("a change to a room ended early, or the server stopped before it was durable"))
         }
     }
+}
+
+/// A change, what `work` answers, and the server's lock where it was wanted.
+type Worked<'a, T> = (Change, T, Option<Locked<'a>>);
+
+fn build<T>(
+    app: &App,
+    seat: OwnedMutexGuard<Seat>,
+    room: RoomNum,
+    server: bool,
+    work: impl FnOnce(&mut Change) -> Result<T>,
+) -> Result<Worked<'_, T>> {
+    let mut change = Change::begin(&app.store, seat, room)?;
+    let server = server.then(|| write::lock_server(app));
+    if let Some(locked) = &server {
+        change.batch.cover(&locked.guard);
+    }
+    let answer = work(&mut change)?;
+    Ok((change, answer, server))
 }
 
 /// The answer to a change.
@@ -82,26 +117,19 @@ enum Told<T> {
 /// Enqueues a change. Its answer is told once, by the flush: whoever waits need not be woken in between.
 fn enqueue_and_tell<T: Send + 'static>(
     app: &App,
-    mut change: Change,
+    change: Change,
     answer: T,
     tell: oneshot::Sender<Result<Told<T>>>,
 ) {
-    if change.batch.row_count() == 0 {
-        drop(tell.send(Ok(Told::Unwritten(answer))));
-        return;
-    }
-    // Shared, for a batch that is not accepted is dropped with what it was to call.
-    let tell = Arc::new(Mutex::new(Some((tell, answer))));
-    let waits = Arc::clone(&tell);
-    change.batch.on_publish(move |_| {
-        if let Some((tell, answer)) = waits.lock().take() {
-            drop(tell.send(Ok(Told::Durable(answer))));
-        }
-    });
-    if let Err(refused) = enqueue(app, change)
-        && let Some((tell, _)) = tell.lock().take()
-    {
-        drop(tell.send(Err(refused.into())));
+    match enqueue(app, change) {
+        Ok(Some(enqueued)) => enqueued.flushed.then(move |flushed| {
+            // Where the write is lost, whoever waits learns it from the channel that closes.
+            if flushed.is_ok() {
+                drop(tell.send(Ok(Told::Durable(answer))));
+            }
+        }),
+        Ok(None) => drop(tell.send(Ok(Told::Unwritten(answer)))),
+        Err(refused) => drop(tell.send(Err(refused.into()))),
     }
 }
 
@@ -112,10 +140,11 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
         return Ok(None);
     }
     let fault = NotAccepted::Fault;
-    let mut gone: Vec<String> = Vec::new();
     for stored in change.added().to_vec() {
-        if stored.membership().is_some_and(|membership| membership != Membership::Join) {
-            gone.extend(stored.row.state_key().map(Cow::into_owned));
+        if stored.membership().is_some_and(|membership| membership != Membership::Join)
+            && let Some(user_id) = stored.row.state_key().map(Cow::into_owned)
+        {
+            change.batch.wake(Wake::Left { room: change.num, user_id });
         }
         unread::count(&mut change, &app.push, &stored).map_err(fault)?;
     }
@@ -127,36 +156,18 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
             redact::keep_original(&mut change.batch, change.num, &original, until_ms);
         }
     }
-    let concerned = change.list_concerned().map_err(fault)?;
-    let (notifier, ephemeral, room) = (app.notifier.clone(), app.ephemeral.clone(), change.num);
-    change.batch.on_publish(move |_| {
-        for user in gone {
-            ephemeral.change(|board, number| (board.typing.set(room, &user, None, number), ()));
-        }
-        notifier.gather(concerned);
-    });
-    let answered = std::mem::take(&mut change.answered);
+    if change.batch.has_position() {
+        let concerned = change.list_concerned().map_err(fault)?;
+        change.batch.wake(Wake::Users(concerned));
+    }
+    let (room, answered) = (change.num, std::mem::take(&mut change.answered));
     let enqueued = change.enqueue(&app.store)?;
     app.rooms.resolver().keep(room, answered, enqueued.base);
     Ok(Some(enqueued))
 }
 
-/// Waits until the batch is durable and visible, or, without one, everything that was accepted before.
-pub(crate) async fn flushed(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
-    match enqueued {
-        Some(enqueued) => enqueued
-            .flushed
-            .await
-            .map_err(|_| Error::broken("the server stopped before the write was durable")),
-        None => {
-            app.store.barrier().await;
-            Ok(())
-        }
-    }
-}
-
 /// The seat of a room that nobody knows yet: it is free.
-pub(crate) async fn new_seat(app: &App, room: RoomNum) -> tokio::sync::OwnedMutexGuard<Seat> {
+pub(crate) async fn new_seat(app: &App, room: RoomNum) -> OwnedMutexGuard<Seat> {
     app.rooms.seat(room).lock_owned().await
 }
 

@@ -40,25 +40,20 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
     }
     let (user, user_id, owner) = (caller.user, caller.user_id.clone(), (caller.user, caller.device));
     let device_id = caller.device_id.clone();
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         // The device may have been logged out while we waited: nothing may be kept under its number.
         let device = devices::require(batch, user, &device_id)?;
         if device.num != owner.1 {
             return Err(Refusal::not_found("You have no such device.").into());
         }
-        let before = batch.row_count();
         if let Some(device_keys) = &upload.device_keys
             && keys::put_device_keys(batch, owner, device_keys)?
         {
             device_lists::changed(batch, user, &user_id)?;
-            write::wake_sharing(app, batch, user)?;
+            write::wake_sharing(batch, user)?;
         }
         keys::put_one_time_keys(batch, owner, &upload.one_time_keys)?;
         keys::put_fallback_keys(batch, owner, &upload.fallback_keys)?;
-        if batch.row_count() > before && !batch.is_commit() {
-            // A key that was acknowledged survives: that makes it a commit.
-            batch.position(&crate::store::LogEntry::Device { user });
-        }
         Ok(keys::counts(batch, owner)?)
     })
     .await

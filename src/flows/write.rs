@@ -1,26 +1,49 @@
-//! How a flow writes what belongs to a user or the server: build under the lock, enqueue, wait without it.
+//! The doors to locks. A flow builds a batch under the locks of what it writes, enqueues it, and waits without them.
+//!
+//! Locks are taken in one order: the room's turn (`flows/commit.rs`), then users, then the server. What a batch writes beyond
+//! its locks is refused (`store/guard.rs`).
 
-use tokio::sync::oneshot;
+use parking_lot::MutexGuard;
 
 use crate::{
     error::{Error, Result},
     flows::App,
     ids::UserNum,
     rooms::members,
-    store::{Batch, NotAccepted, Read},
+    store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Read, Wake},
 };
 
 /// Users who are told at once of what somebody did.
 const SHARING_MAX: usize = 10_000;
 
+/// The locks of users and of the server, and what they prove. They are given back when this is dropped, the proof first.
+pub(crate) struct Locked<'a> {
+    pub(crate) guard: Guard,
+    _users: Vec<MutexGuard<'a, ()>>,
+    _server: Option<MutexGuard<'a, ()>>,
+}
+
+/// Takes the locks of these users, and the server's where `server` says so.
+fn lock(app: &App, users: Vec<UserNum>, server: bool) -> Locked<'_> {
+    Guard::assert_order(if users.is_empty() { Domain::Server } else { Domain::User });
+    let of_users = app.accounts.lock_all(users.iter().copied());
+    let of_server = server.then(|| app.accounts.lock_server());
+    Locked { guard: Guard::of_users(users, server), _users: of_users, _server: of_server }
+}
+
+/// Takes the server's lock, for a change to a room that names or lists the room.
+pub(crate) fn lock_server(app: &App) -> Locked<'_> {
+    lock(app, Vec::new(), true)
+}
+
 /// Builds a batch under the user's lock, off the async threads, and waits until it is durable and visible. Dropping the
-/// future does not undo what was accepted. A batch without rows is not written.
+/// future does not undo what was accepted. A batch without rows is not written, but what it saw is durable then.
 pub(crate) async fn for_user<T: Send + 'static>(
     app: &App,
     user: UserNum,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    for_users(app, vec![user], build).await
+    write(app, vec![user], false, build, Error::from).await
 }
 
 /// Like [`for_user`], under the locks of several users.
@@ -29,12 +52,17 @@ pub(crate) async fn for_users<T: Send + 'static>(
     users: Vec<UserNum>,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let house = app.clone();
-    let built = app.env.blocking(move || {
-        let _locks = house.accounts.lock_all(users);
-        build_and_enqueue(&house, build, Error::from)
-    });
-    durable(built.await?).await
+    write(app, users, false, build, Error::from).await
+}
+
+/// Like [`for_users`], under the server's lock, too; `refused` says what a batch that was not accepted means.
+pub(crate) async fn for_users_and_server<T: Send + 'static>(
+    app: &App,
+    users: Vec<UserNum>,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+    refused: fn(NotAccepted) -> Error,
+) -> Result<T> {
+    write(app, users, true, build, refused).await
 }
 
 /// Like [`for_user`], under the user's and the server's lock.
@@ -43,13 +71,7 @@ pub(crate) async fn for_user_and_server<T: Send + 'static>(
     user: UserNum,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let house = app.clone();
-    let built = app.env.blocking(move || {
-        let _user = house.accounts.lock(user);
-        let _server = house.accounts.lock_server();
-        build_and_enqueue(&house, build, Error::from)
-    });
-    durable(built.await?).await
+    write(app, vec![user], true, build, Error::from).await
 }
 
 /// Like [`for_user`], under the server's lock; `refused` says what a batch that was not accepted means.
@@ -58,43 +80,84 @@ pub(crate) async fn for_server<T: Send + 'static>(
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
+    write(app, Vec::new(), true, build, refused).await
+}
+
+async fn write<T: Send + 'static>(
+    app: &App,
+    users: Vec<UserNum>,
+    server: bool,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+    refused: fn(NotAccepted) -> Error,
+) -> Result<T> {
     let house = app.clone();
     let built = app.env.blocking(move || {
-        let _lock = house.accounts.lock_server();
-        build_and_enqueue(&house, build, refused)
+        let locked = lock(&house, users, server);
+        let mut batch = house.store.batch(&locked.guard);
+        let value = build(&house, &mut batch)?;
+        if batch.row_count() == 0 {
+            return Ok((value, None));
+        }
+        let enqueued = house.store.enqueue(batch).map_err(refused)?;
+        Ok((value, Some(enqueued)))
     });
-    durable(built.await?).await
-}
-
-type Built<T> = (T, Option<oneshot::Receiver<()>>);
-
-fn build_and_enqueue<T>(
-    app: &App,
-    build: impl FnOnce(&App, &mut Batch) -> Result<T>,
-    refused: fn(NotAccepted) -> Error,
-) -> Result<Built<T>> {
-    let mut batch = app.store.batch();
-    let value = build(app, &mut batch)?;
-    if batch.row_count() == 0 {
-        return Ok((value, None));
-    }
-    let enqueued = app.store.enqueue(batch).map_err(refused)?;
-    Ok((value, Some(enqueued.flushed)))
-}
-
-async fn durable<T>((value, flushed): Built<T>) -> Result<T> {
-    if let Some(flushed) = flushed {
-        flushed.await.map_err(|_| Error::broken("the server stops"))?;
-    }
+    let (value, enqueued) = built.await?;
+    durable(app, enqueued).await?;
     Ok(value)
+}
+
+/// Builds a note under the user's lock, off the async threads. It answers what resolves once the note is visible, for whoever
+/// wants to wait; none where there was nothing to note.
+pub(crate) async fn note_for_user(
+    app: &App,
+    user: UserNum,
+    build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
+) -> Result<Option<Published>> {
+    let house = app.clone();
+    let noted = app.env.blocking(move || {
+        let locked = lock(&house, vec![user], false);
+        let mut note = house.store.note(&locked.guard);
+        build(&house, &mut note)?;
+        if note.row_count() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(house.store.enqueue_note(note)?))
+    });
+    noted.await
+}
+
+/// Waits until a batch is durable and visible; without one, until everything that was accepted before is.
+pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
+    match enqueued {
+        Some(enqueued) => enqueued
+            .flushed
+            .await
+            .map_err(|_| Error::broken("the server stopped before the write was durable")),
+        None => {
+            app.store.barrier().await;
+            Ok(())
+        }
+    }
+}
+
+/// Does in this process what a published batch asks for. It runs on the flusher's thread, so it is short.
+pub(crate) fn on_publish(app: &App, wake: Wake) {
+    match wake {
+        Wake::Users(users) => app.notifier.gather(users),
+        Wake::Left { room, user_id } => {
+            app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
+        }
+        Wake::PushRules => app.push.rules_changed(),
+        // The store tells whoever fires timers.
+        Wake::Timers => {}
+    }
 }
 
 /// Wakes the polls of all who share a room with the user, and the user's own, when the batch is visible: for what
 /// others see of a user, such as devices.
-pub(crate) fn wake_sharing(app: &App, batch: &mut Batch, user: UserNum) -> Result<()> {
+pub(crate) fn wake_sharing(batch: &mut Batch, user: UserNum) -> Result<()> {
     let users = list_sharing(batch, user)?;
-    let notifier = app.notifier.clone();
-    batch.on_publish(move |_| notifier.wake_users(users));
+    batch.wake(Wake::users(users));
     Ok(())
 }
 
@@ -114,7 +177,6 @@ pub(crate) fn list_sharing(read: &(impl Read + ?Sized), user: UserNum) -> Result
 }
 
 /// Wakes the user's polls when the batch is visible.
-pub(crate) fn wake(app: &App, batch: &mut Batch, user: UserNum) {
-    let notifier = app.notifier.clone();
-    batch.on_publish(move |_| notifier.wake_user(user));
+pub(crate) fn wake(batch: &mut Batch, user: UserNum) {
+    batch.wake(Wake::users(vec![user]));
 }

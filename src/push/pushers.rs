@@ -40,7 +40,7 @@ pub fn list_owners(read: &(impl Read + ?Sized), app_id: &str, pushkey: &str) -> 
 }
 
 /// Sets a pusher of this device, or replaces the user's one of the same app id and pushkey. Unless `append`, other users'
-/// pushers of that name go: the app is now this user's. Under the user's and the server's lock.
+/// pushers of that name go: the app is now this user's. Under the locks of all those users, and the server's.
 /// Errors: 400 `M_INVALID_PARAM` for what cannot be a pusher; 413 for too many.
 pub fn set(
     batch: &mut Batch,
@@ -100,7 +100,7 @@ fn check_gateway(data: &HttpPusherData, allow_http: bool) -> Result<(), Refusal>
     Err(Refusal::invalid_param(format!("The URL of a push gateway is https://<host>{GATEWAY_PATH}.")))
 }
 
-/// Takes a pusher away, if there is one. Under its user's lock, or the server's.
+/// Takes a pusher away, if there is one. Under its user's lock.
 pub fn delete(batch: &mut Batch, user: UserNum, app_id: &str, pushkey: &str) -> Result<(), Fault> {
     if schema::PUSHERS.contains(batch, (user, app_id, pushkey))? {
         schema::PUSHERS.delete(batch, (user, app_id, pushkey));

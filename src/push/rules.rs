@@ -231,7 +231,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::store::{Durability, Engine, NotAccepted, Store};
+    use crate::store::{Durability, Engine, Guard, NotAccepted, Store};
 
     const ALICE: UserNum = UserNum(1);
 
@@ -262,7 +262,7 @@ mod tests {
     fn changes_are_kept_and_the_loser_of_a_race_is_told() {
         let store = store();
         let alice = user_id!("@alice:x");
-        let (mut first, mut second) = (store.batch(), store.batch());
+        let (mut first, mut second) = (store.batch(&Guard::alone()), store.batch(&Guard::alone()));
         change(&mut first, ALICE, alice, |rules| insert(rules, keyword("a"), None, None)).unwrap();
         change(&mut second, ALICE, alice, |rules| insert(rules, keyword("b"), None, None)).unwrap();
         let accepted = store.enqueue(first).unwrap();

@@ -8,7 +8,9 @@ use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum, UserNum},
     rooms::{
-        event, members, relations,
+        event,
+        members::{self, Tally},
+        relations,
         state::{self, Ref, Val},
     },
     schema::{
@@ -131,7 +133,7 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         doubts.unless(is_it, format!("its head {event} is not there or is another event"));
         reference(read, *num, *after, doubts)?;
     }
-    let (mut joined, mut invited, mut users) = (0, 0, Vec::new());
+    let (mut joined, mut invited, mut tally) = (0, 0, Tally::default());
     let of_members = std::ops::Bound::Included((*num, MEMBER));
     let keys =
         schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, of_members, of_members, Direction::Up)?;
@@ -143,10 +145,10 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         invited += u32::from(membership == Membership::Invite);
         if membership == Membership::Join {
             joined_user(read, *num, &user, event, doubts)?;
-            users.push(user);
+            tally.add(&user);
         }
     }
-    let is_counted = members::are_counted(read, *num, &users)?;
+    let is_counted = members::are_counted(read, *num, &tally)?;
     doubts.unless(is_counted, "its servers, or how many of each are in it, are not those of its members");
     let is_right = (row.joined, row.invited) == (joined, invited);
     let said = format!("{} joined and {} invited are counted", row.joined, row.invited);

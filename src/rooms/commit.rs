@@ -31,7 +31,7 @@ use crate::{
         rooms::{AsideRow, EventHeader, EventRow, Head, Membership, Place, Resident, RoomRow, SentBy},
         state::{Ref, Val},
     },
-    store::{Batch, Enqueued, Fault, LogEntry, NotAccepted, Store},
+    store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, Store},
 };
 
 const MEMBER: &str = "m.room.member";
@@ -50,6 +50,8 @@ pub struct Change {
     /// The room as it will be.
     pub row: RoomRow,
     rules: &'static RoomVersionRules,
+    /// What the seat proves to the store. It is given back before the seat is.
+    guard: Guard,
     seat: OwnedMutexGuard<Seat>,
     set: StateEvents,
     added: Vec<Stored>,
@@ -92,7 +94,8 @@ impl Change {
     /// Begins a change to a room that exists. `seat` is the proof that nobody else changes it meanwhile.
     /// Refuses a room that this server is not in: 404 `M_NOT_FOUND`.
     pub fn begin(store: &Store, mut seat: OwnedMutexGuard<Seat>, num: RoomNum) -> Result<Self> {
-        let batch = store.batch();
+        let guard = Guard::of_room(num);
+        let batch = store.batch(&guard);
         let row = match &seat.tip {
             Some(tip) => tip.row.clone(),
             None => {
@@ -102,7 +105,7 @@ impl Change {
                 row
             }
         };
-        Self::over(batch, seat, num, row)
+        Self::over(batch, guard, seat, num, row)
     }
 
     /// Begins a room of this version, without any event yet. The batch is refused if there is a room of this id.
@@ -126,18 +129,25 @@ impl Change {
             joined: 0,
             invited: 0,
         };
-        let mut batch = store.batch();
+        let guard = Guard::of_room(num);
+        let mut batch = store.batch(&guard);
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
-        Self::over(batch, seat, num, row)
+        Self::over(batch, guard, seat, num, row)
     }
 
-    fn over(batch: Batch, seat: OwnedMutexGuard<Seat>, num: RoomNum, row: RoomRow) -> Result<Self> {
+    fn over(
+        batch: Batch,
+        guard: Guard,
+        seat: OwnedMutexGuard<Seat>,
+        num: RoomNum,
+        row: RoomRow,
+    ) -> Result<Self> {
         let rules = rules(&row)?;
         let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
-        Ok(Self { batch, num, row, rules, seat, set, added, concerned, redacted, answered, unread })
+        Ok(Self { batch, guard, num, row, rules, seat, set, added, concerned, redacted, answered, unread })
     }
 
     /// The rules of the room's version.
@@ -450,8 +460,9 @@ impl Change {
     /// Hands the batch to the store and releases the room. The change is accepted from here on; it is durable and
     /// visible once `flushed` resolves.
     pub fn enqueue(self, store: &Store) -> Result<Enqueued, NotAccepted> {
-        let Self { batch, row, mut seat, set, concerned, unread, .. } = self;
+        let Self { batch, guard, row, mut seat, set, concerned, unread, .. } = self;
         let enqueued = store.enqueue(batch)?;
+        drop(guard);
         let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone()));
         tip.row = row.settle(enqueued.base);
         tip.unread = unread;

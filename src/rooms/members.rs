@@ -18,7 +18,7 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-pub(crate) use servers::{Touched, are_counted, is_derived};
+pub(crate) use servers::{Tally, Touched, are_counted, is_derived};
 pub use servers::{count_joined_at, list_servers_at, was_server_joined};
 
 /// Writes the rows of a user whose membership in the current state is now this, by this event, since this order.

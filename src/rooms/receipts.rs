@@ -152,7 +152,7 @@ pub fn visible_to(receipts: &mut Vec<(ReceiptKey, ReceiptRow)>, user_id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Durability, Engine, Store, engine::Memory};
+    use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
 
     const ROOM: RoomNum = RoomNum(5);
 
@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn write(store: &Store, receipts: &[Receipt]) -> Vec<bool> {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         let kept = receipts.iter().map(|receipt| keep(&mut batch, receipt).unwrap()).collect();
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();

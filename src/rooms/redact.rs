@@ -22,11 +22,11 @@ use crate::{
         relations, state,
     },
     schema,
-    schema::rooms::{EventHash, Place, RedactionWaitingRow},
-    store::{
-        Batch, Direction, Fault, Read,
-        timer::{self, Timer, TimerKind},
+    schema::{
+        jobs::Job,
+        rooms::{EventHash, Place, RedactionWaitingRow},
     },
+    store::{Batch, Direction, Fault, Read, timer},
 };
 
 /// Types of events that cannot be redacted by clients of this server: without their content the room is broken.
@@ -139,20 +139,12 @@ pub(crate) fn with_json(stored: &Stored, json: &Bytes) -> Result<Stored, Fault> 
 pub fn keep_original(batch: &mut Batch, room: RoomNum, original: &Stored, until_ms: u64) {
     let event = original.event();
     schema::REDACTED_ORIGINAL.put(batch, (room, event), &original.row.json);
-    let key = [room.0.to_be_bytes(), event.0.to_be_bytes()].concat();
-    let kind = TimerKind::ForgetOriginal;
-    timer::set(batch, &Timer { due_ms: until_ms, kind, key, content: Bytes::new() });
+    timer::set(batch, &Job::ForgetOriginal { room, event }.timer(until_ms));
 }
 
-/// The time has come. Errors: the timer is none of these.
-pub fn forget_original(batch: &mut Batch, timer: &Timer) -> Result<(), Fault> {
-    let number = |bytes: Option<&[u8]>| Some(u64::from_be_bytes(bytes?.try_into().ok()?));
-    let (room, event) = (number(timer.key.get(..8)), number(timer.key.get(8..)));
-    let (Some(room), Some(event)) = (room, event) else {
-        return Err(Fault::Corrupt("a timer names no event"));
-    };
-    schema::REDACTED_ORIGINAL.delete(batch, (RoomNum(room), EventNum(event)));
-    Ok(())
+/// Forgets what an event said before it was redacted: its time is over.
+pub fn forget_original(batch: &mut Batch, room: RoomNum, event: EventNum) {
+    schema::REDACTED_ORIGINAL.delete(batch, (room, event));
 }
 
 /// What a redacted event said; none where that was not kept, or no longer is.

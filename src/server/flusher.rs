@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     env::Env,
     error::Result,
-    store::{Fault, Flushed, Store},
+    store::{Fault, Flushed, Store, Wake},
 };
 
 /// Never waits longer than this for more batches to share an fsync.
@@ -13,14 +13,15 @@ const GATHER_MAX: Duration = Duration::from_millis(2);
 /// Waiting for less than this costs more than it gathers.
 const GATHER_MIN: Duration = Duration::from_micros(20);
 
-/// Starts the flusher on a thread of its own (a task, in a simulation). `report` learns of each flush and how long
-/// it took; it must be short. Errors: no thread can be started.
+/// Starts the flusher on a thread of its own (a task, in a simulation). `wake` does what published batches ask for;
+/// `report` learns of each flush and how long it took. Both must be short. Errors: no thread can be started.
 pub fn start(
     store: &Store,
     env: &Env,
+    wake: impl FnMut(Wake) + Send + 'static,
     report: impl FnMut(&Flushed, Duration) + Send + 'static,
 ) -> Result<()> {
-    env.spawn_thread("flusher", run(store.clone(), env.clone(), report))
+    env.spawn_thread("flusher", run(store.clone(), env.clone(), wake, report))
 }
 
 /// Flushes for ever. A failed write ends the process: builders have decided on what is now lost.
@@ -28,7 +29,12 @@ pub fn start(
 /// Writers that were acknowledged together mostly come back together, so after a slow flush the next one waits a
 /// moment (an eighth of the time the last one took) until as many batches have gathered as it carried. A single
 /// writer never waits.
-pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed, Duration) + Send) {
+pub(crate) async fn run(
+    store: Store,
+    env: Env,
+    mut wake: impl FnMut(Wake) + Send,
+    mut report: impl FnMut(&Flushed, Duration) + Send,
+) {
     let mut took = Duration::ZERO;
     let mut carried = 0;
     let started = env.instant();
@@ -42,8 +48,9 @@ pub(crate) async fn run(store: Store, env: Env, mut report: impl FnMut(&Flushed,
         let began = env.instant();
         let running_ms = began.saturating_duration_since(started).as_millis();
         store.tell_time(u64::try_from(running_ms).unwrap_or(u64::MAX));
-        // A panic in here (in somebody's `on_publish`) would leave every writer waiting for ever.
-        let flushed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.flush()))
+        // A panic in here (in what wakes or answers somebody) would leave every writer waiting for ever.
+        let flush = std::panic::AssertUnwindSafe(|| store.flush_and_wake(&mut wake));
+        let flushed = std::panic::catch_unwind(flush)
             .unwrap_or_else(|_| Err(Fault::Io("the flusher panicked".to_owned())));
         match flushed {
             Ok(flushed) => {
@@ -76,7 +83,7 @@ mod tests {
 
     use super::*;
     use crate::store::{
-        BATCH_ROWS_MAX, Domain, Durability, Engine, Family, LogEntry, Table,
+        BATCH_ROWS_MAX, Domain, Durability, Engine, Family, Guard, LogEntry, Table,
         engine::{Memory, Rocks},
     };
 
@@ -85,7 +92,7 @@ mod tests {
     fn begin(engine: Engine, report: impl FnMut(&Flushed, Duration) + Send + 'static) -> (Store, Env) {
         let store = Store::open(engine, Durability::Fsync).unwrap();
         let env = Env::real().unwrap();
-        start(&store, &env, report).unwrap();
+        start(&store, &env, |_| (), report).unwrap();
         (store, env)
     }
 
@@ -100,7 +107,7 @@ mod tests {
     async fn commit(store: &Store, room: &Mutex<u64>, rows: u64) {
         let enqueued = {
             let mut next = room.lock();
-            let mut batch = store.batch();
+            let mut batch = store.batch(&Guard::alone());
             batch.position(&LogEntry::Server);
             for _ in 0..rows {
                 *next += 1;
@@ -147,14 +154,14 @@ mod tests {
     /// Writes 100,000 rows in parts, each awaited before the next, as a join of a large room does.
     async fn stage(store: &Store) {
         for part in 0..20 {
-            let mut batch = store.batch();
+            let mut note = store.note(&Guard::alone());
             for row in 0..BATCH_ROWS_MAX as u64 {
                 let member = format!(
                     "@somebody{row}:a.server.somewhere.example.org joined, says a row of some length"
                 );
-                ROWS.put(&mut batch, (1, part * BATCH_ROWS_MAX as u64 + row), &member);
+                ROWS.put(&mut note, (1, part * BATCH_ROWS_MAX as u64 + row), &member);
             }
-            store.enqueue(batch).unwrap().flushed.await.unwrap();
+            store.enqueue_note(note).unwrap().await.unwrap();
         }
     }
 
@@ -193,20 +200,22 @@ mod tests {
         let mut next = 0;
         while tasks.try_join_next().map(Result::unwrap).is_none() {
             let before = *done.lock();
-            let mut batch = store.batch();
+            let mut batch = store.batch(&Guard::alone());
             batch.position(&LogEntry::Server);
             for _ in 0..8 {
                 next += 1;
                 ROWS.put(&mut batch, (0, next), &"small".to_owned());
             }
             let (beside, done) = (beside.clone(), done.clone());
+            let (published, waits) = tokio::sync::oneshot::channel();
             // Called in the flush that carries it, which is not counted yet.
-            batch.on_publish(move |_| {
+            store.enqueue(batch).unwrap().flushed.then(move |_| {
                 let (now, mut beside) = (*done.lock(), beside.lock());
                 beside.flushes = beside.flushes.max(now.0 - before.0 + 1);
                 beside.parts = beside.parts.max(now.1 - before.1);
+                let _ = published.send(());
             });
-            store.enqueue(batch).unwrap().flushed.await.unwrap();
+            waits.await.unwrap();
         }
         end(store, &env).await;
         std::mem::take(&mut *beside.lock())

@@ -9,15 +9,16 @@ use crate::{
     env::Env,
     error::{Error, Result},
     schema::SERVER_FACTS,
-    store::{LogEntry, Store},
+    server::Lead,
+    store::{Guard, LogEntry, Store},
 };
 
 const NAME: &str = "server_name";
 const KEY: &str = "signing_key";
 
-/// Checks the name against the one in the store, and reads the signing key; a new store gets both.
-/// Errors: the store belongs to a server of another name.
-pub(super) fn open(config: &Config, env: &Env, store: &Store) -> Result<Ed25519KeyPair> {
+/// Checks the name against the one in the store, and reads the signing key; a new store gets both from the node that leads.
+/// Errors: the store belongs to a server of another name; it has no key, and this node may not make one.
+pub(super) fn open(config: &Config, env: &Env, store: &Store, lead: Option<&Lead>) -> Result<Ed25519KeyPair> {
     let snapshot = store.snapshot();
     let name = config.server.name.as_str();
     if let Some(known) = SERVER_FACTS.get(&*snapshot, NAME)?
@@ -31,15 +32,19 @@ pub(super) fn open(config: &Config, env: &Env, store: &Store) -> Result<Ed25519K
     if let Some(stored) = SERVER_FACTS.get(&*snapshot, KEY)? {
         return parse(&stored);
     }
+    if lead.is_none() {
+        return Err(Error::broken("the store has no signing key yet; only the node that leads may make one"));
+    }
     let mut seed = [0; 32];
     env.fill_random(&mut seed);
     let stored = format!("a_{} {}", env.random_string(4), STANDARD_NO_PAD.encode(seed));
     let key = parse(&stored)?;
-    let mut batch = store.batch();
+    // The server does not run yet.
+    let mut batch = store.batch(&Guard::alone());
     batch.position(&LogEntry::Server);
     SERVER_FACTS.put(&mut batch, NAME, &name.to_owned());
     SERVER_FACTS.put(&mut batch, KEY, &stored);
-    drop(store.enqueue(batch)?.flushed);
+    drop(store.enqueue(batch)?);
     store.flush()?;
     Ok(key)
 }

@@ -21,7 +21,7 @@ use crate::{
         App,
         operator::operate::{Answer, Command, operate},
     },
-    server::{Server, listen::bind_unix},
+    server::{Lead, Server, listen::bind_unix},
     store::{
         DataDir, NotHeld,
         backup::{self, Progress},
@@ -62,7 +62,7 @@ async fn run_here(
     report: &mut Report<'_>,
 ) -> Result<Answer> {
     let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
-    let server = Server::start(config.clone(), Env::real()?, store)?;
+    let server = Server::start(config.clone(), Env::real()?, store, Some(Lead::of_only_node()))?;
     let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
     let work = operate(server.app(), command, tell(sender));
     tokio::pin!(work);

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     env::Env,
     error::{Error, Result},
-    server::{Server, listen::Listening, operator},
+    server::{Lead, Server, listen::Listening, operator},
     store::DataDir,
 };
 
@@ -25,7 +25,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let data_dir =
         DataDir::hold(&config.server.data_dir).map_err(|error| Error::broken(error.to_string()))?;
     let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
-    let server = Server::start(config.clone(), env.clone(), store)?;
+    let server = Server::start(config.clone(), env.clone(), store, Some(Lead::of_only_node()))?;
     let app = server.app();
     let listening = Listening::new(
         env.clone(),

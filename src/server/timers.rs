@@ -1,46 +1,33 @@
-//! Fires durable timers when they are due, a bounded number a second.
+//! Looks for durable timers that are due, a bounded number a second. What each is for, `flows/follow_up.rs` knows.
 
 use std::time::Duration;
 
 use crate::{
     error::Result,
-    flows::{
-        App,
-        account::{carry_over, follow_up},
-    },
-    rooms::redact,
-    store::{
-        NotAccepted, Store, tail,
-        timer::{self, FIRED_A_SECOND_MAX, Timer, TimerKind},
-    },
+    flows::{App, follow_up},
+    server::Lead,
+    store::timer::FIRED_A_SECOND_MAX,
 };
 
 /// It looks no more often than this, so that a bounded number fires a second.
 const LOOKS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// It looks at least this often: the wall clock may have jumped.
 const LOOKS_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-const HOUR_MS: u64 = 60 * 60 * 1000;
 
-/// Starts the worker.
-pub(crate) fn start(app: &App) {
+/// Starts the worker, on the node that leads.
+pub(crate) fn start(app: &App, _lead: &Lead) {
     app.env.spawn(run(app.clone()));
 }
 
 /// Sleeps until the next timer is due, or one is set that may be due sooner: nothing ticks while nothing is due.
 async fn run(app: App) {
+    let trims = app.clone();
+    if let Err(error) = app.env.blocking(move || follow_up::begin_trimming(&trims)).await {
+        tracing::error!(%error, "the timer that trims the log could not be set; it is set at the next start");
+    }
     loop {
-        let (fires, now_ms) = (app.clone(), app.env.now_ms());
-        let fire = move || {
-            fire_due(&fires.store, now_ms, |promised| match promised.kind {
-                TimerKind::CarryOver => {
-                    carry_over::resume(&fires, promised);
-                    Ok(())
-                }
-                _ => follow_up::resume(&fires, promised),
-            })
-        };
-        let next_ms = app.env.blocking(fire).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "timers that are due could not be fired; they wait");
+        let next_ms = begin_due(&app).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "timers that are due could not be looked for; they wait");
             None
         });
         app.env.sleep(LOOKS_AT_MOST_EVERY).await;
@@ -55,108 +42,121 @@ async fn run(app: App) {
     }
 }
 
-/// Fires what is due; answers when the next timer is. A plain function: a clock that stands still cannot keep it busy.
-/// `keep` keeps promises of flows.
-fn fire_due(store: &Store, now_ms: u64, keep: impl Fn(&Timer) -> Result<()>) -> Result<Option<u64>> {
-    let view = store.view();
-    if !timer::is_set(&view, TimerKind::TrimLog)? {
-        let mut batch = store.batch();
-        timer::set(&mut batch, &trim_log_at(now_ms));
-        drop(store.enqueue(batch)?);
-    }
-    for timer in timer::list_due(&view, now_ms, FIRED_A_SECOND_MAX)? {
-        match timer.kind {
-            TimerKind::TrimLog => trim_log(store, &timer, now_ms)?,
-            TimerKind::TellRooms | TimerKind::CarryOver => keep(&timer)?,
-            TimerKind::ForgetOriginal => forget_original(store, &timer)?,
+/// Begins what is due, as jobs before it end; answers when the next timer is due.
+async fn begin_due(app: &App) -> Result<Option<u64>> {
+    let mut left = FIRED_A_SECOND_MAX;
+    loop {
+        let (begins, now_ms) = (app.clone(), app.env.now_ms());
+        let look = move || follow_up::begin_due(&begins, now_ms, left);
+        let looked = app.env.blocking(look).await?;
+        left = left.saturating_sub(looked.begun);
+        if left == 0 || !looked.is_full {
+            return Ok(looked.next_ms);
         }
-    }
-    Ok(timer::find_next_due_ms(&view)?)
-}
-
-fn trim_log_at(due_ms: u64) -> Timer {
-    Timer { due_ms, kind: TimerKind::TrimLog, key: Vec::new(), content: bytes::Bytes::new() }
-}
-
-fn trim_log(store: &Store, timer: &Timer, now_ms: u64) -> Result<()> {
-    // More to trim: again at the next look. Nothing: in an hour.
-    let (mut batch, again_ms) = match tail::trim(store, now_ms)? {
-        Some(batch) => (batch, now_ms + 1),
-        None => (store.batch(), now_ms + HOUR_MS),
-    };
-    timer::fire(&mut batch, timer);
-    timer::set(&mut batch, &trim_log_at(again_ms));
-    match store.enqueue(batch) {
-        // Somebody else has fired it.
-        Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
-        Err(other) => Err(other.into()),
-    }
-}
-
-fn forget_original(store: &Store, timer: &Timer) -> Result<()> {
-    let mut batch = store.batch();
-    timer::fire(&mut batch, timer);
-    redact::forget_original(&mut batch, timer)?;
-    match store.enqueue(batch) {
-        // Somebody else has fired it.
-        Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
-        Err(other) => Err(other.into()),
+        app.running.ended().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{
         config::Config,
         env::Env,
         ids::UserNum,
-        server::Server,
-        store::{Direction, Durability, Engine, LogEntry, cursor, engine::Memory, tables},
+        schema::jobs::Job,
+        server::{Lead, Server},
+        store::{
+            self, Direction, Durability, Engine, Guard, LogEntry, Store, cursor,
+            engine::Memory,
+            timer::{self, Timer, TimerRow},
+        },
     };
 
-    #[test]
-    fn the_log_is_trimmed_by_a_timer_that_sets_itself_again() {
+    fn server() -> (Server, Store, Env) {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let mut batch = store.batch();
-        batch.position(&LogEntry::Account { user: UserNum(1) });
-        let enqueued = store.enqueue(batch).unwrap();
-        let mut batch = store.batch();
-        cursor::advance(&mut batch, "reader", enqueued.base);
+        let env = Env::simulated(1, 0);
+        let server =
+            Server::start(Config::default(), env.clone(), store.clone(), Some(Lead::of_only_node())).unwrap();
+        (server, store, env)
+    }
+
+    fn set(store: &Store, timer: &Timer) {
+        let mut batch = store.batch(&Guard::own_tables());
+        timer::set(&mut batch, timer);
         drop(store.enqueue(batch).unwrap());
-        let entries = || tables::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
-        store.flush().unwrap();
-        for now_ms in [1, 2, 3, 4] {
-            fire_due(&store, now_ms, |_| Ok(())).unwrap();
-            store.flush().unwrap();
-        }
-        assert_eq!(entries(), 0);
-        let next = timer::find_next_due_ms(&*store.snapshot()).unwrap().unwrap();
-        assert!(next > HOUR_MS, "{next}");
-        fire_due(&store, HOUR_MS, |_| Ok(())).unwrap();
-        assert_eq!(timer::find_next_due_ms(&store.view()).unwrap(), Some(next));
+    }
+
+    /// Timers of a kind: when they are due, and how often they failed.
+    fn waiting(store: &Store, kind: u8) -> Vec<(u64, u32)> {
+        let all = timer::list_due(&store.view(), u64::MAX, 1_000, |of| of == kind).unwrap();
+        all.into_iter().map(|timer| (timer.due_ms, timer.row.tries)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_log_is_trimmed_by_a_timer_that_sets_itself_again() {
+        let (_server, store, env) = server();
+        env.sleep(Duration::from_secs(10)).await;
+        let mut batch = store.batch(&Guard::own_tables());
+        let user = UserNum(1);
+        batch.position(&LogEntry::Account { user });
+        let base = store.enqueue(batch).unwrap().base;
+        let mut note = store.note(&Guard::own_tables());
+        cursor::advance(&mut note, "reader", base);
+        drop(store.enqueue_note(note).unwrap());
+        let entry = || store::tables::LOG.get(&store.view(), base).unwrap();
+        env.sleep(Duration::from_secs(10)).await;
+        // The last look was before there was anything to trim.
+        assert!(entry().is_some());
+        env.sleep(Duration::from_secs(60 * 60)).await;
+        assert_eq!(entry(), None);
+        let left = store::tables::LOG.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count();
+        assert_eq!(left, 0);
+        let next = waiting(&store, Job::TrimLog.kind());
+        assert!(next.len() == 1 && next[0].0 > env.now_ms(), "{next:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_that_is_set_while_the_worker_sleeps_fires_when_it_is_due() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let env = Env::simulated(1, 0);
-        let server = Server::start(Config::default(), env.clone(), store).unwrap();
-        let store = server.app().store.clone();
+        let (_server, store, env) = server();
         env.sleep(Duration::from_millis(20_500)).await;
-        let promised = Timer {
-            due_ms: env.now_ms() + 5_000,
-            kind: TimerKind::TellRooms,
-            key: 7_u64.to_be_bytes().to_vec(),
-            content: bytes::Bytes::new(),
-        };
-        let mut batch = store.batch();
-        timer::set(&mut batch, &promised);
-        drop(store.enqueue(batch).unwrap());
-        let next = || timer::find_next_due_ms(&*store.snapshot()).unwrap().unwrap();
+        let due_ms = env.now_ms() + 5_000;
+        let job = Job::TellRooms { user: UserNum(7) };
+        set(&store, &job.timer(due_ms));
         env.sleep(Duration::from_millis(4_500)).await;
-        assert_eq!(next(), promised.due_ms);
+        assert_eq!(waiting(&store, job.kind()), [(due_ms, 0)]);
         env.sleep(Duration::from_millis(2_000)).await;
-        assert!(next() > promised.due_ms, "it has fired and set itself again");
+        // There is no such user.
+        assert_eq!(waiting(&store, job.kind())[0].1, 1, "it has failed, and was put off");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_that_fail_are_put_off_longer_each_time_and_hold_nobody_up() {
+        let (_server, store, env) = server();
+        env.sleep(Duration::from_millis(10)).await;
+        let job = Job::TellRooms { user: UserNum(7) };
+        // More than are looked at in a second, all due before the one that can be done, and none of them can.
+        let torn = |number: u64| Timer {
+            due_ms: 1,
+            kind: job.kind(),
+            key: vec![u8::try_from(number % 7).unwrap(), u8::try_from(number / 7).unwrap()],
+            row: TimerRow { tries: 0, content: Bytes::new() },
+        };
+        let mut batch = store.batch(&Guard::own_tables());
+        let torn_count = 2 * timer::FIRED_A_SECOND_MAX as u64;
+        (0..torn_count).for_each(|number| timer::set(&mut batch, &torn(number)));
+        drop(store.enqueue(batch).unwrap());
+        set(&store, &Timer { due_ms: 2, ..Job::TrimLog.timer(2) });
+        env.sleep(Duration::from_secs(60)).await;
+        assert!(waiting(&store, Job::TrimLog.kind()).iter().all(|(due_ms, _)| *due_ms > 2));
+        let failing = waiting(&store, job.kind());
+        assert_eq!(failing.len() as u64, torn_count);
+        assert!(failing.iter().all(|(_, tries)| (1..=4).contains(tries)), "{failing:?}");
+        env.sleep(Duration::from_secs(24 * 60 * 60)).await;
+        let failing = waiting(&store, job.kind());
+        let tries: Vec<_> = failing.iter().map(|(_, tries)| *tries).collect();
+        assert!(tries.iter().all(|tries| (10..=20).contains(tries)), "{tries:?}");
     }
 }

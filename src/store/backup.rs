@@ -219,14 +219,14 @@ fn begin_incarnation(
     prepare: &mut dyn FnMut(&Store) -> Result<(), Fault>,
 ) -> Result<u16, NotDone> {
     let engine = Engine::Rocks(Rocks::open(database, CACHE_BYTES)?);
-    let rows = head::rows_of_new_incarnation(&head::read(&engine)?, lived)?;
-    engine.write(rows.iter(), true)?;
+    let ended = head::read(&engine)?.position;
     let store = Store::open(engine, Durability::Fsync)?;
+    let incarnation = store.begin_incarnation(lived, ended)?;
     prepare(&store)?;
     while store.queue_depth() > 0 {
         store.flush()?;
     }
-    Ok(store.incarnation())
+    Ok(incarnation)
 }
 
 fn list_files(directory: &Path) -> Result<Vec<PathBuf>, NotDone> {
@@ -274,12 +274,12 @@ mod tests {
     use super::*;
     use crate::{
         ids::Position,
-        store::{LogEntry, NotHeld, check, tables},
+        store::{Guard, LogEntry, NotHeld, check, tables},
     };
 
     fn commit(store: &Store, count: u64) -> Position {
         for _ in 0..count {
-            let mut batch = store.batch();
+            let mut batch = store.batch(&Guard::alone());
             batch.position(&LogEntry::Server);
             drop(store.enqueue(batch).unwrap());
         }
@@ -312,7 +312,7 @@ mod tests {
         let mut prepare = |store: &Store| {
             assert_eq!(store.snapshot().upto(), Position::first_of_incarnation(store.incarnation()));
             prepared += 1;
-            drop(store.enqueue(store.batch()).unwrap());
+            drop(store.enqueue(store.batch(&Guard::alone())).unwrap());
             Ok(())
         };
         let restored = restore(&backup, &dir, &mut prepare, &mut |_| ()).unwrap();

@@ -1,54 +1,27 @@
-//! The pending writes of one commit or note: rows, preconditions, claimed positions, whom to wake.
-
-use std::{collections::BTreeMap, ops::Bound};
+//! The two verbs of writing: a [`Batch`] takes positions, wakes readers and is durable when it is published; a [`Note`]
+//! does none of these.
 
 use bytes::Bytes;
 
 use crate::{
     ids::Position,
     store::{
-        Fault, Read, View,
-        engine::{Change, Family, PerFamily, Rows},
+        Fault, Guard, NotAccepted, Read, View,
+        engine::{Family, Rows},
         key::Encoder,
         log::LogEntry,
-        overlay::{OverRows, merge},
-        pending::Layer,
         table::Direction,
         tables,
-        view::{KeyRange, KeyValue, first_one_by_one},
+        view::{KeyRange, KeyValue},
+        wake::Wake,
+        writes::Writes,
     },
 };
 
-/// What a row of a batch becomes; `None` deletes it.
-#[derive(Debug)]
-struct Row {
-    value: Option<Bytes>,
-    pending_in_key: Vec<u32>,
-    pending_in_value: Vec<u32>,
-}
-
-/// The rows of a batch in one family.
-#[derive(Debug, Default)]
-struct FamilyRows {
-    rows: BTreeMap<Bytes, Row>,
-    /// Deleted before the rows are written.
-    ranges: Vec<(Bytes, Bytes)>,
-}
-
-impl FamilyRows {
-    fn find(&self, key: &[u8]) -> Option<Option<Bytes>> {
-        if self.rows.is_empty() && self.ranges.is_empty() {
-            return None;
-        }
-        match self.rows.get(key) {
-            Some(row) => Some(row.value.clone()),
-            None => self.is_deleted(key).then_some(None),
-        }
-    }
-
-    fn is_deleted(&self, key: &[u8]) -> bool {
-        self.ranges.iter().any(|(low, high)| &**low <= key && key < &**high)
-    }
+/// What tables write into: a [`Batch`] or a [`Note`]. It reads what it has written.
+pub trait Write: Read {
+    /// Its rows.
+    fn writes(&mut self) -> &mut Writes;
 }
 
 /// What must hold when the batch is accepted.
@@ -60,48 +33,33 @@ pub(crate) struct Expectation {
     pub(crate) table: &'static str,
 }
 
-/// Up to so many rows of a range are deleted one by one.
-const DELETED_SINGLY_MAX: usize = 64;
-
-/// Called by the flusher with the batch's first position.
-pub(crate) type OnPublish = Box<dyn FnOnce(Position) + Send>;
-
-/// The writes of one commit or note. It reads its own rows over the batches that are accepted but not published
-/// over the newest snapshot, so a builder that holds the lock of its domain sees everything that precedes it.
+/// The writes of one commit, with what must hold for them and whom they wake.
 pub struct Batch {
-    view: View,
-    families: PerFamily<FamilyRows>,
-    row_count: usize,
-    byte_count: usize,
+    pub(crate) writes: Writes,
     pub(crate) expectations: Vec<Expectation>,
     pub(crate) positions: u32,
-    has_pending: bool,
-    on_publish: Vec<OnPublish>,
-}
-
-/// The changes with settled positions, in an order in which they may be written, and whom to wake.
-pub(crate) struct Settled {
-    pub(crate) changes: Vec<Change>,
-    pub(crate) layer: Option<Layer>,
-    pub(crate) on_publish: Vec<OnPublish>,
+    pub(crate) wakes: Vec<Wake>,
+    /// Where positions go on after it: the beginning of an incarnation.
+    pub(crate) jump_to: Option<Position>,
 }
 
 impl Batch {
-    pub(crate) fn new(view: View) -> Self {
+    pub(crate) fn new(view: View, guard: &Guard) -> Self {
         Self {
-            view,
-            families: PerFamily::default(),
-            row_count: 0,
-            byte_count: 0,
+            writes: Writes::new(view, guard),
             expectations: Vec::new(),
             positions: 0,
-            has_pending: false,
-            on_publish: Vec::new(),
+            wakes: Vec::new(),
+            jump_to: None,
         }
     }
 
-    /// Claims the next position for this entry and writes it to the log. A batch that claims a position is a
-    /// *commit*; one that claims none is a *note*.
+    /// Lets the batch write what this guard covers, too: it must live until the batch is enqueued.
+    pub fn cover(&mut self, guard: &Guard) {
+        self.writes.cover(guard);
+    }
+
+    /// Claims the next position for this entry and writes it to the log.
     pub fn position(&mut self, entry: &LogEntry) -> Position {
         let position = Position::pending(self.positions);
         self.positions += 1;
@@ -109,95 +67,29 @@ impl Batch {
         position
     }
 
-    /// Whether a position was claimed.
-    pub fn is_commit(&self) -> bool {
+    /// Whether a position was claimed: only then is there something for readers of the log.
+    pub fn has_position(&self) -> bool {
         self.positions > 0
     }
 
-    /// Called once, by the flusher, when the batch is published, with its first position: waking readers. It must be short.
-    pub fn on_publish(&mut self, call: impl FnOnce(Position) + Send + 'static) {
-        self.on_publish.push(Box::new(call));
-    }
-
-    /// It sets a timer: the worker must look when that is published.
-    pub(crate) fn tell_timers(&mut self) {
-        let timer_set = self.view.store.timer_set.clone();
-        self.on_publish(move |_| timer_set.notify_one());
+    /// Does this when the batch is published.
+    pub fn wake(&mut self, wake: Wake) {
+        self.wakes.push(wake);
     }
 
     /// How many rows it writes.
     pub fn row_count(&self) -> usize {
-        self.row_count
+        self.writes.row_count()
     }
 
     /// How many bytes its rows take: keys and values.
     pub fn byte_count(&self) -> usize {
-        self.byte_count
+        self.writes.byte_count()
     }
 
-    pub(crate) fn put_raw(&mut self, family: Family, key: Encoder, value: Encoder) {
-        let row = Row {
-            value: Some(value.bytes.into()),
-            pending_in_key: key.pending,
-            pending_in_value: value.pending,
-        };
-        self.insert(family, key.bytes, row);
-    }
-
-    pub(crate) fn delete_raw(&mut self, family: Family, key: Encoder) {
-        let row = Row { value: None, pending_in_key: key.pending, pending_in_value: Vec::new() };
-        self.insert(family, key.bytes, row);
-    }
-
-    fn insert(&mut self, family: Family, key: Vec<u8>, row: Row) {
-        let value_bytes = |row: &Row| row.value.as_ref().map_or(0, Bytes::len);
-        let key_bytes = key.len();
-        self.has_pending |= !row.pending_in_key.is_empty() || !row.pending_in_value.is_empty();
-        self.byte_count += value_bytes(&row);
-        match self.families.of_mut(family).rows.insert(key.into(), row) {
-            Some(replaced) => self.byte_count -= value_bytes(&replaced),
-            None => {
-                self.row_count += 1;
-                self.byte_count += key_bytes;
-            }
-        }
-    }
-
-    /// Deletes all rows with `low <= key < high`, those written into this batch before included: one by one where there
-    /// are few, for each range that is deleted as such slows reading down until the engine has compacted it away.
-    pub(crate) fn delete_between(&mut self, family: Family, low: Vec<u8>, high: Vec<u8>) {
-        let few: Result<Vec<Bytes>, Fault> = self
-            .range_raw(family, low.clone(), high.clone(), Direction::Up)
-            .and_then(|rows| rows.take(DELETED_SINGLY_MAX + 1).map(|row| row.map(|(key, _)| key)).collect());
-        match few {
-            Ok(few) if few.len() <= DELETED_SINGLY_MAX => {
-                for key in few {
-                    let key = Encoder { bytes: key.into(), pending: Vec::new() };
-                    self.delete_raw(family, key);
-                }
-            }
-            _ => self.delete_range_raw(family, low, high),
-        }
-    }
-
-    /// The same, as one range.
-    pub(crate) fn delete_range_raw(&mut self, family: Family, low: Vec<u8>, high: Vec<u8>) {
-        if low >= high {
-            return;
-        }
-        let (low, high) = (Bytes::from(low), Bytes::from(high));
-        let own = self.families.of_mut(family);
-        let doomed: Vec<Bytes> =
-            own.rows.range(low.clone()..high.clone()).map(|(key, _)| key.clone()).collect();
-        for key in doomed {
-            if let Some(row) = own.rows.remove(&key) {
-                self.row_count -= 1;
-                self.byte_count -= key.len() + row.value.map_or(0, |value| value.len());
-            }
-        }
-        self.row_count += 1;
-        self.byte_count += low.len() + high.len();
-        own.ranges.push((low, high));
+    /// Refuses a batch that is already larger than the store accepts, so that whoever builds a large one stops early.
+    pub fn check_size(&self) -> Result<(), NotAccepted> {
+        self.writes.check_size()
     }
 
     pub(crate) fn expect_raw(
@@ -209,102 +101,65 @@ impl Batch {
     ) {
         self.expectations.push(Expectation { family, key: key.bytes, value, table });
     }
+}
 
-    /// Whether any row holds a pending position.
-    pub(crate) fn has_pending(&self) -> bool {
-        self.has_pending
+/// The writes of one note: cursors, last-seen, acknowledgements. It takes no position and wakes nobody, and a power cut may
+/// take it back.
+pub struct Note {
+    pub(crate) writes: Writes,
+}
+
+impl Note {
+    pub(crate) fn new(view: View, guard: &Guard) -> Self {
+        Self { writes: Writes::new(view, guard) }
     }
 
-    pub(crate) fn settle(self, base: Position) -> Settled {
-        let mut changes = Vec::with_capacity(self.row_count);
-        for (family, rows) in self.families.into_iter() {
-            changes.extend(rows.ranges.into_iter().map(|(low, high)| Change::Range(family, low, high)));
-            changes.extend(rows.rows.into_iter().map(|(key, row)| {
-                let key = settled(key, &row.pending_in_key, base);
-                Change::Row(family, key, row.value.map(|value| settled(value, &row.pending_in_value, base)))
-            }));
-        }
-        Settled { layer: Layer::of(&changes), changes, on_publish: self.on_publish }
+    /// How many rows it writes.
+    pub fn row_count(&self) -> usize {
+        self.writes.row_count()
     }
 }
 
-/// With the pending positions at these offsets filled in.
-fn settled(bytes: Bytes, offsets: &[u32], base: Position) -> Bytes {
-    if offsets.is_empty() {
-        return bytes;
-    }
-    let mut bytes = Vec::from(bytes);
-    for offset in offsets {
-        let at = *offset as usize;
-        if let Some(slot) = bytes.get_mut(at..at + 8)
-            && let Ok(bits) = <[u8; 8]>::try_from(&*slot)
-        {
-            let settled = Position::from_bits(u64::from_be_bytes(bits)).settle(base);
-            slot.copy_from_slice(&settled.number().to_be_bytes());
+macro_rules! written_over_what_is_accepted {
+    ($($name:ident),*) => {$(
+        impl Write for $name {
+            fn writes(&mut self) -> &mut Writes {
+                &mut self.writes
+            }
         }
-    }
-    bytes.into()
+
+        impl Read for $name {
+            fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+                self.writes.get_raw(family, key)
+            }
+
+            fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
+                self.writes.get_many_raw(family, keys)
+            }
+
+            fn range_raw(
+                &self,
+                family: Family,
+                low: Vec<u8>,
+                high: Vec<u8>,
+                direction: Direction,
+            ) -> Result<Rows<'_>, Fault> {
+                self.writes.range_raw(family, low, high, direction)
+            }
+
+            fn first_of_many_raw(
+                &self,
+                family: Family,
+                ranges: &[KeyRange],
+            ) -> Result<Vec<Option<KeyValue>>, Fault> {
+                self.writes.first_of_many_raw(family, ranges)
+            }
+
+            fn upto(&self) -> Position {
+                self.writes.upto()
+            }
+        }
+    )*};
 }
 
-impl Read for Batch {
-    fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.families.of(family).find(key) {
-            Some(value) => Ok(value),
-            None => self.view.get_raw(family, key),
-        }
-    }
-
-    fn get_many_raw(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
-        let own = self.families.of(family);
-        let below = self.view.get_many_raw(family, keys)?;
-        Ok(keys.iter().zip(below).map(|(key, below)| own.find(key).unwrap_or(below)).collect())
-    }
-
-    fn range_raw(
-        &self,
-        family: Family,
-        low: Vec<u8>,
-        high: Vec<u8>,
-        direction: Direction,
-    ) -> Result<Rows<'_>, Fault> {
-        if low >= high {
-            return Ok(Box::new(std::iter::empty()));
-        }
-        let own = self.families.of(family);
-        let mut over =
-            own.rows.range::<[u8], _>((Bound::Included(&*low), Bound::Excluded(&*high))).peekable();
-        if over.peek().is_none() && own.ranges.is_empty() {
-            return self.view.range_raw(family, low, high, direction);
-        }
-        let over = own.rows.range::<[u8], _>((Bound::Included(&*low), Bound::Excluded(&*high)));
-        let over = over.map(|(key, row)| (key.clone(), row.value.clone()));
-        let over: OverRows<'_> = match direction {
-            Direction::Up => Box::new(over),
-            Direction::Down => Box::new(over.rev()),
-        };
-        let below = self.view.range_raw(family, low, high, direction)?;
-        let below: Rows<'_> = if own.ranges.is_empty() {
-            below
-        } else {
-            Box::new(below.filter(|row| !matches!(row, Ok((key, _)) if own.is_deleted(key))))
-        };
-        Ok(merge(below, over, direction))
-    }
-
-    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
-        let own = self.families.of(family);
-        let is_own = |(low, high): &KeyRange| {
-            let bounds = (Bound::Included(&**low), Bound::Excluded(&**high));
-            low < high && own.rows.range::<[u8], _>(bounds).next().is_some()
-        };
-        if !own.ranges.is_empty() || ranges.iter().any(is_own) {
-            return first_one_by_one(self, family, ranges);
-        }
-        self.view.first_of_many_raw(family, ranges)
-    }
-
-    /// Above everything published and everything claimed here.
-    fn upto(&self) -> Position {
-        Position::MAX
-    }
-}
+written_over_what_is_accepted!(Batch, Note);

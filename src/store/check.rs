@@ -2,7 +2,8 @@
 //!
 //! One walk goes over all rows in the order of their keys and holds none of them. Each row is judged with what it refers to
 //! in one and the same snapshot; between rows the walk takes a newer one, so that it can go on for hours beside a running
-//! server. What may be known of a table stands with the table's owner ([`RowCheck`]); the store knows its own.
+//! server. A row that takes longer to judge than a snapshot may be held is judged once more, and then counted as not judged.
+//! What may be known of a table stands with the table's owner ([`RowCheck`]); the store knows its own.
 
 mod own;
 
@@ -25,7 +26,7 @@ pub use own::checks;
 
 /// Findings beyond this many are counted and not kept.
 const FINDINGS_MAX: usize = 100;
-/// So many rows are judged in one snapshot.
+/// At most this many rows are judged in one snapshot.
 const ROWS_A_SNAPSHOT: usize = 10_000;
 /// The name of a row in a finding is no longer, in characters.
 const NAME_CHARS_MAX: usize = 160;
@@ -39,6 +40,8 @@ pub struct Report {
     pub findings: Vec<String>,
     /// How much is wrong.
     pub faults: u64,
+    /// Rows that could not be judged while the server went on beside: a copy of the store can be asked for them.
+    pub unjudged: u64,
 }
 
 impl Report {
@@ -151,9 +154,25 @@ impl Walk<'_> {
             let rows = snapshot.range_raw(family, from.clone(), vec![0xff, 0xff], Direction::Up)?;
             let mut last = None;
             for row in rows.take(ROWS_A_SNAPSHOT) {
-                let (key, value) = row?;
-                self.row(&snapshot, &mut checks, family, &key, value)?;
+                let (key, value) = match row {
+                    // The rows before took long: on with a newer snapshot.
+                    Err(Fault::Outdated) if last.is_some() => break,
+                    row => row?,
+                };
+                match self.row(&snapshot, &mut checks, family, &key, value) {
+                    // On with a newer snapshot, which this row has for itself.
+                    Err(Fault::Outdated) if last.is_some() => break,
+                    Err(Fault::Outdated) => {
+                        tracing::debug!(
+                            row = hex(&key),
+                            "a row takes too long to judge beside a running server"
+                        );
+                        self.report.unjudged += 1;
+                    }
+                    judged => judged?,
+                }
                 last = Some(key);
+                self.done += 1;
             }
             let Some(last) = last else { return Ok(()) };
             from = [&last[..], &[0]].concat();
@@ -170,7 +189,6 @@ impl Walk<'_> {
         key: &Bytes,
         value: Bytes,
     ) -> Result<(), Fault> {
-        self.done += 1;
         let id = key.first().copied().unwrap_or_default();
         let table =
             self.tables.iter().enumerate().find(|(_, table)| (table.id, table.family) == (id, family));
@@ -178,12 +196,13 @@ impl Walk<'_> {
             self.report.add(|| format!("family {} has a row of no table: {}", family.name(), hex(key)));
             return Ok(());
         };
-        self.rows.iter_mut().skip(index).take(1).for_each(|rows| *rows += 1);
         if let Err(fault) = check_row(key, value.clone()) {
             self.report.add(|| format!("{fault}, in the row {}", hex(key)));
+            self.count(index);
             return Ok(());
         }
         let mut doubts = Doubts::default();
+        let mut wrong = Vec::new();
         for check in checks.iter_mut().filter(|check| check.table == id) {
             let named = match (check.judge)(snapshot, key, value.clone(), &mut doubts) {
                 Ok(named) => named,
@@ -195,11 +214,16 @@ impl Walk<'_> {
                 }
                 Err(other) => return Err(other),
             };
-            for wrong in doubts.0.drain(..) {
-                self.report.add(|| format!("{name} {}: {wrong}", short(&named, key)));
-            }
+            wrong.extend(doubts.0.drain(..).map(|wrong| format!("{name} {}: {wrong}", short(&named, key))));
         }
+        // A row that is judged again is counted once.
+        wrong.into_iter().for_each(|wrong| self.report.add(|| wrong));
+        self.count(index);
         Ok(())
+    }
+
+    fn count(&mut self, index: usize) {
+        self.rows.iter_mut().skip(index).take(1).for_each(|rows| *rows += 1);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     ids::Position,
-    store::{Batch, Direction, Fault, Read, tables},
+    store::{Direction, Fault, Read, Write, tables},
 };
 
 /// Where the reader of this name stands; none before its first note.
@@ -13,13 +13,13 @@ pub fn find(read: &(impl Read + ?Sized), reader: &str) -> Result<Option<Position
 }
 
 /// The reader has dealt with everything at or before this position.
-pub fn advance(batch: &mut Batch, reader: &str, position: Position) {
-    tables::CURSOR.put(batch, reader, &position);
+pub fn advance(to: &mut impl Write, reader: &str, position: Position) {
+    tables::CURSOR.put(to, reader, &position);
 }
 
 /// The reader is no more: it holds the log back no longer.
-pub fn remove(batch: &mut Batch, reader: &str) {
-    tables::CURSOR.delete(batch, reader);
+pub fn remove(to: &mut impl Write, reader: &str) {
+    tables::CURSOR.delete(to, reader);
 }
 
 /// All readers, by name.

@@ -1,10 +1,10 @@
-//! Flush: one write, one fsync, one snapshot for all that has gathered; then acknowledge and wake.
+//! Flush: one write, one fsync, one snapshot for all that has gathered; then wake and acknowledge.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use parking_lot::MutexGuard;
 
-use crate::store::{Durability, Fault, Snapshot, Store, engine::Change, head, queue::Queued};
+use crate::store::{Durability, Fault, Snapshot, Store, Wake, engine::Change, head, queue::Queued};
 
 /// A flush carries at most this many bytes, or one batch, so that a long write delays others by milliseconds only.
 const FLUSH_BYTES_MAX: usize = 2 << 20;
@@ -25,10 +25,15 @@ pub struct Flushed {
 }
 
 impl Store {
-    /// Writes what has gathered, publishes it, acknowledges and wakes. One at a time; the caller is the flusher.
-    /// After an error nothing more is accepted or written: the process must end, for builders have seen what is now
-    /// lost.
+    /// Flushes where nobody is to be woken: before the server runs, after it has stopped, and in tests.
     pub fn flush(&self) -> Result<Flushed, Fault> {
+        self.flush_and_wake(&mut |_| ())
+    }
+
+    /// Writes what has gathered, publishes it, wakes and acknowledges. One at a time; the caller is the flusher.
+    /// After an error nothing more is accepted or written: the process must end, because builders have seen what is now
+    /// lost.
+    pub fn flush_and_wake(&self, wake: &mut dyn FnMut(Wake)) -> Result<Flushed, Fault> {
         let _one = self.0.flushing.lock();
         if self.0.failed.load(Ordering::Acquire) {
             return Err(Fault::failed());
@@ -41,11 +46,13 @@ impl Store {
         let report = report?;
         let mut published = Vec::with_capacity(gathered.len());
         for queued in gathered {
-            for call in queued.on_publish {
-                call(queued.base);
+            for news in queued.wakes {
+                match news {
+                    Wake::Timers => self.0.timer_set.notify_one(),
+                    Wake::Users(_) | Wake::Left { .. } | Wake::PushRules => wake(news),
+                }
             }
-            // Whoever waited may be gone; the batch is durable all the same.
-            let _ = queued.flushed.send(());
+            queued.promise.keep();
             published.push((queued.number, queued.bytes, queued.changes));
         }
         self.forget(&published);
@@ -63,10 +70,10 @@ impl Store {
         report.bytes = gathered.iter().map(|queued| queued.bytes).sum();
         let (position, batch_number) = (newest.last, newest.number);
         let mut head = head::rows(position, batch_number);
-        report.synced = match self.0.durability {
-            Durability::Fsync => gathered.iter().any(|queued| queued.is_commit),
-            Durability::Os => self.0.reserved.reserve(position, &mut head),
-        };
+        let reserves = self.0.reserved.reserve(self.0.durability, position, batch_number, &mut head);
+        let has_commit = gathered.iter().any(|queued| queued.is_commit);
+        report.synced = reserves || (has_commit && self.0.durability == Durability::Fsync);
+        debug_assert!(position >= self.0.published.load().position, "a flush goes back");
         let changes = gathered.iter().flat_map(|queued| &queued.changes).chain(&head);
         self.0.engine.write(changes, report.synced)?;
         let clock_ms = Arc::clone(&self.0.clock_ms);

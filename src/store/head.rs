@@ -1,4 +1,4 @@
-//! The store's own facts: layout, newest position, incarnations.
+//! The store's own facts: its layout, its newest position and batch number, its incarnations.
 
 use std::sync::{
     Arc,
@@ -6,12 +6,13 @@ use std::sync::{
 };
 
 use crate::{
+    config::Durability,
     ids::Position,
     store::{
-        Direction, Engine, Fault, Snapshot,
+        Batch, Direction, Engine, Fault, Snapshot,
         engine::Change,
         key::{Encoder, Value},
-        migrate, tables,
+        tables,
     },
 };
 
@@ -20,63 +21,59 @@ const BATCH: &str = "batch";
 const LAYOUT: &str = "layout";
 /// Positions up to this one may have been given out without being synced.
 const RESERVED: &str = "reserved";
+/// The same of batch numbers.
+const RESERVED_BATCHES: &str = "reserved_batches";
 
 /// The layout this code writes. `docs/architecture.md` says how it changes.
 pub(crate) const LAYOUT_NOW: u64 = 1;
 
-/// With `durability = "os"`, so many positions are reserved at a time.
+/// This many positions, or batch numbers, are reserved at a time.
 const RESERVED_AT_ONCE: u64 = 1 << 20;
 
 /// What is read when the store is opened.
 pub(crate) struct Head {
+    /// None where nothing was ever written.
+    pub(crate) layout: Option<u64>,
     pub(crate) snapshot: Snapshot,
     pub(crate) incarnations: Incarnations,
     pub(crate) reserved: Reserved,
 }
 
-/// Reads the head; writes it where the store is new, brings it to the newest layout where that is an older one.
+/// Reads the head. Positions and batch numbers go on above all that may have been given out before a power cut.
 pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
-    migrate::run_all(engine)?;
     let mut snapshot = read(engine)?;
+    let layout = tables::HEAD.get(&snapshot, LAYOUT)?;
     let incarnations = Incarnations::read(&snapshot)?;
-    let reserved = tables::HEAD.get(&snapshot, RESERVED)?.unwrap_or(0);
+    let reserved = |name: &str| Ok::<_, Fault>(tables::HEAD.get(&snapshot, name)?.unwrap_or(0));
+    let (positions, batches) = (reserved(RESERVED)?, reserved(RESERVED_BATCHES)?);
     snapshot.position = snapshot
         .position
         .max(Position::first_of_incarnation(incarnations.current()))
-        // What lies below may have been seen by clients before a power cut took it.
-        .max(Position::new(reserved).unwrap_or_default());
-    Ok(Head { snapshot, incarnations, reserved: Reserved(AtomicU64::new(reserved)) })
+        .max(Position::new(positions).unwrap_or_default());
+    snapshot.batch_number = snapshot.batch_number.max(batches);
+    Ok(Head { layout, snapshot, incarnations, reserved: Reserved::upto(positions, batches) })
 }
 
-/// What is written now, before anything of it is known.
-pub(crate) fn bare(engine: &Engine) -> Snapshot {
-    Snapshot::new(engine.snapshot(), Position::ZERO, 0, Arc::default())
+/// Writes that the store is of this layout.
+pub(crate) fn put_layout(batch: &mut Batch, layout: u64) {
+    tables::HEAD.put(batch, LAYOUT, &layout);
 }
 
-/// The layout of a store; none when nothing was ever written.
-pub(crate) fn find_layout(read: &Snapshot) -> Result<Option<u64>, Fault> {
-    tables::HEAD.get(read, LAYOUT)
+/// Writes what a new store begins with.
+pub(crate) fn put_new_store(batch: &mut Batch) {
+    put_layout(batch, LAYOUT_NOW);
+    tables::INCARNATION.put(batch, 0, &Position::ZERO);
 }
 
-/// The row that says of which layout the store is.
-pub(crate) fn layout_row(layout: u64) -> Change {
-    row(LAYOUT, layout)
-}
-
-/// The first rows of a store.
-pub(crate) fn rows_of_new_store(layout: u64) -> [Change; 2] {
-    [row(LAYOUT, layout), incarnation_row(0, Position::ZERO)]
-}
-
-/// What is written now, with its position.
+/// What is written now, with its position and the number of its last batch.
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
-    let mut bare = bare(engine);
-    let position = tables::HEAD.get(&bare, POSITION)?.unwrap_or(0);
+    let mut snapshot = Snapshot::new(engine.snapshot(), Position::ZERO, 0, Arc::default());
+    let position = tables::HEAD.get(&snapshot, POSITION)?.unwrap_or(0);
     let position = Position::new(position).ok_or(Fault::Corrupt("its position is too high"))?;
-    let batch_number = tables::HEAD.get(&bare, BATCH)?.unwrap_or(0);
-    bare.position = position;
-    bare.batch_number = batch_number;
-    Ok(bare)
+    let batch_number = tables::HEAD.get(&snapshot, BATCH)?.unwrap_or(0);
+    snapshot.position = position;
+    snapshot.batch_number = batch_number;
+    Ok(snapshot)
 }
 
 /// Whether a fact of this name may be this number, in a store that is open and has this snapshot.
@@ -84,13 +81,13 @@ pub(crate) fn may_be(snapshot: &Snapshot, name: &str, number: u64) -> bool {
     match name {
         // Positions are skipped when a store is opened, and its row follows with the next flush.
         POSITION => number <= snapshot.position.number(),
-        BATCH => number == snapshot.batch_number,
+        BATCH => number <= snapshot.batch_number,
         LAYOUT => number == LAYOUT_NOW,
         _ => true,
     }
 }
 
-/// The rows that every flush writes.
+/// The rows that every flush writes: they say which batch it ends with.
 pub(crate) fn rows(position: Position, batch: u64) -> Vec<Change> {
     vec![row(POSITION, position.number()), row(BATCH, batch)]
 }
@@ -102,28 +99,45 @@ fn row(name: &str, number: u64) -> Change {
     Change::Row(tables::HEAD.family, key.into(), Some(value.bytes.into()))
 }
 
-fn incarnation_row(incarnation: u16, ended: Position) -> Change {
-    let mut value = Encoder::default();
-    Value::encode(&ended, &mut value);
-    let key = tables::INCARNATION.key_bytes::<u16>(incarnation).bytes;
-    Change::Row(tables::INCARNATION.family, key.into(), Some(value.bytes.into()))
+/// A power cut may take what was not synced, and with it numbers that somebody has seen: positions in tokens of clients, batch
+/// numbers in another node. They must not be given out twice with another meaning, so they are reserved ahead, and a store that
+/// is opened again skips all that are reserved. Positions are reserved only where commits are not synced; batch numbers always,
+/// because notes never are.
+pub(crate) struct Reserved {
+    positions: AtomicU64,
+    batches: AtomicU64,
 }
 
-/// Without a sync, a power cut may take positions that clients have seen, and they must not be given out twice:
-/// all up to a reserved one are skipped when the store is opened again. Nothing is reserved while every commit is synced.
-pub(crate) struct Reserved(AtomicU64);
-
 impl Reserved {
-    /// Whether the write that brings this position must be synced, for it reserves more.
-    pub(crate) fn reserve(&self, position: Position, rows: &mut Vec<Change>) -> bool {
-        if position.number() < self.0.load(Ordering::Acquire) {
-            return false;
-        }
-        let upto = position.plus(RESERVED_AT_ONCE).number();
-        rows.push(row(RESERVED, upto));
-        self.0.store(upto, Ordering::Release);
-        true
+    fn upto(positions: u64, batches: u64) -> Self {
+        Self { positions: AtomicU64::new(positions), batches: AtomicU64::new(batches) }
     }
+
+    /// Whether the write that brings this position and this batch must be synced, because it reserves more.
+    pub(crate) fn reserve(
+        &self,
+        durability: Durability,
+        position: Position,
+        batch: u64,
+        rows: &mut Vec<Change>,
+    ) -> bool {
+        let mut reserves = more(&self.batches, RESERVED_BATCHES, batch, rows);
+        if durability == Durability::Os {
+            reserves |= more(&self.positions, RESERVED, position.number(), rows);
+        }
+        reserves
+    }
+}
+
+/// Reserves more numbers where this one is not below those that are.
+fn more(reserved: &AtomicU64, name: &str, number: u64, rows: &mut Vec<Change>) -> bool {
+    if number < reserved.load(Ordering::Acquire) {
+        return false;
+    }
+    let upto = number.saturating_add(RESERVED_AT_ONCE);
+    rows.push(row(name, upto));
+    reserved.store(upto, Ordering::Release);
+    true
 }
 
 /// The lives of the store: a restore begins a new one, whose positions lie above all of the earlier ones.
@@ -152,13 +166,15 @@ impl Incarnations {
     }
 }
 
-/// The rows that begin a new incarnation, above `lived` ones, over what `snapshot` holds.
-pub(crate) fn rows_of_new_incarnation(snapshot: &Snapshot, lived: u16) -> Result<Vec<Change>, Fault> {
-    let incarnation = lived.checked_add(1).filter(|incarnation| *incarnation < INCARNATIONS_MAX);
-    let incarnation =
-        incarnation.ok_or(Fault::Closed("it was restored too often: no incarnation is left"))?;
-    let first = Position::first_of_incarnation(incarnation);
-    Ok(vec![incarnation_row(incarnation, snapshot.position), row(POSITION, first.number())])
+/// The incarnation after these lives.
+pub(crate) fn next_incarnation(lived: u16) -> Result<u16, Fault> {
+    let next = lived.checked_add(1).filter(|incarnation| *incarnation < INCARNATIONS_MAX);
+    next.ok_or(Fault::Closed("it was restored too often: no incarnation is left"))
+}
+
+/// Writes that an incarnation begins, and where the history that it continues ended.
+pub(crate) fn put_incarnation(batch: &mut Batch, incarnation: u16, ended: Position) {
+    tables::INCARNATION.put(batch, incarnation, &ended);
 }
 
 /// Positions have nine bits for the incarnation.

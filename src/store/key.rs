@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
-    store::Fault,
+    store::{Domain, Fault},
 };
 
 /// Bytes under construction, with the places of pending positions in them.
@@ -87,6 +87,9 @@ impl<'a> Decoder<'a> {
 pub trait Key: Sized {
     /// The key as a caller has it: borrowed where that saves a copy.
     type Ref<'a>: Copy;
+    /// The domain whose number a key begins with: of a room, or of a user. A batch may then write the rows of those rooms or
+    /// users only whose locks its guard holds.
+    const LEADS: Option<Domain> = None;
     /// Appends the key.
     fn encode_key(key: Self::Ref<'_>, to: &mut Encoder);
     /// Reads the key back.
@@ -120,9 +123,10 @@ impl Key for i32 {
 }
 
 macro_rules! number_keys {
-    ($($name:ident($inner:ty)),*) => {$(
+    ($($name:ident($inner:ty) $leads:expr),*) => {$(
         impl Key for $name {
             type Ref<'a> = Self;
+            const LEADS: Option<Domain> = $leads;
             fn encode_key(key: Self, to: &mut Encoder) {
                 <$inner>::encode_key(key.0, to);
             }
@@ -133,7 +137,13 @@ macro_rules! number_keys {
     )*};
 }
 
-number_keys!(RoomNum(u64), UserNum(u64), DeviceNum(u32), StateKeyNum(u32), SideNum(u32));
+number_keys!(
+    RoomNum(u64) Some(Domain::Room),
+    UserNum(u64) Some(Domain::User),
+    DeviceNum(u32) None,
+    StateKeyNum(u32) None,
+    SideNum(u32) None
+);
 
 impl Key for EventNum {
     type Ref<'a> = Self;
@@ -230,6 +240,7 @@ macro_rules! tuple_keys {
     ($(($($name:ident $field:tt),*);)*) => {$(
         impl<$($name: Key),*> Key for ($($name,)*) {
             type Ref<'a> = ($($name::Ref<'a>,)*);
+            const LEADS: Option<Domain> = A::LEADS;
             fn encode_key(key: Self::Ref<'_>, to: &mut Encoder) {
                 $($name::encode_key(key.$field, to);)*
             }

@@ -7,40 +7,31 @@
 
 use bytes::Bytes;
 
-use crate::store::{
-    Engine, Fault, Snapshot,
-    engine::Change,
-    head::{self, LAYOUT_NOW},
-    key::{Encoder, Value},
-    tables,
-};
+use crate::store::{Batch, Fault, Guard, NotAccepted, Read, Store, head, tables};
 
 /// One step: from the layout before to this one.
 pub(crate) struct Step {
     /// The layout that it makes.
     pub(crate) to: u64,
-    /// Makes the changes of one part, at most some thousand rows, that begins after `after` (none: at the beginning);
-    /// answers where the next part begins, or none at the end.
+    /// Writes one part, at most as much as a batch holds, that begins after `after` (none: at the beginning); answers where
+    /// the next part begins, or none at the end.
     pub(crate) part: Part,
 }
 
-/// Makes the changes of one part of a step.
-type Part = fn(&Snapshot, Option<Bytes>, &mut Vec<Change>) -> Result<Option<Bytes>, Fault>;
+/// Writes one part of a step. What it reads is published, and nobody else writes meanwhile.
+type Part = fn(&dyn Read, Option<Bytes>, &mut Batch) -> Result<Option<Bytes>, Fault>;
 
 /// Layout 1 is the first one.
 pub(crate) static STEPS: &[Step] = &[];
 
-/// Brings the store to the newest layout. Errors: it is of a later one.
-pub(crate) fn run(engine: &Engine, steps: &[Step], newest: u64) -> Result<(), Fault> {
-    let Some(mut layout) = head::find_layout(&head::bare(engine))? else {
-        return engine.write(head::rows_of_new_store(newest).iter(), true);
-    };
+/// Brings the store from this layout to the newest one, in batches as any other write. Errors: it is of a later layout.
+pub(crate) fn run(store: &Store, mut layout: u64, steps: &[Step], newest: u64) -> Result<(), Fault> {
     if layout > newest {
         return Err(Fault::Closed("it was written by a newer version, and going back is not possible"));
     }
     for step in steps.iter().filter(|step| step.to <= newest) {
         if step.to == layout + 1 {
-            take(engine, step)?;
+            take(store, step)?;
             layout = step.to;
         }
     }
@@ -51,109 +42,108 @@ pub(crate) fn run(engine: &Engine, steps: &[Step], newest: u64) -> Result<(), Fa
     }
 }
 
-/// Brings the store to the layout of this code.
-pub(crate) fn run_all(engine: &Engine) -> Result<(), Fault> {
-    run(engine, STEPS, LAYOUT_NOW)
-}
-
-fn take(engine: &Engine, step: &Step) -> Result<(), Fault> {
+fn take(store: &Store, step: &Step) -> Result<(), Fault> {
     loop {
-        let snapshot = head::bare(engine);
-        let mut changes = Vec::new();
-        let after = tables::MIGRATION.get(&snapshot, step.to)?;
-        match (step.part)(&snapshot, after, &mut changes)? {
-            Some(after) => {
-                changes.push(progress(step.to, Some(&after)));
-                engine.write(changes.iter(), false)?;
-            }
+        let snapshot = store.snapshot();
+        let mut batch = store.batch(&Guard::alone());
+        let after = tables::MIGRATION.get(&*snapshot, step.to)?;
+        let next = (step.part)(&*snapshot, after, &mut batch)?;
+        match &next {
+            Some(after) => tables::MIGRATION.put(&mut batch, step.to, after),
             None => {
-                changes.push(progress(step.to, None));
-                changes.push(head::layout_row(step.to));
-                return engine.write(changes.iter(), true);
+                tables::MIGRATION.delete(&mut batch, step.to);
+                head::put_layout(&mut batch, step.to);
             }
+        }
+        write(store, batch)?;
+        if next.is_none() {
+            return Ok(());
         }
     }
 }
 
-fn progress(to: u64, after: Option<&Bytes>) -> Change {
-    let value = after.map(|after| {
-        let mut value = Encoder::default();
-        after.encode(&mut value);
-        Bytes::from(value.bytes)
-    });
-    Change::Row(tables::MIGRATION.family, tables::MIGRATION.key_bytes::<u64>(to).bytes.into(), value)
+/// Writes a batch of a store that nobody else uses yet, and waits for the disk.
+pub(crate) fn write(store: &Store, batch: Batch) -> Result<(), Fault> {
+    match store.enqueue(batch) {
+        Ok(_) => store.flush().map(drop),
+        Err(NotAccepted::Fault(fault)) => Err(fault),
+        Err(other) => Err(Fault::Io(format!("a store that is being opened takes no batch: {other:?}"))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::{
-        Direction, Durability, Read, Store,
+        Direction, Domain, Durability, Engine, Table,
         engine::{Family, Memory},
+        head::LAYOUT_NOW,
     };
 
-    fn rows(read: &Snapshot) -> Vec<(Bytes, Bytes)> {
-        read.range_raw(Family::Index, vec![0xf0], vec![0xff], Direction::Up)
-            .unwrap()
-            .map(Result::unwrap)
-            .collect()
-    }
+    static OLD: Table<u8, u64> = Table::new(250, Family::Index, "OLD", Domain::Server, "tests");
+    static NEW: Table<u8, u64> = Table::new(251, Family::Index, "NEW", Domain::Server, "tests");
 
-    /// From keys `f0 n` to keys `f1 n`, three a part.
-    fn move_three(
-        read: &Snapshot,
-        after: Option<Bytes>,
-        changes: &mut Vec<Change>,
-    ) -> Result<Option<Bytes>, Fault> {
-        let low = after.map_or(vec![0xf0], |after| [&after[..], &[0]].concat());
+    /// From OLD to NEW, three rows a part.
+    fn move_three(read: &dyn Read, after: Option<Bytes>, batch: &mut Batch) -> Result<Option<Bytes>, Fault> {
+        let after = after.and_then(|after| after.first().copied());
+        let rows = OLD.prefix::<()>(read, (), Direction::Up)?;
+        let rows = rows.filter(|row| !matches!(row, Ok((key, _)) if Some(*key) <= after));
         let mut last = None;
-        for row in read.range_raw(Family::Index, low, vec![0xf1], Direction::Up)?.take(3) {
+        for row in rows.take(3) {
             let (key, value) = row?;
-            changes.push(Change::Row(Family::Index, key.clone(), None));
-            changes.push(Change::Row(Family::Index, vec![0xf1, key[1]].into(), Some(value)));
-            last = Some(key);
+            OLD.delete(batch, key);
+            NEW.put(batch, key, &value);
+            last = Some(Bytes::copy_from_slice(&[key]));
         }
         Ok(last)
     }
 
-    fn only_flip(_: &Snapshot, _: Option<Bytes>, _: &mut Vec<Change>) -> Result<Option<Bytes>, Fault> {
+    fn only_flip(_: &dyn Read, _: Option<Bytes>, _: &mut Batch) -> Result<Option<Bytes>, Fault> {
         Ok(None)
+    }
+
+    fn open_raw(engine: Engine) -> Store {
+        Store::over(engine, Durability::Fsync).unwrap().0
     }
 
     #[test]
     fn a_migration_that_a_crash_stops_anywhere_goes_on_and_ends_the_same() {
         let steps = [Step { to: 2, part: move_three }, Step { to: 3, part: only_flip }];
-        let old: Vec<Change> = (0..10_u8)
-            .map(|n| Change::Row(Family::Index, vec![0xf0, n].into(), Some(Bytes::copy_from_slice(&[n]))))
-            .collect();
-        let expected: Vec<(Bytes, Bytes)> =
-            (0..10_u8).map(|n| (vec![0xf1, n].into(), Bytes::copy_from_slice(&[n]))).collect();
         for writes in 0..8 {
             for leaves_rows in [false, true] {
-                let memory = Memory::default();
-                let engine = Engine::Memory(memory);
-                run(&engine, &[], 1).unwrap();
-                engine.write(old.iter(), true).unwrap();
-                let Engine::Memory(memory) = &engine else { unreachable!() };
+                let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+                let mut batch = store.batch(&Guard::alone());
+                (0..10_u8).for_each(|key| OLD.put(&mut batch, key, &key.into()));
+                write(&store, batch).unwrap();
+                let began = store.snapshot().batch_number();
+                let Engine::Memory(memory) = store.engine() else { unreachable!() };
                 memory.fail_after(writes, leaves_rows);
-                let stopped = run(&engine, &steps, 3);
-                let kept = memory.unsynced_writes() / 2;
-                let engine = Engine::Memory(memory.after_crash(kept));
+                let stopped = run(&store, 1, &steps, 3);
                 assert_eq!(stopped.is_err(), writes < 6);
-                run(&engine, &steps, 3).unwrap();
-                let read = head::read(&engine).unwrap();
-                assert_eq!(rows(&read), expected);
-                assert_eq!(head::find_layout(&read).unwrap(), Some(3));
-                assert_eq!(tables::MIGRATION.prefix::<()>(&read, (), Direction::Up).unwrap().count(), 0);
+                let kept = memory.unsynced_writes() / 2;
+                let store = open_raw(Engine::Memory(memory.after_crash(kept)));
+                let layout = head::open(store.engine()).unwrap().layout.unwrap();
+                run(&store, layout, &steps, 3).unwrap();
+                let read = &*store.snapshot();
+                let moved = NEW.prefix::<()>(read, (), Direction::Up).unwrap().map(Result::unwrap);
+                assert!(moved.eq((0..10_u8).map(|key| (key, key.into()))));
+                assert_eq!(OLD.prefix::<()>(read, (), Direction::Up).unwrap().count(), 0);
+                assert_eq!(head::open(store.engine()).unwrap().layout, Some(3));
+                assert_eq!(tables::MIGRATION.prefix::<()>(read, (), Direction::Up).unwrap().count(), 0);
+                assert!(read.batch_number() > began, "each part has a number that a replica can follow");
             }
         }
     }
 
     #[test]
     fn a_store_of_a_later_version_is_refused() {
-        let engine = Engine::Memory(Memory::default());
-        run(&engine, &[], LAYOUT_NOW + 1).unwrap();
-        assert!(matches!(Store::open(engine, Durability::Fsync), Err(Fault::Closed(_))));
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let mut batch = store.batch(&Guard::alone());
+        head::put_layout(&mut batch, LAYOUT_NOW + 1);
+        write(&store, batch).unwrap();
+        let Engine::Memory(memory) = store.engine() else { unreachable!() };
+        let later = Engine::Memory(memory.after_crash(usize::MAX));
+        assert!(matches!(Store::open(later, Durability::Fsync), Err(Fault::Closed(_))));
     }
 
     #[test]

@@ -1,19 +1,21 @@
-//! Enqueue: checks a batch against everything accepted, fixes its positions, and lets it wait for the flush.
+//! Enqueue: checks a batch or a note against everything accepted, fixes its positions, and lets it wait for the flush.
 
 use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::MutexGuard;
-use tokio::sync::oneshot;
 
 use crate::{
     error::{Error, Refusal},
     ids::Position,
     store::{
-        BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, Fault, Read, Snapshot, Store,
-        batch::{Expectation, OnPublish, Settled},
+        Batch, Fault, Note, Published, Read, Snapshot, Store,
+        batch::Expectation,
         engine::Change,
         pending::PendingRows,
+        published::{Promise, promise},
+        wake::Wake,
+        writes::{Settled, Writes},
     },
 };
 
@@ -25,8 +27,10 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 pub enum NotAccepted {
     /// A precondition does not hold: somebody else was first.
     Conflict(Conflict),
-    /// More than [`BATCH_BYTES_MAX`] or [`BATCH_ROWS_MAX`].
+    /// More than [`BATCH_BYTES_MAX`](crate::store::BATCH_BYTES_MAX) or [`BATCH_ROWS_MAX`](crate::store::BATCH_ROWS_MAX).
     TooLarge,
+    /// This table is written without the lock of its domain. It is a fault of the code, which tests find.
+    Unguarded(&'static str),
     /// Too much waits for the disk.
     Busy,
     /// The store itself.
@@ -49,6 +53,9 @@ impl From<NotAccepted> for Error {
                 Self::broken(format!("two writers of table {} were not kept apart", conflict.table))
             }
             NotAccepted::TooLarge => Refusal::too_large("This is too much for one request.").into(),
+            NotAccepted::Unguarded(table) => {
+                Self::broken(format!("a batch was not made under the lock of what it writes: {table}"))
+            }
             NotAccepted::Busy => Self::Busy { retry_after: Duration::from_secs(1) },
             NotAccepted::Fault(fault) => fault.into(),
         }
@@ -61,19 +68,19 @@ pub struct Enqueued {
     /// The first position; pending positions settle onto it.
     pub base: Position,
     /// Resolves when the batch is durable and visible; an error means that the server is going down.
-    pub flushed: oneshot::Receiver<()>,
+    pub flushed: Published,
 }
 
-/// A batch that waits for the flush; a barrier is one without changes.
+/// A batch or a note that waits for the flush; a barrier is one without changes.
 pub(crate) struct Queued {
     pub(crate) number: u64,
     pub(crate) last: Position,
-    pub(crate) base: Position,
     pub(crate) changes: Vec<Change>,
     pub(crate) bytes: usize,
+    /// Whether the flush that carries it must be synced.
     pub(crate) is_commit: bool,
-    pub(crate) flushed: oneshot::Sender<()>,
-    pub(crate) on_publish: Vec<OnPublish>,
+    pub(crate) wakes: Vec<Wake>,
+    pub(crate) promise: Promise,
 }
 
 /// What is accepted and not published.
@@ -100,58 +107,80 @@ impl Queue {
             last_batch: snapshot.batch_number,
         }
     }
+
+    /// Adds at the end. Positions and numbers of batches never fall, and a batch that claims none takes none.
+    fn push(&mut self, queued: Queued) {
+        debug_assert!(queued.last >= self.last_position, "positions fall");
+        let is_next = queued.number == self.last_batch + 1;
+        let is_barrier = queued.number == self.last_batch && queued.changes.is_empty();
+        debug_assert!(is_next || is_barrier, "batch {} follows {}", queued.number, self.last_batch);
+        self.last_position = queued.last;
+        self.last_batch = queued.number;
+        self.bytes += queued.bytes;
+        self.batches.push_back(queued);
+    }
+}
+
+/// What a batch is beside its rows.
+struct Kind {
+    positions: u32,
+    wakes: Vec<Wake>,
+    jump_to: Option<Position>,
+    is_commit: bool,
 }
 
 impl Store {
-    /// Checks the batch's preconditions, fixes its positions and lets it wait for the flush. All or nothing.
-    pub fn enqueue(&self, mut batch: Batch) -> Result<Enqueued, NotAccepted> {
-        if batch.byte_count() > BATCH_BYTES_MAX || batch.row_count() > BATCH_ROWS_MAX {
-            return Err(NotAccepted::TooLarge);
-        }
-        let (flushed, receiver) = oneshot::channel();
-        let is_commit = batch.is_commit();
-        let bytes = batch.byte_count();
-        let checked = self.check_published(&batch)?;
-        let positions = batch.positions;
-        let expectations = std::mem::take(&mut batch.expectations);
+    /// Checks the batch's guards and preconditions, fixes its positions and lets it wait for the flush. All or nothing.
+    pub fn enqueue(&self, batch: Batch) -> Result<Enqueued, NotAccepted> {
+        let Batch { writes, expectations, positions, wakes, jump_to } = batch;
+        let checked = self.check_published(&expectations)?;
+        let check = |queue: &Queue| self.check(queue, &expectations, &checked);
+        self.accept(writes, Kind { positions, wakes, jump_to, is_commit: true }, check)
+    }
+
+    /// Lets a note wait for the flush. It answers what resolves when the note is visible; it may never be durable.
+    pub fn enqueue_note(&self, note: Note) -> Result<Published, NotAccepted> {
+        let kind = Kind { positions: 0, wakes: Vec::new(), jump_to: None, is_commit: false };
+        Ok(self.accept(note.writes, kind, |_| Ok(()))?.flushed)
+    }
+
+    fn accept(
+        &self,
+        writes: Writes,
+        kind: Kind,
+        check: impl FnOnce(&Queue) -> Result<(), NotAccepted>,
+    ) -> Result<Enqueued, NotAccepted> {
+        writes.check_size()?;
+        writes.check_guards()?;
+        let Kind { positions, wakes, jump_to, is_commit } = kind;
+        let (promise, flushed) = promise();
+        let bytes = writes.byte_count();
         // What needs no positions is made ready before the queue is locked.
-        let early = if batch.has_pending() { Err(batch) } else { Ok(batch.settle(Position::ZERO)) };
+        let early = if writes.has_pending() { Err(writes) } else { Ok(writes.settle(Position::ZERO)) };
         let mut queue = self.0.queue.lock();
         if self.0.failed.load(Ordering::Acquire) {
             return Err(NotAccepted::Fault(Fault::failed()));
         }
         if queue.bytes > QUEUE_BYTES_MAX {
+            tracing::debug!(bytes = queue.bytes, "a batch is put off: too much waits for the disk");
             return Err(NotAccepted::Busy);
         }
-        self.check(&queue, &expectations, &checked)?;
+        check(&queue)?;
         let base = queue.last_position.plus(1);
-        let last = queue.last_position.plus(u64::from(positions));
+        let last = jump_to.unwrap_or_else(|| queue.last_position.plus(u64::from(positions)));
         let number = queue.last_batch + 1;
-        let Settled { changes, layer, on_publish } = early.unwrap_or_else(|batch| batch.settle(base));
+        let Settled { changes, layer } = early.unwrap_or_else(|writes| writes.settle(base));
         queue.pending.add(number, &changes, layer);
-        queue.last_position = last;
-        queue.last_batch = number;
-        queue.bytes += bytes;
-        queue.batches.push_back(Queued {
-            number,
-            last,
-            base,
-            changes,
-            bytes,
-            is_commit,
-            flushed,
-            on_publish,
-        });
+        queue.push(Queued { number, last, changes, bytes, is_commit, wakes, promise });
         self.announce(queue);
-        Ok(Enqueued { base, flushed: receiver })
+        Ok(Enqueued { base, flushed })
     }
 
     /// What the preconditions find in the newest snapshot, read outside the queue's lock: it may touch the disk.
-    fn check_published(&self, batch: &Batch) -> Result<Checked, NotAccepted> {
+    fn check_published(&self, expectations: &[Expectation]) -> Result<Checked, NotAccepted> {
         let snapshot = self.snapshot();
         let find = |expected: &Expectation| snapshot.get_raw(expected.family, &expected.key);
-        let found =
-            batch.expectations.iter().map(find).collect::<Result<_, _>>().map_err(NotAccepted::Fault)?;
+        let found = expectations.iter().map(find).collect::<Result<_, _>>().map_err(NotAccepted::Fault)?;
         Ok(Checked { batch_number: snapshot.batch_number(), found })
     }
 
@@ -180,7 +209,7 @@ impl Store {
     /// Resolves when everything accepted until now is durable and visible: at once when nothing waits, never when
     /// the store has failed, for then the process ends and nothing may be answered.
     pub fn barrier(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (flushed, receiver) = oneshot::channel();
+        let (promise, published) = promise();
         let mut queue = self.0.queue.lock();
         let (number, last) = (queue.last_batch, queue.last_position);
         let must_wait = number != self.0.published.load().batch_number || !queue.batches.is_empty();
@@ -188,18 +217,17 @@ impl Store {
             let barrier = Queued {
                 number,
                 last,
-                base: last,
                 changes: Vec::new(),
                 bytes: 0,
                 is_commit: false,
-                flushed,
-                on_publish: Vec::new(),
+                wakes: Vec::new(),
+                promise,
             };
-            queue.batches.push_back(barrier);
+            queue.push(barrier);
             self.announce(queue);
         }
         async move {
-            if must_wait && receiver.await.is_err() {
+            if must_wait && published.await.is_err() {
                 std::future::pending::<()>().await;
             }
         }

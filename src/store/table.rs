@@ -5,21 +5,25 @@ use std::{marker::PhantomData, ops::Bound};
 use bytes::Bytes;
 
 use crate::store::{
-    Batch, Fault, Read,
+    Batch, Fault, Read, Write,
     engine::Family,
+    guard::Owner,
     key::{Decoder, Encoder, Key, Value},
 };
 
 /// Whose lock guards reading, deciding and writing. Locks are taken in this order and never held while waiting for
 /// the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Domain {
-    /// The room's lock.
+    /// The room's turn.
     Room,
     /// The user's lock.
     User,
-    /// The server's.
+    /// The server's lock.
     Server,
+    /// No lock: the store's own tables. The queue orders the log, a reader alone moves its cursor, and a timer is taken by
+    /// whoever finds it as expected.
+    Store,
 }
 
 /// A table. `docs/architecture.md` says how to add one; `src/schema.rs` lists them all.
@@ -190,44 +194,74 @@ impl<K: Key, V: Value> Table<K, V> {
         if from.0.is_empty() { Ok(()) } else { Err(self.in_table(Fault::Corrupt("a key is too long"))) }
     }
 
+    /// Whose rows the keys with these leading parts are.
+    fn owner<P: Key>(&self, key: &Encoder) -> Owner {
+        if K::LEADS != Some(self.domain) {
+            return Owner::Unnamed;
+        }
+        let number = key.bytes.get(1..9).and_then(|number| <[u8; 8]>::try_from(number).ok());
+        match number {
+            Some(number) if P::LEADS == K::LEADS => Owner::One(u64::from_be_bytes(number)),
+            _ => Owner::All,
+        }
+    }
+
+    /// The bytes of a key, or of leading parts, which the guard of what is written covers.
+    fn guarded<P: Key>(&self, to: &mut impl Write, key: P::Ref<'_>) -> Encoder {
+        let key = self.key_bytes::<P>(key);
+        to.writes().require_guard(self.name, self.domain, self.owner::<P>(&key));
+        key
+    }
+
     /// Writes the row.
-    pub fn put(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
-        let mut to = Encoder::default();
-        value.encode(&mut to);
-        batch.put_raw(self.family, self.key_bytes::<K>(key), to);
+    pub fn put(&self, to: &mut impl Write, key: K::Ref<'_>, value: &V) {
+        let mut bytes = Encoder::default();
+        value.encode(&mut bytes);
+        let key = self.guarded::<K>(to, key);
+        to.writes().put_raw(self.family, key, bytes);
     }
 
     /// Deletes the row; nothing happens when there is none.
-    pub fn delete(&self, batch: &mut Batch, key: K::Ref<'_>) {
-        batch.delete_raw(self.family, self.key_bytes::<K>(key));
+    pub fn delete(&self, to: &mut impl Write, key: K::Ref<'_>) {
+        let key = self.guarded::<K>(to, key);
+        to.writes().delete_raw(self.family, key);
     }
 
-    /// Deletes all rows whose keys begin with these leading parts, those put into this batch before included: a million
-    /// cost one row of the batch. Readers of the batch and of what is accepted see it at once. Under the lock of the
-    /// table's domain.
-    pub fn delete_prefix<P: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>) {
-        let low = self.key_bytes::<P>(prefix).bytes;
+    /// Deletes all rows whose keys begin with these leading parts, those put before included: a million cost one row of the
+    /// batch. Readers of the batch and of what is accepted see it at once.
+    pub fn delete_prefix<P: Key>(&self, to: &mut impl Write, prefix: P::Ref<'_>) {
+        let low = self.guarded::<P>(to, prefix).bytes;
         let high = after_prefix(&low);
-        batch.delete_between(self.family, low, high);
+        to.writes().delete_between(self.family, low, high);
     }
 
     /// Deletes all rows below a key, or leading parts of one, within a prefix that it begins with.
-    pub fn delete_below<P: Key, Q: Key>(&self, batch: &mut Batch, prefix: P::Ref<'_>, below: Q::Ref<'_>) {
-        let low = self.key_bytes::<P>(prefix).bytes;
+    pub fn delete_below<P: Key, Q: Key>(&self, to: &mut impl Write, prefix: P::Ref<'_>, below: Q::Ref<'_>) {
+        let low = self.guarded::<P>(to, prefix).bytes;
         let high = self.key_bytes::<Q>(below).bytes;
-        batch.delete_between(self.family, low, high);
+        to.writes().delete_between(self.family, low, high);
     }
 
     /// The batch is accepted only if there is no such row, in the store or in a batch accepted before it.
     pub fn expect_absent(&self, batch: &mut Batch, key: K::Ref<'_>) {
-        batch.expect_raw(self.family, self.key_bytes::<K>(key), None, self.name);
+        let key = self.guarded::<K>(batch, key);
+        batch.expect_raw(self.family, key, None, self.name);
     }
 
     /// The batch is accepted only if the row is exactly this one.
     pub fn expect_value(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
         let mut to = Encoder::default();
         value.encode(&mut to);
-        batch.expect_raw(self.family, self.key_bytes::<K>(key), Some(to.bytes.into()), self.name);
+        let key = self.guarded::<K>(batch, key);
+        batch.expect_raw(self.family, key, Some(to.bytes.into()), self.name);
+    }
+
+    /// Reads the row; the batch is accepted only if it is still the same, byte for byte, whatever the layout it was written in.
+    pub fn expect_as_read(&self, batch: &mut Batch, key: K::Ref<'_>) -> Result<Option<V>, Fault> {
+        let key = self.guarded::<K>(batch, key);
+        let row = batch.get_raw(self.family, &key.bytes)?;
+        batch.expect_raw(self.family, key, row.clone(), self.name);
+        row.map(V::decode).transpose().map_err(|fault| self.in_table(fault))
     }
 
     /// The row that a [`Conflict`](crate::store::Conflict) on this table found in the way.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::Position,
-    store::{Family, Fault, LogEntry},
+    store::{Domain, Family, Fault, LogEntry, timer::TimerRow},
 };
 
 /// Says whether the bytes of a row are what they should be.
@@ -21,6 +21,8 @@ pub struct TableInfo {
     pub family: Family,
     /// The name.
     pub name: &'static str,
+    /// Whose lock guards it.
+    pub domain: Domain,
     /// The module that writes it.
     pub owner: &'static str,
     /// Whether a row decodes.
@@ -48,6 +50,7 @@ macro_rules! tables {
             id: $id,
             family: $crate::store::Family::$family,
             name: stringify!($name),
+            domain: $crate::store::Domain::$domain,
             owner: $owner,
             check_row: |key, value| $name.check_row(key, value),
         }),*];
@@ -59,19 +62,19 @@ pub(crate) use tables;
 
 tables! {
     /// What happened at a position.
-    1 LOG(Position => LogEntry) in Log, Server of "store";
+    1 LOG(Position => LogEntry) in Log, Store of "store";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
-    2 HEAD(String => u64) in Log, Server of "store::head", local;
+    2 HEAD(String => u64) in Log, Store of "store::head", local;
     /// Each life of the store that a restore began, and the position at which the history it continues ended.
-    3 INCARNATION(u16 => Position) in Log, Server of "store::head", local;
+    3 INCARNATION(u16 => Position) in Log, Store of "store::head", local;
     /// How far a migration to a layout has come.
-    4 MIGRATION(u64 => Bytes) in Log, Server of "store::migrate", local;
+    4 MIGRATION(u64 => Bytes) in Log, Store of "store::migrate", local;
     /// How far a reader of the log has come, by its name.
-    5 CURSOR(String => Position) in Notes, Server of "store::cursor", local;
+    5 CURSOR(String => Position) in Notes, Store of "store::cursor", local;
     /// Log entries at or before this position, except those of events, may be gone.
-    6 LOG_TRIMMED(() => Position) in Log, Server of "store::tail";
+    6 LOG_TRIMMED(() => Position) in Log, Store of "store::tail";
     /// The newest position when an hour (since the epoch) was first seen.
-    7 LOG_TIME(u64 => Position) in Log, Server of "store::tail", local;
+    7 LOG_TIME(u64 => Position) in Log, Store of "store::tail", local;
     /// What must happen later: when (ms since the epoch), what kind, what about; and what the worker needs.
-    130 TIMER((u64, u8, Vec<u8>) => Bytes) in Queues, Server of "store::timer";
+    130 TIMER((u64, u8, Vec<u8>) => TimerRow) in Queues, Store of "store::timer";
 }

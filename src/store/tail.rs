@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use crate::{
     ids::Position,
-    store::{Batch, Direction, Fault, LogEntry, Read, Store, cursor, tables},
+    store::{Batch, Direction, Fault, Guard, LogEntry, Read, Store, cursor, tables},
 };
 
 /// How long the log waits for a reader.
@@ -47,12 +47,12 @@ pub fn trimmed(read: &(impl Read + ?Sized)) -> Result<Position, Fault> {
     Ok(tables::LOG_TRIMMED.get(read, ())?.unwrap_or(Position::ZERO))
 }
 
-/// Makes the note that trims the log a little, and notes what time it is; none when there is nothing to do. Call it
+/// Makes the batch that trims the log a little, and writes what time it is; none when there is nothing to do. Call it
 /// again until there is none, and hourly.
 pub fn trim(store: &Store, now_ms: u64) -> Result<Option<Batch>, Fault> {
     let snapshot = store.snapshot();
     let read = &*snapshot;
-    let mut batch = store.batch();
+    let mut batch = store.batch(&Guard::own_tables());
     let hour = now_ms / HOUR_MS;
     if tables::LOG_TIME.get(&batch, hour)?.is_none() {
         tables::LOG_TIME.put(&mut batch, hour, &read.upto());
@@ -107,7 +107,7 @@ mod tests {
     fn store() -> Store {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         for number in 1..=10 {
-            let mut batch = store.batch();
+            let mut batch = store.batch(&Guard::alone());
             batch.position(&if number % 2 == 0 {
                 LogEntry::Event { room: RoomNum(1), event: EventNum(number) }
             } else {
@@ -142,10 +142,9 @@ mod tests {
         let read = |after| positions(read_after(&*store.snapshot(), at(after), 3).unwrap());
         assert_eq!(read(0), [1, 2, 3]);
         assert_eq!(read(9), [10]);
-        let mut batch = store.batch();
-        cursor::advance(&mut batch, "push", at(3));
-        assert!(!batch.is_commit());
-        drop(store.enqueue(batch).unwrap());
+        let mut note = store.note(&Guard::own_tables());
+        cursor::advance(&mut note, "push", at(3));
+        drop(store.enqueue_note(note).unwrap());
         store.flush().unwrap();
         assert_eq!(cursor::find(&*store.snapshot(), "push").unwrap(), Some(at(3)));
     }
@@ -153,7 +152,7 @@ mod tests {
     #[test]
     fn what_all_readers_have_passed_goes_except_events() {
         let store = store();
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         cursor::advance(&mut batch, "fast", at(9));
         cursor::advance(&mut batch, "slow", at(4));
         drop(store.enqueue(batch).unwrap());
@@ -171,7 +170,7 @@ mod tests {
     #[test]
     fn after_thirty_days_the_log_waits_for_nobody() {
         let store = store();
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         cursor::advance(&mut batch, "asleep", at(1));
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();

@@ -1,110 +1,157 @@
 //! Durable timers: what must happen later, whatever happens to the process meanwhile.
 //!
 //! A timer is a row. The batch that carries its effect deletes it, and is accepted only if it is still there: so it
-//! fires once, however often the worker tries. A clock that goes back fires late, one that jumps forward at once, but
+//! fires once, however often somebody tries. A clock that goes back fires late, one that jumps forward at once, but
 //! never more than [`FIRED_A_SECOND_MAX`] a second.
+//!
+//! The store knows a timer's kind by its number only: `src/schema/jobs.rs` says what each is for.
 
 use bytes::Bytes;
 
-use crate::store::{Batch, Direction, Fault, Read, tables};
+use crate::store::{
+    Batch, Direction, Fault, Read, Wake, Write,
+    key::{Decoder, Encoder, Value},
+    tables,
+};
 
 /// However many are due.
 pub const FIRED_A_SECOND_MAX: usize = 500;
-
-/// What a timer is for: which worker knows what its key means. Numbers are for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum TimerKind {
-    /// The log is trimmed. No key.
-    TrimLog = 1,
-    /// The rooms of a user are told of a change of the user's. The key is the user's number.
-    TellRooms = 2,
-    /// A user's settings for a room are carried over to the one that replaces it. The key is the user and the new room.
-    CarryOver = 3,
-    /// What an event said before it was redacted is forgotten. The key is the room's number and the event's.
-    ForgetOriginal = 4,
-}
-
-impl TimerKind {
-    fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::TrimLog),
-            2 => Some(Self::TellRooms),
-            3 => Some(Self::CarryOver),
-            4 => Some(Self::ForgetOriginal),
-            _ => None,
-        }
-    }
-}
 
 /// A timer that is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timer {
     /// When it is due, in milliseconds since the epoch.
     pub due_ms: u64,
-    /// What it is for.
-    pub kind: TimerKind,
+    /// The number of its kind, for ever.
+    pub kind: u8,
     /// What it is about; (due, kind, key) names the timer.
     pub key: Vec<u8>,
-    /// What the worker needs to know.
+    /// How often it has failed, and what the worker needs to know.
+    pub row: TimerRow,
+}
+
+/// What the row of a timer says beyond its key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimerRow {
+    /// How often carrying it out has failed.
+    pub tries: u32,
+    /// What the worker needs to know beyond the key.
     pub content: Bytes,
 }
 
-/// Sets a timer. Setting the same one again replaces its content. When it is published, whoever waits for
+impl Value for TimerRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[2]);
+        to.varint(self.tries.into());
+        to.raw(&self.content);
+    }
+
+    /// Layout 2 is written, layout 1 is read: this is the example of how a row gets another layout. The old row is a type of
+    /// its own in a module of its own, and reading it is a migration from one type to the other.
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        match from.byte()? {
+            1 => layout_1::TimerRow::decode(from).map(Self::from),
+            2 => {
+                let tries = u32::try_from(from.varint()?).unwrap_or(u32::MAX);
+                Ok(Self { tries, content: Bytes::copy_from_slice(from.rest()) })
+            }
+            _ => Err(Fault::Corrupt("a timer is of an unknown layout")),
+        }
+    }
+}
+
+/// Before failures were counted.
+mod layout_1 {
+    use bytes::Bytes;
+
+    use crate::store::{Fault, key::Decoder};
+
+    pub(super) struct TimerRow {
+        content: Bytes,
+    }
+
+    impl TimerRow {
+        pub(super) fn decode(mut from: Decoder<'_>) -> Result<Self, Fault> {
+            Ok(Self { content: Bytes::copy_from_slice(from.rest()) })
+        }
+    }
+
+    impl From<TimerRow> for super::TimerRow {
+        fn from(old: TimerRow) -> Self {
+            Self { tries: 0, content: old.content }
+        }
+    }
+}
+
+/// Sets a timer. Setting the same one again replaces its row. When it is published, whoever waits for
 /// [`Store::timer_set`](crate::store::Store::timer_set) looks anew.
 pub fn set(batch: &mut Batch, timer: &Timer) {
-    batch.tell_timers();
-    tables::TIMER.put(batch, (timer.due_ms, timer.kind as u8, &timer.key), &timer.content);
+    batch.wake(Wake::Timers);
+    tables::TIMER.put(batch, (timer.due_ms, timer.kind, &timer.key), &timer.row);
 }
 
 /// Takes a timer back; nothing happens when it has fired.
-pub fn cancel(batch: &mut Batch, timer: &Timer) {
-    tables::TIMER.delete(batch, (timer.due_ms, timer.kind as u8, &timer.key));
+pub fn cancel(to: &mut impl Write, timer: &Timer) {
+    tables::TIMER.delete(to, (timer.due_ms, timer.kind, &timer.key));
 }
 
 /// Whether this timer is still set.
 pub fn is_waiting(read: &(impl Read + ?Sized), timer: &Timer) -> Result<bool, Fault> {
-    tables::TIMER.contains(read, (timer.due_ms, timer.kind as u8, &timer.key))
+    let row = tables::TIMER.get(read, (timer.due_ms, timer.kind, &timer.key))?;
+    Ok(row.as_ref() == Some(&timer.row))
 }
 
-/// The batch is the effect of this timer: it deletes the timer, and is not accepted if somebody else was first.
-pub fn fire(batch: &mut Batch, timer: &Timer) {
-    let key = (timer.due_ms, timer.kind as u8, &*timer.key);
-    tables::TIMER.expect_value(batch, key, &timer.content);
+/// Makes the batch the effect of this timer: it deletes the timer, and is not accepted if somebody else is first. The answer
+/// is no if somebody else was first already: then there is nothing left to do.
+pub fn fire(batch: &mut Batch, timer: &Timer) -> Result<bool, Fault> {
+    let key = (timer.due_ms, timer.kind, &*timer.key);
+    if tables::TIMER.expect_as_read(batch, key)?.as_ref() != Some(&timer.row) {
+        return Ok(false);
+    }
     tables::TIMER.delete(batch, key);
+    Ok(true)
 }
 
-/// The timers that are due, oldest first, at most `timers_max`. Those of a kind that this version does not know wait
-/// for one that does.
-pub fn list_due(read: &(impl Read + ?Sized), now_ms: u64, timers_max: usize) -> Result<Vec<Timer>, Fault> {
+/// The timers that are due, oldest first, at most `timers_max`. Those of kinds that this version does not know wait for one
+/// that does.
+pub fn list_due(
+    read: &(impl Read + ?Sized),
+    now_ms: u64,
+    timers_max: usize,
+    is_known: impl Fn(u8) -> bool,
+) -> Result<Vec<Timer>, Fault> {
     let mut due = Vec::new();
     for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
-        let ((due_ms, kind, key), content) = row?;
+        let ((due_ms, kind, key), row) = row?;
         if due_ms > now_ms || due.len() >= timers_max {
             break;
         }
-        if let Some(kind) = TimerKind::from_number(kind) {
-            due.push(Timer { due_ms, kind, key, content });
+        if is_known(kind) {
+            due.push(Timer { due_ms, kind, key, row });
         }
     }
     Ok(due)
 }
 
 /// When the next timer is due, of those of a known kind; none when none is set.
-pub fn find_next_due_ms(read: &(impl Read + ?Sized)) -> Result<Option<u64>, Fault> {
+pub fn find_next_due_ms(
+    read: &(impl Read + ?Sized),
+    is_known: impl Fn(u8) -> bool,
+) -> Result<Option<u64>, Fault> {
     for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
         let ((due_ms, kind, _), _) = row?;
-        if TimerKind::from_number(kind).is_some() {
+        if is_known(kind) {
             return Ok(Some(due_ms));
         }
     }
     Ok(None)
 }
 
-/// Whether a timer of this kind is set.
-pub fn is_set(read: &(impl Read + ?Sized), kind: TimerKind) -> Result<bool, Fault> {
+/// Whether a timer of this kind is set. It looks at all timers: for the start of a server.
+pub fn is_set(read: &(impl Read + ?Sized), kind: u8) -> Result<bool, Fault> {
     for row in tables::TIMER.prefix::<()>(read, (), Direction::Up)? {
-        if row?.0.1 == kind as u8 {
+        if row?.0.1 == kind {
             return Ok(true);
         }
     }
@@ -114,14 +161,21 @@ pub fn is_set(read: &(impl Read + ?Sized), kind: TimerKind) -> Result<bool, Faul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Durability, Engine, NotAccepted, Store, engine::Memory};
+    use crate::store::{Durability, Engine, Guard, NotAccepted, Store, engine::Change, engine::Memory};
+
+    const KIND: u8 = 1;
 
     fn timer(due_ms: u64, key: &str) -> Timer {
-        Timer { due_ms, kind: TimerKind::TrimLog, key: key.into(), content: Bytes::from_static(b"content") }
+        let row = TimerRow { tries: 0, content: Bytes::from_static(b"content") };
+        Timer { due_ms, kind: KIND, key: key.into(), row }
+    }
+
+    fn store() -> Store {
+        Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap()
     }
 
     fn commit(store: &Store, change: impl Fn(&mut Batch)) -> Result<(), NotAccepted> {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::own_tables());
         change(&mut batch);
         drop(store.enqueue(batch)?);
         store.flush().unwrap();
@@ -130,26 +184,53 @@ mod tests {
 
     #[test]
     fn a_timer_fires_when_it_is_due_and_once() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let store = store();
+        let is_known = |kind| kind == KIND;
         commit(&store, |batch| {
             set(batch, &timer(20, "late"));
             set(batch, &timer(10, "early"));
             set(batch, &timer(10, "cancelled"));
             // Of a kind that is not known yet.
-            tables::TIMER.put(batch, (1, 255, b"future"), &Bytes::new());
+            tables::TIMER.put(batch, (1, 255, b"future"), &TimerRow::default());
         })
         .unwrap();
         commit(&store, |batch| cancel(batch, &timer(10, "cancelled"))).unwrap();
-        assert_eq!(find_next_due_ms(&*store.snapshot()).unwrap(), Some(10));
-        assert_eq!(list_due(&*store.snapshot(), 9, 9).unwrap(), []);
-        assert_eq!(list_due(&*store.snapshot(), 10, 9).unwrap(), [timer(10, "early")]);
+        let due = |now_ms, max| list_due(&*store.snapshot(), now_ms, max, is_known).unwrap();
+        assert_eq!(find_next_due_ms(&*store.snapshot(), is_known).unwrap(), Some(10));
+        assert_eq!(due(9, 9), []);
+        assert_eq!(due(10, 9), [timer(10, "early")]);
         // The clock jumps: all at once, within the bound.
-        assert_eq!(list_due(&*store.snapshot(), 99, 1).unwrap(), [timer(10, "early")]);
-        assert_eq!(list_due(&*store.snapshot(), 99, 9).unwrap(), [timer(10, "early"), timer(20, "late")]);
-        commit(&store, |batch| fire(batch, &timer(10, "early"))).unwrap();
-        let again = commit(&store, |batch| fire(batch, &timer(10, "early")));
-        assert!(matches!(again, Err(NotAccepted::Conflict(_))));
-        assert_eq!(list_due(&*store.snapshot(), 99, 9).unwrap(), [timer(20, "late")]);
-        assert!(is_set(&*store.snapshot(), TimerKind::TrimLog).unwrap());
+        assert_eq!(due(99, 1), [timer(10, "early")]);
+        assert_eq!(due(99, 9), [timer(10, "early"), timer(20, "late")]);
+        // Two try at once: one is accepted, and who comes later learns it at once.
+        let (mut first, mut second) = (store.batch(&Guard::own_tables()), store.batch(&Guard::own_tables()));
+        for batch in [&mut first, &mut second] {
+            assert!(fire(batch, &timer(10, "early")).unwrap());
+        }
+        drop(store.enqueue(first).unwrap());
+        assert!(matches!(store.enqueue(second), Err(NotAccepted::Conflict(_))));
+        store.flush().unwrap();
+        assert!(!fire(&mut store.batch(&Guard::own_tables()), &timer(10, "early")).unwrap());
+        assert_eq!(due(99, 9), [timer(20, "late")]);
+        assert!(is_set(&*store.snapshot(), KIND).unwrap());
+    }
+
+    #[test]
+    fn a_timer_of_the_first_layout_is_read_and_fires() {
+        let store = store();
+        let key = tables::TIMER.key_bytes::<(u64, u8, Vec<u8>)>((10, KIND, b"early")).bytes;
+        let old = Change::Row(tables::TIMER.family, key.into(), Some(Bytes::from_static(b"\x01content")));
+        store.engine().write([old].iter(), true).unwrap();
+        // Lets the row be seen.
+        commit(&store, |_| ()).unwrap();
+        let due = list_due(&*store.snapshot(), 10, 9, |_| true).unwrap();
+        assert_eq!(due, [timer(10, "early")]);
+        commit(&store, |batch| assert!(fire(batch, &due[0]).unwrap())).unwrap();
+        assert_eq!(list_due(&*store.snapshot(), 10, 9, |_| true).unwrap(), []);
+        let new = TimerRow { tries: 300, content: Bytes::from_static(b"content") };
+        let mut bytes = Encoder::default();
+        new.encode(&mut bytes);
+        assert_eq!(TimerRow::decode(bytes.bytes.into()).unwrap(), new);
+        assert!(TimerRow::decode(Bytes::from_static(b"\x03")).is_err());
     }
 }

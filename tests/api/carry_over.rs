@@ -97,7 +97,10 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
 /// The process ended between the join and the settings: the timer that the join set does it.
 #[tokio::test(start_paused = true)]
 async fn what_was_promised_is_kept_by_a_timer() {
-    use aqueduct::store::timer::{self, Timer, TimerKind};
+    use aqueduct::{
+        schema::jobs::{Job, Move},
+        store::{Guard, timer},
+    };
     let server = TestServer::new();
     let alice = server.register("alice").await;
     let (old, new) = (create(&alice, json!({})).await, create(&alice, json!({})).await);
@@ -105,10 +108,10 @@ async fn what_was_promised_is_kept_by_a_timer() {
     let app = server.server().app();
     let user_id = ruma::UserId::parse(alice.user_id.as_str()).unwrap();
     let user = aqueduct::accounts::users::find_num(&*app.store.snapshot(), &user_id).unwrap().unwrap();
-    let content = json!({ "user": user.0, "from": old, "to": new }).to_string();
-    let due_ms = app.env.now_ms() + 10_000;
-    let promised = Timer { due_ms, kind: TimerKind::CarryOver, key: vec![1], content: content.into() };
-    let mut batch = app.store.batch();
+    let moved = Move { from: (*old).try_into().unwrap(), to: (*new).try_into().unwrap() };
+    let room = aqueduct::rooms::find_room(&*app.store.snapshot(), &moved.to).unwrap().unwrap();
+    let promised = Job::CarryOver { user, room, moved }.timer(app.env.now_ms() + 10_000);
+    let mut batch = app.store.batch(&Guard::own_tables());
     timer::set(&mut batch, &promised);
     app.store.enqueue(batch).unwrap().flushed.await.unwrap();
     assert_eq!(settings(&alice, &new).await["room"], json!([]));

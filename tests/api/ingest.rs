@@ -7,7 +7,7 @@ use aqueduct::{
     env::Env,
     flows::room::ingest,
     rooms::receive::{Outcome, Received},
-    server::Server,
+    server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use http::StatusCode;
@@ -194,7 +194,7 @@ fn real_server() -> Server {
     config.passwords.argon2_iterations = 1;
     config.limits.rate_limits = false;
     let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    Server::start(config, Env::real().unwrap(), store).unwrap()
+    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

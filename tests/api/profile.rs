@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use aqueduct::{
     accounts::users,
-    store::timer::{self, Timer, TimerKind},
+    schema::jobs::Job,
+    store::{Guard, timer},
 };
 use futures_util::future::join_all;
 use http::StatusCode;
@@ -155,21 +156,16 @@ async fn rooms_are_told_after_a_restart_in_between() {
     let app = server.server().app();
     let user =
         users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();
-    let mut batch = app.store.batch();
+    let mut batch = app.store.batch(&Guard::alone());
     users::deactivate(&mut batch, user, false).unwrap();
-    let key = user.0.to_be_bytes().to_vec();
-    let due_ms = app.env.now_ms() + 5_000;
-    timer::set(&mut batch, &Timer { due_ms, kind: TimerKind::TellRooms, key, content: Default::default() });
+    let job = Job::TellRooms { user };
+    timer::set(&mut batch, &job.timer(app.env.now_ms() + 5_000));
     app.store.enqueue(batch).unwrap().flushed.await.unwrap();
     assert_eq!(member(&alice, room, &bob).await["membership"], "join");
     app.env.sleep(Duration::from_secs(10)).await;
     assert_eq!(member(&alice, room, &bob).await["membership"], "leave");
-    assert!(
-        timer::list_due(&*app.store.snapshot(), u64::MAX, 10)
-            .unwrap()
-            .iter()
-            .all(|timer| timer.kind != TimerKind::TellRooms)
-    );
+    let left = timer::list_due(&*app.store.snapshot(), u64::MAX, 10, |kind| kind == job.kind());
+    assert_eq!(left.unwrap(), []);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use aqueduct::{
     ids::UserNum,
     schema,
     schema::rooms::Membership,
-    store::{Direction, Family, Read},
+    store::{Direction, Family, Guard, Read},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -339,7 +339,7 @@ async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
     let num = aqueduct::rooms::find_room(&*store.snapshot(), &parsed).unwrap().unwrap();
     // Members as the room's own tables know them; registering them all takes minutes.
     for chunk in 0..5 {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         for user in 0..2_000 {
             schema::ROOM_USER.put(
                 &mut batch,

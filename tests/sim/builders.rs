@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use aqueduct::{
     ids::{Position, RoomNum},
     store::{
-        Direction, Domain, Family, LogEntry, NotAccepted, Read, Store, Table, cursor,
+        Direction, Domain, Family, Guard, LogEntry, NotAccepted, Read, Store, Table, cursor,
         tail::{self, Tail},
     },
 };
@@ -61,7 +61,7 @@ pub(crate) fn begin(world: &Rc<World>, people: &mut JoinSet<()>) -> Rc<Builders>
 
 /// Makes the batch that appends this transaction: everything that follows from it, and all or nothing.
 fn build(store: &Store, list: u64, txn: u64) -> Result<(u64, aqueduct::store::Enqueued), NotAccepted> {
-    let mut batch = store.batch();
+    let mut batch = store.batch(&Guard::alone());
     let number = COUNTS.get(&batch, list).unwrap().unwrap_or(0) + 1;
     let position = batch.position(&LogEntry::RoomState { room: RoomNum(1_000_000 + list) });
     TXNS.expect_absent(&mut batch, (list, txn));
@@ -152,21 +152,21 @@ fn read(world: &World) -> bool {
     let Tail::Entries(entries) = tail::read_after(&*snapshot, from, 7).unwrap() else {
         panic!("the log was trimmed in front of its reader")
     };
-    let mut batch = store.batch();
+    let mut note = store.note(&Guard::alone());
     for (position, entry) in &entries {
         assert!(*position > from && *position <= snapshot.upto());
         if let LogEntry::RoomState { room } = entry
             && room.0 >= 1_000_000
         {
             let list = room.0 - 1_000_000;
-            let seen = SEEN.get(&batch, list).unwrap().unwrap_or(0);
-            SEEN.put(&mut batch, list, &(seen + 1));
+            let seen = SEEN.get(&note, list).unwrap().unwrap_or(0);
+            SEEN.put(&mut note, list, &(seen + 1));
         }
     }
     if let Some((position, _)) = entries.last() {
-        cursor::advance(&mut batch, "sim", *position);
+        cursor::advance(&mut note, "sim", *position);
         // Lost with the next crash, or not.
-        return store.enqueue(batch).is_ok();
+        return store.enqueue_note(note).is_ok();
     }
     false
 }

@@ -11,7 +11,7 @@ use aqueduct::{
     api::extract::Peer,
     config::{Config, RegistrationMode},
     env::Env,
-    server::Server,
+    server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body;
@@ -105,7 +105,7 @@ impl World {
         let env = Env::simulated_with_disk(self.below(u64::MAX), self.now_ms(), DISK_TAKES_MAX);
         // What a crash has left is whole before anybody writes on.
         checks::store(&store);
-        let server = Server::start(config, env.clone(), store).unwrap();
+        let server = Server::start(config, env.clone(), store, Some(Lead::of_only_node())).unwrap();
         *self.life.borrow_mut() = Some(Life { server, env, lost: CancellationToken::new() });
     }
 

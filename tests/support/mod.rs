@@ -7,7 +7,7 @@ use aqueduct::{
     api::extract::Peer,
     config::Config,
     env::Env,
-    server::Server,
+    server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body;
@@ -46,7 +46,8 @@ impl TestServer {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         change(&mut config);
-        let server = Server::start(config, Env::simulated(1, BEGAN_MS), store).unwrap();
+        let server =
+            Server::start(config, Env::simulated(1, BEGAN_MS), store, Some(Lead::of_only_node())).unwrap();
         Self { server }
     }
 

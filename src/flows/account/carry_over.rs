@@ -1,8 +1,8 @@
 //! A room was replaced by another: whoever joins the new one finds there what they had set for the old one
 //! (client-server API, "Room Upgrades"): push rules, tags, and whether it is a direct chat.
 //!
-//! The batch of the join sets a timer, and the batch that carries the settings over deletes it: it is done once, also when
-//! the process ends in between.
+//! The batch of the join promises it as a job, and the batch that carries the settings over deletes that: it is done once, also
+//! when the process ends in between.
 
 use bytes::Bytes;
 use ruma::{
@@ -11,33 +11,25 @@ use ruma::{
         ConditionalPushRule, NewConditionalPushRule, NewPushRule, NewSimplePushRule, PushCondition, Ruleset,
     },
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
     accounts::{account_data, users},
     error::{Error, Result},
-    flows::{App, write},
+    flows::{App, follow_up, write},
     ids::UserNum,
     push::rules,
     rooms::{self, commit::Change, members},
-    schema::rooms::Membership,
+    schema::{
+        jobs::{Job, Move},
+        rooms::Membership,
+    },
     store::{
-        Batch, Fault,
-        timer::{self, Timer, TimerKind},
+        Batch, Fault, Wake,
+        timer::{self, Timer},
     },
 };
-
-/// Whoever joined has so long to carry their settings over before the timer does it, in milliseconds.
-const OWN_WORK_MS: u64 = 60 * 1000;
-
-/// What is carried over.
-#[derive(Debug, Serialize, Deserialize)]
-struct Move {
-    user: u64,
-    from: OwnedRoomId,
-    to: OwnedRoomId,
-}
 
 /// Promises, in the batch in which a user joins a room, that what they had set for the room before it will be carried over.
 /// `None` if there was none that they were in.
@@ -58,50 +50,30 @@ pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<O
     if !matches!(was, Some(Membership::Join | Membership::Leave)) {
         return Ok(None);
     }
-    let carried = Move { user: user.0, from, to: change.row.id.clone() };
-    let content = serde_json::to_vec(&carried).map_err(|error| Error::broken(error.to_string()))?;
-    let key = [user.0.to_be_bytes(), change.num.0.to_be_bytes()].concat();
-    let due_ms = app.env.now_ms() + OWN_WORK_MS;
-    let promised = Timer { due_ms, kind: TimerKind::CarryOver, key, content: content.into() };
-    timer::set(&mut change.batch, &promised);
-    Ok(Some(promised))
+    let moved = Move { from, to: change.row.id.clone() };
+    let job = Job::CarryOver { user, room: change.num, moved };
+    Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
 }
 
-/// Keeps the promise.
-pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
-    let carried: Move = serde_json::from_slice(&promised.content)
-        .map_err(|error| Error::broken(format!("a timer is not what it should be: {error}")))?;
-    let user = UserNum(carried.user);
-    let changed = write::for_user(app, user, move |app, batch| {
+/// Carries a user's settings over, unless that was done.
+pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: Timer) -> Result<()> {
+    write::for_user(app, user, move |_, batch| {
         // Whoever comes here for this user has the lock.
-        if !timer::is_waiting(batch, &promised)? {
-            return Ok(false);
+        if !timer::fire(batch, &timer)? {
+            return Ok(());
         }
-        timer::fire(batch, &promised);
         let row = users::require(batch, user)?;
         let user_id = OwnedUserId::try_from(row.user_id)
             .map_err(|_| Error::broken("an account has no valid user id"))?;
-        let changed = carry_rules(batch, user, &user_id, &carried)?;
+        if carry_rules(batch, user, &user_id, &carried)? {
+            batch.wake(Wake::PushRules);
+        }
         carry_tags(batch, user, &carried)?;
         carry_direct(batch, user, &carried)?;
-        write::wake(app, batch, user);
-        Ok(changed)
+        write::wake(batch, user);
+        Ok(())
     })
-    .await?;
-    if changed {
-        app.push.rules_changed();
-    }
-    Ok(())
-}
-
-/// A promise is due that whoever made it did not keep.
-pub(crate) fn resume(app: &App, promised: &Timer) {
-    let (house, promised) = (app.clone(), promised.clone());
-    app.env.spawn(async move {
-        if let Err(error) = keep(&house, promised).await {
-            tracing::warn!(%error, "settings of a room could not be carried over; it is tried again");
-        }
-    });
+    .await
 }
 
 /// What does not fit (there are bounds) is left where it was.

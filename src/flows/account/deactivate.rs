@@ -5,13 +5,10 @@ use ruma::OwnedUserId;
 use crate::{
     accounts::{account_data, devices, filters, passwords, profiles, users},
     error::Result,
-    flows::{
-        App,
-        account::{follow_up, log_out},
-        write,
-    },
+    flows::{App, account::log_out, follow_up, write},
     ids::UserNum,
     push::rules,
+    schema::jobs::Job,
 };
 
 /// Ends an account: nobody can log in to it any more, what it kept here goes, it leaves its rooms, and nobody else gets its
@@ -21,13 +18,13 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         users::deactivate(batch, user, erase)?;
         passwords::set(batch, user, None);
         let all = devices::list(batch, user)?;
-        log_out::end_all(app, batch, user, &user_id, &all)?;
+        log_out::end_all(batch, user, &user_id, &all)?;
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
-        Ok(follow_up::promise(app, batch, user))
+        Ok(follow_up::promise(app, batch, &Job::TellRooms { user }))
     })
     .await?;
-    follow_up::keep(app, user, promised).await
+    follow_up::keep(app, promised).await
 }

@@ -24,9 +24,9 @@ pub(crate) async fn keep_account_data(
     content: Bytes,
 ) -> Result<()> {
     let user = caller.user;
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         account_data::put(batch, user, room.as_deref(), &kind, content)?;
-        write::wake(app, batch, user);
+        write::wake(batch, user);
         Ok(())
     })
     .await
@@ -44,7 +44,7 @@ pub(crate) async fn change_tag(
         return Err(Refusal::invalid_param("A tag has at most 255 bytes.").into());
     }
     let user = caller.user;
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         let before = account_data::find(batch, user, Some(&room), "m.tag")?;
         let mut content: Map<String, Value> = match &before {
             // Whoever wrote something else there over the account data API begins anew.
@@ -68,7 +68,7 @@ pub(crate) async fn change_tag(
         if changed {
             let content = Value::Object(content).to_string().into();
             account_data::put(batch, user, Some(&room), "m.tag", content)?;
-            write::wake(app, batch, user);
+            write::wake(batch, user);
         }
         Ok(())
     })

@@ -85,7 +85,7 @@ pub(crate) fn build(
     let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
     if is_new {
         device_lists::changed(batch, user, user_id)?;
-        write::wake_sharing(app, batch, user)?;
+        write::wake_sharing(batch, user)?;
     } else {
         // The device is logged in anew: whoever holds its earlier tokens no longer is.
         tokens::revoke(batch, user, device.num)?;

@@ -31,7 +31,7 @@ pub(crate) enum Which {
 /// Logs devices of the caller out.
 pub(crate) async fn log_out(app: &App, caller: &Caller, which: Which) -> Result<()> {
     let (user, user_id, own) = (caller.user, caller.user_id.clone(), caller.device);
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         let chosen: Vec<Device> = devices::list(batch, user)?
             .into_iter()
             .filter(|device| match &which {
@@ -41,19 +41,13 @@ pub(crate) async fn log_out(app: &App, caller: &Caller, which: Which) -> Result<
                 Which::These(ids) => ids.contains(&device.id),
             })
             .collect();
-        end_all(app, batch, user, &user_id, &chosen)
+        end_all(batch, user, &user_id, &chosen)
     })
     .await
 }
 
 /// Ends these devices of a user, in the user's batch.
-pub(crate) fn end_all(
-    app: &App,
-    batch: &mut Batch,
-    user: UserNum,
-    user_id: &UserId,
-    chosen: &[Device],
-) -> Result<()> {
+pub(crate) fn end_all(batch: &mut Batch, user: UserNum, user_id: &UserId, chosen: &[Device]) -> Result<()> {
     for device in chosen {
         tokens::revoke(batch, user, device.num)?;
         to_device::delete_all(batch, user, device.num);
@@ -64,7 +58,7 @@ pub(crate) fn end_all(
     }
     if !chosen.is_empty() {
         device_lists::changed(batch, user, user_id)?;
-        write::wake_sharing(app, batch, user)?;
+        write::wake_sharing(batch, user)?;
     }
     Ok(())
 }

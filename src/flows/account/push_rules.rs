@@ -7,6 +7,7 @@ use crate::{
     error::Result,
     flows::{App, write},
     push::rules,
+    store::Wake,
 };
 
 /// Changes the caller's push rules.
@@ -17,12 +18,11 @@ pub async fn change(
 ) -> Result<()> {
     let user_id = caller.user_id.clone();
     let user = caller.user;
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         rules::change(batch, user, &user_id, change)?;
-        write::wake(app, batch, user);
+        write::wake(batch, user);
+        batch.wake(Wake::PushRules);
         Ok(())
     })
-    .await?;
-    app.push.rules_changed();
-    Ok(())
+    .await
 }

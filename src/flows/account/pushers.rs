@@ -1,22 +1,45 @@
 //! A user says where they want to be told of notifications.
 
+use std::{sync::Arc, time::Duration};
+
 use ruma::api::client::push::{PusherIds, set_pusher::v3::PusherPostData};
 
 use crate::{
     accounts::Caller,
-    error::Result,
+    error::{Error, Result},
     flows::{App, write},
     push::pushers,
+    store::Batch,
 };
 
-/// Sets a pusher of the caller's device.
+/// How often the locks of others are taken anew, because somebody else has set the same pusher meanwhile.
+const TRIES_MAX: usize = 5;
+
+/// Sets a pusher of the caller's device. Where other users lose theirs, it is done under their locks, too.
 pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Result<()> {
     let holder = (caller.user, caller.device);
-    write::for_user_and_server(app, caller.user, move |app, batch| {
-        let allow_http = app.config.outbound.allow_private_addresses;
-        pushers::set(batch, holder, &data.pusher, data.append, allow_http)
-    })
-    .await
+    let data = Arc::new(data);
+    let ids = &data.pusher.ids;
+    let mut owners = pushers::list_owners(&app.store.view(), &ids.app_id, &ids.pushkey)?;
+    for _ in 0..TRIES_MAX {
+        owners.push(caller.user);
+        let (tried, known) = (Arc::clone(&data), owners.clone());
+        let set = move |app: &App, batch: &mut Batch| {
+            let ids = &tried.pusher.ids;
+            let now = pushers::list_owners(batch, &ids.app_id, &ids.pushkey)?;
+            if !now.iter().all(|owner| known.contains(owner)) {
+                return Ok(Some(now));
+            }
+            let allow_http = app.config.outbound.allow_private_addresses;
+            pushers::set(batch, holder, &tried.pusher, tried.append, allow_http)?;
+            Ok(None)
+        };
+        match write::for_users_and_server(app, owners, set, Error::from).await? {
+            None => return Ok(()),
+            Some(now) => owners = now,
+        }
+    }
+    Err(Error::Busy { retry_after: Duration::from_secs(1) })
 }
 
 /// Takes one of the caller's pushers away; one that is not there is gone already.

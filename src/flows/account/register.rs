@@ -24,6 +24,7 @@ use crate::{
         account::{confirm, log_in},
         write,
     },
+    ids::UserNum,
     store::Batch,
 };
 
@@ -176,15 +177,24 @@ async fn make(app: &App, wish: Wish, made: Made) -> Result<Registered> {
         }
         None => None,
     };
-    write::for_server(
+    let user = app.accounts.next_user(&app.store.view())?;
+    write::for_users_and_server(
         app,
-        move |app, batch| build(app, batch, wish, &made, hash.as_deref()),
+        vec![user],
+        move |app, batch| build(app, batch, user, wish, &made, hash.as_deref()),
         users::or_in_use,
     )
     .await
 }
 
-fn build(app: &App, batch: &mut Batch, wish: Wish, made: &Made, hash: Option<&str>) -> Result<Registered> {
+fn build(
+    app: &App,
+    batch: &mut Batch,
+    user: UserNum,
+    wish: Wish,
+    made: &Made,
+    hash: Option<&str>,
+) -> Result<Registered> {
     let user_id = match &wish.username {
         Some(username) => names::new_user_id(username, app.accounts.server_name())?,
         None => made_name(app, batch)?,
@@ -199,7 +209,7 @@ fn build(app: &App, batch: &mut Batch, wish: Wish, made: &Made, hash: Option<&st
     let is_admin = made.is_admin || (!made.is_guest && !users::any(batch)?);
     let new =
         NewUser { user_id: user_id.clone(), is_admin, is_guest: made.is_guest, now_ms: app.env.now_ms() };
-    let user = users::create(batch, &app.accounts, &new);
+    users::create(batch, user, &new);
     if hash.is_some() {
         passwords::set(batch, user, hash);
     }

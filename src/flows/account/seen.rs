@@ -16,10 +16,15 @@ pub(crate) async fn seen(app: &App, caller: &Caller, peer: IpAddr) -> Result<()>
     }
     let now_ms = app.env.now_ms();
     if app.accounts.seen().is_due(caller.user, caller.device, now_ms) {
-        let mut batch = app.store.batch();
-        devices::note_seen(&mut batch, caller.user, caller.device, now_ms, Some(peer));
-        // A note: nobody waits for it, and a store that is busy may lose it.
-        drop(app.store.enqueue(batch));
+        let (user, device) = (caller.user, caller.device);
+        let noted = write::note_for_user(app, user, move |_, note| {
+            devices::note_seen(note, user, device, now_ms, Some(peer));
+            Ok(())
+        });
+        // Nobody waits until it is there, and a store that is busy may lose it.
+        if let Err(error) = noted.await {
+            tracing::debug!(%error, %user, "it was not noted when a device was seen");
+        }
     }
     Ok(())
 }

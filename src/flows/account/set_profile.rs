@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::{
     accounts::{Caller, profiles},
     error::Result,
-    flows::{App, account::follow_up, write},
+    flows::{App, follow_up, write},
+    schema::jobs::Job,
 };
 
 /// Sets a field of the caller's profile, or deletes it; what rooms show of it is told to every room the user is in.
@@ -24,12 +25,13 @@ pub(crate) async fn set_profile(
         if !changed {
             return Ok(None);
         }
-        write::wake(app, batch, user);
-        Ok(profiles::is_shown_in_rooms(&field).then(|| follow_up::promise(app, batch, user)))
+        write::wake(batch, user);
+        let tell = || follow_up::promise(app, batch, &Job::TellRooms { user });
+        Ok(profiles::is_shown_in_rooms(&field).then(tell))
     })
     .await?;
     match promised {
-        Some(promised) => follow_up::keep(app, user, promised).await,
+        Some(promised) => follow_up::keep(app, promised).await,
         None => Ok(()),
     }
 }

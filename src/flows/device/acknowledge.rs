@@ -1,6 +1,13 @@
 //! A device says, by coming back, how far it has read its inbox.
 
-use crate::{accounts::Caller, encryption::to_device, error::Result, flows::App, ids::Position, schema};
+use crate::{
+    accounts::Caller,
+    encryption::to_device,
+    error::Result,
+    flows::{App, write},
+    ids::Position,
+    schema,
+};
 
 /// The device has received all messages at or before this position: they go. Nobody waits for the disk; what is not
 /// deleted by then is deleted the next time, and told to nobody.
@@ -10,16 +17,7 @@ pub async fn acknowledge(app: &App, caller: &Caller, upto: Position) -> Result<(
     if state.is_none_or(|state| state.messages == 0 || state.acknowledged >= upto) {
         return Ok(());
     }
-    let inner = app.clone();
-    app.env
-        .blocking(move || {
-            let _lock = inner.accounts.lock(user);
-            let mut batch = inner.store.batch();
-            to_device::acknowledge(&mut batch, user, device, upto)?;
-            if batch.row_count() > 0 {
-                drop(inner.store.enqueue(batch)?);
-            }
-            Ok(())
-        })
+    write::note_for_user(app, user, move |_, note| Ok(to_device::acknowledge(note, user, device, upto)?))
         .await
+        .map(drop)
 }

@@ -17,7 +17,7 @@ pub(crate) async fn rename_device(
     display_name: Option<String>,
 ) -> Result<()> {
     let (user, user_id) = (caller.user, caller.user_id.clone());
-    write::for_user(app, user, move |app, batch| {
+    write::for_user(app, user, move |_, batch| {
         let device = devices::require(batch, user, &id)?;
         if display_name.is_none() || display_name == device.display_name {
             return Ok(());
@@ -25,7 +25,7 @@ pub(crate) async fn rename_device(
         devices::rename(batch, user, &id, display_name)?;
         // Others are shown the name together with the device's keys.
         device_lists::changed(batch, user, &user_id)?;
-        write::wake_sharing(app, batch, user)?;
+        write::wake_sharing(batch, user)?;
         Ok(())
     })
     .await

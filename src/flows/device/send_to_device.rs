@@ -64,7 +64,7 @@ pub(crate) async fn send_to_device(
                 return Ok(());
             }
             for (_, target) in (begins..).zip(&now).filter(|(index, _)| *index >= served) {
-                put(app, batch, target)?;
+                put(batch, target)?;
             }
             to_device::note_served(batch, sender, &kind, &txn_id, ends, app.env.now_ms())?;
             Ok(())
@@ -99,7 +99,7 @@ fn chunk(targets: &[Target]) -> usize {
     fitting.count().max(1)
 }
 
-fn put(app: &App, batch: &mut Batch, target: &Target) -> Result<()> {
+fn put(batch: &mut Batch, target: &Target) -> Result<()> {
     let Some(user) = target.user else { return Ok(()) };
     let chosen = match &target.device {
         DeviceIdOrAllDevices::DeviceId(id) => devices::find(batch, user, id)?.into_iter().collect(),
@@ -109,7 +109,7 @@ fn put(app: &App, batch: &mut Batch, target: &Target) -> Result<()> {
         to_device::put(batch, user, device.num, &target.message)?;
     }
     if !chosen.is_empty() {
-        write::wake(app, batch, user);
+        write::wake(batch, user);
     }
     Ok(())
 }

@@ -4,14 +4,14 @@ use ruma::ServerName;
 
 use crate::{
     accounts, encryption,
-    ids::{Position, RoomNum, UserNum},
+    ids::{Position, RoomNum},
     push, rooms,
-    schema::{self, rooms::Place},
+    schema::{self, jobs::Job, rooms::Place},
     store::{
         self, Direction, Fault, LogEntry, Snapshot, Store,
         backup::Progress,
         check::{self, Doubts, Report, RowCheck},
-        timer::TimerKind,
+        timer::Timer,
     },
 };
 
@@ -31,14 +31,11 @@ fn checks() -> Vec<RowCheck> {
     all.push(RowCheck::of(&store::tables::LOG, |read, position, entry, doubts| {
         log_entry(read, *position, *entry, doubts)
     }));
-    all.push(RowCheck::of(&store::tables::TIMER, |read, (_, kind, key), _, doubts| {
-        if *kind == TimerKind::TellRooms as u8 {
-            let user = <[u8; 8]>::try_from(key.as_slice()).map(|bytes| UserNum(u64::from_be_bytes(bytes)));
-            let there = user.ok().map(|user| schema::USERS.contains(read, user)).transpose()?;
-            doubts.unless(there == Some(true), "the user it is about is not there");
+    all.push(RowCheck::of(&store::tables::TIMER, |read, (due_ms, kind, key), row, doubts| {
+        if Job::is_known(*kind) {
+            let timer = Timer { due_ms: *due_ms, kind: *kind, key: key.clone(), row: row.clone() };
+            job(read, &Job::read(&timer)?, doubts)?;
         }
-        let names_two = [TimerKind::CarryOver, TimerKind::ForgetOriginal].map(|kind| kind as u8);
-        doubts.unless(!names_two.contains(kind) || key.len() == 16, "it does not say what it is about");
         Ok(())
     }));
     all.push(RowCheck::of(&schema::SERVER_FACTS, |_, name, fact, doubts| {
@@ -47,6 +44,21 @@ fn checks() -> Vec<RowCheck> {
         Ok(())
     }));
     all
+}
+
+/// What a job is about is there.
+fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
+    let (user, room) = match job {
+        Job::TrimLog => (None, None),
+        Job::TellRooms { user } => (Some(*user), None),
+        Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
+        Job::ForgetOriginal { room, .. } => (None, Some(*room)),
+    };
+    let has_user = user.map(|user| schema::USERS.contains(read, user)).transpose()?;
+    doubts.unless(has_user != Some(false), "the user it is about is not there");
+    let has_room = room.map(|room| schema::ROOM.contains(read, room)).transpose()?;
+    doubts.unless(has_room != Some(false), "the room it is about is not there");
+    Ok(())
 }
 
 /// What an entry points at is there; of a room that was deleted or purged up to it, nothing is.

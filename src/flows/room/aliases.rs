@@ -18,7 +18,7 @@ use crate::{
         power::Power,
         visibility::{self, HistoryVisibility},
     },
-    store::{LogEntry, NotAccepted},
+    store::LogEntry,
 };
 
 /// An alias may have this many bytes.
@@ -39,31 +39,30 @@ pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &
     if alias.as_str().len() > ALIAS_BYTES_MAX || alias.alias().is_empty() {
         return Err(Refusal::invalid_param("This cannot be an alias.").into());
     }
-    let taken = || {
-        Error::from(
-            Refusal::new(ErrorKind::Unknown, "The alias is taken.").status(http::StatusCode::CONFLICT),
-        )
-    };
     let snapshot = app.store.snapshot();
+    // Told before whether the caller is in the room, as ever: an alias that is taken is no secret.
     if aliases::find(&*snapshot, alias)?.is_some() {
         return Err(taken());
     }
     let (num, _) = rooms::require_room(&*snapshot, room)?;
-    if !members::is_joined(&*snapshot, caller.user, num)? {
-        return Err(commit::not_in_room().into());
-    }
-    let mut batch = app.store.batch();
-    batch.position(&LogEntry::Server);
-    aliases::add(&mut batch, alias, num, &caller.user_id);
-    match app.store.enqueue(batch) {
-        Ok(enqueued) => commit::flushed(app, Some(enqueued)).await,
-        Err(NotAccepted::Conflict(conflict)) if aliases::is_taken(&conflict) => {
-            // Whoever is told so finds the winner's alias.
-            app.store.barrier().await;
-            Err(taken())
+    let (caller, alias) = (caller.clone(), alias.to_owned());
+    commit::in_room_and_server(app, num, move |change| {
+        if aliases::find(&change.batch, &alias)?.is_some() {
+            return Err(taken());
         }
-        Err(other) => Err(other.into()),
-    }
+        if !members::is_joined(&change.batch, caller.user, change.num)? {
+            return Err(commit::not_in_room().into());
+        }
+        change.batch.position(&LogEntry::Server);
+        aliases::add(&mut change.batch, &alias, change.num, &caller.user_id);
+        Ok(())
+    })
+    .await
+}
+
+/// Refuses an alias that names a room already: 409 `M_UNKNOWN`.
+fn taken() -> Error {
+    Refusal::new(ErrorKind::Unknown, "The alias is taken.").status(http::StatusCode::CONFLICT).into()
 }
 
 /// Lets an alias name nothing any more. That may who made it, an administrator, and who may change the room's
@@ -73,8 +72,7 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     require_ours(app, alias).map_err(|_| unknown())?;
     let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
     let (inner, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
-    commit::in_room(app, RoomNum(row.room), move |change| {
-        // The room's lock keeps others from removing it; nobody can claim what is there.
+    commit::in_room_and_server(app, RoomNum(row.room), move |change| {
         let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num.0);
         let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
         let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;
@@ -128,18 +126,20 @@ pub(crate) fn is_published(app: &App, room: &RoomId) -> Result<bool> {
 
 /// Puts a room into the directory or takes it out. That may who may change its canonical alias.
 pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published: bool) -> Result<()> {
-    let snapshot = app.store.snapshot();
-    let (num, row) = rooms::require_room(&*snapshot, room)?;
-    let may = caller.is_admin
-        || members::is_joined(&*snapshot, caller.user, num)?
-            && Power::read(&*snapshot, num, &row)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
-    if !may {
-        return Err(Refusal::forbidden("You may not change where this room is listed.").into());
-    }
-    let mut batch = app.store.batch();
-    batch.position(&LogEntry::Server);
-    directory::publish(&mut batch, num, published);
-    commit::flushed(app, Some(app.store.enqueue(batch)?)).await
+    let (num, _) = rooms::require_room(&*app.store.snapshot(), room)?;
+    let caller = caller.clone();
+    commit::in_room_and_server(app, num, move |change| {
+        let may = caller.is_admin
+            || members::is_joined(&change.batch, caller.user, change.num)?
+                && Power::in_change(change)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
+        if !may {
+            return Err(Refusal::forbidden("You may not change where this room is listed.").into());
+        }
+        change.batch.position(&LogEntry::Server);
+        directory::publish(&mut change.batch, change.num, published);
+        Ok(())
+    })
+    .await
 }
 
 /// A page of the directory.

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::{
     accounts::{Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, room::membership},
+    flows::{App, account::carry_over, commit, follow_up, room::membership, write},
     ids::RoomNum,
     rooms::{
         Seat, aliases,
@@ -32,13 +32,16 @@ use crate::{
 /// Creates a room. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
     let plan = Plan::of(app, caller, request)?;
-    let num = app.rooms.next_num();
+    let num = app.rooms.next_num(&app.store.view())?;
     let seat = commit::new_seat(app, num).await;
     let (inner, creator) = (app.clone(), caller.user);
     let (room_id, promised, enqueued) = app
         .env
         .blocking(move || {
             let mut change = plan.begin(&inner, seat, num)?;
+            // The alias and the directory are the server's.
+            let server = write::lock_server(&inner);
+            change.batch.cover(&server.guard);
             plan.fill(&inner, &mut change)?;
             let promised = carry_over::promise(&inner, &mut change, creator)?;
             let room_id = change.row.id.clone();
@@ -46,9 +49,9 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
             Ok((room_id, promised, enqueued))
         })
         .await?;
-    commit::flushed(app, enqueued).await?;
+    write::durable(app, enqueued).await?;
     if let Some(promised) = promised {
-        carry_over::keep(app, promised).await?;
+        follow_up::keep(app, promised).await?;
     }
     Ok(room_id)
 }

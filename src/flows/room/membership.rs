@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     accounts::{self, Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit},
+    flows::{App, account::carry_over, commit, follow_up},
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
@@ -107,7 +107,7 @@ pub(crate) async fn join(
     })
     .await?;
     if let Some(promised) = promised {
-        carry_over::keep(app, promised).await?;
+        follow_up::keep(app, promised).await?;
     }
     Ok(room_id)
 }

@@ -1,32 +1,33 @@
 //! A user has read up to an event. Receipts are gathered for a moment and written together: many come at once, and only the
 //! newest of each matters.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::ready, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId, events::receipt::ReceiptThread};
 
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::{App, account::keep, room::require_joined},
+    flows::{App, account::keep, commit, room::require_joined},
     ids::RoomNum,
     push::unread,
     rooms::{
         event::{self, Stored},
-        members,
         receipts::{self, MAIN_THREAD, Receipt},
         relations,
     },
     schema::receipts::{ReceiptKey, ReceiptKind},
-    store::{Snapshot, Store},
-    sync::Notifier,
+    store::{Batch, Fault, Snapshot},
 };
 
 /// Receipts are gathered for this long, unless none was written for as long.
 const MERGE: Duration = Duration::from_millis(200);
 /// Receipts in one batch: each may sweep away some hundred rows, and no batch has more than 5,000.
 const BATCH_RECEIPTS: usize = 20;
+/// Rooms whose receipts are written at once.
+const ROOMS_AT_ONCE: usize = 64;
 /// Receipts that wait; whoever sends more is told to come back.
 const WAITING_MAX: usize = 50_000;
 
@@ -141,43 +142,38 @@ async fn write_receipts(app: &App) {
             }
             std::mem::take(&mut gathered.waiting)
         };
-        let (store, notifier) = (app.store.clone(), app.notifier.clone());
-        let written = app.env.blocking(move || write_batches(&store, &notifier, waiting)).await;
-        if let Err(error) = written {
-            tracing::warn!(%error, "receipts were lost");
+        let mut rooms: BTreeMap<RoomNum, Vec<Receipt>> = BTreeMap::new();
+        for receipt in waiting.into_values() {
+            rooms.entry(receipt.room).or_default().push(receipt);
         }
+        let writing = rooms.into_iter().map(|(room, receipts)| write_in_room(app, room, receipts));
+        stream::iter(writing).buffer_unordered(ROOMS_AT_ONCE).for_each(|()| ready(())).await;
         app.env.sleep(MERGE).await;
     }
 }
 
-fn write_batches(store: &Store, notifier: &Notifier, waiting: Waiting) -> Result<()> {
-    let mut waiting = waiting.into_values().peekable();
-    while waiting.peek().is_some() {
-        let mut batch = store.batch();
-        let mut rooms = Vec::new();
-        for receipt in waiting.by_ref().take(BATCH_RECEIPTS) {
-            if receipts::keep(&mut batch, &receipt)? {
-                rooms.push(receipt.room);
-                if receipt.key.thread.is_empty()
-                    && let Ok(user_id) = <&UserId>::try_from(receipt.key.user.as_str())
-                    && let Some(user) = accounts::users::find_num(&batch, user_id)?
-                {
-                    unread::forget_read(&mut batch, receipt.room, user, receipt.order)?;
-                }
-            }
+/// Writes receipts in turns of their room, some in each.
+async fn write_in_room(app: &App, room: RoomNum, mut receipts: Vec<Receipt>) {
+    while !receipts.is_empty() {
+        let later = receipts.split_off(receipts.len().min(BATCH_RECEIPTS));
+        let some = std::mem::replace(&mut receipts, later);
+        let written = commit::in_room(app, room, move |change| {
+            some.iter().try_for_each(|receipt| keep_receipt(&mut change.batch, receipt))?;
+            Ok(())
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(%error, %room, "receipts were lost");
         }
-        if !batch.is_commit() {
-            continue;
-        }
-        rooms.dedup();
-        let mut users = Vec::new();
-        for room in rooms {
-            users.extend(members::list_joined_local_users(&batch, room)?);
-        }
-        let notifier = notifier.clone();
-        batch.on_publish(move |_| notifier.wake_users(users));
-        // Nobody waits for the disk: a receipt that is lost is sent again with the next one.
-        drop(store.enqueue(batch)?);
+    }
+}
+
+fn keep_receipt(batch: &mut Batch, receipt: &Receipt) -> Result<(), Fault> {
+    if receipts::keep(batch, receipt)?
+        && receipt.key.thread.is_empty()
+        && let Ok(user_id) = <&UserId>::try_from(receipt.key.user.as_str())
+        && let Some(user) = accounts::users::find_num(batch, user_id)?
+    {
+        unread::forget_read(batch, receipt.room, user, receipt.order)?;
     }
     Ok(())
 }

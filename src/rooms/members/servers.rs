@@ -12,6 +12,7 @@ use std::{
 };
 
 use ruma::UserId;
+use sha2::{Digest, Sha256};
 
 use super::{list_keys, membership_of_event};
 use crate::{
@@ -238,29 +239,48 @@ pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> R
     Ok(joined.saturating_add_signed(moves.joined))
 }
 
+/// How many of each server are in a room, folded into numbers: counting a room of any size needs no more memory than one
+/// member does. Each server adds a hash of its name for each of its members, so two tallies are equal where the counts are.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    joined: u64,
+    by_server: u128,
+}
+
+impl Tally {
+    /// A member of the room.
+    pub(crate) fn add(&mut self, user_id: &str) {
+        self.joined += 1;
+        if let Some(server) = server_of(user_id) {
+            self.by_server = self.by_server.wrapping_add(fold(server));
+        }
+    }
+}
+
+fn fold(server: &str) -> u128 {
+    let hash = Sha256::digest(server.as_bytes());
+    hash.iter().take(16).fold(0, |folded, byte| folded << 8 | u128::from(*byte))
+}
+
 /// Whether what is kept of a room's servers and numbers is what these users, all who are in it, make it.
-pub(crate) fn are_counted(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    joined: &[String],
-) -> Result<bool, Fault> {
+pub(crate) fn are_counted(read: &(impl Read + ?Sized), room: RoomNum, joined: &Tally) -> Result<bool, Fault> {
+    let mut kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     if state::find_key(read, room, JOINED, "")?.is_none() {
-        return Ok(schema::SERVER_MEMBERS
-            .prefix::<(RoomNum,)>(read, (room,), Direction::Up)?
-            .next()
-            .is_none());
+        return Ok(kept.next().is_none());
     }
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for server in joined.iter().filter_map(|user| server_of(user)) {
-        *counts.entry(server.to_owned()).or_default() += 1;
+    let (mut by_server, mut servers) = (0_u128, 0_u128);
+    for row in kept {
+        let ((_, server), count) = row?;
+        let folded = fold(&server);
+        servers = servers.wrapping_add(folded);
+        by_server = by_server.wrapping_add(folded.wrapping_mul(count.into()));
     }
-    let kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    let kept = kept.map(|row| row.map(|((_, server), count)| (server, count)));
-    let kept = kept.collect::<Result<BTreeMap<_, _>, Fault>>()?;
     let now = Ref::Main(Order::MAX);
-    Ok(kept == counts
-        && list_servers_at(read, room, now)?.iter().eq(counts.keys())
-        && count_joined_at(read, room, now)? == joined.len() as u64)
+    let named = list_servers_at(read, room, now)?;
+    let named = named.iter().fold(0_u128, |sum, server| sum.wrapping_add(fold(server)));
+    Ok(by_server == joined.by_server
+        && servers == named
+        && count_joined_at(read, room, now)? == joined.joined)
 }
 
 #[cfg(test)]

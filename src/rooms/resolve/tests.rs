@@ -8,7 +8,7 @@ use ruma::RoomVersionId;
 use serde_json::json;
 
 use super::*;
-use crate::ids::Order;
+use crate::{ids::Order, store::Guard};
 use forks::{Forks, Pdu, Try, solved, tries, user};
 
 fn run(version: RoomVersionId, tries: &[Try], compared: &[(Vec<(prop::sample::Index, u16)>, u16)]) {
@@ -98,7 +98,7 @@ fn a_larger_room_needs_no_more_events_for_the_same_conflict() {
 fn more_than_can_be_resolved_waits() {
     let mut forks = Forks::new(&RoomVersionId::V11);
     let (rules, room) = (forks.rules.clone(), forks.room());
-    let mut batch = forks.bench.store.batch();
+    let mut batch = forks.bench.store.batch(&Guard::alone());
     // The events of the fork need not exist: they are too many to look at.
     let sides: Vec<Ref> = [0, 1]
         .map(|side| {
@@ -124,7 +124,7 @@ fn more_than_can_be_resolved_waits() {
 fn room_version_1_is_refused() {
     let mut forks = Forks::new(&RoomVersionId::V11);
     let (room, rules) = (forks.room(), RoomVersionId::V1.rules().unwrap());
-    let mut batch = forks.bench.store.batch();
+    let mut batch = forks.bench.store.batch(&Guard::alone());
     let change = [(StateKeyNum(0), Val::Event(EventNum(5)))];
     let side = state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap();
     let states = [state::tip(&batch, room).unwrap(), side];

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{tests::Bench, *};
 use crate::{
     ids::{Position, SideNum},
-    store::LogEntry,
+    store::{Guard, LogEntry},
 };
 
 const KEYS: u32 = 40;
@@ -174,7 +174,7 @@ impl World {
 
     fn event(&mut self, kind: Kind, prevs: &[usize], sets: &[(u32, bool)]) {
         let (room, changes) = (self.room(), self.vals(sets));
-        let mut batch = self.bench.store.batch();
+        let mut batch = self.bench.store.batch(&Guard::alone());
         let order = Order::live(batch.position(&LogEntry::RoomState { room }));
         let mut states: Vec<(Ref, Map)> = Vec::new();
         for prev in prevs {
@@ -315,7 +315,7 @@ impl World {
             return;
         };
         // Heads are kept, wherever they are: what they refer to below is expressed anew.
-        let mut batch = self.bench.store.batch();
+        let mut batch = self.bench.store.batch(&Guard::alone());
         for head in self.heads.clone() {
             for is_before in [true, false] {
                 let event = &self.events[head];

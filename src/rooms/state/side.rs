@@ -146,12 +146,12 @@ fn without_equal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ids::EventNum, rooms::state::tests::Bench};
+    use crate::{ids::EventNum, rooms::state::tests::Bench, store::Guard};
 
     #[test]
     fn a_fork_of_n_changes_costs_n_log_n_entries_and_stays_shallow() {
         let bench = Bench::new();
-        let mut batch = bench.store.batch();
+        let mut batch = bench.store.batch(&Guard::alone());
         let (mut next, mut state, mut model) = (0, Ref::EMPTY, BTreeMap::new());
         let (mut written, n) = (0, 3_000_u32);
         for number in 0..n {
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_side_state_that_returns_to_its_base_is_its_base() {
         let bench = Bench::new();
-        let mut batch = bench.store.batch();
+        let mut batch = bench.store.batch(&Guard::alone());
         let (key, mut next) = (StateKeyNum(1), 0);
         let set = [(key, Val::Event(EventNum(5)))];
         let side = make_side(&mut batch, bench.room, &mut next, Ref::EMPTY, &set).unwrap();

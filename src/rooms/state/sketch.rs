@@ -97,9 +97,12 @@ impl Sketch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rooms::state::{
-        make_side,
-        tests::{Bench, event, key},
+    use crate::{
+        rooms::state::{
+            make_side,
+            tests::{Bench, event, key},
+        },
+        store::Guard,
     };
 
     #[test]
@@ -120,7 +123,7 @@ mod tests {
             Sketch::from(second).with([(key(2), Val::Absent), (key(3), event(3))]),
             Sketch::from(side).with([(key(9), event(2)), (key(2), event(2))]).with([(key(9), Val::Absent)]),
         ];
-        let mut batch = bench.store.batch();
+        let mut batch = bench.store.batch(&Guard::alone());
         for left in &all {
             for right in &all {
                 let mut made = |sketch: &Sketch| {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     ids::Position,
-    store::{Counting, Durability, Engine, LogEntry, Store, engine::Memory},
+    store::{Counting, Durability, Engine, Guard, LogEntry, Store, engine::Memory},
 };
 
 /// A store with one room.
@@ -20,7 +20,7 @@ impl Bench {
 
     /// Writes what `build` does, and gives its result.
     pub(crate) fn write<T>(&self, build: impl FnOnce(&mut Batch) -> T) -> T {
-        let mut batch = self.store.batch();
+        let mut batch = self.store.batch(&Guard::alone());
         let built = build(&mut batch);
         drop(self.store.enqueue(batch).unwrap());
         self.store.flush().unwrap();
@@ -29,7 +29,7 @@ impl Bench {
 
     /// One step of the main line, at a new position.
     pub(crate) fn step(&self, changes: &[(StateKeyNum, Val)]) -> Order {
-        let mut batch = self.store.batch();
+        let mut batch = self.store.batch(&Guard::alone());
         let position = batch.position(&LogEntry::RoomState { room: self.room });
         apply(&mut batch, self.room, Order::live(position), changes).unwrap();
         let enqueued = self.store.enqueue(batch).unwrap();
@@ -88,7 +88,7 @@ fn places_between_two_changes_are_one_reference() {
 #[test]
 fn the_steps_of_one_batch_see_one_another() {
     let bench = Bench::new();
-    let mut batch = bench.store.batch();
+    let mut batch = bench.store.batch(&Guard::alone());
     let orders: Vec<Order> = (0..3)
         .map(|number| {
             let order = Order::live(batch.position(&LogEntry::RoomState { room: bench.room }));
@@ -111,7 +111,7 @@ fn the_steps_of_one_batch_see_one_another() {
 #[test]
 fn two_steps_at_one_order_add_up() {
     let bench = Bench::new();
-    let mut batch = bench.store.batch();
+    let mut batch = bench.store.batch(&Guard::alone());
     let order = Order::live(batch.position(&LogEntry::RoomState { room: bench.room }));
     apply(&mut batch, bench.room, order, &[(key(1), event(1))]).unwrap();
     apply(&mut batch, bench.room, order, &[(key(1), event(2)), (key(2), event(3))]).unwrap();
@@ -144,7 +144,7 @@ fn a_key_keeps_its_number() {
 #[test]
 fn what_two_side_states_share_is_still_looked_up() {
     let bench = Bench::new();
-    let mut batch = bench.store.batch();
+    let mut batch = bench.store.batch(&Guard::alone());
     let mut next = 0;
     let many: Vec<_> = (0..9).map(|number| (key(number), event(number.into()))).collect();
     let below = make_side(&mut batch, bench.room, &mut next, Ref::EMPTY, &many).unwrap();

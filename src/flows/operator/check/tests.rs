@@ -14,14 +14,14 @@ use crate::{
     api::extract::Peer,
     config::{Config, RegistrationMode},
     env::Env,
-    ids::{EventNum, Order, Position, RoomNum, SideNum},
+    ids::{EventNum, Order, Position, RoomNum, SideNum, UserNum},
     schema::{
         rooms::{AsideRow, Place},
         state::{HoleRow, SideRow, Val},
     },
-    server::Server,
+    server::{Lead, Server},
     store::{
-        Direction, Durability, Engine, Family, Read, cursor,
+        Direction, Durability, Engine, Family, Guard, Read, cursor,
         engine::{Change, Memory},
         tables::TableInfo,
     },
@@ -56,7 +56,7 @@ impl House {
 
     /// Writes as the owners do.
     fn write(&self, change: impl FnOnce(&mut crate::store::Batch)) {
-        let mut batch = self.store().batch();
+        let mut batch = self.store().batch(&Guard::alone());
         change(&mut batch);
         drop(self.store().enqueue(batch).unwrap());
         self.store().flush().unwrap();
@@ -102,7 +102,9 @@ async fn a_house() -> House {
     config.passwords.argon2_iterations = 1;
     config.limits.rate_limits = false;
     let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    let server = Server::start(config, Env::simulated(1, 1_767_225_600_000), store).unwrap();
+    let server =
+        Server::start(config, Env::simulated(1, 1_767_225_600_000), store, Some(Lead::of_only_node()))
+            .unwrap();
     let mut house = House { server, token: String::new() };
     let alice = house.own("POST", "register", register("alice")).await;
     let bob = text(&house.own("POST", "register", register("bob")).await, "access_token");
@@ -173,13 +175,7 @@ async fn a_house() -> House {
         crate::accounts::users::deactivate(batch, UserNum(3), true).unwrap();
         crate::accounts::registration::create_token(batch, "token", &token).unwrap();
         cursor::advance(batch, "reader", Position::new(3).unwrap());
-        let timer = crate::store::timer::Timer {
-            due_ms: u64::MAX,
-            kind: TimerKind::TellRooms,
-            key: 1_u64.to_be_bytes().to_vec(),
-            content: Bytes::new(),
-        };
-        crate::store::timer::set(batch, &timer);
+        crate::store::timer::set(batch, &Job::TellRooms { user: UserNum(1) }.timer(u64::MAX));
     });
     while let Some(batch) = crate::store::tail::trim(house.store(), 1_767_225_600_000).unwrap() {
         drop(house.store().enqueue(batch).unwrap());
@@ -319,7 +315,7 @@ fn what_the_log_names_must_be_there() {
         LogEntry::Account { user: UserNum(3) },
         LogEntry::ToDevice { user: UserNum(4) },
     ] {
-        let mut batch = store.batch();
+        let mut batch = store.batch(&Guard::alone());
         batch.position(&entry);
         drop(store.enqueue(batch).unwrap());
     }

@@ -25,7 +25,7 @@ use crate::{
     rooms::{event, graph, state::tests::Bench},
     schema,
     schema::rooms::{EventHash, EventHeader, EventRow, Place},
-    store::{Batch, LogEntry},
+    store::{Batch, Guard, LogEntry},
 };
 
 /// What these states resolve to.
@@ -270,7 +270,7 @@ impl Forks {
         prevs: &[usize],
     ) {
         let room = self.room();
-        let mut batch = self.bench.store.batch();
+        let mut batch = self.bench.store.batch(&Guard::alone());
         let states: Vec<_> = prevs.iter().map(|prev| self.after[*prev].clone()).collect();
         let before = match states.as_slice() {
             [] => (Map::new(), Ref::EMPTY),
@@ -402,7 +402,7 @@ impl Forks {
     /// Any states at all, some of them without some of their keys: states need not follow from a graph, and a key that
     /// no state has may come back from the auth difference.
     pub(super) fn compare(&mut self, which: &[(prop::sample::Index, u16)], gone_everywhere: u16) {
-        let mut batch = self.bench.store.batch();
+        let mut batch = self.bench.store.batch(&Guard::alone());
         let mut states = Vec::new();
         for (index, gone) in which {
             let (mut map, state) = index.get(&self.after).clone();

@@ -1,0 +1,58 @@
+//! Names that rows and flows share with the specification: types of events and of account data, types of relations.
+//! A name that only one file uses stays in that file.
+
+/// State: what a room is, once and for ever.
+pub const CREATE: &str = "m.room.create";
+/// State: what a user is to a room; the state key is the user id.
+pub const MEMBER: &str = "m.room.member";
+/// State: who may do what.
+pub const POWER_LEVELS: &str = "m.room.power_levels";
+/// State: how one comes in.
+pub const JOIN_RULES: &str = "m.room.join_rules";
+/// State: who sees what was sent before they came.
+pub const HISTORY_VISIBILITY: &str = "m.room.history_visibility";
+/// State: whether guests may come in.
+pub const GUEST_ACCESS: &str = "m.room.guest_access";
+/// State: the alias that the room goes by.
+pub const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
+/// State: the room's name.
+pub const NAME: &str = "m.room.name";
+/// State: what the room is about.
+pub const TOPIC: &str = "m.room.topic";
+/// State: the room's picture.
+pub const AVATAR: &str = "m.room.avatar";
+/// State: the room is end-to-end encrypted from here on.
+pub const ENCRYPTION: &str = "m.room.encryption";
+/// State: the servers that may take part.
+pub const SERVER_ACL: &str = "m.room.server_acl";
+/// State: another room replaces this one.
+pub const TOMBSTONE: &str = "m.room.tombstone";
+/// State: an invitation to somebody known by e-mail address or telephone number only.
+pub const THIRD_PARTY_INVITE: &str = "m.room.third_party_invite";
+
+/// An event that takes back what another said.
+pub const REDACTION: &str = "m.room.redaction";
+/// A message.
+pub const MESSAGE: &str = "m.room.message";
+/// An encrypted event.
+pub const ENCRYPTED: &str = "m.room.encrypted";
+
+/// Account data: the tags of a room.
+pub const TAG: &str = "m.tag";
+/// Account data: the rooms that are direct chats, by the other user.
+pub const DIRECT: &str = "m.direct";
+/// Account data: the users that one does not want to hear of.
+pub const IGNORED_USER_LIST: &str = "m.ignored_user_list";
+/// Account data: push rules, which the server keeps in a table of their own.
+pub const PUSH_RULES: &str = "m.push_rules";
+/// Account data: where a user means to go on reading a room.
+pub const FULLY_READ: &str = "m.fully_read";
+
+/// Relation: an edit.
+pub const REPLACE: &str = "m.replace";
+/// Relation: an answer in a thread.
+pub const THREAD: &str = "m.thread";
+/// Relation: a reaction.
+pub const ANNOTATION: &str = "m.annotation";
+/// Relation: an event that speaks of another.
+pub const REFERENCE: &str = "m.reference";

@@ -1,0 +1,136 @@
+//! What is done after a batch, for certain: a job is written as a timer in the batch of its cause, and deleted by the batch of
+//! its effect. `src/flows/follow_up.rs` carries jobs out.
+
+use bytes::Bytes;
+use ruma::OwnedRoomId;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{EventNum, RoomNum, UserNum},
+    store::{
+        Fault,
+        timer::{Timer, TimerRow},
+    },
+};
+
+/// A job. To add one: a variant with the next number that no job ever had, its key and content below, and what it does in
+/// `flows/follow_up.rs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Deletes what no reader of the log needs, a little at a time, for ever.
+    TrimLog,
+    /// Tells the rooms of a user of a change of the user's: another name, or that the account is gone.
+    TellRooms {
+        /// The user.
+        user: UserNum,
+    },
+    /// Carries over what a user has set for a room to the room that replaces it.
+    CarryOver {
+        /// The user.
+        user: UserNum,
+        /// The number of the new room.
+        room: RoomNum,
+        /// Between which rooms.
+        moved: Move,
+    },
+    /// Forgets what an event said before it was redacted.
+    ForgetOriginal {
+        /// The room.
+        room: RoomNum,
+        /// The event.
+        event: EventNum,
+    },
+}
+
+/// From a room to the one that replaces it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The old room.
+    pub from: OwnedRoomId,
+    /// The new one.
+    pub to: OwnedRoomId,
+}
+
+impl Job {
+    /// Kinds that this version knows.
+    pub fn is_known(kind: u8) -> bool {
+        (1..=4).contains(&kind)
+    }
+
+    /// The number of its kind, for ever.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Self::TrimLog => 1,
+            Self::TellRooms { .. } => 2,
+            Self::CarryOver { .. } => 3,
+            Self::ForgetOriginal { .. } => 4,
+        }
+    }
+
+    /// The timer that carries it out at this time, in milliseconds since the epoch.
+    pub fn timer(&self, due_ms: u64) -> Timer {
+        let (key, content) = match self {
+            Self::TrimLog => (Vec::new(), Bytes::new()),
+            Self::TellRooms { user } => (user.0.to_be_bytes().to_vec(), Bytes::new()),
+            Self::CarryOver { user, room, moved } => {
+                let content = serde_json::json!({ "from": moved.from, "to": moved.to }).to_string();
+                (two(user.0, room.0), content.into())
+            }
+            Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
+        };
+        Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
+    }
+
+    /// The job of a timer. Errors: [`Fault::Corrupt`], also for a kind that this version does not know.
+    pub fn read(timer: &Timer) -> Result<Self, Fault> {
+        let number = |at: usize| {
+            let bytes = timer.key.get(at..at + 8).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+            bytes.map(u64::from_be_bytes).ok_or(Fault::Corrupt("a job does not say what it is about"))
+        };
+        match timer.kind {
+            1 => Ok(Self::TrimLog),
+            2 => Ok(Self::TellRooms { user: UserNum(number(0)?) }),
+            3 => {
+                let moved = serde_json::from_slice(&timer.row.content);
+                let moved = moved.map_err(|_| Fault::Corrupt("a job does not name two rooms"))?;
+                Ok(Self::CarryOver { user: UserNum(number(0)?), room: RoomNum(number(8)?), moved })
+            }
+            4 => Ok(Self::ForgetOriginal { room: RoomNum(number(0)?), event: EventNum(number(8)?) }),
+            _ => Err(Fault::Corrupt("a job is of an unknown kind")),
+        }
+    }
+}
+
+fn two(a: u64, b: u64) -> Vec<u8> {
+    [a.to_be_bytes(), b.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_read_back_from_their_timers() {
+        let moved = Move { from: "!old:s".try_into().unwrap(), to: "!new:s".try_into().unwrap() };
+        let jobs = [
+            Job::TrimLog,
+            Job::TellRooms { user: UserNum(7) },
+            Job::CarryOver { user: UserNum(7), room: RoomNum(9), moved },
+            Job::ForgetOriginal { room: RoomNum(9), event: EventNum(1) },
+        ];
+        let mut kinds = Vec::new();
+        for job in jobs {
+            assert_eq!(Job::read(&job.timer(5)).unwrap(), job);
+            kinds.push(job.kind());
+        }
+        for kind in 0..=u8::MAX {
+            assert_eq!(Job::is_known(kind), kinds.contains(&kind), "kind {kind}");
+        }
+        // As earlier versions wrote it.
+        let content = Bytes::from_static(br#"{"user":7,"from":"!old:s","to":"!new:s"}"#);
+        let old = Timer { due_ms: 1, kind: 3, key: two(7, 9), row: TimerRow { tries: 0, content } };
+        assert!(matches!(Job::read(&old).unwrap(), Job::CarryOver { user: UserNum(7), .. }));
+        let torn = Timer { key: vec![1], ..old };
+        assert!(Job::read(&torn).is_err());
+    }
+}

@@ -1,0 +1,33 @@
+//! Whom a batch wakes when it is published. It is data in the batch, so that every node that publishes the batch can wake
+//! its own.
+
+use std::sync::Arc;
+
+use crate::ids::{RoomNum, UserNum};
+
+/// One thing to do when a batch is published. It says what happened, and each part of the server knows what follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wake {
+    /// Something is new for the polls of these users; their numbers rise.
+    Users(Arc<[UserNum]>),
+    /// A user is no longer in a room: nobody is shown that they type there.
+    Left {
+        /// The room.
+        room: RoomNum,
+        /// The user, who may be of another server.
+        user_id: String,
+    },
+    /// A user has other push rules: what is remembered of who has some is old.
+    PushRules,
+    /// A timer was set: whoever fires timers looks anew. The store does this itself.
+    Timers,
+}
+
+impl Wake {
+    /// Wakes the polls of these users, in any order and however often they are named.
+    pub fn users(mut users: Vec<UserNum>) -> Self {
+        users.sort_unstable();
+        users.dedup();
+        Self::Users(users.into())
+    }
+}
