@@ -1,8 +1,9 @@
 //! Rooms: events, their order, the state they add up to, and who may see them.
 //!
-//! The road of an event: a flow takes the room's [`Seat`] (its lock), begins a [`commit::Change`], adds drafts to it
-//! (each is built, judged and written into one batch), and hands the batch to the store. The lock is released there:
-//! the next writer reads over what is accepted, and only the answer to the client waits for the disk.
+//! An event takes this road: a flow waits for a turn in the room ([`turns`]), which gives it the room's seat (its lock);
+//! begins a [`commit::Change`] with that; adds drafts to it (each is built, judged and written into one batch); and hands
+//! the batch to the store. The seat is given back there: the next writer reads over what is accepted, and only the
+//! answer to the client waits for the disk.
 
 pub mod admit;
 pub mod aliases;
@@ -23,46 +24,38 @@ pub mod relations;
 pub mod resolve;
 pub mod state;
 pub mod timeline;
+mod tip;
+pub mod turns;
 pub mod typing;
 pub mod versions;
 pub mod visibility;
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    panic::{self, AssertUnwindSafe},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
-use parking_lot::Mutex;
 use ruma::{RoomId, room_version_rules::RoomVersionRules, signatures::Ed25519KeyPair};
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::{
     error::{Error, Refusal, Result},
-    ids::{RoomNum, UserNum},
-    rooms::{build::Signer, directory::Descriptions, event::StateEvent, resolve::Resolver},
-    schema,
-    schema::{
-        push::Totals,
-        rooms::{Resident, RoomRow},
+    ids::RoomNum,
+    rooms::{
+        build::Signer,
+        directory::Descriptions,
+        resolve::Resolver,
+        turns::{AllTurns, Turns},
     },
+    schema,
+    schema::rooms::{Resident, RoomRow},
     store::{Direction, Fault, Read},
 };
 
-/// Seats that are kept though nobody sits there; above this, those are given up.
-const SEATS_MAX: usize = 1_024;
-/// Changes that may wait for one room; above this, clients are told to come back.
-const TURNS_MAX: usize = 4_096;
-/// Resolutions that take long and run at once.
+/// Run at most this many long resolutions at once.
 const LONG_RESOLUTIONS_MAX: usize = 2;
-/// Resolutions that take long, and those that wait for their turn.
+/// Let at most this many long resolutions run or wait for that.
 const RESOLUTIONS_WAITING_MAX: usize = 64;
-/// State events a tip remembers, about a kilobyte each: the rooms' power levels and such, and the members who write.
-const TIP_STATE_MAX: usize = 256;
 
 /// What rooms keep in memory. Cheap to clone.
 #[derive(Clone)]
@@ -71,7 +64,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     signer: Signer,
     last_room: AtomicU64,
-    turns: Mutex<HashMap<RoomNum, Arc<Turns>>>,
+    turns: AllTurns,
     descriptions: Descriptions,
     resolver: Resolver,
     /// Resolutions that take long, of all rooms.
@@ -92,7 +85,7 @@ impl Rooms {
         Ok(Self(Arc::new(Inner {
             signer: Signer::new(server, key),
             last_room: AtomicU64::new(last),
-            turns: Mutex::default(),
+            turns: AllTurns::default(),
             descriptions: Descriptions::default(),
             resolver,
             long_resolutions: Semaphore::new(LONG_RESOLUTIONS_MAX),
@@ -110,12 +103,12 @@ impl Rooms {
         &self.0.resolver
     }
 
-    /// Whoever resolves for long takes a place here: other long work keeps some of the pool.
+    /// A long resolution takes a place here: other long work keeps some of the pool.
     pub fn long_resolutions(&self) -> &Semaphore {
         &self.0.long_resolutions
     }
 
-    /// Whoever waits to resolve for long takes a place here; without one, it is tried again later.
+    /// A long resolution that waits takes a place here; without one, the event is tried again later.
     pub fn resolutions_waiting(&self) -> &Semaphore {
         &self.0.resolutions_waiting
     }
@@ -132,101 +125,16 @@ impl Rooms {
         &self.0.descriptions
     }
 
-    /// The seat of a room: whoever holds it is the only one who changes the room.
-    /// Never wait for the network or the disk while holding it.
-    pub fn seat(&self, room: RoomNum) -> Arc<tokio::sync::Mutex<Seat>> {
-        Arc::clone(&self.turns(room).seat)
-    }
-
-    /// Those who wait to change a room.
+    /// Gives the turns of a room: who wants to change the room adds one.
+    /// Never wait for the network or the disk in a turn.
     pub fn turns(&self, room: RoomNum) -> Arc<Turns> {
-        let mut all = self.0.turns.lock();
-        if all.len() >= SEATS_MAX && !all.contains_key(&room) {
-            // Whoever holds or waits for a seat has a handle of its own.
-            all.retain(|_, turns| Arc::strong_count(turns) > 1 || Arc::strong_count(&turns.seat) > 1);
-        }
-        Arc::clone(all.entry(room).or_default())
-    }
-}
-
-/// One change to a room, to be made by whoever works off the room's turns.
-pub type Turn = Box<dyn FnOnce(OwnedMutexGuard<Seat>) + Send>;
-
-/// Those who wait to change a room, first come, first served. One thread makes the changes of all who wait, one after
-/// the other: a busy room would otherwise pass its lock between threads for each event, which costs more than the event.
-#[derive(Default)]
-pub struct Turns {
-    seat: Arc<tokio::sync::Mutex<Seat>>,
-    queue: Mutex<TurnQueue>,
-    /// Whoever resolves states of the room for long holds this, and not the seat.
-    pub(crate) resolving: tokio::sync::Mutex<()>,
-}
-
-#[derive(Default)]
-struct TurnQueue {
-    waiting: VecDeque<Turn>,
-    /// Somebody is working them off.
-    taken: bool,
-}
-
-impl Turns {
-    /// Adds a turn at the end. `true` when nobody is working them off: the caller must then have
-    /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
-    pub fn add(&self, turn: Turn) -> Result<bool> {
-        let mut queue = self.queue.lock();
-        if queue.waiting.len() >= TURNS_MAX {
-            return Err(Error::Busy { retry_after: Duration::from_secs(1) });
-        }
-        queue.waiting.push_back(turn);
-        Ok(!std::mem::replace(&mut queue.taken, true))
+        self.0.turns.of(room)
     }
 
-    /// Takes all turns, until nobody waits.
-    pub fn work_off(&self) {
-        while let Some(turn) = self.next() {
-            // Only a room that is being created has its seat taken by another, and nobody knows it yet.
-            let Ok(seat) = Arc::clone(&self.seat).try_lock_owned() else { continue };
-            // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on,
-            // from what the store says: what the seat remembers may be older than what was accepted.
-            let ended = panic::catch_unwind(AssertUnwindSafe(|| turn(seat)));
-            if ended.is_err()
-                && let Ok(mut seat) = self.seat.try_lock()
-            {
-                *seat = Seat::default();
-            }
-        }
-    }
-
-    fn next(&self) -> Option<Turn> {
-        let mut queue = self.queue.lock();
-        let turn = queue.waiting.pop_front();
-        queue.taken = turn.is_some();
-        turn
-    }
-}
-
-/// The right to change a room, and what the last one who had it remembered.
-#[derive(Debug, Default)]
-pub struct Seat {
-    tip: Option<Tip>,
-}
-
-/// The newest accepted state of a room, as far as writers asked for it. It agrees with the store's view (published
-/// rows and those that wait for the flush), so it may be dropped at any time.
-#[derive(Debug)]
-struct Tip {
-    row: RoomRow,
-    /// Current state events by type and state key; `None` where there is none.
-    state: BTreeMap<(String, String), Option<Arc<StateEvent>>>,
-    /// Our users who are joined or invited, rising.
-    users: Option<Arc<[UserNum]>>,
-    /// See [`commit::Change::unread`].
-    unread: Option<Totals>,
-}
-
-impl Tip {
-    fn of(row: RoomRow) -> Self {
-        Self { row, state: BTreeMap::new(), users: None, unread: None }
+    /// Takes the seat of a room that nobody else changes.
+    #[cfg(test)]
+    pub(crate) fn sit(&self, room: RoomNum) -> turns::Seat {
+        self.turns(room).sit().unwrap()
     }
 }
 
@@ -273,23 +181,4 @@ pub fn find_state(
 ) -> Result<Option<event::Stored>, Fault> {
     let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
     state::current(read, room, key)?.map(|event| event::require(read, room, event)).transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-
-    #[test]
-    fn a_turn_that_panics_stops_no_other() {
-        let turns = Turns::default();
-        let reached = Arc::new(AtomicBool::new(false));
-        let mark = Arc::clone(&reached);
-        assert!(turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap());
-        assert!(!turns.add(Box::new(move |_seat| mark.store(true, Ordering::Relaxed))).unwrap());
-        turns.work_off();
-        assert!(reached.load(Ordering::Relaxed));
-        assert!(turns.add(Box::new(|_seat| ())).unwrap(), "nobody is at work any more");
-    }
 }

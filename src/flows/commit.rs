@@ -3,10 +3,10 @@
 //! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
 //! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use ruma::{RoomId, ServerName, UserId};
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     accounts::users,
@@ -17,10 +17,18 @@ use crate::{
     },
     ids::RoomNum,
     push::unread,
-    rooms::{self, Seat, commit::Change, redact},
+    rooms::{
+        self,
+        commit::Change,
+        redact,
+        turns::{Seat, Turns},
+    },
     schema::rooms::Membership,
-    store::{Enqueued, NotAccepted, Read, Wake},
+    store::{Domain, Enqueued, NotAccepted, Read, Wake},
 };
+
+/// Let a worker take the turns of one room for this long before other rooms get its thread.
+const WORKED_AT_ONCE: Duration = Duration::from_millis(10);
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
 /// (403 `M_FORBIDDEN`), so that nobody learns which rooms there are.
@@ -41,7 +49,7 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    take_turn(app, room, false, work).await
+    in_turn(app, room, Domain::Room, begin(room), work, Error::from).await
 }
 
 /// Like [`in_room`], under the server's lock, too: for what names or lists the room.
@@ -50,21 +58,39 @@ pub(crate) async fn in_room_and_server<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    take_turn(app, room, true, work).await
+    in_turn(app, room, Domain::Server, begin(room), work, Error::from).await
 }
 
-async fn take_turn<T: Send + 'static>(
+/// How a change to a room that exists begins.
+fn begin(room: RoomNum) -> impl FnOnce(&App, Seat) -> Result<Change> + Send + 'static {
+    move |app, seat| Change::begin(&app.store, seat, room)
+}
+
+/// Like [`in_room`], for a change that begins otherwise, as that of a new room does. The locks up to that of `upto` are
+/// taken; `refused` says what a batch that was not accepted means.
+pub(crate) async fn in_turn<T: Send + 'static>(
     app: &App,
     room: RoomNum,
-    server: bool,
+    upto: Domain,
+    begin: impl FnOnce(&App, Seat) -> Result<Change> + Send + 'static,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+    refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
     let (tell, told) = oneshot::channel();
     let inner = app.clone();
     let turn = move |seat| {
-        // The server's lock is given back after the batch is enqueued.
-        match build(&inner, seat, room, server, work) {
-            Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell),
+        let make = || -> Result<(Change, T, Option<Locked<'_>>)> {
+            let mut change = begin(&inner, seat)?;
+            // The server's lock is given back after the batch is enqueued.
+            let server = (upto == Domain::Server).then(|| write::lock_server(&inner));
+            if let Some(locked) = &server {
+                change.batch.cover(&locked.guard);
+            }
+            let answer = work(&mut change)?;
+            Ok((change, answer, server))
+        };
+        match make() {
+            Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell, refused),
             // Whoever asked may have hung up.
             Err(error) => drop(tell.send(Err(error))),
         }
@@ -72,7 +98,8 @@ async fn take_turn<T: Send + 'static>(
     let turns = app.rooms.turns(room);
     if turns.add(Box::new(turn))? {
         // Whoever asked may hang up, and others rely on this.
-        app.env.spawn_blocking(move || turns.work_off());
+        let inner = app.clone();
+        app.env.spawn_blocking(move || work_off(&inner, turns));
     }
     match told.await {
         Ok(Ok(Told::Durable(answer))) => Ok(answer),
@@ -87,23 +114,14 @@ async fn take_turn<T: Send + 'static>(
     }
 }
 
-/// A change, what `work` answers, and the server's lock where it was wanted.
-type Worked<'a, T> = (Change, T, Option<Locked<'a>>);
-
-fn build<T>(
-    app: &App,
-    seat: OwnedMutexGuard<Seat>,
-    room: RoomNum,
-    server: bool,
-    work: impl FnOnce(&mut Change) -> Result<T>,
-) -> Result<Worked<'_, T>> {
-    let mut change = Change::begin(&app.store, seat, room)?;
-    let server = server.then(|| write::lock_server(app));
-    if let Some(locked) = &server {
-        change.batch.cover(&locked.guard);
+/// Takes a room's turns for as long as a worker may; what is left waits behind the other work of the pool.
+fn work_off(app: &App, turns: Arc<Turns>) {
+    let began = app.env.instant();
+    let is_over = || app.env.instant().saturating_duration_since(began) > WORKED_AT_ONCE;
+    if turns.work_off(is_over) {
+        let inner = app.clone();
+        app.env.spawn_blocking(move || work_off(&inner, turns));
     }
-    let answer = work(&mut change)?;
-    Ok((change, answer, server))
 }
 
 /// The answer to a change.
@@ -120,6 +138,7 @@ fn enqueue_and_tell<T: Send + 'static>(
     change: Change,
     answer: T,
     tell: oneshot::Sender<Result<Told<T>>>,
+    refused: fn(NotAccepted) -> Error,
 ) {
     match enqueue(app, change) {
         Ok(Some(enqueued)) => enqueued.flushed.then(move |flushed| {
@@ -129,13 +148,13 @@ fn enqueue_and_tell<T: Send + 'static>(
             }
         }),
         Ok(None) => drop(tell.send(Ok(Told::Unwritten(answer)))),
-        Err(refused) => drop(tell.send(Err(refused.into()))),
+        Err(why) => drop(tell.send(Err(refused(why)))),
     }
 }
 
-/// Everything that follows from the events of a change, then the store. `None` if there is nothing to write.
-/// The room's lock is free after this.
-pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepted> {
+/// Adds everything that follows from the events of a change, and hands it to the store. The room's seat is free after this.
+/// `None` if there is nothing to write.
+fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepted> {
     if change.batch.row_count() == 0 {
         return Ok(None);
     }
@@ -164,11 +183,6 @@ pub(crate) fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>,
     let enqueued = change.enqueue(&app.store)?;
     app.rooms.resolver().keep(room, answered, enqueued.base);
     Ok(Some(enqueued))
-}
-
-/// The seat of a room that nobody knows yet: it is free.
-pub(crate) async fn new_seat(app: &App, room: RoomNum) -> OwnedMutexGuard<Seat> {
-    app.rooms.seat(room).lock_owned().await
 }
 
 /// Refuses to invite users of other servers, to which this server does not speak yet (403), and users of ours that nobody

@@ -3,20 +3,18 @@
 //! Everything that follows from an event stands in the same batch: the event itself, its id, its place, the state it
 //! changes, the room's heads and counts, who is in the room, what it relates to, what it redacts, the transaction id.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId,
     events::{StateEventType, TimelineEventType},
     room_version_rules::RoomVersionRules,
 };
-use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     error::{Error, Refusal, Result},
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
-        Seat, TIP_STATE_MAX, Tip,
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
         event::{self, StateEvent, Stored},
@@ -24,6 +22,8 @@ use crate::{
         resolve::Question,
         rules,
         state::{self, Sketch},
+        tip::{self, Tip},
+        turns::Seat,
     },
     schema,
     schema::{
@@ -52,11 +52,13 @@ pub struct Change {
     rules: &'static RoomVersionRules,
     /// What the seat proves to the store. It is given back before the seat is.
     guard: Guard,
-    seat: OwnedMutexGuard<Seat>,
+    seat: Seat,
     set: StateEvents,
     added: Vec<Stored>,
-    /// Our users whom member events of this change are about.
-    concerned: Vec<UserNum>,
+    /// Our users whom member events of this change are about, and whether they are joined, invited or knock after it.
+    concerned: Vec<(UserNum, bool)>,
+    /// Our users who are so after this change, if that was asked.
+    users: Option<Arc<[UserNum]>>,
     /// Events that were redacted, as they were before.
     pub(crate) redacted: Vec<Stored>,
     /// What states resolve to: true once this change is accepted.
@@ -93,7 +95,7 @@ impl Txn {
 impl Change {
     /// Begins a change to a room that exists. `seat` is the proof that nobody else changes it meanwhile.
     /// Refuses a room that this server is not in: 404 `M_NOT_FOUND`.
-    pub fn begin(store: &Store, mut seat: OwnedMutexGuard<Seat>, num: RoomNum) -> Result<Self> {
+    pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
         let guard = Guard::of_room(num);
         let batch = store.batch(&guard);
         let row = match &seat.tip {
@@ -109,13 +111,7 @@ impl Change {
     }
 
     /// Begins a room of this version, without any event yet. The batch is refused if there is a room of this id.
-    pub fn begin_room(
-        store: &Store,
-        seat: OwnedMutexGuard<Seat>,
-        num: RoomNum,
-        id: OwnedRoomId,
-        version: u8,
-    ) -> Result<Self> {
+    pub fn begin_room(store: &Store, seat: Seat, num: RoomNum, id: OwnedRoomId, version: u8) -> Result<Self> {
         let row = RoomRow {
             id,
             version,
@@ -136,18 +132,27 @@ impl Change {
         Self::over(batch, guard, seat, num, row)
     }
 
-    fn over(
-        batch: Batch,
-        guard: Guard,
-        seat: OwnedMutexGuard<Seat>,
-        num: RoomNum,
-        row: RoomRow,
-    ) -> Result<Self> {
+    fn over(batch: Batch, guard: Guard, seat: Seat, num: RoomNum, row: RoomRow) -> Result<Self> {
         let rules = rules(&row)?;
         let (set, added, concerned) = (StateEvents::new(), Vec::new(), Vec::new());
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
-        Ok(Self { batch, guard, num, row, rules, seat, set, added, concerned, redacted, answered, unread })
+        let users = None;
+        Ok(Self {
+            batch,
+            guard,
+            num,
+            row,
+            rules,
+            seat,
+            set,
+            added,
+            concerned,
+            users,
+            redacted,
+            answered,
+            unread,
+        })
     }
 
     /// The rules of the room's version.
@@ -166,7 +171,7 @@ impl Change {
         if let Some(known) = self.set.get(&key) {
             return Ok(known.clone());
         }
-        if let Some(known) = self.seat.tip.as_ref().and_then(|tip| tip.state.get(&key)) {
+        if let Some(known) = self.seat.tip.as_ref().and_then(|tip| tip.find(&key)) {
             return Ok(known.clone());
         }
         let stored = super::find_state(&self.batch, self.num, event_type, state_key)?;
@@ -320,12 +325,21 @@ impl Change {
     pub(super) fn next_place(&mut self) -> (EventNum, Order) {
         let event = EventNum(self.row.next_event);
         self.row.next_event += 1;
-        let position = self.batch.position(&LogEntry::Event { room: self.num, event });
-        (event, Order::live(position))
+        (event, self.next_order(event))
+    }
+
+    /// The order of an event that has its number; its position is claimed with it.
+    pub(super) fn next_order(&mut self, event: EventNum) -> Order {
+        Order::live(self.batch.position(&LogEntry::Event { room: self.num, event }))
     }
 
     pub(super) fn intern_key(&mut self, kind: &str, state_key: &str) -> Result<StateKeyNum, Fault> {
         state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, kind, state_key)
+    }
+
+    /// The room's row, as it is to be.
+    pub(super) fn put_room(&mut self) {
+        schema::ROOM.put(&mut self.batch, self.num, &self.row);
     }
 
     /// The rows of the event itself.
@@ -432,35 +446,33 @@ impl Change {
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
         let user = members::track(&mut self.batch, self.num, user, now, event.event, order)?;
-        self.concerned.extend(user);
+        let is_near = matches!(now, Membership::Join | Membership::Invite | Membership::Knock);
+        self.concerned.extend(user.map(|user| (user, is_near)));
         Ok(())
     }
 
-    /// Our users who must hear of this change: those in the room before and after it, and those it is about.
+    /// Gives our users who must hear of this change, rising: those in the room before and after it, and those it is
+    /// about. The tip remembers who is in the room, so this reads rows only where the tip is new.
     pub fn list_concerned(&mut self) -> Result<Arc<[UserNum]>, Fault> {
         let known = self.seat.tip.as_ref().and_then(|tip| tip.users.clone());
-        if let Some(users) = known
-            && self.concerned.is_empty()
-        {
-            return Ok(users);
+        let before = match known {
+            Some(users) => users,
+            // They are read with what this change does to them; who leaves by it is added below.
+            None => members::list_local_users(&self.batch, self.num)?.into(),
+        };
+        if self.concerned.is_empty() {
+            self.users = Some(Arc::clone(&before));
+            return Ok(before);
         }
-        let mut users = members::list_local_users(&self.batch, self.num)?;
-        users.append(&mut self.concerned.clone());
-        users.sort_unstable();
-        users.dedup();
-        let users: Arc<[UserNum]> = users.into();
-        if self.concerned.is_empty()
-            && let Some(tip) = &mut self.seat.tip
-        {
-            tip.users = Some(Arc::clone(&users));
-        }
-        Ok(users)
+        self.users = Some(tip::with_changes(&before, &self.concerned));
+        let told: Vec<_> = self.concerned.iter().map(|(user, _)| (*user, true)).collect();
+        Ok(tip::with_changes(&before, &told))
     }
 
     /// Hands the batch to the store and releases the room. The change is accepted from here on; it is durable and
     /// visible once `flushed` resolves.
     pub fn enqueue(self, store: &Store) -> Result<Enqueued, NotAccepted> {
-        let Self { batch, guard, row, mut seat, set, concerned, unread, .. } = self;
+        let Self { batch, guard, row, mut seat, set, concerned, users, unread, .. } = self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);
         let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone()));
@@ -469,7 +481,9 @@ impl Change {
         for (key, event) in set {
             tip.remember(key, event);
         }
-        if !concerned.is_empty() {
+        if users.is_some() {
+            tip.users = users;
+        } else if !concerned.is_empty() {
             tip.users = None;
         }
         Ok(enqueued)
@@ -479,31 +493,4 @@ impl Change {
 /// One more than the greatest such number of an event's auth events.
 pub(super) fn auth_depth(auth: &[Arc<StateEvent>]) -> u64 {
     auth.iter().map(|event| event.auth_depth + 1).max().unwrap_or(0)
-}
-
-/// What the authorization rules look at: a tip remembers no other state, so that a quiet room costs little memory.
-const REMEMBERED: [&str; 5] =
-    ["m.room.create", MEMBER, "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
-
-impl Tip {
-    fn remember(&mut self, key: (String, String), event: Option<Arc<StateEvent>>) {
-        if !REMEMBERED.contains(&key.0.as_str()) {
-            return;
-        }
-        if self.state.len() >= TIP_STATE_MAX && !self.state.contains_key(&key) {
-            self.forget_one_beside(&key);
-        }
-        self.state.insert(key, event);
-    }
-
-    /// Forgets the next member, as good as any: where more write in turn than are remembered, forgetting whoever wrote
-    /// longest ago would always forget who writes next.
-    fn forget_one_beside(&mut self, key: &(String, String)) {
-        let after = self.state.range((Bound::Excluded(key), Bound::Unbounded));
-        let victim = after.chain(&self.state).map(|(key, _)| key).find(|(kind, _)| kind == MEMBER).cloned();
-        match victim {
-            Some(victim) => drop(self.state.remove(&victim)),
-            None => self.state.clear(),
-        }
-    }
 }

@@ -9,7 +9,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, Ref},
     schema,
-    schema::rooms::Head,
+    schema::rooms::{Head, Place},
     store::{Batch, Direction, Fault, Read},
 };
 
@@ -48,6 +48,33 @@ pub fn list_auth_children<'r>(
     Ok(rows.map(|row| row.map(|((_, _, child), ())| child)))
 }
 
+/// Walk at most this many events that are aside, to find what an event cites by way of them.
+const ASIDE_WALKED_MAX: usize = 1_000;
+
+/// The events that these cite by way of events that are aside (rejected, soft-failed): an event that stands on a rejected
+/// one stands on what that one cites. Beyond the bound, heads that are cited so stay heads, which only costs a merge.
+pub fn list_cited_through_aside(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    cited: &[EventNum],
+) -> Result<BTreeSet<EventNum>, Fault> {
+    let (mut open, mut found, mut walked) = (cited.to_vec(), BTreeSet::new(), 0);
+    while let Some(event) = open.pop() {
+        let is_aside = matches!(schema::PLACE.get(read, (room, event))?, Some(Place::Aside));
+        if !is_aside || walked >= ASIDE_WALKED_MAX {
+            continue;
+        }
+        walked += 1;
+        let Some(aside) = schema::ASIDE.get(read, (room, event))? else { continue };
+        for prev in aside.row.header.prev {
+            if found.insert(prev) {
+                open.push(prev);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// A head, as far as it matters whether it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadFacts {
@@ -59,8 +86,8 @@ pub struct HeadFacts {
     pub depth: u64,
     /// When we stored it, in milliseconds since the epoch.
     pub stored_ms: u64,
-    /// The state after it.
-    pub after: Ref,
+    /// The state after it; `None` where that is not written down yet, and so a state of its own.
+    pub after: Option<Ref>,
 }
 
 /// The heads to give up so that at most [`HEADS_MAX`] are left; none while there are no more. First those of other
@@ -75,7 +102,7 @@ pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
     let mut states = BTreeSet::new();
     let mut candidates = Vec::new();
     for head in newest_first {
-        let adds_state = states.insert(head.after);
+        let adds_state = head.after.is_none_or(|after| states.insert(after));
         if head.is_own {
             continue;
         }
@@ -93,15 +120,18 @@ pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
 }
 
 /// Gives up heads above the bound, but never the one whose state is newest on the main line: else whoever speaks from
-/// many old places could turn the room's state back. The others are left in the order of their numbers.
-pub fn drop_heads(heads: &mut Vec<Head>, now_ms: u64) {
-    let on_main_line = |head: &&Head| matches!(head.after, Ref::Main(_));
+/// many old places could turn the room's state back. The others are left in the order of their numbers. The state after
+/// the head `unwritten` is not written down yet: what the head says of it does not count.
+pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u64) {
+    let is_written = |head: &Head| Some(head.event) != unwritten;
+    let on_main_line = |head: &&Head| is_written(head) && matches!(head.after, Ref::Main(_));
     let newest = heads.iter().filter(on_main_line).max_by_key(|head| (head.after, head.event));
     let newest = newest.map(|head| head.event);
     let facts: Vec<HeadFacts> = heads
         .iter()
         .map(|head| {
-            let Head { event, depth, stored_ms, after, .. } = *head;
+            let Head { event, depth, stored_ms, .. } = *head;
+            let after = is_written(head).then_some(head.after);
             HeadFacts { event, is_own: head.is_own || Some(event) == newest, depth, stored_ms, after }
         })
         .collect();
@@ -173,7 +203,7 @@ mod tests {
     const DAY_MS: u64 = HEAD_AGE_MS_MAX;
 
     fn head(number: u64, stored_ms: u64, state: u32) -> HeadFacts {
-        let after = Ref::Side(SideNum(state));
+        let after = Some(Ref::Side(SideNum(state)));
         HeadFacts { event: EventNum(number), is_own: false, depth: 1_000, stored_ms, after }
     }
 

@@ -6,23 +6,28 @@
 //! compared or resolved while a room does not fork.
 //!
 //! An event is judged and written in its room's turn. What takes longer than a turn may is asked as a [`Question`]: it is
-//! worked out beside the room, and the event comes back for another turn, which finds the answer.
+//! worked out beside the room, and the event comes back for another turn, which finds the answer. Only a question that
+//! names nothing of an unfinished batch leaves its turn ([`Settled`]).
 
 mod write;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use ruma::{EventId, OwnedEventId};
 
 use crate::{
     error::{Error, Refusal, Result},
-    ids::EventNum,
+    ids::{EventNum, StateKeyNum},
     rooms::{
         admit::{self, AuthState, Evidence, Known, Verdict, Why},
         commit::Change,
         event::{self, Event, StateEvent, Stored},
-        resolve::{Attempt, NotResolved, Question, Resolver},
+        graph,
+        resolve::{Attempt, NotResolved, Question, Resolving, Settled},
         state::{self, Sketch},
     },
     schema,
@@ -66,18 +71,43 @@ pub enum Outcome {
     Unknown,
 }
 
+/// The numbers that an event has taken before all questions about it are answered. They are its own from then on, also
+/// where it comes to nothing: numbers have gaps, and what is asked under them means this event for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its number.
+    event: EventNum,
+    /// That of its (type, state key), if it is a state event.
+    key: Option<StateKeyNum>,
+}
+
 /// How far an event came in one turn.
 #[derive(Debug)]
 pub enum Step {
     /// It was judged, and what follows is in the batch.
     Done(Outcome),
-    /// This has to be answered first ([`Resolver::work_out`]); nothing of the event is in the batch.
-    Resolve(Question),
+    /// This has to be answered first ([`Resolver::work_out`](crate::rooms::resolve::Resolver::work_out)); of the event, only its numbers are in the batch.
+    Resolve(Settled, Option<Taken>),
+    /// What has to be answered first names places of this turn's batch, which is still being built. The turn ends before
+    /// this event, and the next one begins with it.
+    EndTurn(Option<Taken>),
+}
+
+impl Step {
+    fn later(question: Question, taken: Option<Taken>) -> Self {
+        match question.settled() {
+            Ok(settled) => Self::Resolve(settled, taken),
+            Err(_) => Self::EndTurn(taken),
+        }
+    }
 }
 
 /// Where an event stands in the graph.
 struct Standpoint {
+    /// The events it cites.
     prev: Vec<EventNum>,
+    /// The events that it cites by way of events that are aside: those are no heads and hold none up.
+    prev_through_aside: BTreeSet<EventNum>,
     auth: Vec<Arc<StateEvent>>,
     /// The states after the events it cites.
     cited: Question,
@@ -98,8 +128,16 @@ impl From<NotResolved> for Error {
 }
 
 impl Change {
-    /// Judges an event and writes what becomes of it. `now_ms` is the time, in milliseconds since the epoch.
-    pub fn receive(&mut self, received: &Received, resolver: &Resolver, now_ms: u64) -> Result<Step> {
+    /// Judges an event and writes what becomes of it. `taken` is what it took when it came before ([`Step::Resolve`]),
+    /// `now_ms` the time in milliseconds since the epoch.
+    pub fn receive<'r>(
+        &mut self,
+        received: &Received,
+        taken: Option<Taken>,
+        resolving: impl Into<Resolving<'r>>,
+        now_ms: u64,
+    ) -> Result<Step> {
+        let resolving = resolving.into();
         let event = &received.event;
         if let Some(known) = event::find_num(&self.batch, self.num, &event.id)? {
             return Ok(Step::Done(Outcome::Known(known)));
@@ -112,9 +150,9 @@ impl Change {
                 _ => Outcome::Unknown,
             }));
         }
-        let standpoint = match self.standpoint(event, &auth, resolver)? {
+        let standpoint = match self.standpoint(event, &auth, resolving)? {
             Ok(standpoint) => standpoint,
-            Err(question) => return Ok(Step::Resolve(question)),
+            Err(question) => return Ok(Step::later(question, taken)),
         };
         let rules = &self.rules().authorization;
         let tip = Sketch::from(state::tip(&self.batch, self.num)?);
@@ -123,9 +161,9 @@ impl Change {
         let evidence =
             Evidence { rules, auth: &auth, prev: &prev, before: &before, current: current.as_ref() };
         let outcome = match admit::admit(event, &evidence) {
-            Verdict::Accept => return self.accept(received, standpoint, tip, resolver, now_ms),
-            Verdict::SoftFail(why) => self.put_aside(received, standpoint, why, false)?,
-            Verdict::Reject(why) => self.put_aside(received, standpoint, why, true)?,
+            Verdict::Accept => return self.accept(received, taken, standpoint, tip, resolving, now_ms),
+            Verdict::SoftFail(why) => self.put_aside(received, taken, standpoint, why, false)?,
+            Verdict::Reject(why) => self.put_aside(received, taken, standpoint, why, true)?,
             Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
             Verdict::Unknown => Outcome::Unknown,
         };
@@ -175,7 +213,7 @@ impl Change {
         &mut self,
         event: &Event,
         auth: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
-        resolver: &Resolver,
+        resolving: Resolving<'_>,
     ) -> Result<Result<Standpoint, Question>> {
         let mut prev = Vec::new();
         let mut after = Vec::new();
@@ -184,15 +222,16 @@ impl Change {
             after.push(self.state_after(num)?.into());
             prev.push(num);
         }
+        let prev_through_aside = graph::list_cited_through_aside(&self.batch, self.num, &prev)?;
         let found = |id: &OwnedEventId| match auth.get(id) {
             Some(Known::Found(event)) => Some(Arc::clone(event)),
             _ => None,
         };
         let auth = event.auth.iter().filter_map(found).collect();
         let cited = Question::new(&self.batch, self.num, after, None)?;
-        let before = self.answer(resolver, &cited)?;
+        let before = self.answer(resolving, &cited)?;
         Ok(match before {
-            Some(before) => Ok(Standpoint { prev, auth, cited, before }),
+            Some(before) => Ok(Standpoint { prev, prev_through_aside, auth, cited, before }),
             None => Err(cited),
         })
     }
@@ -212,13 +251,12 @@ impl Change {
     }
 
     /// What a question's states resolve to; `None` when that takes longer than a turn may.
-    fn answer(&mut self, resolver: &Resolver, question: &Question) -> Result<Option<Sketch>> {
-        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question)? {
+    fn answer(&mut self, resolving: Resolving<'_>, question: &Question) -> Result<Option<Sketch>> {
+        let Resolving { resolver, loaded } = resolving;
+        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, loaded)? {
             Attempt::Known(answer) => Some(answer),
             Attempt::New(answer) => {
-                if question.newcomer().is_none() {
-                    self.answered.push((question.clone(), answer.clone()));
-                }
+                self.answered.push((question.clone(), answer.clone()));
                 Some(answer)
             }
             Attempt::TakesLong => None,

@@ -12,6 +12,7 @@
 mod check;
 mod difference;
 mod known;
+mod loaded;
 mod question;
 mod recent;
 mod resolver;
@@ -34,11 +35,12 @@ use ruma::{
     state_res::{self, Event as _},
 };
 
-pub use question::{NEWCOMER, Newcomer, Question};
+pub use loaded::Loaded;
+pub use question::{Newcomer, Question, Settled};
 #[cfg(test)]
 pub(crate) use recent::RESULTS_BYTES_MAX;
 pub use recent::Recent;
-pub use resolver::{Attempt, Resolver};
+pub use resolver::{Attempt, Resolver, Resolving};
 pub use stored::StoredEvents;
 
 use crate::{
@@ -48,8 +50,10 @@ use crate::{
 };
 use known::Known;
 
-/// A resolution that needs more events or headers than this is not made now. (Tests want to come there.)
-pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 50_000 };
+/// A resolution that has to read more events or headers than this is not made. (Tests want to come there.)
+pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 500_000 };
+/// A resolution holds at most this many events in memory at once; of a larger conflict it reads some again.
+pub const EVENTS_AT_ONCE: usize = if cfg!(test) { 400 } else { 50_000 };
 /// More states than this are not resolved at once; a room has at most 20 heads, an event as many prevs.
 pub const STATES_MAX: usize = 64;
 
@@ -135,8 +139,9 @@ impl Resolution {
     }
 }
 
-/// Resolves the states of a fork. Blocking and possibly long: with more than a few `events_max` it belongs on the long
-/// pool, one a room at a time. Errors: [`NotResolved::TooMuch`] above `events_max` events.
+/// Resolves the states of a fork. It blocks, possibly for long: with more than a few `events_max` it belongs on the long
+/// pool, one a room at a time. It reads at most `events_max` events and as many headers, and holds at most
+/// [`EVENTS_AT_ONCE`] events at once. Errors: [`NotResolved::TooMuch`] above that.
 pub fn resolve(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -327,10 +332,10 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(found)
     }
 
-    /// The keys of these events need not be looked up.
+    /// The keys of these events need not be looked up (of no more events than memory holds).
     fn remember_keys(&self, events: &BTreeSet<EventNum>) -> Result<(), NotResolved> {
         let mut keys = self.lookups.keys.borrow_mut();
-        for event in events {
+        for event in events.iter().take(EVENTS_AT_ONCE) {
             let (parsed, header) = (self.known.require_event(*event)?, self.known.require_header(*event)?);
             if let Some(state_key) = parsed.state_key() {
                 let event_type = StateEventType::from(parsed.event_type().to_string());

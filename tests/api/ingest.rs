@@ -1,6 +1,6 @@
 //! Events of another server, and what our clients notice of them.
 
-use std::sync::mpsc;
+use std::{sync::mpsc, time::Duration};
 
 use aqueduct::{
     config::{Config, RegistrationMode},
@@ -183,6 +183,66 @@ async fn without_anybody_who_may_send_heads_stay_until_somebody_may() {
     let event = bob.event("m.room.power_levels", Some(""), set(60), &bob.heads()[..1]);
     assert!(accepted(&bob.send(event).await));
     assert_eq!(bob.heads().len(), 1, "the next event asks for it again");
+}
+
+/// Bob under another name, on the room's heads.
+fn renamed(bob: &Remote, name: &str) -> Received {
+    let content = json!({ "membership": "join", "displayname": name });
+    bob.event("m.room.member", Some(bob.user.as_str()), content, &bob.heads())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_is_not_turned_back_by_a_question_of_another_turn() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (room, bob) = shared_room(&alice, json!({})).await;
+    let old = bob.heads();
+    set_many(&alice, &room, 300).await;
+    for name in ["one", "two"] {
+        // Of two settings of one key, the later one wins where nothing else decides.
+        bob.app.env.sleep(Duration::from_secs(1)).await;
+        // Before each, the room's state moves on in a way that only the newest place of it knows.
+        alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await;
+        let first = renamed(&bob, name);
+        let second = bob.message(name, &[first.event.id.clone(), old[0].clone()]);
+        let outcomes = ingest::ingest(&bob.app, bob.room, vec![first, second]).await.unwrap();
+        assert!(outcomes.iter().all(accepted), "{outcomes:?}");
+        assert_eq!(alice.state(&room, "m.room.member", bob.user.as_str()).await.1["displayname"], name);
+        assert_eq!(alice.state(&room, "m.room.name", "").await.1["name"], name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_event_gets_in_while_the_state_of_the_room_keeps_changing() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (room, bob) = shared_room(&alice, json!({})).await;
+    let old = bob.heads();
+    set_many(&alice, &room, 300).await;
+    let far = bob.message("far", &old);
+    let busy = async {
+        for number in 0..60 {
+            let path = format!("/rooms/{room}/state/org.example.thing/x");
+            alice.ok_put(&path, json!({ "n": number })).await;
+        }
+    };
+    let (outcome, ()) = tokio::join!(bob.send(far), busy);
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(alice.state(&room, "org.example.thing", "x").await.1["n"], 59);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_on_a_rejected_event_replaces_the_head_below_it() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (_, bob) = shared_room(&alice, json!({})).await;
+    let rejected = bob.event("m.room.name", Some(""), json!({ "name": "mine" }), &bob.heads());
+    let rejected_id = rejected.event.id.clone();
+    assert!(matches!(bob.send(rejected).await, Outcome::Aside(..)));
+    let after = bob.message("after", &[rejected_id]);
+    let after_id = after.event.id.clone();
+    assert!(accepted(&bob.send(after).await));
+    assert_eq!(bob.heads(), [after_id]);
 }
 
 /// A server in real time, whose work is done by threads.

@@ -1,5 +1,7 @@
 //! Creating a room: everything the request asks for, in one batch, so that nobody ever sees half a room.
 
+use std::sync::Arc;
+
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId,
     RoomVersionId,
@@ -18,38 +20,34 @@ use serde_json::json;
 use crate::{
     accounts::{Caller, account_data},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, follow_up, room::membership, write},
+    flows::{App, account::carry_over, commit, follow_up, room::membership},
     ids::RoomNum,
     rooms::{
-        Seat, aliases,
+        aliases,
         build::{self, Draft, Setting, Signer},
         commit::Change,
-        directory, versions,
+        directory,
+        turns::Seat,
+        versions,
     },
-    store::NotAccepted,
+    store::{Domain, NotAccepted},
 };
 
 /// Creates a room. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
     let plan = Plan::of(app, caller, request)?;
     let num = app.rooms.next_num(&app.store.view())?;
-    let seat = commit::new_seat(app, num).await;
-    let (inner, creator) = (app.clone(), caller.user);
-    let (room_id, promised, enqueued) = app
-        .env
-        .blocking(move || {
-            let mut change = plan.begin(&inner, seat, num)?;
-            // The alias and the directory are the server's.
-            let server = write::lock_server(&inner);
-            change.batch.cover(&server.guard);
-            plan.fill(&inner, &mut change)?;
-            let promised = carry_over::promise(&inner, &mut change, creator)?;
-            let room_id = change.row.id.clone();
-            let enqueued = commit::enqueue(&inner, change).map_err(or_in_use)?;
-            Ok((room_id, promised, enqueued))
-        })
-        .await?;
-    write::durable(app, enqueued).await?;
+    let plan = Arc::new(plan);
+    let (inner, beginning, creator) = (app.clone(), Arc::clone(&plan), caller.user);
+    let begin = move |app: &App, seat| beginning.begin(app, seat, num);
+    let work = move |change: &mut Change| {
+        plan.fill(&inner, change)?;
+        let promised = carry_over::promise(&inner, change, creator)?;
+        Ok((change.row.id.clone(), promised))
+    };
+    // The alias and the directory are the server's.
+    let created = commit::in_turn(app, num, Domain::Server, begin, work, or_in_use).await;
+    let (room_id, promised) = created?;
     if let Some(promised) = promised {
         follow_up::keep(app, promised).await?;
     }
@@ -226,7 +224,7 @@ impl Plan {
     }
 
     /// The room with its create event.
-    fn begin(&self, app: &App, seat: tokio::sync::OwnedMutexGuard<Seat>, num: RoomNum) -> Result<Change> {
+    fn begin(&self, app: &App, seat: Seat, num: RoomNum) -> Result<Change> {
         let signer = app.rooms.signer();
         let draft = self.draft("m.room.create", "", self.create.clone());
         let id = self.room_id(app, signer, &draft)?;

@@ -2,12 +2,14 @@
 //!
 //! Each is judged and written in a turn of its room, like whatever our own users send. Where states must be resolved
 //! that are far apart, the room goes on meanwhile: the answer is worked out on the long pool, one a room at a time, and
-//! the event comes back for another turn. If the room's heads moved so that the answer is of no use, it is asked again, a
-//! bounded number of times.
+//! the event comes back for another turn. If the room's heads moved meanwhile, so that the answer is of no use, the turn
+//! resolves them itself, with the events at hand that were read beside it. Nothing that is still pending leaves a turn: where a question names places of the turn's own
+//! batch, the turn ends first.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use ruma::{CanonicalJsonObject, OwnedUserId, api::error::ErrorKind};
+use tokio::sync::{OwnedMutexGuard, SemaphorePermit};
 
 use crate::{
     accounts::users,
@@ -20,29 +22,38 @@ use crate::{
         commit::Change,
         graph, members,
         power::{Action, Power},
-        receive::{Outcome, Received, Step},
-        resolve::{NotResolved, Question},
+        receive::{Outcome, Received, Step, Taken},
+        resolve::{Loaded, NotResolved, Resolving, Settled},
     },
 };
 
 /// Events taken in by one call.
 pub const EVENTS_MAX: usize = 50;
-/// Events written by one batch: those who wait for the room's next turn wait for no more ..
+/// Write at most this many events in one turn: whoever waits for the next turn waits for no more.
 const TURN_EVENTS_MAX: usize = 10;
-/// .. and for no longer than this and one event.
+/// Begin no further event in a turn that has taken this long.
 const TURN_TAKES_MAX: Duration = Duration::from_millis(10);
-/// An event for which so many answers were worked out is tried again later.
+/// Try an event later for which this many answers were worked out in vain.
 const ANSWERS_MAX: usize = 6;
-/// Of our users in a room, so many are looked at for one who may merge its heads ..
+/// Look at this many of our users in a room for some who may merge its heads.
 const MERGERS_LOOKED_AT: usize = 1_000;
-/// .. and so many of those are tried.
+/// Try to merge the heads in the name of this many of them.
 const MERGERS_TRIED: usize = 10;
+
+/// An event that is to be judged, with the numbers that it took in an earlier turn.
+#[derive(Clone)]
+struct Coming {
+    event: Arc<Received>,
+    taken: Option<Taken>,
+}
 
 /// What a turn came to.
 struct Turn {
     outcomes: Vec<Outcome>,
     /// What has to be answered before the next event can be judged.
-    asks: Option<Question>,
+    asks: Option<Settled>,
+    /// What the next event has taken.
+    taken: Option<Taken>,
     /// The heads are too many, or one is too far from the room's state.
     wants_merge: bool,
 }
@@ -54,23 +65,36 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
     if events.len() > EVENTS_MAX {
         return Err(Refusal::too_large("These are too many events at once.").into());
     }
-    let mut waiting: VecDeque<Arc<Received>> = events.into_iter().map(Arc::new).collect();
+    let come = |event| Coming { event: Arc::new(event), taken: None };
+    let mut waiting: VecDeque<Coming> = events.into_iter().map(come).collect();
     let mut outcomes = Vec::with_capacity(waiting.len());
     let (mut at_once, mut answers, mut wants_merge) = (TURN_EVENTS_MAX, 0, false);
+    let mut worked: Option<Worked<'_>> = None;
     while !waiting.is_empty() {
         let some: Vec<_> = waiting.iter().take(at_once).cloned().collect();
         let count = some.len();
-        let can_go_on = match take_turn(app, room, some).await {
+        let loaded = worked.as_ref().map(|worked| Arc::clone(&worked.loaded));
+        let turn = take_turn(app, room, some, loaded).await;
+        // Others may work something out now: what this one read is of use for one turn.
+        worked = None;
+        let can_go_on = match turn {
             Ok(turn) => {
+                let came_to_something = !turn.outcomes.is_empty();
                 drop(waiting.drain(..turn.outcomes.len()));
-                answers = if turn.outcomes.is_empty() { answers } else { 0 };
+                answers = if came_to_something { 0 } else { answers };
                 outcomes.extend(turn.outcomes);
                 wants_merge = turn.wants_merge;
+                if let Some(next) = waiting.front_mut() {
+                    next.taken = turn.taken;
+                }
                 match turn.asks {
-                    None => true,
+                    None => came_to_something,
                     Some(question) => {
                         answers += 1;
-                        answers <= ANSWERS_MAX && work_out(app, room, question).await?
+                        if answers <= ANSWERS_MAX {
+                            worked = work_out(app, room, question).await?;
+                        }
+                        worked.is_some()
                     }
                 }
             }
@@ -82,6 +106,7 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
             Err(other) => return Err(other),
         };
         if !can_go_on {
+            tracing::debug!(%room, answers, "an event is to be tried again later: it could not be judged now");
             drop(waiting.pop_front());
             outcomes.push(Outcome::Unknown);
             answers = 0;
@@ -94,20 +119,39 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
     Ok(outcomes)
 }
 
-/// One turn of the room: as many of these events as it may take.
-async fn take_turn(app: &App, room: RoomNum, events: Vec<Arc<Received>>) -> Result<Turn> {
+/// Takes one turn of the room, for as many of these events as it may take.
+///
+/// `loaded` are events that were read for the first of them.
+async fn take_turn(
+    app: &App,
+    room: RoomNum,
+    events: Vec<Coming>,
+    loaded: Option<Arc<Loaded>>,
+) -> Result<Turn> {
     let inner = app.clone();
     commit::in_room(app, room, move |change| {
         let (began, now_ms) = (inner.env.instant(), inner.env.now_ms());
-        let mut turn = Turn { outcomes: Vec::with_capacity(events.len()), asks: None, wants_merge: false };
-        for event in events {
+        let outcomes = Vec::with_capacity(events.len());
+        let mut turn = Turn { outcomes, asks: None, taken: None, wants_merge: false };
+        for Coming { event, taken } in events {
             if inner.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
+                turn.taken = taken;
                 break;
             }
-            match change.receive(&event, inner.rooms.resolver(), now_ms)? {
+            let loaded = loaded.as_deref().filter(|_| turn.outcomes.is_empty());
+            let resolving = Resolving { resolver: inner.rooms.resolver(), loaded };
+            match change.receive(&event, taken, resolving, now_ms)? {
                 Step::Done(outcome) => turn.outcomes.push(outcome),
-                Step::Resolve(question) => {
-                    turn.asks = Some(question);
+                Step::Resolve(question, taken) => {
+                    (turn.asks, turn.taken) = (Some(question), taken);
+                    break;
+                }
+                Step::EndTurn(taken) => {
+                    debug_assert!(
+                        !turn.outcomes.is_empty(),
+                        "nothing is pending before the first event of a turn"
+                    );
+                    turn.taken = taken;
                     break;
                 }
             }
@@ -120,19 +164,32 @@ async fn take_turn(app: &App, room: RoomNum, events: Vec<Arc<Received>>) -> Resu
     .await
 }
 
-/// Works out an answer beside the room's turns. `false` if that is too much, now or at all.
-async fn work_out(app: &App, room: RoomNum, question: Question) -> Result<bool> {
-    let Ok(_waits) = app.rooms.resolutions_waiting().try_acquire() else { return Ok(false) };
+/// An answer was worked out. What was read for it stays in memory for one turn; the places for such work are kept until
+/// then, so that they bound that memory too.
+struct Worked<'a> {
+    loaded: Arc<Loaded>,
+    _of_all: SemaphorePermit<'a>,
+    _of_room: OwnedMutexGuard<()>,
+}
+
+/// Works out an answer beside the room's turns. Gives `None` if that is too much, now or at all.
+async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<Worked<'_>>> {
+    let Ok(_waits) = app.rooms.resolutions_waiting().try_acquire() else {
+        tracing::debug!(%room, "an event waits: too many resolutions wait");
+        return Ok(None);
+    };
     let turns = app.rooms.turns(room);
-    let _of_room = turns.resolving.lock().await;
+    let _of_room = Arc::clone(&turns.resolving).lock_owned().await;
     let stopped = |_| Error::broken("the server has stopped");
     let _of_all = app.rooms.long_resolutions().acquire().await.map_err(stopped)?;
-    let inner = app.clone();
+    let loaded = Arc::new(Loaded::default());
+    let (inner, load) = (app.clone(), Arc::clone(&loaded));
     let work = move || {
-        // Whatever the question names was published before it was asked.
+        // Everything that the question names was published before it was asked: it is settled, and the turn that asked it
+        // has ended.
         let snapshot = inner.store.snapshot();
         let version = rooms::require_row(&*snapshot, room)?.version;
-        match inner.rooms.resolver().work_out(&*snapshot, room, version, &question) {
+        match inner.rooms.resolver().work_out(&*snapshot, room, version, &question, &load) {
             Ok(()) => Ok(true),
             Err(NotResolved::TooMuch) => {
                 tracing::info!(%room, "an event waits: too much of its room is in conflict");
@@ -141,7 +198,8 @@ async fn work_out(app: &App, room: RoomNum, question: Question) -> Result<bool> 
             Err(why) => Err(why.into()),
         }
     };
-    app.env.blocking_long(work).await
+    let is_answered = app.env.blocking_long(work).await?;
+    Ok(is_answered.then_some(Worked { loaded, _of_all, _of_room }))
 }
 
 /// One of our users who may send commits an event that cites all heads and that nobody sees. Nothing happens where

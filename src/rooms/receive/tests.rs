@@ -14,7 +14,7 @@ use crate::{
         Rooms,
         build::{Draft, Setting},
         graph, members,
-        resolve::{self, StoredEvents},
+        resolve::{self, Resolver, StoredEvents},
         versions,
     },
     schema::{rooms::RoomRow, state::Val},
@@ -53,7 +53,7 @@ impl House {
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
         let mut house = Self { store, rooms, time_ms: 1_000, worked_out: 0 };
         let id = RoomId::parse("!room:a.example").unwrap();
-        let seat = house.rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = house.rooms.sit(ROOM);
         let mut change = Change::begin_room(&house.store, seat, ROOM, id, VERSION).unwrap();
         for (kind, key, json) in [
             ("m.room.create", "", json!({ "room_version": "11" })),
@@ -75,7 +75,7 @@ impl House {
     }
 
     fn change<T>(&mut self, work: impl FnOnce(&mut Change) -> T) -> T {
-        let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = self.rooms.sit(ROOM);
         let mut change = Change::begin(&self.store, seat, ROOM).unwrap();
         let answer = work(&mut change);
         let answered = std::mem::take(&mut change.answered);
@@ -99,7 +99,7 @@ impl House {
         let draft = Draft { sent_ms: self.time_ms, ..draft.clone() };
         let prev = prev.map_or_else(|| self.heads(), <[_]>::to_vec);
         let rules = versions::find_rules(VERSION).unwrap();
-        let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = self.rooms.sit(ROOM);
         let change = Change::begin(&self.store, seat, ROOM).unwrap();
         let first = event::find_num(&change.batch, ROOM, &prev[0]).unwrap().unwrap();
         let at = change.state_after(first).unwrap();
@@ -123,14 +123,20 @@ impl House {
 
     fn receive(&mut self, received: Received) -> (OwnedEventId, Outcome) {
         let (id, now_ms, rooms) = (received.event.id.clone(), self.time_ms, self.rooms.clone());
+        let mut has_taken = None;
         for _ in 0..3 {
-            let step = self.change(|change| change.receive(&received, rooms.resolver(), now_ms).unwrap());
+            let step =
+                self.change(|change| change.receive(&received, has_taken, rooms.resolver(), now_ms).unwrap());
             match step {
                 Step::Done(outcome) => return (id, outcome),
-                Step::Resolve(question) => {
-                    rooms.resolver().work_out(&*self.store.snapshot(), ROOM, VERSION, &question).unwrap();
+                Step::Resolve(question, taken) => {
+                    let loaded = resolve::Loaded::default();
+                    let snapshot = self.store.snapshot();
+                    rooms.resolver().work_out(&*snapshot, ROOM, VERSION, &question, &loaded).unwrap();
                     self.worked_out += 1;
+                    has_taken = taken;
                 }
+                Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
             }
         }
         panic!("what was worked out is not found")
@@ -168,7 +174,7 @@ impl House {
         let snapshot = self.store.snapshot();
         let rules = versions::find_rules(VERSION).unwrap();
         let states: Vec<Sketch> = self.row().heads.iter().map(|head| head.after.into()).collect();
-        let source = StoredEvents::new(&*snapshot, ROOM, VERSION, None);
+        let source = StoredEvents::new(&*snapshot, ROOM, VERSION);
         let resolved = resolve::resolve(&*snapshot, ROOM, rules, &states, &source, resolve::EVENTS_MAX);
         let tip = Sketch::from(state::tip(&*snapshot, ROOM).unwrap());
         let differing = tip.diff(&*snapshot, ROOM, &resolved.unwrap().state).unwrap();
@@ -266,6 +272,90 @@ fn what_the_rules_forbid_is_kept_aside_with_its_why() {
 }
 
 #[test]
+fn what_stands_on_an_aside_event_replaces_the_heads_below_it() {
+    let mut house = House::new();
+    let base = house.heads();
+    // A chain of rejected events, however long, is no way to keep a head alive that an accepted event stands on.
+    let mut prev = base;
+    for number in 0..5 {
+        let name = json!({ "name": number });
+        let (id, outcome) = house.state(&bob(), "m.room.name", "", name, Some(&prev));
+        assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
+        prev = vec![id];
+    }
+    let (after, outcome) = house.say(&bob(), "after", Some(&prev));
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(house.heads(), [after]);
+    // The same over a soft-failed one.
+    let old = house.heads();
+    let ban = json!({ "membership": "ban" });
+    house.state(&alice(), "m.room.member", bob().as_str(), ban, None);
+    let (late, outcome) = house.say(&bob(), "late", Some(&old));
+    assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
+    let mut prev = house.heads();
+    prev.push(late);
+    let (merge, outcome) = house.say(&alice(), "merge", Some(&prev));
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(house.heads(), [merge]);
+}
+
+#[test]
+fn a_head_below_a_rejected_event_does_not_turn_the_state_back() {
+    let mut house = House::new();
+    house.time_ms = 10_000;
+    let (_, outcome) = house.state(&bob(), "x", "", json!({ "n": "old" }), None);
+    assert!(accepted(&outcome));
+    let (rejected, outcome) = house.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
+    assert!(matches!(outcome, Outcome::Aside(..)));
+    // Bob's clock goes back, so the older value would win if both were heads.
+    house.time_ms = 5_000;
+    let prev = std::slice::from_ref(&rejected);
+    let (_, outcome) = house.state(&bob(), "x", "", json!({ "n": "new" }), Some(prev));
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(house.value("x", "")["n"], "new");
+}
+
+#[test]
+fn rejected_events_take_no_state_keys() {
+    let mut house = House::new();
+    let before = house.row().next_key;
+    for number in 0..20 {
+        let (_, outcome) = house.state(&bob(), "org.example.junk", &number.to_string(), json!({}), None);
+        assert!(matches!(outcome, Outcome::Aside(..)));
+    }
+    assert_eq!(house.row().next_key, before);
+}
+
+#[test]
+fn a_question_about_the_batch_that_is_being_built_stays_in_its_turn() {
+    let mut house = House::new();
+    let old = house.heads();
+    for number in 0..60 {
+        house.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
+    }
+    let rename = |house: &mut House, name: &str| {
+        let member = json!({ "membership": "join", "displayname": name });
+        house.build(&Draft::state(bob(), "m.room.member", bob().as_str(), content(member), 0), None)
+    };
+    for name in ["one", "two"] {
+        // The second event stands on the first, which is in no other batch, and on something far away.
+        let first = rename(&mut house, name);
+        let mut second = house.build(&text(&bob(), name), Some(&old));
+        second.event.prev = vec![first.event.id.clone(), old[0].clone()];
+        let rooms = house.rooms.clone();
+        let steps = house.change(|change| {
+            [&first, &second].map(|event| change.receive(event, None, rooms.resolver(), 0).unwrap())
+        });
+        assert!(matches!(&steps[0], Step::Done(Outcome::Accepted(_))), "{steps:?}");
+        assert!(matches!(&steps[1], Step::EndTurn(_)), "{steps:?}");
+        assert!(accepted(&house.receive(second).1));
+        house.check_state();
+        assert_eq!(house.value("m.room.member", bob().as_str())["displayname"], name);
+        house.state(&alice(), "m.room.name", "", json!({ "name": name }), None);
+    }
+}
+
+#[test]
 fn who_is_banned_now_cannot_speak_from_before() {
     let mut house = House::new();
     let before = house.heads();
@@ -287,9 +377,9 @@ fn what_is_missing_is_named_and_nothing_is_stored() {
     received.event.auth.push(auth.clone());
     received.event.prev.push(prev.clone());
     let next = house.row().next_event;
-    let seat = house.rooms.seat(ROOM).try_lock_owned().unwrap();
+    let seat = house.rooms.sit(ROOM);
     let mut change = Change::begin(&house.store, seat, ROOM).unwrap();
-    match change.receive(&received, house.rooms.resolver(), 0).unwrap() {
+    match change.receive(&received, None, house.rooms.resolver(), 0).unwrap() {
         Step::Done(Outcome::Need { auth: needed, prev: cited }) => {
             assert_eq!((needed, cited), (vec![auth], vec![prev]));
         }
@@ -321,9 +411,8 @@ fn a_thousand_events_on_a_thousand_old_places_leave_twenty_heads_and_bounded_mem
     assert_eq!(house.current(), before, "messages change no state");
     // What is kept: no side states, a bounded tip, bounded results.
     assert_eq!(house.row().next_side, 0);
-    let seat = house.rooms.seat(ROOM);
-    let tip_size = seat.try_lock().unwrap().tip.as_ref().unwrap().state.len();
-    assert!(tip_size <= crate::rooms::TIP_STATE_MAX, "{tip_size}");
+    let tip_size = house.rooms.sit(ROOM).tip.as_ref().unwrap().state_count();
+    assert!(tip_size <= crate::rooms::tip::STATE_MAX, "{tip_size}");
     let results = house.rooms.resolver().recent().byte_count();
     assert!(results > 0 && results <= crate::rooms::resolve::RESULTS_BYTES_MAX, "{results}");
     // Whoever of this server speaks next cites all of them, and the room is one again.
@@ -395,12 +484,27 @@ fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() 
     let event = Draft::state(bob(), "x", "new", content(json!({ "n": 1 })), 0);
     let event = house.build(&event, Some(&branch));
     let rooms = house.rooms.clone();
-    let step = house.change(|change| change.receive(&event, rooms.resolver(), 0).unwrap());
-    let Step::Resolve(question) = step else { panic!("{step:?}") };
+    let step = house.change(|change| change.receive(&event, None, rooms.resolver(), 0).unwrap());
+    let Step::Resolve(question, taken) = step else { panic!("{step:?}") };
+    let next = house.row().next_event;
     house.say(&alice(), "meanwhile", None);
     house.state(&alice(), "x", "other", json!({}), None);
-    rooms.resolver().work_out(&*house.store.snapshot(), ROOM, VERSION, &question).unwrap();
-    assert!(accepted(&house.receive(event).1));
+    let loaded = resolve::Loaded::default();
+    rooms.resolver().work_out(&*house.store.snapshot(), ROOM, VERSION, &question, &loaded).unwrap();
+    assert!(loaded.count() > 0);
+    let step = house.change(|change| change.receive(&event, taken, rooms.resolver(), 0).unwrap());
+    // The heads moved, so it is asked again; and the event keeps the number that it took.
+    let Step::Resolve(question, again) = step else { panic!("{step:?}") };
+    assert_eq!(again, taken);
+    assert_eq!(question.question().states().len(), 2);
+    // With what was read before at hand, it is answered in the turn, however often the heads move.
+    house.state(&alice(), "x", "again", json!({}), None);
+    let step = house.change(|change| {
+        let resolving = resolve::Resolving { resolver: rooms.resolver(), loaded: Some(&loaded) };
+        change.receive(&event, taken, resolving, 0).unwrap()
+    });
+    let Step::Done(Outcome::Accepted(stored)) = step else { panic!("{step:?}") };
+    assert!(stored.event().0 < next, "it was numbered before what came meanwhile");
     house.check_state();
     assert_eq!(house.value("x", "new")["n"], 1);
     house.say(&alice(), "merge", None);

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Received, Standpoint, Step};
+use super::{Outcome, Received, Standpoint, Step, Taken};
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, Order, SideNum},
+    ids::{EventNum, Order},
     rooms::{
         admit::Why,
         commit::{Change, auth_depth},
         event::{self, Event, StateEvent, Stored},
         graph::{self, Standing},
         redact,
-        resolve::{Newcomer, Question, Resolver},
+        resolve::{Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
     schema::{
@@ -20,9 +20,6 @@ use crate::{
         state::{Ref, Val},
     },
 };
-
-/// Stands for the state after an event that is coming in, until that is written down.
-const AFTER_NEWCOMER: Ref = Ref::Side(SideNum(u32::MAX));
 
 /// Where an event stands, with the state before it written down.
 struct Placed {
@@ -35,8 +32,6 @@ struct Placed {
 struct Entry {
     /// The heads with it.
     heads: Vec<Head>,
-    /// The event, if it is one of state.
-    newcomer: Option<Arc<Newcomer>>,
     /// The state after it.
     after: Sketch,
     /// What the heads resolve to.
@@ -56,7 +51,7 @@ impl Change {
 
     /// Gives a place whose state is written down. The next event that stands there shares it.
     fn place(&mut self, standpoint: Standpoint) -> Result<Placed> {
-        let Standpoint { prev, auth, cited, before } = standpoint;
+        let Standpoint { prev, auth, cited, before, .. } = standpoint;
         let written = self.write_down(&before)?;
         if cited.only().is_none() && before.base != written {
             self.answered.push((cited, written.into()));
@@ -64,12 +59,23 @@ impl Change {
         Ok(Placed { prev, auth, before: written })
     }
 
-    fn header(&mut self, received: &Received, placed: &Placed, num: EventNum) -> Result<EventHeader> {
+    /// Takes the numbers of an event. One that is rejected is no part of any state: it takes no key, or whoever may not
+    /// even speak in a room could fill it with keys.
+    fn take_numbers(&mut self, received: &Received, rejected: bool) -> Result<Taken> {
         let event = &received.event;
-        let state_key = match &event.state_key {
-            Some(key) => Some(self.intern_key(&event.kind.to_string(), key)?),
-            None => None,
+        let key = match &event.state_key {
+            Some(key) if !rejected => Some(self.intern_key(&event.kind.to_string(), key)?),
+            _ => None,
         };
+        let taken = Taken { event: EventNum(self.row.next_event), key };
+        self.row.next_event += 1;
+        self.put_room();
+        Ok(taken)
+    }
+
+    fn header(&mut self, received: &Received, placed: &Placed, taken: Taken) -> Result<EventHeader> {
+        let event = &received.event;
+        let Taken { event: num, key: state_key } = taken;
         let replaces = match state_key {
             Some(key) => state::at(&self.batch, self.num, placed.before, key)?.event(),
             None => None,
@@ -98,14 +104,15 @@ impl Change {
     pub(super) fn put_aside(
         &mut self,
         received: &Received,
+        taken: Option<Taken>,
         standpoint: Standpoint,
         why: Why,
         rejected: bool,
     ) -> Result<Outcome> {
         let placed = self.place(standpoint)?;
-        let num = EventNum(self.row.next_event);
-        self.row.next_event += 1;
-        let mut header = self.header(received, &placed, num)?;
+        let taken = taken.map_or_else(|| self.take_numbers(received, rejected), Ok)?;
+        let num = taken.event;
+        let mut header = self.header(received, &placed, taken)?;
         if let Some(key) = header.state_key
             && !rejected
         {
@@ -123,62 +130,57 @@ impl Change {
     pub(super) fn accept(
         &mut self,
         received: &Received,
+        taken: Option<Taken>,
         standpoint: Standpoint,
         tip: Sketch,
-        resolver: &Resolver,
+        resolving: Resolving<'_>,
         now_ms: u64,
     ) -> Result<Step> {
         let distance = tip.distance(&self.batch, self.num, &standpoint.before)?;
         if graph::standing(distance, 1) == Standing::TooFar {
             let why = "its state is too far from the room's current one".to_owned();
-            return self.put_aside(received, standpoint, why, false).map(Step::Done);
+            return self.put_aside(received, taken, standpoint, why, false).map(Step::Done);
         }
-        let newcomer = self.newcomer(received, &standpoint)?;
+        let taken = taken.map_or_else(|| self.take_numbers(received, false), Ok)?;
+        let newcomer = newcomer(received, taken, &standpoint);
         let after = match &newcomer {
             Some(newcomer) => newcomer.after(&standpoint.before),
             None => standpoint.before.clone(),
         };
-        let num = EventNum(self.row.next_event);
-        let heads = self.next_heads(num, received, &standpoint.prev, &after, now_ms);
-        let of_head = |head: &Head| if head.event == num { after.clone() } else { head.after.into() };
-        let states: Vec<Sketch> = heads.iter().map(of_head).collect();
-        let question = Question::new(&self.batch, self.num, states, newcomer.clone())?;
-        let Some(current) = self.answer(resolver, &question)? else { return Ok(Step::Resolve(question)) };
-        let entry = Entry { heads, newcomer, after, current, tip };
-        let stored = self.write_accepted(received, standpoint, entry)?;
-        Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
-    }
-
-    /// A state event, as resolution sees it before it has a number.
-    fn newcomer(&self, received: &Received, standpoint: &Standpoint) -> Result<Option<Arc<Newcomer>>> {
-        let event = &received.event;
-        let Some(state_key) = &event.state_key else { return Ok(None) };
-        let key = state::find_key(&self.batch, self.num, &event.kind.to_string(), state_key)?;
-        let auth = standpoint.auth.iter().map(|event| event.event).collect();
-        let depth = auth_depth(&standpoint.auth);
-        Ok(Some(Arc::new(Newcomer::new(received.hash, event.clone(), key, depth, auth))))
-    }
-
-    /// The heads with this event, which is `num`: at most [`graph::HEADS_MAX`], by their numbers.
-    fn next_heads(
-        &self,
-        num: EventNum,
-        received: &Received,
-        prev: &[EventNum],
-        after: &Sketch,
-        now_ms: u64,
-    ) -> Vec<Head> {
-        let mut heads = self.row.heads.clone();
-        heads.retain(|head| !prev.contains(&head.event));
-        heads.push(Head {
-            event: num,
+        // Where its state is written down is known when all questions are answered.
+        let head = Head {
+            event: taken.event,
             hash: received.hash,
             depth: received.depth,
             stored_ms: now_ms,
             is_own: false,
-            after: if after.changes.is_empty() { after.base } else { AFTER_NEWCOMER },
-        });
-        graph::drop_heads(&mut heads, now_ms);
+            after: after.base,
+        };
+        let heads = self.next_heads(head, &after, &standpoint, now_ms);
+        let of_head = |head: &Head| if head.event == taken.event { after.clone() } else { head.after.into() };
+        let states: Vec<Sketch> = heads.iter().map(of_head).collect();
+        let question = Question::new(&self.batch, self.num, states, newcomer)?;
+        let Some(current) = self.answer(resolving, &question)? else {
+            return Ok(Step::later(question, Some(taken)));
+        };
+        let entry = Entry { heads, after, current, tip };
+        let stored = self.write_accepted(received, taken, standpoint, entry)?;
+        Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
+    }
+
+    /// The heads with this one, whose state is `after`: at most [`graph::HEADS_MAX`], by their numbers.
+    fn next_heads(&self, new: Head, after: &Sketch, standpoint: &Standpoint, now_ms: u64) -> Vec<Head> {
+        let Standpoint { prev, prev_through_aside, .. } = standpoint;
+        let is_cited = |event: &EventNum| prev.contains(event) || prev_through_aside.contains(event);
+        let mut heads = self.row.heads.clone();
+        heads.retain(|head| !is_cited(&head.event));
+        let unwritten = (!after.changes.is_empty()).then_some(new.event);
+        heads.push(new);
+        graph::drop_heads(&mut heads, unwritten, now_ms);
+        debug_assert!(
+            !heads.is_empty() && heads.len() <= graph::HEADS_MAX,
+            "a room has some heads, and not many"
+        );
         heads
     }
 
@@ -186,19 +188,17 @@ impl Change {
     fn write_accepted(
         &mut self,
         received: &Received,
+        taken: Taken,
         standpoint: Standpoint,
         entry: Entry,
     ) -> Result<Stored> {
         let is_current = entry.current == entry.after;
         let placed = self.place(standpoint)?;
-        let (num, order) = self.next_place();
-        let mut header = self.header(received, &placed, num)?;
+        let num = taken.event;
+        let order = self.next_order(num);
+        let mut header = self.header(received, &placed, taken)?;
         let own = header.state_key.map(|key| (key, Val::Event(num)));
-        let settled = |state: Sketch| match (&entry.newcomer, own) {
-            (Some(newcomer), Some((key, _))) => newcomer.settle(&state, key, num),
-            _ => state,
-        };
-        let (current, after) = (settled(entry.current), settled(entry.after));
+        let (current, after) = (entry.current, entry.after);
         if Sketch::from(placed.before) == entry.tip {
             header.before = None;
         }
@@ -239,4 +239,12 @@ impl Change {
         self.finish(stored, target.as_deref())?;
         redact::apply_waiting(self, stored)
     }
+}
+
+/// A state event, as resolution sees it before it is stored.
+fn newcomer(received: &Received, taken: Taken, standpoint: &Standpoint) -> Option<Arc<Newcomer>> {
+    let auth = standpoint.auth.iter().map(|event| event.event).collect();
+    let depth = auth_depth(&standpoint.auth);
+    let newcomer = |key| Newcomer::new(taken.event, received.event.clone(), key, depth, auth);
+    taken.key.map(newcomer).map(Arc::new)
 }

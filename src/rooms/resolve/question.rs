@@ -1,4 +1,5 @@
-//! What is to be resolved, in a form that means the same until it is answered, however the room goes on meanwhile.
+//! Questions: which states are to be resolved, in a form that means the same until they are answered, however the room
+//! goes on meanwhile.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,51 +10,32 @@ use crate::{
         event::Event,
         state::{Sketch, Val},
     },
-    schema::rooms::EventHash,
     store::{Fault, Read},
 };
 
-/// Stands for an event that has no number yet. (Numbers are below 2^40.)
-pub const NEWCOMER: EventNum = EventNum((1 << 40) - 1);
-/// Stands for its state key, where the room never used that.
-const NEW_KEY: StateKeyNum = StateKeyNum(u32::MAX);
-
-/// A state event that is coming in: it is part of one of the states, and not stored.
+/// A state event that is coming in: one of the states holds it, and the store does not yet. Its number and that of its
+/// state key were taken for it and are given to nothing else.
 #[derive(Debug)]
 pub struct Newcomer {
-    pub(super) hash: EventHash,
+    pub(super) num: EventNum,
     pub(super) header: Header,
-    pub(super) event: Event,
+    pub(super) event: Arc<Event>,
 }
 
 impl Newcomer {
-    /// An event with what resolution has to know of it. `key` is the number of its state key, if that has one.
-    pub fn new(
-        hash: EventHash,
-        event: Event,
-        key: Option<StateKeyNum>,
-        auth_depth: u64,
-        auth: Vec<EventNum>,
-    ) -> Self {
-        Self { hash, header: Header { key: key.unwrap_or(NEW_KEY), auth_depth, auth }, event }
+    /// An event with what resolution has to know of it.
+    pub fn new(num: EventNum, event: Event, key: StateKeyNum, auth_depth: u64, auth: Vec<EventNum>) -> Self {
+        Self { num, header: Header { key, auth_depth, auth }, event: Arc::new(event) }
     }
 
     /// The state after it, if this is the state before it.
     pub fn after(&self, before: &Sketch) -> Sketch {
-        before.with([(self.header.key, Val::Event(NEWCOMER))])
-    }
-
-    /// The state that this one means now that the event is `num` and its key `key`.
-    pub fn settle(&self, state: &Sketch, key: StateKeyNum, num: EventNum) -> Sketch {
-        let named = |(of, val): &(StateKeyNum, Val)| {
-            let of = if *of == self.header.key { key } else { *of };
-            (of, if *val == Val::Event(NEWCOMER) { Val::Event(num) } else { *val })
-        };
-        Sketch::from(state.base).with(state.changes.iter().map(named))
+        before.with([(self.header.key, Val::Event(self.num))])
     }
 }
 
-/// States to be resolved.
+/// States to be resolved. Inside a turn they may name places of the batch that is being built, which mean something else
+/// in every other batch.
 #[derive(Debug, Clone)]
 pub struct Question {
     /// Distinct and rising.
@@ -61,11 +43,15 @@ pub struct Question {
     newcomer: Option<Arc<Newcomer>>,
 }
 
-/// What makes questions of a room the same.
-pub(super) type QuestionKey = (RoomNum, Vec<Sketch>, Option<EventHash>);
+/// A question that names nothing of a batch which is still being built, so that it may leave the turn that asks it.
+#[derive(Debug, Clone)]
+pub struct Settled(Question);
+
+/// What makes questions the same.
+pub(super) type QuestionKey = (RoomNum, Vec<Sketch>);
 
 impl Question {
-    /// What these states resolve to. `newcomer` is the event that some of them hold as [`NEWCOMER`].
+    /// Asks what these states resolve to. `newcomer` is the event that some of them hold and the store does not.
     pub fn new(
         read: &(impl Read + ?Sized),
         room: RoomNum,
@@ -93,18 +79,31 @@ impl Question {
     }
 
     /// The event that is coming in, if a state holds it.
-    pub fn newcomer(&self) -> Option<&Newcomer> {
+    pub(super) fn newcomer(&self) -> Option<&Newcomer> {
         self.newcomer.as_deref()
     }
 
-    /// With settled positions, once the batch's first position is known.
+    /// The same as a settled question; gives it back where it names a place of a batch that is being built.
+    pub fn settled(self) -> Result<Settled, Self> {
+        if self.states.iter().any(Sketch::is_pending) { Err(self) } else { Ok(Settled(self)) }
+    }
+
+    /// The settled question, once the batch's first position is known.
     #[must_use]
-    pub fn settle(mut self, base: Position) -> Self {
+    pub fn settle(mut self, base: Position) -> Settled {
         self.states = self.states.into_iter().map(|state| state.settle(base)).collect();
-        self
+        Settled(self)
+    }
+}
+
+impl Settled {
+    /// The states and the event that is coming in.
+    pub fn question(&self) -> &Question {
+        &self.0
     }
 
     pub(super) fn key(&self, room: RoomNum) -> QuestionKey {
-        (room, self.states.clone(), self.newcomer.as_ref().map(|newcomer| newcomer.hash))
+        debug_assert!(!self.0.states.iter().any(Sketch::is_pending), "what is remembered is settled");
+        (room, self.0.states.clone())
     }
 }

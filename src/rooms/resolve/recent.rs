@@ -10,9 +10,9 @@ use crate::{
     rooms::state::{Ref, Sketch, Val},
 };
 
-/// All results take at most so many bytes, about.
+/// All results take at most about this many bytes.
 pub(crate) const RESULTS_BYTES_MAX: u64 = 16 << 20;
-/// As many as there may be if they are small.
+/// At most this many are kept, however small they are.
 const RESULTS_MAX: usize = 10_000;
 
 /// Recent results, by room and the states that were resolved. References never change what they mean, so results stay
@@ -26,7 +26,7 @@ pub struct Recent {
 struct Bytes;
 
 impl Weighter<QuestionKey, Sketch> for Bytes {
-    fn weight(&self, (_, states, _): &QuestionKey, result: &Sketch) -> u64 {
+    fn weight(&self, (_, states): &QuestionKey, result: &Sketch) -> u64 {
         let entry = size_of::<(StateKeyNum, Val)>();
         let bytes = |sketch: &Sketch| size_of::<Sketch>() + sketch.changes.len() * entry;
         let states: usize = states.iter().map(bytes).sum();
@@ -61,14 +61,15 @@ impl Recent {
         self.results.get(key)
     }
 
-    /// Keeps a result. Only of settled references that the store has accepted.
+    /// Keeps a result. Its references are settled, and the store has accepted them.
     pub(super) fn keep(&self, key: QuestionKey, result: Sketch) {
+        debug_assert!(!result.is_pending(), "what is remembered is settled");
         self.results.insert(key, result);
     }
 
     /// Forgets a room's results: before side states of it go.
     pub fn forget(&self, room: RoomNum) {
-        self.results.retain(|(of, ..), _| *of != room);
+        self.results.retain(|(of, _), _| *of != room);
     }
 
     /// About how many bytes it holds; never more than 16 MiB.
@@ -89,12 +90,11 @@ mod tests {
     #[test]
     fn a_result_is_found_until_its_room_is_forgotten() {
         let (recent, room) = (Recent::default(), RoomNum(3));
-        let key = |room, states: &[u32]| (room, states.iter().map(|number| side(*number)).collect(), None);
+        let key = |room, states: &[u32]| (room, states.iter().map(|number| side(*number)).collect());
         recent.keep(key(room, &[1, 2]), side(3));
         recent.keep(key(RoomNum(4), &[1, 2]), side(2));
         assert_eq!(recent.find(&key(room, &[1, 2])), Some(side(3)));
         assert_eq!(recent.find(&key(room, &[1])), None);
-        assert_eq!(recent.find(&(room, vec![side(1), side(2)], Some([7; 32]))), None);
         recent.forget(room);
         assert_eq!(recent.find(&key(room, &[1, 2])), None);
         assert_eq!(recent.find(&key(RoomNum(4), &[1, 2])), Some(side(2)));
@@ -107,7 +107,7 @@ mod tests {
         for number in 0..2_000_u32 {
             let size = if number % 50 == 0 { 20_000 } else { 100 };
             let changes = (0..size).map(|key| (StateKeyNum(key), Val::Event(EventNum(number.into()))));
-            let key = (RoomNum(1), vec![side(number)], None);
+            let key = (RoomNum(1), vec![side(number)]);
             recent.keep(key.clone(), side(0).with(changes));
             assert!(recent.find(&key).is_some(), "what is new is there for whoever asked for it: {number}");
             assert!(recent.byte_count() <= bytes_max);

@@ -1,7 +1,10 @@
 //! Answers what states resolve to: from memory, at once where that is little work, or else by saying that it takes
 //! longer, so that whoever asks in a room's turn can let others go on meanwhile.
 
-use super::{EVENTS_MAX, NotResolved, Question, Recent, Resolution, StoredEvents, resolve};
+use super::{
+    EVENTS_AT_ONCE, EVENTS_MAX, Loaded, NotResolved, Question, Recent, Resolution, Settled, StoredEvents,
+    resolve,
+};
 use crate::{
     env::Env,
     ids::{Position, RoomNum},
@@ -10,10 +13,13 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// What a turn of a room may take: states that differ in at most so many keys ..
+/// Resolve in a turn only states that differ in at most this many keys.
 const LITTLE_DISTANCE: u64 = if cfg!(test) { 40 } else { 256 };
-/// .. and so many events and headers to read (each takes about 10 µs).
+/// Read at most this many events and headers in a turn (each takes about 10 µs).
 const LITTLE_EVENTS: usize = if cfg!(test) { 100 } else { 400 };
+
+/// Resolve again in a turn, with the events at hand that were read beside it, states that differ in at most this many keys.
+const LOADED_DISTANCE: u64 = 50_000;
 
 /// How an answer was come by.
 #[derive(Debug)]
@@ -24,6 +30,21 @@ pub enum Attempt {
     New(Sketch),
     /// It takes longer than a room's turn may: [`Resolver::work_out`] is to be called beside it.
     TakesLong,
+}
+
+/// What a turn resolves states with.
+#[derive(Clone, Copy)]
+pub struct Resolving<'r> {
+    /// Who resolves.
+    pub resolver: &'r Resolver,
+    /// Events that were read beside the turn, for the event that the turn is about.
+    pub loaded: Option<&'r Loaded>,
+}
+
+impl<'r> From<&'r Resolver> for Resolving<'r> {
+    fn from(resolver: &'r Resolver) -> Self {
+        Self { resolver, loaded: None }
+    }
 }
 
 /// Resolves, remembers and counts.
@@ -39,26 +60,36 @@ impl Resolver {
         Self { recent: Recent::default(), env, metrics }
     }
 
-    /// The answer, if it is known or little work.
+    /// The answer, if it is known or little work. With `loaded`, the events that a question much like this one needed are
+    /// at hand, and much more is little work: so a room whose state moves faster than a resolution does not make it
+    /// vain.
     pub fn try_now(
         &self,
         read: &(impl Read + ?Sized),
         room: RoomNum,
         version: u8,
         question: &Question,
+        loaded: Option<&Loaded>,
     ) -> Result<Attempt, NotResolved> {
         if let Some(only) = question.only() {
             return Ok(Attempt::Known(only.clone()));
         }
-        let known = self.recent.find(&question.key(room));
-        self.metrics.cache("resolutions", known.is_some());
-        if let Some(known) = known {
-            return Ok(Attempt::Known(known));
+        // A place of the batch that is being built means another one in every other batch: nothing is known of it.
+        if let Ok(settled) = question.clone().settled() {
+            let known = self.recent.find(&settled.key(room));
+            self.metrics.cache("resolutions", known.is_some());
+            if let Some(known) = known {
+                return Ok(Attempt::Known(known));
+            }
         }
-        if !is_near(read, room, question)? {
+        let (distance_max, events_max) = match loaded {
+            Some(_) => (LOADED_DISTANCE, EVENTS_AT_ONCE),
+            None => (LITTLE_DISTANCE, LITTLE_EVENTS),
+        };
+        if !is_near(read, room, question, distance_max)? {
             return Ok(Attempt::TakesLong);
         }
-        match self.resolve(read, room, version, question, LITTLE_EVENTS) {
+        match self.resolve(read, room, version, question, loaded, events_max) {
             Ok(answer) => Ok(Attempt::New(answer)),
             Err(NotResolved::TooMuch) => Ok(Attempt::TakesLong),
             Err(why) => Err(why),
@@ -66,18 +97,20 @@ impl Resolver {
     }
 
     /// Works out an answer, however long that takes, so that [`Resolver::try_now`] knows it. It belongs on the long pool,
-    /// beside the room's turns. `read` is a snapshot that has the states of the question.
+    /// beside the room's turns. `read` is a snapshot that has the states of the question. What it reads goes to `loaded`.
     pub fn work_out(
         &self,
         read: &(impl Read + ?Sized),
         room: RoomNum,
         version: u8,
-        question: &Question,
+        settled: &Settled,
+        loaded: &Loaded,
     ) -> Result<(), NotResolved> {
-        let key = question.key(room);
+        let key = settled.key(room);
         // Somebody else may have asked the same meanwhile.
         if self.recent.find(&key).is_none() {
-            self.recent.keep(key, self.resolve(read, room, version, question, EVENTS_MAX)?);
+            let question = settled.question();
+            self.recent.keep(key, self.resolve(read, room, version, question, Some(loaded), EVENTS_MAX)?);
         }
         Ok(())
     }
@@ -88,10 +121,12 @@ impl Resolver {
         room: RoomNum,
         version: u8,
         question: &Question,
+        loaded: Option<&Loaded>,
         events_max: usize,
     ) -> Result<Sketch, NotResolved> {
         let rules = versions::find_rules(version).ok_or(NotResolved::UnknownVersion)?;
-        let source = StoredEvents::new(read, room, version, question.newcomer());
+        let source = StoredEvents::new(read, room, version);
+        let source = source.with_newcomer(question.newcomer()).with_loaded(loaded);
         let began = self.env.instant();
         let Resolution { state, events_loaded } =
             resolve(read, room, rules, question.states(), &source, events_max)?;
@@ -113,12 +148,17 @@ impl Resolver {
 }
 
 /// Whether the states are so near to one another that resolving them may be little work. Costs a few seeks a state.
-fn is_near(read: &(impl Read + ?Sized), room: RoomNum, question: &Question) -> Result<bool, Fault> {
+fn is_near(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    question: &Question,
+    distance_max: u64,
+) -> Result<bool, Fault> {
     let Some((first, rest)) = question.states().split_first() else { return Ok(true) };
     let mut distance = 0_u64;
     for other in rest {
         distance = distance.saturating_add(first.distance(read, room, other)?);
-        if distance > LITTLE_DISTANCE {
+        if distance > distance_max {
             return Ok(false);
         }
     }

@@ -1,5 +1,5 @@
 //! A state that is not written down: a stored one, and how it differs. What a fork resolves to is one, and so is the
-//! state after an event that has no number yet.
+//! state after an event that is not stored yet.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +42,11 @@ impl Sketch {
     #[must_use]
     pub fn settle(self, base: Position) -> Self {
         Self { base: self.base.settle(base), changes: self.changes }
+    }
+
+    /// Whether it stands on a place of a batch that is being built.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.base, Ref::Main(order) if order.anchor.is_pending())
     }
 
     /// What it sets this key to, where its base does not decide.

@@ -47,7 +47,7 @@ impl House {
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), server, key, resolver).unwrap();
         let id = RoomId::parse("!room:a.example").unwrap();
-        let seat = rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = rooms.sit(ROOM);
         let mut change = Change::begin_room(&store, seat, ROOM, id, 11).unwrap();
         for (kind, key, json) in [
             ("m.room.create", "", json!({ "room_version": "11" })),
@@ -65,7 +65,7 @@ impl House {
 
     fn add(&self, drafts: &[Draft]) {
         for drafts in drafts.chunks(200) {
-            let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
+            let seat = self.rooms.sit(ROOM);
             let mut change = Change::begin(&self.store, seat, ROOM).unwrap();
             for draft in drafts {
                 change.add(self.rooms.signer(), draft, None).unwrap();

@@ -44,7 +44,7 @@ impl House {
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
         let id = RoomId::parse("!room:a.example").unwrap();
-        let seat = rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = rooms.sit(ROOM);
         let mut change = Change::begin_room(&store, seat, ROOM, id, 11).unwrap();
         schema::ROOM.put(&mut change.batch, ROOM, &change.row);
         drop(change.enqueue(&store).unwrap());
@@ -53,7 +53,7 @@ impl House {
     }
 
     fn change<T>(&mut self, work: impl FnOnce(&mut Change, &mut u64) -> T) -> (T, crate::ids::Position) {
-        let seat = self.rooms.seat(ROOM).try_lock_owned().unwrap();
+        let seat = self.rooms.sit(ROOM);
         let mut change = Change::begin(&self.store, seat, ROOM).unwrap();
         let answer = work(&mut change, &mut self.events);
         schema::ROOM.put(&mut change.batch, ROOM, &change.row);

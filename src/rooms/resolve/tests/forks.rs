@@ -228,7 +228,7 @@ impl Forks {
         let refs: Vec<Ref> = states.iter().map(|(_, state)| *state).collect();
         let expected = self.oracle(&maps);
         let resolution = solved(batch, self.room(), &self.rules, &refs, self).unwrap();
-        let stored = StoredEvents::new(batch, self.room(), self.version, None);
+        let stored = StoredEvents::new(batch, self.room(), self.version);
         assert_eq!(solved(batch, self.room(), &self.rules, &refs, &stored).unwrap(), resolution);
         let made =
             state::make_side(batch, self.room(), &mut self.next_side, resolution.base, &resolution.changes);

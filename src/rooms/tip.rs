@@ -1,0 +1,175 @@
+//! The tip of a room: the newest accepted state, as far as writers asked for it, so that the next change need not read
+//! it again.
+//!
+//! A tip agrees with what the store says, published rows and those that wait for the flush, and is only changed by what
+//! the store accepted. So it may be dropped at any time.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use crate::{
+    ids::UserNum,
+    rooms::event::StateEvent,
+    schema::{push::Totals, rooms::RoomRow},
+};
+
+/// Remember at most this many state events of a room, about a kilobyte each: its power levels and such, and those of the
+/// members who write.
+pub(in crate::rooms) const STATE_MAX: usize = 256;
+
+const MEMBER: &str = "m.room.member";
+/// The types that the authorization rules look at. No other state is remembered, so that a quiet room costs little.
+const REMEMBERED: [&str; 5] =
+    ["m.room.create", MEMBER, "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
+
+/// A remembered event takes about this many bytes beside its texts.
+const EVENT_BYTES: usize = 1_000;
+
+/// What is remembered of a room's newest accepted state.
+#[derive(Debug)]
+pub(in crate::rooms) struct Tip {
+    pub(in crate::rooms) row: RoomRow,
+    /// Current state events by type and state key; `None` where there is none.
+    state: BTreeMap<(String, String), Option<Arc<StateEvent>>>,
+    state_bytes: usize,
+    /// Our users who are joined or invited or knock, rising.
+    pub(in crate::rooms) users: Option<Arc<[UserNum]>>,
+    /// The running unread numbers outside threads.
+    pub(in crate::rooms) unread: Option<Totals>,
+}
+
+impl Tip {
+    /// A tip that remembers nothing but the room's row.
+    pub(in crate::rooms) fn of(row: RoomRow) -> Self {
+        Self { row, state: BTreeMap::new(), state_bytes: 0, users: None, unread: None }
+    }
+
+    /// Gives what is remembered of a key: `None` if nothing is, `Some(None)` if it has no event.
+    pub(in crate::rooms) fn find(&self, key: &(String, String)) -> Option<&Option<Arc<StateEvent>>> {
+        self.state.get(key)
+    }
+
+    /// Remembers the event of a key, if the rules look at its type.
+    pub(in crate::rooms) fn remember(&mut self, key: (String, String), event: Option<Arc<StateEvent>>) {
+        if !REMEMBERED.contains(&key.0.as_str()) {
+            return;
+        }
+        if self.state.len() >= STATE_MAX && !self.state.contains_key(&key) {
+            self.forget_one_beside(&key);
+        }
+        self.state_bytes += bytes(&key, event.as_ref());
+        let of_key = key.clone();
+        if let Some(replaced) = self.state.insert(key, event) {
+            self.state_bytes -= bytes(&of_key, replaced.as_ref());
+        }
+        debug_assert!(self.state.len() <= STATE_MAX, "what a tip remembers is bounded");
+    }
+
+    /// Forgets the next member, as good as any: where more write in turn than are remembered, forgetting whoever wrote
+    /// longest ago would always forget who writes next.
+    fn forget_one_beside(&mut self, key: &(String, String)) {
+        let after = self.state.range((Bound::Excluded(key), Bound::Unbounded));
+        let victim = after
+            .chain(&self.state)
+            .map(|(key, _)| key)
+            .find(|(event_type, _)| event_type == MEMBER)
+            .cloned();
+        match victim {
+            Some(victim) => {
+                if let Some(forgotten) = self.state.remove(&victim) {
+                    self.state_bytes -= bytes(&victim, forgotten.as_ref());
+                }
+            }
+            None => {
+                self.state.clear();
+                self.state_bytes = 0;
+            }
+        }
+    }
+
+    /// Gives about how many bytes the tip takes.
+    pub(in crate::rooms) fn byte_count(&self) -> usize {
+        let users = self.users.as_ref().map_or(0, |users| users.len() * size_of::<UserNum>());
+        size_of::<Self>() + self.state_bytes + users
+    }
+
+    /// Gives how many state events are remembered.
+    #[cfg(test)]
+    pub(in crate::rooms) fn state_count(&self) -> usize {
+        self.state.len()
+    }
+}
+
+fn bytes(key: &(String, String), event: Option<&Arc<StateEvent>>) -> usize {
+    let event = event.map_or(0, |event| EVENT_BYTES + 2 * event.parsed.content.get().len());
+    key.0.len() + key.1.len() + size_of::<(String, String)>() + event
+}
+
+/// Gives a rising list of users with these in it or, where the flag says no, not in it.
+pub(in crate::rooms) fn with_changes(users: &[UserNum], changed: &[(UserNum, bool)]) -> Arc<[UserNum]> {
+    let mut now: Vec<UserNum> = users.to_vec();
+    for (user, is_in) in changed {
+        match (now.binary_search(user), *is_in) {
+            (Err(at), true) => now.insert(at, *user),
+            (Ok(at), false) => drop(now.remove(at)),
+            (Ok(_), true) | (Err(_), false) => {}
+        }
+    }
+    debug_assert!(now.is_sorted_by(|one, other| one < other), "users rise, each once");
+    now.into()
+}
+
+#[cfg(test)]
+pub(in crate::rooms) mod tests {
+    use ruma::RoomId;
+
+    use super::*;
+    use crate::{ids::Order, schema::rooms::Resident};
+
+    /// The row of a room whose newest event stands at `tip`.
+    pub(in crate::rooms) fn row(tip: Order) -> RoomRow {
+        RoomRow {
+            id: RoomId::parse("!room:a.example").unwrap(),
+            version: 11,
+            resident: Resident::Yes,
+            tip,
+            state_tip: Order::MIN,
+            next_event: 0,
+            next_key: 0,
+            next_side: 0,
+            heads: Vec::new(),
+            joined: 0,
+            invited: 0,
+        }
+    }
+
+    /// Makes a tip take about this many bytes.
+    pub(in crate::rooms) fn some_state(tip: &mut Tip, bytes: usize) {
+        let users = u64::try_from(bytes / size_of::<UserNum>()).unwrap();
+        tip.users = Some((0..users).map(UserNum).collect());
+    }
+
+    #[test]
+    fn what_a_tip_remembers_is_counted_and_bounded() {
+        let mut tip = Tip::of(row(Order::MIN));
+        let empty = tip.byte_count();
+        for number in 0..2 * STATE_MAX {
+            tip.remember((MEMBER.to_owned(), format!("@user{number}:a.example")), None);
+        }
+        assert_eq!(tip.state_count(), STATE_MAX);
+        tip.remember(("m.room.topic".to_owned(), String::new()), None);
+        assert_eq!(tip.state_count(), STATE_MAX, "no rule looks at topics");
+        let full = tip.byte_count();
+        tip.remember((MEMBER.to_owned(), "@user1:a.example".to_owned()), None);
+        assert!(tip.byte_count() <= full + 100 && full > empty);
+        tip.state.clear();
+        tip.state_bytes = 0;
+        assert_eq!(tip.byte_count(), empty);
+    }
+
+    #[test]
+    fn users_come_and_go_in_a_list_that_stays_sorted() {
+        let users: Vec<UserNum> = [2, 4, 6].map(UserNum).to_vec();
+        let changed = [(UserNum(5), true), (UserNum(2), false), (UserNum(4), true), (UserNum(9), false)];
+        assert_eq!(*with_changes(&users, &changed), [4, 5, 6].map(UserNum));
+    }
+}

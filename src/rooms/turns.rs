@@ -1,0 +1,300 @@
+//! Turns: who wants to change a room waits for a turn in it, first come, first served.
+//!
+//! One thread makes the changes of all who wait for a room, one after the other: a busy room would otherwise pass its
+//! lock between threads for each event, which costs more than the event. While a turn is taken it has the room's
+//! [`Seat`], which is the proof that nobody else changes the room; a seat comes from nowhere else.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    error::{Error, Result},
+    ids::RoomNum,
+    rooms::tip::Tip,
+};
+
+/// Keep the turns and tips of at most this many rooms that nobody changes.
+const ROOMS_MAX: usize = 1_024;
+/// Keep tips of at most this many bytes in all, beside those of rooms that are being changed.
+const TIPS_BYTES_MAX: usize = 64 << 20;
+/// Let at most this many changes wait for one room; tell whoever comes after them to come back.
+const TURNS_MAX: usize = 4_096;
+
+/// One change to a room, to be made by whoever works off the room's turns.
+pub type Turn = Box<dyn FnOnce(Seat) + Send>;
+
+/// The turns of all rooms that are being changed, and of those that were changed lately.
+#[derive(Debug, Default)]
+pub struct AllTurns {
+    rooms: Mutex<Kept>,
+    /// Bytes of all tips that are kept, about.
+    tips_bytes: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    rooms: HashMap<RoomNum, (Arc<Turns>, u64)>,
+    /// Counts look-ups: a room that was asked for long ago has a small number.
+    uses: u64,
+}
+
+impl AllTurns {
+    /// Gives the turns of a room.
+    pub fn of(&self, room: RoomNum) -> Arc<Turns> {
+        let mut kept = self.rooms.lock();
+        let is_full = kept.rooms.len() >= ROOMS_MAX && !kept.rooms.contains_key(&room);
+        if is_full || self.tips_bytes.load(Ordering::Relaxed) > TIPS_BYTES_MAX {
+            self.make_space(&mut kept);
+        }
+        kept.uses += 1;
+        let use_number = kept.uses;
+        let new = || Turns::new(Arc::clone(&self.tips_bytes));
+        let (turns, used) = kept.rooms.entry(room).or_insert_with(|| (Arc::new(new()), 0));
+        *used = use_number;
+        Arc::clone(turns)
+    }
+
+    /// Drops the turns of those rooms that were asked for longest ago, until a sixteenth of the bounds is free. A room
+    /// that somebody changes, or waits to change, is kept: it has a handle elsewhere.
+    fn make_space(&self, kept: &mut Kept) {
+        let is_idle = |turns: &Arc<Turns>| Arc::strong_count(turns) == 1;
+        let mut idle: Vec<(u64, RoomNum)> = kept
+            .rooms
+            .iter()
+            .filter(|(_, (turns, _))| is_idle(turns))
+            .map(|(room, (_, used))| (*used, *room))
+            .collect();
+        idle.sort_unstable();
+        for (_, room) in idle {
+            let has_space = kept.rooms.len() < ROOMS_MAX - ROOMS_MAX / 16
+                && self.tips_bytes.load(Ordering::Relaxed) <= TIPS_BYTES_MAX - TIPS_BYTES_MAX / 16;
+            if has_space {
+                break;
+            }
+            kept.rooms.remove(&room);
+        }
+    }
+
+    /// Gives how many bytes all tips take that are kept, about.
+    pub fn tips_bytes(&self) -> usize {
+        self.tips_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Those who wait to change a room, and what the last change left in memory.
+#[derive(Debug)]
+pub struct Turns {
+    queue: Mutex<Queue>,
+    tips_bytes: Arc<AtomicUsize>,
+    /// Held by whoever resolves states of this room for long; the room's turns go on meanwhile.
+    pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Turn>,
+    /// Somebody works the turns off.
+    is_worked_off: bool,
+    /// Somebody has the seat.
+    is_seated: bool,
+    tip: Option<Tip>,
+    /// What the tip was counted as.
+    tip_bytes: usize,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queue({} wait)", self.waiting.len())
+    }
+}
+
+impl Turns {
+    fn new(tips_bytes: Arc<AtomicUsize>) -> Self {
+        Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default() }
+    }
+
+    /// Adds a turn at the end. Gives `true` when nobody works the turns off: the caller must then have
+    /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
+    pub fn add(&self, turn: Turn) -> Result<bool> {
+        let mut queue = self.queue.lock();
+        if queue.waiting.len() >= TURNS_MAX {
+            tracing::debug!(waiting = queue.waiting.len(), "a change is refused: too many wait for its room");
+            return Err(Error::Busy { retry_after: Duration::from_secs(1) });
+        }
+        queue.waiting.push_back(turn);
+        Ok(!std::mem::replace(&mut queue.is_worked_off, true))
+    }
+
+    /// Takes turns until nobody waits, or until `is_over` says that the worker has had the thread for long enough. Gives
+    /// `true` when turns are left: the caller must then have this called again, so that other rooms get the thread first.
+    pub fn work_off(self: &Arc<Self>, is_over: impl Fn() -> bool) -> bool {
+        while let Some(turn) = self.next() {
+            let Some(seat) = self.sit() else {
+                tracing::error!("a turn of a room is dropped: another one kept the room's seat");
+                continue;
+            };
+            // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on
+            // from what the store says, for the seat leaves no tip behind when it is dropped by a panic.
+            drop(panic::catch_unwind(AssertUnwindSafe(|| turn(seat))));
+            if is_over() && self.is_anybody_waiting() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn next(&self) -> Option<Turn> {
+        let mut queue = self.queue.lock();
+        let turn = queue.waiting.pop_front();
+        queue.is_worked_off = turn.is_some();
+        turn
+    }
+
+    fn is_anybody_waiting(&self) -> bool {
+        let mut queue = self.queue.lock();
+        queue.is_worked_off = !queue.waiting.is_empty();
+        queue.is_worked_off
+    }
+
+    /// Gives the seat of the room, unless somebody has it. Only the worker of the turns, and tests, take it.
+    pub(crate) fn sit(self: &Arc<Self>) -> Option<Seat> {
+        let mut queue = self.queue.lock();
+        if std::mem::replace(&mut queue.is_seated, true) {
+            return None;
+        }
+        let tip = queue.tip.take();
+        Some(Seat { turns: Arc::clone(self), tip })
+    }
+
+    fn stand_up(&self, tip: Option<Tip>) {
+        let bytes = tip.as_ref().map_or(0, Tip::byte_count);
+        let mut queue = self.queue.lock();
+        debug_assert!(queue.is_seated, "a seat is given back once");
+        debug_assert!(queue.tip.is_none(), "the tip of a room is in its seat while somebody has that");
+        self.tips_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tips_bytes.fetch_sub(queue.tip_bytes, Ordering::Relaxed);
+        queue.tip_bytes = bytes;
+        queue.tip = tip;
+        queue.is_seated = false;
+    }
+}
+
+impl Drop for Turns {
+    fn drop(&mut self) {
+        self.tips_bytes.fetch_sub(self.queue.get_mut().tip_bytes, Ordering::Relaxed);
+    }
+}
+
+/// The right to change a room, with the room's tip, if that is remembered. There is one at a time; dropping it gives it
+/// back.
+#[derive(Debug)]
+pub struct Seat {
+    turns: Arc<Turns>,
+    pub(in crate::rooms) tip: Option<Tip>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // What a panic interrupted may be half of a change.
+        let tip = if std::thread::panicking() { None } else { self.tip.take() };
+        self.turns.stand_up(tip);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::{
+        ids::Order,
+        rooms::tip::tests::{row, some_state},
+    };
+
+    #[test]
+    fn a_turn_that_panics_stops_no_other() {
+        let turns = AllTurns::default().of(RoomNum(1));
+        let reached = Arc::new(AtomicBool::new(false));
+        let mark = Arc::clone(&reached);
+        assert!(turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap());
+        assert!(!turns.add(Box::new(move |_seat| mark.store(true, Ordering::Relaxed))).unwrap());
+        assert!(!turns.work_off(|| false));
+        assert!(reached.load(Ordering::Relaxed));
+        assert!(turns.add(Box::new(|_seat| ())).unwrap(), "nobody is at work any more");
+    }
+
+    #[test]
+    fn a_seat_is_had_by_one_and_leaves_no_tip_after_a_panic() {
+        let turns = AllTurns::default().of(RoomNum(1));
+        let mut seat = turns.sit().unwrap();
+        assert!(turns.sit().is_none());
+        seat.tip = Some(Tip::of(row(Order::MIN)));
+        drop(seat);
+        assert!(turns.sit().unwrap().tip.is_some());
+        turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap();
+        turns.work_off(|| false);
+        assert!(turns.sit().unwrap().tip.is_none());
+    }
+
+    #[test]
+    fn a_worker_that_had_its_time_leaves_the_rest_to_the_next() {
+        let turns = AllTurns::default().of(RoomNum(1));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            let done = Arc::clone(&done);
+            let turn = move |_seat| {
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            turns.add(Box::new(turn)).unwrap();
+        }
+        assert!(turns.work_off(|| true));
+        assert_eq!(done.load(Ordering::Relaxed), 1);
+        assert!(!turns.add(Box::new(|_seat| ())).unwrap(), "the rest is still to be worked off");
+        assert!(!turns.work_off(|| false));
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+        assert!(turns.add(Box::new(|_seat| ())).unwrap());
+        assert!(!turns.work_off(|| true), "after the last turn there is nothing to leave");
+        assert!(turns.add(Box::new(|_seat| ())).unwrap());
+    }
+
+    #[test]
+    fn the_tips_that_were_asked_for_longest_ago_go_first_and_one_by_one() {
+        let all = AllTurns::default();
+        let remember = |room: usize, bytes: usize| {
+            let turns = all.of(RoomNum(room as u64));
+            let mut seat = turns.sit().unwrap();
+            let mut tip = Tip::of(row(Order::MIN));
+            some_state(&mut tip, bytes);
+            seat.tip = Some(tip);
+        };
+        let is_known = |room: usize| {
+            let kept = all.rooms.lock();
+            kept.rooms.get(&RoomNum(room as u64)).is_some_and(|(turns, _)| turns.queue.lock().tip.is_some())
+        };
+        let held = all.of(RoomNum(0));
+        for room in 1..=ROOMS_MAX + 10 {
+            remember(room, 1_000);
+        }
+        assert!(is_known(ROOMS_MAX + 10) && is_known(ROOMS_MAX / 2), "those asked for lately are kept");
+        assert!(!is_known(1), "the oldest went");
+        assert!(Arc::ptr_eq(&held, &all.of(RoomNum(0))), "a room that somebody holds stays");
+        // A few large ones.
+        for room in 0..20 {
+            remember(10_000 + room, 8 << 20);
+        }
+        all.of(RoomNum(0));
+        assert!(all.tips_bytes() <= TIPS_BYTES_MAX, "{}", all.tips_bytes());
+        assert!(is_known(10_019) && !is_known(10_000));
+        all.rooms.lock().rooms.clear();
+        assert_eq!(all.tips_bytes(), 0);
+    }
+}
