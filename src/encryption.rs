@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod device_lists;
+pub mod inbox;
 pub mod incarnation;
 pub mod keys;
 pub mod to_device;

@@ -43,6 +43,11 @@ struct CacheLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
     queue: &'static str,
 }
@@ -66,6 +71,7 @@ struct Inner {
     resolution_seconds: Histogram,
     resolution_events: Histogram,
     rate_limited: Family<RouteLabels, Counter>,
+    to_device_dropped: Family<ReasonLabels, Counter>,
 }
 
 /// From 0.1 ms to 26 s.
@@ -100,6 +106,7 @@ impl Metrics {
             resolution_seconds: seconds(),
             resolution_events: Histogram::new(exponential_buckets(4.0, 4.0, 9)),
             rate_limited: Family::default(),
+            to_device_dropped: Family::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -128,6 +135,11 @@ impl Metrics {
     /// A request was refused because its kind came too fast.
     pub fn rate_limited(&self, route: &'static str) {
         self.0.rate_limited.get_or_create(&RouteLabels { route }).inc();
+    }
+
+    /// This many messages did not reach their device, or left its inbox unread, for this reason.
+    pub fn to_device_dropped(&self, reason: &'static str, count: usize) {
+        self.0.to_device_dropped.get_or_create(&ReasonLabels { reason }).inc_by(count as u64);
     }
 
     /// A connection was opened (1) or closed (-1).
@@ -186,6 +198,11 @@ impl Inner {
         );
         r.register("http_panics", "Handlers that panicked", self.panics.clone());
         r.register("http_rate_limited", "Requests refused for their speed", self.rate_limited.clone());
+        r.register(
+            "to_device_dropped",
+            "Messages between devices that a full inbox did not keep",
+            self.to_device_dropped.clone(),
+        );
         r.register("http_connections", "Connections open now", self.connections.clone());
         r.register("store_flush_batches", "Batches written at once", self.flush_batches.clone());
         r.register("store_flush_rows", "Rows written at once", self.flush_rows.clone());
@@ -234,6 +251,7 @@ mod tests {
         metrics.cache("events", true);
         metrics.resolution(Duration::from_millis(1), 30);
         metrics.connections(1);
+        metrics.to_device_dropped("inbox_full", 2);
         let text = metrics.text();
         for line in [
             r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 1"#,
@@ -247,6 +265,7 @@ mod tests {
             "aqueduct_state_resolution_duration_seconds_count 1",
             "aqueduct_state_resolution_events_sum 30.0",
             "aqueduct_http_connections 1",
+            r#"aqueduct_to_device_dropped_total{reason="inbox_full"} 2"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

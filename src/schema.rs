@@ -123,11 +123,11 @@ tables! {
     // --- encryption: 80-99 ---
 
     /// A message that waits for a device: its JSON, sender and type within.
-    80 INBOX((UserNum, DeviceNum, Position) => Bytes) in Queues, User of "encryption::to_device";
+    80 INBOX((UserNum, DeviceNum, Position) => Bytes) in Queues, User of "encryption::inbox";
     /// The position up to which a device has confirmed its inbox, and what still waits in it.
-    81 INBOX_STATE((UserNum, DeviceNum) => encryption::InboxState) in Queues, User of "encryption::to_device";
-    /// The to-device requests of a device that were carried out: event type and transaction id.
-    82 TO_DEVICE_TXNS((UserNum, DeviceNum, String, String) => u64) in Queues, User of "encryption::to_device";
+    81 INBOX_STATE((UserNum, DeviceNum) => encryption::InboxState) in Queues, User of "encryption::inbox";
+    /// How far a to-device request of a device was carried out: event type and transaction id.
+    82 TO_DEVICE_TXNS((UserNum, DeviceNum, String, String) => encryption::SendProgress) in Queues, User of "encryption::to_device";
     /// When the device list of a user (of any server) last changed.
     83 DEVICE_CHANGED(String => Position) in Crypto, User of "encryption::device_lists";
     /// Whose device list changed at a position. Counts only while DEVICE_CHANGED still says that position.
@@ -142,6 +142,10 @@ tables! {
     88 KEY_COUNTS((UserNum, DeviceNum) => Json<encryption::KeyCounts>) in Crypto, User of "encryption::keys";
     /// When a to-device request was first carried out: milliseconds since the epoch, type, transaction id.
     89 TO_DEVICE_TXN_LOG((UserNum, DeviceNum, u64, String, String) => ()) in Queues, User of "encryption::to_device";
+    /// What waits for a device from one sender.
+    90 INBOX_SHARE((UserNum, DeviceNum, String) => encryption::InboxShare) in Queues, User of "encryption::inbox";
+    /// The messages of an inbox that are requests for room keys: they make room when it is full.
+    91 INBOX_KEY_REQUEST((UserNum, DeviceNum, Position) => ()) in Queues, User of "encryption::inbox";
 
     // --- push: 100-109 ---
 

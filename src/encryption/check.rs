@@ -6,10 +6,11 @@ use serde_json::value::RawValue;
 
 use crate::{
     accounts::check::Devices,
+    encryption::{inbox, keys::Owner},
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        encryption::{InboxState, KeyCounts},
+        encryption::{InboxShare, InboxState, KeyCounts},
     },
     store::{
         Direction, Fault, LogEntry, Snapshot,
@@ -20,19 +21,69 @@ use crate::{
 
 /// The checks of messages between devices, device lists and keys.
 pub fn checks() -> Vec<RowCheck> {
-    let (mut of_inbox, mut of_txns, mut of_keys, mut of_one_time, mut of_fallback) =
-        (Devices::default(), Devices::default(), Devices::default(), Devices::default(), Devices::default());
-    vec![
+    inboxes().into_iter().chain(requests_and_keys()).collect()
+}
+
+fn inboxes() -> [RowCheck; 4] {
+    let (mut devices, mut shares) = (Devices::default(), Shares::default());
+    [
         RowCheck::of(&schema::INBOX, move |read, (user, device, position), message, doubts| {
             doubts.logged(read, *position, LogEntry::ToDevice { user: *user })?;
             doubts.unless(serde_json::from_slice::<&RawValue>(message).is_ok(), "it is not JSON");
             let state = schema::INBOX_STATE.get(read, (*user, *device))?;
             let waits = state.is_some_and(|state| state.acknowledged < *position);
             doubts.unless(waits, "its device has confirmed it, or keeps no account of it");
-            doubts.unless(of_inbox.has(read, *user, *device)?, "its device is gone");
+            let sender = inbox::sender_of(message).unwrap_or_default();
+            let is_counted = schema::INBOX_SHARE.contains(read, (*user, *device, &sender))?;
+            doubts.unless(is_counted, format!("what waits from its sender {sender:?} is not counted"));
+            let is_listed = schema::INBOX_KEY_REQUEST.contains(read, (*user, *device, *position))?;
+            let is_key_request = inbox::is_key_request(message);
+            doubts
+                .unless(is_listed == is_key_request, "the list of requests for room keys is wrong about it");
+            doubts.unless(devices.has(read, *user, *device)?, "its device is gone");
             Ok(())
         }),
         RowCheck::of(&schema::INBOX_STATE, inbox_state),
+        RowCheck::of(&schema::INBOX_SHARE, move |read, (user, device, sender), share, doubts| {
+            let waits = shares.of(read, (*user, *device), sender)?;
+            doubts.unless(waits == *share, format!("{share:?} is said to wait, and {waits:?} does"));
+            Ok(())
+        }),
+        RowCheck::of(&schema::INBOX_KEY_REQUEST, |read, (user, device, position), (), doubts| {
+            let waits = schema::INBOX.contains(read, (*user, *device, *position))?;
+            doubts.unless(waits, "there is no such message");
+            Ok(())
+        }),
+    ]
+}
+
+/// What waits for a device from each sender: for one device at a time, as rows come in the order of devices.
+#[derive(Default)]
+struct Shares {
+    of: Option<Owner>,
+    by_sender: BTreeMap<String, InboxShare>,
+}
+
+impl Shares {
+    fn of(&mut self, read: &Snapshot, owner: Owner, sender: &str) -> Result<InboxShare, Fault> {
+        if self.of != Some(owner) {
+            self.by_sender.clear();
+            for row in schema::INBOX.prefix::<Owner>(read, owner, Direction::Up)? {
+                let (_, message) = row?;
+                let share = self.by_sender.entry(inbox::sender_of(&message).unwrap_or_default()).or_default();
+                share.messages += 1;
+                share.bytes += message.len() as u64;
+            }
+            self.of = Some(owner);
+        }
+        Ok(self.by_sender.get(sender).copied().unwrap_or_default())
+    }
+}
+
+fn requests_and_keys() -> Vec<RowCheck> {
+    let (mut of_txns, mut of_keys, mut of_one_time, mut of_fallback) =
+        (Devices::default(), Devices::default(), Devices::default(), Devices::default());
+    vec![
         RowCheck::of(&schema::TO_DEVICE_TXN_LOG, |read, (user, device, _, kind, txn), (), doubts| {
             let key = (*user, *device, kind.as_str(), txn.as_str());
             doubts.unless(schema::TO_DEVICE_TXNS.contains(read, key)?, "the request itself is not known");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::Position,
+    ids::{DeviceNum, Position},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -40,6 +40,67 @@ impl Value for InboxState {
             messages: from.varint()?,
             bytes: from.varint()?,
         })
+    }
+}
+
+/// What waits for a device from one sender.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboxShare {
+    /// Messages that wait.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Value for InboxShare {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.messages);
+        to.varint(self.bytes);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { messages: from.varint()?, bytes: from.varint()? })
+    }
+}
+
+/// How far a request to send messages to devices has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendProgress {
+    /// This many of its targets, a target being a device or all devices of a user, are served.
+    pub targets: u64,
+    /// Of the next target, the devices up to this number are served. Numbers of devices rise, so one that comes or goes
+    /// between two tries changes nothing for the others.
+    pub device: DeviceNum,
+    /// Everything is served: whatever comes under the same transaction id is the same request again.
+    pub is_done: bool,
+}
+
+impl Value for SendProgress {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[2]);
+        to.varint(self.targets);
+        to.varint(u64::from(self.device.0));
+        to.raw(&[u8::from(self.is_done)]);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        match from.byte()? {
+            // A number of targets alone.
+            1 => Ok(Self { targets: u64::decode_key(&mut from)?, ..Self::default() }),
+            2 => Ok(Self {
+                targets: from.varint()?,
+                device: DeviceNum(
+                    u32::try_from(from.varint()?)
+                        .map_err(|_| Fault::Corrupt("a device has no such number"))?,
+                ),
+                is_done: from.byte()? != 0,
+            }),
+            _ => Err(Fault::Corrupt("a row has an unknown layout")),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `src/api/client/to_device.rs`
 
-use aqueduct::{accounts, encryption::to_device, ids::Position, store::Read};
+use aqueduct::{accounts, encryption::inbox, ids::Position, store::Read};
 use futures_util::future::join_all;
 use http::StatusCode;
 use ruma::UserId;
@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use crate::support::{TestClient, TestServer};
 
-fn inbox(server: &TestServer, user_id: &str, device_id: &str) -> Vec<Value> {
+fn inbox_of(server: &TestServer, user_id: &str, device_id: &str) -> Vec<Value> {
     let snapshot = server.server().app().store.snapshot();
     let user = accounts::users::require_num(&*snapshot, <&UserId>::try_from(user_id).unwrap()).unwrap();
     let Some(device) = accounts::devices::find(&*snapshot, user, device_id.into()).unwrap() else {
         return Vec::new();
     };
-    let all = to_device::list(&*snapshot, user, device.num, Position::ZERO, snapshot.upto(), 10_000).unwrap();
+    let all = inbox::list(&*snapshot, (user, device.num), Position::ZERO, snapshot.upto(), 10_000).unwrap();
     all.into_iter().map(|(_, message)| serde_json::from_slice(&message).unwrap()).collect()
 }
 
@@ -22,14 +22,18 @@ fn path(txn: &str) -> String {
     format!("/_matrix/client/v3/sendToDevice/m.test/{txn}")
 }
 
-async fn second_device(alice: &TestClient) -> TestClient {
+async fn log_in(alice: &TestClient, device_id: &str) -> TestClient {
     let body = json!({
         "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": "password of alice", "device_id": "SECOND",
+        "password": "password of alice", "device_id": device_id,
     });
     let (_, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
     let token = json["access_token"].as_str().map(str::to_owned);
-    TestClient { token, device_id: "SECOND".to_owned(), ..alice.clone() }
+    TestClient { token, device_id: device_id.to_owned(), ..alice.clone() }
+}
+
+async fn second_device(alice: &TestClient) -> TestClient {
+    log_in(alice, "SECOND").await
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,9 +50,9 @@ async fn messages_reach_one_device_or_all_and_pass_over_who_is_not_here() {
     assert_eq!(bob.put(&path("1"), body).await, (StatusCode::OK, json!({})));
     let told = json!([{ "sender": bob.user_id, "type": "m.test", "content": { "to": "all" } }]);
     for device in [alice.device_id.as_str(), "SECOND"] {
-        assert_eq!(json!(inbox(&server, &alice.user_id, device)), told);
+        assert_eq!(json!(inbox_of(&server, &alice.user_id, device)), told);
     }
-    assert_eq!(inbox(&server, &bob.user_id, &bob.device_id).len(), 1);
+    assert_eq!(inbox_of(&server, &bob.user_id, &bob.device_id).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,11 +64,11 @@ async fn a_transaction_id_counts_once_for_its_device_and_type() {
     let same = path("same");
     let answers = join_all((0..1000).map(|_| alice.put(&same, body.clone()))).await;
     assert!(answers.iter().all(|(status, _)| *status == StatusCode::OK));
-    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 1);
+    assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
     assert_eq!(second.put(&path("same"), body.clone()).await.0, StatusCode::OK);
     let other = "/_matrix/client/v3/sendToDevice/m.other/same";
     assert_eq!(alice.put(other, body).await.0, StatusCode::OK);
-    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 3);
+    assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +91,7 @@ async fn more_than_one_batch_holds_is_sent_in_several() {
         let user =
             accounts::users::require_num(&*snapshot, <&UserId>::try_from(&**user_id).unwrap()).unwrap();
         let device = accounts::devices::list(&*snapshot, user).unwrap().remove(0);
-        assert_eq!(inbox(&server, user_id, device.id.as_str()).len(), 1);
+        assert_eq!(inbox_of(&server, user_id, device.id.as_str()).len(), 1);
     }
 }
 
@@ -98,10 +102,10 @@ async fn an_inbox_goes_with_its_device() {
     let second = second_device(&alice).await;
     let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": 1 } } } });
     alice.put(&path("1"), body).await;
-    assert_eq!(inbox(&server, &alice.user_id, "SECOND").len(), 1);
+    assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
     second.post("/_matrix/client/v3/logout", json!({})).await;
     second_device(&alice).await;
-    assert!(inbox(&server, &alice.user_id, "SECOND").is_empty());
+    assert!(inbox_of(&server, &alice.user_id, "SECOND").is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,5 +129,52 @@ async fn what_is_too_large_or_no_object_is_refused() {
         alice.put(&path(&"t".repeat(300)), json!({ "messages": {} })).await.0,
         StatusCode::BAD_REQUEST
     );
-    assert!(inbox(&server, &alice.user_id, &alice.device_id).is_empty());
+    assert!(inbox_of(&server, &alice.user_id, &alice.device_id).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_inbox_is_passed_over_and_everybody_else_is_served() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let big = json!({ "b": "b".repeat(65_000) });
+    // Four senders fill a quarter each; a fifth finds no room.
+    for sender in 0..5 {
+        let sender = server.register(&format!("sender{sender}")).await;
+        for txn in 0..259 {
+            let body = json!({ "messages": { &bob.user_id: { &bob.device_id: big } } });
+            let (status, json) = sender.put(&path(&txn.to_string()), body).await;
+            assert_eq!(status, StatusCode::OK, "{json}");
+        }
+    }
+    let waiting = inbox_of(&server, &bob.user_id, &bob.device_id);
+    let of_first = waiting.iter().filter(|message| message["sender"] == "@sender0:test.example").count();
+    assert!((250..259).contains(&of_first), "one sender fills a quarter at most: {of_first}");
+    let both = json!({ "messages": {
+        &alice.user_id: { &alice.device_id: { "key": 1 } }, &bob.user_id: { "*": big },
+    } });
+    assert_eq!(alice.put(&path("1"), both).await, (StatusCode::OK, json!({})));
+    assert_eq!(inbox_of(&server, &alice.user_id, &alice.device_id).len(), 1);
+    assert_eq!(inbox_of(&server, &bob.user_id, &bob.device_id).len(), waiting.len());
+    let metrics = server.server().app().metrics.text();
+    for reason in ["sender_quota", "inbox_full"] {
+        let line = format!("aqueduct_to_device_dropped_total{{reason=\"{reason}\"}}");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_to_all_devices_reaches_hundreds_of_them_once() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for number in 1..461 {
+        log_in(&alice, &format!("D{number}")).await;
+    }
+    let body = json!({ "messages": { &alice.user_id: { "*": { "b": "b".repeat(10_000) } } } });
+    assert_eq!(bob.put(&path("1"), body.clone()).await, (StatusCode::OK, json!({})));
+    log_in(&alice, "LATER").await;
+    assert_eq!(bob.put(&path("1"), body).await, (StatusCode::OK, json!({})));
+    for number in 1..461 {
+        assert_eq!(inbox_of(&server, &alice.user_id, &format!("D{number}")).len(), 1, "D{number}");
+    }
+    assert!(inbox_of(&server, &alice.user_id, "LATER").is_empty(), "the same request is not sent again");
 }

@@ -8,7 +8,7 @@ use crate::{
         devices::{self, Device},
         tokens,
     },
-    encryption::{device_lists, keys, to_device},
+    encryption::{device_lists, inbox, keys, to_device},
     error::Result,
     flows::{App, write},
     ids::UserNum,
@@ -50,7 +50,8 @@ pub(crate) async fn log_out(app: &App, caller: &Caller, which: Which) -> Result<
 pub(crate) fn end_all(batch: &mut Batch, user: UserNum, user_id: &UserId, chosen: &[Device]) -> Result<()> {
     for device in chosen {
         tokens::revoke(batch, user, device.num)?;
-        to_device::delete_all(batch, user, device.num);
+        inbox::delete_all(batch, (user, device.num));
+        to_device::delete_all(batch, (user, device.num));
         keys::delete_all(batch, (user, device.num));
         pushers::delete_of_device(batch, user, device.num)?;
         account_data::delete(batch, user, &account_data::settings_of_device(&device.id))?;

@@ -2,7 +2,7 @@
 
 use crate::{
     accounts::Caller,
-    encryption::to_device,
+    encryption::inbox,
     error::Result,
     flows::{App, write},
     ids::Position,
@@ -17,7 +17,7 @@ pub async fn acknowledge(app: &App, caller: &Caller, upto: Position) -> Result<(
     if state.is_none_or(|state| state.messages == 0 || state.acknowledged >= upto) {
         return Ok(());
     }
-    write::note_for_user(app, user, move |_, note| Ok(to_device::acknowledge(note, user, device, upto)?))
+    write::note_for_user(app, user, move |_, note| Ok(inbox::acknowledge(note, (user, device), upto)?))
         .await
         .map(drop)
 }

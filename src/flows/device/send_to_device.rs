@@ -1,115 +1,202 @@
 //! Sends messages to devices of this server.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
 use ruma::{
-    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw, to_device::DeviceIdOrAllDevices,
+    OwnedDeviceId, OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw,
+    to_device::DeviceIdOrAllDevices,
 };
 
 use crate::{
     accounts::{Caller, devices, users},
-    encryption::to_device,
+    encryption::{
+        inbox::{self, Message},
+        keys::Owner,
+        to_device,
+    },
     error::{Refusal, Result},
     flows::{App, write},
-    ids::UserNum,
-    store::Batch,
+    ids::{DeviceNum, UserNum},
+    schema::encryption::SendProgress,
+    store::{Batch, Fault, Read},
 };
 
-/// As many messages go into one batch at most, or as many bytes; what is more follows in the next one.
-const BATCH_MESSAGES_MAX: usize = 1_000;
-const BATCH_BYTES_MAX: usize = 512 << 10;
-/// A request names no more users and devices.
-const TARGETS_MAX: usize = 10_000;
+/// A batch is closed once it has this many rows: one message more, with what makes room for it, still fits.
+const BATCH_ROWS: usize = 3_000;
+/// A batch is closed once it has this many bytes.
+const BATCH_BYTES: usize = 512 << 10;
+/// A batch serves at most this many targets, so that few users are locked at once.
+const BATCH_TARGETS: usize = 500;
+/// A request reaches at most this many devices.
+const DEVICES_MAX: usize = 10_000;
+/// A type or a transaction id is no longer, in bytes.
+const NAME_BYTES_MAX: usize = 255;
 
 /// Who gets what.
 pub(crate) type Messages =
     BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, Raw<AnyToDeviceEventContent>>>;
 
+/// A request to send.
+struct Request {
+    sender: Owner,
+    sender_device_id: OwnedDeviceId,
+    event_type: String,
+    txn_id: String,
+    /// In an order that is the same for each try.
+    targets: Vec<Target>,
+}
+
 struct Target {
     /// None if there is no such user here.
     user: Option<UserNum>,
     device: DeviceIdOrAllDevices,
-    message: Bytes,
+    message: Message,
 }
 
 /// `PUT /sendToDevice`: once for each transaction id, however often it is asked and whatever happens meanwhile. Users and
-/// devices that are not here are passed over. Errors: 413 for too large messages or full inboxes.
+/// devices that are not here are passed over, and so is a device whose inbox is full. Errors: 413 for a message that is too
+/// large, or more than 10,000 devices.
 pub(crate) async fn send_to_device(
     app: &App,
     caller: &Caller,
-    kind: String,
+    event_type: String,
     txn_id: &TransactionId,
     messages: Messages,
 ) -> Result<()> {
-    if kind.len() > 255 || txn_id.as_str().len() > 255 {
-        return Err(Refusal::invalid_param("A type or a transaction id has at most 255 bytes.").into());
+    if event_type.len() > NAME_BYTES_MAX || txn_id.as_str().len() > NAME_BYTES_MAX {
+        return Err(Refusal::invalid_param("`eventType` and `txnId` have at most 255 bytes.").into());
     }
-    if messages.values().map(BTreeMap::len).sum::<usize>() > TARGETS_MAX {
-        return Err(Refusal::too_large("These are too many devices for one request.").into());
-    }
-    let mut rest = targets(app, caller, &kind, messages)?;
-    let sender = (caller.user, caller.device);
-    // The order of the targets is the same for each try, so a number says how far an earlier try got.
-    let mut begins = 0;
-    while !rest.is_empty() {
-        let later = rest.split_off(chunk(&rest));
-        let now = std::mem::replace(&mut rest, later);
-        let ends = begins + now.len() as u64;
-        let (kind, txn_id) = (kind.clone(), txn_id.to_string());
-        let locked = now.iter().filter_map(|target| target.user).chain([caller.user]).collect();
-        write::for_users(app, locked, move |app, batch| {
-            let served = to_device::served(batch, sender, &kind, &txn_id)?;
-            if served >= ends {
-                return Ok(());
-            }
-            for (_, target) in (begins..).zip(&now).filter(|(index, _)| *index >= served) {
-                put(batch, target)?;
-            }
-            to_device::note_served(batch, sender, &kind, &txn_id, ends, app.env.now_ms())?;
-            Ok(())
-        })
-        .await?;
-        begins = ends;
+    let (begun, sender, txn_id) = (app.clone(), caller.clone(), txn_id.to_string());
+    let read = move || read_request(&begun, &sender, event_type, txn_id, messages);
+    let (request, mut progress) = app.env.blocking(read).await?;
+    let request = Arc::new(request);
+    while !progress.is_done {
+        progress = serve_next(app, Arc::clone(&request), progress).await?;
     }
     Ok(())
 }
 
-fn targets(app: &App, caller: &Caller, kind: &str, messages: Messages) -> Result<Vec<Target>> {
+/// The request, and how far earlier tries got.
+fn read_request(
+    app: &App,
+    caller: &Caller,
+    event_type: String,
+    txn_id: String,
+    messages: Messages,
+) -> Result<(Request, SendProgress)> {
     let snapshot = app.store.snapshot();
     let mut targets = Vec::new();
     for (user_id, devices) in messages {
         let user = users::find_num(&*snapshot, &user_id)?;
         for (device, content) in devices {
-            // Checked for those who are not here, too: what is wrong is wrong.
-            let message = to_device::message(&caller.user_id, kind, content.json())?;
+            // A message that cannot be is refused for those who are not here, too.
+            let message = Message::new(&caller.user_id, &event_type, content.json())?;
             targets.push(Target { user, device, message });
         }
     }
-    Ok(targets)
-}
-
-/// How many of the first targets go into one batch: at least one.
-fn chunk(targets: &[Target]) -> usize {
-    let mut bytes = 0;
-    let fitting = targets.iter().take(BATCH_MESSAGES_MAX).take_while(|target| {
-        bytes += target.message.len();
-        bytes <= BATCH_BYTES_MAX
-    });
-    fitting.count().max(1)
-}
-
-fn put(batch: &mut Batch, target: &Target) -> Result<()> {
-    let Some(user) = target.user else { return Ok(()) };
-    let chosen = match &target.device {
-        DeviceIdOrAllDevices::DeviceId(id) => devices::find(batch, user, id)?.into_iter().collect(),
-        DeviceIdOrAllDevices::AllDevices => devices::list(batch, user)?,
-    };
-    for device in &chosen {
-        to_device::put(batch, user, device.num, &target.message)?;
+    let sender = (caller.user, caller.device);
+    let progress = to_device::progress(&*snapshot, sender, &event_type, &txn_id)?;
+    let request = Request { sender, sender_device_id: caller.device_id.clone(), event_type, txn_id, targets };
+    if progress == SendProgress::default() {
+        require_few_devices(&*snapshot, &request)?;
     }
-    if !chosen.is_empty() {
-        write::wake(batch, user);
+    Ok((request, progress))
+}
+
+/// Refuses (413) a request that reaches too many devices, before it has reached any.
+fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result<()> {
+    let mut count = 0;
+    for target in &request.targets {
+        count += list_devices(read, target, DeviceNum(0))?.len();
+        if count > DEVICES_MAX {
+            let why = format!("A request reaches at most {DEVICES_MAX} devices; name fewer in `messages`.");
+            return Err(Refusal::too_large(why).into());
+        }
+    }
+    Ok(())
+}
+
+/// The devices of a target with numbers above this one, by number.
+fn list_devices(
+    read: &(impl Read + ?Sized),
+    target: &Target,
+    above: DeviceNum,
+) -> Result<Vec<DeviceNum>, Fault> {
+    let Some(user) = target.user else { return Ok(Vec::new()) };
+    let chosen = match &target.device {
+        DeviceIdOrAllDevices::DeviceId(id) => devices::find(read, user, id)?.into_iter().collect(),
+        DeviceIdOrAllDevices::AllDevices => devices::list(read, user)?,
+    };
+    let mut nums: Vec<_> = chosen.iter().map(|device| device.num).filter(|num| *num > above).collect();
+    nums.sort_unstable();
+    Ok(nums)
+}
+
+/// Serves what fits into one batch, from where this try or a parallel one has got to.
+async fn serve_next(app: &App, request: Arc<Request>, known: SendProgress) -> Result<SendProgress> {
+    let begin = usize::try_from(known.targets).unwrap_or(usize::MAX).min(request.targets.len());
+    let end = begin.saturating_add(BATCH_TARGETS).min(request.targets.len());
+    let targets = request.targets.get(begin..end).unwrap_or_default();
+    let locked = targets.iter().filter_map(|target| target.user).chain([request.sender.0]).collect();
+    write::for_users(app, locked, move |app, batch| {
+        let (event_type, txn_id) = (&request.event_type, &request.txn_id);
+        let before = to_device::progress(batch, request.sender, event_type, txn_id)?;
+        if before.is_done || before.targets != known.targets {
+            return Ok(before);
+        }
+        // The device may have been logged out while this waited, and nothing may be kept under its number.
+        let sender = devices::find(batch, request.sender.0, &request.sender_device_id)?;
+        if sender.is_none_or(|device| device.num != request.sender.1) {
+            return Err(Refusal::not_found("This device was logged out.").into());
+        }
+        let after = fill(app, batch, &request, before, end)?;
+        to_device::note_progress(batch, request.sender, event_type, txn_id, &after, app.env.now_ms())?;
+        Ok(after)
+    })
+    .await
+}
+
+/// Fills a batch with messages to the targets before `end`, and says how far it got.
+fn fill(
+    app: &App,
+    batch: &mut Batch,
+    request: &Request,
+    mut progress: SendProgress,
+    end: usize,
+) -> Result<SendProgress> {
+    let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX);
+    let targets = request.targets.get(begin..end).unwrap_or_default();
+    for target in targets {
+        let devices = list_devices(batch, target, progress.device)?;
+        for device in devices {
+            if batch.row_count() >= BATCH_ROWS || batch.byte_count() >= BATCH_BYTES {
+                return Ok(progress);
+            }
+            if let Some(user) = target.user {
+                put(app, batch, (user, device), &target.message)?;
+            }
+            progress.device = device;
+        }
+        progress = SendProgress { targets: progress.targets + 1, ..SendProgress::default() };
+    }
+    progress.is_done = end == request.targets.len();
+    Ok(progress)
+}
+
+/// Puts a message into one inbox. That it is full is the matter of its owner alone: the request goes on.
+fn put(app: &App, batch: &mut Batch, owner: Owner, message: &Message) -> Result<(), Fault> {
+    let (user, device) = owner;
+    let put = inbox::put(batch, owner, message)?;
+    if put.gave_way > 0 {
+        app.metrics.to_device_dropped("key_request", put.gave_way);
+        tracing::debug!(%user, %device, reason = "key_request", count = put.gave_way, "a full inbox makes room");
+    }
+    match put.kept {
+        Ok(_) => write::wake(batch, user),
+        Err(why) => {
+            app.metrics.to_device_dropped(why.name(), 1);
+            tracing::debug!(%user, %device, reason = why.name(), "an inbox does not take a message");
+        }
     }
     Ok(())
 }

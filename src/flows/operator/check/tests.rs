@@ -138,7 +138,7 @@ async fn a_house() -> House {
         .await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
     house.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
-    house.own("PUT", "sendToDevice/m.test/2", to_alice).await;
+    house.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
     let room = json!({
         "preset": "public_chat", "name": "A room", "room_alias_name": "here", "visibility": "public",
         "invite": ["@bob:check.example"], "power_level_content_override": { "events_default": 0 },

@@ -1,0 +1,453 @@
+//! Inboxes of devices: what waits for a device until it confirms that it has it.
+//!
+//! An inbox is bounded, and a full one is its owner's matter: it never keeps a message from anybody else's device. When it
+//! is full, old requests for room keys make room, for by now they help least. Then the newest message is refused. No sender
+//! may hold more than a part of an inbox, so that nobody alone can shut a device off from the others.
+//!
+//! Specification: client-server API, "Send-to-Device messaging".
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use bytes::Bytes;
+use ruma::{OwnedUserId, UserId};
+use serde_json::value::RawValue;
+
+use crate::{
+    encryption::keys::Owner,
+    error::{Refusal, Result},
+    ids::{DeviceNum, Position, UserNum},
+    json::Object,
+    schema::{
+        self,
+        encryption::{InboxShare, InboxState},
+    },
+    store::{Batch, Direction, Fault, LogEntry, Read, Write},
+};
+
+/// The content of a message is no larger, in bytes.
+pub const CONTENT_BYTES_MAX: usize = 64 << 10;
+/// How much waits for a device at most.
+const BOUNDS: Bounds = Bounds { messages: 20_000, bytes: 64 << 20 };
+/// One sender has at most this part of an inbox.
+const SENDERS_PART: u64 = 4;
+/// At most this many requests for room keys make room for one message, so that a batch stays small.
+const GIVE_WAY_MAX: usize = 300;
+/// At most this many messages are confirmed at once; the next confirmation goes on from there.
+const CONFIRMED_MAX: usize = 1_000;
+/// How a request for a room key ends as it is kept.
+const KEY_REQUEST_TAIL: &[u8] = br#","type":"m.room_key_request"}"#;
+/// A message is written with its sender and its type last, so they are found in this many bytes at its end.
+const TAIL_BYTES_MAX: usize = 4 << 10;
+
+/// How much an inbox holds.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Bounds {
+    fn have_room_for(&self, messages: u64, bytes: u64) -> bool {
+        messages <= self.messages && bytes <= self.bytes
+    }
+
+    /// What one sender may fill.
+    fn of_sender(&self) -> Self {
+        Self { messages: self.messages / SENDERS_PART, bytes: self.bytes / SENDERS_PART }
+    }
+
+    /// Whether one message more, of this size, fits into the inbox.
+    fn fits(&self, state: &InboxState, size: u64) -> bool {
+        self.have_room_for(state.messages.saturating_add(1), state.bytes.saturating_add(size))
+    }
+}
+
+/// A message as its device will get it.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// An object with content, sender and type.
+    json: Bytes,
+    sender: OwnedUserId,
+}
+
+impl Message {
+    /// Refuses content that is too large (413) or no object (400).
+    pub fn new(sender: &UserId, event_type: &str, content: &RawValue) -> Result<Self> {
+        if content.get().len() > CONTENT_BYTES_MAX {
+            return Err(
+                Refusal::too_large("The content of a message to a device has at most 65,536 bytes.").into()
+            );
+        }
+        if !content.get().starts_with('{') {
+            return Err(Refusal::bad_json("The content of a message to a device must be an object.").into());
+        }
+        // `sender_of` and `is_key_request` rely on this order of the fields.
+        let mut json = Object::with_capacity(content.get().len() + 128);
+        json.json("content", content);
+        json.text("sender", sender.as_str());
+        json.text("type", event_type);
+        Ok(Self { json: json.finish().into(), sender: sender.to_owned() })
+    }
+}
+
+/// The sender of a message as it is kept.
+pub(crate) fn sender_of(json: &[u8]) -> Option<String> {
+    let tail = json.get(json.len().saturating_sub(TAIL_BYTES_MAX)..)?;
+    // Within a string the quotes would be escaped, so these bytes can only be the field itself.
+    let field = br#","sender":"#;
+    let at = tail.windows(field.len()).rposition(|window| window == field)?;
+    let mut values =
+        serde_json::Deserializer::from_slice(tail.get(at + field.len()..)?).into_iter::<String>();
+    values.next()?.ok()
+}
+
+/// Whether a message as it is kept is a request for a room key.
+pub(crate) fn is_key_request(json: &[u8]) -> bool {
+    json.ends_with(KEY_REQUEST_TAIL)
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Whether it waits for the device now.
+    pub kept: Result<Position, NoRoom>,
+    /// How many requests for room keys made room for it.
+    pub gave_way: usize,
+}
+
+/// Why an inbox does not take a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The sender's part of the inbox is used up.
+    SenderQuota,
+    /// The inbox is full, and no request for a room key can make room.
+    InboxFull,
+}
+
+impl NoRoom {
+    /// A name for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SenderQuota => "sender_quota",
+            Self::InboxFull => "inbox_full",
+        }
+    }
+}
+
+/// Puts a message into a device's inbox, if there is room. Under the user's lock.
+pub fn put(batch: &mut Batch, owner: Owner, message: &Message) -> Result<Put, Fault> {
+    put_within(batch, owner, message, BOUNDS)
+}
+
+fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds) -> Result<Put, Fault> {
+    let (user, device) = owner;
+    let size = message.json.len() as u64;
+    let sender = message.sender.as_str();
+    let mut share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
+    if !bounds.of_sender().have_room_for(share.messages.saturating_add(1), share.bytes.saturating_add(size)) {
+        return Ok(Put { kept: Err(NoRoom::SenderQuota), gave_way: 0 });
+    }
+    let mut state = state(batch, owner)?;
+    let gave_way =
+        if bounds.fits(&state, size) { 0 } else { make_room(batch, owner, &mut state, size, bounds)? };
+    if !bounds.fits(&state, size) {
+        debug_assert_eq!(gave_way, 0, "nothing is given up for a message that is refused all the same");
+        return Ok(Put { kept: Err(NoRoom::InboxFull), gave_way });
+    }
+    if gave_way > 0 {
+        // What gave way may have been the same sender's.
+        share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
+    }
+    let position = batch.position(&LogEntry::ToDevice { user });
+    schema::INBOX.put(batch, (user, device, position), &message.json);
+    if is_key_request(&message.json) {
+        schema::INBOX_KEY_REQUEST.put(batch, (user, device, position), &());
+    }
+    state.messages += 1;
+    state.bytes += size;
+    share.messages += 1;
+    share.bytes += size;
+    debug_assert!(share.messages <= state.messages && share.bytes <= state.bytes, "a part exceeds the whole");
+    schema::INBOX_STATE.put(batch, owner, &state);
+    schema::INBOX_SHARE.put(batch, (user, device, sender), &share);
+    Ok(Put { kept: Ok(position), gave_way })
+}
+
+/// Deletes the oldest requests for room keys until a message of this size fits; none if that is not enough. Answers how
+/// many went.
+fn make_room(
+    batch: &mut Batch,
+    owner: Owner,
+    state: &mut InboxState,
+    size: u64,
+    bounds: Bounds,
+) -> Result<usize, Fault> {
+    let (user, device) = owner;
+    let mut left = *state;
+    let mut doomed = Vec::new();
+    for position in list_key_requests(batch, owner, state.acknowledged)? {
+        let Some(message) = schema::INBOX.get(batch, (user, device, position))? else { continue };
+        left.messages = left.messages.saturating_sub(1);
+        left.bytes = left.bytes.saturating_sub(message.len() as u64);
+        doomed.push((position, message));
+        if bounds.fits(&left, size) {
+            break;
+        }
+    }
+    if !bounds.fits(&left, size) {
+        return Ok(0);
+    }
+    for (position, _) in &doomed {
+        schema::INBOX.delete(batch, (user, device, *position));
+        schema::INBOX_KEY_REQUEST.delete(batch, (user, device, *position));
+    }
+    take_from_shares(batch, owner, doomed.iter().map(|(_, message)| message))?;
+    *state = left;
+    Ok(doomed.len())
+}
+
+/// The requests for room keys that wait, oldest first, no more than may give way at once.
+fn list_key_requests(batch: &Batch, owner: Owner, after: Position) -> Result<Vec<Position>, Fault> {
+    let (user, device) = owner;
+    let low = Bound::Excluded((user, device, after));
+    let high = Bound::Included((user, device, Position::MAX));
+    schema::INBOX_KEY_REQUEST
+        .range::<(UserNum, DeviceNum, Position)>(batch, low, high, Direction::Up)?
+        .take(GIVE_WAY_MAX)
+        .map(|row| row.map(|((.., position), ())| position))
+        .collect()
+}
+
+/// Messages have left the inbox: their senders' parts of it become smaller.
+fn take_from_shares<'m>(
+    to: &mut impl Write,
+    (user, device): Owner,
+    messages: impl Iterator<Item = &'m Bytes>,
+) -> Result<(), Fault> {
+    let mut gone = BTreeMap::<String, InboxShare>::new();
+    for message in messages {
+        let Some(sender) = sender_of(message) else { continue };
+        let share = gone.entry(sender).or_default();
+        share.messages += 1;
+        share.bytes += message.len() as u64;
+    }
+    for (sender, gone) in gone {
+        let key = (user, device, sender.as_str());
+        let Some(share) = schema::INBOX_SHARE.get(to, key)? else { continue };
+        if share.messages <= gone.messages {
+            schema::INBOX_SHARE.delete(to, key);
+        } else {
+            let left = InboxShare {
+                messages: share.messages - gone.messages,
+                bytes: share.bytes.saturating_sub(gone.bytes),
+            };
+            schema::INBOX_SHARE.put(to, key, &left);
+        }
+    }
+    Ok(())
+}
+
+/// How far the device has confirmed, and what waits.
+pub fn state(read: &(impl Read + ?Sized), owner: Owner) -> Result<InboxState, Fault> {
+    Ok(schema::INBOX_STATE.get(read, owner)?.unwrap_or_default())
+}
+
+/// Up to `max` messages for a device in (after, upto], oldest first. What the device has confirmed is not read over.
+pub fn list(
+    read: &(impl Read + ?Sized),
+    owner: Owner,
+    after: Position,
+    upto: Position,
+    max: usize,
+) -> Result<Vec<(Position, Bytes)>, Fault> {
+    let after = after.max(state(read, owner)?.acknowledged);
+    if after >= upto {
+        return Ok(Vec::new());
+    }
+    let (user, device) = owner;
+    let (low, high) = (Bound::Excluded((user, device, after)), Bound::Included((user, device, upto)));
+    schema::INBOX
+        .range::<(UserNum, DeviceNum, Position)>(read, low, high, Direction::Up)?
+        .take(max)
+        .map(|row| row.map(|((_, _, position), message)| (position, message)))
+        .collect()
+}
+
+/// The device has received everything at or before this position. Under the user's lock; nothing is written if that is
+/// nothing new.
+pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<(), Fault> {
+    let (user, device) = owner;
+    let mut state = state(to, owner)?;
+    // A device without messages needs no row.
+    if upto <= state.acknowledged || state.messages == 0 {
+        return Ok(());
+    }
+    let received = list(to, owner, state.acknowledged, upto, CONFIRMED_MAX)?;
+    let Some((last, _)) = received.last() else { return Ok(()) };
+    let upto = if received.len() < CONFIRMED_MAX { upto } else { *last };
+    let below = (user, device, upto.plus(1));
+    schema::INBOX.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
+    schema::INBOX_KEY_REQUEST.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
+    take_from_shares(to, owner, received.iter().map(|(_, message)| message))?;
+    state.acknowledged = upto;
+    state.messages = state.messages.saturating_sub(received.len() as u64);
+    let bytes: usize = received.iter().map(|(_, message)| message.len()).sum();
+    state.bytes = state.bytes.saturating_sub(bytes as u64);
+    schema::INBOX_STATE.put(to, owner, &state);
+    Ok(())
+}
+
+/// Deletes a device's inbox, for a device that goes.
+pub fn delete_all(batch: &mut Batch, owner: Owner) {
+    schema::INBOX.delete_prefix::<Owner>(batch, owner);
+    schema::INBOX_KEY_REQUEST.delete_prefix::<Owner>(batch, owner);
+    schema::INBOX_SHARE.delete_prefix::<Owner>(batch, owner);
+    schema::INBOX_STATE.delete(batch, owner);
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+
+    use super::*;
+    use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
+
+    const PHONE: Owner = (UserNum(1), DeviceNum(1));
+    const SMALL: Bounds = Bounds { messages: 8, bytes: 4_000 };
+
+    fn store() -> Store {
+        Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap()
+    }
+
+    fn message(sender: &str, event_type: &str, content: &str) -> Message {
+        let content = RawValue::from_string(content.to_owned()).unwrap();
+        Message::new(<&UserId>::try_from(sender).unwrap(), event_type, &content).unwrap()
+    }
+
+    fn write<T>(store: &Store, build: impl FnOnce(&mut Batch) -> T) -> T {
+        let mut batch = store.batch(&Guard::alone());
+        let answer = build(&mut batch);
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        answer
+    }
+
+    fn waiting(store: &Store, after: Position, max: usize) -> Vec<(Position, Bytes)> {
+        let snapshot = store.snapshot();
+        list(&*snapshot, PHONE, after, snapshot.upto(), max).unwrap()
+    }
+
+    #[test]
+    fn messages_wait_until_they_are_confirmed() {
+        let store = store();
+        for number in 0..3 {
+            let message = message("@bob:s", "m.test", &format!(r#"{{"n":{number}}}"#));
+            assert!(write(&store, |batch| put(batch, PHONE, &message).unwrap()).kept.is_ok());
+        }
+        let all = waiting(&store, Position::ZERO, 10);
+        assert_eq!(all.len(), 3);
+        assert_eq!(&all[0].1[..], br#"{"content":{"n":0},"sender":"@bob:s","type":"m.test"}"#);
+        assert_eq!(waiting(&store, Position::ZERO, 2), all[..2]);
+        assert_eq!(waiting(&store, all[0].0, 10), all[1..]);
+        write(&store, |batch| acknowledge(batch, PHONE, all[1].0).unwrap());
+        assert_eq!(waiting(&store, Position::ZERO, 10), all[2..]);
+        assert_eq!(state(&*store.snapshot(), PHONE).unwrap().messages, 1);
+        let mut batch = store.batch(&Guard::alone());
+        acknowledge(&mut batch, PHONE, all[1].0).unwrap();
+        assert_eq!(batch.row_count(), 0, "nothing new is nothing to write");
+        write(&store, |batch| acknowledge(batch, PHONE, all[2].0).unwrap());
+        let state = state(&*store.snapshot(), PHONE).unwrap();
+        assert_eq!((state.messages, state.bytes), (0, 0));
+        assert_eq!(
+            schema::INBOX_SHARE.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count(),
+            0
+        );
+    }
+
+    fn contents(store: &Store) -> Vec<u64> {
+        let number = |message: &Bytes| {
+            serde_json::from_slice::<serde_json::Value>(message).unwrap()["content"]["n"].as_u64().unwrap()
+        };
+        waiting(store, Position::ZERO, 100).iter().map(|(_, message)| number(message)).collect()
+    }
+
+    #[test]
+    fn in_a_full_inbox_old_requests_for_keys_make_room_and_then_the_newest_is_refused() {
+        let store = store();
+        let kept = |sender: &str, event_type: &str, number: u64| {
+            let message = message(sender, event_type, &format!(r#"{{"n":{number}}}"#));
+            write(&store, |batch| put_within(batch, PHONE, &message, SMALL).unwrap())
+        };
+        for number in 0..8 {
+            let event_type = if number % 4 == 2 { "m.room_key_request" } else { "m.other" };
+            assert!(kept(&format!("@user{number}:s"), event_type, number).kept.is_ok());
+        }
+        let put = kept("@bob:s", "m.other", 8);
+        assert!(put.kept.is_ok());
+        assert_eq!((put.gave_way, contents(&store)), (1, vec![0, 1, 3, 4, 5, 6, 7, 8]));
+        assert!(kept("@bob:s", "m.room_key_request", 9).kept.is_ok());
+        assert_eq!(contents(&store), [0, 1, 3, 4, 5, 7, 8, 9]);
+        assert!(kept("@carol:s", "m.other", 10).kept.is_ok());
+        let refused = kept("@carol:s", "m.other", 11);
+        assert_eq!(refused, Put { kept: Err(NoRoom::InboxFull), gave_way: 0 });
+        assert_eq!(contents(&store), [0, 1, 3, 4, 5, 7, 8, 10]);
+        let other = message("@carol:s", "m.other", "{}");
+        let elsewhere = (UserNum(1), DeviceNum(2));
+        assert!(write(&store, |batch| put_within(batch, elsewhere, &other, SMALL).unwrap()).kept.is_ok());
+    }
+
+    #[test]
+    fn requests_for_keys_go_only_if_that_is_enough() {
+        let store = store();
+        let big = |size: usize| format!(r#"{{"n":1,"b":"{}"}}"#, "b".repeat(size));
+        let put = |sender: &str, event_type: &str, size: usize| {
+            let message = message(sender, event_type, &big(size));
+            write(&store, |batch| put_within(batch, PHONE, &message, SMALL).unwrap())
+        };
+        put("@a:s", "m.room_key_request", 100);
+        for sender in ["@b:s", "@c:s", "@d:s", "@e:s"] {
+            assert!(put(sender, "m.other", 850).kept.is_ok());
+        }
+        assert_eq!(put("@f:s", "m.other", 700), Put { kept: Err(NoRoom::InboxFull), gave_way: 0 });
+        assert_eq!(contents(&store).len(), 5, "nothing was given up for nothing");
+        assert_eq!(put("@f:s", "m.other", 300).gave_way, 1);
+    }
+
+    #[test]
+    fn no_sender_fills_an_inbox_alone() {
+        let store = store();
+        let put = |sender: &str| {
+            let message = message(sender, "m.other", r#"{"n":1}"#);
+            write(&store, |batch| put_within(batch, PHONE, &message, SMALL).unwrap()).kept
+        };
+        assert!(put("@mallory:s").is_ok() && put("@mallory:s").is_ok());
+        assert_eq!(put("@mallory:s"), Err(NoRoom::SenderQuota));
+        assert!(put("@alice:s").is_ok());
+        let first = waiting(&store, Position::ZERO, 1)[0].0;
+        write(&store, |batch| acknowledge(batch, PHONE, first).unwrap());
+        assert!(put("@mallory:s").is_ok(), "what was received does not count");
+        assert_eq!(put("@mallory:s"), Err(NoRoom::SenderQuota));
+    }
+
+    #[test]
+    fn the_sender_is_read_from_what_is_kept_whatever_type_and_content_are() {
+        let tricky = r#"{"a":",\"sender\":\"@x:s\"","sender":"@y:s"}"#;
+        for event_type in ["m.test", r#"a","sender":"@z:s"#, "m.room_key_request", "\u{1}\\"] {
+            let kept = message("@bob:s", event_type, tricky);
+            assert_eq!(sender_of(&kept.json).as_deref(), Some("@bob:s"), "{event_type}");
+            assert_eq!(is_key_request(&kept.json), event_type == "m.room_key_request");
+            assert!(serde_json::from_slice::<&RawValue>(&kept.json).is_ok());
+        }
+        let kept = message("@bob:s", r#"x","type":"m.room_key_request"#, "{}");
+        assert!(!is_key_request(&kept.json));
+    }
+
+    #[test]
+    fn contents_are_bounded_objects() {
+        let raw = |text: String| RawValue::from_string(text).unwrap();
+        let bob = user_id!("@bob:s");
+        assert!(Message::new(bob, "a", &raw("[]".to_owned())).is_err());
+        let too_large = raw(format!(r#"{{"a":"{}"}}"#, "a".repeat(CONTENT_BYTES_MAX)));
+        assert!(Message::new(bob, "a", &too_large).is_err());
+    }
+}
