@@ -61,14 +61,57 @@ pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId
     Ok(())
 }
 
-/// Keeps the identity keys of a device, and says whether they are other ones than before. Under the user's lock.
+/// Keeps the identity keys of a device, and says whether others must ask for them again. Under the user's lock.
+///
+/// A device that has new keys under its old id cannot use what was made for the old ones: its one-time and fallback keys go,
+/// so that nobody begins a session that the device cannot read.
 pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Result<bool, Fault> {
-    let keys = Bytes::copy_from_slice(keys.get().as_bytes());
-    if schema::DEVICE_KEYS.get(batch, owner)?.as_ref() == Some(&keys) {
-        return Ok(false);
+    if let Some(before) = schema::DEVICE_KEYS.get(batch, owner)? {
+        let (before, now) = (parse(&before), parse(keys.get().as_bytes()));
+        if without(&before, &["unsigned"]) == without(&now, &["unsigned"]) {
+            return Ok(false);
+        }
+        if before.get("keys") != now.get("keys") {
+            tracing::debug!(user = %owner.0, device = %owner.1, reason = "new identity keys", "one-time keys go");
+            delete_one_time_and_fallback(batch, owner)?;
+        }
     }
-    schema::DEVICE_KEYS.put(batch, owner, &keys);
+    schema::DEVICE_KEYS.put(batch, owner, &Bytes::copy_from_slice(keys.get().as_bytes()));
     Ok(true)
+}
+
+/// A key as JSON. What cannot be read was refused when it came; it is like nothing but itself.
+fn parse(key: &[u8]) -> Value {
+    serde_json::from_slice(key).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(key).into_owned()))
+}
+
+/// The key without these fields, for a comparison.
+fn without(key: &Value, fields: &[&str]) -> Value {
+    let mut key = key.clone();
+    if let Some(object) = key.as_object_mut() {
+        for field in fields {
+            object.remove(*field);
+        }
+    }
+    key
+}
+
+/// Whether two one-time or fallback keys are the same one: as JSON, whatever the order of the fields is, and whoever has
+/// signed it since.
+fn is_same_key(one: &[u8], other: &[u8]) -> bool {
+    let signed = ["signatures", "unsigned"];
+    one == other || without(&parse(one), &signed) == without(&parse(other), &signed)
+}
+
+fn delete_one_time_and_fallback(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
+    if !schema::KEY_COUNTS.contains(batch, owner)? {
+        return Ok(());
+    }
+    schema::ONE_TIME_KEYS.delete_prefix::<Owner>(batch, owner);
+    schema::FALLBACK_KEYS.delete_prefix::<Owner>(batch, owner);
+    schema::KEY_COUNTS.put(batch, owner, &Json(KeyCounts::default()));
+    batch.position(&LogEntry::Device { user: owner.0 });
+    Ok(())
 }
 
 /// The identity keys of a device, with the name that its owner gave it.
@@ -131,7 +174,7 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
         let (algorithm, id) = split(full_id)?;
         check_key(key)?;
         match known.get(full_id) {
-            Some(before) if before[..] == *key.get().as_bytes() => {}
+            Some(before) if is_same_key(before, key.get().as_bytes()) => {}
             Some(_) => {
                 let why = format!("There is another one-time key {full_id} already.");
                 return Err(Refusal::invalid_param(why).into());
@@ -168,7 +211,10 @@ pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
         let row = FallbackRow { id: id.to_owned(), key: key.get().to_owned() };
         let at = (owner.0, owner.1, algorithm);
         // A key that is uploaded again may have been given already: then it stays a used one.
-        if schema::FALLBACK_KEYS.get(batch, at)?.is_some_and(|Json(before)| before == row) {
+        let is_same = |before: &FallbackRow| {
+            before.id == row.id && is_same_key(before.key.as_bytes(), row.key.as_bytes())
+        };
+        if schema::FALLBACK_KEYS.get(batch, at)?.is_some_and(|Json(before)| is_same(&before)) {
             continue;
         }
         schema::FALLBACK_KEYS.put(batch, at, &Json(row));

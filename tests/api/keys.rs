@@ -198,3 +198,66 @@ async fn keys_go_with_their_device() {
     let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
     assert_eq!(bob.post(CLAIM, wanted).await.1["one_time_keys"], json!({}));
 }
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_compared_as_json_and_not_as_bytes() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    bob.post(&format!("/_matrix/client/v3/join/{}", made["room_id"].as_str().unwrap()), json!({})).await;
+    let device_keys = device_keys(&alice, "key").to_string();
+    let upload = async |one_time: &str, fallback: &str, device_keys: &str| {
+        let body = format!(
+            r#"{{"device_keys":{device_keys},"one_time_keys":{{"a:1":{one_time}}},"fallback_keys":{{"a:F":{fallback}}}}}"#
+        );
+        server.raw(http::Method::POST, UPLOAD, alice.token.as_deref(), body).await
+    };
+    let (one_time, fallback) = (
+        r#"{"key":"k","signatures":{"@alice:test.example":{"ed25519:D":"one"}}}"#,
+        r#"{"key":"f","fallback":true}"#,
+    );
+    assert_eq!(upload(one_time, fallback, &device_keys).await.0, StatusCode::OK);
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "a" } } });
+    let claimed = async || bob.post(CLAIM, wanted.clone()).await.1["one_time_keys"][&alice.user_id].clone();
+    let since =
+        async || bob.get("/_matrix/client/v3/sync").await.1["next_batch"].as_str().unwrap().to_owned();
+
+    // Other spaces, other order, signed anew: the same keys.
+    let began = since().await;
+    let spaced = device_keys.replace("\":", "\" : ");
+    let same =
+        upload(r#"{"signatures":{}, "key": "k"}"#, r#"{ "fallback": true, "key": "f" }"#, &spaced).await;
+    assert_eq!(same, (StatusCode::OK, json!({ "one_time_key_counts": { "a": 1, "signed_curve25519": 0 } })));
+    let (_, sync) = bob.get(&format!("/_matrix/client/v3/sync?since={began}")).await;
+    assert!(sync["device_lists"]["changed"].is_null(), "device keys alike are no news: {sync}");
+    assert!(claimed().await[&alice.device_id].get("a:1").is_some());
+    assert!(claimed().await[&alice.device_id].get("a:F").is_some());
+    assert_eq!(left(&alice).await.1, json!([]));
+    assert_eq!(upload(one_time, r#"{ "fallback": true, "key": "f" }"#, &spaced).await.0, StatusCode::OK);
+    assert_eq!(left(&alice).await.1, json!([]), "a fallback key that was given stays a used one");
+    let other = upload(r#"{"key":"other","signatures":{}}"#, fallback, &device_keys).await;
+    assert_eq!(other.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_identity_keys_end_what_was_made_for_the_old_ones() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let fallback = json!({ "signed_curve25519:F": { "key": "f", "fallback": true } });
+    let first = json!({
+        "device_keys": device_keys(&alice, "first"), "one_time_keys": one_time(3), "fallback_keys": fallback,
+    });
+    assert_eq!(alice.post(UPLOAD, first).await.0, StatusCode::OK);
+    let second = json!({
+        "device_keys": device_keys(&alice, "second"),
+        "one_time_keys": { "signed_curve25519:K0000": { "key": "of the second", "signatures": {} } },
+    });
+    let (status, json) = alice.post(UPLOAD, second).await;
+    assert_eq!((status, &json["one_time_key_counts"]["signed_curve25519"]), (StatusCode::OK, &json!(1)));
+    assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 1 }), json!([])));
+    let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
+    let (_, json) = bob.post(CLAIM, wanted.clone()).await;
+    let given = &json["one_time_keys"][&alice.user_id][&alice.device_id]["signed_curve25519:K0000"];
+    assert_eq!(given["key"], "of the second");
+    assert_eq!(bob.post(CLAIM, wanted).await.1["one_time_keys"], json!({}));
+}
