@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use check::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem};
 pub use sections::{
-    Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords,
+    Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
     Registration, RegistrationMode, Rooms, Server, Storage, Tls,
 };
 pub use size::Size;
@@ -30,6 +30,8 @@ pub struct Config {
     pub passwords: Passwords,
     /// Rooms made here.
     pub rooms: Rooms,
+    /// Who is online.
+    pub presence: Presence,
     /// The store.
     pub storage: Storage,
     /// Other servers.
@@ -52,6 +54,7 @@ impl Default for Config {
             registration: Registration::default(),
             passwords: Passwords::default(),
             rooms: Rooms::default(),
+            presence: Presence::default(),
             storage: Storage::default(),
             federation: Federation::default(),
             outbound: Outbound::default(),

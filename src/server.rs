@@ -20,7 +20,12 @@ use crate::{
     config::Config,
     env::Env,
     error::Result,
-    flows::{App, House, follow_up::Running, room::receipts::Receipts, write},
+    flows::{
+        App, House,
+        follow_up::Running,
+        room::{presence, receipts::Receipts},
+        write,
+    },
     metrics::Metrics,
     push::Push,
     rooms::{Rooms, resolve::Resolver},
@@ -78,6 +83,8 @@ impl Server {
         if let Some(lead) = &lead {
             timers::start(&app, lead);
         }
+        let restored = app.clone();
+        app.env.spawn(async move { presence::restore(&restored).await });
         let router = api::router(&app);
         Ok(Self { app, router })
     }

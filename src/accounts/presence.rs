@@ -1,184 +1,385 @@
-//! Who is there. In memory only; a user who has not been heard of is offline.
+//! Presence: who is online, idle or gone, in memory only. A user who has not been heard of is offline.
+//!
+//! Each device says how present its user is, and the most present device wins: a phone in a pocket does not make somebody
+//! idle who types at a desk. What others see changes at most once each [`TELL_EVERY_MS`], so that a client that says one
+//! thing after the other costs nobody else anything; what was held back is told when that time is over.
 //!
 //! Specification: client-server API, "Presence".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::presence::PresenceState;
 
-use crate::ids::UserNum;
+use crate::ids::{DeviceNum, RoomNum, UserNum};
 
-/// Whoever neither polls nor acts for this long is offline.
+/// A device that neither polls nor acts for this long is gone.
 pub const ONLINE_MS: u64 = 30_000;
-/// Whoever was last heard of within this is active.
+/// A user who has done nothing for this long is not active.
 const ACTIVE_MS: u64 = 60_000;
-/// Entries; offline ones without a message go first.
+/// A user who is connected and has done nothing for this long is idle: the server says `unavailable` for them.
+pub const IDLE_MS: u64 = 5 * 60_000;
+/// Others are told of a user's changes at most this often.
+pub const TELL_EVERY_MS: u64 = 3_000;
+/// Users on the board; those who have been offline for longest go first.
 const ENTRIES_MAX: usize = 50_000;
+/// Devices of one user on the board; the one that was not heard of for longest goes first.
+const DEVICES_MAX: usize = 50;
+/// Rooms of one user that the board remembers; who shares only others is not told.
+pub const ROOMS_MAX: usize = 2_000;
 /// A status message, in bytes.
 pub const STATUS_BYTES_MAX: usize = 1024;
 
 /// What is known of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
-    /// There, away or gone.
+    /// Online, unavailable or offline.
     pub state: PresenceState,
     /// What the user says about it.
     pub status_msg: Option<String>,
-    /// When the user last did something, in milliseconds since the epoch.
+    /// When the user last did something, in milliseconds since the epoch; zero if that is not known.
     pub last_active_ms: u64,
 }
 
 impl Presence {
-    /// Whether the user is there and did something lately.
+    /// What is known of a user who has not been heard of.
+    pub fn unknown() -> Self {
+        Self { state: PresenceState::Offline, status_msg: None, last_active_ms: 0 }
+    }
+
+    /// Whether the user is online and did something lately.
     pub fn is_active(&self, now_ms: u64) -> bool {
         self.state == PresenceState::Online && now_ms.saturating_sub(self.last_active_ms) < ACTIVE_MS
     }
 
     /// The content of an `m.presence` event, as JSON.
     pub fn content(&self, now_ms: u64) -> serde_json::Value {
-        let mut content = serde_json::json!({
-            "presence": self.state.as_str(),
-            "last_active_ago": now_ms.saturating_sub(self.last_active_ms),
-            "currently_active": self.is_active(now_ms),
-        });
-        if let (Some(message), Some(fields)) = (&self.status_msg, content.as_object_mut()) {
+        let mut content = serde_json::json!({ "presence": self.state.as_str() });
+        let Some(fields) = content.as_object_mut() else { return content };
+        if self.last_active_ms > 0 {
+            fields.insert("last_active_ago".to_owned(), now_ms.saturating_sub(self.last_active_ms).into());
+        }
+        if self.state == PresenceState::Online {
+            fields.insert("currently_active".to_owned(), self.is_active(now_ms).into());
+        }
+        if let Some(message) = &self.status_msg {
             fields.insert("status_msg".to_owned(), message.as_str().into());
         }
         content
     }
 }
 
+/// What one device says and does.
+#[derive(Debug)]
+struct Device {
+    /// What it said last; said again, it changes nothing.
+    said: PresenceState,
+    /// How present it makes its user, while it is connected: what it said, unless its user acted after that.
+    state: PresenceState,
+    /// Polls that are open.
+    polls: u32,
+    /// When it was last heard of.
+    heard_ms: u64,
+    /// When its user last did something with it.
+    active_ms: u64,
+}
+
+impl Device {
+    fn new(now_ms: u64) -> Self {
+        let offline = PresenceState::Offline;
+        Self { said: offline.clone(), state: offline, polls: 0, heard_ms: now_ms, active_ms: 0 }
+    }
+
+    fn is_connected(&self, now_ms: u64) -> bool {
+        self.polls > 0 || now_ms.saturating_sub(self.heard_ms) < ONLINE_MS
+    }
+
+    /// How present it makes its user now, and when that changes by itself.
+    fn look(&self, now_ms: u64) -> (PresenceState, Option<u64>) {
+        if self.state == PresenceState::Offline || !self.is_connected(now_ms) {
+            return (PresenceState::Offline, None);
+        }
+        let gone_ms = if self.polls > 0 { now_ms } else { self.heard_ms }.saturating_add(ONLINE_MS);
+        let idle_ms = self.active_ms.saturating_add(IDLE_MS);
+        if self.state == PresenceState::Online && idle_ms > now_ms {
+            (PresenceState::Online, Some(gone_ms.min(idle_ms)))
+        } else {
+            (PresenceState::Unavailable, Some(gone_ms))
+        }
+    }
+}
+
+/// A higher number is more present.
+fn rank(state: &PresenceState) -> u8 {
+    match state {
+        PresenceState::Online => 2,
+        PresenceState::Unavailable => 1,
+        _ => 0,
+    }
+}
+
+/// What others see of a user: the state and the status message.
+type Seen = (PresenceState, Option<String>);
+
 #[derive(Debug)]
 struct Entry {
-    presence: Presence,
+    devices: BTreeMap<DeviceNum, Device>,
+    /// What the user says about it; all devices show the same.
+    status_msg: Option<String>,
+    /// When the user last did something.
+    active_ms: u64,
+    /// What others were told last, and when.
+    told: Seen,
+    told_ms: u64,
+    /// The number of the change that told it; zero if nothing was told.
     changed: u64,
-    polls: u32,
-    heard_ms: u64,
-    /// Somebody asks [`PresenceBoard::expire`] when it is time.
-    watched: bool,
+    /// The user's rooms when that was told.
+    rooms: Arc<[RoomNum]>,
+    /// When somebody looks at this entry next; nobody does if there is nothing to wait for.
+    watch_ms: Option<u64>,
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self {
+            devices: BTreeMap::new(),
+            status_msg: None,
+            active_ms: 0,
+            told: (PresenceState::Offline, None),
+            told_ms: 0,
+            changed: 0,
+            rooms: Arc::default(),
+            watch_ms: None,
+        }
+    }
+
+    fn device(&mut self, device: DeviceNum, now_ms: u64) -> &mut Device {
+        if self.devices.len() >= DEVICES_MAX && !self.devices.contains_key(&device) {
+            let silent = |(num, device): (&DeviceNum, &Device)| (device.polls, device.heard_ms, *num);
+            if let Some((_, _, oldest)) = self.devices.iter().map(silent).min() {
+                self.devices.remove(&oldest);
+            }
+        }
+        self.devices.entry(device).or_insert_with(|| Device::new(now_ms))
+    }
+
+    /// A device says how present its user is.
+    fn say(&mut self, device: DeviceNum, state: PresenceState, now_ms: u64) {
+        let own = self.device(device, now_ms);
+        (own.said, own.state, own.heard_ms) = (state.clone(), state, now_ms);
+        if own.state == PresenceState::Online {
+            own.active_ms = now_ms;
+            self.active_ms = now_ms;
+        }
+    }
+
+    /// What others should see of the user, by the most present device, and when that changes by itself.
+    fn look(&self, now_ms: u64) -> (Seen, Option<u64>) {
+        let looks = self.devices.values().map(|device| device.look(now_ms));
+        let (state, due) = looks.fold((PresenceState::Offline, None), |(state, due), (other, other_due)| {
+            let due = [due, other_due].into_iter().flatten().min();
+            (if rank(&other) > rank(&state) { other } else { state }, due)
+        });
+        ((state, self.status_msg.clone()), due)
+    }
+
+    /// Since when others may be told of a difference.
+    fn may_tell_ms(&self) -> u64 {
+        if self.changed == 0 { 0 } else { self.told_ms.saturating_add(TELL_EVERY_MS) }
+    }
+}
+
+/// What follows from something that a user said, did or ceased to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Others are to be told: list the user's rooms and call [`PresenceBoard::tell`].
+    pub is_due: bool,
+    /// Somebody must call [`PresenceBoard::look_again`] at this time (milliseconds since the epoch).
+    pub watch_ms: Option<u64>,
+}
+
+/// Somebody whose presence changed.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The number of the change.
+    pub number: u64,
+    /// Who.
+    pub user: UserNum,
+    /// What others see.
+    pub presence: Presence,
+    /// The user's rooms at that time.
+    pub rooms: Arc<[RoomNum]>,
 }
 
 /// Everybody's presence.
 #[derive(Debug, Default)]
 pub struct PresenceBoard {
     users: BTreeMap<UserNum, Entry>,
-    /// By the number of its last change, for "what is new since".
+    /// By the number of the last change that was told, for "what is new since".
     changed: BTreeMap<u64, UserNum>,
 }
 
 impl PresenceBoard {
-    /// A user says how present they are. `number` is the number of this change. Whether others see a difference.
+    /// A user says with a device how present they are.
     pub fn set(
         &mut self,
         user: UserNum,
+        device: DeviceNum,
         state: PresenceState,
         status_msg: Option<String>,
         now_ms: u64,
-        number: u64,
-    ) -> bool {
+    ) -> Outcome {
         let entry = self.entry(user);
-        entry.heard_ms = now_ms;
-        let seen = entry.presence.state != state || entry.presence.status_msg != status_msg;
-        entry.presence = Presence { state, status_msg, last_active_ms: now_ms };
-        if seen {
-            self.mark(user, number);
-        }
-        seen
+        entry.status_msg = status_msg;
+        entry.say(device, state, now_ms);
+        self.settle(user, now_ms)
     }
 
-    /// A poll begins, and says how present its user is. Whether others see a difference.
-    pub fn poll_begins(&mut self, user: UserNum, state: PresenceState, now_ms: u64, number: u64) -> bool {
+    /// A poll of a device begins, and says how present its user is. It ends with [`PresenceBoard::poll_ends`].
+    pub fn poll_begins(
+        &mut self,
+        user: UserNum,
+        device: DeviceNum,
+        state: PresenceState,
+        now_ms: u64,
+    ) -> Outcome {
         let entry = self.entry(user);
-        entry.polls += 1;
-        entry.heard_ms = now_ms;
-        if state == PresenceState::Online {
-            entry.presence.last_active_ms = now_ms;
+        let own = entry.device(device, now_ms);
+        // A client says the same with each poll: that is no act of its user.
+        if own.said != state || !own.is_connected(now_ms) {
+            entry.say(device, state, now_ms);
         }
-        let seen = entry.presence.state != state;
-        entry.presence.state = state;
-        if seen {
-            self.mark(user, number);
-        }
-        seen
+        let own = entry.device(device, now_ms);
+        own.polls += 1;
+        own.heard_ms = now_ms;
+        self.settle(user, now_ms)
     }
 
-    /// A poll ends.
-    pub fn poll_ends(&mut self, user: UserNum, now_ms: u64) {
-        if let Some(entry) = self.users.get_mut(&user) {
-            entry.polls = entry.polls.saturating_sub(1);
-            entry.heard_ms = now_ms;
+    /// A poll of a device ends.
+    pub fn poll_ends(&mut self, user: UserNum, device: DeviceNum, now_ms: u64) {
+        let devices = self.users.get_mut(&user).map(|entry| &mut entry.devices);
+        if let Some(own) = devices.and_then(|devices| devices.get_mut(&device)) {
+            own.polls = own.polls.saturating_sub(1);
+            own.heard_ms = now_ms;
         }
     }
 
-    /// Whether somebody must ask [`PresenceBoard::expire`] from now on: the user is there, and nobody does yet.
-    pub fn begin_watch(&mut self, user: UserNum) -> bool {
+    /// A user did something with a device, and is online by that if the device is connected. One that hides its user, or
+    /// never said anything, goes on to.
+    pub fn acts(&mut self, user: UserNum, device: DeviceNum, now_ms: u64) -> Outcome {
+        let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
+        let Some(own) = entry.devices.get_mut(&device) else { return Outcome::default() };
+        if own.said == PresenceState::Offline || !own.is_connected(now_ms) {
+            return Outcome::default();
+        }
+        own.state = PresenceState::Online;
+        (own.heard_ms, own.active_ms) = (now_ms, now_ms);
+        entry.active_ms = now_ms;
+        self.settle(user, now_ms)
+    }
+
+    /// A user was online with a device when the last run of the server ended: so they are now, until they are not heard of
+    /// for a while.
+    pub fn was_online(&mut self, user: UserNum, device: DeviceNum, seen_ms: u64, now_ms: u64) -> Outcome {
+        let entry = self.entry(user);
+        if entry.devices.contains_key(&device) {
+            return Outcome::default();
+        }
+        entry.say(device, PresenceState::Online, now_ms);
+        entry.device(device, now_ms).active_ms = seen_ms;
+        entry.active_ms = seen_ms;
+        self.settle(user, now_ms)
+    }
+
+    /// The time has come that [`Outcome::watch_ms`] named; `due_ms` is that time, so that of two who watch one goes on.
+    pub fn look_again(&mut self, user: UserNum, due_ms: u64, now_ms: u64) -> Outcome {
+        let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
+        if entry.watch_ms != Some(due_ms) {
+            return Outcome::default();
+        }
+        entry.watch_ms = None;
+        self.settle(user, now_ms)
+    }
+
+    /// Compares what others were told with what is so now.
+    fn settle(&mut self, user: UserNum, now_ms: u64) -> Outcome {
+        let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
+        entry
+            .devices
+            .retain(|_, device| device.is_connected(now_ms) && device.said != PresenceState::Offline);
+        let (seen, mut due) = entry.look(now_ms);
+        let is_due = if seen == entry.told {
+            false
+        } else {
+            let may_tell_ms = entry.may_tell_ms();
+            if may_tell_ms > now_ms {
+                due = Some(due.map_or(may_tell_ms, |due| due.min(may_tell_ms)));
+            }
+            may_tell_ms <= now_ms
+        };
+        let is_sooner = due.is_some_and(|due| entry.watch_ms.is_none_or(|watch| due < watch));
+        if is_sooner {
+            entry.watch_ms = due;
+        }
+        Outcome { is_due, watch_ms: due.filter(|_| is_sooner) }
+    }
+
+    /// Others see from now on what is so now. `rooms` are the user's, rising: who is in one of them may be told; `number` is
+    /// the number of this change. Whether there is a difference: somebody else may have told it meanwhile.
+    pub fn tell(&mut self, user: UserNum, rooms: Arc<[RoomNum]>, now_ms: u64, number: u64) -> bool {
+        debug_assert!(rooms.is_sorted(), "rooms are looked for by their order");
+        debug_assert!(rooms.len() <= ROOMS_MAX, "the board remembers a bounded number of rooms");
         let Some(entry) = self.users.get_mut(&user) else { return false };
-        entry.presence.state != PresenceState::Offline && !std::mem::replace(&mut entry.watched, true)
-    }
-
-    /// Whoever has not been heard of for [`ONLINE_MS`] is offline. Answers whether that is a difference, and when to
-    /// ask again (milliseconds since the epoch): never, once the user is offline.
-    pub fn expire(&mut self, user: UserNum, now_ms: u64, number: u64) -> (bool, Option<u64>) {
-        let Some(entry) = self.users.get_mut(&user) else { return (false, None) };
-        if entry.presence.state == PresenceState::Offline {
-            entry.watched = false;
-            return (false, None);
+        let (seen, _) = entry.look(now_ms);
+        if seen == entry.told || entry.may_tell_ms() > now_ms {
+            return false;
         }
-        let due_ms = entry.heard_ms.saturating_add(ONLINE_MS);
-        if entry.polls > 0 {
-            return (false, Some(now_ms.saturating_add(ONLINE_MS)));
-        }
-        if due_ms > now_ms {
-            return (false, Some(due_ms));
-        }
-        entry.presence.state = PresenceState::Offline;
-        entry.watched = false;
-        self.mark(user, number);
-        (true, None)
+        (entry.told, entry.told_ms, entry.rooms) = (seen, now_ms, rooms);
+        let before = std::mem::replace(&mut entry.changed, number);
+        self.changed.remove(&before);
+        let other = self.changed.insert(number, user);
+        debug_assert!(other.is_none(), "each change has a number of its own");
+        true
     }
 
     fn entry(&mut self, user: UserNum) -> &mut Entry {
         if self.users.len() >= ENTRIES_MAX && !self.users.contains_key(&user) {
             self.sweep();
         }
-        self.users.entry(user).or_insert_with(|| Entry {
-            presence: Presence { state: PresenceState::Offline, status_msg: None, last_active_ms: 0 },
-            changed: 0,
-            polls: 0,
-            heard_ms: 0,
-            watched: false,
-        })
+        self.users.entry(user).or_insert_with(Entry::new)
     }
 
-    /// Makes room: the longest unchanged tenth goes, those without polls first.
+    /// Makes room: a tenth goes, those without a connected device first, and of them those that changed longest ago.
     fn sweep(&mut self) {
-        let idle =
-            self.changed.values().filter(|user| self.users.get(user).is_some_and(|entry| entry.polls == 0));
-        let gone: Vec<_> = idle.take(ENTRIES_MAX / 10).copied().collect();
-        for user in gone {
-            if let Some(entry) = self.users.remove(&user) {
-                self.changed.remove(&entry.changed);
-            }
+        let mut order: Vec<_> = self
+            .users
+            .iter()
+            .map(|(user, entry)| (!entry.devices.is_empty(), entry.changed, *user))
+            .collect();
+        order.sort_unstable();
+        for (_, changed, user) in order.into_iter().take(ENTRIES_MAX / 10) {
+            self.users.remove(&user);
+            self.changed.remove(&changed);
         }
     }
 
-    fn mark(&mut self, user: UserNum, number: u64) {
-        if let Some(entry) = self.users.get_mut(&user) {
-            self.changed.remove(&entry.changed);
-            entry.changed = number;
-            self.changed.insert(number, user);
-        }
-    }
-
-    /// What is known of a user.
+    /// What others see of a user.
     pub fn find(&self, user: UserNum) -> Option<Presence> {
-        self.users.get(&user).map(|entry| entry.presence.clone())
+        self.users.get(&user).map(Self::seen)
+    }
+
+    fn seen(entry: &Entry) -> Presence {
+        let (state, status_msg) = entry.told.clone();
+        Presence { state, status_msg, last_active_ms: entry.active_ms }
     }
 
     /// Whose presence changed after this number, the oldest change first.
-    pub fn changed_since(&self, number: u64) -> impl Iterator<Item = (UserNum, &Presence)> {
-        let changed = self.changed.range((std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded));
-        changed.filter_map(|(_, user)| Some((*user, &self.users.get(user)?.presence)))
+    pub fn changed_since(&self, number: u64) -> impl Iterator<Item = Change> {
+        let changed = self.changed.range((Bound::Excluded(number), Bound::Unbounded));
+        changed.filter_map(|(number, user)| {
+            let entry = self.users.get(user)?;
+            let rooms = Arc::clone(&entry.rooms);
+            Some(Change { number: *number, user: *user, presence: Self::seen(entry), rooms })
+        })
     }
 }
 
@@ -187,45 +388,182 @@ mod tests {
     use super::*;
 
     const ALICE: UserNum = UserNum(1);
+    const PHONE: DeviceNum = DeviceNum(1);
+    const DESK: DeviceNum = DeviceNum(2);
+    const ONLINE: PresenceState = PresenceState::Online;
+    const AWAY: PresenceState = PresenceState::Unavailable;
+    const GONE: PresenceState = PresenceState::Offline;
+
+    /// A board with a clock, on which everything due is told.
+    #[derive(Default)]
+    struct Bench {
+        board: PresenceBoard,
+        now_ms: u64,
+        number: u64,
+        watches: Vec<u64>,
+        tells: Vec<(u64, PresenceState)>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { now_ms: 1_000_000, ..Self::default() }
+        }
+
+        fn follow(&mut self, outcome: Outcome) {
+            self.watches.extend(outcome.watch_ms);
+            if outcome.is_due && self.board.tell(ALICE, Arc::default(), self.now_ms, self.number + 1) {
+                self.number += 1;
+                self.tells.push((self.now_ms, self.state()));
+            }
+        }
+
+        fn polls(&mut self, device: DeviceNum, state: PresenceState) {
+            let outcome = self.board.poll_begins(ALICE, device, state, self.now_ms);
+            self.follow(outcome);
+        }
+
+        fn polls_shortly(&mut self, device: DeviceNum, state: PresenceState) {
+            self.polls(device, state);
+            self.board.poll_ends(ALICE, device, self.now_ms);
+        }
+
+        /// Time passes, and whoever watches looks.
+        fn pass(&mut self, ms: u64) {
+            let end_ms = self.now_ms + ms;
+            while let Some(due_ms) = self.watches.iter().copied().filter(|due_ms| *due_ms <= end_ms).min() {
+                self.watches.retain(|other| *other != due_ms);
+                self.now_ms = self.now_ms.max(due_ms);
+                let outcome = self.board.look_again(ALICE, due_ms, self.now_ms);
+                self.follow(outcome);
+            }
+            self.now_ms = end_ms;
+        }
+
+        fn state(&self) -> PresenceState {
+            self.board.find(ALICE).unwrap().state
+        }
+    }
 
     #[test]
     fn a_poll_makes_a_user_online_until_it_is_over_for_a_while() {
-        let mut board = PresenceBoard::default();
-        assert!(board.poll_begins(ALICE, PresenceState::Online, 1_000, 1));
-        assert!(board.begin_watch(ALICE) && !board.begin_watch(ALICE));
-        assert_eq!(board.expire(ALICE, 500_000, 2), (false, Some(530_000)));
-        board.poll_ends(ALICE, 500_000);
-        assert!(!board.poll_begins(ALICE, PresenceState::Online, 501_000, 2));
-        board.poll_ends(ALICE, 502_000);
-        assert_eq!(board.expire(ALICE, 510_000, 3), (false, Some(532_000)));
-        assert_eq!(board.expire(ALICE, 532_000, 3), (true, None));
-        let changes: Vec<_> =
-            board.changed_since(1).map(|(user, presence)| (user, presence.state.clone())).collect();
-        assert_eq!(changes, [(ALICE, PresenceState::Offline)]);
-        assert!(!board.begin_watch(ALICE));
-        board.poll_begins(ALICE, PresenceState::Online, 600_000, 4);
-        assert!(board.begin_watch(ALICE));
+        let mut bench = Bench::new();
+        bench.polls(PHONE, ONLINE);
+        bench.pass(100_000);
+        assert_eq!(bench.state(), ONLINE);
+        bench.board.poll_ends(ALICE, PHONE, bench.now_ms);
+        bench.pass(ONLINE_MS - 1);
+        assert_eq!(bench.state(), ONLINE);
+        // Whoever watches last looked when the poll was open, and looks once more at most as late.
+        bench.pass(ONLINE_MS);
+        assert_eq!(bench.state(), GONE);
+        assert!(bench.watches.is_empty(), "nobody watches who is gone");
+        bench.polls_shortly(PHONE, ONLINE);
+        assert_eq!(
+            bench.tells.iter().map(|(_, state)| state.clone()).collect::<Vec<_>>(),
+            [ONLINE, GONE, ONLINE]
+        );
+    }
+
+    #[test]
+    fn the_most_present_device_wins_and_devices_that_differ_are_no_news() {
+        let mut bench = Bench::new();
+        bench.polls_shortly(PHONE, AWAY);
+        assert_eq!(bench.state(), AWAY);
+        bench.pass(TELL_EVERY_MS);
+        for _ in 0..10_000 {
+            bench.polls_shortly(DESK, ONLINE);
+            bench.polls_shortly(PHONE, AWAY);
+            bench.pass(1);
+        }
+        assert_eq!((bench.state(), bench.tells.len()), (ONLINE, 2));
+        for _ in 0..10 {
+            bench.polls_shortly(PHONE, AWAY);
+            bench.pass(10_000);
+        }
+        assert_eq!((bench.state(), bench.tells.len()), (AWAY, 3), "the desk is gone");
+    }
+
+    #[test]
+    fn a_change_is_told_at_most_once_in_some_seconds_and_what_was_held_back_later() {
+        let mut bench = Bench::new();
+        for number in 0..10_001 {
+            let state = if number % 2 == 0 { ONLINE } else { AWAY };
+            let outcome = bench.board.set(ALICE, PHONE, state, Some(number.to_string()), bench.now_ms);
+            bench.follow(outcome);
+            bench.pass(1);
+        }
+        assert!((3..=5).contains(&bench.tells.len()), "{:?}", bench.tells);
+        assert!(bench.tells.windows(2).all(|pair| pair[1].0 - pair[0].0 >= TELL_EVERY_MS));
+        bench.pass(TELL_EVERY_MS);
+        assert_eq!(bench.board.find(ALICE).unwrap().status_msg.unwrap(), "10000");
+        assert!(bench.watches.len() <= 12, "few watch: {}", bench.watches.len());
+    }
+
+    #[test]
+    fn who_does_nothing_becomes_unavailable_and_who_acts_is_online() {
+        let mut bench = Bench::new();
+        bench.polls(PHONE, ONLINE);
+        bench.pass(IDLE_MS - 1);
+        bench.polls_shortly(PHONE, ONLINE);
+        assert_eq!(bench.state(), ONLINE);
+        bench.pass(ONLINE_MS);
+        assert_eq!(bench.state(), AWAY, "to poll again is no act");
+        let outcome = bench.board.acts(ALICE, PHONE, bench.now_ms);
+        bench.follow(outcome);
+        assert_eq!(bench.state(), ONLINE);
+        assert_eq!(bench.board.find(ALICE).unwrap().last_active_ms, bench.now_ms);
+        bench.polls_shortly(DESK, AWAY);
+        bench.pass(IDLE_MS + TELL_EVERY_MS);
+        assert_eq!(bench.state(), AWAY);
+    }
+
+    #[test]
+    fn who_acts_with_a_device_that_never_said_anything_is_not_seen() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.board.acts(ALICE, PHONE, bench.now_ms), Outcome::default());
+        assert!(bench.board.find(ALICE).is_none());
+    }
+
+    #[test]
+    fn who_was_online_before_the_server_began_is_gone_unless_they_come_back() {
+        let mut bench = Bench::new();
+        for device in [PHONE, DESK] {
+            let outcome = bench.board.was_online(ALICE, device, bench.now_ms - 1_000, bench.now_ms);
+            bench.follow(outcome);
+        }
+        assert_eq!((bench.state(), bench.tells.len()), (ONLINE, 1));
+        bench.polls(DESK, ONLINE);
+        bench.pass(2 * ONLINE_MS);
+        assert_eq!(bench.state(), ONLINE);
+        bench.board.poll_ends(ALICE, DESK, bench.now_ms);
+        bench.pass(2 * ONLINE_MS);
+        assert_eq!(bench.state(), GONE);
+        let changes: Vec<_> = bench.board.changed_since(1).map(|change| change.presence.state).collect();
+        assert_eq!(changes, [GONE]);
     }
 
     #[test]
     fn the_content_says_how_long_ago() {
-        let mut board = PresenceBoard::default();
-        assert!(board.set(ALICE, PresenceState::Online, Some("here".into()), 1_000, 1));
-        assert!(!board.set(ALICE, PresenceState::Online, Some("here".into()), 2_000, 2));
-        let content = board.find(ALICE).unwrap().content(2_500);
+        let presence = Presence { state: ONLINE, status_msg: Some("here".into()), last_active_ms: 2_000 };
         let expected = serde_json::json!({
             "presence": "online", "status_msg": "here", "last_active_ago": 500, "currently_active": true,
         });
-        assert_eq!(content, expected);
+        assert_eq!(presence.content(2_500), expected);
+        assert_eq!(Presence::unknown().content(2_500), serde_json::json!({ "presence": "offline" }));
     }
 
     #[test]
-    fn entries_are_bounded() {
+    fn users_and_their_devices_are_bounded() {
         let mut board = PresenceBoard::default();
         for number in 0..ENTRIES_MAX as u64 + 10 {
-            board.set(UserNum(number), PresenceState::Online, None, 1, number + 1);
+            board.set(UserNum(number), PHONE, ONLINE, None, 1);
+            board.tell(UserNum(number), Arc::default(), 1, number + 1);
         }
         assert!(board.users.len() <= ENTRIES_MAX);
         assert_eq!(board.users.len(), board.changed.len());
+        for number in 0..2 * DEVICES_MAX as u32 {
+            board.set(ALICE, DeviceNum(number), ONLINE, None, 1);
+        }
+        assert_eq!(board.users[&ALICE].devices.len(), DEVICES_MAX);
     }
 }

@@ -57,6 +57,11 @@ impl Ephemeral {
         (changed, answer)
     }
 
+    /// Changes something that nobody is told of yet.
+    pub fn update<T>(&self, update: impl FnOnce(&mut Board) -> T) -> T {
+        update(&mut self.0.board.lock())
+    }
+
     /// Reads.
     pub fn read<T>(&self, read: impl FnOnce(&Board) -> T) -> T {
         read(&self.0.board.lock())

@@ -16,8 +16,8 @@ use std::{cell::OnceCell, collections::BTreeSet};
 use ruma::push::Ruleset;
 
 use crate::{
-    accounts::presence::Presence,
-    ids::{EventNum, Order, Position, RoomNum, UserNum},
+    accounts::presence::Change,
+    ids::{EventNum, Order, Position, RoomNum},
     push::rules,
     rooms::{
         erased::Erased,
@@ -64,8 +64,8 @@ pub(crate) struct Moment {
     pub(crate) number: u64,
     /// Rooms whose typists changed since the client asked last, and who they are now.
     pub(crate) typing: Vec<(RoomNum, Vec<String>)>,
-    /// Whose presence changed since the client asked last.
-    pub(crate) presence: Vec<(UserNum, Presence)>,
+    /// Whose presence changed since the client asked last, the oldest change first.
+    pub(crate) presence: Vec<Change>,
 }
 
 impl Window<'_> {

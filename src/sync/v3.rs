@@ -79,11 +79,7 @@ fn moment(polls: &Inner, since: Option<SyncToken>) -> Moment {
     polls.ephemeral.read(|board| Moment {
         number: board.number(),
         typing: board.typing.changed_since(known).map(|room| (room, board.typing.list(room))).collect(),
-        presence: board
-            .presence
-            .changed_since(known)
-            .map(|(user, presence)| (user, presence.clone()))
-            .collect(),
+        presence: board.presence.changed_since(known).collect(),
     })
 }
 
@@ -107,6 +103,8 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
     let is_behind = window.since.is_some_and(|token| token.inbox.is_some());
     let inbox = if news.to_device || is_behind { to_device::collect(&window)? } else { Inbox::default() };
     next.inbox = inbox.told_upto;
+    let presence = presence::collect(&window, &shares.came)?;
+    next.ephemeral = presence.told_upto.unwrap_or(next.ephemeral);
     let mut body = Object::new();
     body.text("next_batch", &next.to_string());
     let bare = body.len();
@@ -122,9 +120,8 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
     if !global.is_empty() {
         body.events("account_data", global);
     }
-    let presence = presence::collect(&window, &shares.came)?;
-    if !presence.is_empty() {
-        body.events("presence", presence);
+    if presence.is_news {
+        body.events("presence", &presence.events);
     }
     if !inbox.messages.is_empty() {
         body.events("to_device", inbox.messages);
@@ -136,6 +133,9 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
         body.raw("device_lists", &lists);
     }
     let has_news = begins || body.len() > bare;
+    if !presence.is_news && !presence.events.is_empty() {
+        body.events("presence", &presence.events);
+    }
     to_device::put_key_counts(&window, &mut body)?;
     Ok(Found { answer: body.finish().into(), has_news })
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aqueduct::store::{Durability, Engine, Store};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -125,6 +126,169 @@ async fn who_polls_is_online_until_the_polls_end() {
     assert!(chain.next().await.get("presence").is_none());
     env(&server).sleep(Duration::from_secs(65)).await;
     assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "offline");
+}
+
+/// Polls on and on for this long, and says how often there was an answer.
+async fn count_polls(client: &TestClient, query: &str, ms: u64) -> u64 {
+    let clock = env(&client.server);
+    let end_ms = clock.now_ms() + ms;
+    let (mut since, mut count) = (String::new(), 0);
+    while clock.now_ms() < end_ms {
+        let path = format!("/_matrix/client/v3/sync?timeout=10000&{query}{since}");
+        let (status, json) = client.get(&path).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        since = format!("&since={}", json["next_batch"].as_str().unwrap());
+        count += 1;
+        assert!(count < 100, "the polls of {} do not sleep", client.user_id);
+    }
+    count
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_devices_of_one_user_do_not_wake_each_other_or_anybody_else() {
+    let server = TestServer::new();
+    let (alice, bob, _room) = pair(&server).await;
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
+        "password": "password of alice",
+    });
+    let (_, json) = server.anonymous().post("/_matrix/client/v3/login", body).await;
+    let desk = TestClient { token: json["access_token"].as_str().map(str::to_owned), ..alice.clone() };
+    let (phone, desk, bob) = tokio::join!(
+        count_polls(&alice, "set_presence=unavailable", 60_000),
+        count_polls(&desk, "set_presence=online", 60_000),
+        count_polls(&bob, "set_presence=online", 60_000),
+    );
+    for (who, count) in [("the phone", phone), ("the desk", desk), ("bob", bob)] {
+        assert!(count <= 12, "{who} polled {count} times in a minute");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_one_thing_after_the_other_is_told_of_seldom() {
+    let server = TestServer::new();
+    let (alice, bob, _room) = pair(&server).await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
+    let flaps = async {
+        for number in 0..400 {
+            let state = if number % 2 == 0 { "online" } else { "unavailable" };
+            bob.put(&path, json!({ "presence": state, "status_msg": number.to_string() })).await;
+            env(&server).sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (count, ()) = tokio::join!(count_polls(&alice, "set_presence=offline", 30_000), flaps);
+    assert!(count <= 12, "{count} polls were answered in half a minute");
+    let told = Chain::of(&alice).next().await;
+    assert_eq!(presence_of(&told, &bob.user_id).unwrap()["status_msg"], "399", "the last one is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_wakes_himself() {
+    let server = TestServer::new();
+    let (alice, _bob, _room) = pair(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", alice.user_id);
+    let began = env(&server).instant();
+    let says = async {
+        env(&server).sleep(Duration::from_secs(1)).await;
+        alice.put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
+    };
+    tokio::join!(chain.next_within(8_000), says);
+    assert!(began.elapsed() >= Duration::from_secs(8));
+    let told = chain.next().await;
+    assert_eq!(presence_of(&told, &alice.user_id).unwrap()["status_msg"], "here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_idle_is_unavailable_until_they_send_something() {
+    let server = TestServer::new();
+    let (alice, bob, room) = pair(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    count_polls(&bob, "set_presence=online", 6 * 60_000).await;
+    assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "unavailable");
+    let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    assert_eq!(bob.put(&path, json!({ "msgtype": "m.text", "body": "b" })).await.0, StatusCode::OK);
+    env(&server).sleep(Duration::from_secs(4)).await;
+    let told = chain.next().await;
+    let content = presence_of(&told, &bob.user_id).unwrap();
+    assert_eq!((&content["presence"], &content["currently_active"]), (&json!("online"), &json!(true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_one_answer_holds_are_told_in_the_next() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let mut chain = Chain::of(&alice);
+    let mut people = Vec::new();
+    for number in 0..503 {
+        let person = server.register(&format!("person{number}")).await;
+        must(&person, &room, "join", json!({})).await;
+        people.push(person);
+    }
+    chain.next().await;
+    for person in &people {
+        let path = format!("/_matrix/client/v3/presence/{}/status", person.user_id);
+        assert_eq!(person.put(&path, json!({ "presence": "online" })).await.0, StatusCode::OK);
+    }
+    let (first, second, third) = (chain.next().await, chain.next().await, chain.next().await);
+    let told = |sync: &Value| sync["presence"]["events"].as_array().map_or(0, Vec::len);
+    assert_eq!((told(&first), told(&second), told(&third)), (500, 3, 0));
+    for person in &people {
+        let is_told = |sync| presence_of(sync, &person.user_id).is_some();
+        assert!(is_told(&first) || is_told(&second), "{} is told", person.user_id);
+    }
+    // A client that begins, and somebody who comes to the room, learn of all of them too.
+    let later = server.register("later").await;
+    let mut laters = Chain::of(&later);
+    laters.next().await;
+    must(&later, &room, "join", json!({})).await;
+    for chain in [&mut laters, &mut Chain::of(&alice)] {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..5 {
+            let sync = chain.next().await;
+            let events = sync["presence"]["events"].as_array().cloned().unwrap_or_default();
+            seen.extend(events.iter().map(|event| event["sender"].as_str().unwrap().to_owned()));
+        }
+        assert!(people.iter().all(|person| seen.contains(&person.user_id)), "{} are told", seen.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_nobody_is_shown_online_for_ever() {
+    let server = TestServer::new();
+    let (alice, bob, _room) = pair(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    bob.get("/_matrix/client/v3/sync").await;
+    assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "online");
+    server.server().stop().await.unwrap();
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
+    let kept = Engine::Memory(memory.after_crash(usize::MAX));
+    let again = TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {});
+    chain.client.server = again.clone();
+    let mut last = None;
+    for _ in 0..4 {
+        let sync = chain.next_within(30_000).await;
+        last = presence_of(&sync, &bob.user_id).map(|content| content["presence"].clone()).or(last);
+    }
+    assert_eq!(last, Some(json!("offline")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_can_be_turned_off() {
+    let server = TestServer::with(|config| config.presence.enabled = false);
+    let (alice, bob, _room) = pair(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
+    assert_eq!(bob.put(&path, json!({ "presence": "online" })).await, (StatusCode::OK, json!({})));
+    assert_eq!(bob.put(&path, json!({ "presence": "asleep" })).await.0, StatusCode::BAD_REQUEST);
+    bob.get("/_matrix/client/v3/sync").await;
+    assert!(chain.next().await.get("presence").is_none());
+    assert_eq!(alice.get(&path).await, (StatusCode::OK, json!({ "presence": "offline" })));
 }
 
 #[tokio::test(start_paused = true)]

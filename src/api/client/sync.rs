@@ -33,7 +33,7 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
         Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
     };
     // The poll's user is there until this is dropped, however the request ends.
-    let _present = presence::begin_poll(&app, caller.user, request.set_presence).await?;
+    let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
     if let Some(since) = since {
         acknowledge::acknowledge(&app, &caller, since.inbox_position()).await?;
     }

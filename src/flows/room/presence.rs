@@ -1,21 +1,31 @@
-//! A user is there, or has gone: told to those who share a room, and never stored.
+//! Presence: what users say and do becomes what those see who share a room with them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ruma::{UserId, presence::PresenceState};
 
 use crate::{
     accounts::{
-        self, Caller,
-        presence::{ONLINE_MS, Presence, STATUS_BYTES_MAX},
+        self, Caller, devices,
+        presence::{Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX},
     },
     error::{Refusal, Result},
     flows::{App, write},
-    ids::UserNum,
+    ids::{DeviceNum, RoomNum, UserNum},
     rooms::members,
+    store::{Fault, Snapshot},
+    sync::ephemeral::Board,
 };
 
-/// The user says how present they are. Refuses states that Matrix does not have, and long messages: 400.
+/// Whoever was seen this shortly before the last run of the server ended was online then, in milliseconds: a device is noted
+/// as seen each minute, and a poll takes up to two.
+const ONLINE_BEFORE_MS: u64 = 4 * 60_000;
+
+/// No more devices are taken for connected when the server starts.
+const RESTORED_MAX: usize = 20_000;
+
+/// The user says how present they are. Refuses states that Matrix does not have, and long messages: 400. Nothing is kept
+/// where the settings turn presence off.
 pub async fn set_presence(
     app: &App,
     caller: &Caller,
@@ -24,21 +34,24 @@ pub async fn set_presence(
 ) -> Result<()> {
     require_known(&state)?;
     if status_msg.as_ref().is_some_and(|message| message.len() > STATUS_BYTES_MAX) {
-        return Err(Refusal::invalid_param("The status message is too long.").into());
+        let why = format!("`status_msg` has at most {STATUS_BYTES_MAX} bytes.");
+        return Err(Refusal::invalid_param(why).into());
     }
-    let now_ms = app.env.now_ms();
-    let (changed, unwatched) = app.ephemeral.change(|board, number| {
-        let changed = board.presence.set(caller.user, state, status_msg, now_ms, number);
-        (changed, board.presence.begin_watch(caller.user))
-    });
-    tell_presence(app, caller.user, changed, unwatched).await
+    if app.config.presence.enabled {
+        let now_ms = app.env.now_ms();
+        let outcome = app
+            .ephemeral
+            .update(|board| board.presence.set(caller.user, caller.device, state, status_msg, now_ms));
+        follow(app, caller.user, outcome).await;
+    }
+    Ok(())
 }
 
 /// Refuses states that Matrix does not have: 400 `M_INVALID_PARAM`.
-pub fn require_known(state: &PresenceState) -> Result<(), Refusal> {
+fn require_known(state: &PresenceState) -> Result<(), Refusal> {
     match state {
         PresenceState::Online | PresenceState::Unavailable | PresenceState::Offline => Ok(()),
-        _ => Err(Refusal::invalid_param("There is no such state of presence.")),
+        _ => Err(Refusal::invalid_param("Presence is `online`, `unavailable` or `offline`.")),
     }
 }
 
@@ -54,76 +67,139 @@ pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Pre
             return Err(Refusal::forbidden("You share no room with this user.").into());
         }
     }
-    let gone = || Presence { state: PresenceState::Offline, status_msg: None, last_active_ms: 0 };
-    Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(gone))
+    Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(Presence::unknown))
 }
 
 /// A poll of a user who is present while it lasts, and a while longer.
 pub struct PresentPoll {
     app: App,
     user: UserNum,
+    device: DeviceNum,
 }
 
 impl Drop for PresentPoll {
     fn drop(&mut self) {
         let now_ms = self.app.env.now_ms();
-        let user = self.user;
-        self.app.ephemeral.change(|board, _| {
-            board.presence.poll_ends(user, now_ms);
-            (false, ())
-        });
+        let (user, device) = (self.user, self.device);
+        self.app.ephemeral.update(|board| board.presence.poll_ends(user, device, now_ms));
     }
 }
 
-/// A poll begins that says how present its user is; nothing, if it says offline.
-pub async fn begin_poll(app: &App, user: UserNum, state: PresenceState) -> Result<Option<PresentPoll>> {
+/// A poll begins that says how present its user is. Refuses states that Matrix does not have: 400 `M_INVALID_PARAM`.
+pub async fn begin_poll(app: &App, caller: &Caller, state: PresenceState) -> Result<Option<PresentPoll>> {
     require_known(&state)?;
-    if state == PresenceState::Offline {
+    // `offline` means that the poll says nothing of its user.
+    if !app.config.presence.enabled || state == PresenceState::Offline {
         return Ok(None);
     }
-    let now_ms = app.env.now_ms();
-    let (changed, unwatched) = app.ephemeral.change(|board, number| {
-        let changed = board.presence.poll_begins(user, state, now_ms, number);
-        (changed, board.presence.begin_watch(user))
-    });
-    let poll = PresentPoll { app: app.clone(), user };
-    tell_presence(app, user, changed, unwatched).await?;
+    let (user, device, now_ms) = (caller.user, caller.device, app.env.now_ms());
+    let outcome = app.ephemeral.update(|board| board.presence.poll_begins(user, device, state, now_ms));
+    let poll = PresentPoll { app: app.clone(), user, device };
+    follow(app, user, outcome).await;
     Ok(Some(poll))
 }
 
-/// Wakes those who share a room with a user whose presence changed; watches for the end of it, if nobody does yet.
-async fn tell_presence(app: &App, user: UserNum, changed: bool, unwatched: bool) -> Result<()> {
-    if unwatched {
-        let app = app.clone();
-        let env = app.env.clone();
-        env.spawn(async move { watch_presence(&app, user).await });
+/// The user did something of their own accord, such as sending a message. It costs next to nothing where that changes nothing
+/// for others.
+pub fn note_active(app: &App, caller: &Caller) {
+    if !app.config.presence.enabled {
+        return;
     }
-    if changed { wake_sharing(app, user).await } else { Ok(()) }
+    let now_ms = app.env.now_ms();
+    let outcome = app.ephemeral.update(|board| board.presence.acts(caller.user, caller.device, now_ms));
+    if outcome != Outcome::default() {
+        let (app, user) = (app.clone(), caller.user);
+        let env = app.env.clone();
+        env.spawn(async move { follow(&app, user, outcome).await });
+    }
 }
 
-async fn watch_presence(app: &App, user: UserNum) {
-    let mut wait_ms = ONLINE_MS;
+/// Tells others where that is due, and watches for what changes by itself. That somebody is not told is no reason to refuse
+/// what the user asked for, so a failure is only logged.
+async fn follow(app: &App, user: UserNum, outcome: Outcome) {
+    if let Some(due_ms) = outcome.watch_ms {
+        let app = app.clone();
+        let env = app.env.clone();
+        env.spawn(async move { watch(&app, user, due_ms).await });
+    }
+    if outcome.is_due
+        && let Err(error) = tell(app, user).await
+    {
+        tracing::warn!(%error, "others were not told how present a user is");
+    }
+}
+
+/// Looks at a user's presence whenever it may change by itself, until nothing more can.
+async fn watch(app: &App, user: UserNum, mut due_ms: u64) {
     loop {
-        app.env.sleep(Duration::from_millis(wait_ms.max(1))).await;
+        let left_ms = due_ms.saturating_sub(app.env.now_ms());
+        app.env.sleep(Duration::from_millis(left_ms.max(1))).await;
         let now_ms = app.env.now_ms();
-        let (changed, due_ms) =
-            app.ephemeral.change(|board, number| board.presence.expire(user, now_ms, number));
-        if changed && let Err(error) = wake_sharing(app, user).await {
-            tracing::warn!(%error, "nobody was told that somebody is gone");
+        let outcome = app.ephemeral.update(|board| board.presence.look_again(user, due_ms, now_ms));
+        if outcome.is_due
+            && let Err(error) = tell(app, user).await
+        {
+            tracing::warn!(%error, "others were not told how present a user is");
         }
-        match due_ms {
-            Some(due_ms) => wait_ms = due_ms.saturating_sub(now_ms),
+        match outcome.watch_ms {
+            Some(later_ms) => due_ms = later_ms,
             None => return,
         }
     }
 }
 
-async fn wake_sharing(app: &App, user: UserNum) -> Result<()> {
-    let (store, notifier) = (app.store.clone(), app.notifier.clone());
+/// Those who share a room with the user see from now on how present the user is. The user's own polls sleep on: nobody wakes
+/// himself.
+async fn tell(app: &App, user: UserNum) -> Result<()> {
+    let inner = app.clone();
     app.env
         .blocking(move || {
-            notifier.wake_users(write::list_sharing(&*store.snapshot(), user)?);
+            let snapshot = inner.store.snapshot();
+            let rooms = list_rooms(&snapshot, user)?;
+            let now_ms = inner.env.now_ms();
+            let (is_told, ()) = inner
+                .ephemeral
+                .change(|board, number| (board.presence.tell(user, rooms, now_ms, number), ()));
+            if is_told {
+                let sharing = write::list_sharing(&*snapshot, user)?;
+                inner.notifier.wake_users(sharing.into_iter().filter(|other| *other != user));
+            }
             Ok(())
         })
         .await
+}
+
+fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {
+    let mut rooms = members::list_joined_rooms(read, user)?;
+    rooms.truncate(ROOMS_MAX);
+    rooms.sort_unstable();
+    Ok(rooms.into())
+}
+
+/// Puts those on the board who were online when the last run of the server ended. Whoever does not come back goes offline for
+/// others as at any other time; without this a client that goes on would show them online for ever.
+pub async fn restore(app: &App) {
+    if !app.config.presence.enabled {
+        return;
+    }
+    let inner = app.clone();
+    let restored = app.env.blocking(move || {
+        let now_ms = inner.env.now_ms();
+        let online = devices::list_seen_last(&*inner.store.snapshot(), ONLINE_BEFORE_MS, RESTORED_MAX)?;
+        Ok(online
+            .into_iter()
+            .map(|(user, device, seen_ms)| {
+                let restore = |board: &mut Board| board.presence.was_online(user, device, seen_ms, now_ms);
+                (user, inner.ephemeral.update(restore))
+            })
+            .collect::<Vec<_>>())
+    });
+    match restored.await {
+        Ok(restored) => {
+            for (user, outcome) in restored {
+                follow(app, user, outcome).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "who was online before is not known"),
+    }
 }

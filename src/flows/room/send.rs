@@ -5,7 +5,7 @@ use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use crate::{
     accounts::{Caller, account_data},
     error::{Refusal, Result},
-    flows::{App, commit},
+    flows::{App, commit, room::presence},
     rooms::{
         aliases,
         build::Draft,
@@ -62,6 +62,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
         sent_ms: message.sent_ms.unwrap_or_else(|| app.env.event_ms()),
     };
     let signer = app.rooms.signer().clone();
+    presence::note_active(app, caller);
     commit::in_room(app, room, move |change| {
         if let Some(event) = txn.find(&change.batch, room)? {
             return Ok(event::require(&change.batch, room, event)?.id(&change.row));

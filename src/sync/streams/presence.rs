@@ -1,63 +1,141 @@
-//! Who is there, of those who share a room with the user.
+//! Who is online, of those who share a room with the user.
+//!
+//! The board of presence remembers in which rooms somebody was who changed, so what concerns this user is found in memory;
+//! only of those who are told is it read whether they are in the room still.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::UserId;
 
 use crate::{
-    accounts::{self, presence::Presence},
+    accounts::{self, presence::Change},
     ids::{RoomNum, UserNum},
     rooms::members,
+    schema,
+    schema::rooms::{Membership, UserRoomRow},
     store::Fault,
     sync::{answer::Object, streams::Window},
 };
 
-/// Users in one answer: those whose presence changed last.
+/// One answer tells of at most this many users; the next one goes on from there.
 const USERS_MAX: usize = 500;
+/// Up to this many rooms of others are looked for one by one; where there are more, the user's own rooms are listed once.
+const LOOKUPS_MAX: usize = 64;
 
-/// `m.presence` events: of those whose presence changed, and of those who `came` to share a room with the user.
-pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<Vec<String>, Fault> {
-    let filter = &window.ask.filter.presence;
-    if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type("m.presence") {
-        return Ok(Vec::new());
-    }
-    let caller = &window.ask.caller;
-    let own: BTreeSet<RoomNum> = members::list_joined_rooms(window.read, caller.user)?.into_iter().collect();
-    let mut events = Vec::new();
-    let mut present = list_present(window, came)?;
-    let known: BTreeSet<UserNum> = present.iter().map(|(user, _)| *user).collect();
-    present.extend(window.moment.presence.iter().rev().filter(|(user, _)| !known.contains(user)).cloned());
-    for (user, presence) in &present {
-        let shares = *user == caller.user
-            || members::list_joined_rooms(window.read, *user)?.iter().any(|room| own.contains(room));
-        if !shares {
-            continue;
-        }
-        let Some(account) = accounts::users::find(window.read, *user)? else { continue };
-        if !filter.wants_sender(&account.user_id) || window.ignores(&account.user_id) {
-            continue;
-        }
-        let mut event = Object::new();
-        event.text("type", "m.presence");
-        event.text("sender", &account.user_id);
-        event.raw("content", &presence.content(window.now_ms).to_string());
-        events.push(event.finish());
-        if events.len() == USERS_MAX {
-            break;
-        }
-    }
-    Ok(events)
+/// What there is to tell of presence.
+#[derive(Debug, Default)]
+pub(crate) struct PresenceNews {
+    /// `m.presence` events.
+    pub(crate) events: Vec<String>,
+    /// Whether a poll is answered because of them: nobody wakes himself.
+    pub(crate) is_news: bool,
+    /// The number of the last change that was told, if there are more.
+    pub(crate) told_upto: Option<u64>,
 }
 
-fn list_present(window: &Window<'_>, came: &BTreeSet<String>) -> Result<Vec<(UserNum, Presence)>, Fault> {
-    let mut present = Vec::new();
-    for user_id in came.iter().take(USERS_MAX) {
+/// `m.presence` events: of those whose presence changed, and of those who `came` to share a room with the user.
+pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<PresenceNews, Fault> {
+    let mut news = PresenceNews::default();
+    let filter = &window.ask.filter.presence;
+    if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type("m.presence") {
+        return Ok(news);
+    }
+    let (told, is_whole) = match window.since {
+        Some(_) => list_came(window, came)?,
+        // A client that begins is told of everybody on the board.
+        None => (BTreeMap::new(), true),
+    };
+    for change in told.values() {
+        put(window, change, &mut news)?;
+    }
+    let rooms = OwnRooms::read(window)?;
+    for change in &window.moment.presence {
+        if news.events.len() >= USERS_MAX {
+            break;
+        }
+        news.told_upto = Some(change.number);
+        if !told.contains_key(&change.user) && rooms.is_shared(window, change)? {
+            put(window, change, &mut news)?;
+        }
+    }
+    let is_last = |number| window.moment.presence.last().is_none_or(|last| last.number == number);
+    news.told_upto = news.told_upto.filter(|number| !is_last(*number));
+    if !is_whole {
+        // The rest is told by going through all changes again.
+        tracing::debug!(user = %window.ask.caller.user, reason = "many came", "presence is told from the beginning");
+        news.told_upto = Some(0);
+    }
+    Ok(news)
+}
+
+fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<(), Fault> {
+    let Some(account) = accounts::users::find(window.read, change.user)? else { return Ok(()) };
+    if !window.ask.filter.presence.wants_sender(&account.user_id) || window.ignores(&account.user_id) {
+        return Ok(());
+    }
+    let mut event = Object::new();
+    event.text("type", "m.presence");
+    event.text("sender", &account.user_id);
+    event.raw("content", &change.presence.content(window.now_ms).to_string());
+    news.events.push(event.finish());
+    news.is_news |= change.user != window.ask.caller.user;
+    Ok(())
+}
+
+/// The presence of those who came to share a room, and whether these are all of them.
+fn list_came(
+    window: &Window<'_>,
+    came: &BTreeSet<String>,
+) -> Result<(BTreeMap<UserNum, Change>, bool), Fault> {
+    let mut told = BTreeMap::new();
+    for user_id in came {
+        if told.len() == USERS_MAX {
+            return Ok((told, false));
+        }
         let Ok(user_id) = <&UserId>::try_from(user_id.as_str()) else { continue };
         if let Some(user) = accounts::users::find_num(window.read, user_id)?
             && let Some(presence) = window.ephemeral.read(|board| board.presence.find(user))
         {
-            present.push((user, presence));
+            told.insert(user, Change { number: 0, user, presence, rooms: Arc::default() });
         }
     }
-    Ok(present)
+    Ok((told, true))
+}
+
+/// The rooms that the user is in, where it is cheaper to list them than to look for each room of the others.
+struct OwnRooms(Option<BTreeSet<RoomNum>>);
+
+impl OwnRooms {
+    fn read(window: &Window<'_>) -> Result<Self, Fault> {
+        let lookups: usize = window.moment.presence.iter().map(|change| change.rooms.len()).sum();
+        if lookups <= LOOKUPS_MAX {
+            return Ok(Self(None));
+        }
+        let rooms = members::list_joined_rooms(window.read, window.ask.caller.user)?;
+        Ok(Self(Some(rooms.into_iter().collect())))
+    }
+
+    /// Whether the user may be told of this change.
+    fn is_shared(&self, window: &Window<'_>, change: &Change) -> Result<bool, Fault> {
+        let own = window.ask.caller.user;
+        if change.user == own {
+            return Ok(true);
+        }
+        let shared: Vec<RoomNum> = match &self.0 {
+            Some(rooms) => change.rooms.iter().filter(|room| rooms.contains(room)).copied().collect(),
+            None => joined(window, own, &change.rooms)?,
+        };
+        // They may have left since.
+        Ok(!shared.is_empty() && !joined(window, change.user, &shared)?.is_empty())
+    }
+}
+
+/// The rooms of these that a user is in.
+fn joined(window: &Window<'_>, user: UserNum, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
+    let rows = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
+    let is_in = |row: Option<UserRoomRow>| row.is_some_and(|row| row.membership == Membership::Join);
+    Ok(rooms.iter().zip(rows).filter_map(|(room, row)| is_in(row).then_some(*room)).collect())
 }
