@@ -1,14 +1,16 @@
 //! The token of `/sync`: how far a client has read the log, and how far what is ephemeral.
 //!
-//! `s{position}_{boot}_{ephemeral}`, and `_{inbox}` where messages to the device are behind. The position carries the store's incarnation in its high bits. The ephemeral
+//! `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral
 //! counter (typing, presence) lives in memory and counts within one run of the server, which the boot id names; a token
 //! of another run is told again what is current.
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     error::Refusal,
-    ids::{Order, Position},
+    ids::{DeviceNum, Order, Position, UserNum},
 };
 
 /// How far a client has read. Clients keep it as an opaque string.
@@ -23,10 +25,13 @@ pub struct SyncToken {
     /// Messages to the device were told up to here, where that is less than `position`: there were too many for one
     /// answer.
     pub inbox: Option<Position>,
+    /// The device that it was given to, as [`SyncToken::mark`] names it. With the token of another device a client confirms
+    /// no messages and misses none.
+    pub device: Option<u32>,
 }
 
 /// Longer strings are no tokens of ours.
-const TOKEN_BYTES_MAX: usize = 64;
+const TOKEN_BYTES_MAX: usize = 96;
 
 impl SyncToken {
     /// Reads a token. Refuses whatever this server cannot have given: 400 `M_INVALID_PARAM`.
@@ -42,11 +47,17 @@ impl SyncToken {
         let position = Position::new(number(parts.next()?, 10)?)?;
         let boot = u32::try_from(number(parts.next()?, 16)?).ok()?;
         let ephemeral = number(parts.next()?, 10)?;
-        let inbox = match parts.next() {
-            Some(inbox) => Some(number(inbox, 10).and_then(Position::new)?),
-            None => None,
-        };
-        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox })
+        let mut part = parts.next();
+        let mut inbox = None;
+        if let Some(text) = part.filter(|text| !text.starts_with('d')) {
+            inbox = Some(number(text, 10).and_then(Position::new)?);
+            part = parts.next();
+        }
+        let mut device = None;
+        if let Some(text) = part {
+            device = Some(u32::try_from(number(text.strip_prefix('d')?, 16)?).ok()?);
+        }
+        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox, device })
     }
 
     /// The token as it holds for this run of the server and this state of the store: what lies beyond what is left of
@@ -66,12 +77,30 @@ impl SyncToken {
         }
         let position = clamp(self.position).min(now);
         let inbox = self.inbox.map(|inbox| inbox.min(position));
-        Ok(Self { position, boot, ephemeral: if same_run { self.ephemeral } else { 0 }, inbox })
+        Ok(Self {
+            position,
+            boot,
+            ephemeral: if same_run { self.ephemeral } else { 0 },
+            inbox,
+            device: self.device,
+        })
     }
 
-    /// Messages to the device were told up to here.
-    pub fn inbox_position(&self) -> Position {
-        self.inbox.unwrap_or(self.position)
+    /// Messages to this device were told up to here: none by the token of another device.
+    pub fn inbox_position(&self, user: UserNum, device: DeviceNum) -> Position {
+        if self.device == Some(Self::mark(user, device)) {
+            self.inbox.unwrap_or(self.position)
+        } else {
+            Position::ZERO
+        }
+    }
+
+    /// What tells the tokens of a device from those of others, without telling its numbers.
+    pub fn mark(user: UserNum, device: DeviceNum) -> u32 {
+        let mut hash = Sha256::new();
+        hash.update(user.0.to_be_bytes());
+        hash.update(device.0.to_be_bytes());
+        hash.finalize().iter().take(4).fold(0, |mark, byte| mark << 8 | u32::from(*byte))
     }
 
     /// Where `/messages` goes on from this token: everything at or before it is older.
@@ -89,7 +118,8 @@ fn number(digits: &str, radix: u32) -> Option<u64> {
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s{}_{:x}_{}", self.position, self.boot, self.ephemeral)?;
-        self.inbox.map_or(Ok(()), |inbox| write!(f, "_{inbox}"))
+        self.inbox.map_or(Ok(()), |inbox| write!(f, "_{inbox}"))?;
+        self.device.map_or(Ok(()), |device| write!(f, "_d{device:x}"))
     }
 }
 
@@ -112,6 +142,9 @@ mod tests {
             "s1_2",
             "s1_2_3_4_5",
             "s1_2_3_",
+            "s1_2_3_d",
+            "s1_2_3_d1_4",
+            "s1_2_3_4_d1_",
             "s-1_2_3",
             "s+1_2_3",
             "s 1_2_3",
@@ -131,14 +164,25 @@ mod tests {
 
     #[test]
     fn a_token_of_an_older_incarnation_is_clamped_to_its_end() {
-        let token =
-            SyncToken { position: position(1500), boot: 7, ephemeral: 4, inbox: Some(position(1200)) };
+        let token = SyncToken {
+            position: position(1500),
+            boot: 7,
+            ephemeral: 4,
+            inbox: Some(position(1200)),
+            device: Some(5),
+        };
         let now = Position::first_of_incarnation(1).plus(20);
         let ended_at_1000 = |seen: Position| seen.min(position(1000));
         let settled = token.settle(now, 8, ended_at_1000).unwrap();
         assert_eq!(
             settled,
-            SyncToken { position: position(1000), boot: 8, ephemeral: 0, inbox: Some(position(1000)) }
+            SyncToken {
+                position: position(1000),
+                boot: 8,
+                ephemeral: 0,
+                inbox: Some(position(1000)),
+                device: Some(5)
+            }
         );
         let earlier = SyncToken { position: position(900), ..token };
         assert_eq!(earlier.settle(now, 8, ended_at_1000).unwrap().position, position(900));
@@ -147,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_future_of_this_run_is_refused() {
-        let token = SyncToken { position: position(11), boot: 7, ephemeral: 0, inbox: None };
+        let token = SyncToken { position: position(11), boot: 7, ephemeral: 0, inbox: None, device: None };
         assert!(token.settle(position(10), 7, |seen| seen).is_err());
         assert_eq!(token.settle(position(10), 8, |seen| seen).unwrap().position, position(10));
         let next = SyncToken { position: Position::first_of_incarnation(2), ..token };
@@ -156,9 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_come_back(number in 0_u64..1 << 53, boot: u32, ephemeral: u64, inbox in 0_u64..1 << 53) {
+        fn tokens_come_back(number in 0_u64..1 << 53, boot: u32, ephemeral: u64, inbox in 0_u64..1 << 53, device: Option<u32>) {
             let inbox = (inbox < number).then(|| position(inbox));
-            let token = SyncToken { position: position(number), boot, ephemeral, inbox };
+            let token = SyncToken { position: position(number), boot, ephemeral, inbox, device };
             prop_assert_eq!(SyncToken::parse(&token.to_string()).unwrap(), token);
         }
 

@@ -69,7 +69,9 @@ pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
         own_rules: OnceCell::new(),
         erased: Erased::default(),
     };
-    let next = SyncToken { position: upto, boot, ephemeral: window.moment.number, inbox: None };
+    let caller = &ask.caller;
+    let device = Some(SyncToken::mark(caller.user, caller.device));
+    let next = SyncToken { position: upto, boot, ephemeral: window.moment.number, inbox: None, device };
     Ok(answer(window, next)?)
 }
 
@@ -100,7 +102,8 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
     }
     let mut shares = Shares::default();
     let rooms = list_rooms(&window, &news.rooms, &mut data, &mut shares)?;
-    let is_behind = window.since.is_some_and(|token| token.inbox.is_some());
+    let is_behind =
+        window.since.is_some_and(|token| token.inbox_position(caller.user, caller.device) < token.position);
     let inbox = if news.to_device || is_behind { to_device::collect(&window)? } else { Inbox::default() };
     next.inbox = inbox.told_upto;
     let presence = presence::collect(&window, &shares.came)?;

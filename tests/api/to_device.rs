@@ -178,3 +178,34 @@ async fn a_message_to_all_devices_reaches_hundreds_of_them_once() {
     }
     assert!(inbox_of(&server, &alice.user_id, "LATER").is_empty(), "the same request is not sent again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_another_device_deletes_and_skips_nothing() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let second = second_device(&alice).await;
+    let send = async |txn: &str| {
+        let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": txn } } } });
+        assert_eq!(alice.put(&path(txn), body).await.0, StatusCode::OK);
+    };
+    let sync = async |client: &TestClient, since: &str| {
+        let (status, json) = client.get(&format!("/_matrix/client/v3/sync{since}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let events = json["to_device"]["events"].as_array().cloned().unwrap_or_default();
+        let told: Vec<_> = events.iter().map(|event| event["content"]["n"].clone()).collect();
+        (told, format!("?since={}", json["next_batch"].as_str().unwrap()))
+    };
+    send("1").await;
+    let (_, firsts) = sync(&alice, "").await;
+    // With what the other device was told, this one asks: it is told what waits for it.
+    let (told, seconds) = sync(&second, &firsts).await;
+    assert_eq!(told, [json!("1")]);
+    assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
+    send("2").await;
+    assert_eq!(sync(&second, &seconds).await.0, [json!("2")]);
+    // What was confirmed is gone when the answer is there, also for a client that begins anew.
+    assert_eq!(sync(&second, "").await.0, [json!("2")]);
+    let (_, firsts) = sync(&alice, &firsts).await;
+    sync(&second, &firsts).await;
+    assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
+}

@@ -10,7 +10,7 @@ use ruma::api::client::{
 use crate::{
     accounts::{Caller, filters},
     api::{Routes, extract::Client, reply::RawJson},
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     flows::{App, device::acknowledge, room::presence},
     sync::{SyncToken, v3::Ask},
 };
@@ -34,14 +34,22 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
     };
     // The poll's user is there until this is dropped, however the request ends.
     let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
-    if let Some(since) = since {
-        acknowledge::acknowledge(&app, &caller, since.inbox_position()).await?;
-    }
+    let confirmed = match since {
+        Some(since) => {
+            let upto = since.inbox_position(caller.user, caller.device);
+            acknowledge::acknowledge(&app, &caller, upto).await?
+        }
+        None => None,
+    };
     let mut ask = Ask::new(caller, since, &filter);
     ask.full_state = request.full_state;
     ask.use_state_after = request.use_state_after;
     let timeout = request.timeout.unwrap_or(Duration::ZERO);
-    Ok(RawJson(app.polls.poll(ask, timeout).await?))
+    let answer = app.polls.poll(ask, timeout).await?;
+    if let Some(confirmed) = confirmed {
+        confirmed.await.map_err(|_| Error::broken("the server stopped before a confirmation was kept"))?;
+    }
+    Ok(RawJson(answer))
 }
 
 /// A filter that the user has stored.

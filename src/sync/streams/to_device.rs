@@ -28,7 +28,8 @@ pub(crate) struct Inbox {
 pub(crate) fn collect(window: &Window<'_>) -> Result<Inbox, Fault> {
     let (user, device) = (window.ask.caller.user, window.ask.caller.device);
     let state = schema::INBOX_STATE.get(window.read, (user, device))?.unwrap_or_default();
-    let known = window.since.map(|token| token.inbox_position()).unwrap_or_default().max(state.acknowledged);
+    let told = window.since.map(|token| token.inbox_position(user, device)).unwrap_or_default();
+    let known = told.max(state.acknowledged);
     let mut inbox = Inbox::default();
     if known >= window.upto {
         return Ok(inbox);
