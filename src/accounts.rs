@@ -67,7 +67,6 @@ struct Inner {
     /// The server's domain: registration tokens, names.
     server: Mutex<()>,
     sessions: interactive::Sessions,
-    guesses: interactive::Guesses,
     first_token: Option<String>,
     seen: devices::Seen,
     nonces: registration::Nonces,
@@ -85,7 +84,6 @@ impl Accounts {
             users: (0..LOCKS).map(|_| Mutex::new(())).collect(),
             server: Mutex::new(()),
             sessions: interactive::Sessions::default(),
-            guesses: interactive::Guesses::default(),
             first_token,
             seen: devices::Seen::default(),
             nonces: registration::Nonces::default(),
@@ -105,11 +103,6 @@ impl Accounts {
     /// Sessions of user-interactive authentication.
     pub fn sessions(&self) -> &interactive::Sessions {
         &self.0.sessions
-    }
-
-    /// Wrong passwords of those who confirm.
-    pub(crate) fn guesses(&self) -> &interactive::Guesses {
-        &self.0.guesses
     }
 
     pub(crate) fn seen(&self) -> &devices::Seen {

@@ -1,16 +1,21 @@
 //! HTTP in and out, and nothing else: a handler reads the request, calls a flow, shapes the answer.
 //!
-//! Method and paths of an endpoint come from ruma's metadata; [`Routes`] holds them all.
+//! Method and paths of an endpoint come from ruma's metadata; what holds before its handler is called stands beside the
+//! handler. [`Routes`] holds them all, `docs/endpoints.md` prints them.
 
+mod answer;
+mod budget;
+pub mod checked;
 pub mod client;
-mod confirmable;
+mod drain;
 mod endpoints;
 pub mod extract;
-mod guests;
-mod limits;
-mod raw;
+pub mod policy;
+pub mod raw;
+mod receive;
 pub mod reply;
 mod routes;
-mod unread;
+mod serve;
 
-pub use routes::{Routes, router};
+pub use routes::{Listed, Routes};
+pub use serve::router;

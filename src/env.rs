@@ -15,10 +15,60 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::{Error, Result};
 
+/// A caller for whom a queue has no room tries again after this time.
+const BUSY_RETRY: Duration = Duration::from_secs(2);
+
 /// Calls that read or write the store and end soon; at most this many run at once.
 const SHORT_CALLS_MAX: usize = 32;
-/// Calls that may take long (resolution, purge, thumbnails); at most this many run at once.
-const LONG_CALLS_MAX: usize = 4;
+
+/// Calls that may take long, by what they do: each kind has threads and a queue of its own, so that none waits for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Long {
+    /// Hashing a password.
+    Password,
+    /// Searching.
+    Search,
+    /// Resolving the state of a room.
+    Resolution,
+    /// Backups and checks of the whole store.
+    Maintenance,
+}
+
+impl Long {
+    /// How many calls of this kind run at once, and how many more may wait.
+    pub const fn bounds(self) -> (usize, usize) {
+        match self {
+            Self::Password => (2, 64),
+            Self::Search => (2, 64),
+            Self::Resolution => (2, 64),
+            Self::Maintenance => (1, 4),
+        }
+    }
+
+    /// The name of its queue in `/metrics` and in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Password => "passwords",
+            Self::Search => "searches",
+            Self::Resolution => "resolutions",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+/// The threads and the queue of one kind of long calls.
+struct Pool {
+    running: Semaphore,
+    /// Whoever runs or waits.
+    room: Semaphore,
+}
+
+impl Pool {
+    fn new(kind: Long) -> Self {
+        let (running, waiting) = kind.bounds();
+        Self { running: Semaphore::new(running), room: Semaphore::new(running + waiting) }
+    }
+}
 
 /// The doors of one server. Cheap to clone.
 #[derive(Clone)]
@@ -35,7 +85,10 @@ struct Inner {
     /// Drops every task where it stands.
     killed: CancellationToken,
     short: Arc<Semaphore>,
-    long: Arc<Semaphore>,
+    passwords: Pool,
+    searches: Pool,
+    resolutions: Pool,
+    maintenance: Pool,
 }
 
 impl Env {
@@ -66,7 +119,10 @@ impl Env {
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
             short: Arc::new(Semaphore::new(SHORT_CALLS_MAX)),
-            long: Arc::new(Semaphore::new(LONG_CALLS_MAX)),
+            passwords: Pool::new(Long::Password),
+            searches: Pool::new(Long::Search),
+            resolutions: Pool::new(Long::Resolution),
+            maintenance: Pool::new(Long::Maintenance),
         }))
     }
 
@@ -207,12 +263,24 @@ impl Env {
         }
     }
 
-    /// Like [`Env::blocking`], for what may take long: a pool of its own, so that it cannot starve point reads.
+    /// Like [`Env::blocking`], for what may take long: it cannot starve point reads, nor long calls of another kind. Errors:
+    /// also busy, where too many of its kind wait already.
     pub async fn blocking_long<T: Send + 'static>(
         &self,
+        kind: Long,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.long, call).await
+        let pool = match kind {
+            Long::Password => &self.0.passwords,
+            Long::Search => &self.0.searches,
+            Long::Resolution => &self.0.resolutions,
+            Long::Maintenance => &self.0.maintenance,
+        };
+        let Ok(_room) = pool.room.try_acquire() else {
+            tracing::debug!(queue = kind.name(), reason = "the queue is full", "refused");
+            return Err(Error::Busy { retry_after: BUSY_RETRY });
+        };
+        self.run(&pool.running, call).await
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
@@ -250,5 +318,45 @@ impl Env {
     /// Resolves once every task has ended, after [`Env::kill`].
     pub async fn ended(&self) {
         self.0.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Real threads, which wait for each other and for no clock.
+    #[tokio::test]
+    async fn long_calls_of_one_kind_wait_for_none_of_another_and_their_queue_has_an_end() {
+        let env = Env::real().unwrap();
+        let (running, waiting) = Long::Password.bounds();
+        let mut releases = Vec::new();
+        let mut calls = futures_util::stream::FuturesUnordered::new();
+        for _ in 0..running + waiting {
+            let (release, released) = mpsc::channel::<()>();
+            releases.push(release);
+            let env = env.clone();
+            calls.push(async move {
+                env.blocking_long(Long::Password, move || {
+                    let _ = released.recv();
+                    Ok(())
+                })
+                .await
+            });
+        }
+        // Each call takes its place in the queue when it is polled first.
+        let poll_all = futures_util::StreamExt::next(&mut calls);
+        assert!(futures_util::FutureExt::now_or_never(poll_all).is_none());
+        let one_more = env.blocking_long(Long::Password, || Ok(())).await;
+        assert!(matches!(one_more, Err(Error::Busy { .. })));
+        for kind in [Long::Search, Long::Resolution, Long::Maintenance] {
+            assert_eq!(env.blocking_long(kind, || Ok(7)).await.unwrap(), 7);
+        }
+        drop(releases);
+        while let Some(done) = futures_util::StreamExt::next(&mut calls).await {
+            done.unwrap();
+        }
     }
 }

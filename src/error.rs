@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use ruma::api::error::ErrorKind;
+use ruma::api::error::{ErrorKind, LimitExceededErrorData, RetryAfter};
 
 /// The result of everything that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -85,10 +85,22 @@ impl Refusal {
         Self::new(ErrorKind::Unrecognized, message)
     }
 
+    /// 429 `M_LIMIT_EXCEEDED`.
+    pub fn too_fast(retry_after: Duration) -> Self {
+        Self::new(limit_exceeded(retry_after), "Too many requests. Try again later.")
+    }
+
     /// 413 `M_TOO_LARGE`.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::TooLarge, message)
     }
+}
+
+/// The code `M_LIMIT_EXCEEDED`, with the time to wait.
+pub fn limit_exceeded(retry_after: Duration) -> ErrorKind {
+    let mut data = LimitExceededErrorData::new();
+    data.retry_after = Some(RetryAfter::Delay(retry_after));
+    ErrorKind::LimitExceeded(data)
 }
 
 impl From<Refusal> for Error {

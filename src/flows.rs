@@ -4,6 +4,7 @@ pub mod account;
 pub mod device;
 pub mod follow_up;
 pub mod keys;
+pub mod limits;
 pub mod operator;
 pub mod room;
 pub(crate) mod commit;
@@ -51,6 +52,8 @@ pub struct House {
     pub rooms: Rooms,
     /// Who is typing, who is there.
     pub ephemeral: Ephemeral,
+    /// How fast somebody may act.
+    pub limits: limits::RateLimits,
     /// What polls of `/sync` work with.
     pub polls: Polls,
     /// What push keeps in memory.

@@ -59,6 +59,7 @@ struct Inner {
     request_seconds: Family<RouteLabels, Histogram>,
     panics: Counter,
     connections: Gauge<i64, AtomicI64>,
+    bytes_in_flight: Gauge<i64, AtomicI64>,
     flush_batches: Histogram,
     flush_bytes: Histogram,
     flush_rows: Histogram,
@@ -94,6 +95,7 @@ impl Metrics {
             request_seconds: Family::new_with_constructor(seconds),
             panics: Counter::default(),
             connections: Gauge::default(),
+            bytes_in_flight: Gauge::default(),
             flush_batches: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
             flush_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 9)),
             flush_rows: Histogram::new(exponential_buckets(4.0, 4.0, 7)),
@@ -145,6 +147,11 @@ impl Metrics {
     /// A connection was opened (1) or closed (-1).
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
+    }
+
+    /// The bodies and answers in memory grew by this many bytes, or shrank.
+    pub fn bytes_in_flight(&self, change: i64) {
+        self.0.bytes_in_flight.inc_by(change);
     }
 
     /// The store wrote what had gathered.
@@ -204,6 +211,12 @@ impl Inner {
             self.to_device_dropped.clone(),
         );
         r.register("http_connections", "Connections open now", self.connections.clone());
+        r.register_with_unit(
+            "http_in_flight",
+            "Bytes of bodies and answers in memory now",
+            Unit::Bytes,
+            self.bytes_in_flight.clone(),
+        );
         r.register("store_flush_batches", "Batches written at once", self.flush_batches.clone());
         r.register("store_flush_rows", "Rows written at once", self.flush_rows.clone());
         r.register_with_unit(
@@ -252,6 +265,7 @@ mod tests {
         metrics.resolution(Duration::from_millis(1), 30);
         metrics.connections(1);
         metrics.to_device_dropped("inbox_full", 2);
+        metrics.bytes_in_flight(9);
         let text = metrics.text();
         for line in [
             r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 1"#,
@@ -266,6 +280,7 @@ mod tests {
             "aqueduct_state_resolution_events_sum 30.0",
             "aqueduct_http_connections 1",
             r#"aqueduct_to_device_dropped_total{reason="inbox_full"} 2"#,
+            "aqueduct_http_in_flight_bytes 9",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

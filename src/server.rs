@@ -2,6 +2,7 @@
 
 pub mod flusher;
 mod identity;
+mod connections;
 mod lead;
 mod listen;
 pub mod logging;
@@ -23,6 +24,7 @@ use crate::{
     flows::{
         App, House,
         follow_up::Running,
+        limits::RateLimits,
         room::{presence, receipts::Receipts},
         write,
     },
@@ -57,6 +59,7 @@ impl Server {
         let polls =
             Polls::new(env.clone(), store.clone(), notifier.clone(), ephemeral.clone(), stopping.clone());
         let push = Push::new(metrics.clone());
+        let limits = RateLimits::new(env.clone(), &config.limits);
         let app = App::new(House {
             env,
             store,
@@ -68,6 +71,7 @@ impl Server {
             stopping,
             signing,
             ephemeral,
+            limits,
             polls,
             push,
             running: Running::default(),

@@ -96,6 +96,21 @@ pub fn list_seen_last(
         .collect()
 }
 
+/// Whether one of the account's devices was last seen at an address that is `near`. Looks at as many as an account may have.
+pub fn was_seen(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    near: impl Fn(&str) -> bool,
+) -> Result<bool, Fault> {
+    for row in schema::DEVICE_SEEN.prefix::<(UserNum,)>(read, (user,), Direction::Up)?.take(DEVICES_MAX) {
+        let (_, Json(seen)) = row?;
+        if seen.ip.as_deref().is_some_and(&near) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What somebody who logs in says of their device.
 #[derive(Clone, Debug, Default)]
 pub struct LogIn {

@@ -4,18 +4,13 @@
 //! Sessions live in memory: a restart asks the user again. A session belongs to one operation of one user, and from the first
 //! passed stage on to one request: what was confirmed is what is done.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma::api::{client::uiaa::AuthType, error::ErrorKind};
 use serde_json::{Value, json};
 
-use crate::{
-    env::Env,
-    error::{Error, Refusal, Result},
-    ids::UserNum,
-};
+use crate::{env::Env, error::Refusal};
 
 /// No more sessions are open; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
@@ -74,42 +69,6 @@ struct Open {
 /// The open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions(Arc<Mutex<Open>>);
-
-/// Whoever has somebody's access token may not guess their password here, however many operations ask for it. In memory.
-#[derive(Clone, Debug)]
-pub struct Guesses(Arc<Cache<UserNum, (u64, u32)>>);
-
-/// So many wrong passwords of one account are taken in this many milliseconds.
-const GUESSES_MAX: u32 = 10;
-const GUESSES_MS: u64 = 60_000;
-/// Accounts of which wrong passwords are remembered.
-const GUESSERS_MAX: usize = 10_000;
-
-impl Default for Guesses {
-    fn default() -> Self {
-        Self(Arc::new(Cache::new(GUESSERS_MAX)))
-    }
-}
-
-impl Guesses {
-    /// Whether one more password may be tried. Errors: when there were too many, how long to wait.
-    pub fn check(&self, user: UserNum, now_ms: u64) -> Result<()> {
-        match self.0.get(&user) {
-            Some((since_ms, count)) if count >= GUESSES_MAX && now_ms < since_ms + GUESSES_MS => {
-                let left = Duration::from_millis(since_ms + GUESSES_MS - now_ms);
-                Err(Error::Busy { retry_after: left })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A password was wrong.
-    pub fn wrong(&self, user: UserNum, now_ms: u64) {
-        let known = self.0.get(&user).filter(|(since_ms, _)| now_ms < since_ms + GUESSES_MS);
-        let (since_ms, count) = known.unwrap_or((now_ms, 0));
-        self.0.insert(user, (since_ms, count + 1));
-    }
-}
 
 /// How far a request is.
 #[derive(Debug)]
@@ -264,23 +223,6 @@ mod tests {
 
     fn passed(stage: AuthType) -> Option<Passed> {
         Some(Passed { stage, registration_token: None })
-    }
-
-    #[test]
-    fn whoever_guesses_passwords_has_to_wait() {
-        let (guesses, user) = (Guesses::default(), UserNum(1));
-        for _ in 0..GUESSES_MAX {
-            guesses.check(user, 1_000).unwrap();
-            guesses.wrong(user, 1_000);
-        }
-        let Err(Error::Busy { retry_after }) = guesses.check(user, 2_000) else {
-            panic!("one more is taken")
-        };
-        assert_eq!(retry_after, Duration::from_millis(GUESSES_MS - 1_000));
-        guesses.check(UserNum(2), 2_000).unwrap();
-        guesses.check(user, 1_000 + GUESSES_MS).unwrap();
-        guesses.wrong(user, 1_000 + GUESSES_MS);
-        guesses.check(user, 1_000 + GUESSES_MS).unwrap();
     }
 
     fn session_of(progress: Progress) -> String {

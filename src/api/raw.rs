@@ -1,34 +1,45 @@
-//! Requests that are read by hand: ruma's method, paths and authentication, with path, query and body as they came.
+//! Requests that are read by hand: the endpoint's method and paths, with path, query and body as they came.
 
-use axum::extract::Query;
-use bytes::Bytes;
-use http::{Method, Uri};
-use ruma::{
-    IdParseError,
-    api::{
-        IncomingRequest, Metadata,
-        error::{DeserializationError, FromHttpRequestError},
-    },
-};
-use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 
+use axum::{body::Body, extract::Query};
+use bytes::Bytes;
+use http::Uri;
+use ruma::{
+    IdParseError,
+    api::{IncomingRequest, error::FromHttpRequestError},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
 use crate::{
-    api::extract,
-    error::{Refusal, Result},
+    api::{
+        checked::Checked,
+        extract::{self, Content},
+    },
+    error::{Error, Refusal, Result},
 };
 
-/// The request `R` as it came: for endpoints that keep what they are given, or that ruma reads too narrowly.
-pub(crate) struct Raw<R> {
+/// The request of the endpoint `E` as it came: for handlers that keep what they are given, or that ruma reads too narrowly.
+pub struct Raw<E> {
     /// The parameters of the path, decoded.
-    pub(crate) path: Vec<String>,
-    /// The body.
-    pub(crate) body: Bytes,
+    pub path: Vec<String>,
+    /// The body that is JSON; an empty object, if the route reads none.
+    pub body: Checked,
+    /// The body of a route that takes bytes of any kind.
+    pub bytes: Bytes,
+    /// The body of a route that receives it part by part.
+    pub stream: Body,
     uri: Uri,
-    request: PhantomData<fn() -> R>,
+    endpoint: PhantomData<fn() -> E>,
 }
 
-impl<R> Raw<R> {
+impl<E> Raw<E> {
+    pub(crate) fn new(path: Vec<String>, uri: Uri, content: Content) -> Self {
+        let Content { json: body, raw: bytes, stream } = content;
+        Self { path, body, bytes, stream, uri, endpoint: PhantomData }
+    }
+
     /// The parameter of the path at this index; an endpoint knows how many it has.
     pub(crate) fn arg(&self, index: usize) -> &str {
         self.path.get(index).map_or("", String::as_str)
@@ -36,17 +47,15 @@ impl<R> Raw<R> {
 
     /// The parameter of the path at this index, read as an id. Errors: 400 `M_INVALID_PARAM`.
     pub(crate) fn id<T: for<'a> TryFrom<&'a str, Error = IdParseError>>(&self, index: usize) -> Result<T> {
-        let id = T::try_from(self.arg(index));
-        Ok(id
-            .map_err(|why| Refusal::invalid_param(format!("A parameter is not what it should be: {why}.")))?)
+        let arg = self.arg(index);
+        T::try_from(arg).map_err(|why| {
+            Refusal::invalid_param(format!("{arg:?} in the path is not the id it should be: {why}.")).into()
+        })
     }
 
-    /// The body, read as another type than ruma's. Refuses what does not fit as any request is refused.
+    /// The body, read as another type than ruma's. Errors: what does not fit, as any request is refused.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.body).map_err(|error| {
-            let error = FromHttpRequestError::Deserialization(DeserializationError::Json(error));
-            extract::refusal(error, &self.body).into()
-        })
+        self.body.read()
     }
 
     /// The parameter of the query of this name, decoded; the first, if there are several.
@@ -66,39 +75,40 @@ impl<R> Raw<R> {
     }
 }
 
-impl<R: IncomingRequest> Raw<R> {
+impl<E: IncomingRequest> Raw<E> {
     /// The request as ruma reads it. Refuses what ruma does, as if nobody had read it by hand.
-    pub(crate) fn read(&self) -> Result<R> {
-        let mut request = http::Request::new(&*self.body);
+    pub(crate) fn read(&self) -> Result<E> {
+        let mut request = http::Request::new(self.body.as_ref());
         *request.uri_mut() = self.uri.clone();
         let args: Vec<_> = self.path.iter().map(String::as_str).collect();
-        R::try_from_http_request_inner(request, &args).map_err(|error| {
-            extract::refusal(FromHttpRequestError::Deserialization(error), &self.body).into()
-        })
+        E::try_from_http_request_inner(request, &args)
+            .map_err(|error| extract::refusal(FromHttpRequestError::Deserialization(error)).into())
+    }
+
+    /// The request as ruma reads it, with the `auth` of old clients, which name the user or the address beside the password
+    /// instead of in an `identifier` (<https://spec.matrix.org/v1.19/client-server-api/#password-based>).
+    pub(crate) fn read_confirmed(mut self) -> Result<E> {
+        if let Some(newer) = self.body.field("auth").and_then(renewed) {
+            self.body = self.body.with_field("auth", &newer).map_err(Error::from)?;
+        }
+        self.read()
     }
 }
 
-impl<R: Metadata> Metadata for Raw<R> {
-    const METHOD: Method = R::METHOD;
-    const RATE_LIMITED: bool = R::RATE_LIMITED;
-    type Authentication = R::Authentication;
-    type PathBuilder = R::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = R::PATH_BUILDER;
-}
-
-impl<R: IncomingRequest> IncomingRequest for Raw<R> {
-    type EndpointError = R::EndpointError;
-    type OutgoingResponse = R::OutgoingResponse;
-
-    fn try_from_http_request_inner(
-        request: http::Request<&[u8]>,
-        path_args: &[&str],
-    ) -> Result<Self, DeserializationError> {
-        Ok(Self {
-            path: path_args.iter().map(|&arg| arg.to_owned()).collect(),
-            body: Bytes::copy_from_slice(request.body()),
-            uri: request.uri().clone(),
-            request: PhantomData,
-        })
+/// An old `auth` as it is written today; none if it is, or is something else.
+fn renewed(auth: &str) -> Option<String> {
+    let mut auth: Map<String, Value> = serde_json::from_str(auth).ok()?;
+    if auth.get("type").and_then(Value::as_str) != Some("m.login.password") || auth.contains_key("identifier")
+    {
+        return None;
     }
+    let identifier = match (auth.get("user"), auth.get("medium"), auth.get("address")) {
+        (Some(user), ..) => json!({ "type": "m.id.user", "user": user }),
+        (None, Some(medium), Some(address)) => {
+            json!({ "type": "m.id.thirdparty", "medium": medium, "address": address })
+        }
+        _ => return None,
+    };
+    auth.insert("identifier".to_owned(), identifier);
+    serde_json::to_string(&auth).ok()
 }

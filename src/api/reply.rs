@@ -5,11 +5,11 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use ruma::api::{
     OutgoingResponse, OutgoingResponseExt,
-    error::{ErrorBody, ErrorKind, LimitExceededErrorData, RetryAfter, StandardErrorBody},
+    error::{ErrorBody, ErrorKind, RetryAfter, StandardErrorBody},
 };
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Error, Refusal, Result, limit_exceeded},
     flows::App,
 };
 
@@ -85,18 +85,6 @@ pub(crate) fn no_such_method() -> Refusal {
 pub(crate) fn too_slow() -> Refusal {
     Refusal::new(ErrorKind::Unknown, "The request's body did not arrive in time.")
         .status(StatusCode::REQUEST_TIMEOUT)
-}
-
-/// 429 for requests that come too fast.
-pub(crate) fn too_fast(retry_after: std::time::Duration) -> Refusal {
-    Refusal::new(limit_exceeded(retry_after), "Too many requests. Try again later.")
-}
-
-/// The kind for "too fast": `M_LIMIT_EXCEEDED`.
-fn limit_exceeded(retry_after: std::time::Duration) -> ErrorKind {
-    let mut data = LimitExceededErrorData::new();
-    data.retry_after = Some(RetryAfter::Delay(retry_after));
-    ErrorKind::LimitExceeded(data)
 }
 
 fn refusal_as_http(refusal: Refusal) -> Response {

@@ -95,17 +95,29 @@ fn passwords(config: &Config) -> Result<(), Wrong> {
 
 fn limits(config: &Config) -> Result<(), Wrong> {
     let it = &config.limits;
-    require((Size::kib(64)..=Size::mib(1024)).contains(&it.body_bytes_max), "limits.body_bytes_max", || {
-        "expected \"64 KiB\" to \"1 GiB\"".into()
+    // The largest body has to fit into the share of one address.
+    require(it.in_flight_bytes_max >= Size::mib(16), "limits.in_flight_bytes_max", || {
+        "expected \"16 MiB\" or more".into()
     })?;
     require(it.connections_max > 0, "limits.connections_max", || "expected 1 or more".into())?;
-    let buckets: [(&str, &Bucket); 5] = [
+    require(it.connections_by_address_max > 0, "limits.connections_by_address_max", || {
+        "expected 1 or more".into()
+    })?;
+    let buckets: [(&str, &Bucket); 9] = [
         ("login", &it.login),
+        ("password", &it.password),
         ("register", &it.register),
         ("send", &it.send),
         ("membership", &it.membership),
+        ("to_device", &it.to_device),
+        ("sync", &it.sync),
+        ("read", &it.read),
         ("other", &it.other),
     ];
+    // An owner who mistypes never waits for longer than a minute.
+    require(it.password.per_second >= 1.0 / 60.0, "limits.password.per_second", || {
+        "expected 0.017 or more: one try a minute".into()
+    })?;
     for (name, bucket) in buckets {
         let rate = bucket.per_second;
         require(rate.is_finite() && rate > 0.0, format!("limits.{name}.per_second"), || {

@@ -247,7 +247,11 @@ mod tests {
                 "conduit.toml, line 2, limits.rate_limits: ",
                 "expected a boolean",
             ),
-            ("[limits]\nbody_bytes_max = \"1 elephant\"\n", "line 2, limits.body_bytes_max: ", "256 MiB"),
+            (
+                "[limits]\nin_flight_bytes_max = \"1 elephant\"\n",
+                "line 2, limits.in_flight_bytes_max: ",
+                "256 MiB",
+            ),
             (
                 "[registration]\nmode = \"sometimes\"\n",
                 "line 2, registration.mode: ",

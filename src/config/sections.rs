@@ -173,19 +173,29 @@ pub struct Outbound {
 pub struct Limits {
     /// Whether the rate limits below apply.
     pub rate_limits: bool,
-    /// The largest JSON body of a request.
-    pub body_bytes_max: Size,
+    /// Bytes of bodies and answers that are in memory at once; above that, requests wait.
+    pub in_flight_bytes_max: Size,
     /// Connections open at once, over all listeners.
     pub connections_max: u32,
-    /// Logins and other checks of passwords, by address.
+    /// Connections open at once from one address, unless a proxy stands before the listener.
+    pub connections_by_address_max: u32,
+    /// Logins and other requests that check a password, by address or user.
     pub login: Bucket,
+    /// Passwords tried for one account, from wherever.
+    pub password: Bucket,
     /// Registrations, by address.
     pub register: Bucket,
     /// Events sent, by user.
     pub send: Bucket,
     /// Rooms made, joins, invitations, by user.
     pub membership: Bucket,
-    /// Whatever else the specification marks, by user or address.
+    /// Messages to devices, by user.
+    pub to_device: Bucket,
+    /// Answers of `/sync` that come at once, by device.
+    pub sync: Bucket,
+    /// Requests that only read, by user or address.
+    pub read: Bucket,
+    /// Everything else, by user or address.
     pub other: Bucket,
 }
 
@@ -274,12 +284,17 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             rate_limits: true,
-            body_bytes_max: Size::mib(16),
+            in_flight_bytes_max: Size::mib(256),
             connections_max: 10_000,
+            connections_by_address_max: 500,
             login: Bucket { per_second: 1.0, burst: 30 },
+            password: Bucket { per_second: 0.2, burst: 10 },
             register: Bucket { per_second: 1.0, burst: 30 },
             send: Bucket { per_second: 20.0, burst: 200 },
             membership: Bucket { per_second: 5.0, burst: 100 },
+            to_device: Bucket { per_second: 100.0, burst: 5000 },
+            sync: Bucket { per_second: 10.0, burst: 100 },
+            read: Bucket { per_second: 100.0, burst: 1000 },
             other: Bucket { per_second: 20.0, burst: 200 },
         }
     }

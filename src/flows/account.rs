@@ -4,6 +4,7 @@ pub(crate) mod carry_over;
 pub mod change_password;
 pub mod confirm;
 pub mod deactivate;
+mod guess;
 pub mod keep;
 pub mod log_in;
 pub mod log_out;

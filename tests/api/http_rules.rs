@@ -117,7 +117,7 @@ async fn bodies_that_are_wrong_are_refused_for_what_they_are() {
     for (body, status, errcode) in [
         ("{".to_owned(), 400, "M_NOT_JSON"),
         ("nonsense".to_owned(), 400, "M_NOT_JSON"),
-        (String::new(), 400, "M_NOT_JSON"),
+        (String::new(), 400, "M_MISSING_PARAM"),
         (format!("{LOGIN}}}"), 400, "M_NOT_JSON"),
         ("[]".to_owned(), 400, "M_BAD_JSON"),
         ("7".to_owned(), 400, "M_BAD_JSON"),

@@ -4,7 +4,7 @@ use std::{sync::mpsc, time::Duration};
 
 use aqueduct::{
     config::{Config, RegistrationMode},
-    env::Env,
+    env::{Env, Long},
     flows::room::ingest,
     rooms::receive::{Outcome, Received},
     server::{Lead, Server},
@@ -265,11 +265,12 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
     let other_room = alice.create(json!({})).await;
     let old = bob.heads();
     set_many(&alice, &room, 300).await;
-    // Nothing gets through the pool for long work.
+    // Nothing gets through the threads that resolve.
+    let (threads, _) = Long::Resolution.bounds();
     let app = bob.app.clone();
     let (holding, held) = mpsc::channel();
     let mut releases = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..threads {
         let (release, released) = mpsc::channel::<()>();
         let (env, holding) = (app.env.clone(), holding.clone());
         app.env.spawn(async move {
@@ -278,12 +279,12 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
                 let _ = released.recv();
                 Ok(())
             };
-            env.blocking_long(hold).await.unwrap();
+            env.blocking_long(Long::Resolution, hold).await.unwrap();
         });
         releases.push(release);
     }
     let all_held = move || {
-        (0..4).for_each(|_| held.recv().unwrap());
+        (0..threads).for_each(|_| held.recv().unwrap());
         Ok(())
     };
     app.env.blocking(all_held).await.unwrap();

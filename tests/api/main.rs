@@ -17,6 +17,7 @@ mod devices;
 mod discovery;
 mod ephemeral;
 mod erasure;
+mod guesses;
 mod hostile;
 mod filters;
 mod http_rules;

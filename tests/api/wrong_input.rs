@@ -251,7 +251,7 @@ async fn rooms_and_their_names() {
     .await;
 }
 
-/// What the specification marks as rate-limited is, and nothing else; and the answer says how long to wait.
+/// Every route that costs something is limited, whatever the specification marks; and the answer says how long to wait.
 #[tokio::test(start_paused = true)]
 async fn what_is_rate_limited() {
     let server = TestServer::new();
@@ -259,19 +259,8 @@ async fn what_is_rate_limited() {
     let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = room["room_id"].as_str().unwrap();
     drop(bob);
-    let one = Bucket { per_second: 0.01, burst: 1 };
     let store = server.server().app().store.clone();
-    let limited = TestServer::over(store, |config| {
-        config.limits = Limits {
-            rate_limits: true,
-            login: one,
-            register: one,
-            send: one,
-            membership: one,
-            other: one,
-            ..Limits::default()
-        };
-    });
+    let limited = TestServer::over(store, |config| config.limits = one_each());
     let user = &alice.user_id;
     for (method, path, is_limited) in [
         ("POST", "login".to_owned(), true),
@@ -281,26 +270,34 @@ async fn what_is_rate_limited() {
         ("POST", "account/deactivate".to_owned(), true),
         ("GET", "account/whoami".to_owned(), true),
         ("GET", "capabilities".to_owned(), true),
-        ("POST", "createRoom".to_owned(), false),
+        ("POST", "createRoom".to_owned(), true),
         ("POST", format!("join/{room}"), true),
         ("POST", format!("rooms/{room}/invite"), true),
-        ("POST", format!("rooms/{room}/kick"), false),
+        ("POST", format!("rooms/{room}/kick"), true),
+        ("PUT", format!("rooms/{room}/send/m.x/t"), true),
+        ("PUT", format!("rooms/{room}/state/m.x/t"), true),
+        ("PUT", format!("rooms/{room}/redact/$e/t"), true),
+        ("PUT", "sendToDevice/m.x/t".to_owned(), true),
         ("PUT", format!("profile/{user}/displayname"), true),
         ("PUT", format!("presence/{user}/status"), true),
         ("POST", format!("rooms/{room}/receipt/m.read/$e"), true),
         ("PUT", format!("rooms/{room}/typing/{user}"), true),
         ("POST", "user_directory/search".to_owned(), true),
         ("POST", "pushers/set".to_owned(), true),
-        ("GET", "pushers".to_owned(), false),
-        ("GET", "sync".to_owned(), false),
-        ("GET", "devices".to_owned(), false),
-        ("GET", "joined_rooms".to_owned(), false),
-        ("PUT", format!("user/{user}/account_data/x"), false),
+        ("GET", "pushers".to_owned(), true),
+        ("GET", "sync".to_owned(), true),
+        ("GET", "devices".to_owned(), true),
+        ("GET", "joined_rooms".to_owned(), true),
+        ("PUT", format!("user/{user}/account_data/x"), true),
+        ("GET", "../versions".to_owned(), false),
     ] {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         // The bucket is full again.
         limited.server().app().env.sleep(Duration::from_secs(200)).await;
-        let path = format!("/_matrix/client/v3/{path}");
+        let path = match path.strip_prefix("../") {
+            Some(path) => format!("/_matrix/client/{path}"),
+            None => format!("/_matrix/client/v3/{path}"),
+        };
         let ask = || limited.raw(method.clone(), &path, alice.token.as_deref(), "{}");
         assert_ne!(ask().await.0, StatusCode::TOO_MANY_REQUESTS, "{method} {path}");
         let (status, json) = ask().await;
@@ -310,4 +307,47 @@ async fn what_is_rate_limited() {
             assert!((1..=100_000).contains(&json["retry_after_ms"].as_u64().unwrap()), "{json}");
         }
     }
+}
+
+/// Limits of one act in a hundred seconds.
+fn one_each() -> Limits {
+    let one = Bucket { per_second: 0.01, burst: 1 };
+    Limits {
+        rate_limits: true,
+        login: one,
+        password: one,
+        register: one,
+        send: one,
+        membership: one,
+        to_device: one,
+        sync: one,
+        read: one,
+        other: one,
+        ..Limits::default()
+    }
+}
+
+/// Clients ask for the types of login before each login.
+#[tokio::test(start_paused = true)]
+async fn asking_how_to_log_in_takes_no_guess_at_a_password_away() {
+    let server = TestServer::with(|config| config.limits = one_each());
+    let path = "/_matrix/client/v3/login";
+    assert_eq!(server.anonymous().get(path).await.0, StatusCode::OK);
+    let (status, json) = server.anonymous().post(path, json!({ "type": "m.login.dance" })).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_UNKNOWN")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_messages_in_a_row_are_too_many_by_default() {
+    let server = TestServer::with(|config| config.limits.rate_limits = true);
+    let alice = server.register("alice").await;
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({})).await;
+    let room = room["room_id"].as_str().unwrap();
+    let mut refused = 0;
+    for number in 0..1000 {
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{number}");
+        let (status, _) = alice.put(&path, json!({ "msgtype": "m.text", "body": "x" })).await;
+        refused += usize::from(status == StatusCode::TOO_MANY_REQUESTS);
+    }
+    assert!(refused > 700, "{refused}");
 }

@@ -1,5 +1,8 @@
 //! The caller's own account.
 
+mod register;
+mod third_party;
+
 use ruma::api::{
     client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami},
     error::ErrorKind,
@@ -10,17 +13,20 @@ use crate::{
     accounts::{Caller, passwords},
     api::{
         Routes,
-        confirmable::Confirmable,
         extract::{Client, MaybeClient},
+        policy::Guests,
+        raw::Raw,
     },
     error::{Refusal, Result},
-    flows::{self, App, account::confirm},
+    flows::{self, App, account::confirm, limits::Limit},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(whoami);
-    r.maybe_client(change_password);
-    r.maybe_client(deactivate);
+    r.client(whoami).limit(Limit::Read).guests(Guests::Yes);
+    r.maybe_client(change_password).limit(Limit::Login);
+    r.maybe_client(deactivate).limit(Limit::Login);
+    register::routes(r);
+    third_party::routes(r);
 }
 
 /// `GET /_matrix/client/v3/account/whoami`
@@ -38,9 +44,9 @@ pub(crate) fn require_caller(caller: Option<Caller>) -> Result<Caller> {
 /// `POST /_matrix/client/v3/account/password`
 pub(crate) async fn change_password(
     app: App,
-    client: MaybeClient<Confirmable<change_password::v3::Request>>,
+    client: MaybeClient<Raw<change_password::v3::Request>>,
 ) -> Result<change_password::v3::Response> {
-    let (caller, request) = (require_caller(client.caller)?, client.request.0);
+    let (caller, request) = (require_caller(client.caller)?, client.request.read_confirmed()?);
     passwords::check(&request.new_password)?;
     let wanted = json!({ "password": request.new_password, "logout_devices": request.logout_devices });
     let operation = confirm::operation("change password", Some(&caller), &wanted);
@@ -59,9 +65,9 @@ pub(crate) async fn change_password(
 /// `POST /_matrix/client/v3/account/deactivate`
 pub(crate) async fn deactivate(
     app: App,
-    client: MaybeClient<Confirmable<deactivate::v3::Request>>,
+    client: MaybeClient<Raw<deactivate::v3::Request>>,
 ) -> Result<deactivate::v3::Response> {
-    let (caller, request) = (require_caller(client.caller)?, client.request.0);
+    let (caller, request) = (require_caller(client.caller)?, client.request.read_confirmed()?);
     let operation = confirm::operation("deactivate", Some(&caller), &json!({ "erase": request.erase }));
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;

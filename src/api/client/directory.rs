@@ -1,10 +1,9 @@
-//! Names of rooms and the public directory.
+//! The public directory of rooms.
 
 use ruma::{
     api::client::{
-        alias::{create_alias, delete_alias, get_alias},
         directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
-        room::{Visibility, aliases as list_aliases},
+        room::Visibility,
     },
     directory::{Filter, RoomNetwork},
 };
@@ -15,53 +14,14 @@ use crate::{
         extract::{Client, Public},
     },
     error::{Refusal, Result},
-    flows::{App, room::aliases},
+    flows::{App, limits::Limit, room::aliases},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_alias);
-    r.client(delete_alias);
-    r.public(get_alias);
-    r.client(list_aliases);
-    r.public(get_room_visibility);
-    r.client(set_room_visibility);
-    r.public(get_public_rooms);
-    r.client(get_public_rooms_filtered);
-}
-
-/// `PUT /_matrix/client/v3/directory/room/{roomAlias}`
-pub(crate) async fn create_alias(
-    app: App,
-    client: Client<create_alias::v3::Request>,
-) -> Result<create_alias::v3::Response> {
-    aliases::add(&app, &client.caller, &client.request.room_alias, &client.request.room_id).await?;
-    Ok(create_alias::v3::Response::new())
-}
-
-/// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`
-pub(crate) async fn delete_alias(
-    app: App,
-    client: Client<delete_alias::v3::Request>,
-) -> Result<delete_alias::v3::Response> {
-    aliases::remove(&app, &client.caller, &client.request.room_alias).await?;
-    Ok(delete_alias::v3::Response::new())
-}
-
-/// `GET /_matrix/client/v3/directory/room/{roomAlias}`
-pub(crate) async fn get_alias(
-    app: App,
-    public: Public<get_alias::v3::Request>,
-) -> Result<get_alias::v3::Response> {
-    let room_id = aliases::find(&app, &public.request.room_alias)?;
-    Ok(get_alias::v3::Response::new(room_id, vec![app.config.server.name.clone()]))
-}
-
-/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`
-pub(crate) async fn list_aliases(
-    app: App,
-    client: Client<list_aliases::v3::Request>,
-) -> Result<list_aliases::v3::Response> {
-    Ok(list_aliases::v3::Response::new(aliases::list(&app, &client.caller, &client.request.room_id)?))
+    r.public(get_room_visibility).limit(Limit::Read);
+    r.client(set_room_visibility).limit(Limit::Other);
+    r.public(get_public_rooms).limit(Limit::Read);
+    r.client(get_public_rooms_filtered).limit(Limit::Read);
 }
 
 /// `GET /_matrix/client/v3/directory/list/room/{roomId}`

@@ -12,11 +12,12 @@ use crate::{
     api::{
         Routes,
         extract::{Client, MaybeClient, Public},
+        policy::Guests,
         reply::RawJson,
     },
     config::ROOM_VERSIONS,
     error::Result,
-    flows::App,
+    flows::{App, limits::Limit},
 };
 
 /// The versions of the specification whose rules hold here. What each brought, and what of that this server lacks, stands in
@@ -31,9 +32,9 @@ const VERSIONS: [&str; 22] = [
 const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.msc3874"];
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.maybe_client(versions);
-    r.public(well_known);
-    r.client(capabilities);
+    r.maybe_client(versions).unlimited().guests(Guests::Yes);
+    r.public(well_known).unlimited();
+    r.client(capabilities).limit(Limit::Read).guests(Guests::Yes);
 }
 
 /// `GET /_matrix/client/versions`

@@ -7,20 +7,14 @@ use ruma::{
 
 use crate::{
     accounts::filters,
-    api::{
-        Routes,
-        client::account_data::{object, require_self},
-        extract::Client,
-        raw::Raw,
-        reply::RawJson,
-    },
+    api::{Routes, client::config::require_self, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
-    flows::{App, account::keep},
+    flows::{App, account::keep, limits::Limit},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_filter);
-    r.client(get_filter);
+    r.client(create_filter).limit(Limit::Other).guests(Guests::Yes);
+    r.client(get_filter).limit(Limit::Read).guests(Guests::Yes);
 }
 
 /// `POST /_matrix/client/v3/user/{userId}/filter`
@@ -32,7 +26,7 @@ pub(crate) async fn create_filter(
     let user_id =
         UserId::parse(request.arg(0)).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
     require_self(&client.caller, &user_id)?;
-    let id = keep::keep_filter(&app, &client.caller, object(&request.body)?).await?;
+    let id = keep::keep_filter(&app, &client.caller, request.body.bytes()).await?;
     Ok(create_filter::v3::Response::new(id))
 }
 

@@ -5,21 +5,29 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
-    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    api::{
+        Routes,
+        extract::Client,
+        policy::{self, Guests, KIB, MIB},
+        raw::Raw,
+        reply::RawJson,
+    },
     encryption::keys::Keys,
-    error::{Error, Refusal, Result},
+    error::{Error, Result},
     flows::{
         App,
         keys::{self, Upload},
+        limits::Limit,
     },
     sync::SyncToken,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(upload_keys);
-    r.client(get_keys);
-    r.client(claim_keys);
-    r.client(get_key_changes);
+    r.client(upload_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(256 * KIB));
+    // Everybody in a large room, at once.
+    r.client(get_keys).limit(Limit::Read).guests(Guests::Yes).body(policy::Body::Json(MIB));
+    r.client(claim_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(MIB));
+    r.client(get_key_changes).limit(Limit::Read);
 }
 
 /// The body of an upload. Keys stay the text that they came as: they are signed.
@@ -34,8 +42,7 @@ struct Body {
 
 /// `POST /_matrix/client/v3/keys/upload`
 pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Request>>) -> Result<RawJson> {
-    let body: Body = serde_json::from_slice(&client.request.body)
-        .map_err(|why| Refusal::bad_json(format!("These are not keys: {why}.")))?;
+    let body: Body = client.request.json()?;
     let upload = Upload {
         device_keys: body.device_keys.filter(|keys| keys.get() != "null"),
         one_time_keys: body.one_time_keys.unwrap_or_default(),

@@ -1,46 +1,56 @@
-//! Who is in a room: join, leave, invite, kick, ban, unban, knock, forget, and lists of members.
+//! Who is in a room: join, leave, invite, kick, ban, unban, forget, and lists of members and of rooms.
 
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedUserId,
-    api::client::{
-        knock::knock_room,
-        membership::{
+    CanonicalJsonObject, OwnedRoomId, OwnedUserId, UserId,
+    api::{
+        client::membership::{
             ban_user, forget_room, get_member_events, invite_user, join_room_by_id, join_room_by_id_or_alias,
             joined_members, joined_rooms, kick_user, leave_room, unban_user,
         },
+        error::ErrorKind,
     },
-    api::error::ErrorKind,
 };
 
+use http::Method;
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::{
-    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    accounts::users,
+    api::{
+        Routes,
+        extract::{Client, Endpoint},
+        policy::Guests,
+        raw::Raw,
+        reply::RawJson,
+    },
     error::{Refusal, Result},
     flows::{
         App,
+        limits::Limit,
         room::{
             look,
             look::MembersWanted,
             membership::{self, Act},
         },
     },
+    ids::RoomNum,
     rooms::{self, members},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(join_room_by_id);
-    r.client(join_room_by_id_or_alias);
-    r.client(leave_room);
-    r.client(forget_room);
-    r.client(invite_user);
-    r.client(kick_user);
-    r.client(ban_user);
-    r.client(unban_user);
-    r.client(knock_room);
-    r.client(joined_rooms);
-    r.client(joined_members);
-    r.client(get_member_events);
+    r.client(join_room_by_id).limit(Limit::Membership).guests(Guests::Yes);
+    r.client(join_room_by_id_or_alias).limit(Limit::Membership).guests(Guests::Yes);
+    r.client(leave_room).limit(Limit::Membership).guests(Guests::Yes);
+    r.client(forget_room).limit(Limit::Other);
+    r.client(invite_user).limit(Limit::Membership);
+    r.client(kick_user).limit(Limit::Membership);
+    r.client(ban_user).limit(Limit::Membership);
+    r.client(unban_user).limit(Limit::Membership);
+    r.client(joined_rooms).limit(Limit::Read);
+    r.client(joined_members).limit(Limit::Read);
+    r.client(get_member_events).limit(Limit::Read).guests(Guests::Yes);
+    r.client(mutual_rooms).limit(Limit::Read);
 }
 
 /// What the specification gives a meaning in the body of a request to join.
@@ -61,7 +71,7 @@ pub(crate) async fn join_room_by_id(
     app: App,
     client: Client<Raw<join_room_by_id::v3::Request>>,
 ) -> Result<join_room_by_id::v3::Response> {
-    let (request, extra) = (client.request.read()?, extra(&client.request.body)?);
+    let (request, extra) = (client.request.read()?, extra(client.request.body.as_ref())?);
     let room = (&*request.room_id).into();
     let room_id = membership::join(&app, &client.caller, room, request.reason, extra).await?;
     Ok(join_room_by_id::v3::Response::new(room_id))
@@ -72,7 +82,7 @@ pub(crate) async fn join_room_by_id_or_alias(
     app: App,
     client: Client<Raw<join_room_by_id_or_alias::v3::Request>>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
-    let (request, extra) = (client.request.read()?, extra(&client.request.body)?);
+    let (request, extra) = (client.request.read()?, extra(client.request.body.as_ref())?);
     let room_id =
         membership::join(&app, &client.caller, &request.room_id_or_alias, request.reason, extra).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room_id))
@@ -153,16 +163,6 @@ pub(crate) async fn unban_user(
     Ok(unban_user::v3::Response::new())
 }
 
-/// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
-pub(crate) async fn knock_room(
-    app: App,
-    client: Client<knock_room::v3::Request>,
-) -> Result<knock_room::v3::Response> {
-    let request = client.request;
-    let room_id = membership::knock(&app, &client.caller, &request.room_id_or_alias, request.reason).await?;
-    Ok(knock_room::v3::Response::new(room_id))
-}
-
 /// `GET /_matrix/client/v3/joined_rooms`
 pub(crate) async fn joined_rooms(
     app: App,
@@ -207,4 +207,58 @@ pub(crate) async fn get_member_events(
         not: request.not_membership.map(|membership| membership.to_string()),
     };
     look::members(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
+}
+
+/// What ruma knows under its unstable path only.
+pub(crate) struct MutualRooms;
+
+impl Endpoint for MutualRooms {
+    fn method() -> Method {
+        Method::GET
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec!["/_matrix/client/v1/mutual_rooms"]
+    }
+}
+
+/// A page has no more rooms.
+const ROOMS_A_PAGE: usize = 500;
+
+/// `GET /_matrix/client/v1/mutual_rooms`
+pub(crate) async fn mutual_rooms(app: App, client: Client<Raw<MutualRooms>>) -> Result<RawJson> {
+    let (caller, request) = (client.caller, client.request);
+    let other = request.query("user_id").ok_or_else(|| Refusal::invalid_param("`user_id` is missing."))?;
+    let other = UserId::parse(other).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    if other == caller.user_id {
+        return Err(Refusal::invalid_param("You share all your rooms with yourself.").into());
+    }
+    let after: u64 = match request.query("from") {
+        Some(from) => from
+            .strip_prefix('m')
+            .and_then(|room| room.parse().ok())
+            .ok_or_else(|| Refusal::invalid_param("This is not a token of this list."))?,
+        None => 0,
+    };
+    let store = app.store.clone();
+    let json = app.env.blocking(move || {
+        let snapshot = store.snapshot();
+        let Some(other) = users::find_num(&*snapshot, &other)? else {
+            return Ok(json!({ "joined": [], "count": 0 }));
+        };
+        let theirs = members::list_joined_rooms(&*snapshot, other)?;
+        let mut shared = members::list_joined_rooms(&*snapshot, caller.user)?;
+        shared.retain(|room| theirs.binary_search(room).is_ok());
+        let count = shared.len();
+        let mut rest = shared.into_iter().filter(|room| *room > RoomNum(after));
+        let page: Vec<RoomNum> = rest.by_ref().take(ROOMS_A_PAGE).collect();
+        let ids = page.iter().map(|room| rooms::require_row(&*snapshot, *room).map(|row| row.id));
+        let ids = ids.collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut json = json!({ "joined": ids, "count": count });
+        if let (Some(_), Some(last), Some(json)) = (rest.next(), page.last(), json.as_object_mut()) {
+            json.insert("next_batch".to_owned(), format!("m{}", last.0).into());
+        }
+        Ok(json)
+    });
+    Ok(RawJson(json.await?.to_string().into()))
 }

@@ -10,12 +10,12 @@ use ruma::{
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{App, room::presence},
+    flows::{App, limits::Limit, room::presence},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_presence);
-    r.client(set_presence);
+    r.client(get_presence).limit(Limit::Read);
+    r.client(set_presence).limit(Limit::Other);
 }
 
 /// `GET /_matrix/client/v3/presence/{userId}/status`

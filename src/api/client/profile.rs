@@ -10,22 +10,23 @@ use crate::{
     accounts::{Caller, profiles, users},
     api::{
         Routes,
-        client::account_data::require_self,
-        extract::{Client, Public},
-        guests,
+        client::config::require_self,
+        extract::{Client, Public, guests_refused},
+        policy::{Body, Guests, KIB},
         raw::Raw,
         reply::RawJson,
     },
     error::{Error, Refusal, Result},
-    flows::{App, account::set_profile},
+    flows::{App, account::set_profile, limits::Limit},
     ids::UserNum,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.public(get_profile);
-    r.public(get_profile_field);
-    r.client(set_profile_field);
-    r.client(delete_profile_field);
+    r.public(get_profile).limit(Limit::Read);
+    r.public(get_profile_field).limit(Limit::Read);
+    // More than a profile may hold, so that a field that is too large is refused for that. Guests may change their name only.
+    r.client(set_profile_field).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(128 * KIB));
+    r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes);
 }
 
 fn unknown() -> Error {
@@ -72,9 +73,7 @@ pub(crate) async fn set_profile_field(
     let field = request.arg(1);
     require_user(&caller, request.arg(0), field)?;
     profiles::check_field(field)?;
-    let mut body: Map<String, Value> = serde_json::from_slice(&request.body).map_err(|why| {
-        Refusal::new(ruma::api::error::ErrorKind::NotJson, format!("This is not JSON: {why}."))
-    })?;
+    let mut body: Map<String, Value> = request.json()?;
     let Some(value) = body.remove(field) else {
         return Err(Refusal::missing_param("The body has no property of the field's name.").into());
     };
@@ -98,7 +97,7 @@ pub(crate) async fn delete_profile_field(
 /// Errors: 403 for another user's profile, and for what guests may not change of theirs.
 fn require_user(caller: &Caller, user_id: &str, field: &str) -> Result<()> {
     if caller.is_guest && field != "displayname" {
-        return Err(guests::refusal().into());
+        return Err(guests_refused().into());
     }
     let user_id =
         <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;

@@ -3,10 +3,6 @@
 //! Not part of the specification: `GET` gives a nonce, `POST` brings it back with an HMAC over the wish.
 
 use http::Method;
-use ruma::api::{
-    IncomingRequest, Metadata, auth_scheme::NoAccessToken, client::session::logout,
-    error::DeserializationError, path_builder::SinglePath,
-};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -15,47 +11,58 @@ use crate::{
         devices::LogIn,
         registration::{Claim, check_claim},
     },
-    api::{Routes, extract::Public, reply::RawJson},
+    api::{
+        Routes,
+        extract::{Endpoint, Public},
+        raw::Raw,
+        reply::RawJson,
+    },
     error::{Refusal, Result},
     flows::{
         App,
         account::register::{Wish, register_by_operator},
+        limits::Limit,
     },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.public(nonce);
-    r.public(register);
+    r.public(nonce).limit(Limit::Register);
+    // Each request is a guess at the secret.
+    r.public(register).limit(Limit::Register);
 }
 
-const PATH: SinglePath = SinglePath::new("/_synapse/admin/v1/register");
+/// The one path of both.
+const PATH: &str = "/_synapse/admin/v1/register";
 
 /// Asks for a nonce.
 pub(crate) struct Nonce;
 
-impl Metadata for Nonce {
-    const METHOD: Method = Method::GET;
-    const RATE_LIMITED: bool = true;
-    type Authentication = NoAccessToken;
-    type PathBuilder = SinglePath;
-    const PATH_BUILDER: SinglePath = PATH;
-}
+impl Endpoint for Nonce {
+    fn method() -> Method {
+        Method::GET
+    }
 
-impl IncomingRequest for Nonce {
-    type EndpointError = ruma::api::error::Error;
-    type OutgoingResponse = logout::v3::Response;
-
-    fn try_from_http_request_inner(
-        _request: http::Request<&[u8]>,
-        _path_args: &[&str],
-    ) -> Result<Self, DeserializationError> {
-        Ok(Self)
+    fn paths() -> Vec<&'static str> {
+        vec![PATH]
     }
 }
 
 /// Registers.
+pub(crate) struct Register;
+
+impl Endpoint for Register {
+    fn method() -> Method {
+        Method::POST
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec![PATH]
+    }
+}
+
+/// The body of a registration.
 #[derive(Deserialize)]
-pub(crate) struct Register {
+struct Registration {
     nonce: String,
     username: String,
     password: String,
@@ -65,26 +72,6 @@ pub(crate) struct Register {
     mac: String,
     #[serde(default)]
     inhibit_login: bool,
-}
-
-impl Metadata for Register {
-    const METHOD: Method = Method::POST;
-    const RATE_LIMITED: bool = true;
-    type Authentication = NoAccessToken;
-    type PathBuilder = SinglePath;
-    const PATH_BUILDER: SinglePath = PATH;
-}
-
-impl IncomingRequest for Register {
-    type EndpointError = ruma::api::error::Error;
-    type OutgoingResponse = logout::v3::Response;
-
-    fn try_from_http_request_inner(
-        request: http::Request<&[u8]>,
-        _path_args: &[&str],
-    ) -> Result<Self, DeserializationError> {
-        Ok(serde_json::from_slice(request.body())?)
-    }
 }
 
 fn require_secret(app: &App) -> Result<&str> {
@@ -97,15 +84,15 @@ fn require_secret(app: &App) -> Result<&str> {
 }
 
 /// `GET /_synapse/admin/v1/register`
-pub(crate) async fn nonce(app: App, _public: Public<Nonce>) -> Result<RawJson> {
+pub(crate) async fn nonce(app: App, _public: Public<Raw<Nonce>>) -> Result<RawJson> {
     require_secret(&app)?;
     Ok(RawJson(json!({ "nonce": app.accounts.nonces().make(&app.env) }).to_string().into()))
 }
 
 /// `POST /_synapse/admin/v1/register`
-pub(crate) async fn register(app: App, public: Public<Register>) -> Result<RawJson> {
+pub(crate) async fn register(app: App, public: Public<Raw<Register>>) -> Result<RawJson> {
     let secret = require_secret(&app)?;
-    let request = public.request;
+    let request: Registration = public.request.json()?;
     if !app.accounts.nonces().spend(&request.nonce, app.env.now_ms()) {
         return Err(Refusal::invalid_param("This nonce is not known.").into());
     }

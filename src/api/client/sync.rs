@@ -9,14 +9,14 @@ use ruma::api::client::{
 
 use crate::{
     accounts::{Caller, filters},
-    api::{Routes, extract::Client, reply::RawJson},
+    api::{Routes, extract::Client, policy::Guests, reply::RawJson},
     error::{Error, Refusal, Result},
-    flows::{App, device::acknowledge, room::presence},
+    flows::{App, device::acknowledge, limits::Limit, room::presence},
     sync::{SyncToken, v3::Ask},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(sync_events);
+    r.client(sync_events).limit(Limit::Sync).guests(Guests::Yes).long_poll();
 }
 
 /// `GET /_matrix/client/v3/sync`

@@ -3,13 +3,18 @@
 use ruma::api::client::to_device::send_event_to_device;
 
 use crate::{
-    api::{Routes, extract::Client},
+    api::{
+        Routes,
+        extract::Client,
+        policy::{Body, Guests, MIB},
+    },
     error::Result,
-    flows::{App, device::send_to_device},
+    flows::{App, device::send_to_device, limits::Limit},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(send_event_to_device);
+    // The keys of a room for some hundred devices, each encrypted anew.
+    r.client(send_event_to_device).limit(Limit::ToDevice).guests(Guests::Yes).body(Body::Json(2 * MIB));
 }
 
 /// `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`

@@ -8,14 +8,14 @@ use serde::Deserialize;
 use crate::{
     api::{Routes, extract::Client, raw::Raw},
     error::{Refusal, Result},
-    flows::{App, room::typing},
+    flows::{App, limits::Limit, room::typing},
 };
 
 /// How long somebody types who does not say how long.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_typing_event);
+    r.client(create_typing_event).limit(Limit::Other);
 }
 
 /// The body: ruma's type asks for a `timeout`, which the specification does not.

@@ -2,6 +2,7 @@
 
 use crate::{
     accounts::{Caller, passwords},
+    env::Long,
     error::Result,
     flows::{
         App,
@@ -30,7 +31,7 @@ pub(crate) async fn set_password(app: &App, user: UserNum, password: String) -> 
     passwords::check(&password)?;
     let house = app.clone();
     let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
-    let hash = app.env.blocking_long(hash).await?;
+    let hash = app.env.blocking_long(Long::Password, hash).await?;
     write::for_user(app, user, move |_, batch| {
         passwords::set(batch, user, Some(&hash));
         Ok(())

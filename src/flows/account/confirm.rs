@@ -15,8 +15,9 @@ use crate::{
         interactive::{Flows, Operation, Passed, Progress},
         names, passwords, registration, users,
     },
+    env::Long,
     error::{Refusal, Result},
-    flows::App,
+    flows::{App, account::guess},
 };
 
 /// What was shown.
@@ -79,15 +80,12 @@ async fn check(
                 // Not a stage that was failed, but somebody else's: asking again would not help.
                 return Err(Refusal::forbidden("This is confirmed by the owner of the account only.").into());
             }
-            let guesses = app.accounts.guesses();
-            if app.config.limits.rate_limits {
-                guesses.check(caller.user, app.env.now_ms())?;
+            let guess = guess::by_session(app, caller)?;
+            if !is_password_of(app, &caller.user_id, password.password.clone()).await? {
+                return Ok(Err(wrong));
             }
-            let right = is_password_of(app, &caller.user_id, password.password.clone()).await?;
-            if !right {
-                guesses.wrong(caller.user, app.env.now_ms());
-            }
-            Ok(if right { Ok(Passed { stage, registration_token: None }) } else { Err(wrong) })
+            guess.was_right(app);
+            Ok(Ok(Passed { stage, registration_token: None }))
         }
         AuthData::RegistrationToken(shown) => {
             let snapshot = app.store.snapshot();
@@ -127,7 +125,7 @@ pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String
     };
     let house = app.clone();
     app.env
-        .blocking_long(move || {
+        .blocking_long(Long::Password, move || {
             passwords::verify(&house.env, &house.config.passwords, hash.as_deref(), &password)
         })
         .await

@@ -10,8 +10,13 @@ use crate::{
         users,
     },
     encryption::device_lists,
+    env::Long,
     error::{Refusal, Result},
-    flows::{App, account::register::Session, write},
+    flows::{
+        App,
+        account::{guess, register::Session},
+        write,
+    },
     store::Batch,
 };
 
@@ -44,11 +49,19 @@ pub(crate) async fn with_password(
         Some((user, _)) => passwords::find(&*snapshot, user)?,
         None => None,
     };
+    let guess = match (&known, &meant) {
+        (Some((user, _)), _) => Some(guess::by_stranger(app, *user, log_in.ip).await?),
+        (None, Some(meant)) => guess::for_nobody(app, meant).map(|()| None)?,
+        (None, None) => None,
+    };
     let house = app.clone();
     let stored = hash.clone();
     let verify = move || passwords::verify(&house.env, &house.config.passwords, stored.as_deref(), &password);
-    let right = app.env.blocking_long(verify).await?;
+    let right = app.env.blocking_long(Long::Password, verify).await?;
     let (Some((user, user_id)), true) = (known, right) else { return Err(wrong().into()) };
+    if let Some(guess) = guess {
+        guess.was_right(app);
+    }
     write::for_user(app, user, move |app, batch| {
         // It may have been changed, or the account deactivated, while we verified.
         if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {

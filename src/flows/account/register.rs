@@ -18,6 +18,7 @@ use crate::{
         users::{self, NewUser},
     },
     config::RegistrationMode,
+    env::Long,
     error::{Refusal, Result},
     flows::{
         App,
@@ -100,7 +101,7 @@ pub(crate) async fn upgrade_guest(
     let confirmed = confirm::confirm(app, &operation, &flows, Some(&caller), auth).await?;
     let house = app.clone();
     let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
-    let hash = app.env.blocking_long(hash).await?;
+    let hash = app.env.blocking_long(Long::Password, hash).await?;
     let user = caller.user;
     let upgrade = move |app: &App, batch: &mut Batch| {
         if let Some(token) = &confirmed.registration_token {
@@ -173,7 +174,7 @@ async fn make(app: &App, wish: Wish, made: Made) -> Result<Registered> {
         Some(password) => {
             let house = app.clone();
             let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
-            Some(app.env.blocking_long(hash).await?)
+            Some(app.env.blocking_long(Long::Password, hash).await?)
         }
         None => None,
     };

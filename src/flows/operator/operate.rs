@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::{devices, names, passwords, registration, users},
+    env::Long,
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -183,7 +184,7 @@ async fn reset_password(app: &App, name: &str, password: Option<String>) -> Resu
     passwords::check(&password)?;
     let house = app.clone();
     let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
-    let hash = app.env.blocking_long(hash).await?;
+    let hash = app.env.blocking_long(Long::Password, hash).await?;
     let whose = user_id.clone();
     write::for_user(app, user, move |_, batch| {
         passwords::set(batch, user, Some(&hash));
@@ -250,7 +251,7 @@ async fn back_up(
     let house = app.clone();
     let manifest = app
         .env
-        .blocking_long(move || {
+        .blocking_long(Long::Maintenance, move || {
             let name = house.config.server.name.as_str();
             backup::back_up(&house.store, &to, name, house.env.now_ms(), true, &mut progress)
                 .map_err(|why| Refusal::invalid_param(format!("No backup was taken: {why}.")).into())
@@ -262,7 +263,8 @@ async fn back_up(
 
 async fn check_store(app: &App, mut progress: impl FnMut(Progress) + Send + 'static) -> Result<Answer> {
     let store = app.store.clone();
-    let report = app.env.blocking_long(move || Ok(check::check(&store, &mut progress)?)).await?;
+    let report =
+        app.env.blocking_long(Long::Maintenance, move || Ok(check::check(&store, &mut progress)?)).await?;
     let rows: u64 = report.rows.iter().map(|(_, rows)| rows).sum();
     let mut text = if report.faults == 0 {
         format!("Read {rows} rows: nothing is wrong.")

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedMutexGuard, SemaphorePermit};
 
 use crate::{
     accounts::users,
+    env::Long,
     error::{Error, Refusal, Result},
     flows::{App, commit},
     ids::RoomNum,
@@ -198,7 +199,7 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
             Err(why) => Err(why.into()),
         }
     };
-    let is_answered = app.env.blocking_long(work).await?;
+    let is_answered = app.env.blocking_long(Long::Resolution, work).await?;
     Ok(is_answered.then_some(Worked { loaded, _of_all, _of_room }))
 }
 

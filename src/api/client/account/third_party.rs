@@ -19,26 +19,26 @@ use crate::{
         reply::RawJson,
     },
     error::{Refusal, Result},
-    flows::App,
+    flows::{App, limits::Limit},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_3pids);
-    r.client(refuse_change::<add_3pid::v3::Request>);
-    r.client(refuse_change::<bind_3pid::v3::Request>);
-    r.client(refuse_change::<unbind_3pid::v3::Request>);
-    r.client(refuse_change::<delete_3pid::v3::Request>);
-    r.public(refuse_proof::<request_3pid_management_token_via_email::v3::Request>);
-    r.public(refuse_proof::<request_3pid_management_token_via_msisdn::v3::Request>);
-    r.public(refuse_proof::<request_password_change_token_via_email::v3::Request>);
-    r.public(refuse_proof::<request_password_change_token_via_msisdn::v3::Request>);
-    r.public(refuse_proof::<request_registration_token_via_email::v3::Request>);
-    r.public(refuse_proof::<request_registration_token_via_msisdn::v3::Request>);
+    r.client(get_3pids).limit(Limit::Read);
+    r.client(refuse_change::<add_3pid::v3::Request>).limit(Limit::Other);
+    r.client(refuse_change::<bind_3pid::v3::Request>).limit(Limit::Other);
+    r.client(refuse_change::<unbind_3pid::v3::Request>).limit(Limit::Other);
+    r.client(refuse_change::<delete_3pid::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_3pid_management_token_via_email::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_3pid_management_token_via_msisdn::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_password_change_token_via_email::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_password_change_token_via_msisdn::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_registration_token_via_email::v3::Request>).limit(Limit::Other);
+    r.public(refuse_proof::<request_registration_token_via_msisdn::v3::Request>).limit(Limit::Other);
 }
 
 fn denied() -> Refusal {
     let why = "This server keeps no email addresses and phone numbers.";
-    Refusal::new(ErrorKind::ThreepidDenied, why).status(http::StatusCode::FORBIDDEN)
+    Refusal::new(ErrorKind::ThreepidDenied, why)
 }
 
 /// `GET /_matrix/client/v3/account/3pid`

@@ -1,5 +1,5 @@
-//! What nobody read of a request's body. A client that sends all before it listens would see its connection break if it were
-//! answered and closed at once: so the rest is taken in, within bounds, and thrown away.
+//! Drains what nobody read of a request's body. A client that sends all before it listens would see its connection break if it
+//! were answered and closed at once: so the rest is taken in, within bounds, and thrown away.
 
 use std::{
     pin::Pin,

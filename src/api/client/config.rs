@@ -1,6 +1,5 @@
 //! Account data, global and of rooms.
 
-use bytes::Bytes;
 use ruma::{
     OwnedRoomId, UserId,
     api::{
@@ -13,17 +12,26 @@ use ruma::{
 
 use crate::{
     accounts::{Caller, account_data},
-    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    api::{
+        Routes,
+        extract::Client,
+        policy::{Body, KIB},
+        raw::Raw,
+        reply::RawJson,
+    },
     error::{Refusal, Result},
-    flows::{App, account::keep},
+    flows::{App, account::keep, limits::Limit},
     push,
 };
 
+/// Lists of direct chats and of ignored users grow with their owner.
+const BODY: Body = Body::Json(512 * KIB);
+
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_global_account_data);
-    r.client(set_global_account_data);
-    r.client(get_room_account_data);
-    r.client(set_room_account_data);
+    r.client(get_global_account_data).limit(Limit::Read);
+    r.client(set_global_account_data).limit(Limit::Other).body(BODY);
+    r.client(get_room_account_data).limit(Limit::Read);
+    r.client(set_room_account_data).limit(Limit::Other).body(BODY);
 }
 
 /// Errors: 403 for what is another user's.
@@ -73,17 +81,6 @@ pub(crate) async fn get_room_account_data(
     find(&app, &client.caller, Some(&request.room_id), &request.event_type.to_string())
 }
 
-/// The body, which must be an object: what is kept is what was sent.
-pub(crate) fn object(body: &Bytes) -> Result<Bytes> {
-    let object: &serde_json::value::RawValue = serde_json::from_slice(body)
-        .map_err(|why| Refusal::new(ErrorKind::NotJson, format!("The request's body is not JSON: {why}.")))?;
-    if object.get().starts_with('{') {
-        Ok(body.slice_ref(object.get().as_bytes()))
-    } else {
-        Err(Refusal::bad_json("The request's body is not an object.").into())
-    }
-}
-
 fn user_id(text: &str) -> Result<ruma::OwnedUserId> {
     UserId::parse(text).map_err(|_| Refusal::invalid_param("This is not a user id.").into())
 }
@@ -97,7 +94,7 @@ pub(crate) async fn set_global_account_data(
     require_self(&client.caller, &user_id(request.arg(0))?)?;
     let kind = request.arg(1).to_owned();
     require_free_type(&kind)?;
-    keep::keep_account_data(&app, &client.caller, None, kind, object(&request.body)?).await?;
+    keep::keep_account_data(&app, &client.caller, None, kind, request.body.bytes()).await?;
     Ok(set_global_account_data::v3::Response::new())
 }
 
@@ -112,6 +109,6 @@ pub(crate) async fn set_room_account_data(
         .map_err(|_| Refusal::invalid_param("This is not a room id."))?;
     let kind = request.arg(2).to_owned();
     require_free_type(&kind)?;
-    keep::keep_account_data(&app, &client.caller, Some(room), kind, object(&request.body)?).await?;
+    keep::keep_account_data(&app, &client.caller, Some(room), kind, request.body.bytes()).await?;
     Ok(set_room_account_data::v3::Response::new())
 }

@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::account_data,
-    api::{Routes, client::account_data::require_self, extract::Client, raw::Raw, reply::RawJson},
-    error::{Error, Result},
-    flows::{App, account::keep},
+    api::{Routes, client::config::require_self, extract::Client, raw::Raw, reply::RawJson},
+    error::Result,
+    flows::{App, account::keep, limits::Limit},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_tags);
-    r.client(create_tag);
-    r.client(delete_tag);
+    r.client(get_tags).limit(Limit::Read);
+    r.client(create_tag).limit(Limit::Other);
+    r.client(delete_tag).limit(Limit::Other);
 }
 
 /// `GET /_matrix/client/v3/user/{userId}/rooms/{roomId}/tags`
@@ -34,8 +34,7 @@ pub(crate) async fn create_tag(
     let (caller, request) = (client.caller, client.request.read()?);
     require_self(&caller, &request.user_id)?;
     // What clients keep beside the order is theirs.
-    let info =
-        serde_json::from_slice(&client.request.body).map_err(|error| Error::broken(error.to_string()))?;
+    let info = client.request.json()?;
     keep::change_tag(&app, &caller, request.room_id, request.tag, Some(info)).await?;
     Ok(create_tag::v3::Response::new())
 }

@@ -1,31 +1,41 @@
-//! Push rules.
+//! Push rules and pushers.
 
 use ruma::{
     api::client::push::{
-        delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
-        get_pushrules_global_scope, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
+        delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+        get_pushrules_all, get_pushrules_global_scope,
+        set_pusher::{self, v3::PusherAction},
+        set_pushrule, set_pushrule_actions, set_pushrule_enabled,
     },
     push::Ruleset,
 };
 
+use serde_json::json;
+
 use crate::{
     accounts::Caller,
-    api::{Routes, extract::Client, reply::RawJson},
-    error::Result,
-    flows::{App, account::push_rules},
-    push::rules,
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
+    error::{Refusal, Result},
+    flows::{
+        App,
+        account::{push_rules, pushers as flow},
+        limits::Limit,
+    },
+    push::{pushers, rules},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_pushrules_all);
-    r.client(get_pushrules_global_scope);
-    r.client(get_pushrule);
-    r.client(set_pushrule);
-    r.client(delete_pushrule);
-    r.client(get_pushrule_enabled);
-    r.client(set_pushrule_enabled);
-    r.client(get_pushrule_actions);
-    r.client(set_pushrule_actions);
+    r.client(get_pushrules_all).limit(Limit::Read);
+    r.client(get_pushrules_global_scope).limit(Limit::Read);
+    r.client(get_pushrule).limit(Limit::Read);
+    r.client(set_pushrule).limit(Limit::Other);
+    r.client(delete_pushrule).limit(Limit::Other);
+    r.client(get_pushrule_enabled).limit(Limit::Read);
+    r.client(set_pushrule_enabled).limit(Limit::Other);
+    r.client(get_pushrule_actions).limit(Limit::Read);
+    r.client(set_pushrule_actions).limit(Limit::Other);
+    r.client(get_pushers).limit(Limit::Read);
+    r.client(set_pusher).limit(Limit::Other);
 }
 
 fn rules_of(app: &App, caller: &Caller) -> Result<Ruleset> {
@@ -38,7 +48,7 @@ pub(crate) async fn get_pushrules_all(
     client: Client<get_pushrules_all::v3::Request>,
 ) -> Result<RawJson> {
     let rules = rules::as_json(&rules_of(&app, &client.caller)?)?;
-    Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()))
+    Ok(RawJson(json!({ "global": rules }).to_string().into()))
 }
 
 /// `GET /_matrix/client/v3/pushrules/global/`
@@ -120,4 +130,27 @@ pub(crate) async fn set_pushrule_actions(
     let set = move |rules: &mut Ruleset| rules::set_actions(rules, kind, &rule_id, actions);
     push_rules::change(&app, &client.caller, set).await?;
     Ok(set_pushrule_actions::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/pushers`
+pub(crate) async fn get_pushers(app: App, client: Client<get_pushers::v3::Request>) -> Result<RawJson> {
+    let pushers = pushers::list(&*app.store.snapshot(), client.caller.user)?;
+    Ok(RawJson(json!({ "pushers": pushers }).to_string().into()))
+}
+
+/// `POST /_matrix/client/v3/pushers/set`
+pub(crate) async fn set_pusher(
+    app: App,
+    client: Client<Raw<set_pusher::v3::Request>>,
+) -> Result<set_pusher::v3::Response> {
+    // ruma takes a body without it for one that deletes.
+    if client.request.body.field("kind").is_none() {
+        return Err(Refusal::missing_param("`kind` is missing; it is null to delete a pusher.").into());
+    }
+    match client.request.read()?.action {
+        PusherAction::Post(data) => flow::set(&app, &client.caller, data).await?,
+        PusherAction::Delete(ids) => flow::delete(&app, &client.caller, ids).await?,
+        _ => return Err(Refusal::invalid_param("There are pushers of kind http only.").into()),
+    }
+    Ok(set_pusher::v3::Response::new())
 }

@@ -1,35 +1,49 @@
-//! Logging in, and keeping logged in.
+//! Sessions: logging in, keeping logged in, logging out.
 
 use ruma::api::{
-    IncomingRequest, Metadata,
     client::{
         session::{
             get_login_types::{self, v3::PasswordLoginType},
-            login::{
-                self,
-                v3::{LoginInfo, Request as LoginRequest},
-            },
-            refresh_token,
+            login::{self, v3::LoginInfo},
+            logout, logout_all, refresh_token,
         },
         uiaa::UserIdentifier,
     },
-    error::{DeserializationError, ErrorKind},
+    error::ErrorKind,
 };
 
 use crate::{
     accounts::{devices::LogIn, names},
-    api::{Routes, extract::Public},
+    api::{
+        Routes,
+        extract::{Client, Public},
+        policy::Guests,
+        raw::Raw,
+    },
     error::{Refusal, Result},
     flows::{
         App,
-        account::{confirm, log_in},
+        account::{
+            confirm, log_in,
+            log_out::{Which, log_out},
+        },
+        limits::Limit,
     },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.public(get_login_types);
-    r.public(login);
-    r.public(refresh_token);
+    r.public(get_login_types).limit(Limit::Read);
+    r.public(login).limit(Limit::Login);
+    r.public(refresh_token).limit(Limit::Other);
+    r.client(logout).limit(Limit::Other).guests(Guests::Yes);
+    r.client(logout_all).limit(Limit::Other);
+}
+
+/// The field without which ruma's type of a login panics.
+#[derive(serde::Deserialize)]
+struct Typed {
+    #[serde(rename = "type")]
+    _type: String,
 }
 
 /// `GET /_matrix/client/v3/login`
@@ -41,38 +55,10 @@ pub(crate) async fn get_login_types(
     Ok(get_login_types::v3::Response::new(vec![password]))
 }
 
-/// The body of `/login`. ruma's own type panics on a body without `type`, so that is looked at first.
-pub(crate) struct Login(LoginRequest);
-
-impl Metadata for Login {
-    const METHOD: http::Method = LoginRequest::METHOD;
-    const RATE_LIMITED: bool = LoginRequest::RATE_LIMITED;
-    type Authentication = <LoginRequest as Metadata>::Authentication;
-    type PathBuilder = <LoginRequest as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = LoginRequest::PATH_BUILDER;
-}
-
-impl IncomingRequest for Login {
-    type EndpointError = <LoginRequest as IncomingRequest>::EndpointError;
-    type OutgoingResponse = login::v3::Response;
-
-    fn try_from_http_request_inner(
-        request: http::Request<&[u8]>,
-        path_args: &[&str],
-    ) -> Result<Self, DeserializationError> {
-        #[derive(serde::Deserialize)]
-        struct Typed {
-            #[serde(rename = "type")]
-            _type: String,
-        }
-        serde_json::from_slice::<Typed>(request.body())?;
-        LoginRequest::try_from_http_request_inner(request, path_args).map(Self)
-    }
-}
-
 /// `POST /_matrix/client/v3/login`
-pub(crate) async fn login(app: App, public: Public<Login>) -> Result<login::v3::Response> {
-    let Login(request) = public.request;
+pub(crate) async fn login(app: App, public: Public<Raw<login::v3::Request>>) -> Result<login::v3::Response> {
+    public.request.json::<Typed>()?;
+    let request = public.request.read()?;
     let LoginInfo::Password(info) = request.login_info else {
         let why = "This server knows no such type of login.";
         return Err(Refusal::new(ErrorKind::Unknown, why).into());
@@ -82,7 +68,7 @@ pub(crate) async fn login(app: App, public: Public<Login>) -> Result<login::v3::
         (Some(identifier @ UserIdentifier::Matrix(_)), _) => confirm::meant_by(&app, identifier),
         (Some(_), _) => None,
         (None, Some(user)) => names::meant_user_id(user, app.accounts.server_name()),
-        (None, None) => return Err(Refusal::missing_param("Whose login it is, is missing.").into()),
+        (None, None) => return Err(Refusal::missing_param("`identifier` is missing.").into()),
     };
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let device = LogIn { id: request.device_id, display_name, ip };
@@ -109,4 +95,19 @@ pub(crate) async fn refresh_token(
     response.refresh_token = issued.refresh_token;
     response.expires_in_ms = issued.expires_in;
     Ok(response)
+}
+
+/// `POST /_matrix/client/v3/logout`
+pub(crate) async fn logout(app: App, client: Client<logout::v3::Request>) -> Result<logout::v3::Response> {
+    log_out(&app, &client.caller, Which::Own).await?;
+    Ok(logout::v3::Response::new())
+}
+
+/// `POST /_matrix/client/v3/logout/all`
+pub(crate) async fn logout_all(
+    app: App,
+    client: Client<logout_all::v3::Request>,
+) -> Result<logout_all::v3::Response> {
+    log_out(&app, &client.caller, Which::All).await?;
+    Ok(logout_all::v3::Response::new())
 }

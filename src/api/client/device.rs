@@ -5,7 +5,13 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::devices::{self, Device},
-    api::{Routes, confirmable::Confirmable, extract::Client, reply::RawJson},
+    api::{
+        Routes,
+        extract::Client,
+        policy::{Body, Guests, KIB},
+        raw::Raw,
+        reply::RawJson,
+    },
     error::Result,
     flows::{
         App,
@@ -14,17 +20,19 @@ use crate::{
             log_out::{Which, log_out},
         },
         device::rename_device,
+        limits::Limit,
     },
     ids::UserNum,
     store::{Fault, Read},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(get_devices);
-    r.client(get_device);
-    r.client(update_device);
-    r.client(delete_device);
-    r.client(delete_devices);
+    r.client(get_devices).limit(Limit::Read).guests(Guests::Yes);
+    r.client(get_device).limit(Limit::Read).guests(Guests::Yes);
+    r.client(update_device).limit(Limit::Other).guests(Guests::Yes);
+    r.client(delete_device).limit(Limit::Other);
+    // As many devices as an account may have.
+    r.client(delete_devices).limit(Limit::Other).body(Body::Json(256 * KIB));
 }
 
 /// A device as its owner sees it. What is not known is left out: ruma would write null.
@@ -69,9 +77,9 @@ pub(crate) async fn update_device(
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`
 pub(crate) async fn delete_device(
     app: App,
-    client: Client<Confirmable<delete_device::v3::Request>>,
+    client: Client<Raw<delete_device::v3::Request>>,
 ) -> Result<delete_device::v3::Response> {
-    let (caller, request) = (client.caller, client.request.0);
+    let (caller, request) = (client.caller, client.request.read_confirmed()?);
     let wanted = json!({ "devices": [request.device_id] });
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();
@@ -83,9 +91,9 @@ pub(crate) async fn delete_device(
 /// `POST /_matrix/client/v3/delete_devices`
 pub(crate) async fn delete_devices(
     app: App,
-    client: Client<Confirmable<delete_devices::v3::Request>>,
+    client: Client<Raw<delete_devices::v3::Request>>,
 ) -> Result<delete_devices::v3::Response> {
-    let (caller, request) = (client.caller, client.request.0);
+    let (caller, request) = (client.caller, client.request.read_confirmed()?);
     let wanted = json!({ "devices": request.devices });
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();

@@ -9,26 +9,25 @@ use serde_json::{Map, Value};
 
 use crate::{
     accounts::{devices::LogIn, registration},
-    api::{Routes, confirmable::Confirmable, extract::Public, reply::RawJson},
+    api::{Routes, extract::Public, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App,
         account::register::{self as flow, Wish},
+        limits::Limit,
     },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.public(register);
-    r.public(get_username_availability);
-    r.public(check_registration_token_validity);
+    r.public(register).limit(Limit::Register);
+    r.public(get_username_availability).limit(Limit::Other);
+    // Each request is a guess at a token.
+    r.public(check_registration_token_validity).limit(Limit::Register);
 }
 
 /// `POST /_matrix/client/v3/register`
-pub(crate) async fn register(
-    app: App,
-    public: Public<Confirmable<register::v3::Request>>,
-) -> Result<RawJson> {
-    let request = public.request.0;
+pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>>) -> Result<RawJson> {
+    let request = public.request.read_confirmed()?;
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let log_in = LogIn { id: request.device_id, display_name, ip };
     if request.login_type == Some(register::LoginType::ApplicationService) {

@@ -1,26 +1,19 @@
-//! Receipts and read markers.
+//! Receipts.
 
 use ruma::{
-    api::client::{
-        read_marker::set_read_marker,
-        receipt::{create_receipt, create_receipt::v3::ReceiptType},
-    },
+    api::client::receipt::{create_receipt, create_receipt::v3::ReceiptType},
     events::receipt::ReceiptThread,
 };
 
 use crate::{
     api::{Routes, extract::Client},
     error::{Refusal, Result},
-    flows::{
-        App,
-        room::{self, receipts},
-    },
+    flows::{App, limits::Limit, room::receipts},
     schema::receipts::ReceiptKind,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_receipt);
-    r.client(set_read_marker);
+    r.client(create_receipt).limit(Limit::Other);
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}`
@@ -43,25 +36,4 @@ pub(crate) async fn create_receipt(
     };
     receipts::send_receipt(&app, &caller, &request.room_id, kind, request.event_id, &request.thread).await?;
     Ok(create_receipt::v3::Response::new())
-}
-
-/// `POST /_matrix/client/v3/rooms/{roomId}/read_markers`
-pub(crate) async fn set_read_marker(
-    app: App,
-    client: Client<set_read_marker::v3::Request>,
-) -> Result<set_read_marker::v3::Response> {
-    let Client { caller, request, .. } = client;
-    let room = &request.room_id;
-    room::require_in_room(&app, &caller, room)?;
-    if let Some(event) = request.fully_read {
-        receipts::set_fully_read(&app, &caller, room.clone(), &event).await?;
-    }
-    let receipts =
-        [(ReceiptKind::Public, request.read_receipt), (ReceiptKind::Private, request.private_read_receipt)];
-    for (kind, event) in receipts {
-        if let Some(event) = event {
-            receipts::send_receipt(&app, &caller, room, kind, event, &ReceiptThread::Unthreaded).await?;
-        }
-    }
-    Ok(set_read_marker::v3::Response::new())
 }

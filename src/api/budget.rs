@@ -1,0 +1,226 @@
+//! The bytes of bodies and answers that are in memory at once, over all requests: one budget, within which newcomers wait.
+//!
+//! A body reserves its bytes before they are received. An answer is charged for once it is there: it cannot be made smaller
+//! any more, so that the budget may be overdrawn, and whoever comes next waits until it was read.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{
+    env::Env,
+    error::{Error, Result},
+    flows::limits::network,
+    metrics::Metrics,
+};
+
+/// One address may hold this part of the budget.
+const ADDRESS_SHARE: usize = 4;
+
+/// A newcomer waits for this long, and is then told to try again later.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The budget of one server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Budget(Arc<Inner>);
+
+struct Inner {
+    env: Env,
+    metrics: Metrics,
+    bytes_max: usize,
+    /// Changed under the lock of `held`; read without it.
+    bytes: AtomicUsize,
+    /// By address.
+    held: Mutex<BTreeMap<u128, usize>>,
+    freed: Notify,
+    /// Whoever is first in line waits for room; the others wait for their turn, so that nobody overtakes.
+    line: tokio::sync::Mutex<()>,
+}
+
+/// Bytes that are counted until this is dropped.
+pub(crate) struct Held {
+    budget: Budget,
+    address: Option<u128>,
+    bytes: usize,
+}
+
+impl Budget {
+    /// With nothing counted.
+    pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
+        Self(Arc::new(Inner {
+            env,
+            metrics,
+            bytes_max,
+            bytes: AtomicUsize::new(0),
+            held: Mutex::default(),
+            freed: Notify::new(),
+            line: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// Waits while the budget is overdrawn. Errors: busy, where that takes too long.
+    pub(crate) async fn admit(&self, address: IpAddr) -> Result<()> {
+        if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
+            drop(self.reserve(address, 0).await?);
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room for these bytes, and counts them. Errors: busy, where that takes too long or the address
+    /// holds its share already.
+    pub(crate) async fn reserve(&self, address: IpAddr, bytes: usize) -> Result<Held> {
+        let busy = || Error::Busy { retry_after: Duration::from_secs(1) };
+        if let Some(address) = shared(address)
+            && bytes > 0
+            && self.0.held.lock().get(&address).copied().unwrap_or_default() + bytes
+                > self.0.bytes_max / ADDRESS_SHARE
+        {
+            tracing::debug!(bytes, reason = "the address holds its share of the budget", "refused");
+            return Err(busy());
+        }
+        if let Some(held) = self.try_hold(address, bytes) {
+            return Ok(held);
+        }
+        let wait = async {
+            let _first = self.0.line.lock().await;
+            loop {
+                let freed = self.0.freed.notified();
+                if let Some(held) = self.try_hold(address, bytes) {
+                    return held;
+                }
+                freed.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            held = wait => Ok(held),
+            () = self.0.env.sleep(WAIT_MAX) => {
+                tracing::debug!(bytes, reason = "no room for bytes in flight", "refused");
+                Err(busy())
+            }
+        }
+    }
+
+    /// Counts bytes that are in memory already.
+    pub(crate) fn charge(&self, address: IpAddr, bytes: usize) -> Held {
+        self.hold(address, bytes, &mut self.0.held.lock())
+    }
+
+    fn try_hold(&self, address: IpAddr, bytes: usize) -> Option<Held> {
+        let mut held = self.0.held.lock();
+        let has_room = self.0.bytes.load(Ordering::Relaxed) + bytes <= self.0.bytes_max;
+        has_room.then(|| self.hold(address, bytes, &mut held))
+    }
+
+    fn hold(&self, address: IpAddr, bytes: usize, held: &mut BTreeMap<u128, usize>) -> Held {
+        let address = shared(address).filter(|_| bytes > 0);
+        if let Some(address) = address {
+            *held.entry(address).or_default() += bytes;
+        }
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.metrics.bytes_in_flight(bytes as i64);
+        Held { budget: self.clone(), address, bytes }
+    }
+}
+
+impl Held {
+    /// How many they are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let inner = &self.budget.0;
+        let mut held = inner.held.lock();
+        if let Some(address) = self.address
+            && let Some(bytes) = held.get_mut(&address)
+        {
+            debug_assert!(*bytes >= self.bytes, "more is given back than was taken");
+            *bytes = bytes.saturating_sub(self.bytes);
+            if *bytes == 0 {
+                held.remove(&address);
+            }
+        }
+        let before = inner.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        debug_assert!(before >= self.bytes, "more is given back than was taken");
+        drop(held);
+        inner.metrics.bytes_in_flight(-(self.bytes as i64));
+        inner.freed.notify_waiters();
+    }
+}
+
+/// The address that has a share: a reverse proxy on the same machine, and whoever has no address, has none.
+fn shared(address: IpAddr) -> Option<u128> {
+    (!address.is_loopback() && !address.is_unspecified()).then(|| network(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(bytes_max: usize) -> (Env, Budget) {
+        let env = Env::simulated(1, 0);
+        (env.clone(), Budget::new(env, Metrics::new(), bytes_max))
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_wait_until_there_is_room_and_nobody_overtakes() {
+        let (env, budget) = budget(100);
+        let first = budget.reserve(address(1), 25).await.unwrap();
+        let answer = budget.charge(address(2), 90);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        for (number, bytes) in [(3, 20), (4, 1)] {
+            let (budget, order) = (budget.clone(), order.clone());
+            env.spawn(async move {
+                let held = budget.reserve(address(number), bytes).await.unwrap();
+                order.lock().push(number);
+                drop(held);
+            });
+        }
+        env.sleep(Duration::from_secs(1)).await;
+        drop(first);
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(order.lock().is_empty(), "the small one waits behind the large one");
+        drop(answer);
+        env.sleep(Duration::from_secs(1)).await;
+        assert_eq!(*order.lock(), [3, 4]);
+        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
+        assert!(budget.0.held.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_too_long_is_told_to_come_back() {
+        let (_, budget) = budget(100);
+        let _answer = budget.charge(address(1), 200);
+        assert!(matches!(budget.admit(address(2)).await, Err(Error::Busy { .. })));
+        assert!(matches!(budget.reserve(address(2), 10).await, Err(Error::Busy { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_holds_no_more_than_its_share() {
+        let (_, budget) = budget(100);
+        let _held = budget.reserve(address(1), 20).await.unwrap();
+        assert!(matches!(budget.reserve(address(1), 10).await, Err(Error::Busy { .. })));
+        budget.reserve(address(2), 10).await.unwrap();
+        // What a proxy on this machine brings is of many.
+        budget.reserve(IpAddr::from([127, 0, 0, 1]), 60).await.unwrap();
+    }
+}

@@ -1,0 +1,45 @@
+//! Names of rooms.
+
+use ruma::api::client::alias::{create_alias, delete_alias, get_alias};
+
+use crate::{
+    api::{
+        Routes,
+        extract::{Client, Public},
+    },
+    error::Result,
+    flows::{App, limits::Limit, room::aliases},
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(create_alias).limit(Limit::Other);
+    r.client(delete_alias).limit(Limit::Other);
+    r.public(get_alias).limit(Limit::Read);
+}
+
+/// `PUT /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn create_alias(
+    app: App,
+    client: Client<create_alias::v3::Request>,
+) -> Result<create_alias::v3::Response> {
+    aliases::add(&app, &client.caller, &client.request.room_alias, &client.request.room_id).await?;
+    Ok(create_alias::v3::Response::new())
+}
+
+/// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn delete_alias(
+    app: App,
+    client: Client<delete_alias::v3::Request>,
+) -> Result<delete_alias::v3::Response> {
+    aliases::remove(&app, &client.caller, &client.request.room_alias).await?;
+    Ok(delete_alias::v3::Response::new())
+}
+
+/// `GET /_matrix/client/v3/directory/room/{roomAlias}`
+pub(crate) async fn get_alias(
+    app: App,
+    public: Public<get_alias::v3::Request>,
+) -> Result<get_alias::v3::Response> {
+    let room_id = aliases::find(&app, &public.request.room_alias)?;
+    Ok(get_alias::v3::Response::new(room_id, vec![app.config.server.name.clone()]))
+}

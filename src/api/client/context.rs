@@ -1,0 +1,24 @@
+//! The events around an event.
+
+use ruma::api::client::context::get_context;
+
+use crate::{
+    api::{
+        Routes, client::relations::relation_filter, extract::Client, policy::Guests, raw::Raw, reply::RawJson,
+    },
+    error::Result,
+    flows::{App, limits::Limit, room::look},
+    rooms::filter::Filter,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_context).limit(Limit::Read).guests(Guests::Yes);
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
+pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Request>>) -> Result<RawJson> {
+    let request = client.request.read()?;
+    let filter = Filter { relations: relation_filter(&client.request)?, ..Filter::of(request.filter) };
+    let limit = request.limit.into();
+    look::context(&app, &client.caller, &request.room_id, &request.event_id, limit, filter).await.map(RawJson)
+}

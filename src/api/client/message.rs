@@ -1,0 +1,87 @@
+//! Messages of a room: sending one, and pages of the timeline.
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch,
+    api::{
+        Direction as Wanted,
+        client::message::{get_message_events, send_message_event},
+    },
+};
+
+use crate::{
+    api::{
+        Routes,
+        client::relations::relation_filter,
+        extract::Client,
+        policy::{Body, Guests, KIB},
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::Result,
+    flows::{
+        App,
+        limits::Limit,
+        room::{
+            look::{self, PageWanted},
+            send::{self, Message},
+        },
+    },
+    rooms::filter::Filter,
+    store::Direction,
+};
+
+/// The content of an event. It is smaller once it is written canonically: escaped characters take three times their bytes.
+pub(super) const EVENT: Body = Body::Json(256 * KIB);
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(send_message_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+    r.client(get_message_events).limit(Limit::Read).guests(Guests::Yes);
+}
+
+pub(super) fn milliseconds(time: Option<MilliSecondsSinceUnixEpoch>) -> Option<u64> {
+    time.map(|time| time.get().into())
+}
+
+pub(super) fn direction(wanted: Wanted) -> Direction {
+    match wanted {
+        Wanted::Forward => Direction::Up,
+        Wanted::Backward => Direction::Down,
+    }
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
+pub(crate) async fn send_message_event(
+    app: App,
+    client: Client<send_message_event::v3::Request>,
+) -> Result<send_message_event::v3::Response> {
+    let request = client.request;
+    let message = Message {
+        room: request.room_id,
+        kind: request.event_type.to_string(),
+        txn: request.txn_id.into(),
+        content: send::content(request.body.json().get())?,
+        redacts: None,
+        sent_ms: milliseconds(request.timestamp),
+    };
+    let event_id = send::send(&app, &client.caller, message).await?;
+    Ok(send_message_event::v3::Response::new(event_id))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/messages`
+///
+/// The specification demands a direction; Synapse takes none as forwards, and Complement relies on that.
+pub(crate) async fn get_message_events(
+    app: App,
+    client: Client<Raw<get_message_events::v3::Request>>,
+) -> Result<RawJson> {
+    let raw = client.request.or_query("dir", "f");
+    let request = raw.read()?;
+    let wanted = PageWanted {
+        from: request.from,
+        to: request.to,
+        direction: direction(request.dir),
+        limit: request.limit.into(),
+        filter: Filter { relations: relation_filter(&raw)?, ..Filter::of(request.filter) },
+    };
+    look::messages(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
+}

@@ -1,0 +1,89 @@
+//! The events that refer to an event.
+
+use ruma::{
+    UInt,
+    api::{
+        Direction as Wanted,
+        client::relations::{
+            get_relating_events, get_relating_events_with_rel_type,
+            get_relating_events_with_rel_type_and_event_type,
+        },
+    },
+};
+
+use crate::{
+    api::{Routes, client::message::direction, extract::Client, raw::Raw, reply::RawJson},
+    error::{Refusal, Result},
+    flows::{
+        App,
+        limits::Limit,
+        room::look::{self, RelationsWanted},
+    },
+    rooms::filter::RelationFilter,
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_relating_events).limit(Limit::Read);
+    r.client(get_relating_events_with_rel_type).limit(Limit::Read);
+    r.client(get_relating_events_with_rel_type_and_event_type).limit(Limit::Read);
+}
+
+/// How many relations a client gets that asks for no number.
+const RELATIONS_DEFAULT: u64 = 50;
+
+/// What all three requests for relations say alike: a page of those of any kind.
+fn relations(
+    from: Option<String>,
+    to: Option<String>,
+    dir: Wanted,
+    limit: Option<UInt>,
+    recurse: bool,
+) -> RelationsWanted {
+    let limit = limit.map_or(RELATIONS_DEFAULT, Into::into);
+    RelationsWanted { rel_type: None, event_type: None, from, to, direction: direction(dir), limit, recurse }
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
+pub(crate) async fn get_relating_events(
+    app: App,
+    client: Client<get_relating_events::v1::Request>,
+) -> Result<RawJson> {
+    let request = client.request;
+    let wanted = relations(request.from, request.to, request.dir, request.limit, request.recurse);
+    look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}`
+pub(crate) async fn get_relating_events_with_rel_type(
+    app: App,
+    client: Client<get_relating_events_with_rel_type::v1::Request>,
+) -> Result<RawJson> {
+    let request = client.request;
+    let wanted = RelationsWanted {
+        rel_type: Some(request.rel_type.to_string()),
+        ..relations(request.from, request.to, request.dir, request.limit, request.recurse)
+    };
+    look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}`
+pub(crate) async fn get_relating_events_with_rel_type_and_event_type(
+    app: App,
+    client: Client<get_relating_events_with_rel_type_and_event_type::v1::Request>,
+) -> Result<RawJson> {
+    let request = client.request;
+    let wanted = RelationsWanted {
+        rel_type: Some(request.rel_type.to_string()),
+        event_type: Some(request.event_type.to_string()),
+        ..relations(request.from, request.to, request.dir, request.limit, request.recurse)
+    };
+    look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
+}
+
+/// What a filter in the query says of relations: ruma does not read that.
+pub(super) fn relation_filter<R>(raw: &Raw<R>) -> Result<RelationFilter> {
+    let Some(filter) = raw.query("filter") else { return Ok(RelationFilter::default()) };
+    serde_json::from_str(&filter).map_err(|error| {
+        Refusal::invalid_param(format!("The filter is not what it should be: {error}.")).into()
+    })
+}

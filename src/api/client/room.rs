@@ -1,0 +1,73 @@
+//! Making rooms, and single things of a room: its aliases, an event, the event at a moment.
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch, UInt,
+    api::client::room::{aliases as list_aliases, create_room, get_event_by_timestamp, get_room_event},
+};
+
+use crate::{
+    api::{
+        Routes,
+        client::message::direction,
+        extract::Client,
+        policy::{Body, Guests, MIB},
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::Result,
+    flows::{
+        App,
+        limits::Limit,
+        room::{aliases, create, look},
+    },
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB));
+    r.client(list_aliases).limit(Limit::Read);
+    r.client(get_room_event).limit(Limit::Read).guests(Guests::Yes);
+    r.client(get_event_by_timestamp).limit(Limit::Read);
+}
+
+/// `POST /_matrix/client/v3/createRoom`
+pub(crate) async fn create_room(
+    app: App,
+    client: Client<create_room::v3::Request>,
+) -> Result<create_room::v3::Response> {
+    let room_id = create::create(&app, &client.caller, client.request).await?;
+    Ok(create_room::v3::Response::new(room_id))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`
+pub(crate) async fn list_aliases(
+    app: App,
+    client: Client<list_aliases::v3::Request>,
+) -> Result<list_aliases::v3::Response> {
+    Ok(list_aliases::v3::Response::new(aliases::list(&app, &client.caller, &client.request.room_id)?))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
+pub(crate) async fn get_room_event(
+    app: App,
+    client: Client<Raw<get_room_event::v3::Request>>,
+) -> Result<RawJson> {
+    let request = client.request.read()?;
+    let unredacted = client.request.query(INCLUDE_UNREDACTED).is_some_and(|value| value == "true");
+    look::event(&app, &client.caller, &request.room_id, &request.event_id, unredacted).await.map(RawJson)
+}
+
+/// A moderator wants to see what was redacted (MSC2815).
+const INCLUDE_UNREDACTED: &str = "fi.mau.msc2815.include_unredacted_content";
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`
+pub(crate) async fn get_event_by_timestamp(
+    app: App,
+    client: Client<get_event_by_timestamp::v1::Request>,
+) -> Result<get_event_by_timestamp::v1::Response> {
+    let request = client.request;
+    let (time_ms, direction) = (request.ts.get().into(), direction(request.dir));
+    let (event_id, sent_ms) =
+        look::event_at_time(&app, &client.caller, &request.room_id, time_ms, direction).await?;
+    let sent = MilliSecondsSinceUnixEpoch(UInt::new_saturating(sent_ms));
+    Ok(get_event_by_timestamp::v1::Response::new(event_id, sent))
+}

@@ -1,0 +1,62 @@
+//! The state of a room: reading it, and setting it.
+
+use ruma::api::client::state::{
+    get_state_event_for_key::{self, v3::StateEventFormat},
+    get_state_events, send_state_event,
+};
+
+use crate::{
+    api::{
+        Routes,
+        client::message::{EVENT, milliseconds},
+        extract::Client,
+        policy::Guests,
+        reply::RawJson,
+    },
+    error::Result,
+    flows::{
+        App,
+        limits::Limit,
+        room::{look, send},
+    },
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(get_state_events).limit(Limit::Read).guests(Guests::Yes);
+    r.client(get_state_event_for_key).limit(Limit::Read).guests(Guests::Yes);
+    r.client(send_state_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state`
+pub(crate) async fn get_state_events(
+    app: App,
+    client: Client<get_state_events::v3::Request>,
+) -> Result<RawJson> {
+    look::state(&app, &client.caller, &client.request.room_id).await.map(RawJson)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
+pub(crate) async fn get_state_event_for_key(
+    app: App,
+    client: Client<get_state_event_for_key::v3::Request>,
+) -> Result<RawJson> {
+    let request = client.request;
+    let (kind, whole_event) = (request.event_type.to_string(), request.format == StateEventFormat::Event);
+    look::state_event(&app, &client.caller, &request.room_id, kind, request.state_key, whole_event)
+        .await
+        .map(RawJson)
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
+pub(crate) async fn send_state_event(
+    app: App,
+    client: Client<send_state_event::v3::Request>,
+) -> Result<send_state_event::v3::Response> {
+    let request = client.request;
+    let content = send::content(request.body.json().get())?;
+    let (kind, sent_ms) = (request.event_type.to_string(), milliseconds(request.timestamp));
+    let event_id =
+        send::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content, sent_ms)
+            .await?;
+    Ok(send_state_event::v3::Response::new(event_id))
+}

@@ -1,0 +1,275 @@
+//! The way of a request through the server: around everything the headers for browsers, the log and the figures; inside, who
+//! asks, the limits, the body, the handler.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    response::Response,
+    routing::{MethodFilter, MethodRouter},
+};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use tracing::Instrument;
+
+use crate::{
+    api::{
+        answer::Answer,
+        budget::Budget,
+        drain::Unread,
+        extract::{self, Call},
+        receive::Receiver,
+        reply,
+        routes::{Route, Routes},
+    },
+    env::spent::{Place, Spent},
+    error::{Error, Refusal, Result},
+    flows::{
+        App,
+        limits::{Limit, Source},
+    },
+    ids::UserNum,
+};
+
+/// A poll that would be answered at once waits up to this long for its turn; beyond that it is refused.
+const POLL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What every request goes through.
+#[derive(Clone)]
+struct Door {
+    app: App,
+    budget: Budget,
+}
+
+/// The router of the whole server.
+pub fn router(app: &App) -> Router {
+    let in_flight_max = app.config.limits.in_flight_bytes_max.in_memory();
+    let budget = Budget::new(app.env.clone(), app.metrics.clone(), in_flight_max);
+    let door = Door { app: app.clone(), budget };
+    let mut router = Router::new();
+    let (mut paths, not_served) = Routes::all().served_and_not();
+    for path in not_served.keys() {
+        paths.entry(path.clone()).or_default();
+    }
+    for (path, methods) in paths {
+        let mut at_path = MethodRouter::new();
+        let not_served = not_served.get(&path).into_iter().flatten();
+        for &method in not_served.filter(|method| !methods.contains_key(**method)) {
+            let app = app.clone();
+            at_path = at_path.on(filter(method), move || refuse(app, reply::no_such_endpoint()));
+        }
+        for (method, route) in methods {
+            let (door, route) = (door.clone(), Arc::new(route));
+            let serve = move |request: Request| door.clone().serve(route.clone(), request);
+            at_path = at_path.on(filter(method), serve);
+        }
+        router = router.route(&path, at_path);
+    }
+    let (not_found, not_allowed) = (app.clone(), app.clone());
+    let router = router
+        .fallback(move || refuse(not_found.clone(), reply::no_such_endpoint()))
+        .method_not_allowed_fallback(move || refuse(not_allowed.clone(), reply::no_such_method()));
+    Router::new().fallback(move |request: Request| door.clone().outermost(router.clone(), request))
+}
+
+fn filter(method: &str) -> MethodFilter {
+    match method {
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+async fn refuse(app: App, refusal: Refusal) -> Response {
+    reply::refuse(&app, refusal.into())
+}
+
+/// What the log says of a request that was routed.
+#[derive(Clone, Copy)]
+struct Routed {
+    template: &'static str,
+    user: Option<UserNum>,
+    is_long_poll: bool,
+}
+
+impl Door {
+    /// Around everything: preflight requests, headers for browsers, the log, the figures.
+    async fn outermost(self, router: Router, request: Request) -> Response {
+        let app = &self.app;
+        let began = app.env.instant();
+        let (method, peer) = (request.method().clone(), extract::peer(request.extensions()));
+        let spent = Arc::new(Spent::default());
+        let (request, unread) = Unread::lend(request);
+        let mut response = if method == Method::OPTIONS {
+            Response::new(Body::empty())
+        } else {
+            let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;
+            answer.unwrap_or_else(|never| match never {})
+        };
+        // A client that was waited for in vain is not waited for again.
+        if let Some(unread) = unread.filter(|_| response.status() != StatusCode::REQUEST_TIMEOUT) {
+            unread.drain().await;
+        }
+        allow_browsers(response.headers_mut());
+        let routed = response.extensions_mut().remove::<Routed>();
+        let routed = routed.unwrap_or(Routed { template: "none", user: None, is_long_poll: false });
+        let took = app.env.instant().saturating_duration_since(began);
+        let status = response.status().as_u16();
+        app.metrics.request(&method, routed.template, status, took);
+        self.log(&method, status, routed, &spent, took);
+        response.map(|body| Answer::wrap(body, &self.budget, peer))
+    }
+
+    /// One line for each request, and a second one for a slow one, with where its time went.
+    fn log(&self, method: &Method, status: u16, routed: Routed, spent: &Spent, took: Duration) {
+        let Routed { template: route, user, is_long_poll } = routed;
+        let user = user.map(|user| user.0);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        tracing::info!(%method, route, status, took_us, user, "request");
+        let [queued_us, working_us, receiving_us] =
+            [Place::Queued, Place::Working, Place::Receiving].map(|place| spent.us(place));
+        // A poll waits on purpose: it is as slow as what it did besides.
+        let slow_us = if is_long_poll { queued_us + working_us + receiving_us } else { took_us };
+        if u128::from(slow_us) > u128::from(self.app.config.log.slow_request_ms) * 1000 {
+            let waiting_us = took_us.saturating_sub(queued_us + working_us + receiving_us);
+            tracing::warn!(
+                %method, route, status, took_us, user, receiving_us, queued_us, working_us, waiting_us,
+                "slow request"
+            );
+        }
+    }
+
+    /// One request that was routed.
+    async fn serve(self, route: Arc<Route>, request: Request) -> Response {
+        let app = &self.app;
+        let Route { template, policy, .. } = *route;
+        let mut routed = Routed { template, user: None, is_long_poll: policy.is_long_poll };
+        let span = tracing::info_span!(
+            "request",
+            route = template,
+            user = tracing::field::Empty,
+            room = tracing::field::Empty
+        );
+        let answer = self.answer(&route, request, &mut routed).instrument(span);
+        // A panic ends this request and no other; the hook that logs it is set in `server/logging.rs`.
+        let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+            app.metrics.panic();
+            Err(Error::broken("a handler panicked"))
+        });
+        let mut response = answer.unwrap_or_else(|error| reply::refuse(app, error));
+        response.extensions_mut().insert(routed);
+        response
+    }
+
+    async fn answer(&self, route: &Route, request: Request, routed: &mut Routed) -> Result<Response> {
+        let (app, policy) = (&self.app, &route.policy);
+        let peer = extract::peer(request.extensions());
+        let mut call = Call::begin(app, policy, request)?;
+        routed.user = call.user();
+        tell_span(route, &call);
+        if let Some(limit) = policy.limit {
+            self.limit(route.template, limit, call.source(limit)).await?;
+        }
+        self.budget.admit(peer).await?;
+        call.note_caller(app).await?;
+        let mut held = None;
+        call.read_body(app, Receiver { budget: &self.budget, peer, held: &mut held }).await?;
+        let response = (route.handler)(app.clone(), call).await;
+        drop(held);
+        response
+    }
+
+    /// Counts the request. A poll waits for its turn, so that answers that come at once gather what they tell.
+    async fn limit(&self, template: &'static str, limit: Limit, source: Source) -> Result<()> {
+        let app = &self.app;
+        let taken = match limit {
+            Limit::Sync => app.limits.take_soon(limit, source, POLL_PATIENCE),
+            _ => app.limits.take(limit, source).map(|()| Duration::ZERO),
+        };
+        match taken {
+            Ok(Duration::ZERO) => Ok(()),
+            Ok(wait) => {
+                tokio::select! {
+                    biased;
+                    () = app.stopping.cancelled() => {}
+                    () = app.env.sleep(wait) => {}
+                }
+                Ok(())
+            }
+            Err(refused) => {
+                app.metrics.rate_limited(template);
+                Err(refused)
+            }
+        }
+    }
+}
+
+/// Tells the span of the request who asks and about which room.
+fn tell_span(route: &Route, call: &Call) {
+    let span = tracing::Span::current();
+    if span.is_disabled() {
+        return;
+    }
+    if let Some(user) = call.user() {
+        span.record("user", user.0);
+    }
+    let mut names = route.template.split('/').filter(|segment| segment.starts_with('{'));
+    if let Some(room) = names.position(|name| name == "{room_id}").and_then(|index| call.path().get(index)) {
+        span.record("room", room.as_str());
+    }
+}
+
+/// Client-server API, "Web Browser Clients".
+fn allow_browsers(headers: &mut HeaderMap) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::policy::{Guests, Policy, Who},
+        config::Config,
+        env::Env,
+        server::{Lead, Server},
+        store::{Durability, Engine, Store, engine::Memory},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_ends_its_request_and_no_other() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server =
+            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
+                .unwrap();
+        let app = server.app();
+        let mut policy = Policy::new(Who::Public, &Method::GET);
+        policy.unlimited().guests(Guests::Yes);
+        let handler = Arc::new(|_, _| -> futures_util::future::BoxFuture<'static, _> {
+            Box::pin(async { panic!("on purpose") })
+        });
+        let route = Route { template: "/panics", policy, handler };
+        let budget = Budget::new(app.env.clone(), app.metrics.clone(), 1 << 20);
+        let door = Door { app: app.clone(), budget };
+        let route = Arc::new(route);
+        let serve = move |request: Request| door.clone().serve(route.clone(), request);
+        let router = Router::new().route("/panics", axum::routing::get(serve));
+        let request = Request::builder().uri("/panics").body(Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 500);
+        assert!(app.metrics.text().contains("http_panics_total 1"));
+        let request = Request::builder().uri("/_matrix/client/versions").body(Body::empty()).unwrap();
+        let after = tower::ServiceExt::oneshot(server.router(), request).await.unwrap();
+        assert_eq!(after.status().as_u16(), 200);
+    }
+}

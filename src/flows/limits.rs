@@ -1,0 +1,328 @@
+//! How fast somebody may act: one bucket for each kind of act and each source, in memory.
+//!
+//! A route names its limit beside its handler (`src/api/client/*`). A flow that finds out how much a request asks for counts
+//! the rest here with [`RateLimits::take_more`].
+
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use quick_cache::sync::Cache;
+
+use crate::{
+    config::{Bucket, Limits},
+    env::Env,
+    error::{Refusal, Result},
+    ids::{DeviceNum, UserNum},
+};
+
+/// Buckets of users, and buckets of addresses, in memory. Above this, one that was not asked for long is forgotten: it is
+/// full again.
+const BUCKETS_MAX: usize = 100_000;
+
+/// What one request does beyond its first act may put its source into debt, up to this many bursts.
+const DEBT_BURSTS_MAX: u64 = 9;
+
+/// Which limit applies: the setting of this name in `[limits]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// Requests that check a password, by address or user.
+    Login,
+    /// Passwords tried for one account, whoever tries them.
+    Password,
+    /// New accounts.
+    Register,
+    /// Events sent.
+    Send,
+    /// Rooms made, joins, invitations.
+    Membership,
+    /// Messages to devices.
+    ToDevice,
+    /// Answers of `/sync` that come at once, by device.
+    Sync,
+    /// Requests that only read.
+    Read,
+    /// Requests that change something and have no limit of their own.
+    Other,
+}
+
+impl Limit {
+    /// The name of its setting.
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Password => "password",
+            Self::Register => "register",
+            Self::Send => "send",
+            Self::Membership => "membership",
+            Self::ToDevice => "to_device",
+            Self::Sync => "sync",
+            Self::Read => "read",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Who is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// An account.
+    User(UserNum),
+    /// A device of an account.
+    Device(UserNum, DeviceNum),
+    /// An account, as far as it is reached from this address.
+    UserAt(UserNum, u128),
+    /// The digest of a name that no account has.
+    Name(u128),
+    /// An address; of IPv6 the network of 64 bits, which one household has to itself.
+    Address(u128),
+}
+
+impl Source {
+    /// The source of a request without a token.
+    pub fn address(address: IpAddr) -> Self {
+        Self::Address(network(address))
+    }
+
+    /// The account, as far as it is reached from this address.
+    pub fn user_at(user: UserNum, address: IpAddr) -> Self {
+        Self::UserAt(user, network(address))
+    }
+}
+
+/// The address, or the network of 64 bits that it lies in.
+pub fn network(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(address) => address.to_ipv6_mapped().to_bits(),
+            None => address.to_bits() >> 64 << 64,
+        },
+    }
+}
+
+/// The buckets of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct RateLimits(Arc<Buckets>);
+
+/// A bucket is the moment, in microseconds of uptime, at which it would be full again.
+type FullAt = Cache<(Limit, Source), Arc<AtomicU64>>;
+
+struct Buckets {
+    env: Env,
+    limits: Limits,
+    /// Apart from those of addresses, so that nobody with many addresses makes buckets of users be forgotten.
+    of_users: FullAt,
+    of_addresses: FullAt,
+}
+
+impl RateLimits {
+    /// All buckets full.
+    pub fn new(env: Env, limits: &Limits) -> Self {
+        let (of_users, of_addresses) = (Cache::new(BUCKETS_MAX), Cache::new(BUCKETS_MAX));
+        Self(Arc::new(Buckets { env, limits: limits.clone(), of_users, of_addresses }))
+    }
+
+    /// Takes one act from the bucket. Errors: 429 `M_LIMIT_EXCEEDED` with the time until there is one.
+    pub fn take(&self, limit: Limit, source: Source) -> Result<()> {
+        self.0.take(limit, source, 1, 0).map(drop)
+    }
+
+    /// Counts what a request does beyond the one act that its route took: invitations, targets. The source may get into debt
+    /// and then waits before its next act. Errors: 429 `M_LIMIT_EXCEEDED` for more than the debt may be.
+    pub fn take_more(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        if count == 0 {
+            return Ok(());
+        }
+        let bucket = self.0.bucket(limit);
+        let count_max = u64::from(bucket.burst).saturating_mul(DEBT_BURSTS_MAX + 1);
+        if self.0.limits.rate_limits && count > count_max {
+            tracing::debug!(
+                ?limit,
+                ?source,
+                count,
+                count_max,
+                "refused: more at once than the limit ever allows"
+            );
+            let why =
+                format!("The request does {count} acts of a kind of which {count_max} are allowed at once.");
+            return Err(Refusal::too_large(why).into());
+        }
+        let debt_us = bucket.all_us().saturating_mul(DEBT_BURSTS_MAX);
+        self.0.take(limit, source, count, debt_us).map(drop)
+    }
+
+    /// Takes one act that may have to wait, and says for how long. Errors: 429 `M_LIMIT_EXCEEDED` where it would wait longer
+    /// than `patience`.
+    pub fn take_soon(&self, limit: Limit, source: Source, patience: Duration) -> Result<Duration> {
+        self.0.take(limit, source, 1, micros(patience))
+    }
+
+    /// Gives one act back that turned out to be none: a password that was right.
+    pub fn give_back(&self, limit: Limit, source: Source) {
+        let one_us = self.0.bucket(limit).one_us();
+        let full_at = self.0.full_at(limit, source);
+        full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |it| Some(it.saturating_sub(one_us))).ok();
+    }
+}
+
+impl Buckets {
+    /// Takes `count` acts, of which those beyond the bucket may reach `allowance_us` into the future. Answers how far they do.
+    fn take(&self, limit: Limit, source: Source, count: u64, allowance_us: u64) -> Result<Duration> {
+        if !self.limits.rate_limits {
+            return Ok(Duration::ZERO);
+        }
+        let bucket = self.bucket(limit);
+        let wanted_us = bucket.one_us().saturating_mul(count);
+        let now_us = micros(self.env.uptime());
+        let full_us = now_us.saturating_add(bucket.all_us());
+        let taken =
+            self.full_at(limit, source).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let full_at = full_at.max(now_us).saturating_add(wanted_us);
+                (full_at <= full_us.saturating_add(allowance_us)).then_some(full_at)
+            });
+        match taken {
+            Ok(before) => {
+                let after = before.max(now_us).saturating_add(wanted_us);
+                Ok(Duration::from_micros(after.saturating_sub(full_us)))
+            }
+            Err(full_at) => {
+                let full_at = full_at.max(now_us).saturating_add(wanted_us);
+                let wait = Duration::from_micros(full_at - full_us.saturating_add(allowance_us));
+                tracing::debug!(?limit, ?source, count, ?wait, "refused: too many of these in a row");
+                Err(Refusal::too_fast(wait).into())
+            }
+        }
+    }
+
+    fn full_at(&self, limit: Limit, source: Source) -> Arc<AtomicU64> {
+        let buckets = match source {
+            Source::Address(_) | Source::Name(_) => &self.of_addresses,
+            Source::User(_) | Source::Device(..) | Source::UserAt(..) => &self.of_users,
+        };
+        let found = buckets.get_or_insert_with(&(limit, source), || Ok::<_, Infallible>(Arc::default()));
+        found.unwrap_or_else(|never| match never {})
+    }
+
+    fn bucket(&self, limit: Limit) -> Bucket {
+        match limit {
+            Limit::Login => self.limits.login,
+            Limit::Password => self.limits.password,
+            Limit::Register => self.limits.register,
+            Limit::Send => self.limits.send,
+            Limit::Membership => self.limits.membership,
+            Limit::ToDevice => self.limits.to_device,
+            Limit::Sync => self.limits.sync,
+            Limit::Read => self.limits.read,
+            Limit::Other => self.limits.other,
+        }
+    }
+}
+
+impl Bucket {
+    /// The time in which one act is earned, in microseconds.
+    fn one_us(self) -> u64 {
+        (1_000_000.0 / self.per_second).ceil().max(1.0) as u64
+    }
+
+    /// The time in which an empty bucket fills, in microseconds.
+    fn all_us(self) -> u64 {
+        self.one_us().saturating_mul(u64::from(self.burst))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Source = Source::User(UserNum(1));
+    const BOB: Source = Source::User(UserNum(2));
+
+    fn limits(send: Bucket) -> (Env, RateLimits) {
+        let env = Env::simulated(1, 0);
+        (env.clone(), RateLimits::new(env, &Limits { rate_limits: true, send, ..Limits::default() }))
+    }
+
+    /// How long the caller has to wait.
+    fn wait(refused: Result<()>) -> Duration {
+        use ruma::api::error::{ErrorKind, RetryAfter};
+        let error = refused.unwrap_err();
+        let ErrorKind::LimitExceeded(data) = &error.refusal().unwrap().kind else { panic!("{error}") };
+        let Some(RetryAfter::Delay(delay)) = data.retry_after else { panic!("no time is named") };
+        delay
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_granted_then_the_rate_holds_and_the_wait_is_true() {
+        let (env, limits) = limits(Bucket { per_second: 2.0, burst: 3 });
+        for _ in 0..3 {
+            limits.take(Limit::Send, ALICE).unwrap();
+        }
+        assert_eq!(wait(limits.take(Limit::Send, ALICE)), Duration::from_millis(500));
+        // Others, and other kinds, are not concerned.
+        limits.take(Limit::Send, BOB).unwrap();
+        limits.take(Limit::Membership, ALICE).unwrap();
+        env.sleep(Duration::from_millis(499)).await;
+        limits.take(Limit::Send, ALICE).unwrap_err();
+        env.sleep(Duration::from_millis(1)).await;
+        limits.take(Limit::Send, ALICE).unwrap();
+        limits.take(Limit::Send, ALICE).unwrap_err();
+        limits.give_back(Limit::Send, ALICE);
+        limits.take(Limit::Send, ALICE).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_much_at_once_waits_for_it_afterwards() {
+        let (env, limits) = limits(Bucket { per_second: 1.0, burst: 10 });
+        limits.take(Limit::Send, ALICE).unwrap();
+        limits.take_more(Limit::Send, ALICE, 60).unwrap();
+        assert_eq!(wait(limits.take(Limit::Send, ALICE)), Duration::from_secs(52));
+        // The debt has a bound of its own.
+        limits.take_more(Limit::Send, ALICE, 60).unwrap_err();
+        env.sleep(Duration::from_secs(52)).await;
+        limits.take(Limit::Send, ALICE).unwrap();
+        let refusal = limits.take_more(Limit::Send, BOB, 101).unwrap_err();
+        assert_eq!(refusal.refusal().unwrap().kind, ruma::api::error::ErrorKind::TooLarge);
+        limits.take_more(Limit::Send, BOB, 0).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_act_may_wait_for_its_turn_as_long_as_there_is_patience() {
+        let (_, limits) = limits(Bucket { per_second: 10.0, burst: 1 });
+        let soon = || limits.take_soon(Limit::Send, ALICE, Duration::from_millis(250));
+        assert_eq!(soon().unwrap(), Duration::ZERO);
+        assert_eq!(soon().unwrap(), Duration::from_millis(100));
+        assert_eq!(soon().unwrap(), Duration::from_millis(200));
+        soon().unwrap_err();
+    }
+
+    #[test]
+    fn a_household_is_one_address() {
+        let source = |text: &str| Source::address(text.parse().unwrap());
+        assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff::9"));
+        assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:3::1"));
+        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+    }
+
+    #[test]
+    fn many_addresses_do_not_make_the_bucket_of_a_user_be_forgotten() {
+        let (_, limits) = limits(Bucket { per_second: 0.001, burst: 1 });
+        limits.take(Limit::Send, ALICE).unwrap();
+        for number in 0..2 * BUCKETS_MAX as u32 {
+            let _ = limits.take(Limit::Send, Source::address(std::net::Ipv4Addr::from_bits(number).into()));
+        }
+        limits.take(Limit::Send, ALICE).unwrap_err();
+    }
+}

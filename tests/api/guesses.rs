@@ -1,0 +1,95 @@
+//! Guessing passwords: many at once, from many addresses, and what that does to the owner of the account.
+
+use aqueduct::{
+    api::extract::Peer,
+    config::{Bucket, Config},
+    env::Env,
+    server::{Lead, Server},
+    store::{Durability, Engine, Store, engine::Memory},
+};
+use axum::body::Body;
+use futures_util::future::join_all;
+use http::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::support::TestServer;
+
+/// Only tries of passwords are limited: ten at once.
+fn only_passwords(config: &mut Config) {
+    let many = Bucket { per_second: 1e6, burst: 1_000_000 };
+    config.limits.rate_limits = true;
+    config.limits.password = Bucket { per_second: 0.2, burst: 10 };
+    for bucket in [&mut config.limits.login, &mut config.limits.register, &mut config.limits.other] {
+        *bucket = many;
+    }
+}
+
+/// Threads and a clock of its own: so that many passwords can be looked at together.
+fn real_server() -> Server {
+    let mut config = Config::default();
+    config.server.name = "test.example".try_into().unwrap();
+    config.registration.mode = aqueduct::config::RegistrationMode::Open;
+    config.passwords.argon2_memory_kib = 8;
+    config.passwords.argon2_iterations = 1;
+    only_passwords(&mut config);
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_hundred_wrong_confirmations_at_once_ten_are_judged() {
+    let server = TestServer::of(real_server());
+    let alice = server.register("alice").await;
+    let body = json!({ "devices": ["X"], "auth": { "type": "m.login.password", "password": "wrong",
+        "identifier": { "type": "m.id.user", "user": "alice" } } });
+    let guesses = (0..200).map(|_| alice.post("/_matrix/client/v3/delete_devices", body.clone()));
+    let answers = join_all(guesses).await;
+    let judged = answers.iter().filter(|(status, _)| *status == StatusCode::UNAUTHORIZED).count();
+    // One more may have been earned meanwhile.
+    assert!((10..=11).contains(&judged), "{judged}");
+    assert!(answers.iter().all(|(status, _)| [401, 429].contains(&status.as_u16())));
+}
+
+async fn log_in(server: &TestServer, from: u32, user: &str, secret: &str) -> (StatusCode, Value) {
+    let body = json!({ "type": "m.login.password", "password": secret,
+        "identifier": { "type": "m.id.user", "user": user } });
+    let request = Request::builder().method(Method::POST).uri("/_matrix/client/v3/login");
+    let mut request = request.body(Body::from(body.to_string())).unwrap();
+    request.extensions_mut().insert(Peer(std::net::Ipv4Addr::from_bits(from).into()));
+    let response = server.server().router().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, serde_json::from_slice(&bytes).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_addresses_have_no_more_guesses_at_one_account_and_lock_no_owner_out() {
+    let server = TestServer::with(only_passwords);
+    // Registered, so seen, at 192.0.2.1.
+    server.register("alice").await;
+    let home = u32::from(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    for user in ["alice", "nobody"] {
+        let mut judged = 0;
+        for address in 0..400 {
+            let (status, json) = log_in(&server, 0x0a00_0000 + address, user, "wrong").await;
+            assert!([403, 429].contains(&status.as_u16()), "{json}");
+            judged += usize::from(status == StatusCode::FORBIDDEN);
+        }
+        assert_eq!(judged, 10, "{user}");
+    }
+    let (status, json) = log_in(&server, home, "alice", "password of alice").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    // Whoever is right has guessed nothing.
+    for _ in 0..30 {
+        let (status, _) = log_in(&server, home, "alice", "password of alice").await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    // Nobody waits longer than a minute.
+    for _ in 0..20 {
+        log_in(&server, home, "alice", "mistyped").await;
+    }
+    server.server().app().env.sleep(std::time::Duration::from_secs(60)).await;
+    let (status, json) = log_in(&server, home, "alice", "password of alice").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
