@@ -16,7 +16,6 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -30,14 +29,21 @@ use tower::ServiceExt;
 
 use crate::{
     api::extract::Peer,
-    config::{Listener, Tls},
+    config::{Limits, Listener, Tls},
     env::Env,
     error::{Error, Result},
     metrics::Metrics,
+    server::connections::{Connection, Connections, HEAD_TIMEOUT, Place, Stream},
 };
 
-/// How long a client may take to finish a TLS handshake or the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// An HTTP/2 connection is asked this often whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// And has to say so within this time.
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests that one HTTP/2 connection may have under way.
+const STREAMS_MAX: u32 = 100;
+/// Connections to the listener of `/metrics`.
+const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// What listeners share.
 #[derive(Clone)]
@@ -47,8 +53,8 @@ pub(super) struct Listening {
     router: Router,
     /// No new connections; those that are open end after their current request.
     stopping: CancellationToken,
-    connections: TaskTracker,
-    free: Arc<Semaphore>,
+    tasks: TaskTracker,
+    connections: Connections,
 }
 
 impl Listening {
@@ -57,10 +63,11 @@ impl Listening {
         metrics: Metrics,
         router: Router,
         stopping: CancellationToken,
-        connections_max: u32,
+        limits: &Limits,
     ) -> Self {
-        let free = Arc::new(Semaphore::new(connections_max as usize));
-        Self { env, metrics, router, stopping, connections: TaskTracker::new(), free }
+        let (all, of_address) = (limits.connections_max, limits.connections_by_address_max);
+        let connections = Connections::new(env.clone(), metrics.clone(), all as usize, of_address as usize);
+        Self { env, metrics, router, stopping, tasks: TaskTracker::new(), connections }
     }
 
     /// Opens the listener and serves it. Answers where it listens. Errors: the address is taken, the certificate is
@@ -88,7 +95,6 @@ impl Listening {
         let all = self.clone();
         self.env.spawn(async move {
             loop {
-                let Some(permit) = all.permit().await else { return };
                 let accepted = tokio::select! {
                     biased;
                     () = all.stopping.cancelled() => return,
@@ -97,12 +103,20 @@ impl Listening {
                 let Some((stream, address)) = all.accepted(accepted).await else { continue };
                 // Answers are small and awaited: a delay to fill packets only costs time.
                 let _ = stream.set_nodelay(true);
+                let address = address.ip();
+                let Some(place) =
+                    all.place((!behind_proxy && !address.is_loopback()).then_some(address)).await
+                else {
+                    continue;
+                };
                 let (it, tls) = (all.clone(), tls.clone());
-                all.spawn(permit, async move {
-                    let Some(tls) = tls else { return it.serve(stream, address.ip(), behind_proxy).await };
-                    // Who fails the handshake is gone; there is nobody to tell.
+                all.spawn(place, |connection| async move {
+                    let Some(tls) = tls else {
+                        return it.serve(stream, connection, address, behind_proxy).await;
+                    };
+                    // Nobody is there to be told of a handshake that failed.
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-                        it.serve(stream, address.ip(), behind_proxy).await;
+                        it.serve(stream, connection, address, behind_proxy).await;
                     }
                 });
             }
@@ -113,27 +127,27 @@ impl Listening {
         let all = self.clone();
         self.env.spawn(async move {
             loop {
-                let Some(permit) = all.permit().await else { return };
                 let accepted = tokio::select! {
                     biased;
                     () = all.stopping.cancelled() => return,
                     accepted = socket.accept() => accepted,
                 };
                 let Some((stream, _)) = all.accepted(accepted).await else { continue };
+                let Some(place) = all.place(None).await else { continue };
                 let it = all.clone();
-                all.spawn(permit, async move {
-                    it.serve(stream, IpAddr::V4(Ipv4Addr::LOCALHOST), behind_proxy).await;
+                all.spawn(place, |connection| async move {
+                    it.serve(stream, connection, IpAddr::V4(Ipv4Addr::LOCALHOST), behind_proxy).await;
                 });
             }
         });
     }
 
-    /// Waits until one more connection may be open. `None`: the server stops.
-    async fn permit(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    /// A place for one more connection. `None`: the server stops, or the address has too many.
+    async fn place(&self, address: Option<IpAddr>) -> Option<Place> {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => None,
-            permit = self.free.clone().acquire_owned() => permit.ok(),
+            place = self.connections.admit(address) => place,
         }
     }
 
@@ -149,51 +163,63 @@ impl Listening {
         }
     }
 
-    fn spawn(
+    /// Runs a connection in its place until it ends or has to.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
-        permit: tokio::sync::OwnedSemaphorePermit,
-        connection: impl Future<Output = ()> + Send + 'static,
+        place: Place,
+        run: impl FnOnce(Arc<Connection>) -> F,
     ) {
-        self.metrics.connections(1);
-        let metrics = self.metrics.clone();
-        self.env.spawn(self.connections.track_future(async move {
-            connection.await;
-            metrics.connections(-1);
-            drop(permit);
+        let connection = place.connection();
+        let run = run(connection.clone());
+        self.env.spawn(self.tasks.track_future(async move {
+            tokio::select! {
+                biased;
+                () = run => {}
+                reason = connection.must_end() => tracing::debug!(reason, "connection ended"),
+            }
+            drop(place);
         }));
     }
 
     async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        connection: Arc<Connection>,
         address: IpAddr,
         behind_proxy: bool,
     ) {
-        let router = self.router.clone();
+        let (router, watched) = (self.router.clone(), connection.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
             let peer = if behind_proxy { forwarded(&request).unwrap_or(address) } else { address };
             request.extensions_mut().insert(Peer(peer));
-            router.clone().oneshot(request)
+            let (asked, answer) = (watched.begin(), router.clone().oneshot(request));
+            async move { answer.await.map(|response| response.map(|body| asked.watch(body))) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(200);
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PONG_TIMEOUT);
+        let stream = TokioIo::new(Stream::new(stream, connection));
+        let served = builder.serve_connection(stream, service);
+        tokio::pin!(served);
         tokio::select! {
             biased;
             // Errors are the client's: it went away, or does not speak HTTP.
-            _ = connection.as_mut() => return,
-            () = self.stopping.cancelled() => connection.as_mut().graceful_shutdown(),
+            _ = served.as_mut() => return,
+            () = self.stopping.cancelled() => served.as_mut().graceful_shutdown(),
         }
-        let _ = connection.await;
+        let _ = served.await;
     }
 
     /// Resolves when every connection is closed.
     pub(super) async fn drained(&self) {
-        self.connections.close();
-        self.connections.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Serves `/metrics`, and nothing else, on this address.
@@ -225,7 +251,10 @@ impl Listening {
             .await
             .map_err(|error| Error::broken(format!("cannot listen on {address} for metrics: {error}")))?;
         let address = socket.local_addr()?;
-        let own = Self { router, free: Arc::new(Semaphore::new(64)), ..self.clone() };
+        let (env, metrics) = (self.env.clone(), self.metrics.clone());
+        let places = METRICS_CONNECTIONS_MAX;
+        let connections = Connections::new(env, metrics, places, places);
+        let own = Self { router, connections, ..self.clone() };
         own.accept_tcp(socket, None, false);
         Ok(address)
     }
@@ -267,3 +296,6 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
+
+#[cfg(test)]
+mod tests;

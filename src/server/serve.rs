@@ -32,7 +32,7 @@ pub async fn serve(config: Config) -> Result<()> {
         app.metrics.clone(),
         server.router(),
         app.stopping.clone(),
-        config.limits.connections_max,
+        &config.limits,
     );
     for listener in &config.listeners {
         let place = listening.open(listener).await?;

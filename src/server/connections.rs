@@ -1,0 +1,461 @@
+//! The connections that are open: how many there are, from where they come, and which of them has to go.
+//!
+//! A connection ends by itself where its client says nothing, stops in the middle of something, or does not take what it asked
+//! for. Where no place is free, the one that has been idle for longest makes room for the newcomer.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{env::Env, flows::limits::network, metrics::Metrics};
+
+/// A new connection brings the whole head of its first request within this time; a TLS handshake takes no longer.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection without a request under way stays open this long.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// An answer of which nothing is taken for so long ends its connection.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
+/// A client that takes fewer bytes in that time does not read.
+const TRICKLE_BYTES: usize = 16 << 10;
+
+/// The places for connections of some listeners. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connections(Arc<Places>);
+
+struct Places {
+    env: Env,
+    metrics: Metrics,
+    places_max: usize,
+    by_address_max: usize,
+    open: Mutex<Open>,
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    last: u64,
+    connections: BTreeMap<u64, Arc<Connection>>,
+    by_address: BTreeMap<u128, usize>,
+}
+
+/// One connection, as far as its listener watches it.
+pub(super) struct Connection {
+    env: Env,
+    /// From where; none where many clients come from one address, behind a proxy.
+    address: Option<u128>,
+    /// It has to make room.
+    leaving: CancellationToken,
+    activity: Mutex<Activity>,
+}
+
+struct Activity {
+    /// Requests under way: from their head until the last piece of their answer is taken.
+    requests: u32,
+    has_asked: bool,
+    idle_since: Instant,
+    last_answer: u64,
+    /// For answers with a piece left to take: when the last one was taken.
+    taken: BTreeMap<u64, Instant>,
+    /// Since when the socket has taken no more than a trickle.
+    blocked_since: Option<Instant>,
+    /// The bytes that it took since then.
+    trickled: usize,
+}
+
+/// The place of a connection, until this is dropped.
+pub(super) struct Place {
+    all: Connections,
+    number: u64,
+    connection: Arc<Connection>,
+}
+
+impl Connections {
+    /// With no connection open.
+    pub(super) fn new(env: Env, metrics: Metrics, places_max: usize, by_address_max: usize) -> Self {
+        let (open, freed) = (Mutex::default(), Notify::new());
+        Self(Arc::new(Places { env, metrics, places_max, by_address_max, open, freed }))
+    }
+
+    /// A place for a connection from this address; `None` stands for clients that nobody tells apart. Waits while all
+    /// places are taken by connections with requests under way. Answers none if the address has as many as it may have,
+    /// all with requests under way.
+    pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<Place> {
+        let address = address.map(network);
+        loop {
+            let freed = self.0.freed.notified();
+            {
+                let mut open = self.0.open.lock();
+                let of_address =
+                    address.and_then(|address| open.by_address.get(&address)).copied().unwrap_or_default();
+                if of_address >= self.0.by_address_max {
+                    let makes_room = open.ask_idle_to_leave(|it| it.address == address);
+                    if !makes_room {
+                        tracing::debug!(
+                            reason = "its address has too many connections",
+                            "connection refused"
+                        );
+                        return None;
+                    }
+                } else if open.connections.len() < self.0.places_max {
+                    return Some(self.take(&mut open, address));
+                } else {
+                    open.ask_idle_to_leave(|_| true);
+                }
+            }
+            freed.await;
+        }
+    }
+
+    fn take(&self, open: &mut Open, address: Option<u128>) -> Place {
+        let env = self.0.env.clone();
+        let activity = Activity {
+            requests: 0,
+            has_asked: false,
+            idle_since: env.instant(),
+            last_answer: 0,
+            taken: BTreeMap::new(),
+            blocked_since: None,
+            trickled: 0,
+        };
+        let (leaving, activity) = (CancellationToken::new(), Mutex::new(activity));
+        let connection = Arc::new(Connection { env, address, leaving, activity });
+        open.last += 1;
+        let number = open.last;
+        open.connections.insert(number, connection.clone());
+        if let Some(address) = address {
+            *open.by_address.entry(address).or_default() += 1;
+        }
+        self.0.metrics.connections(1);
+        Place { all: self.clone(), number, connection }
+    }
+}
+
+impl Open {
+    /// Asks the connection that has been idle for longest to leave. True: one was asked, now or before.
+    fn ask_idle_to_leave(&self, may: impl Fn(&Connection) -> bool) -> bool {
+        let mut longest: Option<(Instant, &Connection)> = None;
+        for connection in self.connections.values().filter(|it| may(it)) {
+            if connection.leaving.is_cancelled() {
+                return true;
+            }
+            let Some(since) = connection.idle_since() else { continue };
+            if longest.is_none_or(|(longest, _)| since < longest) {
+                longest = Some((since, connection));
+            }
+        }
+        if let Some((_, connection)) = longest {
+            tracing::debug!(reason = "another one needs its place", "connection ended");
+            connection.leaving.cancel();
+        }
+        longest.is_some()
+    }
+}
+
+impl Place {
+    /// The connection that has this place.
+    pub(super) fn connection(&self) -> Arc<Connection> {
+        self.connection.clone()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let places = &self.all.0;
+        let mut open = places.open.lock();
+        open.connections.remove(&self.number);
+        if let Some(address) = self.connection.address
+            && let Some(count) = open.by_address.get_mut(&address)
+        {
+            debug_assert!(*count > 0, "an address without connections is not listed");
+            *count -= 1;
+            if *count == 0 {
+                open.by_address.remove(&address);
+            }
+        }
+        drop(open);
+        places.metrics.connections(-1);
+        places.freed.notify_waiters();
+    }
+}
+
+impl Connection {
+    /// Since when no request is under way; none while one is.
+    fn idle_since(&self) -> Option<Instant> {
+        let activity = self.activity.lock();
+        (activity.requests == 0).then_some(activity.idle_since)
+    }
+
+    /// Resolves when the connection has to end, with the reason.
+    pub(super) async fn must_end(&self) -> &'static str {
+        tokio::select! {
+            biased;
+            () = self.leaving.cancelled() => "another one needs its place",
+            why = self.overdue() => why,
+        }
+    }
+
+    async fn overdue(&self) -> &'static str {
+        loop {
+            let now = self.env.instant();
+            let (deadline, why) = self.activity.lock().deadline(now);
+            if deadline <= now {
+                return why;
+            }
+            // What happens meanwhile may bring a nearer deadline.
+            self.env.sleep(deadline.saturating_duration_since(now).min(UNREAD_MAX)).await;
+        }
+    }
+
+    /// A request has come. It is under way until the body of its answer is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Asked {
+        let mut activity = self.activity.lock();
+        activity.requests += 1;
+        activity.has_asked = true;
+        Asked(self.clone())
+    }
+}
+
+impl Activity {
+    /// The socket takes bytes again.
+    fn unblock(&mut self) {
+        self.blocked_since = None;
+        self.trickled = 0;
+    }
+
+    /// When the connection has to end if nothing happens until then, and why.
+    fn deadline(&self, now: Instant) -> (Instant, &'static str) {
+        let unread = self.taken.values().chain(&self.blocked_since).min();
+        match unread {
+            Some(since) => (*since + UNREAD_MAX, "its client does not read the answer"),
+            None if self.requests > 0 => (now + UNREAD_MAX, "a request is under way"),
+            None if self.has_asked => (self.idle_since + IDLE_MAX, "it was idle for too long"),
+            None => (self.idle_since + HEAD_TIMEOUT, "no request came"),
+        }
+    }
+}
+
+/// A request under way.
+pub(super) struct Asked(Arc<Connection>);
+
+impl Asked {
+    /// The answer's body, watched until the client has taken it.
+    pub(super) fn watch(self, body: Body) -> Body {
+        let mut activity = self.0.activity.lock();
+        activity.last_answer += 1;
+        let number = activity.last_answer;
+        activity.taken.insert(number, self.0.env.instant());
+        drop(activity);
+        Body::new(Watched { asked: self, number, body })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut activity = self.0.activity.lock();
+        debug_assert!(activity.requests > 0, "a request ends once");
+        activity.requests = activity.requests.saturating_sub(1);
+        activity.idle_since = self.0.env.instant();
+    }
+}
+
+/// The body of an answer, whose pieces are taken one by one.
+struct Watched {
+    asked: Asked,
+    number: u64,
+    body: Body,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let connection = &self.asked.0;
+        let mut activity = connection.activity.lock();
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => drop(activity.taken.insert(self.number, connection.env.instant())),
+            // There is nothing to take: that is our own doing, or the end.
+            Poll::Pending | Poll::Ready(_) => drop(activity.taken.remove(&self.number)),
+        }
+        drop(activity);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.asked.0.activity.lock().taken.remove(&self.number);
+    }
+}
+
+/// The stream of a connection, which notes since when its client takes no bytes.
+pub(super) struct Stream<S> {
+    stream: S,
+    connection: Arc<Connection>,
+}
+
+impl<S> Stream<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
+        Self { stream, connection }
+    }
+
+    fn note(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let mut activity = self.connection.activity.lock();
+        match polled {
+            Poll::Ready(Ok(bytes)) if activity.blocked_since.is_some() => {
+                activity.trickled += bytes;
+                if activity.trickled >= TRICKLE_BYTES {
+                    activity.unblock();
+                }
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending => drop(activity.blocked_since.get_or_insert(self.connection.env.instant())),
+        }
+        drop(activity);
+        polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        self.connection.activity.lock().unblock();
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(all: usize, by_address: usize) -> (Env, Connections) {
+        let env = Env::simulated(1, 0);
+        (env.clone(), Connections::new(env, Metrics::new(), all, by_address))
+    }
+
+    fn address(last: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([192, 0, 2, last]))
+    }
+
+    /// Runs a connection that does nothing in this place.
+    fn run(env: &Env, place: Place) -> Arc<Connection> {
+        let connection = place.connection();
+        let it = connection.clone();
+        env.spawn(async move {
+            it.must_end().await;
+            drop(place);
+        });
+        connection
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connection_that_was_idle_for_longest_makes_room() {
+        let (env, places) = places(3, 3);
+        let mut open = Vec::new();
+        for last in 1..=3 {
+            open.push(run(&env, places.admit(address(last)).await.unwrap()));
+            env.sleep(Duration::from_secs(1)).await;
+        }
+        // The first one has a request under way, the third one had one since.
+        let asked = open[0].begin();
+        drop(open[1].begin());
+        places.admit(address(4)).await.unwrap();
+        let left: Vec<_> = open.iter().map(|it| it.leaving.is_cancelled()).collect();
+        assert_eq!(left, [false, false, true]);
+        drop(asked);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_waits_while_everybody_has_a_request_under_way() {
+        let (env, places) = places(1, 1);
+        let connection = run(&env, places.admit(address(1)).await.unwrap());
+        let asked = connection.begin();
+        let newcomer = tokio::time::timeout(Duration::from_secs(60), places.admit(address(2))).await;
+        assert!(newcomer.is_err());
+        drop(asked);
+        places.admit(address(2)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_has_no_more_than_its_places() {
+        let (env, places) = places(100, 2);
+        let open = [
+            run(&env, places.admit(address(1)).await.unwrap()),
+            run(&env, places.admit(address(1)).await.unwrap()),
+        ];
+        let asked = [open[0].begin(), open[1].begin()];
+        assert!(places.admit(address(1)).await.is_none());
+        let other = places.admit(address(2)).await.unwrap();
+        let [first, _second] = asked;
+        drop(first);
+        // Its own idle connection makes room, and no other.
+        let newcomer = places.admit(address(1)).await.unwrap();
+        assert!(open[0].leaving.is_cancelled() && !open[1].leaving.is_cancelled());
+        drop((other, newcomer));
+    }
+}

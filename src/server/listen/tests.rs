@@ -1,0 +1,140 @@
+//! Clients that say nothing, stop half-way, or do not read, over streams in memory.
+
+use axum::routing::get;
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::*;
+
+/// More than all buffers on the way hold.
+const LARGE: usize = 4 << 20;
+
+async fn listening() -> Listening {
+    let env = Env::simulated(1, 0);
+    let router = Router::new()
+        .route("/small", get(|| async { "small" }))
+        .route("/large", get(|| async { Bytes::from(vec![b'x'; LARGE]) }))
+        .route("/slow", get(|| async { std::future::pending::<String>().await }));
+    Listening::new(env, Metrics::new(), router, CancellationToken::new(), &Limits::default())
+}
+
+async fn connect(all: &Listening) -> DuplexStream {
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let place = all.connections.admit(None).await.unwrap();
+    let it = all.clone();
+    all.spawn(place, |connection| async move {
+        it.serve(server, connection, IpAddr::V4(Ipv4Addr::LOCALHOST), false).await;
+    });
+    client
+}
+
+/// Seconds until the server ends the connection, reading what it says.
+async fn ends_after(all: &Listening, client: &mut DuplexStream) -> u64 {
+    let began = all.env.instant();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    all.env.instant().saturating_duration_since(began).as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_finish_its_request_is_left() {
+    let all = listening().await;
+    for said in ["", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PRI * HT", "GET /small HTTP/1.1\r\nHost: x\r\n"] {
+        let mut client = connect(&all).await;
+        client.write_all(said.as_bytes()).await.unwrap();
+        let seconds = ends_after(&all, &mut client).await;
+        assert!(seconds <= HEAD_TIMEOUT.as_secs() + 1, "{said:?}: {seconds}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_for_its_answer_is_not_left() {
+    let all = listening().await;
+    let mut client = connect(&all).await;
+    client.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(3600), client.read(&mut byte)).await;
+    assert!(read.is_err(), "{read:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_requests_is_left_in_the_end() {
+    let all = listening().await;
+    let mut client = connect(&all).await;
+    client.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let seconds = ends_after(&all, &mut client).await;
+    assert!((1..=301).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_reads_ends_its_connection() {
+    let all = listening().await;
+    let mut client = connect(&all).await;
+    client.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut some = vec![0; 100];
+    client.read_exact(&mut some).await.unwrap();
+    all.env.sleep(Duration::from_secs(120)).await;
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert!(rest.len() < LARGE, "the whole answer came: {}", rest.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_only_trickled_away_ends_its_connection() {
+    let all = listening().await;
+    let mut client = connect(&all).await;
+    client.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut read = 0;
+    for _ in 0..20 {
+        let mut some = vec![0; 100];
+        read += client.read(&mut some).await.unwrap_or_default();
+        all.env.sleep(Duration::from_secs(10)).await;
+    }
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert!(read + rest.len() < LARGE, "the whole answer came");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_comes_whole() {
+    let all = listening().await;
+    let mut client = connect(&all).await;
+    client.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let (mut read, mut some) = (0, vec![0; 32 << 10]);
+    loop {
+        match client.read(&mut some).await.unwrap() {
+            0 => break,
+            bytes => read += bytes,
+        }
+        all.env.sleep(Duration::from_secs(5)).await;
+    }
+    assert!(read > LARGE, "{read}");
+}
+
+/// Sockets, for the place is asked for by the listener; nobody waits for a clock here.
+#[tokio::test]
+async fn silent_sockets_keep_nobody_out() {
+    let mut all = listening().await;
+    all.connections = Connections::new(all.env.clone(), all.metrics.clone(), 20, 20);
+    let listener = Listener { address: Some(([127, 0, 0, 1], 0).into()), ..Listener::default() };
+    let place = all.open(&listener).await.unwrap();
+    let address = place.strip_prefix("http://").unwrap();
+    let connect = || async {
+        #[expect(clippy::disallowed_methods, reason = "a client of the server that is tested")]
+        tokio::net::TcpStream::connect(address).await.unwrap()
+    };
+    let mut silent = Vec::new();
+    for number in 0..40 {
+        let mut stream = connect().await;
+        if number % 2 == 0 {
+            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    let mut client = connect().await;
+    client.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("small"), "{answer}");
+    all.stopping.cancel();
+}
