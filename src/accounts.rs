@@ -141,3 +141,25 @@ fn slot(user: UserNum) -> usize {
     user.hash(&mut hasher);
     (hasher.finish() % LOCKS as u64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, Engine, Guard, Store, engine::Memory};
+
+    #[test]
+    fn a_new_account_has_a_number_above_those_that_came_to_be_below_us() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server: OwnedServerName = "s".try_into().unwrap();
+        let accounts = Accounts::open(&store.view(), &Env::simulated(1, 0), server).unwrap();
+        let next = || accounts.next_user(&store.view()).unwrap();
+        assert_eq!((next(), next()), (UserNum(1), UserNum(2)));
+        // Another node led meanwhile.
+        let mut batch = store.batch(&Guard::alone());
+        let user_id = "@bob:s".try_into().unwrap();
+        let new = users::NewUser { user_id, is_admin: false, is_guest: false, now_ms: 1 };
+        users::create(&mut batch, UserNum(7), &new);
+        drop(store.enqueue(batch).unwrap());
+        assert_eq!((next(), next()), (UserNum(8), UserNum(9)));
+    }
+}

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The bit that marks a position of a batch that is not enqueued yet; the rest is the entry's index in its batch.
 const PENDING: u64 = 1 << 63;
 
@@ -54,7 +56,12 @@ impl Position {
     /// The settled position, once the batch's first position is known. Settled positions stay as they are.
     #[must_use]
     pub fn settle(self, base: Position) -> Self {
-        if self.is_pending() { Self(base.0 + (self.0 & !PENDING)) } else { self }
+        if !self.is_pending() {
+            return self;
+        }
+        let settled = Self(base.0 + (self.0 & !PENDING));
+        debug_assert!(!settled.is_pending() && Self::new(settled.0).is_some(), "a position is above 2^53");
+        settled
     }
 
     /// The number, as tokens and rows carry it.
@@ -138,7 +145,7 @@ impl Order {
 macro_rules! numbers {
     ($($(#[$doc:meta])* $name:ident($inner:ty);)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         pub struct $name(pub $inner);
 
         impl fmt::Display for $name {

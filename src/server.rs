@@ -114,3 +114,44 @@ impl Server {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        ids::UserNum,
+        schema::jobs::Job,
+        store::{Direction, Durability, Engine, Guard, engine::Memory, timer},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_lead_makes_no_key_and_fires_no_timer() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let follow = |env: Env| Server::start(Config::default(), env, store.clone(), None);
+        let refused = follow(Env::simulated(1, 0)).err().unwrap();
+        assert!(refused.to_string().contains("only the node that leads"), "{refused}");
+        assert_eq!(
+            crate::schema::SERVER_FACTS.prefix::<()>(&store.view(), (), Direction::Up).unwrap().count(),
+            0
+        );
+        let lead = Some(Lead::of_only_node());
+        let leading = Server::start(Config::default(), Env::simulated(1, 0), store.clone(), lead).unwrap();
+        leading.stop().await.unwrap();
+        let mut batch = store.batch(&Guard::own_tables());
+        let due = Job::TellRooms { user: UserNum(7) }.timer(1);
+        timer::set(&mut batch, &due);
+        drop(store.enqueue(batch).unwrap());
+        let env = Env::simulated(2, 10);
+        let following = follow(env.clone()).unwrap();
+        env.sleep(Duration::from_secs(60)).await;
+        assert!(timer::is_waiting(&store.view(), &due).unwrap());
+        following.stop().await.unwrap();
+        let env = Env::simulated(3, 10);
+        let lead = Some(Lead::of_only_node());
+        let _leading = Server::start(Config::default(), env.clone(), store.clone(), lead).unwrap();
+        env.sleep(Duration::from_secs(5)).await;
+        assert!(!timer::is_waiting(&store.view(), &due).unwrap());
+    }
+}

@@ -22,13 +22,10 @@ use crate::{
 pub fn checks() -> Vec<RowCheck> {
     vec![
         RowCheck::of(&schema::USERS, |read, user, row, doubts| {
-            let Ok(user_id) = <&UserId>::try_from(row.user_id.as_str()) else {
-                doubts.unless(false, "it has no user id");
-                return Ok(());
-            };
-            let named = schema::USER_NAMES.get(read, user_id.localpart())?;
-            doubts.unless(named == Some(*user), format!("the name {} is not its own", user_id.localpart()));
-            let is_hidden = schema::ERASED_USERS.contains(read, &row.user_id)?;
+            let name = row.user_id.localpart();
+            let named = schema::USER_NAMES.get(read, name)?;
+            doubts.unless(named == Some(*user), format!("the name {name} is not its own"));
+            let is_hidden = schema::ERASED_USERS.contains(read, row.user_id.as_str())?;
             doubts.unless(
                 is_hidden == row.is_erased,
                 "readers of its events are told otherwise of its erasure",
@@ -49,8 +46,7 @@ pub fn checks() -> Vec<RowCheck> {
         }),
         RowCheck::of(&schema::USER_NAMES, |read, name, user, doubts| {
             let row = schema::USERS.get(read, *user)?;
-            let user_id = row.as_ref().and_then(|row| <&UserId>::try_from(row.user_id.as_str()).ok());
-            let is_it = user_id.is_some_and(|user_id| user_id.localpart() == name);
+            let is_it = row.is_some_and(|row| row.user_id.localpart() == name);
             doubts.unless(is_it, format!("account {user} is gone or has another name"));
             Ok(())
         }),
@@ -78,10 +74,10 @@ fn devices() -> [RowCheck; 5] {
     let mut seen = Devices::default();
     [
         RowCheck::of(&schema::DEVICES, |read, (user, _), Json(row), doubts| {
-            let last = schema::USERS.get(read, *user)?.map(|row| row.last_device.0);
+            let last = schema::USERS.get(read, *user)?.map(|row| row.last_device);
             doubts.unless(last.is_some(), "its account is gone");
             doubts.unless(
-                row.num >= 1 && last.is_none_or(|last| row.num <= last),
+                row.num >= DeviceNum(1) && last.is_none_or(|last| row.num <= last),
                 "its number was never given",
             );
             Ok(())
@@ -92,7 +88,7 @@ fn devices() -> [RowCheck; 5] {
             device(read, row.user, row.device, &row.device_id, doubts)
         }),
         RowCheck::of(&schema::REFRESH_TOKENS, |read, hash, Json(row): &Json<RefreshTokenRow>, doubts| {
-            let (user, num) = (UserNum(row.user), DeviceNum(row.device));
+            let (user, num) = (row.user, row.device);
             let key = (user, num, super::tokens::KIND_REFRESH, hash);
             doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not know it");
             device(read, user, num, &row.device_id, doubts)
@@ -102,9 +98,9 @@ fn devices() -> [RowCheck; 5] {
                 super::tokens::KIND_ACCESS => {
                     schema::ACCESS_TOKENS.get(read, hash)?.map(|row| (row.user, row.device))
                 }
-                super::tokens::KIND_REFRESH => schema::REFRESH_TOKENS
-                    .get(read, hash)?
-                    .map(|Json(row)| (UserNum(row.user), DeviceNum(row.device))),
+                super::tokens::KIND_REFRESH => {
+                    schema::REFRESH_TOKENS.get(read, hash)?.map(|Json(row)| (row.user, row.device))
+                }
                 _ => None,
             };
             doubts.unless(of == Some((*user, *num)), "there is no such token of this device");
@@ -150,7 +146,7 @@ fn device(
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
     let row = schema::DEVICES.get(read, (user, id))?;
-    let is_it = row.is_some_and(|Json(row)| row.num == num.0);
+    let is_it = row.is_some_and(|Json(row)| row.num == num);
     doubts.unless(is_it, format!("device {num} of account {user} is gone"));
     account(read, user, doubts)
 }
@@ -160,7 +156,7 @@ fn device(
 #[derive(Default)]
 pub(crate) struct Devices {
     of: Option<UserNum>,
-    nums: BTreeSet<u32>,
+    nums: BTreeSet<DeviceNum>,
 }
 
 impl Devices {
@@ -171,6 +167,6 @@ impl Devices {
             self.nums = rows.map(|row| row.map(|(_, Json(row))| row.num)).collect::<Result<_, _>>()?;
             self.of = Some(user);
         }
-        Ok(self.nums.contains(&device.0))
+        Ok(self.nums.contains(&device))
     }
 }

@@ -43,7 +43,7 @@ pub struct Device {
 
 impl Device {
     fn new(id: OwnedDeviceId, row: DeviceRow) -> Self {
-        Self { id, num: DeviceNum(row.num), display_name: row.display_name, created_ms: row.created_ms }
+        Self { id, num: row.num, display_name: row.display_name, created_ms: row.created_ms }
     }
 }
 
@@ -140,9 +140,9 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
     }
     let account = users::change(batch, user, |row| row.last_device = DeviceNum(row.last_device.0 + 1))?;
     let display_name = log_in.display_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
-    let row = DeviceRow { num: account.last_device.0, display_name, created_ms: env.now_ms() };
+    let row = DeviceRow { num: account.last_device, display_name, created_ms: env.now_ms() };
     put(batch, user, &id, &row);
-    note_seen(batch, user, DeviceNum(row.num), env.now_ms(), log_in.ip);
+    note_seen(batch, user, row.num, env.now_ms(), log_in.ip);
     Ok((Device::new(id, row), true))
 }
 
@@ -168,7 +168,7 @@ pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Opt
         return Err(Refusal::new(ErrorKind::TooLarge, why).status(http::StatusCode::BAD_REQUEST).into());
     }
     let device = require(batch, user, id)?;
-    let row = DeviceRow { num: device.num.0, display_name, created_ms: device.created_ms };
+    let row = DeviceRow { num: device.num, display_name, created_ms: device.created_ms };
     put(batch, user, id, &row);
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use ruma::{
-    OwnedDeviceId, UserId,
+    OwnedDeviceId,
     api::error::{ErrorKind, UnknownTokenErrorData},
 };
 use sha2::{Digest, Sha256};
@@ -90,11 +90,9 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
     if user.is_deactivated {
         return Err(unknown());
     }
-    let user_id =
-        UserId::parse(user.user_id).map_err(|_| Error::broken("an account has no valid user id"))?;
     Ok(Caller {
         user: row.user,
-        user_id,
+        user_id: user.user_id,
         device: row.device,
         device_id: row.device_id.into(),
         is_guest: user.is_guest,
@@ -147,8 +145,8 @@ fn put_access(
 
 fn put_refresh(batch: &mut Batch, holder: &Holder, refresh: &Hash, access: Hash, replaces: Option<Hash>) {
     let row = RefreshTokenRow {
-        user: holder.user.0,
-        device: holder.device.0,
+        user: holder.user,
+        device: holder.device,
         device_id: holder.device_id.to_string(),
         access,
         replaces,
@@ -160,7 +158,7 @@ fn put_refresh(batch: &mut Batch, holder: &Holder, refresh: &Hash, access: Hash,
 
 /// Whose refresh token this is: whose lock [`refresh`] needs. Errors: 401 `M_UNKNOWN_TOKEN`.
 pub fn require_refresh_holder(read: &(impl Read + ?Sized), token: &str) -> Result<UserNum> {
-    require_refresh(read, token).map(|(_, row)| UserNum(row.user))
+    require_refresh(read, token).map(|(_, row)| row.user)
 }
 
 fn require_refresh(read: &(impl Read + ?Sized), token: &str) -> Result<(Hash, RefreshTokenRow)> {
@@ -198,11 +196,7 @@ pub fn refresh(batch: &mut Batch, env: &Env, token: &str) -> Result<Issued> {
     let access_token = derive(token, &successor.seed, ACCESS_PREFIX)?;
     let refresh_token = derive(token, &successor.seed, REFRESH_PREFIX)?;
     if row.successor.is_none() {
-        let holder = Holder {
-            user: UserNum(row.user),
-            device: DeviceNum(row.device),
-            device_id: row.device_id.as_str().into(),
-        };
+        let holder = Holder { user: row.user, device: row.device, device_id: row.device_id.as_str().into() };
         let access = hash(&access_token);
         put_access(batch, &holder, &access, Some(successor.expires_ms), Some(old));
         put_refresh(batch, &holder, &hash(&refresh_token), access, Some(old));
@@ -242,7 +236,7 @@ pub fn confirm(batch: &mut Batch, unused: &Unused) -> Result<(), Fault> {
 
 fn delete_pair(batch: &mut Batch, refresh: &Hash) -> Result<(), Fault> {
     let Some(Json(row)) = schema::REFRESH_TOKENS.get(batch, refresh)? else { return Ok(()) };
-    let (user, device) = (UserNum(row.user), DeviceNum(row.device));
+    let (user, device) = (row.user, row.device);
     schema::REFRESH_TOKENS.delete(batch, refresh);
     schema::DEVICE_TOKENS.delete(batch, (user, device, KIND_REFRESH, refresh));
     schema::ACCESS_TOKENS.delete(batch, &row.access);

@@ -53,7 +53,7 @@ pub fn find_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<
     let Some(user) = schema::USER_NAMES.get(read, user_id.localpart())? else { return Ok(None) };
     // A remote user may have the localpart of one of ours.
     let row = find(read, user)?;
-    Ok(row.filter(|row| row.user_id == user_id.as_str()).map(|_| user))
+    Ok(row.filter(|row| row.user_id == user_id).map(|_| user))
 }
 
 /// The number of the account with this user id, which must be one of ours. Errors: 404 `M_NOT_FOUND`.
@@ -84,7 +84,7 @@ pub fn in_use() -> Refusal {
 /// [`Accounts::next_user`]: crate::accounts::Accounts::next_user
 pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
     let row = UserRow {
-        user_id: new.user_id.as_str().to_owned(),
+        user_id: new.user_id.clone(),
         created_ms: new.now_ms,
         last_device: DeviceNum(0),
         is_admin: new.is_admin,

@@ -26,8 +26,7 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
         .prefix::<()>(&*snapshot, (), crate::store::Direction::Up)?
         .map(|row| {
             let (user, row) = row?;
-            let parsed = row.user_id.try_into();
-            Ok((user, parsed.map_err(|_| Fault::Corrupt("an account has no user id"))?))
+            Ok((user, row.user_id))
         })
         .collect::<Result<_, Fault>>()?;
     for some in users.chunks(AT_ONCE) {

@@ -6,7 +6,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
-use ruma::OwnedUserId;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
@@ -203,12 +202,10 @@ async fn trim_log(app: &App, timer: Timer) -> Result<()> {
 /// Tells the rooms of a user of a change of the user's own: a new name, or that the account is gone.
 async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
     let row = users::require(&*app.store.snapshot(), user)?;
-    let user_id =
-        OwnedUserId::try_from(row.user_id).map_err(|_| Error::broken("an account has no valid user id"))?;
     if row.is_deactivated {
-        membership::leave_all(app, user, &user_id).await?;
+        membership::leave_all(app, user, &row.user_id).await?;
     } else {
-        membership::renew_profile(app, user, &user_id).await?;
+        membership::renew_profile(app, user, &row.user_id).await?;
     }
     let mut note = app.store.note(&Guard::own_tables());
     timer::cancel(&mut note, timer);

@@ -6,7 +6,7 @@ use ruma::push::Ruleset;
 
 use crate::{
     accounts::check::Devices,
-    ids::{DeviceNum, EventNum, Order, RoomNum},
+    ids::{EventNum, Order, RoomNum},
     schema::{
         self,
         push::{Lane, Totals},
@@ -23,7 +23,7 @@ pub fn checks() -> Vec<RowCheck> {
     let mut devices = Devices::default();
     vec![
         RowCheck::of(&schema::PUSHERS, move |read, (user, app, key), Json(row), doubts| {
-            doubts.unless(devices.has(read, *user, DeviceNum(row.device))?, "the device that set it is gone");
+            doubts.unless(devices.has(read, *user, row.device)?, "the device that set it is gone");
             let owned = schema::PUSHER_OWNERS.contains(read, (app.as_str(), key.as_str(), *user))?;
             doubts.unless(owned, "nobody is said to have it");
             Ok(())

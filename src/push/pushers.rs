@@ -70,7 +70,7 @@ pub fn set(
             }
         }
     }
-    schema::PUSHERS.put(batch, (user, app_id, pushkey), &Json(PusherRow { device: device.0, pusher: shown }));
+    schema::PUSHERS.put(batch, (user, app_id, pushkey), &Json(PusherRow { device, pusher: shown }));
     schema::PUSHER_OWNERS.put(batch, (app_id, pushkey, user), &());
     batch.position(&LogEntry::Account { user });
     Ok(())
@@ -115,7 +115,7 @@ pub fn delete_of_device(batch: &mut Batch, user: UserNum, device: DeviceNum) -> 
     let rows = schema::PUSHERS.prefix::<(UserNum,)>(batch, (user,), Direction::Up)?;
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
     for ((_, app_id, pushkey), Json(row)) in rows {
-        if row.device == device.0 {
+        if row.device == device {
             delete(batch, user, &app_id, &pushkey)?;
         }
     }

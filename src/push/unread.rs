@@ -14,7 +14,7 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use ruma::{EventId, OwnedUserId, UserId};
+use ruma::{EventId, UserId};
 
 use crate::{
     accounts,
@@ -146,7 +146,7 @@ fn judge(
 ) -> Result<(Outcome, Class), Fault> {
     let nothing = (Outcome::default(), Class::Default);
     let Some(account) = accounts::users::find(read, user)? else { return Ok(nothing) };
-    let Ok(user_id) = OwnedUserId::try_from(account.user_id) else { return Ok(nothing) };
+    let user_id = account.user_id;
     let own = rules::find_own_rules(read, user, &user_id)?;
     let class = own.as_ref().map_or(Class::Default, |rules| Class::of(rules, row.id.as_str()));
     // Nobody is told of what they did themselves; no need to ask the rules.

@@ -33,7 +33,7 @@ pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<OwnedRoomA
 /// Lets an alias name a room. The batch is refused if it names one already ([`is_taken`] tells).
 pub(crate) fn add(batch: &mut Batch, alias: &RoomAliasId, room: RoomNum, creator: &UserId) {
     schema::ALIAS.expect_absent(batch, alias.as_str());
-    let row = AliasRow { room: room.0, creator: creator.to_string() };
+    let row = AliasRow { room, creator: creator.to_string() };
     schema::ALIAS.put(batch, alias.as_str(), &Json(row));
     schema::ROOM_ALIAS.put(batch, (room, alias.as_str()), &());
 }
@@ -47,7 +47,7 @@ pub(crate) fn is_taken(conflict: &crate::store::Conflict) -> bool {
 pub(crate) fn remove(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow) {
     schema::ALIAS.expect_value(batch, alias.as_str(), &Json(row.clone()));
     schema::ALIAS.delete(batch, alias.as_str());
-    schema::ROOM_ALIAS.delete(batch, (RoomNum(row.room), alias.as_str()));
+    schema::ROOM_ALIAS.delete(batch, (row.room, alias.as_str()));
 }
 
 /// Checks the aliases that a new `m.room.canonical_alias` adds: each must be an alias (400 `M_INVALID_PARAM`), and name
@@ -68,7 +68,7 @@ pub fn check_canonical(
         if parsed.server_name() != server {
             return Err(bad("is an alias of another server, which cannot be asked.").into());
         }
-        if find(read, parsed)?.is_none_or(|row| row.room != room.0) {
+        if find(read, parsed)?.is_none_or(|row| row.room != room) {
             return Err(bad("does not name this room.").into());
         }
     }

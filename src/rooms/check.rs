@@ -62,7 +62,7 @@ pub fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
         RowCheck::of(&schema::ALIAS, |read, alias, Json(row), doubts| {
-            let room = RoomNum(row.room);
+            let room = row.room;
             doubts.unless(schema::ROOM.contains(read, room)?, format!("there is no room {room}"));
             let listed = schema::ROOM_ALIAS.contains(read, (room, alias.as_str()))?;
             doubts.unless(listed, "its room does not list it");
@@ -71,7 +71,7 @@ pub fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::ROOM_ALIAS, |read, (room, alias), (), doubts| {
             let row = schema::ALIAS.get(read, alias)?;
             doubts.unless(
-                row.is_some_and(|Json(row)| row.room == room.0),
+                row.is_some_and(|Json(row)| row.room == *room),
                 "the alias names another room or none",
             );
             Ok(())
@@ -194,7 +194,7 @@ fn user_room(
     if of.resident == Resident::No {
         return Ok(());
     }
-    let now = match state::find_key(read, *room, MEMBER, &account.user_id)? {
+    let now = match state::find_key(read, *room, MEMBER, account.user_id.as_str())? {
         Some(key) => state::now(read, *room, key)?,
         None => Val::Absent,
     };

@@ -1,6 +1,7 @@
 //! Rows of accounts: users, devices, tokens, account data.
 
 use bytes::Bytes;
+use ruma::OwnedUserId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRow {
     /// The full user id.
-    pub user_id: String,
+    pub user_id: OwnedUserId,
     /// When it was registered, in milliseconds since the epoch.
     pub created_ms: u64,
     /// The number of the last device that it ever had; 0 before the first.
@@ -47,7 +48,7 @@ impl Value for UserRow {
         to.raw(&[1, flags]);
         to.varint(self.created_ms);
         to.varint(self.last_device.0.into());
-        to.raw(self.user_id.as_bytes());
+        to.raw(self.user_id.as_str().as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
@@ -57,7 +58,7 @@ impl Value for UserRow {
         let created_ms = from.varint()?;
         let last_device = device_num(&mut from)?;
         Ok(Self {
-            user_id: text(from.rest())?,
+            user_id: user_id(from.rest())?,
             created_ms,
             last_device,
             is_admin: flags & ADMIN != 0,
@@ -72,6 +73,10 @@ fn device_num(from: &mut Decoder<'_>) -> Result<DeviceNum, Fault> {
     u32::try_from(from.varint()?).map(DeviceNum).map_err(|_| Fault::Corrupt("a device number is too large"))
 }
 
+fn user_id(bytes: &[u8]) -> Result<OwnedUserId, Fault> {
+    OwnedUserId::try_from(text(bytes)?).map_err(|_| Fault::Corrupt("an account has no valid user id"))
+}
+
 fn text(bytes: &[u8]) -> Result<String, Fault> {
     String::from_utf8(bytes.to_vec()).map_err(|_| Fault::Corrupt("a value is not UTF-8"))
 }
@@ -81,7 +86,7 @@ fn text(bytes: &[u8]) -> Result<String, Fault> {
 #[serde(default)]
 pub struct DeviceRow {
     /// Its number: what other tables know it by.
-    pub num: u32,
+    pub num: DeviceNum,
     /// The name that its owner gave it.
     pub display_name: Option<String>,
     /// When it first logged in, in milliseconds since the epoch.
@@ -138,9 +143,9 @@ impl Value for AccessTokenRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefreshTokenRow {
     /// Whose it is.
-    pub user: u64,
+    pub user: UserNum,
     /// Of which device.
-    pub device: u32,
+    pub device: DeviceNum,
     /// The id of that device.
     pub device_id: String,
     /// The hash of the access token that was given out with it.
@@ -235,9 +240,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn users_come_back(user_id in "@[a-z]{1,9}:s", created_ms: u64, last: u32, flags: [bool; 4]) {
+        fn users_come_back(name in "[a-z]{1,9}", created_ms: u64, last: u32, flags: [bool; 4]) {
             let [is_admin, is_guest, is_deactivated, is_erased] = flags;
             let last_device = DeviceNum(last);
+            let user_id = OwnedUserId::try_from(format!("@{name}:s")).unwrap();
             let row = UserRow { user_id, created_ms, last_device, is_admin, is_guest, is_deactivated, is_erased };
             prop_assert_eq!(again(&row), row);
         }

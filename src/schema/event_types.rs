@@ -30,6 +30,13 @@ pub const TOMBSTONE: &str = "m.room.tombstone";
 /// State: an invitation to somebody known by e-mail address or telephone number only.
 pub const THIRD_PARTY_INVITE: &str = "m.room.third_party_invite";
 
+/// Derived keys of a room's state begin with this byte, so that no event can set them.
+pub const DERIVED: char = '\u{1}';
+/// Derived key: a server, present while it has somebody in the room; the state key is the server.
+pub const DERIVED_SERVER: &str = "\u{1}server";
+/// Derived key: how many are in the room.
+pub const DERIVED_JOINED: &str = "\u{1}joined";
+
 /// An event that takes back what another said.
 pub const REDACTION: &str = "m.room.redaction";
 /// A message.

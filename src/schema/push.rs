@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::EventNum,
+    ids::{DeviceNum, EventNum},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PusherRow {
     /// The number of the device that set it, with which it goes.
-    pub device: u32,
+    pub device: DeviceNum,
     /// The pusher, as clients see it.
     pub pusher: serde_json::Value,
 }

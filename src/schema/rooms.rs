@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
-    ids::{EventNum, Order, Position, StateKeyNum},
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     json::JsonRef,
     schema::state::Ref,
     store::{
@@ -540,8 +540,8 @@ impl Value for RedactionWaitingRow {
 /// An alias of a room.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AliasRow {
-    /// The room's number.
-    pub room: u64,
+    /// The room.
+    pub room: RoomNum,
     /// Who made it.
     #[serde(default)]
     pub creator: String,

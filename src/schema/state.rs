@@ -70,8 +70,7 @@ pub enum Val {
     Derived(u32),
 }
 
-/// The types of derived keys, which no client and no server can set, begin with this.
-pub const DERIVED: char = '\u{1}';
+pub use crate::schema::event_types::DERIVED;
 /// The codes of derived numbers stand above those of all events that a room will ever have.
 const DERIVED_CODES: u64 = (1 << 40) - (1 << 32);
 

@@ -74,16 +74,15 @@ pub fn find(
         if found.len() == limit {
             return Ok((found, true));
         }
-        let Ok(user_id) = OwnedUserId::try_from(one.user_id) else { continue };
         let avatar_url = schema::PROFILES.get(read, (one.user, "avatar_url"))?.and_then(|json| text(&json));
-        found.push(Person { user_id, display_name: one.name, avatar_url });
+        found.push(Person { user_id: one.user_id, display_name: one.name, avatar_url });
     }
     Ok((found, false))
 }
 
 struct Fitting {
     user: UserNum,
-    user_id: String,
+    user_id: OwnedUserId,
     name: Option<String>,
     fit: Fit,
 }
@@ -102,7 +101,7 @@ fn list_fitting(read: &(impl Read + ?Sized), asks: UserNum, term: &str) -> Resul
                 continue;
             }
             let name = name.and_then(|json| text(&json));
-            if let Some(fit) = fit(term, &row.user_id, name.as_deref()) {
+            if let Some(fit) = fit(term, row.user_id.as_str(), name.as_deref()) {
                 fitting.push(Fitting { user, user_id: row.user_id, name, fit });
             }
         }

@@ -61,6 +61,7 @@ impl Batch {
 
     /// Claims the next position for this entry and writes it to the log.
     pub fn position(&mut self, entry: &LogEntry) -> Position {
+        debug_assert!(self.jump_to.is_none(), "a batch that begins an incarnation claims no position");
         let position = Position::pending(self.positions);
         self.positions += 1;
         tables::LOG.put(self, position, entry);

@@ -14,6 +14,7 @@ pub fn find(read: &(impl Read + ?Sized), reader: &str) -> Result<Option<Position
 
 /// The reader has dealt with everything at or before this position.
 pub fn advance(to: &mut impl Write, reader: &str, position: Position) {
+    debug_assert!(!position.is_pending(), "a reader cannot have read what is not accepted");
     tables::CURSOR.put(to, reader, &position);
 }
 

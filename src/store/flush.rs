@@ -73,7 +73,8 @@ impl Store {
         let reserves = self.0.reserved.reserve(self.0.durability, position, batch_number, &mut head);
         let has_commit = gathered.iter().any(|queued| queued.is_commit);
         report.synced = reserves || (has_commit && self.0.durability == Durability::Fsync);
-        debug_assert!(position >= self.0.published.load().position, "a flush goes back");
+        debug_assert!(position >= self.0.published.load().position, "positions fall");
+        debug_assert!(batch_number >= self.0.published.load().batch_number, "batch numbers fall");
         let changes = gathered.iter().flat_map(|queued| &queued.changes).chain(&head);
         self.0.engine.write(changes, report.synced)?;
         let clock_ms = Arc::clone(&self.0.clock_ms);

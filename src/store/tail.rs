@@ -39,7 +39,10 @@ pub fn read_after(
     }
     let (low, high) = (Bound::Excluded(position), Bound::Included(read.upto()));
     let entries = tables::LOG.range::<Position>(read, low, high, Direction::Up)?;
-    Ok(Tail::Entries(entries.take(entries_max).collect::<Result<_, _>>()?))
+    let entries: Vec<_> = entries.take(entries_max).collect::<Result<_, _>>()?;
+    debug_assert!(entries.is_sorted_by(|(one, _), (next, _)| one < next), "the log is read out of order");
+    debug_assert!(entries.first().is_none_or(|(first, _)| *first > position), "the log is read again");
+    Ok(Tail::Entries(entries))
 }
 
 /// Entries at or before this position may be gone.

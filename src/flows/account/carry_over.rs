@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    OwnedRoomId, RoomId, UserId,
     push::{
         ConditionalPushRule, NewConditionalPushRule, NewPushRule, NewSimplePushRule, PushCondition, Ruleset,
     },
@@ -62,9 +62,7 @@ pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: T
         if !timer::fire(batch, &timer)? {
             return Ok(());
         }
-        let row = users::require(batch, user)?;
-        let user_id = OwnedUserId::try_from(row.user_id)
-            .map_err(|_| Error::broken("an account has no valid user id"))?;
+        let user_id = users::require(batch, user)?.user_id;
         if carry_rules(batch, user, &user_id, &carried)? {
             batch.wake(Wake::PushRules);
         }

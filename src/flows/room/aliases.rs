@@ -10,7 +10,6 @@ use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{App, commit},
-    ids::RoomNum,
     rooms::{
         self, aliases,
         build::Draft,
@@ -72,8 +71,8 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     require_ours(app, alias).map_err(|_| unknown())?;
     let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
     let (inner, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
-    commit::in_room_and_server(app, RoomNum(row.room), move |change| {
-        let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num.0);
+    commit::in_room_and_server(app, row.room, move |change| {
+        let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num);
         let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
         let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;
         let commands =
@@ -102,7 +101,7 @@ pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
     let snapshot = app.store.snapshot();
     let row = aliases::find(&*snapshot, alias)?;
     let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
-    Ok(rooms::require_row(&*snapshot, RoomNum(row.room))?.id)
+    Ok(rooms::require_row(&*snapshot, row.room)?.id)
 }
 
 /// The aliases of a room on this server, for who is in it or may look in.

@@ -237,8 +237,7 @@ fn list_mergers(change: &mut Change) -> Result<Vec<OwnedUserId>> {
     let mut found = Vec::new();
     let users = members::list_joined_local_users(&change.batch, change.num)?;
     for user in users.into_iter().take(MERGERS_LOOKED_AT) {
-        let user_id =
-            users::find(&change.batch, user)?.and_then(|row| OwnedUserId::try_from(row.user_id).ok());
+        let user_id = users::find(&change.batch, user)?.map(|row| row.user_id);
         if let Some(user_id) = user_id
             && power.may(&user_id, Action::EventsDefault)?
         {

@@ -64,7 +64,7 @@ pub(crate) fn find_room(app: &App, name: &RoomOrAliasId) -> Result<(RoomNum, Own
         }
         Err(alias) => {
             let row = aliases::find(&*snapshot, alias)?.ok_or_else(unknown)?;
-            let num = RoomNum(row.room);
+            let num = row.room;
             Ok((num, rooms::require_row(&*snapshot, num)?.id))
         }
     }
@@ -171,7 +171,7 @@ fn find_allower(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId
     let power = Power::in_change(change)?;
     for user in members::list_joined_local_users(&change.batch, change.num)? {
         let Some(row) = accounts::users::find(&change.batch, user)? else { continue };
-        let Ok(user_id) = OwnedUserId::try_from(row.user_id) else { continue };
+        let user_id = row.user_id;
         if power.may(&user_id, Action::Invite)? {
             return Ok(Some(user_id));
         }

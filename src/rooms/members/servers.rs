@@ -19,15 +19,12 @@ use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     rooms::state::{self, Chain, Ref, Val},
     schema,
-    schema::{rooms::Membership, state::DERIVED},
+    schema::{
+        event_types::{DERIVED, DERIVED_JOINED as JOINED, DERIVED_SERVER as SERVER, MEMBER},
+        rooms::Membership,
+    },
     store::{Batch, Direction, Fault, Read},
 };
-
-/// A key for each server that ever had somebody in the room: present while it has.
-const SERVER: &str = "\u{1}server";
-/// How many are in the room.
-const JOINED: &str = "\u{1}joined";
-const MEMBER: &str = "m.room.member";
 
 fn server_of(user_id: &str) -> Option<&str> {
     <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())

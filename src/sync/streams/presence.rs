@@ -73,12 +73,14 @@ pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<Pr
 
 fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<(), Fault> {
     let Some(account) = accounts::users::find(window.read, change.user)? else { return Ok(()) };
-    if !window.ask.filter.presence.wants_sender(&account.user_id) || window.ignores(&account.user_id) {
+    if !window.ask.filter.presence.wants_sender(account.user_id.as_str())
+        || window.ignores(account.user_id.as_str())
+    {
         return Ok(());
     }
     let mut event = Object::new();
     event.text("type", "m.presence");
-    event.text("sender", &account.user_id);
+    event.text("sender", account.user_id.as_str());
     event.raw("content", &change.presence.content(window.now_ms).to_string());
     news.events.push(event.finish());
     news.is_news |= change.user != window.ask.caller.user;
