@@ -31,8 +31,9 @@ use std::{
 use aqueduct::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     rooms::{
-        self, event, graph,
-        receive::Outcome,
+        self,
+        change::Outcome,
+        event, graph,
         resolve::{self, Header, Source},
         state::{self, Ref, Sketch, Val},
     },
@@ -299,7 +300,7 @@ fn handling(c: &mut Criterion) {
         .map(|change| {
             let (order, _) = change.unwrap();
             let stored = schema::TIMELINE.get(&*snapshot, (bob.room, order)).unwrap().unwrap();
-            event::event_id(&stored.header.hash, row.version)
+            event::event_id(&stored.header.key, row.version)
         })
         .collect();
     let newest = places.len() - FAR;

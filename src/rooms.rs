@@ -1,15 +1,15 @@
 //! Rooms: events, their order, the state they add up to, and who may see them.
 //!
 //! An event takes this road: a flow waits for a turn in the room ([`turns`]), which gives it the room's seat (its lock);
-//! begins a [`commit::Change`] with that; adds drafts to it (each is built, judged and written into one batch); and hands
+//! begins a [`change::Change`] with that; adds drafts to it (each is built, judged and written into one batch); and hands
 //! the batch to the store. The seat is given back there: the next writer reads over what is accepted, and only the
 //! answer to the client waits for the disk.
 
 pub mod admit;
 pub mod aliases;
 pub mod build;
+pub mod change;
 pub mod check;
-pub mod commit;
 pub mod directory;
 pub mod erased;
 pub mod event;
@@ -18,16 +18,17 @@ pub mod graph;
 pub mod members;
 pub mod power;
 pub mod receipts;
-pub mod receive;
 pub mod redact;
 pub mod relations;
 pub mod resolve;
+pub mod show;
 pub mod state;
 pub mod timeline;
 mod tip;
 pub mod turns;
 pub mod typing;
 pub mod versions;
+pub mod view;
 pub mod visibility;
 
 use std::sync::{

@@ -9,6 +9,7 @@ pub mod relations;
 pub mod accounts;
 pub mod encryption;
 pub mod event_types;
+pub mod events;
 pub mod jobs;
 pub mod rooms;
 pub mod state;
@@ -19,7 +20,10 @@ use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     schema::{
         relations::{RelatedRow, RelationKind, RelationRow},
-        rooms::{AliasRow, AsideRow, EventRow, Membership, Place, RedactionWaitingRow, RoomRow, UserRoomRow},
+        rooms::{
+            AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
+            RoomRow, UserRoomRow,
+        },
         state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
     },
     store::{
@@ -36,21 +40,21 @@ tables! {
 
     // --- rooms: 10-29 ---
     /// A room.
-    10 ROOM(RoomNum => RoomRow) in State, Room of "rooms::commit";
+    10 ROOM(RoomNum => RoomRow) in State, Room of "rooms::change";
     /// The room with this id.
-    11 ROOM_ID(String => RoomNum) in Index, Room of "rooms::commit";
+    11 ROOM_ID(String => RoomNum) in Index, Room of "rooms::change";
     /// A room's visible events, live and back-filled.
-    12 TIMELINE((RoomNum, Order) => EventRow) in Events, Room of "rooms::commit";
+    12 TIMELINE((RoomNum, Order) => EventRow) in Events, Room of "rooms::change";
     /// Where an event of this number is.
-    13 PLACE((RoomNum, EventNum) => Place) in Index, Room of "rooms::commit";
-    /// The event with this id (room version 3 and above).
-    14 EVENT_ID([u8; 32] => (RoomNum, EventNum)) in Index, Room of "rooms::commit";
+    13 PLACE((RoomNum, EventNum) => Place) in Index, Room of "rooms::change";
+    /// The event that has this name.
+    14 EVENT_ID(EventKey => (RoomNum, EventNum)) in Index, Room of "rooms::change";
     /// What one of our users is to a room; follows from the member event alone.
     15 USER_ROOM((UserNum, RoomNum) => UserRoomRow) in Index, Room of "rooms::members";
     /// Our users who are joined or invited to a room, or knock.
     16 ROOM_USER((RoomNum, UserNum) => Membership) in Index, Room of "rooms::members";
-    /// The event that (room, user, device, endpoint, transaction id) made.
-    17 TXN((RoomNum, UserNum, String, String, String) => EventNum) in Index, Room of "rooms::commit";
+    /// The event that a device made, by (room, day, user, device, endpoint, transaction id).
+    29 SENT((RoomNum, u32, UserNum, DeviceNum, String, String) => EventNum) in Index, Room of "rooms::change";
     /// The room that an alias names.
     19 ALIAS(String => Json<AliasRow>) in Index, Server of "rooms::aliases";
     /// The aliases of a room.
@@ -60,7 +64,9 @@ tables! {
     /// The event that a thread grows from, by the order of the thread's newest event.
     22 THREAD((RoomNum, Order) => EventNum) in Index, Room of "rooms::relations";
     /// A room's events that clients do not see: rejected, soft-failed.
-    24 ASIDE((RoomNum, EventNum) => AsideRow) in Events, Room of "rooms::commit";
+    24 ASIDE((RoomNum, EventNum) => AsideRow) in Events, Room of "rooms::change";
+    /// How many events a room keeps aside.
+    153 ASIDE_COUNT(RoomNum => AsideCount) in Index, Room of "rooms::change";
 
     /// Events that refer to the event of this number, by kind and by their order.
     25 RELATION((RoomNum, EventNum, RelationKind, Order) => RelationRow) in Index, Room of "rooms::relations";
@@ -177,7 +183,7 @@ tables! {
     // --- rooms, more of them: 150-169 ---
 
     /// Redactions of an event that is not here yet: room, the event's id, the redaction.
-    150 REDACTION_WAITING((RoomNum, [u8; 32], EventNum) => RedactionWaitingRow) in Index, Room of "rooms::redact";
+    150 REDACTION_WAITING((RoomNum, EventKey, EventNum) => RedactionWaitingRow) in Index, Room of "rooms::change";
     /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
     /// How many of a server are in a room now.

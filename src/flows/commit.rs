@@ -19,7 +19,7 @@ use crate::{
     push::unread,
     rooms::{
         self,
-        commit::Change,
+        change::Change,
         redact,
         turns::{Seat, Turns},
     },

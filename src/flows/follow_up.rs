@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     flows::{App, account::carry_over, commit, room::membership},
     ids::{EventNum, RoomNum, UserNum},
-    rooms::redact,
+    rooms::{change::txn, redact},
     schema::jobs::Job,
     store::{
         Batch, Enqueued, Guard, NotAccepted, tail,
@@ -167,6 +167,7 @@ async fn carry_out(app: &App, timer: &Timer) -> Result<()> {
         Job::TellRooms { user } => tell_rooms(app, user, timer).await,
         Job::CarryOver { user, moved, .. } => carry_over::carry_over(app, user, moved, timer.clone()).await,
         Job::ForgetOriginal { room, event } => forget_original(app, room, event, timer.clone()).await,
+        Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
     }
 }
 
@@ -219,6 +220,17 @@ async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer
     commit::in_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {
             redact::forget_original(&mut change.batch, room, event);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Forgets which transactions sent what to a room on a day, in a turn of the room.
+async fn forget_sent(app: &App, room: RoomNum, day: u32, timer: Timer) -> Result<()> {
+    commit::in_room(app, room, move |change| {
+        if timer::fire(&mut change.batch, &timer)? {
+            txn::forget(&mut change.batch, room, day);
         }
         Ok(())
     })

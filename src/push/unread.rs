@@ -26,7 +26,7 @@ use crate::{
         rules,
     },
     rooms::{
-        commit::Change,
+        change::Change,
         event::{self, Stored},
         members,
         receipts::ReadUpTo,

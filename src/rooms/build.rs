@@ -163,7 +163,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     if json.len() > EVENT_BYTES_MAX {
         return Err(Refusal::too_large("An event has at most 65,536 bytes."));
     }
-    let id = crate::rooms::event::event_id(&hash, version);
+    let id = crate::rooms::event::event_id(&hash.into(), version);
     let event = Event {
         id,
         room_id: setting.room_id.map(ToOwned::to_owned),
@@ -236,14 +236,6 @@ fn ids_json(ids: &[OwnedEventId]) -> JsonText {
     JsonText::list(&ids)
 }
 
-/// The redacted form of an event: what is left of it once it is redacted, which its id and signatures still fit.
-/// `None` if the bytes are not those of an event.
-pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
-    let object: CanonicalJsonObject = serde_json::from_slice(json).ok()?;
-    let object = ruma::canonical_json::redact(object, &rules.redaction, None).ok()?;
-    serde_json::to_vec(&object).ok().map(Bytes::from)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;
@@ -256,7 +248,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
-    use crate::rooms::{event::event_id, versions};
+    use crate::rooms::{event::event_id, redact::redacted, versions};
 
     pub(crate) fn a_key() -> Arc<Ed25519KeyPair> {
         // RFC 8410: what stands before the seed in the exchanged form of a key.
@@ -304,10 +296,10 @@ pub(crate) mod tests {
                 kind: kind.to_owned(),
                 state_key,
                 content: content(&text, number),
-                redacts: redacts.then(|| event_id(&[1; 32], version)),
+                redacts: redacts.then(|| event_id(&[1; 32].into(), version)),
                 sent_ms: 1_700_000_000_000,
             };
-            let (prev, auth) = ([event_id(&[2; 32], version)], [event_id(&[3; 32], version), event_id(&[4; 32], version)]);
+            let (prev, auth) = ([event_id(&[2; 32].into(), version)], [event_id(&[3; 32].into(), version), event_id(&[4; 32].into(), version)]);
             let room = RoomId::parse(room).unwrap();
             let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, depth: 5 };
             let built = build(&signer(), &draft, &setting, version).unwrap();

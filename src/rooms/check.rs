@@ -127,9 +127,9 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
     let state_tip = state::tip(read, *num)?;
     doubts.unless(state_tip == Ref::Main(row.state_tip), "its state changed last elsewhere than it says");
     doubts.unless(!row.heads.is_empty(), "it has no heads");
-    for Head { event, hash, depth, after, .. } in &row.heads {
+    for Head { event, key, depth, after, .. } in &row.heads {
         let stored = event::find(read, *num, *event)?;
-        let is_it = stored.is_some_and(|it| (it.row.header.hash, it.row.header.depth) == (*hash, *depth));
+        let is_it = stored.is_some_and(|it| it.row.header.key == *key && it.row.header.depth == *depth);
         doubts.unless(is_it, format!("its head {event} is not there or is another event"));
         reference(read, *num, *after, doubts)?;
     }

@@ -16,14 +16,11 @@ use crate::{
     accounts::users,
     ids::RoomNum,
     rooms::{
-        build,
         event::{self, Stored},
         redact, rules, state,
+        view::RoomView,
     },
-    schema::{
-        rooms::{Membership, RoomRow},
-        state::Ref,
-    },
+    schema::{rooms::Membership, state::Ref},
     store::{Fault, Read},
 };
 
@@ -56,30 +53,27 @@ impl Erased {
     /// Whether this user is not shown what the event says.
     pub fn hides(
         &self,
-        read: &(impl Read + ?Sized),
-        num: RoomNum,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &Stored,
         user: &UserId,
     ) -> Result<bool, Fault> {
         // Mostly nobody is: then the sender need not even be read out of the event.
-        Ok(self.anybody(read)?
-            && self.contains(read, &stored.row.sender())?
-            && !was_joined(read, num, stored, user)?)
+        Ok(self.anybody(view.read)?
+            && self.contains(view.read, &stored.row.sender())?
+            && !was_joined(view.read, view.num, stored, user)?)
     }
 
     /// The event as this user is shown it.
     pub fn seen<'s>(
         &self,
-        read: &(impl Read + ?Sized),
-        num: RoomNum,
-        room: &RoomRow,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &'s Stored,
         user: &UserId,
     ) -> Result<Cow<'s, Stored>, Fault> {
-        if !self.hides(read, num, stored, user)? {
+        if !self.hides(view, stored, user)? {
             return Ok(Cow::Borrowed(stored));
         }
-        let json = build::redacted(&stored.row.json, rules(room)?);
+        let json = redact::redacted(&stored.row.json, rules(view.row)?);
         let json = json.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
         redact::with_json(stored, &json).map(Cow::Owned)
     }
@@ -87,16 +81,14 @@ impl Erased {
     /// The event as this user is shown it in the state of the room.
     pub fn seen_in_state<'s>(
         &self,
-        read: &(impl Read + ?Sized),
-        num: RoomNum,
-        room: &RoomRow,
+        view: RoomView<'_, impl Read + ?Sized>,
         stored: &'s Stored,
         user: &UserId,
     ) -> Result<Cow<'s, Stored>, Fault> {
         if stored.row.header.state_key.is_some() && stored.row.event_type() != "m.room.member" {
             return Ok(Cow::Borrowed(stored));
         }
-        self.seen(read, num, room, stored, user)
+        self.seen(view, stored, user)
     }
 }
 

@@ -1,7 +1,4 @@
-//! Events: how they are named, found, parsed and shown.
-//!
-//! What is stored is what was signed. What a reader sees is spliced from byte ranges of it, and `unsigned` is worked
-//! out for that reader ([`show`]).
+//! Events: how they are named, found and parsed. How they are shown stands in `rooms/show.rs`.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -11,21 +8,15 @@ use base64::{
 };
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
-    events::TimelineEventType, room_version_rules::EventIdFormatVersion, state_res,
+    events::TimelineEventType, room_version_rules::RedactionRules, state_res,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
     ids::{EventNum, Order, RoomNum},
-    json::{JsonText, Object},
-    rooms::{
-        erased::Erased,
-        relations::{self, Depth},
-        versions,
-    },
     schema,
-    schema::rooms::{EventHash, EventRow, Membership, Place, RoomRow, Span, Spans},
+    schema::rooms::{EventKey, EventRow, Membership, Place, RoomRow, Span, Spans},
     store::{Fault, Read},
 };
 
@@ -46,7 +37,7 @@ impl Stored {
 
     /// Its id, as its room's version writes it.
     pub fn id(&self, room: &RoomRow) -> OwnedEventId {
-        event_id(&self.row.header.hash, room.version)
+        event_id(&self.row.header.key, room.version)
     }
 
     /// What it says of its state key's membership, if it is a member event.
@@ -67,23 +58,40 @@ pub fn membership_of(content: &str) -> Option<Membership> {
     Membership::parse(&content.membership)
 }
 
-/// The id that a hash is in this room version.
+/// The last room version in which servers choose the ids of their events.
+const CHOSEN_IDS_UPTO: u8 = 2;
+/// The room version whose ids are written in the alphabet of base64 that is not safe in URLs.
+const STANDARD_ALPHABET: u8 = 3;
+
+/// The id that names this event in a room of this version.
 #[expect(clippy::expect_used, reason = "a dollar sign and base64 is an event id by every grammar")]
-pub fn event_id(hash: &EventHash, version: u8) -> OwnedEventId {
+pub fn event_id(key: &EventKey, version: u8) -> OwnedEventId {
+    let hash = match key {
+        EventKey::Hash(hash) => hash,
+        EventKey::Chosen(_, id) => return OwnedEventId::try_from(&**id).expect("a stored id was an id"),
+    };
     let mut id = String::with_capacity(44);
     id.push('$');
-    match versions::find_rules(version).map(|rules| rules.event_id_format) {
-        Some(EventIdFormatVersion::V2) => STANDARD_NO_PAD.encode_string(hash, &mut id),
-        _ => URL_SAFE_NO_PAD.encode_string(hash, &mut id),
+    if version == STANDARD_ALPHABET {
+        STANDARD_NO_PAD.encode_string(hash, &mut id);
+    } else {
+        URL_SAFE_NO_PAD.encode_string(hash, &mut id);
     }
     OwnedEventId::try_from(id).expect("base64 is an id")
 }
 
-/// The hash that an id stands for; `None` if it is none of a room version from 3 on.
-pub fn parse_event_id(id: &EventId) -> Option<EventHash> {
+/// What an id names in this room, which is of this version; `None` if it is not written as that version writes ids: the
+/// same bytes in another alphabet name nothing.
+pub fn parse_event_id(id: &EventId, room: RoomNum, version: u8) -> Option<EventKey> {
     let text = id.as_str().strip_prefix('$')?;
-    let bytes = URL_SAFE_NO_PAD.decode(text).or_else(|_| STANDARD_NO_PAD.decode(text)).ok()?;
-    bytes.try_into().ok()
+    if version <= CHOSEN_IDS_UPTO {
+        return id.server_name().map(|_| EventKey::Chosen(room, id.as_str().into()));
+    }
+    let bytes = match version {
+        STANDARD_ALPHABET => STANDARD_NO_PAD.decode(text),
+        _ => URL_SAFE_NO_PAD.decode(text),
+    };
+    bytes.ok()?.try_into().ok().map(EventKey::Hash)
 }
 
 /// The event of this number, if it stands in the room's timeline.
@@ -120,8 +128,20 @@ pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> R
 
 /// The number of the event of this id in this room.
 pub fn find_num(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<EventNum>, Fault> {
-    let Some(hash) = parse_event_id(id) else { return Ok(None) };
-    let found = schema::EVENT_ID.get(read, &hash)?;
+    let Some(row) = schema::ROOM.get(read, room)? else { return Ok(None) };
+    match parse_event_id(id, room, row.version) {
+        Some(key) => find_key(read, room, &key),
+        None => Ok(None),
+    }
+}
+
+/// The number of the event of this name in this room.
+pub fn find_key(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: &EventKey,
+) -> Result<Option<EventNum>, Fault> {
+    let found = schema::EVENT_ID.get(read, key)?;
     Ok(found.and_then(|(of, event)| (of == room).then_some(event)))
 }
 
@@ -266,6 +286,16 @@ impl state_res::Event for Event {
     }
 }
 
+impl Event {
+    /// See [`redaction_target`].
+    pub fn redaction_target(&self, rules: &RedactionRules) -> Option<OwnedEventId> {
+        if self.kind != TimelineEventType::RoomRedaction || self.state_key.is_some() {
+            return None;
+        }
+        if rules.content_field_redacts { redacts_in(self.content.get()) } else { self.redacts.clone() }
+    }
+}
+
 /// A state event with what building upon it needs.
 #[derive(Clone, Debug)]
 pub struct StateEvent {
@@ -286,253 +316,58 @@ impl StateEvent {
     }
 }
 
-/// For whom, and how, an event is shown.
-#[derive(Clone, Copy, Debug)]
-pub struct Viewer<'a> {
-    /// The user.
-    pub user: &'a UserId,
-    /// The device: it alone sees its transaction ids.
-    pub device: Option<&'a str>,
-    /// The time, for `age`.
-    pub now_ms: u64,
-    /// Whether the event names its room: `/sync` leaves that out.
-    pub with_room_id: bool,
-    /// Up to where they see what refers to an event: to the end, unless they left.
-    pub until: Order,
-    /// Whose events are shown redacted to whoever was not there.
-    pub erased: &'a Erased,
+/// The event that a redaction means: its content says so from room version 11 on, and before that a field beside it.
+/// `None` for what is no redaction, as a state event of that type, and for a redaction of nothing.
+pub fn redaction_target(row: &EventRow, rules: &RedactionRules) -> Option<OwnedEventId> {
+    if row.header.spans.state_key.length > 0 || row.event_type() != schema::event_types::REDACTION {
+        return None;
+    }
+    if rules.content_field_redacts {
+        return redacts_in(row.content());
+    }
+    row.text(row.header.spans.redacts).and_then(|id| OwnedEventId::try_from(&*id).ok())
 }
 
-impl Viewer<'_> {
-    /// The event as this viewer is shown it.
-    pub fn seen<'s>(
-        &self,
-        read: &(impl Read + ?Sized),
-        num: RoomNum,
-        room: &RoomRow,
-        stored: &'s Stored,
-    ) -> Result<Cow<'s, Stored>, Fault> {
-        self.erased.seen(read, num, room, stored, self.user)
-    }
-
-    /// The event as this viewer is shown it in the state of the room.
-    pub fn seen_in_state<'s>(
-        &self,
-        read: &(impl Read + ?Sized),
-        num: RoomNum,
-        room: &RoomRow,
-        stored: &'s Stored,
-    ) -> Result<Cow<'s, Stored>, Fault> {
-        self.erased.seen_in_state(read, num, room, stored, self.user)
-    }
-
-    /// Whether this viewer is not shown what the event says.
-    pub fn hides(&self, read: &(impl Read + ?Sized), num: RoomNum, stored: &Stored) -> Result<bool, Fault> {
-        self.erased.hides(read, num, stored, self.user)
-    }
-}
-
-/// What stands in an event's `unsigned` beside its age.
-#[derive(Clone, Debug, Default)]
-pub struct Extras {
-    /// For the device that sent it.
-    pub transaction_id: Option<String>,
-    /// The content of the state event that this one replaced, and that event's id.
-    pub replaces: Option<(Stored, OwnedEventId)>,
-    /// The event that redacted it.
-    pub redacted_because: Option<JsonText>,
-    /// What the viewer was to the room at this event (MSC4115).
-    pub membership: Option<Membership>,
-    /// Its bundled relations.
-    pub relations: Option<JsonText>,
-}
-
-/// The event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
-pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
-    let (row, spans) = (&stored.row, &stored.row.header.spans);
-    let mut event = Object::with_capacity(row.json.len() + 192);
-    event.json("content", row.json_of(spans.content));
-    event.text("event_id", stored.id(room).as_str());
-    event.number("origin_server_ts", row.header.sent_ms);
-    if spans.redacts.length > 0 {
-        event.json("redacts", row.json_of(spans.redacts));
-    } else if let Some(redacts) = redacts_in_content(row) {
-        // Older clients look beside the content (client-server API, m.room.redaction).
-        event.text("redacts", redacts.as_str());
-    }
-    if viewer.with_room_id {
-        event.text("room_id", room.id.as_str());
-    }
-    event.json("sender", row.json_of(spans.sender));
-    if spans.state_key.length > 0 {
-        event.json("state_key", row.json_of(spans.state_key));
-    }
-    event.json("type", row.json_of(spans.kind));
-    event.json("unsigned", &unsigned(stored, viewer, extras));
-    event.finish()
-}
-
-fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
-    let mut unsigned = Object::new();
-    unsigned.number("age", viewer.now_ms.saturating_sub(stored.row.header.sent_ms));
-    if let Some(membership) = extras.membership {
-        unsigned.text("membership", membership.as_str());
-    }
-    if let Some(relations) = &extras.relations {
-        unsigned.json("m.relations", relations);
-    }
-    if let Some((replaced, _)) = &extras.replaces {
-        unsigned.json("prev_content", replaced.row.json_of(replaced.row.header.spans.content));
-    }
-    if let Some(redaction) = &extras.redacted_because {
-        unsigned.json("redacted_because", redaction);
-    }
-    if let Some((_, id)) = &extras.replaces {
-        unsigned.text("replaces_state", id.as_str());
-    }
-    if let Some(txn) = &extras.transaction_id {
-        unsigned.text("transaction_id", txn);
-    }
-    unsigned.finish()
-}
-
-/// What a redaction of room version 11 and above redacts.
-pub fn redacts_in_content(row: &EventRow) -> Option<OwnedEventId> {
+fn redacts_in(content: &str) -> Option<OwnedEventId> {
     #[derive(Deserialize)]
     struct Content {
         redacts: OwnedEventId,
     }
-    if row.event_type() != "m.room.redaction" {
-        return None;
-    }
-    serde_json::from_str::<Content>(row.content()).ok().map(|content| content.redacts)
-}
-
-/// The event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
-/// `membership` is what the viewer was to the room at the event. Whether the viewer may see it is asked before.
-pub fn show(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    stored: &Stored,
-    viewer: &Viewer<'_>,
-    membership: Option<Membership>,
-) -> Result<JsonText, Fault> {
-    let relations = relations::bundle(read, num, room, stored, viewer, Depth::Full)?;
-    let extras = Extras { membership, relations, ..gather(read, num, room, stored, viewer)? };
-    Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
-}
-
-/// Several events of one room as [`show`] shows each.
-pub fn show_all(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    events: &[(Stored, Membership)],
-    viewer: &Viewer<'_>,
-) -> Result<Vec<JsonText>, Fault> {
-    let related = schema::RELATED.get_many(read, events.iter().map(|(stored, _)| (num, stored.event())))?;
-    let mut shown = Vec::with_capacity(events.len());
-    for ((stored, membership), related) in events.iter().zip(related) {
-        let mut extras = gather(read, num, room, stored, viewer)?;
-        extras.membership = Some(*membership);
-        if let Some(related) = related {
-            extras.relations =
-                relations::bundle_related(read, num, room, stored, &related, viewer, Depth::Full)?;
-        }
-        shown.push(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras));
-    }
-    Ok(shown)
-}
-
-/// Like [`show`], with no more of bundled relations than the newest edit: for the newest event of a thread.
-pub(crate) fn show_inside(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    stored: &Stored,
-    viewer: &Viewer<'_>,
-) -> Result<JsonText, Fault> {
-    let relations = relations::bundle(read, num, room, stored, viewer, Depth::Edit)?;
-    let extras = Extras { relations, ..gather(read, num, room, stored, viewer)? };
-    Ok(client_json(room, &*viewer.seen(read, num, room, stored)?, viewer, &extras))
-}
-
-/// Like [`show`], without bundled relations: for events that stand inside others, and for those of the room's state.
-pub fn show_plain(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    stored: &Stored,
-    viewer: &Viewer<'_>,
-) -> Result<JsonText, Fault> {
-    let extras = gather(read, num, room, stored, viewer)?;
-    Ok(client_json(room, &*viewer.seen_in_state(read, num, room, stored)?, viewer, &extras))
-}
-
-fn gather(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
-    stored: &Stored,
-    viewer: &Viewer<'_>,
-) -> Result<Extras, Fault> {
-    let header = &stored.row.header;
-    let mut extras = Extras::default();
-    if let (Some(sent_by), Some(device)) = (&header.sent_by, viewer.device)
-        && sent_by.device == device
-        && stored.row.sender() == viewer.user.as_str()
-    {
-        extras.transaction_id = Some(sent_by.txn.clone());
-    }
-    if let Some(replaced) = header.replaces
-        && let Some(replaced) = find(read, num, replaced)?
-    {
-        let (replaced, id) = (viewer.seen(read, num, room, &replaced)?, replaced.id(room));
-        extras.replaces = Some((replaced.into_owned(), id));
-    }
-    if let Some(redaction) = header.redacted_by
-        && let Some(redaction) = find(read, num, redaction)?
-    {
-        let viewer = Viewer { with_room_id: true, ..*viewer };
-        let redaction = viewer.seen(read, num, room, &redaction)?;
-        extras.redacted_because = Some(client_json(room, &redaction, &viewer, &Extras::default()));
-    }
-    Ok(extras)
-}
-
-/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content. The create
-/// event is shown whole, as servers see it (MSC4311): who is invited can check that the room's id is that of the event.
-pub fn stripped_state(stored: &Stored) -> JsonText {
-    let (row, spans) = (&stored.row, &stored.row.header.spans);
-    if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {
-        return JsonText::stored(&row.json);
-    }
-    let mut event = Object::with_capacity(row.json.len());
-    event.json("content", row.json_of(spans.content));
-    event.json("sender", row.json_of(spans.sender));
-    if spans.state_key.length > 0 {
-        event.json("state_key", row.json_of(spans.state_key));
-    } else {
-        event.text("state_key", "");
-    }
-    event.json("type", row.json_of(spans.kind));
-    event.finish()
+    serde_json::from_str::<Content>(content).ok().map(|content| content.redacts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ROOM: RoomNum = RoomNum(1);
+
     #[test]
     fn an_id_is_written_as_its_room_version_writes_it_and_read_back() {
-        let hash = [0xfb; 32];
-        let (v3, v4) = (event_id(&hash, 3), event_id(&hash, 4));
+        let key = EventKey::Hash([0xfb; 32]);
+        let (v3, v4) = (event_id(&key, 3), event_id(&key, 4));
         assert!(v3.as_str().contains('+') || v3.as_str().contains('/'));
         assert!(v4.as_str().contains('-') || v4.as_str().contains('_'));
-        assert_eq!(parse_event_id(&v3), Some(hash));
-        assert_eq!(parse_event_id(&v4), Some(hash));
-        assert_eq!(parse_event_id(&OwnedEventId::try_from("$x:y").unwrap()), None);
+        assert_eq!(parse_event_id(&v3, ROOM, 3), Some(key.clone()));
+        assert_eq!(parse_event_id(&v4, ROOM, 12), Some(key));
+        assert_eq!(parse_event_id(&v4, ROOM, 3), None, "it is another alphabet");
+        assert_eq!(parse_event_id(&v3, ROOM, 4), None, "it is another alphabet");
+        for odd in ["$x:y", "$", "$\"", &v4.as_str()[..43], &format!("{v4}=")] {
+            assert_eq!(parse_event_id(&OwnedEventId::try_from(odd).unwrap(), ROOM, 11), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn ids_that_servers_choose_name_an_event_of_one_room_only() {
+        let id = OwnedEventId::try_from("$chosen:example.org").unwrap();
+        let here = parse_event_id(&id, ROOM, 2).unwrap();
+        assert_ne!(Some(&here), parse_event_id(&id, RoomNum(2), 2).as_ref());
+        assert_eq!(event_id(&here, 2), id);
+        assert_eq!(
+            parse_event_id(&event_id(&EventKey::Hash([1; 32]), 4), ROOM, 1),
+            None,
+            "it names no server"
+        );
     }
 
     #[test]

@@ -11,14 +11,12 @@ use ruma::{
 
 use crate::{
     error::{Error, Refusal, Result},
-    ids::RoomNum,
     rooms::{
         self,
-        commit::Change,
         event::{self, Event, StateEvent},
         state::{self, Ref},
+        view::RoomView,
     },
-    schema::rooms::RoomRow,
     store::Read,
 };
 
@@ -33,33 +31,30 @@ pub struct Power {
 }
 
 impl Power {
-    /// The current levels, with what a change has set.
-    pub fn in_change(change: &mut Change) -> Result<Self> {
-        let create = change.state("m.room.create", "")?;
-        let levels = change.state("m.room.power_levels", "")?;
-        Self::of(&change.rules().authorization, create, levels)
-    }
-
     /// The current levels.
-    pub fn read(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result<Self> {
-        let state = |kind| -> Result<Option<Arc<StateEvent>>> {
-            let stored = rooms::find_state(read, num, kind, "")?;
-            Ok(stored.map(|stored| StateEvent::read(room, &stored)).transpose()?)
+    pub fn read(view: RoomView<'_, impl Read + ?Sized>) -> Result<Self> {
+        let state = |event_type| -> Result<Option<Arc<StateEvent>>> {
+            let stored = rooms::find_state(view.read, view.num, event_type, "")?;
+            Ok(stored.map(|stored| StateEvent::read(view.row, &stored)).transpose()?)
         };
-        Self::of(&rooms::rules(room)?.authorization, state("m.room.create")?, state("m.room.power_levels")?)
+        let rules = &rooms::rules(view.row)?.authorization;
+        Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
     }
 
     /// The levels in a state.
-    pub fn at(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow, at: Ref) -> Result<Self> {
-        let state = |kind| -> Result<Option<Arc<StateEvent>>> {
-            let Some(key) = state::find_key(read, num, kind, "")? else { return Ok(None) };
+    pub fn at(view: RoomView<'_, impl Read + ?Sized>, at: Ref) -> Result<Self> {
+        let RoomView { read, num, row } = view;
+        let state = |event_type| -> Result<Option<Arc<StateEvent>>> {
+            let Some(key) = state::find_key(read, num, event_type, "")? else { return Ok(None) };
             let Some(event) = state::at(read, num, at, key)?.event() else { return Ok(None) };
-            Ok(Some(StateEvent::read(room, &event::require(read, num, event)?)?))
+            Ok(Some(StateEvent::read(row, &event::require(read, num, event)?)?))
         };
-        Self::of(&rooms::rules(room)?.authorization, state("m.room.create")?, state("m.room.power_levels")?)
+        let rules = &rooms::rules(row)?.authorization;
+        Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
     }
 
-    fn of(
+    /// The levels that these events of a room say.
+    pub(in crate::rooms) fn of(
         rules: &'static AuthorizationRules,
         create: Option<Arc<StateEvent>>,
         levels: Option<Arc<StateEvent>>,

@@ -1,130 +1,63 @@
-//! Redactions: who may redact what, and what becomes of it.
+//! What is left of a redacted event, and what it said before, which moderators may see for a while.
 //!
-//! A redacted event keeps its place; its bytes are replaced by the redacted form, which its id and signatures still
-//! fit. The check here is not one of the authorization rules: a redaction that fails it is an event like any other.
-//!
-//! Whether a redaction applies is judged by the state before the redaction, not by that in which the event or the
-//! redaction happens to come in. A redaction that comes first waits for its event.
+//! A redacted event keeps its place; its bytes are replaced by the redacted form, which its id and signatures still fit.
+//! Who may redact what is decided in `rooms/change/redaction.rs`.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ruma::{OwnedEventId, UserId, events::TimelineEventType};
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, room_version_rules::RoomVersionRules};
+use serde_json::value::RawValue;
 
 use crate::{
-    error::{Error, Refusal, Result},
     ids::{EventNum, RoomNum},
-    rooms::{
-        build,
-        commit::Change,
-        event::{self, Event, StateEvent, Stored},
-        power::{Action, Power},
-        relations, state,
-    },
+    json::{JsonText, Object},
+    rooms::event::{self, Stored},
     schema,
-    schema::{
-        jobs::Job,
-        rooms::{EventHash, Place, RedactionWaitingRow},
-    },
-    store::{Batch, Direction, Fault, Read, timer},
+    schema::jobs::Job,
+    store::{Batch, Fault, Read, timer},
 };
 
-/// Types of events that cannot be redacted by clients of this server: without their content the room is broken.
-const KEPT: [&str; 2] = ["m.room.create", "m.room.server_acl"];
-/// Redactions of one event that wait for it and are looked at; one is enough.
-const WAITING_MAX: usize = 1_000;
+/// Redaction looks at an event's fields, at those of its content, and at those of one more level.
+const LEVELS: usize = 3;
 
-/// Refuses to let one of our users redact an event of somebody else without the power to (403 `M_FORBIDDEN`).
-pub fn require_may(change: &mut Change, user: &UserId, target: &Stored) -> Result<()> {
-    if target.row.header.state_key.is_some() && KEPT.contains(&target.row.event_type().as_ref()) {
-        return Err(Refusal::forbidden("Events of this type cannot be redacted.").into());
-    }
-    if target.row.sender() == user.as_str() || Power::in_change(change)?.may(user, Action::Redact)? {
-        return Ok(());
-    }
-    Err(Refusal::forbidden("You may redact your own events only.").into())
+/// The redacted form of an event: what is left of it once it is redacted, which its id and signatures still fit.
+/// `None` if the bytes are not those of an event.
+///
+/// What is left is copied as it was signed: in room versions 3 to 5 events may hold numbers that canonical JSON does not have
+/// and that another writer would write in another way.
+pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
+    let event: &RawValue = serde_json::from_slice(json).ok()?;
+    let CanonicalJsonValue::Object(outline) = outline(event, LEVELS) else { return None };
+    let left = ruma::canonical_json::redact(outline, &rules.redaction, None).ok()?;
+    keep(event, &left).map(Bytes::from)
 }
 
-/// The event that a received redaction redacts now; none if it may not, or has to wait for it.
-pub(crate) fn judge(change: &mut Change, stored: &Stored, event: &Event) -> Result<Option<OwnedEventId>> {
-    if event.kind != TimelineEventType::RoomRedaction || stored.row.header.state_key.is_some() {
-        return Ok(None);
-    }
-    let target = match change.rules().redaction.content_field_redacts {
-        true => event::redacts_in_content(&stored.row),
-        false => event.redacts.clone(),
-    };
-    let Some(target) = target else { return Ok(None) };
-    let before = match stored.row.header.before {
-        Some(before) => before,
-        None => state::just_below(&change.batch, change.num, stored.order)?,
-    };
-    let power = Power::at(&change.batch, change.num, &change.row, before)?;
-    // Levels that cannot be read allow nobody anything.
-    let by_power = power.may(&event.sender, Action::Redact).unwrap_or(false);
-    let Some(num) = event::find_num(&change.batch, change.num, &target)? else {
-        if let Some(hash) = event::parse_event_id(&target) {
-            let key = (change.num, &hash, stored.event());
-            schema::REDACTION_WAITING.put(&mut change.batch, key, &RedactionWaitingRow { by_power });
+/// The names of fields as they stand in one another, down to so many levels; of values, strings only.
+fn outline(json: &RawValue, levels: usize) -> CanonicalJsonValue {
+    let fields = if levels > 0 { serde_json::from_str(json.get()).ok() } else { None };
+    let fields: Option<BTreeMap<String, &RawValue>> = fields;
+    match fields {
+        Some(fields) => {
+            let outlined = fields.into_iter().map(|(name, value)| (name, outline(value, levels - 1)));
+            CanonicalJsonValue::Object(outlined.collect())
         }
-        return Ok(None);
-    };
-    let redacted = event::require(&change.batch, change.num, num)?;
-    Ok((by_power || is_same_server(&redacted.row.sender(), event.sender.as_str())).then_some(target))
+        None => serde_json::from_str(json.get()).map_or(CanonicalJsonValue::Null, CanonicalJsonValue::String),
+    }
 }
 
-fn is_same_server(one: &str, other: &str) -> bool {
-    let server = |user: &str| user.split_once(':').map(|(_, server)| server.to_owned());
-    server(one).is_some_and(|one| Some(one) == server(other))
-}
-
-/// An event has come in: the redactions that waited for it apply, as they were judged.
-pub(crate) fn apply_waiting(change: &mut Change, stored: &Stored) -> Result<()> {
-    let hash: EventHash = stored.row.header.hash;
-    let waiting = schema::REDACTION_WAITING
-        .prefix::<(RoomNum, EventHash)>(&change.batch, (change.num, &hash), Direction::Up)?
-        .take(WAITING_MAX)
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut applied = false;
-    for ((room, hash, redaction), row) in waiting {
-        schema::REDACTION_WAITING.delete(&mut change.batch, (room, &hash, redaction));
-        let sender = event::require(&change.batch, room, redaction)?.row.sender().into_owned();
-        if !applied && (row.by_power || is_same_server(&stored.row.sender(), &sender)) {
-            apply(change, stored, redaction)?;
-            applied = true;
+/// Those fields of an object that an outline has, with their values as they are.
+fn keep(json: &RawValue, outline: &CanonicalJsonObject) -> Option<JsonText> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(json.get()).ok()?;
+    let mut left = Object::with_capacity(json.get().len());
+    for (name, outline) in outline {
+        let value = fields.get(name)?;
+        match outline {
+            CanonicalJsonValue::Object(outline) => left.json(name, &keep(value, outline)?),
+            _ => left.json(name, *value),
         }
     }
-    Ok(())
-}
-
-/// Puts the redacted form in the place of an event, wherever it is kept.
-pub(crate) fn apply(change: &mut Change, target: &Stored, redaction: EventNum) -> Result<()> {
-    if target.row.is_redacted() {
-        return Ok(());
-    }
-    let mut redacted =
-        with_json(target, &build::redacted(&target.row.json, change.rules()).ok_or_else(broken)?)?;
-    redacted.row.header.redacted_by = Some(redaction);
-    if schema::PLACE.get(&change.batch, (change.num, target.event()))? == Some(Place::Aside) {
-        change.replace_aside(&redacted)?;
-    } else {
-        relations::unlink(&mut change.batch, change.num, target)?;
-        change.redacted.push(target.clone());
-        change.replace_event(&redacted);
-    }
-    if let Some(state_key) = redacted.row.state_key() {
-        let (kind, state_key) = (redacted.row.event_type(), state_key.as_ref());
-        let current = change.state(&kind, state_key)?;
-        if current.is_some_and(|event| event.event == redacted.event()) {
-            let event: Arc<StateEvent> = StateEvent::read(&change.row, &redacted)?;
-            change.replace_state(&kind, state_key, event);
-        }
-    }
-    Ok(())
-}
-
-fn broken() -> Error {
-    Error::broken("a stored event cannot be redacted")
+    Some(left.finish())
 }
 
 /// The event with other bytes of the same event.
@@ -155,4 +88,30 @@ pub fn find_original(
 ) -> Result<Option<Stored>, Fault> {
     let json = schema::REDACTED_ORIGINAL.get(read, (room, redacted.event()))?;
     json.map(|json| with_json(redacted, &json)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rooms::versions;
+
+    #[test]
+    fn numbers_that_canonical_json_does_not_have_are_left_as_they_were_signed() {
+        let levels = r#"{"ban":5e1,"users":{"@a:b":99999999999999999999,"@c:d":1.50},"x":1.5}"#;
+        let json = format!(
+            r#"{{"auth_events":[],"content":{levels},"depth":1.0,"sender":"@a:b","type":"m.room.power_levels","x":1}}"#
+        );
+        let left = redacted(json.as_bytes(), versions::find_rules(5).unwrap()).unwrap();
+        let expected = r#"{"auth_events":[],"content":{"ban":5e1,"users":{"@a:b":99999999999999999999,"@c:d":1.50}},"depth":1.0,"sender":"@a:b","type":"m.room.power_levels"}"#;
+        assert_eq!(std::str::from_utf8(&left).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_part_is_kept_whole() {
+        let json = br#"{"content":{"membership":"invite","third_party_invite":{"display_name":"x","signed":{"mxid":"@a:b","n":1.5}}},"sender":"@a:b","state_key":"@a:b","type":"m.room.member"}"#;
+        let left = redacted(json, versions::find_rules(11).unwrap()).unwrap();
+        let expected = r#"{"content":{"membership":"invite","third_party_invite":{"signed":{"mxid":"@a:b","n":1.5}}},"sender":"@a:b","state_key":"@a:b","type":"m.room.member"}"#;
+        assert_eq!(std::str::from_utf8(&left).unwrap(), expected);
+        assert!(redacted(b"[]", versions::find_rules(11).unwrap()).is_none());
+    }
 }

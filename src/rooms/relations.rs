@@ -4,7 +4,6 @@
 //! however many refer to it. Its events are read from there, or, for a reader who may not see the newest of them, from
 //! the part of the index that stands below what they may see.
 
-mod bundle;
 pub(in crate::rooms) mod check;
 
 use std::{borrow::Cow, cmp::Reverse, iter::Peekable, ops::Bound};
@@ -25,11 +24,9 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-pub(crate) use bundle::{Depth, bundle, bundle_related};
-
 /// Rows that are looked at, at most, to work out again what is bundled: when the newest edit is redacted, or for a
 /// reader who does not see the newest.
-const AGAIN_MAX: usize = 1_000;
+pub(in crate::rooms) const AGAIN_MAX: usize = 1_000;
 
 /// How an event refers to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,19 +255,19 @@ fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
         && edit.row.header.state_key.is_none()
 }
 
-fn can_be_edited(original: &Stored) -> bool {
+pub(in crate::rooms) fn can_be_edited(original: &Stored) -> bool {
     let is_edit =
         || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == "m.replace");
     !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
 }
 
 /// Of two edits the one that was sent later counts, and of two sent at once the one with the greater id.
-fn sent(edit: &Stored) -> (u64, schema::rooms::EventHash) {
-    (edit.row.header.sent_ms, edit.row.header.hash)
+fn sent(edit: &Stored) -> (u64, &schema::rooms::EventKey) {
+    (edit.row.header.sent_ms, &edit.row.header.key)
 }
 
 /// The edit that counts among those at or below an order.
-fn newest_edit(
+pub(in crate::rooms) fn newest_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     original: &Stored,
@@ -287,7 +284,7 @@ fn newest_edit(
     Ok(newest)
 }
 
-fn newest_of(
+pub(in crate::rooms) fn newest_of(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     parent: EventNum,
@@ -308,7 +305,7 @@ pub const ANYWHERE: Span = (Bound::Unbounded, Bound::Unbounded);
 /// A row of the index, with the order of its event.
 type Related = Result<(Order, RelationRow), Fault>;
 
-fn list_kind<'r>(
+pub(in crate::rooms) fn list_kind<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
     parent: EventNum,

@@ -40,6 +40,13 @@ pub enum Job {
         /// The event.
         event: EventNum,
     },
+    /// Forgets which transactions sent what to a room on a day.
+    ForgetSent {
+        /// The room.
+        room: RoomNum,
+        /// The day, counted since the epoch.
+        day: u32,
+    },
 }
 
 /// From a room to the one that replaces it.
@@ -54,7 +61,7 @@ pub struct Move {
 impl Job {
     /// Kinds that this version knows.
     pub fn is_known(kind: u8) -> bool {
-        (1..=4).contains(&kind)
+        matches!(kind, 1..=4 | 6)
     }
 
     /// The number of its kind, for ever.
@@ -64,6 +71,7 @@ impl Job {
             Self::TellRooms { .. } => 2,
             Self::CarryOver { .. } => 3,
             Self::ForgetOriginal { .. } => 4,
+            Self::ForgetSent { .. } => 6,
         }
     }
 
@@ -77,6 +85,7 @@ impl Job {
                 (two(user.0, room.0), content.into())
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
+            Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -96,6 +105,10 @@ impl Job {
                 Ok(Self::CarryOver { user: UserNum(number(0)?), room: RoomNum(number(8)?), moved })
             }
             4 => Ok(Self::ForgetOriginal { room: RoomNum(number(0)?), event: EventNum(number(8)?) }),
+            6 => {
+                let day = u32::try_from(number(8)?).map_err(|_| Fault::Corrupt("a job names no day"))?;
+                Ok(Self::ForgetSent { room: RoomNum(number(0)?), day })
+            }
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -117,6 +130,7 @@ mod tests {
             Job::TellRooms { user: UserNum(7) },
             Job::CarryOver { user: UserNum(7), room: RoomNum(9), moved },
             Job::ForgetOriginal { room: RoomNum(9), event: EventNum(1) },
+            Job::ForgetSent { room: RoomNum(9), day: 20_000 },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

@@ -257,6 +257,7 @@ tuple_keys! {
     (A 0, B 1, C 2);
     (A 0, B 1, C 2, D 3);
     (A 0, B 1, C 2, D 3, E 4);
+    (A 0, B 1, C 2, D 3, E 4, F 5);
 }
 
 /// Nothing: the leading parts of a key that select a whole table.

@@ -8,7 +8,8 @@ use crate::{
     json::JsonText,
     rooms::{
         event::{self, Stored},
-        members as room_members, state as room_state,
+        members as room_members, show, state as room_state,
+        view::RoomView,
         visibility::Sight,
     },
     schema::{
@@ -162,6 +163,7 @@ pub(crate) fn knocked(window: &Window<'_>, room: &Room<'_>) -> Result<Option<Str
 /// What the room looked like from outside when this member event was sent.
 fn stripped(window: &Window<'_>, room: &Room<'_>, own: &Stored) -> Result<Vec<JsonText>, Fault> {
     let Room { num, row, .. } = *room;
+    let view = RoomView { read: window.read, num, row };
     let at = Ref::Main(own.order);
     let mut keys: Vec<(&str, String)> = STRIPPED.iter().map(|kind| (*kind, String::new())).collect();
     let sender = own.row.sender().into_owned();
@@ -172,15 +174,10 @@ fn stripped(window: &Window<'_>, room: &Room<'_>, own: &Stored) -> Result<Vec<Js
     for (kind, state_key) in keys {
         let Some(key) = room_state::find_key(window.read, num, kind, &state_key)? else { continue };
         if let Some(stored) = event_of(window, num, room_state::at(window.read, num, at, key)?)? {
-            events.push(event::stripped_state(&*window.viewer().seen_in_state(
-                window.read,
-                num,
-                row,
-                &stored,
-            )?));
+            events.push(show::stripped_state(&*window.viewer().seen_in_state(view, &stored)?));
         }
     }
-    events.push(event::stripped_state(&*window.viewer().seen_in_state(window.read, num, row, own)?));
+    events.push(show::stripped_state(&*window.viewer().seen_in_state(view, own)?));
     Ok(events)
 }
 

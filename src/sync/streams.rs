@@ -21,7 +21,9 @@ use crate::{
     push::rules,
     rooms::{
         erased::Erased,
-        event::{self, Extras, Stored, Viewer},
+        event::Stored,
+        show::{self, Extras, Viewer},
+        view::RoomView,
     },
     schema,
     schema::rooms::{Place, RoomRow},
@@ -73,7 +75,7 @@ impl Window<'_> {
     pub(crate) fn viewer(&self) -> Viewer<'_> {
         Viewer {
             user: &self.ask.caller.user_id,
-            device: Some(self.ask.caller.device_id.as_str()),
+            device: Some(self.ask.caller.device),
             now_ms: self.now_ms,
             with_room_id: false,
             until: Order::MAX,
@@ -110,13 +112,14 @@ impl Window<'_> {
         whole: bool,
     ) -> Result<String, Fault> {
         let viewer = self.viewer();
+        let view = RoomView { read: self.read, num, row };
         let json = if whole || stored.row.is_redacted() {
-            event::show_plain(self.read, num, row, stored, &viewer)?
+            show::show_plain(view, stored, &viewer)?
         } else {
-            let seen = viewer.seen_in_state(self.read, num, row, stored)?;
-            event::client_json(row, &seen, &viewer, &Extras::default())
+            let seen = viewer.seen_in_state(view, stored)?;
+            show::client_json(row, &seen, &viewer, &Extras::default())
         };
-        Ok(self.shaped(&*viewer.seen_in_state(self.read, num, row, stored)?, json.into()))
+        Ok(self.shaped(&*viewer.seen_in_state(view, stored)?, json.into()))
     }
 
     /// The event as servers see it, or with some of its fields, if the client asked for that.

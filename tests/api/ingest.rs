@@ -6,7 +6,7 @@ use aqueduct::{
     config::{Config, RegistrationMode},
     env::{Env, Long},
     flows::room::ingest,
-    rooms::receive::{Outcome, Received},
+    rooms::change::{Outcome, Received},
     server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };

@@ -37,5 +37,6 @@ mod relations;
 mod restore;
 mod rooms;
 mod to_device;
+mod transactions;
 mod sync;
 mod sync_cost;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, remote::Remote},
 };
 
 /// Texts that end a string early, or that only look as if they could.
@@ -256,7 +256,14 @@ async fn nobody_can_make_the_answers_of_others_unreadable_by_an_id() {
     victim.ok_post(&format!("/join/{room}"), json!({})).await;
     mallory.put(&format!("/_matrix/client/v3/rooms/{room}/state/m.room.redaction/"), odd.clone()).await;
     let state = json!([{ "type": "m.room.redaction", "state_key": "", "content": odd }]);
-    mallory.create(json!({ "initial_state": state, "invite": [victim.user_id] })).await;
+    let create = json!({ "initial_state": state, "invite": [victim.user_id] });
+    mallory.post("/_matrix/client/v3/createRoom", create).await;
+    // What this server refuses, another may send.
+    let bob = Remote::new(server.server().app(), &room);
+    bob.join().await;
+    for (state_key, content) in [(Some(bob.user.as_str()), odd.clone()), (None, odd.clone())] {
+        bob.send(bob.event("m.room.redaction", state_key, content, &bob.heads())).await;
+    }
     victim.ok_get("/sync").await;
     victim.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
     victim.ok_get(&format!("/rooms/{room}/state")).await;

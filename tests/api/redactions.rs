@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use aqueduct::rooms::change::{Outcome, Received};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     rooms::{Rooms, enc},
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, remote::Remote, remote::Rewritten as _},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -18,11 +19,8 @@ async fn unredacted(who: &TestClient, room: &str, event: &str) -> (StatusCode, V
 }
 
 async fn redact(who: &TestClient, room: &str, event: &str) {
-    who.ok_put(
-        &format!("/rooms/{room}/redact/{}/r{}", enc(event), &event[1..6]),
-        json!({ "reason": "spam" }),
-    )
-    .await;
+    who.ok_put(&format!("/rooms/{room}/redact/{}/{}", enc(event), enc(event)), json!({ "reason": "spam" }))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,4 +107,83 @@ async fn a_thread_ends_with_its_last_event_that_is_not_redacted() {
     assert_eq!(threads().await, [two]);
     let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&one))).await;
     assert!(event["unsigned"].get("m.relations").is_none(), "{event}");
+}
+
+/// Bob, of another server, redacts an event in Alice's room: the redaction, not sent yet.
+fn redaction_of(bob: &Remote, target: &str, is_in_content: bool) -> Received {
+    let content = if is_in_content { json!({ "redacts": target }) } else { json!({}) };
+    let mut received = bob.event("m.room.redaction", None, content, &bob.heads());
+    if !is_in_content {
+        received.set("redacts", target.into());
+    }
+    received
+}
+
+async fn room_with_bob(alice: &TestClient, version: &str) -> (String, Remote) {
+    let room = alice.create(json!({ "preset": "public_chat", "room_version": version })).await;
+    let bob = Remote::new(alice.server.server().app(), &room);
+    bob.join().await;
+    (room, bob)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redaction_that_may_not_be_is_not_shown_to_clients() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for version in ["10", "11"] {
+        let (room, bob) = room_with_bob(&alice, version).await;
+        let said = alice.say(&room, "1", "hello").await;
+        let since = alice.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+        let redaction = redaction_of(&bob, &said, version == "11");
+        let id = redaction.event.id.to_string();
+        assert!(matches!(bob.send(redaction).await, Outcome::Accepted(_)));
+        let sync = alice.ok_get(&format!("/sync?since={since}")).await.to_string();
+        assert!(!sync.contains("m.room.redaction"), "{sync}");
+        let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b")).await.to_string();
+        assert!(!page.contains("m.room.redaction") && page.contains("hello"), "{page}");
+        let (status, _) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}", enc(&id))).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_see_redacted_is_what_was_judged() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for version in ["10", "11"] {
+        let (room, bob) = room_with_bob(&alice, version).await;
+        let hers = alice.say(&room, "1", "hello").await;
+        let own = bob.message("mine", &bob.heads());
+        let own_id = own.event.id.to_string();
+        assert!(matches!(bob.send(own).await, Outcome::Accepted(_)));
+        // What this room version looks at names Bob's own message, the other place names Alice's.
+        let mut redaction = redaction_of(&bob, &own_id, version == "11");
+        if version == "11" {
+            redaction.set("redacts", hers.as_str().into());
+        } else {
+            redaction.set("content", json!({ "redacts": hers, "reason": "x" }));
+        }
+        let id = redaction.event.id.to_string();
+        assert!(matches!(bob.send(redaction).await, Outcome::Accepted(_)));
+        let shown = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&id))).await;
+        assert_eq!(shown["redacts"], own_id, "{shown}");
+        assert_eq!(shown["content"]["redacts"], own_id, "{shown}");
+        let told = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&hers))).await;
+        assert_eq!(told["content"]["body"], "hello");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redaction_says_what_it_redacts_in_both_places_in_every_room_version() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for version in 3..=12 {
+        let room = alice.create(json!({ "room_version": version.to_string() })).await;
+        let said = alice.say(&room, "1", "hello").await;
+        redact(&alice, &room, &said).await;
+        let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=1")).await;
+        let redaction = &page["chunk"][0];
+        assert_eq!(redaction["redacts"], said, "{version}: {redaction}");
+        assert_eq!(redaction["content"], json!({ "reason": "spam", "redacts": said }), "{version}");
+    }
 }

@@ -7,8 +7,8 @@ use aqueduct::{
     rooms::{
         self, admit,
         build::{self, Draft, Setting},
+        change::{Outcome, Received},
         event,
-        receive::{Outcome, Received},
     },
 };
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
@@ -32,7 +32,7 @@ impl Remote {
     /// The room's heads.
     pub(crate) fn heads(&self) -> Vec<OwnedEventId> {
         let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
-        row.heads.iter().map(|head| event::event_id(&head.hash, row.version)).collect()
+        row.heads.iter().map(|head| event::event_id(&head.key, row.version)).collect()
     }
 
     /// An event on these, allowed by events of the room's current state. Whose signature it has is not looked at here.
@@ -68,7 +68,7 @@ impl Remote {
         let depth = prev.iter().map(depth_of).max().unwrap_or(0) + 1;
         let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth };
         let built = build::build(self.app.rooms.signer(), &draft, &setting, row.version).unwrap();
-        Received { hash: built.hash, json: built.json, event: built.event, depth }
+        Received { key: built.hash.into(), json: built.json, event: built.event, depth }
     }
 
     /// A message on these.
@@ -91,5 +91,20 @@ impl Remote {
         let outcome = self.send(event).await;
         assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
         id
+    }
+}
+
+/// Events whose bytes are not those that were built. Nothing looks at their hash here.
+pub(crate) trait Rewritten {
+    /// The event with another value of a top-level field.
+    fn set(&mut self, field: &str, value: Value);
+}
+
+impl Rewritten for Received {
+    fn set(&mut self, field: &str, value: Value) {
+        let mut json: Value = serde_json::from_slice(&self.json).unwrap();
+        json[field] = value;
+        self.json = json.to_string().into();
+        self.event = event::Event::parse(self.event.id.clone(), &self.json).unwrap();
     }
 }

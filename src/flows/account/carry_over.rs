@@ -20,7 +20,7 @@ use crate::{
     flows::{App, follow_up, write},
     ids::UserNum,
     push::rules,
-    rooms::{self, commit::Change, members},
+    rooms::{self, change::Change, members},
     schema::{
         jobs::{Job, Move},
         rooms::Membership,

@@ -52,7 +52,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::TrimLog => (None, None),
         Job::TellRooms { user } => (Some(*user), None),
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
-        Job::ForgetOriginal { room, .. } => (None, Some(*room)),
+        Job::ForgetOriginal { room, .. } | Job::ForgetSent { room, .. } => (None, Some(*room)),
     };
     let has_user = user.map(|user| schema::USERS.contains(read, user)).transpose()?;
     doubts.unless(has_user != Some(false), "the user it is about is not there");

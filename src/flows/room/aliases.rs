@@ -14,7 +14,6 @@ use crate::{
         self, aliases,
         build::Draft,
         directory, members,
-        power::Power,
         visibility::{self, HistoryVisibility},
     },
     store::LogEntry,
@@ -75,8 +74,7 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
         let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num);
         let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
         let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;
-        let commands =
-            is_joined && Power::in_change(change)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
+        let commands = is_joined && change.power()?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
         if !commands && !caller.is_admin && row.creator != caller.user_id.as_str() {
             return Err(Refusal::forbidden("You may not remove this alias.").into());
         }
@@ -130,7 +128,7 @@ pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published
     commit::in_room_and_server(app, num, move |change| {
         let may = caller.is_admin
             || members::is_joined(&change.batch, caller.user, change.num)?
-                && Power::in_change(change)?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
+                && change.power()?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
         if !may {
             return Err(Refusal::forbidden("You may not change where this room is listed.").into());
         }

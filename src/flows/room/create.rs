@@ -25,7 +25,7 @@ use crate::{
     rooms::{
         aliases,
         build::{self, Draft, Setting, Signer},
-        commit::Change,
+        change::Change,
         directory,
         turns::Seat,
         versions,

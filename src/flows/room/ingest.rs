@@ -20,10 +20,9 @@ use crate::{
     rooms::{
         self,
         build::Draft,
-        commit::Change,
+        change::{Change, Outcome, Received, Step, Taken},
         graph, members,
-        power::{Action, Power},
-        receive::{Outcome, Received, Step, Taken},
+        power::Action,
         resolve::{Loaded, NotResolved, Resolving, Settled},
     },
 };
@@ -233,7 +232,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
 
 /// Some of our users in the room who may send events.
 fn list_mergers(change: &mut Change) -> Result<Vec<OwnedUserId>> {
-    let power = Power::in_change(change)?;
+    let power = change.power()?;
     let mut found = Vec::new();
     let users = members::list_joined_local_users(&change.batch, change.num)?;
     for user in users.into_iter().take(MERGERS_LOOKED_AT) {

@@ -19,16 +19,19 @@ use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{App, commit},
-    ids::{EventNum, Order, RoomNum},
+    ids::{DeviceNum, EventNum, Order, RoomNum},
     json::{JsonText, Object},
     rooms::{
         self,
         erased::Erased,
-        event::{self, Stored, Viewer},
+        event::{self, Stored},
         members,
         power::{Action, Power},
-        redact, state,
+        redact, show,
+        show::Viewer,
+        state,
         timeline::PageToken,
+        view::RoomView,
         visibility::{self, HistoryVisibility, Sight},
     },
     schema::{
@@ -51,7 +54,7 @@ pub(crate) struct Look {
     num: RoomNum,
     room: RoomRow,
     user: OwnedUserId,
-    device: String,
+    device: DeviceNum,
     now_ms: u64,
     sight: Sight,
     erased: Erased,
@@ -72,7 +75,7 @@ impl Look {
         let num = rooms::find_room(&*snapshot, room)?.ok_or_else(commit::not_in_room)?;
         let row = rooms::require_row(&*snapshot, num)?;
         let sight = Sight::of(&*snapshot, num, caller.user, &caller.user_id)?;
-        let (user, device) = (caller.user_id.clone(), caller.device_id.to_string());
+        let (user, device) = (caller.user_id.clone(), caller.device);
         Ok(Self {
             snapshot,
             num,
@@ -85,10 +88,14 @@ impl Look {
         })
     }
 
+    fn view(&self) -> RoomView<'_, Snapshot> {
+        RoomView { read: &*self.snapshot, num: self.num, row: &self.room }
+    }
+
     fn viewer(&self) -> Viewer<'_> {
         Viewer {
             user: &self.user,
-            device: Some(&self.device),
+            device: Some(self.device),
             now_ms: self.now_ms,
             with_room_id: true,
             until: self.sight.joined_until().unwrap_or(Order::MAX),
@@ -112,17 +119,17 @@ impl Look {
     }
 
     fn show(&self, stored: &Stored, membership: Membership) -> Result<JsonText> {
-        Ok(event::show(&*self.snapshot, self.num, &self.room, stored, &self.viewer(), Some(membership))?)
+        Ok(show::show(self.view(), stored, &self.viewer(), Some(membership))?)
     }
 
     fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<JsonText>> {
-        Ok(event::show_all(&*self.snapshot, self.num, &self.room, events, &self.viewer())?)
+        Ok(show::show_all(self.view(), events, &self.viewer())?)
     }
 
     /// The event as it was before it was redacted; as it is, if it was not.
     fn require_original(&self, stored: Stored, kept_ms: u64) -> Result<Stored> {
         let is_joined = self.sight.joined_until() == Some(Order::MAX);
-        let power = Power::read(&*self.snapshot, self.num, &self.room)?;
+        let power = Power::read(self.view())?;
         if !is_joined || !power.may(&self.user, Action::Redact)? {
             return Err(Refusal::forbidden("Only who may redact may see what was redacted.").into());
         }
@@ -134,7 +141,7 @@ impl Look {
     }
 
     fn show_state(&self, stored: &Stored) -> Result<JsonText> {
-        Ok(event::show_plain(&*self.snapshot, self.num, &self.room, stored, &self.viewer())?)
+        Ok(show::show_plain(self.view(), stored, &self.viewer())?)
     }
 
     /// The state event of a key, as the caller sees the room.
@@ -227,7 +234,7 @@ pub(crate) async fn state_event(
         if whole_event {
             return Ok(look.show_state(&stored)?.into());
         }
-        let seen = look.viewer().seen_in_state(&*look.snapshot, look.num, &look.room, &stored)?;
+        let seen = look.viewer().seen_in_state(look.view(), &stored)?;
         Ok(seen.row.content().to_owned().into())
     })
     .await

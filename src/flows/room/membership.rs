@@ -11,14 +11,7 @@ use crate::{
     error::{Error, Refusal, Result},
     flows::{App, account::carry_over, commit, follow_up},
     ids::{RoomNum, UserNum},
-    rooms::{
-        self, aliases,
-        build::Draft,
-        commit::Change,
-        members,
-        power::{Action, Power},
-        receipts,
-    },
+    rooms::{self, aliases, build::Draft, change::Change, members, power::Action, receipts},
     schema,
     schema::rooms::Membership,
     store::{Fault, LogEntry, Read},
@@ -168,7 +161,7 @@ fn find_allower(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId
     if !is_let_in {
         return Ok(None);
     }
-    let power = Power::in_change(change)?;
+    let power = change.power()?;
     for user in members::list_joined_local_users(&change.batch, change.num)? {
         let Some(row) = accounts::users::find(&change.batch, user)? else { continue };
         let user_id = row.user_id;

@@ -9,10 +9,8 @@ use crate::{
     rooms::{
         aliases,
         build::Draft,
-        commit::{Change, Txn},
-        event,
-        power::Power,
-        redact, relations,
+        change::{Change, Txn},
+        event, relations,
     },
     schema::rooms::Membership,
 };
@@ -48,7 +46,8 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
         Some(target) => format!("redact/{target}"),
         None => format!("send/{}", message.kind),
     };
-    let txn = Txn { user: caller.user, device: caller.device_id.to_string(), endpoint, id: message.txn };
+    let now_ms = app.env.now_ms();
+    let txn = Txn { user: caller.user, device: caller.device, endpoint, id: message.txn, now_ms };
     let redacts = match message.redacts {
         None if message.kind == "m.room.redaction" => redacts_of(&message.content)?,
         redacts => redacts,
@@ -90,7 +89,7 @@ fn require_may_redact(change: &mut Change, sender: &OwnedUserId, target: &ruma::
     }
     let target = event::find_by_id(&change.batch, change.num, target)?
         .ok_or_else(|| Refusal::not_found("The room has no such event."))?;
-    redact::require_may(change, sender, &target)
+    change.require_may_redact(sender, &target)
 }
 
 /// Sets a piece of a room's state. Setting what is set already changes nothing and answers with the event that is
@@ -135,7 +134,7 @@ fn check_state(change: &mut Change, draft: &Draft, server: &ruma::ServerName) ->
         "m.room.create" => {
             return Err(Refusal::bad_json("A room is created once.").into());
         }
-        "m.room.power_levels" => Power::in_change(change)?.check_levels(&draft.content)?,
+        "m.room.power_levels" => change.power()?.check_levels(&draft.content)?,
         "m.room.member" => {
             let content = draft.raw_content()?;
             let user = draft.state_key.as_deref().and_then(|user| OwnedUserId::try_from(user).ok());

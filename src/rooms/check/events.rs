@@ -1,13 +1,12 @@
 //! What must hold of events, and of what is found by them: places, ids, edges, transactions, relations, threads.
 
-use std::borrow::Cow;
-
 use ruma::{CanonicalJsonObject, EventId, UserId, signatures::reference_hash};
 
 use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum},
     rooms::{
+        change::txn,
         check::reference,
         event, relations, rules,
         state::{self, Ref, Val},
@@ -18,9 +17,9 @@ use crate::{
         rooms::{AsideRow, EventRow, Place, RoomRow},
     },
     store::{
-        Fault, LogEntry, Snapshot,
+        Direction, Fault, LogEntry, Snapshot,
         check::{Doubts, RowCheck},
-        tables,
+        tables, timer,
     },
 };
 
@@ -54,6 +53,7 @@ pub(super) fn checks() -> Vec<RowCheck> {
             doubts.unless(aside.row.header.event == *number, "it is another event");
             let place = schema::PLACE.get(read, (*num, *number))?;
             doubts.unless(place == Some(Place::Aside), "its place is said to be elsewhere");
+            doubts.unless(schema::ASIDE_COUNT.contains(read, *num)?, "it is not counted");
             match here_aside.room(read, *num)? {
                 Some(room) => put_aside(read, *num, room, aside, doubts),
                 None => {
@@ -61,6 +61,13 @@ pub(super) fn checks() -> Vec<RowCheck> {
                     Ok(())
                 }
             }
+        }),
+        RowCheck::of(&schema::ASIDE_COUNT, |read, room, row, doubts| {
+            let rows = schema::ASIDE.prefix::<(RoomNum,)>(read, (*room,), Direction::Up)?;
+            let there = rows.count() as u64;
+            doubts
+                .unless(row.count == there, format!("it counts {} events, and {there} are there", row.count));
+            Ok(())
         }),
         RowCheck::of(&schema::PLACE, |read, (room, number), place, doubts| {
             let there = match place {
@@ -74,9 +81,9 @@ pub(super) fn checks() -> Vec<RowCheck> {
             doubts.unless(there == Some(*number), "it is not there, or another event is");
             Ok(())
         }),
-        RowCheck::of(&schema::EVENT_ID, |read, hash, (room, number), doubts| {
+        RowCheck::of(&schema::EVENT_ID, |read, key, (room, number), doubts| {
             let stored = event::find_anywhere(read, *room, *number)?;
-            let is_it = stored.is_some_and(|stored| stored.row.header.hash == *hash);
+            let is_it = stored.is_some_and(|stored| stored.row.header.key == *key);
             doubts.unless(is_it, format!("event {number} of room {room} is gone or has another id"));
             Ok(())
         }),
@@ -100,12 +107,13 @@ pub(super) fn checks() -> Vec<RowCheck> {
             doubts.unless(cites, "the one event does not name the other among its auth events");
             Ok(())
         }),
-        RowCheck::of(&schema::TXN, |read, (room, user, device, _, txn), number, doubts| {
+        RowCheck::of(&schema::SENT, |read, (room, day, user, device, _, txn), number, doubts| {
             let stored = event::find(read, *room, *number)?;
             let sent_by = stored.and_then(|stored| stored.row.header.sent_by);
-            let is_it = sent_by.is_some_and(|by| by.device == *device && by.txn == *txn);
+            let is_it = sent_by.is_some_and(|by| (by.device, by.day) == (*device, *day) && by.txn == *txn);
             doubts.unless(is_it, format!("event {number} is gone, or was sent otherwise"));
             doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
+            doubts.unless(timer::is_waiting(read, &txn::forget_on(*room, *day))?, "no timer will forget it");
             Ok(())
         }),
     ]
@@ -133,23 +141,32 @@ fn in_timeline(
         let set = state::at(read, num, after, key)?;
         doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
     }
-    doubts.unless(is_known_by_transaction(read, num, row)?, "its transaction would send it again");
+    doubts.unless(is_known_by_transaction(read, num, room, row)?, "its transaction would send it again");
     related(read, num, order, row, doubts)?;
     everywhere(read, num, room, row, true, doubts)
 }
 
 /// Whether the transaction that made an event, if one did, is remembered.
-fn is_known_by_transaction(read: &Snapshot, num: RoomNum, row: &EventRow) -> Result<bool, Fault> {
+fn is_known_by_transaction(
+    read: &Snapshot,
+    num: RoomNum,
+    room: &RoomRow,
+    row: &EventRow,
+) -> Result<bool, Fault> {
     let Some(by) = &row.header.sent_by else { return Ok(true) };
     let sender = row.sender();
     let user = <&UserId>::try_from(&*sender).ok().map(|id| accounts::users::find_num(read, id));
     let Some(user) = user.transpose()?.flatten() else { return Ok(false) };
-    let redacts = row.text(row.header.spans.redacts).map(Cow::into_owned);
-    let redacts = redacts.or_else(|| event::redacts_in_content(row).map(|id| id.to_string()));
+    if !timer::is_waiting(read, &txn::forget_on(num, by.day))? {
+        // The day is over.
+        return Ok(true);
+    }
+    let redacts = rules(room)?;
+    let redacts = event::redaction_target(row, &redacts.redaction);
     let endpoints = [Some(format!("send/{}", row.event_type())), redacts.map(|id| format!("redact/{id}"))];
     for endpoint in endpoints.into_iter().flatten() {
-        let key = (num, user, by.device.as_str(), endpoint.as_str(), by.txn.as_str());
-        if schema::TXN.get(read, key)? == Some(row.header.event) {
+        let key = (num, by.day, user, by.device, endpoint.as_str(), by.txn.as_str());
+        if schema::SENT.get(read, key)? == Some(row.header.event) {
             return Ok(true);
         }
     }
@@ -183,13 +200,15 @@ fn everywhere(
 ) -> Result<(), Fault> {
     let header = &row.header;
     doubts.unless(header.event.0 < room.next_event, "its number was never given");
-    let found = schema::EVENT_ID.get(read, &header.hash)?;
+    let found = schema::EVENT_ID.get(read, &header.key)?;
     doubts.unless(found == Some((num, header.event)), "it is not found by its id");
     doubts.unless(event::locate(&row.json) == Some(header.spans), "its fields are not where they should be");
     doubts.unless(is_what_was_signed(room, row), "its bytes are not those that its id is the hash of");
     let named = header.state_key.map(|key| schema::STATE_KEY.get(read, (num, key))).transpose()?;
     let is_named = match (named, row.state_key()) {
         (None, None) => true,
+        // A rejected event sets nothing: its key has no number.
+        (None, Some(_)) => !may_allow,
         (Some(Some(named)), Some(key)) => named.event_type == row.event_type() && named.state_key == key,
         _ => false,
     };
@@ -203,7 +222,9 @@ fn everywhere(
         .chain(header.redacted_by)
         .collect();
     let places = schema::PLACE.get_many(read, cited.iter().map(|event| (num, *event)))?;
-    for (event, _) in cited.iter().zip(places).filter(|(_, place)| place.is_none()) {
+    let forgotten = schema::ASIDE_COUNT.get(read, num)?.unwrap_or_default().looked_at;
+    let missing = cited.iter().zip(places).filter(|(event, place)| place.is_none() && **event > forgotten);
+    for (event, _) in missing {
         doubts.unless(false, format!("event {event} that it names is not there"));
     }
     for state in [header.before, header.after].into_iter().flatten() {
@@ -220,9 +241,12 @@ fn everywhere(
 /// Whether the bytes are those that were signed, or their redacted form: the id says so.
 fn is_what_was_signed(room: &RoomRow, row: &EventRow) -> bool {
     let Ok(rules) = rules(room) else { return false };
-    let Ok(object) = serde_json::from_slice::<CanonicalJsonObject>(&row.json) else { return false };
+    // Before version 6 events may hold numbers that canonical JSON does not have: their hashes are not worked out again.
+    let Ok(object) = serde_json::from_slice::<CanonicalJsonObject>(&row.json) else {
+        return !rules.authorization.strict_canonical_json;
+    };
     let hash = reference_hash(&object, rules);
-    hash.is_ok_and(|hash| event::event_id(&row.header.hash, room.version).as_str().get(1..) == Some(&*hash))
+    hash.is_ok_and(|hash| event::event_id(&row.header.key, room.version).as_str().get(1..) == Some(&*hash))
 }
 
 /// An event that refers to an older one of its room is found from that one.
@@ -233,6 +257,9 @@ fn related(
     row: &EventRow,
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
+    if row.header.unseen {
+        return Ok(());
+    }
     let Some(relation) = relations::relates_to(row.content()) else { return Ok(()) };
     let parent: &EventId = &relation.event_id;
     // What came in after the event was not known to it.

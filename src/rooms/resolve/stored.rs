@@ -41,7 +41,7 @@ impl<'r, R: Read + ?Sized> StoredEvents<'r, R> {
 
 impl<R: Read + ?Sized> StoredEvents<'_, R> {
     fn parse(&self, row: &EventRow) -> Result<Arc<Event>, Fault> {
-        Event::parse(event::event_id(&row.header.hash, self.version), &row.json)
+        Event::parse(event::event_id(&row.header.key, self.version), &row.json)
             .map(Arc::new)
             .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
     }

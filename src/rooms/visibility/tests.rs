@@ -8,7 +8,7 @@ use crate::{
     accounts::users,
     env::Env,
     metrics::Metrics,
-    rooms::{Rooms, build::Draft, commit::Change, resolve::Resolver, timeline, timeline::PageToken},
+    rooms::{Rooms, build::Draft, change::Change, resolve::Resolver, timeline, timeline::PageToken},
     schema::state::Ref,
     store::{Counting, Durability, Engine, Guard, Snapshot, Store, engine::Memory},
 };

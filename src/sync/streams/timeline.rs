@@ -3,8 +3,10 @@
 use crate::{
     ids::{Order, RoomNum},
     rooms::{
-        event::{self, Stored, Viewer},
+        event::Stored,
+        show::{self, Viewer},
         timeline::{self, PageToken},
+        view::RoomView,
         visibility::Sight,
     },
     schema::rooms::{Membership, RoomRow},
@@ -89,11 +91,8 @@ pub(crate) fn show(
     timeline: &Timeline,
 ) -> Result<Vec<String>, Fault> {
     let viewer = Viewer { until: timeline.end, ..window.viewer() };
-    let shown = event::show_all(window.read, num, row, &timeline.events, &viewer)?;
+    let view = RoomView { read: window.read, num, row };
+    let shown = show::show_all(view, &timeline.events, &viewer)?;
     let events = timeline.events.iter().zip(shown);
-    events
-        .map(|((stored, _), json)| {
-            Ok(window.shaped(&*viewer.seen(window.read, num, row, stored)?, json.into()))
-        })
-        .collect()
+    events.map(|((stored, _), json)| Ok(window.shaped(&*viewer.seen(view, stored)?, json.into()))).collect()
 }

@@ -214,7 +214,7 @@ fn add_what_only_other_servers_make(house: &House) {
             let id = ruma::EventId::parse(format!("${hash}")).unwrap();
             let header = crate::schema::rooms::EventHeader {
                 event: EventNum(row.next_event),
-                hash: crate::rooms::event::parse_event_id(&id).unwrap(),
+                key: crate::rooms::event::parse_event_id(&id, room, row.version).unwrap(),
                 state_key: None,
                 replaces: None,
                 redacted_by: None,
@@ -229,14 +229,16 @@ fn add_what_only_other_servers_make(house: &House) {
             (header, bytes)
         };
         row.next_event += 1;
-        schema::EVENT_ID.put(batch, &header.hash, &(room, header.event));
+        schema::EVENT_ID.put(batch, &header.key, &(room, header.event));
         schema::PLACE.put(batch, (room, header.event), &Place::Aside);
         let number = header.event;
         let row_of_event = crate::schema::rooms::EventRow { header, json };
         let aside = AsideRow { rejected: true, why: "so".to_owned(), row: row_of_event };
         schema::ASIDE.put(batch, (room, number), &aside);
+        let counted = crate::schema::rooms::AsideCount { count: 1, looked_at: EventNum(0) };
+        schema::ASIDE_COUNT.put(batch, room, &counted);
         let waiting = crate::schema::rooms::RedactionWaitingRow { by_power: true };
-        schema::REDACTION_WAITING.put(batch, (room, &[7; 32], number), &waiting);
+        schema::REDACTION_WAITING.put(batch, (room, &[7; 32].into(), number), &waiting);
         schema::HOLE.put(batch, (room, order), &HoleRow::default());
         let marker = Order { minor: -1, ..order };
         let count = schema::STATE_LOG.get(batch, (room, order)).unwrap().unwrap().count - 1;

@@ -11,7 +11,7 @@ use crate::{
     metrics::Metrics,
     rooms::{
         Rooms,
-        commit::Change,
+        change::Change,
         event::{self, Stored},
         resolve::Resolver,
     },
@@ -84,11 +84,11 @@ impl House {
             });
             let json = Bytes::from(json.to_string());
             let (event, order) = change.next_place();
-            let mut hash = [0; 32];
+            let mut hash = [1; 32];
             hash[..8].copy_from_slice(&events.to_be_bytes());
             let header = EventHeader {
                 event,
-                hash,
+                key: hash.into(),
                 sent_ms: *events,
                 depth: 1,
                 auth_depth: 0,

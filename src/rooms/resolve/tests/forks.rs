@@ -113,7 +113,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, hash: EventHash) -> EventRow {
     let json: Bytes = serde_json::to_vec(&json).unwrap().into();
     let header = EventHeader {
         event,
-        hash,
+        key: hash.into(),
         sent_ms: 0,
         depth: 0,
         auth_depth: pdu.header.auth_depth,
@@ -139,7 +139,7 @@ impl Forks {
     pub(super) fn new(version: &RoomVersionId) -> Self {
         let rules = version.rules().unwrap();
         let number: u8 = version.as_str().parse().unwrap();
-        let create = event::event_id(&hash(0, 0), number);
+        let create = event::event_id(&hash(0, 0).into(), number);
         let room_id = RoomId::parse(format!("!{}", &create.as_str()[1..])).unwrap();
         let mut forks = Self {
             bench: Bench::new(),
@@ -293,7 +293,7 @@ impl Forks {
         let key = state::intern_key(&mut batch, room, &mut next_key, kind, state_key).unwrap();
         let is_hashed = self.rules.authorization.room_create_event_id_as_room_id && number == 0;
         let pdu = Arc::new(Pdu {
-            id: event::event_id(&hash(number, ts), self.version),
+            id: event::event_id(&hash(number, ts).into(), self.version),
             room_id: (!is_hashed).then(|| self.room_id.clone()),
             sender,
             ts: MilliSecondsSinceUnixEpoch(UInt::from(ts)),

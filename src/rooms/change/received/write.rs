@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Received, Standpoint, Step, Taken};
+use super::{
+    super::{
+        Change,
+        header::{Entering, auth_depth},
+    },
+    Outcome, Received, Standpoint, Step, Taken,
+};
 use crate::{
     error::{Refusal, Result},
     ids::{EventNum, Order},
     rooms::{
         admit::Why,
-        commit::{Change, auth_depth},
-        event::{self, Event, StateEvent, Stored},
+        event::{StateEvent, Stored},
         graph::{self, Standing},
-        redact,
         resolve::{Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
@@ -80,24 +84,20 @@ impl Change {
             Some(key) => state::at(&self.batch, self.num, placed.before, key)?.event(),
             None => None,
         };
-        let spans = event::locate(&received.json).ok_or_else(|| Refusal::bad_json("This is no event."))?;
-        Ok(EventHeader {
-            event: num,
-            hash: received.hash,
-            sent_ms: event.sent.get().into(),
+        let entering = Entering {
+            num,
+            key: received.key.clone(),
+            event,
+            json: &received.json,
             depth: received.depth,
-            auth_depth: auth_depth(&placed.auth),
             state_key,
             replaces,
-            redacted_by: None,
-            unseen: graph::only_merges(&event.kind, event.state_key.is_some()),
             before: Some(placed.before),
-            after: None,
             prev: placed.prev.clone(),
-            auth: placed.auth.iter().map(|event| event.event).collect(),
+            auth: &placed.auth,
             sent_by: None,
-            spans,
-        })
+        };
+        Ok(entering.header().ok_or_else(|| Refusal::bad_json("This is no event."))?)
     }
 
     /// Rejected and soft-failed events are data: others may cite them, and an operator may ask why.
@@ -109,6 +109,11 @@ impl Change {
         why: Why,
         rejected: bool,
     ) -> Result<Outcome> {
+        if !self.has_room_aside()? {
+            let dropped = "the room keeps too many events aside";
+            tracing::debug!(room = %self.num, event = %received.event.id, why, dropped, "an event is dropped");
+            return Ok(Outcome::Unknown);
+        }
         let placed = self.place(standpoint)?;
         let taken = taken.map_or_else(|| self.take_numbers(received, rejected), Ok)?;
         let num = taken.event;
@@ -121,8 +126,9 @@ impl Change {
             graph::put_auth_edges(&mut self.batch, self.num, num, &header.auth);
         }
         let row = EventRow { header, json: received.json.clone() };
-        self.put_row_aside(&AsideRow { rejected, why: why.clone(), row: row.clone() });
-        redact::apply_waiting(self, &Stored { order: Order::MIN, row })?;
+        tracing::debug!(room = %self.num, event = %received.event.id, rejected, why, "an event is kept aside");
+        self.put_aside_row(&AsideRow { rejected, why: why.clone(), row: row.clone() })?;
+        self.apply_waiting(&Stored { order: Order::MIN, row })?;
         Ok(Outcome::Aside(num, why))
     }
 
@@ -150,7 +156,7 @@ impl Change {
         // Where its state is written down is known when all questions are answered.
         let head = Head {
             event: taken.event,
-            hash: received.hash,
+            key: received.key.clone(),
             depth: received.depth,
             stored_ms: now_ms,
             is_own: false,
@@ -209,6 +215,8 @@ impl Change {
             header.after = own_after.filter(|_| own.is_some());
         }
         let auth_depth = header.auth_depth;
+        let redaction = self.judge_redaction(&received.event, placed.before)?;
+        header.unseen |= !redaction.is_shown();
         let stored = Stored { order, row: EventRow { header, json: received.json.clone() } };
         self.put(&stored)?;
         let differing = entry.tip.diff(&self.batch, self.num, &current)?;
@@ -230,14 +238,10 @@ impl Change {
             self.answered.push((question, on_main.into()));
         }
         self.row.heads = heads;
-        self.finish_received(&stored, &received.event)?;
+        self.finish(&stored);
+        self.carry_out(redaction, &stored)?;
+        self.apply_waiting(&stored)?;
         Ok(stored)
-    }
-
-    fn finish_received(&mut self, stored: &Stored, event: &Event) -> Result<()> {
-        let target = redact::judge(self, stored, event)?;
-        self.finish(stored, target.as_deref())?;
-        redact::apply_waiting(self, stored)
     }
 }
 

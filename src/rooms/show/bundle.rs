@@ -2,16 +2,17 @@
 
 use std::ops::Bound;
 
-use super::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_part};
+use super::Viewer;
 use crate::{
     ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
-    rooms::event::{self, Stored, Viewer},
-    schema,
-    schema::{
-        relations::{RelatedRow, RelationKind},
-        rooms::RoomRow,
+    rooms::{
+        event::{self, Stored},
+        relations::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_part},
+        view::RoomView,
     },
+    schema,
+    schema::relations::{RelatedRow, RelationKind},
     store::{Direction, Fault, Read},
 };
 
@@ -20,7 +21,7 @@ const REFERENCES_MAX: usize = 100;
 
 /// How much is bundled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
+pub(super) enum Depth {
     /// Everything.
     Full,
     /// The newest edit only: for an event inside another's bundle, so that chains of threads cost nothing.
@@ -28,35 +29,31 @@ pub(crate) enum Depth {
 }
 
 /// What refers to an event, as it stands in the event's `unsigned`; `None` if nothing does.
-pub(crate) fn bundle(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
+pub(super) fn bundle(
+    view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
     viewer: &Viewer<'_>,
     depth: Depth,
 ) -> Result<Option<JsonText>, Fault> {
-    let Some(related) = schema::RELATED.get(read, (num, stored.event()))? else { return Ok(None) };
-    bundle_related(read, num, room, stored, &related, viewer, depth)
+    let Some(related) = schema::RELATED.get(view.read, (view.num, stored.event()))? else { return Ok(None) };
+    bundle_related(view, stored, &related, viewer, depth)
 }
 
 /// The same, where the row that says what refers to the event has been read.
-pub(crate) fn bundle_related(
-    read: &(impl Read + ?Sized),
-    num: RoomNum,
-    room: &RoomRow,
+pub(super) fn bundle_related(
+    view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
     related: &RelatedRow,
     viewer: &Viewer<'_>,
     depth: Depth,
 ) -> Result<Option<JsonText>, Fault> {
-    let parent = stored.event();
+    let (read, num, parent) = (view.read, view.num, stored.event());
     let mut bundled = Object::new();
     if let Some(edit) = find_edit(read, num, stored, related, viewer.until)?
-        && !viewer.hides(read, num, stored)?
-        && !viewer.hides(read, num, &edit)?
+        && !viewer.hides(view, stored)?
+        && !viewer.hides(view, &edit)?
     {
-        bundled.json("m.replace", &event::show_plain(read, num, room, &edit, viewer)?);
+        bundled.json("m.replace", &super::show_plain(view, &edit, viewer)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
         let span = (Bound::Unbounded, Bound::Included(viewer.until));
@@ -65,7 +62,7 @@ pub(crate) fn bundle_related(
             list_kind(read, num, parent, RelationKind::Reference, span, Direction::Up)?.take(REFERENCES_MAX)
         {
             let mut reference = Object::new();
-            reference.text("event_id", event::require(read, num, row?.1.event)?.id(room).as_str());
+            reference.text("event_id", event::require(read, num, row?.1.event)?.id(view.row).as_str());
             chunk.push(reference.finish());
         }
         if !chunk.is_empty() {
@@ -82,7 +79,7 @@ pub(crate) fn bundle_related(
         let mut thread = Object::new();
         thread.number("count", count);
         thread.flag("current_user_participated", took_part(read, num, stored, viewer.user)?);
-        thread.json("latest_event", &event::show_inside(read, num, room, &latest, viewer)?);
+        thread.json("latest_event", &super::show_inside(view, &latest, viewer)?);
         bundled.json("m.thread", &thread.finish());
     }
     Ok((!bundled.is_empty()).then(|| bundled.finish()))

@@ -19,12 +19,12 @@ use std::{
 use bytes::Bytes;
 use ruma::{EventId, OwnedEventId};
 
+use super::Change;
 use crate::{
     error::{Error, Refusal, Result},
     ids::{EventNum, StateKeyNum},
     rooms::{
         admit::{self, AuthState, Evidence, Known, Verdict, Why},
-        commit::Change,
         event::{self, Event, StateEvent, Stored},
         graph,
         resolve::{Attempt, NotResolved, Question, Resolving, Settled},
@@ -32,7 +32,7 @@ use crate::{
     },
     schema,
     schema::{
-        rooms::{EventHash, Place},
+        rooms::{EventKey, Place},
         state::Ref,
     },
     store::Fault,
@@ -41,8 +41,8 @@ use crate::{
 /// An event whose format, hash and signatures were checked.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Its hash.
-    pub hash: EventHash,
+    /// What names it.
+    pub key: EventKey,
     /// Its canonical JSON.
     pub json: Bytes,
     /// The same, parsed.
@@ -139,7 +139,7 @@ impl Change {
     ) -> Result<Step> {
         let resolving = resolving.into();
         let event = &received.event;
-        if let Some(known) = event::find_num(&self.batch, self.num, &event.id)? {
+        if let Some(known) = event::find_key(&self.batch, self.num, &received.key)? {
             return Ok(Step::Done(Outcome::Known(known)));
         }
         let auth = self.known_auth_events(event)?;
@@ -179,7 +179,7 @@ impl Change {
         }
         let mut known = BTreeMap::new();
         for id in ids {
-            let found = match event::find_num(&self.batch, self.num, &id)? {
+            let found = match self.find_num(&id)? {
                 Some(num) => Known::Found(self.judged_event(num)?),
                 None => Known::Missing,
             };
@@ -202,7 +202,7 @@ impl Change {
     fn known_prev_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<()>>> {
         let mut known = BTreeMap::new();
         for id in &event.prev {
-            let found = event::find_num(&self.batch, self.num, id)?;
+            let found = self.find_num(id)?;
             known.insert(id.clone(), found.map_or(Known::Missing, |_| Known::Found(())));
         }
         Ok(known)
@@ -283,8 +283,7 @@ impl Change {
 }
 
 fn require_num(change: &Change, id: &EventId) -> Result<EventNum> {
-    event::find_num(&change.batch, change.num, id)?
-        .ok_or_else(|| Fault::Corrupt("an event is missing").into())
+    change.find_num(id)?.ok_or_else(|| Fault::Corrupt("an event is missing").into())
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl House {
     }
 
     fn heads(&self) -> Vec<OwnedEventId> {
-        self.row().heads.iter().map(|head| event::event_id(&head.hash, VERSION)).collect()
+        self.row().heads.iter().map(|head| event::event_id(&head.key, VERSION)).collect()
     }
 
     /// The event on these prevs (on the heads, if none), with auth events from the state before the first of them.
@@ -118,7 +118,7 @@ impl House {
         let room_id = change.row.id.clone();
         let setting = Setting { room_id: Some(&room_id), rules, prev: &prev, auth: &auth, depth };
         let built = crate::rooms::build::build(self.rooms.signer(), &draft, &setting, VERSION).unwrap();
-        Received { hash: built.hash, json: built.json, event: built.event, depth }
+        Received { key: built.hash.into(), json: built.json, event: built.event, depth }
     }
 
     fn receive(&mut self, received: Received) -> (OwnedEventId, Outcome) {
@@ -373,7 +373,7 @@ fn who_is_banned_now_cannot_speak_from_before() {
 fn what_is_missing_is_named_and_nothing_is_stored() {
     let mut house = House::new();
     let mut received = house.build(&Draft::state(bob(), "x", "", content(json!({})), 0), None);
-    let (auth, prev) = (event::event_id(&[1; 32], VERSION), event::event_id(&[2; 32], VERSION));
+    let (auth, prev) = (event::event_id(&[1; 32].into(), VERSION), event::event_id(&[2; 32].into(), VERSION));
     received.event.auth.push(auth.clone());
     received.event.prev.push(prev.clone());
     let next = house.row().next_event;
@@ -646,4 +646,138 @@ fn a_redacted_state_event_counts_as_what_is_left_of_it_also_where_clients_do_not
     let redaction = house.build(&redaction(&alice(), &id), None);
     assert!(accepted(&house.receive(redaction).1));
     assert!(house.is_redacted(&id));
+}
+
+#[test]
+fn a_redaction_is_seen_once_it_applies_and_not_before() {
+    let mut house = House::new();
+    house.state(&carol(), "m.room.member", carol().as_str(), json!({ "membership": "join" }), None);
+    let heads = house.heads();
+    let late = house.build(&text(&bob(), "late"), Some(&heads));
+    let id = late.event.id.clone();
+    let redactions: Vec<_> =
+        [carol(), alice(), bob()].iter().map(|sender| house.build(&redaction(sender, &id), None)).collect();
+    let ids: Vec<_> = redactions.iter().map(|received| received.event.id.clone()).collect();
+    for redaction in redactions {
+        assert!(accepted(&house.receive(redaction).1));
+    }
+    let shown = |house: &House| {
+        let seen = |id| house.seen_in_timeline(id);
+        ids.iter().map(seen).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&house), [false, false, false], "what they redact is not here");
+    assert!(accepted(&house.receive(late).1));
+    assert_eq!(shown(&house), [false, true, true], "Carol may not");
+    let more = house.build(&redaction(&carol(), &id), None);
+    let more_id = more.event.id.clone();
+    assert!(accepted(&house.receive(more).1));
+    assert!(!house.seen_in_timeline(&more_id));
+    let odd = "$no\"id".try_into().unwrap();
+    let odd = house.build(&redaction(&alice(), &odd), None);
+    let odd_id = odd.event.id.clone();
+    assert!(accepted(&house.receive(odd).1));
+    assert!(!house.seen_in_timeline(&odd_id), "it names nothing");
+}
+
+impl House {
+    fn seen_in_timeline(&self, id: &OwnedEventId) -> bool {
+        use crate::{ids::Order, rooms::timeline, store::Direction};
+        let snapshot = self.store.snapshot();
+        let from = timeline::PageToken(Order::MIN);
+        let room = self.row();
+        timeline::page(&*snapshot, ROOM, from, None, Direction::Up)
+            .unwrap()
+            .any(|stored| stored.unwrap().id(&room) == *id)
+    }
+}
+
+#[test]
+fn rejected_events_leave_no_state_keys() {
+    let mut house = House::new();
+    let before = house.row().next_key;
+    for number in 0..20 {
+        let (_, outcome) = house.state(&bob(), "org.example.junk", &number.to_string(), json!({}), None);
+        assert!(matches!(outcome, Outcome::Aside(..)));
+    }
+    assert_eq!(house.row().next_key, before);
+}
+
+#[test]
+fn an_event_that_cites_ids_in_another_alphabet_cites_what_nobody_knows() {
+    let mut house = House::new();
+    let mut head = house.heads()[0].clone();
+    while !head.as_str().contains(['-', '_']) {
+        head = house.say(&bob(), "x", None).0;
+    }
+    let other: OwnedEventId = head.as_str().replace('-', "+").replace('_', "/").try_into().unwrap();
+    let mut odd = house.build(&text(&bob(), "odd"), None);
+    odd.event.prev = vec![other.clone()];
+    assert!(matches!(house.receive(odd).1, Outcome::Need { prev, .. } if prev == [other]));
+}
+
+#[test]
+fn what_was_not_accepted_is_not_remembered() {
+    let mut house = House::new();
+    let member = json!({ "membership": "join", "displayname": "Bob" });
+    let (id, outcome) = house.state(&bob(), "m.room.member", bob().as_str(), member, None);
+    assert!(accepted(&outcome));
+    let redaction = house.build(&redaction(&alice(), &id), None);
+    // The room's tip is given up, as above a thousand rooms.
+    house.rooms.sit(ROOM).tip = None;
+    let mut change = Change::begin(&house.store, house.rooms.sit(ROOM), ROOM).unwrap();
+    let rooms = house.rooms.clone();
+    let step = change.receive(&redaction, None, rooms.resolver(), 0).unwrap();
+    assert!(matches!(step, Step::Done(Outcome::Accepted(_))));
+    schema::ROOM.expect_absent(&mut change.batch, ROOM);
+    assert!(change.enqueue(&house.store).is_err());
+    assert!(!house.is_redacted(&id));
+    let mut change = Change::begin(&house.store, house.rooms.sit(ROOM), ROOM).unwrap();
+    let remembered = change.state("m.room.member", bob().as_str()).unwrap().unwrap();
+    assert!(remembered.parsed.content.get().contains("Bob"), "{}", remembered.parsed.content.get());
+}
+
+#[test]
+fn an_event_with_a_number_that_canonical_json_does_not_have_can_be_redacted() {
+    let mut house = House::new();
+    let mut said = house.build(&text(&bob(), "hello"), None);
+    let json = String::from_utf8(said.json.to_vec()).unwrap().replace(r#""body":"hello""#, r#""body":1.5"#);
+    said.event = Event::parse(said.event.id.clone(), json.as_bytes()).unwrap();
+    said.json = json.into();
+    let id = said.event.id.clone();
+    assert!(accepted(&house.receive(said).1));
+    let redaction = house.build(&redaction(&alice(), &id), None);
+    assert!(accepted(&house.receive(redaction).1));
+    assert!(house.is_redacted(&id));
+}
+
+#[test]
+fn a_room_keeps_a_bounded_number_of_events_aside_and_forgets_the_oldest() {
+    use crate::rooms::change::aside::ASIDE_MAX;
+    let mut house = House::new();
+    let count = |house: &House| {
+        let snapshot = house.store.snapshot();
+        schema::ASIDE.prefix::<()>(&*snapshot, (), crate::store::Direction::Up).unwrap().count() as u64
+    };
+    let mut first = None;
+    for number in 0..3 * ASIDE_MAX {
+        let junk = Draft::state(bob(), "org.example.junk", &number.to_string(), content(json!({})), 0);
+        let junk = house.build(&junk, None);
+        first.get_or_insert_with(|| junk.clone());
+        assert!(matches!(house.receive(junk).1, Outcome::Aside(..)));
+        assert!(count(&house) <= ASIDE_MAX);
+    }
+    // One that was forgotten is judged again when it comes again.
+    assert!(matches!(house.receive(first.unwrap()).1, Outcome::Aside(..)));
+    // Of those that states may rest on none is forgotten, and no more are taken.
+    let before = house.heads();
+    let ban = json!({ "membership": "ban" });
+    assert!(accepted(&house.state(&alice(), "m.room.member", bob().as_str(), ban, None).1));
+    let mut refused = 0;
+    for number in 0..2 * ASIDE_MAX {
+        let late = Draft::state(bob(), "x", &number.to_string(), content(json!({})), 0);
+        let late = house.build(&late, Some(&before));
+        refused += u64::from(matches!(house.receive(late).1, Outcome::Unknown));
+        assert!(count(&house) <= ASIDE_MAX);
+    }
+    assert!((ASIDE_MAX..2 * ASIDE_MAX).contains(&refused), "{refused}");
 }

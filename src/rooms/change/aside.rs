@@ -1,0 +1,83 @@
+//! Events that are kept aside, where clients do not see them: rejected and soft-failed ones.
+//!
+//! Others may cite them, and an operator may ask why they are not shown, so they are stored. But anybody in a room can make
+//! as many of them as they like, so a room keeps a bounded number: where there are too many, the oldest that no state rests on
+//! are forgotten. One that is cited afterwards is asked for again, and judged again.
+
+use std::ops::Bound;
+
+use super::Change;
+use crate::{
+    error::Result,
+    ids::{EventNum, RoomNum},
+    rooms::event::Stored,
+    schema,
+    schema::rooms::{AsideCount, AsideRow, Place},
+    store::{Direction, Fault},
+};
+
+/// A room keeps at most this many events aside.
+pub(in crate::rooms) const ASIDE_MAX: u64 = if cfg!(test) { 30 } else { 10_000 };
+/// Where there are too many, this many of the oldest are looked at ..
+const LOOKED_AT: usize = 64;
+/// .. and at most this many of them are forgotten at once: more than come.
+const FORGOTTEN_AT_ONCE: u64 = 8;
+
+impl Change {
+    /// Whether one more event may be put aside; the oldest are forgotten where there are too many. `false` if none can be.
+    pub(super) fn has_room_aside(&mut self) -> Result<bool, Fault> {
+        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        if count.count < ASIDE_MAX {
+            return Ok(true);
+        }
+        self.forget_oldest(&mut count)?;
+        schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
+        Ok(count.count < ASIDE_MAX)
+    }
+
+    /// Puts an event aside, where there is room for it.
+    pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
+        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        debug_assert!(count.count < ASIDE_MAX, "nobody asked whether there is room aside");
+        count.count += 1;
+        schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
+        let header = &aside.row.header;
+        schema::EVENT_ID.put(&mut self.batch, &header.key, &(self.num, header.event));
+        schema::PLACE.put(&mut self.batch, (self.num, header.event), &Place::Aside);
+        schema::ASIDE.put(&mut self.batch, (self.num, header.event), aside);
+        schema::ROOM.put(&mut self.batch, self.num, &self.row);
+        Ok(())
+    }
+
+    fn forget_oldest(&mut self, count: &mut AsideCount) -> Result<(), Fault> {
+        let low = Bound::Excluded((self.num, count.looked_at));
+        let high = Bound::Excluded((RoomNum(self.num.0.saturating_add(1)), EventNum(0)));
+        let rows = schema::ASIDE.range::<(RoomNum, EventNum)>(&self.batch, low, high, Direction::Up)?;
+        let rows: Vec<_> = rows.take(LOOKED_AT).collect::<Result<_, _>>()?;
+        let mut forgotten = 0;
+        for ((room, event), aside) in rows {
+            if forgotten >= FORGOTTEN_AT_ONCE {
+                break;
+            }
+            count.looked_at = event;
+            // A state rests on an accepted or soft-failed state event, perhaps: edges lead to it.
+            if aside.row.header.state_key.is_some() {
+                continue;
+            }
+            schema::ASIDE.delete(&mut self.batch, (room, event));
+            schema::PLACE.delete(&mut self.batch, (room, event));
+            schema::EVENT_ID.delete(&mut self.batch, &aside.row.header.key);
+            forgotten += 1;
+        }
+        count.count = count.count.saturating_sub(forgotten);
+        Ok(())
+    }
+
+    /// Puts this row in the place of an event that is kept aside.
+    pub(super) fn replace_aside(&mut self, stored: &Stored) -> Result<(), Fault> {
+        let key = (self.num, stored.event());
+        let aside = schema::ASIDE.get(&self.batch, key)?.ok_or(Fault::Corrupt("an event is missing"))?;
+        schema::ASIDE.put(&mut self.batch, key, &AsideRow { row: stored.row.clone(), ..aside });
+        Ok(())
+    }
+}

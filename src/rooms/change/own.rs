@@ -1,0 +1,143 @@
+//! Events of our own users: built on the room's heads, judged, and written.
+
+use std::sync::Arc;
+
+use ruma::{
+    OwnedEventId,
+    events::{StateEventType, TimelineEventType},
+};
+
+use super::{
+    Change, Txn,
+    header::{Entering, auth_depth},
+};
+use crate::{
+    error::{Error, Refusal, Result},
+    rooms::{
+        admit::{self, AuthState, Verdict},
+        build::{self, Built, Draft, Setting, Signer},
+        event::{self, StateEvent, Stored},
+    },
+    schema::{
+        rooms::{EventRow, Head, SentBy},
+        state::{Ref, Val},
+    },
+};
+
+/// Depths are integers of canonical JSON.
+const DEPTH_MAX: u64 = (1 << 53) - 1;
+
+impl Change {
+    /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch.
+    /// Refuses what the rules forbid: 403 `M_FORBIDDEN`; what is too large: 413 `M_TOO_LARGE`.
+    pub fn add(&mut self, signer: &Signer, draft: &Draft, sent_by: Option<SentBy>) -> Result<Stored> {
+        let (built, auth) = self.build(signer, draft)?;
+        self.write(draft, built, &auth, sent_by)
+    }
+
+    /// Like [`Change::add`], for what a client sends with a transaction id. The batch is refused if the transaction
+    /// has made an event already.
+    pub fn add_once(&mut self, signer: &Signer, draft: &Draft, txn: &Txn) -> Result<Stored> {
+        let stored = self.add(signer, draft, Some(txn.sent_by()))?;
+        txn.put(&mut self.batch, self.num, stored.event())?;
+        Ok(stored)
+    }
+
+    fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
+        let kind = TimelineEventType::from(draft.kind.as_str());
+        let is_create = kind == TimelineEventType::RoomCreate;
+        let mut before = AuthState::default();
+        let mut auth = Vec::new();
+        if !is_create {
+            let content = draft.raw_content()?;
+            let (sender, state_key) = (&draft.sender, draft.state_key.as_deref());
+            let needed = admit::needed_keys(&kind, sender, state_key, &content, &self.rules.authorization)
+                .map_err(|why| {
+                    Refusal::bad_json(format!("The content is not what its type demands: {why}."))
+                })?;
+            for (event_type, key) in needed {
+                let Some(event) = self.state(&event_type.to_string(), &key)? else { continue };
+                let implied = event_type == StateEventType::RoomCreate
+                    && self.rules.authorization.room_create_event_id_as_room_id;
+                if !implied {
+                    auth.push(Arc::clone(&event));
+                }
+                before.insert(event);
+            }
+        }
+        let prev: Vec<_> =
+            self.row.heads.iter().map(|head| event::event_id(&head.key, self.row.version)).collect();
+        let auth_ids: Vec<OwnedEventId> = auth.iter().map(|event| event.parsed.id.clone()).collect();
+        let hashed_room_id = self.rules.authorization.room_create_event_id_as_room_id;
+        let room_id = self.row.id.clone();
+        let setting = Setting {
+            room_id: (!(is_create && hashed_room_id)).then_some(&room_id),
+            rules: self.rules,
+            prev: &prev,
+            auth: &auth_ids,
+            depth: self.next_depth(),
+        };
+        let built = build::build(signer, draft, &setting, self.row.version)?;
+        match admit::admit_own(&built.event, &self.rules.authorization, &before) {
+            Verdict::Accept => Ok((built, auth)),
+            Verdict::Reject(why) | Verdict::SoftFail(why) => {
+                Err(Refusal::forbidden(format!("The room does not allow this: {why}.")).into())
+            }
+            Verdict::Need { .. } | Verdict::Unknown => Err(Error::broken("an event of our own needs others")),
+        }
+    }
+
+    fn next_depth(&self) -> u64 {
+        let deepest = self.row.heads.iter().map(|head| head.depth).max();
+        deepest.map_or(1, |depth| (depth + 1).min(DEPTH_MAX))
+    }
+
+    /// Writes an event of our own. It cites all heads, so the state before it is the current state, the room has one
+    /// head after it, and no states need to be resolved.
+    fn write(
+        &mut self,
+        draft: &Draft,
+        built: Built,
+        auth: &[Arc<StateEvent>],
+        sent_by: Option<SentBy>,
+    ) -> Result<Stored> {
+        let (event, order) = self.next_place();
+        let depth = self.next_depth();
+        let mut state_key = None;
+        let mut replaces = None;
+        if let Some(key) = &draft.state_key {
+            replaces = self.state(&draft.kind, key)?;
+            state_key = Some(self.intern_key(&draft.kind, key)?);
+        }
+        let entering = Entering {
+            num: event,
+            key: built.hash.into(),
+            event: &built.event,
+            json: &built.json,
+            depth,
+            state_key,
+            replaces: replaces.map(|event| event.event),
+            before: None,
+            prev: self.row.heads.iter().map(|head| head.event).collect(),
+            auth,
+            sent_by,
+        };
+        let header = entering.header().ok_or_else(|| Error::broken("a built event has no fields"))?;
+        let stored = Stored { order, row: EventRow { header, json: built.json } };
+        self.put(&stored)?;
+        if let Some(key) = state_key {
+            let state_event = StateEvent { event, auth_depth: auth_depth(auth), parsed: built.event };
+            self.set_state(order, &[(key, Val::Event(event))], Some(Arc::new(state_event)))?;
+        }
+        let after = Ref::Main(self.row.state_tip);
+        let stored_ms = draft.sent_ms;
+        self.row.heads = vec![Head { event, key: built.hash.into(), depth, stored_ms, is_own: true, after }];
+        self.finish(&stored);
+        if let Some(target) = &draft.redacts
+            && let Some(target) = self.find_num(target)?
+        {
+            self.redact(target, event)?;
+        }
+        Ok(stored)
+    }
+}

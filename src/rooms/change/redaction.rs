@@ -1,0 +1,174 @@
+//! Redactions: who may redact what, and what becomes of it.
+//!
+//! The check here is not one of the authorization rules: a redaction that fails it is accepted, so that other events may
+//! cite it, but clients do not see it (server-server API, "Redactions").
+//!
+//! Whether a redaction applies is judged by the state before the redaction, not by that in which the event or the
+//! redaction happens to come in. A redaction that comes first waits for its event, and clients see neither until then.
+
+use std::sync::Arc;
+
+use ruma::UserId;
+
+use super::Change;
+use crate::{
+    error::{Error, Refusal, Result},
+    ids::{EventNum, RoomNum},
+    rooms::{
+        event::{self, Event, StateEvent, Stored},
+        power::{Action, Power},
+        redact, relations,
+    },
+    schema,
+    schema::{
+        rooms::{EventKey, Place, RedactionWaitingRow},
+        state::Ref,
+    },
+    store::{Direction, Fault},
+};
+
+/// Types of events that cannot be redacted by clients of this server: without their content the room is broken.
+const KEPT: [&str; 2] = ["m.room.create", "m.room.server_acl"];
+/// Redactions of one event that wait for it and are looked at; one is enough.
+const WAITING_MAX: usize = 1_000;
+
+/// What a received event is to do as a redaction.
+#[derive(Debug)]
+pub(super) enum Redaction {
+    /// It is no redaction, or one of nothing.
+    None,
+    /// This event is redacted.
+    Applies(EventNum),
+    /// Its event is not here yet. Until it comes, clients do not see the redaction.
+    Waits {
+        /// What names the event.
+        name: EventKey,
+        /// Its sender had the power to redact everybody's events.
+        by_power: bool,
+    },
+    /// It may not be: clients never see it.
+    Withheld(&'static str),
+}
+
+impl Redaction {
+    /// Whether clients see the redaction.
+    pub(super) fn is_shown(&self) -> bool {
+        matches!(self, Self::None | Self::Applies(_))
+    }
+}
+
+impl Change {
+    /// Refuses to let one of our users redact an event of somebody else without the power to (403 `M_FORBIDDEN`).
+    pub fn require_may_redact(&mut self, user: &UserId, target: &Stored) -> Result<()> {
+        if target.row.header.state_key.is_some() && KEPT.contains(&target.row.event_type().as_ref()) {
+            return Err(Refusal::forbidden("Events of this type cannot be redacted.").into());
+        }
+        if target.row.sender() == user.as_str() || self.power()?.may(user, Action::Redact)? {
+            return Ok(());
+        }
+        Err(Refusal::forbidden("You may redact your own events only.").into())
+    }
+
+    /// What a received event is to do as a redaction, by the state before it.
+    pub(super) fn judge_redaction(&self, event: &Event, before: Ref) -> Result<Redaction> {
+        let Some(target) = event.redaction_target(&self.rules().redaction) else {
+            return Ok(Redaction::None);
+        };
+        // Levels that cannot be read allow nobody anything.
+        let by_power = Power::at(self.view(), before)
+            .and_then(|power| power.may(&event.sender, Action::Redact))
+            .or_else(|error| if matches!(error, Error::Refused(_)) { Ok(false) } else { Err(error) })?;
+        let Some(name) = event::parse_event_id(&target, self.num, self.row.version) else {
+            return Ok(Redaction::Withheld("it names no event of this room version"));
+        };
+        let Some(num) = event::find_key(&self.batch, self.num, &name)? else {
+            return Ok(Redaction::Waits { name, by_power });
+        };
+        let redacted = event::require(&self.batch, self.num, num)?;
+        let may = by_power || is_same_server(&redacted.row.sender(), event.sender.as_str());
+        Ok(if may { Redaction::Applies(num) } else { Redaction::Withheld("its sender may not redact this") })
+    }
+
+    /// Does what a redaction is to do, once its own rows are written.
+    pub(super) fn carry_out(&mut self, redaction: Redaction, stored: &Stored) -> Result<()> {
+        match redaction {
+            Redaction::None => {}
+            Redaction::Withheld(why) => {
+                tracing::debug!(room = %self.num, event = %stored.event(), why, "a redaction is withheld");
+            }
+            Redaction::Waits { name, by_power } => {
+                let key = (self.num, &name, stored.event());
+                schema::REDACTION_WAITING.put(&mut self.batch, key, &RedactionWaitingRow { by_power });
+                let why = "what it redacts is not here";
+                tracing::debug!(room = %self.num, event = %stored.event(), why, "a redaction is withheld");
+            }
+            Redaction::Applies(target) => self.redact(target, stored.event())?,
+        }
+        Ok(())
+    }
+
+    /// Redacts an event.
+    pub(super) fn redact(&mut self, target: EventNum, redaction: EventNum) -> Result<()> {
+        let target = event::require(&self.batch, self.num, target)?;
+        self.apply_redaction(&target, redaction)
+    }
+
+    /// An event has come in: the redactions that waited for it apply, as they were judged, and are shown from now on. Those
+    /// that may not redact it stay withheld.
+    pub(super) fn apply_waiting(&mut self, stored: &Stored) -> Result<()> {
+        let waiting = schema::REDACTION_WAITING
+            .prefix::<(RoomNum, EventKey)>(&self.batch, (self.num, &stored.row.header.key), Direction::Up)?
+            .take(WAITING_MAX)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut applied = false;
+        for ((room, key, redaction), row) in waiting {
+            schema::REDACTION_WAITING.delete(&mut self.batch, (room, &key, redaction));
+            let mut redaction = event::require(&self.batch, room, redaction)?;
+            if !(row.by_power || is_same_server(&stored.row.sender(), &redaction.row.sender())) {
+                let why = "its sender may not redact this";
+                tracing::debug!(%room, event = %redaction.event(), why, "a redaction is withheld");
+                continue;
+            }
+            if !applied {
+                self.apply_redaction(stored, redaction.event())?;
+                applied = true;
+            }
+            redaction.row.header.unseen = false;
+            self.replace_event(&redaction);
+            relations::index(&mut self.batch, room, &redaction)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the redacted form in the place of an event, wherever it is kept.
+    fn apply_redaction(&mut self, target: &Stored, redaction: EventNum) -> Result<()> {
+        if target.row.is_redacted() {
+            return Ok(());
+        }
+        let left = redact::redacted(&target.row.json, self.rules());
+        let left = left.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
+        let mut redacted = redact::with_json(target, &left)?;
+        redacted.row.header.redacted_by = Some(redaction);
+        if schema::PLACE.get(&self.batch, (self.num, target.event()))? == Some(Place::Aside) {
+            self.replace_aside(&redacted)?;
+        } else {
+            relations::unlink(&mut self.batch, self.num, target)?;
+            self.redacted.push(target.clone());
+            self.replace_event(&redacted);
+        }
+        if let Some(state_key) = redacted.row.state_key() {
+            let (event_type, state_key) = (redacted.row.event_type(), state_key.as_ref());
+            let current = self.state(&event_type, state_key)?;
+            if current.is_some_and(|event| event.event == redacted.event()) {
+                let event: Arc<StateEvent> = StateEvent::read(&self.row, &redacted)?;
+                self.replace_state(&event_type, state_key, event);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_same_server(one: &str, other: &str) -> bool {
+    let server = |user: &str| user.split_once(':').map(|(_, server)| server.to_owned());
+    server(one).is_some_and(|one| Some(one) == server(other))
+}

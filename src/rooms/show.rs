@@ -1,0 +1,250 @@
+//! Events as readers see them.
+//!
+//! What is stored is what was signed. What a reader is shown is put together from parts of it, and `unsigned` is worked out
+//! for that reader: what refers to the event ([`bundle`]), what it replaced, what redacted it, and nothing of what users
+//! wrote who asked to be erased (`rooms/erased.rs`).
+
+mod bundle;
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use ruma::{EventId, OwnedEventId, UserId};
+use serde_json::value::RawValue;
+
+use crate::{
+    ids::{DeviceNum, Order},
+    json::{JsonText, Object},
+    rooms::{
+        erased::Erased,
+        event::{self, Stored},
+        versions,
+        view::RoomView,
+    },
+    schema,
+    schema::rooms::{EventRow, Membership, RoomRow},
+    store::{Fault, Read},
+};
+
+use bundle::Depth;
+
+/// For whom, and how, an event is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewer<'a> {
+    /// The user.
+    pub user: &'a UserId,
+    /// The device: it alone sees its transaction ids.
+    pub device: Option<DeviceNum>,
+    /// The time, for `age`.
+    pub now_ms: u64,
+    /// Whether the event names its room: `/sync` leaves that out.
+    pub with_room_id: bool,
+    /// Up to where they see what refers to an event: to the end, unless they left.
+    pub until: Order,
+    /// Whose events are shown redacted to whoever was not there.
+    pub erased: &'a Erased,
+}
+
+impl Viewer<'_> {
+    /// The event as this viewer is shown it.
+    pub fn seen<'s>(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &'s Stored,
+    ) -> Result<Cow<'s, Stored>, Fault> {
+        self.erased.seen(view, stored, self.user)
+    }
+
+    /// The event as this viewer is shown it in the state of the room.
+    pub fn seen_in_state<'s>(
+        &self,
+        view: RoomView<'_, impl Read + ?Sized>,
+        stored: &'s Stored,
+    ) -> Result<Cow<'s, Stored>, Fault> {
+        self.erased.seen_in_state(view, stored, self.user)
+    }
+
+    /// Whether this viewer is not shown what the event says.
+    pub fn hides(&self, view: RoomView<'_, impl Read + ?Sized>, stored: &Stored) -> Result<bool, Fault> {
+        self.erased.hides(view, stored, self.user)
+    }
+}
+
+/// What stands in an event's `unsigned` beside its age.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// For the device that sent it.
+    pub transaction_id: Option<String>,
+    /// The content of the state event that this one replaced, and that event's id.
+    pub replaces: Option<(Stored, OwnedEventId)>,
+    /// The event that redacted it.
+    pub redacted_because: Option<JsonText>,
+    /// What the viewer was to the room at this event (MSC4115).
+    pub membership: Option<Membership>,
+    /// Its bundled relations.
+    pub relations: Option<JsonText>,
+}
+
+/// The event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
+pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+    let (row, spans) = (&stored.row, &stored.row.header.spans);
+    let rules = versions::find_rules(room.version).map(|rules| &rules.redaction);
+    let target = rules.and_then(|rules| event::redaction_target(row, rules));
+    let mut event = Object::with_capacity(row.json.len() + 192);
+    match &target {
+        // Clients look in the content or beside it, whatever the room's version (`m.room.redaction`).
+        Some(target) => event.json("content", &content_with_target(row, target)),
+        None => event.json("content", row.json_of(spans.content)),
+    }
+    event.text("event_id", stored.id(room).as_str());
+    event.number("origin_server_ts", row.header.sent_ms);
+    if let Some(target) = &target {
+        event.text("redacts", target.as_str());
+    }
+    if viewer.with_room_id {
+        event.text("room_id", room.id.as_str());
+    }
+    event.json("sender", row.json_of(spans.sender));
+    if spans.state_key.length > 0 {
+        event.json("state_key", row.json_of(spans.state_key));
+    }
+    event.json("type", row.json_of(spans.kind));
+    event.json("unsigned", &unsigned(stored, viewer, extras));
+    event.finish()
+}
+
+/// The content of a redaction, which names what was redacted whatever its sender wrote there.
+fn content_with_target(row: &EventRow, target: &EventId) -> JsonText {
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(row.content()).unwrap_or_default();
+    let mut content = Object::new();
+    for (name, value) in fields.into_iter().filter(|(name, _)| name != "redacts") {
+        content.json(&name, value);
+    }
+    content.text("redacts", target.as_str());
+    content.finish()
+}
+
+fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+    let mut unsigned = Object::new();
+    unsigned.number("age", viewer.now_ms.saturating_sub(stored.row.header.sent_ms));
+    if let Some(membership) = extras.membership {
+        unsigned.text("membership", membership.as_str());
+    }
+    if let Some(relations) = &extras.relations {
+        unsigned.json("m.relations", relations);
+    }
+    if let Some((replaced, _)) = &extras.replaces {
+        unsigned.json("prev_content", replaced.row.json_of(replaced.row.header.spans.content));
+    }
+    if let Some(redaction) = &extras.redacted_because {
+        unsigned.json("redacted_because", redaction);
+    }
+    if let Some((_, id)) = &extras.replaces {
+        unsigned.text("replaces_state", id.as_str());
+    }
+    if let Some(txn) = &extras.transaction_id {
+        unsigned.text("transaction_id", txn);
+    }
+    unsigned.finish()
+}
+
+/// The event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
+/// `membership` is what the viewer was to the room at the event. Whether the viewer may see it is asked before.
+pub fn show(
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+    membership: Option<Membership>,
+) -> Result<JsonText, Fault> {
+    let relations = bundle::bundle(view, stored, viewer, Depth::Full)?;
+    let extras = Extras { membership, relations, ..gather(view, stored, viewer)? };
+    Ok(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras))
+}
+
+/// Several events of one room as [`show`] shows each.
+pub fn show_all(
+    view: RoomView<'_, impl Read + ?Sized>,
+    events: &[(Stored, Membership)],
+    viewer: &Viewer<'_>,
+) -> Result<Vec<JsonText>, Fault> {
+    let related =
+        schema::RELATED.get_many(view.read, events.iter().map(|(stored, _)| (view.num, stored.event())))?;
+    let mut shown = Vec::with_capacity(events.len());
+    for ((stored, membership), related) in events.iter().zip(related) {
+        let mut extras = gather(view, stored, viewer)?;
+        extras.membership = Some(*membership);
+        if let Some(related) = related {
+            extras.relations = bundle::bundle_related(view, stored, &related, viewer, Depth::Full)?;
+        }
+        shown.push(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras));
+    }
+    Ok(shown)
+}
+
+/// Like [`show`], with no more of bundled relations than the newest edit: for the newest event of a thread.
+pub(crate) fn show_inside(
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<JsonText, Fault> {
+    let relations = bundle::bundle(view, stored, viewer, Depth::Edit)?;
+    let extras = Extras { relations, ..gather(view, stored, viewer)? };
+    Ok(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras))
+}
+
+/// Like [`show`], without bundled relations: for events that stand inside others, and for those of the room's state.
+pub fn show_plain(
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<JsonText, Fault> {
+    let extras = gather(view, stored, viewer)?;
+    Ok(client_json(view.row, &*viewer.seen_in_state(view, stored)?, viewer, &extras))
+}
+
+fn gather(
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &Stored,
+    viewer: &Viewer<'_>,
+) -> Result<Extras, Fault> {
+    let header = &stored.row.header;
+    let mut extras = Extras::default();
+    if let (Some(sent_by), Some(device)) = (&header.sent_by, viewer.device)
+        && sent_by.device == device
+        && stored.row.sender() == viewer.user.as_str()
+    {
+        extras.transaction_id = Some(sent_by.txn.clone());
+    }
+    if let Some(replaced) = header.replaces
+        && let Some(replaced) = event::find(view.read, view.num, replaced)?
+    {
+        let (replaced, id) = (viewer.seen(view, &replaced)?, replaced.id(view.row));
+        extras.replaces = Some((replaced.into_owned(), id));
+    }
+    if let Some(redaction) = header.redacted_by
+        && let Some(redaction) = event::find(view.read, view.num, redaction)?
+    {
+        let viewer = Viewer { with_room_id: true, ..*viewer };
+        let redaction = viewer.seen(view, &redaction)?;
+        extras.redacted_because = Some(client_json(view.row, &redaction, &viewer, &Extras::default()));
+    }
+    Ok(extras)
+}
+
+/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content. The create
+/// event is shown whole, as servers see it (MSC4311): who is invited can check that the room's id is that of the event.
+pub fn stripped_state(stored: &Stored) -> JsonText {
+    let (row, spans) = (&stored.row, &stored.row.header.spans);
+    if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {
+        return JsonText::stored(&row.json);
+    }
+    let mut event = Object::with_capacity(row.json.len());
+    event.json("content", row.json_of(spans.content));
+    event.json("sender", row.json_of(spans.sender));
+    if spans.state_key.length > 0 {
+        event.json("state_key", row.json_of(spans.state_key));
+    } else {
+        event.text("state_key", "");
+    }
+    event.json("type", row.json_of(spans.kind));
+    event.finish()
+}
