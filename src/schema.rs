@@ -125,6 +125,8 @@ tables! {
     62 FILTERS((UserNum, String) => Bytes) in Accounts, User of "accounts::filters";
     /// Users who asked to be erased: what they wrote is shown redacted to whoever was not there.
     63 ERASED_USERS(String => ()) in Accounts, User of "accounts::users";
+    /// How much account data a user has. Without a row it is counted when the user next writes some.
+    64 ACCOUNT_DATA_SIZE(UserNum => accounts::DataSize) in Accounts, User of "accounts::account_data";
 
     // --- encryption: 80-99 ---
 

@@ -13,7 +13,7 @@ use crate::{
     ids::{Position, UserNum},
     schema::{
         self,
-        accounts::{AccountDataKey, WrittenRow},
+        accounts::{AccountDataKey, DataSize, WrittenRow},
     },
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
@@ -22,8 +22,8 @@ use crate::{
 pub const TYPE_BYTES_MAX: usize = 255;
 /// The content is no larger, in bytes: one change is one batch.
 pub const CONTENT_BYTES_MAX: usize = 512 << 10;
-/// A user has no more types in one room, or globally.
-pub const TYPES_MAX: usize = 1_000;
+/// A user has at most this much account data, over all rooms and types: a client that begins is sent most of it.
+const BOUNDS: DataSize = DataSize { rows: 20_000, bytes: 16 << 20 };
 
 /// Where a global type is kept: under no room.
 const GLOBAL: &str = "";
@@ -77,6 +77,25 @@ pub fn list_changes(
     Ok(found)
 }
 
+/// How much account data a user has.
+pub fn size(read: &(impl Read + ?Sized), user: UserNum) -> Result<DataSize, Fault> {
+    match schema::ACCOUNT_DATA_SIZE.get(read, user)? {
+        Some(size) => Ok(size),
+        None => count(read, user),
+    }
+}
+
+/// Counts how much account data a user has.
+pub(crate) fn count(read: &(impl Read + ?Sized), user: UserNum) -> Result<DataSize, Fault> {
+    let mut size = DataSize::default();
+    for row in schema::ACCOUNT_DATA.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, room, kind), row) = row?;
+        size.rows += 1;
+        size.bytes += (room.len() + kind.len() + row.content.len()) as u64;
+    }
+    Ok(size)
+}
+
 /// Writes account data. Under the user's lock. Errors: 400 for a type that cannot be, 413 for too much.
 pub fn put(
     batch: &mut Batch,
@@ -85,22 +104,50 @@ pub fn put(
     kind: &str,
     content: Bytes,
 ) -> Result<Position> {
+    put_within(batch, user, room, kind, content, BOUNDS)
+}
+
+fn put_within(
+    batch: &mut Batch,
+    user: UserNum,
+    room: Option<&RoomId>,
+    kind: &str,
+    content: Bytes,
+    bounds: DataSize,
+) -> Result<Position> {
     if kind.is_empty() || kind.len() > TYPE_BYTES_MAX {
         return Err(Refusal::invalid_param("A type has 1 to 255 bytes.").into());
     }
     if content.len() > CONTENT_BYTES_MAX {
-        return Err(Refusal::too_large("This is too much account data for one type.").into());
+        return Err(Refusal::too_large("Account data of one type has at most 512 KiB.").into());
     }
-    match find(batch, user, room, kind)? {
-        Some(before) => schema::ACCOUNT_DATA_LOG.delete(batch, (user, before.position)),
-        None => {
-            let types = (user, place(room));
-            let types = schema::ACCOUNT_DATA.prefix::<(UserNum, String)>(batch, types, Direction::Up)?;
-            if types.take(TYPES_MAX).count() == TYPES_MAX {
-                return Err(Refusal::too_large("These are too many types of account data.").into());
-            }
-        }
+    let before = find(batch, user, room, kind)?;
+    let counted = size(batch, user)?;
+    let row_bytes = |content: &Bytes| (place(room).len() + kind.len() + content.len()) as u64;
+    let gone = before
+        .as_ref()
+        .map_or_else(DataSize::default, |row| DataSize { rows: 1, bytes: row_bytes(&row.content) });
+    debug_assert!(
+        gone.rows <= counted.rows && gone.bytes <= counted.bytes,
+        "a row is not counted: {counted:?}"
+    );
+    let left = DataSize {
+        rows: counted.rows.saturating_sub(gone.rows) + 1,
+        bytes: counted.bytes.saturating_sub(gone.bytes) + row_bytes(&content),
+    };
+    // Who has too much already may still make it less.
+    if (left.rows > bounds.rows && left.rows > counted.rows)
+        || (left.bytes > bounds.bytes && left.bytes > counted.bytes)
+    {
+        tracing::debug!(%user, rows = left.rows, bytes = left.bytes, reason = "quota", "account data is refused");
+        let why =
+            format!("Account data has at most {} entries and {} bytes in all.", bounds.rows, bounds.bytes);
+        return Err(Refusal::too_large(why).into());
     }
+    if let Some(before) = before {
+        schema::ACCOUNT_DATA_LOG.delete(batch, (user, before.position));
+    }
+    schema::ACCOUNT_DATA_SIZE.put(batch, user, &left);
     let position = batch.position(&LogEntry::AccountData { user });
     let key = AccountDataKey { room: place(room).to_owned(), kind: kind.to_owned() };
     schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &WrittenRow { position, content });
@@ -133,6 +180,12 @@ pub fn check_invite(read: &(impl Read + ?Sized), target: &UserId) -> Result<()> 
 /// Deletes global account data of one type, if there is any. Under the user's lock.
 pub fn delete(batch: &mut Batch, user: UserNum, kind: &str) -> Result<(), Fault> {
     if let Some(row) = find(batch, user, None, kind)? {
+        let counted = size(batch, user)?;
+        let left = DataSize {
+            rows: counted.rows.saturating_sub(1),
+            bytes: counted.bytes.saturating_sub((kind.len() + row.content.len()) as u64),
+        };
+        schema::ACCOUNT_DATA_SIZE.put(batch, user, &left);
         schema::ACCOUNT_DATA.delete(batch, (user, GLOBAL, kind));
         schema::ACCOUNT_DATA_LOG.delete(batch, (user, row.position));
         batch.position(&LogEntry::AccountData { user });
@@ -149,6 +202,7 @@ pub fn settings_of_device(device: &DeviceId) -> String {
 pub fn delete_all(batch: &mut Batch, user: UserNum) {
     schema::ACCOUNT_DATA.delete_prefix::<(UserNum,)>(batch, (user,));
     schema::ACCOUNT_DATA_LOG.delete_prefix::<(UserNum,)>(batch, (user,));
+    schema::ACCOUNT_DATA_SIZE.delete(batch, user);
 }
 
 #[cfg(test)]
@@ -206,10 +260,29 @@ mod tests {
         assert!(write("", Bytes::new()).is_err());
         assert!(write(&"a".repeat(256), Bytes::new()).is_err());
         assert!(write("a", Bytes::from(vec![b' '; CONTENT_BYTES_MAX + 1])).is_err());
-        for number in 0..TYPES_MAX {
-            write(&format!("t{number}"), Bytes::new()).unwrap();
-        }
-        assert!(write("one more", Bytes::new()).is_err());
-        assert!(write("t0", Bytes::new()).is_ok(), "one that is there may be changed");
+        assert!(write("a", Bytes::new()).is_ok());
+    }
+
+    #[test]
+    fn a_user_has_a_bounded_number_of_entries_and_bytes_and_may_always_make_it_less() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let mut batch = store.batch(&Guard::alone());
+        let rooms = [room_id!("!a:s"), room_id!("!b:s"), room_id!("!c:s")];
+        let mut write = |bounds: DataSize, room: Option<&RoomId>, kind: &str, bytes: usize| {
+            put_within(&mut batch, ALICE, room, kind, Bytes::from(vec![b' '; bytes]), bounds).is_ok()
+        };
+        let few = DataSize { rows: 3, bytes: 100 };
+        assert!(write(few, Some(rooms[0]), "t", 10) && write(few, Some(rooms[1]), "t", 10));
+        assert!(write(few, None, "t", 10));
+        assert!(!write(few, Some(rooms[2]), "t", 0), "a fourth entry is one too many");
+        assert!(write(few, None, "t", 69) && !write(few, None, "t", 70));
+        let fewer = DataSize { rows: 1, bytes: 10 };
+        assert!(write(fewer, None, "t", 68) && !write(fewer, None, "t", 69));
+        assert_eq!(size(&batch, ALICE).unwrap(), count(&batch, ALICE).unwrap());
+        delete(&mut batch, ALICE, "t").unwrap();
+        assert_eq!(size(&batch, ALICE).unwrap(), count(&batch, ALICE).unwrap());
+        assert_eq!(size(&batch, ALICE).unwrap().rows, 2);
+        delete_all(&mut batch, ALICE);
+        assert_eq!(size(&batch, ALICE).unwrap(), DataSize::default());
     }
 }

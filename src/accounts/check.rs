@@ -113,8 +113,13 @@ fn devices() -> [RowCheck; 5] {
     ]
 }
 
-fn account_data() -> [RowCheck; 2] {
+fn account_data() -> [RowCheck; 3] {
     [
+        RowCheck::of(&schema::ACCOUNT_DATA_SIZE, |read, user, size, doubts| {
+            let is = super::account_data::count(read, *user)?;
+            doubts.unless(is == *size, format!("{size:?} is said to be there, and {is:?} is"));
+            account(read, *user, doubts)
+        }),
         RowCheck::of(&schema::ACCOUNT_DATA, |read, (user, room, kind), row, doubts| {
             doubts.logged(read, row.position, LogEntry::AccountData { user: *user })?;
             doubts.unless(serde_json::from_slice::<&RawValue>(&row.content).is_ok(), "it is not JSON");

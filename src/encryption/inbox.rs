@@ -6,6 +6,9 @@
 //!
 //! Specification: client-server API, "Send-to-Device messaging".
 
+#[cfg(test)]
+mod model;
+
 use std::{collections::BTreeMap, ops::Bound};
 
 use bytes::Bytes;

@@ -2,6 +2,9 @@
 //!
 //! Specification: client-server API, "End-to-End Encryption", "Key management API".
 
+#[cfg(test)]
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;

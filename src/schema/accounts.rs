@@ -217,6 +217,29 @@ impl Value for WrittenRow {
     }
 }
 
+/// How much account data a user has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataSize {
+    /// Rows: one a type and room.
+    pub rows: u64,
+    /// The bytes of room ids, types and contents.
+    pub bytes: u64,
+}
+
+impl Value for DataSize {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.rows);
+        to.varint(self.bytes);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { rows: from.varint()?, bytes: from.varint()? })
+    }
+}
+
 /// Which account data a position stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountDataKey {

@@ -3,7 +3,10 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::TestServer;
+use crate::{
+    support::TestServer,
+    sync::{create_room, must},
+};
 
 const USER: &str = "/_matrix/client/v3/user/@alice:test.example";
 
@@ -11,7 +14,8 @@ const USER: &str = "/_matrix/client/v3/user/@alice:test.example";
 async fn what_is_kept_comes_back_as_it_was_global_and_for_a_room() {
     let alice = TestServer::new().register("alice").await;
     let global = format!("{USER}/account_data/org.example.settings");
-    let room = format!("{USER}/rooms/!r:test.example/account_data/org.example.settings");
+    let room = create_room(&alice, json!({})).await;
+    let room = format!("{USER}/rooms/{room}/account_data/org.example.settings");
     assert_eq!(alice.get(&global).await.1["errcode"], "M_NOT_FOUND");
     assert_eq!(
         alice.put(&global, json!({ "a": [1, 2.5, { "b": null }] })).await,
@@ -77,7 +81,8 @@ async fn bodies_that_are_no_objects_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn tags_are_put_listed_and_taken_off() {
     let alice = TestServer::new().register("alice").await;
-    let tags = format!("{USER}/rooms/!r:test.example/tags");
+    let room = create_room(&alice, json!({})).await;
+    let tags = format!("{USER}/rooms/{room}/tags");
     assert_eq!(alice.get(&tags).await, (StatusCode::OK, json!({ "tags": {} })));
     assert_eq!(
         alice.put(&format!("{tags}/m.favourite"), json!({ "order": 0.25 })).await,
@@ -86,7 +91,7 @@ async fn tags_are_put_listed_and_taken_off() {
     assert_eq!(alice.put(&format!("{tags}/u.work"), json!({})).await.0, StatusCode::OK);
     let expected = json!({ "tags": { "m.favourite": { "order": 0.25 }, "u.work": {} } });
     assert_eq!(alice.get(&tags).await, (StatusCode::OK, expected.clone()));
-    let as_data = format!("{USER}/rooms/!r:test.example/account_data/m.tag");
+    let as_data = format!("{USER}/rooms/{room}/account_data/m.tag");
     assert_eq!(alice.get(&as_data).await, (StatusCode::OK, expected));
     assert_eq!(alice.delete(&format!("{tags}/u.work"), json!({})).await, (StatusCode::OK, json!({})));
     assert_eq!(alice.delete(&format!("{tags}/u.none"), json!({})).await.0, StatusCode::OK);
@@ -124,4 +129,44 @@ async fn filters_are_kept_and_wrong_ones_refused() {
             "{filter}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_for_rooms_that_one_has_nothing_to_do_with() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = create_room(&bob, json!({ "preset": "public_chat" })).await;
+    let put = async |room: &str, what: &str| {
+        let (status, json) = alice.put(&format!("{USER}/rooms/{room}/{what}"), json!({})).await;
+        (status, json["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    let refused = (StatusCode::FORBIDDEN, "M_FORBIDDEN".to_owned());
+    let kept = (StatusCode::OK, String::new());
+    for place in [room.as_str(), "!nowhere:test.example", "!r:elsewhere.example"] {
+        assert_eq!(put(place, "account_data/org.example").await, refused, "{place}");
+        assert_eq!(put(place, "tags/u.work").await, refused, "{place}");
+    }
+    must(&bob, &room, "invite", json!({ "user_id": alice.user_id })).await;
+    assert_eq!(put(&room, "account_data/org.example").await, kept, "an invitation is enough");
+    must(&alice, &room, "join", json!({})).await;
+    assert_eq!(put(&room, "tags/u.work").await, kept);
+    must(&alice, &room, "leave", json!({})).await;
+    assert_eq!(put(&room, "tags/u.left").await, kept);
+    must(&alice, &room, "forget", json!({})).await;
+    assert_eq!(put(&room, "tags/u.forgotten").await, refused);
+    assert_eq!(alice.delete(&format!("{USER}/rooms/{room}/tags/u.work"), json!({})).await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn filters_that_cost_too_much_are_refused_kept_or_inline() {
+    let alice = TestServer::new().register("alice").await;
+    let patterns: Vec<_> = (0..4_500).map(|number| format!("*{number}*")).collect();
+    let filter = json!({ "room": { "timeline": { "types": patterns } } });
+    let (status, json) = alice.post(&format!("{USER}/filter"), filter).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
+    let few: Vec<_> = (0..150).map(|number| format!("*{number}*")).collect();
+    let filter = json!({ "room": { "timeline": { "types": few } } });
+    let inline = crate::sync::encoded(&filter.to_string());
+    let (status, json) = alice.get(&format!("/_matrix/client/v3/sync?filter={inline}")).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
 }

@@ -169,7 +169,8 @@ async fn push_rules_as_account_data_and_tags_are_whole() {
     let (_, rules) = alice.get("/_matrix/client/v3/pushrules/").await;
     assert_eq!(data, rules);
     assert!(data["global"]["sender"].is_array());
-    let tags = format!("/_matrix/client/v3/user/{}/rooms/!r:x/tags", alice.user_id);
+    let room = crate::sync::create_room(&alice, json!({})).await;
+    let tags = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags", alice.user_id);
     let tag = json!({ "order": 0.25, "org.example.colour": "red" });
     assert_eq!(alice.put(&format!("{tags}/u.work"), tag.clone()).await.0, StatusCode::OK);
     assert_eq!(alice.get(&tags).await.1, json!({ "tags": { "u.work": tag } }));

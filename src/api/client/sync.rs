@@ -28,7 +28,10 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
     };
     let filter = match request.filter {
         None => FilterDefinition::default(),
-        Some(Filter::FilterDefinition(filter)) => filter,
+        Some(Filter::FilterDefinition(filter)) => {
+            filters::require_cheap(&filter)?;
+            filter
+        }
         Some(Filter::FilterId(id)) => require_filter(&app, &caller, &id)?,
         Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
     };

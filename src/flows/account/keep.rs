@@ -1,13 +1,16 @@
 //! Keeps what a user's clients want kept: account data, tags, filters.
 
 use bytes::Bytes;
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value};
 
 use crate::{
     accounts::{Caller, account_data, filters},
     error::{Error, Refusal, Result},
     flows::{App, write},
+    ids::UserNum,
+    rooms::{self, members},
+    store::Read,
 };
 
 /// A room has no more tags.
@@ -15,7 +18,7 @@ const TAGS_MAX: usize = 100;
 /// A tag is no longer, in bytes (the specification's bound).
 const TAG_BYTES_MAX: usize = 255;
 
-/// Keeps account data, global or for a room.
+/// Keeps account data, global or for a room. Refuses rooms that the user has nothing to do with: 403 `M_FORBIDDEN`.
 pub(crate) async fn keep_account_data(
     app: &App,
     caller: &Caller,
@@ -25,6 +28,9 @@ pub(crate) async fn keep_account_data(
 ) -> Result<()> {
     let user = caller.user;
     write::for_user(app, user, move |_, batch| {
+        if let Some(room) = &room {
+            require_related(batch, user, room)?;
+        }
         account_data::put(batch, user, room.as_deref(), &kind, content)?;
         write::wake(batch, user);
         Ok(())
@@ -32,7 +38,22 @@ pub(crate) async fn keep_account_data(
     .await
 }
 
-/// Tags a room, or takes a tag off it. Errors: 400 for a tag that is too long, 413 for too many.
+/// Refuses rooms that the user is not in, was never in or invited to, or has forgotten: 403 `M_FORBIDDEN`. Unknown rooms are
+/// answered alike, so that nobody learns which rooms there are.
+fn require_related(read: &(impl Read + ?Sized), user: UserNum, room: &RoomId) -> Result<()> {
+    let row = match rooms::find_room(read, room)? {
+        Some(num) => members::find(read, user, num)?,
+        None => None,
+    };
+    if row.is_some_and(|row| !row.forgotten) {
+        return Ok(());
+    }
+    tracing::debug!(%user, %room, reason = "unrelated room", "account data is refused");
+    Err(Refusal::forbidden("You can keep account data only for rooms that you are or were in.").into())
+}
+
+/// Tags a room, or takes a tag off it. Errors: 400 for a tag that is too long, 403 for a room that the user has nothing to do
+/// with, 413 for too many.
 pub(crate) async fn change_tag(
     app: &App,
     caller: &Caller,
@@ -58,6 +79,7 @@ pub(crate) async fn change_tag(
         let Some(tags) = tags.as_object_mut() else { return Err(Error::broken("tags are an object")) };
         let changed = match info {
             Some(info) => {
+                require_related(batch, user, &room)?;
                 if tags.len() >= TAGS_MAX && !tags.contains_key(&tag) {
                     return Err(Refusal::too_large("This room has too many tags.").into());
                 }
