@@ -21,9 +21,9 @@ const INCARNATION_SHIFT: u32 = 44;
 pub struct Position(u64);
 
 impl Position {
-    /// Before everything.
+    /// Lies before every position that is given out.
     pub const ZERO: Self = Self(0);
-    /// Above everything that can be stored, pending positions included.
+    /// Lies above everything that can be stored, pending positions included.
     pub const MAX: Self = Self(u64::MAX);
 
     /// The position with this number. Numbers of 2^53 and above are not positions: `None`.
@@ -100,9 +100,9 @@ pub struct Order {
 }
 
 impl Order {
-    /// Below everything in a room.
+    /// Lies below everything in a room.
     pub const MIN: Self = Self { anchor: Position::ZERO, minor: i32::MIN };
-    /// Above everything in a room.
+    /// Lies above everything in a room.
     pub const MAX: Self = Self { anchor: Position::MAX, minor: i32::MAX };
 
     /// The order of a live event.

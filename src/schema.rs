@@ -192,7 +192,7 @@ tables! {
     152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
 }
 
-/// All tables, those of the store included.
+/// Lists all tables, those of the store included.
 pub fn all() -> impl Iterator<Item = &'static TableInfo> {
     store::tables::TABLES.iter().chain(TABLES)
 }

@@ -93,12 +93,12 @@ impl Server {
         Ok(Self { app, router })
     }
 
-    /// All endpoints.
+    /// The router with all endpoints.
     pub fn router(&self) -> Router {
         self.router.clone()
     }
 
-    /// The parts, for commands and tests.
+    /// The parts of the server, which commands and tests work with.
     pub fn app(&self) -> &App {
         &self.app
     }

@@ -70,32 +70,32 @@ use crate::{
     },
 };
 
-/// No batch is larger: what is, is staged in parts that nobody sees.
+/// A batch has at most this many bytes of keys and values. What is larger is staged in parts that nobody sees.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
-/// No batch has more rows.
+/// A batch has at most this many rows.
 pub const BATCH_ROWS_MAX: usize = 5_000;
 
 /// A fault of the store itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The disk or the engine.
+    /// The disk or the engine failed.
     Io(String),
-    /// The store is whole, and must not be opened as it is.
+    /// The store is whole, but this version must not open it as it is.
     Closed(&'static str),
-    /// Bytes that are not what they should be.
+    /// The store holds bytes that are not what they should be.
     Corrupt(&'static str),
-    /// The same, in a known table.
+    /// A row of a known table holds such bytes.
     CorruptRow {
         /// The table's name.
         table: &'static str,
-        /// What is wrong.
+        /// The fault that was found.
         why: &'static str,
     },
-    /// The snapshot was held for too long, see [`SNAPSHOT_HELD_MAX`].
+    /// The reader held its snapshot for longer than [`SNAPSHOT_HELD_MAX`].
     Outdated,
 }
 
-/// A snapshot can be read so long after a newer one was published: it keeps old rows on disk.
+/// A snapshot can be read for this long after a newer one was published, because it keeps old rows on disk.
 pub const SNAPSHOT_HELD_MAX: Duration = Duration::from_secs(60);
 
 impl Fault {
@@ -121,7 +121,7 @@ impl std::error::Error for Fault {}
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match fault {
-            // Nobody's fault: what is asked again begins with what is new.
+            // Nobody is at fault: whoever asks again reads a newer snapshot.
             Fault::Outdated => Self::Busy { retry_after: Duration::from_secs(1) },
             fault => Self::broken(fault.to_string()),
         }
@@ -138,15 +138,15 @@ pub(crate) struct Shared {
     published: ArcSwap<Snapshot>,
     /// The time in milliseconds since some moment, as the flusher tells it.
     clock_ms: Arc<AtomicU64>,
-    /// Something waits for the flush.
+    /// Tells the flusher that something waits for it.
     wanted: Notify,
-    /// A timer was set.
+    /// Tells the worker of timers that one was set.
     timer_set: Arc<Notify>,
-    /// As many batches wait as the flusher waits for.
+    /// Tells the flusher that as many batches wait as it waits for.
     gathered: Condvar,
-    /// One flush at a time.
+    /// Held by the one flush that runs.
     flushing: Mutex<()>,
-    /// A write failed: nothing more is accepted or written.
+    /// Set once a write has failed: nothing more is accepted or written.
     failed: AtomicBool,
     durability: Durability,
     incarnations: ArcSwap<Incarnations>,
@@ -200,7 +200,7 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Everything published now.
+    /// A snapshot of everything that is published now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.published.load_full()
     }
@@ -211,7 +211,7 @@ impl Store {
         self.0.clock_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// Everything accepted. Decide on it only under the lock of the domain that is read.
+    /// A view of everything that is accepted. Decide on it only under the lock of the domain that is read.
     pub fn view(&self) -> View {
         View { store: self.0.clone() }
     }
@@ -226,7 +226,7 @@ impl Store {
         Note::new(self.view(), guard)
     }
 
-    /// Resolves when a timer was set since this last resolved. For the one worker that fires them.
+    /// Resolves when a timer was set since this last resolved. Only the worker of timers waits for it.
     pub fn timer_set(&self) -> impl Future<Output = ()> + '_ {
         self.0.timer_set.notified()
     }

@@ -1,4 +1,4 @@
-//! What follows for certain: a [`Job`] is written as a timer in the batch of its cause, and whoever made that batch carries it
+//! A [`Job`] follows its cause for certain: it is written as a timer in the batch of its cause, and whoever made that batch carries it
 //! out right away. Should that fail, or the process end in between, the timer does it again, later each time.
 //!
 //! A job acts once because the batch of its effect deletes its timer, or because doing it twice changes nothing.
@@ -32,7 +32,7 @@ const TRIM_AGAIN_MS: u64 = 60 * 60 * 1000;
 /// Jobs that timers carry out at once: one that takes long holds nobody up.
 const RUNNING_MAX: usize = 64;
 
-/// What a job is known by while it runs: the kind and the key of its timer.
+/// A job that runs is known by the kind and the key of its timer.
 type Name = (u8, Vec<u8>);
 
 /// The jobs that are being carried out now. Cheap to clone.
@@ -42,7 +42,7 @@ pub struct Running(Arc<Jobs>);
 #[derive(Default)]
 struct Jobs {
     names: Mutex<BTreeSet<Name>>,
-    /// One is over.
+    /// Tells that one is over.
     ended: Notify,
 }
 
@@ -95,7 +95,7 @@ pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
     kept.await.map_err(|_| Error::broken("the server stops"))?
 }
 
-/// What a look at the timers came to.
+/// The outcome of a look at the timers.
 pub(crate) struct Looked {
     /// How many jobs were begun.
     pub(crate) begun: usize,
@@ -109,7 +109,7 @@ pub(crate) struct Looked {
 pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looked> {
     let view = app.store.view();
     let (mut begun, mut is_full) = (0, false);
-    // Those that run are still there.
+    // The timers of jobs that run are still there.
     for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX, Job::is_known)? {
         is_full = app.running.is_full();
         if is_full || begun >= jobs_max {
@@ -130,8 +130,9 @@ fn carry_out_due(app: &App, due: Timer, run: Run) {
     app.env.spawn(async move {
         if let Err(error) = carry_out(&house, &due).await {
             tracing::warn!(%error, kind = due.kind, tries = due.row.tries, "a job failed; it is tried again later");
-            if let Err(error) = put_off(&house, &due) {
-                tracing::error!(%error, kind = due.kind, "a job that failed could not be put off");
+            let (puts_off, kind) = (house.clone(), due.kind);
+            if let Err(error) = house.env.blocking(move || put_off(&puts_off, &due)).await {
+                tracing::error!(%error, kind, "a job that failed could not be put off");
             }
         }
         drop(run);

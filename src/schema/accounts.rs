@@ -21,9 +21,9 @@ pub struct UserRow {
     pub created_ms: u64,
     /// The number of the last device that it ever had; 0 before the first.
     pub last_device: DeviceNum,
-    /// Administers this server.
+    /// Whether the user administers this server.
     pub is_admin: bool,
-    /// Registered as a guest.
+    /// Whether the user registered as a guest.
     pub is_guest: bool,
     /// Can never log in again; its name stays taken.
     pub is_deactivated: bool,
@@ -96,9 +96,9 @@ pub struct DeviceRow {
 /// An access token, whose key is its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessTokenRow {
-    /// Whose it is.
+    /// The user whose it is.
     pub user: UserNum,
-    /// Of which device.
+    /// The device that has it.
     pub device: DeviceNum,
     /// The id of that device.
     pub device_id: String,
@@ -142,9 +142,9 @@ impl Value for AccessTokenRow {
 /// A refresh token, whose key is its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefreshTokenRow {
-    /// Whose it is.
+    /// The user whose it is.
     pub user: UserNum,
-    /// Of which device.
+    /// The device that has it.
     pub device: DeviceNum,
     /// The id of that device.
     pub device_id: String,
@@ -162,7 +162,7 @@ pub struct RefreshTokenRow {
 /// that the answer can be given again, by nobody but who holds the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Successor {
-    /// Random.
+    /// A random seed.
     pub seed: [u8; 32],
     /// When the access token of the pair ends, in milliseconds since the epoch.
     pub expires_ms: u64,
@@ -186,7 +186,7 @@ pub struct RegistrationTokenRow {
     pub created_ms: u64,
     /// How many accounts may be registered with it; any number, if none.
     pub uses_max: Option<u64>,
-    /// How many were.
+    /// How many accounts were registered with it.
     pub uses: u64,
     /// When it ends, in milliseconds since the epoch; never, if none.
     pub expires_ms: Option<u64>,
@@ -240,12 +240,12 @@ impl Value for DataSize {
     }
 }
 
-/// Which account data a position stands for.
+/// The account data that was written at a position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountDataKey {
     /// The room's id; empty for global account data.
     pub room: String,
-    /// The type.
+    /// The type of the account data.
     pub kind: String,
 }
 

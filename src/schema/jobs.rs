@@ -1,4 +1,4 @@
-//! What is done after a batch, for certain: a job is written as a timer in the batch of its cause, and deleted by the batch of
+//! Jobs are done after a batch for certain: a job is written as a timer in the batch of its cause, and deleted by the batch of
 //! its effect. `src/flows/follow_up.rs` carries jobs out.
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ pub enum Job {
         user: UserNum,
         /// The number of the new room.
         room: RoomNum,
-        /// Between which rooms.
+        /// The two rooms.
         moved: Move,
     },
     /// Forgets what an event said before it was redacted.
@@ -52,9 +52,9 @@ pub enum Job {
 /// From a room to the one that replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {
-    /// The old room.
+    /// The room that was replaced.
     pub from: OwnedRoomId,
-    /// The new one.
+    /// The room that replaces it.
     pub to: OwnedRoomId,
 }
 

@@ -8,7 +8,7 @@ use crate::{
     store::{Fault, Flushed, Store, Wake},
 };
 
-/// Never waits longer than this for more batches to share an fsync.
+/// The flusher never waits longer than this for more batches to share an fsync.
 const GATHER_MAX: Duration = Duration::from_millis(2);
 /// Waiting for less than this costs more than it gathers.
 const GATHER_MIN: Duration = Duration::from_micros(20);
@@ -64,7 +64,7 @@ pub(crate) async fn run(
                     env.kill();
                     return;
                 }
-                // Not `exit`: that would run the engine's destructors beside its threads.
+                // `exit` would run the engine's destructors beside its threads.
                 std::process::abort();
             }
         }

@@ -28,7 +28,7 @@ const FORMAT: u32 = 1;
 /// While a restored database is prepared little of it is read.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// What a backup says of itself.
+/// The manifest says what is in a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The layout of the backup's directory.
@@ -48,11 +48,11 @@ pub struct Manifest {
 /// How far a long command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// What it does, in a few words.
+    /// Its present step, in a few words.
     pub doing: &'static str,
     /// How much is done.
     pub done: u64,
-    /// Of how much; 0 when that is not known.
+    /// How much there is to do; 0 when that is not known.
     pub of: u64,
 }
 
@@ -67,9 +67,9 @@ pub enum NotDone {
     TooNew(PathBuf),
     /// The store is in memory only.
     NotOnDisk,
-    /// The disk.
+    /// The disk refused.
     Io(PathBuf, io::Error),
-    /// The store.
+    /// The store failed.
     Fault(Fault),
 }
 
@@ -110,7 +110,7 @@ pub fn back_up(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Manifest, NotDone> {
     let Engine::Rocks(rocks) = store.engine() else { return Err(NotDone::NotOnDisk) };
-    // The signing key is in there.
+    // Nobody else on this machine may read it, because the signing key is in there.
     at(to, fs::DirBuilder::new().recursive(true).mode(0o700).create(to))?;
     if at(to, fs::read_dir(to))?.next().is_some() {
         return Err(NotDone::Exists(to.to_owned()));
@@ -148,7 +148,7 @@ pub fn read_manifest(from: &Path) -> Result<Manifest, NotDone> {
     if manifest.format > FORMAT { Err(NotDone::TooNew(from.to_owned())) } else { Ok(manifest) }
 }
 
-/// What a restore did.
+/// The outcome of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
     /// The backup it came from.

@@ -18,13 +18,13 @@ use crate::{
     },
 };
 
-/// What tables write into: a [`Batch`] or a [`Note`]. It reads what it has written.
+/// Tables write into a [`Batch`] or a [`Note`], and read there what was written.
 pub trait Write: Read {
     /// Its rows.
     fn writes(&mut self) -> &mut Writes;
 }
 
-/// What must hold when the batch is accepted.
+/// A precondition: the row that must be there when the batch is accepted.
 #[derive(Debug)]
 pub(crate) struct Expectation {
     pub(crate) family: Family,

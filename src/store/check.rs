@@ -3,7 +3,7 @@
 //! One walk goes over all rows in the order of their keys and holds none of them. Each row is judged with what it refers to
 //! in one and the same snapshot; between rows the walk takes a newer one, so that it can go on for hours beside a running
 //! server. A row that takes longer to judge than a snapshot may be held is judged once more, and then counted as not judged.
-//! What may be known of a table stands with the table's owner ([`RowCheck`]); the store knows its own.
+//! The owner of a table says what must hold of its rows ([`RowCheck`]); the store speaks for its own tables.
 
 mod own;
 
@@ -24,19 +24,19 @@ use crate::{
 
 pub use own::checks;
 
-/// Findings beyond this many are counted and not kept.
+/// This many findings are kept; those beyond are only counted.
 const FINDINGS_MAX: usize = 100;
 /// At most this many rows are judged in one snapshot.
 const ROWS_A_SNAPSHOT: usize = 10_000;
-/// The name of a row in a finding is no longer, in characters.
+/// The name of a row in a finding has at most this many characters.
 const NAME_CHARS_MAX: usize = 160;
 
-/// What a check found.
+/// The outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Rows read, by table.
     pub rows: Vec<(&'static str, u64)>,
-    /// What is wrong, a line each: the first hundred.
+    /// The first hundred faults, a line each.
     pub findings: Vec<String>,
     /// How much is wrong.
     pub faults: u64,
@@ -53,7 +53,7 @@ impl Report {
     }
 }
 
-/// What is wrong with one row.
+/// The faults of one row.
 #[derive(Debug, Default)]
 pub struct Doubts(Vec<String>);
 
@@ -82,7 +82,7 @@ impl Doubts {
 
 type JudgeRow = Box<dyn FnMut(&Snapshot, &[u8], Bytes, &mut Doubts) -> Result<String, Fault>>;
 
-/// What the owner of a table knows of its rows, beyond that they decode.
+/// A check of one table by its owner, beyond that its rows decode.
 pub struct RowCheck {
     table: u8,
     judge: JudgeRow,
@@ -132,10 +132,10 @@ pub fn check(
 struct Walk<'a> {
     report: Report,
     tables: &'a [&'static TableInfo],
-    /// By the place of their table in `tables`.
+    /// How many rows were read, by the place of their table in `tables`.
     rows: Vec<u64>,
     done: u64,
-    /// About how many there are.
+    /// About how many rows there are.
     of: u64,
     progress: &'a mut dyn FnMut(Progress),
 }

@@ -1,4 +1,4 @@
-//! What every engine must do, and the store over it: each test runs on RocksDB and in memory.
+//! Every engine, and the store over it, must do this: each test runs on RocksDB and in memory.
 
 use std::{
     collections::BTreeMap,

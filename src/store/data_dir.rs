@@ -16,7 +16,7 @@ const DATABASE: &str = "db";
 const INCOMING: &str = "db.incoming";
 const REPLACED: &str = "db.before-restore";
 
-/// A data directory that this process, and no other, may write. Let go when dropped.
+/// A data directory that this process, and no other, may write, until this is dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -28,7 +28,7 @@ pub struct DataDir {
 pub enum NotHeld {
     /// A server, or a command, is at work in it.
     InUse(PathBuf),
-    /// The disk.
+    /// The disk refused.
     Io(PathBuf, io::Error),
 }
 
@@ -58,7 +58,7 @@ impl DataDir {
         }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -32,7 +32,7 @@ pub enum Family {
     Accounts,
     /// Keys of end-to-end encryption.
     Crypto,
-    /// What takes no position: cursors, last-seen, caches.
+    /// Rows that take no position: cursors, last-seen, caches.
     Notes,
     /// The log, and the store's own head.
     Log,
@@ -42,7 +42,7 @@ pub enum Family {
 pub const STATE_PREFIX_BYTES: usize = 13;
 
 impl Family {
-    /// All of them.
+    /// All families.
     pub const ALL: [Self; 8] = [
         Self::Events,
         Self::State,
@@ -54,7 +54,7 @@ impl Family {
         Self::Log,
     ];
 
-    /// Its name on disk and in metrics.
+    /// The name that it has on disk and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Events => "events",
@@ -88,7 +88,7 @@ impl<T> PerFamily<T> {
     }
 }
 
-/// One change.
+/// One change of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The row becomes this; `None` deletes it.
@@ -103,9 +103,9 @@ pub(crate) type Rows<'a> = Box<dyn Iterator<Item = Result<(Bytes, Bytes), Fault>
 /// Where the bytes are kept.
 #[derive(Debug)]
 pub enum Engine {
-    /// On disk.
+    /// RocksDB, which keeps them on disk.
     Rocks(Rocks),
-    /// In memory.
+    /// A map, which keeps them in memory.
     Memory(Memory),
 }
 
@@ -122,7 +122,7 @@ impl Engine {
         }
     }
 
-    /// What is written now, unchanged by later writes.
+    /// A snapshot of what is written now, which later writes do not change.
     pub(crate) fn snapshot(&self) -> EngineSnapshot {
         match self {
             Self::Rocks(rocks) => EngineSnapshot::Rocks(rocks.snapshot()),

@@ -11,14 +11,14 @@ const FLUSH_BYTES_MAX: usize = 2 << 20;
 /// A flush carries at most this many rows, or one batch: what rows cost is mostly their number.
 const FLUSH_ROWS_MAX: usize = 4_000;
 
-/// What one flush wrote.
+/// A report of one flush.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flushed {
-    /// Batches, barriers included.
+    /// How many batches it carried, barriers included.
     pub batches: usize,
-    /// Rows, and ranges deleted.
+    /// How many rows it wrote and ranges it deleted.
     pub rows: usize,
-    /// Bytes of keys and values.
+    /// How many bytes their keys and values have.
     pub bytes: usize,
     /// Whether it was synced.
     pub synced: bool,
@@ -64,7 +64,7 @@ impl Store {
         let mut report = Flushed { batches: gathered.len(), rows, ..Flushed::default() };
         let Some(newest) = gathered.last() else { return Ok(report) };
         if rows == 0 && newest.number == self.0.published.load().batch_number {
-            // Barriers only, behind what is published already.
+            // There are barriers only, behind what is published already.
             return Ok(report);
         }
         report.bytes = gathered.iter().map(|queued| queued.bytes).sum();
@@ -102,7 +102,7 @@ impl Store {
         gathered
     }
 
-    /// Published rows need no longer be laid over the snapshot. In parts, so that nobody waits long for the queue.
+    /// Published rows need no longer be laid over the snapshot. They are dropped in parts, so that nobody waits long for the queue.
     fn forget(&self, published: &[(u64, usize, Vec<Change>)]) {
         let mut layers = Vec::new();
         let mut queue = self.0.queue.lock();

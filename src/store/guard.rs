@@ -29,7 +29,7 @@ pub struct Guard {
     here: PhantomData<*const ()>,
 }
 
-/// What a guard covers, as its batches remember it.
+/// The cover of a guard, as its batches remember it.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     everything: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Held {
     is_over: AtomicBool,
 }
 
-/// Whose rows a key, or a range of keys, may touch.
+/// The rooms or users whose rows a key, or a range of keys, may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// Keys of the table do not begin with the number of their domain's room or user.

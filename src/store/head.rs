@@ -21,7 +21,7 @@ const BATCH: &str = "batch";
 const LAYOUT: &str = "layout";
 /// Positions up to this one may have been given out without being synced.
 const RESERVED: &str = "reserved";
-/// The same of batch numbers.
+/// Batch numbers up to this one may have been given out without being synced.
 const RESERVED_BATCHES: &str = "reserved_batches";
 
 /// The layout this code writes. `docs/architecture.md` says how it changes.
@@ -30,9 +30,9 @@ pub(crate) const LAYOUT_NOW: u64 = 1;
 /// This many positions, or batch numbers, are reserved at a time.
 const RESERVED_AT_ONCE: u64 = 1 << 20;
 
-/// What is read when the store is opened.
+/// The facts that are read when the store is opened.
 pub(crate) struct Head {
-    /// None where nothing was ever written.
+    /// The layout of the store; none where nothing was ever written.
     pub(crate) layout: Option<u64>,
     pub(crate) snapshot: Snapshot,
     pub(crate) incarnations: Incarnations,
@@ -65,7 +65,7 @@ pub(crate) fn put_new_store(batch: &mut Batch) {
     tables::INCARNATION.put(batch, 0, &Position::ZERO);
 }
 
-/// What is written now, with its position and the number of its last batch.
+/// A snapshot of what is written now, with its position and the number of its last batch.
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
     let mut snapshot = Snapshot::new(engine.snapshot(), Position::ZERO, 0, Arc::default());
     let position = tables::HEAD.get(&snapshot, POSITION)?.unwrap_or(0);

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Encoder {
     pub(crate) bytes: Vec<u8>,
-    /// Offsets of pending positions (8 bytes each).
+    /// The offsets of pending positions (8 bytes each).
     pub(crate) pending: Vec<u32>,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// What can stand in a key.
+/// A part of a key, or a whole key.
 pub trait Key: Sized {
     /// The key as a caller has it: borrowed where that saves a copy.
     type Ref<'a>: Copy;
@@ -269,7 +269,7 @@ impl Key for () {
     }
 }
 
-/// What can stand in a row. Each value begins with the version of its layout: read old, write new.
+/// A value of a row. It begins with the version of its layout: an old one is read, the newest is written.
 pub trait Value: Sized {
     /// Appends the value.
     fn encode(&self, to: &mut Encoder);

@@ -1,4 +1,4 @@
-//! The log: what happened at each position, as a pointer and never as content, so that erasure can delete content.
+//! The log says what happened at each position. It points at content and never holds it, so that erasure can delete content.
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// What happened at a position. 18 bytes at most.
+/// An entry of the log: what happened at a position, in 18 bytes at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogEntry {
     /// A room accepted an event.
@@ -32,27 +32,27 @@ pub enum LogEntry {
     },
     /// An account came to be or changed: profile, password, admin, deactivation.
     Account {
-        /// Whose.
+        /// The user.
         user: UserNum,
     },
     /// Account data of a user, global or of a room, changed; push rules are account data too.
     AccountData {
-        /// Whose.
+        /// The user.
         user: UserNum,
     },
     /// A device came, changed or went.
     Device {
-        /// Whose.
+        /// The user.
         user: UserNum,
     },
     /// A message waits for a device.
     ToDevice {
-        /// Whose.
+        /// The user.
         user: UserNum,
     },
     /// The device list or the keys of a user changed.
     DeviceList {
-        /// Whose.
+        /// The user.
         user: UserNum,
     },
     /// Something of the server as a whole changed: aliases, the directory, registration tokens.

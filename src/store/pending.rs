@@ -1,4 +1,4 @@
-//! What is accepted and not published: laid over the newest snapshot it is what builders decide on.
+//! Rows that are accepted and not published. Laid over the newest snapshot, they are what builders decide on.
 //!
 //! Small batches share one map. A large one stays a layer of its own, which comes and goes without touching each row:
 //! whoever waits for the queue meanwhile waits for microseconds. Where several have the row, the newest batch counts.
@@ -56,7 +56,7 @@ impl Layer {
                 rows.of_mut(*family).push((key.clone(), value.clone()));
             }
         }
-        // They mostly are in order already.
+        // A stable sort costs little here, because they mostly are in order already.
         for family in Family::ALL {
             rows.of_mut(family).sort_by(|(a, _), (b, _)| a.cmp(b));
         }
@@ -76,11 +76,11 @@ impl Layer {
     }
 }
 
-/// What waits in one family, outside layers.
+/// The rows that wait in one family, outside layers.
 #[derive(Debug, Default)]
 struct Shared {
     rows: BTreeMap<Bytes, PendingRow>,
-    /// Nearly always empty.
+    /// Ranges are deleted seldom, so this is nearly always empty.
     ranges: Vec<DeletedRange>,
 }
 
@@ -88,11 +88,11 @@ struct Shared {
 #[derive(Debug, Default)]
 pub(crate) struct PendingRows {
     shared: PerFamily<Shared>,
-    /// Oldest first.
+    /// The layers, the oldest first.
     layers: Vec<(u64, Arc<Layer>)>,
 }
 
-/// What waits between two keys, at one moment.
+/// The rows that wait between two keys, at one moment.
 #[derive(Debug)]
 pub(crate) struct PendingBetween {
     pub(crate) rows: Vec<(Bytes, Option<Bytes>)>,
@@ -112,7 +112,7 @@ impl PendingBetween {
 }
 
 impl PendingRows {
-    /// What the row will be; `None` when nothing that waits touches it.
+    /// The row as it will be; `None` when nothing that waits touches it.
     pub(crate) fn find(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
         let shared = self.shared.of(family);
         let mut newest = shared.rows.get(key).map(|row| (row.batch, &row.value));
@@ -132,7 +132,7 @@ impl PendingRows {
         }
     }
 
-    /// What touches `low <= key < high`; `None` when nothing does.
+    /// The changes that touch `low <= key < high`; `None` when none does.
     pub(crate) fn find_between(
         &self,
         family: Family,

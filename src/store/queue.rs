@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Accepted and not flushed; above this, builders are told to come back.
+/// At most this many bytes wait for the flush; above it, builders are told to come back.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Why a batch was not accepted.
@@ -31,16 +31,16 @@ pub enum NotAccepted {
     TooLarge,
     /// This table is written without the lock of its domain. It is a fault of the code, which tests find.
     Unguarded(&'static str),
-    /// Too much waits for the disk.
+    /// Too much waits for the disk: try again in a moment.
     Busy,
-    /// The store itself.
+    /// The store itself failed.
     Fault(Fault),
 }
 
 /// A precondition that does not hold.
 #[derive(Debug, Clone)]
 pub struct Conflict {
-    /// The table.
+    /// The table of the row that was expected.
     pub table: &'static str,
     /// The row that is there instead; [`Table::conflicting`] reads it.
     pub found: Option<Bytes>,
@@ -83,14 +83,14 @@ pub(crate) struct Queued {
     pub(crate) promise: Promise,
 }
 
-/// What is accepted and not published.
+/// The batches that are accepted and not published.
 pub(crate) struct Queue {
     pub(crate) pending: PendingRows,
     pub(crate) batches: VecDeque<Queued>,
     pub(crate) bytes: usize,
     /// How many batches the flusher waits for; 0 when it does not.
     awaited: usize,
-    /// Of the last batch accepted.
+    /// The position up to which the accepted batches have taken positions.
     pub(crate) last_position: Position,
     last_batch: u64,
 }
@@ -121,7 +121,7 @@ impl Queue {
     }
 }
 
-/// What a batch is beside its rows.
+/// The properties of a batch beside its rows.
 struct Kind {
     positions: u32,
     wakes: Vec<Wake>,
@@ -155,7 +155,7 @@ impl Store {
         let Kind { positions, wakes, jump_to, is_commit } = kind;
         let (promise, flushed) = promise();
         let bytes = writes.byte_count();
-        // What needs no positions is made ready before the queue is locked.
+        // A batch that needs no positions is made ready before the queue is locked.
         let early = if writes.has_pending() { Err(writes) } else { Ok(writes.settle(Position::ZERO)) };
         let mut queue = self.0.queue.lock();
         if self.0.failed.load(Ordering::Acquire) {
@@ -176,7 +176,7 @@ impl Store {
         Ok(Enqueued { base, flushed })
     }
 
-    /// What the preconditions find in the newest snapshot, read outside the queue's lock: it may touch the disk.
+    /// Reads what the preconditions find in the newest snapshot, outside the queue's lock because it may touch the disk.
     fn check_published(&self, expectations: &[Expectation]) -> Result<Checked, NotAccepted> {
         let snapshot = self.snapshot();
         let find = |expected: &Expectation| snapshot.get_raw(expected.family, &expected.key);
@@ -190,7 +190,7 @@ impl Store {
         expectations: &[Expectation],
         checked: &Checked,
     ) -> Result<(), NotAccepted> {
-        // What waits cannot be published and forgotten while the queue is locked, so nothing slips between the two.
+        // A batch that waits cannot be published and forgotten while the queue is locked, so nothing slips between the two.
         let published = self.0.published.load();
         let is_current = published.batch_number == checked.batch_number;
         for (expected, found) in expectations.iter().zip(&checked.found) {
@@ -200,6 +200,7 @@ impl Store {
                 None => published.get_raw(expected.family, &expected.key).map_err(NotAccepted::Fault)?,
             };
             if found != expected.value {
+                tracing::debug!(table = expected.table, "a batch is refused: a row is not as it expects");
                 return Err(NotAccepted::Conflict(Conflict { table: expected.table, found }));
             }
         }
@@ -241,7 +242,7 @@ impl Store {
         self.0.wanted.notify_one();
     }
 
-    /// Blocks the thread until this many batches wait for the flush, or the time is over. For the flusher alone.
+    /// Blocks the thread until this many batches wait for the flush, or the time is over. Only the flusher calls this.
     pub fn wait_for(&self, batches: usize, at_most: Duration) {
         let mut queue = self.0.queue.lock();
         queue.awaited = batches;
@@ -261,7 +262,7 @@ impl Store {
     }
 }
 
-/// What the preconditions found in the snapshot after this batch.
+/// The rows that preconditions found in the snapshot after this batch.
 struct Checked {
     batch_number: u64,
     found: Vec<Option<Bytes>>,

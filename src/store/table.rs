@@ -11,8 +11,8 @@ use crate::store::{
     key::{Decoder, Encoder, Key, Value},
 };
 
-/// Whose lock guards reading, deciding and writing. Locks are taken in this order and never held while waiting for
-/// the network.
+/// A domain is what one lock guards: reading, deciding and writing. Locks are taken in this order and never held while
+/// waiting for the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Domain {
     /// The room's turn.
@@ -26,16 +26,16 @@ pub enum Domain {
     Store,
 }
 
-/// A table. `docs/architecture.md` says how to add one; `src/schema.rs` lists them all.
+/// A table. `docs/recipes.md` says how to add one; `src/schema.rs` lists them all.
 #[derive(Debug)]
 pub struct Table<K, V> {
     /// The first byte of each key; unique over all families.
     pub id: u8,
     /// The column family.
     pub family: Family,
-    /// The name, for errors and metrics.
+    /// The name that errors and metrics call it by.
     pub name: &'static str,
-    /// Whose lock guards it.
+    /// The domain whose lock guards it.
     pub domain: Domain,
     /// The module that writes it.
     pub owner: &'static str,
@@ -44,7 +44,7 @@ pub struct Table<K, V> {
     pub(crate) types: PhantomData<fn() -> (K, V)>,
 }
 
-/// Which way a range is read.
+/// The direction in which a range is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the lowest key up.
@@ -194,7 +194,7 @@ impl<K: Key, V: Value> Table<K, V> {
         if from.0.is_empty() { Ok(()) } else { Err(self.in_table(Fault::Corrupt("a key is too long"))) }
     }
 
-    /// Whose rows the keys with these leading parts are.
+    /// The rooms or users whose rows have keys with these leading parts.
     fn owner<P: Key>(&self, key: &Encoder) -> Owner {
         if K::LEADS != Some(self.domain) {
             return Owner::Unnamed;
@@ -283,6 +283,6 @@ pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
             return end;
         }
     }
-    // Only bytes 0xff: no table has such an id, so nothing lies above.
+    // The prefix has bytes 0xff only. No table has such an id, so nothing lies above.
     vec![0xff; prefix.len() + 1]
 }

@@ -12,16 +12,16 @@ use crate::{
 /// Says whether the bytes of a row are what they should be.
 pub type CheckRow = fn(&[u8], Bytes) -> Result<(), Fault>;
 
-/// What a check or a metric must know of a table whose types it does not know.
+/// The facts of a table for a check or a metric, which do not know its types.
 #[derive(Debug, Clone, Copy)]
 pub struct TableInfo {
     /// The first byte of each key.
     pub id: u8,
     /// The column family.
     pub family: Family,
-    /// The name.
+    /// The name that errors and metrics call it by.
     pub name: &'static str,
-    /// Whose lock guards it.
+    /// The domain whose lock guards it.
     pub domain: Domain,
     /// The module that writes it.
     pub owner: &'static str,
@@ -61,7 +61,7 @@ macro_rules! tables {
 pub(crate) use tables;
 
 tables! {
-    /// What happened at a position.
+    /// The entry of each position.
     1 LOG(Position => LogEntry) in Log, Store of "store";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
     2 HEAD(String => u64) in Log, Store of "store::head", local;
@@ -75,6 +75,6 @@ tables! {
     6 LOG_TRIMMED(() => Position) in Log, Store of "store::tail";
     /// The newest position when an hour (since the epoch) was first seen.
     7 LOG_TIME(u64 => Position) in Log, Store of "store::tail", local;
-    /// What must happen later: when (ms since the epoch), what kind, what about; and what the worker needs.
+    /// A timer: when it is due (ms since the epoch), its kind, what it is about; and what the worker needs.
     130 TIMER((u64, u8, Vec<u8>) => TimerRow) in Queues, Store of "store::timer";
 }

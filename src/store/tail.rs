@@ -16,10 +16,10 @@ const HOUR_MS: u64 = 60 * 60 * 1000;
 /// One call of [`trim`] reads at most this many entries, and deletes at most as many.
 const TRIMMED_AT_ONCE: usize = 4_000;
 
-/// The log after a cursor.
+/// The log as a reader finds it after its cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tail {
-    /// What happened, oldest first.
+    /// The entries after the cursor, oldest first.
     Entries(Vec<(Position, LogEntry)>),
     /// Entries after the cursor are gone: look at everything again, and go on from here.
     Resync {
@@ -28,13 +28,14 @@ pub enum Tail {
     },
 }
 
-/// At most `entries_max` entries after a position.
+/// Reads at most `entries_max` entries after a position.
 pub fn read_after(
     read: &(impl Read + ?Sized),
     position: Position,
     entries_max: usize,
 ) -> Result<Tail, Fault> {
     if position < trimmed(read)? {
+        tracing::debug!(%position, "a reader of the log looks at everything again: the log is trimmed");
         return Ok(Tail::Resync { from: read.upto() });
     }
     let (low, high) = (Bound::Excluded(position), Bound::Included(read.upto()));
@@ -185,7 +186,7 @@ mod tests {
         let read = &*store.snapshot();
         assert_eq!(trimmed(read).unwrap(), at(10));
         assert!(matches!(read_after(read, at(1), 9).unwrap(), Tail::Resync { .. }));
-        // The clock going back harms nothing.
+        // A clock that goes back harms nothing.
         trim_all(&store, DAY_MS);
     }
 

@@ -24,18 +24,18 @@ pub struct Timer {
     pub due_ms: u64,
     /// The number of its kind, for ever.
     pub kind: u8,
-    /// What it is about; (due, kind, key) names the timer.
+    /// The thing it is about; (due, kind, key) names the timer.
     pub key: Vec<u8>,
     /// How often it has failed, and what the worker needs to know.
     pub row: TimerRow,
 }
 
-/// What the row of a timer says beyond its key.
+/// The row of a timer, beyond its key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TimerRow {
     /// How often carrying it out has failed.
     pub tries: u32,
-    /// What the worker needs to know beyond the key.
+    /// Everything the worker needs to know beyond the key.
     pub content: Bytes,
 }
 

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Reading: a snapshot, a view of what is accepted, or a batch over that.
+/// A source of rows: a snapshot, a view of what is accepted, or a batch over that.
 pub trait Read {
     /// The row under this key.
     fn get_raw(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault>;
@@ -84,7 +84,7 @@ impl Snapshot {
         Self { engine, position, batch_number, clock_ms, superseded_ms: AtomicU64::new(0) }
     }
 
-    /// A newer one is published.
+    /// Notes that a newer one is published: from now on this one ages.
     pub(crate) fn supersede(&self) {
         self.superseded_ms.store(self.clock_ms.load(Ordering::Relaxed).max(1), Ordering::Relaxed);
     }
@@ -95,6 +95,7 @@ impl Snapshot {
             since => {
                 let held_ms = self.clock_ms.load(Ordering::Relaxed).saturating_sub(since);
                 if u128::from(held_ms) > SNAPSHOT_HELD_MAX.as_millis() {
+                    tracing::debug!(held_ms, "a reader is refused: it held its snapshot for too long");
                     Err(Fault::Outdated)
                 } else {
                     Ok(())

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// What a row becomes; `None` deletes it.
+/// A row as it will be; without a value it is deleted.
 #[derive(Debug)]
 struct Row {
     value: Option<Bytes>,
@@ -53,11 +53,11 @@ impl FamilyRows {
 /// Up to this many rows of a range are deleted one by one.
 const DELETED_SINGLY_MAX: usize = 64;
 
-/// What will be written. It reads its own rows over the batches that are accepted but not published over the newest
+/// The rows to be written. It reads its own rows over the batches that are accepted but not published over the newest
 /// snapshot, so a builder that holds the lock of its domain sees everything that precedes it.
 pub struct Writes {
     view: View,
-    /// What it may write; it grows where a builder takes more locks.
+    /// The guards of what it may write; a builder that takes more locks adds them.
     guards: Vec<Arc<Held>>,
     families: PerFamily<FamilyRows>,
     row_count: usize,

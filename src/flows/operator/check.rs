@@ -21,7 +21,7 @@ pub fn check(store: &Store, progress: &mut dyn FnMut(Progress)) -> Result<Report
     check::check(store, &tables, &checks, progress)
 }
 
-/// What all owners know of their tables.
+/// The checks of all owners.
 fn checks() -> Vec<RowCheck> {
     let mut all = check::checks();
     all.extend(accounts::check::checks());
@@ -46,7 +46,7 @@ fn checks() -> Vec<RowCheck> {
     all
 }
 
-/// What a job is about is there.
+/// Checks that the user and the room of a job are there.
 fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     let (user, room) = match job {
         Job::TrimLog => (None, None),
@@ -61,7 +61,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What an entry points at is there; of a room that was deleted or purged up to it, nothing is.
+/// Checks that what an entry points at is there. Nothing is left of a room that was deleted or purged up to it.
 fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut Doubts) -> Result<(), Fault> {
     match entry {
         LogEntry::Event { room, event } => match schema::PLACE.get(read, (room, event))? {

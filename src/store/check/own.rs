@@ -1,4 +1,4 @@
-//! What the store knows of its own tables: the log and its head, incarnations, cursors.
+//! Checks of the tables of the store itself: the log and its head, incarnations, cursors.
 
 use std::ops::Bound;
 

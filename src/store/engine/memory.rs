@@ -41,7 +41,7 @@ pub(crate) struct MemorySnapshot {
 #[derive(Debug, Default)]
 struct MemoryState {
     rows: MemoryRows,
-    /// What survives any crash.
+    /// The rows that survive any crash.
     synced: MemoryRows,
     /// Writes since the last sync, oldest first.
     unsynced: Vec<Vec<Change>>,
@@ -122,7 +122,7 @@ impl Memory {
         self.state.lock().fails_in = Some((writes, leaves_rows));
     }
 
-    /// What a crash leaves: everything synced, and the first `kept` of the writes since then.
+    /// An engine as a crash leaves it: with everything synced, and the first `kept` of the writes since then.
     #[must_use]
     pub fn after_crash(&self, kept: usize) -> Self {
         let state = self.state.lock();

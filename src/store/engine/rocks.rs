@@ -29,7 +29,7 @@ impl std::fmt::Debug for Rocks {
     }
 }
 
-/// What the engine holds in memory, in bytes.
+/// The memory that the engine holds, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EngineBytes {
     /// Blocks, indexes and filters read from disk.
@@ -144,7 +144,7 @@ impl Rocks {
         Ok(Checkpoint::new(&self.db)?.create_checkpoint(to)?)
     }
 
-    /// What it holds in memory.
+    /// The memory that it holds.
     pub fn memory(&self) -> EngineBytes {
         EngineBytes { cache: self.cache.get_usage(), memtables: self.memtables.get_usage() }
     }
