@@ -24,18 +24,18 @@ const SHORT_CALLS_MAX: usize = 32;
 /// Calls that may take long, by what they do: each kind has threads and a queue of its own, so that none waits for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Long {
-    /// Hashing a password.
+    /// It hashes a password.
     Password,
-    /// Searching.
+    /// It searches text or directories.
     Search,
-    /// Resolving the state of a room.
+    /// It resolves the state of a room.
     Resolution,
-    /// Backups and checks of the whole store.
+    /// It copies or checks the whole store.
     Maintenance,
 }
 
 impl Long {
-    /// How many calls of this kind run at once, and how many more may wait.
+    /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
         match self {
             Self::Password => (2, 64),
@@ -59,7 +59,7 @@ impl Long {
 /// The threads and the queue of one kind of long calls.
 struct Pool {
     running: Semaphore,
-    /// Whoever runs or waits.
+    /// A call holds a permit of this from when it is asked for until it ends, so that few wait.
     room: Semaphore,
 }
 
@@ -75,7 +75,7 @@ impl Pool {
 pub struct Env(Arc<Inner>);
 
 struct Inner {
-    /// Milliseconds since the epoch at which a simulated world began; none in the real one.
+    /// A simulated world began at this time, in milliseconds since the epoch; the real one has none.
     simulated_began_ms: Option<u64>,
     /// The longest that a write of a simulated disk takes.
     disk_takes_max: Duration,
@@ -167,7 +167,7 @@ impl Env {
         self.instant().saturating_duration_since(self.0.began)
     }
 
-    /// Waits.
+    /// Waits for this long; in a paused test the clock moves on instead.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;

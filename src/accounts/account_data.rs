@@ -1,4 +1,4 @@
-//! What a user's clients keep here, global or for a room: an object of each type.
+//! Account data: objects that a user's clients keep here, one of each type, global or for a room.
 //!
 //! Specification: client-server API, "Client Config". Push rules have a table of their own (`push::rules`).
 
@@ -18,9 +18,9 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
-/// The type is no longer, in bytes.
+/// A type has at most this many bytes.
 pub const TYPE_BYTES_MAX: usize = 255;
-/// The content is no larger, in bytes: one change is one batch.
+/// The content of one type has at most this many bytes, for one change is one batch.
 pub const CONTENT_BYTES_MAX: usize = 512 << 10;
 /// A user has at most this much account data, over all rooms and types: a client that begins is sent most of it.
 const BOUNDS: DataSize = DataSize { rows: 20_000, bytes: 16 << 20 };
@@ -37,9 +37,9 @@ pub fn find(
     read: &(impl Read + ?Sized),
     user: UserNum,
     room: Option<&RoomId>,
-    kind: &str,
+    event_type: &str,
 ) -> Result<Option<WrittenRow>, Fault> {
-    schema::ACCOUNT_DATA.get(read, (user, place(room), kind))
+    schema::ACCOUNT_DATA.get(read, (user, place(room), event_type))
 }
 
 /// All types with their account data, of a room or global.
@@ -50,11 +50,12 @@ pub fn list(
 ) -> Result<Vec<(String, WrittenRow)>, Fault> {
     schema::ACCOUNT_DATA
         .prefix::<(UserNum, String)>(read, (user, place(room)), Direction::Up)?
-        .map(|row| row.map(|((_, _, kind), row)| (kind, row)))
+        .map(|row| row.map(|((_, _, event_type), row)| (event_type, row)))
         .collect()
 }
 
-/// What was written in (after, upto] and not again since: room id ("" is global), type and row, oldest first.
+/// Lists the account data that was written in (after, upto] and not again since: room id ("" is global), type and row, oldest
+/// first.
 pub fn list_changes(
     read: &(impl Read + ?Sized),
     user: UserNum,
@@ -89,9 +90,9 @@ pub fn size(read: &(impl Read + ?Sized), user: UserNum) -> Result<DataSize, Faul
 pub(crate) fn count(read: &(impl Read + ?Sized), user: UserNum) -> Result<DataSize, Fault> {
     let mut size = DataSize::default();
     for row in schema::ACCOUNT_DATA.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
-        let ((_, room, kind), row) = row?;
+        let ((_, room, event_type), row) = row?;
         size.rows += 1;
-        size.bytes += (room.len() + kind.len() + row.content.len()) as u64;
+        size.bytes += (room.len() + event_type.len() + row.content.len()) as u64;
     }
     Ok(size)
 }
@@ -101,29 +102,29 @@ pub fn put(
     batch: &mut Batch,
     user: UserNum,
     room: Option<&RoomId>,
-    kind: &str,
+    event_type: &str,
     content: Bytes,
 ) -> Result<Position> {
-    put_within(batch, user, room, kind, content, BOUNDS)
+    put_within(batch, user, room, event_type, content, BOUNDS)
 }
 
 fn put_within(
     batch: &mut Batch,
     user: UserNum,
     room: Option<&RoomId>,
-    kind: &str,
+    event_type: &str,
     content: Bytes,
     bounds: DataSize,
 ) -> Result<Position> {
-    if kind.is_empty() || kind.len() > TYPE_BYTES_MAX {
+    if event_type.is_empty() || event_type.len() > TYPE_BYTES_MAX {
         return Err(Refusal::invalid_param("A type has 1 to 255 bytes.").into());
     }
     if content.len() > CONTENT_BYTES_MAX {
         return Err(Refusal::too_large("Account data of one type has at most 512 KiB.").into());
     }
-    let before = find(batch, user, room, kind)?;
+    let before = find(batch, user, room, event_type)?;
     let counted = size(batch, user)?;
-    let row_bytes = |content: &Bytes| (place(room).len() + kind.len() + content.len()) as u64;
+    let row_bytes = |content: &Bytes| (place(room).len() + event_type.len() + content.len()) as u64;
     let gone = before
         .as_ref()
         .map_or_else(DataSize::default, |row| DataSize { rows: 1, bytes: row_bytes(&row.content) });
@@ -149,8 +150,8 @@ fn put_within(
     }
     schema::ACCOUNT_DATA_SIZE.put(batch, user, &left);
     let position = batch.position(&LogEntry::AccountData { user });
-    let key = AccountDataKey { room: place(room).to_owned(), kind: kind.to_owned() };
-    schema::ACCOUNT_DATA.put(batch, (user, place(room), kind), &WrittenRow { position, content });
+    let key = AccountDataKey { room: place(room).to_owned(), kind: event_type.to_owned() };
+    schema::ACCOUNT_DATA.put(batch, (user, place(room), event_type), &WrittenRow { position, content });
     schema::ACCOUNT_DATA_LOG.put(batch, (user, position), &Json(key));
     Ok(position)
 }
@@ -178,15 +179,15 @@ pub fn check_invite(read: &(impl Read + ?Sized), target: &UserId) -> Result<()> 
 }
 
 /// Deletes global account data of one type, if there is any. Under the user's lock.
-pub fn delete(batch: &mut Batch, user: UserNum, kind: &str) -> Result<(), Fault> {
-    if let Some(row) = find(batch, user, None, kind)? {
+pub fn delete(batch: &mut Batch, user: UserNum, event_type: &str) -> Result<(), Fault> {
+    if let Some(row) = find(batch, user, None, event_type)? {
         let counted = size(batch, user)?;
         let left = DataSize {
             rows: counted.rows.saturating_sub(1),
-            bytes: counted.bytes.saturating_sub((kind.len() + row.content.len()) as u64),
+            bytes: counted.bytes.saturating_sub((event_type.len() + row.content.len()) as u64),
         };
         schema::ACCOUNT_DATA_SIZE.put(batch, user, &left);
-        schema::ACCOUNT_DATA.delete(batch, (user, GLOBAL, kind));
+        schema::ACCOUNT_DATA.delete(batch, (user, GLOBAL, event_type));
         schema::ACCOUNT_DATA_LOG.delete(batch, (user, row.position));
         batch.position(&LogEntry::AccountData { user });
     }
@@ -214,9 +215,9 @@ mod tests {
 
     const ALICE: UserNum = UserNum(1);
 
-    fn write(store: &Store, room: Option<&RoomId>, kind: &str, content: &'static str) {
+    fn write(store: &Store, room: Option<&RoomId>, event_type: &str, content: &'static str) {
         let mut batch = store.batch(&Guard::alone());
-        put(&mut batch, ALICE, room, kind, content.into()).unwrap();
+        put(&mut batch, ALICE, room, event_type, content.into()).unwrap();
         drop(store.enqueue(batch).unwrap());
         store.flush().unwrap();
     }
@@ -236,8 +237,8 @@ mod tests {
         write(&store, Some(room), "a", "2");
         write(&store, None, "b", "3");
         write(&store, None, "a", "4");
-        let text = |room: &str, kind: &str, content: &'static str| {
-            (room.to_owned(), kind.to_owned(), Bytes::from_static(content.as_bytes()))
+        let text = |room: &str, event_type: &str, content: &'static str| {
+            (room.to_owned(), event_type.to_owned(), Bytes::from_static(content.as_bytes()))
         };
         let later = vec![text("!r:s", "a", "2"), text("", "b", "3"), text("", "a", "4")];
         assert_eq!(told(&store, Position::ZERO), later);
@@ -256,7 +257,8 @@ mod tests {
     fn types_and_contents_are_bounded() {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let mut batch = store.batch(&Guard::alone());
-        let mut write = |kind: &str, content: Bytes| put(&mut batch, ALICE, None, kind, content).map(drop);
+        let mut write =
+            |event_type: &str, content: Bytes| put(&mut batch, ALICE, None, event_type, content).map(drop);
         assert!(write("", Bytes::new()).is_err());
         assert!(write(&"a".repeat(256), Bytes::new()).is_err());
         assert!(write("a", Bytes::from(vec![b' '; CONTENT_BYTES_MAX + 1])).is_err());
@@ -268,8 +270,8 @@ mod tests {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let mut batch = store.batch(&Guard::alone());
         let rooms = [room_id!("!a:s"), room_id!("!b:s"), room_id!("!c:s")];
-        let mut write = |bounds: DataSize, room: Option<&RoomId>, kind: &str, bytes: usize| {
-            put_within(&mut batch, ALICE, room, kind, Bytes::from(vec![b' '; bytes]), bounds).is_ok()
+        let mut write = |bounds: DataSize, room: Option<&RoomId>, event_type: &str, bytes: usize| {
+            put_within(&mut batch, ALICE, room, event_type, Bytes::from(vec![b' '; bytes]), bounds).is_ok()
         };
         let few = DataSize { rows: 3, bytes: 100 };
         assert!(write(few, Some(rooms[0]), "t", 10) && write(few, Some(rooms[1]), "t", 10));

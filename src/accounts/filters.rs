@@ -14,7 +14,7 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// A filter is no larger, in bytes.
+/// A filter has at most this many bytes.
 pub const FILTER_BYTES_MAX: usize = 64 << 10;
 /// A user has at most this many filters.
 pub const FILTERS_MAX: usize = 1_000;
@@ -35,7 +35,7 @@ pub fn require(read: &(impl Read + ?Sized), user: UserNum, id: &str) -> Result<B
     find(read, user, id)?.ok_or_else(|| Refusal::not_found("You have no such filter.").into())
 }
 
-/// What a filter says. Errors: 400 `M_BAD_JSON`, 413 for one that costs too much.
+/// Reads a filter. Errors: 400 `M_BAD_JSON`, 413 for one that costs too much.
 pub fn read(json: &[u8]) -> Result<FilterDefinition> {
     let filter: FilterDefinition = serde_json::from_slice(json)
         .map_err(|why| Refusal::bad_json(format!("This is not a filter: {why}.")))?;
@@ -43,7 +43,7 @@ pub fn read(json: &[u8]) -> Result<FilterDefinition> {
     Ok(filter)
 }
 
-/// What a filter costs where it is used.
+/// A filter costs this much where it is used, for each event is compared with it.
 #[derive(Default)]
 struct Cost {
     names: usize,
@@ -76,7 +76,7 @@ impl Cost {
         self.add_names(&filter.not_senders);
     }
 
-    /// Errors: 413.
+    /// Refuses a filter that costs too much: 413.
     fn require_bounded(&self) -> Result<()> {
         if self.names <= NAMES_MAX && self.patterns <= PATTERNS_MAX {
             return Ok(());

@@ -29,19 +29,19 @@ pub const ROOMS_MAX: usize = 2_000;
 /// A status message, in bytes.
 pub const STATUS_BYTES_MAX: usize = 1024;
 
-/// What is known of a user.
+/// The presence of a user, as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// Online, unavailable or offline.
     pub state: PresenceState,
-    /// What the user says about it.
+    /// The status message that the user gave.
     pub status_msg: Option<String>,
     /// When the user last did something, in milliseconds since the epoch; zero if that is not known.
     pub last_active_ms: u64,
 }
 
 impl Presence {
-    /// What is known of a user who has not been heard of.
+    /// The presence of a user who has not been heard of.
     pub fn unknown() -> Self {
         Self { state: PresenceState::Offline, status_msg: None, last_active_ms: 0 }
     }
@@ -68,18 +68,18 @@ impl Presence {
     }
 }
 
-/// What one device says and does.
+/// One device says how present its user is, and shows it by what it does.
 #[derive(Debug)]
 struct Device {
-    /// What it said last; said again, it changes nothing.
+    /// The state that it named last; to name it again changes nothing.
     said: PresenceState,
-    /// How present it makes its user, while it is connected: what it said, unless its user acted after that.
+    /// The state that counts while it is connected: the one that it named, unless its user acted after that.
     state: PresenceState,
     /// Polls that are open.
     polls: u32,
-    /// When it was last heard of.
+    /// It was heard of last at this time.
     heard_ms: u64,
-    /// When its user last did something with it.
+    /// Its user did something with it last at this time.
     active_ms: u64,
 }
 
@@ -117,24 +117,25 @@ fn rank(state: &PresenceState) -> u8 {
     }
 }
 
-/// What others see of a user: the state and the status message.
+/// Others see this of a user: the state and the status message.
 type Seen = (PresenceState, Option<String>);
 
 #[derive(Debug)]
 struct Entry {
     devices: BTreeMap<DeviceNum, Device>,
-    /// What the user says about it; all devices show the same.
+    /// The user has one status message, whichever device set it.
     status_msg: Option<String>,
-    /// When the user last did something.
+    /// The user did something last at this time, with any device.
     active_ms: u64,
-    /// What others were told last, and when.
+    /// Others were told this last.
     told: Seen,
+    /// They were told it at this time.
     told_ms: u64,
     /// The number of the change that told it; zero if nothing was told.
     changed: u64,
     /// The user's rooms when that was told.
     rooms: Arc<[RoomNum]>,
-    /// When somebody looks at this entry next; nobody does if there is nothing to wait for.
+    /// Somebody looks at this entry again at this time; nobody does where nothing can change by itself.
     watch_ms: Option<u64>,
 }
 
@@ -172,7 +173,7 @@ impl Entry {
         }
     }
 
-    /// What others should see of the user, by the most present device, and when that changes by itself.
+    /// The state and message that others should see, by the most present device, and when that changes by itself.
     fn look(&self, now_ms: u64) -> (Seen, Option<u64>) {
         let looks = self.devices.values().map(|device| device.look(now_ms));
         let (state, due) = looks.fold((PresenceState::Offline, None), |(state, due), (other, other_due)| {
@@ -188,7 +189,7 @@ impl Entry {
     }
 }
 
-/// What follows from something that a user said, did or ceased to do.
+/// Something follows from what a user said, did or ceased to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Others are to be told: list the user's rooms and call [`PresenceBoard::tell`].
@@ -202,15 +203,15 @@ pub struct Outcome {
 pub struct Change {
     /// The number of the change.
     pub number: u64,
-    /// Who.
+    /// The user whose presence changed.
     pub user: UserNum,
-    /// What others see.
+    /// The presence that others see.
     pub presence: Presence,
     /// The user's rooms at that time.
     pub rooms: Arc<[RoomNum]>,
 }
 
-/// Everybody's presence.
+/// The board of everybody's presence, in memory.
 #[derive(Debug, Default)]
 pub struct PresenceBoard {
     users: BTreeMap<UserNum, Entry>,
@@ -362,7 +363,7 @@ impl PresenceBoard {
         }
     }
 
-    /// What others see of a user.
+    /// The presence that others see of a user; none for one who has not been heard of.
     pub fn find(&self, user: UserNum) -> Option<Presence> {
         self.users.get(&user).map(Self::seen)
     }

@@ -1,4 +1,4 @@
-//! What must hold of inboxes and keys of devices: `db check` asks.
+//! Checks for `db check`: these things must hold of inboxes and keys of devices.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ fn inboxes() -> [RowCheck; 4] {
     ]
 }
 
-/// What waits for a device from each sender: for one device at a time, as rows come in the order of devices.
+/// Counts what waits for a device from each sender. It remembers one device at a time, for rows come in the order of devices.
 #[derive(Default)]
 struct Shares {
     of: Option<Owner>,
@@ -131,7 +131,7 @@ fn counted(read: &Snapshot, user: UserNum, device: DeviceNum, doubts: &mut Doubt
     Ok(())
 }
 
-/// What is said to wait is what waits.
+/// The number of messages and bytes that are said to wait must be the number that waits.
 fn inbox_state(
     read: &Snapshot,
     (user, device): &(UserNum, DeviceNum),
@@ -150,7 +150,7 @@ fn inbox_state(
     Ok(())
 }
 
-/// What is said to be left is what is left.
+/// The number of keys that are said to be left must be the number that is left.
 fn key_counts(
     read: &Snapshot,
     (user, device): &(UserNum, DeviceNum),

@@ -54,7 +54,7 @@ impl Bounds {
         messages <= self.messages && bytes <= self.bytes
     }
 
-    /// What one sender may fill.
+    /// The part of an inbox that one sender may fill.
     fn of_sender(&self) -> Self {
         Self { messages: self.messages / SENDERS_PART, bytes: self.bytes / SENDERS_PART }
     }
@@ -109,12 +109,12 @@ pub(crate) fn is_key_request(json: &[u8]) -> bool {
     json.ends_with(KEY_REQUEST_TAIL)
 }
 
-/// What became of a message.
+/// The fate of a message that came for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Put {
     /// Whether it waits for the device now.
     pub kept: Result<Position, NoRoom>,
-    /// How many requests for room keys made room for it.
+    /// The number of requests for room keys that made room for it.
     pub gave_way: usize,
 }
 

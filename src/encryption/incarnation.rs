@@ -1,4 +1,4 @@
-//! What a new incarnation of the store (after a restore) owes to those who encrypt.
+//! A new incarnation of the store (after a restore) owes something to those who encrypt.
 //!
 //! The store has gone back, so it has one-time keys that were given to somebody already. A key that is given twice cannot
 //! be used by one of the two, and weakens both: none of them is given again. Others hold device lists that are newer than

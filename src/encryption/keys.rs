@@ -22,15 +22,15 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
-/// The identity keys of a device are no larger, in bytes of JSON.
+/// The identity keys of a device have at most this many bytes of JSON.
 pub const DEVICE_KEYS_BYTES_MAX: usize = 32 << 10;
-/// A one-time or fallback key is no larger, in bytes of JSON.
+/// A one-time or fallback key has at most this many bytes of JSON.
 pub const KEY_BYTES_MAX: usize = 4 << 10;
-/// A device keeps no more unclaimed one-time keys here, over all algorithms.
+/// A device keeps at most this many unclaimed one-time keys here, over all algorithms.
 pub const ONE_TIME_KEYS_MAX: u64 = 1_000;
-/// A device keeps no more fallback keys here: one an algorithm.
+/// A device keeps at most this many fallback keys here: one for each algorithm.
 const FALLBACK_KEYS_MAX: usize = 10;
-/// The algorithm and the id of a key together are no longer, in bytes.
+/// The algorithm and the id of a key together have at most this many bytes.
 const KEY_ID_BYTES_MAX: usize = 255;
 
 /// A device of this server.
@@ -41,7 +41,7 @@ pub type Keys = BTreeMap<String, Box<RawValue>>;
 
 /// Whether these are identity keys of this device. Errors: 400.
 pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<()> {
-    /// What such keys have: the specification asks for each of these.
+    /// The specification asks for each of these fields.
     #[derive(Deserialize)]
     struct Named {
         user_id: String,
@@ -130,12 +130,12 @@ pub fn find_device_keys(
     if let Some(name) = display_name {
         unsigned.insert("device_display_name".to_owned(), name.into());
     }
-    // What the device itself wrote there is nobody's word.
+    // The device itself may have written anything there: only the server says what is not signed.
     keys.insert("unsigned".to_owned(), Value::Object(unsigned));
     Ok(Some(Value::Object(keys)))
 }
 
-/// What is left of a device's keys.
+/// Says how many of a device's keys are left.
 pub fn counts(read: &(impl Read + ?Sized), owner: Owner) -> Result<KeyCounts, Fault> {
     Ok(schema::KEY_COUNTS.get(read, owner)?.map(|Json(counts)| counts).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Where the time of one request goes, for the log of slow ones.
+//! The log of slow requests says where the time of a request went: this counts it.
 
 use std::{
     future::Future,
@@ -21,18 +21,18 @@ pub struct Spent {
     queued_us: AtomicU64,
     /// In calls off the async threads: reading and deciding.
     working_us: AtomicU64,
-    /// Receiving the body.
+    /// The time until the whole body was there.
     receiving_us: AtomicU64,
 }
 
 /// A place where time goes.
 #[derive(Debug, Clone, Copy)]
 pub enum Place {
-    /// Waiting until a call off the async threads may begin.
+    /// A call off the async threads waits until it may begin.
     Queued,
-    /// In a call off the async threads.
+    /// A call off the async threads reads and decides.
     Working,
-    /// Receiving the body.
+    /// The body is being received.
     Receiving,
 }
 

@@ -18,14 +18,14 @@ use crate::{
     schema::encryption::KeyCounts,
 };
 
-/// A request names no more users.
+/// A request names at most this many users.
 const USERS_MAX: usize = 10_000;
-/// As many keys are claimed in one batch; more follow in the next one.
+/// One batch claims at most this many keys; the rest follows in the next one.
 const CLAIMS_PER_BATCH: usize = 500;
 
-/// What a device uploads.
+/// The keys that a device uploads together.
 pub(crate) struct Upload {
-    /// Its identity keys.
+    /// Its identity keys, where it sends some.
     pub(crate) device_keys: Option<Box<RawValue>>,
     /// Keys to be given once each.
     pub(crate) one_time_keys: Keys,
@@ -65,10 +65,10 @@ pub(crate) async fn query(
     wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
 ) -> Result<Map<String, Value>> {
     check_users(wanted.len())?;
-    let house = app.clone();
+    let queried = app.clone();
     app.env
         .blocking(move || {
-            let snapshot = house.store.snapshot();
+            let snapshot = queried.store.snapshot();
             let mut found = Map::new();
             for (user_id, ids) in wanted {
                 let Some(user) = users::find_num(&*snapshot, &user_id)? else { continue };
@@ -91,12 +91,12 @@ pub(crate) async fn query(
 
 fn check_users(count: usize) -> Result<()> {
     if count > USERS_MAX {
-        return Err(Refusal::too_large("These are too many users for one request.").into());
+        return Err(Refusal::too_large("A request names at most 10,000 users.").into());
     }
     Ok(())
 }
 
-/// Whose key is wanted.
+/// A device of which somebody wants a key.
 struct Claim {
     user: UserNum,
     device: DeviceNum,
@@ -105,7 +105,7 @@ struct Claim {
     algorithm: String,
 }
 
-/// A claimed key: of whom, its id, its JSON.
+/// A claimed key: its user, its device, its id and its JSON.
 pub(crate) type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
 
 /// `POST /keys/claim`: a key of each of these devices that has one. A key is durably gone before anybody is told it.

@@ -1,4 +1,4 @@
-//! Who is typing. In memory only: a restart forgets it, and clients forget by themselves after a while.
+//! Typing notifications are kept in memory only: a restart forgets them, and tells clients of that run that nobody types.
 //!
 //! Specification: client-server API, "Typing Notifications".
 
@@ -8,12 +8,12 @@ use crate::ids::RoomNum;
 
 /// A client may ask for longer; it is forgotten after this all the same.
 pub const TYPING_MS_MAX: u64 = 120_000;
-/// Who else types in a room is not told.
+/// At most this many typists of a room are told.
 const TYPISTS_MAX: usize = 100;
-/// Rooms with typists, or whose last typist stopped a while ago.
+/// At most this many rooms are remembered; the one that changed longest ago is forgotten first.
 const ROOMS_MAX: usize = 10_000;
 
-/// Who is typing in which room.
+/// Everybody who types, by room.
 #[derive(Debug, Default)]
 pub struct Typing {
     rooms: BTreeMap<RoomNum, Typists>,
@@ -24,7 +24,7 @@ pub struct Typing {
 #[derive(Debug, Default)]
 struct Typists {
     changed: u64,
-    /// By user id.
+    /// Those who type, by user id.
     users: BTreeMap<String, Typist>,
 }
 
@@ -48,6 +48,7 @@ impl Typing {
                     return false;
                 }
                 if typists.users.len() >= TYPISTS_MAX {
+                    tracing::debug!(%room, reason = "many typists", "somebody who types is not shown");
                     return false;
                 }
                 typists.users.insert(user_id.to_owned(), Typist { until_ms, began: number });
@@ -99,7 +100,7 @@ impl Typing {
         (typist.began == began).then_some(typist.until_ms)
     }
 
-    /// Who is typing in a room.
+    /// Lists those who type in a room.
     pub fn list(&self, room: RoomNum) -> Vec<String> {
         self.rooms.get(&room).map(|typists| typists.users.keys().cloned().collect()).unwrap_or_default()
     }

@@ -18,9 +18,9 @@ use crate::{
 pub struct InboxState {
     /// Everything at or before this position was received.
     pub acknowledged: Position,
-    /// Messages that wait.
+    /// The number of messages that wait.
     pub messages: u64,
-    /// Their bytes.
+    /// The bytes of these messages together.
     pub bytes: u64,
 }
 
@@ -43,12 +43,12 @@ impl Value for InboxState {
     }
 }
 
-/// What waits for a device from one sender.
+/// The part of a device's inbox that one sender fills.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InboxShare {
-    /// Messages that wait.
+    /// The number of messages that wait.
     pub messages: u64,
-    /// Their bytes.
+    /// The bytes of these messages together.
     pub bytes: u64,
 }
 
@@ -71,7 +71,7 @@ impl Value for InboxShare {
 pub struct SendProgress {
     /// This many of its targets, a target being a device or all devices of a user, are served.
     pub targets: u64,
-    /// Of the next target, the devices up to this number are served. Numbers of devices rise, so one that comes or goes
+    /// The devices of the next target up to this number are served. Numbers of devices rise, so one that comes or goes
     /// between two tries changes nothing for the others.
     pub device: DeviceNum,
     /// Everything is served: whatever comes under the same transaction id is the same request again.
@@ -104,7 +104,7 @@ impl Value for SendProgress {
     }
 }
 
-/// What is left of a device's keys: told in every answer of `/sync`.
+/// The keys of a device that are left: told in every answer of `/sync`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeyCounts {
@@ -114,7 +114,7 @@ pub struct KeyCounts {
     pub unused_fallback: BTreeSet<String>,
 }
 
-/// A fallback key.
+/// A fallback key, given where no one-time key is left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FallbackRow {
     /// Its id, without the algorithm.

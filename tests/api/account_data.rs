@@ -169,4 +169,11 @@ async fn filters_that_cost_too_much_are_refused_kept_or_inline() {
     let inline = crate::sync::encoded(&filter.to_string());
     let (status, json) = alice.get(&format!("/_matrix/client/v3/sync?filter={inline}")).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
+    let room = create_room(&alice, json!({})).await;
+    let events = crate::sync::encoded(&filter["room"]["timeline"].to_string());
+    for path in ["messages?dir=b&", "context/$none?"] {
+        let (status, json) =
+            alice.get(&format!("/_matrix/client/v3/rooms/{room}/{path}filter={events}")).await;
+        assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
+    }
 }

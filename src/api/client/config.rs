@@ -36,26 +36,33 @@ pub(crate) fn routes(r: &mut Routes) {
 
 /// Errors: 403 for what is another user's.
 pub(crate) fn require_self(caller: &Caller, user_id: &UserId) -> Result<()> {
-    if caller.user_id == user_id { Ok(()) } else { Err(Refusal::forbidden("This is another user's.").into()) }
+    if caller.user_id == user_id {
+        Ok(())
+    } else {
+        Err(Refusal::forbidden("You can only use your own account data, tags and filters.").into())
+    }
 }
 
 /// Types that have endpoints of their own are not written here. Errors: 405.
-fn require_free_type(kind: &str) -> Result<()> {
-    if matches!(kind, "m.fully_read" | "m.push_rules") {
-        let refusal = Refusal::new(ErrorKind::BadJson, format!("{kind} is not set as account data."));
+fn require_free_type(event_type: &str) -> Result<()> {
+    if matches!(event_type, "m.fully_read" | "m.push_rules") {
+        let refusal = Refusal::new(
+            ErrorKind::BadJson,
+            format!("`{event_type}` has an endpoint of its own and cannot be set as account data."),
+        );
         return Err(refusal.status(http::StatusCode::METHOD_NOT_ALLOWED).into());
     }
     Ok(())
 }
 
-fn find(app: &App, caller: &Caller, room: Option<&OwnedRoomId>, kind: &str) -> Result<RawJson> {
+fn find(app: &App, caller: &Caller, room: Option<&OwnedRoomId>, event_type: &str) -> Result<RawJson> {
     let snapshot = app.store.snapshot();
-    if room.is_none() && kind == "m.push_rules" {
+    if room.is_none() && event_type == "m.push_rules" {
         let rules = push::rules::rules_of(&*snapshot, caller.user, &caller.user_id)?;
         let rules = push::rules::as_json(&rules)?;
         return Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()));
     }
-    let row = account_data::find(&*snapshot, caller.user, room.map(|room| &**room), kind)?;
+    let row = account_data::find(&*snapshot, caller.user, room.map(|room| &**room), event_type)?;
     match row {
         Some(row) => Ok(RawJson(row.content)),
         None => Err(Refusal::not_found("There is no account data of this type.").into()),
@@ -92,9 +99,9 @@ pub(crate) async fn set_global_account_data(
 ) -> Result<set_global_account_data::v3::Response> {
     let request = client.request;
     require_self(&client.caller, &user_id(request.arg(0))?)?;
-    let kind = request.arg(1).to_owned();
-    require_free_type(&kind)?;
-    keep::keep_account_data(&app, &client.caller, None, kind, request.body.bytes()).await?;
+    let event_type = request.arg(1).to_owned();
+    require_free_type(&event_type)?;
+    keep::keep_account_data(&app, &client.caller, None, event_type, request.body.bytes()).await?;
     Ok(set_global_account_data::v3::Response::new())
 }
 
@@ -107,8 +114,8 @@ pub(crate) async fn set_room_account_data(
     require_self(&client.caller, &user_id(request.arg(0))?)?;
     let room = OwnedRoomId::try_from(request.arg(1))
         .map_err(|_| Refusal::invalid_param("This is not a room id."))?;
-    let kind = request.arg(2).to_owned();
-    require_free_type(&kind)?;
-    keep::keep_account_data(&app, &client.caller, Some(room), kind, request.body.bytes()).await?;
+    let event_type = request.arg(2).to_owned();
+    require_free_type(&event_type)?;
+    keep::keep_account_data(&app, &client.caller, Some(room), event_type, request.body.bytes()).await?;
     Ok(set_room_account_data::v3::Response::new())
 }

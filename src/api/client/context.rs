@@ -3,6 +3,7 @@
 use ruma::api::client::context::get_context;
 
 use crate::{
+    accounts::filters,
     api::{
         Routes, client::relations::relation_filter, extract::Client, policy::Guests, raw::Raw, reply::RawJson,
     },
@@ -18,6 +19,7 @@ pub(crate) fn routes(r: &mut Routes) {
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
 pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Request>>) -> Result<RawJson> {
     let request = client.request.read()?;
+    filters::require_cheap_events(&request.filter)?;
     let filter = Filter { relations: relation_filter(&client.request)?, ..Filter::of(request.filter) };
     let limit = request.limit.into();
     look::context(&app, &client.caller, &request.room_id, &request.event_id, limit, filter).await.map(RawJson)

@@ -9,6 +9,7 @@ use ruma::{
 };
 
 use crate::{
+    accounts::filters,
     api::{
         Routes,
         client::relations::relation_filter,
@@ -76,6 +77,7 @@ pub(crate) async fn get_message_events(
 ) -> Result<RawJson> {
     let raw = client.request.or_query("dir", "f");
     let request = raw.read()?;
+    filters::require_cheap_events(&request.filter)?;
     let wanted = PageWanted {
         from: request.from,
         to: request.to,

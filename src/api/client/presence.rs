@@ -1,4 +1,4 @@
-//! Presence.
+//! Presence: clients say how present their users are, and ask for others.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(crate) async fn set_presence(
 ) -> Result<set_presence::v3::Response> {
     let Client { caller, request, .. } = client;
     if request.user_id != caller.user_id {
-        return Err(Refusal::forbidden("Others say for themselves how present they are.").into());
+        return Err(Refusal::forbidden("You can only set your own presence.").into());
     }
     presence::set_presence(&app, &caller, request.presence, request.status_msg).await?;
     Ok(set_presence::v3::Response::new())

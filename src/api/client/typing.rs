@@ -1,4 +1,4 @@
-//! Typing notifications.
+//! Typing notifications: a client says that its user types in a room.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) async fn create_typing_event(
 ) -> Result<create_typing_event::v3::Response> {
     let Client { caller, request, .. } = client;
     if request.arg(1) != caller.user_id.as_str() {
-        return Err(Refusal::forbidden("Others type for themselves.").into());
+        return Err(Refusal::forbidden("You can only type for yourself: `userId` is somebody else.").into());
     }
     let room: OwnedRoomId = request.id(0)?;
     let typing: Typing = request.json()?;

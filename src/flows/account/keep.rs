@@ -23,7 +23,7 @@ pub(crate) async fn keep_account_data(
     app: &App,
     caller: &Caller,
     room: Option<OwnedRoomId>,
-    kind: String,
+    event_type: String,
     content: Bytes,
 ) -> Result<()> {
     let user = caller.user;
@@ -31,7 +31,7 @@ pub(crate) async fn keep_account_data(
         if let Some(room) = &room {
             require_related(batch, user, room)?;
         }
-        account_data::put(batch, user, room.as_deref(), &kind, content)?;
+        account_data::put(batch, user, room.as_deref(), &event_type, content)?;
         write::wake(batch, user);
         Ok(())
     })

@@ -32,7 +32,7 @@ const DEVICES_MAX: usize = 10_000;
 /// A type or a transaction id is no longer, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Who gets what.
+/// The content for each device, or for all devices of a user.
 pub(crate) type Messages =
     BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, Raw<AnyToDeviceEventContent>>>;
 

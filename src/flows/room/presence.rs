@@ -17,8 +17,8 @@ use crate::{
     sync::ephemeral::Board,
 };
 
-/// Whoever was seen this shortly before the last run of the server ended was online then, in milliseconds: a device is noted
-/// as seen each minute, and a poll takes up to two.
+/// A device that was seen at most this long before the last run of the server ended was connected then, in milliseconds: it
+/// is noted as seen each minute, and a poll takes up to two.
 const ONLINE_BEFORE_MS: u64 = 4 * 60_000;
 
 /// No more devices are taken for connected when the server starts.

@@ -108,6 +108,7 @@ pub(crate) async fn set_state(
     let mut draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, sent_ms);
     let signer = app.rooms.signer().clone();
     let server = signer.server().clone();
+    presence::note_active(app, caller);
     commit::in_room(app, room, move |change| {
         if kind == "m.room.member" && change.membership(&state_key)? == Membership::Join {
             // Who is in needs nobody to vouch for them: clients send back what their member event says of that.

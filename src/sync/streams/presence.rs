@@ -1,4 +1,4 @@
-//! Who is online, of those who share a room with the user.
+//! Presence of those who share a room with the user.
 //!
 //! The board of presence remembers in which rooms somebody was who changed, so what concerns this user is found in memory;
 //! only of those who are told is it read whether they are in the room still.
@@ -25,7 +25,7 @@ const USERS_MAX: usize = 500;
 /// Up to this many rooms of others are looked for one by one; where there are more, the user's own rooms are listed once.
 const LOOKUPS_MAX: usize = 64;
 
-/// What there is to tell of presence.
+/// The news of presence for one answer.
 #[derive(Debug, Default)]
 pub(crate) struct PresenceNews {
     /// `m.presence` events.
