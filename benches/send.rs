@@ -19,10 +19,108 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aqueduct::store::Durability;
+use aqueduct::{
+    ids::UserNum,
+    push::rules,
+    schema,
+    schema::rooms::Membership,
+    store::{Durability, Guard},
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ruma::push::{Action, NewPatternedPushRule, NewPushRule};
 use support::House;
 use tokio::{runtime::Runtime, task::JoinSet};
+
+/// Everybody sends to their room until so many messages are sent.
+async fn send_all(house: &House, places: &[(String, String)], messages: u64, txn: &Arc<AtomicU64>) {
+    let mut tasks = JoinSet::new();
+    let left = Arc::new(AtomicU64::new(messages));
+    for (token, room) in places {
+        let (house, token, room) = (house.clone(), token.clone(), room.clone());
+        let (left, txn) = (left.clone(), txn.clone());
+        tasks.spawn(async move {
+            while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+                house.send(&token, &room, txn.fetch_add(1, Ordering::SeqCst)).await;
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+const MEMBERS: u64 = 10_000;
+const WITH_RULES: u64 = 1_000;
+/// Far above the numbers of accounts that the benchmark registers.
+const FIRST_MEMBER: u64 = 1_000_000;
+
+/// Fills a room with members of whom the room's tables and the accounts know, and gives some of them rules of their own, the
+/// most hostile there are.
+async fn fill(house: &House, room: &str, with_rules: u64) {
+    let store = &house.app().store;
+    let room_id = ruma::RoomId::parse(room).unwrap();
+    let num = aqueduct::rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
+    let users: Vec<UserNum> = (0..MEMBERS).map(|number| UserNum(FIRST_MEMBER + number)).collect();
+    for users in users.chunks(1_000) {
+        let mut batch = store.batch(&Guard::alone());
+        for user in users {
+            schema::ROOM_USER.put(&mut batch, (num, *user), &Membership::Join);
+        }
+        drop(store.enqueue(batch).unwrap());
+        store.barrier().await;
+    }
+    for user in users.into_iter().take(usize::try_from(with_rules).unwrap()) {
+        let mut batch = store.batch(&Guard::alone());
+        let user_id = ruma::UserId::parse(format!("@member{}:bench.example", user.0)).unwrap();
+        rules::change(&mut batch, user, &user_id, |rules| {
+            for id in 0..15 {
+                let pattern = format!("*{}{id}", "a".repeat(900));
+                let rule = NewPatternedPushRule::new(format!("rule{id}"), pattern, vec![Action::Notify]);
+                rules::insert(rules, NewPushRule::Content(rule), None, None)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        drop(store.enqueue(batch).unwrap());
+    }
+    store.barrier().await;
+}
+
+/// A message costs the same whether or not members have push rules of their own.
+fn bench_rules(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let mut group = c.benchmark_group("send to 10,000 members");
+    group.sample_size(10).measurement_time(Duration::from_secs(3)).throughput(Throughput::Elements(1));
+    let dir = tempfile::tempdir().unwrap();
+    let house = {
+        let _context = runtime.enter();
+        House::open(dir.path(), Durability::Os)
+    };
+    let txn = Arc::new(AtomicU64::new(0));
+    for with_rules in [0, WITH_RULES] {
+        let places: Vec<(String, String)> = runtime.block_on(async {
+            let owner = house.register(&format!("owner{with_rules}")).await;
+            let room = house.make_room(&owner, "large").await;
+            fill(&house, &room, with_rules).await;
+            let mut places = Vec::new();
+            for writer in 0..16 {
+                let token = house.register(&format!("writer{writer}of{with_rules}")).await;
+                house.join(&token, &room).await;
+                places.push((token, room.clone()));
+            }
+            places
+        });
+        group.bench_function(BenchmarkId::new("members with rules of their own", with_rules), |b| {
+            b.iter_custom(|messages| {
+                let began = Instant::now();
+                runtime.block_on(send_all(&house, &places, messages, &txn));
+                began.elapsed()
+            });
+        });
+    }
+    runtime.block_on(house.close());
+    group.finish();
+}
 
 fn bench(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
@@ -55,25 +153,7 @@ fn bench(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, format!("{room_count} rooms")), |b| {
                 b.iter_custom(|messages| {
                     let began = Instant::now();
-                    runtime.block_on(async {
-                        let mut tasks = JoinSet::new();
-                        let left = Arc::new(AtomicU64::new(messages));
-                        for (token, room) in &places {
-                            let (house, token, room) = (house.clone(), token.clone(), room.clone());
-                            let (left, txn) = (left.clone(), txn.clone());
-                            tasks.spawn(async move {
-                                while left
-                                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-                                    .is_ok()
-                                {
-                                    house.send(&token, &room, txn.fetch_add(1, Ordering::SeqCst)).await;
-                                }
-                            });
-                        }
-                        while let Some(done) = tasks.join_next().await {
-                            done.unwrap();
-                        }
-                    });
+                    runtime.block_on(send_all(&house, &places, messages, &txn));
                     began.elapsed()
                 });
             });
@@ -83,5 +163,5 @@ fn bench(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, bench);
+criterion_group!(benches, bench, bench_rules);
 criterion_main!(benches);

@@ -20,6 +20,9 @@ const BUSY_RETRY: Duration = Duration::from_secs(2);
 
 /// Calls that read or write the store and end soon; at most this many run at once.
 const SHORT_CALLS_MAX: usize = 32;
+/// Calls that write what waits for rooms' turns; at most this many run at once. They have places of their own: one sender into
+/// forty rooms leaves the places of those who read alone.
+const WRITING_CALLS_MAX: usize = 16;
 
 /// Calls that may take long, by what they do: each kind has threads and a queue of its own, so that none waits for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,7 @@ struct Inner {
     /// Drops every task where it stands.
     killed: CancellationToken,
     short: Arc<Semaphore>,
+    writing: Arc<Semaphore>,
     passwords: Pool,
     searches: Pool,
     resolutions: Pool,
@@ -119,6 +123,7 @@ impl Env {
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
             short: Arc::new(Semaphore::new(SHORT_CALLS_MAX)),
+            writing: Arc::new(Semaphore::new(WRITING_CALLS_MAX)),
             passwords: Pool::new(Long::Password),
             searches: Pool::new(Long::Search),
             resolutions: Pool::new(Long::Resolution),
@@ -233,13 +238,13 @@ impl Env {
         self.run(&self.0.short, call).await
     }
 
-    /// Starts a plain function that reads or writes the store, off the async threads; nobody waits for it.
+    /// Starts a plain function that writes what waits, off the async threads; nobody waits for it.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
-    pub fn spawn_blocking(&self, call: impl FnOnce() + Send + 'static) {
+    pub fn spawn_writing(&self, call: impl FnOnce() + Send + 'static) {
         if self.is_simulated() {
             return self.spawn(async move { call() });
         }
-        match self.0.short.clone().try_acquire_owned() {
+        match self.0.writing.clone().try_acquire_owned() {
             // A task that only waits for a thread costs as much as a small call.
             Ok(permit) if !self.is_killed() => {
                 let token = self.0.tasks.token();
@@ -251,7 +256,7 @@ impl Env {
             _ => {
                 let env = self.clone();
                 self.spawn(async move {
-                    let done = env.blocking(move || {
+                    let done = env.run(&env.0.writing, move || {
                         call();
                         Ok(())
                     });
@@ -358,5 +363,20 @@ mod tests {
         while let Some(done) = futures_util::StreamExt::next(&mut calls).await {
             done.unwrap();
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_writes_leaves_places_to_those_who_read() {
+        let env = Env::real().unwrap();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let stopped = Arc::new(Mutex::new(stopped));
+        for _ in 0..2 * SHORT_CALLS_MAX {
+            let stopped = Arc::clone(&stopped);
+            // It ends when `stop` is dropped.
+            env.spawn_writing(move || stopped.lock().recv().unwrap_or(()));
+        }
+        let read = tokio::time::timeout(Duration::from_secs(60), env.blocking(|| Ok(7))).await;
+        drop(stop);
+        assert_eq!(read.unwrap().unwrap(), 7);
     }
 }

@@ -1,10 +1,16 @@
-//! What a user is told of: push rules and the unread counts that follow from them.
+//! Push rules decide what a user is told of; unread counts follow from them.
 
-pub mod defaults;
 pub mod check;
-pub mod evaluate;
+pub mod classes;
+mod compiled;
+mod condition;
+pub mod defaults;
+mod floors;
+mod glob;
 pub mod pushers;
+pub mod reader;
 pub mod rules;
+mod scene;
 pub mod unread;
 
-pub use unread::Push;
+pub use reader::{Push, Reader};

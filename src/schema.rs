@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     schema::{
-        relations::{RelatedRow, RelationKind, RelationRow},
+        relations::{InThread, RelatedRow, RelationKind, RelationRow},
         rooms::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
@@ -165,10 +165,13 @@ tables! {
     102 UNREAD_THREAD((RoomNum, push::Lane) => Order) in Index, Room of "push::unread";
     /// The same by order: which threads have news.
     103 UNREAD_THREAD_LOG((RoomNum, Order) => push::Lane) in Index, Room of "push::unread";
-    /// What an event does to one user's counts, where that differs from the user's class.
+    /// What an event does to the counts of a user whom it concerns in person: it mentions or invites them.
     104 UNREAD_OWN((RoomNum, UserNum, Order) => push::OwnOutcome) in Index, Room of "push::unread";
     /// Events that counted and were redacted.
     105 UNREAD_REDACTED((RoomNum, Order) => push::RedactedOutcome) in Index, Room of "push::unread";
+
+    /// The last event that a user sent in a lane: what stands there up to it is read.
+    108 UNREAD_SENT((RoomNum, UserNum, push::Lane) => Order) in Index, Room of "push::unread";
 
     /// A pusher of a user, by app id and pushkey.
     106 PUSHERS((UserNum, String, String) => Json<push::PusherRow>) in Accounts, User of "push::pushers";
@@ -190,6 +193,8 @@ tables! {
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
     /// How many of a server are in a room now.
     152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
+    /// In which thread an event stands, by itself or by what it refers to; no row for those in the main timeline.
+    154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
 }
 
 /// Lists all tables, those of the store included.

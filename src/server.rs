@@ -25,7 +25,10 @@ use crate::{
         App, House,
         follow_up::Running,
         limits::RateLimits,
-        room::{presence, receipts::Receipts},
+        room::{
+            presence,
+            receipts::{self, Receipts},
+        },
         write,
     },
     metrics::Metrics,
@@ -56,9 +59,15 @@ impl Server {
         let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone(), resolver)?;
         let (notifier, stopping) = (Notifier::new(), CancellationToken::new());
         let ephemeral = Ephemeral::new(&env);
-        let polls =
-            Polls::new(env.clone(), store.clone(), notifier.clone(), ephemeral.clone(), stopping.clone());
         let push = Push::new(metrics.clone());
+        let polls = Polls::new(
+            env.clone(),
+            store.clone(),
+            notifier.clone(),
+            ephemeral.clone(),
+            push.clone(),
+            stopping.clone(),
+        );
         let limits = RateLimits::new(env.clone(), &config.limits);
         let app = App::new(House {
             env,
@@ -106,6 +115,8 @@ impl Server {
     /// Drops every task and writes what was accepted: after this the store may be closed.
     pub async fn stop(&self) -> Result<()> {
         self.app.stopping.cancel();
+        // Receipts were answered before they were written.
+        receipts::write_out(&self.app).await;
         self.app.env.kill();
         self.app.env.ended().await;
         while self.app.store.queue_depth() > 0 {

@@ -26,6 +26,7 @@ use crate::{
     accounts::Caller,
     env::Env,
     error::Result,
+    push::Push,
     store::{Read, Snapshot, Store},
     sync::{sent::SentMembers, v3::Ask},
 };
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     store: Store,
     notifier: Notifier,
     ephemeral: Ephemeral,
+    push: Push,
     stopping: CancellationToken,
     sent: SentMembers,
 }
@@ -61,10 +63,11 @@ impl Polls {
         store: Store,
         notifier: Notifier,
         ephemeral: Ephemeral,
+        push: Push,
         stopping: CancellationToken,
     ) -> Self {
         let sent = SentMembers::default();
-        Self(Arc::new(Inner { env, store, notifier, ephemeral, stopping, sent }))
+        Self(Arc::new(Inner { env, store, notifier, ephemeral, push, stopping, sent }))
     }
 
     /// The token as it holds now. Refuses (400 `M_INVALID_PARAM`) what lies in the future.

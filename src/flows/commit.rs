@@ -99,7 +99,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     if turns.add(Box::new(turn))? {
         // Whoever asked may hang up, and others rely on this.
         let inner = app.clone();
-        app.env.spawn_blocking(move || work_off(&inner, turns));
+        app.env.spawn_writing(move || work_off(&inner, turns));
     }
     match told.await {
         Ok(Ok(Told::Durable(answer))) => Ok(answer),
@@ -120,7 +120,7 @@ fn work_off(app: &App, turns: Arc<Turns>) {
     let is_over = || app.env.instant().saturating_duration_since(began) > WORKED_AT_ONCE;
     if turns.work_off(is_over) {
         let inner = app.clone();
-        app.env.spawn_blocking(move || work_off(&inner, turns));
+        app.env.spawn_writing(move || work_off(&inner, turns));
     }
 }
 
@@ -165,10 +165,10 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
         {
             change.batch.wake(Wake::Left { room: change.num, user_id });
         }
-        unread::count(&mut change, &app.push, &stored).map_err(fault)?;
+        unread::count(&mut change, &stored).map_err(fault)?;
     }
     for original in std::mem::take(&mut change.redacted) {
-        unread::uncount(&mut change.batch, change.num, &change.row, &original).map_err(fault)?;
+        unread::uncount(&mut change.batch, change.num, &original).map_err(fault)?;
         let kept_ms = app.config.rooms.redacted_events_kept_ms();
         if kept_ms > 0 {
             let until_ms = app.env.now_ms() + kept_ms;

@@ -147,7 +147,6 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
         }
-        Wake::PushRules => app.push.rules_changed(),
         // The store tells whoever fires timers.
         Wake::Timers => {}
     }

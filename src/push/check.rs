@@ -1,4 +1,4 @@
-//! What must hold of push rules and unread counts: `db check` asks.
+//! `db check` asks here what must hold of push rules and unread counts.
 
 use std::ops::Bound;
 
@@ -65,6 +65,15 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
             root(read, *room, row.lane, doubts)?;
             event_at(read, *room, *order, doubts)
+        }),
+        RowCheck::of(&schema::UNREAD_SENT, |read, (room, user, lane), order, doubts| {
+            root(read, *room, *lane, doubts)?;
+            let event = schema::TIMELINE.get(read, (*room, *order))?;
+            let account = schema::USERS.get(read, *user)?;
+            let is_own =
+                event.zip(account).is_some_and(|(event, account)| *event.sender() == *account.user_id);
+            doubts.unless(is_own, "the user sent no event that stands there");
+            Ok(())
         }),
         RowCheck::of(&schema::UNREAD_REDACTED, |read, (room, order), row, doubts| {
             root(read, *room, row.lane, doubts)?;

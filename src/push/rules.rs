@@ -14,7 +14,7 @@ use ruma::{
 use crate::{
     error::{Error, Refusal, Result},
     ids::{Position, UserNum},
-    push::defaults,
+    push::{compiled::Compiled, defaults},
     schema,
     schema::accounts::WrittenRow,
     store::{Batch, Fault, LogEntry, Read},
@@ -44,7 +44,7 @@ pub fn find_own_rules(
     decode(&row, user_id).map(Some)
 }
 
-fn decode(row: &WrittenRow, user_id: &UserId) -> Result<Ruleset, Fault> {
+pub(super) fn decode(row: &WrittenRow, user_id: &UserId) -> Result<Ruleset, Fault> {
     let damaged =
         |_| Fault::CorruptRow { table: "PUSH_RULES", why: "the rules are not the JSON they should be" };
     let mut rules: Ruleset = serde_json::from_slice(&row.content).map_err(damaged)?;
@@ -84,7 +84,11 @@ pub fn change(
     change(&mut rules)?;
     let json = serde_json::to_vec(&rules).map_err(|error| Error::broken(error.to_string()))?;
     if json.len() > RULES_BYTES_MAX || rules.iter().count() > RULES_MAX {
-        return Err(Refusal::too_large("These are too many push rules.").into());
+        let most = format!("A user has at most {RULES_MAX} push rules, and {RULES_BYTES_MAX} bytes of them.");
+        return Err(Refusal::too_large(most).into());
+    }
+    if !Compiled::fits(&rules, user_id) {
+        return Err(Refusal::too_large("The patterns of the push rules are too long together.").into());
     }
     match &row {
         Some(row) => schema::PUSH_RULES.expect_value(batch, user, row),
@@ -95,12 +99,12 @@ pub fn change(
     Ok(())
 }
 
-/// Adds a rule or replaces the one of its kind and id, and moves it as asked.
 /// Deletes the rules, for an account that ends.
 pub fn delete_all(batch: &mut Batch, user: UserNum) {
     schema::PUSH_RULES.delete(batch, user);
 }
 
+/// Adds a rule or replaces the one of its kind and id, and moves it as asked.
 /// Refuses (400) ids of default rules, ids that are none, and places that are none; the rules are then not to be kept.
 pub fn insert(
     rules: &mut Ruleset,

@@ -1,4 +1,4 @@
-//! Receipts: how far users have read. The newest of each (room, user, kind, thread) is kept.
+//! Receipts say how far users have read. The newest one of each (room, user, kind, thread) is kept.
 //!
 //! Specification: client-server API, "Receipts".
 
@@ -11,15 +11,20 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
+/// The thread of receipts for everything, in threads or not.
+pub const NO_THREAD: &str = "";
 /// The thread of receipts for what stands in no thread.
 pub const MAIN_THREAD: &str = "main";
+
+/// Look at up to this many times as many receipts as are wanted: most of them may be private ones of others.
+const LOOKED_AT: usize = 8;
 
 /// A receipt that somebody sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// In which room.
+    /// The room of the event.
     pub room: RoomNum,
-    /// Whose, who sees it, and for which thread.
+    /// The user whose receipt it is, who sees it, and for which thread it is.
     pub key: ReceiptKey,
     /// The event it names.
     pub event_id: String,
@@ -53,12 +58,13 @@ pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
     Ok(true)
 }
 
-/// The receipts of a room that were stored after `after` and at or before `upto`, the newest first, at most `count`.
+/// The receipts of a room that were stored after `after` and at or before `upto` and that this user may see (everybody's
+/// public ones and the user's own private ones), the newest first, at most `count`.
 pub fn list_new(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    after: Position,
-    upto: Position,
+    (after, upto): (Position, Position),
+    user_id: &str,
     count: usize,
 ) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
     if after >= upto {
@@ -67,11 +73,17 @@ pub fn list_new(
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, upto)));
     let rows = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Down)?;
     let mut receipts = Vec::new();
-    for row in rows.take(count) {
+    for row in rows.take(count.saturating_mul(LOOKED_AT)) {
         let ((_, position), Json(key)) = row?;
+        if key.kind == ReceiptKind::Private && key.user != user_id {
+            continue;
+        }
         let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
         if let Some(row) = row.filter(|row| row.position == position) {
             receipts.push((key, row));
+        }
+        if receipts.len() == count {
+            break;
         }
     }
     Ok(receipts)
@@ -89,33 +101,30 @@ pub fn any_new(read: &(impl Read + ?Sized), room: RoomNum, after: Position) -> R
     Ok(rows.next().transpose()?.is_some())
 }
 
-/// How far a user has read a room.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Up to where a user has read, in one thread or in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadUpTo {
-    /// Everything, in threads or not.
-    pub all: Option<Order>,
-    /// What stands in no thread.
-    pub main: Option<Order>,
-    /// By the id of the thread's root.
-    pub threads: BTreeMap<String, Order>,
+    /// Everything up to here; [`Order::MIN`] if there is no receipt.
+    pub order: Order,
+    /// When the newest of these receipts was stored; zero if there is none.
+    pub stored: Position,
 }
 
-/// How far a user has read a room, by any kind of receipt.
-pub fn read_up_to(read: &(impl Read + ?Sized), room: RoomNum, user_id: &str) -> Result<ReadUpTo, Fault> {
-    let mut upto = ReadUpTo::default();
-    for row in schema::RECEIPTS.prefix::<(RoomNum, String)>(read, (room, user_id), Direction::Up)? {
-        let ((.., thread), row) = row?;
-        let further = |known: Option<Order>| known.max(Some(row.order));
-        match thread.as_str() {
-            "" => upto.all = further(upto.all),
-            MAIN_THREAD => upto.main = further(upto.main),
-            _ => {
-                let known = upto.threads.entry(thread).or_default();
-                *known = row.order.max(*known);
-            }
-        }
-    }
-    Ok(upto)
+/// Up to where a user has read in a thread, by public and private receipts alike: [`NO_THREAD`], [`MAIN_THREAD`] or the id of
+/// a thread's root.
+pub fn read_up_to(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user_id: &str,
+    thread: &str,
+) -> Result<ReadUpTo, Fault> {
+    let kinds = [ReceiptKind::Public, ReceiptKind::Private];
+    let rows = schema::RECEIPTS.get_many(read, kinds.map(|kind| (room, user_id, kind, thread)))?;
+    let nothing = ReadUpTo { order: Order::MIN, stored: Position::ZERO };
+    Ok(rows.into_iter().flatten().fold(nothing, |upto, row| ReadUpTo {
+        order: upto.order.max(row.order),
+        stored: upto.stored.max(row.position),
+    }))
 }
 
 /// The content of `m.receipt` events that say all this. More than one only where a user has receipts for several
@@ -142,11 +151,6 @@ pub fn contents(receipts: &[(ReceiptKey, ReceiptRow)]) -> Vec<serde_json::Value>
         }
     }
     contents.iter().filter_map(|content| serde_json::to_value(content).ok()).collect()
-}
-
-/// The receipts among these that this user may see: everybody's public ones, and the user's own private ones.
-pub fn visible_to(receipts: &mut Vec<(ReceiptKey, ReceiptRow)>, user_id: &str) {
-    receipts.retain(|(key, _)| key.kind == ReceiptKind::Public || key.user == user_id);
 }
 
 #[cfg(test)]
@@ -193,11 +197,13 @@ mod tests {
             ],
         );
         assert_eq!(kept, [true, false, false, true, true, true]);
-        let upto = read_up_to(&*store.snapshot(), ROOM, "@a:x").unwrap();
+        let upto =
+            |user: &str, thread: &str| read_up_to(&*store.snapshot(), ROOM, user, thread).unwrap().order;
         let order = |at| Order::live(Position::new(at).unwrap());
-        let threads = BTreeMap::from([("$root".to_owned(), order(3))]);
-        assert_eq!(upto, ReadUpTo { all: Some(order(12)), main: Some(order(9)), threads });
-        assert_eq!(read_up_to(&*store.snapshot(), ROOM, "@a").unwrap(), ReadUpTo::default());
+        assert_eq!(upto("@a:x", NO_THREAD), order(12));
+        assert_eq!(upto("@a:x", MAIN_THREAD), order(9));
+        assert_eq!(upto("@a:x", "$root"), order(3));
+        assert_eq!(upto("@a", NO_THREAD), Order::MIN);
     }
 
     #[test]
@@ -210,13 +216,13 @@ mod tests {
             &[receipt("@a:x", ReceiptKind::Public, "", 11), receipt("@b:x", ReceiptKind::Private, "", 4)],
         );
         let snapshot = store.snapshot();
-        let mut all = list_new(&*snapshot, ROOM, Position::ZERO, snapshot.upto(), 9).unwrap();
+        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@b:x", 9).unwrap();
         assert_eq!(all.iter().map(|(_, row)| row.event_id.as_str()).collect::<Vec<_>>(), ["$e4", "$e11"]);
-        assert_eq!(list_new(&*snapshot, ROOM, seen, snapshot.upto(), 9).unwrap(), all);
+        assert_eq!(list_new(&*snapshot, ROOM, (seen, snapshot.upto()), "@b:x", 9).unwrap(), all);
         assert!(any_new(&*snapshot, ROOM, seen).unwrap());
         assert!(!any_new(&*snapshot, ROOM, snapshot.upto()).unwrap());
-        visible_to(&mut all, "@a:x");
-        assert_eq!(all.len(), 1);
+        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@a:x", 9).unwrap();
+        assert_eq!(all.len(), 1, "nobody sees the private receipts of others");
         assert_eq!(contents(&all), [serde_json::json!({ "$e11": { "m.read": { "@a:x": { "ts": 7 } } } })]);
     }
 
@@ -228,7 +234,7 @@ mod tests {
             &[receipt("@a:x", ReceiptKind::Public, "", 10), receipt("@a:x", ReceiptKind::Public, "main", 10)],
         );
         let snapshot = store.snapshot();
-        let all = list_new(&*snapshot, ROOM, Position::ZERO, snapshot.upto(), 9).unwrap();
+        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@a:x", 9).unwrap();
         assert_eq!(contents(&all).len(), 2);
     }
 }

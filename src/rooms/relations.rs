@@ -20,7 +20,10 @@ use crate::{
         event::{self, Stored},
     },
     schema,
-    schema::relations::{RelatedRow, RelationKind, RelationRow},
+    schema::{
+        push::Lane,
+        relations::{InThread, RelatedRow, RelationKind, RelationRow},
+    },
     store::{Batch, Direction, Fault, Read},
 };
 
@@ -58,26 +61,37 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
     Some(RelatesTo { rel_type: relation.rel_type.into_owned(), event_id: relation.event_id })
 }
 
-/// How many relations are followed from an event to the thread it stands in: an edit of a reaction to a thread's message.
-const HOPS_MAX: usize = 3;
+/// Relations that are followed, at most, from an event to the root of the thread in which it stands: an edit of a reaction
+/// to a thread's message still stands there.
+const HOPS_MAX: u8 = 3;
 
-/// The root of the thread that an event stands in, itself or by what it refers to; `None` for the main timeline, where
-/// the roots themselves stand ("Threading", "Read receipts" of threads).
-pub(crate) fn thread_of(
+/// The lane in which an event of the room stands: a thread, by its own relation or by what it refers to, or the main timeline,
+/// where the roots of threads stand themselves. This is what receipts, counts and threads go by.
+///
+/// Specification: client-server API, "Threaded read receipts".
+pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Lane, Fault> {
+    // Most events relate to none: do not look those up. What was redacted no longer says that it did.
+    if !stored.row.is_redacted() && !stored.row.content().contains("m.relates_to") {
+        return Ok(Lane::MAIN);
+    }
+    let found = schema::IN_THREAD.get(read, (room, stored.event()))?;
+    Ok(found.map_or(Lane::MAIN, |found| Lane::thread(found.root)))
+}
+
+/// The thread in which an event stands that refers to `parent` like this; found once, when the event is stored, so that it
+/// does not change when one of the two is redacted.
+fn find_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    stored: &Stored,
-) -> Result<Option<OwnedEventId>, Fault> {
-    let mut relation = relates_to(stored.row.content());
-    for _ in 0..HOPS_MAX {
-        let Some(found) = relation else { break };
-        if found.rel_type == "m.thread" {
-            return Ok(Some(found.event_id));
-        }
-        let parent = event::find_by_id(read, room, &found.event_id)?;
-        relation = parent.and_then(|parent| relates_to(parent.row.content()));
+    parent: EventNum,
+    kind: RelationKind,
+) -> Result<Option<InThread>, Fault> {
+    if kind == RelationKind::Thread {
+        return Ok(Some(InThread { root: parent, hops: 1 }));
     }
-    Ok(None)
+    let of_parent = schema::IN_THREAD.get(read, (room, parent))?;
+    let near = of_parent.filter(|thread| thread.hops < HOPS_MAX);
+    Ok(near.map(|thread| InThread { hops: thread.hops + 1, ..thread }))
 }
 
 /// Refuses what a client may not relate: a thread that would grow from an event that relates to another itself
@@ -133,6 +147,9 @@ pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
     let (kind, event) = (RelationKind::of(&relation.rel_type), stored.event());
+    if let Some(thread) = find_thread(batch, room, parent, kind)? {
+        schema::IN_THREAD.put(batch, (room, event), &thread);
+    }
     let sender = stored.row.sender().into_owned();
     let mut related = schema::RELATED.get(batch, (room, parent))?.unwrap_or_default();
     match kind {

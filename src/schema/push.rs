@@ -25,7 +25,7 @@ pub struct PusherRow {
 pub struct Lane(pub EventNum);
 
 impl Lane {
-    /// Everything outside threads.
+    /// The main timeline: everything outside threads.
     pub const MAIN: Self = Self(EventNum(0));
 
     /// The thread that grows from this event.
@@ -61,26 +61,54 @@ impl Value for Lane {
     }
 }
 
-/// What an event does to somebody's counts.
+/// The sound that a notification comes with, as the rules that everybody has know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Sound {
+    /// It comes without a sound.
+    #[default]
+    None = 0,
+    /// The device's usual sound.
+    Default = 1,
+    /// The sound of a call.
+    Ring = 2,
+    /// A sound of the user's own choice: the user's rule names it.
+    Other = 3,
+}
+
+/// An event does this to somebody's counts, and somebody is told of it like this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// It counts as a notification.
     pub notify: bool,
     /// It counts as a highlight as well.
     pub highlight: bool,
+    /// The sound of the notification.
+    pub sound: Sound,
 }
 
 impl Outcome {
     fn bits(self) -> u8 {
-        u8::from(self.notify) | u8::from(self.highlight) << 1
+        u8::from(self.notify) | u8::from(self.highlight) << 1 | (self.sound as u8) << 2
     }
 
     fn from_bits(bits: u8) -> Self {
-        Self { notify: bits & 1 != 0, highlight: bits & 2 != 0 }
+        let sound = match bits >> 2 & 3 {
+            0 => Sound::None,
+            1 => Sound::Default,
+            2 => Sound::Ring,
+            _ => Sound::Other,
+        };
+        Self { sound, ..Self::from_old_bits(bits) }
+    }
+
+    /// Layout 1 of the rows knew no sounds, and had two bits an outcome.
+    fn from_old_bits(bits: u8) -> Self {
+        Self { notify: bits & 1 != 0, highlight: bits & 2 != 0, sound: Sound::None }
     }
 }
 
-/// What an event does to the counts of each class of users.
+/// An event does this to the counts of each class of users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// To those who have the default rules.
@@ -91,18 +119,31 @@ pub struct Outcomes {
 
 impl Outcomes {
     fn bits(self) -> u8 {
-        self.default.bits() | self.mentions.bits() << 2
+        self.default.bits() | self.mentions.bits() << 4
     }
 
     fn from_bits(bits: u8) -> Self {
-        Self { default: Outcome::from_bits(bits), mentions: Outcome::from_bits(bits >> 2) }
+        Self { default: Outcome::from_bits(bits), mentions: Outcome::from_bits(bits >> 4) }
+    }
+
+    fn from_old_bits(bits: u8) -> Self {
+        Self { default: Outcome::from_old_bits(bits), mentions: Outcome::from_old_bits(bits >> 2) }
+    }
+
+    /// Reads the layout of a row and the outcomes that follow it.
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        match (from.byte()?, from.byte()?) {
+            (1, bits) => Ok(Self::from_old_bits(bits)),
+            (2, bits) => Ok(Self::from_bits(bits)),
+            _ => Err(Fault::Corrupt("a row of counts has an unknown layout")),
+        }
     }
 }
 
 /// How much has notified each class, from the beginning of a lane up to and including one event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// What that event itself does.
+    /// The outcome of that event alone.
     pub last: Outcomes,
     /// (notifications, highlights) of those who have the default rules.
     pub default: (u64, u64),
@@ -127,7 +168,7 @@ impl Totals {
 
 impl Value for Totals {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, self.last.bits()]);
+        to.raw(&[2, self.last.bits()]);
         for number in [self.default.0, self.default.1, self.mentions.0, self.mentions.1] {
             to.varint(number);
         }
@@ -135,9 +176,8 @@ impl Value for Totals {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
         Ok(Self {
-            last: Outcomes::from_bits(from.byte()?),
+            last: Outcomes::decode(&mut from)?,
             default: (from.varint()?, from.varint()?),
             mentions: (from.varint()?, from.varint()?),
         })
@@ -147,51 +187,51 @@ impl Value for Totals {
 /// An event that does something else to one user's counts than to those of the user's class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnOutcome {
-    /// Where the event stands.
+    /// The lane in which the event stands.
     pub lane: Lane,
-    /// What it does to this user.
+    /// The outcome for this user.
     pub own: Outcome,
-    /// What it does to the classes.
+    /// The outcome for the classes.
     pub classes: Outcomes,
 }
 
 impl Value for OwnOutcome {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, self.own.bits() | self.classes.bits() << 2]);
+        to.raw(&[2, self.own.bits(), self.classes.bits()]);
         to.varint(self.lane.0.0);
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        let bits = from.byte()?;
-        Ok(Self {
-            own: Outcome::from_bits(bits),
-            classes: Outcomes::from_bits(bits >> 2),
-            lane: Lane(EventNum(from.varint()?)),
-        })
+        let (own, classes) = match (from.byte()?, from.byte()?) {
+            // Layout 1 had both in one byte.
+            (1, bits) => (Outcome::from_old_bits(bits), Outcomes::from_old_bits(bits >> 2)),
+            (2, own) => (Outcome::from_bits(own), Outcomes::from_bits(from.byte()?)),
+            _ => return Err(Fault::Corrupt("a row of counts has an unknown layout")),
+        };
+        Ok(Self { own, classes, lane: Lane(EventNum(from.varint()?)) })
     }
 }
 
 /// An event that counted and was redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedactedOutcome {
-    /// Where it stands.
+    /// The lane in which the event stands.
     pub lane: Lane,
-    /// What it did.
+    /// The outcome that is taken back.
     pub classes: Outcomes,
 }
 
 impl Value for RedactedOutcome {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, self.classes.bits()]);
+        to.raw(&[2, self.classes.bits()]);
         to.varint(self.lane.0.0);
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        Ok(Self { classes: Outcomes::from_bits(from.byte()?), lane: Lane(EventNum(from.varint()?)) })
+        let classes = Outcomes::decode(&mut from)?;
+        Ok(Self { classes, lane: Lane(EventNum(from.varint()?)) })
     }
 }
 
@@ -209,10 +249,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_come_back(bits in 0_u8..64, lane in 0_u64..1 << 40, numbers: [u64; 4]) {
-            let classes = Outcomes::from_bits(bits >> 2);
+        fn rows_come_back(own: u8, classes: u8, lane in 0_u64..1 << 40, numbers: [u64; 4]) {
+            let classes = Outcomes::from_bits(classes);
             let lane = Lane(EventNum(lane));
-            let own = OwnOutcome { lane, own: Outcome::from_bits(bits), classes };
+            let own = OwnOutcome { lane, own: Outcome::from_bits(own), classes };
             prop_assert_eq!(again(&own), own);
             let redacted = RedactedOutcome { lane, classes };
             prop_assert_eq!(again(&redacted), redacted);
@@ -229,6 +269,19 @@ mod tests {
             let _ = OwnOutcome::decode(bytes.clone());
             let _ = RedactedOutcome::decode(bytes);
         }
+    }
+
+    #[test]
+    fn rows_of_the_first_layout_are_read() {
+        let loud = Outcome { notify: true, highlight: true, sound: Sound::None };
+        let quiet = Outcome { highlight: false, ..loud };
+        let classes = Outcomes { default: loud, mentions: quiet };
+        let totals = Totals::decode(vec![1, 0b0111, 3, 2, 1, 0].into()).unwrap();
+        assert_eq!(totals, Totals { last: classes, default: (3, 2), mentions: (1, 0) });
+        let own = OwnOutcome::decode(vec![1, 0b011101, 5].into()).unwrap();
+        assert_eq!(own, OwnOutcome { lane: Lane(EventNum(5)), own: quiet, classes });
+        let redacted = RedactedOutcome::decode(vec![1, 0b0111, 5].into()).unwrap();
+        assert_eq!(redacted, RedactedOutcome { lane: Lane(EventNum(5)), classes });
     }
 
     #[test]

@@ -83,9 +83,9 @@ impl Value for ReceiptRow {
 /// Which receipt was stored at a position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptKey {
-    /// Whose.
+    /// The id of the user whose receipt it is.
     pub user: String,
-    /// Who sees it.
+    /// Whether others see it.
     pub kind: ReceiptKind,
     /// "" for the whole room, "main" for what is in no thread, else the root of the thread.
     #[serde(default)]

@@ -131,6 +131,27 @@ impl Value for RelatedRow {
     }
 }
 
+/// An event stands in a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InThread {
+    /// The event from which the thread grows.
+    pub root: EventNum,
+    /// How many relations lead from the event to the root: 1 if the event itself says that it stands in the thread.
+    pub hops: u8,
+}
+
+impl Value for InThread {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, self.hops]);
+        to.varint(self.root.0);
+    }
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { hops: from.byte()?, root: EventNum(from.varint()?) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ids::{Order, UserNum},
+    ids::{Order, RoomNum, UserNum},
     store::engine::{Memory, Rocks},
 };
 
@@ -415,7 +415,10 @@ fn acknowledging_and_waking_come_after_publishing() {
         let mut batch = store.batch(&Guard::alone());
         batch.position(&LogEntry::Server);
         batch.position(&LogEntry::Server);
-        let wakes = [Wake::users(vec![UserNum(2), UserNum(1), UserNum(2)]), Wake::PushRules];
+        let wakes = [
+            Wake::users(vec![UserNum(2), UserNum(1), UserNum(2)]),
+            Wake::Left { room: RoomNum(1), user_id: "@a:x".to_owned() },
+        ];
         wakes.iter().for_each(|wake| batch.wake(wake.clone()));
         let enqueued = store.enqueue(batch).unwrap();
         assert!(!enqueued.flushed.is_known());

@@ -17,8 +17,6 @@ pub enum Wake {
         /// The user, who may be of another server.
         user_id: String,
     },
-    /// A user has other push rules: what is remembered of who has some is old.
-    PushRules,
     /// A timer was set: whoever fires timers looks anew. The store does this itself.
     Timers,
 }

@@ -39,7 +39,8 @@ pub(super) fn collect(
         ignored: BTreeSet::new(),
         now_ms: polls.env.now_ms(),
         sent: &sent,
-        own_rules: OnceCell::new(),
+        push: &polls.push,
+        reader: OnceCell::new(),
         erased: Erased::default(),
     };
     let nothing = || r#"{"changed":[],"left":[]}"#.to_owned();

@@ -51,6 +51,18 @@ impl News {
         }
     }
 
+    /// Adds all rooms that the user is in: something about the user concerns each of them.
+    pub(crate) fn add_joined(&mut self, read: &(impl Read + ?Sized), user: UserNum) -> Result<(), Fault> {
+        let known: BTreeSet<RoomNum> = self.rooms.iter().map(|(room, _)| *room).collect();
+        for row in members::list_user_rooms(read, user)? {
+            let (room, row) = row?;
+            if row.membership == Membership::Join && !known.contains(&room) {
+                self.rooms.push((room, row));
+            }
+        }
+        Ok(())
+    }
+
     fn walk_log(
         read: &(impl Read + ?Sized),
         user: UserNum,

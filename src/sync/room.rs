@@ -101,7 +101,7 @@ pub(crate) fn joined(
         && shown.is_empty()
         && ephemeral.is_empty()
         && data.is_empty();
-    if is_empty && !begins {
+    if is_empty && !begins && !unread::is_news(window, num, row, user_row.since)? {
         return Ok(None);
     }
     answer.events("ephemeral", ephemeral);

@@ -13,12 +13,10 @@ pub(crate) mod unread;
 
 use std::{cell::OnceCell, collections::BTreeSet};
 
-use ruma::push::Ruleset;
-
 use crate::{
     accounts::presence::Change,
     ids::{EventNum, Order, Position, RoomNum},
-    push::rules,
+    push::{Push, Reader},
     rooms::{
         erased::Erased,
         event::Stored,
@@ -53,8 +51,10 @@ pub(crate) struct Window<'a> {
     pub(crate) now_ms: u64,
     /// Which members the device has been told of.
     pub(crate) sent: &'a SentMembers,
-    /// The user's own push rules, once a room asked for them.
-    pub(crate) own_rules: OnceCell<Option<Ruleset>>,
+    /// Knows what counts for whom.
+    pub(crate) push: &'a Push,
+    /// What counts for the user, once a room asked for that.
+    pub(crate) reader: OnceCell<Reader<'a>>,
     /// Whose events are shown redacted to whoever was not there.
     pub(crate) erased: Erased,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Moment {
     pub(crate) presence: Vec<Change>,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
     /// The viewer, as events are shown to.
     pub(crate) fn viewer(&self) -> Viewer<'_> {
         Viewer {
@@ -88,14 +88,14 @@ impl Window<'_> {
         !self.ignored.is_empty() && self.ignored.contains(user_id)
     }
 
-    /// The push rules of the user, if the user ever changed any.
-    pub(crate) fn own_rules(&self) -> Result<Option<&Ruleset>, Fault> {
-        if let Some(known) = self.own_rules.get() {
-            return Ok(known.as_ref());
+    /// What counts for the user.
+    pub(crate) fn reader(&self) -> Result<&Reader<'a>, Fault> {
+        if let Some(known) = self.reader.get() {
+            return Ok(known);
         }
         let caller = &self.ask.caller;
-        let found = rules::find_own_rules(self.read, caller.user, &caller.user_id)?;
-        Ok(self.own_rules.get_or_init(|| found).as_ref())
+        let found = self.push.reader(self.read, caller.user, &caller.user_id)?;
+        Ok(self.reader.get_or_init(|| found))
     }
 
     /// Everything at or before where the client stands.

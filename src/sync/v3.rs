@@ -66,7 +66,8 @@ pub(crate) fn look(polls: &Inner, read: &Snapshot, ask: &Ask) -> Result<Found> {
         ignored: BTreeSet::new(),
         now_ms: polls.env.now_ms(),
         sent: &polls.sent,
-        own_rules: OnceCell::new(),
+        push: &polls.push,
+        reader: OnceCell::new(),
         erased: Erased::default(),
     };
     let caller = &ask.caller;
@@ -94,6 +95,10 @@ fn answer(mut window: Window<'_>, mut next: SyncToken) -> Result<Found, Fault> {
     } else {
         News::find(window.read, caller.user, window.from, window.upto, &typing)?
     };
+    if !begins && window.reader()?.changed() > window.from {
+        // Counts change with the rules, and with who is ignored.
+        news.add_joined(window.read, caller.user)?;
+    }
     let mut data =
         if news.account_data { account_data::collect(&window)? } else { account_data::ByRoom::new() };
     add_rooms_with_data(&window, &mut news.rooms, &data)?;

@@ -40,3 +40,5 @@ mod to_device;
 mod transactions;
 mod sync;
 mod sync_cost;
+mod unread;
+mod unread_model;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use aqueduct::{
     ids::UserNum,
     schema,
-    schema::rooms::Membership,
+    schema::{
+        push::{Outcome, Sound},
+        rooms::Membership,
+    },
     store::{Direction, Family, Guard, Read},
 };
 use http::StatusCode;
@@ -82,7 +85,7 @@ async fn public_receipts_are_told_to_all_and_private_ones_to_oneself() {
     let told = alice.next().await;
     assert!(receipt_contents(&told, &room)[0][&event]["m.read"][&people[1].user_id]["ts"].is_u64());
     assert!(alice.next().await.get("rooms").is_none());
-    // Who begins is told, too.
+    // A client that begins is told, too.
     let anew = Chain::of(&people[0]).next().await;
     assert_eq!(receipt_contents(&anew, &room).len(), 1);
 }
@@ -168,19 +171,20 @@ async fn messages_count_until_they_are_read() {
     assert_eq!(unread(bob, &room).await, (0, 0));
     let first = say(alice, &room, "one").await;
     say(alice, &room, "two").await;
-    say(bob, &room, "own").await;
-    assert_eq!(unread(bob, &room).await, (2, 0));
+    say(&people[2], &room, "three").await;
+    assert_eq!(unread(bob, &room).await, (3, 0));
     assert_eq!(unread(alice, &room).await, (1, 0));
+    assert_eq!(unread(&people[2], &room).await, (0, 0));
     must_read(bob, &room, "m.read", &first, json!({})).await;
-    assert_eq!(unread(bob, &room).await, (1, 0));
+    assert_eq!(unread(bob, &room).await, (2, 0));
     let mention = json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [bob.user_id] } });
     let third = send(alice, &room, "mention", mention).await;
-    assert_eq!(unread(bob, &room).await, (2, 1));
-    assert_eq!(unread(&people[2], &room).await, (4, 0));
+    assert_eq!(unread(bob, &room).await, (3, 1));
+    assert_eq!(unread(&people[2], &room).await, (1, 0));
     // Notices and changes of state do not notify.
     send(alice, &room, "notice", json!({ "msgtype": "m.notice", "body": "n" })).await;
     set_state(alice, &room, "m.room.topic", "", json!({ "topic": "t" })).await;
-    assert_eq!(unread(bob, &room).await, (2, 1));
+    assert_eq!(unread(bob, &room).await, (3, 1));
     must_read(bob, &room, "m.read.private", &third, json!({})).await;
     assert_eq!(unread(bob, &room).await, (0, 0));
     // Receipts never go back.
@@ -239,7 +243,7 @@ async fn threads_are_read_on_their_own() {
     let main = say(alice, &room, "main").await;
     assert_eq!(unread(bob, &room).await, (6, 0));
     let (outside, threads) = unread_by_thread(bob, &room).await;
-    assert_eq!((outside, counts(&threads[&root])), ((3, 0), (3, 0)));
+    assert_eq!((outside, counts(&threads[&root])), ((2, 0), (4, 0)));
     for (event, thread, fits) in [
         (&last, "main", false),
         (&like, "main", false),
@@ -254,8 +258,8 @@ async fn threads_are_read_on_their_own() {
         let wanted = if fits { (200, Value::Null) } else { (400, json!("M_INVALID_PARAM")) };
         assert_eq!((status.as_u16(), json["errcode"].clone()), wanted, "{event} in {thread}");
     }
-    must_read(bob, &room, "m.read", &last, json!({ "thread_id": root })).await;
-    assert_eq!(unread_by_thread(bob, &room).await, ((3, 0), Value::Null));
+    must_read(bob, &room, "m.read", &like, json!({ "thread_id": root })).await;
+    assert_eq!(unread_by_thread(bob, &room).await, ((2, 0), Value::Null));
     must_read(bob, &room, "m.read", &main, json!({ "thread_id": "main" })).await;
     assert_eq!(unread(bob, &room).await, (0, 0));
     let content = json!({ "msgtype": "m.text", "body": "more", "m.relates_to": relation });
@@ -368,7 +372,7 @@ async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_read_leaves_no_rows_of_the_reader_but_highlights() {
+async fn what_a_user_sends_leaves_one_row_a_lane() {
     let server = TestServer::new();
     let (people, room) = room_of(&server, &["alice", "bob"]).await;
     let (alice, bob) = (&people[0], &people[1]);
@@ -376,16 +380,28 @@ async fn what_is_read_leaves_no_rows_of_the_reader_but_highlights() {
         say(bob, &room, &format!("own{number}")).await;
     }
     let mention = json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [bob.user_id] } });
-    let last = send(alice, &room, "mention", mention).await;
-    let rows = || {
-        let snapshot = server.server().app().store.snapshot();
-        let id = <&ruma::UserId>::try_from(bob.user_id.as_str()).unwrap();
-        let user = aqueduct::accounts::users::require_num(&*snapshot, id).unwrap();
-        let all = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
-        all.filter(|((_, of, _), _)| *of == user).map(|(_, row)| row.own.highlight).collect::<Vec<_>>()
-    };
-    assert_eq!(rows(), [false, false, false, false, true]);
-    must_read(bob, &room, "m.read", &last, json!({})).await;
-    assert_eq!(rows(), [true]);
-    assert_eq!(unread(bob, &room).await, (0, 0));
+    send(alice, &room, "mention", mention).await;
+    let snapshot = server.server().app().store.snapshot();
+    let id = <&ruma::UserId>::try_from(bob.user_id.as_str()).unwrap();
+    let user = aqueduct::accounts::users::require_num(&*snapshot, id).unwrap();
+    let own = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
+    let own: Vec<_> = own.filter(|((_, of, _), _)| *of == user).map(|(_, row)| row.own.highlight).collect();
+    assert_eq!(own, [true]);
+    let sent = schema::UNREAD_SENT.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
+    assert_eq!(sent.filter(|((_, of, _), _)| *of == user).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invitation_notifies_the_invited_with_a_sound() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice"]).await;
+    let bob = server.register("bob").await;
+    must(&people[0], &room, "invite", json!({ "user_id": bob.user_id })).await;
+    let snapshot = server.server().app().store.snapshot();
+    let own = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
+    let own: Vec<_> = own.map(|(_, row)| row.own).collect();
+    let invited = Outcome { notify: true, highlight: false, sound: Sound::Default };
+    assert_eq!(own, [invited]);
+    must(&bob, &room, "join", json!({})).await;
+    assert_eq!(unread(&bob, &room).await, (0, 0), "an invitation that was taken is no longer unread");
 }

@@ -11,7 +11,12 @@ use crate::{
     accounts::{Caller, filters},
     api::{Routes, extract::Client, policy::Guests, reply::RawJson},
     error::{Error, Refusal, Result},
-    flows::{App, device::acknowledge, limits::Limit, room::presence},
+    flows::{
+        App,
+        device::acknowledge,
+        limits::Limit,
+        room::{presence, receipts},
+    },
     sync::{SyncToken, v3::Ask},
 };
 
@@ -37,6 +42,7 @@ pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Reques
     };
     // The poll's user is there until this is dropped, however the request ends.
     let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
+    receipts::settle(&app, caller.user).await;
     let confirmed = match since {
         Some(since) => {
             let upto = since.inbox_position(caller.user, caller.device);

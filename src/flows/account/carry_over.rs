@@ -26,7 +26,7 @@ use crate::{
         rooms::Membership,
     },
     store::{
-        Batch, Fault, Wake,
+        Batch, Fault,
         timer::{self, Timer},
     },
 };
@@ -63,9 +63,7 @@ pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: T
             return Ok(());
         }
         let user_id = users::require(batch, user)?.user_id;
-        if carry_rules(batch, user, &user_id, &carried)? {
-            batch.wake(Wake::PushRules);
-        }
+        carry_rules(batch, user, &user_id, &carried)?;
         carry_tags(batch, user, &carried)?;
         carry_direct(batch, user, &carried)?;
         write::wake(batch, user);
@@ -83,11 +81,11 @@ fn unless_refused<T>(done: Result<T>) -> Result<Option<T>> {
     }
 }
 
-fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Move) -> Result<bool> {
-    let Some(own) = rules::find_own_rules(batch, user, user_id)? else { return Ok(false) };
+fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Move) -> Result<()> {
+    let Some(own) = rules::find_own_rules(batch, user, user_id)? else { return Ok(()) };
     let new = rules_for(&own, carried);
     if new.is_empty() {
-        return Ok(false);
+        return Ok(());
     }
     let change = |rules: &mut Ruleset| {
         // Each is put before the others: so the last goes first.
@@ -100,7 +98,7 @@ fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Mov
         }
         Ok(())
     };
-    Ok(unless_refused(rules::change(batch, user, user_id, change))?.is_some())
+    unless_refused(rules::change(batch, user, user_id, change)).map(drop)
 }
 
 /// The rules about the old room, as rules about the new one, and whether they are on.

@@ -7,7 +7,6 @@ use crate::{
     error::Result,
     flows::{App, write},
     push::rules,
-    store::Wake,
 };
 
 /// Changes the caller's push rules.
@@ -21,7 +20,6 @@ pub async fn change(
     write::for_user(app, user, move |_, batch| {
         rules::change(batch, user, &user_id, change)?;
         write::wake(batch, user);
-        batch.wake(Wake::PushRules);
         Ok(())
     })
     .await

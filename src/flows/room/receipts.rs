@@ -1,47 +1,122 @@
 //! A user has read up to an event. Receipts are gathered for a moment and written together: many come at once, and only the
 //! newest of each matters.
 
-use std::{collections::BTreeMap, future::ready, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::ready,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId, events::receipt::ReceiptThread};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, events::receipt::ReceiptThread};
 
 use crate::{
-    accounts::{self, Caller},
+    accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{App, account::keep, commit, room::require_joined},
-    ids::RoomNum,
-    push::unread,
+    ids::{RoomNum, UserNum},
     rooms::{
         event::{self, Stored},
-        receipts::{self, MAIN_THREAD, Receipt},
+        receipts::{self, MAIN_THREAD, NO_THREAD, Receipt},
         relations,
     },
-    schema::receipts::{ReceiptKey, ReceiptKind},
-    store::{Batch, Fault, Snapshot},
+    schema::{
+        push::Lane,
+        receipts::{ReceiptKey, ReceiptKind},
+    },
+    store::Snapshot,
 };
 
 /// Receipts are gathered for this long, unless none was written for as long.
 const MERGE: Duration = Duration::from_millis(200);
-/// Receipts in one batch: each may sweep away some hundred rows, and no batch has more than 5,000.
-const BATCH_RECEIPTS: usize = 20;
+/// Receipts in one batch; each writes and deletes up to four rows, and no batch has more than 5,000.
+const BATCH_RECEIPTS: usize = 500;
 /// Rooms whose receipts are written at once.
 const ROOMS_AT_ONCE: usize = 64;
 /// Receipts that wait; whoever sends more is told to come back.
 const WAITING_MAX: usize = 50_000;
 
-type Waiting = BTreeMap<(RoomNum, String, ReceiptKind, String), Receipt>;
+/// Which receipts replace one another.
+type Key = (UserNum, RoomNum, ReceiptKind, String);
+type Waiting = BTreeMap<Key, Receipt>;
 
 /// Receipts on their way to the store. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Receipts(Arc<Mutex<Gathered>>);
+pub struct Receipts(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    gathered: Mutex<Gathered>,
+    /// Only one writes at a time: a receipt never overtakes an older one.
+    writing: tokio::sync::Mutex<()>,
+}
 
 #[derive(Default)]
 struct Gathered {
     waiting: Waiting,
-    /// A task writes them.
-    is_writing: bool,
+    /// Users whose receipts are being written and may not be visible yet.
+    in_flight: BTreeSet<UserNum>,
+    /// A task writes what waits.
+    has_writer: bool,
+}
+
+impl Receipts {
+    /// Lets a receipt wait. Answers whether a task must be started that writes it.
+    fn add(&self, key: Key, receipt: Receipt) -> Result<bool> {
+        let mut gathered = self.0.gathered.lock();
+        match gathered.waiting.get(&key) {
+            Some(waiting) if waiting.order >= receipt.order => {}
+            None if gathered.waiting.len() >= WAITING_MAX => {
+                tracing::debug!(user = %key.0, reason = "too many receipts wait", "a receipt is refused");
+                return Err(Error::Busy { retry_after: MERGE });
+            }
+            _ => drop(gathered.waiting.insert(key, receipt)),
+        }
+        Ok(!std::mem::replace(&mut gathered.has_writer, true))
+    }
+
+    /// Takes everything that waits. Nothing waits: the writer ends.
+    fn take_all(&self) -> Option<Waiting> {
+        let mut gathered = self.0.gathered.lock();
+        if gathered.waiting.is_empty() {
+            gathered.has_writer = false;
+            return None;
+        }
+        let all = std::mem::take(&mut gathered.waiting);
+        gathered.in_flight.extend(all.keys().map(|(user, ..)| *user));
+        Some(all)
+    }
+
+    /// Takes what waits of one user.
+    fn take_of(&self, user: UserNum) -> Waiting {
+        let mut gathered = self.0.gathered.lock();
+        let begin = (user, RoomNum(0), ReceiptKind::Public, String::new());
+        let keys: Vec<Key> = gathered
+            .waiting
+            .range(begin..)
+            .map(|(key, _)| key.clone())
+            .take_while(|key| key.0 == user)
+            .collect();
+        let own: Waiting = keys.into_iter().filter_map(|key| gathered.waiting.remove_entry(&key)).collect();
+        if !own.is_empty() {
+            gathered.in_flight.insert(user);
+        }
+        own
+    }
+
+    fn are_visible(&self) {
+        self.0.gathered.lock().in_flight.clear();
+    }
+
+    /// Whether a receipt of this user waits or is being written.
+    fn has_of(&self, user: UserNum) -> bool {
+        let gathered = self.0.gathered.lock();
+        let begin = (user, RoomNum(0), ReceiptKind::Public, String::new());
+        gathered.in_flight.contains(&user)
+            || gathered.waiting.range(begin..).next().is_some_and(|(key, _)| key.0 == user)
+    }
 }
 
 /// An event of a room that the caller is in. Refuses other rooms (403) and unknown events (404).
@@ -56,25 +131,31 @@ fn require_event(
     Ok((num, stored.ok_or_else(|| Refusal::not_found("This room has no such event."))?))
 }
 
-/// Refuses a receipt for a thread that the event does not stand in: 400 `M_INVALID_PARAM`.
+/// Refuses a receipt for a thread that the event does not stand in: 400 `M_INVALID_PARAM`. A thread's root stands in the
+/// main timeline and may be read in its thread as well.
 fn require_in_thread(
     snapshot: &Snapshot,
-    num: RoomNum,
-    id: &EventId,
+    room: RoomNum,
     stored: &Stored,
     thread: &ReceiptThread,
 ) -> Result<()> {
+    let lane = relations::lane_of(snapshot, room, stored)?;
     let fits = match thread {
-        ReceiptThread::Main => relations::thread_of(snapshot, num, stored)?.is_none(),
+        ReceiptThread::Main => lane == Lane::MAIN,
         ReceiptThread::Thread(root) => {
-            root == id || relations::thread_of(snapshot, num, stored)?.as_ref() == Some(root)
+            let root = event::find_num(snapshot, room, root)?;
+            root.is_some_and(|root| lane == Lane::thread(root) || stored.event() == root)
         }
         _ => true,
     };
-    if fits { Ok(()) } else { Err(Refusal::invalid_param("The event does not stand in that thread.").into()) }
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::invalid_param("The event does not stand in the thread that `thread_id` names.").into())
 }
 
-/// A user has read up to an event. It is stored within [`MERGE`]; a crash before that loses it.
+/// Writes within [`MERGE`] that a user has read up to an event; the user's own next sync sees it in any case. A crash before
+/// that loses it.
 ///
 /// Refuses rooms that the user is not in (403), unknown events (404), and threads that are none (400).
 pub async fn send_receipt(
@@ -87,42 +168,30 @@ pub async fn send_receipt(
 ) -> Result<()> {
     let snapshot = app.store.snapshot();
     let (num, stored) = require_event(&snapshot, caller, room, &event)?;
-    require_in_thread(&snapshot, num, &event, &stored, thread)?;
+    require_in_thread(&snapshot, num, &stored, thread)?;
     let thread = match thread {
-        ReceiptThread::Unthreaded => String::new(),
+        ReceiptThread::Unthreaded => NO_THREAD.to_owned(),
         ReceiptThread::Main => MAIN_THREAD.to_owned(),
         ReceiptThread::Thread(root) => root.to_string(),
-        _ => return Err(Refusal::invalid_param("The thread id is neither \"main\" nor an event id.").into()),
+        _ => return Err(Refusal::invalid_param("`thread_id` is neither \"main\" nor an event id.").into()),
     };
-    let order = stored.order;
-    let user = caller.user_id.to_string();
     let receipt = Receipt {
         room: num,
-        key: ReceiptKey { user: user.clone(), kind, thread: thread.clone() },
+        key: ReceiptKey { user: caller.user_id.to_string(), kind, thread: thread.clone() },
         event_id: event.into(),
-        order,
+        order: stored.order,
         sent_ms: app.env.now_ms(),
     };
-    let starts = {
-        let mut gathered = app.receipts.0.lock();
-        if gathered.waiting.len() >= WAITING_MAX {
-            return Err(Error::Busy { retry_after: MERGE });
-        }
-        let key = (num, user, kind, thread);
-        if gathered.waiting.get(&key).is_none_or(|waiting| waiting.order < order) {
-            gathered.waiting.insert(key, receipt);
-        }
-        !std::mem::replace(&mut gathered.is_writing, true)
-    };
-    if starts {
+    if app.receipts.add((caller.user, num, kind, thread), receipt)? {
         let app = app.clone();
         let env = app.env.clone();
-        env.spawn(async move { write_receipts(&app).await });
+        env.spawn(async move { write_gathered(&app).await });
     }
     Ok(())
 }
 
-/// Where the user means to go on reading: account data `m.fully_read` of the room. It is durable when this returns.
+/// Moves the marker up to which the user has read everything: account data `m.fully_read` of the room. It is durable when
+/// this returns.
 ///
 /// Refuses rooms that the user is not in (403) and unknown events (404).
 pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event: &EventId) -> Result<()> {
@@ -131,25 +200,43 @@ pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event
     keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
 }
 
+/// Writes what waits of one user, and returns when it is visible: a client whose receipt was answered finds it in its next
+/// sync.
+pub(crate) async fn settle(app: &App, user: UserNum) {
+    if app.receipts.has_of(user) {
+        let _writing = app.receipts.0.writing.lock().await;
+        write(app, app.receipts.take_of(user)).await;
+    }
+}
+
+/// Writes everything that waits, and returns when it is visible: the server stops.
+pub(crate) async fn write_out(app: &App) {
+    let _writing = app.receipts.0.writing.lock().await;
+    if let Some(all) = app.receipts.take_all() {
+        write(app, all).await;
+    }
+}
+
 /// Writes what has gathered, at most once each [`MERGE`], until nothing more comes.
-async fn write_receipts(app: &App) {
+async fn write_gathered(app: &App) {
     loop {
-        let waiting = {
-            let mut gathered = app.receipts.0.lock();
-            if gathered.waiting.is_empty() {
-                gathered.is_writing = false;
-                return;
-            }
-            std::mem::take(&mut gathered.waiting)
-        };
-        let mut rooms: BTreeMap<RoomNum, Vec<Receipt>> = BTreeMap::new();
-        for receipt in waiting.into_values() {
-            rooms.entry(receipt.room).or_default().push(receipt);
+        {
+            let _writing = app.receipts.0.writing.lock().await;
+            let Some(waiting) = app.receipts.take_all() else { return };
+            write(app, waiting).await;
         }
-        let writing = rooms.into_iter().map(|(room, receipts)| write_in_room(app, room, receipts));
-        stream::iter(writing).buffer_unordered(ROOMS_AT_ONCE).for_each(|()| ready(())).await;
         app.env.sleep(MERGE).await;
     }
+}
+
+async fn write(app: &App, waiting: Waiting) {
+    let mut rooms: BTreeMap<RoomNum, Vec<Receipt>> = BTreeMap::new();
+    for receipt in waiting.into_values() {
+        rooms.entry(receipt.room).or_default().push(receipt);
+    }
+    let writing = rooms.into_iter().map(|(room, receipts)| write_in_room(app, room, receipts));
+    stream::iter(writing).buffer_unordered(ROOMS_AT_ONCE).for_each(|()| ready(())).await;
+    app.receipts.are_visible();
 }
 
 /// Writes receipts in turns of their room, some in each.
@@ -158,22 +245,13 @@ async fn write_in_room(app: &App, room: RoomNum, mut receipts: Vec<Receipt>) {
         let later = receipts.split_off(receipts.len().min(BATCH_RECEIPTS));
         let some = std::mem::replace(&mut receipts, later);
         let written = commit::in_room(app, room, move |change| {
-            some.iter().try_for_each(|receipt| keep_receipt(&mut change.batch, receipt))?;
+            for receipt in &some {
+                receipts::keep(&mut change.batch, receipt)?;
+            }
             Ok(())
         });
         if let Err(error) = written.await {
             tracing::warn!(%error, %room, "receipts were lost");
         }
     }
-}
-
-fn keep_receipt(batch: &mut Batch, receipt: &Receipt) -> Result<(), Fault> {
-    if receipts::keep(batch, receipt)?
-        && receipt.key.thread.is_empty()
-        && let Ok(user_id) = <&UserId>::try_from(receipt.key.user.as_str())
-        && let Some(user) = accounts::users::find_num(batch, user_id)?
-    {
-        unread::forget_read(batch, receipt.room, user, receipt.order)?;
-    }
-    Ok(())
 }

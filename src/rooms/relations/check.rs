@@ -1,6 +1,6 @@
 //! What must hold of the rows of relations: `db check` asks.
 
-use super::annotation;
+use super::{annotation, find_thread};
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::event,
@@ -26,6 +26,9 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             };
             let is_it = stored.header.event == row.event && stored.sender() == row.sender;
             doubts.unless(is_it, format!("event {} does not stand there", row.event));
+            let thread = schema::IN_THREAD.get(read, (*room, row.event))?;
+            let is_there = thread == find_thread(read, *room, *parent, *kind)?;
+            doubts.unless(is_there, "its event is said to stand in another thread");
             let mark = annotation(stored.content(), &stored.sender(), &stored.event_type());
             if let (RelationKind::Annotation, Some(mark)) = (kind, mark) {
                 let known = schema::ANNOTATED.contains(read, (*room, *parent, &mark))?;
@@ -46,6 +49,11 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
                 tip.is_some_and(|(tip, _)| tip == *order),
                 "the thread has its newest event elsewhere",
             );
+            Ok(())
+        }),
+        RowCheck::of(&schema::IN_THREAD, |read, (room, event), thread, doubts| {
+            let has = |event: EventNum| schema::PLACE.contains(read, (*room, event));
+            doubts.unless(has(*event)? && has(thread.root)?, "the event or its thread's root is not there");
             Ok(())
         }),
         RowCheck::of(&schema::THREAD_SENDER, |read, (room, root, _), count, doubts| {

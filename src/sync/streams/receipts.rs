@@ -22,8 +22,8 @@ pub(crate) fn collect(
     if !filter.wants_type("m.receipt") || !filter.wants_room(&row.id) {
         return Ok(Vec::new());
     }
-    let mut new = receipts::list_new(window.read, num, known, window.upto, RECEIPTS_MAX)?;
-    receipts::visible_to(&mut new, window.ask.caller.user_id.as_str());
+    let user_id = window.ask.caller.user_id.as_str();
+    let mut new = receipts::list_new(window.read, num, (known, window.upto), user_id, RECEIPTS_MAX)?;
     new.retain(|(key, _)| !window.ignores(&key.user));
     let contents = receipts::contents(&new);
     Ok(contents.iter().map(|content| plain_event("m.receipt", &content.to_string())).collect())

@@ -1,12 +1,12 @@
 //! How much the user has not read.
 
 use crate::{
-    ids::{Order, Position, RoomNum},
+    ids::{Position, RoomNum},
     push::{
-        evaluate::Class,
-        unread::{self, Reader, Tally, Unread},
+        reader::Place,
+        unread::{Tally, Unread},
     },
-    rooms::{event, receipts},
+    rooms::event,
     schema::rooms::RoomRow,
     store::Fault,
     sync::{answer::Object, streams::Window},
@@ -20,11 +20,8 @@ pub(crate) fn collect(
     joined: Position,
     answer: &mut Object,
 ) -> Result<(), Fault> {
-    let caller = &window.ask.caller;
-    let read = receipts::read_up_to(window.read, num, caller.user_id.as_str())?;
-    let class = window.own_rules()?.map_or(Class::Default, |rules| Class::of(rules, row.id.as_str()));
-    let reader = Reader { user: caller.user, class, joined: Order::live(joined), read: &read };
-    let tally: Tally = unread::tally(window.read, num, &reader, Order::upto(window.upto))?;
+    let place = Place { num, row, joined };
+    let tally: Tally = window.reader()?.tally(window.read, place, window.upto)?;
     if window.ask.filter.thread_counts {
         answer.raw("unread_notifications", &counts(tally.main));
         let mut threads = Object::new();
@@ -40,6 +37,17 @@ pub(crate) fn collect(
         answer.raw("unread_notifications", &counts(tally.total()));
     }
     Ok(())
+}
+
+/// Whether the counts must be told though the room has no other news for the client.
+pub(crate) fn is_news(
+    window: &Window<'_>,
+    num: RoomNum,
+    row: &RoomRow,
+    joined: Position,
+) -> Result<bool, Fault> {
+    let place = Place { num, row, joined };
+    window.reader()?.is_news(window.read, place, window.from, window.upto)
 }
 
 fn counts(unread: Unread) -> String {

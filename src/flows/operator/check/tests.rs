@@ -250,7 +250,7 @@ fn add_what_only_other_servers_make(house: &House) {
 
 /// Of these tables a row may go and nothing else says that it was there: what people set and nobody refers to, what
 /// counts on from nothing, notes, log entries that are trimmed one day. (A head is written with each flush.)
-const MAY_BE_LOST: [&str; 22] = [
+const MAY_BE_LOST: [&str; 23] = [
     "ACCOUNT_DATA_SIZE",
     "CURSOR",
     "DEVICE_KEYS",
@@ -273,6 +273,7 @@ const MAY_BE_LOST: [&str; 22] = [
     "TO_DEVICE_TXN_LOG",
     "UNREAD",
     "UNREAD_OWN",
+    "UNREAD_SENT",
 ];
 /// Any hour may have a row; and an empty row of the log of states is a marker.
 const MAY_BE_STRAY: [&str; 2] = ["LOG_TIME", "STATE_LOG"];

@@ -1,0 +1,219 @@
+//! Most users have one of three sets of push rules. An event is judged once for each of these classes, however many users are
+//! in it.
+
+use std::sync::LazyLock;
+
+use ruma::{OwnedUserId, UserId};
+
+use crate::{
+    push::{
+        compiled::{Compiled, Local},
+        condition::{Halt, Owner},
+        defaults,
+        glob::Steps,
+        scene::Scene,
+    },
+    schema::push::{Outcome, Outcomes},
+    store::{Fault, Read},
+};
+
+/// The rules of the classes are ours and ask little; an event that costs more notifies nobody.
+const CLASS_STEPS: u64 = 200_000;
+
+/// Which of a room's running numbers count for a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The user has the default rules.
+    Default,
+    /// The user hears of mentions only.
+    Mentions,
+    /// The user hears of nothing.
+    Muted,
+}
+
+impl Class {
+    /// Picks, from what an event does to all classes, what it does to this one.
+    pub fn outcome(self, outcomes: Outcomes) -> Outcome {
+        match self {
+            Self::Default => outcomes.default,
+            Self::Mentions => outcomes.mentions,
+            Self::Muted => Outcome::default(),
+        }
+    }
+
+    /// The class whose members' rules do in this room exactly what these do, if there is one.
+    pub(crate) fn of(rules: &Local<'_>) -> Option<Self> {
+        if rules.is_silent() {
+            return Some(Self::Muted);
+        }
+        let classes = CLASSES.as_ref()?;
+        if rules.counts_like(&classes.default.everywhere()) {
+            Some(Self::Default)
+        } else if rules.counts_like(&classes.mentions.everywhere()) {
+            Some(Self::Mentions)
+        } else {
+            None
+        }
+    }
+
+    /// The class that comes closest to these rules: it stands in for them where judging by them would cost too much.
+    pub(crate) fn closest_to(rules: &Local<'_>) -> Self {
+        match Self::of(rules) {
+            Some(class) => class,
+            None if rules.wants_messages() => Self::Default,
+            None => Self::Mentions,
+        }
+    }
+}
+
+/// The rules of the classes, as those of a user whom no event concerns in person.
+static CLASSES: LazyLock<Option<Classes>> = LazyLock::new(|| {
+    let nobody = OwnedUserId::try_from("@nobody:nowhere.invalid").ok()?;
+    let default = defaults::default_rules(&nobody);
+    let mut mentions = default.clone();
+    mentions.underride.clear();
+    Some(Classes {
+        default: Compiled::new(&default, &nobody),
+        mentions: Compiled::new(&mentions, &nobody),
+        nobody,
+    })
+});
+
+struct Classes {
+    nobody: OwnedUserId,
+    default: Compiled,
+    mentions: Compiled,
+}
+
+/// Judges what an event does to each class.
+pub(crate) fn judge<R: Read + ?Sized>(scene: &Scene<'_, R>) -> Result<Outcomes, Fault> {
+    let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
+    judge_as(classes, scene, &classes.nobody)
+}
+
+/// Judges what an event does to one user who is of a class. This differs from what it does to the others where it concerns
+/// the user in person: it mentions or invites them.
+pub(crate) fn judge_for<R: Read + ?Sized>(scene: &Scene<'_, R>, user_id: &UserId) -> Result<Outcomes, Fault> {
+    let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
+    judge_as(classes, scene, user_id)
+}
+
+fn judge_as<R: Read + ?Sized>(
+    classes: &Classes,
+    scene: &Scene<'_, R>,
+    user_id: &UserId,
+) -> Result<Outcomes, Fault> {
+    let owner = Owner::new(user_id);
+    let mut steps = Steps::new(CLASS_STEPS);
+    let mut outcome = |rules: &Compiled| match rules.everywhere().judge(scene, &owner, &mut steps) {
+        Ok(rule) => Ok(rule.map(|rule| rule.outcome).unwrap_or_default()),
+        Err(Halt::Fault(fault)) => Err(fault),
+        Err(Halt::OutOfSteps) => {
+            tracing::debug!(reason = "it costs too much to judge", "an event notifies nobody");
+            Ok(Outcome::default())
+        }
+    };
+    let default = outcome(&classes.default)?;
+    // Fewer rules cannot say more.
+    let mentions = if default.notify { outcome(&classes.mentions)? } else { Outcome::default() };
+    Ok(Outcomes { default, mentions })
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{
+        push::{
+            ConditionalPushRule, ConditionalPushRuleInit, EventMatchConditionData, NewPatternedPushRule,
+            NewPushRule, NewSimplePushRule, PushCondition, RuleKind, Ruleset,
+        },
+        room_id, user_id,
+    };
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        push::compiled::tests::{a_room, a_store},
+        schema::push::Sound,
+    };
+
+    fn class_of(rules: &Ruleset, room_id: &str) -> Option<Class> {
+        Class::of(&Compiled::new(rules, user_id!("@a:x")).in_room(room_id))
+    }
+
+    fn closest_to(rules: &Ruleset) -> Class {
+        Class::closest_to(&Compiled::new(rules, user_id!("@a:x")).in_room(ROOM))
+    }
+
+    const ROOM: &str = "!r:x";
+
+    #[test]
+    fn classes_follow_from_what_clients_write() {
+        let default = defaults::default_rules(user_id!("@a:x"));
+        assert_eq!(class_of(&default, ROOM), Some(Class::Default));
+
+        let mut mentions = default.clone();
+        let rule = NewSimplePushRule::new(room_id!("!r:x").to_owned(), vec![]);
+        mentions.insert(NewPushRule::Room(rule), None, None).unwrap();
+        assert_eq!(class_of(&mentions, ROOM), Some(Class::Mentions));
+        assert_eq!(class_of(&mentions, "!other:x"), Some(Class::Default));
+        mentions.set_enabled(RuleKind::Room, ROOM, false).unwrap();
+        assert_eq!(class_of(&mentions, ROOM), Some(Class::Default));
+
+        let mut muted = default.clone();
+        let condition =
+            PushCondition::EventMatch(EventMatchConditionData::new("room_id".into(), ROOM.into()));
+        muted.override_.shift_insert(
+            0,
+            ConditionalPushRule::from(ConditionalPushRuleInit {
+                actions: vec![],
+                default: false,
+                enabled: true,
+                rule_id: ROOM.into(),
+                conditions: vec![condition],
+            }),
+        );
+        assert_eq!(class_of(&muted, ROOM), Some(Class::Muted));
+        assert_eq!(class_of(&muted, "!other:x"), Some(Class::Default));
+
+        let mut off = default.clone();
+        off.set_enabled(RuleKind::Override, ".m.rule.master", true).unwrap();
+        assert_eq!(class_of(&off, ROOM), Some(Class::Muted));
+
+        let mut quieter = default;
+        quieter.set_actions(RuleKind::Underride, ".m.rule.message", vec![]).unwrap();
+        assert_eq!(class_of(&quieter, ROOM), None, "rooms of two, encrypted rooms and calls still notify");
+        assert_eq!(closest_to(&quieter), Class::Default);
+        let word = NewPatternedPushRule::new("w".into(), "word".into(), vec![]);
+        quieter.insert(NewPushRule::Content(word), None, None).unwrap();
+        for id in [".m.rule.encrypted", ".m.rule.room_one_to_one", ".m.rule.encrypted_room_one_to_one"] {
+            quieter.set_enabled(RuleKind::Underride, id, false).unwrap();
+        }
+        assert_eq!((class_of(&quieter, ROOM), closest_to(&quieter)), (None, Class::Mentions));
+    }
+
+    #[test]
+    fn what_concerns_a_user_in_person_differs_from_what_it_does_to_the_class() {
+        let (store, room) = (a_store(), a_room());
+        let read = store.snapshot();
+        let a = user_id!("@a:x");
+        let loud = Outcome { notify: true, highlight: true, sound: Sound::Default };
+        let mention = json!({
+            "type": "m.room.message", "sender": "@b:x",
+            "content": { "msgtype": "m.text", "body": "x", "m.mentions": { "user_ids": ["@a:x"] } },
+        });
+        let scene = Scene::of_text(&*read, &room, &mention.to_string());
+        assert_eq!(judge_for(&scene, a).unwrap(), Outcomes { default: loud, mentions: loud });
+        // The room has two members.
+        let plain = Outcome { highlight: false, ..loud };
+        assert_eq!(judge(&scene).unwrap(), Outcomes { default: plain, mentions: Outcome::default() });
+        assert_eq!(scene.mentioned().collect::<Vec<_>>(), ["@a:x"]);
+
+        let invite = json!({
+            "type": "m.room.member", "sender": "@b:x", "state_key": "@a:x", "content": { "membership": "invite" },
+        });
+        let scene = Scene::of_text(&*read, &room, &invite.to_string());
+        assert_eq!(judge_for(&scene, a).unwrap().default, plain);
+        assert_eq!(judge(&scene).unwrap(), Outcomes::default());
+        assert_eq!(scene.invited(), Some("@a:x"));
+    }
+}

@@ -1,0 +1,207 @@
+//! A condition of a push rule is compiled once and then asked whether events meet it.
+//!
+//! Specification: client-server API, "Push Rules: conditions".
+
+use std::{cell::OnceCell, ops::RangeBounds};
+
+use ruma::{
+    UserId,
+    power_levels::NotificationPowerLevelsKey,
+    push::{FlattenedJsonValue, PushCondition, RoomMemberCountIs, ScalarJsonValue},
+};
+
+use crate::{
+    push::{
+        glob::{Glob, OutOfSteps, Steps},
+        scene::Scene,
+    },
+    store::{Fault, Read},
+};
+
+/// A rule asks this of an event or its room.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Condition {
+    /// The room has this id.
+    InRoom(Box<str>),
+    /// The room's id is like this.
+    RoomLike(Glob),
+    /// A field that is a string is like this as a whole.
+    Like { key: Box<str>, glob: Glob },
+    /// Words of the body are like this.
+    Says(Glob),
+    /// A field is the id of the user whose rules these are.
+    IsOwner { key: Box<str> },
+    /// The body has the name of the user whose rules these are.
+    SaysOwnersName,
+    /// The room has such a number of members.
+    Joined(RoomMemberCountIs),
+    /// The sender has the power to notify like this.
+    MayNotify(NotificationPowerLevelsKey),
+    /// A field is exactly this.
+    Is { key: Box<str>, value: ScalarJsonValue },
+    /// A list has exactly this in it.
+    Contains { key: Box<str>, value: ScalarJsonValue },
+    /// A list has the id of the user whose rules these are in it.
+    ContainsOwner { key: Box<str> },
+    /// A condition that this server does not know.
+    Never,
+}
+
+impl Condition {
+    pub(crate) fn new(condition: &PushCondition, user_id: &UserId) -> Self {
+        let is_owner = |text: &str| text == user_id.as_str();
+        match condition {
+            PushCondition::EventMatch(it) if it.key == "content.body" => {
+                Self::Says(Glob::of_words(&it.pattern))
+            }
+            PushCondition::EventMatch(it) if it.key == "room_id" => {
+                Self::RoomLike(Glob::of_value(&it.pattern))
+            }
+            PushCondition::EventMatch(it) if is_owner(&it.pattern) => {
+                Self::IsOwner { key: it.key.as_str().into() }
+            }
+            PushCondition::EventMatch(it) => {
+                Self::Like { key: it.key.as_str().into(), glob: Glob::of_value(&it.pattern) }
+            }
+            #[expect(deprecated, reason = "clients still have rules with it")]
+            PushCondition::ContainsDisplayName => Self::SaysOwnersName,
+            PushCondition::RoomMemberCount(it) => Self::Joined(it.is),
+            PushCondition::SenderNotificationPermission(it) => Self::MayNotify(it.key.clone()),
+            PushCondition::EventPropertyIs(it) => {
+                Self::Is { key: it.key.as_str().into(), value: it.value.clone() }
+            }
+            PushCondition::EventPropertyContains(it) if it.value.as_str().is_some_and(is_owner) => {
+                Self::ContainsOwner { key: it.key.as_str().into() }
+            }
+            PushCondition::EventPropertyContains(it) => {
+                Self::Contains { key: it.key.as_str().into(), value: it.value.clone() }
+            }
+            // A condition that is not known matches nothing, as the specification has it.
+            _ => Self::Never,
+        }
+    }
+
+    /// Whether it asks for nothing but the room, and what the answer is.
+    pub(crate) fn for_room(&self, room_id: &str) -> Option<bool> {
+        match self {
+            Self::InRoom(id) => Some(**id == *room_id),
+            // Room ids are short, so this cannot run out of steps that matter.
+            Self::RoomLike(glob) => Some(glob.is_value(room_id, &mut Steps::new(u64::MAX)).unwrap_or(false)),
+            _ => None,
+        }
+    }
+
+    /// Whether an event meets it. What it asks of the room alone is taken to hold.
+    pub(crate) fn holds<R: Read + ?Sized>(
+        &self,
+        scene: &Scene<'_, R>,
+        owner: &Owner<'_>,
+        steps: &mut Steps,
+    ) -> Result<bool, Halt> {
+        Ok(match self {
+            Condition::InRoom(_) | Condition::RoomLike(_) => true,
+            Condition::Never => false,
+            Condition::Like { key, glob } => match scene.text(key) {
+                Some(value) => glob.is_value(value, steps)?,
+                None => false,
+            },
+            Condition::Says(glob) => match scene.body(steps)? {
+                Some(body) => glob.is_in(body, steps)?,
+                None => false,
+            },
+            Condition::IsOwner { key } => {
+                scene.text(key).is_some_and(|value| value.eq_ignore_ascii_case(owner.user_id.as_str()))
+            }
+            Condition::SaysOwnersName => says_owners_name(scene, owner, steps)?,
+            Condition::Joined(is) => is.contains(&ruma::UInt::new_saturating(scene.joined()?)),
+            Condition::MayNotify(key) => scene.may_notify(key)?,
+            Condition::Is { key, value } => match value {
+                // A room is known where an event does not name it.
+                ScalarJsonValue::String(text) => scene.text(key) == Some(text),
+                value => scene.field(key).is_some_and(|field| *field == *value),
+            },
+            Condition::Contains { key, value } => list(scene.field(key), steps)?.contains(value),
+            Condition::ContainsOwner { key } => {
+                let owner = owner.user_id.as_str();
+                list(scene.field(key), steps)?.iter().any(|value| value.as_str() == Some(owner))
+            }
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let pattern = match self {
+            Self::RoomLike(glob) | Self::Says(glob) => glob.bytes(),
+            Self::Like { key, glob } => key.len() + glob.bytes(),
+            Self::InRoom(text) | Self::IsOwner { key: text } | Self::ContainsOwner { key: text } => {
+                text.len()
+            }
+            Self::Is { key, value } | Self::Contains { key, value } => {
+                key.len() + value.as_str().map_or(0, str::len)
+            }
+            Self::SaysOwnersName | Self::Joined(_) | Self::MayNotify(_) | Self::Never => 0,
+        };
+        pattern + size_of::<Self>()
+    }
+}
+
+/// The user whose rules are judged by.
+pub(crate) struct Owner<'a> {
+    user_id: &'a UserId,
+    name: OnceCell<Glob>,
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn new(user_id: &'a UserId) -> Self {
+        Self { user_id, name: OnceCell::new() }
+    }
+
+    pub(crate) fn user_id(&self) -> &UserId {
+        self.user_id
+    }
+}
+
+/// Why no judgement came about.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The store failed while something was looked up.
+    Fault(Fault),
+    /// It would have cost too much.
+    OutOfSteps,
+}
+
+impl From<Fault> for Halt {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<OutOfSteps> for Halt {
+    fn from(_: OutOfSteps) -> Self {
+        Self::OutOfSteps
+    }
+}
+
+fn list<'f>(
+    field: Option<&'f FlattenedJsonValue>,
+    steps: &mut Steps,
+) -> Result<&'f [ScalarJsonValue], OutOfSteps> {
+    let list = field.and_then(FlattenedJsonValue::as_array).unwrap_or_default();
+    steps.take(list.len())?;
+    Ok(list)
+}
+
+fn says_owners_name<R: Read + ?Sized>(
+    scene: &Scene<'_, R>,
+    owner: &Owner<'_>,
+    steps: &mut Steps,
+) -> Result<bool, Halt> {
+    let Some(body) = scene.body(steps)? else { return Ok(false) };
+    let glob = match owner.name.get() {
+        Some(known) => known,
+        None => {
+            let name = scene.name_of(owner.user_id)?;
+            owner.name.get_or_init(|| Glob::of_literal_words(&name))
+        }
+    };
+    Ok(glob.is_in(body, steps)?)
+}

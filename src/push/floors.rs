@@ -1,0 +1,96 @@
+//! A user has read each lane of a room up to some place. Receipts say so, events that the user sent, and the moment at which
+//! the user came.
+//!
+//! Specification: client-server API, "Receiving notifications: marking notifications as read".
+
+use std::collections::BTreeMap;
+
+use crate::{
+    ids::{Order, Position, RoomNum, UserNum},
+    rooms::{event, receipts},
+    schema,
+    schema::{push::Lane, rooms::RoomRow},
+    store::{Fault, Read},
+};
+
+/// Up to where a user has read a room. Lanes are looked up when they are first asked for.
+#[derive(Debug)]
+pub(crate) struct Floors<'a> {
+    room: RoomNum,
+    row: &'a RoomRow,
+    user: UserNum,
+    user_id: &'a str,
+    /// Everything up to here is read, in whatever lane.
+    base: Order,
+    lanes: BTreeMap<Lane, Order>,
+    /// When the newest of the receipts that were looked up was stored.
+    receipt_stored: Position,
+    /// The newest of the user's own events that were looked up.
+    sent: Order,
+}
+
+impl<'a> Floors<'a> {
+    /// Looks up what is read in all lanes. `joined` is where the user came: what is older does not count.
+    pub(crate) fn new(
+        read: &(impl Read + ?Sized),
+        (room, row): (RoomNum, &'a RoomRow),
+        (user, user_id): (UserNum, &'a str),
+        joined: Order,
+    ) -> Result<Self, Fault> {
+        let everything = receipts::read_up_to(read, room, user_id, receipts::NO_THREAD)?;
+        Ok(Self {
+            room,
+            row,
+            user,
+            user_id,
+            base: everything.order.max(joined),
+            lanes: BTreeMap::new(),
+            receipt_stored: everything.stored,
+            sent: Order::MIN,
+        })
+    }
+
+    /// The number of the room that is read.
+    pub(crate) fn room(&self) -> RoomNum {
+        self.room
+    }
+
+    /// The number of the user who reads.
+    pub(crate) fn user(&self) -> UserNum {
+        self.user
+    }
+
+    /// Everything up to here is read, in whatever lane.
+    pub(crate) fn base(&self) -> Order {
+        self.base
+    }
+
+    /// Everything in this lane up to here is read.
+    pub(crate) fn of_lane(&mut self, read: &(impl Read + ?Sized), lane: Lane) -> Result<Order, Fault> {
+        if let Some(known) = self.lanes.get(&lane) {
+            return Ok(*known);
+        }
+        let thread = match lane.root() {
+            None => Some(receipts::MAIN_THREAD.to_owned()),
+            Some(root) => event::find(read, self.room, root)?.map(|root| root.id(self.row).to_string()),
+        };
+        let mut floor = self.base;
+        if let Some(thread) = thread {
+            let receipt = receipts::read_up_to(read, self.room, self.user_id, &thread)?;
+            self.receipt_stored = self.receipt_stored.max(receipt.stored);
+            floor = floor.max(receipt.order);
+        }
+        if let Some(sent) = schema::UNREAD_SENT.get(read, (self.room, self.user, lane))? {
+            self.sent = self.sent.max(sent);
+            floor = floor.max(sent);
+        }
+        debug_assert!(floor >= self.base, "a lane is read at least as far as everything is");
+        self.lanes.insert(lane, floor);
+        Ok(floor)
+    }
+
+    /// Whether one of the floors that were looked up moved after this position.
+    pub(crate) fn moved_after(&self, position: Position) -> bool {
+        self.receipt_stored > position || self.sent > Order::upto(position)
+    }
+}

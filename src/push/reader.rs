@@ -1,0 +1,452 @@
+//! One user's reading: what counts as unread for that user, by the user's own push rules and the list of ignored users.
+//!
+//! Where the rules of a user do in a room just what those of a class do, the room's running numbers are the answer. Where
+//! they do not, the user's own sync judges the events that are unread, after the commit and at the cost of that sync; what
+//! it finds is remembered, so that each event is judged once. All of it is bounded: what is not judged counts as it does
+//! for the class that comes closest.
+
+use std::{cell::RefCell, collections::BTreeSet, ops::Bound, sync::Arc};
+
+use quick_cache::{Weighter, sync::Cache};
+use ruma::{UserId, push::Action};
+
+use crate::{
+    ids::{Order, Position, RoomNum, UserNum},
+    metrics::Metrics,
+    push::{
+        classes::{self, Class},
+        compiled::{Compiled, Local},
+        condition::{Halt, Owner},
+        defaults,
+        floors::Floors,
+        glob::Steps,
+        rules,
+        scene::Scene,
+        unread::{self, Sums, Tally},
+    },
+    rooms::{event::Stored, relations, state},
+    schema,
+    schema::{
+        push::{Lane, Outcome},
+        rooms::RoomRow,
+    },
+    store::{Direction, Fault, Read},
+};
+
+/// Unread events of one room that are judged; of more, the older ones count as they do for a class.
+const JUDGED_MAX: usize = 1_000;
+/// Steps for one event. An event that takes more counts as it does for a class.
+const EVENT_STEPS: u64 = 400_000;
+/// Steps for one look at all rooms of a user.
+const LOOK_STEPS: u64 = 10_000_000;
+/// Each event is at least so many steps; beyond that, each byte of it is one.
+const READING_STEPS: usize = 500;
+/// With at most so many ignored users it is found out which of them ever were in a room.
+const IGNORED_LOOKED_UP_MAX: usize = 32;
+/// Memory for compiled rules of users, in bytes.
+const RULES_BYTES_MAX: u64 = 32 << 20;
+/// Memory for what was judged, in bytes.
+const JUDGED_BYTES_MAX: u64 = 32 << 20;
+
+/// Push keeps in memory what it has compiled and judged. Cheap to clone.
+#[derive(Clone)]
+pub struct Push(Arc<Inner>);
+
+struct Inner {
+    rules: Cache<UserNum, Arc<Own>, ByBytes>,
+    judged: Cache<(UserNum, RoomNum), Arc<Judged>, ByBytes>,
+    metrics: Metrics,
+}
+
+/// The rules of a user, and the users whom they ignore: this decides on what they are told of.
+#[derive(Debug)]
+struct Own {
+    version: Version,
+    /// None: the user has the default rules, and ignores nobody.
+    rules: Option<Compiled>,
+    ignored: BTreeSet<String>,
+}
+
+/// When the rules, and the list of ignored users, were last written.
+type Version = (Position, Position);
+
+/// An event that notifies a user: where it stands, and what it does.
+type Notified = (Order, Lane, Outcome);
+
+/// The events in a part of a room's timeline that notify one user.
+#[derive(Clone, Debug)]
+struct Judged {
+    /// The version of the rules by which they were judged.
+    version: Version,
+    /// Events up to here were not judged.
+    from: Order,
+    /// Events up to here were.
+    upto: Order,
+    /// The events that notify, the newest first.
+    events: Vec<Notified>,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<UserNum, Arc<Own>> for ByBytes {
+    fn weight(&self, _: &UserNum, own: &Arc<Own>) -> u64 {
+        let ignored: usize = own.ignored.iter().map(|user| user.len() + 48).sum();
+        let rules = own.rules.as_ref().map_or(0, Compiled::bytes);
+        u64::try_from(size_of::<Own>() + ignored + rules).unwrap_or(u64::MAX)
+    }
+}
+
+impl Weighter<(UserNum, RoomNum), Arc<Judged>> for ByBytes {
+    fn weight(&self, _: &(UserNum, RoomNum), judged: &Arc<Judged>) -> u64 {
+        let events = judged.events.len() * size_of::<Notified>();
+        u64::try_from(size_of::<Judged>() + events).unwrap_or(u64::MAX)
+    }
+}
+
+impl Push {
+    /// Nothing is remembered yet.
+    pub fn new(metrics: Metrics) -> Self {
+        let rules = Cache::with_weighter(1_024, RULES_BYTES_MAX, ByBytes);
+        let judged = Cache::with_weighter(4_096, JUDGED_BYTES_MAX, ByBytes);
+        Self(Arc::new(Inner { rules, judged, metrics }))
+    }
+
+    /// The reading of a user, for one look at their rooms.
+    pub fn reader<'a>(
+        &'a self,
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        user_id: &'a UserId,
+    ) -> Result<Reader<'a>, Fault> {
+        let own = self.find_own(read, user, user_id)?;
+        let steps = RefCell::new(Steps::new(LOOK_STEPS));
+        Ok(Reader { push: self, user, user_id, own, steps })
+    }
+
+    fn find_own(
+        &self,
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        user_id: &UserId,
+    ) -> Result<Arc<Own>, Fault> {
+        let rules = schema::PUSH_RULES.get(read, user)?;
+        let ignored = schema::ACCOUNT_DATA.get(read, (user, "", "m.ignored_user_list"))?;
+        let written = |row: &Option<schema::accounts::WrittenRow>| {
+            row.as_ref().map_or(Position::ZERO, |row| row.position)
+        };
+        let version = (written(&rules), written(&ignored));
+        if version == (Position::ZERO, Position::ZERO) {
+            return Ok(Arc::new(Own { version, rules: None, ignored: BTreeSet::new() }));
+        }
+        let known = self.0.rules.get(&user).filter(|own| own.version == version);
+        self.0.metrics.cache("own_push_rules", known.is_some());
+        if let Some(own) = known {
+            return Ok(own);
+        }
+        let rules = match rules {
+            Some(row) => rules::decode(&row, user_id)?,
+            None => defaults::default_rules(user_id),
+        };
+        let own = Arc::new(Own {
+            version,
+            rules: Some(Compiled::new(&rules, user_id)),
+            ignored: ignored.map(|row| read_ignored(&row.content)).unwrap_or_default(),
+        });
+        self.0.rules.insert(user, Arc::clone(&own));
+        Ok(own)
+    }
+}
+
+fn read_ignored(content: &[u8]) -> BTreeSet<String> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        ignored_users: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+    }
+    let content: Option<Content> = serde_json::from_slice(content).ok();
+    content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default()
+}
+
+/// The reading of one user, for one look at their rooms.
+pub struct Reader<'a> {
+    push: &'a Push,
+    user: UserNum,
+    user_id: &'a UserId,
+    own: Arc<Own>,
+    /// The steps that are left for this look.
+    steps: RefCell<Steps>,
+}
+
+/// Why an event notifies somebody, and how.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// The id of the rule that the event meets.
+    pub rule_id: String,
+    /// The actions that the rule names.
+    pub actions: Vec<Action>,
+    /// The same, as far as counts go.
+    pub outcome: Outcome,
+}
+
+/// A room as one of its members counts it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The number of the room.
+    pub num: RoomNum,
+    /// The row of the room.
+    pub row: &'a RoomRow,
+    /// When the user came.
+    pub joined: Position,
+}
+
+/// How a user's rules apply in one room.
+enum Judge<'r> {
+    /// As the rules of a class do.
+    Class(Class),
+    /// As no class does: each event must be judged.
+    Own(Local<'r>),
+}
+
+impl Reader<'_> {
+    /// When the user's rules, or the list of ignored users, were last changed: counts may have changed with them.
+    pub fn changed(&self) -> Position {
+        self.own.version.0.max(self.own.version.1)
+    }
+
+    /// Counts what the user has not read of a room, up to and including a position.
+    pub fn tally(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        upto: Position,
+    ) -> Result<Tally, Fault> {
+        let mut floors = self.floors(read, place)?;
+        self.tally_above(read, place, &mut floors, Order::upto(upto))
+    }
+
+    /// Whether what is unread may be something else now than it was at position `from`, though the room may have no other
+    /// news for the user: rules have changed, something was read, or what counts is filtered out.
+    pub fn is_news(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        from: Position,
+        upto: Position,
+    ) -> Result<bool, Fault> {
+        let mut floors = self.floors(read, place)?;
+        if self.changed() > from && floors.base() < place.row.tip {
+            return Ok(true);
+        }
+        let now = self.tally_above(read, place, &mut floors, Order::upto(upto))?;
+        floors.of_lane(read, Lane::MAIN)?;
+        if floors.moved_after(from) {
+            return Ok(true);
+        }
+        Ok(now != self.tally_above(read, place, &mut floors, Order::upto(from))?)
+    }
+
+    /// Which rule of the user an event of a room meets, and what it says; none if the event notifies the user in no way. This
+    /// is the whole answer, with the tweaks that a gateway is told, for one event.
+    pub fn explain(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        stored: &Stored,
+    ) -> Result<Option<Explained>, Fault> {
+        if self.own.ignored.contains(&*stored.row.sender()) || stored.row.is_redacted() {
+            return Ok(None);
+        }
+        let default;
+        let rules = match &self.own.rules {
+            Some(rules) => rules,
+            None => {
+                default = Compiled::new(&defaults::default_rules(self.user_id), self.user_id);
+                &default
+            }
+        };
+        let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(None) };
+        let local = rules.in_room(place.row.id.as_str());
+        match local.judge(&scene, &Owner::new(self.user_id), &mut Steps::new(EVENT_STEPS)) {
+            Ok(rule) => Ok(rule.map(|rule| Explained {
+                rule_id: rule.id.clone(),
+                actions: rule.actions.clone(),
+                outcome: rule.outcome,
+            })),
+            Err(Halt::Fault(fault)) => Err(fault),
+            Err(Halt::OutOfSteps) => Ok(None),
+        }
+    }
+
+    fn floors<'p>(&'p self, read: &(impl Read + ?Sized), place: Place<'p>) -> Result<Floors<'p>, Fault> {
+        let joined = Order::live(place.joined);
+        Floors::new(read, (place.num, place.row), (self.user, self.user_id.as_str()), joined)
+    }
+
+    fn tally_above(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        floors: &mut Floors<'_>,
+        upto: Order,
+    ) -> Result<Tally, Fault> {
+        let mut sums = Sums::default();
+        if floors.base() >= upto {
+            return Ok(sums.tally());
+        }
+        match self.judge_of(read, place)? {
+            Judge::Class(class) => unread::add_of_class(&mut sums, read, class, floors, upto)?,
+            Judge::Own(local) => {
+                let judged = self.judge_unread(read, place, &local, floors.base(), upto)?;
+                if judged.from > floors.base() {
+                    let class = Class::closest_to(&local);
+                    unread::add_of_class(&mut sums, read, class, floors, judged.from.min(upto))?;
+                }
+                add_judged(&mut sums, read, &judged, floors, upto)?;
+            }
+        }
+        Ok(sums.tally())
+    }
+
+    fn judge_of(&self, read: &(impl Read + ?Sized), place: Place<'_>) -> Result<Judge<'_>, Fault> {
+        let Some(rules) = &self.own.rules else { return Ok(Judge::Class(Class::Default)) };
+        let ignores = self.ignores_members(read, place.num)?;
+        let local = rules.in_room(place.row.id.as_str());
+        Ok(match Class::of(&local) {
+            Some(Class::Muted) => Judge::Class(Class::Muted),
+            Some(class) if !ignores => Judge::Class(class),
+            _ => Judge::Own(local),
+        })
+    }
+
+    /// Whether somebody whom the user ignores is, or was, in the room.
+    fn ignores_members(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+        let ignored = &self.own.ignored;
+        if ignored.is_empty() || ignored.len() > IGNORED_LOOKED_UP_MAX {
+            return Ok(!ignored.is_empty());
+        }
+        let keys = state::find_keys(read, room, "m.room.member", ignored.iter().map(String::as_str))?;
+        Ok(keys.iter().any(Option::is_some))
+    }
+
+    /// Judges the unread events of a room by the user's own rules, or finds what was judged before.
+    fn judge_unread(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        rules: &Local<'_>,
+        base: Order,
+        upto: Order,
+    ) -> Result<Arc<Judged>, Fault> {
+        let key = (self.user, place.num);
+        let known = self.push.0.judged.get(&key).filter(|known| known.version == self.own.version);
+        let begin = known.as_ref().map_or(base, |known| known.upto.max(base));
+        if let Some(known) = &known
+            && (begin >= upto || begin >= place.row.tip)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let (mut events, cut) = self.judge_between(read, place, rules, begin, upto)?;
+        let from = match (cut, &known) {
+            (Some(cut), _) => cut,
+            (None, Some(known)) if known.upto >= base => {
+                events.extend(known.events.iter().filter(|(order, ..)| *order > base));
+                known.from
+            }
+            (None, _) => begin,
+        };
+        let judged = Arc::new(Judged { version: self.own.version, from, upto, events });
+        self.push.0.judged.insert(key, Arc::clone(&judged));
+        Ok(judged)
+    }
+
+    /// Judges the events between two orders, the newest first. Answers those that notify, and up to where events were left
+    /// out, if there were too many.
+    fn judge_between(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        rules: &Local<'_>,
+        begin: Order,
+        upto: Order,
+    ) -> Result<(Vec<Notified>, Option<Order>), Fault> {
+        let (low, high) = (Bound::Excluded((place.num, begin)), Bound::Included((place.num, upto)));
+        let owner = Owner::new(self.user_id);
+        let mut events = Vec::new();
+        let rows = schema::TIMELINE.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
+        for (count, row) in rows.enumerate() {
+            let ((_, order), row) = row?;
+            let stored = Stored { order, row };
+            let is_paid = self.steps.borrow_mut().take(READING_STEPS.max(stored.row.json.len())).is_ok();
+            if count == JUDGED_MAX || !is_paid {
+                let reason = if is_paid { "too many are unread" } else { "this look has cost enough" };
+                tracing::debug!(user = %self.user, room = %place.num, reason, "older events count by class");
+                return Ok((events, Some(order)));
+            }
+            let outcome = self.judge_one(read, place, rules, &owner, &stored)?;
+            if outcome.notify {
+                events.push((order, relations::lane_of(read, place.num, &stored)?, outcome));
+            }
+        }
+        Ok((events, None))
+    }
+
+    /// Judges one event.
+    fn judge_one(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        rules: &Local<'_>,
+        owner: &Owner<'_>,
+        stored: &Stored,
+    ) -> Result<Outcome, Fault> {
+        let row = &stored.row;
+        let nothing = Outcome::default();
+        if row.header.unseen || stored.order.minor != 0 || row.is_redacted() {
+            return Ok(nothing);
+        }
+        let sender = row.sender();
+        if *sender == *self.user_id.as_str() || self.own.ignored.contains(&*sender) {
+            return Ok(nothing);
+        }
+        let Some(scene) = Scene::of_past(read, place.num, place.row, stored) else { return Ok(nothing) };
+        let mut look = self.steps.borrow_mut();
+        let allowed = EVENT_STEPS.min(look.left());
+        let mut steps = Steps::new(allowed);
+        let judged = rules.judge(&scene, owner, &mut steps);
+        let taken = allowed.saturating_sub(steps.left());
+        // Where too little is left, the next event ends the look.
+        look.take(usize::try_from(taken).unwrap_or(usize::MAX)).unwrap_or(());
+        match judged {
+            Ok(rule) => Ok(rule.map(|rule| rule.outcome).unwrap_or_default()),
+            Err(Halt::Fault(fault)) => Err(fault),
+            Err(Halt::OutOfSteps) => {
+                let reason = "judging it by the user's own rules costs too much";
+                tracing::debug!(user = %self.user, room = %place.num, event = %stored.event(), reason, "an event counts by class");
+                Ok(Class::closest_to(rules).outcome(classes::judge_for(&scene, self.user_id)?))
+            }
+        }
+    }
+}
+
+/// Adds what was judged and is unread.
+fn add_judged(
+    sums: &mut Sums,
+    read: &(impl Read + ?Sized),
+    judged: &Judged,
+    floors: &mut Floors<'_>,
+    upto: Order,
+) -> Result<(), Fault> {
+    let is_unread = |order: Order, base: Order| order > base && order > judged.from && order <= upto;
+    let base = floors.base();
+    let unread: Vec<_> = judged.events.iter().filter(|(order, ..)| is_unread(*order, base)).collect();
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let redacted = unread::list_redacted(read, floors.room(), base, upto)?;
+    for (order, lane, outcome) in unread {
+        if *order > floors.of_lane(read, *lane)? && !redacted.contains_key(order) {
+            sums.add(*lane, *outcome);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Unread counts: what counts for whom, and when it is told.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    support::{TestClient, TestServer},
+    sync::{Chain, act, create_room, encoded, must, say, send},
+};
+
+const RULES: &str = "/_matrix/client/v3/pushrules/global";
+
+async fn room_of(server: &TestServer, names: &[&str]) -> (Vec<TestClient>, String) {
+    let mut people = Vec::new();
+    for name in names {
+        people.push(server.register(name).await);
+    }
+    let room = create_room(&people[0], json!({ "preset": "public_chat" })).await;
+    for client in &people[1..] {
+        must(client, &room, "join", json!({})).await;
+    }
+    (people, room)
+}
+
+async fn put(client: &TestClient, path: &str, body: Value) {
+    let (status, json) = client.put(path, body).await;
+    assert_eq!(status, StatusCode::OK, "{path}: {json}");
+}
+
+async fn read(client: &TestClient, room: &str, event: &str, body: Value) {
+    must(client, room, &format!("receipt/m.read/{}", encoded(event)), body).await;
+}
+
+async fn mute(client: &TestClient, room: &str) {
+    let is_room = json!({ "kind": "event_match", "key": "room_id", "pattern": room });
+    let path = format!("{RULES}/override/{}", encoded(room));
+    put(client, &path, json!({ "actions": [], "conditions": [is_room] })).await;
+}
+
+async fn unmute(client: &TestClient, room: &str) {
+    let (status, _) = client.delete(&format!("{RULES}/override/{}", encoded(room)), json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+fn mention(of: &TestClient) -> Value {
+    json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [of.user_id] } })
+}
+
+fn counts(sync: &Value, room: &str) -> Option<(u64, u64)> {
+    let counts = &sync["rooms"]["join"][room]["unread_notifications"];
+    Some((counts["notification_count"].as_u64()?, counts["highlight_count"].as_u64()?))
+}
+
+/// (notifications, highlights) as a client that begins sees them.
+async fn unread(client: &TestClient, room: &str) -> (u64, u64) {
+    let sync = Chain::of(client).next().await;
+    counts(&sync, room).unwrap_or_else(|| panic!("no counts in {sync}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn sending_marks_what_came_before_as_read() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    send(alice, &room, "mention", mention(bob)).await;
+    let root = say(alice, &room, "one").await;
+    let relation = json!({ "rel_type": "m.thread", "event_id": root });
+    let in_thread = json!({ "msgtype": "m.text", "body": "in", "m.relates_to": relation });
+    send(alice, &room, "thread", in_thread.clone()).await;
+    assert_eq!(unread(bob, &room).await, (3, 1));
+    say(bob, &room, "an answer").await;
+    assert_eq!(unread(bob, &room).await, (1, 0), "the thread is not read by what is said outside of it");
+    send(bob, &room, "answer in thread", in_thread).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    say(alice, &room, "two").await;
+    assert_eq!(unread(bob, &room).await, (1, 0));
+    // A new name goes to all rooms and does not show that somebody looked at one.
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", bob.user_id);
+    put(bob, &path, json!({ "displayname": "Bob" })).await;
+    assert_eq!(unread(bob, &room).await, (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ones_own_messages_never_count_whatever_was_muted_when() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    mute(bob, &room).await;
+    for number in 0..3 {
+        say(bob, &room, &format!("muted {number}")).await;
+    }
+    unmute(bob, &room).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    say(bob, &room, "unmuted").await;
+    say(alice, &room, "hello").await;
+    mute(bob, &room).await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    let word = json!({ "pattern": "muted", "actions": ["notify"] });
+    put(bob, &format!("{RULES}/content/word"), word).await;
+    unmute(bob, &room).await;
+    assert_eq!(unread(bob, &room).await, (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn senders_who_are_ignored_count_nowhere() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob", "carol"]).await;
+    let (alice, bob, carol) = (&people[0], &people[1], &people[2]);
+    send(alice, &room, "mention", mention(bob)).await;
+    say(carol, &room, "hello").await;
+    assert_eq!(unread(bob, &room).await, (2, 1));
+    let mut chain = Chain::of(bob);
+    chain.next().await;
+    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", bob.user_id);
+    put(bob, &path, json!({ "ignored_users": { &alice.user_id: {} } })).await;
+    assert_eq!(counts(&chain.next().await, &room), Some((1, 0)), "told at once");
+    send(alice, &room, "again", mention(bob)).await;
+    assert_eq!(unread(bob, &room).await, (1, 0));
+    put(bob, &path, json!({ "ignored_users": {} })).await;
+    assert_eq!(unread(bob, &room).await, (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_counts_without_an_event_is_told_in_the_next_sync() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let event = say(alice, &room, "there is cake").await;
+    let mut chain = Chain::of(bob);
+    let mut blind = Chain::filtered(
+        bob,
+        json!({ "room": { "ephemeral": { "types": [] }, "timeline": { "types": [] } } }),
+    );
+    chain.next().await;
+    blind.next().await;
+    mute(bob, &room).await;
+    assert_eq!(counts(&chain.next().await, &room), Some((0, 0)), "a muted room shows its count at once");
+    unmute(bob, &room).await;
+    assert_eq!(counts(&chain.next().await, &room), Some((1, 0)));
+    let word = json!({ "pattern": "cake", "actions": ["notify", { "set_tweak": "highlight" }] });
+    put(bob, &format!("{RULES}/content/word"), word).await;
+    assert_eq!(counts(&chain.next().await, &room), Some((1, 1)));
+    assert_eq!(counts(&blind.next().await, &room), Some((1, 1)));
+    must(bob, &room, &format!("receipt/m.read.private/{}", encoded(&event)), json!({})).await;
+    assert_eq!(counts(&chain.next().await, &room), Some((0, 0)));
+    assert_eq!(counts(&blind.next().await, &room), Some((0, 0)), "though the filter hides receipts");
+    say(alice, &room, "more cake").await;
+    assert_eq!(counts(&blind.next().await, &room), Some((1, 1)), "though the filter hides messages");
+    assert_eq!(counts(&blind.next().await, &room), None, "nothing is new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_that_was_answered_is_in_the_next_sync() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let mut chain = Chain::of(bob);
+    for number in 0..4 {
+        let event = say(alice, &room, &format!("m{number}")).await;
+        chain.next().await;
+        read(bob, &room, &event, json!({})).await;
+        let sync = chain.next().await;
+        assert_eq!(counts(&sync, &room), Some((0, 0)), "{sync}");
+        assert!(sync["rooms"]["join"][&room]["ephemeral"].to_string().contains(&event), "{sync}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_counts_in_a_thread_is_read_in_that_thread() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let root = say(alice, &room, "root").await;
+    read(bob, &room, &root, json!({})).await;
+    let thread = json!({ "rel_type": "m.thread", "event_id": root });
+    let inside =
+        send(alice, &room, "in", json!({ "msgtype": "m.text", "body": "in", "m.relates_to": thread })).await;
+    // A relation that the rules say nothing of notifies, and stands where its parent stands.
+    let relation = json!({ "rel_type": "org.example.about", "event_id": inside });
+    let about =
+        send(alice, &room, "about", json!({ "msgtype": "m.text", "body": "x", "m.relates_to": relation }))
+            .await;
+    let edit = json!({ "rel_type": "m.replace", "event_id": inside });
+    let new = json!({ "msgtype": "m.text", "body": "new" });
+    let edit = json!({ "msgtype": "m.text", "body": "* new", "m.new_content": new, "m.relates_to": edit });
+    let edit = send(alice, &room, "edit", edit).await;
+    let filter = json!({ "room": { "timeline": { "unread_thread_notifications": true } } });
+    let by_thread = || async {
+        let sync = Chain::filtered(bob, filter.clone()).next().await;
+        let threads = &sync["rooms"]["join"][&room]["unread_thread_notifications"];
+        (counts(&sync, &room), threads[&root]["notification_count"].as_u64())
+    };
+    assert_eq!(by_thread().await, (Some((0, 0)), Some(2)));
+    // The thread of an event is known when its parent, or it itself, is redacted.
+    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{}/1", encoded(&inside));
+    put(alice, &path, json!({})).await;
+    assert_eq!(by_thread().await, (Some((0, 0)), Some(1)));
+    let path = format!("receipt/m.read/{}", encoded(&inside));
+    assert_eq!(act(bob, &room, &path, json!({ "thread_id": root })).await.0, StatusCode::OK);
+    let path = format!("receipt/m.read/{}", encoded(&edit));
+    assert_eq!(act(bob, &room, &path, json!({ "thread_id": "main" })).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(act(bob, &room, &path, json!({ "thread_id": root })).await.0, StatusCode::OK);
+    assert_eq!(by_thread().await, (Some((0, 0)), None));
+    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{}/2", encoded(&about));
+    put(alice, &path, json!({})).await;
+    assert_eq!(by_thread().await, (Some((0, 0)), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_of_ones_own_are_judged_by_ones_own_sync() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let from_alice = json!({ "actions": [] });
+    put(bob, &format!("{RULES}/sender/{}", encoded(&alice.user_id)), from_alice).await;
+    say(alice, &room, "hush").await;
+    assert_eq!(unread(bob, &room).await, (0, 0));
+    // A rule that is younger than a message counts for it too.
+    let word = json!({ "pattern": "hu*", "actions": ["notify", { "set_tweak": "highlight" }] });
+    put(bob, &format!("{RULES}/content/word"), word).await;
+    assert_eq!(unread(bob, &room).await, (1, 1));
+    send(alice, &room, "mention", mention(bob)).await;
+    assert_eq!(unread(bob, &room).await, (2, 2));
+}
