@@ -77,7 +77,7 @@ impl Accounts {
     /// registration token for the first one is made, which lives until the server stops.
     pub fn open(read: &(impl Read + ?Sized), env: &Env, server_name: OwnedServerName) -> Result<Self, Fault> {
         let last = users::last_num(read)?;
-        let first_token = if last.is_none() { Some(env.random_string(24)) } else { None };
+        let first_token = if users::any(read)? { None } else { Some(env.random_string(24)) };
         Ok(Self(Arc::new(Inner {
             server_name,
             last_user: AtomicU64::new(last.map_or(0, |user| user.0)),

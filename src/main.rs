@@ -9,12 +9,12 @@ use std::{
 
 use aqueduct::{
     config::Config,
-    flows::operator::operate::{Answer, Command as Operation},
+    flows::operator::operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
     server::{self, operator},
 };
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Memory goes back to the system after a burst, sooner than with the system's allocator.
 #[global_allocator]
@@ -70,16 +70,42 @@ enum ConfigCommand {
 enum UserCommand {
     /// Make an account. Without a password, one is made and printed.
     Create {
-        /// The part of the user id before the colon.
+        /// A user id, or its part before the colon.
         name: String,
-        /// Make it an admin of this server. The first account always is.
+        /// Make it an admin of this server. The first account is one unless --no-admin says otherwise.
         #[arg(long)]
         admin: bool,
+        /// Make it no admin, be it the first account or not.
+        #[arg(long, conflicts_with = "admin")]
+        no_admin: bool,
         #[command(flatten)]
         password: Password,
     },
     /// List all accounts.
     List,
+    /// Make an account an admin of this server.
+    Promote {
+        /// A user id, or its part before the colon.
+        name: String,
+    },
+    /// Make an account no admin of this server any more.
+    Demote {
+        /// A user id, or its part before the colon.
+        name: String,
+    },
+    /// List the devices of an account.
+    Devices {
+        /// A user id, or its part before the colon.
+        name: String,
+    },
+    /// End the sessions of an account.
+    LogOut {
+        /// A user id, or its part before the colon.
+        name: String,
+        /// End the session of this device only.
+        #[arg(long, value_name = "DEVICE_ID")]
+        device: Option<String>,
+    },
     /// Set a password, and end all sessions. Without a password, one is made and printed.
     ResetPassword {
         /// A user id, or its part before the colon.
@@ -114,7 +140,7 @@ enum TokenCommand {
         /// The token: 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -; one is made if there is none.
         #[arg(long)]
         token: Option<String>,
-        /// How many accounts may be made with it; any number, if not given.
+        /// How many accounts may be made with it, 1 or more; any number, if not given.
         #[arg(long, value_name = "N")]
         uses: Option<u64>,
         /// When it ends, as 30m, 12h or 7d from now; never, if not given.
@@ -123,6 +149,11 @@ enum TokenCommand {
     },
     /// List all registration tokens.
     List,
+    /// End a registration token.
+    Revoke {
+        /// The token.
+        token: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -166,7 +197,8 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         }
         Some(Command::Config(ConfigCommand::Check)) => {
             let text = format!("{}: all settings are good", cli.config.display());
-            return Ok(tell(cli, &Answer { text, json: json!({}), good: true }));
+            say(&if cli.json { json!({ "ok": true }).to_string() } else { text });
+            return Ok(ExitCode::SUCCESS);
         }
         Some(Command::Db(DbCommand::Restore { dir })) => {
             let mut bar = Bar::new(cli.json);
@@ -188,10 +220,18 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
 
 fn user_operation(command: &UserCommand) -> Result<Operation, String> {
     Ok(match command {
-        UserCommand::Create { name, admin, password } => {
-            Operation::CreateUser { name: name.clone(), password: password.read()?, admin: *admin }
-        }
+        UserCommand::Create { name, admin, no_admin, password } => Operation::CreateUser {
+            name: name.clone(),
+            password: password.read()?,
+            admin: if *no_admin { Some(false) } else { admin.then_some(true) },
+        },
         UserCommand::List => Operation::ListUsers,
+        UserCommand::Promote { name } => Operation::SetAdmin { name: name.clone(), admin: true },
+        UserCommand::Demote { name } => Operation::SetAdmin { name: name.clone(), admin: false },
+        UserCommand::Devices { name } => Operation::ListDevices { name: name.clone() },
+        UserCommand::LogOut { name, device } => {
+            Operation::LogOut { name: name.clone(), device: device.as_deref().map(Into::into) }
+        }
         UserCommand::ResetPassword { name, password } => {
             Operation::ResetPassword { name: name.clone(), password: password.read()? }
         }
@@ -207,6 +247,7 @@ fn token_operation(command: &TokenCommand) -> Operation {
             Operation::CreateToken { token: token.clone(), uses_max: *uses, expires_in_s: *expires_in }
         }
         TokenCommand::List => Operation::ListTokens,
+        TokenCommand::Revoke { token } => Operation::RevokeToken { token: token.clone() },
     }
 }
 
@@ -245,17 +286,121 @@ fn absolute(path: &Path) -> Result<PathBuf, String> {
 }
 
 /// Says what was done.
-fn tell(cli: &Cli, answer: &Answer) -> ExitCode {
+fn tell(cli: &Cli, outcome: &Outcome) -> ExitCode {
     if cli.json {
-        let mut json = answer.json.clone();
+        let mut json = for_programs(outcome);
         if let Some(fields) = json.as_object_mut() {
-            fields.insert("ok".into(), answer.good.into());
+            fields.insert("ok".into(), outcome.is_good().into());
         }
         say(&json.to_string());
     } else {
-        say(&answer.text);
+        say(&for_people(outcome));
     }
-    if answer.good { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
+    if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
+}
+
+/// An outcome as one JSON object; what is a list stands in a field of it.
+fn for_programs(outcome: &Outcome) -> Value {
+    match outcome {
+        Outcome::UserCreated(it) => json!(it),
+        Outcome::Users(list) => json!({ "users": list }),
+        Outcome::AdminSet(it) => json!(it),
+        Outcome::PasswordSet(it) => json!(it),
+        Outcome::UserDeactivated(it) => json!(it),
+        Outcome::Devices(it) => json!(it),
+        Outcome::LoggedOut(it) => json!(it),
+        Outcome::TokenCreated(it) | Outcome::TokenRevoked(it) => json!(it),
+        Outcome::Tokens(list) => json!({ "tokens": list }),
+        Outcome::BackedUp(it) => json!(it),
+        Outcome::Restored(it) => json!(it),
+        Outcome::Checked(it) => json!(it),
+    }
+}
+
+/// An outcome in words.
+fn for_people(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::UserCreated(it) => {
+            let role = if it.admin { ", an admin of this server" } else { "" };
+            with_made(format!("Created {}{role}.", it.user_id), it.password.as_deref())
+        }
+        Outcome::Users(list) => lines(list, user_line, "There is no account yet."),
+        Outcome::AdminSet(it) if it.admin => format!("{} is an admin of this server now.", it.user_id),
+        Outcome::AdminSet(it) => format!("{} is no admin of this server now.", it.user_id),
+        Outcome::PasswordSet(it) => {
+            let text = format!("Set the password of {}, and ended all its sessions.", it.user_id);
+            with_made(text, it.password.as_deref())
+        }
+        Outcome::UserDeactivated(it) => format!("Deactivated {}.", it.user_id),
+        Outcome::Devices(it) => lines(&it.devices, device_line, "The account has no device."),
+        Outcome::LoggedOut(it) => format!("Ended {} sessions of {}.", it.devices, it.user_id),
+        Outcome::TokenCreated(it) => it.token.clone(),
+        Outcome::Tokens(list) => lines(list, token_line, "There is no registration token."),
+        Outcome::TokenRevoked(it) => format!("Revoked {}.", it.token),
+        Outcome::BackedUp(it) => format!("Backed up everything to position {}.", it.position),
+        Outcome::Restored(it) => {
+            let kept = it
+                .replaced
+                .as_ref()
+                .map_or_else(String::new, |path| format!(" What was there before is in {}.", path.display()));
+            format!("Restored everything up to position {}.{kept}", it.position)
+        }
+        Outcome::Checked(it) => {
+            let rows: u64 = it.rows.values().sum();
+            let mut text = match it.faults {
+                0 => format!("Read {rows} rows: nothing is wrong."),
+                faults => format!("Read {rows} rows, {faults} faults:\n{}", it.findings.join("\n")),
+            };
+            if it.unjudged > 0 {
+                let unjudged = it.unjudged;
+                text.push_str(&format!(
+                    "\n{unjudged} rows take too long beside a running server: check a copy of the store."
+                ));
+            }
+            text
+        }
+    }
+}
+
+fn with_made(text: String, password: Option<&str>) -> String {
+    password.map_or(text.clone(), |password| format!("{text}\nPassword: {password}"))
+}
+
+fn lines<T>(list: &[T], line: fn(&T) -> String, none: &str) -> String {
+    if list.is_empty() { none.to_owned() } else { list.iter().map(line).collect::<Vec<_>>().join("\n") }
+}
+
+fn user_line(user: &UserEntry) -> String {
+    let notes = [(user.admin, "admin"), (user.guest, "guest"), (user.deactivated, "deactivated")];
+    let notes: Vec<_> = notes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).collect();
+    format!("{}  {}", user.user_id, notes.join(", ")).trim_end().to_owned()
+}
+
+fn device_line(device: &DeviceEntry) -> String {
+    let name = device.display_name.as_deref().unwrap_or("(no name)");
+    let seen = device.seen_s_ago.map_or_else(String::new, |ago| format!("  last seen {} ago", span(ago)));
+    let ip = device.last_seen_ip.as_ref().map_or_else(String::new, |ip| format!(" from {ip}"));
+    format!("{}  {name}{seen}{ip}", device.device_id)
+}
+
+fn token_line(token: &TokenEntry) -> String {
+    let uses_max = token.uses_max.map_or_else(|| "any number of".to_owned(), |max| max.to_string());
+    let end = match token.ends_in_s {
+        None => String::new(),
+        Some(0) => ", expired".to_owned(),
+        Some(left) => format!(", ends in {}", span(left)),
+    };
+    format!("{}  {} of {uses_max} uses{end}", token.token, token.uses)
+}
+
+/// A number of seconds in the largest unit that says it well.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// Writes a line; a reader that has gone (`| head`) is no fault.

@@ -7,6 +7,7 @@ mod lead;
 mod listen;
 pub mod logging;
 pub mod operator;
+mod readers;
 mod serve;
 mod timers;
 
@@ -88,13 +89,17 @@ impl Server {
         });
         let (woken, flushed) = (app.clone(), app.clone());
         let wake = move |wake| write::on_publish(&woken, wake);
+        let written = readers::Written::new();
+        let read_on = written.subscribe();
         flusher::start(&app.store, &app.env, wake, move |it, took| {
             flushed.notifier.wake_gathered();
+            written.tell();
             flushed.metrics.flush(it.batches, it.rows, it.bytes, it.synced, took);
             flushed.metrics.queue_depth("store", flushed.store.queue_depth());
         })?;
         if let Some(lead) = &lead {
             timers::start(&app, lead);
+            readers::start(&app, lead, &read_on);
         }
         let restored = app.clone();
         app.env.spawn(async move { presence::restore(&restored).await });

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aqueduct");
@@ -170,6 +170,68 @@ fn commands_do_the_same_without_a_server_and_beside_one() {
     assert_eq!(beside.1["tokens"][0]["token"], token["token"]);
     home.json(&["user", "deactivate", "bob"]);
     assert_eq!(home.json(&["user", "list"])["users"][1]["deactivated"], true);
+}
+
+#[test]
+fn accounts_are_named_as_people_write_them_and_their_sessions_end() {
+    let home = Home::new();
+    // A full user id; and what is said against being an admin holds for the first account too.
+    let alice = home.json(&[
+        "user",
+        "create",
+        "@Alice:localhost:8008",
+        "--no-admin",
+        "--password",
+        "a long password",
+    ]);
+    assert_eq!((&alice["user_id"], &alice["admin"]), (&json!("@alice:localhost:8008"), &json!(false)));
+    let elsewhere = home.run(&["user", "create", "@bob:other.example"]);
+    assert_eq!(elsewhere.status.code(), Some(1));
+    assert!(String::from_utf8(elsewhere.stderr).unwrap().contains("localhost:8008"));
+    assert_eq!(home.json(&["user", "promote", "ALICE"])["admin"], true);
+    assert_eq!(home.json(&["user", "demote", "@alice:localhost:8008"])["admin"], false);
+
+    let running = home.serve();
+    let log_in = |device: &str| {
+        let body = json!({ "type": "m.login.password", "password": "a long password", "device_id": device,
+            "identifier": { "type": "m.id.user", "user": "alice" } });
+        let answer = running.request("POST /_matrix/client/v3/login", &body.to_string());
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    };
+    log_in("PHONE");
+    log_in("LAPTOP");
+    let ids = || {
+        let devices = home.json(&["user", "devices", "alice"])["devices"].clone();
+        devices.as_array().unwrap().iter().map(|device| device["device_id"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(), ["LAPTOP", "PHONE"]);
+    assert_eq!(home.json(&["user", "log-out", "alice", "--device", "PHONE"])["devices"], 1);
+    assert_eq!(ids(), ["LAPTOP"]);
+    assert_eq!(home.run(&["user", "log-out", "alice", "--device", "PHONE"]).status.code(), Some(1));
+    log_in("PHONE");
+    assert_eq!(home.json(&["user", "log-out", "Alice"])["devices"], 2);
+    assert_eq!(ids(), [] as [Value; 0]);
+    log_in("PHONE");
+    home.json(&["user", "reset-password", "ALICE"]);
+    assert_eq!(ids(), [] as [Value; 0]);
+    running.stop("-TERM");
+}
+
+#[test]
+fn a_registration_token_is_of_use_until_it_is_revoked() {
+    let home = Home::new();
+    for args in [["--uses", "0"], ["--expires-in", "0s"]] {
+        let output = home.run(&[&["token", "create"][..], &args].concat());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("at least one use"));
+    }
+    let token = home.json(&["token", "create", "--token", "welcome"]);
+    assert_eq!(token["token"], "welcome");
+    assert_eq!(home.json(&["token", "revoke", "welcome"])["token"], "welcome");
+    assert_eq!(home.json(&["token", "list"])["tokens"], json!([]));
+    let again = home.run(&["token", "revoke", "welcome"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8(again.stderr).unwrap().contains("no such registration token"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        accounts::{AccessTokenRow, RefreshTokenRow},
+        accounts::{AccessTokenRow, EndedDevices, RefreshTokenRow},
     },
     store::{
         Direction, Fault, LogEntry, Snapshot,
@@ -152,7 +152,9 @@ fn device(
 ) -> Result<(), Fault> {
     let row = schema::DEVICES.get(read, (user, id))?;
     let is_it = row.is_some_and(|Json(row)| row.num == num);
-    doubts.unless(is_it, format!("device {num} of account {user} is gone"));
+    // What a device that has ended left behind waits to be swept.
+    let has_ended = schema::USERS.get(read, user)?.is_some_and(|row| row.ended.contains(num));
+    doubts.unless(is_it || has_ended, format!("device {num} of account {user} is gone"));
     account(read, user, doubts)
 }
 
@@ -162,16 +164,18 @@ fn device(
 pub(crate) struct Devices {
     of: Option<UserNum>,
     nums: BTreeSet<DeviceNum>,
+    ended: EndedDevices,
 }
 
 impl Devices {
-    /// Whether the user has a device of this number.
+    /// Whether the user has a device of this number, or had one that has ended and is not swept yet.
     pub(crate) fn has(&mut self, read: &Snapshot, user: UserNum, device: DeviceNum) -> Result<bool, Fault> {
         if self.of != Some(user) {
             let rows = schema::DEVICES.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
             self.nums = rows.map(|row| row.map(|(_, Json(row))| row.num)).collect::<Result<_, _>>()?;
+            self.ended = schema::USERS.get(read, user)?.map(|row| row.ended).unwrap_or_default();
             self.of = Some(user);
         }
-        Ok(self.nums.contains(&device))
+        Ok(self.nums.contains(&device) || self.ended.contains(device))
     }
 }

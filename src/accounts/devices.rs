@@ -1,18 +1,18 @@
 //! Devices of accounts: one for each log-in.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use quick_cache::sync::Cache;
 use ruma::{DeviceId, OwnedDeviceId, api::error::ErrorKind};
 
 use crate::{
-    accounts::users,
+    accounts::{account_data, users},
     env::Env,
     error::{Refusal, Result},
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        accounts::{DeviceRow, SeenRow},
+        accounts::{DeviceRow, EndedDevices, SeenRow},
     },
     store::{Batch, Direction, Fault, LogEntry, Read, Write, key::Json},
 };
@@ -49,8 +49,14 @@ impl Device {
 
 /// The device of this user with this id.
 pub fn find(read: &(impl Read + ?Sized), user: UserNum, id: &DeviceId) -> Result<Option<Device>, Fault> {
-    let row = schema::DEVICES.get(read, (user, id.as_str()))?;
-    Ok(row.map(|Json(row)| Device::new(id.to_owned(), row)))
+    let Some(Json(row)) = schema::DEVICES.get(read, (user, id.as_str()))? else { return Ok(None) };
+    let has_ended = find_ended(read, user)?.contains(row.num);
+    Ok((!has_ended).then(|| Device::new(id.to_owned(), row)))
+}
+
+/// The devices that have ended and still have rows.
+fn find_ended(read: &(impl Read + ?Sized), user: UserNum) -> Result<EndedDevices, Fault> {
+    Ok(users::find(read, user)?.map(|row| row.ended).unwrap_or_default())
 }
 
 /// The device of this user with this id. Errors: 404 `M_NOT_FOUND`.
@@ -60,10 +66,15 @@ pub fn require(read: &(impl Read + ?Sized), user: UserNum, id: &DeviceId) -> Res
 
 /// The devices of this user, by id.
 pub fn list(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Device>, Fault> {
-    schema::DEVICES
-        .prefix::<(UserNum,)>(read, (user,), Direction::Up)?
-        .map(|row| row.map(|((_, id), Json(row))| Device::new(id.into(), row)))
-        .collect()
+    let ended = find_ended(read, user)?;
+    let mut devices = Vec::new();
+    for row in schema::DEVICES.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, id), Json(row)) = row?;
+        if !ended.contains(row.num) {
+            devices.push(Device::new(id.into(), row));
+        }
+    }
+    Ok(devices)
 }
 
 /// When and from where the device was last seen.
@@ -135,9 +146,13 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
         }
         None => env.random_string(10).to_ascii_uppercase().into(),
     };
-    if list(batch, user)?.len() >= DEVICES_MAX {
+    // Numbers are given once, so that most accounts need no count.
+    let given = users::require(batch, user)?.last_device.0 as usize;
+    if given >= DEVICES_MAX && list(batch, user)?.len() >= DEVICES_MAX {
         return Err(Refusal::forbidden("You have too many devices; log some of them out.").into());
     }
+    // A device of this id may have ended and not be swept yet: what was kept for it is not this one's.
+    account_data::delete(batch, user, &account_data::settings_of_device(&id))?;
     let account = users::change(batch, user, |row| row.last_device = DeviceNum(row.last_device.0 + 1))?;
     let display_name = log_in.display_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
     let row = DeviceRow { num: account.last_device, display_name, created_ms: env.now_ms() };
@@ -173,11 +188,72 @@ pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Opt
     Ok(())
 }
 
-/// Deletes the row of a device. Tokens, keys and inbox are the caller's to delete.
-pub fn delete(batch: &mut Batch, user: UserNum, device: &Device) {
-    schema::DEVICES.delete(batch, (user, device.id.as_str()));
-    schema::DEVICE_SEEN.delete(batch, (user, device.num));
-    batch.position(&LogEntry::Device { user });
+/// Which devices of an account end.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    /// This one.
+    One(DeviceNum),
+    /// All of them.
+    All,
+    /// All but this one.
+    AllBut(DeviceNum),
+    /// Those with these ids; ids that the account has no device for are passed over.
+    These(BTreeSet<OwnedDeviceId>),
+}
+
+/// Ends devices of an account: whoever holds their tokens is nobody from here on, and nobody else sees them. That is one row,
+/// however many they are; what they leave behind is swept later. Says whether there was any. Under the user's lock.
+pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<bool> {
+    let account = users::require(batch, user)?;
+    let (first, last) = (DeviceNum(1), account.last_device);
+    let live = list(batch, user)?;
+    let mut ended = account.ended;
+    match ending {
+        Ending::One(device) => ended.add(*device, *device),
+        Ending::All => ended.add(first, last),
+        Ending::AllBut(kept) => {
+            ended.add(first, DeviceNum(kept.0.saturating_sub(1)));
+            ended.add(DeviceNum(kept.0.saturating_add(1)), last);
+        }
+        Ending::These(ids) => {
+            for device in live.iter().filter(|device| ids.contains(&device.id)) {
+                ended.add(device.num, device.num);
+            }
+        }
+    }
+    let is_any = live.iter().any(|device| ended.contains(device.num));
+    if is_any {
+        users::set_ended(batch, user, ended)?;
+        batch.position(&LogEntry::Device { user });
+    }
+    Ok(is_any)
+}
+
+/// Deletes the rows of devices that have ended, and what was kept for them under their ids, at most `rows_max`. Says whether
+/// none is left. Under the user's lock.
+pub(crate) fn sweep(batch: &mut Batch, user: UserNum, ended: &EndedDevices, rows_max: usize) -> Result<bool> {
+    let mut gone = Vec::new();
+    for row in schema::DEVICES.prefix::<(UserNum,)>(batch, (user,), Direction::Up)? {
+        let ((_, id), Json(row)) = row?;
+        if ended.contains(row.num) {
+            gone.push(OwnedDeviceId::from(id));
+        }
+    }
+    for id in gone.iter().take(rows_max) {
+        schema::DEVICES.delete(batch, (user, id.as_str()));
+        account_data::delete(batch, user, &account_data::settings_of_device(id))?;
+    }
+    Ok(gone.len() <= rows_max)
+}
+
+/// Forgets when these devices, from the first to the last, were seen. Under the user's lock.
+pub(crate) fn forget_seen(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
+    let after = DeviceNum(last.0.saturating_add(1));
+    schema::DEVICE_SEEN.delete_below::<(UserNum, DeviceNum), (UserNum, DeviceNum)>(
+        batch,
+        (user, first),
+        (user, after),
+    );
 }
 
 /// Notes that a device was seen.

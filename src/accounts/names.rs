@@ -31,6 +31,19 @@ pub fn new_user_id(localpart: &str, server_name: &ServerName) -> Result<OwnedUse
         .map_err(|_| invalid("This is not a user name.").into())
 }
 
+/// The localpart that somebody means who may write a full user id for a new account of this server.
+/// Errors: 400 `M_INVALID_USERNAME` for a user id of another server.
+pub fn localpart_of<'n>(given: &'n str, server_name: &ServerName) -> Result<&'n str> {
+    let Some(user_id) = given.strip_prefix('@') else { return Ok(given) };
+    match user_id.split_once(':') {
+        Some((localpart, server)) if server == server_name.as_str() => Ok(localpart),
+        _ => {
+            let why = format!("{given} is not a user id of this server, {server_name}.");
+            Err(Refusal::new(ErrorKind::InvalidUsername, why).status(http::StatusCode::BAD_REQUEST).into())
+        }
+    }
+}
+
 /// The user id that somebody who logs in means: a full one of this server, or a localpart. None if it cannot be one of ours.
 /// Historical user ids are accepted, for accounts of that kind may exist.
 pub fn meant_user_id(given: &str, server_name: &ServerName) -> Option<OwnedUserId> {
@@ -56,6 +69,16 @@ mod tests {
             assert_eq!(error.refusal().unwrap().kind, ErrorKind::InvalidUsername, "{bad}");
         }
         assert_eq!(new_user_id(&"a".repeat(244), server).unwrap().as_str().len(), 255);
+    }
+
+    #[test]
+    fn a_full_user_id_of_this_server_names_a_new_account_too() {
+        let server = server_name!("a.example:8448");
+        assert_eq!(localpart_of("alice", server).unwrap(), "alice");
+        assert_eq!(localpart_of("@alice:a.example:8448", server).unwrap(), "alice");
+        for other in ["@alice", "@alice:a.example", "@alice:b.example"] {
+            assert!(localpart_of(other, server).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -55,27 +55,40 @@ fn is_live(row: &RegistrationTokenRow, now_ms: u64) -> bool {
     row.uses_max.is_none_or(|max| row.uses < max) && row.expires_ms.is_none_or(|end| now_ms < end)
 }
 
+/// What a token was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// An account like any other.
+    User,
+    /// The first account, which administers the server: the token was printed for the operator.
+    FirstAdmin,
+}
+
 /// Uses the token for one account. Under the server's lock, in the batch that makes the account.
 /// Errors: 403 when it is no longer valid.
-pub fn spend(batch: &mut Batch, accounts: &Accounts, token: &str, now_ms: u64) -> Result<()> {
+pub fn spend(batch: &mut Batch, accounts: &Accounts, token: &str, now_ms: u64) -> Result<Spent> {
     if !is_valid(batch, accounts, token, now_ms)? {
         return Err(Refusal::forbidden("This registration token is not valid.").into());
     }
     if is_first_token(accounts, token) {
-        return Ok(());
+        return Ok(Spent::FirstAdmin);
     }
     if let Some(Json(mut row)) = schema::REGISTRATION_TOKENS.get(batch, token)? {
         schema::REGISTRATION_TOKENS.expect_value(batch, token, &Json(row.clone()));
         row.uses += 1;
         schema::REGISTRATION_TOKENS.put(batch, token, &Json(row));
     }
-    Ok(())
+    Ok(Spent::User)
 }
 
-/// Makes a registration token. Under the server's lock. Errors: 400 if it cannot be one or exists.
+/// Makes a registration token. Under the server's lock. Errors: 400 if it cannot be one, exists, or could never be used.
 pub fn create_token(batch: &mut Batch, token: &str, row: &RegistrationTokenRow) -> Result<()> {
     if !is_token(token) {
         let why = "A registration token has 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -";
+        return Err(Refusal::invalid_param(why).into());
+    }
+    if row.uses_max == Some(0) || row.expires_ms.is_some_and(|end| end <= row.created_ms) {
+        let why = "A registration token is for at least one use, and ends later than it begins.";
         return Err(Refusal::invalid_param(why).into());
     }
     if schema::REGISTRATION_TOKENS.contains(batch, token)? {
@@ -85,6 +98,15 @@ pub fn create_token(batch: &mut Batch, token: &str, row: &RegistrationTokenRow) 
     schema::REGISTRATION_TOKENS.put(batch, token, &Json(row.clone()));
     batch.position(&LogEntry::Server);
     Ok(())
+}
+
+/// Ends a registration token, and gives what it was. Under the server's lock. Errors: 404 for one that does not exist.
+pub fn revoke_token(batch: &mut Batch, token: &str) -> Result<RegistrationTokenRow> {
+    let row = schema::REGISTRATION_TOKENS.get(batch, token)?;
+    let Json(row) = row.ok_or_else(|| Refusal::not_found("There is no such registration token."))?;
+    schema::REGISTRATION_TOKENS.delete(batch, token);
+    batch.position(&LogEntry::Server);
+    Ok(row)
 }
 
 /// All registration tokens.

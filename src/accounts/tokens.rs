@@ -5,7 +5,7 @@
 //! lives until the new access token or the new refresh token is first used
 //! (<https://spec.matrix.org/v1.19/client-server-api/#refreshing-access-tokens>).
 
-use std::time::Duration;
+use std::{ops::Bound, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -87,7 +87,7 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
         return Err(unknown_token("This access token has expired.", true));
     }
     let user = schema::USERS.get(read, row.user)?.ok_or_else(unknown)?;
-    if user.is_deactivated {
+    if user.is_deactivated || user.ended.contains(row.device) {
         return Err(unknown());
     }
     Ok(Caller {
@@ -168,6 +168,10 @@ fn require_refresh(read: &(impl Read + ?Sized), token: &str) -> Result<(Hash, Re
     }
     let refresh = hash(token);
     let Json(row) = schema::REFRESH_TOKENS.get(read, &refresh)?.ok_or_else(unknown)?;
+    let user = schema::USERS.get(read, row.user)?.ok_or_else(unknown)?;
+    if user.is_deactivated || user.ended.contains(row.device) {
+        return Err(unknown());
+    }
     Ok((refresh, row))
 }
 
@@ -246,15 +250,27 @@ fn delete_pair(batch: &mut Batch, refresh: &Hash) -> Result<(), Fault> {
 
 /// Ends every token of a device. Under the user's lock.
 pub fn revoke(batch: &mut Batch, user: UserNum, device: DeviceNum) -> Result<(), Fault> {
-    let rows = schema::DEVICE_TOKENS.prefix::<(UserNum, DeviceNum)>(batch, (user, device), Direction::Up)?;
-    let tokens =
-        rows.map(|row| row.map(|((_, _, kind, hash), ())| (kind, hash))).collect::<Result<Vec<_>, _>>()?;
-    for (kind, hash) in tokens {
+    sweep(batch, user, (device, device), usize::MAX).map(drop)
+}
+
+/// Deletes tokens of these devices, from the first to the last, at most `tokens_max`. Says whether none is left.
+pub(crate) fn sweep(
+    batch: &mut Batch,
+    user: UserNum,
+    (first, last): (DeviceNum, DeviceNum),
+    tokens_max: usize,
+) -> Result<bool, Fault> {
+    let (low, high) = (Bound::Included((user, first)), Bound::Included((user, last)));
+    let mut rows = schema::DEVICE_TOKENS.range::<(UserNum, DeviceNum)>(batch, low, high, Direction::Up)?;
+    let some = rows.by_ref().take(tokens_max).collect::<Result<Vec<_>, _>>()?;
+    let is_all = rows.next().transpose()?.is_none();
+    drop(rows);
+    for ((_, device, kind, hash), ()) in some {
         schema::DEVICE_TOKENS.delete(batch, (user, device, kind, &hash));
         match kind {
             KIND_ACCESS => schema::ACCESS_TOKENS.delete(batch, &hash),
             _ => schema::REFRESH_TOKENS.delete(batch, &hash),
         }
     }
-    Ok(())
+    Ok(is_all)
 }

@@ -5,7 +5,10 @@ use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
 use crate::{
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
-    schema::{self, accounts::UserRow},
+    schema::{
+        self,
+        accounts::{EndedDevices, UserRow},
+    },
     store::{Batch, Direction, Fault, LogEntry, NotAccepted, Read},
 };
 
@@ -61,6 +64,20 @@ pub fn require_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<User
     find_num(read, user_id)?.ok_or_else(|| Refusal::not_found("There is no such user here.").into())
 }
 
+/// The account that somebody means who writes this user id: exactly that one, or else the one whose name it is in lower case,
+/// as it was when it was registered.
+pub fn find_meant(
+    read: &(impl Read + ?Sized),
+    meant: &UserId,
+) -> Result<Option<(UserNum, OwnedUserId)>, Fault> {
+    if let Some(user) = find_num(read, meant)? {
+        return Ok(Some((user, meant.to_owned())));
+    }
+    let lower = meant.localpart().to_ascii_lowercase();
+    let Ok(user_id) = UserId::parse(format!("@{lower}:{}", meant.server_name())) else { return Ok(None) };
+    Ok(find_num(read, &user_id)?.map(|user| (user, user_id)))
+}
+
 /// All accounts, oldest first.
 pub fn list(
     read: &(impl Read + ?Sized),
@@ -91,6 +108,7 @@ pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
         is_guest: new.is_guest,
         is_deactivated: false,
         is_erased: false,
+        ended: EndedDevices::default(),
     };
     schema::USER_NAMES.expect_absent(batch, new.user_id.localpart());
     schema::USER_NAMES.put(batch, new.user_id.localpart(), &user);
@@ -114,6 +132,11 @@ pub(crate) fn change(batch: &mut Batch, user: UserNum, change: impl FnOnce(&mut 
     change(&mut row);
     schema::USERS.put(batch, user, &row);
     Ok(row)
+}
+
+/// Says which devices have ended and still have rows. Under the user's lock.
+pub(crate) fn set_ended(batch: &mut Batch, user: UserNum, ended: EndedDevices) -> Result<()> {
+    change(batch, user, |row| row.ended = ended).map(drop)
 }
 
 /// Makes somebody an administrator of this server, or no longer one.

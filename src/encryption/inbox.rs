@@ -300,12 +300,13 @@ pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<
     Ok(())
 }
 
-/// Deletes a device's inbox, for a device that goes.
-pub fn delete_all(batch: &mut Batch, owner: Owner) {
-    schema::INBOX.delete_prefix::<Owner>(batch, owner);
-    schema::INBOX_KEY_REQUEST.delete_prefix::<Owner>(batch, owner);
-    schema::INBOX_SHARE.delete_prefix::<Owner>(batch, owner);
-    schema::INBOX_STATE.delete(batch, owner);
+/// Deletes the inboxes of devices that have ended, from the first to the last.
+pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
+    let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
+    schema::INBOX.delete_below::<Owner, Owner>(batch, low, high);
+    schema::INBOX_KEY_REQUEST.delete_below::<Owner, Owner>(batch, low, high);
+    schema::INBOX_SHARE.delete_below::<Owner, Owner>(batch, low, high);
+    schema::INBOX_STATE.delete_below::<Owner, Owner>(batch, low, high);
 }
 
 #[cfg(test)]

@@ -263,12 +263,13 @@ pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<
     Ok(Some((format!("{algorithm}:{}", fallback.id), fallback.key.into())))
 }
 
-/// Deletes all keys of a device, for a device that goes.
-pub fn delete_all(batch: &mut Batch, owner: Owner) {
-    schema::DEVICE_KEYS.delete(batch, owner);
-    schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
-    schema::FALLBACK_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
-    schema::KEY_COUNTS.delete(batch, owner);
+/// Deletes all keys of devices that have ended, from the first to the last.
+pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
+    let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
+    schema::DEVICE_KEYS.delete_below::<Owner, Owner>(batch, low, high);
+    schema::ONE_TIME_KEYS.delete_below::<Owner, Owner>(batch, low, high);
+    schema::FALLBACK_KEYS.delete_below::<Owner, Owner>(batch, low, high);
+    schema::KEY_COUNTS.delete_below::<Owner, Owner>(batch, low, high);
 }
 
 /// All devices that keep keys here.

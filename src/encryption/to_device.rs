@@ -54,10 +54,11 @@ pub fn note_progress(
     Ok(())
 }
 
-/// Deletes what is known of a device's requests, for a device that goes.
-pub fn delete_all(batch: &mut Batch, owner: Owner) {
-    schema::TO_DEVICE_TXNS.delete_prefix::<Owner>(batch, owner);
-    schema::TO_DEVICE_TXN_LOG.delete_prefix::<Owner>(batch, owner);
+/// Deletes what is known of the requests of devices that have ended, from the first to the last.
+pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
+    let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
+    schema::TO_DEVICE_TXNS.delete_below::<Owner, Owner>(batch, low, high);
+    schema::TO_DEVICE_TXN_LOG.delete_below::<Owner, Owner>(batch, low, high);
 }
 
 #[cfg(test)]
@@ -90,7 +91,7 @@ mod tests {
         assert_eq!(["1", "2", "3"].map(is_known), [false, true, true]);
         note("5", 3 * TXN_KEPT_MS);
         assert_eq!(["2", "3", "4", "5"].map(is_known), [false, false, false, true]);
-        write(&store, |batch| delete_all(batch, PHONE));
+        write(&store, |batch| sweep(batch, PHONE.0, (PHONE.1, PHONE.1)));
         assert!(!is_known("5"));
     }
 }

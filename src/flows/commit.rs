@@ -5,11 +5,10 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use ruma::{RoomId, ServerName, UserId};
+use ruma::RoomId;
 use tokio::sync::oneshot;
 
 use crate::{
-    accounts::users,
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -24,7 +23,7 @@ use crate::{
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
-    store::{Domain, Enqueued, NotAccepted, Read, Wake},
+    store::{Domain, Enqueued, NotAccepted, Wake},
 };
 
 /// Let a worker take the turns of one room for this long before other rooms get its thread.
@@ -183,17 +182,4 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
     let enqueued = change.enqueue(&app.store)?;
     app.rooms.resolver().keep(room, answered, enqueued.base);
     Ok(Some(enqueued))
-}
-
-/// Refuses to invite users of other servers, to which this server does not speak yet (403), and users of ours that nobody
-/// is (404): an account that is made later would not be told.
-pub(crate) fn require_reachable(
-    read: &(impl Read + ?Sized),
-    server: &ServerName,
-    user: &UserId,
-) -> Result<()> {
-    if user.server_name() != server {
-        return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
-    }
-    users::require_num(read, user).map(drop)
 }

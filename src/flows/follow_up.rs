@@ -11,7 +11,12 @@ use tokio::sync::{Notify, oneshot};
 use crate::{
     accounts::users,
     error::{Error, Result},
-    flows::{App, account::carry_over, commit, room::membership},
+    flows::{
+        App,
+        account::{carry_over, log_out},
+        commit,
+        room::membership,
+    },
     ids::{EventNum, RoomNum, UserNum},
     rooms::{change::txn, redact},
     schema::jobs::Job,
@@ -95,6 +100,13 @@ pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
     kept.await.map_err(|_| Error::broken("the server stops"))?
 }
 
+/// Carries out what was promised, and nobody waits for it.
+pub(crate) fn begin(app: &App, promised: Timer) {
+    if let Some(run) = app.running.begin(&promised) {
+        carry_out_due(app, promised, run);
+    }
+}
+
 /// The outcome of a look at the timers.
 pub(crate) struct Looked {
     /// How many jobs were begun.
@@ -124,7 +136,7 @@ pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looke
     Ok(Looked { begun, is_full, next_ms: timer::find_next_due_ms(&view, Job::is_known)? })
 }
 
-/// Carries a job out because its timer is due. One that fails is put off, so that it holds no other up.
+/// Carries a job out for which nobody waits. One that fails is put off, so that it holds no other up.
 fn carry_out_due(app: &App, due: Timer, run: Run) {
     let house = app.clone();
     app.env.spawn(async move {
@@ -169,6 +181,10 @@ async fn carry_out(app: &App, timer: &Timer) -> Result<()> {
         Job::CarryOver { user, moved, .. } => carry_over::carry_over(app, user, moved, timer.clone()).await,
         Job::ForgetOriginal { room, event } => forget_original(app, room, event, timer.clone()).await,
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
+        Job::SweepDevices { user } => {
+            log_out::sweep(app, user).await?;
+            cancel(app, timer)
+        }
     }
 }
 
@@ -203,15 +219,18 @@ async fn trim_log(app: &App, timer: Timer) -> Result<()> {
 
 /// Tells the rooms of a user of a change of the user's own: a new name, or that the account is gone.
 async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
-    let row = users::require(&*app.store.snapshot(), user)?;
-    if row.is_deactivated {
-        membership::leave_all(app, user, &row.user_id).await?;
+    if users::require(&*app.store.snapshot(), user)?.is_deactivated {
+        membership::leave_all(app, user).await?;
     } else {
-        membership::renew_profile(app, user, &row.user_id).await?;
+        membership::renew_profile(app, user).await?;
     }
+    cancel(app, timer)
+}
+
+/// Takes the timer of a job back that changes nothing when it is done again, should this note get lost.
+fn cancel(app: &App, timer: &Timer) -> Result<()> {
     let mut note = app.store.note(&Guard::own_tables());
     timer::cancel(&mut note, timer);
-    // If it gets lost, the rooms are told again, which changes nothing.
     drop(app.store.enqueue_note(note)?);
     Ok(())
 }

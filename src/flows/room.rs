@@ -2,6 +2,7 @@
 
 pub(crate) mod aliases;
 pub(crate) mod create;
+pub(crate) mod guests;
 pub mod ingest;
 pub(crate) mod look;
 pub(crate) mod membership;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
-    schema::{self, push::PusherRow},
+    schema::{self, accounts::EndedDevices, push::PusherRow},
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
@@ -110,12 +110,12 @@ pub fn delete(batch: &mut Batch, user: UserNum, app_id: &str, pushkey: &str) -> 
     Ok(())
 }
 
-/// Takes away what a device has set: it is logged out. Under the user's lock.
-pub fn delete_of_device(batch: &mut Batch, user: UserNum, device: DeviceNum) -> Result<(), Fault> {
+/// Takes away what devices that have ended have set. Under the user's lock.
+pub fn delete_of_ended(batch: &mut Batch, user: UserNum, ended: &EndedDevices) -> Result<(), Fault> {
     let rows = schema::PUSHERS.prefix::<(UserNum,)>(batch, (user,), Direction::Up)?;
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
     for ((_, app_id, pushkey), Json(row)) in rows {
-        if row.device == device {
+        if ended.contains(row.device) {
             delete(batch, user, &app_id, &pushkey)?;
         }
     }

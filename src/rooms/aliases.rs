@@ -15,6 +15,20 @@ use crate::{
     store::{Batch, Direction, Fault, Read, key::Json},
 };
 
+/// An alias has at most this many bytes.
+pub const ALIAS_BYTES_MAX: usize = 255;
+
+/// Refuses what cannot be an alias of this server: 400 `M_INVALID_PARAM`.
+pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
+    if alias.server_name() != server {
+        return Err(Refusal::invalid_param("This is an alias of another server."));
+    }
+    if alias.as_str().len() > ALIAS_BYTES_MAX || alias.alias().is_empty() {
+        return Err(Refusal::invalid_param("An alias has a name of its own and at most 255 bytes."));
+    }
+    Ok(())
+}
+
 /// The room that an alias of this server names.
 pub fn find(read: &(impl Read + ?Sized), alias: &RoomAliasId) -> Result<Option<AliasRow>, Fault> {
     Ok(schema::ALIAS.get(read, alias.as_str())?.map(|Json(row)| row))

@@ -16,7 +16,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     ids::{Order, RoomNum},
     rooms::{
-        self,
+        self, aliases,
         visibility::{self, HistoryVisibility},
     },
     schema,
@@ -143,8 +143,11 @@ fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result
     chunk.name = find_content::<Name>(read, num, "m.room.name")?.and_then(|content| text(content.name));
     chunk.topic = find_content::<Topic>(read, num, "m.room.topic")?.and_then(|content| text(content.topic));
     chunk.avatar_url = find_content::<Avatar>(read, num, "m.room.avatar")?.map(|content| content.url);
-    chunk.canonical_alias =
-        find_content::<Canonical>(read, num, "m.room.canonical_alias")?.map(|content| content.alias);
+    chunk.canonical_alias = match find_content::<Canonical>(read, num, "m.room.canonical_alias")? {
+        // An alias of ours may have been given to another room meanwhile; of other servers' we only know what the room says.
+        Some(Canonical { alias }) if aliases::find(read, &alias)?.is_some_and(|row| row.room != num) => None,
+        canonical => canonical.map(|content| content.alias),
+    };
     chunk.join_rule = find_content::<Rule>(read, num, "m.room.join_rules")?
         .map_or(JoinRuleKind::Invite, |content| content.join_rule);
     chunk.room_type =

@@ -109,6 +109,19 @@ pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Re
         .collect()
 }
 
+/// Our users who are in a room, rising, read one by one: for whoever needs the first few.
+pub fn joined_local_users<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<UserNum, Fault>> + 'r, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    Ok(rows.filter_map(|row| match row {
+        Ok(((_, user), Membership::Join)) => Some(Ok(user)),
+        Ok(_) => None,
+        Err(fault) => Some(Err(fault)),
+    }))
+}
+
 /// The numbers of all member keys of a room, with the user ids, rising by user id.
 pub fn list_keys<'r>(
     read: &'r (impl Read + ?Sized),

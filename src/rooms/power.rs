@@ -6,7 +6,7 @@ use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedUserId, UserId,
     events::{TimelineEventType, room::power_levels::UserPowerLevel},
     room_version_rules::AuthorizationRules,
-    state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
+    state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent},
 };
 
 use crate::{
@@ -121,13 +121,41 @@ impl Power {
         Ok(())
     }
 
+    /// The level that an action needs.
+    fn needed(&self, action: Action) -> Result<ruma::Int> {
+        match &self.levels {
+            Some(levels) => levels.get_as_int_or_default(action, self.rules).map_err(odd),
+            None => Ok(action.default_value()),
+        }
+    }
+
     /// Whether a user has the level for this action.
-    pub fn may(&self, user: &UserId, action: RoomPowerLevelsIntField) -> Result<bool> {
-        let needed = match &self.levels {
-            Some(levels) => levels.get_as_int_or_default(action, self.rules).map_err(odd)?,
-            None => action.default_value(),
+    pub fn may(&self, user: &UserId, action: Action) -> Result<bool> {
+        Ok(self.of_user(user)? >= self.needed(action)?)
+    }
+
+    /// Those creators and users with a level of their own who may do this, sorted; `None` where the level of everybody else
+    /// suffices, so that nearly every member may.
+    pub fn list_named_who_may(&self, action: Action) -> Result<Option<Vec<OwnedUserId>>> {
+        let (everybody, named) = match &self.levels {
+            Some(levels) => (
+                levels.get_as_int_or_default(Action::UsersDefault, self.rules).map_err(odd)?,
+                levels.users(self.rules).map_err(odd)?,
+            ),
+            None => (ruma::Int::default(), None),
         };
-        Ok(self.of_user(user)? >= needed)
+        if everybody >= self.needed(action)? {
+            return Ok(None);
+        }
+        let mut found = Vec::new();
+        for user in self.creators.iter().chain(named.into_iter().flat_map(|named| named.keys())) {
+            if self.may(user, action)? {
+                found.push(user.clone());
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(Some(found))
     }
 
     /// Whether a user has the level to send state events of this type.
@@ -141,7 +169,7 @@ impl Power {
         };
         match own {
             Some(needed) => Ok(self.of_user(user)? >= needed),
-            None => self.may(user, RoomPowerLevelsIntField::StateDefault),
+            None => self.may(user, Action::StateDefault),
         }
     }
 }

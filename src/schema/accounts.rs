@@ -29,6 +29,72 @@ pub struct UserRow {
     pub is_deactivated: bool,
     /// Asked to be forgotten: whoever was not in a room sees its events there redacted.
     pub is_erased: bool,
+    /// Devices that have ended, whatever rows of theirs are left. A number goes from here once its rows are gone.
+    pub ended: EndedDevices,
+}
+
+/// Numbers of devices that have ended, as ranges. This one value ends any number of sessions at once, since each request asks
+/// for the account's row; what they leave behind is swept later.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndedDevices(Vec<(DeviceNum, DeviceNum)>);
+
+impl EndedDevices {
+    /// Whether this device has ended.
+    pub fn contains(&self, device: DeviceNum) -> bool {
+        let after = self.0.partition_point(|(low, _)| *low <= device);
+        after.checked_sub(1).and_then(|at| self.0.get(at)).is_some_and(|(_, high)| device <= *high)
+    }
+
+    /// The first range of devices whose rows are still to be swept: from the first number to the last one.
+    pub fn first(&self) -> Option<(DeviceNum, DeviceNum)> {
+        self.0.first().copied()
+    }
+
+    /// Ends the devices from `low` to `high`. Nothing happens where `low` is above `high`.
+    pub fn add(&mut self, low: DeviceNum, high: DeviceNum) {
+        if low > high {
+            return;
+        }
+        let mut all = std::mem::take(&mut self.0);
+        all.push((low, high));
+        all.sort_unstable();
+        for (low, high) in all {
+            match self.0.last_mut() {
+                Some((_, end)) if low.0 <= end.0.saturating_add(1) => *end = high.max(*end),
+                _ => self.0.push((low, high)),
+            }
+        }
+    }
+
+    /// The rows of the first range are gone.
+    pub fn remove_first(&mut self) {
+        if !self.0.is_empty() {
+            self.0.remove(0);
+        }
+    }
+
+    fn encode(&self, to: &mut Encoder) {
+        to.varint(self.0.len() as u64);
+        let mut before = 0;
+        for (low, high) in &self.0 {
+            to.varint(u64::from(low.0.saturating_sub(before)));
+            to.varint(u64::from(high.0.saturating_sub(low.0)));
+            before = high.0;
+        }
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        let count = from.varint()?;
+        let (mut ranges, mut before) = (Vec::new(), 0_u32);
+        for _ in 0..count {
+            let too_large = || Fault::Corrupt("a device number is too large");
+            let low = before.checked_add(device_num(from)?.0).ok_or_else(too_large)?;
+            let high = low.checked_add(device_num(from)?.0).ok_or_else(too_large)?;
+            ranges.push((DeviceNum(low), DeviceNum(high)));
+            before = high;
+        }
+        Ok(Self(ranges))
+    }
 }
 
 const ADMIN: u8 = 1;
@@ -45,18 +111,24 @@ impl Value for UserRow {
             (self.is_erased, ERASED),
         ];
         let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
-        to.raw(&[1, flags]);
+        to.raw(&[2, flags]);
         to.varint(self.created_ms);
         to.varint(self.last_device.0.into());
+        self.ended.encode(to);
         to.raw(self.user_id.as_str().as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
+        // Layout 1 knew no devices that had ended and still had rows.
+        let layout = from.byte()?;
+        if !(1..=2).contains(&layout) {
+            return Err(Fault::Corrupt("an account has an unknown layout"));
+        }
         let flags = from.byte()?;
         let created_ms = from.varint()?;
         let last_device = device_num(&mut from)?;
+        let ended = if layout == 1 { EndedDevices::default() } else { EndedDevices::decode(&mut from)? };
         Ok(Self {
             user_id: user_id(from.rest())?,
             created_ms,
@@ -65,6 +137,7 @@ impl Value for UserRow {
             is_guest: flags & GUEST != 0,
             is_deactivated: flags & DEACTIVATED != 0,
             is_erased: flags & ERASED != 0,
+            ended,
         })
     }
 }
@@ -263,12 +336,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn users_come_back(name in "[a-z]{1,9}", created_ms: u64, last: u32, flags: [bool; 4]) {
+        fn users_come_back(
+            name in "[a-z]{1,9}", created_ms: u64, last: u32, flags: [bool; 4], ended: Vec<(u32, u32)>,
+        ) {
             let [is_admin, is_guest, is_deactivated, is_erased] = flags;
-            let last_device = DeviceNum(last);
+            let (last_device, ended) = (DeviceNum(last), ended_devices(&ended));
             let user_id = OwnedUserId::try_from(format!("@{name}:s")).unwrap();
-            let row = UserRow { user_id, created_ms, last_device, is_admin, is_guest, is_deactivated, is_erased };
+            let row =
+                UserRow { user_id, created_ms, last_device, is_admin, is_guest, is_deactivated, is_erased, ended };
             prop_assert_eq!(again(&row), row);
+        }
+
+        #[test]
+        fn ended_devices_are_those_that_were_added(
+            added in prop::collection::vec((0..60_u32, 0..60_u32), 0..12), asked in 0..70_u32,
+        ) {
+            let ended = ended_devices(&added);
+            let expected = added.iter().any(|(low, high)| (low..=high).contains(&&asked));
+            prop_assert_eq!(ended.contains(DeviceNum(asked)), expected);
+            // Ranges rise and do not touch, so the row stays as small as it can be.
+            prop_assert!(ended.0.windows(2).all(|two| two[0].1.0 + 1 < two[1].0.0), "{:?}", ended);
         }
 
         #[test]
@@ -286,6 +373,22 @@ mod tests {
             let _ = AccessTokenRow::decode(Bytes::from(bytes.clone()));
             let _ = WrittenRow::decode(Bytes::from(bytes));
         }
+    }
+
+    fn ended_devices(added: &[(u32, u32)]) -> EndedDevices {
+        let mut ended = EndedDevices::default();
+        for (low, high) in added {
+            ended.add(DeviceNum(*low), DeviceNum(*high));
+        }
+        ended
+    }
+
+    #[test]
+    fn the_first_layout_of_accounts_is_read() {
+        let first = [&[1, ADMIN, 5, 7][..], b"@a:s"].concat();
+        let row = UserRow::decode(first.into()).unwrap();
+        assert_eq!((row.user_id.as_str(), row.created_ms, row.last_device), ("@a:s", 5, DeviceNum(7)));
+        assert!(row.is_admin && row.ended == EndedDevices::default());
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub enum Job {
         /// The event.
         event: EventNum,
     },
+    /// Sweeps what devices of a user left behind that have ended.
+    SweepDevices {
+        /// The user.
+        user: UserNum,
+    },
     /// Forgets which transactions sent what to a room on a day.
     ForgetSent {
         /// The room.
@@ -61,7 +66,7 @@ pub struct Move {
 impl Job {
     /// Kinds that this version knows.
     pub fn is_known(kind: u8) -> bool {
-        matches!(kind, 1..=4 | 6)
+        (1..=6).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -71,6 +76,7 @@ impl Job {
             Self::TellRooms { .. } => 2,
             Self::CarryOver { .. } => 3,
             Self::ForgetOriginal { .. } => 4,
+            Self::SweepDevices { .. } => 5,
             Self::ForgetSent { .. } => 6,
         }
     }
@@ -79,7 +85,9 @@ impl Job {
     pub fn timer(&self, due_ms: u64) -> Timer {
         let (key, content) = match self {
             Self::TrimLog => (Vec::new(), Bytes::new()),
-            Self::TellRooms { user } => (user.0.to_be_bytes().to_vec(), Bytes::new()),
+            Self::TellRooms { user } | Self::SweepDevices { user } => {
+                (user.0.to_be_bytes().to_vec(), Bytes::new())
+            }
             Self::CarryOver { user, room, moved } => {
                 let content = serde_json::json!({ "from": moved.from, "to": moved.to }).to_string();
                 (two(user.0, room.0), content.into())
@@ -105,6 +113,7 @@ impl Job {
                 Ok(Self::CarryOver { user: UserNum(number(0)?), room: RoomNum(number(8)?), moved })
             }
             4 => Ok(Self::ForgetOriginal { room: RoomNum(number(0)?), event: EventNum(number(8)?) }),
+            5 => Ok(Self::SweepDevices { user: UserNum(number(0)?) }),
             6 => {
                 let day = u32::try_from(number(8)?).map_err(|_| Fault::Corrupt("a job names no day"))?;
                 Ok(Self::ForgetSent { room: RoomNum(number(0)?), day })
@@ -130,6 +139,7 @@ mod tests {
             Job::TellRooms { user: UserNum(7) },
             Job::CarryOver { user: UserNum(7), room: RoomNum(9), moved },
             Job::ForgetOriginal { room: RoomNum(9), event: EventNum(1) },
+            Job::SweepDevices { user: UserNum(7) },
             Job::ForgetSent { room: RoomNum(9), day: 20_000 },
         ];
         let mut kinds = Vec::new();

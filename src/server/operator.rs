@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     flows::{
         App,
-        operator::operate::{Answer, Command, operate},
+        operator::operate::{Command, Outcome, RestoredStore, operate},
     },
     server::{Lead, Server, listen::bind_unix},
     store::{
@@ -39,7 +39,7 @@ const PROGRESS_MAX: usize = 16;
 #[serde(rename_all = "snake_case")]
 enum Line {
     Progress { doing: String, done: u64, of: u64 },
-    Done(Answer),
+    Done(Box<Outcome>),
     Refused(String),
 }
 
@@ -47,7 +47,7 @@ enum Line {
 pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
 
 /// Carries a command out, wherever the store is. Errors: a sentence for the operator.
-pub async fn run(config: &Config, command: Command, report: &mut Report<'_>) -> Result<Answer> {
+pub async fn run(config: &Config, command: Command, report: &mut Report<'_>) -> Result<Outcome> {
     match DataDir::hold(&config.server.data_dir) {
         Ok(data_dir) => run_here(config, &data_dir, command, report).await,
         Err(NotHeld::InUse(_)) => ask_server(&config.server.data_dir, &command, report).await,
@@ -60,7 +60,7 @@ async fn run_here(
     data_dir: &DataDir,
     command: Command,
     report: &mut Report<'_>,
-) -> Result<Answer> {
+) -> Result<Outcome> {
     let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
     let server = Server::start(config.clone(), Env::real()?, store, Some(Lead::of_only_node()))?;
     let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
@@ -84,7 +84,7 @@ fn tell(to: mpsc::Sender<Progress>) -> impl FnMut(Progress) + Send + 'static {
     }
 }
 
-async fn ask_server(data_dir: &Path, command: &Command, report: &mut Report<'_>) -> Result<Answer> {
+async fn ask_server(data_dir: &Path, command: &Command, report: &mut Report<'_>) -> Result<Outcome> {
     let path = data_dir.join(SOCKET);
     let refuse = |why: &dyn std::fmt::Display| {
         Error::broken(format!("{} is in use, and its server cannot be asked: {why}", data_dir.display()))
@@ -98,7 +98,7 @@ async fn ask_server(data_dir: &Path, command: &Command, report: &mut Report<'_>)
     while let Some(line) = lines.next_line().await? {
         match serde_json::from_str(&line).map_err(|error| refuse(&error))? {
             Line::Progress { doing, done, of } => report(&doing, done, of),
-            Line::Done(answer) => return Ok(answer),
+            Line::Done(outcome) => return Ok(*outcome),
             Line::Refused(why) => return Err(Error::broken(why)),
         }
     }
@@ -159,7 +159,10 @@ async fn serve(app: &App, stream: UnixStream) -> Result<()> {
                 say(&mut writer, &line).await?;
             }
             answer = &mut work => {
-                let line = answer.map_or_else(|error| Line::Refused(sentence(&error)), Line::Done);
+                let line = answer.map_or_else(
+                    |error| Line::Refused(sentence(&error)),
+                    |outcome| Line::Done(Box::new(outcome)),
+                );
                 return say(&mut writer, &line).await;
             }
         }
@@ -182,7 +185,7 @@ pub fn sentence(error: &Error) -> String {
 }
 
 /// Puts a backup in place of the store. Errors: a server runs, the backup is not complete, or of another server.
-pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<Answer> {
+pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<Outcome> {
     let refuse = |why: String| Error::broken(format!("nothing was restored: {why}"));
     let data_dir = DataDir::hold(&config.server.data_dir).map_err(|error| refuse(error.to_string()))?;
     let manifest = backup::read_manifest(from).map_err(|error| refuse(error.to_string()))?;
@@ -194,12 +197,9 @@ pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<
     let mut progress = |it: Progress| report(it.doing, it.done, it.of);
     let restored = backup::restore(from, &data_dir, &mut incarnation::begin, &mut progress)
         .map_err(|error| refuse(error.to_string()))?;
-    let kept = restored
-        .replaced
-        .map_or_else(String::new, |path| format!(" What was there before is in {}.", path.display()));
-    Ok(Answer {
-        text: format!("Restored everything up to position {}.{kept}", restored.manifest.position),
-        json: serde_json::json!({ "position": restored.manifest.position, "incarnation": restored.incarnation }),
-        good: true,
-    })
+    Ok(Outcome::Restored(RestoredStore {
+        position: restored.manifest.position,
+        incarnation: restored.incarnation,
+        replaced: restored.replaced,
+    }))
 }

@@ -1,5 +1,12 @@
 //! `src/api/client/devices.rs`, and the password in `src/api/client/account.rs`
 
+use aqueduct::{
+    accounts::{devices, tokens, users},
+    flows::operator::check,
+    ids::UserNum,
+    schema,
+    store::{Direction, Guard},
+};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -212,4 +219,127 @@ async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
     assert_eq!(alice.get(DEVICES).await.0, StatusCode::OK);
     let (status, json) = alice.post(PASSWORD, body("", "third", true)).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_WEAK_PASSWORD")));
+}
+
+/// More devices than one batch could end one by one.
+const MANY: usize = 1_001;
+
+/// Somebody with so many devices that their rows do not fit into one batch, and the tokens of all but the first.
+async fn with_many_devices(server: &TestServer, name: &str) -> (TestClient, Vec<String>) {
+    let client = server.register(name).await;
+    let app = server.server().app();
+    let user_id = ruma::UserId::parse(client.user_id.as_str()).unwrap();
+    let user = users::find_num(&*app.store.snapshot(), &user_id).unwrap().unwrap();
+    let mut issued = Vec::new();
+    while issued.len() + 1 < MANY {
+        let mut batch = app.store.batch(&Guard::alone());
+        for _ in 0..100 {
+            let id = format!("DEVICE{:04}", issued.len());
+            let log_in = devices::LogIn { id: Some(id.into()), ..devices::LogIn::default() };
+            let (device, _) = devices::log_in(&mut batch, &app.env, user, log_in).unwrap();
+            let holder = tokens::Holder { user, device: device.num, device_id: device.id };
+            issued.push(tokens::issue(&mut batch, &app.env, &holder, true).access_token);
+        }
+        app.store.enqueue(batch).unwrap().flushed.await.unwrap();
+    }
+    (client, issued)
+}
+
+/// Nobody is known by these tokens.
+async fn all_ended(server: &TestServer, tokens: &[String]) {
+    for token in tokens {
+        let snapshot = server.server().app().store.snapshot();
+        let found = tokens::find_caller(&*snapshot, server.server().app().env.now_ms(), token);
+        assert!(found.is_err(), "a session goes on");
+    }
+}
+
+/// After a while nothing is left of devices that have ended, and the account says so.
+async fn all_swept(server: &TestServer, user_id: &str, left: usize) {
+    let app = server.server().app();
+    app.env.sleep(std::time::Duration::from_secs(5)).await;
+    let snapshot = app.store.snapshot();
+    let user_id = ruma::UserId::parse(user_id).unwrap();
+    let user = users::find_num(&*snapshot, &user_id).unwrap().unwrap();
+    let rows = schema::DEVICES.prefix::<(UserNum,)>(&*snapshot, (user,), Direction::Up).unwrap().count();
+    assert_eq!(rows, left);
+    let tokens = schema::DEVICE_TOKENS.prefix::<(UserNum,)>(&*snapshot, (user,), Direction::Up).unwrap();
+    assert!(tokens.count() <= 2 * left);
+    assert_eq!(users::find(&*snapshot, user).unwrap().unwrap().ended.first(), None);
+    let report = check::check(&app.store, &mut |_| ()).unwrap();
+    assert_eq!(report.findings, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_devices_are_logged_out_at_once() {
+    let server = TestServer::new();
+    let (alice, tokens) = with_many_devices(&server, "alice").await;
+    let (status, json) = alice.post("/_matrix/client/v3/logout/all", json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    all_ended(&server, &tokens).await;
+    assert_eq!(alice.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
+    // Whoever comes back under an id of old is another device, and finds nothing of the old one.
+    let (_, again) = log_in(&alice, "DEVICE0007", "password of alice").await;
+    let (_, listed) = again.get(DEVICES).await;
+    assert_eq!(listed["devices"].as_array().unwrap().len(), 1, "{listed}");
+    all_swept(&server, &alice.user_id, 1).await;
+    assert_eq!(again.get(DEVICES).await.0, StatusCode::OK, "it is not swept with the others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_password_ends_a_thousand_sessions_or_is_none() {
+    let server = TestServer::new();
+    let (alice, tokens) = with_many_devices(&server, "alice").await;
+    let body = json!({ "new_password": "second", "logout_devices": true,
+        "auth": auth("alice", "password of alice", &Value::Null) });
+    let (status, json) = alice.post(PASSWORD, body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    all_ended(&server, &tokens).await;
+    assert_eq!(log_in(&alice, "X", "password of alice").await.0, StatusCode::FORBIDDEN);
+    let (_, listed) = alice.get(DEVICES).await;
+    assert_eq!(listed["devices"][0]["device_id"], alice.device_id.as_str());
+    assert_eq!(listed["devices"].as_array().unwrap().len(), 1);
+    all_swept(&server, &alice.user_id, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_devices_are_deleted_by_name() {
+    let server = TestServer::new();
+    let (alice, tokens) = with_many_devices(&server, "alice").await;
+    // Every second one, so that their numbers are no range.
+    let ids: Vec<_> = (0..MANY - 1).step_by(2).map(|number| format!("DEVICE{number:04}")).collect();
+    let body = json!({ "devices": ids, "auth": auth("alice", "password of alice", &Value::Null) });
+    let (status, json) = alice.post("/_matrix/client/v3/delete_devices", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    let (ended, live): (Vec<_>, Vec<_>) = tokens.iter().cloned().enumerate().partition(|(at, _)| at % 2 == 0);
+    all_ended(&server, &ended.into_iter().map(|(_, token)| token).collect::<Vec<_>>()).await;
+    let snapshot = server.server().app().store.snapshot();
+    let now_ms = server.server().app().env.now_ms();
+    assert!(live.iter().all(|(_, token)| tokens::find_caller(&*snapshot, now_ms, token).is_ok()));
+    all_swept(&server, &alice.user_id, live.len() + 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_of_a_thousand_devices_ends() {
+    let server = TestServer::new();
+    let (alice, tokens) = with_many_devices(&server, "alice").await;
+    let body = json!({ "erase": true, "auth": auth("alice", "password of alice", &Value::Null) });
+    let (status, json) = alice.post("/_matrix/client/v3/account/deactivate", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    all_ended(&server, &tokens).await;
+    all_swept(&server, &alice.user_id, 0).await;
+}
+
+/// The process ends right after the answer: what was promised is kept by a timer.
+#[tokio::test(start_paused = true)]
+async fn what_ended_devices_left_is_swept_after_a_crash_too() {
+    let server = TestServer::new();
+    let (alice, tokens) = with_many_devices(&server, "alice").await;
+    assert_eq!(alice.post("/_matrix/client/v3/logout/all", json!({})).await.0, StatusCode::OK);
+    let store = server.server().app().store.clone();
+    server.server().stop().await.unwrap();
+    let again = TestServer::over(store, |_| ());
+    all_ended(&again, &tokens).await;
+    again.server().app().env.sleep(std::time::Duration::from_secs(300)).await;
+    all_swept(&again, &alice.user_id, 0).await;
 }

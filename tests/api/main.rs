@@ -26,6 +26,7 @@ mod keys;
 mod wrong_input;
 mod login;
 mod odd_names;
+mod policy;
 mod push_rules;
 mod pushers;
 mod receipts;

@@ -125,10 +125,7 @@ impl Scene {
         ] {
             self.allow(alice.put(&at(path), body).await);
         }
-        let state = json!([
-            { "type": one, "state_key": two, "content": { three: one } },
-            { "type": "m.room.redaction", "state_key": "", "content": { "redacts": dollar } },
-        ]);
+        let state = json!([{ "type": one, "state_key": two, "content": { three: one, "redacts": dollar } }]);
         for (path, body) in [
             (
                 "/createRoom".to_owned(),

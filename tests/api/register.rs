@@ -200,11 +200,75 @@ async fn a_thousand_at_once_for_one_name_have_one_winner() {
     }
 }
 
+fn admins(server: &TestServer) -> Vec<String> {
+    let snapshot = server.server().app().store.snapshot();
+    let users = aqueduct::accounts::users::list(&*snapshot).unwrap().map(Result::unwrap);
+    users.filter(|(_, row)| row.is_admin).map(|(_, row)| row.user_id.to_string()).collect()
+}
+
+/// Whoever comes first to a server with open registration may be anybody.
+#[tokio::test(start_paused = true)]
+async fn open_registration_makes_nobody_an_admin_but_who_has_the_printed_token() {
+    let server = TestServer::new();
+    server.register("stranger").await;
+    assert_eq!(admins(&server), [] as [&str; 0]);
+    let server = TestServer::with(|config| config.registration.guests = true);
+    // A guest is no account yet.
+    let (status, _) = server.anonymous().post(&format!("{REGISTER}?kind=guest"), json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    let token = server.server().app().accounts.first_token().unwrap().to_owned();
+    let auth = json!({ "type": "m.login.registration_token", "token": token });
+    let body = json!({ "username": "root", "password": "secret", "auth": auth });
+    assert_eq!(server.anonymous().post(REGISTER, body).await.0, StatusCode::OK);
+    assert_eq!(admins(&server), ["@root:test.example"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_guests_that_become_users_at_once_with_one_token_one_is_heard() {
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let guest = crate::policy::guest(&server).await;
+    let name = guest.user_id.strip_prefix('@').unwrap().split(':').next().unwrap();
+    let wish = |password: &str| {
+        json!({ "username": name, "password": password, "auth": { "type": "m.login.dummy" },
+            "guest_access_token": guest.token })
+    };
+    let anonymous = server.anonymous();
+    let passwords: Vec<_> = (0..20).map(|number| format!("password {number}")).collect();
+    let answers = join_all(passwords.iter().map(|password| anonymous.post(REGISTER, wish(password)))).await;
+    let heard: Vec<_> =
+        answers.iter().zip(&passwords).filter(|((status, _), _)| *status == StatusCode::OK).collect();
+    assert_eq!(heard.len(), 1, "{answers:?}");
+    assert!(
+        answers.iter().filter(|(status, _)| *status == StatusCode::FORBIDDEN).count() == 19,
+        "{answers:?}"
+    );
+    // The password is that of the one that was heard.
+    for password in &passwords {
+        let body = json!({ "type": "m.login.password", "password": password,
+            "identifier": { "type": "m.id.user", "user": name } });
+        let (status, _) = server.anonymous().post("/_matrix/client/v3/login", body).await;
+        assert_eq!(status == StatusCode::OK, password == heard[0].1, "{password}");
+    }
+    assert_eq!(admins(&server), [] as [&str; 0]);
+}
+
 fn mac(nonce: &str, name: &str, admin: bool) -> String {
     let mut mac = Hmac::<sha1::Sha1>::new_from_slice(b"shared").unwrap();
     let admin = if admin { "admin" } else { "notadmin" };
     mac.update(format!("{nonce}\0{name}\0secret\0{admin}").as_bytes());
     mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_account_is_no_admin_where_the_shared_secret_says_so() {
+    const PATH: &str = "/_synapse/admin/v1/register";
+    let server = TestServer::with(|config| config.registration.shared_secret = "shared".to_owned());
+    let client = server.anonymous();
+    let nonce = client.get(PATH).await.1["nonce"].as_str().unwrap().to_owned();
+    let mac = mac(&nonce, "bot", false);
+    let body = json!({ "nonce": nonce, "username": "bot", "password": "secret", "admin": false, "mac": mac });
+    assert_eq!(client.post(PATH, body).await.0, StatusCode::OK);
+    assert_eq!(admins(&server), [] as [&str; 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,4 +293,5 @@ async fn who_knows_the_shared_secret_may_register_and_nobody_else() {
     assert_eq!((status, json["user_id"].as_str()), (StatusCode::OK, Some("@root:test.example")));
     assert_eq!(json["home_server"], "test.example");
     assert!(json["access_token"].is_string() && json["device_id"].is_string());
+    assert_eq!(admins(&server), ["@root:test.example"]);
 }

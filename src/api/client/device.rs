@@ -4,7 +4,7 @@ use ruma::api::client::device::{delete_device, delete_devices, get_device, get_d
 use serde_json::{Value, json};
 
 use crate::{
-    accounts::devices::{self, Device},
+    accounts::devices::{self, Device, Ending},
     api::{
         Routes,
         extract::Client,
@@ -15,10 +15,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        account::{
-            confirm,
-            log_out::{Which, log_out},
-        },
+        account::{confirm, log_out::log_out},
         device::rename_device,
         limits::Limit,
     },
@@ -84,7 +81,7 @@ pub(crate) async fn delete_device(
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
-    log_out(&app, &caller, Which::These(vec![request.device_id])).await?;
+    log_out(&app, &caller, Ending::These([request.device_id].into())).await?;
     Ok(delete_device::v3::Response::new())
 }
 
@@ -98,6 +95,6 @@ pub(crate) async fn delete_devices(
     let operation = confirm::operation("delete devices", Some(&caller), &wanted);
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
-    log_out(&app, &caller, Which::These(request.devices)).await?;
+    log_out(&app, &caller, Ending::These(request.devices.into_iter().collect())).await?;
     Ok(delete_devices::v3::Response::new())
 }

@@ -28,14 +28,10 @@ use crate::{
     flows::{
         App,
         limits::Limit,
-        room::{
-            look,
-            look::MembersWanted,
-            membership::{self, Act},
-        },
+        room::{look, look::MembersWanted, membership},
     },
     ids::RoomNum,
-    rooms::{self, members},
+    rooms::{self, members, membership::Act},
 };
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -1,11 +1,8 @@
 //! Messages of a room: sending one, and pages of the timeline.
 
-use ruma::{
-    MilliSecondsSinceUnixEpoch,
-    api::{
-        Direction as Wanted,
-        client::message::{get_message_events, send_message_event},
-    },
+use ruma::api::{
+    Direction as Wanted,
+    client::message::{get_message_events, send_message_event},
 };
 
 use crate::{
@@ -39,10 +36,6 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_message_events).limit(Limit::Read).guests(Guests::Yes);
 }
 
-pub(super) fn milliseconds(time: Option<MilliSecondsSinceUnixEpoch>) -> Option<u64> {
-    time.map(|time| time.get().into())
-}
-
 pub(super) fn direction(wanted: Wanted) -> Direction {
     match wanted {
         Wanted::Forward => Direction::Up,
@@ -62,7 +55,6 @@ pub(crate) async fn send_message_event(
         txn: request.txn_id.into(),
         content: send::content(request.body.json().get())?,
         redacts: None,
-        sent_ms: milliseconds(request.timestamp),
     };
     let event_id = send::send(&app, &client.caller, message).await?;
     Ok(send_message_event::v3::Response::new(event_id))

@@ -13,7 +13,10 @@ use ruma::api::{
 };
 
 use crate::{
-    accounts::{devices::LogIn, names},
+    accounts::{
+        devices::{Ending, LogIn},
+        names,
+    },
     api::{
         Routes,
         extract::{Client, Public},
@@ -23,10 +26,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        account::{
-            confirm, log_in,
-            log_out::{Which, log_out},
-        },
+        account::{confirm, log_in, log_out::log_out},
         limits::Limit,
     },
 };
@@ -99,7 +99,7 @@ pub(crate) async fn refresh_token(
 
 /// `POST /_matrix/client/v3/logout`
 pub(crate) async fn logout(app: App, client: Client<logout::v3::Request>) -> Result<logout::v3::Response> {
-    log_out(&app, &client.caller, Which::Own).await?;
+    log_out(&app, &client.caller, Ending::One(client.caller.device)).await?;
     Ok(logout::v3::Response::new())
 }
 
@@ -108,6 +108,6 @@ pub(crate) async fn logout_all(
     app: App,
     client: Client<logout_all::v3::Request>,
 ) -> Result<logout_all::v3::Response> {
-    log_out(&app, &client.caller, Which::All).await?;
+    log_out(&app, &client.caller, Ending::All).await?;
     Ok(logout_all::v3::Response::new())
 }

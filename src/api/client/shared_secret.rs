@@ -110,7 +110,7 @@ pub(crate) async fn register(app: App, public: Public<Raw<Register>>) -> Result<
         log_in: (!request.inhibit_login).then(|| LogIn { ip: Some(public.peer), ..LogIn::default() }),
         refreshable: false,
     };
-    let registered = register_by_operator(&app, wish, request.admin).await?;
+    let registered = register_by_operator(&app, wish, Some(request.admin)).await?;
     let mut answer = json!({ "user_id": registered.user_id, "home_server": app.accounts.server_name() });
     if let (Some(session), Some(fields)) = (registered.session, answer.as_object_mut()) {
         fields.insert("access_token".to_owned(), session.tokens.access_token.into());

@@ -6,13 +6,7 @@ use ruma::api::client::state::{
 };
 
 use crate::{
-    api::{
-        Routes,
-        client::message::{EVENT, milliseconds},
-        extract::Client,
-        policy::Guests,
-        reply::RawJson,
-    },
+    api::{Routes, client::message::EVENT, extract::Client, policy::Guests, reply::RawJson},
     error::Result,
     flows::{
         App,
@@ -54,9 +48,9 @@ pub(crate) async fn send_state_event(
 ) -> Result<send_state_event::v3::Response> {
     let request = client.request;
     let content = send::content(request.body.json().get())?;
-    let (kind, sent_ms) = (request.event_type.to_string(), milliseconds(request.timestamp));
+    // `ts` says when an event was sent in the words of an application service; of everybody else it is not heeded.
+    let kind = request.event_type.to_string();
     let event_id =
-        send::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content, sent_ms)
-            .await?;
+        send::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content).await?;
     Ok(send_state_event::v3::Response::new(event_id))
 }

@@ -1,14 +1,12 @@
 //! Sets the password of an account.
 
+use ruma::OwnedUserId;
+
 use crate::{
-    accounts::{Caller, passwords},
+    accounts::{Caller, devices::Ending, passwords},
     env::Long,
     error::Result,
-    flows::{
-        App,
-        account::log_out::{Which, log_out},
-        write,
-    },
+    flows::{App, account::log_out, write},
     ids::UserNum,
 };
 
@@ -19,22 +17,30 @@ pub(crate) async fn change_password(
     password: String,
     log_out_others: bool,
 ) -> Result<()> {
-    set_password(app, caller.user, password).await?;
-    if log_out_others {
-        log_out(app, caller, Which::Others).await?;
-    }
-    Ok(())
+    let ending = log_out_others.then_some(Ending::AllBut(caller.device));
+    set_password(app, caller.user, caller.user_id.clone(), password, ending).await
 }
 
-/// Sets somebody's password.
-pub(crate) async fn set_password(app: &App, user: UserNum, password: String) -> Result<()> {
+/// Sets somebody's password and ends sessions of theirs, both or neither. Errors: 400 `M_WEAK_PASSWORD`.
+pub(crate) async fn set_password(
+    app: &App,
+    user: UserNum,
+    user_id: OwnedUserId,
+    password: String,
+    ending: Option<Ending>,
+) -> Result<()> {
     passwords::check(&password)?;
     let house = app.clone();
     let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
     let hash = app.env.blocking_long(Long::Password, hash).await?;
-    write::for_user(app, user, move |_, batch| {
+    let promised = write::for_user(app, user, move |app, batch| {
         passwords::set(batch, user, Some(&hash));
-        Ok(())
+        match &ending {
+            Some(ending) => log_out::end(app, batch, user, &user_id, ending),
+            None => Ok(None),
+        }
     })
-    .await
+    .await?;
+    log_out::begin_sweep(app, promised);
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use ruma::OwnedUserId;
 
 use crate::{
-    accounts::{account_data, devices, filters, passwords, profiles, users},
+    accounts::{account_data, devices::Ending, filters, passwords, profiles, users},
     error::Result,
     flows::{App, account::log_out, follow_up, write},
     ids::UserNum,
@@ -14,17 +14,17 @@ use crate::{
 /// Ends an account: nobody can log in to it any more, what it kept here goes, it leaves its rooms, and nobody else gets its
 /// name. With `erase`, whoever was not in a room sees what it wrote there redacted, and how far it read is forgotten.
 pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, erase: bool) -> Result<()> {
-    let promised = write::for_user(app, user, move |app, batch| {
+    let (swept, told) = write::for_user(app, user, move |app, batch| {
         users::deactivate(batch, user, erase)?;
         passwords::set(batch, user, None);
-        let all = devices::list(batch, user)?;
-        log_out::end_all(batch, user, &user_id, &all)?;
+        let swept = log_out::end(app, batch, user, &user_id, &Ending::All)?;
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
-        Ok(follow_up::promise(app, batch, &Job::TellRooms { user }))
+        Ok((swept, follow_up::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
-    follow_up::keep(app, promised).await
+    log_out::begin_sweep(app, swept);
+    follow_up::keep(app, told).await
 }

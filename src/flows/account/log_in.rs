@@ -42,7 +42,7 @@ pub(crate) async fn with_password(
 ) -> Result<LoggedIn> {
     let snapshot = app.store.snapshot();
     let known = match &meant {
-        Some(meant) => find(&*snapshot, meant)?,
+        Some(meant) => users::find_meant(&*snapshot, meant)?,
         None => None,
     };
     let hash = match known {
@@ -71,19 +71,6 @@ pub(crate) async fn with_password(
         Ok(LoggedIn { user_id, session })
     })
     .await
-}
-
-/// Exactly that user, or else the one whose name it is in lower case, as it was when it was registered.
-fn find(
-    read: &impl crate::store::Read,
-    meant: &UserId,
-) -> Result<Option<(crate::ids::UserNum, OwnedUserId)>> {
-    if let Some(user) = users::find_num(read, meant)? {
-        return Ok(Some((user, meant.to_owned())));
-    }
-    let lower = meant.localpart().to_ascii_lowercase();
-    let Ok(user_id) = UserId::parse(format!("@{lower}:{}", meant.server_name())) else { return Ok(None) };
-    Ok(users::find_num(read, &user_id)?.map(|user| (user, user_id)))
 }
 
 /// Logs a device in, in the user's batch.

@@ -1,65 +1,95 @@
 //! Logs devices out: their tokens, and all that belonged to them, go.
+//!
+//! One row ends them, however many they are ([`devices::end`]). What they leave behind is swept in the same batch where it is
+//! little, and otherwise afterwards, a chunk at a time; until then nobody sees it.
 
-use ruma::{OwnedDeviceId, UserId};
+use ruma::UserId;
 
 use crate::{
     accounts::{
-        Caller, account_data,
-        devices::{self, Device},
-        tokens,
+        Caller,
+        devices::{self, Ending},
+        tokens, users,
     },
     encryption::{device_lists, inbox, keys, to_device},
     error::Result,
-    flows::{App, write},
+    flows::{App, follow_up, write},
     ids::UserNum,
     push::pushers,
-    store::Batch,
+    schema::jobs::Job,
+    store::{Batch, timer::Timer},
 };
 
-/// Which devices are logged out.
-pub(crate) enum Which {
-    /// The caller's own.
-    Own,
-    /// All of the user's.
-    All,
-    /// All but the caller's own.
-    Others,
-    /// These; ids that the user has no device for are passed over.
-    These(Vec<OwnedDeviceId>),
-}
+/// A batch that has swept this many rows begins no further range of devices ..
+const SWEPT_ROWS: usize = 1_000;
+/// .. nor does it delete more tokens of one range ..
+const SWEPT_TOKENS: usize = 500;
+/// .. or rows of devices, so that it stays within the bounds of a batch whatever else it holds.
+const SWEPT_DEVICES: usize = 200;
 
 /// Logs devices of the caller out.
-pub(crate) async fn log_out(app: &App, caller: &Caller, which: Which) -> Result<()> {
-    let (user, user_id, own) = (caller.user, caller.user_id.clone(), caller.device);
-    write::for_user(app, user, move |_, batch| {
-        let chosen: Vec<Device> = devices::list(batch, user)?
-            .into_iter()
-            .filter(|device| match &which {
-                Which::Own => device.num == own,
-                Which::All => true,
-                Which::Others => device.num != own,
-                Which::These(ids) => ids.contains(&device.id),
-            })
-            .collect();
-        end_all(batch, user, &user_id, &chosen)
-    })
-    .await
+pub(crate) async fn log_out(app: &App, caller: &Caller, ending: Ending) -> Result<()> {
+    let (user, user_id) = (caller.user, caller.user_id.clone());
+    let promised =
+        write::for_user(app, user, move |app, batch| end(app, batch, user, &user_id, &ending)).await?;
+    begin_sweep(app, promised);
+    Ok(())
 }
 
-/// Ends these devices of a user, in the user's batch.
-pub(crate) fn end_all(batch: &mut Batch, user: UserNum, user_id: &UserId, chosen: &[Device]) -> Result<()> {
-    for device in chosen {
-        tokens::revoke(batch, user, device.num)?;
-        inbox::delete_all(batch, (user, device.num));
-        to_device::delete_all(batch, (user, device.num));
-        keys::delete_all(batch, (user, device.num));
-        pushers::delete_of_device(batch, user, device.num)?;
-        account_data::delete(batch, user, &account_data::settings_of_device(&device.id))?;
-        devices::delete(batch, user, device);
+/// Ends devices in their user's batch. Answers the promise to sweep what is left of them, for [`begin_sweep`] once the batch is
+/// accepted.
+pub(crate) fn end(
+    app: &App,
+    batch: &mut Batch,
+    user: UserNum,
+    user_id: &UserId,
+    ending: &Ending,
+) -> Result<Option<Timer>> {
+    if !devices::end(batch, user, ending)? {
+        return Ok(None);
     }
-    if !chosen.is_empty() {
-        device_lists::changed(batch, user, user_id)?;
-        write::wake_sharing(batch, user)?;
+    pushers::delete_of_ended(batch, user, &users::require(batch, user)?.ended)?;
+    device_lists::changed(batch, user, user_id)?;
+    write::wake_sharing(batch, user)?;
+    if sweep_some(batch, user)? {
+        return Ok(None);
     }
+    Ok(Some(follow_up::promise(app, batch, &Job::SweepDevices { user })))
+}
+
+/// Begins to sweep what ended devices left behind, if that is promised. Nobody waits for it.
+pub(crate) fn begin_sweep(app: &App, promised: Option<Timer>) {
+    if let Some(promised) = promised {
+        follow_up::begin(app, promised);
+    }
+}
+
+/// Sweeps, one batch after the other, until nothing is left.
+pub(crate) async fn sweep(app: &App, user: UserNum) -> Result<()> {
+    while !write::for_user(app, user, move |_, batch| sweep_some(batch, user)).await? {}
     Ok(())
+}
+
+/// Deletes as many rows of ended devices as one batch takes. Says whether nothing is left.
+fn sweep_some(batch: &mut Batch, user: UserNum) -> Result<bool> {
+    let mut ended = users::require(batch, user)?.ended;
+    if !devices::sweep(batch, user, &ended, SWEPT_DEVICES)? {
+        return Ok(false);
+    }
+    let (before, full) = (ended.clone(), batch.row_count() + SWEPT_ROWS);
+    while let Some(range) = ended.first() {
+        if batch.row_count() >= full || !tokens::sweep(batch, user, range, SWEPT_TOKENS)? {
+            break;
+        }
+        devices::forget_seen(batch, user, range);
+        inbox::sweep(batch, user, range);
+        to_device::sweep(batch, user, range);
+        keys::sweep(batch, user, range);
+        ended.remove_first();
+    }
+    let is_done = ended.first().is_none();
+    if ended != before {
+        users::set_ended(batch, user, ended)?;
+    }
+    Ok(is_done)
 }

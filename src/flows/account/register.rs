@@ -13,7 +13,8 @@ use crate::{
     accounts::{
         devices::{self, LogIn},
         interactive::Flows,
-        names, passwords, profiles, registration,
+        names, passwords, profiles,
+        registration::{self, Spent},
         tokens::{self, Holder, Issued},
         users::{self, NewUser},
     },
@@ -50,6 +51,8 @@ pub(crate) struct Wish {
 pub(crate) struct Registered {
     /// Its user id.
     pub(crate) user_id: OwnedUserId,
+    /// Whether it administers the server.
+    pub(crate) is_admin: bool,
     /// Its device and tokens, if it was logged in.
     pub(crate) session: Option<Session>,
 }
@@ -74,11 +77,12 @@ pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> 
     }
     let operation = confirm::operation("register", None, &json!({ "username": wish.username }));
     let confirmed = confirm::confirm(app, &operation, &flows, None, auth).await?;
-    make(app, wish, Made { token: confirmed.registration_token, ..Made::default() }).await
+    make(app, wish, Role::Registers { token: confirmed.registration_token }).await
 }
 
-/// Makes a guest a user, with the name that it has and a password of its own; its devices and rooms stay.
-/// Errors: 400 for another name or none, 401 for a token that is not a guest's, and as [`register`].
+/// Makes a guest a user, with the name that it has and a password of its own; its devices and rooms stay. Where several ask
+/// for that at once, one of them is heard.
+/// Errors: 400 for another name or none, 403 for an account that is not a guest's, and as [`register`].
 pub(crate) async fn upgrade_guest(
     app: &App,
     token: &str,
@@ -86,8 +90,9 @@ pub(crate) async fn upgrade_guest(
     auth: Option<&AuthData>,
 ) -> Result<Registered> {
     let caller = tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), token)?;
+    let no_guest = || Refusal::forbidden("This is not the access token of a guest.");
     if !caller.is_guest {
-        return Err(Refusal::forbidden("This is not the access token of a guest.").into());
+        return Err(no_guest().into());
     }
     if wish.username.as_deref() != Some(caller.user_id.localpart()) {
         return Err(Refusal::invalid_param("A guest becomes a user under the name that it has.").into());
@@ -104,10 +109,12 @@ pub(crate) async fn upgrade_guest(
     let hash = app.env.blocking_long(Long::Password, hash).await?;
     let user = caller.user;
     let upgrade = move |app: &App, batch: &mut Batch| {
-        if let Some(token) = &confirmed.registration_token {
-            registration::spend(batch, &app.accounts, token, app.env.now_ms())?;
+        // Somebody else may have been heard first, or the account have ended, while the password was hashed.
+        let row = users::require(batch, caller.user)?;
+        if !row.is_guest || row.is_deactivated {
+            return Err(no_guest().into());
         }
-        let is_admin = !users::any(batch)?;
+        let is_admin = spend(app, batch, confirmed.registration_token.as_deref())? == Spent::FirstAdmin;
         users::make_user(batch, caller.user, is_admin)?;
         passwords::set(batch, caller.user, Some(&hash));
         let session = match wish.log_in {
@@ -116,9 +123,17 @@ pub(crate) async fn upgrade_guest(
             }
             None => None,
         };
-        Ok(Registered { user_id: caller.user_id, session })
+        Ok(Registered { user_id: caller.user_id, is_admin, session })
     };
     write::for_user_and_server(app, user, upgrade).await
+}
+
+/// Spends the registration token that was shown, if one was.
+fn spend(app: &App, batch: &mut Batch, token: Option<&str>) -> Result<Spent> {
+    match token {
+        Some(token) => registration::spend(batch, &app.accounts, token, app.env.now_ms()),
+        None => Ok(Spent::User),
+    }
 }
 
 /// The flows of `/register`. While there is no account, the token of the first one is taken in every mode.
@@ -141,18 +156,25 @@ pub(crate) async fn register_guest(app: &App, log_in: LogIn) -> Result<Registere
         return Err(refusal.status(http::StatusCode::FORBIDDEN).into());
     }
     let wish = Wish { username: None, password: None, log_in: Some(log_in), refreshable: false };
-    make(app, wish, Made { is_guest: true, ..Made::default() }).await
+    make(app, wish, Role::Guest).await
 }
 
-/// Registers without asking anything: the operator, or who knows the shared secret.
-pub(crate) async fn register_by_operator(app: &App, wish: Wish, is_admin: bool) -> Result<Registered> {
+/// Registers without asking anything: the operator, or who knows the shared secret. Where neither says whether the account
+/// is an admin, the first one is.
+pub(crate) async fn register_by_operator(
+    app: &App,
+    wish: Wish,
+    is_admin: Option<bool>,
+) -> Result<Registered> {
     if let Some(username) = &wish.username {
         require_free(app, username)?;
     }
     if let Some(password) = &wish.password {
         passwords::check(password)?;
     }
-    make(app, wish, Made { is_admin, ..Made::default() }).await
+    let role =
+        is_admin.map_or(Role::AdminIfFirst, |is_admin| if is_admin { Role::Admin } else { Role::User });
+    make(app, wish, role).await
 }
 
 /// The user id that would be made of this name. Errors: 400 `M_INVALID_USERNAME`, `M_USER_IN_USE`.
@@ -162,14 +184,21 @@ pub(crate) fn require_free(app: &App, username: &str) -> Result<OwnedUserId> {
 }
 
 /// What an account is made as.
-#[derive(Default)]
-struct Made {
-    token: Option<String>,
-    is_admin: bool,
-    is_guest: bool,
+enum Role {
+    /// Whoever registers is what the registration token makes of them that they have shown: nobody becomes an admin by
+    /// coming first.
+    Registers { token: Option<String> },
+    /// A guest.
+    Guest,
+    /// A user who does not administer the server.
+    User,
+    /// A user who does.
+    Admin,
+    /// A user who administers the server if there is no other account.
+    AdminIfFirst,
 }
 
-async fn make(app: &App, wish: Wish, made: Made) -> Result<Registered> {
+async fn make(app: &App, wish: Wish, role: Role) -> Result<Registered> {
     let hash = match wish.password.clone() {
         Some(password) => {
             let house = app.clone();
@@ -182,7 +211,7 @@ async fn make(app: &App, wish: Wish, made: Made) -> Result<Registered> {
     write::for_users_and_server(
         app,
         vec![user],
-        move |app, batch| build(app, batch, user, wish, &made, hash.as_deref()),
+        move |app, batch| build(app, batch, user, wish, &role, hash.as_deref()),
         users::or_in_use,
     )
     .await
@@ -193,7 +222,7 @@ fn build(
     batch: &mut Batch,
     user: UserNum,
     wish: Wish,
-    made: &Made,
+    role: &Role,
     hash: Option<&str>,
 ) -> Result<Registered> {
     let user_id = match &wish.username {
@@ -203,13 +232,14 @@ fn build(
     if !users::is_free(batch, &user_id)? {
         return Err(users::in_use().into());
     }
-    if let Some(token) = &made.token {
-        registration::spend(batch, &app.accounts, token, app.env.now_ms())?;
-    }
-    // The first account administers the server.
-    let is_admin = made.is_admin || (!made.is_guest && !users::any(batch)?);
-    let new =
-        NewUser { user_id: user_id.clone(), is_admin, is_guest: made.is_guest, now_ms: app.env.now_ms() };
+    let is_admin = match role {
+        Role::Registers { token } => spend(app, batch, token.as_deref())? == Spent::FirstAdmin,
+        Role::Guest | Role::User => false,
+        Role::Admin => true,
+        Role::AdminIfFirst => !users::any(batch)?,
+    };
+    let is_guest = matches!(role, Role::Guest);
+    let new = NewUser { user_id: user_id.clone(), is_admin, is_guest, now_ms: app.env.now_ms() };
     users::create(batch, user, &new);
     if hash.is_some() {
         passwords::set(batch, user, hash);
@@ -227,7 +257,7 @@ fn build(
         }
         None => None,
     };
-    Ok(Registered { user_id, session })
+    Ok(Registered { user_id, is_admin, session })
 }
 
 fn made_name(app: &App, batch: &Batch) -> Result<OwnedUserId> {

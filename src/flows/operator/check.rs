@@ -50,7 +50,7 @@ fn checks() -> Vec<RowCheck> {
 fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     let (user, room) = match job {
         Job::TrimLog => (None, None),
-        Job::TellRooms { user } => (Some(*user), None),
+        Job::TellRooms { user } | Job::SweepDevices { user } => (Some(*user), None),
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
         Job::ForgetOriginal { room, .. } | Job::ForgetSent { room, .. } => (None, Some(*room)),
     };

@@ -1,18 +1,22 @@
-//! What the operator does: accounts, registration tokens, backups. The command line speaks to these, in its own
-//! process or over the operator's socket.
+//! What the operator does: accounts, registration tokens, backups. The command line speaks to these, in its own process or
+//! over the operator's socket. The results are typed: whoever asks finds the words for people.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
+use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::{
-    accounts::{devices, names, passwords, registration, users},
+    accounts::{
+        devices::{self, Ending},
+        names, registration, users,
+    },
     env::Long,
     error::{Error, Refusal, Result},
     flows::{
         App,
         account::{
+            change_password::set_password,
             deactivate, log_out,
             register::{self, Wish},
         },
@@ -21,7 +25,7 @@ use crate::{
     },
     ids::UserNum,
     schema::accounts::RegistrationTokenRow,
-    store::backup::{self, Progress},
+    store::backup::{self, Manifest, Progress},
 };
 
 /// Passwords and tokens made here are this long.
@@ -33,15 +37,22 @@ const MADE_CHARS: usize = 24;
 pub enum Command {
     /// Makes an account.
     CreateUser {
-        /// The localpart.
+        /// Localpart or user id.
         name: String,
         /// The password; one is made if there is none.
         password: Option<String>,
-        /// Whether it administers the server. The first account always does.
-        admin: bool,
+        /// Whether it administers the server. Where nothing is said, the first account does.
+        admin: Option<bool>,
     },
     /// Lists accounts.
     ListUsers,
+    /// Makes an account an admin of this server, or takes that from it.
+    SetAdmin {
+        /// Localpart or user id.
+        name: String,
+        /// Whether it administers the server.
+        admin: bool,
+    },
     /// Sets a password and ends all sessions.
     ResetPassword {
         /// Localpart or user id.
@@ -56,6 +67,18 @@ pub enum Command {
         /// Whether it is to be forgotten, too.
         erase: bool,
     },
+    /// Lists the devices of an account.
+    ListDevices {
+        /// Localpart or user id.
+        name: String,
+    },
+    /// Ends sessions of an account.
+    LogOut {
+        /// Localpart or user id.
+        name: String,
+        /// The device whose session ends; all end if there is none.
+        device: Option<OwnedDeviceId>,
+    },
     /// Makes a registration token.
     CreateToken {
         /// The token; one is made if there is none.
@@ -67,6 +90,11 @@ pub enum Command {
     },
     /// Lists registration tokens.
     ListTokens,
+    /// Ends a registration token.
+    RevokeToken {
+        /// The token.
+        token: String,
+    },
     /// Takes a backup.
     BackUp {
         /// An empty or absent directory, as an absolute path.
@@ -78,19 +106,189 @@ pub enum Command {
 
 /// What was done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Answer {
-    /// For people.
-    pub text: String,
-    /// For programs.
-    pub json: Value,
-    /// Whether all is well; a check that finds something did its work, and is not.
-    pub good: bool,
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// An account was made.
+    UserCreated(CreatedUser),
+    /// The accounts, oldest first.
+    Users(Vec<UserEntry>),
+    /// An account administers the server now, or no longer does.
+    AdminSet(AdminSet),
+    /// A password was set, and all sessions ended.
+    PasswordSet(PasswordSet),
+    /// An account ended.
+    UserDeactivated(DeactivatedUser),
+    /// The devices of an account.
+    Devices(DevicesOf),
+    /// Sessions ended.
+    LoggedOut(LoggedOut),
+    /// A registration token was made.
+    TokenCreated(TokenEntry),
+    /// The registration tokens.
+    Tokens(Vec<TokenEntry>),
+    /// A registration token ended.
+    TokenRevoked(TokenEntry),
+    /// A backup was taken.
+    BackedUp(Manifest),
+    /// A backup was put in place of the store.
+    Restored(RestoredStore),
+    /// Everything was read.
+    Checked(CheckedStore),
 }
 
-impl Answer {
-    fn new(text: impl Into<String>, json: Value) -> Self {
-        Self { text: text.into(), json, good: true }
+impl Outcome {
+    /// Whether all is well. A check that finds something did its work, and all is not well.
+    pub fn is_good(&self) -> bool {
+        match self {
+            Self::Checked(report) => report.faults == 0,
+            Self::UserCreated(_)
+            | Self::Users(_)
+            | Self::AdminSet(_)
+            | Self::PasswordSet(_)
+            | Self::UserDeactivated(_)
+            | Self::Devices(_)
+            | Self::LoggedOut(_)
+            | Self::TokenCreated(_)
+            | Self::Tokens(_)
+            | Self::TokenRevoked(_)
+            | Self::BackedUp(_)
+            | Self::Restored(_) => true,
+        }
     }
+}
+
+/// An account that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreatedUser {
+    /// Its user id.
+    pub user_id: OwnedUserId,
+    /// Whether it administers the server.
+    pub admin: bool,
+    /// The password, if it was made here.
+    pub password: Option<String>,
+}
+
+/// An account in a list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserEntry {
+    /// Its user id.
+    pub user_id: OwnedUserId,
+    /// When it was registered, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Whether it administers the server.
+    pub admin: bool,
+    /// Whether it is a guest.
+    pub guest: bool,
+    /// Whether it has ended.
+    pub deactivated: bool,
+}
+
+/// Whether an account administers the server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdminSet {
+    /// Its user id.
+    pub user_id: OwnedUserId,
+    /// Whether it does now.
+    pub admin: bool,
+}
+
+/// A password that was set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PasswordSet {
+    /// Of which account.
+    pub user_id: OwnedUserId,
+    /// The password, if it was made here.
+    pub password: Option<String>,
+}
+
+/// An account that ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeactivatedUser {
+    /// Its user id.
+    pub user_id: OwnedUserId,
+    /// Whether it is forgotten, too.
+    pub erased: bool,
+}
+
+/// The devices of an account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DevicesOf {
+    /// Its user id.
+    pub user_id: OwnedUserId,
+    /// The devices, by id.
+    pub devices: Vec<DeviceEntry>,
+}
+
+/// A device in a list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceEntry {
+    /// Its id.
+    pub device_id: OwnedDeviceId,
+    /// Its name for people.
+    pub display_name: Option<String>,
+    /// When it logged in, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// When it was last seen, in milliseconds since the epoch.
+    pub last_seen_ms: Option<u64>,
+    /// How many seconds ago that was.
+    pub seen_s_ago: Option<u64>,
+    /// From which address.
+    pub last_seen_ip: Option<String>,
+}
+
+/// Sessions that ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoggedOut {
+    /// Of which account.
+    pub user_id: OwnedUserId,
+    /// How many.
+    pub devices: usize,
+}
+
+/// A registration token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenEntry {
+    /// The token.
+    pub token: String,
+    /// How many accounts were made with it.
+    pub uses: u64,
+    /// How many may be; any number, if none.
+    pub uses_max: Option<u64>,
+    /// When it ends, in milliseconds since the epoch; never, if none.
+    pub expires_ms: Option<u64>,
+    /// In how many seconds that is; 0 when it is past.
+    pub ends_in_s: Option<u64>,
+}
+
+impl TokenEntry {
+    fn new(token: String, row: &RegistrationTokenRow, now_ms: u64) -> Self {
+        let ends_in_s = row.expires_ms.map(|end| end.saturating_sub(now_ms) / 1000);
+        Self { token, uses: row.uses, uses_max: row.uses_max, expires_ms: row.expires_ms, ends_in_s }
+    }
+}
+
+/// A store that was restored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RestoredStore {
+    /// Up to which position.
+    pub position: u64,
+    /// The incarnation that began.
+    pub incarnation: u16,
+    /// Where that is which was there before.
+    pub replaced: Option<PathBuf>,
+}
+
+/// A store that was read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckedStore {
+    /// How many rows each table has.
+    pub rows: BTreeMap<String, u64>,
+    /// How much is wrong.
+    pub faults: u64,
+    /// What is wrong, a line each; the first ones.
+    pub findings: Vec<String>,
+    /// How many rows took too long to judge beside a running server.
+    pub unjudged: u64,
 }
 
 /// Carries a command out. `progress` learns how far a long one is; it must be short.
@@ -98,22 +296,32 @@ pub async fn operate(
     app: &App,
     command: Command,
     progress: impl FnMut(Progress) + Send + 'static,
-) -> Result<Answer> {
-    match command {
-        Command::CreateUser { name, password, admin } => create_user(app, name, password, admin).await,
-        Command::ListUsers => list_users(app).await,
-        Command::ResetPassword { name, password } => reset_password(app, &name, password).await,
-        Command::DeactivateUser { name, erase } => deactivate(app, &name, erase).await,
-        Command::CreateToken { token, uses_max, expires_in_s } => {
-            create_token(app, token, uses_max, expires_in_s).await
+) -> Result<Outcome> {
+    Ok(match command {
+        Command::CreateUser { name, password, admin } => {
+            Outcome::UserCreated(create_user(app, &name, password, admin).await?)
         }
-        Command::ListTokens => list_tokens(app).await,
-        Command::BackUp { to } => back_up(app, to, progress).await,
-        Command::Check => check_store(app, progress).await,
-    }
+        Command::ListUsers => Outcome::Users(list_users(app).await?),
+        Command::SetAdmin { name, admin } => Outcome::AdminSet(set_admin(app, &name, admin).await?),
+        Command::ResetPassword { name, password } => {
+            Outcome::PasswordSet(reset_password(app, &name, password).await?)
+        }
+        Command::DeactivateUser { name, erase } => {
+            Outcome::UserDeactivated(deactivate(app, &name, erase).await?)
+        }
+        Command::ListDevices { name } => Outcome::Devices(list_devices(app, &name).await?),
+        Command::LogOut { name, device } => Outcome::LoggedOut(log_out(app, &name, device).await?),
+        Command::CreateToken { token, uses_max, expires_in_s } => {
+            Outcome::TokenCreated(create_token(app, token, uses_max, expires_in_s).await?)
+        }
+        Command::ListTokens => Outcome::Tokens(list_tokens(app)?),
+        Command::RevokeToken { token } => Outcome::TokenRevoked(revoke_token(app, token).await?),
+        Command::BackUp { to } => Outcome::BackedUp(back_up(app, to, progress).await?),
+        Command::Check => Outcome::Checked(check_store(app, progress).await?),
+    })
 }
 
-/// The password to use, and what to say about it.
+/// The password to use, and the same if it was made here.
 fn password_or_made(app: &App, password: Option<String>) -> (String, Option<String>) {
     match password {
         Some(password) => (password, None),
@@ -124,93 +332,132 @@ fn password_or_made(app: &App, password: Option<String>) -> (String, Option<Stri
     }
 }
 
-fn with_made(text: String, made: Option<&String>) -> String {
-    match made {
-        Some(password) => format!("{text}\nPassword: {password}"),
-        None => text,
-    }
-}
-
-async fn create_user(app: &App, name: String, password: Option<String>, admin: bool) -> Result<Answer> {
+/// Makes an account. Errors: 400 `M_USER_IN_USE`, `M_INVALID_USERNAME`, `M_WEAK_PASSWORD`.
+pub async fn create_user(
+    app: &App,
+    name: &str,
+    password: Option<String>,
+    admin: Option<bool>,
+) -> Result<CreatedUser> {
     let (password, made) = password_or_made(app, password);
-    let wish = Wish { username: Some(name), password: Some(password), log_in: None, refreshable: false };
-    let user_id = register::register_by_operator(app, wish, admin).await?.user_id;
-    let user = users::require_num(&*app.store.snapshot(), &user_id)?;
-    let is_admin = users::require(&*app.store.snapshot(), user)?.is_admin;
-    let role = if is_admin { ", an admin of this server" } else { "" };
-    Ok(Answer::new(
-        with_made(format!("Created {user_id}{role}."), made.as_ref()),
-        json!({ "user_id": user_id, "admin": is_admin, "password": made }),
-    ))
+    let username = names::localpart_of(name, app.accounts.server_name())?.to_owned();
+    let wish = Wish { username: Some(username), password: Some(password), log_in: None, refreshable: false };
+    let registered = register::register_by_operator(app, wish, admin).await?;
+    Ok(CreatedUser { user_id: registered.user_id, admin: registered.is_admin, password: made })
 }
 
-async fn list_users(app: &App) -> Result<Answer> {
+/// All accounts.
+pub async fn list_users(app: &App) -> Result<Vec<UserEntry>> {
     let snapshot = app.store.snapshot();
-    let rows = app.env.blocking(move || Ok(users::list(&*snapshot)?.collect::<Result<Vec<_>, _>>()?)).await?;
-    let mut text = String::new();
-    let mut list = Vec::new();
-    for (_, row) in rows {
-        let notes = [(row.is_admin, "admin"), (row.is_guest, "guest"), (row.is_deactivated, "deactivated")];
-        let notes: Vec<_> = notes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).collect();
-        text.push_str(&format!("{}  {}\n", row.user_id, notes.join(", ")));
-        list.push(json!({
-            "user_id": row.user_id,
-            "created_ms": row.created_ms,
-            "admin": row.is_admin,
-            "guest": row.is_guest,
-            "deactivated": row.is_deactivated,
-        }));
-    }
-    if list.is_empty() {
-        text.push_str("There is no account yet.\n");
-    }
-    Ok(Answer::new(text.trim_end(), json!({ "users": list })))
+    let list = move || {
+        let mut entries = Vec::new();
+        for row in users::list(&*snapshot)? {
+            let (_, row) = row?;
+            entries.push(UserEntry {
+                user_id: row.user_id,
+                created_ms: row.created_ms,
+                admin: row.is_admin,
+                guest: row.is_guest,
+                deactivated: row.is_deactivated,
+            });
+        }
+        Ok(entries)
+    };
+    app.env.blocking(list).await
 }
 
-fn require_user(app: &App, name: &str) -> Result<(UserNum, ruma::OwnedUserId)> {
-    let user_id = names::meant_user_id(name, app.accounts.server_name())
+/// The account that the operator means: as when somebody logs in, a user id or a localpart, in any case of letters.
+/// Errors: 400 for what is no user of this server, 404 for an account that does not exist.
+fn require_user(app: &App, name: &str) -> Result<(UserNum, OwnedUserId)> {
+    let meant = names::meant_user_id(name, app.accounts.server_name())
         .ok_or_else(|| Refusal::invalid_param(format!("{name} is no user of this server.")))?;
-    let user = users::find_num(&*app.store.snapshot(), &user_id)?
-        .ok_or_else(|| Refusal::not_found(format!("There is no account {user_id}.")))?;
-    Ok((user, user_id))
+    users::find_meant(&*app.store.snapshot(), &meant)?
+        .ok_or_else(|| Refusal::not_found(format!("There is no account {meant}.")).into())
 }
 
-async fn reset_password(app: &App, name: &str, password: Option<String>) -> Result<Answer> {
+/// Refuses an account that has ended: 400 `M_INVALID_PARAM`.
+fn require_live(app: &App, name: &str) -> Result<(UserNum, OwnedUserId)> {
     let (user, user_id) = require_user(app, name)?;
     if users::require(&*app.store.snapshot(), user)?.is_deactivated {
         return Err(Refusal::invalid_param(format!("{user_id} is deactivated.")).into());
     }
-    let (password, made) = password_or_made(app, password);
-    passwords::check(&password)?;
-    let house = app.clone();
-    let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
-    let hash = app.env.blocking_long(Long::Password, hash).await?;
-    let whose = user_id.clone();
+    Ok((user, user_id))
+}
+
+/// Makes an account an admin of this server, or takes that from it. Errors: 400 for a guest or an account that has ended.
+pub async fn set_admin(app: &App, name: &str, admin: bool) -> Result<AdminSet> {
+    let (user, user_id) = require_live(app, name)?;
     write::for_user(app, user, move |_, batch| {
-        passwords::set(batch, user, Some(&hash));
-        let all = devices::list(batch, user)?;
-        log_out::end_all(batch, user, &whose, &all)
+        let row = users::require(batch, user)?;
+        if admin && (row.is_guest || row.is_deactivated) {
+            return Err(Refusal::invalid_param("Guests and ended accounts cannot be admins.").into());
+        }
+        users::set_admin(batch, user, admin)
     })
     .await?;
-    let text = format!("Set the password of {user_id}, and ended all its sessions.");
-    Ok(Answer::new(with_made(text, made.as_ref()), json!({ "user_id": user_id, "password": made })))
+    Ok(AdminSet { user_id, admin })
 }
 
-async fn deactivate(app: &App, name: &str, erase: bool) -> Result<Answer> {
-    let (user, user_id) = require_user(app, name)?;
-    if users::require(&*app.store.snapshot(), user)?.is_deactivated {
-        return Err(Refusal::invalid_param(format!("{user_id} is deactivated already.")).into());
-    }
+/// Sets a password and ends all sessions. Errors: 400 `M_WEAK_PASSWORD`; for an account that has ended.
+pub async fn reset_password(app: &App, name: &str, password: Option<String>) -> Result<PasswordSet> {
+    let (user, user_id) = require_live(app, name)?;
+    let (password, made) = password_or_made(app, password);
+    set_password(app, user, user_id.clone(), password, Some(Ending::All)).await?;
+    Ok(PasswordSet { user_id, password: made })
+}
+
+/// Ends an account for good.
+pub async fn deactivate(app: &App, name: &str, erase: bool) -> Result<DeactivatedUser> {
+    let (user, user_id) = require_live(app, name)?;
     deactivate::deactivate(app, user, user_id.clone(), erase).await?;
-    Ok(Answer::new(format!("Deactivated {user_id}."), json!({ "user_id": user_id, "erased": erase })))
+    Ok(DeactivatedUser { user_id, erased: erase })
 }
 
-async fn create_token(
+/// The devices of an account.
+pub async fn list_devices(app: &App, name: &str) -> Result<DevicesOf> {
+    let (user, user_id) = require_user(app, name)?;
+    let (snapshot, now_ms) = (app.store.snapshot(), app.env.now_ms());
+    let list = move || {
+        let mut entries = Vec::new();
+        for device in devices::list(&*snapshot, user)? {
+            let seen = devices::find_seen(&*snapshot, user, device.num)?;
+            entries.push(DeviceEntry {
+                device_id: device.id,
+                display_name: device.display_name,
+                created_ms: device.created_ms,
+                last_seen_ms: seen.as_ref().map(|seen| seen.ms),
+                seen_s_ago: seen.as_ref().map(|seen| now_ms.saturating_sub(seen.ms) / 1000),
+                last_seen_ip: seen.and_then(|seen| seen.ip),
+            });
+        }
+        Ok(entries)
+    };
+    Ok(DevicesOf { user_id, devices: app.env.blocking(list).await? })
+}
+
+/// Ends one session of an account, or all. Errors: 404 for a device that does not exist.
+pub async fn log_out(app: &App, name: &str, device: Option<OwnedDeviceId>) -> Result<LoggedOut> {
+    let (user, user_id) = require_user(app, name)?;
+    let whose = user_id.clone();
+    let (devices, promised) = write::for_user(app, user, move |app, batch| {
+        let (count, ending) = match &device {
+            Some(id) => (1, Ending::One(devices::require(batch, user, id)?.num)),
+            None => (devices::list(batch, user)?.len(), Ending::All),
+        };
+        Ok((count, log_out::end(app, batch, user, &whose, &ending)?))
+    })
+    .await?;
+    log_out::begin_sweep(app, promised);
+    Ok(LoggedOut { user_id, devices })
+}
+
+/// Makes a registration token. Errors: 400 for one that exists, cannot be one, or could never be used.
+pub async fn create_token(
     app: &App,
     token: Option<String>,
     uses_max: Option<u64>,
     expires_in_s: Option<u64>,
-) -> Result<Answer> {
+) -> Result<TokenEntry> {
     let token = token.unwrap_or_else(|| app.env.random_string(MADE_CHARS));
     let now_ms = app.env.now_ms();
     let expires_ms = expires_in_s.map(|seconds| now_ms.saturating_add(seconds.saturating_mul(1000)));
@@ -218,69 +465,44 @@ async fn create_token(
     let (name, kept) = (token.clone(), row.clone());
     write::for_server(app, move |_, batch| registration::create_token(batch, &name, &kept), Error::from)
         .await?;
-    Ok(Answer::new(token.clone(), token_json(&token, &row)))
+    Ok(TokenEntry::new(token, &row, now_ms))
 }
 
-fn token_json(token: &str, row: &RegistrationTokenRow) -> Value {
-    json!({ "token": token, "uses": row.uses, "uses_max": row.uses_max, "expires_ms": row.expires_ms })
-}
-
-async fn list_tokens(app: &App) -> Result<Answer> {
-    let tokens = registration::list_tokens(&*app.store.snapshot())?;
+/// All registration tokens.
+pub fn list_tokens(app: &App) -> Result<Vec<TokenEntry>> {
     let now_ms = app.env.now_ms();
-    let lines = tokens.iter().map(|(token, row)| {
-        let uses_max = row.uses_max.map_or_else(|| "any number of".to_owned(), |max| max.to_string());
-        let end = match row.expires_ms {
-            None => String::new(),
-            Some(end) if end <= now_ms => ", expired".to_owned(),
-            Some(end) => format!(", ends in {} s", (end - now_ms) / 1000),
-        };
-        format!("{token}  {} of {uses_max} uses{end}", row.uses)
-    });
-    let lines: Vec<_> = lines.collect();
-    let text = if lines.is_empty() { "There is no registration token.".to_owned() } else { lines.join("\n") };
-    let list: Vec<_> = tokens.iter().map(|(token, row)| token_json(token, row)).collect();
-    Ok(Answer::new(text, json!({ "tokens": list })))
+    let tokens = registration::list_tokens(&*app.store.snapshot())?.into_iter();
+    Ok(tokens.map(|(token, row)| TokenEntry::new(token, &row, now_ms)).collect())
+}
+
+/// Ends a registration token. Errors: 404 for one that does not exist.
+pub async fn revoke_token(app: &App, token: String) -> Result<TokenEntry> {
+    let now_ms = app.env.now_ms();
+    let name = token.clone();
+    let row =
+        write::for_server(app, move |_, batch| registration::revoke_token(batch, &name), Error::from).await?;
+    Ok(TokenEntry::new(token, &row, now_ms))
 }
 
 async fn back_up(
     app: &App,
     to: PathBuf,
     mut progress: impl FnMut(Progress) + Send + 'static,
-) -> Result<Answer> {
+) -> Result<Manifest> {
     let house = app.clone();
-    let manifest = app
-        .env
-        .blocking_long(Long::Maintenance, move || {
-            let name = house.config.server.name.as_str();
-            backup::back_up(&house.store, &to, name, house.env.now_ms(), true, &mut progress)
-                .map_err(|why| Refusal::invalid_param(format!("No backup was taken: {why}.")).into())
-        })
-        .await?;
-    let text = format!("Backed up everything to position {}.", manifest.position);
-    Ok(Answer::new(text, json!(manifest)))
+    let work = move || {
+        let name = house.config.server.name.as_str();
+        backup::back_up(&house.store, &to, name, house.env.now_ms(), true, &mut progress)
+            .map_err(|why| Refusal::invalid_param(format!("No backup was taken: {why}.")).into())
+    };
+    app.env.blocking_long(Long::Maintenance, work).await
 }
 
-async fn check_store(app: &App, mut progress: impl FnMut(Progress) + Send + 'static) -> Result<Answer> {
+async fn check_store(app: &App, mut progress: impl FnMut(Progress) + Send + 'static) -> Result<CheckedStore> {
     let store = app.store.clone();
     let report =
         app.env.blocking_long(Long::Maintenance, move || Ok(check::check(&store, &mut progress)?)).await?;
-    let rows: u64 = report.rows.iter().map(|(_, rows)| rows).sum();
-    let mut text = if report.faults == 0 {
-        format!("Read {rows} rows: nothing is wrong.")
-    } else {
-        format!("Read {rows} rows, {} faults:\n{}", report.faults, report.findings.join("\n"))
-    };
-    if report.unjudged > 0 {
-        let unjudged = report.unjudged;
-        text.push_str(&format!(
-            "\n{unjudged} rows take too long beside a running server: check a copy of the store."
-        ));
-    }
-    let by_table: serde_json::Map<_, _> =
-        report.rows.iter().map(|(table, rows)| ((*table).to_owned(), json!(rows))).collect();
-    let json = json!({
-        "rows": by_table, "faults": report.faults, "findings": report.findings, "unjudged": report.unjudged,
-    });
-    Ok(Answer { text, json, good: report.faults == 0 })
+    let rows = report.rows.into_iter().map(|(table, rows)| (table.to_owned(), rows)).collect();
+    let (faults, findings, unjudged) = (report.faults, report.findings, report.unjudged);
+    Ok(CheckedStore { rows, faults, findings, unjudged })
 }

@@ -14,29 +14,18 @@ use crate::{
         self, aliases,
         build::Draft,
         directory, members,
+        policy::{self, Author},
         visibility::{self, HistoryVisibility},
     },
     store::LogEntry,
 };
 
-/// An alias may have this many bytes.
-const ALIAS_BYTES_MAX: usize = 255;
 /// Rooms in one page of the directory, at most and unless the client asks for fewer.
 const PAGE_MAX: usize = 500;
 
-fn require_ours(app: &App, alias: &RoomAliasId) -> Result<()> {
-    if alias.server_name() == app.rooms.signer().server() {
-        return Ok(());
-    }
-    Err(Refusal::invalid_param("This is an alias of another server.").into())
-}
-
 /// Lets an alias name a room. Refuses one that names a room already, be it this one: 409 `M_UNKNOWN`.
 pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
-    require_ours(app, alias)?;
-    if alias.as_str().len() > ALIAS_BYTES_MAX || alias.alias().is_empty() {
-        return Err(Refusal::invalid_param("This cannot be an alias.").into());
-    }
+    aliases::check(alias, app.rooms.signer().server())?;
     let snapshot = app.store.snapshot();
     // Told before whether the caller is in the room, as ever: an alias that is taken is no secret.
     if aliases::find(&*snapshot, alias)?.is_some() {
@@ -67,7 +56,7 @@ fn taken() -> Error {
 /// canonical alias; the last also takes it out of that event.
 pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> Result<()> {
     let unknown = || Error::from(Refusal::not_found("There is no such alias."));
-    require_ours(app, alias).map_err(|_| unknown())?;
+    aliases::check(alias, app.rooms.signer().server()).map_err(|_| unknown())?;
     let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
     let (inner, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
     commit::in_room_and_server(app, row.room, move |change| {
@@ -83,9 +72,10 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
         let canonical = change.state(CANONICAL_ALIAS, "")?;
         let content = canonical.and_then(|event| aliases::without(event.parsed.content.get(), &alias));
         if let Some(content) = content.filter(|_| commands) {
-            let now_ms = inner.env.now_ms();
+            let now_ms = inner.env.event_ms();
             let draft = Draft::state(caller.user_id.clone(), CANONICAL_ALIAS, "", content, now_ms);
-            change.add(inner.rooms.signer(), &draft, None)?;
+            let signer = inner.rooms.signer();
+            policy::approve(change, signer.server(), &Author::from(&caller), draft)?.add(change, signer)?;
         }
         Ok(())
     })

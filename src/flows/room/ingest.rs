@@ -8,11 +8,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use ruma::{CanonicalJsonObject, OwnedUserId, api::error::ErrorKind};
+use ruma::{CanonicalJsonObject, api::error::ErrorKind};
 use tokio::sync::{OwnedMutexGuard, SemaphorePermit};
 
 use crate::{
-    accounts::users,
     env::Long,
     error::{Error, Refusal, Result},
     flows::{App, commit},
@@ -22,6 +21,7 @@ use crate::{
         build::Draft,
         change::{Change, Outcome, Received, Step, Taken},
         graph, members,
+        policy::{self, Author},
         power::Action,
         resolve::{Loaded, NotResolved, Resolving, Settled},
     },
@@ -210,16 +210,18 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
         if !graph::want_merge(&change.batch, room, &change.row.heads)? {
             return Ok(());
         }
-        for sender in list_mergers(change)? {
+        for author in list_mergers(change)? {
             let draft = Draft {
-                sender,
+                sender: author.user_id.clone(),
                 kind: graph::MERGE.to_owned(),
                 state_key: None,
                 content: CanonicalJsonObject::new(),
                 redacts: None,
                 sent_ms,
             };
-            match change.add(&signer, &draft, None) {
+            let added = policy::approve(change, signer.server(), &author, draft)
+                .and_then(|approved| approved.add(change, &signer));
+            match added {
                 // The levels may ask more for this type than for others.
                 Err(Error::Refused(_)) => {}
                 other => return other.map(drop),
@@ -231,16 +233,14 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
 }
 
 /// Some of our users in the room who may send events.
-fn list_mergers(change: &mut Change) -> Result<Vec<OwnedUserId>> {
+fn list_mergers(change: &mut Change) -> Result<Vec<Author>> {
     let power = change.power()?;
     let mut found = Vec::new();
     let users = members::list_joined_local_users(&change.batch, change.num)?;
     for user in users.into_iter().take(MERGERS_LOOKED_AT) {
-        let user_id = users::find(&change.batch, user)?.map(|row| row.user_id);
-        if let Some(user_id) = user_id
-            && power.may(&user_id, Action::EventsDefault)?
-        {
-            found.push(user_id);
+        let author = Author::of(&change.batch, user)?;
+        if power.may(&author.user_id, Action::EventsDefault)? {
+            found.push(author);
             if found.len() >= MERGERS_TRIED {
                 break;
             }

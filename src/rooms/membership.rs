@@ -1,0 +1,75 @@
+//! Coming and going, as far as it is decided without waiting: what a member event says, and what becomes of somebody's
+//! membership.
+
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, api::error::ErrorKind};
+
+use crate::{
+    accounts::users,
+    error::{Refusal, Result},
+    schema::{self, rooms::Membership},
+    store::{Fault, Read},
+};
+
+/// The content of a member event about this user, with their profile if they are one of ours.
+pub fn content(
+    read: &(impl Read + ?Sized),
+    user_id: &UserId,
+    membership: &str,
+    reason: Option<&str>,
+) -> Result<CanonicalJsonObject, Fault> {
+    let mut content = without_profile(membership, reason);
+    if let Some(user) = users::find_num(read, user_id)? {
+        for field in ["displayname", "avatar_url"] {
+            let value = schema::PROFILES.get(read, (user, field))?;
+            let value = value.and_then(|value| serde_json::from_slice::<CanonicalJsonValue>(&value).ok());
+            if let Some(value @ CanonicalJsonValue::String(_)) = value {
+                content.insert(field.to_owned(), value);
+            }
+        }
+    }
+    Ok(content)
+}
+
+/// The content of a member event by which somebody goes or stays away: it shows no profile.
+pub fn without_profile(membership: &str, reason: Option<&str>) -> CanonicalJsonObject {
+    let mut content = CanonicalJsonObject::from([("membership".to_owned(), membership.into())]);
+    if let Some(reason) = reason {
+        content.insert("reason".to_owned(), reason.into());
+    }
+    content
+}
+
+/// What somebody does to the membership of somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Asks them in.
+    Invite,
+    /// Puts them out.
+    Kick,
+    /// Keeps them out.
+    Ban,
+    /// Lets them come back.
+    Unban,
+}
+
+impl Act {
+    /// The membership after the act on somebody whose membership was this. Errors: 403 `M_FORBIDDEN`, `M_BAD_STATE` where
+    /// there is nothing to do.
+    pub fn outcome(self, was: Membership) -> Result<&'static str, Refusal> {
+        match (self, was) {
+            (Self::Invite, Membership::Join) => Err(Refusal::forbidden("They are in the room already.")),
+            (Self::Invite, _) => Ok("invite"),
+            (Self::Kick, Membership::Join | Membership::Invite | Membership::Knock) => Ok("leave"),
+            (Self::Kick, Membership::Leave | Membership::Ban) => {
+                Err(Refusal::forbidden("They are not in the room."))
+            }
+            // Banning again may change the reason.
+            (Self::Ban, _) => Ok("ban"),
+            (Self::Unban, Membership::Ban) => Ok("leave"),
+            (Self::Unban, _) => {
+                Err(Refusal::new(ErrorKind::BadState, "They are not banned.")
+                    .status(http::StatusCode::FORBIDDEN))
+            }
+        }
+    }
+}

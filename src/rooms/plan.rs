@@ -1,0 +1,343 @@
+//! What a new room begins with: the events that a request to create a room asks for, in the order that the specification
+//! names (client-server API, "POST /createRoom").
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId,
+    RoomVersionId, ServerName,
+    api::{
+        client::room::{
+            Visibility,
+            create_room::v3::{Request, RoomPreset},
+        },
+        error::ErrorKind,
+    },
+    room_version_rules::RoomVersionRules,
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    env::Env,
+    error::{Error, Refusal, Result},
+    rooms::{
+        aliases,
+        build::{self, Draft, Setting, Signer},
+        membership,
+        policy::{self, Author},
+        versions,
+    },
+    store::{Fault, Read},
+};
+
+/// `initial_state` has no more events: a client that sets up a room needs some dozens.
+const INITIAL_STATE_MAX: usize = 1_000;
+/// The key in a create event's content that tells it from all others.
+const NONCE: &str = "org.aqueduct.nonce";
+
+/// A piece of state that the client wants in the room.
+#[derive(Debug, Deserialize)]
+struct InitialState {
+    #[serde(rename = "type")]
+    event_type: String,
+    #[serde(default)]
+    state_key: String,
+    content: CanonicalJsonObject,
+}
+
+/// A request that has been checked as far as it can be without the room.
+#[derive(Debug)]
+pub struct Plan {
+    creator: Author,
+    version: u8,
+    rules: &'static RoomVersionRules,
+    preset: RoomPreset,
+    alias: Option<OwnedRoomAliasId>,
+    /// The content of the create event.
+    create: CanonicalJsonObject,
+    power_levels: CanonicalJsonObject,
+    initial_state: Vec<InitialState>,
+    name: Option<String>,
+    topic: Option<String>,
+    invite: Vec<OwnedUserId>,
+    is_direct: bool,
+    is_published: bool,
+    sent_ms: u64,
+}
+
+impl Plan {
+    /// The plan behind a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 403 and 404 for
+    /// users who cannot be invited; 413 for too much initial state.
+    pub fn of(
+        read: &(impl Read + ?Sized),
+        env: &Env,
+        server: &ServerName,
+        default_version: &RoomVersionId,
+        creator: Author,
+        request: Request,
+    ) -> Result<Self> {
+        let wanted = request.room_version.as_ref().unwrap_or(default_version).clone();
+        let (version, rules) = spoken(&wanted)?;
+        if !request.invite_3pid.is_empty() {
+            let message = "This server cannot invite by e-mail address or telephone number.";
+            return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
+        }
+        for user in &request.invite {
+            policy::require_reachable(read, server, user)?;
+        }
+        let mut invite = request.invite;
+        invite.sort();
+        invite.dedup();
+        invite.retain(|user| *user != creator.user_id);
+        let alias = request.room_alias_name.map(|name| alias(server, &name)).transpose()?;
+        let mut plan = Self {
+            creator,
+            version,
+            rules,
+            preset: preset(request.preset, &request.visibility)?,
+            alias,
+            create: CanonicalJsonObject::new(),
+            power_levels: CanonicalJsonObject::new(),
+            initial_state: Vec::with_capacity(request.initial_state.len().min(INITIAL_STATE_MAX)),
+            name: request.name,
+            topic: request.topic,
+            invite,
+            is_direct: request.is_direct,
+            is_published: request.visibility == Visibility::Public,
+            sent_ms: env.event_ms(),
+        };
+        let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
+        plan.create = plan.create_content(env, creation.unwrap_or_default(), &wanted)?;
+        let levels =
+            request.power_level_content_override.map(|content| object(content.json().get())).transpose()?;
+        plan.power_levels = plan.power_levels_content(levels.unwrap_or_default())?;
+        if request.initial_state.len() > INITIAL_STATE_MAX {
+            let why = format!("`initial_state` has at most {INITIAL_STATE_MAX} events.");
+            return Err(Refusal::too_large(why).into());
+        }
+        for state in request.initial_state {
+            plan.initial_state.push(initial_state(state.json().get())?);
+        }
+        Ok(plan)
+    }
+
+    /// Who makes the room.
+    pub fn creator(&self) -> &Author {
+        &self.creator
+    }
+
+    /// The version of the room.
+    pub fn version(&self) -> u8 {
+        self.version
+    }
+
+    /// The alias that the room gets.
+    pub fn alias(&self) -> Option<&RoomAliasId> {
+        self.alias.as_deref()
+    }
+
+    /// Whether the room stands in the public directory from the beginning.
+    pub fn is_published(&self) -> bool {
+        self.is_published
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.preset == RoomPreset::TrustedPrivateChat
+    }
+
+    fn has_privileged_creators(&self) -> bool {
+        self.rules.authorization.explicitly_privilege_room_creators
+    }
+
+    fn create_content(
+        &self,
+        env: &Env,
+        mut content: CanonicalJsonObject,
+        version: &RoomVersionId,
+    ) -> Result<CanonicalJsonObject> {
+        content.insert("room_version".to_owned(), version.as_str().into());
+        content.remove("creator");
+        if !self.rules.authorization.use_room_create_sender {
+            content.insert("creator".to_owned(), self.creator.user_id.as_str().into());
+        }
+        if self.rules.authorization.additional_room_creators && self.is_trusted() && !self.invite.is_empty() {
+            let named = content.entry("additional_creators".to_owned());
+            let named = named.or_insert_with(|| CanonicalJsonValue::Array(Vec::new()));
+            let CanonicalJsonValue::Array(named) = named else {
+                return Err(Refusal::bad_json("`additional_creators` is not a list.").into());
+            };
+            for user in &self.invite {
+                if !named.iter().any(|name| name.as_str() == Some(user.as_str())) {
+                    named.push(user.as_str().into());
+                }
+            }
+        }
+        if self.rules.authorization.room_create_event_id_as_room_id {
+            // The room's id is the hash of this event. Two rooms that one user makes in one millisecond with the
+            // same content must not be one (docs/decisions/unique-create-events.md).
+            content.insert(NONCE.to_owned(), env.random_string(16).into());
+        }
+        Ok(content)
+    }
+
+    fn power_levels_content(&self, levels: CanonicalJsonObject) -> Result<CanonicalJsonObject> {
+        let tombstone = if self.has_privileged_creators() { 150 } else { 100 };
+        let invite = if self.preset == RoomPreset::PublicChat { 50 } else { 0 };
+        let mut users = serde_json::Map::new();
+        if !self.has_privileged_creators() {
+            users.insert(self.creator.user_id.to_string(), 100.into());
+            if self.is_trusted() {
+                users.extend(self.invite.iter().map(|user| (user.to_string(), 100.into())));
+            }
+        }
+        let content = json!({
+            "ban": 50, "kick": 50, "redact": 50, "invite": invite,
+            "events_default": 0, "state_default": 50, "users_default": 0,
+            "historical": 100,
+            "events": {
+                "m.room.avatar": 50, "m.room.canonical_alias": 50, "m.room.name": 50,
+                "m.room.encryption": 100, "m.room.history_visibility": 100, "m.room.power_levels": 100,
+                "m.room.server_acl": 100, "m.room.tombstone": tombstone,
+            },
+            "users": users,
+        });
+        let mut content = object(&content.to_string())?;
+        content.extend(levels);
+        Ok(content)
+    }
+
+    /// The create event, with which the room begins.
+    pub fn create_draft(&self) -> Draft {
+        self.draft("m.room.create", "", self.create.clone())
+    }
+
+    /// The id that the room will have, which `create` begins.
+    pub fn room_id(&self, env: &Env, signer: &Signer, create: &Draft) -> Result<OwnedRoomId> {
+        let id = if self.rules.authorization.room_create_event_id_as_room_id {
+            let setting = Setting { room_id: None, rules: self.rules, prev: &[], auth: &[], depth: 1 };
+            let built = build::build(signer, create, &setting, self.version)?;
+            built.event.id.as_str().replacen('$', "!", 1)
+        } else {
+            format!("!{}:{}", env.random_string(18), signer.server())
+        };
+        RoomId::parse(id).map_err(|_| Error::broken("a new room has no valid id"))
+    }
+
+    fn draft(&self, event_type: &str, state_key: &str, content: CanonicalJsonObject) -> Draft {
+        Draft::state(self.creator.user_id.clone(), event_type, state_key, content, self.sent_ms)
+    }
+
+    /// Everything after the create event, in order. `read` has the profiles that member events show.
+    pub fn list_drafts(&self, read: &(impl Read + ?Sized)) -> Result<Vec<Draft>> {
+        let creator = &self.creator.user_id;
+        let mut drafts = vec![
+            self.draft("m.room.member", creator.as_str(), membership::content(read, creator, "join", None)?),
+            self.draft("m.room.power_levels", "", self.power_levels.clone()),
+        ];
+        if let Some(alias) = &self.alias {
+            let content = object(&json!({ "alias": alias }).to_string())?;
+            drafts.push(self.draft("m.room.canonical_alias", "", content));
+        }
+        drafts.extend(self.list_preset()?);
+        drafts.extend(self.list_initial_state()?);
+        if let Some(name) = &self.name {
+            drafts.push(self.draft("m.room.name", "", object(&json!({ "name": name }).to_string())?));
+        }
+        if let Some(topic) = &self.topic {
+            let content = json!({
+                "topic": topic, "m.topic": { "m.text": [{ "body": topic, "mimetype": "text/plain" }] },
+            });
+            drafts.push(self.draft("m.room.topic", "", object(&content.to_string())?));
+        }
+        drafts.extend(self.list_invitations(read)?);
+        Ok(drafts)
+    }
+
+    /// What the preset says, unless the client sets it itself.
+    fn list_preset(&self) -> Result<Vec<Draft>> {
+        let (join_rule, guest_access) = if self.preset == RoomPreset::PublicChat {
+            ("public", "forbidden")
+        } else {
+            ("invite", "can_join")
+        };
+        let mut drafts = Vec::new();
+        for (event_type, content) in [
+            ("m.room.join_rules", json!({ "join_rule": join_rule })),
+            ("m.room.history_visibility", json!({ "history_visibility": "shared" })),
+            (policy::GUEST_ACCESS, json!({ "guest_access": guest_access })),
+        ] {
+            let is_set = |state: &InitialState| state.event_type == event_type && state.state_key.is_empty();
+            if !self.initial_state.iter().any(is_set) {
+                drafts.push(self.draft(event_type, "", object(&content.to_string())?));
+            }
+        }
+        Ok(drafts)
+    }
+
+    /// The state that the client wants, but for a name and a topic that have fields of their own.
+    fn list_initial_state(&self) -> Result<Vec<Draft>> {
+        let mut drafts = Vec::new();
+        for state in &self.initial_state {
+            let is_overridden = state.state_key.is_empty()
+                && (state.event_type == "m.room.name" && self.name.is_some()
+                    || state.event_type == "m.room.topic" && self.topic.is_some());
+            if state.event_type == "m.room.create" {
+                return Err(Refusal::new(ErrorKind::InvalidRoomState, "A room has one create event.").into());
+            }
+            if !is_overridden {
+                drafts.push(self.draft(&state.event_type, &state.state_key, state.content.clone()));
+            }
+        }
+        Ok(drafts)
+    }
+
+    fn list_invitations(&self, read: &(impl Read + ?Sized)) -> Result<Vec<Draft>, Fault> {
+        let mut drafts = Vec::new();
+        for user in &self.invite {
+            let mut content = membership::content(read, user, "invite", None)?;
+            if self.is_direct {
+                content.insert("is_direct".to_owned(), true.into());
+            }
+            drafts.push(self.draft("m.room.member", user.as_str(), content));
+        }
+        Ok(drafts)
+    }
+}
+
+/// The number and the rules of a version that this server speaks. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+fn spoken(wanted: &RoomVersionId) -> Result<(u8, &'static RoomVersionRules), Refusal> {
+    let version = versions::number(wanted).and_then(|number| Some((number, versions::find_rules(number)?)));
+    version.ok_or_else(|| {
+        let message = format!("This server does not speak room version {wanted}.");
+        Refusal::new(ErrorKind::UnsupportedRoomVersion, message)
+    })
+}
+
+fn preset(wanted: Option<RoomPreset>, visibility: &Visibility) -> Result<RoomPreset, Refusal> {
+    let preset = wanted.unwrap_or(match visibility {
+        Visibility::Public => RoomPreset::PublicChat,
+        _ => RoomPreset::PrivateChat,
+    });
+    match preset {
+        RoomPreset::PrivateChat | RoomPreset::PublicChat | RoomPreset::TrustedPrivateChat => Ok(preset),
+        _ => Err(Refusal::invalid_param("`preset` is not one of the presets that the specification names.")),
+    }
+}
+
+fn initial_state(json: &str) -> Result<InitialState, Refusal> {
+    serde_json::from_str(json)
+        .map_err(|error| Refusal::bad_json(format!("A state event of `initial_state` is not one: {error}.")))
+}
+
+fn alias(server: &ServerName, name: &str) -> Result<OwnedRoomAliasId, Refusal> {
+    let odd = || Refusal::invalid_param("`room_alias_name` cannot be the name of an alias.");
+    if name.is_empty() || name.contains(':') || name.contains(char::is_whitespace) || name.contains('\0') {
+        return Err(odd());
+    }
+    let alias = RoomAliasId::parse(format!("#{name}:{server}")).map_err(|_| odd())?;
+    if alias.as_str().len() > aliases::ALIAS_BYTES_MAX { Err(odd()) } else { Ok(alias) }
+}
+
+fn object(json: &str) -> Result<CanonicalJsonObject, Refusal> {
+    serde_json::from_str(json)
+        .map_err(|error| Refusal::bad_json(format!("This is not the content of an event: {error}.")))
+}

@@ -1,0 +1,308 @@
+//! The gate for the events that are built here.
+//!
+//! The authorization rules of a room leave much open that the specification asks of a server for its own users: guests enter
+//! only where guests may, nobody vouches for themselves, an alias that a room calls its own names that room. Each event of
+//! ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room; `tests/tidy.rs` sees to
+//! it that no other way exists.
+
+use ruma::{CanonicalJsonObject, OwnedRoomId, OwnedUserId, ServerName, UserId, api::error::ErrorKind};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    accounts::{Caller, account_data, users},
+    error::{Error, Refusal, Result},
+    ids::{RoomNum, UserNum},
+    rooms::{
+        self, aliases,
+        build::{Draft, Signer},
+        change::{Change, Txn},
+        event::{self, Stored},
+        members,
+        power::Action,
+        relations,
+    },
+    schema::rooms::Membership,
+    store::{Fault, Read},
+};
+
+/// The user of ours in whose name an event is built.
+#[derive(Clone, Debug)]
+pub struct Author {
+    /// The account.
+    pub user: UserNum,
+    /// Its user id: the sender of the event.
+    pub user_id: OwnedUserId,
+    /// Guests may do less than users.
+    pub is_guest: bool,
+}
+
+impl From<&Caller> for Author {
+    fn from(caller: &Caller) -> Self {
+        Self { user: caller.user, user_id: caller.user_id.clone(), is_guest: caller.is_guest }
+    }
+}
+
+impl Author {
+    /// The author behind an account, for what the server does in a user's name without being asked.
+    pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self> {
+        let row = users::require(read, user)?;
+        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest })
+    }
+}
+
+/// An event that this server is willing to build. The authorization rules of the room are asked when it is added.
+#[derive(Debug)]
+pub struct Approved(Draft);
+
+impl Approved {
+    /// What will be built: the draft with what only the server may say.
+    pub fn draft(&self) -> &Draft {
+        &self.0
+    }
+
+    /// The current event of the same key, if the author has set exactly this before: setting it again changes nothing.
+    pub fn find_same(&self, change: &mut Change) -> Result<Option<ruma::OwnedEventId>> {
+        let Some(state_key) = self.0.state_key.as_deref() else { return Ok(None) };
+        let Some(current) = change.state(&self.0.kind, state_key)? else { return Ok(None) };
+        let is_same = current.parsed.sender == self.0.sender
+            && current.parsed.content.get() == self.0.raw_content()?.get()
+            && change.membership(self.0.sender.as_str())? == Membership::Join;
+        Ok(is_same.then(|| current.parsed.id.clone()))
+    }
+
+    /// Builds the event, asks the rules of the room and writes it into the change.
+    pub fn add(self, change: &mut Change, signer: &Signer) -> Result<Stored> {
+        change.add(signer, &self.0, None)
+    }
+
+    /// Does the same for what a client sends with a transaction id.
+    pub fn add_once(self, change: &mut Change, signer: &Signer, txn: &Txn) -> Result<Stored> {
+        change.add_once(signer, &self.0, txn)
+    }
+}
+
+/// Judges what one of our users wants to add to a room, and completes it with what only the server may say.
+///
+/// Errors: 403 `M_FORBIDDEN`, `M_GUEST_ACCESS_FORBIDDEN`, `M_INVITE_BLOCKED`; 404 for an invited user or a redacted event that
+/// does not exist; 400 `M_BAD_JSON`, `M_BAD_ALIAS`, `M_INVALID_PARAM` for what its type does not allow.
+pub fn approve(
+    change: &mut Change,
+    server: &ServerName,
+    author: &Author,
+    mut draft: Draft,
+) -> Result<Approved> {
+    debug_assert_eq!(draft.sender, author.user_id, "an event is built in its author's name");
+    debug_assert_eq!(author.user_id.server_name(), server, "only our own users have events built here");
+    let judged = match &draft.state_key {
+        Some(_) => judge_state(change, server, author, &mut draft),
+        None => judge_message(change, &draft),
+    };
+    if let Err(Error::Refused(why)) = &judged {
+        let (room, user, event_type) = (change.num, author.user, &draft.kind);
+        tracing::debug!(%room, %user, event_type, reason = why.message, "an event of ours was refused by policy");
+    }
+    judged.map(|()| Approved(draft))
+}
+
+fn judge_message(change: &mut Change, draft: &Draft) -> Result<()> {
+    if let Some(target) = &draft.redacts {
+        if change.membership(draft.sender.as_str())? != Membership::Join {
+            return Err(not_in_room().into());
+        }
+        let target = event::find_by_id(&change.batch, change.num, target)?
+            .ok_or_else(|| Refusal::not_found("The room has no such event."))?;
+        change.require_may_redact(&draft.sender, &target)?;
+    }
+    relations::check(&change.batch, change.num, draft)
+}
+
+fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
+    match draft.kind.as_str() {
+        "m.room.create" if !change.row.heads.is_empty() => {
+            Err(Refusal::bad_json("A room has one create event, which begins it.").into())
+        }
+        "m.room.redaction" => {
+            Err(Refusal::bad_json("A redaction is not a piece of state; use `/redact`.").into())
+        }
+        "m.room.member" => judge_member(change, server, author, draft),
+        "m.room.power_levels" => Ok(change.power()?.check_levels(&draft.content)?),
+        "m.room.canonical_alias" => {
+            let old = change.state(&draft.kind, draft.state_key.as_deref().unwrap_or_default())?;
+            let old = old.as_ref().map(|event| event.parsed.content.get());
+            aliases::check_canonical(&change.batch, change.num, server, &draft.content, old)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The type of the event that says whether guests may join.
+pub const GUEST_ACCESS: &str = "m.room.guest_access";
+/// The field by which a server vouches for a user who enters a restricted room. Nobody but the server may set it.
+const AUTHORISED_VIA: &str = "join_authorised_via_users_server";
+
+fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
+    let odd = |why: &str| Error::from(Refusal::bad_json(why));
+    let target = draft.state_key.as_deref().and_then(|user| OwnedUserId::try_from(user).ok());
+    let target = target.ok_or_else(|| odd("The state key of a member event is a user id."))?;
+    let content = draft.raw_content()?;
+    let membership = event::membership_of(content.get())
+        .ok_or_else(|| odd("`membership` is not one of join, leave, invite, knock and ban."))?;
+    draft.content.remove(AUTHORISED_VIA);
+    let is_own = target == author.user_id;
+    if author.is_guest && !(is_own && matches!(membership, Membership::Join | Membership::Leave)) {
+        return Err(no_guests("Guests can only join and leave rooms.").into());
+    }
+    match membership {
+        Membership::Join if is_own => judge_join(change, author, &mut draft.content),
+        Membership::Invite => judge_invite(&change.batch, server, &target),
+        Membership::Knock if is_own => require_live(&change.batch, author.user),
+        // What else somebody does to another, or the other does not do themselves, is for the authorization rules.
+        Membership::Join | Membership::Knock | Membership::Leave | Membership::Ban => Ok(()),
+    }
+}
+
+/// Judges a join by the one who joins, and lets the server vouch for them where the room lets in members of other rooms.
+fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonObject) -> Result<()> {
+    let was = change.membership(author.user_id.as_str())?;
+    if was == Membership::Join {
+        // Whoever is in needs nobody to vouch for them.
+        return Ok(());
+    }
+    require_live(&change.batch, author.user)?;
+    if author.is_guest && !guests_may_join(change)? {
+        return Err(no_guests("Guests may not join this room.").into());
+    }
+    if was != Membership::Invite
+        && let Some(voucher) = find_voucher(change, author.user)?
+    {
+        content.insert(AUTHORISED_VIA.to_owned(), voucher.as_str().into());
+    }
+    Ok(())
+}
+
+/// Refuses to let an account into a room that has ended while its request was under way: nobody would take it out again.
+fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
+    if users::require(read, user)?.is_deactivated {
+        return Err(Refusal::forbidden("This account has ended.").into());
+    }
+    Ok(())
+}
+
+fn judge_invite(read: &(impl Read + ?Sized), server: &ServerName, target: &UserId) -> Result<()> {
+    require_reachable(read, server, target)?;
+    account_data::check_invite(read, target)
+}
+
+/// Refuses to invite users of other servers, to which this server does not speak yet (403), users of ours that do not exist
+/// (404): an account that is made later would not be told; and accounts that have ended (403).
+pub fn require_reachable(read: &(impl Read + ?Sized), server: &ServerName, user: &UserId) -> Result<()> {
+    if user.server_name() != server {
+        return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
+    }
+    require_live(read, users::require_num(read, user)?)
+}
+
+fn not_in_room() -> Refusal {
+    Refusal::forbidden("You are not in this room.")
+}
+
+/// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+fn no_guests(why: &str) -> Refusal {
+    Refusal::new(ErrorKind::GuestAccessForbidden, why)
+}
+
+fn state_content<T: DeserializeOwned>(change: &mut Change, event_type: &str) -> Result<Option<T>, Fault> {
+    let event = change.state(event_type, "")?;
+    Ok(event.and_then(|event| serde_json::from_str(event.parsed.content.get()).ok()))
+}
+
+#[derive(Deserialize)]
+struct GuestAccess {
+    guest_access: String,
+}
+
+impl GuestAccess {
+    fn is_open(&self) -> bool {
+        self.guest_access == "can_join"
+    }
+}
+
+/// Whether guests may join the room, with what a change has set: only where the room says so.
+pub fn guests_may_join(change: &mut Change) -> Result<bool, Fault> {
+    let access = state_content::<GuestAccess>(change, GUEST_ACCESS)?;
+    Ok(access.is_some_and(|access| access.is_open()))
+}
+
+/// Whether guests may join the room as it is now.
+pub fn is_open_to_guests(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    let access = rooms::find_state(read, room, GUEST_ACCESS, "")?
+        .and_then(|event| serde_json::from_str::<GuestAccess>(event.row.content()).ok());
+    Ok(access.is_some_and(|access| access.is_open()))
+}
+
+#[derive(Deserialize)]
+struct JoinRules {
+    join_rule: String,
+    #[serde(default)]
+    allow: Vec<Allow>,
+}
+
+#[derive(Deserialize)]
+struct Allow {
+    #[serde(rename = "type")]
+    condition: String,
+    #[serde(default)]
+    room_id: Option<OwnedRoomId>,
+}
+
+/// The user of this server in whose name it lets somebody in who is in a room that the join rules name. `None` if the room
+/// has no such rule, or it does not let this user in, or nobody here may invite.
+fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId>> {
+    let authorization = &change.rules().authorization;
+    let Some(rules) = state_content::<JoinRules>(change, "m.room.join_rules")? else { return Ok(None) };
+    let is_restricted = match rules.join_rule.as_str() {
+        "restricted" => authorization.restricted_join_rule,
+        "knock_restricted" => authorization.knock_restricted_join_rule,
+        _ => false,
+    };
+    if !is_restricted || !is_in_any(&change.batch, user, &rules.allow)? {
+        return Ok(None);
+    }
+    let power = change.power()?;
+    match power.list_named_who_may(Action::Invite)? {
+        // The level that everybody has suffices: nearly always the first member will do.
+        None => {
+            for local in members::joined_local_users(&change.batch, change.num)? {
+                let user_id = Author::of(&change.batch, local?)?.user_id;
+                if power.may(&user_id, Action::Invite)? {
+                    return Ok(Some(user_id));
+                }
+            }
+            Ok(None)
+        }
+        Some(named) => {
+            for user_id in named {
+                let local = users::find_num(&change.batch, &user_id)?;
+                if let Some(local) = local
+                    && members::is_joined(&change.batch, local, change.num)?
+                {
+                    return Ok(Some(user_id));
+                }
+            }
+            Ok(None)
+        }
+    }
+}
+
+fn is_in_any(read: &(impl Read + ?Sized), user: UserNum, allow: &[Allow]) -> Result<bool, Fault> {
+    for room_id in
+        allow.iter().filter(|it| it.condition == "m.room_membership").filter_map(|it| it.room_id.as_ref())
+    {
+        if let Some(room) = rooms::find_room(read, room_id)?
+            && members::is_joined(read, user, room)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

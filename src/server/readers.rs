@@ -1,0 +1,138 @@
+//! Runs those readers of the log that act inside this server. Each follows the log from its durable cursor, is woken when
+//! something was written, and tries again later what failed; none of them waits for another.
+//!
+//! To add one: a flow that deals with a page of entries, doing nothing where that was done before, and a line in [`all`].
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::{
+    error::Result,
+    flows::{App, room::guests},
+    ids::Position,
+    server::Lead,
+    store::{Guard, LogEntry, Read, cursor, tail},
+};
+
+/// Looking is no more frequent than this: under load, a look takes in what was written meanwhile.
+const LOOKS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// What failed is tried again after this time, and after twice as long each time that it fails again ..
+const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// .. up to this.
+const FAILED_AGAIN_AFTER_MAX: Duration = Duration::from_secs(300);
+/// One page has at most this many entries.
+const PAGE_MAX: usize = 2_000;
+
+/// Deals with a page of the log. An error means that the same page comes again.
+type Look = fn(App, Vec<(Position, LogEntry)>) -> BoxFuture<'static, Result<()>>;
+
+/// A reader of the log.
+struct Reader {
+    /// Its cursor's name, for ever.
+    name: &'static str,
+    look: Look,
+}
+
+/// All readers of this server.
+fn all() -> [Reader; 1] {
+    [Reader {
+        name: guests::READER,
+        look: |app, entries| Box::pin(async move { guests::follow(&app, entries).await }),
+    }]
+}
+
+/// Says that something was written, so that readers look.
+pub(super) struct Written(watch::Sender<()>);
+
+impl Written {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(()))
+    }
+
+    pub(super) fn tell(&self) {
+        self.0.send_replace(());
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
+    }
+}
+
+/// Starts all readers, on the node that leads: one of them at a time acts on the log.
+pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) {
+    for reader in all() {
+        app.env.spawn(run(app.clone(), reader, written.clone()));
+    }
+}
+
+async fn run(app: App, reader: Reader, mut written: watch::Receiver<()>) {
+    let (mut fails, mut reached) = (0_u32, None);
+    loop {
+        written.mark_unchanged();
+        match look(&app, &reader, &mut reached).await {
+            Ok(Looked::More) => fails = 0,
+            Ok(Looked::All) => {
+                fails = 0;
+                app.env.sleep(LOOKS_AT_MOST_EVERY).await;
+                if written.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, reader = reader.name, "a reader of the log failed; it tries again");
+                let wait = FAILED_AGAIN_AFTER.saturating_mul(1 << fails.min(16)).min(FAILED_AGAIN_AFTER_MAX);
+                fails += 1;
+                app.env.sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// What a look came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Looked {
+    /// There is more to read.
+    More,
+    /// Everything that was written has been read.
+    All,
+}
+
+/// Reads a page after what was `reached` and deals with it; then the cursor moves. The cursor is read at the start only: until
+/// the store has written it, it is older than what was reached, and a look that finds nothing new costs no read.
+async fn look(app: &App, reader: &Reader, reached: &mut Option<Position>) -> Result<Looked> {
+    let (store, name, known) = (app.store.clone(), reader.name, *reached);
+    let page = app.env.blocking(move || {
+        let snapshot = store.snapshot();
+        let after = match known {
+            Some(reached) => reached,
+            None => cursor::find(&*snapshot, name)?.unwrap_or(Position::ZERO),
+        };
+        let upto = snapshot.upto();
+        Ok((after < upto).then_some((tail::read_after(&*snapshot, after, PAGE_MAX)?, upto)))
+    });
+    let Some((tail, upto)) = page.await? else { return Ok(Looked::All) };
+    let (came_to, looked) = match tail {
+        tail::Tail::Entries(entries) => {
+            let last = entries.last().map(|(position, _)| *position);
+            let is_whole = entries.len() < PAGE_MAX;
+            (reader.look)(app.clone(), entries).await?;
+            match last {
+                Some(last) if !is_whole => (last, Looked::More),
+                _ => (upto, Looked::All),
+            }
+        }
+        tail::Tail::Resync { from } => {
+            tracing::warn!(reader = name, %from, "a reader of the log was away for too long; it goes on from here");
+            (from, Looked::All)
+        }
+    };
+    debug_assert!(known.is_none_or(|before| came_to > before), "a reader moves forward");
+    *reached = Some(came_to);
+    let mut note = app.store.note(&Guard::own_tables());
+    cursor::advance(&mut note, name, came_to);
+    // What is lost of this is read again.
+    drop(app.store.enqueue_note(note)?);
+    Ok(looked)
+}
