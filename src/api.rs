@@ -10,6 +10,7 @@ pub mod client;
 mod drain;
 mod endpoints;
 pub mod extract;
+mod pages;
 pub mod policy;
 pub mod raw;
 mod receive;

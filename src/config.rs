@@ -8,7 +8,7 @@ mod size;
 use serde::{Deserialize, Serialize};
 
 pub use check::ROOM_VERSIONS;
-pub use load::{ENVIRONMENT_PREFIX, Problem};
+pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
     Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
     Registration, RegistrationMode, Rooms, Server, Storage, Tls,
@@ -21,28 +21,28 @@ pub use size::Size;
 pub struct Config {
     /// Who this server is.
     pub server: Server,
-    /// Where it listens.
+    /// The addresses where it listens.
     #[serde(rename = "listener")]
     pub listeners: Vec<Listener>,
     /// Who may make an account.
     pub registration: Registration,
     /// How passwords are kept.
     pub passwords: Passwords,
-    /// Rooms made here.
+    /// How new rooms are made.
     pub rooms: Rooms,
-    /// Who is online.
+    /// Whether users see who is online.
     pub presence: Presence,
-    /// The store.
+    /// How the store keeps data.
     pub storage: Storage,
-    /// Other servers.
+    /// How it meets other servers.
     pub federation: Federation,
     /// Requests this server makes.
     pub outbound: Outbound,
-    /// Bounds.
+    /// How much clients may ask for.
     pub limits: Limits,
-    /// What is logged.
+    /// How much is logged, and in which form.
     pub log: Log,
-    /// Figures for Prometheus.
+    /// Where Prometheus finds the figures.
     pub metrics: Metrics,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong, by who is at fault. `api/reply.rs` is the one place that turns these into HTTP and logs them.
+//! The ways in which something goes wrong, by who is at fault. `api/reply.rs` is the one place that turns these into HTTP and logs them.
 
 use std::{fmt, time::Duration};
 
@@ -12,11 +12,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The caller: answered as it is.
     Refused(Box<Refusal>),
-    /// Another server.
+    /// Another server, which answered wrongly or not at all.
     Remote {
         /// The server's name.
         server: String,
-        /// What it did, for the log.
+        /// The log says this of what the server did.
         cause: String,
     },
     /// Nobody: try again later.
@@ -35,23 +35,44 @@ pub struct Refusal {
     pub kind: ErrorKind,
     /// A sentence for a person. Holds no secret.
     pub message: String,
-    /// The status, where the code alone does not decide it.
-    pub status: Option<http::StatusCode>,
+    /// Where the code alone does not decide the status of the answer.
+    pub exception: Option<Exception>,
     /// Where set, the whole JSON body of the answer, in place of `errcode` and `error` (user-interactive
     /// authentication answers 401 with flows).
     pub body: Option<serde_json::Value>,
 }
 
+/// Why a refusal has another status than its code usually has. `src/api/reply.rs` knows which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exception {
+    /// Somebody else has it already.
+    Taken,
+    /// The thing exists, but not by this method.
+    WrongMethod,
+    /// Nobody may do it as things stand, whatever is wrong with it besides.
+    Forbidden,
+    /// A parameter is at fault, where the code speaks of the whole request.
+    Parameter,
+    /// User-interactive authentication is not complete.
+    Interactive,
+    /// The client did not go on.
+    TimedOut,
+    /// Another server is at fault.
+    Remote,
+    /// This server is at fault.
+    Broken,
+}
+
 impl Refusal {
     /// A refusal with this code and sentence; the status follows from the code.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), status: None, body: None }
+        Self { kind, message: message.into(), exception: None, body: None }
     }
 
-    /// With a status of its own.
+    /// With another status than its code usually has.
     #[must_use]
-    pub fn status(mut self, status: http::StatusCode) -> Self {
-        self.status = Some(status);
+    pub fn exception(mut self, exception: Exception) -> Self {
+        self.exception = Some(exception);
         self
     }
 

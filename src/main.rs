@@ -8,7 +8,7 @@ use std::{
 };
 
 use aqueduct::{
-    config::Config,
+    config::{self, Config},
     flows::operator::operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
     server::{self, operator},
 };
@@ -196,6 +196,14 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             return served.map(|()| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
         }
         Some(Command::Config(ConfigCommand::Check)) => {
+            let unknown = config::list_unknown_variables(variables());
+            if !unknown.is_empty() {
+                let example = config::ENVIRONMENT_PREFIX;
+                return Err(format!(
+                    "these environment variables set nothing: {}; a setting is {example}SECTION__KEY",
+                    unknown.join(", ")
+                ));
+            }
             let text = format!("{}: all settings are good", cli.config.display());
             say(&if cli.json { json!({ "ok": true }).to_string() } else { text });
             return Ok(ExitCode::SUCCESS);

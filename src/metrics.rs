@@ -1,4 +1,4 @@
-//! What the server counts about itself. Every part may add to these figures; the metrics listener shows them in the
+//! The figures that the server counts about itself. Every part may add to them; the metrics listener shows them in the
 //! format of Prometheus.
 
 use std::{
@@ -129,7 +129,7 @@ impl Metrics {
         self.0.request_seconds.get_or_create(&RouteLabels { route }).observe(took.as_secs_f64());
     }
 
-    /// A handler panicked.
+    /// Counts a handler that panicked.
     pub fn panic(&self) {
         self.0.panics.inc();
     }

@@ -8,7 +8,7 @@ use ruma::{DeviceId, OwnedDeviceId, api::error::ErrorKind};
 use crate::{
     accounts::{account_data, users},
     env::Env,
-    error::{Refusal, Result},
+    error::{Exception, Refusal, Result},
     ids::{DeviceNum, UserNum},
     schema::{
         self,
@@ -180,7 +180,7 @@ fn put(batch: &mut Batch, user: UserNum, id: &DeviceId, row: &DeviceRow) {
 pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Option<String>) -> Result<()> {
     if display_name.as_ref().is_some_and(|name| name.chars().count() > DISPLAY_NAME_CHARS_MAX) {
         let why = format!("The name of a device has at most {DISPLAY_NAME_CHARS_MAX} characters.");
-        return Err(Refusal::new(ErrorKind::TooLarge, why).status(http::StatusCode::BAD_REQUEST).into());
+        return Err(Refusal::new(ErrorKind::TooLarge, why).exception(Exception::Parameter).into());
     }
     let device = require(batch, user, id)?;
     let row = DeviceRow { num: device.num, display_name, created_ms: device.created_ms };

@@ -10,14 +10,17 @@ use parking_lot::Mutex;
 use ruma::api::{client::uiaa::AuthType, error::ErrorKind};
 use serde_json::{Value, json};
 
-use crate::{env::Env, error::Refusal};
+use crate::{
+    env::Env,
+    error::{Exception, Refusal},
+};
 
 /// No more sessions are open; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
 /// A session lives this long after its last use, in milliseconds.
 const SESSION_MS: u64 = 60 * 60 * 1000;
 
-/// What is asked before an operation is done: any one of these rows of stages, each in order.
+/// An operation is done once any one of these rows of stages was passed, each in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flows(pub Vec<Vec<AuthType>>);
 
@@ -37,7 +40,7 @@ impl Flows {
     }
 }
 
-/// What is to be done, and for whom.
+/// An operation that wants to be confirmed, and for whom it is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
     /// The method and path, and the user if one is known: a session is good for nothing else.
@@ -49,7 +52,7 @@ pub struct Operation {
 #[derive(Clone, Debug)]
 struct Session {
     name: String,
-    /// Of the request whose stage was passed first.
+    /// The digest of the request whose stage was passed first.
     request: Option<[u8; 32]>,
     completed: Vec<AuthType>,
     /// The registration token that was shown.
@@ -85,7 +88,7 @@ pub enum Progress {
 /// A stage that was just passed.
 #[derive(Clone, Debug)]
 pub struct Passed {
-    /// The stage.
+    /// The stage that was passed.
     pub stage: AuthType,
     /// The registration token, if that is what was shown.
     pub registration_token: Option<String>,
@@ -110,8 +113,11 @@ impl Sessions {
             Some(known) => known,
             None => (env.random_string(24), open.begin(operation, now_ms)),
         };
-        if let Some(passed) = passed {
+        if passed.is_some() || !state.completed.is_empty() {
+            // A stage that was passed on a page belongs to the first request that brings the session back.
             state.request.get_or_insert(operation.request);
+        }
+        if let Some(passed) = passed {
             if !state.completed.contains(&passed.stage) {
                 state.completed.push(passed.stage);
             }
@@ -124,6 +130,23 @@ impl Sessions {
         let refusal = ask(flows, &state.completed, &id, None);
         open.put(id, state);
         Progress::More(refusal)
+    }
+
+    /// Notes that a page for people was shown what a stage asks for. The session must be open already: the client's request
+    /// began it. Errors: 404 `M_NOT_FOUND` where there is no such session.
+    pub fn pass_on_page(&self, env: &Env, session: &str, passed: Passed) -> Result<(), Refusal> {
+        let mut open = self.0.lock();
+        let now_ms = env.now_ms();
+        let known = open.sessions.get_mut(session).filter(|known| known.used_ms + SESSION_MS > now_ms);
+        let Some(known) = known else {
+            return Err(Refusal::not_found("This session has ended. Begin again in your app."));
+        };
+        known.used_ms = now_ms;
+        if !known.completed.contains(&passed.stage) {
+            known.completed.push(passed.stage);
+        }
+        known.registration_token = passed.registration_token.or(known.registration_token.take());
+        Ok(())
     }
 
     /// The 401 for a stage that was failed: why, and the flows again.
@@ -210,7 +233,7 @@ fn ask(flows: &Flows, completed: &[AuthType], session: &str, failed: Option<&Ref
         object.insert("errcode".to_owned(), failed.kind.errcode().as_str().into());
         object.insert("error".to_owned(), failed.message.as_str().into());
     }
-    Refusal { kind, message, status: Some(http::StatusCode::UNAUTHORIZED), body: Some(body) }
+    Refusal { kind, message, exception: Some(Exception::Interactive), body: Some(body) }
 }
 
 #[cfg(test)]
@@ -264,6 +287,23 @@ mod tests {
             let next = passed(AuthType::RegistrationToken);
             assert_ne!(id, session_of(sessions.advance(&env, &other, &flows, Some(&id), next)));
         }
+    }
+
+    #[test]
+    fn a_stage_passed_on_a_page_counts_for_the_request_that_comes_back_first() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let it = operation("register", 1);
+        let id = session_of(sessions.advance(&env, &it, &flows, None, None));
+        let shown =
+            Passed { stage: AuthType::RegistrationToken, registration_token: Some("token".to_owned()) };
+        assert!(sessions.pass_on_page(&env, "unknown", shown.clone()).is_err());
+        sessions.pass_on_page(&env, &id, shown).unwrap();
+        assert_eq!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
+        let other = sessions.advance(&env, &operation("register", 2), &flows, Some(&id), None);
+        assert_ne!(id, session_of(other));
+        let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
+        let Progress::Done { registration_token } = done else { panic!("not done") };
+        assert_eq!(registration_token.as_deref(), Some("token"));
     }
 
     #[tokio::test(start_paused = true)]

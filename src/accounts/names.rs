@@ -10,8 +10,7 @@ const USER_ID_BYTES_MAX: usize = 255;
 /// The user id of a new account with this localpart. Upper-case letters are taken as lower-case ones.
 /// Errors: 400 `M_INVALID_USERNAME`.
 pub fn new_user_id(localpart: &str, server_name: &ServerName) -> Result<OwnedUserId> {
-    let invalid =
-        |why: &str| Refusal::new(ErrorKind::InvalidUsername, why).status(http::StatusCode::BAD_REQUEST);
+    let invalid = |why: &str| Refusal::new(ErrorKind::InvalidUsername, why);
     let localpart = localpart.to_ascii_lowercase();
     if localpart.is_empty() {
         return Err(invalid("A user name cannot be empty.").into());
@@ -39,7 +38,7 @@ pub fn localpart_of<'n>(given: &'n str, server_name: &ServerName) -> Result<&'n 
         Some((localpart, server)) if server == server_name.as_str() => Ok(localpart),
         _ => {
             let why = format!("{given} is not a user id of this server, {server_name}.");
-            Err(Refusal::new(ErrorKind::InvalidUsername, why).status(http::StatusCode::BAD_REQUEST).into())
+            Err(Refusal::new(ErrorKind::InvalidUsername, why).into())
         }
     }
 }

@@ -25,7 +25,7 @@ fn argon2(cost: &Passwords) -> Result<Argon2<'static>> {
 pub fn check(password: &str) -> Result<()> {
     if password.is_empty() {
         let refusal = Refusal::new(ErrorKind::WeakPassword, "A password cannot be empty.");
-        return Err(refusal.status(http::StatusCode::BAD_REQUEST).into());
+        return Err(refusal.into());
     }
     if password.len() > PASSWORD_BYTES_MAX {
         return Err(Refusal::invalid_param("This password is too long.").into());

@@ -50,7 +50,7 @@ pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Va
 pub fn check_field(field: &str) -> Result<()> {
     if field.len() > FIELD_BYTES_MAX {
         let refusal = Refusal::new(ErrorKind::KeyTooLarge, "The name of a field has at most 255 bytes.");
-        return Err(refusal.status(http::StatusCode::BAD_REQUEST).into());
+        return Err(refusal.into());
     }
     let begins = field.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
@@ -96,7 +96,7 @@ pub fn set(batch: &mut Batch, user: UserNum, field: &str, value: Value) -> Resul
     }
     if bytes >= PROFILE_BYTES_MAX {
         let refusal = Refusal::new(ErrorKind::ProfileTooLarge, "A whole profile is smaller than 64 KiB.");
-        return Err(refusal.status(http::StatusCode::BAD_REQUEST).into());
+        return Err(refusal.into());
     }
     schema::PROFILES.put(batch, (user, field), &json);
     batch.position(&LogEntry::Account { user });

@@ -71,7 +71,7 @@ const REFRESH_PREFIX: &str = "aqr_";
 fn unknown_token(message: &str, soft_logout: bool) -> Error {
     let mut data = UnknownTokenErrorData::new();
     data.soft_logout = soft_logout;
-    Refusal::new(ErrorKind::UnknownToken(data), message).status(http::StatusCode::UNAUTHORIZED).into()
+    Refusal::new(ErrorKind::UnknownToken(data), message).into()
 }
 
 /// Who the access token stands for. Two gets. Whoever lets the caller act calls `flows::account::seen` first.

@@ -92,7 +92,7 @@ pub fn is_free(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fa
 
 /// The refusal for a name that is taken: 400 `M_USER_IN_USE`.
 pub fn in_use() -> Refusal {
-    Refusal::new(ErrorKind::UserInUse, "This user name is taken.").status(http::StatusCode::BAD_REQUEST)
+    Refusal::new(ErrorKind::UserInUse, "This user name is taken.")
 }
 
 /// Makes an account with a number that no other has ([`Accounts::next_user`]). Under the lock of that user and the server's.

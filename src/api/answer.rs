@@ -24,9 +24,9 @@ pub(crate) struct Answer {
     body: Body,
     budget: Budget,
     peer: IpAddr,
-    /// What is there already and was not asked for yet.
+    /// The bytes that are in memory already and were not asked for yet.
     ready: Option<Held>,
-    /// What is left of the last frame.
+    /// The rest of the last frame.
     rest: Bytes,
 }
 

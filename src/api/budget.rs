@@ -39,10 +39,10 @@ struct Inner {
     bytes_max: usize,
     /// Changed under the lock of `held`; read without it.
     bytes: AtomicUsize,
-    /// By address.
+    /// The bytes that each address holds.
     held: Mutex<BTreeMap<u128, usize>>,
     freed: Notify,
-    /// Whoever is first in line waits for room; the others wait for their turn, so that nobody overtakes.
+    /// The first in line waits for room; the others wait for their turn here, so that nobody overtakes.
     line: tokio::sync::Mutex<()>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Held {
 }
 
 impl Budget {
-    /// With nothing counted.
+    /// A budget in which nothing is counted yet.
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
         Self(Arc::new(Inner {
             env,
@@ -220,7 +220,7 @@ mod tests {
         let _held = budget.reserve(address(1), 20).await.unwrap();
         assert!(matches!(budget.reserve(address(1), 10).await, Err(Error::Busy { .. })));
         budget.reserve(address(2), 10).await.unwrap();
-        // What a proxy on this machine brings is of many.
+        // A proxy on this machine brings requests of many.
         budget.reserve(IpAddr::from([127, 0, 0, 1]), 60).await.unwrap();
     }
 }

@@ -290,7 +290,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Four hexadecimal digits.
+    /// Reads the four hexadecimal digits of an escape.
     fn unit(&mut self) -> Result<u32, Flaw> {
         let mut unit = 0;
         for _ in 0..4 {

@@ -5,7 +5,7 @@
 /// One endpoint of the specification.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Specified {
-    /// The method.
+    /// The method, in capitals.
     pub(crate) method: &'static str,
     /// The path; parameters stand in braces.
     pub(crate) path: &'static str,
@@ -17,7 +17,7 @@ pub(crate) struct Specified {
     pub(crate) is_limited: bool,
 }
 
-/// All of them.
+/// Every endpoint of the table.
 pub(crate) fn list() -> impl Iterator<Item = Specified> {
     include_str!("endpoints.tsv").lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let mut columns = line.split('\t');
@@ -66,7 +66,7 @@ mod tests {
         }
     }
 
-    /// What ruma and the specification call by one name: else a path of ours would have a method too many, or the table
+    /// Ruma and the specification name one endpoint alike: else a path of ours would have a method too many, or the table
     /// would be wrong.
     #[test]
     fn the_policy_of_each_route_agrees_with_the_specification() {

@@ -39,20 +39,20 @@ use crate::{
 /// A request that anybody may make.
 #[derive(Debug)]
 pub struct Public<R> {
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
 /// A request with a valid access token.
 #[derive(Debug)]
 pub struct Client<R> {
-    /// Who asks.
+    /// The user who asks.
     pub caller: Caller,
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
@@ -61,20 +61,20 @@ pub struct Client<R> {
 pub struct MaybeClient<R> {
     /// Who asks, if a token says so.
     pub caller: Option<Caller>,
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
 /// A request with a valid access token of an account that administers this server.
 #[derive(Debug)]
 pub struct Admin<R> {
-    /// Who asks.
+    /// The user who asks.
     pub caller: Caller,
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
@@ -85,20 +85,20 @@ pub struct Appservice<R> {
     pub service: String,
     /// As whom it asks, where it asks as a user.
     pub masquerades_as: Option<Caller>,
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
 /// A request that another server has signed.
 #[derive(Debug)]
 pub struct Server<R> {
-    /// Who asks.
+    /// The user who asks.
     pub origin: OwnedServerName,
-    /// What is asked.
+    /// The request itself.
     pub request: R,
-    /// From where.
+    /// The address that it came from.
     pub peer: IpAddr,
 }
 
@@ -107,19 +107,19 @@ pub struct Server<R> {
 pub enum Asker {
     /// Somebody who says nothing of themselves.
     Nobody,
-    /// A user.
+    /// A user, by an access token.
     User(Caller),
     /// An application service, and the user as whom it asks.
     Appservice(String, Option<Caller>),
-    /// Another server.
+    /// Another server, by its signature.
     Server(OwnedServerName),
 }
 
 /// A method and its paths, in ruma's form: parameters stand in braces.
 pub trait Endpoint {
-    /// The method.
+    /// The method by which it is called.
     fn method() -> Method;
-    /// The paths.
+    /// The paths at which it is found.
     fn paths() -> Vec<&'static str>;
 }
 
@@ -139,11 +139,11 @@ pub struct Content {
     pub json: Checked,
     /// The bytes that were sent, whatever they are.
     pub raw: Bytes,
-    /// What the handler still has to receive.
+    /// The part of the body that the handler receives by itself.
     pub stream: Unread,
 }
 
-/// What a handler takes in place of HTTP: a request of ruma's, or [`Raw`].
+/// A handler takes this in place of HTTP: a request of ruma's, or [`Raw`].
 pub trait Asked: Sized + Send + 'static {
     /// Which endpoint it belongs to.
     type Endpoint: Endpoint;
@@ -170,11 +170,11 @@ impl<E: Endpoint + 'static> Asked for Raw<E> {
     }
 }
 
-/// What a handler takes: who asks, and what.
+/// A handler takes one of these: who asks, together with the request.
 pub trait Arrival: Sized + Send + 'static {
-    /// Who may ask.
+    /// The kind of caller that may ask.
     const WHO: Who;
-    /// What is asked.
+    /// The request itself.
     type Asked: Asked;
 
     /// Puts them together. Errors: 401 for another kind of asker.
@@ -328,7 +328,7 @@ impl Call {
         Ok(())
     }
 
-    /// What the handler takes. A large body is checked and read off the async threads.
+    /// Makes of the call what the handler takes. A large body is checked and read off the async threads.
     pub(crate) async fn arrive<T: Arrival>(self, app: &App) -> Result<T> {
         if self.body.len() > READ_IN_PLACE_BYTES_MAX {
             app.env.blocking(move || self.read()).await
@@ -414,7 +414,7 @@ fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
     }
 }
 
-/// What is wrong with a request whose body is JSON, in Matrix's words.
+/// Says in Matrix's words how a request whose body is JSON does not fit its endpoint.
 pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
     let FromHttpRequestError::Deserialization(error) = error else {
         return Refusal::unrecognized("The endpoint has no such method.");
@@ -428,7 +428,7 @@ pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
     }
 }
 
-/// What is wrong with a body that is JSON, but not of the form that is asked for.
+/// Says how a body that is JSON has another form than asked for.
 pub(crate) fn misfit(error: &serde_json::Error) -> Refusal {
     let why = error.to_string();
     if is_missing(&why) {

@@ -1,4 +1,4 @@
-//! What a route says of itself: who may call it, how often, whether guests may, and how its body is read.
+//! Each route says its policy: who may call it, how often, whether guests may, and how its body is read.
 //!
 //! It stands beside the handler: `r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB))`. `docs/endpoints.md`
 //! prints all of it.
@@ -19,7 +19,7 @@ pub enum Who {
     Public,
     /// Everybody; but a token that is there must be valid.
     MaybeClient,
-    /// Whoever has an access token of an account.
+    /// Clients that bring an access token of an account.
     Client,
     /// A client whose account administers this server.
     Admin,
@@ -45,9 +45,9 @@ impl fmt::Display for Who {
 /// Whether guests may call an endpoint (client-server API, "Guest Access").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guests {
-    /// They may.
+    /// Guests may call it.
     Yes,
-    /// They get 403 `M_GUEST_ACCESS_FORBIDDEN`.
+    /// Guests get 403 `M_GUEST_ACCESS_FORBIDDEN`.
     No,
 }
 
@@ -92,7 +92,7 @@ impl fmt::Display for Body {
     }
 }
 
-/// What holds for one route before its handler is called.
+/// The rules that hold for one route before its handler is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Who may call it.

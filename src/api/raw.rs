@@ -64,6 +64,17 @@ impl<E> Raw<E> {
         pairs.into_iter().find_map(|(key, value)| (key == name).then_some(value))
     }
 
+    /// Refuses (400 `M_INVALID_PARAM`) a parameter of the query that is JSON but not what it should be, and says why.
+    pub(crate) fn check_query<T: DeserializeOwned>(&self, name: &str) -> Result<()> {
+        let text = self.query(name).filter(|text| text.trim_start().starts_with('{'));
+        match text.map(|text| serde_json::from_str::<T>(&text)) {
+            Some(Err(why)) => {
+                Err(Refusal::invalid_param(format!("`{name}` is not what it should be: {why}.")).into())
+            }
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+
     /// With this parameter in the query where the client gives none of this name. Neither needs escapes.
     pub(crate) fn or_query(mut self, name: &str, value: &str) -> Self {
         if self.query(name).is_none() {
@@ -93,6 +104,14 @@ impl<E: IncomingRequest> Raw<E> {
         }
         self.read()
     }
+}
+
+/// The fields of a form as a browser sends them; none where the bytes are no form.
+pub(crate) fn form(bytes: &[u8]) -> Vec<(String, String)> {
+    let query = std::str::from_utf8(bytes).unwrap_or_default();
+    let uri = format!("/?{query}").parse::<Uri>().ok();
+    let fields = uri.and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
+    fields.map(|Query(fields)| fields).unwrap_or_default()
 }
 
 /// An old `auth` as it is written today; none if it is, or is something else.

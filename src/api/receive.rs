@@ -37,7 +37,7 @@ impl Receiver<'_> {
     /// where too much is in memory.
     pub(crate) async fn receive(self, app: &App, body: Body, bytes_max: usize) -> Result<Bytes> {
         let began = app.env.instant();
-        // What is announced, or as much as may come.
+        // A body of unknown length may become as long as its route allows.
         let bytes = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         let announced = body.size_hint().exact().is_some();
         if bytes > bytes_max {

@@ -9,11 +9,11 @@ use ruma::api::{
 };
 
 use crate::{
-    error::{Error, Refusal, Result, limit_exceeded},
+    error::{Error, Exception, Refusal, Result, limit_exceeded},
     flows::App,
 };
 
-/// What a handler may answer with.
+/// A handler answers with a value of such a type.
 pub trait IntoReply: Send {
     /// The answer as HTTP.
     fn into_reply(self) -> Result<Response>;
@@ -25,6 +25,35 @@ impl<T: OutgoingResponse + Send> IntoReply for T {
             .try_into_http_response::<BytesMut>()
             .map_err(|error| Error::broken(format!("an answer cannot be written: {error}")))?;
         Ok(response.map(|body| Body::from(body.freeze())))
+    }
+}
+
+/// A page for people: it takes nothing from outside.
+pub(crate) struct Page {
+    /// The whole page, as HTML.
+    pub(crate) html: String,
+    /// It has a script of its own.
+    pub(crate) has_script: bool,
+}
+
+impl IntoReply for Page {
+    fn into_reply(self) -> Result<Response> {
+        let policy = if self.has_script {
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        } else {
+            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
+        };
+        let mut response = Response::new(Body::from(self.html));
+        for (name, value) in [
+            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            (header::CONTENT_SECURITY_POLICY, policy),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::X_FRAME_OPTIONS, "DENY"),
+            (header::REFERRER_POLICY, "no-referrer"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        Ok(response)
     }
 }
 
@@ -48,15 +77,19 @@ fn json(status: StatusCode, body: Bytes) -> Response {
 /// The answer to a request that failed. What is our fault is logged here, under an incident id that the answer names.
 pub(crate) fn refuse(app: &App, error: Error) -> Response {
     let refusal = match error {
-        Error::Refused(refusal) => *refusal,
+        Error::Refused(refusal) => {
+            tracing::debug!(code = %refusal.kind.errcode(), reason = refusal.message, "refused");
+            *refusal
+        }
         Error::Busy { retry_after } => {
+            tracing::debug!(?retry_after, reason = "the server is busy", "refused");
             let kind = limit_exceeded(retry_after);
             Refusal::new(kind, "The server is busy. Try again later.")
         }
         Error::Remote { server, cause } => {
             tracing::info!(%server, %cause, "another server failed us");
             Refusal::new(ErrorKind::Unknown, format!("The server {server} could not be asked."))
-                .status(StatusCode::BAD_GATEWAY)
+                .exception(Exception::Remote)
         }
         Error::Broken(cause) => {
             let incident = app.env.random_string(10);
@@ -65,7 +98,7 @@ pub(crate) fn refuse(app: &App, error: Error) -> Response {
                 ErrorKind::Unknown,
                 format!("The server failed. Tell its operator: incident {incident}."),
             )
-            .status(StatusCode::INTERNAL_SERVER_ERROR)
+            .exception(Exception::Broken)
         }
     };
     refusal_as_http(refusal)
@@ -78,17 +111,17 @@ pub(crate) fn no_such_endpoint() -> Refusal {
 
 /// 405 for methods that a path does not have.
 pub(crate) fn no_such_method() -> Refusal {
-    Refusal::unrecognized("The endpoint has no such method.").status(StatusCode::METHOD_NOT_ALLOWED)
+    Refusal::unrecognized("The endpoint has no such method.").exception(Exception::WrongMethod)
 }
 
 /// 408 for bodies that do not arrive.
 pub(crate) fn too_slow() -> Refusal {
     Refusal::new(ErrorKind::Unknown, "The request's body did not arrive in time.")
-        .status(StatusCode::REQUEST_TIMEOUT)
+        .exception(Exception::TimedOut)
 }
 
 fn refusal_as_http(refusal: Refusal) -> Response {
-    let status = refusal.status.unwrap_or_else(|| status_of(&refusal.kind));
+    let status = refusal.exception.map_or_else(|| status_of(&refusal.kind), status_of_exception);
     let retry_after_s = match &refusal.kind {
         ErrorKind::LimitExceeded(data) => match data.retry_after {
             // Whole seconds, rounded up: who waits that long is not refused again.
@@ -120,7 +153,21 @@ fn refusal_as_http(refusal: Refusal) -> Response {
     response
 }
 
-/// The status that belongs to a code, unless the refusal names its own.
+/// The status of a refusal whose code does not decide it.
+fn status_of_exception(exception: Exception) -> StatusCode {
+    match exception {
+        Exception::Taken => StatusCode::CONFLICT,
+        Exception::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+        Exception::Forbidden => StatusCode::FORBIDDEN,
+        Exception::Parameter => StatusCode::BAD_REQUEST,
+        Exception::Interactive => StatusCode::UNAUTHORIZED,
+        Exception::TimedOut => StatusCode::REQUEST_TIMEOUT,
+        Exception::Remote => StatusCode::BAD_GATEWAY,
+        Exception::Broken => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The status that belongs to a code, unless the refusal is an exception.
 fn status_of(kind: &ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::MissingToken | ErrorKind::UnknownToken(_) | ErrorKind::Unauthorized => {
@@ -145,5 +192,51 @@ fn status_of(kind: &ErrorKind) -> StatusCode {
         ErrorKind::NotYetUploaded | ErrorKind::ConnectionTimeout => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::ConnectionFailed => StatusCode::BAD_GATEWAY,
         _ => StatusCode::BAD_REQUEST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    /// The code of a kind of ruma's by its name: `NotJson` is `M_NOT_JSON`.
+    fn code(kind: &str) -> String {
+        let mut code = String::from("M");
+        for character in kind.chars() {
+            if character.is_ascii_uppercase() {
+                code.push('_');
+            }
+            code.push(character.to_ascii_uppercase());
+        }
+        code
+    }
+
+    fn collect(folder: &Path, kinds: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, kinds);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let names = text.split("ErrorKind::").skip(1);
+                kinds
+                    .extend(names.map(|rest| {
+                        rest.chars().take_while(char::is_ascii_alphanumeric).collect::<String>()
+                    }));
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_is_explained() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = fs::read_to_string(root.join("docs/errors.md")).unwrap();
+        let mut kinds = BTreeSet::new();
+        collect(&root.join("src"), &mut kinds);
+        kinds.retain(|kind| kind.starts_with(|first: char| first.is_ascii_uppercase()));
+        assert!(kinds.len() > 25, "the codes were not found");
+        let missing: Vec<_> =
+            kinds.iter().map(|kind| code(kind)).filter(|code| !page.contains(&format!("`{code}`"))).collect();
+        assert!(missing.is_empty(), "docs/errors.md does not say what these mean: {missing:?}");
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     api::{
         client, endpoints,
         extract::{Admin, Appservice, Arrival, Asked, Call, Client, Endpoint, MaybeClient, Public, Server},
+        pages,
         policy::Policy,
         reply::IntoReply,
     },
@@ -20,7 +21,7 @@ use crate::{
     flows::App,
 };
 
-/// What calls the handler of a route.
+/// Calls the handler of a route.
 pub(crate) type Handler = Arc<dyn Fn(App, Call) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
 
 /// One endpoint at one path.
@@ -28,9 +29,9 @@ pub(crate) type Handler = Arc<dyn Fn(App, Call) -> BoxFuture<'static, Result<Res
 pub(crate) struct Route {
     /// The path with the names of its parameters: what logs and metrics call it.
     pub(crate) template: &'static str,
-    /// What holds before the handler is called.
+    /// The rules that hold before the handler is called.
     pub(crate) policy: Policy,
-    /// The rest.
+    /// Reads the request, and answers it.
     pub(crate) handler: Handler,
 }
 
@@ -45,11 +46,11 @@ struct Registered {
 /// One endpoint at one path, as `docs/endpoints.md` prints it.
 #[derive(Debug)]
 pub struct Listed {
-    /// The method.
+    /// The method, in capitals.
     pub method: &'static str,
     /// The path, with the names of the parameters in braces.
     pub path: &'static str,
-    /// What holds before its handler is called.
+    /// The rules that hold before its handler is called.
     pub policy: Policy,
 }
 
@@ -63,10 +64,11 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Every endpoint.
+    /// Every endpoint that this server serves.
     pub fn all() -> Self {
         let mut routes = Self::default();
         client::routes(&mut routes);
+        pages::routes(&mut routes);
         routes
     }
 
@@ -211,6 +213,7 @@ impl Routes {
 fn with_slashes(mut paths: Paths) -> Paths {
     let others: Vec<_> = paths
         .iter()
+        .filter(|(path, _)| *path != "/")
         .map(|(path, methods)| {
             let other = path.strip_suffix('/').map_or_else(|| format!("{path}/"), str::to_owned);
             (other, methods.clone())

@@ -36,7 +36,7 @@ use crate::{
 /// A poll that would be answered at once waits up to this long for its turn; beyond that it is refused.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What every request goes through.
+/// The door that every request goes through.
 #[derive(Clone)]
 struct Door {
     app: App,
@@ -87,7 +87,7 @@ async fn refuse(app: App, refusal: Refusal) -> Response {
     reply::refuse(&app, refusal.into())
 }
 
-/// What the log says of a request that was routed.
+/// The log says this of a request that was routed.
 #[derive(Clone, Copy)]
 struct Routed {
     template: &'static str,
@@ -129,14 +129,15 @@ impl Door {
         let user = user.map(|user| user.0);
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(%method, route, status, took_us, user, "request");
-        let [queued_us, working_us, receiving_us] =
-            [Place::Queued, Place::Working, Place::Receiving].map(|place| spent.us(place));
+        let places = [Place::Queued, Place::Working, Place::Receiving, Place::Flushing];
+        let [queued_us, working_us, receiving_us, flushing_us] = places.map(|place| spent.us(place));
+        let busy_us = queued_us + working_us + receiving_us + flushing_us;
         // A poll waits on purpose: it is as slow as what it did besides.
-        let slow_us = if is_long_poll { queued_us + working_us + receiving_us } else { took_us };
+        let slow_us = if is_long_poll { busy_us } else { took_us };
         if u128::from(slow_us) > u128::from(self.app.config.log.slow_request_ms) * 1000 {
-            let waiting_us = took_us.saturating_sub(queued_us + working_us + receiving_us);
+            let waiting_us = took_us.saturating_sub(busy_us);
             tracing::warn!(
-                %method, route, status, took_us, user, receiving_us, queued_us, working_us, waiting_us,
+                %method, route, status, took_us, user, receiving_us, queued_us, working_us, flushing_us, waiting_us,
                 "slow request"
             );
         }
@@ -153,13 +154,13 @@ impl Door {
             user = tracing::field::Empty,
             room = tracing::field::Empty
         );
-        let answer = self.answer(&route, request, &mut routed).instrument(span);
+        let answer = self.answer(&route, request, &mut routed).instrument(span.clone());
         // A panic ends this request and no other; the hook that logs it is set in `server/logging.rs`.
         let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
             app.metrics.panic();
             Err(Error::broken("a handler panicked"))
         });
-        let mut response = answer.unwrap_or_else(|error| reply::refuse(app, error));
+        let mut response = answer.unwrap_or_else(|error| span.in_scope(|| reply::refuse(app, error)));
         response.extensions_mut().insert(routed);
         response
     }
@@ -232,6 +233,11 @@ fn allow_browsers(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
+    );
+    // Scripts may read these headers of an answer besides those that every script may.
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Retry-After, Content-Disposition"),
     );
 }
 

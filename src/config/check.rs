@@ -1,4 +1,4 @@
-//! What a type alone does not say about a setting.
+//! Checks what a type alone does not say about a setting.
 
 use std::net::SocketAddr;
 
@@ -77,8 +77,24 @@ fn listeners(config: &Config) -> Result<(), Wrong> {
         require(listener.tls.is_none() || listener.unix.is_none(), format!("listener.{number}.tls"), || {
             "a Unix socket has no TLS".into()
         })?;
+        let earlier = config.listeners.iter().take(number);
+        let is_doubled = earlier.clone().any(|it| it.unix == listener.unix && it.address == listener.address);
+        require(!is_doubled, format!("listener.{number}"), || {
+            "another listener has this address already: expected one of its own".into()
+        })?;
+        for (key, file) in
+            listener.tls.iter().flat_map(|tls| [("certificate", &tls.certificate), ("key", &tls.key)])
+        {
+            require(file.is_file(), format!("listener.{number}.tls.{key}"), || {
+                format!("expected a file in PEM format; there is no file {}", file.display())
+            })?;
+        }
     }
-    Ok(())
+    let metrics = config.metrics.address.parse::<SocketAddr>().ok();
+    let is_taken = metrics.is_some_and(|it| config.listeners.iter().any(|other| other.address == Some(it)));
+    require(!is_taken, "metrics.address", || {
+        "a listener has this address already: expected one of its own".into()
+    })
 }
 
 fn passwords(config: &Config) -> Result<(), Wrong> {

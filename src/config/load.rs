@@ -19,7 +19,7 @@ pub struct Problem {
     pub place: String,
     /// The setting, as in `server.name`; empty where the text is not TOML at all.
     pub key: String,
-    /// What is wrong and what was expected.
+    /// A sentence that says how it is wrong and what was expected.
     pub why: String,
 }
 
@@ -158,6 +158,17 @@ fn overrides(environment: impl IntoIterator<Item = (String, String)>) -> Vec<(St
     found
 }
 
+/// Variables that begin like ours and set nothing: mistyped, most likely.
+pub fn list_unknown_variables(environment: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
+    let all: Vec<_> = environment.into_iter().collect();
+    let known: Vec<_> = overrides(all.clone()).into_iter().map(|(name, _)| name).collect();
+    let names = all.into_iter().map(|(name, _)| name);
+    let mut unknown: Vec<_> =
+        names.filter(|name| name.starts_with(ENVIRONMENT_PREFIX) && !known.contains(name)).collect();
+    unknown.sort();
+    unknown
+}
+
 fn dotted(name: &str) -> Vec<String> {
     let name = name.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or(name);
     name.split("__").map(str::to_ascii_lowercase).collect()
@@ -289,8 +300,37 @@ mod tests {
         assert_eq!(listeners[0].address.unwrap().port(), 80);
         let listeners = with("AQUEDUCT_LISTENER__0__ADDRESS", "0.0.0.0:81").unwrap().listeners;
         assert_eq!(listeners[0].address.unwrap().port(), 81);
-        // Not ours.
+        // This variable is not a setting.
         assert_eq!(with("AQUEDUCT_SEED", "1").unwrap().server.name, "a.example");
+    }
+
+    #[test]
+    fn a_variable_that_sets_nothing_is_listed() {
+        let variables = ["AQUEDUCT_SERVER_NAME", "AQUEDUCT_SERVER__NAME", "AQUEDUCT_LISTENER", "PATH"];
+        let variables = variables.map(|name| (name.to_owned(), "x".to_owned()));
+        assert_eq!(list_unknown_variables(variables), ["AQUEDUCT_SERVER_NAME"]);
+    }
+
+    #[test]
+    fn a_listener_has_its_own_address_and_its_files() {
+        for (text, words) in [
+            (
+                "[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:1\"\n",
+                "listener.1: another listener",
+            ),
+            ("[[listener]]\nunix = \"/x\"\n[[listener]]\nunix = \"/x\"\n", "listener.1: another listener"),
+            (
+                "[[listener]]\naddress = \"127.0.0.1:1\"\n[metrics]\naddress = \"127.0.0.1:1\"\n",
+                "metrics.address: a listener",
+            ),
+            (
+                "[[listener]]\naddress = \"127.0.0.1:1\"\ntls = { certificate = \"/none.pem\", key = \"/none.key\" }\n",
+                "there is no file /none.pem",
+            ),
+        ] {
+            let problem = parse(text).unwrap_err();
+            assert!(problem.contains(words), "{problem}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct Listener {
     /// The path of a Unix socket; not together with `address`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unix: Option<PathBuf>,
-    /// Serve TLS.
+    /// Serve TLS with this certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// Believe the last address of `X-Forwarded-For`: behind a reverse proxy only.
@@ -56,7 +56,7 @@ pub struct Tls {
 pub struct Registration {
     /// Who may register.
     pub mode: RegistrationMode,
-    /// Whether guests may.
+    /// Whether guests may come in without an account.
     pub guests: bool,
     /// Not empty: whoever knows it may register over `/_synapse/admin/v1/register`.
     pub shared_secret: String,
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Registration {
     }
 }
 
-/// Who may register.
+/// Says who may register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RegistrationMode {
@@ -81,7 +81,7 @@ pub enum RegistrationMode {
     /// Who has a registration token.
     #[default]
     Token,
-    /// Everybody.
+    /// Everybody may register.
     Open,
 }
 
@@ -93,7 +93,7 @@ pub struct Passwords {
     pub argon2_memory_kib: u32,
     /// Passes over that memory.
     pub argon2_iterations: u32,
-    /// Lanes.
+    /// How many threads the hash is made for.
     pub argon2_lanes: u32,
 }
 
@@ -132,20 +132,20 @@ impl Default for Presence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
-    /// What an acknowledgement means.
+    /// When a write counts as done.
     pub durability: Durability,
     /// The cache of blocks read from disk.
     pub cache_bytes_max: Size,
 }
 
-/// What an acknowledgement means.
+/// Says when a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// What is acknowledged survives a power cut.
+    /// An acknowledged write survives a power cut.
     #[default]
     Fsync,
-    /// What is acknowledged survives the end of the process; a power cut may lose the last moments.
+    /// An acknowledged write survives the end of the process; a power cut may lose the last moments.
     Os,
 }
 
@@ -225,10 +225,10 @@ pub struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines that people read.
     #[default]
     Text,
-    /// For programs.
+    /// Lines that programs read: one JSON object each.
     Json,
 }
 

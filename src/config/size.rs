@@ -11,12 +11,12 @@ pub struct Size(u64);
 const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 impl Size {
-    /// This many KiB.
+    /// The size of this many KiB.
     pub const fn kib(count: u64) -> Self {
         Self(count << 10)
     }
 
-    /// This many MiB.
+    /// The size of this many MiB.
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }

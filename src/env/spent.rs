@@ -13,8 +13,8 @@ tokio::task_local! {
     static SPENT: Arc<Spent>;
 }
 
-/// The time that one request spent in each place, in microseconds. What is in no place was spent waiting: for the
-/// flush, for news, for other servers.
+/// The time that one request spent in each place, in microseconds. What is in no place was spent waiting: for news, for other
+/// servers.
 #[derive(Debug, Default)]
 pub struct Spent {
     /// Waiting until a call off the async threads may begin.
@@ -23,6 +23,8 @@ pub struct Spent {
     working_us: AtomicU64,
     /// The time until the whole body was there.
     receiving_us: AtomicU64,
+    /// Waiting until a write was durable.
+    flushing_us: AtomicU64,
 }
 
 /// A place where time goes.
@@ -34,6 +36,8 @@ pub enum Place {
     Working,
     /// The body is being received.
     Receiving,
+    /// Waiting until a write was durable.
+    Flushing,
 }
 
 impl Spent {
@@ -47,7 +51,14 @@ impl Spent {
             Place::Queued => &self.queued_us,
             Place::Working => &self.working_us,
             Place::Receiving => &self.receiving_us,
+            Place::Flushing => &self.flushing_us,
         }
+    }
+
+    /// Adds to what was spent in this place.
+    pub fn add(&self, place: Place, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.place(place).fetch_add(us, Ordering::Relaxed);
     }
 
     /// The time spent in this place, in microseconds.
@@ -58,7 +69,12 @@ impl Spent {
 
 /// Adds to what the current request spent. Outside a request nothing happens.
 pub fn add(place: Place, took: Duration) {
-    let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    // Tasks that belong to no request have nobody to tell.
-    let _ = SPENT.try_with(|spent| spent.place(place).fetch_add(us, Ordering::Relaxed));
+    if let Some(spent) = current() {
+        spent.add(place, took);
+    }
+}
+
+/// What the current request spends, for work that is done for it in another task; none outside a request.
+pub fn current() -> Option<Arc<Spent>> {
+    SPENT.try_with(Arc::clone).ok()
 }

@@ -9,6 +9,7 @@ use ruma::RoomId;
 use tokio::sync::oneshot;
 
 use crate::{
+    env::spent::{self, Place},
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -76,8 +77,10 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
     let (tell, told) = oneshot::channel();
-    let inner = app.clone();
+    let (inner, asked, spent) = (app.clone(), app.env.instant(), spent::current());
+    let of_turn = spent.clone();
     let turn = move |seat| {
+        let began = inner.env.instant();
         let make = || -> Result<(Change, T, Option<Locked<'_>>)> {
             let mut change = begin(&inner, seat)?;
             // The server's lock is given back after the batch is enqueued.
@@ -88,7 +91,12 @@ pub(crate) async fn in_turn<T: Send + 'static>(
             let answer = work(&mut change)?;
             Ok((change, answer, server))
         };
-        match make() {
+        let made = make();
+        if let Some(spent) = of_turn {
+            spent.add(Place::Queued, began.saturating_duration_since(asked));
+            spent.add(Place::Working, inner.env.instant().saturating_duration_since(began));
+        }
+        match made {
             Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell, refused),
             // Whoever asked may have hung up.
             Err(error) => drop(tell.send(Err(error))),
@@ -100,7 +108,15 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         let inner = app.clone();
         app.env.spawn_writing(move || work_off(&inner, turns));
     }
-    match told.await {
+    let in_turn_us = || spent.as_ref().map_or(0, |it| it.us(Place::Queued) + it.us(Place::Working));
+    let before_us = in_turn_us();
+    let told = told.await;
+    if let Some(spent) = &spent {
+        let turn = Duration::from_micros(in_turn_us().saturating_sub(before_us));
+        let waited = app.env.instant().saturating_duration_since(asked);
+        spent.add(Place::Flushing, waited.saturating_sub(turn));
+    }
+    match told {
         Ok(Ok(Told::Durable(answer))) => Ok(answer),
         Ok(Ok(Told::Unwritten(answer))) => {
             write::durable(app, None).await?;

@@ -26,7 +26,7 @@ use crate::{
 /// full again.
 const BUCKETS_MAX: usize = 100_000;
 
-/// What one request does beyond its first act may put its source into debt, up to this many bursts.
+/// A request that acts more than once may put its source into debt, up to this many bursts.
 const DEBT_BURSTS_MAX: u64 = 9;
 
 /// Which limit applies: the setting of this name in `[limits]`.
@@ -36,13 +36,13 @@ pub enum Limit {
     Login,
     /// Passwords tried for one account, whoever tries them.
     Password,
-    /// New accounts.
+    /// Requests that make an account.
     Register,
-    /// Events sent.
+    /// Requests that send an event.
     Send,
     /// Rooms made, joins, invitations.
     Membership,
-    /// Messages to devices.
+    /// Messages to devices, by target.
     ToDevice,
     /// Answers of `/sync` that come at once, by device.
     Sync,
@@ -69,10 +69,10 @@ impl Limit {
     }
 }
 
-/// Who is counted.
+/// The one who is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// An account.
+    /// An account, whichever device asks.
     User(UserNum),
     /// A device of an account.
     Device(UserNum, DeviceNum),
@@ -123,7 +123,7 @@ struct Buckets {
 }
 
 impl RateLimits {
-    /// All buckets full.
+    /// Buckets that are all full.
     pub fn new(env: Env, limits: &Limits) -> Self {
         let (of_users, of_addresses) = (Cache::new(BUCKETS_MAX), Cache::new(BUCKETS_MAX));
         Self(Arc::new(Buckets { env, limits: limits.clone(), of_users, of_addresses }))

@@ -6,6 +6,7 @@
 use parking_lot::MutexGuard;
 
 use crate::{
+    env::spent::{self, Place},
     error::{Error, Result},
     flows::App,
     ids::UserNum,
@@ -128,7 +129,8 @@ pub(crate) async fn note_for_user(
 
 /// Waits until a batch is durable and visible; without one, until everything that was accepted before is.
 pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
-    match enqueued {
+    let began = app.env.instant();
+    let durable = match enqueued {
         Some(enqueued) => enqueued
             .flushed
             .await
@@ -137,7 +139,9 @@ pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()>
             app.store.barrier().await;
             Ok(())
         }
-    }
+    };
+    spent::add(Place::Flushing, app.env.instant().saturating_duration_since(began));
+    durable
 }
 
 /// Does in this process what a published batch asks for. It runs on the flusher's thread, so it is short.

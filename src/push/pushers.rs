@@ -61,7 +61,7 @@ pub fn set(
         return Err(Refusal::invalid_param("This pusher is too large.").into());
     }
     if !schema::PUSHERS.contains(batch, (user, app_id, pushkey))? && list(batch, user)?.len() >= PUSHERS_MAX {
-        return Err(Refusal::too_large("These are too many pushers.").into());
+        return Err(Refusal::too_large(format!("An account has at most {PUSHERS_MAX} pushers.")).into());
     }
     if !append {
         for other in list_owners(batch, app_id, pushkey)? {

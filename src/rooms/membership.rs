@@ -5,7 +5,7 @@ use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, api::error::ErrorKin
 
 use crate::{
     accounts::users,
-    error::{Refusal, Result},
+    error::{Exception, Refusal, Result},
     schema::{self, rooms::Membership},
     store::{Fault, Read},
 };
@@ -67,8 +67,7 @@ impl Act {
             (Self::Ban, _) => Ok("ban"),
             (Self::Unban, Membership::Ban) => Ok("leave"),
             (Self::Unban, _) => {
-                Err(Refusal::new(ErrorKind::BadState, "They are not banned.")
-                    .status(http::StatusCode::FORBIDDEN))
+                Err(Refusal::new(ErrorKind::BadState, "They are not banned.").exception(Exception::Forbidden))
             }
         }
     }

@@ -218,7 +218,7 @@ impl Connection {
             if deadline <= now {
                 return why;
             }
-            // What happens meanwhile may bring a nearer deadline.
+            // A request that comes meanwhile may bring a nearer deadline.
             self.env.sleep(deadline.saturating_duration_since(now).min(UNREAD_MAX)).await;
         }
     }

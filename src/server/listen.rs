@@ -45,7 +45,7 @@ const STREAMS_MAX: u32 = 100;
 /// Connections to the listener of `/metrics`.
 const METRICS_CONNECTIONS_MAX: usize = 64;
 
-/// What listeners share.
+/// The parts that all listeners share.
 #[derive(Clone)]
 pub(super) struct Listening {
     env: Env,

@@ -1,7 +1,10 @@
 //! Bad input is normal: whatever is thrown at any endpoint of the table, the answer is Matrix's, never a 500, never a
 //! panic. Endpoints are read from the router itself, so a new one is attacked without a line here.
 
-use aqueduct::api::Routes;
+use aqueduct::api::{
+    Listed, Routes,
+    policy::{self, Policy},
+};
 use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
@@ -110,11 +113,17 @@ impl Scene {
         let Ok(request) = request.body(Body::from(body.clone())) else { return StatusCode::OK };
         let response = self.server.send(request).await;
         let status = response.status();
+        let is_page =
+            response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it == "text/html; charset=utf-8");
         let answer = response.into_body().collect().await.unwrap().to_bytes();
         let text = String::from_utf8_lossy(&answer);
         let what =
             || format!("{method} {path} {token:?} {:?}: {status} {text}", String::from_utf8_lossy(&body));
         assert!(!status.is_server_error(), "{}", what());
+        if is_page {
+            assert!(!text.contains("<a\"b"), "{}", what());
+            return status;
+        }
         let json: Value = serde_json::from_slice(&answer).unwrap_or_else(|_| panic!("not JSON: {}", what()));
         if status.is_client_error() {
             let is_flows = status == StatusCode::UNAUTHORIZED && json.get("flows").is_some();
@@ -384,7 +393,10 @@ async fn every_endpoint_survives_every_bad_body_and_odd_parameter() {
 async fn without_a_valid_token_the_body_is_not_looked_at() {
     let scene = Scene::new().await;
     let mut closed = 0;
-    for (method, template) in Routes::all().list() {
+    for Listed { method, path: template, policy } in Routes::all().list_policies() {
+        if policy.who == policy::Who::Public {
+            continue;
+        }
         let path = scene.path(template, &[Param::Fitting]);
         let (_, json) = scene.server.raw(method.parse::<Method>().unwrap(), &path, None, "{}").await;
         if json["errcode"] != "M_MISSING_TOKEN" {
@@ -397,4 +409,52 @@ async fn without_a_valid_token_the_body_is_not_looked_at() {
         }
     }
     assert!(closed > 50, "only {closed} endpoints ask for a token");
+}
+
+/// Each route says how large a body it takes, and what follows the end of one is never passed over.
+#[tokio::test(start_paused = true)]
+async fn no_route_takes_more_than_it_says_nor_what_follows_the_end() {
+    let scene = Scene::new().await;
+    let mut tried = 0;
+    for Listed { method, path: template, policy } in Routes::all().list_policies() {
+        let Policy { body: policy::Body::Json(bytes_max), who, .. } = policy else { continue };
+        tried += 1;
+        let path = scene.path(template, &[Param::Fitting]);
+        // Sessions end on the way.
+        let (alice, token) = if who == policy::Who::Public {
+            (None, None)
+        } else {
+            let alice = scene.server.register(&format!("user{tried}")).await;
+            let token = alice.token.clone();
+            (Some(alice), token)
+        };
+        let ask = |body: Vec<u8>| scene.server.raw(method.parse().unwrap(), &path, token.as_deref(), body);
+        let long = [b"{\"x\":\"".to_vec(), vec![b'x'; bytes_max], b"\"}".to_vec()].concat();
+        let (status, json) = ask(long).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (413, &json!("M_TOO_LARGE")), "{method} {path}");
+        assert!(json["error"].as_str().unwrap().contains(&bytes_max.to_string()), "{json}");
+        for body in ["{\"a\":1}}", "{}x", "{} {}", "{", "x"] {
+            let (status, json) = ask(body.into()).await;
+            let found = (status.as_u16(), &json["errcode"]);
+            assert_eq!(found, (400, &json!("M_NOT_JSON")), "{method} {path} {body}: {json}");
+        }
+        drop(alice);
+    }
+    assert!(tried > 50, "{tried}");
+}
+
+/// A body that does not come takes nothing from others, and is given up.
+#[tokio::test(start_paused = true)]
+async fn bodies_that_do_not_come_are_given_up() {
+    let server = TestServer::new();
+    let in_flight = || server.server().app().metrics.text().contains("http_in_flight_bytes 0");
+    let ask = || async {
+        let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let request = Request::builder().method("POST").uri("/_matrix/client/v3/refresh");
+        server.send(request.body(Body::from_stream(never)).unwrap()).await.status()
+    };
+    assert!(in_flight());
+    let answers = futures_util::future::join_all((0..80).map(|_| ask())).await;
+    assert!(answers.iter().all(|status| *status == StatusCode::REQUEST_TIMEOUT), "{answers:?}");
+    assert!(in_flight());
 }

@@ -8,7 +8,7 @@ use crate::support::TestServer;
 #[tokio::test(start_paused = true)]
 async fn unknown_paths_and_methods_are_unrecognized() {
     let server = TestServer::new();
-    for path in ["/", "/_matrix/client/v3/nonsense", "/_matrix/client/%ff", "//"] {
+    for path in ["/_matrix/client/v3/nonsense", "/_matrix/client/%ff", "//"] {
         let (status, json) = server.anonymous().get(path).await;
         assert_eq!(
             (status, json["errcode"].as_str()),
@@ -67,10 +67,28 @@ async fn browsers_are_allowed_everywhere() {
             assert!(response.status().is_success());
         }
         assert_eq!(response.headers()["access-control-allow-origin"], "*", "{method} {path}");
+        let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap();
+        assert!(exposed.contains("Retry-After"));
         assert!(
             response.headers()["access-control-allow-headers"].to_str().unwrap().contains("Authorization")
         );
     }
+}
+
+/// What people see who open the address in a browser.
+#[tokio::test(start_paused = true)]
+async fn the_page_at_the_address_says_what_this_is() {
+    let server = TestServer::new();
+    let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+    let response = server.send(request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(
+        response.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'")
+    );
+    let page = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    assert!(page.contains("test.example") && page.contains("homeserver"), "{page}");
+    assert!(!page.contains("<script") && !page.contains("src="), "{page}");
 }
 
 #[tokio::test(start_paused = true)]

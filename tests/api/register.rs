@@ -3,7 +3,7 @@
 use aqueduct::config::RegistrationMode;
 use futures_util::future::join_all;
 use hmac::{Hmac, KeyInit, Mac};
-use http::StatusCode;
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::TestServer;
@@ -294,4 +294,38 @@ async fn who_knows_the_shared_secret_may_register_and_nobody_else() {
     assert_eq!(json["home_server"], "test.example");
     assert!(json["access_token"].is_string() && json["device_id"].is_string());
     assert_eq!(admins(&server), ["@root:test.example"]);
+}
+
+/// A client that cannot ask for a registration token sends its user to a page of ours.
+#[tokio::test(start_paused = true)]
+async fn a_registration_token_may_be_shown_on_a_page() {
+    const PAGE: &str = "/_matrix/client/v3/auth/m.login.registration_token/fallback/web";
+    let server = TestServer::with(|config| {
+        config.registration.mode = aqueduct::config::RegistrationMode::Token;
+    });
+    let token = server.server().app().accounts.first_token().unwrap().to_owned();
+    let body = json!({ "username": "alice", "password": "password of alice" });
+    let (status, asked) = server.anonymous().post("/_matrix/client/v3/register", body.clone()).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let session = asked["session"].as_str().unwrap();
+    let page = |method: Method, path: String, body: String| async {
+        let request = Request::builder().method(method).uri(path).body(body.into()).unwrap();
+        let response = server.send(request).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let page = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        String::from_utf8(page.to_vec()).unwrap()
+    };
+    let form = page(Method::GET, format!("{PAGE}?session={session}"), String::new()).await;
+    assert!(form.contains(session) && !form.contains("<script"), "{form}");
+    let hostile = page(Method::GET, format!("{PAGE}?session=%22%3E%3Cscript%3E"), String::new()).await;
+    assert!(!hostile.contains("<script"), "{hostile}");
+    for (token, done) in [("wrong", false), (&*token, true)] {
+        let form = format!("session={session}&token={token}");
+        let answer = page(Method::POST, PAGE.to_owned(), form).await;
+        assert_eq!(answer.contains("authDone"), done, "{answer}");
+    }
+    let mut again = body;
+    again["auth"] = json!({ "session": session });
+    let (status, json) = server.anonymous().post("/_matrix/client/v3/register", again).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
 }

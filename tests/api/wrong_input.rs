@@ -216,6 +216,7 @@ async fn rooms_and_their_names() {
             ("GET", "rooms/{room}/members?at=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
             ("GET", "sync?since=nonsense", Value::Null, 400, "M_INVALID_PARAM"),
             ("GET", "sync?filter=none", Value::Null, 400, "M_INVALID_PARAM"),
+            ("GET", "sync?filter=%7B%22room%22:7%7D", Value::Null, 400, "M_INVALID_PARAM"),
             ("POST", "rooms/{room}/forget", json!({}), 400, "M_UNKNOWN"),
             ("POST", "rooms/{room}/kick", json!({ "user_id": "{bob}" }), 403, "M_FORBIDDEN"),
             ("POST", "rooms/{room}/receipt/m.nonsense/{event}", json!({}), 400, "M_INVALID_PARAM"),
@@ -337,6 +338,34 @@ async fn asking_how_to_log_in_takes_no_guess_at_a_password_away() {
     assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_UNKNOWN")));
 }
 
+/// A room that begins with many invitations, and a membership that is set as state, count like invitations and joins.
+#[tokio::test(start_paused = true)]
+async fn memberships_count_by_whatever_endpoint() {
+    let server = TestServer::with(|config| {
+        config.limits.rate_limits = true;
+        config.limits.membership = Bucket { per_second: 0.01, burst: 10 };
+    });
+    let alice = server.register("alice").await;
+    let mut invite = Vec::new();
+    for number in 0..20 {
+        invite.push(server.register(&format!("guest{number}")).await.user_id);
+    }
+    let (status, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "invite": invite })).await;
+    assert_eq!(status, StatusCode::OK, "{room}");
+    let member = |user: &str| {
+        let room = room["room_id"].as_str().unwrap();
+        format!("/_matrix/client/v3/rooms/{room}/state/m.room.member/{user}")
+    };
+    let leave = json!({ "membership": "leave" });
+    let (status, json) = alice.put(&member(&invite[0]), leave).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{json}");
+    let many: Vec<_> = (0..200).map(|number| format!("@u{number}:test.example")).collect();
+    let bob = server.register("bob").await;
+    let (status, json) = bob.post("/_matrix/client/v3/createRoom", json!({ "invite": many })).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{json}");
+    assert!(json["error"].as_str().unwrap().contains("100"), "{json}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_thousand_messages_in_a_row_are_too_many_by_default() {
     let server = TestServer::with(|config| config.limits.rate_limits = true);
@@ -350,4 +379,15 @@ async fn a_thousand_messages_in_a_row_are_too_many_by_default() {
         refused += usize::from(status == StatusCode::TOO_MANY_REQUESTS);
     }
     assert!(refused > 700, "{refused}");
+}
+
+/// A filter in the query is refused for its own fault, and not as one of many parameters.
+#[tokio::test(start_paused = true)]
+async fn an_inline_filter_is_told_what_is_wrong_with_it() {
+    let scene = scene().await;
+    let filter = "%7B%22timeline%22:%7B%22limit%22:%22many%22%7D%7D";
+    let (_, json) =
+        scene.alice.get(&format!("/_matrix/client/v3/sync?filter=%7B%22room%22:{filter}%7D")).await;
+    let error = json["error"].as_str().unwrap();
+    assert!(error.contains("`filter`") && error.contains("invalid type"), "{json}");
 }

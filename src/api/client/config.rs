@@ -19,7 +19,7 @@ use crate::{
         raw::Raw,
         reply::RawJson,
     },
-    error::{Refusal, Result},
+    error::{Exception, Refusal, Result},
     flows::{App, account::keep, limits::Limit},
     push,
 };
@@ -50,7 +50,7 @@ fn require_free_type(event_type: &str) -> Result<()> {
             ErrorKind::BadJson,
             format!("`{event_type}` has an endpoint of its own and cannot be set as account data."),
         );
-        return Err(refusal.status(http::StatusCode::METHOD_NOT_ALLOWED).into());
+        return Err(refusal.exception(Exception::WrongMethod).into());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The events around an event.
 
-use ruma::api::client::context::get_context;
+use ruma::api::client::{context::get_context, filter::RoomEventFilter};
 
 use crate::{
     accounts::filters,
@@ -18,6 +18,7 @@ pub(crate) fn routes(r: &mut Routes) {
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
 pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Request>>) -> Result<RawJson> {
+    client.request.check_query::<RoomEventFilter>("filter")?;
     let request = client.request.read()?;
     filters::require_cheap_events(&request.filter)?;
     let filter = Filter { relations: relation_filter(&client.request)?, ..Filter::of(request.filter) };

@@ -1,4 +1,4 @@
-//! What this server is and can do: versions, well-known, capabilities.
+//! The server says what it is and can do: versions, well-known, capabilities.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ const VERSIONS: [&str; 22] = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
-/// What clients look for under a name of its own, and find here under the unstable names that it has there: pages of messages
+/// Clients look for these under names of their own, and find them here under the unstable names that it has there: pages of messages
 /// filtered by relations (MSC3874).
 const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.msc3874"];
 

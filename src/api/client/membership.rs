@@ -49,10 +49,10 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(mutual_rooms).limit(Limit::Read);
 }
 
-/// What the specification gives a meaning in the body of a request to join.
+/// The specification gives these fields a meaning in the body of a request to join.
 const JOIN_FIELDS: [&str; 4] = ["reason", "third_party_signed", "via", "server_name"];
 
-/// What else stands in the body of a request to join: that becomes part of the member event, as clients and Complement
+/// The other fields in the body of a request to join: they become part of the member event, as clients and Complement
 /// know it from Synapse.
 fn extra(body: &[u8]) -> Result<CanonicalJsonObject> {
     let mut extra: CanonicalJsonObject = serde_json::from_slice(body).map_err(|error| {
@@ -205,7 +205,7 @@ pub(crate) async fn get_member_events(
     look::members(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
 }
 
-/// What ruma knows under its unstable path only.
+/// Ruma knows this endpoint under its unstable path only.
 pub(crate) struct MutualRooms;
 
 impl Endpoint for MutualRooms {

@@ -2,7 +2,10 @@
 
 use ruma::api::{
     Direction as Wanted,
-    client::message::{get_message_events, send_message_event},
+    client::{
+        filter::RoomEventFilter,
+        message::{get_message_events, send_message_event},
+    },
 };
 
 use crate::{
@@ -68,6 +71,7 @@ pub(crate) async fn get_message_events(
     client: Client<Raw<get_message_events::v3::Request>>,
 ) -> Result<RawJson> {
     let raw = client.request.or_query("dir", "f");
+    raw.check_query::<RoomEventFilter>("filter")?;
     let request = raw.read()?;
     filters::require_cheap_events(&request.filter)?;
     let wanted = PageWanted {

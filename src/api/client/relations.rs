@@ -31,7 +31,7 @@ pub(crate) fn routes(r: &mut Routes) {
 /// How many relations a client gets that asks for no number.
 const RELATIONS_DEFAULT: u64 = 50;
 
-/// What all three requests for relations say alike: a page of those of any kind.
+/// Reads the parameters that all three requests for relations have: a page of relations of any kind.
 fn relations(
     from: Option<String>,
     to: Option<String>,
@@ -80,7 +80,7 @@ pub(crate) async fn get_relating_events_with_rel_type_and_event_type(
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
 
-/// What a filter in the query says of relations: ruma does not read that.
+/// Reads the part about relations of a filter in the query, which ruma does not read.
 pub(super) fn relation_filter<R>(raw: &Raw<R>) -> Result<RelationFilter> {
     let Some(filter) = raw.query("filter") else { return Ok(RelationFilter::default()) };
     serde_json::from_str(&filter).map_err(|error| {

@@ -34,7 +34,7 @@ pub(crate) fn routes(r: &mut Routes) {
 /// The one path of both.
 const PATH: &str = "/_synapse/admin/v1/register";
 
-/// Asks for a nonce.
+/// Asks for the nonce of one registration.
 pub(crate) struct Nonce;
 
 impl Endpoint for Nonce {
@@ -47,7 +47,7 @@ impl Endpoint for Nonce {
     }
 }
 
-/// Registers.
+/// Registers an account.
 pub(crate) struct Register;
 
 impl Endpoint for Register {

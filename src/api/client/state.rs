@@ -1,8 +1,11 @@
 //! The state of a room: reading it, and setting it.
 
-use ruma::api::client::state::{
-    get_state_event_for_key::{self, v3::StateEventFormat},
-    get_state_events, send_state_event,
+use ruma::{
+    api::client::state::{
+        get_state_event_for_key::{self, v3::StateEventFormat},
+        get_state_events, send_state_event,
+    },
+    events::StateEventType,
 };
 
 use crate::{
@@ -10,7 +13,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        limits::Limit,
+        limits::{Limit, Source},
         room::{look, send},
     },
 };
@@ -47,6 +50,10 @@ pub(crate) async fn send_state_event(
     client: Client<send_state_event::v3::Request>,
 ) -> Result<send_state_event::v3::Response> {
     let request = client.request;
+    if request.event_type == StateEventType::RoomMember {
+        // A membership is one, by whatever endpoint it is set.
+        app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
+    }
     let content = send::content(request.body.json().get())?;
     // `ts` says when an event was sent in the words of an application service; of everybody else it is not heeded.
     let kind = request.event_type.to_string();

@@ -9,7 +9,7 @@ use ruma::api::client::{
 
 use crate::{
     accounts::{Caller, filters},
-    api::{Routes, extract::Client, policy::Guests, reply::RawJson},
+    api::{Routes, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -25,8 +25,10 @@ pub(crate) fn routes(r: &mut Routes) {
 }
 
 /// `GET /_matrix/client/v3/sync`
-pub(crate) async fn sync_events(app: App, client: Client<sync_events::v3::Request>) -> Result<RawJson> {
-    let Client { caller, request, .. } = client;
+pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Request>>) -> Result<RawJson> {
+    let Client { caller, request: raw, .. } = client;
+    raw.check_query::<FilterDefinition>("filter")?;
+    let request = raw.read()?;
     let since = match request.since {
         Some(since) => Some(app.polls.settle(SyncToken::parse(&since)?)?),
         None => None,

@@ -33,7 +33,7 @@ pub(crate) async fn create_tag(
 ) -> Result<create_tag::v3::Response> {
     let (caller, request) = (client.caller, client.request.read()?);
     require_self(&caller, &request.user_id)?;
-    // What clients keep beside the order is theirs.
+    // Clients may keep fields of their own beside the order.
     let info = client.request.json()?;
     keep::change_tag(&app, &caller, request.room_id, request.tag, Some(info)).await?;
     Ok(create_tag::v3::Response::new())

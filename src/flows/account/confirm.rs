@@ -20,14 +20,14 @@ use crate::{
     flows::{App, account::guess},
 };
 
-/// What was shown.
+/// The request was confirmed; and by which token, if one was shown.
 #[derive(Debug)]
 pub(crate) struct Confirmed {
     /// The registration token, if one was.
     pub(crate) registration_token: Option<String>,
 }
 
-/// What the request wants done: the endpoint, the caller, and the part of the request that may not change between the
+/// Names the operation that the request wants done: the endpoint, the caller, and the part of the request that may not change between the
 /// first confirmed stage and the last.
 pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde_json::Value) -> Operation {
     let name = match caller {

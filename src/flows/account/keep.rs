@@ -81,7 +81,7 @@ pub(crate) async fn change_tag(
             Some(info) => {
                 require_related(batch, user, &room)?;
                 if tags.len() >= TAGS_MAX && !tags.contains_key(&tag) {
-                    return Err(Refusal::too_large("This room has too many tags.").into());
+                    return Err(Refusal::too_large(format!("A room has at most {TAGS_MAX} tags.")).into());
                 }
                 tags.insert(tag, info.clone()).as_ref() != Some(&info)
             }

@@ -22,7 +22,7 @@ use crate::{
 
 /// A device that was logged in, and whose it is.
 pub(crate) struct LoggedIn {
-    /// The account.
+    /// The user id of the account.
     pub(crate) user_id: OwnedUserId,
     /// Its device and tokens.
     pub(crate) session: Session,

@@ -153,7 +153,7 @@ fn flows(app: &App) -> Result<Flows> {
 pub(crate) async fn register_guest(app: &App, log_in: LogIn) -> Result<Registered> {
     if !app.config.registration.guests {
         let refusal = Refusal::new(ErrorKind::GuestAccessForbidden, "This server takes no guests.");
-        return Err(refusal.status(http::StatusCode::FORBIDDEN).into());
+        return Err(refusal.into());
     }
     let wish = Wish { username: None, password: None, log_in: Some(log_in), refreshable: false };
     make(app, wish, Role::Guest).await

@@ -15,7 +15,11 @@ use crate::{
         to_device,
     },
     error::{Refusal, Result},
-    flows::{App, write},
+    flows::{
+        App,
+        limits::{Limit, Source},
+        write,
+    },
     ids::{DeviceNum, UserNum},
     schema::encryption::SendProgress,
     store::{Batch, Fault, Read},
@@ -98,13 +102,15 @@ fn read_request(
     let progress = to_device::progress(&*snapshot, sender, &event_type, &txn_id)?;
     let request = Request { sender, sender_device_id: caller.device_id.clone(), event_type, txn_id, targets };
     if progress == SendProgress::default() {
-        require_few_devices(&*snapshot, &request)?;
+        let count = require_few_devices(&*snapshot, &request)?;
+        // The route has counted one.
+        app.limits.take_more(Limit::ToDevice, Source::User(caller.user), count.saturating_sub(1))?;
     }
     Ok((request, progress))
 }
 
-/// Refuses (413) a request that reaches too many devices, before it has reached any.
-fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result<()> {
+/// How many devices a request reaches. Refuses (413) one that reaches too many, before it has reached any.
+fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
     let mut count = 0;
     for target in &request.targets {
         count += list_devices(read, target, DeviceNum(0))?.len();
@@ -113,7 +119,7 @@ fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result
             return Err(Refusal::too_large(why).into());
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 /// The devices of a target with numbers above this one, by number.

@@ -8,7 +8,7 @@ use ruma::{
 
 use crate::{
     accounts::Caller,
-    error::{Error, Refusal, Result},
+    error::{Error, Exception, Refusal, Result},
     flows::{App, commit},
     rooms::{
         self, aliases,
@@ -49,7 +49,7 @@ pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &
 
 /// Refuses an alias that names a room already: 409 `M_UNKNOWN`.
 fn taken() -> Error {
-    Refusal::new(ErrorKind::Unknown, "The alias is taken.").status(http::StatusCode::CONFLICT).into()
+    Refusal::new(ErrorKind::Unknown, "The alias is taken.").exception(Exception::Taken).into()
 }
 
 /// Lets an alias name nothing any more. That may who made it, an administrator, and who may change the room's

@@ -46,12 +46,12 @@ pub(crate) async fn get_3pids(_app: App, _client: Client<get_3pids::v3::Request>
     Ok(RawJson(Bytes::from_static(br#"{"threepids":[]}"#)))
 }
 
-/// What would change the addresses of an account.
+/// Refuses to change the addresses of an account.
 async fn refuse_change<R>(_app: App, _client: Client<Raw<R>>) -> Result<RawJson> {
     Err(denied().into())
 }
 
-/// What would send a proof to an address.
+/// Refuses to send a proof to an address.
 async fn refuse_proof<R>(_app: App, _public: Public<Raw<R>>) -> Result<RawJson> {
     Err(denied().into())
 }
