@@ -7,6 +7,7 @@ pub mod account_data;
 pub mod check;
 pub mod devices;
 pub mod filters;
+pub mod ignored;
 pub mod interactive;
 pub mod names;
 pub mod passwords;

@@ -1,18 +1,25 @@
-//! `/sync`: wait, then collect. A poll subscribes first, then looks over one snapshot; when nothing is new, it sleeps
-//! until its user is woken.
+//! `/sync`: waits, then collects, then shapes. A poll subscribes first, then looks over one snapshot; when nothing is new, it
+//! sleeps until its user is woken.
+//!
+//! `changes` finds what changed, `collect` and `streams` make typed news of it (of each room from a place of its own), and
+//! `shape` writes them; `look` puts these together for `/sync`.
 
-mod answer;
+mod ask;
+mod changes;
+mod collect;
 pub mod ephemeral;
-pub mod filter;
+mod filter;
 mod key_changes;
-mod news;
+mod look;
 pub mod notifier;
-mod room;
 mod sent;
+mod shape;
+mod shares;
 mod streams;
 pub mod token;
-pub mod v3;
+mod window;
 
+pub use ask::Ask;
 pub use ephemeral::Ephemeral;
 pub use notifier::Notifier;
 pub use token::SyncToken;
@@ -20,25 +27,37 @@ pub use token::SyncToken;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use ruma::api::client::filter::FilterDefinition;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounts::Caller,
     env::Env,
-    error::Result,
+    error::{Refusal, Result},
+    ids::Position,
     push::Push,
     store::{Read, Snapshot, Store},
-    sync::{sent::SentMembers, v3::Ask},
+    sync::{
+        filter::Filter,
+        look::Look,
+        sent::SentMembers,
+        window::{Around, Moment, Window},
+    },
 };
 
 /// No poll waits longer, whatever it asks for.
 pub const POLL_MAX: Duration = Duration::from_secs(120);
 
+/// Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
+pub fn check_filter(definition: &FilterDefinition) -> Result<(), Refusal> {
+    Filter::new(definition).map(|_| ())
+}
+
 /// What polls work with. Cheap to clone.
 #[derive(Clone)]
-pub struct Polls(Arc<Inner>);
+pub struct Polls(Arc<Parts>);
 
-pub(crate) struct Inner {
+struct Parts {
     env: Env,
     store: Store,
     notifier: Notifier,
@@ -48,16 +67,8 @@ pub(crate) struct Inner {
     sent: SentMembers,
 }
 
-/// What a look found.
-pub(crate) struct Found {
-    /// The whole answer.
-    pub(crate) answer: Bytes,
-    /// Whether it says anything.
-    pub(crate) has_news: bool,
-}
-
 impl Polls {
-    /// Over these parts. Polls end when the server is `stopping`.
+    /// Polls over these parts, which end when the server is `stopping`.
     pub fn new(
         env: Env,
         store: Store,
@@ -67,7 +78,7 @@ impl Polls {
         stopping: CancellationToken,
     ) -> Self {
         let sent = SentMembers::default();
-        Self(Arc::new(Inner { env, store, notifier, ephemeral, push, stopping, sent }))
+        Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent }))
     }
 
     /// The token as it holds now. Refuses (400 `M_INVALID_PARAM`) what lies in the future.
@@ -79,14 +90,8 @@ impl Polls {
     /// Whose keys the caller must ask for again, and whose it may forget, from one token to another: the JSON of
     /// `/keys/changes`. Both tokens are settled.
     pub async fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {
-        let inner = Arc::clone(&self.0);
-        self.0
-            .env
-            .blocking(move || {
-                let snapshot = inner.store.snapshot();
-                Ok(key_changes::collect(&inner, &snapshot, caller, from, to)?.into())
-            })
-            .await
+        let parts = Arc::clone(&self.0);
+        self.0.env.blocking(move || parts.key_changes(caller, from, to)).await
     }
 
     /// Answers as soon as something is new, or when the time is up. The answer is the JSON of `/sync`.
@@ -95,8 +100,8 @@ impl Polls {
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
         let ask = Arc::new(ask);
         loop {
-            let (inner, asked) = (Arc::clone(&self.0), Arc::clone(&ask));
-            let found = self.0.env.blocking(move || inner.look(&asked)).await?;
+            let (parts, asked) = (Arc::clone(&self.0), Arc::clone(&ask));
+            let found = self.0.env.blocking(move || parts.look(&asked)).await?;
             let left = deadline.saturating_duration_since(self.0.env.instant());
             if found.has_news || left.is_zero() {
                 return Ok(found.answer);
@@ -111,9 +116,33 @@ impl Polls {
     }
 }
 
-impl Inner {
-    fn look(&self, ask: &Ask) -> Result<Found> {
+impl Parts {
+    fn look(&self, ask: &Ask) -> Result<Look> {
+        // What is ephemeral is read after the snapshot: it may be told twice, but is never missed.
         let snapshot: Arc<Snapshot> = self.store.snapshot();
-        v3::look(self, &snapshot, ask)
+        let moment = Moment::since(&self.ephemeral, ask.since);
+        Ok(look::look(&self.window(&snapshot, ask, snapshot.upto(), moment, &self.sent))?)
+    }
+
+    fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {
+        let snapshot = self.store.snapshot();
+        let ask = Ask::new(caller, Some(from), &FilterDefinition::default())?;
+        // What is looked at here is told to nobody, so it is not remembered as told.
+        let sent = SentMembers::default();
+        let upto = to.position.min(snapshot.upto());
+        let window = self.window(&snapshot, &ask, upto, Moment::default(), &sent);
+        Ok(key_changes::collect(&window)?.into())
+    }
+
+    fn window<'a>(
+        &'a self,
+        read: &'a Snapshot,
+        ask: &'a Ask,
+        upto: Position,
+        moment: Moment,
+        sent: &'a SentMembers,
+    ) -> Window<'a> {
+        let (ephemeral, push, now_ms) = (&self.ephemeral, &self.push, self.env.now_ms());
+        Window::new(read, ask, upto, moment, Around { ephemeral, push, sent, now_ms })
     }
 }

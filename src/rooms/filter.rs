@@ -1,12 +1,15 @@
 //! Which events of a room a client wants (client-server API, "Filtering").
 
+use std::collections::HashSet;
+
 use ruma::{
-    RoomId,
-    api::client::filter::{RoomEventFilter, UrlFilter},
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    api::client::filter::{LazyLoadOptions, RoomEventFilter, UrlFilter},
 };
 use serde::Deserialize;
 
 use crate::{
+    error::Refusal,
     ids::RoomNum,
     rooms::{
         event::Stored,
@@ -18,24 +21,131 @@ use crate::{
 /// Events that refer to one, looked at for a filter at most: those beyond it count as if they were not there.
 const RELATED_LOOKED_AT_MAX: usize = 1_000;
 
+/// The characters `*` in one list of types, at most: each costs a search through the type of every event looked at.
+const STARS_MAX: usize = 100;
+/// Entries in one list of relations, at most.
+const RELATIONS_MAX: usize = 100;
+
 /// What a filter can say of the events of one room.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// What the specification has.
-    pub events: RoomEventFilter,
+    pub events: EventFilter,
     /// How events relate to others.
-    pub relations: RelationFilter,
+    relations: RelationFilter,
 }
 
 impl Filter {
-    /// A filter that says nothing of relations.
-    pub fn of(events: RoomEventFilter) -> Self {
-        Self { events, relations: RelationFilter::default() }
+    /// A filter, ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    pub fn new(events: &RoomEventFilter, relations: RelationFilter) -> Result<Self, Refusal> {
+        relations.check()?;
+        Ok(Self { events: EventFilter::new(events)?, relations })
     }
 
     /// Whether the filter lets an event through; its limit and its room lists are not looked at.
     pub fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
-        Ok(allows(&self.events, stored) && self.relations.allows(read, room, stored)?)
+        Ok(self.events.allows(stored) && self.relations.allows(read, room, stored)?)
+    }
+}
+
+/// Types of events, some of them with `*` for any characters.
+#[derive(Clone, Debug, Default)]
+pub struct Types {
+    exact: HashSet<String>,
+    patterns: Vec<String>,
+}
+
+impl Types {
+    /// The types of a list that a filter has as this field. Refuses more than [`STARS_MAX`] stars.
+    pub fn new(field: &str, list: &[String]) -> Result<Self, Refusal> {
+        let stars: usize = list.iter().map(|pattern| pattern.matches('*').count()).sum();
+        if stars > STARS_MAX {
+            tracing::debug!(field, stars, reason = "too many patterns", "a filter is refused");
+            let why = format!("The filter's `{field}` has {stars} characters `*`; {STARS_MAX} are allowed.");
+            return Err(Refusal::invalid_param(why));
+        }
+        let is_pattern = |entry: &&String| entry.contains('*');
+        Ok(Self {
+            exact: list.iter().filter(|entry| !is_pattern(entry)).cloned().collect(),
+            patterns: list.iter().filter(is_pattern).cloned().collect(),
+        })
+    }
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.patterns.is_empty()
+    }
+
+    /// Whether a type is among them.
+    pub fn contains(&self, event_type: &str) -> bool {
+        self.exact.contains(event_type) || self.patterns.iter().any(|pattern| matches(pattern, event_type))
+    }
+}
+
+/// Which events of rooms are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    types: Option<Types>,
+    not_types: Types,
+    senders: Option<HashSet<OwnedUserId>>,
+    not_senders: HashSet<OwnedUserId>,
+    rooms: Option<HashSet<OwnedRoomId>>,
+    not_rooms: HashSet<OwnedRoomId>,
+    url: Option<UrlFilter>,
+    /// Of members, those are told whose events are shown.
+    pub lazy_members: bool,
+    /// Members are told again each time.
+    pub redundant_members: bool,
+}
+
+impl EventFilter {
+    /// A filter, ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    pub fn new(filter: &RoomEventFilter) -> Result<Self, Refusal> {
+        let (lazy_members, redundant_members) = match filter.lazy_load_options {
+            LazyLoadOptions::Enabled { include_redundant_members } => (true, include_redundant_members),
+            LazyLoadOptions::Disabled => (false, false),
+        };
+        Ok(Self {
+            types: filter.types.as_deref().map(|types| Types::new("types", types)).transpose()?,
+            not_types: Types::new("not_types", &filter.not_types)?,
+            senders: filter.senders.as_ref().map(|senders| senders.iter().cloned().collect()),
+            not_senders: filter.not_senders.iter().cloned().collect(),
+            rooms: filter.rooms.as_ref().map(|rooms| rooms.iter().cloned().collect()),
+            not_rooms: filter.not_rooms.iter().cloned().collect(),
+            url: filter.url_filter,
+            lazy_members,
+            redundant_members,
+        })
+    }
+
+    /// Whether events of this type are wanted.
+    pub fn allows_type(&self, event_type: &str) -> bool {
+        self.types.as_ref().is_none_or(|types| types.contains(event_type))
+            && !self.not_types.contains(event_type)
+    }
+
+    /// Whether a room is wanted.
+    pub fn allows_room(&self, room_id: &RoomId) -> bool {
+        !self.not_rooms.contains(room_id) && self.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id))
+    }
+
+    /// Whether an event of a wanted room is wanted.
+    pub fn allows(&self, stored: &Stored) -> bool {
+        (self.types.is_none() && self.not_types.is_empty() || self.allows_type(&stored.row.event_type()))
+            && self.allows_sender(stored)
+            && self
+                .url
+                .is_none_or(|wanted| has_url(stored.row.content()) == (wanted == UrlFilter::EventsWithUrl))
+    }
+
+    fn allows_sender(&self, stored: &Stored) -> bool {
+        if self.senders.is_none() && self.not_senders.is_empty() {
+            return true;
+        }
+        let sender = stored.row.sender();
+        let Ok(sender) = <&UserId>::try_from(&*sender) else { return false };
+        !self.not_senders.contains(sender)
+            && self.senders.as_ref().is_none_or(|senders| senders.contains(sender))
     }
 }
 
@@ -57,6 +167,26 @@ pub struct RelationFilter {
 }
 
 impl RelationFilter {
+    /// Refuses lists that are too long: each entry is looked for at every event.
+    fn check(&self) -> Result<(), Refusal> {
+        let lists = [
+            ("related_by_rel_types", self.related_by_rel_types.as_deref().unwrap_or_default()),
+            ("related_by_senders", self.related_by_senders.as_deref().unwrap_or_default()),
+            ("rel_types", self.rel_types.as_deref().unwrap_or_default()),
+            ("not_rel_types", &self.not_rel_types),
+        ];
+        for (field, list) in lists {
+            if list.len() > RELATIONS_MAX {
+                let why = format!(
+                    "The filter's `{field}` has {} entries; {RELATIONS_MAX} are allowed.",
+                    list.len()
+                );
+                return Err(Refusal::invalid_param(why));
+            }
+        }
+        Ok(())
+    }
+
     fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
         if self.rel_types.is_some() || !self.not_rel_types.is_empty() {
             let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
@@ -90,35 +220,6 @@ impl RelationFilter {
     }
 }
 
-/// Whether a filter lets an event through. Its limit and its room lists are not looked at.
-pub fn allows(filter: &RoomEventFilter, stored: &Stored) -> bool {
-    let kind = stored.row.event_type();
-    if filter.not_types.iter().any(|pattern| matches(pattern, &kind))
-        || filter.types.as_ref().is_some_and(|types| !types.iter().any(|pattern| matches(pattern, &kind)))
-    {
-        return false;
-    }
-    if !filter.not_senders.is_empty() || filter.senders.is_some() {
-        let sender = stored.row.sender();
-        let is_sender = |user: &ruma::OwnedUserId| user.as_str() == sender;
-        if filter.not_senders.iter().any(is_sender)
-            || filter.senders.as_ref().is_some_and(|senders| !senders.iter().any(is_sender))
-        {
-            return false;
-        }
-    }
-    match filter.url_filter {
-        None => true,
-        Some(wanted) => has_url(stored.row.content()) == (wanted == UrlFilter::EventsWithUrl),
-    }
-}
-
-/// Whether a filter lets a room through.
-pub fn allows_room(filter: &RoomEventFilter, room: &RoomId) -> bool {
-    !filter.not_rooms.iter().any(|id| id == room)
-        && filter.rooms.as_ref().is_none_or(|rooms| rooms.iter().any(|id| id == room))
-}
-
 fn has_url(content: &str) -> bool {
     #[derive(Deserialize)]
     struct Content {
@@ -130,7 +231,7 @@ fn has_url(content: &str) -> bool {
 }
 
 /// Whether a type fits a pattern, in which `*` stands for any characters. Linear in the type's length for each `*`.
-pub fn matches(pattern: &str, kind: &str) -> bool {
+fn matches(pattern: &str, kind: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(rest) = parts.next().and_then(|head| kind.strip_prefix(head)) else { return false };
     let Some(tail) = parts.next_back() else { return rest.is_empty() };
@@ -158,6 +259,20 @@ mod tests {
         .unwrap();
         assert_eq!(stable, unstable);
         assert_ne!(stable, RelationFilter::default());
+    }
+
+    #[test]
+    fn a_filter_has_as_many_exact_types_as_it_likes_and_few_stars() {
+        let exact: Vec<String> = (0..4_500).map(|number| format!("t{number}")).collect();
+        let types = Types::new("types", &exact).unwrap();
+        assert!(types.contains("t4499") && !types.contains("t4500"));
+        let stars: Vec<String> = (0..=STARS_MAX).map(|number| format!("t{number}*")).collect();
+        let refused = Types::new("types", &stars).unwrap_err();
+        assert!(refused.message.contains("`types`"), "{}", refused.message);
+        assert!(Types::new("types", &["*".repeat(STARS_MAX + 1)]).is_err());
+        assert!(Types::new("types", stars.get(1..).unwrap()).is_ok());
+        let relations = RelationFilter { not_rel_types: vec!["a".into(); 101], ..RelationFilter::default() };
+        assert!(Filter::new(&RoomEventFilter::default(), relations).is_err());
     }
 
     #[test]

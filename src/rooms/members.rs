@@ -36,6 +36,8 @@ pub(crate) fn track(
     let known = schema::USER_ROOM.get(batch, (user, room))?;
     let since = known.filter(|row| row.membership == membership).map_or(order.anchor, |row| row.since);
     let left = match known {
+        // Whoever is invited to a room that they have forgotten is as new to it as anybody else.
+        Some(known) if known.forgotten => None,
         _ if membership == Membership::Join => None,
         Some(known) if known.membership == Membership::Join => Some(order),
         known => known.and_then(|known| known.left),
@@ -64,19 +66,6 @@ pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result
 /// Whether one of our users is in a room.
 pub fn is_joined(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<bool, Fault> {
     Ok(find(read, user, room)?.is_some_and(|row| row.membership == Membership::Join))
-}
-
-/// Up to where one of our users has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for somebody who
-/// never was one.
-pub fn joined_until(
-    read: &(impl Read + ?Sized),
-    user: UserNum,
-    room: RoomNum,
-) -> Result<Option<Order>, Fault> {
-    Ok(find(read, user, room)?.and_then(|row| match row.membership {
-        Membership::Join => Some(Order::MAX),
-        _ => row.left,
-    }))
 }
 
 /// The rooms that a user is anything to, with what and since when; those forgotten too.
@@ -120,6 +109,18 @@ pub fn joined_local_users<'r>(
         Ok(_) => None,
         Err(fault) => Some(Err(fault)),
     }))
+}
+
+/// Some of our users who are joined or invited to a room: the first of them by their numbers.
+pub fn list_present_local_users(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    count: usize,
+) -> Result<Vec<UserNum>, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let present =
+        rows.filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership != Membership::Knock));
+    present.take(count).map(|row| row.map(|((_, user), _)| user)).collect()
 }
 
 /// The numbers of all member keys of a room, with the user ids, rising by user id.

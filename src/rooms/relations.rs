@@ -200,7 +200,7 @@ pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Resul
         RelationKind::Replace if related.edit == Some(event) => {
             let original = event::find(batch, room, parent)?;
             let edit =
-                original.map(|original| newest_edit(batch, room, &original, Order::MAX)).transpose()?;
+                original.map(|original| newest_edit(batch, room, &original, |_| Ok(true))).transpose()?;
             related.edit = edit.flatten().map(|edit| edit.event());
         }
         RelationKind::Thread => {
@@ -283,25 +283,28 @@ fn sent(edit: &Stored) -> (u64, &schema::rooms::EventKey) {
     (edit.row.header.sent_ms, &edit.row.header.key)
 }
 
-/// The edit that counts among those at or below an order.
+/// The edit that counts among those that a reader sees.
 pub(in crate::rooms) fn newest_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     original: &Stored,
-    until: Order,
+    sees: impl Fn(&Stored) -> Result<bool, Fault>,
 ) -> Result<Option<Stored>, Fault> {
     let mut newest = None::<Stored>;
-    let span = (Bound::Unbounded, Bound::Included(until));
-    for row in
-        list_kind(read, room, original.event(), RelationKind::Replace, span, Direction::Down)?.take(AGAIN_MAX)
-    {
-        let edit = event::find(read, room, row?.1.event)?.filter(|edit| is_edit_of(original, edit));
-        newest = edit.filter(|edit| newest.as_ref().is_none_or(|old| sent(old) < sent(edit))).or(newest);
+    let rows = list_kind(read, room, original.event(), RelationKind::Replace, ANYWHERE, Direction::Down)?;
+    for row in rows.take(AGAIN_MAX) {
+        let Some(edit) = event::find(read, room, row?.1.event)? else { continue };
+        if is_edit_of(original, &edit)
+            && newest.as_ref().is_none_or(|old| sent(old) < sent(&edit))
+            && sees(&edit)?
+        {
+            newest = Some(edit);
+        }
     }
     Ok(newest)
 }
 
-pub(in crate::rooms) fn newest_of(
+fn newest_of(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     parent: EventNum,

@@ -12,23 +12,26 @@ use ruma::{EventId, OwnedEventId, UserId};
 use serde_json::value::RawValue;
 
 use crate::{
-    ids::{DeviceNum, Order},
+    ids::DeviceNum,
     json::{JsonText, Object},
     rooms::{
         erased::Erased,
         event::{self, Stored},
         versions,
         view::RoomView,
+        visibility::Reader,
     },
     schema,
     schema::rooms::{EventRow, Membership, RoomRow},
     store::{Fault, Read},
 };
 
+pub(crate) use bundle::sees_thread;
+
 use bundle::Depth;
 
 /// For whom, and how, an event is shown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Viewer<'a> {
     /// The user.
     pub user: &'a UserId,
@@ -38,8 +41,8 @@ pub struct Viewer<'a> {
     pub now_ms: u64,
     /// Whether the event names its room: `/sync` leaves that out.
     pub with_room_id: bool,
-    /// Up to where they see what refers to an event: to the end, unless they left.
-    pub until: Order,
+    /// What they may see of the room: events that stand inside others are held against it.
+    pub reader: &'a Reader,
     /// Whose events are shown redacted to whoever was not there.
     pub erased: &'a Erased,
 }

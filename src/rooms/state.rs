@@ -221,13 +221,13 @@ fn many_on_main_line(
     let undo = schema::STATE_UNDO.first_of_many::<(RoomNum, StateKeyNum, Order)>(read, ranges)?;
     // What never changed since has its value still.
     let unchanged = keys.iter().zip(&undo).filter(|(_, row)| row.is_none()).map(|(key, _)| *key);
-    let mut now = now_many(read, room, unchanged)?.into_iter();
+    let mut now = list_now(read, room, unchanged)?.into_iter();
     let value = |row: Option<(_, Val)>| row.map(|(_, val)| val).or_else(|| now.next());
     Ok(undo.into_iter().map(value).map(|val| val.unwrap_or(Val::Absent)).collect())
 }
 
-/// The current values of keys.
-fn now_many(
+/// The current values of several keys, in their order.
+pub fn list_now(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     keys: impl IntoIterator<Item = StateKeyNum>,

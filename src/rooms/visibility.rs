@@ -1,18 +1,22 @@
 //! Who may see which event (client-server API, "Server behaviour" of room history visibility).
 
-use std::{collections::HashMap, ops::Bound};
+use std::{cell::RefCell, collections::HashMap, ops::Bound, sync::Arc};
 
 use ruma::UserId;
 use serde::Deserialize;
 
 use crate::{
+    accounts::ignored::Ignored,
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, Stored},
         members, state,
     },
     schema,
-    schema::{rooms::Membership, state::Val},
+    schema::{
+        rooms::{Membership, UserRoomRow},
+        state::Val,
+    },
     store::{Direction, Fault, Read},
 };
 
@@ -58,9 +62,16 @@ const KIND: &str = "m.room.history_visibility";
 /// of this very key, and one in any other room.
 const CHANGES_READ: usize = 32;
 
+/// Changes of a room's visibility that are looked through for a time when it was open to everybody.
+const ALL_CHANGES_MAX: usize = 1_000;
+
 /// The values that a state key had on the main line, as far as they were asked for: however often a key changed, a page
 /// reads little more of its changes than it has events.
 struct History {
+    event_type: &'static str,
+    state_key: String,
+    /// Whether anything was read: nothing is before it is asked for.
+    is_read: bool,
     key: Option<StateKeyNum>,
     now: Val,
     /// (order of a change, value before it), rising: all that there are in `low..=high`.
@@ -70,24 +81,35 @@ struct History {
 }
 
 impl History {
-    /// With the newest changes: most pages are of the newest events, and most keys changed once.
-    fn newest(
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        event_type: &str,
-        state_key: &str,
-    ) -> Result<Self, Fault> {
-        let key = state::find_key(read, room, event_type, state_key)?;
-        let mut history =
-            Self { key, now: Val::Absent, changes: Vec::new(), low: Order::MIN, high: Order::MAX };
-        if let Some(key) = key {
-            history.now = state::now(read, room, key)?;
-            history.read_around(read, room, key, Order::MAX, 0, CHANGES_READ)?;
+    /// Nothing is read yet.
+    fn of(event_type: &'static str, state_key: &str) -> Self {
+        Self {
+            event_type,
+            state_key: state_key.to_owned(),
+            is_read: false,
+            key: None,
+            now: Val::Absent,
+            changes: Vec::new(),
+            low: Order::MIN,
+            high: Order::MAX,
         }
-        Ok(history)
     }
 
-    /// Reads so many changes at or above an order, and so many below it.
+    /// Reads the newest changes, if nothing was read yet: most pages are of the newest events, and most keys changed once.
+    fn load(&mut self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<(), Fault> {
+        if self.is_read {
+            return Ok(());
+        }
+        self.key = state::find_key(read, room, self.event_type, &self.state_key)?;
+        if let Some(key) = self.key {
+            self.now = state::now(read, room, key)?;
+            self.read_around(read, room, key, Order::MAX, 0, CHANGES_READ)?;
+        }
+        self.is_read = true;
+        Ok(())
+    }
+
+    /// Reads up to `above` changes at or above an order, and up to `below` changes below it.
     fn read_around(
         &mut self,
         read: &(impl Read + ?Sized),
@@ -124,6 +146,16 @@ impl History {
         Ok(())
     }
 
+    /// All changes there ever were, rising, as far as a bound that no room reaches unless somebody means to.
+    fn all_changes(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(Order, Val)>, Fault> {
+        let Some(key) = self.key else { return Ok(Vec::new()) };
+        let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
+        let changes = rows.take(ALL_CHANGES_MAX).map(|row| row.map(|((_, _, order), val)| (order, val)));
+        let mut changes: Vec<_> = changes.collect::<Result<_, _>>()?;
+        changes.reverse();
+        Ok(changes)
+    }
+
     /// The value just below an order.
     fn below(&mut self, read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Val, Fault> {
         let Some(key) = self.key else { return Ok(Val::Absent) };
@@ -145,7 +177,12 @@ impl History {
     }
 }
 
-/// What one user may see of one room. Made for one answer, from one snapshot; best asked for events in their order.
+/// What one user may see of one room: the one definition of "visible", and of "visible until". Made for one answer, from
+/// one snapshot; best asked for events in their order.
+///
+/// Somebody who left, or was kicked or banned, sees nothing of after that, whatever was done with their membership since:
+/// the first event that ended their stay is the last one that counts. Somebody who has forgotten the room is a stranger
+/// to it until they join again.
 pub struct Sight {
     room: RoomNum,
     user: String,
@@ -153,8 +190,14 @@ pub struct Sight {
     member: History,
     /// The user was joined up to here, perhaps with breaks.
     joined_until: Option<Order>,
+    /// Since this the user has been joined without a break: mostly nothing need be asked of their history.
+    joined_since: Option<Order>,
+    /// Invitations below this are forgotten.
+    invited_from: Order,
     memberships: HashMap<EventNum, Membership>,
     visibilities: HashMap<EventNum, HistoryVisibility>,
+    /// Whether the room was never less than shared, once that was asked for.
+    is_open: Option<bool>,
 }
 
 impl Sight {
@@ -165,19 +208,38 @@ impl Sight {
         user: UserNum,
         user_id: &UserId,
     ) -> Result<Self, Fault> {
-        Ok(Self {
+        let row = members::find(read, user, room)?;
+        Ok(Self::with_row(room, user_id, row.as_ref()))
+    }
+
+    /// The sight of a user who is this to the room.
+    fn with_row(room: RoomNum, user_id: &UserId, row: Option<&UserRoomRow>) -> Self {
+        let joined_until = row.and_then(joined_until);
+        let joined_since = row.filter(|row| row.membership == Membership::Join);
+        let invited_from = match row {
+            Some(row) if row.forgotten => Order::MAX,
+            // The invitation may be the first since the room was forgotten.
+            Some(row) if row.membership == Membership::Invite && joined_until.is_none() => {
+                Order::live(row.since)
+            }
+            _ => Order::MIN,
+        };
+        Self {
             room,
             user: user_id.to_string(),
-            visibility: History::newest(read, room, KIND, "")?,
-            member: History::newest(read, room, "m.room.member", user_id.as_str())?,
-            joined_until: members::joined_until(read, user, room)?,
+            visibility: History::of(KIND, ""),
+            member: History::of("m.room.member", user_id.as_str()),
+            joined_until,
+            joined_since: joined_since.map(|row| Order::live(row.since)),
+            invited_from,
             memberships: HashMap::new(),
             visibilities: HashMap::new(),
-        })
+            is_open: None,
+        }
     }
 
     /// Up to where the user has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for somebody
-    /// who never was one.
+    /// who never was one, or has forgotten it.
     pub fn joined_until(&self) -> Option<Order> {
         self.joined_until
     }
@@ -211,27 +273,37 @@ impl Sight {
         read: &(impl Read + ?Sized),
         stored: &Stored,
     ) -> Result<(Membership, bool), Fault> {
-        let visibility = self.visibility.before(read, self.room, stored)?;
-        let member = self.member.before(read, self.room, stored)?;
-        let mut visibilities = [self.visibility_in(read, visibility)?; 2];
-        let mut memberships = [self.membership_in(read, member)?; 2];
-        if let Some(key) = stored.row.header.state_key {
-            // An event that changes one of the two is seen by those who may see it before or after the change.
-            if self.visibility.key == Some(key) {
-                visibilities[1] = HistoryVisibility::of_content(stored.row.content());
-            } else if self.member.key == Some(key) {
-                memberships[1] = stored.membership().unwrap_or(Membership::Leave);
-            }
+        // The state before an event of a fork is another than that of the main line.
+        if stored.row.header.before.is_none() && self.joined_since.is_some_and(|since| stored.order > since) {
+            return Ok((Membership::Join, true));
         }
-        let joined_later = self.joined_until.is_some_and(|until| stored.order < until);
+        self.member.load(read, self.room)?;
+        let member = self.member.before(read, self.room, stored)?;
+        let mut memberships = [self.membership_in(read, member)?; 2];
+        let key = stored.row.header.state_key;
+        if key.is_some() && self.member.key == key {
+            // An event that changes one of the two is seen by those who may see it before or after the change.
+            memberships[1] = stored.membership().unwrap_or(Membership::Leave);
+        }
+        let [_, after] = memberships;
+        let is_of_stay = self.joined_until.is_some_and(|until| stored.order <= until);
+        if is_of_stay && memberships.contains(&Membership::Join) {
+            return Ok((after, true));
+        }
+        self.visibility.load(read, self.room)?;
+        let visibility = self.visibility.before(read, self.room, stored)?;
+        let mut visibilities = [self.visibility_in(read, visibility)?; 2];
+        if key.is_some() && self.visibility.key == key {
+            visibilities[1] = HistoryVisibility::of_content(stored.row.content());
+        }
+        let was_invited =
+            memberships.contains(&Membership::Invite) && (is_of_stay || stored.order >= self.invited_from);
         let sees = visibilities.iter().any(|visibility| match visibility {
             HistoryVisibility::WorldReadable => true,
-            _ if memberships.contains(&Membership::Join) => true,
-            HistoryVisibility::Shared => joined_later,
-            HistoryVisibility::Invited => memberships.contains(&Membership::Invite),
+            HistoryVisibility::Shared => is_of_stay,
+            HistoryVisibility::Invited => was_invited,
             HistoryVisibility::Joined => false,
         });
-        let [_, after] = memberships;
         Ok((after, sees))
     }
 
@@ -240,9 +312,192 @@ impl Sight {
         Ok(self.look(read, stored)?.1)
     }
 
+    /// Above this the user sees nothing; `None` for a user who sees nothing at all.
+    pub fn end(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+        self.visibility.load(read, self.room)?;
+        if self.joined_until == Some(Order::MAX)
+            || self.visibility_in(read, self.visibility.now)? == HistoryVisibility::WorldReadable
+        {
+            return Ok(Some(Order::MAX));
+        }
+        let mut end = self.joined_until;
+        self.member.load(read, self.room)?;
+        let is_invited = self.membership_in(read, self.member.now)? == Membership::Invite;
+        if is_invited && self.visibility_in(read, self.visibility.now)? == HistoryVisibility::Invited {
+            return Ok(Some(Order::MAX));
+        }
+        let (own, invited_from) = (self.member.changes.clone(), self.invited_from);
+        for (order, before) in own.into_iter().rev().filter(|(order, _)| *order >= invited_from) {
+            if end.is_some_and(|end| order <= end) {
+                break;
+            }
+            let visibility = self.visibility.below(read, self.room, order)?;
+            if self.membership_in(read, before)? == Membership::Invite
+                && self.visibility_in(read, visibility)? == HistoryVisibility::Invited
+            {
+                end = Some(order);
+                break;
+            }
+        }
+        // The room may have been open to everybody for a time.
+        let mut changes: Vec<(Order, Val)> = self.visibility.changes.clone();
+        if self.visibility.low > Order::MIN {
+            changes = self.visibility.all_changes(read, self.room)?;
+        }
+        for (order, before) in changes.into_iter().rev() {
+            if end.is_some_and(|end| order <= end) {
+                break;
+            }
+            let visibility = self.visibility_in(read, before)?;
+            if visibility == HistoryVisibility::WorldReadable
+                || (visibility == HistoryVisibility::Invited && is_invited && order >= self.invited_from)
+            {
+                return Ok(Some(order));
+            }
+        }
+        Ok(end)
+    }
+
+    /// Whether the user is joined, and the room's history was never less than shared: then nothing need be asked for each
+    /// event. A room whose visibility changed often is not looked through; the answer is no.
+    pub fn sees_everything(&mut self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+        if self.joined_until != Some(Order::MAX) {
+            return Ok(false);
+        }
+        if let Some(known) = self.is_open {
+            return Ok(known);
+        }
+        self.visibility.load(read, self.room)?;
+        if self.visibility.low > Order::MIN {
+            return Ok(false);
+        }
+        let values: Vec<Val> = self.visibility.changes.iter().map(|(_, before)| *before).collect();
+        let mut is_open = true;
+        for value in values.into_iter().chain([self.visibility.now]) {
+            let visibility = self.visibility_in(read, value)?;
+            is_open &= matches!(visibility, HistoryVisibility::Shared | HistoryVisibility::WorldReadable);
+        }
+        self.is_open = Some(is_open);
+        Ok(is_open)
+    }
+
+    /// Where the user ceased to be joined for the first time; `None` if they never did. Where they changed their membership
+    /// too often to look at it all, the answer is too late.
+    fn first_left(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+        self.member.load(read, self.room)?;
+        let mut changes: Vec<(Order, Val)> = self.member.changes.clone();
+        if self.member.low > Order::MIN {
+            changes = self.member.all_changes(read, self.room)?;
+        }
+        let afters: Vec<Val> =
+            changes.iter().skip(1).map(|(_, before)| *before).chain([self.member.now]).collect();
+        for ((order, before), after) in changes.into_iter().zip(afters) {
+            if self.membership_in(read, before)? == Membership::Join
+                && self.membership_in(read, after)? != Membership::Join
+            {
+                return Ok(Some(order));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whose sight this is.
     pub fn user(&self) -> &str {
         &self.user
+    }
+}
+
+/// Up to where a user who is this to a room has been joined, perhaps with breaks; `None` for somebody who never was, or has
+/// forgotten the room.
+fn joined_until(row: &UserRoomRow) -> Option<Order> {
+    match row.membership {
+        Membership::Join => Some(Order::MAX),
+        _ if row.forgotten => None,
+        _ => row.left,
+    }
+}
+
+/// Who reads a room: what they may see of it, and whom they do not want to hear of. Whatever shows events to a user, or
+/// events inside of others, asks this.
+pub struct Reader {
+    sight: RefCell<Sight>,
+    ignored: Arc<Ignored>,
+}
+
+impl Reader {
+    /// The reader who this user of ours is, with the number of the account and the users they ignore.
+    pub fn of(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        user: UserNum,
+        user_id: &UserId,
+        ignored: Arc<Ignored>,
+    ) -> Result<Self, Fault> {
+        Ok(Self { sight: RefCell::new(Sight::of(read, room, user, user_id)?), ignored })
+    }
+
+    /// The reader who this user is, who is this to the room.
+    pub fn with_row(room: RoomNum, user_id: &UserId, row: &UserRoomRow, ignored: Arc<Ignored>) -> Self {
+        Self { sight: RefCell::new(Sight::with_row(room, user_id, Some(row))), ignored }
+    }
+
+    /// What the user was to the room at this event, and whether they may see it and want to.
+    pub fn look(&self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<(Membership, bool), Fault> {
+        let mut sight = self.sight.borrow_mut();
+        let (membership, sees) = sight.look(read, stored)?;
+        if !sees {
+            tracing::debug!(
+                room = sight.room.0,
+                event = stored.event().0,
+                user = sight.user,
+                reason = "history visibility",
+                "an event is withheld"
+            );
+        }
+        Ok((membership, sees && !self.ignores(stored)))
+    }
+
+    /// Whether the user may see this event and wants to.
+    pub fn sees(&self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<bool, Fault> {
+        Ok(self.look(read, stored)?.1)
+    }
+
+    /// Whether the user does not want this event: a message of somebody ignored. State is the room's, whoever set it.
+    pub fn ignores(&self, stored: &Stored) -> bool {
+        !self.ignored.is_empty()
+            && stored.row.header.state_key.is_none()
+            && self.ignored.contains(&stored.row.sender())
+    }
+
+    /// Whether the user sees and wants every event of the room, so that nothing need be asked for each.
+    pub fn sees_everything(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+        Ok(self.ignored.is_empty() && self.sight.borrow_mut().sees_everything(read)?)
+    }
+
+    /// Up to where the user has been joined: see [`Sight::joined_until`].
+    pub fn joined_until(&self) -> Option<Order> {
+        self.sight.borrow().joined_until
+    }
+
+    /// Whether the user is in the room.
+    pub fn is_joined(&self) -> bool {
+        self.joined_until() == Some(Order::MAX)
+    }
+
+    /// Above this the user sees nothing: see [`Sight::end`].
+    pub fn end(&self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+        self.sight.borrow_mut().end(read)
+    }
+
+    /// Where the user ceased to be joined for the first time; `None` if they never did.
+    pub fn first_left(&self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+        self.sight.borrow_mut().first_left(read)
+    }
+
+    /// Whether an event is a member event of the user's own.
+    pub fn is_own_member(&self, stored: &Stored) -> bool {
+        stored.membership().is_some()
+            && stored.row.state_key().is_some_and(|key| key == self.sight.borrow().user)
     }
 }
 

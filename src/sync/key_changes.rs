@@ -1,54 +1,39 @@
 //! `/keys/changes`: the `device_lists` of `/sync`, from one token to another.
 
-use std::{cell::OnceCell, collections::BTreeSet};
-
-use ruma::api::client::filter::FilterDefinition;
+use std::collections::BTreeSet;
 
 use crate::{
-    accounts::Caller,
-    rooms::erased::Erased,
-    store::{Fault, Read, Snapshot},
+    json::JsonText,
+    rooms::visibility::Reader,
+    schema,
+    schema::rooms::Membership,
+    store::Fault,
     sync::{
-        Inner, SyncToken,
-        news::News,
-        sent::SentMembers,
-        streams::{Moment, Window, account_data, device_lists, device_lists::Shares},
-        v3::{self, Ask},
+        changes::Changes,
+        collect, look,
+        shape::v3,
+        streams::device_lists,
+        window::{RoomWindow, Window},
     },
 };
 
 /// The answer, as JSON.
-pub(super) fn collect(
-    polls: &Inner,
-    read: &Snapshot,
-    caller: Caller,
-    from: SyncToken,
-    to: SyncToken,
-) -> Result<String, Fault> {
-    let ask = Ask::new(caller, Some(from), &FilterDefinition::default());
-    // What is looked at here is told to nobody, so it is not remembered as told.
-    let sent = SentMembers::default();
-    let window = Window {
-        read,
-        ask: &ask,
-        since: Some(from),
-        from: from.position,
-        upto: to.position.min(read.upto()),
-        moment: Moment::default(),
-        ephemeral: &polls.ephemeral,
-        ignored: BTreeSet::new(),
-        now_ms: polls.env.now_ms(),
-        sent: &sent,
-        push: &polls.push,
-        reader: OnceCell::new(),
-        erased: Erased::default(),
-    };
-    let nothing = || r#"{"changed":[],"left":[]}"#.to_owned();
-    if window.from >= window.upto {
-        return Ok(nothing());
+pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
+    let (read, caller) = (window.read, &window.ask.caller);
+    let mut changes = Changes::default();
+    if window.from < window.upto {
+        changes = Changes::find(read, caller.user, window.from, window.upto, &BTreeSet::new())?;
+        let rows = schema::ROOM.get_many(read, changes.rooms.iter().map(|(room, _)| *room))?;
+        for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
+            let Some(row) = row else { continue };
+            look::note_left(window, *num, user_row, &mut changes.shares)?;
+            if user_row.membership == Membership::Join {
+                let reader = Reader::with_row(*num, &caller.user_id, user_row, window.ignored()?.clone());
+                let place = look::place(window, *num, user_row, &reader)?;
+                let room = RoomWindow { window, num: *num, row: &row, user_row, place, reader: &reader };
+                collect::shares(&room, &mut changes.shares)?;
+            }
+        }
     }
-    let news = News::find(read, ask.caller.user, window.from, window.upto, &BTreeSet::new())?;
-    let mut shares = Shares::default();
-    v3::list_rooms(&window, &news.rooms, &mut account_data::ByRoom::new(), &mut shares)?;
-    Ok(device_lists::collect(&window, news.device_lists, shares)?.unwrap_or_else(nothing))
+    Ok(v3::show_device_lists(&device_lists::collect(window, &changes)?))
 }

@@ -1,7 +1,7 @@
 //! The token of `/sync`: how far a client has read the log, and how far what is ephemeral.
 //!
-//! `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral
-//! counter (typing, presence) lives in memory and counts within one run of the server, which the boot id names; a token
+//! `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and `_d{device}`. The
+//! position carries the store's incarnation in its high bits. The ephemeral counter (typing, presence) lives in memory and counts within one run of the server, which the boot id names; a token
 //! of another run is told again what is current.
 
 use std::fmt;
@@ -62,7 +62,7 @@ impl SyncToken {
 
     /// The token as it holds for this run of the server and this state of the store: what lies beyond what is left of
     /// its incarnation is clamped (what came after was lost in a restore or a power cut), and counters of another run
-    /// begin anew. `clamp` says where a reader at a position stands now.
+    /// begin anew; the run stays named, for what the client knows of it no longer holds. `clamp` says where a reader at a position stands now.
     ///
     /// Refuses (400 `M_INVALID_PARAM`) what lies in the future.
     pub fn settle(
@@ -79,7 +79,7 @@ impl SyncToken {
         let inbox = self.inbox.map(|inbox| inbox.min(position));
         Ok(Self {
             position,
-            boot,
+            boot: self.boot,
             ephemeral: if same_run { self.ephemeral } else { 0 },
             inbox,
             device: self.device,
@@ -178,7 +178,7 @@ mod tests {
             settled,
             SyncToken {
                 position: position(1000),
-                boot: 8,
+                boot: 7,
                 ephemeral: 0,
                 inbox: Some(position(1000)),
                 device: Some(5)

@@ -43,3 +43,5 @@ mod sync;
 mod sync_cost;
 mod unread;
 mod unread_model;
+mod sync_model;
+mod sync_stays;

@@ -10,9 +10,9 @@ use crate::support::{TestClient, TestServer};
 /// A client that syncs on and on.
 pub(crate) struct Chain {
     pub(crate) client: TestClient,
-    since: Option<String>,
+    pub(crate) since: Option<String>,
     filter: Option<Value>,
-    query: String,
+    pub(crate) query: String,
 }
 
 impl Chain {
@@ -389,10 +389,10 @@ async fn full_state_tells_everything_again() {
 }
 
 /// A small generator of numbers, seeded: this is no secret.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % bound
     }

@@ -21,7 +21,7 @@ pub(crate) async fn get_context(app: App, client: Client<Raw<get_context::v3::Re
     client.request.check_query::<RoomEventFilter>("filter")?;
     let request = client.request.read()?;
     filters::require_cheap_events(&request.filter)?;
-    let filter = Filter { relations: relation_filter(&client.request)?, ..Filter::of(request.filter) };
+    let filter = Filter::new(&request.filter, relation_filter(&client.request)?)?;
     let limit = request.limit.into();
     look::context(&app, &client.caller, &request.room_id, &request.event_id, limit, filter).await.map(RawJson)
 }

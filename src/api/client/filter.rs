@@ -10,6 +10,7 @@ use crate::{
     api::{Routes, client::config::require_self, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{App, account::keep, limits::Limit},
+    sync,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -26,7 +27,9 @@ pub(crate) async fn create_filter(
     let user_id =
         UserId::parse(request.arg(0)).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
     require_self(&client.caller, &user_id)?;
-    let id = keep::keep_filter(&app, &client.caller, request.body.bytes()).await?;
+    let body = request.body.bytes();
+    sync::check_filter(&filters::read(&body)?)?;
+    let id = keep::keep_filter(&app, &client.caller, body).await?;
     Ok(create_filter::v3::Response::new(id))
 }
 

@@ -79,7 +79,7 @@ pub(crate) async fn get_message_events(
         to: request.to,
         direction: direction(request.dir),
         limit: request.limit.into(),
-        filter: Filter { relations: relation_filter(&raw)?, ..Filter::of(request.filter) },
+        filter: Filter::new(&request.filter, relation_filter(&raw)?)?,
     };
     look::messages(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
 }

@@ -17,7 +17,7 @@ use crate::{
         limits::Limit,
         room::{presence, receipts},
     },
-    sync::{SyncToken, v3::Ask},
+    sync::{Ask, SyncToken},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -42,6 +42,9 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
         Some(Filter::FilterId(id)) => require_filter(&app, &caller, &id)?,
         Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
     };
+    let mut ask = Ask::new(caller.clone(), since, &filter)?;
+    ask.full_state = request.full_state;
+    ask.use_state_after = request.use_state_after;
     // The poll's user is there until this is dropped, however the request ends.
     let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
     receipts::settle(&app, caller.user).await;
@@ -52,9 +55,6 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
         }
         None => None,
     };
-    let mut ask = Ask::new(caller, since, &filter);
-    ask.full_state = request.full_state;
-    ask.use_state_after = request.use_state_after;
     let timeout = request.timeout.unwrap_or(Duration::ZERO);
     let answer = app.polls.poll(ask, timeout).await?;
     if let Some(confirmed) = confirmed {

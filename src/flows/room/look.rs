@@ -16,7 +16,7 @@ pub(crate) use relations::{RelationsWanted, relations, threads};
 pub(crate) use time::event_at_time;
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, ignored::Ignored},
     error::{Error, Refusal, Result},
     flows::{App, commit},
     ids::{DeviceNum, EventNum, Order, RoomNum},
@@ -32,7 +32,7 @@ use crate::{
         state,
         timeline::PageToken,
         view::RoomView,
-        visibility::{self, HistoryVisibility, Sight},
+        visibility::{self, HistoryVisibility, Reader},
     },
     schema::{
         rooms::{Membership, RoomRow},
@@ -56,7 +56,7 @@ pub(crate) struct Look {
     user: OwnedUserId,
     device: DeviceNum,
     now_ms: u64,
-    sight: Sight,
+    reader: Reader,
     erased: Erased,
 }
 
@@ -74,7 +74,8 @@ impl Look {
         let snapshot = app.store.snapshot();
         let num = rooms::find_room(&*snapshot, room)?.ok_or_else(commit::not_in_room)?;
         let row = rooms::require_row(&*snapshot, num)?;
-        let sight = Sight::of(&*snapshot, num, caller.user, &caller.user_id)?;
+        let ignored = Arc::new(Ignored::of(&*snapshot, caller.user)?);
+        let reader = Reader::of(&*snapshot, num, caller.user, &caller.user_id, ignored)?;
         let (user, device) = (caller.user_id.clone(), caller.device);
         Ok(Self {
             snapshot,
@@ -83,7 +84,7 @@ impl Look {
             user,
             device,
             now_ms: app.env.now_ms(),
-            sight,
+            reader,
             erased: Erased::default(),
         })
     }
@@ -98,24 +99,28 @@ impl Look {
             device: Some(self.device),
             now_ms: self.now_ms,
             with_room_id: true,
-            until: self.sight.joined_until().unwrap_or(Order::MAX),
+            reader: &self.reader,
             erased: &self.erased,
         }
     }
 
-    /// Refuses who never was in the room, has forgotten it, and may not look in from outside: 403 `M_FORBIDDEN`.
-    fn standpoint(&mut self, caller: &Caller) -> Result<Standpoint> {
-        if self.sight.joined_until() == Some(Order::MAX)
+    /// From where the caller sees the room's state. Refuses who never was in the room, has forgotten it, and may not look
+    /// in from outside: 403 `M_FORBIDDEN`.
+    fn standpoint(&self) -> Result<Standpoint> {
+        if self.reader.is_joined()
             || visibility::current(&*self.snapshot, self.num)? == HistoryVisibility::WorldReadable
         {
             return Ok(Standpoint::Now);
         }
-        let forgotten =
-            members::find(&*self.snapshot, caller.user, self.num)?.is_some_and(|row| row.forgotten);
-        match self.sight.joined_until() {
-            Some(left) if !forgotten => Ok(Standpoint::Left(left)),
-            _ => Err(commit::not_in_room().into()),
+        match self.reader.joined_until() {
+            Some(left) => Ok(Standpoint::Left(left)),
+            None => Err(commit::not_in_room().into()),
         }
+    }
+
+    /// Up to where the caller may see events. Refuses whoever may see none: 403 `M_FORBIDDEN`.
+    fn end(&self) -> Result<Order> {
+        Ok(self.reader.end(&*self.snapshot)?.ok_or_else(commit::not_in_room)?)
     }
 
     fn show(&self, stored: &Stored, membership: Membership) -> Result<JsonText> {
@@ -128,7 +133,7 @@ impl Look {
 
     /// The event as it was before it was redacted; as it is, if it was not.
     fn require_original(&self, stored: Stored, kept_ms: u64) -> Result<Stored> {
-        let is_joined = self.sight.joined_until() == Some(Order::MAX);
+        let is_joined = self.reader.is_joined();
         let power = Power::read(self.view())?;
         if !is_joined || !power.may(&self.user, Action::Redact)? {
             return Err(Refusal::forbidden("Only who may redact may see what was redacted.").into());
@@ -200,8 +205,8 @@ async fn looking<T: Send + 'static>(
 
 /// The whole state of a room: current, or as it was when the caller left.
 pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Bytes> {
-    looking(app, caller, room, |mut look, caller| {
-        let at = match look.standpoint(caller)? {
+    looking(app, caller, room, |look, _| {
+        let at = match look.standpoint()? {
             Standpoint::Now => Ref::Main(Order::MAX),
             Standpoint::Left(order) => Ref::Main(order),
         };
@@ -227,8 +232,8 @@ pub(crate) async fn state_event(
     state_key: String,
     whole_event: bool,
 ) -> Result<Bytes> {
-    looking(app, caller, room, move |mut look, caller| {
-        let at = look.standpoint(caller)?;
+    looking(app, caller, room, move |look, _| {
+        let at = look.standpoint()?;
         let stored = look.find_state(at, &kind, &state_key)?;
         let stored = stored.ok_or_else(|| Refusal::not_found("The room has no such state."))?;
         if whole_event {
@@ -258,8 +263,8 @@ pub(crate) async fn members(
     room: &RoomId,
     wanted: MembersWanted,
 ) -> Result<Bytes> {
-    looking(app, caller, room, move |mut look, caller| {
-        let standpoint = look.standpoint(caller)?;
+    looking(app, caller, room, move |look, _| {
+        let standpoint = look.standpoint()?;
         let at = wanted.at.as_deref().map(place).transpose()?;
         let at = at.map(|at| look.not_before_the_maker(at)).transpose()?;
         let at = match (standpoint, at) {
@@ -299,7 +304,7 @@ pub(crate) async fn joined_members(
     room: &RoomId,
 ) -> Result<Vec<(OwnedUserId, Stored)>> {
     looking(app, caller, room, |look, _| {
-        if look.sight.joined_until() != Some(Order::MAX) {
+        if !look.reader.is_joined() {
             return Err(commit::not_in_room().into());
         }
         let mut members = members::list_current(&*look.snapshot, look.num)?;
@@ -321,20 +326,20 @@ pub(crate) async fn event(
     unredacted: bool,
 ) -> Result<Bytes> {
     let (id, kept_ms) = (id.to_owned(), app.config.rooms.redacted_events_kept_ms());
-    looking(app, caller, room, move |mut look, _| {
-        let (stored, membership) = require_visible(&mut look, &id)?;
+    looking(app, caller, room, move |look, _| {
+        let (stored, membership) = require_visible(&look, &id)?;
         let stored = if unredacted { look.require_original(stored, kept_ms)? } else { stored };
         Ok(look.show(&stored, membership)?.into())
     })
     .await
 }
 
-fn require_visible(look: &mut Look, id: &EventId) -> Result<(Stored, Membership)> {
+fn require_visible(look: &Look, id: &EventId) -> Result<(Stored, Membership)> {
     let snapshot = Arc::clone(&look.snapshot);
     let unknown = || Error::from(Refusal::not_found("There is no such event, or you may not see it."));
     let stored = event::find_by_id(&*snapshot, look.num, id)?.filter(|stored| !stored.row.header.unseen);
     let stored = stored.ok_or_else(unknown)?;
-    match look.sight.look(&*snapshot, &stored)? {
+    match look.reader.look(&*snapshot, &stored)? {
         (membership, true) => Ok((stored, membership)),
         _ => Err(unknown()),
     }

@@ -1,15 +1,14 @@
 //! What refers to an event, as readers find it in the event's `unsigned` ("Aggregations of child events").
 
-use std::ops::Bound;
-
 use super::Viewer;
 use crate::{
-    ids::{EventNum, Order, RoomNum},
+    ids::{EventNum, RoomNum},
     json::{JsonText, Object},
     rooms::{
         event::{self, Stored},
-        relations::{AGAIN_MAX, can_be_edited, list_kind, newest_edit, newest_of, took_part},
+        relations::{AGAIN_MAX, ANYWHERE, can_be_edited, list_kind, newest_edit, took_part},
         view::RoomView,
+        visibility::Reader,
     },
     schema,
     schema::relations::{RelatedRow, RelationKind},
@@ -49,20 +48,18 @@ pub(super) fn bundle_related(
 ) -> Result<Option<JsonText>, Fault> {
     let (read, num, parent) = (view.read, view.num, stored.event());
     let mut bundled = Object::new();
-    if let Some(edit) = find_edit(read, num, stored, related, viewer.until)?
+    if let Some(edit) = find_edit(read, num, stored, related, viewer.reader)?
         && !viewer.hides(view, stored)?
         && !viewer.hides(view, &edit)?
     {
         bundled.json("m.replace", &super::show_plain(view, &edit, viewer)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
-        let span = (Bound::Unbounded, Bound::Included(viewer.until));
-        let mut chunk = Vec::new();
-        for row in
-            list_kind(read, num, parent, RelationKind::Reference, span, Direction::Up)?.take(REFERENCES_MAX)
-        {
+        let seen = list_references(read, num, parent, viewer.reader)?;
+        let mut chunk = Vec::with_capacity(seen.len());
+        for stored in seen {
             let mut reference = Object::new();
-            reference.text("event_id", event::require(read, num, row?.1.event)?.id(view.row).as_str());
+            reference.text("event_id", stored.id(view.row).as_str());
             chunk.push(reference.finish());
         }
         if !chunk.is_empty() {
@@ -72,9 +69,8 @@ pub(super) fn bundle_related(
         }
     }
     if depth == Depth::Full
-        && let Some((latest, count)) = find_thread(read, num, parent, related, viewer.until)?
+        && let Some((latest, count)) = find_thread(read, num, parent, related, viewer.reader)?
     {
-        let latest = event::require(read, num, latest)?;
         // The newest event of a thread shows its own newest edit, but no more than that.
         let mut thread = Object::new();
         thread.number("count", count);
@@ -91,29 +87,70 @@ fn find_edit(
     room: RoomNum,
     original: &Stored,
     related: &RelatedRow,
-    until: Order,
+    reader: &Reader,
 ) -> Result<Option<Stored>, Fault> {
     let Some(edit) = related.edit.filter(|_| can_be_edited(original)) else { return Ok(None) };
     match event::find(read, room, edit)? {
-        Some(edit) if edit.order > until => newest_edit(read, room, original, until),
+        Some(edit) if !reader.sees(read, &edit)? => {
+            newest_edit(read, room, original, |edit| reader.sees(read, edit))
+        }
         edit => Ok(edit),
     }
 }
 
-/// The newest event of a thread that a reader may see, and how many they may see ([`AGAIN_MAX`] at most, if not all).
+/// The events that refer to one and that a reader may see, as many as are bundled.
+fn list_references(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    parent: EventNum,
+    reader: &Reader,
+) -> Result<Vec<Stored>, Fault> {
+    let mut seen = Vec::new();
+    let rows = list_kind(read, room, parent, RelationKind::Reference, ANYWHERE, Direction::Up)?;
+    for row in rows.take(AGAIN_MAX) {
+        let reference = event::require(read, room, row?.1.event)?;
+        if reader.sees(read, &reference)? {
+            seen.push(reference);
+        }
+        if seen.len() == REFERENCES_MAX {
+            break;
+        }
+    }
+    Ok(seen)
+}
+
+/// The newest event of a thread that a reader may see, and how many they may see: of the newest [`AGAIN_MAX`] events,
+/// if there are some they may not see. `None` if they see none.
 fn find_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     root: EventNum,
     related: &RelatedRow,
-    until: Order,
-) -> Result<Option<(EventNum, u64)>, Fault> {
-    let Some((tip, event)) = related.thread_tip else { return Ok(None) };
-    if tip <= until {
-        return Ok(Some((event, related.thread_count)));
+    reader: &Reader,
+) -> Result<Option<(Stored, u64)>, Fault> {
+    let Some((_, tip)) = related.thread_tip else { return Ok(None) };
+    if reader.sees_everything(read)? {
+        return Ok(Some((event::require(read, room, tip)?, related.thread_count)));
     }
-    let Some((_, event)) = newest_of(read, room, root, RelationKind::Thread, until)? else { return Ok(None) };
-    let span = (Bound::Unbounded, Bound::Included(until));
-    let seen = list_kind(read, room, root, RelationKind::Thread, span, Direction::Down)?;
-    Ok(Some((event, seen.take(AGAIN_MAX).count() as u64)))
+    let (mut latest, mut count) = (None, 0);
+    let rows = list_kind(read, room, root, RelationKind::Thread, ANYWHERE, Direction::Down)?;
+    for row in rows.take(AGAIN_MAX) {
+        let event = event::require(read, room, row?.1.event)?;
+        if reader.sees(read, &event)? {
+            latest = latest.or(Some(event));
+            count += 1;
+        }
+    }
+    Ok(latest.map(|latest| (latest, count)))
+}
+
+/// Whether a reader sees anything of the thread that grows from an event.
+pub(crate) fn sees_thread(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    root: EventNum,
+    reader: &Reader,
+) -> Result<bool, Fault> {
+    let Some(related) = schema::RELATED.get(read, (room, root))? else { return Ok(false) };
+    Ok(find_thread(read, room, root, &related, reader)?.is_some())
 }

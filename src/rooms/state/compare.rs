@@ -9,7 +9,7 @@ use std::{
 use super::{
     changes,
     full::{FEW_CHANGES, Values, changes_between, key_count, values},
-    many_on_main_line, now_many,
+    list_now, many_on_main_line,
     side::Chain,
 };
 use crate::{
@@ -49,7 +49,7 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
     }
     let keys: Vec<StateKeyNum> = keys.into_iter().collect();
     let at_high = if is_high_tip {
-        now_many(read, room, keys.iter().copied())?
+        list_now(read, room, keys.iter().copied())?
     } else {
         many_on_main_line(read, room, high, &keys)?
     };

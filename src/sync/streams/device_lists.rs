@@ -4,98 +4,53 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use ruma::UserId;
-
 use crate::{
-    accounts,
-    ids::{Order, Position, RoomNum, StateKeyNum},
-    rooms::{members, state},
+    ids::Position,
+    rooms::members,
     schema,
-    schema::{rooms::Membership, state::Ref},
     store::{Direction, Fault},
-    sync::{answer::Object, streams::Window},
+    sync::{changes::Changes, shares, window::Window},
 };
 
-/// Members of one room that come or go with the user; of larger rooms, the rest is told when their keys change.
-const MEMBERS_MAX: usize = 5_000;
-
-/// Who came to share a room with the user since the client asked last, and who ceased to share one.
+/// What `device_lists` says.
 #[derive(Debug, Default)]
-pub(crate) struct Shares {
-    /// Shares a room that was not shared before.
-    pub(crate) came: BTreeSet<String>,
-    /// Shares one room less; perhaps none.
-    pub(crate) went: BTreeSet<String>,
+pub(crate) struct DeviceLists {
+    /// Users whose devices changed, or who came to share a room.
+    pub(crate) changed: BTreeSet<String>,
+    /// Users with whom no room is shared any more.
+    pub(crate) left: BTreeSet<String>,
 }
 
-impl Shares {
-    /// The user came to a room: so did everybody in it.
-    pub(crate) fn joined_room(&mut self, window: &Window<'_>, num: RoomNum) -> Result<(), Fault> {
-        self.came.extend(list_joined(window, num, None)?);
-        Ok(())
-    }
-
-    /// The user left a room: so did, for the user, everybody in it.
-    pub(crate) fn left_room(&mut self, window: &Window<'_>, num: RoomNum, at: Order) -> Result<(), Fault> {
-        self.went.extend(list_joined(window, num, Some(at))?);
-        Ok(())
+impl DeviceLists {
+    /// Whether there is nothing to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.left.is_empty()
     }
 }
 
-fn list_joined(window: &Window<'_>, num: RoomNum, at: Option<Order>) -> Result<Vec<String>, Fault> {
-    let mut joined = Vec::new();
-    for key in members::list_keys(window.read, num)?.take(MEMBERS_MAX) {
-        let (user_id, key) = key?;
-        if is_joined(window, num, key, at)? {
-            joined.push(user_id.to_string());
-        }
-    }
-    Ok(joined)
-}
-
-fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Order>) -> Result<bool, Fault> {
-    let event = match at {
-        Some(order) => state::at(window.read, num, Ref::Main(order), key)?.event(),
-        None => state::current(window.read, num, key)?,
-    };
-    let membership = event.map(|event| members::membership_of_event(window.read, num, event)).transpose()?;
-    Ok(membership == Some(Membership::Join))
-}
-
-/// `device_lists`, if anything is to be said. A client that begins is told nothing: it asks for all it needs.
-pub(crate) fn collect(
-    window: &Window<'_>,
-    any_changed: bool,
-    shares: Shares,
-) -> Result<Option<String>, Fault> {
-    if window.since.is_none() {
-        return Ok(None);
+/// Whose device list changed, and whose no longer matters. A client that begins is told nothing: it asks for all it needs.
+pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLists, Fault> {
+    let mut lists = DeviceLists::default();
+    if window.since.is_none() || (!changes.device_lists && changes.shares.is_empty()) {
+        return Ok(lists);
     }
     let own = window.ask.caller.user_id.as_str();
     let rooms = members::list_joined_rooms(window.read, window.ask.caller.user)?;
-    let mut changed = BTreeSet::new();
-    if any_changed {
+    if changes.device_lists {
         for user_id in list_changed(window)? {
-            if user_id == own || shares_a_room(window, &rooms, &user_id)? {
-                changed.insert(user_id);
+            if user_id == own || shares::is_in_any(window, &rooms, &user_id)? {
+                lists.changed.insert(user_id);
             }
         }
     }
-    changed.extend(shares.came.into_iter().filter(|user_id| user_id != own));
-    let mut left = BTreeSet::new();
-    for user_id in shares.went {
-        if user_id != own && !shares_a_room(window, &rooms, &user_id)? {
-            changed.remove(&user_id);
-            left.insert(user_id);
+    lists.changed.extend(changes.shares.came.iter().filter(|user_id| *user_id != own).cloned());
+    for user_id in &changes.shares.went {
+        if user_id != own && !shares::is_in_any(window, &rooms, user_id)? {
+            lists.changed.remove(user_id);
+            lists.left.insert(user_id.clone());
         }
     }
-    if changed.is_empty() && left.is_empty() {
-        return Ok(None);
-    }
-    let mut lists = Object::new();
-    lists.texts("changed", changed);
-    lists.texts("left", left);
-    Ok(Some(lists.finish()))
+    Ok(lists)
 }
 
 /// Whose device list changed since the client asked last.
@@ -112,20 +67,4 @@ fn list_changed(window: &Window<'_>) -> Result<BTreeSet<String>, Fault> {
         }
     }
     Ok(changed)
-}
-
-fn shares_a_room(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
-    let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
-    if let Some(user) = accounts::users::find_num(window.read, parsed)? {
-        let theirs = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
-        return Ok(theirs.iter().flatten().any(|row| row.membership == Membership::Join));
-    }
-    for room in rooms {
-        if let Some(key) = state::find_key(window.read, *room, "m.room.member", user_id)?
-            && is_joined(window, *room, key, None)?
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

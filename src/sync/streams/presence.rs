@@ -8,16 +8,19 @@ use std::{
     sync::Arc,
 };
 
-use ruma::UserId;
+use ruma::{OwnedUserId, UserId};
 
 use crate::{
-    accounts::{self, presence::Change},
+    accounts::{
+        self,
+        presence::{Change, Presence},
+    },
     ids::{RoomNum, UserNum},
     rooms::members,
     schema,
     schema::rooms::{Membership, UserRoomRow},
     store::Fault,
-    sync::{answer::Object, streams::Window},
+    sync::{changes::Changes, window::Window},
 };
 
 /// One answer tells of at most this many users; the next one goes on from there.
@@ -28,17 +31,18 @@ const LOOKUPS_MAX: usize = 64;
 /// The news of presence for one answer.
 #[derive(Debug, Default)]
 pub(crate) struct PresenceNews {
-    /// `m.presence` events.
-    pub(crate) events: Vec<String>,
+    /// Users with what others see of them.
+    pub(crate) told: Vec<(OwnedUserId, Presence)>,
     /// Whether a poll is answered because of them: nobody wakes himself.
     pub(crate) is_news: bool,
     /// The number of the last change that was told, if there are more.
     pub(crate) told_upto: Option<u64>,
 }
 
-/// `m.presence` events: of those whose presence changed, and of those who `came` to share a room with the user.
-pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<PresenceNews, Fault> {
+/// The presence of those for whom it changed, and of those who came to share a room with the user.
+pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<PresenceNews, Fault> {
     let mut news = PresenceNews::default();
+    let came = &changes.shares.came;
     let filter = &window.ask.filter.presence;
     if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type("m.presence") {
         return Ok(news);
@@ -53,7 +57,7 @@ pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<Pr
     }
     let rooms = OwnRooms::read(window)?;
     for change in &window.moment.presence {
-        if news.events.len() >= USERS_MAX {
+        if news.told.len() >= USERS_MAX {
             break;
         }
         news.told_upto = Some(change.number);
@@ -73,16 +77,11 @@ pub(crate) fn collect(window: &Window<'_>, came: &BTreeSet<String>) -> Result<Pr
 
 fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<(), Fault> {
     let Some(account) = accounts::users::find(window.read, change.user)? else { return Ok(()) };
-    if !window.ask.filter.presence.wants_sender(account.user_id.as_str())
-        || window.ignores(account.user_id.as_str())
-    {
+    let user_id = account.user_id.as_str();
+    if !window.ask.filter.presence.wants_sender(user_id) || window.ignored()?.contains(user_id) {
         return Ok(());
     }
-    let mut event = Object::new();
-    event.text("type", "m.presence");
-    event.text("sender", account.user_id.as_str());
-    event.raw("content", &change.presence.content(window.now_ms).to_string());
-    news.events.push(event.finish());
+    news.told.push((account.user_id, change.presence.clone()));
     news.is_news |= change.user != window.ask.caller.user;
     Ok(())
 }

@@ -1,30 +1,27 @@
 //! How far others have read, and the user on other devices.
 
 use crate::{
-    ids::{Position, RoomNum},
     rooms::receipts,
-    schema::rooms::RoomRow,
+    schema::receipts::{ReceiptKey, ReceiptRow},
     store::Fault,
-    sync::{answer::plain_event, streams::Window},
+    sync::window::RoomWindow,
 };
 
 /// Receipts of one room in one answer: the newest.
 const RECEIPTS_MAX: usize = 500;
 
-/// `m.receipt` events of what was stored after `known`.
-pub(crate) fn collect(
-    window: &Window<'_>,
-    num: RoomNum,
-    row: &RoomRow,
-    known: Position,
-) -> Result<Vec<String>, Fault> {
+/// The receipts that were stored in a room since the client asked last.
+pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+    let window = room.window;
     let filter = &window.ask.filter.ephemeral;
-    if !filter.wants_type("m.receipt") || !filter.wants_room(&row.id) {
+    if !filter.wants_type("m.receipt") || !filter.wants_room(&room.row.id) {
         return Ok(Vec::new());
     }
-    let user_id = window.ask.caller.user_id.as_str();
-    let mut new = receipts::list_new(window.read, num, (known, window.upto), user_id, RECEIPTS_MAX)?;
-    new.retain(|(key, _)| !window.ignores(&key.user));
-    let contents = receipts::contents(&new);
-    Ok(contents.iter().map(|content| plain_event("m.receipt", &content.to_string())).collect())
+    let (span, user_id) = ((room.place.known_position(), window.upto), window.ask.caller.user_id.as_str());
+    let mut new = receipts::list_new(window.read, room.num, span, user_id, RECEIPTS_MAX)?;
+    if !new.is_empty() {
+        let ignored = window.ignored()?;
+        new.retain(|(key, _)| !ignored.contains(&key.user));
+    }
+    Ok(new)
 }

@@ -1,98 +1,135 @@
 //! The newest events of a room that the client has not been told of.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    ids::{Order, RoomNum},
+    ids::{EventNum, Order, StateKeyNum},
     rooms::{
         event::Stored,
-        show::{self, Viewer},
         timeline::{self, PageToken},
-        view::RoomView,
-        visibility::Sight,
     },
-    schema::rooms::{Membership, RoomRow},
+    schema::rooms::Membership,
     store::{Direction, Fault},
-    sync::streams::Window,
+    sync::window::RoomWindow,
 };
 
-/// Events looked at for one answer; filters may leave out most of them.
+/// Events looked at for one timeline; a filter may leave out most of them.
 const LOOKED_AT_MAX: usize = 5_000;
-/// Events in a row that the user may not see; there will be more of them.
+/// Events in a row that the user may not see: after so many there will be more of them.
 const HIDDEN_MAX: usize = 200;
+/// Bytes of one timeline; the first event may go beyond.
+const BYTES_MAX: usize = 1 << 20;
 
 /// A part of a room's timeline.
 #[derive(Debug)]
 pub(crate) struct Timeline {
-    /// Rising, each with what the user was to the room.
+    /// The events, rising, each with what the user was to the room.
     pub(crate) events: Vec<(Stored, Membership)>,
-    /// Whether events are left out between the last answer and these.
+    /// Events may be missing between the last answer and these.
     pub(crate) limited: bool,
-    /// Where these begin; above everything if there are none.
+    /// The order of the first event; above everything if there is none.
     pub(crate) start: Order,
-    /// Up to where they were looked for.
+    /// The order up to which events were looked for.
     pub(crate) end: Order,
-    /// Where `/messages` goes on.
-    pub(crate) prev_batch: PageToken,
 }
 
-/// The newest events at or below `upto` and above `after` (none: from the beginning).
-pub(crate) fn collect(
-    window: &Window<'_>,
-    num: RoomNum,
-    row: &RoomRow,
-    sight: &mut Sight,
-    after: Option<Order>,
-    upto: Order,
-) -> Result<Timeline, Fault> {
-    let filter = &window.ask.filter;
-    let mut events = Vec::new();
+impl Timeline {
+    /// A timeline that shows nothing, up to here.
+    pub(crate) fn empty(end: Order) -> Self {
+        Self { events: Vec::new(), limited: false, start: end.next(), end }
+    }
+
+    /// Where `/messages` goes on.
+    pub(crate) fn prev_batch(&self) -> PageToken {
+        PageToken::below(self.start)
+    }
+
+    /// The newest event of each state key that it shows.
+    pub(crate) fn shown_state(&self) -> BTreeMap<StateKeyNum, (Order, EventNum)> {
+        let states = self
+            .events
+            .iter()
+            .filter_map(|(stored, _)| Some((stored.row.header.state_key?, (stored.order, stored.event()))));
+        states.collect()
+    }
+
+    /// Leaves out everything at or below an order.
+    pub(crate) fn cut_through(&mut self, order: Order) {
+        self.events.retain(|(stored, _)| stored.order > order);
+        self.limited = true;
+        self.start = self.events.first().map_or_else(|| self.end.next(), |(stored, _)| stored.order);
+    }
+
+    /// The senders of its events.
+    pub(crate) fn senders(&self) -> impl Iterator<Item = String> {
+        self.events.iter().map(|(stored, _)| stored.row.sender().into_owned())
+    }
+
+    /// The users whom its member events are about.
+    pub(crate) fn subjects(&self) -> impl Iterator<Item = String> {
+        let members = self.events.iter().filter(|(stored, _)| stored.membership().is_some());
+        members.filter_map(|(stored, _)| Some(stored.row.state_key()?.into_owned()))
+    }
+}
+
+/// The newest events up to the end of the window and above what the client knows.
+pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
+    let (window, end) = (room.window, room.place.end);
+    let filter = &window.ask.filter.timeline;
+    let mut events: Vec<(Stored, Membership)> = Vec::new();
     let mut limited = false;
-    if filter.timeline.wants_room(&row.id) {
-        let page = timeline::page(window.read, num, PageToken(upto), after.map(PageToken), Direction::Down)?;
-        let (mut looked_at, mut hidden) = (0, 0);
+    if filter.wants_room(&room.row.id) {
+        let (bytes_left, looks_left) = window.timeline_left();
+        let (bytes_max, looked_at_max) = (bytes_left.min(BYTES_MAX), looks_left.min(LOOKED_AT_MAX));
+        let after = room.place.known().map(PageToken);
+        let page = timeline::page(window.read, room.num, PageToken(end), after, Direction::Down)?;
+        let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
         for stored in page {
             let stored = stored?;
             // What was back-filled is not live: /messages shows it.
             if stored.order.minor != 0 {
                 continue;
             }
-            looked_at += 1;
-            if looked_at > LOOKED_AT_MAX || hidden > HIDDEN_MAX {
+            if looked_at == looked_at_max || hidden > HIDDEN_MAX {
                 limited = true;
                 break;
             }
-            let is_own_member = stored.row.state_key().is_some_and(|key| key == sight.user());
-            let is_ignored = stored.row.header.state_key.is_none() && window.ignores(&stored.row.sender());
-            if is_ignored || !filter.timeline.wants(&stored) {
+            looked_at += 1;
+            if room.reader.ignores(&stored) || !filter.wants(&stored) {
                 continue;
             }
-            let (membership, sees) = sight.look(window.read, &stored)?;
-            if !(sees || is_own_member && stored.membership().is_some()) {
+            let (membership, sees) = room.reader.look(window.read, &stored)?;
+            if !(sees || room.is_own_member(&stored)) {
                 hidden += 1;
                 continue;
             }
             hidden = 0;
-            if events.len() == filter.timeline_limit {
+            let is_too_large = bytes + stored.row.json.len() > bytes_max && (bytes > 0 || bytes_left == 0);
+            if events.len() == room.place.timeline_limit || is_too_large {
                 limited = true;
                 break;
             }
+            bytes += stored.row.json.len();
             events.push((stored, membership));
+        }
+        window.spend_timeline(bytes, looked_at);
+        if limited {
+            tracing::debug!(
+                room = room.num.0,
+                events = events.len(),
+                looked_at,
+                bytes,
+                reason = "limit of events, bytes or looks",
+                "a timeline is limited"
+            );
         }
     }
     events.reverse();
-    let start = events.first().map_or_else(|| upto.next(), |(stored, _)| stored.order);
-    Ok(Timeline { limited, start, end: upto, prev_batch: PageToken::below(start), events })
-}
-
-/// The events as the client sees them.
-pub(crate) fn show(
-    window: &Window<'_>,
-    num: RoomNum,
-    row: &RoomRow,
-    timeline: &Timeline,
-) -> Result<Vec<String>, Fault> {
-    let viewer = Viewer { until: timeline.end, ..window.viewer() };
-    let view = RoomView { read: window.read, num, row };
-    let shown = show::show_all(view, &timeline.events, &viewer)?;
-    let events = timeline.events.iter().zip(shown);
-    events.map(|((stored, _), json)| Ok(window.shaped(&*viewer.seen(view, stored)?, json.into()))).collect()
+    debug_assert!(events.is_sorted_by(|(a, _), (b, _)| a.order < b.order), "a timeline rises");
+    debug_assert!(
+        events.iter().all(|(stored, _)| room.place.known().is_none_or(|known| stored.order > known)),
+        "nothing is told twice"
+    );
+    let start = events.first().map_or_else(|| end.next(), |(stored, _)| stored.order);
+    Ok(Timeline { events, limited, start, end })
 }

@@ -2,12 +2,15 @@
 
 use std::ops::Bound;
 
+use bytes::Bytes;
+
 use crate::{
     encryption::keys,
     ids::{DeviceNum, Position, UserNum},
     schema,
+    schema::encryption::KeyCounts,
     store::{Direction, Fault},
-    sync::{answer::Object, streams::Window},
+    sync::{changes::Changes, window::Window},
 };
 
 /// Messages in one answer.
@@ -19,18 +22,22 @@ const BYTES_MAX: usize = 4 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     /// As they are told, the oldest first.
-    pub(crate) messages: Vec<String>,
+    pub(crate) messages: Vec<Bytes>,
     /// The position of the last of them, if there are more.
     pub(crate) told_upto: Option<Position>,
 }
 
 /// The messages that the device has not said it has.
-pub(crate) fn collect(window: &Window<'_>) -> Result<Inbox, Fault> {
+pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Inbox, Fault> {
     let (user, device) = (window.ask.caller.user, window.ask.caller.device);
+    let is_behind = window.since.is_some_and(|token| token.inbox_position(user, device) < token.position);
+    let mut inbox = Inbox::default();
+    if !changes.to_device && !is_behind {
+        return Ok(inbox);
+    }
     let state = schema::INBOX_STATE.get(window.read, (user, device))?.unwrap_or_default();
     let told = window.since.map(|token| token.inbox_position(user, device)).unwrap_or_default();
     let known = told.max(state.acknowledged);
-    let mut inbox = Inbox::default();
     if known >= window.upto {
         return Ok(inbox);
     }
@@ -46,25 +53,13 @@ pub(crate) fn collect(window: &Window<'_>) -> Result<Inbox, Fault> {
         }
         bytes += message.len();
         last = position;
-        inbox.messages.push(String::from_utf8_lossy(&message).into_owned());
+        inbox.messages.push(message);
     }
     Ok(inbox)
 }
 
-/// `device_one_time_keys_count` and `device_unused_fallback_key_types`: in every answer, for what is missing would be
-/// taken for "as before".
-pub(crate) fn put_key_counts(window: &Window<'_>, body: &mut Object) -> Result<(), Fault> {
+/// How many keys of the device are left. It stands in every answer, for what is missing would be taken for "as before".
+pub(crate) fn key_counts(window: &Window<'_>) -> Result<KeyCounts, Fault> {
     let caller = &window.ask.caller;
-    let counts = keys::counts(window.read, (caller.user, caller.device))?;
-    let mut one_time = Object::new();
-    // Clients look for this algorithm even when they have none of it.
-    if !counts.one_time.contains_key("signed_curve25519") {
-        one_time.number("signed_curve25519", 0);
-    }
-    for (algorithm, left) in &counts.one_time {
-        one_time.number(algorithm, *left);
-    }
-    body.raw("device_one_time_keys_count", &one_time.finish());
-    body.texts("device_unused_fallback_key_types", counts.unused_fallback);
-    Ok(())
+    keys::counts(window.read, (caller.user, caller.device))
 }

@@ -1,30 +1,29 @@
 //! Who is typing.
 
 use crate::{
-    ids::RoomNum,
-    schema::rooms::RoomRow,
-    sync::{
-        answer::{Object, plain_event},
-        streams::Window,
-    },
+    store::Fault,
+    sync::window::{RoomWindow, Standing},
 };
 
-/// An `m.typing` event, if the typists of this room changed. A client that does not know the room is told only if
-/// somebody types.
-pub(crate) fn collect(window: &Window<'_>, num: RoomNum, row: &RoomRow, knows_room: bool) -> Option<String> {
+/// The users who type in a room, if that changed. A client that does not know the room is told only if somebody types; one
+/// that comes from another run of the server is told in any case, for it may believe that somebody types who stopped.
+pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<String>>, Fault> {
+    let window = room.window;
     let filter = &window.ask.filter.ephemeral;
-    if !filter.wants_type("m.typing") || !filter.wants_room(&row.id) {
-        return None;
+    if !filter.wants_type("m.typing") || !filter.wants_room(&room.row.id) {
+        return Ok(None);
     }
-    let typists = if knows_room {
-        window.moment.typing.iter().find(|(room, _)| *room == num)?.1.clone()
-    } else {
-        window.ephemeral.read(|board| board.typing.list(num))
+    let knows_room = matches!(room.place.standing, Standing::Knows(_));
+    let changed = window.moment.typing.iter().find(|(num, _)| *num == room.num).map(|(_, typists)| typists);
+    let mut typists = match changed {
+        Some(typists) => typists.clone(),
+        None if knows_room && !window.is_other_run() => return Ok(None),
+        None => window.ephemeral.read(|board| board.typing.list(room.num)),
     };
     if typists.is_empty() && !knows_room {
-        return None;
+        return Ok(None);
     }
-    let mut content = Object::new();
-    content.texts("user_ids", typists.iter().filter(|user_id| !window.ignores(user_id)));
-    Some(plain_event("m.typing", &content.finish()))
+    let ignored = window.ignored()?;
+    typists.retain(|user_id| !ignored.contains(user_id));
+    Ok(Some(typists))
 }

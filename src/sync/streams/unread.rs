@@ -1,58 +1,47 @@
 //! How much the user has not read.
 
+use ruma::OwnedEventId;
+
 use crate::{
-    ids::{Position, RoomNum},
-    push::{
-        reader::Place,
-        unread::{Tally, Unread},
-    },
+    push::{reader::Place, unread::Unread},
     rooms::event,
-    schema::rooms::RoomRow,
     store::Fault,
-    sync::{answer::Object, streams::Window},
+    sync::window::RoomWindow,
 };
 
-/// Adds `unread_notifications`, and `unread_thread_notifications` if the client wants them by thread.
-pub(crate) fn collect(
-    window: &Window<'_>,
-    num: RoomNum,
-    row: &RoomRow,
-    joined: Position,
-    answer: &mut Object,
-) -> Result<(), Fault> {
-    let place = Place { num, row, joined };
-    let tally: Tally = window.reader()?.tally(window.read, place, window.upto)?;
+/// What the user has not read of a room.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Outside threads.
+    pub(crate) main: Unread,
+    /// By the id of the thread's root.
+    pub(crate) threads: Vec<(OwnedEventId, Unread)>,
+    /// In threads and outside.
+    pub(crate) total: Unread,
+}
+
+/// What the user has not read of a room.
+pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Counts, Fault> {
+    let window = room.window;
+    let tally = window.counts()?.tally(window.read, place(room), window.upto)?;
+    let mut threads = Vec::new();
     if window.ask.filter.thread_counts {
-        answer.raw("unread_notifications", &counts(tally.main));
-        let mut threads = Object::new();
         for (root, unread) in &tally.threads {
-            if let Some(root) = event::find(window.read, num, *root)? {
-                threads.raw(root.id(row).as_str(), &counts(*unread));
+            if let Some(root) = event::find(window.read, room.num, *root)? {
+                threads.push((root.id(room.row), *unread));
             }
         }
-        if !threads.is_empty() {
-            answer.raw("unread_thread_notifications", &threads.finish());
-        }
-    } else {
-        answer.raw("unread_notifications", &counts(tally.total()));
     }
-    Ok(())
+    Ok(Counts { main: tally.main, threads, total: tally.total() })
 }
 
-/// Whether the counts must be told though the room has no other news for the client.
-pub(crate) fn is_news(
-    window: &Window<'_>,
-    num: RoomNum,
-    row: &RoomRow,
-    joined: Position,
-) -> Result<bool, Fault> {
-    let place = Place { num, row, joined };
-    window.reader()?.is_news(window.read, place, window.from, window.upto)
+/// Whether the counts of a room must be told though it has no other news: the user's rules changed, or whom they ignore,
+/// or how far they have read.
+pub(crate) fn is_news(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
+    let window = room.window;
+    window.counts()?.is_news(window.read, place(room), window.from, window.upto)
 }
 
-fn counts(unread: Unread) -> String {
-    let mut counts = Object::new();
-    counts.number("notification_count", unread.notifications);
-    counts.number("highlight_count", unread.highlights);
-    counts.finish()
+fn place<'a>(room: &RoomWindow<'a, '_>) -> Place<'a> {
+    Place { num: room.num, row: room.row, joined: room.user_row.since }
 }

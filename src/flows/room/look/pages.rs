@@ -1,11 +1,11 @@
 //! Pages of a room's timeline, and what surrounds an event.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
 
-use super::{Look, SCANNED_MAX, Standpoint, bounded, looking, place, require_visible};
+use super::{Look, SCANNED_MAX, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
@@ -14,7 +14,7 @@ use crate::{
     json::Object,
     rooms::{
         event::{self, Stored},
-        filter::{self, Filter},
+        filter::Filter,
         state,
         timeline::{self, PageToken},
     },
@@ -44,7 +44,7 @@ struct Page {
 }
 
 fn read_page(
-    look: &mut Look,
+    look: &Look,
     from: PageToken,
     to: Option<PageToken>,
     direction: Direction,
@@ -67,7 +67,7 @@ fn read_page(
         if !wanted.allows(&*snapshot, look.num, &stored)? {
             continue;
         }
-        if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
+        if let (membership, true) = look.reader.look(&*snapshot, &stored)? {
             page.events.push((stored, membership));
         }
     }
@@ -76,19 +76,17 @@ fn read_page(
 
 /// A page of a room's timeline.
 pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
-    looking(app, caller, room, move |mut look, caller| {
-        let newest = match look.standpoint(caller)? {
-            Standpoint::Now => PageToken(Order::upto(look.snapshot.upto())),
-            Standpoint::Left(order) => PageToken(order),
-        };
+    looking(app, caller, room, move |look, _| {
+        // Above this the caller sees nothing: nothing there is looked at.
+        let newest = PageToken(look.end()?.min(Order::upto(look.snapshot.upto())));
         let from = wanted.from.as_deref().map(place).transpose()?;
         let to = wanted.to.as_deref().map(place).transpose()?;
         let from = match wanted.direction {
             Direction::Up => from.unwrap_or(PageToken(Order::MIN)),
             Direction::Down => from.unwrap_or(newest).min(newest),
         };
-        let page = if filter::allows_room(&wanted.filter.events, &look.room.id) {
-            read_page(&mut look, from, to, wanted.direction, bounded(wanted.limit).max(1), &wanted.filter)?
+        let page = if wanted.filter.events.allows_room(&look.room.id) {
+            read_page(&look, from, to, wanted.direction, bounded(wanted.limit).max(1), &wanted.filter)?
         } else {
             Page { events: Vec::new(), next: None }
         };
@@ -100,7 +98,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             answer.text("end", &next.to_string());
         }
         let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
-        let lazy = !wanted.filter.events.lazy_load_options.is_disabled();
+        let lazy = wanted.filter.events.lazy_members;
         // As of the event that the page begins with.
         let state = match events.first().filter(|_| lazy) {
             Some(first) => look.members_of(&events, first.order)?,
@@ -122,29 +120,29 @@ pub(crate) async fn context(
     wanted: Filter,
 ) -> Result<Bytes> {
     let id = id.to_owned();
-    looking(app, caller, room, move |mut look, _| {
-        let (stored, membership) = require_visible(&mut look, &id)?;
+    looking(app, caller, room, move |look, _| {
+        let (stored, membership) = require_visible(&look, &id)?;
         let limit = bounded(limit);
         let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
-        let before = read_page(&mut look, below, None, Direction::Down, limit / 2, &wanted)?;
-        let after = read_page(&mut look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
+        let before = read_page(&look, below, None, Direction::Down, limit / 2, &wanted)?;
+        let after = read_page(&look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
         let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
         let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
-        let state = if !wanted.events.lazy_load_options.is_disabled() {
-            let around = before.events.iter().chain(&after.events).map(|(stored, _)| stored);
-            look.members_of(&around.chain([&stored]).collect::<Vec<_>>(), end.0)?
-        } else {
-            let mut shown = Vec::new();
-            for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
-                let (_, event) = row?;
-                if let Some(stored) = event::find(&*look.snapshot, look.num, event)?
-                    && filter::allows(&wanted.events, &stored)
-                {
-                    shown.push(look.show_state(&stored)?);
-                }
+        let around = before.events.iter().chain(&after.events).map(|(stored, _)| stored).chain([&stored]);
+        let senders: BTreeSet<String> = around.map(|stored| stored.row.sender().into_owned()).collect();
+        let lazy = wanted.events.lazy_members;
+        let mut state = Vec::new();
+        for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
+            let (_, event) = row?;
+            let Some(piece) = event::find(&*look.snapshot, look.num, event)? else { continue };
+            // Of members, lazy loading shows those who sent something.
+            let is_left_out = lazy
+                && piece.membership().is_some()
+                && piece.row.state_key().is_none_or(|user| !senders.contains(&*user));
+            if !is_left_out && wanted.events.allows(&piece) {
+                state.push(look.show_state(&piece)?);
             }
-            shown
-        };
+        }
         let mut answer = Object::new();
         answer.text("start", &start.to_string());
         answer.text("end", &end.to_string());

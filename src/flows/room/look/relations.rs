@@ -8,14 +8,14 @@ use std::{
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
 
-use super::{SCANNED_MAX, Standpoint, bounded, looking, place, require_visible};
+use super::{SCANNED_MAX, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
     flows::App,
     ids::{EventNum, Order, RoomNum},
     json::Object,
-    rooms::{event, relations, timeline::PageToken},
+    rooms::{event, relations, show, timeline::PageToken},
     schema::relations::RelationRow,
     store::{Direction, Fault, Snapshot},
 };
@@ -77,8 +77,8 @@ pub(crate) async fn relations(
     wanted: RelationsWanted,
 ) -> Result<Bytes> {
     let id = id.to_owned();
-    looking(app, caller, room, move |mut look, _| {
-        let (parent, _) = require_visible(&mut look, &id)?;
+    looking(app, caller, room, move |look, _| {
+        let (parent, _) = require_visible(&look, &id)?;
         let snapshot = Arc::clone(&look.snapshot);
         let place = |token: &Option<String>| token.as_deref().map(place).transpose();
         let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
@@ -98,7 +98,7 @@ pub(crate) async fn relations(
                 continue;
             }
             let stored = event::require(&*snapshot, look.num, event)?;
-            if let (membership, true) = look.sight.look(&*snapshot, &stored)? {
+            if let (membership, true) = look.reader.look(&*snapshot, &stored)? {
                 chunk.push(look.show(&stored, membership)?);
             }
         }
@@ -176,12 +176,11 @@ pub(crate) async fn threads(
     limit: u64,
     only_own: bool,
 ) -> Result<Bytes> {
-    looking(app, caller, room, move |mut look, caller| {
-        let newest = match look.standpoint(caller)? {
-            Standpoint::Now => Order::MAX,
-            Standpoint::Left(order) => order,
-        };
-        let from = from.as_deref().map(place).transpose()?.map_or(newest, |from| from.0.min(newest));
+    looking(app, caller, room, move |look, caller| {
+        // Refuses whoever sees nothing of the room. A thread goes on after a reader has left: it is listed all the same, with
+        // what they see of it.
+        look.end()?;
+        let from = from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
         let snapshot = Arc::clone(&look.snapshot);
         let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
         for (scanned, thread) in relations::list_threads(&*snapshot, look.num, from)?.enumerate() {
@@ -195,7 +194,9 @@ pub(crate) async fn threads(
             if only_own && !relations::took_part(&*snapshot, look.num, &root, &caller.user_id)? {
                 continue;
             }
-            if let (membership, true) = look.sight.look(&*snapshot, &root)? {
+            if let (membership, true) = look.reader.look(&*snapshot, &root)?
+                && show::sees_thread(&*snapshot, look.num, root.event(), &look.reader)?
+            {
                 chunk.push(look.show(&root, membership)?);
             }
         }

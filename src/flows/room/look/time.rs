@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, RoomId};
 
-use super::{Standpoint, looking};
+use super::looking;
 use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
@@ -33,11 +33,8 @@ pub(crate) async fn event_at_time(
     time_ms: u64,
     direction: Direction,
 ) -> Result<(OwnedEventId, u64)> {
-    looking(app, caller, room, move |mut look, caller| {
-        let newest = match look.standpoint(caller)? {
-            Standpoint::Now => Order::upto(look.snapshot.upto()),
-            Standpoint::Left(order) => order,
-        };
+    looking(app, caller, room, move |look, _| {
+        let newest = look.end()?.min(Order::upto(look.snapshot.upto()));
         let snapshot = Arc::clone(&look.snapshot);
         let (mut low, mut high) = (0, newest.anchor.number());
         for _ in 0..TIME_STEPS_MAX {
@@ -74,7 +71,7 @@ pub(crate) async fn event_at_time(
             let nearer = best
                 .as_ref()
                 .is_none_or(|best| time.abs_diff(time_ms) < best.row.header.sent_ms.abs_diff(time_ms));
-            if fits && nearer && stored.order <= newest && look.sight.can_see(&*snapshot, &stored)? {
+            if fits && nearer && stored.order <= newest && look.reader.sees(&*snapshot, &stored)? {
                 best = Some(stored);
             }
         }

@@ -7,16 +7,17 @@ use crate::{
     ids::{Position, RoomNum, UserNum},
     rooms::{members, receipts},
     schema,
-    schema::rooms::{Membership, UserRoomRow},
+    schema::rooms::{Membership, Place, UserRoomRow},
     store::{Direction, Fault, LogEntry, Read, tables, tail},
+    sync::shares::Shares,
 };
 
-/// A longer part of the log is not walked.
+/// Walk at most this many positions of the log; beyond that, ask each room.
 const WALK_MAX: u64 = 2_000;
 
 /// What changed for one user.
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct Changes {
     /// Rooms that the user is or was something to, in which something changed.
     pub(crate) rooms: Vec<(RoomNum, UserRoomRow)>,
     /// Something of the user's account data, rules included.
@@ -25,13 +26,15 @@ pub(crate) struct News {
     pub(crate) to_device: bool,
     /// The keys of some user.
     pub(crate) device_lists: bool,
+    /// Who shares a room with the user since, and who does no longer: known once the rooms are collected.
+    pub(crate) shares: Shares,
 }
 
-impl News {
+impl Changes {
     /// Everything there is: for a client that begins.
     pub(crate) fn everything(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self, Fault> {
         let rooms = members::list_user_rooms(read, user)?.collect::<Result<_, _>>()?;
-        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true })
+        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true, shares: Shares::default() })
     }
 
     /// What changed after `from`, at or before `upto`. `also` are rooms that have news which the log does not hold.
@@ -51,18 +54,6 @@ impl News {
         }
     }
 
-    /// Adds all rooms that the user is in: something about the user concerns each of them.
-    pub(crate) fn add_joined(&mut self, read: &(impl Read + ?Sized), user: UserNum) -> Result<(), Fault> {
-        let known: BTreeSet<RoomNum> = self.rooms.iter().map(|(room, _)| *room).collect();
-        for row in members::list_user_rooms(read, user)? {
-            let (room, row) = row?;
-            if row.membership == Membership::Join && !known.contains(&room) {
-                self.rooms.push((room, row));
-            }
-        }
-        Ok(())
-    }
-
     fn walk_log(
         read: &(impl Read + ?Sized),
         user: UserNum,
@@ -70,7 +61,7 @@ impl News {
         upto: Position,
         also: &BTreeSet<RoomNum>,
     ) -> Result<Self, Fault> {
-        let mut news = Self::default();
+        let mut found = Self::default();
         let mut changed = also.clone();
         if from < upto {
             let (low, high) = (Bound::Excluded(from), Bound::Included(upto));
@@ -81,19 +72,20 @@ impl News {
                     | LogEntry::Receipts { room } => {
                         changed.insert(room);
                     }
-                    LogEntry::AccountData { user: of } => news.account_data |= of == user,
-                    LogEntry::ToDevice { user: of } => news.to_device |= of == user,
-                    LogEntry::DeviceList { .. } => news.device_lists = true,
-                    _ => {}
+                    LogEntry::AccountData { user: of } => found.account_data |= of == user,
+                    LogEntry::ToDevice { user: of } => found.to_device |= of == user,
+                    LogEntry::DeviceList { .. } => found.device_lists = true,
+                    // Nothing of these is told by /sync.
+                    LogEntry::Account { .. } | LogEntry::Device { .. } | LogEntry::Server => {}
                 }
             }
         }
         if !changed.is_empty() {
             let rows = schema::USER_ROOM.get_many(read, changed.iter().map(|room| (user, *room)))?;
             let rooms = changed.into_iter().zip(rows).filter_map(|(room, row)| Some((room, row?)));
-            news.rooms = rooms.collect();
+            found.rooms = rooms.collect();
         }
-        Ok(news)
+        Ok(found)
     }
 
     fn ask_rooms(
@@ -107,12 +99,19 @@ impl News {
             let (room, row) = room?;
             let is_news = row.since > from
                 || also.contains(&room)
-                || (row.membership == Membership::Join && changed_since(read, room, from)?);
+                || match row.membership {
+                    Membership::Join => changed_since(read, room, from)?,
+                    // A second invitation is news, though the user is invited as before.
+                    _ => matches!(
+                        schema::PLACE.get(read, (room, row.event))?,
+                        Some(Place::Timeline(order)) if order.anchor > from
+                    ),
+                };
             if is_news {
                 rooms.push((room, row));
             }
         }
-        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true })
+        Ok(Self { rooms, account_data: true, to_device: true, device_lists: true, shares: Shares::default() })
     }
 }
 

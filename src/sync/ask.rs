@@ -1,0 +1,32 @@
+//! What a client asks `/sync` for.
+
+use ruma::api::client::filter::FilterDefinition;
+
+use crate::{
+    accounts::Caller,
+    error::Refusal,
+    sync::{SyncToken, filter::Filter},
+};
+
+/// What a client asks for.
+#[derive(Debug)]
+pub struct Ask {
+    /// The caller, with their device.
+    pub caller: Caller,
+    /// Where the client stands: its token, settled ([`Polls::settle`](crate::sync::Polls::settle)).
+    pub since: Option<SyncToken>,
+    /// The filter says which news the client wants.
+    pub(crate) filter: Filter,
+    /// The client wants the whole state of each room, whether it changed or not.
+    pub full_state: bool,
+    /// The client wants the state as it is after the timeline (MSC4222).
+    pub use_state_after: bool,
+}
+
+impl Ask {
+    /// Asks for what this filter lets through. Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
+    pub fn new(caller: Caller, since: Option<SyncToken>, filter: &FilterDefinition) -> Result<Self, Refusal> {
+        let filter = Filter::new(filter)?;
+        Ok(Self { caller, since, filter, full_state: false, use_state_after: false })
+    }
+}

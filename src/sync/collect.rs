@@ -1,0 +1,272 @@
+//! Collects the news of rooms, typed: what is told of a room, from a place of the room's own. How it is written is a matter
+//! of shapes.
+
+mod heroes;
+mod lazy;
+mod state;
+
+pub(crate) use heroes::Summary;
+
+use crate::{
+    accounts,
+    ids::{EventNum, Order, Position, RoomNum},
+    rooms::{
+        event::{self, Stored},
+        members, state as room_state,
+    },
+    schema,
+    schema::{
+        receipts::{ReceiptKey, ReceiptRow},
+        rooms::{Membership, Place},
+        state::{Ref, Val},
+    },
+    store::Fault,
+    sync::{
+        collect::state::{MemberChange, RoomState},
+        shares::Shares,
+        streams::{
+            account_data::{self, Data},
+            receipts,
+            timeline::{self, Timeline},
+            typing,
+            unread::{self, Counts},
+        },
+        window::{RoomPlace, RoomWindow, Standing, Window},
+    },
+};
+
+/// State that tells somebody outside what room they are invited to.
+const STRIPPED: [&str; 7] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+];
+
+/// What is new in a room that the user is in.
+#[derive(Debug)]
+pub(crate) struct JoinedNews {
+    /// The newest events.
+    pub(crate) timeline: Timeline,
+    /// The state that goes with them.
+    pub(crate) state: Vec<Stored>,
+    /// Who is in the room, if that or its name changed.
+    pub(crate) summary: Option<Summary>,
+    /// How far others have read.
+    pub(crate) receipts: Vec<(ReceiptKey, ReceiptRow)>,
+    /// The users who type, if that changed.
+    pub(crate) typing: Option<Vec<String>>,
+    /// What the user's clients keep for the room.
+    pub(crate) account_data: Data,
+    /// How much the user has not read.
+    pub(crate) counts: Counts,
+}
+
+/// What is new in a room that the user has left, or was kicked or banned from.
+#[derive(Debug)]
+pub(crate) struct LeftNews {
+    /// The newest events up to where the user ceased to be in the room, and the event that says what they are now.
+    pub(crate) timeline: Timeline,
+    /// The state that goes with them.
+    pub(crate) state: Vec<Stored>,
+    /// What the user's clients keep for the room.
+    pub(crate) account_data: Data,
+}
+
+/// A room that the user is in. `None` if nothing in it is new.
+pub(crate) fn joined(
+    room: &RoomWindow<'_, '_>,
+    data: Data,
+    shares: &mut Shares,
+) -> Result<Option<JoinedNews>, Fault> {
+    let (window, place) = (room.window, room.place);
+    let mut timeline = timeline::collect(room)?;
+    match place.standing {
+        Standing::Knows(_) => {}
+        Standing::New => lazy::forget(room),
+        Standing::Returns(_) => {
+            lazy::forget(room);
+            // The client may know parts of this from an earlier stay: it begins the timeline anew.
+            timeline.limited = true;
+        }
+    }
+    let changes = state::changes(room, &mut timeline)?;
+    note_shares(room, &changes, shares)?;
+    // Heroes take part in lazy loading: a client cannot name the room without them.
+    let summary = match place.is_whole() || !changes.members.is_empty() || changes.is_renamed {
+        true => Some(heroes::summary(room)?),
+        false => None,
+    };
+    let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
+    let state = state::collect(room, &timeline, &changes, heroes)?;
+    let receipts = receipts::collect(room)?;
+    let typing = typing::collect(room)?;
+    let account_data = match place.standing {
+        Standing::Returns(_) => account_data::of_room(window, room.row.id.as_str())?,
+        Standing::New | Standing::Knows(_) => data,
+    };
+    let has_news = place.is_whole()
+        || !timeline.events.is_empty()
+        || timeline.limited
+        || !state.is_empty()
+        || summary.is_some()
+        || !receipts.is_empty()
+        || typing.is_some()
+        || !account_data.is_empty()
+        || unread::is_news(room)?;
+    if !has_news {
+        return Ok(None);
+    }
+    let counts = unread::collect(room)?;
+    Ok(Some(JoinedNews { timeline, state, summary, receipts, typing, account_data, counts }))
+}
+
+/// A room that the user has left, or was kicked or banned from.
+pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fault> {
+    let (mut timeline, mut state) = match room.reader.joined_until() {
+        Some(_) => {
+            let mut timeline = timeline::collect(room)?;
+            timeline.limited |= matches!(room.place.standing, Standing::Returns(_));
+            let changes = state::changes(room, &mut timeline)?;
+            let state = state::collect(room, &timeline, &changes, None)?;
+            (timeline, state)
+        }
+        // Who was never in, or has forgotten it, is shown the end and not the past.
+        None => (Timeline::empty(room.place.end), Vec::new()),
+    };
+    push_own_end(room, &mut timeline, &mut state)?;
+    // What the device knows of members ends with the stay.
+    lazy::forget(room);
+    Ok(LeftNews { timeline, state, account_data: data })
+}
+
+/// Ends a timeline with the event that made the user what they are to the room, which may stand above all else they see
+/// of it: a ban after a kick, or an invitation that they declined.
+fn push_own_end(
+    room: &RoomWindow<'_, '_>,
+    timeline: &mut Timeline,
+    state: &mut Vec<Stored>,
+) -> Result<(), Fault> {
+    let window = room.window;
+    let Some(own) = event::find(window.read, room.num, room.user_row.event)? else { return Ok(()) };
+    let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
+    let is_news = room.place.known().is_none_or(|known| own.order > known);
+    let filter = &window.ask.filter.timeline;
+    if !(is_above && is_news && filter.wants_room(&room.row.id) && filter.wants(&own)) {
+        return Ok(());
+    }
+    if timeline.events.is_empty() {
+        timeline.start = own.order;
+    }
+    if window.ask.use_state_after {
+        state.retain(|stored| stored.row.header.state_key != own.row.header.state_key);
+        state.push(own.clone());
+    }
+    timeline.events.push((own, room.user_row.membership));
+    Ok(())
+}
+
+/// The place in the room of the event that made a user what they are to it.
+pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Result<Option<Order>, Fault> {
+    Ok(match schema::PLACE.get(window.read, (num, event))? {
+        Some(Place::Timeline(order)) => Some(order),
+        Some(Place::Aside) | None => None,
+    })
+}
+
+/// The events that tell somebody outside what room this is, as it was when a member event of theirs was sent: an invitation
+/// or a knock. The last of them is that event. `None` if the user does not want to hear of it.
+pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, Fault> {
+    let (window, num) = (room.window, room.num);
+    let Some(own) = event::find(window.read, num, room.user_row.event)? else { return Ok(None) };
+    let sender = own.row.sender().into_owned();
+    if room.user_row.membership == Membership::Invite {
+        let reason = if window.ignored()?.contains(&sender) {
+            Some("the inviter is ignored")
+        } else if accounts::account_data::blocks_invites(window.read, window.ask.caller.user)? {
+            Some("the user takes no invitations")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            tracing::debug!(room = num.0, reason, "an invitation is withheld");
+            return Ok(None);
+        }
+    }
+    let at = Ref::Main(own.order);
+    let mut keys: Vec<(&str, &str)> = STRIPPED.iter().map(|event_type| (*event_type, "")).collect();
+    if own.row.state_key().is_some_and(|key| key != sender) {
+        keys.push(("m.room.member", &sender));
+    }
+    let mut events = Vec::new();
+    for (event_type, state_key) in keys {
+        let Some(key) = room_state::find_key(window.read, num, event_type, state_key)? else { continue };
+        if let Some(event) = room_state::at(window.read, num, at, key)?.event() {
+            events.extend(event::find(window.read, num, event)?);
+        }
+    }
+    events.push(own);
+    Ok(Some(events))
+}
+
+/// Who came to share a room that the user is in, and who no longer does: for whom nothing else of the room matters.
+pub(crate) fn shares(room: &RoomWindow<'_, '_>, shares: &mut Shares) -> Result<(), Fault> {
+    let changes = state::changes(room, &mut Timeline::empty(room.place.end))?;
+    note_shares(room, &changes, shares)
+}
+
+/// Notes who came to share the room with the user, and who no longer does.
+fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shares) -> Result<(), Fault> {
+    match room.place.standing {
+        Standing::New => Ok(()),
+        Standing::Knows(_) => note_members(room, &changes.members, shares),
+        Standing::Returns(_) => {
+            if was_joined_at(room.window, room.num, room.window.from)? {
+                let known = room.window.known_order();
+                // The user was in the room when the client asked last: others may have gone while the user was out.
+                let place = RoomPlace { standing: Standing::Knows(known), ..room.place };
+                let changes = state::changes(&room.at(place), &mut Timeline::empty(place.end))?;
+                note_members(room, &changes.members, shares)?;
+            }
+            shares.joined_room(room.window, room.num)
+        }
+    }
+}
+
+fn note_members(
+    room: &RoomWindow<'_, '_>,
+    changes: &[MemberChange],
+    shares: &mut Shares,
+) -> Result<(), Fault> {
+    for change in changes {
+        let before = membership(room, change.before)?;
+        let after = membership(room, change.after)?;
+        if after == Membership::Join && before != Membership::Join {
+            shares.came.insert(change.user_id.clone());
+        } else if before == Membership::Join && after != Membership::Join {
+            shares.went.insert(change.user_id.clone());
+        }
+    }
+    Ok(())
+}
+
+fn membership(room: &RoomWindow<'_, '_>, value: Val) -> Result<Membership, Fault> {
+    match value.event() {
+        Some(event) => members::membership_of_event(room.window.read, room.num, event),
+        None => Ok(Membership::Leave),
+    }
+}
+
+/// Whether the user was in a room at a position.
+pub(crate) fn was_joined_at(window: &Window<'_>, num: RoomNum, position: Position) -> Result<bool, Fault> {
+    let user_id = window.ask.caller.user_id.as_str();
+    let Some(key) = room_state::find_key(window.read, num, "m.room.member", user_id)? else {
+        return Ok(false);
+    };
+    let at = Ref::Main(Order::upto(position));
+    let Some(event) = room_state::at(window.read, num, at, key)?.event() else { return Ok(false) };
+    Ok(members::membership_of_event(window.read, num, event)? == Membership::Join)
+}

@@ -1,0 +1,90 @@
+//! The few members that a client names a room after, and how many there are.
+//!
+//! Specification: client-server API, `summary` of `/sync`.
+
+use crate::{
+    accounts::users,
+    ids::StateKeyNum,
+    rooms::{self, members, state},
+    schema::rooms::Membership,
+    store::Fault,
+    sync::window::RoomWindow,
+};
+
+/// Users after whom a client names a room that has no name.
+const HEROES: usize = 5;
+/// Members looked at to find them, beside those of this server who are in the room, of whom the room has a list.
+const LOOKED_AT_MAX: usize = 1_000;
+
+/// Who is in a room.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    /// The members after whom a client names the room; none if it has a name.
+    pub(crate) heroes: Option<Vec<String>>,
+    /// How many are joined.
+    pub(crate) joined: u32,
+    /// How many are invited.
+    pub(crate) invited: u32,
+}
+
+/// Who is in a room, and after whom a client names it.
+pub(crate) fn summary(room: &RoomWindow<'_, '_>) -> Result<Summary, Fault> {
+    let heroes = if has_name(room)? { None } else { Some(list(room)?) };
+    Ok(Summary { heroes, joined: room.row.joined, invited: room.row.invited })
+}
+
+fn has_name(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
+    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let Some(stored) = rooms::find_state(room.window.read, room.num, event_type, "")? else { continue };
+        let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
+        if content.get(field).and_then(|text| text.as_str()).is_some_and(|text| !text.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Those who are in the room or invited, or, if there is nobody, those who were.
+fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
+    let (read, caller) = (room.window.read, &room.window.ask.caller);
+    let others = (room.row.joined as usize + room.row.invited as usize).saturating_sub(1);
+    let wanted = others.min(HEROES);
+    let mut here = Vec::new();
+    if wanted > 0 {
+        // However many others were banned, those of this server who are here are found at once.
+        for user in members::list_present_local_users(read, room.num, HEROES + 1)? {
+            if user != caller.user
+                && let Some(account) = users::find(read, user)?
+            {
+                here.push(account.user_id.to_string());
+            }
+        }
+        here.truncate(HEROES);
+    }
+    let mut gone = Vec::new();
+    if here.len() < wanted || others == 0 {
+        for key in members::list_keys(read, room.num)?.take(LOOKED_AT_MAX) {
+            let (user_id, key) = key?;
+            if user_id == caller.user_id || here.iter().any(|known| *known == user_id) {
+                continue;
+            }
+            match membership(room, key)? {
+                Some(Membership::Join | Membership::Invite) => here.push(user_id.to_string()),
+                Some(Membership::Leave | Membership::Ban) if gone.len() < HEROES => {
+                    gone.push(user_id.to_string());
+                }
+                _ => {}
+            }
+            if here.len() >= wanted.max(1) || (others == 0 && gone.len() == HEROES) {
+                break;
+            }
+        }
+    }
+    here.sort_unstable();
+    Ok(if here.is_empty() { gone } else { here })
+}
+
+fn membership(room: &RoomWindow<'_, '_>, key: StateKeyNum) -> Result<Option<Membership>, Fault> {
+    let event = state::current(room.window.read, room.num, key)?;
+    event.map(|event| members::membership_of_event(room.window.read, room.num, event)).transpose()
+}

@@ -1,0 +1,65 @@
+//! The members that lazy loading shows.
+//!
+//! Specification: client-server API, "Lazy-loading room members".
+
+use std::collections::BTreeSet;
+
+use crate::{
+    ids::{RoomNum, UserNum},
+    rooms::{event::Stored, state},
+    store::Fault,
+    sync::window::{RoomWindow, Standing},
+};
+
+/// Changes of a room that are looked at for one who comes back: where there are more, they are told of everybody.
+const CHANGES_MAX: usize = 5_000;
+
+/// Whether the device has been told of this member event of a user, and said so.
+pub(super) fn knows(room: &RoomWindow<'_, '_>, user_id: &str, stored: &Stored) -> bool {
+    let window = room.window;
+    !window.ask.filter.redundant_members
+        && window.sent.knows(&sent_key(room), user_id, stored.event(), window.from)
+}
+
+/// Remembers which members an answer tells the device of.
+pub(super) fn remember<'e>(room: &RoomWindow<'_, '_>, events: impl Iterator<Item = &'e Stored>) {
+    let members: Vec<_> = events
+        .filter(|stored| stored.membership().is_some())
+        .filter_map(|stored| Some((stored.row.state_key()?.into_owned(), stored.event())))
+        .collect();
+    let told = members.iter().map(|(user_id, event)| (user_id.as_str(), *event));
+    room.window.sent.tell(&sent_key(room), told, room.window.from, room.window.upto);
+}
+
+/// Forgets what the device was told of in this room: it begins anew, or has left.
+pub(super) fn forget(room: &RoomWindow<'_, '_>) {
+    room.window.sent.forget(&sent_key(room));
+}
+
+fn sent_key(room: &RoomWindow<'_, '_>) -> (UserNum, String, RoomNum) {
+    let caller = &room.window.ask.caller;
+    (caller.user, caller.device_id.to_string(), room.num)
+}
+
+/// The users whose membership changed since the client last knew the room, for one that is told of it anew: it may still
+/// believe what it knew. `None` where that is too many to list, and everybody is to be told of.
+pub(super) fn changed_members(room: &RoomWindow<'_, '_>) -> Result<Option<BTreeSet<String>>, Fault> {
+    let known = match room.place.standing {
+        Standing::New | Standing::Returns(None) => return Ok(Some(BTreeSet::new())),
+        Standing::Returns(Some(known)) | Standing::Knows(known) => known,
+    };
+    let mut keys = BTreeSet::new();
+    let mut seen = 0;
+    for row in state::changes(room.window.read, room.num, known, room.place.end)? {
+        for (key, _) in row?.1 {
+            keys.insert(key);
+            seen += 1;
+        }
+        if seen > CHANGES_MAX {
+            return Ok(None);
+        }
+    }
+    let names = state::list_key_names(room.window.read, room.num, keys)?;
+    let members = names.into_iter().flatten().filter(|(event_type, _)| event_type == "m.room.member");
+    Ok(Some(members.map(|(_, user_id)| user_id).collect()))
+}

@@ -1,0 +1,297 @@
+//! The state that a client needs beside a timeline, from the main line's own record and never from the timeline alone:
+//! resolution may change state with no event, an event in the timeline need not have become state, and what the timeline
+//! leaves out (by visibility, by a filter, by ignoring) may have changed state.
+//!
+//! The rule: whoever lays `state` over what they know, and then each state event of the timeline over that, has the state
+//! at the end of the window. So a key that the timeline does not show is told as it is at the end; one that the timeline
+//! shows is told as it is before the timeline, and a timeline whose last event of a key is not what holds at the end is cut
+//! below that event, and is `limited`. With `state_after` the timeline counts for nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
+
+use super::lazy;
+use crate::{
+    ids::{EventNum, Order, RoomNum, StateKeyNum},
+    rooms::{
+        event::{self, Stored},
+        state,
+    },
+    schema,
+    schema::{
+        rooms::Place,
+        state::{Ref, Val},
+    },
+    store::{Direction, Fault},
+    sync::{streams::timeline::Timeline, window::RoomWindow},
+};
+
+const MEMBER: &str = "m.room.member";
+/// The lowest string above it.
+const ABOVE_MEMBER: &str = "m.room.member\u{0}";
+/// The types of the server's own derived keys, which no client may see, begin with this; no other does.
+const DERIVED: &str = "\u{1}";
+const ABOVE_DERIVED: &str = "\u{2}";
+
+/// How a user's membership changed.
+#[derive(Clone, Debug)]
+pub(crate) struct MemberChange {
+    /// The user.
+    pub(crate) user_id: String,
+    /// The member event that the client knows.
+    pub(crate) before: Val,
+    /// The one that holds at the end.
+    pub(crate) after: Val,
+}
+
+/// What changed in a room's state since the client knew it.
+#[derive(Debug, Default)]
+pub(crate) struct RoomState {
+    /// The events of keys that changed, as they are to be told.
+    told: Vec<EventNum>,
+    /// The keys that the timeline shows.
+    shown: BTreeSet<StateKeyNum>,
+    /// All members that changed, shown in the timeline or not.
+    pub(crate) members: Vec<MemberChange>,
+    /// The room's name or canonical alias changed.
+    pub(crate) is_renamed: bool,
+}
+
+/// A key that changed since the client knew the room, or that the timeline shows.
+#[derive(Debug, Default)]
+struct Key {
+    /// Each change with the value before it, rising.
+    changes: Vec<(Order, Val)>,
+    /// The last event of the key in the timeline.
+    shown: Option<(Order, EventNum)>,
+}
+
+/// What changed since the client knew the room. Cuts the timeline where it would leave the client with what does not hold.
+pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Result<RoomState, Fault> {
+    let mut keys: BTreeMap<StateKeyNum, Key> = BTreeMap::new();
+    if let Some(known) = room.place.known()
+        && room.row.state_tip > known
+    {
+        for row in state::changes(room.window.read, room.num, known, room.place.end)? {
+            let (order, changes) = row?;
+            for (key, prior) in changes {
+                keys.entry(key).or_default().changes.push((order, prior));
+            }
+        }
+    }
+    for (key, shown) in timeline.shown_state() {
+        keys.entry(key).or_default().shown = Some(shown);
+    }
+    if keys.is_empty() {
+        return Ok(RoomState::default());
+    }
+    let numbers: Vec<_> = keys.keys().copied().collect();
+    let now = values_at_end(room, &numbers)?;
+    if !room.window.ask.use_state_after {
+        cut(room, timeline, &mut keys, &now);
+    }
+    let names = state::list_key_names(room.window.read, room.num, numbers)?;
+    let mut found = RoomState::default();
+    for (((number, key), now), name) in keys.into_iter().zip(now).zip(names) {
+        let Some((event_type, state_key)) = name else { continue };
+        if event_type.starts_with(DERIVED) {
+            continue;
+        }
+        if key.shown.is_some() {
+            found.shown.insert(number);
+        }
+        let Some((_, known)) = key.changes.first().copied() else { continue };
+        let at_start = key.changes.iter().find(|(order, _)| *order >= timeline.start);
+        let is_before = key.shown.is_some() && !room.window.ask.use_state_after;
+        let told = if is_before { at_start.map_or(now, |(_, prior)| *prior) } else { now };
+        found.told.extend(told.event().filter(|_| told != known));
+        if now == known {
+            continue;
+        }
+        match event_type.as_str() {
+            MEMBER => {
+                found.members.push(MemberChange { user_id: state_key, before: known, after: now });
+            }
+            "m.room.name" | "m.room.canonical_alias" => found.is_renamed = true,
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Leaves out the part of a timeline after which some key would not be what it is at the end.
+fn cut(
+    room: &RoomWindow<'_, '_>,
+    timeline: &mut Timeline,
+    keys: &mut BTreeMap<StateKeyNum, Key>,
+    now: &[Val],
+) {
+    let wrong = keys.values().zip(now).filter_map(|(key, now)| {
+        let (order, event) = key.shown?;
+        (*now != Val::Unknown && now.event() != Some(event)).then_some(order)
+    });
+    let Some(wrong) = wrong.max() else { return };
+    tracing::debug!(
+        room = room.num.0, through = ?wrong,
+        reason = "state changed by what the timeline does not show", "a timeline is cut"
+    );
+    timeline.cut_through(wrong);
+    for key in keys.values_mut() {
+        key.shown = key.shown.filter(|(order, _)| *order > wrong);
+    }
+}
+
+/// The values of keys at the end of the window.
+fn values_at_end(room: &RoomWindow<'_, '_>, keys: &[StateKeyNum]) -> Result<Vec<Val>, Fault> {
+    let read = room.window.read;
+    if room.place.end >= room.row.state_tip {
+        state::list_now(read, room.num, keys.iter().copied())
+    } else {
+        state::list_at(read, room.num, Ref::Main(room.place.end), keys)
+    }
+}
+
+/// The state that goes with a timeline, lazily loaded members included.
+pub(super) fn collect(
+    room: &RoomWindow<'_, '_>,
+    timeline: &Timeline,
+    changes: &RoomState,
+    heroes: Option<&[String]>,
+) -> Result<Vec<Stored>, Fault> {
+    let (ask, is_whole) = (&room.window.ask, room.place.is_whole());
+    if !ask.filter.lazy_members {
+        return if is_whole { whole(room, timeline, changes, None) } else { load(room, &changes.told) };
+    }
+    let mut wanted: BTreeSet<String> = timeline.senders().collect();
+    wanted.extend(heroes.unwrap_or_default().iter().cloned());
+    if ask.use_state_after {
+        // What the timeline says of members is not state to such a client.
+        wanted.extend(timeline.subjects());
+    }
+    let events = if is_whole {
+        wanted.insert(ask.caller.user_id.to_string());
+        let wanted = lazy::changed_members(room)?.map(|changed| &changed | &wanted);
+        whole(room, timeline, changes, wanted.as_ref())?
+    } else {
+        let mut events = load(room, &changes.told)?;
+        let told: BTreeSet<EventNum> = events.iter().map(Stored::event).collect();
+        events.extend(missing(room, timeline, changes, &wanted, &told)?);
+        events
+    };
+    lazy::remember(room, events.iter().chain(timeline.events.iter().map(|(stored, _)| stored)));
+    Ok(events)
+}
+
+/// The member events of these users that the device has not been told of, nor is by what is told beside them.
+fn missing(
+    room: &RoomWindow<'_, '_>,
+    timeline: &Timeline,
+    changes: &RoomState,
+    users: &BTreeSet<String>,
+    told: &BTreeSet<EventNum>,
+) -> Result<Vec<Stored>, Fault> {
+    let keys = state::find_keys(room.window.read, room.num, MEMBER, users.iter().map(String::as_str))?;
+    let known: Vec<_> = users.iter().zip(keys).filter_map(|(user_id, key)| Some((user_id, key?))).collect();
+    let keys: Vec<_> = known.iter().map(|(_, key)| *key).collect();
+    let values = values_beside(room, timeline, changes, &keys)?;
+    let events: Vec<EventNum> = values.into_iter().filter_map(Val::event).collect();
+    let mut missing = load(room, &events)?;
+    missing.retain(|stored| {
+        let user_id = stored.row.state_key().unwrap_or_default();
+        !told.contains(&stored.event()) && !lazy::knows(room, &user_id, stored)
+    });
+    Ok(missing)
+}
+
+/// The values of keys as they are told beside a timeline: at the end, or, of keys that the timeline shows, before it.
+fn values_beside(
+    room: &RoomWindow<'_, '_>,
+    timeline: &Timeline,
+    changes: &RoomState,
+    keys: &[StateKeyNum],
+) -> Result<Vec<Val>, Fault> {
+    let mut values = values_at_end(room, keys)?;
+    if room.window.ask.use_state_after || changes.shown.is_empty() {
+        return Ok(values);
+    }
+    let before = Ref::Main(timeline.start.before());
+    for (key, value) in keys.iter().zip(&mut values).filter(|(key, _)| changes.shown.contains(key)) {
+        *value = state::at(room.window.read, room.num, before, *key)?;
+    }
+    Ok(values)
+}
+
+/// The whole state that goes with a timeline; of members only these, if the client loads members lazily.
+fn whole(
+    room: &RoomWindow<'_, '_>,
+    timeline: &Timeline,
+    changes: &RoomState,
+    members: Option<&BTreeSet<String>>,
+) -> Result<Vec<Stored>, Fault> {
+    let (read, num) = (room.window.read, room.num);
+    let mut values: BTreeMap<StateKeyNum, Val> = BTreeMap::new();
+    match members {
+        None => {
+            if room.place.end >= room.row.state_tip {
+                for row in state::list_current(read, num)? {
+                    let (key, event) = row?;
+                    values.insert(key, Val::Event(event));
+                }
+            } else {
+                for row in state::full(read, num, Ref::Main(room.place.end))? {
+                    let (key, event) = row?;
+                    values.insert(key, Val::Event(event));
+                }
+            }
+            let shown: Vec<_> = changes.shown.iter().copied().collect();
+            values.extend(shown.iter().copied().zip(values_beside(room, timeline, changes, &shown)?));
+        }
+        Some(members) => {
+            let mut keys = list_keys(room, "", Some(DERIVED))?;
+            keys.extend(list_keys(room, ABOVE_DERIVED, Some(MEMBER))?);
+            keys.extend(list_keys(room, ABOVE_MEMBER, None)?);
+            let members = members.iter().map(String::as_str);
+            keys.extend(state::find_keys(read, num, MEMBER, members)?.into_iter().flatten());
+            values.extend(keys.iter().copied().zip(values_beside(room, timeline, changes, &keys)?));
+        }
+    }
+    let events: Vec<EventNum> = values.into_values().filter_map(Val::event).collect();
+    load(room, &events)
+}
+
+/// The numbers of the keys whose types stand in `[low, high)`; none is above all.
+fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result<Vec<StateKeyNum>, Fault> {
+    let num = room.num;
+    let high = high.map_or((RoomNum(num.0.saturating_add(1)), ""), |high| (num, high));
+    let (low, high) = (Bound::Included((num, low)), Bound::Excluded(high));
+    let rows =
+        schema::STATE_KEY_NUM.range::<(RoomNum, String)>(room.window.read, low, high, Direction::Up)?;
+    rows.map(|row| row.map(|(_, key)| key)).collect()
+}
+
+/// The events of these numbers. Those of the timeline are read together; a few may be kept aside.
+fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, Fault> {
+    let (read, num) = (room.window.read, room.num);
+    let places = schema::PLACE.get_many(read, events.iter().map(|event| (num, *event)))?;
+    let orders: Vec<Order> = places
+        .iter()
+        .filter_map(|place| match place {
+            Some(Place::Timeline(order)) => Some(*order),
+            Some(Place::Aside) | None => None,
+        })
+        .collect();
+    let mut rows = schema::TIMELINE.get_many(read, orders.iter().map(|order| (num, *order)))?.into_iter();
+    let mut found = Vec::with_capacity(events.len());
+    for (event, place) in events.iter().zip(places) {
+        match place {
+            Some(Place::Timeline(order)) => {
+                found.extend(rows.next().flatten().map(|row| Stored { order, row }));
+            }
+            Some(Place::Aside) => found.extend(event::find_anywhere(read, num, *event)?),
+            None => {}
+        }
+    }
+    Ok(found)
+}

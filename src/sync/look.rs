@@ -1,0 +1,222 @@
+//! One look of `/sync`: finds what changed, collects it room by room, and has it written.
+//!
+//! Rooms are collected and written one after the other, so that an answer holds one room's events at a time.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::{
+    ids::{Order, RoomNum},
+    rooms::{members, visibility::Reader},
+    schema,
+    schema::rooms::{Membership, RoomRow, UserRoomRow},
+    store::Fault,
+    sync::{
+        SyncToken,
+        changes::Changes,
+        collect,
+        shape::v3::Answer,
+        shares::Shares,
+        streams::{
+            account_data::{self, AccountData, Data},
+            device_lists, presence, to_device,
+        },
+        window::{RoomPlace, RoomWindow, Standing, Window},
+    },
+};
+
+/// What a look found.
+pub(crate) struct Look {
+    /// The whole answer.
+    pub(crate) answer: Bytes,
+    /// Something in it is news to the client.
+    pub(crate) has_news: bool,
+}
+
+/// Looks at everything that the client has not been told of, and writes the answer.
+pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
+    debug_assert!(window.from <= window.upto, "a settled token does not lie in the future");
+    let mut changes = find_changes(window)?;
+    let mut data = account_data::collect(window, &changes)?;
+    add_rooms_with_data(window, &mut changes.rooms, &data)?;
+    let mut answer = Answer::new(window);
+    let mut has_news = window.since.is_none() || window.ask.full_state;
+    has_news |= add_rooms(window, &mut changes, &mut data, &mut answer)?;
+    let filter = &window.ask.filter.account_data;
+    has_news |= data.push_rules.is_some()
+        || data.by_room.get("").is_some_and(|data| data.iter().any(|(kind, _)| filter.wants_type(kind)));
+    answer.account_data(&data);
+    let presence = presence::collect(window, &changes)?;
+    has_news |= presence.is_news;
+    answer.presence(&presence.told);
+    let inbox = to_device::collect(window, &changes)?;
+    has_news |= !inbox.messages.is_empty();
+    answer.messages(&inbox.messages);
+    let lists = device_lists::collect(window, &changes)?;
+    has_news |= !lists.is_empty();
+    answer.device_lists(&lists);
+    let caller = &window.ask.caller;
+    let next = SyncToken {
+        position: window.upto,
+        boot: window.ephemeral.boot(),
+        ephemeral: presence.told_upto.unwrap_or(window.moment.number),
+        inbox: inbox.told_upto,
+        device: Some(SyncToken::mark(caller.user, caller.device)),
+    };
+    Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
+}
+
+fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
+    let (read, user) = (window.read, window.ask.caller.user);
+    if window.since.is_none() || window.ask.full_state {
+        return Changes::everything(read, user);
+    }
+    let mut also: BTreeSet<RoomNum> = window.moment.typing.iter().map(|(room, _)| *room).collect();
+    // Who comes from another run of the server may believe that somebody types, in any room; counts change with
+    // the rules, and with who is ignored.
+    if window.is_other_run() || window.counts()?.changed() > window.from {
+        also.extend(members::list_joined_rooms(read, user)?);
+    }
+    Changes::find(read, user, window.from, window.upto, &also)
+}
+
+/// Adds rooms in which nothing but the user's account data changed.
+fn add_rooms_with_data(
+    window: &Window<'_>,
+    rooms: &mut Vec<(RoomNum, UserRoomRow)>,
+    data: &AccountData,
+) -> Result<(), Fault> {
+    let mut known: BTreeSet<RoomNum> = rooms.iter().map(|(room, _)| *room).collect();
+    for id in data.by_room.keys().filter(|id| !id.is_empty()) {
+        let Some(room) = schema::ROOM_ID.get(window.read, id)? else { continue };
+        if known.insert(room) {
+            let row = schema::USER_ROOM.get(window.read, (window.ask.caller.user, room))?;
+            rooms.extend(row.map(|row| (room, row)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether any of the rooms has news.
+fn add_rooms(
+    window: &Window<'_>,
+    changes: &mut Changes,
+    data: &mut AccountData,
+    answer: &mut Answer<'_, '_>,
+) -> Result<bool, Fault> {
+    let rows = schema::ROOM.get_many(window.read, changes.rooms.iter().map(|(room, _)| *room))?;
+    let mut has_news = false;
+    for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
+        let Some(row) = row else { continue };
+        note_left(window, *num, user_row, &mut changes.shares)?;
+        // Who forgets a room at once is told all the same that they left it.
+        let is_old = window.since.is_none() || user_row.since <= window.from;
+        if (user_row.forgotten && is_old) || !window.ask.filter.wants_room(&row.id) {
+            continue;
+        }
+        let data = data.by_room.remove(row.id.as_str()).unwrap_or_default();
+        has_news |= add_room(window, (*num, &row, user_row), data, &mut changes.shares, answer)?;
+    }
+    Ok(has_news)
+}
+
+/// The user was in a room at some moment since the client asked last, and is no longer: so is, for the user, everybody
+/// there, whatever became of the user since.
+pub(crate) fn note_left(
+    window: &Window<'_>,
+    num: RoomNum,
+    user_row: &UserRoomRow,
+    shares: &mut Shares,
+) -> Result<(), Fault> {
+    match user_row.left {
+        Some(left)
+            if window.since.is_some() && left > window.known_order() && left <= Order::upto(window.upto) =>
+        {
+            shares.left_room(window, num, left)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds one room to the answer, if it has news.
+fn add_room(
+    window: &Window<'_>,
+    (num, row, user_row): (RoomNum, &RoomRow, &UserRoomRow),
+    data: Data,
+    shares: &mut Shares,
+    answer: &mut Answer<'_, '_>,
+) -> Result<bool, Fault> {
+    if !is_told(window, num, user_row)? {
+        return Ok(false);
+    }
+    let caller = &window.ask.caller;
+    let ignored = window.ignored()?.clone();
+    let reader = Reader::with_row(num, &caller.user_id, user_row, ignored);
+    let place = place(window, num, user_row, &reader)?;
+    let room = RoomWindow { window, num, row, user_row, place, reader: &reader };
+    match user_row.membership {
+        Membership::Join => match collect::joined(&room, data, shares)? {
+            Some(news) => answer.joined(&room, &news)?,
+            None => return Ok(false),
+        },
+        Membership::Invite => match collect::outside(&room)? {
+            Some(state) => answer.invited(&room, &state)?,
+            None => return Ok(false),
+        },
+        Membership::Knock => match collect::outside(&room)? {
+            Some(state) => answer.knocked(&room, &state)?,
+            None => return Ok(false),
+        },
+        Membership::Leave | Membership::Ban => {
+            let news = collect::left(&room, data)?;
+            answer.left(&room, &news)?;
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a room is told at all: one that the user is not in is, once, when the event comes that says so.
+fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
+    if user_row.membership == Membership::Join {
+        return Ok(true);
+    }
+    let is_outside = matches!(user_row.membership, Membership::Invite | Membership::Knock);
+    let begins = window.since.is_none() || (window.ask.full_state && is_outside);
+    if begins {
+        return Ok(is_outside || window.ask.filter.include_leave);
+    }
+    let own = collect::order_of(window, num, user_row.event)?;
+    Ok(own.is_some_and(|own| own > window.known_order()))
+}
+
+/// From where `/sync` tells a room: one position for all rooms, but a room that the user came to since then is new.
+pub(crate) fn place(
+    window: &Window<'_>,
+    num: RoomNum,
+    user_row: &UserRoomRow,
+    reader: &Reader,
+) -> Result<RoomPlace, Fault> {
+    let known = window.known_order();
+    let end = Order::upto(window.upto);
+    let standing = match user_row.membership {
+        _ if window.since.is_none() => Standing::New,
+        Membership::Join if user_row.since > window.from => {
+            Standing::Returns(reader.first_left(window.read)?.map(|left| left.min(known)))
+        }
+        Membership::Leave | Membership::Ban => match reader.joined_until() {
+            // Who joined and left since then was never told of the room, or of an earlier stay.
+            Some(left) if left > known && !collect::was_joined_at(window, num, window.from)? => {
+                Standing::Returns(reader.first_left(window.read)?.filter(|first| *first < left))
+            }
+            _ => Standing::Knows(known),
+        },
+        Membership::Join | Membership::Invite | Membership::Knock => Standing::Knows(known),
+    };
+    Ok(RoomPlace {
+        standing,
+        whole_state: window.ask.full_state,
+        timeline_limit: window.ask.filter.timeline_limit,
+        end: reader.joined_until().unwrap_or(end).min(end),
+    })
+}

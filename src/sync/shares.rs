@@ -1,0 +1,84 @@
+//! Who came to share a room with the user since the client asked last, and who ceased to share one: encryption and presence
+//! follow from it.
+
+use std::collections::BTreeSet;
+
+use ruma::UserId;
+
+use crate::{
+    accounts,
+    ids::{Order, RoomNum, StateKeyNum},
+    rooms::{members, state},
+    schema,
+    schema::{rooms::Membership, state::Ref},
+    store::Fault,
+    sync::window::Window,
+};
+
+/// Members of one room that come or go with the user; of larger rooms, the rest is told when their keys change.
+const MEMBERS_MAX: usize = 5_000;
+
+/// Who came to share a room with the user since the client asked last, and who ceased to share one.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    /// Users who share a room that was not shared before.
+    pub(crate) came: BTreeSet<String>,
+    /// Users who share one room less, and perhaps none.
+    pub(crate) went: BTreeSet<String>,
+}
+
+impl Shares {
+    /// The user came to a room: so did everybody in it.
+    pub(crate) fn joined_room(&mut self, window: &Window<'_>, num: RoomNum) -> Result<(), Fault> {
+        self.came.extend(list_joined(window, num, None)?);
+        Ok(())
+    }
+
+    /// The user left a room: so did, for the user, everybody in it.
+    pub(crate) fn left_room(&mut self, window: &Window<'_>, num: RoomNum, at: Order) -> Result<(), Fault> {
+        self.went.extend(list_joined(window, num, Some(at))?);
+        Ok(())
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.went.is_empty()
+    }
+}
+
+fn list_joined(window: &Window<'_>, num: RoomNum, at: Option<Order>) -> Result<Vec<String>, Fault> {
+    let mut joined = Vec::new();
+    for key in members::list_keys(window.read, num)?.take(MEMBERS_MAX) {
+        let (user_id, key) = key?;
+        if is_joined(window, num, key, at)? {
+            joined.push(user_id.to_string());
+        }
+    }
+    Ok(joined)
+}
+
+fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Order>) -> Result<bool, Fault> {
+    let event = match at {
+        Some(order) => state::at(window.read, num, Ref::Main(order), key)?.event(),
+        None => state::current(window.read, num, key)?,
+    };
+    let membership = event.map(|event| members::membership_of_event(window.read, num, event)).transpose()?;
+    Ok(membership == Some(Membership::Join))
+}
+
+/// Whether somebody is in one of these rooms.
+pub(crate) fn is_in_any(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
+    let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
+    if let Some(user) = accounts::users::find_num(window.read, parsed)? {
+        let theirs = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
+        return Ok(theirs.iter().flatten().any(|row| row.membership == Membership::Join));
+    }
+    for room in rooms {
+        if let Some(key) = state::find_key(window.read, *room, "m.room.member", user_id)?
+            && is_joined(window, *room, key, None)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,264 @@
+//! A random model of sync: whatever happens in a room and whatever a client leaves out, the state that it puts together from
+//! its answers is the state that the server has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aqueduct::store::{Durability, Engine, Store};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    support::{TestClient, TestServer},
+    sync::{Chain, Dice, act, create_room, encoded},
+};
+
+/// (type, state key) to event id.
+type State = BTreeMap<(String, String), String>;
+
+/// How a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Plain,
+    Lazy,
+    OneEvent,
+    MessagesOnly,
+    WithoutAlice,
+    StateAfter,
+    LazyStateAfter,
+}
+
+const WAYS: [Way; 7] = [
+    Way::Plain,
+    Way::Lazy,
+    Way::OneEvent,
+    Way::MessagesOnly,
+    Way::WithoutAlice,
+    Way::StateAfter,
+    Way::LazyStateAfter,
+];
+
+impl Way {
+    fn filter(self, alice: &str) -> Value {
+        match self {
+            Self::Plain | Self::StateAfter => json!({}),
+            Self::Lazy | Self::LazyStateAfter => {
+                json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 2 } } })
+            }
+            Self::OneEvent => json!({ "room": { "timeline": { "limit": 1 } } }),
+            Self::MessagesOnly => json!({ "room": { "timeline": { "types": ["m.room.message"] } } }),
+            Self::WithoutAlice => json!({ "room": { "timeline": { "not_senders": [alice] } } }),
+        }
+    }
+
+    fn is_after(self) -> bool {
+        matches!(self, Self::StateAfter | Self::LazyStateAfter)
+    }
+
+    fn is_lazy(self) -> bool {
+        matches!(self, Self::Lazy | Self::LazyStateAfter)
+    }
+}
+
+/// A client, with what it has put together of each room.
+struct Listener {
+    chain: Chain,
+    way: Way,
+    rooms: BTreeMap<String, State>,
+}
+
+fn key(event: &Value) -> Option<(String, String)> {
+    Some((event["type"].as_str()?.to_owned(), event["state_key"].as_str()?.to_owned()))
+}
+
+fn lay(state: &mut State, events: &Value) {
+    for event in events.as_array().into_iter().flatten() {
+        if let Some(key) = key(event) {
+            state.insert(key, event["event_id"].as_str().unwrap().to_owned());
+        }
+    }
+}
+
+async fn state_of(client: &TestClient, room: &str) -> Option<State> {
+    let (status, json) = client.get(&format!("/_matrix/client/v3/rooms/{room}/state")).await;
+    let mut state = State::new();
+    lay(&mut state, &json);
+    (status == StatusCode::OK).then_some(state)
+}
+
+impl Listener {
+    fn new(client: &TestClient, way: Way, alice: &str) -> Self {
+        let mut chain = Chain::filtered(client, way.filter(alice));
+        if way.is_after() {
+            chain.query = "&use_state_after=true".to_owned();
+        }
+        Self { chain, way, rooms: BTreeMap::new() }
+    }
+
+    /// Syncs, and compares what the client knows of each room it is told of with what the server has.
+    async fn sync(&mut self, moment: &str) {
+        let answer = self.chain.next().await;
+        for section in ["join", "leave"] {
+            for (room, news) in answer["rooms"][section].as_object().into_iter().flatten() {
+                let known = self.rooms.entry(room.clone()).or_default();
+                if self.way.is_after() {
+                    lay(known, &news["state_after"]["events"]);
+                } else {
+                    lay(known, &news["state"]["events"]);
+                    lay(known, &news["timeline"]["events"]);
+                }
+                let Some(mut server) = state_of(&self.chain.client, room).await else { continue };
+                let mut known = known.clone();
+                if section == "leave" {
+                    // Of a room that is open to everybody the server tells the state of now.
+                    let is_open = json!({ "history_visibility": "world_readable" });
+                    let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
+                    if self.chain.client.get(&path).await.1 == is_open {
+                        continue;
+                    }
+                    // What came of the user after they left is told, and is none of the state they left.
+                    let own = ("m.room.member".to_owned(), self.chain.client.user_id.clone());
+                    known.remove(&own);
+                    server.remove(&own);
+                }
+                if self.way.is_lazy() {
+                    let senders: BTreeSet<&str> = news["timeline"]["events"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|event| event["sender"].as_str())
+                        .collect();
+                    server.retain(|key, _| {
+                        key.0 != "m.room.member" || known.contains_key(key) || senders.contains(&*key.1)
+                    });
+                }
+                let mut wrong = Vec::new();
+                for key in known.keys().chain(server.keys()) {
+                    if known.get(key) != server.get(key) {
+                        wrong.push((key, known.get(key), server.get(key)));
+                    }
+                }
+                assert!(
+                    wrong.is_empty(),
+                    "{moment}: {:?} of {} in {section}: client and server differ in {wrong:?}: {news:#}",
+                    self.way,
+                    self.chain.client.user_id
+                );
+            }
+        }
+    }
+}
+
+/// The same server, stopped and started again.
+pub(crate) async fn restarted(server: &TestServer) -> TestServer {
+    let store = server.server().app().store.clone();
+    server.server().stop().await.unwrap();
+    let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
+    let memory = memory.after_crash(memory.unsynced_writes());
+    TestServer::over(Store::open(Engine::Memory(memory), Durability::Fsync).unwrap(), |_| {})
+}
+
+async fn put_state(client: &TestClient, room: &str, event_type: &str, key: &str, content: Value) {
+    let path = format!("/_matrix/client/v3/rooms/{room}/state/{event_type}/{}", encoded(key));
+    client.put(&path, content).await;
+}
+
+/// Somebody does something. What is refused is as good as anything else.
+async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) {
+    let (who, whom) = (&people[dice.below(people.len())], &people[dice.below(people.len())]);
+    let about = json!({ "user_id": whom.user_id });
+    match dice.below(16) {
+        0 | 1 => drop(act(who, room, "join", json!({})).await),
+        2 => drop(act(who, room, "leave", json!({})).await),
+        3 => drop(act(&people[0], room, ["kick", "ban", "unban"][dice.below(3)], about).await),
+        4 => drop(act(who, room, "invite", about).await),
+        5 => {
+            let words = ["world_readable", "shared", "invited", "joined"];
+            let content = json!({ "history_visibility": words[dice.below(4)] });
+            put_state(&people[0], room, "m.room.history_visibility", "", content).await;
+        }
+        6 => put_state(who, room, "m.room.name", "", json!({ "name": number.to_string() })).await,
+        7 | 8 => put_state(who, room, "m.room.topic", "", json!({ "topic": number.to_string() })).await,
+        9 => {
+            let key = dice.below(3).to_string();
+            put_state(who, room, "org.example.thing", &key, json!({ "number": number })).await;
+        }
+        10 => {
+            let content = json!({ "membership": "join", "displayname": number.to_string() });
+            put_state(who, room, "m.room.member", &who.user_id, content).await;
+        }
+        11 => {
+            let list = if dice.below(2) == 0 { json!({ &whom.user_id: {} }) } else { json!({}) };
+            let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", who.user_id);
+            who.put(&path, json!({ "ignored_users": list })).await;
+        }
+        _ => {
+            let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{number}");
+            who.put(&path, json!({ "msgtype": "m.text", "body": number.to_string() })).await;
+        }
+    }
+}
+
+async fn run(seed: u64, steps: usize) {
+    let mut server = TestServer::new();
+    let mut dice = Dice(seed);
+    let mut people = Vec::new();
+    for name in ["alice", "bob", "carol", "dave"] {
+        people.push(server.register(name).await);
+    }
+    let levels = json!({ "users_default": 50 });
+    let mut rooms = Vec::new();
+    for _ in 0..2 {
+        let body = json!({ "preset": "public_chat", "power_level_content_override": levels });
+        rooms.push(create_room(&people[0], body).await);
+    }
+    let alice = people[0].user_id.clone();
+    let mut listeners: Vec<Listener> = people
+        .iter()
+        .enumerate()
+        .flat_map(|(at, client)| {
+            // What a device is told of members is remembered by device: one lazy client each.
+            let lazy = if at % 2 == 0 { Way::Lazy } else { Way::LazyStateAfter };
+            let other = WAYS.into_iter().filter(|way| !way.is_lazy()).cycle().nth(seed as usize + at);
+            [Some(lazy), other].into_iter().flatten().map(|way| Listener::new(client, way, &alice))
+        })
+        .collect();
+    for number in 0..steps {
+        match dice.below(60) {
+            0 => {
+                server = restarted(&server).await;
+                for client in &mut people {
+                    client.server = server.clone();
+                }
+                for listener in &mut listeners {
+                    listener.chain.client.server = server.clone();
+                }
+            }
+            1..=14 => {
+                let at = dice.below(listeners.len());
+                listeners[at].sync(&format!("seed {seed} step {number}")).await;
+            }
+            _ => {
+                let room = rooms[dice.below(rooms.len())].clone();
+                step(&mut dice, &people, &room, number).await;
+            }
+        }
+    }
+    for listener in &mut listeners {
+        listener.sync(&format!("seed {seed} end")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_that_a_client_puts_together_is_the_state_of_the_server() {
+    for seed in 0..6 {
+        run(seed, 250).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "takes minutes: for whoever changes what sync tells of state"]
+async fn the_state_that_many_clients_put_together_is_the_state_of_the_server() {
+    for seed in 100..400 {
+        run(seed, 400).await;
+    }
+}
