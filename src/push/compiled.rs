@@ -293,9 +293,10 @@ pub(crate) mod tests {
         assert!(Compiled::fits(&few, user_id!("@a:x")));
     }
 
-    /// Patterns without two stars in a row: ruma finds those in some texts but not in an empty one.
+    /// Patterns that ruma reads as the specification has them: it takes the second of two wildcards in a row for a letter, and
+    /// looks no further in some texts for a pattern that begins or ends with a space.
     fn words() -> impl Strategy<Value = String> {
-        "[ab*? ]{1,5}".prop_filter("two stars", |pattern| !pattern.contains("**"))
+        "[*?]?[ab]{1,2}([*? ][ab]{1,2})?[*?]?"
     }
 
     fn condition() -> impl Strategy<Value = PushCondition> {
