@@ -58,6 +58,14 @@ enum Command {
     /// The store: backups and checks.
     #[command(subcommand)]
     Db(DbCommand),
+    /// Say where an event stands in its room, and whether and why a user sees it.
+    Explain {
+        /// The event's id.
+        event: String,
+        /// A user id, or its part before the colon.
+        #[arg(long = "for", value_name = "USER")]
+        user: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -216,6 +224,9 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         }
         Some(Command::Db(DbCommand::Backup { dir })) => Operation::BackUp { to: absolute(dir)? },
         Some(Command::Db(DbCommand::Check)) => Operation::Check,
+        Some(Command::Explain { event, user }) => {
+            Operation::Explain { event: event.clone(), user: user.clone() }
+        }
         Some(Command::User(command)) => user_operation(command)?,
         Some(Command::Token(command)) => token_operation(command),
     };
@@ -321,6 +332,7 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::Tokens(list) => json!({ "tokens": list }),
         Outcome::BackedUp(it) => json!(it),
         Outcome::Restored(it) => json!(it),
+        Outcome::Explained(it) => json!(it),
         Outcome::Checked(it) => json!(it),
     }
 }
@@ -353,6 +365,7 @@ fn for_people(outcome: &Outcome) -> String {
                 .map_or_else(String::new, |path| format!(" What was there before is in {}.", path.display()));
             format!("Restored everything up to position {}.{kept}", it.position)
         }
+        Outcome::Explained(it) => it.to_string().trim_end().to_owned(),
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();
             let mut text = match it.faults {

@@ -1,4 +1,5 @@
 //! What the operator asks of the server.
 
 pub mod check;
+pub mod explain;
 pub mod operate;

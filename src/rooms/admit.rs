@@ -109,23 +109,12 @@ pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
         return verdict;
     }
     let rules = evidence.rules;
-    let found = |id: &EventId| match evidence.auth.get(id) {
-        Some(Known::Found(event)) => Some(&event.parsed),
-        _ => None,
-    };
-    if let Err(why) = check_state_independent_auth_rules(rules, event, found) {
+    if let Err(why) = check_at_auth_events(event, rules, evidence.auth) {
         return Verdict::Reject(why);
     }
-    let mut at_auth_events = AuthState::default();
-    for known in evidence.auth.values() {
-        if let Known::Found(event) = known {
-            at_auth_events.insert(Arc::clone(event));
-        }
-    }
-    for state in [&at_auth_events, evidence.before] {
-        if let Err(why) = check_state_dependent_auth_rules(rules, event, |kind, key| state.find(kind, key)) {
-            return Verdict::Reject(why);
-        }
+    let before = evidence.before;
+    if let Err(why) = check_state_dependent_auth_rules(rules, event, |kind, key| before.find(kind, key)) {
+        return Verdict::Reject(why);
     }
     if let Some(current) = evidence.current
         && let Err(why) = check_state_dependent_auth_rules(rules, event, |kind, key| current.find(kind, key))
@@ -133,6 +122,26 @@ pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
         return Verdict::SoftFail(why);
     }
     Verdict::Accept
+}
+
+/// Judges an event by its own auth events alone, all of which are known. Errors: the rule that forbids it.
+pub fn check_at_auth_events(
+    event: &Event,
+    rules: &AuthorizationRules,
+    auth: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
+) -> Result<(), Why> {
+    let found = |id: &EventId| match auth.get(id) {
+        Some(Known::Found(event)) => Some(&event.parsed),
+        _ => None,
+    };
+    check_state_independent_auth_rules(rules, event, found)?;
+    let mut state = AuthState::default();
+    for known in auth.values() {
+        if let Known::Found(event) = known {
+            state.insert(Arc::clone(event));
+        }
+    }
+    check_state_dependent_auth_rules(rules, event, |kind, key| state.find(kind, key))
 }
 
 /// Judges an event of our own, whose auth events were picked from the current state: one look at that state says it

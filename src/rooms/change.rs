@@ -205,6 +205,12 @@ impl Change {
 
     /// Puts this row in the place of the event that it was made from.
     fn replace_event(&mut self, stored: &Stored) {
+        debug_assert!(
+            schema::TIMELINE
+                .get(&self.batch, (self.num, stored.order))
+                .is_ok_and(|old| old.is_some_and(|old| old.header.key == stored.row.header.key)),
+            "an event is replaced by another form of itself only"
+        );
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
     }
 
@@ -250,6 +256,7 @@ impl Change {
         changes: &[(StateKeyNum, Val)],
         mut event: Option<Arc<StateEvent>>,
     ) -> Result<()> {
+        debug_assert!(order >= self.row.state_tip, "the main line only grows");
         let (mut values, mut touched) = (Vec::with_capacity(changes.len() + 2), members::Touched::default());
         for (key, val) in changes {
             let unknown = || Fault::Corrupt("a state key has no name");
@@ -286,6 +293,12 @@ impl Change {
 
     /// The room's heads and state are as an event leaves them: it is part of the change.
     fn finish(&mut self, stored: &Stored) {
+        debug_assert!(stored.order > self.row.tip, "a live event stands above all others of its room");
+        debug_assert!(self.row.state_tip <= stored.order, "the state does not change above the newest event");
+        debug_assert!(
+            (1..=graph::HEADS_MAX).contains(&self.row.heads.len()),
+            "a room has some heads, and not many"
+        );
         self.row.tip = stored.order;
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
         self.added.push(stored.clone());

@@ -101,29 +101,98 @@ pub fn find(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Resu
     Ok(row.map(|row| Stored { order, row }))
 }
 
-/// The event of this number, wherever it is kept: the state of a room may hold events that clients do not see in its
-/// timeline. Such an event has the lowest order.
+/// An event wherever it is kept. The state of a room may hold events that clients do not see in its timeline, so what a
+/// state key holds is found as this, and only [`KeptEvent::in_timeline`] makes an event of the timeline of it.
+#[derive(Clone, Debug)]
+pub struct KeptEvent {
+    /// Header and bytes.
+    pub row: EventRow,
+    order: Option<Order>,
+}
+
+impl KeptEvent {
+    /// Its number in its room.
+    pub fn event(&self) -> EventNum {
+        self.row.header.event
+    }
+
+    /// Its id, as its room's version writes it.
+    pub fn id(&self, room: &RoomRow) -> OwnedEventId {
+        event_id(&self.row.header.key, room.version)
+    }
+
+    /// Where it stands in its room's timeline, if it does.
+    pub fn order(&self) -> Option<Order> {
+        self.order
+    }
+
+    /// What it says of its state key's membership, if it is a member event.
+    pub fn membership(&self) -> Option<Membership> {
+        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
+        if is_member { membership_of(self.row.content()) } else { None }
+    }
+
+    /// The event as one of the timeline, if it is.
+    pub fn in_timeline(&self) -> Option<Stored> {
+        self.order.map(|order| Stored { order, row: self.row.clone() })
+    }
+}
+
+/// The event of this number, wherever it is kept.
+pub fn find_kept(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event: EventNum,
+) -> Result<Option<KeptEvent>, Fault> {
+    match schema::PLACE.get(read, (room, event))? {
+        None => Ok(None),
+        Some(Place::Timeline(order)) => {
+            Ok(schema::TIMELINE.get(read, (room, order))?.map(|row| KeptEvent { row, order: Some(order) }))
+        }
+        Some(Place::Aside | Place::Outlier) => {
+            let aside = schema::ASIDE.get(read, (room, event))?;
+            Ok(aside.map(|aside| KeptEvent { row: aside.row, order: None }))
+        }
+    }
+}
+
+/// The event of this number, wherever it is kept. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own
+/// rows.
+pub fn require_kept(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<KeptEvent, Fault> {
+    find_kept(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
+}
+
+/// The event of this number, wherever it is kept, as if it stood in the timeline: one that does not has the lowest order.
+/// For those who look at what it says, and not at where it stands.
 pub fn find_anywhere(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     event: EventNum,
 ) -> Result<Option<Stored>, Fault> {
-    match schema::PLACE.get(read, (room, event))? {
-        None => Ok(None),
-        Some(Place::Timeline(order)) => {
-            Ok(schema::TIMELINE.get(read, (room, order))?.map(|row| Stored { order, row }))
-        }
-        Some(Place::Aside) => {
-            let aside = schema::ASIDE.get(read, (room, event))?;
-            Ok(aside.map(|aside| Stored { order: Order::MIN, row: aside.row }))
-        }
-    }
+    let kept = find_kept(read, room, event)?;
+    Ok(kept.map(|kept| Stored { order: kept.order.unwrap_or(Order::MIN), row: kept.row }))
 }
 
-/// The event of this number, wherever it is kept. Errors: [`Fault::Corrupt`] when there is none: numbers come from our
-/// own rows.
+/// Like [`find_anywhere`]. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
 pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Stored, Fault> {
     find_anywhere(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
+}
+
+/// The event of this id in whatever room, with the room.
+pub fn find_anywhere_by_id(
+    read: &(impl Read + ?Sized),
+    id: &EventId,
+) -> Result<Option<(RoomNum, EventNum)>, Fault> {
+    // The same hash is written in two alphabets; only the room's version tells which counts.
+    for version in [STANDARD_ALPHABET, STANDARD_ALPHABET + 1] {
+        let Some(key) = parse_event_id(id, RoomNum::default(), version) else { continue };
+        let Some((room, event)) = schema::EVENT_ID.get(read, &key)? else { continue };
+        let row = schema::ROOM.get(read, room)?;
+        if row.is_some_and(|row| event_id(&key, row.version) == id) {
+            return Ok(Some((room, event)));
+        }
+    }
+    Ok(None)
 }
 
 /// The number of the event of this id in this room.

@@ -218,7 +218,7 @@ fn gather(
         extras.transaction_id = Some(sent_by.txn.clone());
     }
     if let Some(replaced) = header.replaces
-        && let Some(replaced) = event::find(view.read, view.num, replaced)?
+        && let Some(replaced) = event::find_anywhere(view.read, view.num, replaced)?
     {
         let (replaced, id) = (viewer.seen(view, &replaced)?, replaced.id(view.row));
         extras.replaces = Some((replaced.into_owned(), id));

@@ -282,8 +282,11 @@ impl EventRow {
 pub enum Place {
     /// In the room's timeline.
     Timeline(Order),
-    /// Aside: known of, rejected, or soft-failed.
+    /// Aside: rejected, or soft-failed. The state before it is known.
     Aside,
+    /// Known only because others need it as one that allows them: where it stands in the room, and so the state before it, is
+    /// not known. Whoever cites it as a previous event needs it once more.
+    Outlier,
 }
 
 impl Value for Place {
@@ -294,6 +297,7 @@ impl Value for Place {
                 Order::encode_key(*order, to);
             }
             Self::Aside => to.raw(&[1, 2]),
+            Self::Outlier => to.raw(&[1, 3]),
         }
     }
 
@@ -303,6 +307,7 @@ impl Value for Place {
         match from.byte()? {
             1 => Key::decode_key(&mut from).map(Self::Timeline),
             2 => Ok(Self::Aside),
+            3 => Ok(Self::Outlier),
             _ => Err(Fault::Corrupt("a place is of an unknown kind")),
         }
     }
@@ -425,7 +430,11 @@ mod tests {
         EventRow {
             header: EventHeader {
                 event: EventNum(seed),
-                key: if odd { EventKey::Chosen(RoomNum(7), "$x:y".into()) } else { [seed as u8; 32].into() },
+                key: if odd {
+                    EventKey::Chosen(RoomNum(7), "$x:y".into())
+                } else {
+                    [seed as u8 | 1; 32].into()
+                },
                 sent_ms: seed * 3,
                 depth: seed,
                 auth_depth: seed / 2,

@@ -173,7 +173,7 @@ fn push_own_end(
 pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Result<Option<Order>, Fault> {
     Ok(match schema::PLACE.get(window.read, (num, event))? {
         Some(Place::Timeline(order)) => Some(order),
-        Some(Place::Aside) | None => None,
+        Some(Place::Aside | Place::Outlier) | None => None,
     })
 }
 
@@ -205,7 +205,7 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, 
     for (event_type, state_key) in keys {
         let Some(key) = room_state::find_key(window.read, num, event_type, state_key)? else { continue };
         if let Some(event) = room_state::at(window.read, num, at, key)?.event() {
-            events.extend(event::find(window.read, num, event)?);
+            events.extend(event::find_anywhere(window.read, num, event)?);
         }
     }
     events.push(own);

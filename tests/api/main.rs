@@ -11,6 +11,7 @@
 mod support;
 
 mod account_data;
+mod aside;
 mod carry_over;
 mod derived;
 mod devices;

@@ -71,7 +71,7 @@ fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut 
                     format!("event {event} of room {room} stands elsewhere"),
                 );
             }
-            Some(Place::Aside) => {
+            Some(Place::Aside | Place::Outlier) => {
                 doubts.unless(false, format!("event {event} of room {room} is not in its timeline"));
             }
             None => {

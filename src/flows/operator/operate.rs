@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use ruma::{OwnedDeviceId, OwnedUserId};
+use ruma::{EventId, OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,7 +20,10 @@ use crate::{
             deactivate, log_out,
             register::{self, Wish},
         },
-        operator::check,
+        operator::{
+            check,
+            explain::{self, Explanation},
+        },
         write,
     },
     ids::UserNum,
@@ -100,6 +103,13 @@ pub enum Command {
         /// An empty or absent directory, as an absolute path.
         to: PathBuf,
     },
+    /// Says where an event stands, and whether and why a user sees it.
+    Explain {
+        /// The event's id.
+        event: String,
+        /// Localpart or user id.
+        user: Option<String>,
+    },
     /// Reads everything and says what is wrong.
     Check,
 }
@@ -132,6 +142,8 @@ pub enum Outcome {
     BackedUp(Manifest),
     /// A backup was put in place of the store.
     Restored(RestoredStore),
+    /// An event was explained.
+    Explained(Box<Explanation>),
     /// Everything was read.
     Checked(CheckedStore),
 }
@@ -152,6 +164,7 @@ impl Outcome {
             | Self::Tokens(_)
             | Self::TokenRevoked(_)
             | Self::BackedUp(_)
+            | Self::Explained(_)
             | Self::Restored(_) => true,
         }
     }
@@ -317,8 +330,17 @@ pub async fn operate(
         Command::ListTokens => Outcome::Tokens(list_tokens(app)?),
         Command::RevokeToken { token } => Outcome::TokenRevoked(revoke_token(app, token).await?),
         Command::BackUp { to } => Outcome::BackedUp(back_up(app, to, progress).await?),
+        Command::Explain { event, user } => {
+            Outcome::Explained(Box::new(explain_event(app, &event, user).await?))
+        }
         Command::Check => Outcome::Checked(check_store(app, progress).await?),
     })
+}
+
+async fn explain_event(app: &App, event: &str, user: Option<String>) -> Result<Explanation> {
+    let event = EventId::parse(event).map_err(|_| Refusal::invalid_param("This is not an event id."))?;
+    let user = user.map(|name| require_user(app, &name).map(|(_, user_id)| user_id)).transpose()?;
+    explain::explain(app, event, user).await
 }
 
 /// The password to use, and the same if it was made here.

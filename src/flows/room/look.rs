@@ -214,7 +214,7 @@ pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<B
         for row in state::full(&*look.snapshot, look.num, at)? {
             let (_, event) = row?;
             // Keys that we derive ourselves have no event.
-            if let Some(stored) = event::find(&*look.snapshot, look.num, event)? {
+            if let Some(stored) = event::find_anywhere(&*look.snapshot, look.num, event)? {
                 shown.push(look.show_state(&stored)?);
             }
         }

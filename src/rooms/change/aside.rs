@@ -1,18 +1,23 @@
-//! Events that are kept aside, where clients do not see them: rejected and soft-failed ones.
+//! Events that are kept aside, where clients do not see them: rejected and soft-failed ones, and outliers, which are known
+//! only because others need them.
 //!
 //! Others may cite them, and an operator may ask why they are not shown, so they are stored. But anybody in a room can make
 //! as many of them as they like, so a room keeps a bounded number: where there are too many, the oldest that no state rests on
 //! are forgotten. One that is cited afterwards is asked for again, and judged again.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::Arc};
 
-use super::Change;
+use super::{Change, Outcome, Received, Taken, header::Entering};
 use crate::{
-    error::Result,
-    ids::{EventNum, RoomNum},
-    rooms::event::Stored,
+    error::{Refusal, Result},
+    ids::{EventNum, Order, RoomNum, StateKeyNum},
+    rooms::{
+        admit::Why,
+        event::{StateEvent, Stored},
+        graph,
+    },
     schema,
-    schema::rooms::{AsideCount, AsideRow, Place},
+    schema::rooms::{AsideCount, AsideRow, EventRow, Place},
     store::{Direction, Fault},
 };
 
@@ -47,6 +52,72 @@ impl Change {
         schema::ASIDE.put(&mut self.batch, (self.num, header.event), aside);
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
         Ok(())
+    }
+
+    /// Writes an event that stands nowhere. `rejected` is the rule that forbids it, if one does.
+    pub(super) fn put_outlier(
+        &mut self,
+        received: &Received,
+        auth: &[Arc<StateEvent>],
+        rejected: Option<Why>,
+    ) -> Result<Outcome> {
+        if !self.has_room_aside()? {
+            let why = "the room keeps too many events aside";
+            tracing::debug!(room = %self.num, event = %received.event.id, why, "an event is dropped");
+            return Ok(Outcome::Unknown);
+        }
+        let taken = self.take_numbers(received, rejected.is_some())?;
+        let entering = Entering {
+            num: taken.event,
+            key: received.key.clone(),
+            event: &received.event,
+            json: &received.json,
+            depth: received.depth,
+            state_key: taken.key,
+            replaces: None,
+            before: None,
+            prev: Vec::new(),
+            auth,
+            sent_by: None,
+        };
+        let header = entering.header().ok_or_else(|| Refusal::bad_json("This is no event."))?;
+        if rejected.is_none() && header.state_key.is_some() {
+            graph::put_auth_edges(&mut self.batch, self.num, taken.event, &header.auth);
+        }
+        let row = EventRow { header, json: received.json.clone() };
+        let why = rejected.clone().unwrap_or_else(|| "others need it as one that allows them".to_owned());
+        tracing::debug!(room = %self.num, event = %received.event.id, rejected = rejected.is_some(), why, "an event stands nowhere");
+        self.put_aside_row(&AsideRow { rejected: rejected.is_some(), why, row: row.clone() })?;
+        schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
+        self.apply_waiting(&Stored { order: Order::MIN, row })?;
+        Ok(Outcome::Outlier(taken.event))
+    }
+
+    /// The numbers of an event and of its state key, if it is an outlier.
+    pub(super) fn numbers_of_outlier(
+        &self,
+        event: EventNum,
+    ) -> Result<Option<(EventNum, Option<StateKeyNum>)>, Fault> {
+        if schema::PLACE.get(&self.batch, (self.num, event))? != Some(Place::Outlier) {
+            return Ok(None);
+        }
+        let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
+        let aside = aside.ok_or(Fault::Corrupt("an event is missing"))?;
+        Ok(Some((event, aside.row.header.state_key)))
+    }
+
+    /// An event gets its place: if it was an outlier, it is one no more. Gives the event that redacted it meanwhile.
+    pub(super) fn leave_outliers(&mut self, taken: Option<Taken>) -> Result<Option<EventNum>, Fault> {
+        let Some(Taken { event, .. }) = taken else { return Ok(None) };
+        if self.numbers_of_outlier(event)?.is_none() {
+            return Ok(None);
+        }
+        let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
+        schema::ASIDE.delete(&mut self.batch, (self.num, event));
+        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        count.count = count.count.saturating_sub(1);
+        schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
+        Ok(aside.and_then(|aside| aside.row.header.redacted_by))
     }
 
     fn forget_oldest(&mut self, count: &mut AsideCount) -> Result<(), Fault> {

@@ -58,6 +58,8 @@ pub enum Outcome {
     Accepted(Box<Stored>),
     /// It is kept aside: rejected, soft-failed, or too far from the room's current state.
     Aside(EventNum, Why),
+    /// It is known as one that allows others, and as nothing else.
+    Outlier(EventNum),
     /// It was here already.
     Known(EventNum),
     /// These events must come first; nothing was stored.
@@ -76,9 +78,9 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Its number.
-    event: EventNum,
+    pub(super) event: EventNum,
     /// That of its (type, state key), if it is a state event.
-    key: Option<StateKeyNum>,
+    pub(super) key: Option<StateKeyNum>,
 }
 
 /// How far an event came in one turn.
@@ -139,9 +141,14 @@ impl Change {
     ) -> Result<Step> {
         let resolving = resolving.into();
         let event = &received.event;
-        if let Some(known) = event::find_key(&self.batch, self.num, &received.key)? {
-            return Ok(Step::Done(Outcome::Known(known)));
-        }
+        let taken = match event::find_key(&self.batch, self.num, &received.key)? {
+            None => taken,
+            Some(known) => match self.numbers_of_outlier(known)? {
+                // It keeps its numbers, under which others name it.
+                Some((event, key)) => Some(Taken { event, key }),
+                None => return Ok(Step::Done(Outcome::Known(known))),
+            },
+        };
         let auth = self.known_auth_events(event)?;
         let prev = self.known_prev_events(event)?;
         if let Some(verdict) = admit::lacking(event, &auth, &prev) {
@@ -168,6 +175,23 @@ impl Change {
             Verdict::Unknown => Outcome::Unknown,
         };
         Ok(Step::Done(outcome))
+    }
+
+    /// Takes in an event that others need as one that allows them. It is judged by its own auth events, and stands nowhere:
+    /// no state rests on it until it is received.
+    pub fn receive_outlier(&mut self, received: &Received) -> Result<Outcome> {
+        if let Some(known) = event::find_key(&self.batch, self.num, &received.key)? {
+            return Ok(Outcome::Known(known));
+        }
+        let auth = self.known_auth_events(&received.event)?;
+        match admit::lacking(&received.event, &auth, &BTreeMap::new()) {
+            Some(Verdict::Need { auth, prev }) => return Ok(Outcome::Need { auth, prev }),
+            Some(_) => return Ok(Outcome::Unknown),
+            None => {}
+        }
+        let rejected = admit::check_at_auth_events(&received.event, &self.rules().authorization, &auth).err();
+        let auth: Vec<_> = received.event.auth.iter().filter_map(|id| found(&auth, id)).collect();
+        self.put_outlier(received, &auth, rejected)
     }
 
     fn known_auth_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>> {
@@ -202,8 +226,12 @@ impl Change {
     fn known_prev_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<()>>> {
         let mut known = BTreeMap::new();
         for id in &event.prev {
-            let found = self.find_num(id)?;
-            known.insert(id.clone(), found.map_or(Known::Missing, |_| Known::Found(())));
+            let found = match self.find_num(id)? {
+                // The state after an outlier is not known.
+                Some(num) if self.numbers_of_outlier(num)?.is_none() => Known::Found(()),
+                _ => Known::Missing,
+            };
+            known.insert(id.clone(), found);
         }
         Ok(known)
     }
@@ -223,11 +251,7 @@ impl Change {
             prev.push(num);
         }
         let prev_through_aside = graph::list_cited_through_aside(&self.batch, self.num, &prev)?;
-        let found = |id: &OwnedEventId| match auth.get(id) {
-            Some(Known::Found(event)) => Some(Arc::clone(event)),
-            _ => None,
-        };
-        let auth = event.auth.iter().filter_map(found).collect();
+        let auth = event.auth.iter().filter_map(|id| found(auth, id)).collect();
         let cited = Question::new(&self.batch, self.num, after, None)?;
         let before = self.answer(resolving, &cited)?;
         Ok(match before {
@@ -279,6 +303,16 @@ impl Change {
             }
         }
         Ok(found)
+    }
+}
+
+fn found(
+    auth: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
+    id: &OwnedEventId,
+) -> Option<Arc<StateEvent>> {
+    match auth.get(id) {
+        Some(Known::Found(event)) => Some(Arc::clone(event)),
+        _ => None,
     }
 }
 

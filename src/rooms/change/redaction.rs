@@ -149,7 +149,8 @@ impl Change {
         let left = left.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
         let mut redacted = redact::with_json(target, &left)?;
         redacted.row.header.redacted_by = Some(redaction);
-        if schema::PLACE.get(&self.batch, (self.num, target.event()))? == Some(Place::Aside) {
+        let place = schema::PLACE.get(&self.batch, (self.num, target.event()))?;
+        if matches!(place, Some(Place::Aside | Place::Outlier)) {
             self.replace_aside(&redacted)?;
         } else {
             relations::unlink(&mut self.batch, self.num, target)?;

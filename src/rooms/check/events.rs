@@ -52,7 +52,8 @@ pub(super) fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::ASIDE, move |read, (num, number), aside, doubts| {
             doubts.unless(aside.row.header.event == *number, "it is another event");
             let place = schema::PLACE.get(read, (*num, *number))?;
-            doubts.unless(place == Some(Place::Aside), "its place is said to be elsewhere");
+            let is_here = matches!(place, Some(Place::Aside | Place::Outlier));
+            doubts.unless(is_here, "its place is said to be elsewhere");
             doubts.unless(schema::ASIDE_COUNT.contains(read, *num)?, "it is not counted");
             match here_aside.room(read, *num)? {
                 Some(room) => put_aside(read, *num, room, aside, doubts),
@@ -74,7 +75,7 @@ pub(super) fn checks() -> Vec<RowCheck> {
                 Place::Timeline(order) => {
                     schema::TIMELINE.get(read, (*room, *order))?.map(|row| row.header.event)
                 }
-                Place::Aside => {
+                Place::Aside | Place::Outlier => {
                     schema::ASIDE.get(read, (*room, *number))?.map(|aside| aside.row.header.event)
                 }
             };

@@ -279,7 +279,7 @@ fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, F
         .iter()
         .filter_map(|place| match place {
             Some(Place::Timeline(order)) => Some(*order),
-            Some(Place::Aside) | None => None,
+            Some(Place::Aside | Place::Outlier) | None => None,
         })
         .collect();
     let mut rows = schema::TIMELINE.get_many(read, orders.iter().map(|order| (num, *order)))?.into_iter();
@@ -289,7 +289,7 @@ fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, F
             Some(Place::Timeline(order)) => {
                 found.extend(rows.next().flatten().map(|row| Stored { order, row }));
             }
-            Some(Place::Aside) => found.extend(event::find_anywhere(read, num, *event)?),
+            Some(Place::Aside | Place::Outlier) => found.extend(event::find_anywhere(read, num, *event)?),
             None => {}
         }
     }

@@ -134,7 +134,7 @@ pub(crate) async fn context(
         let mut state = Vec::new();
         for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
             let (_, event) = row?;
-            let Some(piece) = event::find(&*look.snapshot, look.num, event)? else { continue };
+            let Some(piece) = event::find_anywhere(&*look.snapshot, look.num, event)? else { continue };
             // Of members, lazy loading shows those who sent something.
             let is_left_out = lazy
                 && piece.membership().is_some()

@@ -65,7 +65,11 @@ impl Change {
 
     /// Takes the numbers of an event. One that is rejected is no part of any state: it takes no key, or whoever may not
     /// even speak in a room could fill it with keys.
-    fn take_numbers(&mut self, received: &Received, rejected: bool) -> Result<Taken> {
+    pub(in crate::rooms::change) fn take_numbers(
+        &mut self,
+        received: &Received,
+        rejected: bool,
+    ) -> Result<Taken> {
         let event = &received.event;
         let key = match &event.state_key {
             Some(key) if !rejected => Some(self.intern_key(&event.kind.to_string(), key)?),
@@ -109,6 +113,7 @@ impl Change {
         why: Why,
         rejected: bool,
     ) -> Result<Outcome> {
+        let redacted_by = self.leave_outliers(taken)?;
         if !self.has_room_aside()? {
             let dropped = "the room keeps too many events aside";
             tracing::debug!(room = %self.num, event = %received.event.id, why, dropped, "an event is dropped");
@@ -129,6 +134,9 @@ impl Change {
         tracing::debug!(room = %self.num, event = %received.event.id, rejected, why, "an event is kept aside");
         self.put_aside_row(&AsideRow { rejected, why: why.clone(), row: row.clone() })?;
         self.apply_waiting(&Stored { order: Order::MIN, row })?;
+        if let Some(redaction) = redacted_by {
+            self.redact(num, redaction)?;
+        }
         Ok(Outcome::Aside(num, why))
     }
 
@@ -199,6 +207,7 @@ impl Change {
         entry: Entry,
     ) -> Result<Stored> {
         let is_current = entry.current == entry.after;
+        let redacted_by = self.leave_outliers(Some(taken))?;
         let placed = self.place(standpoint)?;
         let num = taken.event;
         let order = self.next_order(num);
@@ -241,6 +250,9 @@ impl Change {
         self.finish(&stored);
         self.carry_out(redaction, &stored)?;
         self.apply_waiting(&stored)?;
+        if let Some(redaction) = redacted_by {
+            self.redact(num, redaction)?;
+        }
         Ok(stored)
     }
 }

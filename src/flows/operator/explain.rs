@@ -1,0 +1,255 @@
+//! Why somebody sees an event or does not, and where it stands in its room: for an operator who is asked.
+
+use std::{fmt, sync::Arc};
+
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    accounts::{ignored::Ignored, users},
+    error::{Refusal, Result},
+    flows::App,
+    ids::{EventNum, RoomNum},
+    push::{Push, reader::Place as PushPlace},
+    rooms::{
+        self,
+        event::{self, KeptEvent},
+        members, state,
+        view::RoomView,
+        visibility::{HistoryVisibility, Reader},
+    },
+    schema,
+    schema::{
+        event_types::{HISTORY_VISIBILITY, MEMBER},
+        rooms::{Place, RoomRow},
+        state::Ref,
+    },
+    store::Snapshot,
+};
+
+/// Where an event stands, and why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Its id.
+    pub event_id: OwnedEventId,
+    /// Its room.
+    pub room_id: OwnedRoomId,
+    /// Its type.
+    pub event_type: String,
+    /// Its state key, if it is a state event.
+    pub state_key: Option<String>,
+    /// Who sent it.
+    pub sender: String,
+    /// Whether it was accepted, rejected, soft-failed, or is an outlier, and the rule that says so.
+    pub verdict: String,
+    /// Whether it is a head of its room: an event that no other cites yet.
+    pub is_head: bool,
+    /// The heads of its room.
+    pub heads: Vec<OwnedEventId>,
+    /// The events it cites, as far as they are here.
+    pub prev_events: Vec<OwnedEventId>,
+    /// The events that allow it.
+    pub auth_events: Vec<OwnedEventId>,
+    /// The state before it: a place on the main line, or a side state.
+    pub state_before: String,
+    /// Whether it is part of the room's current state.
+    pub is_current_state: bool,
+    /// The event that redacted it.
+    pub redacted_by: Option<OwnedEventId>,
+    /// What one user sees of it.
+    pub reader: Option<ForReader>,
+}
+
+/// What one user sees of an event.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForReader {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// What the user is to the room now.
+    pub membership_now: String,
+    /// What the user was to the room at the event.
+    pub membership_then: String,
+    /// The history visibility at the event.
+    pub history_visibility: String,
+    /// Whether the user is shown it.
+    pub sees: bool,
+    /// The push rule by which it notifies the user, if one does.
+    pub notified_by: Option<String>,
+    /// Why.
+    pub why: Vec<String>,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.state_key.as_ref().map(|key| format!(", state key {key:?}")).unwrap_or_default();
+        writeln!(f, "{} ({}{key}) of {} in {}", self.event_id, self.event_type, self.sender, self.room_id)?;
+        writeln!(f, "  It is {}.", self.verdict)?;
+        writeln!(f, "  The state before it is {}.", self.state_before)?;
+        if self.state_key.is_some() {
+            let is = if self.is_current_state { "is" } else { "is not" };
+            writeln!(f, "  It {is} part of the room's current state.")?;
+        }
+        if let Some(redaction) = &self.redacted_by {
+            writeln!(f, "  It was redacted by {redaction}.")?;
+        }
+        let list = |ids: &[OwnedEventId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+        writeln!(f, "  It cites {} and is allowed by {}.", list(&self.prev_events), list(&self.auth_events))?;
+        writeln!(f, "  The room's heads are {}.", list(&self.heads))?;
+        if let Some(reader) = &self.reader {
+            let sees = if reader.sees { "is shown it" } else { "is not shown it" };
+            writeln!(f, "  {} {sees}:", reader.user_id)?;
+            for why in &reader.why {
+                writeln!(f, "    {why}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Explains an event, and what a user of this server sees of it. Refuses what is not here: 404 `M_NOT_FOUND`.
+pub(crate) async fn explain(
+    app: &App,
+    event_id: OwnedEventId,
+    user_id: Option<OwnedUserId>,
+) -> Result<Explanation> {
+    let inner = app.clone();
+    app.env.blocking(move || about(&inner.store.snapshot(), &inner.push, &event_id, user_id)).await
+}
+
+fn about(
+    read: &Snapshot,
+    push: &Push,
+    event_id: &EventId,
+    user_id: Option<OwnedUserId>,
+) -> Result<Explanation> {
+    let unknown = || Refusal::not_found("There is no such event here.");
+    let (num, event) = event::find_anywhere_by_id(read, event_id)?.ok_or_else(unknown)?;
+    let room = rooms::require_row(read, num)?;
+    let kept = event::require_kept(read, num, event)?;
+    let ids = |events: &[EventNum]| -> Result<Vec<OwnedEventId>> {
+        let mut ids = Vec::with_capacity(events.len());
+        for event in events {
+            ids.extend(event::find_kept(read, num, *event)?.map(|kept| kept.id(&room)));
+        }
+        Ok(ids)
+    };
+    let header = &kept.row.header;
+    let heads: Vec<EventNum> = room.heads.iter().map(|head| head.event).collect();
+    let current = header.state_key.map(|key| state::current(read, num, key)).transpose()?.flatten();
+    let view = RoomView { read, num, row: &room };
+    let reader = user_id.map(|user_id| for_reader(view, push, &kept, user_id)).transpose()?;
+    Ok(Explanation {
+        event_id: kept.id(&room),
+        room_id: room.id.clone(),
+        event_type: kept.row.event_type().into_owned(),
+        state_key: kept.row.state_key().map(std::borrow::Cow::into_owned),
+        sender: kept.row.sender().into_owned(),
+        verdict: verdict(read, num, &kept)?,
+        is_head: heads.contains(&event),
+        heads: ids(&heads)?,
+        prev_events: ids(&header.prev)?,
+        auth_events: ids(&header.auth)?,
+        state_before: state_before(&kept, &room),
+        is_current_state: current == Some(event),
+        redacted_by: ids(header.redacted_by.as_slice())?.pop(),
+        reader,
+    })
+}
+
+/// What was said of an event when it came in.
+fn verdict(read: &Snapshot, num: RoomNum, kept: &KeptEvent) -> Result<String> {
+    let aside = schema::ASIDE.get(read, (num, kept.event()))?;
+    let place = schema::PLACE.get(read, (num, kept.event()))?;
+    Ok(match (place, aside) {
+        (Some(Place::Outlier), Some(aside)) if aside.rejected => {
+            format!("an outlier, rejected: {}", aside.why)
+        }
+        (Some(Place::Outlier), _) => "an outlier: known only because others need it".to_owned(),
+        (_, Some(aside)) if aside.rejected => format!("rejected: {}", aside.why),
+        (_, Some(aside)) => format!("soft-failed: {}", aside.why),
+        _ if kept.row.header.unseen => "accepted, and withheld from clients: it only merges heads, or is a \
+                                        redaction that may not be or whose event is not here"
+            .to_owned(),
+        _ => "accepted".to_owned(),
+    })
+}
+
+fn state_before(kept: &KeptEvent, room: &RoomRow) -> String {
+    match (kept.row.header.before, kept.order()) {
+        (Some(Ref::Side(side)), _) => format!("side state {side}, for the room forked there"),
+        (Some(Ref::Main(order)), _) if order == room.state_tip => "the room's current state".to_owned(),
+        (Some(Ref::Main(order)), _) => format!("that of the main line at position {}", order.anchor),
+        (None, Some(order)) => format!("that of the main line just below position {}", order.anchor),
+        (None, None) => "not known".to_owned(),
+    }
+}
+
+fn for_reader(
+    view: RoomView<'_, Snapshot>,
+    push: &Push,
+    kept: &KeptEvent,
+    user_id: OwnedUserId,
+) -> Result<ForReader> {
+    let RoomView { read, num, .. } = view;
+    let user = users::require_num(read, &user_id)?;
+    let row = members::find(read, user, num)?;
+    let now = row.as_ref().map_or("nothing", |row| row.membership.as_str());
+    let mut found = ForReader {
+        membership_now: now.to_owned(),
+        membership_then: String::new(),
+        history_visibility: "shared".to_owned(),
+        sees: false,
+        notified_by: None,
+        why: Vec::new(),
+        user_id,
+    };
+    let mut why = vec![format!("Now the user is {now} to the room.")];
+    if row.as_ref().is_some_and(|row| row.forgotten) {
+        why.push("The user has forgotten the room.".to_owned());
+    }
+    let before = kept.row.header.before.or_else(|| kept.order().map(|order| Ref::Main(order.before())));
+    if let Some(before) = before {
+        let at = |event_type: &str, state_key: &str| -> Result<Option<KeptEvent>> {
+            let Some(key) = state::find_key(read, num, event_type, state_key)? else { return Ok(None) };
+            let event = state::at(read, num, before, key)?.event();
+            Ok(event.map(|event| event::require_kept(read, num, event)).transpose()?)
+        };
+        let visibility = at(HISTORY_VISIBILITY, "")?;
+        let visibility = visibility.map(|kept| HistoryVisibility::of_content(kept.row.content()));
+        found.history_visibility =
+            format!("{:?}", visibility.unwrap_or(HistoryVisibility::Shared)).to_lowercase();
+        let member = at(MEMBER, found.user_id.as_str())?.and_then(|kept| kept.membership());
+        found.membership_then = member.map_or("nothing", |membership| membership.as_str()).to_owned();
+        why.push(format!(
+            "At the event the user was {} to the room, whose history was {} then.",
+            found.membership_then, found.history_visibility
+        ));
+    }
+    match kept.in_timeline() {
+        None => why.push("The event is not part of the room's timeline.".to_owned()),
+        Some(stored) if stored.row.header.unseen => why.push("No client is shown the event.".to_owned()),
+        Some(stored) => {
+            let ignored = Arc::new(Ignored::of(read, user)?);
+            let reader = Reader::of(read, num, user, &found.user_id, ignored)?;
+            found.sees = reader.sees(read, &stored)?;
+            if reader.ignores(&stored) {
+                why.push("The user ignores its sender.".to_owned());
+            }
+            if let Some(row) = row.filter(|_| found.sees) {
+                let place = PushPlace { num, row: view.row, joined: row.since };
+                let rule = push.reader(read, user, &found.user_id)?.explain(read, place, &stored)?;
+                let rule = rule.filter(|rule| rule.outcome.notify);
+                found.notified_by = rule.map(|rule| rule.rule_id);
+                why.push(match &found.notified_by {
+                    Some(rule) => format!("It notifies the user by the rule {rule}."),
+                    None => "It notifies the user by no rule.".to_owned(),
+                });
+            }
+            if users::is_erased(read, &stored.row.sender())? && found.membership_then != "join" {
+                why.push("Its sender asked to be erased: it is shown redacted.".to_owned());
+            }
+        }
+    }
+    found.why = why;
+    Ok(found)
+}
