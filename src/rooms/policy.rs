@@ -70,9 +70,12 @@ impl Approved {
         Ok(is_same.then(|| current.parsed.id.clone()))
     }
 
-    /// Builds the event, asks the rules of the room and writes it into the change.
+    /// Builds the event, asks the rules of the room and writes it into the change. Errors: 403 `M_FORBIDDEN` for what the
+    /// rules forbid; 413 as soon as the change is larger than one batch, so that nobody has more work done than is accepted.
     pub fn add(self, change: &mut Change, signer: &Signer) -> Result<Stored> {
-        change.add(signer, &self.0, None)
+        let stored = change.add(signer, &self.0, None)?;
+        change.batch.check_size()?;
+        Ok(stored)
     }
 
     /// Does the same for what a client sends with a transaction id.

@@ -317,3 +317,32 @@ async fn guests_are_taken_out_after_a_crash_too() {
     let alice = TestClient { server: again.clone(), ..alice };
     assert_eq!(membership(&alice, &room, &visitor).await, "leave");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_is_made_costs_no_more_than_one_batch_holds() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let states = |count: usize| -> Vec<_> {
+        (0..count).map(|key| json!({ "type": "a", "state_key": key.to_string(), "content": {} })).collect()
+    };
+    for count in [20_000, 1_001, 1_000] {
+        refused(create(&alice, json!({ "initial_state": states(count) })).await, 413, "M_TOO_LARGE");
+    }
+    alice.create(json!({ "initial_state": states(100) })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_listed_where_nothing_is_said_of_its_visibility() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let path = format!("/directory/list/room/{room}");
+    for (body, visibility) in
+        [(json!({}), "public"), (json!({ "visibility": "private" }), "private"), (json!({}), "public")]
+    {
+        alice.ok_put(&path, body).await;
+        assert_eq!(alice.ok_get(&path).await["visibility"], visibility);
+    }
+    let odd = alice.put(&format!("/_matrix/client/v3{path}"), json!({ "visibility": "odd" })).await;
+    refused(odd, 400, "M_INVALID_PARAM");
+}

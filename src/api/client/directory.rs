@@ -1,6 +1,7 @@
 //! The public directory of rooms.
 
 use ruma::{
+    OwnedRoomId,
     api::client::{
         directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
         room::Visibility,
@@ -8,10 +9,13 @@ use ruma::{
     directory::{Filter, RoomNetwork},
 };
 
+use serde::Deserialize;
+
 use crate::{
     api::{
         Routes,
         extract::{Client, Public},
+        raw::Raw,
     },
     error::{Refusal, Result},
     flows::{App, limits::Limit, room::aliases},
@@ -37,14 +41,20 @@ pub(crate) async fn get_room_visibility(
 /// `PUT /_matrix/client/v3/directory/list/room/{roomId}`
 pub(crate) async fn set_room_visibility(
     app: App,
-    client: Client<set_room_visibility::v3::Request>,
+    client: Client<Raw<set_room_visibility::v3::Request>>,
 ) -> Result<set_room_visibility::v3::Response> {
-    let published = match client.request.visibility {
+    /// The specification takes a body that says nothing as public; ruma takes it as private.
+    #[derive(Deserialize)]
+    struct Wish {
+        visibility: Option<Visibility>,
+    }
+    let (room, wish): (OwnedRoomId, Wish) = (client.request.id(0)?, client.request.json()?);
+    let published = match wish.visibility.unwrap_or(Visibility::Public) {
         Visibility::Public => true,
         Visibility::Private => false,
-        _ => return Err(Refusal::invalid_param("A room is public or private.").into()),
+        _ => return Err(Refusal::invalid_param("`visibility` is neither public nor private.").into()),
     };
-    aliases::publish(&app, &client.caller, &client.request.room_id, published).await?;
+    aliases::publish(&app, &client.caller, &room, published).await?;
     Ok(set_room_visibility::v3::Response::new())
 }
 
