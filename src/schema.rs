@@ -24,7 +24,7 @@ use crate::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
         },
-        state::{HoleRow, LogRow, SideRow, StateKeyRow, Val},
+        state::{HoleRow, LogRow, NowRow, SideRow, StageRow, StateKeyRow, Val},
     },
     store::{
         self,
@@ -83,7 +83,7 @@ tables! {
     /// Room, type, state key: the number.
     31 STATE_KEY_NUM((RoomNum, String, String) => StateKeyNum) in Index, Room of "rooms::state";
     /// The current state: no row is absent.
-    32 STATE_NOW((RoomNum, StateKeyNum) => Val) in State, Room of "rooms::state";
+    32 STATE_NOW((RoomNum, StateKeyNum) => NowRow) in State, Room of "rooms::state";
     /// The value of a key just before it changed at this order.
     33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
     /// What changed at an order, with the values before.
@@ -94,6 +94,8 @@ tables! {
     36 AUTH_CHILD((RoomNum, EventNum, EventNum) => ()) in State, Room of "rooms::graph";
     /// Where events are missing below an order.
     37 HOLE((RoomNum, Order) => HoleRow) in State, Room of "rooms::state";
+    /// A step of a room that is larger than a batch, while its parts are being written.
+    38 STAGE(RoomNum => StageRow) in State, Room of "rooms::state";
 
     // --- accounts: 50-79 ---
 

@@ -23,7 +23,7 @@ use crate::{
     env::Env,
     error::Result,
     flows::{
-        App, House,
+        App, House, commit,
         follow_up::Running,
         limits::RateLimits,
         room::{
@@ -100,6 +100,12 @@ impl Server {
         if let Some(lead) = &lead {
             timers::start(&app, lead);
             readers::start(&app, lead, &read_on);
+            let inner = app.clone();
+            app.env.spawn(async move {
+                if let Err(error) = commit::clear_unfinished(&inner).await {
+                    tracing::warn!(%error, "changes that did not come to their end could not be cleared");
+                }
+            });
         }
         let restored = app.clone();
         app.env.spawn(async move { presence::restore(&restored).await });

@@ -20,7 +20,7 @@ use crate::{
     rooms::{
         self,
         change::Change,
-        redact,
+        redact, state,
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
@@ -164,6 +164,24 @@ fn enqueue_and_tell<T: Send + 'static>(
         }),
         Ok(None) => drop(tell.send(Ok(Told::Unwritten(answer)))),
         Err(why) => drop(tell.send(Err(refused(why)))),
+    }
+}
+
+/// Clears what changes that did not come to their end have left of rooms, such as when the server was killed. Nothing of
+/// it was ever seen, and a room that changes before this clears its own.
+pub(crate) async fn clear_unfinished(app: &App) -> Result<()> {
+    let rooms = state::stage::list_rooms(&*app.store.snapshot())?;
+    for room in rooms {
+        clear_unfinished_in(app, room).await;
+    }
+    Ok(())
+}
+
+/// The same of one room. A change begins by clearing; a room that never came to be has nothing to change then.
+pub(crate) async fn clear_unfinished_in(app: &App, room: RoomNum) {
+    match in_room(app, room, |_| Ok(())).await {
+        Ok(()) | Err(Error::Refused(_)) => {}
+        Err(error) => tracing::warn!(%error, %room, "what a change has left of a room could not be cleared"),
     }
 }
 

@@ -8,6 +8,7 @@ mod header;
 mod own;
 pub mod received;
 mod redaction;
+pub(in crate::rooms) mod staged;
 pub mod txn;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -16,6 +17,8 @@ use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 
 pub use received::{Outcome, Received, Step, Taken};
 pub use txn::Txn;
+
+use staged::{Moved, Staged};
 
 use crate::{
     error::{Refusal, Result},
@@ -55,9 +58,12 @@ pub struct Change {
     /// The room as it will be.
     pub row: RoomRow,
     rules: &'static RoomVersionRules,
+    store: Store,
     /// What the seat proves to the store. It is given back before the seat is.
     guard: Guard,
     seat: Seat,
+    /// The staged step whose last part this change is.
+    stage: Option<Staged>,
     /// What this change has set.
     set: StateEvents,
     /// What it looked up in the store after it began to write.
@@ -81,17 +87,19 @@ impl Change {
     /// Refuses a room that this server is not in: 404 `M_NOT_FOUND`.
     pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
         let guard = Guard::of_room(num);
-        let batch = store.batch(&guard);
         let row = match &seat.tip {
             Some(tip) => tip.row.clone(),
             None => {
+                // Whatever left no tip may have left a step that is not finished.
+                staged::clear(store, &guard, num)?;
+                let batch = store.batch(&guard);
                 let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
                 let row = row.ok_or_else(|| Refusal::not_found("This server knows no such room."))?;
                 seat.tip = Some(Tip::of(row.clone()));
                 row
             }
         };
-        Self::over(batch, guard, seat, num, row)
+        Self::over(store, store.batch(&guard), guard, seat, num, row)
     }
 
     /// Begins a room of this version, without any event yet. The batch is refused if there is a room of this id.
@@ -113,23 +121,32 @@ impl Change {
         let mut batch = store.batch(&guard);
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
-        Self::over(batch, guard, seat, num, row)
+        Self::over(store, batch, guard, seat, num, row)
     }
 
-    fn over(batch: Batch, guard: Guard, seat: Seat, num: RoomNum, row: RoomRow) -> Result<Self> {
+    fn over(
+        store: &Store,
+        batch: Batch,
+        guard: Guard,
+        seat: Seat,
+        num: RoomNum,
+        row: RoomRow,
+    ) -> Result<Self> {
         let rules = rules(&row)?;
         let (set, looked_up) = (StateEvents::new(), StateEvents::new());
         let (added, concerned) = (Vec::new(), Vec::new());
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
-        let users = None;
+        let (users, stage, store) = (None, None, store.clone());
         Ok(Self {
             batch,
-            guard,
             num,
             row,
             rules,
+            store,
+            guard,
             seat,
+            stage,
             set,
             looked_up,
             added,
@@ -286,6 +303,7 @@ impl Change {
         values.extend(derived);
         state::apply(&mut self.batch, self.num, order, &values)?;
         if !values.is_empty() {
+            debug_assert!(order >= self.row.state_tip, "the main line is written at its end only");
             self.row.state_tip = order;
         }
         Ok(())
@@ -313,24 +331,36 @@ impl Change {
         new: Option<&StateEvent>,
         touched: &mut members::Touched,
     ) -> Result<(), Fault> {
+        let Some(event) = new.or(old) else { return Ok(()) };
         let membership = |event: Option<&StateEvent>| {
             event
                 .and_then(|event| event::membership_of(event.parsed.content.get()))
                 .unwrap_or(Membership::Leave)
         };
-        let Some(event) = new.or(old) else { return Ok(()) };
-        let (was, now) = (membership(old), membership(new));
+        let moved = Moved { was: membership(old), is: membership(new), by: event.event };
+        self.move_member(order, user, moved, touched)
+    }
+
+    fn move_member(
+        &mut self,
+        order: Order,
+        user: &str,
+        moved: Moved,
+        touched: &mut members::Touched,
+    ) -> Result<(), Fault> {
+        let Moved { was, is, by: event } = moved;
         let count = |kind: Membership, count: u32| {
-            count.saturating_add(u32::from(now == kind)).saturating_sub(u32::from(was == kind))
+            debug_assert!(was != kind || count > 0, "somebody who was there was counted");
+            count.saturating_add(u32::from(is == kind)).saturating_sub(u32::from(was == kind))
         };
-        let by = i64::from(now == Membership::Join) - i64::from(was == Membership::Join);
+        let by = i64::from(is == Membership::Join) - i64::from(was == Membership::Join);
         if by != 0 {
             touched.count(&mut self.batch, self.num, user, by)?;
         }
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
-        let user = members::track(&mut self.batch, self.num, user, now, event.event, order)?;
-        let is_near = matches!(now, Membership::Join | Membership::Invite | Membership::Knock);
+        let user = members::track(&mut self.batch, self.num, user, is, event, order)?;
+        let is_near = matches!(is, Membership::Join | Membership::Invite | Membership::Knock);
         self.concerned.extend(user.map(|user| (user, is_near)));
         Ok(())
     }
@@ -355,7 +385,8 @@ impl Change {
 
     /// Hands the batch to the store and releases the room. The change is accepted from here on; it is durable and
     /// visible once `flushed` resolves.
-    pub fn enqueue(self, store: &Store) -> Result<Enqueued, NotAccepted> {
+    pub fn enqueue(mut self, store: &Store) -> Result<Enqueued, NotAccepted> {
+        self.finish_stage();
         let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, .. } = self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);

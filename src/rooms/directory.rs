@@ -86,8 +86,9 @@ struct Create {
     room_type: Option<RoomType>,
 }
 
-/// Descriptions are kept up to so many bytes.
-const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// Keep descriptions of at most this many bytes in all: those of a hundred thousand rooms. An answer looks at every room in
+/// the directory, so a memory that holds fewer would hold nothing that the next answer needs.
+const KEPT_BYTES_MAX: u64 = 64 << 20;
 /// What a description weighs beside its texts.
 const DESCRIPTION_BYTES: u64 = 512;
 

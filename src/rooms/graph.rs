@@ -9,7 +9,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, Ref},
     schema,
-    schema::rooms::{Head, Place},
+    schema::rooms::{Head, Place, RoomRow},
     store::{Batch, Direction, Fault, Read},
 };
 
@@ -19,9 +19,6 @@ pub const HEADS_MAX: usize = 20;
 pub const HEADS_WANTED: usize = 10;
 /// A head whose state differs from the current one in more keys is merged at once.
 pub const HEAD_DISTANCE_WANTED: u64 = 1_000;
-/// An event whose state is further from the current one is kept off the heads, and unseen like a soft failure, until
-/// another accepted event cites it: what it would cost at each later event is its sender's choice.
-pub const HEAD_DISTANCE_MAX: u64 = 20_000;
 /// A head of another server that is older is given up before younger ones.
 const HEAD_AGE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// So is one that is so much less deep than the deepest.
@@ -33,6 +30,11 @@ pub fn put_auth_edges(batch: &mut Batch, room: RoomNum, event: EventNum, auth: &
     for allowing in auth {
         schema::AUTH_CHILD.put(batch, (room, *allowing, event), &());
     }
+}
+
+/// Deletes the auth edges of a room that did not come to be.
+pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
+    schema::AUTH_CHILD.delete_prefix::<(RoomNum,)>(batch, (room,));
 }
 
 /// State events that name `event` among their auth events, newest first; those stored before `before` only.
@@ -145,18 +147,15 @@ pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u6
 pub enum Standing {
     /// It becomes a head.
     Head,
-    /// It becomes a head, and a local member who may send should merge the heads.
+    /// It becomes a head, and a local member who may send should merge the heads: however far away a branch is that comes
+    /// back, what it differs in is resolved once and not at each later event.
     HeadToMerge,
-    /// It is kept off the heads and unseen until another accepted event cites it.
-    TooFar,
 }
 
 /// What an event may become whose state differs from the current one in at most so many keys ([`state::distance`]), in
 /// a room that has, with the event, so many heads.
 pub fn standing(distance: u64, heads: usize) -> Standing {
-    if distance > HEAD_DISTANCE_MAX {
-        Standing::TooFar
-    } else if distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED {
+    if distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED {
         Standing::HeadToMerge
     } else {
         Standing::Head
@@ -165,11 +164,12 @@ pub fn standing(distance: u64, heads: usize) -> Standing {
 
 /// Whether the heads are too many, or one of them too far from the current state, so that somebody should merge them.
 /// Costs a few seeks a head.
-pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, heads: &[Head]) -> Result<bool, Fault> {
+pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> Result<bool, Fault> {
+    let RoomRow { heads, state_tip, .. } = row;
     if heads.len() < 2 {
         return Ok(false);
     }
-    let tip = state::tip(read, room)?;
+    let tip = Ref::Main(*state_tip);
     for head in heads {
         if standing(state::distance(read, room, tip, head.after)?, heads.len()) != Standing::Head {
             return Ok(true);
@@ -257,13 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn far_states_are_merged_and_very_far_ones_kept_off() {
+    fn far_states_are_merged() {
         assert_eq!(standing(0, 1), Standing::Head);
         assert_eq!(standing(1_000, 10), Standing::Head);
         assert_eq!(standing(1_001, 1), Standing::HeadToMerge);
         assert_eq!(standing(0, 11), Standing::HeadToMerge);
-        assert_eq!(standing(20_000, 2), Standing::HeadToMerge);
-        assert_eq!(standing(20_001, 2), Standing::TooFar);
+        assert_eq!(standing(u64::MAX, 2), Standing::HeadToMerge);
     }
 
     #[test]

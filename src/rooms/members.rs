@@ -53,6 +53,32 @@ pub(crate) fn track(
     Ok(Some(user))
 }
 
+/// Takes the row of a user back out of a batch, of a room that the user was nothing to before.
+pub(super) fn take_back(
+    batch: &mut Batch,
+    user: UserNum,
+    room: RoomNum,
+) -> Result<Option<UserRoomRow>, Fault> {
+    let row = schema::USER_ROOM.get(&*batch, (user, room))?;
+    if row.is_some() {
+        schema::USER_ROOM.delete(batch, (user, room));
+    }
+    Ok(row)
+}
+
+/// Puts back what [`take_back`] took, unless the batch has something newer.
+pub(super) fn put_back(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
+    if matches!(schema::USER_ROOM.get(&*batch, (user, room)), Ok(None)) {
+        schema::USER_ROOM.put(batch, (user, room), row);
+    }
+}
+
+/// Deletes what is kept of a room's members by room: of a room that did not come to be.
+pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
+    schema::ROOM_USER.delete_prefix::<(RoomNum,)>(batch, (room,));
+    servers::clear(batch, room);
+}
+
 /// The user wants to hear no more of a room that they left.
 pub(crate) fn forget(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
     schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row });

@@ -71,7 +71,8 @@ impl Approved {
     }
 
     /// Builds the event, asks the rules of the room and writes it into the change. Errors: 403 `M_FORBIDDEN` for what the
-    /// rules forbid; 413 as soon as the change is larger than one batch, so that nobody has more work done than is accepted.
+    /// rules forbid; 413 as soon as the change is larger than one batch (a new room is written out in parts before that), so that
+    /// nobody has more work done than is accepted.
     pub fn add(self, change: &mut Change, signer: &Signer) -> Result<Stored> {
         let stored = change.add(signer, &self.0, None)?;
         change.batch.check_size()?;

@@ -5,6 +5,9 @@
 //! order. The state at `v` for one key is the value before the first change above `v`, or the current one: nothing is
 //! ever copied. The state of a fork is a *side state*: a difference to a place on the main line (`side.rs`).
 //!
+//! A step that is larger than a batch is *staged* (`stage.rs`): its parts are written at an order that is reserved above
+//! everything given out, and count from its last batch on.
+//!
 //! Invariants:
 //! 1. The main line at `v` is all changes with an order of at most `v`; `state_now` is the main line at the tip.
 //! 2. References are canonical: a place on the main line is rounded down to the last row of `state_log`
@@ -21,6 +24,7 @@ mod model;
 mod purge;
 mod side;
 mod sketch;
+pub mod stage;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -32,20 +36,20 @@ pub use full::full;
 pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
 pub use purge::Purge;
 pub(crate) use side::Chain;
-pub use side::make_side;
+pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, make_side};
 pub use sketch::Sketch;
 
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     schema::{
         self,
-        state::{LogRow, StateKeyRow},
+        state::{LogRow, NowRow, StateKeyRow},
     },
     store::{Batch, Direction, Fault, Read},
 };
 
-/// So many steps back a look at several keys goes by walking back, however few the keys. (Tests want to come there with
-/// small rooms.)
+/// To look at several keys, walk back at most this many steps, or as many as there are keys; beyond that, seek each key.
+/// (Tests want to come there with small rooms.)
 const STEPS_WALKED: usize = if cfg!(test) { 2 } else { 16 };
 
 /// The number of a state key, if the room ever used it.
@@ -119,7 +123,8 @@ pub fn current(
 
 /// The current value of a key.
 pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
-    Ok(schema::STATE_NOW.get(read, (room, key))?.unwrap_or(Val::Absent))
+    let row = schema::STATE_NOW.get(read, (room, key))?;
+    row.map_or(Ok(Val::Absent), |row| stage::counted(read, room, key, row))
 }
 
 /// The current state, by rising key numbers: one dense scan.
@@ -128,8 +133,12 @@ pub fn list_current<'r>(
     room: RoomNum,
 ) -> Result<impl Iterator<Item = Result<(StateKeyNum, EventNum), Fault>> + 'r, Fault> {
     let rows = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    Ok(rows.filter_map(|row| match row {
-        Ok(((_, key), val)) => val.event().map(|event| Ok((key, event))),
+    let counted = move |row: Result<((RoomNum, StateKeyNum), NowRow), Fault>| {
+        let ((_, key), row) = row?;
+        Ok((key, stage::counted(read, room, key, row)?.event()))
+    };
+    Ok(rows.map(counted).filter_map(|row| match row {
+        Ok((key, event)) => event.map(|event| Ok((key, event))),
         Err(fault) => Some(Err(fault)),
     }))
 }
@@ -170,9 +179,8 @@ pub fn list_at(
             since.entry(key).or_insert(prior);
         }
     }
-    let now = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
-    let values = keys.iter().zip(now);
-    Ok(values.map(|(key, now)| since.get(key).copied().or(now).unwrap_or(Val::Absent)).collect())
+    let values = keys.iter().zip(list_now(read, room, keys.iter().copied())?);
+    Ok(values.map(|(key, now)| since.get(key).copied().unwrap_or(now)).collect())
 }
 
 fn on_main_line(
@@ -232,8 +240,12 @@ pub fn list_now(
     room: RoomNum,
     keys: impl IntoIterator<Item = StateKeyNum>,
 ) -> Result<Vec<Val>, Fault> {
-    let rows = schema::STATE_NOW.get_many(read, keys.into_iter().map(|key| (room, key)))?;
-    Ok(rows.into_iter().map(|row| row.unwrap_or(Val::Absent)).collect())
+    let keys: Vec<StateKeyNum> = keys.into_iter().collect();
+    let rows = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
+    let counted = |(key, row): (&StateKeyNum, Option<NowRow>)| {
+        row.map_or(Ok(Val::Absent), |row| stage::counted(read, room, *key, row))
+    };
+    keys.iter().zip(rows).map(counted).collect()
 }
 
 /// What changed at an order: each key with its value before.
@@ -284,9 +296,13 @@ pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> R
     rounded(read, room, Bound::Excluded(order))
 }
 
-/// The main line at its tip: the current state, also while a batch adds to it.
+/// The main line at its tip: the current state, also while a batch adds to it. What a staged step has written does not
+/// count before it is finished.
 pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Ref, Fault> {
-    rounded(read, room, Bound::Unbounded)
+    match stage::find(read, room)? {
+        Some(stage) => just_below(read, room, Order { anchor: stage.anchor, minor: i32::MIN }),
+        None => rounded(read, room, Bound::Unbounded),
+    }
 }
 
 fn rounded(read: &(impl Read + ?Sized), room: RoomNum, upto: Bound<Order>) -> Result<Ref, Fault> {
@@ -302,7 +318,7 @@ pub fn apply(
     order: Order,
     changes: &[(StateKeyNum, Val)],
 ) -> Result<(), Fault> {
-    let mut priors = BTreeMap::new();
+    let (mut priors, mut counted) = (BTreeMap::new(), 0);
     for (key, new) in changes {
         let prior = now(batch, room, *key)?;
         if prior == *new {
@@ -311,33 +327,37 @@ pub fn apply(
         if schema::STATE_UNDO.get(batch, (room, *key, order))?.is_none() {
             schema::STATE_UNDO.put(batch, (room, *key, order), &prior);
             priors.insert(*key, prior);
+            counted += u64::from(!prior.is_derived() && !new.is_derived());
         }
         put_now(batch, room, *key, *new);
     }
-    log_changes(batch, room, order, priors)
+    log_changes(batch, room, order, priors, counted)
 }
 
 fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: Val) {
     if val == Val::Absent {
         schema::STATE_NOW.delete(batch, (room, key));
     } else {
-        schema::STATE_NOW.put(batch, (room, key), &val);
+        schema::STATE_NOW.put(batch, (room, key), &val.into());
     }
 }
 
-/// Adds to the row of `state_log` at an order; nothing happens without changes.
+/// Adds to the row of `state_log` at an order; nothing happens without changes. `counted` of them are not derived from
+/// others: only those tell how far apart two states are.
 fn log_changes(
     batch: &mut Batch,
     room: RoomNum,
     order: Order,
     mut priors: BTreeMap<StateKeyNum, Val>,
+    counted: u64,
 ) -> Result<(), Fault> {
     if priors.is_empty() {
         return Ok(());
     }
     let last = last_change(batch, room, Bound::Included(order))?;
-    let mut count = priors.len() as u64;
+    let mut count = counted;
     if let Some((at, row)) = last {
+        debug_assert!(at <= order, "the last change at or below an order is not above it");
         count += row.count;
         if at == order {
             priors.extend(row.changes);

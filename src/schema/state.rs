@@ -110,7 +110,7 @@ impl Val {
     }
 }
 
-/// `state_now` and `state_undo`: at most 7 bytes.
+/// `state_undo`: at most 7 bytes.
 impl Value for Val {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1]);
@@ -121,6 +121,69 @@ impl Value for Val {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
         from.varint().map(Self::from_code)
+    }
+}
+
+/// `state_now`: the current value of a key. Layout 1 is a plain value, layout 2 one that was written by a staged step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NowRow {
+    /// The value.
+    pub val: Val,
+    /// The order of the staged step that wrote it. It does not count while that step is not finished: the row of
+    /// `state_undo` at this order says what does.
+    pub staged_at: Option<Order>,
+}
+
+impl From<Val> for NowRow {
+    fn from(val: Val) -> Self {
+        Self { val, staged_at: None }
+    }
+}
+
+impl Value for NowRow {
+    fn encode(&self, to: &mut Encoder) {
+        match self.staged_at {
+            None => self.val.encode(to),
+            Some(order) => {
+                to.raw(&[2]);
+                Order::encode_key(order, to);
+                to.varint(self.val.code());
+            }
+        }
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        let staged_at = match from.byte()? {
+            1 => None,
+            2 => Some(Key::decode_key(&mut from)?),
+            _ => return Err(Fault::Corrupt("a row has an unknown layout")),
+        };
+        Ok(Self { val: Val::from_code(from.varint()?), staged_at })
+    }
+}
+
+/// `stage`: a step of a room that is larger than a batch, while its parts are being written. What they hold does not
+/// count until this row goes, with the step's last batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageRow {
+    /// The position that is reserved for the step.
+    pub anchor: Position,
+    /// The step makes the room: nothing of it was there before.
+    pub makes_room: bool,
+}
+
+impl Value for StageRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, u8::from(self.makes_room)]);
+        to.position(self.anchor);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let makes_room = from.byte()? == 1;
+        Ok(Self { anchor: Key::decode_key(&mut from)?, makes_room })
     }
 }
 
@@ -156,8 +219,8 @@ impl Value for StateKeyRow {
 /// `state_log`: what changed at an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogRow {
-    /// How many changes the room has seen up to and including this row: a hint of what a comparison will cost.
-    /// What fills a hole is not added to the rows above it.
+    /// How many changes the room has seen up to and including this row, without those that are derived from others: a hint
+    /// of what a comparison will cost. What fills a hole is not added to the rows above it.
     pub count: u64,
     /// The keys that changed, rising, each with its value before. Empty: a marker that rounding stops at.
     pub changes: Vec<(StateKeyNum, Val)>,
@@ -336,6 +399,12 @@ mod tests {
             missing in proptest::collection::vec("\\PC{0,9}", 0..4), name in "\\PC{0,9}", state_key in "\\PC{0,9}",
         ) {
             prop_assert_eq!(again(&val), val);
+            let order = Order { anchor: Position::new(count >> 12).unwrap_or_default(), minor: -3 };
+            for now in [NowRow::from(val), NowRow { val, staged_at: Some(order) }] {
+                prop_assert_eq!(again(&now), now);
+            }
+            let stage = StageRow { anchor: order.anchor, makes_room: is_bottomless };
+            prop_assert_eq!(again(&stage), stage);
             let log = LogRow { count, changes: changes.clone() };
             prop_assert_eq!(again(&log), log);
             let row = SideRow::new(Ref::Side(SideNum(side)), depth, changes.clone());
@@ -361,6 +430,8 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
             let _ = Val::decode(bytes.clone());
+            let _ = NowRow::decode(bytes.clone());
+            let _ = StageRow::decode(bytes.clone());
             let _ = LogRow::decode(bytes.clone());
             let _ = SideRow::decode(bytes.clone()).map(|row| row.find(StateKeyNum(7)));
             let _ = HoleRow::decode(bytes.clone());

@@ -33,6 +33,17 @@ pub(crate) struct Expectation {
     pub(crate) table: &'static str,
 }
 
+/// Where the positions of a batch begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// After the last one given out.
+    Next,
+    /// Here; it is the last batch of a staged step, and positions go on after it.
+    At(Position),
+    /// Here; it is a part of a staged step, and nothing of it is published in the log before the last part.
+    Staged(Position),
+}
+
 /// The writes of one commit, with what must hold for them and whom they wake.
 pub struct Batch {
     pub(crate) writes: Writes,
@@ -41,6 +52,7 @@ pub struct Batch {
     pub(crate) wakes: Vec<Wake>,
     /// Where positions go on after it: the beginning of an incarnation.
     pub(crate) jump_to: Option<Position>,
+    pub(crate) begins: Begins,
 }
 
 impl Batch {
@@ -51,12 +63,26 @@ impl Batch {
             positions: 0,
             wakes: Vec::new(),
             jump_to: None,
+            begins: Begins::Next,
         }
     }
 
     /// Lets the batch write what this guard covers, too: it must live until the batch is enqueued.
     pub fn cover(&mut self, guard: &Guard) {
         self.writes.cover(guard);
+    }
+
+    /// An empty batch under the same guards.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            writes: self.writes.another(),
+            expectations: Vec::new(),
+            positions: 0,
+            wakes: Vec::new(),
+            jump_to: None,
+            begins: Begins::Next,
+        }
     }
 
     /// Claims the next position for this entry and writes it to the log.
@@ -66,6 +92,29 @@ impl Batch {
         self.positions += 1;
         tables::LOG.put(self, position, entry);
         position
+    }
+
+    /// Makes this batch a part of a staged step: its positions begin at `base`, of those that were reserved for the step
+    /// ([`Store::ahead`](crate::store::Store::ahead)). No reader of the log meets them before the step's last batch.
+    pub fn stage_at(&mut self, base: Position) {
+        self.begins = Begins::Staged(base);
+    }
+
+    /// Makes this batch the last one of a staged step: its positions begin at `base`, and those of all later batches lie
+    /// above them. It is not accepted when `base` is past.
+    pub fn begin_at(&mut self, base: Position) {
+        self.begins = Begins::At(base);
+    }
+
+    /// Deletes the log's entries of a staged step that comes to nothing.
+    pub fn forget_staged(&mut self, from: Position, below: Position) {
+        let bytes = |position| tables::LOG.key_bytes::<Position>(position).bytes;
+        self.writes.delete_between(tables::LOG.family, bytes(from), bytes(below));
+    }
+
+    /// How many positions it claims.
+    pub fn position_count(&self) -> u32 {
+        self.positions
     }
 
     /// Whether a position was claimed: only then is there something for readers of the log.

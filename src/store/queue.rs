@@ -10,7 +10,7 @@ use crate::{
     ids::Position,
     store::{
         Batch, Fault, Note, Published, Read, Snapshot, Store,
-        batch::Expectation,
+        batch::{Begins, Expectation},
         engine::Change,
         pending::PendingRows,
         published::{Promise, promise},
@@ -33,6 +33,8 @@ pub enum NotAccepted {
     Unguarded(&'static str),
     /// Too much waits for the disk: try again in a moment.
     Busy,
+    /// The positions that were reserved for a staged step are past: it is to be made again.
+    Overtaken,
     /// The store itself failed.
     Fault(Fault),
 }
@@ -56,7 +58,7 @@ impl From<NotAccepted> for Error {
             NotAccepted::Unguarded(table) => {
                 Self::broken(format!("a batch was not made under the lock of what it writes: {table}"))
             }
-            NotAccepted::Busy => Self::Busy { retry_after: Duration::from_secs(1) },
+            NotAccepted::Busy | NotAccepted::Overtaken => Self::Busy { retry_after: Duration::from_secs(1) },
             NotAccepted::Fault(fault) => fault.into(),
         }
     }
@@ -126,21 +128,34 @@ struct Kind {
     positions: u32,
     wakes: Vec<Wake>,
     jump_to: Option<Position>,
+    begins: Begins,
     is_commit: bool,
 }
 
+/// A staged step is made while at most this many positions are given out to others.
+const AHEAD: u64 = 1 << 20;
+
 impl Store {
+    /// A position far above everything given out, for a staged step: its last batch gets it. Positions are plenty (2^44 an
+    /// incarnation), and those that are jumped over are given to nobody.
+    pub fn ahead(&self) -> Position {
+        self.0.queue.lock().last_position.plus(AHEAD)
+    }
+
     /// Checks the batch's guards and preconditions, fixes its positions and lets it wait for the flush. All or nothing.
     pub fn enqueue(&self, batch: Batch) -> Result<Enqueued, NotAccepted> {
-        let Batch { writes, expectations, positions, wakes, jump_to } = batch;
+        let Batch { writes, expectations, positions, wakes, jump_to, begins } = batch;
         let checked = self.check_published(&expectations)?;
         let check = |queue: &Queue| self.check(queue, &expectations, &checked);
-        self.accept(writes, Kind { positions, wakes, jump_to, is_commit: true }, check)
+        // A part of a staged step means nothing without the last one, which is synced after it.
+        let is_commit = !matches!(begins, Begins::Staged(_));
+        self.accept(writes, Kind { positions, wakes, jump_to, begins, is_commit }, check)
     }
 
     /// Lets a note wait for the flush. It answers what resolves when the note is visible; it may never be durable.
     pub fn enqueue_note(&self, note: Note) -> Result<Published, NotAccepted> {
-        let kind = Kind { positions: 0, wakes: Vec::new(), jump_to: None, is_commit: false };
+        let begins = Begins::Next;
+        let kind = Kind { positions: 0, wakes: Vec::new(), jump_to: None, begins, is_commit: false };
         Ok(self.accept(note.writes, kind, |_| Ok(()))?.flushed)
     }
 
@@ -152,7 +167,7 @@ impl Store {
     ) -> Result<Enqueued, NotAccepted> {
         writes.check_size()?;
         writes.check_guards()?;
-        let Kind { positions, wakes, jump_to, is_commit } = kind;
+        let Kind { positions, wakes, jump_to, begins, is_commit } = kind;
         let (promise, flushed) = promise();
         let bytes = writes.byte_count();
         // A batch that needs no positions is made ready before the queue is locked.
@@ -166,8 +181,21 @@ impl Store {
             return Err(NotAccepted::Busy);
         }
         check(&queue)?;
-        let base = queue.last_position.plus(1);
-        let last = jump_to.unwrap_or_else(|| queue.last_position.plus(u64::from(positions)));
+        let base = match begins {
+            Begins::Next => queue.last_position.plus(1),
+            Begins::At(base) | Begins::Staged(base) if base <= queue.last_position => {
+                tracing::debug!(%base, "a staged step is refused: its positions are past");
+                return Err(NotAccepted::Overtaken);
+            }
+            Begins::At(base) | Begins::Staged(base) => base,
+        };
+        let last = match begins {
+            Begins::Staged(_) => queue.last_position,
+            _ if positions == 0 => queue.last_position,
+            _ => base.plus(u64::from(positions) - 1),
+        };
+        let last = jump_to.unwrap_or(last);
+        debug_assert!(last >= queue.last_position, "positions rise");
         let number = queue.last_batch + 1;
         let Settled { changes, layer } = early.unwrap_or_else(|writes| writes.settle(base));
         queue.pending.add(number, &changes, layer);

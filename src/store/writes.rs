@@ -86,6 +86,19 @@ impl Writes {
         }
     }
 
+    /// None yet, under the same guards.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            view: View { store: Arc::clone(&self.view.store) },
+            guards: self.guards.clone(),
+            families: PerFamily::default(),
+            row_count: 0,
+            byte_count: 0,
+            has_pending: false,
+            unguarded: None,
+        }
+    }
+
     pub(crate) fn cover(&mut self, guard: &Guard) {
         self.guards.push(Arc::clone(guard.held()));
     }

@@ -245,6 +245,41 @@ async fn what_stands_on_a_rejected_event_replaces_the_head_below_it() {
     assert_eq!(bob.heads(), [after_id]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_event_that_takes_a_thousand_out_of_the_room_is_accepted() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let levels = json!({ "users": { &alice.user_id: 100, "@bob:b.example": 100 } });
+    let (room, bob) =
+        shared_room(&alice, json!({ "room_version": "11", "power_level_content_override": levels })).await;
+    let old = bob.heads();
+    let mut prev = bob.heads();
+    for part in 0..21 {
+        let mut events = Vec::new();
+        for number in 0..50 {
+            let user = format!("@raider{}:c.example", part * 50 + number);
+            let raider =
+                Remote { app: bob.app.clone(), room: bob.room, user: user.as_str().try_into().unwrap() };
+            let join = json!({ "membership": "join" });
+            let event = raider.event("m.room.member", Some(&user), join, &prev);
+            prev = vec![event.event.id.clone()];
+            events.push(event);
+        }
+        let outcomes = ingest::ingest(&bob.app, bob.room, events).await.unwrap();
+        assert!(outcomes.iter().all(accepted), "{outcomes:?}");
+    }
+    // Bob closed the door before, on the other side of a partition.
+    bob.app.env.sleep(Duration::from_secs(5)).await;
+    let close = bob.event("m.room.join_rules", Some(""), json!({ "join_rule": "invite" }), &old);
+    let after = bob.message("after", std::slice::from_ref(&close.event.id));
+    assert!(accepted(&bob.send(close).await));
+    assert!(accepted(&bob.send(after).await), "what follows is accepted, too");
+    assert_eq!(alice.state(&room, "m.room.join_rules", "").await.1["join_rule"], "invite");
+    let members = alice.ok_get(&format!("/rooms/{room}/joined_members")).await;
+    assert_eq!(members["joined"].as_object().unwrap().len(), 2);
+    alice.say(&room, "end", "it goes on").await;
+}
+
 /// A server in real time, whose work is done by threads.
 fn real_server() -> Server {
     let mut config = Config::default();

@@ -711,3 +711,66 @@ async fn a_room_that_everybody_may_read_is_read_from_outside() {
         "M_FORBIDDEN",
     );
 }
+
+/// Rooms that have a step which is not finished.
+fn unfinished(server: &TestServer) -> usize {
+    aqueduct::rooms::state::stage::list_rooms(&*server.server().app().store.snapshot()).unwrap().len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_with_six_hundred_invitations_is_made_at_once() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let mut guests = Vec::new();
+    for number in 0..600 {
+        guests.push(server.register(&format!("guest{number}")).await);
+    }
+    let since = guests[599].ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+    let invite: Vec<_> = guests.iter().map(|guest| guest.user_id.clone()).collect();
+    let made = alice.ok_post("/createRoom", json!({ "invite": invite, "name": "Large" })).await;
+    let room = made["room_id"].as_str().unwrap();
+    assert_eq!(unfinished(&server), 0);
+    for (guest, path) in [(&guests[0], "/sync".to_owned()), (&guests[599], format!("/sync?since={since}"))] {
+        let sync = guest.ok_get(&path).await;
+        assert!(sync["rooms"]["invite"][room].is_object(), "{sync}");
+    }
+    guests[300].ok_post(&format!("/join/{room}"), json!({})).await;
+    guests[300].say(room, "1", "here").await;
+    let sync = alice.ok_get("/sync").await;
+    let summary = &sync["rooms"]["join"][room]["summary"];
+    assert_eq!(
+        (summary["m.joined_member_count"].as_u64(), summary["m.invited_member_count"].as_u64()),
+        (Some(2), Some(599))
+    );
+    let members = alice.ok_get(&format!("/rooms/{room}/members")).await;
+    assert_eq!(members["chunk"].as_array().unwrap().len(), 601);
+    assert_eq!(alice.state(room, "m.room.name", "").await.1["name"], "Large");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_room_that_is_refused_leaves_nothing() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let mut initial_state: Vec<_> = (0..300)
+        .map(|number| json!({ "type": "org.example.thing", "state_key": number.to_string(), "content": {} }))
+        .collect();
+    initial_state.push(json!({ "type": "m.room.create", "content": {} }));
+    let body = json!({ "initial_state": initial_state, "preset": "public_chat", "room_alias_name": "large" });
+    let (status, json) = alice.post("/_matrix/client/v3/createRoom", body).await;
+    assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_INVALID_ROOM_STATE")));
+    assert_eq!(unfinished(&server), 0);
+    let snapshot = server.server().app().store.snapshot();
+    assert_eq!(
+        aqueduct::schema::TIMELINE
+            .prefix::<()>(&*snapshot, (), aqueduct::store::Direction::Up)
+            .unwrap()
+            .count(),
+        0
+    );
+    drop(snapshot);
+    // Its alias is free, and the next room has all to itself.
+    let made = alice.ok_post("/createRoom", json!({ "room_alias_name": "large" })).await;
+    assert!(
+        alice.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().contains(&made["room_id"])
+    );
+}

@@ -1,4 +1,5 @@
-//! Creating a room: everything the request asks for, in one batch, so that nobody ever sees half a room.
+//! Creating a room: everything the request asks for becomes visible at once, so that nobody ever sees half a room. What is
+//! more than a batch holds is staged.
 
 use std::sync::Arc;
 
@@ -42,6 +43,9 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
     };
     // The alias and the directory are the server's.
     let created = commit::in_turn(app, num, Domain::Server, begin, work, or_in_use).await;
+    if created.is_err() {
+        commit::clear_unfinished_in(app, num).await;
+    }
     let (room_id, promised) = created?;
     if let Some(promised) = promised {
         follow_up::keep(app, promised).await?;
@@ -71,17 +75,21 @@ fn begin(app: &App, plan: &Plan, seat: Seat, num: RoomNum) -> Result<Change> {
 
 /// Everything after the create event.
 fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
+    if let Some(alias) = plan.alias()
+        && aliases::find(&change.batch, alias)?.is_some()
+    {
+        return Err(in_use().into());
+    }
+    for draft in plan.list_drafts(&change.batch)? {
+        add(app, plan, change, draft)?;
+        change.cut_if_large()?;
+    }
+    // What others find the room by is written with its last part.
     if let Some(alias) = plan.alias() {
-        if aliases::find(&change.batch, alias)?.is_some() {
-            return Err(in_use().into());
-        }
         aliases::add(&mut change.batch, alias, change.num, &plan.creator().user_id);
     }
     if plan.is_published() {
         directory::publish(&mut change.batch, change.num, true);
-    }
-    for draft in plan.list_drafts(&change.batch)? {
-        add(app, plan, change, draft)?;
     }
     Ok(())
 }

@@ -157,8 +157,8 @@ async fn take_turn(
             }
         }
         let is_accepted = |outcome: &Outcome| matches!(outcome, Outcome::Accepted(_));
-        turn.wants_merge = turn.outcomes.iter().any(is_accepted)
-            && graph::want_merge(&change.batch, room, &change.row.heads)?;
+        turn.wants_merge =
+            turn.outcomes.iter().any(is_accepted) && graph::want_merge(&change.batch, room, &change.row)?;
         Ok(turn)
     })
     .await
@@ -207,7 +207,7 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
 async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
     let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
     commit::in_room(app, room, move |change| {
-        if !graph::want_merge(&change.batch, room, &change.row.heads)? {
+        if !graph::want_merge(&change.batch, room, &change.row)? {
             return Ok(());
         }
         for author in list_mergers(change)? {

@@ -56,7 +56,7 @@ pub struct Received {
 pub enum Outcome {
     /// It is part of the room.
     Accepted(Box<Stored>),
-    /// It is kept aside: rejected, soft-failed, or too far from the room's current state.
+    /// It is kept aside: rejected or soft-failed.
     Aside(EventNum, Why),
     /// It is known as one that allows others, and as nothing else.
     Outlier(EventNum),
@@ -162,7 +162,7 @@ impl Change {
             Err(question) => return Ok(Step::later(question, taken)),
         };
         let rules = &self.rules().authorization;
-        let tip = Sketch::from(state::tip(&self.batch, self.num)?);
+        let tip = Sketch::from(Ref::Main(self.row.state_tip));
         let before = self.auth_state(event, &standpoint.before)?;
         let current = if standpoint.before == tip { None } else { Some(self.auth_state(event, &tip)?) };
         let evidence =

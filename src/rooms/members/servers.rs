@@ -88,6 +88,11 @@ impl Touched {
     }
 }
 
+/// Deletes the counts of a room that did not come to be.
+pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
+    schema::SERVER_MEMBERS.delete_prefix::<(RoomNum,)>(batch, (room,));
+}
+
 /// Counts the members of a room that was made before they were counted by server, and names their servers.
 fn begin(batch: &mut Batch, room: RoomNum) -> Result<Vec<String>, Fault> {
     if state::find_key(batch, room, JOINED, "")?.is_some() {

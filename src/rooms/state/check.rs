@@ -5,7 +5,7 @@ use crate::{
     rooms::{check::reference, event, state::side::DEPTH_MAX},
     schema::{
         self,
-        state::{DERIVED, LogRow, Ref, SideRow, Val},
+        state::{DERIVED, LogRow, NowRow, Ref, SideRow, Val},
     },
     store::{
         Fault, Snapshot,
@@ -29,9 +29,20 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             doubts.unless(is_it, format!("number {key} has another name"));
             Ok(())
         }),
-        RowCheck::of(&schema::STATE_NOW, |read, (room, key), val, doubts| {
-            doubts.unless(*val != Val::Absent, "what is absent has no row");
-            value(read, *room, *key, *val, doubts)
+        RowCheck::of(&schema::STATE_NOW, |read, (room, key), row, doubts| {
+            let NowRow { val, staged_at } = *row;
+            doubts.unless(val != Val::Absent || staged_at.is_some(), "what is absent has no row");
+            if let Some(order) = staged_at {
+                let is_kept = schema::STATE_UNDO.contains(read, (*room, *key, order))?;
+                doubts.unless(is_kept, "the value before the step that wrote it is not kept");
+            }
+            value(read, *room, *key, val, doubts)
+        }),
+        RowCheck::of(&schema::STAGE, |read, room, _, doubts| {
+            // The worker that clears unfinished steps begins when the server does.
+            let is_room = schema::ROOM.contains(read, *room)?;
+            doubts.unless(is_room, "the room that it is a step of is not there");
+            Ok(())
         }),
         RowCheck::of(&schema::STATE_UNDO, |read, (room, key, order), val, doubts| {
             doubts.position(read, order.anchor);
@@ -85,7 +96,11 @@ fn step(
     for ((key, prior), undo) in row.changes.iter().zip(undo) {
         doubts.unless(undo == Some(*prior), format!("the value of key {key} before it is not kept"));
     }
-    doubts.unless(row.count >= row.changes.len() as u64, "it counts less than it changes");
+    let before = super::last_change(read, *room, std::ops::Bound::Excluded(*order))?;
+    let before = before.map_or(0, |(_, row)| row.count);
+    let most = before.saturating_add(row.changes.len() as u64);
+    doubts
+        .unless(order.minor < 0 || (before..=most).contains(&row.count), "it counts what it does not change");
     Ok(())
 }
 

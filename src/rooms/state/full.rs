@@ -11,7 +11,7 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// Above this many changes for each key of the room, a full state is read by the scan of everything.
+/// Read a full state by the scan of everything where more than this many changes lie above it for each key of the room.
 const CHANGES_PER_KEY_MAX: u64 = 4;
 /// Below this many changes the scan of everything never pays. (Tests want to come there with small rooms.)
 pub(crate) const FEW_CHANGES: u64 = if cfg!(test) { 4 } else { 256 };
@@ -107,9 +107,18 @@ fn now_under<'r>(
     room: RoomNum,
     over: BTreeMap<StateKeyNum, Val>,
 ) -> Result<Values<'r>, Fault> {
+    Ok(laid(over, list_written(read, room)?))
+}
+
+/// The values as they are written: what a staged step wrote is among them, and so are the values before it among the undo
+/// rows and the log, which are laid over this.
+fn list_written<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r, Fault> {
     let now = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    let base = now.map(|row| row.map(|((_, key), val)| (key, val)));
-    Ok(laid(over, base))
+    let values = now.map(|row| row.map(|((_, key), row)| (key, row.val)));
+    Ok(values.filter(|row| !matches!(row, Ok((_, Val::Absent)))))
 }
 
 fn laid<'r>(
@@ -121,8 +130,7 @@ fn laid<'r>(
 
 /// The main line at `order` by one scan of `state_now` and `state_undo`, whose keys are sorted alike.
 fn scan_all<'r>(read: &'r (impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Values<'r>, Fault> {
-    let now = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    let now = now.map(|row| row.map(|((_, key), val)| (key, val)));
+    let now = list_written(read, room)?;
     let undo = schema::STATE_UNDO.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     // Of each key, the first row above the order holds the value.
     let mut last = None;

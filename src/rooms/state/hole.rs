@@ -132,7 +132,8 @@ pub fn fill_hole(
         for (key, prior) in &priors {
             schema::STATE_UNDO.put(batch, (room, *key, order), prior);
         }
-        log_changes(batch, room, order, priors)?;
+        let counted = priors.values().filter(|prior| !prior.is_derived()).count() as u64;
+        log_changes(batch, room, order, priors, counted)?;
     }
     schema::HOLE.delete(batch, (room, hole));
     if !segment.missing.is_empty() {

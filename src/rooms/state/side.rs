@@ -2,7 +2,7 @@
 //!
 //! Up to [`FLAT_ENTRIES_MAX`] entries a side state stands on the main line; above, it stands on the side state it was
 //! made from, and is merged with it once it outgrows half of it. So a fork of n changes costs O(n log n) entries, and a
-//! lookup at most [`DEPTH_MAX`] searches.
+//! lookup few searches. Very large ones are not merged, for a row has a bound ([`ENTRIES_MAX`]): those lie side by side.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +18,13 @@ use crate::{
 
 /// Up to this many entries a side state is a difference to the main line. (Tests want layers in small rooms.)
 pub(crate) const FLAT_ENTRIES_MAX: usize = if cfg!(test) { 4 } else { 32 };
-/// How many side states may stand on one another.
-pub(crate) const DEPTH_MAX: u8 = 6;
+/// Merge side states rather than let more than this many stand on one another.
+const DEPTH_WANTED: u8 = 6;
+/// A side state has at most this many entries, so that its row stays below the size of a batch. A state that differs in
+/// more keys stands on others of this size.
+pub const ENTRIES_MAX: usize = 100_000;
+/// No more side states stand on one another: the bound of what a fork may differ in is this many times the above.
+pub(crate) const DEPTH_MAX: u8 = 24;
 
 /// The row of a side state that something refers to.
 pub(crate) fn require_side(
@@ -109,7 +114,9 @@ fn layer(
     let (mut entries, mut stands_on) = (entries, base);
     let mut depth = u8::try_from(chain.rows.len()).unwrap_or(DEPTH_MAX);
     for (_, row) in &chain.rows {
-        if !is_flat && depth < DEPTH_MAX && entries.len() <= row.len() / 2 {
+        let is_small = depth < DEPTH_WANTED && entries.len() <= row.len() / 2;
+        let is_too_large = depth < DEPTH_MAX && entries.len() + row.len() > ENTRIES_MAX;
+        if !is_flat && (is_small || is_too_large) {
             break;
         }
         for (key, val) in row.iter() {
@@ -162,11 +169,34 @@ mod tests {
             written += require_side(&batch, bench.room, side).unwrap().len();
         }
         let chain = Chain::read(&batch, bench.room, state).unwrap();
-        assert!(chain.rows.len() <= usize::from(DEPTH_MAX));
+        assert!(chain.rows.len() <= usize::from(DEPTH_WANTED));
         assert_eq!(chain.entries(), model);
         // Flat copies would be n²/2 = 4,500,000 entries.
         assert!(written < 60 * n as usize, "{written}");
         assert_eq!(chain.base, Ref::EMPTY);
+    }
+
+    #[test]
+    fn a_state_larger_than_a_row_stands_on_rows_of_bounded_size() {
+        let bench = Bench::new();
+        let (mut next, mut state) = (0, Ref::EMPTY);
+        let changes: Vec<_> = (0..2 * ENTRIES_MAX as u32 + 7)
+            .map(|key| (StateKeyNum(key), Val::Event(EventNum(key.into()))))
+            .collect();
+        for part in changes.chunks(ENTRIES_MAX) {
+            state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, part).unwrap());
+        }
+        // Small changes still go on from there.
+        for number in 0..40 {
+            let change = [(StateKeyNum(number), Val::Event(EventNum(1)))];
+            state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, &change).unwrap());
+        }
+        let snapshot = bench.store.snapshot();
+        let chain = Chain::read(&*snapshot, bench.room, state).unwrap();
+        assert!(chain.rows.iter().all(|(_, row)| row.len() <= ENTRIES_MAX));
+        assert_eq!(chain.entries().len(), changes.len());
+        assert_eq!(chain.find(StateKeyNum(3)), Some(Val::Event(EventNum(1))));
+        assert_eq!(chain.find(StateKeyNum(200_003)), Some(Val::Event(EventNum(200_003))));
     }
 
     #[test]

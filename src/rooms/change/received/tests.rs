@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod aside;
+mod large;
 #[cfg(test)]
 mod redactions;
 

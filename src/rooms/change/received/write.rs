@@ -6,16 +6,17 @@ use super::{
     super::{
         Change,
         header::{Entering, auth_depth},
+        staged,
     },
     Outcome, Received, Standpoint, Step, Taken,
 };
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, Order},
+    ids::{EventNum, Order, StateKeyNum},
     rooms::{
         admit::Why,
         event::{StateEvent, Stored},
-        graph::{self, Standing},
+        graph,
         resolve::{Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
@@ -42,6 +43,10 @@ struct Entry {
     current: Sketch,
     /// The room's state before it came.
     tip: Sketch,
+    /// What differs between that and what the heads resolve to.
+    differing: Vec<state::Difference>,
+    /// That is more than a batch holds.
+    is_large: bool,
 }
 
 impl Change {
@@ -50,7 +55,9 @@ impl Change {
         if state.changes.is_empty() {
             return Ok(state.base);
         }
-        Ok(state::make_side(&mut self.batch, self.num, &mut self.row.next_side, state.base, &state.changes)?)
+        let (base, written) = self.write_side_parts(state.base, &state.changes)?;
+        let rest = state.changes.get(written..).unwrap_or_default();
+        Ok(state::make_side(&mut self.batch, self.num, &mut self.row.next_side, base, rest)?)
     }
 
     /// Gives a place whose state is written down. The next event that stands there shares it.
@@ -150,11 +157,6 @@ impl Change {
         resolving: Resolving<'_>,
         now_ms: u64,
     ) -> Result<Step> {
-        let distance = tip.distance(&self.batch, self.num, &standpoint.before)?;
-        if graph::standing(distance, 1) == Standing::TooFar {
-            let why = "its state is too far from the room's current one".to_owned();
-            return self.put_aside(received, taken, standpoint, why, false).map(Step::Done);
-        }
         let taken = taken.map_or_else(|| self.take_numbers(received, false), Ok)?;
         let newcomer = newcomer(received, taken, &standpoint);
         let after = match &newcomer {
@@ -177,7 +179,13 @@ impl Change {
         let Some(current) = self.answer(resolving, &question)? else {
             return Ok(Step::later(question, Some(taken)));
         };
-        let entry = Entry { heads, after, current, tip };
+        let differing = tip.diff(&self.batch, self.num, &current)?;
+        let is_large = differing.len() > staged::KEYS_MAX;
+        if is_large && !self.may_stage() {
+            // It is to be the first event of its turn.
+            return Ok(Step::EndTurn(Some(taken)));
+        }
+        let entry = Entry { heads, after, current, tip, differing, is_large };
         let stored = self.write_accepted(received, taken, standpoint, entry)?;
         Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
     }
@@ -213,8 +221,9 @@ impl Change {
         let order = self.next_order(num);
         let mut header = self.header(received, &placed, taken)?;
         let own = header.state_key.map(|key| (key, Val::Event(num)));
-        let (current, after) = (entry.current, entry.after);
-        if Sketch::from(placed.before) == entry.tip {
+        let after = entry.after;
+        // A large step changes the main line below the event, too.
+        if Sketch::from(placed.before) == entry.tip && !entry.is_large {
             header.before = None;
         }
         // Where the room's state is the one after this event, that is the main line from here on.
@@ -228,14 +237,18 @@ impl Change {
         header.unseen |= !redaction.is_shown();
         let stored = Stored { order, row: EventRow { header, json: received.json.clone() } };
         self.put(&stored)?;
-        let differing = entry.tip.diff(&self.batch, self.num, &current)?;
-        let mut changes: Vec<_> = differing.into_iter().map(|(key, _, val)| (key, val)).collect();
-        let own_change = changes.iter().position(|change| own == Some(*change));
-        let parsed = own_change.map(|index| {
-            changes.swap(0, index);
-            Arc::new(StateEvent { event: num, auth_depth, parsed: received.event.clone() })
-        });
-        self.set_state(order, &changes, parsed)?;
+        let own_is_current = entry.differing.iter().any(|(key, _, val)| own == Some((*key, *val)));
+        let parsed = own_is_current
+            .then(|| Arc::new(StateEvent { event: num, auth_depth, parsed: received.event.clone() }));
+        if entry.is_large {
+            self.step_large(order, &entry.differing, own.filter(|_| own_is_current))?;
+        } else {
+            let mut changes: Vec<_> = entry.differing.into_iter().map(|(key, _, val)| (key, val)).collect();
+            if let Some(index) = changes.iter().position(|change| own == Some(*change)) {
+                changes.swap(0, index);
+            }
+            self.set_state(order, &changes, parsed)?;
+        }
         let on_main = Ref::Main(self.row.state_tip);
         let mut heads = entry.heads;
         for head in heads.iter_mut().filter(|head| head.event == num) {
@@ -254,6 +267,28 @@ impl Change {
             self.redact(num, redaction)?;
         }
         Ok(stored)
+    }
+
+    /// One step of the main line that is larger than a batch. The event's own key, which no state holds before, is set in
+    /// the last batch, with what is derived.
+    fn step_large(
+        &mut self,
+        order: Order,
+        differing: &[state::Difference],
+        own: Option<(StateKeyNum, Val)>,
+    ) -> Result<()> {
+        let is_own = |key: StateKeyNum| own.is_some_and(|(own, _)| own == key);
+        let others = differing.iter().filter(|(key, ..)| !is_own(*key));
+        let changes: Vec<_> = others.map(|(key, _, val)| (*key, *val)).collect();
+        self.stage_state(&changes)?;
+        let mut last = self.follow_members(order, differing)?;
+        last.extend(own);
+        state::apply(&mut self.batch, self.num, order, &last)?;
+        if !last.is_empty() {
+            self.row.state_tip = order;
+        }
+        self.finish_state_stage();
+        Ok(())
     }
 }
 

@@ -1,0 +1,281 @@
+//! Staged steps: a change of a room's state that is larger than a batch.
+//!
+//! A position is reserved far above everything given out ([`Store::ahead`](crate::store::Store::ahead)), and the parts are
+//! written at orders of that anchor, each a batch of its own: the new values into `state_now`, marked as staged, with undo
+//! and log rows beside them. While `stage` names the step, what it wrote does not count: a staged value stands for the one
+//! in its undo row, and every place on the main line lies below the parts. The last batch is small: it deletes the row of
+//! `stage` and gets the reserved position, so that everything counts at once, for readers of rows and of the log alike.
+//!
+//! A step that is not finished, for the server ended or the last batch was refused, is cleared before the room changes
+//! again. Nobody else changes the room meanwhile: whoever stages holds the room's seat.
+
+use std::ops::Bound;
+
+use super::{log_changes, now};
+use crate::{
+    ids::{Order, Position, RoomNum, StateKeyNum},
+    schema::{
+        self,
+        state::{NowRow, StageRow, Val},
+    },
+    store::{Batch, Direction, Fault, Read},
+};
+
+/// Write at most this many keys in one part: three rows each. (Tests want several parts in small rooms.)
+pub const PART_KEYS_MAX: usize = if cfg!(test) { 8 } else { 1_500 };
+/// A step has at most this many parts.
+const PARTS_MAX: u32 = 1 << 20;
+
+/// The order of a part of a step: below the event that causes the step, above everything that was there before it.
+fn order(anchor: Position, part: u32) -> Result<Order, Fault> {
+    let from_end =
+        PARTS_MAX.checked_sub(part).and_then(|left| i32::try_from(left).ok()).filter(|left| *left > 0);
+    from_end.map(|left| Order { anchor, minor: -left }).ok_or(Fault::Corrupt("a step has too many parts"))
+}
+
+/// The step of a room that is not finished.
+pub fn find(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<StageRow>, Fault> {
+    schema::STAGE.get(read, room)
+}
+
+/// The rooms that have a step which is not finished.
+pub fn list_rooms(read: &(impl Read + ?Sized)) -> Result<Vec<RoomNum>, Fault> {
+    schema::STAGE.prefix::<()>(read, (), Direction::Up)?.map(|row| row.map(|(room, _)| room)).collect()
+}
+
+/// Begins a step, with its first part.
+pub fn begin(batch: &mut Batch, room: RoomNum, anchor: Position, makes_room: bool) {
+    schema::STAGE.put(batch, room, &StageRow { anchor, makes_room });
+}
+
+/// Part number `part` of a step: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the whole step.
+/// Gives the order that the main line ends at once the step is finished, where this part is its last.
+pub fn put_part(
+    batch: &mut Batch,
+    room: RoomNum,
+    anchor: Position,
+    part: u32,
+    changes: &[(StateKeyNum, Val)],
+) -> Result<Order, Fault> {
+    debug_assert!(changes.len() <= PART_KEYS_MAX, "a part fits a batch");
+    debug_assert!(
+        find(batch, room)?.is_some_and(|stage| stage.anchor == anchor),
+        "a part is of the step that began"
+    );
+    let order = order(anchor, part)?;
+    let mut priors = std::collections::BTreeMap::new();
+    for (key, val) in changes {
+        let prior = now(batch, room, *key)?;
+        if prior == *val {
+            continue;
+        }
+        schema::STATE_UNDO.put(batch, (room, *key, order), &prior);
+        schema::STATE_NOW.put(batch, (room, *key), &NowRow { val: *val, staged_at: Some(order) });
+        priors.insert(*key, prior);
+    }
+    let counted = priors.len() as u64;
+    log_changes(batch, room, order, priors, counted)?;
+    Ok(order)
+}
+
+/// From this batch on, what the step wrote counts.
+pub fn finish(batch: &mut Batch, room: RoomNum) {
+    schema::STAGE.delete(batch, room);
+}
+
+/// Takes back the newest part of a step that is not finished, or, when none is left, the step. Gives `true` then.
+pub fn clear_part(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
+    let Some(StageRow { anchor, .. }) = find(batch, room)? else { return Ok(true) };
+    let (low, high) = (Order { anchor, minor: i32::MIN }, Order { anchor, minor: i32::MAX });
+    let newest = {
+        let (low, high) = (Bound::Included((room, low)), Bound::Included((room, high)));
+        let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Down)?;
+        rows.next().transpose()?
+    };
+    let Some(((_, order), step)) = newest else {
+        schema::STAGE.delete(batch, room);
+        return Ok(true);
+    };
+    for (key, prior) in step.changes {
+        super::put_now(batch, room, key, prior);
+        schema::STATE_UNDO.delete(batch, (room, key, order));
+    }
+    schema::STATE_LOG.delete(batch, (room, order));
+    Ok(false)
+}
+
+/// Deletes the whole state of a room that did not come to be, and the step with it.
+pub fn clear_all(batch: &mut Batch, room: RoomNum) {
+    schema::STATE_KEY.delete_prefix::<(RoomNum,)>(batch, (room,));
+    schema::STATE_KEY_NUM.delete_prefix::<(RoomNum,)>(batch, (room,));
+    schema::STATE_NOW.delete_prefix::<(RoomNum,)>(batch, (room,));
+    schema::STATE_UNDO.delete_prefix::<(RoomNum,)>(batch, (room,));
+    schema::STATE_LOG.delete_prefix::<(RoomNum,)>(batch, (room,));
+    schema::STAGE.delete(batch, room);
+}
+
+/// The value that counts, of a row of `state_now`.
+pub(super) fn counted(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+    row: NowRow,
+) -> Result<Val, Fault> {
+    let Some(order) = row.staged_at else { return Ok(row.val) };
+    match find(read, room)? {
+        Some(stage) if stage.anchor == order.anchor => {
+            Ok(schema::STATE_UNDO.get(read, (room, key, order))?.unwrap_or(Val::Absent))
+        }
+        _ => Ok(row.val),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        ids::EventNum,
+        rooms::state::{self, Ref, tests::Bench},
+        store::{Guard, LogEntry},
+    };
+
+    type Map = BTreeMap<StateKeyNum, Val>;
+
+    const KEYS: u32 = 40;
+
+    /// The current state by every way of asking for it.
+    fn assert_current(read: &impl Read, room: RoomNum, expected: &Map) {
+        let keys: Vec<StateKeyNum> = (0..KEYS).map(StateKeyNum).collect();
+        let one_by_one = keys.iter().map(|key| (*key, now(read, room, *key).unwrap()));
+        let set: Map = one_by_one.filter(|(_, val)| *val != Val::Absent).collect();
+        assert_eq!(&set, expected);
+        let tip = state::tip(read, room).unwrap();
+        let listed: Map = state::list_current(read, room)
+            .unwrap()
+            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .collect();
+        assert_eq!(&listed, expected, "listed");
+        let full: Map = state::full(read, room, tip)
+            .unwrap()
+            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .collect();
+        assert_eq!(&full, expected, "in full");
+        for many in [state::at_many(read, room, tip, &keys), state::list_at(read, room, tip, &keys)] {
+            let many: Map =
+                keys.iter().copied().zip(many.unwrap()).filter(|(_, val)| *val != Val::Absent).collect();
+            assert_eq!(&many, expected, "many at once");
+        }
+    }
+
+    fn set(map: &mut Map, changes: &[(StateKeyNum, Val)]) {
+        for (key, val) in changes {
+            if *val == Val::Absent {
+                map.remove(key);
+            } else {
+                map.insert(*key, *val);
+            }
+        }
+    }
+
+    fn write(bench: &Bench, staged_at: Position, build: impl FnOnce(&mut Batch)) {
+        let mut batch = bench.store.batch(&Guard::alone());
+        build(&mut batch);
+        batch.stage_at(staged_at);
+        drop(bench.store.enqueue(batch).unwrap());
+        bench.store.flush().unwrap();
+    }
+
+    /// Stages a step; gives what is there when everything but its last batch is.
+    fn stage(bench: &Bench, changes: &[(StateKeyNum, Val)], old: &Map) -> Position {
+        let (room, anchor) = (bench.room, bench.store.ahead());
+        for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
+            write(bench, anchor, |batch| {
+                begin(batch, room, anchor, false);
+                put_part(batch, room, anchor, number as u32, part).unwrap();
+            });
+            assert_current(&*bench.store.snapshot(), room, old);
+            assert_current(&bench.store.batch(&Guard::alone()), room, old);
+        }
+        anchor
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_staged_step_counts_at_once_or_not_at_all(
+            steps in prop::collection::vec(
+                (prop::collection::btree_map(0..KEYS, prop::bool::weighted(0.8), 0..30), 0_u8..3), 1..8),
+        ) {
+            let bench = Bench::new();
+            let (room, mut event) = (bench.room, 0);
+            let mut told: Vec<(Order, Map)> = vec![(Order::MIN, Map::new())];
+            for (sets, how) in steps {
+                let changes: Vec<_> = sets
+                    .into_iter()
+                    .map(|(key, is_set)| {
+                        event += 1;
+                        (StateKeyNum(key), if is_set { Val::Event(EventNum(event)) } else { Val::Absent })
+                    })
+                    .collect();
+                let old = told.last().unwrap().1.clone();
+                let mut new = old.clone();
+                set(&mut new, &changes);
+                let order = if how == 0 {
+                    bench.step(&changes)
+                } else {
+                    let anchor = stage(&bench, &changes, &old);
+                    if how == 1 {
+                        // It comes to nothing.
+                        while !bench.write(|batch| clear_part(batch, room).unwrap()) {
+                            assert_current(&*bench.store.snapshot(), room, &old);
+                        }
+                        assert_current(&*bench.store.snapshot(), room, &old);
+                        new = old;
+                        bench.step(&[])
+                    } else {
+                        let before = bench.store.snapshot();
+                        let mut batch = bench.store.batch(&Guard::alone());
+                        batch.position(&LogEntry::RoomState { room });
+                        finish(&mut batch, room);
+                        batch.begin_at(anchor);
+                        let enqueued = bench.store.enqueue(batch).unwrap();
+                        prop_assert_eq!(enqueued.base, anchor);
+                        bench.store.flush().unwrap();
+                        assert_current(&*before, room, &told.last().unwrap().1);
+                        Order::live(anchor)
+                    }
+                };
+                assert_current(&*bench.store.snapshot(), room, &new);
+                told.push((order, new));
+                for (order, map) in &told {
+                    let snapshot = bench.store.snapshot();
+                    let full: Map = state::full(&*snapshot, room, Ref::Main(*order))
+                        .unwrap()
+                        .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+                        .collect();
+                    prop_assert_eq!(&full, map);
+                    for key in (0..KEYS).map(StateKeyNum) {
+                        let found = state::at(&*snapshot, room, Ref::Main(*order), key).unwrap();
+                        prop_assert_eq!(found, map.get(&key).copied().unwrap_or(Val::Absent));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_batch_of_a_step_is_refused_once_its_position_is_past() {
+        let bench = Bench::new();
+        let next = bench.step(&[]).anchor.plus(1);
+        let mut batch = bench.store.batch(&Guard::alone());
+        batch.position(&LogEntry::Server);
+        batch.begin_at(next);
+        bench.step(&[]);
+        assert!(bench.store.enqueue(batch).is_err());
+    }
+}
