@@ -27,6 +27,8 @@ use crate::{
 const USERS_MAX: usize = 500;
 /// Up to this many rooms of others are looked for one by one; where there are more, the user's own rooms are listed once.
 const LOOKUPS_MAX: usize = 64;
+/// This many rooms are looked for together.
+const LOOKUPS_AT_ONCE: usize = 16;
 
 /// The news of presence for one answer.
 #[derive(Debug, Default)]
@@ -55,7 +57,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     for change in told.values() {
         put(window, change, &mut news)?;
     }
-    let rooms = OwnRooms::read(window)?;
+    let mut rooms = OwnRooms::default();
     for change in &window.moment.presence {
         if news.told.len() >= USERS_MAX {
             break;
@@ -106,31 +108,42 @@ fn list_came(
     Ok((told, true))
 }
 
-/// The rooms that the user is in, where it is cheaper to list them than to look for each room of the others.
-struct OwnRooms(Option<BTreeSet<RoomNum>>);
+/// Finds which rooms of others the user is in. A few rooms are looked for one by one, for who shares many is found by the
+/// first of them; beyond that, the user's rooms are listed once.
+#[derive(Default)]
+struct OwnRooms {
+    looked_for: usize,
+    listed: Option<BTreeSet<RoomNum>>,
+}
 
 impl OwnRooms {
-    fn read(window: &Window<'_>) -> Result<Self, Fault> {
-        let lookups: usize = window.moment.presence.iter().map(|change| change.rooms.len()).sum();
-        if lookups <= LOOKUPS_MAX {
-            return Ok(Self(None));
-        }
-        let rooms = members::list_joined_rooms(window.read, window.ask.caller.user)?;
-        Ok(Self(Some(rooms.into_iter().collect())))
-    }
-
     /// Whether the user may be told of this change.
-    fn is_shared(&self, window: &Window<'_>, change: &Change) -> Result<bool, Fault> {
-        let own = window.ask.caller.user;
-        if change.user == own {
+    fn is_shared(&mut self, window: &Window<'_>, change: &Change) -> Result<bool, Fault> {
+        if change.user == window.ask.caller.user {
             return Ok(true);
         }
-        let shared: Vec<RoomNum> = match &self.0 {
-            Some(rooms) => change.rooms.iter().filter(|room| rooms.contains(room)).copied().collect(),
-            None => joined(window, own, &change.rooms)?,
-        };
-        // They may have left since.
-        Ok(!shared.is_empty() && !joined(window, change.user, &shared)?.is_empty())
+        for rooms in change.rooms.chunks(LOOKUPS_AT_ONCE) {
+            let shared = self.find(window, rooms)?;
+            // They may have left since.
+            if !shared.is_empty() && !joined(window, change.user, &shared)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Which of these rooms the user is in.
+    fn find(&mut self, window: &Window<'_>, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
+        let own = window.ask.caller.user;
+        if self.listed.is_none() {
+            if self.looked_for + rooms.len() <= LOOKUPS_MAX {
+                self.looked_for += rooms.len();
+                return joined(window, own, rooms);
+            }
+            self.listed = Some(members::list_joined_rooms(window.read, own)?.into_iter().collect());
+        }
+        let is_own = |room: &&RoomNum| self.listed.as_ref().is_some_and(|own| own.contains(room));
+        Ok(rooms.iter().filter(is_own).copied().collect())
     }
 }
 
