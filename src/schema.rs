@@ -35,7 +35,7 @@ use crate::{
 
 // id NAME(key => value) in Family, Domain of "owner" [, local];
 tables! {
-    /// What this server is, by name: `server_name`, `signing_key` (version and seed, base64).
+    /// The facts of this server by name: `server_name`, `signing_key` (version and seed, base64).
     9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
     // --- rooms: 10-29 ---
@@ -49,7 +49,7 @@ tables! {
     13 PLACE((RoomNum, EventNum) => Place) in Index, Room of "rooms::change";
     /// The event that has this name.
     14 EVENT_ID(EventKey => (RoomNum, EventNum)) in Index, Room of "rooms::change";
-    /// What one of our users is to a room; follows from the member event alone.
+    /// The relation of one of our users to a room; it follows from the member event alone.
     15 USER_ROOM((UserNum, RoomNum) => UserRoomRow) in Index, Room of "rooms::members";
     /// Our users who are joined or invited to a room, or knock.
     16 ROOM_USER((RoomNum, UserNum) => Membership) in Index, Room of "rooms::members";
@@ -70,7 +70,7 @@ tables! {
 
     /// Events that refer to the event of this number, by kind and by their order.
     25 RELATION((RoomNum, EventNum, RelationKind, Order) => RelationRow) in Index, Room of "rooms::relations";
-    /// What is bundled with an event: its newest edit, its thread, how many refer to it.
+    /// The bundle of an event: its newest edit, its thread, how many refer to it.
     26 RELATED((RoomNum, EventNum) => RelatedRow) in Index, Room of "rooms::relations";
     /// How many events of the thread that grows from an event a user sent.
     27 THREAD_SENDER((RoomNum, EventNum, String) => u64) in Index, Room of "rooms::relations";
@@ -86,7 +86,7 @@ tables! {
     32 STATE_NOW((RoomNum, StateKeyNum) => NowRow) in State, Room of "rooms::state";
     /// The value of a key just before it changed at this order.
     33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
-    /// What changed at an order, with the values before.
+    /// The changes at an order, with the values before.
     34 STATE_LOG((RoomNum, Order) => LogRow) in State, Room of "rooms::state";
     /// States of forks, as differences.
     35 SIDE((RoomNum, SideNum) => SideRow) in State, Room of "rooms::state";
@@ -115,13 +115,13 @@ tables! {
     56 DEVICE_TOKENS((UserNum, DeviceNum, u8, [u8; 32]) => ()) in Accounts, User of "accounts::tokens";
     /// When and from where a device was last seen. A note.
     57 DEVICE_SEEN((UserNum, DeviceNum) => Json<accounts::SeenRow>) in Notes, User of "accounts::devices";
-    /// A registration token.
+    /// A token with which one may register.
     58 REGISTRATION_TOKENS(String => Json<accounts::RegistrationTokenRow>) in Accounts, Server of "accounts::registration";
     /// A field of a local user's profile: its JSON value.
     59 PROFILES((UserNum, String) => Bytes) in Accounts, User of "accounts::profiles";
     /// Account data: room id ("" is global) and type.
     60 ACCOUNT_DATA((UserNum, String, String) => accounts::WrittenRow) in Accounts, User of "accounts::account_data";
-    /// Which account data was written at a position: room id and type. Counts only while the row still says that position.
+    /// The account data that was written at a position: room id and type. It counts only while the row still says that position.
     61 ACCOUNT_DATA_LOG((UserNum, Position) => Json<accounts::AccountDataKey>) in Accounts, User of "accounts::account_data";
     /// A filter, by its id.
     62 FILTERS((UserNum, String) => Bytes) in Accounts, User of "accounts::filters";
@@ -140,7 +140,7 @@ tables! {
     82 TO_DEVICE_TXNS((UserNum, DeviceNum, String, String) => encryption::SendProgress) in Queues, User of "encryption::to_device";
     /// When the device list of a user (of any server) last changed.
     83 DEVICE_CHANGED(String => Position) in Crypto, User of "encryption::device_lists";
-    /// Whose device list changed at a position. Counts only while DEVICE_CHANGED still says that position.
+    /// The user whose device list changed at a position. It counts only while DEVICE_CHANGED still says that position.
     84 DEVICE_LOG(Position => String) in Crypto, User of "encryption::device_lists";
     /// The signed identity keys of a device, as it uploaded them.
     85 DEVICE_KEYS((UserNum, DeviceNum) => Bytes) in Crypto, User of "encryption::keys";
@@ -148,11 +148,11 @@ tables! {
     86 ONE_TIME_KEYS((UserNum, DeviceNum, String, Position, String) => Bytes) in Crypto, User of "encryption::keys";
     /// The key of an algorithm that is given when no one-time key is left.
     87 FALLBACK_KEYS((UserNum, DeviceNum, String) => Json<encryption::FallbackRow>) in Crypto, User of "encryption::keys";
-    /// What is left of a device's keys.
+    /// The counts of what is left of a device's keys.
     88 KEY_COUNTS((UserNum, DeviceNum) => Json<encryption::KeyCounts>) in Crypto, User of "encryption::keys";
     /// When a to-device request was first carried out: milliseconds since the epoch, type, transaction id.
     89 TO_DEVICE_TXN_LOG((UserNum, DeviceNum, u64, String, String) => ()) in Queues, User of "encryption::to_device";
-    /// What waits for a device from one sender.
+    /// The messages of one sender that wait for a device.
     90 INBOX_SHARE((UserNum, DeviceNum, String) => encryption::InboxShare) in Queues, User of "encryption::inbox";
     /// The messages of an inbox that are requests for room keys: they make room when it is full.
     91 INBOX_KEY_REQUEST((UserNum, DeviceNum, Position) => ()) in Queues, User of "encryption::inbox";
@@ -184,7 +184,7 @@ tables! {
 
     /// How far a user has read a room: user id, kind, thread ("" the whole room, "main", or the root's id).
     110 RECEIPTS((RoomNum, String, receipts::ReceiptKind, String) => receipts::ReceiptRow) in Index, Room of "rooms::receipts";
-    /// Which receipt of a room was stored at a position. Counts only while the receipt still says that position.
+    /// The receipt of a room that was stored at a position. It counts only while the receipt still says that position.
     111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
     // --- rooms, more of them: 150-169 ---

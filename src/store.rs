@@ -86,7 +86,7 @@ pub enum Fault {
     Corrupt(&'static str),
     /// A row of a known table holds such bytes.
     CorruptRow {
-        /// The table's name.
+        /// The name of the table.
         table: &'static str,
         /// The fault that was found.
         why: &'static str,

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Whoever made the cause has this long to carry the job out before the timer does it, in milliseconds.
+/// The one who made the cause has this long to carry the job out before the timer does it, in milliseconds.
 const OWN_WORK_MS: u64 = 2 * 60 * 1000;
 /// A job that failed is tried again after this long, in milliseconds, and after twice as long each time ..
 const AGAIN_MS: u64 = 10_000;
@@ -92,10 +92,10 @@ pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
 /// half way.
 pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
     let (done, kept) = oneshot::channel();
-    let house = app.clone();
+    let worker = app.clone();
     app.env.spawn(async move {
-        let _run = house.running.begin(&promised);
-        drop(done.send(carry_out(&house, &promised).await));
+        let _run = worker.running.begin(&promised);
+        drop(done.send(carry_out(&worker, &promised).await));
     });
     kept.await.map_err(|_| Error::broken("the server stops"))?
 }
@@ -138,12 +138,12 @@ pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looke
 
 /// Carries a job out for which nobody waits. One that fails is put off, so that it holds no other up.
 fn carry_out_due(app: &App, due: Timer, run: Run) {
-    let house = app.clone();
+    let worker = app.clone();
     app.env.spawn(async move {
-        if let Err(error) = carry_out(&house, &due).await {
+        if let Err(error) = carry_out(&worker, &due).await {
             tracing::warn!(%error, kind = due.kind, tries = due.row.tries, "a job failed; it is tried again later");
-            let (puts_off, kind) = (house.clone(), due.kind);
-            if let Err(error) = house.env.blocking(move || put_off(&puts_off, &due)).await {
+            let (puts_off, kind) = (worker.clone(), due.kind);
+            if let Err(error) = worker.env.blocking(move || put_off(&puts_off, &due)).await {
                 tracing::error!(%error, kind, "a job that failed could not be put off");
             }
         }
@@ -200,17 +200,17 @@ pub(crate) fn begin_trimming(app: &App) -> Result<()> {
 }
 
 async fn trim_log(app: &App, timer: Timer) -> Result<()> {
-    let house = app.clone();
+    let worker = app.clone();
     let trim = move || {
-        let now_ms = house.env.now_ms();
+        let now_ms = worker.env.now_ms();
         // More to trim: again at the next look.
-        let (mut batch, again_ms) = match tail::trim(&house.store, now_ms)? {
+        let (mut batch, again_ms) = match tail::trim(&worker.store, now_ms)? {
             Some(batch) => (batch, now_ms + 1),
-            None => (house.store.batch(&Guard::own_tables()), now_ms + TRIM_AGAIN_MS),
+            None => (worker.store.batch(&Guard::own_tables()), now_ms + TRIM_AGAIN_MS),
         };
         if timer::fire(&mut batch, &timer)? {
             timer::set(&mut batch, &Job::TrimLog.timer(again_ms));
-            unless_fired(house.store.enqueue(batch))?;
+            unless_fired(worker.store.enqueue(batch))?;
         }
         Ok(())
     };

@@ -91,15 +91,15 @@ async fn write<T: Send + 'static>(
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
-    let house = app.clone();
+    let builder = app.clone();
     let built = app.env.blocking(move || {
-        let locked = lock(&house, users, server);
-        let mut batch = house.store.batch(&locked.guard);
-        let value = build(&house, &mut batch)?;
+        let locked = lock(&builder, users, server);
+        let mut batch = builder.store.batch(&locked.guard);
+        let value = build(&builder, &mut batch)?;
         if batch.row_count() == 0 {
             return Ok((value, None));
         }
-        let enqueued = house.store.enqueue(batch).map_err(refused)?;
+        let enqueued = builder.store.enqueue(batch).map_err(refused)?;
         Ok((value, Some(enqueued)))
     });
     let (value, enqueued) = built.await?;
@@ -114,15 +114,15 @@ pub(crate) async fn note_for_user(
     user: UserNum,
     build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
 ) -> Result<Option<Published>> {
-    let house = app.clone();
+    let builder = app.clone();
     let noted = app.env.blocking(move || {
-        let locked = lock(&house, vec![user], false);
-        let mut note = house.store.note(&locked.guard);
-        build(&house, &mut note)?;
+        let locked = lock(&builder, vec![user], false);
+        let mut note = builder.store.note(&locked.guard);
+        build(&builder, &mut note)?;
         if note.row_count() == 0 {
             return Ok(None);
         }
-        Ok(Some(house.store.enqueue_note(note)?))
+        Ok(Some(builder.store.enqueue_note(note)?))
     });
     noted.await
 }

@@ -235,7 +235,7 @@ pub struct RefreshTokenRow {
 /// that the answer can be given again, by nobody but who holds the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Successor {
-    /// A random seed.
+    /// A random seed, which only the store knows.
     pub seed: [u8; 32],
     /// When the access token of the pair ends, in milliseconds since the epoch.
     pub expires_ms: u64,
@@ -251,7 +251,7 @@ pub struct SeenRow {
     pub ip: Option<String>,
 }
 
-/// A registration token.
+/// A token with which one may register.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RegistrationTokenRow {
@@ -270,7 +270,7 @@ pub struct RegistrationTokenRow {
 pub struct WrittenRow {
     /// When it was written.
     pub position: Position,
-    /// The JSON object.
+    /// The JSON object as it was written.
     pub content: Bytes,
 }
 

@@ -39,9 +39,9 @@ pub const DERIVED_JOINED: &str = "\u{1}joined";
 
 /// An event that takes back what another said.
 pub const REDACTION: &str = "m.room.redaction";
-/// A message.
+/// A message that people read.
 pub const MESSAGE: &str = "m.room.message";
-/// An encrypted event.
+/// An event whose content is end-to-end encrypted.
 pub const ENCRYPTED: &str = "m.room.encrypted";
 
 /// Account data: the tags of a room.
@@ -55,11 +55,11 @@ pub const PUSH_RULES: &str = "m.push_rules";
 /// Account data: where a user means to go on reading a room.
 pub const FULLY_READ: &str = "m.fully_read";
 
-/// Relation: an edit.
+/// Relation: an edit of another event.
 pub const REPLACE: &str = "m.replace";
 /// Relation: an answer in a thread.
 pub const THREAD: &str = "m.thread";
-/// Relation: a reaction.
+/// Relation: a reaction to another event.
 pub const ANNOTATION: &str = "m.annotation";
 /// Relation: an event that speaks of another.
 pub const REFERENCE: &str = "m.reference";

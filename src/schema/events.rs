@@ -23,7 +23,7 @@ use crate::{
 /// The reference hash that names an event from room version 3 on.
 pub type EventHash = [u8; 32];
 
-/// What names an event, by the version of its room. Its id is how that version writes it.
+/// The name of an event, by the version of its room. Its id is how that version writes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKey {
     /// From version 3 on: the reference hash, which is the same in whatever room.
@@ -67,7 +67,7 @@ impl Key for EventKey {
 /// A part of an event's signed bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// Where it begins.
+    /// The offset of its first byte.
     pub start: u32,
     /// How many bytes it has; 0 when the event has no such field.
     pub length: u32,
@@ -76,13 +76,13 @@ pub struct Span {
 /// Where an event's top-level fields stand in its signed bytes. Strings include their quotes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spans {
-    /// `content`.
+    /// The value of `content`.
     pub content: Span,
-    /// `sender`.
+    /// The value of `sender`.
     pub sender: Span,
-    /// `type`.
+    /// The value of `type`.
     pub kind: Span,
-    /// `state_key`.
+    /// The value of `state_key`.
     pub state_key: Span,
     /// `redacts` beside the content (room versions before 11).
     pub redacts: Span,
@@ -93,18 +93,18 @@ pub struct Spans {
 pub struct SentBy {
     /// The device. Its number is never given to another, not even to one of the same id.
     pub device: DeviceNum,
-    /// The transaction id.
+    /// The transaction id of the request.
     pub txn: String,
     /// The day on which it was sent, since the epoch: the row of the transaction is found by it.
     pub day: u32,
 }
 
-/// What is known of an event beside its signed bytes.
+/// The facts that are known of an event beside its signed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventHeader {
     /// Its number in its room.
     pub event: EventNum,
-    /// What names it.
+    /// The key that names the event.
     pub key: EventKey,
     /// When its sender says it was made: milliseconds since the epoch.
     pub sent_ms: u64,
@@ -137,7 +137,7 @@ pub struct EventHeader {
 /// An event as it is stored: header and signed bytes (those of the redacted form once it is redacted).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRow {
-    /// What is known of it.
+    /// The facts beside the signed bytes.
     pub header: EventHeader,
     /// The signed canonical JSON.
     pub json: Bytes,
@@ -251,12 +251,12 @@ impl EventRow {
         }
     }
 
-    /// Who sent it.
+    /// The user id of who sent it.
     pub fn sender(&self) -> Cow<'_, str> {
         self.text(self.header.spans.sender).unwrap_or_default()
     }
 
-    /// Its type.
+    /// The type of the event.
     pub fn event_type(&self) -> Cow<'_, str> {
         self.text(self.header.spans.kind).unwrap_or_default()
     }
@@ -320,7 +320,7 @@ pub struct AsideRow {
     pub rejected: bool,
     /// The rule, for people.
     pub why: String,
-    /// The event.
+    /// The event that is aside.
     pub row: EventRow,
 }
 
@@ -345,7 +345,7 @@ impl Value for AsideRow {
 /// How many events a room keeps aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsideCount {
-    /// How many.
+    /// How many there are.
     pub count: u64,
     /// Up to this one they were looked at for some to forget: what is missing below was forgotten.
     pub looked_at: EventNum,

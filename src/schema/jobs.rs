@@ -21,23 +21,23 @@ pub enum Job {
     TrimLog,
     /// Tells the rooms of a user of a change of the user's: another name, or that the account is gone.
     TellRooms {
-        /// The user.
+        /// The user whose rooms are told.
         user: UserNum,
     },
     /// Carries over what a user has set for a room to the room that replaces it.
     CarryOver {
-        /// The user.
+        /// The user whose settings move.
         user: UserNum,
         /// The number of the new room.
         room: RoomNum,
-        /// The two rooms.
+        /// The ids of both rooms.
         moved: Move,
     },
     /// Forgets what an event said before it was redacted.
     ForgetOriginal {
-        /// The room.
+        /// The room of the event.
         room: RoomNum,
-        /// The event.
+        /// The event that was redacted.
         event: EventNum,
     },
     /// Sweeps what devices of a user left behind that have ended.

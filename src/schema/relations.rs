@@ -17,18 +17,18 @@ use crate::{
 pub enum RelationKind {
     /// A type of relation that the server does nothing with.
     Other = 0,
-    /// `m.annotation`: reactions.
+    /// A reaction: `m.annotation`.
     Annotation = 1,
-    /// `m.reference`
+    /// An event that speaks of another: `m.reference`.
     Reference = 2,
-    /// `m.replace`: edits.
+    /// An edit: `m.replace`.
     Replace = 3,
-    /// `m.thread`
+    /// An answer in a thread: `m.thread`.
     Thread = 4,
 }
 
 impl RelationKind {
-    /// All of them.
+    /// Each kind of relation once.
     pub const ALL: [Self; 5] = [Self::Other, Self::Annotation, Self::Reference, Self::Replace, Self::Thread];
 
     /// The kind of a `rel_type`.
@@ -64,7 +64,7 @@ pub struct RelationRow {
     pub rel_type: String,
     /// The type of the event that refers.
     pub event_type: String,
-    /// Who sent it.
+    /// The user id of who sent it.
     pub sender: String,
 }
 
@@ -93,7 +93,7 @@ impl Value for RelationRow {
 /// more than one with none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RelatedRow {
-    /// Its newest edit.
+    /// The number of its newest edit.
     pub edit: Option<EventNum>,
     /// How many events its thread has.
     pub thread_count: u64,

@@ -17,19 +17,19 @@ pub use super::events::{
     Span, Spans,
 };
 
-/// What a user is to a room.
+/// The relation of a user to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Membership {
-    /// In it.
+    /// The user is in the room.
     Join = 1,
-    /// Invited.
+    /// The user is invited to the room.
     Invite = 2,
     /// Asked to be let in.
     Knock = 3,
     /// Not in it: left, kicked, or never there.
     Leave = 4,
-    /// Kept out.
+    /// The user is kept out.
     Ban = 5,
 }
 
@@ -72,11 +72,11 @@ pub enum Resident {
 /// An event that no other event cites yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Which.
+    /// The number of the event.
     pub event: EventNum,
-    /// What names it.
+    /// The key that names the event.
     pub key: EventKey,
-    /// Its depth.
+    /// The depth of the event.
     pub depth: u64,
     /// When we stored it: milliseconds since the epoch.
     pub stored_ms: u64,
@@ -89,7 +89,7 @@ pub struct Head {
 /// A room. Rewritten with each of its events; the room's lock guards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomRow {
-    /// Its id.
+    /// The id of the room.
     pub id: OwnedRoomId,
     /// Its version, as a number: 1 to 12.
     pub version: u8,
@@ -184,10 +184,10 @@ impl RoomRow {
     }
 }
 
-/// What one of our users is to a room.
+/// The relation of one of our users to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserRoomRow {
-    /// What.
+    /// The present membership of the user.
     pub membership: Membership,
     /// The position since which it is that: a join stays where it is when only the profile changes.
     pub since: Position,
@@ -195,7 +195,7 @@ pub struct UserRoomRow {
     pub event: EventNum,
     /// The user wants to hear no more of it.
     pub forgotten: bool,
-    /// Of somebody who is not joined: where they last ceased to be; none for who never was.
+    /// The order at which somebody who is not joined last ceased to be; none for who never was.
     pub left: Option<Order>,
 }
 
@@ -240,9 +240,9 @@ impl Value for Membership {
 /// An alias of a room.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AliasRow {
-    /// The room.
+    /// The room that it names.
     pub room: RoomNum,
-    /// Who made it.
+    /// The user id of who made it.
     #[serde(default)]
     pub creator: String,
 }

@@ -57,12 +57,12 @@ impl Ref {
     }
 }
 
-/// What a state key maps to.
+/// The value of a state key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Val {
-    /// This event.
+    /// This event stands there.
     Event(EventNum),
-    /// Nothing.
+    /// Nothing stands there.
     Absent,
     /// Not known yet: the room was joined with part of its state.
     Unknown,
@@ -192,7 +192,7 @@ impl Value for StageRow {
 pub struct StateKeyRow {
     /// The event type; derived keys, which no client can set, begin with byte 0x01.
     pub event_type: String,
-    /// The state key.
+    /// The state key of the events.
     pub state_key: String,
 }
 
@@ -259,7 +259,7 @@ const ENTRY_BYTES: usize = 9;
 /// `side`: the state of a fork, as a difference to another state. Never changes what it means once written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideRow {
-    /// What it differs from.
+    /// The state from which it differs.
     pub base: Ref,
     /// 1 on the main line, one more than its base otherwise.
     pub depth: u8,
@@ -296,7 +296,7 @@ impl SideRow {
         Some((key, Val::from_code(code.0)))
     }
 
-    /// What it sets this key to; `None` where its base decides.
+    /// The value that it sets for this key; `None` where its base decides.
     pub fn find(&self, key: StateKeyNum) -> Option<Val> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
@@ -311,7 +311,7 @@ impl SideRow {
         None
     }
 
-    /// Its entries, rising.
+    /// The entries of the side state, rising.
     pub fn iter(&self) -> impl Iterator<Item = (StateKeyNum, Val)> + '_ {
         (0..self.len()).filter_map(|index| self.entry(index))
     }

@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// What commits beside a staged write met.
+    /// The worst that commits beside a staged write met.
     #[derive(Default)]
     struct Beside {
         /// The most rows in a flush.

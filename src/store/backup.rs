@@ -67,9 +67,9 @@ pub enum NotDone {
     TooNew(PathBuf),
     /// The store is in memory only.
     NotOnDisk,
-    /// The disk refused.
+    /// The disk refused to read or write.
     Io(PathBuf, io::Error),
-    /// The store failed.
+    /// The store failed meanwhile.
     Fault(Fault),
 }
 

@@ -20,7 +20,7 @@ use crate::{
 
 /// Tables write into a [`Batch`] or a [`Note`], and read there what was written.
 pub trait Write: Read {
-    /// Its rows.
+    /// The rows that it will write.
     fn writes(&mut self) -> &mut Writes;
 }
 

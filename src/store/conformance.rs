@@ -388,6 +388,30 @@ fn positions_are_consecutive_and_readers_never_stand_inside_a_batch() {
 }
 
 #[test]
+fn every_write_has_the_next_batch_number() {
+    on_both(|kit| {
+        let store = &kit.store;
+        let number = || store.snapshot().batch_number();
+        // Opening a new store wrote its first rows.
+        assert_eq!(number(), 1);
+        drop(note(store, 1, "note"));
+        store.flush().unwrap();
+        assert_eq!(number(), 2);
+        let ended = store.snapshot().upto();
+        assert_eq!(store.begin_incarnation(0, ended).unwrap(), 1);
+        assert_eq!((number(), store.incarnation()), (3, 1));
+        let first = Position::first_of_incarnation(1);
+        assert_eq!(store.snapshot().upto(), first);
+        let mut batch = store.batch(&Guard::alone());
+        batch.position(&LogEntry::Server);
+        assert_eq!(store.enqueue(batch).unwrap().base, first.plus(1));
+        store.flush().unwrap();
+        assert_eq!(number(), 4);
+        assert_eq!(store.clamp(Position::new(5).unwrap()), ended, "what was seen of the old life is cut off");
+    });
+}
+
+#[test]
 fn notes_take_no_position_and_wait_for_no_sync() {
     on_both(|kit| {
         let store = &kit.store;

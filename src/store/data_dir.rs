@@ -28,7 +28,7 @@ pub struct DataDir {
 pub enum NotHeld {
     /// A server, or a command, is at work in it.
     InUse(PathBuf),
-    /// The disk refused.
+    /// The disk refused to read or write.
     Io(PathBuf, io::Error),
 }
 

@@ -42,7 +42,7 @@ pub enum Family {
 pub const STATE_PREFIX_BYTES: usize = 13;
 
 impl Family {
-    /// All families.
+    /// Each of the families once.
     pub const ALL: [Self; 8] = [
         Self::Events,
         Self::State,

@@ -43,7 +43,7 @@ impl Encoder {
     }
 }
 
-/// Bytes being read.
+/// The bytes of a key or a value that are still to be read.
 #[derive(Debug, Clone, Copy)]
 pub struct Decoder<'a>(pub &'a [u8]);
 
@@ -59,7 +59,7 @@ impl<'a> Decoder<'a> {
         self.take(N)?.try_into().map_err(|_| Fault::Corrupt("a row ends early"))
     }
 
-    /// The next byte.
+    /// Takes the next byte.
     pub fn byte(&mut self) -> Result<u8, Fault> {
         self.array::<1>().map(|[byte]| byte)
     }
@@ -90,7 +90,7 @@ pub trait Key: Sized {
     /// The domain whose number a key begins with: of a room, or of a user. A batch may then write the rows of those rooms or
     /// users only whose locks its guard holds.
     const LEADS: Option<Domain> = None;
-    /// Appends the key.
+    /// Appends the bytes of the key.
     fn encode_key(key: Self::Ref<'_>, to: &mut Encoder);
     /// Reads the key back.
     fn decode_key(from: &mut Decoder<'_>) -> Result<Self, Fault>;
@@ -271,7 +271,7 @@ impl Key for () {
 
 /// A value of a row. It begins with the version of its layout: an old one is read, the newest is written.
 pub trait Value: Sized {
-    /// Appends the value.
+    /// Appends the bytes of the value.
     fn encode(&self, to: &mut Encoder);
     /// Reads the value back.
     fn decode(bytes: Bytes) -> Result<Self, Fault>;

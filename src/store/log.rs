@@ -15,44 +15,44 @@ use crate::{
 pub enum LogEntry {
     /// A room accepted an event.
     Event {
-        /// The room.
+        /// The room that accepted it.
         room: RoomNum,
         /// The event's number in it.
         event: EventNum,
     },
     /// A room's current state changed with no event of its own at this position.
     RoomState {
-        /// The room.
+        /// The room whose state changed.
         room: RoomNum,
     },
     /// Receipts in a room moved.
     Receipts {
-        /// The room.
+        /// The room of the receipts.
         room: RoomNum,
     },
     /// An account came to be or changed: profile, password, admin, deactivation.
     Account {
-        /// The user.
+        /// The user who has the account.
         user: UserNum,
     },
     /// Account data of a user, global or of a room, changed; push rules are account data too.
     AccountData {
-        /// The user.
+        /// The user who keeps it.
         user: UserNum,
     },
     /// A device came, changed or went.
     Device {
-        /// The user.
+        /// The user who has the device.
         user: UserNum,
     },
     /// A message waits for a device.
     ToDevice {
-        /// The user.
+        /// The user who has the device.
         user: UserNum,
     },
     /// The device list or the keys of a user changed.
     DeviceList {
-        /// The user.
+        /// The user who has the devices.
         user: UserNum,
     },
     /// Something of the server as a whole changed: aliases, the directory, registration tokens.

@@ -15,11 +15,11 @@ use crate::store::{
 /// waiting for the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Domain {
-    /// The room's turn.
+    /// The turn of a room.
     Room,
-    /// The user's lock.
+    /// The lock of a user.
     User,
-    /// The server's lock.
+    /// The lock of the server.
     Server,
     /// No lock: the store's own tables. The queue orders the log, a reader alone moves its cursor, and a timer is taken by
     /// whoever finds it as expected.
@@ -31,7 +31,7 @@ pub enum Domain {
 pub struct Table<K, V> {
     /// The first byte of each key; unique over all families.
     pub id: u8,
-    /// The column family.
+    /// The column family of its rows.
     pub family: Family,
     /// The name that errors and metrics call it by.
     pub name: &'static str,
@@ -213,7 +213,7 @@ impl<K: Key, V: Value> Table<K, V> {
         key
     }
 
-    /// Writes the row.
+    /// Writes a row of this key.
     pub fn put(&self, to: &mut impl Write, key: K::Ref<'_>, value: &V) {
         let mut bytes = Encoder::default();
         value.encode(&mut bytes);

@@ -17,7 +17,7 @@ pub type CheckRow = fn(&[u8], Bytes) -> Result<(), Fault>;
 pub struct TableInfo {
     /// The first byte of each key.
     pub id: u8,
-    /// The column family.
+    /// The column family of its rows.
     pub family: Family,
     /// The name that errors and metrics call it by.
     pub name: &'static str,

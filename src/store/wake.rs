@@ -12,7 +12,7 @@ pub enum Wake {
     Users(Arc<[UserNum]>),
     /// A user is no longer in a room: nobody is shown that they type there.
     Left {
-        /// The room.
+        /// The room that was left.
         room: RoomNum,
         /// The user, who may be of another server.
         user_id: String,

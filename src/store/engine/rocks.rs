@@ -40,7 +40,7 @@ pub struct EngineBytes {
 
 /// All memtables together: eight families at RocksDB's defaults would take gigabytes.
 const MEMTABLES_BYTES_MAX: usize = 32 << 20;
-/// One family's memtable.
+/// The memtable of one family has at most this many bytes.
 const MEMTABLE_BYTES_MAX: usize = 12 << 20;
 /// The write-ahead log: it bounds how long a start after a crash takes. Idle families would pin it for ever.
 const WAL_BYTES_MAX: u64 = 64 << 20;
