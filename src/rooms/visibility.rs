@@ -381,9 +381,9 @@ impl Sight {
         Ok(is_open)
     }
 
-    /// Where the user ceased to be joined for the first time; `None` if they never did. Where they changed their membership
-    /// too often to look at it all, the answer is too late.
-    fn first_left(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+    /// Where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did. Of changes of
+    /// membership beyond a bound the oldest are not looked at.
+    fn first_stay(&mut self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.member.load(read, self.room)?;
         let mut changes: Vec<(Order, Val)> = self.member.changes.clone();
         if self.member.low > Order::MIN {
@@ -391,11 +391,15 @@ impl Sight {
         }
         let afters: Vec<Val> =
             changes.iter().skip(1).map(|(_, before)| *before).chain([self.member.now]).collect();
+        let mut joined = None;
         for ((order, before), after) in changes.into_iter().zip(afters) {
-            if self.membership_in(read, before)? == Membership::Join
-                && self.membership_in(read, after)? != Membership::Join
-            {
-                return Ok(Some(order));
+            let was_in = self.membership_in(read, before)? == Membership::Join;
+            let is_in = self.membership_in(read, after)? == Membership::Join;
+            if is_in || was_in {
+                joined = joined.or(Some(order));
+            }
+            if was_in && !is_in {
+                return Ok(joined.filter(|_| order < end));
             }
         }
         Ok(None)
@@ -489,9 +493,9 @@ impl Reader {
         self.sight.borrow_mut().end(read)
     }
 
-    /// Where the user ceased to be joined for the first time; `None` if they never did.
-    pub fn first_left(&self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
-        self.sight.borrow_mut().first_left(read)
+    /// Where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.
+    pub fn first_stay(&self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
+        self.sight.borrow_mut().first_stay(read, end)
     }
 
     /// Whether an event is a member event of the user's own.

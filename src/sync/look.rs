@@ -202,12 +202,12 @@ pub(crate) fn place(
     let standing = match user_row.membership {
         _ if window.since.is_none() => Standing::New,
         Membership::Join if user_row.since > window.from => {
-            Standing::Returns(reader.first_left(window.read)?.map(|left| left.min(known)))
+            Standing::Returns(reader.first_stay(window.read, Order::MAX)?)
         }
         Membership::Leave | Membership::Ban => match reader.joined_until() {
             // Who joined and left since then was never told of the room, or of an earlier stay.
             Some(left) if left > known && !collect::was_joined_at(window, num, window.from)? => {
-                Standing::Returns(reader.first_left(window.read)?.filter(|first| *first < left))
+                Standing::Returns(reader.first_stay(window.read, left)?)
             }
             _ => Standing::Knows(known),
         },

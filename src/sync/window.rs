@@ -160,7 +160,7 @@ pub(crate) enum Standing {
     /// The client begins: it knows nothing.
     New,
     /// The client is told of the room anew. If the user was there before, the client may still hold what it was told at any
-    /// time since here: which of the stays since then it was told of is not known.
+    /// time since they first came, which was here: how much of the stays since then it was told is not known.
     Returns(Option<Order>),
     /// The client knows everything up to here.
     Knows(Order),
