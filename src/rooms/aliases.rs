@@ -65,13 +65,14 @@ pub(crate) fn remove(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow) {
 }
 
 /// Checks the aliases that a new `m.room.canonical_alias` adds: each must be an alias (400 `M_INVALID_PARAM`), and name
-/// this room (400 `M_BAD_ALIAS`).
+/// this room (400 `M_BAD_ALIAS`), or be the one that is promised to it.
 pub fn check_canonical(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     server: &ServerName,
     content: &CanonicalJsonObject,
     old: Option<&str>,
+    promised: Option<&RoomAliasId>,
 ) -> Result<()> {
     let old: CanonicalJsonObject = old.and_then(|old| serde_json::from_str(old).ok()).unwrap_or_default();
     let known = named(&old).unwrap_or_default();
@@ -82,7 +83,7 @@ pub fn check_canonical(
         if parsed.server_name() != server {
             return Err(bad("is an alias of another server, which cannot be asked.").into());
         }
-        if find(read, parsed)?.is_none_or(|row| row.room != room) {
+        if promised != Some(parsed) && find(read, parsed)?.is_none_or(|row| row.room != room) {
             return Err(bad("does not name this room.").into());
         }
     }

@@ -89,6 +89,7 @@ impl Plan {
         invite.dedup();
         invite.retain(|user| *user != creator.user_id);
         let alias = request.room_alias_name.map(|name| alias(server, &name)).transpose()?;
+        let creator = Author { names: alias.clone(), ..creator };
         let mut plan = Self {
             creator,
             version,

@@ -2,10 +2,13 @@
 //!
 //! The authorization rules of a room leave much open that the specification asks of a server for its own users: guests enter
 //! only where guests may, nobody vouches for themselves, an alias that a room calls its own names that room. Each event of
-//! ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room; `tests/tidy.rs` sees to
-//! it that no other way exists.
+//! ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room: `Change::add` is not
+//! visible outside `rooms`.
 
-use ruma::{CanonicalJsonObject, OwnedRoomId, OwnedUserId, ServerName, UserId, api::error::ErrorKind};
+use ruma::{
+    CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, ServerName, UserId,
+    api::error::ErrorKind,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -34,11 +37,13 @@ pub struct Author {
     pub user_id: OwnedUserId,
     /// Guests may do less than users.
     pub is_guest: bool,
+    /// The alias that the room gets with what it is made with: it names the room once that is accepted.
+    pub names: Option<OwnedRoomAliasId>,
 }
 
 impl From<&Caller> for Author {
     fn from(caller: &Caller) -> Self {
-        Self { user: caller.user, user_id: caller.user_id.clone(), is_guest: caller.is_guest }
+        Self { user: caller.user, user_id: caller.user_id.clone(), is_guest: caller.is_guest, names: None }
     }
 }
 
@@ -46,7 +51,7 @@ impl Author {
     /// The author behind an account, for what the server does in a user's name without being asked.
     pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self> {
         let row = users::require(read, user)?;
-        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest })
+        Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest, names: None })
     }
 }
 
@@ -133,7 +138,8 @@ fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft:
         "m.room.canonical_alias" => {
             let old = change.state(&draft.kind, draft.state_key.as_deref().unwrap_or_default())?;
             let old = old.as_ref().map(|event| event.parsed.content.get());
-            aliases::check_canonical(&change.batch, change.num, server, &draft.content, old)
+            let names = author.names.as_deref();
+            aliases::check_canonical(&change.batch, change.num, server, &draft.content, old, names)
         }
         _ => Ok(()),
     }
