@@ -15,28 +15,28 @@ pub use sections::{
 };
 pub use size::Size;
 
-/// Everything that can be set.
+/// All settings of a server, one field a section of `conduit.toml`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Who this server is.
+    /// The name of this server, and how clients reach it.
     pub server: Server,
     /// The addresses where it listens.
     #[serde(rename = "listener")]
     pub listeners: Vec<Listener>,
-    /// Who may make an account.
+    /// Says who may make an account, and how.
     pub registration: Registration,
     /// How passwords are kept.
     pub passwords: Passwords,
     /// How new rooms are made.
     pub rooms: Rooms,
-    /// Whether users see who is online.
+    /// Says whether users see who is online.
     pub presence: Presence,
     /// How the store keeps data.
     pub storage: Storage,
-    /// How it meets other servers.
+    /// Says whether rooms are shared with other servers, and whom it trusts there.
     pub federation: Federation,
-    /// Requests this server makes.
+    /// Bounds of the requests that this server makes itself.
     pub outbound: Outbound,
     /// How much clients may ask for.
     pub limits: Limits,

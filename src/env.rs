@@ -1,4 +1,4 @@
-//! The doors: clock, randomness, tasks and blocking work come in here and nowhere else.
+//! The doors to the machine: clock, randomness, tasks and blocking work come in here and nowhere else.
 //!
 //! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
@@ -15,25 +15,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::{Error, Result};
 
-/// A caller for whom a queue has no room tries again after this time.
+/// A caller who finds a queue full is told to try again after this time.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
 
-/// Calls that read or write the store and end soon; at most this many run at once.
+/// At most this many of the calls run at once that read or write the store and end soon.
 const SHORT_CALLS_MAX: usize = 32;
-/// Calls that write what waits for rooms' turns; at most this many run at once. They have places of their own: one sender into
-/// forty rooms leaves the places of those who read alone.
+/// At most this many calls run at once that write what waits for rooms' turns. They have places of their own, so that one
+/// sender into forty rooms takes no place from those who read.
 const WRITING_CALLS_MAX: usize = 16;
 
 /// Calls that may take long, by what they do: each kind has threads and a queue of its own, so that none waits for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Long {
-    /// It hashes a password.
+    /// The call hashes a password.
     Password,
-    /// It searches text or directories.
+    /// The call searches text or directories.
     Search,
-    /// It resolves the state of a room.
+    /// The call resolves the state of a room.
     Resolution,
-    /// It copies or checks the whole store.
+    /// The call copies or checks the whole store.
     Maintenance,
 }
 
@@ -62,7 +62,7 @@ impl Long {
 /// The threads and the queue of one kind of long calls.
 struct Pool {
     running: Semaphore,
-    /// A call holds a permit of this from when it is asked for until it ends, so that few wait.
+    /// A call holds a permit from the moment it is asked for until it ends, which bounds the number that wait.
     room: Semaphore,
 }
 
@@ -85,7 +85,7 @@ struct Inner {
     began: Instant,
     rng: Mutex<ChaCha20Rng>,
     tasks: TaskTracker,
-    /// Drops every task where it stands.
+    /// Cancelled to drop every task where it stands.
     killed: CancellationToken,
     short: Arc<Semaphore>,
     writing: Arc<Semaphore>,
@@ -108,7 +108,7 @@ impl Env {
         Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms), Duration::ZERO)
     }
 
-    /// The same, with a disk whose writes take up to `disk_takes_max` each, as the seed has it.
+    /// Like [`Env::simulated`], with a disk whose writes take up to `disk_takes_max` each, as the seed has it.
     pub fn simulated_with_disk(seed: u64, began_ms: u64, disk_takes_max: Duration) -> Self {
         Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms), disk_takes_max)
     }
@@ -178,7 +178,7 @@ impl Env {
         tokio::time::sleep(duration).await;
     }
 
-    /// Waits as long as a write of the simulated disk takes; not at all for a real one.
+    /// Waits as long as a write of the simulated disk takes; for a real disk it does not wait.
     pub async fn disk(&self) {
         let takes_us = u64::try_from(self.0.disk_takes_max.as_micros()).unwrap_or(u64::MAX);
         if takes_us > 0 {
@@ -213,7 +213,7 @@ impl Env {
         }));
     }
 
-    /// Starts a thread that drives one future: for what must not wait behind other tasks. A task, in a simulation.
+    /// Starts a thread that drives one future, for work that must not wait behind other tasks. In a simulation it is a task.
     pub fn spawn_thread<F: Future<Output = ()> + Send + 'static>(&self, name: &str, task: F) -> Result<()> {
         if self.is_simulated() {
             self.spawn(task);
@@ -238,7 +238,7 @@ impl Env {
         self.run(&self.0.short, call).await
     }
 
-    /// Starts a plain function that writes what waits, off the async threads; nobody waits for it.
+    /// Starts a plain function that writes what waits for a room's turn, off the async threads; nobody waits for it.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     pub fn spawn_writing(&self, call: impl FnOnce() + Send + 'static) {
         if self.is_simulated() {
@@ -268,8 +268,8 @@ impl Env {
         }
     }
 
-    /// Like [`Env::blocking`], for what may take long: it cannot starve point reads, nor long calls of another kind. Errors:
-    /// also busy, where too many of its kind wait already.
+    /// Like [`Env::blocking`], for calls that may take long: they starve neither short calls nor long calls of another kind.
+    /// Errors: as there, and [`Error::Busy`] where too many calls of this kind wait already.
     pub async fn blocking_long<T: Send + 'static>(
         &self,
         kind: Long,
@@ -332,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    /// Real threads, which wait for each other and for no clock.
+    /// A runtime of real threads, which wait for each other and for no clock.
     #[tokio::test]
     async fn long_calls_of_one_kind_wait_for_none_of_another_and_their_queue_has_an_end() {
         let env = Env::real().unwrap();
@@ -372,7 +372,7 @@ mod tests {
         let stopped = Arc::new(Mutex::new(stopped));
         for _ in 0..2 * SHORT_CALLS_MAX {
             let stopped = Arc::clone(&stopped);
-            // It ends when `stop` is dropped.
+            // The call ends when `stop` is dropped.
             env.spawn_writing(move || stopped.lock().recv().unwrap_or(()));
         }
         let read = tokio::time::timeout(Duration::from_secs(60), env.blocking(|| Ok(7))).await;

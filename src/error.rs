@@ -10,21 +10,21 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Who is at fault.
 #[derive(Debug)]
 pub enum Error {
-    /// The caller: answered as it is.
+    /// The caller is at fault, and the refusal is answered as it is.
     Refused(Box<Refusal>),
-    /// Another server, which answered wrongly or not at all.
+    /// Another server is at fault: it answered wrongly or not at all.
     Remote {
-        /// The server's name.
+        /// The name of the server that is at fault.
         server: String,
-        /// The log says this of what the server did.
+        /// A sentence for the log on what that server did.
         cause: String,
     },
-    /// Nobody: try again later.
+    /// Nobody is at fault: there is no room now, and the caller may try again later.
     Busy {
-        /// When it makes sense to try again.
+        /// The time to wait before it makes sense to try again.
         retry_after: Duration,
     },
-    /// We ourselves: answered as 500 without details, and logged with its cause.
+    /// We ourselves are at fault: it is answered as 500 without details, and logged with its cause.
     Broken(Cause),
 }
 
@@ -33,12 +33,12 @@ pub enum Error {
 pub struct Refusal {
     /// Matrix's error code, with the fields that belong to it.
     pub kind: ErrorKind,
-    /// A sentence for a person. Holds no secret.
+    /// A sentence for a person, which names the field and what to do. It holds no secret.
     pub message: String,
-    /// Where the code alone does not decide the status of the answer.
+    /// The reason for another status of the answer; without one the code decides the status.
     pub exception: Option<Exception>,
-    /// Where set, the whole JSON body of the answer, in place of `errcode` and `error` (user-interactive
-    /// authentication answers 401 with flows).
+    /// The whole JSON body of the answer, in place of `errcode` and `error`, where they do not say enough: user-interactive
+    /// authentication answers 401 with flows.
     pub body: Option<serde_json::Value>,
 }
 
@@ -69,49 +69,49 @@ impl Refusal {
         Self { kind, message: message.into(), exception: None, body: None }
     }
 
-    /// With another status than its code usually has.
+    /// Answers the refusal with another status than its code usually has.
     #[must_use]
     pub fn exception(mut self, exception: Exception) -> Self {
         self.exception = Some(exception);
         self
     }
 
-    /// 403 `M_FORBIDDEN`.
+    /// A refusal with status 403 and code `M_FORBIDDEN`: the caller may not do this.
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Forbidden, message)
     }
 
-    /// 404 `M_NOT_FOUND`.
+    /// A refusal with status 404 and code `M_NOT_FOUND`: there is no such thing, or the caller may not know of it.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
     }
 
-    /// 400 `M_INVALID_PARAM`.
+    /// A refusal with status 400 and code `M_INVALID_PARAM`: a parameter has a value that it cannot have.
     pub fn invalid_param(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidParam, message)
     }
 
-    /// 400 `M_BAD_JSON`.
+    /// A refusal with status 400 and code `M_BAD_JSON`: the body is JSON, but not of the shape that the endpoint takes.
     pub fn bad_json(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::BadJson, message)
     }
 
-    /// 400 `M_MISSING_PARAM`.
+    /// A refusal with status 400 and code `M_MISSING_PARAM`: a parameter that the endpoint needs is not there.
     pub fn missing_param(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::MissingParam, message)
     }
 
-    /// 404 `M_UNRECOGNIZED`.
+    /// A refusal with status 404 and code `M_UNRECOGNIZED`: this server has no such endpoint.
     pub fn unrecognized(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unrecognized, message)
     }
 
-    /// 429 `M_LIMIT_EXCEEDED`.
+    /// A refusal with status 429 and code `M_LIMIT_EXCEEDED`: the caller asks too often and may ask again after this time.
     pub fn too_fast(retry_after: Duration) -> Self {
         Self::new(limit_exceeded(retry_after), "Too many requests. Try again later.")
     }
 
-    /// 413 `M_TOO_LARGE`.
+    /// A refusal with status 413 and code `M_TOO_LARGE`: the request, or the event made from it, is too large.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::TooLarge, message)
     }

@@ -1,4 +1,4 @@
-//! Writing JSON.
+//! This writes the JSON of answers and events.
 //!
 //! Answers and events are put together from two things: text, which is escaped here, and JSON that was checked when it came
 //! in, which goes in as it is. Nothing is parsed and serialised a second time, and nothing that a person wrote can end a
@@ -15,14 +15,14 @@ use serde_json::value::RawValue;
 pub struct JsonText(String);
 
 impl JsonText {
-    /// A string, escaped.
+    /// A JSON string that says this text; whatever has to be escaped in it is.
     pub fn string(text: &str) -> Self {
         let mut json = String::with_capacity(text.len() + 2);
         push_string(&mut json, text);
         Self(json)
     }
 
-    /// A list of JSON values.
+    /// A JSON list of these values, in their order.
     pub fn list<'a, J: Into<JsonRef<'a>>>(items: impl IntoIterator<Item = J>) -> Self {
         let mut json = String::from("[");
         push_items(&mut json, items);
@@ -69,7 +69,7 @@ impl From<JsonText> for Bytes {
 pub struct JsonRef<'a>(&'a str);
 
 impl<'a> JsonRef<'a> {
-    /// What a row holds: it was checked before it was stored. Bytes that are no text are read as `null`.
+    /// JSON from a row, which was checked before it was stored. Bytes that are no text are read as `null`.
     pub fn stored(bytes: &'a [u8]) -> Self {
         let json = std::str::from_utf8(bytes).unwrap_or("null");
         debug_assert!(
@@ -108,7 +108,7 @@ impl Object {
         Self(String::from("{"))
     }
 
-    /// An object without fields, with room for so many bytes.
+    /// An object without fields, with memory for this many bytes.
     pub fn with_capacity(byte_count: usize) -> Self {
         let mut json = String::with_capacity(byte_count);
         json.push('{');
@@ -177,7 +177,7 @@ impl Object {
         self.0.push(']');
     }
 
-    /// The object, whole.
+    /// Ends the object and gives its JSON.
     pub fn finish(mut self) -> JsonText {
         self.0.push('}');
         JsonText(self.0)

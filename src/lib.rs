@@ -3,7 +3,7 @@
 //! The modules stand in one line; a module uses only what stands above it here (`tests/tidy.rs` checks this).
 //! `docs/architecture.md` walks through the house.
 
-// Values and doors.
+// These hold values without behaviour, and the doors through which the outside comes in.
 pub mod ids;
 pub mod json;
 pub mod error;
@@ -11,7 +11,7 @@ pub mod config;
 pub mod env;
 pub mod metrics;
 
-// Plain functions over a snapshot or a batch.
+// These are plain functions over a snapshot or a batch; none of them waits.
 pub mod store;
 pub mod schema;
 pub mod accounts;
@@ -20,12 +20,12 @@ pub mod encryption;
 pub mod push;
 pub mod search;
 
-// Async begins here: waiting, and use cases.
+// From here on functions may wait: for news, and for the steps of a use case.
 pub mod sync;
 pub mod flows;
 
-// HTTP in and out.
+// This reads HTTP requests and writes the answers.
 pub mod api;
 
-// All of it together.
+// This puts all of it together and runs it.
 pub mod server;

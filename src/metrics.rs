@@ -24,7 +24,7 @@ use prometheus_client::{
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
 
-/// Which requests: method, route template, status.
+/// The labels of a count of requests: method, template of the route, status of the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: String,
@@ -75,7 +75,7 @@ struct Inner {
     to_device_dropped: Family<ReasonLabels, Counter>,
 }
 
-/// From 0.1 ms to 26 s.
+/// The buckets of times, in seconds: from 0.1 ms to 26 s, each four times the one before.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 4.0, 10))
 }
@@ -87,7 +87,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All figures at zero.
+    /// Makes the figures of a server that starts: all of them are zero.
     pub fn new() -> Self {
         let mut inner = Inner {
             registry: Registry::with_prefix("aqueduct"),
@@ -114,7 +114,7 @@ impl Metrics {
         Self(Arc::new(inner))
     }
 
-    /// A request was answered.
+    /// Counts a request that was answered with this status after this time.
     pub fn request(&self, method: &http::Method, route: &'static str, status: u16, took: Duration) {
         // Methods come from outside: only those that are routed get a series of their own.
         let method = match *method {
@@ -134,27 +134,27 @@ impl Metrics {
         self.0.panics.inc();
     }
 
-    /// A request was refused because its kind came too fast.
+    /// Counts a request that was refused because requests of its kind came too fast.
     pub fn rate_limited(&self, route: &'static str) {
         self.0.rate_limited.get_or_create(&RouteLabels { route }).inc();
     }
 
-    /// This many messages did not reach their device, or left its inbox unread, for this reason.
+    /// Counts messages that, for this reason, did not reach their device or left its inbox unread.
     pub fn to_device_dropped(&self, reason: &'static str, count: usize) {
         self.0.to_device_dropped.get_or_create(&ReasonLabels { reason }).inc_by(count as u64);
     }
 
-    /// A connection was opened (1) or closed (-1).
+    /// Counts a connection that was opened (1) or closed (-1).
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
     }
 
-    /// The bodies and answers in memory grew by this many bytes, or shrank.
+    /// Adds to the bytes of bodies and answers in memory; a number below zero takes away.
     pub fn bytes_in_flight(&self, change: i64) {
         self.0.bytes_in_flight.inc_by(change);
     }
 
-    /// The store wrote what had gathered.
+    /// Counts one flush of the store: its batches, rows, bytes and time.
     pub fn flush(&self, batches: usize, rows: usize, bytes: usize, synced: bool, took: Duration) {
         self.0.flush_batches.observe(batches as f64);
         self.0.flush_rows.observe(rows as f64);
@@ -165,26 +165,26 @@ impl Metrics {
         }
     }
 
-    /// How many items wait in this queue now.
+    /// Sets the number of items that wait in this queue now.
     pub fn queue_depth(&self, queue: &'static str, depth: usize) {
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
         self.0.queue_depth.get_or_create(&QueueLabels { queue }).set(depth);
     }
 
-    /// A cache was asked.
+    /// Counts a lookup in a cache, by whether it found something.
     pub fn cache(&self, cache: &'static str, hit: bool) {
         let family = if hit { &self.0.cache_hits } else { &self.0.cache_misses };
         family.get_or_create(&CacheLabels { cache }).inc();
     }
 
-    /// States of a room were resolved; so many events and headers were read for that.
+    /// Counts a resolution of a room's states, with the events and headers that were read for it.
     pub fn resolution(&self, took: Duration, events: usize) {
         self.0.resolutions.inc();
         self.0.resolution_seconds.observe(took.as_secs_f64());
         self.0.resolution_events.observe(events as f64);
     }
 
-    /// All figures, in the text format of OpenMetrics.
+    /// Writes all figures in the text format of OpenMetrics.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing into a String cannot fail; were it to, what was written is shown.

@@ -1,4 +1,4 @@
-//! Checks what a type alone does not say about a setting.
+//! Checks of settings that their types alone cannot make: bounds, and how settings fit together.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use ruma::RoomVersionId;
 
 use crate::config::{Bucket, Config, Size};
 
-/// A setting, and what it should be.
+/// A setting that is wrong, and what it should be.
 type Wrong = (String, String);
 
 /// The room versions that rooms may have here.
@@ -24,7 +24,7 @@ pub const ROOM_VERSIONS: [RoomVersionId; 10] = [
     RoomVersionId::V12,
 ];
 
-/// The first setting that is wrong.
+/// Finds the first setting that is wrong.
 pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     server(config)?;
     listeners(config)?;

@@ -1,4 +1,4 @@
-//! Reading `conduit.toml` and the environment. What is wrong is refused with file, line, key and what was expected.
+//! Reads `conduit.toml` and the environment. A wrong setting is refused with file, line, key and what was expected.
 
 use std::{fmt, ops::Range, path::Path};
 
@@ -12,10 +12,10 @@ use crate::config::{Config, check};
 /// The beginning of the names of environment variables that override settings: `AQUEDUCT_SERVER__NAME`.
 pub const ENVIRONMENT_PREFIX: &str = "AQUEDUCT_";
 
-/// Why settings are refused.
+/// The reason why settings are refused, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// `conduit.toml, line 3` or `environment variable AQUEDUCT_SERVER__NAME`.
+    /// The place of the setting: `conduit.toml, line 3` or `environment variable AQUEDUCT_SERVER__NAME`.
     pub place: String,
     /// The setting, as in `server.name`; empty where the text is not TOML at all.
     pub key: String,
@@ -50,7 +50,7 @@ impl Config {
         Self::parse(&path.display().to_string(), &text, environment)
     }
 
-    /// Like [`Config::load`], for text at hand.
+    /// Like [`Config::load`], for the text of a file that is in memory already.
     pub fn parse(
         file: &str,
         text: &str,
@@ -130,7 +130,7 @@ fn key_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
     String::new()
 }
 
-/// Where this dotted key stands. Arrays of tables are entered by number, as in `listener.0.address`.
+/// The place where this dotted key stands. Arrays of tables are entered by number, as in `listener.0.address`.
 fn find(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
     let (name, rest) = key.split_once('.').unwrap_or((key, ""));
     let (place, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
@@ -158,7 +158,7 @@ fn overrides(environment: impl IntoIterator<Item = (String, String)>) -> Vec<(St
     found
 }
 
-/// Variables that begin like ours and set nothing: mistyped, most likely.
+/// Lists variables that begin like ours and set nothing, because they are most likely mistyped.
 pub fn list_unknown_variables(environment: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
     let all: Vec<_> = environment.into_iter().collect();
     let known: Vec<_> = overrides(all.clone()).into_iter().map(|(name, _)| name).collect();
@@ -213,7 +213,7 @@ fn put(table: &mut Table, key: &[String], value: Value) {
                         put(item, rest, value);
                     }
                 }
-                // Something else stands where a section should; the section is what is meant.
+                // Something else stands where a section should; the variable means the section, so it replaces that.
                 other => {
                     let mut below = Table::new();
                     put(&mut below, rest, value);

@@ -15,15 +15,15 @@ use crate::config::Size;
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// The part after the colon in the ids of its users. Fixed once data exists.
+    /// The part after the colon in the ids of its users. It cannot change once data exists, because stored ids contain it.
     pub name: OwnedServerName,
-    /// Where everything is kept.
+    /// The directory that holds everything the server keeps.
     pub data_dir: PathBuf,
-    /// How clients reach it; `/.well-known/matrix/client` says so.
+    /// The URL by which clients reach the server; `/.well-known/matrix/client` says it.
     pub public_base_url: String,
 }
 
-/// One `[[listener]]`.
+/// `[[listener]]`: an address where the server listens; each has a section of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listener {
@@ -33,10 +33,10 @@ pub struct Listener {
     /// The path of a Unix socket; not together with `address`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unix: Option<PathBuf>,
-    /// Serve TLS with this certificate.
+    /// The certificate with which it serves TLS; without one it serves plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// Believe the last address of `X-Forwarded-For`: behind a reverse proxy only.
+    /// Whether the last address of `X-Forwarded-For` is believed. Anybody can write that header, so only behind a reverse proxy.
     pub behind_proxy: bool,
 }
 
@@ -54,11 +54,11 @@ pub struct Tls {
 #[derive(Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registration {
-    /// Who may register.
+    /// Who may register an account.
     pub mode: RegistrationMode,
     /// Whether guests may come in without an account.
     pub guests: bool,
-    /// Not empty: whoever knows it may register over `/_synapse/admin/v1/register`.
+    /// A secret with which one may register over `/_synapse/admin/v1/register`; where it is empty, nobody may.
     pub shared_secret: String,
 }
 
@@ -76,12 +76,12 @@ impl std::fmt::Debug for Registration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RegistrationMode {
-    /// Nobody; the operator makes accounts.
+    /// Nobody may register; the operator makes accounts.
     Closed,
-    /// Who has a registration token.
+    /// Only who has a registration token may register.
     #[default]
     Token,
-    /// Everybody may register.
+    /// Everybody who can reach the server may register.
     Open,
 }
 
@@ -89,21 +89,21 @@ pub enum RegistrationMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Passwords {
-    /// Memory of one argon2id hash, in KiB.
+    /// The memory that one argon2id hash takes, in KiB.
     pub argon2_memory_kib: u32,
-    /// Passes over that memory.
+    /// The number of passes over that memory.
     pub argon2_iterations: u32,
-    /// How many threads the hash is made for.
+    /// The number of lanes of the hash: as many threads can compute it together.
     pub argon2_lanes: u32,
 }
 
-/// `[rooms]`: rooms.
+/// `[rooms]`: how new rooms are made, and for how long redacted content is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rooms {
     /// The version of a room whose maker asks for none.
     pub default_version: RoomVersionId,
-    /// For so many days moderators may see what was redacted; then it is gone. 0: at once.
+    /// The number of days in which moderators may see redacted content; then it is deleted. With 0 it is deleted at once.
     pub redacted_events_kept_days: u32,
 }
 
@@ -132,9 +132,9 @@ impl Default for Presence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
-    /// When a write counts as done.
+    /// Says when a write counts as done, and is acknowledged.
     pub durability: Durability,
-    /// The cache of blocks read from disk.
+    /// The size of the cache of blocks that were read from disk.
     pub cache_bytes_max: Size,
 }
 
@@ -155,7 +155,7 @@ pub enum Durability {
 pub struct Federation {
     /// Whether rooms may be shared with other servers.
     pub enabled: bool,
-    /// A PEM file with certificate authorities that are trusted besides the system's. Empty: none.
+    /// A PEM file with certificate authorities that are trusted besides the system's; empty for none.
     pub trusted_ca_file: PathBuf,
 }
 
@@ -163,7 +163,7 @@ pub struct Federation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbound {
-    /// Whether it may connect to private and loopback addresses on behalf of others.
+    /// Whether it may connect to private and loopback addresses where others name the host, as a push gateway.
     pub allow_private_addresses: bool,
 }
 
@@ -173,39 +173,39 @@ pub struct Outbound {
 pub struct Limits {
     /// Whether the rate limits below apply.
     pub rate_limits: bool,
-    /// Bytes of bodies and answers that are in memory at once; above that, requests wait.
+    /// At most this many bytes of bodies and answers are in memory at once; above that, requests wait.
     pub in_flight_bytes_max: Size,
-    /// Connections open at once, over all listeners.
+    /// At most this many connections are open at once, over all listeners.
     pub connections_max: u32,
-    /// Connections open at once from one address, unless a proxy stands before the listener.
+    /// At most this many connections are open at once from one address, unless a proxy stands before the listener.
     pub connections_by_address_max: u32,
-    /// Logins and other requests that check a password, by address or user.
+    /// The rate of logins and other requests that check a password, for each address or user.
     pub login: Bucket,
-    /// Passwords tried for one account, from wherever.
+    /// The rate of wrong passwords for one account, from all addresses together.
     pub password: Bucket,
-    /// Registrations, by address.
+    /// The rate of registrations for each address.
     pub register: Bucket,
-    /// Events sent, by user.
+    /// The rate of events that are sent, for each user.
     pub send: Bucket,
-    /// Rooms made, joins, invitations, by user.
+    /// The rate of new rooms, joins and invitations, for each user.
     pub membership: Bucket,
-    /// Messages to devices, by user.
+    /// The rate of messages to devices, for each user.
     pub to_device: Bucket,
-    /// Answers of `/sync` that come at once, by device.
+    /// The rate of answers of `/sync` that come at once, for each device. A poll that comes too soon waits for its turn.
     pub sync: Bucket,
-    /// Requests that only read, by user or address.
+    /// The rate of requests that only read, for each user or address.
     pub read: Bucket,
-    /// Everything else, by user or address.
+    /// The rate of all other requests, for each user or address.
     pub other: Bucket,
 }
 
-/// How often something may be done.
+/// A rate limit: how often something may be done.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
-    /// How often in the long run.
+    /// How many times a second it may be done in the long run.
     pub per_second: f64,
-    /// How often at once, after a pause.
+    /// How many times it may be done at once, after a pause.
     pub burst: u32,
 }
 
@@ -215,7 +215,7 @@ pub struct Bucket {
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`; also per module, as in `info,aqueduct::sync=debug`.
     pub level: String,
-    /// The form of a line.
+    /// The form in which each line is written.
     pub format: LogFormat,
     /// Requests that take longer than this many milliseconds are logged with where the time went.
     pub slow_request_ms: u64,
@@ -236,7 +236,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
-    /// The address of the listener that serves `/metrics`. Empty: none.
+    /// The address of the listener that serves `/metrics`; empty for none.
     pub address: String,
 }
 

@@ -1,4 +1,4 @@
-//! Sizes in settings: `"256 MiB"`, `"64 KiB"`, or a plain number of bytes.
+//! Reads and writes the sizes in settings: `"256 MiB"`, `"64 KiB"`, or a plain number of bytes.
 
 use std::fmt;
 
@@ -21,17 +21,17 @@ impl Size {
         Self(count << 20)
     }
 
-    /// The number of bytes.
+    /// The size as a number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// The number of bytes, for what is held in memory.
+    /// The size as a number of bytes for something in memory, at most `usize::MAX`.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    /// The size that this text says, if it says one.
+    /// Reads the size that this text says; `None` when it says none.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

@@ -1,4 +1,4 @@
-//! The log of slow requests says where the time of a request went: this counts it.
+//! Counts where the time of a request goes, because the log of slow requests says it.
 
 use std::{
     future::Future,
@@ -13,21 +13,21 @@ tokio::task_local! {
     static SPENT: Arc<Spent>;
 }
 
-/// The time that one request spent in each place, in microseconds. What is in no place was spent waiting: for news, for other
-/// servers.
+/// The time that one request spent in each place, in microseconds. The rest of its time went into waiting for news or for
+/// other servers.
 #[derive(Debug, Default)]
 pub struct Spent {
-    /// Waiting until a call off the async threads may begin.
+    /// The time that calls off the async threads waited until they could begin.
     queued_us: AtomicU64,
-    /// In calls off the async threads: reading and deciding.
+    /// The time in calls off the async threads, which read and decide.
     working_us: AtomicU64,
-    /// The time until the whole body was there.
+    /// The time until the whole body of the request was received.
     receiving_us: AtomicU64,
     /// Waiting until a write was durable.
     flushing_us: AtomicU64,
 }
 
-/// A place where time goes.
+/// A place where the time of a request goes.
 #[derive(Debug, Clone, Copy)]
 pub enum Place {
     /// A call off the async threads waits until it may begin.
@@ -55,7 +55,7 @@ impl Spent {
         }
     }
 
-    /// Adds to what was spent in this place.
+    /// Adds to the time that was spent in this place.
     pub fn add(&self, place: Place, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.place(place).fetch_add(us, Ordering::Relaxed);
@@ -67,14 +67,14 @@ impl Spent {
     }
 }
 
-/// Adds to what the current request spent. Outside a request nothing happens.
+/// Adds to the time that the current request spent in this place. Outside a request nothing happens.
 pub fn add(place: Place, took: Duration) {
     if let Some(spent) = current() {
         spent.add(place, took);
     }
 }
 
-/// What the current request spends, for work that is done for it in another task; none outside a request.
+/// The counter of the current request, to be handed to another task that works for it; none outside a request.
 pub fn current() -> Option<Arc<Spent>> {
     SPENT.try_with(Arc::clone).ok()
 }
