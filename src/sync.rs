@@ -1,8 +1,8 @@
-//! `/sync`: waits, then collects, then shapes. A poll subscribes first, then looks over one snapshot; when nothing is new, it
-//! sleeps until its user is woken.
+//! `/sync` waits, collects what is new, and shapes the answer. A poll subscribes first and then looks over one
+//! snapshot; when nothing is new, it sleeps until its user is woken.
 //!
-//! `changes` finds what changed, `collect` and `streams` make typed news of it (of each room from a place of its own), and
-//! `shape` writes them; `look` puts these together for `/sync`.
+//! `changes` finds what changed, `collect` and `streams` turn it into typed news (of each room from a place of its
+//! own), and `shape` writes the news as JSON; `look` runs these steps for one answer of `/sync`.
 
 mod ask;
 mod changes;
@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-/// No poll waits longer, whatever it asks for.
+/// A poll waits at most this long, whatever timeout the client asks for.
 pub const POLL_MAX: Duration = Duration::from_secs(120);
 
 /// Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
@@ -53,7 +53,7 @@ pub fn check_filter(definition: &FilterDefinition) -> Result<(), Refusal> {
     Filter::new(definition).map(|_| ())
 }
 
-/// What polls work with. Cheap to clone.
+/// Everything that polls of `/sync` work with. A clone is cheap.
 #[derive(Clone)]
 pub struct Polls(Arc<Parts>);
 
@@ -68,7 +68,7 @@ struct Parts {
 }
 
 impl Polls {
-    /// Polls over these parts, which end when the server is `stopping`.
+    /// Makes polls over these parts; all of them end when the server is `stopping`.
     pub fn new(
         env: Env,
         store: Store,
@@ -81,14 +81,15 @@ impl Polls {
         Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent }))
     }
 
-    /// The token as it holds now. Refuses (400 `M_INVALID_PARAM`) what lies in the future.
+    /// Makes the token valid for the store as it is now. Refuses a token that lies in the future: 400
+    /// `M_INVALID_PARAM`.
     pub fn settle(&self, token: SyncToken) -> Result<SyncToken> {
         let now = self.0.store.snapshot().upto();
         Ok(token.settle(now, self.0.ephemeral.boot(), |position| self.0.store.clamp(position))?)
     }
 
-    /// Whose keys the caller must ask for again, and whose it may forget, from one token to another: the JSON of
-    /// `/keys/changes`. Both tokens are settled.
+    /// Finds the users whose keys the caller must ask for again, and those whose keys it may forget, from one token to
+    /// another. The answer is the JSON of `/keys/changes`; both tokens must be settled.
     pub async fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {
         let parts = Arc::clone(&self.0);
         self.0.env.blocking(move || parts.key_changes(caller, from, to)).await
@@ -118,7 +119,7 @@ impl Polls {
 
 impl Parts {
     fn look(&self, ask: &Ask) -> Result<Look> {
-        // What is ephemeral is read after the snapshot: it may be told twice, but is never missed.
+        // Ephemeral changes are read after the snapshot: a change may then be told twice, but is never missed.
         let snapshot: Arc<Snapshot> = self.store.snapshot();
         let moment = Moment::since(&self.ephemeral, ask.since);
         Ok(look::look(&self.window(&snapshot, ask, snapshot.upto(), moment, &self.sent))?)
@@ -127,7 +128,7 @@ impl Parts {
     fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {
         let snapshot = self.store.snapshot();
         let ask = Ask::new(caller, Some(from), &FilterDefinition::default())?;
-        // What is looked at here is told to nobody, so it is not remembered as told.
+        // An answer of `/keys/changes` tells of no members, so that nothing of it is remembered as told.
         let sent = SentMembers::default();
         let upto = to.position.min(snapshot.upto());
         let window = self.window(&snapshot, &ask, upto, Moment::default(), &sent);

@@ -1,4 +1,4 @@
-//! What a client asks `/sync` for.
+//! The request of a client to `/sync`, checked and ready for use.
 
 use ruma::api::client::filter::FilterDefinition;
 
@@ -8,12 +8,12 @@ use crate::{
     sync::{SyncToken, filter::Filter},
 };
 
-/// What a client asks for.
+/// A client's request to `/sync`.
 #[derive(Debug)]
 pub struct Ask {
-    /// The caller, with their device.
+    /// The user who asks, and the device they ask with.
     pub caller: Caller,
-    /// Where the client stands: its token, settled ([`Polls::settle`](crate::sync::Polls::settle)).
+    /// Where the client stands: its token, settled ([`Polls::settle`](crate::sync::Polls::settle)). None if it begins.
     pub since: Option<SyncToken>,
     /// The filter says which news the client wants.
     pub(crate) filter: Filter,
@@ -24,7 +24,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Asks for what this filter lets through. Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
+    /// Makes a request for what this filter lets through. Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(caller: Caller, since: Option<SyncToken>, filter: &FilterDefinition) -> Result<Self, Refusal> {
         let filter = Filter::new(filter)?;
         Ok(Self { caller, since, filter, full_state: false, use_state_after: false })

@@ -1,5 +1,5 @@
-//! What changed for one user between two positions: found in one pass over the log, or, after a long time, by asking
-//! each of the user's rooms when it changed last. Never by reading every room.
+//! Finds what changed for one user between two positions: in one pass over the log, or, when much happened in between,
+//! by asking each of the user's rooms when it changed last. Rooms of others are never read.
 
 use std::{collections::BTreeSet, ops::Bound};
 
@@ -12,32 +12,32 @@ use crate::{
     sync::shares::Shares,
 };
 
-/// Walk at most this many positions of the log; beyond that, ask each room.
+/// Walk at most this many positions of the log; beyond that, asking each of the user's rooms costs less.
 const WALK_MAX: u64 = 2_000;
 
-/// What changed for one user.
+/// The places in which something changed for one user, so that nothing else need be read.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    /// Rooms that the user is or was something to, in which something changed.
+    /// The rooms in which something changed, of those that the user is or was in, was invited to or knocked at.
     pub(crate) rooms: Vec<(RoomNum, UserRoomRow)>,
-    /// Something of the user's account data, rules included.
+    /// The user's account data changed, or their push rules.
     pub(crate) account_data: bool,
-    /// Something waits for the user's devices.
+    /// Messages were sent to devices of the user.
     pub(crate) to_device: bool,
-    /// The keys of some user.
+    /// The keys of some user changed, whoever that is.
     pub(crate) device_lists: bool,
-    /// Who shares a room with the user since, and who does no longer: known once the rooms are collected.
+    /// The users who came to share a room with the user, and those who ceased to; filled while rooms are collected.
     pub(crate) shares: Shares,
 }
 
 impl Changes {
-    /// Everything there is: for a client that begins.
+    /// Names everything there is, for a client that begins.
     pub(crate) fn everything(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self, Fault> {
         let rooms = members::list_user_rooms(read, user)?.collect::<Result<_, _>>()?;
         Ok(Self { rooms, account_data: true, to_device: true, device_lists: true, shares: Shares::default() })
     }
 
-    /// What changed after `from`, at or before `upto`. `also` are rooms that have news which the log does not hold.
+    /// Finds the changes after `from` and at or before `upto`. `also` are rooms with news that the log does not hold.
     pub(crate) fn find(
         read: &(impl Read + ?Sized),
         user: UserNum,
@@ -46,7 +46,7 @@ impl Changes {
         also: &BTreeSet<RoomNum>,
     ) -> Result<Self, Fault> {
         let is_short = upto.number().saturating_sub(from.number()) <= WALK_MAX;
-        // What lies below is no longer whole: entries that nobody else needs were deleted.
+        // Below this position the log has gaps: entries that nobody else needs were deleted.
         if is_short && from >= tail::trimmed(read)? {
             Self::walk_log(read, user, from, upto, also)
         } else {
@@ -75,7 +75,7 @@ impl Changes {
                     LogEntry::AccountData { user: of } => found.account_data |= of == user,
                     LogEntry::ToDevice { user: of } => found.to_device |= of == user,
                     LogEntry::DeviceList { .. } => found.device_lists = true,
-                    // Nothing of these is told by /sync.
+                    // `/sync` tells nothing of these entries.
                     LogEntry::Account { .. } | LogEntry::Device { .. } | LogEntry::Server => {}
                 }
             }
@@ -101,7 +101,7 @@ impl Changes {
                 || also.contains(&room)
                 || match row.membership {
                     Membership::Join => changed_since(read, room, from)?,
-                    // A second invitation is news, though the user is invited as before.
+                    // A second invitation is news, though the membership stays the same.
                     _ => matches!(
                         schema::PLACE.get(read, (room, row.event))?,
                         Some(Place::Timeline(order)) if order.anchor > from

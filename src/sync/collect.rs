@@ -1,5 +1,4 @@
-//! Collects the news of rooms, typed: what is told of a room, from a place of the room's own. How it is written is a matter
-//! of shapes.
+//! Collects the news of rooms, each from a place of its own, as typed values. Shapes decide how they are written.
 
 mod heroes;
 mod lazy;
@@ -35,7 +34,7 @@ use crate::{
     },
 };
 
-/// State that tells somebody outside what room they are invited to.
+/// The state that tells somebody outside which room they are invited to.
 const STRIPPED: [&str; 7] = [
     "m.room.create",
     "m.room.name",
@@ -46,37 +45,37 @@ const STRIPPED: [&str; 7] = [
     "m.room.encryption",
 ];
 
-/// What is new in a room that the user is in.
+/// The news of a room that the user is in.
 #[derive(Debug)]
 pub(crate) struct JoinedNews {
-    /// The newest events.
+    /// The newest events that the client does not know.
     pub(crate) timeline: Timeline,
-    /// The state that goes with them.
+    /// The state that goes with the timeline, lazily loaded members included.
     pub(crate) state: Vec<Stored>,
-    /// Who is in the room, if that or its name changed.
+    /// The members that clients name the room after, and how many there are, if that or the room's name changed.
     pub(crate) summary: Option<Summary>,
-    /// How far others have read.
+    /// How far others have read, and the user on other devices.
     pub(crate) receipts: Vec<(ReceiptKey, ReceiptRow)>,
-    /// The users who type, if that changed.
+    /// The users who type now, if that changed.
     pub(crate) typing: Option<Vec<String>>,
-    /// What the user's clients keep for the room.
+    /// The account data that the user's clients keep for the room.
     pub(crate) account_data: Data,
-    /// How much the user has not read.
+    /// How much of the room the user has not read.
     pub(crate) counts: Counts,
 }
 
-/// What is new in a room that the user has left, or was kicked or banned from.
+/// The news of a room that the user has left, or was kicked or banned from.
 #[derive(Debug)]
 pub(crate) struct LeftNews {
-    /// The newest events up to where the user ceased to be in the room, and the event that says what they are now.
+    /// The newest events up to where the user ceased to be in the room, then the event that says what they are now.
     pub(crate) timeline: Timeline,
-    /// The state that goes with them.
+    /// The state that goes with the timeline, as it was when the user left.
     pub(crate) state: Vec<Stored>,
-    /// What the user's clients keep for the room.
+    /// The account data that the user's clients keep for the room.
     pub(crate) account_data: Data,
 }
 
-/// A room that the user is in. `None` if nothing in it is new.
+/// Collects a room that the user is in. `None` if nothing in it is new.
 pub(crate) fn joined(
     room: &RoomWindow<'_, '_>,
     data: Data,
@@ -89,13 +88,13 @@ pub(crate) fn joined(
         Standing::New => lazy::forget(room),
         Standing::Returns(_) => {
             lazy::forget(room);
-            // The client may know parts of this from an earlier stay: it begins the timeline anew.
+            // The client may know parts of this from an earlier stay: `limited` makes it begin the timeline anew.
             timeline.limited = true;
         }
     }
     let changes = state::changes(room, &mut timeline)?;
     note_shares(room, &changes, shares)?;
-    // Heroes take part in lazy loading: a client cannot name the room without them.
+    // Heroes take part in lazy loading, because a client cannot name the room without their member events.
     let summary = match place.is_whole() || !changes.members.is_empty() || changes.is_renamed {
         true => Some(heroes::summary(room)?),
         false => None,
@@ -124,7 +123,7 @@ pub(crate) fn joined(
     Ok(Some(JoinedNews { timeline, state, summary, receipts, typing, account_data, counts }))
 }
 
-/// A room that the user has left, or was kicked or banned from.
+/// Collects a room that the user has left, or was kicked or banned from.
 pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fault> {
     let (mut timeline, mut state) = match room.reader.joined_until() {
         Some(_) => {
@@ -134,17 +133,17 @@ pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fa
             let state = state::collect(room, &timeline, &changes, None)?;
             (timeline, state)
         }
-        // Who was never in, or has forgotten it, is shown the end and not the past.
+        // A user who was never in the room, or has forgotten it, is shown how it ended for them and nothing before.
         None => (Timeline::empty(room.place.end), Vec::new()),
     };
     push_own_end(room, &mut timeline, &mut state)?;
-    // What the device knows of members ends with the stay.
+    // The next stay begins without knowledge of members, so that what the device knows of them is forgotten.
     lazy::forget(room);
     Ok(LeftNews { timeline, state, account_data: data })
 }
 
-/// Ends a timeline with the event that made the user what they are to the room, which may stand above all else they see
-/// of it: a ban after a kick, or an invitation that they declined.
+/// Ends a timeline with the event that made the user what they are to the room. That event may stand above everything
+/// else they may see of it: a ban after a kick, or an invitation that they declined.
 fn push_own_end(
     room: &RoomWindow<'_, '_>,
     timeline: &mut Timeline,
@@ -169,7 +168,7 @@ fn push_own_end(
     Ok(())
 }
 
-/// The place in the room of the event that made a user what they are to it.
+/// Where the event stands that made a user what they are to the room. `None` if it is outside the timeline.
 pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Result<Option<Order>, Fault> {
     Ok(match schema::PLACE.get(window.read, (num, event))? {
         Some(Place::Timeline(order)) => Some(order),
@@ -177,8 +176,8 @@ pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Re
     })
 }
 
-/// The events that tell somebody outside what room this is, as it was when a member event of theirs was sent: an invitation
-/// or a knock. The last of them is that event. `None` if the user does not want to hear of it.
+/// Collects the events that tell somebody outside which room this is, as they were when the invitation or the knock was
+/// sent. The last of them is the invitation or the knock itself. `None` if the user does not want to hear of it.
 pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, Fault> {
     let (window, num) = (room.window, room.num);
     let Some(own) = event::find(window.read, num, room.user_row.event)? else { return Ok(None) };
@@ -212,13 +211,13 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, 
     Ok(Some(events))
 }
 
-/// Who came to share a room that the user is in, and who no longer does: for whom nothing else of the room matters.
+/// Notes who came to share a room that the user is in, and who ceased to, when nothing else of the room is wanted.
 pub(crate) fn shares(room: &RoomWindow<'_, '_>, shares: &mut Shares) -> Result<(), Fault> {
     let changes = state::changes(room, &mut Timeline::empty(room.place.end))?;
     note_shares(room, &changes, shares)
 }
 
-/// Notes who came to share the room with the user, and who no longer does.
+/// Notes who came to share the room with the user, and who ceased to.
 fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shares) -> Result<(), Fault> {
     match room.place.standing {
         Standing::New => Ok(()),
@@ -260,7 +259,7 @@ fn membership(room: &RoomWindow<'_, '_>, value: Val) -> Result<Membership, Fault
     }
 }
 
-/// Whether the user was in a room at a position.
+/// Whether the user was joined to a room at a position.
 pub(crate) fn was_joined_at(window: &Window<'_>, num: RoomNum, position: Position) -> Result<bool, Fault> {
     let user_id = window.ask.caller.user_id.as_str();
     let Some(key) = room_state::find_key(window.read, num, "m.room.member", user_id)? else {

@@ -1,4 +1,5 @@
-//! What is told once and kept nowhere: who is typing, who is there. Changes are counted within one run of the server.
+//! Typing and presence, which are told once and live in memory only. Their changes are numbered within one run of the
+//! server.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::{accounts::presence::PresenceBoard, env::Env, rooms::typing::Typing};
 
-/// What is ephemeral. Cheap to clone.
+/// The ephemeral data of the server: typing and presence. A clone is cheap.
 #[derive(Clone)]
 pub struct Ephemeral(Arc<Inner>);
 
@@ -15,14 +16,14 @@ struct Inner {
     board: Mutex<Board>,
 }
 
-/// Everything ephemeral, under one lock: whoever reads a number has all changes up to it.
+/// Typing and presence lie under one lock, so that a reader of the number has seen all changes up to it.
 #[derive(Debug, Default)]
 pub struct Board {
-    /// Of the last change.
+    /// The number of the last change, counted from 1 in each run of the server.
     number: u64,
-    /// Who is typing.
+    /// The users who are typing, by room.
     pub typing: Typing,
-    /// Who is there.
+    /// The presence of users who were seen in this run of the server.
     pub presence: PresenceBoard,
 }
 
@@ -34,7 +35,7 @@ impl Board {
 }
 
 impl Ephemeral {
-    /// Nobody is there, nobody types. This run gets an id.
+    /// Begins with nobody present and nobody typing, under a random id of this run.
     pub fn new(env: &Env) -> Self {
         let mut boot = [0; 4];
         env.fill_random(&mut boot);
@@ -46,7 +47,8 @@ impl Ephemeral {
         self.0.boot
     }
 
-    /// Changes something; `change` gets the number that the change has if it is one, and says whether it is.
+    /// Makes a change and numbers it. `change` is given the next number, which is used only if it says that something
+    /// changed.
     pub fn change<T>(&self, change: impl FnOnce(&mut Board, u64) -> (bool, T)) -> (bool, T) {
         let mut board = self.0.board.lock();
         let next = board.number + 1;
@@ -57,12 +59,12 @@ impl Ephemeral {
         (changed, answer)
     }
 
-    /// Changes something that nobody is told of yet.
+    /// Changes something of which nobody is told now, so that no number is used.
     pub fn update<T>(&self, update: impl FnOnce(&mut Board) -> T) -> T {
         update(&mut self.0.board.lock())
     }
 
-    /// Reads.
+    /// Reads typing and presence at one moment; the lock is held until `read` returns.
     pub fn read<T>(&self, read: impl FnOnce(&Board) -> T) -> T {
         read(&self.0.board.lock())
     }

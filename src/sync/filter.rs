@@ -1,4 +1,4 @@
-//! What a client wants to hear of.
+//! The filter of a client, compiled: it says which news the client wants.
 //!
 //! Specification: client-server API, "Filtering".
 
@@ -17,14 +17,14 @@ use crate::{
     },
 };
 
-/// Events of a timeline, unless the client says how many.
+/// A timeline has this many events at most, unless the client gives a limit.
 const TIMELINE_DEFAULT: usize = 10;
-/// Events of a timeline at most.
+/// A timeline has at most this many events, whatever limit the client gives, because an answer is held in memory.
 const TIMELINE_MAX: usize = 1_000;
-/// Fields of events that a filter names, at most.
+/// A filter names at most this many fields, because each is looked for in each event.
 const FIELDS_MAX: usize = 100;
 
-/// What a client wants to hear of.
+/// The filter of a client, ready to be asked about each event.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
     pub(crate) presence: Global,
@@ -37,20 +37,20 @@ pub(crate) struct Filter {
     pub(crate) include_leave: bool,
     rooms: Option<HashSet<OwnedRoomId>>,
     not_rooms: HashSet<OwnedRoomId>,
-    /// Of members, those are told whose events are shown.
+    /// Lazy loading: only those members are told whose events are shown.
     pub(crate) lazy_members: bool,
-    /// Members are told again each time.
+    /// Members are told again in each answer, though the device knows them.
     pub(crate) redundant_members: bool,
-    /// Unread counts are told by thread.
+    /// Unread counts are told for each thread, and not for the room alone.
     pub(crate) thread_counts: bool,
-    /// The fields of events that are told; all of them, if none.
+    /// The fields of events that are told. None means all of them.
     pub(crate) fields: Option<Vec<String>>,
-    /// Events are told as servers see them.
+    /// Events are told as servers see them, and not as clients do.
     pub(crate) federation_format: bool,
 }
 
 impl Filter {
-    /// A filter, ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    /// Compiles a filter. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
     pub(crate) fn new(definition: &FilterDefinition) -> Result<Self, Refusal> {
         let room = &definition.room;
         let limit = room
@@ -81,13 +81,13 @@ impl Filter {
         })
     }
 
-    /// Whether anything of this room is wanted.
+    /// Whether the client wants anything of this room.
     pub(crate) fn wants_room(&self, room_id: &RoomId) -> bool {
         self.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id)) && !self.not_rooms.contains(room_id)
     }
 }
 
-/// Which events without a room are wanted.
+/// The part of a filter for events that belong to no room: presence and global account data.
 #[derive(Clone, Debug)]
 pub(crate) struct Global {
     types: Option<Types>,
@@ -118,7 +118,7 @@ impl Global {
     }
 }
 
-/// Which events of one section of rooms are wanted.
+/// The part of a filter for one section of a room, such as its timeline.
 #[derive(Clone, Debug)]
 pub(crate) struct OfRooms(EventFilter);
 

@@ -1,4 +1,4 @@
-//! `/keys/changes`: the `device_lists` of `/sync`, from one token to another.
+//! `/keys/changes` tells what `device_lists` of `/sync` would have told from one token to another.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// The answer, as JSON.
+/// Collects the answer, as the JSON of the response body.
 pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
     let (read, caller) = (window.read, &window.ask.caller);
     let mut changes = Changes::default();

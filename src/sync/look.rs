@@ -1,6 +1,6 @@
-//! One look of `/sync`: finds what changed, collects it room by room, and has it written.
+//! One look of `/sync` finds what changed, collects it room by room, and has it written.
 //!
-//! Rooms are collected and written one after the other, so that an answer holds one room's events at a time.
+//! Rooms are collected and written one after the other, so that only one room's events are in memory at a time.
 
 use std::collections::BTreeSet;
 
@@ -26,11 +26,11 @@ use crate::{
     },
 };
 
-/// What a look found.
+/// The outcome of one look at everything that may be new.
 pub(crate) struct Look {
-    /// The whole answer.
+    /// The answer as the JSON of `/sync`, whether it has news or not.
     pub(crate) answer: Bytes,
-    /// Something in it is news to the client.
+    /// The answer holds something new to the client, so that the poll need not wait.
     pub(crate) has_news: bool,
 }
 
@@ -73,15 +73,15 @@ fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
         return Changes::everything(read, user);
     }
     let mut also: BTreeSet<RoomNum> = window.moment.typing.iter().map(|(room, _)| *room).collect();
-    // Who comes from another run of the server may believe that somebody types, in any room; counts change with
-    // the rules, and with who is ignored.
+    // A client from another run of the server may believe that somebody types, in any room. Unread counts change in
+    // every room when the push rules change, or the users who are ignored.
     if window.is_other_run() || window.counts()?.changed() > window.from {
         also.extend(members::list_joined_rooms(read, user)?);
     }
     Changes::find(read, user, window.from, window.upto, &also)
 }
 
-/// Adds rooms in which nothing but the user's account data changed.
+/// Adds rooms in which nothing changed but the user's account data.
 fn add_rooms_with_data(
     window: &Window<'_>,
     rooms: &mut Vec<(RoomNum, UserRoomRow)>,
@@ -98,7 +98,7 @@ fn add_rooms_with_data(
     Ok(())
 }
 
-/// Whether any of the rooms has news.
+/// Adds the rooms that changed to the answer, and says whether any of them has news.
 fn add_rooms(
     window: &Window<'_>,
     changes: &mut Changes,
@@ -110,7 +110,7 @@ fn add_rooms(
     for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
         let Some(row) = row else { continue };
         note_left(window, *num, user_row, &mut changes.shares)?;
-        // Who forgets a room at once is told all the same that they left it.
+        // A user who leaves and forgets a room is still told once that they left it.
         let is_old = window.since.is_none() || user_row.since <= window.from;
         if (user_row.forgotten && is_old) || !window.ask.filter.wants_room(&row.id) {
             continue;
@@ -121,8 +121,8 @@ fn add_rooms(
     Ok(has_news)
 }
 
-/// The user was in a room at some moment since the client asked last, and is no longer: so is, for the user, everybody
-/// there, whatever became of the user since.
+/// Notes that the user left a room since the client asked last. The user then no longer shares it with anybody who was
+/// in it, even if the user has come back since.
 pub(crate) fn note_left(
     window: &Window<'_>,
     num: RoomNum,
@@ -139,7 +139,7 @@ pub(crate) fn note_left(
     }
 }
 
-/// Adds one room to the answer, if it has news.
+/// Adds one room to the answer, and says whether it had news. A room without news is left out.
 fn add_room(
     window: &Window<'_>,
     (num, row, user_row): (RoomNum, &RoomRow, &UserRoomRow),
@@ -176,7 +176,7 @@ fn add_room(
     Ok(true)
 }
 
-/// Whether a room is told at all: one that the user is not in is, once, when the event comes that says so.
+/// Whether a room is told at all. A room that the user is not in is told once: with the event that says so.
 fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
     if user_row.membership == Membership::Join {
         return Ok(true);
@@ -190,7 +190,8 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<
     Ok(own.is_some_and(|own| own > window.known_order()))
 }
 
-/// From where `/sync` tells a room: one position for all rooms, but a room that the user came to since then is new.
+/// Says from where a room is told. All rooms share the position of the client's token, but a room that the user came to
+/// since then is told as a new one.
 pub(crate) fn place(
     window: &Window<'_>,
     num: RoomNum,
@@ -205,7 +206,7 @@ pub(crate) fn place(
             Standing::Returns(reader.first_stay(window.read, Order::MAX)?)
         }
         Membership::Leave | Membership::Ban => match reader.joined_until() {
-            // Who joined and left since then was never told of the room, or of an earlier stay.
+            // A user who joined and left within this answer was not told of the room, or only of an earlier stay.
             Some(left) if left > known && !collect::was_joined_at(window, num, window.from)? => {
                 Standing::Returns(reader.first_stay(window.read, left)?)
             }

@@ -1,9 +1,10 @@
-//! Wakes the polls of a user: one generation counter a user, nothing per room and poll.
+//! Wakes the polls of a user. There is one generation counter for each user who waits, and nothing for each room or
+//! poll.
 //!
-//! A poll subscribes first, then looks, so that nothing can happen unseen between the two. An entry lives while
-//! somebody waits, so there are never more entries than open requests.
+//! A poll subscribes before it looks, so that nothing happens unseen between the two. An entry lives as long as
+//! somebody waits, so that there are never more entries than open requests.
 //!
-//! What a flush publishes is gathered first and told once: a user whom a hundred of its events concern is woken once.
+//! The users whom a flush concerns are gathered first and woken once, even if a hundred of its events concern them.
 
 use std::{
     collections::HashMap,
@@ -18,21 +19,21 @@ use tokio::sync::watch;
 
 use crate::ids::UserNum;
 
-/// Locks, so that a wake of many users delays no other for long.
+/// The waiting users are spread over this many locks, so that waking many of them delays others only briefly.
 const SHARDS: usize = 16;
 
 type Waiters = HashMap<UserNum, watch::Sender<u64>>;
 
-/// Wakes the polls of a user. Cheap to clone.
+/// Wakes the polls of users. A clone is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Notifier(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     shards: [Mutex<Waiters>; SHARDS],
-    /// How many users wait.
+    /// The number of users who wait, so that a publisher without listeners does nothing.
     waiting: AtomicUsize,
-    /// Whom the batches of the current flush concern.
+    /// The lists of users whom the batches of the current flush concern.
     gathered: Mutex<Vec<Arc<[UserNum]>>>,
 }
 
@@ -43,12 +44,12 @@ impl Inner {
 }
 
 impl Notifier {
-    /// A notifier nobody waits on.
+    /// Makes a notifier on which nobody waits yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From here on, [`Subscription::woken`] resolves for each later wake of this user.
+    /// Begins a subscription, which resolves ([`Subscription::woken`]) for each wake of this user from here on.
     pub fn subscribe(&self, user: UserNum) -> Subscription {
         let wakes = self.0.shard(user).map(|shard| {
             let mut waiters = shard.lock();
@@ -58,12 +59,13 @@ impl Notifier {
             });
             waiter.subscribe()
         });
-        // Whoever publishes after this look at the snapshot sees that somebody waits: see `waiting_count`.
+        // The fence pairs with that of `waiting_count`: either this poll's snapshot holds what is being published, or
+        // the publisher counts this poll and wakes it.
         fence(Ordering::SeqCst);
         Subscription { notifier: self.clone(), user, wakes }
     }
 
-    /// Something is new for this user.
+    /// Wakes this user, for whom something is new.
     pub fn wake_user(&self, user: UserNum) {
         if let Some(shard) = self.0.shard(user)
             && let Some(waiter) = shard.lock().get(&user)
@@ -72,32 +74,31 @@ impl Notifier {
         }
     }
 
-    /// Something is new for these users.
+    /// Wakes these users, for whom something is new.
     pub fn wake_users(&self, users: impl IntoIterator<Item = UserNum>) {
         for user in users {
             self.wake_user(user);
         }
     }
 
-    /// Something is new for these users (rising): they are woken by the next [`Notifier::wake_gathered`]. Called when it is
-    /// published.
+    /// Notes users (rising) for whom something is published; the next [`Notifier::wake_gathered`] wakes them.
     pub fn gather(&self, users: Arc<[UserNum]>) {
         if self.waiting_count() == 0 {
             return;
         }
         let mut gathered = self.0.gathered.lock();
-        // Events of one room in a row concern the same users, mostly by the same list.
+        // Successive events of one room mostly concern the same list of users, which is kept once.
         if gathered.last().is_none_or(|last| !Arc::ptr_eq(last, &users)) {
             gathered.push(users);
         }
     }
 
-    /// Wakes whom the flush concerned: each user once. Called after each flush.
+    /// Wakes each user whom the flush concerned, once. The flusher calls it after each flush.
     pub fn wake_gathered(&self) {
         let mut gathered = std::mem::take(&mut *self.0.gathered.lock());
         gathered.sort_unstable_by_key(|users| Arc::as_ptr(users).addr());
         gathered.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        // In large rooms hardly anybody waits: look at those who do.
+        // In large rooms hardly anybody waits, so that going through those who wait costs less.
         if gathered.iter().map(|users| users.len()).sum::<usize>() > self.waiting_count() {
             self.wake_waiting(|user| gathered.iter().any(|users| users.binary_search(&user).is_ok()));
         } else {
@@ -108,7 +109,7 @@ impl Notifier {
         }
     }
 
-    /// Something is new for those who wait now and meet the condition: for news that concern more users than wait.
+    /// Wakes those who wait now and whom the news concerns. It is for news that concern more users than wait.
     pub fn wake_waiting(&self, concerned: impl Fn(UserNum) -> bool) {
         for shard in &self.0.shards {
             for (user, waiter) in shard.lock().iter() {
@@ -119,14 +120,15 @@ impl Notifier {
         }
     }
 
-    /// How many users wait. Whoever asks after publishing counts everybody who has not seen what was published.
+    /// The number of users who wait. If it is asked for after publishing, it counts everybody who has not seen what was
+    /// published.
     pub fn waiting_count(&self) -> usize {
         fence(Ordering::SeqCst);
         self.0.waiting.load(Ordering::Relaxed)
     }
 }
 
-/// A poll's place in the row of those to be woken.
+/// The subscription of one poll to the wakes of its user.
 #[derive(Debug)]
 pub struct Subscription {
     notifier: Notifier,
@@ -135,11 +137,11 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Resolves once the user was woken since the subscription began, or since this last resolved.
+    /// Resolves once the user has been woken since the subscription began, or since this last resolved.
     pub async fn woken(&mut self) {
         let Some(wakes) = &mut self.wakes else { return std::future::pending().await };
         if wakes.changed().await.is_err() {
-            // The sender stays in the map while this subscription lives.
+            // The sender stays in the map while this subscription lives, so this branch is never taken.
             std::future::pending().await
         }
     }
@@ -149,7 +151,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let Some(shard) = self.notifier.0.shard(self.user) else { return };
         let mut waiters = shard.lock();
-        // Under the lock, so that nobody subscribes between the count and the removal.
+        // The receiver is dropped under the lock, so that nobody subscribes between the count and the removal.
         self.wakes = None;
         if waiters.get(&self.user).is_some_and(|waiter| waiter.receiver_count() == 0) {
             waiters.remove(&self.user);
@@ -173,7 +175,7 @@ mod tests {
         let mut waiting = notifier.subscribe(ALICE);
         notifier.wake_user(ALICE);
         tokio::time::timeout(Duration::from_secs(1), waiting.woken()).await.unwrap();
-        // One wake resolves it once.
+        // One wake must resolve the subscription once only.
         assert!(tokio::time::timeout(Duration::from_secs(1), waiting.woken()).await.is_err());
     }
 
@@ -192,7 +194,7 @@ mod tests {
     async fn what_a_flush_publishes_wakes_each_user_once() {
         let notifier = Notifier::new();
         let room: Arc<[UserNum]> = [ALICE, UserNum(3), BOB].into();
-        // Nobody waits: nothing is kept.
+        // Nobody waits yet, so that nothing is kept.
         notifier.gather(Arc::clone(&room));
         let (mut alice, mut bob) = (notifier.subscribe(ALICE), notifier.subscribe(BOB));
         notifier.wake_gathered();

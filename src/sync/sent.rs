@@ -1,5 +1,5 @@
-//! Which members a device has been told of already, so that lazy loading does not tell it again each time.
-//! In memory and bounded: what is forgotten is told once more.
+//! Remembers which members a device has been told of, so that lazy loading does not tell them each time. The memory is
+//! bounded; a member that was forgotten is told once more.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,17 +8,17 @@ use quick_cache::sync::Cache;
 
 use crate::ids::{EventNum, Position, RoomNum, UserNum};
 
-/// Devices times rooms.
+/// Remember at most this many pairs of device and room, because each costs memory until it is displaced.
 const ENTRIES_MAX: usize = 10_000;
-/// Members of one room that are remembered for one device.
+/// Remember at most this many members for one pair of device and room; beyond that, begin anew.
 const MEMBERS_MAX: usize = 300;
 
 type Key = (UserNum, String, RoomNum);
 
-/// By user id: the member event, and the position up to which the answer reached that told it.
+/// By user id: the member event, and the position up to which the answer that told it reached.
 type Members = HashMap<String, (EventNum, Position)>;
 
-/// Which members devices have been told of.
+/// The members that devices have been told of, by device and room.
 pub(crate) struct SentMembers(Cache<Key, Arc<Mutex<Members>>>);
 
 impl Default for SentMembers {
@@ -28,15 +28,15 @@ impl Default for SentMembers {
 }
 
 impl SentMembers {
-    /// Whether the device knows this member event. It does only if it has come back with a token from that answer or
-    /// a later one: an answer may have been lost on its way.
+    /// Whether the device knows this member event. It does only after it has come back with a token of that answer or
+    /// of a later one, because an answer may be lost on its way.
     pub(crate) fn knows(&self, key: &Key, user_id: &str, event: EventNum, since: Position) -> bool {
         let Some(members) = self.0.get(key) else { return false };
         let members = members.lock();
         members.get(user_id).is_some_and(|(known, upto)| *known == event && *upto <= since)
     }
 
-    /// The device is told of these members in an answer that reaches up to `upto`.
+    /// Remembers that an answer which reaches up to `upto` tells the device of these members.
     pub(crate) fn tell<'a>(
         &self,
         key: &Key,
@@ -64,7 +64,7 @@ impl SentMembers {
         }
     }
 
-    /// The device begins anew.
+    /// Forgets what the device was told of in this room, because it begins anew or has left.
     pub(crate) fn forget(&self, key: &Key) {
         self.0.remove(key);
     }
@@ -81,11 +81,11 @@ mod tests {
         let at = |number| Position::new(number).unwrap();
         assert!(!sent.knows(&key, "@a:x", EventNum(1), at(10)));
         sent.tell(&key, [("@a:x", EventNum(1))], at(5), at(10));
-        // The same request again: the first answer was lost.
+        // A repeated request means that the first answer was lost.
         assert!(!sent.knows(&key, "@a:x", EventNum(1), at(5)));
         assert!(sent.knows(&key, "@a:x", EventNum(1), at(10)));
         assert!(!sent.knows(&key, "@a:x", EventNum(2), at(10)));
-        // Telling again what is known does not make it unknown.
+        // A member that is told again must stay known.
         sent.tell(&key, [("@a:x", EventNum(1))], at(10), at(20));
         assert!(sent.knows(&key, "@a:x", EventNum(1), at(10)));
         sent.forget(&key);

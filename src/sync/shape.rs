@@ -1,4 +1,4 @@
-//! Shapes: how an answer writes the news that was collected.
+//! Shapes write the news that was collected as the JSON of an answer.
 
 pub(crate) mod fields;
 pub(crate) mod v3;

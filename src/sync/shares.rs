@@ -1,5 +1,5 @@
-//! Who came to share a room with the user since the client asked last, and who ceased to share one: encryption and presence
-//! follow from it.
+//! Finds who came to share a room with the user since the client asked last, and who ceased to. Device lists and
+//! presence follow from it.
 
 use std::collections::BTreeSet;
 
@@ -15,32 +15,33 @@ use crate::{
     sync::window::Window,
 };
 
-/// Members of one room that come or go with the user; of larger rooms, the rest is told when their keys change.
+/// List at most this many members of a room that the user joins or leaves; of the others the client hears when their
+/// keys change.
 const MEMBERS_MAX: usize = 5_000;
 
-/// Who came to share a room with the user since the client asked last, and who ceased to share one.
+/// The users who came to share a room with the user since the client asked last, and those who ceased to.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
-    /// Users who share a room that was not shared before.
+    /// Users who share a room with the user that was not shared before.
     pub(crate) came: BTreeSet<String>,
-    /// Users who share one room less, and perhaps none.
+    /// Users who share one room less with the user, and perhaps none any more.
     pub(crate) went: BTreeSet<String>,
 }
 
 impl Shares {
-    /// The user came to a room: so did everybody in it.
+    /// Notes everybody in a room that the user joined: the user now shares it with them.
     pub(crate) fn joined_room(&mut self, window: &Window<'_>, num: RoomNum) -> Result<(), Fault> {
         self.came.extend(list_joined(window, num, None)?);
         Ok(())
     }
 
-    /// The user left a room: so did, for the user, everybody in it.
+    /// Notes everybody who was in a room when the user left it: the user no longer shares it with them.
     pub(crate) fn left_room(&mut self, window: &Window<'_>, num: RoomNum, at: Order) -> Result<(), Fault> {
         self.went.extend(list_joined(window, num, Some(at))?);
         Ok(())
     }
 
-    /// Whether there are none.
+    /// Whether nobody came and nobody went.
     pub(crate) fn is_empty(&self) -> bool {
         self.came.is_empty() && self.went.is_empty()
     }
@@ -66,7 +67,7 @@ fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Ord
     Ok(membership == Some(Membership::Join))
 }
 
-/// Whether somebody is in one of these rooms.
+/// Whether a user is joined to any of these rooms.
 pub(crate) fn is_in_any(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
     let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
     if let Some(user) = accounts::users::find_num(window.read, parsed)? {

@@ -1,7 +1,8 @@
-//! The streams: one kind of news a file. Each says what is new for the window it is given, as typed news; shapes write it.
+//! The streams, with one kind of news in each file. Each gives what is new in its window as typed news; shapes write
+//! it.
 //!
-//! News of a room has the signature `collect(room: &RoomWindow<'_, '_>) -> Result<_, Fault>`, news of the user
-//! `collect(window: &Window<'_>, changes: &Changes) -> Result<_, Fault>`.
+//! A stream of room news has the signature `collect(room: &RoomWindow<'_, '_>) -> Result<_, Fault>`, a stream of the
+//! user's news `collect(window: &Window<'_>, changes: &Changes) -> Result<_, Fault>`.
 
 pub(crate) mod account_data;
 pub(crate) mod device_lists;

@@ -1,8 +1,9 @@
-//! The token of `/sync`: how far a client has read the log, and how far what is ephemeral.
+//! The token of `/sync` says how far a client has read the log, and how far it knows what is ephemeral.
 //!
-//! `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and `_d{device}`. The
-//! position carries the store's incarnation in its high bits. The ephemeral counter (typing, presence) lives in memory and counts within one run of the server, which the boot id names; a token
-//! of another run is told again what is current.
+//! It reads `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and
+//! `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral counter (typing,
+//! presence) lives in memory and counts within one run of the server, which the boot id names; a client with a token of
+//! another run is told again what is current.
 
 use std::fmt;
 
@@ -13,28 +14,28 @@ use crate::{
     ids::{DeviceNum, Order, Position, UserNum},
 };
 
-/// How far a client has read. Clients keep it as an opaque string.
+/// How far a client has read. Clients treat the token as an opaque string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncToken {
-    /// Everything in the log at or before this was told.
+    /// The log is told up to and including this position.
     pub position: Position,
-    /// The run of the server in which `ephemeral` counts.
+    /// The id of the run of the server in which `ephemeral` counts.
     pub boot: u32,
-    /// Everything ephemeral up to this number was told.
+    /// Ephemeral changes are told up to and including this number.
     pub ephemeral: u64,
-    /// Messages to the device were told up to here, where that is less than `position`: there were too many for one
-    /// answer.
+    /// Messages to the device are told up to here, where that is less than `position` because there were too many for
+    /// one answer.
     pub inbox: Option<Position>,
-    /// The device that it was given to, as [`SyncToken::mark`] names it. With the token of another device a client confirms
-    /// no messages and misses none.
+    /// The device that the token was given to, as [`SyncToken::mark`] names it. A token of another device confirms no
+    /// messages, so that none is lost.
     pub device: Option<u32>,
 }
 
-/// Longer strings are no tokens of ours.
+/// A longer string is not read at all, because no token of this server has more bytes.
 const TOKEN_BYTES_MAX: usize = 96;
 
 impl SyncToken {
-    /// Reads a token. Refuses whatever this server cannot have given: 400 `M_INVALID_PARAM`.
+    /// Reads a token. Refuses a string that this server cannot have given: 400 `M_INVALID_PARAM`.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
         Self::read(text).ok_or_else(|| Refusal::invalid_param("This is not a token of this server's /sync."))
     }
@@ -60,11 +61,12 @@ impl SyncToken {
         parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox, device })
     }
 
-    /// The token as it holds for this run of the server and this state of the store: what lies beyond what is left of
-    /// its incarnation is clamped (what came after was lost in a restore or a power cut), and counters of another run
-    /// begin anew; the run stays named, for what the client knows of it no longer holds. `clamp` says where a reader at a position stands now.
+    /// Makes the token valid for this run of the server and this state of the store. `clamp` says where a reader at a
+    /// position stands now: a position beyond what is left of its incarnation is moved back, because what came after
+    /// was lost in a restore or a power cut. The counter of another run begins anew at zero; the id of that run stays,
+    /// to show that what the client knows of typing and presence no longer holds.
     ///
-    /// Refuses (400 `M_INVALID_PARAM`) what lies in the future.
+    /// Refuses a token that lies in the future: 400 `M_INVALID_PARAM`.
     pub fn settle(
         self,
         now: Position,
@@ -86,7 +88,7 @@ impl SyncToken {
         })
     }
 
-    /// Messages to this device were told up to here: none by the token of another device.
+    /// The position up to which messages to this device were told; zero if the token belongs to another device.
     pub fn inbox_position(&self, user: UserNum, device: DeviceNum) -> Position {
         if self.device == Some(Self::mark(user, device)) {
             self.inbox.unwrap_or(self.position)
@@ -95,7 +97,7 @@ impl SyncToken {
         }
     }
 
-    /// What tells the tokens of a device from those of others, without telling its numbers.
+    /// A short hash that tells the tokens of different devices apart without revealing the device's number.
     pub fn mark(user: UserNum, device: DeviceNum) -> u32 {
         let mut hash = Sha256::new();
         hash.update(user.0.to_be_bytes());
@@ -103,13 +105,13 @@ impl SyncToken {
         hash.finalize().iter().take(4).fold(0, |mark, byte| mark << 8 | u32::from(*byte))
     }
 
-    /// Where `/messages` goes on from this token: everything at or before it is older.
+    /// Where `/messages` goes on from this token: it gives what is at or below this order as older.
     pub fn order(&self) -> Order {
         Order::upto(self.position)
     }
 }
 
-/// Digits only: no sign, no spaces.
+/// Reads a number of letters and digits only, without sign or spaces.
 fn number(digits: &str, radix: u32) -> Option<u64> {
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
     plain.then(|| u64::from_str_radix(digits, radix).ok()).flatten()

@@ -1,4 +1,4 @@
-//! The window through which one answer is collected: the whole of it, and that of one room.
+//! The window through which one answer is collected: one for the whole answer, and one for each room in it.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -15,16 +15,18 @@ use crate::{
     sync::{Ephemeral, SyncToken, ask::Ask, sent::SentMembers},
 };
 
-/// Bytes of timelines in one answer: once they are spent, the timelines of further rooms are empty and `limited`.
+/// The timelines of one answer have at most this many bytes together, because the answer is held in memory; once they
+/// are spent, further timelines are empty and `limited`.
 const TIMELINES_BYTES_MAX: usize = 16 << 20;
-/// Events looked at for the timelines of one answer; once they are spent, further timelines end early.
+/// Look at no more than this many events for the timelines of one answer, because a filter may leave out most; once
+/// they are spent, further timelines end early.
 const LOOKED_AT_MAX: usize = 100_000;
 
-/// From where to where one answer reaches, for whom, and how.
+/// The span of one answer, the client it is for, and everything needed to collect it.
 pub(crate) struct Window<'a> {
     /// The one snapshot that all news is read from.
     pub(crate) read: &'a Snapshot,
-    /// The request.
+    /// The client's request, with its filter and its token.
     pub(crate) ask: &'a Ask,
     /// Where the client stands; none when it begins.
     pub(crate) since: Option<SyncToken>,
@@ -32,15 +34,15 @@ pub(crate) struct Window<'a> {
     pub(crate) from: Position,
     /// The position up to which news is told.
     pub(crate) upto: Position,
-    /// The changes of what is ephemeral, at one moment.
+    /// The ephemeral changes since the client asked last, taken at one moment.
     pub(crate) moment: Moment,
-    /// Everything ephemeral, for rooms and users that are new to the client.
+    /// Typing and presence of now, for rooms and users that are new to the client.
     pub(crate) ephemeral: &'a Ephemeral,
     /// The wall clock in milliseconds since the epoch.
     pub(crate) now_ms: u64,
-    /// The members that devices have been told of.
+    /// The members that devices have been told of, for lazy loading.
     pub(crate) sent: &'a SentMembers,
-    /// The users whose events are shown redacted to whoever was not there.
+    /// The users whose events are shown redacted to everybody who was not in the room at the time.
     pub(crate) erased: Erased,
     ignored: OnceCell<Arc<Ignored>>,
     push: &'a Push,
@@ -49,9 +51,9 @@ pub(crate) struct Window<'a> {
     looked_at: Cell<usize>,
 }
 
-/// What an answer is collected with, beside the snapshot and the request.
+/// The parts of the server with which an answer is collected, beside the snapshot and the request.
 pub(crate) struct Around<'a> {
-    /// Everything ephemeral.
+    /// Typing and presence, as they are now.
     pub(crate) ephemeral: &'a Ephemeral,
     /// The rules of what counts as unread.
     pub(crate) push: &'a Push,
@@ -61,19 +63,19 @@ pub(crate) struct Around<'a> {
     pub(crate) now_ms: u64,
 }
 
-/// What is ephemeral, at one moment.
+/// The ephemeral changes since the client asked last, taken at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Moment {
-    /// The number of the last change in it.
+    /// The number of the last change that is taken into account.
     pub(crate) number: u64,
-    /// Rooms whose typists changed since the client asked last, and who they are now.
+    /// The rooms in which the typing users changed since the client asked last, each with those who type now.
     pub(crate) typing: Vec<(RoomNum, Vec<String>)>,
-    /// Whose presence changed since the client asked last, the oldest change first.
+    /// The changes of presence since the client asked last, the oldest first.
     pub(crate) presence: Vec<Change>,
 }
 
 impl Moment {
-    /// The changes after the number that the client knows.
+    /// Takes the changes after the number that the client knows.
     pub(crate) fn since(ephemeral: &Ephemeral, since: Option<SyncToken>) -> Self {
         let known = since.map_or(0, |token| token.ephemeral);
         ephemeral.read(|board| Self {
@@ -85,7 +87,7 @@ impl Moment {
 }
 
 impl<'a> Window<'a> {
-    /// The window from where the client stands up to `upto`.
+    /// Opens the window from where the client stands up to `upto`.
     pub(crate) fn new(
         read: &'a Snapshot,
         ask: &'a Ask,
@@ -112,12 +114,13 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Whether the client comes from another run of the server: what it knows of typing and presence no longer holds.
+    /// Whether the client comes from another run of the server, so that what it knows of typing and presence no longer
+    /// holds.
     pub(crate) fn is_other_run(&self) -> bool {
         self.since.is_some_and(|token| token.boot != self.ephemeral.boot())
     }
 
-    /// The users whose messages and invitations the client does not want.
+    /// The users whom the user ignores: their messages and invitations are left out. They are read at the first use.
     pub(crate) fn ignored(&self) -> Result<&Arc<Ignored>, Fault> {
         if let Some(known) = self.ignored.get() {
             return Ok(known);
@@ -126,7 +129,7 @@ impl<'a> Window<'a> {
         Ok(self.ignored.get_or_init(|| Arc::new(found)))
     }
 
-    /// What counts as unread for the user.
+    /// The push rules that say what counts as unread for the user. They are compiled at the first use.
     pub(crate) fn counts(&self) -> Result<&push::Reader<'a>, Fault> {
         if let Some(known) = self.counts.get() {
             return Ok(known);
@@ -136,33 +139,34 @@ impl<'a> Window<'a> {
         Ok(self.counts.get_or_init(|| found))
     }
 
-    /// Everything at or before where the client stands.
+    /// The highest order that the client knows: everything at or below it was told.
     pub(crate) fn known_order(&self) -> Order {
         Order::upto(self.from)
     }
 
-    /// How many bytes the timeline of the next room may have, and how many events may be looked at for it.
+    /// How many bytes the timeline of the next room may still have, and how many events may be looked at for it.
     pub(crate) fn timeline_left(&self) -> (usize, usize) {
         let bytes = TIMELINES_BYTES_MAX.saturating_sub(self.timeline_bytes.get());
         (bytes, LOOKED_AT_MAX.saturating_sub(self.looked_at.get()))
     }
 
-    /// Notes how many bytes a timeline has, and how many events were looked at for it.
+    /// Notes how many bytes a timeline took, and how many events were looked at for it.
     pub(crate) fn spend_timeline(&self, bytes: usize, looked_at: usize) {
         self.timeline_bytes.set(self.timeline_bytes.get().saturating_add(bytes));
         self.looked_at.set(self.looked_at.get().saturating_add(looked_at));
     }
 }
 
-/// What a client knows of one room.
+/// How much a client knows of one room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// The client begins: it knows nothing.
+    /// The client begins and knows nothing.
     New,
-    /// The client is told of the room anew. If the user was there before, the client may still hold what it was told at any
-    /// time since they first came, which was here: how much of the stays since then it was told is not known.
+    /// The client is told of the room anew, because the user has come back or joined since. It may still hold what it
+    /// was told in earlier stays; how much of them that was is not known. The order is where the user first came, if
+    /// they were there before.
     Returns(Option<Order>),
-    /// The client knows everything up to here.
+    /// The client knows everything up to and including this order.
     Knows(Order),
 }
 
@@ -170,23 +174,23 @@ pub(crate) enum Standing {
 /// each room.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoomPlace {
-    /// What the client knows of the room.
+    /// How much the client knows of the room.
     pub(crate) standing: Standing,
-    /// The whole state is wanted, whether the client knows it or not.
+    /// The client asked for the whole state, whether it knows it or not.
     pub(crate) whole_state: bool,
-    /// Events of the timeline, at most.
+    /// The timeline has at most this many events.
     pub(crate) timeline_limit: usize,
-    /// The last order that the room is told up to.
+    /// The room is told up to and including this order.
     pub(crate) end: Order,
 }
 
 impl RoomPlace {
-    /// Whether the whole state is told.
+    /// Whether the whole state is told, and not only its changes.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole_state || !matches!(self.standing, Standing::Knows(_))
     }
 
-    /// The order above which everything is news.
+    /// The order above which everything is news. None if the client does not know the room.
     pub(crate) fn known(&self) -> Option<Order> {
         match self.standing {
             Standing::Knows(order) => Some(order),
@@ -194,26 +198,26 @@ impl RoomPlace {
         }
     }
 
-    /// The position after which what has no order (receipts) is news.
+    /// The position after which receipts are news, for they have no order.
     pub(crate) fn known_position(&self) -> Position {
         self.known().map_or(Position::ZERO, |order| order.anchor)
     }
 }
 
-/// One room in an answer.
+/// One room in an answer, and the place from which it is told.
 #[derive(Clone, Copy)]
 pub(crate) struct RoomWindow<'a, 'w> {
-    /// The answer that the room stands in.
+    /// The window of the answer that the room stands in.
     pub(crate) window: &'a Window<'w>,
     /// The number of the room.
     pub(crate) num: RoomNum,
-    /// The room.
+    /// The row of the room in the table `ROOM`.
     pub(crate) row: &'a RoomRow,
-    /// What the user is to the room.
+    /// The row that says what the user is to the room.
     pub(crate) user_row: &'a UserRoomRow,
-    /// Where the client stands in it.
+    /// Where the client stands in the room, and how much of it is told.
     pub(crate) place: RoomPlace,
-    /// The user, as one who reads this room.
+    /// The user as a reader of this room, which decides what they may see.
     pub(crate) reader: &'a Reader,
 }
 
@@ -223,12 +227,12 @@ impl RoomWindow<'_, '_> {
         Self { place, ..self }
     }
 
-    /// The room, as functions that show events read it.
+    /// The room in the form in which events are shown.
     pub(crate) fn view(&self) -> RoomView<'_, Snapshot> {
         RoomView { read: self.window.read, num: self.num, row: self.row }
     }
 
-    /// The user, as events are shown to.
+    /// The user and device to whom the events of this room are shown.
     pub(crate) fn viewer(&self) -> Viewer<'_> {
         Viewer {
             user: &self.window.ask.caller.user_id,
@@ -240,7 +244,7 @@ impl RoomWindow<'_, '_> {
         }
     }
 
-    /// Whether an event is one of the user's own membership.
+    /// Whether an event says something of the user's own membership.
     pub(crate) fn is_own_member(&self, stored: &Stored) -> bool {
         self.reader.is_own_member(stored)
     }

@@ -1,4 +1,4 @@
-//! The few members that a client names a room after, and how many there are.
+//! Finds the few members that a client names a room after, and counts the members.
 //!
 //! Specification: client-server API, `summary` of `/sync`.
 
@@ -11,23 +11,24 @@ use crate::{
     sync::window::RoomWindow,
 };
 
-/// Users after whom a client names a room that has no name.
+/// A client names a room without a name after at most this many users.
 const HEROES: usize = 5;
-/// Members looked at to find them, beside those of this server who are in the room, of whom the room has a list.
+/// Look at no more than this many members to find heroes. Users of this server come from a list of their own and do not
+/// count.
 const LOOKED_AT_MAX: usize = 1_000;
 
-/// Who is in a room.
+/// The members that clients name a room after, and how many members there are.
 #[derive(Debug)]
 pub(crate) struct Summary {
-    /// The members after whom a client names the room; none if it has a name.
+    /// The ids of the members after whom a client names the room. None if the room has a name.
     pub(crate) heroes: Option<Vec<String>>,
-    /// How many are joined.
+    /// How many users are joined, on all servers.
     pub(crate) joined: u32,
-    /// How many are invited.
+    /// How many users are invited, on all servers.
     pub(crate) invited: u32,
 }
 
-/// Who is in a room, and after whom a client names it.
+/// Counts the members of a room, and lists those after whom a client names it.
 pub(crate) fn summary(room: &RoomWindow<'_, '_>) -> Result<Summary, Fault> {
     let heroes = if has_name(room)? { None } else { Some(list(room)?) };
     Ok(Summary { heroes, joined: room.row.joined, invited: room.row.invited })
@@ -44,14 +45,14 @@ fn has_name(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
     Ok(false)
 }
 
-/// Those who are in the room or invited, or, if there is nobody, those who were.
+/// Lists users who are joined or invited, without the caller; if there are none, users who were.
 fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
     let (read, caller) = (room.window.read, &room.window.ask.caller);
     let others = (room.row.joined as usize + room.row.invited as usize).saturating_sub(1);
     let wanted = others.min(HEROES);
     let mut here = Vec::new();
     if wanted > 0 {
-        // However many others were banned, those of this server who are here are found at once.
+        // Users of this server are listed first, because that costs the same however many others were banned.
         for user in members::list_present_local_users(read, room.num, HEROES + 1)? {
             if user != caller.user
                 && let Some(account) = users::find(read, user)?

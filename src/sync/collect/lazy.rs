@@ -1,4 +1,4 @@
-//! The members that lazy loading shows.
+//! Lazy loading: remembers which members a device has been told of, and finds those that it must be told of.
 //!
 //! Specification: client-server API, "Lazy-loading room members".
 
@@ -11,10 +11,11 @@ use crate::{
     sync::window::{RoomWindow, Standing},
 };
 
-/// Changes of a room that are looked at for one who comes back: where there are more, they are told of everybody.
+/// Look at no more than this many changes of a room for a user who comes back; beyond that, the client is told of every
+/// member.
 const CHANGES_MAX: usize = 5_000;
 
-/// Whether the device has been told of this member event of a user, and said so.
+/// Whether the device has been told of this member event, and has confirmed it by a later token.
 pub(super) fn knows(room: &RoomWindow<'_, '_>, user_id: &str, stored: &Stored) -> bool {
     let window = room.window;
     !window.ask.filter.redundant_members
@@ -31,7 +32,7 @@ pub(super) fn remember<'e>(room: &RoomWindow<'_, '_>, events: impl Iterator<Item
     room.window.sent.tell(&sent_key(room), told, room.window.from, room.window.upto);
 }
 
-/// Forgets what the device was told of in this room: it begins anew, or has left.
+/// Forgets what the device was told of in this room, because it begins anew or has left.
 pub(super) fn forget(room: &RoomWindow<'_, '_>) {
     room.window.sent.forget(&sent_key(room));
 }
@@ -41,8 +42,8 @@ fn sent_key(room: &RoomWindow<'_, '_>) -> (UserNum, String, RoomNum) {
     (caller.user, caller.device_id.to_string(), room.num)
 }
 
-/// The users whose membership changed since the client last knew the room, for one that is told of it anew: it may still
-/// believe what it knew. `None` where that is too many to list, and everybody is to be told of.
+/// The users whose membership changed since the client last knew the room. A client that is told of a room anew may
+/// still believe what it knew of them. `None` if the changes are too many to look at, and everybody must be told of.
 pub(super) fn changed_members(room: &RoomWindow<'_, '_>) -> Result<Option<BTreeSet<String>>, Fault> {
     let known = match room.place.standing {
         Standing::New | Standing::Returns(None) => return Ok(Some(BTreeSet::new())),

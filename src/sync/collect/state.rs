@@ -1,11 +1,13 @@
-//! The state that a client needs beside a timeline, from the main line's own record and never from the timeline alone:
-//! resolution may change state with no event, an event in the timeline need not have become state, and what the timeline
-//! leaves out (by visibility, by a filter, by ignoring) may have changed state.
+//! The state that a client needs beside a timeline. It is read from the main line's own record and never derived from
+//! the timeline: resolution may change state without an event, an event in the timeline need not have become state, and
+//! events that the timeline leaves out (by visibility, by a filter, because their sender is ignored) may have changed
+//! state.
 //!
-//! The rule: whoever lays `state` over what they know, and then each state event of the timeline over that, has the state
-//! at the end of the window. So a key that the timeline does not show is told as it is at the end; one that the timeline
-//! shows is told as it is before the timeline, and a timeline whose last event of a key is not what holds at the end is cut
-//! below that event, and is `limited`. With `state_after` the timeline counts for nothing.
+//! The rule: a client that lays `state` over what it knows, and then each state event of the timeline over that, has
+//! the state at the end of the window. So a key that the timeline does not show is told as it is at the end, and a key
+//! that the timeline shows is told as it was before the timeline. A timeline whose last event of a key is not what
+//! holds at the end is cut below that event, and is `limited`. With `state_after`, the client takes no state from the
+//! timeline.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,37 +31,37 @@ use crate::{
 };
 
 const MEMBER: &str = "m.room.member";
-/// The lowest string above it.
+/// The lowest string above `MEMBER`, where listing the other types goes on.
 const ABOVE_MEMBER: &str = "m.room.member\u{0}";
-/// The types of the server's own derived keys, which no client may see, begin with this; no other does.
+/// The types of the server's own derived keys begin with this, and no other type does. No client may see them.
 const DERIVED: &str = "\u{1}";
 const ABOVE_DERIVED: &str = "\u{2}";
 
-/// How a user's membership changed.
+/// A change of one user's membership within the window.
 #[derive(Clone, Debug)]
 pub(crate) struct MemberChange {
-    /// The user.
+    /// The id of the user whose membership changed.
     pub(crate) user_id: String,
     /// The member event that the client knows.
     pub(crate) before: Val,
-    /// The one that holds at the end.
+    /// The member event that holds at the end of the window.
     pub(crate) after: Val,
 }
 
-/// What changed in a room's state since the client knew it.
+/// The changes of a room's state since the client knew it.
 #[derive(Debug, Default)]
 pub(crate) struct RoomState {
-    /// The events of keys that changed, as they are to be told.
+    /// The events of keys that changed, as they are to be told beside the timeline.
     told: Vec<EventNum>,
-    /// The keys that the timeline shows.
+    /// The keys of which the timeline shows an event.
     shown: BTreeSet<StateKeyNum>,
-    /// All members that changed, shown in the timeline or not.
+    /// All members that changed, whether the timeline shows them or not.
     pub(crate) members: Vec<MemberChange>,
     /// The room's name or canonical alias changed.
     pub(crate) is_renamed: bool,
 }
 
-/// A key that changed since the client knew the room, or that the timeline shows.
+/// A key that changed since the client knew the room, or of which the timeline shows an event.
 #[derive(Debug, Default)]
 struct Key {
     /// Each change with the value before it, rising.
@@ -68,7 +70,8 @@ struct Key {
     shown: Option<(Order, EventNum)>,
 }
 
-/// What changed since the client knew the room. Cuts the timeline where it would leave the client with what does not hold.
+/// Finds the changes of state since the client knew the room. Cuts the timeline where it would leave the client with
+/// state that does not hold.
 pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Result<RoomState, Fault> {
     let mut keys: BTreeMap<StateKeyNum, Key> = BTreeMap::new();
     if let Some(known) = room.place.known()
@@ -153,7 +156,7 @@ fn values_at_end(room: &RoomWindow<'_, '_>, keys: &[StateKeyNum]) -> Result<Vec<
     }
 }
 
-/// The state that goes with a timeline, lazily loaded members included.
+/// Collects the state that goes with a timeline, lazily loaded members included.
 pub(super) fn collect(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
@@ -167,7 +170,7 @@ pub(super) fn collect(
     let mut wanted: BTreeSet<String> = timeline.senders().collect();
     wanted.extend(heroes.unwrap_or_default().iter().cloned());
     if ask.use_state_after {
-        // What the timeline says of members is not state to such a client.
+        // Such a client takes no state from the timeline, so that it needs these member events beside it.
         wanted.extend(timeline.subjects());
     }
     let events = if is_whole {
@@ -184,7 +187,7 @@ pub(super) fn collect(
     Ok(events)
 }
 
-/// The member events of these users that the device has not been told of, nor is by what is told beside them.
+/// Loads the member events of these users that the device does not know and that this answer does not tell otherwise.
 fn missing(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
@@ -205,7 +208,8 @@ fn missing(
     Ok(missing)
 }
 
-/// The values of keys as they are told beside a timeline: at the end, or, of keys that the timeline shows, before it.
+/// The values of keys as they are told beside a timeline: as before it for keys that it shows, as at the end for
+/// others.
 fn values_beside(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
@@ -223,7 +227,7 @@ fn values_beside(
     Ok(values)
 }
 
-/// The whole state that goes with a timeline; of members only these, if the client loads members lazily.
+/// Loads the whole state that goes with a timeline. Of the members it has only these, if the client loads them lazily.
 fn whole(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
@@ -261,7 +265,7 @@ fn whole(
     load(room, &events)
 }
 
-/// The numbers of the keys whose types stand in `[low, high)`; none is above all.
+/// Lists the numbers of the keys whose types are in `[low, high)`. Without `high`, the range has no upper end.
 fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result<Vec<StateKeyNum>, Fault> {
     let num = room.num;
     let high = high.map_or((RoomNum(num.0.saturating_add(1)), ""), |high| (num, high));
@@ -271,7 +275,7 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
     rows.map(|row| row.map(|(_, key)| key)).collect()
 }
 
-/// The events of these numbers. Those of the timeline are read together; a few may be kept aside.
+/// Loads the events of these numbers. Those of the timeline are read together; the few kept aside are read one by one.
 fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, Fault> {
     let (read, num) = (room.window.read, room.num);
     let places = schema::PLACE.get_many(read, events.iter().map(|event| (num, *event)))?;

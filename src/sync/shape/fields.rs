@@ -1,8 +1,8 @@
-//! Events with some of their fields only, for clients that ask for that (`event_fields` of a filter).
+//! Reduces events to some of their fields, for clients that ask for that (`event_fields` of a filter).
 
 use crate::json::JsonText;
 
-/// The event with only these fields (paths with dots; a dot in a name is written `\.`).
+/// Gives the event with only these fields, named by paths with dots; a dot within a name is written `\.`.
 pub(crate) fn only_fields(event: JsonText, fields: &[String]) -> JsonText {
     let Ok(serde_json::Value::Object(whole)) = serde_json::from_str(event.as_str()) else { return event };
     let mut some = serde_json::Map::new();

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// An answer being written.
+/// An answer of `/sync` while it is being written.
 pub(crate) struct Answer<'a, 'w> {
     window: &'a Window<'w>,
     joined: Object,
@@ -42,7 +42,7 @@ pub(crate) struct Answer<'a, 'w> {
 }
 
 impl<'a, 'w> Answer<'a, 'w> {
-    /// An answer that says nothing yet, for this window.
+    /// Begins an answer that says nothing yet, for this window.
     pub(crate) fn new(window: &'a Window<'w>) -> Self {
         Self {
             window,
@@ -104,7 +104,7 @@ impl<'a, 'w> Answer<'a, 'w> {
         Ok(())
     }
 
-    /// Adds account data of no room.
+    /// Sets the account data that belongs to no room.
     pub(crate) fn account_data(&mut self, data: &AccountData) {
         let global = data.by_room.get("").map(Vec::as_slice).unwrap_or_default();
         let filter = &self.window.ask.filter.account_data;
@@ -114,7 +114,7 @@ impl<'a, 'w> Answer<'a, 'w> {
         }
     }
 
-    /// Adds how present users are.
+    /// Sets the presence of users, each as an `m.presence` event.
     pub(crate) fn presence(&mut self, told: &[(OwnedUserId, Presence)]) {
         let events = told.iter().map(|(user_id, presence)| {
             let mut event = Object::new();
@@ -126,17 +126,17 @@ impl<'a, 'w> Answer<'a, 'w> {
         self.presence = events.collect();
     }
 
-    /// Adds messages that wait for the device.
+    /// Sets the messages that wait for the device.
     pub(crate) fn messages(&mut self, messages: &[Bytes]) {
         self.to_device = messages.iter().map(|message| JsonText::stored(message)).collect();
     }
 
-    /// Adds whose devices changed.
+    /// Sets the users whose devices changed, and those whose devices no longer matter.
     pub(crate) fn device_lists(&mut self, lists: &DeviceLists) {
         self.device_lists = (!lists.is_empty()).then(|| show_device_lists(lists));
     }
 
-    /// The whole answer: with the token that goes on from here, and how many keys the device has left.
+    /// Finishes the answer with the token that goes on from here, and with how many keys the device has left.
     pub(crate) fn finish(self, next: &SyncToken, keys: &KeyCounts) -> Bytes {
         let mut answer = Object::new();
         answer.text("next_batch", &next.to_string());
@@ -162,7 +162,7 @@ impl<'a, 'w> Answer<'a, 'w> {
             answer.json("device_lists", lists);
         }
         let mut one_time = Object::new();
-        // Clients look for this algorithm even when they have none of it.
+        // Clients look for this algorithm even when they have no key of it, so that a zero is written.
         if !keys.one_time.contains_key("signed_curve25519") {
             one_time.number("signed_curve25519", 0);
         }
@@ -187,7 +187,7 @@ fn put_events(answer: &mut Object, name: &str, events: &[JsonText]) {
     answer.json(name, &list.finish());
 }
 
-/// An event that is only type and content.
+/// Writes an event that has a type and a content, and nothing else.
 fn plain_event<'j>(event_type: &str, content: impl Into<JsonRef<'j>>) -> JsonText {
     let mut event = Object::new();
     event.text("type", event_type);
@@ -195,7 +195,7 @@ fn plain_event<'j>(event_type: &str, content: impl Into<JsonRef<'j>>) -> JsonTex
     event.finish()
 }
 
-/// What `device_lists` says, as JSON.
+/// Writes the object `device_lists`, with both of its lists even if they are empty.
 pub(crate) fn show_device_lists(lists: &DeviceLists) -> JsonText {
     let mut json = Object::new();
     json.texts("changed", &lists.changed);
@@ -249,7 +249,7 @@ fn show_state(room: &RoomWindow<'_, '_>, events: &[Stored]) -> Result<Vec<JsonTe
     }
     let mut shown = Vec::with_capacity(events.len());
     for stored in events.iter().filter(|stored| filter.wants(stored)) {
-        // A client that is told the whole state does not ask what was there before.
+        // A client that is told the whole state does not ask what was there before, so that `prev_content` is left out.
         let json = if !room.place.is_whole() || stored.row.is_redacted() {
             show::show_plain(view, stored, &viewer)?
         } else {
@@ -261,7 +261,7 @@ fn show_state(room: &RoomWindow<'_, '_>, events: &[Stored]) -> Result<Vec<JsonTe
     Ok(shown)
 }
 
-/// The event as servers see it, or with some of its fields, if the client asked for that.
+/// Gives the event as servers see it, or with some of its fields only, if the client asked for that.
 fn in_form(
     room: &RoomWindow<'_, '_>,
     stored: &Stored,

@@ -1,4 +1,4 @@
-//! What the user's clients keep here: account data, global and of rooms; push rules are global account data.
+//! The account data that the user's clients keep here, global and of rooms. Push rules are told as global account data.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::{
     sync::{changes::Changes, window::Window},
 };
 
-/// Account data of one place, by type.
+/// The account data of one room, or the global account data, as pairs of type and row.
 pub(crate) type Data = Vec<(String, WrittenRow)>;
 
-/// Account data that is news.
+/// The account data that is news to the client.
 #[derive(Debug, Default)]
 pub(crate) struct AccountData {
-    /// By room id; "" is global.
+    /// By room id; global account data stands under "".
     pub(crate) by_room: BTreeMap<String, Data>,
-    /// The content of `m.push_rules`.
+    /// The content of `m.push_rules`. None if the rules have not changed or are not wanted.
     pub(crate) push_rules: Option<serde_json::Value>,
 }
 
-/// What changed since the client asked last, or everything if it begins.
+/// Collects the account data that changed since the client asked last, or all of it if the client begins.
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<AccountData, Fault> {
     let user = window.ask.caller.user;
     let mut found = AccountData::default();
@@ -45,7 +45,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<AccountD
     Ok(found)
 }
 
-/// All that is kept for a room, for a client to which the room is new.
+/// Lists all account data of a room, for a client to which the room is new.
 pub(crate) fn of_room(window: &Window<'_>, room: &str) -> Result<Data, Fault> {
     let prefix = (window.ask.caller.user, room);
     let rows = schema::ACCOUNT_DATA.prefix::<(UserNum, String)>(window.read, prefix, Direction::Up)?;

@@ -1,4 +1,4 @@
-//! Whose device list the client must ask for again, and whose it may forget.
+//! Says which users' device lists the client must ask for again, and which it may forget.
 //!
 //! Specification: client-server API, "Extensions to /sync" of end-to-end encryption.
 
@@ -12,12 +12,12 @@ use crate::{
     sync::{changes::Changes, shares, window::Window},
 };
 
-/// What `device_lists` says.
+/// The users that `device_lists` of an answer names, by id.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceLists {
-    /// Users whose devices changed, or who came to share a room.
+    /// Users whose devices changed, or who came to share a room with the user.
     pub(crate) changed: BTreeSet<String>,
-    /// Users with whom no room is shared any more.
+    /// Users with whom the user shares no room any more.
     pub(crate) left: BTreeSet<String>,
 }
 
@@ -28,7 +28,8 @@ impl DeviceLists {
     }
 }
 
-/// Whose device list changed, and whose no longer matters. A client that begins is told nothing: it asks for all it needs.
+/// Collects the users whose device lists changed, and those whose no longer matter. A client that begins is told of
+/// nobody, because it asks for all lists that it needs.
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLists, Fault> {
     let mut lists = DeviceLists::default();
     if window.since.is_none() || (!changes.device_lists && changes.shares.is_empty()) {
@@ -53,7 +54,8 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLi
     Ok(lists)
 }
 
-/// Whose device list changed since the client asked last.
+/// Lists the users whose device list changed since the client asked last, whether they share a room with the user or
+/// not.
 fn list_changed(window: &Window<'_>) -> Result<BTreeSet<String>, Fault> {
     let mut changed = BTreeSet::new();
     if window.from >= window.upto {

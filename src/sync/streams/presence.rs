@@ -1,7 +1,7 @@
-//! Presence of those who share a room with the user.
+//! The presence of users who share a room with the user.
 //!
-//! The board of presence remembers in which rooms somebody was who changed, so what concerns this user is found in memory;
-//! only of those who are told is it read whether they are in the room still.
+//! The board of presence remembers with each change in which rooms its user was, so that the changes that concern this
+//! user are found in memory. Only for those is it read whether they are still in the room.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,25 +23,25 @@ use crate::{
     sync::{changes::Changes, window::Window},
 };
 
-/// One answer tells of at most this many users; the next one goes on from there.
+/// One answer tells of at most this many users, because an answer is held in memory; the next one goes on from there.
 const USERS_MAX: usize = 500;
-/// Up to this many rooms of others are looked for one by one; where there are more, the user's own rooms are listed once.
+/// Up to this many rooms of others are looked for one by one; beyond that, the user's own rooms are listed once.
 const LOOKUPS_MAX: usize = 64;
-/// This many rooms are looked for together.
+/// Look for this many rooms together, so that a room shared early saves the rest of the lookups.
 const LOOKUPS_AT_ONCE: usize = 16;
 
 /// The news of presence for one answer.
 #[derive(Debug, Default)]
 pub(crate) struct PresenceNews {
-    /// Users with what others see of them.
+    /// The users who are told of, each with the presence that others see.
     pub(crate) told: Vec<(OwnedUserId, Presence)>,
-    /// Whether a poll is answered because of them: nobody wakes himself.
+    /// The answer tells of somebody else than the user. A poll does not end because of the user's own presence.
     pub(crate) is_news: bool,
-    /// The number of the last change that was told, if there are more.
+    /// The number of the last change that was told, if further changes are left for the next answer.
     pub(crate) told_upto: Option<u64>,
 }
 
-/// The presence of those for whom it changed, and of those who came to share a room with the user.
+/// Collects the presence of users for whom it changed, and of those who came to share a room with the user.
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<PresenceNews, Fault> {
     let mut news = PresenceNews::default();
     let came = &changes.shares.came;
@@ -51,7 +51,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     }
     let (told, is_whole) = match window.since {
         Some(_) => list_came(window, came)?,
-        // A client that begins is told of everybody on the board.
+        // The changes of a client that begins are everything on the board, so that nobody need be listed besides.
         None => (BTreeMap::new(), true),
     };
     for change in told.values() {
@@ -70,7 +70,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     let is_last = |number| window.moment.presence.last().is_none_or(|last| last.number == number);
     news.told_upto = news.told_upto.filter(|number| !is_last(*number));
     if !is_whole {
-        // The rest is told by going through all changes again.
+        // The users who did not fit are told of when the next answer goes through all changes again.
         tracing::debug!(user = %window.ask.caller.user, reason = "many came", "presence is told from the beginning");
         news.told_upto = Some(0);
     }
@@ -88,7 +88,7 @@ fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<
     Ok(())
 }
 
-/// The presence of those who came to share a room, and whether these are all of them.
+/// Finds the presence of those who came to share a room, and says whether these are all of them.
 fn list_came(
     window: &Window<'_>,
     came: &BTreeSet<String>,
@@ -108,8 +108,8 @@ fn list_came(
     Ok((told, true))
 }
 
-/// Finds which rooms of others the user is in. A few rooms are looked for one by one, for who shares many is found by the
-/// first of them; beyond that, the user's rooms are listed once.
+/// Finds which rooms of others the user is in. A few rooms are looked for one by one, because users who share many
+/// rooms are found by the first of them; beyond that, the user's rooms are listed once.
 #[derive(Default)]
 struct OwnRooms {
     looked_for: usize,
@@ -117,14 +117,14 @@ struct OwnRooms {
 }
 
 impl OwnRooms {
-    /// Whether the user may be told of this change.
+    /// Whether the user shares a room with the one whose presence changed, and so may be told of it.
     fn is_shared(&mut self, window: &Window<'_>, change: &Change) -> Result<bool, Fault> {
         if change.user == window.ask.caller.user {
             return Ok(true);
         }
         for rooms in change.rooms.chunks(LOOKUPS_AT_ONCE) {
             let shared = self.find(window, rooms)?;
-            // They may have left since.
+            // The one whose presence changed may have left the rooms since then.
             if !shared.is_empty() && !joined(window, change.user, &shared)?.is_empty() {
                 return Ok(true);
             }
@@ -132,7 +132,7 @@ impl OwnRooms {
         Ok(false)
     }
 
-    /// Which of these rooms the user is in.
+    /// Finds the rooms among these that the user is in.
     fn find(&mut self, window: &Window<'_>, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
         let own = window.ask.caller.user;
         if self.listed.is_none() {
@@ -147,7 +147,7 @@ impl OwnRooms {
     }
 }
 
-/// The rooms of these that a user is in.
+/// Finds the rooms among these that a user is in, by one lookup of each.
 fn joined(window: &Window<'_>, user: UserNum, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
     let rows = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
     let is_in = |row: Option<UserRoomRow>| row.is_some_and(|row| row.membership == Membership::Join);

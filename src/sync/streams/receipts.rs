@@ -1,4 +1,4 @@
-//! How far others have read, and the user on other devices.
+//! The receipts of a room: how far others have read, and how far the user has on other devices.
 
 use crate::{
     rooms::receipts,
@@ -7,10 +7,10 @@ use crate::{
     sync::window::RoomWindow,
 };
 
-/// Receipts of one room in one answer: the newest.
+/// One answer tells at most this many receipts of one room, namely the newest.
 const RECEIPTS_MAX: usize = 500;
 
-/// The receipts that were stored in a room since the client asked last.
+/// Collects the receipts that were stored in a room since the client asked last.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
     let window = room.window;
     let filter = &window.ask.filter.ephemeral;

@@ -13,38 +13,38 @@ use crate::{
     sync::window::RoomWindow,
 };
 
-/// Events looked at for one timeline; a filter may leave out most of them.
+/// Look at no more than this many events for one timeline, because a filter may leave out most of them.
 const LOOKED_AT_MAX: usize = 5_000;
-/// Events in a row that the user may not see: after so many there will be more of them.
+/// The timeline ends after this many events in a row that the user may not see, because more of them will follow.
 const HIDDEN_MAX: usize = 200;
-/// Bytes of one timeline; the first event may go beyond.
+/// A timeline has at most this many bytes, so that one room does not fill the answer; its first event may go beyond.
 const BYTES_MAX: usize = 1 << 20;
 
-/// A part of a room's timeline.
+/// A part of a room's timeline, as one answer tells it.
 #[derive(Debug)]
 pub(crate) struct Timeline {
-    /// The events, rising, each with what the user was to the room.
+    /// The events, rising, each with the user's membership at that event.
     pub(crate) events: Vec<(Stored, Membership)>,
     /// Events may be missing between the last answer and these.
     pub(crate) limited: bool,
-    /// The order of the first event; above everything if there is none.
+    /// The order of the first event; the order next above `end` if there is none.
     pub(crate) start: Order,
     /// The order up to which events were looked for.
     pub(crate) end: Order,
 }
 
 impl Timeline {
-    /// A timeline that shows nothing, up to here.
+    /// Makes a timeline that shows nothing, up to this order.
     pub(crate) fn empty(end: Order) -> Self {
         Self { events: Vec::new(), limited: false, start: end.next(), end }
     }
 
-    /// Where `/messages` goes on.
+    /// The token with which `/messages` goes on towards older events.
     pub(crate) fn prev_batch(&self) -> PageToken {
         PageToken::below(self.start)
     }
 
-    /// The newest event of each state key that it shows.
+    /// The newest event of each state key that the timeline shows.
     pub(crate) fn shown_state(&self) -> BTreeMap<StateKeyNum, (Order, EventNum)> {
         let states = self
             .events
@@ -53,26 +53,26 @@ impl Timeline {
         states.collect()
     }
 
-    /// Leaves out everything at or below an order.
+    /// Leaves out everything at or below an order, and marks the timeline as limited.
     pub(crate) fn cut_through(&mut self, order: Order) {
         self.events.retain(|(stored, _)| stored.order > order);
         self.limited = true;
         self.start = self.events.first().map_or_else(|| self.end.next(), |(stored, _)| stored.order);
     }
 
-    /// The senders of its events.
+    /// The ids of the users who sent its events.
     pub(crate) fn senders(&self) -> impl Iterator<Item = String> {
         self.events.iter().map(|(stored, _)| stored.row.sender().into_owned())
     }
 
-    /// The users whom its member events are about.
+    /// The ids of the users whom its member events are about.
     pub(crate) fn subjects(&self) -> impl Iterator<Item = String> {
         let members = self.events.iter().filter(|(stored, _)| stored.membership().is_some());
         members.filter_map(|(stored, _)| Some(stored.row.state_key()?.into_owned()))
     }
 }
 
-/// The newest events up to the end of the window and above what the client knows.
+/// Collects the newest events up to the end of the window and above what the client knows.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
     let (window, end) = (room.window, room.place.end);
     let filter = &window.ask.filter.timeline;
@@ -86,7 +86,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
         for stored in page {
             let stored = stored?;
-            // What was back-filled is not live: /messages shows it.
+            // Back-filled events are not live, so that `/messages` shows them and a timeline does not.
             if stored.order.minor != 0 {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Messages to the device, and how many of its keys are left.
+//! The messages to the device, and how many of its keys are left.
 
 use std::ops::Bound;
 
@@ -13,21 +13,21 @@ use crate::{
     sync::{changes::Changes, window::Window},
 };
 
-/// Messages in one answer.
+/// One answer has at most this many messages to the device; the next one goes on from there.
 const MESSAGES_MAX: usize = 100;
-/// Their bytes; one more may go beyond.
+/// No further message is added to an answer once its messages have more bytes than this.
 const BYTES_MAX: usize = 4 << 20;
 
-/// Messages that wait for the device.
+/// The messages that wait for the device, as far as one answer tells them.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    /// As they are told, the oldest first.
+    /// The messages as the client is told them, the oldest first.
     pub(crate) messages: Vec<Bytes>,
-    /// The position of the last of them, if there are more.
+    /// The position of the last of them, if more are left for the next answer.
     pub(crate) told_upto: Option<Position>,
 }
 
-/// The messages that the device has not said it has.
+/// Collects the messages that the device has not confirmed.
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Inbox, Fault> {
     let (user, device) = (window.ask.caller.user, window.ask.caller.device);
     let is_behind = window.since.is_some_and(|token| token.inbox_position(user, device) < token.position);
@@ -58,7 +58,8 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Inbox, F
     Ok(inbox)
 }
 
-/// How many keys of the device are left. It stands in every answer, for what is missing would be taken for "as before".
+/// Counts the keys of the device that are left. The counts stand in every answer, because clients take a missing count
+/// for zero or for "as before".
 pub(crate) fn key_counts(window: &Window<'_>) -> Result<KeyCounts, Fault> {
     let caller = &window.ask.caller;
     keys::counts(window.read, (caller.user, caller.device))

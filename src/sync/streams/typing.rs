@@ -1,12 +1,13 @@
-//! Who is typing.
+//! The users who are typing in a room.
 
 use crate::{
     store::Fault,
     sync::window::{RoomWindow, Standing},
 };
 
-/// The users who type in a room, if that changed. A client that does not know the room is told only if somebody types; one
-/// that comes from another run of the server is told in any case, for it may believe that somebody types who stopped.
+/// Collects the users who type in a room, if that changed. A client that does not know the room is told only if
+/// somebody types. A client from another run of the server is told in any case, because it may believe that somebody
+/// types who stopped.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<String>>, Fault> {
     let window = room.window;
     let filter = &window.ask.filter.ephemeral;

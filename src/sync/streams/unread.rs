@@ -1,4 +1,4 @@
-//! How much the user has not read.
+//! How much the user has not read of each room.
 
 use ruma::OwnedEventId;
 
@@ -9,18 +9,19 @@ use crate::{
     sync::window::RoomWindow,
 };
 
-/// What the user has not read of a room.
+/// The counts of unread events of one room, for one user.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// Outside threads.
+    /// The unread events that belong to no thread.
     pub(crate) main: Unread,
-    /// By the id of the thread's root.
+    /// The unread events of each thread, by the id of the thread's root. Empty unless the client wants counts by
+    /// thread.
     pub(crate) threads: Vec<(OwnedEventId, Unread)>,
-    /// In threads and outside.
+    /// The unread events of the whole room, in threads and outside.
     pub(crate) total: Unread,
 }
 
-/// What the user has not read of a room.
+/// Counts how much the user has not read of a room.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Counts, Fault> {
     let window = room.window;
     let tally = window.counts()?.tally(window.read, place(room), window.upto)?;
@@ -35,8 +36,8 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Counts, Fault> {
     Ok(Counts { main: tally.main, threads, total: tally.total() })
 }
 
-/// Whether the counts of a room must be told though it has no other news: the user's rules changed, or whom they ignore,
-/// or how far they have read.
+/// Whether the counts of a room must be told though it has no other news: the user's push rules changed, or the users
+/// whom they ignore, or how far they have read.
 pub(crate) fn is_news(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
     let window = room.window;
     window.counts()?.is_news(window.read, place(room), window.from, window.upto)
