@@ -56,12 +56,12 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// Run at most this many long resolutions at once.
+/// Run at most this many long resolutions at once, so that other long work keeps some of the pool.
 const LONG_RESOLUTIONS_MAX: usize = 2;
-/// Let at most this many long resolutions run or wait for that.
+/// Let at most this many long resolutions run or wait; each holds its event in memory meanwhile.
 const RESOLUTIONS_WAITING_MAX: usize = 64;
 
-/// What rooms keep in memory. Cheap to clone.
+/// Everything that rooms keep in memory. A clone is cheap: it shares the same memory.
 #[derive(Clone)]
 pub struct Rooms(Arc<Inner>);
 
@@ -71,14 +71,15 @@ struct Inner {
     turns: AllTurns,
     descriptions: Descriptions,
     resolver: Resolver,
-    /// Resolutions that take long, of all rooms.
+    /// A resolution of any room that takes long holds a permit while it runs; there are [`LONG_RESOLUTIONS_MAX`].
     long_resolutions: Semaphore,
-    /// Those and the ones that wait for their turn.
+    /// A long resolution holds a permit from when it begins to wait until it ends; there are
+    /// [`RESOLUTIONS_WAITING_MAX`].
     resolutions_waiting: Semaphore,
 }
 
 impl Rooms {
-    /// Reads what must be known: the last room number.
+    /// Begins with nothing in memory but the number of the last room, which is read from the store.
     pub fn open(
         read: &(impl Read + ?Sized),
         server: ruma::OwnedServerName,
@@ -102,35 +103,36 @@ impl Rooms {
         &self.0.signer
     }
 
-    /// What states of rooms resolve to.
+    /// Resolves the states of rooms that fork, and remembers recent results.
     pub fn resolver(&self) -> &Resolver {
         &self.0.resolver
     }
 
-    /// A long resolution takes a place here: other long work keeps some of the pool.
+    /// A long resolution takes a permit here while it runs, so that other long work keeps some of the pool.
     pub fn long_resolutions(&self) -> &Semaphore {
         &self.0.long_resolutions
     }
 
-    /// A long resolution that waits takes a place here; without one, the event is tried again later.
+    /// A long resolution takes a permit here before it waits to run; where none is left, its event is tried again
+    /// later.
     pub fn resolutions_waiting(&self) -> &Semaphore {
         &self.0.resolutions_waiting
     }
 
-    /// A number for a new room, above those of rooms that came to be below us, as when another node led. One that comes to
-    /// nothing stays unused.
+    /// Gives a number for a new room, above all numbers in the store: another node may have led and made rooms
+    /// meanwhile. The number of a room that comes to nothing stays unused.
     pub fn next_num(&self, read: &(impl Read + ?Sized)) -> Result<RoomNum, Fault> {
         self.0.last_room.fetch_max(last_num(read)?, Ordering::Relaxed);
         Ok(RoomNum(self.0.last_room.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
-    /// What the public directory says of rooms.
+    /// Keeps the entries of rooms in the public directory, which are costly to work out.
     pub fn descriptions(&self) -> &Descriptions {
         &self.0.descriptions
     }
 
-    /// Gives the turns of a room: who wants to change the room adds one.
-    /// Never wait for the network or the disk in a turn.
+    /// Gives the turns of a room, to which a flow that wants to change the room adds one. A turn must never wait for
+    /// the network or the disk, because all other turns of the room wait for it.
     pub fn turns(&self, room: RoomNum) -> Arc<Turns> {
         self.0.turns.of(room)
     }

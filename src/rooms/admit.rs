@@ -1,8 +1,9 @@
-//! May this event be part of the room? All checks on receipt (server-server API, "Checks performed on receipt of a
-//! PDU"), as a pure function: what it needs to know is given to it, and what is missing it names.
+//! Decides whether an event may be part of its room, by the checks on receipt (server-server API, "Checks performed on
+//! receipt of a PDU"), as a pure function: everything that it needs to know is passed in, and it names the events that
+//! are missing.
 //!
-//! Format, hash and signatures are checked before (`rooms::build` for our own events, which are right by
-//! construction). Here: the authorization rules at the event's own auth events, at the state before it, and at the
+//! Format, hash and signatures are checked before (`rooms::build` for our own events, which are right by construction).
+//! The checks here are the authorization rules at the event's own auth events, at the state before it, and at the
 //! current state of the room.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -20,41 +21,42 @@ use crate::{
     schema::state::DERIVED,
 };
 
-/// Why an event is not accepted: the rule, as ruma words it.
+/// The rule because of which an event is not accepted, as ruma words it.
 pub type Why = String;
 
-/// What becomes of an event.
+/// The outcome of judging an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is part of the room.
     Accept,
-    /// It is part of the graph, but the current state does not allow it: kept aside, unseen.
+    /// It is part of the graph, but the current state does not allow it: it is kept aside and clients do not see it.
     SoftFail(Why),
-    /// The rules forbid it: kept aside, and whatever it would have changed is not changed.
+    /// The rules forbid it: it is kept aside and changes no state.
     Reject(Why),
-    /// These events must be known first.
+    /// Other events must be known before this one can be judged.
     Need {
-        /// Of its auth events.
+        /// The ids of its auth events that are missing.
         auth: Vec<OwnedEventId>,
-        /// Of the events it cites.
+        /// The ids of the events it cites that are missing.
         prev: Vec<OwnedEventId>,
     },
-    /// It cannot be judged now, since what it needs cannot be had: nothing is stored, and it is tried again later.
+    /// It cannot be judged now, because an event that it needs cannot be had: nothing is stored, and it is tried again
+    /// later.
     Unknown,
 }
 
-/// What is known of an event that the one to be judged refers to.
+/// Whether an event that the judged one refers to is at hand.
 #[derive(Clone, Debug)]
 pub enum Known<T> {
-    /// This.
+    /// We have the event, with this to say of it.
     Found(T),
-    /// We do not have it, and have not asked for it yet.
+    /// We do not have it, and have not asked other servers for it yet.
     Missing,
-    /// We do not have it, and nobody would give it to us.
+    /// We do not have it, and no server that was asked gave it to us.
     Unavailable,
 }
 
-/// A part of a room's state: what the authorization rules look at.
+/// The part of a room's state that the authorization rules look at.
 #[derive(Clone, Debug, Default)]
 pub struct AuthState(BTreeMap<(StateEventType, String), Arc<StateEvent>>);
 
@@ -71,8 +73,8 @@ impl AuthState {
     }
 }
 
-/// The keys of the state that the rules look at for this event, the create event among them.
-/// Errors: its content is not what its type demands, so that it would be rejected.
+/// Lists the keys of the state that the rules look at for this event, the create event's among them. Errors: the
+/// content is not what the event's type demands, so that the event would be rejected.
 pub fn needed_keys(
     kind: &TimelineEventType,
     sender: &UserId,
@@ -88,22 +90,22 @@ pub fn needed_keys(
     Ok(keys)
 }
 
-/// What an event is judged by.
+/// Everything that an event is judged by.
 #[derive(Debug)]
 pub struct Evidence<'a> {
     /// The rules of the room's version.
     pub rules: &'a AuthorizationRules,
-    /// Its auth events, and in room version 12 the create event.
+    /// The event's auth events, and in room version 12 the create event.
     pub auth: &'a BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
-    /// Those of the events it cites that are not known.
+    /// The events that the judged one cites. Those that are known may be left out.
     pub prev: &'a BTreeMap<OwnedEventId, Known<()>>,
-    /// The state before it.
+    /// The state before the event.
     pub before: &'a AuthState,
-    /// The current state, unless that is the state before it.
+    /// The current state of the room; `None` where that is the state before the event.
     pub current: Option<&'a AuthState>,
 }
 
-/// Judges an event.
+/// Judges an event by the authorization rules, at all three states that the specification names.
 pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
     if let Some(verdict) = lacking(event, evidence.auth, evidence.prev) {
         return verdict;
@@ -124,7 +126,7 @@ pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
     Verdict::Accept
 }
 
-/// Judges an event by its own auth events alone, all of which are known. Errors: the rule that forbids it.
+/// Judges an event by its own auth events alone, all of which are known. Errors: the rule that forbids the event.
 pub fn check_at_auth_events(
     event: &Event,
     rules: &AuthorizationRules,
@@ -144,8 +146,8 @@ pub fn check_at_auth_events(
     check_state_dependent_auth_rules(rules, event, |kind, key| state.find(kind, key))
 }
 
-/// Judges an event of our own, whose auth events were picked from the current state: one look at that state says it
-/// all, since the three states of [`admit`] agree on everything that the rules look at.
+/// Judges an event of our own, whose auth events were picked from the current state. One look at that state suffices,
+/// since the three states of [`admit`] agree on everything that the rules look at.
 pub fn admit_own(event: &Event, rules: &AuthorizationRules, state: &AuthState) -> Verdict {
     if event.kind == TimelineEventType::RoomCreate
         && let Err(why) = check_state_independent_auth_rules(rules, event, |_: &EventId| None::<&Event>)
@@ -158,14 +160,15 @@ pub fn admit_own(event: &Event, rules: &AuthorizationRules, state: &AuthState) -
     }
 }
 
-/// What must be known before an event can be judged: [`Verdict::Need`] or [`Verdict::Unknown`]; `None` if nothing is
-/// lacking.
+/// Names the events that must be known before this one can be judged, as [`Verdict::Need`] or [`Verdict::Unknown`];
+/// `None` if nothing is missing.
 pub fn lacking(
     event: &Event,
     auth_events: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
     prev_events: &BTreeMap<OwnedEventId, Known<()>>,
 ) -> Option<Verdict> {
-    // Types of derived state are ours: such an event is not even kept aside, where it would take a derived key.
+    // Only this server sets keys of derived state. Another server's event of such a type is not even kept aside, where
+    // it would take a derived key.
     if event.kind.to_string().starts_with(DERIVED) {
         return Some(Verdict::Unknown);
     }
@@ -180,7 +183,7 @@ pub fn lacking(
     let mut prev = Vec::new();
     for id in &event.prev {
         match prev_events.get(id) {
-            // Events that are cited and known need not be listed.
+            // A cited event that is known need not be listed.
             Some(Known::Found(())) | None => {}
             Some(Known::Unavailable) => return Some(Verdict::Unknown),
             Some(Known::Missing) => prev.push(id.clone()),
@@ -400,7 +403,7 @@ mod tests {
         assert_eq!(lacking(&message, &scene.auth, &prev).map(|_| ()), Some(()));
         let auth = BTreeMap::from([(id("create"), Known::Unavailable)]);
         assert_eq!(lacking(&message, &auth, &BTreeMap::new()), Some(Verdict::Unknown));
-        // A type of derived state is nothing that is kept, whatever is known.
+        // An event with a type of derived state is never kept, whatever is known.
         let derived =
             Event { kind: "\u{1}server".into(), state_key: Some("b.example".to_owned()), ..message };
         assert_eq!(lacking(&derived, &scene.auth, &BTreeMap::new()), Some(Verdict::Unknown));

@@ -15,10 +15,10 @@ use crate::{
     store::{Batch, Direction, Fault, Read, key::Json},
 };
 
-/// An alias has at most this many bytes.
+/// An alias has at most this many bytes, as every id of the specification.
 pub const ALIAS_BYTES_MAX: usize = 255;
 
-/// Refuses what cannot be an alias of this server: 400 `M_INVALID_PARAM`.
+/// Refuses an alias that this server cannot give: 400 `M_INVALID_PARAM`.
 pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
     if alias.server_name() != server {
         return Err(Refusal::invalid_param("This is an alias of another server."));
@@ -29,12 +29,12 @@ pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The room that an alias of this server names.
+/// Finds the room that an alias of this server names.
 pub fn find(read: &(impl Read + ?Sized), alias: &RoomAliasId) -> Result<Option<AliasRow>, Fault> {
     Ok(schema::ALIAS.get(read, alias.as_str())?.map(|Json(row)| row))
 }
 
-/// The aliases of a room, sorted.
+/// Lists the aliases of a room, sorted.
 pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<OwnedRoomAliasId>, Fault> {
     let mut aliases = Vec::new();
     for row in schema::ROOM_ALIAS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
@@ -44,7 +44,7 @@ pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<OwnedRoomA
     Ok(aliases)
 }
 
-/// Lets an alias name a room. The batch is refused if it names one already ([`is_taken`] tells).
+/// Lets an alias name a room. The batch is refused if the alias names a room already ([`is_taken`] tells that apart).
 pub(crate) fn add(batch: &mut Batch, alias: &RoomAliasId, room: RoomNum, creator: &UserId) {
     schema::ALIAS.expect_absent(batch, alias.as_str());
     let row = AliasRow { room, creator: creator.to_string() };
@@ -57,7 +57,7 @@ pub(crate) fn is_taken(conflict: &crate::store::Conflict) -> bool {
     conflict.table == schema::ALIAS.name
 }
 
-/// Lets an alias name nothing any more. The batch is refused if it names another room meanwhile.
+/// Lets an alias name no room any more. The batch is refused if the alias has been given to another room meanwhile.
 pub(crate) fn remove(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow) {
     schema::ALIAS.expect_value(batch, alias.as_str(), &Json(row.clone()));
     schema::ALIAS.delete(batch, alias.as_str());
@@ -90,7 +90,7 @@ pub fn check_canonical(
     Ok(())
 }
 
-/// The content of a canonical alias event without an alias; `None` if it does not name it.
+/// Gives the content of a canonical alias event without this alias; `None` if the content does not name it.
 pub(crate) fn without(content: &str, alias: &RoomAliasId) -> Option<CanonicalJsonObject> {
     let mut content: CanonicalJsonObject = serde_json::from_str(content).ok()?;
     let mut changed = false;

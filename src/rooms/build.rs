@@ -52,7 +52,7 @@ impl Signer {
         &self.server
     }
 
-    /// The `signatures` of what is signed: ours.
+    /// Gives the `signatures` of an event: ours, over these bytes.
     fn signatures(&self, signed: &[u8]) -> JsonText {
         let signature = self.key.sign(signed);
         let (mut own, mut all) = (Object::new(), Object::new());
@@ -62,30 +62,31 @@ impl Signer {
     }
 }
 
-/// What an event shall say; where it stands in its room is worked out when it is built.
+/// A draft says what an event is to contain. The events it cites, those that allow it and its depth are worked out when
+/// it is built.
 #[derive(Clone, Debug)]
 pub struct Draft {
-    /// Who sends it: a user of this server.
+    /// The sender, a user of this server.
     pub sender: OwnedUserId,
-    /// Its type.
+    /// The event's type, of at most [`NAME_BYTES_MAX`] bytes.
     pub kind: String,
-    /// Its state key, if it is a state event.
+    /// The state key, of at most [`NAME_BYTES_MAX`] bytes, if it is a state event.
     pub state_key: Option<String>,
-    /// Its content. Canonical JSON has no floats and no integers beyond 2^53 - 1.
+    /// The event's content. Canonical JSON has no floats and no integers beyond 2^53 - 1.
     pub content: CanonicalJsonObject,
-    /// The event it redacts.
+    /// The event that a redaction redacts.
     pub redacts: Option<OwnedEventId>,
-    /// When: milliseconds since the epoch.
+    /// The time of sending, in milliseconds since the epoch.
     pub sent_ms: u64,
 }
 
 impl Draft {
-    /// The content as JSON. Refuses what cannot be written: 400 `M_BAD_JSON`.
+    /// Gives the content as JSON. Refuses content that cannot be written: 400 `M_BAD_JSON`.
     pub fn raw_content(&self) -> Result<Box<RawValue>, Refusal> {
         raw(&self.content)
     }
 
-    /// A state event.
+    /// Drafts a state event, which redacts nothing.
     pub fn state(
         sender: OwnedUserId,
         kind: &str,
@@ -98,33 +99,34 @@ impl Draft {
     }
 }
 
-/// Where an event is put.
+/// The place in a room's graph at which an event is built.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
-    /// The room; none for a create event whose hash will be the room's id.
+    /// The room's id; `None` for a create event whose hash will be the room's id.
     pub room_id: Option<&'a RoomId>,
-    /// The rules of its version.
+    /// The rules of the room's version.
     pub rules: &'a RoomVersionRules,
     /// The ids of the events it cites.
     pub prev: &'a [OwnedEventId],
     /// The ids of the events that allow it.
     pub auth: &'a [OwnedEventId],
-    /// Its depth.
+    /// The event's depth: one more than the deepest event that it cites has.
     pub depth: u64,
 }
 
 /// An event that is built and signed.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// Its hash.
+    /// The event's reference hash, which its id is written from.
     pub hash: EventHash,
-    /// Its canonical JSON.
+    /// The event as canonical JSON, signatures included.
     pub json: Bytes,
-    /// The same, parsed.
+    /// The event of that JSON, parsed.
     pub event: Event,
 }
 
-/// Builds and signs an event. Refuses what is too large: 413 `M_TOO_LARGE`; a type of derived state: 400 `M_INVALID_PARAM`.
+/// Builds and signs an event. Refuses an event that is too large (413 `M_TOO_LARGE`), and a type of derived state (400
+/// `M_INVALID_PARAM`).
 pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8) -> Result<Built, Refusal> {
     let names = [Some(&draft.kind), draft.state_key.as_ref()];
     if names.into_iter().flatten().any(|name| name.len() > NAME_BYTES_MAX) {
@@ -180,7 +182,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     Ok(Built { hash, json, event })
 }
 
-/// What stands in an event whatever it is written for.
+/// The fields that an event has in each of the three forms in which it is written.
 struct Fields<'a> {
     auth: JsonText,
     prev: JsonText,
@@ -191,7 +193,8 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// The event in canonical order. `redacts` goes with redaction, like parts of the content.
+    /// Writes the event in canonical order. `redacts` is left out where the content is redacted, like parts of the
+    /// content.
     fn write(
         &self,
         content: &RawValue,
@@ -251,7 +254,7 @@ pub(crate) mod tests {
     use crate::rooms::{event::event_id, redact::redacted, versions};
 
     pub(crate) fn a_key() -> Arc<Ed25519KeyPair> {
-        // RFC 8410: what stands before the seed in the exchanged form of a key.
+        // RFC 8410 puts these bytes before the seed in the exchanged form of a key.
         let mut document = vec![
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
         ];
@@ -287,7 +290,7 @@ pub(crate) mod tests {
             ]),
             state_key in prop::option::of("\\PC{0,20}"),
             redacts: bool,
-            // Other servers may name a room like this.
+            // Other servers may choose room ids like these.
             room in prop::sample::select(vec!["!room:example.org", "!a\"b\\:evil.example", "!\u{2028}\n:x"]),
         ) {
             let rules = versions::find_rules(version).unwrap();
@@ -313,7 +316,7 @@ pub(crate) mod tests {
             prop_assert_eq!(parsed.content.get(), built.event.content.get());
             prop_assert_eq!(parsed.prev, built.event.prev);
 
-            // The redacted form still has its id and its signature.
+            // The redacted form still has the event's id and signature.
             let json = redacted(&built.json, rules).unwrap();
             let object: CanonicalJsonObject = serde_json::from_slice(&json).unwrap();
             prop_assert_eq!(format!("${}", reference_hash(&object, rules).unwrap()), built.event.id.as_str());

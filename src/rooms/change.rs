@@ -1,4 +1,4 @@
-//! A change to a room: events that are built, judged and written into one batch, under the room's lock.
+//! A change to a room: events are built, judged and written into one batch, under the room's lock.
 //!
 //! Everything that follows from an event stands in the same batch: the event itself, its id, its place, the state it
 //! changes, the room's heads and counts, who is in the room, what it relates to, what it redacts, the transaction id.
@@ -46,51 +46,54 @@ use crate::{
 
 const MEMBER: &str = "m.room.member";
 
-/// The state keys that a change looked up or set.
+/// State keys that a change looked up or set, each with its event; `None` where the key has none.
 type StateEvents = BTreeMap<(String, String), Option<Arc<StateEvent>>>;
 
-/// Events being added to one room by one batch. Nothing has happened until it is enqueued.
+/// A change adds events to one room by one batch. Nothing of it counts until the batch is enqueued.
 pub struct Change {
-    /// The batch; flows may add rows of their own.
+    /// The change's rows; flows may add rows of their own.
     pub batch: Batch,
-    /// The room's number.
+    /// The number of the room that is changed.
     pub num: RoomNum,
-    /// The room as it will be.
+    /// The room's row as this change leaves it.
     pub row: RoomRow,
     rules: &'static RoomVersionRules,
     store: Store,
-    /// What the seat proves to the store. It is given back before the seat is.
+    /// The guard proves to the store that nobody else writes this room's rows. It is given back before the seat is.
     guard: Guard,
     seat: Seat,
-    /// The staged step whose last part this change is.
+    /// The staged step whose last batch this change is, if it is part of one.
     stage: Option<Staged>,
-    /// What this change has set.
+    /// The state keys that this change has set, with their new events.
     set: StateEvents,
-    /// What it looked up in the store after it began to write.
+    /// The state keys that this change looked up in the store after it began to write. The tip remembers them once the
+    /// change is accepted.
     looked_up: StateEvents,
     added: Vec<Stored>,
-    /// Our users whom member events of this change are about, and whether they are joined, invited or knock after it.
+    /// Our users whom member events of this change are about, and whether each is joined, invited or knocking after it.
     concerned: Vec<(UserNum, bool)>,
-    /// Our users who are so after this change, if that was asked.
+    /// Our users who are joined, invited or knocking after this change, once they were asked for.
     users: Option<Arc<[UserNum]>>,
-    /// Events that were redacted, as they were before.
+    /// The events that this change redacts, as they were before.
     pub(crate) redacted: Vec<Stored>,
-    /// What states resolve to: true once this change is accepted.
+    /// Answers of state resolution that may name rows of this batch, so that they hold only once the change is
+    /// accepted.
     pub(crate) answered: Vec<(Question, Sketch)>,
-    /// The running unread numbers outside threads, as they stand with this change, if they are known: finding them in the
-    /// store for each event costs more than adding to them.
+    /// The running unread numbers outside threads as this change leaves them, if they are known. Keeping them saves a
+    /// look-up in the store for each event.
     pub(crate) unread: Option<Totals>,
 }
 
 impl Change {
-    /// Begins a change to a room that exists. `seat` is the proof that nobody else changes it meanwhile.
-    /// Refuses a room that this server is not in: 404 `M_NOT_FOUND`.
+    /// Begins a change to a room that exists. `seat` proves that nobody else changes the room meanwhile. Refuses a room
+    /// that this server is not in: 404 `M_NOT_FOUND`.
     pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
         let guard = Guard::of_room(num);
         let row = match &seat.tip {
             Some(tip) => tip.row.clone(),
             None => {
-                // Whatever left no tip may have left a step that is not finished.
+                // Where there is no tip, the last change may have panicked or the server begun anew, so that a staged
+                // step may be unfinished.
                 staged::clear(store, &guard, num)?;
                 let batch = store.batch(&guard);
                 let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
@@ -102,7 +105,7 @@ impl Change {
         Self::over(store, store.batch(&guard), guard, seat, num, row)
     }
 
-    /// Begins a room of this version, without any event yet. The batch is refused if there is a room of this id.
+    /// Begins a room of this version, without any event yet. The batch is refused if a room of this id exists.
     pub fn begin_room(store: &Store, seat: Seat, num: RoomNum, id: OwnedRoomId, version: u8) -> Result<Self> {
         let row = RoomRow {
             id,
@@ -163,12 +166,12 @@ impl Change {
         self.rules
     }
 
-    /// The events added so far; their positions are pending.
+    /// Lists the events added so far; their positions are pending.
     pub fn added(&self) -> &[Stored] {
         &self.added
     }
 
-    /// The state event of a key, with what this change has set.
+    /// Finds the state event of a key, with the keys that this change has set.
     pub fn state(&mut self, event_type: &str, state_key: &str) -> Result<Option<Arc<StateEvent>>, Fault> {
         let key = (event_type.to_owned(), state_key.to_owned());
         if let Some(known) = self.set.get(&key).or_else(|| self.looked_up.get(&key)) {
@@ -180,7 +183,7 @@ impl Change {
         let stored = super::find_state(&self.batch, self.num, event_type, state_key)?;
         let found = stored.map(|stored| StateEvent::read(&self.row, &stored)).transpose()?;
         if self.batch.row_count() > 0 {
-            // Read over rows that may never be accepted: it is remembered once they are.
+            // The value was read over rows that may never be accepted, so the tip remembers it only once they are.
             self.looked_up.insert(key, found.clone());
         } else if let Some(tip) = &mut self.seat.tip {
             tip.remember(key, found.clone());
@@ -188,17 +191,17 @@ impl Change {
         Ok(found)
     }
 
-    /// The current event of a key was redacted: what the next events are judged by is what is left of it.
+    /// Replaces the current event of a key, because it was redacted: the next events are judged by its redacted form.
     fn replace_state(&mut self, event_type: &str, state_key: &str, event: Arc<StateEvent>) {
         self.set.insert((event_type.to_owned(), state_key.to_owned()), Some(event));
     }
 
-    /// The room as this change leaves it.
+    /// Gives the room as this change leaves it.
     pub fn view(&self) -> RoomView<'_, Batch> {
         RoomView { read: &self.batch, num: self.num, row: &self.row }
     }
 
-    /// The number of the event of this id in this room.
+    /// Finds the number of the event of this id in this room.
     pub fn find_num(&self, id: &EventId) -> Result<Option<EventNum>, Fault> {
         match event::parse_event_id(id, self.num, self.row.version) {
             Some(key) => event::find_key(&self.batch, self.num, &key),
@@ -206,21 +209,21 @@ impl Change {
         }
     }
 
-    /// The current power levels, with what this change has set.
+    /// Gives the current power levels, with the keys that this change has set.
     pub fn power(&mut self) -> Result<Power> {
         let create = self.state("m.room.create", "")?;
         let levels = self.state("m.room.power_levels", "")?;
         Power::of(&self.rules.authorization, create, levels)
     }
 
-    /// What a user is to the room, with what this change has set.
+    /// Gives a user's membership of the room, with the member events that this change has set.
     pub fn membership(&mut self, user: &str) -> Result<Membership, Fault> {
         let event = self.state("m.room.member", user)?;
         let membership = event.and_then(|event| event::membership_of(event.parsed.content.get()));
         Ok(membership.unwrap_or(Membership::Leave))
     }
 
-    /// Puts this row in the place of the event that it was made from.
+    /// Writes this row in place of the event that it was made from.
     fn replace_event(&mut self, stored: &Stored) {
         debug_assert!(
             schema::TIMELINE
@@ -231,14 +234,14 @@ impl Change {
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
     }
 
-    /// The number and the order of the next event; its position is claimed with them.
+    /// Gives the number and the order of the next event, and claims its position.
     pub(super) fn next_place(&mut self) -> (EventNum, Order) {
         let event = EventNum(self.row.next_event);
         self.row.next_event += 1;
         (event, self.next_order(event))
     }
 
-    /// The order of an event that has its number; its position is claimed with it.
+    /// Gives an order to an event that has its number, and claims its position.
     pub(super) fn next_order(&mut self, event: EventNum) -> Order {
         Order::live(self.batch.position(&LogEntry::Event { room: self.num, event }))
     }
@@ -247,12 +250,12 @@ impl Change {
         state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, kind, state_key)
     }
 
-    /// The room's row, as it is to be.
+    /// Writes the room's row as this change leaves it.
     pub(super) fn put_room(&mut self) {
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
     }
 
-    /// The rows of the event itself.
+    /// Writes the rows of the event itself.
     pub(super) fn put(&mut self, stored: &Stored) -> Result<(), Fault> {
         let (event, header) = (stored.event(), &stored.row.header);
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
@@ -261,12 +264,12 @@ impl Change {
         if header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, event, &header.auth);
         }
-        // What clients do not see is no part of what they see either.
+        // An event that clients do not see is not shown with the event that it refers to, either.
         if header.unseen { Ok(()) } else { relations::index(&mut self.batch, self.num, stored) }
     }
 
-    /// One step of the main line: these keys have these values from this order on; what is derived of them follows.
-    /// `event` is the one that sets the first of them, where it is at hand.
+    /// Takes one step of the main line: these keys have these values from this order on, and derived keys follow.
+    /// `event` is the event that sets the first of them, where it is at hand.
     pub(super) fn set_state(
         &mut self,
         order: Order,
@@ -309,7 +312,7 @@ impl Change {
         Ok(())
     }
 
-    /// The room's heads and state are as an event leaves them: it is part of the change.
+    /// Notes that an event is part of this change, once the room's heads and state are as the event leaves them.
     fn finish(&mut self, stored: &Stored) {
         debug_assert!(stored.order > self.row.tip, "a live event stands above all others of its room");
         debug_assert!(self.row.state_tip <= stored.order, "the state does not change above the newest event");
@@ -322,7 +325,7 @@ impl Change {
         self.added.push(stored.clone());
     }
 
-    /// Counts, and the rows of the user whose membership changes.
+    /// Follows a user's membership: the room's counts, and the rows of the user.
     fn follow_membership(
         &mut self,
         order: Order,
@@ -365,13 +368,13 @@ impl Change {
         Ok(())
     }
 
-    /// Gives our users who must hear of this change, rising: those in the room before and after it, and those it is
-    /// about. The tip remembers who is in the room, so this reads rows only where the tip is new.
+    /// Lists our users who must hear of this change, rising: those in the room before and after it, and those whom its
+    /// member events are about. The tip remembers who is in the room, so rows are read only where the tip is new.
     pub fn list_concerned(&mut self) -> Result<Arc<[UserNum]>, Fault> {
         let known = self.seat.tip.as_ref().and_then(|tip| tip.users.clone());
         let before = match known {
             Some(users) => users,
-            // They are read with what this change does to them; who leaves by it is added below.
+            // The rows are read with this change in them; users who leave by it are added below.
             None => members::list_local_users(&self.batch, self.num)?.into(),
         };
         if self.concerned.is_empty() {

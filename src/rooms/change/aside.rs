@@ -21,15 +21,16 @@ use crate::{
     store::{Direction, Fault},
 };
 
-/// A room keeps at most this many events aside.
+/// A room keeps at most this many events aside, because anybody in it can make as many as they like.
 pub(in crate::rooms) const ASIDE_MAX: u64 = if cfg!(test) { 30 } else { 10_000 };
-/// Where there are too many, this many of the oldest are looked at ..
+/// To make space aside, look at this many of the oldest events: some of them a state may rest on.
 const LOOKED_AT: usize = 64;
-/// .. and at most this many of them are forgotten at once: more than come.
+/// Forget at most this many events for each one that comes in, so that space is made faster than it is needed.
 const FORGOTTEN_AT_ONCE: u64 = 8;
 
 impl Change {
-    /// Whether one more event may be put aside; the oldest are forgotten where there are too many. `false` if none can be.
+    /// Whether one more event may be put aside; the oldest are forgotten where there are too many. `false` if none can
+    /// be forgotten.
     pub(super) fn has_room_aside(&mut self) -> Result<bool, Fault> {
         let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
         if count.count < ASIDE_MAX {
@@ -40,7 +41,7 @@ impl Change {
         Ok(count.count < ASIDE_MAX)
     }
 
-    /// Puts an event aside, where there is room for it.
+    /// Puts an event aside, once [`Self::has_room_aside`] said that there is space for it.
     pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
         let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
         debug_assert!(count.count < ASIDE_MAX, "nobody asked whether there is room aside");
@@ -54,7 +55,8 @@ impl Change {
         Ok(())
     }
 
-    /// Writes an event that stands nowhere. `rejected` is the rule that forbids it, if one does.
+    /// Writes an event that has no place in the room's graph. `rejected` is the rule that forbids the event, if one
+    /// does.
     pub(super) fn put_outlier(
         &mut self,
         received: &Received,
@@ -93,7 +95,7 @@ impl Change {
         Ok(Outcome::Outlier(taken.event))
     }
 
-    /// The numbers of an event and of its state key, if it is an outlier.
+    /// Finds the numbers of an event and of its state key, if the event is an outlier.
     pub(super) fn numbers_of_outlier(
         &self,
         event: EventNum,
@@ -106,7 +108,8 @@ impl Change {
         Ok(Some((event, aside.row.header.state_key)))
     }
 
-    /// An event gets its place: if it was an outlier, it is one no more. Gives the event that redacted it meanwhile.
+    /// Notes that an event gets its place in the graph, and so is no outlier any more. Gives the event that redacted it
+    /// meanwhile.
     pub(super) fn leave_outliers(&mut self, taken: Option<Taken>) -> Result<Option<EventNum>, Fault> {
         let Some(Taken { event, .. }) = taken else { return Ok(None) };
         if self.numbers_of_outlier(event)?.is_none() {
@@ -131,7 +134,7 @@ impl Change {
                 break;
             }
             count.looked_at = event;
-            // A state rests on an accepted or soft-failed state event, perhaps: edges lead to it.
+            // A state may rest on an accepted or soft-failed state event, to which auth edges then lead.
             if aside.row.header.state_key.is_some() {
                 continue;
             }
@@ -144,7 +147,7 @@ impl Change {
         Ok(())
     }
 
-    /// Puts this row in the place of an event that is kept aside.
+    /// Writes this row in place of an event that is kept aside.
     pub(super) fn replace_aside(&mut self, stored: &Stored) -> Result<(), Fault> {
         let key = (self.num, stored.event());
         let aside = schema::ASIDE.get(&self.batch, key)?.ok_or(Fault::Corrupt("an event is missing"))?;

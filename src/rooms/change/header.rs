@@ -16,34 +16,34 @@ use crate::{
     },
 };
 
-/// What a header is made of.
+/// The parts from which the header of an event is made.
 pub(super) struct Entering<'a> {
-    /// The number that the event gets.
+    /// The number that the event gets in its room.
     pub(super) num: EventNum,
-    /// What names it.
+    /// The key by which the event is found: its hash, or the id that a server chose.
     pub(super) key: EventKey,
-    /// The event.
+    /// The event itself, parsed.
     pub(super) event: &'a Event,
-    /// The same as canonical JSON.
+    /// The same event as canonical JSON.
     pub(super) json: &'a Bytes,
-    /// Its depth.
+    /// The depth that the event states.
     pub(super) depth: u64,
-    /// The number of its state key.
+    /// The number of the event's (type, state key), if it is a state event.
     pub(super) state_key: Option<StateKeyNum>,
-    /// The event that held its state key before it.
+    /// The event that held the state key before this one.
     pub(super) replaces: Option<EventNum>,
-    /// The state before it, unless that is the main line just below it.
+    /// The state before the event; `None` where that is the main line just below the event.
     pub(super) before: Option<Ref>,
-    /// The events it cites.
+    /// The numbers of the events that the event cites.
     pub(super) prev: Vec<EventNum>,
-    /// The events that allow it.
+    /// The events that the event names as allowing it.
     pub(super) auth: &'a [Arc<StateEvent>],
-    /// The device and the transaction that one of our users sent it with.
+    /// The device and the transaction id, if one of our users sent the event with one.
     pub(super) sent_by: Option<SentBy>,
 }
 
 impl Entering<'_> {
-    /// The header; `None` if the bytes are not those of an event.
+    /// Makes the header; `None` if the bytes are not those of an event.
     pub(super) fn header(self) -> Option<EventHeader> {
         Some(EventHeader {
             event: self.num,
@@ -65,7 +65,7 @@ impl Entering<'_> {
     }
 }
 
-/// One more than the greatest such number of an event's auth events.
+/// One more than the greatest auth depth among an event's auth events; 0 without any.
 pub(super) fn auth_depth(auth: &[Arc<StateEvent>]) -> u64 {
     auth.iter().map(|event| event.auth_depth + 1).max().unwrap_or(0)
 }

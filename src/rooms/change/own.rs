@@ -24,13 +24,13 @@ use crate::{
     },
 };
 
-/// Depths are integers of canonical JSON.
+/// A depth is an integer of canonical JSON, which has none above this.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
 
 impl Change {
-    /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch.
-    /// Refuses what the rules forbid: 403 `M_FORBIDDEN`; what is too large: 413 `M_TOO_LARGE`.
-    /// Flows come here through the gate, `rooms::policy`.
+    /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch. Refuses an
+    /// event that the rules forbid (403 `M_FORBIDDEN`) or that is too large (413 `M_TOO_LARGE`). Flows come here
+    /// through the gate, `rooms::policy`.
     pub(in crate::rooms) fn add(
         &mut self,
         signer: &Signer,
@@ -41,8 +41,8 @@ impl Change {
         self.write(draft, built, &auth, sent_by)
     }
 
-    /// Like [`Change::add`], for what a client sends with a transaction id. The batch is refused if the transaction
-    /// has made an event already.
+    /// Like [`Change::add`], for an event that a client sends with a transaction id. The batch is refused if the
+    /// transaction has made an event already.
     pub(in crate::rooms) fn add_once(&mut self, signer: &Signer, draft: &Draft, txn: &Txn) -> Result<Stored> {
         let stored = self.add(signer, draft, Some(txn.sent_by()))?;
         txn.put(&mut self.batch, self.num, stored.event())?;

@@ -5,9 +5,9 @@
 //! room is that after its heads. States are references (`rooms/state.rs`): equal ones are equal bytes, so nothing is
 //! compared or resolved while a room does not fork.
 //!
-//! An event is judged and written in its room's turn. What takes longer than a turn may is asked as a [`Question`]: it is
-//! worked out beside the room, and the event comes back for another turn, which finds the answer. Only a question that
-//! names nothing of an unfinished batch leaves its turn ([`Settled`]).
+//! An event is judged and written in its room's turn. A resolution that takes longer than a turn may is asked as a
+//! [`Question`]: it is answered beside the room, and the event comes back for another turn, which finds the answer. A
+//! question leaves its turn only if it names nothing of a batch that is still being built ([`Settled`]).
 
 mod write;
 
@@ -41,45 +41,45 @@ use crate::{
 /// An event whose format, hash and signatures were checked.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// What names it.
+    /// The key by which the event is found: its hash, or the id that a server chose.
     pub key: EventKey,
-    /// Its canonical JSON.
+    /// The event as canonical JSON, as it was signed.
     pub json: Bytes,
-    /// The same, parsed.
+    /// The event of that JSON, parsed.
     pub event: Event,
-    /// Its depth, as its sender says.
+    /// The event's depth, as its sender's server says.
     pub depth: u64,
 }
 
-/// What became of it.
+/// The outcome of an event that came in.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is part of the room.
     Accepted(Box<Stored>),
-    /// It is kept aside: rejected or soft-failed.
+    /// It is kept aside: rejected or soft-failed, by this rule.
     Aside(EventNum, Why),
-    /// It is known as one that allows others, and as nothing else.
+    /// It is an outlier: others may name it as an auth event, but none can stand on it.
     Outlier(EventNum),
-    /// It was here already.
+    /// It was in the store already.
     Known(EventNum),
-    /// These events must come first; nothing was stored.
+    /// Other events must come first; nothing was stored.
     Need {
-        /// Of its auth events.
+        /// The ids of its auth events that are missing.
         auth: Vec<OwnedEventId>,
-        /// Of the events it cites.
+        /// The ids of the events it cites that are missing.
         prev: Vec<OwnedEventId>,
     },
-    /// It cannot be judged now; nothing was stored.
+    /// It cannot be judged now, because an event that it needs cannot be had; nothing was stored.
     Unknown,
 }
 
-/// The numbers that an event has taken before all questions about it are answered. They are its own from then on, also
-/// where it comes to nothing: numbers have gaps, and what is asked under them means this event for ever.
+/// The numbers that an event takes before all questions about it are answered. They stay its own even if the event
+/// comes to nothing: gaps between numbers do no harm, and a question that is asked under them always means this event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Its number.
+    /// The event's number in its room.
     pub(super) event: EventNum,
-    /// That of its (type, state key), if it is a state event.
+    /// The number of its (type, state key), if it is a state event.
     pub(super) key: Option<StateKeyNum>,
 }
 
@@ -88,10 +88,11 @@ pub struct Taken {
 pub enum Step {
     /// It was judged, and what follows is in the batch.
     Done(Outcome),
-    /// This has to be answered first ([`Resolver::work_out`](crate::rooms::resolve::Resolver::work_out)); of the event, only its numbers are in the batch.
+    /// This question has to be answered first ([`Resolver::work_out`](crate::rooms::resolve::Resolver::work_out)); of
+    /// the event, only its numbers are in the batch.
     Resolve(Settled, Option<Taken>),
-    /// What has to be answered first names places of this turn's batch, which is still being built. The turn ends before
-    /// this event, and the next one begins with it.
+    /// A question has to be answered first that names places of this turn's batch, which is still being built. The turn
+    /// ends before this event, and the next turn begins with it.
     EndTurn(Option<Taken>),
 }
 
@@ -104,16 +105,17 @@ impl Step {
     }
 }
 
-/// Where an event stands in the graph.
+/// The place of an event in its room's graph.
 struct Standpoint {
-    /// The events it cites.
+    /// The numbers of the events it cites.
     prev: Vec<EventNum>,
-    /// The events that it cites by way of events that are aside: those are no heads and hold none up.
+    /// The events that it cites by way of events that are aside: an aside event is no head, and does not keep the
+    /// events that it cites heads.
     prev_through_aside: BTreeSet<EventNum>,
     auth: Vec<Arc<StateEvent>>,
-    /// The states after the events it cites.
+    /// The states after the events it cites, to be resolved.
     cited: Question,
-    /// What they resolve to: the state before it.
+    /// The state before the event: the answer to `cited`.
     before: Sketch,
 }
 
@@ -130,7 +132,7 @@ impl From<NotResolved> for Error {
 }
 
 impl Change {
-    /// Judges an event and writes what becomes of it. `taken` is what it took when it came before ([`Step::Resolve`]),
+    /// Judges an event and writes the outcome. `taken` is the numbers it took when it came before ([`Step::Resolve`]),
     /// `now_ms` the time in milliseconds since the epoch.
     pub fn receive<'r>(
         &mut self,
@@ -144,7 +146,7 @@ impl Change {
         let taken = match event::find_key(&self.batch, self.num, &received.key)? {
             None => taken,
             Some(known) => match self.numbers_of_outlier(known)? {
-                // It keeps its numbers, under which others name it.
+                // An outlier keeps its numbers, because other events name it by them.
                 Some((event, key)) => Some(Taken { event, key }),
                 None => return Ok(Step::Done(Outcome::Known(known))),
             },
@@ -177,8 +179,8 @@ impl Change {
         Ok(Step::Done(outcome))
     }
 
-    /// Takes in an event that others need as one that allows them. It is judged by its own auth events, and stands nowhere:
-    /// no state rests on it until it is received.
+    /// Takes in an event that others name as an auth event. It is judged by its own auth events alone and gets no place
+    /// in the graph, so that no state rests on it until it is received.
     pub fn receive_outlier(&mut self, received: &Received) -> Result<Outcome> {
         if let Some(known) = event::find_key(&self.batch, self.num, &received.key)? {
             return Ok(Outcome::Known(known));
@@ -212,7 +214,7 @@ impl Change {
         Ok(known)
     }
 
-    /// An event with what was said of it when it came in.
+    /// Gives an event with the verdict of when it came in: the rules look at whether it was rejected.
     fn judged_event(&self, num: EventNum) -> Result<Arc<StateEvent>> {
         let stored = event::require(&self.batch, self.num, num)?;
         let mut found = StateEvent::read(&self.row, &stored)?;
@@ -227,7 +229,7 @@ impl Change {
         let mut known = BTreeMap::new();
         for id in &event.prev {
             let found = match self.find_num(id)? {
-                // The state after an outlier is not known.
+                // The state after an outlier is unknown, so no event can stand on it.
                 Some(num) if self.numbers_of_outlier(num)?.is_none() => Known::Found(()),
                 _ => Known::Missing,
             };
@@ -236,7 +238,7 @@ impl Change {
         Ok(known)
     }
 
-    /// Where the event stands; or what has to be answered first.
+    /// Finds the event's place in the graph, or the question that has to be answered first.
     fn standpoint(
         &mut self,
         event: &Event,
@@ -260,7 +262,7 @@ impl Change {
         })
     }
 
-    /// The state after an event that is stored.
+    /// Gives the state after an event that is stored.
     fn state_after(&self, num: EventNum) -> Result<Ref> {
         let stored = event::require(&self.batch, self.num, num)?;
         let header = &stored.row.header;
@@ -274,7 +276,7 @@ impl Change {
         Ok(state::canonical(&self.batch, self.num, state)?)
     }
 
-    /// What a question's states resolve to; `None` when that takes longer than a turn may.
+    /// Resolves a question's states; `None` when that takes longer than a turn may.
     fn answer(&mut self, resolving: Resolving<'_>, question: &Question) -> Result<Option<Sketch>> {
         let Resolving { resolver, loaded } = resolving;
         Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, loaded)? {
@@ -287,11 +289,11 @@ impl Change {
         })
     }
 
-    /// What the rules look at for this event, in a state.
+    /// Collects the part of a state that the rules look at for this event.
     fn auth_state(&self, event: &Event, at: &Sketch) -> Result<AuthState> {
         let mut found = AuthState::default();
         let rules = &self.rules().authorization;
-        // An event whose content does not fit its type is rejected whatever the state is.
+        // An event whose content does not fit its type is rejected, whatever the state is.
         let needed =
             admit::needed_keys(&event.kind, &event.sender, event.state_key.as_deref(), &event.content, rules);
         for (kind, key) in needed.unwrap_or_default() {

@@ -1,9 +1,9 @@
-//! Redactions: who may redact what, and what becomes of it.
+//! Redactions: who may redact which event, and how a redaction is carried out.
 //!
-//! The check here is not one of the authorization rules: a redaction that fails it is accepted, so that other events may
-//! cite it, but clients do not see it (server-server API, "Redactions").
+//! The check here is not one of the authorization rules: a redaction that fails it is accepted, so that other events
+//! may cite it, but clients do not see it (server-server API, "Redactions").
 //!
-//! Whether a redaction applies is judged by the state before the redaction, not by that in which the event or the
+//! Whether a redaction applies is judged by the state before the redaction, and not by the state when the event or the
 //! redaction happens to come in. A redaction that comes first waits for its event, and clients see neither until then.
 
 use std::sync::Arc;
@@ -27,26 +27,27 @@ use crate::{
     store::{Direction, Fault},
 };
 
-/// Types of events that cannot be redacted by clients of this server: without their content the room is broken.
+/// Clients of this server cannot redact events of these types, because the room is broken without their content.
 const KEPT: [&str; 2] = ["m.room.create", "m.room.server_acl"];
-/// Redactions of one event that wait for it and are looked at; one is enough.
+/// Look at no more than this many redactions that wait for one event, so that a flood of them costs little; one
+/// suffices.
 const WAITING_MAX: usize = 1_000;
 
-/// What a received event is to do as a redaction.
+/// The effect that a received event has as a redaction.
 #[derive(Debug)]
 pub(super) enum Redaction {
-    /// It is no redaction, or one of nothing.
+    /// It is no redaction, or names no event.
     None,
-    /// This event is redacted.
+    /// It redacts this event now.
     Applies(EventNum),
-    /// Its event is not here yet. Until it comes, clients do not see the redaction.
+    /// Its event is not here yet. Until that comes, clients do not see the redaction.
     Waits {
-        /// What names the event.
+        /// The key by which the redacted event will be found.
         name: EventKey,
-        /// Its sender had the power to redact everybody's events.
+        /// Whether its sender had the power to redact everybody's events.
         by_power: bool,
     },
-    /// It may not be: clients never see it.
+    /// Its sender may not redact the event, for this reason: clients never see the redaction.
     Withheld(&'static str),
 }
 
@@ -58,7 +59,7 @@ impl Redaction {
 }
 
 impl Change {
-    /// Refuses to let one of our users redact an event of somebody else without the power to (403 `M_FORBIDDEN`).
+    /// Refuses to let one of our users redact somebody else's event without the power to (403 `M_FORBIDDEN`).
     pub fn require_may_redact(&mut self, user: &UserId, target: &Stored) -> Result<()> {
         if target.row.header.state_key.is_some() && KEPT.contains(&target.row.event_type().as_ref()) {
             return Err(Refusal::forbidden("Events of this type cannot be redacted.").into());
@@ -69,12 +70,12 @@ impl Change {
         Err(Refusal::forbidden("You may redact your own events only.").into())
     }
 
-    /// What a received event is to do as a redaction, by the state before it.
+    /// Judges the effect of a received event as a redaction, by the state before it.
     pub(super) fn judge_redaction(&self, event: &Event, before: Ref) -> Result<Redaction> {
         let Some(target) = event.redaction_target(&self.rules().redaction) else {
             return Ok(Redaction::None);
         };
-        // Levels that cannot be read allow nobody anything.
+        // Power levels that cannot be read give nobody the power to redact.
         let by_power = Power::at(self.view(), before)
             .and_then(|power| power.may(&event.sender, Action::Redact))
             .or_else(|error| if matches!(error, Error::Refused(_)) { Ok(false) } else { Err(error) })?;
@@ -89,7 +90,7 @@ impl Change {
         Ok(if may { Redaction::Applies(num) } else { Redaction::Withheld("its sender may not redact this") })
     }
 
-    /// Does what a redaction is to do, once its own rows are written.
+    /// Carries out a redaction, once its own rows are written.
     pub(super) fn carry_out(&mut self, redaction: Redaction, stored: &Stored) -> Result<()> {
         match redaction {
             Redaction::None => {}
@@ -107,14 +108,14 @@ impl Change {
         Ok(())
     }
 
-    /// Redacts an event.
+    /// Redacts an event, wherever it is kept.
     pub(super) fn redact(&mut self, target: EventNum, redaction: EventNum) -> Result<()> {
         let target = event::require(&self.batch, self.num, target)?;
         self.apply_redaction(&target, redaction)
     }
 
-    /// An event has come in: the redactions that waited for it apply, as they were judged, and are shown from now on. Those
-    /// that may not redact it stay withheld.
+    /// Applies the redactions that waited for an event which has come in, as they were judged, and shows them from now
+    /// on. Those whose sender may not redact the event stay withheld.
     pub(super) fn apply_waiting(&mut self, stored: &Stored) -> Result<()> {
         let waiting = schema::REDACTION_WAITING
             .prefix::<(RoomNum, EventKey)>(&self.batch, (self.num, &stored.row.header.key), Direction::Up)?
@@ -140,7 +141,7 @@ impl Change {
         Ok(())
     }
 
-    /// Puts the redacted form in the place of an event, wherever it is kept.
+    /// Writes the redacted form in place of an event, wherever it is kept.
     fn apply_redaction(&mut self, target: &Stored, redaction: EventNum) -> Result<()> {
         if target.row.is_redacted() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Changes that are larger than a batch: what they write goes into parts that count from the change's last batch on
+//! Changes that are larger than a batch: they are written in parts that count from the change's last batch on
 //! (`state/stage.rs`). A change that turns thousands of keys of a room's state, and a room that begins with hundreds of
 //! invitations, are such.
 
@@ -20,33 +20,33 @@ use crate::{
     store::{Batch, Direction, Fault, Guard, NotAccepted, Store},
 };
 
-/// A step of the main line that changes more keys than this is staged. (Tests want to come there.)
+/// A step of the main line that changes more keys than this is staged. Tests use a small bound to reach it.
 pub(super) const KEYS_MAX: usize = if cfg!(test) { 25 } else { 1_000 };
-/// A side state of more entries than this is written in parts of as many.
+/// A side state of more entries than this is written in parts of this many.
 const SIDE_PART: usize = state::SIDE_ENTRIES_MAX;
-/// Write out what a new room has so far once its batch has this many rows, so that what one more event adds still fits.
+/// Write out the rows of a new room once its batch has this many, so that the rows of one more event still fit.
 const CUT_ROWS: usize = 2_000;
-/// Do so, too, once it has this many bytes.
+/// Write them out, too, once they have this many bytes.
 const CUT_BYTES: usize = 512 << 10;
 
-/// Clear a room that did not come to be by this many events at once.
+/// Clear a room that was never finished by this many events at a time, so that each batch stays small.
 const CLEARED_AT_ONCE: usize = 500;
 
-/// What somebody was and is to a room, by which event.
+/// A user's membership before and after the change, and the event that changed it.
 pub(super) struct Moved {
     pub(super) was: Membership,
     pub(super) is: Membership,
     pub(super) by: EventNum,
 }
 
-/// A staged step of which this change is the last batch.
+/// A staged step, of which this change is the last batch.
 #[derive(Debug)]
 pub(super) struct Staged {
-    /// The position that is reserved for the step.
+    /// The position that is reserved for the whole step.
     anchor: Position,
-    /// Positions of the step that its parts have claimed.
+    /// The number of positions that the step's parts have claimed.
     claimed: u64,
-    /// Rows that users look at first: they are written with the last batch.
+    /// Rows that users look at first: they are written with the last batch, so that nobody finds the room before.
     users: Vec<(UserNum, UserRoomRow)>,
 }
 
@@ -56,12 +56,13 @@ impl Change {
         self.added().is_empty() && self.stage.is_none()
     }
 
-    /// Stages a step of the main line: these keys (each once, and no derived ones) get these values. Gives the place that
-    /// the main line has then; it counts when this change is accepted.
+    /// Stages a step of the main line: these keys (each once, and no derived ones) get these values. Gives the place
+    /// that the main line has then; it counts when this change is accepted.
     pub(super) fn stage_state(&mut self, changes: &[(StateKeyNum, Val)]) -> Result<Ref> {
         debug_assert!(self.may_stage(), "a step is staged before anything else changes the state");
         let anchor = self.store.ahead();
-        // What is remembered is of the state before; and if the step comes to nothing, the next change must notice.
+        // The tip remembers the state before the step. Without a tip, the next change looks for a step that was not
+        // finished.
         self.seat.tip = None;
         let mut last = self.row.state_tip;
         for (number, part) in changes.chunks(stage::PART_KEYS_MAX).enumerate() {
@@ -79,7 +80,7 @@ impl Change {
         Ok(Ref::Main(last))
     }
 
-    /// What follows for members from a staged step, for keys with their values before and after it.
+    /// Follows a staged step for members: rows and derived keys, from keys with their values before and after the step.
     pub(super) fn follow_members(
         &mut self,
         order: Order,
@@ -106,8 +107,8 @@ impl Change {
         }
     }
 
-    /// Writes down a side state that is too large for one row, all but its last part, in batches of its own: nothing
-    /// names them until this change is accepted.
+    /// Writes down all but the last part of a side state that is too large for one row, in batches of its own. Nothing
+    /// names these rows until this change is accepted.
     pub(super) fn write_side_parts(
         &mut self,
         mut base: Ref,
@@ -124,7 +125,7 @@ impl Change {
         Ok((base, written))
     }
 
-    /// Writes out what was added to a new room so far, if that is much, as a part of a staged step: nobody sees the room
+    /// Writes out the rows of a new room so far, if they are many, as a part of a staged step. Nobody sees the room
     /// before this change is accepted.
     pub(crate) fn cut_if_large(&mut self) -> Result<(), NotAccepted> {
         if self.batch.row_count() <= CUT_ROWS && self.batch.byte_count() <= CUT_BYTES {
@@ -165,13 +166,13 @@ impl Change {
         Ok(())
     }
 
-    /// Makes what the parts of a staged step wrote count: in this batch from here on, for everybody else once this change
-    /// is accepted.
+    /// Makes the parts of a staged step count: in this batch from here on, and for everybody else once this change is
+    /// accepted.
     pub(super) fn finish_state_stage(&mut self) {
         stage::finish(&mut self.batch, self.num);
     }
 
-    /// The last batch makes what the parts of a staged step wrote count.
+    /// Lets this last batch make the parts of a staged step count.
     pub(super) fn finish_stage(&mut self) {
         let Some(Staged { users, .. }) = self.stage.take() else { return };
         stage::finish(&mut self.batch, self.num);
@@ -182,7 +183,7 @@ impl Change {
     }
 }
 
-/// Clears what a step of a room has left that was not finished.
+/// Clears the rows of a room's step that was not finished.
 pub(super) fn clear(store: &Store, guard: &Guard, room: RoomNum) -> Result<()> {
     let Some(StageRow { anchor, makes_room }) = stage::find(&store.view(), room)? else { return Ok(()) };
     tracing::debug!(%room, makes_room, "a staged step that was not finished is cleared");
@@ -200,7 +201,7 @@ pub(super) fn clear(store: &Store, guard: &Guard, room: RoomNum) -> Result<()> {
     }
 }
 
-/// Takes back a part of a room that did not come to be. Gives `true` when nothing is left of it.
+/// Takes back a part of a room that was never finished. Gives `true` when nothing is left of it.
 fn clear_new_room(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<bool, Fault> {
     if !clear_events(batch, room, anchor)? {
         return Ok(false);
@@ -211,8 +212,8 @@ fn clear_new_room(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<
     Ok(true)
 }
 
-/// Takes back some events of a room that did not come to be, whose positions begin at `anchor`; when none are left, the
-/// room. Gives `true` then.
+/// Takes back some events of a room that was never finished, whose positions begin at `anchor`; when none are left, the
+/// room itself. Gives `true` then.
 fn clear_events(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<bool, Fault> {
     let rows: Vec<(Order, EventRow)> = schema::TIMELINE
         .prefix::<(RoomNum,)>(&*batch, (room,), Direction::Down)?

@@ -1,8 +1,8 @@
-//! Transaction ids: whatever a client sends twice with one of them is made once.
+//! Transaction ids: a request that a client repeats with the same id makes one event.
 //!
-//! A transaction id belongs to a device and not to the device's name: who logs out and in again under the same device id
-//! begins anew, for the device has another number. The rows of a room are kept by day and forgotten a day at a time, by a
-//! timer that the first of them sets.
+//! A transaction id belongs to a device and not to the device's name: a user who logs out and in again under the same
+//! device id begins anew, for the device has another number. The rows of a room are kept by day and forgotten a day at
+//! a time, by a timer that the first of them sets.
 
 use crate::{
     ids::{DeviceNum, EventNum, RoomNum, UserNum},
@@ -15,21 +15,21 @@ use crate::{
 };
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-/// A transaction is remembered on its own day and for this many more: no client retries for longer.
+/// A transaction is remembered on its own day and for this many days more, because no client retries for longer.
 const DAYS_KEPT: u32 = 1;
 
 /// The transaction that an event is sent with.
 #[derive(Clone, Debug)]
 pub struct Txn {
-    /// Who sends it.
+    /// The user who sends the event.
     pub user: UserNum,
-    /// From which device.
+    /// The device from which the user sends it.
     pub device: DeviceNum,
-    /// To which endpoint: transaction ids of different endpoints are different transactions.
+    /// The endpoint: transaction ids of different endpoints are different transactions.
     pub endpoint: String,
-    /// The transaction id.
+    /// The transaction id, which the client chose.
     pub id: String,
-    /// When: milliseconds since the epoch.
+    /// The time of the request, in milliseconds since the epoch.
     pub now_ms: u64,
 }
 
@@ -38,7 +38,7 @@ impl Txn {
         u32::try_from(self.now_ms / DAY_MS).unwrap_or(u32::MAX)
     }
 
-    /// The event that this transaction made already.
+    /// Finds the event that this transaction has made already.
     pub fn find(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<EventNum>, Fault> {
         let today = self.day();
         for day in (today.saturating_sub(DAYS_KEPT)..=today).rev() {
@@ -50,12 +50,12 @@ impl Txn {
         Ok(None)
     }
 
-    /// What the event's header says of it.
+    /// Gives what the event's header keeps of the transaction.
     pub(super) fn sent_by(&self) -> SentBy {
         SentBy { device: self.device, txn: self.id.clone(), day: self.day() }
     }
 
-    /// Remembers the event that this transaction made. The batch is refused if it has made one already.
+    /// Remembers the event that this transaction made. The batch is refused if the transaction has made one already.
     pub(super) fn put(&self, batch: &mut Batch, room: RoomNum, event: EventNum) -> Result<(), Fault> {
         let day = self.day();
         if schema::SENT.prefix::<(RoomNum, u32)>(batch, (room, day), Direction::Up)?.next().is_none() {
@@ -73,7 +73,7 @@ pub(in crate::rooms) fn forget_on(room: RoomNum, day: u32) -> Timer {
     Job::ForgetSent { room, day }.timer(u64::from(day.saturating_add(1 + DAYS_KEPT)) * DAY_MS)
 }
 
-/// Forgets what was sent to a room on a day: it is over for long enough.
+/// Forgets the transactions of a room on a day, once no client retries them any more.
 pub fn forget(batch: &mut Batch, room: RoomNum, day: u32) {
     schema::SENT.delete_prefix::<(RoomNum, u32)>(batch, (room, day));
 }

@@ -34,7 +34,7 @@ struct House {
     store: Store,
     rooms: Rooms,
     time_ms: u64,
-    /// Resolutions that took longer than a turn may.
+    /// Counts the resolutions that took longer than a turn may.
     worked_out: usize,
 }
 
@@ -51,7 +51,7 @@ fn content(json: serde_json::Value) -> CanonicalJsonObject {
 }
 
 impl House {
-    /// A room of Alice's, public, with Bob in it.
+    /// A public room of Alice's, with Bob in it.
     fn new() -> Self {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
         let key = crate::rooms::build::tests::a_key();
@@ -99,7 +99,8 @@ impl House {
         self.row().heads.iter().map(|head| event::event_id(&head.key, VERSION)).collect()
     }
 
-    /// The event on these prevs (on the heads, if none), with auth events from the state before the first of them.
+    /// Builds an event on these prevs (on the heads, if none), with auth events from the state before the first of
+    /// them.
     fn build(&mut self, draft: &Draft, prev: Option<&[OwnedEventId]>) -> Received {
         self.time_ms += 1;
         let draft = Draft { sent_ms: self.time_ms, ..draft.clone() };
@@ -175,7 +176,7 @@ impl House {
         self.receive(received)
     }
 
-    /// The room's state is what its heads resolve to, worked out from what is stored.
+    /// Checks that the room's state is what its heads resolve to, worked out anew from what is stored.
     fn check_state(&self) {
         let snapshot = self.store.snapshot();
         let rules = versions::find_rules(VERSION).unwrap();
@@ -187,7 +188,7 @@ impl House {
         assert_eq!(differing, [], "heads {:?}", self.row().heads);
     }
 
-    /// The current state by its names.
+    /// Gives the current state by the names of its keys.
     fn current(&self) -> BTreeMap<(String, String), OwnedEventId> {
         let snapshot = self.store.snapshot();
         let room = self.row();
@@ -271,7 +272,7 @@ fn what_the_rules_forbid_is_kept_aside_with_its_why() {
     assert!(schema::ASIDE.get(&*snapshot, (ROOM, num)).unwrap().unwrap().rejected);
     assert!(event::find_by_id(&*snapshot, ROOM, &id).unwrap().is_none(), "clients do not see it");
     drop(snapshot);
-    // It may be cited all the same, and changes nothing.
+    // Another event may cite it all the same, and the name stays unset.
     let (_, outcome) = house.say(&bob(), "after", Some(&[id]));
     assert!(accepted(&outcome), "{outcome:?}");
     assert_eq!(house.value("m.room.name", ""), serde_json::Value::Null);
@@ -281,7 +282,7 @@ fn what_the_rules_forbid_is_kept_aside_with_its_why() {
 fn what_stands_on_an_aside_event_replaces_the_heads_below_it() {
     let mut house = House::new();
     let base = house.heads();
-    // A chain of rejected events, however long, is no way to keep a head alive that an accepted event stands on.
+    // A chain of rejected events, however long, does not keep a head that an accepted event stands on.
     let mut prev = base;
     for number in 0..5 {
         let name = json!({ "name": number });
@@ -292,7 +293,7 @@ fn what_stands_on_an_aside_event_replaces_the_heads_below_it() {
     let (after, outcome) = house.say(&bob(), "after", Some(&prev));
     assert!(accepted(&outcome), "{outcome:?}");
     assert_eq!(house.heads(), [after]);
-    // The same over a soft-failed one.
+    // A soft-failed event does not keep such a head, either.
     let old = house.heads();
     let ban = json!({ "membership": "ban" });
     house.state(&alice(), "m.room.member", bob().as_str(), ban, None);
@@ -313,7 +314,7 @@ fn a_head_below_a_rejected_event_does_not_turn_the_state_back() {
     assert!(accepted(&outcome));
     let (rejected, outcome) = house.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
     assert!(matches!(outcome, Outcome::Aside(..)));
-    // Bob's clock goes back, so the older value would win if both were heads.
+    // Bob's clock goes back, so that the older value would win if both events were heads.
     house.time_ms = 5_000;
     let prev = std::slice::from_ref(&rejected);
     let (_, outcome) = house.state(&bob(), "x", "", json!({ "n": "new" }), Some(prev));
@@ -344,7 +345,7 @@ fn a_question_about_the_batch_that_is_being_built_stays_in_its_turn() {
         house.build(&Draft::state(bob(), "m.room.member", bob().as_str(), content(member), 0), None)
     };
     for name in ["one", "two"] {
-        // The second event stands on the first, which is in no other batch, and on something far away.
+        // The second event stands on the first, which only this batch has, and on one far away.
         let first = rename(&mut house, name);
         let mut second = house.build(&text(&bob(), name), Some(&old));
         second.event.prev = vec![first.event.id.clone(), old[0].clone()];
@@ -415,13 +416,13 @@ fn a_thousand_events_on_a_thousand_old_places_leave_twenty_heads_and_bounded_mem
         assert!(house.heads().len() <= graph::HEADS_MAX);
     }
     assert_eq!(house.current(), before, "messages change no state");
-    // What is kept: no side states, a bounded tip, bounded results.
+    // The room holds no side states, a bounded tip and bounded results.
     assert_eq!(house.row().next_side, 0);
     let tip_size = house.rooms.sit(ROOM).tip.as_ref().unwrap().state_count();
     assert!(tip_size <= crate::rooms::tip::STATE_MAX, "{tip_size}");
     let results = house.rooms.resolver().recent().byte_count();
     assert!(results > 0 && results <= crate::rooms::resolve::RESULTS_BYTES_MAX, "{results}");
-    // Whoever of this server speaks next cites all of them, and the room is one again.
+    // The next event of a user of this server cites all heads, and the room has one head again.
     let now = house.time_ms;
     let signer = house.rooms.signer().clone();
     house.change(|change| {
@@ -471,7 +472,7 @@ fn two_settings_of_one_key_leave_one_and_the_loser_comes_back_never() {
 fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() {
     let mut house = House::new();
     let base = house.heads();
-    // Bob's branch, far from the room's state: more than a turn takes.
+    // Bob's branch is further from the room's state than a turn resolves.
     for number in 0..60 {
         house.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
     }
@@ -486,7 +487,7 @@ fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() 
     assert!(house.worked_out > 10, "{}", house.worked_out);
     assert_eq!(house.value("x", "69")["n"], "bob's", "what nobody else set");
     assert_eq!(house.value("x", "0")["n"], 0, "what Bob did not touch");
-    // A state key that nobody used, and one whose number another event gave it meanwhile.
+    // The event uses a state key that is new, and while its question is answered another event uses another new one.
     let event = Draft::state(bob(), "x", "new", content(json!({ "n": 1 })), 0);
     let event = house.build(&event, Some(&branch));
     let rooms = house.rooms.clone();
@@ -499,11 +500,11 @@ fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() 
     rooms.resolver().work_out(&*house.store.snapshot(), ROOM, VERSION, &question, &loaded).unwrap();
     assert!(loaded.count() > 0);
     let step = house.change(|change| change.receive(&event, taken, rooms.resolver(), 0).unwrap());
-    // The heads moved, so it is asked again; and the event keeps the number that it took.
+    // The heads have moved, so another question is asked; the event keeps the numbers that it took.
     let Step::Resolve(question, again) = step else { panic!("{step:?}") };
     assert_eq!(again, taken);
     assert_eq!(question.question().states().len(), 2);
-    // With what was read before at hand, it is answered in the turn, however often the heads move.
+    // With the events at hand that were read before, it is answered in the turn, however often the heads move.
     house.state(&alice(), "x", "again", json!({}), None);
     let step = house.change(|change| {
         let resolving = resolve::Resolving { resolver: rooms.resolver(), loaded: Some(&loaded) };

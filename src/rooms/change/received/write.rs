@@ -1,4 +1,4 @@
-//! Writing what became of an event: it is part of the room from now on, or kept aside.
+//! Writes the outcome of an event: it is part of the room from now on, or kept aside.
 
 use std::sync::Arc;
 
@@ -26,31 +26,31 @@ use crate::{
     },
 };
 
-/// Where an event stands, with the state before it written down.
+/// The place of an event in its room's graph, with the state before it written down.
 struct Placed {
     prev: Vec<EventNum>,
     auth: Vec<Arc<StateEvent>>,
     before: Ref,
 }
 
-/// How an accepted event becomes part of the room.
+/// The way in which an accepted event becomes part of the room.
 struct Entry {
-    /// The heads with it.
+    /// The room's heads, with this event among them.
     heads: Vec<Head>,
-    /// The state after it.
+    /// The state after this event.
     after: Sketch,
-    /// What the heads resolve to.
+    /// The state that the heads resolve to: the room's state from now on.
     current: Sketch,
-    /// The room's state before it came.
+    /// The room's state before the event came.
     tip: Sketch,
-    /// What differs between that and what the heads resolve to.
+    /// The keys in which `tip` and `current` differ.
     differing: Vec<state::Difference>,
-    /// That is more than a batch holds.
+    /// Whether `differing` is more than a batch holds, so that the step is staged.
     is_large: bool,
 }
 
 impl Change {
-    /// A reference to a state.
+    /// Gives a reference to a state, and writes the state's rows where it has none yet.
     fn write_down(&mut self, state: &Sketch) -> Result<Ref> {
         if state.changes.is_empty() {
             return Ok(state.base);
@@ -60,7 +60,7 @@ impl Change {
         Ok(state::make_side(&mut self.batch, self.num, &mut self.row.next_side, base, rest)?)
     }
 
-    /// Gives a place whose state is written down. The next event that stands there shares it.
+    /// Writes down the state before an event. The next event that stands in the same place shares the rows.
     fn place(&mut self, standpoint: Standpoint) -> Result<Placed> {
         let Standpoint { prev, auth, cited, before, .. } = standpoint;
         let written = self.write_down(&before)?;
@@ -70,8 +70,8 @@ impl Change {
         Ok(Placed { prev, auth, before: written })
     }
 
-    /// Takes the numbers of an event. One that is rejected is no part of any state: it takes no key, or whoever may not
-    /// even speak in a room could fill it with keys.
+    /// Takes the numbers of an event. A rejected event is no part of any state and takes no key: otherwise users who
+    /// may not even speak in a room could fill it with keys.
     pub(in crate::rooms::change) fn take_numbers(
         &mut self,
         received: &Received,
@@ -111,7 +111,8 @@ impl Change {
         Ok(entering.header().ok_or_else(|| Refusal::bad_json("This is no event."))?)
     }
 
-    /// Rejected and soft-failed events are data: others may cite them, and an operator may ask why.
+    /// Puts a rejected or soft-failed event aside. It is stored because others may cite it, and an operator may ask why
+    /// it is not shown.
     pub(super) fn put_aside(
         &mut self,
         received: &Received,
@@ -147,7 +148,7 @@ impl Change {
         Ok(Outcome::Aside(num, why))
     }
 
-    /// The event is part of the room: it becomes a head, and the room's state is what the heads resolve to.
+    /// Makes the event part of the room: it becomes a head, and the room's state is what the heads resolve to.
     pub(super) fn accept(
         &mut self,
         received: &Received,
@@ -163,7 +164,8 @@ impl Change {
             Some(newcomer) => newcomer.after(&standpoint.before),
             None => standpoint.before.clone(),
         };
-        // Where its state is written down is known when all questions are answered.
+        // The reference in `after` is not final: where that state is written down is known once all questions are
+        // answered.
         let head = Head {
             event: taken.event,
             key: received.key.clone(),
@@ -182,7 +184,7 @@ impl Change {
         let differing = tip.diff(&self.batch, self.num, &current)?;
         let is_large = differing.len() > staged::KEYS_MAX;
         if is_large && !self.may_stage() {
-            // It is to be the first event of its turn.
+            // A large step can be staged only by the first event of a turn.
             return Ok(Step::EndTurn(Some(taken)));
         }
         let entry = Entry { heads, after, current, tip, differing, is_large };
@@ -190,7 +192,7 @@ impl Change {
         Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
     }
 
-    /// The heads with this one, whose state is `after`: at most [`graph::HEADS_MAX`], by their numbers.
+    /// Gives the heads with this one, whose state is `after`: at most [`graph::HEADS_MAX`], sorted by their numbers.
     fn next_heads(&self, new: Head, after: &Sketch, standpoint: &Standpoint, now_ms: u64) -> Vec<Head> {
         let Standpoint { prev, prev_through_aside, .. } = standpoint;
         let is_cited = |event: &EventNum| prev.contains(event) || prev_through_aside.contains(event);
@@ -222,11 +224,11 @@ impl Change {
         let mut header = self.header(received, &placed, taken)?;
         let own = header.state_key.map(|key| (key, Val::Event(num)));
         let after = entry.after;
-        // A large step changes the main line below the event, too.
+        // A large step changes the main line below the event, too, so that the state before the event must be named.
         if Sketch::from(placed.before) == entry.tip && !entry.is_large {
             header.before = None;
         }
-        // Where the room's state is the one after this event, that is the main line from here on.
+        // Where the room's state is the one after this event, the main line from here on is that state.
         let mut own_after = None;
         if !is_current {
             own_after = Some(if own.is_some() { self.write_down(&after)? } else { placed.before });
@@ -269,8 +271,8 @@ impl Change {
         Ok(stored)
     }
 
-    /// One step of the main line that is larger than a batch. The event's own key, which no state holds before, is set in
-    /// the last batch, with what is derived.
+    /// Takes one step of the main line that is larger than a batch. The event's own key, which no state holds before,
+    /// is set in the last batch, with the derived keys.
     fn step_large(
         &mut self,
         order: Order,
@@ -292,7 +294,7 @@ impl Change {
     }
 }
 
-/// A state event, as resolution sees it before it is stored.
+/// Gives the event as resolution sees it before it is stored, if it is a state event.
 fn newcomer(received: &Received, taken: Taken, standpoint: &Standpoint) -> Option<Arc<Newcomer>> {
     let auth = standpoint.auth.iter().map(|event| event.event).collect();
     let depth = auth_depth(&standpoint.auth);

@@ -1,4 +1,4 @@
-//! Events that are kept aside: how many, and what outliers are good for.
+//! Events that are kept aside: their number is bounded, and outliers only allow others.
 
 use super::*;
 
@@ -18,9 +18,9 @@ fn a_room_keeps_a_bounded_number_of_events_aside_and_forgets_the_oldest() {
         assert!(matches!(house.receive(junk).1, Outcome::Aside(..)));
         assert!(count(&house) <= ASIDE_MAX);
     }
-    // One that was forgotten is judged again when it comes again.
+    // A forgotten event is judged again when it comes again.
     assert!(matches!(house.receive(first.unwrap()).1, Outcome::Aside(..)));
-    // Of those that states may rest on none is forgotten, and no more are taken.
+    // A state may rest on a soft-failed state event, so none of these is forgotten, and no more are taken.
     let before = house.heads();
     let ban = json!({ "membership": "ban" });
     assert!(accepted(&house.state(&alice(), "m.room.member", bob().as_str(), ban, None).1));
@@ -47,7 +47,7 @@ fn an_outlier_allows_others_and_is_no_event_that_others_can_stand_on() {
     assert!(
         matches!(house.change(|change| change.receive_outlier(&x).unwrap()), Outcome::Known(known) if known == num)
     );
-    // Who cites it as a previous event needs it once more; who names it as an auth event does not.
+    // An event that cites the outlier needs it once more; one that names it as an auth event does not.
     let mut after = house.build(&text(&bob(), "after"), None);
     after.event.prev = vec![id.clone()];
     assert!(
@@ -56,7 +56,7 @@ fn an_outlier_allows_others_and_is_no_event_that_others_can_stand_on() {
     let mut allowed = house.build(&text(&bob(), "allowed"), None);
     allowed.event.auth.push(id.clone());
     assert!(!matches!(house.receive(allowed).1, Outcome::Need { .. }));
-    // Once it is received it is part of the room, under its number.
+    // An outlier that is received becomes part of the room, under the number that it has.
     let outcome = house.receive(x).1;
     let Outcome::Accepted(stored) = outcome else { panic!("{outcome:?}") };
     assert_eq!(stored.event(), num);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::rooms::change::staged;
 
-/// A public room into which many came, and the event by which the door was closed before, on another branch.
+/// A public room that many users joined, and the event that had closed it before, on another branch.
 fn raided() -> (House, Received) {
     let mut house = House::new();
     let old = house.heads();
@@ -33,14 +33,14 @@ fn an_event_that_turns_more_keys_than_a_batch_holds_is_accepted() {
     assert_eq!((house.row().joined, joined as usize), (2, 2 + 2 * staged::KEYS_MAX));
     assert_eq!(stages(&house), 0);
     house.check_state();
-    // What was before is as it was.
+    // The state before the large step is still readable.
     let snapshot = house.store.snapshot();
     let there = state::full(&*snapshot, ROOM, Ref::Main(tip)).unwrap().map(Result::unwrap);
     assert!(there.count() >= before.len());
     let servers = members::list_servers_at(&*snapshot, ROOM, Ref::Main(house.row().state_tip)).unwrap();
     assert_eq!(servers, ["a.example", "b.example"]);
     drop(snapshot);
-    // The room goes on.
+    // The room goes on as before.
     assert!(accepted(&house.state(&bob(), "x", "", json!({ "n": 1 }), None).1));
     assert!(accepted(&house.say(&alice(), "merge", None).1));
     assert_eq!(house.heads().len(), 1);
@@ -52,7 +52,7 @@ fn a_large_step_that_comes_to_nothing_is_never_seen_and_is_cleared() {
     let (mut house, close) = raided();
     let before = house.current();
     let rooms = house.rooms.clone();
-    // The parts are written, and then the server ends.
+    // The parts are written, and then the server ends before the last batch.
     let mut taken = None;
     for _ in 0..3 {
         let mut change = Change::begin(&house.store, house.rooms.sit(ROOM), ROOM).unwrap();
@@ -73,7 +73,7 @@ fn a_large_step_that_comes_to_nothing_is_never_seen_and_is_cleared() {
     assert_eq!(stages(&house), 1);
     assert_eq!(house.current(), before, "what is staged does not count");
     house.check_state();
-    // The next change clears it and goes on from what was there.
+    // The next change clears the parts and goes on from the state before them.
     assert!(accepted(&house.state(&alice(), "x", "", json!({ "n": 1 }), None).1));
     assert_eq!(stages(&house), 0);
     house.check_state();

@@ -28,8 +28,8 @@ fn a_redaction_that_comes_first_waits_for_its_event_and_is_judged_by_its_own_sta
     let mut house = House::new();
     house.state(&carol(), "m.room.member", carol().as_str(), json!({ "membership": "join" }), None);
     let heads = house.heads();
-    // Bob's messages, which come late; and redactions of them, which come first: by Alice, who has the power, by Carol, who
-    // has not, and by another of Bob's server.
+    // Bob's messages come late, and their redactions come first: one by Alice, who has the power, one by Carol, who has
+    // not, and one by another user of Bob's server.
     let late: Vec<_> = ["by alice", "by carol", "by bob"]
         .iter()
         .map(|body| house.build(&text(&bob(), body), Some(&heads)))
@@ -40,7 +40,7 @@ fn a_redaction_that_comes_first_waits_for_its_event_and_is_judged_by_its_own_sta
         assert!(accepted(&house.receive(redaction).1));
     }
     assert_eq!(house.waiting(), 3);
-    // That Alice loses her power, and Carol gains it, before the events come changes nothing.
+    // Alice loses the power and Carol gains it before the events come, which changes nothing.
     let levels = json!({ "users": { "@alice:a.example": 100, "@carol:c.example": 100 }, "redact": 100 });
     assert!(accepted(&house.state(&alice(), "m.room.power_levels", "", levels, None).1));
     let levels = json!({ "users": { "@carol:c.example": 100 }, "redact": 100 });
@@ -59,7 +59,7 @@ fn a_redaction_is_judged_by_the_state_before_it_and_not_by_the_rooms() {
     let before = house.heads();
     let levels = json!({ "users": { "@bob:b.example": 100 } });
     assert!(accepted(&house.state(&alice(), "m.room.power_levels", "", levels, None).1));
-    // Of a branch on which Alice still has the power.
+    // This redaction stands on a branch on which Alice still has the power.
     let old = house.build(&redaction(&alice(), &said), Some(&before));
     house.state(&carol(), "m.room.member", carol().as_str(), json!({ "membership": "join" }), None);
     let forbidden = house.build(&redaction(&carol(), &said), None);
@@ -80,7 +80,7 @@ fn a_redacted_state_event_counts_as_what_is_left_of_it_also_where_clients_do_not
     assert!(accepted(&house.receive(redaction_first).1));
     assert!(accepted(&house.receive(late).1));
     assert_eq!(house.value("m.room.member", bob().as_str()), json!({ "membership": "join" }));
-    // A soft-failed one is kept aside: Bob is banned, and a message of his from before comes in.
+    // A soft-failed event is kept aside: Bob is banned, and a message of his from before the ban comes in.
     let before = house.heads();
     let soft_failed = house.build(&text(&bob(), "bad words"), Some(&before));
     let ban = json!({ "membership": "ban" });
@@ -130,7 +130,7 @@ fn what_was_not_accepted_is_not_remembered() {
     let (id, outcome) = house.state(&bob(), "m.room.member", bob().as_str(), member, None);
     assert!(accepted(&outcome));
     let redaction = house.build(&redaction(&alice(), &id), None);
-    // The room's tip is given up, as above a thousand rooms.
+    // The room's tip is dropped, as it is once there are more than a thousand rooms.
     house.rooms.sit(ROOM).tip = None;
     let mut change = Change::begin(&house.store, house.rooms.sit(ROOM), ROOM).unwrap();
     let rooms = house.rooms.clone();
