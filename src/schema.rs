@@ -39,7 +39,7 @@ tables! {
     9 SERVER_FACTS(String => String) in Log, Server of "server::identity";
 
     // --- rooms: 10-29 ---
-    /// A room.
+    /// A room: its version, its heads, and the numbers that it gives next.
     10 ROOM(RoomNum => RoomRow) in State, Room of "rooms::change";
     /// The room with this id.
     11 ROOM_ID(String => RoomNum) in Index, Room of "rooms::change";
@@ -82,7 +82,7 @@ tables! {
     30 STATE_KEY((RoomNum, StateKeyNum) => StateKeyRow) in Index, Room of "rooms::state";
     /// Room, type, state key: the number.
     31 STATE_KEY_NUM((RoomNum, String, String) => StateKeyNum) in Index, Room of "rooms::state";
-    /// The current state: no row is absent.
+    /// The current value of a state key; a key without a row is absent.
     32 STATE_NOW((RoomNum, StateKeyNum) => NowRow) in State, Room of "rooms::state";
     /// The value of a key just before it changed at this order.
     33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
@@ -92,7 +92,7 @@ tables! {
     35 SIDE((RoomNum, SideNum) => SideRow) in State, Room of "rooms::state";
     /// State events that name this one among their auth events.
     36 AUTH_CHILD((RoomNum, EventNum, EventNum) => ()) in State, Room of "rooms::graph";
-    /// Where events are missing below an order.
+    /// A hole: events are missing in the room below this order.
     37 HOLE((RoomNum, Order) => HoleRow) in State, Room of "rooms::state";
     /// A step of a room that is larger than a batch, while its parts are being written.
     38 STAGE(RoomNum => StageRow) in State, Room of "rooms::state";
@@ -113,7 +113,7 @@ tables! {
     55 REFRESH_TOKENS([u8; 32] => Json<accounts::RefreshTokenRow>) in Accounts, User of "accounts::tokens";
     /// The tokens of a device: kind (0 access, 1 refresh) and hash.
     56 DEVICE_TOKENS((UserNum, DeviceNum, u8, [u8; 32]) => ()) in Accounts, User of "accounts::tokens";
-    /// When and from where a device was last seen. A note.
+    /// When and from where a device was last seen. It is written by notes, so a power cut may take it back.
     57 DEVICE_SEEN((UserNum, DeviceNum) => Json<accounts::SeenRow>) in Notes, User of "accounts::devices";
     /// A token with which one may register.
     58 REGISTRATION_TOKENS(String => Json<accounts::RegistrationTokenRow>) in Accounts, Server of "accounts::registration";
@@ -165,11 +165,11 @@ tables! {
     101 UNREAD((RoomNum, push::Lane, Order) => push::Totals) in Index, Room of "push::unread";
     /// The last event of a thread that has a row in UNREAD.
     102 UNREAD_THREAD((RoomNum, push::Lane) => Order) in Index, Room of "push::unread";
-    /// The same by order: which threads have news.
+    /// The threads with news: the last rows of threads in UNREAD_THREAD, by their order.
     103 UNREAD_THREAD_LOG((RoomNum, Order) => push::Lane) in Index, Room of "push::unread";
-    /// What an event does to the counts of a user whom it concerns in person: it mentions or invites them.
+    /// The outcome of an event for the counts of a user whom it concerns in person: it mentions or invites them.
     104 UNREAD_OWN((RoomNum, UserNum, Order) => push::OwnOutcome) in Index, Room of "push::unread";
-    /// Events that counted and were redacted.
+    /// Events that counted as unread and were redacted, so that their outcome is taken back.
     105 UNREAD_REDACTED((RoomNum, Order) => push::RedactedOutcome) in Index, Room of "push::unread";
 
     /// The last event that a user sent in a lane: what stands there up to it is read.
@@ -193,9 +193,9 @@ tables! {
     150 REDACTION_WAITING((RoomNum, EventKey, EventNum) => RedactionWaitingRow) in Index, Room of "rooms::change";
     /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
-    /// How many of a server are in a room now.
+    /// How many users of a server are in a room now.
     152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
-    /// In which thread an event stands, by itself or by what it refers to; no row for those in the main timeline.
+    /// The thread in which an event stands, by itself or by what it refers to; events of the main timeline have no row.
     154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
 }
 

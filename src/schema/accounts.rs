@@ -25,9 +25,9 @@ pub struct UserRow {
     pub is_admin: bool,
     /// Whether the user registered as a guest.
     pub is_guest: bool,
-    /// Can never log in again; its name stays taken.
+    /// Whether the account is deactivated: it can never log in again, and its name stays taken.
     pub is_deactivated: bool,
-    /// Asked to be forgotten: whoever was not in a room sees its events there redacted.
+    /// Whether the user asked to be forgotten: who was not in a room sees the user's events there redacted.
     pub is_erased: bool,
     /// Devices that have ended, whatever rows of theirs are left. A number goes from here once its rows are gone.
     pub ended: EndedDevices,
@@ -66,7 +66,7 @@ impl EndedDevices {
         }
     }
 
-    /// The rows of the first range are gone.
+    /// Forgets the first range, whose rows are swept.
     pub fn remove_first(&mut self) {
         if !self.0.is_empty() {
             self.0.remove(0);
@@ -158,7 +158,7 @@ fn text(bytes: &[u8]) -> Result<String, Fault> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DeviceRow {
-    /// Its number: what other tables know it by.
+    /// The number by which other tables know the device.
     pub num: DeviceNum,
     /// The name that its owner gave it.
     pub display_name: Option<String>,
@@ -169,7 +169,7 @@ pub struct DeviceRow {
 /// An access token, whose key is its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessTokenRow {
-    /// The user whose it is.
+    /// The user who has the token.
     pub user: UserNum,
     /// The device that has it.
     pub device: DeviceNum,
@@ -215,7 +215,7 @@ impl Value for AccessTokenRow {
 /// A refresh token, whose key is its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefreshTokenRow {
-    /// The user whose it is.
+    /// The user who has the token.
     pub user: UserNum,
     /// The device that has it.
     pub device: DeviceNum,
@@ -245,9 +245,9 @@ pub struct Successor {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SeenRow {
-    /// In milliseconds since the epoch.
+    /// The time at which it was seen, in milliseconds since the epoch.
     pub ms: u64,
-    /// The address, if it is known.
+    /// The address from which it was seen, if that is known.
     pub ip: Option<String>,
 }
 
@@ -293,7 +293,7 @@ impl Value for WrittenRow {
 /// How much account data a user has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataSize {
-    /// Rows: one a type and room.
+    /// The number of rows, one for each type and room.
     pub rows: u64,
     /// The bytes of room ids, types and contents.
     pub bytes: u64,

@@ -20,7 +20,7 @@ pub struct InboxState {
     pub acknowledged: Position,
     /// The number of messages that wait.
     pub messages: u64,
-    /// The bytes of these messages together.
+    /// The number of bytes that these messages take together.
     pub bytes: u64,
 }
 
@@ -48,7 +48,7 @@ impl Value for InboxState {
 pub struct InboxShare {
     /// The number of messages that wait.
     pub messages: u64,
-    /// The bytes of these messages together.
+    /// The number of bytes that these messages take together.
     pub bytes: u64,
 }
 
@@ -69,12 +69,12 @@ impl Value for InboxShare {
 /// How far a request to send messages to devices has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendProgress {
-    /// This many of its targets, a target being a device or all devices of a user, are served.
+    /// The number of targets that are served; a target is a device, or all devices of a user.
     pub targets: u64,
     /// The devices of the next target up to this number are served. Numbers of devices rise, so one that comes or goes
     /// between two tries changes nothing for the others.
     pub device: DeviceNum,
-    /// Everything is served: whatever comes under the same transaction id is the same request again.
+    /// Whether every target is served: what comes under the same transaction id then is the same request again.
     pub is_done: bool,
 }
 
@@ -89,7 +89,7 @@ impl Value for SendProgress {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         match from.byte()? {
-            // A number of targets alone.
+            // Layout 1 has the number of targets alone.
             1 => Ok(Self { targets: u64::decode_key(&mut from)?, ..Self::default() }),
             2 => Ok(Self {
                 targets: from.varint()?,
@@ -104,13 +104,13 @@ impl Value for SendProgress {
     }
 }
 
-/// The keys of a device that are left: told in every answer of `/sync`.
+/// The keys that a device has left. Every answer of `/sync` tells them, so that the device uploads more in time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeyCounts {
-    /// One-time keys, by algorithm.
+    /// The number of one-time keys left, by algorithm.
     pub one_time: BTreeMap<String, u64>,
-    /// Algorithms whose fallback key was not given to anybody yet.
+    /// The algorithms whose fallback key was not given to anybody yet.
     pub unused_fallback: BTreeSet<String>,
 }
 

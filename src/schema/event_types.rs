@@ -1,19 +1,19 @@
 //! Names that rows and flows share with the specification: types of events and of account data, types of relations.
 //! A name that only one file uses stays in that file.
 
-/// State: what a room is, once and for ever.
+/// State: says what a room is, once and for ever.
 pub const CREATE: &str = "m.room.create";
-/// State: what a user is to a room; the state key is the user id.
+/// State: the membership of a user in a room; the state key is the user id.
 pub const MEMBER: &str = "m.room.member";
-/// State: who may do what.
+/// State: says who may do what in the room.
 pub const POWER_LEVELS: &str = "m.room.power_levels";
-/// State: how one comes in.
+/// State: says how users come into the room.
 pub const JOIN_RULES: &str = "m.room.join_rules";
-/// State: who sees what was sent before they came.
+/// State: says who sees what was sent before they came.
 pub const HISTORY_VISIBILITY: &str = "m.room.history_visibility";
 /// State: whether guests may come in.
 pub const GUEST_ACCESS: &str = "m.room.guest_access";
-/// State: the alias that the room goes by.
+/// State: the alias that the room goes by, and its other aliases.
 pub const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 /// State: the room's name.
 pub const NAME: &str = "m.room.name";
@@ -34,7 +34,7 @@ pub const THIRD_PARTY_INVITE: &str = "m.room.third_party_invite";
 pub const DERIVED: char = '\u{1}';
 /// Derived key: a server, present while it has somebody in the room; the state key is the server.
 pub const DERIVED_SERVER: &str = "\u{1}server";
-/// Derived key: how many are in the room.
+/// Derived key: the number of users who are in the room.
 pub const DERIVED_JOINED: &str = "\u{1}joined";
 
 /// An event that takes back what another said.

@@ -1,4 +1,4 @@
-//! Rows of events.
+//! The rows in which events are stored.
 //!
 //! An [`EventRow`] is a header (numbers, references, byte ranges of the top-level fields) and the signed canonical bytes: what
 //! clients see is put together from the ranges, so reading an event never parses its JSON or writes it again.
@@ -32,7 +32,7 @@ pub enum EventKey {
     Chosen(RoomNum, Box<str>),
 }
 
-/// Stands before a chosen id, where a hash stands otherwise: nobody knows an event with this hash.
+/// These zeros stand before a chosen id in the place of a hash; no event is known that has them for its hash.
 const CHOSEN: EventHash = [0; 32];
 
 impl From<EventHash> for EventKey {
@@ -91,7 +91,7 @@ pub struct Spans {
 /// The device that sent an event, and the transaction id it gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentBy {
-    /// The device. Its number is never given to another, not even to one of the same id.
+    /// The number of the device. It is never given to another device, not even to one of the same id.
     pub device: DeviceNum,
     /// The transaction id of the request.
     pub txn: String,
@@ -114,11 +114,11 @@ pub struct EventHeader {
     pub auth_depth: u64,
     /// The number of its (type, state key), if it is a state event.
     pub state_key: Option<StateKeyNum>,
-    /// The event that held its state key before it.
+    /// The event that held its state key before it, if one did.
     pub replaces: Option<EventNum>,
-    /// The event that redacted it.
+    /// The event that redacted it, if one has.
     pub redacted_by: Option<EventNum>,
-    /// Clients do not see it: it only merges heads, or is a redaction that redacts nothing yet or may not.
+    /// Whether clients do not see it: it only merges heads, or is a redaction that redacts nothing yet or may not.
     pub unseen: bool,
     /// The state before it, unless that is the main line just below its own order.
     pub before: Option<Ref>,
@@ -126,11 +126,11 @@ pub struct EventHeader {
     pub after: Option<Ref>,
     /// The events it cites, as far as we hold them.
     pub prev: Vec<EventNum>,
-    /// The events that allow it.
+    /// Its auth events, which allow it.
     pub auth: Vec<EventNum>,
-    /// For what our own clients sent with a transaction id.
+    /// The device and transaction id, for events that our own clients sent.
     pub sent_by: Option<SentBy>,
-    /// Where its fields are.
+    /// The places of its fields in the signed bytes.
     pub spans: Spans,
 }
 
@@ -229,7 +229,7 @@ impl Value for EventRow {
 }
 
 impl EventRow {
-    /// The bytes of a field, as JSON; empty if the event has none such.
+    /// The bytes of a field, as JSON; empty if the event has no such field.
     pub fn field(&self, span: Span) -> &[u8] {
         let start = span.start as usize;
         self.json.get(start..start + span.length as usize).unwrap_or_default()
@@ -240,7 +240,7 @@ impl EventRow {
         JsonRef::stored(self.field(span))
     }
 
-    /// A field that is a string, unescaped; `None` if the event has none such.
+    /// A field that is a string, unescaped; `None` if the event has no such field, or it is no string.
     pub fn text(&self, span: Span) -> Option<Cow<'_, str>> {
         let json = std::str::from_utf8(self.field(span)).ok()?;
         let inside = json.strip_prefix('"')?.strip_suffix('"')?;
@@ -280,12 +280,12 @@ impl EventRow {
 /// Where an event is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the room's timeline.
+    /// It is in the room's timeline, at this order.
     Timeline(Order),
-    /// Aside: rejected, or soft-failed. The state before it is known.
+    /// It is kept aside, because it was rejected or soft-failed. The state before it is known.
     Aside,
-    /// Known only because others need it as one that allows them: where it stands in the room, and so the state before it, is
-    /// not known. Whoever cites it as a previous event needs it once more.
+    /// It is known only because other events name it among their auth events. Its place in the room, and so the state before
+    /// it, is not known; an event that cites it as a previous event makes us fetch it once more.
     Outlier,
 }
 
@@ -316,9 +316,9 @@ impl Value for Place {
 /// An event that clients do not see: why, and the event itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AsideRow {
-    /// The rules forbid it; else only the current state did when it came in.
+    /// Whether the rules forbid it; otherwise only the room's current state did when it came in.
     pub rejected: bool,
-    /// The rule, for people.
+    /// The rule that it breaks, in words for people.
     pub why: String,
     /// The event that is aside.
     pub row: EventRow,
@@ -328,7 +328,7 @@ impl Value for AsideRow {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1, u8::from(self.rejected)]);
         encode_bytes(self.why.as_bytes(), to);
-        // The row's own offsets of pending positions move with it.
+        // The offsets of pending positions in the row move with the bytes.
         self.row.encode(to);
     }
 
@@ -345,9 +345,9 @@ impl Value for AsideRow {
 /// How many events a room keeps aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsideCount {
-    /// How many there are.
+    /// The number of events that are kept aside now.
     pub count: u64,
-    /// Up to this one they were looked at for some to forget: what is missing below was forgotten.
+    /// The search for events to forget has come up to this number: those that are missing below it were forgotten.
     pub looked_at: EventNum,
 }
 
@@ -368,7 +368,7 @@ impl Value for AsideCount {
 /// A redaction that waits for the event that it redacts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedactionWaitingRow {
-    /// Its sender had the power to redact everybody's events; else it applies to those of the sender's own server.
+    /// Whether its sender had the power to redact everybody's events; otherwise it applies to events of the sender's server only.
     pub by_power: bool,
 }
 

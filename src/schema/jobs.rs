@@ -42,19 +42,19 @@ pub enum Job {
     },
     /// Sweeps what devices of a user left behind that have ended.
     SweepDevices {
-        /// The user.
+        /// The user whose devices have ended.
         user: UserNum,
     },
     /// Forgets which transactions sent what to a room on a day.
     ForgetSent {
-        /// The room.
+        /// The room to which those transactions sent events.
         room: RoomNum,
         /// The day, counted since the epoch.
         day: u32,
     },
 }
 
-/// From a room to the one that replaces it.
+/// The two rooms of a replacement: settings move from one to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {
     /// The room that was replaced.
@@ -64,7 +64,7 @@ pub struct Move {
 }
 
 impl Job {
-    /// Kinds that this version knows.
+    /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
         (1..=6).contains(&kind)
     }
@@ -150,7 +150,7 @@ mod tests {
         for kind in 0..=u8::MAX {
             assert_eq!(Job::is_known(kind), kinds.contains(&kind), "kind {kind}");
         }
-        // As earlier versions wrote it.
+        // Earlier versions wrote the job like this.
         let content = Bytes::from_static(br#"{"user":7,"from":"!old:s","to":"!new:s"}"#);
         let old = Timer { due_ms: 1, kind: 3, key: two(7, 9), row: TimerRow { tries: 0, content } };
         assert!(matches!(Job::read(&old).unwrap(), Job::CarryOver { user: UserNum(7), .. }));

@@ -68,11 +68,11 @@ pub enum Sound {
     /// It comes without a sound.
     #[default]
     None = 0,
-    /// The device's usual sound.
+    /// It comes with the device's usual sound.
     Default = 1,
-    /// The sound of a call.
+    /// It comes with the sound of a call.
     Ring = 2,
-    /// A sound of the user's own choice: the user's rule names it.
+    /// It comes with another sound, which the user's rule names.
     Other = 3,
 }
 
@@ -111,9 +111,9 @@ impl Outcome {
 /// An event does this to the counts of each class of users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
-    /// To those who have the default rules.
+    /// The outcome for those who have the default rules.
     pub default: Outcome,
-    /// To those who hear of mentions only.
+    /// The outcome for those who hear of mentions only.
     pub mentions: Outcome,
 }
 
@@ -145,14 +145,14 @@ impl Outcomes {
 pub struct Totals {
     /// The outcome of that event alone.
     pub last: Outcomes,
-    /// (notifications, highlights) of those who have the default rules.
+    /// The sums (notifications, highlights) of those who have the default rules.
     pub default: (u64, u64),
-    /// The same of those who hear of mentions only.
+    /// The sums (notifications, highlights) of those who hear of mentions only.
     pub mentions: (u64, u64),
 }
 
 impl Totals {
-    /// With one more event.
+    /// The sums after one more event, which has these outcomes.
     #[must_use]
     pub fn plus(self, event: Outcomes) -> Self {
         let add = |(notify, highlight): (u64, u64), outcome: Outcome| {
@@ -204,7 +204,7 @@ impl Value for OwnOutcome {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         let (own, classes) = match (from.byte()?, from.byte()?) {
-            // Layout 1 had both in one byte.
+            // Layout 1 had both outcomes in one byte.
             (1, bits) => (Outcome::from_old_bits(bits), Outcomes::from_old_bits(bits >> 2)),
             (2, own) => (Outcome::from_bits(own), Outcomes::from_bits(from.byte()?)),
             _ => return Err(Fault::Corrupt("a row of counts has an unknown layout")),

@@ -11,18 +11,18 @@ use crate::{
     },
 };
 
-/// Who sees a receipt.
+/// Says who sees a receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum ReceiptKind {
-    /// Everybody in the room: `m.read`.
+    /// Everybody in the room sees it: `m.read`.
     Public = 1,
-    /// Only the user: `m.read.private`.
+    /// Only the user sees it: `m.read.private`.
     Private = 2,
 }
 
 impl ReceiptKind {
-    /// As Matrix writes it.
+    /// The name that the specification gives this kind.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Public => "m.read",
@@ -48,7 +48,7 @@ impl Key for ReceiptKind {
 /// How far somebody has read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiptRow {
-    /// When it was stored.
+    /// The position at which it was stored.
     pub position: Position,
     /// The order of the event it names.
     pub order: Order,
@@ -80,7 +80,7 @@ impl Value for ReceiptRow {
     }
 }
 
-/// Which receipt was stored at a position.
+/// The key of the receipt that was stored at a position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptKey {
     /// The id of the user whose receipt it is.

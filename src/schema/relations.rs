@@ -11,17 +11,18 @@ use crate::{
     },
 };
 
-/// How an event refers to another, as it stands in keys: what is asked for together stands together.
+/// The kind of a relation between events, as it stands in keys: relations of one kind stand together, because they are read
+/// together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum RelationKind {
     /// A type of relation that the server does nothing with.
     Other = 0,
-    /// A reaction: `m.annotation`.
+    /// A reaction to an event: `m.annotation`.
     Annotation = 1,
     /// An event that speaks of another: `m.reference`.
     Reference = 2,
-    /// An edit: `m.replace`.
+    /// An edit of an event: `m.replace`.
     Replace = 3,
     /// An answer in a thread: `m.thread`.
     Thread = 4,
@@ -60,7 +61,7 @@ impl Key for RelationKind {
 pub struct RelationRow {
     /// The event that refers.
     pub event: EventNum,
-    /// How: `m.replace`, `m.thread`, ..
+    /// The `rel_type` of the relation: `m.replace`, `m.thread`, or any other.
     pub rel_type: String,
     /// The type of the event that refers.
     pub event_type: String,
@@ -97,7 +98,7 @@ pub struct RelatedRow {
     pub edit: Option<EventNum>,
     /// How many events its thread has.
     pub thread_count: u64,
-    /// The newest of them.
+    /// The newest event of its thread, with its order.
     pub thread_tip: Option<(Order, EventNum)>,
     /// How many events refer to it by `m.reference`.
     pub reference_count: u64,
@@ -131,7 +132,7 @@ impl Value for RelatedRow {
     }
 }
 
-/// An event stands in a thread.
+/// The place of an event in a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InThread {
     /// The event from which the thread grows.

@@ -25,16 +25,16 @@ pub enum Membership {
     Join = 1,
     /// The user is invited to the room.
     Invite = 2,
-    /// Asked to be let in.
+    /// The user has asked to be let in.
     Knock = 3,
-    /// Not in it: left, kicked, or never there.
+    /// The user is not in the room: left, kicked, or never there.
     Leave = 4,
-    /// The user is kept out.
+    /// The user is banned from the room.
     Ban = 5,
 }
 
 impl Membership {
-    /// As Matrix writes it.
+    /// The name that the specification gives this membership.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Join => "join",
@@ -45,7 +45,7 @@ impl Membership {
         }
     }
 
-    /// From Matrix's word; `None` for any other.
+    /// The membership that the specification gives this name; `None` for any other name.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Join, Self::Invite, Self::Knock, Self::Leave, Self::Ban]
             .into_iter()
@@ -63,7 +63,7 @@ impl Membership {
 /// Whether we are in the room ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resident {
-    /// No: what we hold of it is history or an invite.
+    /// We are not: what we hold of the room is its history or an invitation.
     No,
     /// We are, and hold its whole state.
     Yes,
@@ -80,9 +80,9 @@ pub struct Head {
     pub depth: u64,
     /// When we stored it: milliseconds since the epoch.
     pub stored_ms: u64,
-    /// Made by this server.
+    /// Whether this server made the event.
     pub is_own: bool,
-    /// The state after it.
+    /// The room's state after the event.
     pub after: Ref,
 }
 
@@ -91,9 +91,9 @@ pub struct Head {
 pub struct RoomRow {
     /// The id of the room.
     pub id: OwnedRoomId,
-    /// Its version, as a number: 1 to 12.
+    /// The version of the room, as a number from 1 to 12.
     pub version: u8,
-    /// Whether we are in it.
+    /// Whether this server is in the room.
     pub resident: Resident,
     /// The order of its newest event on the main line.
     pub tip: Order,
@@ -172,7 +172,7 @@ impl Value for RoomRow {
 }
 
 impl RoomRow {
-    /// With every pending position settled, once the batch's first position is known.
+    /// Settles every pending position in the row, once the batch's first position is known.
     #[must_use]
     pub fn settle(mut self, base: Position) -> Self {
         self.tip = self.tip.settle(base);
@@ -193,7 +193,7 @@ pub struct UserRoomRow {
     pub since: Position,
     /// The member event that says so now.
     pub event: EventNum,
-    /// The user wants to hear no more of it.
+    /// Whether the user wants to hear no more of the room.
     pub forgotten: bool,
     /// The order at which somebody who is not joined last ceased to be; none for who never was.
     pub left: Option<Order>,

@@ -13,7 +13,7 @@ use crate::{
 /// The state of a room at some point: equal states on the main line have equal references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ref {
-    /// The main line, up to and including this order.
+    /// The state of the main line, up to and including this order.
     Main(Order),
     /// A side state of a fork.
     Side(SideNum),
@@ -62,11 +62,11 @@ impl Ref {
 pub enum Val {
     /// This event stands there.
     Event(EventNum),
-    /// Nothing stands there.
+    /// No event stands there: the key is not set.
     Absent,
-    /// Not known yet: the room was joined with part of its state.
+    /// It is not known yet, because the room was joined with part of its state.
     Unknown,
-    /// A number that we derived ourselves: no event.
+    /// A number that we derived ourselves stands there, and no event.
     Derived(u32),
 }
 
@@ -101,7 +101,7 @@ impl Val {
         match code {
             0 => Self::Absent,
             1 => Self::Unknown,
-            // Above them no code is written.
+            // Codes above the derived numbers are never written.
             code if code >= DERIVED_CODES => {
                 Self::Derived(u32::try_from(code - DERIVED_CODES).unwrap_or(u32::MAX))
             }
@@ -110,7 +110,7 @@ impl Val {
     }
 }
 
-/// `state_undo`: at most 7 bytes.
+/// `state_undo`: the value of a key before a change, in at most 7 bytes.
 impl Value for Val {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1]);
@@ -127,7 +127,7 @@ impl Value for Val {
 /// `state_now`: the current value of a key. Layout 1 is a plain value, layout 2 one that was written by a staged step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NowRow {
-    /// The value.
+    /// The current value of the key.
     pub val: Val,
     /// The order of the staged step that wrote it. It does not count while that step is not finished: the row of
     /// `state_undo` at this order says what does.
@@ -169,7 +169,7 @@ impl Value for NowRow {
 pub struct StageRow {
     /// The position that is reserved for the step.
     pub anchor: Position,
-    /// The step makes the room: nothing of it was there before.
+    /// Whether the step makes the room, so that nothing of the room was there before.
     pub makes_room: bool,
 }
 
@@ -261,7 +261,7 @@ const ENTRY_BYTES: usize = 9;
 pub struct SideRow {
     /// The state from which it differs.
     pub base: Ref,
-    /// 1 on the main line, one more than its base otherwise.
+    /// The number of steps to the main line: 1 where the base is on it, otherwise one more than the base has.
     pub depth: u8,
     /// Sorted entries of [`ENTRY_BYTES`] each, searched where they lie.
     entries: Bytes,
@@ -278,12 +278,12 @@ impl SideRow {
         Self { base, depth, entries: to.bytes.into() }
     }
 
-    /// How many keys it sets.
+    /// The number of keys that it sets.
     pub fn len(&self) -> usize {
         self.entries.len() / ENTRY_BYTES
     }
 
-    /// Whether it sets none.
+    /// Whether it sets no key.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -340,7 +340,7 @@ impl Value for SideRow {
 /// `hole`: events that are missing below an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HoleRow {
-    /// There is nothing of the room below it.
+    /// Whether there is nothing of the room below the hole.
     pub is_bottomless: bool,
     /// The ids of the missing events that events above the hole name as their previous ones.
     pub missing: Vec<String>,
