@@ -142,11 +142,11 @@ pub(crate) struct Shared {
     wanted: Notify,
     /// Tells the worker of timers that one was set.
     timer_set: Arc<Notify>,
-    /// Tells the flusher that as many batches wait as it waits for.
+    /// Tells the flusher that the number of batches it waits for has come.
     gathered: Condvar,
-    /// Held by the one flush that runs.
+    /// Locked by the flush that runs, so that one runs at a time.
     flushing: Mutex<()>,
-    /// Set once a write has failed: nothing more is accepted or written.
+    /// Whether a write has failed: then nothing more is accepted or written.
     failed: AtomicBool,
     durability: Durability,
     incarnations: ArcSwap<Incarnations>,
@@ -163,12 +163,12 @@ impl Store {
             Some(layout) => migrate::run(&store, layout, migrate::STEPS, head::LAYOUT_NOW)?,
             None => head::put_new_store(&mut opening),
         }
-        // Its flush reserves numbers, so that no later one has to wait for that.
+        // This flush reserves numbers, so that no later one has to wait for that.
         migrate::write(&store, opening)?;
         Ok(store)
     }
 
-    /// The store as it is, and its layout; none where nothing was ever written.
+    /// Reads the store as it is, and its layout; there is none where nothing was ever written.
     fn over(engine: Engine, durability: Durability) -> Result<(Self, Option<u64>), Fault> {
         let head = head::open(&engine)?;
         let store = Self(Arc::new(Shared {

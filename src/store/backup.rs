@@ -1,4 +1,4 @@
-//! Online backup and restore.
+//! Backs a store up while it is in use, and restores it.
 //!
 //! A backup is a directory: `db` (a checkpoint of the database, made while the server runs) and `backup.json`, written
 //! last, so that a backup without it is one that was interrupted. A restore begins a new *incarnation*: positions jump
@@ -22,10 +22,10 @@ use crate::store::{
 
 const DATABASE: &str = "db";
 const MANIFEST: &str = "backup.json";
-/// Beside the manifest: the highest incarnation that was begun from this backup.
+/// This file beside the manifest has the highest incarnation that was begun from this backup.
 const BEGUN: &str = "restored.json";
 const FORMAT: u32 = 1;
-/// While a restored database is prepared little of it is read.
+/// The cache of a restored database while it is prepared, in bytes: little of it is read then.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// The manifest says what is in a backup.
@@ -35,9 +35,9 @@ pub struct Manifest {
     pub format: u32,
     /// The name of the server.
     pub server_name: String,
-    /// When it was taken, in milliseconds since the epoch.
+    /// The time at which the backup was taken, in milliseconds since the epoch.
     pub taken_at_ms: u64,
-    /// Everything at or before this position is in it.
+    /// Everything at or before this position is in the backup.
     pub position: u64,
     /// The incarnation of the store.
     pub incarnation: u16,
@@ -45,27 +45,27 @@ pub struct Manifest {
     pub holds_signing_key: bool,
 }
 
-/// How far a long command is.
+/// Says how far a long command has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Its present step, in a few words.
+    /// The present step of the command, in a few words.
     pub doing: &'static str,
-    /// How much is done.
+    /// The amount that is done, in units of the step.
     pub done: u64,
-    /// How much there is to do; 0 when that is not known.
+    /// The amount there is to do, in the same units; 0 when that is not known.
     pub of: u64,
 }
 
 /// Why a backup or a restore was not done.
 #[derive(Debug)]
 pub enum NotDone {
-    /// A backup is not written over anything.
+    /// The directory holds something already, and a backup is not written over anything.
     Exists(PathBuf),
-    /// It is not a backup, or an incomplete one.
+    /// The directory holds no backup, or an incomplete one.
     NotABackup(PathBuf),
-    /// A newer version of the server took it.
+    /// A newer version of the server took the backup.
     TooNew(PathBuf),
-    /// The store is in memory only.
+    /// The store is in memory only, so there is nothing on disk to copy.
     NotOnDisk,
     /// The disk refused to read or write.
     Io(PathBuf, io::Error),
@@ -94,7 +94,7 @@ impl From<Fault> for NotDone {
     }
 }
 
-/// Names the path in an error of the disk.
+/// Adds the path to an error of the disk.
 fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, NotDone> {
     result.map_err(|error| NotDone::Io(path.to_owned(), error))
 }
@@ -155,7 +155,7 @@ pub struct Restored {
     pub manifest: Manifest,
     /// The incarnation that it began.
     pub incarnation: u16,
-    /// Where the database that was there before is kept.
+    /// The directory in which the database that was there before is kept, if there was one.
     pub replaced: Option<PathBuf>,
 }
 
@@ -179,8 +179,8 @@ pub fn restore(
     copy(&from.join(DATABASE), &incoming, progress)?;
     progress(Progress { doing: "beginning a new incarnation", done: 0, of: 0 });
     let incarnation = begin_incarnation(&incoming, lived, prepare)?;
-    // Before it goes live: a second restore of this backup must not begin the same incarnation. Should the backup be
-    // on a read-only disk, the store that is replaced still knows.
+    // This is written before the store goes live, because a second restore of this backup must not begin the same incarnation.
+    // Should the backup be on a read-only disk, the store that is replaced still knows.
     let _ = write_json(&from.join(BEGUN), &incarnation);
     let replaced = into.replaced();
     let had_store = into.has_store();
@@ -201,7 +201,7 @@ fn newest_incarnation(from: &Path, into: &DataDir, manifest: &Manifest) -> Resul
     let begun = fs::read(from.join(BEGUN)).ok().and_then(|json| serde_json::from_slice(&json).ok());
     let mut newest = manifest.incarnation.max(begun.unwrap_or(0));
     for database in [into.database(), into.replaced()] {
-        // A store that cannot be read is often why there is a restore.
+        // A store that cannot be read is often the reason for the restore, so it does not stop it.
         if database.exists()
             && let Ok(rocks) = Rocks::open(&database, CACHE_BYTES)
             && let Ok(snapshot) = head::read(&Engine::Rocks(rocks))
@@ -319,13 +319,13 @@ mod tests {
         assert_eq!((restored.incarnation, prepared), (1, 1));
         let store = open(&dir);
         assert_eq!(store.incarnation(), 1);
-        // A client that synced into what is lost, or to before it.
+        // The clients of this test synced into what is lost, or to before it.
         assert_eq!(store.clamp(lost), kept);
         assert_eq!(store.clamp(Position::new(30).unwrap()).number(), 30);
         let next = commit(&store, 1);
         assert!(next > lost && next.number() < 1 << 53);
         assert_eq!(store.clamp(next), next);
-        // What came after the restore is what such a client gets, and nothing else.
+        // Such a client gets everything that came after the restore, and nothing else.
         let after = |position| {
             let bound = std::ops::Bound::Excluded(position);
             let up = crate::store::Direction::Up;
@@ -339,7 +339,7 @@ mod tests {
             [""; 0]
         );
 
-        // Again, from the same backup: the incarnation that just lived is not begun again.
+        // A second restore from the same backup does not begin the incarnation again that just lived.
         let seen = commit(&store, 50);
         drop(store);
         let restored = restore(&backup, &dir, &mut |_| Ok(()), &mut |_| ()).unwrap();
@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(store.clamp(seen), kept);
         assert!(commit(&store, 1) > seen);
         drop(store);
-        // And into another place, where nobody knows of it but the backup.
+        // A restore into another place begins the next incarnation too, though only the backup knows of the others there.
         let elsewhere = DataDir::hold(&temporary.path().join("elsewhere")).unwrap();
         assert_eq!(restore(&backup, &elsewhere, &mut |_| Ok(()), &mut |_| ()).unwrap().incarnation, 3);
     }

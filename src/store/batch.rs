@@ -36,11 +36,11 @@ pub(crate) struct Expectation {
 /// Where the positions of a batch begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begins {
-    /// After the last one given out.
+    /// They begin after the last one given out.
     Next,
-    /// Here; it is the last batch of a staged step, and positions go on after it.
+    /// They begin here, because the batch is the last one of a staged step; later batches go on after it.
     At(Position),
-    /// Here; it is a part of a staged step, and nothing of it is published in the log before the last part.
+    /// They begin here, because the batch is a part of a staged step; readers of the log meet none of it before the last part.
     Staged(Position),
 }
 
@@ -112,7 +112,7 @@ impl Batch {
         self.writes.delete_between(tables::LOG.family, bytes(from), bytes(below));
     }
 
-    /// How many positions it claims.
+    /// The number of positions that it claims.
     pub fn position_count(&self) -> u32 {
         self.positions
     }
@@ -122,17 +122,17 @@ impl Batch {
         self.positions > 0
     }
 
-    /// Does this when the batch is published.
+    /// Adds something that is done when the batch is published.
     pub fn wake(&mut self, wake: Wake) {
         self.wakes.push(wake);
     }
 
-    /// How many rows it writes.
+    /// The number of rows that it writes.
     pub fn row_count(&self) -> usize {
         self.writes.row_count()
     }
 
-    /// How many bytes its rows take: keys and values.
+    /// The number of bytes that its rows take, keys and values together.
     pub fn byte_count(&self) -> usize {
         self.writes.byte_count()
     }
@@ -164,7 +164,7 @@ impl Note {
         Self { writes: Writes::new(view, guard) }
     }
 
-    /// How many rows it writes.
+    /// The number of rows that it writes.
     pub fn row_count(&self) -> usize {
         self.writes.row_count()
     }

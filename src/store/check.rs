@@ -34,11 +34,11 @@ const NAME_CHARS_MAX: usize = 160;
 /// The outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Rows read, by table.
+    /// The number of rows that were read, by table.
     pub rows: Vec<(&'static str, u64)>,
     /// The first hundred faults, a line each.
     pub findings: Vec<String>,
-    /// How much is wrong.
+    /// The number of all faults, also of those that are not kept.
     pub faults: u64,
     /// Rows that could not be judged while the server went on beside: a copy of the store can be asked for them.
     pub unjudged: u64,
@@ -135,7 +135,7 @@ struct Walk<'a> {
     /// How many rows were read, by the place of their table in `tables`.
     rows: Vec<u64>,
     done: u64,
-    /// About how many rows there are.
+    /// About the number of rows that there are, for the progress.
     of: u64,
     progress: &'a mut dyn FnMut(Progress),
 }
@@ -155,12 +155,12 @@ impl Walk<'_> {
             let mut last = None;
             for row in rows.take(ROWS_A_SNAPSHOT) {
                 let (key, value) = match row {
-                    // The rows before took long: on with a newer snapshot.
+                    // The rows before took long, so the walk goes on with a newer snapshot.
                     Err(Fault::Outdated) if last.is_some() => break,
                     row => row?,
                 };
                 match self.row(&snapshot, &mut checks, family, &key, value) {
-                    // On with a newer snapshot, which this row has for itself.
+                    // The walk goes on with a newer snapshot, of which this row has the whole time.
                     Err(Fault::Outdated) if last.is_some() => break,
                     Err(Fault::Outdated) => {
                         tracing::debug!(
@@ -206,7 +206,7 @@ impl Walk<'_> {
         for check in checks.iter_mut().filter(|check| check.table == id) {
             let named = match (check.judge)(snapshot, key, value.clone(), &mut doubts) {
                 Ok(named) => named,
-                // Another row does not decode: it is named on its own.
+                // A row that this one refers to does not decode. The walk finds and names that row by itself.
                 Err(Fault::CorruptRow { .. }) => continue,
                 Err(Fault::Corrupt(why)) => {
                     doubts.unless(false, why);

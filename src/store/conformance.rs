@@ -15,7 +15,7 @@ use crate::{
 };
 
 static NAMES: Table<(u64, String), u64> = table(250, Family::Index, "NAMES");
-/// In the family with the filter of prefixes, with keys shorter and longer than the prefix.
+/// These two tables are in the family with the filter of prefixes; keys are longer than the prefix here, and shorter below.
 static STATES: Table<(u64, u32, Order), u64> = table(251, Family::State, "STATES");
 static SHORT: Table<u64, Position> = table(252, Family::State, "SHORT");
 static INBOX: Table<(u64, Position), u64> = table(253, Family::Queues, "INBOX");
@@ -43,7 +43,7 @@ impl Kit {
         })
     }
 
-    /// The process ends and starts again. What was flushed is there; what was not is lost.
+    /// Ends the process and starts it again: writes that were flushed are there, and others are lost.
     fn restart(self) -> Self {
         let Self { store, dir, durability } = self;
         let engine = match (store.engine(), &dir) {
@@ -121,7 +121,7 @@ fn a_snapshot_can_be_read_for_a_minute_after_a_newer_one() {
         let old = store.snapshot();
         store.tell_time(3_600_000);
         drop(put(store, &[(1, "a", 1)]));
-        // Nothing newer was published for an hour: that is no reason to refuse.
+        // The snapshot is an hour old, but nothing newer was published, so it is still read.
         assert_eq!(NAMES.get(&*old, (1, "a")).unwrap(), None);
         store.flush().unwrap();
         let held_max_ms = u64::try_from(SNAPSHOT_HELD_MAX.as_millis()).unwrap();
@@ -151,7 +151,7 @@ fn the_first_rows_of_many_ranges_are_those_of_each() {
             let bounds = (0..150_u64).map(|at| {
                 let (number, key) = (at % 3, (at % 8) as u32);
                 let low = Bound::Excluded((number, key, order(at % 50)));
-                // Inside one prefix, and, now and then, over several.
+                // Most ranges lie inside one prefix; some reach over several.
                 (low, Bound::Included((number + u64::from(at % 40 == 39), key, Order::MAX)))
             });
             for some in [bounds.clone().take(30).collect::<Vec<_>>(), bounds.collect()] {
@@ -212,7 +212,7 @@ fn bounds_of_ranges_are_exact() {
             assert_eq!(range(Excluded(low), Excluded(high), Direction::Up), [(7, 20, -1), (7, 20, 0)]);
             assert_eq!(range(Excluded(low), Excluded(high), Direction::Down), [(7, 20, 0), (7, 20, -1)]);
             assert_eq!(range(Included(high), Included(low), Direction::Up), []);
-            // Over the border of two prefixes, and to the ends of the table.
+            // These ranges reach over the border of two prefixes, and to the ends of the table.
             let over = range(Excluded((1, 7, order(30, -1))), Excluded((1, 8, order(10, 0))), Direction::Up);
             assert_eq!(over, [(7, 30, 0), (8, 10, -1)]);
             assert_eq!(range(Unbounded, Unbounded, Direction::Up).len(), 12);
@@ -223,7 +223,7 @@ fn bounds_of_ranges_are_exact() {
                 .unwrap()
                 .collect();
             assert_eq!(by_prefix.len(), 6);
-            // The first change above an order: what looking up a state at a version does.
+            // A lookup of a state at a version seeks the first change above an order like this.
             let above = range(Excluded((1, 7, order(20, 0))), Included((1, 7, Order::MAX)), Direction::Up);
             assert_eq!(above.first(), Some(&(7, 30, -1)));
             assert_eq!(SHORT.get(read, 3).unwrap(), Some(Position::ZERO));
@@ -329,7 +329,7 @@ fn a_failed_precondition_leaves_nothing_and_names_the_row_in_the_way() {
         let mut batch = store.batch(&Guard::alone());
         batch.position(&LogEntry::Server);
         assert_eq!(store.enqueue(batch).unwrap().base.number(), 1);
-        // What is deleted, published or not, is absent.
+        // A deleted row is absent, whether its deletion is published or still waits.
         let mut batch = store.batch(&Guard::alone());
         NAMES.delete(&mut batch, (1, "published"));
         drop(store.enqueue(batch).unwrap());
@@ -382,7 +382,7 @@ fn positions_are_consecutive_and_readers_never_stand_inside_a_batch() {
             let log = tables::LOG.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
             assert_eq!(log as u64, upto);
         }
-        // The first one opened the store.
+        // The first batch was written when the store was opened.
         assert_eq!(store.snapshot().batch_number(), 4);
     });
 }
@@ -551,7 +551,7 @@ fn what_was_flushed_is_there_after_a_restart_and_numbers_go_on() {
         let kit = kit.restart();
         assert_eq!(names(&kit.store.view()), ["flushed"]);
         assert_eq!(kit.store.snapshot().upto().number(), 1);
-        // What was reserved is skipped.
+        // The batch numbers that were reserved are skipped.
         assert!(kit.store.snapshot().batch_number() > 1 << 20);
         let mut batch = kit.store.batch(&Guard::alone());
         batch.position(&LogEntry::Server);
@@ -611,7 +611,7 @@ fn without_syncs_a_position_that_a_power_cut_took_is_never_given_out_again() {
         let mut batch = store.batch(&Guard::alone());
         batch.position(&LogEntry::Server);
         assert_eq!(store.enqueue(batch).unwrap().base.number(), number);
-        // Opening the store has reserved more.
+        // No flush has to be synced, because opening the store has reserved more positions than these.
         assert!(!store.flush().unwrap().synced);
     }
     let Engine::Memory(memory) = store.engine() else { unreachable!() };
@@ -702,7 +702,7 @@ enum Step {
     Put(u8, u8),
     Delete(u8),
     DeleteRange(u8, u8),
-    /// With so many more rows, below all others, that it is a large batch.
+    /// Enqueues the batch with enough more rows, below all others, to make it a large one.
     EnqueueLarge,
     Enqueue,
     Flush,
@@ -742,7 +742,7 @@ fn assert_is(read: &dyn Read, model: &Model) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Against three maps: what is published, what is accepted, what the batch has.
+    /// Compares the store with three maps: of what is published, of what is accepted, and of what the batch has.
     #[test]
     fn the_store_is_three_maps_laid_over_each_other(steps in steps()) {
         on_both(|kit| {

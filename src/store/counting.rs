@@ -25,12 +25,12 @@ impl<'s> Counting<'s> {
         Self { snapshot, rows: Cell::new(0), questions: Cell::new(0) }
     }
 
-    /// How many so far.
+    /// The number of rows that it gave, and of keys that it was asked for, so far.
     pub(crate) fn rows(&self) -> usize {
         self.rows.get()
     }
 
-    /// How often it was asked: for a key or for many, for a range or for the first rows of many.
+    /// The number of questions so far: each asks for a key or many, for a range, or for the first rows of many ranges.
     pub(crate) fn questions(&self) -> usize {
         self.questions.get()
     }

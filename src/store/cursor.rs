@@ -6,24 +6,24 @@ use crate::{
     store::{Direction, Fault, Read, Write, tables},
 };
 
-/// Where the reader of this name stands; none before its first note.
+/// The position up to which the reader of this name has come; none before its first note.
 pub fn find(read: &(impl Read + ?Sized), reader: &str) -> Result<Option<Position>, Fault> {
-    // Never ahead of what is there, whatever a crash has left.
+    // A crash may lose batches and keep the note, so a cursor is never taken to lie ahead of what is there.
     Ok(tables::CURSOR.get(read, reader)?.map(|position| position.min(read.upto())))
 }
 
-/// The reader has dealt with everything at or before this position.
+/// Notes that the reader has dealt with everything at or before this position.
 pub fn advance(to: &mut impl Write, reader: &str, position: Position) {
     debug_assert!(!position.is_pending(), "a reader cannot have read what is not accepted");
     tables::CURSOR.put(to, reader, &position);
 }
 
-/// The reader is no more: it holds the log back no longer.
+/// Deletes the cursor of a reader that is no more, so that it holds the log back no longer.
 pub fn remove(to: &mut impl Write, reader: &str) {
     tables::CURSOR.delete(to, reader);
 }
 
-/// All readers, by name.
+/// Lists all readers by name, with their positions.
 pub fn list(read: &(impl Read + ?Sized)) -> Result<Vec<(String, Position)>, Fault> {
     tables::CURSOR.prefix::<()>(read, (), Direction::Up)?.collect()
 }

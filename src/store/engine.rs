@@ -26,7 +26,7 @@ pub enum Family {
     State,
     /// From ids to numbers and the like: point reads.
     Index,
-    /// Written, read once in order, deleted: inboxes, stages, timers.
+    /// Rows that are written, read once in order, and deleted: inboxes, stages, timers.
     Queues,
     /// Users, devices, tokens, profiles, account data.
     Accounts,
@@ -69,7 +69,7 @@ impl Family {
     }
 }
 
-/// One of something for each family.
+/// Holds one value for each family.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PerFamily<T>([T; 8]);
 
@@ -93,7 +93,7 @@ impl<T> PerFamily<T> {
 pub(crate) enum Change {
     /// The row becomes this; `None` deletes it.
     Row(Family, Bytes, Option<Bytes>),
-    /// All rows with `low <= key < high` go.
+    /// All rows with `low <= key < high` are deleted.
     Range(Family, Bytes, Bytes),
 }
 

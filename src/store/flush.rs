@@ -14,13 +14,13 @@ const FLUSH_ROWS_MAX: usize = 4_000;
 /// A report of one flush.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flushed {
-    /// How many batches it carried, barriers included.
+    /// The number of batches that it carried, barriers included.
     pub batches: usize,
-    /// How many rows it wrote and ranges it deleted.
+    /// The number of rows that it wrote and of ranges that it deleted.
     pub rows: usize,
-    /// How many bytes their keys and values have.
+    /// The number of bytes of their keys and values.
     pub bytes: usize,
-    /// Whether it was synced.
+    /// Whether the write was synced.
     pub synced: bool,
 }
 

@@ -44,9 +44,9 @@ pub(crate) struct Held {
 pub(crate) enum Owner {
     /// Keys of the table do not begin with the number of their domain's room or user.
     Unnamed,
-    /// Those of one room or user.
+    /// The keys of one room or user.
     One(u64),
-    /// Those of all rooms or users.
+    /// The keys of all rooms or users.
     All,
 }
 
@@ -239,7 +239,7 @@ mod tests {
         assert!(matches!(store.enqueue(batch), Err(NotAccepted::Unguarded(_))));
         assert!(matches!(store.enqueue_note(note), Err(NotAccepted::Unguarded(_))));
         assert!(OF_USERS.get(&store.view(), (UserNum(1), 1)).unwrap().is_none());
-        // Locks are free again, in any order.
+        // The locks were given back, so they can be taken again in any order.
         Guard::assert_order(Domain::Room);
     }
 }

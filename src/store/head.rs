@@ -54,7 +54,7 @@ pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
     Ok(Head { layout, snapshot, incarnations, reserved: Reserved::upto(positions, batches) })
 }
 
-/// Writes that the store is of this layout.
+/// Writes this as the layout of the store.
 pub(crate) fn put_layout(batch: &mut Batch, layout: u64) {
     tables::HEAD.put(batch, LAYOUT, &layout);
 }
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_position_is_clamped_to_where_its_history_was_left() {
         let at = |incarnation: u16, offset: u64| Position::first_of_incarnation(incarnation).plus(offset);
-        // The first life ended at 100; the second was left at its 50th position; then the backup of 80 was restored.
+        // The first life ended at 100, and the second was left at its 50th position; then the backup that ends at 80 was restored.
         let lives = Incarnations {
             begun: vec![(0, Position::ZERO), (1, at(0, 100)), (2, at(1, 50)), (4, at(0, 80))],
         };

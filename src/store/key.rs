@@ -48,7 +48,7 @@ impl Encoder {
 pub struct Decoder<'a>(pub &'a [u8]);
 
 impl<'a> Decoder<'a> {
-    /// The next `count` bytes.
+    /// Takes the next `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Fault> {
         let (head, tail) = self.0.split_at_checked(count).ok_or(Fault::Corrupt("a row ends early"))?;
         self.0 = tail;
@@ -64,7 +64,7 @@ impl<'a> Decoder<'a> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    /// A number written by [`Encoder::varint`].
+    /// Takes a number that [`Encoder::varint`] wrote.
     pub fn varint(&mut self) -> Result<u64, Fault> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -77,7 +77,7 @@ impl<'a> Decoder<'a> {
         Err(Fault::Corrupt("a number is too long"))
     }
 
-    /// Everything that is left.
+    /// Takes everything that is left.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
@@ -147,7 +147,7 @@ number_keys!(
 
 impl Key for EventNum {
     type Ref<'a> = Self;
-    /// Five bytes: event numbers stay below 2^40.
+    /// An event number takes five bytes, because it stays below 2^40.
     fn encode_key(key: Self, to: &mut Encoder) {
         let [_, _, _, tail @ ..] = key.0.to_be_bytes();
         to.raw(&tail);
@@ -260,7 +260,7 @@ tuple_keys! {
     (A 0, B 1, C 2, D 3, E 4, F 5);
 }
 
-/// Nothing: the leading parts of a key that select a whole table.
+/// The empty key: as leading parts of a key it selects a whole table.
 impl Key for () {
     type Ref<'a> = ();
     fn encode_key((): (), _to: &mut Encoder) {}

@@ -1,4 +1,4 @@
-//! From one layout of the store to the next.
+//! Brings a store from one layout to the next.
 //!
 //! Most changes need nothing here: each value begins with the version of its layout, old ones are read, new ones are
 //! written. A new *key* layout is a new table. A small one is filled here, when the store is opened, in parts that go on
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::store::{Batch, Fault, Guard, NotAccepted, Read, Store, head, tables};
 
-/// One step: from the layout before to this one.
+/// One step of a migration: from the layout before to this one.
 pub(crate) struct Step {
     /// The layout that it makes.
     pub(crate) to: u64,
@@ -83,7 +83,7 @@ mod tests {
     static OLD: Table<u8, u64> = Table::new(250, Family::Index, "OLD", Domain::Server, "tests");
     static NEW: Table<u8, u64> = Table::new(251, Family::Index, "NEW", Domain::Server, "tests");
 
-    /// From OLD to NEW, three rows a part.
+    /// This step copies OLD to NEW, three rows a part.
     fn move_three(read: &dyn Read, after: Option<Bytes>, batch: &mut Batch) -> Result<Option<Bytes>, Fault> {
         let after = after.and_then(|after| after.first().copied());
         let rows = OLD.prefix::<()>(read, (), Direction::Up)?;

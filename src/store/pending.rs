@@ -16,7 +16,7 @@ use crate::store::{
     table::Direction,
 };
 
-/// A batch with more changes is a layer of its own.
+/// A batch with more changes than this is a layer of its own, because merging it into the map takes long under the lock.
 const SHARED_CHANGES_MAX: usize = 200;
 
 /// A row that waits, with the number of its batch.
@@ -112,7 +112,7 @@ impl PendingBetween {
 }
 
 impl PendingRows {
-    /// The row as it will be; `None` when nothing that waits touches it.
+    /// The row as it will be, or that it will be deleted; `None` when nothing that waits touches it.
     pub(crate) fn find(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
         let shared = self.shared.of(family);
         let mut newest = shared.rows.get(key).map(|row| (row.batch, &row.value));
@@ -177,7 +177,7 @@ impl PendingRows {
         Some(PendingBetween { rows, ranges: shared.ranges.clone() })
     }
 
-    /// A batch was accepted; `layer` has its rows if it is a large one.
+    /// Adds a batch that was accepted; `layer` has its rows if it is a large one.
     pub(crate) fn add(&mut self, batch: u64, changes: &[Change], layer: Option<Layer>) {
         let is_layer = layer.is_some();
         self.layers.extend(layer.map(|layer| (batch, Arc::new(layer))));
@@ -196,8 +196,8 @@ impl PendingRows {
         }
     }
 
-    /// A batch is published: it need no longer be laid over the snapshot, except rows that a later batch has written
-    /// again. Answers what is to be dropped outside the lock.
+    /// Removes a batch that is published and need no longer be laid over the snapshot, except rows that a later batch has
+    /// written again. Answers what is to be dropped outside the lock.
     pub(crate) fn forget(&mut self, batch: u64, changes: &[Change]) -> Option<Arc<Layer>> {
         let layer = self.layers.iter().position(|(of, _)| *of == batch).map(|at| self.layers.remove(at).1);
         for change in changes {

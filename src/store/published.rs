@@ -1,4 +1,4 @@
-//! How one learns that a batch is published: by waiting, or by being called.
+//! Tells that a batch is published, to a task that waits or by a call.
 
 use std::{
     fmt,
@@ -24,9 +24,9 @@ impl std::error::Error for Lost {}
 type Call = Box<dyn FnOnce(Result<(), Lost>) + Send>;
 
 enum State {
-    /// Nothing is known, and this task waits.
+    /// Nothing is known yet, and this task waits to be woken.
     Waits(Option<Waker>),
-    /// Nothing is known, and this is called then.
+    /// Nothing is known yet, and this is called when something is.
     Calls(Call),
     Known(Result<(), Lost>),
 }
@@ -34,10 +34,10 @@ enum State {
 /// Resolves when a batch is published, which a commit is once it is durable. Dropping it changes nothing for the batch.
 pub struct Published(Arc<Mutex<State>>);
 
-/// The other end, which the queue keeps. Dropped before it is kept, the batch is lost.
+/// The other end of a [`Published`], which the queue has. When it is dropped before it is kept, the batch is lost.
 pub(crate) struct Promise(Arc<Mutex<State>>);
 
-/// A promise, and who waits for it.
+/// Makes a promise, and the future that waits for it.
 pub(crate) fn promise() -> (Promise, Published) {
     let state = Arc::new(Mutex::new(State::Waits(None)));
     (Promise(Arc::clone(&state)), Published(state))
@@ -49,8 +49,8 @@ impl Published {
         matches!(*self.0.lock(), State::Known(_))
     }
 
-    /// Calls instead of waiting: at once where it is known, else on the flusher's thread, so the call must be short. Whoever
-    /// answers a waiting client this way saves waking a task in between.
+    /// Calls instead of waiting: at once where it is known, otherwise on the flusher's thread, so the call must be short. An
+    /// answer to a waiting client that is given this way saves waking a task in between.
     pub fn then(self, call: impl FnOnce(Result<(), Lost>) + Send + 'static) {
         let mut state = self.0.lock();
         if let State::Known(known) = *state {
@@ -76,7 +76,7 @@ impl Future for Published {
 }
 
 impl Promise {
-    /// The batch is published.
+    /// Says that the batch is published.
     pub(crate) fn keep(self) {
         self.tell(Ok(()));
     }

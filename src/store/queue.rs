@@ -25,15 +25,15 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Why a batch was not accepted.
 #[derive(Debug)]
 pub enum NotAccepted {
-    /// A precondition does not hold: somebody else was first.
+    /// A precondition does not hold, because somebody else was first.
     Conflict(Conflict),
-    /// More than [`BATCH_BYTES_MAX`](crate::store::BATCH_BYTES_MAX) or [`BATCH_ROWS_MAX`](crate::store::BATCH_ROWS_MAX).
+    /// It is above [`BATCH_BYTES_MAX`](crate::store::BATCH_BYTES_MAX) or [`BATCH_ROWS_MAX`](crate::store::BATCH_ROWS_MAX).
     TooLarge,
     /// This table is written without the lock of its domain. It is a fault of the code, which tests find.
     Unguarded(&'static str),
-    /// Too much waits for the disk: try again in a moment.
+    /// Too much waits for the disk. The caller may try again in a moment.
     Busy,
-    /// The positions that were reserved for a staged step are past: it is to be made again.
+    /// The positions that were reserved for a staged step are past, so the step has to be made again.
     Overtaken,
     /// The store itself failed.
     Fault(Fault),
@@ -90,7 +90,7 @@ pub(crate) struct Queue {
     pub(crate) pending: PendingRows,
     pub(crate) batches: VecDeque<Queued>,
     pub(crate) bytes: usize,
-    /// How many batches the flusher waits for; 0 when it does not.
+    /// The number of batches that the flusher waits for; 0 when it does not wait.
     awaited: usize,
     /// The position up to which the accepted batches have taken positions.
     pub(crate) last_position: Position,
@@ -110,7 +110,7 @@ impl Queue {
         }
     }
 
-    /// Adds at the end. Positions and numbers of batches never fall, and a batch that claims none takes none.
+    /// Adds a batch at the end. Positions and numbers of batches never fall, and a batch that claims no position takes none.
     fn push(&mut self, queued: Queued) {
         debug_assert!(queued.last >= self.last_position, "positions fall");
         let is_next = queued.number == self.last_batch + 1;
@@ -142,7 +142,7 @@ impl Store {
         self.0.queue.lock().last_position.plus(AHEAD)
     }
 
-    /// Checks the batch's guards and preconditions, fixes its positions and lets it wait for the flush. All or nothing.
+    /// Checks the batch's guards and preconditions, fixes its positions and lets it wait for the flush, all or nothing of it.
     pub fn enqueue(&self, batch: Batch) -> Result<Enqueued, NotAccepted> {
         let Batch { writes, expectations, positions, wakes, jump_to, begins } = batch;
         let checked = self.check_published(&expectations)?;
@@ -284,7 +284,7 @@ impl Store {
         self.0.wanted.notified()
     }
 
-    /// How many batches wait for the flush.
+    /// The number of batches that wait for the flush.
     pub fn queue_depth(&self) -> usize {
         self.0.queue.lock().batches.len()
     }

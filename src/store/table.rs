@@ -21,8 +21,8 @@ pub enum Domain {
     User,
     /// The lock of the server.
     Server,
-    /// No lock: the store's own tables. The queue orders the log, a reader alone moves its cursor, and a timer is taken by
-    /// whoever finds it as expected.
+    /// The store's own tables, which need no lock: the queue orders the log, a reader alone moves its cursor, and of those who
+    /// try to take a timer one finds it as expected.
     Store,
 }
 
@@ -242,13 +242,13 @@ impl<K: Key, V: Value> Table<K, V> {
         to.writes().delete_between(self.family, low, high);
     }
 
-    /// The batch is accepted only if there is no such row, in the store or in a batch accepted before it.
+    /// Lets the batch be accepted only if there is no such row, in the store or in a batch accepted before it.
     pub fn expect_absent(&self, batch: &mut Batch, key: K::Ref<'_>) {
         let key = self.guarded::<K>(batch, key);
         batch.expect_raw(self.family, key, None, self.name);
     }
 
-    /// The batch is accepted only if the row is exactly this one.
+    /// Lets the batch be accepted only if the row is exactly this one.
     pub fn expect_value(&self, batch: &mut Batch, key: K::Ref<'_>, value: &V) {
         let mut to = Encoder::default();
         value.encode(&mut to);
@@ -256,7 +256,7 @@ impl<K: Key, V: Value> Table<K, V> {
         batch.expect_raw(self.family, key, Some(to.bytes.into()), self.name);
     }
 
-    /// Reads the row; the batch is accepted only if it is still the same, byte for byte, whatever the layout it was written in.
+    /// Reads the row, and lets the batch be accepted only if it is still the same, byte for byte and in whatever layout.
     pub fn expect_as_read(&self, batch: &mut Batch, key: K::Ref<'_>) -> Result<Option<V>, Fault> {
         let key = self.guarded::<K>(batch, key);
         let row = batch.get_raw(self.family, &key.bytes)?;

@@ -67,13 +67,13 @@ tables! {
     2 HEAD(String => u64) in Log, Store of "store::head", local;
     /// Each life of the store that a restore began, and the position at which the history it continues ended.
     3 INCARNATION(u16 => Position) in Log, Store of "store::head", local;
-    /// How far a migration to a layout has come.
+    /// The point up to which a migration to this layout has come.
     4 MIGRATION(u64 => Bytes) in Log, Store of "store::migrate", local;
     /// How far a reader of the log has come, by its name.
     5 CURSOR(String => Position) in Notes, Store of "store::cursor", local;
     /// Log entries at or before this position, except those of events, may be gone.
     6 LOG_TRIMMED(() => Position) in Log, Store of "store::tail";
-    /// The newest position when an hour (since the epoch) was first seen.
+    /// The newest position when an hour was first seen; the key counts hours since the epoch.
     7 LOG_TIME(u64 => Position) in Log, Store of "store::tail", local;
     /// A timer: when it is due (ms since the epoch), its kind, what it is about; and what the worker needs.
     130 TIMER((u64, u8, Vec<u8>) => TimerRow) in Queues, Store of "store::timer";

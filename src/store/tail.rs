@@ -1,4 +1,4 @@
-//! Reading the log from a cursor, and trimming what no reader needs.
+//! Reads the log from a cursor, and trims what no reader needs.
 //!
 //! Entries of events stay while their room does. The others go once the slowest reader has passed them, or after 30
 //! days, whichever is first; a reader that was away for longer is told to look at everything again.
@@ -10,7 +10,7 @@ use crate::{
     store::{Batch, Direction, Fault, Guard, LogEntry, Read, Store, cursor, tables},
 };
 
-/// How long the log waits for a reader.
+/// The log waits this long for a reader, so that one that is gone does not keep it for ever.
 pub const LOG_MS_MAX: u64 = 30 * 24 * HOUR_MS;
 const HOUR_MS: u64 = 60 * 60 * 1000;
 /// One call of [`trim`] reads at most this many entries, and deletes at most as many.
@@ -21,9 +21,9 @@ const TRIMMED_AT_ONCE: usize = 4_000;
 pub enum Tail {
     /// The entries after the cursor, oldest first.
     Entries(Vec<(Position, LogEntry)>),
-    /// Entries after the cursor are gone: look at everything again, and go on from here.
+    /// Entries after the cursor are gone: the reader has to look at everything again, and to go on from here.
     Resync {
-        /// Where the reader goes on.
+        /// The position from which the reader goes on.
         from: Position,
     },
 }
@@ -82,7 +82,7 @@ pub fn trim(store: &Store, now_ms: u64) -> Result<Option<Batch>, Fault> {
     Ok((batch.row_count() > 0).then_some(batch))
 }
 
-/// Up to where no reader needs the log, or has had 30 days to read it.
+/// The position up to which no reader needs the log any more, or has had 30 days to read it.
 fn trim_upto(read: &impl Read, now_ms: u64, batch: &mut Batch) -> Result<Position, Fault> {
     let oldest_hour = now_ms.saturating_sub(LOG_MS_MAX) / HOUR_MS;
     let (low, high) = (Bound::Unbounded, Bound::Included(oldest_hour));

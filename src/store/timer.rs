@@ -14,7 +14,7 @@ use crate::store::{
     tables,
 };
 
-/// However many are due.
+/// At most this many timers fire in a second, however many are due.
 pub const FIRED_A_SECOND_MAX: usize = 500;
 
 /// A timer that is set.
@@ -26,7 +26,7 @@ pub struct Timer {
     pub kind: u8,
     /// The thing it is about; (due, kind, key) names the timer.
     pub key: Vec<u8>,
-    /// How often it has failed, and what the worker needs to know.
+    /// The rest of its row: how often it has failed, and what the worker needs to know.
     pub row: TimerRow,
 }
 
@@ -61,7 +61,7 @@ impl Value for TimerRow {
     }
 }
 
-/// Before failures were counted.
+/// The layout before failures were counted.
 mod layout_1 {
     use bytes::Bytes;
 
@@ -190,7 +190,7 @@ mod tests {
             set(batch, &timer(20, "late"));
             set(batch, &timer(10, "early"));
             set(batch, &timer(10, "cancelled"));
-            // Of a kind that is not known yet.
+            // A later version set this timer, whose kind is not known yet.
             tables::TIMER.put(batch, (1, 255, b"future"), &TimerRow::default());
         })
         .unwrap();
@@ -199,10 +199,10 @@ mod tests {
         assert_eq!(find_next_due_ms(&*store.snapshot(), is_known).unwrap(), Some(10));
         assert_eq!(due(9, 9), []);
         assert_eq!(due(10, 9), [timer(10, "early")]);
-        // The clock jumps: all at once, within the bound.
+        // The clock jumps, and all timers are due at once, within the bound.
         assert_eq!(due(99, 1), [timer(10, "early")]);
         assert_eq!(due(99, 9), [timer(10, "early"), timer(20, "late")]);
-        // Two try at once: one is accepted, and who comes later learns it at once.
+        // Two try at once, of whom one is accepted; a third who comes later learns at once that the timer has fired.
         let (mut first, mut second) = (store.batch(&Guard::own_tables()), store.batch(&Guard::own_tables()));
         for batch in [&mut first, &mut second] {
             assert!(fire(batch, &timer(10, "early")).unwrap());
@@ -221,7 +221,7 @@ mod tests {
         let key = tables::TIMER.key_bytes::<(u64, u8, Vec<u8>)>((10, KIND, b"early")).bytes;
         let old = Change::Row(tables::TIMER.family, key.into(), Some(Bytes::from_static(b"\x01content")));
         store.engine().write([old].iter(), true).unwrap();
-        // Lets the row be seen.
+        // An empty batch publishes the row, so that it is seen.
         commit(&store, |_| ()).unwrap();
         let due = list_due(&*store.snapshot(), 10, 9, |_| true).unwrap();
         assert_eq!(due, [timer(10, "early")]);

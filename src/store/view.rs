@@ -64,13 +64,13 @@ pub(crate) fn first_one_by_one(
 }
 
 /// Everything published at one moment. Reading from it fails with [`Fault::Outdated`] when a newer one has been there for
-/// longer than [`SNAPSHOT_HELD_MAX`]: whoever needs longer takes a new one in between.
+/// longer than [`SNAPSHOT_HELD_MAX`]: a reader that takes longer takes a new one in between.
 pub struct Snapshot {
     pub(crate) engine: EngineSnapshot,
     pub(crate) position: Position,
     pub(crate) batch_number: u64,
     pub(crate) clock_ms: Arc<AtomicU64>,
-    /// When a newer one was published; 0 while there is none.
+    /// The store's time at which a newer snapshot was published, in milliseconds; 0 while there is none.
     superseded_ms: AtomicU64,
 }
 
@@ -223,7 +223,7 @@ fn snapshot_rows(
 }
 
 self_cell::self_cell! {
-    /// Rows with the snapshot they are read from.
+    /// Rows, with the snapshot from which they are read and which they keep alive.
     struct SnapshotRows {
         owner: Arc<Snapshot>,
         #[not_covariant]

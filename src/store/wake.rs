@@ -1,5 +1,5 @@
-//! Whom a batch wakes when it is published. It is data in the batch, so that every node that publishes the batch can wake
-//! its own.
+//! Says whom a batch wakes when it is published. It is data in the batch, so that every node that publishes the batch can
+//! wake its own.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub enum Wake {
         /// The user, who may be of another server.
         user_id: String,
     },
-    /// A timer was set: whoever fires timers looks anew. The store does this itself.
+    /// A timer was set, so the worker of timers looks anew. The store does this itself.
     Timers,
 }
 

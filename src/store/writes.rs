@@ -30,7 +30,7 @@ struct Row {
 #[derive(Debug, Default)]
 struct FamilyRows {
     rows: BTreeMap<Bytes, Row>,
-    /// Deleted before the rows are written.
+    /// These ranges are deleted before the rows are written.
     ranges: Vec<(Bytes, Bytes)>,
 }
 
@@ -50,7 +50,7 @@ impl FamilyRows {
     }
 }
 
-/// Up to this many rows of a range are deleted one by one.
+/// A range with at most this many rows is deleted row by row, because ranges that are deleted as such slow reading down.
 const DELETED_SINGLY_MAX: usize = 64;
 
 /// The rows to be written. It reads its own rows over the batches that are accepted but not published over the newest
@@ -86,7 +86,7 @@ impl Writes {
         }
     }
 
-    /// None yet, under the same guards.
+    /// Writes without any row yet, under the same guards.
     pub(crate) fn another(&self) -> Self {
         Self {
             view: View { store: Arc::clone(&self.view.store) },
@@ -229,7 +229,7 @@ impl Writes {
     }
 }
 
-/// With the pending positions at these offsets filled in.
+/// The bytes with the pending positions at these offsets filled in.
 fn settled(bytes: Bytes, offsets: &[u32], base: Position) -> Bytes {
     if offsets.is_empty() {
         return bytes;
@@ -304,7 +304,7 @@ impl Read for Writes {
         self.view.first_of_many_raw(family, ranges)
     }
 
-    /// Nothing bounds it: it lies above everything published and everything claimed here.
+    /// Nothing bounds reading here, because a batch reads all that is accepted and all that it claims itself.
     fn upto(&self) -> Position {
         Position::MAX
     }

@@ -1,4 +1,4 @@
-//! The walk itself, over rows of the store's own tables.
+//! Tests of the walk itself, over rows of the store's own tables.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -18,7 +18,7 @@ fn commit(store: &Store, entry: &LogEntry) {
     store.flush().unwrap();
 }
 
-/// Writes behind the store's back, and lets it be seen.
+/// Writes a row past the store, which checks nothing of it, and publishes it.
 fn damage(store: &Store, rows: &[Change]) {
     store.engine().write(rows.iter(), false).unwrap();
     commit(store, &LogEntry::Server);
@@ -73,7 +73,7 @@ fn the_walk_goes_on_over_newer_snapshots_and_says_how_far_it_is() {
         store.flush().unwrap();
     }
     let mut told = Vec::new();
-    // Somebody writes at every pause: what is older is still read once.
+    // Somebody writes at every pause, and each row that is older is still read once.
     let report = check(&store, &own_tables(), &checks, &mut |progress| {
         commit(&store, &LogEntry::Server);
         told.push(progress);

@@ -26,9 +26,9 @@ pub(crate) type MemoryRows = PerFamily<OrdMap<Bytes, Bytes>>;
 #[derive(Debug, Default)]
 pub struct Memory {
     state: Box<Mutex<MemoryState>>,
-    /// How long a synced write takes: tests of group commit.
+    /// The time that a synced write takes. Tests of group commit set it.
     sync_takes: Duration,
-    /// Rows looked for or read: tests of what a request costs.
+    /// The number of rows that were looked for or read. Tests of what a request costs compare it.
     reads: Arc<AtomicU64>,
 }
 
@@ -46,7 +46,7 @@ struct MemoryState {
     /// Writes since the last sync, oldest first.
     unsynced: Vec<Vec<Change>>,
     syncs: u64,
-    /// Writes until one fails, and whether that one leaves its rows all the same.
+    /// The number of writes until one fails, and whether that one leaves its rows all the same.
     fails_in: Option<(u64, bool)>,
 }
 
@@ -95,29 +95,29 @@ impl Memory {
         MemorySnapshot { rows: self.state.lock().rows.clone(), reads: Arc::clone(&self.reads) }
     }
 
-    /// How many rows were looked for by their keys, and how many ranges and rows of ranges were read, since it began.
+    /// The number of rows that were looked for by their keys, and of ranges and their rows that were read, since it began.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// How many rows there are.
+    /// The number of rows in all families.
     pub(crate) fn count_rows(&self) -> u64 {
         let state = self.state.lock();
         super::Family::ALL.into_iter().map(|family| state.rows.of(family).len() as u64).sum()
     }
 
-    /// How many writes a crash could lose.
+    /// The number of writes that a crash could lose.
     pub fn unsynced_writes(&self) -> usize {
         self.state.lock().unsynced.len()
     }
 
-    /// How many writes were synced.
+    /// The number of writes that were synced.
     pub fn syncs(&self) -> u64 {
         self.state.lock().syncs
     }
 
-    /// After this many more writes every write fails; the first that does leaves its rows, if `leaves_rows`: a
-    /// crash between the write and its acknowledgement.
+    /// Makes every write fail after this many more. With `leaves_rows` the first that fails leaves its rows, as a crash
+    /// between a write and its acknowledgement does.
     pub fn fail_after(&self, writes: u64, leaves_rows: bool) {
         self.state.lock().fails_in = Some((writes, leaves_rows));
     }

@@ -1,4 +1,4 @@
-//! The engine on disk. The only file of the server that names rocksdb.
+//! The engine on disk. No other file of the server names rocksdb.
 
 use std::{path::Path, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::store::{
     view::{KeyRange, KeyValue},
 };
 
-/// RocksDB under one directory.
+/// A database of RocksDB in one directory.
 pub struct Rocks {
     db: Arc<DB>,
     cache: Cache,
@@ -32,17 +32,18 @@ impl std::fmt::Debug for Rocks {
 /// The memory that the engine holds, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EngineBytes {
-    /// Blocks, indexes and filters read from disk.
+    /// The bytes of blocks, indexes and filters that were read from disk.
     pub cache: usize,
-    /// Rows written and not yet in sorted files.
+    /// The bytes of rows that are written and not yet in sorted files.
     pub memtables: usize,
 }
 
-/// All memtables together: eight families at RocksDB's defaults would take gigabytes.
+/// All memtables together have at most this many bytes, because eight families at RocksDB's defaults would take gigabytes.
 const MEMTABLES_BYTES_MAX: usize = 32 << 20;
 /// The memtable of one family has at most this many bytes.
 const MEMTABLE_BYTES_MAX: usize = 12 << 20;
-/// The write-ahead log: it bounds how long a start after a crash takes. Idle families would pin it for ever.
+/// The write-ahead log has at most this many bytes, which bounds how long a start after a crash takes. Without a bound idle
+/// families would keep it for ever.
 const WAL_BYTES_MAX: u64 = 64 << 20;
 
 impl Rocks {
@@ -50,7 +51,7 @@ impl Rocks {
     /// Errors: another process has it open, or the disk.
     pub fn open(path: &Path, cache_bytes_max: usize) -> Result<Self, Fault> {
         let cache = Cache::new_lru_cache(cache_bytes_max);
-        // Without stalling: memtables above the bound are flushed, writers do not wait for that.
+        // Memtables above the bound are flushed while writers go on, so writes do not stall.
         let memtables = WriteBufferManager::new_write_buffer_manager(MEMTABLES_BYTES_MAX, false);
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -59,7 +60,7 @@ impl Rocks {
         options.set_max_total_wal_size(WAL_BYTES_MAX);
         options.set_write_buffer_manager(&memtables);
         options.set_max_open_files(512);
-        // There is one writer, the flusher.
+        // There is one writer, the flusher, so writes need no locks against each other.
         options.set_allow_concurrent_memtable_write(false);
         options.set_avoid_unnecessary_blocking_io(true);
         options.set_bytes_per_sync(1 << 20);
@@ -81,8 +82,8 @@ impl Rocks {
         blocks.set_bloom_filter(10.0, false);
         blocks.set_cache_index_and_filter_blocks(true);
         blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
-        // In parts: the filter of a large file is larger than a shard of the cache, and would be read from disk anew
-        // at every lookup.
+        // Filters are read in parts, because the whole filter of a large file is larger than a shard of the cache and would be
+        // read from disk anew at every lookup.
         blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
         blocks.set_partition_filters(true);
         blocks.set_metadata_block_size(8 << 10);
@@ -98,12 +99,12 @@ impl Rocks {
         options.set_bottommost_compression_type(DBCompressionType::Zstd);
         options.set_level_compaction_dynamic_level_bytes(true);
         match family {
-            // "The value at v" is a seek that mostly finds nothing: the filter answers without a read.
+            // Reading a value at a version is a seek that mostly finds nothing, which the filter answers without a read.
             Family::State => {
                 options.set_prefix_extractor(SliceTransform::create_fixed_prefix(STATE_PREFIX_BYTES));
                 options.set_memtable_prefix_bloom_ratio(0.05);
             }
-            // Rows that come and go leave tombstones that every scan would step over.
+            // Rows that come and go leave tombstones, which every scan would step over unless compaction removes them soon.
             Family::Queues | Family::Notes | Family::Log => {
                 options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
             }
@@ -144,12 +145,12 @@ impl Rocks {
         Ok(Checkpoint::new(&self.db)?.create_checkpoint(to)?)
     }
 
-    /// The memory that it holds.
+    /// The memory that the engine holds now.
     pub fn memory(&self) -> EngineBytes {
         EngineBytes { cache: self.cache.get_usage(), memtables: self.memtables.get_usage() }
     }
 
-    /// About how many rows there are: what was overwritten and not compacted yet counts twice.
+    /// About how many rows there are. A row that was overwritten and not compacted yet counts twice.
     pub(crate) fn estimate_rows(&self) -> u64 {
         let of = |family| {
             let family = self.family(family).ok()?;
@@ -164,7 +165,7 @@ impl Rocks {
         Ok(self.db.get_approximate_sizes_cf(self.family(family)?, &ranges).iter().sum())
     }
 
-    /// Compacts everything: what the disk takes when nothing is pending. For measurements.
+    /// Compacts everything, so that measurements see how much disk the rows take when nothing waits for compaction.
     pub fn compact(&self) -> Result<(), Fault> {
         for family in Family::ALL {
             let family = self.family(family)?;
