@@ -1,7 +1,7 @@
-//! HTTP in and out, and nothing else: a handler reads the request, calls a flow, shapes the answer.
+//! HTTP in and out, and nothing else: a handler reads the request, calls a flow, and shapes the answer.
 //!
-//! Method and paths of an endpoint come from ruma's metadata; what holds before its handler is called stands beside the
-//! handler. [`Routes`] holds them all, `docs/endpoints.md` prints them.
+//! The method and the paths of an endpoint come from ruma's metadata; the policy that holds before its handler is
+//! called stands beside the handler. [`Routes`] holds all endpoints, and `docs/endpoints.md` lists them.
 
 mod answer;
 mod budget;

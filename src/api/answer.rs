@@ -1,5 +1,5 @@
-//! The body of an answer on its way out: in pieces, so that the connection sees how fast its client takes them, and counted in
-//! the budget until the last piece is out of memory.
+//! Sends the body of an answer in pieces, so that the connection sees how fast its client takes them. The bytes count
+//! in the budget until the last piece is out of memory.
 
 use std::{
     net::IpAddr,
@@ -13,24 +13,24 @@ use hyper::body::{Frame, SizeHint};
 
 use crate::api::budget::{Budget, Held};
 
-/// A piece has no more bytes.
+/// A piece has at most this many bytes, so that a slow client is noticed between two pieces.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// An answer of fewer bytes is not counted: it costs less than the request that asked for it.
+/// An answer of fewer bytes is not counted, because it costs less than the request that asked for it.
 const COUNTED_BYTES_MIN: u64 = 4 << 10;
 
-/// A body that goes out in pieces.
+/// A body that goes out in pieces, and that the budget counts.
 pub(crate) struct Answer {
     body: Body,
     budget: Budget,
     peer: IpAddr,
-    /// The bytes that are in memory already and were not asked for yet.
+    /// The count of bytes that are in memory already but were not asked for yet.
     ready: Option<Held>,
-    /// The rest of the last frame.
+    /// The rest of the last frame, which goes out piece by piece.
     rest: Bytes,
 }
 
-/// Bytes that are counted for as long as anybody has a part of them.
+/// Bytes that the budget counts for as long as anybody has a part of them.
 struct Counted {
     bytes: Bytes,
     _held: Held,
@@ -43,7 +43,8 @@ impl AsRef<[u8]> for Counted {
 }
 
 impl Answer {
-    /// The body, whose bytes are charged to the budget for whoever asked. One that is small stays as it is.
+    /// Wraps a body, so that its bytes are charged to the budget on behalf of the address that asked. A small body
+    /// stays as it is.
     pub(crate) fn wrap(body: Body, budget: &Budget, peer: IpAddr) -> Body {
         if body.size_hint().upper().is_some_and(|bytes| bytes < COUNTED_BYTES_MIN) {
             return body;

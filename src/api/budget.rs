@@ -1,7 +1,8 @@
-//! The bytes of bodies and answers that are in memory at once, over all requests: one budget, within which newcomers wait.
+//! The budget of bytes of bodies and answers that are in memory at once, over all requests. Newcomers wait while it is
+//! used up.
 //!
-//! A body reserves its bytes before they are received. An answer is charged for once it is there: it cannot be made smaller
-//! any more, so that the budget may be overdrawn, and whoever comes next waits until it was read.
+//! A body reserves its bytes before they are received. An answer is charged for when it is made: it cannot be made
+//! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read.
 
 use std::{
     collections::BTreeMap,
@@ -23,13 +24,13 @@ use crate::{
     metrics::Metrics,
 };
 
-/// One address may hold this part of the budget.
+/// One address may hold one part in this many of the budget, so that a single client cannot use it up.
 const ADDRESS_SHARE: usize = 4;
 
-/// A newcomer waits for this long, and is then told to try again later.
+/// A newcomer waits at most this long, and is then told to try again later.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The budget of one server. Cheap to clone.
+/// The budget of one server. A clone is cheap.
 #[derive(Clone)]
 pub(crate) struct Budget(Arc<Inner>);
 
@@ -37,16 +38,16 @@ struct Inner {
     env: Env,
     metrics: Metrics,
     bytes_max: usize,
-    /// Changed under the lock of `held`; read without it.
+    /// The bytes in memory. They change under the lock of `held` and are read without it.
     bytes: AtomicUsize,
-    /// The bytes that each address holds.
+    /// The bytes that each address holds, by network.
     held: Mutex<BTreeMap<u128, usize>>,
     freed: Notify,
-    /// The first in line waits for room; the others wait for their turn here, so that nobody overtakes.
+    /// The first in line waits for room; the others wait here for their turn, so that nobody overtakes.
     line: tokio::sync::Mutex<()>,
 }
 
-/// Bytes that are counted until this is dropped.
+/// A number of bytes that the budget counts until this is dropped.
 pub(crate) struct Held {
     budget: Budget,
     address: Option<u128>,
@@ -54,7 +55,7 @@ pub(crate) struct Held {
 }
 
 impl Budget {
-    /// A budget in which nothing is counted yet.
+    /// Makes a budget in which nothing is counted yet.
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
         Self(Arc::new(Inner {
             env,
@@ -67,7 +68,7 @@ impl Budget {
         }))
     }
 
-    /// Waits while the budget is overdrawn. Errors: busy, where that takes too long.
+    /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`.
     pub(crate) async fn admit(&self, address: IpAddr) -> Result<()> {
         if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
             drop(self.reserve(address, 0).await?);
@@ -75,8 +76,8 @@ impl Budget {
         Ok(())
     }
 
-    /// Waits until there is room for these bytes, and counts them. Errors: busy, where that takes too long or the address
-    /// holds its share already.
+    /// Waits until there is room for these bytes, and counts them. Fails with [`Error::Busy`] if that takes longer than
+    /// `WAIT_MAX`, or if the address would hold more than its share.
     pub(crate) async fn reserve(&self, address: IpAddr, bytes: usize) -> Result<Held> {
         let busy = || Error::Busy { retry_after: Duration::from_secs(1) };
         if let Some(address) = shared(address)
@@ -110,7 +111,7 @@ impl Budget {
         }
     }
 
-    /// Counts bytes that are in memory already.
+    /// Counts bytes that are in memory already, even if that overdraws the budget.
     pub(crate) fn charge(&self, address: IpAddr, bytes: usize) -> Held {
         self.hold(address, bytes, &mut self.0.held.lock())
     }
@@ -133,7 +134,7 @@ impl Budget {
 }
 
 impl Held {
-    /// How many they are.
+    /// The number of bytes that are counted.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -163,7 +164,8 @@ impl Drop for Held {
     }
 }
 
-/// The address that has a share: a reverse proxy on the same machine, and whoever has no address, has none.
+/// The network that an address counts for. A reverse proxy on this machine and a peer without an address have no share,
+/// because they stand for many clients.
 fn shared(address: IpAddr) -> Option<u128> {
     (!address.is_loopback() && !address.is_unspecified()).then(|| network(address))
 }
@@ -220,7 +222,7 @@ mod tests {
         let _held = budget.reserve(address(1), 20).await.unwrap();
         assert!(matches!(budget.reserve(address(1), 10).await, Err(Error::Busy { .. })));
         budget.reserve(address(2), 10).await.unwrap();
-        // A proxy on this machine brings requests of many.
+        // A proxy on this machine brings requests of many clients, and so has no share.
         budget.reserve(IpAddr::from([127, 0, 0, 1]), 60).await.unwrap();
     }
 }

@@ -1,8 +1,8 @@
 //! The JSON of a request's body, checked in one pass over its bytes before anything is built from it.
 //!
-//! The pass refuses what is no JSON, what goes on after its end, and what a later reader could not take in: deep nesting,
-//! numbers beyond all bounds, halves of characters, more values than anybody needs. It remembers where the fields of the
-//! outermost object stand, so that a handler may keep or read one of them without a second look at the others.
+//! The pass refuses bytes that are not JSON, bytes after its end, and JSON that a later reader could not take in: deep
+//! nesting, numbers too large for a float, halves of characters, more values than anybody needs. It remembers where the
+//! fields of the outermost object stand, so that a handler may keep or read one of them without a second pass.
 
 use std::ops::Range;
 
@@ -15,14 +15,14 @@ use crate::{
     error::{Refusal, Result},
 };
 
-/// The deepest JSON that is accepted, in levels. What is stored is wrapped in a few more levels when it is shown,
-/// and readers of JSON commonly stop at 127.
+/// The deepest JSON that is accepted, in levels. Stored JSON is wrapped in a few more levels when it is shown, and
+/// readers of JSON commonly stop at 127.
 pub(crate) const NESTING_MAX: u32 = 110;
 
-/// A body holds no more values: each costs many times its bytes once it is built.
+/// A body has at most this many values, because each costs many times its bytes once it is built.
 pub(crate) const VALUES_MAX: u32 = 100_000;
 
-/// A number with no exponent and no more digits than this is within the bounds of a float.
+/// A number without exponent and with at most this many characters fits a float, so that it need not be parsed.
 const PLAIN_DIGITS_MAX: usize = 100;
 
 /// A JSON object whose every byte was checked.
@@ -32,7 +32,7 @@ pub struct Checked {
     fields: Vec<Field>,
 }
 
-/// A field of the outermost object: where its name, with its quotes, and its value stand.
+/// A field of the outermost object: where its name, quotes included, and its value stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     name: Range<usize>,
@@ -40,7 +40,7 @@ struct Field {
 }
 
 impl Checked {
-    /// An object without fields.
+    /// Makes an object without fields.
     pub(crate) fn empty() -> Self {
         Self { bytes: Bytes::from_static(b"{}"), fields: Vec::new() }
     }
@@ -59,12 +59,12 @@ impl Checked {
         self.bytes.slice_ref(self.bytes.trim_ascii())
     }
 
-    /// The value of the field of this name as it came; of the last one, if several have the name.
+    /// The value of the field of this name as it came. If several have the name, the last one counts.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.place(name).and_then(|field| self.text(&field.value))
     }
 
-    /// With this JSON text as the value of a field, where there is a field of this name.
+    /// Replaces the value of a field by this JSON text. Without a field of this name, nothing changes.
     pub(crate) fn with_field(self, name: &str, value: &str) -> Result<Self, Refusal> {
         let Some(place) = self.place(name).map(|field| field.value.clone()) else { return Ok(self) };
         let (before, after) = (self.bytes.get(..place.start), self.bytes.get(place.end..));
@@ -72,7 +72,8 @@ impl Checked {
         Self::check(parts.concat().into())
     }
 
-    /// The whole object as a type. Errors: what does not fit, as any request is refused.
+    /// Reads the whole object as a type. Refuses what does not fit: 400 `M_BAD_JSON`, or `M_MISSING_PARAM` if a field
+    /// is missing.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.bytes).map_err(|error| extract::misfit(&error).into())
     }
@@ -99,7 +100,7 @@ impl AsRef<[u8]> for Checked {
     }
 }
 
-/// Why bytes are not taken for a JSON object.
+/// The reason why bytes are not taken for a JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaw {
     NotJson,
@@ -133,13 +134,13 @@ struct Pass<'a> {
     open: u128,
     depth: u32,
     values: u32,
-    /// There is a value that JSON's grammar allows and no reader can take in.
+    /// There is a value that JSON's grammar allows but readers cannot take in.
     is_odd: bool,
     fields: Vec<Field>,
 }
 
 impl<'a> Pass<'a> {
-    /// Where the fields of the outermost object stand.
+    /// Checks these bytes, and says where the fields of the outermost object stand.
     fn over(bytes: &'a [u8]) -> Result<Vec<Field>, Flaw> {
         let mut pass = Self { bytes, at: 0, open: 0, depth: 0, values: 0, is_odd: false, fields: Vec::new() };
         pass.skip_space();
@@ -154,10 +155,11 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// One value with all that it holds. Levels are counted and not recursed into.
+    /// Passes over one value with everything in it. Levels are counted and not recursed into, so that deep nesting
+    /// costs no stack.
     fn document(&mut self) -> Result<(), Flaw> {
         loop {
-            // A value begins here.
+            // A value begins at this byte.
             self.values += 1;
             if self.values > VALUES_MAX {
                 return Err(Flaw::TooMany);
@@ -178,7 +180,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Begins an object or array, up to its first value. True: a value follows. An empty one ends as a value does.
+    /// Begins an object or array, up to its first value. True if a value follows; an empty one ends as a value does.
     fn enter(&mut self, is_object: bool) -> Result<bool, Flaw> {
         if self.depth == NESTING_MAX {
             return Err(Flaw::TooDeep);
@@ -204,7 +206,7 @@ impl<'a> Pass<'a> {
         self.open >>= 1;
     }
 
-    /// Goes on after a value to the next one, past the ends of levels. False: the outermost value has ended.
+    /// Goes on after a value to the next one, past the ends of levels. False if the outermost value has ended.
     fn goes_on(&mut self) -> Result<bool, Flaw> {
         loop {
             if self.depth <= 1
@@ -233,7 +235,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The name of a field and the colon after it, up to its value.
+    /// Passes over the name of a field and the colon after it, up to its value.
     fn name(&mut self) -> Result<(), Flaw> {
         let began = self.at;
         if self.next()? != b'"' {
@@ -247,13 +249,13 @@ impl<'a> Pass<'a> {
         }
         self.skip_space();
         if self.depth == 1 && self.open & 1 == 1 {
-            // The end is not known yet; no value ends at the first byte.
+            // The end of the value is not known yet. Zero stands for that, because no value ends at the first byte.
             self.fields.push(Field { name, value: self.at..0 });
         }
         Ok(())
     }
 
-    /// The rest of a string after its first quote.
+    /// Passes over the rest of a string after its first quote.
     fn string(&mut self) -> Result<(), Flaw> {
         loop {
             match self.next()? {
@@ -265,7 +267,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The rest of an escape after its backslash. Halves of a character are only good side by side.
+    /// Passes over the rest of an escape after its backslash. The two halves of a character are valid only side by
+    /// side.
     fn escape(&mut self) -> Result<(), Flaw> {
         match self.next()? {
             b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Ok(()),
@@ -300,7 +303,7 @@ impl<'a> Pass<'a> {
         Ok(unit)
     }
 
-    /// The rest of a number after its first byte.
+    /// Passes over the rest of a number after its first byte.
     fn number(&mut self, first: u8) -> Result<(), Flaw> {
         let began = self.at - 1;
         let first = if first == b'-' { self.next()? } else { first };
@@ -341,7 +344,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The rest of a word. False: no level begins with it.
+    /// Passes over the rest of a word such as `true`. Always false, because no level begins with it.
     fn word(&mut self, rest: &[u8]) -> Result<bool, Flaw> {
         let end = self.at + rest.len();
         if self.bytes.get(self.at..end) != Some(rest) {
@@ -481,7 +484,7 @@ mod tests {
                     prop_assert_eq!(json.field(name).unwrap(), value.to_string());
                 }
             }
-            // One byte is another.
+            // One byte is replaced, and the pass must still agree with the parser.
             let mut bytes = text.into_bytes();
             let at = cut.index(bytes.len());
             bytes[at] = byte;

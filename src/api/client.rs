@@ -1,4 +1,4 @@
-//! The client-server API: a file for each module of ruma's client API, and named after it.
+//! The client-server API: one file for each module of ruma's client API, named after it.
 
 mod account;
 mod alias;
@@ -32,7 +32,7 @@ mod user_directory;
 
 use crate::api::Routes;
 
-/// Every endpoint of the client-server API.
+/// Registers every endpoint of the client-server API.
 pub(crate) fn routes(r: &mut Routes) {
     account::routes(r);
     alias::routes(r);

@@ -1,5 +1,6 @@
-//! Drains what nobody read of a request's body. A client that sends all before it listens would see its connection break if it
-//! were answered and closed at once: so the rest is taken in, within bounds, and thrown away.
+//! Drains the part of a request's body that nobody read. A client that sends everything before it listens would see its
+//! connection break if it were answered and closed at once, so that the rest is received, within bounds, and thrown
+//! away.
 
 use std::{
     pin::Pin,
@@ -21,31 +22,31 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
-/// So much is taken in, in bytes; then the connection is closed.
+/// Drain at most this many bytes; beyond that, the connection is closed.
 const DRAINED_BYTES_MAX: u64 = 64 << 20;
-/// And for so long.
+/// Drain for at most this long; beyond that, the connection is closed.
 const DRAINED_FOR: Duration = Duration::from_secs(5);
 
-/// The body of a request that was lent to whoever answers it.
+/// The body of a request, lent to the handler, so that the unread rest can be drained afterwards.
 pub(crate) struct Unread {
     shared: Arc<Shared>,
-    /// The client sends the body only when it is asked to, and reads the answer if it is not.
+    /// The client sends the body only when it is asked to (`Expect`), and reads the answer if it is not.
     waits: bool,
 }
 
 struct Shared {
     body: Mutex<Body>,
-    /// Somebody has asked for it.
+    /// The handler has begun to read the body.
     asked: AtomicBool,
-    /// It broke off: there is nothing to wait for.
+    /// The body broke off, so that no more of it will come.
     failed: AtomicBool,
 }
 
-/// Reads the lent body.
+/// The body as the handler reads it.
 struct Lent(Arc<Shared>);
 
 impl Unread {
-    /// The request with its body lent out; `None` where there is no body.
+    /// Lends the body of a request out. `None` where there is no body.
     pub(crate) fn lend(request: Request) -> (Request, Option<Self>) {
         if request.body().is_end_stream() {
             return (request, None);
@@ -58,7 +59,7 @@ impl Unread {
         (Request::from_parts(parts, lent), Some(Self { shared, waits }))
     }
 
-    /// Takes in what nobody has read, within bounds.
+    /// Receives the part of the body that nobody has read, within bounds, and throws it away.
     pub(crate) async fn drain(self) {
         let asked = self.shared.asked.load(Ordering::Relaxed);
         let (done, announced) = {

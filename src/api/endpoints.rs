@@ -1,15 +1,15 @@
-//! Every endpoint that a homeserver has in Matrix 1.19, whether this server serves it yet or not (`endpoints.tsv`): so that a
-//! method that a path does not have is told from a path that nobody knows (client-server API, "Common error codes",
-//! `M_UNRECOGNIZED`), and so that our own routes can be held against the specification.
+//! Every endpoint that a homeserver has in Matrix 1.19, whether this server serves it or not (`endpoints.tsv`). By this
+//! list a method that a path does not have is told from a path that nobody knows (client-server API, "Common error
+//! codes", `M_UNRECOGNIZED`), and our own routes are held against the specification.
 
 /// One endpoint of the specification.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Specified {
     /// The method, in capitals.
     pub(crate) method: &'static str,
-    /// The path; parameters stand in braces.
+    /// The path, with its parameters in braces.
     pub(crate) path: &'static str,
-    /// `none`, `optional`, `token`, `service` or `server`: who may call it.
+    /// The kind of caller: `none`, `optional`, `token`, `service` or `server`.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests hold our routes against it"))]
     pub(crate) auth: &'static str,
     /// The specification asks for a rate limit.
@@ -17,7 +17,7 @@ pub(crate) struct Specified {
     pub(crate) is_limited: bool,
 }
 
-/// Every endpoint of the table.
+/// Lists the endpoints of the table, in its order.
 pub(crate) fn list() -> impl Iterator<Item = Specified> {
     include_str!("endpoints.tsv").lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let mut columns = line.split('\t');
@@ -38,7 +38,7 @@ mod tests {
         routes::Listed,
     };
 
-    /// Set to any value, the page of endpoints is written anew in place of being compared.
+    /// If this variable is set, the page of endpoints is written anew instead of being compared.
     const WRITE: &str = "AQUEDUCT_WRITE_DOCS";
 
     fn nameless(path: &str) -> String {
@@ -66,8 +66,8 @@ mod tests {
         }
     }
 
-    /// Ruma and the specification name one endpoint alike: else a path of ours would have a method too many, or the table
-    /// would be wrong.
+    /// Ruma and the specification must name an endpoint alike; otherwise a path of ours would have a method too many,
+    /// or the table would be wrong.
     #[test]
     fn the_policy_of_each_route_agrees_with_the_specification() {
         let specified = specified();
@@ -91,7 +91,7 @@ mod tests {
                 "service" => Who::Appservice,
                 _ => Who::Server,
             };
-            // Admins are clients whom the specification does not tell from others.
+            // The specification does not tell admins from other clients.
             let is_right = policy.who == expected || (policy.who == Who::Admin && expected == Who::Client);
             if !is_right {
                 wrong.push(format!("{method} {path}: for {}, and specified for {expected}", policy.who));
@@ -104,8 +104,8 @@ mod tests {
         assert!(served > 80, "{served}");
     }
 
-    /// The list of the specification (client-server API, "Guest Access"), as far as it is served, and what a guest's client
-    /// needs to sync and to end: capabilities, filters, versions, logging out.
+    /// The list is that of the specification (client-server API, "Guest Access"), as far as it is served, and what a
+    /// guest's client needs to sync and to end: capabilities, filters, versions, logging out.
     #[test]
     fn guests_may_call_what_is_listed_and_nothing_else() {
         const ALLOWED: [&str; 27] = [
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(found, ALLOWED);
     }
 
-    /// The page that a developer or an operator reads: one line for each endpoint, those not served yet at the end.
+    /// The page for developers and operators: one line for each endpoint, with those not served yet at the end.
     fn page() -> String {
         let mut page = String::from(
             "# Endpoints\n\n\

@@ -1,7 +1,7 @@
-//! From HTTP to a typed request. Who may call is a type: [`Public`], [`MaybeClient`], [`Client`], [`Admin`], [`Appservice`],
-//! [`Server`]. How it is read is one, too: a request of ruma's, or [`Raw`].
+//! Turns HTTP into a typed request. The type says who may call: [`Public`], [`MaybeClient`], [`Client`], [`Admin`],
+//! [`Appservice`], [`Server`]. Its parameter says how the request is read: as a request of ruma's, or as [`Raw`].
 //!
-//! The caller is known before the body is read.
+//! The caller is known before the body is read, so that strangers cannot make the server receive large bodies.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -39,7 +39,7 @@ use crate::{
 /// A request that anybody may make.
 #[derive(Debug)]
 pub struct Public<R> {
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
@@ -50,7 +50,7 @@ pub struct Public<R> {
 pub struct Client<R> {
     /// The user who asks.
     pub caller: Caller,
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
@@ -59,9 +59,9 @@ pub struct Client<R> {
 /// A request with a valid access token or none.
 #[derive(Debug)]
 pub struct MaybeClient<R> {
-    /// Who asks, if a token says so.
+    /// The user who asks, if the request has a token.
     pub caller: Option<Caller>,
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
@@ -72,7 +72,7 @@ pub struct MaybeClient<R> {
 pub struct Admin<R> {
     /// The user who asks.
     pub caller: Caller,
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
@@ -81,11 +81,11 @@ pub struct Admin<R> {
 /// A request of an application service.
 #[derive(Debug)]
 pub struct Appservice<R> {
-    /// The service's id.
+    /// The id of the service, from its registration.
     pub service: String,
-    /// As whom it asks, where it asks as a user.
+    /// The user as whom the service asks, if it names one.
     pub masquerades_as: Option<Caller>,
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
@@ -94,22 +94,22 @@ pub struct Appservice<R> {
 /// A request that another server has signed.
 #[derive(Debug)]
 pub struct Server<R> {
-    /// The user who asks.
+    /// The name of the server that has signed the request.
     pub origin: OwnedServerName,
-    /// The request itself.
+    /// The request, as the handler reads it.
     pub request: R,
     /// The address that it came from.
     pub peer: IpAddr,
 }
 
-/// Who makes a request, as its head says.
+/// The sender of a request, as its head says.
 #[derive(Debug)]
 pub enum Asker {
-    /// Somebody who says nothing of themselves.
+    /// Somebody who has sent neither token nor signature, or who was not asked for one.
     Nobody,
     /// A user, by an access token.
     User(Caller),
-    /// An application service, and the user as whom it asks.
+    /// An application service by its id, and the user as whom it asks.
     Appservice(String, Option<Caller>),
     /// Another server, by its signature.
     Server(OwnedServerName),
@@ -133,7 +133,7 @@ impl<R: Metadata> Endpoint for R {
     }
 }
 
-/// The body of a request, as its route reads it: one of these, and the others empty.
+/// The body of a request, as its route reads it: one field is filled, and the others are empty.
 pub struct Content {
     /// The JSON object that was sent.
     pub json: Checked,
@@ -143,12 +143,12 @@ pub struct Content {
     pub stream: Unread,
 }
 
-/// A handler takes this in place of HTTP: a request of ruma's, or [`Raw`].
+/// The form in which a handler takes a request, in place of HTTP: a request of ruma's, or [`Raw`].
 pub trait Asked: Sized + Send + 'static {
-    /// Which endpoint it belongs to.
+    /// The endpoint whose method and paths the request has.
     type Endpoint: Endpoint;
 
-    /// Reads it. Errors: what does not fit the endpoint.
+    /// Reads the request. Refuses a request that does not fit the endpoint.
     fn read(parts: Parts, path: Vec<String>, body: Content) -> Result<Self>;
 }
 
@@ -170,14 +170,14 @@ impl<E: Endpoint + 'static> Asked for Raw<E> {
     }
 }
 
-/// A handler takes one of these: who asks, together with the request.
+/// The argument of a handler: the caller, together with the request.
 pub trait Arrival: Sized + Send + 'static {
     /// The kind of caller that may ask.
     const WHO: Who;
-    /// The request itself.
+    /// The form in which the handler takes the request.
     type Asked: Asked;
 
-    /// Puts them together. Errors: 401 for another kind of asker.
+    /// Puts caller and request together. Refuses another kind of caller: 401.
     fn new(asker: Asker, request: Self::Asked, peer: IpAddr) -> Result<Self>;
 }
 
@@ -240,7 +240,7 @@ impl<R: Asked> Arrival for Server<R> {
     }
 }
 
-/// The address a request came from. The listener puts it into the request's extensions.
+/// The address that a request came from. The listener puts it into the request's extensions.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
@@ -249,7 +249,7 @@ pub(crate) fn peer(extensions: &http::Extensions) -> IpAddr {
     extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0)
 }
 
-/// A request on its way: first its caller is known, then it is read.
+/// A request on its way to its handler: first its caller is identified, then its body is read.
 pub(crate) struct Call {
     parts: Parts,
     unread: Unread,
@@ -261,12 +261,13 @@ pub(crate) struct Call {
     mode: Body,
 }
 
-/// A body of more bytes than this is checked and read off the async threads.
+/// A body of more bytes than this is checked and read off the async threads, because that takes long enough to delay
+/// other requests.
 const READ_IN_PLACE_BYTES_MAX: usize = 32 << 10;
 
 impl Call {
-    /// Finds out who asks. The body is not looked at. Errors: 401 for a token or signature that is missing or not valid, 403
-    /// for those who may not.
+    /// Finds out who asks, without a look at the body. Refuses a token or signature that is missing or not valid (401),
+    /// and callers who may not call this endpoint (403).
     pub(crate) fn begin(app: &App, policy: &Policy, request: Request) -> Result<Self> {
         let (mut parts, unread) = request.into_parts();
         let peer = peer(&parts.extensions);
@@ -283,7 +284,7 @@ impl Call {
         Ok(Self { parts, unread, asker, peer, path, body: Bytes::new(), mode: policy.body })
     }
 
-    /// Whose request it is, if a token said so.
+    /// The user whose request it is, if a token named one.
     pub(crate) fn caller(&self) -> Option<&Caller> {
         match &self.asker {
             Asker::User(caller) | Asker::Appservice(_, Some(caller)) => Some(caller),
@@ -301,7 +302,7 @@ impl Call {
         &self.path
     }
 
-    /// Whom a rate limit counts.
+    /// The device, user or address that a rate limit counts this request for.
     pub(crate) fn source(&self, limit: Limit) -> Source {
         match (self.caller(), limit) {
             (Some(caller), Limit::Sync) => Source::Device(caller.user, caller.device),
@@ -310,7 +311,7 @@ impl Call {
         }
     }
 
-    /// Notes that the caller was here.
+    /// Notes when and from where the caller was last seen.
     pub(crate) async fn note_caller(&mut self, app: &App) -> Result<()> {
         match self.caller() {
             Some(caller) => flows::account::seen::seen(app, caller, self.peer).await,
@@ -318,7 +319,7 @@ impl Call {
         }
     }
 
-    /// Takes the body into memory, as far as the route does that.
+    /// Takes the body into memory, if the route reads it that way.
     pub(crate) async fn read_body(&mut self, app: &App, receiver: Receiver<'_>) -> Result<()> {
         let bytes_max = self.mode.in_memory_max();
         if bytes_max > 0 {
@@ -328,7 +329,7 @@ impl Call {
         Ok(())
     }
 
-    /// Makes of the call what the handler takes. A large body is checked and read off the async threads.
+    /// Turns the call into the argument of its handler. A large body is checked and read off the async threads.
     pub(crate) async fn arrive<T: Arrival>(self, app: &App) -> Result<T> {
         if self.body.len() > READ_IN_PLACE_BYTES_MAX {
             app.env.blocking(move || self.read()).await
@@ -343,8 +344,8 @@ impl Call {
             Body::None => {}
             Body::Raw(_) => content.raw = self.body,
             Body::Streamed(bytes_max) => content.stream = Unread::new(Limited::new(self.unread, bytes_max)),
-            // Where every field is optional, nothing says as much as an empty object; but what is put somewhere has to be
-            // said: the specification asks each of these requests for a body.
+            // An empty body counts as an empty object where every field is optional. A PUT must say what it puts
+            // somewhere: the specification asks each of these requests for a body.
             Body::Json(_) if self.body.is_empty() && self.parts.method != Method::PUT => {}
             Body::Json(_) if self.body.is_empty() => {
                 return Err(Refusal::new(ErrorKind::NotJson, "The request has no body.").into());
@@ -356,13 +357,13 @@ impl Call {
     }
 }
 
-/// Who asks. Errors: 401.
+/// Finds out who asks. Refuses a token or signature that is missing or not valid: 401.
 fn identify(app: &App, who: Who, parts: &Parts) -> Result<Asker> {
     match who {
         Who::Public => Ok(Asker::Nobody),
         Who::MaybeClient => Ok(find_caller(app, parts)?.map_or(Asker::Nobody, Asker::User)),
         Who::Client | Who::Admin => find_caller(app, parts)?.map(Asker::User).ok_or_else(missing_token),
-        // No service is registered with this server, so that no token is one of theirs.
+        // No service is registered with this server, so that no token belongs to one.
         Who::Appservice => match find_token(parts)? {
             Some(_) => {
                 let kind = ErrorKind::UnknownToken(Default::default());
@@ -399,14 +400,14 @@ fn unsigned() -> Error {
     Refusal::new(ErrorKind::Unauthorized, "This server cannot check signatures of other servers yet.").into()
 }
 
-/// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+/// Refuses a guest what only users with an account may do: 403 `M_GUEST_ACCESS_FORBIDDEN`.
 pub(crate) fn guests_refused() -> Refusal {
     Refusal::new(ErrorKind::GuestAccessForbidden, "Guests cannot do this.")
 }
 
 /// The parameters in the path, percent-decoded, in their order.
 fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
-    // It only looks into the extensions, so it is ready at once.
+    // The extractor only looks into the extensions, so that it is ready at once.
     let params = RawPathParams::from_request_parts(parts, &()).now_or_never();
     match params {
         Some(Ok(params)) => Ok(params.iter().map(|(_, value)| value.to_owned()).collect()),
@@ -414,7 +415,7 @@ fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
     }
 }
 
-/// Says in Matrix's words how a request whose body is JSON does not fit its endpoint.
+/// Says in Matrix's words how a request does not fit its endpoint. Its body is known to be JSON.
 pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
     let FromHttpRequestError::Deserialization(error) = error else {
         return Refusal::unrecognized("The endpoint has no such method.");
@@ -428,7 +429,7 @@ pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
     }
 }
 
-/// Says how a body that is JSON has another form than asked for.
+/// Says how a body that is JSON does not have the form that was asked for.
 pub(crate) fn misfit(error: &serde_json::Error) -> Refusal {
     let why = error.to_string();
     if is_missing(&why) {

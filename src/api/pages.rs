@@ -1,4 +1,4 @@
-//! Pages for people who open an address of this server in a browser. They take nothing from outside.
+//! Pages for people who open an address of this server in a browser. They load nothing from outside.
 
 use http::Method;
 use ruma::api::client::uiaa::AuthType;
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.public(welcome).unlimited();
     r.public(ask_for_token).unlimited();
-    // Each request is a guess at a token.
+    // Each request is a guess at a token, so that it counts as a registration.
     r.public(take_token).limit(Limit::Register).body(Body::Raw(4 * KIB));
 }
 
@@ -36,7 +36,7 @@ impl Endpoint for Welcome {
     }
 }
 
-/// Where a client sends people who show a registration token, if it cannot ask for one itself
+/// A client sends people who must show a registration token here, if it cannot ask for the token itself
 /// (<https://spec.matrix.org/v1.19/client-server-api/#fallback>).
 const FALLBACK: &str = "/_matrix/client/v3/auth/m.login.registration_token/fallback/web";
 
@@ -53,7 +53,7 @@ impl Endpoint for AskForToken {
     }
 }
 
-/// The form that the page sends.
+/// The form that the page for a registration token sends.
 pub(crate) struct TakeToken;
 
 impl Endpoint for TakeToken {
@@ -118,12 +118,12 @@ fn form(session: &str, said: &str) -> Page {
     Page { html: page("Registration", &text), has_script: false }
 }
 
-/// An attribute of an element, with a value that may be anything.
+/// Writes an attribute of an element. Its value may be any text.
 fn attribute(name: &str, value: &str) -> String {
     [name, "=\"", &escaped(value), "\""].concat()
 }
 
-/// A whole page; title and text are HTML.
+/// Writes a whole page. Title and text are HTML already.
 fn page(title: &str, text: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -133,7 +133,7 @@ fn page(title: &str, text: &str) -> String {
     )
 }
 
-/// Text as it stands in HTML, also between quotes.
+/// Escapes text for HTML, so that it can also stand between quotes.
 fn escaped(text: &str) -> String {
     let mut html = String::with_capacity(text.len());
     for character in text.chars() {

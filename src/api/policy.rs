@@ -1,23 +1,23 @@
-//! Each route says its policy: who may call it, how often, whether guests may, and how its body is read.
+//! The policy of a route says who may call it, how often, whether guests may, and how its body is read.
 //!
-//! It stands beside the handler: `r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB))`. `docs/endpoints.md`
-//! prints all of it.
+//! A policy stands beside the handler: `r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB))`.
+//! `docs/endpoints.md` lists all of them.
 
 use std::fmt;
 
 use crate::flows::limits::Limit;
 
-/// 1,024 bytes.
+/// The bytes of a kibibyte: 1,024.
 pub const KIB: usize = 1 << 10;
-/// 1,048,576 bytes.
+/// The bytes of a mebibyte: 1,048,576.
 pub const MIB: usize = 1 << 20;
 
 /// Who may call an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// Everybody; a token is not looked at.
+    /// Everybody may call it, and a token is not looked at.
     Public,
-    /// Everybody; but a token that is there must be valid.
+    /// Everybody may call it, but a token that is sent must be valid.
     MaybeClient,
     /// Clients that bring an access token of an account.
     Client,
@@ -54,21 +54,21 @@ pub enum Guests {
 /// How the body of a request is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// It is not: what is sent is thrown away.
+    /// The body is not read; what is sent is thrown away.
     None,
-    /// As one JSON object of at most this many bytes, checked before the handler sees it.
+    /// The body is one JSON object of at most this many bytes, checked before the handler sees it.
     Json(usize),
-    /// As at most this many bytes of any kind, all in memory.
+    /// The body is any bytes, at most this many, and is taken into memory whole.
     Raw(usize),
-    /// By the handler, part by part; no more bytes than this.
+    /// The handler receives the body part by part, at most this many bytes.
     Streamed(usize),
 }
 
 impl Body {
-    /// The bound of a route that names none.
+    /// The body of a route that says nothing of it.
     pub const JSON: Self = Self::Json(64 * KIB);
 
-    /// The most bytes that are taken into memory at once.
+    /// The most bytes of the body that are taken into memory at once.
     pub fn in_memory_max(self) -> usize {
         match self {
             Self::None | Self::Streamed(_) => 0,
@@ -95,22 +95,22 @@ impl fmt::Display for Body {
 /// The rules that hold for one route before its handler is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// Who may call it.
+    /// The kind of caller that may call the route.
     pub who: Who,
-    /// Which limit counts it; a test refuses a route that names none and does not say so.
+    /// The limit that counts each request. A test refuses a route that has none unless it is declared unlimited.
     pub limit: Option<Limit>,
-    /// It says that it needs no limit.
+    /// The route is declared to need no limit.
     pub is_unlimited: bool,
-    /// Whether guests may call it.
+    /// Whether guests may call the route.
     pub guests: Guests,
-    /// How its body is read.
+    /// How the body of a request is read.
     pub body: Body,
-    /// It waits on purpose: only the time in which it works makes it slow.
+    /// The route waits on purpose, so that only the time in which it works makes it slow.
     pub is_long_poll: bool,
 }
 
 impl Policy {
-    /// For guests forbidden, and with a body of the common bound if the method has one.
+    /// Begins with guests forbidden, with no limit, and with a JSON body of the common bound if the method has a body.
     pub(crate) fn new(who: Who, method: &http::Method) -> Self {
         let has_body = *method != http::Method::GET;
         let body = if has_body { Body::JSON } else { Body::None };
@@ -123,25 +123,25 @@ impl Policy {
         self
     }
 
-    /// Counts nothing: the answer costs as little as a refusal.
+    /// Declares that no limit is needed, because the answer costs as little as a refusal.
     pub(crate) fn unlimited(&mut self) -> &mut Self {
         self.is_unlimited = true;
         self
     }
 
-    /// Says whether guests may call it.
+    /// Says whether guests may call the route.
     pub(crate) fn guests(&mut self, guests: Guests) -> &mut Self {
         self.guests = guests;
         self
     }
 
-    /// Reads the body in this way.
+    /// Says how the body of a request is read.
     pub(crate) fn body(&mut self, body: Body) -> &mut Self {
         self.body = body;
         self
     }
 
-    /// Waits on purpose for news.
+    /// Declares that the route waits on purpose for news.
     pub(crate) fn long_poll(&mut self) -> &mut Self {
         self.is_long_poll = true;
         self

@@ -1,4 +1,4 @@
-//! Requests that are read by hand: the endpoint's method and paths, with path, query and body as they came.
+//! Requests that the handler reads by itself: the endpoint's method and paths, with path, query and body as they came.
 
 use std::marker::PhantomData;
 
@@ -20,11 +20,12 @@ use crate::{
     error::{Error, Refusal, Result},
 };
 
-/// The request of the endpoint `E` as it came: for handlers that keep what they are given, or that ruma reads too narrowly.
+/// The request of the endpoint `E` as it came, for handlers that keep what they are given or that ruma reads too
+/// narrowly.
 pub struct Raw<E> {
     /// The parameters of the path, decoded.
     pub path: Vec<String>,
-    /// The body that is JSON; an empty object, if the route reads none.
+    /// The body of a route that reads JSON; otherwise an empty object.
     pub body: Checked,
     /// The body of a route that takes bytes of any kind.
     pub bytes: Bytes,
@@ -40,12 +41,12 @@ impl<E> Raw<E> {
         Self { path, body, bytes, stream, uri, endpoint: PhantomData }
     }
 
-    /// The parameter of the path at this index; an endpoint knows how many it has.
+    /// The parameter of the path at this index; empty if there is none. The handler knows how many its endpoint has.
     pub(crate) fn arg(&self, index: usize) -> &str {
         self.path.get(index).map_or("", String::as_str)
     }
 
-    /// The parameter of the path at this index, read as an id. Errors: 400 `M_INVALID_PARAM`.
+    /// Reads the parameter of the path at this index as an id. Refuses one that is not valid: 400 `M_INVALID_PARAM`.
     pub(crate) fn id<T: for<'a> TryFrom<&'a str, Error = IdParseError>>(&self, index: usize) -> Result<T> {
         let arg = self.arg(index);
         T::try_from(arg).map_err(|why| {
@@ -53,18 +54,19 @@ impl<E> Raw<E> {
         })
     }
 
-    /// The body, read as another type than ruma's. Errors: what does not fit, as any request is refused.
+    /// Reads the body as another type than ruma's. Refuses a body that does not fit, as for any request.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T> {
         self.body.read()
     }
 
-    /// The parameter of the query of this name, decoded; the first, if there are several.
+    /// The parameter of the query of this name, decoded. If several have the name, the first one counts.
     pub(crate) fn query(&self, name: &str) -> Option<String> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&self.uri).ok()?;
         pairs.into_iter().find_map(|(key, value)| (key == name).then_some(value))
     }
 
-    /// Refuses (400 `M_INVALID_PARAM`) a parameter of the query that is JSON but not what it should be, and says why.
+    /// Refuses (400 `M_INVALID_PARAM`) a parameter of the query that is JSON but not of the expected type, and says
+    /// why.
     pub(crate) fn check_query<T: DeserializeOwned>(&self, name: &str) -> Result<()> {
         let text = self.query(name).filter(|text| text.trim_start().starts_with('{'));
         match text.map(|text| serde_json::from_str::<T>(&text)) {
@@ -75,7 +77,7 @@ impl<E> Raw<E> {
         }
     }
 
-    /// With this parameter in the query where the client gives none of this name. Neither needs escapes.
+    /// Adds this parameter to the query if the client has sent none of this name. Name and value must need no escapes.
     pub(crate) fn or_query(mut self, name: &str, value: &str) -> Self {
         if self.query(name).is_none() {
             let query = self.uri.query().unwrap_or_default();
@@ -87,7 +89,7 @@ impl<E> Raw<E> {
 }
 
 impl<E: IncomingRequest> Raw<E> {
-    /// The request as ruma reads it. Refuses what ruma does, as if nobody had read it by hand.
+    /// Reads the request as ruma does, and refuses what ruma refuses.
     pub(crate) fn read(&self) -> Result<E> {
         let mut request = http::Request::new(self.body.as_ref());
         *request.uri_mut() = self.uri.clone();
@@ -96,8 +98,9 @@ impl<E: IncomingRequest> Raw<E> {
             .map_err(|error| extract::refusal(FromHttpRequestError::Deserialization(error)).into())
     }
 
-    /// The request as ruma reads it, with the `auth` of old clients, which name the user or the address beside the password
-    /// instead of in an `identifier` (<https://spec.matrix.org/v1.19/client-server-api/#password-based>).
+    /// Reads the request as ruma does, but takes the `auth` of old clients too, which name the user or the address
+    /// beside the password instead of in an `identifier`
+    /// (<https://spec.matrix.org/v1.19/client-server-api/#password-based>).
     pub(crate) fn read_confirmed(mut self) -> Result<E> {
         if let Some(newer) = self.body.field("auth").and_then(renewed) {
             self.body = self.body.with_field("auth", &newer).map_err(Error::from)?;
@@ -106,7 +109,7 @@ impl<E: IncomingRequest> Raw<E> {
     }
 }
 
-/// The fields of a form as a browser sends them; none where the bytes are no form.
+/// Reads the fields of a form as a browser sends them. Bytes that are no form have none.
 pub(crate) fn form(bytes: &[u8]) -> Vec<(String, String)> {
     let query = std::str::from_utf8(bytes).unwrap_or_default();
     let uri = format!("/?{query}").parse::<Uri>().ok();
@@ -114,7 +117,7 @@ pub(crate) fn form(bytes: &[u8]) -> Vec<(String, String)> {
     fields.map(|Query(fields)| fields).unwrap_or_default()
 }
 
-/// An old `auth` as it is written today; none if it is, or is something else.
+/// Rewrites an old `auth` in today's form. None if it is in that form already, or is something else.
 fn renewed(auth: &str) -> Option<String> {
     let mut auth: Map<String, Value> = serde_json::from_str(auth).ok()?;
     if auth.get("type").and_then(Value::as_str) != Some("m.login.password") || auth.contains_key("identifier")

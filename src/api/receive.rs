@@ -1,4 +1,5 @@
-//! Receiving bodies: within the bound of their route, within the budget of all, and not from somebody who dawdles.
+//! Receives bodies within the bound of their route and within the budget of all requests, and gives up on clients that
+//! are too slow.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,27 +18,27 @@ use crate::{
     flows::App,
 };
 
-/// A body may take this long to arrive.
+/// A body may take at most this long to arrive, so that slow clients do not hold memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// No two parts of a body come further apart.
+/// Two parts of a body may be at most this far apart.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// Receives the body of one request.
 pub(crate) struct Receiver<'a> {
-    /// Counts what is received.
+    /// The budget that counts what is received.
     pub(crate) budget: &'a Budget,
-    /// From where it comes.
+    /// The address that the body comes from.
     pub(crate) peer: IpAddr,
-    /// Holds what was counted for as long as the request is worked on.
+    /// The count of the received bytes, kept here for as long as the request is worked on.
     pub(crate) held: &'a mut Option<Held>,
 }
 
 impl Receiver<'_> {
-    /// The whole body. Errors: 413 `M_TOO_LARGE`, 400 `M_NOT_JSON` where it breaks off, 408 where it does not go on, 429
-    /// where too much is in memory.
+    /// Receives the whole body. Errors: 413 `M_TOO_LARGE`, 400 `M_NOT_JSON` if it breaks off, 408 if it does not go on,
+    /// 429 if too many bytes are in memory.
     pub(crate) async fn receive(self, app: &App, body: Body, bytes_max: usize) -> Result<Bytes> {
         let began = app.env.instant();
-        // A body of unknown length may become as long as its route allows.
+        // A body of unknown length may become as long as its route allows, so that as much is reserved.
         let bytes = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         let announced = body.size_hint().exact().is_some();
         if bytes > bytes_max {

@@ -1,4 +1,4 @@
-//! The one translation of results to HTTP, and the one place that logs a failure. Only this file knows status codes.
+//! Translates results to HTTP, and logs failures. Nothing else does either; only this file knows status codes.
 
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
@@ -13,9 +13,9 @@ use crate::{
     flows::App,
 };
 
-/// A handler answers with a value of such a type.
+/// A handler returns a value of a type that can be written as an answer.
 pub trait IntoReply: Send {
-    /// The answer as HTTP.
+    /// Writes the answer as HTTP.
     fn into_reply(self) -> Result<Response>;
 }
 
@@ -28,11 +28,11 @@ impl<T: OutgoingResponse + Send> IntoReply for T {
     }
 }
 
-/// A page for people: it takes nothing from outside.
+/// A page for people, which loads nothing from outside.
 pub(crate) struct Page {
     /// The whole page, as HTML.
     pub(crate) html: String,
-    /// It has a script of its own.
+    /// The page has a script of its own, so that its policy must allow scripts.
     pub(crate) has_script: bool,
 }
 
@@ -57,7 +57,7 @@ impl IntoReply for Page {
     }
 }
 
-/// An answer that is JSON already: spliced from stored bytes.
+/// An answer that is JSON already, because it is put together from stored bytes.
 #[derive(Debug)]
 pub struct RawJson(pub Bytes);
 
@@ -74,7 +74,8 @@ fn json(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// The answer to a request that failed. What is our fault is logged here, under an incident id that the answer names.
+/// Writes the answer to a request that failed. A failure of ours is logged here, under an incident id that the answer
+/// names.
 pub(crate) fn refuse(app: &App, error: Error) -> Response {
     let refusal = match error {
         Error::Refused(refusal) => {
@@ -104,17 +105,17 @@ pub(crate) fn refuse(app: &App, error: Error) -> Response {
     refusal_as_http(refusal)
 }
 
-/// 404 for paths nobody knows.
+/// Refuses a path that nobody knows: 404.
 pub(crate) fn no_such_endpoint() -> Refusal {
     Refusal::unrecognized("There is no such endpoint.")
 }
 
-/// 405 for methods that a path does not have.
+/// Refuses a method that a path does not have: 405.
 pub(crate) fn no_such_method() -> Refusal {
     Refusal::unrecognized("The endpoint has no such method.").exception(Exception::WrongMethod)
 }
 
-/// 408 for bodies that do not arrive.
+/// Refuses a body that does not arrive in time: 408.
 pub(crate) fn too_slow() -> Refusal {
     Refusal::new(ErrorKind::Unknown, "The request's body did not arrive in time.")
         .exception(Exception::TimedOut)
@@ -124,7 +125,7 @@ fn refusal_as_http(refusal: Refusal) -> Response {
     let status = refusal.exception.map_or_else(|| status_of(&refusal.kind), status_of_exception);
     let retry_after_s = match &refusal.kind {
         ErrorKind::LimitExceeded(data) => match data.retry_after {
-            // Whole seconds, rounded up: who waits that long is not refused again.
+            // Whole seconds are rounded up, so that a client which waits that long is not refused again.
             Some(RetryAfter::Delay(delay)) => Some(delay.as_millis().div_ceil(1000)),
             _ => None,
         },
@@ -153,7 +154,7 @@ fn refusal_as_http(refusal: Refusal) -> Response {
     response
 }
 
-/// The status of a refusal whose code does not decide it.
+/// The status of a refusal whose error code does not decide it.
 fn status_of_exception(exception: Exception) -> StatusCode {
     match exception {
         Exception::Taken => StatusCode::CONFLICT,
@@ -167,7 +168,7 @@ fn status_of_exception(exception: Exception) -> StatusCode {
     }
 }
 
-/// The status that belongs to a code, unless the refusal is an exception.
+/// The status that belongs to an error code, unless the refusal is an exception.
 fn status_of(kind: &ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::MissingToken | ErrorKind::UnknownToken(_) | ErrorKind::Unauthorized => {
@@ -199,7 +200,7 @@ fn status_of(kind: &ErrorKind) -> StatusCode {
 mod tests {
     use std::{collections::BTreeSet, fs, path::Path};
 
-    /// The code of a kind of ruma's by its name: `NotJson` is `M_NOT_JSON`.
+    /// The error code of a kind by its name in ruma: `NotJson` becomes `M_NOT_JSON`.
     fn code(kind: &str) -> String {
         let mut code = String::from("M");
         for character in kind.chars() {

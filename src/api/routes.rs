@@ -1,4 +1,4 @@
-//! The table of endpoints: each with its method, its paths, its [`Policy`] and its handler.
+//! The table of endpoints, each with its method, its paths, its [`Policy`] and its handler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,18 +24,18 @@ use crate::{
 /// Calls the handler of a route.
 pub(crate) type Handler = Arc<dyn Fn(App, Call) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
 
-/// One endpoint at one path.
+/// One endpoint at one of its paths.
 #[derive(Clone)]
 pub(crate) struct Route {
-    /// The path with the names of its parameters: what logs and metrics call it.
+    /// The path with the names of its parameters, by which logs and metrics call it.
     pub(crate) template: &'static str,
     /// The rules that hold before the handler is called.
     pub(crate) policy: Policy,
-    /// Reads the request, and answers it.
+    /// Reads the rest of the request, and answers it.
     pub(crate) handler: Handler,
 }
 
-/// One endpoint as it was registered.
+/// One endpoint with all of its paths, as it was registered.
 struct Registered {
     method: Method,
     templates: Vec<&'static str>,
@@ -43,7 +43,7 @@ struct Registered {
     handler: Handler,
 }
 
-/// One endpoint at one path, as `docs/endpoints.md` prints it.
+/// One endpoint at one path, as `docs/endpoints.md` lists it.
 #[derive(Debug)]
 pub struct Listed {
     /// The method, in capitals.
@@ -54,7 +54,7 @@ pub struct Listed {
     pub policy: Policy,
 }
 
-/// The methods of each path.
+/// The routes of each path, by method. Parameters in the path are numbered.
 pub(crate) type Paths = BTreeMap<String, BTreeMap<&'static str, Route>>;
 
 /// The endpoints of this server.
@@ -72,7 +72,7 @@ impl Routes {
         routes
     }
 
-    /// An endpoint for everybody.
+    /// Registers an endpoint for everybody.
     pub fn public<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, Public<R>) -> A + Copy + Send + Sync + 'static,
@@ -83,7 +83,7 @@ impl Routes {
         self.add(handler)
     }
 
-    /// An endpoint for everybody that does more for those who bring an access token.
+    /// Registers an endpoint for everybody that does more for callers with an access token.
     pub fn maybe_client<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, MaybeClient<R>) -> A + Copy + Send + Sync + 'static,
@@ -94,7 +94,7 @@ impl Routes {
         self.add(handler)
     }
 
-    /// An endpoint for those who bring an access token.
+    /// Registers an endpoint for callers with an access token.
     pub fn client<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, Client<R>) -> A + Copy + Send + Sync + 'static,
@@ -105,7 +105,7 @@ impl Routes {
         self.add(handler)
     }
 
-    /// An endpoint for admins of this server.
+    /// Registers an endpoint for admins of this server.
     pub fn admin<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, Admin<R>) -> A + Copy + Send + Sync + 'static,
@@ -116,7 +116,7 @@ impl Routes {
         self.add(handler)
     }
 
-    /// An endpoint for application services.
+    /// Registers an endpoint for application services.
     pub fn appservice<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, Appservice<R>) -> A + Copy + Send + Sync + 'static,
@@ -127,7 +127,7 @@ impl Routes {
         self.add(handler)
     }
 
-    /// An endpoint for other servers.
+    /// Registers an endpoint for other servers.
     pub fn server<R: Asked, T: IntoReply + 'static, A>(
         &mut self,
         handler: impl Fn(App, Server<R>) -> A + Copy + Send + Sync + 'static,
@@ -160,12 +160,12 @@ impl Routes {
         &mut self.registered.push_mut(registered).policy
     }
 
-    /// Every method and path, with the names of the parameters in braces.
+    /// Lists every method and path, with the names of the parameters in braces.
     pub fn list(&self) -> Vec<(&'static str, &'static str)> {
         self.list_policies().into_iter().map(|listed| (listed.method, listed.path)).collect()
     }
 
-    /// Every endpoint with its policy, by path.
+    /// Lists every endpoint with its policy, by path.
     pub fn list_policies(&self) -> Vec<Listed> {
         let paths = self.paths();
         let methods = paths.values().flatten();
@@ -174,7 +174,7 @@ impl Routes {
             .collect()
     }
 
-    /// The routes by path.
+    /// Sorts the routes by path and method.
     fn paths(&self) -> Paths {
         let mut paths = Paths::new();
         for it in &self.registered {
@@ -183,7 +183,7 @@ impl Routes {
                 paths.entry(plain(path)).or_default().insert(name(&it.method), route);
             };
             for &template in &it.templates {
-                // An event type stands for the state with an empty state key, too.
+                // Without a state key, the path stands for the state of this type with an empty state key.
                 if let Some(shorter) = template.strip_suffix("/{state_key}") {
                     at(shorter, template);
                 }
@@ -193,7 +193,8 @@ impl Routes {
         paths
     }
 
-    /// The routes by path; and what the specification has and this server does not, with the methods of each path.
+    /// Gives the routes by path, then the endpoints of the specification that this server does not serve: the methods
+    /// of each path.
     pub(crate) fn served_and_not(&self) -> (Paths, BTreeMap<String, BTreeSet<&'static str>>) {
         let paths = self.paths();
         let mut missing = BTreeMap::<String, BTreeSet<_>>::new();
@@ -209,7 +210,7 @@ impl Routes {
     }
 }
 
-/// A slash more or less at the end makes no difference, unless it is an endpoint of its own.
+/// Adds each path with a slash more or less at its end. That makes no difference, unless it is an endpoint of its own.
 fn with_slashes(mut paths: Paths) -> Paths {
     let others: Vec<_> = paths
         .iter()
@@ -228,7 +229,7 @@ fn with_slashes(mut paths: Paths) -> Paths {
     paths
 }
 
-/// The method as the table has it.
+/// The method as the table has it; every method that it does not name is a GET.
 fn name(method: &Method) -> &'static str {
     match *method {
         Method::POST => "POST",
@@ -238,7 +239,7 @@ fn name(method: &Method) -> &'static str {
     }
 }
 
-/// The path with its parameters numbered: different endpoints name one place differently.
+/// Numbers the parameters of a path, because different endpoints name the same parameter differently.
 fn plain(template: &str) -> String {
     let mut count = 0;
     let segments = template.split('/').map(|segment| {

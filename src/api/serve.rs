@@ -1,5 +1,5 @@
-//! The way of a request through the server: around everything the headers for browsers, the log and the figures; inside, who
-//! asks, the limits, the body, the handler.
+//! The way of a request through the server. Around everything are the headers for browsers, the log and the figures;
+//! inside, one after the other, the caller, the limits, the body and the handler.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ use crate::{
     ids::UserNum,
 };
 
-/// A poll that would be answered at once waits up to this long for its turn; beyond that it is refused.
+/// A poll that exceeds its limit waits up to this long for its turn; beyond that, it is refused.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The door that every request goes through.
@@ -43,7 +43,7 @@ struct Door {
     budget: Budget,
 }
 
-/// The router of the whole server.
+/// Makes the router of the whole server.
 pub fn router(app: &App) -> Router {
     let in_flight_max = app.config.limits.in_flight_bytes_max.in_memory();
     let budget = Budget::new(app.env.clone(), app.metrics.clone(), in_flight_max);
@@ -87,7 +87,7 @@ async fn refuse(app: App, refusal: Refusal) -> Response {
     reply::refuse(&app, refusal.into())
 }
 
-/// The log says this of a request that was routed.
+/// The facts about a routed request that the log and the figures tell.
 #[derive(Clone, Copy)]
 struct Routed {
     template: &'static str,
@@ -96,7 +96,8 @@ struct Routed {
 }
 
 impl Door {
-    /// Around everything: preflight requests, headers for browsers, the log, the figures.
+    /// Surrounds every request: answers preflight requests, adds headers for browsers, writes the log and counts the
+    /// figures.
     async fn outermost(self, router: Router, request: Request) -> Response {
         let app = &self.app;
         let began = app.env.instant();
@@ -109,7 +110,7 @@ impl Door {
             let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;
             answer.unwrap_or_else(|never| match never {})
         };
-        // A client that was waited for in vain is not waited for again.
+        // A body that did not arrive in time is not waited for again.
         if let Some(unread) = unread.filter(|_| response.status() != StatusCode::REQUEST_TIMEOUT) {
             unread.drain().await;
         }
@@ -123,7 +124,7 @@ impl Door {
         response.map(|body| Answer::wrap(body, &self.budget, peer))
     }
 
-    /// One line for each request, and a second one for a slow one, with where its time went.
+    /// Writes one line for each request, and a second one for a slow request that says where its time went.
     fn log(&self, method: &Method, status: u16, routed: Routed, spent: &Spent, took: Duration) {
         let Routed { template: route, user, is_long_poll } = routed;
         let user = user.map(|user| user.0);
@@ -132,7 +133,7 @@ impl Door {
         let places = [Place::Queued, Place::Working, Place::Receiving, Place::Flushing];
         let [queued_us, working_us, receiving_us, flushing_us] = places.map(|place| spent.us(place));
         let busy_us = queued_us + working_us + receiving_us + flushing_us;
-        // A poll waits on purpose: it is as slow as what it did besides.
+        // A poll waits on purpose, so that only the time it spent otherwise counts as slow.
         let slow_us = if is_long_poll { busy_us } else { took_us };
         if u128::from(slow_us) > u128::from(self.app.config.log.slow_request_ms) * 1000 {
             let waiting_us = took_us.saturating_sub(busy_us);
@@ -143,7 +144,7 @@ impl Door {
         }
     }
 
-    /// One request that was routed.
+    /// Serves one request that was routed, and turns errors and panics into answers.
     async fn serve(self, route: Arc<Route>, request: Request) -> Response {
         let app = &self.app;
         let Route { template, policy, .. } = *route;
@@ -155,7 +156,7 @@ impl Door {
             room = tracing::field::Empty
         );
         let answer = self.answer(&route, request, &mut routed).instrument(span.clone());
-        // A panic ends this request and no other; the hook that logs it is set in `server/logging.rs`.
+        // A panic ends this request and no other; the hook in `server/logging.rs` logs it.
         let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
             app.metrics.panic();
             Err(Error::broken("a handler panicked"))
@@ -183,7 +184,8 @@ impl Door {
         response
     }
 
-    /// Counts the request. A poll waits for its turn, so that answers that come at once gather what they tell.
+    /// Counts the request for its limit. A poll waits for its turn instead of being refused, so that it gathers more
+    /// news for its answer.
     async fn limit(&self, template: &'static str, limit: Limit, source: Source) -> Result<()> {
         let app = &self.app;
         let taken = match limit {
@@ -208,7 +210,7 @@ impl Door {
     }
 }
 
-/// Tells the span of the request who asks and about which room.
+/// Records the caller and the room in the span of the request, so that log lines name them.
 fn tell_span(route: &Route, call: &Call) {
     let span = tracing::Span::current();
     if span.is_disabled() {
@@ -223,7 +225,7 @@ fn tell_span(route: &Route, call: &Call) {
     }
 }
 
-/// Client-server API, "Web Browser Clients".
+/// Allows scripts of any origin (client-server API, "Web Browser Clients").
 fn allow_browsers(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(
@@ -234,7 +236,7 @@ fn allow_browsers(headers: &mut HeaderMap) {
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
     );
-    // Scripts may read these headers of an answer besides those that every script may.
+    // Scripts may read these headers of an answer, besides those that every script may read.
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
         HeaderValue::from_static("Retry-After, Content-Disposition"),
