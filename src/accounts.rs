@@ -34,38 +34,38 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// Locks of users: that many stand for all of them.
+/// All users share this many locks, so that the memory for locks does not grow with the number of accounts.
 const LOCKS: usize = 256;
 
-/// Who makes a request: what its access token says.
+/// The caller of a request, as its access token names them.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The account.
+    /// The number of the account that calls.
     pub user: UserNum,
-    /// Its user id.
+    /// The full user id of that account.
     pub user_id: OwnedUserId,
     /// The device: the scope of transaction ids, together with the user.
     pub device: DeviceNum,
-    /// The device's id.
+    /// The id of the device that the access token belongs to.
     pub device_id: OwnedDeviceId,
-    /// A guest, who may do less.
+    /// Whether the account is a guest, who may do less.
     pub is_guest: bool,
-    /// Administers this server.
+    /// Whether the account administers this server.
     pub is_admin: bool,
-    /// The access token is a refreshed one that was not used before: the pair that it replaces must go now.
+    /// Set if the access token is a refreshed one that was not used before: the pair that it replaces must go now.
     pub(crate) unused: Option<tokens::Unused>,
 }
 
-/// What accounts keep in memory. Cheap to clone.
+/// The part of accounts that lives in memory. It is cheap to clone, for clones share it.
 #[derive(Clone)]
 pub struct Accounts(Arc<Inner>);
 
 struct Inner {
     server_name: OwnedServerName,
-    /// The number of the last account that was tried to be made here; what is stored may be above it.
+    /// The highest account number that this process has given out; a stored account may have a higher one.
     last_user: AtomicU64,
     users: Box<[Mutex<()>]>,
-    /// The server's domain: registration tokens, names.
+    /// The lock of what belongs to the server as a whole: registration tokens and user names.
     server: Mutex<()>,
     sessions: interactive::Sessions,
     first_token: Option<String>,
@@ -74,8 +74,8 @@ struct Inner {
 }
 
 impl Accounts {
-    /// Reads what must be known: the last user number, and whether there is an account. While there is none, a
-    /// registration token for the first one is made, which lives until the server stops.
+    /// Reads the last user number and whether there is an account. While there is none, a registration token for the first
+    /// one is made, which lives until the server stops.
     pub fn open(read: &(impl Read + ?Sized), env: &Env, server_name: OwnedServerName) -> Result<Self, Fault> {
         let last = users::last_num(read)?;
         let first_token = if users::any(read)? { None } else { Some(env.random_string(24)) };
@@ -114,8 +114,8 @@ impl Accounts {
         &self.0.nonces
     }
 
-    /// A number that no account has, also none that came to be below us, as when another node led. Numbers of accounts that
-    /// did not come to be are lost.
+    /// A number that no account has, not even one that another node stored while it led. A number is not given again if its
+    /// account was never stored.
     pub(crate) fn next_user(&self, read: &(impl Read + ?Sized)) -> Result<UserNum, Fault> {
         let last = users::last_num(read)?.map_or(0, |user| user.0);
         self.0.last_user.fetch_max(last, Ordering::Relaxed);

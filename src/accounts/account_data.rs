@@ -25,7 +25,7 @@ pub const CONTENT_BYTES_MAX: usize = 512 << 10;
 /// A user has at most this much account data, over all rooms and types: a client that begins is sent most of it.
 const BOUNDS: DataSize = DataSize { rows: 20_000, bytes: 16 << 20 };
 
-/// Where a global type is kept: under no room.
+/// Global types are kept under this instead of a room id, which is never empty.
 const GLOBAL: &str = "";
 
 fn place(room: Option<&RoomId>) -> &str {
@@ -70,7 +70,7 @@ pub fn list_changes(
     for entry in schema::ACCOUNT_DATA_LOG.range::<(UserNum, Position)>(read, low, high, Direction::Up)? {
         let ((_, position), Json(key)) = entry?;
         let row = schema::ACCOUNT_DATA.get(read, (user, key.room.as_str(), key.kind.as_str()))?;
-        // Counts only while the row still says that position.
+        // A log entry counts only while the row still has its position; a later write has an entry of its own.
         if let Some(row) = row.filter(|row| row.position == position) {
             found.push((key, row));
         }
@@ -97,7 +97,8 @@ pub(crate) fn count(read: &(impl Read + ?Sized), user: UserNum) -> Result<DataSi
     Ok(size)
 }
 
-/// Writes account data. Under the user's lock. Errors: 400 for a type that cannot be, 413 for too much.
+/// Writes account data; the caller holds the user's lock. Errors: 400 for a type that is empty or longer than
+/// [`TYPE_BYTES_MAX`], 413 for content or account data beyond its bounds.
 pub fn put(
     batch: &mut Batch,
     user: UserNum,
@@ -136,7 +137,7 @@ fn put_within(
         rows: counted.rows.saturating_sub(gone.rows) + 1,
         bytes: counted.bytes.saturating_sub(gone.bytes) + row_bytes(&content),
     };
-    // Who has too much already may still make it less.
+    // A user who is over the bound already may still write less than before.
     if (left.rows > bounds.rows && left.rows > counted.rows)
         || (left.bytes > bounds.bytes && left.bytes > counted.bytes)
     {
@@ -178,7 +179,7 @@ pub fn check_invite(read: &(impl Read + ?Sized), target: &UserId) -> Result<()> 
     }
 }
 
-/// Deletes global account data of one type, if there is any. Under the user's lock.
+/// Deletes global account data of one type, if there is any; the caller holds the user's lock.
 pub fn delete(batch: &mut Batch, user: UserNum, event_type: &str) -> Result<(), Fault> {
     if let Some(row) = find(batch, user, None, event_type)? {
         let counted = size(batch, user)?;
@@ -194,7 +195,7 @@ pub fn delete(batch: &mut Batch, user: UserNum, event_type: &str) -> Result<(), 
     Ok(())
 }
 
-/// The type under which clients keep whether a device is silent (MSC3890): of no use once the device is gone.
+/// The type under which clients keep whether a device is silent (MSC3890). Nobody reads it once the device is gone.
 pub fn settings_of_device(device: &DeviceId) -> String {
     format!("org.matrix.msc3890.local_notification_settings.{device}")
 }

@@ -1,4 +1,4 @@
-//! What must hold of the rows of accounts: `db check` asks.
+//! Invariants of the rows of accounts, which `db check` verifies.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ pub fn checks() -> Vec<RowCheck> {
             let is_hidden = schema::ERASED_USERS.contains(read, row.user_id.as_str())?;
             doubts.unless(
                 is_hidden == row.is_erased,
-                "readers of its events are told otherwise of its erasure",
+                "`ERASED_USERS` and the account disagree on whether it is erased",
             );
             Ok(())
         }),
@@ -41,7 +41,7 @@ pub fn checks() -> Vec<RowCheck> {
                 Some(user) => super::users::find(read, user)?,
                 None => None,
             };
-            doubts.unless(row.is_some_and(|row| row.is_erased), "nobody of this name asked for it");
+            doubts.unless(row.is_some_and(|row| row.is_erased), "no account of this name was erased");
             Ok(())
         }),
         RowCheck::of(&schema::USER_NAMES, |read, name, user, doubts| {
@@ -84,13 +84,13 @@ fn devices() -> [RowCheck; 5] {
         }),
         RowCheck::of(&schema::ACCESS_TOKENS, |read, hash, row: &AccessTokenRow, doubts| {
             let key = (row.user, row.device, super::tokens::KIND_ACCESS, hash);
-            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not know it");
+            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not list it");
             device(read, row.user, row.device, &row.device_id, doubts)
         }),
         RowCheck::of(&schema::REFRESH_TOKENS, |read, hash, Json(row): &Json<RefreshTokenRow>, doubts| {
             let (user, num) = (row.user, row.device);
             let key = (user, num, super::tokens::KIND_REFRESH, hash);
-            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not know it");
+            doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not list it");
             device(read, user, num, &row.device_id, doubts)
         }),
         RowCheck::of(&schema::DEVICE_TOKENS, |read, (user, num, kind, hash), (), doubts| {
@@ -130,7 +130,7 @@ fn account_data() -> [RowCheck; 3] {
         }),
         RowCheck::of(&schema::ACCOUNT_DATA_LOG, |read, (user, position), Json(key), doubts| {
             let row = schema::ACCOUNT_DATA.get(read, (*user, key.room.as_str(), key.kind.as_str()))?;
-            // It counts only while the row still says that position.
+            // An entry of an older position is superseded; one that is newer than the row was never written with it.
             let is_known = row.is_some_and(|row| row.position >= *position);
             doubts.unless(is_known, format!("there is no {} of {:?} as new as that", key.kind, key.room));
             Ok(())
@@ -152,14 +152,14 @@ fn device(
 ) -> Result<(), Fault> {
     let row = schema::DEVICES.get(read, (user, id))?;
     let is_it = row.is_some_and(|Json(row)| row.num == num);
-    // What a device that has ended left behind waits to be swept.
+    // Rows of a device that has ended stay until they are swept, so they are no fault.
     let has_ended = schema::USERS.get(read, user)?.is_some_and(|row| row.ended.contains(num));
     doubts.unless(is_it || has_ended, format!("device {num} of account {user} is gone"));
     account(read, user, doubts)
 }
 
-/// Which devices there are, for tables that know them by their numbers: those of one user at a time, as rows come in the
-/// order of users.
+/// Answers whether a device exists, for tables that name devices by number. It remembers the devices of one user at a time,
+/// because rows are checked in the order of users.
 #[derive(Default)]
 pub(crate) struct Devices {
     of: Option<UserNum>,

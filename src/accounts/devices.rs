@@ -17,27 +17,27 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, Write, key::Json},
 };
 
-/// The id of a device is no longer, in bytes.
+/// The id of a device has at most this many bytes, because each of its tokens repeats it.
 pub const DEVICE_ID_BYTES_MAX: usize = 255;
-/// The display name of a device is no longer, in characters.
+/// The display name of a device has at most this many characters.
 pub const DISPLAY_NAME_CHARS_MAX: usize = 100;
-/// An account has no more devices.
+/// An account has at most this many devices, because lists of devices are read as a whole.
 pub const DEVICES_MAX: usize = 5_000;
-/// When a device was last seen is noted this seldom, in milliseconds.
+/// The time at which a device was last seen is written at most once in this many milliseconds, so that requests rarely write.
 const SEEN_EVERY_MS: u64 = 60_000;
-/// Devices of which is remembered when they were last noted as seen.
+/// At most this many devices are kept in memory with the time at which they were last noted as seen.
 const SEEN_DEVICES_MAX: usize = 20_000;
 
-/// A device, as other parts know it.
+/// A device of an account that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its id, which its owner chose or we made.
+    /// The id of the device, which its client chose or we made.
     pub id: OwnedDeviceId,
-    /// Its number.
+    /// Our number of the device, which its account never gives again.
     pub num: DeviceNum,
-    /// Its name for people.
+    /// The name that people see, if one was given.
     pub display_name: Option<String>,
-    /// When it first logged in, in milliseconds since the epoch.
+    /// The time of its first log-in, in milliseconds since the epoch.
     pub created_ms: u64,
 }
 
@@ -122,14 +122,14 @@ pub fn was_seen(
     Ok(false)
 }
 
-/// What somebody who logs in says of their device.
+/// The device that a log-in asks for, as its client describes it.
 #[derive(Clone, Debug, Default)]
 pub struct LogIn {
-    /// The id; one is made if there is none.
+    /// The id that the client asks for; one is made if there is none.
     pub id: Option<OwnedDeviceId>,
     /// The name for people, if the device is new.
     pub display_name: Option<String>,
-    /// From which address.
+    /// The address that the log-in came from, if it is known.
     pub ip: Option<IpAddr>,
 }
 
@@ -146,12 +146,12 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
         }
         None => env.random_string(10).to_ascii_uppercase().into(),
     };
-    // Numbers are given once, so that most accounts need no count.
+    // Numbers are given once, so an account that was given fewer than the bound needs no count.
     let given = users::require(batch, user)?.last_device.0 as usize;
     if given >= DEVICES_MAX && list(batch, user)?.len() >= DEVICES_MAX {
         return Err(Refusal::forbidden("You have too many devices; log some of them out.").into());
     }
-    // A device of this id may have ended and not be swept yet: what was kept for it is not this one's.
+    // An ended device of the same id may not be swept yet; its settings must not pass to the new device.
     account_data::delete(batch, user, &account_data::settings_of_device(&id))?;
     let account = users::change(batch, user, |row| row.last_device = DeviceNum(row.last_device.0 + 1))?;
     let display_name = log_in.display_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
@@ -163,10 +163,10 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
 
 fn check_id(id: &DeviceId) -> Result<()> {
     if id.as_str().is_empty() {
-        return Err(Refusal::invalid_param("A device id cannot be empty.").into());
+        return Err(Refusal::invalid_param("`device_id` cannot be empty.").into());
     }
     if id.as_str().len() > DEVICE_ID_BYTES_MAX {
-        return Err(Refusal::invalid_param("This device id is too long.").into());
+        return Err(Refusal::invalid_param("`device_id` has at most 255 bytes.").into());
     }
     Ok(())
 }
@@ -176,7 +176,7 @@ fn put(batch: &mut Batch, user: UserNum, id: &DeviceId, row: &DeviceRow) {
     batch.position(&LogEntry::Device { user });
 }
 
-/// Names a device. Errors: 404 if there is none, 413 for a name that is too long.
+/// Changes the display name of a device. Errors: 404 if there is no such device, 413 for a name that is too long.
 pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Option<String>) -> Result<()> {
     if display_name.as_ref().is_some_and(|name| name.chars().count() > DISPLAY_NAME_CHARS_MAX) {
         let why = format!("The name of a device has at most {DISPLAY_NAME_CHARS_MAX} characters.");
@@ -188,21 +188,22 @@ pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Opt
     Ok(())
 }
 
-/// Which devices of an account end.
+/// The choice of devices of an account that end together.
 #[derive(Clone, Debug)]
 pub enum Ending {
-    /// This one.
+    /// Only the device with this number.
     One(DeviceNum),
-    /// All of them.
+    /// Every device of the account.
     All,
-    /// All but this one.
+    /// Every device but the one with this number.
     AllBut(DeviceNum),
     /// Those with these ids; ids that the account has no device for are passed over.
     These(BTreeSet<OwnedDeviceId>),
 }
 
-/// Ends devices of an account: whoever holds their tokens is nobody from here on, and nobody else sees them. That is one row,
-/// however many they are; what they leave behind is swept later. Says whether there was any. Under the user's lock.
+/// Ends devices of an account: their tokens are no longer accepted, and nobody sees the devices any more. This writes one
+/// row however many devices end, for their own rows are swept later. Answers whether a device ended. The caller holds the
+/// user's lock.
 pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<bool> {
     let account = users::require(batch, user)?;
     let (first, last) = (DeviceNum(1), account.last_device);
@@ -229,8 +230,8 @@ pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<bool> {
     Ok(is_any)
 }
 
-/// Deletes the rows of devices that have ended, and what was kept for them under their ids, at most `rows_max`. Says whether
-/// none is left. Under the user's lock.
+/// Deletes the rows of at most `rows_max` devices that have ended, with the account data kept under their ids. Answers
+/// whether none is left. The caller holds the user's lock.
 pub(crate) fn sweep(batch: &mut Batch, user: UserNum, ended: &EndedDevices, rows_max: usize) -> Result<bool> {
     let mut gone = Vec::new();
     for row in schema::DEVICES.prefix::<(UserNum,)>(batch, (user,), Direction::Up)? {
@@ -246,7 +247,7 @@ pub(crate) fn sweep(batch: &mut Batch, user: UserNum, ended: &EndedDevices, rows
     Ok(gone.len() <= rows_max)
 }
 
-/// Forgets when these devices, from the first to the last, were seen. Under the user's lock.
+/// Deletes when the devices from the first to the last number were seen. The caller holds the user's lock.
 pub(crate) fn forget_seen(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
     let after = DeviceNum(last.0.saturating_add(1));
     schema::DEVICE_SEEN.delete_below::<(UserNum, DeviceNum), (UserNum, DeviceNum)>(
@@ -272,7 +273,7 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Whether it is time to note it again; if so, that counts as done.
+    /// Whether it is time to note the device as seen again. If so, it counts as noted now.
     pub(crate) fn is_due(&self, user: UserNum, device: DeviceNum, now_ms: u64) -> bool {
         let last = self.0.get(&(user, device));
         let due = last.is_none_or(|last| now_ms.abs_diff(last) >= SEEN_EVERY_MS);

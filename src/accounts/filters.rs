@@ -14,9 +14,9 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// A filter has at most this many bytes.
+/// A filter has at most this many bytes, because it is parsed again for requests that name it.
 pub const FILTER_BYTES_MAX: usize = 64 << 10;
-/// A user has at most this many filters.
+/// A user has at most this many filters, for keeping one counts those that there are.
 pub const FILTERS_MAX: usize = 1_000;
 /// The filters of a user have at most this many bytes together.
 const ALL_BYTES_MAX: usize = 1 << 20;
@@ -43,7 +43,7 @@ pub fn read(json: &[u8]) -> Result<FilterDefinition> {
     Ok(filter)
 }
 
-/// A filter costs this much where it is used, for each event is compared with it.
+/// The cost of a filter where it is used: each event is compared with all its names and patterns.
 #[derive(Default)]
 struct Cost {
     names: usize,
@@ -111,8 +111,9 @@ pub fn require_cheap_events(filter: &RoomEventFilter) -> Result<()> {
     cost.require_bounded()
 }
 
-/// Keeps a filter and gives its id, which follows from the user's filter, so that the same filter is kept once. Under the
-/// user's lock. Errors: 400 for what is not a filter, 413 for one that is too large or costs too much, and for too many.
+/// Keeps a filter and answers its id, which is a digest of the filter, so that the same filter is kept once. The caller
+/// holds the user's lock. Errors: 400 for JSON that is no filter, 413 for a filter that is too large or costs too much, or
+/// if the user keeps too many.
 pub fn put(batch: &mut Batch, user: UserNum, json: Bytes) -> Result<String> {
     if json.len() > FILTER_BYTES_MAX {
         return Err(Refusal::too_large("A filter has at most 64 KiB.").into());

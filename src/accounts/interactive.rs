@@ -15,7 +15,7 @@ use crate::{
     error::{Exception, Refusal},
 };
 
-/// No more sessions are open; the oldest goes first.
+/// At most this many sessions are open, because anybody may begin one; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
 /// A session lives this long after its last use, in milliseconds.
 const SESSION_MS: u64 = 60 * 60 * 1000;
@@ -25,7 +25,7 @@ const SESSION_MS: u64 = 60 * 60 * 1000;
 pub struct Flows(pub Vec<Vec<AuthType>>);
 
 impl Flows {
-    /// One row of one stage.
+    /// Flows that ask for this single stage.
     pub fn one(stage: AuthType) -> Self {
         Self(vec![vec![stage]])
     }
@@ -64,24 +64,24 @@ struct Session {
 #[derive(Debug, Default)]
 struct Open {
     sessions: BTreeMap<String, Session>,
-    /// By age of creation.
+    /// The ids of the sessions by serial number, so that the oldest is found first.
     ages: BTreeMap<u64, String>,
     last_serial: u64,
 }
 
-/// The open sessions. Cheap to clone.
+/// The open sessions, which clones of this share.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions(Arc<Mutex<Open>>);
 
-/// How far a request is.
+/// The answer to a request: done, or more stages are needed.
 #[derive(Debug)]
 pub enum Progress {
-    /// Everything asked for was shown.
+    /// All stages of one of the flows were passed.
     Done {
         /// The registration token that was shown, if one was.
         registration_token: Option<String>,
     },
-    /// More is needed: the 401 to answer.
+    /// Further stages are needed; this is the 401 to answer.
     More(Refusal),
 }
 
@@ -90,13 +90,13 @@ pub enum Progress {
 pub struct Passed {
     /// The stage that was passed.
     pub stage: AuthType,
-    /// The registration token, if that is what was shown.
+    /// The registration token, if the stage asked for one.
     pub registration_token: Option<String>,
 }
 
 impl Sessions {
-    /// Goes on with a request that belongs to `session`, or to none yet, after it passed a stage or none. A session that is
-    /// not known, or belongs to something else, counts as none.
+    /// Continues a request that may belong to `session`, after it has passed a stage or none. A session that is not known, or
+    /// that belongs to another operation, is replaced by a new one.
     pub fn advance(
         &self,
         env: &Env,
@@ -132,8 +132,8 @@ impl Sessions {
         Progress::More(refusal)
     }
 
-    /// Notes that a page for people was shown what a stage asks for. The session must be open already: the client's request
-    /// began it. Errors: 404 `M_NOT_FOUND` where there is no such session.
+    /// Notes that a stage was passed on a page in the browser. The session must be open already, begun by the client's own
+    /// request. Errors: 404 `M_NOT_FOUND` if there is no such session.
     pub fn pass_on_page(&self, env: &Env, session: &str, passed: Passed) -> Result<(), Refusal> {
         let mut open = self.0.lock();
         let now_ms = env.now_ms();
@@ -149,7 +149,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// The 401 for a stage that was failed: why, and the flows again.
+    /// The 401 for a stage that was failed. It says why, and names the flows again so that the client can go on.
     pub fn fail(
         &self,
         env: &Env,

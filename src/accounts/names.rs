@@ -1,10 +1,10 @@
-//! What a user name may look like: <https://spec.matrix.org/v1.19/appendices/#user-identifiers>.
+//! The syntax of user names (<https://spec.matrix.org/v1.19/appendices/#user-identifiers>).
 
 use ruma::{OwnedUserId, ServerName, UserId, api::error::ErrorKind};
 
 use crate::error::{Refusal, Result};
 
-/// A user id, with its sigil and server name, is no longer.
+/// A user id has at most this many bytes with its sigil and server name (the specification's bound).
 const USER_ID_BYTES_MAX: usize = 255;
 
 /// The user id of a new account with this localpart. Upper-case letters are taken as lower-case ones.
@@ -30,7 +30,7 @@ pub fn new_user_id(localpart: &str, server_name: &ServerName) -> Result<OwnedUse
         .map_err(|_| invalid("This is not a user name.").into())
 }
 
-/// The localpart that somebody means who may write a full user id for a new account of this server.
+/// The localpart of a new account, from a text that is either a localpart or a full user id of this server.
 /// Errors: 400 `M_INVALID_USERNAME` for a user id of another server.
 pub fn localpart_of<'n>(given: &'n str, server_name: &ServerName) -> Result<&'n str> {
     let Some(user_id) = given.strip_prefix('@') else { return Ok(given) };
@@ -43,8 +43,8 @@ pub fn localpart_of<'n>(given: &'n str, server_name: &ServerName) -> Result<&'n 
     }
 }
 
-/// The user id that somebody who logs in means: a full one of this server, or a localpart. None if it cannot be one of ours.
-/// Historical user ids are accepted, for accounts of that kind may exist.
+/// The user id for a text with which somebody logs in: a full user id of this server, or a localpart. None if it cannot be one
+/// of ours. Historical user ids are accepted, for accounts of that kind may exist.
 pub fn meant_user_id(given: &str, server_name: &ServerName) -> Option<OwnedUserId> {
     let user_id = match given.strip_prefix('@') {
         Some(_) => UserId::parse(given).ok()?,

@@ -12,23 +12,26 @@ use crate::{
     store::{Batch, Fault, LogEntry, Read},
 };
 
-/// A password is no longer, in bytes: hashing more is work for nothing.
+/// A password has at most this many bytes; hashing a longer one would cost more and protect no better.
 pub const PASSWORD_BYTES_MAX: usize = 1024;
 
 fn argon2(cost: &Passwords) -> Result<Argon2<'static>> {
     let params = Params::new(cost.argon2_memory_kib, cost.argon2_iterations, cost.argon2_lanes, None)
-        .map_err(|error| Error::broken(format!("the settings of passwords cannot be: {error}")))?;
+        .map_err(|error| {
+            Error::broken(format!("argon2 does not accept the settings of passwords: {error}"))
+        })?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
 
-/// Whether it can be a new password. Errors: 400 `M_WEAK_PASSWORD`, 400 `M_INVALID_PARAM`.
+/// Refuses a text that cannot be a new password. Errors: 400 `M_WEAK_PASSWORD` if it is empty, 400 `M_INVALID_PARAM` if it
+/// is longer than [`PASSWORD_BYTES_MAX`].
 pub fn check(password: &str) -> Result<()> {
     if password.is_empty() {
         let refusal = Refusal::new(ErrorKind::WeakPassword, "A password cannot be empty.");
         return Err(refusal.into());
     }
     if password.len() > PASSWORD_BYTES_MAX {
-        return Err(Refusal::invalid_param("This password is too long.").into());
+        return Err(Refusal::invalid_param("A password has at most 1,024 bytes.").into());
     }
     Ok(())
 }
@@ -43,8 +46,8 @@ pub fn hash(env: &Env, cost: &Passwords, password: &str) -> Result<String> {
     Ok(hash.to_string())
 }
 
-/// Whether the password is the one that was hashed. Without a hash (no such user, no password) the answer is no, after the
-/// same work.
+/// Whether the password is the one that was hashed. Without a hash (no such user, no password) the answer is no after the
+/// same work, so that its time does not tell which users exist.
 pub fn verify(env: &Env, cost: &Passwords, hash: Option<&str>, password: &str) -> Result<bool> {
     if password.len() > PASSWORD_BYTES_MAX {
         return Ok(false);
@@ -60,7 +63,7 @@ pub fn find(read: &(impl Read + ?Sized), user: UserNum) -> Result<Option<String>
     schema::PASSWORDS.get(read, user)
 }
 
-/// Sets a user's password to the one with this hash, or takes it away. Under the user's lock.
+/// Sets a user's password to the one with this hash, or takes it away. The caller holds the user's lock.
 pub fn set(batch: &mut Batch, user: UserNum, hash: Option<&str>) {
     match hash {
         Some(hash) => schema::PASSWORDS.put(batch, user, &hash.to_owned()),

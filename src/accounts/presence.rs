@@ -12,27 +12,27 @@ use ruma::presence::PresenceState;
 
 use crate::ids::{DeviceNum, RoomNum, UserNum};
 
-/// A device that neither polls nor acts for this long is gone.
+/// A device that neither polls nor acts for this many milliseconds is gone.
 pub const ONLINE_MS: u64 = 30_000;
-/// A user who has done nothing for this long is not active.
+/// A user who has done nothing for this many milliseconds is not active.
 const ACTIVE_MS: u64 = 60_000;
-/// A user who is connected and has done nothing for this long is idle: the server says `unavailable` for them.
+/// A user who is connected and has done nothing for this many milliseconds is idle: the server says `unavailable` for them.
 pub const IDLE_MS: u64 = 5 * 60_000;
-/// Others are told of a user's changes at most this often.
+/// Others are told of a user's changes at most once in this many milliseconds.
 pub const TELL_EVERY_MS: u64 = 3_000;
-/// Users on the board; those who have been offline for longest go first.
+/// The board holds at most this many users; those who have been offline for longest go first.
 const ENTRIES_MAX: usize = 50_000;
-/// Devices of one user on the board; the one that was not heard of for longest goes first.
+/// The board holds at most this many devices of a user; the one that was not heard of for longest goes first.
 const DEVICES_MAX: usize = 50;
-/// Rooms of one user that the board remembers; who shares only others is not told.
+/// The board remembers at most this many rooms of a user; somebody who shares only other rooms with them is not told.
 pub const ROOMS_MAX: usize = 2_000;
-/// A status message, in bytes.
+/// A status message has at most this many bytes.
 pub const STATUS_BYTES_MAX: usize = 1024;
 
 /// The presence of a user, as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
-    /// Online, unavailable or offline.
+    /// The state that others see: online, unavailable or offline.
     pub state: PresenceState,
     /// The status message that the user gave.
     pub status_msg: Option<String>,
@@ -75,11 +75,11 @@ struct Device {
     said: PresenceState,
     /// The state that counts while it is connected: the one that it named, unless its user acted after that.
     state: PresenceState,
-    /// Polls that are open.
+    /// The number of its polls that are open.
     polls: u32,
-    /// It was heard of last at this time.
+    /// The time at which it was last heard of, in milliseconds since the epoch.
     heard_ms: u64,
-    /// Its user did something with it last at this time.
+    /// The time at which its user last did something with it, in milliseconds since the epoch.
     active_ms: u64,
 }
 
@@ -108,7 +108,7 @@ impl Device {
     }
 }
 
-/// A higher number is more present.
+/// Orders states by how present a user is; a higher number is more present.
 fn rank(state: &PresenceState) -> u8 {
     match state {
         PresenceState::Online => 2,
@@ -117,7 +117,7 @@ fn rank(state: &PresenceState) -> u8 {
     }
 }
 
-/// Others see this of a user: the state and the status message.
+/// The state and the status message of a user, as others see them.
 type Seen = (PresenceState, Option<String>);
 
 #[derive(Debug)]
@@ -125,17 +125,17 @@ struct Entry {
     devices: BTreeMap<DeviceNum, Device>,
     /// The user has one status message, whichever device set it.
     status_msg: Option<String>,
-    /// The user did something last at this time, with any device.
+    /// The time at which the user last did something with any device, in milliseconds since the epoch.
     active_ms: u64,
-    /// Others were told this last.
+    /// The state and status message that others were told last.
     told: Seen,
-    /// They were told it at this time.
+    /// The time at which others were told that, in milliseconds since the epoch.
     told_ms: u64,
     /// The number of the change that told it; zero if nothing was told.
     changed: u64,
-    /// The user's rooms when that was told.
+    /// The user's rooms at the time of that change, at most [`ROOMS_MAX`].
     rooms: Arc<[RoomNum]>,
-    /// Somebody looks at this entry again at this time; nobody does where nothing can change by itself.
+    /// The time at which a task looks at this entry again; none where nothing changes unless the user acts.
     watch_ms: Option<u64>,
 }
 
@@ -183,22 +183,22 @@ impl Entry {
         ((state, self.status_msg.clone()), due)
     }
 
-    /// Since when others may be told of a difference.
+    /// The time from which others may be told of a difference, in milliseconds since the epoch.
     fn may_tell_ms(&self) -> u64 {
         if self.changed == 0 { 0 } else { self.told_ms.saturating_add(TELL_EVERY_MS) }
     }
 }
 
-/// Something follows from what a user said, did or ceased to do.
+/// The calls that must follow after a user said, did or ceased to do something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Others are to be told: list the user's rooms and call [`PresenceBoard::tell`].
+    /// Whether others are to be told: list the user's rooms and call [`PresenceBoard::tell`].
     pub is_due: bool,
-    /// Somebody must call [`PresenceBoard::look_again`] at this time (milliseconds since the epoch).
+    /// The time at which [`PresenceBoard::look_again`] must be called, in milliseconds since the epoch.
     pub watch_ms: Option<u64>,
 }
 
-/// Somebody whose presence changed.
+/// A change of a user's presence that others may be told of.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The number of the change.
@@ -215,7 +215,7 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct PresenceBoard {
     users: BTreeMap<UserNum, Entry>,
-    /// By the number of the last change that was told, for "what is new since".
+    /// The users by the number of their last change that was told, so that changes since a number are found in order.
     changed: BTreeMap<u64, UserNum>,
 }
 
@@ -245,7 +245,7 @@ impl PresenceBoard {
     ) -> Outcome {
         let entry = self.entry(user);
         let own = entry.device(device, now_ms);
-        // A client says the same with each poll: that is no act of its user.
+        // A client repeats its state with each poll, so the same state again is no act of its user.
         if own.said != state || !own.is_connected(now_ms) {
             entry.say(device, state, now_ms);
         }
@@ -264,8 +264,8 @@ impl PresenceBoard {
         }
     }
 
-    /// A user did something with a device, and is online by that if the device is connected. One that hides its user, or
-    /// never said anything, goes on to.
+    /// A user did something with a device, and is online by that if the device is connected. A device that said its user is
+    /// offline, or never said anything, stays as it is.
     pub fn acts(&mut self, user: UserNum, device: DeviceNum, now_ms: u64) -> Outcome {
         let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
         let Some(own) = entry.devices.get_mut(&device) else { return Outcome::default() };
@@ -278,8 +278,8 @@ impl PresenceBoard {
         self.settle(user, now_ms)
     }
 
-    /// A user was online with a device when the last run of the server ended: so they are now, until they are not heard of
-    /// for a while.
+    /// A user was online with a device when the last run of the server ended. They are online again at once, until they are
+    /// not heard of for a while, so that a restart does not show everybody as offline.
     pub fn was_online(&mut self, user: UserNum, device: DeviceNum, seen_ms: u64, now_ms: u64) -> Outcome {
         let entry = self.entry(user);
         if entry.devices.contains_key(&device) {
@@ -291,7 +291,8 @@ impl PresenceBoard {
         self.settle(user, now_ms)
     }
 
-    /// The time has come that [`Outcome::watch_ms`] named; `due_ms` is that time, so that of two who watch one goes on.
+    /// The time that [`Outcome::watch_ms`] named has come. `due_ms` is that time: of two tasks that watch one user, only the
+    /// one whose time still stands goes on.
     pub fn look_again(&mut self, user: UserNum, due_ms: u64, now_ms: u64) -> Outcome {
         let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
         if entry.watch_ms != Some(due_ms) {
@@ -324,8 +325,8 @@ impl PresenceBoard {
         Outcome { is_due, watch_ms: due.filter(|_| is_sooner) }
     }
 
-    /// Others see from now on what is so now. `rooms` are the user's, rising: who is in one of them may be told; `number` is
-    /// the number of this change. Whether there is a difference: somebody else may have told it meanwhile.
+    /// Shows others the present state of a user. `rooms` are the user's in rising order: members of one of them may be told.
+    /// `number` is the number of this change. Answers whether there was a difference, for another task may have told it.
     pub fn tell(&mut self, user: UserNum, rooms: Arc<[RoomNum]>, now_ms: u64, number: u64) -> bool {
         debug_assert!(rooms.is_sorted(), "rooms are looked for by their order");
         debug_assert!(rooms.len() <= ROOMS_MAX, "the board remembers a bounded number of rooms");
@@ -373,7 +374,7 @@ impl PresenceBoard {
         Presence { state, status_msg, last_active_ms: entry.active_ms }
     }
 
-    /// Whose presence changed after this number, the oldest change first.
+    /// Lists the users whose presence changed after this number, the oldest change first.
     pub fn changed_since(&self, number: u64) -> impl Iterator<Item = Change> {
         let changed = self.changed.range((Bound::Excluded(number), Bound::Unbounded));
         changed.filter_map(|(number, user)| {
@@ -454,7 +455,7 @@ mod tests {
         bench.board.poll_ends(ALICE, PHONE, bench.now_ms);
         bench.pass(ONLINE_MS - 1);
         assert_eq!(bench.state(), ONLINE);
-        // Whoever watches last looked when the poll was open, and looks once more at most as late.
+        // The watch was set while the poll was open; when it fires it sets the last one, at most this much later.
         bench.pass(ONLINE_MS);
         assert_eq!(bench.state(), GONE);
         assert!(bench.watches.is_empty(), "nobody watches who is gone");

@@ -13,15 +13,15 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read},
 };
 
-/// A whole profile is smaller, in bytes of JSON.
+/// A whole profile is smaller than this many bytes of JSON (the specification's bound).
 pub const PROFILE_BYTES_MAX: usize = 64 << 10;
-/// The name of a field is no longer, in bytes.
+/// The name of a field has at most this many bytes (the specification's bound).
 pub const FIELD_BYTES_MAX: usize = 255;
-/// A display name is no longer, in characters.
+/// A display name has at most this many characters, because each membership repeats it.
 pub const DISPLAY_NAME_CHARS_MAX: usize = 256;
-/// The address of an avatar is no longer, in bytes.
+/// The address of an avatar has at most this many bytes, because each membership repeats it.
 pub const AVATAR_URL_BYTES_MAX: usize = 1_000;
-/// What a field costs beside its name and value: quotes, colon, comma.
+/// A field takes this many bytes beside its name and value: quotes, colon, comma.
 const FIELD_OVERHEAD: usize = 4;
 
 /// Whether the field is shown with each membership of the user.
@@ -34,7 +34,7 @@ pub fn find(read: &(impl Read + ?Sized), user: UserNum, field: &str) -> Result<O
     schema::PROFILES.get(read, (user, field))
 }
 
-/// The whole profile.
+/// Reads all fields of a user's profile.
 pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Value>, Fault> {
     let mut profile = Map::new();
     for row in schema::PROFILES.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
@@ -55,12 +55,15 @@ pub fn check_field(field: &str) -> Result<()> {
     let begins = field.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
     if !begins || !field.bytes().all(is_allowed) {
-        return Err(Refusal::invalid_param("This cannot be the name of a field of a profile.").into());
+        return Err(Refusal::invalid_param(
+            "A field has a name of a-z, 0-9, and . _ - that begins with a-z.",
+        )
+        .into());
     }
     Ok(())
 }
 
-/// What becomes of a field: none is none. Errors: 400 for a value that the field cannot have.
+/// The value to store for a field; none means that the field is deleted. Errors: 400 for a value that the field cannot have.
 fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
     let invalid = |why: &str| Err(Refusal::invalid_param(why).into());
     match (field, &value) {
@@ -79,8 +82,8 @@ fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
     }
 }
 
-/// Sets a field, and says whether that changed anything. Under the user's lock.
-/// Errors: 400 for names and values that cannot be, 400 `M_PROFILE_TOO_LARGE`.
+/// Sets a field, and answers whether that changed anything. The caller holds the user's lock.
+/// Errors: 400 for a name or value that the field cannot have, 400 `M_PROFILE_TOO_LARGE`.
 pub fn set(batch: &mut Batch, user: UserNum, field: &str, value: Value) -> Result<bool> {
     check_field(field)?;
     let Some(value) = normalize(field, value)? else { return Ok(delete(batch, user, field)?) };
@@ -103,7 +106,7 @@ pub fn set(batch: &mut Batch, user: UserNum, field: &str, value: Value) -> Resul
     Ok(true)
 }
 
-/// Deletes a field, and says whether it was there. Under the user's lock.
+/// Deletes a field, and answers whether it was there. The caller holds the user's lock.
 pub fn delete(batch: &mut Batch, user: UserNum, field: &str) -> Result<bool, Fault> {
     let was_there = schema::PROFILES.contains(batch, (user, field))?;
     if was_there {

@@ -1,4 +1,4 @@
-//! Who may make an account: registration tokens, and nonces of the shared-secret registration.
+//! Permission to make an account: registration tokens, and nonces of the shared-secret registration.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
-/// A registration token is no longer, in characters (the specification's bound).
+/// A registration token has at most this many characters (the specification's bound).
 pub const TOKEN_CHARS_MAX: usize = 64;
-/// Open nonces; the oldest goes first.
+/// At most this many nonces are open, because anybody may ask for one; the oldest goes first.
 const NONCES_MAX: usize = 1_000;
 /// A nonce lives this long, in milliseconds.
 const NONCE_MS: u64 = 60_000;
@@ -55,16 +55,16 @@ fn is_live(row: &RegistrationTokenRow, now_ms: u64) -> bool {
     row.uses_max.is_none_or(|max| row.uses < max) && row.expires_ms.is_none_or(|end| now_ms < end)
 }
 
-/// What a token was good for.
+/// The kind of account that a registration token was spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spent {
-    /// An account like any other.
+    /// An account without special rights.
     User,
     /// The first account, which administers the server: the token was printed for the operator.
     FirstAdmin,
 }
 
-/// Uses the token for one account. Under the server's lock, in the batch that makes the account.
+/// Uses the token for one account, in the batch that makes the account. The caller holds the server's lock.
 /// Errors: 403 when it is no longer valid.
 pub fn spend(batch: &mut Batch, accounts: &Accounts, token: &str, now_ms: u64) -> Result<Spent> {
     if !is_valid(batch, accounts, token, now_ms)? {
@@ -81,7 +81,8 @@ pub fn spend(batch: &mut Batch, accounts: &Accounts, token: &str, now_ms: u64) -
     Ok(Spent::User)
 }
 
-/// Makes a registration token. Under the server's lock. Errors: 400 if it cannot be one, exists, or could never be used.
+/// Makes a registration token. The caller holds the server's lock. Errors: 400 if the text cannot be a token, if the token
+/// exists, or if it could never be used.
 pub fn create_token(batch: &mut Batch, token: &str, row: &RegistrationTokenRow) -> Result<()> {
     if !is_token(token) {
         let why = "A registration token has 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -";
@@ -100,7 +101,7 @@ pub fn create_token(batch: &mut Batch, token: &str, row: &RegistrationTokenRow) 
     Ok(())
 }
 
-/// Ends a registration token, and gives what it was. Under the server's lock. Errors: 404 for one that does not exist.
+/// Deletes a registration token and answers its last row. The caller holds the server's lock. Errors: 404 if there is none.
 pub fn revoke_token(batch: &mut Batch, token: &str) -> Result<RegistrationTokenRow> {
     let row = schema::REGISTRATION_TOKENS.get(batch, token)?;
     let Json(row) = row.ok_or_else(|| Refusal::not_found("There is no such registration token."))?;
@@ -109,7 +110,7 @@ pub fn revoke_token(batch: &mut Batch, token: &str) -> Result<RegistrationTokenR
     Ok(row)
 }
 
-/// All registration tokens.
+/// Lists all registration tokens with their rows, also those that are used up or expired.
 pub fn list_tokens(read: &(impl Read + ?Sized)) -> Result<Vec<(String, RegistrationTokenRow)>, Fault> {
     let rows = schema::REGISTRATION_TOKENS.prefix::<()>(read, (), Direction::Up)?;
     rows.map(|row| row.map(|(token, Json(row))| (token, row))).collect()
@@ -121,13 +122,13 @@ pub(crate) struct Nonces(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
-    /// By age: nonce and when it was made, in milliseconds since the epoch.
+    /// Each nonce and when it was made (milliseconds since the epoch) by serial number, so that the oldest is found first.
     by_serial: BTreeMap<u64, (String, u64)>,
     last_serial: u64,
 }
 
 impl Nonces {
-    /// A new one.
+    /// Makes a nonce that is good for one request within a minute.
     pub(crate) fn make(&self, env: &Env) -> String {
         let nonce = env.random_string(32);
         let mut open = self.0.lock();
@@ -140,7 +141,7 @@ impl Nonces {
         nonce
     }
 
-    /// Whether it was one of ours; it no longer is.
+    /// Takes a nonce, and answers whether it was open. It cannot be used again.
     pub(crate) fn spend(&self, nonce: &str, now_ms: u64) -> bool {
         let mut open = self.0.lock();
         open.by_serial.retain(|_, (_, made_ms)| now_ms.abs_diff(*made_ms) < NONCE_MS);
@@ -149,14 +150,14 @@ impl Nonces {
     }
 }
 
-/// What is signed with the shared secret.
+/// The fields of a registration that are signed with the shared secret.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
-    /// The nonce.
+    /// The nonce that this server gave out.
     pub nonce: &'a str,
-    /// The localpart.
+    /// The localpart of the new account.
     pub username: &'a str,
-    /// The password.
+    /// The password of the new account.
     pub password: &'a str,
     /// Whether the account is to administer the server.
     pub is_admin: bool,
@@ -165,7 +166,7 @@ pub struct Claim<'a> {
 }
 
 /// Whether the claim is signed with the shared secret: HMAC-SHA1 in hex over its fields, parted by zero bytes.
-/// Errors: 403.
+/// Errors: 403 `M_FORBIDDEN` for another signature.
 pub fn check_claim(secret: &str, claim: &Claim<'_>, mac: &str) -> Result<()> {
     let mut expected = Hmac::<Sha1>::new_from_slice(secret.as_bytes())
         .map_err(|_| Error::broken("the shared secret cannot be a key of HMAC"))?;
@@ -182,7 +183,8 @@ pub fn check_claim(secret: &str, claim: &Claim<'_>, mac: &str) -> Result<()> {
     if bool::from(expected.as_bytes().ct_eq(mac.to_ascii_lowercase().as_bytes())) {
         return Ok(());
     }
-    Err(Refusal::new(ErrorKind::Forbidden, "The HMAC is not the one of these fields.").into())
+    Err(Refusal::new(ErrorKind::Forbidden, "`mac` is not the HMAC of these fields under the shared secret.")
+        .into())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
 
 /// An access token that can be refreshed lives this long, in milliseconds.
 pub const REFRESHABLE_MS: u64 = 60 * 60 * 1000;
-/// What is longer is no token of ours, and is not even hashed. In bytes.
+/// Our tokens have fewer than this many bytes; a longer one is refused before it is hashed.
 const TOKEN_BYTES_MAX: usize = 256;
 
 pub(super) const KIND_ACCESS: u8 = 0;
@@ -39,15 +39,15 @@ type Hash = [u8; 32];
 
 /// The tokens of a log-in, for the one who logged in. Nothing prints them.
 pub struct Issued {
-    /// Goes with each request.
+    /// The access token, which goes with each request.
     pub access_token: String,
-    /// Gets a new pair, if one was asked for.
+    /// The refresh token, which is exchanged for a new pair; none if the client cannot refresh.
     pub refresh_token: Option<String>,
     /// How long the access token lives; for ever, if none.
     pub expires_in: Option<Duration>,
 }
 
-/// A refreshed access token that was not used before: what its first use must delete.
+/// A refreshed access token that was not used before, with the pair that its first use must delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unused {
     access: Hash,
@@ -67,14 +67,15 @@ fn random_token(env: &Env, prefix: &str) -> String {
 const ACCESS_PREFIX: &str = "aqa_";
 const REFRESH_PREFIX: &str = "aqr_";
 
-/// 401 `M_UNKNOWN_TOKEN`.
+/// The refusal of a token: 401 `M_UNKNOWN_TOKEN`.
 fn unknown_token(message: &str, soft_logout: bool) -> Error {
     let mut data = UnknownTokenErrorData::new();
     data.soft_logout = soft_logout;
     Refusal::new(ErrorKind::UnknownToken(data), message).into()
 }
 
-/// Who the access token stands for. Two gets. Whoever lets the caller act calls `flows::account::seen` first.
+/// The caller that an access token stands for, found with two reads. Before the caller may act, `flows::account::seen` is
+/// called.
 /// Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` where the token has expired.
 pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Result<Caller> {
     let unknown = || unknown_token("This access token is not known.", false);
@@ -101,18 +102,19 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
     })
 }
 
-/// Whose tokens are given out.
+/// The device that tokens are given out to.
 #[derive(Clone, Debug)]
 pub struct Holder {
-    /// The account.
+    /// The account that the device belongs to.
     pub user: UserNum,
-    /// The device.
+    /// The number of the device.
     pub device: DeviceNum,
-    /// Its id.
+    /// The id of the device.
     pub device_id: OwnedDeviceId,
 }
 
-/// Gives out tokens for a log-in. A pair, if the client can refresh; otherwise one that lives until it is logged out.
+/// Gives out tokens for a log-in: a pair if the client can refresh, and otherwise an access token that lives until the device
+/// is logged out.
 pub fn issue(batch: &mut Batch, env: &Env, holder: &Holder, refreshable: bool) -> Issued {
     let access_token = random_token(env, ACCESS_PREFIX);
     let access = hash(&access_token);
@@ -156,7 +158,7 @@ fn put_refresh(batch: &mut Batch, holder: &Holder, refresh: &Hash, access: Hash,
     schema::DEVICE_TOKENS.put(batch, (holder.user, holder.device, KIND_REFRESH, refresh), &());
 }
 
-/// Whose refresh token this is: whose lock [`refresh`] needs. Errors: 401 `M_UNKNOWN_TOKEN`.
+/// The user who holds this refresh token, whose lock [`refresh`] needs. Errors: 401 `M_UNKNOWN_TOKEN`.
 pub fn require_refresh_holder(read: &(impl Read + ?Sized), token: &str) -> Result<UserNum> {
     require_refresh(read, token).map(|(_, row)| row.user)
 }
@@ -175,7 +177,8 @@ fn require_refresh(read: &(impl Read + ?Sized), token: &str) -> Result<(Hash, Re
     Ok((refresh, row))
 }
 
-/// Exchanges a refresh token for a new pair, or answers what it was exchanged for before. Under the user's lock.
+/// Exchanges a refresh token for a new pair, or answers the pair that it was exchanged for before. The caller holds the
+/// user's lock.
 /// Errors: 401 `M_UNKNOWN_TOKEN`.
 pub fn refresh(batch: &mut Batch, env: &Env, token: &str) -> Result<Issued> {
     let (old, mut row) = require_refresh(batch, token)?;
@@ -225,7 +228,7 @@ fn derive(token: &str, seed: &[u8; 32], prefix: &str) -> Result<String> {
     Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes())))
 }
 
-/// The refreshed token is used for the first time: the pair that it replaces goes. Under the user's lock.
+/// The refreshed token is used for the first time, so the pair that it replaces is deleted. The caller holds the user's lock.
 pub fn confirm(batch: &mut Batch, unused: &Unused) -> Result<(), Fault> {
     let Some(mut access) = schema::ACCESS_TOKENS.get(batch, &unused.access)? else { return Ok(()) };
     if access.replaces.take() != Some(unused.replaces) {
@@ -248,12 +251,12 @@ fn delete_pair(batch: &mut Batch, refresh: &Hash) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Ends every token of a device. Under the user's lock.
+/// Deletes every token of a device. The caller holds the user's lock.
 pub fn revoke(batch: &mut Batch, user: UserNum, device: DeviceNum) -> Result<(), Fault> {
     sweep(batch, user, (device, device), usize::MAX).map(drop)
 }
 
-/// Deletes tokens of these devices, from the first to the last, at most `tokens_max`. Says whether none is left.
+/// Deletes at most `tokens_max` tokens of the devices from the first to the last number. Answers whether none is left.
 pub(crate) fn sweep(
     batch: &mut Batch,
     user: UserNum,

@@ -1,4 +1,4 @@
-//! The accounts themselves.
+//! The rows of accounts: they are found, made, changed and ended here.
 
 use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
 
@@ -12,16 +12,16 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, NotAccepted, Read},
 };
 
-/// An account that is to be.
+/// The properties of an account that is about to be made.
 #[derive(Clone, Debug)]
 pub struct NewUser {
-    /// Its user id, of this server.
+    /// The full user id, which names this server.
     pub user_id: OwnedUserId,
     /// Whether it administers the server.
     pub is_admin: bool,
     /// Whether it is a guest.
     pub is_guest: bool,
-    /// Now, in milliseconds since the epoch.
+    /// The time of its making, in milliseconds since the epoch.
     pub now_ms: u64,
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn last_num(read: &(impl Read + ?Sized)) -> Result<Option<UserNum>, F
     Ok(last.map(|(user, _)| user))
 }
 
-/// Whether there is an account that is not a guest's.
+/// Whether there is an account that is not a guest.
 pub fn any(read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
     for row in schema::USERS.prefix::<()>(read, (), Direction::Up)? {
         if !row?.1.is_guest {
@@ -64,8 +64,8 @@ pub fn require_num(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<User
     find_num(read, user_id)?.ok_or_else(|| Refusal::not_found("There is no such user here.").into())
 }
 
-/// The account that somebody means who writes this user id: exactly that one, or else the one whose name it is in lower case,
-/// as it was when it was registered.
+/// The account for a user id that a person wrote: exactly that one, or else the one whose name it is in lower case, for names
+/// are lower-cased when they are registered.
 pub fn find_meant(
     read: &(impl Read + ?Sized),
     meant: &UserId,
@@ -95,10 +95,8 @@ pub fn in_use() -> Refusal {
     Refusal::new(ErrorKind::UserInUse, "This user name is taken.")
 }
 
-/// Makes an account with a number that no other has ([`Accounts::next_user`]). Under the lock of that user and the server's.
-/// The batch is accepted only if the name is still free: see [`or_in_use`].
-///
-/// [`Accounts::next_user`]: crate::accounts::Accounts::next_user
+/// Makes an account with a number that no other has, from [`next_user`](crate::accounts::Accounts::next_user). The caller holds
+/// the lock of that user and the server's. The batch is accepted only if the name is still free: see [`or_in_use`].
 pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
     let row = UserRow {
         user_id: new.user_id.clone(),
@@ -116,7 +114,7 @@ pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
     batch.position(&LogEntry::Account { user });
 }
 
-/// What a batch with [`create`] that was not accepted means: 400 `M_USER_IN_USE` if somebody else was first.
+/// The refusal for a batch with [`create`] that was not accepted: 400 `M_USER_IN_USE` if somebody else took the name first.
 pub fn or_in_use(why: NotAccepted) -> Error {
     match why {
         NotAccepted::Conflict(conflict) if schema::USER_NAMES.conflicting(&conflict).is_some() => {
@@ -134,7 +132,7 @@ pub(crate) fn change(batch: &mut Batch, user: UserNum, change: impl FnOnce(&mut 
     Ok(row)
 }
 
-/// Says which devices have ended and still have rows. Under the user's lock.
+/// Sets which devices have ended and still have rows. The caller holds the user's lock.
 pub(crate) fn set_ended(batch: &mut Batch, user: UserNum, ended: EndedDevices) -> Result<()> {
     change(batch, user, |row| row.ended = ended).map(drop)
 }
@@ -146,7 +144,7 @@ pub fn set_admin(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()>
     Ok(())
 }
 
-/// Makes a guest a user. Under the user's and the server's lock.
+/// Turns a guest into a full account. The caller holds the user's and the server's lock.
 pub fn make_user(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()> {
     change(batch, user, |row| {
         row.is_guest = false;
@@ -156,7 +154,7 @@ pub fn make_user(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()>
     Ok(())
 }
 
-/// Ends an account for good. Devices, tokens, password, profile and rooms are the caller's to end.
+/// Ends an account for good. The caller ends its devices, tokens, password, profile and rooms.
 pub fn deactivate(batch: &mut Batch, user: UserNum, erase: bool) -> Result<UserRow> {
     let row = change(batch, user, |row| {
         row.is_deactivated = true;
