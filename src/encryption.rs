@@ -1,4 +1,5 @@
-//! The server's side of end-to-end encryption. Plain functions; nothing here can read what it carries.
+//! The server's side of end-to-end encryption: keys, device lists and messages between devices. Nothing here can read the
+//! messages that it carries.
 
 pub mod check;
 pub mod device_lists;

@@ -1,3 +1,3 @@
-//! Finding what somebody remembers only in part.
+//! Searches by words that people remember in part.
 
 pub mod people;

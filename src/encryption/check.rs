@@ -1,4 +1,4 @@
-//! Checks for `db check`: these things must hold of inboxes and keys of devices.
+//! Invariants of the rows of inboxes, device lists and keys, which `db check` verifies.
 
 use std::collections::BTreeMap;
 
@@ -32,14 +32,13 @@ fn inboxes() -> [RowCheck; 4] {
             doubts.unless(serde_json::from_slice::<&RawValue>(message).is_ok(), "it is not JSON");
             let state = schema::INBOX_STATE.get(read, (*user, *device))?;
             let waits = state.is_some_and(|state| state.acknowledged < *position);
-            doubts.unless(waits, "its device has confirmed it, or keeps no account of it");
+            doubts.unless(waits, "its device has confirmed it, or has no `INBOX_STATE`");
             let sender = inbox::sender_of(message).unwrap_or_default();
             let is_counted = schema::INBOX_SHARE.contains(read, (*user, *device, &sender))?;
             doubts.unless(is_counted, format!("what waits from its sender {sender:?} is not counted"));
             let is_listed = schema::INBOX_KEY_REQUEST.contains(read, (*user, *device, *position))?;
             let is_key_request = inbox::is_key_request(message);
-            doubts
-                .unless(is_listed == is_key_request, "the list of requests for room keys is wrong about it");
+            doubts.unless(is_listed == is_key_request, "`INBOX_KEY_REQUEST` is wrong about it");
             doubts.unless(devices.has(read, *user, *device)?, "its device is gone");
             Ok(())
         }),
@@ -101,7 +100,7 @@ fn requests_and_keys() -> Vec<RowCheck> {
         }),
         RowCheck::of(&schema::DEVICE_LOG, |read, position, user_id, doubts| {
             doubts.position(read, *position);
-            // It counts only while the row still says that position.
+            // An entry of an older position is superseded; one that is newer than the row was never written with it.
             let changed = schema::DEVICE_CHANGED.get(read, user_id)?;
             doubts.unless(changed.is_some_and(|at| at >= *position), "its user has not changed since");
             Ok(())
@@ -131,7 +130,7 @@ fn counted(read: &Snapshot, user: UserNum, device: DeviceNum, doubts: &mut Doubt
     Ok(())
 }
 
-/// The number of messages and bytes that are said to wait must be the number that waits.
+/// Checks that the stored numbers of waiting messages and bytes are those of the inbox.
 fn inbox_state(
     read: &Snapshot,
     (user, device): &(UserNum, DeviceNum),
@@ -150,7 +149,7 @@ fn inbox_state(
     Ok(())
 }
 
-/// The number of keys that are said to be left must be the number that is left.
+/// Checks that the stored numbers of keys are those of the keys that are left.
 fn key_counts(
     read: &Snapshot,
     (user, device): &(UserNum, DeviceNum),

@@ -1,4 +1,4 @@
-//! Whose devices or keys changed, and when: `device_lists` of `/sync` and `/keys/changes`.
+//! The log of users whose devices or keys changed, from which `device_lists` of `/sync` and `/keys/changes` answer.
 
 use std::ops::Bound;
 
@@ -10,7 +10,7 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read},
 };
 
-/// The devices or keys of this local user changed. Under the user's lock.
+/// Notes that the devices or keys of this local user changed. The caller holds the user's lock.
 pub fn changed(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<Position, Fault> {
     if let Some(before) = schema::DEVICE_CHANGED.get(batch, user_id.as_str())? {
         schema::DEVICE_LOG.delete(batch, before);
@@ -21,13 +21,14 @@ pub fn changed(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<Pos
     Ok(position)
 }
 
-/// When the devices or keys of this user last changed, as far as we know.
+/// The position at which the devices or keys of this user last changed, as far as we know.
 pub fn find_changed(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<Position>, Fault> {
     schema::DEVICE_CHANGED.get(read, user_id.as_str())
 }
 
-/// Whose devices or keys changed in (after, upto], on the whole server, oldest change first. Each user comes once, at the
-/// last change. Walk this or the users who share a room, whichever is shorter: it ends when the caller stops asking.
+/// Lists the users whose devices or keys changed in (after, upto], on the whole server, the oldest change first. Each user
+/// comes once, at the last change. The caller walks either this or the users who share a room, whichever is shorter; rows are
+/// read only as far as it walks.
 pub fn list_changes(
     read: &(impl Read + ?Sized),
     after: Position,
@@ -45,7 +46,7 @@ pub fn list_changes(
             Err(fault) => return Some(Err(fault)),
         };
         match schema::DEVICE_CHANGED.get(read, &user_id) {
-            // Counts only while the row still says that position.
+            // A log entry counts only while the row still has its position; a later change has an entry of its own.
             Ok(now) if now != Some(position) => None,
             Ok(_) => match UserId::parse(user_id) {
                 Ok(user_id) => Some(Ok((position, user_id))),

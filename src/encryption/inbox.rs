@@ -1,8 +1,8 @@
-//! Inboxes of devices: what waits for a device until it confirms that it has it.
+//! Inboxes of devices, in which messages wait until their device confirms them.
 //!
-//! An inbox is bounded, and a full one is its owner's matter: it never keeps a message from anybody else's device. When it
-//! is full, old requests for room keys make room, for by now they help least. Then the newest message is refused. No sender
-//! may hold more than a part of an inbox, so that nobody alone can shut a device off from the others.
+//! An inbox is bounded, and a full one affects its own device only: messages to other devices are still delivered. When it is
+//! full, old requests for room keys make room, because they are the least useful. If that is not enough, the new message is
+//! refused. Each sender may fill only a part of an inbox, so that nobody alone can shut a device off from the others.
 //!
 //! Specification: client-server API, "Send-to-Device messaging".
 
@@ -27,22 +27,22 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, Write},
 };
 
-/// The content of a message is no larger, in bytes.
+/// The content of a message has at most this many bytes.
 pub const CONTENT_BYTES_MAX: usize = 64 << 10;
-/// How much waits for a device at most.
+/// At most this many messages and bytes wait for a device.
 const BOUNDS: Bounds = Bounds { messages: 20_000, bytes: 64 << 20 };
-/// One sender has at most this part of an inbox.
+/// One sender may fill at most one part in this many of an inbox.
 const SENDERS_PART: u64 = 4;
 /// At most this many requests for room keys make room for one message, so that a batch stays small.
 const GIVE_WAY_MAX: usize = 300;
 /// At most this many messages are confirmed at once; the next confirmation goes on from there.
 const CONFIRMED_MAX: usize = 1_000;
-/// How a request for a room key ends as it is kept.
+/// The stored bytes of a request for a room key end with this, because the type is written last.
 const KEY_REQUEST_TAIL: &[u8] = br#","type":"m.room_key_request"}"#;
 /// A message is written with its sender and its type last, so they are found in this many bytes at its end.
 const TAIL_BYTES_MAX: usize = 4 << 10;
 
-/// How much an inbox holds.
+/// The most messages and bytes that an inbox, or one sender's part of it, may hold.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     messages: u64,
@@ -74,7 +74,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Refuses content that is too large (413) or no object (400).
+    /// Makes a message from its content. Errors: 413 for content that is too large, 400 for content that is no object.
     pub fn new(sender: &UserId, event_type: &str, content: &RawValue) -> Result<Self> {
         if content.get().len() > CONTENT_BYTES_MAX {
             return Err(
@@ -118,7 +118,7 @@ pub struct Put {
     pub gave_way: usize,
 }
 
-/// Why an inbox does not take a message.
+/// The reason why an inbox does not take a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoom {
     /// The sender's part of the inbox is used up.
@@ -128,7 +128,7 @@ pub enum NoRoom {
 }
 
 impl NoRoom {
-    /// A name for logs and metrics.
+    /// The name of the reason in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::SenderQuota => "sender_quota",
@@ -137,7 +137,7 @@ impl NoRoom {
     }
 }
 
-/// Puts a message into a device's inbox, if there is room. Under the user's lock.
+/// Puts a message into a device's inbox, if there is room. The caller holds the lock of the device's user.
 pub fn put(batch: &mut Batch, owner: Owner, message: &Message) -> Result<Put, Fault> {
     put_within(batch, owner, message, BOUNDS)
 }
@@ -158,7 +158,7 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
         return Ok(Put { kept: Err(NoRoom::InboxFull), gave_way });
     }
     if gave_way > 0 {
-        // What gave way may have been the same sender's.
+        // The messages that gave way may have been from the same sender, whose share is then smaller.
         share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
     }
     let position = batch.position(&LogEntry::ToDevice { user });
@@ -176,8 +176,8 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     Ok(Put { kept: Ok(position), gave_way })
 }
 
-/// Deletes the oldest requests for room keys until a message of this size fits; none if that is not enough. Answers how
-/// many went.
+/// Deletes the oldest requests for room keys until a message of this size fits, or none if that is not enough. Answers how
+/// many were deleted.
 fn make_room(
     batch: &mut Batch,
     owner: Owner,
@@ -221,7 +221,7 @@ fn list_key_requests(batch: &Batch, owner: Owner, after: Position) -> Result<Vec
         .collect()
 }
 
-/// Messages have left the inbox: their senders' parts of it become smaller.
+/// Subtracts messages that have left the inbox from the shares of their senders.
 fn take_from_shares<'m>(
     to: &mut impl Write,
     (user, device): Owner,
@@ -250,12 +250,13 @@ fn take_from_shares<'m>(
     Ok(())
 }
 
-/// How far the device has confirmed, and what waits.
+/// The position up to which the device has confirmed, and the numbers of messages and bytes that wait.
 pub fn state(read: &(impl Read + ?Sized), owner: Owner) -> Result<InboxState, Fault> {
     Ok(schema::INBOX_STATE.get(read, owner)?.unwrap_or_default())
 }
 
-/// Up to `max` messages for a device in (after, upto], oldest first. What the device has confirmed is not read over.
+/// Lists up to `max` messages for a device in (after, upto], the oldest first. The range begins after the confirmed messages,
+/// so that deleted rows are not read over.
 pub fn list(
     read: &(impl Read + ?Sized),
     owner: Owner,
@@ -276,8 +277,8 @@ pub fn list(
         .collect()
 }
 
-/// The device has received everything at or before this position. Under the user's lock; nothing is written if that is
-/// nothing new.
+/// Notes that the device has received everything up to and including this position, and deletes it. Nothing is written if that
+/// was known. The caller holds the user's lock.
 pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<(), Fault> {
     let (user, device) = owner;
     let mut state = state(to, owner)?;
@@ -300,7 +301,7 @@ pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<
     Ok(())
 }
 
-/// Deletes the inboxes of devices that have ended, from the first to the last.
+/// Deletes the inboxes of ended devices, from the first to the last number.
 pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
     let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
     schema::INBOX.delete_below::<Owner, Owner>(batch, low, high);

@@ -1,8 +1,8 @@
-//! A new incarnation of the store (after a restore) owes something to those who encrypt.
+//! Duties toward encryption after a restore, which begins a new incarnation of the store.
 //!
-//! The store has gone back, so it has one-time keys that were given to somebody already. A key that is given twice cannot
-//! be used by one of the two, and weakens both: none of them is given again. Others hold device lists that are newer than
-//! ours: all are announced again.
+//! The store has gone back in time, so it has one-time keys that were given to somebody already. A key that is given twice
+//! cannot be used by one of the two, and weakens both, so none of them is given again. Others hold device lists that are newer
+//! than ours, so all are announced again.
 
 use crate::{
     encryption::{device_lists, keys},
@@ -14,8 +14,8 @@ use crate::{
 /// A batch deals with at most this many devices or users.
 const AT_ONCE: usize = 500;
 
-/// Takes back every one-time key, marks every fallback key as used, announces the devices of every local user. Devices
-/// upload new keys when they are told that none is left.
+/// Deletes every one-time key, marks every fallback key as used, and announces the devices of every local user. Devices upload
+/// new keys when they are told that none is left.
 pub fn begin(store: &Store) -> Result<(), Fault> {
     let snapshot = store.snapshot();
     let owners = keys::list_owners(&*snapshot)?;
@@ -38,12 +38,12 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
 }
 
 fn commit(store: &Store, build: impl FnOnce(&mut Batch) -> Result<(), Fault>) -> Result<(), Fault> {
-    // Nobody else uses a store that is being restored.
+    // No lock is needed, because nobody else uses a store that is being restored.
     let mut batch = store.batch(&Guard::alone());
     build(&mut batch)?;
     match store.enqueue(batch) {
         Ok(_) => store.flush().map(drop),
         Err(NotAccepted::Fault(fault)) => Err(fault),
-        Err(other) => Err(Fault::Io(format!("a restored store takes no batch: {other:?}"))),
+        Err(other) => Err(Fault::Io(format!("the restored store did not accept a batch: {other:?}"))),
     }
 }

@@ -39,9 +39,9 @@ pub type Owner = (UserNum, DeviceNum);
 /// Keys by algorithm and id (`signed_curve25519:AAAAHg`), each as the JSON that it came as.
 pub type Keys = BTreeMap<String, Box<RawValue>>;
 
-/// Whether these are identity keys of this device. Errors: 400.
+/// Refuses JSON that is not the identity keys of this device. Errors: 400 for a missing or wrong field, 413 if it is too large.
 pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId) -> Result<()> {
-    /// The specification asks for each of these fields.
+    /// The fields that the specification requires of identity keys.
     #[derive(Deserialize)]
     struct Named {
         user_id: String,
@@ -59,15 +59,18 @@ pub fn check_device_keys(keys: &RawValue, user_id: &UserId, device_id: &DeviceId
     let named: Named = serde_json::from_str(keys.get())
         .map_err(|why| Refusal::bad_json(format!("These are not the keys of a device: {why}.")))?;
     if named.user_id != user_id.as_str() || named.device_id != device_id.as_str() {
-        return Err(Refusal::invalid_param("These are the keys of another user or device.").into());
+        return Err(Refusal::invalid_param(
+            "`user_id` and `device_id` of `device_keys` must name your own device.",
+        )
+        .into());
     }
     Ok(())
 }
 
-/// Keeps the identity keys of a device, and says whether others must ask for them again. Under the user's lock.
+/// Stores the identity keys of a device, and answers whether others must ask for them again. The caller holds the user's lock.
 ///
-/// A device that has new keys under its old id cannot use what was made for the old ones: its one-time and fallback keys go,
-/// so that nobody begins a session that the device cannot read.
+/// A device that has new keys under its old id cannot use one-time and fallback keys that were made for the old ones. These
+/// are deleted, so that nobody begins a session that the device cannot read.
 pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Result<bool, Fault> {
     if let Some(before) = schema::DEVICE_KEYS.get(batch, owner)? {
         let (before, now) = (parse(&before), parse(keys.get().as_bytes()));
@@ -75,7 +78,7 @@ pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Resu
             return Ok(false);
         }
         if before.get("keys") != now.get("keys") {
-            tracing::debug!(user = %owner.0, device = %owner.1, reason = "new identity keys", "one-time keys go");
+            tracing::debug!(user = %owner.0, device = %owner.1, reason = "new identity keys", "one-time and fallback keys are deleted");
             delete_one_time_and_fallback(batch, owner)?;
         }
     }
@@ -83,7 +86,7 @@ pub fn put_device_keys(batch: &mut Batch, owner: Owner, keys: &RawValue) -> Resu
     Ok(true)
 }
 
-/// A key as JSON. What cannot be read was refused when it came; it is like nothing but itself.
+/// Reads a key as JSON. Other bytes were refused when they came; should there be any, they are equal only to themselves.
 fn parse(key: &[u8]) -> Value {
     serde_json::from_slice(key).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(key).into_owned()))
 }
@@ -99,8 +102,8 @@ fn without(key: &Value, fields: &[&str]) -> Value {
     key
 }
 
-/// Whether two one-time or fallback keys are the same one: as JSON, whatever the order of the fields is, and whoever has
-/// signed it since.
+/// Whether two one-time or fallback keys are the same key. They are compared as JSON, in which the order of fields does not
+/// count, and without signatures, which may be renewed.
 fn is_same_key(one: &[u8], other: &[u8]) -> bool {
     let signed = ["signatures", "unsigned"];
     one == other || without(&parse(one), &signed) == without(&parse(other), &signed)
@@ -130,12 +133,12 @@ pub fn find_device_keys(
     if let Some(name) = display_name {
         unsigned.insert("device_display_name".to_owned(), name.into());
     }
-    // The device itself may have written anything there: only the server says what is not signed.
+    // The device may have uploaded anything as `unsigned`, so only the server's own fields are shown.
     keys.insert("unsigned".to_owned(), Value::Object(unsigned));
     Ok(Some(Value::Object(keys)))
 }
 
-/// Says how many of a device's keys are left.
+/// The number of a device's one-time keys that are left, and its unused fallback keys.
 pub fn counts(read: &(impl Read + ?Sized), owner: Owner) -> Result<KeyCounts, Fault> {
     Ok(schema::KEY_COUNTS.get(read, owner)?.map(|Json(counts)| counts).unwrap_or_default())
 }
@@ -160,8 +163,8 @@ fn check_key(key: &RawValue) -> Result<()> {
     Ok(())
 }
 
-/// Keeps one-time keys. One that is here already under its id is kept once; another under the same id is refused (400).
-/// Under the user's lock.
+/// Stores one-time keys. The same key under the same id is stored once. The caller holds the user's lock. Errors: 400 for
+/// another key under an id that is in use, 413 for too many or too large keys.
 pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
@@ -198,7 +201,7 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
     Ok(())
 }
 
-/// Keeps fallback keys, in place of those of the same algorithms. Under the user's lock.
+/// Stores fallback keys, in place of those of the same algorithms. The caller holds the user's lock.
 pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
@@ -213,7 +216,7 @@ pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
         }
         let row = FallbackRow { id: id.to_owned(), key: key.get().to_owned() };
         let at = (owner.0, owner.1, algorithm);
-        // A key that is uploaded again may have been given already: then it stays a used one.
+        // A key that is uploaded again may have been given already, so it does not become an unused one.
         let is_same = |before: &FallbackRow| {
             before.id == row.id && is_same_key(before.key.as_bytes(), row.key.as_bytes())
         };
@@ -231,8 +234,8 @@ pub fn put_fallback_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
     Ok(())
 }
 
-/// Gives the one-time key of this algorithm that was uploaded first to somebody, and never again to anybody else; the fallback key when none is left.
-/// The answer is the key's whole id and its JSON. Under the owner's lock.
+/// Takes the oldest one-time key of this algorithm, which is never given again, or the fallback key if none is left. Answers
+/// the key's whole id and its JSON. The caller holds the lock of the owner's user.
 pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<(String, Bytes)>, Fault> {
     let first = {
         let prefix = (owner.0, owner.1, algorithm);
@@ -263,7 +266,7 @@ pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<
     Ok(Some((format!("{algorithm}:{}", fallback.id), fallback.key.into())))
 }
 
-/// Deletes all keys of devices that have ended, from the first to the last.
+/// Deletes all keys of ended devices, from the first to the last number.
 pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
     let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
     schema::DEVICE_KEYS.delete_below::<Owner, Owner>(batch, low, high);
@@ -278,7 +281,7 @@ pub fn list_owners(read: &(impl Read + ?Sized)) -> Result<Vec<Owner>, Fault> {
     rows.map(|row| row.map(|(owner, _)| owner)).collect()
 }
 
-/// Nothing that this device has uploaded counts as never given: its one-time keys go, its fallback keys are used ones.
+/// Treats all keys that this device has uploaded as given: its one-time keys are deleted, and its fallback keys become used.
 pub fn forget_given(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
     schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
     let mut counts = counts(batch, owner)?;

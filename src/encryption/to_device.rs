@@ -1,4 +1,5 @@
-//! Requests to send messages to devices, each carried out once: how far a request has got is kept with what it sent.
+//! Requests to send messages to devices are each carried out once: the progress of a request is stored in the batch of its
+//! messages.
 //!
 //! Specification: client-server API, "Send-to-Device messaging".
 
@@ -11,12 +12,12 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// The transaction id of a request is remembered at least so long, in milliseconds: no client retries for longer.
+/// The transaction id of a request is remembered for at least this many milliseconds; no client retries for longer.
 pub const TXN_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
-/// With each new transaction id this many old ones are forgotten: more than come, so that they do not gather.
+/// Each new transaction id deletes at most this many old ones. More may go than come, so that they do not pile up.
 const FORGOTTEN_AT_ONCE: usize = 3;
 
-/// How far a request of this device has got.
+/// The progress of a request of this device; nothing is done of a request that is not known.
 pub fn progress(
     read: &(impl Read + ?Sized),
     (user, device): Owner,
@@ -26,7 +27,7 @@ pub fn progress(
     Ok(schema::TO_DEVICE_TXNS.get(read, (user, device, event_type, txn_id))?.unwrap_or_default())
 }
 
-/// Keeps how far a request has got, in the batch with its messages, so that a retry goes on from there. Forgets a few
+/// Stores the progress of a request in the batch with its messages, so that a retry goes on from there. Deletes a few
 /// transaction ids that are older than [`TXN_KEPT_MS`].
 pub fn note_progress(
     batch: &mut Batch,
@@ -54,7 +55,7 @@ pub fn note_progress(
     Ok(())
 }
 
-/// Deletes what is known of the requests of devices that have ended, from the first to the last.
+/// Deletes the progress of all requests of ended devices, from the first to the last number.
 pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, DeviceNum)) {
     let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
     schema::TO_DEVICE_TXNS.delete_below::<Owner, Owner>(batch, low, high);

@@ -1,4 +1,4 @@
-//! `db check` asks here what must hold of push rules and unread counts.
+//! Invariants of the rows of push rules and unread counts, which `db check` verifies.
 
 use std::ops::Bound;
 
@@ -25,7 +25,7 @@ pub fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::PUSHERS, move |read, (user, app, key), Json(row), doubts| {
             doubts.unless(devices.has(read, *user, row.device)?, "the device that set it is gone");
             let owned = schema::PUSHER_OWNERS.contains(read, (app.as_str(), key.as_str(), *user))?;
-            doubts.unless(owned, "nobody is said to have it");
+            doubts.unless(owned, "`PUSHER_OWNERS` does not name its user");
             Ok(())
         }),
         RowCheck::of(&schema::PUSHER_OWNERS, |read, (app, key, user), (), doubts| {
@@ -58,7 +58,7 @@ pub fn checks() -> Vec<RowCheck> {
         }),
         RowCheck::of(&schema::UNREAD_THREAD_LOG, |read, (room, order), lane, doubts| {
             let newest = schema::UNREAD_THREAD.get(read, (*room, *lane))?;
-            doubts.unless(newest == Some(*order), "its thread has its news elsewhere");
+            doubts.unless(newest == Some(*order), "`UNREAD_THREAD` has another newest event for its thread");
             Ok(())
         }),
         RowCheck::of(&schema::UNREAD_OWN, |read, (room, user, order), row, doubts| {
@@ -89,16 +89,16 @@ fn event_at(read: &Snapshot, room: RoomNum, order: Order, doubts: &mut Doubts) -
     Ok(())
 }
 
-/// A lane is the main one, or grows from an event.
+/// Checks that a lane is the main one, or that the root of its thread exists.
 fn root(read: &Snapshot, room: RoomNum, lane: Lane, doubts: &mut Doubts) -> Result<(), Fault> {
     if let Some(EventNum(root)) = lane.root() {
         let there = schema::PLACE.contains(read, (room, EventNum(root)))?;
-        doubts.unless(there, format!("its thread grows from event {root}, which is not there"));
+        doubts.unless(there, format!("the root of its thread, event {root}, is missing"));
     }
     Ok(())
 }
 
-/// Totals are those before and what the event itself does.
+/// Checks that totals are the sum of the totals before them and what the event itself adds.
 fn running(
     read: &Snapshot,
     (room, lane, order): (RoomNum, Lane, Order),
@@ -108,6 +108,7 @@ fn running(
     let (low, high) = (Bound::Included((room, lane, Order::MIN)), Bound::Excluded((room, lane, order)));
     let mut rows = schema::UNREAD.range::<(RoomNum, Lane, Order)>(read, low, high, Direction::Down)?;
     let before = rows.next().transpose()?.map(|(_, totals)| totals).unwrap_or_default();
-    doubts.unless(before.plus(totals.last) == *totals, "it does not go on from the totals before it");
+    doubts
+        .unless(before.plus(totals.last) == *totals, "its totals are not those before it plus what it adds");
     Ok(())
 }

@@ -17,22 +17,23 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// The rules of the classes are ours and ask little; an event that costs more notifies nobody.
+/// Judging an event for a class takes at most this many steps. Our own rules need few, so an event that takes more was made to
+/// be costly, and notifies nobody.
 const CLASS_STEPS: u64 = 200_000;
 
-/// Which of a room's running numbers count for a user.
+/// A set of push rules that many users share; each class has running numbers of its own in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The user has the default rules.
     Default,
-    /// The user hears of mentions only.
+    /// The user is notified of mentions only.
     Mentions,
-    /// The user hears of nothing.
+    /// The user is notified of nothing.
     Muted,
 }
 
 impl Class {
-    /// Picks, from what an event does to all classes, what it does to this one.
+    /// The outcome for this class, out of an event's outcomes for all classes.
     pub fn outcome(self, outcomes: Outcomes) -> Outcome {
         match self {
             Self::Default => outcomes.default,
@@ -41,7 +42,7 @@ impl Class {
         }
     }
 
-    /// The class whose members' rules do in this room exactly what these do, if there is one.
+    /// The class whose rules count in this room exactly as these rules do, if there is one.
     pub(crate) fn of(rules: &Local<'_>) -> Option<Self> {
         if rules.is_silent() {
             return Some(Self::Muted);
@@ -56,7 +57,7 @@ impl Class {
         }
     }
 
-    /// The class that comes closest to these rules: it stands in for them where judging by them would cost too much.
+    /// The class that comes closest to these rules, for events that would cost too much to judge by the rules themselves.
     pub(crate) fn closest_to(rules: &Local<'_>) -> Self {
         match Self::of(rules) {
             Some(class) => class,
@@ -66,7 +67,7 @@ impl Class {
     }
 }
 
-/// The rules of the classes, as those of a user whom no event concerns in person.
+/// The compiled rules of the classes, for a user id that no event mentions or invites.
 static CLASSES: LazyLock<Option<Classes>> = LazyLock::new(|| {
     let nobody = OwnedUserId::try_from("@nobody:nowhere.invalid").ok()?;
     let default = defaults::default_rules(&nobody);
@@ -109,12 +110,12 @@ fn judge_as<R: Read + ?Sized>(
         Ok(rule) => Ok(rule.map(|rule| rule.outcome).unwrap_or_default()),
         Err(Halt::Fault(fault)) => Err(fault),
         Err(Halt::OutOfSteps) => {
-            tracing::debug!(reason = "it costs too much to judge", "an event notifies nobody");
+            tracing::debug!(reason = "judging it takes too many steps", "an event notifies nobody");
             Ok(Outcome::default())
         }
     };
     let default = outcome(&classes.default)?;
-    // Fewer rules cannot say more.
+    // The rules of `Mentions` are some of the default ones, so they notify only where those do.
     let mentions = if default.notify { outcome(&classes.mentions)? } else { Outcome::default() };
     Ok(Outcomes { default, mentions })
 }

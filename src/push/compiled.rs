@@ -18,9 +18,9 @@ use crate::{
     store::Read,
 };
 
-/// The rules of one user take no more memory than this, about: patterns beyond it match nothing.
+/// The compiled rules of a user take about this many bytes of memory at most; rules beyond that match nothing.
 pub(crate) const COMPILED_BYTES_MAX: usize = 512 << 10;
-/// Each condition is at least so many steps.
+/// Asking a condition costs at least this many steps, whatever it says.
 const CONDITION_STEPS: usize = 4;
 
 /// The rules of one user that are on, in the order in which they are tried.
@@ -33,12 +33,12 @@ pub(crate) struct Compiled {
 /// One rule of a user that is on.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// Its id: it tells people why they are notified.
+    /// The id of the rule, which tells people why they are notified.
     pub(crate) id: String,
     conditions: Vec<Condition>,
     /// The actions as the user wrote them: a gateway is told the tweaks among them.
     pub(crate) actions: Vec<Action>,
-    /// The same, as far as counts go.
+    /// The effect of the actions on counts.
     pub(crate) outcome: Outcome,
 }
 
@@ -51,7 +51,7 @@ impl Compiled {
             let bytes: usize = conditions.iter().map(Condition::bytes).sum();
             compiled.bytes += bytes + size_of::<Rule>() + rule.rule_id().len();
             if compiled.bytes > COMPILED_BYTES_MAX {
-                tracing::debug!(%user_id, rule = rule.rule_id(), "a push rule is left out: all together are too large");
+                tracing::debug!(%user_id, rule = rule.rule_id(), "a push rule is left out: the user's rules are too large together");
                 compiled.bytes -= bytes;
                 conditions = vec![Condition::Never];
             }
@@ -62,7 +62,7 @@ impl Compiled {
         compiled
     }
 
-    /// How many bytes it takes in memory, about.
+    /// About how many bytes the rules take in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -76,7 +76,7 @@ impl Compiled {
         sizes.sum::<usize>() <= COMPILED_BYTES_MAX
     }
 
-    /// The rules, where none of them asks for a room.
+    /// All rules, for rule sets in which no rule names a room.
     pub(crate) fn everywhere(&self) -> Local<'_> {
         Local(self.rules.iter().collect())
     }
@@ -101,12 +101,12 @@ fn conditions_of(rule: AnyPushRuleRef<'_>, user_id: &UserId) -> Vec<Condition> {
             let value = ScalarJsonValue::String(rule.rule_id.to_string());
             vec![Condition::Is { key: "sender".into(), value }]
         }
-        // A kind of rules that this server does not know.
+        // Rules of a kind that this server does not know match nothing.
         _ => vec![Condition::Never],
     }
 }
 
-/// Reads from actions what they do to counts. A highlight without a notification is none.
+/// The effect of actions on counts. A highlight or sound counts only together with a notification.
 pub(crate) fn outcome_of(actions: &[Action]) -> Outcome {
     let notify = actions.iter().any(Action::should_notify);
     let sound = match actions.iter().find_map(Action::sound) {
@@ -119,11 +119,11 @@ pub(crate) fn outcome_of(actions: &[Action]) -> Outcome {
     Outcome { notify, highlight: notify && actions.iter().any(Action::is_highlight), sound }
 }
 
-/// The rules of a user that can be met in one room; what they ask of the room itself holds.
+/// The rules of a user that events of one room can meet: their conditions on the room's id are known to hold.
 #[derive(Debug)]
 pub(crate) struct Local<'c>(Vec<&'c Rule>);
 
-/// The conditions of rules, with whether they notify and highlight: rules with equal essence do the same to counts.
+/// The conditions of rules, with whether they notify and highlight. Rules with equal essence have the same effect on counts.
 type Essence<'l> = Vec<(Vec<&'l Condition>, bool, bool)>;
 
 impl<'c> Local<'c> {
@@ -149,7 +149,7 @@ impl<'c> Local<'c> {
         Ok(None)
     }
 
-    /// Whether both do the same to counts, whatever happens in the room.
+    /// Whether both sets have the same effect on counts, whatever happens in the room.
     pub(crate) fn counts_like(&self, other: &Local<'_>) -> bool {
         self.essence() == other.essence()
     }
@@ -184,7 +184,7 @@ impl<'c> Local<'c> {
                 break;
             }
         }
-        // To meet a silent rule last is like meeting none.
+        // A silent rule at the end is like no rule at all, so it makes no difference between two sets.
         while essence.pop_if(|(_, notify, _)| !*notify).is_some() {}
         essence
     }

@@ -18,32 +18,32 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// A rule asks this of an event or its room.
+/// One condition of a rule, on an event or its room.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Condition {
     /// The room has this id.
     InRoom(Box<str>),
-    /// The room's id is like this.
+    /// The room's id matches this pattern.
     RoomLike(Glob),
-    /// A field that is a string is like this as a whole.
+    /// A field that is a string matches this pattern as a whole.
     Like { key: Box<str>, glob: Glob },
-    /// Words of the body are like this.
+    /// Some words of the body match this pattern.
     Says(Glob),
     /// A field is the id of the user whose rules these are.
     IsOwner { key: Box<str> },
     /// The body has the name of the user whose rules these are.
     SaysOwnersName,
-    /// The room has such a number of members.
+    /// The number of joined members is in this range.
     Joined(RoomMemberCountIs),
-    /// The sender has the power to notify like this.
+    /// The sender has the power level for this kind of notification.
     MayNotify(NotificationPowerLevelsKey),
     /// A field is exactly this.
     Is { key: Box<str>, value: ScalarJsonValue },
-    /// A list has exactly this in it.
+    /// A list contains exactly this value.
     Contains { key: Box<str>, value: ScalarJsonValue },
-    /// A list has the id of the user whose rules these are in it.
+    /// A list contains the id of the user whose rules these are.
     ContainsOwner { key: Box<str> },
-    /// A condition that this server does not know.
+    /// The condition never holds, because this server does not know its kind or its rule is too large.
     Never,
 }
 
@@ -76,12 +76,12 @@ impl Condition {
             PushCondition::EventPropertyContains(it) => {
                 Self::Contains { key: it.key.as_str().into(), value: it.value.clone() }
             }
-            // A condition that is not known matches nothing, as the specification has it.
+            // The specification says that a condition of an unknown kind matches nothing.
             _ => Self::Never,
         }
     }
 
-    /// Whether it asks for nothing but the room, and what the answer is.
+    /// The answer of a condition on the room's id; none for a condition that depends on the event.
     pub(crate) fn for_room(&self, room_id: &str) -> Option<bool> {
         match self {
             Self::InRoom(id) => Some(**id == *room_id),
@@ -91,7 +91,7 @@ impl Condition {
         }
     }
 
-    /// Whether an event meets it. What it asks of the room alone is taken to hold.
+    /// Whether an event meets the condition. One on the room's id counts as met, for [`Condition::for_room`] has answered it.
     pub(crate) fn holds<R: Read + ?Sized>(
         &self,
         scene: &Scene<'_, R>,
@@ -116,7 +116,7 @@ impl Condition {
             Condition::Joined(is) => is.contains(&ruma::UInt::new_saturating(scene.joined()?)),
             Condition::MayNotify(key) => scene.may_notify(key)?,
             Condition::Is { key, value } => match value {
-                // A room is known where an event does not name it.
+                // The scene knows the room's id even where the event does not name it.
                 ScalarJsonValue::String(text) => scene.text(key) == Some(text),
                 value => scene.field(key).is_some_and(|field| *field == *value),
             },
@@ -144,7 +144,7 @@ impl Condition {
     }
 }
 
-/// The user whose rules are judged by.
+/// The user whose rules an event is judged by, with the user's name in the room once a rule asked for it.
 pub(crate) struct Owner<'a> {
     user_id: &'a UserId,
     name: OnceCell<Glob>,
@@ -160,12 +160,12 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Why no judgement came about.
+/// The reason why an event could not be judged.
 #[derive(Debug)]
 pub(crate) enum Halt {
     /// The store failed while something was looked up.
     Fault(Fault),
-    /// It would have cost too much.
+    /// The steps were used up before the answer was known.
     OutOfSteps,
 }
 

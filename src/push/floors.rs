@@ -1,5 +1,5 @@
-//! A user has read each lane of a room up to some place. Receipts say so, events that the user sent, and the moment at which
-//! the user came.
+//! The floor of a lane is the place up to which a user has read it. It follows from receipts, from events that the user sent,
+//! and from the moment at which the user joined.
 //!
 //! Specification: client-server API, "Receiving notifications: marking notifications as read".
 
@@ -13,24 +13,24 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// Up to where a user has read a room. Lanes are looked up when they are first asked for.
+/// The places up to which a user has read the lanes of a room. A lane is looked up when it is first asked for.
 #[derive(Debug)]
 pub(crate) struct Floors<'a> {
     room: RoomNum,
     row: &'a RoomRow,
     user: UserNum,
     user_id: &'a str,
-    /// Everything up to here is read, in whatever lane.
+    /// Every lane is read at least up to here.
     base: Order,
     lanes: BTreeMap<Lane, Order>,
-    /// When the newest of the receipts that were looked up was stored.
+    /// The position at which the newest of the receipts that were looked up was stored.
     receipt_stored: Position,
     /// The newest of the user's own events that were looked up.
     sent: Order,
 }
 
 impl<'a> Floors<'a> {
-    /// Looks up what is read in all lanes. `joined` is where the user came: what is older does not count.
+    /// Looks up the place up to which all lanes are read. Events before `joined`, where the user joined, count as read.
     pub(crate) fn new(
         read: &(impl Read + ?Sized),
         (room, row): (RoomNum, &'a RoomRow),
@@ -60,12 +60,12 @@ impl<'a> Floors<'a> {
         self.user
     }
 
-    /// Everything up to here is read, in whatever lane.
+    /// The place up to which every lane is read.
     pub(crate) fn base(&self) -> Order {
         self.base
     }
 
-    /// Everything in this lane up to here is read.
+    /// The place up to which this lane is read.
     pub(crate) fn of_lane(&mut self, read: &(impl Read + ?Sized), lane: Lane) -> Result<Order, Fault> {
         if let Some(known) = self.lanes.get(&lane) {
             return Ok(*known);

@@ -8,20 +8,19 @@
 
 use std::iter;
 
-/// Letters of a text that are looked at; a pattern that would need more of it does not match.
+/// At most this many letters of a text are compared; a pattern that would need more of it does not match.
 pub(crate) const TEXT_LETTERS_MAX: usize = 8 << 10;
-/// Letters of a pattern; a longer one matches nothing.
+/// A pattern has at most this many letters; a longer one matches nothing.
 const PATTERN_LETTERS_MAX: usize = 1 << 10;
 const BITS: usize = u64::BITS as usize;
 
-/// How much work may still be done. Steps are counted instead of time, so that the same question always has the same
-/// answer.
+/// The work that may still be done. Steps are counted instead of time, so that the same question always has the same answer.
 #[derive(Debug)]
 pub(crate) struct Steps {
     left: u64,
 }
 
-/// The steps are used up.
+/// The error for work that would take more steps than are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutOfSteps;
 
@@ -43,18 +42,18 @@ impl Steps {
     }
 }
 
-/// A text as patterns look at it: in lower case, and only so much of it.
+/// A text prepared for matching: in lower case, and cut after [`TEXT_LETTERS_MAX`] letters.
 #[derive(Debug)]
 pub(crate) struct Text {
     letters: Vec<Letter>,
-    /// There is more of it than is looked at.
+    /// Whether the text was longer than is kept here.
     is_cut: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Letter {
     letter: char,
-    /// A word, or a sign beside one, may begin here.
+    /// Whether a match of words may begin at this letter: it or the one before is no part of a word.
     may_begin: bool,
     may_end: bool,
 }
@@ -82,7 +81,7 @@ fn lower(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
 }
 
-/// Words are made of these, as push rules define them.
+/// Whether a letter belongs to a word, as the specification defines words for push rules.
 fn is_of_word(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || letter == '_'
 }
@@ -90,29 +89,29 @@ fn is_of_word(letter: char) -> bool {
 /// A pattern, compiled for how it will be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Glob {
-    /// It has neither `*` nor `?` and is compared as a whole; in lower case.
+    /// The pattern in lower case, which has neither `*` nor `?` and is compared as a whole.
     Plain(Box<str>),
-    /// It has wildcards, or is looked for in a text.
+    /// The pattern has wildcards, or is looked for in a text.
     Automaton(Automaton),
-    /// It is too long to match anything.
+    /// The pattern is too long, and matches nothing.
     Nothing,
 }
 
-/// See the top of this file. State 0 is on at the start; the last state is where the pattern has been met.
+/// The automaton that the top of this file describes. State 0 is on at the start; in the last state the whole pattern is met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Automaton {
-    /// Which letters of the pattern a letter of text meets, for each letter that the pattern names; sorted.
+    /// For each letter that the pattern names, the states at which a text with that letter moves on. It is sorted by letter.
     named: Vec<(char, Box<[u64]>)>,
-    /// The same for all other letters: only `?` is met.
+    /// The states at which any other letter of text moves on: those where the pattern has `?`.
     others: Box<[u64]>,
-    /// States that stay on, since a `*` follows.
+    /// The states that stay on, because a `*` follows.
     stays: Box<[u64]>,
     /// The number of the last state.
     last: usize,
 }
 
 impl Glob {
-    /// For comparing a whole value.
+    /// Compiles a pattern that is compared with a whole value.
     pub(crate) fn of_value(pattern: &str) -> Self {
         if pattern.contains(['*', '?']) {
             Self::automaton(pattern, true)
@@ -123,12 +122,12 @@ impl Glob {
         }
     }
 
-    /// For finding words in a text.
+    /// Compiles a pattern that is looked for among the words of a text.
     pub(crate) fn of_words(pattern: &str) -> Self {
         Self::automaton(pattern, true)
     }
 
-    /// For finding words in a text; `*` and `?` stand for themselves.
+    /// Compiles words that are looked for in a text. In them `*` and `?` stand for themselves.
     pub(crate) fn of_literal_words(words: &str) -> Self {
         Self::automaton(words, false)
     }
@@ -166,7 +165,7 @@ impl Glob {
         Self::Automaton(Automaton { named, others, stays, last })
     }
 
-    /// How many bytes it takes in memory, about.
+    /// About how many bytes the pattern takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
@@ -175,12 +174,12 @@ impl Glob {
         }
     }
 
-    /// Whether a whole value is what the pattern says.
+    /// Whether a whole value matches the pattern.
     pub(crate) fn is_value(&self, value: &str, steps: &mut Steps) -> Result<bool, OutOfSteps> {
         match self {
             Self::Nothing => Ok(false),
             Self::Plain(text) => {
-                // It ends at the first letter that differs.
+                // The comparison ends at the first letter that differs, so it costs less than an automaton.
                 steps.take(text.len().min(value.len()) / 8 + 1)?;
                 Ok(lower(value).eq(text.chars()))
             }
@@ -188,7 +187,7 @@ impl Glob {
         }
     }
 
-    /// Whether words of a text are what the pattern says.
+    /// Whether some words of a text match the pattern.
     pub(crate) fn is_in(&self, text: &Text, steps: &mut Steps) -> Result<bool, OutOfSteps> {
         match self {
             Self::Automaton(it) => it.is_in(text, steps),
@@ -237,7 +236,7 @@ impl Automaton {
         Ok(false)
     }
 
-    /// Each state that meets the letter turns the next one on; those before a `*` stay on.
+    /// Moves all states by one letter: each that meets it turns the next one on, and those before a `*` stay on.
     fn step(&self, states: &mut [u64], letter: char) {
         let named = self.named.binary_search_by_key(&letter, |(letter, _)| *letter);
         let named = named.ok().and_then(|at| self.named.get(at));

@@ -1,4 +1,4 @@
-//! Pushers: where a user wants to be told of notifications. A pusher belongs to the device that set it, and goes with it.
+//! Pushers, which say where a user is told of notifications. A pusher belongs to the device that set it, and ends with it.
 //!
 //! Specification: client-server API, "Push Notifications", `POST /pushers/set`.
 
@@ -16,15 +16,15 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
-/// A pushkey is no longer, in bytes (the specification's bound).
+/// A pushkey has at most this many bytes (the specification's bound).
 const PUSHKEY_BYTES_MAX: usize = 512;
-/// An app id is no longer, in characters (the specification's bound).
+/// An app id has at most this many characters (the specification's bound).
 const APP_ID_CHARS_MAX: usize = 64;
-/// All of a pusher together, as JSON.
+/// A whole pusher has at most this many bytes of JSON.
 const PUSHER_BYTES_MAX: usize = 16 << 10;
-/// A user has no more pushers.
+/// A user has at most this many pushers, because each of them is told of each notification.
 const PUSHERS_MAX: usize = 200;
-/// Where every push gateway is asked.
+/// The path of every push gateway's URL, which the specification prescribes.
 const GATEWAY_PATH: &str = "/_matrix/push/v1/notify";
 
 /// The pushers of a user, as clients see them.
@@ -39,9 +39,9 @@ pub fn list_owners(read: &(impl Read + ?Sized), app_id: &str, pushkey: &str) -> 
     rows.map(|row| row.map(|((_, _, user), ())| user)).collect()
 }
 
-/// Sets a pusher of this device, or replaces the user's one of the same app id and pushkey. Unless `append`, other users'
-/// pushers of that name go: the app is now this user's. Under the locks of all those users, and the server's.
-/// Errors: 400 `M_INVALID_PARAM` for what cannot be a pusher; 413 for too many.
+/// Sets a pusher of this device, or replaces the user's one of the same app id and pushkey. Unless `append` is set, other
+/// users' pushers with that app id and pushkey are deleted, for the app now belongs to this user. The caller holds the locks
+/// of all those users, and the server's. Errors: 400 `M_INVALID_PARAM` for what cannot be a pusher; 413 for too many.
 pub fn set(
     batch: &mut Batch,
     (user, device): (UserNum, DeviceNum),
@@ -54,11 +54,11 @@ pub fn set(
     match &pusher.kind {
         PusherKind::Http(data) => check_gateway(data, allow_http)?,
         PusherKind::Email(_) => return Err(Refusal::invalid_param("This server sends no e-mail.").into()),
-        _ => return Err(Refusal::invalid_param("There are pushers of kind http only.").into()),
+        _ => return Err(Refusal::invalid_param("`kind` must be `http`.").into()),
     }
     let shown = serde_json::to_value(pusher).map_err(|error| Error::broken(error.to_string()))?;
     if shown.to_string().len() > PUSHER_BYTES_MAX {
-        return Err(Refusal::invalid_param("This pusher is too large.").into());
+        return Err(Refusal::invalid_param("A pusher has at most 16 KiB of JSON.").into());
     }
     if !schema::PUSHERS.contains(batch, (user, app_id, pushkey))? && list(batch, user)?.len() >= PUSHERS_MAX {
         return Err(Refusal::too_large(format!("An account has at most {PUSHERS_MAX} pushers.")).into());
@@ -100,7 +100,7 @@ fn check_gateway(data: &HttpPusherData, allow_http: bool) -> Result<(), Refusal>
     Err(Refusal::invalid_param(format!("The URL of a push gateway is https://<host>{GATEWAY_PATH}.")))
 }
 
-/// Takes a pusher away, if there is one. Under its user's lock.
+/// Deletes a pusher, if there is one. The caller holds its user's lock.
 pub fn delete(batch: &mut Batch, user: UserNum, app_id: &str, pushkey: &str) -> Result<(), Fault> {
     if schema::PUSHERS.contains(batch, (user, app_id, pushkey))? {
         schema::PUSHERS.delete(batch, (user, app_id, pushkey));
@@ -110,7 +110,7 @@ pub fn delete(batch: &mut Batch, user: UserNum, app_id: &str, pushkey: &str) -> 
     Ok(())
 }
 
-/// Takes away what devices that have ended have set. Under the user's lock.
+/// Deletes the pushers that devices set which have ended. The caller holds the user's lock.
 pub fn delete_of_ended(batch: &mut Batch, user: UserNum, ended: &EndedDevices) -> Result<(), Fault> {
     let rows = schema::PUSHERS.prefix::<(UserNum,)>(batch, (user,), Direction::Up)?;
     let rows = rows.collect::<Result<Vec<_>, _>>()?;

@@ -33,22 +33,23 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// Unread events of one room that are judged; of more, the older ones count as they do for a class.
+/// At most this many unread events of a room are judged by the user's own rules; older ones count as they do for a class.
 const JUDGED_MAX: usize = 1_000;
-/// Steps for one event. An event that takes more counts as it does for a class.
+/// Judging one event takes at most this many steps. An event that takes more counts as it does for a class.
 const EVENT_STEPS: u64 = 400_000;
-/// Steps for one look at all rooms of a user.
+/// One look at all rooms of a user takes at most this many steps, so that no user's rules hold up others.
 const LOOK_STEPS: u64 = 10_000_000;
-/// Each event is at least so many steps; beyond that, each byte of it is one.
+/// Reading an event costs at least this many steps. A longer event costs one step a byte.
 const READING_STEPS: usize = 500;
-/// With at most so many ignored users it is found out which of them ever were in a room.
+/// If a user ignores at most this many others, these are looked up among the members of a room; otherwise one of them is taken
+/// to be a member.
 const IGNORED_LOOKED_UP_MAX: usize = 32;
-/// Memory for compiled rules of users, in bytes.
+/// The cache of users' compiled rules takes at most this many bytes.
 const RULES_BYTES_MAX: u64 = 32 << 20;
-/// Memory for what was judged, in bytes.
+/// The cache of judged events takes at most this many bytes.
 const JUDGED_BYTES_MAX: u64 = 32 << 20;
 
-/// Push keeps in memory what it has compiled and judged. Cheap to clone.
+/// The caches of push: compiled rules and judged events. It is cheap to clone, for clones share them.
 #[derive(Clone)]
 pub struct Push(Arc<Inner>);
 
@@ -58,19 +59,19 @@ struct Inner {
     metrics: Metrics,
 }
 
-/// The rules of a user, and the users whom they ignore: this decides on what they are told of.
+/// The rules of a user and the users whom they ignore, which together decide what they are notified of.
 #[derive(Debug)]
 struct Own {
     version: Version,
-    /// None: the user has the default rules, and ignores nobody.
+    /// The compiled rules; none if the user has the default rules and ignores nobody.
     rules: Option<Compiled>,
     ignored: BTreeSet<String>,
 }
 
-/// When the rules, and the list of ignored users, were last written.
+/// The positions at which the rules and the list of ignored users were last written.
 type Version = (Position, Position);
 
-/// An event that notifies a user: where it stands, and what it does.
+/// An event that notifies a user: its place, its lane and its effect on counts.
 type Notified = (Order, Lane, Outcome);
 
 /// The events in a part of a room's timeline that notify one user.
@@ -78,9 +79,9 @@ type Notified = (Order, Lane, Outcome);
 struct Judged {
     /// The version of the rules by which they were judged.
     version: Version,
-    /// Events up to here were not judged.
+    /// The place after which events were judged.
     from: Order,
-    /// Events up to here were.
+    /// The last place that was judged.
     upto: Order,
     /// The events that notify, the newest first.
     events: Vec<Notified>,
@@ -105,14 +106,14 @@ impl Weighter<(UserNum, RoomNum), Arc<Judged>> for ByBytes {
 }
 
 impl Push {
-    /// Nothing is remembered yet.
+    /// Makes empty caches of bounded size.
     pub fn new(metrics: Metrics) -> Self {
         let rules = Cache::with_weighter(1_024, RULES_BYTES_MAX, ByBytes);
         let judged = Cache::with_weighter(4_096, JUDGED_BYTES_MAX, ByBytes);
         Self(Arc::new(Inner { rules, judged, metrics }))
     }
 
-    /// The reading of a user, for one look at their rooms.
+    /// A reader for one look at a user's rooms.
     pub fn reader<'a>(
         &'a self,
         read: &(impl Read + ?Sized),
@@ -167,7 +168,7 @@ fn read_ignored(content: &[u8]) -> BTreeSet<String> {
     content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default()
 }
 
-/// The reading of one user, for one look at their rooms.
+/// Counts and judges for one user, during one look at their rooms.
 pub struct Reader<'a> {
     push: &'a Push,
     user: UserNum,
@@ -177,14 +178,14 @@ pub struct Reader<'a> {
     steps: RefCell<Steps>,
 }
 
-/// Why an event notifies somebody, and how.
+/// The rule by which an event notifies a user, and its effect.
 #[derive(Clone, Debug)]
 pub struct Explained {
     /// The id of the rule that the event meets.
     pub rule_id: String,
     /// The actions that the rule names.
     pub actions: Vec<Action>,
-    /// The same, as far as counts go.
+    /// The effect of the actions on counts.
     pub outcome: Outcome,
 }
 
@@ -195,20 +196,20 @@ pub struct Place<'a> {
     pub num: RoomNum,
     /// The row of the room.
     pub row: &'a RoomRow,
-    /// When the user came.
+    /// The position at which the user joined; older events do not count.
     pub joined: Position,
 }
 
-/// How a user's rules apply in one room.
+/// The way in which a user's unread events of one room are counted.
 enum Judge<'r> {
-    /// As the rules of a class do.
+    /// The user's rules count as those of this class, so the room's running numbers answer.
     Class(Class),
-    /// As no class does: each event must be judged.
+    /// No class counts as the user's rules do, so each event must be judged by them.
     Own(Local<'r>),
 }
 
 impl Reader<'_> {
-    /// When the user's rules, or the list of ignored users, were last changed: counts may have changed with them.
+    /// The position at which the user's rules or list of ignored users last changed; counts may have changed with them.
     pub fn changed(&self) -> Position {
         self.own.version.0.max(self.own.version.1)
     }
@@ -224,8 +225,8 @@ impl Reader<'_> {
         self.tally_above(read, place, &mut floors, Order::upto(upto))
     }
 
-    /// Whether what is unread may be something else now than it was at position `from`, though the room may have no other
-    /// news for the user: rules have changed, something was read, or what counts is filtered out.
+    /// Whether the unread counts may differ from those at position `from`. They may even if the room has no other news for
+    /// the user: rules have changed, something was read, or the events that count are filtered out.
     pub fn is_news(
         &self,
         read: &(impl Read + ?Sized),
@@ -245,8 +246,8 @@ impl Reader<'_> {
         Ok(now != self.tally_above(read, place, &mut floors, Order::upto(from))?)
     }
 
-    /// Which rule of the user an event of a room meets, and what it says; none if the event notifies the user in no way. This
-    /// is the whole answer, with the tweaks that a gateway is told, for one event.
+    /// The rule of the user that an event of a room meets, with the tweaks that a gateway is told; none if the event meets no
+    /// rule, is redacted, or comes from somebody whom the user ignores.
     pub fn explain(
         &self,
         read: &(impl Read + ?Sized),
@@ -318,7 +319,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Whether somebody whom the user ignores is, or was, in the room.
+    /// Whether somebody whom the user ignores is or was in the room, so that the room's running numbers may be wrong for them.
     fn ignores_members(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
         let ignored = &self.own.ignored;
         if ignored.is_empty() || ignored.len() > IGNORED_LOOKED_UP_MAX {
@@ -328,7 +329,7 @@ impl Reader<'_> {
         Ok(keys.iter().any(Option::is_some))
     }
 
-    /// Judges the unread events of a room by the user's own rules, or finds what was judged before.
+    /// Judges the unread events of a room by the user's own rules. Events that were judged before come from the cache.
     fn judge_unread(
         &self,
         read: &(impl Read + ?Sized),
@@ -378,8 +379,9 @@ impl Reader<'_> {
             let stored = Stored { order, row };
             let is_paid = self.steps.borrow_mut().take(READING_STEPS.max(stored.row.json.len())).is_ok();
             if count == JUDGED_MAX || !is_paid {
-                let reason = if is_paid { "too many are unread" } else { "this look has cost enough" };
-                tracing::debug!(user = %self.user, room = %place.num, reason, "older events count by class");
+                let reason =
+                    if is_paid { "too many events are unread" } else { "the steps of this look are used up" };
+                tracing::debug!(user = %self.user, room = %place.num, reason, "older events count as they do for a class");
                 return Ok((events, Some(order)));
             }
             let outcome = self.judge_one(read, place, rules, &owner, &stored)?;
@@ -390,7 +392,7 @@ impl Reader<'_> {
         Ok((events, None))
     }
 
-    /// Judges one event.
+    /// The effect of one event on the user's counts, by the user's own rules or, if that costs too much, by the closest class.
     fn judge_one(
         &self,
         read: &(impl Read + ?Sized),
@@ -414,13 +416,13 @@ impl Reader<'_> {
         let mut steps = Steps::new(allowed);
         let judged = rules.judge(&scene, owner, &mut steps);
         let taken = allowed.saturating_sub(steps.left());
-        // Where too little is left, the next event ends the look.
+        // If too few steps are left, the next event ends the look.
         look.take(usize::try_from(taken).unwrap_or(usize::MAX)).unwrap_or(());
         match judged {
             Ok(rule) => Ok(rule.map(|rule| rule.outcome).unwrap_or_default()),
             Err(Halt::Fault(fault)) => Err(fault),
             Err(Halt::OutOfSteps) => {
-                let reason = "judging it by the user's own rules costs too much";
+                let reason = "judging it by the user's own rules takes too many steps";
                 tracing::debug!(user = %self.user, room = %place.num, event = %stored.event(), reason, "an event counts by class");
                 Ok(Class::closest_to(rules).outcome(classes::judge_for(&scene, self.user_id)?))
             }
@@ -428,7 +430,7 @@ impl Reader<'_> {
     }
 }
 
-/// Adds what was judged and is unread.
+/// Adds the judged events that the user has not read and that were not redacted since.
 fn add_judged(
     sums: &mut Sums,
     read: &(impl Read + ?Sized),

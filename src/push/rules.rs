@@ -1,4 +1,4 @@
-//! The push rules of a user. Who has changed none has no row, and the server's default rules.
+//! The push rules of a user. A user who has changed none has no row, and gets the server's default rules.
 //!
 //! Specification: client-server API, "Push Rules".
 
@@ -20,16 +20,16 @@ use crate::{
     store::{Batch, Fault, LogEntry, Read},
 };
 
-/// All rules of one user together, as JSON.
+/// The rules of a user have at most this many bytes of JSON together.
 const RULES_BYTES_MAX: usize = 128 << 10;
-/// Each rule is asked of each event.
+/// A user has at most this many rules, because each event may be compared with all of them.
 const RULES_MAX: usize = 500;
 const CONDITIONS_MAX: usize = 20;
 const ACTIONS_MAX: usize = 20;
 const RULE_ID_BYTES_MAX: usize = 255;
 const PATTERN_BYTES_MAX: usize = 1024;
 
-/// The rules of this user.
+/// The rules of this user, with the server's default rules among them.
 pub fn rules_of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Ruleset, Fault> {
     Ok(find_own_rules(read, user, user_id)?.unwrap_or_else(|| defaults::default_rules(user_id)))
 }
@@ -63,13 +63,13 @@ pub fn as_json(rules: &Ruleset) -> Result<serde_json::Value> {
     Ok(json)
 }
 
-/// When the rules were last changed: never is zero.
+/// The position at which the rules were last changed; zero if they never were.
 pub fn changed_at(read: &(impl Read + ?Sized), user: UserNum) -> Result<Position, Fault> {
     Ok(schema::PUSH_RULES.get(read, user)?.map_or(Position::ZERO, |row| row.position))
 }
 
-/// Changes the rules in this batch, which is accepted only if nobody else changes them meanwhile: on a conflict,
-/// make a new batch and ask again. Claims a position.
+/// Changes the rules in this batch, and claims a position. The batch is accepted only if nobody else changes the rules
+/// meanwhile; on a conflict, the caller makes a new batch and calls this again.
 pub fn change(
     batch: &mut Batch,
     user: UserNum,
@@ -88,7 +88,10 @@ pub fn change(
         return Err(Refusal::too_large(most).into());
     }
     if !Compiled::fits(&rules, user_id) {
-        return Err(Refusal::too_large("The patterns of the push rules are too long together.").into());
+        return Err(Refusal::too_large(
+            "The patterns of your push rules are too long together; remove or shorten some.",
+        )
+        .into());
     }
     match &row {
         Some(row) => schema::PUSH_RULES.expect_value(batch, user, row),
@@ -105,7 +108,8 @@ pub fn delete_all(batch: &mut Batch, user: UserNum) {
 }
 
 /// Adds a rule or replaces the one of its kind and id, and moves it as asked.
-/// Refuses (400) ids of default rules, ids that are none, and places that are none; the rules are then not to be kept.
+/// Errors: 400 for the id of a default rule, an invalid id, or a place that does not exist. The rules may be changed in part
+/// then, so the caller drops them.
 pub fn insert(
     rules: &mut Ruleset,
     rule: NewPushRule,
@@ -117,8 +121,8 @@ pub fn insert(
     if [after, before].contains(&Some(id.as_str())) {
         return Err(Refusal::invalid_param("A rule cannot be placed before or after itself.").into());
     }
-    // ruma moves a rule that is already there by an index that counts the rule itself, and panics at the end of the
-    // list: a rule that is to be placed anew is taken out first, but stays off if it was.
+    // ruma moves a rule that is already there by an index that counts the rule itself, and panics at the end of the list.
+    // So a rule that gets another place is removed first; if it was off, it is switched off again.
     let was_enabled = match after.or(before) {
         Some(_) => {
             rules.get(kind.clone(), &id).filter(|rule| !rule.is_server_default()).map(|rule| rule.enabled())
@@ -141,13 +145,13 @@ fn place(rules: &mut Ruleset, rule: NewPushRule, after: Option<&str>, before: Op
             InsertPushRuleError::ServerDefaultRuleId => {
                 "Ids that begin with a dot are for the server's own rules."
             }
-            InsertPushRuleError::InvalidRuleId => "A rule's id holds no slashes.",
+            InsertPushRuleError::InvalidRuleId => "`ruleId` cannot contain / or \\.",
             InsertPushRuleError::RelativeToServerDefaultRule => {
-                "A rule has no place among the server's own rules."
+                "A rule cannot be placed before or after one of the server's own rules."
             }
-            InsertPushRuleError::UnknownRuleId => "There is no rule of this id to be placed before or after.",
+            InsertPushRuleError::UnknownRuleId => "`before` or `after` names a rule that does not exist.",
             InsertPushRuleError::BeforeHigherThanAfter => {
-                "No place is before the one rule and after the other."
+                "The rule in `before` comes earlier than the rule in `after`."
             }
             _ => "This rule cannot be added.",
         };
@@ -161,11 +165,19 @@ fn check(rule: &NewPushRule) -> Result<()> {
         NewPushRule::Content(rule) => (&rule.actions, &[], &rule.pattern),
         NewPushRule::Room(rule) => (&rule.actions, &[], ""),
         NewPushRule::Sender(rule) => (&rule.actions, &[], ""),
-        _ => return Err(Refusal::invalid_param("There is no such kind of push rules.").into()),
+        _ => {
+            return Err(Refusal::invalid_param(
+                "`kind` must be override, content, room, sender or underride.",
+            )
+            .into());
+        }
     };
     check_actions(actions)?;
     if rule.rule_id().len() > RULE_ID_BYTES_MAX || pattern.len() > PATTERN_BYTES_MAX {
-        return Err(Refusal::invalid_param("The rule's id or pattern is too long.").into());
+        return Err(Refusal::invalid_param(
+            "A rule's id has at most 255 bytes, and its pattern at most 1,024.",
+        )
+        .into());
     }
     let too_long = conditions.iter().any(|condition| match condition {
         PushCondition::EventMatch(condition) => {
@@ -174,14 +186,17 @@ fn check(rule: &NewPushRule) -> Result<()> {
         _ => false,
     });
     if conditions.len() > CONDITIONS_MAX || too_long {
-        return Err(Refusal::invalid_param("The rule's conditions are too many or too long.").into());
+        return Err(Refusal::invalid_param(
+            "A rule has at most 20 conditions, each with a key and pattern of at most 1,024 bytes.",
+        )
+        .into());
     }
     Ok(())
 }
 
 fn check_actions(actions: &[Action]) -> Result<()> {
     if actions.len() > ACTIONS_MAX {
-        return Err(Refusal::invalid_param("These are too many actions.").into());
+        return Err(Refusal::invalid_param("A rule has at most 20 actions.").into());
     }
     Ok(())
 }
@@ -190,7 +205,7 @@ fn no_such_rule() -> Error {
     Refusal::not_found("There is no such push rule.").into()
 }
 
-/// The rule of this kind and id. Refuses an unknown kind or id: 404.
+/// The rule of this kind and id. Errors: 404 for an unknown kind or id.
 pub fn require_rule<'r>(rules: &'r Ruleset, kind: RuleKind, rule_id: &str) -> Result<AnyPushRuleRef<'r>> {
     require_kind(&kind)?;
     rules.get(kind, rule_id).ok_or_else(no_such_rule)
@@ -202,7 +217,7 @@ fn require_kind(kind: &RuleKind) -> Result<()> {
     if known.contains(kind) { Ok(()) } else { Err(no_such_rule()) }
 }
 
-/// Takes a rule away. Refuses the server's own rules (400) and an unknown id (404).
+/// Removes a rule. Errors: 400 for one of the server's own rules, 404 for an unknown kind or id.
 pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> {
     require_kind(&kind)?;
     rules.remove(kind, rule_id).map_err(|why| match why {
@@ -214,13 +229,14 @@ pub fn remove(rules: &mut Ruleset, kind: RuleKind, rule_id: &str) -> Result<()> 
     })
 }
 
-/// Switches a rule on or off.
+/// Switches a rule on or off. Errors: 404 for an unknown kind or id.
 pub fn set_enabled(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, enabled: bool) -> Result<()> {
     require_kind(&kind)?;
     rules.set_enabled(kind, rule_id, enabled).map_err(|_| no_such_rule())
 }
 
-/// Changes what a rule does; also of the server's own ones.
+/// Changes the actions of a rule, which may be one of the server's own. Errors: 400 for too many actions, 404 for an unknown
+/// kind or id.
 pub fn set_actions(rules: &mut Ruleset, kind: RuleKind, rule_id: &str, actions: Vec<Action>) -> Result<()> {
     require_kind(&kind)?;
     check_actions(&actions)?;

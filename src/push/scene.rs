@@ -23,12 +23,12 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// An event and its room. What few rules ask for is read when a rule first asks for it.
+/// An event and its room. Properties that few rules need are read when a rule first asks for them.
 pub(crate) struct Scene<'a, R: ?Sized> {
     read: &'a R,
     num: RoomNum,
     room: &'a RoomRow,
-    /// Where the event stands, if the room may have changed since; none for an event that is about to be stored.
+    /// The place of a stored event, at which the room is looked at; none for an event that is about to be stored.
     at: Option<Order>,
     event: FlattenedJson,
     body: OnceCell<Option<Text>>,
@@ -115,7 +115,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
         self.event.get_str("state_key").filter(|_| is_invite)
     }
 
-    /// How many were in the room.
+    /// The number of members who were joined to the room at the event.
     pub(crate) fn joined(&self) -> Result<u64, Fault> {
         if let Some(known) = self.joined.get() {
             return Ok(*known);
@@ -139,7 +139,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
         Ok(name.unwrap_or_else(|| user_id.localpart().to_owned()))
     }
 
-    /// Whether the sender had the power to notify so many at once.
+    /// Whether the sender had the power level for this kind of notification (`notifications` in the power levels).
     pub(crate) fn may_notify(&self, key: &NotificationPowerLevelsKey) -> Result<bool, Fault> {
         let Some(sender) = self.sender().and_then(|sender| <&UserId>::try_from(sender).ok()) else {
             return Ok(false);

@@ -1,11 +1,11 @@
-//! Unread counts that cost nothing a member.
+//! Unread counts whose cost does not grow with the members of a room.
 //!
-//! Each event is judged once a *class* of rules, and the running numbers of the classes stand beside the event. What is
-//! unread is the number now less the number at the place up to which a user has read. Beside that a row is written for
-//! each user whom an event concerns in person (it mentions or invites them), and for whoever sent it: sending marks what
-//! came before as read.
+//! Each event is judged once for each *class* of rules, and the running numbers of the classes are stored at the event's
+//! place. The unread count is the number now less the number at the place up to which a user has read. In addition, a row is
+//! written for each user whom an event concerns in person (it mentions or invites them), and for its sender, because sending
+//! marks all earlier events as read.
 //!
-//! Users whose rules are their own are no concern of the batch: their own syncs judge events for them
+//! The batch does nothing for users with rules of their own; their own syncs judge events for them
 //! ([`Reader`](crate::push::Reader)).
 
 use std::{
@@ -32,14 +32,15 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// Mentions in one event beyond this many notify nobody.
+/// At most this many mentions of one event notify, because each may write a row; further ones notify nobody.
 const MENTIONS_MAX: usize = 200;
-/// Threads with news that are counted; those with older news are left out.
+/// At most this many threads with news are counted; those with older news are left out.
 const THREADS_COUNTED: usize = 500;
-/// Mentions and redactions that are counted; more unread than that is as good as that.
+/// At most this many unread mentions, and as many redactions, are counted; people cannot tell such numbers apart.
 const ROWS_COUNTED: usize = 5_000;
 
-/// Writes what an event does to counts. Part of the event's batch, under the room's lock, after its member rows.
+/// Writes the effect of an event on counts, as part of the event's batch and after its member rows. The caller holds the
+/// room's lock.
 pub fn count(change: &mut Change, stored: &Stored) -> Result<(), Fault> {
     if stored.row.header.unseen || stored.order.minor != 0 {
         return Ok(());
@@ -72,8 +73,8 @@ pub fn count(change: &mut Change, stored: &Stored) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Our user who sent this and thereby has read what came before it. Changes of membership do not show that somebody looked
-/// at the room: a new display name goes to all rooms of a user at once.
+/// The user of ours who sent this event, and thereby has read all earlier ones. None for a change of membership, which does not
+/// show that somebody looked at the room: a new display name goes to all rooms of a user at once.
 fn find_sender(read: &(impl Read + ?Sized), stored: &Stored) -> Result<Option<UserNum>, Fault> {
     let is_member = stored.row.header.state_key.is_some() && stored.row.event_type() == "m.room.member";
     match <&UserId>::try_from(&*stored.row.sender()) {
@@ -82,8 +83,8 @@ fn find_sender(read: &(impl Read + ?Sized), stored: &Stored) -> Result<Option<Us
     }
 }
 
-/// The users of this server whom the event concerns in person, with what it does to them, where that differs from what it
-/// does to others.
+/// The users of this server whom the event concerns in person, with its outcome for them, where that differs from the outcome
+/// for others.
 fn list_concerned(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -137,8 +138,8 @@ fn totals(read: &(impl Read + ?Sized), room: RoomNum, lane: Lane, upto: Order) -
     Ok(rows.next().transpose()?.map(|(_, totals)| totals).unwrap_or_default())
 }
 
-/// An event that stood at this order is redacted and no longer counts. `original` is the event as it was. Part of the
-/// redaction's batch, under the room's lock.
+/// Notes, as part of the redaction's batch, that a redacted event no longer counts. `original` is the event as it was before
+/// the redaction. The caller holds the room's lock.
 pub fn uncount(batch: &mut Batch, room: RoomNum, original: &Stored) -> Result<(), Fault> {
     let lane = relations::lane_of(batch, room, original)?;
     let counted = schema::UNREAD.get(batch, (room, lane, original.order))?;
@@ -147,12 +148,12 @@ pub fn uncount(batch: &mut Batch, room: RoomNum, original: &Stored) -> Result<()
     Ok(())
 }
 
-/// How much is unread.
+/// The number of unread events that notify a user, and how many of them highlight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
     /// The number of events that notify.
     pub notifications: u64,
-    /// How many of those highlight.
+    /// The number of those events that highlight.
     pub highlights: u64,
 }
 
@@ -166,7 +167,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// In threads and outside.
+    /// The sum of the numbers outside threads and in all threads.
     pub fn total(&self) -> Unread {
         self.threads.values().fold(self.main, |sum, thread| Unread {
             notifications: sum.notifications + thread.notifications,
@@ -180,7 +181,7 @@ impl Tally {
 pub(crate) struct Sums(BTreeMap<Lane, (i64, i64)>);
 
 impl Sums {
-    /// Adds what an event does.
+    /// Adds the effect of one event.
     pub(crate) fn add(&mut self, lane: Lane, outcome: Outcome) {
         self.add_numbers(lane, i64::from(outcome.notify), i64::from(outcome.highlight));
     }
@@ -191,7 +192,7 @@ impl Sums {
         sum.1 = sum.1.saturating_add(highlights);
     }
 
-    /// The numbers, once everything is added.
+    /// The final numbers, after everything is added.
     pub(crate) fn tally(self) -> Tally {
         let mut tally = Tally::default();
         for (lane, (notifications, highlights)) in self.0 {
@@ -215,7 +216,7 @@ impl Sums {
     }
 }
 
-/// Adds what a member of a class has not read of a room up to and including an order.
+/// Adds the unread events of a member of a class, up to and including an order.
 pub(crate) fn add_of_class(
     sums: &mut Sums,
     read: &(impl Read + ?Sized),
@@ -259,7 +260,7 @@ pub(crate) fn add_of_class(
 
 /// The lanes in which something notified a class after `base`.
 fn lanes_with_news(read: &(impl Read + ?Sized), room: RoomNum, base: Order) -> Result<BTreeSet<Lane>, Fault> {
-    // A thread is listed at its newest news alone, which may stand above the part that is counted.
+    // A thread is logged only at its newest event that counts, which may be above the part that is counted here.
     let (low, high) = (Bound::Excluded((room, base)), Bound::Included((room, Order::MAX)));
     let threads = schema::UNREAD_THREAD_LOG.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
     let threads = threads.take(THREADS_COUNTED).map(|row| row.map(|(_, lane)| lane));

@@ -1,4 +1,4 @@
-//! The user directory: our users whose name or id holds what somebody looks for, as far as they may know of them
+//! The user directory: it finds users of ours by a part of their name or id, as far as the searcher may know of them
 //! (<https://spec.matrix.org/v1.19/client-server-api/#user-directory>).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,19 +17,19 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// So many accounts are looked at, oldest first.
+/// A search reads at most this many accounts, the oldest first, so that its cost is bounded on a large server.
 const ACCOUNTS_MAX: usize = 100_000;
-/// So many profiles are read at once.
+/// Display names are read in groups of this many, which costs less than reading each alone.
 const PROFILES_AT_ONCE: usize = 500;
-/// Of so many whose name fits is asked whether they may be known.
+/// At most this many users whose name fits are checked for whether the searcher may know of them, because that reads rooms.
 const FITTING_MAX: usize = 2_000;
-/// So many rooms of one user are looked at.
+/// At most this many rooms of a found user are checked for whether everybody may join or read them.
 const ROOMS_MAX: usize = 1_000;
 
-/// Somebody who was found.
+/// A user whom a search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
-    /// The user id.
+    /// The full user id.
     pub user_id: OwnedUserId,
     /// The name in their profile.
     pub display_name: Option<String>,
@@ -37,21 +37,21 @@ pub struct Person {
     pub avatar_url: Option<String>,
 }
 
-/// How well somebody fits: what fits better is less.
+/// How well a user fits the search; a better fit is less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
-    /// The name is what is looked for.
+    /// The name or id equals the term.
     Whole,
-    /// It begins so.
+    /// The name or id begins with the term.
     Begins,
-    /// One of its words does.
+    /// A word of the name begins with the term.
     Word,
-    /// It is somewhere in it.
+    /// All words of the term are somewhere in the name or id.
     Within,
 }
 
-/// Who fits `term`, the best first, at most `limit`; and whether there are more. Only who shares a room with the one who
-/// asks, or is in a room that everybody may join or read.
+/// Lists at most `limit` users who fit `term`, the best fit first, and answers whether there are more. Only users are found
+/// who share a room with the searcher, or are in a room that everybody may join or read.
 pub fn find(
     read: &(impl Read + ?Sized),
     asks: UserNum,
@@ -112,7 +112,7 @@ fn text(json: &[u8]) -> Option<String> {
     serde_json::from_slice(json).ok()
 }
 
-/// How well a user fits what is looked for, in lower case; `None` if not at all.
+/// How well a user fits the term, which is in lower case; `None` if not at all.
 fn fit(term: &str, user_id: &str, name: Option<&str>) -> Option<Fit> {
     let user_id = user_id.to_lowercase();
     let name = name.unwrap_or_default().to_lowercase();
@@ -128,15 +128,15 @@ fn fit(term: &str, user_id: &str, name: Option<&str>) -> Option<Fit> {
     if words.any(|word| word.starts_with(term)) {
         return Some(Fit::Word);
     }
-    // In any order, and of both name and id: "cooper alice".
+    // The words may come in any order, from both name and id, as in "cooper alice".
     let within = term.split_whitespace().all(|word| places.iter().any(|place| place.contains(word)));
     within.then_some(Fit::Within)
 }
 
-/// Whom the one who asks may know of.
+/// Decides which users the searcher may know of.
 struct Sight {
     own: BTreeSet<RoomNum>,
-    /// Whether everybody may join or read a room, of those that were looked at.
+    /// The rooms that were checked so far, with whether everybody may join or read them.
     open: BTreeMap<RoomNum, bool>,
 }
 

@@ -38,7 +38,7 @@ fn enqueue(store: &Store, build: impl FnOnce(&mut Batch)) {
     }
 }
 
-/// What a naive inbox remembers of a message.
+/// A message as the naive inbox remembers it.
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
     number: u64,
@@ -135,16 +135,16 @@ proptest! {
     }
 }
 
-/// What happens to requests, and to the devices that they reach.
+/// An event in the life of requests and of the devices that they reach.
 #[derive(Clone, Debug)]
 enum Event {
     /// A client begins a request to these devices.
     Request { devices: Vec<bool> },
     /// One batch more of a request, by a first try or a retry.
     Step { request: prop::sample::Index },
-    /// What was accepted becomes durable.
+    /// The store flushes, so that accepted batches become durable.
     Flush,
-    /// What was not durable is lost.
+    /// The store crashes, and loses what was not durable.
     Crash,
     /// A device asks, and confirms what it had; the answer may be lost on its way.
     Sync { device: usize, is_lost: bool },
@@ -256,7 +256,7 @@ proptest! {
                 Event::Crash => world.crash(),
                 Event::Sync { device, is_lost } => drop(world.sync(device, is_lost)),
             }
-            // What is durable for a device never changes its order: it is only added to.
+            // Messages that are durable for a device never change their order; new ones only come after them.
             for (device, seen) in accepted.iter_mut().enumerate() {
                 let snapshot = world.store.snapshot();
                 let waiting = list(&*snapshot, owner(device), Position::ZERO, snapshot.upto(), 1_000).unwrap();

@@ -20,9 +20,9 @@ enum Op {
     Claim { algorithm: usize },
     /// The device has new identity keys, or says the old ones again.
     Identity { is_new: bool },
-    /// What was accepted becomes durable.
+    /// The store flushes, so that accepted batches become durable.
     Flush,
-    /// What was not durable is lost.
+    /// The store crashes, and loses what was not durable.
     Crash,
 }
 
@@ -38,7 +38,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What should be kept.
+/// The keys that the store should have, in plain lists.
 #[derive(Clone, Debug, Default)]
 struct Naive {
     one_time: [VecDeque<u64>; 2],
