@@ -1,4 +1,4 @@
-//! What must hold of the rows of rooms: `db check` asks.
+//! Checks the rows of rooms, one by one and against one another, for `db check`.
 
 mod events;
 
@@ -27,7 +27,7 @@ use crate::{
 
 const MEMBER: &str = "m.room.member";
 
-/// The checks of rooms: the rooms themselves, their events, state, members, names and receipts.
+/// Lists the checks of rooms: of the rooms themselves, their events, state, members, names and receipts.
 pub fn checks() -> Vec<RowCheck> {
     let own = [
         RowCheck::of(&schema::ROOM, room),
@@ -87,7 +87,7 @@ pub fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::RECEIPT_LOG, |read, (room, position), Json(key), doubts| {
             let row =
                 schema::RECEIPTS.get(read, (*room, key.user.as_str(), key.kind, key.thread.as_str()))?;
-            // It counts only while the receipt still says that position.
+            // The row counts only while the receipt still says that position.
             doubts.unless(
                 row.is_some_and(|row| row.position >= *position),
                 "there is no receipt as new as that",
@@ -99,12 +99,12 @@ pub fn checks() -> Vec<RowCheck> {
     own.into_iter().chain(of_events).chain(state::check::checks()).collect()
 }
 
-/// Whether a user of this membership stands in the list of the room's users.
+/// Whether a user with this membership stands in the list of the room's users.
 fn is_near(membership: Membership) -> bool {
     matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
 }
 
-/// A reference to a state is to one that can be read.
+/// Checks that a reference to a state is to a state that can be read.
 pub(super) fn reference(read: &Snapshot, room: RoomNum, at: Ref, doubts: &mut Doubts) -> Result<(), Fault> {
     match at {
         Ref::Main(order) => doubts.position(read, order.anchor),
@@ -156,7 +156,7 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
     Ok(())
 }
 
-/// One of our users who is in a room knows it. (Who was invited before having an account does not.)
+/// Checks that a user of ours who is joined by the room's state has a row that says so, by the same event.
 fn joined_user(
     read: &Snapshot,
     room: RoomNum,
@@ -204,7 +204,7 @@ fn user_room(
             members::membership_of_event(read, *room, event)?
         }
         Val::Absent | Val::Derived(_) => Membership::Leave,
-        // Partial state: nobody can say.
+        // The state is only partly known, so nothing contradicts the row.
         Val::Unknown => row.membership,
     };
     let said = membership.as_str();

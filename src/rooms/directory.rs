@@ -1,7 +1,7 @@
-//! The public directory: rooms that whoever looks may find.
+//! The public directory: rooms that anybody may find.
 //!
-//! Anybody may ask for it, without an account, and each answer looks at every room in it. So what it says of a room is kept in
-//! memory until something happens in that room.
+//! Anybody may ask for the directory, without an account, and each answer looks at every room in it. So the entry of a
+//! room is kept in memory until something happens in that room.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(crate) fn publish(batch: &mut Batch, room: RoomNum, published: bool) {
     }
 }
 
-/// The rooms in the directory.
+/// Lists the rooms in the directory.
 pub fn list<'r>(
     read: &'r (impl Read + ?Sized),
 ) -> Result<impl Iterator<Item = Result<RoomNum, Fault>> + 'r, Fault> {
@@ -46,7 +46,7 @@ pub fn list<'r>(
     Ok(rows.map(|row| row.map(|(room, ())| room)))
 }
 
-/// The content of a current state event, where it is what its type demands.
+/// Finds the content of a current state event; `None` where it is not what its type demands.
 pub fn find_content<T: DeserializeOwned>(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -86,13 +86,13 @@ struct Create {
     room_type: Option<RoomType>,
 }
 
-/// Keep descriptions of at most this many bytes in all: those of a hundred thousand rooms. An answer looks at every room in
+/// Keep entries of at most this many bytes in all: those of a hundred thousand rooms. An answer looks at every room in
 /// the directory, so a memory that holds fewer would hold nothing that the next answer needs.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
-/// What a description weighs beside its texts.
+/// An entry takes about this many bytes beside its texts.
 const DESCRIPTION_BYTES: u64 = 512;
 
-/// What the directory says of rooms, as of each room's newest event.
+/// The entries of rooms in the directory, each as of the room's newest event.
 pub struct Descriptions(Cache<RoomNum, (Order, Arc<PublicRoomsChunk>), Weigh>);
 
 #[derive(Clone)]
@@ -113,7 +113,7 @@ impl Default for Descriptions {
 }
 
 impl Descriptions {
-    /// What the directory says of a room.
+    /// Gives a room's entry, from memory where nothing has happened in the room since.
     pub fn of(
         &self,
         read: &(impl Read + ?Sized),
@@ -131,7 +131,7 @@ impl Descriptions {
     }
 }
 
-/// What the directory says of a room.
+/// Reads a room's entry from its current state.
 fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result<PublicRoomsChunk, Fault> {
     let guests = find_content::<Guests>(read, num, "m.room.guest_access")?;
     let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
@@ -145,7 +145,8 @@ fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result
     chunk.topic = find_content::<Topic>(read, num, "m.room.topic")?.and_then(|content| text(content.topic));
     chunk.avatar_url = find_content::<Avatar>(read, num, "m.room.avatar")?.map(|content| content.url);
     chunk.canonical_alias = match find_content::<Canonical>(read, num, "m.room.canonical_alias")? {
-        // An alias of ours may have been given to another room meanwhile; of other servers' we only know what the room says.
+        // An alias of ours may have been given to another room meanwhile; of another server's alias we know only what
+        // the room says.
         Some(Canonical { alias }) if aliases::find(read, &alias)?.is_some_and(|row| row.room != num) => None,
         canonical => canonical.map(|content| content.alias),
     };

@@ -1,8 +1,8 @@
 //! Users who asked to be erased (client-server API, `POST /account/deactivate` with `erase`; MSC4025).
 //!
-//! What they wrote stays as it was signed, for whoever was in the room when it was sent has it anyway. Everybody else
-//! is shown its redacted form, worked out when it is read. Of the state of a room only members are treated so: its name or
-//! its power levels are the room's, whoever set them.
+//! Their events stay as they were signed, because everybody who was in the room at the time has them anyway. Everybody
+//! else is shown the redacted form, worked out when an event is read. Of a room's state only member events are treated
+//! so: its name and its power levels are the room's, whoever set them.
 
 use std::{
     borrow::Cow,
@@ -24,7 +24,8 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// Which senders asked to be erased: looked up once an answer, and not at all where nobody did.
+/// Tells which senders asked to be erased. Each is looked up once an answer, and none where nobody on this server
+/// asked.
 #[derive(Debug, Default)]
 pub struct Erased {
     anybody: Cell<Option<bool>>,
@@ -50,20 +51,20 @@ impl Erased {
         Ok(found)
     }
 
-    /// Whether this user is not shown what the event says.
+    /// Whether this user is shown only the redacted form of the event.
     pub fn hides(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
         stored: &Stored,
         user: &UserId,
     ) -> Result<bool, Fault> {
-        // Mostly nobody is: then the sender need not even be read out of the event.
+        // On most servers nobody is erased; then the sender need not even be read out of the event.
         Ok(self.anybody(view.read)?
             && self.contains(view.read, &stored.row.sender())?
             && !was_joined(view.read, view.num, stored, user)?)
     }
 
-    /// The event as this user is shown it.
+    /// Gives the event as this user is shown it in the timeline.
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
@@ -78,7 +79,7 @@ impl Erased {
         redact::with_json(stored, &json).map(Cow::Owned)
     }
 
-    /// The event as this user is shown it in the state of the room.
+    /// Gives the event as this user is shown it in the state of the room.
     pub fn seen_in_state<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,

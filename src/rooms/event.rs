@@ -1,4 +1,4 @@
-//! Events: how they are named, found and parsed. How they are shown stands in `rooms/show.rs`.
+//! Events: how they are named, found and parsed. `rooms/show.rs` says how they are shown.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -20,34 +20,34 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// An event with the place where it stands.
+/// An event with its place in its room's timeline.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Where in its room.
+    /// The event's place among the events of its room.
     pub order: Order,
-    /// Header and bytes.
+    /// The header that this server made, and the event's bytes.
     pub row: EventRow,
 }
 
 impl Stored {
-    /// Its number in its room.
+    /// The event's number in its room.
     pub fn event(&self) -> EventNum {
         self.row.header.event
     }
 
-    /// Its id, as its room's version writes it.
+    /// The event's id, as its room's version writes ids.
     pub fn id(&self, room: &RoomRow) -> OwnedEventId {
         event_id(&self.row.header.key, room.version)
     }
 
-    /// What it says of its state key's membership, if it is a member event.
+    /// The membership that the event gives to its state key, if it is a member event.
     pub fn membership(&self) -> Option<Membership> {
         let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
         if is_member { membership_of(self.row.content()) } else { None }
     }
 }
 
-/// The membership that the content of a member event speaks of; `None` for a word that Matrix does not have.
+/// Reads the membership from the content of a member event; `None` for a word that Matrix does not have.
 pub fn membership_of(content: &str) -> Option<Membership> {
     #[derive(Deserialize)]
     struct Content<'a> {
@@ -58,12 +58,12 @@ pub fn membership_of(content: &str) -> Option<Membership> {
     Membership::parse(&content.membership)
 }
 
-/// The last room version in which servers choose the ids of their events.
+/// The last room version in which servers choose the ids of their events freely.
 const CHOSEN_IDS_UPTO: u8 = 2;
-/// The room version whose ids are written in the alphabet of base64 that is not safe in URLs.
+/// The one room version that writes ids in the standard alphabet of base64, which is not safe in URLs.
 const STANDARD_ALPHABET: u8 = 3;
 
-/// The id that names this event in a room of this version.
+/// Writes the id of an event for a room of this version.
 #[expect(clippy::expect_used, reason = "a dollar sign and base64 is an event id by every grammar")]
 pub fn event_id(key: &EventKey, version: u8) -> OwnedEventId {
     let hash = match key {
@@ -80,8 +80,8 @@ pub fn event_id(key: &EventKey, version: u8) -> OwnedEventId {
     OwnedEventId::try_from(id).expect("base64 is an id")
 }
 
-/// What an id names in this room, which is of this version; `None` if it is not written as that version writes ids: the
-/// same bytes in another alphabet name nothing.
+/// Reads the key of an event from its id, for a room of this version. `None` if the id is not written as that version
+/// writes ids: the same hash in another alphabet names no event.
 pub fn parse_event_id(id: &EventId, room: RoomNum, version: u8) -> Option<EventKey> {
     let text = id.as_str().strip_prefix('$')?;
     if version <= CHOSEN_IDS_UPTO {
@@ -94,51 +94,51 @@ pub fn parse_event_id(id: &EventId, room: RoomNum, version: u8) -> Option<EventK
     bytes.ok()?.try_into().ok().map(EventKey::Hash)
 }
 
-/// The event of this number, if it stands in the room's timeline.
+/// Finds the event of this number, if it stands in the room's timeline.
 pub fn find(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Option<Stored>, Fault> {
     let Some(Place::Timeline(order)) = schema::PLACE.get(read, (room, event))? else { return Ok(None) };
     let row = schema::TIMELINE.get(read, (room, order))?;
     Ok(row.map(|row| Stored { order, row }))
 }
 
-/// An event wherever it is kept. The state of a room may hold events that clients do not see in its timeline, so what a
-/// state key holds is found as this, and only [`KeptEvent::in_timeline`] makes an event of the timeline of it.
+/// An event wherever it is kept. A room's state may hold events that clients do not see in its timeline, so the events
+/// of state keys are found as this type, and only [`KeptEvent::in_timeline`] gives one as an event of the timeline.
 #[derive(Clone, Debug)]
 pub struct KeptEvent {
-    /// Header and bytes.
+    /// The header that this server made, and the event's bytes.
     pub row: EventRow,
     order: Option<Order>,
 }
 
 impl KeptEvent {
-    /// Its number in its room.
+    /// The event's number in its room.
     pub fn event(&self) -> EventNum {
         self.row.header.event
     }
 
-    /// Its id, as its room's version writes it.
+    /// The event's id, as its room's version writes ids.
     pub fn id(&self, room: &RoomRow) -> OwnedEventId {
         event_id(&self.row.header.key, room.version)
     }
 
-    /// Where it stands in its room's timeline, if it does.
+    /// The event's place in its room's timeline, if it has one.
     pub fn order(&self) -> Option<Order> {
         self.order
     }
 
-    /// What it says of its state key's membership, if it is a member event.
+    /// The membership that the event gives to its state key, if it is a member event.
     pub fn membership(&self) -> Option<Membership> {
         let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
         if is_member { membership_of(self.row.content()) } else { None }
     }
 
-    /// The event as one of the timeline, if it is.
+    /// Gives the event as one of the timeline, if it has a place there.
     pub fn in_timeline(&self) -> Option<Stored> {
         self.order.map(|order| Stored { order, row: self.row.clone() })
     }
 }
 
-/// The event of this number, wherever it is kept.
+/// Finds the event of this number, wherever it is kept.
 pub fn find_kept(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -156,14 +156,14 @@ pub fn find_kept(
     }
 }
 
-/// The event of this number, wherever it is kept. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own
-/// rows.
+/// Gives the event of this number, wherever it is kept. Errors: [`Fault::Corrupt`] when there is none, because numbers
+/// come from our own rows.
 pub fn require_kept(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<KeptEvent, Fault> {
     find_kept(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
 }
 
-/// The event of this number, wherever it is kept, as if it stood in the timeline: one that does not has the lowest order.
-/// For those who look at what it says, and not at where it stands.
+/// Finds the event of this number, wherever it is kept, as if it stood in the timeline: an event without a place there
+/// gets the lowest order. Callers read what the event says, and not its order.
 pub fn find_anywhere(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -173,17 +173,17 @@ pub fn find_anywhere(
     Ok(kept.map(|kept| Stored { order: kept.order.unwrap_or(Order::MIN), row: kept.row }))
 }
 
-/// Like [`find_anywhere`]. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
+/// Like [`find_anywhere`], with [`Fault::Corrupt`] when there is no such event, because numbers come from our own rows.
 pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Stored, Fault> {
     find_anywhere(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
 }
 
-/// The event of this id in whatever room, with the room.
+/// Finds the event of this id in any room, and that room.
 pub fn find_anywhere_by_id(
     read: &(impl Read + ?Sized),
     id: &EventId,
 ) -> Result<Option<(RoomNum, EventNum)>, Fault> {
-    // The same hash is written in two alphabets; only the room's version tells which counts.
+    // The same hash is written in two alphabets, and only the room's version tells which one counts.
     for version in [STANDARD_ALPHABET, STANDARD_ALPHABET + 1] {
         let Some(key) = parse_event_id(id, RoomNum::default(), version) else { continue };
         let Some((room, event)) = schema::EVENT_ID.get(read, &key)? else { continue };
@@ -195,7 +195,7 @@ pub fn find_anywhere_by_id(
     Ok(None)
 }
 
-/// The number of the event of this id in this room.
+/// Finds the number of the event of this id in this room.
 pub fn find_num(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<EventNum>, Fault> {
     let Some(row) = schema::ROOM.get(read, room)? else { return Ok(None) };
     match parse_event_id(id, room, row.version) {
@@ -204,7 +204,7 @@ pub fn find_num(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Res
     }
 }
 
-/// The number of the event of this name in this room.
+/// Finds the number of the event of this key in this room.
 pub fn find_key(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -214,7 +214,7 @@ pub fn find_key(
     Ok(found.and_then(|(of, event)| (of == room).then_some(event)))
 }
 
-/// The event of this id, if it stands in this room's timeline.
+/// Finds the event of this id, if it stands in this room's timeline.
 pub fn find_by_id(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<Stored>, Fault> {
     find_num(read, room, id)?.map(|event| find(read, room, event)).transpose().map(Option::flatten)
 }
@@ -233,7 +233,7 @@ struct Fields<'a> {
     redacts: Option<&'a RawValue>,
 }
 
-/// Where an event's fields stand in its JSON; `None` if it is not the JSON of an event.
+/// Finds the places of an event's fields in its JSON; `None` if it is not the JSON of an event.
 pub fn locate(json: &[u8]) -> Option<Spans> {
     let fields: Fields<'_> = serde_json::from_slice(json).ok()?;
     let base = json.as_ptr().addr();
@@ -253,30 +253,30 @@ pub fn locate(json: &[u8]) -> Option<Spans> {
     })
 }
 
-/// An event, parsed: as the authorization rules see it.
+/// A parsed event, as the authorization rules see it.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Its id.
+    /// The event's id, as its room's version writes ids.
     pub id: OwnedEventId,
-    /// Its room; none in the create event of a room version whose room ids are hashes.
+    /// The room's id; `None` in the create event of a room version whose room ids are hashes.
     pub room_id: Option<OwnedRoomId>,
-    /// Who sent it.
+    /// The user who sent the event.
     pub sender: OwnedUserId,
-    /// When, as the sender says.
+    /// The time of sending, as the sender's server says.
     pub sent: MilliSecondsSinceUnixEpoch,
-    /// Its type.
+    /// The type of the event.
     pub kind: TimelineEventType,
-    /// Its content.
+    /// The content, as JSON that is not parsed yet.
     pub content: Box<RawValue>,
-    /// Its state key, if it is a state event.
+    /// The state key, if it is a state event.
     pub state_key: Option<String>,
-    /// The events it cites.
+    /// The ids of the events it cites (`prev_events`).
     pub prev: Vec<OwnedEventId>,
-    /// The events that allow it.
+    /// The ids of the events that allow it (`auth_events`).
     pub auth: Vec<OwnedEventId>,
-    /// The event that it redacts, where that stands beside the content.
+    /// The event that it redacts, where that stands beside the content (before room version 11).
     pub redacts: Option<OwnedEventId>,
-    /// Whether it was rejected when it came in.
+    /// Whether the rules forbade the event when it came in.
     pub rejected: bool,
 }
 
@@ -298,7 +298,7 @@ struct Wire {
 }
 
 impl Event {
-    /// Parses the JSON of an event. Errors: what is wrong with it, for people.
+    /// Parses the JSON of an event. Errors: the fault in it, for people to read.
     pub fn parse(id: OwnedEventId, json: &[u8]) -> Result<Self, String> {
         let wire: Wire = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -365,19 +365,19 @@ impl Event {
     }
 }
 
-/// A state event with what building upon it needs.
+/// A state event, with the numbers that building on it needs.
 #[derive(Clone, Debug)]
 pub struct StateEvent {
-    /// Its number in its room.
+    /// The event's number in its room.
     pub event: EventNum,
     /// See [`EventHeader`](crate::schema::rooms::EventHeader).
     pub auth_depth: u64,
-    /// The event.
+    /// The parsed event, as the authorization rules see it.
     pub parsed: Event,
 }
 
 impl StateEvent {
-    /// Parses a stored event. Errors: [`Fault::Corrupt`]; what is stored was checked.
+    /// Parses a stored event. Errors: [`Fault::Corrupt`], because events are checked before they are stored.
     pub fn read(room: &RoomRow, stored: &Stored) -> Result<Arc<Self>, Fault> {
         let parsed = Event::parse(stored.id(room), &stored.row.json)
             .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
@@ -385,8 +385,9 @@ impl StateEvent {
     }
 }
 
-/// The event that a redaction means: its content says so from room version 11 on, and before that a field beside it.
-/// `None` for what is no redaction, as a state event of that type, and for a redaction of nothing.
+/// Gives the event that a redaction redacts: from room version 11 on its content says so, and before that a field
+/// beside the content. `None` for an event that is no redaction, such as a state event of that type, and for a
+/// redaction of nothing.
 pub fn redaction_target(row: &EventRow, rules: &RedactionRules) -> Option<OwnedEventId> {
     if row.header.spans.state_key.length > 0 || row.event_type() != schema::event_types::REDACTION {
         return None;

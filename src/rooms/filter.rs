@@ -1,4 +1,4 @@
-//! Which events of a room a client wants (client-server API, "Filtering").
+//! Filters: the events of a room that a client wants (client-server API, "Filtering").
 
 use std::collections::HashSet;
 
@@ -18,37 +18,38 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// Events that refer to one, looked at for a filter at most: those beyond it count as if they were not there.
+/// Look at no more than this many events that refer to one; those beyond it count as if they were not there.
 const RELATED_LOOKED_AT_MAX: usize = 1_000;
 
-/// The characters `*` in one list of types, at most: each costs a search through the type of every event looked at.
+/// One list of types has at most this many characters `*`, because each costs a search through the type of every event
+/// looked at.
 const STARS_MAX: usize = 100;
-/// Entries in one list of relations, at most.
+/// One list of relations has at most this many entries, because each is looked for at every event.
 const RELATIONS_MAX: usize = 100;
 
-/// What a filter can say of the events of one room.
+/// A filter for the events of one room.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// What the specification has.
+    /// The part that the specification defines.
     pub events: EventFilter,
-    /// How events relate to others.
+    /// The part about how events relate to others.
     relations: RelationFilter,
 }
 
 impl Filter {
-    /// A filter, ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    /// Makes a filter ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(events: &RoomEventFilter, relations: RelationFilter) -> Result<Self, Refusal> {
         relations.check()?;
         Ok(Self { events: EventFilter::new(events)?, relations })
     }
 
-    /// Whether the filter lets an event through; its limit and its room lists are not looked at.
+    /// Whether the filter lets an event through. Its limit and its lists of rooms are not looked at.
     pub fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
         Ok(self.events.allows(stored) && self.relations.allows(read, room, stored)?)
     }
 }
 
-/// Types of events, some of them with `*` for any characters.
+/// Types of events, some of them with `*` for any number of characters.
 #[derive(Clone, Debug, Default)]
 pub struct Types {
     exact: HashSet<String>,
@@ -56,7 +57,7 @@ pub struct Types {
 }
 
 impl Types {
-    /// The types of a list that a filter has as this field. Refuses more than [`STARS_MAX`] stars.
+    /// Takes the list that a filter has in this field. Refuses more than [`STARS_MAX`] stars.
     pub fn new(field: &str, list: &[String]) -> Result<Self, Refusal> {
         let stars: usize = list.iter().map(|pattern| pattern.matches('*').count()).sum();
         if stars > STARS_MAX {
@@ -71,18 +72,18 @@ impl Types {
         })
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.patterns.is_empty()
     }
 
-    /// Whether a type is among them.
+    /// Whether a type is in the list.
     pub fn contains(&self, event_type: &str) -> bool {
         self.exact.contains(event_type) || self.patterns.iter().any(|pattern| matches(pattern, event_type))
     }
 }
 
-/// Which events of rooms are wanted.
+/// The events of rooms that a client wants, by type, sender, room and content.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
     types: Option<Types>,
@@ -92,14 +93,14 @@ pub struct EventFilter {
     rooms: Option<HashSet<OwnedRoomId>>,
     not_rooms: HashSet<OwnedRoomId>,
     url: Option<UrlFilter>,
-    /// Of members, those are told whose events are shown.
+    /// Whether member events are given only of users whose events are shown.
     pub lazy_members: bool,
-    /// Members are told again each time.
+    /// Whether such member events are given again with each answer.
     pub redundant_members: bool,
 }
 
 impl EventFilter {
-    /// A filter, ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    /// Makes a filter ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(filter: &RoomEventFilter) -> Result<Self, Refusal> {
         let (lazy_members, redundant_members) = match filter.lazy_load_options {
             LazyLoadOptions::Enabled { include_redundant_members } => (true, include_redundant_members),
@@ -118,18 +119,18 @@ impl EventFilter {
         })
     }
 
-    /// Whether events of this type are wanted.
+    /// Whether the client wants events of this type.
     pub fn allows_type(&self, event_type: &str) -> bool {
         self.types.as_ref().is_none_or(|types| types.contains(event_type))
             && !self.not_types.contains(event_type)
     }
 
-    /// Whether a room is wanted.
+    /// Whether the client wants events of this room.
     pub fn allows_room(&self, room_id: &RoomId) -> bool {
         !self.not_rooms.contains(room_id) && self.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id))
     }
 
-    /// Whether an event of a wanted room is wanted.
+    /// Whether the client wants this event, in a room that it wants.
     pub fn allows(&self, stored: &Stored) -> bool {
         (self.types.is_none() && self.not_types.is_empty() || self.allows_type(&stored.row.event_type()))
             && self.allows_sender(stored)
@@ -149,11 +150,11 @@ impl EventFilter {
     }
 }
 
-/// The part of a filter that speaks of relations (MSC3440 as it was first, MSC3874).
+/// The part of a filter that speaks of relations (the first form of MSC3440, and MSC3874).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct RelationFilter {
-    /// Events to which another one refers in one of these ways. Together with `related_by_senders` one event must fit
+    /// Events to which another one refers in one of these ways. Together with `related_by_senders`, one event must fit
     /// both.
     related_by_rel_types: Option<Vec<String>>,
     /// Events to which one of these users refers.
@@ -230,7 +231,8 @@ fn has_url(content: &str) -> bool {
         .is_ok_and(|content| content.url.is_some_and(|url| url.is_string()))
 }
 
-/// Whether a type fits a pattern, in which `*` stands for any characters. Linear in the type's length for each `*`.
+/// Whether a type fits a pattern, in which `*` stands for any number of characters. Linear in the type's length for
+/// each `*`.
 fn matches(pattern: &str, kind: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(rest) = parts.next().and_then(|head| kind.strip_prefix(head)) else { return false };

@@ -1,5 +1,5 @@
-//! The graphs of a room's events: who allows whom (auth edges), and the *heads*: the events that no accepted event
-//! cites yet (the specification's forward extremities).
+//! The graphs of a room's events: the auth edges, from each event to those that it allows, and the *heads*, which are
+//! the events that no accepted event cites yet (the specification's forward extremities).
 
 use std::collections::BTreeSet;
 
@@ -13,31 +13,31 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// A room has no more heads: our own events cite all of them, and an event may cite 20.
+/// A room has at most this many heads: our own events cite all of them, and an event may cite 20.
 pub const HEADS_MAX: usize = 20;
-/// Above this many heads we merge them by an event that clients do not see.
+/// Above this many heads, merge them by an event that clients do not see.
 pub const HEADS_WANTED: usize = 10;
-/// A head whose state differs from the current one in more keys is merged at once.
+/// Merge a head at once if its state differs from the current one in more keys than this.
 pub const HEAD_DISTANCE_WANTED: u64 = 1_000;
-/// A head of another server that is older is given up before younger ones.
+/// Drop a head of another server that is older than this before younger ones.
 const HEAD_AGE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
-/// So is one that is so much less deep than the deepest.
+/// Likewise drop a head early that is this much less deep than the deepest.
 const HEAD_LAG_MAX: u64 = 100;
 
-/// Notes that a state event names these events among its auth events. State events only: nothing is allowed by a
-/// message. Not for rejected events: no state can rest on them.
+/// Notes that a state event names these events among its auth events. Only for state events, since a message allows no
+/// other event, and not for rejected ones, since no state can rest on them.
 pub fn put_auth_edges(batch: &mut Batch, room: RoomNum, event: EventNum, auth: &[EventNum]) {
     for allowing in auth {
         schema::AUTH_CHILD.put(batch, (room, *allowing, event), &());
     }
 }
 
-/// Deletes the auth edges of a room that did not come to be.
+/// Deletes the auth edges of a room that was never finished.
 pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
     schema::AUTH_CHILD.delete_prefix::<(RoomNum,)>(batch, (room,));
 }
 
-/// State events that name `event` among their auth events, newest first; those stored before `before` only.
+/// Lists the state events that name `event` among their auth events, newest first; only those stored before `before`.
 pub fn list_auth_children<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -50,11 +50,12 @@ pub fn list_auth_children<'r>(
     Ok(rows.map(|row| row.map(|((_, _, child), ())| child)))
 }
 
-/// Walk at most this many events that are aside, to find what an event cites by way of them.
+/// Walk at most this many events that are aside, to find the events that one cites by way of them.
 const ASIDE_WALKED_MAX: usize = 1_000;
 
-/// The events that these cite by way of events that are aside (rejected, soft-failed): an event that stands on a rejected
-/// one stands on what that one cites. Beyond the bound, heads that are cited so stay heads, which only costs a merge.
+/// Lists the events that these cite by way of events that are aside (rejected or soft-failed): an event that stands on
+/// a rejected one stands on the events which that one cites. Beyond the bound, heads that are cited so stay heads,
+/// which only costs a merge.
 pub fn list_cited_through_aside(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -77,28 +78,28 @@ pub fn list_cited_through_aside(
     Ok(found)
 }
 
-/// A head, as far as it matters whether it is kept.
+/// The facts about a head that decide whether it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadFacts {
-    /// Which.
+    /// The number of the head's event.
     pub event: EventNum,
-    /// Made by this server: never given up.
+    /// Whether this server made the event; such a head is never dropped.
     pub is_own: bool,
-    /// Its depth.
+    /// The depth that the event states.
     pub depth: u64,
-    /// When we stored it, in milliseconds since the epoch.
+    /// The time at which we stored the event, in milliseconds since the epoch.
     pub stored_ms: u64,
-    /// The state after it; `None` where that is not written down yet, and so a state of its own.
+    /// The state after the event; `None` where it is not written down yet, and so differs from all others.
     pub after: Option<Ref>,
 }
 
-/// The heads to give up so that at most [`HEADS_MAX`] are left; none while there are no more. First those of other
-/// servers that add no state of their own, then old and shallow ones, then whatever is oldest. Ours stay: as they cite
+/// Lists the heads to drop so that at most [`HEADS_MAX`] are left; none if there are no more. The first to go are those
+/// of other servers that add no state of their own, then old and shallow ones, then the oldest. Ours stay: as they cite
 /// all heads, there is at most one.
 pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
     let excess = heads.len().saturating_sub(HEADS_MAX);
     let deepest = heads.iter().map(|head| head.depth).max().unwrap_or(0);
-    // Whose state is held by an own or newer head already: seen from the newest on.
+    // A head adds no state if ours or a newer one has the same, so the newest are looked at first.
     let mut newest_first: Vec<&HeadFacts> = heads.iter().collect();
     newest_first.sort_by_key(|head| (!head.is_own, std::cmp::Reverse((head.stored_ms, head.event))));
     let mut states = BTreeSet::new();
@@ -121,9 +122,9 @@ pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
     candidates.into_iter().take(excess).map(|(.., event)| event).collect()
 }
 
-/// Gives up heads above the bound, but never the one whose state is newest on the main line: else whoever speaks from
-/// many old places could turn the room's state back. The others are left in the order of their numbers. The state after
-/// the head `unwritten` is not written down yet: what the head says of it does not count.
+/// Drops heads above the bound, but never the one whose state is newest on the main line: otherwise a server that
+/// speaks from many old places could turn the room's state back. The others stay, sorted by their numbers. The state
+/// after the head `unwritten` is not written down yet, so that head's `after` does not count.
 pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u64) {
     let is_written = |head: &Head| Some(head.event) != unwritten;
     let on_main_line = |head: &&Head| is_written(head) && matches!(head.after, Ref::Main(_));
@@ -142,18 +143,19 @@ pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u6
     heads.sort_by_key(|head| head.event);
 }
 
-/// What to do with an event whose state is not the current one.
+/// The standing that an event gets whose state is not the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It becomes a head.
+    /// It becomes a head, and a local member who may send should merge the heads: the state of a branch that comes back
+    /// from far away is then resolved once, and not at each later event.
     Head,
     /// It becomes a head, and a local member who may send should merge the heads: however far away a branch is that comes
     /// back, what it differs in is resolved once and not at each later event.
     HeadToMerge,
 }
 
-/// What an event may become whose state differs from the current one in at most so many keys ([`state::distance`]), in
-/// a room that has, with the event, so many heads.
+/// Decides the standing of an event. Its state differs from the current one in at most `distance` keys
+/// ([`state::distance`]), and the room has `heads` heads with it.
 pub fn standing(distance: u64, heads: usize) -> Standing {
     if distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED {
         Standing::HeadToMerge
@@ -162,8 +164,8 @@ pub fn standing(distance: u64, heads: usize) -> Standing {
     }
 }
 
-/// Whether the heads are too many, or one of them too far from the current state, so that somebody should merge them.
-/// Costs a few seeks a head.
+/// Whether the heads are too many, or one of them is too far from the current state, so that somebody should merge
+/// them. Costs a few seeks a head.
 pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> Result<bool, Fault> {
     let RoomRow { heads, state_tip, .. } = row;
     if heads.len() < 2 {
@@ -178,11 +180,11 @@ pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> 
     Ok(false)
 }
 
-/// The type of an event that only merges heads: other servers send them, too, and hide them from their clients
+/// The type of an event that only merges heads. Other servers send such events, too, and hide them from their clients
 /// (`docs/decisions/events-that-only-merge.md`).
 pub const MERGE: &str = "org.matrix.dummy_event";
 
-/// Whether an event only merges heads: clients do not see it.
+/// Whether an event only merges heads, so that clients do not see it.
 pub fn only_merges(kind: &TimelineEventType, is_state: bool) -> bool {
     !is_state && kind.to_string() == MERGE
 }
@@ -215,7 +217,8 @@ mod tests {
 
     #[test]
     fn heads_of_one_state_go_before_old_ones_and_old_ones_before_the_oldest() {
-        // 18 fresh ones, each with a state of its own; one of them again; one of yesterday; one that lags.
+        // Eighteen heads are fresh, each with a state of its own; one repeats a state, one is of yesterday, and one
+        // lags.
         let now = 10 * DAY_MS;
         let mut heads: Vec<_> =
             (0..18).map(|number| head(number, now - 50 + number, number as u32)).collect();

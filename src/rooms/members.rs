@@ -1,4 +1,4 @@
-//! Who is in a room, and in which rooms one of our users is.
+//! Members: who is in a room, and in which rooms one of our users is.
 
 mod servers;
 
@@ -21,8 +21,8 @@ use crate::{
 pub(crate) use servers::{Tally, Touched, are_counted, is_derived};
 pub use servers::{count_joined_at, list_servers_at, was_server_joined};
 
-/// Writes the rows of a user whose membership in the current state is now this, by this event, since this order.
-/// Returns the user, if it is one of ours.
+/// Writes the rows of a user whose membership in the current state is now this, by this event, since this order. Gives
+/// the user, if it is one of ours.
 pub(crate) fn track(
     batch: &mut Batch,
     room: RoomNum,
@@ -36,7 +36,7 @@ pub(crate) fn track(
     let known = schema::USER_ROOM.get(batch, (user, room))?;
     let since = known.filter(|row| row.membership == membership).map_or(order.anchor, |row| row.since);
     let left = match known {
-        // Whoever is invited to a room that they have forgotten is as new to it as anybody else.
+        // A user who is invited to a room that they have forgotten is as new to it as anybody else.
         Some(known) if known.forgotten => None,
         _ if membership == Membership::Join => None,
         Some(known) if known.membership == Membership::Join => Some(order),
@@ -53,7 +53,7 @@ pub(crate) fn track(
     Ok(Some(user))
 }
 
-/// Takes the row of a user back out of a batch, of a room that the user was nothing to before.
+/// Takes the row of a user back out of a batch, for a room that the user had nothing to do with before.
 pub(super) fn take_back(
     batch: &mut Batch,
     user: UserNum,
@@ -66,25 +66,25 @@ pub(super) fn take_back(
     Ok(row)
 }
 
-/// Puts back what [`take_back`] took, unless the batch has something newer.
+/// Puts back the row that [`take_back`] took, unless the batch has a newer one.
 pub(super) fn put_back(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
     if matches!(schema::USER_ROOM.get(&*batch, (user, room)), Ok(None)) {
         schema::USER_ROOM.put(batch, (user, room), row);
     }
 }
 
-/// Deletes what is kept of a room's members by room: of a room that did not come to be.
+/// Deletes the rows of members that are kept by room, for a room that was never finished.
 pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
     schema::ROOM_USER.delete_prefix::<(RoomNum,)>(batch, (room,));
     servers::clear(batch, room);
 }
 
-/// The user wants to hear no more of a room that they left.
+/// Notes that the user wants to hear no more of a room that they left.
 pub(crate) fn forget(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
     schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row });
 }
 
-/// What one of our users is to a room.
+/// Finds the row that says what one of our users is to a room.
 pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<Option<UserRoomRow>, Fault> {
     schema::USER_ROOM.get(read, (user, room))
 }
@@ -94,7 +94,8 @@ pub fn is_joined(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> R
     Ok(find(read, user, room)?.is_some_and(|row| row.membership == Membership::Join))
 }
 
-/// The rooms that a user is anything to, with what and since when; those forgotten too.
+/// Lists the rooms that a user has a membership of, with the membership and since when; rooms that they have forgotten
+/// are among them.
 pub fn list_user_rooms<'r>(
     read: &'r (impl Read + ?Sized),
     user: UserNum,
@@ -103,20 +104,20 @@ pub fn list_user_rooms<'r>(
     Ok(rows.map(|row| row.map(|((_, room), row)| (room, row))))
 }
 
-/// The rooms that a user is in.
+/// Lists the rooms that a user is joined to.
 pub fn list_joined_rooms(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<RoomNum>, Fault> {
     let joined = list_user_rooms(read, user)?
         .filter(|row| row.as_ref().map_or(true, |(_, row)| row.membership == Membership::Join));
     joined.map(|row| row.map(|(room, _)| room)).collect()
 }
 
-/// Our users who are joined or invited to a room or knock, rising.
+/// Lists our users who are joined, invited or knocking, rising.
 pub fn list_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
     let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     rows.map(|row| row.map(|((_, user), _)| user)).collect()
 }
 
-/// Our users who are in a room, rising.
+/// Lists our users who are joined to a room, rising.
 pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
     let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     rows.filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership == Membership::Join))
@@ -124,7 +125,7 @@ pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Re
         .collect()
 }
 
-/// Our users who are in a room, rising, read one by one: for whoever needs the first few.
+/// Reads our users who are joined to a room one by one, rising, for a caller that needs only the first few.
 pub fn joined_local_users<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -137,7 +138,7 @@ pub fn joined_local_users<'r>(
     }))
 }
 
-/// Some of our users who are joined or invited to a room: the first of them by their numbers.
+/// Lists some of our users who are joined or invited to a room: the first by their numbers.
 pub fn list_present_local_users(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -149,7 +150,7 @@ pub fn list_present_local_users(
     present.take(count).map(|row| row.map(|((_, user), _)| user)).collect()
 }
 
-/// The numbers of all member keys of a room, with the user ids, rising by user id.
+/// Lists the numbers of all member keys of a room, with the user ids, rising by user id.
 pub fn list_keys<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -157,13 +158,13 @@ pub fn list_keys<'r>(
     let bound = Bound::Included((room, "m.room.member"));
     let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
     Ok(rows.filter_map(|row| match row {
-        // A member event may have any state key in old rooms; those that are no user ids concern nobody.
+        // In old rooms a member event may have any state key; one that is no user id concerns nobody.
         Ok(((_, _, user), key)) => OwnedUserId::try_from(user).ok().map(|user| Ok((user, key))),
         Err(fault) => Some(Err(fault)),
     }))
 }
 
-/// The current member events of a room.
+/// Lists the current member events of a room.
 pub fn list_current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(OwnedUserId, Stored)>, Fault> {
     let mut members = Vec::new();
     for key in list_keys(read, room)? {
@@ -175,7 +176,7 @@ pub fn list_current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(O
     Ok(members)
 }
 
-/// What a member event of this number says.
+/// Reads the membership from the member event of this number; `Leave` where there is none.
 pub fn membership_of_event(
     read: &(impl Read + ?Sized),
     room: RoomNum,

@@ -1,5 +1,5 @@
-//! Coming and going, as far as it is decided without waiting: what a member event says, and what becomes of somebody's
-//! membership.
+//! The part of coming and going that is decided without waiting: the content of a member event, and the membership that
+//! follows from an act.
 
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, api::error::ErrorKind};
 
@@ -10,7 +10,7 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// The content of a member event about this user, with their profile if they are one of ours.
+/// Gives the content of a member event about this user, with their profile if they are one of ours.
 pub fn content(
     read: &(impl Read + ?Sized),
     user_id: &UserId,
@@ -30,7 +30,7 @@ pub fn content(
     Ok(content)
 }
 
-/// The content of a member event by which somebody goes or stays away: it shows no profile.
+/// Gives the content of a member event by which somebody goes or stays away, which shows no profile.
 pub fn without_profile(membership: &str, reason: Option<&str>) -> CanonicalJsonObject {
     let mut content = CanonicalJsonObject::from([("membership".to_owned(), membership.into())]);
     if let Some(reason) = reason {
@@ -39,22 +39,22 @@ pub fn without_profile(membership: &str, reason: Option<&str>) -> CanonicalJsonO
     content
 }
 
-/// What somebody does to the membership of somebody else.
+/// An act by which somebody changes the membership of somebody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Asks them in.
+    /// Asks them to come into the room.
     Invite,
-    /// Puts them out.
+    /// Puts them out of the room; they may come back as the join rules allow.
     Kick,
-    /// Keeps them out.
+    /// Keeps them out of the room until they are unbanned.
     Ban,
-    /// Lets them come back.
+    /// Takes back a ban, so that they may come back.
     Unban,
 }
 
 impl Act {
-    /// The membership after the act on somebody whose membership was this. Errors: 403 `M_FORBIDDEN`, `M_BAD_STATE` where
-    /// there is nothing to do.
+    /// Gives the membership after the act on somebody whose membership was this. Errors: 403 `M_FORBIDDEN` or
+    /// `M_BAD_STATE` where there is nothing to do.
     pub fn outcome(self, was: Membership) -> Result<&'static str, Refusal> {
         match (self, was) {
             (Self::Invite, Membership::Join) => Err(Refusal::forbidden("They are in the room already.")),
@@ -63,7 +63,7 @@ impl Act {
             (Self::Kick, Membership::Leave | Membership::Ban) => {
                 Err(Refusal::forbidden("They are not in the room."))
             }
-            // Banning again may change the reason.
+            // A second ban may change the reason.
             (Self::Ban, _) => Ok("ban"),
             (Self::Unban, Membership::Ban) => Ok("leave"),
             (Self::Unban, _) => {

@@ -1,4 +1,4 @@
-//! What a new room begins with: the events that a request to create a room asks for, in the order that the specification
+//! The plan of a new room: the events that a request to create a room asks for, in the order that the specification
 //! names (client-server API, "POST /createRoom").
 
 use ruma::{
@@ -29,9 +29,9 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// `initial_state` has no more events: a client that sets up a room needs some dozens.
+/// A request sets at most this many events of `initial_state`; a client that sets up a room needs some dozens.
 const INITIAL_STATE_MAX: usize = 1_000;
-/// The key in a create event's content that tells it from all others.
+/// The key in a create event's content that makes it different from all others.
 const NONCE: &str = "org.aqueduct.nonce";
 
 /// A piece of state that the client wants in the room.
@@ -44,7 +44,7 @@ struct InitialState {
     content: CanonicalJsonObject,
 }
 
-/// A request that has been checked as far as it can be without the room.
+/// A request that has been checked as far as is possible without the room.
 #[derive(Debug)]
 pub struct Plan {
     creator: Author,
@@ -65,8 +65,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan behind a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 403 and 404 for
-    /// users who cannot be invited; 413 for too much initial state.
+    /// Makes the plan for a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 403 and
+    /// 404 for users who cannot be invited; 413 for too much initial state.
     pub fn of(
         read: &(impl Read + ?Sized),
         env: &Env,
@@ -121,17 +121,17 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Who makes the room.
+    /// The user who creates the room.
     pub fn creator(&self) -> &Author {
         &self.creator
     }
 
-    /// The version of the room.
+    /// The number of the room's version.
     pub fn version(&self) -> u8 {
         self.version
     }
 
-    /// The alias that the room gets.
+    /// The alias that the room gets, if the request asks for one.
     pub fn alias(&self) -> Option<&RoomAliasId> {
         self.alias.as_deref()
     }
@@ -173,8 +173,8 @@ impl Plan {
             }
         }
         if self.rules.authorization.room_create_event_id_as_room_id {
-            // The room's id is the hash of this event. Two rooms that one user makes in one millisecond with the
-            // same content must not be one (docs/decisions/unique-create-events.md).
+            // The room's id is the hash of this event. Two rooms that one user makes in one millisecond with the same
+            // content must not get the same id (docs/decisions/unique-create-events.md).
             content.insert(NONCE.to_owned(), env.random_string(16).into());
         }
         Ok(content)
@@ -206,12 +206,12 @@ impl Plan {
         Ok(content)
     }
 
-    /// The create event, with which the room begins.
+    /// Drafts the create event, with which the room begins.
     pub fn create_draft(&self) -> Draft {
         self.draft("m.room.create", "", self.create.clone())
     }
 
-    /// The id that the room will have, which `create` begins.
+    /// Gives the id of the room that begins with the create event `create`.
     pub fn room_id(&self, env: &Env, signer: &Signer, create: &Draft) -> Result<OwnedRoomId> {
         let id = if self.rules.authorization.room_create_event_id_as_room_id {
             let setting = Setting { room_id: None, rules: self.rules, prev: &[], auth: &[], depth: 1 };
@@ -227,7 +227,7 @@ impl Plan {
         Draft::state(self.creator.user_id.clone(), event_type, state_key, content, self.sent_ms)
     }
 
-    /// Everything after the create event, in order. `read` has the profiles that member events show.
+    /// Drafts all events after the create event, in order. `read` has the profiles that member events show.
     pub fn list_drafts(&self, read: &(impl Read + ?Sized)) -> Result<Vec<Draft>> {
         let creator = &self.creator.user_id;
         let mut drafts = vec![
@@ -253,7 +253,7 @@ impl Plan {
         Ok(drafts)
     }
 
-    /// What the preset says, unless the client sets it itself.
+    /// Drafts the state that the preset asks for, except for keys that the client sets itself.
     fn list_preset(&self) -> Result<Vec<Draft>> {
         let (join_rule, guest_access) = if self.preset == RoomPreset::PublicChat {
             ("public", "forbidden")
@@ -274,7 +274,7 @@ impl Plan {
         Ok(drafts)
     }
 
-    /// The state that the client wants, but for a name and a topic that have fields of their own.
+    /// Drafts the state that the client asks for, except for a name and a topic, which have fields of their own.
     fn list_initial_state(&self) -> Result<Vec<Draft>> {
         let mut drafts = Vec::new();
         for state in &self.initial_state {
@@ -304,7 +304,7 @@ impl Plan {
     }
 }
 
-/// The number and the rules of a version that this server speaks. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
+/// Gives the number and the rules of a version that this server speaks. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`.
 fn spoken(wanted: &RoomVersionId) -> Result<(u8, &'static RoomVersionRules), Refusal> {
     let version = versions::number(wanted).and_then(|number| Some((number, versions::find_rules(number)?)));
     version.ok_or_else(|| {

@@ -1,9 +1,9 @@
-//! The gate for the events that are built here.
+//! The gate that each event of our own users passes before it is built.
 //!
-//! The authorization rules of a room leave much open that the specification asks of a server for its own users: guests enter
-//! only where guests may, nobody vouches for themselves, an alias that a room calls its own names that room. Each event of
-//! ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room: `Change::add` is not
-//! visible outside `rooms`.
+//! The authorization rules of a room leave much open that the specification asks of a server for its own users: guests
+//! enter only where guests may, nobody vouches for themselves, an alias that a room calls its own names that room. Each
+//! event of ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room:
+//! `Change::add` is not visible outside `rooms`.
 
 use ruma::{
     CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, ServerName, UserId,
@@ -31,13 +31,14 @@ use crate::{
 /// The user of ours in whose name an event is built.
 #[derive(Clone, Debug)]
 pub struct Author {
-    /// The account.
+    /// The number of the author's account.
     pub user: UserNum,
-    /// Its user id: the sender of the event.
+    /// The author's user id, which becomes the event's sender.
     pub user_id: OwnedUserId,
-    /// Guests may do less than users.
+    /// Whether the author is a guest, who may do less than other users.
     pub is_guest: bool,
-    /// The alias that the room gets with what it is made with: it names the room once that is accepted.
+    /// The alias that a new room gets. It does not name the room before the room is accepted, but the room may already
+    /// call it its own.
     pub names: Option<OwnedRoomAliasId>,
 }
 
@@ -48,24 +49,25 @@ impl From<&Caller> for Author {
 }
 
 impl Author {
-    /// The author behind an account, for what the server does in a user's name without being asked.
+    /// Gives the author behind an account, for events that the server makes in a user's name without being asked.
     pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self> {
         let row = users::require(read, user)?;
         Ok(Self { user, user_id: row.user_id, is_guest: row.is_guest, names: None })
     }
 }
 
-/// An event that this server is willing to build. The authorization rules of the room are asked when it is added.
+/// An event that this server is willing to build. The authorization rules of the room judge it when it is added.
 #[derive(Debug)]
 pub struct Approved(Draft);
 
 impl Approved {
-    /// What will be built: the draft with what only the server may say.
+    /// The draft that will be built, completed with the fields that only the server may set.
     pub fn draft(&self) -> &Draft {
         &self.0
     }
 
-    /// The current event of the same key, if the author has set exactly this before: setting it again changes nothing.
+    /// Finds the current event of the same key, if the author has set exactly this before: setting it again changes
+    /// nothing.
     pub fn find_same(&self, change: &mut Change) -> Result<Option<ruma::OwnedEventId>> {
         let Some(state_key) = self.0.state_key.as_deref() else { return Ok(None) };
         let Some(current) = change.state(&self.0.kind, state_key)? else { return Ok(None) };
@@ -75,25 +77,27 @@ impl Approved {
         Ok(is_same.then(|| current.parsed.id.clone()))
     }
 
-    /// Builds the event, asks the rules of the room and writes it into the change. Errors: 403 `M_FORBIDDEN` for what the
-    /// rules forbid; 413 as soon as the change is larger than one batch (a new room is written out in parts before that), so that
-    /// nobody has more work done than is accepted.
+    /// Builds the event, has it judged by the rules of the room and writes it into the change. Errors: 403
+    /// `M_FORBIDDEN` for an event that the rules forbid; 413 as soon as the change is larger than one batch, so that
+    /// nobody has more work done than is accepted. (A new room is written out in parts before that.)
     pub fn add(self, change: &mut Change, signer: &Signer) -> Result<Stored> {
         let stored = change.add(signer, &self.0, None)?;
         change.batch.check_size()?;
         Ok(stored)
     }
 
-    /// Does the same for what a client sends with a transaction id.
+    /// Like [`Self::add`], for an event that a client sends with a transaction id.
     pub fn add_once(self, change: &mut Change, signer: &Signer, txn: &Txn) -> Result<Stored> {
         change.add_once(signer, &self.0, txn)
     }
 }
 
-/// Judges what one of our users wants to add to a room, and completes it with what only the server may say.
+/// Judges an event that one of our users wants to add to a room, and completes it with the fields that only the server
+/// may set.
 ///
-/// Errors: 403 `M_FORBIDDEN`, `M_GUEST_ACCESS_FORBIDDEN`, `M_INVITE_BLOCKED`; 404 for an invited user or a redacted event that
-/// does not exist; 400 `M_BAD_JSON`, `M_BAD_ALIAS`, `M_INVALID_PARAM` for what its type does not allow.
+/// Errors: 403 `M_FORBIDDEN`, `M_GUEST_ACCESS_FORBIDDEN`, `M_INVITE_BLOCKED`; 404 for an invited user or a redacted
+/// event that does not exist; 400 `M_BAD_JSON`, `M_BAD_ALIAS`, `M_INVALID_PARAM` for an event that its type does not
+/// allow.
 pub fn approve(
     change: &mut Change,
     server: &ServerName,
@@ -166,16 +170,17 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
         Membership::Join if is_own => judge_join(change, author, &mut draft.content),
         Membership::Invite => judge_invite(&change.batch, server, &target),
         Membership::Knock if is_own => require_live(&change.batch, author.user),
-        // What else somebody does to another, or the other does not do themselves, is for the authorization rules.
+        // The authorization rules judge all other acts, such as those on somebody else's membership.
         Membership::Join | Membership::Knock | Membership::Leave | Membership::Ban => Ok(()),
     }
 }
 
-/// Judges a join by the one who joins, and lets the server vouch for them where the room lets in members of other rooms.
+/// Judges a join by the user who joins, and lets the server vouch for them where the room admits members of other
+/// rooms.
 fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonObject) -> Result<()> {
     let was = change.membership(author.user_id.as_str())?;
     if was == Membership::Join {
-        // Whoever is in needs nobody to vouch for them.
+        // A user who is in the room already needs nobody to vouch for them.
         return Ok(());
     }
     require_live(&change.batch, author.user)?;
@@ -190,7 +195,8 @@ fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonO
     Ok(())
 }
 
-/// Refuses to let an account into a room that has ended while its request was under way: nobody would take it out again.
+/// Refuses to let an account into a room that was deactivated while its request was under way: nobody would take it out
+/// again.
 fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
     if users::require(read, user)?.is_deactivated {
         return Err(Refusal::forbidden("This account has ended.").into());
@@ -203,8 +209,9 @@ fn judge_invite(read: &(impl Read + ?Sized), server: &ServerName, target: &UserI
     account_data::check_invite(read, target)
 }
 
-/// Refuses to invite users of other servers, to which this server does not speak yet (403), users of ours that do not exist
-/// (404): an account that is made later would not be told; and accounts that have ended (403).
+/// Refuses to invite a user of another server, because this server does not speak to others yet (403); a user of ours
+/// who does not exist, because an account that is made later would not be told (404); and an account that was
+/// deactivated (403).
 pub fn require_reachable(read: &(impl Read + ?Sized), server: &ServerName, user: &UserId) -> Result<()> {
     if user.server_name() != server {
         return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
@@ -216,7 +223,7 @@ fn not_in_room() -> Refusal {
     Refusal::forbidden("You are not in this room.")
 }
 
-/// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+/// Refuses a guest with 403 `M_GUEST_ACCESS_FORBIDDEN`.
 fn no_guests(why: &str) -> Refusal {
     Refusal::new(ErrorKind::GuestAccessForbidden, why)
 }
@@ -237,7 +244,7 @@ impl GuestAccess {
     }
 }
 
-/// Whether guests may join the room, with what a change has set: only where the room says so.
+/// Whether guests may join the room, with the events that the change has added: only where the room says so.
 pub fn guests_may_join(change: &mut Change) -> Result<bool, Fault> {
     let access = state_content::<GuestAccess>(change, GUEST_ACCESS)?;
     Ok(access.is_some_and(|access| access.is_open()))
@@ -265,8 +272,8 @@ struct Allow {
     room_id: Option<OwnedRoomId>,
 }
 
-/// The user of this server in whose name it lets somebody in who is in a room that the join rules name. `None` if the room
-/// has no such rule, or it does not let this user in, or nobody here may invite.
+/// Finds the user of this server in whose name it admits a member of a room that the join rules name. `None` if the
+/// room has no such rule, if the rule does not admit this user, or if nobody here may invite.
 fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId>> {
     let authorization = &change.rules().authorization;
     let Some(rules) = state_content::<JoinRules>(change, "m.room.join_rules")? else { return Ok(None) };
@@ -280,7 +287,7 @@ fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId
     }
     let power = change.power()?;
     match power.list_named_who_may(Action::Invite)? {
-        // The level that everybody has suffices: nearly always the first member will do.
+        // Everybody has a sufficient level, so nearly always the first member will do.
         None => {
             for local in members::joined_local_users(&change.batch, change.num)? {
                 let user_id = Author::of(&change.batch, local?)?.user_id;

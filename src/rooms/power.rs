@@ -1,4 +1,4 @@
-//! Power levels: who may do what in a room, beside what the authorization rules check by themselves.
+//! Power levels: who may do what in a room, as far as the authorization rules do not check it themselves.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -20,10 +20,10 @@ use crate::{
     store::Read,
 };
 
-/// An action that needs a level of its own.
+/// An action that needs a power level of its own.
 pub use ruma::state_res::events::RoomPowerLevelsIntField as Action;
 
-/// The levels of a room at one moment.
+/// The power levels of a room at one moment.
 pub struct Power {
     rules: &'static AuthorizationRules,
     creators: HashSet<OwnedUserId>,
@@ -31,7 +31,7 @@ pub struct Power {
 }
 
 impl Power {
-    /// The current levels.
+    /// Reads the current levels of a room.
     pub fn read(view: RoomView<'_, impl Read + ?Sized>) -> Result<Self> {
         let state = |event_type| -> Result<Option<Arc<StateEvent>>> {
             let stored = rooms::find_state(view.read, view.num, event_type, "")?;
@@ -41,7 +41,7 @@ impl Power {
         Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
     }
 
-    /// The levels in a state.
+    /// Reads the levels in a state of a room.
     pub fn at(view: RoomView<'_, impl Read + ?Sized>, at: Ref) -> Result<Self> {
         let RoomView { read, num, row } = view;
         let state = |event_type| -> Result<Option<Arc<StateEvent>>> {
@@ -53,7 +53,7 @@ impl Power {
         Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
     }
 
-    /// The levels that these events of a room say.
+    /// Takes the levels from these events of a room.
     pub(in crate::rooms) fn of(
         rules: &'static AuthorizationRules,
         create: Option<Arc<StateEvent>>,
@@ -65,7 +65,7 @@ impl Power {
         Ok(Self { rules, creators, levels })
     }
 
-    /// The level of a user.
+    /// Gives the power level of a user.
     pub fn of_user(&self, user: &UserId) -> Result<UserPowerLevel> {
         let creator = self.creators.contains(user);
         if creator && self.rules.explicitly_privilege_room_creators {
@@ -73,13 +73,13 @@ impl Power {
         }
         match &self.levels {
             Some(levels) => levels.user_power_level(user, self.rules).map(Into::into).map_err(odd),
-            // A room without levels obeys its creator.
+            // A room without a power levels event obeys its creator.
             None => Ok(UserPowerLevel::Int(ruma::Int::from(if creator { 100 } else { 0 }))),
         }
     }
 
-    /// Refuses what are no levels, and levels that name a creator of a room whose creators stand above all levels
-    /// (room version 12): 400 `M_BAD_JSON`.
+    /// Refuses content that does not state power levels, and levels that name a creator of a room whose creators stand
+    /// above all levels (room version 12): 400 `M_BAD_JSON`.
     pub fn check_levels(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
         self.check_shape(content)?;
         let users = content.get("users").and_then(CanonicalJsonValue::as_object);
@@ -93,7 +93,7 @@ impl Power {
         Ok(())
     }
 
-    /// The authorization rules refuse these too, but as something that is not allowed.
+    /// Checks the types of the fields. The authorization rules refuse the same, but as something that is not allowed.
     fn check_shape(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
         let odd = |field: &str| Refusal::bad_json(format!("`{field}` does not say what power levels say."));
         let is_level = |value: &CanonicalJsonValue| match value {
@@ -121,7 +121,7 @@ impl Power {
         Ok(())
     }
 
-    /// The level that an action needs.
+    /// Gives the level that an action needs.
     fn needed(&self, action: Action) -> Result<ruma::Int> {
         match &self.levels {
             Some(levels) => levels.get_as_int_or_default(action, self.rules).map_err(odd),
@@ -134,7 +134,7 @@ impl Power {
         Ok(self.of_user(user)? >= self.needed(action)?)
     }
 
-    /// Those creators and users with a level of their own who may do this, sorted; `None` where the level of everybody else
+    /// Lists the creators and users with a level of their own who may do this, sorted; `None` where the default level
     /// suffices, so that nearly every member may.
     pub fn list_named_who_may(&self, action: Action) -> Result<Option<Vec<OwnedUserId>>> {
         let (everybody, named) = match &self.levels {
@@ -174,7 +174,7 @@ impl Power {
     }
 }
 
-/// Levels that are not what they should be allow nobody anything.
+/// Levels that cannot be read allow nobody anything, and the refusal says why.
 fn odd(why: String) -> Error {
     Refusal::forbidden(format!("The room's power levels are not readable: {why}.")).into()
 }

@@ -11,31 +11,31 @@ use crate::{
     store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
 };
 
-/// The thread of receipts for everything, in threads or not.
+/// The thread of a receipt that counts for everything, in threads or not.
 pub const NO_THREAD: &str = "";
-/// The thread of receipts for what stands in no thread.
+/// The thread of a receipt that counts only for events in no thread.
 pub const MAIN_THREAD: &str = "main";
 
-/// Look at up to this many times as many receipts as are wanted: most of them may be private ones of others.
+/// Look at up to this many times as many receipts as are wanted, because most may be private ones of other users.
 const LOOKED_AT: usize = 8;
 
 /// A receipt that somebody sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The room of the event.
+    /// The room in which the event stands.
     pub room: RoomNum,
-    /// The user whose receipt it is, who sees it, and for which thread it is.
+    /// The receipt's user, its kind, which says who sees it, and its thread.
     pub key: ReceiptKey,
-    /// The event it names.
+    /// The id of the event up to which the user has read.
     pub event_id: String,
     /// The order of that event.
     pub order: Order,
-    /// When it was sent, in milliseconds since the epoch.
+    /// The time of sending, in milliseconds since the epoch.
     pub sent_ms: u64,
 }
 
-/// Writes a receipt, at a position of its own. Nothing happens, and the answer is no, unless it is ahead of the one
-/// that is there: receipts never go back.
+/// Writes a receipt, at a position of its own, if it is ahead of the one that is there. Receipts never go back, so
+/// nothing happens otherwise and the answer is `false`.
 pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
     let Receipt { room, key, .. } = receipt;
     let row_key = (*room, key.user.as_str(), key.kind, key.thread.as_str());
@@ -58,8 +58,8 @@ pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
     Ok(true)
 }
 
-/// The receipts of a room that were stored after `after` and at or before `upto` and that this user may see (everybody's
-/// public ones and the user's own private ones), the newest first, at most `count`.
+/// Lists the receipts of a room that were stored after `after` and at or before `upto` and that this user may see
+/// (everybody's public ones and the user's own private ones), newest first, at most `count`.
 pub fn list_new(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -89,7 +89,7 @@ pub fn list_new(
     Ok(receipts)
 }
 
-/// Forgets how far a user has read a room, for one who asked to be erased.
+/// Forgets how far a user has read a room, for a user who asked to be erased.
 pub fn delete_all(batch: &mut Batch, room: RoomNum, user_id: &str) {
     schema::RECEIPTS.delete_prefix::<(RoomNum, String)>(batch, (room, user_id));
 }
@@ -101,17 +101,17 @@ pub fn any_new(read: &(impl Read + ?Sized), room: RoomNum, after: Position) -> R
     Ok(rows.next().transpose()?.is_some())
 }
 
-/// Up to where a user has read, in one thread or in all.
+/// The place up to which a user has read, in one thread or in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadUpTo {
-    /// Everything up to here; [`Order::MIN`] if there is no receipt.
+    /// The order up to which everything is read; [`Order::MIN`] if there is no receipt.
     pub order: Order,
-    /// When the newest of these receipts was stored; zero if there is none.
+    /// The position at which the newest of these receipts was stored; zero if there is none.
     pub stored: Position,
 }
 
-/// Up to where a user has read in a thread, by public and private receipts alike: [`NO_THREAD`], [`MAIN_THREAD`] or the id of
-/// a thread's root.
+/// Tells up to where a user has read in a thread, by public and private receipts alike. The thread is [`NO_THREAD`],
+/// [`MAIN_THREAD`] or the id of a thread's root.
 pub fn read_up_to(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -127,8 +127,8 @@ pub fn read_up_to(
     }))
 }
 
-/// The content of `m.receipt` events that say all this. More than one only where a user has receipts for several
-/// threads at one event, which one content cannot say.
+/// Gives the content of `m.receipt` events that say all this. There is more than one only where a user has receipts for
+/// several threads at one event, which one content cannot say.
 pub fn contents(receipts: &[(ReceiptKey, ReceiptRow)]) -> Vec<serde_json::Value> {
     type ByUser<'a> = BTreeMap<&'a str, serde_json::Value>;
     type ByEvent<'a> = BTreeMap<&'a str, BTreeMap<&'static str, ByUser<'a>>>;

@@ -1,7 +1,7 @@
-//! What is left of a redacted event, and what it said before, which moderators may see for a while.
+//! Redacted events: the form that is left of one, and its original content, which moderators may see for a while.
 //!
-//! A redacted event keeps its place; its bytes are replaced by the redacted form, which its id and signatures still fit.
-//! Who may redact what is decided in `rooms/change/redaction.rs`.
+//! A redacted event keeps its place; its bytes are replaced by the redacted form, which its id and signatures still
+//! fit. `rooms/change/redaction.rs` decides who may redact which event.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +21,11 @@ use crate::{
 /// Redaction looks at an event's fields, at those of its content, and at those of one more level.
 const LEVELS: usize = 3;
 
-/// The redacted form of an event: what is left of it once it is redacted, which its id and signatures still fit.
-/// `None` if the bytes are not those of an event.
+/// Gives the redacted form of an event, which its id and signatures still fit. `None` if the bytes are not those of an
+/// event.
 ///
-/// What is left is copied as it was signed: in room versions 3 to 5 events may hold numbers that canonical JSON does not have
-/// and that another writer would write in another way.
+/// The fields that remain are copied as they were signed: in room versions 3 to 5 events may hold numbers that
+/// canonical JSON does not have and that another writer would write in another way.
 pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
     let event: &RawValue = serde_json::from_slice(json).ok()?;
     let CanonicalJsonValue::Object(outline) = outline(event, LEVELS) else { return None };
@@ -33,7 +33,7 @@ pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
     keep(event, &left).map(Bytes::from)
 }
 
-/// The names of fields as they stand in one another, down to so many levels; of values, strings only.
+/// Gives the names of the fields, nested down to this many levels, and of the values only strings.
 fn outline(json: &RawValue, levels: usize) -> CanonicalJsonValue {
     let fields = if levels > 0 { serde_json::from_str(json.get()).ok() } else { None };
     let fields: Option<BTreeMap<String, &RawValue>> = fields;
@@ -46,7 +46,7 @@ fn outline(json: &RawValue, levels: usize) -> CanonicalJsonValue {
     }
 }
 
-/// Those fields of an object that an outline has, with their values as they are.
+/// Gives those fields of an object that an outline has, with their values as they are.
 fn keep(json: &RawValue, outline: &CanonicalJsonObject) -> Option<JsonText> {
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(json.get()).ok()?;
     let mut left = Object::with_capacity(json.get().len());
@@ -60,7 +60,7 @@ fn keep(json: &RawValue, outline: &CanonicalJsonObject) -> Option<JsonText> {
     Some(left.finish())
 }
 
-/// The event with other bytes of the same event.
+/// Gives the event with other bytes of the same event.
 pub(crate) fn with_json(stored: &Stored, json: &Bytes) -> Result<Stored, Fault> {
     let mut other = stored.clone();
     other.row.header.spans = event::locate(json).ok_or(Fault::Corrupt("an event has no fields"))?;
@@ -68,19 +68,20 @@ pub(crate) fn with_json(stored: &Stored, json: &Bytes) -> Result<Stored, Fault> 
     Ok(other)
 }
 
-/// Keeps what an event said before it was redacted, for moderators, until this time: milliseconds since the epoch.
+/// Keeps the original content of an event that is redacted, for moderators, until this time: milliseconds since the
+/// epoch.
 pub fn keep_original(batch: &mut Batch, room: RoomNum, original: &Stored, until_ms: u64) {
     let event = original.event();
     schema::REDACTED_ORIGINAL.put(batch, (room, event), &original.row.json);
     timer::set(batch, &Job::ForgetOriginal { room, event }.timer(until_ms));
 }
 
-/// Forgets what an event said before it was redacted: its time is over.
+/// Forgets the original content of a redacted event, once its time is over.
 pub fn forget_original(batch: &mut Batch, room: RoomNum, event: EventNum) {
     schema::REDACTED_ORIGINAL.delete(batch, (room, event));
 }
 
-/// What a redacted event said; none where that was not kept, or no longer is.
+/// Finds a redacted event as it was before; `None` where that was not kept, or is kept no longer.
 pub fn find_original(
     read: &(impl Read + ?Sized),
     room: RoomNum,

@@ -1,8 +1,8 @@
 //! Events that refer to others: edits, threads, references, annotations (client-server API, "Forming relationships").
 //!
-//! What is bundled with an event is kept in one row (`RELATED`), so that showing an event reads that row and no more,
-//! however many refer to it. Its events are read from there, or, for a reader who may not see the newest of them, from
-//! the part of the index that stands below what they may see.
+//! The summary that is bundled with an event is kept in one row (`RELATED`), so that showing an event reads that row
+//! and no more, however many others refer to it. The bundled events are read from there or, for a reader who may not
+//! see the newest of them, from the part of the index below what that reader may see.
 
 pub(in crate::rooms) mod check;
 
@@ -27,20 +27,20 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// Rows that are looked at, at most, to work out again what is bundled: when the newest edit is redacted, or for a
-/// reader who does not see the newest.
+/// To work out a bundled summary again, look at no more than this many rows: when the newest edit is redacted, or for a
+/// reader who does not see the newest event.
 pub(in crate::rooms) const AGAIN_MAX: usize = 1_000;
 
-/// How an event refers to another.
+/// The relation in which an event stands to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelatesTo {
-    /// How.
+    /// The kind of relation, such as `m.thread`.
     pub rel_type: String,
-    /// To which event.
+    /// The id of the event that this one refers to.
     pub event_id: OwnedEventId,
 }
 
-/// What an event's content says of its relation; `None` if it has none, or none with a type.
+/// Reads the relation from an event's content; `None` if it has none, or one without a type.
 pub fn relates_to(content: &str) -> Option<RelatesTo> {
     #[derive(Deserialize)]
     struct Relation<'a> {
@@ -53,7 +53,7 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
         #[serde(borrow, rename = "m.relates_to")]
         relates_to: Relation<'a>,
     }
-    // Most events have none: do not parse those.
+    // Most events have no relation, and this search is cheaper than parsing them.
     if !content.contains("m.relates_to") {
         return None;
     }
@@ -61,16 +61,17 @@ pub fn relates_to(content: &str) -> Option<RelatesTo> {
     Some(RelatesTo { rel_type: relation.rel_type.into_owned(), event_id: relation.event_id })
 }
 
-/// Relations that are followed, at most, from an event to the root of the thread in which it stands: an edit of a reaction
+/// Follow at most this many relations from an event to the root of the thread in which it stands: an edit of a reaction
 /// to a thread's message still stands there.
 const HOPS_MAX: u8 = 3;
 
-/// The lane in which an event of the room stands: a thread, by its own relation or by what it refers to, or the main timeline,
-/// where the roots of threads stand themselves. This is what receipts, counts and threads go by.
+/// Gives the lane in which an event of the room stands. That is a thread, by the event's own relation or by that of the
+/// event it refers to, or else the main timeline, where the roots of threads stand themselves. Receipts, counts and
+/// threads go by lanes.
 ///
 /// Specification: client-server API, "Threaded read receipts".
 pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Lane, Fault> {
-    // Most events relate to none: do not look those up. What was redacted no longer says that it did.
+    // Most events have no relation and need no look-up. A redacted event no longer says that it had one.
     if !stored.row.is_redacted() && !stored.row.content().contains("m.relates_to") {
         return Ok(Lane::MAIN);
     }
@@ -78,8 +79,8 @@ pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Store
     Ok(found.map_or(Lane::MAIN, |found| Lane::thread(found.root)))
 }
 
-/// The thread in which an event stands that refers to `parent` like this; found once, when the event is stored, so that it
-/// does not change when one of the two is redacted.
+/// Finds the thread in which an event stands that refers to `parent` in this way. It is found once, when the event is
+/// stored, so that it stays the same when one of the two is redacted.
 fn find_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -94,8 +95,8 @@ fn find_thread(
     Ok(near.map(|thread| InThread { hops: thread.hops + 1, ..thread }))
 }
 
-/// Refuses what a client may not relate: a thread that would grow from an event that relates to another itself
-/// (400 `M_UNKNOWN`), an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`).
+/// Refuses a relation that a client may not make: a thread from an event that relates to another itself (400
+/// `M_UNKNOWN`), and an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`).
 pub(crate) fn check(read: &(impl Read + ?Sized), room: RoomNum, draft: &Draft) -> Result<(), Error> {
     let content = draft.raw_content()?;
     let Some(relation) = relates_to(content.get()) else { return Ok(()) };
@@ -121,7 +122,8 @@ pub(crate) fn check(read: &(impl Read + ?Sized), room: RoomNum, draft: &Draft) -
     Ok(())
 }
 
-/// What makes two annotations of an event the same: who made it, its type and its key. `None` if it has no key.
+/// Gives a hash of the sender, type and key of an annotation: two annotations of an event that share it are the same.
+/// `None` if the content has no key.
 fn annotation(content: &str, sender: &str, event_type: &str) -> Option<[u8; 16]> {
     #[derive(Deserialize)]
     struct Annotation<'a> {
@@ -184,7 +186,7 @@ pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result
     Ok(())
 }
 
-/// Takes the rows away of an event that is about to be redacted: its relation goes with its content.
+/// Deletes the rows of an event that is about to be redacted, because its relation goes with its content.
 pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
@@ -263,8 +265,8 @@ fn move_thread(
     related.thread_tip = tip;
 }
 
-/// Edits are of messages: redacted events and state events have none, an edit is not edited itself, and nobody edits what
-/// others wrote.
+/// Whether an event is a valid edit of another. Only messages are edited: redacted events and state events have no
+/// edits, an edit is not edited itself, and nobody edits the events of others.
 fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
     can_be_edited(original)
         && original.row.sender() == edit.row.sender()
@@ -278,12 +280,12 @@ pub(in crate::rooms) fn can_be_edited(original: &Stored) -> bool {
     !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
 }
 
-/// Of two edits the one that was sent later counts, and of two sent at once the one with the greater id.
+/// Gives the rank of an edit: the one sent later counts, and of two sent at once the one with the greater id.
 fn sent(edit: &Stored) -> (u64, &schema::rooms::EventKey) {
     (edit.row.header.sent_ms, &edit.row.header.key)
 }
 
-/// The edit that counts among those that a reader sees.
+/// Finds the edit that counts among those that a reader sees.
 pub(in crate::rooms) fn newest_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -316,13 +318,13 @@ fn newest_of(
     Ok(newest.map(|(order, row)| (order, row.event)))
 }
 
-/// A part of a room's timeline.
+/// A stretch of a room's timeline.
 pub type Span = (Bound<Order>, Bound<Order>);
 
-/// All of it.
+/// The whole timeline of a room.
 pub const ANYWHERE: Span = (Bound::Unbounded, Bound::Unbounded);
 
-/// A row of the index, with the order of its event.
+/// A row of the index of relations, with the order of its event.
 type Related = Result<(Order, RelationRow), Fault>;
 
 pub(in crate::rooms) fn list_kind<'r>(
@@ -353,7 +355,7 @@ pub(in crate::rooms) fn list_kind<'r>(
     Ok(rows.map(|row| row.map(|((_, _, _, order), row)| (order, row))))
 }
 
-/// The events that refer to this one, in this way or in any, by their order, within a part of the timeline.
+/// Lists the events that refer to this one, in this way or in any, by their order, within a stretch of the timeline.
 pub fn list<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -369,7 +371,7 @@ pub fn list<'r>(
     Ok(Merged { lists: lists.collect::<Result<_, _>>()?, direction })
 }
 
-/// Several sorted lists as one.
+/// Merges several sorted lists into one.
 struct Merged<I: Iterator<Item = Related>> {
     lists: Vec<Peekable<I>>,
     direction: Direction,
@@ -381,7 +383,7 @@ impl<I: Iterator<Item = Related>> Iterator for Merged<I> {
     fn next(&mut self) -> Option<Related> {
         let head = |list: &mut Peekable<I>| match list.peek() {
             None => None,
-            // A fault is told at once.
+            // A fault is passed on at once.
             Some(Err(_)) => Some(None),
             Some(Ok((order, _))) => Some(Some(*order)),
         };
@@ -394,8 +396,8 @@ impl<I: Iterator<Item = Related>> Iterator for Merged<I> {
     }
 }
 
-/// The events that threads of a room grow from, with the order of the thread's newest event, newest first; those
-/// below `from` only.
+/// Lists the events from which threads of a room grow, with the order of each thread's newest event, newest first; only
+/// those below `from`.
 pub fn list_threads<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -411,7 +413,7 @@ pub fn list_threads<'r>(
     Ok(rows.map(|row| row.map(|((_, order), root)| (order, root))))
 }
 
-/// Whether a user wrote the first event of a thread or a later one.
+/// Whether a user wrote the root of a thread or a later event in it.
 pub fn took_part(
     read: &(impl Read + ?Sized),
     room: RoomNum,

@@ -1,4 +1,5 @@
-//! What must hold of events, and of what is found by them: places, ids, edges, transactions, relations, threads.
+//! Checks the rows of events, and those by which events are found: places, ids, edges, transactions, relations,
+//! threads.
 
 use ruma::{CanonicalJsonObject, EventId, UserId, signatures::reference_hash};
 
@@ -23,7 +24,7 @@ use crate::{
     },
 };
 
-/// The room that the walk is in: rows come room by room.
+/// The room that the walk is in, because rows come room by room.
 #[derive(Default)]
 struct Here(Option<(RoomNum, Option<RoomRow>)>);
 
@@ -147,7 +148,7 @@ fn in_timeline(
     everywhere(read, num, room, row, true, doubts)
 }
 
-/// Whether the transaction that made an event, if one did, is remembered.
+/// Whether the transaction that made an event is remembered; `true` for an event that no transaction made.
 fn is_known_by_transaction(
     read: &Snapshot,
     num: RoomNum,
@@ -159,7 +160,7 @@ fn is_known_by_transaction(
     let user = <&UserId>::try_from(&*sender).ok().map(|id| accounts::users::find_num(read, id));
     let Some(user) = user.transpose()?.flatten() else { return Ok(false) };
     if !timer::is_waiting(read, &txn::forget_on(num, by.day))? {
-        // The day is over.
+        // The transaction's day is over, so that its row may be gone.
         return Ok(true);
     }
     let redacts = rules(room)?;
@@ -171,7 +172,7 @@ fn is_known_by_transaction(
             return Ok(true);
         }
     }
-    // What a redaction redacts is gone from one that was redacted itself.
+    // A redaction that was redacted itself no longer says which event it redacts, so its endpoint cannot be told.
     Ok(row.is_redacted() && row.event_type() == "m.room.redaction")
 }
 
@@ -190,7 +191,8 @@ fn put_aside(
     everywhere(read, num, room, &aside.row, !aside.rejected, doubts)
 }
 
-/// What holds of an event wherever it is kept. `may_allow`: states can rest on it, so that edges lead to it.
+/// Checks what holds of an event wherever it is kept. `may_allow` says whether states can rest on it, so that edges
+/// lead to it.
 fn everywhere(
     read: &Snapshot,
     num: RoomNum,
@@ -208,7 +210,7 @@ fn everywhere(
     let named = header.state_key.map(|key| schema::STATE_KEY.get(read, (num, key))).transpose()?;
     let is_named = match (named, row.state_key()) {
         (None, None) => true,
-        // A rejected event sets nothing: its key has no number.
+        // A rejected event sets nothing, so its state key has no number.
         (None, Some(_)) => !may_allow,
         (Some(Some(named)), Some(key)) => named.event_type == row.event_type() && named.state_key == key,
         _ => false,
@@ -239,10 +241,11 @@ fn everywhere(
     Ok(())
 }
 
-/// Whether the bytes are those that were signed, or their redacted form: the id says so.
+/// Whether the bytes are those that were signed, or their redacted form, as the event's id proves.
 fn is_what_was_signed(room: &RoomRow, row: &EventRow) -> bool {
     let Ok(rules) = rules(room) else { return false };
-    // Before version 6 events may hold numbers that canonical JSON does not have: their hashes are not worked out again.
+    // Before version 6 events may hold numbers that canonical JSON does not have, so their hashes are not worked out
+    // again.
     let Ok(object) = serde_json::from_slice::<CanonicalJsonObject>(&row.json) else {
         return !rules.authorization.strict_canonical_json;
     };
@@ -250,7 +253,7 @@ fn is_what_was_signed(room: &RoomRow, row: &EventRow) -> bool {
     hash.is_ok_and(|hash| event::event_id(&row.header.key, room.version).as_str().get(1..) == Some(&*hash))
 }
 
-/// An event that refers to an older one of its room is found from that one.
+/// Checks that an event which refers to an older one of its room is found from that one.
 fn related(
     read: &Snapshot,
     num: RoomNum,
@@ -263,7 +266,7 @@ fn related(
     }
     let Some(relation) = relations::relates_to(row.content()) else { return Ok(()) };
     let parent: &EventId = &relation.event_id;
-    // What came in after the event was not known to it.
+    // An event that came in later was unknown when this one was indexed.
     let parent = event::find_num(read, num, parent)?.filter(|parent| *parent < row.header.event);
     if let Some(parent) = parent {
         let kind = RelationKind::of(&relation.rel_type);

@@ -1,10 +1,11 @@
-//! Which servers have somebody in a room, and how many are in it, at any point of its history.
+//! The servers that have somebody in a room, and how many users are joined, at any point of the room's history.
 //!
-//! Both follow from the member events, and are kept as derived keys of the room's state (their types begin with byte 0x01,
-//! so that nobody can set them): a change of the main line writes them in the same step, a server's key only where its
-//! first member comes or its last one goes. So the servers of a room of any size are one scan of servers.
+//! Both follow from the member events, and are kept as derived keys of the room's state (their types begin with byte
+//! 0x01, so that nobody can set them). A change of the main line writes them in the same step, a server's key only
+//! where its first member comes or its last one goes. So listing the servers of a room of any size scans one row for
+//! each server.
 //!
-//! Side states set no derived keys: what they change of the members is counted against their place on the main line.
+//! Side states set no derived keys: the members that they change are counted against their place on the main line.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +31,7 @@ fn server_of(user_id: &str) -> Option<&str> {
     <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
 }
 
-/// Whether a type is one of derived keys.
+/// Whether a type is that of a derived key.
 pub(crate) fn is_derived(event_type: &str) -> bool {
     event_type.starts_with(DERIVED)
 }
@@ -43,7 +44,7 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
-    /// A member came (`by` is 1) or went (-1).
+    /// Counts a member who came (`by` is 1) or went (-1).
     pub(crate) fn count(
         &mut self,
         batch: &mut Batch,
@@ -66,7 +67,7 @@ impl Touched {
         Ok(())
     }
 
-    /// The values of the derived keys after the step; what does not change is among them.
+    /// Gives the values of the derived keys after the step, also of those that do not change.
     pub(crate) fn values(
         self,
         batch: &mut Batch,
@@ -88,12 +89,12 @@ impl Touched {
     }
 }
 
-/// Deletes the counts of a room that did not come to be.
+/// Deletes the counts of a room that was never finished.
 pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
     schema::SERVER_MEMBERS.delete_prefix::<(RoomNum,)>(batch, (room,));
 }
 
-/// Counts the members of a room that was made before they were counted by server, and names their servers.
+/// Counts the members of a room that was made before members were counted by server, and lists their servers.
 fn begin(batch: &mut Batch, room: RoomNum) -> Result<Vec<String>, Fault> {
     if state::find_key(batch, room, JOINED, "")?.is_some() {
         return Ok(Vec::new());
@@ -118,7 +119,7 @@ fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: Val) -> Result<boo
     }
 }
 
-/// Who came and who went from a place on the main line to a state.
+/// The members who came and went between a place on the main line and a state.
 struct Moves {
     base: Order,
     came: BTreeMap<String, u64>,
@@ -153,7 +154,7 @@ impl Moves {
         Ok(moves)
     }
 
-    /// Whether a server has somebody in the state; `was_in` is whether it has at the place.
+    /// Whether a server has somebody in the state; `was_in` says whether it has at the place.
     fn leave_in(
         &self,
         read: &(impl Read + ?Sized),
@@ -171,7 +172,8 @@ impl Moves {
     }
 }
 
-/// How many of a server are in the room at a place on the main line: as many as now, but for those who came and went since.
+/// Counts the members of a server at a place on the main line: as many as now, corrected by those who came and went
+/// since.
 fn count_on_main_line(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -211,8 +213,8 @@ pub fn was_server_joined(
     moves.leave_in(read, room, server, was_in)
 }
 
-/// The servers that have somebody in the room in this state, sorted. Costs what there are of servers that ever had, and
-/// for the state of a fork what it differs in.
+/// Lists the servers that have somebody in the room in this state, sorted. Costs as much as there are servers that ever
+/// had somebody, and for the state of a fork as much as it differs in.
 pub fn list_servers_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<Vec<String>, Fault> {
     let moves = Moves::to(read, room, at)?;
     let bound = Bound::Included((room, SERVER));
@@ -228,7 +230,7 @@ pub fn list_servers_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> R
     Ok(servers.into_iter().collect())
 }
 
-/// How many are in the room in this state.
+/// Counts the members who are joined in this state.
 pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<u64, Fault> {
     let moves = Moves::to(read, room, at)?;
     let joined = match state::find_key(read, room, JOINED, "")? {
@@ -241,8 +243,9 @@ pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> R
     Ok(joined.saturating_add_signed(moves.joined))
 }
 
-/// How many of each server are in a room, folded into numbers: counting a room of any size needs no more memory than one
-/// member does. Each server adds a hash of its name for each of its members, so two tallies are equal where the counts are.
+/// The number of members of each server, folded into numbers, so that counting a room of any size needs no more memory
+/// than one member does. Each server adds a hash of its name for each of its members, so two tallies are equal where
+/// the counts are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     joined: u64,
@@ -250,7 +253,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// A member of the room.
+    /// Counts one more member of the room.
     pub(crate) fn add(&mut self, user_id: &str) {
         self.joined += 1;
         if let Some(server) = server_of(user_id) {
@@ -264,7 +267,7 @@ fn fold(server: &str) -> u128 {
     hash.iter().take(16).fold(0, |folded, byte| folded << 8 | u128::from(*byte))
 }
 
-/// Whether what is kept of a room's servers and numbers is what these users, all who are in it, make it.
+/// Whether the counts that are kept of a room agree with these users, who are all that are joined.
 pub(crate) fn are_counted(read: &(impl Read + ?Sized), room: RoomNum, joined: &Tally) -> Result<bool, Fault> {
     let mut kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     if state::find_key(read, room, JOINED, "")?.is_none() {

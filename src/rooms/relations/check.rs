@@ -1,4 +1,4 @@
-//! What must hold of the rows of relations: `db check` asks.
+//! Checks the rows of relations against the events that they are made from, for `db check`.
 
 use super::{annotation, find_thread};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// The checks of relations and threads.
+/// Lists the checks of relations and threads.
 pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     vec![
         RowCheck::of(&schema::RELATION, |read, (room, parent, kind, order), row, doubts| {
@@ -82,7 +82,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     ]
 }
 
-/// What is bundled is what there is.
+/// Checks that the summary bundled with an event agrees with the events that refer to it.
 fn related(
     read: &Snapshot,
     room: RoomNum,

@@ -1,4 +1,4 @@
-//! Servers and counts of random histories with forks, against a count over whole maps.
+//! Servers and counts of random histories with forks, compared with a count over whole maps.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -22,13 +22,13 @@ use crate::{
 const ROOM: RoomNum = RoomNum(1);
 const SERVERS: [&str; 3] = ["a.example", "b.example", "c.example"];
 
-/// Who is what, by user id.
+/// The membership of each user, by user id.
 type Members = BTreeMap<String, Membership>;
 
 struct House {
     store: Store,
     rooms: Rooms,
-    /// States with who was what in them.
+    /// The states so far, each with the memberships in it.
     states: Vec<(Ref, Members)>,
     events: u64,
 }
@@ -62,7 +62,7 @@ impl House {
         (answer, enqueued.base)
     }
 
-    /// Member events with what they say; where it is nothing, the key is unset.
+    /// Gives each user's member event with this membership; the key is unset where there is none.
     fn values(
         change: &mut Change,
         events: &mut u64,
@@ -109,7 +109,7 @@ impl House {
         values
     }
 
-    /// A step of the main line.
+    /// Takes a step of the main line.
     fn step(&mut self, moves: &[(usize, Option<Membership>)]) {
         let mut members = self.now();
         let (order, base) = self.change(|change, events| {
@@ -122,7 +122,7 @@ impl House {
         self.states.push((Ref::Main(order.settle(base)), members));
     }
 
-    /// A side state that stands on one of the states.
+    /// Makes a side state that stands on one of the states.
     fn fork(&mut self, from: usize, moves: &[(usize, Option<Membership>)]) {
         let (base, mut members) = self.states[from % self.states.len()].clone();
         let (side, _) = self.change(|change, events| {
@@ -134,7 +134,7 @@ impl House {
         self.states.push((side, members));
     }
 
-    /// The main line goes on from one of the states, as after a resolution.
+    /// Lets the main line go on from one of the states, as after a resolution.
     fn turn_to(&mut self, to: usize) {
         let (to, members) = self.states[to % self.states.len()].clone();
         let (order, base) = self.change(|change, _| {
@@ -153,7 +153,7 @@ impl House {
 
     fn now(&self) -> Members {
         let on_main = self.states.iter().rev().find(|(at, _)| matches!(at, Ref::Main(_)));
-        // The newest place on the main line is the highest: a fork may have come back to a lower one.
+        // The newest place on the main line is the highest, because a fork may have come back to a lower one.
         let highest =
             self.states.iter().filter(|(at, _)| matches!(at, Ref::Main(_))).max_by_key(|(at, _)| *at);
         highest.or(on_main).unwrap().1.clone()
@@ -175,7 +175,7 @@ impl House {
                 assert_eq!(found, servers.contains(server), "{at:?} {server}");
             }
             assert_eq!(count_joined_at(&*snapshot, ROOM, *at).unwrap(), joined.len() as u64, "{at:?}");
-            // Nobody who lists state meets a derived key.
+            // Derived keys are never listed among the state.
             let listed = state::full(&*snapshot, ROOM, *at).unwrap().map(Result::unwrap).count();
             assert_eq!(listed, members.len());
         }
@@ -189,7 +189,7 @@ impl House {
             let kept = schema::SERVER_MEMBERS.get(&*snapshot, (ROOM, server)).unwrap().unwrap_or(0);
             assert_eq!(kept, count);
         }
-        // A server's key changes only where its first member comes or its last one goes.
+        // The key of a server changes only where its first member comes or its last one goes.
         let rows = schema::STATE_UNDO.prefix::<(RoomNum,)>(&*snapshot, (ROOM,), Direction::Up).unwrap();
         for row in rows {
             let ((_, key, order), prior) = row.unwrap();
@@ -267,7 +267,7 @@ fn the_servers_of_ten_thousand_members_are_one_scan_of_three_rows() {
     let read = Counting::new(&snapshot);
     let now = Ref::Main(Order::MAX);
     assert_eq!(list_servers_at(&read, ROOM, now).unwrap(), SERVERS);
-    // The three keys, and the value of each.
+    // Three keys are read, and the value of each.
     assert!(read.rows() <= 3 + 3, "{}", read.rows());
     assert_eq!(count_joined_at(&read, ROOM, now).unwrap(), 10_000);
 }
@@ -276,7 +276,7 @@ fn the_servers_of_ten_thousand_members_are_one_scan_of_three_rows() {
 fn a_room_of_before_is_counted_when_its_members_next_change() {
     let mut house = House::new();
     house.step(&[(0, Some(Membership::Join)), (1, Some(Membership::Join)), (3, Some(Membership::Join))]);
-    // As it was before servers were counted.
+    // The room is made to look as it did before servers were counted.
     house.change(|change, _| {
         for server in SERVERS {
             schema::SERVER_MEMBERS.delete(&mut change.batch, (ROOM, server));
