@@ -305,7 +305,7 @@ fn neither_tokens_nor_bodies_are_logged() {
     running.request("GET /_matrix/client/v3/account/whoami?access_token=sesame", "");
     let (_, log) = running.stop("-TERM");
     assert!(!log.contains("hunter2") && !log.contains("sesame"), "{log}");
-    let line = log.lines().find(|line| line.contains("whoami")).unwrap();
+    let line = log.lines().find(|line| line.contains("whoami") && line.contains("took_us")).unwrap();
     let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!(line["route"], "/_matrix/client/v3/account/whoami");
     assert_eq!(line["status"], 401);

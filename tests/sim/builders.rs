@@ -38,6 +38,12 @@ pub(crate) struct Builders {
 /// Starts the builders and the reader.
 pub(crate) fn begin(world: &Rc<World>, people: &mut JoinSet<()>) -> Rc<Builders> {
     let builders = Rc::new(Builders::default());
+    // The log waits for a reader from its first note on.
+    let (store, _) = world.store().unwrap();
+    let mut note = store.note(&Guard::alone());
+    cursor::advance(&mut note, "sim", Position::ZERO);
+    drop(store.enqueue_note(note).unwrap());
+    store.flush().unwrap();
     for writer in 0..WRITERS {
         let (world, builders) = (world.clone(), builders.clone());
         people.spawn_local(async move {

@@ -223,6 +223,7 @@ impl World {
 
     /// Clients retry until they have an answer, and devices ask until nothing waits.
     fn settle(&mut self) {
+        self.store.flush().unwrap();
         for request in 0..self.requests.len() {
             while self.step(request) {
                 self.store.flush().unwrap();
@@ -238,7 +239,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn each_message_reaches_its_device_once_and_in_order(events in prop::collection::vec(event(), 1..120)) {

@@ -185,7 +185,7 @@ async fn a_house() -> House {
     house
 }
 
-/// An event put aside, two side states and a hole: rows that come with federation.
+/// Writes an event put aside, two side states, a hole and a step that is not finished: rows that come with federation.
 fn add_what_only_other_servers_make(house: &House) {
     house.write(|batch| {
         let room = RoomNum(1);
@@ -245,12 +245,14 @@ fn add_what_only_other_servers_make(house: &House) {
         let log = crate::schema::state::LogRow { count, changes: Vec::new() };
         schema::STATE_LOG.put(batch, (room, marker), &log);
         schema::ROOM.put(batch, room, &row);
+        let step = crate::schema::state::StageRow { anchor: Position::MAX, makes_room: false };
+        schema::STAGE.put(batch, room, &step);
     });
 }
 
 /// Of these tables a row may go and nothing else says that it was there: what people set and nobody refers to, what
 /// counts on from nothing, notes, log entries that are trimmed one day. (A head is written with each flush.)
-const MAY_BE_LOST: [&str; 23] = [
+const MAY_BE_LOST: [&str; 24] = [
     "ACCOUNT_DATA_SIZE",
     "CURSOR",
     "DEVICE_KEYS",
@@ -269,6 +271,7 @@ const MAY_BE_LOST: [&str; 23] = [
     "REDACTION_WAITING",
     "REGISTRATION_TOKENS",
     "SERVER_FACTS",
+    "STAGE",
     "TIMER",
     "TO_DEVICE_TXN_LOG",
     "UNREAD",
