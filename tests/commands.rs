@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aqueduct");
 
-/// Free a moment ago, and nobody else asks for it by number.
+/// A port that was free a moment ago; nobody else asks for it by number.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -40,7 +40,7 @@ impl Home {
         home
     }
 
-    /// Settings of its own, and the listener and cheap passwords that all tests have.
+    /// Writes these settings, and the listener and cheap passwords that all tests have.
     fn write(&self, more: &str) {
         let text = format!(
             "{more}\n[[listener]]\naddress = \"127.0.0.1:{}\"\n[passwords]\nargon2_memory_kib = 8\n",
@@ -382,7 +382,7 @@ fn a_long_poll_does_not_keep_the_server_from_stopping() {
     );
     let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
     stream.write_all(poll.as_bytes()).unwrap();
-    // It waits now: another request that came later is answered.
+    // The request waits now, while another that came later is answered.
     running.request("GET /_matrix/client/versions", "");
     running.stop("-TERM");
     let mut answer = String::new();
@@ -390,7 +390,7 @@ fn a_long_poll_does_not_keep_the_server_from_stopping() {
     assert!(answer.starts_with("HTTP/1.1 200"), "the poll was answered before its time: {answer}");
 }
 
-/// Writes all of a request with a body of so many bytes, and only then reads.
+/// Writes all of a request with a body of this many bytes, and only then reads.
 fn write_first(port: u16, head: &str, length: usize) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
@@ -428,7 +428,7 @@ fn who_sends_all_before_listening_gets_the_answer_whole() {
     running.stop("-TERM");
 }
 
-/// The connection is not kept: what comes later is not read.
+/// The connection is not kept, so requests that come later on it are not read.
 #[test]
 fn who_sends_slowly_for_ever_is_answered_and_cut_off() {
     let home = Home::new();
@@ -439,7 +439,7 @@ fn who_sends_slowly_for_ever_is_answered_and_cut_off() {
     let mut answers = stream.try_clone().unwrap();
     let reader = std::thread::spawn(move || {
         let mut answer = String::new();
-        // The end may come as a reset: the client still sends.
+        // The end may come as a reset, because the client still sends.
         let _ = answers.read_to_string(&mut answer);
         (answer, began.elapsed())
     });

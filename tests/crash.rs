@@ -84,14 +84,14 @@ impl Server {
         server
     }
 
-    /// SIGKILL: no handler runs, nothing is written any more.
+    /// Kills the process with SIGKILL, so that no handler runs and nothing more is written.
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }
 
-/// One request on a connection of its own; none when the server went down before it answered.
+/// Makes one request on a connection of its own; no answer when the server went down before it answered.
 fn ask(socket: &Path, method: &str, path: &str, token: Option<&str>, body: &Value) -> Option<(u16, Value)> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -111,14 +111,14 @@ fn ask(socket: &Path, method: &str, path: &str, token: Option<&str>, body: &Valu
     let length = head
         .lines()
         .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    // Killed in the middle of the answer.
+    // The server was killed in the middle of the answer.
     if length != Some(body.len()) {
         return None;
     }
     Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
-/// What was acknowledged.
+/// Everything that the server acknowledged.
 #[derive(Default)]
 struct Known {
     /// Body of a message -> (room, event id).
@@ -161,7 +161,7 @@ impl World {
         Some(room)
     }
 
-    /// Sends one message after the other; each until it is answered.
+    /// Sends one message after the other, and repeats each until it is answered.
     fn talk(&self, writer: usize, room: &str) {
         let mut count = 0;
         while self.is_going() {
@@ -201,7 +201,7 @@ impl World {
         }
     }
 
-    /// Everything acknowledged so far is there exactly once.
+    /// Checks that everything acknowledged so far is there exactly once.
     fn check_said(&self) {
         let said = self.known.lock().unwrap().said.clone();
         let rooms: BTreeSet<&String> = said.values().map(|(room, _)| room).collect();
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    /// Every room has all it was made with, and every room that was answered is there.
+    /// Checks that every room has all it was made with, and that every room whose creation was answered is there.
     fn check_rooms(&self) {
         let joined = self.insist("GET", "/_matrix/client/v3/joined_rooms", &Value::Null);
         let joined: BTreeSet<_> =
@@ -245,7 +245,7 @@ impl World {
     }
 }
 
-/// What a kill leaves on the disk is whole: everything that a row refers to is there.
+/// Checks that a kill leaves a whole store on the disk: everything that a row refers to is there.
 fn check_rows(config: &Path) {
     let data = DataDir::hold(&config.with_file_name("data")).unwrap();
     let store = data.open_store(8 << 20, Durability::Fsync).unwrap();
@@ -300,11 +300,11 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing() {
 
 // --- the store, in a process of its own ---
 
-/// (bulk write, row) -> a state event's worth of text. Nobody looks at rows of a bulk write that is not in DONE.
+/// Rows of bulk writes: (bulk write, row) -> as much text as a state event has. Rows of one that is not in DONE do not count.
 static STAGED: Table<(u64, u64), String> = Table::new(240, Family::State, "STAGED", Domain::Room, "crash");
-/// Bulk writes that are visible.
+/// The bulk writes that are finished and so visible.
 static DONE: Table<u64, u64> = Table::new(241, Family::State, "DONE", Domain::Room, "crash");
-/// (writer, number) -> its position: small commits beside the bulk write.
+/// Small commits beside the bulk write: (writer, number) -> its position.
 static SMALL: Table<(u64, u64), Position> = Table::new(242, Family::Index, "SMALL", Domain::Room, "crash");
 
 const STAGED_ROWS: u64 = 100_000;
@@ -376,7 +376,7 @@ async fn stage(store: &Store) {
     say(&format!("done {bulk}"));
 }
 
-/// What the child said was acknowledged, newest for each.
+/// The acknowledgements that the child told of, the newest of each kind.
 #[derive(Default, Debug)]
 struct Said {
     small: BTreeMap<u64, u64>,
@@ -392,7 +392,7 @@ impl Said {
             "small" => drop(self.small.insert(number(1), number(2))),
             "staged" => self.staged = (number(1), number(2)),
             "done" => self.done = number(1),
-            // The test harness talks too.
+            // The test harness prints lines too, which are passed over.
             _ => {}
         }
     }

@@ -39,7 +39,7 @@ async fn set_up(client: &TestClient, room: &str) {
         .await;
 }
 
-/// What the user has set for a room.
+/// The push rules, tags and direct chat that the user has set for a room, with the room's id taken out.
 async fn settings(client: &TestClient, room: &str) -> Value {
     let (_, rules) = client.get("/_matrix/client/v3/pushrules/global/").await;
     let about = |kind: &str| {
@@ -88,13 +88,13 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     let (_, after) = bob.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
     assert!(after["account_data"].to_string().contains(&new), "{after}");
     assert!(after["rooms"]["join"][&new]["account_data"].to_string().contains("m.favourite"), "{after}");
-    // Done once: what is changed afterwards stays, also when the timers of the joins would be due.
+    // Settings are carried over once: changes made afterwards stay, also when the timers of the joins would be due.
     bob.delete(&format!("/_matrix/client/v3/pushrules/global/room/{new}"), json!({})).await;
     server.server().app().env.sleep(std::time::Duration::from_secs(180)).await;
     assert_eq!(settings(&bob, &new).await["room"], json!([]));
 }
 
-/// The process ended between the join and the settings: the timer that the join set does it.
+/// The process ended between the join and the settings, so the timer that the join set carries them over.
 #[tokio::test(start_paused = true)]
 async fn what_was_promised_is_kept_by_a_timer() {
     use aqueduct::{

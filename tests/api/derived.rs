@@ -1,4 +1,4 @@
-//! What the server derives of a room's state for itself: nobody meets it, and nobody sets it.
+//! State that the server derives from a room's state for itself: nobody sees it, and nobody sets it.
 
 use http::StatusCode;
 use serde_json::json;

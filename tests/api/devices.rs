@@ -55,7 +55,7 @@ async fn devices_are_listed_named_and_not_others() {
     assert_eq!(json["last_seen_ip"], "192.0.2.1");
     assert!(json["last_seen_ts"].is_u64());
     let put = |name: Value| alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": name }));
-    // What is not known is left out.
+    // A field that is not known is left out.
     assert_eq!(alice.get(&format!("{DEVICES}/{}", alice.device_id)).await.1.get("display_name"), None);
     assert_eq!(put("my ☎".into()).await, (StatusCode::OK, json!({})));
     assert_eq!(alice.get(&format!("{DEVICES}/SECOND")).await.1["display_name"], "my ☎");
@@ -144,7 +144,7 @@ async fn the_old_way_to_name_the_user_of_a_password_is_understood() {
     }
 }
 
-/// MSC3890: settings of a device that nobody can ever use again.
+/// Settings of a device (MSC3890) go with the device, because nobody can ever use them again.
 #[tokio::test(start_paused = true)]
 async fn what_was_kept_for_a_device_goes_with_it() {
     let alice = TestServer::new().register("alice").await;
@@ -245,7 +245,7 @@ async fn with_many_devices(server: &TestServer, name: &str) -> (TestClient, Vec<
     (client, issued)
 }
 
-/// Nobody is known by these tokens.
+/// Checks that none of these tokens works any more.
 async fn all_ended(server: &TestServer, tokens: &[String]) {
     for token in tokens {
         let snapshot = server.server().app().store.snapshot();
@@ -254,7 +254,7 @@ async fn all_ended(server: &TestServer, tokens: &[String]) {
     }
 }
 
-/// After a while nothing is left of devices that have ended, and the account says so.
+/// Checks that after a while nothing is left of devices that have ended, and that the account says so.
 async fn all_swept(server: &TestServer, user_id: &str, left: usize) {
     let app = server.server().app();
     app.env.sleep(std::time::Duration::from_secs(5)).await;
@@ -278,7 +278,7 @@ async fn a_thousand_devices_are_logged_out_at_once() {
     assert_eq!(status, StatusCode::OK, "{json}");
     all_ended(&server, &tokens).await;
     assert_eq!(alice.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
-    // Whoever comes back under an id of old is another device, and finds nothing of the old one.
+    // A login under an old device id makes another device, which finds nothing of the old one.
     let (_, again) = log_in(&alice, "DEVICE0007", "password of alice").await;
     let (_, listed) = again.get(DEVICES).await;
     assert_eq!(listed["devices"].as_array().unwrap().len(), 1, "{listed}");
@@ -306,7 +306,7 @@ async fn a_new_password_ends_a_thousand_sessions_or_is_none() {
 async fn a_thousand_devices_are_deleted_by_name() {
     let server = TestServer::new();
     let (alice, tokens) = with_many_devices(&server, "alice").await;
-    // Every second one, so that their numbers are no range.
+    // Every second device is deleted, so that their numbers are no range.
     let ids: Vec<_> = (0..MANY - 1).step_by(2).map(|number| format!("DEVICE{number:04}")).collect();
     let body = json!({ "devices": ids, "auth": auth("alice", "password of alice", &Value::Null) });
     let (status, json) = alice.post("/_matrix/client/v3/delete_devices", body).await;
@@ -330,7 +330,7 @@ async fn an_account_of_a_thousand_devices_ends() {
     all_swept(&server, &alice.user_id, 0).await;
 }
 
-/// The process ends right after the answer: what was promised is kept by a timer.
+/// The process ends right after the answer, so a timer does what the answer promised.
 #[tokio::test(start_paused = true)]
 async fn what_ended_devices_left_is_swept_after_a_crash_too() {
     let server = TestServer::new();

@@ -1,4 +1,4 @@
-//! Typing and presence.
+//! Typing and presence, as the devices of others are told of them.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ async fn typing_is_told_and_ends_by_itself() {
     assert_eq!(typists(&chain.next().await, &room), Some(vec![bob.user_id.clone()]));
     assert_eq!(types(&bob, &room, json!({ "typing": true, "timeout": 20_000 })).await, StatusCode::OK);
     assert!(chain.next().await.get("rooms").is_none());
-    // Who begins is told, too.
+    // A client that begins is told, too.
     assert_eq!(typists(&Chain::of(&alice).next().await, &room), Some(vec![bob.user_id.clone()]));
     let started = env(&server).instant();
     let ended = chain.next_within(60_000).await;

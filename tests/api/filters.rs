@@ -47,7 +47,7 @@ async fn pages_are_filtered_by_relations() {
     assert_eq!(found(json!({ "related_by_senders": [bob.user_id] })).await, [&*plain]);
     let both = json!({ "related_by_senders": [bob.user_id], "related_by_rel_types": ["m.thread"] });
     assert_eq!(found(both).await, Vec::<String>::new());
-    // Around an event too.
+    // The filter works around an event, too.
     let filter = escaped(&json!({ "related_by_senders": [bob.user_id] }).to_string());
     let page = alice.ok_get(&format!("/rooms/{room}/context/{thread}?filter={filter}")).await;
     assert_eq!(page["events_before"].as_array().unwrap().len(), 1);

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use crate::support::TestServer;
 
-/// Only tries of passwords are limited: ten at once.
+/// A server that limits only tries of passwords: ten at once.
 fn only_passwords(config: &mut Config) {
     let many = Bucket { per_second: 1e6, burst: 1_000_000 };
     config.limits.rate_limits = true;
@@ -25,7 +25,7 @@ fn only_passwords(config: &mut Config) {
     }
 }
 
-/// Threads and a clock of its own: so that many passwords can be looked at together.
+/// A server with threads and a clock of its own, so that many passwords can be checked at the same time.
 fn real_server() -> Server {
     let mut config = Config::default();
     config.server.name = "test.example".try_into().unwrap();
@@ -66,7 +66,7 @@ async fn log_in(server: &TestServer, from: u32, user: &str, secret: &str) -> (St
 #[tokio::test(start_paused = true)]
 async fn many_addresses_have_no_more_guesses_at_one_account_and_lock_no_owner_out() {
     let server = TestServer::with(only_passwords);
-    // Registered, so seen, at 192.0.2.1.
+    // Alice registered from 192.0.2.1, so the server has seen her at that address.
     server.register("alice").await;
     let home = u32::from(std::net::Ipv4Addr::new(192, 0, 2, 1));
     for user in ["alice", "nobody"] {
@@ -80,7 +80,7 @@ async fn many_addresses_have_no_more_guesses_at_one_account_and_lock_no_owner_ou
     }
     let (status, json) = log_in(&server, home, "alice", "password of alice").await;
     assert_eq!(status, StatusCode::OK, "{json}");
-    // Whoever is right has guessed nothing.
+    // A right password is no guess, so the limit does not count it.
     for _ in 0..30 {
         let (status, _) = log_in(&server, home, "alice", "password of alice").await;
         assert_eq!(status, StatusCode::OK);

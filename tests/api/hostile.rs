@@ -16,9 +16,9 @@ use crate::support::{TestClient, TestServer};
 /// A request as somebody hostile, or only confused, may send it.
 #[derive(Debug, Clone)]
 struct Attack {
-    /// Which endpoint of the table.
+    /// The endpoint that is attacked, as a place in the table of all.
     endpoint: prop::sample::Index,
-    /// One a parameter of the path.
+    /// The values of the path's parameters, in their order.
     params: Vec<Param>,
     query: Vec<(&'static str, String)>,
     token: Token,
@@ -27,7 +27,7 @@ struct Attack {
 
 #[derive(Debug, Clone)]
 enum Param {
-    /// What the parameter is meant to be, as far as its name says.
+    /// The value that the parameter is meant to have, as far as its name says.
     Fitting,
     Text(String),
 }
@@ -40,7 +40,7 @@ enum Token {
     Bob,
 }
 
-/// Where the attacks happen: two people in a room that one of them made.
+/// The server that is attacked, with two people in a room that one of them made.
 struct Scene {
     server: TestServer,
     alice: TestClient,
@@ -64,7 +64,7 @@ impl Scene {
         Self { server, alice, bob, room, event }
     }
 
-    /// What fits into a parameter of this name.
+    /// A value that fits into a parameter of this name.
     fn fitting(&self, name: &str) -> String {
         match name {
             "room_id" | "room_id_or_alias" => self.room.clone(),
@@ -103,13 +103,13 @@ impl Scene {
         }
     }
 
-    /// Sends it, and checks that the answer is one of Matrix.
+    /// Sends the request, and checks that the answer is one that the specification allows.
     async fn attack(&self, method: &str, path: &str, token: Token, body: Vec<u8>) -> StatusCode {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(token) = self.token(token) {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        // What is no URI does not reach a server.
+        // A text that is no URI never reaches a server, so nothing is to be checked.
         let Ok(request) = request.body(Body::from(body.clone())) else { return StatusCode::OK };
         let response = self.server.send(request).await;
         let status = response.status();
@@ -372,7 +372,7 @@ async fn every_endpoint_survives_every_bad_body_and_odd_parameter() {
     let endpoints = Routes::all().list();
     assert!(endpoints.len() > 50, "the endpoints were not found");
     for (number, (method, template)) in endpoints.into_iter().enumerate() {
-        // Some endpoints end sessions: the next one begins anew.
+        // Some endpoints end sessions, so each endpoint is attacked in a new scene.
         let scene = Scene::new().await;
         let fits = scene.path(template, &[Param::Fitting]);
         for body in bad_bodies() {
@@ -420,7 +420,7 @@ async fn no_route_takes_more_than_it_says_nor_what_follows_the_end() {
         let Policy { body: policy::Body::Json(bytes_max), who, .. } = policy else { continue };
         tried += 1;
         let path = scene.path(template, &[Param::Fitting]);
-        // Sessions end on the way.
+        // Some of these endpoints end the session, so each begins with a new one.
         let (alice, token) = if who == policy::Who::Public {
             (None, None)
         } else {
@@ -443,7 +443,7 @@ async fn no_route_takes_more_than_it_says_nor_what_follows_the_end() {
     assert!(tried > 50, "{tried}");
 }
 
-/// A body that does not come takes nothing from others, and is given up.
+/// A body that does not come takes nothing from other requests, and after a while the server gives it up.
 #[tokio::test(start_paused = true)]
 async fn bodies_that_do_not_come_are_given_up() {
     let server = TestServer::new();

@@ -1,4 +1,4 @@
-//! What holds for every endpoint: unknown paths and methods, browsers, tokens.
+//! Rules that hold for every endpoint: for unknown paths and methods, browsers, tokens.
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
@@ -75,7 +75,7 @@ async fn browsers_are_allowed_everywhere() {
     }
 }
 
-/// What people see who open the address in a browser.
+/// People who open the address in a browser see a page that names the server.
 #[tokio::test(start_paused = true)]
 async fn the_page_at_the_address_says_what_this_is() {
     let server = TestServer::new();
@@ -122,7 +122,7 @@ async fn every_method_is_routed() {
     assert_eq!(client.server.server().app().env.now_ms(), crate::support::BEGAN_MS);
 }
 
-/// A login that is right but for the password.
+/// A login in which everything is right but the password.
 const LOGIN: &str =
     r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"nobody"},"password":"x"}"#;
 
@@ -218,7 +218,7 @@ async fn parameters_in_paths_are_decoded_once() {
     }
 }
 
-/// What is kept as it came is given back to every reader: one number like this, and clients could not read on.
+/// JSON that is kept as it came is given back to every reader. With one number like this in it, clients could not read on.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_kept_that_readers_of_json_refuse() {
     let server = TestServer::new();

@@ -48,7 +48,7 @@ async fn speak_on_each(bob: &Remote, places: &[OwnedEventId]) -> Vec<Outcome> {
     ingest::ingest(&bob.app, bob.room, events).await.unwrap()
 }
 
-/// Alice says so many things; gives their ids.
+/// Alice sends this many messages; answers their ids.
 async fn say_many(alice: &TestClient, room: &str, count: usize) -> Vec<OwnedEventId> {
     let mut places = Vec::new();
     for number in 0..count {
@@ -87,7 +87,7 @@ async fn a_list_is_judged_in_its_order_and_what_is_missing_is_named() {
     let (_, bob) = shared_room(&alice, json!({})).await;
     let mut events = Vec::new();
     let mut prev = bob.heads();
-    // Each on the one before, more than one turn takes; they are built before any of them is known.
+    // Each event stands on the one before, and there are more than one turn takes. All are built before any of them is known.
     for number in 0..25 {
         let event = bob.message(&number.to_string(), &prev);
         prev = vec![event.event.id.clone()];
@@ -199,9 +199,9 @@ async fn a_state_is_not_turned_back_by_a_question_of_another_turn() {
     let old = bob.heads();
     set_many(&alice, &room, 300).await;
     for name in ["one", "two"] {
-        // Of two settings of one key, the later one wins where nothing else decides.
+        // A second passes, because the later of two settings of one key wins where nothing else decides.
         bob.app.env.sleep(Duration::from_secs(1)).await;
-        // Before each, the room's state moves on in a way that only the newest place of it knows.
+        // The room's state moves on before each round, in a way that only its newest place knows.
         alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await;
         let first = renamed(&bob, name);
         let second = bob.message(name, &[first.event.id.clone(), old[0].clone()]);
@@ -300,7 +300,7 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
     let other_room = alice.create(json!({})).await;
     let old = bob.heads();
     set_many(&alice, &room, 300).await;
-    // Nothing gets through the threads that resolve.
+    // All threads for resolutions are taken, so no resolution gets through.
     let (threads, _) = Long::Resolution.bounds();
     let app = bob.app.clone();
     let (holding, held) = mpsc::channel();

@@ -138,7 +138,7 @@ async fn a_one_time_key_is_given_to_one_and_then_the_fallback_key_to_all() {
     let (status, json) = alice.post(UPLOAD, body.clone()).await;
     assert_eq!((status, &json["one_time_key_counts"]["signed_curve25519"]), (StatusCode::OK, &json!(100)));
     assert_eq!(left(&alice).await, (json!({ "signed_curve25519": 100 }), json!(["signed_curve25519"])));
-    // Again is not more.
+    // Uploading the same keys again does not make them more.
     assert_eq!(alice.post(UPLOAD, body).await.1, json);
 
     let wanted = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519", "NONE": "signed_curve25519" } } });
@@ -222,7 +222,7 @@ async fn keys_are_compared_as_json_and_not_as_bytes() {
     let since =
         async || bob.get("/_matrix/client/v3/sync").await.1["next_batch"].as_str().unwrap().to_owned();
 
-    // Other spaces, other order, signed anew: the same keys.
+    // The keys are the same when they come with other spaces, in another order, or signed anew.
     let began = since().await;
     let spaced = device_keys.replace("\":", "\" : ");
     let same =

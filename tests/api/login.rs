@@ -152,7 +152,7 @@ async fn the_old_pair_lives_until_the_new_access_token_is_first_used() {
     let client = server.anonymous();
     let (status, first) = client.post(REFRESH, json!({ "refresh_token": refresh })).await;
     assert_eq!(status, StatusCode::OK, "{first}");
-    // The answer got lost: asking again gives the same pair, and the old token still works.
+    // When the answer got lost, asking again gives the same pair, and the old token still works.
     let (_, again) = client.post(REFRESH, json!({ "refresh_token": refresh })).await;
     assert_eq!(first, again);
     let (status, who) = old.get(WHOAMI).await;

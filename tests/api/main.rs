@@ -1,4 +1,4 @@
-//! The real router in memory, one file a section of the specification.
+//! Tests over the real router in memory, with one file for each section of the specification.
 
 #![expect(
     clippy::unwrap_used,

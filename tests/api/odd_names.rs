@@ -84,7 +84,7 @@ impl Scene {
         segments.collect::<Vec<_>>().join("/")
     }
 
-    /// Everything that a client may name, named like this. What is refused is refused in JSON, too.
+    /// Gives this name to everything that a client may name. A name that is refused is refused in JSON, too.
     async fn name_everything(&self, names: &[String; 3]) {
         let [one, two, three] = names;
         let (alice, room, event, user) =
@@ -214,7 +214,7 @@ impl Scene {
         self.allow(self.server.raw(method, path, who.token.as_deref(), body.to_string()).await);
     }
 
-    /// It may be refused; it may be no fault of ours.
+    /// Asserts that the request is answered or refused, and that no fault of ours shows.
     fn allow(&self, (status, json): (StatusCode, Value)) {
         assert!(!status.is_server_error() || json["errcode"] == "M_UNRECOGNIZED", "{status} {json}");
     }
@@ -261,7 +261,7 @@ async fn nobody_can_make_the_answers_of_others_unreadable_by_an_id() {
     let state = json!([{ "type": "m.room.redaction", "state_key": "", "content": odd }]);
     let create = json!({ "initial_state": state, "invite": [victim.user_id] });
     mallory.post("/_matrix/client/v3/createRoom", create).await;
-    // What this server refuses, another may send.
+    // Another server may send what this one refuses.
     let bob = Remote::new(server.server().app(), &room);
     bob.join().await;
     for (state_key, content) in [(Some(bob.user.as_str()), odd.clone()), (None, odd.clone())] {

@@ -1,4 +1,4 @@
-//! `src/rooms/policy.rs`: what one endpoint refuses, no other lets in.
+//! `src/rooms/policy.rs`: an event that one endpoint refuses comes in by no other.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::{
     support::{TestClient, TestServer},
 };
 
-/// A guest's client.
+/// A client of a guest, who has no password.
 pub(crate) async fn guest(server: &TestServer) -> TestClient {
     let (status, json) = server.anonymous().post("/_matrix/client/v3/register?kind=guest", json!({})).await;
     assert_eq!(status, StatusCode::OK, "{json}");
@@ -51,13 +51,13 @@ async fn nobody_vouches_for_themselves_to_enter_a_restricted_room() {
         let forged = json!({ "membership": "join", "join_authorised_via_users_server": alice.user_id });
         refused(set_member(&carol, &room, &carol.user_id, forged.clone()).await, 403, "M_FORBIDDEN");
         refused(carol.post(&format!("/_matrix/client/v3/join/{room}"), forged).await, 403, "M_FORBIDDEN");
-        // Whoever may enter enters by this endpoint too, and it is the server that says by whom.
+        // A user who may enter enters by this endpoint too, and the server says who authorised it.
         let join = json!({ "membership": "join", "join_authorised_via_users_server": bob.user_id });
         let (status, json) = set_member(&bob, &room, &bob.user_id, join).await;
         assert_eq!(status, StatusCode::OK, "{json}");
         let (_, member) = bob.state(&room, "m.room.member", &bob.user_id).await;
         assert_eq!(member["join_authorised_via_users_server"], alice.user_id);
-        // Who invites names nobody either.
+        // An inviter cannot name an authorising user either.
         let invite = json!({ "membership": "invite", "join_authorised_via_users_server": alice.user_id });
         assert_eq!(set_member(&alice, &room, &carol.user_id, invite).await.0, StatusCode::OK);
         let (_, member) = alice.state(&room, "m.room.member", &carol.user_id).await;
@@ -176,7 +176,7 @@ async fn guests_enter_no_room_that_is_closed_to_them_by_any_endpoint() {
     let levels = json!({ "users": { visitor.user_id.clone(): 100 }, "invite": 0 });
     alice.ok_put(&format!("/rooms/{room}/state/m.room.power_levels"), levels).await;
     let bob = server.register("bob").await;
-    // What guests have no endpoint for they do not do by another.
+    // Guests do not do by this endpoint what they have no endpoint of its own for.
     for (user, membership) in [(&bob, "invite"), (&bob, "ban"), (&visitor, "knock")] {
         let content = json!({ "membership": membership });
         refused(set_member(&visitor, &room, &user.user_id, content).await, 403, "M_GUEST_ACCESS_FORBIDDEN");
@@ -217,7 +217,7 @@ async fn a_redaction_is_no_piece_of_state() {
     }
 }
 
-/// Whoever joins by setting their own member event has joined like anybody else: their settings come along.
+/// A user who joins by setting their own member event has joined like anybody else, so their settings come along.
 #[tokio::test(start_paused = true)]
 async fn a_join_by_the_endpoint_for_state_is_followed_up_like_any() {
     let server = TestServer::new();
@@ -246,7 +246,7 @@ async fn membership(by: &TestClient, room: &str, of: &TestClient) -> Value {
     by.state(room, "m.room.member", &of.user_id).await.1["membership"].clone()
 }
 
-/// How many member events of somebody a room has.
+/// The number of member events of somebody in a room.
 async fn member_events(by: &TestClient, room: &str, of: &TestClient) -> usize {
     let page = by.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await;
     page["chunk"].as_array().unwrap().iter().filter(|event| event["state_key"] == of.user_id.as_str()).count()
@@ -267,7 +267,7 @@ async fn guests_are_taken_out_of_a_room_that_closes_to_them_and_once() {
         client.ok_post(&format!("/join/{other}"), json!({})).await;
     }
     let access = format!("/rooms/{room}/state/m.room.guest_access/");
-    // What says the same again closes nothing.
+    // An event that allows guests again closes nothing.
     alice.ok_put(&access, json!({ "guest_access": "can_join", "again": true })).await;
     wait().await;
     assert_eq!(membership(&alice, &room, &visitor).await, "join");
@@ -284,7 +284,7 @@ async fn guests_are_taken_out_of_a_room_that_closes_to_them_and_once() {
         assert_eq!(member_events(&alice, &room, &visitor).await, before + 1);
     }
 
-    // The reader lost its place: it reads everything again, and does nothing again.
+    // A reader that lost its place reads everything again, and does nothing a second time.
     let before = member_events(&alice, &room, &visitor).await;
     let store = app.store.clone();
     let mut batch = store.batch(&aqueduct::store::Guard::alone());

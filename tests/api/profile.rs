@@ -47,7 +47,7 @@ async fn fields_are_set_shown_to_everybody_and_deleted() {
     {
         assert_eq!(alice.delete(&path(&alice, field), json!({})).await, (StatusCode::OK, json!({})));
     }
-    // Emptying deletes, too: that is how it was done before.
+    // An empty name deletes it, too, because clients did it so before there was an endpoint for it.
     assert_eq!(alice.put(&path(&alice, "/avatar_url"), json!({ "avatar_url": "" })).await.0, StatusCode::OK);
     assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, json!({})));
 }
@@ -152,7 +152,7 @@ async fn rooms_are_told_after_a_restart_in_between() {
     let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = made["room_id"].as_str().unwrap();
     bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
-    // What a deactivation leaves that got no further than its own batch.
+    // This is what a deactivation leaves that got no further than its own batch.
     let app = server.server().app();
     let user =
         users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Push rules.
+//! Push rules: the default ones, and those that users change, order and delete.
 
 use http::StatusCode;
 use serde_json::{Value, json};

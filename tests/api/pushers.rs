@@ -79,7 +79,7 @@ async fn pushers_go_with_the_device_that_set_them() {
     let mut auth = change("new", "");
     auth.as_object_mut().unwrap().remove("new_password");
     assert_eq!(alice.post("/_matrix/client/v3/account/deactivate", auth).await.0, StatusCode::OK);
-    // A name that is free again for others: nothing of hers is left to be taken away.
+    // Others may use her app id and pushkey again, because no row of hers is left that would take their pusher away.
     let bob = alice.server.register("bob").await;
     bob.post(SET, pusher("first")).await;
     assert_eq!(keys(&bob).await, ["first"]);

@@ -43,7 +43,7 @@ async fn must_read(client: &TestClient, room: &str, kind: &str, event: &str, bod
     assert_eq!(status, StatusCode::OK, "{json}");
 }
 
-/// (notifications, highlights) as a client that begins sees them.
+/// The counts (notifications, highlights) as a client that begins sees them.
 async fn unread(client: &TestClient, room: &str) -> (u64, u64) {
     counts(&Chain::of(client).next().await["rooms"]["join"][room]["unread_notifications"])
 }
@@ -199,7 +199,7 @@ async fn whoever_may_notifies_the_whole_room() {
     let all = json!({ "msgtype": "m.text", "body": "all", "m.mentions": { "room": true } });
     send(&people[0], &room, "all", all.clone()).await;
     assert_eq!(unread(&people[1], &room).await, (1, 1));
-    // Bob has not the power to.
+    // Bob does not have the power to redact it.
     send(&people[1], &room, "all", all).await;
     assert_eq!(unread(&people[2], &room).await, (2, 1));
 }
@@ -321,7 +321,7 @@ async fn read_markers_set_all_three_at_once() {
     assert_eq!((status, &json["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
 }
 
-/// Every row of the store.
+/// The bytes of every row of the store, to compare before and after.
 fn all_rows(server: &TestServer) -> std::collections::BTreeMap<(u8, Vec<u8>), Vec<u8>> {
     let snapshot = server.server().app().store.snapshot();
     let mut all = std::collections::BTreeMap::new();

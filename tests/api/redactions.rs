@@ -40,7 +40,7 @@ async fn moderators_see_what_was_redacted_until_it_is_gone() {
         let (status, event) = unredacted(&alice, &room, &said).await;
         assert_eq!((status, &event["content"]["body"]), (StatusCode::OK, &json!("bad words")), "{event}");
         assert_eq!(event["unsigned"]["redacted_because"]["content"]["reason"], "spam");
-        // Whoever wrote it has no power to redact what others write, and others are not in the room.
+        // Bob wrote it but cannot redact what others write, and Carol is not in the room: neither may see it.
         let (status, json) = unredacted(&bob, &room, &said).await;
         assert_eq!((status, &json["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")));
         let carol = server.register(&format!("carol{version}")).await;
@@ -156,7 +156,7 @@ async fn what_clients_see_redacted_is_what_was_judged() {
         let own = bob.message("mine", &bob.heads());
         let own_id = own.event.id.to_string();
         assert!(matches!(bob.send(own).await, Outcome::Accepted(_)));
-        // What this room version looks at names Bob's own message, the other place names Alice's.
+        // The place at which this room version looks names Bob's own message, and the other place names Alice's.
         let mut redaction = redaction_of(&bob, &own_id, version == "11");
         if version == "11" {
             redaction.set("redacts", hers.as_str().into());

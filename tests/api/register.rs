@@ -206,7 +206,7 @@ fn admins(server: &TestServer) -> Vec<String> {
     users.filter(|(_, row)| row.is_admin).map(|(_, row)| row.user_id.to_string()).collect()
 }
 
-/// Whoever comes first to a server with open registration may be anybody.
+/// The first user of a server with open registration may be anybody, so being first makes nobody an admin.
 #[tokio::test(start_paused = true)]
 async fn open_registration_makes_nobody_an_admin_but_who_has_the_printed_token() {
     let server = TestServer::new();
@@ -242,7 +242,7 @@ async fn of_guests_that_become_users_at_once_with_one_token_one_is_heard() {
         answers.iter().filter(|(status, _)| *status == StatusCode::FORBIDDEN).count() == 19,
         "{answers:?}"
     );
-    // The password is that of the one that was heard.
+    // The account has the password of the registration that won.
     for password in &passwords {
         let body = json!({ "type": "m.login.password", "password": password,
             "identifier": { "type": "m.id.user", "user": name } });

@@ -56,7 +56,7 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
     assert_eq!(deep["chunk"].as_array().unwrap().len(), 7);
     let (_, newest) = alice.get(&relations("?limit=1")).await;
     assert_eq!(newest["chunk"][0]["type"], "m.reaction", "the newest come first");
-    // What is redacted refers to nothing.
+    // A redacted event refers to nothing, so it is not counted.
     alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&latest)), json!({})).await;
     assert_eq!(count("/m.thread").await, 1);
 }
@@ -94,7 +94,7 @@ async fn threads_are_listed_with_the_newest_first() {
     assert_eq!(threads(&format!("?limit=1&from={}", next.unwrap())).await, (vec![two], None));
 }
 
-/// What is bundled with an event, as a user sees it.
+/// The relations that are bundled with an event, as a user sees them.
 async fn bundle(who: &TestClient, room: &str, event: &str) -> Value {
     let event = who.ok_get(&format!("/rooms/{room}/event/{}", enc(event))).await;
     event["unsigned"]["m.relations"].clone()

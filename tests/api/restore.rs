@@ -1,4 +1,4 @@
-//! What clients see of a restore: nothing is missed, no key is given twice.
+//! A restore as clients see it: they miss nothing, and no key is given twice.
 
 use aqueduct::{
     encryption::incarnation,
@@ -54,7 +54,7 @@ async fn after_a_restore_a_client_that_was_ahead_misses_nothing_and_no_key_is_gi
     let store = &server.server().app().store;
     let manifest = backup::back_up(store, &copy, "test.example", 0, true, &mut |_| ()).unwrap();
 
-    // What the restore takes back.
+    // The restore takes back everything from here on.
     for number in 0..100 {
         for part in ["a", "b", "c", "d", "e"] {
             say(&alice, room, &format!("lost-{number}-{part}")).await;

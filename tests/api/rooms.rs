@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{TestClient, TestServer};
 
-/// What tests do with rooms all the time.
+/// Requests about rooms that many tests make.
 pub(crate) trait Rooms {
     async fn create(&self, body: Value) -> String;
     async fn say(&self, room: &str, txn: &str, text: &str) -> String;
@@ -19,7 +19,7 @@ fn path(rest: &str) -> String {
     format!("/_matrix/client/v3{rest}")
 }
 
-/// An id in a path.
+/// An id, encoded so that it can stand in a path.
 pub(crate) fn enc(id: &str) -> String {
     id.replace('%', "%25").replace('#', "%23").replace('/', "%2F").replace('+', "%2B").replace('?', "%3F")
 }
@@ -334,7 +334,7 @@ async fn a_room_is_made_as_the_request_says() {
             "m.room.member",
         ]
     );
-    // In version 12 whoever is trusted is a creator too.
+    // In version 12 a user who is trusted is a creator too.
     let room = alice
         .create(json!({ "preset": "trusted_private_chat", "invite": [bob.user_id], "room_version": "12" }))
         .await;

@@ -44,7 +44,7 @@ impl Chain {
     }
 }
 
-/// The clock of a server.
+/// The doors of a server, of which tests use the clock.
 pub(crate) fn env(server: &TestServer) -> &aqueduct::env::Env {
     &server.server().app().env
 }
@@ -398,7 +398,7 @@ impl Dice {
     }
 }
 
-/// What a chain has learnt of one room.
+/// The events that a chain has learnt of one room, and whether it was told of a gap.
 #[derive(Default)]
 struct Learnt {
     timeline: Vec<String>,
@@ -456,8 +456,8 @@ async fn chain_of_syncs(seed: u64) {
         let empty = chain.next().await;
         assert!(empty.get("rooms").is_none(), "seed {seed}: {empty}");
         for (room, known) in &learnt[who] {
-            // Everything that was sent after the first thing this chain saw, it saw: in order, and once; unless it
-            // was told of a gap, or was away.
+            // The chain saw everything that was sent after the first event it saw, in order and once, unless it was told of a
+            // gap, or was away.
             let told: Vec<&String> = known.timeline.iter().filter(|id| sent[room].contains(id)).collect();
             let mut places: Vec<usize> =
                 told.iter().map(|id| sent[room].iter().position(|other| other == *id).unwrap()).collect();
@@ -511,14 +511,14 @@ async fn messages_to_a_device_come_once_and_all_of_them() {
     let before = chain.since.clone();
     let mut told = numbers(&chain.next_within(1_000).await);
     assert_eq!(told.len(), 100);
-    // The answer was lost: the same again.
+    // The answer was lost, so the client asks again and gets the same.
     chain.since = before;
     assert_eq!(numbers(&chain.next().await), told);
     told.extend(numbers(&chain.next_within(1_000).await));
     assert_eq!(told, (0..130).collect::<Vec<_>>());
     let last = chain.next().await;
     assert!(last.get("to_device").is_none(), "{last}");
-    // What was received is gone, also for who begins; nobody waited for that.
+    // Messages that were received are gone, also for a client that begins; the answer did not wait for that.
     env(&server).sleep(std::time::Duration::from_secs(1)).await;
     assert!(Chain::of(&bob).next().await.get("to_device").is_none());
 }
@@ -646,7 +646,7 @@ async fn state_after_has_the_members_that_the_timeline_is_about() {
     let sync = chain.next().await;
     let state = keys(&events(&sync, "join", &room, "state_after"));
     assert!(has(&state, "m.room.member", &carol.user_id), "{state:?}");
-    // In small steps, too.
+    // The newest membership is told in a gap of two events, too.
     must(&carol, &room, "join", json!({})).await;
     must(&alice, &room, "kick", json!({ "user_id": carol.user_id })).await;
     let sync = chain.next().await;

@@ -1,4 +1,4 @@
-//! What a sync costs, in reads of the store: it follows what changed, and not how much there is.
+//! The cost of a sync, in reads of the store: it follows what changed, and not how much there is.
 
 use aqueduct::store::{Engine, Store};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::{
     sync::{Chain, bodies, create_room, env, must, say},
 };
 
-/// How many rows of the store the chain's next sync reads, and what it answers.
+/// The number of rows that the chain's next sync reads in the store, and its answer.
 async fn cost_of_next(store: &Store, chain: &mut Chain) -> (u64, Value) {
     let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
     let before = memory.reads();
@@ -35,7 +35,7 @@ async fn a_sync_of_one_changed_room_reads_as_much_with_a_thousand_rooms_as_with_
         let room = join_rooms(&reader, &writer, count - already).await;
         let mut chain = Chain::of(&reader);
         chain.next().await;
-        // When a device was last seen is noted once a minute: not in the middle of what is counted.
+        // The server notes once a minute when a device was last seen, and must not do so in the middle of what is counted.
         env(&server).sleep(std::time::Duration::from_secs(90)).await;
         chain.next().await;
         let (empty, answer) = cost_of_next(&store, &mut chain).await;

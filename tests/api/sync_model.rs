@@ -12,10 +12,10 @@ use crate::{
     sync::{Chain, Dice, act, create_room, encoded},
 };
 
-/// (type, state key) to event id.
+/// A room's state: (type, state key) to event id.
 type State = BTreeMap<(String, String), String>;
 
-/// How a client asks.
+/// The way in which a client syncs: its filter, and whether it asks for the state after the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Plain,
@@ -109,13 +109,13 @@ impl Listener {
                 let Some(mut server) = state_of(&self.chain.client, room).await else { continue };
                 let mut known = known.clone();
                 if section == "leave" {
-                    // Of a room that is open to everybody the server tells the state of now.
+                    // The server tells of a room that is open to everybody the state of now, and not that at the leave.
                     let is_open = json!({ "history_visibility": "world_readable" });
                     let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
                     if self.chain.client.get(&path).await.1 == is_open {
                         continue;
                     }
-                    // What came of the user after they left is told, and is none of the state they left.
+                    // Changes of the user's own membership after they left are told, and are none of the state they left.
                     let own = ("m.room.member".to_owned(), self.chain.client.user_id.clone());
                     known.remove(&own);
                     server.remove(&own);
@@ -162,7 +162,7 @@ async fn put_state(client: &TestClient, room: &str, event_type: &str, key: &str,
     client.put(&path, content).await;
 }
 
-/// Somebody does something. What is refused is as good as anything else.
+/// Somebody does something in the room. Requests may be refused, which is as good as anything else.
 async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) {
     let (who, whom) = (&people[dice.below(people.len())], &people[dice.below(people.len())]);
     let about = json!({ "user_id": whom.user_id });
@@ -216,7 +216,7 @@ async fn run(seed: u64, steps: usize) {
         .iter()
         .enumerate()
         .flat_map(|(at, client)| {
-            // What a device is told of members is remembered by device: one lazy client each.
+            // The server remembers for each device which members it was told of, so each device has one lazy client.
             let lazy = if at % 2 == 0 { Way::Lazy } else { Way::LazyStateAfter };
             let other = WAYS.into_iter().filter(|way| !way.is_lazy()).cycle().nth(seed as usize + at);
             [Some(lazy), other].into_iter().flatten().map(|way| Listener::new(client, way, &alice))

@@ -9,7 +9,7 @@ use crate::{
     sync::{Chain, act, bodies, create_room, encoded, events, must, say, send, set_state},
 };
 
-/// Whatever is said while bob is out has this word in it.
+/// Every message that is sent while bob is out has this word in it.
 const SECRET: &str = "unseen";
 
 /// A room in which bob was for a while.
@@ -63,7 +63,7 @@ impl Stay {
         sent
     }
 
-    /// What bob's server tells of the room by every door but /sync.
+    /// The answers about the room by every endpoint but `/sync`, as bob gets them.
     async fn doors(&self, unseen: &[String]) -> Vec<String> {
         let room = format!("/_matrix/client/v1/rooms/{}", self.room);
         let old = format!("/_matrix/client/v3/rooms/{}", self.room);
@@ -166,7 +166,7 @@ async fn who_is_out_of_a_room_is_told_nothing_of_after_that_by_any_door() {
             for answer in stay.doors(&unseen).await {
                 assert_unseen(&answer, &moment);
             }
-            // What bob saw he still sees, without what was done to it since.
+            // Bob still sees the event that he saw, without what was done to it since.
             let path = format!("/_matrix/client/v3/rooms/{}/event/{}", stay.room, encoded(&stay.seen));
             let (status, json) = stay.bob.get(&path).await;
             assert_eq!((status, &json["content"]["body"]), (StatusCode::OK, &json!("for bob")), "{moment}");
@@ -386,7 +386,7 @@ async fn ignored_users_are_heard_at_no_door() {
             assert_eq!(bundle["count"], 1, "{json}");
         }
     }
-    // A thread of which nobody else spoke is none.
+    // A thread in which only carol spoke, whom bob ignores, is not listed as one.
     let own = say(alice, room, "another root").await;
     send(carol, room, "more noise", threaded(&own, "more noise")).await;
     let (_, json) = bob.get(&format!("/_matrix/client/v1/rooms/{room}/threads")).await;

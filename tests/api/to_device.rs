@@ -197,13 +197,13 @@ async fn the_token_of_another_device_deletes_and_skips_nothing() {
     };
     send("1").await;
     let (_, firsts) = sync(&alice, "").await;
-    // With what the other device was told, this one asks: it is told what waits for it.
+    // This device asks with a token of the other one, and is told what waits for itself.
     let (told, seconds) = sync(&second, &firsts).await;
     assert_eq!(told, [json!("1")]);
     assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
     send("2").await;
     assert_eq!(sync(&second, &seconds).await.0, [json!("2")]);
-    // What was confirmed is gone when the answer is there, also for a client that begins anew.
+    // Confirmed messages are gone when the answer is there, also for a client that begins anew.
     assert_eq!(sync(&second, "").await.0, [json!("2")]);
     let (_, firsts) = sync(&alice, &firsts).await;
     sync(&second, &firsts).await;

@@ -35,7 +35,7 @@ async fn a_device_that_comes_back_under_its_id_begins_with_no_transactions() {
     let room = alice.create(json!({})).await;
     let phone = log_in(&server, "PHONE").await;
     let first = phone.say(&room, "1", "first").await;
-    // The same device logs in anew: it is the same one, and this is a retry.
+    // The same device logs in anew and stays the same one, so this is a retry.
     let phone = log_in(&server, "PHONE").await;
     assert_eq!(phone.say(&room, "1", "again").await, first);
     phone.ok_post("/logout", json!({})).await;
@@ -44,7 +44,7 @@ async fn a_device_that_comes_back_under_its_id_begins_with_no_transactions() {
     assert_ne!(second, first);
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b")).await.to_string();
     assert!(page.contains("second") && !page.contains("again"), "{page}");
-    // Nor is it told that what the old one sent was its own.
+    // The new device is not told either that events of the old one were its own.
     let told = phone.ok_get(&format!("/rooms/{room}/event/{}", enc(&first))).await;
     assert_eq!(told["unsigned"].get("transaction_id"), None, "{told}");
     let told = phone.ok_get(&format!("/rooms/{room}/event/{}", enc(&second))).await;

@@ -1,4 +1,4 @@
-//! Unread counts: what counts for whom, and when it is told.
+//! Unread counts: which events count for whom, and when clients are told.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ fn counts(sync: &Value, room: &str) -> Option<(u64, u64)> {
     Some((counts["notification_count"].as_u64()?, counts["highlight_count"].as_u64()?))
 }
 
-/// (notifications, highlights) as a client that begins sees them.
+/// The counts (notifications, highlights) as a client that begins sees them.
 async fn unread(client: &TestClient, room: &str) -> (u64, u64) {
     let sync = Chain::of(client).next().await;
     counts(&sync, room).unwrap_or_else(|| panic!("no counts in {sync}"))

@@ -36,7 +36,7 @@ enum Kind {
     Mention(usize),
     Edit,
     Reaction,
-    /// It is never anything to count: redactions, topics, members.
+    /// It never counts: redactions, topics, members.
     Other,
 }
 
@@ -45,12 +45,12 @@ struct Event {
     id: String,
     sender: usize,
     kind: Kind,
-    /// The root of its thread, as a place in the list of events.
+    /// The place of its thread's root in the list of events.
     thread: Option<usize>,
     is_redacted: bool,
 }
 
-/// How a user's rules stand.
+/// The push rules that a user has.
 #[derive(Clone, Debug, Default)]
 struct Rules {
     master: bool,
@@ -66,9 +66,9 @@ struct Model {
     rules: Vec<Rules>,
     /// The place at which each user joined; none for who is not in the room.
     joined: Vec<Option<usize>>,
-    /// By user and thread ("" all, "main", or the root's id): up to which place they have read.
+    /// The place up to which a user has read, by user and thread ("" for all, "main", or the root's id).
     receipts: BTreeMap<(usize, String), usize>,
-    /// By user and thread: the place of the last event they sent there.
+    /// The place of the last event that a user sent, by user and thread.
     sent: BTreeMap<(usize, Option<usize>), usize>,
 }
 
@@ -114,7 +114,7 @@ impl Model {
         }
     }
 
-    /// By thread; the main timeline under none.
+    /// The counts of each thread; those of the main timeline stand under none.
     fn count(&self, user: usize) -> BTreeMap<Option<usize>, Counts> {
         let mut counts = BTreeMap::from([(None, (0, 0))]);
         for (_, event) in self.events.iter().enumerate().filter(|(at, _)| self.is_unread(user, *at)) {

@@ -1,4 +1,4 @@
-//! What the specification says of each way to ask wrongly: method, path, body, and the status and code of the answer.
+//! Wrong requests, and the status and code that the specification gives for each: by method, path and body.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ struct Scene {
     bob: TestClient,
     /// A room that alice made and bob is not in.
     room: String,
-    /// An event in it.
+    /// An event that alice sent in that room.
     event: String,
 }
 
@@ -29,8 +29,8 @@ async fn scene() -> Scene {
     Scene { server, alice, bob, room, event }
 }
 
-/// Asks all of it and tells of all that was answered otherwise. In paths, `{room}`, `{event}`, `{alice}` and `{bob}` stand for
-/// themselves; what begins with neither `/_matrix` nor `/.` is a path below `/_matrix/client/v3/`.
+/// Makes all these requests and lists those that were answered otherwise. In paths, `{room}`, `{event}`, `{alice}` and `{bob}`
+/// stand for the ids; a path that begins with neither `/_matrix` nor `/.` is one below `/_matrix/client/v3/`.
 async fn expect(scene: &Scene, asks: Option<&TestClient>, table: &[(&str, &str, Value, u16, &str)]) {
     let mut wrong = Vec::new();
     for (method, path, body, status, code) in table {
@@ -310,7 +310,7 @@ async fn what_is_rate_limited() {
     }
 }
 
-/// Limits of one act in a hundred seconds.
+/// Rate limits that allow one act in a hundred seconds.
 fn one_each() -> Limits {
     let one = Bucket { per_second: 0.01, burst: 1 };
     Limits {

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::world::{Answer, World};
 
-/// What is known of an account.
+/// The tokens of an account, as far as answers told of them.
 #[derive(Default)]
 struct Account {
     /// Tokens that were given out and not taken back.
@@ -17,7 +17,7 @@ struct Account {
     ended: Vec<String>,
 }
 
-/// What was acknowledged, by name.
+/// The accounts whose registration was acknowledged, by name.
 #[derive(Default)]
 pub(crate) struct Accounts {
     accounts: RefCell<BTreeMap<String, Account>>,
@@ -54,7 +54,7 @@ pub(crate) fn text(json: &Value, key: &str) -> String {
     json[key].as_str().unwrap_or_else(|| panic!("no {key} in {json}")).to_owned()
 }
 
-/// Starts them.
+/// Starts three people who register, log in and log out.
 pub(crate) fn begin(world: &Rc<World>, people: &mut JoinSet<()>) -> Rc<Accounts> {
     let accounts = Rc::new(Accounts::default());
     for number in 0..3 {
@@ -107,7 +107,7 @@ impl Accounts {
         self.accounts.borrow_mut().get_mut(name).unwrap().ended.push(token);
     }
 
-    /// Every token that was given out works; none that was taken back does.
+    /// Checks that every token that was given out works, and that none that was taken back does.
     pub(crate) async fn check(&self, world: &World) {
         let path = "/_matrix/client/v3/account/whoami";
         let accounts = self.accounts.take();

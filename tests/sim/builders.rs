@@ -1,4 +1,4 @@
-//! Builders straight over the store: the contract that everything above relies on, with crashes.
+//! Builders that write straight into the store. They test the contract that everything above relies on, with crashes.
 //!
 //! Each keeps a numbered list under a lock, with transaction ids; a reader follows the log from a durable cursor.
 
@@ -15,21 +15,21 @@ use tokio::task::JoinSet;
 
 use crate::world::World;
 
-/// (list, number) -> transaction.
+/// The entries of each list: (list, number) -> transaction.
 static LISTS: Table<(u64, u64), u64> = Table::new(240, Family::Events, "LISTS", Domain::Room, "sim");
-/// (list, transaction) -> number.
+/// The transactions of each list: (list, transaction) -> number.
 static TXNS: Table<(u64, u64), u64> = Table::new(241, Family::Index, "TXNS", Domain::Room, "sim");
-/// (list, position) -> number.
+/// The positions of each list's entries: (list, position) -> number.
 static PLACES: Table<(u64, Position), u64> = Table::new(242, Family::State, "PLACES", Domain::Room, "sim");
-/// How many a list has.
+/// The number of entries that a list has.
 static COUNTS: Table<u64, u64> = Table::new(243, Family::State, "COUNTS", Domain::Room, "sim");
-/// What the reader has counted, by list: written with its cursor.
+/// The number of entries that the reader has counted in a list; it is written together with the reader's cursor.
 static SEEN: Table<u64, u64> = Table::new(244, Family::Notes, "SEEN", Domain::Server, "sim");
 
 const LISTS_MAX: u64 = 3;
 const WRITERS: u64 = 4;
 
-/// What was acknowledged: (list, transaction) -> number.
+/// The entries that were acknowledged: (list, transaction) -> number.
 #[derive(Default)]
 pub(crate) struct Builders {
     acknowledged: RefCell<BTreeMap<(u64, u64), u64>>,
@@ -79,7 +79,7 @@ fn build(store: &Store, list: u64, txn: u64) -> Result<(u64, aqueduct::store::En
 }
 
 impl Builders {
-    /// Appends until it is acknowledged, now and then twice at once, now and then once more afterwards.
+    /// Appends an entry until it is acknowledged; now and then twice at once, now and then once more afterwards.
     async fn append(&self, world: &World, list: u64, txn: u64) {
         let number = loop {
             let Some((store, lost)) = world.store() else {
@@ -104,7 +104,7 @@ impl Builders {
             if world.happens(20)
                 && let Some((store, _)) = world.store()
             {
-                // A twin that nobody waits for.
+                // The same append is made a second time, and nobody waits for it.
                 drop(build(&store, list, txn));
             }
         };
@@ -113,7 +113,7 @@ impl Builders {
         assert!(before.is_none());
     }
 
-    /// What was acknowledged is there exactly once; nothing is half there.
+    /// Checks that each acknowledged entry is there exactly once, and that nothing is half there.
     pub(crate) fn check(&self, world: &World) {
         read_all(world);
         let (store, _) = world.store().unwrap();
@@ -171,7 +171,7 @@ fn read(world: &World) -> bool {
     }
     if let Some((position, _)) = entries.last() {
         cursor::advance(&mut note, "sim", *position);
-        // Lost with the next crash, or not.
+        // Nobody waits for this note, so the next crash may lose it.
         return store.enqueue_note(note).is_ok();
     }
     false

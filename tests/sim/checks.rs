@@ -1,8 +1,8 @@
-//! What must hold of the store itself.
+//! Checks of the store itself, which must hold after every crash.
 
 use aqueduct::{flows::operator::check, store::Store};
 
-/// Every row decodes and everything that it refers to is there.
+/// Checks that every row decodes and that everything it refers to is there.
 pub(crate) fn store(store: &Store) {
     let report = check::check(store, &mut |_| ()).unwrap();
     // The builders' tables are not of the schema, and their lists no rooms.

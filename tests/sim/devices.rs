@@ -1,4 +1,4 @@
-//! What the devices of people do beside talking: messages to one another, keys, account data, while the server crashes.
+//! Devices that send messages to one another, upload keys and write account data, while the server crashes.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,30 +17,30 @@ use crate::{
 
 const V3: &str = "/_matrix/client/v3";
 
-/// What was acknowledged.
+/// Everything about devices that was acknowledged.
 #[derive(Default)]
 pub(crate) struct Devices {
-    /// Who has a device.
+    /// The people who have a device.
     ready: RefCell<BTreeSet<u64>>,
-    /// Messages from device to device.
+    /// The messages from device to device whose sending was answered.
     sent: RefCell<BTreeSet<String>>,
-    /// Those that began when this person had a device.
+    /// The messages whose sending began when this person had a device already.
     owed: RefCell<BTreeMap<u64, BTreeSet<String>>>,
     /// Account data: (person, type) -> the number last written.
     written: RefCell<BTreeMap<(u64, String), u64>>,
-    /// Identity keys: the number last uploaded; and the one that everybody was in when that was begun.
+    /// Identity keys: the number that each person last uploaded.
     keys: RefCell<BTreeMap<u64, u64>>,
-    /// In which sync of each other person's chain the last change of keys began.
+    /// (person, who changed keys) -> the number of syncs that the person's chain had when the last change began.
     changed_from: RefCell<BTreeMap<(u64, u64), u64>>,
     /// One-time keys that somebody was given.
     given: RefCell<BTreeSet<String>>,
-    /// How many syncs each person has seen answered.
+    /// The number of syncs that each person has seen answered.
     syncs: RefCell<BTreeMap<u64, u64>>,
     counter: Cell<u64>,
 }
 
 impl Devices {
-    /// A person's chain has come so far.
+    /// Notes how many syncs a person's chain has come to.
     pub(crate) fn note_sync(&self, person: u64, count: u64) {
         self.syncs.borrow_mut().insert(person, count);
     }
@@ -90,7 +90,7 @@ impl Devices {
         self.written.borrow_mut().insert((person, kind), number);
     }
 
-    /// New identity keys, which others must hear of, and one-time keys.
+    /// Uploads new identity keys, which others must hear of, and one-time keys.
     async fn upload(&self, world: &World, person: u64, token: &str, device: &str, number: u64) {
         let begun: Vec<_> =
             (0..PEOPLE).map(|other| (other, self.syncs.borrow().get(&other).copied().unwrap_or(0))).collect();
@@ -125,7 +125,7 @@ impl Devices {
         }
     }
 
-    /// A key that was given is never given again, though an answer may be lost.
+    /// Claims a key. A key that was given is never given again, though an answer may be lost.
     async fn claim(&self, world: &World, person: u64, token: &str) {
         let other = user_id(world.below(PEOPLE));
         let Some(device) = self.device_of(world, token, &other).await else { return };
@@ -159,7 +159,7 @@ impl Devices {
         for (person, token) in people {
             let chain = &chains[person];
             let got: BTreeSet<_> = chain.inbox.iter().map(|content| content["number"].to_string()).collect();
-            // All were answered, so there are no others.
+            // All sendings were answered, so there are no other messages.
             assert!(got.is_subset(&self.sent.borrow()), "talker{person} was sent what nobody sent");
             let owed = self.owed.borrow().get(person).cloned().unwrap_or_default();
             let missing: Vec<_> = owed.difference(&got).collect();

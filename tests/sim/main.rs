@@ -1,6 +1,6 @@
-//! One whole server in one process, from one seed: the real router and flows over the memory engine, a clock that only
-//! moves when nothing else does, random clients, a disk that takes its time, and crashes between any two steps that lose
-//! any suffix of what was not flushed.
+//! Simulates one whole server in one process, from one seed: the real router and flows over the memory engine, a clock that
+//! only moves when nothing else does, random clients, a disk that takes its time, and crashes between any two steps that
+//! lose any suffix of what was not flushed.
 //!
 //! `cargo test --test sim` runs [`SEEDS`] seeds; a failure prints its seed. `AQUEDUCT_SEED=8412 cargo test --test sim`
 //! replays it, with what everybody did. `AQUEDUCT_SEEDS=100000` hunts.
@@ -28,7 +28,7 @@ use std::{
     time::Instant,
 };
 
-/// So many seeds are run unless `AQUEDUCT_SEEDS` says otherwise.
+/// The number of seeds that are run unless `AQUEDUCT_SEEDS` says otherwise.
 const SEEDS: u64 = 1_000;
 
 fn number(variable: &str) -> Option<u64> {

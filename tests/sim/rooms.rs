@@ -21,29 +21,29 @@ pub(crate) const PEOPLE: u64 = 3;
 /// In no life does a room get more events than this, so no timeline of a sync has a gap.
 const EVENTS_MAX: u64 = 1_000;
 
-/// What was acknowledged.
+/// Everything about rooms that was acknowledged.
 #[derive(Default)]
 pub(crate) struct Rooms {
     people: RefCell<BTreeMap<u64, String>>,
-    /// Rooms whose creation was answered.
+    /// The rooms whose creation was answered.
     made: RefCell<BTreeSet<String>>,
-    /// Who made them.
+    /// The person who made each room.
     owners: RefCell<BTreeMap<String, u64>>,
-    /// The names of all rooms that somebody tried to make; whether it was answered.
+    /// The names of all rooms that somebody tried to make, and whether that was answered.
     tried: RefCell<BTreeMap<String, bool>>,
-    /// By body: room and event id.
+    /// The room and event id of each message, by its body.
     said: RefCell<BTreeMap<String, (String, String)>>,
-    /// By topic: how often it was tried, and whether it was answered.
+    /// The number of tries to set each topic, and whether one was answered.
     topics: RefCell<BTreeMap<String, (u64, bool)>>,
-    /// Event ids whose redaction was answered.
+    /// The ids of events whose redaction was answered.
     redacted: RefCell<BTreeSet<String>>,
-    /// What each person's chain of syncs has shown, by room.
+    /// The chain of syncs of each person, with all that it has shown.
     chains: RefCell<BTreeMap<u64, Chain>>,
-    /// What their devices do beside.
+    /// The other things that their devices do.
     devices: Devices,
 }
 
-/// Starts them.
+/// Starts the people, each of whom talks, follows along, and uses a device.
 pub(crate) fn begin(world: &Rc<World>, people: &mut JoinSet<()>) -> Rc<Rooms> {
     let rooms = Rc::new(Rooms::default());
     for person in 0..PEOPLE {
@@ -110,7 +110,7 @@ impl Rooms {
         }
         let at = if what == "knock" { format!("/_matrix/client/v3/knock/{room}") } else { path(room, what) };
         let (status, json) = world.insist(Method::POST, &at, Some(token), body).await;
-        // Who has no account yet cannot be asked in.
+        // A person without an account cannot be invited yet.
         let is_refused = status == StatusCode::FORBIDDEN
             || (what == "invite" && status == StatusCode::NOT_FOUND)
             || (what == "unban" && status.is_client_error());
@@ -118,7 +118,7 @@ impl Rooms {
         world.note(|| format!("talker{person}: {what} {other} in {room}: {status}"));
     }
 
-    /// Says to have read up to some message; receipts may be lost, but never go back.
+    /// Sends a receipt for some message of the room. Receipts may be lost, but never go back.
     async fn read(&self, world: &World, person: u64, token: &str, room: &str) {
         let said: Vec<_> = {
             let said = self.said.borrow();
@@ -140,13 +140,13 @@ impl Rooms {
         if made.is_empty() { None } else { made.iter().nth(world.below(made.len() as u64) as usize).cloned() }
     }
 
-    /// Makes a room. It cannot be retried: whether it was made is seen later.
+    /// Makes a room. Creating cannot be retried, so whether the room was made is seen later.
     async fn make(&self, world: &World, person: u64, token: &str, count: u64) {
         let name = format!("room {count} of {person}");
         self.tried.borrow_mut().insert(name.clone(), false);
         let mut body = json!({ "name": name, "topic": "made", "preset": "public_chat" });
         if count > 0 && world.happens(40) {
-            // Who wants in must be asked, or ask.
+            // Under this rule a person comes in by an invitation or after a knock.
             let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
             body["initial_state"] = json!([rule]);
             let guest = user_id((person + 1) % PEOPLE);
@@ -183,7 +183,7 @@ impl Rooms {
             once().await
         };
         if status == StatusCode::FORBIDDEN {
-            // Not in the room (yet).
+            // The person is not in the room, or not yet.
             return;
         }
         assert_eq!(status, StatusCode::OK, "{json}");
@@ -228,7 +228,7 @@ impl Rooms {
         let redact = path(room, &format!("redact/{event_id}/redact{count}"));
         let (status, json) = world.insist(Method::PUT, &redact, Some(token), json!({})).await;
         if status == StatusCode::FORBIDDEN {
-            // No longer in the room.
+            // The person is no longer in the room.
             return;
         }
         assert_eq!(status, StatusCode::OK, "{json}");
@@ -236,7 +236,7 @@ impl Rooms {
         self.redacted.borrow_mut().insert(event_id.clone());
     }
 
-    /// Follows along: each answered sync goes on from the one before.
+    /// Follows the room by syncs, of which each goes on from the answered one before.
     async fn follow(&self, world: &World, person: u64, token: &str) {
         while !world.is_ending() {
             self.sync(world, person, token, 1_000).await;
@@ -244,7 +244,7 @@ impl Rooms {
         }
     }
 
-    /// One sync; answers whether it brought anything.
+    /// Makes one sync with the person's chain; answers whether it brought anything.
     pub(crate) async fn sync(&self, world: &World, person: u64, token: &str, timeout_ms: u64) -> bool {
         let redacted = self.redacted.borrow().clone();
         let mut chain =
@@ -280,7 +280,7 @@ impl Rooms {
         }
         let mut all = BTreeMap::new();
         let mut names = BTreeSet::new();
-        // Whoever made a room never leaves it, and sees everything there.
+        // The maker of a room never leaves it, so they see everything there.
         for (person, token) in &people {
             let (_, json) =
                 world.insist(Method::GET, "/_matrix/client/v3/joined_rooms", Some(token), Value::Null).await;
@@ -313,7 +313,7 @@ impl Rooms {
         self.check_topics(&all);
     }
 
-    /// A room has everything that it was made with; answers its name, and the ids of its state.
+    /// Checks that a room has everything it was made with; answers its name, and the ids of its state.
     async fn check_whole(&self, world: &World, token: &str, room: &str) -> (String, Vec<Value>) {
         let (status, json) = world.insist(Method::GET, &path(room, "state"), Some(token), Value::Null).await;
         assert_eq!(status, StatusCode::OK, "{json}");
@@ -355,7 +355,7 @@ impl Rooms {
         }
     }
 
-    /// Each chain shows what the room has, as long as its user was in it, and knows its state and who is what.
+    /// Checks that each chain shows what the room has for as long as its user was in it, and knows its state and members.
     fn check_chains(&self, room: &str, all: &[Value], state: &[Value], people: &BTreeMap<u64, String>) {
         let ids = state.iter().map(|event| text(event, "event_id")).collect();
         for person in people.keys() {
@@ -376,7 +376,7 @@ impl Rooms {
         }
     }
 
-    /// What a chain was told of receipts in the end is what a new device is told.
+    /// Checks that a chain in the end knows the same receipts as a new device is told.
     async fn check_receipts(&self, world: &World, people: &BTreeMap<u64, String>) {
         for (person, token) in people {
             let path = "/_matrix/client/v3/sync?timeout=0";
@@ -399,7 +399,7 @@ impl Rooms {
     }
 }
 
-/// All events of a room, oldest first.
+/// Lists all events of a room, the oldest first.
 async fn list_events(world: &World, token: &str, room: &str) -> Vec<Value> {
     let (mut events, mut from) = (Vec::new(), String::new());
     loop {

@@ -29,17 +29,17 @@ use tower::ServiceExt;
 use crate::{accounts, builders, checks, rooms};
 
 const BEGAN_MS: u64 = 1_767_225_600_000;
-/// For so long everybody acts; then the crashes end, everybody finishes, and the world is checked.
+/// Everybody acts for this long; then the crashes end, everybody finishes, and the world is checked.
 const LIVES: Duration = Duration::from_secs(5);
-/// A write of the disk takes up to this.
+/// A write of the disk takes at most this long.
 const DISK_TAKES_MAX: Duration = Duration::from_millis(20);
 
-/// What became of a request.
+/// The outcome of a request to a server that may crash.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
-    /// It was answered.
+    /// The server answered it with this status and body.
     Given(StatusCode, Value),
-    /// The server went down first: it took effect or not.
+    /// The server went down before it answered, so the request took effect or not.
     Lost,
 }
 
@@ -47,11 +47,11 @@ pub(crate) enum Answer {
 struct Life {
     server: Server,
     env: Env,
-    /// Requests under way end unanswered.
+    /// Cancelled when this life ends, so that requests under way end unanswered.
     lost: CancellationToken,
 }
 
-/// The world.
+/// The world of one seed, which outlives the server's crashes.
 pub(crate) struct World {
     rng: RefCell<ChaCha20Rng>,
     life: RefCell<Option<Life>>,
@@ -82,7 +82,7 @@ pub(crate) async fn live(seed: u64, is_loud: bool) -> (u64, u64) {
             std::panic::resume_unwind(error.into_panic());
         }
     }
-    // Once more, so that what is checked is what a crash leaves when all is flushed.
+    // The server crashes once more, so that the checks see what a crash leaves when all is flushed.
     sleep(DISK_TAKES_MAX * 3).await;
     world.crash(false).await;
     builders.check(&world);
@@ -103,13 +103,13 @@ impl World {
         config.limits.rate_limits = false;
         let store = Store::open(Engine::Memory(memory), Durability::Fsync).unwrap();
         let env = Env::simulated_with_disk(self.below(u64::MAX), self.now_ms(), DISK_TAKES_MAX);
-        // What a crash has left is whole before anybody writes on.
+        // The store is checked here, because a crash must leave it whole before anybody writes on.
         checks::store(&store);
         let server = Server::start(config, env.clone(), store, Some(Lead::of_only_node())).unwrap();
         *self.life.borrow_mut() = Some(Life { server, env, lost: CancellationToken::new() });
     }
 
-    /// The time, in milliseconds since the epoch.
+    /// The time of the world, in milliseconds since the epoch.
     pub(crate) fn now_ms(&self) -> u64 {
         BEGAN_MS + u64::try_from(self.began.elapsed().as_millis()).unwrap()
     }
@@ -150,7 +150,7 @@ impl World {
         life.as_ref().map(|life| (life.server.app().store.clone(), life.lost.clone()))
     }
 
-    /// Asks the server.
+    /// Makes one request, which is lost when the server is down or goes down first.
     pub(crate) async fn ask(&self, method: Method, path: &str, token: Option<&str>, body: Value) -> Answer {
         let (router, lost, env) = {
             let life = self.life.borrow();
@@ -171,7 +171,7 @@ impl World {
             (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
         };
         match lost.run_until_cancelled(answer).await {
-            // The disk has failed: the process would be gone already.
+            // The disk has failed, after which a real process would be gone already.
             Some((status, _)) if status.is_server_error() && env.is_killed() => Answer::Lost,
             Some((status, json)) => {
                 assert!(!status.is_server_error(), "{path} answers {status}: {json}");
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// Asks until there is an answer.
+    /// Repeats a request until there is an answer.
     pub(crate) async fn insist(
         &self,
         method: Method,
@@ -208,8 +208,8 @@ impl World {
         }
     }
 
-    /// The process ends where it stands, and starts again over what the disk has. With `may_be_at_the_disk` it may also
-    /// end at one of the next writes: before it, or after it and before anybody learns of it.
+    /// Ends the process where it stands, and starts it again over what the disk has. With `may_be_at_the_disk` it may also end
+    /// at one of the next writes: before it, or after it and before anybody learns of it.
     async fn crash(&self, may_be_at_the_disk: bool) {
         let (env, lost, store) = {
             let life = self.life.borrow();

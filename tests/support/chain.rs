@@ -1,24 +1,25 @@
-//! What a device learns from a chain of syncs, and whether it missed, repeated or was shown something that it should not.
+//! Follows what a device learns from a chain of syncs, and panics when it missed something, or was shown something twice or
+//! something that it should not see.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// What the device's user is to a room, as far as the chain says.
+/// The membership of the device's user in a room, as far as the chain says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Not in it.
+    /// The user is not in the room.
     #[default]
     Out,
-    /// Invited.
+    /// The user is invited to the room.
     Invited,
-    /// Has knocked.
+    /// The user has knocked at the room.
     Knocking,
-    /// In it.
+    /// The user is in the room.
     Joined,
 }
 
-/// Whoever waits is woken so soon after an event was made, in milliseconds.
+/// A poll that waits is woken at most this long after an event was made, in milliseconds.
 const WAKES_MS: u64 = 200;
 
 /// One stay in a room: from a join that the chain was shown to a leave.
@@ -26,9 +27,9 @@ const WAKES_MS: u64 = 200;
 struct Stay {
     /// The events that were shown; a new part begins where a gap was told.
     parts: Vec<Vec<String>>,
-    /// No gap was told at its beginning.
+    /// Whether no gap was told at the beginning of the stay.
     is_whole: bool,
-    /// The stay before ended between two syncs, unseen.
+    /// Whether the stay before ended between two syncs, so that the chain did not see the leave.
     goes_on: bool,
 }
 
@@ -38,18 +39,18 @@ impl Stay {
     }
 }
 
-/// What was learnt of one room.
+/// Everything that the chain has learnt of one room.
 #[derive(Clone, Debug, Default)]
 struct Learnt {
     standing: Standing,
     stays: Vec<Stay>,
-    /// (type, state key) -> event id.
+    /// The state of the room: (type, state key) -> event id.
     state: BTreeMap<(String, String), String>,
-    /// By user: the events of their public receipts, as they were shown.
+    /// The events of each user's public receipts, in the order in which they were shown.
     receipts: BTreeMap<String, Vec<String>>,
 }
 
-/// A device's chain of syncs.
+/// The chain of syncs of one device, each with the token of the one before.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
     user_id: String,
@@ -58,13 +59,13 @@ pub(crate) struct Chain {
     rooms: BTreeMap<String, Learnt>,
     /// The contents of messages from device to device.
     pub(crate) inbox: Vec<Value>,
-    /// Room ("" is global) and type -> content.
+    /// The account data: room ("" is global) and type -> content.
     pub(crate) account_data: BTreeMap<(String, String), Value>,
-    /// Whose devices have changed, and in which sync that was told last.
+    /// The users whose devices have changed, and the sync in which that was told last.
     pub(crate) changed: BTreeMap<String, u64>,
-    /// Polls that were answered: from when to when, in milliseconds since the epoch.
+    /// The polls that were answered: their beginning and end, in milliseconds since the epoch.
     pub(crate) polls: Vec<(u64, u64)>,
-    /// How many syncs there were.
+    /// The number of syncs that were answered.
     pub(crate) count: u64,
 }
 
@@ -77,7 +78,7 @@ fn list<'a>(json: &'a Value, part: &str) -> impl Iterator<Item = &'a Value> {
 }
 
 impl Chain {
-    /// Of a device of this user, before its first sync.
+    /// The chain of a device of this user, before its first sync.
     pub(crate) fn of(user_id: &str) -> Self {
         Self { user_id: user_id.to_owned(), ..Self::default() }
     }
@@ -188,7 +189,7 @@ impl Chain {
         }
     }
 
-    /// Nothing is shown after the leave; to who was not in the room, nothing but what they are to it.
+    /// Checks that nothing is shown after the leave, and to a user who was not in the room nothing but their membership.
     fn learn_left(&self, room: &str, learnt: &mut Learnt, news: &Value) {
         let who = &self.user_id;
         let events: Vec<_> = list(news, "timeline").collect();
@@ -206,7 +207,7 @@ impl Chain {
             for event in &events {
                 let event_id = text(event, "event_id").to_owned();
                 if stay.has(&event_id) {
-                    // Left and came back and left between two syncs: the room may be shown anew.
+                    // The user left, came back and left between two syncs, so the room may be shown anew.
                     assert!(
                         events.iter().any(|event| self.own_membership(event) == Some("join")),
                         "{event_id} again"
@@ -224,12 +225,12 @@ impl Chain {
         learnt.state.clear();
     }
 
-    /// The rooms that something was learnt of.
+    /// The rooms of which the chain has learnt something.
     pub(crate) fn rooms(&self) -> impl Iterator<Item = &String> {
         self.rooms.keys()
     }
 
-    /// What the user is to a room.
+    /// The membership of the user in a room.
     pub(crate) fn standing(&self, room: &str) -> Standing {
         self.rooms.get(room).map(|learnt| learnt.standing).unwrap_or_default()
     }

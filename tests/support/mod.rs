@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 
-/// When every test begins: 2026-01-01, in milliseconds since the epoch.
+/// The time at which every test begins: 2026-01-01, in milliseconds since the epoch.
 pub(crate) const BEGAN_MS: u64 = 1_767_225_600_000;
 
 /// A server in memory. Use it inside `#[tokio::test(start_paused = true)]`.
@@ -26,22 +26,22 @@ pub(crate) struct TestServer {
 }
 
 impl TestServer {
-    /// With the default settings, open registration and no rate limits.
+    /// A server with the default settings, open registration and no rate limits.
     pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 
-    /// With settings of its own.
+    /// Like [`TestServer::new`], with the settings as this function has changed them.
     pub(crate) fn with(change: impl FnOnce(&mut Config)) -> Self {
         Self::over(Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap(), change)
     }
 
-    /// Over a store of its own, with settings of its own.
+    /// Like [`TestServer::with`], over this store.
     pub(crate) fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.server.name = "test.example".try_into().unwrap();
         config.registration.mode = aqueduct::config::RegistrationMode::Open;
-        // The smallest that argon2 takes: tests hash many passwords.
+        // The smallest costs that argon2 takes, because tests hash many passwords.
         config.passwords.argon2_memory_kib = 8;
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
@@ -51,12 +51,12 @@ impl TestServer {
         Self { server }
     }
 
-    /// This one.
+    /// A test server around this server, which a test has started itself.
     pub(crate) fn of(server: Server) -> Self {
         Self { server }
     }
 
-    /// The server itself.
+    /// The server that the tests run against.
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }
@@ -113,16 +113,16 @@ impl TestServer {
     }
 }
 
-/// Someone who talks to a [`TestServer`].
+/// A user's client, which talks to a [`TestServer`].
 #[derive(Clone)]
 pub(crate) struct TestClient {
-    /// The server.
+    /// The server that it talks to.
     pub(crate) server: TestServer,
-    /// The access token.
+    /// The access token; none for a client that is not logged in.
     pub(crate) token: Option<String>,
-    /// The Matrix id.
+    /// The full user id; empty for a client without an account.
     pub(crate) user_id: String,
-    /// The device.
+    /// The id of the device; empty for a client without an account.
     pub(crate) device_id: String,
 }
 

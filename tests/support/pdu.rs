@@ -1,5 +1,5 @@
 //! An event as the authorization rules see it, with what resolution knows of it. The tests of state resolution and its
-//! benchmark share it; whoever includes it has `Header` at hand.
+//! benchmark share it; a file that includes it has `Header` in scope.
 
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::Header;
 
-/// A state event.
+/// A state event with the parts that the authorization rules and resolution ask for.
 #[derive(Debug, Clone)]
 pub(crate) struct Pdu {
     pub(crate) id: OwnedEventId,

@@ -29,13 +29,13 @@ impl Remote {
         Self { app: app.clone(), room, user: "@bob:b.example".try_into().unwrap() }
     }
 
-    /// The room's heads.
+    /// The ids of the room's heads.
     pub(crate) fn heads(&self) -> Vec<OwnedEventId> {
         let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
         row.heads.iter().map(|head| event::event_id(&head.key, row.version)).collect()
     }
 
-    /// An event on these, allowed by events of the room's current state. Whose signature it has is not looked at here.
+    /// An event on these, allowed by events of the room's current state. Its signature is not checked here.
     pub(crate) fn event(
         &self,
         kind: &str,
@@ -60,7 +60,7 @@ impl Remote {
             let found = found.filter(|_| !(is_implied && kind.to_string() == "m.room.create"));
             auth.extend(found.map(|stored| stored.id(&row)));
         }
-        // What is cited need not be known here yet.
+        // The events that it cites need not be known here yet.
         let depth_of = |id: &OwnedEventId| {
             let num = event::find_num(&*snapshot, self.room, id).unwrap();
             num.map_or(1_000, |num| event::require(&*snapshot, self.room, num).unwrap().row.header.depth)
@@ -71,12 +71,12 @@ impl Remote {
         Received { key: built.hash.into(), json: built.json, event: built.event, depth }
     }
 
-    /// A message on these.
+    /// A message whose previous events are these.
     pub(crate) fn message(&self, text: &str, prev: &[OwnedEventId]) -> Received {
         self.event("m.room.message", None, serde_json::json!({ "msgtype": "m.text", "body": text }), prev)
     }
 
-    /// Our server takes one event in.
+    /// Gives one event to our server, which takes it in or refuses it.
     pub(crate) async fn send(&self, event: Received) -> Outcome {
         let mut outcomes = ingest::ingest(&self.app, self.room, vec![event]).await.unwrap();
         assert_eq!(outcomes.len(), 1);
