@@ -120,9 +120,9 @@ fn refusal(flaw: Flaw) -> Refusal {
         Flaw::TooMany => {
             Refusal::too_large(format!("The request's body holds more than {VALUES_MAX} values."))
         }
-        Flaw::OddValue => {
-            Refusal::bad_json("The request's body holds a number or a character that cannot be.")
-        }
+        Flaw::OddValue => Refusal::bad_json(
+            "The request's body holds a number too large for a float, or half of a character.",
+        ),
     }
 }
 

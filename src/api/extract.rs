@@ -348,7 +348,11 @@ impl Call {
             // somewhere: the specification asks each of these requests for a body.
             Body::Json(_) if self.body.is_empty() && self.parts.method != Method::PUT => {}
             Body::Json(_) if self.body.is_empty() => {
-                return Err(Refusal::new(ErrorKind::NotJson, "The request has no body.").into());
+                return Err(Refusal::new(
+                    ErrorKind::NotJson,
+                    "The request has no body; this endpoint needs a JSON object.",
+                )
+                .into());
             }
             Body::Json(_) => content.json = Checked::check(self.body)?,
         }
@@ -388,12 +392,17 @@ fn find_token(parts: &Parts) -> Result<Option<String>> {
     if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
         request.headers_mut().insert(header::AUTHORIZATION, value.clone());
     }
-    AccessTokenOptional::extract_authentication(&request)
-        .map_err(|_| Refusal::new(ErrorKind::MissingToken, "The access token is not readable.").into())
+    AccessTokenOptional::extract_authentication(&request).map_err(|_| {
+        Refusal::new(
+            ErrorKind::MissingToken,
+            "The header `Authorization` holds no access token that can be read.",
+        )
+        .into()
+    })
 }
 
 fn missing_token() -> Error {
-    Refusal::new(ErrorKind::MissingToken, "This needs an access token.").into()
+    Refusal::new(ErrorKind::MissingToken, "This endpoint needs an access token.").into()
 }
 
 fn unsigned() -> Error {
@@ -425,7 +434,9 @@ pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
         DeserializationError::Query(error) if is_missing(&error.to_string()) => {
             Refusal::missing_param(format!("The query of the request is incomplete: {error}."))
         }
-        error => Refusal::invalid_param(format!("A parameter is not what it should be: {error}.")),
+        error => {
+            Refusal::invalid_param(format!("A parameter of the path or the query cannot be read: {error}."))
+        }
     }
 }
 
@@ -435,7 +446,7 @@ pub(crate) fn misfit(error: &serde_json::Error) -> Refusal {
     if is_missing(&why) {
         Refusal::missing_param(format!("The request's body is incomplete: {why}."))
     } else {
-        Refusal::bad_json(format!("The request's body is not what it should be: {why}."))
+        Refusal::bad_json(format!("The request's body does not fit this endpoint: {why}."))
     }
 }
 

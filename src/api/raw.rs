@@ -50,7 +50,7 @@ impl<E> Raw<E> {
     pub(crate) fn id<T: for<'a> TryFrom<&'a str, Error = IdParseError>>(&self, index: usize) -> Result<T> {
         let arg = self.arg(index);
         T::try_from(arg).map_err(|why| {
-            Refusal::invalid_param(format!("{arg:?} in the path is not the id it should be: {why}.")).into()
+            Refusal::invalid_param(format!("{arg:?} in the path is not a valid id: {why}.")).into()
         })
     }
 
@@ -71,7 +71,8 @@ impl<E> Raw<E> {
         let text = self.query(name).filter(|text| text.trim_start().starts_with('{'));
         match text.map(|text| serde_json::from_str::<T>(&text)) {
             Some(Err(why)) => {
-                Err(Refusal::invalid_param(format!("`{name}` is not what it should be: {why}.")).into())
+                Err(Refusal::invalid_param(format!("The query parameter `{name}` cannot be read: {why}."))
+                    .into())
             }
             Some(Ok(_)) | None => Ok(()),
         }

@@ -79,12 +79,12 @@ async fn collect(app: &App, mut body: Body, bytes_max: usize) -> Result<Bytes> {
 }
 
 fn ended_early() -> Error {
-    Refusal::new(ErrorKind::NotJson, "The request's body ended early.").into()
+    Refusal::new(ErrorKind::NotJson, "The request's body ended before it was complete.").into()
 }
 
 fn too_large(bytes_max: usize) -> Refusal {
     tracing::debug!(bytes_max, reason = "the body is larger than its route allows", "refused");
     Refusal::too_large(format!(
-        "The request's body is larger than {bytes_max} bytes, which is the most here."
+        "The request's body is larger than {bytes_max} bytes, the most that this endpoint takes."
     ))
 }

@@ -88,9 +88,12 @@ pub(crate) fn refuse(app: &App, error: Error) -> Response {
             Refusal::new(kind, "The server is busy. Try again later.")
         }
         Error::Remote { server, cause } => {
-            tracing::info!(%server, %cause, "another server failed us");
-            Refusal::new(ErrorKind::Unknown, format!("The server {server} could not be asked."))
-                .exception(Exception::Remote)
+            tracing::info!(%server, %cause, "a request to another server failed");
+            Refusal::new(
+                ErrorKind::Unknown,
+                format!("The server {server} could not be reached or gave no valid answer."),
+            )
+            .exception(Exception::Remote)
         }
         Error::Broken(cause) => {
             let incident = app.env.random_string(10);

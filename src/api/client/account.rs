@@ -1,4 +1,4 @@
-//! The caller's own account.
+//! The caller's own account: who they are, changing the password, deactivating the account.
 
 mod register;
 mod third_party;
@@ -36,9 +36,10 @@ pub(crate) async fn whoami(_app: App, client: Client<whoami::v3::Request>) -> Re
     Ok(response)
 }
 
-/// Without a token, only a third-party identifier could say whose account is meant, and this server knows none.
+/// Refuses a request without a token. Only a third-party identifier could otherwise say whose account is meant, and
+/// this server knows none.
 pub(crate) fn require_caller(caller: Option<Caller>) -> Result<Caller> {
-    caller.ok_or_else(|| Refusal::new(ErrorKind::MissingToken, "This needs an access token.").into())
+    caller.ok_or_else(|| Refusal::new(ErrorKind::MissingToken, "This endpoint needs an access token.").into())
 }
 
 /// `POST /_matrix/client/v3/account/password`
@@ -72,6 +73,6 @@ pub(crate) async fn deactivate(
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
     flows::account::deactivate::deactivate(&app, caller.user, caller.user_id, request.erase).await?;
-    // There is nothing that could be bound at an identity server.
+    // This server binds nothing at identity servers, so that nothing is left to be unbound there.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }

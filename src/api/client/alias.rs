@@ -1,4 +1,4 @@
-//! Names of rooms.
+//! Room aliases: adding one, removing one, and finding the room that one names.
 
 use ruma::api::client::alias::{create_alias, delete_alias, get_alias};
 

@@ -1,4 +1,4 @@
-//! Account data, global and of rooms.
+//! Account data, global and of rooms: reading it, and setting it.
 
 use ruma::{
     OwnedRoomId, UserId,
@@ -24,7 +24,8 @@ use crate::{
     push,
 };
 
-/// Lists of direct chats and of ignored users grow with their owner.
+/// The lists of direct chats and of ignored users grow with their owner, so that account data may be larger than other
+/// bodies.
 const BODY: Body = Body::Json(512 * KIB);
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -34,7 +35,7 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(set_room_account_data).limit(Limit::Other).body(BODY);
 }
 
-/// Errors: 403 for what is another user's.
+/// Refuses what belongs to another user: 403 `M_FORBIDDEN`.
 pub(crate) fn require_self(caller: &Caller, user_id: &UserId) -> Result<()> {
     if caller.user_id == user_id {
         Ok(())
@@ -43,7 +44,7 @@ pub(crate) fn require_self(caller: &Caller, user_id: &UserId) -> Result<()> {
     }
 }
 
-/// Types that have endpoints of their own are not written here. Errors: 405.
+/// Refuses types that have an endpoint of their own and cannot be set here: 405 `M_BAD_JSON`.
 fn require_free_type(event_type: &str) -> Result<()> {
     if matches!(event_type, "m.fully_read" | "m.push_rules") {
         let refusal = Refusal::new(
@@ -89,7 +90,7 @@ pub(crate) async fn get_room_account_data(
 }
 
 fn user_id(text: &str) -> Result<ruma::OwnedUserId> {
-    UserId::parse(text).map_err(|_| Refusal::invalid_param("This is not a user id.").into())
+    UserId::parse(text).map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id.").into())
 }
 
 /// `PUT /_matrix/client/v3/user/{userId}/account_data/{type}`
@@ -113,7 +114,7 @@ pub(crate) async fn set_room_account_data(
     let request = client.request;
     require_self(&client.caller, &user_id(request.arg(0))?)?;
     let room = OwnedRoomId::try_from(request.arg(1))
-        .map_err(|_| Refusal::invalid_param("This is not a room id."))?;
+        .map_err(|_| Refusal::invalid_param("`roomId` in the path is not a room id."))?;
     let event_type = request.arg(2).to_owned();
     require_free_type(&event_type)?;
     keep::keep_account_data(&app, &client.caller, Some(room), event_type, request.body.bytes()).await?;

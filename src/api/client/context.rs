@@ -1,4 +1,4 @@
-//! The events around an event.
+//! Reads the events around an event of a room.
 
 use ruma::api::client::{context::get_context, filter::RoomEventFilter};
 

@@ -1,4 +1,4 @@
-//! The caller's devices.
+//! The devices of the caller: reading them, renaming one, deleting them.
 
 use ruma::api::client::device::{delete_device, delete_devices, get_device, get_devices, update_device};
 use serde_json::{Value, json};
@@ -28,11 +28,11 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_device).limit(Limit::Read).guests(Guests::Yes);
     r.client(update_device).limit(Limit::Other).guests(Guests::Yes);
     r.client(delete_device).limit(Limit::Other);
-    // As many devices as an account may have.
+    // The body has room for as many device ids as an account may have devices.
     r.client(delete_devices).limit(Limit::Other).body(Body::Json(256 * KIB));
 }
 
-/// A device as its owner sees it. What is not known is left out: ruma would write null.
+/// A device as its owner sees it. Unknown fields are left out, where ruma would write null.
 fn shown(read: &(impl Read + ?Sized), user: UserNum, device: Device) -> Result<Value, Fault> {
     let seen = devices::find_seen(read, user, device.num)?.unwrap_or_default();
     let last = if seen.ms == 0 { device.created_ms } else { seen.ms };

@@ -1,4 +1,4 @@
-//! The public directory of rooms.
+//! The public directory of rooms: whether a room is in it, and its pages.
 
 use ruma::{
     OwnedRoomId,
@@ -43,7 +43,7 @@ pub(crate) async fn set_room_visibility(
     app: App,
     client: Client<Raw<set_room_visibility::v3::Request>>,
 ) -> Result<set_room_visibility::v3::Response> {
-    /// The specification takes a body that says nothing as public; ruma takes it as private.
+    /// The specification takes a body without `visibility` as public; ruma takes it as private.
     #[derive(Deserialize)]
     struct Wish {
         visibility: Option<Visibility>,
@@ -52,7 +52,7 @@ pub(crate) async fn set_room_visibility(
     let published = match wish.visibility.unwrap_or(Visibility::Public) {
         Visibility::Public => true,
         Visibility::Private => false,
-        _ => return Err(Refusal::invalid_param("`visibility` is neither public nor private.").into()),
+        _ => return Err(Refusal::invalid_param("`visibility` must be `public` or `private`.").into()),
     };
     aliases::publish(&app, &client.caller, &room, published).await?;
     Ok(set_room_visibility::v3::Response::new())

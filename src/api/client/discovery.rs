@@ -1,4 +1,4 @@
-//! The server says what it is and can do: versions, well-known, capabilities.
+//! Tells clients what the server is and can do: versions, well-known, capabilities.
 
 use std::collections::BTreeMap;
 
@@ -20,15 +20,15 @@ use crate::{
     flows::{App, limits::Limit},
 };
 
-/// The versions of the specification whose rules hold here. What each brought, and what of that this server lacks, stands in
-/// `docs/decisions/versions-that-are-named.md`.
+/// The versions of the specification whose rules hold here. `docs/decisions/versions-that-are-named.md` says what each
+/// brought and what of it this server lacks.
 const VERSIONS: [&str; 22] = [
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
-/// Clients look for these under names of their own, and find them here under the unstable names that it has there: pages of messages
-/// filtered by relations (MSC3874).
+/// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
+/// relations (MSC3874).
 const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.msc3874"];
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -64,7 +64,8 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
     let available: BTreeMap<_, _> =
         ROOM_VERSIONS.iter().map(|version| (version.as_str(), "stable")).collect();
     let default = &app.config.rooms.default_version;
-    // Written out, also where it is what clients take for granted: some look for the key.
+    // Capabilities are written even where they equal the default that clients assume, because some clients look for the
+    // key.
     let capabilities = json!({
         "m.room_versions": { "default": default, "available": available },
         "m.change_password": { "enabled": is_user },

@@ -1,4 +1,4 @@
-//! Filters that clients keep here.
+//! The filters that clients store here: storing one, and reading it back.
 
 use ruma::{
     UserId,
@@ -24,8 +24,8 @@ pub(crate) async fn create_filter(
     client: Client<Raw<create_filter::v3::Request>>,
 ) -> Result<create_filter::v3::Response> {
     let request = client.request;
-    let user_id =
-        UserId::parse(request.arg(0)).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    let user_id = UserId::parse(request.arg(0))
+        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
     require_self(&client.caller, &user_id)?;
     let body = request.body.bytes();
     sync::check_filter(&filters::read(&body)?)?;

@@ -1,4 +1,4 @@
-//! Keys of end-to-end encryption.
+//! The keys of end-to-end encryption: uploading, querying and claiming them, and whose have changed.
 
 use ruma::api::client::keys::{claim_keys, get_key_changes, get_keys, upload_keys};
 use serde::Deserialize;
@@ -24,13 +24,13 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(upload_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(256 * KIB));
-    // Everybody in a large room, at once.
+    // A client asks for the keys of everybody in a large room at once.
     r.client(get_keys).limit(Limit::Read).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(claim_keys).limit(Limit::Other).guests(Guests::Yes).body(policy::Body::Json(MIB));
     r.client(get_key_changes).limit(Limit::Read);
 }
 
-/// The body of an upload. Keys stay the text that they came as: they are signed.
+/// The body of an upload. Keys are kept as the text that they came as, because they are signed.
 #[derive(Deserialize)]
 struct Body {
     device_keys: Option<Box<RawValue>>,
@@ -50,7 +50,7 @@ pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Re
     };
     let counts = keys::upload(&app, &client.caller, upload).await?;
     let mut shown = counts.one_time;
-    // Clients ask for this one before they have any, and take what is missing for "as before".
+    // Clients look for this algorithm before they have any key of it, and take a missing count for "as before".
     shown.entry("signed_curve25519".to_owned()).or_default();
     Ok(RawJson(json!({ "one_time_key_counts": shown }).to_string().into()))
 }
@@ -95,7 +95,7 @@ pub(crate) async fn get_key_changes(
     Ok(RawJson(app.polls.key_changes(client.caller, from, to).await?))
 }
 
-/// Other servers cannot be asked yet, and the answer says so for each.
+/// Notes in the answer that another server could not be asked, because this server asks none yet.
 fn fail_remote(app: &App, server: &ruma::ServerName, failures: &mut Map<String, Value>) {
     if server != app.accounts.server_name() {
         let why = json!({ "status": 503, "message": "This server cannot ask other servers." });

@@ -1,4 +1,4 @@
-//! Asking to be let into a room.
+//! Knocking: a user asks to be let into a room.
 
 use ruma::api::client::knock::knock_room;
 

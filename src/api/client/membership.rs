@@ -1,4 +1,4 @@
-//! Who is in a room: join, leave, invite, kick, ban, unban, forget, and lists of members and of rooms.
+//! The members of a room: join, leave, invite, kick, ban, unban, forget, and lists of members and of rooms.
 
 use ruma::{
     CanonicalJsonObject, OwnedRoomId, OwnedUserId, UserId,
@@ -52,8 +52,8 @@ pub(crate) fn routes(r: &mut Routes) {
 /// The specification gives these fields a meaning in the body of a request to join.
 const JOIN_FIELDS: [&str; 4] = ["reason", "third_party_signed", "via", "server_name"];
 
-/// The other fields in the body of a request to join: they become part of the member event, as clients and Complement
-/// know it from Synapse.
+/// Reads the other fields in the body of a request to join. They become part of the member event, because clients and
+/// Complement know that from Synapse.
 fn extra(body: &[u8]) -> Result<CanonicalJsonObject> {
     let mut extra: CanonicalJsonObject = serde_json::from_slice(body).map_err(|error| {
         Refusal::bad_json(format!("The request's body cannot become part of a member event: {error}."))
@@ -102,7 +102,8 @@ pub(crate) async fn forget_room(
     Ok(forget_room::v3::Response::new())
 }
 
-/// The body of an invitation, by user id or by address: read here, so that what is missing can be named.
+/// The body of an invitation, by user id or by address. It is read here and not by ruma, so that a missing field can be
+/// named.
 #[derive(Deserialize)]
 struct Invitation {
     user_id: Option<OwnedUserId>,
@@ -205,7 +206,7 @@ pub(crate) async fn get_member_events(
     look::members(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
 }
 
-/// Ruma knows this endpoint under its unstable path only.
+/// The endpoint at its stable path; ruma knows the unstable path only.
 pub(crate) struct MutualRooms;
 
 impl Endpoint for MutualRooms {
@@ -218,22 +219,21 @@ impl Endpoint for MutualRooms {
     }
 }
 
-/// A page has no more rooms.
+/// A page has at most this many rooms; `next_batch` leads to the rest.
 const ROOMS_A_PAGE: usize = 500;
 
 /// `GET /_matrix/client/v1/mutual_rooms`
 pub(crate) async fn mutual_rooms(app: App, client: Client<Raw<MutualRooms>>) -> Result<RawJson> {
     let (caller, request) = (client.caller, client.request);
     let other = request.query("user_id").ok_or_else(|| Refusal::invalid_param("`user_id` is missing."))?;
-    let other = UserId::parse(other).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    let other = UserId::parse(other).map_err(|_| Refusal::invalid_param("`user_id` is not a user id."))?;
     if other == caller.user_id {
         return Err(Refusal::invalid_param("You share all your rooms with yourself.").into());
     }
     let after: u64 = match request.query("from") {
-        Some(from) => from
-            .strip_prefix('m')
-            .and_then(|room| room.parse().ok())
-            .ok_or_else(|| Refusal::invalid_param("This is not a token of this list."))?,
+        Some(from) => from.strip_prefix('m').and_then(|room| room.parse().ok()).ok_or_else(|| {
+            Refusal::invalid_param("`from` must be the `next_batch` of a page of this list.")
+        })?,
         None => 0,
     };
     let store = app.store.clone();

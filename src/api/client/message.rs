@@ -1,4 +1,4 @@
-//! Messages of a room: sending one, and pages of the timeline.
+//! The messages of a room: sending one, and reading pages of the timeline.
 
 use ruma::api::{
     Direction as Wanted,
@@ -31,7 +31,8 @@ use crate::{
     store::Direction,
 };
 
-/// The content of an event. It is smaller once it is written canonically: escaped characters take three times their bytes.
+/// The body of an event. It may be larger than an event, because escaped characters take up to three times their bytes
+/// until the event is written canonically.
 pub(super) const EVENT: Body = Body::Json(256 * KIB);
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -65,7 +66,8 @@ pub(crate) async fn send_message_event(
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
 ///
-/// The specification demands a direction; Synapse takes none as forwards, and Complement relies on that.
+/// The specification demands a direction. Without one this server goes forwards, as Synapse does, because Complement relies
+/// on that.
 pub(crate) async fn get_message_events(
     app: App,
     client: Client<Raw<get_message_events::v3::Request>>,

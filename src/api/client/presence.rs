@@ -1,4 +1,4 @@
-//! Presence: clients say how present their users are, and ask for others.
+//! Presence: clients say how present their users are, and ask for that of others.
 
 use std::time::Duration;
 

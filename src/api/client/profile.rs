@@ -1,4 +1,4 @@
-//! Profiles.
+//! The profiles of users: reading them, and setting or deleting a field.
 
 use ruma::{
     UserId,
@@ -24,18 +24,19 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.public(get_profile).limit(Limit::Read);
     r.public(get_profile_field).limit(Limit::Read);
-    // More than a profile may hold, so that a field that is too large is refused for that. Guests may change their name only.
+    // The bound is more than a profile may hold, so that a field which is too large is refused for that. Of their
+    // profile, guests may change only the display name.
     r.client(set_profile_field).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(128 * KIB));
     r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes);
 }
 
 fn unknown() -> Error {
-    Refusal::not_found("There is no such profile here.").into()
+    Refusal::not_found("This server has no profile of this user.").into()
 }
 
 fn require(app: &App, user_id: &str) -> Result<UserNum> {
-    let user_id =
-        <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    let user_id = <&UserId>::try_from(user_id)
+        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
     let snapshot = app.store.snapshot();
     let user = users::find_num(&*snapshot, user_id)?.ok_or_else(unknown)?;
     if users::require(&*snapshot, user)?.is_deactivated { Err(unknown()) } else { Ok(user) }
@@ -75,7 +76,7 @@ pub(crate) async fn set_profile_field(
     profiles::check_field(field)?;
     let mut body: Map<String, Value> = request.json()?;
     let Some(value) = body.remove(field) else {
-        return Err(Refusal::missing_param("The body has no property of the field's name.").into());
+        return Err(Refusal::missing_param("The request's body lacks the field that the path names.").into());
     };
     set_profile::set_profile(&app, &caller, field.to_owned(), Some(value)).await?;
     Ok(set_profile_field::v3::Response::new())
@@ -94,12 +95,12 @@ pub(crate) async fn delete_profile_field(
     Ok(delete_profile_field::v3::Response::new())
 }
 
-/// Errors: 403 for another user's profile, and for what guests may not change of theirs.
+/// Refuses (403) another user's profile, and a field of their own profile that guests may not change.
 fn require_user(caller: &Caller, user_id: &str, field: &str) -> Result<()> {
     if caller.is_guest && field != "displayname" {
         return Err(guests_refused().into());
     }
-    let user_id =
-        <&UserId>::try_from(user_id).map_err(|_| Refusal::invalid_param("This is not a user id."))?;
+    let user_id = <&UserId>::try_from(user_id)
+        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
     require_self(caller, user_id)
 }

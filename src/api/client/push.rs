@@ -1,4 +1,4 @@
-//! Push rules and pushers.
+//! Push rules and pushers of the caller: reading them, and changing them.
 
 use ruma::{
     api::client::push::{
@@ -143,14 +143,14 @@ pub(crate) async fn set_pusher(
     app: App,
     client: Client<Raw<set_pusher::v3::Request>>,
 ) -> Result<set_pusher::v3::Response> {
-    // ruma takes a body without it for one that deletes.
+    // Ruma would take a body without `kind` for one that deletes the pusher.
     if client.request.body.field("kind").is_none() {
         return Err(Refusal::missing_param("`kind` is missing; it is null to delete a pusher.").into());
     }
     match client.request.read()?.action {
         PusherAction::Post(data) => flow::set(&app, &client.caller, data).await?,
         PusherAction::Delete(ids) => flow::delete(&app, &client.caller, ids).await?,
-        _ => return Err(Refusal::invalid_param("There are pushers of kind http only.").into()),
+        _ => return Err(Refusal::invalid_param("`kind` must be `http`, or null to delete a pusher.").into()),
     }
     Ok(set_pusher::v3::Response::new())
 }

@@ -1,4 +1,4 @@
-//! Read markers.
+//! Sets the read marker of a room, and receipts together with it.
 
 use ruma::{api::client::read_marker::set_read_marker, events::receipt::ReceiptThread};
 

@@ -1,4 +1,4 @@
-//! Receipts.
+//! Sends receipts: how far the user has read a room or a thread.
 
 use ruma::{
     api::client::receipt::{create_receipt, create_receipt::v3::ReceiptType},
@@ -30,9 +30,17 @@ pub(crate) async fn create_receipt(
             return Ok(create_receipt::v3::Response::new());
         }
         ReceiptType::FullyRead => {
-            return Err(Refusal::invalid_param("The fully read marker belongs to no thread.").into());
+            return Err(Refusal::invalid_param(
+                "`thread_id` must be absent: `m.fully_read` belongs to no thread.",
+            )
+            .into());
         }
-        _ => return Err(Refusal::invalid_param("There is no such type of receipts.").into()),
+        _ => {
+            return Err(Refusal::invalid_param(
+                "The receipt type must be `m.read`, `m.read.private` or `m.fully_read`.",
+            )
+            .into());
+        }
     };
     receipts::send_receipt(&app, &caller, &request.room_id, kind, request.event_id, &request.thread).await?;
     Ok(create_receipt::v3::Response::new())

@@ -1,4 +1,4 @@
-//! Redacting events.
+//! Redacts an event, by sending an event that names it.
 
 use ruma::api::client::redact::redact_event;
 

@@ -1,4 +1,4 @@
-//! The events that refer to an event.
+//! Lists the events that refer to an event, such as replies in a thread, edits and reactions.
 
 use ruma::{
     UInt,
@@ -28,10 +28,10 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_relating_events_with_rel_type_and_event_type).limit(Limit::Read);
 }
 
-/// How many relations a client gets that asks for no number.
+/// A client that asks for no number of relations gets at most this many.
 const RELATIONS_DEFAULT: u64 = 50;
 
-/// Reads the parameters that all three requests for relations have: a page of relations of any kind.
+/// Makes the wish for a page of relations of any kind, from the parameters that all three endpoints have.
 fn relations(
     from: Option<String>,
     to: Option<String>,
@@ -80,10 +80,10 @@ pub(crate) async fn get_relating_events_with_rel_type_and_event_type(
     look::relations(&app, &client.caller, &request.room_id, &request.event_id, wanted).await.map(RawJson)
 }
 
-/// Reads the part about relations of a filter in the query, which ruma does not read.
+/// Reads the part of a filter in the query that is about relations, which ruma does not read.
 pub(super) fn relation_filter<R>(raw: &Raw<R>) -> Result<RelationFilter> {
     let Some(filter) = raw.query("filter") else { return Ok(RelationFilter::default()) };
     serde_json::from_str(&filter).map_err(|error| {
-        Refusal::invalid_param(format!("The filter is not what it should be: {error}.")).into()
+        Refusal::invalid_param(format!("The query parameter `filter` cannot be read: {error}.")).into()
     })
 }

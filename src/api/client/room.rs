@@ -1,4 +1,4 @@
-//! Making rooms, and single things of a room: its aliases, an event, the event at a moment.
+//! Creates rooms, and reads single things of a room: its aliases, an event, the event at a moment.
 
 use ruma::{
     MilliSecondsSinceUnixEpoch, UInt,
@@ -58,7 +58,7 @@ pub(crate) async fn get_room_event(
     look::event(&app, &client.caller, &request.room_id, &request.event_id, unredacted).await.map(RawJson)
 }
 
-/// A moderator wants to see what was redacted (MSC2815).
+/// The parameter by which a moderator asks for the content that a redaction removed (MSC2815).
 const INCLUDE_UNREDACTED: &str = "fi.mau.msc2815.include_unredacted_content";
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`

@@ -1,4 +1,4 @@
-//! Sessions: logging in, keeping logged in, logging out.
+//! Sessions: logging in, refreshing a token, logging out.
 
 use ruma::api::{
     client::{
@@ -39,7 +39,7 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(logout_all).limit(Limit::Other);
 }
 
-/// The field without which ruma's type of a login panics.
+/// The field that must be there, because ruma's type of a login panics without it.
 #[derive(serde::Deserialize)]
 struct Typed {
     #[serde(rename = "type")]
@@ -60,7 +60,7 @@ pub(crate) async fn login(app: App, public: Public<Raw<login::v3::Request>>) -> 
     public.request.json::<Typed>()?;
     let request = public.request.read()?;
     let LoginInfo::Password(info) = request.login_info else {
-        let why = "This server knows no such type of login.";
+        let why = "`type` must be `m.login.password`: this server offers no other login.";
         return Err(Refusal::new(ErrorKind::Unknown, why).into());
     };
     #[expect(deprecated, reason = "clients of before r0.4.0 name the user here")]

@@ -1,6 +1,7 @@
-//! Registration by whoever knows the shared secret, as the ecosystem's tools speak it.
+//! Registration with the shared secret of the server, as common tools do it.
 //!
-//! Not part of the specification: `GET` gives a nonce, `POST` brings it back with an HMAC over the wish.
+//! The specification does not have this endpoint: `GET` gives a nonce, and `POST` sends it back with an HMAC over the
+//! account that is wanted.
 
 use http::Method;
 use serde::Deserialize;
@@ -27,14 +28,14 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.public(nonce).limit(Limit::Register);
-    // Each request is a guess at the secret.
+    // Each request is a guess at the secret, so that it is limited as a registration.
     r.public(register).limit(Limit::Register);
 }
 
-/// The one path of both.
+/// The one path of both endpoints, which Synapse has given it.
 const PATH: &str = "/_synapse/admin/v1/register";
 
-/// Asks for the nonce of one registration.
+/// The endpoint that gives the nonce of one registration.
 pub(crate) struct Nonce;
 
 impl Endpoint for Nonce {
@@ -47,7 +48,7 @@ impl Endpoint for Nonce {
     }
 }
 
-/// Registers an account.
+/// The endpoint that registers an account with a nonce.
 pub(crate) struct Register;
 
 impl Endpoint for Register {
@@ -60,7 +61,7 @@ impl Endpoint for Register {
     }
 }
 
-/// The body of a registration.
+/// The body of a registration with the shared secret.
 #[derive(Deserialize)]
 struct Registration {
     nonce: String,
@@ -94,7 +95,10 @@ pub(crate) async fn register(app: App, public: Public<Raw<Register>>) -> Result<
     let secret = require_secret(&app)?;
     let request: Registration = public.request.json()?;
     if !app.accounts.nonces().spend(&request.nonce, app.env.now_ms()) {
-        return Err(Refusal::invalid_param("This nonce is not known.").into());
+        return Err(Refusal::invalid_param(
+            "`nonce` is not known, was used before or has expired: ask for a new one.",
+        )
+        .into());
     }
     let claim = Claim {
         nonce: &request.nonce,

@@ -51,11 +51,11 @@ pub(crate) async fn send_state_event(
 ) -> Result<send_state_event::v3::Response> {
     let request = client.request;
     if request.event_type == StateEventType::RoomMember {
-        // A membership is one, by whatever endpoint it is set.
+        // A change of membership counts as one here too, so that this endpoint does not get around the limit.
         app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
     }
     let content = send::content(request.body.json().get())?;
-    // `ts` says when an event was sent in the words of an application service; of everybody else it is not heeded.
+    // `ts` is ignored: the time of an event may be set by application services only.
     let kind = request.event_type.to_string();
     let event_id =
         send::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content).await?;

@@ -1,4 +1,4 @@
-//! Syncing.
+//! The endpoint `/sync`, at which clients wait for news.
 
 use std::time::Duration;
 
@@ -40,12 +40,17 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
             filter
         }
         Some(Filter::FilterId(id)) => require_filter(&app, &caller, &id)?,
-        Some(_) => return Err(Refusal::invalid_param("This is no filter.").into()),
+        Some(_) => {
+            return Err(Refusal::invalid_param(
+                "`filter` must be the id of a stored filter, or a filter as JSON.",
+            )
+            .into());
+        }
     };
     let mut ask = Ask::new(caller.clone(), since, &filter)?;
     ask.full_state = request.full_state;
     ask.use_state_after = request.use_state_after;
-    // The poll's user is there until this is dropped, however the request ends.
+    // The user counts as present until this is dropped, however the request ends.
     let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
     receipts::settle(&app, caller.user).await;
     let confirmed = match since {
@@ -63,9 +68,9 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
     Ok(RawJson(answer))
 }
 
-/// A filter that the user has stored.
+/// Reads a filter that the user has stored. Refuses an id that is not known: 400 `M_INVALID_PARAM`.
 fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<FilterDefinition> {
     let row = filters::find(&*app.store.snapshot(), caller.user, id)?;
     let filter = row.map(|row| filters::read(&row)).transpose()?;
-    filter.ok_or_else(|| Refusal::invalid_param("You have stored no such filter.").into())
+    filter.ok_or_else(|| Refusal::invalid_param("`filter` names no filter that you have stored.").into())
 }

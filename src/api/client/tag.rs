@@ -1,4 +1,4 @@
-//! Tags of rooms: they are account data of type `m.tag`.
+//! The tags of rooms, which are account data of type `m.tag`.
 
 use ruma::api::client::tag::{create_tag, delete_tag, get_tags};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ pub(crate) async fn create_tag(
 ) -> Result<create_tag::v3::Response> {
     let (caller, request) = (client.caller, client.request.read()?);
     require_self(&caller, &request.user_id)?;
-    // Clients may keep fields of their own beside the order.
+    // The tag is kept as it came, because clients may keep fields of their own beside the order.
     let info = client.request.json()?;
     keep::change_tag(&app, &caller, request.room_id, request.tag, Some(info)).await?;
     Ok(create_tag::v3::Response::new())

@@ -1,4 +1,4 @@
-//! The threads of a room.
+//! Lists the threads of a room, by their roots.
 
 use ruma::api::client::threads::get_threads::{self, v1::IncludeThreads};
 
@@ -12,7 +12,7 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_threads).limit(Limit::Read);
 }
 
-/// How many threads a client gets that asks for no number.
+/// A client that asks for no number of threads gets at most this many.
 const THREADS_DEFAULT: u64 = 20;
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/threads`

@@ -1,4 +1,4 @@
-//! Messages from device to device.
+//! Sends messages from one device to others.
 
 use ruma::api::client::to_device::send_event_to_device;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    // The keys of a room for some hundred devices, each encrypted anew.
+    // The body has room for the keys of a room for some hundred devices, encrypted for each of them.
     r.client(send_event_to_device).limit(Limit::ToDevice).guests(Guests::Yes).body(Body::Json(2 * MIB));
 }
 

@@ -11,14 +11,14 @@ use crate::{
     flows::{App, limits::Limit, room::typing},
 };
 
-/// How long somebody types who does not say how long.
+/// A user whose client gives no `timeout` counts as typing for this long.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(create_typing_event).limit(Limit::Other);
 }
 
-/// The body: ruma's type asks for a `timeout`, which the specification does not.
+/// The body of a request. Ruma's type demands a `timeout`, which the specification does not.
 #[derive(Deserialize)]
 struct Typing {
     typing: bool,

@@ -1,4 +1,4 @@
-//! The directory of users.
+//! The directory of users: a search for people by name or id.
 
 use ruma::api::client::user_directory::search_users;
 use serde_json::json;
@@ -15,7 +15,7 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(search_users).limit(Limit::Other);
 }
 
-/// A search finds no more people.
+/// A search finds at most this many people, whatever limit the client gives.
 const PEOPLE_MAX: usize = 50;
 
 /// `POST /_matrix/client/v3/user_directory/search`

@@ -1,4 +1,4 @@
-//! Making accounts.
+//! Registers accounts, of users and of guests.
 
 use ruma::api::{
     client::account::{check_registration_token_validity, get_username_availability, register},
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.public(register).limit(Limit::Register);
     r.public(get_username_availability).limit(Limit::Other);
-    // Each request is a guess at a token.
+    // Each request is a guess at a token, so that it is limited as a registration.
     r.public(check_registration_token_validity).limit(Limit::Register);
 }
 
@@ -31,7 +31,10 @@ pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let log_in = LogIn { id: request.device_id, display_name, ip };
     if request.login_type == Some(register::LoginType::ApplicationService) {
-        let refusal = Refusal::new(ErrorKind::UnknownToken(Default::default()), "There is no such service.");
+        let refusal = Refusal::new(
+            ErrorKind::UnknownToken(Default::default()),
+            "No application service has this token.",
+        );
         return Err(refusal.into());
     }
     let registered = match request.kind {
@@ -48,9 +51,9 @@ pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>
                 None => flow::register(&app, wish, request.auth.as_ref()).await?,
             }
         }
-        _ => return Err(Refusal::invalid_param("There are accounts of kind user and guest only.").into()),
+        _ => return Err(Refusal::invalid_param("`kind` must be `user` or `guest`.").into()),
     };
-    // ruma's type writes `"device_id": null` where there is no device.
+    // The answer is not written by ruma, whose type writes `"device_id": null` where there is no device.
     let mut answer = Map::from_iter([("user_id".to_owned(), Value::from(registered.user_id.as_str()))]);
     if let Some(session) = registered.session {
         let tokens = session.tokens;

@@ -1,4 +1,4 @@
-//! Email addresses and phone numbers of accounts: this server keeps none, and says so.
+//! Email addresses and phone numbers of accounts. This server keeps none, and its answers say so.
 
 use bytes::Bytes;
 use ruma::api::{
@@ -46,12 +46,12 @@ pub(crate) async fn get_3pids(_app: App, _client: Client<get_3pids::v3::Request>
     Ok(RawJson(Bytes::from_static(br#"{"threepids":[]}"#)))
 }
 
-/// Refuses to change the addresses of an account.
+/// Refuses to change the email addresses and phone numbers of an account: 403 `M_THREEPID_DENIED`.
 async fn refuse_change<R>(_app: App, _client: Client<Raw<R>>) -> Result<RawJson> {
     Err(denied().into())
 }
 
-/// Refuses to send a proof to an address.
+/// Refuses to send a proof to an email address or phone number: 403 `M_THREEPID_DENIED`.
 async fn refuse_proof<R>(_app: App, _public: Public<Raw<R>>) -> Result<RawJson> {
     Err(denied().into())
 }
