@@ -1,4 +1,4 @@
-//! The command line: serve (the default), and the operator's commands.
+//! The command line: `serve` (the default), and the operator's commands.
 
 use std::{
     io::{IsTerminal, Read, Write},
@@ -16,26 +16,26 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-/// Memory goes back to the system after a burst, sooner than with the system's allocator.
+/// This allocator gives memory back to the system after a burst, sooner than the system's own.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Memory that is free goes back after a second; jemalloc's own default is ten.
+/// Free memory goes back to the system after a second; jemalloc's own default is ten.
 #[expect(unsafe_code, reason = "jemalloc reads its settings from this symbol, and no other has its name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static MALLOC_CONF: &[u8; 38] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0\0";
 
-/// Exit code of what was refused; clap's own for wrong usage is 2.
+/// The exit code for a refusal or a fault. Wrong usage is 2, as clap has it.
 const REFUSED: u8 = 1;
 
-/// A Matrix homeserver.
+/// A Matrix homeserver in one binary.
 #[derive(Parser)]
 #[command(name = "aqueduct", version, about)]
 struct Cli {
-    /// The settings.
+    /// The file that holds the settings.
     #[arg(long, global = true, value_name = "FILE", default_value = "conduit.toml")]
     config: PathBuf,
-    /// Answer in JSON, for programs.
+    /// Answer in JSON, for programs to read.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -46,21 +46,21 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
-    /// Settings.
+    /// Check the settings in the file and the environment.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Accounts.
+    /// Create, list, change and deactivate accounts.
     #[command(subcommand)]
     User(UserCommand),
-    /// Registration tokens.
+    /// Create, list and revoke registration tokens.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// The store: backups and checks.
+    /// Back up, restore and check the store.
     #[command(subcommand)]
     Db(DbCommand),
     /// Say where an event stands in its room, and whether and why a user sees it.
     Explain {
-        /// The event's id.
+        /// The id of the event, as `$...`.
         event: String,
         /// A user id, or its part before the colon.
         #[arg(long = "for", value_name = "USER")]
@@ -76,27 +76,27 @@ enum ConfigCommand {
 
 #[derive(Subcommand)]
 enum UserCommand {
-    /// Make an account. Without a password, one is made and printed.
+    /// Create an account. Without a password, one is made and printed.
     Create {
         /// A user id, or its part before the colon.
         name: String,
-        /// Make it an admin of this server. The first account is one unless --no-admin says otherwise.
+        /// Make the account an admin of this server. The first account is one unless --no-admin is given.
         #[arg(long)]
         admin: bool,
-        /// Make it no admin, be it the first account or not.
+        /// Do not make the account an admin, even if it is the first.
         #[arg(long, conflicts_with = "admin")]
         no_admin: bool,
         #[command(flatten)]
         password: Password,
     },
-    /// List all accounts.
+    /// List all accounts of this server.
     List,
     /// Make an account an admin of this server.
     Promote {
         /// A user id, or its part before the colon.
         name: String,
     },
-    /// Make an account no admin of this server any more.
+    /// Take from an account the role of an admin of this server.
     Demote {
         /// A user id, or its part before the colon.
         name: String,
@@ -106,7 +106,7 @@ enum UserCommand {
         /// A user id, or its part before the colon.
         name: String,
     },
-    /// End the sessions of an account.
+    /// End the sessions of an account, and delete its devices.
     LogOut {
         /// A user id, or its part before the colon.
         name: String,
@@ -121,11 +121,11 @@ enum UserCommand {
         #[command(flatten)]
         password: Password,
     },
-    /// End an account for good.
+    /// Deactivate an account for good.
     Deactivate {
         /// A user id, or its part before the colon.
         name: String,
-        /// Forget the user, too: who was not in a room sees their messages there removed.
+        /// Also erase the user: their messages are shown redacted to everybody who was not in the room at the time.
         #[arg(long)]
         erase: bool,
     },
@@ -143,40 +143,40 @@ struct Password {
 
 #[derive(Subcommand)]
 enum TokenCommand {
-    /// Make a registration token.
+    /// Create a registration token, and print it.
     Create {
-        /// The token: 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -; one is made if there is none.
+        /// The token: 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -. Without it, one is made.
         #[arg(long)]
         token: Option<String>,
-        /// How many accounts may be made with it, 1 or more; any number, if not given.
+        /// How many accounts may be registered with it, 1 or more. Without it, any number.
         #[arg(long, value_name = "N")]
         uses: Option<u64>,
-        /// When it ends, as 30m, 12h or 7d from now; never, if not given.
+        /// When the token ends, as 30m, 12h or 7d from now. Without it, never.
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         expires_in: Option<u64>,
     },
-    /// List all registration tokens.
+    /// List all registration tokens, with their uses.
     List,
-    /// End a registration token.
+    /// End a registration token, so that nobody can register with it.
     Revoke {
-        /// The token.
+        /// The registration token to end.
         token: String,
     },
 }
 
 #[derive(Subcommand)]
 enum DbCommand {
-    /// Take a backup into an empty directory, also while the server runs.
+    /// Take a backup into an empty directory. The server may run meanwhile.
     Backup {
-        /// The directory.
+        /// The directory for the backup, which must be empty or absent.
         dir: PathBuf,
     },
-    /// Put a backup in place of the store. Not while the server runs.
+    /// Put a backup in place of the store. The server must not run.
     Restore {
-        /// The directory.
+        /// The directory that holds the backup.
         dir: PathBuf,
     },
-    /// Read everything and say what is wrong.
+    /// Read the whole store, and say what is wrong in it.
     Check,
 }
 
@@ -208,11 +208,11 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             if !unknown.is_empty() {
                 let example = config::ENVIRONMENT_PREFIX;
                 return Err(format!(
-                    "these environment variables set nothing: {}; a setting is {example}SECTION__KEY",
+                    "these environment variables set nothing: {}; a variable that sets something is named {example}SECTION__KEY",
                     unknown.join(", ")
                 ));
             }
-            let text = format!("{}: all settings are good", cli.config.display());
+            let text = format!("{}: all settings are valid", cli.config.display());
             say(&if cli.json { json!({ "ok": true }).to_string() } else { text });
             return Ok(ExitCode::SUCCESS);
         }
@@ -280,12 +280,12 @@ impl Password {
         read.map_err(|error| format!("the password can't be read: {error}"))?;
         match text.lines().next() {
             Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
-            _ => Err("standard input holds no password".into()),
+            _ => Err("standard input must hold the password in its first line".into()),
         }
     }
 }
 
-/// A time such as `7d`, in seconds.
+/// Reads a time such as `7d`, in seconds.
 fn seconds(text: &str) -> Result<u64, String> {
     let wrong = || "expected a time such as 90s, 30m, 12h or 7d".to_owned();
     let unit = match text.chars().last() {
@@ -299,12 +299,12 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
-/// The server may run in another directory than this command.
+/// Makes a path absolute, because the server may run in another directory than this command.
 fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Says what was done.
+/// Prints what was done, for people or as JSON, and chooses the exit code.
 fn tell(cli: &Cli, outcome: &Outcome) -> ExitCode {
     if cli.json {
         let mut json = for_programs(outcome);
@@ -318,7 +318,7 @@ fn tell(cli: &Cli, outcome: &Outcome) -> ExitCode {
     if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
 }
 
-/// An outcome as one JSON object; what is a list stands in a field of it.
+/// Writes an outcome as one JSON object, in which a list has a field of its own.
 fn for_programs(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::UserCreated(it) => json!(it),
@@ -337,7 +337,7 @@ fn for_programs(outcome: &Outcome) -> Value {
     }
 }
 
-/// An outcome in words.
+/// Writes an outcome in words for people.
 fn for_people(outcome: &Outcome) -> String {
     match outcome {
         Outcome::UserCreated(it) => {
@@ -414,7 +414,7 @@ fn token_line(token: &TokenEntry) -> String {
     format!("{}  {} of {uses_max} uses{end}", token.token, token.uses)
 }
 
-/// A number of seconds in the largest unit that says it well.
+/// Writes a number of seconds in the largest unit that says it well.
 fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -424,12 +424,12 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// Writes a line; a reader that has gone (`| head`) is no fault.
+/// Writes a line. A reader that has gone (`| head`) is no fault.
 fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// A progress bar, on a terminal.
+/// A progress bar, which is shown on a terminal only.
 struct Bar(Option<ProgressBar>);
 
 impl Bar {
@@ -462,7 +462,7 @@ impl Bar {
     }
 }
 
-/// The environment, as far as it is text.
+/// The environment variables whose names and values are text.
 fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

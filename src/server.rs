@@ -1,4 +1,5 @@
-//! The composition root: builds a server from left to right, starts its workers, listens, stops.
+//! The composition root: builds a server from its parts, from left to right, and starts its workers; its modules listen
+//! and stop.
 
 pub mod flusher;
 mod identity;
@@ -50,8 +51,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Builds the server over a store and starts its workers; with `lead`, also those that one node runs for all.
-    /// Errors: a store that belongs to another server name; one without a signing key, unless this node leads and makes it.
+    /// Builds the server over a store and starts its workers; with `lead`, also the workers that one node runs for all.
+    /// Fails if the store belongs to a server of another name, or if it has no signing key and this node does not lead.
     pub fn start(config: Config, env: Env, store: Store, lead: Option<Lead>) -> Result<Self> {
         let signing = Arc::new(identity::open(&config, &env, &store, lead.as_ref())?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
@@ -103,7 +104,7 @@ impl Server {
             let inner = app.clone();
             app.env.spawn(async move {
                 if let Err(error) = commit::clear_unfinished(&inner).await {
-                    tracing::warn!(%error, "changes that did not come to their end could not be cleared");
+                    tracing::warn!(%error, "what unfinished changes have left of rooms could not be cleared");
                 }
             });
         }
@@ -113,7 +114,7 @@ impl Server {
         Ok(Self { app, router })
     }
 
-    /// The router with all endpoints.
+    /// The router of all endpoints, for listeners and for tests.
     pub fn router(&self) -> Router {
         self.router.clone()
     }
@@ -123,10 +124,10 @@ impl Server {
         &self.app
     }
 
-    /// Drops every task and writes what was accepted: after this the store may be closed.
+    /// Ends every task and writes what was accepted, so that the store may be closed afterwards.
     pub async fn stop(&self) -> Result<()> {
         self.app.stopping.cancel();
-        // Receipts were answered before they were written.
+        // Receipts are answered before they are written, so that they are written out before tasks end.
         receipts::write_out(&self.app).await;
         self.app.env.kill();
         self.app.env.ended().await;

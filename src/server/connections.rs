@@ -1,7 +1,7 @@
-//! The connections that are open: how many there are, from where they come, and which of them has to go.
+//! The open connections: how many there are, where they come from, and which of them must end.
 //!
-//! A connection ends by itself where its client says nothing, stops in the middle of something, or does not take what it asked
-//! for. Where no place is free, the one that has been idle for longest makes room for the newcomer.
+//! A connection ends by itself if its client sends nothing, stops in the middle of a request, or does not read its
+//! answer. If no place is free, the connection that has been idle for longest makes room for the newcomer.
 
 use std::{
     collections::BTreeMap,
@@ -26,16 +26,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{env::Env, flows::limits::network, metrics::Metrics};
 
-/// A new connection brings the whole head of its first request within this time; a TLS handshake takes no longer.
+/// A new connection must bring the head of its first request within this time, and complete its TLS handshake within as
+/// much.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection without a request under way stays open this long.
+/// A connection without a request under way ends after this time, so that its place is free.
 const IDLE_MAX: Duration = Duration::from_secs(300);
-/// An answer of which nothing is taken for so long ends its connection.
+/// A connection ends when its client has read nothing of an answer for this long.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
-/// A client that takes fewer bytes in that time does not read.
+/// A client that reads fewer bytes than this within `UNREAD_MAX` counts as one that reads nothing.
 const TRICKLE_BYTES: usize = 16 << 10;
 
-/// The places for connections of some listeners. Cheap to clone.
+/// The places for the connections of some listeners. A clone is cheap.
 #[derive(Clone)]
 pub(super) struct Connections(Arc<Places>);
 
@@ -55,31 +56,31 @@ struct Open {
     by_address: BTreeMap<u128, usize>,
 }
 
-/// One connection, as far as its listener watches it.
+/// One connection, with the facts by which its listener decides when it must end.
 pub(super) struct Connection {
     env: Env,
-    /// From where; none where many clients come from one address, behind a proxy.
+    /// The network that it comes from. None if many clients come from one address, as behind a proxy.
     address: Option<u128>,
-    /// It has to make room.
+    /// Cancelled when the connection must make room for another one.
     leaving: CancellationToken,
     activity: Mutex<Activity>,
 }
 
 struct Activity {
-    /// Requests under way: from their head until the last piece of their answer is taken.
+    /// The requests under way, each from its head until the last piece of its answer is taken.
     requests: u32,
     has_asked: bool,
     idle_since: Instant,
     last_answer: u64,
-    /// For answers with a piece left to take: when the last one was taken.
+    /// When a piece was last taken, for each answer that has a piece left.
     taken: BTreeMap<u64, Instant>,
-    /// Since when the socket has taken no more than a trickle.
+    /// The time since which the socket has taken no more than a trickle.
     blocked_since: Option<Instant>,
-    /// The bytes that it took since then.
+    /// The bytes that the socket has taken since `blocked_since`.
     trickled: usize,
 }
 
-/// The place of a connection, until this is dropped.
+/// The place of a connection, which is free again when this is dropped.
 pub(super) struct Place {
     all: Connections,
     number: u64,
@@ -87,15 +88,15 @@ pub(super) struct Place {
 }
 
 impl Connections {
-    /// With no connection open.
+    /// Makes the places, with no connection open.
     pub(super) fn new(env: Env, metrics: Metrics, places_max: usize, by_address_max: usize) -> Self {
         let (open, freed) = (Mutex::default(), Notify::new());
         Self(Arc::new(Places { env, metrics, places_max, by_address_max, open, freed }))
     }
 
-    /// A place for a connection from this address; `None` stands for clients that nobody tells apart. Waits while all
-    /// places are taken by connections with requests under way. Answers none if the address has as many as it may have,
-    /// all with requests under way.
+    /// Gives a place to a connection from this address; `None` stands for clients that cannot be told apart. Waits
+    /// while all places are taken by connections with requests under way. Gives none if the address has as many
+    /// connections as it may have, all with requests under way.
     pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<Place> {
         let address = address.map(network);
         loop {
@@ -108,7 +109,7 @@ impl Connections {
                     let makes_room = open.ask_idle_to_leave(|it| it.address == address);
                     if !makes_room {
                         tracing::debug!(
-                            reason = "its address has too many connections",
+                            reason = "the address has too many connections",
                             "connection refused"
                         );
                         return None;
@@ -148,7 +149,7 @@ impl Connections {
 }
 
 impl Open {
-    /// Asks the connection that has been idle for longest to leave. True: one was asked, now or before.
+    /// Asks the connection that has been idle for longest to leave. True if one was asked, now or before.
     fn ask_idle_to_leave(&self, may: impl Fn(&Connection) -> bool) -> bool {
         let mut longest: Option<(Instant, &Connection)> = None;
         for connection in self.connections.values().filter(|it| may(it)) {
@@ -161,7 +162,7 @@ impl Open {
             }
         }
         if let Some((_, connection)) = longest {
-            tracing::debug!(reason = "another one needs its place", "connection ended");
+            tracing::debug!(reason = "another connection needs the place", "connection ended");
             connection.leaving.cancel();
         }
         longest.is_some()
@@ -169,7 +170,7 @@ impl Open {
 }
 
 impl Place {
-    /// The connection that has this place.
+    /// The connection that holds this place.
     pub(super) fn connection(&self) -> Arc<Connection> {
         self.connection.clone()
     }
@@ -196,17 +197,17 @@ impl Drop for Place {
 }
 
 impl Connection {
-    /// Since when no request is under way; none while one is.
+    /// The time since which no request is under way. None while one is.
     fn idle_since(&self) -> Option<Instant> {
         let activity = self.activity.lock();
         (activity.requests == 0).then_some(activity.idle_since)
     }
 
-    /// Resolves when the connection has to end, with the reason.
+    /// Resolves when the connection must end, with the reason for the log.
     pub(super) async fn must_end(&self) -> &'static str {
         tokio::select! {
             biased;
-            () = self.leaving.cancelled() => "another one needs its place",
+            () = self.leaving.cancelled() => "another connection needs the place",
             why = self.overdue() => why,
         }
     }
@@ -218,12 +219,12 @@ impl Connection {
             if deadline <= now {
                 return why;
             }
-            // A request that comes meanwhile may bring a nearer deadline.
+            // The wait is bounded because a request that comes meanwhile may bring a nearer deadline.
             self.env.sleep(deadline.saturating_duration_since(now).min(UNREAD_MAX)).await;
         }
     }
 
-    /// A request has come. It is under way until the body of its answer is dropped.
+    /// Notes that a request has come. It is under way until the body of its answer is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Asked {
         let mut activity = self.activity.lock();
         activity.requests += 1;
@@ -233,29 +234,29 @@ impl Connection {
 }
 
 impl Activity {
-    /// The socket takes bytes again.
+    /// Notes that the socket takes bytes again.
     fn unblock(&mut self) {
         self.blocked_since = None;
         self.trickled = 0;
     }
 
-    /// When the connection has to end if nothing happens until then, and why.
+    /// When the connection must end if nothing happens until then, and the reason for the log.
     fn deadline(&self, now: Instant) -> (Instant, &'static str) {
         let unread = self.taken.values().chain(&self.blocked_since).min();
         match unread {
-            Some(since) => (*since + UNREAD_MAX, "its client does not read the answer"),
+            Some(since) => (*since + UNREAD_MAX, "the client does not read its answer"),
             None if self.requests > 0 => (now + UNREAD_MAX, "a request is under way"),
-            None if self.has_asked => (self.idle_since + IDLE_MAX, "it was idle for too long"),
+            None if self.has_asked => (self.idle_since + IDLE_MAX, "the connection was idle for too long"),
             None => (self.idle_since + HEAD_TIMEOUT, "no request came"),
         }
     }
 }
 
-/// A request under way.
+/// A request that is under way until this is dropped.
 pub(super) struct Asked(Arc<Connection>);
 
 impl Asked {
-    /// The answer's body, watched until the client has taken it.
+    /// Watches the body of the answer until the client has taken it.
     pub(super) fn watch(self, body: Body) -> Body {
         let mut activity = self.0.activity.lock();
         activity.last_answer += 1;
@@ -275,7 +276,7 @@ impl Drop for Asked {
     }
 }
 
-/// The body of an answer, whose pieces are taken one by one.
+/// The body of an answer, which notes when each piece is taken.
 struct Watched {
     asked: Asked,
     number: u64,
@@ -295,7 +296,8 @@ impl HttpBody for Watched {
         let mut activity = connection.activity.lock();
         match &polled {
             Poll::Ready(Some(Ok(_))) => drop(activity.taken.insert(self.number, connection.env.instant())),
-            // There is nothing to take: that is our own doing, or the end.
+            // There is no piece to take, either because the server has not made it yet or because the answer ends. The
+            // client is not to blame.
             Poll::Pending | Poll::Ready(_) => drop(activity.taken.remove(&self.number)),
         }
         drop(activity);
@@ -402,7 +404,7 @@ mod tests {
         Some(IpAddr::from([192, 0, 2, last]))
     }
 
-    /// Runs a connection that does nothing in this place.
+    /// Holds this place by a connection that does nothing, until it must end.
     fn run(env: &Env, place: Place) -> Arc<Connection> {
         let connection = place.connection();
         let it = connection.clone();
@@ -421,7 +423,8 @@ mod tests {
             open.push(run(&env, places.admit(address(last)).await.unwrap()));
             env.sleep(Duration::from_secs(1)).await;
         }
-        // The first one has a request under way, the third one had one since.
+        // The first one has a request under way, and the second one had one since; so the third one is idle for
+        // longest.
         let asked = open[0].begin();
         drop(open[1].begin());
         places.admit(address(4)).await.unwrap();
@@ -453,7 +456,7 @@ mod tests {
         let other = places.admit(address(2)).await.unwrap();
         let [first, _second] = asked;
         drop(first);
-        // Its own idle connection makes room, and no other.
+        // The address's own idle connection makes room, and no other.
         let newcomer = places.admit(address(1)).await.unwrap();
         assert!(open[0].leaving.is_cancelled() && !open[1].leaving.is_cancelled());
         drop((other, newcomer));

@@ -1,4 +1,5 @@
-//! Drives the store's flush: waits until something is accepted, lets what is about to come join it, writes, repeats.
+//! Drives the store's flush: waits until something is accepted, lets what is about to come join it, writes, and begins
+//! again.
 
 use std::time::Duration;
 
@@ -8,13 +9,14 @@ use crate::{
     store::{Fault, Flushed, Store, Wake},
 };
 
-/// The flusher never waits longer than this for more batches to share an fsync.
+/// The flusher waits at most this long for more batches to share an fsync, because every writer waits with it.
 const GATHER_MAX: Duration = Duration::from_millis(2);
-/// Waiting for less than this costs more than it gathers.
+/// Waiting for less than this costs more than sharing an fsync saves.
 const GATHER_MIN: Duration = Duration::from_micros(20);
 
 /// Starts the flusher on a thread of its own (a task, in a simulation). `wake` does what published batches ask for;
-/// `report` learns of each flush and how long it took. Both must be short. Errors: no thread can be started.
+/// `report` learns of each flush and how long it took. Both must be short, because every writer waits for them. Fails
+/// if no thread can be started.
 pub fn start(
     store: &Store,
     env: &Env,
@@ -24,10 +26,10 @@ pub fn start(
     env.spawn_thread("flusher", run(store.clone(), env.clone(), wake, report))
 }
 
-/// Flushes for ever. A failed write ends the process: builders have decided on what is now lost.
+/// Flushes until the process ends. A failed write ends the process, because later batches may rest on what is now lost.
 ///
-/// Writers that were acknowledged together mostly come back together, so after a slow flush the next one waits a
-/// moment (an eighth of the time the last one took) until as many batches have gathered as it carried. A single
+/// Writers that were acknowledged together mostly come back together. So after a slow flush the next one waits a moment
+/// (an eighth of the time that the last one took) until as many batches have gathered as the last one carried. A single
 /// writer never waits.
 pub(crate) async fn run(
     store: Store,
@@ -48,7 +50,7 @@ pub(crate) async fn run(
         let began = env.instant();
         let running_ms = began.saturating_duration_since(started).as_millis();
         store.tell_time(u64::try_from(running_ms).unwrap_or(u64::MAX));
-        // A panic in here (in what wakes or answers somebody) would leave every writer waiting for ever.
+        // A panic in here, in code that wakes or answers somebody, would leave every writer waiting for ever.
         let flush = std::panic::AssertUnwindSafe(|| store.flush_and_wake(&mut wake));
         let flushed = std::panic::catch_unwind(flush)
             .unwrap_or_else(|_| Err(Fault::Io("the flusher panicked".to_owned())));
@@ -59,12 +61,12 @@ pub(crate) async fn run(
                 report(&flushed, took);
             }
             Err(fault) => {
-                tracing::error!(%fault, "a write failed; the server stops, for nothing may be built on what is lost");
+                tracing::error!(%fault, "a write to the store failed; the server stops, because later changes may rest on what is lost");
                 if env.is_simulated() {
                     env.kill();
                     return;
                 }
-                // `exit` would run the engine's destructors beside its threads.
+                // The process aborts, because `exit` would run the engine's destructors beside its threads.
                 std::process::abort();
             }
         }
@@ -96,7 +98,7 @@ mod tests {
         (store, env)
     }
 
-    /// A thread that still closes the engine while the process ends would bring it down.
+    /// Closes the engine before the process ends, because a thread that still closes it would crash the process.
     async fn end(store: Store, env: &Env) {
         drop(store);
         env.kill();
@@ -118,7 +120,7 @@ mod tests {
         enqueued.flushed.await.unwrap();
     }
 
-    /// How many batches of writers in one room share a flush, on average, when an fsync takes 10 ms.
+    /// Measures how many batches of writers in one room share a flush, on average, when an fsync takes 10 ms.
     async fn batches_a_flush(writers: usize) -> usize {
         let flushes = Arc::new(AtomicUsize::new(0));
         let counted = flushes.clone();
@@ -165,22 +167,23 @@ mod tests {
         }
     }
 
-    /// The worst that commits beside a staged write met.
+    /// The worst that commits met beside a staged write.
     #[derive(Default)]
     struct Beside {
-        /// The most rows in a flush.
+        /// The most rows in one flush.
         rows: usize,
-        /// The most flushes that one commit waited for, and the most of them that carried a part of the staged write.
+        /// The most flushes that one commit waited for, and the most among them that carried a part of the staged
+        /// write.
         flushes: usize,
         parts: usize,
-        /// How long the store needs for a part, when nothing else keeps the machine busy: the shortest of all.
+        /// The time that the store needs for a part: the shortest of all, when nothing else keeps the machine busy.
         part_takes: Duration,
     }
 
     async fn commit_beside_a_staged_write() -> Beside {
         let dir = tempfile::tempdir().unwrap();
         let rocks = Rocks::open(dir.path(), 8 << 20).unwrap();
-        // Flushes so far, and those of them that carried a part.
+        // The number of flushes so far, and of those that carried a part.
         let done = Arc::new(Mutex::new((0, 0)));
         let beside = Arc::new(Mutex::new(Beside { part_takes: Duration::MAX, ..Beside::default() }));
         let (counted, met) = (done.clone(), beside.clone());
@@ -208,7 +211,7 @@ mod tests {
             }
             let (beside, done) = (beside.clone(), done.clone());
             let (published, waits) = tokio::sync::oneshot::channel();
-            // Called in the flush that carries it, which is not counted yet.
+            // This is called in the flush that carries the batch, which is not counted yet.
             store.enqueue(batch).unwrap().flushed.then(move |_| {
                 let (now, mut beside) = (*done.lock(), beside.lock());
                 beside.flushes = beside.flushes.max(now.0 - before.0 + 1);
@@ -221,8 +224,9 @@ mod tests {
         std::mem::take(&mut *beside.lock())
     }
 
-    /// A commit waits for the flush under way and its own, and one of these may carry a part: that is counted, for a clock
-    /// would measure what else the machine does. What a part takes is the shortest of twenty.
+    /// A commit waits for the flush under way and for its own, and one of these may carry a part. The test counts
+    /// flushes, because a clock would also measure what else the machine does; the time of a part is the shortest of
+    /// twenty.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nobody_waits_long_beside_a_staged_write_of_a_hundred_thousand_rows() {
         let mut part_takes = Duration::MAX;
@@ -232,7 +236,7 @@ mod tests {
             assert!(beside.flushes <= 3, "waited for {} flushes", beside.flushes);
             assert!(beside.parts <= 2, "waited for {} parts", beside.parts);
             part_takes = part_takes.min(beside.part_takes);
-            // Its own flush, with a fsync, is about a part's at most.
+            // The commit's own flush, with its fsync, takes at most about as long as a part.
             if part_takes * 2 <= Duration::from_millis(50) {
                 return;
             }

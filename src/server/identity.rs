@@ -1,5 +1,5 @@
-//! Who this server is, for ever: its name and the key it signs with. Both are kept in the store, so that a backup
-//! of the store is a backup of the server (`docs/decisions/signing-key-in-the-store.md`).
+//! The lasting identity of this server: its name and its signing key. Both are kept in the store, so that a backup of
+//! the store is a backup of the server (`docs/decisions/signing-key-in-the-store.md`).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use ruma::signatures::Ed25519KeyPair;
@@ -16,8 +16,8 @@ use crate::{
 const NAME: &str = "server_name";
 const KEY: &str = "signing_key";
 
-/// Checks the name against the one in the store, and reads the signing key; a new store gets both from the node that leads.
-/// Errors: the store belongs to a server of another name; it has no key, and this node may not make one.
+/// Checks the name against the one in the store, and reads the signing key; the node that leads writes both into a new
+/// store. Fails if the store belongs to a server of another name, or if it has no key and this node does not lead.
 pub(super) fn open(config: &Config, env: &Env, store: &Store, lead: Option<&Lead>) -> Result<Ed25519KeyPair> {
     let snapshot = store.snapshot();
     let name = config.server.name.as_str();
@@ -39,7 +39,7 @@ pub(super) fn open(config: &Config, env: &Env, store: &Store, lead: Option<&Lead
     env.fill_random(&mut seed);
     let stored = format!("a_{} {}", env.random_string(4), STANDARD_NO_PAD.encode(seed));
     let key = parse(&stored)?;
-    // The server does not run yet.
+    // The server does not run yet, so that nobody else writes.
     let mut batch = store.batch(&Guard::alone());
     batch.position(&LogEntry::Server);
     SERVER_FACTS.put(&mut batch, NAME, &name.to_owned());
@@ -58,7 +58,7 @@ fn parse(stored: &str) -> Result<Ed25519KeyPair> {
     Ed25519KeyPair::from_der(&document, version.to_owned()).map_err(|_| damaged())
 }
 
-/// The seed in the form in which key pairs are exchanged (RFC 8410, section 7).
+/// Writes the seed in the form in which key pairs are exchanged (RFC 8410, section 7).
 fn pkcs8(seed: [u8; 32]) -> Vec<u8> {
     let mut document =
         vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];

@@ -1,4 +1,4 @@
-//! Listeners: TCP, TLS and Unix sockets, and the one for `/metrics`.
+//! The listeners: TCP, TLS and Unix sockets, and the one for `/metrics`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -36,13 +36,13 @@ use crate::{
     server::connections::{Connection, Connections, HEAD_TIMEOUT, Place, Stream},
 };
 
-/// An HTTP/2 connection is asked this often whether it is still there.
+/// The server pings an HTTP/2 connection this often, to see whether its client is still there.
 const PING_EVERY: Duration = Duration::from_secs(30);
-/// And has to say so within this time.
+/// A client must answer a ping within this time, or its connection ends.
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
-/// Requests that one HTTP/2 connection may have under way.
+/// One HTTP/2 connection may have at most this many requests under way, because each costs memory.
 const STREAMS_MAX: u32 = 100;
-/// Connections to the listener of `/metrics`.
+/// The listener of `/metrics` has at most this many connections of its own, beside those of clients.
 const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// The parts that all listeners share.
@@ -51,7 +51,7 @@ pub(super) struct Listening {
     env: Env,
     metrics: Metrics,
     router: Router,
-    /// No new connections; those that are open end after their current request.
+    /// Cancelled when the server stops: no connection is accepted then, and open ones end after their current request.
     stopping: CancellationToken,
     tasks: TaskTracker,
     connections: Connections,
@@ -70,8 +70,8 @@ impl Listening {
         Self { env, metrics, router, stopping, tasks: TaskTracker::new(), connections }
     }
 
-    /// Opens the listener and serves it. Answers where it listens. Errors: the address is taken, the certificate is
-    /// not readable.
+    /// Opens the listener and serves it. Returns the address at which it listens. Fails if the address is taken or the
+    /// certificate cannot be read.
     pub(super) async fn open(&self, listener: &Listener) -> Result<String> {
         if let Some(path) = &listener.unix {
             let socket = bind_unix(path, 0o666)?;
@@ -101,7 +101,7 @@ impl Listening {
                     accepted = socket.accept() => accepted,
                 };
                 let Some((stream, address)) = all.accepted(accepted).await else { continue };
-                // Answers are small and awaited: a delay to fill packets only costs time.
+                // Answers are small and awaited, so that a delay to fill packets would only cost time.
                 let _ = stream.set_nodelay(true);
                 let address = address.ip();
                 let Some(place) =
@@ -114,7 +114,7 @@ impl Listening {
                     let Some(tls) = tls else {
                         return it.serve(stream, connection, address, behind_proxy).await;
                     };
-                    // Nobody is there to be told of a handshake that failed.
+                    // A failed handshake is not logged, because it is the client's and nobody is there to be told.
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
                         it.serve(stream, connection, address, behind_proxy).await;
                     }
@@ -142,7 +142,7 @@ impl Listening {
         });
     }
 
-    /// A place for one more connection. `None`: the server stops, or the address has too many.
+    /// Takes a place for one more connection. `None` if the server stops, or if the address has too many.
     async fn place(&self, address: Option<IpAddr>) -> Option<Place> {
         tokio::select! {
             biased;
@@ -155,7 +155,7 @@ impl Listening {
         match accepted {
             Ok(accepted) => Some(accepted),
             Err(error) => {
-                // Usually too many open files: it passes, and must not spin until then.
+                // The cause is usually too many open files. That passes, and the loop must not spin until then.
                 tracing::warn!(%error, "a connection could not be accepted");
                 self.env.sleep(Duration::from_millis(50)).await;
                 None
@@ -163,7 +163,7 @@ impl Listening {
         }
     }
 
-    /// Runs a connection in its place until it ends or has to.
+    /// Runs a connection in its place until it ends or must end.
     fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
         place: Place,
@@ -209,21 +209,21 @@ impl Listening {
         tokio::pin!(served);
         tokio::select! {
             biased;
-            // Errors are the client's: it went away, or does not speak HTTP.
+            // An error here is the client's doing: it went away, or does not speak HTTP.
             _ = served.as_mut() => return,
             () = self.stopping.cancelled() => served.as_mut().graceful_shutdown(),
         }
         let _ = served.await;
     }
 
-    /// Resolves when every connection is closed.
+    /// Resolves when every connection has closed.
     pub(super) async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Serves `/metrics`, and nothing else, on this address.
-    /// `look` brings up to date what is only known when it is looked at.
+    /// Serves `/metrics`, and nothing else, on this address. `look` updates the figures that are only known when
+    /// somebody looks.
     pub(super) async fn open_metrics(
         &self,
         address: &str,
@@ -246,7 +246,7 @@ impl Listening {
         };
         let router = Router::new()
             .route("/metrics", axum::routing::get(serve))
-            .fallback(|| async { (StatusCode::NOT_FOUND, "Here is only /metrics.\n") });
+            .fallback(|| async { (StatusCode::NOT_FOUND, "This address serves /metrics only.\n") });
         let socket = TcpListener::bind(address)
             .await
             .map_err(|error| Error::broken(format!("cannot listen on {address} for metrics: {error}")))?;
@@ -260,7 +260,8 @@ impl Listening {
     }
 }
 
-/// Binds a Unix socket with these permissions. A file that a dead server left is replaced; a living one is not.
+/// Binds a Unix socket with these permissions. A file that a dead server left is replaced; the socket of a living one
+/// is not.
 pub(super) fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener> {
     use std::os::unix::{fs::PermissionsExt, net::UnixStream};
     let fail = |error: std::io::Error| Error::broken(format!("cannot listen on {}: {error}", path.display()));
@@ -275,7 +276,8 @@ pub(super) fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener> {
     Ok(socket)
 }
 
-/// The address that the reverse proxy saw: the last one in the list, for what stands before it is the client's word.
+/// The address that the reverse proxy saw: the last one in the list, because the client may have written those before
+/// it.
 fn forwarded<B>(request: &Request<B>) -> Option<IpAddr> {
     let value = request.headers().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
     value.rsplit(',').next()?.trim().parse().ok()

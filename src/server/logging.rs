@@ -1,4 +1,4 @@
-//! The log: standard error, text or JSON. Panics are told at any level.
+//! The log goes to standard error, as text or JSON. Panics are logged at any level.
 
 use std::{
     panic,
@@ -12,12 +12,12 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Panics since the start.
+/// The panics since the start of the process, which number their log lines.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Begins logging. Once a process.
+/// Begins logging. May be called once in a process.
 pub fn begin(log: &Log) -> Result<()> {
-    // A bare level is about this server; libraries speak up from warnings on.
+    // A bare level is meant for this server; libraries are logged from warnings on.
     let directives = match log.level.as_str() {
         bare if !bare.contains(['=', ',']) && bare != "off" => format!("warn,aqueduct={bare}"),
         given => given.to_owned(),
@@ -38,7 +38,7 @@ pub fn begin(log: &Log) -> Result<()> {
     Ok(())
 }
 
-/// A panic is a fault of ours that no level may hide, so it does not go through the filter.
+/// Logs panics around the filter, because a panic is a fault of ours that no level may hide.
 fn tell_panics(format: LogFormat) {
     panic::set_hook(Box::new(move |info| {
         let number = PANICS.fetch_add(1, Ordering::Relaxed) + 1;
@@ -71,10 +71,10 @@ mod tests {
 
     use super::*;
 
-    /// Set in the process that panics: level and format.
+    /// The level and the format of the log, set in the process that panics.
     const PANIC_AT: &str = "AQUEDUCT_TEST_PANIC_AT";
 
-    /// The log of a process that logs at this level and in which a thread panics, and goes on.
+    /// Runs a process that logs at this level and in which a thread panics, and returns its log.
     fn log_of_a_panic(level: &str, format: &str) -> String {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "server::logging::tests::panics_where_it_is_asked_to", "--nocapture"])

@@ -1,7 +1,7 @@
-//! The operator's commands: in this process when no server runs, else over a Unix socket in the data directory that
-//! only its owner may open.
+//! Carries out the operator's commands: in this process if no server runs, otherwise over a Unix socket in the data
+//! directory that only its owner may open.
 //!
-//! One connection carries one command: a line of JSON each way, and lines that tell progress in between.
+//! One connection carries one command: a line of JSON each way, and lines of progress in between.
 
 use std::path::{Path, PathBuf};
 
@@ -29,12 +29,12 @@ use crate::{
 };
 
 const SOCKET: &str = "operator.sock";
-/// A command is no longer, in bytes.
+/// The server reads at most this many bytes of a command.
 const COMMAND_BYTES_MAX: u64 = 64 << 10;
-/// Lines of progress that wait for a slow terminal; more are left out.
+/// At most this many lines of progress wait for a slow terminal; further ones are dropped.
 const PROGRESS_MAX: usize = 16;
 
-/// What the server says.
+/// One line that the server sends to a command.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
@@ -43,10 +43,10 @@ enum Line {
     Refused(String),
 }
 
-/// How far a long command is: what it does, how much of it is done, out of how much (0: not known).
+/// Is told how far a long command is: the current step, how much of it is done, and out of how much (0 if not known).
 pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
 
-/// Carries a command out, wherever the store is. Errors: a sentence for the operator.
+/// Carries a command out, in this process or in the server that has the store. Its errors are written for the operator.
 pub async fn run(config: &Config, command: Command, report: &mut Report<'_>) -> Result<Outcome> {
     match DataDir::hold(&config.server.data_dir) {
         Ok(data_dir) => run_here(config, &data_dir, command, report).await,
@@ -77,7 +77,7 @@ async fn run_here(
     answer
 }
 
-/// Passes progress on; what nobody has the time to read is left out.
+/// Passes progress on, and drops it if nobody has the time to read it.
 fn tell(to: mpsc::Sender<Progress>) -> impl FnMut(Progress) + Send + 'static {
     move |progress| {
         let _ = to.try_send(progress);
@@ -102,10 +102,10 @@ async fn ask_server(data_dir: &Path, command: &Command, report: &mut Report<'_>)
             Line::Refused(why) => return Err(Error::broken(why)),
         }
     }
-    Err(refuse(&"it went away"))
+    Err(refuse(&"it closed the connection without an answer"))
 }
 
-/// Serves the operator's socket until the server stops. Answers where it is.
+/// Serves the operator's socket until the server stops. Returns its path.
 pub(super) fn listen(app: &App, data_dir: &Path) -> Result<PathBuf> {
     let path = data_dir.join(SOCKET);
     let socket = bind_unix(&path, 0o600)?;
@@ -125,12 +125,12 @@ async fn accept(app: App, socket: UnixListener) {
                 let serving = app.clone();
                 app.env.spawn(async move {
                     if let Err(error) = serve(&serving, stream).await {
-                        tracing::info!(%error, "an operator's command went away");
+                        tracing::info!(%error, "an operator's command ended before its answer was sent");
                     }
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the operator's socket failed");
+                tracing::warn!(%error, "a connection of an operator's command could not be accepted");
                 app.env.sleep(std::time::Duration::from_millis(50)).await;
             }
         }
@@ -144,7 +144,8 @@ async fn serve(app: &App, stream: UnixStream) -> Result<()> {
     let command: Command = match serde_json::from_str(&line) {
         Ok(command) => command,
         Err(_) => {
-            let why = "The server does not know this command: is it of another version?".to_owned();
+            let why =
+                "The running server does not know this command; it may be of another version.".to_owned();
             return say(&mut writer, &Line::Refused(why)).await;
         }
     };
@@ -176,7 +177,7 @@ async fn say(writer: &mut (impl AsyncWriteExt + Unpin), line: &Line) -> Result<(
     Ok(writer.write_all(&bytes).await?)
 }
 
-/// The error as a sentence for the operator.
+/// Gives an error as a sentence for the operator.
 pub fn sentence(error: &Error) -> String {
     match error {
         Error::Refused(refusal) => refusal.message.clone(),
@@ -184,7 +185,7 @@ pub fn sentence(error: &Error) -> String {
     }
 }
 
-/// Puts a backup in place of the store. Errors: a server runs, the backup is not complete, or of another server.
+/// Puts a backup in place of the store. Fails if a server runs, or if the backup is incomplete or of another server.
 pub fn restore(config: &Config, from: &Path, report: &mut Report<'_>) -> Result<Outcome> {
     let refuse = |why: String| Error::broken(format!("nothing was restored: {why}"));
     let data_dir = DataDir::hold(&config.server.data_dir).map_err(|error| refuse(error.to_string()))?;

@@ -1,7 +1,8 @@
-//! Runs those readers of the log that act inside this server. Each follows the log from its durable cursor, is woken when
-//! something was written, and tries again later what failed; none of them waits for another.
+//! Runs the readers of the log that act inside this server. Each follows the log from its durable cursor, is woken when
+//! something was written, and tries again later after a failure; none of them waits for another.
 //!
-//! To add one: a flow that deals with a page of entries, doing nothing where that was done before, and a line in [`all`].
+//! To add a reader, write a flow that deals with a page of entries and does nothing where that was done before, and add
+//! a line in [`all`].
 
 use std::time::Duration;
 
@@ -16,26 +17,27 @@ use crate::{
     store::{Guard, LogEntry, Read, cursor, tail},
 };
 
-/// Looking is no more frequent than this: under load, a look takes in what was written meanwhile.
+/// A reader looks no more often than this, so that under load one look takes in what was written meanwhile.
 const LOOKS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
-/// What failed is tried again after this time, and after twice as long each time that it fails again ..
+/// A reader that failed tries again after this time, which doubles with each further failure up to
+/// `FAILED_AGAIN_AFTER_MAX`.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// .. up to this.
+/// A reader that keeps failing tries again at least this often.
 const FAILED_AGAIN_AFTER_MAX: Duration = Duration::from_secs(300);
-/// One page has at most this many entries.
+/// One page has at most this many entries, because it is held in memory.
 const PAGE_MAX: usize = 2_000;
 
-/// Deals with a page of the log. An error means that the same page comes again.
+/// Deals with a page of the log. After an error the same page comes again.
 type Look = fn(App, Vec<(Position, LogEntry)>) -> BoxFuture<'static, Result<()>>;
 
-/// A reader of the log.
+/// A reader of the log, known by the name of its cursor.
 struct Reader {
-    /// Its cursor's name, for ever.
+    /// The name of its cursor, which must never change.
     name: &'static str,
     look: Look,
 }
 
-/// All readers of this server.
+/// Lists all readers of this server.
 fn all() -> [Reader; 1] {
     [Reader {
         name: guests::READER,
@@ -43,7 +45,7 @@ fn all() -> [Reader; 1] {
     }]
 }
 
-/// Says that something was written, so that readers look.
+/// Tells readers that something was written, so that they look.
 pub(super) struct Written(watch::Sender<()>);
 
 impl Written {
@@ -60,7 +62,7 @@ impl Written {
     }
 }
 
-/// Starts all readers, on the node that leads: one of them at a time acts on the log.
+/// Starts all readers on the node that leads, so that only one node acts on the log.
 pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) {
     for reader in all() {
         app.env.spawn(run(app.clone(), reader, written.clone()));
@@ -90,17 +92,18 @@ async fn run(app: App, reader: Reader, mut written: watch::Receiver<()>) {
     }
 }
 
-/// What a look came to.
+/// The outcome of one look at the log.
 #[derive(Debug, PartialEq, Eq)]
 enum Looked {
-    /// There is more to read.
+    /// The page was full, so that there is more to read.
     More,
     /// Everything that was written has been read.
     All,
 }
 
-/// Reads a page after what was `reached` and deals with it; then the cursor moves. The cursor is read at the start only: until
-/// the store has written it, it is older than what was reached, and a look that finds nothing new costs no read.
+/// Reads a page after what was `reached` and deals with it; then the cursor moves. The cursor is read at the start
+/// only: until the store has written it, it is older than `reached`, and so a look that finds nothing new costs no
+/// read.
 async fn look(app: &App, reader: &Reader, reached: &mut Option<Position>) -> Result<Looked> {
     let (store, name, known) = (app.store.clone(), reader.name, *reached);
     let page = app.env.blocking(move || {
@@ -124,7 +127,7 @@ async fn look(app: &App, reader: &Reader, reached: &mut Option<Position>) -> Res
             }
         }
         tail::Tail::Resync { from } => {
-            tracing::warn!(reader = name, %from, "a reader of the log was away for too long; it goes on from here");
+            tracing::warn!(reader = name, %from, "a reader of the log has missed entries that were deleted; it goes on after them");
             (from, Looked::All)
         }
     };
@@ -132,7 +135,7 @@ async fn look(app: &App, reader: &Reader, reached: &mut Option<Position>) -> Res
     *reached = Some(came_to);
     let mut note = app.store.note(&Guard::own_tables());
     cursor::advance(&mut note, name, came_to);
-    // What is lost of this is read again.
+    // The cursor need not be durable yet: if it is lost, the same entries are read again.
     drop(app.store.enqueue_note(note)?);
     Ok(looked)
 }

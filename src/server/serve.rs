@@ -1,4 +1,4 @@
-//! From settings to a server that listens, until it is told to stop.
+//! Runs a server from its settings: starts it, listens, and stops it when told to.
 
 use std::{io::Write, time::Duration};
 
@@ -13,10 +13,10 @@ use crate::{
     store::DataDir,
 };
 
-/// How long requests that are under way may take to end when the server stops. Everything together has 5 s.
+/// Requests under way may take this long to end when the server stops. Stopping must take no more than 5 s altogether.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Runs the server until SIGTERM or SIGINT. Errors: what keeps it from starting, as a sentence for its operator.
+/// Runs the server until SIGTERM or SIGINT. Fails with a sentence for the operator if the server cannot start.
 pub async fn serve(config: Config) -> Result<()> {
     let env = Env::real()?;
     let began = env.instant();
@@ -45,9 +45,9 @@ pub async fn serve(config: Config) -> Result<()> {
         tracing::info!(%address, "serving /metrics");
     }
     match operator::listen(app, data_dir.path()) {
-        Ok(path) => tracing::debug!(path = %path.display(), "the operator's commands are taken"),
-        // The server is of use without: paths of sockets may be too long for the system.
-        Err(error) => tracing::warn!(%error, "the operator's commands can't reach this server"),
+        Ok(path) => tracing::debug!(path = %path.display(), "listening for the operator's commands"),
+        // The server is of use without these commands; the path of the socket may be too long for the system.
+        Err(error) => tracing::warn!(%error, "the operator's commands cannot reach this server"),
     }
     let took_ms =
         u64::try_from(env.instant().saturating_duration_since(began).as_millis()).unwrap_or(u64::MAX);
@@ -63,7 +63,7 @@ pub async fn serve(config: Config) -> Result<()> {
     tracing::info!(signal, "stopping");
     app.stopping.cancel();
     if tokio::time::timeout(DRAIN, listening.drained()).await.is_err() {
-        tracing::info!("some requests were still under way: their connections are cut");
+        tracing::info!("requests did not end in time; their connections are cut");
     }
     server.stop().await?;
     drop(data_dir);
@@ -71,7 +71,8 @@ pub async fn serve(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// While there is no account, says how to make the first one. On standard output: it is for a person, not for the log.
+/// Says how to register the first account, while there is none. It goes to standard output, because it is for a person
+/// and holds a token that no log may have.
 fn welcome(server: &Server) -> Result<()> {
     let app = server.app();
     let has_account = users::any(&*app.store.snapshot())?;
@@ -80,7 +81,7 @@ fn welcome(server: &Server) -> Result<()> {
             "Registration token: {token} (there is no account yet: register the first one with it, which becomes \
              the admin of this server; the token ends with this run)"
         );
-        // Nobody may be there to read it.
+        // A failure is ignored, because nobody may be there to read it.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
     Ok(())

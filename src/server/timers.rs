@@ -1,4 +1,4 @@
-//! Looks for durable timers that are due, a bounded number a second. What each is for, `flows/follow_up.rs` knows.
+//! Fires durable timers that are due, a bounded number a second. `flows/follow_up.rs` knows what each timer is for.
 
 use std::time::Duration;
 
@@ -9,17 +9,18 @@ use crate::{
     store::timer::FIRED_A_SECOND_MAX,
 };
 
-/// It looks no more often than this, so that a bounded number fires a second.
+/// The worker looks no more often than this, so that a bounded number of timers fires a second.
 const LOOKS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
-/// It looks at least this often: the wall clock may have jumped.
+/// The worker looks at least this often, because the wall clock may have jumped.
 const LOOKS_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
-/// Starts the worker, on the node that leads.
+/// Starts the worker on the node that leads, so that a timer fires once.
 pub(crate) fn start(app: &App, _lead: &Lead) {
     app.env.spawn(run(app.clone()));
 }
 
-/// Sleeps until the next timer is due, or one is set that may be due sooner: nothing ticks while nothing is due.
+/// Fires timers, and sleeps until the next one is due or one is set that may be due sooner, so that nothing ticks in
+/// between.
 async fn run(app: App) {
     let trims = app.clone();
     if let Err(error) = app.env.blocking(move || follow_up::begin_trimming(&trims)).await {
@@ -27,7 +28,7 @@ async fn run(app: App) {
     }
     loop {
         let next_ms = begin_due(&app).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "timers that are due could not be looked for; they wait");
+            tracing::error!(%error, "due timers could not be looked up; the next look tries again");
             None
         });
         app.env.sleep(LOOKS_AT_MOST_EVERY).await;
@@ -42,7 +43,7 @@ async fn run(app: App) {
     }
 }
 
-/// Begins what is due, as jobs before it end; answers when the next timer is due.
+/// Begins the jobs that are due, as many at once as may run; returns when the next timer is due.
 async fn begin_due(app: &App) -> Result<Option<u64>> {
     let mut left = FIRED_A_SECOND_MAX;
     loop {
@@ -89,7 +90,7 @@ mod tests {
         drop(store.enqueue(batch).unwrap());
     }
 
-    /// Timers of a kind: when they are due, and how often they failed.
+    /// Lists the timers of a kind: when each is due, and how often it has failed.
     fn waiting(store: &Store, kind: u8) -> Vec<(u64, u32)> {
         let all = timer::list_due(&store.view(), u64::MAX, 1_000, |of| of == kind).unwrap();
         all.into_iter().map(|timer| (timer.due_ms, timer.row.tries)).collect()
@@ -128,7 +129,7 @@ mod tests {
         env.sleep(Duration::from_millis(4_500)).await;
         assert_eq!(waiting(&store, job.kind()), [(due_ms, 0)]);
         env.sleep(Duration::from_millis(2_000)).await;
-        // There is no such user.
+        // The job fails, because there is no such user.
         assert_eq!(waiting(&store, job.kind())[0].1, 1, "it has failed, and was put off");
     }
 
@@ -137,7 +138,7 @@ mod tests {
         let (_server, store, env) = server();
         env.sleep(Duration::from_millis(10)).await;
         let job = Job::TellRooms { user: UserNum(7) };
-        // More than are looked at in a second, all due before the one that can be done, and none of them can.
+        // There are more broken timers than a second fires, all due before the only one that can be done.
         let torn = |number: u64| Timer {
             due_ms: 1,
             kind: job.kind(),

@@ -1,4 +1,4 @@
-//! Clients that say nothing, stop half-way, or do not read, over streams in memory.
+//! Tests with clients that say nothing, stop half-way, or do not read, over streams in memory.
 
 use axum::routing::get;
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
 
-/// More than all buffers on the way hold.
+/// More bytes than all buffers on the way hold, so that the server must wait for its client.
 const LARGE: usize = 4 << 20;
 
 async fn listening() -> Listening {
@@ -28,7 +28,7 @@ async fn connect(all: &Listening) -> DuplexStream {
     client
 }
 
-/// Seconds until the server ends the connection, reading what it says.
+/// Reads until the server ends the connection, and says after how many seconds it did.
 async fn ends_after(all: &Listening, client: &mut DuplexStream) -> u64 {
     let began = all.env.instant();
     let mut rest = Vec::new();
@@ -111,7 +111,7 @@ async fn an_answer_that_is_read_slowly_comes_whole() {
     assert!(read > LARGE, "{read}");
 }
 
-/// Sockets, for the place is asked for by the listener; nobody waits for a clock here.
+/// The test uses sockets, because the listener itself must ask for a place; nothing in it depends on a clock.
 #[tokio::test]
 async fn silent_sockets_keep_nobody_out() {
     let mut all = listening().await;
