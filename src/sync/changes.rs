@@ -24,7 +24,7 @@ pub(crate) struct Changes {
     pub(crate) account_data: bool,
     /// Messages were sent to devices of the user.
     pub(crate) to_device: bool,
-    /// The keys of some user changed, whoever that is.
+    /// The keys of some user changed, of this server or another.
     pub(crate) device_lists: bool,
     /// The users who came to share a room with the user, and those who ceased to; filled while rooms are collected.
     pub(crate) shares: Shares,

@@ -37,7 +37,8 @@ const TOKEN_BYTES_MAX: usize = 96;
 impl SyncToken {
     /// Reads a token. Refuses a string that this server cannot have given: 400 `M_INVALID_PARAM`.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        Self::read(text).ok_or_else(|| Refusal::invalid_param("This is not a token of this server's /sync."))
+        Self::read(text)
+            .ok_or_else(|| Refusal::invalid_param("The token is not one that this server's /sync gives."))
     }
 
     fn read(text: &str) -> Option<Self> {
@@ -75,7 +76,9 @@ impl SyncToken {
     ) -> Result<Self, Refusal> {
         let same_run = self.boot == boot;
         if self.position.incarnation() > now.incarnation() || (same_run && self.position > now) {
-            return Err(Refusal::invalid_param("This token lies in the future."));
+            return Err(Refusal::invalid_param(
+                "The token lies in the future, so this server has not given it.",
+            ));
         }
         let position = clamp(self.position).min(now);
         let inbox = self.inbox.map(|inbox| inbox.min(position));
@@ -105,7 +108,7 @@ impl SyncToken {
         hash.finalize().iter().take(4).fold(0, |mark, byte| mark << 8 | u32::from(*byte))
     }
 
-    /// Where `/messages` goes on from this token: it gives what is at or below this order as older.
+    /// The order from which `/messages` goes on: events at or below it are older than this token.
     pub fn order(&self) -> Order {
         Order::upto(self.position)
     }

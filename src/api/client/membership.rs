@@ -228,7 +228,7 @@ pub(crate) async fn mutual_rooms(app: App, client: Client<Raw<MutualRooms>>) -> 
     let other = request.query("user_id").ok_or_else(|| Refusal::invalid_param("`user_id` is missing."))?;
     let other = UserId::parse(other).map_err(|_| Refusal::invalid_param("`user_id` is not a user id."))?;
     if other == caller.user_id {
-        return Err(Refusal::invalid_param("You share all your rooms with yourself.").into());
+        return Err(Refusal::invalid_param("`user_id` must name another user than yourself.").into());
     }
     let after: u64 = match request.query("from") {
         Some(from) => from.strip_prefix('m').and_then(|room| room.parse().ok()).ok_or_else(|| {

@@ -71,7 +71,10 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     news.told_upto = news.told_upto.filter(|number| !is_last(*number));
     if !is_whole {
         // The users who did not fit are told of when the next answer goes through all changes again.
-        tracing::debug!(user = %window.ask.caller.user, reason = "many came", "presence is told from the beginning");
+        tracing::debug!(
+            user = %window.ask.caller.user, reason = "many users came to share a room",
+            "presence is told from the beginning"
+        );
         news.told_upto = Some(0);
     }
     Ok(news)
