@@ -261,7 +261,7 @@ impl Env {
                         Ok(())
                     });
                     if let Err(error) = done.await {
-                        tracing::error!(%error, "work that nobody waits for ended early");
+                        tracing::error!(%error, "a call that nobody waits for failed");
                     }
                 });
             }
@@ -282,7 +282,7 @@ impl Env {
             Long::Maintenance => &self.0.maintenance,
         };
         let Ok(_room) = pool.room.try_acquire() else {
-            tracing::debug!(queue = kind.name(), reason = "the queue is full", "refused");
+            tracing::debug!(queue = kind.name(), reason = "the queue is full", "a long call is refused");
             return Err(Error::Busy { retry_after: BUSY_RETRY });
         };
         self.run(&pool.running, call).await
@@ -305,7 +305,9 @@ impl Env {
         spent::add(spent::Place::Working, self.instant().saturating_duration_since(began));
         match result {
             Ok(result) => result,
-            Err(error) => Err(Error::broken(format!("blocking work ended early: {error}"))),
+            Err(error) => {
+                Err(Error::broken(format!("a call off the async threads panicked or was cancelled: {error}")))
+            }
         }
     }
 

@@ -100,7 +100,7 @@ pub const SNAPSHOT_HELD_MAX: Duration = Duration::from_secs(60);
 
 impl Fault {
     fn failed() -> Self {
-        Self::Io("a write failed before".to_owned())
+        Self::Io("an earlier write failed, so nothing is written until the server starts again".to_owned())
     }
 }
 
@@ -111,7 +111,7 @@ impl fmt::Display for Fault {
             Self::Closed(why) => write!(f, "the store cannot be opened: {why}"),
             Self::Corrupt(why) => write!(f, "the store holds damaged data: {why}"),
             Self::CorruptRow { table, why } => write!(f, "table {table} holds damaged data: {why}"),
-            Self::Outdated => write!(f, "a reader took too long"),
+            Self::Outdated => write!(f, "a reader held its snapshot for too long and has to begin again"),
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     require(
         authorities.as_os_str().is_empty() || authorities.is_file(),
         "federation.trusted_ca_file",
-        || format!("expected a file in PEM format; {} is none", authorities.display()),
+        || format!("expected a file in PEM format; there is no file {}", authorities.display()),
     )?;
     let address = &config.metrics.address;
     require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
@@ -75,7 +75,7 @@ fn listeners(config: &Config) -> Result<(), Wrong> {
             "a listener has either address or unix: expected exactly one of them".into()
         })?;
         require(listener.tls.is_none() || listener.unix.is_none(), format!("listener.{number}.tls"), || {
-            "a Unix socket has no TLS".into()
+            "a Unix socket has no TLS: expected a TCP address beside tls".into()
         })?;
         let earlier = config.listeners.iter().take(number);
         let is_doubled = earlier.clone().any(|it| it.unix == listener.unix && it.address == listener.address);

@@ -95,7 +95,7 @@ impl Value for SendProgress {
                 targets: from.varint()?,
                 device: DeviceNum(
                     u32::try_from(from.varint()?)
-                        .map_err(|_| Fault::Corrupt("a device has no such number"))?,
+                        .map_err(|_| Fault::Corrupt("a device number is too large"))?,
                 ),
                 is_done: from.byte()? != 0,
             }),

@@ -102,7 +102,7 @@ impl Job {
     pub fn read(timer: &Timer) -> Result<Self, Fault> {
         let number = |at: usize| {
             let bytes = timer.key.get(at..at + 8).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
-            bytes.map(u64::from_be_bytes).ok_or(Fault::Corrupt("a job does not say what it is about"))
+            bytes.map(u64::from_be_bytes).ok_or(Fault::Corrupt("the key of a job ends early"))
         };
         match timer.kind {
             1 => Ok(Self::TrimLog),
@@ -115,7 +115,8 @@ impl Job {
             4 => Ok(Self::ForgetOriginal { room: RoomNum(number(0)?), event: EventNum(number(8)?) }),
             5 => Ok(Self::SweepDevices { user: UserNum(number(0)?) }),
             6 => {
-                let day = u32::try_from(number(8)?).map_err(|_| Fault::Corrupt("a job names no day"))?;
+                let day = u32::try_from(number(8)?)
+                    .map_err(|_| Fault::Corrupt("a day in the key of a job is too large"))?;
                 Ok(Self::ForgetSent { room: RoomNum(number(0)?), day })
             }
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),

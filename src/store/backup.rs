@@ -76,9 +76,15 @@ pub enum NotDone {
 impl fmt::Display for NotDone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exists(path) => write!(f, "{} exists and is not empty", path.display()),
+            Self::Exists(path) => {
+                write!(f, "{} is not empty; a backup needs an empty or a new directory", path.display())
+            }
             Self::NotABackup(path) => write!(f, "{} is not a complete backup", path.display()),
-            Self::TooNew(path) => write!(f, "{} was taken by a newer version", path.display()),
+            Self::TooNew(path) => write!(
+                f,
+                "{} was taken by a newer version of the server; restore it with that one",
+                path.display()
+            ),
             Self::NotOnDisk => write!(f, "a store in memory cannot be backed up"),
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Fault(fault) => fault.fmt(f),
@@ -127,7 +133,7 @@ pub fn back_up(
     rocks.checkpoint(&to.join(DATABASE))?;
     let files = list_files(&to.join(DATABASE))?;
     for (done, file) in files.iter().enumerate() {
-        progress(Progress { doing: "making it durable", done: done as u64, of: files.len() as u64 });
+        progress(Progress { doing: "making the backup durable", done: done as u64, of: files.len() as u64 });
         sync(file)?;
     }
     sync(&to.join(DATABASE))?;

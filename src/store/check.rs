@@ -75,7 +75,10 @@ impl Doubts {
         self.position(snapshot, position);
         let found = tables::LOG.get(snapshot, position)?;
         let is_trimmed = found.is_none() && position <= tail::trimmed(snapshot)?;
-        self.unless(found == Some(entry) || is_trimmed, format!("the log does not have it at {position}"));
+        self.unless(
+            found == Some(entry) || is_trimmed,
+            format!("the log has no matching entry at position {position}"),
+        );
         Ok(())
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn put_new_store(batch: &mut Batch) {
 pub(crate) fn read(engine: &Engine) -> Result<Snapshot, Fault> {
     let mut snapshot = Snapshot::new(engine.snapshot(), Position::ZERO, 0, Arc::default());
     let position = tables::HEAD.get(&snapshot, POSITION)?.unwrap_or(0);
-    let position = Position::new(position).ok_or(Fault::Corrupt("its position is too high"))?;
+    let position = Position::new(position).ok_or(Fault::Corrupt("the newest position is not below 2^53"))?;
     let batch_number = tables::HEAD.get(&snapshot, BATCH)?.unwrap_or(0);
     snapshot.position = position;
     snapshot.batch_number = batch_number;

@@ -51,12 +51,16 @@ pub struct Conflict {
 impl From<NotAccepted> for Error {
     fn from(why: NotAccepted) -> Self {
         match why {
-            NotAccepted::Conflict(conflict) => {
-                Self::broken(format!("two writers of table {} were not kept apart", conflict.table))
-            }
-            NotAccepted::TooLarge => Refusal::too_large("This is too much for one request.").into(),
+            NotAccepted::Conflict(conflict) => Self::broken(format!(
+                "two writers changed table {} at the same time, though one lock should keep them apart",
+                conflict.table
+            )),
+            NotAccepted::TooLarge => Refusal::too_large(
+                "This request would write too much at once. Split it into several smaller requests.",
+            )
+            .into(),
             NotAccepted::Unguarded(table) => {
-                Self::broken(format!("a batch was not made under the lock of what it writes: {table}"))
+                Self::broken(format!("a batch writes without the lock that it needs: {table}"))
             }
             NotAccepted::Busy | NotAccepted::Overtaken => Self::Busy { retry_after: Duration::from_secs(1) },
             NotAccepted::Fault(fault) => fault.into(),

@@ -19,7 +19,10 @@ pub fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
         RowCheck::of(&tables::HEAD, |read, name, number, doubts| {
-            doubts.unless(head::may_be(read, name, *number), format!("it says {number}, which cannot be"));
+            doubts.unless(
+                head::may_be(read, name, *number),
+                format!("its number {number} is impossible in this store"),
+            );
             let has_first = tables::INCARNATION.contains(read, 0)?;
             doubts.unless(has_first, "the store has no first incarnation");
             Ok(())
@@ -49,11 +52,14 @@ fn incarnation(
     doubts.position(read, *ended);
     if *incarnation > 0 {
         let first = Position::first_of_incarnation(*incarnation);
-        doubts.unless(*ended < first, format!("it goes on from {ended}, which is its own"));
-        doubts.unless(first <= read.position, "it never began");
+        doubts.unless(
+            *ended < first,
+            format!("it continues a history that ends at {ended}, which is one of its own positions"),
+        );
+        doubts.unless(first <= read.position, "the store has no position of this incarnation");
         let below = Bound::Excluded(*incarnation);
         let mut before = tables::INCARNATION.range::<u16>(read, Bound::Unbounded, below, Direction::Down)?;
-        doubts.unless(before.next().is_some(), "there was none before it");
+        doubts.unless(before.next().is_some(), "the store has no earlier incarnation");
     }
     Ok(())
 }
