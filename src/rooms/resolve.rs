@@ -1,11 +1,11 @@
-//! State resolution, versions 2 and 2.1: which state a room has where its history forked. Specification: "State
-//! resolution" of room versions 2 and 12.
+//! State resolution, versions 2 and 2.1: finds the state that a room has where its history forked. Specification:
+//! "State resolution" of room versions 2 and 12.
 //!
-//! The specification speaks of whole states and whole auth chains; this reads what is in conflict. The conflicted state
-//! set is the union of differences between the states ([`state::diff`]); unconflicted values are looked up where a rule
-//! asks for them; the auth difference is found by walking down from the conflicted events as far as the states
-//! disagree (`difference.rs`). So resolving costs what the conflict costs, however large the room is. That the result
-//! is the same is shown against ruma's own resolution on random rooms (`tests.rs`).
+//! The specification speaks of whole states and whole auth chains; this code reads only what is in conflict. The
+//! conflicted state set is the union of differences between the states ([`state::diff`]); unconflicted values are
+//! looked up where a rule asks for them; the auth difference is found by walking down from the conflicted events as far
+//! as the states disagree (`difference.rs`). So resolving costs as much as the conflict does, however large the room
+//! is. Tests compare the result with ruma's own resolution on random rooms (`tests.rs`).
 //!
 //! As in other servers, the auth chain of a state includes the state's own events.
 
@@ -50,55 +50,58 @@ use crate::{
 };
 use known::Known;
 
-/// A resolution that has to read more events or headers than this is not made. (Tests want to come there.)
+/// A resolution that would read more events or headers than this is refused, because it would hold a thread for too
+/// long. Tests use a small bound to reach it.
 pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 500_000 };
 /// A resolution holds at most this many events in memory at once; of a larger conflict it reads some again.
 pub const EVENTS_AT_ONCE: usize = if cfg!(test) { 400 } else { 50_000 };
-/// More states than this are not resolved at once; a room has at most 20 heads, an event as many prevs.
+/// At most this many states are resolved at once. A room has at most 20 heads, and an event cites at most as many
+/// events.
 pub const STATES_MAX: usize = 64;
 
-/// The types of derived keys begin so; no client can set them.
+/// The types of derived keys begin with this byte, so that no client can set them.
 const DERIVED: char = '\u{1}';
 
-/// What resolution has to know of a state event without its content.
+/// The part of a state event, beside its content, that resolution looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The number of its (type, state key).
+    /// The number of the event's (type, state key).
     pub key: StateKeyNum,
-    /// One more than the greatest such number of its auth events.
+    /// One more than the greatest auth depth among the event's auth events; 0 without any.
     pub auth_depth: u64,
-    /// Its auth events.
+    /// The numbers of the event's auth events.
     pub auth: Vec<EventNum>,
 }
 
-/// Where a room's state events come from.
+/// A source gives the state events of one room.
 pub trait Source {
-    /// An event as the authorization rules see it.
+    /// An event in the form in which the authorization rules look at it.
     type Event: state_res::Event<Id = OwnedEventId>;
 
-    /// The header of a state event; `None` if there is no such event, or it is none of state.
+    /// Finds the header of a state event; `None` if there is no such event, or it is not one of state.
     fn find_header(&self, event: EventNum) -> Result<Option<Header>, Fault>;
 
-    /// The event itself.
+    /// Finds the event itself; `None` as for [`Self::find_header`].
     fn find_event(&self, event: EventNum) -> Result<Option<Self::Event>, Fault>;
 
-    /// Headers and events, in the order of the numbers; a source may know a cheaper way than one after the other.
+    /// Finds the headers and events of several numbers, in their order. A source may have a cheaper way than one after
+    /// the other.
     fn find_many(&self, events: &[EventNum]) -> Result<Vec<HeaderAndEvent<Self::Event>>, Fault> {
         events.iter().map(|event| Ok((self.find_header(*event)?, self.find_event(*event)?))).collect()
     }
 }
 
-/// What a source has of an event.
+/// The header and the event of one number, as far as a source has them.
 pub type HeaderAndEvent<E> = (Option<Header>, Option<E>);
 
-/// Why states were not resolved.
+/// The reason why states were not resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotResolved {
-    /// More events than allowed, or [`STATES_MAX`] states: not now. The event waits in staging.
+    /// There are more events than allowed, or more than [`STATES_MAX`] states: the event waits in staging.
     TooMuch,
-    /// The room version resolves its states in a way this does not know.
+    /// The room version resolves its states in a way that this server does not know.
     UnknownVersion,
-    /// The store, or an event in it that is not what it must be.
+    /// The store failed, or an event in it is not what it must be.
     Fault(Fault),
 }
 
@@ -120,27 +123,27 @@ impl fmt::Display for NotResolved {
 
 impl std::error::Error for NotResolved {}
 
-/// What states resolve to, and what it took.
+/// The state that others resolve to, and the work that this took.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// The state: the nearest of those that were resolved, and how it differs from that.
+    /// The state, as a difference from the nearest of those that were resolved.
     ///
-    /// Derived keys (their types begin with byte 0x01) are left as they are in that nearest state; whoever derives them
-    /// adds their changes before [`state::make_side`] makes a reference of it.
+    /// Derived keys (their types begin with byte 0x01) are left as they are in that nearest state; the caller adds
+    /// their changes before [`state::make_side`] makes a reference of it.
     pub state: Sketch,
-    /// How many events and headers were read.
+    /// The number of events and headers that were read.
     pub events_loaded: usize,
 }
 
 impl Resolution {
-    /// The state that needs no resolution.
+    /// A state that needs no resolution, because all states are the same.
     fn of(state: Sketch) -> Self {
         Self { state, events_loaded: 0 }
     }
 }
 
-/// Resolves the states of a fork. It blocks, possibly for long: with more than a few `events_max` it belongs on the long
-/// pool, one a room at a time. It reads at most `events_max` events and as many headers, and holds at most
+/// Resolves the states of a fork. It blocks, possibly for long: with more than a few `events_max` it belongs on the
+/// long pool, one a room at a time. It reads at most `events_max` events and as many headers, and holds at most
 /// [`EVENTS_AT_ONCE`] events at once. Errors: [`NotResolved::TooMuch`] above that.
 pub fn resolve(
     read: &(impl Read + ?Sized),
@@ -188,7 +191,7 @@ pub fn resolve(
 /// The keys that are not the same in all states: the conflicted state set.
 #[derive(Debug, Default)]
 struct Conflict {
-    /// Of each such key, the value in each state, in the order of the states.
+    /// Each conflicted key has its value in each state here, in the order of the states.
     vals: BTreeMap<StateKeyNum, Vec<Val>>,
 }
 
@@ -225,7 +228,7 @@ impl Conflict {
         self.vals.contains_key(&key)
     }
 
-    /// The conflicted events, each with the mask of the states it is in.
+    /// Lists the conflicted events, each with the mask of the states that have it.
     fn events(&self) -> BTreeMap<EventNum, u64> {
         let mut events = BTreeMap::new();
         for vals in self.vals.values() {
@@ -238,19 +241,19 @@ impl Conflict {
         events
     }
 
-    /// How many states there are.
+    /// The number of states that are resolved.
     fn states(&self) -> usize {
         self.vals.values().next().map_or(0, Vec::len)
     }
 }
 
-/// Everything one resolution has at hand.
+/// Everything that one resolution works with.
 struct Problem<'p, R: Read + ?Sized, S: Source> {
     read: &'p R,
     room: RoomNum,
     rules: &'p AuthorizationRules,
     state_res: &'p StateResolutionV2Rules,
-    /// The first state: unconflicted values are the same in all.
+    /// The first state. Unconflicted values are the same in all states, so they are looked up in this one.
     first: &'p Sketch,
     conflict: &'p Conflict,
     known: Known<'p, S>,
@@ -258,18 +261,18 @@ struct Problem<'p, R: Read + ?Sized, S: Source> {
     events_max: usize,
 }
 
-/// What was looked up in the state: events of a fork ask for the same few keys.
+/// Look-ups in the state that were made already, because the events of a fork ask for the same few keys.
 #[derive(Default)]
 struct Lookups {
     keys: RefCell<BTreeMap<(StateEventType, String), Option<StateKeyNum>>>,
     unconflicted: RefCell<BTreeMap<StateKeyNum, Option<EventNum>>>,
 }
 
-/// Keys that the iterative auth checks set, with their events.
+/// The keys that the iterative auth checks have set so far, with their events.
 type Resolved = BTreeMap<StateKeyNum, EventNum>;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
-    /// The algorithm, step by step as the specification numbers it.
+    /// Runs the algorithm, step by step as the specification numbers it.
     fn solve(&self) -> Result<Resolved, NotResolved> {
         let full_set = self.full_conflicted_set()?;
         self.remember_keys(&full_set)?;
@@ -285,12 +288,12 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         let power_levels =
             self.partial_value(!starts_empty, &resolved, StateEventType::RoomPowerLevels, "")?;
         let remaining = self.sort_by_mainline(&remaining, power_levels)?;
-        // 4. Iterative auth checks over it.
+        // 4. Iterative auth checks over the remaining events.
         self.check(&remaining, !starts_empty, &mut resolved)?;
         Ok(resolved)
     }
 
-    /// The conflicted events, the auth difference, and since version 12 the conflicted subgraph.
+    /// Collects the conflicted events, the auth difference, and since version 12 the conflicted subgraph.
     fn full_conflicted_set(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
         let conflicted: Vec<EventNum> = self.conflict.events().into_keys().collect();
         self.known.load(&conflicted)?;
@@ -308,7 +311,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(found)
     }
 
-    /// The value of a key that all states agree on, if they do.
+    /// Finds the value of a key that all states agree on, if they do.
     fn unconflicted(&self, key: StateKeyNum) -> Result<Option<EventNum>, Fault> {
         if self.conflict.contains(key) {
             return Ok(None);
@@ -321,7 +324,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(found)
     }
 
-    /// The number of a key.
+    /// Finds the number of a key, from memory where it was looked up before.
     fn find_key(&self, event_type: StateEventType, state_key: String) -> Result<Option<StateKeyNum>, Fault> {
         let name = (event_type, state_key);
         if let Some(known) = self.lookups.keys.borrow().get(&name) {
@@ -332,7 +335,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(found)
     }
 
-    /// The keys of these events need not be looked up (of no more events than memory holds).
+    /// Remembers the keys of these events (of no more than memory holds), so that they need not be looked up.
     fn remember_keys(&self, events: &BTreeSet<EventNum>) -> Result<(), NotResolved> {
         let mut keys = self.lookups.keys.borrow_mut();
         for event in events.iter().take(EVENTS_AT_ONCE) {
@@ -345,7 +348,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(())
     }
 
-    /// The event of a key in a partly resolved state.
+    /// Finds the event of a key in a partly resolved state.
     fn partial_value(
         &self,
         with_unconflicted: bool,
@@ -361,7 +364,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         }
     }
 
-    /// The room's create event: in the unconflicted state of every room.
+    /// Finds the room's create event, which is in the unconflicted state of every room.
     fn create_event(&self) -> Result<Option<Arc<S::Event>>, NotResolved> {
         let Some(key) = state::find_key(self.read, self.room, "m.room.create", "")? else { return Ok(None) };
         match self.first.at(self.read, self.room, key)?.event() {
@@ -371,8 +374,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     }
 }
 
-/// The result as a difference to the state that is nearest to it. What is in the result without being in conflict
-/// counts only where the states have nothing: unconflicted values replace it (step 5).
+/// Gives the result as a difference from the state that is nearest to it. An event of the result whose key is not in
+/// conflict counts only where the states have no value, because unconflicted values replace it (step 5).
 fn nearest<R: Read + ?Sized, S: Source>(
     problem: &Problem<'_, R, S>,
     states: &[Sketch],

@@ -1,8 +1,8 @@
-//! Events as readers see them.
+//! Shows events as readers see them.
 //!
-//! What is stored is what was signed. What a reader is shown is put together from parts of it, and `unsigned` is worked out
-//! for that reader: what refers to the event ([`bundle`]), what it replaced, what redacted it, and nothing of what users
-//! wrote who asked to be erased (`rooms/erased.rs`).
+//! Events are stored as they were signed. A reader is shown JSON that is put together from parts of the stored event,
+//! and `unsigned` is worked out for that reader: the events that refer to it ([`bundle`]), the one it replaced, the one
+//! that redacted it, and nothing that was written by users who asked to be erased (`rooms/erased.rs`).
 
 mod bundle;
 
@@ -30,25 +30,25 @@ pub(crate) use bundle::sees_thread;
 
 use bundle::Depth;
 
-/// For whom, and how, an event is shown.
+/// The reader for whom an event is shown, and the form in which it is.
 #[derive(Clone, Copy)]
 pub struct Viewer<'a> {
-    /// The user.
+    /// The user who reads the event.
     pub user: &'a UserId,
-    /// The device: it alone sees its transaction ids.
+    /// The device that reads, which alone sees the transaction ids of its own events.
     pub device: Option<DeviceNum>,
-    /// The time, for `age`.
+    /// The time now, in milliseconds since the epoch, from which `age` is counted.
     pub now_ms: u64,
-    /// Whether the event names its room: `/sync` leaves that out.
+    /// Whether the event names its room; `/sync` leaves that out.
     pub with_room_id: bool,
-    /// What they may see of the room: events that stand inside others are held against it.
+    /// The reader's rights in the room: events that stand inside others are checked against them.
     pub reader: &'a Reader,
-    /// Whose events are shown redacted to whoever was not there.
+    /// The senders whose events are shown redacted to users who were not in the room.
     pub erased: &'a Erased,
 }
 
 impl Viewer<'_> {
-    /// The event as this viewer is shown it.
+    /// Gives the event as this viewer is shown it in the timeline.
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
@@ -57,7 +57,7 @@ impl Viewer<'_> {
         self.erased.seen(view, stored, self.user)
     }
 
-    /// The event as this viewer is shown it in the state of the room.
+    /// Gives the event as this viewer is shown it in the state of the room.
     pub fn seen_in_state<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
@@ -66,28 +66,28 @@ impl Viewer<'_> {
         self.erased.seen_in_state(view, stored, self.user)
     }
 
-    /// Whether this viewer is not shown what the event says.
+    /// Whether this viewer is shown only the redacted form of the event.
     pub fn hides(&self, view: RoomView<'_, impl Read + ?Sized>, stored: &Stored) -> Result<bool, Fault> {
         self.erased.hides(view, stored, self.user)
     }
 }
 
-/// What stands in an event's `unsigned` beside its age.
+/// The fields of an event's `unsigned` beside its age.
 #[derive(Clone, Debug, Default)]
 pub struct Extras {
-    /// For the device that sent it.
+    /// The transaction id, for the device that sent the event.
     pub transaction_id: Option<String>,
-    /// The content of the state event that this one replaced, and that event's id.
+    /// The state event that this one replaced, and its id.
     pub replaces: Option<(Stored, OwnedEventId)>,
-    /// The event that redacted it.
+    /// The event that redacted this one, as the viewer is shown it.
     pub redacted_because: Option<JsonText>,
-    /// What the viewer was to the room at this event (MSC4115).
+    /// The viewer's membership of the room at this event (MSC4115).
     pub membership: Option<Membership>,
-    /// Its bundled relations.
+    /// The events that refer to this one, bundled as `m.relations`.
     pub relations: Option<JsonText>,
 }
 
-/// The event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
+/// Writes the event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
 pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     let rules = versions::find_rules(room.version).map(|rules| &rules.redaction);
@@ -115,7 +115,7 @@ pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras:
     event.finish()
 }
 
-/// The content of a redaction, which names what was redacted whatever its sender wrote there.
+/// Writes the content of a redaction, with the id of the redacted event in place of whatever its sender wrote there.
 fn content_with_target(row: &EventRow, target: &EventId) -> JsonText {
     let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(row.content()).unwrap_or_default();
     let mut content = Object::new();
@@ -150,8 +150,9 @@ fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
     unsigned.finish()
 }
 
-/// The event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
-/// `membership` is what the viewer was to the room at the event. Whether the viewer may see it is asked before.
+/// Writes the event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
+/// `membership` is the viewer's membership of the room at the event. The caller has asked before whether the viewer may
+/// see it.
 pub fn show(
     view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
@@ -163,7 +164,7 @@ pub fn show(
     Ok(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras))
 }
 
-/// Several events of one room as [`show`] shows each.
+/// Shows several events of one room, as [`show`] shows each.
 pub fn show_all(
     view: RoomView<'_, impl Read + ?Sized>,
     events: &[(Stored, Membership)],
@@ -183,7 +184,7 @@ pub fn show_all(
     Ok(shown)
 }
 
-/// Like [`show`], with no more of bundled relations than the newest edit: for the newest event of a thread.
+/// Like [`show`], with only the newest edit of its bundled relations: for the newest event of a thread.
 pub(crate) fn show_inside(
     view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
@@ -233,8 +234,9 @@ fn gather(
     Ok(extras)
 }
 
-/// The event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content. The create
-/// event is shown whole, as servers see it (MSC4311): who is invited can check that the room's id is that of the event.
+/// Writes the event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content.
+/// The create event is shown whole, as servers see it (MSC4311), so that somebody who is invited can check that the
+/// room's id is the hash of that event.
 pub fn stripped_state(stored: &Stored) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {

@@ -1,4 +1,4 @@
-//! The iterative auth checks: events in order, each taken over if the state so far allows it.
+//! The iterative auth checks: each event, in order, is taken over if the state so far allows it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,12 +10,12 @@ use ruma::{
 use super::{NotResolved, Problem, Resolved, Source};
 use crate::{ids::EventNum, store::Read};
 
-/// The state events that decide about one event.
+/// The state events by which one event is judged.
 type Allowing<E> = BTreeMap<(StateEventType, String), Arc<E>>;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
-    /// Checks events in order on the state so far: `resolved` over the unconflicted state, or `resolved` alone. What is
-    /// allowed goes into `resolved`.
+    /// Checks events in order on the state so far: `resolved` over the unconflicted state, or `resolved` alone. Events
+    /// that are allowed go into `resolved`.
     pub(super) fn check(
         &self,
         events: &[EventNum],
@@ -33,7 +33,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 parsed.content(),
                 self.rules,
             );
-            // What cannot be read is not taken over.
+            // An event whose content cannot be read is not taken over.
             let Ok(auth_types) = auth_types else { continue };
             let mut allowing = self.own_auth_events(*event, &parsed, create.as_ref())?;
             for (event_type, state_key) in auth_types {
@@ -55,7 +55,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(())
     }
 
-    /// What the event itself names, for keys that the state does not have.
+    /// Lists the auth events that the event itself names, for keys that the state does not have.
     fn own_auth_events(
         &self,
         event: EventNum,
@@ -73,7 +73,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 allowing.insert((event_type, state_key), auth);
             }
         }
-        // Where the create event is the room's id, no event names it.
+        // Where the create event's hash is the room's id, no event names it among its auth events.
         if self.rules.room_create_event_id_as_room_id
             && *parsed.event_type() != TimelineEventType::RoomCreate
             && let Some(create) = create

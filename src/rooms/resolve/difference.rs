@@ -1,11 +1,11 @@
 //! The auth difference and the conflicted subgraph, without reading whole auth chains.
 //!
-//! The auth difference is what is in the auth chain of some states but not of all. What an unconflicted event rests on
-//! is in all chains, so only conflicted events can lead to it. The walk goes down from them in falling `auth_depth`
-//! (whatever cites an event is seen before it) with the mask of the states that reach each event. Below an event that
-//! all states reach, all states reach everything; the walk ends when nothing else is left. An event is reached by all
-//! states also when it is in the unconflicted state, or in the chain of an event that is: a walk up the auth edges
-//! finds that out, newest first, for the newest is the likeliest to be in the state.
+//! The auth difference consists of the events in the auth chains of some states but not of all. The auth events of an
+//! unconflicted event are in all chains, so only conflicted events can lead to the difference. The walk goes down from
+//! them in falling `auth_depth` (every event that cites another is seen before it) with the mask of the states that
+//! reach each event. Below an event that all states reach, all states reach everything; the walk ends when nothing else
+//! is left. An event is reached by all states also when it is in the unconflicted state, or in the chain of an event
+//! that is: a walk up the auth edges finds that out, newest first, for the newest is the likeliest to be in the state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,17 +19,17 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// How many auth children are looked at before going up from one of them.
+/// Look at this many auth children of an event before going up from one of them.
 const CHILDREN_AT_ONCE: usize = 16;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
-    /// The events in the auth chains of some states but not of all. Conflicted events may be among them.
+    /// Lists the events in the auth chains of some states but not of all. Conflicted events may be among them.
     pub(super) fn auth_difference(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
         let states = self.conflict.states();
         let all = if states >= 64 { u64::MAX } else { (1 << states) - 1 };
-        // Events to visit by (auth depth, number), with the states that reach them.
+        // The events still to visit, by (auth depth, number), with the states that reach them.
         let mut open: BTreeMap<(u64, EventNum), u64> = BTreeMap::new();
-        // How many of them are not reached by all states.
+        // The number of open events that not all states reach.
         let mut partly = 0_usize;
         let reach = |open: &mut BTreeMap<_, u64>, partly: &mut usize, at, mask: u64| {
             let held = open.entry(at).or_insert(0);
@@ -75,7 +75,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             chains.known.insert(event, true);
             return Ok(true);
         }
-        // Depth first: the events on the way up, each with the number below which its children are still to be seen.
+        // The walk goes depth first: these are the events on the way up, each with the number below which its children
+        // are still to be seen.
         let mut way = vec![(event, EventNum(u64::MAX >> 24))];
         let mut waiting: Vec<Vec<EventNum>> = vec![Vec::new()];
         while let (Some((at, before)), Some(children)) = (way.last_mut(), waiting.last_mut()) {
@@ -105,7 +106,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                     return Ok(chains.all_true(&way));
                 }
             }
-            // Popped from the end: newest first.
+            // Children are popped from the end, so that the newest comes first.
             children.extend(part.into_iter().rev());
             if chains.known.len() + way.len() > self.events_max {
                 return Err(NotResolved::TooMuch);
@@ -120,14 +121,14 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(self.unconflicted(header.key)? == Some(event))
     }
 
-    /// The header of an auth event of an event of this auth depth: it lies lower, or walks would not end.
+    /// Gives the header of an auth event of an event with this auth depth. It must lie lower, or walks would not end.
     fn require_below(&self, event: EventNum, depth: u64) -> Result<Arc<Header>, NotResolved> {
         let header = self.known.require_header(event)?;
         let is_below = header.auth_depth < depth;
         is_below.then_some(header).ok_or(NotResolved::Fault(Fault::Corrupt("auth events are not in order")))
     }
 
-    /// The conflicted events and all that lies on a path of auth edges from one of them to another.
+    /// Lists the conflicted events and all events on a path of auth edges from one of them to another.
     pub(super) fn conflicted_subgraph(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
         let conflicted = self.conflict.events();
         let mut open = BTreeSet::new();
@@ -136,9 +137,9 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 open.insert((header.auth_depth, *event));
             }
         }
-        // What lies below the lowest conflicted event leads to none.
+        // An event below the lowest conflicted one leads to none, so the walk ends there.
         let Some((lowest, _)) = open.first().copied() else { return Ok(BTreeSet::new()) };
-        // Everything reached, highest first.
+        // All events that are reached, highest first.
         let mut reached = Vec::new();
         while let Some((depth, event)) = open.pop_last() {
             reached.push(event);
@@ -160,14 +161,14 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     }
 }
 
-/// Events of which it is known whether they are in the chain of the unconflicted state.
+/// Events of which it is known whether the chain of the unconflicted state has them.
 #[derive(Default)]
 struct Chains {
     known: BTreeMap<EventNum, bool>,
 }
 
 impl Chains {
-    /// Everything on the way to an event that is in the chain is in it too.
+    /// Notes that every event on the way to one that is in the chain is in it too.
     fn all_true(&mut self, way: &[(EventNum, EventNum)]) -> bool {
         self.known.extend(way.iter().map(|(event, _)| (*event, true)));
         true

@@ -1,19 +1,20 @@
-//! The events that a resolution has read: how many it may read in all, and how many are in memory at once.
+//! The events that a resolution has read: a bound on how many it may read in all, and one on how many are in memory at
+//! once.
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use super::{EVENTS_AT_ONCE, Header, NotResolved, Source};
 use crate::{ids::EventNum, store::Fault};
 
-/// Read at most this many events together.
+/// Read at most this many events from the store together.
 const LOADED_AT_ONCE: usize = 500;
-/// Headers are small: this many times as many as events may be in memory at once.
+/// Headers are small, so this many times as many headers as events may be in memory at once.
 const HEADERS_AN_EVENT: usize = 4;
 
-/// What was read of events, by number.
+/// The headers or the events that were read, by number; `None` where there is none.
 struct Memo<T> {
     found: BTreeMap<EventNum, Option<Arc<T>>>,
-    /// How many were read in all.
+    /// The number of reads in all, also of what memory has dropped since.
     read: usize,
     at_once_max: usize,
     read_max: usize,
@@ -24,7 +25,7 @@ impl<T> Memo<T> {
         Self { found: BTreeMap::new(), read: 0, at_once_max, read_max }
     }
 
-    /// Keeps what was read of an event. Where memory is full, everything goes, and is read again if it is asked for
+    /// Keeps an event that was read. Where memory is full, everything is dropped, and read again if it is asked for
     /// again: a large conflict costs time, and never more memory.
     fn keep(&mut self, event: EventNum, found: Option<Arc<T>>) -> Result<(), NotResolved> {
         if self.read >= self.read_max {
@@ -40,7 +41,7 @@ impl<T> Memo<T> {
     }
 }
 
-/// A source with a bounded memory.
+/// A source with a bounded memory of what it gave.
 pub(super) struct Known<'s, S: Source> {
     source: &'s S,
     headers: RefCell<Memo<Header>>,
@@ -55,12 +56,12 @@ impl<'s, S: Source> Known<'s, S> {
         Self { source, headers: RefCell::new(headers), events: RefCell::new(Memo::new(at_once, events_max)) }
     }
 
-    /// How many were read.
+    /// The number of events and headers that were read.
     pub(super) fn count(&self) -> usize {
         self.headers.borrow().read + self.events.borrow().read
     }
 
-    /// Reads those of these events that are not known yet, many at a time; no more than memory holds.
+    /// Reads those of these events that are not known yet, many at a time, but no more than memory holds.
     pub(super) fn load(&self, events: &[EventNum]) -> Result<(), NotResolved> {
         let (mut headers, mut found) = (self.headers.borrow_mut(), self.events.borrow_mut());
         let mut unknown: Vec<EventNum> =
@@ -78,23 +79,23 @@ impl<'s, S: Source> Known<'s, S> {
         Ok(())
     }
 
-    /// The header of a state event.
+    /// Finds the header of a state event.
     pub(super) fn find_header(&self, event: EventNum) -> Result<Option<Arc<Header>>, NotResolved> {
         remembered(&self.headers, event, || self.source.find_header(event))
     }
 
-    /// The header of an event that something refers to.
+    /// Gives the header of an event that another one names, so that it must be there.
     pub(super) fn require_header(&self, event: EventNum) -> Result<Arc<Header>, NotResolved> {
         let missing = NotResolved::Fault(Fault::Corrupt("an event that another one rests on is missing"));
         self.find_header(event)?.ok_or(missing)
     }
 
-    /// A state event.
+    /// Finds a state event, as the authorization rules see it.
     pub(super) fn find_event(&self, event: EventNum) -> Result<Option<Arc<S::Event>>, NotResolved> {
         remembered(&self.events, event, || self.source.find_event(event))
     }
 
-    /// An event that something refers to.
+    /// Gives an event that another one names, so that it must be there.
     pub(super) fn require_event(&self, event: EventNum) -> Result<Arc<S::Event>, NotResolved> {
         let missing = NotResolved::Fault(Fault::Corrupt("an event that another one rests on is missing"));
         self.find_event(event)?.ok_or(missing)
@@ -109,7 +110,7 @@ fn remembered<T>(
     if let Some(found) = memo.borrow().found.get(&event) {
         return Ok(found.clone());
     }
-    // What may not be kept is not even read.
+    // A read beyond the bound could not be kept, so it is not even made.
     if memo.borrow().read >= memo.borrow().read_max {
         return Err(NotResolved::TooMuch);
     }

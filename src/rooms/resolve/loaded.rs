@@ -13,7 +13,7 @@ use crate::{ids::EventNum, rooms::event::Event};
 pub struct Loaded(Mutex<BTreeMap<EventNum, HeaderAndEvent<Arc<Event>>>>);
 
 impl Loaded {
-    /// What is held of an event.
+    /// Gives the header and the event, if the event is held.
     pub(super) fn find(&self, event: EventNum) -> Option<HeaderAndEvent<Arc<Event>>> {
         self.0.lock().get(&event).cloned()
     }
@@ -26,7 +26,7 @@ impl Loaded {
         }
     }
 
-    /// How many events are held.
+    /// The number of events that are held.
     pub fn count(&self) -> usize {
         self.0.lock().len()
     }

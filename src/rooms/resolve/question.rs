@@ -1,5 +1,5 @@
-//! Questions: which states are to be resolved, in a form that means the same until they are answered, however the room
-//! goes on meanwhile.
+//! Questions: the states that are to be resolved, in a form that means the same until they are answered, however the
+//! room goes on meanwhile.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A state event that is coming in: one of the states holds it, and the store does not yet. Its number and that of its
-/// state key were taken for it and are given to nothing else.
+/// state key were taken for it and are given to no other event.
 #[derive(Debug)]
 pub struct Newcomer {
     pub(super) num: EventNum,
@@ -23,35 +23,36 @@ pub struct Newcomer {
 }
 
 impl Newcomer {
-    /// An event with what resolution has to know of it.
+    /// An event, with the numbers that resolution looks at.
     pub fn new(num: EventNum, event: Event, key: StateKeyNum, auth_depth: u64, auth: Vec<EventNum>) -> Self {
         Self { num, header: Header { key, auth_depth, auth }, event: Arc::new(event) }
     }
 
-    /// The state after it, if this is the state before it.
+    /// Gives the state after the event, from the state before it.
     pub fn after(&self, before: &Sketch) -> Sketch {
         before.with([(self.header.key, Val::Event(self.num))])
     }
 }
 
-/// States to be resolved. Inside a turn they may name places of the batch that is being built, which mean something else
-/// in every other batch.
+/// States to be resolved. Inside a turn they may name places of the batch that is being built, which mean something
+/// else in every other batch.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// Distinct and rising.
+    /// The states are distinct and rising, so that equal questions are equal values.
     states: Vec<Sketch>,
     newcomer: Option<Arc<Newcomer>>,
 }
 
-/// A question that names nothing of a batch which is still being built, so that it may leave the turn that asks it.
+/// A question that names no place of a batch which is still being built, so that it may leave the turn that asks it.
 #[derive(Debug, Clone)]
 pub struct Settled(Question);
 
-/// What makes questions the same.
+/// The key under which answers are remembered: two questions with the same key have the same answer.
 pub(super) type QuestionKey = (RoomNum, Vec<Sketch>);
 
 impl Question {
-    /// Asks what these states resolve to. `newcomer` is the event that some of them hold and the store does not.
+    /// Asks for the state that these states resolve to. `newcomer` is the event that some of them hold and the store
+    /// does not.
     pub fn new(
         read: &(impl Read + ?Sized),
         room: RoomNum,
@@ -65,12 +66,12 @@ impl Question {
         Ok(Self { states: distinct.into_iter().collect(), newcomer })
     }
 
-    /// The states, distinct.
+    /// The distinct states, in rising order.
     pub fn states(&self) -> &[Sketch] {
         &self.states
     }
 
-    /// The answer, where there is nothing to resolve.
+    /// Gives the answer, where only one state is left and nothing is to be resolved.
     pub fn only(&self) -> Option<&Sketch> {
         match self.states.as_slice() {
             [only] => Some(only),
@@ -83,12 +84,12 @@ impl Question {
         self.newcomer.as_deref()
     }
 
-    /// The same as a settled question; gives it back where it names a place of a batch that is being built.
+    /// Makes a settled question of it; gives the question back where it names a place of a batch that is being built.
     pub fn settled(self) -> Result<Settled, Self> {
         if self.states.iter().any(Sketch::is_pending) { Err(self) } else { Ok(Settled(self)) }
     }
 
-    /// The settled question, once the batch's first position is known.
+    /// Settles the question, once the batch's first position is known.
     #[must_use]
     pub fn settle(mut self, base: Position) -> Settled {
         self.states = self.states.into_iter().map(|state| state.settle(base)).collect();
@@ -97,7 +98,7 @@ impl Question {
 }
 
 impl Settled {
-    /// The states and the event that is coming in.
+    /// The states, with the event that is coming in.
     pub fn question(&self) -> &Question {
         &self.0
     }

@@ -1,5 +1,5 @@
-//! The results of recent resolutions: heads that stay as they are are resolved once, and what was worked out beside a
-//! room is at hand when its turn comes.
+//! The results of recent resolutions: heads that stay the same are resolved once, and a result that was worked out
+//! beside a room is at hand when its turn comes.
 
 use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
 
@@ -10,18 +10,18 @@ use crate::{
     rooms::state::{Ref, Sketch, Val},
 };
 
-/// All results take at most about this many bytes.
+/// All results together take at most about this many bytes.
 pub(crate) const RESULTS_BYTES_MAX: u64 = 16 << 20;
-/// At most this many are kept, however small they are.
+/// At most this many results are kept, however small they are.
 const RESULTS_MAX: usize = 10_000;
 
-/// Recent results, by room and the states that were resolved. References never change what they mean, so results stay
+/// Recent results, by room and the states that were resolved. References never change their meaning, so results stay
 /// true until a purge.
 pub struct Recent {
     results: Cache<QuestionKey, Sketch, Bytes>,
 }
 
-/// About how many bytes a result takes with its key.
+/// Weighs a result: about how many bytes it takes with its key.
 #[derive(Clone)]
 struct Bytes;
 
@@ -42,7 +42,8 @@ impl Default for Recent {
 
 impl Recent {
     fn of(bytes_max: u64) -> Self {
-        // One part, so that a large result fits, and room for new results beside those that were asked for again.
+        // The cache has one part, so that a large result fits, with space for new results beside those that were asked
+        // for again.
         let options = OptionsBuilder::new()
             .shards(1)
             .estimated_items_capacity(RESULTS_MAX)
@@ -56,23 +57,23 @@ impl Recent {
         Self { results }
     }
 
-    /// What was resolved, if it is still known.
+    /// Finds the result for a key, if it is still remembered.
     pub(super) fn find(&self, key: &QuestionKey) -> Option<Sketch> {
         self.results.get(key)
     }
 
-    /// Keeps a result. Its references are settled, and the store has accepted them.
+    /// Keeps a result, whose references are settled and accepted by the store.
     pub(super) fn keep(&self, key: QuestionKey, result: Sketch) {
         debug_assert!(!result.is_pending(), "what is remembered is settled");
         self.results.insert(key, result);
     }
 
-    /// Forgets a room's results: before side states of it go.
+    /// Forgets a room's results, before a purge deletes side states that they name.
     pub fn forget(&self, room: RoomNum) {
         self.results.retain(|(of, _), _| *of != room);
     }
 
-    /// About how many bytes it holds; never more than 16 MiB.
+    /// Tells about how many bytes the results take; never more than 16 MiB.
     pub fn byte_count(&self) -> u64 {
         self.results.weight()
     }

@@ -1,5 +1,5 @@
-//! Answers what states resolve to: from memory, at once where that is little work, or else by saying that it takes
-//! longer, so that whoever asks in a room's turn can let others go on meanwhile.
+//! Answers questions: from memory, at once where that is little work, or else by saying that it takes longer, so that a
+//! caller in a room's turn can let others go on meanwhile.
 
 use super::{
     EVENTS_AT_ONCE, EVENTS_MAX, Loaded, NotResolved, Question, Recent, Resolution, Settled, StoredEvents,
@@ -13,29 +13,30 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// Resolve in a turn only states that differ in at most this many keys.
+/// Resolve in a turn only states that differ in at most this many keys, so that other changes need not wait.
 const LITTLE_DISTANCE: u64 = if cfg!(test) { 40 } else { 256 };
 /// Read at most this many events and headers in a turn (each takes about 10 µs).
 const LITTLE_EVENTS: usize = if cfg!(test) { 100 } else { 400 };
 
-/// Resolve again in a turn, with the events at hand that were read beside it, states that differ in at most this many keys.
+/// Resolve again in a turn, with the events at hand that were read beside it, states that differ in at most this many
+/// keys.
 const LOADED_DISTANCE: u64 = 50_000;
 
-/// How an answer was come by.
+/// The outcome of a try to answer a question in a room's turn.
 #[derive(Debug)]
 pub enum Attempt {
-    /// It was known.
+    /// The answer was remembered from before.
     Known(Sketch),
-    /// It was worked out now.
+    /// The answer was worked out now.
     New(Sketch),
-    /// It takes longer than a room's turn may: [`Resolver::work_out`] is to be called beside it.
+    /// The answer takes longer than a room's turn may: [`Resolver::work_out`] is to be called beside it.
     TakesLong,
 }
 
-/// What a turn resolves states with.
+/// The means by which a turn resolves states.
 #[derive(Clone, Copy)]
 pub struct Resolving<'r> {
-    /// Who resolves.
+    /// The resolver of all rooms, which remembers results.
     pub resolver: &'r Resolver,
     /// Events that were read beside the turn, for the event that the turn is about.
     pub loaded: Option<&'r Loaded>,
@@ -47,7 +48,7 @@ impl<'r> From<&'r Resolver> for Resolving<'r> {
     }
 }
 
-/// Resolves, remembers and counts.
+/// Resolves states, remembers the results and counts how often that helped.
 pub struct Resolver {
     recent: Recent,
     env: Env,
@@ -55,14 +56,14 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Nothing is remembered yet.
+    /// A resolver that remembers nothing yet.
     pub fn new(env: Env, metrics: Metrics) -> Self {
         Self { recent: Recent::default(), env, metrics }
     }
 
-    /// The answer, if it is known or little work. With `loaded`, the events that a question much like this one needed are
-    /// at hand, and much more is little work: so a room whose state moves faster than a resolution does not make it
-    /// vain.
+    /// Answers a question if the answer is known or little work. With `loaded`, the events that a similar question
+    /// needed are at hand, and much more is little work: so a room whose state moves faster than a resolution cannot
+    /// make the resolution useless.
     pub fn try_now(
         &self,
         read: &(impl Read + ?Sized),
@@ -74,7 +75,8 @@ impl Resolver {
         if let Some(only) = question.only() {
             return Ok(Attempt::Known(only.clone()));
         }
-        // A place of the batch that is being built means another one in every other batch: nothing is known of it.
+        // A place of the batch that is being built means another one in every other batch, so no answer about it is
+        // remembered.
         if let Ok(settled) = question.clone().settled() {
             let known = self.recent.find(&settled.key(room));
             self.metrics.cache("resolutions", known.is_some());
@@ -96,8 +98,9 @@ impl Resolver {
         }
     }
 
-    /// Works out an answer, however long that takes, so that [`Resolver::try_now`] knows it. It belongs on the long pool,
-    /// beside the room's turns. `read` is a snapshot that has the states of the question. What it reads goes to `loaded`.
+    /// Works out an answer, however long that takes, so that [`Resolver::try_now`] knows it. It belongs on the long
+    /// pool, beside the room's turns. `read` is a snapshot that has the states of the question. The events that it
+    /// reads go to `loaded`.
     pub fn work_out(
         &self,
         read: &(impl Read + ?Sized),
@@ -107,7 +110,7 @@ impl Resolver {
         loaded: &Loaded,
     ) -> Result<(), NotResolved> {
         let key = settled.key(room);
-        // Somebody else may have asked the same meanwhile.
+        // Somebody else may have asked the same question meanwhile.
         if self.recent.find(&key).is_none() {
             let question = settled.question();
             self.recent.keep(key, self.resolve(read, room, version, question, Some(loaded), EVENTS_MAX)?);
@@ -134,14 +137,14 @@ impl Resolver {
         Ok(state)
     }
 
-    /// Keeps answers that a batch has made true, now that the store has accepted it: `base` is its first position.
+    /// Keeps answers that name rows of a batch, now that the store has accepted it: `base` is its first position.
     pub fn keep(&self, room: RoomNum, answers: Vec<(Question, Sketch)>, base: Position) {
         for (question, answer) in answers {
             self.recent.keep(question.settle(base).key(room), answer.settle(base));
         }
     }
 
-    /// What it remembers.
+    /// The results that the resolver remembers.
     pub fn recent(&self) -> &Recent {
         &self.recent
     }

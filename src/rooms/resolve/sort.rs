@@ -1,5 +1,5 @@
-//! The two orders in which conflicted events are checked: power events by the reverse topological power ordering, the
-//! others by the mainline ordering.
+//! The two orders in which conflicted events are checked: the reverse topological power ordering for power events, and
+//! the mainline ordering for the others.
 
 use std::{
     cmp::Reverse,
@@ -22,18 +22,19 @@ use ruma::{
 use super::{NotResolved, Problem, Source};
 use crate::{ids::EventNum, store::Read};
 
-/// The level of the creator where nobody set levels.
+/// The power level of the creator in a room where nobody set levels.
 const CREATOR_LEVEL: i32 = 100;
 
-/// What decides between events of which neither rests on the other: first the greater level, then the earlier time,
-/// then the lesser id.
+/// The rank decides between two events of which neither rests on the other: first comes the greater level, then the
+/// earlier time, then the lesser id.
 type Rank = (Reverse<UserPowerLevel>, MilliSecondsSinceUnixEpoch, OwnedEventId);
 
-/// Power level events that were parsed.
+/// The power level events that were parsed so far.
 type Levels<E> = BTreeMap<EventNum, RoomPowerLevelsEvent<Arc<E>>>;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
-    /// The power events of the full conflicted set, with what they rest on in it, from the earliest on.
+    /// Lists the power events of the full conflicted set, with those of its events that they rest on, from the earliest
+    /// on.
     pub(super) fn sort_power_events(
         &self,
         full_set: &BTreeSet<EventNum>,
@@ -74,7 +75,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok((Reverse(level), parsed.origin_server_ts(), parsed.event_id().clone()))
     }
 
-    /// The power level of an event's sender by its own auth events.
+    /// Gives the power level of an event's sender, by the event's own auth events.
     fn sender_level(
         &self,
         event: EventNum,
@@ -100,7 +101,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(level.unwrap_or_else(|| default.default_value()).into())
     }
 
-    /// The power levels among an event's auth events.
+    /// Finds the power levels event among an event's auth events.
     fn power_levels_of(&self, event: EventNum) -> Result<Option<EventNum>, NotResolved> {
         for auth in &self.known.require_header(event)?.auth {
             let parsed = self.known.require_event(*auth)?;
@@ -116,7 +117,8 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(create.and_then(|create| RoomCreateEvent::new(create).creators(self.rules).ok()))
     }
 
-    /// The events by their place on the mainline of these power levels: those that rest on older levels first.
+    /// Sorts the events by their place on the mainline of these power levels: those that rest on older levels come
+    /// first.
     pub(super) fn sort_by_mainline(
         &self,
         events: &[EventNum],
@@ -127,7 +129,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         for event in events {
             let place = self.mainline_place(*event, &mut mainline)?;
             let parsed = self.known.require_event(*event)?;
-            // What is on no mainline comes first, then the deepest place.
+            // Events that are on no mainline come first, then those with the deepest place.
             let place = Reverse(place.unwrap_or(usize::MAX));
             sorted.push(((place, parsed.origin_server_ts(), parsed.event_id().clone()), *event));
         }
@@ -135,7 +137,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(sorted.into_iter().map(|(_, event)| event).collect())
     }
 
-    /// How many steps down the mainline the first power levels stand that the event rests on (or is).
+    /// Counts how many steps down the mainline the first power levels stand that the event rests on (or is).
     fn mainline_place(&self, event: EventNum, mainline: &mut Mainline) -> Result<Option<usize>, NotResolved> {
         let mut at = Some(event);
         while let Some(event) = at {
@@ -149,7 +151,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(None)
     }
 
-    /// Reads the mainline down to an auth depth: no further than somebody asks.
+    /// Reads the mainline down to an auth depth, and no further than somebody asks.
     fn extend_mainline(&self, mainline: &mut Mainline, depth: u64) -> Result<(), NotResolved> {
         while mainline.lowest > depth
             && let Some(next) = mainline.next
@@ -162,17 +164,17 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     }
 }
 
-/// The mainline of some power levels, as far down as it was needed.
+/// The mainline of some power levels, as far down as it was needed so far.
 struct Mainline {
-    /// Power levels with their distance from the top.
+    /// Power level events on the mainline, each with its distance from the top.
     places: BTreeMap<EventNum, usize>,
-    /// The next ones down.
+    /// The next power levels event down the mainline, not yet in `places`.
     next: Option<EventNum>,
-    /// The auth depth of the last ones.
+    /// The auth depth of the lowest power levels event in `places`.
     lowest: u64,
 }
 
-/// Kahn's algorithm: whatever rests on nothing unsorted, the least rank first.
+/// Kahn's algorithm: takes the event of the least rank among those that rest on no unsorted event, again and again.
 fn topological(
     graph: &BTreeMap<EventNum, BTreeSet<EventNum>>,
     ranks: &BTreeMap<EventNum, Rank>,
@@ -204,7 +206,7 @@ fn topological(
     sorted
 }
 
-/// Whether an event may take away what somebody may do: create, power levels, join rules, kicks and bans.
+/// Whether an event may take away somebody's power: create, power levels, join rules, kicks and bans.
 fn is_power_event<E: Event>(event: &E) -> bool {
     match event.event_type() {
         TimelineEventType::RoomPowerLevels

@@ -1,4 +1,4 @@
-//! A room's events as the store holds them.
+//! Gives state resolution a room's events as the store holds them.
 
 use std::sync::Arc;
 
@@ -26,13 +26,13 @@ impl<'r, R: Read + ?Sized> StoredEvents<'r, R> {
         Self { read, num, version, newcomer: None, loaded: None }
     }
 
-    /// The same with an event that the store does not have yet.
+    /// The same source with an event that the store does not have yet.
     #[must_use]
     pub(super) fn with_newcomer(self, newcomer: Option<&'r Newcomer>) -> Self {
         Self { newcomer, ..self }
     }
 
-    /// The same with a memory that outlives it: what is in there is not read, and what is read goes there.
+    /// The same source with a memory that outlives it: events in there are not read, and events that are read go there.
     #[must_use]
     pub(super) fn with_loaded(self, loaded: Option<&'r Loaded>) -> Self {
         Self { loaded, ..self }
@@ -46,7 +46,7 @@ impl<R: Read + ?Sized> StoredEvents<'_, R> {
             .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
     }
 
-    /// What is at hand without reading.
+    /// Finds an event that is at hand without reading the store.
     fn at_hand(&self, event: EventNum) -> Option<HeaderAndEvent<Arc<Event>>> {
         let newcomer = self.newcomer.filter(|newcomer| newcomer.num == event);
         match newcomer {
@@ -93,7 +93,7 @@ impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {
         }
     }
 
-    /// Each row is read once, and those of the timeline together.
+    /// Reads each row once, and those of the timeline together.
     fn find_many(&self, events: &[EventNum]) -> Result<Vec<HeaderAndEvent<Arc<Event>>>, Fault> {
         let at_hand: Vec<_> = events.iter().map(|event| self.at_hand(*event)).collect();
         let missing =

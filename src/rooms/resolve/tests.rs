@@ -1,4 +1,4 @@
-//! Resolution against ruma's, which reads whole states and whole auth chains, on random rooms.
+//! Compares our resolution with ruma's, which reads whole states and whole auth chains, on random rooms.
 
 #[cfg(test)]
 mod forks;
@@ -41,7 +41,7 @@ proptest! {
     }
 }
 
-/// A source that counts what is asked of it.
+/// A source that counts how often it is asked.
 struct Counted<'s>(&'s Forks, std::cell::Cell<usize>);
 
 impl Source for Counted<'_> {
@@ -56,7 +56,7 @@ impl Source for Counted<'_> {
     }
 }
 
-/// How many events and headers are read to resolve a fork of ten keys in a room of so many members.
+/// Counts the events and headers that are read to resolve a fork of ten keys in a room with this many members.
 fn reads(version: &RoomVersionId, members: u8) -> usize {
     let mut forks = Forks::new(version);
     for number in 3..members {
@@ -99,7 +99,7 @@ fn more_than_can_be_resolved_waits() {
     let mut forks = Forks::new(&RoomVersionId::V11);
     let (rules, room) = (forks.rules.clone(), forks.room());
     let mut batch = forks.bench.store.batch(&Guard::alone());
-    // The events of the fork need not exist: they are too many to look at.
+    // The events of the fork need not exist, because they are too many to be looked at.
     let sides: Vec<Ref> = [0, 1]
         .map(|side| {
             let changes: Vec<_> = (0..EVENTS_MAX as u32)
@@ -137,7 +137,7 @@ fn equal_states_need_no_resolution() {
     let snapshot = forks.bench.store.snapshot();
     let tip = state::tip(&*snapshot, forks.room()).unwrap();
     let counted = Counted(&forks, std::cell::Cell::new(0));
-    // Two places of the main line with nothing between them.
+    // These are two places of the main line with nothing between them.
     let states = [tip, Ref::Main(Order::MAX)];
     let resolution = solved(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
     assert_eq!((resolution, counted.1.get()), (tip.into(), 0));

@@ -1,4 +1,4 @@
-//! What refers to an event, as readers find it in the event's `unsigned` ("Aggregations of child events").
+//! The events that refer to another, bundled for readers in that event's `unsigned` ("Aggregations of child events").
 
 use super::Viewer;
 use crate::{
@@ -15,19 +15,19 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// References that are bundled with an event, at most.
+/// At most this many references are bundled with an event, so that a popular one does not make an answer large.
 const REFERENCES_MAX: usize = 100;
 
-/// How much is bundled.
+/// The depth to which relations are bundled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// Everything.
+    /// All kinds of relations are bundled.
     Full,
-    /// The newest edit only: for an event inside another's bundle, so that chains of threads cost nothing.
+    /// Only the newest edit is bundled: for an event inside another's bundle, so that chains of threads cost nothing.
     Edit,
 }
 
-/// What refers to an event, as it stands in the event's `unsigned`; `None` if nothing does.
+/// Bundles the events that refer to an event, as they stand in its `unsigned`; `None` if there are none.
 pub(super) fn bundle(
     view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
@@ -38,7 +38,7 @@ pub(super) fn bundle(
     bundle_related(view, stored, &related, viewer, depth)
 }
 
-/// The same, where the row that says what refers to the event has been read.
+/// Does the same from the row that says which events refer to the event.
 pub(super) fn bundle_related(
     view: RoomView<'_, impl Read + ?Sized>,
     stored: &Stored,
@@ -81,7 +81,7 @@ pub(super) fn bundle_related(
     Ok((!bundled.is_empty()).then(|| bundled.finish()))
 }
 
-/// The newest edit that a reader may see.
+/// Finds the newest edit that a reader may see.
 fn find_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -98,7 +98,7 @@ fn find_edit(
     }
 }
 
-/// The events that refer to one and that a reader may see, as many as are bundled.
+/// Lists the events that refer to one and that a reader may see, as many as are bundled.
 fn list_references(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -119,8 +119,8 @@ fn list_references(
     Ok(seen)
 }
 
-/// The newest event of a thread that a reader may see, and how many they may see: of the newest [`AGAIN_MAX`] events,
-/// if there are some they may not see. `None` if they see none.
+/// Finds the newest event of a thread that a reader may see, and counts those they may see: among the newest
+/// [`AGAIN_MAX`] events, if there are some they may not see. `None` if they see none.
 fn find_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -144,7 +144,7 @@ fn find_thread(
     Ok(latest.map(|latest| (latest, count)))
 }
 
-/// Whether a reader sees anything of the thread that grows from an event.
+/// Whether a reader sees any event of the thread that grows from an event.
 pub(crate) fn sees_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,

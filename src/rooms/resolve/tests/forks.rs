@@ -28,7 +28,7 @@ use crate::{
     store::{Batch, Guard, LogEntry},
 };
 
-/// What these states resolve to.
+/// Resolves these states by our algorithm.
 pub(super) fn solved(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -55,7 +55,7 @@ pub(super) struct Forks {
     pub(super) next_side: u32,
 }
 
-/// `state_events` are all in it.
+/// The room is itself the source: `events` has all of its events, by number.
 impl Source for Forks {
     type Event = Arc<Pdu>;
     fn find_header(&self, event: EventNum) -> Result<Option<Header>, Fault> {
@@ -66,7 +66,7 @@ impl Source for Forks {
     }
 }
 
-/// What somebody tries to do.
+/// An attempt of somebody to change the room; the numbers pick the act, the users, the value and the events it cites.
 #[derive(Debug, Clone)]
 pub(super) struct Try {
     what: u8,
@@ -93,7 +93,7 @@ pub(super) fn user(number: u8) -> OwnedUserId {
     UserId::parse(format!("@{}:example.org", name.map_or(number.to_string(), str::to_owned))).unwrap()
 }
 
-/// Hashes, and so ids, that do not sort as the events do.
+/// Gives a hash, and so an id, that does not sort as the events do.
 pub(super) fn hash(number: usize, salt: u8) -> EventHash {
     let mixed = (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(salt);
     let mut hash = [7; 32];
@@ -101,7 +101,7 @@ pub(super) fn hash(number: usize, salt: u8) -> EventHash {
     hash
 }
 
-/// An event as the timeline would hold it.
+/// Makes the row of an event as the timeline would hold it.
 pub(super) fn stored(pdu: &Pdu, event: EventNum, hash: EventHash) -> EventRow {
     let mut json = json!({
         "type": pdu.kind, "state_key": pdu.state_key, "sender": pdu.sender, "content": pdu.content,
@@ -180,7 +180,7 @@ impl Forks {
         self.numbers.get(id).map(|number| self.events[*number].clone())
     }
 
-    /// ruma's resolution, over whole states and chains.
+    /// Resolves by ruma's algorithm, over whole states and chains.
     pub(super) fn oracle(&self, maps: &[Map]) -> Map {
         let chains = maps
             .iter()
@@ -318,7 +318,7 @@ impl Forks {
         schema::TIMELINE.put(&mut batch, (room, order), &stored(&pdu, event, hash(number, ts)));
         schema::PLACE.put(&mut batch, (room, event), &Place::Timeline(order));
         let change = [(key, Val::Event(event))];
-        // What continues the main line is on it; other branches are side states.
+        // An event that continues the main line is on it; other branches are side states.
         let after = if before.1 == state::tip(&batch, room).unwrap() {
             state::apply(&mut batch, room, order, &change).unwrap();
             Ref::Main(order)
@@ -339,7 +339,7 @@ impl Forks {
         let mut prevs: Vec<usize> = attempt
             .prevs
             .iter()
-            // Mostly of the newest few, so that branches grow; never before the room is set up.
+            // Most attempts cite the newest few events, so that branches grow; none comes before the room is set up.
             .map(|(is_recent, index)| {
                 if *is_recent {
                     count - 1 - index.index(5.min(count - 5))
@@ -399,8 +399,8 @@ impl Forks {
         self.add(who, kind, state_key.as_str(), content, attempt.ts, &prevs);
     }
 
-    /// Any states at all, some of them without some of their keys: states need not follow from a graph, and a key that
-    /// no state has may come back from the auth difference.
+    /// Compares arbitrary states, some of them without some of their keys: states need not follow from a graph, and a
+    /// key that no state has may come back from the auth difference.
     pub(super) fn compare(&mut self, which: &[(prop::sample::Index, u16)], gone_everywhere: u16) {
         let mut batch = self.bench.store.batch(&Guard::alone());
         let mut states = Vec::new();
