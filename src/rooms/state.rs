@@ -48,11 +48,11 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// To look at several keys, walk back at most this many steps, or as many as there are keys; beyond that, seek each key.
-/// (Tests want to come there with small rooms.)
+/// To look at several keys, walk back at most this many steps, or as many as there are keys; beyond that, seek each
+/// key. Tests use a small bound to reach it in small rooms.
 const STEPS_WALKED: usize = if cfg!(test) { 2 } else { 16 };
 
-/// The number of a state key, if the room ever used it.
+/// Finds the number of a state key, if the room ever used it.
 pub fn find_key(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -62,7 +62,7 @@ pub fn find_key(
     schema::STATE_KEY_NUM.get(read, (room, event_type, state_key))
 }
 
-/// The numbers of several state keys of one event type; none for those that the room never used.
+/// Finds the numbers of several state keys of one event type; `None` for those that the room never used.
 pub fn find_keys<'k>(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -72,7 +72,7 @@ pub fn find_keys<'k>(
     schema::STATE_KEY_NUM.get_many(read, state_keys.into_iter().map(|key| (room, event_type, key)))
 }
 
-/// The event type and state key behind a number.
+/// Finds the event type and state key behind a number.
 pub fn key_name(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -82,7 +82,7 @@ pub fn key_name(
     Ok(row.map(|row| (row.event_type, row.state_key)))
 }
 
-/// The event types and state keys behind numbers, in their order.
+/// Lists the event types and state keys behind numbers, in their order.
 pub fn list_key_names(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -92,8 +92,8 @@ pub fn list_key_names(
     Ok(rows.into_iter().map(|row| row.map(|row| (row.event_type, row.state_key))).collect())
 }
 
-/// The number of a state key, given one if it is new. `next_key` is the room's counter, which the caller keeps in
-/// the room's row.
+/// Gives the number of a state key, which gets one if it is new. `next_key` is the room's counter, which the caller
+/// keeps in the room's row.
 pub fn intern_key(
     batch: &mut Batch,
     room: RoomNum,
@@ -112,7 +112,7 @@ pub fn intern_key(
     Ok(key)
 }
 
-/// The current event of a key; nothing where it is unset or unknown.
+/// Finds the current event of a key; `None` where the key is unset or unknown.
 pub fn current(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -121,13 +121,13 @@ pub fn current(
     Ok(now(read, room, key)?.event())
 }
 
-/// The current value of a key.
+/// Gives the current value of a key.
 pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
     let row = schema::STATE_NOW.get(read, (room, key))?;
     row.map_or(Ok(Val::Absent), |row| stage::counted(read, room, key, row))
 }
 
-/// The current state, by rising key numbers: one dense scan.
+/// Lists the current state, by rising key numbers, in one dense scan.
 pub fn list_current<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -143,7 +143,7 @@ pub fn list_current<'r>(
     }))
 }
 
-/// The value of a key in a state.
+/// Gives the value of a key in a state.
 pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyNum) -> Result<Val, Fault> {
     let mut state = state;
     loop {
@@ -160,8 +160,8 @@ pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyN
     }
 }
 
-/// The values of several keys in a state, in the order of the keys: one read of the current values, and of what changed
-/// since then, where that is little.
+/// Gives the values of several keys in a state, in the order of the keys, by one read of the current values and of the
+/// changes since then, where those are few.
 pub fn list_at(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -199,7 +199,7 @@ fn on_main_line(
     }
 }
 
-/// The values of rising keys in a state: cheaper than one [`at`] after the other.
+/// Gives the values of rising keys in a state, for less than one [`at`] after the other would cost.
 pub fn at_many(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -227,14 +227,14 @@ fn many_on_main_line(
         .iter()
         .map(|key| (Bound::Excluded((room, *key, order)), Bound::Included((room, *key, Order::MAX))));
     let undo = schema::STATE_UNDO.first_of_many::<(RoomNum, StateKeyNum, Order)>(read, ranges)?;
-    // What never changed since has its value still.
+    // A key without a later change has its current value.
     let unchanged = keys.iter().zip(&undo).filter(|(_, row)| row.is_none()).map(|(key, _)| *key);
     let mut now = list_now(read, room, unchanged)?.into_iter();
     let value = |row: Option<(_, Val)>| row.map(|(_, val)| val).or_else(|| now.next());
     Ok(undo.into_iter().map(value).map(|val| val.unwrap_or(Val::Absent)).collect())
 }
 
-/// The current values of several keys, in their order.
+/// Lists the current values of several keys, in their order.
 pub fn list_now(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -248,25 +248,25 @@ pub fn list_now(
     keys.iter().zip(rows).map(counted).collect()
 }
 
-/// What changed at an order: each key with its value before.
+/// The changes at one order: each key that changed, with its value before.
 pub type Step = (Order, Vec<(StateKeyNum, Val)>);
 
-/// What changed on the main line in `(after, upto]`, by rising order: each key with its value before. Holes that
-/// were filled, and markers without changes, are among it.
+/// Lists the changes of the main line in `(after, upto]`, by rising order: each key with its value before. Holes that
+/// were filled, and markers without changes, are among them.
 pub fn changes<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
     after: Order,
     upto: Order,
 ) -> Result<impl Iterator<Item = Result<Step, Fault>> + 'r, Fault> {
-    // An inverted range is empty.
+    // Where `after` is not below `upto`, the range is empty.
     let low = Bound::Excluded((room, after));
     let high = Bound::Included((room, upto));
     let rows = schema::STATE_LOG.range::<(RoomNum, Order)>(read, low, high, Direction::Up)?;
     Ok(rows.map(|row| row.map(|((_, order), row)| (order, row.changes))))
 }
 
-/// The last row of `state_log` at or below an order.
+/// Finds the last row of `state_log` at or below an order.
 pub(crate) fn last_change(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -282,7 +282,7 @@ pub(crate) fn last_change(
     Ok(rows.next().transpose()?.map(|((_, order), row)| (order, row)))
 }
 
-/// The reference that all references to this state share: a place on the main line is rounded down to the last
+/// Gives the reference that all references to this state share: a place on the main line is rounded down to the last
 /// change at or below it, so that equal places are equal bytes.
 pub fn canonical(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Result<Ref, Fault> {
     match state {
@@ -291,12 +291,12 @@ pub fn canonical(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Resu
     }
 }
 
-/// The main line just below an order: the state before what stands there.
+/// Gives the main line just below an order, which is the state before the event that stands there.
 pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Ref, Fault> {
     rounded(read, room, Bound::Excluded(order))
 }
 
-/// The main line at its tip: the current state, also while a batch adds to it. What a staged step has written does not
+/// Gives the main line at its tip: the current state, also while a batch adds to it. The rows of a staged step do not
 /// count before it is finished.
 pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Ref, Fault> {
     match stage::find(read, room)? {
@@ -309,8 +309,8 @@ fn rounded(read: &(impl Read + ?Sized), room: RoomNum, upto: Bound<Order>) -> Re
     Ok(last_change(read, room, upto)?.map_or(Ref::EMPTY, |(order, _)| Ref::Main(order)))
 }
 
-/// Changes the current state at `order`, which is at or above everything the room has: one step of the main line.
-/// Takes each key with its new value; what is no change is left out, and a step without changes leaves no trace.
+/// Changes the current state at `order`, which is at or above everything the room has: one step of the main line. Takes
+/// each key with its new value. Values that stay the same are left out, and a step without changes leaves no trace.
 /// Several steps at one order add up.
 pub fn apply(
     batch: &mut Batch,
@@ -342,8 +342,8 @@ fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: Val) {
     }
 }
 
-/// Adds to the row of `state_log` at an order; nothing happens without changes. `counted` of them are not derived from
-/// others: only those tell how far apart two states are.
+/// Adds to the row of `state_log` at an order; nothing happens without changes. `counted` of the changes are not
+/// derived from others: only those tell how far apart two states are.
 fn log_changes(
     batch: &mut Batch,
     room: RoomNum,

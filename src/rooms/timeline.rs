@@ -10,23 +10,23 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// A place between two events of a room, as `/messages` and `/sync` tell it to clients: what is at or below it is
-/// older, what is above it newer.
+/// A place between two events of a room, as `/messages` and `/sync` give it to clients: events at or below it are
+/// older, events above it newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageToken(pub Order);
 
 impl PageToken {
-    /// The place just below this event.
+    /// Gives the place just below this event.
     pub fn below(order: Order) -> Self {
         Self(order.before())
     }
 
-    /// The place just above this event.
+    /// Gives the place just above this event.
     pub fn above(order: Order) -> Self {
         Self(order)
     }
 
-    /// Reads a token. Refuses what is none of ours: 400 `M_INVALID_PARAM`.
+    /// Reads a token from a client. Refuses one that this server did not make: 400 `M_INVALID_PARAM`.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
         let read = || {
             let text = text.strip_prefix('t')?;
@@ -49,8 +49,8 @@ impl fmt::Display for PageToken {
     }
 }
 
-/// The events from a place on, up or down, as far as `read` has them: at most to `until` (the events on its near
-/// side). Events that clients do not see are left out.
+/// Reads the events from a place on, up or down, as far as `read` has them, and at most to `until` (the events on its
+/// near side). Events that clients do not see are left out.
 pub fn page<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -71,8 +71,8 @@ pub fn page<'r>(
         .filter(|stored| stored.as_ref().map_or(true, |stored| !stored.row.header.unseen)))
 }
 
-/// The newest live events in `(after, upto]`, rising, at most `limit`; and whether there are more.
-/// What was back-filled later is not live.
+/// Lists the newest live events in `(after, upto]`, rising, at most `limit`, and tells whether there are more. Events
+/// that were back-filled later are not live.
 pub fn list_live(
     read: &(impl Read + ?Sized),
     room: RoomNum,

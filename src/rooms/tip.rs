@@ -1,8 +1,8 @@
-//! The tip of a room: the newest accepted state, as far as writers asked for it, so that the next change need not read
+//! The tip of a room: its newest accepted state, as far as writers asked for it, so that the next change need not read
 //! it again.
 //!
-//! A tip agrees with what the store says, published rows and those that wait for the flush, and is only changed by what
-//! the store accepted. So it may be dropped at any time.
+//! A tip agrees with the store, with published rows and with those that wait for the flush, and is only changed by
+//! changes that the store accepted. So it may be dropped at any time.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -12,8 +12,8 @@ use crate::{
     schema::{push::Totals, rooms::RoomRow},
 };
 
-/// Remember at most this many state events of a room, about a kilobyte each: its power levels and such, and those of the
-/// members who write.
+/// Remember at most this many state events of a room, about a kilobyte each: its power levels and such, and the members
+/// who write.
 pub(in crate::rooms) const STATE_MAX: usize = 256;
 
 const MEMBER: &str = "m.room.member";
@@ -24,26 +24,26 @@ const REMEMBERED: [&str; 5] =
 /// A remembered event takes about this many bytes beside its texts.
 const EVENT_BYTES: usize = 1_000;
 
-/// What is remembered of a room's newest accepted state.
+/// The part of a room's newest accepted state that is remembered.
 #[derive(Debug)]
 pub(in crate::rooms) struct Tip {
     pub(in crate::rooms) row: RoomRow,
-    /// Current state events by type and state key; `None` where there is none.
+    /// Current state events by type and state key; `None` where the key has no event.
     state: BTreeMap<(String, String), Option<Arc<StateEvent>>>,
     state_bytes: usize,
-    /// Our users who are joined or invited or knock, rising.
+    /// Our users who are joined, invited or knocking, rising; `None` until somebody asks.
     pub(in crate::rooms) users: Option<Arc<[UserNum]>>,
-    /// The running unread numbers outside threads.
+    /// The running unread numbers outside threads, if they are known.
     pub(in crate::rooms) unread: Option<Totals>,
 }
 
 impl Tip {
-    /// A tip that remembers nothing but the room's row.
+    /// Makes a tip that remembers only the room's row.
     pub(in crate::rooms) fn of(row: RoomRow) -> Self {
         Self { row, state: BTreeMap::new(), state_bytes: 0, users: None, unread: None }
     }
 
-    /// Gives what is remembered of a key: `None` if nothing is, `Some(None)` if it has no event.
+    /// Finds the event of a key: `None` if that is not remembered, `Some(None)` if the key has no event.
     pub(in crate::rooms) fn find(&self, key: &(String, String)) -> Option<&Option<Arc<StateEvent>>> {
         self.state.get(key)
     }
@@ -64,8 +64,8 @@ impl Tip {
         debug_assert!(self.state.len() <= STATE_MAX, "what a tip remembers is bounded");
     }
 
-    /// Forgets the next member, as good as any: where more write in turn than are remembered, forgetting whoever wrote
-    /// longest ago would always forget who writes next.
+    /// Forgets the member whose key comes next, which is as good a choice as any. If more members write in turn than
+    /// are remembered, forgetting the one who wrote longest ago would always forget the one who writes next.
     fn forget_one_beside(&mut self, key: &(String, String)) {
         let after = self.state.range((Bound::Excluded(key), Bound::Unbounded));
         let victim = after
@@ -86,13 +86,13 @@ impl Tip {
         }
     }
 
-    /// Gives about how many bytes the tip takes.
+    /// Tells about how many bytes the tip takes.
     pub(in crate::rooms) fn byte_count(&self) -> usize {
         let users = self.users.as_ref().map_or(0, |users| users.len() * size_of::<UserNum>());
         size_of::<Self>() + self.state_bytes + users
     }
 
-    /// Gives how many state events are remembered.
+    /// Tells how many state events are remembered.
     #[cfg(test)]
     pub(in crate::rooms) fn state_count(&self) -> usize {
         self.state.len()
@@ -104,7 +104,7 @@ fn bytes(key: &(String, String), event: Option<&Arc<StateEvent>>) -> usize {
     key.0.len() + key.1.len() + size_of::<(String, String)>() + event
 }
 
-/// Gives a rising list of users with these in it or, where the flag says no, not in it.
+/// Gives the list of users with these added or, where the flag is `false`, removed. Both are rising.
 pub(in crate::rooms) fn with_changes(users: &[UserNum], changed: &[(UserNum, bool)]) -> Arc<[UserNum]> {
     let mut now: Vec<UserNum> = users.to_vec();
     for (user, is_in) in changed {
@@ -125,7 +125,7 @@ pub(in crate::rooms) mod tests {
     use super::*;
     use crate::{ids::Order, schema::rooms::Resident};
 
-    /// The row of a room whose newest event stands at `tip`.
+    /// Makes the row of a room whose newest event stands at `tip`.
     pub(in crate::rooms) fn row(tip: Order) -> RoomRow {
         RoomRow {
             id: RoomId::parse("!room:a.example").unwrap(),

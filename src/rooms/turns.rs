@@ -1,8 +1,8 @@
-//! Turns: who wants to change a room waits for a turn in it, first come, first served.
+//! Turns: a flow that wants to change a room waits for its turn in it, first come, first served.
 //!
 //! One thread makes the changes of all who wait for a room, one after the other: a busy room would otherwise pass its
 //! lock between threads for each event, which costs more than the event. While a turn is taken it has the room's
-//! [`Seat`], which is the proof that nobody else changes the room; a seat comes from nowhere else.
+//! [`Seat`], which is the proof that nobody else changes the room; a seat is given out nowhere else.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,29 +26,29 @@ use crate::{
 const ROOMS_MAX: usize = 1_024;
 /// Keep tips of at most this many bytes in all, beside those of rooms that are being changed.
 const TIPS_BYTES_MAX: usize = 64 << 20;
-/// Let at most this many changes wait for one room; tell whoever comes after them to come back.
+/// Let at most this many changes wait for one room; later ones are told to come back.
 const TURNS_MAX: usize = 4_096;
 
-/// One change to a room, to be made by whoever works off the room's turns.
+/// One change to a room, to be made by the thread that works off the room's turns.
 pub type Turn = Box<dyn FnOnce(Seat) + Send>;
 
 /// The turns of all rooms that are being changed, and of those that were changed lately.
 #[derive(Debug, Default)]
 pub struct AllTurns {
     rooms: Mutex<Kept>,
-    /// Bytes of all tips that are kept, about.
+    /// About how many bytes all tips take that are kept.
     tips_bytes: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     rooms: HashMap<RoomNum, (Arc<Turns>, u64)>,
-    /// Counts look-ups: a room that was asked for long ago has a small number.
+    /// Counts look-ups, so that a room that was asked for long ago has a small number.
     uses: u64,
 }
 
 impl AllTurns {
-    /// Gives the turns of a room.
+    /// Gives the turns of a room, which are made where there are none.
     pub fn of(&self, room: RoomNum) -> Arc<Turns> {
         let mut kept = self.rooms.lock();
         let is_full = kept.rooms.len() >= ROOMS_MAX && !kept.rooms.contains_key(&room);
@@ -64,7 +64,7 @@ impl AllTurns {
     }
 
     /// Drops the turns of those rooms that were asked for longest ago, until a sixteenth of the bounds is free. A room
-    /// that somebody changes, or waits to change, is kept: it has a handle elsewhere.
+    /// that somebody changes, or waits to change, is kept: its turns have a handle elsewhere.
     fn make_space(&self, kept: &mut Kept) {
         let is_idle = |turns: &Arc<Turns>| Arc::strong_count(turns) == 1;
         let mut idle: Vec<(u64, RoomNum)> = kept
@@ -84,30 +84,30 @@ impl AllTurns {
         }
     }
 
-    /// Gives how many bytes all tips take that are kept, about.
+    /// Tells about how many bytes all tips take that are kept.
     pub fn tips_bytes(&self) -> usize {
         self.tips_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Those who wait to change a room, and what the last change left in memory.
+/// The changes that wait for a room, and the tip that the last one left.
 #[derive(Debug)]
 pub struct Turns {
     queue: Mutex<Queue>,
     tips_bytes: Arc<AtomicUsize>,
-    /// Held by whoever resolves states of this room for long; the room's turns go on meanwhile.
+    /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Turn>,
-    /// Somebody works the turns off.
+    /// Whether a thread works the turns off.
     is_worked_off: bool,
-    /// Somebody has the seat.
+    /// Whether somebody has the room's seat.
     is_seated: bool,
     tip: Option<Tip>,
-    /// What the tip was counted as.
+    /// The bytes of the tip that are counted in the sum over all rooms.
     tip_bytes: usize,
 }
 
@@ -122,7 +122,7 @@ impl Turns {
         Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default() }
     }
 
-    /// Adds a turn at the end. Gives `true` when nobody works the turns off: the caller must then have
+    /// Adds a turn at the end. Gives `true` when no thread works the turns off: the caller must then have
     /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
     pub fn add(&self, turn: Turn) -> Result<bool> {
         let mut queue = self.queue.lock();
@@ -134,8 +134,8 @@ impl Turns {
         Ok(!std::mem::replace(&mut queue.is_worked_off, true))
     }
 
-    /// Takes turns until nobody waits, or until `is_over` says that the worker has had the thread for long enough. Gives
-    /// `true` when turns are left: the caller must then have this called again, so that other rooms get the thread first.
+    /// Takes turns until none waits, or until `is_over` says that the thread has had enough time. Gives `true` when
+    /// turns are left: the caller must then have this called again, so that other rooms get the thread first.
     pub fn work_off(self: &Arc<Self>, is_over: impl Fn() -> bool) -> bool {
         while let Some(turn) = self.next() {
             let Some(seat) = self.sit() else {
@@ -143,7 +143,7 @@ impl Turns {
                 continue;
             };
             // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on
-            // from what the store says, for the seat leaves no tip behind when it is dropped by a panic.
+            // from what the store says, because the seat leaves no tip behind when it is dropped by a panic.
             drop(panic::catch_unwind(AssertUnwindSafe(|| turn(seat))));
             if is_over() && self.is_anybody_waiting() {
                 return true;
@@ -165,7 +165,8 @@ impl Turns {
         queue.is_worked_off
     }
 
-    /// Gives the seat of the room, unless somebody has it. Only the worker of the turns, and tests, take it.
+    /// Gives the seat of the room, unless somebody has it. Only the thread that works the turns off, and tests, take
+    /// it.
     pub(crate) fn sit(self: &Arc<Self>) -> Option<Seat> {
         let mut queue = self.queue.lock();
         if std::mem::replace(&mut queue.is_seated, true) {
@@ -204,7 +205,7 @@ pub struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        // What a panic interrupted may be half of a change.
+        // A change that a panic interrupted may have left half a tip, so the tip is dropped.
         let tip = if std::thread::panicking() { None } else { self.tip.take() };
         self.turns.stand_up(tip);
     }
@@ -287,7 +288,7 @@ mod tests {
         assert!(is_known(ROOMS_MAX + 10) && is_known(ROOMS_MAX / 2), "those asked for lately are kept");
         assert!(!is_known(1), "the oldest went");
         assert!(Arc::ptr_eq(&held, &all.of(RoomNum(0))), "a room that somebody holds stays");
-        // A few large ones.
+        // A few tips are large enough to reach the bound of bytes.
         for room in 0..20 {
             remember(10_000 + room, 8 << 20);
         }

@@ -1,4 +1,4 @@
-//! Typing notifications are kept in memory only: a restart forgets them, and tells clients of that run that nobody types.
+//! Typing notifications are kept in memory only: a restart forgets them, and clients are then told that nobody types.
 //!
 //! Specification: client-server API, "Typing Notifications".
 
@@ -6,39 +6,39 @@ use std::collections::BTreeMap;
 
 use crate::ids::RoomNum;
 
-/// A client may ask for longer; it is forgotten after this all the same.
+/// Typing is forgotten after this many milliseconds, even if a client asks for longer.
 pub const TYPING_MS_MAX: u64 = 120_000;
-/// At most this many typists of a room are told.
+/// At most this many typists of a room are shown, because each change of one is sent to everybody in the room.
 const TYPISTS_MAX: usize = 100;
 /// At most this many rooms are remembered; the one that changed longest ago is forgotten first.
 const ROOMS_MAX: usize = 10_000;
 
-/// Everybody who types, by room.
+/// All users who type, by room.
 #[derive(Debug, Default)]
 pub struct Typing {
     rooms: BTreeMap<RoomNum, Typists>,
-    /// By the number of its last change, for "what is new since".
+    /// The rooms by the number of their last change, to answer what is new since.
     changed: BTreeMap<u64, RoomNum>,
 }
 
 #[derive(Debug, Default)]
 struct Typists {
     changed: u64,
-    /// Those who type, by user id.
+    /// The users who type, by user id.
     users: BTreeMap<String, Typist>,
 }
 
 #[derive(Debug)]
 struct Typist {
-    /// In milliseconds since the epoch.
+    /// The end of typing, in milliseconds since the epoch.
     until_ms: u64,
-    /// The number of the change that began it.
+    /// The number of the change by which typing began.
     began: u64,
 }
 
 impl Typing {
-    /// A user types until then, or (`None`) no longer. `number` is the number of this change. Whether others see a
-    /// difference: one who goes on typing changes nothing.
+    /// Notes that a user types until a time, or (`None`) no longer. `number` is the number of this change. Tells
+    /// whether others see a difference: a user who goes on typing makes none.
     pub fn set(&mut self, room: RoomNum, user_id: &str, until_ms: Option<u64>, number: u64) -> bool {
         let seen = match until_ms {
             Some(until_ms) => {
@@ -62,7 +62,7 @@ impl Typing {
         seen
     }
 
-    /// Forgets whoever typed until before now. Whether that is a difference.
+    /// Forgets the users whose typing has ended. Tells whether there were any.
     pub fn expire(&mut self, room: RoomNum, now_ms: u64, number: u64) -> bool {
         let Some(typists) = self.rooms.get_mut(&room) else { return false };
         let before = typists.users.len();
@@ -86,21 +86,21 @@ impl Typing {
         }
     }
 
-    /// The rooms in which typists changed after this number.
+    /// Lists the rooms in which typists changed after this number.
     pub fn changed_since(&self, number: u64) -> impl Iterator<Item = RoomNum> {
         self.changed
             .range((std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded))
             .map(|(_, room)| *room)
     }
 
-    /// Until when a user types who began with the change of this number, in milliseconds since the epoch; none if that
-    /// has ended.
+    /// Finds the time until which a user types who began with the change of this number, in milliseconds since the
+    /// epoch; `None` if that has ended.
     pub fn until_ms(&self, room: RoomNum, user_id: &str, began: u64) -> Option<u64> {
         let typist = self.rooms.get(&room)?.users.get(user_id)?;
         (typist.began == began).then_some(typist.until_ms)
     }
 
-    /// Lists those who type in a room.
+    /// Lists the users who type in a room.
     pub fn list(&self, room: RoomNum) -> Vec<String> {
         self.rooms.get(&room).map(|typists| typists.users.keys().cloned().collect()).unwrap_or_default()
     }

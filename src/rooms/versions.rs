@@ -1,10 +1,10 @@
-//! Room versions: which ones this server speaks, and the rules of each.
+//! Room versions: those that this server speaks, and the rules of each.
 
 use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 
-/// The lowest version that can be created. Versions 1 and 2 name events by ids of their own making.
+/// The lowest room version that is spoken. In versions 1 and 2, servers choose the ids of their events.
 pub const LOWEST: u8 = 3;
-/// The highest version.
+/// The highest room version that is spoken.
 pub const HIGHEST: u8 = 12;
 
 static RULES: [RoomVersionRules; 10] = [
@@ -20,15 +20,15 @@ static RULES: [RoomVersionRules; 10] = [
     RoomVersionRules::V12,
 ];
 
-/// The rules of a version; `None` for one that this server does not speak.
+/// Finds the rules of a version; `None` for one that this server does not speak.
 pub fn find_rules(version: u8) -> Option<&'static RoomVersionRules> {
     RULES.get(usize::from(version.checked_sub(LOWEST)?))
 }
 
-/// The number of a version; `None` for one that this server does not speak.
+/// Finds the number of a version; `None` for one that this server does not speak.
 pub fn number(version: &RoomVersionId) -> Option<u8> {
     let number: u8 = version.as_str().parse().ok()?;
-    // "012" is another version than "12".
+    // The names of versions are opaque: "012" is another version than "12".
     (find_rules(number).is_some() && number.to_string() == version.as_str()).then_some(number)
 }
 

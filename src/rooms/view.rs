@@ -2,18 +2,19 @@
 
 use crate::{ids::RoomNum, schema::rooms::RoomRow};
 
-/// From where a room is read, which one, and its row: what functions that show events hand to one another unchanged.
+/// The source from which a room is read, its number and its row, which functions that show events hand to one another
+/// unchanged.
 #[derive(Debug)]
 pub struct RoomView<'a, R: ?Sized> {
     /// The snapshot, or the batch that is being built.
     pub read: &'a R,
-    /// The room's number.
+    /// The number of the room that is read.
     pub num: RoomNum,
-    /// The room's row.
+    /// The room's row, as `read` has it.
     pub row: &'a RoomRow,
 }
 
-// Not derived: what is read from need not be copied with it.
+// Deriving would demand that `R` is copied, too.
 impl<R: ?Sized> Clone for RoomView<'_, R> {
     fn clone(&self) -> Self {
         *self

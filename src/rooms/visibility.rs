@@ -20,10 +20,10 @@ use crate::{
     store::{Direction, Fault, Read},
 };
 
-/// How much of a room's past others may see.
+/// The part of a room's past that others may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HistoryVisibility {
-    /// Everybody sees everything.
+    /// Everybody sees everything, members or not.
     WorldReadable,
     /// Members see everything, also from before they joined.
     Shared,
@@ -34,7 +34,7 @@ pub enum HistoryVisibility {
 }
 
 impl HistoryVisibility {
-    /// From the content of `m.room.history_visibility`; what is unset or unknown is shared.
+    /// Reads the content of `m.room.history_visibility`; a value that is unset or unknown means shared.
     pub fn of_content(content: &str) -> Self {
         #[derive(Deserialize)]
         struct Content {
@@ -50,7 +50,7 @@ impl HistoryVisibility {
     }
 }
 
-/// The current history visibility of a room.
+/// Gives the current history visibility of a room.
 pub fn current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<HistoryVisibility, Fault> {
     let event = super::find_state(read, room, KIND, "")?;
     Ok(event.map_or(HistoryVisibility::Shared, |event| HistoryVisibility::of_content(event.row.content())))
@@ -58,11 +58,11 @@ pub fn current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<HistoryVisi
 
 const KIND: &str = "m.room.history_visibility";
 
-/// Changes of a key that are read at once: a page of a hundred events needs a few such parts where each of them is a change
-/// of this very key, and one in any other room.
+/// Read this many changes of a key at once. A page of a hundred events needs a few such parts where each event is a
+/// change of this very key, and one in any other room.
 const CHANGES_READ: usize = 32;
 
-/// Changes of a room's visibility that are looked through for a time when it was open to everybody.
+/// Look through at most this many changes of a room's visibility for a time when it was open to everybody.
 const ALL_CHANGES_MAX: usize = 1_000;
 
 /// The values that a state key had on the main line, as far as they were asked for: however often a key changed, a page
@@ -70,18 +70,18 @@ const ALL_CHANGES_MAX: usize = 1_000;
 struct History {
     event_type: &'static str,
     state_key: String,
-    /// Whether anything was read: nothing is before it is asked for.
+    /// Whether anything was read, which happens only when the history is asked for.
     is_read: bool,
     key: Option<StateKeyNum>,
     now: Val,
-    /// (order of a change, value before it), rising: all that there are in `low..=high`.
+    /// All changes in `low..=high`, rising: the order of each, and the value before it.
     changes: Vec<(Order, Val)>,
     low: Order,
     high: Order,
 }
 
 impl History {
-    /// Nothing is read yet.
+    /// The history of this key, of which nothing is read yet.
     fn of(event_type: &'static str, state_key: &str) -> Self {
         Self {
             event_type,
@@ -95,7 +95,8 @@ impl History {
         }
     }
 
-    /// Reads the newest changes, if nothing was read yet: most pages are of the newest events, and most keys changed once.
+    /// Reads the newest changes, if nothing was read yet: most pages are of the newest events, and most keys changed
+    /// once.
     fn load(&mut self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<(), Fault> {
         if self.is_read {
             return Ok(());
@@ -146,7 +147,7 @@ impl History {
         Ok(())
     }
 
-    /// All changes there ever were, rising, as far as a bound that no room reaches unless somebody means to.
+    /// Lists all changes there ever were, rising, as far as a bound that no room reaches by accident.
     fn all_changes(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(Order, Val)>, Fault> {
         let Some(key) = self.key else { return Ok(Vec::new()) };
         let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
@@ -156,7 +157,7 @@ impl History {
         Ok(changes)
     }
 
-    /// The value just below an order.
+    /// Gives the value just below an order.
     fn below(&mut self, read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Val, Fault> {
         let Some(key) = self.key else { return Ok(Val::Absent) };
         if order < self.low {
@@ -168,7 +169,7 @@ impl History {
         Ok(self.changes.get(at).map_or(self.now, |(_, before)| *before))
     }
 
-    /// The value just before an event.
+    /// Gives the value just before an event.
     fn before(&mut self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Val, Fault> {
         match (stored.row.header.before, self.key) {
             (Some(before), Some(key)) => state::at(read, room, before, key),
@@ -177,22 +178,23 @@ impl History {
     }
 }
 
-/// What one user may see of one room: the one definition of "visible", and of "visible until". Made for one answer, from
-/// one snapshot; best asked for events in their order.
+/// The part of one room that one user may see: the one definition of "visible", and of "visible until". It is made for
+/// one answer, from one snapshot, and works best if asked for events in their order.
 ///
-/// Somebody who left, or was kicked or banned, sees nothing of after that, whatever was done with their membership since:
-/// the first event that ended their stay is the last one that counts. Somebody who has forgotten the room is a stranger
+/// A user who left, or was kicked or banned, sees nothing after that, whatever was done with their membership since:
+/// the first event that ended their stay is the last one that counts. A user who has forgotten the room is a stranger
 /// to it until they join again.
 pub struct Sight {
     room: RoomNum,
     user: String,
     visibility: History,
     member: History,
-    /// The user was joined up to here, perhaps with breaks.
+    /// The order up to which the user was joined, perhaps with breaks.
     joined_until: Option<Order>,
-    /// Since this the user has been joined without a break: mostly nothing need be asked of their history.
+    /// The order since which the user has been joined without a break, so that mostly nothing need be asked of their
+    /// history.
     joined_since: Option<Order>,
-    /// Invitations below this are forgotten.
+    /// Invitations below this order are forgotten and do not count.
     invited_from: Order,
     memberships: HashMap<EventNum, Membership>,
     visibilities: HashMap<EventNum, HistoryVisibility>,
@@ -212,7 +214,7 @@ impl Sight {
         Ok(Self::with_row(room, user_id, row.as_ref()))
     }
 
-    /// The sight of a user who is this to the room.
+    /// The sight of a user with this membership of the room.
     fn with_row(room: RoomNum, user_id: &UserId, row: Option<&UserRoomRow>) -> Self {
         let joined_until = row.and_then(joined_until);
         let joined_since = row.filter(|row| row.membership == Membership::Join);
@@ -238,8 +240,8 @@ impl Sight {
         }
     }
 
-    /// Up to where the user has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for somebody
-    /// who never was one, or has forgotten it.
+    /// Tells up to where the user has been joined, perhaps with breaks: [`Order::MAX`] for a member, `None` for a user
+    /// who never was one, or has forgotten the room.
     pub fn joined_until(&self) -> Option<Order> {
         self.joined_until
     }
@@ -267,13 +269,14 @@ impl Sight {
         Ok(visibility)
     }
 
-    /// What the user was to the room at this event (with what the event itself says), and whether they may see it.
+    /// Gives the user's membership of the room at this event (with the change that the event itself makes), and whether
+    /// they may see it.
     pub fn look(
         &mut self,
         read: &(impl Read + ?Sized),
         stored: &Stored,
     ) -> Result<(Membership, bool), Fault> {
-        // The state before an event of a fork is another than that of the main line.
+        // The state before an event of a fork is not the main line, so the shortcut does not hold for it.
         if stored.row.header.before.is_none() && self.joined_since.is_some_and(|since| stored.order > since) {
             return Ok((Membership::Join, true));
         }
@@ -282,7 +285,8 @@ impl Sight {
         let mut memberships = [self.membership_in(read, member)?; 2];
         let key = stored.row.header.state_key;
         if key.is_some() && self.member.key == key {
-            // An event that changes one of the two is seen by those who may see it before or after the change.
+            // An event that changes membership or visibility is seen by users who may see it by the state before or
+            // after the change.
             memberships[1] = stored.membership().unwrap_or(Membership::Leave);
         }
         let [_, after] = memberships;
@@ -312,7 +316,7 @@ impl Sight {
         Ok(self.look(read, stored)?.1)
     }
 
-    /// Above this the user sees nothing; `None` for a user who sees nothing at all.
+    /// Gives the order above which the user sees nothing; `None` for a user who sees nothing at all.
     pub fn end(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
         self.visibility.load(read, self.room)?;
         if self.joined_until == Some(Order::MAX)
@@ -339,7 +343,7 @@ impl Sight {
                 break;
             }
         }
-        // The room may have been open to everybody for a time.
+        // The room may have been open to everybody for a time after the user's stay ended.
         let mut changes: Vec<(Order, Val)> = self.visibility.changes.clone();
         if self.visibility.low > Order::MIN {
             changes = self.visibility.all_changes(read, self.room)?;
@@ -358,8 +362,8 @@ impl Sight {
         Ok(end)
     }
 
-    /// Whether the user is joined, and the room's history was never less than shared: then nothing need be asked for each
-    /// event. A room whose visibility changed often is not looked through; the answer is no.
+    /// Whether the user is joined, and the room's history was never less than shared: then nothing need be asked for
+    /// each event. A room whose visibility changed often is not looked through; the answer is `false`.
     pub fn sees_everything(&mut self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
         if self.joined_until != Some(Order::MAX) {
             return Ok(false);
@@ -381,8 +385,8 @@ impl Sight {
         Ok(is_open)
     }
 
-    /// Where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did. Of changes of
-    /// membership beyond a bound the oldest are not looked at.
+    /// Finds where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.
+    /// Beyond a bound, the oldest changes of membership are not looked at.
     fn first_stay(&mut self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.member.load(read, self.room)?;
         let mut changes: Vec<(Order, Val)> = self.member.changes.clone();
@@ -405,13 +409,13 @@ impl Sight {
         Ok(None)
     }
 
-    /// Whose sight this is.
+    /// The id of the user whose sight this is.
     pub fn user(&self) -> &str {
         &self.user
     }
 }
 
-/// Up to where a user who is this to a room has been joined, perhaps with breaks; `None` for somebody who never was, or has
+/// Tells up to where a user with this row has been joined, perhaps with breaks; `None` for a user who never was, or has
 /// forgotten the room.
 fn joined_until(row: &UserRoomRow) -> Option<Order> {
     match row.membership {
@@ -421,15 +425,15 @@ fn joined_until(row: &UserRoomRow) -> Option<Order> {
     }
 }
 
-/// Who reads a room: what they may see of it, and whom they do not want to hear of. Whatever shows events to a user, or
-/// events inside of others, asks this.
+/// The reader of a room: the events that they may see, and the users of whom they do not want to hear. All code that
+/// shows events to a user, or events inside others, asks this.
 pub struct Reader {
     sight: RefCell<Sight>,
     ignored: Arc<Ignored>,
 }
 
 impl Reader {
-    /// The reader who this user of ours is, with the number of the account and the users they ignore.
+    /// The reader who is this user of ours, with the number of the account and the users they ignore.
     pub fn of(
         read: &(impl Read + ?Sized),
         room: RoomNum,
@@ -440,12 +444,12 @@ impl Reader {
         Ok(Self { sight: RefCell::new(Sight::of(read, room, user, user_id)?), ignored })
     }
 
-    /// The reader who this user is, who is this to the room.
+    /// The reader who is this user, with this membership of the room.
     pub fn with_row(room: RoomNum, user_id: &UserId, row: &UserRoomRow, ignored: Arc<Ignored>) -> Self {
         Self { sight: RefCell::new(Sight::with_row(room, user_id, Some(row))), ignored }
     }
 
-    /// What the user was to the room at this event, and whether they may see it and want to.
+    /// Gives the user's membership of the room at this event, and whether they may see the event and want to.
     pub fn look(&self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<(Membership, bool), Fault> {
         let mut sight = self.sight.borrow_mut();
         let (membership, sees) = sight.look(read, stored)?;
@@ -466,7 +470,8 @@ impl Reader {
         Ok(self.look(read, stored)?.1)
     }
 
-    /// Whether the user does not want this event: a message of somebody ignored. State is the room's, whoever set it.
+    /// Whether the user does not want this event, because it is a message of somebody ignored. State is never ignored,
+    /// because it is the room's, whoever set it.
     pub fn ignores(&self, stored: &Stored) -> bool {
         !self.ignored.is_empty()
             && stored.row.header.state_key.is_none()
@@ -478,22 +483,22 @@ impl Reader {
         Ok(self.ignored.is_empty() && self.sight.borrow_mut().sees_everything(read)?)
     }
 
-    /// Up to where the user has been joined: see [`Sight::joined_until`].
+    /// Tells up to where the user has been joined: see [`Sight::joined_until`].
     pub fn joined_until(&self) -> Option<Order> {
         self.sight.borrow().joined_until
     }
 
-    /// Whether the user is in the room.
+    /// Whether the user is joined to the room now.
     pub fn is_joined(&self) -> bool {
         self.joined_until() == Some(Order::MAX)
     }
 
-    /// Above this the user sees nothing: see [`Sight::end`].
+    /// Gives the order above which the user sees nothing: see [`Sight::end`].
     pub fn end(&self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
         self.sight.borrow_mut().end(read)
     }
 
-    /// Where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.
+    /// Finds where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.
     pub fn first_stay(&self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.sight.borrow_mut().first_stay(read, end)
     }

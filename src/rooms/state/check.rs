@@ -1,4 +1,4 @@
-//! What must hold of the rows of room state: `db check` asks.
+//! Checks the rows of room state against one another, for `db check`.
 
 use crate::{
     ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// The checks of room state.
+/// Lists the checks of room state.
 pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     vec![
         RowCheck::of(&schema::STATE_KEY, |read, (room, key), row, doubts| {
@@ -39,7 +39,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             value(read, *room, *key, val, doubts)
         }),
         RowCheck::of(&schema::STAGE, |read, room, _, doubts| {
-            // The worker that clears unfinished steps begins when the server does.
+            // An unfinished step is no fault by itself: the worker that clears such steps begins when the server does.
             let is_room = schema::ROOM.contains(read, *room)?;
             doubts.unless(is_room, "the room that it is a step of is not there");
             Ok(())
@@ -63,7 +63,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     ]
 }
 
-/// An event that a key has, or had, is there and is of that key.
+/// Checks that an event which a key has, or had, is there and is of that key.
 fn value(
     read: &Snapshot,
     room: RoomNum,

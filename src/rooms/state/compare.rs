@@ -1,5 +1,5 @@
-//! The difference of two states: what the log of changes names between them, looked up at both; or, where more
-//! changed than there is, both states in full side by side.
+//! The difference of two states: the keys that the log of changes names between them, looked up at both; or, where
+//! there were more changes than there are keys, both states in full side by side.
 
 use std::{
     cmp::Ordering,
@@ -18,19 +18,20 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// Above this many changes for each key of the room, both states are read in full.
+/// Above this many changes for each key of the room, reading both states in full is cheaper.
 const CHANGES_PER_KEY_MAX: u64 = 2;
 
 /// A key with its values in two states.
 pub type Difference = (StateKeyNum, Val, Val);
 
-/// Derived values follow from the others, and are worked out anew where those change: they make no difference.
+/// Whether two values make a difference. Derived values do not: they follow from the others, and are worked out anew
+/// where those change.
 fn differ(one: Val, other: Val) -> bool {
     one != other && !one.is_derived() && !other.is_derived()
 }
 
-/// The keys whose values differ in two states, rising, with both values; derived keys are left out. Costs O(changes
-/// between them), at most O(keys of the room).
+/// Lists the keys whose values differ in two states, rising, with both values; derived keys are left out. Costs as much
+/// as there are changes between the states, and at most as much as the room has keys.
 pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<Vec<Difference>, Fault> {
     if a == b {
         return Ok(Vec::new());
@@ -55,7 +56,7 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
     };
     let mut differing = Vec::new();
     for (key, at_high) in keys.into_iter().zip(at_high) {
-        // What did not change between the two places is the same at both.
+        // A key that did not change between the two places has the same value at both.
         let on_main = |order: Order| match below.get(&key) {
             Some(at_low) if order == low => *at_low,
             _ => at_high,
@@ -69,8 +70,8 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
     Ok(differing)
 }
 
-/// How many keys may differ at most, without looking at any: the changes between the two places on the main line and
-/// the entries of the side states. A hint: what filled holes is not in it.
+/// Tells how many keys may differ at most, without looking at any: the changes between the two places on the main line
+/// and the entries of the side states. It is a hint, because changes that filled holes are not counted.
 pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<u64, Fault> {
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
     let entries: usize = unshared(&left, &right).map(SideRow::len).sum();
@@ -78,7 +79,8 @@ pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> R
     Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
 }
 
-/// The side states that only one of the two consists of: what both stand on makes no difference by itself.
+/// Lists the side states that only one of the two consists of, because a side state below both makes no difference by
+/// itself.
 fn unshared<'c>(left: &'c Chain, right: &'c Chain) -> impl Iterator<Item = &'c SideRow> {
     let is_in = |chain: &Chain, side| chain.rows.iter().any(|(other, _)| *other == side);
     let own_left = left.rows.iter().take_while(move |(side, _)| !is_in(right, *side));
@@ -86,17 +88,17 @@ fn unshared<'c>(left: &'c Chain, right: &'c Chain) -> impl Iterator<Item = &'c S
     own_left.chain(own_right).map(|(_, row)| row)
 }
 
-/// What changed between two places on the main line.
+/// The changes between two places on the main line.
 #[derive(Default)]
 struct Between {
     /// The keys that changed in `(low, high]`, each with its value at `low`.
     below: BTreeMap<StateKeyNum, Val>,
-    /// Nothing changed above `high`. (It may be the tip without that being said.)
+    /// Whether nothing changed above `high`. It may be `false` although `high` is the tip.
     is_high_tip: bool,
 }
 
 impl Between {
-    /// One walk over the log; `None` when reading both states in full is cheaper.
+    /// Reads the changes in one walk over the log; `None` when reading both states in full is cheaper.
     fn read(
         read: &(impl Read + ?Sized),
         room: RoomNum,
@@ -108,7 +110,7 @@ impl Between {
             return Ok(Some(between));
         }
         between.is_high_tip = true;
-        // Few changes are read whatever the room is like; only for more is it asked how many they may be.
+        // A few changes are read in any room; only for more is it asked how many they may be.
         let (mut seen, mut seen_max) = (0_u64, FEW_CHANGES);
         let mut is_asked = false;
         for row in changes(read, room, low, Order::MAX)? {
@@ -128,7 +130,7 @@ impl Between {
                 }
                 (seen_max, is_asked) = (changes_max.saturating_mul(2), true);
             }
-            // What filled holes is not in the running count.
+            // Changes that filled holes are not in the running count, so the walk may find more than it said.
             if seen > seen_max && is_asked {
                 return Ok(None);
             }
@@ -137,7 +139,7 @@ impl Between {
     }
 }
 
-/// Two full states side by side.
+/// Compares two full states, read side by side.
 fn merge(left: Values<'_>, right: Values<'_>) -> Result<Vec<Difference>, Fault> {
     let (mut left, mut right) = (left.peekable(), right.peekable());
     let mut differing = Vec::new();

@@ -1,5 +1,5 @@
-//! Whole states, streamed by rising key numbers: the current one with what changed since laid over it, or, where more
-//! changed than there is, one scan of the current state and of all earlier values side by side.
+//! Whole states, streamed by rising key numbers: the current one with the changes since laid over it, or, where there
+//! were more changes than there are keys, one scan of the current state and of all earlier values side by side.
 
 use std::{collections::BTreeMap, iter::Peekable, ops::Bound};
 
@@ -13,14 +13,14 @@ use crate::{
 
 /// Read a full state by the scan of everything where more than this many changes lie above it for each key of the room.
 const CHANGES_PER_KEY_MAX: u64 = 4;
-/// Below this many changes the scan of everything never pays. (Tests want to come there with small rooms.)
+/// Below this many changes the scan of everything never pays. Tests use a small bound to reach it in small rooms.
 pub(crate) const FEW_CHANGES: u64 = if cfg!(test) { 4 } else { 256 };
 
-/// Keys with their values, rising.
+/// Keys with their values, by rising key numbers.
 pub(crate) type Values<'r> = Box<dyn Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r>;
 
-/// The whole state, by rising key numbers; keys that are unset or unknown are left out. Streamed: of the state itself
-/// nothing is held, of the changes since then at most four a key.
+/// Streams the whole state, by rising key numbers; keys that are unset or unknown are left out. Of the state itself
+/// nothing is held in memory, of the changes since then at most four a key.
 pub fn full<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -33,7 +33,7 @@ pub fn full<'r>(
     }))
 }
 
-/// The same with the keys whose values are unknown.
+/// Does the same, and gives the keys whose values are unknown, too.
 pub(crate) fn values<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -45,14 +45,14 @@ pub(crate) fn values<'r>(
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
     let sides = over.clone();
-    // Mostly the place is near the tip: that is found out sooner than how near.
+    // Most places are near the tip, and that is found out sooner than how near.
     if overlay(read, room, order, FEW_CHANGES, &mut over)? {
         return now_under(read, room, over);
     }
     over.clone_from(&sides);
     let changes_max = CHANGES_PER_KEY_MAX.saturating_mul(key_count(read, room)?);
     if changes_between(read, room, order, Order::MAX)? <= changes_max {
-        // What filled holes is not in the running count.
+        // Changes that filled holes are not in the running count, so the bound leaves some slack.
         if overlay(read, room, order, changes_max.saturating_mul(2), &mut over)? {
             return now_under(read, room, over);
         }
@@ -61,7 +61,8 @@ pub(crate) fn values<'r>(
     Ok(laid(over, scan_all(read, room, order)?))
 }
 
-/// Lays the oldest value since `order` of each key that changed under `over`. Gives up above `changes_max` changes.
+/// Lays the oldest value since `order` of each key that changed under `over`. Gives `false` above `changes_max`
+/// changes.
 fn overlay(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -82,14 +83,14 @@ fn overlay(
     Ok(true)
 }
 
-/// An upper bound of how many keys the current state has, near to the truth; never 0.
+/// Gives an upper bound of how many keys the current state has, near to the truth; never 0.
 pub(crate) fn key_count(read: &(impl Read + ?Sized), room: RoomNum) -> Result<u64, Fault> {
     let mut rows = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Down)?;
     let last = rows.next().transpose()?;
     Ok(last.map_or(1, |((_, key), _)| u64::from(key.0) + 1))
 }
 
-/// How many changes the main line saw in `(low, high]`, by the running count: a hint.
+/// Tells how many changes the main line saw in `(low, high]`, by the running count, which is a hint.
 pub(crate) fn changes_between(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -110,8 +111,8 @@ fn now_under<'r>(
     Ok(laid(over, list_written(read, room)?))
 }
 
-/// The values as they are written: what a staged step wrote is among them, and so are the values before it among the undo
-/// rows and the log, which are laid over this.
+/// Lists the current values as they are written, those of a staged step among them. The undo rows and the log of such a
+/// step, which are laid over this, bring back the values before it.
 fn list_written<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
@@ -128,11 +129,11 @@ fn laid<'r>(
     Box::new(Under { over: over.into_iter().map(Ok).peekable(), base: base.peekable() })
 }
 
-/// The main line at `order` by one scan of `state_now` and `state_undo`, whose keys are sorted alike.
+/// Reads the main line at `order` by one scan of `state_now` and `state_undo`, whose keys are sorted alike.
 fn scan_all<'r>(read: &'r (impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Values<'r>, Fault> {
     let now = list_written(read, room)?;
     let undo = schema::STATE_UNDO.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    // Of each key, the first row above the order holds the value.
+    // The value of a key is in its first row above the order.
     let mut last = None;
     let over = undo.filter_map(move |row| match row {
         Ok(((_, key, at), _)) if at <= order || last == Some(key) => None,
@@ -145,7 +146,7 @@ fn scan_all<'r>(read: &'r (impl Read + ?Sized), room: RoomNum, order: Order) -> 
     Ok(Box::new(Under { over: over.peekable(), base: now.peekable() }))
 }
 
-/// `base` with `over` laid on it; values that are absent are left out.
+/// Lays `over` on `base`, and leaves out values that are absent.
 struct Under<O: Iterator, B: Iterator> {
     over: Peekable<O>,
     base: Peekable<B>,

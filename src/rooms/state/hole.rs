@@ -1,11 +1,11 @@
 //! Holes: stretches of a room's history that we do not have, below an *anchor* (a position), and filling them.
 //!
-//! Just below the lowest event above a hole, at the next lower minor, stands a marker, so that no reference is rounded
-//! down into the hole or across it. What differs from the state below the hole (none before our first join) has an undo
-//! row at the *floor*, the lowest minors under the anchor. A hole is filled downward, a segment at a time: its events
-//! get the minors below the marker, and a new marker stands below them unless the hole is closed. The old marker's row
-//! then holds what the segment's last state has otherwise than the state above, so nothing at or above it changes its
-//! meaning; the floor keeps what is below the hole as it was.
+//! A marker stands just below the lowest event above a hole, at the next lower minor, so that no reference is rounded
+//! down into the hole or across it. Each key that differs from the state below the hole (none before our first join)
+//! has an undo row at the *floor*, the lowest minors under the anchor. A hole is filled downward, a segment at a time:
+//! its events get the minors below the marker, and a new marker stands below them unless the hole is closed. The old
+//! marker's row then holds the keys in which the segment's last state differs from the state above, so nothing at or
+//! above it changes its meaning; the floor keeps the state below the hole as it was.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -19,30 +19,30 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// Minors below this belong to the floor: one for each part in which a large hole was staged.
+/// Minors below this belong to the floor, one for each part in which a large hole was staged.
 const FLOOR_MINORS: i32 = i32::MIN + (1 << 16);
 
 /// A stretch of events that fills a hole from above, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct Segment {
-    /// Where the state below the segment's first event differs from the state above the hole (the one of
+    /// The keys in which the state below the segment's first event differs from the state above the hole (the one of
     /// [`hole_state`]). Entries that do not differ do no harm.
     pub bottom: Vec<(StateKeyNum, Val)>,
-    /// What each event changes on the main line: keys with their new values. Messages change nothing.
+    /// The changes that each event makes to the main line: keys with their new values. A message has none.
     pub steps: Vec<Vec<(StateKeyNum, Val)>>,
-    /// The ids of the events that are missing below the segment; none closes the hole.
+    /// The ids of the events that are missing below the segment; an empty list closes the hole.
     pub missing: Vec<String>,
 }
 
-/// The current state of a room that we join for the first time, in parts of any size; before [`open_hole`].
+/// Stages the current state of a room that we join for the first time, in parts of any size, before [`open_hole`].
 pub fn stage_base(batch: &mut Batch, room: RoomNum, part: &[(StateKeyNum, EventNum)]) {
     for (key, event) in part {
         put_now(batch, room, *key, Val::Event(*event));
     }
 }
 
-/// Part number `part` of how the state above a new hole differs from the state below it. Readers at or below the last
-/// resident order see the same throughout.
+/// Stages part number `part` of the difference between the state above a new hole and the state below it. Readers at or
+/// below the last resident order see the same throughout.
 pub fn stage_hole(
     batch: &mut Batch,
     room: RoomNum,
@@ -53,8 +53,8 @@ pub fn stage_hole(
     apply(batch, room, Order { anchor, minor: i32::MIN + i32::from(part) }, changes)
 }
 
-/// Opens a hole below the event at `anchor`, after its state was staged. `is_bottomless`: there is nothing of the room
-/// below it.
+/// Opens a hole below the event at `anchor`, after its state was staged. `is_bottomless` says that there is nothing of
+/// the room below it.
 pub fn open_hole(
     batch: &mut Batch,
     room: RoomNum,
@@ -67,7 +67,8 @@ pub fn open_hole(
     Ok(())
 }
 
-/// The highest hole at or below an order: the order of the lowest event above it, and what is missing below that.
+/// Finds the highest hole at or below an order: the order of the lowest event above it, and the events missing below
+/// that.
 pub fn find_hole(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -78,7 +79,7 @@ pub fn find_hole(
     Ok(rows.next().transpose()?.map(|((_, order), row)| (order, row)))
 }
 
-/// The state just above a hole, before the lowest event above it.
+/// Gives the state just above a hole, before the lowest event above it.
 pub fn hole_state(hole: Order) -> Ref {
     Ref::Main(marker(hole))
 }
@@ -145,7 +146,7 @@ pub fn fill_hole(
     Ok(orders)
 }
 
-/// Those keys that have no row at the floor yet; the others keep the value they have below the hole.
+/// Gives those keys that have no row at the floor yet; the others keep the value they have below the hole.
 fn without_floor_rows(
     batch: &Batch,
     room: RoomNum,
@@ -168,7 +169,7 @@ fn without_floor_rows(
     Ok(values)
 }
 
-/// The state inside a segment, as a difference to the state above it.
+/// The state inside a segment, as a difference from the state above it.
 struct Filling {
     above: Ref,
     top: BTreeMap<StateKeyNum, Val>,
@@ -182,7 +183,7 @@ impl Filling {
         }
     }
 
-    /// Sets a key; gives the value above where that is another one.
+    /// Sets a key, and gives the value above where that is another one.
     fn set(
         &mut self,
         batch: &Batch,
@@ -195,7 +196,7 @@ impl Filling {
         Ok((above != val).then_some(above))
     }
 
-    /// The keys whose values differ from those above.
+    /// Lists the keys whose values differ from those above.
     fn differing(&self, batch: &Batch, room: RoomNum) -> Result<BTreeMap<StateKeyNum, Val>, Fault> {
         let mut differing = BTreeMap::new();
         for (key, val) in &self.top {

@@ -1,5 +1,5 @@
-//! The versioned map against a naive model that keeps a full map for every event: forks, merges, soft-failed, rejected
-//! and late events, holes filled in any order, re-joins, purges.
+//! Compares the versioned map with a naive model that keeps a full map for every event: forks, merges, soft-failed,
+//! rejected and late events, holes filled in any order, re-joins, purges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,14 +24,14 @@ enum Kind {
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// An event with up to three prevs: of the heads, or (late) any.
+    /// An event with up to three prevs: heads, or any events if it is late.
     Event {
         kind: Kind,
         late: bool,
         prevs: Vec<prop::sample::Index>,
         sets: Vec<(u32, bool)>,
     },
-    /// We left, much happened, we are back.
+    /// We left the room, much happened in it, and we are back.
     Rejoin {
         sets: Vec<(u32, bool)>,
         part_size: usize,
@@ -77,9 +77,9 @@ struct World {
     next_event: u64,
     next_side: u32,
     events: Vec<Event>,
-    /// Indexes into `events`.
+    /// The heads, as indexes into `events`.
     heads: BTreeSet<usize>,
-    /// The main line after each order that we told.
+    /// The main line after each order that readers were told.
     told: BTreeMap<Order, Map>,
     current: Map,
 }
@@ -92,7 +92,7 @@ fn set(map: &mut Map, key: StateKeyNum, val: Val) {
     }
 }
 
-/// A stand-in for state resolution that depends on the conflicted values only. It may drop a key, choose any value, and
+/// Stands in for state resolution, and depends on the conflicted values only. It may drop a key, choose any value, and
 /// set a key that is not in conflict.
 fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<Val>>) -> Map {
     let mut chosen = Map::new();
@@ -136,7 +136,7 @@ impl World {
         vals.into_iter().collect()
     }
 
-    /// The resolved state, ours and the model's.
+    /// Resolves states: gives our result and the model's.
     fn resolve(&mut self, batch: &mut Batch, states: &[(Ref, Map)]) -> (Ref, Map) {
         let room = self.room();
         let (first, rest) = states.split_first().unwrap();
@@ -197,7 +197,7 @@ impl World {
             let mut heads: BTreeSet<usize> =
                 self.heads.iter().copied().filter(|head| !prevs.contains(head)).collect();
             if heads.is_empty() {
-                // The event alone decides: the main line goes where it is.
+                // The event alone decides, so the main line moves to its state.
                 let mut step: Vec<_> = diff(&batch, room, tip, before.0)
                     .unwrap()
                     .into_iter()
@@ -245,7 +245,7 @@ impl World {
 
     fn rejoin(&mut self, sets: &[(u32, bool)], part_size: usize) {
         let (room, changes) = (self.room(), self.vals(sets));
-        // The anchor is reserved first; the parts are batches of their own.
+        // The anchor is reserved first, and the parts are batches of their own.
         let anchor = self.bench.step(&[]).anchor;
         let mut above = self.current.clone();
         for (number, part) in changes.chunks(part_size).enumerate() {
@@ -314,7 +314,7 @@ impl World {
         else {
             return;
         };
-        // Heads are kept, wherever they are: what they refer to below is expressed anew.
+        // Heads are kept, wherever they are: the references that they hold to states below are expressed anew.
         let mut batch = self.bench.store.batch(&Guard::alone());
         for head in self.heads.clone() {
             for is_before in [true, false] {
@@ -392,7 +392,7 @@ impl World {
             .chain(self.told.iter().map(|(order, map)| (Ref::Main(*order), map)))
             .collect();
         let refs = if is_thorough { refs } else { refs.into_iter().rev().step_by(17).collect() };
-        // Most events share their states with others: each is looked into once.
+        // Most events share their states with others, so each state is looked into once.
         let mut seen: BTreeMap<Ref, &Map> = BTreeMap::new();
         for (state, map) in &refs {
             if let Some(same) = seen.insert(*state, map) {

@@ -1,4 +1,4 @@
-//! Forgetting the states below an order, in parts: what stands at or above it is never touched.
+//! Forgets the states below an order, in parts; states at or above it are never touched.
 
 use std::{collections::BTreeSet, ops::Bound};
 
@@ -12,12 +12,13 @@ use crate::{
     store::{Batch, Direction, Fault},
 };
 
-/// How far a purge has come. A purge that was interrupted begins anew: what is done costs little the second time.
+/// The progress of a purge. A purge that was interrupted begins anew, because the part that is done costs little the
+/// second time.
 #[derive(Debug, Clone)]
 pub struct Purge {
     below: Order,
     stage: Stage,
-    /// Side states that a kept one stands on.
+    /// The side states that a kept one stands on, so that they stay.
     needed: BTreeSet<SideNum>,
 }
 
@@ -30,7 +31,7 @@ enum Stage {
 }
 
 impl Purge {
-    /// Forgets the states of a room below `below`; the state at `below` stays known.
+    /// Begins to forget the states of a room below `below`; the state at `below` stays known.
     pub fn new(below: Order) -> Self {
         Self { below, stage: Stage::Sides(SideNum(u32::MAX)), needed: BTreeSet::new() }
     }
@@ -40,8 +41,8 @@ impl Purge {
         matches!(self.stage, Stage::Done)
     }
 
-    /// The next part, of about `rows_max` rows. `is_kept` tells the side states that an event names which is kept;
-    /// those that differ from a place below are made to differ from the place at `below`.
+    /// Does the next part, of about `rows_max` rows. `is_kept` tells which side states are named by an event that is
+    /// kept; those that differ from a place below are made to differ from the place at `below`.
     pub fn step(
         &mut self,
         batch: &mut Batch,
@@ -64,7 +65,7 @@ impl Purge {
         Ok(())
     }
 
-    /// From the newest down, so that what stands on a side state is seen before it.
+    /// Purges side states from the newest down, so that those which stand on another are seen before it.
     fn sides(
         &mut self,
         batch: &mut Batch,
@@ -77,7 +78,7 @@ impl Purge {
         let part: Vec<(SideNum, SideRow)> = {
             let (low, high) = (Bound::Included((room, SideNum(0))), Bound::Included((room, from)));
             let rows = schema::SIDE.range::<(RoomNum, SideNum)>(&*batch, low, high, Direction::Down)?;
-            // A side state may take many bytes.
+            // A side state may take many bytes, so that only a few are read at a time.
             rows.take(rows_max.min(64))
                 .map(|row| row.map(|((_, side), row)| (side, row)))
                 .collect::<Result<_, _>>()?
@@ -130,7 +131,7 @@ fn undo(
         && let Stage::Undo(key) = next
         && key == from
     {
-        // One key has more kept rows than a part looks at: it has none to forget further up.
+        // The key has more kept rows than one part looks at, and so none to forget further up.
         next = key.0.checked_add(1).map_or(Stage::Log, |key| Stage::Undo(StateKeyNum(key)));
     }
     for (key, at) in gone {
@@ -160,7 +161,7 @@ fn log(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Resul
     if !is_last {
         return Ok(Stage::Log);
     }
-    // The row itself stays as a marker: references are rounded down to it.
+    // The row itself stays as a marker, because references are rounded down to it.
     if let Some(row) = schema::STATE_LOG.get(&*batch, (room, order))? {
         schema::STATE_LOG.put(batch, (room, order), &LogRow { count: row.count, changes: Vec::new() });
     }

@@ -2,7 +2,8 @@
 //!
 //! Up to [`FLAT_ENTRIES_MAX`] entries a side state stands on the main line; above, it stands on the side state it was
 //! made from, and is merged with it once it outgrows half of it. So a fork of n changes costs O(n log n) entries, and a
-//! lookup few searches. Very large ones are not merged, for a row has a bound ([`ENTRIES_MAX`]): those lie side by side.
+//! lookup needs few searches. Very large ones are not merged, because a row has a bound ([`ENTRIES_MAX`]): they stand
+//! on one another.
 
 use std::collections::BTreeMap;
 
@@ -16,17 +17,19 @@ use crate::{
     store::{Batch, Fault, Read},
 };
 
-/// Up to this many entries a side state is a difference to the main line. (Tests want layers in small rooms.)
+/// Up to this many entries a side state is a difference from the main line. Tests use a small bound to get layers in
+/// small rooms.
 pub(crate) const FLAT_ENTRIES_MAX: usize = if cfg!(test) { 4 } else { 32 };
 /// Merge side states rather than let more than this many stand on one another.
 const DEPTH_WANTED: u8 = 6;
 /// A side state has at most this many entries, so that its row stays below the size of a batch. A state that differs in
 /// more keys stands on others of this size.
 pub const ENTRIES_MAX: usize = 100_000;
-/// No more side states stand on one another: the bound of what a fork may differ in is this many times the above.
+/// At most this many side states stand on one another, so a fork differs in at most this many times [`ENTRIES_MAX`]
+/// keys.
 pub(crate) const DEPTH_MAX: u8 = 24;
 
-/// The row of a side state that something refers to.
+/// Gives the row of a side state that something refers to, so that it must be there.
 pub(crate) fn require_side(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -35,11 +38,11 @@ pub(crate) fn require_side(
     schema::SIDE.get(read, (room, side))?.ok_or(Fault::Corrupt("a side state is missing"))
 }
 
-/// A side state with those it stands on.
+/// A side state, with those that it stands on.
 pub(crate) struct Chain {
-    /// The place on the main line.
+    /// The place on the main line on which the lowest side state stands.
     pub(crate) base: Ref,
-    /// From the given state down to the one on the main line; empty when it is on the main line itself.
+    /// The rows from the given state down to the one on the main line; empty when the state is on the main line itself.
     pub(crate) rows: Vec<(SideNum, SideRow)>,
 }
 
@@ -58,20 +61,20 @@ impl Chain {
         Ok(Self { base, rows })
     }
 
-    /// What the side states set the key to; `None` where the main line decides.
+    /// Finds the value that the side states set the key to; `None` where the main line decides.
     pub(crate) fn find(&self, key: StateKeyNum) -> Option<Val> {
         self.rows.iter().find_map(|(_, row)| row.find(key))
     }
 
-    /// Everything the side states set, over the main line.
+    /// Collects all entries of the side states, which lie over the main line.
     pub(crate) fn entries(&self) -> BTreeMap<StateKeyNum, Val> {
         self.rows.iter().rev().flat_map(|(_, row)| row.iter()).collect()
     }
 }
 
-/// The state that differs from `base` in these keys (the last one counts where a key comes twice). The result is
+/// Makes the state that differs from `base` in these keys (the last one counts where a key comes twice). The result is
 /// `base` itself where nothing differs, and the base's place on the main line where it differs from that no longer;
-/// else a side state. `next_side` is the room's counter, which the caller keeps in the room's row.
+/// otherwise it is a side state. `next_side` is the room's counter, which the caller keeps in the room's row.
 pub fn make_side(
     batch: &mut Batch,
     room: RoomNum,
@@ -98,10 +101,10 @@ pub fn make_side(
     Ok(Ref::Side(side))
 }
 
-/// Where a side state stands, how deep, and its entries.
+/// A side state before it is written: its base, its depth, and its entries.
 type Layer = (Ref, u8, BTreeMap<StateKeyNum, Val>);
 
-/// The side state that is to be written; `None` when it is its place on the main line.
+/// Gives the side state that is to be written; `None` when it is the same as its place on the main line.
 fn layer(
     batch: &Batch,
     room: RoomNum,
@@ -134,7 +137,7 @@ fn layer(
     Ok(Some((stands_on, depth + 1, entries)))
 }
 
-/// Those entries that are not the same in this state.
+/// Gives those entries whose value is another one in this state.
 fn without_equal(
     batch: &Batch,
     room: RoomNum,
@@ -171,7 +174,7 @@ mod tests {
         let chain = Chain::read(&batch, bench.room, state).unwrap();
         assert!(chain.rows.len() <= usize::from(DEPTH_WANTED));
         assert_eq!(chain.entries(), model);
-        // Flat copies would be n²/2 = 4,500,000 entries.
+        // Flat copies would take n²/2 = 4,500,000 entries.
         assert!(written < 60 * n as usize, "{written}");
         assert_eq!(chain.base, Ref::EMPTY);
     }
@@ -186,7 +189,7 @@ mod tests {
         for part in changes.chunks(ENTRIES_MAX) {
             state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, part).unwrap());
         }
-        // Small changes still go on from there.
+        // A small change can still stand on such a state.
         for number in 0..40 {
             let change = [(StateKeyNum(number), Val::Event(EventNum(1)))];
             state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, &change).unwrap());

@@ -1,5 +1,5 @@
-//! A state that is not written down: a stored one, and how it differs. What a fork resolves to is one, and so is the
-//! state after an event that is not stored yet.
+//! A state that is not written down: a stored one, and the keys in which it differs. The result of a resolution is one,
+//! and so is the state after an event that is not stored yet.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// A state as a difference to one that is stored. [`make_side`](super::make_side) writes it down.
+/// A state as a difference from one that is stored. [`make_side`](super::make_side) writes it down.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sketch {
-    /// A stored state.
+    /// The stored state from which this one differs.
     pub base: Ref,
-    /// Keys with their values, where they are not those of `base`; rising, each once.
+    /// The keys with another value than in `base`, rising, each once.
     pub changes: Vec<(StateKeyNum, Val)>,
 }
 
@@ -25,7 +25,7 @@ impl From<Ref> for Sketch {
 }
 
 impl Sketch {
-    /// The same state with these keys set.
+    /// Gives the same state with these keys set.
     #[must_use]
     pub fn with(&self, changes: impl IntoIterator<Item = (StateKeyNum, Val)>) -> Self {
         let mut changed: BTreeMap<_, _> = self.changes.iter().copied().collect();
@@ -33,29 +33,29 @@ impl Sketch {
         Self { base: self.base, changes: changed.into_iter().collect() }
     }
 
-    /// The same state, over the reference that all references to its base share.
+    /// Gives the same state, over the reference that all references to its base share.
     pub fn canonical(self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Self, Fault> {
         Ok(Self { base: canonical(read, room, self.base)?, changes: self.changes })
     }
 
-    /// The settled state, once the batch's first position is known.
+    /// Settles the state, once the batch's first position is known.
     #[must_use]
     pub fn settle(self, base: Position) -> Self {
         Self { base: self.base.settle(base), changes: self.changes }
     }
 
-    /// Whether it stands on a place of a batch that is being built.
+    /// Whether the state stands on a place of a batch that is being built.
     pub fn is_pending(&self) -> bool {
         matches!(self.base, Ref::Main(order) if order.anchor.is_pending())
     }
 
-    /// What it sets this key to, where its base does not decide.
+    /// Finds the value that the sketch itself sets this key to; `None` where its base decides.
     fn find(&self, key: StateKeyNum) -> Option<Val> {
         let index = self.changes.binary_search_by_key(&key, |(key, _)| *key).ok()?;
         self.changes.get(index).map(|(_, val)| *val)
     }
 
-    /// The value of a key.
+    /// Gives the value of a key in this state.
     pub fn at(&self, read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
         match self.find(key) {
             Some(val) => Ok(val),
@@ -63,7 +63,7 @@ impl Sketch {
         }
     }
 
-    /// The keys whose values differ, rising, with both values: see [`diff`].
+    /// Lists the keys whose values differ, rising, with both values: see [`diff`].
     pub fn diff(
         &self,
         read: &(impl Read + ?Sized),
@@ -89,7 +89,7 @@ impl Sketch {
         Ok(differing.into_iter().map(|(key, (here, there))| (key, here, there)).collect())
     }
 
-    /// How many keys may differ at most: see [`distance`](super::distance).
+    /// Tells how many keys may differ at most: see [`distance`](super::distance).
     pub fn distance(&self, read: &(impl Read + ?Sized), room: RoomNum, other: &Self) -> Result<u64, Fault> {
         let changes = self.changes.len().saturating_add(other.changes.len()) as u64;
         if self.base == other.base {
@@ -144,7 +144,7 @@ mod tests {
                 }
             }
         }
-        // Two ways to say one state.
+        // These are two ways to express one state.
         assert_eq!(all[1].diff(&batch, bench.room, &all[3]).unwrap(), []);
     }
 }

@@ -1,13 +1,14 @@
 //! Staged steps: a change of a room's state that is larger than a batch.
 //!
-//! A position is reserved far above everything given out ([`Store::ahead`](crate::store::Store::ahead)), and the parts are
-//! written at orders of that anchor, each a batch of its own: the new values into `state_now`, marked as staged, with undo
-//! and log rows beside them. While `stage` names the step, what it wrote does not count: a staged value stands for the one
-//! in its undo row, and every place on the main line lies below the parts. The last batch is small: it deletes the row of
-//! `stage` and gets the reserved position, so that everything counts at once, for readers of rows and of the log alike.
+//! A position is reserved far above everything given out ([`Store::ahead`](crate::store::Store::ahead)), and the parts
+//! are written at orders of that anchor, each a batch of its own: the new values into `state_now`, marked as staged,
+//! with undo and log rows beside them. While `stage` names the step, its rows do not count: a staged value stands for
+//! the one in its undo row, and every place on the main line lies below the parts. The last batch is small: it deletes
+//! the row of `stage` and gets the reserved position, so that everything counts at once, for readers of rows and of the
+//! log alike.
 //!
-//! A step that is not finished, for the server ended or the last batch was refused, is cleared before the room changes
-//! again. Nobody else changes the room meanwhile: whoever stages holds the room's seat.
+//! A step that is not finished, because the server ended or the last batch was refused, is cleared before the room
+//! changes again. Nobody else changes the room meanwhile, because the one who stages holds the room's seat.
 
 use std::ops::Bound;
 
@@ -21,35 +22,37 @@ use crate::{
     store::{Batch, Direction, Fault, Read},
 };
 
-/// Write at most this many keys in one part: three rows each. (Tests want several parts in small rooms.)
+/// Write at most this many keys in one part, with three rows each. Tests use a small bound to get several parts in
+/// small rooms.
 pub const PART_KEYS_MAX: usize = if cfg!(test) { 8 } else { 1_500 };
-/// A step has at most this many parts.
+/// A step has at most this many parts, because each takes a minor of the reserved position.
 const PARTS_MAX: u32 = 1 << 20;
 
-/// The order of a part of a step: below the event that causes the step, above everything that was there before it.
+/// Gives the order of a part of a step: below the event that causes the step, above everything that was there before
+/// it.
 fn order(anchor: Position, part: u32) -> Result<Order, Fault> {
     let from_end =
         PARTS_MAX.checked_sub(part).and_then(|left| i32::try_from(left).ok()).filter(|left| *left > 0);
     from_end.map(|left| Order { anchor, minor: -left }).ok_or(Fault::Corrupt("a step has too many parts"))
 }
 
-/// The step of a room that is not finished.
+/// Finds the step of a room that is not finished.
 pub fn find(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<StageRow>, Fault> {
     schema::STAGE.get(read, room)
 }
 
-/// The rooms that have a step which is not finished.
+/// Lists the rooms that have a step which is not finished.
 pub fn list_rooms(read: &(impl Read + ?Sized)) -> Result<Vec<RoomNum>, Fault> {
     schema::STAGE.prefix::<()>(read, (), Direction::Up)?.map(|row| row.map(|(room, _)| room)).collect()
 }
 
-/// Begins a step, with its first part.
+/// Begins a step; its first part is in the same batch.
 pub fn begin(batch: &mut Batch, room: RoomNum, anchor: Position, makes_room: bool) {
     schema::STAGE.put(batch, room, &StageRow { anchor, makes_room });
 }
 
-/// Part number `part` of a step: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the whole step.
-/// Gives the order that the main line ends at once the step is finished, where this part is its last.
+/// Writes part number `part` of a step: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the
+/// whole step. Gives the order that the main line ends at once the step is finished, if this part is its last.
 pub fn put_part(
     batch: &mut Batch,
     room: RoomNum,
@@ -78,12 +81,13 @@ pub fn put_part(
     Ok(order)
 }
 
-/// From this batch on, what the step wrote counts.
+/// Makes the rows of the step count, from this batch on.
 pub fn finish(batch: &mut Batch, room: RoomNum) {
     schema::STAGE.delete(batch, room);
 }
 
-/// Takes back the newest part of a step that is not finished, or, when none is left, the step. Gives `true` then.
+/// Takes back the newest part of a step that is not finished, or, when none is left, the step itself. Gives `true`
+/// then.
 pub fn clear_part(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
     let Some(StageRow { anchor, .. }) = find(batch, room)? else { return Ok(true) };
     let (low, high) = (Order { anchor, minor: i32::MIN }, Order { anchor, minor: i32::MAX });
@@ -104,7 +108,7 @@ pub fn clear_part(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
     Ok(false)
 }
 
-/// Deletes the whole state of a room that did not come to be, and the step with it.
+/// Deletes the whole state of a room that was never finished, and the step with it.
 pub fn clear_all(batch: &mut Batch, room: RoomNum) {
     schema::STATE_KEY.delete_prefix::<(RoomNum,)>(batch, (room,));
     schema::STATE_KEY_NUM.delete_prefix::<(RoomNum,)>(batch, (room,));
@@ -114,7 +118,7 @@ pub fn clear_all(batch: &mut Batch, room: RoomNum) {
     schema::STAGE.delete(batch, room);
 }
 
-/// The value that counts, of a row of `state_now`.
+/// Gives the value that counts from a row of `state_now`.
 pub(super) fn counted(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -147,7 +151,7 @@ mod tests {
 
     const KEYS: u32 = 40;
 
-    /// The current state by every way of asking for it.
+    /// Checks the current state by every way of asking for it.
     fn assert_current(read: &impl Read, room: RoomNum, expected: &Map) {
         let keys: Vec<StateKeyNum> = (0..KEYS).map(StateKeyNum).collect();
         let one_by_one = keys.iter().map(|key| (*key, now(read, room, *key).unwrap()));
@@ -189,7 +193,7 @@ mod tests {
         bench.store.flush().unwrap();
     }
 
-    /// Stages a step; gives what is there when everything but its last batch is.
+    /// Stages a step but for its last batch, and checks that nothing of it counts yet.
     fn stage(bench: &Bench, changes: &[(StateKeyNum, Val)], old: &Map) -> Position {
         let (room, anchor) = (bench.room, bench.store.ahead());
         for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
@@ -230,7 +234,7 @@ mod tests {
                 } else {
                     let anchor = stage(&bench, &changes, &old);
                     if how == 1 {
-                        // It comes to nothing.
+                        // The step is taken back, part by part.
                         while !bench.write(|batch| clear_part(batch, room).unwrap()) {
                             assert_current(&*bench.store.snapshot(), room, &old);
                         }

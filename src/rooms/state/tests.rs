@@ -18,7 +18,7 @@ impl Bench {
         Self { store, room: RoomNum(7) }
     }
 
-    /// Writes what `build` does, and gives its result.
+    /// Writes the rows that `build` adds, and gives its result.
     pub(crate) fn write<T>(&self, build: impl FnOnce(&mut Batch) -> T) -> T {
         let mut batch = self.store.batch(&Guard::alone());
         let built = build(&mut batch);
@@ -27,7 +27,7 @@ impl Bench {
         built
     }
 
-    /// One step of the main line, at a new position.
+    /// Takes one step of the main line, at a new position.
     pub(crate) fn step(&self, changes: &[(StateKeyNum, Val)]) -> Order {
         let mut batch = self.store.batch(&Guard::alone());
         let position = batch.position(&LogEntry::RoomState { room: self.room });
@@ -156,7 +156,7 @@ fn what_two_side_states_share_is_still_looked_up() {
 #[test]
 fn a_near_difference_asks_the_store_three_times_whatever_the_room() {
     let bench = Bench::new();
-    // Few enough for one walk: tests come to a full comparison sooner than servers do.
+    // The keys are few enough for one walk: tests come to a full comparison sooner than servers do.
     let orders: Vec<Order> =
         (0..200).map(|number| bench.step(&[(key(number % 90), event(number.into()))])).collect();
     let snapshot = bench.store.snapshot();
@@ -165,7 +165,8 @@ fn a_near_difference_asks_the_store_three_times_whatever_the_room() {
         let (low, high) = (Ref::Main(orders[at]), Ref::Main(orders[at + 4]));
         let differing = diff(&asked, bench.room, low, high).unwrap();
         assert_eq!(differing.len(), 4);
-        // The log between them, the earlier values above, and the current ones of what has none of those.
+        // The store is asked for the log between the places, the earlier values above, and the current values of keys
+        // without those.
         assert!(asked.questions() <= 3, "at {at}: {}", asked.questions());
     }
 }

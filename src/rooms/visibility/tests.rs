@@ -1,4 +1,4 @@
-//! What somebody who came and went ten thousand times may see, and what finding it out reads.
+//! A user who came and went ten thousand times sees the right events, and finding them out reads little.
 
 use ruma::{CanonicalJsonObject, OwnedUserId, RoomId};
 use serde_json::json;
@@ -14,10 +14,10 @@ use crate::{
 };
 
 const ROOM: RoomNum = RoomNum(1);
-/// Bob comes and goes so often, and speaks each time while he is in, and Alice while he is not.
+/// Bob comes and goes this many times. He speaks each time while he is in the room, and Alice while he is not.
 const STAYS: usize = 2_500;
 
-/// The room begins with so many positions; until its visibility is set, everything is shared.
+/// The room begins with this many positions; until its visibility is set, everything is shared.
 const BEGINNING: u64 = 5;
 
 struct House {
@@ -90,7 +90,7 @@ fn message(sender: &str) -> Draft {
     Draft { state_key: None, ..draft }
 }
 
-/// What the rules of visibility say, from the whole state before each event, one lookup at a time.
+/// Decides by the rules of visibility from the whole state before each event, one lookup at a time.
 fn naive(read: &Snapshot, stored: &Stored) -> (Membership, bool) {
     let key = state::find_key(read, ROOM, "m.room.member", "@bob:a.example").unwrap().unwrap();
     let before = state::at(read, ROOM, Ref::Main(stored.order.before()), key).unwrap();
@@ -140,12 +140,12 @@ fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_
                 }
                 assert_eq!(seen, naive(&snapshot, stored), "{:?} {}", stored.order, stored.row.content());
             }
-            // Two reads for the member event of each, and the changes themselves in parts.
+            // Each event takes two reads for its member event, and the changes are read in parts.
             let rows = read.rows() - before;
             assert!(rows <= 2 * (page.len() + 1) + page.len() + 2 * (CHANGES_READ + 1), "{rows}");
         }
     }
-    // Pages anywhere, one after the other.
+    // Pages begin anywhere, one after the other.
     let all = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
     let all: Vec<_> = all.map(Result::unwrap).collect();
     let (mut at, mut sight) = (17, house.sight(&read));
