@@ -21,28 +21,28 @@ pub use size::Size;
 pub struct Config {
     /// The name of this server, and how clients reach it.
     pub server: Server,
-    /// The addresses where it listens.
+    /// The addresses where it listens for clients and other servers.
     #[serde(rename = "listener")]
     pub listeners: Vec<Listener>,
     /// Says who may make an account, and how.
     pub registration: Registration,
-    /// How passwords are kept.
+    /// The costs of the hashes by which passwords are kept.
     pub passwords: Passwords,
-    /// How new rooms are made.
+    /// The version of new rooms, and for how long redacted content is kept.
     pub rooms: Rooms,
     /// Says whether users see who is online.
     pub presence: Presence,
-    /// How the store keeps data.
+    /// How durable an acknowledged write is, and how much the store caches.
     pub storage: Storage,
     /// Says whether rooms are shared with other servers, and whom it trusts there.
     pub federation: Federation,
     /// Bounds of the requests that this server makes itself.
     pub outbound: Outbound,
-    /// How much clients may ask for.
+    /// Bounds of how much clients may ask for, and how often.
     pub limits: Limits,
     /// How much is logged, and in which form.
     pub log: Log,
-    /// Where Prometheus finds the figures.
+    /// The address at which Prometheus finds the figures.
     pub metrics: Metrics,
 }
 

@@ -147,8 +147,8 @@ impl Env {
         u64::try_from(self.since_epoch().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The time that an event made now carries, in milliseconds since the epoch: rounded up, so that whoever looked at the
-    /// clock before asking for the event finds it after that, and not at the same moment.
+    /// The time that an event made now carries, in milliseconds since the epoch. It is rounded up, so that a client that looked
+    /// at the clock before asking for the event finds the event after that, and not at the same moment.
     pub fn event_ms(&self) -> u64 {
         u64::try_from(self.since_epoch().as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
     }
@@ -317,7 +317,7 @@ impl Env {
         self.0.tasks.close();
     }
 
-    /// Whether [`Env::kill`] was called.
+    /// Whether [`Env::kill`] was called, so that no task goes on.
     pub fn is_killed(&self) -> bool {
         self.0.killed.is_cancelled()
     }

@@ -7,7 +7,7 @@ use ruma::api::error::{ErrorKind, LimitExceededErrorData, RetryAfter};
 /// The result of everything that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Who is at fault.
+/// Says who is at fault, because that decides what is answered and what is logged.
 #[derive(Debug)]
 pub enum Error {
     /// The caller is at fault, and the refusal is answered as it is.
@@ -45,21 +45,21 @@ pub struct Refusal {
 /// Why a refusal has another status than its code usually has. `src/api/reply.rs` knows which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exception {
-    /// Somebody else has it already.
+    /// 409, because somebody else has the thing already.
     Taken,
-    /// The thing exists, but not by this method.
+    /// 405, because the endpoint exists, but not with this method.
     WrongMethod,
-    /// Nobody may do it as things stand, whatever is wrong with it besides.
+    /// 403, because nobody may do it as things stand, whatever is wrong with the request besides.
     Forbidden,
-    /// A parameter is at fault, where the code speaks of the whole request.
+    /// 400, because a parameter is at fault where the code speaks of the whole request.
     Parameter,
-    /// User-interactive authentication is not complete.
+    /// 401, because user-interactive authentication is not complete.
     Interactive,
-    /// The client did not go on.
+    /// 408, because the client did not go on sending its request.
     TimedOut,
-    /// Another server is at fault.
+    /// 502, because another server is at fault.
     Remote,
-    /// This server is at fault.
+    /// 500, because this server is at fault.
     Broken,
 }
 

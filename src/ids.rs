@@ -69,7 +69,7 @@ impl Position {
         self.0
     }
 
-    /// The position `count` later.
+    /// The position that lies `count` after this one.
     #[must_use]
     pub fn plus(self, count: u64) -> Self {
         Self(self.0.saturating_add(count))

@@ -34,7 +34,7 @@ impl JsonText {
         Self(JsonRef::stored(bytes).0.to_owned())
     }
 
-    /// The JSON, as text.
+    /// The text of the JSON, which is valid as it stands.
     pub fn as_str(&self) -> &str {
         &self.0
     }

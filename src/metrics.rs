@@ -129,7 +129,7 @@ impl Metrics {
         self.0.request_seconds.get_or_create(&RouteLabels { route }).observe(took.as_secs_f64());
     }
 
-    /// Counts a handler that panicked.
+    /// Counts a handler that panicked, which is a fault of ours.
     pub fn panic(&self) {
         self.0.panics.inc();
     }

@@ -41,13 +41,13 @@ tables! {
     // --- rooms: 10-29 ---
     /// A room: its version, its heads, and the numbers that it gives next.
     10 ROOM(RoomNum => RoomRow) in State, Room of "rooms::change";
-    /// The room with this id.
+    /// The number of the room with this id.
     11 ROOM_ID(String => RoomNum) in Index, Room of "rooms::change";
     /// A room's visible events, live and back-filled.
     12 TIMELINE((RoomNum, Order) => EventRow) in Events, Room of "rooms::change";
-    /// Where an event of this number is.
+    /// The place where the event of this number is kept.
     13 PLACE((RoomNum, EventNum) => Place) in Index, Room of "rooms::change";
-    /// The event that has this name.
+    /// The room and the number of the event that has this name.
     14 EVENT_ID(EventKey => (RoomNum, EventNum)) in Index, Room of "rooms::change";
     /// The relation of one of our users to a room; it follows from the member event alone.
     15 USER_ROOM((UserNum, RoomNum) => UserRoomRow) in Index, Room of "rooms::members";
@@ -59,7 +59,7 @@ tables! {
     19 ALIAS(String => Json<AliasRow>) in Index, Server of "rooms::aliases";
     /// The aliases of a room.
     20 ROOM_ALIAS((RoomNum, String) => ()) in Index, Server of "rooms::aliases";
-    /// Rooms in the public directory.
+    /// A room that the public directory lists.
     21 PUBLISHED(RoomNum => ()) in Index, Server of "rooms::directory";
     /// The event that a thread grows from, by the order of the thread's newest event.
     22 THREAD((RoomNum, Order) => EventNum) in Index, Room of "rooms::relations";
@@ -88,7 +88,7 @@ tables! {
     33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
     /// The changes at an order, with the values before.
     34 STATE_LOG((RoomNum, Order) => LogRow) in State, Room of "rooms::state";
-    /// States of forks, as differences.
+    /// The state of a fork, as a difference to another state.
     35 SIDE((RoomNum, SideNum) => SideRow) in State, Room of "rooms::state";
     /// State events that name this one among their auth events.
     36 AUTH_CHILD((RoomNum, EventNum, EventNum) => ()) in State, Room of "rooms::graph";
@@ -99,13 +99,13 @@ tables! {
 
     // --- accounts: 50-79 ---
 
-    /// An account: what is asked with each request.
+    /// An account, with everything about it that each request asks.
     50 USERS(UserNum => accounts::UserRow) in Accounts, User of "accounts::users";
     /// The account that a localpart of this server names. A deactivated account keeps its name.
     51 USER_NAMES(String => UserNum) in Accounts, Server of "accounts::users";
     /// The hash of an account's password, as a PHC string; no row, no password.
     52 PASSWORDS(UserNum => String) in Accounts, User of "accounts::passwords";
-    /// A device, by its id.
+    /// A device of a user, by its id.
     53 DEVICES((UserNum, String) => Json<accounts::DeviceRow>) in Accounts, User of "accounts::devices";
     /// An access token, by its SHA-256.
     54 ACCESS_TOKENS([u8; 32] => accounts::AccessTokenRow) in Accounts, User of "accounts::tokens";
@@ -123,9 +123,9 @@ tables! {
     60 ACCOUNT_DATA((UserNum, String, String) => accounts::WrittenRow) in Accounts, User of "accounts::account_data";
     /// The account data that was written at a position: room id and type. It counts only while the row still says that position.
     61 ACCOUNT_DATA_LOG((UserNum, Position) => Json<accounts::AccountDataKey>) in Accounts, User of "accounts::account_data";
-    /// A filter, by its id.
+    /// A filter that a user uploaded, by its id.
     62 FILTERS((UserNum, String) => Bytes) in Accounts, User of "accounts::filters";
-    /// Users who asked to be erased: what they wrote is shown redacted to whoever was not there.
+    /// A user who asked to be erased. Events that they wrote are shown redacted to everybody who was not in the room then.
     63 ERASED_USERS(String => ()) in Accounts, User of "accounts::users";
     /// How much account data a user has. Without a row it is counted when the user next writes some.
     64 ACCOUNT_DATA_SIZE(UserNum => accounts::DataSize) in Accounts, User of "accounts::account_data";

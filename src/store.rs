@@ -86,16 +86,16 @@ pub enum Fault {
     Corrupt(&'static str),
     /// A row of a known table holds such bytes.
     CorruptRow {
-        /// The name of the table.
+        /// The name of the table that has the row.
         table: &'static str,
-        /// The fault that was found.
+        /// The fault that was found in the row.
         why: &'static str,
     },
     /// The reader held its snapshot for longer than [`SNAPSHOT_HELD_MAX`].
     Outdated,
 }
 
-/// A snapshot can be read for this long after a newer one was published, because it keeps old rows on disk.
+/// A snapshot can be read for this long after a newer one was published, and no longer, because it keeps old rows on disk.
 pub const SNAPSHOT_HELD_MAX: Duration = Duration::from_secs(60);
 
 impl Fault {
@@ -121,14 +121,14 @@ impl std::error::Error for Fault {}
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match fault {
-            // Nobody is at fault: whoever asks again reads a newer snapshot.
+            // Nobody is at fault: a caller that asks again reads a newer snapshot.
             Fault::Outdated => Self::Busy { retry_after: Duration::from_secs(1) },
             fault => Self::broken(fault.to_string()),
         }
     }
 }
 
-/// The store. Cheap to clone.
+/// A handle of the store, which is cheap to clone.
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
 

@@ -40,7 +40,7 @@ pub struct Listener {
     pub behind_proxy: bool,
 }
 
-/// The `tls` of a listener.
+/// `tls` of a `[[listener]]`: the files with which it serves TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -225,10 +225,10 @@ pub struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Lines that people read.
+    /// Each line is text that people read.
     #[default]
     Text,
-    /// Lines that programs read: one JSON object each.
+    /// Each line is one JSON object, which programs read.
     Json,
 }
 

@@ -39,7 +39,7 @@ pub struct UserRow {
 pub struct EndedDevices(Vec<(DeviceNum, DeviceNum)>);
 
 impl EndedDevices {
-    /// Whether this device has ended.
+    /// Whether this device has ended, so that its tokens no longer work.
     pub fn contains(&self, device: DeviceNum) -> bool {
         let after = self.0.partition_point(|(low, _)| *low <= device);
         after.checked_sub(1).and_then(|at| self.0.get(at)).is_some_and(|(_, high)| device <= *high)
@@ -154,7 +154,7 @@ fn text(bytes: &[u8]) -> Result<String, Fault> {
     String::from_utf8(bytes.to_vec()).map_err(|_| Fault::Corrupt("a value is not UTF-8"))
 }
 
-/// A device of an account.
+/// A device of an account: a session that logged in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DeviceRow {
@@ -171,9 +171,9 @@ pub struct DeviceRow {
 pub struct AccessTokenRow {
     /// The user who has the token.
     pub user: UserNum,
-    /// The device that has it.
+    /// The number of the device that has the token.
     pub device: DeviceNum,
-    /// The id of that device.
+    /// The id of that device, so that a request needs no second row to know it.
     pub device_id: String,
     /// When it ends, in milliseconds since the epoch; never, if none.
     pub expires_ms: Option<u64>,
@@ -217,9 +217,9 @@ impl Value for AccessTokenRow {
 pub struct RefreshTokenRow {
     /// The user who has the token.
     pub user: UserNum,
-    /// The device that has it.
+    /// The number of the device that has the token.
     pub device: DeviceNum,
-    /// The id of that device.
+    /// The id of that device, so that a request needs no second row to know it.
     pub device_id: String,
     /// The hash of the access token that was given out with it.
     pub access: [u8; 32],
@@ -268,7 +268,7 @@ pub struct RegistrationTokenRow {
 /// A JSON object of a user's (account data of one type, push rules), with the position at which it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenRow {
-    /// When it was written.
+    /// The position at which it was written.
     pub position: Position,
     /// The JSON object as it was written.
     pub content: Bytes,

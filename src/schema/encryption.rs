@@ -117,8 +117,8 @@ pub struct KeyCounts {
 /// A fallback key, given where no one-time key is left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FallbackRow {
-    /// Its id, without the algorithm.
+    /// The id of the key, without the algorithm.
     pub id: String,
-    /// The key, as JSON.
+    /// The JSON of the key, as the device uploaded it.
     pub key: String,
 }

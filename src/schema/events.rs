@@ -102,7 +102,7 @@ pub struct SentBy {
 /// The facts that are known of an event beside its signed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventHeader {
-    /// Its number in its room.
+    /// The number of the event in its room.
     pub event: EventNum,
     /// The key that names the event.
     pub key: EventKey,
@@ -139,7 +139,7 @@ pub struct EventHeader {
 pub struct EventRow {
     /// The facts beside the signed bytes.
     pub header: EventHeader,
-    /// The signed canonical JSON.
+    /// The canonical JSON with the signatures, as other servers get it.
     pub json: Bytes,
 }
 
@@ -277,7 +277,7 @@ impl EventRow {
     }
 }
 
-/// Where an event is kept.
+/// Says where an event is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// It is in the room's timeline, at this order.
@@ -320,7 +320,7 @@ pub struct AsideRow {
     pub rejected: bool,
     /// The rule that it breaks, in words for people.
     pub why: String,
-    /// The event that is aside.
+    /// The event that is kept aside.
     pub row: EventRow,
 }
 

@@ -30,7 +30,7 @@ pub enum Job {
         user: UserNum,
         /// The number of the new room.
         room: RoomNum,
-        /// The ids of both rooms.
+        /// The ids of the old room and the new one.
         moved: Move,
     },
     /// Forgets what an event said before it was redacted.

@@ -189,9 +189,9 @@ impl Value for Totals {
 pub struct OwnOutcome {
     /// The lane in which the event stands.
     pub lane: Lane,
-    /// The outcome for this user.
+    /// The outcome for this user, which counts instead of the one for the user's class.
     pub own: Outcome,
-    /// The outcome for the classes.
+    /// The outcomes for the classes, because one of them is taken out of the user's count.
     pub classes: Outcomes,
 }
 

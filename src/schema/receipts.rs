@@ -45,7 +45,7 @@ impl Key for ReceiptKind {
     }
 }
 
-/// How far somebody has read.
+/// A receipt: it says up to which event somebody has read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiptRow {
     /// The position at which it was stored.

@@ -99,17 +99,17 @@ pub struct RoomRow {
     pub tip: Order,
     /// The order of the newest change of its current state (`rooms/state.rs` rounds references down to it).
     pub state_tip: Order,
-    /// The number the next event gets.
+    /// The number that the next event gets.
     pub next_event: u64,
-    /// The number the next state key gets.
+    /// The number that the next state key gets.
     pub next_key: u32,
-    /// The number the next side state gets.
+    /// The number that the next side state gets.
     pub next_side: u32,
     /// Its heads, at most 20; sorted by event.
     pub heads: Vec<Head>,
-    /// How many users are joined.
+    /// The number of users of all servers who are joined.
     pub joined: u32,
-    /// How many users are invited.
+    /// The number of users of all servers who are invited.
     pub invited: u32,
 }
 
@@ -237,7 +237,7 @@ impl Value for Membership {
     }
 }
 
-/// An alias of a room.
+/// An alias of this server, which names a room.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AliasRow {
     /// The room that it names.

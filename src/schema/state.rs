@@ -47,7 +47,7 @@ impl Ref {
         }
     }
 
-    /// Reads a reference back.
+    /// Reads a reference as it was appended.
     pub fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
         match from.byte()? {
             0 => Key::decode_key(from).map(Self::Main),
@@ -60,13 +60,13 @@ impl Ref {
 /// The value of a state key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Val {
-    /// This event stands there.
+    /// This event holds the key.
     Event(EventNum),
-    /// No event stands there: the key is not set.
+    /// No event holds the key: it is not set.
     Absent,
     /// It is not known yet, because the room was joined with part of its state.
     Unknown,
-    /// A number that we derived ourselves stands there, and no event.
+    /// A number that we derived ourselves holds the key, and no event does.
     Derived(u32),
 }
 

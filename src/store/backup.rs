@@ -39,7 +39,7 @@ pub struct Manifest {
     pub taken_at_ms: u64,
     /// Everything at or before this position is in the backup.
     pub position: u64,
-    /// The incarnation of the store.
+    /// The incarnation of the store when the backup was taken.
     pub incarnation: u16,
     /// Whether the server's signing key is in it: then it must be kept as secret as the key.
     pub holds_signing_key: bool,
@@ -69,7 +69,7 @@ pub enum NotDone {
     NotOnDisk,
     /// The disk refused to read or write.
     Io(PathBuf, io::Error),
-    /// The store failed meanwhile.
+    /// The store failed while it was backed up or prepared.
     Fault(Fault),
 }
 

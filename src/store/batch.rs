@@ -137,7 +137,7 @@ impl Batch {
         self.writes.byte_count()
     }
 
-    /// Refuses a batch that is already larger than the store accepts, so that whoever builds a large one stops early.
+    /// Refuses a batch that is already larger than the store accepts, so that building a large one stops early.
     pub fn check_size(&self) -> Result<(), NotAccepted> {
         self.writes.check_size()
     }

@@ -47,7 +47,7 @@ impl DataDir {
     /// Makes the directory where there is none, and takes it. Errors: another process has it.
     pub fn hold(path: &Path) -> Result<Self, NotHeld> {
         let io = |error| NotHeld::Io(path.to_owned(), error);
-        // The signing key and password hashes are in there: nobody else on this machine is to read them.
+        // The directory holds the signing key and password hashes, so no other user of this machine may read it.
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let file =
             File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(io)?;

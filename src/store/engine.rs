@@ -97,10 +97,10 @@ pub(crate) enum Change {
     Range(Family, Bytes, Bytes),
 }
 
-/// Rows with their keys.
+/// Rows with their keys, read one after the other.
 pub(crate) type Rows<'a> = Box<dyn Iterator<Item = Result<(Bytes, Bytes), Fault>> + 'a>;
 
-/// Where the bytes are kept.
+/// The engine that keeps the bytes.
 #[derive(Debug)]
 pub enum Engine {
     /// RocksDB, which keeps them on disk.
@@ -141,7 +141,7 @@ impl Engine {
     }
 }
 
-/// The rows of one moment.
+/// A snapshot of an engine: its rows at one moment.
 pub(crate) enum EngineSnapshot {
     Rocks(rocks::RocksSnapshot),
     Memory(memory::MemorySnapshot),

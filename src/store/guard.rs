@@ -1,6 +1,6 @@
 //! Guards: a lock is a proof.
 //!
-//! Each table belongs to a [`Domain`], and whoever reads, decides and writes there holds the domain's lock meanwhile. A batch is
+//! Each table belongs to a [`Domain`], and a builder that reads, decides and writes there holds its lock meanwhile. A batch is
 //! made from a [`Guard`], may write only what the guard covers, and is accepted only while the guard lives. So a write to a
 //! table of another domain, or to the rows of another room or user, is refused at once and needs no unlucky moment to be found.
 //!

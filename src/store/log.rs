@@ -17,7 +17,7 @@ pub enum LogEntry {
     Event {
         /// The room that accepted it.
         room: RoomNum,
-        /// The event's number in it.
+        /// The number of the event in that room.
         event: EventNum,
     },
     /// A room's current state changed with no event of its own at this position.
@@ -37,7 +37,7 @@ pub enum LogEntry {
     },
     /// Account data of a user, global or of a room, changed; push rules are account data too.
     AccountData {
-        /// The user who keeps it.
+        /// The user whose account data changed.
         user: UserNum,
     },
     /// A device came, changed or went.

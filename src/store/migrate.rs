@@ -11,7 +11,7 @@ use crate::store::{Batch, Fault, Guard, NotAccepted, Read, Store, head, tables};
 
 /// One step of a migration: from the layout before to this one.
 pub(crate) struct Step {
-    /// The layout that it makes.
+    /// The layout that the store has after this step.
     pub(crate) to: u64,
     /// Writes one part, at most as much as a batch holds, that begins after `after` (none: at the beginning); answers where
     /// the next part begins, or none at the end.

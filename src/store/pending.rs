@@ -1,7 +1,7 @@
 //! Rows that are accepted and not published. Laid over the newest snapshot, they are what builders decide on.
 //!
 //! Small batches share one map. A large one stays a layer of its own, which comes and goes without touching each row:
-//! whoever waits for the queue meanwhile waits for microseconds. Where several have the row, the newest batch counts.
+//! a builder that waits for the queue meanwhile waits for microseconds. Where several have the row, the newest batch counts.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

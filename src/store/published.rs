@@ -44,7 +44,7 @@ pub(crate) fn promise() -> (Promise, Published) {
 }
 
 impl Published {
-    /// Whether it has resolved.
+    /// Whether it is known yet that the batch is published or lost.
     pub fn is_known(&self) -> bool {
         matches!(*self.0.lock(), State::Known(_))
     }

@@ -15,11 +15,11 @@ use crate::store::{
 /// waiting for the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Domain {
-    /// The turn of a room.
+    /// A room's rows, which the turn of the room guards.
     Room,
-    /// The lock of a user.
+    /// A user's rows, which the lock of the user guards.
     User,
-    /// The lock of the server.
+    /// Rows of the server as a whole, which the lock of the server guards.
     Server,
     /// The store's own tables, which need no lock: the queue orders the log, a reader alone moves its cursor, and of those who
     /// try to take a timer one finds it as expected.
@@ -37,9 +37,9 @@ pub struct Table<K, V> {
     pub name: &'static str,
     /// The domain whose lock guards it.
     pub domain: Domain,
-    /// The module that writes it.
+    /// The module that writes its rows; no other does.
     pub owner: &'static str,
-    /// Whether a replica gets it.
+    /// Whether a replica gets its rows.
     pub shipped: bool,
     pub(crate) types: PhantomData<fn() -> (K, V)>,
 }
@@ -47,9 +47,9 @@ pub struct Table<K, V> {
 /// The direction in which a range is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the lowest key up.
+    /// It begins with the lowest key and goes up.
     Up,
-    /// From the highest key down.
+    /// It begins with the highest key and goes down.
     Down,
 }
 
@@ -82,7 +82,7 @@ impl<K: Key, V: Value> Table<K, V> {
         }
     }
 
-    /// The row of this key.
+    /// Reads the row of this key, if there is one.
     pub fn get(&self, read: &(impl Read + ?Sized), key: K::Ref<'_>) -> Result<Option<V>, Fault> {
         let row = read.get_raw(self.family, &self.key_bytes::<K>(key).bytes)?;
         row.map(V::decode).transpose().map_err(|fault| self.in_table(fault))

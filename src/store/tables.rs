@@ -23,9 +23,9 @@ pub struct TableInfo {
     pub name: &'static str,
     /// The domain whose lock guards it.
     pub domain: Domain,
-    /// The module that writes it.
+    /// The module that writes its rows; no other does.
     pub owner: &'static str,
-    /// Whether a row decodes.
+    /// Checks whether a row decodes.
     pub check_row: CheckRow,
 }
 
@@ -61,7 +61,7 @@ macro_rules! tables {
 pub(crate) use tables;
 
 tables! {
-    /// The entry of each position.
+    /// The entry of the log at each position.
     1 LOG(Position => LogEntry) in Log, Store of "store";
     /// The store's own facts by name: layout, incarnation, head position and batch number.
     2 HEAD(String => u64) in Log, Store of "store::head", local;

@@ -17,7 +17,7 @@ use crate::store::{
 /// At most this many timers fire in a second, however many are due.
 pub const FIRED_A_SECOND_MAX: usize = 500;
 
-/// A timer that is set.
+/// A timer as it is set and found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timer {
     /// When it is due, in milliseconds since the epoch.

@@ -142,7 +142,7 @@ impl Read for Snapshot {
     }
 }
 
-/// Everything accepted: what is published and what waits for the flush. Whoever holds the lock of a domain sees all
+/// Everything accepted: what is published and what waits for the flush. A reader that holds the lock of a domain sees all
 /// of that domain; of other domains it may see more from one read to the next.
 ///
 /// Each read looks at what waits first, then at the *newest* snapshot: a row stops waiting only after it is published.

@@ -224,7 +224,7 @@ async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
 /// More devices than one batch could end one by one.
 const MANY: usize = 1_001;
 
-/// Somebody with so many devices that their rows do not fit into one batch, and the tokens of all but the first.
+/// A user with more devices than fit into one batch, and the tokens of all devices but the first.
 async fn with_many_devices(server: &TestServer, name: &str) -> (TestClient, Vec<String>) {
     let client = server.register(name).await;
     let app = server.server().app();

@@ -94,7 +94,7 @@ async fn who_was_not_there_reads_nothing_of_an_erased_user() {
         let text = json.to_string();
         assert!(!text.contains("secret") && !text.contains("Secret"), "{path}: {json}");
     }
-    // The events themselves are there.
+    // The events themselves are still there, without their content.
     let event = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.secret))).await;
     assert_eq!((&event["content"], &event["sender"]), (&json!({}), &json!("@alice:test.example")));
     let thread = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.root))).await;

@@ -44,7 +44,7 @@ fn encoded(text: &str) -> String {
         .collect()
 }
 
-/// Two people in one room.
+/// A server with two people in one room.
 struct Scene {
     server: TestServer,
     alice: TestClient,

@@ -187,7 +187,7 @@ async fn messages_count_until_they_are_read() {
     assert_eq!(unread(bob, &room).await, (3, 1));
     must_read(bob, &room, "m.read.private", &third, json!({})).await;
     assert_eq!(unread(bob, &room).await, (0, 0));
-    // Receipts never go back.
+    // A receipt for an older event does not make the later ones unread again.
     must_read(bob, &room, "m.read", &first, json!({})).await;
     assert_eq!(unread(bob, &room).await, (0, 0));
 }

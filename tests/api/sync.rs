@@ -555,7 +555,7 @@ async fn a_stored_filter_is_found_by_its_id() {
     let (status, sync) = bob.get(&format!("/_matrix/client/v3/sync?filter={id}")).await;
     assert_eq!(status, StatusCode::OK);
     assert!(events(&sync, "join", &room, "timeline").is_empty(), "{sync}");
-    // Filters are their owner's.
+    // A user cannot sync with a filter of another user.
     let (status, json) = alice.get(&format!("/_matrix/client/v3/sync?filter={id}")).await;
     assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_INVALID_PARAM")));
 }

@@ -63,7 +63,7 @@ async fn transactions_are_remembered_over_midnight_and_forgotten_after_two() {
         assert!(snapshot.upto().number() > 0);
         count
     };
-    // Tests begin at midnight.
+    // Tests begin at midnight, so this is a minute before the next one.
     tokio::time::advance(DAY - Duration::from_secs(60)).await;
     let said = alice.say(&room, "1", "late in the evening").await;
     tokio::time::advance(Duration::from_secs(120)).await;

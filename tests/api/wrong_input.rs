@@ -293,7 +293,7 @@ async fn what_is_rate_limited() {
         ("GET", "../versions".to_owned(), false),
     ] {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        // The bucket is full again.
+        // The bucket is full again after this time.
         limited.server().app().env.sleep(Duration::from_secs(200)).await;
         let path = match path.strip_prefix("../") {
             Some(path) => format!("/_matrix/client/{path}"),

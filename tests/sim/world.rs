@@ -43,7 +43,7 @@ pub(crate) enum Answer {
     Lost,
 }
 
-/// One life of the server.
+/// One life of the server, from a start to a crash.
 struct Life {
     server: Server,
     env: Env,

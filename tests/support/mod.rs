@@ -91,7 +91,7 @@ impl TestServer {
         (status, json)
     }
 
-    /// A client without an account.
+    /// A client without an account or a token.
     pub(crate) fn anonymous(&self) -> TestClient {
         TestClient { server: self.clone(), token: None, user_id: String::new(), device_id: String::new() }
     }
