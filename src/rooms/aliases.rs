@@ -21,10 +21,14 @@ pub const ALIAS_BYTES_MAX: usize = 255;
 /// Refuses an alias that this server cannot give: 400 `M_INVALID_PARAM`.
 pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
     if alias.server_name() != server {
-        return Err(Refusal::invalid_param("This is an alias of another server."));
+        return Err(Refusal::invalid_param(
+            "The alias ends in another server's name; this server only gives aliases in its own.",
+        ));
     }
     if alias.as_str().len() > ALIAS_BYTES_MAX || alias.alias().is_empty() {
-        return Err(Refusal::invalid_param("An alias has a name of its own and at most 255 bytes."));
+        return Err(Refusal::invalid_param(
+            "An alias needs a name before the colon and has at most 255 bytes.",
+        ));
     }
     Ok(())
 }
@@ -110,7 +114,7 @@ pub(crate) fn without(content: &str, alias: &RoomAliasId) -> Option<CanonicalJso
 }
 
 fn named(content: &CanonicalJsonObject) -> Result<BTreeSet<String>, Refusal> {
-    let odd = || Refusal::bad_json("This is not the content of a canonical alias event.");
+    let odd = || Refusal::bad_json("`alias` must be a string, and `alt_aliases` a list of strings.");
     let mut aliases = BTreeSet::new();
     match content.get("alias") {
         None | Some(CanonicalJsonValue::Null) => {}

@@ -133,7 +133,9 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
         return Err(Refusal::too_large("An event's type and state key have at most 255 bytes."));
     }
     if draft.kind.starts_with(DERIVED) {
-        return Err(Refusal::invalid_param("Event types of this kind are the server's own."));
+        return Err(Refusal::invalid_param(
+            "Clients cannot send events of this type: the server keeps it for itself.",
+        ));
     }
     let rules = setting.rules;
     let mut content = draft.content.clone();
@@ -231,7 +233,7 @@ impl Fields<'_> {
 
 fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
     serde_json::value::to_raw_value(content)
-        .map_err(|_| Refusal::bad_json("The content cannot be written as JSON."))
+        .map_err(|_| Refusal::bad_json("The event's content cannot be written as JSON."))
 }
 
 fn ids_json(ids: &[OwnedEventId]) -> JsonText {

@@ -41,13 +41,16 @@ pub fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::ROOM_USER, |read, (room, user), membership, doubts| {
             let row = schema::USER_ROOM.get(read, (*user, *room))?;
             let is_it = row.is_some_and(|row| row.membership == *membership);
-            doubts.unless(is_it, "the user's own row says something else");
-            doubts.unless(is_near(*membership), "who is not in a room has no such row");
+            doubts.unless(is_it, "the user's own row has another membership");
+            doubts.unless(
+                is_near(*membership),
+                "a user who is not joined, invited or knocking has no such row",
+            );
             Ok(())
         }),
         RowCheck::of(&schema::SERVER_MEMBERS, |read, (room, server), count, doubts| {
             let is_in = members::was_server_joined(read, *room, Ref::Main(Order::MAX), server)?;
-            doubts.unless(is_in && *count > 0, "the room's state says that nobody of it is there");
+            doubts.unless(is_in && *count > 0, "by the room's state the server has no member in it");
             Ok(())
         }),
         RowCheck::of(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
@@ -90,7 +93,7 @@ pub fn checks() -> Vec<RowCheck> {
             // The row counts only while the receipt still says that position.
             doubts.unless(
                 row.is_some_and(|row| row.position >= *position),
-                "there is no receipt as new as that",
+                "the receipt is missing or older than this row",
             );
             Ok(())
         }),
@@ -118,14 +121,17 @@ pub(super) fn reference(read: &Snapshot, room: RoomNum, at: Ref, doubts: &mut Do
 
 fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {
     let named = schema::ROOM_ID.get(read, row.id.as_str())?;
-    doubts.unless(named == Some(*num), format!("the id {} is not its own", row.id));
+    doubts.unless(named == Some(*num), format!("the id {} belongs to another room", row.id));
     if row.resident == Resident::No {
         return Ok(());
     }
     doubts.position(read, row.tip.anchor);
     doubts.unless(schema::TIMELINE.contains(read, (*num, row.tip))?, "no event stands at its tip");
     let state_tip = state::tip(read, *num)?;
-    doubts.unless(state_tip == Ref::Main(row.state_tip), "its state changed last elsewhere than it says");
+    doubts.unless(
+        state_tip == Ref::Main(row.state_tip),
+        "the newest change of its state is not at `state_tip`",
+    );
     doubts.unless(!row.heads.is_empty(), "it has no heads");
     for Head { event, key, depth, after, .. } in &row.heads {
         let stored = event::find(read, *num, *event)?;
@@ -149,10 +155,10 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         }
     }
     let is_counted = members::are_counted(read, *num, &tally)?;
-    doubts.unless(is_counted, "its servers, or how many of each are in it, are not those of its members");
+    doubts.unless(is_counted, "the members counted by server are not those that its state has");
     let is_right = (row.joined, row.invited) == (joined, invited);
-    let said = format!("{} joined and {} invited are counted", row.joined, row.invited);
-    doubts.unless(is_right, format!("{said}, and {joined} and {invited} are"));
+    let said = format!("it counts {} joined and {} invited", row.joined, row.invited);
+    doubts.unless(is_right, format!("{said}, but its state has {joined} and {invited}"));
     Ok(())
 }
 
@@ -168,8 +174,10 @@ fn joined_user(
     let Some(user) = accounts::users::find_num(read, user_id)? else { return Ok(()) };
     let row = members::find(read, user, room)?;
     let is_it = row.is_some_and(|row| row.membership == Membership::Join && row.event == event);
-    doubts
-        .unless(is_it, format!("{user_id} is in it by event {event}, and the user's own row says otherwise"));
+    doubts.unless(
+        is_it,
+        format!("{user_id} is joined by event {event}, but the user's own row says otherwise"),
+    );
     Ok(())
 }
 
@@ -182,7 +190,7 @@ fn user_room(
     doubts.position(read, row.since);
     let listed = schema::ROOM_USER.get(read, (*room, *user))?;
     let expected = Some(row.membership).filter(|membership| is_near(*membership));
-    doubts.unless(listed == expected, "the room's list of users says something else");
+    doubts.unless(listed == expected, "the room's list of users has another membership");
     let Some(account) = schema::USERS.get(read, *user)? else {
         doubts.unless(false, "its account is gone");
         return Ok(());
@@ -200,7 +208,10 @@ fn user_room(
     };
     let membership = match now {
         Val::Event(event) => {
-            doubts.unless(event == row.event, format!("the room's state says so by event {event}"));
+            doubts.unless(
+                event == row.event,
+                format!("by the room's state the membership comes from event {event}"),
+            );
             members::membership_of_event(read, *room, event)?
         }
         Val::Absent | Val::Derived(_) => Membership::Leave,
@@ -208,7 +219,7 @@ fn user_room(
         Val::Unknown => row.membership,
     };
     let said = membership.as_str();
-    doubts.unless(membership == row.membership, format!("the room's state says {said:?}"));
+    doubts.unless(membership == row.membership, format!("by the room's state the membership is {said:?}"));
     Ok(())
 }
 
@@ -221,10 +232,13 @@ fn receipt(
 ) -> Result<(), Fault> {
     doubts.logged(read, row.position, LogEntry::Receipts { room })?;
     let logged = schema::RECEIPT_LOG.get(read, (room, row.position))?;
-    doubts.unless(logged.is_some_and(|Json(logged)| logged == *key), "the room's log does not name it");
+    doubts.unless(
+        logged.is_some_and(|Json(logged)| logged == *key),
+        "the room's log of receipts does not name it",
+    );
     let event = <&ruma::EventId>::try_from(row.event_id.as_str()).ok();
     let event = event.map(|id| event::find_num(read, room, id)).transpose()?.flatten();
     let place = event.map(|event| schema::PLACE.get(read, (room, event))).transpose()?.flatten();
-    doubts.unless(place == Some(Place::Timeline(row.order)), "the event that it names does not stand there");
+    doubts.unless(place == Some(Place::Timeline(row.order)), "the event that it names is not at its order");
     Ok(())
 }

@@ -57,17 +57,18 @@ impl Act {
     /// `M_BAD_STATE` where there is nothing to do.
     pub fn outcome(self, was: Membership) -> Result<&'static str, Refusal> {
         match (self, was) {
-            (Self::Invite, Membership::Join) => Err(Refusal::forbidden("They are in the room already.")),
+            (Self::Invite, Membership::Join) => Err(Refusal::forbidden("The user is in the room already.")),
             (Self::Invite, _) => Ok("invite"),
             (Self::Kick, Membership::Join | Membership::Invite | Membership::Knock) => Ok("leave"),
             (Self::Kick, Membership::Leave | Membership::Ban) => {
-                Err(Refusal::forbidden("They are not in the room."))
+                Err(Refusal::forbidden("The user is not in the room."))
             }
             // A second ban may change the reason.
             (Self::Ban, _) => Ok("ban"),
             (Self::Unban, Membership::Ban) => Ok("leave"),
             (Self::Unban, _) => {
-                Err(Refusal::new(ErrorKind::BadState, "They are not banned.").exception(Exception::Forbidden))
+                Err(Refusal::new(ErrorKind::BadState, "The user is not banned from the room.")
+                    .exception(Exception::Forbidden))
             }
         }
     }

@@ -282,7 +282,11 @@ impl Plan {
                 && (state.event_type == "m.room.name" && self.name.is_some()
                     || state.event_type == "m.room.topic" && self.topic.is_some());
             if state.event_type == "m.room.create" {
-                return Err(Refusal::new(ErrorKind::InvalidRoomState, "A room has one create event.").into());
+                return Err(Refusal::new(
+                    ErrorKind::InvalidRoomState,
+                    "`initial_state` cannot contain `m.room.create`; use `creation_content`.",
+                )
+                .into());
             }
             if !is_overridden {
                 drafts.push(self.draft(&state.event_type, &state.state_key, state.content.clone()));
@@ -325,12 +329,17 @@ fn preset(wanted: Option<RoomPreset>, visibility: &Visibility) -> Result<RoomPre
 }
 
 fn initial_state(json: &str) -> Result<InitialState, Refusal> {
-    serde_json::from_str(json)
-        .map_err(|error| Refusal::bad_json(format!("A state event of `initial_state` is not one: {error}.")))
+    serde_json::from_str(json).map_err(|error| {
+        Refusal::bad_json(format!("`initial_state` contains something that is not a state event: {error}."))
+    })
 }
 
 fn alias(server: &ServerName, name: &str) -> Result<OwnedRoomAliasId, Refusal> {
-    let odd = || Refusal::invalid_param("`room_alias_name` cannot be the name of an alias.");
+    let odd = || {
+        Refusal::invalid_param(
+            "`room_alias_name` must be the part of an alias between `#` and the colon, without spaces.",
+        )
+    };
     if name.is_empty() || name.contains(':') || name.contains(char::is_whitespace) || name.contains('\0') {
         return Err(odd());
     }
@@ -339,6 +348,9 @@ fn alias(server: &ServerName, name: &str) -> Result<OwnedRoomAliasId, Refusal> {
 }
 
 fn object(json: &str) -> Result<CanonicalJsonObject, Refusal> {
-    serde_json::from_str(json)
-        .map_err(|error| Refusal::bad_json(format!("This is not the content of an event: {error}.")))
+    serde_json::from_str(json).map_err(|error| {
+        Refusal::bad_json(format!(
+            "`creation_content` or `power_level_content_override` cannot be used: {error}."
+        ))
+    })
 }

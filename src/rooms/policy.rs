@@ -112,7 +112,7 @@ pub fn approve(
     };
     if let Err(Error::Refused(why)) = &judged {
         let (room, user, event_type) = (change.num, author.user, &draft.kind);
-        tracing::debug!(%room, %user, event_type, reason = why.message, "an event of ours was refused by policy");
+        tracing::debug!(%room, %user, event_type, reason = why.message, "an event of one of our users is refused by policy");
     }
     judged.map(|()| Approved(draft))
 }
@@ -132,10 +132,10 @@ fn judge_message(change: &mut Change, draft: &Draft) -> Result<()> {
 fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
     match draft.kind.as_str() {
         "m.room.create" if !change.row.heads.is_empty() => {
-            Err(Refusal::bad_json("A room has one create event, which begins it.").into())
+            Err(Refusal::bad_json("`m.room.create` can only be sent when the room is created.").into())
         }
         "m.room.redaction" => {
-            Err(Refusal::bad_json("A redaction is not a piece of state; use `/redact`.").into())
+            Err(Refusal::bad_json("`m.room.redaction` cannot be sent as state; use `/redact`.").into())
         }
         "m.room.member" => judge_member(change, server, author, draft),
         "m.room.power_levels" => Ok(change.power()?.check_levels(&draft.content)?),
@@ -157,7 +157,7 @@ const AUTHORISED_VIA: &str = "join_authorised_via_users_server";
 fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
     let odd = |why: &str| Error::from(Refusal::bad_json(why));
     let target = draft.state_key.as_deref().and_then(|user| OwnedUserId::try_from(user).ok());
-    let target = target.ok_or_else(|| odd("The state key of a member event is a user id."))?;
+    let target = target.ok_or_else(|| odd("The state key of a member event must be a user id."))?;
     let content = draft.raw_content()?;
     let membership = event::membership_of(content.get())
         .ok_or_else(|| odd("`membership` is not one of join, leave, invite, knock and ban."))?;
@@ -199,7 +199,7 @@ fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonO
 /// again.
 fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
     if users::require(read, user)?.is_deactivated {
-        return Err(Refusal::forbidden("This account has ended.").into());
+        return Err(Refusal::forbidden("The account has been deactivated.").into());
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ impl Power {
             users.is_some_and(|users| self.creators.iter().any(|user| users.contains_key(user.as_str())));
         if named && self.rules.explicitly_privilege_room_creators {
             return Err(Refusal::bad_json(
-                "A creator of this room has no power level: they stand above all.",
+                "`users` names a creator of this room, who stands above all power levels; leave them out.",
             ));
         }
         Ok(())
@@ -95,7 +95,8 @@ impl Power {
 
     /// Checks the types of the fields. The authorization rules refuse the same, but as something that is not allowed.
     fn check_shape(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {
-        let odd = |field: &str| Refusal::bad_json(format!("`{field}` does not say what power levels say."));
+        let odd =
+            |field: &str| Refusal::bad_json(format!("`{field}` must hold power levels, which are integers."));
         let is_level = |value: &CanonicalJsonValue| match value {
             CanonicalJsonValue::Integer(_) => true,
             CanonicalJsonValue::String(text) => {
@@ -176,5 +177,6 @@ impl Power {
 
 /// Levels that cannot be read allow nobody anything, and the refusal says why.
 fn odd(why: String) -> Error {
-    Refusal::forbidden(format!("The room's power levels are not readable: {why}.")).into()
+    Refusal::forbidden(format!("The room's power levels cannot be read, so nobody may do this: {why}."))
+        .into()
 }

@@ -38,7 +38,11 @@ impl PageToken {
             let anchor = digits.then(|| anchor.parse().ok()).flatten().and_then(Position::new)?;
             Some(Self(Order { anchor, minor }))
         };
-        read().ok_or_else(|| Refusal::invalid_param("This is not a token of this server."))
+        read().ok_or_else(|| {
+            Refusal::invalid_param(
+                "The token was not made by this server; use one from `/sync` or `/messages`.",
+            )
+        })
     }
 }
 

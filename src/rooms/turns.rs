@@ -127,7 +127,10 @@ impl Turns {
     pub fn add(&self, turn: Turn) -> Result<bool> {
         let mut queue = self.queue.lock();
         if queue.waiting.len() >= TURNS_MAX {
-            tracing::debug!(waiting = queue.waiting.len(), "a change is refused: too many wait for its room");
+            tracing::debug!(
+                waiting = queue.waiting.len(),
+                "a change to a room is refused, because too many wait for the room"
+            );
             return Err(Error::Busy { retry_after: Duration::from_secs(1) });
         }
         queue.waiting.push_back(turn);
@@ -139,7 +142,9 @@ impl Turns {
     pub fn work_off(self: &Arc<Self>, is_over: impl Fn() -> bool) -> bool {
         while let Some(turn) = self.next() {
             let Some(seat) = self.sit() else {
-                tracing::error!("a turn of a room is dropped: another one kept the room's seat");
+                tracing::error!(
+                    "a change to a room is dropped: an earlier one never gave back the room's seat"
+                );
                 continue;
             };
             // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on

@@ -48,7 +48,7 @@ impl Typing {
                     return false;
                 }
                 if typists.users.len() >= TYPISTS_MAX {
-                    tracing::debug!(%room, reason = "many typists", "somebody who types is not shown");
+                    tracing::debug!(%room, reason = "too many typists", "a typing notification is ignored");
                     return false;
                 }
                 typists.users.insert(user_id.to_owned(), Typist { until_ms, began: number });

@@ -82,13 +82,15 @@ impl Change {
             auth,
             sent_by: None,
         };
-        let header = entering.header().ok_or_else(|| Refusal::bad_json("This is no event."))?;
+        let header =
+            entering.header().ok_or_else(|| Refusal::bad_json("The JSON is not that of an event."))?;
         if rejected.is_none() && header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, taken.event, &header.auth);
         }
         let row = EventRow { header, json: received.json.clone() };
-        let why = rejected.clone().unwrap_or_else(|| "others need it as one that allows them".to_owned());
-        tracing::debug!(room = %self.num, event = %received.event.id, rejected = rejected.is_some(), why, "an event stands nowhere");
+        let why =
+            rejected.clone().unwrap_or_else(|| "other events name it among their auth events".to_owned());
+        tracing::debug!(room = %self.num, event = %received.event.id, rejected = rejected.is_some(), why, "an event is kept as an outlier");
         self.put_aside_row(&AsideRow { rejected: rejected.is_some(), why, row: row.clone() })?;
         schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
         self.apply_waiting(&Stored { order: Order::MIN, row })?;

@@ -59,7 +59,7 @@ impl Change {
             let (sender, state_key) = (&draft.sender, draft.state_key.as_deref());
             let needed = admit::needed_keys(&kind, sender, state_key, &content, &self.rules.authorization)
                 .map_err(|why| {
-                    Refusal::bad_json(format!("The content is not what its type demands: {why}."))
+                    Refusal::bad_json(format!("The event's content does not fit its type: {why}."))
                 })?;
             for (event_type, key) in needed {
                 let Some(event) = self.state(&event_type.to_string(), &key)? else { continue };
@@ -89,7 +89,9 @@ impl Change {
             Verdict::Reject(why) | Verdict::SoftFail(why) => {
                 Err(Refusal::forbidden(format!("The room does not allow this: {why}.")).into())
             }
-            Verdict::Need { .. } | Verdict::Unknown => Err(Error::broken("an event of our own needs others")),
+            Verdict::Need { .. } | Verdict::Unknown => {
+                Err(Error::broken("an event of our own names events that are missing"))
+            }
         }
     }
 

@@ -124,7 +124,7 @@ impl From<NotResolved> for Error {
         match why {
             NotResolved::TooMuch => Self::Busy { retry_after: std::time::Duration::from_secs(60) },
             NotResolved::UnknownVersion => {
-                Refusal::forbidden("The room's version is not spoken here.").into()
+                Refusal::forbidden("This server does not know the room's version.").into()
             }
             NotResolved::Fault(fault) => fault.into(),
         }

@@ -67,7 +67,7 @@ impl Change {
         if target.row.sender() == user.as_str() || self.power()?.may(user, Action::Redact)? {
             return Ok(());
         }
-        Err(Refusal::forbidden("You may redact your own events only.").into())
+        Err(Refusal::forbidden("You can only redact your own events in this room.").into())
     }
 
     /// Judges the effect of a received event as a redaction, by the state before it.
@@ -87,7 +87,11 @@ impl Change {
         };
         let redacted = event::require(&self.batch, self.num, num)?;
         let may = by_power || is_same_server(&redacted.row.sender(), event.sender.as_str());
-        Ok(if may { Redaction::Applies(num) } else { Redaction::Withheld("its sender may not redact this") })
+        Ok(if may {
+            Redaction::Applies(num)
+        } else {
+            Redaction::Withheld("its sender may not redact the event")
+        })
     }
 
     /// Carries out a redaction, once its own rows are written.
@@ -100,7 +104,7 @@ impl Change {
             Redaction::Waits { name, by_power } => {
                 let key = (self.num, &name, stored.event());
                 schema::REDACTION_WAITING.put(&mut self.batch, key, &RedactionWaitingRow { by_power });
-                let why = "what it redacts is not here";
+                let why = "the event that it redacts has not come in yet";
                 tracing::debug!(room = %self.num, event = %stored.event(), why, "a redaction is withheld");
             }
             Redaction::Applies(target) => self.redact(target, stored.event())?,
@@ -126,7 +130,7 @@ impl Change {
             schema::REDACTION_WAITING.delete(&mut self.batch, (room, &key, redaction));
             let mut redaction = event::require(&self.batch, room, redaction)?;
             if !(row.by_power || is_same_server(&stored.row.sender(), &redaction.row.sender())) {
-                let why = "its sender may not redact this";
+                let why = "its sender may not redact the event";
                 tracing::debug!(%room, event = %redaction.event(), why, "a redaction is withheld");
                 continue;
             }

@@ -51,11 +51,11 @@ pub(super) fn checks() -> Vec<RowCheck> {
             }
         }),
         RowCheck::of(&schema::ASIDE, move |read, (num, number), aside, doubts| {
-            doubts.unless(aside.row.header.event == *number, "it is another event");
+            doubts.unless(aside.row.header.event == *number, "the event in it has another number");
             let place = schema::PLACE.get(read, (*num, *number))?;
             let is_here = matches!(place, Some(Place::Aside | Place::Outlier));
-            doubts.unless(is_here, "its place is said to be elsewhere");
-            doubts.unless(schema::ASIDE_COUNT.contains(read, *num)?, "it is not counted");
+            doubts.unless(is_here, "`place` says that it is kept elsewhere");
+            doubts.unless(schema::ASIDE_COUNT.contains(read, *num)?, "its room counts no events aside");
             match here_aside.room(read, *num)? {
                 Some(room) => put_aside(read, *num, room, aside, doubts),
                 None => {
@@ -80,7 +80,7 @@ pub(super) fn checks() -> Vec<RowCheck> {
                     schema::ASIDE.get(read, (*room, *number))?.map(|aside| aside.row.header.event)
                 }
             };
-            doubts.unless(there == Some(*number), "it is not there, or another event is");
+            doubts.unless(there == Some(*number), "the event is not at that place");
             Ok(())
         }),
         RowCheck::of(&schema::EVENT_ID, |read, key, (room, number), doubts| {
@@ -113,7 +113,7 @@ pub(super) fn checks() -> Vec<RowCheck> {
             let stored = event::find(read, *room, *number)?;
             let sent_by = stored.and_then(|stored| stored.row.header.sent_by);
             let is_it = sent_by.is_some_and(|by| (by.device, by.day) == (*device, *day) && by.txn == *txn);
-            doubts.unless(is_it, format!("event {number} is gone, or was sent otherwise"));
+            doubts.unless(is_it, format!("event {number} is gone, or was sent by another transaction"));
             doubts.unless(schema::USERS.contains(read, *user)?, "its account is gone");
             doubts.unless(timer::is_waiting(read, &txn::forget_on(*room, *day))?, "no timer will forget it");
             Ok(())
@@ -131,11 +131,11 @@ fn in_timeline(
 ) -> Result<(), Fault> {
     let header = &row.header;
     let place = schema::PLACE.get(read, (num, header.event))?;
-    doubts.unless(place == Some(Place::Timeline(order)), "its place is said to be elsewhere");
+    doubts.unless(place == Some(Place::Timeline(order)), "`place` says that it is kept elsewhere");
     if order.minor == 0 {
         let entry = tables::LOG.get(read, order.anchor)?;
         let expected = LogEntry::Event { room: num, event: header.event };
-        doubts.unless(entry == Some(expected), "the log does not have it at its position");
+        doubts.unless(entry == Some(expected), "the log has another entry at its position");
     }
     doubts.unless(order <= room.tip, "it stands above the tip of its room");
     if let Some(key) = header.state_key {
@@ -143,7 +143,10 @@ fn in_timeline(
         let set = state::at(read, num, after, key)?;
         doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
     }
-    doubts.unless(is_known_by_transaction(read, num, room, row)?, "its transaction would send it again");
+    doubts.unless(
+        is_known_by_transaction(read, num, room, row)?,
+        "its transaction is not remembered, so that a retry would send it again",
+    );
     related(read, num, order, row, doubts)?;
     everywhere(read, num, room, row, true, doubts)
 }
@@ -205,8 +208,11 @@ fn everywhere(
     doubts.unless(header.event.0 < room.next_event, "its number was never given");
     let found = schema::EVENT_ID.get(read, &header.key)?;
     doubts.unless(found == Some((num, header.event)), "it is not found by its id");
-    doubts.unless(event::locate(&row.json) == Some(header.spans), "its fields are not where they should be");
-    doubts.unless(is_what_was_signed(room, row), "its bytes are not those that its id is the hash of");
+    doubts.unless(
+        event::locate(&row.json) == Some(header.spans),
+        "its fields are not at the places that its header says",
+    );
+    doubts.unless(is_what_was_signed(room, row), "the hash of its bytes is not the one in its id");
     let named = header.state_key.map(|key| schema::STATE_KEY.get(read, (num, key))).transpose()?;
     let is_named = match (named, row.state_key()) {
         (None, None) => true,
@@ -215,7 +221,7 @@ fn everywhere(
         (Some(Some(named)), Some(key)) => named.event_type == row.event_type() && named.state_key == key,
         _ => false,
     };
-    doubts.unless(is_named, "its state key is another one");
+    doubts.unless(is_named, "its type and state key are not those of its key's number");
     let cited: Vec<EventNum> = header
         .prev
         .iter()

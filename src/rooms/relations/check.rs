@@ -18,25 +18,34 @@ use crate::{
 pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     vec![
         RowCheck::of(&schema::RELATION, |read, (room, parent, kind, order), row, doubts| {
-            doubts.unless(*kind == RelationKind::of(&row.rel_type), "it is of another kind");
-            doubts.unless(schema::PLACE.contains(read, (*room, *parent))?, "what it refers to is not there");
+            doubts.unless(
+                *kind == RelationKind::of(&row.rel_type),
+                "its type of relation is of another kind than its key says",
+            );
+            doubts.unless(
+                schema::PLACE.contains(read, (*room, *parent))?,
+                "the event that it refers to is gone",
+            );
             let Some(stored) = schema::TIMELINE.get(read, (*room, *order))? else {
                 doubts.unless(false, "no event stands there");
                 return Ok(());
             };
             let is_it = stored.header.event == row.event && stored.sender() == row.sender;
-            doubts.unless(is_it, format!("event {} does not stand there", row.event));
+            doubts.unless(is_it, format!("event {} is not at that order", row.event));
             let thread = schema::IN_THREAD.get(read, (*room, row.event))?;
             let is_there = thread == find_thread(read, *room, *parent, *kind)?;
-            doubts.unless(is_there, "its event is said to stand in another thread");
+            doubts.unless(is_there, "`in_thread` puts its event into another thread");
             let mark = annotation(stored.content(), &stored.sender(), &stored.event_type());
             if let (RelationKind::Annotation, Some(mark)) = (kind, mark) {
                 let known = schema::ANNOTATED.contains(read, (*room, *parent, &mark))?;
-                doubts.unless(known, "it could be made again");
+                doubts.unless(
+                    known,
+                    "the annotation is not remembered, so that its sender could make it again",
+                );
             }
             if matches!(kind, RelationKind::Thread | RelationKind::Reference) {
                 let counted = schema::RELATED.contains(read, (*room, *parent))?;
-                doubts.unless(counted, "it is not counted");
+                doubts.unless(counted, "the summary of the event that it refers to is missing");
             }
             Ok(())
         }),
@@ -58,7 +67,10 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
         }),
         RowCheck::of(&schema::THREAD_SENDER, |read, (room, root, _), count, doubts| {
             let all = schema::RELATED.get(read, (*room, *root))?.map_or(0, |row| row.thread_count);
-            doubts.unless((1..=all).contains(count), format!("it says {count} of the {all} events there"));
+            doubts.unless(
+                (1..=all).contains(count),
+                format!("it counts {count} events of a thread that has {all}"),
+            );
             Ok(())
         }),
         RowCheck::of(&schema::ANNOTATED, |read, (room, parent, mark), event, doubts| {
@@ -66,15 +78,13 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             let made = stored
                 .as_ref()
                 .map(|it| annotation(it.row.content(), &it.row.sender(), &it.row.event_type()));
-            doubts.unless(
-                made == Some(Some(*mark)),
-                format!("event {event} is not there or says something else"),
-            );
+            doubts
+                .unless(made == Some(Some(*mark)), format!("event {event} is gone or is another annotation"));
             if let Some(stored) = stored {
                 let place = (*room, *parent, RelationKind::Annotation, stored.order);
                 doubts.unless(
                     schema::RELATION.contains(read, place)?,
-                    "it is not found from what it refers to",
+                    "it is not found from the event that it refers to",
                 );
             }
             Ok(())
@@ -104,7 +114,10 @@ fn related(
         }
     }
     let is_right = (row.thread_count, row.reference_count, row.thread_tip) == (threaded, references, tip);
-    doubts.unless(is_right, format!("{threaded} events in its thread and {references} references are there"));
+    doubts.unless(
+        is_right,
+        format!("it should count {threaded} events in its thread and {references} references"),
+    );
     doubts.unless(has_edit, "its newest edit does not refer to it");
     if let Some((order, _)) = row.thread_tip {
         let listed = schema::THREAD.get(read, (room, order))?;
@@ -114,6 +127,9 @@ fn related(
     for count in schema::THREAD_SENDER.prefix::<(RoomNum, EventNum)>(read, (room, parent), Direction::Up)? {
         sent += count?.1;
     }
-    doubts.unless(sent == row.thread_count, format!("{sent} events of its thread were sent by somebody"));
+    doubts.unless(
+        sent == row.thread_count,
+        format!("the senders of its thread sent {sent} events together, which is not the thread's count"),
+    );
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     vec![
         RowCheck::of(&schema::STATE_KEY, |read, (room, key), row, doubts| {
             let num = super::find_key(read, *room, &row.event_type, &row.state_key)?;
-            doubts.unless(num == Some(*key), "the number of its name is another one");
+            doubts.unless(num == Some(*key), "its type and state key have another number");
             let next = schema::ROOM.get(read, *room)?.map_or(0, |row| row.next_key);
             doubts.unless(key.0 < next, "its number was never given");
             Ok(())
@@ -26,12 +26,15 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::STATE_KEY_NUM, |read, (room, event_type, state_key), key, doubts| {
             let name = super::key_name(read, *room, *key)?;
             let is_it = name.is_some_and(|name| (&name.0, &name.1) == (event_type, state_key));
-            doubts.unless(is_it, format!("number {key} has another name"));
+            doubts.unless(is_it, format!("number {key} belongs to another type and state key"));
             Ok(())
         }),
         RowCheck::of(&schema::STATE_NOW, |read, (room, key), row, doubts| {
             let NowRow { val, staged_at } = *row;
-            doubts.unless(val != Val::Absent || staged_at.is_some(), "what is absent has no row");
+            doubts.unless(
+                val != Val::Absent || staged_at.is_some(),
+                "its value is absent, for which there is no row",
+            );
             if let Some(order) = staged_at {
                 let is_kept = schema::STATE_UNDO.contains(read, (*room, *key, order))?;
                 doubts.unless(is_kept, "the value before the step that wrote it is not kept");
@@ -41,14 +44,17 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::STAGE, |read, room, _, doubts| {
             // An unfinished step is no fault by itself: the worker that clears such steps begins when the server does.
             let is_room = schema::ROOM.contains(read, *room)?;
-            doubts.unless(is_room, "the room that it is a step of is not there");
+            doubts.unless(is_room, "its room is gone");
             Ok(())
         }),
         RowCheck::of(&schema::STATE_UNDO, |read, (room, key, order), val, doubts| {
             doubts.position(read, order.anchor);
             let step = schema::STATE_LOG.get(read, (*room, *order))?.unwrap_or_default();
             let logged = step.changes.iter().find(|(changed, _)| changed == key).map(|(_, prior)| *prior);
-            doubts.unless(logged == Some(*val), "the log of the room's state does not say so");
+            doubts.unless(
+                logged == Some(*val),
+                "the log of the room's state has another earlier value, or none",
+            );
             value(read, *room, *key, *val, doubts)
         }),
         RowCheck::of(&schema::STATE_LOG, step),
@@ -57,7 +63,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             doubts.position(read, order.anchor);
             let Ref::Main(marker) = super::hole_state(*order) else { return Ok(()) };
             let marked = schema::STATE_LOG.contains(read, (*room, marker))?;
-            doubts.unless(marked, "no marker keeps references from crossing it");
+            doubts.unless(marked, "there is no marker that keeps references from crossing the hole");
             Ok(())
         }),
     ]
@@ -74,12 +80,12 @@ fn value(
     if let Val::Event(EventNum(number)) = val {
         let stored = event::find_anywhere(read, room, EventNum(number))?;
         let is_of_key = stored.is_some_and(|stored| stored.row.header.state_key == Some(key));
-        doubts.unless(is_of_key, format!("event {number} is not there or of another key"));
+        doubts.unless(is_of_key, format!("event {number} is gone or of another state key"));
     }
     if val.is_derived() {
         let name = super::key_name(read, room, key)?;
         let is_derived = name.is_some_and(|(event_type, _)| event_type.starts_with(DERIVED));
-        doubts.unless(is_derived, "it is derived, and its key is not");
+        doubts.unless(is_derived, "its value is derived, but its key is not");
     }
     Ok(())
 }
@@ -94,13 +100,15 @@ fn step(
     let keys = row.changes.iter().map(|(key, _)| (*room, *key, *order));
     let undo = schema::STATE_UNDO.get_many(read, keys)?;
     for ((key, prior), undo) in row.changes.iter().zip(undo) {
-        doubts.unless(undo == Some(*prior), format!("the value of key {key} before it is not kept"));
+        doubts.unless(undo == Some(*prior), format!("the earlier value of key {key} is not kept"));
     }
     let before = super::last_change(read, *room, std::ops::Bound::Excluded(*order))?;
     let before = before.map_or(0, |(_, row)| row.count);
     let most = before.saturating_add(row.changes.len() as u64);
-    doubts
-        .unless(order.minor < 0 || (before..=most).contains(&row.count), "it counts what it does not change");
+    doubts.unless(
+        order.minor < 0 || (before..=most).contains(&row.count),
+        "its running count does not fit its changes",
+    );
     Ok(())
 }
 
@@ -112,18 +120,18 @@ fn side_state(
 ) -> Result<(), Fault> {
     let next = schema::ROOM.get(read, *room)?.map_or(0, |row| row.next_side);
     doubts.unless(side.0 < next, "its number was never given");
-    doubts.unless(row.depth <= DEPTH_MAX, "it stands on too many others");
+    doubts.unless(row.depth <= DEPTH_MAX, "it stands on too many other side states");
     reference(read, *room, row.base, doubts)?;
     if let Ref::Side(base) = row.base {
-        doubts.unless(base < *side, "it stands on a newer one");
+        doubts.unless(base < *side, "it stands on a newer side state");
         let depth = schema::SIDE.get(read, (*room, base))?.map(|base| base.depth);
         doubts.unless(
             depth.is_none_or(|depth| depth < row.depth),
-            "it is said to be no deeper than what it stands on",
+            "its depth is not above that of the side state below it",
         );
     } else {
         let canonical = super::canonical(read, *room, row.base)?;
-        doubts.unless(canonical == row.base, "nothing changed at the place that it stands on");
+        doubts.unless(canonical == row.base, "its base on the main line is not a place of a change");
     }
     doubts.unless(row.iter().is_sorted_by(|(one, _), (other, _)| one < other), "its keys are out of order");
     for (key, val) in row.iter() {

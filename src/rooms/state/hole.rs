@@ -95,8 +95,10 @@ pub fn fill_hole(
     hole: Order,
     segment: &Segment,
 ) -> Result<Vec<Order>, Fault> {
-    let row = schema::HOLE.get(batch, (room, hole))?.ok_or(Fault::Corrupt("there is no such hole"))?;
-    let no_room = Fault::Corrupt("a hole has no orders left");
+    let row = schema::HOLE
+        .get(batch, (room, hole))?
+        .ok_or(Fault::Corrupt("a hole in a room's history has no row"))?;
+    let no_room = Fault::Corrupt("a hole in a room's history has no orders left");
     let count = i32::try_from(segment.steps.len()).map_err(|_| no_room.clone())?;
     let top = marker(hole);
     let lowest = top.minor.saturating_sub(count);

@@ -108,7 +108,7 @@ impl Change {
             auth: &placed.auth,
             sent_by: None,
         };
-        Ok(entering.header().ok_or_else(|| Refusal::bad_json("This is no event."))?)
+        Ok(entering.header().ok_or_else(|| Refusal::bad_json("The JSON is not that of an event."))?)
     }
 
     /// Puts a rejected or soft-failed event aside. It is stored because others may cite it, and an operator may ask why
