@@ -1,9 +1,9 @@
-//! Rooms: events, their order, the state they add up to, and who may see them.
+//! Rooms: their events, the order and the state of these, and who may see them.
 //!
-//! An event takes this road: a flow waits for a turn in the room ([`turns`]), which gives it the room's seat (its lock);
-//! begins a [`change::Change`] with that; adds drafts to it (each is built, judged and written into one batch); and hands
-//! the batch to the store. The seat is given back there: the next writer reads over what is accepted, and only the
-//! answer to the client waits for the disk.
+//! A flow that adds an event waits for a turn in the room ([`turns`]), which gives it the room's seat (its lock). With
+//! the seat it begins a [`change::Change`], adds drafts to it (each is built, judged and written into one batch), and
+//! hands the batch to the store. The seat is free from then on: the next writer reads the rows of the accepted batch,
+//! and only the answer to the client waits for the disk.
 
 pub mod admit;
 pub mod aliases;

@@ -1,7 +1,7 @@
 //! A change to a room: events are built, judged and written into one batch, under the room's lock.
 //!
-//! Everything that follows from an event stands in the same batch: the event itself, its id, its place, the state it
-//! changes, the room's heads and counts, who is in the room, what it relates to, what it redacts, the transaction id.
+//! All rows that follow from an event are in the same batch: the event itself, its id and its place, the state it
+//! changes, the room's heads and counts, the memberships, its relations and redactions, and its transaction id.
 
 pub(in crate::rooms) mod aside;
 mod header;

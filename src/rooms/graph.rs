@@ -146,11 +146,10 @@ pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u6
 /// The standing that an event gets whose state is not the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
+    /// It becomes a head like any other.
+    Head,
     /// It becomes a head, and a local member who may send should merge the heads: the state of a branch that comes back
     /// from far away is then resolved once, and not at each later event.
-    Head,
-    /// It becomes a head, and a local member who may send should merge the heads: however far away a branch is that comes
-    /// back, what it differs in is resolved once and not at each later event.
     HeadToMerge,
 }
 

@@ -27,9 +27,9 @@ pub enum HistoryVisibility {
     WorldReadable,
     /// Members see everything, also from before they joined.
     Shared,
-    /// Members see what was sent since they were invited.
+    /// Members see the events sent since they were invited.
     Invited,
-    /// Members see what was sent while they were joined.
+    /// Members see the events sent while they were joined.
     Joined,
 }
 

@@ -68,7 +68,7 @@ impl Txn {
     }
 }
 
-/// The timer that forgets what was sent to a room on a day.
+/// The timer that forgets the transactions of a room on a day.
 pub(in crate::rooms) fn forget_on(room: RoomNum, day: u32) -> Timer {
     Job::ForgetSent { room, day }.timer(u64::from(day.saturating_add(1 + DAYS_KEPT)) * DAY_MS)
 }
