@@ -1,4 +1,5 @@
-//! What people do: one use case a file. Flows wait; what they call below does not.
+//! The use cases of people, devices and the operator, one in each file. Only flows and what is above them wait (async); the
+//! modules that they call do not.
 
 pub mod account;
 pub mod device;
@@ -26,41 +27,41 @@ use crate::{
     sync::{Ephemeral, Notifier, Polls},
 };
 
-/// Everything that a use case works with. Cheap to clone.
+/// A handle to everything that a use case works with. It is cheap to clone, for clones share it.
 #[derive(Clone)]
 pub struct App(Arc<House>);
 
 /// The parts of a running server.
 pub struct House {
-    /// Clock, randomness, tasks, blocking work.
+    /// The source of time, randomness, tasks and blocking work.
     pub env: Env,
-    /// The store.
+    /// The store of everything that is durable.
     pub store: Store,
-    /// The settings.
+    /// The settings that the server started with.
     pub config: Arc<Config>,
-    /// Users' locks and sessions.
+    /// The part of accounts that lives in memory: users' locks, and sessions of user-interactive authentication.
     pub accounts: Accounts,
-    /// Wakes polls.
+    /// Wakes the polls of users when there is something new for them.
     pub notifier: Notifier,
-    /// What the server counts about itself.
+    /// The metrics that the server counts about itself.
     pub metrics: Metrics,
-    /// Cancelled when the server stops: whoever waits for long answers at once.
+    /// Cancelled when the server stops, so that requests that wait for long are answered at once.
     pub stopping: CancellationToken,
     /// The key that signs this server's events and requests.
     pub signing: Arc<Ed25519KeyPair>,
-    /// What rooms keep in memory: their locks.
+    /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
-    /// Who is typing, who is there.
+    /// The typing and presence of users, in memory only.
     pub ephemeral: Ephemeral,
-    /// How fast somebody may act.
+    /// The limits on how fast a user or address may act.
     pub limits: limits::RateLimits,
-    /// What polls of `/sync` work with.
+    /// The memory that polls of `/sync` share.
     pub polls: Polls,
-    /// What push keeps in memory.
+    /// The caches of push: compiled rules and judged events.
     pub push: Push,
-    /// Jobs that are being carried out.
+    /// The jobs that are being carried out now.
     pub running: follow_up::Running,
-    /// Receipts on their way to the store.
+    /// The receipts that wait to be written to the store.
     pub receipts: room::receipts::Receipts,
 }
 

@@ -1,4 +1,4 @@
-//! What people do with their accounts, and what the server keeps for them.
+//! Use cases of accounts: people make, change and end them, and keep data in them.
 
 pub(crate) mod carry_over;
 pub mod change_password;

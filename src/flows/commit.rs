@@ -1,7 +1,7 @@
-//! THE write path: every event of every room comes through here.
+//! The write path of rooms, through which every event of every room goes.
 //!
-//! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store,
-//! and the next one begins before the disk is waited for, so those who write to one room share its flushes.
+//! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store. The next
+//! one begins before the disk has finished, so that those who write to one room share its flushes.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use crate::{
     store::{Domain, Enqueued, NotAccepted, Wake},
 };
 
-/// Let a worker take the turns of one room for this long before other rooms get its thread.
+/// A worker takes the turns of one room for at most this long before other rooms get its thread.
 const WORKED_AT_ONCE: Duration = Duration::from_millis(10);
 
 /// The number of a room that a user means to act in. An unknown room is answered as one that the user is not in
@@ -36,14 +36,14 @@ pub(crate) fn require_num(app: &App, room: &RoomId) -> Result<RoomNum> {
     rooms::find_room(&*app.store.snapshot(), room)?.ok_or_else(|| not_in_room().into())
 }
 
-/// 403 `M_FORBIDDEN`.
+/// The refusal for a user who is not in the room: 403 `M_FORBIDDEN`.
 pub(crate) fn not_in_room() -> Refusal {
     Refusal::forbidden("You are not in this room.")
 }
 
 /// Changes a room: waits for its turn, lets `work` add events, writes everything that follows from them in one batch, and
-/// returns when that is durable and visible. Where `work` adds nothing, nothing is written; but what it saw is
-/// durable when this returns.
+/// returns when that is durable and visible. If `work` adds nothing, nothing is written, but the state that it saw is durable
+/// when this returns.
 pub(crate) async fn in_room<T: Send + 'static>(
     app: &App,
     room: RoomNum,
@@ -52,7 +52,7 @@ pub(crate) async fn in_room<T: Send + 'static>(
     in_turn(app, room, Domain::Room, begin(room), work, Error::from).await
 }
 
-/// Like [`in_room`], under the server's lock, too: for what names or lists the room.
+/// Like [`in_room`], but also under the server's lock, which changes of aliases and of the directory need.
 pub(crate) async fn in_room_and_server<T: Send + 'static>(
     app: &App,
     room: RoomNum,
@@ -61,13 +61,13 @@ pub(crate) async fn in_room_and_server<T: Send + 'static>(
     in_turn(app, room, Domain::Server, begin(room), work, Error::from).await
 }
 
-/// How a change to a room that exists begins.
+/// The beginning of a change to a room that exists already.
 fn begin(room: RoomNum) -> impl FnOnce(&App, Seat) -> Result<Change> + Send + 'static {
     move |app, seat| Change::begin(&app.store, seat, room)
 }
 
-/// Like [`in_room`], for a change that begins otherwise, as that of a new room does. The locks up to that of `upto` are
-/// taken; `refused` says what a batch that was not accepted means.
+/// Like [`in_room`], for a change that begins in another way, as that of a new room does. The locks up to that of `upto` are
+/// taken. `refused` turns the reason why a batch was not accepted into an error.
 pub(crate) async fn in_turn<T: Send + 'static>(
     app: &App,
     room: RoomNum,
@@ -83,7 +83,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         let began = inner.env.instant();
         let make = || -> Result<(Change, T, Option<Locked<'_>>)> {
             let mut change = begin(&inner, seat)?;
-            // The server's lock is given back after the batch is enqueued.
+            // The server's lock is held until the batch is enqueued.
             let server = (upto == Domain::Server).then(|| write::lock_server(&inner));
             if let Some(locked) = &server {
                 change.batch.cover(&locked.guard);
@@ -98,13 +98,13 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         }
         match made {
             Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell, refused),
-            // Whoever asked may have hung up.
+            // The requester may have hung up, and then nobody receives the error.
             Err(error) => drop(tell.send(Err(error))),
         }
     };
     let turns = app.rooms.turns(room);
     if turns.add(Box::new(turn))? {
-        // Whoever asked may hang up, and others rely on this.
+        // The turns run as a task of their own: the requester may hang up, and others wait for the same turns.
         let inner = app.clone();
         app.env.spawn_writing(move || work_off(&inner, turns));
     }
@@ -124,12 +124,12 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         }
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            Err(Error::broken("a change to a room ended early, or the server stopped before it was durable"))
+            Err(Error::broken("a change to a room panicked, or the server stopped before it was durable"))
         }
     }
 }
 
-/// Takes a room's turns for as long as a worker may; what is left waits behind the other work of the pool.
+/// Takes a room's turns for as long as a worker may. Turns that are left wait behind the other work of the pool.
 fn work_off(app: &App, turns: Arc<Turns>) {
     let began = app.env.instant();
     let is_over = || app.env.instant().saturating_duration_since(began) > WORKED_AT_ONCE;
@@ -141,13 +141,13 @@ fn work_off(app: &App, turns: Arc<Turns>) {
 
 /// The answer to a change.
 enum Told<T> {
-    /// What was changed is durable and visible.
+    /// The change is durable and visible.
     Durable(T),
-    /// Nothing was changed; what the answer rests on may still wait for the flush.
+    /// Nothing was changed; earlier changes that the answer depends on may still wait for the flush.
     Unwritten(T),
 }
 
-/// Enqueues a change. Its answer is told once, by the flush: whoever waits need not be woken in between.
+/// Enqueues a change. Its answer is told by the flush, so that the requester is woken only once.
 fn enqueue_and_tell<T: Send + 'static>(
     app: &App,
     change: Change,
@@ -157,7 +157,7 @@ fn enqueue_and_tell<T: Send + 'static>(
 ) {
     match enqueue(app, change) {
         Ok(Some(enqueued)) => enqueued.flushed.then(move |flushed| {
-            // Where the write is lost, whoever waits learns it from the channel that closes.
+            // If the write is lost, the requester learns it from the channel, which closes.
             if flushed.is_ok() {
                 drop(tell.send(Ok(Told::Durable(answer))));
             }
@@ -167,8 +167,8 @@ fn enqueue_and_tell<T: Send + 'static>(
     }
 }
 
-/// Clears what changes that did not come to their end have left of rooms, such as when the server was killed. Nothing of
-/// it was ever seen, and a room that changes before this clears its own.
+/// Deletes the staged parts of changes that never ended, for instance because the server was killed. Nobody ever saw any of it,
+/// and a room that changes before this runs deletes its own.
 pub(crate) async fn clear_unfinished(app: &App) -> Result<()> {
     let rooms = state::stage::list_rooms(&*app.store.snapshot())?;
     for room in rooms {
@@ -177,16 +177,17 @@ pub(crate) async fn clear_unfinished(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// The same of one room. A change begins by clearing; a room that never came to be has nothing to change then.
+/// Deletes the staged parts of an unfinished change to one room. An empty change does so, because each change begins with it;
+/// it is refused for a room that was never made.
 pub(crate) async fn clear_unfinished_in(app: &App, room: RoomNum) {
     match in_room(app, room, |_| Ok(())).await {
         Ok(()) | Err(Error::Refused(_)) => {}
-        Err(error) => tracing::warn!(%error, %room, "what a change has left of a room could not be cleared"),
+        Err(error) => tracing::warn!(%error, %room, "an unfinished change to a room could not be cleared"),
     }
 }
 
 /// Adds everything that follows from the events of a change, and hands it to the store. The room's seat is free after this.
-/// `None` if there is nothing to write.
+/// Answers `None` if there is nothing to write.
 fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepted> {
     if change.batch.row_count() == 0 {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What people do with a device of theirs, and what devices send one another.
+//! Use cases of devices: people name them, and they send messages to one another.
 
 pub mod acknowledge;
 pub mod rename_device;

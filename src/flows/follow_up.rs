@@ -1,7 +1,7 @@
-//! A [`Job`] follows its cause for certain: it is written as a timer in the batch of its cause, and whoever made that batch carries it
-//! out right away. Should that fail, or the process end in between, the timer does it again, later each time.
+//! A [`Job`] is work that must follow its cause. It is written as a timer in the batch of its cause, and the flow that made the
+//! batch carries it out right away. If that fails, or the process ends in between, the timer starts it again, later each time.
 //!
-//! A job acts once because the batch of its effect deletes its timer, or because doing it twice changes nothing.
+//! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -26,39 +26,39 @@ use crate::{
     },
 };
 
-/// The one who made the cause has this long to carry the job out before the timer does it, in milliseconds.
+/// The flow that promised a job has this many milliseconds to carry it out before the timer starts it.
 const OWN_WORK_MS: u64 = 2 * 60 * 1000;
-/// A job that failed is tried again after this long, in milliseconds, and after twice as long each time ..
+/// A job that failed is tried again after this many milliseconds, and after twice as many each further time.
 const AGAIN_MS: u64 = 10_000;
-/// .. but after this long at most.
+/// A job that failed is tried again after at most this many milliseconds, however often it failed.
 const AGAIN_MS_MAX: u64 = 6 * 60 * 60 * 1000;
-/// The log is trimmed again after this long, in milliseconds, when nothing is left to trim.
+/// The log is trimmed again after this many milliseconds when nothing is left to trim.
 const TRIM_AGAIN_MS: u64 = 60 * 60 * 1000;
-/// Jobs that timers carry out at once: one that takes long holds nobody up.
+/// At most this many jobs run at once; several do, so that a job that takes long holds no other up.
 const RUNNING_MAX: usize = 64;
 
-/// A job that runs is known by the kind and the key of its timer.
+/// The name of a running job: the kind and the key of its timer.
 type Name = (u8, Vec<u8>);
 
-/// The jobs that are being carried out now. Cheap to clone.
+/// The jobs that are being carried out now; clones of this share them.
 #[derive(Clone, Default)]
 pub struct Running(Arc<Jobs>);
 
 #[derive(Default)]
 struct Jobs {
     names: Mutex<BTreeSet<Name>>,
-    /// Tells that one is over.
+    /// Notified whenever a job is over.
     ended: Notify,
 }
 
-/// A job that is being carried out; it is over when this is dropped.
+/// A job that is being carried out. Dropping this marks it as over.
 struct Run {
     running: Running,
     name: Name,
 }
 
 impl Running {
-    /// Marks a job as being carried out. None if it is already.
+    /// Marks a job as being carried out. Answers none if it is being carried out already.
     fn begin(&self, timer: &Timer) -> Option<Run> {
         let name = (timer.kind, timer.key.clone());
         self.0.names.lock().insert(name.clone()).then(|| Run { running: self.clone(), name })
@@ -88,7 +88,7 @@ pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
     timer
 }
 
-/// Carries out what was promised, and waits for it. It is a task of its own, so that a client that goes away does not stop it
+/// Carries out a promised job, and waits for it. The job is a task of its own, so that a client that hangs up does not stop it
 /// half way.
 pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
     let (done, kept) = oneshot::channel();
@@ -97,10 +97,10 @@ pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
         let _run = worker.running.begin(&promised);
         drop(done.send(carry_out(&worker, &promised).await));
     });
-    kept.await.map_err(|_| Error::broken("the server stops"))?
+    kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))?
 }
 
-/// Carries out what was promised, and nobody waits for it.
+/// Begins to carry out a promised job without waiting for it.
 pub(crate) fn begin(app: &App, promised: Timer) {
     if let Some(run) = app.running.begin(&promised) {
         carry_out_due(app, promised, run);
@@ -109,19 +109,19 @@ pub(crate) fn begin(app: &App, promised: Timer) {
 
 /// The outcome of a look at the timers.
 pub(crate) struct Looked {
-    /// How many jobs were begun.
+    /// The number of jobs that were begun.
     pub(crate) begun: usize,
-    /// Others are due and wait, because as many run as may.
+    /// Whether other jobs are due but wait, because as many run as may.
     pub(crate) is_full: bool,
-    /// When the next timer is due, in milliseconds since the epoch.
+    /// The time at which the next timer is due, in milliseconds since the epoch.
     pub(crate) next_ms: Option<u64>,
 }
 
-/// Begins what is due, at most this many jobs.
+/// Begins at most `jobs_max` jobs whose timers are due.
 pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looked> {
     let view = app.store.view();
     let (mut begun, mut is_full) = (0, false);
-    // The timers of jobs that run are still there.
+    // The timers of jobs that run are still listed, so that many more are read.
     for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX, Job::is_known)? {
         is_full = app.running.is_full();
         if is_full || begun >= jobs_max {
@@ -136,7 +136,7 @@ pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looke
     Ok(Looked { begun, is_full, next_ms: timer::find_next_due_ms(&view, Job::is_known)? })
 }
 
-/// Carries a job out for which nobody waits. One that fails is put off, so that it holds no other up.
+/// Carries out a job for which nobody waits. A job that fails is put off, so that it holds no other up.
 fn carry_out_due(app: &App, due: Timer, run: Run) {
     let worker = app.clone();
     app.env.spawn(async move {
@@ -151,7 +151,7 @@ fn carry_out_due(app: &App, due: Timer, run: Run) {
     });
 }
 
-/// Sets a job's timer anew, later the more often it has failed.
+/// Sets a job's timer again, the later the more often the job has failed.
 fn put_off(app: &App, failed: &Timer) -> Result<()> {
     let tries = failed.row.tries.saturating_add(1);
     let wait_ms = AGAIN_MS.saturating_mul(1 << failed.row.tries.min(20)).min(AGAIN_MS_MAX);
@@ -165,7 +165,7 @@ fn put_off(app: &App, failed: &Timer) -> Result<()> {
     Ok(())
 }
 
-/// Somebody else may have fired the timer: then there is nothing left to do.
+/// Passes over a conflict, which means that another task has fired the timer and nothing is left to do.
 fn unless_fired(enqueued: Result<Enqueued, NotAccepted>) -> Result<()> {
     match enqueued {
         Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
@@ -173,7 +173,7 @@ fn unless_fired(enqueued: Result<Enqueued, NotAccepted>) -> Result<()> {
     }
 }
 
-/// Does what a job asks for.
+/// Carries out the work of a job, and deletes its timer.
 async fn carry_out(app: &App, timer: &Timer) -> Result<()> {
     match Job::read(timer)? {
         Job::TrimLog => trim_log(app, timer.clone()).await,
@@ -188,7 +188,7 @@ async fn carry_out(app: &App, timer: &Timer) -> Result<()> {
     }
 }
 
-/// Sets the timer that trims the log, unless it is set: it sets itself again for ever.
+/// Sets the timer that trims the log, unless it is set already. From then on it sets itself again each time.
 pub(crate) fn begin_trimming(app: &App) -> Result<()> {
     if timer::is_set(&app.store.view(), Job::TrimLog.kind())? {
         return Ok(());
@@ -203,7 +203,7 @@ async fn trim_log(app: &App, timer: Timer) -> Result<()> {
     let worker = app.clone();
     let trim = move || {
         let now_ms = worker.env.now_ms();
-        // More to trim: again at the next look.
+        // If there may be more to trim, the timer is due again at the next look.
         let (mut batch, again_ms) = match tail::trim(&worker.store, now_ms)? {
             Some(batch) => (batch, now_ms + 1),
             None => (worker.store.batch(&Guard::own_tables()), now_ms + TRIM_AGAIN_MS),
@@ -217,7 +217,7 @@ async fn trim_log(app: &App, timer: Timer) -> Result<()> {
     app.env.blocking(trim).await
 }
 
-/// Tells the rooms of a user of a change of the user's own: a new name, or that the account is gone.
+/// Writes a change of a user into all their rooms: a new profile, or that the account has ended.
 async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
     if users::require(&*app.store.snapshot(), user)?.is_deactivated {
         membership::leave_all(app, user).await?;
@@ -227,7 +227,7 @@ async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
     cancel(app, timer)
 }
 
-/// Takes the timer of a job back that changes nothing when it is done again, should this note get lost.
+/// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.
 fn cancel(app: &App, timer: &Timer) -> Result<()> {
     let mut note = app.store.note(&Guard::own_tables());
     timer::cancel(&mut note, timer);
@@ -235,7 +235,7 @@ fn cancel(app: &App, timer: &Timer) -> Result<()> {
     Ok(())
 }
 
-/// Forgets what an event said before it was redacted, in a turn of its room.
+/// Deletes the original content of a redacted event, in a turn of its room.
 async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer) -> Result<()> {
     commit::in_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {
@@ -246,7 +246,7 @@ async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer
     .await
 }
 
-/// Forgets which transactions sent what to a room on a day, in a turn of the room.
+/// Deletes the transaction ids of one day with which events were sent to a room, in a turn of the room.
 async fn forget_sent(app: &App, room: RoomNum, day: u32, timer: Timer) -> Result<()> {
     commit::in_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {

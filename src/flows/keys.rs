@@ -1,4 +1,4 @@
-//! Keeps the keys of devices for others, and gives them out.
+//! The requests for keys of devices: a device uploads its own, and others query and claim them.
 
 use std::collections::BTreeMap;
 
@@ -18,22 +18,22 @@ use crate::{
     schema::encryption::KeyCounts,
 };
 
-/// A request names at most this many users.
+/// A request for keys names at most this many users, because all their devices are read in one piece of work.
 const USERS_MAX: usize = 10_000;
 /// One batch claims at most this many keys; the rest follows in the next one.
 const CLAIMS_PER_BATCH: usize = 500;
 
 /// The keys that a device uploads together.
 pub(crate) struct Upload {
-    /// Its identity keys, where it sends some.
+    /// The identity keys of the device, if it sends some.
     pub(crate) device_keys: Option<Box<RawValue>>,
-    /// Keys to be given once each.
+    /// The keys of which each is given to one other device only.
     pub(crate) one_time_keys: Keys,
-    /// Keys to be given when no others are left.
+    /// The keys that are given when no one-time keys are left.
     pub(crate) fallback_keys: Keys,
 }
 
-/// `POST /keys/upload`: all in one batch or nothing; answers what is kept now.
+/// `POST /keys/upload`: stores all of the upload in one batch or nothing, and answers the numbers of keys that are left.
 pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result<KeyCounts> {
     if let Some(device_keys) = &upload.device_keys {
         keys::check_device_keys(device_keys, &caller.user_id, &caller.device_id)?;
@@ -41,7 +41,7 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
     let (user, user_id, owner) = (caller.user, caller.user_id.clone(), (caller.user, caller.device));
     let device_id = caller.device_id.clone();
     write::for_user(app, user, move |_, batch| {
-        // The device may have been logged out while we waited: nothing may be kept under its number.
+        // The device may have been logged out while this waited, and nothing may be stored under its number then.
         let device = devices::require(batch, user, &device_id)?;
         if device.num != owner.1 {
             return Err(Refusal::not_found("You have no such device.").into());
@@ -59,7 +59,7 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
     .await
 }
 
-/// `POST /keys/query`: the identity keys of these devices, or of all devices of users for whom none are named.
+/// `POST /keys/query`: answers the identity keys of these devices, or of all devices of users for whom none are named.
 pub(crate) async fn query(
     app: &App,
     wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
@@ -91,12 +91,12 @@ pub(crate) async fn query(
 
 fn check_users(count: usize) -> Result<()> {
     if count > USERS_MAX {
-        return Err(Refusal::too_large("A request names at most 10,000 users.").into());
+        return Err(Refusal::too_large("A request for keys names at most 10,000 users.").into());
     }
     Ok(())
 }
 
-/// A device of which somebody wants a key.
+/// A device and the algorithm of which a key is wanted.
 struct Claim {
     user: UserNum,
     device: DeviceNum,
@@ -108,7 +108,8 @@ struct Claim {
 /// A claimed key: its user, its device, its id and its JSON.
 pub(crate) type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
 
-/// `POST /keys/claim`: a key of each of these devices that has one. A key is durably gone before anybody is told it.
+/// `POST /keys/claim`: answers a key of each of these devices that has one. The deletion of a key is durable before the key is
+/// told, so that no key is given twice.
 pub(crate) async fn claim(
     app: &App,
     wanted: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,

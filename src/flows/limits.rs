@@ -1,7 +1,7 @@
-//! How fast somebody may act: one bucket for each kind of act and each source, in memory.
+//! Limits on how fast a source may act. There is one bucket for each kind of act and each source, in memory.
 //!
-//! A route names its limit beside its handler (`src/api/client/*`). A flow that finds out how much a request asks for counts
-//! the rest here with [`RateLimits::take_more`].
+//! A route names its limit beside its handler (`src/api/client/*`). A flow that finds out that a request does more than one
+//! act counts the others here with [`RateLimits::take_more`].
 
 use std::{
     convert::Infallible,
@@ -22,14 +22,14 @@ use crate::{
     ids::{DeviceNum, UserNum},
 };
 
-/// Buckets of users, and buckets of addresses, in memory. Above this, one that was not asked for long is forgotten: it is
-/// full again.
+/// At most this many buckets of users, and as many of addresses, are in memory. Beyond that, the bucket that was not used for
+/// longest is forgotten, and is full when it is used again.
 const BUCKETS_MAX: usize = 100_000;
 
 /// A request that acts more than once may put its source into debt, up to this many bursts.
 const DEBT_BURSTS_MAX: u64 = 9;
 
-/// Which limit applies: the setting of this name in `[limits]`.
+/// A kind of act that has a limit of its own: the setting of the same name in `[limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// Requests that check a password, by address or user.
@@ -40,7 +40,7 @@ pub enum Limit {
     Register,
     /// Requests that send an event.
     Send,
-    /// Rooms made, joins, invitations.
+    /// Requests that make a room or change somebody's membership, by act.
     Membership,
     /// Messages to devices, by target.
     ToDevice,
@@ -53,7 +53,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The name of its setting.
+    /// The name of the limit's setting in `[limits]`.
     pub fn setting(self) -> &'static str {
         match self {
             Self::Login => "login",
@@ -69,7 +69,7 @@ impl Limit {
     }
 }
 
-/// The one who is counted.
+/// The user, device or address whose acts share a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// An account, whichever device asks.
@@ -107,7 +107,7 @@ pub fn network(address: IpAddr) -> u128 {
     }
 }
 
-/// The buckets of one server. Cheap to clone.
+/// The buckets of one server, which clones of this share.
 #[derive(Clone)]
 pub struct RateLimits(Arc<Buckets>);
 
@@ -117,7 +117,8 @@ type FullAt = Cache<(Limit, Source), Arc<AtomicU64>>;
 struct Buckets {
     env: Env,
     limits: Limits,
-    /// Apart from those of addresses, so that nobody with many addresses makes buckets of users be forgotten.
+    /// The buckets of users are apart from those of addresses, so that somebody with many addresses cannot have buckets of users
+    /// forgotten.
     of_users: FullAt,
     of_addresses: FullAt,
 }
@@ -134,8 +135,9 @@ impl RateLimits {
         self.0.take(limit, source, 1, 0).map(drop)
     }
 
-    /// Counts what a request does beyond the one act that its route took: invitations, targets. The source may get into debt
-    /// and then waits before its next act. Errors: 429 `M_LIMIT_EXCEEDED` for more than the debt may be.
+    /// Counts the acts of a request beyond the one that its route took, such as further invitations or targets. The source may
+    /// get into debt, and then waits before its next act. Errors: 413 `M_TOO_LARGE` for more acts than a source may ever do at
+    /// once, 429 `M_LIMIT_EXCEEDED` if the debt would be too large now.
     pub fn take_more(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
         if count == 0 {
@@ -149,7 +151,7 @@ impl RateLimits {
                 ?source,
                 count,
                 count_max,
-                "refused: more at once than the limit ever allows"
+                "a request is refused: it does more acts at once than the limit ever allows"
             );
             let why =
                 format!("The request does {count} acts of a kind of which {count_max} are allowed at once.");
@@ -165,7 +167,7 @@ impl RateLimits {
         self.0.take(limit, source, 1, micros(patience))
     }
 
-    /// Gives one act back that turned out to be none: a password that was right.
+    /// Gives one act back that does not count after all, such as trying a password that was right.
     pub fn give_back(&self, limit: Limit, source: Source) {
         let one_us = self.0.bucket(limit).one_us();
         let full_at = self.0.full_at(limit, source);
@@ -174,7 +176,8 @@ impl RateLimits {
 }
 
 impl Buckets {
-    /// Takes `count` acts, of which those beyond the bucket may reach `allowance_us` into the future. Answers how far they do.
+    /// Takes `count` acts. Acts beyond those in the bucket may reach at most `allowance_us` into the future; the answer is how far
+    /// they do.
     fn take(&self, limit: Limit, source: Source, count: u64, allowance_us: u64) -> Result<Duration> {
         if !self.limits.rate_limits {
             return Ok(Duration::ZERO);
@@ -196,7 +199,7 @@ impl Buckets {
             Err(full_at) => {
                 let full_at = full_at.max(now_us).saturating_add(wanted_us);
                 let wait = Duration::from_micros(full_at - full_us.saturating_add(allowance_us));
-                tracing::debug!(?limit, ?source, count, ?wait, "refused: too many of these in a row");
+                tracing::debug!(?limit, ?source, count, ?wait, "refused: the source acts too fast");
                 Err(Refusal::too_fast(wait).into())
             }
         }

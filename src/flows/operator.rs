@@ -1,4 +1,4 @@
-//! What the operator asks of the server.
+//! Use cases of the operator: commands, `db check`, and explanations of events.
 
 pub mod check;
 pub mod explain;

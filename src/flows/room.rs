@@ -1,4 +1,4 @@
-//! What people do in rooms.
+//! Use cases of rooms: people make, enter, read and leave them, and events are written to them.
 
 pub(crate) mod aliases;
 pub(crate) mod create;
@@ -22,14 +22,14 @@ use crate::{
     store::Snapshot,
 };
 
-/// The number of a room that the caller is in. Refuses any other: 403 `M_FORBIDDEN`.
+/// The number of a room that the caller is in. Errors: 403 `M_FORBIDDEN` for any other room.
 pub(crate) fn require_joined(read: &Snapshot, user: UserNum, room: &RoomId) -> Result<RoomNum> {
     let not_in_room = || Error::from(Refusal::forbidden("You are not in this room."));
     let num = rooms::find_room(read, room)?.ok_or_else(not_in_room)?;
     if members::is_joined(read, user, num)? { Ok(num) } else { Err(not_in_room()) }
 }
 
-/// Refuses rooms that the caller is not in: 403 `M_FORBIDDEN`.
+/// Refuses a room that the caller is not in with 403 `M_FORBIDDEN`.
 pub fn require_in_room(app: &App, caller: &Caller, room: &RoomId) -> Result<()> {
     require_joined(&app.store.snapshot(), caller.user, room).map(|_| ())
 }

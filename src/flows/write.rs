@@ -1,7 +1,8 @@
-//! The doors to locks. A flow builds a batch under the locks of what it writes, enqueues it, and waits without them.
+//! The only way to the locks of users and of the server. A flow builds a batch under the locks of the rows that it writes,
+//! enqueues it, and waits for the disk without them.
 //!
-//! Locks are taken in one order: the room's turn (`flows/commit.rs`), then users, then the server. What a batch writes beyond
-//! its locks is refused (`store/guard.rs`).
+//! Locks are taken in one order: the room's turn (`flows/commit.rs`), then users, then the server. A batch that writes rows
+//! outside its locks is refused (`store/guard.rs`).
 
 use parking_lot::MutexGuard;
 
@@ -14,10 +15,11 @@ use crate::{
     store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Read, Wake},
 };
 
-/// Users who are told at once of what somebody did.
+/// About this many users are woken at once for a change of a user; others learn of it when they ask next.
 const SHARING_MAX: usize = 10_000;
 
-/// The locks of users and of the server, and what they prove. They are given back when this is dropped, the proof first.
+/// Locks of users and of the server, with the guard that proves to the store that they are held. Dropping this gives up the
+/// guard first and then the locks.
 pub(crate) struct Locked<'a> {
     pub(crate) guard: Guard,
     _users: Vec<MutexGuard<'a, ()>>,
@@ -38,7 +40,8 @@ pub(crate) fn lock_server(app: &App) -> Locked<'_> {
 }
 
 /// Builds a batch under the user's lock, off the async threads, and waits until it is durable and visible. Dropping the
-/// future does not undo what was accepted. A batch without rows is not written, but what it saw is durable then.
+/// future does not undo a batch that was accepted. A batch without rows is not written, but the rows that it saw are durable
+/// when this returns.
 pub(crate) async fn for_user<T: Send + 'static>(
     app: &App,
     user: UserNum,
@@ -56,7 +59,7 @@ pub(crate) async fn for_users<T: Send + 'static>(
     write(app, users, false, build, Error::from).await
 }
 
-/// Like [`for_users`], under the server's lock, too; `refused` says what a batch that was not accepted means.
+/// Like [`for_users`], but also under the server's lock. `refused` turns the reason why a batch was not accepted into an error.
 pub(crate) async fn for_users_and_server<T: Send + 'static>(
     app: &App,
     users: Vec<UserNum>,
@@ -75,7 +78,7 @@ pub(crate) async fn for_user_and_server<T: Send + 'static>(
     write(app, vec![user], true, build, Error::from).await
 }
 
-/// Like [`for_user`], under the server's lock; `refused` says what a batch that was not accepted means.
+/// Like [`for_user`], but under the server's lock alone. `refused` turns the reason why a batch was not accepted into an error.
 pub(crate) async fn for_server<T: Send + 'static>(
     app: &App,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
@@ -107,8 +110,8 @@ async fn write<T: Send + 'static>(
     Ok(value)
 }
 
-/// Builds a note under the user's lock, off the async threads. It answers what resolves once the note is visible, for whoever
-/// wants to wait; none where there was nothing to note.
+/// Builds a note under the user's lock, off the async threads. Answers a future that resolves once the note is visible, for
+/// callers that want to wait; none if there was nothing to note.
 pub(crate) async fn note_for_user(
     app: &App,
     user: UserNum,
@@ -127,7 +130,7 @@ pub(crate) async fn note_for_user(
     noted.await
 }
 
-/// Waits until a batch is durable and visible; without one, until everything that was accepted before is.
+/// Waits until a batch is durable and visible. Without a batch, it waits until everything that was accepted before is.
 pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
     let began = app.env.instant();
     let durable = match enqueued {
@@ -144,28 +147,28 @@ pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()>
     durable
 }
 
-/// Does in this process what a published batch asks for. It runs on the flusher's thread, so it is short.
+/// Carries out a wake that a published batch asks for. It runs on the flusher's thread, so it must be short.
 pub(crate) fn on_publish(app: &App, wake: Wake) {
     match wake {
         Wake::Users(users) => app.notifier.gather(users),
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
         }
-        // The store tells whoever fires timers.
+        // The store itself wakes the task that fires timers.
         Wake::Timers => {}
     }
 }
 
-/// Wakes the polls of all who share a room with the user, and the user's own, when the batch is visible: for what
-/// others see of a user, such as devices.
+/// Wakes the polls of all who share a room with the user, and the user's own, when the batch is visible. This is for changes
+/// that others see of a user, such as those of devices.
 pub(crate) fn wake_sharing(batch: &mut Batch, user: UserNum) -> Result<()> {
     let users = list_sharing(batch, user)?;
     batch.wake(Wake::users(users));
     Ok(())
 }
 
-/// The user, and our users who share a room with that user: at most [`SHARING_MAX`] or so; others learn of it when
-/// they ask next.
+/// The user, and users of ours who share a room with that user. No further room is read once there are more than
+/// [`SHARING_MAX`].
 pub(crate) fn list_sharing(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<UserNum>> {
     let mut users = vec![user];
     for room in members::list_joined_rooms(read, user)? {

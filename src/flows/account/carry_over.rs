@@ -1,8 +1,8 @@
-//! A room was replaced by another: whoever joins the new one finds there what they had set for the old one
-//! (client-server API, "Room Upgrades"): push rules, tags, and whether it is a direct chat.
+//! Carries a user's settings over from a room to the one that replaced it, when the user joins the new room (client-server
+//! API, "Room Upgrades"). The settings are push rules, tags, and whether the room is a direct chat.
 //!
-//! The batch of the join promises it as a job, and the batch that carries the settings over deletes that: it is done once, also
-//! when the process ends in between.
+//! The batch of the join promises this as a job, and the batch that carries the settings over deletes the job. So it is done
+//! once, even if the process ends in between.
 
 use bytes::Bytes;
 use ruma::{
@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// Promises, in the batch in which a user joins a room, that what they had set for the room before it will be carried over.
-/// `None` if there was none that they were in.
+/// Promises, in the batch in which a user joins a room, that their settings for its predecessor will be carried over. Answers
+/// `None` if there is no predecessor that they were in.
 pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
     #[derive(Deserialize)]
     struct Create {
@@ -55,10 +55,10 @@ pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<O
     Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
 }
 
-/// Carries a user's settings over, unless that was done.
+/// Carries a user's settings over, unless that was done already.
 pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: Timer) -> Result<()> {
     write::for_user(app, user, move |_, batch| {
-        // Whoever comes here for this user has the lock.
+        // Each run of this job holds the user's lock, so only one of them finds the timer.
         if !timer::fire(batch, &timer)? {
             return Ok(());
         }
@@ -72,7 +72,7 @@ pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: T
     .await
 }
 
-/// What does not fit (there are bounds) is left where it was.
+/// Passes over a refusal: settings that would exceed a bound in the new room stay with the old one.
 fn unless_refused<T>(done: Result<T>) -> Result<Option<T>> {
     match done {
         Ok(done) => Ok(Some(done)),
@@ -88,7 +88,7 @@ fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Mov
         return Ok(());
     }
     let change = |rules: &mut Ruleset| {
-        // Each is put before the others: so the last goes first.
+        // A new rule is placed before the others, so the last rule is inserted first.
         for (rule, enabled) in new.into_iter().rev() {
             let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
             if rules.get(kind.clone(), &id).is_none() {
@@ -101,7 +101,7 @@ fn carry_rules(batch: &mut Batch, user: UserNum, user_id: &UserId, carried: &Mov
     unless_refused(rules::change(batch, user, user_id, change)).map(drop)
 }
 
-/// The rules about the old room, as rules about the new one, and whether they are on.
+/// The user's rules about the old room, rewritten for the new one, and whether each is on.
 fn rules_for(own: &Ruleset, carried: &Move) -> Vec<(NewPushRule, bool)> {
     let mut new = Vec::new();
     let conditional = |rule: &ConditionalPushRule| {
@@ -126,7 +126,7 @@ fn rules_for(own: &Ruleset, carried: &Move) -> Vec<(NewPushRule, bool)> {
     new
 }
 
-/// Conditions with the new room for the old one; `None` if they do not speak of it.
+/// The conditions with the new room in place of the old one; `None` if they do not name the old one.
 fn moved(conditions: &[PushCondition], carried: &Move) -> Option<Vec<PushCondition>> {
     let mut found = false;
     let moved = conditions.iter().cloned().map(|mut condition| {
@@ -156,7 +156,7 @@ fn find_object(
 fn carry_tags(batch: &mut Batch, user: UserNum, carried: &Move) -> Result<()> {
     const TAGS: &str = "m.tag";
     let Some(old) = account_data::find(batch, user, Some(&carried.from), TAGS)? else { return Ok(()) };
-    // Tags that the new room has already are newer.
+    // Tags that the new room has already are newer, so they stay.
     if account_data::find(batch, user, Some(&carried.to), TAGS)?.is_none() {
         unless_refused(account_data::put(batch, user, Some(&carried.to), TAGS, old.content))?;
     }

@@ -1,4 +1,4 @@
-//! Sets the password of an account.
+//! Sets the password of an account and ends its sessions if that is wanted.
 
 use ruma::OwnedUserId;
 
@@ -10,7 +10,7 @@ use crate::{
     ids::UserNum,
 };
 
-/// Sets the caller's password, and logs their other devices out if that is wanted. Errors: 400 `M_WEAK_PASSWORD`.
+/// Sets the caller's password, and logs out their other devices if `log_out_others` is set. Errors: 400 `M_WEAK_PASSWORD`.
 pub(crate) async fn change_password(
     app: &App,
     caller: &Caller,
@@ -21,7 +21,7 @@ pub(crate) async fn change_password(
     set_password(app, caller.user, caller.user_id.clone(), password, ending).await
 }
 
-/// Sets somebody's password and ends sessions of theirs, both or neither. Errors: 400 `M_WEAK_PASSWORD`.
+/// Sets a user's password and ends the sessions that `ending` names, in one batch. Errors: 400 `M_WEAK_PASSWORD`.
 pub(crate) async fn set_password(
     app: &App,
     user: UserNum,

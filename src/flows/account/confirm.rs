@@ -1,4 +1,5 @@
-//! User-interactive authentication of one request: checks the stage that it brings, says what is still asked for.
+//! User-interactive authentication of one request. The stage that the request brings is checked, and the answer says which
+//! stages are still needed.
 
 use ruma::{
     UserId,
@@ -20,15 +21,15 @@ use crate::{
     flows::{App, account::guess},
 };
 
-/// The request was confirmed; and by which token, if one was shown.
+/// The proof that a request was confirmed, with the registration token that was shown for it.
 #[derive(Debug)]
 pub(crate) struct Confirmed {
-    /// The registration token, if one was.
+    /// The registration token that was shown, if one was.
     pub(crate) registration_token: Option<String>,
 }
 
-/// Names the operation that the request wants done: the endpoint, the caller, and the part of the request that may not change between the
-/// first confirmed stage and the last.
+/// Names the operation that the request wants done: the endpoint, the caller, and the part of the request that may not change
+/// between the first confirmed stage and the last.
 pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde_json::Value) -> Operation {
     let name = match caller {
         Some(caller) => format!("{endpoint} {} {}", caller.user_id, caller.device.0),
@@ -37,7 +38,7 @@ pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde
     Operation { name, request: Sha256::digest(request.to_string()).into() }
 }
 
-/// Whether the request may be done. Errors: 401 with flows and session, as long as it may not.
+/// Confirms a request once all stages of a flow were passed. Errors: 401 with flows and session until then.
 pub(crate) async fn confirm(
     app: &App,
     operation: &Operation,
@@ -67,18 +68,21 @@ async fn check(
     auth: &AuthData,
 ) -> Result<Result<Passed, Refusal>> {
     let Some(stage) = auth.auth_type().filter(|stage| flows.ask_for(stage)) else {
-        let why = "This request is not confirmed by that type of authentication.";
+        let why = "`auth.type` is not a stage of any flow of this request.";
         return Ok(Err(Refusal::new(ErrorKind::Unrecognized, why)));
     };
     match auth {
         AuthData::Dummy(_) => Ok(Ok(Passed { stage, registration_token: None })),
         AuthData::Password(password) => {
-            let wrong = Refusal::forbidden("The password or the user is not right.");
+            let wrong = Refusal::forbidden("The user name or the password is not right.");
             let Some(caller) = caller else { return Ok(Err(wrong)) };
             let meant = meant_by(app, &password.identifier);
             if !meant.is_some_and(|meant| is_name_of(&meant, &caller.user_id)) {
-                // Not a stage that was failed, but somebody else's: asking again would not help.
-                return Err(Refusal::forbidden("This is confirmed by the owner of the account only.").into());
+                // The user names another account, so another try would not help and no session is given.
+                return Err(Refusal::forbidden(
+                    "Only the owner of the account can confirm this; `auth.identifier` names another user.",
+                )
+                .into());
             }
             let guess = guess::by_session(app, caller)?;
             if !is_password_of(app, &caller.user_id, password.password.clone()).await? {
@@ -97,13 +101,13 @@ async fn check(
             })
         }
         _ => {
-            let why = "This server does not know that type of authentication.";
+            let why = "This server does not know the type of authentication in `auth.type`.";
             Ok(Err(Refusal::new(ErrorKind::Unrecognized, why)))
         }
     }
 }
 
-/// Whether somebody who writes this means that account: as when they log in, the case of letters makes no difference.
+/// Whether a name that a person wrote means that account. The case of letters makes no difference, as when they log in.
 fn is_name_of(meant: &UserId, user_id: &UserId) -> bool {
     meant.localpart() == user_id.localpart() || meant.localpart().to_ascii_lowercase() == user_id.localpart()
 }
@@ -116,7 +120,7 @@ pub(crate) fn meant_by(app: &App, identifier: &UserIdentifier) -> Option<ruma::O
     }
 }
 
-/// Whether this is the user's password. Takes as long when there is no such user.
+/// Whether this is the user's password. It takes as long if there is no such user, so that its time does not tell who exists.
 pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String) -> Result<bool> {
     let snapshot = app.store.snapshot();
     let hash = match users::find_num(&*snapshot, user_id)? {

@@ -1,4 +1,4 @@
-//! Ends an account for good.
+//! Ends an account for good, and deletes what it kept here.
 
 use ruma::OwnedUserId;
 
@@ -11,8 +11,8 @@ use crate::{
     schema::jobs::Job,
 };
 
-/// Ends an account: nobody can log in to it any more, what it kept here goes, it leaves its rooms, and nobody else gets its
-/// name. With `erase`, whoever was not in a room sees what it wrote there redacted, and how far it read is forgotten.
+/// Ends an account: nobody can log in to it any more, its data is deleted, it leaves its rooms, and nobody else gets its name.
+/// With `erase`, its events are shown redacted to users who were not in the room, and its receipts are deleted.
 pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, erase: bool) -> Result<()> {
     let (swept, told) = write::for_user(app, user, move |app, batch| {
         users::deactivate(batch, user, erase)?;

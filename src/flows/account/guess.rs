@@ -1,8 +1,8 @@
-//! Passwords that somebody tries: counted before anybody looks at them, by account, so that neither many at once nor many
-//! addresses get more tries.
+//! Limits on tried passwords. Each try is counted by account before the password is verified, so that neither many tries at
+//! once nor many addresses allow more of them.
 //!
-//! Strangers share the tries of an account. Whoever comes with a session of the account, or from a place where one of its
-//! devices was seen last, has tries of their own: nobody else can lock an owner out there.
+//! Strangers share the tries of an account. A caller with a session of the account, or from a network where one of its devices
+//! was seen last, has tries of their own, so that nobody else can lock an owner out there.
 
 use std::net::IpAddr;
 
@@ -19,11 +19,11 @@ use crate::{
     ids::UserNum,
 };
 
-/// A password that may be looked at now.
+/// The permission to verify one password now.
 pub(crate) struct Guess(Source);
 
 impl Guess {
-    /// The password was right: it counts for nothing.
+    /// Gives the try back, because the password was right.
     pub(crate) fn was_right(self, app: &App) {
         app.limits.give_back(Limit::Password, self.0);
     }
@@ -36,7 +36,7 @@ pub(crate) fn by_session(app: &App, caller: &Caller) -> Result<Guess> {
     Ok(Guess(source))
 }
 
-/// Counts a password that somebody tries who logs in. Errors: 429 `M_LIMIT_EXCEEDED`.
+/// Counts a password that is tried to log in, from an address that may be known. Errors: 429 `M_LIMIT_EXCEEDED`.
 pub(crate) async fn by_stranger(app: &App, user: UserNum, from: Option<IpAddr>) -> Result<Guess> {
     let all = Source::User(user);
     let Err(refused) = app.limits.take(Limit::Password, all) else { return Ok(Guess(all)) };

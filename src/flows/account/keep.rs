@@ -1,4 +1,4 @@
-//! Keeps what a user's clients want kept: account data, tags, filters.
+//! Stores the data that a user's clients keep here: account data, tags, filters.
 
 use bytes::Bytes;
 use ruma::{OwnedRoomId, RoomId};
@@ -13,12 +13,12 @@ use crate::{
     store::Read,
 };
 
-/// A room has no more tags.
+/// A room has at most this many tags, for they are one object of account data.
 const TAGS_MAX: usize = 100;
-/// A tag is no longer, in bytes (the specification's bound).
+/// A tag has at most this many bytes (the specification's bound).
 const TAG_BYTES_MAX: usize = 255;
 
-/// Keeps account data, global or for a room. Refuses rooms that the user has nothing to do with: 403 `M_FORBIDDEN`.
+/// Stores account data, global or for a room. Errors: 403 `M_FORBIDDEN` for a room that the user was never in or invited to.
 pub(crate) async fn keep_account_data(
     app: &App,
     caller: &Caller,
@@ -38,8 +38,8 @@ pub(crate) async fn keep_account_data(
     .await
 }
 
-/// Refuses rooms that the user is not in, was never in or invited to, or has forgotten: 403 `M_FORBIDDEN`. Unknown rooms are
-/// answered alike, so that nobody learns which rooms there are.
+/// Refuses rooms that the user was never in or invited to, or has forgotten: 403 `M_FORBIDDEN`. Unknown rooms are answered in
+/// the same way, so that nobody learns which rooms there are.
 fn require_related(read: &(impl Read + ?Sized), user: UserNum, room: &RoomId) -> Result<()> {
     let row = match rooms::find_room(read, room)? {
         Some(num) => members::find(read, user, num)?,
@@ -52,8 +52,8 @@ fn require_related(read: &(impl Read + ?Sized), user: UserNum, room: &RoomId) ->
     Err(Refusal::forbidden("You can keep account data only for rooms that you are or were in.").into())
 }
 
-/// Tags a room, or takes a tag off it. Errors: 400 for a tag that is too long, 403 for a room that the user has nothing to do
-/// with, 413 for too many.
+/// Sets a tag of a room, or deletes it if `info` is none. Errors: 400 for a tag that is too long, 403 for a room that the user
+/// was never in or invited to, 413 for too many tags.
 pub(crate) async fn change_tag(
     app: &App,
     caller: &Caller,
@@ -68,7 +68,7 @@ pub(crate) async fn change_tag(
     write::for_user(app, user, move |_, batch| {
         let before = account_data::find(batch, user, Some(&room), "m.tag")?;
         let mut content: Map<String, Value> = match &before {
-            // Whoever wrote something else there over the account data API begins anew.
+            // A client may have written other JSON over the account data API; tags that cannot be read are replaced.
             Some(row) => serde_json::from_slice(&row.content).unwrap_or_default(),
             None => Map::new(),
         };
@@ -97,7 +97,7 @@ pub(crate) async fn change_tag(
     .await
 }
 
-/// Keeps a filter and gives its id.
+/// Stores a filter of the caller and answers its id.
 pub(crate) async fn keep_filter(app: &App, caller: &Caller, json: Bytes) -> Result<String> {
     let user = caller.user;
     write::for_user(app, user, move |_, batch| filters::put(batch, user, json)).await

@@ -1,4 +1,4 @@
-//! Logs a device in.
+//! Logs a device in, with a password or a refresh token.
 
 use ruma::{OwnedUserId, UserId, api::error::ErrorKind};
 
@@ -20,11 +20,11 @@ use crate::{
     store::Batch,
 };
 
-/// A device that was logged in, and whose it is.
+/// A device that was logged in, with the user id of its account.
 pub(crate) struct LoggedIn {
     /// The user id of the account.
     pub(crate) user_id: OwnedUserId,
-    /// Its device and tokens.
+    /// The device and its tokens.
     pub(crate) session: Session,
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn with_password(
         guess.was_right(app);
     }
     write::for_user(app, user, move |app, batch| {
-        // It may have been changed, or the account deactivated, while we verified.
+        // The password may have been changed, or the account deactivated, while this one was verified.
         if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {
             return Err(wrong().into());
         }
@@ -73,7 +73,7 @@ pub(crate) async fn with_password(
     .await
 }
 
-/// Logs a device in, in the user's batch.
+/// Logs a device in, as part of a batch under the user's lock.
 pub(crate) fn build(
     app: &App,
     batch: &mut Batch,
@@ -87,7 +87,7 @@ pub(crate) fn build(
         device_lists::changed(batch, user, user_id)?;
         write::wake_sharing(batch, user)?;
     } else {
-        // The device is logged in anew: whoever holds its earlier tokens no longer is.
+        // The id may have been that of an earlier device, whose tokens must not work for this one.
         tokens::revoke(batch, user, device.num)?;
     }
     let holder = Holder { user, device: device.num, device_id: device.id };
@@ -95,10 +95,10 @@ pub(crate) fn build(
     Ok(Session { holder, tokens })
 }
 
-/// `POST /refresh`. However often and however many at once ask with one token, there is one new pair, and all get it.
+/// `POST /refresh`: answers one new pair for a token, however often and however many at once ask with it.
 /// Errors: 401 `M_UNKNOWN_TOKEN`.
 pub(crate) async fn refresh(app: &App, token: String) -> Result<Issued> {
-    // Whose lock it needs: read from what is accepted, for the token may be so fresh that it is not visible yet.
+    // The token may be so new that it is accepted but not visible yet, so its user is looked up in the view of what is accepted.
     let user = tokens::require_refresh_holder(&app.store.view(), &token)?;
     write::for_user(app, user, move |app, batch| tokens::refresh(batch, &app.env, &token)).await
 }

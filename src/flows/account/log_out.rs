@@ -1,7 +1,7 @@
-//! Logs devices out: their tokens, and all that belonged to them, go.
+//! Logs devices out, and deletes their tokens and all that belonged to them.
 //!
-//! One row ends them, however many they are ([`devices::end`]). What they leave behind is swept in the same batch where it is
-//! little, and otherwise afterwards, a chunk at a time; until then nobody sees it.
+//! One row ends the devices, however many they are ([`devices::end`]). Their own rows are swept in the same batch if they are
+//! few, and otherwise afterwards in several batches; until then nobody sees them.
 
 use ruma::UserId;
 
@@ -20,11 +20,11 @@ use crate::{
     store::{Batch, timer::Timer},
 };
 
-/// A batch that has swept this many rows begins no further range of devices ..
+/// A batch that has swept this many rows begins no further range of devices.
 const SWEPT_ROWS: usize = 1_000;
-/// .. nor does it delete more tokens of one range ..
+/// A batch deletes at most this many tokens of one range of devices.
 const SWEPT_TOKENS: usize = 500;
-/// .. or rows of devices, so that it stays within the bounds of a batch whatever else it holds.
+/// A batch deletes at most this many rows of devices, so that it stays within the bounds of a batch whatever else it holds.
 const SWEPT_DEVICES: usize = 200;
 
 /// Logs devices of the caller out.
@@ -36,8 +36,8 @@ pub(crate) async fn log_out(app: &App, caller: &Caller, ending: Ending) -> Resul
     Ok(())
 }
 
-/// Ends devices in their user's batch. Answers the promise to sweep what is left of them, for [`begin_sweep`] once the batch is
-/// accepted.
+/// Ends devices in a batch under their user's lock. Answers the promise to sweep their other rows, for [`begin_sweep`] once the
+/// batch is accepted; none if nothing is left.
 pub(crate) fn end(
     app: &App,
     batch: &mut Batch,
@@ -57,20 +57,20 @@ pub(crate) fn end(
     Ok(Some(follow_up::promise(app, batch, &Job::SweepDevices { user })))
 }
 
-/// Begins to sweep what ended devices left behind, if that is promised. Nobody waits for it.
+/// Begins to sweep the rows of ended devices, if that was promised. Nobody waits for it.
 pub(crate) fn begin_sweep(app: &App, promised: Option<Timer>) {
     if let Some(promised) = promised {
         follow_up::begin(app, promised);
     }
 }
 
-/// Sweeps, one batch after the other, until nothing is left.
+/// Sweeps the rows of ended devices, one batch after the other, until nothing is left.
 pub(crate) async fn sweep(app: &App, user: UserNum) -> Result<()> {
     while !write::for_user(app, user, move |_, batch| sweep_some(batch, user)).await? {}
     Ok(())
 }
 
-/// Deletes as many rows of ended devices as one batch takes. Says whether nothing is left.
+/// Deletes as many rows of ended devices as one batch takes. Answers whether nothing is left.
 fn sweep_some(batch: &mut Batch, user: UserNum) -> Result<bool> {
     let mut ended = users::require(batch, user)?.ended;
     if !devices::sweep(batch, user, &ended, SWEPT_DEVICES)? {

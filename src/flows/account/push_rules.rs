@@ -1,4 +1,4 @@
-//! A user changes what they are told of.
+//! Changes a user's push rules, which decide what they are notified of.
 
 use ruma::push::Ruleset;
 
@@ -9,7 +9,7 @@ use crate::{
     push::rules,
 };
 
-/// Changes the caller's push rules.
+/// Changes the caller's push rules under the user's lock, and wakes their polls.
 pub async fn change(
     app: &App,
     caller: &Caller,

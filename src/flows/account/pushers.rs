@@ -1,4 +1,4 @@
-//! A user says where they want to be told of notifications.
+//! Sets and deletes a user's pushers, which say where they are told of notifications.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use crate::{
     store::Batch,
 };
 
-/// How often the locks of others are taken anew, because somebody else has set the same pusher meanwhile.
+/// The locks of a pusher's owners are taken at most this often, because another user may have set the same pusher meanwhile.
 const TRIES_MAX: usize = 5;
 
-/// Sets a pusher of the caller's device. Where other users lose theirs, it is done under their locks, too.
+/// Sets a pusher of the caller's device. If other users lose theirs by it, their locks are held, too.
 pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Result<()> {
     let holder = (caller.user, caller.device);
     let data = Arc::new(data);
@@ -42,7 +42,7 @@ pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Res
     Err(Error::Busy { retry_after: Duration::from_secs(1) })
 }
 
-/// Takes one of the caller's pushers away; one that is not there is gone already.
+/// Deletes one of the caller's pushers; nothing happens if there is no such pusher.
 pub(crate) async fn delete(app: &App, caller: &Caller, ids: PusherIds) -> Result<()> {
     let user = caller.user;
     write::for_user(app, user, move |_, batch| Ok(pushers::delete(batch, user, &ids.app_id, &ids.pushkey)?))

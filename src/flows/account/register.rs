@@ -30,12 +30,12 @@ use crate::{
     store::Batch,
 };
 
-/// Names that are made for accounts without one are this long.
+/// A name that is made for an account without one has this many characters.
 const MADE_NAME_CHARS: usize = 12;
-/// A made name that is taken is made again this often.
+/// A name is made at most this often until one is free.
 const MADE_NAME_TRIES: usize = 10;
 
-/// What somebody who registers asks for.
+/// The account and device that a registration asks for.
 pub(crate) struct Wish {
     /// The localpart; one is made if there is none.
     pub(crate) username: Option<String>,
@@ -49,11 +49,11 @@ pub(crate) struct Wish {
 
 /// An account that was made.
 pub(crate) struct Registered {
-    /// Its user id.
+    /// The user id of the new account.
     pub(crate) user_id: OwnedUserId,
     /// Whether it administers the server.
     pub(crate) is_admin: bool,
-    /// Its device and tokens, if it was logged in.
+    /// The device and its tokens, if one was logged in.
     pub(crate) session: Option<Session>,
 }
 
@@ -61,11 +61,11 @@ pub(crate) struct Registered {
 pub(crate) struct Session {
     /// The account and device.
     pub(crate) holder: Holder,
-    /// Its tokens.
+    /// The tokens that were given out to the device.
     pub(crate) tokens: Issued,
 }
 
-/// `POST /register`: after user-interactive authentication, as the settings ask for it.
+/// `POST /register`: makes an account after the user-interactive authentication that the settings ask for.
 /// Errors: 403 where registration is closed, 400 `M_USER_IN_USE`, `M_INVALID_USERNAME`, `M_WEAK_PASSWORD`, 401 to go on.
 pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> Result<Registered> {
     let flows = flows(app)?;
@@ -80,9 +80,9 @@ pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> 
     make(app, wish, Role::Registers { token: confirmed.registration_token }).await
 }
 
-/// Makes a guest a user, with the name that it has and a password of its own; its devices and rooms stay. Where several ask
-/// for that at once, one of them is heard.
-/// Errors: 400 for another name or none, 403 for an account that is not a guest's, and as [`register`].
+/// Turns a guest into a full account with the name that it has and a password; its devices and rooms stay. If several requests
+/// do so at once, one of them succeeds.
+/// Errors: 400 for another name or none, 403 for an account that is not a guest, and those of [`register`].
 pub(crate) async fn upgrade_guest(
     app: &App,
     token: &str,
@@ -95,10 +95,10 @@ pub(crate) async fn upgrade_guest(
         return Err(no_guest().into());
     }
     if wish.username.as_deref() != Some(caller.user_id.localpart()) {
-        return Err(Refusal::invalid_param("A guest becomes a user under the name that it has.").into());
+        return Err(Refusal::invalid_param("`username` must be the guest's own name, which it keeps.").into());
     }
     let Some(password) = wish.password else {
-        return Err(Refusal::missing_param("A user needs a password.").into());
+        return Err(Refusal::missing_param("`password` is missing.").into());
     };
     passwords::check(&password)?;
     let flows = flows(app)?;
@@ -109,7 +109,7 @@ pub(crate) async fn upgrade_guest(
     let hash = app.env.blocking_long(Long::Password, hash).await?;
     let user = caller.user;
     let upgrade = move |app: &App, batch: &mut Batch| {
-        // Somebody else may have been heard first, or the account have ended, while the password was hashed.
+        // Another request may have come first, or the account may have ended, while the password was hashed.
         let row = users::require(batch, caller.user)?;
         if !row.is_guest || row.is_deactivated {
             return Err(no_guest().into());
@@ -136,7 +136,7 @@ fn spend(app: &App, batch: &mut Batch, token: Option<&str>) -> Result<Spent> {
     }
 }
 
-/// The flows of `/register`. While there is no account, the token of the first one is taken in every mode.
+/// The flows of `/register`. While there is no account, the token for the first one is accepted in every mode.
 fn flows(app: &App) -> Result<Flows> {
     let token = vec![AuthType::RegistrationToken];
     let is_first = app.accounts.first_token().is_some() && !users::any(&*app.store.snapshot())?;
@@ -149,7 +149,7 @@ fn flows(app: &App) -> Result<Flows> {
     }
 }
 
-/// Registers a guest. Errors: 403 `M_GUEST_ACCESS_FORBIDDEN` where the settings allow none.
+/// Registers a guest. Errors: 403 `M_GUEST_ACCESS_FORBIDDEN` if the settings allow no guests.
 pub(crate) async fn register_guest(app: &App, log_in: LogIn) -> Result<Registered> {
     if !app.config.registration.guests {
         let refusal = Refusal::new(ErrorKind::GuestAccessForbidden, "This server takes no guests.");
@@ -159,8 +159,8 @@ pub(crate) async fn register_guest(app: &App, log_in: LogIn) -> Result<Registere
     make(app, wish, Role::Guest).await
 }
 
-/// Registers without asking anything: the operator, or who knows the shared secret. Where neither says whether the account
-/// is an admin, the first one is.
+/// Registers without further authentication, for the operator or a client that knows the shared secret. If `is_admin` is none,
+/// the account becomes an admin if it is the first one.
 pub(crate) async fn register_by_operator(
     app: &App,
     wish: Wish,
@@ -177,22 +177,21 @@ pub(crate) async fn register_by_operator(
     make(app, wish, role).await
 }
 
-/// The user id that would be made of this name. Errors: 400 `M_INVALID_USERNAME`, `M_USER_IN_USE`.
+/// The user id that an account with this name would have. Errors: 400 `M_INVALID_USERNAME`, `M_USER_IN_USE`.
 pub(crate) fn require_free(app: &App, username: &str) -> Result<OwnedUserId> {
     let user_id = names::new_user_id(username, app.accounts.server_name())?;
     if users::is_free(&*app.store.snapshot(), &user_id)? { Ok(user_id) } else { Err(users::in_use().into()) }
 }
 
-/// What an account is made as.
+/// The role in which an account is made, which decides its rights.
 enum Role {
-    /// Whoever registers is what the registration token makes of them that they have shown: nobody becomes an admin by
-    /// coming first.
+    /// The rights follow from the registration token that was shown, if any: nobody becomes an admin just by coming first.
     Registers { token: Option<String> },
-    /// A guest.
+    /// A guest, without a password or a chosen name.
     Guest,
     /// A user who does not administer the server.
     User,
-    /// A user who does.
+    /// A user who administers the server.
     Admin,
     /// A user who administers the server if there is no other account.
     AdminIfFirst,
@@ -245,7 +244,7 @@ fn build(
         passwords::set(batch, user, hash);
     }
     if wish.username.is_some() {
-        // A name that people can read, until they choose one.
+        // The localpart is a name that people can read, until the user chooses one.
         profiles::set(batch, user, "displayname", user_id.localpart().into())?;
     }
     let session = match wish.log_in {

@@ -1,4 +1,4 @@
-//! What each request with an access token leaves behind.
+//! The traces of each request with an access token: when its device was seen, and that a refreshed token is in use.
 
 use std::net::IpAddr;
 
@@ -8,8 +8,8 @@ use crate::{
     flows::{App, write},
 };
 
-/// Somebody uses an access token: if it is a refreshed one, the pair that it replaces ends now; and now and then it is noted
-/// when and from where the device was last seen.
+/// Follows up the use of an access token. If it is a refreshed one, the pair that it replaces ends now. Once in a while it is
+/// noted when and from where the device was last seen.
 pub(crate) async fn seen(app: &App, caller: &Caller, peer: IpAddr) -> Result<()> {
     if let Some(unused) = caller.unused.clone() {
         write::for_user(app, caller.user, move |_, batch| Ok(tokens::confirm(batch, &unused)?)).await?;
@@ -21,9 +21,9 @@ pub(crate) async fn seen(app: &App, caller: &Caller, peer: IpAddr) -> Result<()>
             devices::note_seen(note, user, device, now_ms, Some(peer));
             Ok(())
         });
-        // Nobody waits until it is there, and a store that is busy may lose it.
+        // Nobody waits until the note is visible, and a busy store may refuse it: a request a minute later notes it again.
         if let Err(error) = noted.await {
-            tracing::debug!(%error, %user, "it was not noted when a device was seen");
+            tracing::debug!(%error, %user, "the time at which a device was seen could not be noted");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Changes a profile, and tells the rooms.
+//! Changes a profile, and writes it into the user's rooms.
 
 use serde_json::Value;
 
@@ -9,7 +9,8 @@ use crate::{
     schema::jobs::Job,
 };
 
-/// Sets a field of the caller's profile, or deletes it; what rooms show of it is told to every room the user is in.
+/// Sets a field of the caller's profile, or deletes it if `value` is none. A field that rooms show is written into every room
+/// that the user is in.
 pub(crate) async fn set_profile(
     app: &App,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! A device says, by coming back, how far it has read its inbox.
+//! Deletes the messages of an inbox that their device has received, which it confirms with its next sync.
 
 use crate::{
     accounts::Caller,
@@ -10,8 +10,8 @@ use crate::{
     store::Published,
 };
 
-/// The device has received all messages at or before this position: they go. Answers what resolves once that is visible, if
-/// there is anything to delete: whoever answers the device waits for it, so that a message that was confirmed is never told
+/// Deletes all messages at or before this position, which the device has received. If there is anything to delete, answers a
+/// future that resolves once that is visible. The answer to the device waits for it, so that a confirmed message is never told
 /// again, not even to a client that begins anew.
 pub async fn acknowledge(app: &App, caller: &Caller, upto: Position) -> Result<Option<Published>> {
     let owner = (caller.user, caller.device);

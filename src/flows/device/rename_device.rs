@@ -1,4 +1,4 @@
-//! Names a device for people.
+//! Changes the display name of a device.
 
 use ruma::OwnedDeviceId;
 
@@ -9,7 +9,8 @@ use crate::{
     flows::{App, write},
 };
 
-/// Names one of the caller's devices; without a name, nothing changes. Errors: 404 if there is no such device.
+/// Changes the display name of one of the caller's devices; without a name, nothing changes. Errors: 404 if there is no such
+/// device.
 pub(crate) async fn rename_device(
     app: &App,
     caller: &Caller,

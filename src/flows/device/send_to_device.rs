@@ -1,4 +1,4 @@
-//! Sends messages to devices of this server.
+//! Sends messages to devices of this server, once for each transaction id.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,7 +25,7 @@ use crate::{
     store::{Batch, Fault, Read},
 };
 
-/// A batch is closed once it has this many rows: one message more, with what makes room for it, still fits.
+/// A batch is closed once it has this many rows; one more message still fits, with the deletions that make room for it.
 const BATCH_ROWS: usize = 3_000;
 /// A batch is closed once it has this many bytes.
 const BATCH_BYTES: usize = 512 << 10;
@@ -33,33 +33,33 @@ const BATCH_BYTES: usize = 512 << 10;
 const BATCH_TARGETS: usize = 500;
 /// A request reaches at most this many devices.
 const DEVICES_MAX: usize = 10_000;
-/// A type or a transaction id is no longer, in bytes.
+/// An event type or a transaction id has at most this many bytes, because both are part of keys.
 const NAME_BYTES_MAX: usize = 255;
 
 /// The content for each device, or for all devices of a user.
 pub(crate) type Messages =
     BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, Raw<AnyToDeviceEventContent>>>;
 
-/// A request to send.
+/// A request to send messages, as it was read and checked.
 struct Request {
     sender: Owner,
     sender_device_id: OwnedDeviceId,
     event_type: String,
     txn_id: String,
-    /// In an order that is the same for each try.
+    /// The targets in an order that is the same for each try, so that a retry goes on from where the last one ended.
     targets: Vec<Target>,
 }
 
 struct Target {
-    /// None if there is no such user here.
+    /// The user's number; none if there is no such user here.
     user: Option<UserNum>,
     device: DeviceIdOrAllDevices,
     message: Message,
 }
 
-/// `PUT /sendToDevice`: once for each transaction id, however often it is asked and whatever happens meanwhile. Users and
-/// devices that are not here are passed over, and so is a device whose inbox is full. Errors: 413 for a message that is too
-/// large, or more than 10,000 devices.
+/// `PUT /sendToDevice`: sends messages once for each transaction id, however often the request comes and even if the server
+/// crashes meanwhile. Unknown users and devices are passed over, and so is a device whose inbox is full. Errors: 413 for a
+/// message that is too large, or more than 10,000 devices.
 pub(crate) async fn send_to_device(
     app: &App,
     caller: &Caller,
@@ -80,7 +80,7 @@ pub(crate) async fn send_to_device(
     Ok(())
 }
 
-/// The request, and how far earlier tries got.
+/// Reads and checks the request, and looks up the progress of earlier tries.
 fn read_request(
     app: &App,
     caller: &Caller,
@@ -93,7 +93,7 @@ fn read_request(
     for (user_id, devices) in messages {
         let user = users::find_num(&*snapshot, &user_id)?;
         for (device, content) in devices {
-            // A message that cannot be is refused for those who are not here, too.
+            // An invalid message is refused even if its user is not here, so that the error does not depend on who exists.
             let message = Message::new(&caller.user_id, &event_type, content.json())?;
             targets.push(Target { user, device, message });
         }
@@ -103,13 +103,13 @@ fn read_request(
     let request = Request { sender, sender_device_id: caller.device_id.clone(), event_type, txn_id, targets };
     if progress == SendProgress::default() {
         let count = require_few_devices(&*snapshot, &request)?;
-        // The route has counted one.
+        // The route has counted one target already.
         app.limits.take_more(Limit::ToDevice, Source::User(caller.user), count.saturating_sub(1))?;
     }
     Ok((request, progress))
 }
 
-/// How many devices a request reaches. Refuses (413) one that reaches too many, before it has reached any.
+/// The number of devices that a request reaches. Refuses (413) a request that reaches too many, before anything is sent.
 fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
     let mut count = 0;
     for target in &request.targets {
@@ -122,7 +122,7 @@ fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result
     Ok(count)
 }
 
-/// The devices of a target with numbers above this one, by number.
+/// The device numbers of a target above this one, in rising order.
 fn list_devices(
     read: &(impl Read + ?Sized),
     target: &Target,
@@ -138,7 +138,7 @@ fn list_devices(
     Ok(nums)
 }
 
-/// Serves what fits into one batch, from where this try or a parallel one has got to.
+/// Sends as many messages as fit into one batch, from where this try or a parallel one has got to.
 async fn serve_next(app: &App, request: Arc<Request>, known: SendProgress) -> Result<SendProgress> {
     let begin = usize::try_from(known.targets).unwrap_or(usize::MAX).min(request.targets.len());
     let end = begin.saturating_add(BATCH_TARGETS).min(request.targets.len());
@@ -162,7 +162,7 @@ async fn serve_next(app: &App, request: Arc<Request>, known: SendProgress) -> Re
     .await
 }
 
-/// Fills a batch with messages to the targets before `end`, and says how far it got.
+/// Fills a batch with messages to the targets before `end`, and answers the progress.
 fn fill(
     app: &App,
     batch: &mut Batch,
@@ -189,7 +189,7 @@ fn fill(
     Ok(progress)
 }
 
-/// Puts a message into one inbox. That it is full is the matter of its owner alone: the request goes on.
+/// Puts a message into one inbox. A full inbox affects its own device only, so the request goes on.
 fn put(app: &App, batch: &mut Batch, owner: Owner, message: &Message) -> Result<(), Fault> {
     let (user, device) = owner;
     let put = inbox::put(batch, owner, message)?;
