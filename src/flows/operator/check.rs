@@ -1,4 +1,4 @@
-//! `db check`: every row is read, and every owner asked what must hold of its own.
+//! `db check` reads every row and has the module that owns its table verify it.
 
 use ruma::ServerName;
 
@@ -15,13 +15,13 @@ use crate::{
     },
 };
 
-/// Reads everything and says what is wrong, while a server goes on beside it. Errors: only what stops it from reading on.
+/// Reads every row and reports those that are wrong, while the server goes on. Errors: only a failure of the store itself.
 pub fn check(store: &Store, progress: &mut dyn FnMut(Progress)) -> Result<Report, Fault> {
     let tables: Vec<_> = schema::all().collect();
     check::check(store, &tables, &checks, progress)
 }
 
-/// The checks of all owners.
+/// The checks of all modules that own tables.
 fn checks() -> Vec<RowCheck> {
     let mut all = check::checks();
     all.extend(accounts::check::checks());
@@ -55,13 +55,14 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::ForgetOriginal { room, .. } | Job::ForgetSent { room, .. } => (None, Some(*room)),
     };
     let has_user = user.map(|user| schema::USERS.contains(read, user)).transpose()?;
-    doubts.unless(has_user != Some(false), "the user it is about is not there");
+    doubts.unless(has_user != Some(false), "the user of the job does not exist");
     let has_room = room.map(|room| schema::ROOM.contains(read, room)).transpose()?;
-    doubts.unless(has_room != Some(false), "the room it is about is not there");
+    doubts.unless(has_room != Some(false), "the room of the job does not exist");
     Ok(())
 }
 
-/// Checks that what an entry points at is there. Nothing is left of a room that was deleted or purged up to it.
+/// Checks that the event, room or user that an entry of the log names is there. The events of a room that was deleted, or purged
+/// up to this entry, are gone.
 fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut Doubts) -> Result<(), Fault> {
     match entry {
         LogEntry::Event { room, event } => match schema::PLACE.get(read, (room, event))? {

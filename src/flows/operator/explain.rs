@@ -1,4 +1,4 @@
-//! Why somebody sees an event or does not, and where it stands in its room: for an operator who is asked.
+//! Explains to the operator where an event stands in its room, and why a user sees it or does not.
 
 use std::{fmt, sync::Arc};
 
@@ -27,55 +27,55 @@ use crate::{
     store::Snapshot,
 };
 
-/// Where an event stands, and why.
+/// The place of an event in its room, with the reasons for it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Explanation {
-    /// Its id.
+    /// The id of the event.
     pub event_id: OwnedEventId,
-    /// Its room.
+    /// The id of the room that the event belongs to.
     pub room_id: OwnedRoomId,
-    /// Its type.
+    /// The type of the event.
     pub event_type: String,
-    /// Its state key, if it is a state event.
+    /// The state key, if the event is a state event.
     pub state_key: Option<String>,
-    /// Who sent it.
+    /// The user id of the sender.
     pub sender: String,
-    /// Whether it was accepted, rejected, soft-failed, or is an outlier, and the rule that says so.
+    /// Whether the event was accepted, rejected, soft-failed, or is an outlier, and the rule that says so.
     pub verdict: String,
     /// Whether it is a head of its room: an event that no other cites yet.
     pub is_head: bool,
-    /// The heads of its room.
+    /// The ids of the heads of its room.
     pub heads: Vec<OwnedEventId>,
-    /// The events it cites, as far as they are here.
+    /// The ids of the events that it cites, as far as they are here.
     pub prev_events: Vec<OwnedEventId>,
-    /// The events that allow it.
+    /// The ids of the events that authorise it, as far as they are here.
     pub auth_events: Vec<OwnedEventId>,
     /// The state before it: a place on the main line, or a side state.
     pub state_before: String,
     /// Whether it is part of the room's current state.
     pub is_current_state: bool,
-    /// The event that redacted it.
+    /// The id of the event that redacted it, if one did.
     pub redacted_by: Option<OwnedEventId>,
-    /// What one user sees of it.
+    /// The view of one user on the event, if one was asked for.
     pub reader: Option<ForReader>,
 }
 
-/// What one user sees of an event.
+/// The view of one user on an event.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ForReader {
-    /// The user.
+    /// The user id of the reader.
     pub user_id: OwnedUserId,
-    /// What the user is to the room now.
+    /// The user's membership now; `nothing` if there is none.
     pub membership_now: String,
-    /// What the user was to the room at the event.
+    /// The user's membership at the event; `nothing` if there was none.
     pub membership_then: String,
     /// The history visibility at the event.
     pub history_visibility: String,
-    /// Whether the user is shown it.
+    /// Whether the user is shown the event.
     pub sees: bool,
     /// The push rule by which it notifies the user, if one does.
     pub notified_by: Option<String>,
-    /// Why.
+    /// The reasons, each a sentence for the operator.
     pub why: Vec<String>,
 }
 
@@ -106,7 +106,8 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Explains an event, and what a user of this server sees of it. Refuses what is not here: 404 `M_NOT_FOUND`.
+/// Explains an event, and the view of a user of this server on it. Errors: 404 `M_NOT_FOUND` for an event or user that is not
+/// here.
 pub(crate) async fn explain(
     app: &App,
     event_id: OwnedEventId,
@@ -156,7 +157,7 @@ fn about(
     })
 }
 
-/// What was said of an event when it came in.
+/// The judgement that an event got when it came in, in words for the operator.
 fn verdict(read: &Snapshot, num: RoomNum, kept: &KeptEvent) -> Result<String> {
     let aside = schema::ASIDE.get(read, (num, kept.event()))?;
     let place = schema::PLACE.get(read, (num, kept.event()))?;

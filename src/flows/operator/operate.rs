@@ -1,5 +1,5 @@
-//! What the operator does: accounts, registration tokens, backups. The command line speaks to these, in its own process or
-//! over the operator's socket. The results are typed: whoever asks finds the words for people.
+//! The operator's commands for accounts, registration tokens, backups and checks. The command line calls them, in its own
+//! process or over the operator's socket. Their results are typed, and the command line finds the words for people.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -31,23 +31,23 @@ use crate::{
     store::backup::{self, Manifest, Progress},
 };
 
-/// Passwords and tokens made here are this long.
+/// A password or token that is made here has this many characters.
 const MADE_CHARS: usize = 24;
 
-/// One command.
+/// A command of the operator, as the command line sends it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "command")]
 pub enum Command {
-    /// Makes an account.
+    /// Makes an account with a password.
     CreateUser {
         /// Localpart or user id.
         name: String,
         /// The password; one is made if there is none.
         password: Option<String>,
-        /// Whether it administers the server. Where nothing is said, the first account does.
+        /// Whether the account administers the server. If this is none, the first account does.
         admin: Option<bool>,
     },
-    /// Lists accounts.
+    /// Lists all accounts, the oldest first.
     ListUsers,
     /// Makes an account an admin of this server, or takes that from it.
     SetAdmin {
@@ -67,7 +67,7 @@ pub enum Command {
     DeactivateUser {
         /// Localpart or user id.
         name: String,
-        /// Whether it is to be forgotten, too.
+        /// Whether the account is to be erased, so that its events are shown redacted.
         erase: bool,
     },
     /// Lists the devices of an account.
@@ -88,33 +88,33 @@ pub enum Command {
         token: Option<String>,
         /// How many accounts may be made with it; any number, if none.
         uses_max: Option<u64>,
-        /// In how many seconds it ends; never, if none.
+        /// The number of seconds after which the token ends; it never does if this is none.
         expires_in_s: Option<u64>,
     },
-    /// Lists registration tokens.
+    /// Lists all registration tokens.
     ListTokens,
     /// Ends a registration token.
     RevokeToken {
-        /// The token.
+        /// The text of the token.
         token: String,
     },
-    /// Takes a backup.
+    /// Takes a backup of the store while the server goes on.
     BackUp {
         /// An empty or absent directory, as an absolute path.
         to: PathBuf,
     },
     /// Says where an event stands, and whether and why a user sees it.
     Explain {
-        /// The event's id.
+        /// The id of the event.
         event: String,
         /// Localpart or user id.
         user: Option<String>,
     },
-    /// Reads everything and says what is wrong.
+    /// Reads every row of the store and reports those that are wrong.
     Check,
 }
 
-/// What was done.
+/// The result of a command that was carried out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -126,17 +126,17 @@ pub enum Outcome {
     AdminSet(AdminSet),
     /// A password was set, and all sessions ended.
     PasswordSet(PasswordSet),
-    /// An account ended.
+    /// An account was ended for good.
     UserDeactivated(DeactivatedUser),
     /// The devices of an account.
     Devices(DevicesOf),
-    /// Sessions ended.
+    /// Sessions of an account were ended.
     LoggedOut(LoggedOut),
     /// A registration token was made.
     TokenCreated(TokenEntry),
-    /// The registration tokens.
+    /// The registration tokens, by their text.
     Tokens(Vec<TokenEntry>),
-    /// A registration token ended.
+    /// A registration token was ended.
     TokenRevoked(TokenEntry),
     /// A backup was taken.
     BackedUp(Manifest),
@@ -144,12 +144,12 @@ pub enum Outcome {
     Restored(RestoredStore),
     /// An event was explained.
     Explained(Box<Explanation>),
-    /// Everything was read.
+    /// Every row of the store was checked.
     Checked(CheckedStore),
 }
 
 impl Outcome {
-    /// Whether all is well. A check that finds something did its work, and all is not well.
+    /// Whether all is well. It is not if a check has found faults, though the command itself succeeded.
     pub fn is_good(&self) -> bool {
         match self {
             Self::Checked(report) => report.faults == 0,
@@ -173,7 +173,7 @@ impl Outcome {
 /// An account that was made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CreatedUser {
-    /// Its user id.
+    /// The user id of the new account.
     pub user_id: OwnedUserId,
     /// Whether it administers the server.
     pub admin: bool,
@@ -184,7 +184,7 @@ pub struct CreatedUser {
 /// An account in a list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UserEntry {
-    /// Its user id.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
     /// When it was registered, in milliseconds since the epoch.
     pub created_ms: u64,
@@ -199,16 +199,16 @@ pub struct UserEntry {
 /// Whether an account administers the server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AdminSet {
-    /// Its user id.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
-    /// Whether it does now.
+    /// Whether the account administers the server now.
     pub admin: bool,
 }
 
 /// A password that was set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PasswordSet {
-    /// Of which account.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
     /// The password, if it was made here.
     pub password: Option<String>,
@@ -217,16 +217,16 @@ pub struct PasswordSet {
 /// An account that ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeactivatedUser {
-    /// Its user id.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
-    /// Whether it is forgotten, too.
+    /// Whether the account was erased, so that its events are shown redacted.
     pub erased: bool,
 }
 
 /// The devices of an account.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DevicesOf {
-    /// Its user id.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
     /// The devices, by id.
     pub devices: Vec<DeviceEntry>,
@@ -235,9 +235,9 @@ pub struct DevicesOf {
 /// A device in a list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceEntry {
-    /// Its id.
+    /// The id of the device.
     pub device_id: OwnedDeviceId,
-    /// Its name for people.
+    /// The name that people see, if one was given.
     pub display_name: Option<String>,
     /// When it logged in, in milliseconds since the epoch.
     pub created_ms: u64,
@@ -245,31 +245,31 @@ pub struct DeviceEntry {
     pub last_seen_ms: Option<u64>,
     /// How many seconds ago that was.
     pub seen_s_ago: Option<u64>,
-    /// From which address.
+    /// The address from which it was last seen.
     pub last_seen_ip: Option<String>,
 }
 
-/// Sessions that ended.
+/// The number of sessions of an account that were ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LoggedOut {
-    /// Of which account.
+    /// The user id of the account.
     pub user_id: OwnedUserId,
-    /// How many.
+    /// The number of devices that were logged out.
     pub devices: usize,
 }
 
-/// A registration token.
+/// A registration token in a list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TokenEntry {
-    /// The token.
+    /// The text of the token.
     pub token: String,
     /// How many accounts were made with it.
     pub uses: u64,
-    /// How many may be; any number, if none.
+    /// The number of accounts that may be made with it; any number if this is none.
     pub uses_max: Option<u64>,
     /// When it ends, in milliseconds since the epoch; never, if none.
     pub expires_ms: Option<u64>,
-    /// In how many seconds that is; 0 when it is past.
+    /// The number of seconds until it ends; 0 if it has ended.
     pub ends_in_s: Option<u64>,
 }
 
@@ -283,28 +283,28 @@ impl TokenEntry {
 /// A store that was restored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RestoredStore {
-    /// Up to which position.
+    /// The last position that the restored store has.
     pub position: u64,
-    /// The incarnation that began.
+    /// The incarnation of the store that began with the restore.
     pub incarnation: u16,
-    /// Where that is which was there before.
+    /// The path to which the earlier store was moved; none if there was none.
     pub replaced: Option<PathBuf>,
 }
 
 /// A store that was read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckedStore {
-    /// How many rows each table has.
+    /// The number of rows of each table, by the table's name.
     pub rows: BTreeMap<String, u64>,
-    /// How much is wrong.
+    /// The number of faults that were found.
     pub faults: u64,
-    /// What is wrong, a line each; the first ones.
+    /// The first faults, one line each.
     pub findings: Vec<String>,
-    /// How many rows took too long to judge beside a running server.
+    /// The number of rows that could not be judged, because that took too long beside a running server.
     pub unjudged: u64,
 }
 
-/// Carries a command out. `progress` learns how far a long one is; it must be short.
+/// Carries out a command. `progress` is called while a long command runs, and must return quickly.
 pub async fn operate(
     app: &App,
     command: Command,
@@ -343,7 +343,7 @@ async fn explain_event(app: &App, event: &str, user: Option<String>) -> Result<E
     explain::explain(app, event, user).await
 }
 
-/// The password to use, and the same if it was made here.
+/// The password to use, and the same again if it was made here, so that the operator is told it.
 fn password_or_made(app: &App, password: Option<String>) -> (String, Option<String>) {
     match password {
         Some(password) => (password, None),
@@ -368,7 +368,7 @@ pub async fn create_user(
     Ok(CreatedUser { user_id: registered.user_id, admin: registered.is_admin, password: made })
 }
 
-/// All accounts.
+/// Lists all accounts, the oldest first.
 pub async fn list_users(app: &App) -> Result<Vec<UserEntry>> {
     let snapshot = app.store.snapshot();
     let list = move || {
@@ -388,8 +388,8 @@ pub async fn list_users(app: &App) -> Result<Vec<UserEntry>> {
     app.env.blocking(list).await
 }
 
-/// The account that the operator means: as when somebody logs in, a user id or a localpart, in any case of letters.
-/// Errors: 400 for what is no user of this server, 404 for an account that does not exist.
+/// The account that the operator names by a user id or a localpart, in any case of letters, as in a log-in.
+/// Errors: 400 for a name that is no user of this server, 404 for an account that does not exist.
 fn require_user(app: &App, name: &str) -> Result<(UserNum, OwnedUserId)> {
     let meant = names::meant_user_id(name, app.accounts.server_name())
         .ok_or_else(|| Refusal::invalid_param(format!("{name} is no user of this server.")))?;
@@ -420,7 +420,7 @@ pub async fn set_admin(app: &App, name: &str, admin: bool) -> Result<AdminSet> {
     Ok(AdminSet { user_id, admin })
 }
 
-/// Sets a password and ends all sessions. Errors: 400 `M_WEAK_PASSWORD`; for an account that has ended.
+/// Sets a password and ends all sessions. Errors: 400 for a weak password or an account that has ended, 404 for no account.
 pub async fn reset_password(app: &App, name: &str, password: Option<String>) -> Result<PasswordSet> {
     let (user, user_id) = require_live(app, name)?;
     let (password, made) = password_or_made(app, password);
@@ -428,14 +428,14 @@ pub async fn reset_password(app: &App, name: &str, password: Option<String>) -> 
     Ok(PasswordSet { user_id, password: made })
 }
 
-/// Ends an account for good.
+/// Ends an account for good. Errors: 400 for an account that has ended already, 404 for one that does not exist.
 pub async fn deactivate(app: &App, name: &str, erase: bool) -> Result<DeactivatedUser> {
     let (user, user_id) = require_live(app, name)?;
     deactivate::deactivate(app, user, user_id.clone(), erase).await?;
     Ok(DeactivatedUser { user_id, erased: erase })
 }
 
-/// The devices of an account.
+/// Lists the devices of an account, by id. Errors: 404 for an account that does not exist.
 pub async fn list_devices(app: &App, name: &str) -> Result<DevicesOf> {
     let (user, user_id) = require_user(app, name)?;
     let (snapshot, now_ms) = (app.store.snapshot(), app.env.now_ms());
@@ -473,7 +473,7 @@ pub async fn log_out(app: &App, name: &str, device: Option<OwnedDeviceId>) -> Re
     Ok(LoggedOut { user_id, devices })
 }
 
-/// Makes a registration token. Errors: 400 for one that exists, cannot be one, or could never be used.
+/// Makes a registration token. Errors: 400 for a token that exists, is no valid token, or could never be used.
 pub async fn create_token(
     app: &App,
     token: Option<String>,
@@ -490,7 +490,7 @@ pub async fn create_token(
     Ok(TokenEntry::new(token, &row, now_ms))
 }
 
-/// All registration tokens.
+/// Lists all registration tokens, also those that have ended.
 pub fn list_tokens(app: &App) -> Result<Vec<TokenEntry>> {
     let now_ms = app.env.now_ms();
     let tokens = registration::list_tokens(&*app.store.snapshot())?.into_iter();

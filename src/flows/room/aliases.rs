@@ -1,4 +1,4 @@
-//! Naming rooms, and the public directory.
+//! The use cases of aliases, which name rooms, and of the public directory.
 
 use ruma::{
     OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UInt,
@@ -20,14 +20,14 @@ use crate::{
     store::LogEntry,
 };
 
-/// Rooms in one page of the directory, at most and unless the client asks for fewer.
+/// A page of the directory has at most this many rooms, and as many if the client names no limit.
 const PAGE_MAX: usize = 500;
 
-/// Lets an alias name a room. Refuses one that names a room already, be it this one: 409 `M_UNKNOWN`.
+/// Lets an alias name a room. Errors: 409 `M_UNKNOWN` for an alias that names a room already, even this one.
 pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
     aliases::check(alias, app.rooms.signer().server())?;
     let snapshot = app.store.snapshot();
-    // Told before whether the caller is in the room, as ever: an alias that is taken is no secret.
+    // That an alias is taken is no secret, so this comes before the question whether the caller is in the room.
     if aliases::find(&*snapshot, alias)?.is_some() {
         return Err(taken());
     }
@@ -47,13 +47,13 @@ pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &
     .await
 }
 
-/// Refuses an alias that names a room already: 409 `M_UNKNOWN`.
+/// The refusal of an alias that names a room already: 409 `M_UNKNOWN`.
 fn taken() -> Error {
     Refusal::new(ErrorKind::Unknown, "The alias is taken.").exception(Exception::Taken).into()
 }
 
-/// Lets an alias name nothing any more. That may who made it, an administrator, and who may change the room's
-/// canonical alias; the last also takes it out of that event.
+/// Deletes an alias. Its creator, an administrator, and members who may change the room's canonical alias may do so; the last
+/// also take it out of that event.
 pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> Result<()> {
     let unknown = || Error::from(Refusal::not_found("There is no such alias."));
     aliases::check(alias, app.rooms.signer().server()).map_err(|_| unknown())?;
@@ -65,7 +65,10 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
         let is_joined = members::is_joined(&change.batch, caller.user, change.num)?;
         let commands = is_joined && change.power()?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
         if !commands && !caller.is_admin && row.creator != caller.user_id.as_str() {
-            return Err(Refusal::forbidden("You may not remove this alias.").into());
+            return Err(Refusal::forbidden(
+                "Only its creator and members who may change the canonical alias may remove this alias.",
+            )
+            .into());
         }
         change.batch.position(&LogEntry::Server);
         aliases::remove(&mut change.batch, &alias, &row);
@@ -84,7 +87,7 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
 
 const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 
-/// The room that an alias names. Refuses an alias that names none: 404 `M_NOT_FOUND`.
+/// The room that an alias names. Errors: 404 `M_NOT_FOUND` for an alias that names none.
 pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
     let snapshot = app.store.snapshot();
     let row = aliases::find(&*snapshot, alias)?;
@@ -92,7 +95,7 @@ pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
     Ok(rooms::require_row(&*snapshot, row.room)?.id)
 }
 
-/// The aliases of a room on this server, for who is in it or may look in.
+/// The aliases of a room on this server. Errors: 403 for a caller who is not in the room and may not look in.
 pub(crate) fn list(app: &App, caller: &Caller, room: &RoomId) -> Result<Vec<OwnedRoomAliasId>> {
     let snapshot = app.store.snapshot();
     let num = commit::require_num(app, room)?;
@@ -111,7 +114,7 @@ pub(crate) fn is_published(app: &App, room: &RoomId) -> Result<bool> {
     Ok(directory::is_published(&*snapshot, num)?)
 }
 
-/// Puts a room into the directory or takes it out. That may who may change its canonical alias.
+/// Puts a room into the directory or takes it out. Administrators and members who may change its canonical alias may do so.
 pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published: bool) -> Result<()> {
     let (num, _) = rooms::require_room(&*app.store.snapshot(), room)?;
     let caller = caller.clone();
@@ -120,7 +123,10 @@ pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published
             || members::is_joined(&change.batch, caller.user, change.num)?
                 && change.power()?.may_send_state(&caller.user_id, CANONICAL_ALIAS)?;
         if !may {
-            return Err(Refusal::forbidden("You may not change where this room is listed.").into());
+            return Err(Refusal::forbidden(
+                "Only members who may change the canonical alias may list or unlist this room.",
+            )
+            .into());
         }
         change.batch.position(&LogEntry::Server);
         directory::publish(&mut change.batch, change.num, published);
@@ -149,10 +155,10 @@ pub(crate) async fn directory(
     let offset =
         since.map_or(Some(0), |since| since.strip_prefix('p').and_then(|offset| offset.parse().ok()));
     let offset: usize =
-        offset.ok_or_else(|| Refusal::invalid_param("This is not a token of the directory."))?;
+        offset.ok_or_else(|| Refusal::invalid_param("`since` is not a token of the directory."))?;
     let limit =
         limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    // There are no bridges that could bring rooms of other networks.
+    // No bridge brings rooms of other networks to this server, so there are none to list.
     if matches!(network, RoomNetwork::ThirdParty(_)) {
         return Ok(DirectoryPage { rooms: Vec::new(), next: None, prev: None, total: UInt::default() });
     }

@@ -1,5 +1,5 @@
-//! Creating a room: everything the request asks for becomes visible at once, so that nobody ever sees half a room. What is
-//! more than a batch holds is staged.
+//! Creates rooms. Everything that the request asks for becomes visible at once, so that nobody ever sees half a room. A room
+//! that is larger than a batch is staged in parts.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
         let promised = carry_over::promise(&inner, change, creator)?;
         Ok((change.row.id.clone(), promised))
     };
-    // The alias and the directory are the server's.
+    // The alias and the directory belong to the server, so its lock is needed.
     let created = commit::in_turn(app, num, Domain::Server, begin, work, or_in_use).await;
     if created.is_err() {
         commit::clear_unfinished_in(app, num).await;
@@ -64,7 +64,7 @@ fn in_use() -> Refusal {
     Refusal::new(ErrorKind::RoomInUse, "The alias is taken.")
 }
 
-/// The room with its create event.
+/// Begins the change that makes the room, with its create event.
 fn begin(app: &App, plan: &Plan, seat: Seat, num: RoomNum) -> Result<Change> {
     let create = plan.create_draft();
     let id = plan.room_id(&app.env, app.rooms.signer(), &create)?;
@@ -73,7 +73,7 @@ fn begin(app: &App, plan: &Plan, seat: Seat, num: RoomNum) -> Result<Change> {
     Ok(change)
 }
 
-/// Everything after the create event.
+/// Adds everything after the create event, the alias, and the entry in the directory.
 fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
     if let Some(alias) = plan.alias()
         && aliases::find(&change.batch, alias)?.is_some()
@@ -84,7 +84,7 @@ fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
         add(app, plan, change, draft)?;
         change.cut_if_large()?;
     }
-    // What others find the room by is written with its last part.
+    // The alias and the entry in the directory are written with the last part, so that nobody finds the room before.
     if let Some(alias) = plan.alias() {
         aliases::add(&mut change.batch, alias, change.num, &plan.creator().user_id);
     }
@@ -94,7 +94,7 @@ fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
     Ok(())
 }
 
-/// Adds what the gate approves.
+/// Adds an event after the gate has approved it.
 fn add(app: &App, plan: &Plan, change: &mut Change, draft: Draft) -> Result<()> {
     let signer = app.rooms.signer();
     let approved = policy::approve(change, signer.server(), plan.creator(), draft)
@@ -103,7 +103,8 @@ fn add(app: &App, plan: &Plan, change: &mut Change, draft: Draft) -> Result<()> 
     Ok(())
 }
 
-/// What cannot be in a room, or its rules forbid, is a fault of the request while it is created: 400 `M_INVALID_ROOM_STATE`.
+/// Turns a refusal of this kind into 400 `M_INVALID_ROOM_STATE`: while a room is created, an event that is invalid or forbidden
+/// by the room's rules is a fault of the request.
 fn invalid_state(error: Error, kind: &ErrorKind) -> Error {
     match error {
         Error::Refused(refusal) if refusal.kind == *kind => {

@@ -2,8 +2,8 @@
 //! case, the server MUST set those users' `m.room.member` state to `leave`"
 //! (<https://spec.matrix.org/v1.19/client-server-api/#guest-access>).
 //!
-//! This reads the log, so a room that another server closes is dealt with too, and a crash in between loses nothing. The
-//! position at which the room closed is the transaction id of what is done about it: done again, it does nothing.
+//! This reads the log, so that a room that another server closes is treated in the same way, and a crash loses nothing. The
+//! position at which the room closed is the transaction id of the guests' leaving, so a repetition does nothing.
 
 use std::collections::BTreeMap;
 
@@ -25,17 +25,17 @@ use crate::{
     store::{LogEntry, Read},
 };
 
-/// The reader's name, and the endpoint of its transactions.
+/// The name of this reader of the log, which is also the endpoint of its transactions.
 pub(crate) const READER: &str = "guests";
 
-/// A room that closed to guests, and at which position of the log.
+/// A room that closed to guests, with the position of the log at which it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Closed {
     room: RoomNum,
     at: Position,
 }
 
-/// Deals with these entries of the log: in each room that they close to guests, each guest leaves.
+/// Reads these entries of the log and lets each guest leave the rooms that they close to guests.
 pub(crate) async fn follow(app: &App, entries: Vec<(Position, LogEntry)>) -> Result<()> {
     let inner = app.clone();
     let find = move || {
@@ -50,7 +50,7 @@ pub(crate) async fn follow(app: &App, entries: Vec<(Position, LogEntry)>) -> Res
     };
     for (closed, guest) in app.env.blocking_long(Long::Maintenance, find).await? {
         match take_out(app, closed, guest).await {
-            // The room does not allow it; the others leave all the same.
+            // If the room does not allow one guest to leave, the others leave all the same.
             Err(Error::Refused(why)) => {
                 tracing::debug!(room = %closed.room, reason = why.message, "a guest cannot leave a room that closed");
             }
@@ -68,7 +68,7 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
             LogEntry::Event { room, event } => {
                 changed.entry(*room).or_default().0.insert(*event, *position);
             }
-            // A state may come back without an event of its own.
+            // A state may become current again without a new event.
             LogEntry::RoomState { room } => changed.entry(*room).or_default().1 = Some(*position),
             LogEntry::Receipts { .. }
             | LogEntry::Account { .. }
@@ -118,7 +118,7 @@ async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
         };
         let is_done = txn.find(&change.batch, closed.room)?.is_some();
         let is_in = change.membership(guest.user_id.as_str())? == Membership::Join;
-        // It may have become a user, and the room may have opened again.
+        // The guest may have become a user meanwhile, and the room may have opened again.
         let is_guest = users::require(&change.batch, guest.user)?.is_guest;
         if is_done || !is_in || !is_guest || policy::guests_may_join(change)? {
             return Ok(());

@@ -1,10 +1,10 @@
-//! Taking in events that were not built here: from other servers, whose checks of format, hash and signatures are done.
+//! Takes in events that were built by other servers. Their format, hash and signatures were checked before.
 //!
-//! Each is judged and written in a turn of its room, like whatever our own users send. Where states must be resolved
-//! that are far apart, the room goes on meanwhile: the answer is worked out on the long pool, one a room at a time, and
-//! the event comes back for another turn. If the room's heads moved meanwhile, so that the answer is of no use, the turn
-//! resolves them itself, with the events at hand that were read beside it. Nothing that is still pending leaves a turn: where a question names places of the turn's own
-//! batch, the turn ends first.
+//! Each event is judged and written in a turn of its room, like the events of our own users. If states that are far apart must
+//! be resolved, the room goes on meanwhile: the answer is worked out on the long pool, one at a time for each room, and the
+//! event comes back for another turn. If the room's heads moved meanwhile, so that the answer is of no use, the turn resolves
+//! them itself with the events that were read beside it. A question never names rows that are still pending: if it would name
+//! places of the turn's own batch, the turn ends first.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -27,17 +27,17 @@ use crate::{
     },
 };
 
-/// Events taken in by one call.
+/// One call takes in at most this many events (the specification's bound for a transaction).
 pub const EVENTS_MAX: usize = 50;
-/// Write at most this many events in one turn: whoever waits for the next turn waits for no more.
+/// One turn writes at most this many events, so that others wait for their turn no longer than that.
 const TURN_EVENTS_MAX: usize = 10;
-/// Begin no further event in a turn that has taken this long.
+/// A turn that has taken this long begins no further event.
 const TURN_TAKES_MAX: Duration = Duration::from_millis(10);
-/// Try an event later for which this many answers were worked out in vain.
+/// An event for which this many answers were worked out in vain is given up, to be tried again later.
 const ANSWERS_MAX: usize = 6;
-/// Look at this many of our users in a room for some who may merge its heads.
+/// At most this many of our users in a room are checked for whether they may merge its heads.
 const MERGERS_LOOKED_AT: usize = 1_000;
-/// Try to merge the heads in the name of this many of them.
+/// The merge of the heads is tried in the name of at most this many of our users.
 const MERGERS_TRIED: usize = 10;
 
 /// An event that is to be judged, with the numbers that it took in an earlier turn.
@@ -47,23 +47,23 @@ struct Coming {
     taken: Option<Taken>,
 }
 
-/// What a turn came to.
+/// The result of one turn.
 struct Turn {
     outcomes: Vec<Outcome>,
-    /// What has to be answered before the next event can be judged.
+    /// The question that must be answered before the next event can be judged.
     asks: Option<Settled>,
-    /// What the next event has taken.
+    /// The numbers that the next event has taken already.
     taken: Option<Taken>,
-    /// The heads are too many, or one is too far from the room's state.
+    /// Whether the heads are to be merged: they are too many, or one is too far from the room's state.
     wants_merge: bool,
 }
 
-/// Judges these events, each after the ones before it, and writes what becomes of them; answers when that is durable and
-/// visible. An event whose outcome is [`Outcome::Unknown`] is to be tried again later.
+/// Judges these events in their order and writes the outcomes; answers when these are durable and visible. An event whose
+/// outcome is [`Outcome::Unknown`] is to be tried again later.
 /// Errors: 413 `M_TOO_LARGE` for more than [`EVENTS_MAX`]; 404 `M_NOT_FOUND` for a room that this server is not in.
 pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<Vec<Outcome>> {
     if events.len() > EVENTS_MAX {
-        return Err(Refusal::too_large("These are too many events at once.").into());
+        return Err(Refusal::too_large("One call takes in at most 50 events.").into());
     }
     let come = |event| Coming { event: Arc::new(event), taken: None };
     let mut waiting: VecDeque<Coming> = events.into_iter().map(come).collect();
@@ -75,7 +75,7 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
         let count = some.len();
         let loaded = worked.as_ref().map(|worked| Arc::clone(&worked.loaded));
         let turn = take_turn(app, room, some, loaded).await;
-        // Others may work something out now: what this one read is of use for one turn.
+        // The events that were read are of use for one turn only, and dropping them lets others work something out.
         worked = None;
         let can_go_on = match turn {
             Ok(turn) => {
@@ -98,7 +98,7 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
                     }
                 }
             }
-            // More than a batch holds: one by one; and if one alone is too much, not now.
+            // The events are more than a batch holds, so they are tried one by one; one that is too large alone is left for later.
             Err(Error::Refused(refusal)) if refusal.kind == ErrorKind::TooLarge => {
                 at_once = 1;
                 count > 1
@@ -106,22 +106,22 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
             Err(other) => return Err(other),
         };
         if !can_go_on {
-            tracing::debug!(%room, answers, "an event is to be tried again later: it could not be judged now");
+            tracing::debug!(%room, answers, "an event could not be judged now, and is to be tried again later");
             drop(waiting.pop_front());
             outcomes.push(Outcome::Unknown);
             answers = 0;
         }
     }
     if wants_merge && let Err(error) = merge_heads(app, room).await {
-        // The next event asks for it again.
+        // The next event of the room asks for the merge again.
         tracing::warn!(%error, %room, "the heads of a room could not be merged");
     }
     Ok(outcomes)
 }
 
-/// Takes one turn of the room, for as many of these events as it may take.
+/// Takes one turn of the room, for as many of these events as a turn may take.
 ///
-/// `loaded` are events that were read for the first of them.
+/// `loaded` holds events that were read for the first of these events.
 async fn take_turn(
     app: &App,
     room: RoomNum,
@@ -164,18 +164,18 @@ async fn take_turn(
     .await
 }
 
-/// An answer was worked out. What was read for it stays in memory for one turn; the places for such work are kept until
-/// then, so that they bound that memory too.
+/// The result of working out an answer. The events that were read for it stay in memory for one turn. The permits are held
+/// until then, so that they bound that memory, too.
 struct Worked<'a> {
     loaded: Arc<Loaded>,
     _of_all: SemaphorePermit<'a>,
     _of_room: OwnedMutexGuard<()>,
 }
 
-/// Works out an answer beside the room's turns. Gives `None` if that is too much, now or at all.
+/// Works out an answer beside the room's turns. Answers `None` if too many resolutions wait, or if this one is too large.
 async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<Worked<'_>>> {
     let Ok(_waits) = app.rooms.resolutions_waiting().try_acquire() else {
-        tracing::debug!(%room, "an event waits: too many resolutions wait");
+        tracing::debug!(%room, "an event is to be tried again later: too many state resolutions wait");
         return Ok(None);
     };
     let turns = app.rooms.turns(room);
@@ -185,14 +185,14 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
     let loaded = Arc::new(Loaded::default());
     let (inner, load) = (app.clone(), Arc::clone(&loaded));
     let work = move || {
-        // Everything that the question names was published before it was asked: it is settled, and the turn that asked it
-        // has ended.
+        // Everything that the question names was published before it was asked, and the turn that asked it has ended. So a
+        // snapshot has all of it.
         let snapshot = inner.store.snapshot();
         let version = rooms::require_row(&*snapshot, room)?.version;
         match inner.rooms.resolver().work_out(&*snapshot, room, version, &question, &load) {
             Ok(()) => Ok(true),
             Err(NotResolved::TooMuch) => {
-                tracing::info!(%room, "an event waits: too much of its room is in conflict");
+                tracing::info!(%room, "an event is to be tried again later: too much of its room's state is in conflict");
                 Ok(false)
             }
             Err(why) => Err(why.into()),
@@ -202,8 +202,8 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
     Ok(is_answered.then_some(Worked { loaded, _of_all, _of_room }))
 }
 
-/// One of our users who may send commits an event that cites all heads and that nobody sees. Nothing happens where
-/// there is no such user, or where it is no longer needed.
+/// Merges the heads of a room: an event that cites all of them, and that nobody sees, is sent in the name of one of our users.
+/// Nothing happens if none of them may send, or if a merge is no longer needed.
 async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
     let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
     commit::in_room(app, room, move |change| {
@@ -222,7 +222,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
             let added = policy::approve(change, signer.server(), &author, draft)
                 .and_then(|approved| approved.add(change, &signer));
             match added {
-                // The levels may ask more for this type than for others.
+                // The power levels may ask more for this type than for others, so the next user is tried.
                 Err(Error::Refused(_)) => {}
                 other => return other.map(drop),
             }
@@ -232,7 +232,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
     .await
 }
 
-/// Some of our users in the room who may send events.
+/// Lists at most [`MERGERS_TRIED`] of our users in the room who may send events.
 fn list_mergers(change: &mut Change) -> Result<Vec<Author>> {
     let power = change.power()?;
     let mut found = Vec::new();

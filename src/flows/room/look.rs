@@ -1,6 +1,6 @@
-//! Looking at a room: its state, its members, its events, as far as the caller may see them.
+//! Reads a room for a caller: its state, members and events, as far as the caller may see them.
 //!
-//! Each of these reads one snapshot, off the async threads, and splices its answer from stored bytes.
+//! Each request reads one snapshot, off the async threads, and splices its answer from stored bytes.
 
 mod pages;
 mod relations;
@@ -42,13 +42,13 @@ use crate::{
     sync::SyncToken,
 };
 
-/// Events looked at for one page, at most: a filter or visibility that lets hardly anything through makes several
-/// short pages, not one long one.
+/// At most this many events are read for one page, so that a filter or visibility that lets hardly anything through makes
+/// several short pages and not one long read.
 const SCANNED_MAX: usize = 5_000;
-/// Events in one page, at most.
+/// A page has at most this many events.
 const PAGE_MAX: usize = 1_000;
 
-/// A room as one caller looks at it: one snapshot for the whole answer.
+/// A room as one caller sees it, in one snapshot for the whole answer.
 pub(crate) struct Look {
     snapshot: Arc<Snapshot>,
     num: RoomNum,
@@ -60,12 +60,12 @@ pub(crate) struct Look {
     erased: Erased,
 }
 
-/// From where the caller sees the room's state.
+/// The point in time at which the caller sees the room's state.
 #[derive(Clone, Copy, Debug)]
 enum Standpoint {
-    /// As it is.
+    /// The caller sees the current state.
     Now,
-    /// As it was when they left.
+    /// The caller sees the state as it was when they left.
     Left(Order),
 }
 
@@ -104,8 +104,8 @@ impl Look {
         }
     }
 
-    /// From where the caller sees the room's state. Refuses who never was in the room, has forgotten it, and may not look
-    /// in from outside: 403 `M_FORBIDDEN`.
+    /// The point in time at which the caller sees the room's state. Errors: 403 `M_FORBIDDEN` for a caller who never was in the
+    /// room, or has forgotten it, and may not look in from outside.
     fn standpoint(&self) -> Result<Standpoint> {
         if self.reader.is_joined()
             || visibility::current(&*self.snapshot, self.num)? == HistoryVisibility::WorldReadable
@@ -118,7 +118,7 @@ impl Look {
         }
     }
 
-    /// Up to where the caller may see events. Refuses whoever may see none: 403 `M_FORBIDDEN`.
+    /// The last place up to which the caller may see events. Errors: 403 `M_FORBIDDEN` for a caller who may see none.
     fn end(&self) -> Result<Order> {
         Ok(self.reader.end(&*self.snapshot)?.ok_or_else(commit::not_in_room)?)
     }
@@ -131,12 +131,16 @@ impl Look {
         Ok(show::show_all(self.view(), events, &self.viewer())?)
     }
 
-    /// The event as it was before it was redacted; as it is, if it was not.
+    /// The event as it was before it was redacted, or as it is if it was not. Errors: 403 for a caller who may not redact in the
+    /// room, 404 if the original is no longer kept.
     fn require_original(&self, stored: Stored, kept_ms: u64) -> Result<Stored> {
         let is_joined = self.reader.is_joined();
         let power = Power::read(self.view())?;
         if !is_joined || !power.may(&self.user, Action::Redact)? {
-            return Err(Refusal::forbidden("Only who may redact may see what was redacted.").into());
+            return Err(Refusal::forbidden(
+                "Only members who may redact can see the content of redacted events.",
+            )
+            .into());
         }
         if !stored.row.is_redacted() {
             return Ok(stored);
@@ -149,7 +153,7 @@ impl Look {
         Ok(show::show_plain(self.view(), stored, &self.viewer())?)
     }
 
-    /// The state event of a key, as the caller sees the room.
+    /// The state event of a key at the point in time at which the caller sees the room.
     fn find_state(&self, at: Standpoint, kind: &str, state_key: &str) -> Result<Option<Stored>> {
         let read = &*self.snapshot;
         let Some(key) = state::find_key(read, self.num, kind, state_key)? else { return Ok(None) };
@@ -160,8 +164,8 @@ impl Look {
         Ok(event.map(|event| event::require(read, self.num, event)).transpose()?)
     }
 
-    /// A place before a room began (the start of a timeline that holds all of it) stands for the moment when its
-    /// maker was in it: nobody can be in a room before that.
+    /// Moves a place before the beginning of the room (such as the start of its timeline) to the moment after its creator
+    /// joined, for nobody can be in a room before that.
     fn not_before_the_maker(&self, at: PageToken) -> Result<PageToken> {
         let joined = event::find(&*self.snapshot, self.num, EventNum(1))?;
         let joined = joined.filter(|stored| stored.membership() == Some(Membership::Join));
@@ -181,9 +185,9 @@ impl Look {
     }
 }
 
-/// What a redacted event said is no longer here (MSC2815).
+/// The refusal for a redacted event whose original content is no longer kept (MSC2815).
 fn content_deleted(kept_ms: u64) -> Refusal {
-    let message = "What this event said before it was redacted is no longer kept.";
+    let message = "The content that this event had before it was redacted is no longer kept.";
     let mut refusal = Refusal::not_found(message);
     refusal.body = Some(serde_json::json!({
         "errcode": "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED",
@@ -203,7 +207,7 @@ async fn looking<T: Send + 'static>(
     app.env.blocking(move || work(Look::at(&inner, &caller, &room)?, &caller)).await
 }
 
-/// The whole state of a room: current, or as it was when the caller left.
+/// Answers the whole state of a room: the current one, or that of the moment when the caller left.
 pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Bytes> {
     looking(app, caller, room, |look, _| {
         let at = match look.standpoint()? {
@@ -213,7 +217,7 @@ pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<B
         let mut shown = Vec::new();
         for row in state::full(&*look.snapshot, look.num, at)? {
             let (_, event) = row?;
-            // Keys that we derive ourselves have no event.
+            // Keys that the server derives itself have no event, so they are left out.
             if let Some(stored) = event::find_anywhere(&*look.snapshot, look.num, event)? {
                 shown.push(look.show_state(&stored)?);
             }
@@ -223,7 +227,7 @@ pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<B
     .await
 }
 
-/// One piece of a room's state: its content, or the event. Refuses what is not set: 404 `M_NOT_FOUND`.
+/// Answers one piece of a room's state: its content, or the whole event. Errors: 404 `M_NOT_FOUND` if it is not set.
 pub(crate) async fn state_event(
     app: &App,
     caller: &Caller,
@@ -245,18 +249,18 @@ pub(crate) async fn state_event(
     .await
 }
 
-/// Which member events are asked for.
+/// The choice of member events that a request asks for.
 #[derive(Debug)]
 pub(crate) struct MembersWanted {
-    /// As of this token of `/sync` or `/messages`.
+    /// The token of `/sync` or `/messages` at which the members are asked for; now, if none.
     pub(crate) at: Option<String>,
-    /// Of these memberships only.
+    /// The only membership to list, if one is named.
     pub(crate) only: Option<String>,
-    /// Of other memberships than this.
+    /// The membership to leave out, if one is named.
     pub(crate) not: Option<String>,
 }
 
-/// The member events of a room.
+/// Answers the member events of a room that are asked for.
 pub(crate) async fn members(
     app: &App,
     caller: &Caller,
@@ -297,7 +301,7 @@ pub(crate) async fn members(
     .await
 }
 
-/// The users who are in a room, with their names and pictures. Only for those in it: 403 `M_FORBIDDEN`.
+/// The users who are in a room, with their names and pictures. Errors: 403 `M_FORBIDDEN` for a caller who is not in it.
 pub(crate) async fn joined_members(
     app: &App,
     caller: &Caller,
@@ -314,10 +318,10 @@ pub(crate) async fn joined_members(
     .await
 }
 
-/// One event. Refuses one that is not there or that the caller may not see: 404 `M_NOT_FOUND`.
+/// Answers one event. Errors: 404 `M_NOT_FOUND` for an event that does not exist or that the caller may not see.
 ///
-/// With `unredacted`, as it was before it was redacted (MSC2815). Refuses whoever may not redact in the room: 403
-/// `M_FORBIDDEN`; and what is no longer kept: 404 `FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED`.
+/// With `unredacted`, the event is answered as it was before it was redacted (MSC2815). Errors: 403 `M_FORBIDDEN` for a caller who
+/// may not redact in the room, 404 `FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED` for an original that is no longer kept.
 pub(crate) async fn event(
     app: &App,
     caller: &Caller,

@@ -1,6 +1,6 @@
-//! Coming and going: join, leave, invite, kick, ban, unban, knock, forget.
+//! Changes of membership: join, leave, invite, kick, ban, unban, knock, forget.
 //!
-//! Each member event of ours is made here, by whichever endpoint it is asked for, and passes the gate of `rooms::policy`.
+//! Each member event of our users is made here, whichever endpoint asks for it, and passes the gate of `rooms::policy`.
 
 use ruma::{
     CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, UserId,
@@ -25,7 +25,7 @@ use crate::{
     store::{LogEntry, timer::Timer},
 };
 
-/// What the author wants a member event to say, as the gate approves it.
+/// Has the gate approve a member event with this content.
 fn approve(
     app: &App,
     change: &mut Change,
@@ -47,7 +47,7 @@ fn add(
     approve(app, change, author, target.as_str(), content)?.add(change, app.rooms.signer()).map(drop)
 }
 
-/// The room that an id or an alias names. Refuses what names none here: 404 `M_NOT_FOUND`.
+/// The room that an id or an alias names. Errors: 404 `M_NOT_FOUND` if it names no room of this server.
 pub(crate) fn find_room(app: &App, name: &RoomOrAliasId) -> Result<(RoomNum, OwnedRoomId)> {
     let snapshot = app.store.snapshot();
     let unknown =
@@ -65,8 +65,8 @@ pub(crate) fn find_room(app: &App, name: &RoomOrAliasId) -> Result<(RoomNum, Own
     }
 }
 
-/// Joins a room. Joining a room one is in does nothing. `extra` is what the client wants in the member event beside what
-/// we put there.
+/// Joins a room; nothing happens if the caller is in it. `extra` holds further fields that the client wants in the member event.
+/// They do not replace the fields that we set.
 pub(crate) async fn join(
     app: &App,
     caller: &Caller,
@@ -99,8 +99,8 @@ async fn keep_promise(app: &App, promised: Option<Timer>) -> Result<()> {
     }
 }
 
-/// Sets a member event as the client wrote it: what it does to the membership is judged and followed up as if it had been
-/// asked for by the endpoint for it. Setting what is set already changes nothing and answers with the event that is there.
+/// Sets a member event as the client wrote it. The change of membership is judged and followed up as if its own endpoint had
+/// been called. Setting the content that is set already changes nothing, and answers the event that is there.
 pub(crate) async fn set(
     app: &App,
     caller: &Caller,
@@ -127,7 +127,7 @@ pub(crate) async fn set(
     Ok(event_id)
 }
 
-/// Leaves a room, or refuses an invitation to it. Leaving a room one has left does nothing.
+/// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
     let num = commit::require_num(app, room)?;
     let (inner, author) = (app.clone(), Author::from(caller));
@@ -144,7 +144,7 @@ pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Opt
     .await
 }
 
-/// Changes the membership of somebody else.
+/// Changes the membership of another user: invite, kick, ban or unban.
 pub(crate) async fn act(
     app: &App,
     caller: &Caller,
@@ -190,7 +190,7 @@ pub(crate) async fn knock(
     Ok(room_id)
 }
 
-/// The caller wants to hear no more of a room that they left. Refuses a room that they are in: 400 `M_UNKNOWN`.
+/// Forgets a room that the caller left, so that they hear no more of it. Errors: 400 `M_UNKNOWN` for a room that they are in.
 pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<()> {
     let num = commit::require_num(app, room)?;
     let user = caller.user;
@@ -199,7 +199,7 @@ pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<
             None => Err(commit::not_in_room().into()),
             Some(row) if matches!(row.membership, Membership::Leave | Membership::Ban) => {
                 if !row.forgotten {
-                    // A position, so that it is as durable as what it answers.
+                    // A batch with a position is durable before the answer; a room stays forgotten after a crash.
                     change.batch.position(&LogEntry::Account { user });
                     members::forget(&mut change.batch, user, num, &row);
                 }
@@ -214,8 +214,7 @@ pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<
     .await
 }
 
-/// Writes the user's profile, as it is now, into every room that they are in. Rooms are independent of one another: one
-/// that does not allow it is left out.
+/// Writes the user's current profile into every room that they are in. A room that does not allow it is left out.
 pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let author = Author::of(&*snapshot, user)?;
@@ -238,7 +237,7 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
     Ok(())
 }
 
-/// Leaves every room that the user is in, and refuses every invitation: their account ends.
+/// Leaves every room that the user is in, and refuses every invitation, because their account ends.
 pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let is_erased = accounts::users::require(&*snapshot, user)?.is_erased;
@@ -268,16 +267,16 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is something to leave.
+/// Whether a user with this membership can leave the room.
 fn is_present(membership: Membership) -> bool {
     matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
 }
 
-/// Passes over a room that refuses what the others are told: each is independent of the others.
+/// Passes over the refusal of one room, so that the user's other rooms are still written to.
 fn left_out(room: RoomNum, answer: Result<()>) -> Result<()> {
     match answer {
         Err(Error::Refused(why)) => {
-            tracing::debug!(%room, reason = why.message, "a room does not take what a user's other rooms are told");
+            tracing::debug!(%room, reason = why.message, "a room refuses a change that is written to all rooms of a user");
             Ok(())
         }
         other => other,

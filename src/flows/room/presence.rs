@@ -1,4 +1,4 @@
-//! Presence: what users say and do becomes what those see who share a room with them.
+//! Presence: it follows from what users say and do, and those who share a room with them see it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use crate::{
     sync::ephemeral::Board,
 };
 
-/// A device that was seen at most this long before the last run of the server ended was connected then, in milliseconds: it
-/// is noted as seen each minute, and a poll takes up to two.
+/// A device that was seen at most this many milliseconds before the last run of the server ended is taken for connected then:
+/// it is noted as seen each minute, and a poll takes up to two.
 const ONLINE_BEFORE_MS: u64 = 4 * 60_000;
 
-/// No more devices are taken for connected when the server starts.
+/// At most this many devices are taken for connected when the server starts.
 const RESTORED_MAX: usize = 20_000;
 
-/// The user says how present they are. Refuses states that Matrix does not have, and long messages: 400. Nothing is kept
-/// where the settings turn presence off.
+/// Sets how present the caller is. Nothing is kept if the settings turn presence off. Errors: 400 for a state that Matrix does
+/// not have, or a status message that is too long.
 pub async fn set_presence(
     app: &App,
     caller: &Caller,
@@ -47,7 +47,7 @@ pub async fn set_presence(
     Ok(())
 }
 
-/// Refuses states that Matrix does not have: 400 `M_INVALID_PARAM`.
+/// Refuses a state that Matrix does not have with 400 `M_INVALID_PARAM`.
 fn require_known(state: &PresenceState) -> Result<(), Refusal> {
     match state {
         PresenceState::Online | PresenceState::Unavailable | PresenceState::Offline => Ok(()),
@@ -55,7 +55,7 @@ fn require_known(state: &PresenceState) -> Result<(), Refusal> {
     }
 }
 
-/// How present a user is. Refuses (403) to tell those who share no room with that user, and unknown users (404).
+/// The presence of a user. Errors: 403 for a caller who shares no room with that user, 404 for an unknown user.
 pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Presence> {
     let snapshot = app.store.snapshot();
     let user = accounts::users::find_num(&*snapshot, user_id)?
@@ -70,7 +70,7 @@ pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Pre
     Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(Presence::unknown))
 }
 
-/// A poll of a user who is present while it lasts, and a while longer.
+/// A poll whose user is present while it lasts, and a while longer. Dropping this ends the poll.
 pub struct PresentPoll {
     app: App,
     user: UserNum,
@@ -85,10 +85,10 @@ impl Drop for PresentPoll {
     }
 }
 
-/// A poll begins that says how present its user is. Refuses states that Matrix does not have: 400 `M_INVALID_PARAM`.
+/// Begins a poll that says how present its user is. Errors: 400 `M_INVALID_PARAM` for a state that Matrix does not have.
 pub async fn begin_poll(app: &App, caller: &Caller, state: PresenceState) -> Result<Option<PresentPoll>> {
     require_known(&state)?;
-    // `offline` means that the poll says nothing of its user.
+    // The state `offline` means that the poll says nothing about its user.
     if !app.config.presence.enabled || state == PresenceState::Offline {
         return Ok(None);
     }
@@ -99,8 +99,8 @@ pub async fn begin_poll(app: &App, caller: &Caller, state: PresenceState) -> Res
     Ok(Some(poll))
 }
 
-/// The user did something of their own accord, such as sending a message. It costs next to nothing where that changes nothing
-/// for others.
+/// Notes that the user did something of their own accord, such as sending a message. This costs next to nothing if it changes
+/// nothing for others.
 pub fn note_active(app: &App, caller: &Caller) {
     if !app.config.presence.enabled {
         return;
@@ -114,8 +114,8 @@ pub fn note_active(app: &App, caller: &Caller) {
     }
 }
 
-/// Tells others where that is due, and watches for what changes by itself. That somebody is not told is no reason to refuse
-/// what the user asked for, so a failure is only logged.
+/// Tells others if that is due, and watches for changes that come with time. A failure to tell others is no reason to refuse
+/// the user's request, so it is only logged.
 async fn follow(app: &App, user: UserNum, outcome: Outcome) {
     if let Some(due_ms) = outcome.watch_ms {
         let app = app.clone();
@@ -129,7 +129,7 @@ async fn follow(app: &App, user: UserNum, outcome: Outcome) {
     }
 }
 
-/// Looks at a user's presence whenever it may change by itself, until nothing more can.
+/// Looks at a user's presence whenever it may change with time, until no such change is left.
 async fn watch(app: &App, user: UserNum, mut due_ms: u64) {
     loop {
         let left_ms = due_ms.saturating_sub(app.env.now_ms());
@@ -148,8 +148,8 @@ async fn watch(app: &App, user: UserNum, mut due_ms: u64) {
     }
 }
 
-/// Those who share a room with the user see from now on how present the user is. The user's own polls sleep on: nobody wakes
-/// himself.
+/// Shows the user's presence to those who share a room with the user, and wakes their polls. The user's own polls are not
+/// woken, for they would answer each time that their user polls.
 async fn tell(app: &App, user: UserNum) -> Result<()> {
     let inner = app.clone();
     app.env
@@ -176,8 +176,8 @@ fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {
     Ok(rooms.into())
 }
 
-/// Puts those on the board who were online when the last run of the server ended. Whoever does not come back goes offline for
-/// others as at any other time; without this a client that goes on would show them online for ever.
+/// Puts the users on the board who were online when the last run of the server ended. Those who do not come back go offline for
+/// others as at any other time. Without this, other clients would show them online for ever.
 pub async fn restore(app: &App) {
     if !app.config.presence.enabled {
         return;
@@ -200,6 +200,6 @@ pub async fn restore(app: &App) {
                 follow(app, user, outcome).await;
             }
         }
-        Err(error) => tracing::warn!(%error, "who was online before is not known"),
+        Err(error) => tracing::warn!(%error, "the users who were online before the start could not be read"),
     }
 }

@@ -1,5 +1,5 @@
-//! A user has read up to an event. Receipts are gathered for a moment and written together: many come at once, and only the
-//! newest of each matters.
+//! Receipts, which say that a user has read up to an event. They are gathered for a moment and written together, because many
+//! come at once and only the newest of each kind matters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,27 +29,27 @@ use crate::{
     store::Snapshot,
 };
 
-/// Receipts are gathered for this long, unless none was written for as long.
+/// Receipts are written at most once in this time; the first one after a pause is written at once.
 const MERGE: Duration = Duration::from_millis(200);
-/// Receipts in one batch; each writes and deletes up to four rows, and no batch has more than 5,000.
+/// A batch has at most this many receipts: each writes and deletes up to four rows, and no batch has more than 5,000.
 const BATCH_RECEIPTS: usize = 500;
-/// Rooms whose receipts are written at once.
+/// The receipts of at most this many rooms are written at the same time.
 const ROOMS_AT_ONCE: usize = 64;
-/// Receipts that wait; whoever sends more is told to come back.
+/// At most this many receipts wait to be written; further ones are refused with a time to try again.
 const WAITING_MAX: usize = 50_000;
 
-/// Which receipts replace one another.
+/// The key of a receipt: a newer receipt with the same key replaces an older one.
 type Key = (UserNum, RoomNum, ReceiptKind, String);
 type Waiting = BTreeMap<Key, Receipt>;
 
-/// Receipts on their way to the store. Cheap to clone.
+/// The receipts on their way to the store, which clones of this share.
 #[derive(Clone, Default)]
 pub struct Receipts(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     gathered: Mutex<Gathered>,
-    /// Only one writes at a time: a receipt never overtakes an older one.
+    /// Held by the task that writes, so that a receipt never overtakes an older one.
     writing: tokio::sync::Mutex<()>,
 }
 
@@ -58,12 +58,12 @@ struct Gathered {
     waiting: Waiting,
     /// Users whose receipts are being written and may not be visible yet.
     in_flight: BTreeSet<UserNum>,
-    /// A task writes what waits.
+    /// Whether a task runs that writes the waiting receipts.
     has_writer: bool,
 }
 
 impl Receipts {
-    /// Lets a receipt wait. Answers whether a task must be started that writes it.
+    /// Adds a receipt to those that wait. Answers whether a task must be started that writes them.
     fn add(&self, key: Key, receipt: Receipt) -> Result<bool> {
         let mut gathered = self.0.gathered.lock();
         match gathered.waiting.get(&key) {
@@ -77,7 +77,7 @@ impl Receipts {
         Ok(!std::mem::replace(&mut gathered.has_writer, true))
     }
 
-    /// Takes everything that waits. Nothing waits: the writer ends.
+    /// Takes all receipts that wait. If none waits, answers none, and the writing task ends.
     fn take_all(&self) -> Option<Waiting> {
         let mut gathered = self.0.gathered.lock();
         if gathered.waiting.is_empty() {
@@ -89,7 +89,7 @@ impl Receipts {
         Some(all)
     }
 
-    /// Takes what waits of one user.
+    /// Takes the receipts of one user that wait.
     fn take_of(&self, user: UserNum) -> Waiting {
         let mut gathered = self.0.gathered.lock();
         let begin = (user, RoomNum(0), ReceiptKind::Public, String::new());
@@ -119,7 +119,7 @@ impl Receipts {
     }
 }
 
-/// An event of a room that the caller is in. Refuses other rooms (403) and unknown events (404).
+/// An event of a room that the caller is in. Errors: 403 for another room, 404 for an unknown event.
 fn require_event(
     snapshot: &Snapshot,
     caller: &Caller,
@@ -154,10 +154,10 @@ fn require_in_thread(
     Err(Refusal::invalid_param("The event does not stand in the thread that `thread_id` names.").into())
 }
 
-/// Writes within [`MERGE`] that a user has read up to an event; the user's own next sync sees it in any case. A crash before
-/// that loses it.
+/// Notes that a user has read up to an event. It is written within [`MERGE`], and a crash before that loses it; the user's own
+/// next sync sees it in any case.
 ///
-/// Refuses rooms that the user is not in (403), unknown events (404), and threads that are none (400).
+/// Errors: 403 for a room that the user is not in, 404 for an unknown event, 400 for a thread that does not hold the event.
 pub async fn send_receipt(
     app: &App,
     caller: &Caller,
@@ -193,15 +193,15 @@ pub async fn send_receipt(
 /// Moves the marker up to which the user has read everything: account data `m.fully_read` of the room. It is durable when
 /// this returns.
 ///
-/// Refuses rooms that the user is not in (403) and unknown events (404).
+/// Errors: 403 for a room that the user is not in, 404 for an unknown event.
 pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event: &EventId) -> Result<()> {
     require_event(&app.store.snapshot(), caller, &room, event)?;
     let content = serde_json::json!({ "event_id": event }).to_string();
     keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
 }
 
-/// Writes what waits of one user, and returns when it is visible: a client whose receipt was answered finds it in its next
-/// sync.
+/// Writes the waiting receipts of one user, and returns when they are visible, so that a client finds its own receipt in its
+/// next sync.
 pub(crate) async fn settle(app: &App, user: UserNum) {
     if app.receipts.has_of(user) {
         let _writing = app.receipts.0.writing.lock().await;
@@ -209,7 +209,7 @@ pub(crate) async fn settle(app: &App, user: UserNum) {
     }
 }
 
-/// Writes everything that waits, and returns when it is visible: the server stops.
+/// Writes all waiting receipts, and returns when they are visible. It is called when the server stops.
 pub(crate) async fn write_out(app: &App) {
     let _writing = app.receipts.0.writing.lock().await;
     if let Some(all) = app.receipts.take_all() {
@@ -217,7 +217,7 @@ pub(crate) async fn write_out(app: &App) {
     }
 }
 
-/// Writes what has gathered, at most once each [`MERGE`], until nothing more comes.
+/// Writes the gathered receipts, at most once in each [`MERGE`], until no more come.
 async fn write_gathered(app: &App) {
     loop {
         {
@@ -239,7 +239,7 @@ async fn write(app: &App, waiting: Waiting) {
     app.receipts.are_visible();
 }
 
-/// Writes receipts in turns of their room, some in each.
+/// Writes receipts in turns of their room, at most [`BATCH_RECEIPTS`] in each.
 async fn write_in_room(app: &App, room: RoomNum, mut receipts: Vec<Receipt>) {
     while !receipts.is_empty() {
         let later = receipts.split_off(receipts.len().min(BATCH_RECEIPTS));

@@ -1,4 +1,4 @@
-//! Sending: messages, state, redactions.
+//! Sends messages, state events and redactions.
 
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId};
 
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// What a client sends with a transaction id.
+/// A message or redaction that a client sends with a transaction id.
 #[derive(Debug)]
 pub(crate) struct Message {
-    /// To which room.
+    /// The room to which it is sent.
     pub(crate) room: OwnedRoomId,
     /// The type of the event.
     pub(crate) kind: String,
@@ -28,18 +28,17 @@ pub(crate) struct Message {
     pub(crate) txn: String,
     /// The content as the client wrote it.
     pub(crate) content: CanonicalJsonObject,
-    /// The event that it redacts.
+    /// The event that it redacts, if it is a redaction.
     pub(crate) redacts: Option<OwnedEventId>,
 }
 
-/// Reads the content of an event. Refuses what canonical JSON does not have (floats, integers beyond 2^53 - 1):
-/// 400 `M_BAD_JSON`.
+/// Reads the content of an event. Errors: 400 `M_BAD_JSON` for JSON that is not canonical (floats, integers beyond 2^53 - 1).
 pub(crate) fn content(json: &str) -> Result<CanonicalJsonObject, Refusal> {
     serde_json::from_str(json)
         .map_err(|error| Refusal::bad_json(format!("The content cannot be that of an event: {error}.")))
 }
 
-/// Sends a message event, once however often it is asked to with the same transaction id.
+/// Sends a message event. It is sent once, however often the request comes with the same transaction id.
 pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result<OwnedEventId> {
     let room = commit::require_num(app, &message.room)?;
     let endpoint = match &message.redacts {
@@ -73,15 +72,15 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     .await
 }
 
-/// What a redaction that was sent like any message redacts: its content says so, in every room version.
+/// The event that a redaction redacts if it was sent like any message. Its content names the event, in every room version.
 fn redacts_of(content: &CanonicalJsonObject) -> Result<Option<OwnedEventId>, Refusal> {
     let Some(target) = content.get("redacts") else { return Ok(None) };
     let target = target.as_str().and_then(|id| OwnedEventId::try_from(id).ok());
     target.map(Some).ok_or_else(|| Refusal::bad_json("`redacts` is not an event id."))
 }
 
-/// Sets a piece of a room's state. Setting what is set already changes nothing and answers with the event that is
-/// there. Member events go the way of [`membership`].
+/// Sets a piece of a room's state. Setting the content that is set already changes nothing, and answers the event that is there.
+/// Member events are set by [`membership`].
 pub(crate) async fn set_state(
     app: &App,
     caller: &Caller,

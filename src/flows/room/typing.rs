@@ -1,4 +1,4 @@
-//! A user types in a room, or has stopped: told to the room at once, and never stored.
+//! Typing: that a user types in a room, or has stopped, is told to the room at once and never stored.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     rooms::{members, typing::TYPING_MS_MAX},
 };
 
-/// The user types in a room, for so long; or (`None`) no longer. Refuses rooms that the user is not in: 403.
+/// Notes that the user types in a room for `timeout`, or no longer types (`None`). Errors: 403 for a room that they are not in.
 pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Option<Duration>) -> Result<()> {
     let num = require_joined(&app.store.snapshot(), caller.user, room)?;
     let timeout_ms =
@@ -32,7 +32,7 @@ pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Opti
     Ok(())
 }
 
-/// Waits until somebody who began to type would have stopped, and again as long as they go on.
+/// Waits until the time at which a user counts as having stopped, and again as long as they go on typing.
 async fn expire_typing(app: &App, num: RoomNum, user_id: &str, began: u64, mut until_ms: u64) {
     loop {
         let left_ms = until_ms.saturating_sub(app.env.now_ms());

@@ -54,7 +54,7 @@ impl House {
         &self.server.app().store
     }
 
-    /// Writes as the owners do.
+    /// Writes rows through the store, as their owners do.
     fn write(&self, change: impl FnOnce(&mut crate::store::Batch)) {
         let mut batch = self.store().batch(&Guard::alone());
         change(&mut batch);
@@ -93,7 +93,7 @@ fn register(name: &str) -> Value {
     json!({ "username": name, "password": "a password", "auth": { "type": "m.login.dummy" }, "refresh_token": true })
 }
 
-/// Somebody who has used everything there is.
+/// A user who has used every feature, so that each table has rows.
 async fn a_house() -> House {
     let mut config = Config::default();
     config.server.name = "check.example".try_into().unwrap();
@@ -250,8 +250,8 @@ fn add_what_only_other_servers_make(house: &House) {
     });
 }
 
-/// Of these tables a row may go and nothing else says that it was there: what people set and nobody refers to, what
-/// counts on from nothing, notes, log entries that are trimmed one day. (A head is written with each flush.)
+/// The loss of a row of these tables leaves no trace in other tables: nothing refers to the row, it counts from nothing, it is
+/// a note, or it is a log entry that is trimmed one day. A head is written again with each flush.
 const MAY_BE_LOST: [&str; 24] = [
     "ACCOUNT_DATA_SIZE",
     "CURSOR",
@@ -278,7 +278,8 @@ const MAY_BE_LOST: [&str; 24] = [
     "UNREAD_OWN",
     "UNREAD_SENT",
 ];
-/// Any hour may have a row; and an empty row of the log of states is a marker.
+/// A second row under another key is no fault in these tables: any hour may have a row, and an empty row of the log of states
+/// is a marker.
 const MAY_BE_STRAY: [&str; 2] = ["LOG_TIME", "STATE_LOG"];
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Pages of a room's timeline, and what surrounds an event.
+//! Pages of a room's timeline, and the context of an event.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -25,19 +25,19 @@ use crate::{
 /// A page of a room's timeline that is asked for.
 #[derive(Debug)]
 pub(crate) struct PageWanted {
-    /// From here; from the newest or the oldest event, if none.
+    /// The token at which the page begins; the newest or the oldest event, if none.
     pub(crate) from: Option<String>,
-    /// To here, if the page reaches so far.
+    /// The token at which the page ends, if it reaches so far.
     pub(crate) to: Option<String>,
-    /// Which way.
+    /// The direction in which events are read.
     pub(crate) direction: Direction,
-    /// How many events at most.
+    /// The page has at most this many events.
     pub(crate) limit: u64,
-    /// Which events.
+    /// The filter for the events of the page.
     pub(crate) filter: Filter,
 }
 
-/// Events with what the caller was to the room at each, and where to go on: `None` at the end.
+/// Events with the caller's membership at each, and the token to go on from: `None` at the end.
 struct Page {
     events: Vec<(Stored, Membership)>,
     next: Option<PageToken>,
@@ -74,10 +74,10 @@ fn read_page(
     Ok(page)
 }
 
-/// A page of a room's timeline.
+/// Answers a page of a room's timeline.
 pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
     looking(app, caller, room, move |look, _| {
-        // Above this the caller sees nothing: nothing there is looked at.
+        // The caller sees nothing above this place, so nothing there is read.
         let newest = PageToken(look.end()?.min(Order::upto(look.snapshot.upto())));
         let from = wanted.from.as_deref().map(place).transpose()?;
         let to = wanted.to.as_deref().map(place).transpose()?;
@@ -99,7 +99,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
         }
         let events: Vec<_> = page.events.iter().map(|(stored, _)| stored).collect();
         let lazy = wanted.filter.events.lazy_members;
-        // As of the event that the page begins with.
+        // The members are those at the event that the page begins with.
         let state = match events.first().filter(|_| lazy) {
             Some(first) => look.members_of(&events, first.order)?,
             None => Vec::new(),
@@ -110,7 +110,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
     .await
 }
 
-/// An event with those around it.
+/// Answers an event with those around it, and the state after the last of them.
 pub(crate) async fn context(
     app: &App,
     caller: &Caller,
@@ -135,7 +135,7 @@ pub(crate) async fn context(
         for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
             let (_, event) = row?;
             let Some(piece) = event::find_anywhere(&*look.snapshot, look.num, event)? else { continue };
-            // Of members, lazy loading shows those who sent something.
+            // Lazy loading shows only the members who sent one of the events.
             let is_left_out = lazy
                 && piece.membership().is_some()
                 && piece.row.state_key().is_none_or(|user| !senders.contains(&*user));

@@ -1,4 +1,4 @@
-//! What refers to an event, and the threads of a room.
+//! Lists the events that refer to an event, and the threads of a room.
 
 use std::{
     ops::{Bound, RangeBounds as _},
@@ -20,26 +20,26 @@ use crate::{
     store::{Direction, Fault, Snapshot},
 };
 
-/// Which of the events that refer to one are asked for.
+/// The choice among the events that refer to an event.
 #[derive(Debug)]
 pub(crate) struct RelationsWanted {
-    /// Refer in this way only.
+    /// The only kind of relation to list, if one is named.
     pub(crate) rel_type: Option<String>,
-    /// Of this type only.
+    /// The only type of events to list, if one is named.
     pub(crate) event_type: Option<String>,
-    /// From here.
+    /// The token at which the list begins.
     pub(crate) from: Option<String>,
-    /// To here.
+    /// The token at which the list ends.
     pub(crate) to: Option<String>,
-    /// Which way.
+    /// The direction in which events are listed.
     pub(crate) direction: Direction,
-    /// How many at most.
+    /// The answer has at most this many events.
     pub(crate) limit: u64,
-    /// Also what refers to those, and to those again.
+    /// Whether to list also the events that refer to those, up to [`RECURSION_MAX`] steps.
     pub(crate) recurse: bool,
 }
 
-/// How deep relations of relations are followed.
+/// Relations of relations are followed for at most this many steps.
 const RECURSION_MAX: u32 = 3;
 
 impl RelationsWanted {
@@ -58,7 +58,7 @@ struct Span {
 }
 
 impl Span {
-    /// The orders in it: above the lower end, up to the higher one.
+    /// The bounds of the span: above its lower end, up to and including the higher one.
     fn bounds(&self) -> relations::Span {
         let (low, high) = match self.direction {
             Direction::Up => (self.from, self.to),
@@ -68,7 +68,7 @@ impl Span {
     }
 }
 
-/// The events that refer to one.
+/// Answers the events that refer to an event, as far as the caller sees them.
 pub(crate) async fn relations(
     app: &App,
     caller: &Caller,
@@ -119,7 +119,7 @@ pub(crate) async fn relations(
 
 type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum, bool), Fault>> + 'r>;
 
-/// The events that refer to `parent`, in the direction that is asked for, and whether they are what is asked for.
+/// Lists the events that refer to `parent`, in the direction that is asked for, each with whether it fits the request.
 fn list<'r>(
     read: &'r Snapshot,
     room: RoomNum,
@@ -140,7 +140,7 @@ fn list<'r>(
     Ok(Box::new(rows.map(|row| row.map(|(order, row)| (order, row.event, wanted.fits(&row))))))
 }
 
-/// What refers to an event, and what refers to that, and so on, by rising order; at most [`SCANNED_MAX`] are looked at.
+/// Lists the events that refer to an event directly or through others, in rising order. At most [`SCANNED_MAX`] are read.
 fn descendants(
     read: &Snapshot,
     room: RoomNum,
@@ -177,8 +177,8 @@ pub(crate) async fn threads(
     only_own: bool,
 ) -> Result<Bytes> {
     looking(app, caller, room, move |look, caller| {
-        // Refuses whoever sees nothing of the room. A thread goes on after a reader has left: it is listed all the same, with
-        // what they see of it.
+        // This refuses a caller who sees nothing of the room. A thread that goes on after they left is listed all the same, with
+        // the part that they see.
         look.end()?;
         let from = from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
         let snapshot = Arc::clone(&look.snapshot);

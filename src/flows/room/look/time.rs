@@ -1,4 +1,4 @@
-//! The event nearest to a time.
+//! Finds the event nearest to a time.
 
 use std::sync::Arc;
 
@@ -17,15 +17,16 @@ use crate::{
     store::{Direction, Read},
 };
 
-/// Steps of the search for a time, and events looked at once it is near.
+/// The search for a time halves the timeline at most this often, enough for any number of 64 bits.
 const TIME_STEPS_MAX: usize = 64;
+/// At most this many events near the time are compared.
 const TIME_SCANNED_MAX: usize = 1_000;
 
-/// The event nearest to a time: the first at or after it, or the last at or before it. Refuses if there is none:
-/// 404 `M_NOT_FOUND`.
+/// The event nearest to a time: the first at or after it, or the last at or before it. Errors: 404 `M_NOT_FOUND` if there is
+/// none.
 ///
-/// Events stand in the order in which they came, which is nearly that of their times: the place is found by halving,
-/// then the events around it are compared.
+/// Events stand in the order in which they came, which is nearly that of their times. So the place is found by halving the
+/// timeline, and then the events around it are compared.
 pub(crate) async fn event_at_time(
     app: &App,
     caller: &Caller,
@@ -50,7 +51,7 @@ pub(crate) async fn event_at_time(
                 _ => high = middle,
             }
         }
-        // Times are those of other clocks: look at some events on the near side too.
+        // The times come from other clocks and may be out of order, so some events before the place are read, too.
         let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
         let start = match direction {
             Direction::Up => Direction::Down,
