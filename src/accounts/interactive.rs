@@ -1,8 +1,8 @@
 //! User-interactive authentication (<https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>):
 //! which stages a request asks for, and sessions that remember which of them were passed.
 //!
-//! Sessions live in memory: a restart asks the user again. A session belongs to one operation of one user, and from the first
-//! passed stage on to one request: what was confirmed is what is done.
+//! Sessions live in memory, so after a restart the user is asked again. A session belongs to one operation of one user. From
+//! the first passed stage on it also belongs to one request, so that nothing else can be done than was confirmed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(id, same);
         let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::RegistrationToken));
         assert!(matches!(done, Progress::Done { .. }));
-        // A session is spent once.
+        // A session that has led to the end of its operation cannot be used again.
         assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
     }
 

@@ -1,8 +1,8 @@
 //! Presence: who is online, idle or gone, in memory only. A user who has not been heard of is offline.
 //!
 //! Each device says how present its user is, and the most present device wins: a phone in a pocket does not make somebody
-//! idle who types at a desk. What others see changes at most once each [`TELL_EVERY_MS`], so that a client that says one
-//! thing after the other costs nobody else anything; what was held back is told when that time is over.
+//! idle who types at a desk. The state that others see changes at most once in each [`TELL_EVERY_MS`], so that a client that
+//! changes it all the time costs others little; a change that was held back is told when that time is over.
 //!
 //! Specification: client-server API, "Presence".
 
@@ -68,7 +68,7 @@ impl Presence {
     }
 }
 
-/// One device says how present its user is, and shows it by what it does.
+/// The presence of one device: the state that it named, and the times at which it was heard of and used.
 #[derive(Debug)]
 struct Device {
     /// The state that it named last; to name it again changes nothing.
@@ -302,7 +302,7 @@ impl PresenceBoard {
         self.settle(user, now_ms)
     }
 
-    /// Compares what others were told with what is so now.
+    /// Compares the state that others were told with the present one, and answers the calls that follow.
     fn settle(&mut self, user: UserNum, now_ms: u64) -> Outcome {
         let Some(entry) = self.users.get_mut(&user) else { return Outcome::default() };
         entry
@@ -350,7 +350,8 @@ impl PresenceBoard {
         self.users.entry(user).or_insert_with(Entry::new)
     }
 
-    /// Makes room: a tenth goes, those without a connected device first, and of them those that changed longest ago.
+    /// Removes a tenth of the users from a full board: those without a connected device first, and of them those whose last
+    /// change is the oldest.
     fn sweep(&mut self) {
         let mut order: Vec<_> = self
             .users
@@ -396,7 +397,7 @@ mod tests {
     const AWAY: PresenceState = PresenceState::Unavailable;
     const GONE: PresenceState = PresenceState::Offline;
 
-    /// A board with a clock, on which everything due is told.
+    /// A board with a clock, which tells every change that is due and keeps the times of its watches.
     #[derive(Default)]
     struct Bench {
         board: PresenceBoard,
@@ -429,7 +430,7 @@ mod tests {
             self.board.poll_ends(ALICE, device, self.now_ms);
         }
 
-        /// Time passes, and whoever watches looks.
+        /// Lets this time pass, and carries out each watch when it is due.
         fn pass(&mut self, ms: u64) {
             let end_ms = self.now_ms + ms;
             while let Some(due_ms) = self.watches.iter().copied().filter(|due_ms| *due_ms <= end_ms).min() {

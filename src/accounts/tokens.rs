@@ -1,8 +1,8 @@
 //! Access and refresh tokens. A token is 256 random bits; only its SHA-256 is stored.
 //!
-//! A refreshed pair is derived from the refresh token that was presented and a stored seed, so that whoever presents
-//! the same token again (a retry, a race) gets the same answer, though nothing here can tell the tokens. The old pair
-//! lives until the new access token or the new refresh token is first used
+//! A refreshed pair is derived from the refresh token that was presented and a stored seed. So a client that presents the same
+//! token again (a retry, a race) gets the same answer, though the stored rows do not reveal any token. The old pair lives until
+//! the new access token or the new refresh token is first used
 //! (<https://spec.matrix.org/v1.19/client-server-api/#refreshing-access-tokens>).
 
 use std::{ops::Bound, time::Duration};

@@ -273,7 +273,7 @@ mod tests {
             limits.take(Limit::Send, ALICE).unwrap();
         }
         assert_eq!(wait(limits.take(Limit::Send, ALICE)), Duration::from_millis(500));
-        // Others, and other kinds, are not concerned.
+        // The buckets of other sources, and of other kinds of acts, are still full.
         limits.take(Limit::Send, BOB).unwrap();
         limits.take(Limit::Membership, ALICE).unwrap();
         env.sleep(Duration::from_millis(499)).await;
@@ -291,7 +291,7 @@ mod tests {
         limits.take(Limit::Send, ALICE).unwrap();
         limits.take_more(Limit::Send, ALICE, 60).unwrap();
         assert_eq!(wait(limits.take(Limit::Send, ALICE)), Duration::from_secs(52));
-        // The debt has a bound of its own.
+        // A second request of this size would exceed the bound of the debt.
         limits.take_more(Limit::Send, ALICE, 60).unwrap_err();
         env.sleep(Duration::from_secs(52)).await;
         limits.take(Limit::Send, ALICE).unwrap();

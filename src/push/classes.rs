@@ -86,14 +86,14 @@ struct Classes {
     mentions: Compiled,
 }
 
-/// Judges what an event does to each class.
+/// Judges an event for each class, as for members whom it does not concern in person.
 pub(crate) fn judge<R: Read + ?Sized>(scene: &Scene<'_, R>) -> Result<Outcomes, Fault> {
     let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
     judge_as(classes, scene, &classes.nobody)
 }
 
-/// Judges what an event does to one user who is of a class. This differs from what it does to the others where it concerns
-/// the user in person: it mentions or invites them.
+/// Judges an event for one member of each class. The outcome differs from that of the other members if the event concerns the
+/// user in person: it mentions or invites them.
 pub(crate) fn judge_for<R: Read + ?Sized>(scene: &Scene<'_, R>, user_id: &UserId) -> Result<Outcomes, Fault> {
     let Some(classes) = &*CLASSES else { return Ok(Outcomes::default()) };
     judge_as(classes, scene, user_id)
@@ -204,7 +204,7 @@ mod tests {
         });
         let scene = Scene::of_text(&*read, &room, &mention.to_string());
         assert_eq!(judge_for(&scene, a).unwrap(), Outcomes { default: loud, mentions: loud });
-        // The room has two members.
+        // The room has two members, and the default rule for such rooms notifies of plain messages with a sound.
         let plain = Outcome { highlight: false, ..loud };
         assert_eq!(judge(&scene).unwrap(), Outcomes { default: plain, mentions: Outcome::default() });
         assert_eq!(scene.mentioned().collect::<Vec<_>>(), ["@a:x"]);

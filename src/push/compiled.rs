@@ -213,7 +213,7 @@ pub(crate) mod tests {
         store::{Durability, Engine, Store, engine::Memory},
     };
 
-    /// A room of two, of which the store knows nothing.
+    /// The row of a room with two members, which is not in the store.
     pub(crate) fn a_room() -> RoomRow {
         RoomRow {
             id: room_id!("!r:x").to_owned(),
@@ -284,7 +284,7 @@ pub(crate) mod tests {
 
     #[test]
     fn rules_that_are_too_large_together_match_nothing() {
-        // Each letter that a pattern names takes memory of its own.
+        // The pattern names many different letters, because each of them takes memory of its own.
         let letters: String = (0..1_000).filter_map(|letter| char::from_u32(0x4e00 + letter)).collect();
         let rules = with_content_rules((0..40).map(|id| format!("{id}{letters}")));
         assert!(!Compiled::fits(&rules, user_id!("@a:x")));
@@ -293,8 +293,8 @@ pub(crate) mod tests {
         assert!(Compiled::fits(&few, user_id!("@a:x")));
     }
 
-    /// Patterns that ruma reads as the specification has them: it takes the second of two wildcards in a row for a letter, and
-    /// looks no further in some texts for a pattern that begins or ends with a space.
+    /// Patterns that ruma matches as the specification says. It takes the second of two wildcards in a row for a letter, and in
+    /// some texts it misses a pattern that begins or ends with a space, so such patterns are left out here.
     fn words() -> impl Strategy<Value = String> {
         "[*?]?[ab]{1,2}([*? ][ab]{1,2})?[*?]?"
     }

@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(few.left(), 0);
     }
 
-    /// Matches by trying every way.
+    /// Matches by trying every way, as a simple reference for the automaton.
     fn is_like(pattern: &[char], text: &[char]) -> bool {
         match pattern.split_first() {
             None => text.is_empty(),
@@ -345,7 +345,7 @@ mod tests {
 
         #[test]
         fn words_are_found_wherever_they_stand(pattern in "[ab?*]{1,5}", text in "[ab .]{0,12}") {
-            // A pattern of stars alone is met by nothing at all.
+            // A pattern of stars alone matches even an empty text.
             prop_assume!(pattern.chars().any(|letter| letter != '*'));
             let (letters, text_letters): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
             let is_word =

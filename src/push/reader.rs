@@ -1,9 +1,9 @@
 //! One user's reading: what counts as unread for that user, by the user's own push rules and the list of ignored users.
 //!
-//! Where the rules of a user do in a room just what those of a class do, the room's running numbers are the answer. Where
-//! they do not, the user's own sync judges the events that are unread, after the commit and at the cost of that sync; what
-//! it finds is remembered, so that each event is judged once. All of it is bounded: what is not judged counts as it does
-//! for the class that comes closest.
+//! If the rules of a user count in a room just as those of a class do, the room's running numbers are the answer. If they do
+//! not, the user's own sync judges the unread events, after the commit and at the cost of that sync. The results are cached, so
+//! that each event is judged once. All of this is bounded: an event that is not judged counts as it does for the class that
+//! comes closest.
 
 use std::{cell::RefCell, collections::BTreeSet, ops::Bound, sync::Arc};
 

@@ -83,7 +83,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
         self.event.get(path)
     }
 
-    /// A field that is a string. An event need not name its room: the room is known.
+    /// A field that is a string. An event need not name its room, so `room_id` comes from the room itself.
     pub(crate) fn text(&self, path: &str) -> Option<&str> {
         if path == "room_id" { Some(self.room.id.as_str()) } else { self.event.get_str(path) }
     }

@@ -176,7 +176,7 @@ impl Tally {
     }
 }
 
-/// Notifications and highlights by lane. The numbers are signed, since what is subtracted may come first.
+/// Notifications and highlights by lane. The numbers are signed, because a subtraction may come before its addition.
 #[derive(Debug, Default)]
 pub(crate) struct Sums(BTreeMap<Lane, (i64, i64)>);
 

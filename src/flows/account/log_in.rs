@@ -98,7 +98,7 @@ pub(crate) fn build(
 /// `POST /refresh`: answers one new pair for a token, however often and however many at once ask with it.
 /// Errors: 401 `M_UNKNOWN_TOKEN`.
 pub(crate) async fn refresh(app: &App, token: String) -> Result<Issued> {
-    // The token may be so new that it is accepted but not visible yet, so its user is looked up in the view of what is accepted.
+    // A new token may be accepted but not visible yet, so its user is looked up in the view of accepted rows.
     let user = tokens::require_refresh_holder(&app.store.view(), &token)?;
     write::for_user(app, user, move |app, batch| tokens::refresh(batch, &app.env, &token)).await
 }
