@@ -484,6 +484,75 @@ fn files_say_what_they_are_for_and_stay_readable() {
     fail_if_any(&wrong, "Files:");
 }
 
+/// Words with which no comment opens: the reader would learn the subject after the condition.
+const OPENINGS_BANNED: [&str; 7] = ["So many ", "So much ", "Of ", "What ", "Whoever ", "Whose ", "Which "];
+/// A comment has at least this many words.
+const COMMENT_WORDS_MIN: usize = 4;
+
+/// The comments of a text: the line on which each begins, and its words in one line. Code blocks and separators are left out.
+fn comments(text: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut before: Option<&str> = None;
+    let mut is_code = false;
+    for (at, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        let marker = ["//!", "///", "//"].into_iter().find(|marker| line.starts_with(marker));
+        let Some(marker) = marker else {
+            before = None;
+            continue;
+        };
+        let words = line[marker.len()..].trim();
+        if words.starts_with("```") {
+            is_code = !is_code;
+        }
+        if is_code || words.is_empty() || words.starts_with("```") || words.starts_with("---") {
+            before = None;
+            continue;
+        }
+        match found.last_mut() {
+            Some((_, comment)) if before == Some(marker) => {
+                comment.push(' ');
+                comment.push_str(words);
+            }
+            _ => found.push((at + 1, words.to_owned())),
+        }
+        before = Some(marker);
+    }
+    found
+}
+
+/// Says what is wrong with a comment, if anything is.
+fn comment_fault(comment: &str) -> Option<String> {
+    // Handlers open with method and path, and `See [..]` points to where the sentence stands.
+    let is_reference = comment.starts_with('`') || comment.starts_with('<') || comment.starts_with("See [");
+    if let Some(opening) = OPENINGS_BANNED.iter().find(|opening| comment.starts_with(**opening)) {
+        return Some(format!("opens with \"{}\"", opening.trim_end()));
+    }
+    let words = comment.split_whitespace().count();
+    (words < COMMENT_WORDS_MIN && !is_reference).then(|| format!("has {words} words"))
+}
+
+#[test]
+fn comments_are_sentences() {
+    let mut wrong = Vec::new();
+    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        for (line, comment) in comments(&source.text) {
+            if let Some(fault) = comment_fault(&comment) {
+                wrong.push(format!("{}:{line}: {fault}: {comment}", source.path.display()));
+            }
+        }
+    }
+    fail_if_any(&wrong, "A comment is a sentence that stands by itself and says why (docs/style.md):");
+}
+
+#[test]
+fn comments_that_are_no_sentences_are_found() {
+    let text = "/// Lanes.\nlet a = 1;\n// So many steps back it goes\n// by walking.\n\n// --- rooms ---\n/// Walk back at most this many rows.\n/// `GET /sync`\n";
+    let found: Vec<_> =
+        comments(text).into_iter().map(|(line, comment)| (line, comment_fault(&comment).is_some())).collect();
+    assert_eq!(found, [(1, true), (3, true), (7, false)]);
+}
+
 #[test]
 fn select_takes_its_branches_in_order() {
     let mut wrong = Vec::new();
@@ -542,13 +611,13 @@ fn paths_named_in_the_documentation_exist() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    // What a build or a running server makes.
+    // A build or a running server makes these.
     let made = ["data", "target", ".git"];
     let mut wrong = Vec::new();
     let mut checked = 0;
     for document in &documents {
         for (number, line) in document.text.lines().enumerate() {
-            // What stands in backticks or is the target of a link.
+            // These texts stand in backticks or are targets of links.
             let quoted = line.split('`').skip(1).step_by(2);
             let linked = line.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
             for path in quoted.chain(linked) {
