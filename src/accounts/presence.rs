@@ -343,6 +343,18 @@ impl PresenceBoard {
         true
     }
 
+    /// The user came into a room after the last change was told: its members may be shown that change, too. Those who are there
+    /// hear of it as of every new member; this is for clients that begin later.
+    pub fn came_into(&mut self, user: UserNum, room: RoomNum) {
+        let Some(entry) = self.users.get_mut(&user) else { return };
+        if let Err(place) = entry.rooms.binary_search(&room)
+            && entry.rooms.len() < ROOMS_MAX
+        {
+            let (before, after) = entry.rooms.split_at(place);
+            entry.rooms = before.iter().chain([&room]).chain(after).copied().collect();
+        }
+    }
+
     fn entry(&mut self, user: UserNum) -> &mut Entry {
         if self.users.len() >= ENTRIES_MAX && !self.users.contains_key(&user) {
             self.sweep();

@@ -3,12 +3,13 @@
 //! Changes to one room are made one after the other: each builds its events, judges them and hands them to the store. The next
 //! one begins before the disk has finished, so that those who write to one room share its flushes.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use ruma::RoomId;
+use ruma::{RoomId, UserId};
 use tokio::sync::oneshot;
 
 use crate::{
+    accounts::users,
     env::spent::{self, Place},
     error::{Error, Refusal, Result},
     flows::{
@@ -24,7 +25,7 @@ use crate::{
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
-    store::{Domain, Enqueued, NotAccepted, Wake},
+    store::{Domain, Enqueued, Fault, NotAccepted, Wake},
 };
 
 /// A worker takes the turns of one room for at most this long before other rooms get its thread.
@@ -186,6 +187,18 @@ pub(crate) async fn clear_unfinished_in(app: &App, room: RoomNum) {
     }
 }
 
+/// Tells what is kept in memory of a user that the user came into the room or is out of it.
+fn wake_of(change: &mut Change, membership: Membership, user_id: String) -> Result<(), Fault> {
+    if membership != Membership::Join {
+        change.batch.wake(Wake::Left { room: change.num, user_id });
+    } else if let Ok(user_id) = <&UserId>::try_from(user_id.as_str())
+        && let Some(user) = users::find_num(&change.batch, user_id)?
+    {
+        change.batch.wake(Wake::Joined { room: change.num, user });
+    }
+    Ok(())
+}
+
 /// Adds everything that follows from the events of a change, and hands it to the store. The room's seat is free after this.
 /// Answers `None` if there is nothing to write.
 fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepted> {
@@ -194,10 +207,8 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
     }
     let fault = NotAccepted::Fault;
     for stored in change.added().to_vec() {
-        if stored.membership().is_some_and(|membership| membership != Membership::Join)
-            && let Some(user_id) = stored.row.state_key().map(Cow::into_owned)
-        {
-            change.batch.wake(Wake::Left { room: change.num, user_id });
+        if let (Some(membership), Some(user_id)) = (stored.membership(), stored.row.state_key()) {
+            wake_of(&mut change, membership, user_id.into_owned()).map_err(fault)?;
         }
         unread::count(&mut change, &stored).map_err(fault)?;
     }

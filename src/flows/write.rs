@@ -151,6 +151,7 @@ pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()>
 pub(crate) fn on_publish(app: &App, wake: Wake) {
     match wake {
         Wake::Users(users) => app.notifier.gather(users),
+        Wake::Joined { room, user } => app.ephemeral.update(|board| board.presence.came_into(user, room)),
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
         }

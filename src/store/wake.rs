@@ -10,6 +10,13 @@ use crate::ids::{RoomNum, UserNum};
 pub enum Wake {
     /// Something is new for the polls of these users; their numbers rise.
     Users(Arc<[UserNum]>),
+    /// A user of this server came into a room: its members may be shown how present the user is.
+    Joined {
+        /// The room that was joined.
+        room: RoomNum,
+        /// The user who joined it.
+        user: UserNum,
+    },
     /// A user is no longer in a room: nobody is shown that they type there.
     Left {
         /// The room that was left.

@@ -6,6 +6,7 @@ use aqueduct::store::{Durability, Engine, Store};
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::rooms::Rooms;
 use crate::{
     support::{TestClient, TestServer},
     sync::{Chain, create_room, env, events, must},
@@ -112,6 +113,20 @@ async fn presence_is_told_to_those_who_share_a_room() {
     assert_eq!(bob.put(&path, json!({ "presence": "asleep" })).await.0, StatusCode::BAD_REQUEST);
     let nobody = "/_matrix/client/v3/presence/@nobody:test.example/status";
     assert_eq!(alice.get(nobody).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_there_before_joining_is_told_to_clients_that_begin_later() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
+    bob.put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    let before = alice.ok_get("/sync").await;
+    assert!(presence_of(&before, &bob.user_id).is_none());
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let begun = alice.ok_get("/sync").await;
+    assert_eq!(presence_of(&begun, &bob.user_id).unwrap()["status_msg"], "here");
 }
 
 #[tokio::test(start_paused = true)]
