@@ -187,7 +187,7 @@ pub struct Limits {
     pub register: Bucket,
     /// The rate of events that are sent, for each user.
     pub send: Bucket,
-    /// The rate of new rooms, joins and invitations, for each user.
+    /// The rate of new rooms, joins and invitations, for each user; a new name counts once for each room that shows it.
     pub membership: Bucket,
     /// The rate of messages to devices, for each user.
     pub to_device: Bucket,

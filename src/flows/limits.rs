@@ -40,7 +40,7 @@ pub enum Limit {
     Register,
     /// Requests that send an event.
     Send,
-    /// Requests that make a room or change somebody's membership, by act.
+    /// Requests that make a room or change somebody's membership, by act; a new name is an act in each room that shows it.
     Membership,
     /// Messages to devices, by target.
     ToDevice,
@@ -158,6 +158,16 @@ impl RateLimits {
             return Err(Refusal::too_large(why).into());
         }
         let debt_us = bucket.all_us().saturating_mul(DEBT_BURSTS_MAX);
+        self.0.take(limit, source, count, debt_us).map(drop)
+    }
+
+    /// Counts what follows from an act and cannot be asked for in parts: a new name in each room of the source. Of very much
+    /// no more is counted than the debt may be, so that it is slow for some users but impossible for nobody.
+    /// Errors: 429 `M_LIMIT_EXCEEDED` where the debt would be too large.
+    pub fn take_following(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
+        let count_max = u64::from(self.0.bucket(limit).burst).saturating_mul(DEBT_BURSTS_MAX);
+        let count = u64::try_from(count).unwrap_or(u64::MAX).min(count_max);
+        let debt_us = self.0.bucket(limit).all_us().saturating_mul(DEBT_BURSTS_MAX);
         self.0.take(limit, source, count, debt_us).map(drop)
     }
 
@@ -298,6 +308,19 @@ mod tests {
         let refusal = limits.take_more(Limit::Send, BOB, 101).unwrap_err();
         assert_eq!(refusal.refusal().unwrap().kind, ruma::api::error::ErrorKind::TooLarge);
         limits.take_more(Limit::Send, BOB, 0).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_from_an_act_is_counted_and_never_too_much() {
+        let (env, limits) = limits(Bucket { per_second: 1.0, burst: 10 });
+        for _ in 0..4 {
+            limits.take_following(Limit::Send, ALICE, 25).unwrap();
+        }
+        assert_eq!(wait(limits.take_following(Limit::Send, ALICE, 25)), Duration::from_secs(25));
+        env.sleep(Duration::from_secs(25)).await;
+        limits.take_following(Limit::Send, ALICE, 25).unwrap();
+        limits.take_following(Limit::Send, BOB, 1_000_000).unwrap();
+        assert_eq!(wait(limits.take_following(Limit::Send, BOB, 1_000_000)), Duration::from_secs(80));
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// An alias has at most this many bytes, as every id of the specification.
-pub const ALIAS_BYTES_MAX: usize = 255;
+const ALIAS_BYTES_MAX: usize = 255;
 
 /// Refuses an alias that this server cannot give: 400 `M_INVALID_PARAM`.
 pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
@@ -31,6 +31,16 @@ pub fn check(alias: &RoomAliasId, server: &ServerName) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Makes the alias of this server with this name; it may be any name with which [`check`] lets an alias be added. Errors:
+/// 400 `M_INVALID_PARAM`.
+pub fn named_here(name: &str, server: &ServerName) -> Result<OwnedRoomAliasId, Refusal> {
+    let alias = RoomAliasId::parse(format!("#{name}:{server}")).map_err(|why| {
+        Refusal::invalid_param(format!("`room_alias_name` cannot be the name of an alias: {why}."))
+    })?;
+    check(&alias, server)?;
+    Ok(alias)
 }
 
 /// Finds the room that an alias of this server names.

@@ -26,6 +26,7 @@ use crate::{
         policy::{self, Author},
         versions,
     },
+    schema::event_types::MEMBER,
     store::{Fault, Read},
 };
 
@@ -65,10 +66,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan for a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 403 and
-    /// 404 for users who cannot be invited; 413 for too much initial state.
+    /// Makes the plan for a request. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_BAD_JSON`, `M_INVALID_PARAM`; 413 for
+    /// too much initial state.
     pub fn of(
-        read: &(impl Read + ?Sized),
         env: &Env,
         server: &ServerName,
         default_version: &RoomVersionId,
@@ -81,14 +81,11 @@ impl Plan {
             let message = "This server cannot invite by e-mail address or telephone number.";
             return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
         }
-        for user in &request.invite {
-            policy::require_reachable(read, server, user)?;
-        }
         let mut invite = request.invite;
         invite.sort();
         invite.dedup();
         invite.retain(|user| *user != creator.user_id);
-        let alias = request.room_alias_name.map(|name| alias(server, &name)).transpose()?;
+        let alias = request.room_alias_name.map(|name| aliases::named_here(&name, server)).transpose()?;
         let creator = Author { names: alias.clone(), ..creator };
         let mut plan = Self {
             creator,
@@ -103,7 +100,7 @@ impl Plan {
             topic: request.topic,
             invite,
             is_direct: request.is_direct,
-            is_published: request.visibility == Visibility::Public,
+            is_published: is_published(&request.visibility)?,
             sent_ms: env.event_ms(),
         };
         let creation = request.creation_content.map(|content| object(content.json().get())).transpose()?;
@@ -119,6 +116,17 @@ impl Plan {
             plan.initial_state.push(initial_state(state.json().get())?);
         }
         Ok(plan)
+    }
+
+    /// Refuses the plan if it invites somebody who cannot be invited: 403 or 404.
+    pub fn require_reachable(&self, read: &(impl Read + ?Sized), server: &ServerName) -> Result<()> {
+        self.invite.iter().try_for_each(|user| policy::require_reachable(read, server, user))
+    }
+
+    /// Counts the memberships that the plan makes beside the creator's, wherever the request asks for them.
+    pub fn count_memberships(&self) -> usize {
+        let is_member = |state: &&InitialState| state.event_type == MEMBER;
+        self.invite.len() + self.initial_state.iter().filter(is_member).count()
     }
 
     /// The user who creates the room.
@@ -231,7 +239,7 @@ impl Plan {
     pub fn list_drafts(&self, read: &(impl Read + ?Sized)) -> Result<Vec<Draft>> {
         let creator = &self.creator.user_id;
         let mut drafts = vec![
-            self.draft("m.room.member", creator.as_str(), membership::content(read, creator, "join", None)?),
+            self.draft(MEMBER, creator.as_str(), membership::content(read, creator, "join", None)?),
             self.draft("m.room.power_levels", "", self.power_levels.clone()),
         ];
         if let Some(alias) = &self.alias {
@@ -302,7 +310,7 @@ impl Plan {
             if self.is_direct {
                 content.insert("is_direct".to_owned(), true.into());
             }
-            drafts.push(self.draft("m.room.member", user.as_str(), content));
+            drafts.push(self.draft(MEMBER, user.as_str(), content));
         }
         Ok(drafts)
     }
@@ -315,6 +323,14 @@ fn spoken(wanted: &RoomVersionId) -> Result<(u8, &'static RoomVersionRules), Ref
         let message = format!("This server does not speak room version {wanted}.");
         Refusal::new(ErrorKind::UnsupportedRoomVersion, message)
     })
+}
+
+fn is_published(visibility: &Visibility) -> Result<bool, Refusal> {
+    match visibility {
+        Visibility::Public => Ok(true),
+        Visibility::Private => Ok(false),
+        _ => Err(Refusal::invalid_param("`visibility` must be `public` or `private`.")),
+    }
 }
 
 fn preset(wanted: Option<RoomPreset>, visibility: &Visibility) -> Result<RoomPreset, Refusal> {
@@ -332,19 +348,6 @@ fn initial_state(json: &str) -> Result<InitialState, Refusal> {
     serde_json::from_str(json).map_err(|error| {
         Refusal::bad_json(format!("`initial_state` contains something that is not a state event: {error}."))
     })
-}
-
-fn alias(server: &ServerName, name: &str) -> Result<OwnedRoomAliasId, Refusal> {
-    let odd = || {
-        Refusal::invalid_param(
-            "`room_alias_name` must be the part of an alias between `#` and the colon, without spaces.",
-        )
-    };
-    if name.is_empty() || name.contains(':') || name.contains(char::is_whitespace) || name.contains('\0') {
-        return Err(odd());
-    }
-    let alias = RoomAliasId::parse(format!("#{name}:{server}")).map_err(|_| odd())?;
-    if alias.as_str().len() > aliases::ALIAS_BYTES_MAX { Err(odd()) } else { Ok(alias) }
 }
 
 fn object(json: &str) -> Result<CanonicalJsonObject, Refusal> {

@@ -10,6 +10,7 @@ use ruma::{
     api::error::ErrorKind,
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     accounts::{Caller, account_data, users},
@@ -21,6 +22,7 @@ use crate::{
         change::{Change, Txn},
         event::{self, Stored},
         members,
+        membership::Act,
         power::Action,
         relations,
     },
@@ -108,7 +110,7 @@ pub fn approve(
     debug_assert_eq!(author.user_id.server_name(), server, "only our own users have events built here");
     let judged = match &draft.state_key {
         Some(_) => judge_state(change, server, author, &mut draft),
-        None => judge_message(change, &draft),
+        None => judge_message(change, author, &draft),
     };
     if let Err(Error::Refused(why)) = &judged {
         let (room, user, event_type) = (change.num, author.user, &draft.kind);
@@ -117,7 +119,10 @@ pub fn approve(
     judged.map(|()| Approved(draft))
 }
 
-fn judge_message(change: &mut Change, draft: &Draft) -> Result<()> {
+fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
+    if author.is_guest && draft.kind == "m.room.redaction" {
+        return Err(no_guests("Guests cannot redact events.").into());
+    }
     if let Some(target) = &draft.redacts {
         if change.membership(draft.sender.as_str())? != Membership::Join {
             return Err(not_in_room().into());
@@ -170,6 +175,7 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
         Membership::Join if is_own => judge_join(change, author, &mut draft.content),
         Membership::Invite => judge_invite(&change.batch, server, &target),
         Membership::Knock if is_own => require_live(&change.batch, author.user),
+        Membership::Leave if !is_own => judge_removal(change, author, &target),
         // The authorization rules judge all other acts, such as those on somebody else's membership.
         Membership::Join | Membership::Knock | Membership::Leave | Membership::Ban => Ok(()),
     }
@@ -192,6 +198,18 @@ fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonO
     {
         content.insert(AUTHORISED_VIA.to_owned(), voucher.as_str().into());
     }
+    Ok(())
+}
+
+/// Judges the end of somebody else's membership: there must be one, or a ban to take back. A stranger to the room is refused
+/// first, so that they do not learn who is in it.
+fn judge_removal(change: &mut Change, author: &Author, target: &UserId) -> Result<()> {
+    if change.membership(author.user_id.as_str())? != Membership::Join {
+        return Err(not_in_room().into());
+    }
+    let was = change.membership(target.as_str())?;
+    let act = if was == Membership::Ban { Act::Unban } else { Act::Kick };
+    act.outcome(was)?;
     Ok(())
 }
 
@@ -260,16 +278,17 @@ pub fn is_open_to_guests(read: &(impl Read + ?Sized), room: RoomNum) -> Result<b
 #[derive(Deserialize)]
 struct JoinRules {
     join_rule: String,
+    /// The conditions under which the room admits somebody. Each is read by itself, so that one that this server does not
+    /// know closes the room to nobody whom another admits.
     #[serde(default)]
-    allow: Vec<Allow>,
+    allow: Value,
 }
 
 #[derive(Deserialize)]
 struct Allow {
     #[serde(rename = "type")]
     condition: String,
-    #[serde(default)]
-    room_id: Option<OwnedRoomId>,
+    room_id: OwnedRoomId,
 }
 
 /// Finds the user of this server in whose name it admits a member of a room that the join rules name. `None` if the
@@ -282,7 +301,7 @@ fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId
         "knock_restricted" => authorization.knock_restricted_join_rule,
         _ => false,
     };
-    if !is_restricted || !is_in_any(&change.batch, user, &rules.allow)? {
+    if !is_restricted || !is_in_any(&change.batch, user, rules.allow)? {
         return Ok(None);
     }
     let power = change.power()?;
@@ -311,11 +330,16 @@ fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId
     }
 }
 
-fn is_in_any(read: &(impl Read + ?Sized), user: UserNum, allow: &[Allow]) -> Result<bool, Fault> {
-    for room_id in
-        allow.iter().filter(|it| it.condition == "m.room_membership").filter_map(|it| it.room_id.as_ref())
-    {
-        if let Some(room) = rooms::find_room(read, room_id)?
+/// The rooms whose members the conditions of a join rule admit.
+fn list_admitted_rooms(allow: Value) -> impl Iterator<Item = OwnedRoomId> {
+    let conditions = if let Value::Array(conditions) = allow { conditions } else { Vec::new() };
+    let known = conditions.into_iter().filter_map(|it| serde_json::from_value::<Allow>(it).ok());
+    known.filter(|it| it.condition == "m.room_membership").map(|it| it.room_id)
+}
+
+fn is_in_any(read: &(impl Read + ?Sized), user: UserNum, allow: Value) -> Result<bool, Fault> {
+    for room_id in list_admitted_rooms(allow) {
+        if let Some(room) = rooms::find_room(read, &room_id)?
             && members::is_joined(read, user, room)?
         {
             return Ok(true);

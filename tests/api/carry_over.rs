@@ -74,7 +74,9 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     )
     .await;
     let tombstone = format!("/_matrix/client/v3/rooms/{old}/state/m.room.tombstone");
-    alice.put(&tombstone, json!({ "body": "gone", "replacement_room": new })).await;
+    assert_eq!(settings(&alice, &new).await["room"], json!([]), "not before the tombstone");
+    let (status, json) = alice.put(&tombstone, json!({ "body": "gone", "replacement_room": new })).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
     assert_eq!(settings(&bob, &new).await["room"], json!([]), "not before the join");
     bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
     for client in [&alice, &bob] {
@@ -124,13 +126,16 @@ async fn what_was_promised_is_kept_by_a_timer() {
 async fn who_was_not_in_the_old_room_carries_nothing_over() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let old = create(&alice, json!({ "preset": "public_chat" })).await;
+    let old = create(&alice, json!({ "preset": "public_chat", "invite": [bob.user_id] })).await;
+    // Bob refuses the invitation, so that he has left a room in which he never was.
+    bob.post(&format!("/_matrix/client/v3/rooms/{old}/leave"), json!({})).await;
     set_up(&bob, &old).await;
     let new = create(
         &alice,
         json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } }),
     )
     .await;
+    replace(&alice, &old, json!(new)).await;
     bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
     assert_eq!(settings(&bob, &new).await["room"], json!([]));
     for predecessor in
@@ -138,4 +143,48 @@ async fn who_was_not_in_the_old_room_carries_nothing_over() {
     {
         create(&alice, json!({ "creation_content": { "predecessor": predecessor } })).await;
     }
+}
+
+/// Sets the tombstone of a room; `by` is the room that is to replace it.
+async fn replace(client: &TestClient, old: &str, by: Value) {
+    let tombstone = format!("/_matrix/client/v3/rooms/{old}/state/m.room.tombstone");
+    let (status, json) = client.put(&tombstone, json!({ "body": "gone", "replacement_room": by })).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+}
+
+/// Anybody can make a room that calls another its predecessor: only the rooms of both sides together say that it is.
+#[tokio::test(start_paused = true)]
+async fn a_room_that_only_claims_to_replace_another_changes_nobodys_settings() {
+    let server = TestServer::new();
+    let (alice, bob, mallory) =
+        (server.register("alice").await, server.register("bob").await, server.register("mallory").await);
+    let old = create(&alice, json!({ "preset": "public_chat" })).await;
+    for client in [&bob, &mallory] {
+        client.post(&format!("/_matrix/client/v3/join/{old}"), json!({})).await;
+        set_up(client, &old).await;
+    }
+    let claim = json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } });
+    let fake = create(&mallory, claim.clone()).await;
+    let other = create(&alice, json!({ "preset": "public_chat" })).await;
+    let join = async |room: &str| {
+        bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+        settings(&bob, room).await
+    };
+    let nothing = json!({ "override": [], "room": [], "underride": [], "direct": false });
+    let without_tags = |mut settings: Value| {
+        assert_ne!(settings["tags"]["tags"]["m.favourite"]["order"], 0.5, "{settings}");
+        settings.as_object_mut().unwrap().remove("tags");
+        settings
+    };
+    assert_eq!(without_tags(join(&fake).await), nothing);
+    assert_eq!(without_tags(settings(&mallory, &fake).await), nothing);
+    // A tombstone that names another room, or none, does not change that.
+    for named in [json!(other), json!(7), json!("nonsense"), json!("!not:here")] {
+        replace(&alice, &old, named).await;
+        let fake = create(&mallory, claim.clone()).await;
+        assert_eq!(without_tags(join(&fake).await), nothing);
+    }
+    // The room that the tombstone names does not call the old room its predecessor.
+    replace(&alice, &old, json!(other)).await;
+    assert_eq!(without_tags(join(&other).await), nothing);
 }

@@ -203,6 +203,139 @@ async fn nobody_but_an_application_service_says_when_an_event_was_sent() {
     }
 }
 
+/// Somebody who is not in a room can be put out of it by no endpoint.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_kicked_who_is_not_in_the_room() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    let leave = || json!({ "membership": "leave" });
+    for gone in [&bob, &carol] {
+        if gone.user_id == carol.user_id {
+            carol.ok_post(&format!("/join/{room}"), json!({})).await;
+            carol.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+        }
+        let before = alice.state(&room, "m.room.member", &gone.user_id).await;
+        let kick = format!("/_matrix/client/v3/rooms/{room}/kick");
+        refused(alice.post(&kick, json!({ "user_id": gone.user_id })).await, 403, "M_FORBIDDEN");
+        let with_reason = json!({ "membership": "leave", "reason": "spam" });
+        for content in [leave(), with_reason] {
+            refused(set_member(&alice, &room, &gone.user_id, content).await, 403, "M_FORBIDDEN");
+        }
+        assert_eq!(alice.state(&room, "m.room.member", &gone.user_id).await, before);
+    }
+    // A stranger to the room learns nothing of who is in it.
+    let mut answers = Vec::new();
+    for other in [&alice, &carol, &bob] {
+        let stranger = server.register(&format!("stranger{}", answers.len())).await;
+        answers.push(set_member(&stranger, &room, &other.user_id, leave()).await);
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    let state = json!({ "type": "m.room.member", "state_key": bob.user_id, "content": leave() });
+    refused(create(&alice, json!({ "initial_state": [state] })).await, 403, "M_FORBIDDEN");
+    // An invitation and a ban are taken back, and a member is kicked, by this endpoint too.
+    for before in ["invite", "ban", "join"] {
+        let by = if before == "join" { &bob } else { &alice };
+        let (status, json) = set_member(by, &room, &bob.user_id, json!({ "membership": before })).await;
+        assert_eq!(status, StatusCode::OK, "{before}: {json}");
+        let (status, json) = set_member(&alice, &room, &bob.user_id, leave()).await;
+        assert_eq!(status, StatusCode::OK, "{before}: {json}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_that_is_unknown_closes_no_restricted_room() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let space = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{space}"), json!({})).await;
+    let good = json!({ "type": "m.room_membership", "room_id": space });
+    for odd in [
+        json!({ "type": "m.room_membership", "room_id": "nonsense" }),
+        json!({ "type": "m.room_membership", "room_id": 7 }),
+        json!({ "type": "org.example.paid", "room_id": 7 }),
+        json!({ "room_id": space }),
+        json!("odd"),
+        Value::Null,
+    ] {
+        let rules = json!({ "join_rule": "restricted", "allow": [odd, good, odd] });
+        let rules = json!({ "type": "m.room.join_rules", "content": rules });
+        let room = alice.create(json!({ "initial_state": [rules] })).await;
+        let join = format!("/_matrix/client/v3/join/{room}");
+        let (status, json) = bob.post(&join, json!({})).await;
+        assert_eq!(status, StatusCode::OK, "{odd}: {json}");
+        refused(carol.post(&join, json!({})).await, 403, "M_FORBIDDEN");
+    }
+    let rules =
+        json!({ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": good } });
+    let room = alice.create(json!({ "initial_state": [rules] })).await;
+    refused(bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await, 403, "M_FORBIDDEN");
+}
+
+#[tokio::test(start_paused = true)]
+async fn guests_redact_by_no_endpoint() {
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let alice = server.register("alice").await;
+    let visitor = guest(&server).await;
+    let open = json!({ "type": "m.room.guest_access", "content": { "guest_access": "can_join" } });
+    for version in ["10", "12"] {
+        let body = json!({ "preset": "public_chat", "initial_state": [open], "room_version": version });
+        let room = alice.create(body).await;
+        visitor.ok_post(&format!("/join/{room}"), json!({})).await;
+        let said = visitor.say(&room, "1", "hello").await;
+        let base = format!("/_matrix/client/v3/rooms/{room}");
+        let send = visitor.put(&format!("{base}/send/m.room.redaction/2"), json!({ "redacts": said })).await;
+        refused(send, 403, "M_GUEST_ACCESS_FORBIDDEN");
+        let redact = visitor.put(&format!("{base}/redact/{}/3", enc(&said)), json!({})).await;
+        refused(redact, 403, "M_GUEST_ACCESS_FORBIDDEN");
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&said))).await;
+        assert_eq!(event["content"]["body"], "hello");
+    }
+}
+
+/// The specification allows any characters in an alias but a colon and NUL, and 255 bytes in all.
+#[tokio::test(start_paused = true)]
+async fn an_alias_is_judged_alike_by_whichever_endpoint_it_comes() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    let longest = "a".repeat(255 - "#:test.example".len());
+    let too_long = format!("{longest}a");
+    let names = ["a b", "\u{3000}", "\t", "#", "!x", "ü☎", &longest, "", "a:b", "a\0b", &too_long];
+    for (number, name) in names.into_iter().enumerate() {
+        let path: String =
+            format!("#{name}:test.example").bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!("/_matrix/client/v3/directory/room/{path}");
+        let expected = if number < 7 { 200 } else { 400 };
+        let (status, json) = alice.put(&path, json!({ "room_id": room })).await;
+        assert_eq!(status.as_u16(), expected, "{name:?}: {json}");
+        if expected == 200 {
+            assert_eq!(alice.delete(&path, json!({})).await.0, StatusCode::OK, "{name:?}");
+        }
+        let (status, json) = create(&alice, json!({ "room_alias_name": name })).await;
+        assert_eq!(status.as_u16(), expected, "{name:?}: {json}");
+        if expected == 400 {
+            assert_eq!(json["errcode"], "M_INVALID_PARAM", "{name:?}: {json}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_made_only_with_a_visibility_that_there_is() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for odd in ["bogus", "", "Public"] {
+        for preset in [Value::Null, json!("private_chat")] {
+            let (status, json) = create(&alice, json!({ "visibility": odd, "preset": preset })).await;
+            assert!(json["error"].as_str().is_some_and(|why| why.contains("`visibility`")), "{json}");
+            refused((status, json), 400, "M_INVALID_PARAM");
+        }
+    }
+    assert_eq!(alice.ok_get("/joined_rooms").await["joined_rooms"], json!([]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_redaction_is_no_piece_of_state() {
     let server = TestServer::new();
@@ -229,6 +362,8 @@ async fn a_join_by_the_endpoint_for_state_is_followed_up_like_any() {
     let new = alice
         .create(json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } }))
         .await;
+    let tombstone = format!("/rooms/{old}/state/m.room.tombstone");
+    alice.ok_put(&tombstone, json!({ "body": "moved", "replacement_room": new })).await;
     let (status, json) = set_member(&bob, &new, &bob.user_id, json!({ "membership": "join" })).await;
     assert_eq!(status, StatusCode::OK, "{json}");
     assert_eq!(bob.ok_get(&tags(&new)).await["tags"]["m.favourite"]["order"], 0.5);

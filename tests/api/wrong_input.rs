@@ -142,7 +142,8 @@ async fn rooms_and_their_names() {
         &[
             ("POST", "createRoom", json!({ "room_version": "99" }), 400, "M_UNSUPPORTED_ROOM_VERSION"),
             ("POST", "createRoom", json!({ "room_alias_name": "taken" }), 400, "M_ROOM_IN_USE"),
-            ("POST", "createRoom", json!({ "room_alias_name": "a b" }), 400, "M_INVALID_PARAM"),
+            ("POST", "createRoom", json!({ "room_alias_name": "a:b" }), 400, "M_INVALID_PARAM"),
+            ("POST", "createRoom", json!({ "visibility": "nonsense" }), 400, "M_INVALID_PARAM"),
             ("POST", "createRoom", json!({ "invite": ["nonsense"] }), 400, "M_BAD_JSON"),
             ("POST", "createRoom", json!({ "preset": "nonsense" }), 400, "M_INVALID_PARAM"),
             ("POST", "createRoom", json!({ "initial_state": [{ "type": "x" }] }), 400, "M_BAD_JSON"),
@@ -364,6 +365,71 @@ async fn memberships_count_by_whatever_endpoint() {
     let (status, json) = bob.post("/_matrix/client/v3/createRoom", json!({ "invite": many })).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{json}");
     assert!(json["error"].as_str().unwrap().contains("100"), "{json}");
+}
+
+/// Invitations among the initial state count like those of `invite`, and nothing is made where they are too many.
+#[tokio::test(start_paused = true)]
+async fn invitations_count_wherever_they_stand_in_a_request_for_a_room() {
+    let server = TestServer::with(|config| {
+        config.limits.rate_limits = true;
+        config.limits.membership = Bucket { per_second: 0.01, burst: 10 };
+    });
+    let alice = server.register("alice").await;
+    let mut guests = Vec::new();
+    for number in 0..20 {
+        guests.push(server.register(&format!("guest{number}")).await.user_id);
+    }
+    let invitations: Vec<_> = guests.iter().map(|guest| invitation(guest)).collect();
+    let create = async |by: &TestClient, body: Value| by.post("/_matrix/client/v3/createRoom", body).await;
+    let many: Vec<_> = (0..99).map(|number| invitation(&format!("@u{number}:test.example"))).collect();
+    let body = json!({ "initial_state": many, "invite": &guests[..2] });
+    let (status, json) = create(&alice, body).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{json}");
+    let (status, json) = create(&alice, json!({ "initial_state": invitations })).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    let (status, json) = create(&alice, json!({})).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{json}");
+}
+
+fn invitation(user_id: &str) -> Value {
+    json!({ "type": "m.room.member", "state_key": user_id, "content": { "membership": "invite" } })
+}
+
+/// A new name is an event in each room of the user, and each counts; a name that is refused is not set.
+#[tokio::test(start_paused = true)]
+async fn a_new_name_counts_once_for_each_room_that_shows_it() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for _ in 0..25 {
+        alice.post("/_matrix/client/v3/createRoom", json!({})).await;
+    }
+    let store = server.server().app().store.clone();
+    let limited = TestServer::over(store, |config| {
+        config.limits.rate_limits = true;
+        config.limits.membership = Bucket { per_second: 1.0, burst: 10 };
+    });
+    let alice = TestClient { server: limited.clone(), ..alice };
+    let path = |field: &str| format!("/_matrix/client/v3/profile/{}/{field}", alice.user_id);
+    let rename = async |name: &str| alice.put(&path("displayname"), json!({ "displayname": name })).await;
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(rename(name).await.0, StatusCode::OK, "{name}");
+    }
+    let (status, json) = rename("e").await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")), "{json}");
+    let avatar = json!({ "avatar_url": "mxc://test.example/a" });
+    assert_eq!(alice.put(&path("avatar_url"), avatar).await.0, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(alice.delete(&path("displayname"), json!({})).await.0, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(alice.get(&path("")).await.1, json!({ "displayname": "d" }));
+    // A name that is set already makes no events, and fields that no room shows do not either.
+    assert_eq!(rename("d").await.0, StatusCode::OK);
+    assert_eq!(alice.put(&path("m.tz"), json!({ "m.tz": "Europe/Berlin" })).await.0, StatusCode::OK);
+    limited
+        .server()
+        .app()
+        .env
+        .sleep(Duration::from_secs(json["retry_after_ms"].as_u64().unwrap() / 1000 + 1))
+        .await;
+    assert_eq!(rename("e").await.0, StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        limits::{Limit, Source},
+        limits::Limit,
         room::{aliases, create, look},
     },
 };
@@ -34,8 +34,6 @@ pub(crate) async fn create_room(
     app: App,
     client: Client<create_room::v3::Request>,
 ) -> Result<create_room::v3::Response> {
-    let invitations = client.request.invite.len();
-    app.limits.take_more(Limit::Membership, Source::User(client.caller.user), invitations)?;
     let room_id = create::create(&app, &client.caller, client.request).await?;
     Ok(create_room::v3::Response::new(room_id))
 }

@@ -18,22 +18,22 @@ use crate::{
     accounts::{account_data, users},
     error::{Error, Result},
     flows::{App, follow_up, write},
-    ids::UserNum,
+    ids::{RoomNum, UserNum},
     push::rules,
     rooms::{self, change::Change, members},
     schema::{
+        event_types::{CREATE, TOMBSTONE},
         jobs::{Job, Move},
         rooms::Membership,
     },
     store::{
-        Batch, Fault,
+        Batch, Fault, Read,
         timer::{self, Timer},
     },
 };
 
-/// Promises, in the batch in which a user joins a room, that their settings for its predecessor will be carried over. Answers
-/// `None` if there is no predecessor that they were in.
-pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+/// Gives the room that another one replaces, as its create event says.
+fn predecessor(create: &str) -> Option<OwnedRoomId> {
     #[derive(Deserialize)]
     struct Create {
         predecessor: Predecessor,
@@ -42,17 +42,69 @@ pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<O
     struct Predecessor {
         room_id: OwnedRoomId,
     }
-    let create = change.state("m.room.create", "")?;
-    let create = create.and_then(|event| serde_json::from_str::<Create>(event.parsed.content.get()).ok());
-    let Some(Create { predecessor: Predecessor { room_id: from } }) = create else { return Ok(None) };
+    serde_json::from_str(create).ok().map(|create: Create| create.predecessor.room_id)
+}
+
+/// Gives the room that replaces another one, as its tombstone says.
+fn replacement(tombstone: &str) -> Option<OwnedRoomId> {
+    #[derive(Deserialize)]
+    struct Tombstone {
+        replacement_room: OwnedRoomId,
+    }
+    serde_json::from_str(tombstone).ok().map(|tombstone: Tombstone| tombstone.replacement_room)
+}
+
+/// Promises, in the batch in which a user joins a room, that their settings for its predecessor will be carried over. Answers
+/// `None` if there is no predecessor that they were in. Anybody can make a room that calls any other its predecessor, so the old
+/// room must say by its tombstone that it was replaced by this one.
+pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+    let create = change.state(CREATE, "")?;
+    let Some(from) = create.and_then(|event| predecessor(event.parsed.content.get())) else {
+        return Ok(None);
+    };
     let Some(old) = rooms::find_room(&change.batch, &from)? else { return Ok(None) };
-    let was = members::find(&change.batch, user, old)?.map(|row| row.membership);
-    if !matches!(was, Some(Membership::Join | Membership::Leave)) {
+    if !was_ever_in(&change.batch, user, old)? {
+        return Ok(None);
+    }
+    let tombstone = rooms::find_state(&change.batch, old, TOMBSTONE, "")?;
+    if tombstone.and_then(|event| replacement(event.row.content())).as_ref() != Some(&change.row.id) {
+        tracing::debug!(room = %change.num, %old, %user, reason = "no tombstone names the room", "settings are not carried over");
         return Ok(None);
     }
     let moved = Move { from, to: change.row.id.clone() };
     let job = Job::CarryOver { user, room: change.num, moved };
     Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
+}
+
+/// Promises the same in the batch in which a user sets the tombstone of a room, if they are in the new room already: who
+/// replaces a room makes the new one first.
+pub(crate) fn promise_to_author(app: &App, change: &mut Change, user: UserNum) -> Result<Option<Timer>> {
+    let tombstone = change.state(TOMBSTONE, "")?;
+    let to = tombstone.and_then(|event| replacement(event.parsed.content.get()));
+    let Some(to) = to else { return Ok(None) };
+    let Some(room) = rooms::find_room(&change.batch, &to)? else { return Ok(None) };
+    let create = rooms::find_state(&change.batch, room, CREATE, "")?;
+    let names_this =
+        create.and_then(|event| predecessor(event.row.content())).as_ref() == Some(&change.row.id);
+    if !names_this || !members::is_joined(&change.batch, user, room)? {
+        return Ok(None);
+    }
+    let job = Job::CarryOver { user, room, moved: Move { from: change.row.id.clone(), to } };
+    Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
+}
+
+/// Whether the user is or was in a room; an invitation alone is not enough.
+fn was_ever_in(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<bool, Fault> {
+    let row = members::find(read, user, room)?;
+    Ok(row.is_some_and(|row| row.membership == Membership::Join || row.left.is_some()))
+}
+
+/// Keeps what was promised, if anything was.
+pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
+    match promised {
+        Some(promised) => follow_up::keep(app, promised).await,
+        None => Ok(()),
+    }
 }
 
 /// Carries a user's settings over, unless that was done already.

@@ -5,12 +5,17 @@ use serde_json::Value;
 use crate::{
     accounts::{Caller, profiles},
     error::Result,
-    flows::{App, follow_up, write},
+    flows::{
+        App, follow_up,
+        limits::{Limit, Source},
+        write,
+    },
+    rooms::members,
     schema::jobs::Job,
 };
 
 /// Sets a field of the caller's profile, or deletes it if `value` is none. A field that rooms show is written into every room
-/// that the user is in.
+/// that the user is in. Each of these rooms counts as a membership. Errors: 429 `M_LIMIT_EXCEEDED`, and then nothing is changed.
 pub(crate) async fn set_profile(
     app: &App,
     caller: &Caller,
@@ -26,9 +31,13 @@ pub(crate) async fn set_profile(
         if !changed {
             return Ok(None);
         }
+        let told = profiles::is_shown_in_rooms(&field);
+        if told {
+            let rooms = members::list_joined_rooms(batch, user)?.len();
+            app.limits.take_following(Limit::Membership, Source::User(user), rooms)?;
+        }
         write::wake(batch, user);
-        let tell = || follow_up::promise(app, batch, &Job::TellRooms { user });
-        Ok(profiles::is_shown_in_rooms(&field).then(tell))
+        Ok(told.then(|| follow_up::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
     match promised {

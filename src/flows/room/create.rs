@@ -11,7 +11,10 @@ use ruma::{
 use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, follow_up},
+    flows::{
+        App, commit,
+        limits::{Limit, Source},
+    },
     ids::RoomNum,
     rooms::{
         aliases,
@@ -25,32 +28,32 @@ use crate::{
     store::{Domain, NotAccepted},
 };
 
-/// Creates a room. Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`.
+/// Creates a room. Each membership that it begins with counts against the creator's limit. Errors: 400
+/// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
     let num = app.rooms.next_num(&app.store.view())?;
-    let (inner, author, creator) = (app.clone(), Author::from(caller), caller.user);
+    let (inner, author) = (app.clone(), Author::from(caller));
     let plan = move || {
         let (server, version) = (inner.rooms.signer().server(), &inner.config.rooms.default_version);
-        Plan::of(&*inner.store.snapshot(), &inner.env, server, version, author, request)
+        let source = Source::User(author.user);
+        let plan = Plan::of(&inner.env, server, version, author, request)?;
+        inner.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
+        plan.require_reachable(&*inner.store.snapshot(), server)?;
+        Ok(plan)
     };
     let plan = Arc::new(app.env.blocking(plan).await?);
     let (inner, beginning) = (app.clone(), Arc::clone(&plan));
     let begin = move |app: &App, seat| begin(app, &beginning, seat, num);
     let work = move |change: &mut Change| {
         fill(&inner, &plan, change)?;
-        let promised = carry_over::promise(&inner, change, creator)?;
-        Ok((change.row.id.clone(), promised))
+        Ok(change.row.id.clone())
     };
     // The alias and the directory belong to the server, so its lock is needed.
     let created = commit::in_turn(app, num, Domain::Server, begin, work, or_in_use).await;
     if created.is_err() {
         commit::clear_unfinished_in(app, num).await;
     }
-    let (room_id, promised) = created?;
-    if let Some(promised) = promised {
-        follow_up::keep(app, promised).await?;
-    }
-    Ok(room_id)
+    created
 }
 
 fn or_in_use(why: NotAccepted) -> Error {

@@ -10,7 +10,7 @@ use ruma::{
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, follow_up},
+    flows::{App, account::carry_over, commit},
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
@@ -22,7 +22,7 @@ use crate::{
         receipts,
     },
     schema::rooms::Membership,
-    store::{LogEntry, timer::Timer},
+    store::LogEntry,
 };
 
 /// Has the gate approve a member event with this content.
@@ -88,15 +88,8 @@ pub(crate) async fn join(
         carry_over::promise(&inner, change, author.user)
     })
     .await?;
-    keep_promise(app, promised).await?;
+    carry_over::keep(app, promised).await?;
     Ok(room_id)
-}
-
-async fn keep_promise(app: &App, promised: Option<Timer>) -> Result<()> {
-    match promised {
-        Some(promised) => follow_up::keep(app, promised).await,
-        None => Ok(()),
-    }
 }
 
 /// Sets a member event as the client wrote it. The change of membership is judged and followed up as if its own endpoint had
@@ -123,7 +116,7 @@ pub(crate) async fn set(
         Ok((stored.id(&change.row), promised))
     })
     .await?;
-    keep_promise(app, promised).await?;
+    carry_over::keep(app, promised).await?;
     Ok(event_id)
 }
 

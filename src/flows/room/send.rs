@@ -6,7 +6,9 @@ use crate::{
     accounts::Caller,
     error::{Refusal, Result},
     flows::{
-        App, commit,
+        App,
+        account::carry_over,
+        commit,
         room::{membership, presence},
     },
     rooms::{
@@ -15,6 +17,7 @@ use crate::{
         event,
         policy::{self, Author},
     },
+    schema::event_types::TOMBSTONE,
 };
 
 /// A message or redaction that a client sends with a transaction id.
@@ -95,14 +98,20 @@ pub(crate) async fn set_state(
     let room = commit::require_num(app, room_id)?;
     let author = Author::from(caller);
     let draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, app.env.event_ms());
-    let signer = app.rooms.signer().clone();
+    let (inner, signer) = (app.clone(), app.rooms.signer().clone());
+    let replaces_room = kind == TOMBSTONE && state_key.is_empty();
     presence::note_active(app, caller);
-    commit::in_room(app, room, move |change| {
+    let (event_id, promised) = commit::in_room(app, room, move |change| {
         let approved = policy::approve(change, signer.server(), &author, draft)?;
         if let Some(same) = approved.find_same(change)? {
-            return Ok(same);
+            return Ok((same, None));
         }
-        Ok(approved.add(change, &signer)?.id(&change.row))
+        let event_id = approved.add(change, &signer)?.id(&change.row);
+        let promised =
+            if replaces_room { carry_over::promise_to_author(&inner, change, author.user)? } else { None };
+        Ok((event_id, promised))
     })
-    .await
+    .await?;
+    carry_over::keep(app, promised).await?;
+    Ok(event_id)
 }
