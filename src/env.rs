@@ -61,15 +61,15 @@ impl Long {
 
 /// The threads and the queue of one kind of long calls.
 struct Pool {
-    running: Semaphore,
+    running: Arc<Semaphore>,
     /// A call holds a permit from the moment it is asked for until it ends, which bounds the number that wait.
-    room: Semaphore,
+    room: Arc<Semaphore>,
 }
 
 impl Pool {
     fn new(kind: Long) -> Self {
         let (running, waiting) = kind.bounds();
-        Self { running: Semaphore::new(running), room: Semaphore::new(running + waiting) }
+        Self { running: Arc::new(Semaphore::new(running)), room: Arc::new(Semaphore::new(running + waiting)) }
     }
 }
 
@@ -281,26 +281,51 @@ impl Env {
             Long::Resolution => &self.0.resolutions,
             Long::Maintenance => &self.0.maintenance,
         };
-        let Ok(_room) = pool.room.try_acquire() else {
+        let Ok(room) = Arc::clone(&pool.room).try_acquire_owned() else {
             tracing::debug!(queue = kind.name(), reason = "the queue is full", "a long call is refused");
             return Err(Error::Busy { retry_after: BUSY_RETRY });
+        };
+        let call = move || {
+            let _room = room;
+            call()
         };
         self.run(&pool.running, call).await
     }
 
+    /// The number of long calls of each kind that run or wait, by the name of their queue.
+    pub fn long_calls(&self) -> [(&'static str, usize); 4] {
+        let pools = [
+            (Long::Password, &self.0.passwords),
+            (Long::Search, &self.0.searches),
+            (Long::Resolution, &self.0.resolutions),
+            (Long::Maintenance, &self.0.maintenance),
+        ];
+        pools.map(|(kind, pool)| {
+            let (running, waiting) = kind.bounds();
+            (kind.name(), (running + waiting).saturating_sub(pool.room.available_permits()))
+        })
+    }
+
+    /// Runs a call on a thread of its own when the pool has a place. The call keeps its place until it ends, also when nobody
+    /// waits for it any more: a client that hangs up must not make room for one call more.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     async fn run<T: Send + 'static>(
         &self,
-        pool: &Semaphore,
+        pool: &Arc<Semaphore>,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if self.is_simulated() {
             return call();
         }
         let queued = self.instant();
-        let _permit = pool.acquire().await.map_err(|_| Error::broken("the server has stopped"))?;
+        let permit =
+            Arc::clone(pool).acquire_owned().await.map_err(|_| Error::broken("the server has stopped"))?;
         let began = self.instant();
         spent::add(spent::Place::Queued, began.saturating_duration_since(queued));
+        let call = move || {
+            let _permit = permit;
+            call()
+        };
         let result = tokio::task::spawn_blocking(call).await;
         spent::add(spent::Place::Working, self.instant().saturating_duration_since(began));
         match result {
@@ -365,6 +390,33 @@ mod tests {
         while let Some(done) = futures_util::StreamExt::next(&mut calls).await {
             done.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_long_call_that_nobody_waits_for_keeps_its_place() {
+        let env = Env::real().unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+        let call = env.blocking_long(Long::Maintenance, move || {
+            let _ = begin.send(());
+            let _ = released.recv();
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            _ = call => panic!("nobody has released it"),
+            _ = begun => {}
+        }
+        assert_eq!(env.long_calls()[3], ("maintenance", 1));
+        let next = env.blocking_long(Long::Maintenance, || Ok(()));
+        let mut next = std::pin::pin!(next);
+        assert!(
+            futures_util::FutureExt::now_or_never(next.as_mut()).is_none(),
+            "there is one place, and it is taken"
+        );
+        drop(release);
+        next.await.unwrap();
+        assert_eq!(env.long_calls()[3], ("maintenance", 0));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,7 +40,12 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     if !config.metrics.address.is_empty() {
         let looked_at = app.clone();
-        let look = move || looked_at.metrics.queue_depth("store", looked_at.store.queue_depth());
+        let look = move || {
+            looked_at.metrics.queue_depth("store", looked_at.store.queue_depth());
+            for (queue, depth) in looked_at.env.long_calls() {
+                looked_at.metrics.queue_depth(queue, depth);
+            }
+        };
         let address = listening.open_metrics(&config.metrics.address, look).await?;
         tracing::info!(%address, "serving /metrics");
     }

@@ -6,8 +6,8 @@ use aqueduct::store::{Durability, Engine, Store};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::rooms::Rooms;
 use crate::{
+    rooms::Rooms,
     support::{TestClient, TestServer},
     sync::{Chain, create_room, env, events, must},
 };
