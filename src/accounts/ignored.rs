@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ruma::UserId;
+
 use crate::{
     accounts::account_data,
     ids::UserNum,
@@ -15,19 +17,29 @@ use crate::{
 pub struct Ignored(BTreeSet<String>);
 
 impl Ignored {
-    /// Reads the list of a user. A list that cannot be read ignores nobody.
-    pub fn of(read: &(impl Read + ?Sized), user: UserNum) -> Result<Self, Fault> {
+    /// Reads the list of a user, with the number of the account. A list that cannot be read ignores nobody, and nobody
+    /// ignores themselves: a list that names its own user would hide from them what they send.
+    pub fn of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Self, Fault> {
         let row = account_data::find(read, user, None, "m.ignored_user_list")?;
-        Ok(row.map(|row| Self::parse(&row.content)).unwrap_or_default())
+        Ok(row.map(|row| Self::parse(&row.content, user_id)).unwrap_or_default())
     }
 
-    fn parse(content: &[u8]) -> Self {
+    /// Reads the users whom the content of such a list names, without the user whose list it is.
+    pub(crate) fn parse(content: &[u8], user_id: &UserId) -> Self {
         #[derive(serde::Deserialize)]
         struct Content {
             ignored_users: BTreeMap<String, serde::de::IgnoredAny>,
         }
         let content = serde_json::from_slice::<Content>(content).ok();
-        Self(content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default())
+        let mut ignored: BTreeSet<String> =
+            content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default();
+        ignored.remove(user_id.as_str());
+        Self(ignored)
+    }
+
+    /// Gives the ids of the users who are ignored.
+    pub(crate) fn into_ids(self) -> BTreeSet<String> {
+        self.0
     }
 
     /// Whether this user is ignored.
@@ -47,10 +59,11 @@ mod tests {
 
     #[test]
     fn a_list_that_cannot_be_read_ignores_nobody() {
-        let ignored = Ignored::parse(br#"{"ignored_users":{"@a:x":{},"@b:x":7}}"#);
+        let own = UserId::parse("@own:x").unwrap();
+        let ignored = Ignored::parse(br#"{"ignored_users":{"@a:x":{},"@b:x":7}}"#, &own);
         assert!(ignored.contains("@a:x") && ignored.contains("@b:x") && !ignored.contains("@c:x"));
         for content in ["", "{}", "[]", r#"{"ignored_users":["@a:x"]}"#] {
-            assert!(Ignored::parse(content.as_bytes()).is_empty(), "{content}");
+            assert!(Ignored::parse(content.as_bytes(), &own).is_empty(), "{content}");
         }
     }
 }

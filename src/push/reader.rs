@@ -11,6 +11,7 @@ use quick_cache::{Weighter, sync::Cache};
 use ruma::{UserId, push::Action};
 
 use crate::{
+    accounts::ignored::Ignored,
     ids::{Order, Position, RoomNum, UserNum},
     metrics::Metrics,
     push::{
@@ -152,20 +153,11 @@ impl Push {
         let own = Arc::new(Own {
             version,
             rules: Some(Compiled::new(&rules, user_id)),
-            ignored: ignored.map(|row| read_ignored(&row.content)).unwrap_or_default(),
+            ignored: ignored.map(|row| Ignored::parse(&row.content, user_id).into_ids()).unwrap_or_default(),
         });
         self.0.rules.insert(user, Arc::clone(&own));
         Ok(own)
     }
-}
-
-fn read_ignored(content: &[u8]) -> BTreeSet<String> {
-    #[derive(serde::Deserialize)]
-    struct Content {
-        ignored_users: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
-    }
-    let content: Option<Content> = serde_json::from_slice(content).ok();
-    content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default()
 }
 
 /// Counts and judges for one user, during one look at their rooms.

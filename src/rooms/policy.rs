@@ -25,6 +25,7 @@ use crate::{
         membership::Act,
         power::Action,
         relations,
+        visibility::Sight,
     },
     schema::rooms::Membership,
     store::{Fault, Read},
@@ -119,6 +120,8 @@ pub fn approve(
     judged.map(|()| Approved(draft))
 }
 
+/// Judges an event that is no state. An event that the author may not see is as good as one that is not there, so that no
+/// answer tells whether it is.
 fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
     if author.is_guest && draft.kind == "m.room.redaction" {
         return Err(no_guests("Guests cannot redact events.").into());
@@ -127,11 +130,12 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
         if change.membership(draft.sender.as_str())? != Membership::Join {
             return Err(not_in_room().into());
         }
-        let target = event::find_by_id(&change.batch, change.num, target)?
+        let target = Sight::of(&change.batch, change.num, author.user, &author.user_id)?
+            .find(&change.batch, target)?
             .ok_or_else(|| Refusal::not_found("The room has no such event."))?;
         change.require_may_redact(&draft.sender, &target)?;
     }
-    relations::check(&change.batch, change.num, draft)
+    relations::check(&change.batch, change.num, author.user, draft)
 }
 
 fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {

@@ -6,18 +6,20 @@
 
 pub(in crate::rooms) mod check;
 
-use std::{borrow::Cow, cmp::Reverse, iter::Peekable, ops::Bound};
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, iter::Peekable, ops::Bound};
 
 use ruma::{OwnedEventId, UserId, api::error::ErrorKind};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::{Error, Refusal},
-    ids::{EventNum, Order, RoomNum},
+    ids::{EventNum, Order, RoomNum, UserNum},
     rooms::{
         build::Draft,
         event::{self, Stored},
+        view::RoomView,
+        visibility::Sight,
     },
     schema,
     schema::{
@@ -79,6 +81,38 @@ pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Store
     Ok(found.map_or(Lane::MAIN, |found| Lane::thread(found.root)))
 }
 
+/// Gives the id of the root of the thread in which an event stands, as far as a user can tell it who sees the event: by
+/// the relations of events that they see. `None` for the main timeline. That is [`lane_of`], but for relations to events
+/// that the user may not see, which tell them no more than relations to events that are not there.
+pub(crate) fn find_thread_seen(
+    view: RoomView<'_, impl Read + ?Sized>,
+    sight: &mut Sight,
+    stored: &Stored,
+) -> Result<Option<OwnedEventId>, Fault> {
+    let (read, room) = (view.read, view.num);
+    let mut at = Cow::Borrowed(stored);
+    for _ in 0..HOPS_MAX {
+        let Some(relation) = relates_to(at.row.content()) else {
+            if !at.row.is_redacted() {
+                return Ok(None);
+            }
+            // A redacted event no longer says that it had a relation.
+            let Some(thread) = schema::IN_THREAD.get(read, (room, at.event()))? else { return Ok(None) };
+            let root = event::find(read, room, thread.root)?;
+            return Ok(match root {
+                Some(root) if sight.can_see(read, &root)? => Some(root.id(view.row)),
+                _ => None,
+            });
+        };
+        if RelationKind::of(&relation.rel_type) == RelationKind::Thread {
+            return Ok(Some(relation.event_id));
+        }
+        let Some(parent) = sight.find(read, &relation.event_id)? else { return Ok(None) };
+        at = Cow::Owned(parent);
+    }
+    Ok(None)
+}
+
 /// Finds the thread in which an event stands that refers to `parent` in this way. It is found once, when the event is
 /// stored, so that it stays the same when one of the two is redacted.
 fn find_thread(
@@ -96,22 +130,32 @@ fn find_thread(
 }
 
 /// Refuses a relation that a client may not make: a thread from an event that relates to another itself (400
-/// `M_UNKNOWN`), and an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`).
-pub(crate) fn check(read: &(impl Read + ?Sized), room: RoomNum, draft: &Draft) -> Result<(), Error> {
+/// `M_UNKNOWN`), and an annotation that its sender made before (400 `M_DUPLICATE_ANNOTATION`). Nothing is refused of an
+/// event that the sender may not see, because nothing is refused of one that is not there.
+pub(crate) fn check(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user: UserNum,
+    draft: &Draft,
+) -> Result<(), Error> {
     let content = draft.raw_content()?;
     let Some(relation) = relates_to(content.get()) else { return Ok(()) };
-    let Some(parent) = event::find_num(read, room, &relation.event_id)? else { return Ok(()) };
-    match RelationKind::of(&relation.rel_type) {
+    let kind = RelationKind::of(&relation.rel_type);
+    if !matches!(kind, RelationKind::Thread | RelationKind::Annotation) {
+        return Ok(());
+    }
+    let mut sight = Sight::of(read, room, user, &draft.sender)?;
+    let Some(parent) = sight.find(read, &relation.event_id)? else { return Ok(()) };
+    match kind {
         RelationKind::Thread => {
-            let root = event::find(read, room, parent)?;
-            if root.is_some_and(|root| relates_to(root.row.content()).is_some()) {
+            if relates_to(parent.row.content()).is_some() {
                 let why = "No thread can begin at an event that relates to another one.";
                 return Err(Refusal::new(ErrorKind::Unknown, why).into());
             }
         }
         RelationKind::Annotation => {
             if let Some(mark) = annotation(content.get(), draft.sender.as_str(), &draft.kind)
-                && schema::ANNOTATED.contains(read, (room, parent, &mark))?
+                && schema::ANNOTATED.contains(read, (room, parent.event(), &mark))?
             {
                 let why = "You have annotated the event like this before.";
                 return Err(Refusal::new(ErrorKind::DuplicateAnnotation, why).into());
@@ -266,12 +310,25 @@ fn move_thread(
 }
 
 /// Whether an event is a valid edit of another. Only messages are edited: redacted events and state events have no
-/// edits, an edit is not edited itself, and nobody edits the events of others.
-fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
+/// edits, an edit is not edited itself, nobody edits the events of others, and an edit says what the event reads now.
+///
+/// Specification: client-server API, "Validity of replacement events".
+pub(in crate::rooms) fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
     can_be_edited(original)
         && original.row.sender() == edit.row.sender()
         && original.row.event_type() == edit.row.event_type()
         && edit.row.header.state_key.is_none()
+        && has_new_content(edit)
+}
+
+/// Whether an edit has `m.new_content`. Only clients can tell that of an encrypted one.
+fn has_new_content(edit: &Stored) -> bool {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.new_content")]
+        _new_content: BTreeMap<String, IgnoredAny>,
+    }
+    edit.row.event_type() == "m.room.encrypted" || serde_json::from_str::<Content>(edit.row.content()).is_ok()
 }
 
 pub(in crate::rooms) fn can_be_edited(original: &Stored) -> bool {

@@ -79,7 +79,7 @@ pub struct Extras {
     pub transaction_id: Option<String>,
     /// The state event that this one replaced, and its id.
     pub replaces: Option<(Stored, OwnedEventId)>,
-    /// The event that redacted this one, as the viewer is shown it.
+    /// The event that redacted this one, as the viewer is shown it, if they may see it too.
     pub redacted_because: Option<JsonText>,
     /// The viewer's membership of the room at this event (MSC4115).
     pub membership: Option<Membership>,
@@ -226,6 +226,8 @@ fn gather(
     }
     if let Some(redaction) = header.redacted_by
         && let Some(redaction) = event::find(view.read, view.num, redaction)?
+        // A redaction is an event of its own: it may have been sent after the viewer left, or by somebody they ignore.
+        && viewer.reader.sees(view.read, &redaction)?
     {
         let viewer = Viewer { with_room_id: true, ..*viewer };
         let redaction = viewer.seen(view, &redaction)?;

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::HashMap, ops::Bound, sync::Arc};
 
-use ruma::UserId;
+use ruma::{EventId, UserId};
 use serde::Deserialize;
 
 use crate::{
@@ -314,6 +314,18 @@ impl Sight {
     /// Whether the user may see this event.
     pub fn can_see(&mut self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<bool, Fault> {
         Ok(self.look(read, stored)?.1)
+    }
+
+    /// Finds an event of the room by its id. It is `None` alike if there is no such event, if no client is shown it, and if
+    /// the user may not see it, so that no answer that is made from this says whether an event is there.
+    pub fn find(&mut self, read: &(impl Read + ?Sized), id: &EventId) -> Result<Option<Stored>, Fault> {
+        let Some(stored) = event::find_by_id(read, self.room, id)? else { return Ok(None) };
+        if stored.row.header.unseen || !self.can_see(read, &stored)? {
+            let (room, event) = (self.room, stored.event());
+            tracing::debug!(%room, event = event.0, user = self.user, reason = "not visible", "an event is treated as unknown");
+            return Ok(None);
+        }
+        Ok(Some(stored))
     }
 
     /// Gives the order above which the user sees nothing; `None` for a user who sees nothing at all.

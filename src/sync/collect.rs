@@ -150,6 +150,10 @@ fn push_own_end(
     state: &mut Vec<Stored>,
 ) -> Result<(), Fault> {
     let window = room.window;
+    if room.user_row.membership == Membership::Invite {
+        // The user does not want to hear of this invitation, but of the end of the stay before it.
+        return Ok(());
+    }
     let Some(own) = event::find(window.read, room.num, room.user_row.event)? else { return Ok(()) };
     let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
     let is_news = room.place.known().is_none_or(|known| own.order > known);
@@ -260,12 +264,23 @@ fn membership(room: &RoomWindow<'_, '_>, value: Val) -> Result<Membership, Fault
 }
 
 /// Whether the user was joined to a room at a position.
-pub(crate) fn was_joined_at(window: &Window<'_>, num: RoomNum, position: Position) -> Result<bool, Fault> {
+fn was_joined_at(window: &Window<'_>, num: RoomNum, position: Position) -> Result<bool, Fault> {
+    Ok(membership_at(window, num, position)? == Membership::Join)
+}
+
+/// Says what the user was to a room at a position.
+pub(crate) fn membership_at(
+    window: &Window<'_>,
+    num: RoomNum,
+    position: Position,
+) -> Result<Membership, Fault> {
     let user_id = window.ask.caller.user_id.as_str();
     let Some(key) = room_state::find_key(window.read, num, "m.room.member", user_id)? else {
-        return Ok(false);
+        return Ok(Membership::Leave);
     };
     let at = Ref::Main(Order::upto(position));
-    let Some(event) = room_state::at(window.read, num, at, key)?.event() else { return Ok(false) };
-    Ok(members::membership_of_event(window.read, num, event)? == Membership::Join)
+    let Some(event) = room_state::at(window.read, num, at, key)?.event() else {
+        return Ok(Membership::Leave);
+    };
+    members::membership_of_event(window.read, num, event)
 }

@@ -162,6 +162,11 @@ fn add_room(
         },
         Membership::Invite => match collect::outside(&room)? {
             Some(state) => answer.invited(&room, &state)?,
+            // An invitation that is withheld does not withhold that the user is no longer in the room.
+            None if ends_stay(window, &reader) => {
+                let news = collect::left(&room, data)?;
+                answer.left(&room, &news)?;
+            }
             None => return Ok(false),
         },
         Membership::Knock => match collect::outside(&room)? {
@@ -190,6 +195,27 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<
     Ok(own.is_some_and(|own| own > window.known_order()))
 }
 
+/// Whether the user's last stay in a room ended since the client asked last.
+fn ends_stay(window: &Window<'_>, reader: &Reader) -> bool {
+    window.since.is_some() && reader.joined_until().is_some_and(|left| left > window.known_order())
+}
+
+/// Says how much a client knows of a room that the user is no longer in, since their last stay there ended at `left`.
+fn after_stay(window: &Window<'_>, num: RoomNum, left: Order, reader: &Reader) -> Result<Standing, Fault> {
+    let known = window.known_order();
+    Ok(match collect::membership_at(window, num, window.from)? {
+        Membership::Join => Standing::Knows(known),
+        // A user who joined and left within this answer was not told of the room, or only of an earlier stay.
+        _ if left > known => Standing::Returns(reader.first_stay(window.read, left)?),
+        // An invitation or a knock is told without what went before it. If the stay ended in that same answer, then its
+        // end is untold. A token does not say whether it did, so that the end is told, perhaps for the second time.
+        Membership::Invite | Membership::Knock => {
+            Standing::Returns(reader.first_stay(window.read, Order::MAX)?)
+        }
+        Membership::Leave | Membership::Ban => Standing::Knows(known),
+    })
+}
+
 /// Says from where a room is told. All rooms share the position of the client's token, but a room that the user came to
 /// since then is told as a new one.
 pub(crate) fn place(
@@ -205,14 +231,13 @@ pub(crate) fn place(
         Membership::Join if user_row.since > window.from => {
             Standing::Returns(reader.first_stay(window.read, Order::MAX)?)
         }
-        Membership::Leave | Membership::Ban => match reader.joined_until() {
-            // A user who joined and left within this answer was not told of the room, or only of an earlier stay.
-            Some(left) if left > known && !collect::was_joined_at(window, num, window.from)? => {
-                Standing::Returns(reader.first_stay(window.read, left)?)
+        Membership::Join => Standing::Knows(known),
+        Membership::Leave | Membership::Ban | Membership::Invite | Membership::Knock => {
+            match reader.joined_until() {
+                Some(left) => after_stay(window, num, left, reader)?,
+                None => Standing::Knows(known),
             }
-            _ => Standing::Knows(known),
-        },
-        Membership::Join | Membership::Invite | Membership::Knock => Standing::Knows(known),
+        }
     };
     Ok(RoomPlace {
         standing,

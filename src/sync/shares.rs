@@ -18,6 +18,8 @@ use crate::{
 /// List at most this many members of a room that the user joins or leaves; of the others the client hears when their
 /// keys change.
 const MEMBERS_MAX: usize = 5_000;
+/// Look at no more than this many users who were ever in such a room, because each costs a few reads.
+const LOOKED_AT_MAX: usize = 100_000;
 
 /// The users who came to share a room with the user since the client asked last, and those who ceased to.
 #[derive(Debug, Default)]
@@ -49,10 +51,15 @@ impl Shares {
 
 fn list_joined(window: &Window<'_>, num: RoomNum, at: Option<Order>) -> Result<Vec<String>, Fault> {
     let mut joined = Vec::new();
-    for key in members::list_keys(window.read, num)?.take(MEMBERS_MAX) {
+    for key in members::list_keys(window.read, num)?.take(LOOKED_AT_MAX) {
         let (user_id, key) = key?;
+        // Users who are gone do not count, so that nobody hides members behind them.
         if is_joined(window, num, key, at)? {
             joined.push(user_id.to_string());
+        }
+        if joined.len() == MEMBERS_MAX {
+            tracing::debug!(room = num.0, reason = "too many members", "members of a room are left out");
+            break;
         }
     }
     Ok(joined)

@@ -125,7 +125,7 @@ impl<'a> Window<'a> {
         if let Some(known) = self.ignored.get() {
             return Ok(known);
         }
-        let found = Ignored::of(self.read, self.ask.caller.user)?;
+        let found = Ignored::of(self.read, self.ask.caller.user, &self.ask.caller.user_id)?;
         Ok(self.ignored.get_or_init(|| Arc::new(found)))
     }
 

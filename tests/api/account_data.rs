@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     support::TestServer,
-    sync::{create_room, must},
+    sync::{Chain, bodies, create_room, encoded, must, say},
 };
 
 const USER: &str = "/_matrix/client/v3/user/@alice:test.example";
@@ -176,4 +176,22 @@ async fn filters_that_cost_too_much_are_refused_kept_or_inline() {
             alice.get(&format!("/_matrix/client/v3/rooms/{room}/{path}filter={events}")).await;
         assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_ignores_themselves() {
+    let server = TestServer::new();
+    let (bob, carol) = (server.register("bob").await, server.register("carol").await);
+    let room = create_room(&bob, json!({ "preset": "public_chat" })).await;
+    must(&carol, &room, "join", json!({})).await;
+    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", bob.user_id);
+    let list = json!({ "ignored_users": { &bob.user_id: {}, &carol.user_id: {} } });
+    assert_eq!(bob.put(&path, list).await.0, StatusCode::OK);
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    say(&carol, &room, "noise").await;
+    let own = say(&bob, &room, "my own").await;
+    assert_eq!(bodies(&chain.next().await, &room), ["my own"]);
+    let path = format!("/_matrix/client/v3/rooms/{room}/event/{}", encoded(&own));
+    assert_eq!(bob.get(&path).await.0, StatusCode::OK);
 }

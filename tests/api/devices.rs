@@ -3,14 +3,17 @@
 use aqueduct::{
     accounts::{devices, tokens, users},
     flows::operator::check,
-    ids::UserNum,
+    ids::{StateKeyNum, UserNum},
     schema,
     store::{Direction, Guard},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::{
+    support::{TestClient, TestServer},
+    sync::{Chain, create_room, must},
+};
 
 const DEVICES: &str = "/_matrix/client/v3/devices";
 const PASSWORD: &str = "/_matrix/client/v3/account/password";
@@ -342,4 +345,30 @@ async fn what_ended_devices_left_is_swept_after_a_crash_too() {
     all_ended(&again, &tokens).await;
     again.server().app().env.sleep(std::time::Duration::from_secs(300)).await;
     all_swept(&again, &alice.user_id, 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_are_not_hidden_behind_thousands_who_are_gone() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let parsed = ruma::RoomId::parse(&room).unwrap();
+    let store = &server.server().app().store;
+    let num = aqueduct::rooms::find_room(&*store.snapshot(), &parsed).unwrap().unwrap();
+    // Users who were here, as the room's own tables know them; thousands of real ones take minutes.
+    for chunk in 0..3_u32 {
+        let mut batch = store.batch(&Guard::alone());
+        for number in 0..2_000 {
+            let user_id = format!("@a{:05}:test.example", chunk * 2_000 + number);
+            let key = StateKeyNum(100_000 + chunk * 2_000 + number);
+            schema::STATE_KEY_NUM.put(&mut batch, (num, "m.room.member", &*user_id), &key);
+        }
+        store.enqueue(batch).unwrap().flushed.await.unwrap();
+    }
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    must(&bob, &room, "join", json!({})).await;
+    assert_eq!(chain.next().await["device_lists"]["changed"], json!([alice.user_id]));
+    must(&bob, &room, "leave", json!({})).await;
+    assert_eq!(chain.next().await["device_lists"]["left"], json!([alice.user_id]));
 }

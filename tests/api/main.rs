@@ -43,6 +43,7 @@ mod transactions;
 mod sync;
 mod sync_cost;
 mod unread;
+mod unseen;
 mod unread_model;
 mod sync_model;
 mod sync_stays;

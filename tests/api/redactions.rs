@@ -187,3 +187,58 @@ async fn a_redaction_says_what_it_redacts_in_both_places_in_every_room_version()
         assert_eq!(redaction["content"], json!({ "reason": "spam", "redacts": said }), "{version}");
     }
 }
+
+/// The places where a redacted event is shown, as one reader gets them.
+async fn shown(who: &TestClient, room: &str, event: &str) -> String {
+    let event = enc(event);
+    let mut shown = String::new();
+    for door in [format!("event/{event}"), "messages?dir=b&limit=100".to_owned(), format!("context/{event}")]
+    {
+        let answer = who.ok_get(&format!("/rooms/{room}/{door}")).await;
+        assert!(!answer.to_string().contains("bad words"), "{door}: {answer}");
+        shown += &answer.to_string();
+    }
+    shown
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_an_event_was_redacted_is_told_to_nobody_who_may_not_see_the_redaction() {
+    for (visibility, comes_back) in [("shared", false), ("joined", false), ("joined", true)] {
+        let server = TestServer::new();
+        let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+        let content = json!({ "history_visibility": visibility });
+        let state = json!([{ "type": "m.room.history_visibility", "content": content }]);
+        let room = alice.create(json!({ "preset": "public_chat", "initial_state": state })).await;
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        let said = alice.say(&room, "1", "bad words").await;
+        let kick = json!({ "user_id": bob.user_id });
+        alice.ok_post(&format!("/rooms/{room}/kick"), kick).await;
+        let path = format!("/rooms/{room}/redact/{}/r", enc(&said));
+        let redaction = alice.ok_put(&path, json!({ "reason": "SECRET" })).await;
+        if comes_back {
+            bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        }
+        let redaction = enc(redaction["event_id"].as_str().unwrap());
+        let seen = bob.get(&format!("/_matrix/client/v3/rooms/{room}/event/{redaction}")).await;
+        assert_eq!(seen.0, StatusCode::NOT_FOUND, "{visibility}: {}", seen.1);
+        let shown_to_bob = shown(&bob, &room, &said).await;
+        assert!(!shown_to_bob.contains("SECRET"), "{visibility}, {comes_back}: {shown_to_bob}");
+        assert!(!shown_to_bob.contains("redacted_because"), "{visibility}, {comes_back}: {shown_to_bob}");
+        assert_eq!(shown(&alice, &room, &said).await.matches("redacted_because").count(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_an_ignored_user_redacted_an_event_is_not_told() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let said = bob.say(&room, "1", "bad words").await;
+    let path = format!("/rooms/{room}/redact/{}/r", enc(&said));
+    alice.ok_put(&path, json!({ "reason": "SECRET" })).await;
+    assert!(shown(&bob, &room, &said).await.contains("SECRET"), "bob hears alice so far");
+    let path = format!("/user/{}/account_data/m.ignored_user_list", bob.user_id);
+    bob.ok_put(&path, json!({ "ignored_users": { &alice.user_id: {} } })).await;
+    assert!(!shown(&bob, &room, &said).await.contains("SECRET"), "bob ignores alice");
+}

@@ -243,3 +243,29 @@ async fn who_left_sees_nothing_bundled_that_came_later() {
         assert_eq!(bundle["m.reference"]["chunk"].as_array().unwrap().len(), count);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_without_new_content_is_none() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    for (event_type, is_encrypted) in [("org.test", false), ("m.room.encrypted", true)] {
+        let send = async |txn: &str, content: Value| {
+            tokio::time::advance(std::time::Duration::from_millis(1)).await;
+            let path = format!("/rooms/{room}/send/{event_type}/{txn}");
+            let sent = alice.ok_put(&path, content).await;
+            sent["event_id"].as_str().unwrap().to_owned()
+        };
+        let root = send("root", json!({ "body": "root" })).await;
+        let relation = json!({ "rel_type": "m.replace", "event_id": root });
+        let bare = send("bare", json!({ "body": "bare", "m.relates_to": relation })).await;
+        let bundled = bundle(&alice, &room, &root).await["m.replace"]["event_id"].clone();
+        assert_eq!(bundled, if is_encrypted { json!(bare) } else { Value::Null }, "{event_type}");
+        let new = json!({ "m.new_content": { "body": "new" }, "m.relates_to": relation });
+        let edit = send("edit", new).await;
+        let odd = json!({ "m.new_content": "new", "m.relates_to": relation });
+        let odd = send("odd", odd).await;
+        let bundled = bundle(&alice, &room, &root).await["m.replace"]["event_id"].clone();
+        assert_eq!(bundled, json!(if is_encrypted { odd } else { edit }), "{event_type}");
+    }
+}

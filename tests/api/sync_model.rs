@@ -109,16 +109,16 @@ impl Listener {
                 let Some(mut server) = state_of(&self.chain.client, room).await else { continue };
                 let mut known = known.clone();
                 if section == "leave" {
-                    // The server tells of a room that is open to everybody the state of now, and not that at the leave.
-                    let is_open = json!({ "history_visibility": "world_readable" });
-                    let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
-                    if self.chain.client.get(&path).await.1 == is_open {
-                        continue;
-                    }
                     // Changes of the user's own membership after they left are told, and are none of the state they left.
                     let own = ("m.room.member".to_owned(), self.chain.client.user_id.clone());
                     known.remove(&own);
                     server.remove(&own);
+                    // Somebody who was never in the room is told nothing of it, and may look in where everybody may.
+                    let is_open = json!({ "history_visibility": "world_readable" });
+                    let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
+                    if known.is_empty() && self.chain.client.get(&path).await.1 == is_open {
+                        continue;
+                    }
                 }
                 if self.way.is_lazy() {
                     let senders: BTreeSet<&str> = news["timeline"]["events"]

@@ -453,3 +453,115 @@ async fn a_timeline_is_bounded_in_bytes_and_says_that_it_is_limited() {
     assert!((10..25).contains(&bodies.len()), "{}", bodies.len());
     assert!(bodies.last().unwrap().starts_with("39 "), "the newest are told");
 }
+
+/// Gives all that a leave tells of the room, as text: the events beside the timeline and those in it.
+fn told_of(answer: &Value, room: &str, is_after: bool) -> String {
+    let part = if is_after { "state_after" } else { "state" };
+    let told = [events(answer, "leave", room, part), events(answer, "leave", room, "timeline")].concat();
+    json!(told).to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_stay_that_an_invitation_or_a_knock_hid_is_told_when_that_ends() {
+    for (comes, goes) in [
+        (("alice", "invite"), ("bob", "leave")),
+        (("alice", "invite"), ("alice", "kick")),
+        (("alice", "invite"), ("alice", "ban")),
+        (("bob", "knock"), ("bob", "leave")),
+    ] {
+        for is_after in [false, true] {
+            let server = TestServer::new();
+            let stay = Stay::in_room(&server, "shared").await;
+            let moment = format!("{comes:?}, {goes:?}, {is_after}");
+            let mut chain = Chain::of(&stay.bob);
+            if is_after {
+                chain.query = "&use_state_after=true".to_owned();
+            }
+            chain.next().await;
+            let room = &stay.room;
+            let last = say(&stay.alice, room, "the last message").await;
+            let topic = json!({ "topic": "the last topic" });
+            let topic = set_state(&stay.alice, room, "m.room.topic", "", topic).await;
+            change(&stay, "alice", "kick").await;
+            change(&stay, comes.0, comes.1).await;
+            stay.go_on(0).await;
+            let answer = chain.next().await;
+            assert!(answer["rooms"]["leave"].get(room).is_none(), "{moment}: {answer}");
+            change(&stay, goes.0, goes.1).await;
+            stay.go_on(1).await;
+            let answer = chain.next().await;
+            let left = &answer["rooms"]["leave"][room];
+            assert_eq!(left["timeline"]["limited"], true, "{moment}: {answer}");
+            let told = told_of(&answer, room, is_after);
+            assert!(told.contains(&last) && told.contains(&topic), "{moment}: {answer}");
+            let own = |event: &Value| {
+                (event["state_key"] == stay.bob.user_id.as_str())
+                    .then(|| (event["sender"].clone(), event["content"]["membership"].clone()))
+            };
+            let timeline = events(&answer, "leave", room, "timeline");
+            let ends: Vec<_> = timeline.iter().filter_map(|event| own(event)).collect();
+            let kick = (json!(stay.alice.user_id), json!("leave"));
+            assert!(ends.contains(&kick), "{moment}: {answer}");
+            let is_own = goes.0 == "bob";
+            let by = if is_own { &stay.bob.user_id } else { &stay.alice.user_id };
+            let word = if goes.1 == "ban" { "ban" } else { "leave" };
+            assert_eq!(ends.last(), Some(&(json!(by), json!(word))), "{moment}: {answer}");
+            assert_unseen(&answer["rooms"]["leave"].to_string(), &moment);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invitation_that_is_withheld_does_not_hide_the_end_of_a_stay() {
+    for is_after in [false, true] {
+        let server = TestServer::new();
+        let stay = Stay::in_room(&server, "shared").await;
+        let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", stay.bob.user_id);
+        stay.bob.put(&path, json!({ "ignored_users": { &stay.alice.user_id: {} } })).await;
+        let mut chain = Chain::of(&stay.bob);
+        if is_after {
+            chain.query = "&use_state_after=true".to_owned();
+        }
+        chain.next().await;
+        let topic = json!({ "topic": "the last topic" });
+        set_state(&stay.alice, &stay.room, "m.room.topic", "", topic).await;
+        change(&stay, "alice", "kick").await;
+        change(&stay, "alice", "invite").await;
+        stay.go_on(0).await;
+        let answer = chain.next().await;
+        assert!(answer["rooms"]["invite"].get(&stay.room).is_none(), "{answer}");
+        assert!(told_of(&answer, &stay.room, is_after).contains("the last topic"), "{answer}");
+        let timeline = events(&answer, "leave", &stay.room, "timeline");
+        assert_eq!(timeline.last().unwrap()["content"]["membership"], "leave", "{answer}");
+        assert!(!answer["rooms"]["leave"].to_string().contains("\"invite\""), "{answer}");
+        assert_unseen(&answer.to_string(), "withheld");
+        say(&stay.alice, &stay.room, SECRET).await;
+        assert!(chain.next().await["rooms"]["leave"].get(&stay.room).is_none(), "it is told once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_left_sees_the_state_of_then_where_everybody_may_look_in() {
+    let server = TestServer::new();
+    let stay = Stay::in_room(&server, "world_readable").await;
+    set_state(&stay.alice, &stay.room, "m.room.topic", "", json!({ "topic": "then" })).await;
+    must(&stay.bob, &stay.room, "leave", json!({})).await;
+    stay.go_on(0).await;
+    must(&stay.carol, &stay.room, "join", json!({})).await;
+    let path = format!("/_matrix/client/v3/rooms/{}", stay.room);
+    for door in ["state", "state/m.room.topic", "members"] {
+        let (status, json) = stay.bob.get(&format!("{path}/{door}")).await;
+        assert_eq!(status, StatusCode::OK, "{door}: {json}");
+        let is_of_then = !json.to_string().contains(SECRET) && !json.to_string().contains("@carol");
+        assert!(is_of_then, "{door}: {json}");
+    }
+    // Somebody who has forgotten the room looks in like any stranger.
+    must(&stay.bob, &stay.room, "forget", json!({})).await;
+    let dave = server.register("dave").await;
+    for reader in [&stay.bob, &dave] {
+        let (status, json) = reader.get(&format!("{path}/state/m.room.topic")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        assert_unseen(&json.to_string().replace(SECRET, ""), "a stranger");
+        assert!(json.to_string().contains(SECRET), "{json}");
+    }
+}

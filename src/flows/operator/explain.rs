@@ -230,7 +230,7 @@ fn for_reader(
         None => why.push("The event is not part of the room's timeline.".to_owned()),
         Some(stored) if stored.row.header.unseen => why.push("No client is shown the event.".to_owned()),
         Some(stored) => {
-            let ignored = Arc::new(Ignored::of(read, user)?);
+            let ignored = Arc::new(Ignored::of(read, user, &found.user_id)?);
             let reader = Reader::of(read, num, user, &found.user_id, ignored)?;
             found.sees = reader.sees(read, &stored)?;
             if reader.ignores(&stored) {

@@ -74,7 +74,7 @@ impl Look {
         let snapshot = app.store.snapshot();
         let num = rooms::find_room(&*snapshot, room)?.ok_or_else(commit::not_in_room)?;
         let row = rooms::require_row(&*snapshot, num)?;
-        let ignored = Arc::new(Ignored::of(&*snapshot, caller.user)?);
+        let ignored = Arc::new(Ignored::of(&*snapshot, caller.user, &caller.user_id)?);
         let reader = Reader::of(&*snapshot, num, caller.user, &caller.user_id, ignored)?;
         let (user, device) = (caller.user_id.clone(), caller.device);
         Ok(Self {
@@ -104,17 +104,22 @@ impl Look {
         }
     }
 
-    /// The point in time at which the caller sees the room's state. Errors: 403 `M_FORBIDDEN` for a caller who never was in the
-    /// room, or has forgotten it, and may not look in from outside.
+    /// From where the caller sees the room's state. Somebody who left sees it as it was then, as `/sync` told them, even
+    /// where everybody may look in from outside: see `docs/decisions/the-state-when-they-left.md`. Refuses a user who
+    /// never was in the room, or has forgotten it, and may not look in from outside: 403 `M_FORBIDDEN`.
     fn standpoint(&self) -> Result<Standpoint> {
-        if self.reader.is_joined()
-            || visibility::current(&*self.snapshot, self.num)? == HistoryVisibility::WorldReadable
-        {
+        if self.reader.is_joined() {
             return Ok(Standpoint::Now);
         }
-        match self.reader.joined_until() {
-            Some(left) => Ok(Standpoint::Left(left)),
-            None => Err(commit::not_in_room().into()),
+        if let Some(left) = self.reader.joined_until() {
+            return Ok(Standpoint::Left(left));
+        }
+        match visibility::current(&*self.snapshot, self.num)? {
+            HistoryVisibility::WorldReadable => Ok(Standpoint::Now),
+            HistoryVisibility::Shared | HistoryVisibility::Invited | HistoryVisibility::Joined => {
+                tracing::debug!(room = %self.num, reason = "never in the room", "the state of a room is withheld");
+                Err(commit::not_in_room().into())
+            }
         }
     }
 

@@ -18,14 +18,14 @@ use crate::{
     flows::{App, account::keep, commit, room::require_joined},
     ids::{RoomNum, UserNum},
     rooms::{
-        event::{self, Stored},
+        self,
+        event::Stored,
         receipts::{self, MAIN_THREAD, NO_THREAD, Receipt},
         relations,
+        view::RoomView,
+        visibility::Sight,
     },
-    schema::{
-        push::Lane,
-        receipts::{ReceiptKey, ReceiptKind},
-    },
+    schema::receipts::{ReceiptKey, ReceiptKind},
     store::Snapshot,
 };
 
@@ -119,7 +119,8 @@ impl Receipts {
     }
 }
 
-/// An event of a room that the caller is in. Errors: 403 for another room, 404 for an unknown event.
+/// An event of a room that the caller is in. Refuses other rooms (403), and with one answer (404) unknown events and
+/// those that the caller may not see: nobody learns so whether an event is there.
 fn require_event(
     snapshot: &Snapshot,
     caller: &Caller,
@@ -127,7 +128,7 @@ fn require_event(
     id: &EventId,
 ) -> Result<(RoomNum, Stored)> {
     let num = require_joined(snapshot, caller.user, room)?;
-    let stored = event::find_by_id(snapshot, num, id)?;
+    let stored = Sight::of(snapshot, num, caller.user, &caller.user_id)?.find(snapshot, id)?;
     Ok((num, stored.ok_or_else(|| Refusal::not_found("This room has no such event."))?))
 }
 
@@ -135,18 +136,21 @@ fn require_event(
 /// main timeline and may be read in its thread as well.
 fn require_in_thread(
     snapshot: &Snapshot,
-    room: RoomNum,
+    caller: &Caller,
+    num: RoomNum,
     stored: &Stored,
     thread: &ReceiptThread,
 ) -> Result<()> {
-    let lane = relations::lane_of(snapshot, room, stored)?;
+    if !matches!(thread, ReceiptThread::Main | ReceiptThread::Thread(_)) {
+        return Ok(());
+    }
+    let row = rooms::require_row(snapshot, num)?;
+    let mut sight = Sight::of(snapshot, num, caller.user, &caller.user_id)?;
+    let view = RoomView { read: snapshot, num, row: &row };
+    let stands_in = relations::find_thread_seen(view, &mut sight, stored)?;
     let fits = match thread {
-        ReceiptThread::Main => lane == Lane::MAIN,
-        ReceiptThread::Thread(root) => {
-            let root = event::find_num(snapshot, room, root)?;
-            root.is_some_and(|root| lane == Lane::thread(root) || stored.event() == root)
-        }
-        _ => true,
+        ReceiptThread::Thread(root) => stands_in.as_ref() == Some(root) || stored.id(&row) == *root,
+        _ => stands_in.is_none(),
     };
     if fits {
         return Ok(());
@@ -168,7 +172,7 @@ pub async fn send_receipt(
 ) -> Result<()> {
     let snapshot = app.store.snapshot();
     let (num, stored) = require_event(&snapshot, caller, room, &event)?;
-    require_in_thread(&snapshot, num, &stored, thread)?;
+    require_in_thread(&snapshot, caller, num, &stored, thread)?;
     let thread = match thread {
         ReceiptThread::Unthreaded => NO_THREAD.to_owned(),
         ReceiptThread::Main => MAIN_THREAD.to_owned(),

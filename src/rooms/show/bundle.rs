@@ -6,7 +6,7 @@ use crate::{
     json::{JsonText, Object},
     rooms::{
         event::{self, Stored},
-        relations::{AGAIN_MAX, ANYWHERE, can_be_edited, list_kind, newest_edit, took_part},
+        relations::{AGAIN_MAX, ANYWHERE, can_be_edited, is_edit_of, list_kind, newest_edit, took_part},
         view::RoomView,
         visibility::Reader,
     },
@@ -91,7 +91,8 @@ fn find_edit(
 ) -> Result<Option<Stored>, Fault> {
     let Some(edit) = related.edit.filter(|_| can_be_edited(original)) else { return Ok(None) };
     match event::find(read, room, edit)? {
-        Some(edit) if !reader.sees(read, &edit)? => {
+        // Rows of older versions may name an edit that is none.
+        Some(edit) if !is_edit_of(original, &edit) || !reader.sees(read, &edit)? => {
             newest_edit(read, room, original, |edit| reader.sees(read, edit))
         }
         edit => Ok(edit),
