@@ -38,7 +38,8 @@ struct Inner {
     env: Env,
     metrics: Metrics,
     bytes_max: usize,
-    /// The bytes in memory. They change under the lock of `held` and are read without it.
+    /// The bytes in memory, of each address at most its share, so that one address with answers that it does not read cannot
+    /// keep others waiting. They change under the lock of `held` and are read without it.
     bytes: AtomicUsize,
     /// The bytes that each address holds, by network.
     held: Mutex<BTreeMap<u128, usize>>,
@@ -68,8 +69,15 @@ impl Budget {
         }))
     }
 
-    /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`.
+    /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for an
+    /// address that holds more than its share.
     pub(crate) async fn admit(&self, address: IpAddr) -> Result<()> {
+        if let Some(address) = shared(address)
+            && self.0.held.lock().get(&address).is_some_and(|held| *held > self.share())
+        {
+            tracing::debug!(reason = "the address does not read its answers", "refused");
+            return Err(Error::Busy { retry_after: Duration::from_secs(1) });
+        }
         if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
             drop(self.reserve(address, 0).await?);
         }
@@ -82,8 +90,7 @@ impl Budget {
         let busy = || Error::Busy { retry_after: Duration::from_secs(1) };
         if let Some(address) = shared(address)
             && bytes > 0
-            && self.0.held.lock().get(&address).copied().unwrap_or_default() + bytes
-                > self.0.bytes_max / ADDRESS_SHARE
+            && self.0.held.lock().get(&address).copied().unwrap_or_default() + bytes > self.share()
         {
             tracing::debug!(bytes, reason = "the address holds its share of the budget", "refused");
             return Err(busy());
@@ -116,6 +123,11 @@ impl Budget {
         self.hold(address, bytes, &mut self.0.held.lock())
     }
 
+    /// The bytes that one address may hold.
+    fn share(&self) -> usize {
+        self.0.bytes_max / ADDRESS_SHARE
+    }
+
     fn try_hold(&self, address: IpAddr, bytes: usize) -> Option<Held> {
         let mut held = self.0.held.lock();
         let has_room = self.0.bytes.load(Ordering::Relaxed) + bytes <= self.0.bytes_max;
@@ -124,10 +136,13 @@ impl Budget {
 
     fn hold(&self, address: IpAddr, bytes: usize, held: &mut BTreeMap<u128, usize>) -> Held {
         let address = shared(address).filter(|_| bytes > 0);
-        if let Some(address) = address {
-            *held.entry(address).or_default() += bytes;
-        }
-        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let counted = address.map_or(bytes, |address| {
+            let of_address = held.entry(address).or_default();
+            let before = (*of_address).min(self.share());
+            *of_address += bytes;
+            (*of_address).min(self.share()) - before
+        });
+        self.0.bytes.fetch_add(counted, Ordering::Relaxed);
         self.0.metrics.bytes_in_flight(bytes as i64);
         Held { budget: self.clone(), address, bytes }
     }
@@ -145,19 +160,22 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
-        let inner = &self.budget.0;
+        let (inner, share) = (&self.budget.0, self.budget.share());
         let mut held = inner.held.lock();
+        let mut counted = self.bytes;
         if let Some(address) = self.address
             && let Some(bytes) = held.get_mut(&address)
         {
             debug_assert!(*bytes >= self.bytes, "more is given back than was taken");
+            let before = (*bytes).min(share);
             *bytes = bytes.saturating_sub(self.bytes);
+            counted = before - (*bytes).min(share);
             if *bytes == 0 {
                 held.remove(&address);
             }
         }
-        let before = inner.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        debug_assert!(before >= self.bytes, "more is given back than was taken");
+        let before = inner.bytes.fetch_sub(counted, Ordering::Relaxed);
+        debug_assert!(before >= counted, "more is given back than was taken");
         drop(held);
         inner.metrics.bytes_in_flight(-(self.bytes as i64));
         inner.freed.notify_waiters();
@@ -183,11 +201,30 @@ mod tests {
         IpAddr::from([192, 0, 2, last])
     }
 
+    /// A proxy on this machine, whose bytes count whole because it brings requests of many clients.
+    fn proxy() -> IpAddr {
+        IpAddr::from([127, 0, 0, 1])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_does_not_read_its_answers_keeps_nobody_else_waiting() {
+        let (_env, budget) = budget(100);
+        let unread: Vec<_> = (0..10).map(|_| budget.charge(address(1), 50)).collect();
+        assert!(matches!(budget.admit(address(1)).await, Err(Error::Busy { .. })));
+        budget.admit(address(2)).await.unwrap();
+        let other = budget.reserve(address(2), 25).await.unwrap();
+        drop(unread);
+        budget.admit(address(1)).await.unwrap();
+        drop(other);
+        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
+        assert!(budget.0.held.lock().is_empty());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn newcomers_wait_until_there_is_room_and_nobody_overtakes() {
         let (env, budget) = budget(100);
         let first = budget.reserve(address(1), 25).await.unwrap();
-        let answer = budget.charge(address(2), 90);
+        let answer = budget.charge(proxy(), 90);
         let order = Arc::new(Mutex::new(Vec::new()));
         for (number, bytes) in [(3, 20), (4, 1)] {
             let (budget, order) = (budget.clone(), order.clone());
@@ -211,7 +248,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_too_long_is_told_to_come_back() {
         let (_, budget) = budget(100);
-        let _answer = budget.charge(address(1), 200);
+        let _answer = budget.charge(proxy(), 200);
         assert!(matches!(budget.admit(address(2)).await, Err(Error::Busy { .. })));
         assert!(matches!(budget.reserve(address(2), 10).await, Err(Error::Busy { .. })));
     }
@@ -223,6 +260,6 @@ mod tests {
         assert!(matches!(budget.reserve(address(1), 10).await, Err(Error::Busy { .. })));
         budget.reserve(address(2), 10).await.unwrap();
         // A proxy on this machine brings requests of many clients, and so has no share.
-        budget.reserve(IpAddr::from([127, 0, 0, 1]), 60).await.unwrap();
+        budget.reserve(proxy(), 60).await.unwrap();
     }
 }

@@ -129,6 +129,11 @@ impl Plan {
         self.invite.len() + self.initial_state.iter().filter(is_member).count()
     }
 
+    /// Counts the events that the request itself brings, which cost as much as if they were sent one by one.
+    pub fn count_initial_state(&self) -> usize {
+        self.initial_state.len()
+    }
+
     /// The user who creates the room.
     pub fn creator(&self) -> &Author {
         &self.creator

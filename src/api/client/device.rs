@@ -27,9 +27,9 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(get_devices).limit(Limit::Read).guests(Guests::Yes);
     r.client(get_device).limit(Limit::Read).guests(Guests::Yes);
     r.client(update_device).limit(Limit::Other).guests(Guests::Yes);
-    r.client(delete_device).limit(Limit::Other);
+    r.client(delete_device).limit(Limit::Login);
     // The body has room for as many device ids as an account may have devices.
-    r.client(delete_devices).limit(Limit::Other).body(Body::Json(256 * KIB));
+    r.client(delete_devices).limit(Limit::Login).body(Body::Json(256 * KIB));
 }
 
 /// A device as its owner sees it. Unknown fields are left out, where ruma would write null.

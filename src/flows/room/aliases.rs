@@ -8,6 +8,7 @@ use ruma::{
 
 use crate::{
     accounts::Caller,
+    env::Long,
     error::{Error, Exception, Refusal, Result},
     flows::{App, commit},
     rooms::{
@@ -22,6 +23,8 @@ use crate::{
 
 /// A page of the directory has at most this many rooms, and as many if the client names no limit.
 const PAGE_MAX: usize = 500;
+/// A page of the directory ends with the room at which its names and topics have this many bytes, because anybody may ask for it.
+const PAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Lets an alias name a room. Errors: 409 `M_UNKNOWN` for an alias that names a room already, even this one.
 pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
@@ -164,7 +167,7 @@ pub(crate) async fn directory(
     }
     let (store, known) = (app.store.clone(), app.rooms.clone());
     app.env
-        .blocking(move || {
+        .blocking_long(Long::Search, move || {
             let snapshot = store.snapshot();
             let mut rooms = Vec::new();
             for room in directory::list(&*snapshot)? {
@@ -179,7 +182,12 @@ pub(crate) async fn directory(
                 b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
             });
             let total = rooms.len();
-            let page = rooms.iter().skip(offset).take(limit);
+            let mut byte_count = 0;
+            let page = rooms.iter().skip(offset).take(limit).take_while(|room| {
+                let has_room = byte_count < PAGE_BYTES_MAX;
+                byte_count += [&room.name, &room.topic].into_iter().flatten().map(String::len).sum::<usize>();
+                has_room
+            });
             let page: Vec<_> = page.map(|room| PublicRoomsChunk::clone(room)).collect();
             let end = offset.saturating_add(page.len());
             Ok(DirectoryPage {

@@ -38,6 +38,7 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
         let source = Source::User(author.user);
         let plan = Plan::of(&inner.env, server, version, author, request)?;
         inner.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
+        inner.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
         plan.require_reachable(&*inner.store.snapshot(), server)?;
         Ok(plan)
     };
