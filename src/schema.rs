@@ -204,6 +204,14 @@ pub fn all() -> impl Iterator<Item = &'static TableInfo> {
     store::tables::TABLES.iter().chain(TABLES)
 }
 
+/// Encodes a value and decodes it again, as a row of the store is.
+#[cfg(test)]
+pub(crate) fn round_trip<V: store::key::Value>(value: &V) -> V {
+    let mut to = store::key::Encoder::default();
+    value.encode(&mut to);
+    V::decode(to.bytes.into()).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -418,12 +418,7 @@ mod tests {
 
     use super::*;
     use crate::ids::{Position, SideNum};
-
-    fn round_trip<V: Value>(value: &V) -> V {
-        let mut to = Encoder::default();
-        value.encode(&mut to);
-        V::decode(to.bytes.into()).unwrap()
-    }
+    use crate::schema::round_trip;
 
     fn an_event(seed: u64) -> EventRow {
         let odd = seed % 2 == 1;

@@ -240,12 +240,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn again<V: Value>(value: &V) -> V {
-        let mut to = Encoder::default();
-        value.encode(&mut to);
-        V::decode(to.bytes.into()).unwrap()
-    }
+    use crate::schema::round_trip;
 
     proptest! {
         #[test]
@@ -253,13 +248,13 @@ mod tests {
             let classes = Outcomes::from_bits(classes);
             let lane = Lane(EventNum(lane));
             let own = OwnOutcome { lane, own: Outcome::from_bits(own), classes };
-            prop_assert_eq!(again(&own), own);
+            prop_assert_eq!(round_trip(&own), own);
             let redacted = RedactedOutcome { lane, classes };
-            prop_assert_eq!(again(&redacted), redacted);
+            prop_assert_eq!(round_trip(&redacted), redacted);
             let [a, b, c, d] = numbers;
             let totals = Totals { last: classes, default: (a, b), mentions: (c, d) };
-            prop_assert_eq!(again(&totals), totals);
-            prop_assert_eq!(again(&lane), lane);
+            prop_assert_eq!(round_trip(&totals), totals);
+            prop_assert_eq!(round_trip(&lane), lane);
         }
 
         #[test]

@@ -159,12 +159,7 @@ mod tests {
 
     use super::*;
     use crate::ids::Position;
-
-    fn round_trip<V: Value>(value: &V) -> V {
-        let mut to = Encoder::default();
-        value.encode(&mut to);
-        V::decode(to.bytes.into()).unwrap()
-    }
+    use crate::schema::round_trip;
 
     proptest! {
         #[test]

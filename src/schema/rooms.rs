@@ -291,12 +291,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn round_trip<V: Value>(value: &V) -> V {
-        let mut to = Encoder::default();
-        value.encode(&mut to);
-        V::decode(to.bytes.into()).unwrap()
-    }
+    use crate::schema::round_trip;
 
     proptest! {
         #[test]

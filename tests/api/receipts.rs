@@ -19,7 +19,8 @@ use crate::{
     sync::{Chain, act, create_room, encoded, env, events, must, say, send, set_state},
 };
 
-async fn room_of(server: &TestServer, names: &[&str]) -> (Vec<TestClient>, String) {
+/// A public room of people with these names; the first of them has made it.
+pub(crate) async fn room_of(server: &TestServer, names: &[&str]) -> (Vec<TestClient>, String) {
     let mut people = Vec::new();
     for name in names {
         people.push(server.register(name).await);

@@ -4,23 +4,12 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    receipts::room_of,
     support::{TestClient, TestServer},
-    sync::{Chain, act, create_room, encoded, must, say, send},
+    sync::{Chain, act, encoded, must, say, send},
 };
 
 const RULES: &str = "/_matrix/client/v3/pushrules/global";
-
-async fn room_of(server: &TestServer, names: &[&str]) -> (Vec<TestClient>, String) {
-    let mut people = Vec::new();
-    for name in names {
-        people.push(server.register(name).await);
-    }
-    let room = create_room(&people[0], json!({ "preset": "public_chat" })).await;
-    for client in &people[1..] {
-        must(client, &room, "join", json!({})).await;
-    }
-    (people, room)
-}
 
 async fn put(client: &TestClient, path: &str, body: Value) {
     let (status, json) = client.put(path, body).await;
