@@ -8,7 +8,7 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
-#[path = "support/house.rs"]
+#[path = "support/fixture.rs"]
 mod support;
 
 use std::{
@@ -28,19 +28,19 @@ use aqueduct::{
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ruma::push::{Action, NewPatternedPushRule, NewPushRule};
-use support::House;
+use support::Fixture;
 use tokio::{runtime::Runtime, task::JoinSet};
 
 /// Everybody sends to their room until so many messages are sent.
-async fn send_all(house: &House, places: &[(String, String)], messages: u64, txn: &Arc<AtomicU64>) {
+async fn send_all(fixture: &Fixture, places: &[(String, String)], messages: u64, txn: &Arc<AtomicU64>) {
     let mut tasks = JoinSet::new();
     let left = Arc::new(AtomicU64::new(messages));
     for (token, room) in places {
-        let (house, token, room) = (house.clone(), token.clone(), room.clone());
+        let (fixture, token, room) = (fixture.clone(), token.clone(), room.clone());
         let (left, txn) = (left.clone(), txn.clone());
         tasks.spawn(async move {
             while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
-                house.send(&token, &room, txn.fetch_add(1, Ordering::SeqCst)).await;
+                fixture.send(&token, &room, txn.fetch_add(1, Ordering::SeqCst)).await;
             }
         });
     }
@@ -56,8 +56,8 @@ const FIRST_MEMBER: u64 = 1_000_000;
 
 /// Fills a room with members of whom the room's tables and the accounts know, and gives some of them rules of their own, the
 /// most hostile there are.
-async fn fill(house: &House, room: &str, with_rules: u64) {
-    let store = &house.app().store;
+async fn fill(fixture: &Fixture, room: &str, with_rules: u64) {
+    let store = &fixture.app().store;
     let room_id = ruma::RoomId::parse(room).unwrap();
     let num = aqueduct::rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
     let users: Vec<UserNum> = (0..MEMBERS).map(|number| UserNum(FIRST_MEMBER + number)).collect();
@@ -92,20 +92,20 @@ fn bench_rules(c: &mut Criterion) {
     let mut group = c.benchmark_group("send to 10,000 members");
     group.sample_size(10).measurement_time(Duration::from_secs(3)).throughput(Throughput::Elements(1));
     let dir = tempfile::tempdir().unwrap();
-    let house = {
+    let fixture = {
         let _context = runtime.enter();
-        House::open(dir.path(), Durability::Os)
+        Fixture::open(dir.path(), Durability::Os)
     };
     let txn = Arc::new(AtomicU64::new(0));
     for with_rules in [0, WITH_RULES] {
         let places: Vec<(String, String)> = runtime.block_on(async {
-            let owner = house.register(&format!("owner{with_rules}")).await;
-            let room = house.make_room(&owner, "large").await;
-            fill(&house, &room, with_rules).await;
+            let owner = fixture.register(&format!("owner{with_rules}")).await;
+            let room = fixture.make_room(&owner, "large").await;
+            fill(&fixture, &room, with_rules).await;
             let mut places = Vec::new();
             for writer in 0..16 {
-                let token = house.register(&format!("writer{writer}of{with_rules}")).await;
-                house.join(&token, &room).await;
+                let token = fixture.register(&format!("writer{writer}of{with_rules}")).await;
+                fixture.join(&token, &room).await;
                 places.push((token, room.clone()));
             }
             places
@@ -113,12 +113,12 @@ fn bench_rules(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("members with rules of their own", with_rules), |b| {
             b.iter_custom(|messages| {
                 let began = Instant::now();
-                runtime.block_on(send_all(&house, &places, messages, &txn));
+                runtime.block_on(send_all(&fixture, &places, messages, &txn));
                 began.elapsed()
             });
         });
     }
-    runtime.block_on(house.close());
+    runtime.block_on(fixture.close());
     group.finish();
 }
 
@@ -128,23 +128,23 @@ fn bench(c: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(3)).throughput(Throughput::Elements(1));
     for durability in [Durability::Fsync, Durability::Os] {
         let dir = tempfile::tempdir().unwrap();
-        let house = {
+        let fixture = {
             let _context = runtime.enter();
-            House::open(dir.path(), durability)
+            Fixture::open(dir.path(), durability)
         };
         let txn = Arc::new(AtomicU64::new(0));
         for (writers, room_count) in [(1_usize, 1_usize), (16, 1), (16, 16), (64, 1), (64, 64)] {
             let places: Vec<(String, String)> = runtime.block_on(async {
-                let owner = house.register(&format!("owner{writers}of{room_count}")).await;
+                let owner = fixture.register(&format!("owner{writers}of{room_count}")).await;
                 let mut rooms = Vec::new();
                 for number in 0..room_count {
-                    rooms.push(house.make_room(&owner, &format!("room {number}")).await);
+                    rooms.push(fixture.make_room(&owner, &format!("room {number}")).await);
                 }
                 let mut places = Vec::new();
                 for writer in 0..writers {
-                    let token = house.register(&format!("writer{writer}of{writers}in{room_count}")).await;
+                    let token = fixture.register(&format!("writer{writer}of{writers}in{room_count}")).await;
                     let room = rooms[writer % room_count].clone();
-                    house.join(&token, &room).await;
+                    fixture.join(&token, &room).await;
                     places.push((token, room));
                 }
                 places
@@ -153,12 +153,12 @@ fn bench(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, format!("{room_count} rooms")), |b| {
                 b.iter_custom(|messages| {
                     let began = Instant::now();
-                    runtime.block_on(send_all(&house, &places, messages, &txn));
+                    runtime.block_on(send_all(&fixture, &places, messages, &txn));
                     began.elapsed()
                 });
             });
         }
-        runtime.block_on(house.close());
+        runtime.block_on(fixture.close());
     }
     group.finish();
 }

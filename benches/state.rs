@@ -17,7 +17,7 @@
 mod pdu;
 #[path = "../tests/support/remote.rs"]
 mod remote;
-#[path = "support/house.rs"]
+#[path = "support/fixture.rs"]
 mod support;
 
 use std::{
@@ -35,7 +35,7 @@ use aqueduct::{
         change::Outcome,
         event, graph,
         resolve::{self, Header, Source},
-        state::{self, Ref, Sketch, Val},
+        state::{self, Sketch, StateRef, StateValue},
     },
     schema,
     store::{Durability, Engine, Fault, Guard, LogEntry, Snapshot, Store, engine::Rocks},
@@ -49,7 +49,7 @@ use ruma::{
     events::TimelineEventType, room_version_rules::RoomVersionRules,
 };
 use serde_json::json;
-use support::House;
+use support::Fixture;
 use tokio::{runtime::Runtime, task::JoinSet};
 
 const ROOM: RoomNum = RoomNum(1);
@@ -151,7 +151,7 @@ impl Room {
         let mut batch = self.store.batch(&Guard::alone());
         let (event, key) = self.event(&mut batch, sender, kind, state_key, content, auth);
         let order = Order::live(batch.position(&LogEntry::Event { room: ROOM, event }));
-        state::apply(&mut batch, ROOM, order, &[(key, Val::Event(event))]).unwrap();
+        state::apply(&mut batch, ROOM, order, &[(key, StateValue::Event(event))]).unwrap();
         drop(self.store.enqueue(batch).unwrap());
         if event.0 % 500 == 0 {
             self.flush();
@@ -189,7 +189,7 @@ fn rules() -> RoomVersionRules {
 }
 
 /// Two branches that set the same ten keys: five profiles and five things.
-fn fork(room: &mut Room, joined: &[EventNum]) -> [Ref; 2] {
+fn fork(room: &mut Room, joined: &[EventNum]) -> [StateRef; 2] {
     let base = state::tip(&room.store.view(), ROOM).unwrap();
     let mut branches = Vec::new();
     for branch in ["left", "right"] {
@@ -208,11 +208,11 @@ fn fork(room: &mut Room, joined: &[EventNum]) -> [Ref; 2] {
                 &profile,
                 auth.clone(),
             );
-            changes.push((key, Val::Event(event)));
+            changes.push((key, StateValue::Event(event)));
             let thing = json!({"branch": branch});
             let (event, key) =
                 room.event(&mut batch, number, "org.example.thing", &number.to_string(), &thing, auth);
-            changes.push((key, Val::Event(event)));
+            changes.push((key, StateValue::Event(event)));
         }
         let mut next_side = room.next_side;
         branches.push(state::make_side(&mut batch, ROOM, &mut next_side, base, &changes).unwrap());
@@ -235,7 +235,7 @@ fn forks(c: &mut Criterion) {
         let branches = fork(&mut room, &joined);
         room.compact();
         let (snapshot, rules) = (room.store.snapshot(), rules());
-        let solve = |states: &[Ref]| {
+        let solve = |states: &[StateRef]| {
             let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
             resolve::resolve(&*snapshot, ROOM, &rules, &states, &room.events, resolve::EVENTS_MAX).unwrap()
         };
@@ -248,7 +248,7 @@ fn forks(c: &mut Criterion) {
             // What a message that cites an old event makes of the heads.
             let mut rows = state::changes(&*snapshot, ROOM, Order::MIN, Order::MAX).unwrap();
             let (old, _) = rows.nth(members as usize - 10_000).unwrap().unwrap();
-            let states = [Ref::Main(old), state::tip(&*snapshot, ROOM).unwrap()];
+            let states = [StateRef::Main(old), state::tip(&*snapshot, ROOM).unwrap()];
             group.sample_size(10);
             group.bench_function("resolve with a state 10,000 changes back", |b| {
                 b.iter(|| black_box(solve(&states)));
@@ -270,30 +270,30 @@ fn handling(c: &mut Criterion) {
         return;
     }
     let (runtime, dir) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
-    let house = {
+    let fixture = {
         let _context = runtime.enter();
-        House::open(dir.path(), Durability::Fsync)
+        Fixture::open(dir.path(), Durability::Fsync)
     };
     let bob = runtime.block_on(async {
-        let alice = house.register("alice").await;
-        let room = house.make_room(&alice, "long").await;
+        let alice = fixture.register("alice").await;
+        let room = fixture.make_room(&alice, "long").await;
         // Whoever is judged by an old state was in the room then.
-        Remote::new(house.app(), &room).join().await;
+        Remote::new(fixture.app(), &room).join().await;
         let mut tasks = JoinSet::new();
         for number in 0..FAR + PLACES {
             if tasks.len() >= 64 {
                 tasks.join_next().await.unwrap().unwrap();
             }
-            let (house, alice, room) = (house.clone(), alice.clone(), room.clone());
+            let (fixture, alice, room) = (fixture.clone(), alice.clone(), room.clone());
             tasks.spawn(async move {
                 let path = format!("/_matrix/client/v3/rooms/{room}/state/org.example.thing/{number}");
-                house.ask(Method::PUT, &path, Some(&alice), json!({})).await;
+                fixture.ask(Method::PUT, &path, Some(&alice), json!({})).await;
             });
         }
         while tasks.join_next().await.is_some() {}
-        Remote::new(house.app(), &room)
+        Remote::new(fixture.app(), &room)
     });
-    let snapshot = house.app().store.snapshot();
+    let snapshot = fixture.app().store.snapshot();
     let row = rooms::require_row(&*snapshot, bob.room).unwrap();
     let changes = state::changes(&*snapshot, bob.room, Order::MIN, Order::MAX).unwrap();
     let places: Vec<OwnedEventId> = changes
@@ -324,7 +324,7 @@ fn handling(c: &mut Criterion) {
         });
     });
     group.finish();
-    runtime.block_on(house.close());
+    runtime.block_on(fixture.close());
 }
 
 const MEMBERS: u32 = 100_000;
@@ -369,7 +369,7 @@ fn history(store: &Store) {
             }
             graph::put_auth_edges(&mut batch, ROOM, event, &auth);
             let order = Order::live(batch.position(&LogEntry::Event { room: ROOM, event }));
-            state::apply(&mut batch, ROOM, order, &[(keys[number], Val::Event(event))]).unwrap();
+            state::apply(&mut batch, ROOM, order, &[(keys[number], StateValue::Event(event))]).unwrap();
             done += 1;
         }
         drop(store.enqueue(batch).unwrap());
@@ -463,7 +463,7 @@ fn histories(c: &mut Criterion) {
             number += 1;
             let order = orders[(mixed(number) % orders.len() as u64) as usize];
             let key = StateKeyNum((mixed(number + 1) % u64::from(MEMBERS)) as u32);
-            black_box(state::at(&*snapshot, ROOM, Ref::Main(order), key).unwrap());
+            black_box(state::at(&*snapshot, ROOM, StateRef::Main(order), key).unwrap());
         });
     });
     group.bench_function("list the current state", |b| b.iter(|| black_box(listed(&snapshot))));
@@ -472,7 +472,7 @@ fn histories(c: &mut Criterion) {
     });
     group.bench_function("full state at the middle", |b| {
         b.iter(|| {
-            let full = state::full(&*snapshot, ROOM, Ref::Main(middle)).unwrap();
+            let full = state::full(&*snapshot, ROOM, StateRef::Main(middle)).unwrap();
             black_box(full.map(Result::unwrap).count())
         });
     });
@@ -480,7 +480,7 @@ fn histories(c: &mut Criterion) {
         b.iter(|| {
             number += 1;
             let at = (mixed(number) % (orders.len() as u64 - 10)) as usize;
-            let (low, high) = (Ref::Main(orders[at]), Ref::Main(orders[at + 10]));
+            let (low, high) = (StateRef::Main(orders[at]), StateRef::Main(orders[at + 10]));
             black_box(state::diff(&*snapshot, ROOM, low, high).unwrap());
         });
     });
@@ -488,7 +488,8 @@ fn histories(c: &mut Criterion) {
     group.bench_function("difference of two positions 10,000 changes apart", |b| {
         b.iter(|| {
             black_box(
-                state::diff(&*snapshot, ROOM, Ref::Main(old), Ref::Main(*orders.last().unwrap())).unwrap(),
+                state::diff(&*snapshot, ROOM, StateRef::Main(old), StateRef::Main(*orders.last().unwrap()))
+                    .unwrap(),
             )
         });
     });

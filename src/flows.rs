@@ -29,10 +29,10 @@ use crate::{
 
 /// A handle to everything that a use case works with. It is cheap to clone, for clones share it.
 #[derive(Clone)]
-pub struct App(Arc<House>);
+pub struct App(Arc<Services>);
 
 /// The parts of a running server.
-pub struct House {
+pub struct Services {
     /// The source of time, randomness, tasks and blocking work.
     pub env: Env,
     /// The store of everything that is durable.
@@ -67,15 +67,15 @@ pub struct House {
 
 impl App {
     /// A handle to these parts.
-    pub fn new(house: House) -> Self {
-        Self(Arc::new(house))
+    pub fn new(services: Services) -> Self {
+        Self(Arc::new(services))
     }
 }
 
 impl Deref for App {
-    type Target = House;
+    type Target = Services;
 
-    fn deref(&self) -> &House {
+    fn deref(&self) -> &Services {
         &self.0
     }
 }

@@ -1,7 +1,7 @@
 //! Aqueduct, a Matrix homeserver.
 //!
 //! The modules stand in one line; a module uses only what stands above it here (`tests/tidy.rs` checks this).
-//! `docs/architecture.md` walks through the house.
+//! `docs/architecture.md` walks through the code.
 
 // These hold values without behaviour, and the doors through which the outside comes in.
 pub mod ids;

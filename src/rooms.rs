@@ -184,7 +184,7 @@ pub fn find_state(
     room: RoomNum,
     event_type: &str,
     state_key: &str,
-) -> Result<Option<event::Stored>, Fault> {
+) -> Result<Option<event::StoredEvent>, Fault> {
     let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
     state::current(read, room, key)?.map(|event| event::require(read, room, event)).transpose()
 }

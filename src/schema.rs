@@ -24,7 +24,7 @@ use crate::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
         },
-        state::{HoleRow, LogRow, NowRow, SideRow, StageRow, StateKeyRow, Val},
+        state::{HoleRow, LogRow, NowRow, SideRow, StageRow, StateKeyRow, StateValue},
     },
     store::{
         self,
@@ -85,7 +85,7 @@ tables! {
     /// The current value of a state key; a key without a row is absent.
     32 STATE_NOW((RoomNum, StateKeyNum) => NowRow) in State, Room of "rooms::state";
     /// The value of a key just before it changed at this order.
-    33 STATE_UNDO((RoomNum, StateKeyNum, Order) => Val) in State, Room of "rooms::state";
+    33 STATE_UNDO((RoomNum, StateKeyNum, Order) => StateValue) in State, Room of "rooms::state";
     /// The changes at an order, with the values before.
     34 STATE_LOG((RoomNum, Order) => LogRow) in State, Room of "rooms::state";
     /// The state of a fork, as a difference to another state.

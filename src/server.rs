@@ -24,7 +24,7 @@ use crate::{
     env::Env,
     error::Result,
     flows::{
-        App, House, commit,
+        App, Services, commit,
         follow_up::Running,
         limits::RateLimits,
         room::{
@@ -71,7 +71,7 @@ impl Server {
             stopping.clone(),
         );
         let limits = RateLimits::new(env.clone(), &config.limits);
-        let app = App::new(House {
+        let app = App::new(Services {
             env,
             store,
             config: Arc::new(config),

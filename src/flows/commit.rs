@@ -78,14 +78,14 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
     let (tell, told) = oneshot::channel();
-    let (inner, asked, spent) = (app.clone(), app.env.instant(), spent::current());
+    let (owned, asked, spent) = (app.clone(), app.env.instant(), spent::current());
     let of_turn = spent.clone();
     let turn = move |seat| {
-        let began = inner.env.instant();
+        let began = owned.env.instant();
         let make = || -> Result<(Change, T, Option<Locked<'_>>)> {
-            let mut change = begin(&inner, seat)?;
+            let mut change = begin(&owned, seat)?;
             // The server's lock is held until the batch is enqueued.
-            let server = (upto == Domain::Server).then(|| write::lock_server(&inner));
+            let server = (upto == Domain::Server).then(|| write::lock_server(&owned));
             if let Some(locked) = &server {
                 change.batch.cover(&locked.guard);
             }
@@ -95,10 +95,10 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         let made = make();
         if let Some(spent) = of_turn {
             spent.add(Place::Queued, began.saturating_duration_since(asked));
-            spent.add(Place::Working, inner.env.instant().saturating_duration_since(began));
+            spent.add(Place::Working, owned.env.instant().saturating_duration_since(began));
         }
         match made {
-            Ok((change, answer, _server)) => enqueue_and_tell(&inner, change, answer, tell, refused),
+            Ok((change, answer, _server)) => enqueue_and_tell(&owned, change, answer, tell, refused),
             // The requester may have hung up, and then nobody receives the error.
             Err(error) => drop(tell.send(Err(error))),
         }
@@ -106,8 +106,8 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     let turns = app.rooms.turns(room);
     if turns.add(Box::new(turn))? {
         // The turns run as a task of their own: the requester may hang up, and others wait for the same turns.
-        let inner = app.clone();
-        app.env.spawn_writing(move || work_off(&inner, turns));
+        let owned = app.clone();
+        app.env.spawn_writing(move || work_off(&owned, turns));
     }
     let in_turn_us = || spent.as_ref().map_or(0, |it| it.us(Place::Queued) + it.us(Place::Working));
     let before_us = in_turn_us();
@@ -118,8 +118,8 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         spent.add(Place::Flushing, waited.saturating_sub(turn));
     }
     match told {
-        Ok(Ok(Told::Durable(answer))) => Ok(answer),
-        Ok(Ok(Told::Unwritten(answer))) => {
+        Ok(Ok(Outcome::Durable(answer))) => Ok(answer),
+        Ok(Ok(Outcome::Unwritten(answer))) => {
             write::durable(app, None).await?;
             Ok(answer)
         }
@@ -135,13 +135,13 @@ fn work_off(app: &App, turns: Arc<Turns>) {
     let began = app.env.instant();
     let is_over = || app.env.instant().saturating_duration_since(began) > WORKED_AT_ONCE;
     if turns.work_off(is_over) {
-        let inner = app.clone();
-        app.env.spawn_writing(move || work_off(&inner, turns));
+        let owned = app.clone();
+        app.env.spawn_writing(move || work_off(&owned, turns));
     }
 }
 
 /// The answer to a change.
-enum Told<T> {
+enum Outcome<T> {
     /// The change is durable and visible.
     Durable(T),
     /// Nothing was changed; earlier changes that the answer depends on may still wait for the flush.
@@ -153,17 +153,17 @@ fn enqueue_and_tell<T: Send + 'static>(
     app: &App,
     change: Change,
     answer: T,
-    tell: oneshot::Sender<Result<Told<T>>>,
+    tell: oneshot::Sender<Result<Outcome<T>>>,
     refused: fn(NotAccepted) -> Error,
 ) {
     match enqueue(app, change) {
         Ok(Some(enqueued)) => enqueued.flushed.then(move |flushed| {
             // If the write is lost, the requester learns it from the channel, which closes.
             if flushed.is_ok() {
-                drop(tell.send(Ok(Told::Durable(answer))));
+                drop(tell.send(Ok(Outcome::Durable(answer))));
             }
         }),
-        Ok(None) => drop(tell.send(Ok(Told::Unwritten(answer)))),
+        Ok(None) => drop(tell.send(Ok(Outcome::Unwritten(answer)))),
         Err(why) => drop(tell.send(Err(refused(why)))),
     }
 }

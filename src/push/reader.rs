@@ -25,7 +25,7 @@ use crate::{
         scene::Scene,
         unread::{self, Sums, Tally},
     },
-    rooms::{event::Stored, relations, state},
+    rooms::{event::StoredEvent, relations, state},
     schema,
     schema::{
         push::{Lane, Outcome},
@@ -244,7 +244,7 @@ impl Reader<'_> {
         &self,
         read: &(impl Read + ?Sized),
         place: Place<'_>,
-        stored: &Stored,
+        stored: &StoredEvent,
     ) -> Result<Option<Explained>, Fault> {
         if self.own.ignored.contains(&*stored.row.sender()) || stored.row.is_redacted() {
             return Ok(None);
@@ -368,7 +368,7 @@ impl Reader<'_> {
         let rows = schema::TIMELINE.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
         for (count, row) in rows.enumerate() {
             let ((_, order), row) = row?;
-            let stored = Stored { order, row };
+            let stored = StoredEvent { order, row };
             let is_paid = self.steps.borrow_mut().take(READING_STEPS.max(stored.row.json.len())).is_ok();
             if count == JUDGED_MAX || !is_paid {
                 let reason =
@@ -391,7 +391,7 @@ impl Reader<'_> {
         place: Place<'_>,
         rules: &Local<'_>,
         owner: &Owner<'_>,
-        stored: &Stored,
+        stored: &StoredEvent,
     ) -> Result<Outcome, Fault> {
         let row = &stored.row;
         let nothing = Outcome::default();

@@ -16,10 +16,10 @@ use crate::{
     push::glob::{OutOfSteps, Steps, Text},
     rooms::{
         self,
-        event::{self, Stored},
+        event::{self, StoredEvent},
         members, state,
     },
-    schema::{rooms::RoomRow, state::Ref},
+    schema::{rooms::RoomRow, state::StateRef},
     store::{Fault, Read},
 };
 
@@ -38,16 +38,27 @@ pub(crate) struct Scene<'a, R: ?Sized> {
 
 impl<'a, R: Read + ?Sized> Scene<'a, R> {
     /// An event that is about to be stored: the room is as the event leaves it. `None` if its bytes are not JSON.
-    pub(crate) fn of_new(read: &'a R, num: RoomNum, room: &'a RoomRow, stored: &Stored) -> Option<Self> {
+    pub(crate) fn of_new(read: &'a R, num: RoomNum, room: &'a RoomRow, stored: &StoredEvent) -> Option<Self> {
         Self::new(read, num, room, stored, None)
     }
 
     /// An event that was stored earlier: the room is looked at as it was then. `None` if its bytes are not JSON.
-    pub(crate) fn of_past(read: &'a R, num: RoomNum, room: &'a RoomRow, stored: &Stored) -> Option<Self> {
+    pub(crate) fn of_past(
+        read: &'a R,
+        num: RoomNum,
+        room: &'a RoomRow,
+        stored: &StoredEvent,
+    ) -> Option<Self> {
         Self::new(read, num, room, stored, Some(stored.order))
     }
 
-    fn new(read: &'a R, num: RoomNum, room: &'a RoomRow, stored: &Stored, at: Option<Order>) -> Option<Self> {
+    fn new(
+        read: &'a R,
+        num: RoomNum,
+        room: &'a RoomRow,
+        stored: &StoredEvent,
+        at: Option<Order>,
+    ) -> Option<Self> {
         let json = String::from_utf8(stored.row.json.to_vec()).ok()?;
         Self::of_json(read, num, room, json, at)
     }
@@ -121,7 +132,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
             return Ok(*known);
         }
         let count = match self.at {
-            Some(order) => members::count_joined_at(self.read, self.num, Ref::Main(order))?,
+            Some(order) => members::count_joined_at(self.read, self.num, StateRef::Main(order))?,
             None => u64::from(self.room.joined),
         };
         Ok(*self.joined.get_or_init(|| count))
@@ -164,17 +175,17 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
         Ok(RoomPowerLevels::new(levels.into(), rules, creators).into())
     }
 
-    fn find_state(&self, event_type: &str, state_key: &str) -> Result<Option<Stored>, Fault> {
+    fn find_state(&self, event_type: &str, state_key: &str) -> Result<Option<StoredEvent>, Fault> {
         let Some(order) = self.at else {
             return rooms::find_state(self.read, self.num, event_type, state_key);
         };
         let Some(key) = state::find_key(self.read, self.num, event_type, state_key)? else { return Ok(None) };
-        let value = state::at(self.read, self.num, Ref::Main(order), key)?;
+        let value = state::at(self.read, self.num, StateRef::Main(order), key)?;
         value.event().map(|event| event::require(self.read, self.num, event)).transpose()
     }
 }
 
-fn creators(create: &Stored) -> Vec<OwnedUserId> {
+fn creators(create: &StoredEvent) -> Vec<OwnedUserId> {
     #[derive(Default, serde::Deserialize)]
     struct Content {
         #[serde(default)]

@@ -23,7 +23,7 @@ use crate::{
         floors::Floors,
         scene::Scene,
     },
-    rooms::{change::Change, event::Stored, relations},
+    rooms::{change::Change, event::StoredEvent, relations},
     schema,
     schema::{
         push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
@@ -41,7 +41,7 @@ const ROWS_COUNTED: usize = 5_000;
 
 /// Writes the effect of an event on counts, as part of the event's batch and after its member rows. The caller holds the
 /// room's lock.
-pub fn count(change: &mut Change, stored: &Stored) -> Result<(), Fault> {
+pub fn count(change: &mut Change, stored: &StoredEvent) -> Result<(), Fault> {
     if stored.row.header.unseen || stored.order.minor != 0 {
         return Ok(());
     }
@@ -75,7 +75,7 @@ pub fn count(change: &mut Change, stored: &Stored) -> Result<(), Fault> {
 
 /// The user of ours who sent this event, and thereby has read all earlier ones. None for a change of membership, which does not
 /// show that somebody looked at the room: a new display name goes to all rooms of a user at once.
-fn find_sender(read: &(impl Read + ?Sized), stored: &Stored) -> Result<Option<UserNum>, Fault> {
+fn find_sender(read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<Option<UserNum>, Fault> {
     let is_member = stored.row.header.state_key.is_some() && stored.row.event_type() == "m.room.member";
     match <&UserId>::try_from(&*stored.row.sender()) {
         Ok(sender) if !is_member => accounts::users::find_num(read, sender),
@@ -140,7 +140,7 @@ fn totals(read: &(impl Read + ?Sized), room: RoomNum, lane: Lane, upto: Order) -
 
 /// Notes, as part of the redaction's batch, that a redacted event no longer counts. `original` is the event as it was before
 /// the redaction. The caller holds the room's lock.
-pub fn uncount(batch: &mut Batch, room: RoomNum, original: &Stored) -> Result<(), Fault> {
+pub fn uncount(batch: &mut Batch, room: RoomNum, original: &StoredEvent) -> Result<(), Fault> {
     let lane = relations::lane_of(batch, room, original)?;
     let counted = schema::UNREAD.get(batch, (room, lane, original.order))?;
     let classes = counted.map(|totals| totals.last).unwrap_or_default();

@@ -63,26 +63,27 @@ pub struct AuthState(BTreeMap<(StateEventType, String), Arc<StateEvent>>);
 impl AuthState {
     /// Adds an event under the key that it sets.
     pub fn insert(&mut self, event: Arc<StateEvent>) {
-        let key = (event.parsed.kind.to_string().into(), event.parsed.state_key.clone().unwrap_or_default());
+        let key =
+            (event.parsed.event_type.to_string().into(), event.parsed.state_key.clone().unwrap_or_default());
         self.0.insert(key, event);
     }
 
     /// The event of a key.
-    pub fn find(&self, kind: &StateEventType, key: &str) -> Option<&Event> {
-        self.0.get(&(kind.clone(), key.to_owned())).map(|event| &event.parsed)
+    pub fn find(&self, event_type: &StateEventType, key: &str) -> Option<&Event> {
+        self.0.get(&(event_type.clone(), key.to_owned())).map(|event| &event.parsed)
     }
 }
 
 /// Lists the keys of the state that the rules look at for this event, the create event's among them. Errors: the
 /// content is not what the event's type demands, so that the event would be rejected.
 pub fn needed_keys(
-    kind: &TimelineEventType,
+    event_type: &TimelineEventType,
     sender: &UserId,
     state_key: Option<&str>,
     content: &RawValue,
     rules: &AuthorizationRules,
 ) -> Result<Vec<(StateEventType, String)>, Why> {
-    let mut keys = auth_types_for_event(kind, sender, state_key, content, rules)?;
+    let mut keys = auth_types_for_event(event_type, sender, state_key, content, rules)?;
     let create = (StateEventType::RoomCreate, String::new());
     if !keys.contains(&create) {
         keys.push(create);
@@ -115,11 +116,14 @@ pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
         return Verdict::Reject(why);
     }
     let before = evidence.before;
-    if let Err(why) = check_state_dependent_auth_rules(rules, event, |kind, key| before.find(kind, key)) {
+    if let Err(why) =
+        check_state_dependent_auth_rules(rules, event, |event_type, key| before.find(event_type, key))
+    {
         return Verdict::Reject(why);
     }
     if let Some(current) = evidence.current
-        && let Err(why) = check_state_dependent_auth_rules(rules, event, |kind, key| current.find(kind, key))
+        && let Err(why) =
+            check_state_dependent_auth_rules(rules, event, |event_type, key| current.find(event_type, key))
     {
         return Verdict::SoftFail(why);
     }
@@ -143,18 +147,18 @@ pub fn check_at_auth_events(
             state.insert(Arc::clone(event));
         }
     }
-    check_state_dependent_auth_rules(rules, event, |kind, key| state.find(kind, key))
+    check_state_dependent_auth_rules(rules, event, |event_type, key| state.find(event_type, key))
 }
 
 /// Judges an event of our own, whose auth events were picked from the current state. One look at that state suffices,
 /// since the three states of [`admit`] agree on everything that the rules look at.
 pub fn admit_own(event: &Event, rules: &AuthorizationRules, state: &AuthState) -> Verdict {
-    if event.kind == TimelineEventType::RoomCreate
+    if event.event_type == TimelineEventType::RoomCreate
         && let Err(why) = check_state_independent_auth_rules(rules, event, |_: &EventId| None::<&Event>)
     {
         return Verdict::Reject(why);
     }
-    match check_state_dependent_auth_rules(rules, event, |kind, key| state.find(kind, key)) {
+    match check_state_dependent_auth_rules(rules, event, |event_type, key| state.find(event_type, key)) {
         Ok(()) => Verdict::Accept,
         Err(why) => Verdict::Reject(why),
     }
@@ -169,7 +173,7 @@ pub fn lacking(
 ) -> Option<Verdict> {
     // Only this server sets keys of derived state. Another server's event of such a type is not even kept aside, where
     // it would take a derived key.
-    if event.kind.to_string().starts_with(DERIVED) {
+    if event.event_type.to_string().starts_with(DERIVED) {
         return Some(Verdict::Unknown);
     }
     let mut auth = Vec::new();
@@ -212,14 +216,14 @@ mod tests {
     fn event(
         name: &str,
         sender: &str,
-        kind: &str,
+        event_type: &str,
         key: Option<&str>,
         content: Value,
         auth: &[&str],
     ) -> Event {
         let ids = |names: &[&str]| names.iter().map(|name| id(name).to_string()).collect::<Vec<_>>();
         let mut json = json!({
-            "room_id": ROOM, "sender": sender, "type": kind, "content": content, "origin_server_ts": 1,
+            "room_id": ROOM, "sender": sender, "type": event_type, "content": content, "origin_server_ts": 1,
             "auth_events": ids(auth), "prev_events": if name == "create" { ids(&[]) } else { ids(&["before"]) },
         });
         if let Some(key) = key {
@@ -405,7 +409,7 @@ mod tests {
         assert_eq!(lacking(&message, &auth, &BTreeMap::new()), Some(Verdict::Unknown));
         // An event with a type of derived state is never kept, whatever is known.
         let derived =
-            Event { kind: "\u{1}server".into(), state_key: Some("b.example".to_owned()), ..message };
+            Event { event_type: "\u{1}server".into(), state_key: Some("b.example".to_owned()), ..message };
         assert_eq!(lacking(&derived, &scene.auth, &BTreeMap::new()), Some(Verdict::Unknown));
     }
 }

@@ -69,7 +69,7 @@ pub struct Draft {
     /// The sender, a user of this server.
     pub sender: OwnedUserId,
     /// The event's type, of at most [`NAME_BYTES_MAX`] bytes.
-    pub kind: String,
+    pub event_type: String,
     /// The state key, of at most [`NAME_BYTES_MAX`] bytes, if it is a state event.
     pub state_key: Option<String>,
     /// The event's content. Canonical JSON has no floats and no integers beyond 2^53 - 1.
@@ -89,13 +89,13 @@ impl Draft {
     /// Drafts a state event, which redacts nothing.
     pub fn state(
         sender: OwnedUserId,
-        kind: &str,
+        event_type: &str,
         state_key: &str,
         content: CanonicalJsonObject,
         sent_ms: u64,
     ) -> Self {
         let state_key = Some(state_key.to_owned());
-        Self { sender, kind: kind.to_owned(), state_key, content, redacts: None, sent_ms }
+        Self { sender, event_type: event_type.to_owned(), state_key, content, redacts: None, sent_ms }
     }
 }
 
@@ -128,11 +128,11 @@ pub struct Built {
 /// Builds and signs an event. Refuses an event that is too large (413 `M_TOO_LARGE`), and a type of derived state (400
 /// `M_INVALID_PARAM`).
 pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8) -> Result<Built, Refusal> {
-    let names = [Some(&draft.kind), draft.state_key.as_ref()];
+    let names = [Some(&draft.event_type), draft.state_key.as_ref()];
     if names.into_iter().flatten().any(|name| name.len() > NAME_BYTES_MAX) {
         return Err(Refusal::too_large("An event's type and state key have at most 255 bytes."));
     }
-    if draft.kind.starts_with(DERIVED) {
+    if draft.event_type.starts_with(DERIVED) {
         return Err(Refusal::invalid_param(
             "Clients cannot send events of this type: the server keeps it for itself.",
         ));
@@ -146,7 +146,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
         content.insert("redacts".to_owned(), redacts.as_str().into());
     }
     let whole_content = raw(&content)?;
-    redact_content_in_place(&mut content, &rules.redaction, &draft.kind);
+    redact_content_in_place(&mut content, &rules.redaction, &draft.event_type);
     let redacted_content = raw(&content)?;
 
     let fields = Fields {
@@ -173,7 +173,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
         room_id: setting.room_id.map(ToOwned::to_owned),
         sender: draft.sender.clone(),
         sent: ruma::MilliSecondsSinceUnixEpoch(ruma::UInt::new_saturating(draft.sent_ms)),
-        kind: draft.kind.as_str().into(),
+        event_type: draft.event_type.as_str().into(),
         content: whole_content,
         state_key: draft.state_key.clone(),
         prev: setting.prev.to_vec(),
@@ -226,7 +226,7 @@ impl Fields<'_> {
         if let Some(state_key) = &self.draft.state_key {
             event.text("state_key", state_key);
         }
-        event.text("type", &self.draft.kind);
+        event.text("type", &self.draft.event_type);
         event.finish()
     }
 }
@@ -287,7 +287,7 @@ pub(crate) mod tests {
             version in versions::LOWEST..=versions::HIGHEST,
             text in any::<String>(),
             number: i32,
-            kind in prop::sample::select(vec![
+            event_type in prop::sample::select(vec![
                 "m.room.message", "m.room.member", "m.room.power_levels", "m.room.redaction", "odd \"type\" \u{7f}\n",
             ]),
             state_key in prop::option::of("\\PC{0,20}"),
@@ -298,7 +298,7 @@ pub(crate) mod tests {
             let rules = versions::find_rules(version).unwrap();
             let draft = Draft {
                 sender: "@alice:example.org".try_into().unwrap(),
-                kind: kind.to_owned(),
+                event_type: event_type.to_owned(),
                 state_key,
                 content: content(&text, number),
                 redacts: redacts.then(|| event_id(&[1; 32].into(), version)),
@@ -331,7 +331,7 @@ pub(crate) mod tests {
         let body: CanonicalJsonValue = "x".repeat(EVENT_BYTES_MAX).into();
         let draft = Draft {
             sender: "@alice:example.org".try_into().unwrap(),
-            kind: "m.room.message".to_owned(),
+            event_type: "m.room.message".to_owned(),
             state_key: None,
             content: [("body".to_owned(), body)].into(),
             redacts: None,

@@ -24,7 +24,7 @@ use crate::{
     error::{Refusal, Result},
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
-        event::{self, StateEvent, Stored},
+        event::{self, StateEvent, StoredEvent},
         graph, members,
         power::Power,
         relations,
@@ -39,7 +39,7 @@ use crate::{
     schema::{
         push::Totals,
         rooms::{Membership, Place, Resident, RoomRow},
-        state::Val,
+        state::StateValue,
     },
     store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, Store},
 };
@@ -69,13 +69,13 @@ pub struct Change {
     /// The state keys that this change looked up in the store after it began to write. The tip remembers them once the
     /// change is accepted.
     looked_up: StateEvents,
-    added: Vec<Stored>,
+    added: Vec<StoredEvent>,
     /// Our users whom member events of this change are about, and whether each is joined, invited or knocking after it.
     concerned: Vec<(UserNum, bool)>,
     /// Our users who are joined, invited or knocking after this change, once they were asked for.
     users: Option<Arc<[UserNum]>>,
     /// The events that this change redacts, as they were before.
-    pub(crate) redacted: Vec<Stored>,
+    pub(crate) redacted: Vec<StoredEvent>,
     /// Answers of state resolution that may name rows of this batch, so that they hold only once the change is
     /// accepted.
     pub(crate) answered: Vec<(Question, Sketch)>,
@@ -167,7 +167,7 @@ impl Change {
     }
 
     /// Lists the events added so far; their positions are pending.
-    pub fn added(&self) -> &[Stored] {
+    pub fn added(&self) -> &[StoredEvent] {
         &self.added
     }
 
@@ -224,7 +224,7 @@ impl Change {
     }
 
     /// Writes this row in place of the event that it was made from.
-    fn replace_event(&mut self, stored: &Stored) {
+    fn replace_event(&mut self, stored: &StoredEvent) {
         debug_assert!(
             schema::TIMELINE
                 .get(&self.batch, (self.num, stored.order))
@@ -246,8 +246,8 @@ impl Change {
         Order::live(self.batch.position(&LogEntry::Event { room: self.num, event }))
     }
 
-    pub(super) fn intern_key(&mut self, kind: &str, state_key: &str) -> Result<StateKeyNum, Fault> {
-        state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, kind, state_key)
+    pub(super) fn intern_key(&mut self, event_type: &str, state_key: &str) -> Result<StateKeyNum, Fault> {
+        state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, event_type, state_key)
     }
 
     /// Writes the room's row as this change leaves it.
@@ -256,7 +256,7 @@ impl Change {
     }
 
     /// Writes the rows of the event itself.
-    pub(super) fn put(&mut self, stored: &Stored) -> Result<(), Fault> {
+    pub(super) fn put(&mut self, stored: &StoredEvent) -> Result<(), Fault> {
         let (event, header) = (stored.event(), &stored.row.header);
         schema::TIMELINE.put(&mut self.batch, (self.num, stored.order), &stored.row);
         schema::PLACE.put(&mut self.batch, (self.num, event), &Place::Timeline(stored.order));
@@ -273,18 +273,18 @@ impl Change {
     pub(super) fn set_state(
         &mut self,
         order: Order,
-        changes: &[(StateKeyNum, Val)],
+        changes: &[(StateKeyNum, StateValue)],
         mut event: Option<Arc<StateEvent>>,
     ) -> Result<()> {
         debug_assert!(order >= self.row.state_tip, "the main line only grows");
         let (mut values, mut touched) = (Vec::with_capacity(changes.len() + 2), members::Touched::default());
         for (key, val) in changes {
             let unknown = || Fault::Corrupt("a state key has no name");
-            let (kind, state_key) = match event.as_deref().map(|event| &event.parsed) {
-                Some(parsed) => (parsed.kind.to_string(), parsed.state_key.clone().unwrap_or_default()),
+            let (event_type, state_key) = match event.as_deref().map(|event| &event.parsed) {
+                Some(parsed) => (parsed.event_type.to_string(), parsed.state_key.clone().unwrap_or_default()),
                 None => state::key_name(&self.batch, self.num, *key)?.ok_or_else(unknown)?,
             };
-            if members::is_derived(&kind) {
+            if members::is_derived(&event_type) {
                 continue;
             }
             let new = match (event.take(), val.event()) {
@@ -295,11 +295,11 @@ impl Change {
                 }
                 (None, None) => None,
             };
-            let old = self.state(&kind, &state_key)?;
-            if kind == MEMBER {
+            let old = self.state(&event_type, &state_key)?;
+            if event_type == MEMBER {
                 self.follow_membership(order, &state_key, old.as_deref(), new.as_deref(), &mut touched)?;
             }
-            self.set.insert((kind, state_key), new);
+            self.set.insert((event_type, state_key), new);
             values.push((*key, *val));
         }
         let derived = touched.values(&mut self.batch, self.num, &mut self.row.next_key, self.row.joined)?;
@@ -313,7 +313,7 @@ impl Change {
     }
 
     /// Notes that an event is part of this change, once the room's heads and state are as the event leaves them.
-    fn finish(&mut self, stored: &Stored) {
+    fn finish(&mut self, stored: &StoredEvent) {
         debug_assert!(stored.order > self.row.tip, "a live event stands above all others of its room");
         debug_assert!(self.row.state_tip <= stored.order, "the state does not change above the newest event");
         debug_assert!(
@@ -352,9 +352,9 @@ impl Change {
         touched: &mut members::Touched,
     ) -> Result<(), Fault> {
         let Moved { was, is, by: event } = moved;
-        let count = |kind: Membership, count: u32| {
-            debug_assert!(was != kind || count > 0, "somebody who was there was counted");
-            count.saturating_add(u32::from(is == kind)).saturating_sub(u32::from(was == kind))
+        let count = |event_type: Membership, count: u32| {
+            debug_assert!(was != event_type || count > 0, "somebody who was there was counted");
+            count.saturating_add(u32::from(is == event_type)).saturating_sub(u32::from(was == event_type))
         };
         let by = i64::from(is == Membership::Join) - i64::from(was == Membership::Join);
         if by != 0 {

@@ -11,7 +11,7 @@ use crate::{
         event,
         members::{self, Tally},
         relations,
-        state::{self, Ref, Val},
+        state::{self, StateRef, StateValue},
     },
     schema::{
         self,
@@ -49,7 +49,7 @@ pub fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
         RowCheck::of(&schema::SERVER_MEMBERS, |read, (room, server), count, doubts| {
-            let is_in = members::was_server_joined(read, *room, Ref::Main(Order::MAX), server)?;
+            let is_in = members::was_server_joined(read, *room, StateRef::Main(Order::MAX), server)?;
             doubts.unless(is_in && *count > 0, "by the room's state the server has no member in it");
             Ok(())
         }),
@@ -108,10 +108,15 @@ fn is_near(membership: Membership) -> bool {
 }
 
 /// Checks that a reference to a state is to a state that can be read.
-pub(super) fn reference(read: &Snapshot, room: RoomNum, at: Ref, doubts: &mut Doubts) -> Result<(), Fault> {
+pub(super) fn reference(
+    read: &Snapshot,
+    room: RoomNum,
+    at: StateRef,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
     match at {
-        Ref::Main(order) => doubts.position(read, order.anchor),
-        Ref::Side(side) => {
+        StateRef::Main(order) => doubts.position(read, order.anchor),
+        StateRef::Side(side) => {
             let there = schema::SIDE.contains(read, (room, side))?;
             doubts.unless(there, format!("the side state {side} that it names is not there"));
         }
@@ -129,7 +134,7 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
     doubts.unless(schema::TIMELINE.contains(read, (*num, row.tip))?, "no event stands at its tip");
     let state_tip = state::tip(read, *num)?;
     doubts.unless(
-        state_tip == Ref::Main(row.state_tip),
+        state_tip == StateRef::Main(row.state_tip),
         "the newest change of its state is not at `state_tip`",
     );
     doubts.unless(!row.heads.is_empty(), "it has no heads");
@@ -204,19 +209,19 @@ fn user_room(
     }
     let now = match state::find_key(read, *room, MEMBER, account.user_id.as_str())? {
         Some(key) => state::now(read, *room, key)?,
-        None => Val::Absent,
+        None => StateValue::Absent,
     };
     let membership = match now {
-        Val::Event(event) => {
+        StateValue::Event(event) => {
             doubts.unless(
                 event == row.event,
                 format!("by the room's state the membership comes from event {event}"),
             );
             members::membership_of_event(read, *room, event)?
         }
-        Val::Absent | Val::Derived(_) => Membership::Leave,
+        StateValue::Absent | StateValue::Derived(_) => Membership::Leave,
         // The state is only partly known, so nothing contradicts the row.
-        Val::Unknown => row.membership,
+        StateValue::Unknown => row.membership,
     };
     let said = membership.as_str();
     doubts.unless(membership == row.membership, format!("by the room's state the membership is {said:?}"));

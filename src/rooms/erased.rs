@@ -16,11 +16,11 @@ use crate::{
     accounts::users,
     ids::RoomNum,
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         redact, rules, state,
         view::RoomView,
     },
-    schema::{rooms::Membership, state::Ref},
+    schema::{rooms::Membership, state::StateRef},
     store::{Fault, Read},
 };
 
@@ -55,7 +55,7 @@ impl Erased {
     pub fn hides(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
-        stored: &Stored,
+        stored: &StoredEvent,
         user: &UserId,
     ) -> Result<bool, Fault> {
         // On most servers nobody is erased; then the sender need not even be read out of the event.
@@ -68,9 +68,9 @@ impl Erased {
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s Stored,
+        stored: &'s StoredEvent,
         user: &UserId,
-    ) -> Result<Cow<'s, Stored>, Fault> {
+    ) -> Result<Cow<'s, StoredEvent>, Fault> {
         if !self.hides(view, stored, user)? {
             return Ok(Cow::Borrowed(stored));
         }
@@ -83,9 +83,9 @@ impl Erased {
     pub fn seen_in_state<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s Stored,
+        stored: &'s StoredEvent,
         user: &UserId,
-    ) -> Result<Cow<'s, Stored>, Fault> {
+    ) -> Result<Cow<'s, StoredEvent>, Fault> {
         if stored.row.header.state_key.is_some() && stored.row.event_type() != "m.room.member" {
             return Ok(Cow::Borrowed(stored));
         }
@@ -97,11 +97,11 @@ impl Erased {
 fn was_joined(
     read: &(impl Read + ?Sized),
     num: RoomNum,
-    stored: &Stored,
+    stored: &StoredEvent,
     user: &UserId,
 ) -> Result<bool, Fault> {
     let Some(key) = state::find_key(read, num, "m.room.member", user.as_str())? else { return Ok(false) };
-    let before = stored.row.header.before.unwrap_or_else(|| Ref::Main(stored.order.before()));
+    let before = stored.row.header.before.unwrap_or_else(|| StateRef::Main(stored.order.before()));
     let Some(member) = state::at(read, num, before, key)?.event() else { return Ok(false) };
     let member = event::find_anywhere(read, num, member)?;
     Ok(member.and_then(|member| member.membership()) == Some(Membership::Join))

@@ -22,14 +22,14 @@ use crate::{
 
 /// An event with its place in its room's timeline.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredEvent {
     /// The event's place among the events of its room.
     pub order: Order,
     /// The header that this server made, and the event's bytes.
     pub row: EventRow,
 }
 
-impl Stored {
+impl StoredEvent {
     /// The event's number in its room.
     pub fn event(&self) -> EventNum {
         self.row.header.event
@@ -95,10 +95,14 @@ pub fn parse_event_id(id: &EventId, room: RoomNum, version: u8) -> Option<EventK
 }
 
 /// Finds the event of this number, if it stands in the room's timeline.
-pub fn find(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Option<Stored>, Fault> {
+pub fn find(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event: EventNum,
+) -> Result<Option<StoredEvent>, Fault> {
     let Some(Place::Timeline(order)) = schema::PLACE.get(read, (room, event))? else { return Ok(None) };
     let row = schema::TIMELINE.get(read, (room, order))?;
-    Ok(row.map(|row| Stored { order, row }))
+    Ok(row.map(|row| StoredEvent { order, row }))
 }
 
 /// An event wherever it is kept. A room's state may hold events that clients do not see in its timeline, so the events
@@ -133,8 +137,8 @@ impl KeptEvent {
     }
 
     /// Gives the event as one of the timeline, if it has a place there.
-    pub fn in_timeline(&self) -> Option<Stored> {
-        self.order.map(|order| Stored { order, row: self.row.clone() })
+    pub fn in_timeline(&self) -> Option<StoredEvent> {
+        self.order.map(|order| StoredEvent { order, row: self.row.clone() })
     }
 }
 
@@ -168,13 +172,13 @@ pub fn find_anywhere(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     event: EventNum,
-) -> Result<Option<Stored>, Fault> {
+) -> Result<Option<StoredEvent>, Fault> {
     let kept = find_kept(read, room, event)?;
-    Ok(kept.map(|kept| Stored { order: kept.order.unwrap_or(Order::MIN), row: kept.row }))
+    Ok(kept.map(|kept| StoredEvent { order: kept.order.unwrap_or(Order::MIN), row: kept.row }))
 }
 
 /// Like [`find_anywhere`], with [`Fault::Corrupt`] when there is no such event, because numbers come from our own rows.
-pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<Stored, Fault> {
+pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> Result<StoredEvent, Fault> {
     find_anywhere(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
 }
 
@@ -215,7 +219,11 @@ pub fn find_key(
 }
 
 /// Finds the event of this id, if it stands in this room's timeline.
-pub fn find_by_id(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<Stored>, Fault> {
+pub fn find_by_id(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    id: &EventId,
+) -> Result<Option<StoredEvent>, Fault> {
     find_num(read, room, id)?.map(|event| find(read, room, event)).transpose().map(Option::flatten)
 }
 
@@ -226,7 +234,7 @@ struct Fields<'a> {
     #[serde(borrow)]
     sender: &'a RawValue,
     #[serde(borrow, rename = "type")]
-    kind: &'a RawValue,
+    event_type: &'a RawValue,
     #[serde(borrow, default)]
     state_key: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -247,7 +255,7 @@ pub fn locate(json: &[u8]) -> Option<Spans> {
     Some(Spans {
         content: span(fields.content)?,
         sender: span(fields.sender)?,
-        kind: span(fields.kind)?,
+        event_type: span(fields.event_type)?,
         state_key: optional(fields.state_key)?,
         redacts: optional(fields.redacts)?,
     })
@@ -265,7 +273,7 @@ pub struct Event {
     /// The time of sending, as the sender's server says.
     pub sent: MilliSecondsSinceUnixEpoch,
     /// The type of the event.
-    pub kind: TimelineEventType,
+    pub event_type: TimelineEventType,
     /// The content, as JSON that is not parsed yet.
     pub content: Box<RawValue>,
     /// The state key, if it is a state event.
@@ -287,7 +295,7 @@ struct Wire {
     sender: OwnedUserId,
     origin_server_ts: MilliSecondsSinceUnixEpoch,
     #[serde(rename = "type")]
-    kind: TimelineEventType,
+    event_type: TimelineEventType,
     content: Box<RawValue>,
     #[serde(default)]
     state_key: Option<String>,
@@ -306,7 +314,7 @@ impl Event {
             room_id: wire.room_id,
             sender: wire.sender,
             sent: wire.origin_server_ts,
-            kind: wire.kind,
+            event_type: wire.event_type,
             content: wire.content,
             state_key: wire.state_key,
             prev: wire.prev_events,
@@ -333,7 +341,7 @@ impl state_res::Event for Event {
         self.sent
     }
     fn event_type(&self) -> &TimelineEventType {
-        &self.kind
+        &self.event_type
     }
     fn content(&self) -> &RawValue {
         &self.content
@@ -358,7 +366,7 @@ impl state_res::Event for Event {
 impl Event {
     /// See [`redaction_target`].
     pub fn redaction_target(&self, rules: &RedactionRules) -> Option<OwnedEventId> {
-        if self.kind != TimelineEventType::RoomRedaction || self.state_key.is_some() {
+        if self.event_type != TimelineEventType::RoomRedaction || self.state_key.is_some() {
             return None;
         }
         if rules.content_field_redacts { redacts_in(self.content.get()) } else { self.redacts.clone() }
@@ -378,7 +386,7 @@ pub struct StateEvent {
 
 impl StateEvent {
     /// Parses a stored event. Errors: [`Fault::Corrupt`], because events are checked before they are stored.
-    pub fn read(room: &RoomRow, stored: &Stored) -> Result<Arc<Self>, Fault> {
+    pub fn read(room: &RoomRow, stored: &StoredEvent) -> Result<Arc<Self>, Fault> {
         let parsed = Event::parse(stored.id(room), &stored.row.json)
             .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
         Ok(Arc::new(Self { event: stored.event(), auth_depth: stored.row.header.auth_depth, parsed }))
@@ -447,7 +455,7 @@ mod tests {
         let text = |span: Span| &json[span.start as usize..(span.start + span.length) as usize];
         assert_eq!(text(spans.content), br#"{"type":"x"}"#);
         assert_eq!(text(spans.state_key), br#""""#);
-        assert_eq!(text(spans.kind), br#""t""#);
+        assert_eq!(text(spans.event_type), br#""t""#);
         assert_eq!(spans.redacts, Span::default());
         assert!(locate(b"[]").is_none());
     }

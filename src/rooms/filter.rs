@@ -12,7 +12,7 @@ use crate::{
     error::Refusal,
     ids::RoomNum,
     rooms::{
-        event::Stored,
+        event::StoredEvent,
         relations::{self, relates_to},
     },
     store::{Direction, Fault, Read},
@@ -44,7 +44,12 @@ impl Filter {
     }
 
     /// Whether the filter lets an event through. Its limit and its lists of rooms are not looked at.
-    pub fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
+    pub fn allows(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+    ) -> Result<bool, Fault> {
         Ok(self.events.allows(stored) && self.relations.allows(read, room, stored)?)
     }
 }
@@ -131,7 +136,7 @@ impl EventFilter {
     }
 
     /// Whether the client wants this event, in a room that it wants.
-    pub fn allows(&self, stored: &Stored) -> bool {
+    pub fn allows(&self, stored: &StoredEvent) -> bool {
         (self.types.is_none() && self.not_types.is_empty() || self.allows_type(&stored.row.event_type()))
             && self.allows_sender(stored)
             && self
@@ -139,7 +144,7 @@ impl EventFilter {
                 .is_none_or(|wanted| has_url(stored.row.content()) == (wanted == UrlFilter::EventsWithUrl))
     }
 
-    fn allows_sender(&self, stored: &Stored) -> bool {
+    fn allows_sender(&self, stored: &StoredEvent) -> bool {
         if self.senders.is_none() && self.not_senders.is_empty() {
             return true;
         }
@@ -188,7 +193,12 @@ impl RelationFilter {
         Ok(())
     }
 
-    fn allows(&self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<bool, Fault> {
+    fn allows(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+    ) -> Result<bool, Fault> {
         if self.rel_types.is_some() || !self.not_rel_types.is_empty() {
             let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
             let fits = |types: &[String]| own.as_ref().is_some_and(|own| types.contains(own));
@@ -233,9 +243,9 @@ fn has_url(content: &str) -> bool {
 
 /// Whether a type fits a pattern, in which `*` stands for any number of characters. Linear in the type's length for
 /// each `*`.
-fn matches(pattern: &str, kind: &str) -> bool {
+fn matches(pattern: &str, event_type: &str) -> bool {
     let mut parts = pattern.split('*');
-    let Some(rest) = parts.next().and_then(|head| kind.strip_prefix(head)) else { return false };
+    let Some(rest) = parts.next().and_then(|head| event_type.strip_prefix(head)) else { return false };
     let Some(tail) = parts.next_back() else { return rest.is_empty() };
     let mut rest = rest;
     for part in parts {
@@ -279,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_star_stands_for_any_characters() {
-        for (pattern, kind, fits) in [
+        for (pattern, event_type, fits) in [
             ("m.room.message", "m.room.message", true),
             ("m.room.message", "m.room.messages", false),
             ("m.room.*", "m.room.name", true),
@@ -293,7 +303,7 @@ mod tests {
             ("", "", true),
             ("", "a", false),
         ] {
-            assert_eq!(matches(pattern, kind), fits, "{pattern} {kind}");
+            assert_eq!(matches(pattern, event_type), fits, "{pattern} {event_type}");
         }
     }
 }

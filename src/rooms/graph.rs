@@ -7,7 +7,7 @@ use ruma::events::TimelineEventType;
 
 use crate::{
     ids::{EventNum, RoomNum},
-    rooms::state::{self, Ref},
+    rooms::state::{self, StateRef},
     schema,
     schema::rooms::{Head, Place, RoomRow},
     store::{Batch, Direction, Fault, Read},
@@ -90,7 +90,7 @@ pub struct HeadFacts {
     /// The time at which we stored the event, in milliseconds since the epoch.
     pub stored_ms: u64,
     /// The state after the event; `None` where it is not written down yet, and so differs from all others.
-    pub after: Option<Ref>,
+    pub after: Option<StateRef>,
 }
 
 /// Lists the heads to drop so that at most [`HEADS_MAX`] are left; none if there are no more. The first to go are those
@@ -127,7 +127,7 @@ pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
 /// after the head `unwritten` is not written down yet, so that head's `after` does not count.
 pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u64) {
     let is_written = |head: &Head| Some(head.event) != unwritten;
-    let on_main_line = |head: &&Head| is_written(head) && matches!(head.after, Ref::Main(_));
+    let on_main_line = |head: &&Head| is_written(head) && matches!(head.after, StateRef::Main(_));
     let newest = heads.iter().filter(on_main_line).max_by_key(|head| (head.after, head.event));
     let newest = newest.map(|head| head.event);
     let facts: Vec<HeadFacts> = heads
@@ -170,7 +170,7 @@ pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> 
     if heads.len() < 2 {
         return Ok(false);
     }
-    let tip = Ref::Main(*state_tip);
+    let tip = StateRef::Main(*state_tip);
     for head in heads {
         if standing(state::distance(read, room, tip, head.after)?, heads.len()) != Standing::Head {
             return Ok(true);
@@ -184,8 +184,8 @@ pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> 
 pub const MERGE: &str = "org.matrix.dummy_event";
 
 /// Whether an event only merges heads, so that clients do not see it.
-pub fn only_merges(kind: &TimelineEventType, is_state: bool) -> bool {
-    !is_state && kind.to_string() == MERGE
+pub fn only_merges(event_type: &TimelineEventType, is_state: bool) -> bool {
+    !is_state && event_type.to_string() == MERGE
 }
 
 #[cfg(test)]
@@ -196,7 +196,7 @@ mod tests {
     use crate::{
         ids::{Order, SideNum},
         rooms::state::{
-            Val,
+            StateValue,
             tests::{Bench, event, key},
         },
     };
@@ -204,7 +204,7 @@ mod tests {
     const DAY_MS: u64 = HEAD_AGE_MS_MAX;
 
     fn head(number: u64, stored_ms: u64, state: u32) -> HeadFacts {
-        let after = Some(Ref::Side(SideNum(state)));
+        let after = Some(StateRef::Side(SideNum(state)));
         HeadFacts { event: EventNum(number), is_own: false, depth: 1_000, stored_ms, after }
     }
 
@@ -274,12 +274,12 @@ mod tests {
             (0..1_200).map(|number| bench.step(&[(key(number % 7), event(number.into()))])).collect();
         let snapshot = bench.store.snapshot();
         let tip = state::tip(&*snapshot, bench.room).unwrap();
-        let of = |state: Ref| standing(state::distance(&*snapshot, bench.room, tip, state).unwrap(), 2);
-        assert_eq!(of(Ref::Main(orders[1_199])), Standing::Head);
-        assert_eq!(of(Ref::Main(orders[199])), Standing::Head);
-        assert_eq!(of(Ref::Main(orders[198])), Standing::HeadToMerge);
+        let of = |state: StateRef| standing(state::distance(&*snapshot, bench.room, tip, state).unwrap(), 2);
+        assert_eq!(of(StateRef::Main(orders[1_199])), Standing::Head);
+        assert_eq!(of(StateRef::Main(orders[199])), Standing::Head);
+        assert_eq!(of(StateRef::Main(orders[198])), Standing::HeadToMerge);
         let side = bench.write(|batch| {
-            let changes: Vec<_> = (0..1_001).map(|number| (key(100 + number), Val::Absent)).collect();
+            let changes: Vec<_> = (0..1_001).map(|number| (key(100 + number), StateValue::Absent)).collect();
             let set: Vec<_> = changes.iter().map(|(key, _)| (*key, event(5))).collect();
             state::make_side(batch, bench.room, &mut 0, tip, &set).unwrap()
         });

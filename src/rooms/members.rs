@@ -10,7 +10,7 @@ use crate::{
     accounts,
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         state,
     },
     schema,
@@ -165,7 +165,10 @@ pub fn list_keys<'r>(
 }
 
 /// Lists the current member events of a room.
-pub fn list_current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(OwnedUserId, Stored)>, Fault> {
+pub fn list_current(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<Vec<(OwnedUserId, StoredEvent)>, Fault> {
     let mut members = Vec::new();
     for key in list_keys(read, room)? {
         let (user, key) = key?;

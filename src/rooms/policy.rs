@@ -20,7 +20,7 @@ use crate::{
         self, aliases,
         build::{Draft, Signer},
         change::{Change, Txn},
-        event::{self, Stored},
+        event::{self, StoredEvent},
         members,
         membership::Act,
         power::Action,
@@ -73,7 +73,7 @@ impl Approved {
     /// nothing.
     pub fn find_same(&self, change: &mut Change) -> Result<Option<ruma::OwnedEventId>> {
         let Some(state_key) = self.0.state_key.as_deref() else { return Ok(None) };
-        let Some(current) = change.state(&self.0.kind, state_key)? else { return Ok(None) };
+        let Some(current) = change.state(&self.0.event_type, state_key)? else { return Ok(None) };
         let is_same = current.parsed.sender == self.0.sender
             && current.parsed.content.get() == self.0.raw_content()?.get()
             && change.membership(self.0.sender.as_str())? == Membership::Join;
@@ -83,14 +83,14 @@ impl Approved {
     /// Builds the event, has it judged by the rules of the room and writes it into the change. Errors: 403
     /// `M_FORBIDDEN` for an event that the rules forbid; 413 as soon as the change is larger than one batch, so that
     /// nobody has more work done than is accepted. (A new room is written out in parts before that.)
-    pub fn add(self, change: &mut Change, signer: &Signer) -> Result<Stored> {
+    pub fn add(self, change: &mut Change, signer: &Signer) -> Result<StoredEvent> {
         let stored = change.add(signer, &self.0, None)?;
         change.batch.check_size()?;
         Ok(stored)
     }
 
     /// Like [`Self::add`], for an event that a client sends with a transaction id.
-    pub fn add_once(self, change: &mut Change, signer: &Signer, txn: &Txn) -> Result<Stored> {
+    pub fn add_once(self, change: &mut Change, signer: &Signer, txn: &Txn) -> Result<StoredEvent> {
         change.add_once(signer, &self.0, txn)
     }
 }
@@ -114,7 +114,7 @@ pub fn approve(
         None => judge_message(change, author, &draft),
     };
     if let Err(Error::Refused(why)) = &judged {
-        let (room, user, event_type) = (change.num, author.user, &draft.kind);
+        let (room, user, event_type) = (change.num, author.user, &draft.event_type);
         tracing::debug!(%room, %user, event_type, reason = why.message, "an event of one of our users is refused by policy");
     }
     judged.map(|()| Approved(draft))
@@ -123,7 +123,7 @@ pub fn approve(
 /// Judges an event that is no state. An event that the author may not see is as good as one that is not there, so that no
 /// answer tells whether it is.
 fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
-    if author.is_guest && draft.kind == "m.room.redaction" {
+    if author.is_guest && draft.event_type == "m.room.redaction" {
         return Err(no_guests("Guests cannot redact events.").into());
     }
     if let Some(target) = &draft.redacts {
@@ -139,7 +139,7 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
 }
 
 fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
-    match draft.kind.as_str() {
+    match draft.event_type.as_str() {
         "m.room.create" if !change.row.heads.is_empty() => {
             Err(Refusal::bad_json("`m.room.create` can only be sent when the room is created.").into())
         }
@@ -149,7 +149,7 @@ fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft:
         "m.room.member" => judge_member(change, server, author, draft),
         "m.room.power_levels" => Ok(change.power()?.check_levels(&draft.content)?),
         "m.room.canonical_alias" => {
-            let old = change.state(&draft.kind, draft.state_key.as_deref().unwrap_or_default())?;
+            let old = change.state(&draft.event_type, draft.state_key.as_deref().unwrap_or_default())?;
             let old = old.as_ref().map(|event| event.parsed.content.get());
             let names = author.names.as_deref();
             aliases::check_canonical(&change.batch, change.num, server, &draft.content, old, names)

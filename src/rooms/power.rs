@@ -14,7 +14,7 @@ use crate::{
     rooms::{
         self,
         event::{self, Event, StateEvent},
-        state::{self, Ref},
+        state::{self, StateRef},
         view::RoomView,
     },
     store::Read,
@@ -42,7 +42,7 @@ impl Power {
     }
 
     /// Reads the levels in a state of a room.
-    pub fn at(view: RoomView<'_, impl Read + ?Sized>, at: Ref) -> Result<Self> {
+    pub fn at(view: RoomView<'_, impl Read + ?Sized>, at: StateRef) -> Result<Self> {
         let RoomView { read, num, row } = view;
         let state = |event_type| -> Result<Option<Arc<StateEvent>>> {
             let Some(key) = state::find_key(read, num, event_type, "")? else { return Ok(None) };

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::{
     ids::{EventNum, RoomNum},
     json::{JsonText, Object},
-    rooms::event::{self, Stored},
+    rooms::event::{self, StoredEvent},
     schema,
     schema::jobs::Job,
     store::{Batch, Fault, Read, timer},
@@ -61,7 +61,7 @@ fn keep(json: &RawValue, outline: &CanonicalJsonObject) -> Option<JsonText> {
 }
 
 /// Gives the event with other bytes of the same event.
-pub(crate) fn with_json(stored: &Stored, json: &Bytes) -> Result<Stored, Fault> {
+pub(crate) fn with_json(stored: &StoredEvent, json: &Bytes) -> Result<StoredEvent, Fault> {
     let mut other = stored.clone();
     other.row.header.spans = event::locate(json).ok_or(Fault::Corrupt("an event has no fields"))?;
     other.row.json = json.clone();
@@ -70,7 +70,7 @@ pub(crate) fn with_json(stored: &Stored, json: &Bytes) -> Result<Stored, Fault> 
 
 /// Keeps the original content of an event that is redacted, for moderators, until this time: milliseconds since the
 /// epoch.
-pub fn keep_original(batch: &mut Batch, room: RoomNum, original: &Stored, until_ms: u64) {
+pub fn keep_original(batch: &mut Batch, room: RoomNum, original: &StoredEvent, until_ms: u64) {
     let event = original.event();
     schema::REDACTED_ORIGINAL.put(batch, (room, event), &original.row.json);
     timer::set(batch, &Job::ForgetOriginal { room, event }.timer(until_ms));
@@ -85,8 +85,8 @@ pub fn forget_original(batch: &mut Batch, room: RoomNum, event: EventNum) {
 pub fn find_original(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    redacted: &Stored,
-) -> Result<Option<Stored>, Fault> {
+    redacted: &StoredEvent,
+) -> Result<Option<StoredEvent>, Fault> {
     let json = schema::REDACTED_ORIGINAL.get(read, (room, redacted.event()))?;
     json.map(|json| with_json(redacted, &json)).transpose()
 }

@@ -17,7 +17,7 @@ use crate::{
     ids::{EventNum, Order, RoomNum, UserNum},
     rooms::{
         build::Draft,
-        event::{self, Stored},
+        event::{self, StoredEvent},
         view::RoomView,
         visibility::Sight,
     },
@@ -72,7 +72,11 @@ const HOPS_MAX: u8 = 3;
 /// threads go by lanes.
 ///
 /// Specification: client-server API, "Threaded read receipts".
-pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Lane, Fault> {
+pub(crate) fn lane_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<Lane, Fault> {
     // Most events have no relation and need no look-up. A redacted event no longer says that it had one.
     if !stored.row.is_redacted() && !stored.row.content().contains("m.relates_to") {
         return Ok(Lane::MAIN);
@@ -87,7 +91,7 @@ pub(crate) fn lane_of(read: &(impl Read + ?Sized), room: RoomNum, stored: &Store
 pub(crate) fn find_thread_seen(
     view: RoomView<'_, impl Read + ?Sized>,
     sight: &mut Sight,
-    stored: &Stored,
+    stored: &StoredEvent,
 ) -> Result<Option<OwnedEventId>, Fault> {
     let (read, room) = (view.read, view.num);
     let mut at = Cow::Borrowed(stored);
@@ -154,7 +158,7 @@ pub(crate) fn check(
             }
         }
         RelationKind::Annotation => {
-            if let Some(mark) = annotation(content.get(), draft.sender.as_str(), &draft.kind)
+            if let Some(mark) = annotation(content.get(), draft.sender.as_str(), &draft.event_type)
                 && schema::ANNOTATED.contains(read, (room, parent.event(), &mark))?
             {
                 let why = "You have annotated the event like this before.";
@@ -189,7 +193,7 @@ fn annotation(content: &str, sender: &str, event_type: &str) -> Option<[u8; 16]>
 }
 
 /// Writes the rows of an accepted event that refers to another one of its room.
-pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
+pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
     let (kind, event) = (RelationKind::of(&relation.rel_type), stored.event());
@@ -231,7 +235,7 @@ pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result
 }
 
 /// Deletes the rows of an event that is about to be redacted, because its relation goes with its content.
-pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &Stored) -> Result<(), Fault> {
+pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
     let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
     let kind = RelationKind::of(&relation.rel_type);
@@ -313,7 +317,7 @@ fn move_thread(
 /// edits, an edit is not edited itself, nobody edits the events of others, and an edit says what the event reads now.
 ///
 /// Specification: client-server API, "Validity of replacement events".
-pub(in crate::rooms) fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
+pub(in crate::rooms) fn is_edit_of(original: &StoredEvent, edit: &StoredEvent) -> bool {
     can_be_edited(original)
         && original.row.sender() == edit.row.sender()
         && original.row.event_type() == edit.row.event_type()
@@ -322,7 +326,7 @@ pub(in crate::rooms) fn is_edit_of(original: &Stored, edit: &Stored) -> bool {
 }
 
 /// Whether an edit has `m.new_content`. Only clients can tell that of an encrypted one.
-fn has_new_content(edit: &Stored) -> bool {
+fn has_new_content(edit: &StoredEvent) -> bool {
     #[derive(Deserialize)]
     struct Content {
         #[serde(rename = "m.new_content")]
@@ -331,14 +335,14 @@ fn has_new_content(edit: &Stored) -> bool {
     edit.row.event_type() == "m.room.encrypted" || serde_json::from_str::<Content>(edit.row.content()).is_ok()
 }
 
-pub(in crate::rooms) fn can_be_edited(original: &Stored) -> bool {
+pub(in crate::rooms) fn can_be_edited(original: &StoredEvent) -> bool {
     let is_edit =
         || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == "m.replace");
     !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
 }
 
 /// Gives the rank of an edit: the one sent later counts, and of two sent at once the one with the greater id.
-fn sent(edit: &Stored) -> (u64, &schema::rooms::EventKey) {
+fn sent(edit: &StoredEvent) -> (u64, &schema::rooms::EventKey) {
     (edit.row.header.sent_ms, &edit.row.header.key)
 }
 
@@ -346,10 +350,10 @@ fn sent(edit: &Stored) -> (u64, &schema::rooms::EventKey) {
 pub(in crate::rooms) fn newest_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    original: &Stored,
-    sees: impl Fn(&Stored) -> Result<bool, Fault>,
-) -> Result<Option<Stored>, Fault> {
-    let mut newest = None::<Stored>;
+    original: &StoredEvent,
+    sees: impl Fn(&StoredEvent) -> Result<bool, Fault>,
+) -> Result<Option<StoredEvent>, Fault> {
+    let mut newest = None::<StoredEvent>;
     let rows = list_kind(read, room, original.event(), RelationKind::Replace, ANYWHERE, Direction::Down)?;
     for row in rows.take(AGAIN_MAX) {
         let Some(edit) = event::find(read, room, row?.1.event)? else { continue };
@@ -474,7 +478,7 @@ pub fn list_threads<'r>(
 pub fn took_part(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    root: &Stored,
+    root: &StoredEvent,
     user: &UserId,
 ) -> Result<bool, Fault> {
     Ok(root.row.sender() == user.as_str()

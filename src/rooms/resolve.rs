@@ -45,7 +45,7 @@ pub use stored::StoredEvents;
 
 use crate::{
     ids::{EventNum, RoomNum, StateKeyNum},
-    rooms::state::{self, Ref, Sketch, Val},
+    rooms::state::{self, Sketch, StateRef, StateValue},
     store::{Fault, Read},
 };
 use known::Known;
@@ -159,7 +159,7 @@ pub fn resolve(
     }
     let states: Vec<Sketch> = distinct.into_iter().collect();
     let Some((first, rest)) = states.split_first() else {
-        return Ok(Resolution::of(Ref::EMPTY.into()));
+        return Ok(Resolution::of(StateRef::EMPTY.into()));
     };
     if rest.is_empty() {
         return Ok(Resolution::of(first.clone()));
@@ -192,7 +192,7 @@ pub fn resolve(
 #[derive(Debug, Default)]
 struct Conflict {
     /// Each conflicted key has its value in each state here, in the order of the states.
-    vals: BTreeMap<StateKeyNum, Vec<Val>>,
+    vals: BTreeMap<StateKeyNum, Vec<StateValue>>,
 }
 
 impl Conflict {
@@ -203,7 +203,7 @@ impl Conflict {
         rest: &[Sketch],
         events_max: usize,
     ) -> Result<Self, NotResolved> {
-        let mut differing: BTreeMap<StateKeyNum, (Val, BTreeMap<usize, Val>)> = BTreeMap::new();
+        let mut differing: BTreeMap<StateKeyNum, (StateValue, BTreeMap<usize, StateValue>)> = BTreeMap::new();
         for (number, other) in rest.iter().enumerate() {
             for (key, here, there) in first.diff(read, room, other)? {
                 differing.entry(key).or_insert_with(|| (here, BTreeMap::new())).1.insert(number, there);
@@ -384,19 +384,20 @@ fn nearest<R: Read + ?Sized, S: Source>(
     let mut added = Vec::new();
     for (key, event) in resolved {
         if !problem.conflict.contains(*key) && problem.unconflicted(*key)?.is_none() {
-            added.push((*key, Val::Event(*event)));
+            added.push((*key, StateValue::Event(*event)));
         }
     }
-    let value = |key: &StateKeyNum| resolved.get(key).map_or(Val::Absent, |event| Val::Event(*event));
+    let value =
+        |key: &StateKeyNum| resolved.get(key).map_or(StateValue::Absent, |event| StateValue::Event(*event));
     let mut best: Option<(usize, &Sketch, usize)> = None;
     for (number, given) in states.iter().enumerate() {
-        let differs = |(key, vals): &(&StateKeyNum, &Vec<Val>)| vals.get(number) != Some(&value(key));
+        let differs = |(key, vals): &(&StateKeyNum, &Vec<StateValue>)| vals.get(number) != Some(&value(key));
         let count = problem.conflict.vals.iter().filter(differs).count();
         if best.is_none_or(|(fewest, ..)| count < fewest) {
             best = Some((count, given, number));
         }
     }
-    let Some((_, base, number)) = best else { return Ok(Ref::EMPTY.into()) };
+    let Some((_, base, number)) = best else { return Ok(StateRef::EMPTY.into()) };
     let conflicted = problem.conflict.vals.iter();
     let changed = conflicted.filter(|(key, vals)| vals.get(number) != Some(&value(key)));
     Ok(base.with(changed.map(|(key, _)| (*key, value(key))).chain(added)))

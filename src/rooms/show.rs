@@ -16,7 +16,7 @@ use crate::{
     json::{JsonText, Object},
     rooms::{
         erased::Erased,
-        event::{self, Stored},
+        event::{self, StoredEvent},
         versions,
         view::RoomView,
         visibility::Reader,
@@ -52,8 +52,8 @@ impl Viewer<'_> {
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s Stored,
-    ) -> Result<Cow<'s, Stored>, Fault> {
+        stored: &'s StoredEvent,
+    ) -> Result<Cow<'s, StoredEvent>, Fault> {
         self.erased.seen(view, stored, self.user)
     }
 
@@ -61,13 +61,13 @@ impl Viewer<'_> {
     pub fn seen_in_state<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s Stored,
-    ) -> Result<Cow<'s, Stored>, Fault> {
+        stored: &'s StoredEvent,
+    ) -> Result<Cow<'s, StoredEvent>, Fault> {
         self.erased.seen_in_state(view, stored, self.user)
     }
 
     /// Whether this viewer is shown only the redacted form of the event.
-    pub fn hides(&self, view: RoomView<'_, impl Read + ?Sized>, stored: &Stored) -> Result<bool, Fault> {
+    pub fn hides(&self, view: RoomView<'_, impl Read + ?Sized>, stored: &StoredEvent) -> Result<bool, Fault> {
         self.erased.hides(view, stored, self.user)
     }
 }
@@ -78,7 +78,7 @@ pub struct Extras {
     /// The transaction id, for the device that sent the event.
     pub transaction_id: Option<String>,
     /// The state event that this one replaced, and its id.
-    pub replaces: Option<(Stored, OwnedEventId)>,
+    pub replaces: Option<(StoredEvent, OwnedEventId)>,
     /// The event that redacted this one, as the viewer is shown it, if they may see it too.
     pub redacted_because: Option<JsonText>,
     /// The viewer's membership of the room at this event (MSC4115).
@@ -88,7 +88,7 @@ pub struct Extras {
 }
 
 /// Writes the event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
-pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+pub fn client_json(room: &RoomRow, stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     let rules = versions::find_rules(room.version).map(|rules| &rules.redaction);
     let target = rules.and_then(|rules| event::redaction_target(row, rules));
@@ -110,7 +110,7 @@ pub fn client_json(room: &RoomRow, stored: &Stored, viewer: &Viewer<'_>, extras:
     if spans.state_key.length > 0 {
         event.json("state_key", row.json_of(spans.state_key));
     }
-    event.json("type", row.json_of(spans.kind));
+    event.json("type", row.json_of(spans.event_type));
     event.json("unsigned", &unsigned(stored, viewer, extras));
     event.finish()
 }
@@ -126,7 +126,7 @@ fn content_with_target(row: &EventRow, target: &EventId) -> JsonText {
     content.finish()
 }
 
-fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+fn unsigned(stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
     let mut unsigned = Object::new();
     unsigned.number("age", viewer.now_ms.saturating_sub(stored.row.header.sent_ms));
     if let Some(membership) = extras.membership {
@@ -155,7 +155,7 @@ fn unsigned(stored: &Stored, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
 /// see it.
 pub fn show(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     viewer: &Viewer<'_>,
     membership: Option<Membership>,
 ) -> Result<JsonText, Fault> {
@@ -167,7 +167,7 @@ pub fn show(
 /// Shows several events of one room, as [`show`] shows each.
 pub fn show_all(
     view: RoomView<'_, impl Read + ?Sized>,
-    events: &[(Stored, Membership)],
+    events: &[(StoredEvent, Membership)],
     viewer: &Viewer<'_>,
 ) -> Result<Vec<JsonText>, Fault> {
     let related =
@@ -187,7 +187,7 @@ pub fn show_all(
 /// Like [`show`], with only the newest edit of its bundled relations: for the newest event of a thread.
 pub(crate) fn show_inside(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     viewer: &Viewer<'_>,
 ) -> Result<JsonText, Fault> {
     let relations = bundle::bundle(view, stored, viewer, Depth::Edit)?;
@@ -198,7 +198,7 @@ pub(crate) fn show_inside(
 /// Like [`show`], without bundled relations: for events that stand inside others, and for those of the room's state.
 pub fn show_plain(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     viewer: &Viewer<'_>,
 ) -> Result<JsonText, Fault> {
     let extras = gather(view, stored, viewer)?;
@@ -207,7 +207,7 @@ pub fn show_plain(
 
 fn gather(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     viewer: &Viewer<'_>,
 ) -> Result<Extras, Fault> {
     let header = &stored.row.header;
@@ -239,7 +239,7 @@ fn gather(
 /// Writes the event as somebody sees it who is not in the room (invites and knocks): sender, type, state key, content.
 /// The create event is shown whole, as servers see it (MSC4311), so that somebody who is invited can check that the
 /// room's id is the hash of that event.
-pub fn stripped_state(stored: &Stored) -> JsonText {
+pub fn stripped_state(stored: &StoredEvent) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {
         return JsonText::stored(&row.json);
@@ -252,6 +252,6 @@ pub fn stripped_state(stored: &Stored) -> JsonText {
     } else {
         event.text("state_key", "");
     }
-    event.json("type", row.json_of(spans.kind));
+    event.json("type", row.json_of(spans.event_type));
     event.finish()
 }

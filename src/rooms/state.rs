@@ -30,7 +30,7 @@ pub(crate) mod tests;
 
 use std::{collections::BTreeMap, ops::Bound};
 
-pub use crate::schema::state::{Ref, Val};
+pub use crate::schema::state::{StateRef, StateValue};
 pub use compare::{Difference, diff, distance};
 pub use full::full;
 pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
@@ -122,9 +122,9 @@ pub fn current(
 }
 
 /// Gives the current value of a key.
-pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
+pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<StateValue, Fault> {
     let row = schema::STATE_NOW.get(read, (room, key))?;
-    row.map_or(Ok(Val::Absent), |row| stage::counted(read, room, key, row))
+    row.map_or(Ok(StateValue::Absent), |row| stage::counted(read, room, key, row))
 }
 
 /// Lists the current state, by rising key numbers, in one dense scan.
@@ -144,12 +144,17 @@ pub fn list_current<'r>(
 }
 
 /// Gives the value of a key in a state.
-pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyNum) -> Result<Val, Fault> {
+pub fn at(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    state: StateRef,
+    key: StateKeyNum,
+) -> Result<StateValue, Fault> {
     let mut state = state;
     loop {
         match state {
-            Ref::Main(order) => return on_main_line(read, room, order, key),
-            Ref::Side(side) => {
+            StateRef::Main(order) => return on_main_line(read, room, order, key),
+            StateRef::Side(side) => {
                 let row = side::require_side(read, room, side)?;
                 if let Some(val) = row.find(key) {
                     return Ok(val);
@@ -165,11 +170,11 @@ pub fn at(read: &(impl Read + ?Sized), room: RoomNum, state: Ref, key: StateKeyN
 pub fn list_at(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    state: Ref,
+    state: StateRef,
     keys: &[StateKeyNum],
-) -> Result<Vec<Val>, Fault> {
+) -> Result<Vec<StateValue>, Fault> {
     let one_by_one = || keys.iter().map(|key| at(read, room, state, *key)).collect();
-    let Ref::Main(order) = state else { return one_by_one() };
+    let StateRef::Main(order) = state else { return one_by_one() };
     let mut since = BTreeMap::new();
     for (seen, step) in changes(read, room, order, Order::MAX)?.enumerate() {
         if seen >= keys.len().max(STEPS_WALKED) {
@@ -188,7 +193,7 @@ fn on_main_line(
     room: RoomNum,
     order: Order,
     key: StateKeyNum,
-) -> Result<Val, Fault> {
+) -> Result<StateValue, Fault> {
     let low = Bound::Excluded((room, key, order));
     let high = Bound::Included((room, key, Order::MAX));
     let mut undo =
@@ -203,18 +208,18 @@ fn on_main_line(
 pub fn at_many(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    state: Ref,
+    state: StateRef,
     keys: &[StateKeyNum],
-) -> Result<Vec<Val>, Fault> {
+) -> Result<Vec<StateValue>, Fault> {
     let chain = side::Chain::read(read, room, state)?;
-    let Ref::Main(order) = chain.base else {
+    let StateRef::Main(order) = chain.base else {
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
-    let set: Vec<Option<Val>> = keys.iter().map(|key| chain.find(*key)).collect();
+    let set: Vec<Option<StateValue>> = keys.iter().map(|key| chain.find(*key)).collect();
     let open: Vec<StateKeyNum> =
         keys.iter().zip(&set).filter(|(_, set)| set.is_none()).map(|(key, _)| *key).collect();
     let mut below = many_on_main_line(read, room, order, &open)?.into_iter();
-    Ok(set.into_iter().map(|set| set.or_else(|| below.next()).unwrap_or(Val::Absent)).collect())
+    Ok(set.into_iter().map(|set| set.or_else(|| below.next()).unwrap_or(StateValue::Absent)).collect())
 }
 
 fn many_on_main_line(
@@ -222,7 +227,7 @@ fn many_on_main_line(
     room: RoomNum,
     order: Order,
     keys: &[StateKeyNum],
-) -> Result<Vec<Val>, Fault> {
+) -> Result<Vec<StateValue>, Fault> {
     let ranges = keys
         .iter()
         .map(|key| (Bound::Excluded((room, *key, order)), Bound::Included((room, *key, Order::MAX))));
@@ -230,8 +235,8 @@ fn many_on_main_line(
     // A key without a later change has its current value.
     let unchanged = keys.iter().zip(&undo).filter(|(_, row)| row.is_none()).map(|(key, _)| *key);
     let mut now = list_now(read, room, unchanged)?.into_iter();
-    let value = |row: Option<(_, Val)>| row.map(|(_, val)| val).or_else(|| now.next());
-    Ok(undo.into_iter().map(value).map(|val| val.unwrap_or(Val::Absent)).collect())
+    let value = |row: Option<(_, StateValue)>| row.map(|(_, val)| val).or_else(|| now.next());
+    Ok(undo.into_iter().map(value).map(|val| val.unwrap_or(StateValue::Absent)).collect())
 }
 
 /// Lists the current values of several keys, in their order.
@@ -239,17 +244,17 @@ pub fn list_now(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     keys: impl IntoIterator<Item = StateKeyNum>,
-) -> Result<Vec<Val>, Fault> {
+) -> Result<Vec<StateValue>, Fault> {
     let keys: Vec<StateKeyNum> = keys.into_iter().collect();
     let rows = schema::STATE_NOW.get_many(read, keys.iter().map(|key| (room, *key)))?;
     let counted = |(key, row): (&StateKeyNum, Option<NowRow>)| {
-        row.map_or(Ok(Val::Absent), |row| stage::counted(read, room, *key, row))
+        row.map_or(Ok(StateValue::Absent), |row| stage::counted(read, room, *key, row))
     };
     keys.iter().zip(rows).map(counted).collect()
 }
 
 /// The changes at one order: each key that changed, with its value before.
-pub type Step = (Order, Vec<(StateKeyNum, Val)>);
+pub type Step = (Order, Vec<(StateKeyNum, StateValue)>);
 
 /// Lists the changes of the main line in `(after, upto]`, by rising order: each key with its value before. Holes that
 /// were filled, and markers without changes, are among them.
@@ -284,29 +289,29 @@ pub(crate) fn last_change(
 
 /// Gives the reference that all references to this state share: a place on the main line is rounded down to the last
 /// change at or below it, so that equal places are equal bytes.
-pub fn canonical(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Result<Ref, Fault> {
+pub fn canonical(read: &(impl Read + ?Sized), room: RoomNum, state: StateRef) -> Result<StateRef, Fault> {
     match state {
-        Ref::Main(order) => rounded(read, room, Bound::Included(order)),
-        Ref::Side(_) => Ok(state),
+        StateRef::Main(order) => rounded(read, room, Bound::Included(order)),
+        StateRef::Side(_) => Ok(state),
     }
 }
 
 /// Gives the main line just below an order, which is the state before the event that stands there.
-pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Ref, Fault> {
+pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<StateRef, Fault> {
     rounded(read, room, Bound::Excluded(order))
 }
 
 /// Gives the main line at its tip: the current state, also while a batch adds to it. The rows of a staged step do not
 /// count before it is finished.
-pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Ref, Fault> {
+pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<StateRef, Fault> {
     match stage::find(read, room)? {
         Some(stage) => just_below(read, room, Order { anchor: stage.anchor, minor: i32::MIN }),
         None => rounded(read, room, Bound::Unbounded),
     }
 }
 
-fn rounded(read: &(impl Read + ?Sized), room: RoomNum, upto: Bound<Order>) -> Result<Ref, Fault> {
-    Ok(last_change(read, room, upto)?.map_or(Ref::EMPTY, |(order, _)| Ref::Main(order)))
+fn rounded(read: &(impl Read + ?Sized), room: RoomNum, upto: Bound<Order>) -> Result<StateRef, Fault> {
+    Ok(last_change(read, room, upto)?.map_or(StateRef::EMPTY, |(order, _)| StateRef::Main(order)))
 }
 
 /// Changes the current state at `order`, which is at or above everything the room has: one step of the main line. Takes
@@ -316,7 +321,7 @@ pub fn apply(
     batch: &mut Batch,
     room: RoomNum,
     order: Order,
-    changes: &[(StateKeyNum, Val)],
+    changes: &[(StateKeyNum, StateValue)],
 ) -> Result<(), Fault> {
     let (mut priors, mut counted) = (BTreeMap::new(), 0);
     for (key, new) in changes {
@@ -334,8 +339,8 @@ pub fn apply(
     log_changes(batch, room, order, priors, counted)
 }
 
-fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: Val) {
-    if val == Val::Absent {
+fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: StateValue) {
+    if val == StateValue::Absent {
         schema::STATE_NOW.delete(batch, (room, key));
     } else {
         schema::STATE_NOW.put(batch, (room, key), &val.into());
@@ -348,7 +353,7 @@ fn log_changes(
     batch: &mut Batch,
     room: RoomNum,
     order: Order,
-    mut priors: BTreeMap<StateKeyNum, Val>,
+    mut priors: BTreeMap<StateKeyNum, StateValue>,
     counted: u64,
 ) -> Result<(), Fault> {
     if priors.is_empty() {

@@ -5,7 +5,7 @@ use std::{fmt, ops::Bound};
 use crate::{
     error::Refusal,
     ids::{Order, Position, RoomNum},
-    rooms::event::Stored,
+    rooms::event::StoredEvent,
     schema,
     store::{Direction, Fault, Read},
 };
@@ -61,7 +61,7 @@ pub fn page<'r>(
     from: PageToken,
     until: Option<PageToken>,
     direction: Direction,
-) -> Result<impl Iterator<Item = Result<Stored, Fault>> + 'r, Fault> {
+) -> Result<impl Iterator<Item = Result<StoredEvent, Fault>> + 'r, Fault> {
     let end = Order::upto(read.upto());
     let (low, high) = match direction {
         Direction::Up => (Some(from.0), until.map_or(end, |until| until.0.min(end))),
@@ -71,7 +71,7 @@ pub fn page<'r>(
     let rows =
         schema::TIMELINE.range::<(RoomNum, Order)>(read, low, Bound::Included((room, high)), direction)?;
     Ok(rows
-        .map(|row| row.map(|((_, order), row)| Stored { order, row }))
+        .map(|row| row.map(|((_, order), row)| StoredEvent { order, row }))
         .filter(|stored| stored.as_ref().map_or(true, |stored| !stored.row.header.unseen)))
 }
 
@@ -83,7 +83,7 @@ pub fn list_live(
     after: Order,
     upto: Order,
     limit: usize,
-) -> Result<(Vec<Stored>, bool), Fault> {
+) -> Result<(Vec<StoredEvent>, bool), Fault> {
     let events = page(read, room, PageToken(upto), Some(PageToken(after)), Direction::Down)?;
     let live = events.filter(|event| event.as_ref().map_or(true, |event| event.order.minor == 0));
     let mut newest = live.take(limit.saturating_add(1)).collect::<Result<Vec<_>, _>>()?;

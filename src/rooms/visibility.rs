@@ -9,13 +9,13 @@ use crate::{
     accounts::ignored::Ignored,
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         members, state,
     },
     schema,
     schema::{
         rooms::{Membership, UserRoomRow},
-        state::Val,
+        state::StateValue,
     },
     store::{Direction, Fault, Read},
 };
@@ -73,9 +73,9 @@ struct History {
     /// Whether anything was read, which happens only when the history is asked for.
     is_read: bool,
     key: Option<StateKeyNum>,
-    now: Val,
+    now: StateValue,
     /// All changes in `low..=high`, rising: the order of each, and the value before it.
-    changes: Vec<(Order, Val)>,
+    changes: Vec<(Order, StateValue)>,
     low: Order,
     high: Order,
 }
@@ -88,7 +88,7 @@ impl History {
             state_key: state_key.to_owned(),
             is_read: false,
             key: None,
-            now: Val::Absent,
+            now: StateValue::Absent,
             changes: Vec::new(),
             low: Order::MIN,
             high: Order::MAX,
@@ -120,7 +120,7 @@ impl History {
         above: usize,
         below: usize,
     ) -> Result<(), Fault> {
-        let list = |low, high, direction, count| -> Result<Vec<(Order, Val)>, Fault> {
+        let list = |low, high, direction, count| -> Result<Vec<(Order, StateValue)>, Fault> {
             if count == 0 {
                 return Ok(Vec::new());
             }
@@ -148,7 +148,11 @@ impl History {
     }
 
     /// Lists all changes there ever were, rising, as far as a bound that no room reaches by accident.
-    fn all_changes(&self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<(Order, Val)>, Fault> {
+    fn all_changes(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+    ) -> Result<Vec<(Order, StateValue)>, Fault> {
         let Some(key) = self.key else { return Ok(Vec::new()) };
         let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
         let changes = rows.take(ALL_CHANGES_MAX).map(|row| row.map(|((_, _, order), val)| (order, val)));
@@ -158,8 +162,13 @@ impl History {
     }
 
     /// Gives the value just below an order.
-    fn below(&mut self, read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> Result<Val, Fault> {
-        let Some(key) = self.key else { return Ok(Val::Absent) };
+    fn below(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        order: Order,
+    ) -> Result<StateValue, Fault> {
+        let Some(key) = self.key else { return Ok(StateValue::Absent) };
         if order < self.low {
             self.read_around(read, room, key, order, 1, CHANGES_READ)?;
         } else if order > self.high {
@@ -170,7 +179,12 @@ impl History {
     }
 
     /// Gives the value just before an event.
-    fn before(&mut self, read: &(impl Read + ?Sized), room: RoomNum, stored: &Stored) -> Result<Val, Fault> {
+    fn before(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+    ) -> Result<StateValue, Fault> {
         match (stored.row.header.before, self.key) {
             (Some(before), Some(key)) => state::at(read, room, before, key),
             _ => self.below(read, room, stored.order),
@@ -246,7 +260,7 @@ impl Sight {
         self.joined_until
     }
 
-    fn membership_in(&mut self, read: &(impl Read + ?Sized), value: Val) -> Result<Membership, Fault> {
+    fn membership_in(&mut self, read: &(impl Read + ?Sized), value: StateValue) -> Result<Membership, Fault> {
         let Some(event) = value.event() else { return Ok(Membership::Leave) };
         if let Some(known) = self.memberships.get(&event) {
             return Ok(*known);
@@ -257,7 +271,11 @@ impl Sight {
         Ok(membership)
     }
 
-    fn visibility_in(&mut self, read: &(impl Read + ?Sized), value: Val) -> Result<HistoryVisibility, Fault> {
+    fn visibility_in(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        value: StateValue,
+    ) -> Result<HistoryVisibility, Fault> {
         let Some(event) = value.event() else { return Ok(HistoryVisibility::Shared) };
         if let Some(known) = self.visibilities.get(&event) {
             return Ok(*known);
@@ -274,7 +292,7 @@ impl Sight {
     pub fn look(
         &mut self,
         read: &(impl Read + ?Sized),
-        stored: &Stored,
+        stored: &StoredEvent,
     ) -> Result<(Membership, bool), Fault> {
         // The state before an event of a fork is not the main line, so the shortcut does not hold for it.
         if stored.row.header.before.is_none() && self.joined_since.is_some_and(|since| stored.order > since) {
@@ -312,13 +330,13 @@ impl Sight {
     }
 
     /// Whether the user may see this event.
-    pub fn can_see(&mut self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<bool, Fault> {
+    pub fn can_see(&mut self, read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<bool, Fault> {
         Ok(self.look(read, stored)?.1)
     }
 
     /// Finds an event of the room by its id. It is `None` alike if there is no such event, if no client is shown it, and if
     /// the user may not see it, so that no answer that is made from this says whether an event is there.
-    pub fn find(&mut self, read: &(impl Read + ?Sized), id: &EventId) -> Result<Option<Stored>, Fault> {
+    pub fn find(&mut self, read: &(impl Read + ?Sized), id: &EventId) -> Result<Option<StoredEvent>, Fault> {
         let Some(stored) = event::find_by_id(read, self.room, id)? else { return Ok(None) };
         if stored.row.header.unseen || !self.can_see(read, &stored)? {
             let (room, event) = (self.room, stored.event());
@@ -356,7 +374,7 @@ impl Sight {
             }
         }
         // The room may have been open to everybody for a time after the user's stay ended.
-        let mut changes: Vec<(Order, Val)> = self.visibility.changes.clone();
+        let mut changes: Vec<(Order, StateValue)> = self.visibility.changes.clone();
         if self.visibility.low > Order::MIN {
             changes = self.visibility.all_changes(read, self.room)?;
         }
@@ -387,7 +405,7 @@ impl Sight {
         if self.visibility.low > Order::MIN {
             return Ok(false);
         }
-        let values: Vec<Val> = self.visibility.changes.iter().map(|(_, before)| *before).collect();
+        let values: Vec<StateValue> = self.visibility.changes.iter().map(|(_, before)| *before).collect();
         let mut is_open = true;
         for value in values.into_iter().chain([self.visibility.now]) {
             let visibility = self.visibility_in(read, value)?;
@@ -401,11 +419,11 @@ impl Sight {
     /// Beyond a bound, the oldest changes of membership are not looked at.
     fn first_stay(&mut self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.member.load(read, self.room)?;
-        let mut changes: Vec<(Order, Val)> = self.member.changes.clone();
+        let mut changes: Vec<(Order, StateValue)> = self.member.changes.clone();
         if self.member.low > Order::MIN {
             changes = self.member.all_changes(read, self.room)?;
         }
-        let afters: Vec<Val> =
+        let afters: Vec<StateValue> =
             changes.iter().skip(1).map(|(_, before)| *before).chain([self.member.now]).collect();
         let mut joined = None;
         for ((order, before), after) in changes.into_iter().zip(afters) {
@@ -462,7 +480,11 @@ impl Reader {
     }
 
     /// Gives the user's membership of the room at this event, and whether they may see the event and want to.
-    pub fn look(&self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<(Membership, bool), Fault> {
+    pub fn look(
+        &self,
+        read: &(impl Read + ?Sized),
+        stored: &StoredEvent,
+    ) -> Result<(Membership, bool), Fault> {
         let mut sight = self.sight.borrow_mut();
         let (membership, sees) = sight.look(read, stored)?;
         if !sees {
@@ -478,13 +500,13 @@ impl Reader {
     }
 
     /// Whether the user may see this event and wants to.
-    pub fn sees(&self, read: &(impl Read + ?Sized), stored: &Stored) -> Result<bool, Fault> {
+    pub fn sees(&self, read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<bool, Fault> {
         Ok(self.look(read, stored)?.1)
     }
 
     /// Whether the user does not want this event, because it is a message of somebody ignored. State is never ignored,
     /// because it is the room's, whoever set it.
-    pub fn ignores(&self, stored: &Stored) -> bool {
+    pub fn ignores(&self, stored: &StoredEvent) -> bool {
         !self.ignored.is_empty()
             && stored.row.header.state_key.is_none()
             && self.ignored.contains(&stored.row.sender())
@@ -516,7 +538,7 @@ impl Reader {
     }
 
     /// Whether an event is a member event of the user's own.
-    pub fn is_own_member(&self, stored: &Stored) -> bool {
+    pub fn is_own_member(&self, stored: &StoredEvent) -> bool {
         stored.membership().is_some()
             && stored.row.state_key().is_some_and(|key| key == self.sight.borrow().user)
     }

@@ -12,7 +12,7 @@ use crate::{
     json::JsonRef,
     schema::{
         rooms::{decode_bytes, decode_ref, decode_string, decode_u32, encode_bytes, encode_ref},
-        state::Ref,
+        state::StateRef,
     },
     store::{
         Fault,
@@ -81,7 +81,7 @@ pub struct Spans {
     /// The value of `sender`.
     pub sender: Span,
     /// The value of `type`.
-    pub kind: Span,
+    pub event_type: Span,
     /// The value of `state_key`.
     pub state_key: Span,
     /// `redacts` beside the content (room versions before 11).
@@ -121,9 +121,9 @@ pub struct EventHeader {
     /// Whether clients do not see it: it only merges heads, or is a redaction that redacts nothing yet or may not.
     pub unseen: bool,
     /// The state before it, unless that is the main line just below its own order.
-    pub before: Option<Ref>,
+    pub before: Option<StateRef>,
     /// The state after it, unless that is `before` (a message) or the main line at its own order (state).
-    pub after: Option<Ref>,
+    pub after: Option<StateRef>,
     /// The events it cites, as far as we hold them.
     pub prev: Vec<EventNum>,
     /// Its auth events, which allow it.
@@ -188,7 +188,7 @@ impl Value for EventRow {
             encode_bytes(sent_by.txn.as_bytes(), to);
         }
         let spans = &header.spans;
-        for span in [spans.content, spans.sender, spans.kind, spans.state_key, spans.redacts] {
+        for span in [spans.content, spans.sender, spans.event_type, spans.state_key, spans.redacts] {
             to.varint(span.start.into());
             to.varint(span.length.into());
         }
@@ -218,7 +218,7 @@ impl Value for EventRow {
             spans: Spans {
                 content: decode_span(&mut from)?,
                 sender: decode_span(&mut from)?,
-                kind: decode_span(&mut from)?,
+                event_type: decode_span(&mut from)?,
                 state_key: decode_span(&mut from)?,
                 redacts: decode_span(&mut from)?,
             },
@@ -258,7 +258,7 @@ impl EventRow {
 
     /// The type of the event.
     pub fn event_type(&self) -> Cow<'_, str> {
-        self.text(self.header.spans.kind).unwrap_or_default()
+        self.text(self.header.spans.event_type).unwrap_or_default()
     }
 
     /// Its state key, if it is a state event.
@@ -437,8 +437,8 @@ mod tests {
                 replaces: odd.then_some(EventNum(3)),
                 redacted_by: (!odd).then_some(EventNum(9)),
                 unseen: odd,
-                before: odd.then_some(Ref::Side(SideNum(4))),
-                after: odd.then_some(Ref::Main(Order::live(Position::new(seed).unwrap_or_default()))),
+                before: odd.then_some(StateRef::Side(SideNum(4))),
+                after: odd.then_some(StateRef::Main(Order::live(Position::new(seed).unwrap_or_default()))),
                 prev: vec![EventNum(1), EventNum(2)],
                 auth: vec![EventNum(0)],
                 sent_by: odd.then(|| SentBy { device: DeviceNum(3), txn: "täx".into(), day: 20_000 }),
@@ -476,7 +476,7 @@ mod tests {
         let json = r#"{"type":"a\"b"}"#;
         let mut row = an_event(2);
         row.json = Bytes::from_static(json.as_bytes());
-        row.header.spans.kind = Span { start: 8, length: 6 };
+        row.header.spans.event_type = Span { start: 8, length: 6 };
         assert_eq!(row.event_type(), "a\"b");
         assert_eq!(row.state_key(), None);
     }

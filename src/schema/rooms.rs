@@ -5,7 +5,7 @@ use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
     ids::{EventNum, Order, Position, RoomNum},
-    schema::{events::expect_named, state::Ref},
+    schema::{events::expect_named, state::StateRef},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -83,7 +83,7 @@ pub struct Head {
     /// Whether this server made the event.
     pub is_own: bool,
     /// The room's state after the event.
-    pub after: Ref,
+    pub after: StateRef,
 }
 
 /// A room. Rewritten with each of its events; the room's lock guards it.
@@ -265,23 +265,23 @@ pub(super) fn decode_u32(from: &mut Decoder<'_>) -> Result<u32, Fault> {
     u32::try_from(from.varint()?).map_err(|_| Fault::Corrupt("a number is too large"))
 }
 
-pub(super) fn encode_ref(state: Ref, to: &mut Encoder) {
+pub(super) fn encode_ref(state: StateRef, to: &mut Encoder) {
     match state {
-        Ref::Main(order) => {
+        StateRef::Main(order) => {
             to.raw(&[1]);
             Order::encode_key(order, to);
         }
-        Ref::Side(side) => {
+        StateRef::Side(side) => {
             to.raw(&[2]);
             to.varint(side.0.into());
         }
     }
 }
 
-pub(super) fn decode_ref(from: &mut Decoder<'_>) -> Result<Ref, Fault> {
+pub(super) fn decode_ref(from: &mut Decoder<'_>) -> Result<StateRef, Fault> {
     match from.byte()? {
-        1 => Key::decode_key(from).map(Ref::Main),
-        2 => decode_u32(from).map(|side| Ref::Side(crate::ids::SideNum(side))),
+        1 => Key::decode_key(from).map(StateRef::Main),
+        2 => decode_u32(from).map(|side| StateRef::Side(crate::ids::SideNum(side))),
         _ => Err(Fault::Corrupt("a state reference is of an unknown kind")),
     }
 }
@@ -320,7 +320,7 @@ mod tests {
                 depth: 3,
                 stored_ms: 7,
                 is_own: true,
-                after: Ref::Main(order),
+                after: StateRef::Main(order),
             }],
             joined: 2,
             invited: 1,

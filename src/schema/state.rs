@@ -12,14 +12,14 @@ use crate::{
 
 /// The state of a room at some point: equal states on the main line have equal references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Ref {
+pub enum StateRef {
     /// The state of the main line, up to and including this order.
     Main(Order),
     /// A side state of a fork.
     Side(SideNum),
 }
 
-impl Ref {
+impl StateRef {
     /// The state before a room has any: nothing is set.
     pub const EMPTY: Self = Self::Main(Order::MIN);
 
@@ -59,7 +59,7 @@ impl Ref {
 
 /// The value of a state key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Val {
+pub enum StateValue {
     /// This event holds the key.
     Event(EventNum),
     /// No event holds the key: it is not set.
@@ -74,7 +74,7 @@ pub use crate::schema::event_types::DERIVED;
 /// The codes of derived numbers stand above those of all events that a room will ever have.
 const DERIVED_CODES: u64 = (1 << 40) - (1 << 32);
 
-impl Val {
+impl StateValue {
     /// The event, if there is one and it is known.
     pub fn event(self) -> Option<EventNum> {
         match self {
@@ -111,7 +111,7 @@ impl Val {
 }
 
 /// `state_undo`: the value of a key before a change, in at most 7 bytes.
-impl Value for Val {
+impl Value for StateValue {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1]);
         to.varint(self.code());
@@ -128,14 +128,14 @@ impl Value for Val {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NowRow {
     /// The current value of the key.
-    pub val: Val,
+    pub val: StateValue,
     /// The order of the staged step that wrote it. It does not count while that step is not finished: the row of
     /// `state_undo` at this order says what does.
     pub staged_at: Option<Order>,
 }
 
-impl From<Val> for NowRow {
-    fn from(val: Val) -> Self {
+impl From<StateValue> for NowRow {
+    fn from(val: StateValue) -> Self {
         Self { val, staged_at: None }
     }
 }
@@ -159,7 +159,7 @@ impl Value for NowRow {
             2 => Some(Key::decode_key(&mut from)?),
             _ => return Err(Fault::Corrupt("a row has an unknown layout")),
         };
-        Ok(Self { val: Val::from_code(from.varint()?), staged_at })
+        Ok(Self { val: StateValue::from_code(from.varint()?), staged_at })
     }
 }
 
@@ -223,7 +223,7 @@ pub struct LogRow {
     /// of what a comparison will cost. What fills a hole is not added to the rows above it.
     pub count: u64,
     /// The keys that changed, rising, each with its value before. Empty: a marker that rounding stops at.
-    pub changes: Vec<(StateKeyNum, Val)>,
+    pub changes: Vec<(StateKeyNum, StateValue)>,
 }
 
 impl Value for LogRow {
@@ -247,7 +247,7 @@ impl Value for LogRow {
             let step = u32::try_from(from.varint()?)
                 .map_err(|_| Fault::Corrupt("a state key number is too large"))?;
             last = last.wrapping_add(step);
-            changes.push((StateKeyNum(last), Val::from_code(from.varint()?)));
+            changes.push((StateKeyNum(last), StateValue::from_code(from.varint()?)));
         }
         Ok(Self { count, changes })
     }
@@ -260,7 +260,7 @@ const ENTRY_BYTES: usize = 9;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideRow {
     /// The state from which it differs.
-    pub base: Ref,
+    pub base: StateRef,
     /// The number of steps to the main line: 1 where the base is on it, otherwise one more than the base has.
     pub depth: u8,
     /// Sorted entries of [`ENTRY_BYTES`] each, searched where they lie.
@@ -269,7 +269,11 @@ pub struct SideRow {
 
 impl SideRow {
     /// A side state from entries in rising order of their keys.
-    pub fn new(base: Ref, depth: u8, entries: impl IntoIterator<Item = (StateKeyNum, Val)>) -> Self {
+    pub fn new(
+        base: StateRef,
+        depth: u8,
+        entries: impl IntoIterator<Item = (StateKeyNum, StateValue)>,
+    ) -> Self {
         let mut to = Encoder::default();
         for (key, val) in entries {
             StateKeyNum::encode_key(key, &mut to);
@@ -288,16 +292,16 @@ impl SideRow {
         self.entries.is_empty()
     }
 
-    fn entry(&self, index: usize) -> Option<(StateKeyNum, Val)> {
+    fn entry(&self, index: usize) -> Option<(StateKeyNum, StateValue)> {
         let at = index.checked_mul(ENTRY_BYTES)?;
         let mut from = Decoder(self.entries.get(at..at.checked_add(ENTRY_BYTES)?)?);
         let key = Key::decode_key(&mut from).ok()?;
         let code: EventNum = Key::decode_key(&mut from).ok()?;
-        Some((key, Val::from_code(code.0)))
+        Some((key, StateValue::from_code(code.0)))
     }
 
     /// The value that it sets for this key; `None` where its base decides.
-    pub fn find(&self, key: StateKeyNum) -> Option<Val> {
+    pub fn find(&self, key: StateKeyNum) -> Option<StateValue> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -312,7 +316,7 @@ impl SideRow {
     }
 
     /// The entries of the side state, rising.
-    pub fn iter(&self) -> impl Iterator<Item = (StateKeyNum, Val)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (StateKeyNum, StateValue)> + '_ {
         (0..self.len()).filter_map(|index| self.entry(index))
     }
 }
@@ -328,7 +332,7 @@ impl Value for SideRow {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
         let depth = from.byte()?;
-        let base = Ref::decode(&mut from)?;
+        let base = StateRef::decode(&mut from)?;
         let left = from.0.len();
         if left % ENTRY_BYTES != 0 {
             return Err(Fault::Corrupt("a side state ends within an entry"));
@@ -373,16 +377,16 @@ mod tests {
     use super::*;
     use crate::schema::round_trip;
 
-    fn val() -> impl Strategy<Value = Val> {
+    fn val() -> impl Strategy<Value = StateValue> {
         prop_oneof![
-            Just(Val::Absent),
-            Just(Val::Unknown),
-            (0_u64..DERIVED_CODES - 2).prop_map(|event| Val::Event(EventNum(event))),
-            any::<u32>().prop_map(Val::Derived),
+            Just(StateValue::Absent),
+            Just(StateValue::Unknown),
+            (0_u64..DERIVED_CODES - 2).prop_map(|event| StateValue::Event(EventNum(event))),
+            any::<u32>().prop_map(StateValue::Derived),
         ]
     }
 
-    fn entries() -> impl Strategy<Value = Vec<(StateKeyNum, Val)>> {
+    fn entries() -> impl Strategy<Value = Vec<(StateKeyNum, StateValue)>> {
         proptest::collection::btree_map(any::<u32>().prop_map(StateKeyNum), val(), 0..80)
             .prop_map(|map| map.into_iter().collect())
     }
@@ -402,7 +406,7 @@ mod tests {
             prop_assert_eq!(round_trip(&stage), stage);
             let log = LogRow { count, changes: changes.clone() };
             prop_assert_eq!(round_trip(&log), log);
-            let row = SideRow::new(Ref::Side(SideNum(side)), depth, changes.clone());
+            let row = SideRow::new(StateRef::Side(SideNum(side)), depth, changes.clone());
             prop_assert_eq!(&round_trip(&row), &row);
             prop_assert_eq!(round_trip(&row).iter().collect::<Vec<_>>(), changes);
             let hole = HoleRow { is_bottomless, missing };
@@ -413,7 +417,7 @@ mod tests {
 
         #[test]
         fn a_side_state_finds_exactly_its_keys(entries in entries(), other: u32) {
-            let row = SideRow::new(Ref::EMPTY, 1, entries.clone());
+            let row = SideRow::new(StateRef::EMPTY, 1, entries.clone());
             for (key, val) in &entries {
                 prop_assert_eq!(row.find(*key), Some(*val));
             }
@@ -424,7 +428,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
-            let _ = Val::decode(bytes.clone());
+            let _ = StateValue::decode(bytes.clone());
             let _ = NowRow::decode(bytes.clone());
             let _ = StageRow::decode(bytes.clone());
             let _ = LogRow::decode(bytes.clone());

@@ -10,14 +10,14 @@ use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum},
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         members, state as room_state,
     },
     schema,
     schema::{
         receipts::{ReceiptKey, ReceiptRow},
         rooms::{Membership, Place},
-        state::{Ref, Val},
+        state::{StateRef, StateValue},
     },
     store::Fault,
     sync::{
@@ -51,7 +51,7 @@ pub(crate) struct JoinedNews {
     /// The newest events that the client does not know.
     pub(crate) timeline: Timeline,
     /// The state that goes with the timeline, lazily loaded members included.
-    pub(crate) state: Vec<Stored>,
+    pub(crate) state: Vec<StoredEvent>,
     /// The members that clients name the room after, and how many there are, if that or the room's name changed.
     pub(crate) summary: Option<Summary>,
     /// How far others have read, and the user on other devices.
@@ -70,7 +70,7 @@ pub(crate) struct LeftNews {
     /// The newest events up to where the user ceased to be in the room, then the event that says what they are now.
     pub(crate) timeline: Timeline,
     /// The state that goes with the timeline, as it was when the user left.
-    pub(crate) state: Vec<Stored>,
+    pub(crate) state: Vec<StoredEvent>,
     /// The account data that the user's clients keep for the room.
     pub(crate) account_data: Data,
 }
@@ -147,7 +147,7 @@ pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fa
 fn push_own_end(
     room: &RoomWindow<'_, '_>,
     timeline: &mut Timeline,
-    state: &mut Vec<Stored>,
+    state: &mut Vec<StoredEvent>,
 ) -> Result<(), Fault> {
     let window = room.window;
     if room.user_row.membership == Membership::Invite {
@@ -182,7 +182,7 @@ pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Re
 
 /// Collects the events that tell somebody outside which room this is, as they were when the invitation or the knock was
 /// sent. The last of them is the invitation or the knock itself. `None` if the user does not want to hear of it.
-pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, Fault> {
+pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<StoredEvent>>, Fault> {
     let (window, num) = (room.window, room.num);
     let Some(own) = event::find(window.read, num, room.user_row.event)? else { return Ok(None) };
     let sender = own.row.sender().into_owned();
@@ -199,7 +199,7 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<Stored>>, 
             return Ok(None);
         }
     }
-    let at = Ref::Main(own.order);
+    let at = StateRef::Main(own.order);
     let mut keys: Vec<(&str, &str)> = STRIPPED.iter().map(|event_type| (*event_type, "")).collect();
     if own.row.state_key().is_some_and(|key| key != sender) {
         keys.push(("m.room.member", &sender));
@@ -256,7 +256,7 @@ fn note_members(
     Ok(())
 }
 
-fn membership(room: &RoomWindow<'_, '_>, value: Val) -> Result<Membership, Fault> {
+fn membership(room: &RoomWindow<'_, '_>, value: StateValue) -> Result<Membership, Fault> {
     match value.event() {
         Some(event) => members::membership_of_event(room.window.read, room.num, event),
         None => Ok(Membership::Leave),
@@ -278,7 +278,7 @@ pub(crate) fn membership_at(
     let Some(key) = room_state::find_key(window.read, num, "m.room.member", user_id)? else {
         return Ok(Membership::Leave);
     };
-    let at = Ref::Main(Order::upto(position));
+    let at = StateRef::Main(Order::upto(position));
     let Some(event) = room_state::at(window.read, num, at, key)?.event() else {
         return Ok(Membership::Leave);
     };

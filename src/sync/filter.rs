@@ -12,7 +12,7 @@ use ruma::{
 use crate::{
     error::Refusal,
     rooms::{
-        event::Stored,
+        event::StoredEvent,
         filter::{EventFilter, Types},
     },
 };
@@ -131,7 +131,7 @@ impl OfRooms {
         self.0.allows_type(event_type)
     }
 
-    pub(crate) fn wants(&self, stored: &Stored) -> bool {
+    pub(crate) fn wants(&self, stored: &StoredEvent) -> bool {
         self.0.allows(stored)
     }
 }

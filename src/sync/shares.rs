@@ -10,7 +10,7 @@ use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     rooms::{members, state},
     schema,
-    schema::{rooms::Membership, state::Ref},
+    schema::{rooms::Membership, state::StateRef},
     store::Fault,
     sync::window::Window,
 };
@@ -67,7 +67,7 @@ fn list_joined(window: &Window<'_>, num: RoomNum, at: Option<Order>) -> Result<V
 
 fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Order>) -> Result<bool, Fault> {
     let event = match at {
-        Some(order) => state::at(window.read, num, Ref::Main(order), key)?.event(),
+        Some(order) => state::at(window.read, num, StateRef::Main(order), key)?.event(),
         None => state::current(window.read, num, key)?,
     };
     let membership = event.map(|event| members::membership_of_event(window.read, num, event)).transpose()?;

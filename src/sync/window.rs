@@ -9,7 +9,7 @@ use crate::{
     accounts::{ignored::Ignored, presence::Change},
     ids::{Order, Position, RoomNum},
     push::{self, Push},
-    rooms::{erased::Erased, event::Stored, show::Viewer, view::RoomView, visibility::Reader},
+    rooms::{erased::Erased, event::StoredEvent, show::Viewer, view::RoomView, visibility::Reader},
     schema::rooms::{RoomRow, UserRoomRow},
     store::{Fault, Snapshot},
     sync::{Ephemeral, SyncToken, ask::Ask, sent::SentMembers},
@@ -245,7 +245,7 @@ impl RoomWindow<'_, '_> {
     }
 
     /// Whether an event says something of the user's own membership.
-    pub(crate) fn is_own_member(&self, stored: &Stored) -> bool {
+    pub(crate) fn is_own_member(&self, stored: &StoredEvent) -> bool {
         self.reader.is_own_member(stored)
     }
 }

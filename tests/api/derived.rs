@@ -47,7 +47,7 @@ async fn nobody_meets_or_sets_derived_state() {
     let app = server.server().app();
     let snapshot = app.store.snapshot();
     let num = aqueduct::rooms::find_room(&*snapshot, room.as_str().try_into().unwrap()).unwrap().unwrap();
-    let now = aqueduct::rooms::state::Ref::Main(aqueduct::ids::Order::MAX);
+    let now = aqueduct::rooms::state::StateRef::Main(aqueduct::ids::Order::MAX);
     let servers = aqueduct::rooms::members::list_servers_at(&*snapshot, num, now).unwrap();
     assert_eq!(servers, ["test.example"]);
     assert_eq!(aqueduct::rooms::members::count_joined_at(&*snapshot, num, now).unwrap(), 2);

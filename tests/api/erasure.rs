@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A room with everything that Alice left behind.
-struct House {
+struct Fixture {
     server: TestServer,
     room: String,
     root: String,
@@ -32,7 +32,7 @@ async fn send(who: &TestClient, room: &str, txn: &str, content: Value) -> String
     json["event_id"].as_str().unwrap().to_owned()
 }
 
-impl House {
+impl Fixture {
     async fn new(erase: bool) -> Self {
         let server = TestServer::new();
         let (alice, bob) = (server.register("alice").await, server.register("bob").await);
@@ -87,25 +87,25 @@ impl House {
 
 #[tokio::test(start_paused = true)]
 async fn who_was_not_there_reads_nothing_of_an_erased_user() {
-    let house = House::new(true).await;
-    let carol = house.server.register("carol").await;
-    carol.ok_post(&format!("/join/{}", house.room), json!({})).await;
-    for (path, json) in house.everything(&carol).await {
+    let fixture = Fixture::new(true).await;
+    let carol = fixture.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", fixture.room), json!({})).await;
+    for (path, json) in fixture.everything(&carol).await {
         let text = json.to_string();
         assert!(!text.contains("secret") && !text.contains("Secret"), "{path}: {json}");
     }
     // The events themselves are still there, without their content.
-    let event = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.secret))).await;
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.secret))).await;
     assert_eq!((&event["content"], &event["sender"]), (&json!({}), &json!("@alice:test.example")));
-    let thread = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.root))).await;
+    let thread = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.root))).await;
     let thread = &thread["unsigned"]["m.relations"]["m.thread"];
     assert_eq!((&thread["count"], &thread["latest_event"]["content"]), (&json!(1), &json!({})));
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_was_there_reads_on() {
-    let house = House::new(true).await;
-    let read: Vec<_> = house.everything(&house.bob).await;
+    let fixture = Fixture::new(true).await;
+    let read: Vec<_> = fixture.everything(&fixture.bob).await;
     for (path, json) in &read {
         let shows_messages =
             !path.ends_with("/state") && !path.contains("/members") && !path.contains("m.room.member");
@@ -115,10 +115,10 @@ async fn who_was_there_reads_on() {
 
 #[tokio::test(start_paused = true)]
 async fn who_only_ends_the_account_is_read_by_all() {
-    let house = House::new(false).await;
-    let carol = house.server.register("carol").await;
-    carol.ok_post(&format!("/join/{}", house.room), json!({})).await;
-    let event = carol.ok_get(&format!("/rooms/{}/event/{}", house.room, enc(&house.secret))).await;
+    let fixture = Fixture::new(false).await;
+    let carol = fixture.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", fixture.room), json!({})).await;
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.secret))).await;
     assert_eq!(event["content"]["body"], "secret");
     assert_eq!(event["unsigned"]["m.relations"]["m.replace"]["content"]["body"], "secret edit");
 }

@@ -326,11 +326,11 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
 
     let far = bob.message("from long ago", &old);
     let far_id = far.event.id.clone();
-    let (house, num) = (app.clone(), bob.room);
+    let (fixture, num) = (app.clone(), bob.room);
     let (ended, mut end) = oneshot::channel();
     let free = app.rooms.resolutions_waiting().available_permits();
     app.env.spawn(async move {
-        ended.send(ingest::ingest(&house, num, vec![far]).await.unwrap()).unwrap();
+        ended.send(ingest::ingest(&fixture, num, vec![far]).await.unwrap()).unwrap();
     });
     while app.rooms.resolutions_waiting().available_permits() == free {
         assert!(end.try_recv().is_err(), "nothing had to be worked out beside the room");

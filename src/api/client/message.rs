@@ -55,7 +55,7 @@ pub(crate) async fn send_message_event(
     let request = client.request;
     let message = Message {
         room: request.room_id,
-        kind: request.event_type.to_string(),
+        event_type: request.event_type.to_string(),
         txn: request.txn_id.into(),
         content: send::content(request.body.json().get())?,
         redacts: None,

@@ -25,7 +25,7 @@ pub(crate) async fn redact_event(
     let reason = request.reason.map(|reason| ("reason".to_owned(), reason.into()));
     let message = Message {
         room: request.room_id,
-        kind: "m.room.redaction".to_owned(),
+        event_type: "m.room.redaction".to_owned(),
         txn: request.txn_id.into(),
         content: reason.into_iter().collect(),
         redacts: Some(request.event_id),

@@ -30,8 +30,8 @@ pub(crate) async fn set_password(
     ending: Option<Ending>,
 ) -> Result<()> {
     passwords::check(&password)?;
-    let house = app.clone();
-    let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
+    let owned = app.clone();
+    let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
     let hash = app.env.blocking_long(Long::Password, hash).await?;
     let promised = write::for_user(app, user, move |app, batch| {
         passwords::set(batch, user, Some(&hash));

@@ -127,10 +127,10 @@ pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String
         Some(user) => passwords::find(&*snapshot, user)?,
         None => None,
     };
-    let house = app.clone();
+    let owned = app.clone();
     app.env
         .blocking_long(Long::Password, move || {
-            passwords::verify(&house.env, &house.config.passwords, hash.as_deref(), &password)
+            passwords::verify(&owned.env, &owned.config.passwords, hash.as_deref(), &password)
         })
         .await
 }

@@ -54,9 +54,9 @@ pub(crate) async fn with_password(
         (None, Some(meant)) => guess::for_nobody(app, meant).map(|()| None)?,
         (None, None) => None,
     };
-    let house = app.clone();
+    let owned = app.clone();
     let stored = hash.clone();
-    let verify = move || passwords::verify(&house.env, &house.config.passwords, stored.as_deref(), &password);
+    let verify = move || passwords::verify(&owned.env, &owned.config.passwords, stored.as_deref(), &password);
     let right = app.env.blocking_long(Long::Password, verify).await?;
     let (Some((user, user_id)), true) = (known, right) else { return Err(wrong().into()) };
     if let Some(guess) = guess {

@@ -104,8 +104,8 @@ pub(crate) async fn upgrade_guest(
     let flows = flows(app)?;
     let operation = confirm::operation("register", Some(&caller), &json!({ "username": wish.username }));
     let confirmed = confirm::confirm(app, &operation, &flows, Some(&caller), auth).await?;
-    let house = app.clone();
-    let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
+    let owned = app.clone();
+    let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
     let hash = app.env.blocking_long(Long::Password, hash).await?;
     let user = caller.user;
     let upgrade = move |app: &App, batch: &mut Batch| {
@@ -200,8 +200,8 @@ enum Role {
 async fn make(app: &App, wish: Wish, role: Role) -> Result<Registered> {
     let hash = match wish.password.clone() {
         Some(password) => {
-            let house = app.clone();
-            let hash = move || passwords::hash(&house.env, &house.config.passwords, &password);
+            let owned = app.clone();
+            let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
             Some(app.env.blocking_long(Long::Password, hash).await?)
         }
         None => None,

@@ -22,7 +22,7 @@ use crate::{
     schema::{
         event_types::{HISTORY_VISIBILITY, MEMBER},
         rooms::{Place, RoomRow},
-        state::Ref,
+        state::StateRef,
     },
     store::Snapshot,
 };
@@ -113,8 +113,8 @@ pub(crate) async fn explain(
     event_id: OwnedEventId,
     user_id: Option<OwnedUserId>,
 ) -> Result<Explanation> {
-    let inner = app.clone();
-    app.env.blocking(move || about(&inner.store.snapshot(), &inner.push, &event_id, user_id)).await
+    let owned = app.clone();
+    app.env.blocking(move || about(&owned.store.snapshot(), &owned.push, &event_id, user_id)).await
 }
 
 fn about(
@@ -177,9 +177,9 @@ fn verdict(read: &Snapshot, num: RoomNum, kept: &KeptEvent) -> Result<String> {
 
 fn state_before(kept: &KeptEvent, room: &RoomRow) -> String {
     match (kept.row.header.before, kept.order()) {
-        (Some(Ref::Side(side)), _) => format!("side state {side}, for the room forked there"),
-        (Some(Ref::Main(order)), _) if order == room.state_tip => "the room's current state".to_owned(),
-        (Some(Ref::Main(order)), _) => format!("that of the main line at position {}", order.anchor),
+        (Some(StateRef::Side(side)), _) => format!("side state {side}, for the room forked there"),
+        (Some(StateRef::Main(order)), _) if order == room.state_tip => "the room's current state".to_owned(),
+        (Some(StateRef::Main(order)), _) => format!("that of the main line at position {}", order.anchor),
         (None, Some(order)) => format!("that of the main line just below position {}", order.anchor),
         (None, None) => "not known".to_owned(),
     }
@@ -208,7 +208,7 @@ fn for_reader(
     if row.as_ref().is_some_and(|row| row.forgotten) {
         why.push("The user has forgotten the room.".to_owned());
     }
-    let before = kept.row.header.before.or_else(|| kept.order().map(|order| Ref::Main(order.before())));
+    let before = kept.row.header.before.or_else(|| kept.order().map(|order| StateRef::Main(order.before())));
     if let Some(before) = before {
         let at = |event_type: &str, state_key: &str| -> Result<Option<KeptEvent>> {
             let Some(key) = state::find_key(read, num, event_type, state_key)? else { return Ok(None) };

@@ -511,10 +511,10 @@ async fn back_up(
     to: PathBuf,
     mut progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Manifest> {
-    let house = app.clone();
+    let owned = app.clone();
     let work = move || {
-        let name = house.config.server.name.as_str();
-        backup::back_up(&house.store, &to, name, house.env.now_ms(), true, &mut progress)
+        let name = owned.config.server.name.as_str();
+        backup::back_up(&owned.store, &to, name, owned.env.now_ms(), true, &mut progress)
             .map_err(|why| Refusal::invalid_param(format!("No backup was taken: {why}.")).into())
     };
     app.env.blocking_long(Long::Maintenance, work).await

@@ -61,7 +61,7 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     let unknown = || Error::from(Refusal::not_found("There is no such alias."));
     aliases::check(alias, app.rooms.signer().server()).map_err(|_| unknown())?;
     let row = aliases::find(&*app.store.snapshot(), alias)?.ok_or_else(unknown)?;
-    let (inner, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
+    let (owned, caller, alias) = (app.clone(), caller.clone(), alias.to_owned());
     commit::in_room_and_server(app, row.room, move |change| {
         let row = aliases::find(&change.batch, &alias)?.filter(|row| row.room == change.num);
         let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
@@ -78,9 +78,9 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
         let canonical = change.state(CANONICAL_ALIAS, "")?;
         let content = canonical.and_then(|event| aliases::without(event.parsed.content.get(), &alias));
         if let Some(content) = content.filter(|_| commands) {
-            let now_ms = inner.env.event_ms();
+            let now_ms = owned.env.event_ms();
             let draft = Draft::state(caller.user_id.clone(), CANONICAL_ALIAS, "", content, now_ms);
-            let signer = inner.rooms.signer();
+            let signer = owned.rooms.signer();
             policy::approve(change, signer.server(), &Author::from(&caller), draft)?.add(change, signer)?;
         }
         Ok(())

@@ -32,21 +32,21 @@ use crate::{
 /// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
 pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
     let num = app.rooms.next_num(&app.store.view())?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
-        let (server, version) = (inner.rooms.signer().server(), &inner.config.rooms.default_version);
+        let (server, version) = (owned.rooms.signer().server(), &owned.config.rooms.default_version);
         let source = Source::User(author.user);
-        let plan = Plan::of(&inner.env, server, version, author, request)?;
-        inner.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
-        inner.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
-        plan.require_reachable(&*inner.store.snapshot(), server)?;
+        let plan = Plan::of(&owned.env, server, version, author, request)?;
+        owned.limits.take_more(Limit::Membership, source, plan.count_memberships())?;
+        owned.limits.take_more(Limit::Send, source, plan.count_initial_state())?;
+        plan.require_reachable(&*owned.store.snapshot(), server)?;
         Ok(plan)
     };
     let plan = Arc::new(app.env.blocking(plan).await?);
-    let (inner, beginning) = (app.clone(), Arc::clone(&plan));
+    let (owned, beginning) = (app.clone(), Arc::clone(&plan));
     let begin = move |app: &App, seat| begin(app, &beginning, seat, num);
     let work = move |change: &mut Change| {
-        fill(&inner, &plan, change)?;
+        fill(&owned, &plan, change)?;
         Ok(change.row.id.clone())
     };
     // The alias and the directory belong to the server, so its lock is needed.

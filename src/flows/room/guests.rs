@@ -37,9 +37,9 @@ struct Closed {
 
 /// Reads these entries of the log and lets each guest leave the rooms that they close to guests.
 pub(crate) async fn follow(app: &App, entries: Vec<(Position, LogEntry)>) -> Result<()> {
-    let inner = app.clone();
+    let owned = app.clone();
     let find = move || {
-        let snapshot = inner.store.snapshot();
+        let snapshot = owned.store.snapshot();
         let mut found = Vec::new();
         for closed in list_closed(&*snapshot, &entries)? {
             for guest in list_guests(&*snapshot, closed.room)? {

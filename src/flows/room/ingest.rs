@@ -128,18 +128,18 @@ async fn take_turn(
     events: Vec<Coming>,
     loaded: Option<Arc<Loaded>>,
 ) -> Result<Turn> {
-    let inner = app.clone();
+    let owned = app.clone();
     commit::in_room(app, room, move |change| {
-        let (began, now_ms) = (inner.env.instant(), inner.env.now_ms());
+        let (began, now_ms) = (owned.env.instant(), owned.env.now_ms());
         let outcomes = Vec::with_capacity(events.len());
         let mut turn = Turn { outcomes, asks: None, taken: None, wants_merge: false };
         for Coming { event, taken } in events {
-            if inner.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
+            if owned.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
                 turn.taken = taken;
                 break;
             }
             let loaded = loaded.as_deref().filter(|_| turn.outcomes.is_empty());
-            let resolving = Resolving { resolver: inner.rooms.resolver(), loaded };
+            let resolving = Resolving { resolver: owned.rooms.resolver(), loaded };
             match change.receive(&event, taken, resolving, now_ms)? {
                 Step::Done(outcome) => turn.outcomes.push(outcome),
                 Step::Resolve(question, taken) => {
@@ -183,13 +183,13 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
     let stopped = |_| Error::broken("the server has stopped");
     let _of_all = app.rooms.long_resolutions().acquire().await.map_err(stopped)?;
     let loaded = Arc::new(Loaded::default());
-    let (inner, load) = (app.clone(), Arc::clone(&loaded));
+    let (owned, load) = (app.clone(), Arc::clone(&loaded));
     let work = move || {
         // Everything that the question names was published before it was asked, and the turn that asked it has ended. So a
         // snapshot has all of it.
-        let snapshot = inner.store.snapshot();
+        let snapshot = owned.store.snapshot();
         let version = rooms::require_row(&*snapshot, room)?.version;
-        match inner.rooms.resolver().work_out(&*snapshot, room, version, &question, &load) {
+        match owned.rooms.resolver().work_out(&*snapshot, room, version, &question, &load) {
             Ok(()) => Ok(true),
             Err(NotResolved::TooMuch) => {
                 tracing::info!(%room, "an event is to be tried again later: too much of its room's state is in conflict");
@@ -213,7 +213,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
         for author in list_mergers(change)? {
             let draft = Draft {
                 sender: author.user_id.clone(),
-                kind: graph::MERGE.to_owned(),
+                event_type: graph::MERGE.to_owned(),
                 state_key: None,
                 content: CanonicalJsonObject::new(),
                 redacts: None,

@@ -24,7 +24,7 @@ use crate::{
     rooms::{
         self,
         erased::Erased,
-        event::{self, Stored},
+        event::{self, StoredEvent},
         members,
         power::{Action, Power},
         redact, show,
@@ -36,7 +36,7 @@ use crate::{
     },
     schema::{
         rooms::{Membership, RoomRow},
-        state::Ref,
+        state::StateRef,
     },
     store::Snapshot,
     sync::SyncToken,
@@ -128,17 +128,17 @@ impl Look {
         Ok(self.reader.end(&*self.snapshot)?.ok_or_else(commit::not_in_room)?)
     }
 
-    fn show(&self, stored: &Stored, membership: Membership) -> Result<JsonText> {
+    fn show(&self, stored: &StoredEvent, membership: Membership) -> Result<JsonText> {
         Ok(show::show(self.view(), stored, &self.viewer(), Some(membership))?)
     }
 
-    fn show_all(&self, events: &[(Stored, Membership)]) -> Result<Vec<JsonText>> {
+    fn show_all(&self, events: &[(StoredEvent, Membership)]) -> Result<Vec<JsonText>> {
         Ok(show::show_all(self.view(), events, &self.viewer())?)
     }
 
     /// The event as it was before it was redacted, or as it is if it was not. Errors: 403 for a caller who may not redact in the
     /// room, 404 if the original is no longer kept.
-    fn require_original(&self, stored: Stored, kept_ms: u64) -> Result<Stored> {
+    fn require_original(&self, stored: StoredEvent, kept_ms: u64) -> Result<StoredEvent> {
         let is_joined = self.reader.is_joined();
         let power = Power::read(self.view())?;
         if !is_joined || !power.may(&self.user, Action::Redact)? {
@@ -154,17 +154,17 @@ impl Look {
             .ok_or_else(|| content_deleted(kept_ms).into())
     }
 
-    fn show_state(&self, stored: &Stored) -> Result<JsonText> {
+    fn show_state(&self, stored: &StoredEvent) -> Result<JsonText> {
         Ok(show::show_plain(self.view(), stored, &self.viewer())?)
     }
 
     /// The state event of a key at the point in time at which the caller sees the room.
-    fn find_state(&self, at: Standpoint, kind: &str, state_key: &str) -> Result<Option<Stored>> {
+    fn find_state(&self, at: Standpoint, event_type: &str, state_key: &str) -> Result<Option<StoredEvent>> {
         let read = &*self.snapshot;
-        let Some(key) = state::find_key(read, self.num, kind, state_key)? else { return Ok(None) };
+        let Some(key) = state::find_key(read, self.num, event_type, state_key)? else { return Ok(None) };
         let event = match at {
             Standpoint::Now => state::current(read, self.num, key)?,
-            Standpoint::Left(order) => state::at(read, self.num, Ref::Main(order), key)?.event(),
+            Standpoint::Left(order) => state::at(read, self.num, StateRef::Main(order), key)?.event(),
         };
         Ok(event.map(|event| event::require(read, self.num, event)).transpose()?)
     }
@@ -178,7 +178,7 @@ impl Look {
     }
 
     /// The member events of the senders of these events, as of an order.
-    fn members_of(&self, events: &[&Stored], at: Order) -> Result<Vec<JsonText>> {
+    fn members_of(&self, events: &[&StoredEvent], at: Order) -> Result<Vec<JsonText>> {
         let senders: BTreeSet<_> = events.iter().map(|stored| stored.row.sender().into_owned()).collect();
         let mut shown = Vec::with_capacity(senders.len());
         for sender in senders {
@@ -208,16 +208,16 @@ async fn looking<T: Send + 'static>(
     room: &RoomId,
     work: impl FnOnce(Look, &Caller) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let (inner, caller, room) = (app.clone(), caller.clone(), room.to_owned());
-    app.env.blocking(move || work(Look::at(&inner, &caller, &room)?, &caller)).await
+    let (owned, caller, room) = (app.clone(), caller.clone(), room.to_owned());
+    app.env.blocking(move || work(Look::at(&owned, &caller, &room)?, &caller)).await
 }
 
 /// Answers the whole state of a room: the current one, or that of the moment when the caller left.
 pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Bytes> {
     looking(app, caller, room, |look, _| {
         let at = match look.standpoint()? {
-            Standpoint::Now => Ref::Main(Order::MAX),
-            Standpoint::Left(order) => Ref::Main(order),
+            Standpoint::Now => StateRef::Main(Order::MAX),
+            Standpoint::Left(order) => StateRef::Main(order),
         };
         let mut shown = Vec::new();
         for row in state::full(&*look.snapshot, look.num, at)? {
@@ -237,13 +237,13 @@ pub(crate) async fn state_event(
     app: &App,
     caller: &Caller,
     room: &RoomId,
-    kind: String,
+    event_type: String,
     state_key: String,
     whole_event: bool,
 ) -> Result<Bytes> {
     looking(app, caller, room, move |look, _| {
         let at = look.standpoint()?;
-        let stored = look.find_state(at, &kind, &state_key)?;
+        let stored = look.find_state(at, &event_type, &state_key)?;
         let stored = stored.ok_or_else(|| Refusal::not_found("The room has no such state."))?;
         if whole_event {
             return Ok(look.show_state(&stored)?.into());
@@ -288,7 +288,7 @@ pub(crate) async fn members(
             let (_, key) = key?;
             let event = match at {
                 None => state::current(read, look.num, key)?,
-                Some(at) => state::at(read, look.num, Ref::Main(at), key)?.event(),
+                Some(at) => state::at(read, look.num, StateRef::Main(at), key)?.event(),
             };
             let Some(event) = event else { continue };
             let stored = event::require(read, look.num, event)?;
@@ -311,7 +311,7 @@ pub(crate) async fn joined_members(
     app: &App,
     caller: &Caller,
     room: &RoomId,
-) -> Result<Vec<(OwnedUserId, Stored)>> {
+) -> Result<Vec<(OwnedUserId, StoredEvent)>> {
     looking(app, caller, room, |look, _| {
         if !look.reader.is_joined() {
             return Err(commit::not_in_room().into());
@@ -343,7 +343,7 @@ pub(crate) async fn event(
     .await
 }
 
-fn require_visible(look: &Look, id: &EventId) -> Result<(Stored, Membership)> {
+fn require_visible(look: &Look, id: &EventId) -> Result<(StoredEvent, Membership)> {
     let snapshot = Arc::clone(&look.snapshot);
     let unknown = || Error::from(Refusal::not_found("There is no such event, or you may not see it."));
     let stored = event::find_by_id(&*snapshot, look.num, id)?.filter(|stored| !stored.row.header.unseen);

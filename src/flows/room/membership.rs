@@ -75,7 +75,7 @@ pub(crate) async fn join(
     extra: CanonicalJsonObject,
 ) -> Result<OwnedRoomId> {
     let (num, room_id) = find_room(app, name)?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     let promised = commit::in_room(app, num, move |change| {
         if change.membership(author.user_id.as_str())? == Membership::Join {
             return Ok(None);
@@ -84,8 +84,8 @@ pub(crate) async fn join(
         for (key, value) in extra {
             content.entry(key).or_insert(value);
         }
-        add(&inner, change, &author, &author.user_id, content)?;
-        carry_over::promise(&inner, change, author.user)
+        add(&owned, change, &author, &author.user_id, content)?;
+        carry_over::promise(&owned, change, author.user)
     })
     .await?;
     carry_over::keep(app, promised).await?;
@@ -102,17 +102,17 @@ pub(crate) async fn set(
     content: CanonicalJsonObject,
 ) -> Result<OwnedEventId> {
     let room = commit::require_num(app, room_id)?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     let (event_id, promised) = commit::in_room(app, room, move |change| {
         let was = change.membership(author.user_id.as_str())?;
-        let approved = approve(&inner, change, &author, &target, content)?;
+        let approved = approve(&owned, change, &author, &target, content)?;
         if let Some(same) = approved.find_same(change)? {
             return Ok((same, None));
         }
-        let stored = approved.add(change, inner.rooms.signer())?;
+        let stored = approved.add(change, owned.rooms.signer())?;
         let has_joined =
             was != Membership::Join && change.membership(author.user_id.as_str())? == Membership::Join;
-        let promised = if has_joined { carry_over::promise(&inner, change, author.user)? } else { None };
+        let promised = if has_joined { carry_over::promise(&owned, change, author.user)? } else { None };
         Ok((stored.id(&change.row), promised))
     })
     .await?;
@@ -123,7 +123,7 @@ pub(crate) async fn set(
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
 pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
     let num = commit::require_num(app, room)?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         let user_id = &author.user_id;
         if change.state("m.room.member", user_id.as_str())?.is_none() {
@@ -132,7 +132,7 @@ pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Opt
         if change.membership(user_id.as_str())? == Membership::Leave {
             return Ok(());
         }
-        add(&inner, change, &author, user_id, without_profile("leave", reason.as_deref()))
+        add(&owned, change, &author, user_id, without_profile("leave", reason.as_deref()))
     })
     .await
 }
@@ -147,7 +147,7 @@ pub(crate) async fn act(
     reason: Option<String>,
 ) -> Result<()> {
     let num = commit::require_num(app, room)?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         if change.membership(author.user_id.as_str())? != Membership::Join {
             return Err(commit::not_in_room().into());
@@ -157,7 +157,7 @@ pub(crate) async fn act(
             Act::Invite => content(&change.batch, &target, membership, reason.as_deref())?,
             Act::Kick | Act::Ban | Act::Unban => without_profile(membership, reason.as_deref()),
         };
-        add(&inner, change, &author, &target, content)
+        add(&owned, change, &author, &target, content)
     })
     .await
 }
@@ -170,14 +170,14 @@ pub(crate) async fn knock(
     reason: Option<String>,
 ) -> Result<OwnedRoomId> {
     let (num, room_id) = find_room(app, name)?;
-    let (inner, author) = (app.clone(), Author::from(caller));
+    let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         let user_id = &author.user_id;
         if change.membership(user_id.as_str())? == Membership::Knock {
             return Ok(());
         }
         let content = content(&change.batch, user_id, "knock", reason.as_deref())?;
-        add(&inner, change, &author, user_id, content)
+        add(&owned, change, &author, user_id, content)
     })
     .await?;
     Ok(room_id)
@@ -212,17 +212,17 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let author = Author::of(&*snapshot, user)?;
     for room in members::list_joined_rooms(&*snapshot, user)? {
-        let (inner, author) = (app.clone(), author.clone());
+        let (owned, author) = (app.clone(), author.clone());
         let renewed = commit::in_room(app, room, move |change| {
             let user_id = &author.user_id;
             if change.membership(user_id.as_str())? != Membership::Join {
                 return Ok(());
             }
             let content = content(&change.batch, user_id, "join", None)?;
-            let approved = approve(&inner, change, &author, user_id.as_str(), content)?;
+            let approved = approve(&owned, change, &author, user_id.as_str(), content)?;
             match approved.find_same(change)? {
                 Some(_) => Ok(()),
-                None => approved.add(change, inner.rooms.signer()).map(drop),
+                None => approved.add(change, owned.rooms.signer()).map(drop),
             }
         });
         left_out(room, renewed.await)?;
@@ -244,7 +244,7 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     }
     drop(snapshot);
     for room in rooms {
-        let (inner, author) = (app.clone(), author.clone());
+        let (owned, author) = (app.clone(), author.clone());
         let left = commit::in_room(app, room, move |change| {
             let user_id = &author.user_id;
             if is_erased {
@@ -253,7 +253,7 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
             if !is_present(change.membership(user_id.as_str())?) {
                 return Ok(());
             }
-            add(&inner, change, &author, user_id, without_profile("leave", None))
+            add(&owned, change, &author, user_id, without_profile("leave", None))
         });
         left_out(room, left.await)?;
     }

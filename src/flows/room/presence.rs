@@ -151,18 +151,18 @@ async fn watch(app: &App, user: UserNum, mut due_ms: u64) {
 /// Shows the user's presence to those who share a room with the user, and wakes their polls. The user's own polls are not
 /// woken, for they would answer each time that their user polls.
 async fn tell(app: &App, user: UserNum) -> Result<()> {
-    let inner = app.clone();
+    let owned = app.clone();
     app.env
         .blocking(move || {
-            let snapshot = inner.store.snapshot();
+            let snapshot = owned.store.snapshot();
             let rooms = list_rooms(&snapshot, user)?;
-            let now_ms = inner.env.now_ms();
-            let (is_told, ()) = inner
+            let now_ms = owned.env.now_ms();
+            let (is_told, ()) = owned
                 .ephemeral
                 .change(|board, number| (board.presence.tell(user, rooms, now_ms, number), ()));
             if is_told {
                 let sharing = write::list_sharing(&*snapshot, user)?;
-                inner.notifier.wake_users(sharing.into_iter().filter(|other| *other != user));
+                owned.notifier.wake_users(sharing.into_iter().filter(|other| *other != user));
             }
             Ok(())
         })
@@ -182,15 +182,15 @@ pub async fn restore(app: &App) {
     if !app.config.presence.enabled {
         return;
     }
-    let inner = app.clone();
+    let owned = app.clone();
     let restored = app.env.blocking(move || {
-        let now_ms = inner.env.now_ms();
-        let online = devices::list_seen_last(&*inner.store.snapshot(), ONLINE_BEFORE_MS, RESTORED_MAX)?;
+        let now_ms = owned.env.now_ms();
+        let online = devices::list_seen_last(&*owned.store.snapshot(), ONLINE_BEFORE_MS, RESTORED_MAX)?;
         Ok(online
             .into_iter()
             .map(|(user, device, seen_ms)| {
                 let restore = |board: &mut Board| board.presence.was_online(user, device, seen_ms, now_ms);
-                (user, inner.ephemeral.update(restore))
+                (user, owned.ephemeral.update(restore))
             })
             .collect::<Vec<_>>())
     });

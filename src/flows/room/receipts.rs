@@ -19,7 +19,7 @@ use crate::{
     ids::{RoomNum, UserNum},
     rooms::{
         self,
-        event::Stored,
+        event::StoredEvent,
         receipts::{self, MAIN_THREAD, NO_THREAD, Receipt},
         relations,
         view::RoomView,
@@ -126,7 +126,7 @@ fn require_event(
     caller: &Caller,
     room: &RoomId,
     id: &EventId,
-) -> Result<(RoomNum, Stored)> {
+) -> Result<(RoomNum, StoredEvent)> {
     let num = require_joined(snapshot, caller.user, room)?;
     let stored = Sight::of(snapshot, num, caller.user, &caller.user_id)?.find(snapshot, id)?;
     Ok((num, stored.ok_or_else(|| Refusal::not_found("This room has no such event."))?))
@@ -138,7 +138,7 @@ fn require_in_thread(
     snapshot: &Snapshot,
     caller: &Caller,
     num: RoomNum,
-    stored: &Stored,
+    stored: &StoredEvent,
     thread: &ReceiptThread,
 ) -> Result<()> {
     if !matches!(thread, ReceiptThread::Main | ReceiptThread::Thread(_)) {

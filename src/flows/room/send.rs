@@ -26,7 +26,7 @@ pub(crate) struct Message {
     /// The room to which it is sent.
     pub(crate) room: OwnedRoomId,
     /// The type of the event.
-    pub(crate) kind: String,
+    pub(crate) event_type: String,
     /// The client's transaction id.
     pub(crate) txn: String,
     /// The content as the client wrote it.
@@ -46,17 +46,17 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     let room = commit::require_num(app, &message.room)?;
     let endpoint = match &message.redacts {
         Some(target) => format!("redact/{target}"),
-        None => format!("send/{}", message.kind),
+        None => format!("send/{}", message.event_type),
     };
     let now_ms = app.env.now_ms();
     let txn = Txn { user: caller.user, device: caller.device, endpoint, id: message.txn, now_ms };
     let redacts = match message.redacts {
-        None if message.kind == "m.room.redaction" => redacts_of(&message.content)?,
+        None if message.event_type == "m.room.redaction" => redacts_of(&message.content)?,
         redacts => redacts,
     };
     let draft = Draft {
         sender: caller.user_id.clone(),
-        kind: message.kind,
+        event_type: message.event_type,
         state_key: None,
         content: message.content,
         redacts,
@@ -88,18 +88,18 @@ pub(crate) async fn set_state(
     app: &App,
     caller: &Caller,
     room_id: &RoomId,
-    kind: String,
+    event_type: String,
     state_key: String,
     content: CanonicalJsonObject,
 ) -> Result<OwnedEventId> {
-    if kind == "m.room.member" {
+    if event_type == "m.room.member" {
         return membership::set(app, caller, room_id, state_key, content).await;
     }
     let room = commit::require_num(app, room_id)?;
     let author = Author::from(caller);
-    let draft = Draft::state(caller.user_id.clone(), &kind, &state_key, content, app.env.event_ms());
-    let (inner, signer) = (app.clone(), app.rooms.signer().clone());
-    let replaces_room = kind == TOMBSTONE && state_key.is_empty();
+    let draft = Draft::state(caller.user_id.clone(), &event_type, &state_key, content, app.env.event_ms());
+    let (owned, signer) = (app.clone(), app.rooms.signer().clone());
+    let replaces_room = event_type == TOMBSTONE && state_key.is_empty();
     presence::note_active(app, caller);
     let (event_id, promised) = commit::in_room(app, room, move |change| {
         let approved = policy::approve(change, signer.server(), &author, draft)?;
@@ -108,7 +108,7 @@ pub(crate) async fn set_state(
         }
         let event_id = approved.add(change, &signer)?.id(&change.row);
         let promised =
-            if replaces_room { carry_over::promise_to_author(&inner, change, author.user)? } else { None };
+            if replaces_room { carry_over::promise_to_author(&owned, change, author.user)? } else { None };
         Ok((event_id, promised))
     })
     .await?;

@@ -13,7 +13,7 @@ use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{
         admit::Why,
-        event::{StateEvent, Stored},
+        event::{StateEvent, StoredEvent},
         graph,
     },
     schema,
@@ -93,7 +93,7 @@ impl Change {
         tracing::debug!(room = %self.num, event = %received.event.id, rejected = rejected.is_some(), why, "an event is kept as an outlier");
         self.put_aside_row(&AsideRow { rejected: rejected.is_some(), why, row: row.clone() })?;
         schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
-        self.apply_waiting(&Stored { order: Order::MIN, row })?;
+        self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
         Ok(Outcome::Outlier(taken.event))
     }
 
@@ -150,7 +150,7 @@ impl Change {
     }
 
     /// Writes this row in place of an event that is kept aside.
-    pub(super) fn replace_aside(&mut self, stored: &Stored) -> Result<(), Fault> {
+    pub(super) fn replace_aside(&mut self, stored: &StoredEvent) -> Result<(), Fault> {
         let key = (self.num, stored.event());
         let aside = schema::ASIDE.get(&self.batch, key)?.ok_or(Fault::Corrupt("an event is missing"))?;
         schema::ASIDE.put(&mut self.batch, key, &AsideRow { row: stored.row.clone(), ..aside });

@@ -12,7 +12,7 @@ use crate::{
     },
     schema::{
         rooms::{EventHeader, EventKey, SentBy},
-        state::Ref,
+        state::StateRef,
     },
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Entering<'a> {
     /// The event that held the state key before this one.
     pub(super) replaces: Option<EventNum>,
     /// The state before the event; `None` where that is the main line just below the event.
-    pub(super) before: Option<Ref>,
+    pub(super) before: Option<StateRef>,
     /// The numbers of the events that the event cites.
     pub(super) prev: Vec<EventNum>,
     /// The events that the event names as allowing it.
@@ -54,7 +54,7 @@ impl Entering<'_> {
             state_key: self.state_key,
             replaces: self.replaces,
             redacted_by: None,
-            unseen: graph::only_merges(&self.event.kind, self.event.state_key.is_some()),
+            unseen: graph::only_merges(&self.event.event_type, self.event.state_key.is_some()),
             before: self.before,
             after: None,
             prev: self.prev,

@@ -16,11 +16,11 @@ use crate::{
     rooms::{
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
-        event::{self, StateEvent, Stored},
+        event::{self, StateEvent, StoredEvent},
     },
     schema::{
         rooms::{EventRow, Head, SentBy},
-        state::{Ref, Val},
+        state::{StateRef, StateValue},
     },
 };
 
@@ -36,21 +36,26 @@ impl Change {
         signer: &Signer,
         draft: &Draft,
         sent_by: Option<SentBy>,
-    ) -> Result<Stored> {
+    ) -> Result<StoredEvent> {
         let (built, auth) = self.build(signer, draft)?;
         self.write(draft, built, &auth, sent_by)
     }
 
     /// Like [`Change::add`], for an event that a client sends with a transaction id. The batch is refused if the
     /// transaction has made an event already.
-    pub(in crate::rooms) fn add_once(&mut self, signer: &Signer, draft: &Draft, txn: &Txn) -> Result<Stored> {
+    pub(in crate::rooms) fn add_once(
+        &mut self,
+        signer: &Signer,
+        draft: &Draft,
+        txn: &Txn,
+    ) -> Result<StoredEvent> {
         let stored = self.add(signer, draft, Some(txn.sent_by()))?;
         txn.put(&mut self.batch, self.num, stored.event())?;
         Ok(stored)
     }
 
     fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
-        let kind = TimelineEventType::from(draft.kind.as_str());
+        let kind = TimelineEventType::from(draft.event_type.as_str());
         let is_create = kind == TimelineEventType::RoomCreate;
         let mut before = AuthState::default();
         let mut auth = Vec::new();
@@ -108,14 +113,14 @@ impl Change {
         built: Built,
         auth: &[Arc<StateEvent>],
         sent_by: Option<SentBy>,
-    ) -> Result<Stored> {
+    ) -> Result<StoredEvent> {
         let (event, order) = self.next_place();
         let depth = self.next_depth();
         let mut state_key = None;
         let mut replaces = None;
         if let Some(key) = &draft.state_key {
-            replaces = self.state(&draft.kind, key)?;
-            state_key = Some(self.intern_key(&draft.kind, key)?);
+            replaces = self.state(&draft.event_type, key)?;
+            state_key = Some(self.intern_key(&draft.event_type, key)?);
         }
         let entering = Entering {
             num: event,
@@ -131,13 +136,13 @@ impl Change {
             sent_by,
         };
         let header = entering.header().ok_or_else(|| Error::broken("a built event has no fields"))?;
-        let stored = Stored { order, row: EventRow { header, json: built.json } };
+        let stored = StoredEvent { order, row: EventRow { header, json: built.json } };
         self.put(&stored)?;
         if let Some(key) = state_key {
             let state_event = StateEvent { event, auth_depth: auth_depth(auth), parsed: built.event };
-            self.set_state(order, &[(key, Val::Event(event))], Some(Arc::new(state_event)))?;
+            self.set_state(order, &[(key, StateValue::Event(event))], Some(Arc::new(state_event)))?;
         }
-        let after = Ref::Main(self.row.state_tip);
+        let after = StateRef::Main(self.row.state_tip);
         let stored_ms = draft.sent_ms;
         self.row.heads = vec![Head { event, key: built.hash.into(), depth, stored_ms, is_own: true, after }];
         self.finish(&stored);

@@ -25,7 +25,7 @@ use crate::{
     ids::{EventNum, StateKeyNum},
     rooms::{
         admit::{self, AuthState, Evidence, Known, Verdict, Why},
-        event::{self, Event, StateEvent, Stored},
+        event::{self, Event, StateEvent, StoredEvent},
         graph,
         resolve::{Attempt, NotResolved, Question, Resolving, Settled},
         state::{self, Sketch},
@@ -33,7 +33,7 @@ use crate::{
     schema,
     schema::{
         rooms::{EventKey, Place},
-        state::Ref,
+        state::StateRef,
     },
     store::Fault,
 };
@@ -55,7 +55,7 @@ pub struct Received {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is part of the room.
-    Accepted(Box<Stored>),
+    Accepted(Box<StoredEvent>),
     /// It is kept aside: rejected or soft-failed, by this rule.
     Aside(EventNum, Why),
     /// It is an outlier: others may name it as an auth event, but none can stand on it.
@@ -164,7 +164,7 @@ impl Change {
             Err(question) => return Ok(Step::later(question, taken)),
         };
         let rules = &self.rules().authorization;
-        let tip = Sketch::from(Ref::Main(self.row.state_tip));
+        let tip = Sketch::from(StateRef::Main(self.row.state_tip));
         let before = self.auth_state(event, &standpoint.before)?;
         let current = if standpoint.before == tip { None } else { Some(self.auth_state(event, &tip)?) };
         let evidence =
@@ -263,13 +263,13 @@ impl Change {
     }
 
     /// Gives the state after an event that is stored.
-    fn state_after(&self, num: EventNum) -> Result<Ref> {
+    fn state_after(&self, num: EventNum) -> Result<StateRef> {
         let stored = event::require(&self.batch, self.num, num)?;
         let header = &stored.row.header;
         let is_aside = matches!(schema::PLACE.get(&self.batch, (self.num, num))?, Some(Place::Aside));
         let state = match (header.after, header.before) {
             (Some(after), _) => after,
-            (None, _) if header.state_key.is_some() && !is_aside => Ref::Main(stored.order),
+            (None, _) if header.state_key.is_some() && !is_aside => StateRef::Main(stored.order),
             (None, Some(before)) => before,
             (None, None) => return Ok(state::just_below(&self.batch, self.num, stored.order)?),
         };
@@ -294,8 +294,13 @@ impl Change {
         let mut found = AuthState::default();
         let rules = &self.rules().authorization;
         // An event whose content does not fit its type is rejected, whatever the state is.
-        let needed =
-            admit::needed_keys(&event.kind, &event.sender, event.state_key.as_deref(), &event.content, rules);
+        let needed = admit::needed_keys(
+            &event.event_type,
+            &event.sender,
+            event.state_key.as_deref(),
+            &event.content,
+            rules,
+        );
         for (kind, key) in needed.unwrap_or_default() {
             let Some(key) = state::find_key(&self.batch, self.num, &kind.to_string(), &key)? else {
                 continue;

@@ -15,14 +15,14 @@ use crate::{
     error::{Error, Refusal, Result},
     ids::{EventNum, RoomNum},
     rooms::{
-        event::{self, Event, StateEvent, Stored},
+        event::{self, Event, StateEvent, StoredEvent},
         power::{Action, Power},
         redact, relations,
     },
     schema,
     schema::{
         rooms::{EventKey, Place, RedactionWaitingRow},
-        state::Ref,
+        state::StateRef,
     },
     store::{Direction, Fault},
 };
@@ -60,7 +60,7 @@ impl Redaction {
 
 impl Change {
     /// Refuses to let one of our users redact somebody else's event without the power to (403 `M_FORBIDDEN`).
-    pub fn require_may_redact(&mut self, user: &UserId, target: &Stored) -> Result<()> {
+    pub fn require_may_redact(&mut self, user: &UserId, target: &StoredEvent) -> Result<()> {
         if target.row.header.state_key.is_some() && KEPT.contains(&target.row.event_type().as_ref()) {
             return Err(Refusal::forbidden("Events of this type cannot be redacted.").into());
         }
@@ -71,7 +71,7 @@ impl Change {
     }
 
     /// Judges the effect of a received event as a redaction, by the state before it.
-    pub(super) fn judge_redaction(&self, event: &Event, before: Ref) -> Result<Redaction> {
+    pub(super) fn judge_redaction(&self, event: &Event, before: StateRef) -> Result<Redaction> {
         let Some(target) = event.redaction_target(&self.rules().redaction) else {
             return Ok(Redaction::None);
         };
@@ -95,7 +95,7 @@ impl Change {
     }
 
     /// Carries out a redaction, once its own rows are written.
-    pub(super) fn carry_out(&mut self, redaction: Redaction, stored: &Stored) -> Result<()> {
+    pub(super) fn carry_out(&mut self, redaction: Redaction, stored: &StoredEvent) -> Result<()> {
         match redaction {
             Redaction::None => {}
             Redaction::Withheld(why) => {
@@ -120,7 +120,7 @@ impl Change {
 
     /// Applies the redactions that waited for an event which has come in, as they were judged, and shows them from now
     /// on. Those whose sender may not redact the event stay withheld.
-    pub(super) fn apply_waiting(&mut self, stored: &Stored) -> Result<()> {
+    pub(super) fn apply_waiting(&mut self, stored: &StoredEvent) -> Result<()> {
         let waiting = schema::REDACTION_WAITING
             .prefix::<(RoomNum, EventKey)>(&self.batch, (self.num, &stored.row.header.key), Direction::Up)?
             .take(WAITING_MAX)
@@ -146,7 +146,7 @@ impl Change {
     }
 
     /// Writes the redacted form in place of an event, wherever it is kept.
-    fn apply_redaction(&mut self, target: &Stored, redaction: EventNum) -> Result<()> {
+    fn apply_redaction(&mut self, target: &StoredEvent, redaction: EventNum) -> Result<()> {
         if target.row.is_redacted() {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::{
     schema,
     schema::{
         rooms::{EventRow, Membership, Resident, RoomRow, UserRoomRow},
-        state::{Ref, StageRow, Val},
+        state::{StageRow, StateRef, StateValue},
     },
     store::{Batch, Direction, Fault, Guard, NotAccepted, Store},
 };
@@ -58,7 +58,7 @@ impl Change {
 
     /// Stages a step of the main line: these keys (each once, and no derived ones) get these values. Gives the place
     /// that the main line has then; it counts when this change is accepted.
-    pub(super) fn stage_state(&mut self, changes: &[(StateKeyNum, Val)]) -> Result<Ref> {
+    pub(super) fn stage_state(&mut self, changes: &[(StateKeyNum, StateValue)]) -> Result<StateRef> {
         debug_assert!(self.may_stage(), "a step is staged before anything else changes the state");
         let anchor = self.store.ahead();
         // The tip remembers the state before the step. Without a tip, the next change looks for a step that was not
@@ -77,7 +77,7 @@ impl Change {
         self.row.state_tip = last;
         self.batch.begin_at(anchor);
         self.stage = Some(Staged { anchor, claimed: 0, users: Vec::new() });
-        Ok(Ref::Main(last))
+        Ok(StateRef::Main(last))
     }
 
     /// Follows a staged step for members: rows and derived keys, from keys with their values before and after the step.
@@ -85,7 +85,7 @@ impl Change {
         &mut self,
         order: Order,
         differing: &[state::Difference],
-    ) -> Result<Vec<(StateKeyNum, Val)>> {
+    ) -> Result<Vec<(StateKeyNum, StateValue)>> {
         let mut touched = members::Touched::default();
         let names = state::list_key_names(&self.batch, self.num, differing.iter().map(|(key, ..)| *key))?;
         for ((_, old, new), name) in differing.iter().zip(names) {
@@ -100,7 +100,7 @@ impl Change {
         Ok(values)
     }
 
-    fn membership_in(&self, val: Val) -> Result<Membership, Fault> {
+    fn membership_in(&self, val: StateValue) -> Result<Membership, Fault> {
         match val.event() {
             Some(event) => members::membership_of_event(&self.batch, self.num, event),
             None => Ok(Membership::Leave),
@@ -111,9 +111,9 @@ impl Change {
     /// names these rows until this change is accepted.
     pub(super) fn write_side_parts(
         &mut self,
-        mut base: Ref,
-        changes: &[(StateKeyNum, Val)],
-    ) -> Result<(Ref, usize)> {
+        mut base: StateRef,
+        changes: &[(StateKeyNum, StateValue)],
+    ) -> Result<(StateRef, usize)> {
         let mut written = 0;
         while changes.len() - written > SIDE_PART {
             let part = changes.get(written..written + SIDE_PART).unwrap_or_default();

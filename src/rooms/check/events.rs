@@ -10,7 +10,7 @@ use crate::{
         change::txn,
         check::reference,
         event, relations, rules,
-        state::{self, Ref, Val},
+        state::{self, StateRef, StateValue},
     },
     schema::{
         self,
@@ -139,9 +139,9 @@ fn in_timeline(
     }
     doubts.unless(order <= room.tip, "it stands above the tip of its room");
     if let Some(key) = header.state_key {
-        let after = header.after.unwrap_or(Ref::Main(order));
+        let after = header.after.unwrap_or(StateRef::Main(order));
         let set = state::at(read, num, after, key)?;
-        doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
+        doubts.unless(set == StateValue::Event(header.event), "it is not in the state after it");
     }
     doubts.unless(
         is_known_by_transaction(read, num, room, row)?,
@@ -189,7 +189,7 @@ fn put_aside(
     let header = &aside.row.header;
     if let (Some(key), Some(after)) = (header.state_key, header.after) {
         let set = state::at(read, num, after, key)?;
-        doubts.unless(set == Val::Event(header.event), "it is not in the state after it");
+        doubts.unless(set == StateValue::Event(header.event), "it is not in the state after it");
     }
     everywhere(read, num, room, &aside.row, !aside.rejected, doubts)
 }

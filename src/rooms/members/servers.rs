@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{list_keys, membership_of_event};
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
-    rooms::state::{self, Chain, Ref, Val},
+    rooms::state::{self, Chain, StateRef, StateValue},
     schema,
     schema::{
         event_types::{DERIVED, DERIVED_JOINED as JOINED, DERIVED_SERVER as SERVER, MEMBER},
@@ -74,16 +74,16 @@ impl Touched {
         room: RoomNum,
         next_key: &mut u32,
         joined: u32,
-    ) -> Result<Vec<(StateKeyNum, Val)>, Fault> {
+    ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
         let mut values = Vec::new();
         for server in self.servers {
             let is_in = schema::SERVER_MEMBERS.contains(batch, (room, &server))?;
             let key = state::intern_key(batch, room, next_key, SERVER, &server)?;
-            values.push((key, if is_in { Val::Derived(1) } else { Val::Absent }));
+            values.push((key, if is_in { StateValue::Derived(1) } else { StateValue::Absent }));
         }
         if self.is_any {
             let key = state::intern_key(batch, room, next_key, JOINED, "")?;
-            values.push((key, if joined > 0 { Val::Derived(joined) } else { Val::Absent }));
+            values.push((key, if joined > 0 { StateValue::Derived(joined) } else { StateValue::Absent }));
         }
         Ok(values)
     }
@@ -112,7 +112,7 @@ fn begin(batch: &mut Batch, room: RoomNum) -> Result<Vec<String>, Fault> {
     Ok(counts.into_keys().collect())
 }
 
-fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: Val) -> Result<bool, Fault> {
+fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: StateValue) -> Result<bool, Fault> {
     match val.event() {
         Some(event) => Ok(membership_of_event(read, room, event)? == Membership::Join),
         None => Ok(false),
@@ -128,9 +128,9 @@ struct Moves {
 }
 
 impl Moves {
-    fn to(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<Self, Fault> {
+    fn to(read: &(impl Read + ?Sized), room: RoomNum, at: StateRef) -> Result<Self, Fault> {
         let chain = Chain::read(read, room, at)?;
-        let Ref::Main(base) = chain.base else {
+        let StateRef::Main(base) = chain.base else {
             return Err(Fault::Corrupt("a side state does not stand on the main line"));
         };
         let mut moves = Self { base, came: BTreeMap::new(), went: BTreeMap::new(), joined: 0 };
@@ -180,7 +180,7 @@ fn count_on_main_line(
     order: Order,
     server: &str,
 ) -> Result<u64, Fault> {
-    let mut then: BTreeMap<StateKeyNum, Val> = BTreeMap::new();
+    let mut then: BTreeMap<StateKeyNum, StateValue> = BTreeMap::new();
     for step in state::changes(read, room, order, Order::MAX)? {
         for (key, prior) in step?.1 {
             then.entry(key).or_insert(prior);
@@ -202,12 +202,12 @@ fn count_on_main_line(
 pub fn was_server_joined(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    at: Ref,
+    at: StateRef,
     server: &str,
 ) -> Result<bool, Fault> {
     let moves = Moves::to(read, room, at)?;
     let was_in = match state::find_key(read, room, SERVER, server)? {
-        Some(key) => state::at(read, room, Ref::Main(moves.base), key)?.is_derived(),
+        Some(key) => state::at(read, room, StateRef::Main(moves.base), key)?.is_derived(),
         None => false,
     };
     moves.leave_in(read, room, server, was_in)
@@ -215,14 +215,18 @@ pub fn was_server_joined(
 
 /// Lists the servers that have somebody in the room in this state, sorted. Costs as much as there are servers that ever
 /// had somebody, and for the state of a fork as much as it differs in.
-pub fn list_servers_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<Vec<String>, Fault> {
+pub fn list_servers_at(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    at: StateRef,
+) -> Result<Vec<String>, Fault> {
     let moves = Moves::to(read, room, at)?;
     let bound = Bound::Included((room, SERVER));
     let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
     let mut servers: BTreeSet<String> = moves.came.keys().cloned().collect();
     for row in rows {
         let ((_, _, server), key) = row?;
-        let was_in = state::at(read, room, Ref::Main(moves.base), key)?.is_derived();
+        let was_in = state::at(read, room, StateRef::Main(moves.base), key)?.is_derived();
         if moves.leave_in(read, room, &server, was_in)? {
             servers.insert(server);
         }
@@ -231,11 +235,11 @@ pub fn list_servers_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> R
 }
 
 /// Counts the members who are joined in this state.
-pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: Ref) -> Result<u64, Fault> {
+pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: StateRef) -> Result<u64, Fault> {
     let moves = Moves::to(read, room, at)?;
     let joined = match state::find_key(read, room, JOINED, "")? {
-        Some(key) => match state::at(read, room, Ref::Main(moves.base), key)? {
-            Val::Derived(joined) => u64::from(joined),
+        Some(key) => match state::at(read, room, StateRef::Main(moves.base), key)? {
+            StateValue::Derived(joined) => u64::from(joined),
             _ => 0,
         },
         None => 0,
@@ -280,7 +284,7 @@ pub(crate) fn are_counted(read: &(impl Read + ?Sized), room: RoomNum, joined: &T
         servers = servers.wrapping_add(folded);
         by_server = by_server.wrapping_add(folded.wrapping_mul(count.into()));
     }
-    let now = Ref::Main(Order::MAX);
+    let now = StateRef::Main(Order::MAX);
     let named = list_servers_at(read, room, now)?;
     let named = named.iter().fold(0_u128, |sum, server| sum.wrapping_add(fold(server)));
     Ok(by_server == joined.by_server

@@ -8,7 +8,7 @@ use crate::{
     ids::{EventNum, Position, RoomNum, StateKeyNum},
     rooms::{
         event::Event,
-        state::{Sketch, Val},
+        state::{Sketch, StateValue},
     },
     store::{Fault, Read},
 };
@@ -30,7 +30,7 @@ impl Newcomer {
 
     /// Gives the state after the event, from the state before it.
     pub fn after(&self, before: &Sketch) -> Sketch {
-        before.with([(self.header.key, Val::Event(self.num))])
+        before.with([(self.header.key, StateValue::Event(self.num))])
     }
 }
 

@@ -7,7 +7,7 @@ use super::question::QuestionKey;
 use crate::{
     ids::RoomNum,
     ids::StateKeyNum,
-    rooms::state::{Ref, Sketch, Val},
+    rooms::state::{Sketch, StateRef, StateValue},
 };
 
 /// All results together take at most about this many bytes.
@@ -27,10 +27,10 @@ struct Bytes;
 
 impl Weighter<QuestionKey, Sketch> for Bytes {
     fn weight(&self, (_, states): &QuestionKey, result: &Sketch) -> u64 {
-        let entry = size_of::<(StateKeyNum, Val)>();
+        let entry = size_of::<(StateKeyNum, StateValue)>();
         let bytes = |sketch: &Sketch| size_of::<Sketch>() + sketch.changes.len() * entry;
         let states: usize = states.iter().map(bytes).sum();
-        (size_of::<(QuestionKey, Ref)>() + states + bytes(result)) as u64
+        (size_of::<(QuestionKey, StateRef)>() + states + bytes(result)) as u64
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     use crate::ids::{EventNum, SideNum};
 
     fn side(number: u32) -> Sketch {
-        Ref::Side(SideNum(number)).into()
+        StateRef::Side(SideNum(number)).into()
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         let recent = Recent::of(bytes_max);
         for number in 0..2_000_u32 {
             let size = if number % 50 == 0 { 20_000 } else { 100 };
-            let changes = (0..size).map(|key| (StateKeyNum(key), Val::Event(EventNum(number.into()))));
+            let changes = (0..size).map(|key| (StateKeyNum(key), StateValue::Event(EventNum(number.into()))));
             let key = (RoomNum(1), vec![side(number)]);
             recent.keep(key.clone(), side(0).with(changes));
             assert!(recent.find(&key).is_some(), "what is new is there for whoever asked for it: {number}");

@@ -100,21 +100,24 @@ fn more_than_can_be_resolved_waits() {
     let (rules, room) = (forks.rules.clone(), forks.room());
     let mut batch = forks.bench.store.batch(&Guard::alone());
     // The events of the fork need not exist, because they are too many to be looked at.
-    let sides: Vec<Ref> = [0, 1]
+    let sides: Vec<StateRef> = [0, 1]
         .map(|side| {
             let changes: Vec<_> = (0..EVENTS_MAX as u32)
                 .map(|key| {
-                    (StateKeyNum(100 + key), Val::Event(EventNum(1_000_000 * (side + 1) + u64::from(key))))
+                    (
+                        StateKeyNum(100 + key),
+                        StateValue::Event(EventNum(1_000_000 * (side + 1) + u64::from(key))),
+                    )
                 })
                 .collect();
-            state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &changes).unwrap()
+            state::make_side(&mut batch, room, &mut forks.next_side, StateRef::EMPTY, &changes).unwrap()
         })
         .to_vec();
     assert_eq!(solved(&batch, room, &rules, &sides, &forks), Err(NotResolved::TooMuch));
-    let many: Vec<Ref> = (0..=STATES_MAX as u64)
+    let many: Vec<StateRef> = (0..=STATES_MAX as u64)
         .map(|event| {
-            let change = [(StateKeyNum(0), Val::Event(EventNum(event)))];
-            state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap()
+            let change = [(StateKeyNum(0), StateValue::Event(EventNum(event)))];
+            state::make_side(&mut batch, room, &mut forks.next_side, StateRef::EMPTY, &change).unwrap()
         })
         .collect();
     assert_eq!(solved(&batch, room, &rules, &many, &forks), Err(NotResolved::TooMuch));
@@ -125,8 +128,8 @@ fn room_version_1_is_refused() {
     let mut forks = Forks::new(&RoomVersionId::V11);
     let (room, rules) = (forks.room(), RoomVersionId::V1.rules().unwrap());
     let mut batch = forks.bench.store.batch(&Guard::alone());
-    let change = [(StateKeyNum(0), Val::Event(EventNum(5)))];
-    let side = state::make_side(&mut batch, room, &mut forks.next_side, Ref::EMPTY, &change).unwrap();
+    let change = [(StateKeyNum(0), StateValue::Event(EventNum(5)))];
+    let side = state::make_side(&mut batch, room, &mut forks.next_side, StateRef::EMPTY, &change).unwrap();
     let states = [state::tip(&batch, room).unwrap(), side];
     assert_eq!(solved(&batch, room, &rules, &states, &forks), Err(NotResolved::UnknownVersion));
 }
@@ -138,7 +141,7 @@ fn equal_states_need_no_resolution() {
     let tip = state::tip(&*snapshot, forks.room()).unwrap();
     let counted = Counted(&forks, std::cell::Cell::new(0));
     // These are two places of the main line with nothing between them.
-    let states = [tip, Ref::Main(Order::MAX)];
+    let states = [tip, StateRef::Main(Order::MAX)];
     let resolution = solved(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
     assert_eq!((resolution, counted.1.get()), (tip.into(), 0));
 }

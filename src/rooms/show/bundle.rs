@@ -5,7 +5,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     json::{JsonText, Object},
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         relations::{AGAIN_MAX, ANYWHERE, can_be_edited, is_edit_of, list_kind, newest_edit, took_part},
         view::RoomView,
         visibility::Reader,
@@ -30,7 +30,7 @@ pub(super) enum Depth {
 /// Bundles the events that refer to an event, as they stand in its `unsigned`; `None` if there are none.
 pub(super) fn bundle(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     viewer: &Viewer<'_>,
     depth: Depth,
 ) -> Result<Option<JsonText>, Fault> {
@@ -41,7 +41,7 @@ pub(super) fn bundle(
 /// Does the same from the row that says which events refer to the event.
 pub(super) fn bundle_related(
     view: RoomView<'_, impl Read + ?Sized>,
-    stored: &Stored,
+    stored: &StoredEvent,
     related: &RelatedRow,
     viewer: &Viewer<'_>,
     depth: Depth,
@@ -85,10 +85,10 @@ pub(super) fn bundle_related(
 fn find_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    original: &Stored,
+    original: &StoredEvent,
     related: &RelatedRow,
     reader: &Reader,
-) -> Result<Option<Stored>, Fault> {
+) -> Result<Option<StoredEvent>, Fault> {
     let Some(edit) = related.edit.filter(|_| can_be_edited(original)) else { return Ok(None) };
     match event::find(read, room, edit)? {
         // Rows of older versions may name an edit that is none.
@@ -105,7 +105,7 @@ fn list_references(
     room: RoomNum,
     parent: EventNum,
     reader: &Reader,
-) -> Result<Vec<Stored>, Fault> {
+) -> Result<Vec<StoredEvent>, Fault> {
     let mut seen = Vec::new();
     let rows = list_kind(read, room, parent, RelationKind::Reference, ANYWHERE, Direction::Up)?;
     for row in rows.take(AGAIN_MAX) {
@@ -128,7 +128,7 @@ fn find_thread(
     root: EventNum,
     related: &RelatedRow,
     reader: &Reader,
-) -> Result<Option<(Stored, u64)>, Fault> {
+) -> Result<Option<(StoredEvent, u64)>, Fault> {
     let Some((_, tip)) = related.thread_tip else { return Ok(None) };
     if reader.sees_everything(read)? {
         return Ok(Some((event::require(read, room, tip)?, related.thread_count)));

@@ -5,7 +5,7 @@ use crate::{
     rooms::{check::reference, event, state::side::DEPTH_MAX},
     schema::{
         self,
-        state::{DERIVED, LogRow, NowRow, Ref, SideRow, Val},
+        state::{DERIVED, LogRow, NowRow, SideRow, StateRef, StateValue},
     },
     store::{
         Fault, Snapshot,
@@ -32,7 +32,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::STATE_NOW, |read, (room, key), row, doubts| {
             let NowRow { val, staged_at } = *row;
             doubts.unless(
-                val != Val::Absent || staged_at.is_some(),
+                val != StateValue::Absent || staged_at.is_some(),
                 "its value is absent, for which there is no row",
             );
             if let Some(order) = staged_at {
@@ -61,7 +61,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::SIDE, side_state),
         RowCheck::of(&schema::HOLE, |read, (room, order), _, doubts| {
             doubts.position(read, order.anchor);
-            let Ref::Main(marker) = super::hole_state(*order) else { return Ok(()) };
+            let StateRef::Main(marker) = super::hole_state(*order) else { return Ok(()) };
             let marked = schema::STATE_LOG.contains(read, (*room, marker))?;
             doubts.unless(marked, "there is no marker that keeps references from crossing the hole");
             Ok(())
@@ -74,10 +74,10 @@ fn value(
     read: &Snapshot,
     room: RoomNum,
     key: StateKeyNum,
-    val: Val,
+    val: StateValue,
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
-    if let Val::Event(EventNum(number)) = val {
+    if let StateValue::Event(EventNum(number)) = val {
         let stored = event::find_anywhere(read, room, EventNum(number))?;
         let is_of_key = stored.is_some_and(|stored| stored.row.header.state_key == Some(key));
         doubts.unless(is_of_key, format!("event {number} is gone or of another state key"));
@@ -122,7 +122,7 @@ fn side_state(
     doubts.unless(side.0 < next, "its number was never given");
     doubts.unless(row.depth <= DEPTH_MAX, "it stands on too many other side states");
     reference(read, *room, row.base, doubts)?;
-    if let Ref::Side(base) = row.base {
+    if let StateRef::Side(base) = row.base {
         doubts.unless(base < *side, "it stands on a newer side state");
         let depth = schema::SIDE.get(read, (*room, base))?.map(|base| base.depth);
         doubts.unless(

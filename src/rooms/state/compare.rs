@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
-    schema::state::{Ref, SideRow, Val},
+    schema::state::{SideRow, StateRef, StateValue},
     store::{Fault, Read},
 };
 
@@ -22,22 +22,27 @@ use crate::{
 const CHANGES_PER_KEY_MAX: u64 = 2;
 
 /// A key with its values in two states.
-pub type Difference = (StateKeyNum, Val, Val);
+pub type Difference = (StateKeyNum, StateValue, StateValue);
 
 /// Whether two values make a difference. Derived values do not: they follow from the others, and are worked out anew
 /// where those change.
-fn differ(one: Val, other: Val) -> bool {
+fn differ(one: StateValue, other: StateValue) -> bool {
     one != other && !one.is_derived() && !other.is_derived()
 }
 
 /// Lists the keys whose values differ in two states, rising, with both values; derived keys are left out. Costs as much
 /// as there are changes between the states, and at most as much as the room has keys.
-pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<Vec<Difference>, Fault> {
+pub fn diff(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    a: StateRef,
+    b: StateRef,
+) -> Result<Vec<Difference>, Fault> {
     if a == b {
         return Ok(Vec::new());
     }
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
-    let (Ref::Main(left_order), Ref::Main(right_order)) = (left.base, right.base) else {
+    let (StateRef::Main(left_order), StateRef::Main(right_order)) = (left.base, right.base) else {
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
     let (low, high) = (left_order.min(right_order), left_order.max(right_order));
@@ -72,10 +77,10 @@ pub fn diff(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Resul
 
 /// Tells how many keys may differ at most, without looking at any: the changes between the two places on the main line
 /// and the entries of the side states. It is a hint, because changes that filled holes are not counted.
-pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: Ref, b: Ref) -> Result<u64, Fault> {
+pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: StateRef, b: StateRef) -> Result<u64, Fault> {
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
     let entries: usize = unshared(&left, &right).map(SideRow::len).sum();
-    let (Ref::Main(x), Ref::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
+    let (StateRef::Main(x), StateRef::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
     Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
 }
 
@@ -92,7 +97,7 @@ fn unshared<'c>(left: &'c Chain, right: &'c Chain) -> impl Iterator<Item = &'c S
 #[derive(Default)]
 struct Between {
     /// The keys that changed in `(low, high]`, each with its value at `low`.
-    below: BTreeMap<StateKeyNum, Val>,
+    below: BTreeMap<StateKeyNum, StateValue>,
     /// Whether nothing changed above `high`. It may be `false` although `high` is the tip.
     is_high_tip: bool,
 }
@@ -154,7 +159,8 @@ fn merge(left: Values<'_>, right: Values<'_>) -> Result<Vec<Difference>, Fault> 
         let x = if order.is_le() { left.next().transpose()? } else { None };
         let y = if order.is_ge() { right.next().transpose()? } else { None };
         let Some(key) = x.or(y).map(|(key, _)| key) else { return Ok(differing) };
-        let (x, y) = (x.map_or(Val::Absent, |(_, val)| val), y.map_or(Val::Absent, |(_, val)| val));
+        let (x, y) =
+            (x.map_or(StateValue::Absent, |(_, val)| val), y.map_or(StateValue::Absent, |(_, val)| val));
         if differ(x, y) {
             differing.push((key, x, y));
         }

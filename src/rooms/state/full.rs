@@ -7,7 +7,7 @@ use super::{changes, last_change, side::Chain};
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     schema,
-    schema::state::{Ref, Val},
+    schema::state::{StateRef, StateValue},
     store::{Direction, Fault, Read},
 };
 
@@ -17,14 +17,14 @@ const CHANGES_PER_KEY_MAX: u64 = 4;
 pub(crate) const FEW_CHANGES: u64 = if cfg!(test) { 4 } else { 256 };
 
 /// Keys with their values, by rising key numbers.
-pub(crate) type Values<'r> = Box<dyn Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r>;
+pub(crate) type Values<'r> = Box<dyn Iterator<Item = Result<(StateKeyNum, StateValue), Fault>> + 'r>;
 
 /// Streams the whole state, by rising key numbers; keys that are unset or unknown are left out. Of the state itself
 /// nothing is held in memory, of the changes since then at most four a key.
 pub fn full<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
-    state: Ref,
+    state: StateRef,
 ) -> Result<impl Iterator<Item = Result<(StateKeyNum, EventNum), Fault>> + 'r, Fault> {
     let values = values(read, room, state)?;
     Ok(values.filter_map(|row| match row {
@@ -37,11 +37,11 @@ pub fn full<'r>(
 pub(crate) fn values<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
-    state: Ref,
+    state: StateRef,
 ) -> Result<Values<'r>, Fault> {
     let chain = Chain::read(read, room, state)?;
     let mut over = chain.entries();
-    let Ref::Main(order) = chain.base else {
+    let StateRef::Main(order) = chain.base else {
         return Err(Fault::Corrupt("a side state does not stand on the main line"));
     };
     let sides = over.clone();
@@ -68,7 +68,7 @@ fn overlay(
     room: RoomNum,
     order: Order,
     changes_max: u64,
-    over: &mut BTreeMap<StateKeyNum, Val>,
+    over: &mut BTreeMap<StateKeyNum, StateValue>,
 ) -> Result<bool, Fault> {
     let mut seen = 0;
     for row in changes(read, room, order, Order::MAX)? {
@@ -106,7 +106,7 @@ pub(crate) fn changes_between(
 fn now_under<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
-    over: BTreeMap<StateKeyNum, Val>,
+    over: BTreeMap<StateKeyNum, StateValue>,
 ) -> Result<Values<'r>, Fault> {
     Ok(laid(over, list_written(read, room)?))
 }
@@ -116,15 +116,15 @@ fn now_under<'r>(
 fn list_written<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
-) -> Result<impl Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r, Fault> {
+) -> Result<impl Iterator<Item = Result<(StateKeyNum, StateValue), Fault>> + 'r, Fault> {
     let now = schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
     let values = now.map(|row| row.map(|((_, key), row)| (key, row.val)));
-    Ok(values.filter(|row| !matches!(row, Ok((_, Val::Absent)))))
+    Ok(values.filter(|row| !matches!(row, Ok((_, StateValue::Absent)))))
 }
 
 fn laid<'r>(
-    over: BTreeMap<StateKeyNum, Val>,
-    base: impl Iterator<Item = Result<(StateKeyNum, Val), Fault>> + 'r,
+    over: BTreeMap<StateKeyNum, StateValue>,
+    base: impl Iterator<Item = Result<(StateKeyNum, StateValue), Fault>> + 'r,
 ) -> Values<'r> {
     Box::new(Under { over: over.into_iter().map(Ok).peekable(), base: base.peekable() })
 }
@@ -154,10 +154,10 @@ struct Under<O: Iterator, B: Iterator> {
 
 impl<O, B> Iterator for Under<O, B>
 where
-    O: Iterator<Item = Result<(StateKeyNum, Val), Fault>>,
-    B: Iterator<Item = Result<(StateKeyNum, Val), Fault>>,
+    O: Iterator<Item = Result<(StateKeyNum, StateValue), Fault>>,
+    B: Iterator<Item = Result<(StateKeyNum, StateValue), Fault>>,
 {
-    type Item = Result<(StateKeyNum, Val), Fault>;
+    type Item = Result<(StateKeyNum, StateValue), Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -173,7 +173,7 @@ where
                 Some(std::cmp::Ordering::Greater) | None => {}
             }
             match self.over.next() {
-                Some(Ok((_, Val::Absent))) => {}
+                Some(Ok((_, StateValue::Absent))) => {}
                 other => return other,
             }
         }

@@ -14,7 +14,7 @@ use crate::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
-        state::{HoleRow, Ref, Val},
+        state::{HoleRow, StateRef, StateValue},
     },
     store::{Batch, Direction, Fault, Read},
 };
@@ -27,9 +27,9 @@ const FLOOR_MINORS: i32 = i32::MIN + (1 << 16);
 pub struct Segment {
     /// The keys in which the state below the segment's first event differs from the state above the hole (the one of
     /// [`hole_state`]). Entries that do not differ do no harm.
-    pub bottom: Vec<(StateKeyNum, Val)>,
+    pub bottom: Vec<(StateKeyNum, StateValue)>,
     /// The changes that each event makes to the main line: keys with their new values. A message has none.
-    pub steps: Vec<Vec<(StateKeyNum, Val)>>,
+    pub steps: Vec<Vec<(StateKeyNum, StateValue)>>,
     /// The ids of the events that are missing below the segment; an empty list closes the hole.
     pub missing: Vec<String>,
 }
@@ -37,7 +37,7 @@ pub struct Segment {
 /// Stages the current state of a room that we join for the first time, in parts of any size, before [`open_hole`].
 pub fn stage_base(batch: &mut Batch, room: RoomNum, part: &[(StateKeyNum, EventNum)]) {
     for (key, event) in part {
-        put_now(batch, room, *key, Val::Event(*event));
+        put_now(batch, room, *key, StateValue::Event(*event));
     }
 }
 
@@ -48,7 +48,7 @@ pub fn stage_hole(
     room: RoomNum,
     anchor: Position,
     part: u16,
-    changes: &[(StateKeyNum, Val)],
+    changes: &[(StateKeyNum, StateValue)],
 ) -> Result<(), Fault> {
     apply(batch, room, Order { anchor, minor: i32::MIN + i32::from(part) }, changes)
 }
@@ -80,8 +80,8 @@ pub fn find_hole(
 }
 
 /// Gives the state just above a hole, before the lowest event above it.
-pub fn hole_state(hole: Order) -> Ref {
-    Ref::Main(marker(hole))
+pub fn hole_state(hole: Order) -> StateRef {
+    StateRef::Main(marker(hole))
 }
 
 fn marker(hole: Order) -> Order {
@@ -153,8 +153,8 @@ fn without_floor_rows(
     batch: &Batch,
     room: RoomNum,
     floor: Order,
-    mut values: BTreeMap<StateKeyNum, Val>,
-) -> Result<BTreeMap<StateKeyNum, Val>, Fault> {
+    mut values: BTreeMap<StateKeyNum, StateValue>,
+) -> Result<BTreeMap<StateKeyNum, StateValue>, Fault> {
     let ceiling = Order { anchor: floor.anchor, minor: FLOOR_MINORS };
     let mut held = Vec::new();
     for key in values.keys() {
@@ -173,12 +173,12 @@ fn without_floor_rows(
 
 /// The state inside a segment, as a difference from the state above it.
 struct Filling {
-    above: Ref,
-    top: BTreeMap<StateKeyNum, Val>,
+    above: StateRef,
+    top: BTreeMap<StateKeyNum, StateValue>,
 }
 
 impl Filling {
-    fn value(&self, batch: &Batch, room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
+    fn value(&self, batch: &Batch, room: RoomNum, key: StateKeyNum) -> Result<StateValue, Fault> {
         match self.top.get(&key) {
             Some(val) => Ok(*val),
             None => at(batch, room, self.above, key),
@@ -191,15 +191,15 @@ impl Filling {
         batch: &Batch,
         room: RoomNum,
         key: StateKeyNum,
-        val: Val,
-    ) -> Result<Option<Val>, Fault> {
+        val: StateValue,
+    ) -> Result<Option<StateValue>, Fault> {
         self.top.insert(key, val);
         let above = at(batch, room, self.above, key)?;
         Ok((above != val).then_some(above))
     }
 
     /// Lists the keys whose values differ from those above.
-    fn differing(&self, batch: &Batch, room: RoomNum) -> Result<BTreeMap<StateKeyNum, Val>, Fault> {
+    fn differing(&self, batch: &Batch, room: RoomNum) -> Result<BTreeMap<StateKeyNum, StateValue>, Fault> {
         let mut differing = BTreeMap::new();
         for (key, val) in &self.top {
             if at(batch, room, self.above, *key)? != *val {

@@ -13,7 +13,7 @@ use crate::{
 
 const KEYS: u32 = 40;
 
-type Map = BTreeMap<StateKeyNum, Val>;
+type Map = BTreeMap<StateKeyNum, StateValue>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -68,8 +68,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct Event {
     order: Order,
     kind: Kind,
-    before: (Ref, Map),
-    after: (Ref, Map),
+    before: (StateRef, Map),
+    after: (StateRef, Map),
 }
 
 struct World {
@@ -84,8 +84,8 @@ struct World {
     current: Map,
 }
 
-fn set(map: &mut Map, key: StateKeyNum, val: Val) {
-    if val == Val::Absent {
+fn set(map: &mut Map, key: StateKeyNum, val: StateValue) {
+    if val == StateValue::Absent {
         map.remove(&key);
     } else {
         map.insert(key, val);
@@ -94,7 +94,7 @@ fn set(map: &mut Map, key: StateKeyNum, val: Val) {
 
 /// Stands in for state resolution, and depends on the conflicted values only. It may drop a key, choose any value, and
 /// set a key that is not in conflict.
-fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<Val>>) -> Map {
+fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<StateValue>>) -> Map {
     let mut chosen = Map::new();
     for (key, vals) in conflicted {
         let pick = vals.iter().filter_map(|val| val.event()).map(|event| event.0).sum::<u64>() as usize;
@@ -102,7 +102,7 @@ fn judge(conflicted: &BTreeMap<StateKeyNum, BTreeSet<Val>>) -> Map {
         if pick.is_multiple_of(11) {
             chosen.insert(StateKeyNum(pick as u32 % KEYS), val);
         }
-        chosen.entry(*key).or_insert(if pick.is_multiple_of(7) { Val::Absent } else { val });
+        chosen.entry(*key).or_insert(if pick.is_multiple_of(7) { StateValue::Absent } else { val });
     }
     chosen
 }
@@ -126,33 +126,33 @@ impl World {
         self.bench.room
     }
 
-    fn vals(&mut self, sets: &[(u32, bool)]) -> Vec<(StateKeyNum, Val)> {
+    fn vals(&mut self, sets: &[(u32, bool)]) -> Vec<(StateKeyNum, StateValue)> {
         let mut vals = Map::new();
         for (key, is_set) in sets {
             self.next_event += 1;
-            let val = if *is_set { Val::Event(EventNum(self.next_event)) } else { Val::Absent };
+            let val = if *is_set { StateValue::Event(EventNum(self.next_event)) } else { StateValue::Absent };
             vals.insert(StateKeyNum(*key), val);
         }
         vals.into_iter().collect()
     }
 
     /// Resolves states: gives our result and the model's.
-    fn resolve(&mut self, batch: &mut Batch, states: &[(Ref, Map)]) -> (Ref, Map) {
+    fn resolve(&mut self, batch: &mut Batch, states: &[(StateRef, Map)]) -> (StateRef, Map) {
         let room = self.room();
         let (first, rest) = states.split_first().unwrap();
         let mut keys = BTreeSet::new();
         for (state, _) in rest {
             keys.extend(diff(batch, room, first.0, *state).unwrap().into_iter().map(|(key, ..)| key));
         }
-        let mut conflicted: BTreeMap<StateKeyNum, BTreeSet<Val>> = BTreeMap::new();
+        let mut conflicted: BTreeMap<StateKeyNum, BTreeSet<StateValue>> = BTreeMap::new();
         for key in keys {
             let vals = states.iter().map(|(state, _)| at(batch, room, *state, key).unwrap()).collect();
             conflicted.insert(key, vals);
         }
         let naive = {
             let all: BTreeSet<_> = states.iter().flat_map(|(_, map)| map.keys().copied()).collect();
-            let vals = |key: &StateKeyNum| -> BTreeSet<Val> {
-                states.iter().map(|(_, map)| map.get(key).copied().unwrap_or(Val::Absent)).collect()
+            let vals = |key: &StateKeyNum| -> BTreeSet<StateValue> {
+                states.iter().map(|(_, map)| map.get(key).copied().unwrap_or(StateValue::Absent)).collect()
             };
             all.into_iter().map(|key| (key, vals(&key))).filter(|(_, vals)| vals.len() > 1).collect()
         };
@@ -176,7 +176,7 @@ impl World {
         let (room, changes) = (self.room(), self.vals(sets));
         let mut batch = self.bench.store.batch(&Guard::alone());
         let order = Order::live(batch.position(&LogEntry::RoomState { room }));
-        let mut states: Vec<(Ref, Map)> = Vec::new();
+        let mut states: Vec<(StateRef, Map)> = Vec::new();
         for prev in prevs {
             let after = self.events[*prev].after.clone();
             if states.iter().all(|(state, _)| *state != after.0) {
@@ -184,7 +184,7 @@ impl World {
             }
         }
         let before = match states.len() {
-            0 => (Ref::EMPTY, Map::new()),
+            0 => (StateRef::EMPTY, Map::new()),
             1 => states.remove(0),
             _ => self.resolve(&mut batch, &states),
         };
@@ -237,7 +237,7 @@ impl World {
         }
         let base = self.bench.store.enqueue(batch).unwrap().base;
         self.bench.store.flush().unwrap();
-        let settle = |(state, map): (Ref, Map)| (state.settle(base), map);
+        let settle = |(state, map): (StateRef, Map)| (state.settle(base), map);
         let (before, after, order) = (settle(before), settle(after), order.settle(base));
         self.told.insert(order, self.current.clone());
         self.events.push(Event { order, kind, before, after });
@@ -256,7 +256,7 @@ impl World {
         }
         let order = Order::live(anchor);
         let own = self.vals(&[(2, true)]);
-        let before = (Ref::Main(Order { anchor, minor: -1 }), above.clone());
+        let before = (StateRef::Main(Order { anchor, minor: -1 }), above.clone());
         self.bench.write(|batch| {
             open_hole(batch, room, anchor, false, vec!["$missing".to_owned()]).unwrap();
             apply(batch, room, order, &own).unwrap();
@@ -265,7 +265,7 @@ impl World {
         self.told.insert(before_order(order), before.1.clone());
         self.told.insert(order, above.clone());
         self.current = above.clone();
-        let after = (Ref::Main(order), above);
+        let after = (StateRef::Main(order), above);
         self.heads = BTreeSet::from([self.events.len()]);
         self.events.push(Event { order, kind: Kind::Accepted, before, after });
     }
@@ -302,7 +302,7 @@ impl World {
             for (key, val) in step {
                 set(&mut map, *key, *val);
             }
-            let after = (canonical(&*snapshot, room, Ref::Main(*order)).unwrap(), map.clone());
+            let after = (canonical(&*snapshot, room, StateRef::Main(*order)).unwrap(), map.clone());
             self.told.insert(*order, map.clone());
             self.events.push(Event { order: *order, kind: Kind::Accepted, before, after });
         }
@@ -310,7 +310,8 @@ impl World {
 
     fn purge(&mut self, below: Order) {
         let room = self.room();
-        let Ref::Main(order) = canonical(&*self.bench.store.snapshot(), room, Ref::Main(below)).unwrap()
+        let StateRef::Main(order) =
+            canonical(&*self.bench.store.snapshot(), room, StateRef::Main(below)).unwrap()
         else {
             return;
         };
@@ -320,11 +321,12 @@ impl World {
             for is_before in [true, false] {
                 let event = &self.events[head];
                 let state = if is_before { event.before.0 } else { event.after.0 };
-                if matches!(state, Ref::Main(at) if at < order) {
-                    let differing = diff(&batch, room, Ref::Main(order), state).unwrap();
+                if matches!(state, StateRef::Main(at) if at < order) {
+                    let differing = diff(&batch, room, StateRef::Main(order), state).unwrap();
                     let changes: Vec<_> = differing.into_iter().map(|(key, _, val)| (key, val)).collect();
                     let anew =
-                        make_side(&mut batch, room, &mut self.next_side, Ref::Main(order), &changes).unwrap();
+                        make_side(&mut batch, room, &mut self.next_side, StateRef::Main(order), &changes)
+                            .unwrap();
                     let event = &mut self.events[head];
                     *(if is_before { &mut event.before.0 } else { &mut event.after.0 }) = anew;
                 }
@@ -336,11 +338,11 @@ impl World {
         let mut renamed = BTreeMap::new();
         let mut kept = Vec::new();
         for (number, event) in std::mem::take(&mut self.events).into_iter().enumerate() {
-            let lost = |state: Ref| matches!(state, Ref::Main(at) if at < order);
+            let lost = |state: StateRef| matches!(state, StateRef::Main(at) if at < order);
             if is_kept((number, &event)) && !lost(event.before.0) && !lost(event.after.0) {
                 renamed.insert(number, kept.len());
                 for state in [event.before.0, event.after.0] {
-                    if let Ref::Side(side) = state {
+                    if let StateRef::Side(side) = state {
                         kept_sides.insert(side);
                     }
                 }
@@ -385,15 +387,15 @@ impl World {
 
     fn check(&self, is_thorough: bool) {
         let (snapshot, room) = (self.bench.store.snapshot(), self.room());
-        let refs: Vec<(Ref, &Map)> = self
+        let refs: Vec<(StateRef, &Map)> = self
             .events
             .iter()
             .flat_map(|event| [(event.before.0, &event.before.1), (event.after.0, &event.after.1)])
-            .chain(self.told.iter().map(|(order, map)| (Ref::Main(*order), map)))
+            .chain(self.told.iter().map(|(order, map)| (StateRef::Main(*order), map)))
             .collect();
         let refs = if is_thorough { refs } else { refs.into_iter().rev().step_by(17).collect() };
         // Most events share their states with others, so each state is looked into once.
-        let mut seen: BTreeMap<Ref, &Map> = BTreeMap::new();
+        let mut seen: BTreeMap<StateRef, &Map> = BTreeMap::new();
         for (state, map) in &refs {
             if let Some(same) = seen.insert(*state, map) {
                 assert_eq!(same, *map, "one reference for two states");
@@ -401,16 +403,16 @@ impl World {
             }
             for number in 0..KEYS {
                 let key = StateKeyNum(number);
-                let expected = map.get(&key).copied().unwrap_or(Val::Absent);
+                let expected = map.get(&key).copied().unwrap_or(StateValue::Absent);
                 assert_eq!(at(&*snapshot, room, *state, key).unwrap(), expected, "{key} at {state:?}");
             }
             let keys: Vec<_> = (0..KEYS).map(StateKeyNum).collect();
             let expected: Vec<_> =
-                keys.iter().map(|key| map.get(key).copied().unwrap_or(Val::Absent)).collect();
+                keys.iter().map(|key| map.get(key).copied().unwrap_or(StateValue::Absent)).collect();
             assert_eq!(list_at(&*snapshot, room, *state, &keys).unwrap(), expected, "keys at {state:?}");
             let whole: Map = full(&*snapshot, room, *state)
                 .unwrap()
-                .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+                .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
                 .collect();
             assert_eq!(&whole, *map, "all of {state:?}");
         }
@@ -419,7 +421,7 @@ impl World {
             let differing: Vec<_> = (0..KEYS)
                 .map(StateKeyNum)
                 .map(|key| {
-                    let val = |map: &Map| map.get(&key).copied().unwrap_or(Val::Absent);
+                    let val = |map: &Map| map.get(&key).copied().unwrap_or(StateValue::Absent);
                     (key, val(map), val(other_map))
                 })
                 .filter(|(_, a, b)| a != b)
@@ -428,7 +430,7 @@ impl World {
         }
         let listed: Map = list_current(&*snapshot, room)
             .unwrap()
-            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
             .collect();
         assert_eq!(listed, self.current);
         assert!(

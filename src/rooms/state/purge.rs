@@ -7,7 +7,7 @@ use crate::{
     ids::{Order, RoomNum, SideNum, StateKeyNum},
     schema::{
         self,
-        state::{LogRow, Ref, SideRow},
+        state::{LogRow, SideRow, StateRef},
     },
     store::{Batch, Direction, Fault},
 };
@@ -50,7 +50,7 @@ impl Purge {
         is_kept: impl Fn(SideNum) -> bool,
         rows_max: usize,
     ) -> Result<(), Fault> {
-        let Ref::Main(order) = canonical(batch, room, Ref::Main(self.below))? else {
+        let StateRef::Main(order) = canonical(batch, room, StateRef::Main(self.below))? else {
             return Ok(());
         };
         if order == Order::MIN {
@@ -89,11 +89,11 @@ impl Purge {
                 continue;
             }
             let chain = Chain::read(&*batch, room, row.base)?;
-            if chain.base < Ref::Main(order) {
-                let differing = diff(&*batch, room, Ref::Main(order), Ref::Side(*side))?;
+            if chain.base < StateRef::Main(order) {
+                let differing = diff(&*batch, room, StateRef::Main(order), StateRef::Side(*side))?;
                 let entries = differing.into_iter().map(|(key, _, val)| (key, val));
-                schema::SIDE.put(batch, (room, *side), &SideRow::new(Ref::Main(order), 1, entries));
-            } else if let Ref::Side(base) = row.base {
+                schema::SIDE.put(batch, (room, *side), &SideRow::new(StateRef::Main(order), 1, entries));
+            } else if let StateRef::Side(base) = row.base {
                 self.needed.insert(base);
             }
         }

@@ -12,7 +12,7 @@ use crate::{
     ids::{RoomNum, SideNum, StateKeyNum},
     schema::{
         self,
-        state::{Ref, SideRow, Val},
+        state::{SideRow, StateRef, StateValue},
     },
     store::{Batch, Fault, Read},
 };
@@ -41,16 +41,16 @@ pub(crate) fn require_side(
 /// A side state, with those that it stands on.
 pub(crate) struct Chain {
     /// The place on the main line on which the lowest side state stands.
-    pub(crate) base: Ref,
+    pub(crate) base: StateRef,
     /// The rows from the given state down to the one on the main line; empty when the state is on the main line itself.
     pub(crate) rows: Vec<(SideNum, SideRow)>,
 }
 
 impl Chain {
     /// Reads the side states that a state consists of.
-    pub(crate) fn read(read: &(impl Read + ?Sized), room: RoomNum, state: Ref) -> Result<Self, Fault> {
+    pub(crate) fn read(read: &(impl Read + ?Sized), room: RoomNum, state: StateRef) -> Result<Self, Fault> {
         let (mut base, mut rows) = (state, Vec::new());
-        while let Ref::Side(side) = base {
+        while let StateRef::Side(side) = base {
             let row = require_side(read, room, side)?;
             base = row.base;
             rows.push((side, row));
@@ -62,12 +62,12 @@ impl Chain {
     }
 
     /// Finds the value that the side states set the key to; `None` where the main line decides.
-    pub(crate) fn find(&self, key: StateKeyNum) -> Option<Val> {
+    pub(crate) fn find(&self, key: StateKeyNum) -> Option<StateValue> {
         self.rows.iter().find_map(|(_, row)| row.find(key))
     }
 
     /// Collects all entries of the side states, which lie over the main line.
-    pub(crate) fn entries(&self) -> BTreeMap<StateKeyNum, Val> {
+    pub(crate) fn entries(&self) -> BTreeMap<StateKeyNum, StateValue> {
         self.rows.iter().rev().flat_map(|(_, row)| row.iter()).collect()
     }
 }
@@ -79,9 +79,9 @@ pub fn make_side(
     batch: &mut Batch,
     room: RoomNum,
     next_side: &mut u32,
-    base: Ref,
-    changes: &[(StateKeyNum, Val)],
-) -> Result<Ref, Fault> {
+    base: StateRef,
+    changes: &[(StateKeyNum, StateValue)],
+) -> Result<StateRef, Fault> {
     let base = canonical(batch, room, base)?;
     let mut changed = BTreeMap::new();
     for (key, val) in changes {
@@ -98,19 +98,19 @@ pub fn make_side(
     let side = SideNum(*next_side);
     *next_side = next_side.checked_add(1).ok_or(Fault::Corrupt("a room has too many side states"))?;
     schema::SIDE.put(batch, (room, side), &SideRow::new(main, depth, entries));
-    Ok(Ref::Side(side))
+    Ok(StateRef::Side(side))
 }
 
 /// A side state before it is written: its base, its depth, and its entries.
-type Layer = (Ref, u8, BTreeMap<StateKeyNum, Val>);
+type Layer = (StateRef, u8, BTreeMap<StateKeyNum, StateValue>);
 
 /// Gives the side state that is to be written; `None` when it is the same as its place on the main line.
 fn layer(
     batch: &Batch,
     room: RoomNum,
     chain: &Chain,
-    base: Ref,
-    entries: BTreeMap<StateKeyNum, Val>,
+    base: StateRef,
+    entries: BTreeMap<StateKeyNum, StateValue>,
 ) -> Result<Option<Layer>, Fault> {
     let held: usize = chain.rows.iter().map(|(_, row)| row.len()).sum();
     let is_flat = held + entries.len() <= FLAT_ENTRIES_MAX;
@@ -128,7 +128,7 @@ fn layer(
         stands_on = row.base;
         depth -= 1;
     }
-    if matches!(stands_on, Ref::Main(_)) {
+    if matches!(stands_on, StateRef::Main(_)) {
         entries = without_equal(batch, room, stands_on, entries)?;
         if entries.is_empty() {
             return Ok(None);
@@ -141,9 +141,9 @@ fn layer(
 fn without_equal(
     batch: &Batch,
     room: RoomNum,
-    state: Ref,
-    mut entries: BTreeMap<StateKeyNum, Val>,
-) -> Result<BTreeMap<StateKeyNum, Val>, Fault> {
+    state: StateRef,
+    mut entries: BTreeMap<StateKeyNum, StateValue>,
+) -> Result<BTreeMap<StateKeyNum, StateValue>, Fault> {
     let keys: Vec<StateKeyNum> = entries.keys().copied().collect();
     for (key, held) in keys.iter().zip(at_many(batch, room, state, &keys)?) {
         if entries.get(key) == Some(&held) {
@@ -162,13 +162,13 @@ mod tests {
     fn a_fork_of_n_changes_costs_n_log_n_entries_and_stays_shallow() {
         let bench = Bench::new();
         let mut batch = bench.store.batch(&Guard::alone());
-        let (mut next, mut state, mut model) = (0, Ref::EMPTY, BTreeMap::new());
+        let (mut next, mut state, mut model) = (0, StateRef::EMPTY, BTreeMap::new());
         let (mut written, n) = (0, 3_000_u32);
         for number in 0..n {
-            let (key, val) = (StateKeyNum(number % 2_000), Val::Event(EventNum(number.into())));
+            let (key, val) = (StateKeyNum(number % 2_000), StateValue::Event(EventNum(number.into())));
             state = make_side(&mut batch, bench.room, &mut next, state, &[(key, val)]).unwrap();
             model.insert(key, val);
-            let Ref::Side(side) = state else { panic!("{state:?}") };
+            let StateRef::Side(side) = state else { panic!("{state:?}") };
             written += require_side(&batch, bench.room, side).unwrap().len();
         }
         let chain = Chain::read(&batch, bench.room, state).unwrap();
@@ -176,30 +176,30 @@ mod tests {
         assert_eq!(chain.entries(), model);
         // Flat copies would take n²/2 = 4,500,000 entries.
         assert!(written < 60 * n as usize, "{written}");
-        assert_eq!(chain.base, Ref::EMPTY);
+        assert_eq!(chain.base, StateRef::EMPTY);
     }
 
     #[test]
     fn a_state_larger_than_a_row_stands_on_rows_of_bounded_size() {
         let bench = Bench::new();
-        let (mut next, mut state) = (0, Ref::EMPTY);
+        let (mut next, mut state) = (0, StateRef::EMPTY);
         let changes: Vec<_> = (0..2 * ENTRIES_MAX as u32 + 7)
-            .map(|key| (StateKeyNum(key), Val::Event(EventNum(key.into()))))
+            .map(|key| (StateKeyNum(key), StateValue::Event(EventNum(key.into()))))
             .collect();
         for part in changes.chunks(ENTRIES_MAX) {
             state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, part).unwrap());
         }
         // A small change can still stand on such a state.
         for number in 0..40 {
-            let change = [(StateKeyNum(number), Val::Event(EventNum(1)))];
+            let change = [(StateKeyNum(number), StateValue::Event(EventNum(1)))];
             state = bench.write(|batch| make_side(batch, bench.room, &mut next, state, &change).unwrap());
         }
         let snapshot = bench.store.snapshot();
         let chain = Chain::read(&*snapshot, bench.room, state).unwrap();
         assert!(chain.rows.iter().all(|(_, row)| row.len() <= ENTRIES_MAX));
         assert_eq!(chain.entries().len(), changes.len());
-        assert_eq!(chain.find(StateKeyNum(3)), Some(Val::Event(EventNum(1))));
-        assert_eq!(chain.find(StateKeyNum(200_003)), Some(Val::Event(EventNum(200_003))));
+        assert_eq!(chain.find(StateKeyNum(3)), Some(StateValue::Event(EventNum(1))));
+        assert_eq!(chain.find(StateKeyNum(200_003)), Some(StateValue::Event(EventNum(200_003))));
     }
 
     #[test]
@@ -207,13 +207,13 @@ mod tests {
         let bench = Bench::new();
         let mut batch = bench.store.batch(&Guard::alone());
         let (key, mut next) = (StateKeyNum(1), 0);
-        let set = [(key, Val::Event(EventNum(5)))];
-        let side = make_side(&mut batch, bench.room, &mut next, Ref::EMPTY, &set).unwrap();
-        assert_eq!(side, Ref::Side(SideNum(0)));
+        let set = [(key, StateValue::Event(EventNum(5)))];
+        let side = make_side(&mut batch, bench.room, &mut next, StateRef::EMPTY, &set).unwrap();
+        assert_eq!(side, StateRef::Side(SideNum(0)));
         assert_eq!(make_side(&mut batch, bench.room, &mut next, side, &set).unwrap(), side);
         assert_eq!(
-            make_side(&mut batch, bench.room, &mut next, side, &[(key, Val::Absent)]).unwrap(),
-            Ref::EMPTY
+            make_side(&mut batch, bench.room, &mut next, side, &[(key, StateValue::Absent)]).unwrap(),
+            StateRef::EMPTY
         );
         assert_eq!(next, 1);
     }

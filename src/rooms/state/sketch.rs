@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Difference, Ref, Val, at, at_many, canonical, diff, distance};
+use super::{Difference, StateRef, StateValue, at, at_many, canonical, diff, distance};
 use crate::{
     ids::{Position, RoomNum, StateKeyNum},
     store::{Fault, Read},
@@ -13,13 +13,13 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sketch {
     /// The stored state from which this one differs.
-    pub base: Ref,
+    pub base: StateRef,
     /// The keys with another value than in `base`, rising, each once.
-    pub changes: Vec<(StateKeyNum, Val)>,
+    pub changes: Vec<(StateKeyNum, StateValue)>,
 }
 
-impl From<Ref> for Sketch {
-    fn from(base: Ref) -> Self {
+impl From<StateRef> for Sketch {
+    fn from(base: StateRef) -> Self {
         Self { base, changes: Vec::new() }
     }
 }
@@ -27,7 +27,7 @@ impl From<Ref> for Sketch {
 impl Sketch {
     /// Gives the same state with these keys set.
     #[must_use]
-    pub fn with(&self, changes: impl IntoIterator<Item = (StateKeyNum, Val)>) -> Self {
+    pub fn with(&self, changes: impl IntoIterator<Item = (StateKeyNum, StateValue)>) -> Self {
         let mut changed: BTreeMap<_, _> = self.changes.iter().copied().collect();
         changed.extend(changes);
         Self { base: self.base, changes: changed.into_iter().collect() }
@@ -46,17 +46,22 @@ impl Sketch {
 
     /// Whether the state stands on a place of a batch that is being built.
     pub fn is_pending(&self) -> bool {
-        matches!(self.base, Ref::Main(order) if order.anchor.is_pending())
+        matches!(self.base, StateRef::Main(order) if order.anchor.is_pending())
     }
 
     /// Finds the value that the sketch itself sets this key to; `None` where its base decides.
-    fn find(&self, key: StateKeyNum) -> Option<Val> {
+    fn find(&self, key: StateKeyNum) -> Option<StateValue> {
         let index = self.changes.binary_search_by_key(&key, |(key, _)| *key).ok()?;
         self.changes.get(index).map(|(_, val)| *val)
     }
 
     /// Gives the value of a key in this state.
-    pub fn at(&self, read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Result<Val, Fault> {
+    pub fn at(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        key: StateKeyNum,
+    ) -> Result<StateValue, Fault> {
         match self.find(key) {
             Some(val) => Ok(val),
             None => at(read, room, self.base, key),
@@ -70,10 +75,11 @@ impl Sketch {
         room: RoomNum,
         other: &Self,
     ) -> Result<Vec<Difference>, Fault> {
-        let mut differing: BTreeMap<StateKeyNum, (Val, Val)> = diff(read, room, self.base, other.base)?
-            .into_iter()
-            .map(|(key, here, there)| (key, (here, there)))
-            .collect();
+        let mut differing: BTreeMap<StateKeyNum, (StateValue, StateValue)> =
+            diff(read, room, self.base, other.base)?
+                .into_iter()
+                .map(|(key, here, there)| (key, (here, there)))
+                .collect();
         let set: BTreeMap<StateKeyNum, ()> =
             self.changes.iter().chain(&other.changes).map(|(key, _)| (*key, ())).collect();
         let shared: Vec<_> = set.keys().copied().filter(|key| !differing.contains_key(key)).collect();
@@ -113,20 +119,28 @@ mod tests {
     #[test]
     fn sketches_differ_as_the_states_do_that_are_made_of_them() {
         let bench = Bench::new();
-        let first = Ref::Main(bench.step(&[(key(1), event(1)), (key(2), event(2)), (key(3), event(3))]));
-        let second = Ref::Main(bench.step(&[(key(1), event(4)), (key(5), event(5))]));
+        let first = StateRef::Main(bench.step(&[(key(1), event(1)), (key(2), event(2)), (key(3), event(3))]));
+        let second = StateRef::Main(bench.step(&[(key(1), event(4)), (key(5), event(5))]));
         let mut next = 0;
         let side = bench.write(|batch| {
-            make_side(batch, bench.room, &mut next, first, &[(key(2), Val::Absent), (key(9), event(9))])
-                .unwrap()
+            make_side(
+                batch,
+                bench.room,
+                &mut next,
+                first,
+                &[(key(2), StateValue::Absent), (key(9), event(9))],
+            )
+            .unwrap()
         });
         let all = [
             Sketch::from(first),
             Sketch::from(second),
             Sketch::from(side),
             Sketch::from(first).with([(key(1), event(4)), (key(5), event(5))]),
-            Sketch::from(second).with([(key(2), Val::Absent), (key(3), event(3))]),
-            Sketch::from(side).with([(key(9), event(2)), (key(2), event(2))]).with([(key(9), Val::Absent)]),
+            Sketch::from(second).with([(key(2), StateValue::Absent), (key(3), event(3))]),
+            Sketch::from(side)
+                .with([(key(9), event(2)), (key(2), event(2))])
+                .with([(key(9), StateValue::Absent)]),
         ];
         let mut batch = bench.store.batch(&Guard::alone());
         for left in &all {

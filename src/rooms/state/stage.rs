@@ -17,7 +17,7 @@ use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
-        state::{NowRow, StageRow, Val},
+        state::{NowRow, StageRow, StateValue},
     },
     store::{Batch, Direction, Fault, Read},
 };
@@ -58,7 +58,7 @@ pub fn put_part(
     room: RoomNum,
     anchor: Position,
     part: u32,
-    changes: &[(StateKeyNum, Val)],
+    changes: &[(StateKeyNum, StateValue)],
 ) -> Result<Order, Fault> {
     debug_assert!(changes.len() <= PART_KEYS_MAX, "a part fits a batch");
     debug_assert!(
@@ -124,11 +124,11 @@ pub(super) fn counted(
     room: RoomNum,
     key: StateKeyNum,
     row: NowRow,
-) -> Result<Val, Fault> {
+) -> Result<StateValue, Fault> {
     let Some(order) = row.staged_at else { return Ok(row.val) };
     match find(read, room)? {
         Some(stage) if stage.anchor == order.anchor => {
-            Ok(schema::STATE_UNDO.get(read, (room, key, order))?.unwrap_or(Val::Absent))
+            Ok(schema::STATE_UNDO.get(read, (room, key, order))?.unwrap_or(StateValue::Absent))
         }
         _ => Ok(row.val),
     }
@@ -143,11 +143,11 @@ mod tests {
     use super::*;
     use crate::{
         ids::EventNum,
-        rooms::state::{self, Ref, tests::Bench},
+        rooms::state::{self, StateRef, tests::Bench},
         store::{Guard, LogEntry},
     };
 
-    type Map = BTreeMap<StateKeyNum, Val>;
+    type Map = BTreeMap<StateKeyNum, StateValue>;
 
     const KEYS: u32 = 40;
 
@@ -155,29 +155,33 @@ mod tests {
     fn assert_current(read: &impl Read, room: RoomNum, expected: &Map) {
         let keys: Vec<StateKeyNum> = (0..KEYS).map(StateKeyNum).collect();
         let one_by_one = keys.iter().map(|key| (*key, now(read, room, *key).unwrap()));
-        let set: Map = one_by_one.filter(|(_, val)| *val != Val::Absent).collect();
+        let set: Map = one_by_one.filter(|(_, val)| *val != StateValue::Absent).collect();
         assert_eq!(&set, expected);
         let tip = state::tip(read, room).unwrap();
         let listed: Map = state::list_current(read, room)
             .unwrap()
-            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
             .collect();
         assert_eq!(&listed, expected, "listed");
         let full: Map = state::full(read, room, tip)
             .unwrap()
-            .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
             .collect();
         assert_eq!(&full, expected, "in full");
         for many in [state::at_many(read, room, tip, &keys), state::list_at(read, room, tip, &keys)] {
-            let many: Map =
-                keys.iter().copied().zip(many.unwrap()).filter(|(_, val)| *val != Val::Absent).collect();
+            let many: Map = keys
+                .iter()
+                .copied()
+                .zip(many.unwrap())
+                .filter(|(_, val)| *val != StateValue::Absent)
+                .collect();
             assert_eq!(&many, expected, "many at once");
         }
     }
 
-    fn set(map: &mut Map, changes: &[(StateKeyNum, Val)]) {
+    fn set(map: &mut Map, changes: &[(StateKeyNum, StateValue)]) {
         for (key, val) in changes {
-            if *val == Val::Absent {
+            if *val == StateValue::Absent {
                 map.remove(key);
             } else {
                 map.insert(*key, *val);
@@ -194,7 +198,7 @@ mod tests {
     }
 
     /// Stages a step but for its last batch, and checks that nothing of it counts yet.
-    fn stage(bench: &Bench, changes: &[(StateKeyNum, Val)], old: &Map) -> Position {
+    fn stage(bench: &Bench, changes: &[(StateKeyNum, StateValue)], old: &Map) -> Position {
         let (room, anchor) = (bench.room, bench.store.ahead());
         for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
             write(bench, anchor, |batch| {
@@ -223,7 +227,7 @@ mod tests {
                     .into_iter()
                     .map(|(key, is_set)| {
                         event += 1;
-                        (StateKeyNum(key), if is_set { Val::Event(EventNum(event)) } else { Val::Absent })
+                        (StateKeyNum(key), if is_set { StateValue::Event(EventNum(event)) } else { StateValue::Absent })
                     })
                     .collect();
                 let old = told.last().unwrap().1.clone();
@@ -258,14 +262,14 @@ mod tests {
                 told.push((order, new));
                 for (order, map) in &told {
                     let snapshot = bench.store.snapshot();
-                    let full: Map = state::full(&*snapshot, room, Ref::Main(*order))
+                    let full: Map = state::full(&*snapshot, room, StateRef::Main(*order))
                         .unwrap()
-                        .map(|row| row.map(|(key, event)| (key, Val::Event(event))).unwrap())
+                        .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
                         .collect();
                     prop_assert_eq!(&full, map);
                     for key in (0..KEYS).map(StateKeyNum) {
-                        let found = state::at(&*snapshot, room, Ref::Main(*order), key).unwrap();
-                        prop_assert_eq!(found, map.get(&key).copied().unwrap_or(Val::Absent));
+                        let found = state::at(&*snapshot, room, StateRef::Main(*order), key).unwrap();
+                        prop_assert_eq!(found, map.get(&key).copied().unwrap_or(StateValue::Absent));
                     }
                 }
             }

@@ -9,7 +9,7 @@ use crate::{
     env::Env,
     metrics::Metrics,
     rooms::{Rooms, build::Draft, change::Change, resolve::Resolver, timeline, timeline::PageToken},
-    schema::state::Ref,
+    schema::state::StateRef,
     store::{Counting, Durability, Engine, Guard, Snapshot, Store, engine::Memory},
 };
 
@@ -20,7 +20,7 @@ const STAYS: usize = 2_500;
 /// The room begins with this many positions; until its visibility is set, everything is shared.
 const BEGINNING: u64 = 5;
 
-struct House {
+struct Fixture {
     store: Store,
     rooms: Rooms,
     bob: UserNum,
@@ -34,7 +34,7 @@ fn content(json: serde_json::Value) -> CanonicalJsonObject {
     serde_json::from_value(json).unwrap()
 }
 
-impl House {
+impl Fixture {
     fn new(history_visibility: &str) -> Self {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
         let server: ruma::OwnedServerName = "a.example".try_into().unwrap();
@@ -91,10 +91,10 @@ fn message(sender: &str) -> Draft {
 }
 
 /// Decides by the rules of visibility from the whole state before each event, one lookup at a time.
-fn naive(read: &Snapshot, stored: &Stored) -> (Membership, bool) {
+fn naive(read: &Snapshot, stored: &StoredEvent) -> (Membership, bool) {
     let key = state::find_key(read, ROOM, "m.room.member", "@bob:a.example").unwrap().unwrap();
-    let before = state::at(read, ROOM, Ref::Main(stored.order.before()), key).unwrap();
-    let of = |val: Val| {
+    let before = state::at(read, ROOM, StateRef::Main(stored.order.before()), key).unwrap();
+    let of = |val: StateValue| {
         let stored = event::require(read, ROOM, val.event()?).unwrap();
         stored.membership()
     };
@@ -106,7 +106,7 @@ fn naive(read: &Snapshot, stored: &Stored) -> (Membership, bool) {
 
 #[test]
 fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_than_its_events() {
-    let house = House::new("joined");
+    let fixture = Fixture::new("joined");
     let stay = |count| {
         [
             member("join", count),
@@ -116,14 +116,14 @@ fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_
             message("alice"),
         ]
     };
-    house.add(&(0..STAYS).flat_map(stay).chain([member("join", 0)]).collect::<Vec<_>>());
-    house.add(&(0..STAYS).map(|count| member("join", count)).collect::<Vec<_>>());
-    let snapshot = house.store.snapshot();
+    fixture.add(&(0..STAYS).flat_map(stay).chain([member("join", 0)]).collect::<Vec<_>>());
+    fixture.add(&(0..STAYS).map(|count| member("join", count)).collect::<Vec<_>>());
+    let snapshot = fixture.store.snapshot();
     let changes =
         schema::STATE_UNDO.prefix::<(RoomNum,)>(&*snapshot, (ROOM,), Direction::Up).unwrap().count();
     assert!(changes >= 10_000, "{changes}");
     let read = Counting::new(&snapshot);
-    let mut sight = house.sight(&read);
+    let mut sight = fixture.sight(&read);
     assert_eq!(sight.joined_until(), Some(Order::MAX));
     assert!(read.rows() <= CHANGES_READ + 16, "{}", read.rows());
     for direction in [Direction::Down, Direction::Up] {
@@ -148,7 +148,7 @@ fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_
     // Pages begin anywhere, one after the other.
     let all = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
     let all: Vec<_> = all.map(Result::unwrap).collect();
-    let (mut at, mut sight) = (17, house.sight(&read));
+    let (mut at, mut sight) = (17, fixture.sight(&read));
     for _ in 0..300 {
         at = BEGINNING as usize + (at * 31 + 7) % (all.len() - BEGINNING as usize);
         assert_eq!(sight.look(&read, &all[at]).unwrap(), naive(&snapshot, &all[at]));
@@ -157,21 +157,21 @@ fn a_page_of_a_room_that_the_reader_joined_ten_thousand_times_reads_little_more_
 
 #[test]
 fn who_left_sees_what_was_shared_until_then_however_often_they_were_invited_since() {
-    let house = House::new("shared");
+    let fixture = Fixture::new("shared");
     let invite = |count| {
         let draft = |membership: &str| Draft { sender: user("alice"), ..member(membership, count) };
         [draft("invite"), draft("leave")]
     };
-    let snapshot = house.store.snapshot();
-    assert_eq!(house.sight(&*snapshot).joined_until(), None);
-    house.add(&[invite(0), invite(1)].concat());
-    let snapshot = house.store.snapshot();
-    assert_eq!(house.sight(&*snapshot).joined_until(), None, "invited is not joined");
-    house.add(&[message("alice"), member("join", 0), message("alice"), member("leave", 0)]);
-    house.add(&(0..100).flat_map(invite).chain([message("alice")]).collect::<Vec<_>>());
-    let snapshot = house.store.snapshot();
+    let snapshot = fixture.store.snapshot();
+    assert_eq!(fixture.sight(&*snapshot).joined_until(), None);
+    fixture.add(&[invite(0), invite(1)].concat());
+    let snapshot = fixture.store.snapshot();
+    assert_eq!(fixture.sight(&*snapshot).joined_until(), None, "invited is not joined");
+    fixture.add(&[message("alice"), member("join", 0), message("alice"), member("leave", 0)]);
+    fixture.add(&(0..100).flat_map(invite).chain([message("alice")]).collect::<Vec<_>>());
+    let snapshot = fixture.store.snapshot();
     let read = Counting::new(&snapshot);
-    let mut sight = house.sight(&read);
+    let mut sight = fixture.sight(&read);
     assert!(read.rows() <= CHANGES_READ + 16, "{}", read.rows());
     let messages = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
     let messages = messages.map(Result::unwrap).filter(|stored| stored.row.event_type() == "m.room.message");

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     ids::{RoomNum, UserNum},
-    rooms::{event::Stored, state},
+    rooms::{event::StoredEvent, state},
     store::Fault,
     sync::window::{RoomWindow, Standing},
 };
@@ -16,14 +16,14 @@ use crate::{
 const CHANGES_MAX: usize = 5_000;
 
 /// Whether the device has been told of this member event, and has confirmed it by a later token.
-pub(super) fn knows(room: &RoomWindow<'_, '_>, user_id: &str, stored: &Stored) -> bool {
+pub(super) fn knows(room: &RoomWindow<'_, '_>, user_id: &str, stored: &StoredEvent) -> bool {
     let window = room.window;
     !window.ask.filter.redundant_members
         && window.sent.knows(&sent_key(room), user_id, stored.event(), window.from)
 }
 
 /// Remembers which members an answer tells the device of.
-pub(super) fn remember<'e>(room: &RoomWindow<'_, '_>, events: impl Iterator<Item = &'e Stored>) {
+pub(super) fn remember<'e>(room: &RoomWindow<'_, '_>, events: impl Iterator<Item = &'e StoredEvent>) {
     let members: Vec<_> = events
         .filter(|stored| stored.membership().is_some())
         .filter_map(|stored| Some((stored.row.state_key()?.into_owned(), stored.event())))

@@ -18,13 +18,13 @@ use super::lazy;
 use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         state,
     },
     schema,
     schema::{
         rooms::Place,
-        state::{Ref, Val},
+        state::{StateRef, StateValue},
     },
     store::{Direction, Fault},
     sync::{streams::timeline::Timeline, window::RoomWindow},
@@ -43,9 +43,9 @@ pub(crate) struct MemberChange {
     /// The id of the user whose membership changed.
     pub(crate) user_id: String,
     /// The member event that the client knows.
-    pub(crate) before: Val,
+    pub(crate) before: StateValue,
     /// The member event that holds at the end of the window.
-    pub(crate) after: Val,
+    pub(crate) after: StateValue,
 }
 
 /// The changes of a room's state since the client knew it.
@@ -65,7 +65,7 @@ pub(crate) struct RoomState {
 #[derive(Debug, Default)]
 struct Key {
     /// Each change with the value before it, rising.
-    changes: Vec<(Order, Val)>,
+    changes: Vec<(Order, StateValue)>,
     /// The last event of the key in the timeline.
     shown: Option<(Order, EventNum)>,
 }
@@ -129,11 +129,11 @@ fn cut(
     room: &RoomWindow<'_, '_>,
     timeline: &mut Timeline,
     keys: &mut BTreeMap<StateKeyNum, Key>,
-    now: &[Val],
+    now: &[StateValue],
 ) {
     let wrong = keys.values().zip(now).filter_map(|(key, now)| {
         let (order, event) = key.shown?;
-        (*now != Val::Unknown && now.event() != Some(event)).then_some(order)
+        (*now != StateValue::Unknown && now.event() != Some(event)).then_some(order)
     });
     let Some(wrong) = wrong.max() else { return };
     tracing::debug!(
@@ -147,12 +147,12 @@ fn cut(
 }
 
 /// The values of keys at the end of the window.
-fn values_at_end(room: &RoomWindow<'_, '_>, keys: &[StateKeyNum]) -> Result<Vec<Val>, Fault> {
+fn values_at_end(room: &RoomWindow<'_, '_>, keys: &[StateKeyNum]) -> Result<Vec<StateValue>, Fault> {
     let read = room.window.read;
     if room.place.end >= room.row.state_tip {
         state::list_now(read, room.num, keys.iter().copied())
     } else {
-        state::list_at(read, room.num, Ref::Main(room.place.end), keys)
+        state::list_at(read, room.num, StateRef::Main(room.place.end), keys)
     }
 }
 
@@ -162,7 +162,7 @@ pub(super) fn collect(
     timeline: &Timeline,
     changes: &RoomState,
     heroes: Option<&[String]>,
-) -> Result<Vec<Stored>, Fault> {
+) -> Result<Vec<StoredEvent>, Fault> {
     let (ask, is_whole) = (&room.window.ask, room.place.is_whole());
     if !ask.filter.lazy_members {
         return if is_whole { whole(room, timeline, changes, None) } else { load(room, &changes.told) };
@@ -179,7 +179,7 @@ pub(super) fn collect(
         whole(room, timeline, changes, wanted.as_ref())?
     } else {
         let mut events = load(room, &changes.told)?;
-        let told: BTreeSet<EventNum> = events.iter().map(Stored::event).collect();
+        let told: BTreeSet<EventNum> = events.iter().map(StoredEvent::event).collect();
         events.extend(missing(room, timeline, changes, &wanted, &told)?);
         events
     };
@@ -194,12 +194,12 @@ fn missing(
     changes: &RoomState,
     users: &BTreeSet<String>,
     told: &BTreeSet<EventNum>,
-) -> Result<Vec<Stored>, Fault> {
+) -> Result<Vec<StoredEvent>, Fault> {
     let keys = state::find_keys(room.window.read, room.num, MEMBER, users.iter().map(String::as_str))?;
     let known: Vec<_> = users.iter().zip(keys).filter_map(|(user_id, key)| Some((user_id, key?))).collect();
     let keys: Vec<_> = known.iter().map(|(_, key)| *key).collect();
     let values = values_beside(room, timeline, changes, &keys)?;
-    let events: Vec<EventNum> = values.into_iter().filter_map(Val::event).collect();
+    let events: Vec<EventNum> = values.into_iter().filter_map(StateValue::event).collect();
     let mut missing = load(room, &events)?;
     missing.retain(|stored| {
         let user_id = stored.row.state_key().unwrap_or_default();
@@ -215,12 +215,12 @@ fn values_beside(
     timeline: &Timeline,
     changes: &RoomState,
     keys: &[StateKeyNum],
-) -> Result<Vec<Val>, Fault> {
+) -> Result<Vec<StateValue>, Fault> {
     let mut values = values_at_end(room, keys)?;
     if room.window.ask.use_state_after || changes.shown.is_empty() {
         return Ok(values);
     }
-    let before = Ref::Main(timeline.start.before());
+    let before = StateRef::Main(timeline.start.before());
     for (key, value) in keys.iter().zip(&mut values).filter(|(key, _)| changes.shown.contains(key)) {
         *value = state::at(room.window.read, room.num, before, *key)?;
     }
@@ -233,20 +233,20 @@ fn whole(
     timeline: &Timeline,
     changes: &RoomState,
     members: Option<&BTreeSet<String>>,
-) -> Result<Vec<Stored>, Fault> {
+) -> Result<Vec<StoredEvent>, Fault> {
     let (read, num) = (room.window.read, room.num);
-    let mut values: BTreeMap<StateKeyNum, Val> = BTreeMap::new();
+    let mut values: BTreeMap<StateKeyNum, StateValue> = BTreeMap::new();
     match members {
         None => {
             if room.place.end >= room.row.state_tip {
                 for row in state::list_current(read, num)? {
                     let (key, event) = row?;
-                    values.insert(key, Val::Event(event));
+                    values.insert(key, StateValue::Event(event));
                 }
             } else {
-                for row in state::full(read, num, Ref::Main(room.place.end))? {
+                for row in state::full(read, num, StateRef::Main(room.place.end))? {
                     let (key, event) = row?;
-                    values.insert(key, Val::Event(event));
+                    values.insert(key, StateValue::Event(event));
                 }
             }
             let shown: Vec<_> = changes.shown.iter().copied().collect();
@@ -261,7 +261,7 @@ fn whole(
             values.extend(keys.iter().copied().zip(values_beside(room, timeline, changes, &keys)?));
         }
     }
-    let events: Vec<EventNum> = values.into_values().filter_map(Val::event).collect();
+    let events: Vec<EventNum> = values.into_values().filter_map(StateValue::event).collect();
     load(room, &events)
 }
 
@@ -276,7 +276,7 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
 }
 
 /// Loads the events of these numbers. Those of the timeline are read together; the few kept aside are read one by one.
-fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, Fault> {
+fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<StoredEvent>, Fault> {
     let (read, num) = (room.window.read, room.num);
     let places = schema::PLACE.get_many(read, events.iter().map(|event| (num, *event)))?;
     let orders: Vec<Order> = places
@@ -291,7 +291,7 @@ fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<Stored>, F
     for (event, place) in events.iter().zip(places) {
         match place {
             Some(Place::Timeline(order)) => {
-                found.extend(rows.next().flatten().map(|row| Stored { order, row }));
+                found.extend(rows.next().flatten().map(|row| StoredEvent { order, row }));
             }
             Some(Place::Aside | Place::Outlier) => found.extend(event::find_anywhere(read, num, *event)?),
             None => {}

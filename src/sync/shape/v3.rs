@@ -8,7 +8,7 @@ use crate::{
     json::{JsonRef, JsonText, Object},
     push::unread::Unread,
     rooms::{
-        event::Stored,
+        event::StoredEvent,
         receipts,
         show::{self, Extras},
     },
@@ -89,7 +89,7 @@ impl<'a, 'w> Answer<'a, 'w> {
     }
 
     /// Adds a room that the user is invited to.
-    pub(crate) fn invited(&mut self, room: &RoomWindow<'_, '_>, state: &[Stored]) -> Result<(), Fault> {
+    pub(crate) fn invited(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
         let mut answer = Object::new();
         put_events(&mut answer, "invite_state", &show_stripped(room, state)?);
         self.invited.json(room.row.id.as_str(), &answer.finish());
@@ -97,7 +97,7 @@ impl<'a, 'w> Answer<'a, 'w> {
     }
 
     /// Adds a room that the user knocks at.
-    pub(crate) fn knocked(&mut self, room: &RoomWindow<'_, '_>, state: &[Stored]) -> Result<(), Fault> {
+    pub(crate) fn knocked(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
         let mut answer = Object::new();
         put_events(&mut answer, "knock_state", &show_stripped(room, state)?);
         self.knocked.json(room.row.id.as_str(), &answer.finish());
@@ -221,7 +221,7 @@ fn show_summary(summary: &Summary) -> JsonText {
 fn put_timeline(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
-    state: &[Stored],
+    state: &[StoredEvent],
     answer: &mut Object,
 ) -> Result<(), Fault> {
     let name = if room.window.ask.use_state_after { "state_after" } else { "state" };
@@ -241,7 +241,7 @@ fn show_timeline(room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<Vec<J
 }
 
 /// The events of a room's state as the client sees them, without those that its filter leaves out.
-fn show_state(room: &RoomWindow<'_, '_>, events: &[Stored]) -> Result<Vec<JsonText>, Fault> {
+fn show_state(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Vec<JsonText>, Fault> {
     let (view, row, viewer) = (room.view(), room.row, room.viewer());
     let filter = &room.window.ask.filter.state;
     if !filter.wants_room(&row.id) {
@@ -264,7 +264,7 @@ fn show_state(room: &RoomWindow<'_, '_>, events: &[Stored]) -> Result<Vec<JsonTe
 /// Gives the event as servers see it, or with some of its fields only, if the client asked for that.
 fn in_form(
     room: &RoomWindow<'_, '_>,
-    stored: &Stored,
+    stored: &StoredEvent,
     json: JsonText,
     is_state: bool,
 ) -> Result<JsonText, Fault> {
@@ -283,7 +283,7 @@ fn in_form(
     })
 }
 
-fn show_stripped(room: &RoomWindow<'_, '_>, events: &[Stored]) -> Result<Vec<JsonText>, Fault> {
+fn show_stripped(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Vec<JsonText>, Fault> {
     let viewer = room.viewer();
     let shown = events.iter().map(|stored| {
         let seen = viewer.seen_in_state(room.view(), stored)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
-        event::Stored,
+        event::StoredEvent,
         timeline::{self, PageToken},
     },
     schema::rooms::Membership,
@@ -24,7 +24,7 @@ const BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Timeline {
     /// The events, rising, each with the user's membership at that event.
-    pub(crate) events: Vec<(Stored, Membership)>,
+    pub(crate) events: Vec<(StoredEvent, Membership)>,
     /// Events may be missing between the last answer and these.
     pub(crate) limited: bool,
     /// The order of the first event; the order next above `end` if there is none.
@@ -76,7 +76,7 @@ impl Timeline {
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
     let (window, end) = (room.window, room.place.end);
     let filter = &window.ask.filter.timeline;
-    let mut events: Vec<(Stored, Membership)> = Vec::new();
+    let mut events: Vec<(StoredEvent, Membership)> = Vec::new();
     let mut limited = false;
     if filter.wants_room(&room.row.id) {
         let (bytes_left, looks_left) = window.timeline_left();

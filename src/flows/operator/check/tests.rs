@@ -17,7 +17,7 @@ use crate::{
     ids::{EventNum, Order, Position, RoomNum, SideNum, UserNum},
     schema::{
         rooms::{AsideRow, Place},
-        state::{HoleRow, SideRow, Val},
+        state::{HoleRow, SideRow, StateValue},
     },
     server::{Lead, Server},
     store::{
@@ -27,12 +27,12 @@ use crate::{
     },
 };
 
-struct House {
+struct Fixture {
     server: Server,
     token: String,
 }
 
-impl House {
+impl Fixture {
     async fn ask(&self, method: &str, path: &str, token: &str, body: Value) -> Value {
         let request = Request::builder().method(method).uri(path);
         let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -94,7 +94,7 @@ fn register(name: &str) -> Value {
 }
 
 /// A user who has used every feature, so that each table has rows.
-async fn a_house() -> House {
+async fn a_house() -> Fixture {
     let mut config = Config::default();
     config.server.name = "check.example".try_into().unwrap();
     config.registration.mode = RegistrationMode::Open;
@@ -105,24 +105,24 @@ async fn a_house() -> House {
     let server =
         Server::start(config, Env::simulated(1, 1_767_225_600_000), store, Some(Lead::of_only_node()))
             .unwrap();
-    let mut house = House { server, token: String::new() };
-    let alice = house.own("POST", "register", register("alice")).await;
-    let bob = text(&house.own("POST", "register", register("bob")).await, "access_token");
-    house.token = text(&alice, "access_token");
+    let mut fixture = Fixture { server, token: String::new() };
+    let alice = fixture.own("POST", "register", register("alice")).await;
+    let bob = text(&fixture.own("POST", "register", register("bob")).await, "access_token");
+    fixture.token = text(&alice, "access_token");
     let device = text(&alice, "device_id");
-    house.own("PUT", "profile/@alice:check.example/displayname", json!({ "displayname": "Alice" })).await;
-    house.own("POST", "user/@alice:check.example/filter", json!({ "room": {} })).await;
-    house.own("PUT", "user/@alice:check.example/account_data/kind", json!({ "a": 1 })).await;
-    house.own("PUT", "user/@alice:check.example/account_data/other", json!({ "a": 1 })).await;
-    house
+    fixture.own("PUT", "profile/@alice:check.example/displayname", json!({ "displayname": "Alice" })).await;
+    fixture.own("POST", "user/@alice:check.example/filter", json!({ "room": {} })).await;
+    fixture.own("PUT", "user/@alice:check.example/account_data/kind", json!({ "a": 1 })).await;
+    fixture.own("PUT", "user/@alice:check.example/account_data/other", json!({ "a": 1 })).await;
+    fixture
         .own("PUT", "pushrules/global/override/mine", json!({ "actions": ["notify"], "conditions": [] }))
         .await;
     let pusher = json!({
         "kind": "http", "app_id": "app", "pushkey": "key", "app_display_name": "App", "lang": "en",
         "device_display_name": "phone", "data": { "url": "https://push.example/_matrix/push/v1/notify" },
     });
-    house.own("POST", "pushers/set", pusher).await;
-    house
+    fixture.own("POST", "pushers/set", pusher).await;
+    fixture
         .own(
             "POST",
             "keys/upload",
@@ -137,19 +137,19 @@ async fn a_house() -> House {
         )
         .await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
-    house.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
-    house.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
+    fixture.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
+    fixture.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
     let room = json!({
         "preset": "public_chat", "name": "A room", "room_alias_name": "here", "visibility": "public",
         "invite": ["@bob:check.example"], "power_level_content_override": { "events_default": 0 },
     });
-    let room = text(&house.own("POST", "createRoom", room).await, "room_id");
-    house.own("POST", "createRoom", json!({ "room_alias_name": "there", "visibility": "public" })).await;
-    house.ask("POST", &format!("/_matrix/client/v3/join/{room}"), &bob, json!({})).await;
+    let room = text(&fixture.own("POST", "createRoom", room).await, "room_id");
+    fixture.own("POST", "createRoom", json!({ "room_alias_name": "there", "visibility": "public" })).await;
+    fixture.ask("POST", &format!("/_matrix/client/v3/join/{room}"), &bob, json!({})).await;
     let send = |txn: &str, content: Value| {
         let path = format!("rooms/{room}/send/m.room.message/{txn}");
-        let house = &house;
-        async move { text(&house.own("PUT", &path, content).await, "event_id") }
+        let fixture = &fixture;
+        async move { text(&fixture.own("PUT", &path, content).await, "event_id") }
     };
     let said = send("1", json!({ "msgtype": "m.text", "body": "first" })).await;
     let edit = json!({ "rel_type": "m.replace", "event_id": said });
@@ -160,46 +160,46 @@ async fn a_house() -> House {
         json!({ "msgtype": "m.text", "body": "Bob!", "m.mentions": { "user_ids": ["@bob:check.example"] } });
     send("4", hail).await;
     let reaction = json!({ "rel_type": "m.annotation", "event_id": said, "key": "+" });
-    house.own("PUT", &format!("rooms/{room}/send/m.reaction/7"), json!({ "m.relates_to": reaction })).await;
+    fixture.own("PUT", &format!("rooms/{room}/send/m.reaction/7"), json!({ "m.relates_to": reaction })).await;
     let wrong = send("5", json!({ "msgtype": "m.text", "body": "wrong" })).await;
-    house.own("PUT", &format!("rooms/{room}/redact/{wrong}/6"), json!({})).await;
-    house.own("POST", &format!("rooms/{room}/receipt/m.read/{said}"), json!({})).await;
+    fixture.own("PUT", &format!("rooms/{room}/redact/{wrong}/6"), json!({})).await;
+    fixture.own("POST", &format!("rooms/{room}/receipt/m.read/{said}"), json!({})).await;
     let bobs = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{wrong}");
-    house.ask("POST", &bobs, &bob, json!({})).await;
-    house.server.app().env.sleep(std::time::Duration::from_secs(1)).await;
-    house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
-    house.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
-    house.own("POST", "register", register("carol")).await;
+    fixture.ask("POST", &bobs, &bob, json!({})).await;
+    fixture.server.app().env.sleep(std::time::Duration::from_secs(1)).await;
+    fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
+    fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
+    fixture.own("POST", "register", register("carol")).await;
     let token = crate::schema::accounts::RegistrationTokenRow::default();
-    house.write(|batch| {
+    fixture.write(|batch| {
         crate::accounts::users::deactivate(batch, UserNum(3), true).unwrap();
         crate::accounts::registration::create_token(batch, "token", &token).unwrap();
         cursor::advance(batch, "reader", Position::new(3).unwrap());
         crate::store::timer::set(batch, &Job::TellRooms { user: UserNum(1) }.timer(u64::MAX));
     });
-    while let Some(batch) = crate::store::tail::trim(house.store(), 1_767_225_600_000).unwrap() {
-        drop(house.store().enqueue(batch).unwrap());
-        house.store().flush().unwrap();
+    while let Some(batch) = crate::store::tail::trim(fixture.store(), 1_767_225_600_000).unwrap() {
+        drop(fixture.store().enqueue(batch).unwrap());
+        fixture.store().flush().unwrap();
     }
-    add_what_only_other_servers_make(&house);
-    house
+    add_what_only_other_servers_make(&fixture);
+    fixture
 }
 
 /// Writes an event put aside, two side states, a hole and a step that is not finished: rows that come with federation.
-fn add_what_only_other_servers_make(house: &House) {
-    house.write(|batch| {
+fn add_what_only_other_servers_make(fixture: &Fixture) {
+    fixture.write(|batch| {
         let room = RoomNum(1);
         let mut row = schema::ROOM.get(batch, room).unwrap().unwrap();
         let ((_, order), event) =
             schema::TIMELINE.prefix::<(RoomNum,)>(batch, (room,), Direction::Down).unwrap().next().unwrap().unwrap();
         let key = event.header.state_key.unwrap();
-        let base = crate::schema::state::Ref::Main(row.state_tip);
-        let own = SideRow::new(base, 1, [(key, Val::Absent)]);
+        let base = crate::schema::state::StateRef::Main(row.state_tip);
+        let own = SideRow::new(base, 1, [(key, StateValue::Absent)]);
         schema::SIDE.put(batch, (room, SideNum(row.next_side)), &own);
-        let base = crate::schema::state::Ref::Side(SideNum(row.next_side));
+        let base = crate::schema::state::StateRef::Side(SideNum(row.next_side));
         let other = SideNum(row.next_side + 1);
-        schema::SIDE.put(batch, (room, other), &SideRow::new(base, 2, [(key, Val::Absent)]));
-        let base = crate::schema::state::Ref::Side(other);
+        schema::SIDE.put(batch, (room, other), &SideRow::new(base, 2, [(key, StateValue::Absent)]));
+        let base = crate::schema::state::StateRef::Side(other);
         row.next_side += 2;
         // A message that cites the newest event, as if it were somebody else's.
         let (header, json) = {
@@ -284,34 +284,34 @@ const MAY_BE_STRAY: [&str; 2] = ["LOG_TIME", "STATE_LOG"];
 
 #[tokio::test(start_paused = true)]
 async fn whichever_row_is_lost_or_stray_is_found() {
-    let house = a_house().await;
-    assert_eq!(house.findings(), [""; 0]);
-    let all = house.rows();
+    let fixture = a_house().await;
+    assert_eq!(fixture.findings(), [""; 0]);
+    let all = fixture.rows();
     let (mut lost, mut stray) = (BTreeSet::new(), BTreeSet::new());
     for (name, rows) in &all {
         for (family, key, value) in rows {
-            house.damage(Change::Row(*family, key.clone(), None));
-            if house.findings().is_empty() {
+            fixture.damage(Change::Row(*family, key.clone(), None));
+            if fixture.findings().is_empty() {
                 lost.insert(*name);
             }
-            house.damage(Change::Row(*family, key.clone(), Some(value.clone())));
+            fixture.damage(Change::Row(*family, key.clone(), Some(value.clone())));
             // The same row under the next number.
             let mut other = key.to_vec();
             *other.last_mut().unwrap() ^= 0x40;
             if rows.iter().any(|(_, key, _)| **key == *other) || other[0] != key[0] {
                 continue;
             }
-            house.damage(Change::Row(*family, other.clone().into(), Some(value.clone())));
-            if house.findings().iter().all(|finding| !finding.contains(name)) {
+            fixture.damage(Change::Row(*family, other.clone().into(), Some(value.clone())));
+            if fixture.findings().iter().all(|finding| !finding.contains(name)) {
                 stray.insert(*name);
             }
-            house.damage(Change::Row(*family, other.into(), None));
+            fixture.damage(Change::Row(*family, other.into(), None));
         }
     }
     assert!(all.len() + 1 >= schema::all().count(), "some tables have no row: {:?}", all.keys());
     assert_eq!(lost, BTreeSet::from(MAY_BE_LOST));
     assert_eq!(stray, BTreeSet::from(MAY_BE_STRAY));
-    assert_eq!(house.findings(), [""; 0]);
+    assert_eq!(fixture.findings(), [""; 0]);
 }
 
 #[test]

@@ -13,12 +13,12 @@ use crate::{
     ids::Order,
     json::Object,
     rooms::{
-        event::{self, Stored},
+        event::{self, StoredEvent},
         filter::Filter,
         state,
         timeline::{self, PageToken},
     },
-    schema::{rooms::Membership, state::Ref},
+    schema::{rooms::Membership, state::StateRef},
     store::{Direction, Read},
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct PageWanted {
 
 /// Events with the caller's membership at each, and the token to go on from: `None` at the end.
 struct Page {
-    events: Vec<(Stored, Membership)>,
+    events: Vec<(StoredEvent, Membership)>,
     next: Option<PageToken>,
 }
 
@@ -132,7 +132,7 @@ pub(crate) async fn context(
         let senders: BTreeSet<String> = around.map(|stored| stored.row.sender().into_owned()).collect();
         let lazy = wanted.events.lazy_members;
         let mut state = Vec::new();
-        for row in state::full(&*look.snapshot, look.num, Ref::Main(end.0))? {
+        for row in state::full(&*look.snapshot, look.num, StateRef::Main(end.0))? {
             let (_, event) = row?;
             let Some(piece) = event::find_anywhere(&*look.snapshot, look.num, event)? else { continue };
             // Lazy loading shows only the members who sent one of the events.

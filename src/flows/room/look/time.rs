@@ -11,7 +11,7 @@ use crate::{
     flows::App,
     ids::{Order, Position},
     rooms::{
-        event::Stored,
+        event::StoredEvent,
         timeline::{self, PageToken},
     },
     store::{Direction, Read},
@@ -64,7 +64,7 @@ pub(crate) async fn event_at_time(
             Some(stored) => PageToken::above(stored.order),
             None => near,
         };
-        let mut best: Option<Stored> = None;
+        let mut best: Option<StoredEvent> = None;
         for stored in timeline::page(&*snapshot, look.num, start, None, direction)?.take(TIME_SCANNED_MAX) {
             let stored = stored?;
             let time = stored.row.header.sent_ms;

@@ -23,14 +23,14 @@ use crate::{
         resolve::{self, Resolver, StoredEvents},
         versions,
     },
-    schema::{rooms::RoomRow, state::Val},
+    schema::{rooms::RoomRow, state::StateValue},
     store::{Durability, Engine, Store, engine::Memory},
 };
 
 const ROOM: crate::ids::RoomNum = crate::ids::RoomNum(1);
 const VERSION: u8 = 11;
 
-struct House {
+struct Fixture {
     store: Store,
     rooms: Rooms,
     time_ms: u64,
@@ -50,18 +50,18 @@ fn content(json: serde_json::Value) -> CanonicalJsonObject {
     serde_json::from_value(json).unwrap()
 }
 
-impl House {
+impl Fixture {
     /// A public room of Alice's, with Bob in it.
     fn new() -> Self {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
         let key = crate::rooms::build::tests::a_key();
         let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
-        let mut house = Self { store, rooms, time_ms: 1_000, worked_out: 0 };
+        let mut fixture = Self { store, rooms, time_ms: 1_000, worked_out: 0 };
         let id = RoomId::parse("!room:a.example").unwrap();
-        let seat = house.rooms.sit(ROOM);
-        let mut change = Change::begin_room(&house.store, seat, ROOM, id, VERSION).unwrap();
-        for (kind, key, json) in [
+        let seat = fixture.rooms.sit(ROOM);
+        let mut change = Change::begin_room(&fixture.store, seat, ROOM, id, VERSION).unwrap();
+        for (event_type, key, json) in [
             ("m.room.create", "", json!({ "room_version": "11" })),
             ("m.room.member", "@alice:a.example", json!({ "membership": "join" })),
             (
@@ -71,13 +71,13 @@ impl House {
             ),
             ("m.room.join_rules", "", json!({ "join_rule": "public" })),
         ] {
-            let draft = Draft::state(alice(), kind, key, content(json), house.time_ms);
-            change.add(house.rooms.signer(), &draft, None).unwrap();
+            let draft = Draft::state(alice(), event_type, key, content(json), fixture.time_ms);
+            change.add(fixture.rooms.signer(), &draft, None).unwrap();
         }
-        drop(change.enqueue(&house.store).unwrap());
-        house.store.flush().unwrap();
-        house.state(&bob(), "m.room.member", "@bob:b.example", json!({ "membership": "join" }), None);
-        house
+        drop(change.enqueue(&fixture.store).unwrap());
+        fixture.store.flush().unwrap();
+        fixture.state(&bob(), "m.room.member", "@bob:b.example", json!({ "membership": "join" }), None);
+        fixture
     }
 
     fn change<T>(&mut self, work: impl FnOnce(&mut Change) -> T) -> T {
@@ -111,14 +111,19 @@ impl House {
         let first = event::find_num(&change.batch, ROOM, &prev[0]).unwrap().unwrap();
         let at = change.state_after(first).unwrap();
         let depth = event::require(&change.batch, ROOM, first).unwrap().row.header.depth + 1;
-        let kind = draft.kind.as_str().into();
+        let event_type = draft.event_type.as_str().into();
         let raw = draft.raw_content().unwrap();
-        let needed =
-            admit::needed_keys(&kind, &draft.sender, draft.state_key.as_deref(), &raw, &rules.authorization)
-                .unwrap();
+        let needed = admit::needed_keys(
+            &event_type,
+            &draft.sender,
+            draft.state_key.as_deref(),
+            &raw,
+            &rules.authorization,
+        )
+        .unwrap();
         let mut auth = Vec::new();
-        for (kind, key) in needed {
-            let key = state::find_key(&change.batch, ROOM, &kind.to_string(), &key).unwrap();
+        for (event_type, key) in needed {
+            let key = state::find_key(&change.batch, ROOM, &event_type.to_string(), &key).unwrap();
             let num = key.and_then(|key| state::at(&change.batch, ROOM, at, key).unwrap().event());
             auth.extend(num.map(|num| event::require(&change.batch, ROOM, num).unwrap().id(&change.row)));
         }
@@ -152,12 +157,12 @@ impl House {
     fn state(
         &mut self,
         sender: &OwnedUserId,
-        kind: &str,
+        event_type: &str,
         key: &str,
         json: serde_json::Value,
         prev: Option<&[OwnedEventId]>,
     ) -> (OwnedEventId, Outcome) {
-        let draft = Draft::state(sender.clone(), kind, key, content(json), 0);
+        let draft = Draft::state(sender.clone(), event_type, key, content(json), 0);
         let received = self.build(&draft, prev);
         self.receive(received)
     }
@@ -202,8 +207,8 @@ impl House {
             .collect()
     }
 
-    fn value(&self, kind: &str, key: &str) -> serde_json::Value {
-        let stored = crate::rooms::find_state(&*self.store.snapshot(), ROOM, kind, key).unwrap();
+    fn value(&self, event_type: &str, key: &str) -> serde_json::Value {
+        let stored = crate::rooms::find_state(&*self.store.snapshot(), ROOM, event_type, key).unwrap();
         stored.map_or(serde_json::Value::Null, |stored| serde_json::from_str(stored.row.content()).unwrap())
     }
 }
@@ -214,46 +219,46 @@ fn accepted(outcome: &Outcome) -> bool {
 
 #[test]
 fn a_line_of_received_events_needs_no_side_state() {
-    let mut house = House::new();
-    let (first, outcome) = house.state(&bob(), "x", "", json!({ "n": 1 }), None);
+    let mut fixture = Fixture::new();
+    let (first, outcome) = fixture.state(&bob(), "x", "", json!({ "n": 1 }), None);
     assert!(accepted(&outcome), "{outcome:?}");
-    let (second, outcome) = house.say(&bob(), "hello", None);
+    let (second, outcome) = fixture.say(&bob(), "hello", None);
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.heads(), std::slice::from_ref(&second));
-    assert_eq!(house.row().next_side, 0);
-    assert_eq!(house.current()[&("x".to_owned(), String::new())], first);
-    let again = house.build(&Draft::state(bob(), "x", "", content(json!({ "n": 2 })), 0), None);
-    assert!(accepted(&house.receive(again.clone()).1));
-    assert!(matches!(house.receive(again).1, Outcome::Known(_)));
+    assert_eq!(fixture.heads(), std::slice::from_ref(&second));
+    assert_eq!(fixture.row().next_side, 0);
+    assert_eq!(fixture.current()[&("x".to_owned(), String::new())], first);
+    let again = fixture.build(&Draft::state(bob(), "x", "", content(json!({ "n": 2 })), 0), None);
+    assert!(accepted(&fixture.receive(again.clone()).1));
+    assert!(matches!(fixture.receive(again).1, Outcome::Known(_)));
 }
 
 #[test]
 fn a_fork_is_resolved_the_same_in_whatever_order_it_comes() {
-    let mut house = House::new();
-    let base = house.heads();
+    let mut fixture = Fixture::new();
+    let base = fixture.heads();
     let mut branch = Vec::new();
     // Alice bans Bob on one side, who meanwhile sets things on the other.
     let ban =
         Draft::state(alice(), "m.room.member", "@bob:b.example", content(json!({ "membership": "ban" })), 0);
-    let ban = house.build(&ban, Some(&base));
-    let x = house.build(&Draft::state(bob(), "x", "", content(json!({ "n": 1 })), 0), Some(&base));
-    let name = house
+    let ban = fixture.build(&ban, Some(&base));
+    let x = fixture.build(&Draft::state(bob(), "x", "", content(json!({ "n": 1 })), 0), Some(&base));
+    let name = fixture
         .build(&Draft::state(alice(), "m.room.name", "", content(json!({ "name": "n" })), 0), Some(&base));
     branch.extend([ban, x, name]);
     let mut results = Vec::new();
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
-        let mut house = House::new();
+        let mut fixture = Fixture::new();
         let mut outcomes = Vec::new();
         for index in order {
-            outcomes.push(house.receive(branch[index].clone()).1);
+            outcomes.push(fixture.receive(branch[index].clone()).1);
         }
-        let merged = house.say(&alice(), "merge", None);
+        let merged = fixture.say(&alice(), "merge", None);
         assert!(accepted(&merged.1), "{order:?}: {outcomes:?} {:?}", merged.1);
-        assert_eq!(house.heads().len(), 1, "a message on all heads merges them");
-        let current = house.current();
-        assert_eq!(house.value("m.room.member", "@bob:b.example")["membership"], "ban", "{order:?}");
+        assert_eq!(fixture.heads().len(), 1, "a message on all heads merges them");
+        let current = fixture.current();
+        assert_eq!(fixture.value("m.room.member", "@bob:b.example")["membership"], "ban", "{order:?}");
         results.push(current[&("m.room.name".to_owned(), String::new())].clone());
-        assert_eq!(house.row().joined, 1, "{order:?}");
+        assert_eq!(fixture.row().joined, 1, "{order:?}");
     }
     results.dedup();
     assert_eq!(results.len(), 1);
@@ -261,132 +266,132 @@ fn a_fork_is_resolved_the_same_in_whatever_order_it_comes() {
 
 #[test]
 fn what_the_rules_forbid_is_kept_aside_with_its_why() {
-    let mut house = House::new();
-    let heads = house.heads();
-    let (id, outcome) = house.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
+    let mut fixture = Fixture::new();
+    let heads = fixture.heads();
+    let (id, outcome) = fixture.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
     let Outcome::Aside(num, why) = outcome else { panic!("{outcome:?}") };
     assert!(why.contains("power"), "{why}");
-    assert_eq!(house.heads(), heads);
-    assert_eq!(house.value("m.room.name", ""), serde_json::Value::Null);
-    let snapshot = house.store.snapshot();
+    assert_eq!(fixture.heads(), heads);
+    assert_eq!(fixture.value("m.room.name", ""), serde_json::Value::Null);
+    let snapshot = fixture.store.snapshot();
     assert!(schema::ASIDE.get(&*snapshot, (ROOM, num)).unwrap().unwrap().rejected);
     assert!(event::find_by_id(&*snapshot, ROOM, &id).unwrap().is_none(), "clients do not see it");
     drop(snapshot);
     // Another event may cite it all the same, and the name stays unset.
-    let (_, outcome) = house.say(&bob(), "after", Some(&[id]));
+    let (_, outcome) = fixture.say(&bob(), "after", Some(&[id]));
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.value("m.room.name", ""), serde_json::Value::Null);
+    assert_eq!(fixture.value("m.room.name", ""), serde_json::Value::Null);
 }
 
 #[test]
 fn what_stands_on_an_aside_event_replaces_the_heads_below_it() {
-    let mut house = House::new();
-    let base = house.heads();
+    let mut fixture = Fixture::new();
+    let base = fixture.heads();
     // A chain of rejected events, however long, does not keep a head that an accepted event stands on.
     let mut prev = base;
     for number in 0..5 {
         let name = json!({ "name": number });
-        let (id, outcome) = house.state(&bob(), "m.room.name", "", name, Some(&prev));
+        let (id, outcome) = fixture.state(&bob(), "m.room.name", "", name, Some(&prev));
         assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
         prev = vec![id];
     }
-    let (after, outcome) = house.say(&bob(), "after", Some(&prev));
+    let (after, outcome) = fixture.say(&bob(), "after", Some(&prev));
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.heads(), [after]);
+    assert_eq!(fixture.heads(), [after]);
     // A soft-failed event does not keep such a head, either.
-    let old = house.heads();
+    let old = fixture.heads();
     let ban = json!({ "membership": "ban" });
-    house.state(&alice(), "m.room.member", bob().as_str(), ban, None);
-    let (late, outcome) = house.say(&bob(), "late", Some(&old));
+    fixture.state(&alice(), "m.room.member", bob().as_str(), ban, None);
+    let (late, outcome) = fixture.say(&bob(), "late", Some(&old));
     assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
-    let mut prev = house.heads();
+    let mut prev = fixture.heads();
     prev.push(late);
-    let (merge, outcome) = house.say(&alice(), "merge", Some(&prev));
+    let (merge, outcome) = fixture.say(&alice(), "merge", Some(&prev));
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.heads(), [merge]);
+    assert_eq!(fixture.heads(), [merge]);
 }
 
 #[test]
 fn a_head_below_a_rejected_event_does_not_turn_the_state_back() {
-    let mut house = House::new();
-    house.time_ms = 10_000;
-    let (_, outcome) = house.state(&bob(), "x", "", json!({ "n": "old" }), None);
+    let mut fixture = Fixture::new();
+    fixture.time_ms = 10_000;
+    let (_, outcome) = fixture.state(&bob(), "x", "", json!({ "n": "old" }), None);
     assert!(accepted(&outcome));
-    let (rejected, outcome) = house.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
+    let (rejected, outcome) = fixture.state(&bob(), "m.room.name", "", json!({ "name": "mine" }), None);
     assert!(matches!(outcome, Outcome::Aside(..)));
     // Bob's clock goes back, so that the older value would win if both events were heads.
-    house.time_ms = 5_000;
+    fixture.time_ms = 5_000;
     let prev = std::slice::from_ref(&rejected);
-    let (_, outcome) = house.state(&bob(), "x", "", json!({ "n": "new" }), Some(prev));
+    let (_, outcome) = fixture.state(&bob(), "x", "", json!({ "n": "new" }), Some(prev));
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.value("x", "")["n"], "new");
+    assert_eq!(fixture.value("x", "")["n"], "new");
 }
 
 #[test]
 fn rejected_events_take_no_state_keys() {
-    let mut house = House::new();
-    let before = house.row().next_key;
+    let mut fixture = Fixture::new();
+    let before = fixture.row().next_key;
     for number in 0..20 {
-        let (_, outcome) = house.state(&bob(), "org.example.junk", &number.to_string(), json!({}), None);
+        let (_, outcome) = fixture.state(&bob(), "org.example.junk", &number.to_string(), json!({}), None);
         assert!(matches!(outcome, Outcome::Aside(..)));
     }
-    assert_eq!(house.row().next_key, before);
+    assert_eq!(fixture.row().next_key, before);
 }
 
 #[test]
 fn a_question_about_the_batch_that_is_being_built_stays_in_its_turn() {
-    let mut house = House::new();
-    let old = house.heads();
+    let mut fixture = Fixture::new();
+    let old = fixture.heads();
     for number in 0..60 {
-        house.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
+        fixture.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
     }
-    let rename = |house: &mut House, name: &str| {
+    let rename = |fixture: &mut Fixture, name: &str| {
         let member = json!({ "membership": "join", "displayname": name });
-        house.build(&Draft::state(bob(), "m.room.member", bob().as_str(), content(member), 0), None)
+        fixture.build(&Draft::state(bob(), "m.room.member", bob().as_str(), content(member), 0), None)
     };
     for name in ["one", "two"] {
         // The second event stands on the first, which only this batch has, and on one far away.
-        let first = rename(&mut house, name);
-        let mut second = house.build(&text(&bob(), name), Some(&old));
+        let first = rename(&mut fixture, name);
+        let mut second = fixture.build(&text(&bob(), name), Some(&old));
         second.event.prev = vec![first.event.id.clone(), old[0].clone()];
-        let rooms = house.rooms.clone();
-        let steps = house.change(|change| {
+        let rooms = fixture.rooms.clone();
+        let steps = fixture.change(|change| {
             [&first, &second].map(|event| change.receive(event, None, rooms.resolver(), 0).unwrap())
         });
         assert!(matches!(&steps[0], Step::Done(Outcome::Accepted(_))), "{steps:?}");
         assert!(matches!(&steps[1], Step::EndTurn(_)), "{steps:?}");
-        assert!(accepted(&house.receive(second).1));
-        house.check_state();
-        assert_eq!(house.value("m.room.member", bob().as_str())["displayname"], name);
-        house.state(&alice(), "m.room.name", "", json!({ "name": name }), None);
+        assert!(accepted(&fixture.receive(second).1));
+        fixture.check_state();
+        assert_eq!(fixture.value("m.room.member", bob().as_str())["displayname"], name);
+        fixture.state(&alice(), "m.room.name", "", json!({ "name": name }), None);
     }
 }
 
 #[test]
 fn who_is_banned_now_cannot_speak_from_before() {
-    let mut house = House::new();
-    let before = house.heads();
+    let mut fixture = Fixture::new();
+    let before = fixture.heads();
     let (_, outcome) =
-        house.state(&alice(), "m.room.member", "@bob:b.example", json!({ "membership": "ban" }), None);
+        fixture.state(&alice(), "m.room.member", "@bob:b.example", json!({ "membership": "ban" }), None);
     assert!(accepted(&outcome), "{outcome:?}");
-    let (_, outcome) = house.say(&bob(), "late", Some(&before));
+    let (_, outcome) = fixture.say(&bob(), "late", Some(&before));
     let Outcome::Aside(num, _) = outcome else { panic!("{outcome:?}") };
-    let aside = schema::ASIDE.get(&*house.store.snapshot(), (ROOM, num)).unwrap().unwrap();
+    let aside = schema::ASIDE.get(&*fixture.store.snapshot(), (ROOM, num)).unwrap().unwrap();
     assert!(!aside.rejected, "soft-failed, not rejected: {}", aside.why);
-    assert_eq!(house.row().joined, 1);
+    assert_eq!(fixture.row().joined, 1);
 }
 
 #[test]
 fn what_is_missing_is_named_and_nothing_is_stored() {
-    let mut house = House::new();
-    let mut received = house.build(&Draft::state(bob(), "x", "", content(json!({})), 0), None);
+    let mut fixture = Fixture::new();
+    let mut received = fixture.build(&Draft::state(bob(), "x", "", content(json!({})), 0), None);
     let (auth, prev) = (event::event_id(&[1; 32].into(), VERSION), event::event_id(&[2; 32].into(), VERSION));
     received.event.auth.push(auth.clone());
     received.event.prev.push(prev.clone());
-    let next = house.row().next_event;
-    let seat = house.rooms.sit(ROOM);
-    let mut change = Change::begin(&house.store, seat, ROOM).unwrap();
-    match change.receive(&received, None, house.rooms.resolver(), 0).unwrap() {
+    let next = fixture.row().next_event;
+    let seat = fixture.rooms.sit(ROOM);
+    let mut change = Change::begin(&fixture.store, seat, ROOM).unwrap();
+    match change.receive(&received, None, fixture.rooms.resolver(), 0).unwrap() {
         Step::Done(Outcome::Need { auth: needed, prev: cited }) => {
             assert_eq!((needed, cited), (vec![auth], vec![prev]));
         }
@@ -398,125 +403,125 @@ fn what_is_missing_is_named_and_nothing_is_stored() {
 
 #[test]
 fn a_thousand_events_on_a_thousand_old_places_leave_twenty_heads_and_bounded_memory() {
-    let mut house = House::new();
-    let mut places = vec![house.heads()[0].clone()];
+    let mut fixture = Fixture::new();
+    let mut places = vec![fixture.heads()[0].clone()];
     for number in 0..1_000 {
         let (id, outcome) = if number % 20 == 0 {
-            house.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None)
+            fixture.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None)
         } else {
-            house.say(&bob(), "place", None)
+            fixture.say(&bob(), "place", None)
         };
         assert!(accepted(&outcome), "{outcome:?}");
         places.push(id);
     }
-    let before = house.current();
+    let before = fixture.current();
     for place in &places[..1_000] {
-        let (_, outcome) = house.say(&bob(), "fork", Some(std::slice::from_ref(place)));
+        let (_, outcome) = fixture.say(&bob(), "fork", Some(std::slice::from_ref(place)));
         assert!(accepted(&outcome), "{outcome:?}");
-        assert!(house.heads().len() <= graph::HEADS_MAX);
+        assert!(fixture.heads().len() <= graph::HEADS_MAX);
     }
-    assert_eq!(house.current(), before, "messages change no state");
+    assert_eq!(fixture.current(), before, "messages change no state");
     // The room holds no side states, a bounded tip and bounded results.
-    assert_eq!(house.row().next_side, 0);
-    let tip_size = house.rooms.sit(ROOM).tip.as_ref().unwrap().state_count();
+    assert_eq!(fixture.row().next_side, 0);
+    let tip_size = fixture.rooms.sit(ROOM).tip.as_ref().unwrap().state_count();
     assert!(tip_size <= crate::rooms::tip::STATE_MAX, "{tip_size}");
-    let results = house.rooms.resolver().recent().byte_count();
+    let results = fixture.rooms.resolver().recent().byte_count();
     assert!(results > 0 && results <= crate::rooms::resolve::RESULTS_BYTES_MAX, "{results}");
     // The next event of a user of this server cites all heads, and the room has one head again.
-    let now = house.time_ms;
-    let signer = house.rooms.signer().clone();
-    house.change(|change| {
+    let now = fixture.time_ms;
+    let signer = fixture.rooms.signer().clone();
+    fixture.change(|change| {
         let draft =
             Draft { state_key: None, ..Draft::state(alice(), "m.room.message", "", content(json!({})), now) };
         change.add(&signer, &draft, None).unwrap();
     });
-    assert_eq!(house.heads().len(), 1);
-    assert!(members::list_current(&*house.store.snapshot(), ROOM).unwrap().len() == 2);
+    assert_eq!(fixture.heads().len(), 1);
+    assert!(members::list_current(&*fixture.store.snapshot(), ROOM).unwrap().len() == 2);
 }
 
 #[test]
 fn a_message_far_back_changes_nothing_and_keeps_its_own_state() {
-    let mut house = House::new();
-    let old = house.heads();
+    let mut fixture = Fixture::new();
+    let old = fixture.heads();
     for number in 0..300 {
-        house.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None);
+        fixture.state(&bob(), "x", &number.to_string(), json!({ "n": number }), None);
     }
-    let before = house.current();
-    let (id, outcome) = house.say(&bob(), "from long ago", Some(&old));
+    let before = fixture.current();
+    let (id, outcome) = fixture.say(&bob(), "from long ago", Some(&old));
     assert!(accepted(&outcome), "{outcome:?}");
-    assert_eq!(house.current(), before);
-    let snapshot = house.store.snapshot();
+    assert_eq!(fixture.current(), before);
+    let snapshot = fixture.store.snapshot();
     let stored = event::find_by_id(&*snapshot, ROOM, &id).unwrap().unwrap();
     let at = stored.row.header.before.unwrap();
     let key = state::find_key(&*snapshot, ROOM, "x", "0").unwrap().unwrap();
-    assert_eq!(state::at(&*snapshot, ROOM, at, key).unwrap(), Val::Absent);
+    assert_eq!(state::at(&*snapshot, ROOM, at, key).unwrap(), StateValue::Absent);
 }
 
 #[test]
 fn two_settings_of_one_key_leave_one_and_the_loser_comes_back_never() {
-    let mut house = House::new();
-    let base = house.heads();
-    let (first, _) = house.state(&bob(), "x", "", json!({ "n": 1 }), Some(&base));
-    let (second, outcome) = house.state(&alice(), "x", "", json!({ "n": 2 }), Some(&base));
+    let mut fixture = Fixture::new();
+    let base = fixture.heads();
+    let (first, _) = fixture.state(&bob(), "x", "", json!({ "n": 1 }), Some(&base));
+    let (second, outcome) = fixture.state(&alice(), "x", "", json!({ "n": 2 }), Some(&base));
     assert!(accepted(&outcome), "{outcome:?}");
-    let winner = house.current()[&("x".to_owned(), String::new())].clone();
+    let winner = fixture.current()[&("x".to_owned(), String::new())].clone();
     assert!(winner == first || winner == second);
-    let parsed: Arc<StateEvent> = house.change(|change| change.state("x", "").unwrap().unwrap());
+    let parsed: Arc<StateEvent> = fixture.change(|change| change.state("x", "").unwrap().unwrap());
     assert_eq!(parsed.parsed.id, winner, "what writers remember is what is stored");
-    house.say(&alice(), "merge", None);
-    assert_eq!(house.current()[&("x".to_owned(), String::new())], winner);
-    assert_eq!(house.heads().len(), 1);
+    fixture.say(&alice(), "merge", None);
+    assert_eq!(fixture.current()[&("x".to_owned(), String::new())], winner);
+    assert_eq!(fixture.heads().len(), 1);
 }
 
 #[test]
 fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() {
-    let mut house = House::new();
-    let base = house.heads();
+    let mut fixture = Fixture::new();
+    let base = fixture.heads();
     // Bob's branch is further from the room's state than a turn resolves.
     for number in 0..60 {
-        house.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
+        fixture.state(&alice(), "x", &number.to_string(), json!({ "n": number }), None);
     }
     let mut branch = base;
     for number in 40..70 {
         let json = json!({ "n": "bob's" });
-        let (id, outcome) = house.state(&bob(), "x", &number.to_string(), json, Some(&branch));
+        let (id, outcome) = fixture.state(&bob(), "x", &number.to_string(), json, Some(&branch));
         assert!(accepted(&outcome), "{outcome:?}");
-        house.check_state();
+        fixture.check_state();
         branch = vec![id];
     }
-    assert!(house.worked_out > 10, "{}", house.worked_out);
-    assert_eq!(house.value("x", "69")["n"], "bob's", "what nobody else set");
-    assert_eq!(house.value("x", "0")["n"], 0, "what Bob did not touch");
+    assert!(fixture.worked_out > 10, "{}", fixture.worked_out);
+    assert_eq!(fixture.value("x", "69")["n"], "bob's", "what nobody else set");
+    assert_eq!(fixture.value("x", "0")["n"], 0, "what Bob did not touch");
     // The event uses a state key that is new, and while its question is answered another event uses another new one.
     let event = Draft::state(bob(), "x", "new", content(json!({ "n": 1 })), 0);
-    let event = house.build(&event, Some(&branch));
-    let rooms = house.rooms.clone();
-    let step = house.change(|change| change.receive(&event, None, rooms.resolver(), 0).unwrap());
+    let event = fixture.build(&event, Some(&branch));
+    let rooms = fixture.rooms.clone();
+    let step = fixture.change(|change| change.receive(&event, None, rooms.resolver(), 0).unwrap());
     let Step::Resolve(question, taken) = step else { panic!("{step:?}") };
-    let next = house.row().next_event;
-    house.say(&alice(), "meanwhile", None);
-    house.state(&alice(), "x", "other", json!({}), None);
+    let next = fixture.row().next_event;
+    fixture.say(&alice(), "meanwhile", None);
+    fixture.state(&alice(), "x", "other", json!({}), None);
     let loaded = resolve::Loaded::default();
-    rooms.resolver().work_out(&*house.store.snapshot(), ROOM, VERSION, &question, &loaded).unwrap();
+    rooms.resolver().work_out(&*fixture.store.snapshot(), ROOM, VERSION, &question, &loaded).unwrap();
     assert!(loaded.count() > 0);
-    let step = house.change(|change| change.receive(&event, taken, rooms.resolver(), 0).unwrap());
+    let step = fixture.change(|change| change.receive(&event, taken, rooms.resolver(), 0).unwrap());
     // The heads have moved, so another question is asked; the event keeps the numbers that it took.
     let Step::Resolve(question, again) = step else { panic!("{step:?}") };
     assert_eq!(again, taken);
     assert_eq!(question.question().states().len(), 2);
     // With the events at hand that were read before, it is answered in the turn, however often the heads move.
-    house.state(&alice(), "x", "again", json!({}), None);
-    let step = house.change(|change| {
+    fixture.state(&alice(), "x", "again", json!({}), None);
+    let step = fixture.change(|change| {
         let resolving = resolve::Resolving { resolver: rooms.resolver(), loaded: Some(&loaded) };
         change.receive(&event, taken, resolving, 0).unwrap()
     });
     let Step::Done(Outcome::Accepted(stored)) = step else { panic!("{step:?}") };
     assert!(stored.event().0 < next, "it was numbered before what came meanwhile");
-    house.check_state();
-    assert_eq!(house.value("x", "new")["n"], 1);
-    house.say(&alice(), "merge", None);
-    assert_eq!(house.heads().len(), 1);
-    house.check_state();
+    fixture.check_state();
+    assert_eq!(fixture.value("x", "new")["n"], 1);
+    fixture.say(&alice(), "merge", None);
+    assert_eq!(fixture.heads().len(), 1);
+    fixture.check_state();
 }
 
 proptest! {
@@ -526,15 +531,15 @@ proptest! {
     fn whatever_comes_in_the_state_is_what_the_heads_resolve_to(
         tries in prop::collection::vec((0_u8..12, 0_u8..6, prop::collection::vec(any::<prop::sample::Index>(), 1..4)), 1..40),
     ) {
-        let mut house = House::new();
-        let mut events = house.heads();
+        let mut fixture = Fixture::new();
+        let mut events = fixture.heads();
         for (what, value, prevs) in tries {
             let mut prev: Vec<_> = prevs.iter().map(|index| index.get(&events).clone()).collect();
             prev.dedup();
-            let prev = if what % 3 == 0 { house.heads() } else { prev };
+            let prev = if what % 3 == 0 { fixture.heads() } else { prev };
             let (sender, key) = if what % 2 == 0 { (alice(), "") } else { (bob(), "k") };
             let member = |membership: &str| json!({ "membership": membership });
-            let (kind, key, json) = match what {
+            let (event_type, key, json) = match what {
                 0 | 1 => ("m.room.member", "@bob:b.example", member(if what == 0 { "ban" } else { "join" })),
                 2 => ("m.room.member", "@bob:b.example", member("leave")),
                 3 | 4 => {
@@ -543,13 +548,13 @@ proptest! {
                 }
                 5..9 => ("x", key, json!({ "n": value })),
                 _ => {
-                    events.push(house.say(&sender, "said", Some(&prev)).0);
-                    house.check_state();
+                    events.push(fixture.say(&sender, "said", Some(&prev)).0);
+                    fixture.check_state();
                     continue;
                 }
             };
-            events.push(house.state(&sender, kind, key, json, Some(&prev)).0);
-            house.check_state();
+            events.push(fixture.state(&sender, event_type, key, json, Some(&prev)).0);
+            fixture.check_state();
         }
     }
 }
@@ -565,7 +570,7 @@ fn carol() -> OwnedUserId {
     "@carol:c.example".try_into().unwrap()
 }
 
-impl House {
+impl Fixture {
     fn seen_in_timeline(&self, id: &OwnedEventId) -> bool {
         use crate::{ids::Order, rooms::timeline, store::Direction};
         let snapshot = self.store.snapshot();
@@ -579,13 +584,13 @@ impl House {
 
 #[test]
 fn an_event_that_cites_ids_in_another_alphabet_cites_what_nobody_knows() {
-    let mut house = House::new();
-    let mut head = house.heads()[0].clone();
+    let mut fixture = Fixture::new();
+    let mut head = fixture.heads()[0].clone();
     while !head.as_str().contains(['-', '_']) {
-        head = house.say(&bob(), "x", None).0;
+        head = fixture.say(&bob(), "x", None).0;
     }
     let other: OwnedEventId = head.as_str().replace('-', "+").replace('_', "/").try_into().unwrap();
-    let mut odd = house.build(&text(&bob(), "odd"), None);
+    let mut odd = fixture.build(&text(&bob(), "odd"), None);
     odd.event.prev = vec![other.clone()];
-    assert!(matches!(house.receive(odd).1, Outcome::Need { prev, .. } if prev == [other]));
+    assert!(matches!(fixture.receive(odd).1, Outcome::Need { prev, .. } if prev == [other]));
 }

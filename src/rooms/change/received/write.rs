@@ -15,14 +15,14 @@ use crate::{
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
         admit::Why,
-        event::{StateEvent, Stored},
+        event::{StateEvent, StoredEvent},
         graph,
         resolve::{Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
     schema::{
         rooms::{AsideRow, EventHeader, EventRow, Head},
-        state::{Ref, Val},
+        state::{StateRef, StateValue},
     },
 };
 
@@ -30,7 +30,7 @@ use crate::{
 struct Placed {
     prev: Vec<EventNum>,
     auth: Vec<Arc<StateEvent>>,
-    before: Ref,
+    before: StateRef,
 }
 
 /// The way in which an accepted event becomes part of the room.
@@ -51,7 +51,7 @@ struct Entry {
 
 impl Change {
     /// Gives a reference to a state, and writes the state's rows where it has none yet.
-    fn write_down(&mut self, state: &Sketch) -> Result<Ref> {
+    fn write_down(&mut self, state: &Sketch) -> Result<StateRef> {
         if state.changes.is_empty() {
             return Ok(state.base);
         }
@@ -79,7 +79,7 @@ impl Change {
     ) -> Result<Taken> {
         let event = &received.event;
         let key = match &event.state_key {
-            Some(key) if !rejected => Some(self.intern_key(&event.kind.to_string(), key)?),
+            Some(key) if !rejected => Some(self.intern_key(&event.event_type.to_string(), key)?),
             _ => None,
         };
         let taken = Taken { event: EventNum(self.row.next_event), key };
@@ -134,14 +134,14 @@ impl Change {
         if let Some(key) = header.state_key
             && !rejected
         {
-            let after = Sketch::from(placed.before).with([(key, Val::Event(num))]);
+            let after = Sketch::from(placed.before).with([(key, StateValue::Event(num))]);
             header.after = Some(self.write_down(&after)?);
             graph::put_auth_edges(&mut self.batch, self.num, num, &header.auth);
         }
         let row = EventRow { header, json: received.json.clone() };
         tracing::debug!(room = %self.num, event = %received.event.id, rejected, why, "an event is kept aside");
         self.put_aside_row(&AsideRow { rejected, why: why.clone(), row: row.clone() })?;
-        self.apply_waiting(&Stored { order: Order::MIN, row })?;
+        self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
         if let Some(redaction) = redacted_by {
             self.redact(num, redaction)?;
         }
@@ -215,14 +215,14 @@ impl Change {
         taken: Taken,
         standpoint: Standpoint,
         entry: Entry,
-    ) -> Result<Stored> {
+    ) -> Result<StoredEvent> {
         let is_current = entry.current == entry.after;
         let redacted_by = self.leave_outliers(Some(taken))?;
         let placed = self.place(standpoint)?;
         let num = taken.event;
         let order = self.next_order(num);
         let mut header = self.header(received, &placed, taken)?;
-        let own = header.state_key.map(|key| (key, Val::Event(num)));
+        let own = header.state_key.map(|key| (key, StateValue::Event(num)));
         let after = entry.after;
         // A large step changes the main line below the event, too, so that the state before the event must be named.
         if Sketch::from(placed.before) == entry.tip && !entry.is_large {
@@ -237,7 +237,7 @@ impl Change {
         let auth_depth = header.auth_depth;
         let redaction = self.judge_redaction(&received.event, placed.before)?;
         header.unseen |= !redaction.is_shown();
-        let stored = Stored { order, row: EventRow { header, json: received.json.clone() } };
+        let stored = StoredEvent { order, row: EventRow { header, json: received.json.clone() } };
         self.put(&stored)?;
         let own_is_current = entry.differing.iter().any(|(key, _, val)| own == Some((*key, *val)));
         let parsed = own_is_current
@@ -251,7 +251,7 @@ impl Change {
             }
             self.set_state(order, &changes, parsed)?;
         }
-        let on_main = Ref::Main(self.row.state_tip);
+        let on_main = StateRef::Main(self.row.state_tip);
         let mut heads = entry.heads;
         for head in heads.iter_mut().filter(|head| head.event == num) {
             head.after = own_after.unwrap_or(on_main);
@@ -277,7 +277,7 @@ impl Change {
         &mut self,
         order: Order,
         differing: &[state::Difference],
-        own: Option<(StateKeyNum, Val)>,
+        own: Option<(StateKeyNum, StateValue)>,
     ) -> Result<()> {
         let is_own = |key: StateKeyNum| own.is_some_and(|(own, _)| own == key);
         let others = differing.iter().filter(|(key, ..)| !is_own(*key));

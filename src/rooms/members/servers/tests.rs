@@ -12,7 +12,7 @@ use crate::{
     rooms::{
         Rooms,
         change::Change,
-        event::{self, Stored},
+        event::{self, StoredEvent},
         resolve::Resolver,
     },
     schema::rooms::{EventHeader, EventRow},
@@ -25,11 +25,11 @@ const SERVERS: [&str; 3] = ["a.example", "b.example", "c.example"];
 /// The membership of each user, by user id.
 type Members = BTreeMap<String, Membership>;
 
-struct House {
+struct Fixture {
     store: Store,
     rooms: Rooms,
     /// The states so far, each with the memberships in it.
-    states: Vec<(Ref, Members)>,
+    states: Vec<(StateRef, Members)>,
     events: u64,
 }
 
@@ -37,7 +37,7 @@ fn user(number: usize) -> String {
     format!("@u{number}:{}", SERVERS[number % SERVERS.len()])
 }
 
-impl House {
+impl Fixture {
     fn new() -> Self {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
         let key = crate::rooms::build::tests::a_key();
@@ -49,7 +49,7 @@ impl House {
         schema::ROOM.put(&mut change.batch, ROOM, &change.row);
         drop(change.enqueue(&store).unwrap());
         store.flush().unwrap();
-        Self { store, rooms, states: vec![(Ref::EMPTY, Members::new())], events: 0 }
+        Self { store, rooms, states: vec![(StateRef::EMPTY, Members::new())], events: 0 }
     }
 
     fn change<T>(&mut self, work: impl FnOnce(&mut Change, &mut u64) -> T) -> (T, crate::ids::Position) {
@@ -67,13 +67,13 @@ impl House {
         change: &mut Change,
         events: &mut u64,
         moves: &[(usize, Option<Membership>)],
-    ) -> Vec<(StateKeyNum, Val)> {
+    ) -> Vec<(StateKeyNum, StateValue)> {
         let mut values = Vec::new();
         for (number, membership) in moves {
             let user_id = user(*number);
             let key = change.intern_key(MEMBER, &user_id).unwrap();
             let Some(membership) = membership else {
-                values.push((key, Val::Absent));
+                values.push((key, StateValue::Absent));
                 continue;
             };
             *events += 1;
@@ -103,8 +103,8 @@ impl House {
                 sent_by: None,
                 spans: event::locate(&json).unwrap_or_default(),
             };
-            change.put(&Stored { order, row: EventRow { header, json } }).unwrap();
-            values.push((key, Val::Event(event)));
+            change.put(&StoredEvent { order, row: EventRow { header, json } }).unwrap();
+            values.push((key, StateValue::Event(event)));
         }
         values
     }
@@ -119,7 +119,7 @@ impl House {
             order
         });
         apply(&mut members, moves);
-        self.states.push((Ref::Main(order.settle(base)), members));
+        self.states.push((StateRef::Main(order.settle(base)), members));
     }
 
     /// Makes a side state that stands on one of the states.
@@ -148,14 +148,14 @@ impl House {
             change.set_state(order, &changes, None).unwrap();
             order
         });
-        self.states.push((Ref::Main(order.settle(base)), members));
+        self.states.push((StateRef::Main(order.settle(base)), members));
     }
 
     fn now(&self) -> Members {
-        let on_main = self.states.iter().rev().find(|(at, _)| matches!(at, Ref::Main(_)));
+        let on_main = self.states.iter().rev().find(|(at, _)| matches!(at, StateRef::Main(_)));
         // The newest place on the main line is the highest, because a fork may have come back to a lower one.
         let highest =
-            self.states.iter().filter(|(at, _)| matches!(at, Ref::Main(_))).max_by_key(|(at, _)| *at);
+            self.states.iter().filter(|(at, _)| matches!(at, StateRef::Main(_))).max_by_key(|(at, _)| *at);
         highest.or(on_main).unwrap().1.clone()
     }
 
@@ -195,8 +195,8 @@ impl House {
             let ((_, key, order), prior) = row.unwrap();
             let (kind, _) = state::key_name(&*snapshot, ROOM, key).unwrap().unwrap();
             if kind == SERVER {
-                let after = state::at(&*snapshot, ROOM, Ref::Main(order), key).unwrap();
-                assert_ne!(prior == Val::Absent, after == Val::Absent);
+                let after = state::at(&*snapshot, ROOM, StateRef::Main(order), key).unwrap();
+                assert_ne!(prior == StateValue::Absent, after == StateValue::Absent);
             }
         }
     }
@@ -244,28 +244,28 @@ proptest! {
     fn servers_and_counts_are_those_of_a_count_over_all_members(
         deeds in proptest::collection::vec(deed(), 1..40),
     ) {
-        let mut house = House::new();
+        let mut fixture = Fixture::new();
         for deed in deeds {
             match deed {
-                Deed::Step(moves) => house.step(&moves),
-                Deed::Fork(from, moves) => house.fork(from, &moves),
-                Deed::TurnTo(to) => house.turn_to(to),
+                Deed::Step(moves) => fixture.step(&moves),
+                Deed::Fork(from, moves) => fixture.fork(from, &moves),
+                Deed::TurnTo(to) => fixture.turn_to(to),
             }
         }
-        house.check();
+        fixture.check();
     }
 }
 
 #[test]
 fn the_servers_of_ten_thousand_members_are_one_scan_of_three_rows() {
-    let mut house = House::new();
+    let mut fixture = Fixture::new();
     for first in (0..10_000).step_by(400) {
         let moves: Vec<_> = (first..first + 400).map(|number| (number, Some(Membership::Join))).collect();
-        house.step(&moves);
+        fixture.step(&moves);
     }
-    let snapshot = house.store.snapshot();
+    let snapshot = fixture.store.snapshot();
     let read = Counting::new(&snapshot);
-    let now = Ref::Main(Order::MAX);
+    let now = StateRef::Main(Order::MAX);
     assert_eq!(list_servers_at(&read, ROOM, now).unwrap(), SERVERS);
     // Three keys are read, and the value of each.
     assert!(read.rows() <= 3 + 3, "{}", read.rows());
@@ -274,10 +274,10 @@ fn the_servers_of_ten_thousand_members_are_one_scan_of_three_rows() {
 
 #[test]
 fn a_room_of_before_is_counted_when_its_members_next_change() {
-    let mut house = House::new();
-    house.step(&[(0, Some(Membership::Join)), (1, Some(Membership::Join)), (3, Some(Membership::Join))]);
+    let mut fixture = Fixture::new();
+    fixture.step(&[(0, Some(Membership::Join)), (1, Some(Membership::Join)), (3, Some(Membership::Join))]);
     // The room is made to look as it did before servers were counted.
-    house.change(|change, _| {
+    fixture.change(|change, _| {
         for server in SERVERS {
             schema::SERVER_MEMBERS.delete(&mut change.batch, (ROOM, server));
             let key = state::find_key(&change.batch, ROOM, SERVER, server).unwrap();
@@ -288,9 +288,9 @@ fn a_room_of_before_is_counted_when_its_members_next_change() {
         }
         schema::STATE_KEY_NUM.delete(&mut change.batch, (ROOM, JOINED, ""));
     });
-    house.step(&[(0, Some(Membership::Leave))]);
-    let snapshot = house.store.snapshot();
-    let servers = list_servers_at(&*snapshot, ROOM, Ref::Main(Order::MAX)).unwrap();
+    fixture.step(&[(0, Some(Membership::Leave))]);
+    let snapshot = fixture.store.snapshot();
+    let servers = list_servers_at(&*snapshot, ROOM, StateRef::Main(Order::MAX)).unwrap();
     assert_eq!(servers, ["a.example", "b.example"]);
     assert_eq!(event::find(&*snapshot, ROOM, EventNum(0)).unwrap().unwrap().event(), EventNum(0));
 }

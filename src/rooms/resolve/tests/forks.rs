@@ -33,7 +33,7 @@ pub(super) fn solved(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     rules: &RoomVersionRules,
-    states: &[Ref],
+    states: &[StateRef],
     source: &impl Source,
 ) -> Result<Sketch, NotResolved> {
     let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
@@ -49,7 +49,7 @@ pub(super) struct Forks {
     pub(super) rules: RoomVersionRules,
     pub(super) room_id: OwnedRoomId,
     pub(super) events: Vec<Arc<Pdu>>,
-    pub(super) after: Vec<(Map, Ref)>,
+    pub(super) after: Vec<(Map, StateRef)>,
     pub(super) numbers: BTreeMap<OwnedEventId, usize>,
     pub(super) next_key: u32,
     pub(super) next_side: u32,
@@ -223,9 +223,9 @@ impl Forks {
         to.iter().filter(|id| from.contains(id)).cloned().collect()
     }
 
-    pub(super) fn both(&mut self, batch: &mut Batch, states: &[(Map, Ref)]) -> (Map, Ref) {
+    pub(super) fn both(&mut self, batch: &mut Batch, states: &[(Map, StateRef)]) -> (Map, StateRef) {
         let maps: Vec<Map> = states.iter().map(|(map, _)| map.clone()).collect();
-        let refs: Vec<Ref> = states.iter().map(|(_, state)| *state).collect();
+        let refs: Vec<StateRef> = states.iter().map(|(_, state)| *state).collect();
         let expected = self.oracle(&maps);
         let resolution = solved(batch, self.room(), &self.rules, &refs, self).unwrap();
         let stored = StoredEvents::new(batch, self.room(), self.version);
@@ -244,7 +244,7 @@ impl Forks {
         (expected, made)
     }
 
-    pub(super) fn assert_same(&self, batch: &Batch, expected: &Map, made: Ref) {
+    pub(super) fn assert_same(&self, batch: &Batch, expected: &Map, made: StateRef) {
         let ours: Map = state::full(batch, self.room(), made)
             .unwrap()
             .map(|row| {
@@ -273,7 +273,7 @@ impl Forks {
         let mut batch = self.bench.store.batch(&Guard::alone());
         let states: Vec<_> = prevs.iter().map(|prev| self.after[*prev].clone()).collect();
         let before = match states.as_slice() {
-            [] => (Map::new(), Ref::EMPTY),
+            [] => (Map::new(), StateRef::EMPTY),
             [one] => one.clone(),
             many => self.both(&mut batch, many),
         };
@@ -317,11 +317,11 @@ impl Forks {
         let order = Order::live(batch.position(&LogEntry::Event { room, event }));
         schema::TIMELINE.put(&mut batch, (room, order), &stored(&pdu, event, hash(number, ts)));
         schema::PLACE.put(&mut batch, (room, event), &Place::Timeline(order));
-        let change = [(key, Val::Event(event))];
+        let change = [(key, StateValue::Event(event))];
         // An event that continues the main line is on it; other branches are side states.
         let after = if before.1 == state::tip(&batch, room).unwrap() {
             state::apply(&mut batch, room, order, &change).unwrap();
-            Ref::Main(order)
+            StateRef::Main(order)
         } else {
             state::make_side(&mut batch, room, &mut self.next_side, before.1, &change).unwrap()
         };
@@ -411,7 +411,7 @@ impl Forks {
             for key in gone.map(|bit| StateKeyNum(bit + 1)) {
                 if let Some((kind, state_key)) = state::key_name(&batch, self.room(), key).unwrap() {
                     map.remove(&(StateEventType::from(kind), state_key));
-                    changes.push((key, Val::Absent));
+                    changes.push((key, StateValue::Absent));
                 }
             }
             let made =

@@ -18,11 +18,11 @@ use tower::ServiceExt;
 
 /// A server without sockets.
 #[derive(Clone)]
-pub(crate) struct House {
+pub(crate) struct Fixture {
     server: Arc<Server>,
 }
 
-impl House {
+impl Fixture {
     /// Over the store in this directory.
     pub(crate) fn open(path: &Path, durability: Durability) -> Self {
         let mut config = Config::default();
