@@ -10,6 +10,7 @@ pub mod client;
 mod drain;
 mod endpoints;
 pub mod extract;
+mod misfit;
 mod pages;
 pub mod policy;
 pub mod raw;
@@ -20,3 +21,13 @@ mod serve;
 
 pub use routes::{Listed, Routes};
 pub use serve::router;
+
+impl Routes {
+    /// Every endpoint that this server serves.
+    pub fn all() -> Self {
+        let mut routes = Self::default();
+        client::routes(&mut routes);
+        pages::routes(&mut routes);
+        routes
+    }
+}

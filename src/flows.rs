@@ -4,6 +4,7 @@
 pub mod account;
 pub mod device;
 pub mod follow_up;
+pub mod jobs;
 pub mod keys;
 pub mod limits;
 pub mod operator;
@@ -60,7 +61,7 @@ pub struct Services {
     /// The caches of push: compiled rules and judged events.
     pub push: Push,
     /// The jobs that are being carried out now.
-    pub running: follow_up::Running,
+    pub running: jobs::Running,
     /// The receipts that wait to be written to the store.
     pub receipts: room::receipts::Receipts,
 }

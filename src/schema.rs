@@ -7,6 +7,7 @@ pub mod push;
 pub mod receipts;
 pub mod relations;
 pub mod accounts;
+mod encoding;
 pub mod encryption;
 pub mod event_types;
 pub mod events;

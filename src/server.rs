@@ -24,8 +24,8 @@ use crate::{
     env::Env,
     error::Result,
     flows::{
-        App, Services, commit,
-        follow_up::Running,
+        App, Services, commit, follow_up,
+        jobs::Running,
         limits::RateLimits,
         room::{
             presence,
@@ -85,7 +85,7 @@ impl Server {
             limits,
             polls,
             push,
-            running: Running::default(),
+            running: Running::new(follow_up::carry_out),
             receipts: Receipts::default(),
         });
         let (woken, flushed) = (app.clone(), app.clone());

@@ -8,12 +8,14 @@
 pub mod backup;
 mod batch;
 pub mod check;
+mod claim;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod counting;
 pub mod cursor;
 mod data_dir;
+mod domain;
 pub mod engine;
 mod flush;
 mod guard;
@@ -21,14 +23,17 @@ mod head;
 pub mod key;
 pub mod log;
 mod migrate;
+mod not_accepted;
 mod overlay;
 mod pending;
 mod published;
 mod queue;
+mod range;
 pub mod table;
 pub mod tables;
 pub mod tail;
 pub mod timer;
+mod timer_row;
 mod view;
 mod wake;
 mod writes;
@@ -51,13 +56,16 @@ pub use batch::{Batch, Note, Write};
 #[cfg(test)]
 pub(crate) use counting::Counting;
 pub use data_dir::{DataDir, NotHeld};
+pub use domain::Domain;
 pub use engine::{Engine, Family};
 pub use flush::Flushed;
 pub use guard::Guard;
 pub use log::LogEntry;
+pub use not_accepted::{Conflict, NotAccepted};
 pub use published::{Lost, Published};
-pub use queue::{Conflict, Enqueued, NotAccepted};
-pub use table::{Direction, Domain, Table};
+pub use queue::Enqueued;
+pub use range::Direction;
+pub use table::Table;
 pub use view::{Read, Snapshot, View};
 pub use wake::Wake;
 

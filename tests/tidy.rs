@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what is not as expected fails the test")]
 
+#[path = "tidy/circles.rs"]
+mod circles;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -67,6 +70,11 @@ impl Source {
             .take_while(|(_, line)| !line.starts_with("#[cfg(test)]") || line.contains("mod tests;"))
             .map(|(number, line)| (number, line.split("//").next().unwrap_or_default()))
             .collect()
+    }
+
+    /// Whether it lies in the folder of a file of tests.
+    fn is_below_tests(&self) -> bool {
+        self.path.components().any(|part| part.as_os_str() == "tests")
     }
 
     /// Whether it is there for tests only.

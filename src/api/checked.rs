@@ -11,7 +11,7 @@ use ruma::api::error::ErrorKind;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    api::extract,
+    api::misfit,
     error::{Refusal, Result},
 };
 
@@ -75,7 +75,7 @@ impl Checked {
     /// Reads the whole object as a type. Refuses what does not fit: 400 `M_BAD_JSON`, or `M_MISSING_PARAM` if a field
     /// is missing.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.bytes).map_err(|error| extract::misfit(&error).into())
+        serde_json::from_slice(&self.bytes).map_err(|error| misfit::of_body(&error).into())
     }
 
     fn place(&self, name: &str) -> Option<&Field> {

@@ -18,7 +18,7 @@ use ruma::{
     api::{
         IncomingRequest, IncomingRequestExt, Metadata,
         auth_scheme::{AccessTokenOptional, AuthScheme},
-        error::{DeserializationError, ErrorKind, FromHttpRequestError},
+        error::ErrorKind,
         path_builder::PathBuilder,
     },
 };
@@ -27,8 +27,9 @@ use crate::{
     accounts::{self, Caller},
     api::{
         checked::Checked,
+        misfit,
         policy::{Body, Guests, Policy, Who},
-        raw::Raw,
+        raw::{Content, Raw},
         receive::Receiver,
     },
     error::{Error, Refusal, Result},
@@ -133,16 +134,6 @@ impl<R: Metadata> Endpoint for R {
     }
 }
 
-/// The body of a request, as its route reads it: one field is filled, and the others are empty.
-pub struct Content {
-    /// The JSON object that was sent.
-    pub json: Checked,
-    /// The bytes that were sent, whatever they are.
-    pub raw: Bytes,
-    /// The part of the body that the handler receives by itself.
-    pub stream: Unread,
-}
-
 /// The form in which a handler takes a request, in place of HTTP: a request of ruma's, or [`Raw`].
 pub trait Asked: Sized + Send + 'static {
     /// The endpoint whose method and paths the request has.
@@ -158,7 +149,7 @@ impl<R: IncomingRequest + Send + 'static> Asked for R {
     fn read(parts: Parts, path: Vec<String>, body: Content) -> Result<Self> {
         let args: Vec<_> = path.iter().map(String::as_str).collect();
         R::try_from_http_request(http::Request::from_parts(parts, body.json.as_ref()), &args)
-            .map_err(|error| refusal(error).into())
+            .map_err(|error| misfit::of_request(error).into())
     }
 }
 
@@ -422,34 +413,4 @@ fn path_args(parts: &mut Parts) -> Result<Vec<String>> {
         Some(Ok(params)) => Ok(params.iter().map(|(_, value)| value.to_owned()).collect()),
         _ => Err(Refusal::invalid_param("The path is not valid UTF-8.").into()),
     }
-}
-
-/// Says in Matrix's words how a request does not fit its endpoint. Its body is known to be JSON.
-pub(crate) fn refusal(error: FromHttpRequestError) -> Refusal {
-    let FromHttpRequestError::Deserialization(error) = error else {
-        return Refusal::unrecognized("The endpoint has no such method.");
-    };
-    match error {
-        DeserializationError::Json(error) => misfit(&error),
-        DeserializationError::Query(error) if is_missing(&error.to_string()) => {
-            Refusal::missing_param(format!("The query of the request is incomplete: {error}."))
-        }
-        error => {
-            Refusal::invalid_param(format!("A parameter of the path or the query cannot be read: {error}."))
-        }
-    }
-}
-
-/// Says how a body that is JSON does not have the form that was asked for.
-pub(crate) fn misfit(error: &serde_json::Error) -> Refusal {
-    let why = error.to_string();
-    if is_missing(&why) {
-        Refusal::missing_param(format!("The request's body is incomplete: {why}."))
-    } else {
-        Refusal::bad_json(format!("The request's body does not fit this endpoint: {why}."))
-    }
-}
-
-fn is_missing(why: &str) -> bool {
-    why.starts_with("missing field")
 }

@@ -13,12 +13,19 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    api::{
-        checked::Checked,
-        extract::{self, Content},
-    },
+    api::{checked::Checked, misfit},
     error::{Error, Refusal, Result},
 };
+
+/// The body of a request, as its route reads it: one field is filled, and the others are empty.
+pub struct Content {
+    /// The JSON object that was sent.
+    pub json: Checked,
+    /// The bytes that were sent, whatever they are.
+    pub raw: Bytes,
+    /// The part of the body that the handler receives by itself.
+    pub stream: Body,
+}
 
 /// The request of the endpoint `E` as it came, for handlers that keep what they are given or that ruma reads too
 /// narrowly.
@@ -96,7 +103,7 @@ impl<E: IncomingRequest> Raw<E> {
         *request.uri_mut() = self.uri.clone();
         let args: Vec<_> = self.path.iter().map(String::as_str).collect();
         E::try_from_http_request_inner(request, &args)
-            .map_err(|error| extract::refusal(FromHttpRequestError::Deserialization(error)).into())
+            .map_err(|error| misfit::of_request(FromHttpRequestError::Deserialization(error)).into())
     }
 
     /// Reads the request as ruma does, but takes the `auth` of old clients too, which name the user or the address

@@ -11,9 +11,8 @@ use http::Method;
 
 use crate::{
     api::{
-        client, endpoints,
+        endpoints,
         extract::{Admin, Appservice, Arrival, Asked, Call, Client, Endpoint, MaybeClient, Public, Server},
-        pages,
         policy::Policy,
         reply::IntoReply,
     },
@@ -64,14 +63,6 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Every endpoint that this server serves.
-    pub fn all() -> Self {
-        let mut routes = Self::default();
-        client::routes(&mut routes);
-        pages::routes(&mut routes);
-        routes
-    }
-
     /// Registers an endpoint for everybody.
     pub fn public<R: Asked, T: IntoReply + 'static, A>(
         &mut self,

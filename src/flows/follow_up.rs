@@ -1,180 +1,35 @@
-//! A [`Job`] is work that must follow its cause. It is written as a timer in the batch of its cause, and the flow that made the
-//! batch carries it out right away. If that fails, or the process ends in between, the timer starts it again, later each time.
-//!
-//! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing.
+//! The work of each kind of job. `flows/jobs.rs` begins it: at once for the flow that promised the job, or when its timer is due.
 
-use std::{collections::BTreeSet, sync::Arc};
-
-use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use futures_util::future::BoxFuture;
 
 use crate::{
     accounts::users,
-    error::{Error, Result},
+    error::Result,
     flows::{
         App,
         account::{carry_over, log_out},
         commit,
+        jobs::unless_fired,
         room::membership,
     },
     ids::{EventNum, RoomNum, UserNum},
     rooms::{change::txn, redact},
     schema::jobs::Job,
     store::{
-        Batch, Enqueued, Guard, NotAccepted, tail,
-        timer::{self, Timer, TimerRow},
+        Guard, tail,
+        timer::{self, Timer},
     },
 };
 
-/// The flow that promised a job has this many milliseconds to carry it out before the timer starts it.
-const OWN_WORK_MS: u64 = 2 * 60 * 1000;
-/// A job that failed is tried again after this many milliseconds, and after twice as many each further time.
-const AGAIN_MS: u64 = 10_000;
-/// A job that failed is tried again after at most this many milliseconds, however often it failed.
-const AGAIN_MS_MAX: u64 = 6 * 60 * 60 * 1000;
 /// The log is trimmed again after this many milliseconds when nothing is left to trim.
 const TRIM_AGAIN_MS: u64 = 60 * 60 * 1000;
-/// At most this many jobs run at once; several do, so that a job that takes long holds no other up.
-const RUNNING_MAX: usize = 64;
-
-/// The name of a running job: the kind and the key of its timer.
-type Name = (u8, Vec<u8>);
-
-/// The jobs that are being carried out now; clones of this share them.
-#[derive(Clone, Default)]
-pub struct Running(Arc<Jobs>);
-
-#[derive(Default)]
-struct Jobs {
-    names: Mutex<BTreeSet<Name>>,
-    /// Notified whenever a job is over.
-    ended: Notify,
-}
-
-/// A job that is being carried out. Dropping this marks it as over.
-struct Run {
-    running: Running,
-    name: Name,
-}
-
-impl Running {
-    /// Marks a job as being carried out. Answers none if it is being carried out already.
-    fn begin(&self, timer: &Timer) -> Option<Run> {
-        let name = (timer.kind, timer.key.clone());
-        self.0.names.lock().insert(name.clone()).then(|| Run { running: self.clone(), name })
-    }
-
-    fn is_full(&self) -> bool {
-        self.0.names.lock().len() >= RUNNING_MAX
-    }
-
-    /// Resolves when a job is over, or was since this last resolved.
-    pub(crate) async fn ended(&self) {
-        self.0.ended.notified().await;
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.running.0.names.lock().remove(&self.name);
-        self.running.0.ended.notify_one();
-    }
-}
-
-/// Promises, in the batch of its cause, that a job will be carried out.
-pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
-    let timer = job.timer(app.env.now_ms() + OWN_WORK_MS);
-    timer::set(batch, &timer);
-    timer
-}
-
-/// Carries out a promised job, and waits for it. The job is a task of its own, so that a client that hangs up does not stop it
-/// half way.
-pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
-    let (done, kept) = oneshot::channel();
-    let worker = app.clone();
-    app.env.spawn(async move {
-        let _run = worker.running.begin(&promised);
-        drop(done.send(carry_out(&worker, &promised).await));
-    });
-    kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))?
-}
-
-/// Begins to carry out a promised job without waiting for it.
-pub(crate) fn begin(app: &App, promised: Timer) {
-    if let Some(run) = app.running.begin(&promised) {
-        carry_out_due(app, promised, run);
-    }
-}
-
-/// The outcome of a look at the timers.
-pub(crate) struct Looked {
-    /// The number of jobs that were begun.
-    pub(crate) begun: usize,
-    /// Whether other jobs are due but wait, because as many run as may.
-    pub(crate) is_full: bool,
-    /// The time at which the next timer is due, in milliseconds since the epoch.
-    pub(crate) next_ms: Option<u64>,
-}
-
-/// Begins at most `jobs_max` jobs whose timers are due.
-pub(crate) fn begin_due(app: &App, now_ms: u64, jobs_max: usize) -> Result<Looked> {
-    let view = app.store.view();
-    let (mut begun, mut is_full) = (0, false);
-    // The timers of jobs that run are still listed, so that many more are read.
-    for due in timer::list_due(&view, now_ms, jobs_max + RUNNING_MAX, Job::is_known)? {
-        is_full = app.running.is_full();
-        if is_full || begun >= jobs_max {
-            tracing::debug!(begun, is_full, "jobs that are due wait for others to end");
-            break;
-        }
-        if let Some(run) = app.running.begin(&due) {
-            begun += 1;
-            carry_out_due(app, due, run);
-        }
-    }
-    Ok(Looked { begun, is_full, next_ms: timer::find_next_due_ms(&view, Job::is_known)? })
-}
-
-/// Carries out a job for which nobody waits. A job that fails is put off, so that it holds no other up.
-fn carry_out_due(app: &App, due: Timer, run: Run) {
-    let worker = app.clone();
-    app.env.spawn(async move {
-        if let Err(error) = carry_out(&worker, &due).await {
-            tracing::warn!(%error, kind = due.kind, tries = due.row.tries, "a job failed; it is tried again later");
-            let (puts_off, kind) = (worker.clone(), due.kind);
-            if let Err(error) = worker.env.blocking(move || put_off(&puts_off, &due)).await {
-                tracing::error!(%error, kind, "a job that failed could not be put off");
-            }
-        }
-        drop(run);
-    });
-}
-
-/// Sets a job's timer again, the later the more often the job has failed.
-fn put_off(app: &App, failed: &Timer) -> Result<()> {
-    let tries = failed.row.tries.saturating_add(1);
-    let wait_ms = AGAIN_MS.saturating_mul(1 << failed.row.tries.min(20)).min(AGAIN_MS_MAX);
-    let row = TimerRow { tries, content: failed.row.content.clone() };
-    let later = Timer { due_ms: app.env.now_ms() + wait_ms, row, ..failed.clone() };
-    let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, failed)? {
-        timer::set(&mut batch, &later);
-        unless_fired(app.store.enqueue(batch))?;
-    }
-    Ok(())
-}
-
-/// Passes over a conflict, which means that another task has fired the timer and nothing is left to do.
-fn unless_fired(enqueued: Result<Enqueued, NotAccepted>) -> Result<()> {
-    match enqueued {
-        Ok(_) | Err(NotAccepted::Conflict(_)) => Ok(()),
-        Err(other) => Err(other.into()),
-    }
-}
 
 /// Carries out the work of a job, and deletes its timer.
-async fn carry_out(app: &App, timer: &Timer) -> Result<()> {
+pub fn carry_out(app: App, timer: Timer) -> BoxFuture<'static, Result<()>> {
+    Box::pin(async move { carry_out_of_kind(&app, &timer).await })
+}
+
+async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
     match Job::read(timer)? {
         Job::TrimLog => trim_log(app, timer.clone()).await,
         Job::TellRooms { user } => tell_rooms(app, user, timer).await,

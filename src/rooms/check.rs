@@ -11,7 +11,7 @@ use crate::{
         event,
         members::{self, Tally},
         relations,
-        state::{self, StateRef, StateValue},
+        state::{self, StateRef, StateValue, check::reference},
     },
     schema::{
         self,
@@ -105,23 +105,6 @@ pub fn checks() -> Vec<RowCheck> {
 /// Whether a user with this membership stands in the list of the room's users.
 fn is_near(membership: Membership) -> bool {
     matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
-}
-
-/// Checks that a reference to a state is to a state that can be read.
-pub(super) fn reference(
-    read: &Snapshot,
-    room: RoomNum,
-    at: StateRef,
-    doubts: &mut Doubts,
-) -> Result<(), Fault> {
-    match at {
-        StateRef::Main(order) => doubts.position(read, order.anchor),
-        StateRef::Side(side) => {
-            let there = schema::SIDE.contains(read, (room, side))?;
-            doubts.unless(there, format!("the side state {side} that it names is not there"));
-        }
-    }
-    Ok(())
 }
 
 fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {

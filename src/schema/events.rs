@@ -11,7 +11,7 @@ use crate::{
     ids::{DeviceNum, EventNum, Order, RoomNum, StateKeyNum},
     json::JsonRef,
     schema::{
-        rooms::{decode_bytes, decode_ref, decode_string, decode_u32, encode_bytes, encode_ref},
+        encoding::{decode_bytes, decode_ref, decode_string, decode_u32, encode_bytes, encode_ref},
         state::StateRef,
     },
     store::{

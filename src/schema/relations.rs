@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{EventNum, Order},
-    schema::rooms::{decode_string, encode_bytes},
+    schema::encoding::{decode_string, encode_bytes},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up},
+    flows::{App, follow_up, jobs},
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
 };
@@ -48,7 +48,7 @@ async fn begin_due(app: &App) -> Result<Option<u64>> {
     let mut left = FIRED_A_SECOND_MAX;
     loop {
         let (begins, now_ms) = (app.clone(), app.env.now_ms());
-        let look = move || follow_up::begin_due(&begins, now_ms, left);
+        let look = move || jobs::begin_due(&begins, now_ms, left);
         let looked = app.env.blocking(look).await?;
         left = left.saturating_sub(looked.begun);
         if left == 0 || !looked.is_full {

@@ -9,10 +9,7 @@ use crate::{
         Fault, Guard, NotAccepted, Read, View,
         engine::{Family, Rows},
         key::Encoder,
-        log::LogEntry,
-        table::Direction,
-        tables,
-        view::{KeyRange, KeyValue},
+        range::{Direction, KeyRange, KeyValue},
         wake::Wake,
         writes::Writes,
     },
@@ -85,15 +82,6 @@ impl Batch {
         }
     }
 
-    /// Claims the next position for this entry and writes it to the log.
-    pub fn position(&mut self, entry: &LogEntry) -> Position {
-        debug_assert!(self.jump_to.is_none(), "a batch that begins an incarnation claims no position");
-        let position = Position::pending(self.positions);
-        self.positions += 1;
-        tables::LOG.put(self, position, entry);
-        position
-    }
-
     /// Makes this batch a part of a staged step: its positions begin at `base`, of those that were reserved for the step
     /// ([`Store::ahead`](crate::store::Store::ahead)). No reader of the log meets them before the step's last batch.
     pub fn stage_at(&mut self, base: Position) {
@@ -104,12 +92,6 @@ impl Batch {
     /// above them. It is not accepted when `base` is past.
     pub fn begin_at(&mut self, base: Position) {
         self.begins = Begins::At(base);
-    }
-
-    /// Deletes the log's entries of a staged step that comes to nothing.
-    pub fn forget_staged(&mut self, from: Position, below: Position) {
-        let bytes = |position| tables::LOG.key_bytes::<Position>(position).bytes;
-        self.writes.delete_between(tables::LOG.family, bytes(from), bytes(below));
     }
 
     /// The number of positions that it claims.

@@ -9,7 +9,7 @@ use crate::{
     store::{
         Direction, Fault, Read, Snapshot,
         engine::{Family, Rows},
-        view::{KeyRange, KeyValue},
+        range::{KeyRange, KeyValue},
     },
 };
 

@@ -11,8 +11,7 @@ pub use rocks::{EngineBytes, Rocks};
 
 use crate::store::{
     Fault,
-    table::Direction,
-    view::{KeyRange, KeyValue},
+    range::{Direction, KeyRange, KeyValue},
 };
 
 /// Column families, by access pattern: at most eight.

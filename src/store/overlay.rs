@@ -4,7 +4,7 @@ use std::{cmp::Ordering, iter::Peekable};
 
 use bytes::Bytes;
 
-use crate::store::{Fault, engine::Rows, table::Direction};
+use crate::store::{Fault, engine::Rows, range::Direction};
 
 /// Changed rows with their keys; `None` stands for a deleted one.
 pub(crate) type OverRows<'a> = Box<dyn Iterator<Item = (Bytes, Option<Bytes>)> + 'a>;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::store::{
     engine::{Change, Family, PerFamily},
-    table::Direction,
+    range::Direction,
 };
 
 /// A batch with more changes than this is a layer of its own, because merging it into the map takes long under the lock.

@@ -5,26 +5,12 @@ use std::{marker::PhantomData, ops::Bound};
 use bytes::Bytes;
 
 use crate::store::{
-    Batch, Fault, Read, Write,
+    Batch, Conflict, Direction, Domain, Fault, Read, Write,
     engine::Family,
     guard::Owner,
     key::{Decoder, Encoder, Key, Value},
+    range::after_prefix,
 };
-
-/// A domain is what one lock guards: reading, deciding and writing. Locks are taken in this order and never held while
-/// waiting for the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Domain {
-    /// A room's rows, which the turn of the room guards.
-    Room,
-    /// A user's rows, which the lock of the user guards.
-    User,
-    /// Rows of the server as a whole, which the lock of the server guards.
-    Server,
-    /// The store's own tables, which need no lock: the queue orders the log, a reader alone moves its cursor, and of those who
-    /// try to take a timer one finds it as expected.
-    Store,
-}
 
 /// A table. `docs/recipes.md` says how to add one; `src/schema.rs` lists them all.
 #[derive(Debug)]
@@ -42,15 +28,6 @@ pub struct Table<K, V> {
     /// Whether a replica gets its rows.
     pub shipped: bool,
     pub(crate) types: PhantomData<fn() -> (K, V)>,
-}
-
-/// The direction in which a range is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// It begins with the lowest key and goes up.
-    Up,
-    /// It begins with the highest key and goes down.
-    Down,
 }
 
 impl<K, V> Table<K, V> {
@@ -264,25 +241,12 @@ impl<K: Key, V: Value> Table<K, V> {
         row.map(V::decode).transpose().map_err(|fault| self.in_table(fault))
     }
 
-    /// The row that a [`Conflict`](crate::store::Conflict) on this table found in the way.
-    pub fn conflicting(&self, conflict: &crate::store::Conflict) -> Option<V> {
+    /// The row that a [`Conflict`] on this table found in the way.
+    pub fn conflicting(&self, conflict: &Conflict) -> Option<V> {
         if conflict.table == self.name {
             conflict.found.clone().and_then(|row| V::decode(row).ok())
         } else {
             None
         }
     }
-}
-
-/// The first byte string above all that begin with `prefix`.
-pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < 0xff {
-            end.push(last + 1);
-            return end;
-        }
-    }
-    // The prefix has bytes 0xff only. No table has such an id, so nothing lies above.
-    vec![0xff; prefix.len() + 1]
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::Position,
-    store::{Domain, Family, Fault, LogEntry, timer::TimerRow},
+    store::{Domain, Family, Fault, LogEntry, timer_row::TimerRow},
 };
 
 /// Says whether the bytes of a row are what they should be.

@@ -13,7 +13,7 @@ use crate::{
         Fault, SNAPSHOT_HELD_MAX, Shared,
         engine::{EngineSnapshot, Family, Rows},
         overlay::merge,
-        table::Direction,
+        range::{Direction, KeyRange, KeyValue},
     },
 };
 
@@ -44,12 +44,6 @@ pub trait Read {
     /// Everything at or before this position is in here; ranges over positions and orders are bounded by it.
     fn upto(&self) -> Position;
 }
-
-/// Keys from the first, included, to the last, excluded.
-pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
-
-/// A row with its key.
-pub(crate) type KeyValue = (Bytes, Bytes);
 
 /// The first row of each range, each looked up by itself.
 pub(crate) fn first_one_by_one(

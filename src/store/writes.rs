@@ -13,8 +13,8 @@ use crate::{
         key::Encoder,
         overlay::{OverRows, merge},
         pending::Layer,
-        table::Direction,
-        view::{KeyRange, KeyValue, first_one_by_one},
+        range::{Direction, KeyRange, KeyValue},
+        view::first_one_by_one,
     },
 };
 

@@ -1,18 +1,15 @@
 //! The messages of a room: sending one, and reading pages of the timeline.
 
-use ruma::api::{
-    Direction as Wanted,
-    client::{
-        filter::RoomEventFilter,
-        message::{get_message_events, send_message_event},
-    },
+use ruma::api::client::{
+    filter::RoomEventFilter,
+    message::{get_message_events, send_message_event},
 };
 
 use crate::{
     accounts::filters,
     api::{
         Routes,
-        client::relations::relation_filter,
+        client::relations::{direction, relation_filter},
         extract::Client,
         policy::{Body, Guests, KIB},
         raw::Raw,
@@ -28,7 +25,6 @@ use crate::{
         },
     },
     rooms::filter::Filter,
-    store::Direction,
 };
 
 /// The body of an event. It may be larger than an event, because escaped characters take up to three times their bytes
@@ -38,13 +34,6 @@ pub(super) const EVENT: Body = Body::Json(256 * KIB);
 pub(crate) fn routes(r: &mut Routes) {
     r.client(send_message_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
     r.client(get_message_events).limit(Limit::Read).guests(Guests::Yes);
-}
-
-pub(super) fn direction(wanted: Wanted) -> Direction {
-    match wanted {
-        Wanted::Forward => Direction::Up,
-        Wanted::Backward => Direction::Down,
-    }
 }
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`

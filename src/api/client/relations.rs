@@ -12,7 +12,7 @@ use ruma::{
 };
 
 use crate::{
-    api::{Routes, client::message::direction, extract::Client, raw::Raw, reply::RawJson},
+    api::{Routes, extract::Client, raw::Raw, reply::RawJson},
     error::{Refusal, Result},
     flows::{
         App,
@@ -20,6 +20,7 @@ use crate::{
         room::look::{self, RelationsWanted},
     },
     rooms::filter::RelationFilter,
+    store::Direction,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -41,6 +42,14 @@ fn relations(
 ) -> RelationsWanted {
     let limit = limit.map_or(RELATIONS_DEFAULT, Into::into);
     RelationsWanted { rel_type: None, event_type: None, from, to, direction: direction(dir), limit, recurse }
+}
+
+/// The direction in which the pages of a list go, as a request says it.
+pub(super) fn direction(wanted: Wanted) -> Direction {
+    match wanted {
+        Wanted::Forward => Direction::Up,
+        Wanted::Backward => Direction::Down,
+    }
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`

@@ -8,7 +8,7 @@ use ruma::{
 use crate::{
     api::{
         Routes,
-        client::message::direction,
+        client::relations::direction,
         extract::Client,
         policy::{Body, Guests, MIB},
         raw::Raw,

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::{
     accounts::{account_data, users},
     error::{Error, Result},
-    flows::{App, follow_up, write},
+    flows::{App, jobs, write},
     ids::{RoomNum, UserNum},
     push::rules,
     rooms::{self, change::Change, members},
@@ -73,7 +73,7 @@ pub(crate) fn promise(app: &App, change: &mut Change, user: UserNum) -> Result<O
     }
     let moved = Move { from, to: change.row.id.clone() };
     let job = Job::CarryOver { user, room: change.num, moved };
-    Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
+    Ok(Some(jobs::promise(app, &mut change.batch, &job)))
 }
 
 /// Promises the same in the batch in which a user sets the tombstone of a room, if they are in the new room already: who
@@ -90,7 +90,7 @@ pub(crate) fn promise_to_author(app: &App, change: &mut Change, user: UserNum) -
         return Ok(None);
     }
     let job = Job::CarryOver { user, room, moved: Move { from: change.row.id.clone(), to } };
-    Ok(Some(follow_up::promise(app, &mut change.batch, &job)))
+    Ok(Some(jobs::promise(app, &mut change.batch, &job)))
 }
 
 /// Whether the user is or was in a room; an invitation alone is not enough.
@@ -102,7 +102,7 @@ fn was_ever_in(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Res
 /// Keeps what was promised, if anything was.
 pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
     match promised {
-        Some(promised) => follow_up::keep(app, promised).await,
+        Some(promised) => jobs::keep(app, promised).await,
         None => Ok(()),
     }
 }

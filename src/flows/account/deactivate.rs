@@ -5,7 +5,7 @@ use ruma::OwnedUserId;
 use crate::{
     accounts::{account_data, devices::Ending, filters, passwords, profiles, users},
     error::Result,
-    flows::{App, account::log_out, follow_up, write},
+    flows::{App, account::log_out, jobs, write},
     ids::UserNum,
     push::rules,
     schema::jobs::Job,
@@ -22,9 +22,9 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         filters::delete_all(batch, user);
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
-        Ok((swept, follow_up::promise(app, batch, &Job::TellRooms { user })))
+        Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
     log_out::begin_sweep(app, swept);
-    follow_up::keep(app, told).await
+    jobs::keep(app, told).await
 }

@@ -12,11 +12,7 @@ use crate::{
     encryption::device_lists,
     env::Long,
     error::{Refusal, Result},
-    flows::{
-        App,
-        account::{guess, register::Session},
-        write,
-    },
+    flows::{App, account::guess, write},
     store::Batch,
 };
 
@@ -26,6 +22,14 @@ pub(crate) struct LoggedIn {
     pub(crate) user_id: OwnedUserId,
     /// The device and its tokens.
     pub(crate) session: Session,
+}
+
+/// A device that was logged in.
+pub(crate) struct Session {
+    /// The account and device.
+    pub(crate) holder: Holder,
+    /// The tokens that were given out to the device.
+    pub(crate) tokens: Issued,
 }
 
 fn wrong() -> Refusal {

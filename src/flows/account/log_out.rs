@@ -13,7 +13,7 @@ use crate::{
     },
     encryption::{device_lists, inbox, keys, to_device},
     error::Result,
-    flows::{App, follow_up, write},
+    flows::{App, jobs, write},
     ids::UserNum,
     push::pushers,
     schema::jobs::Job,
@@ -54,13 +54,13 @@ pub(crate) fn end(
     if sweep_some(batch, user)? {
         return Ok(None);
     }
-    Ok(Some(follow_up::promise(app, batch, &Job::SweepDevices { user })))
+    Ok(Some(jobs::promise(app, batch, &Job::SweepDevices { user })))
 }
 
 /// Begins to sweep the rows of ended devices, if that was promised. Nobody waits for it.
 pub(crate) fn begin_sweep(app: &App, promised: Option<Timer>) {
     if let Some(promised) = promised {
-        follow_up::begin(app, promised);
+        jobs::begin(app, promised);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         interactive::Flows,
         names, passwords, profiles,
         registration::{self, Spent},
-        tokens::{self, Holder, Issued},
+        tokens::{self, Holder},
         users::{self, NewUser},
     },
     config::RegistrationMode,
@@ -23,7 +23,10 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        account::{confirm, log_in},
+        account::{
+            confirm,
+            log_in::{self, Session},
+        },
         write,
     },
     ids::UserNum,
@@ -55,14 +58,6 @@ pub(crate) struct Registered {
     pub(crate) is_admin: bool,
     /// The device and its tokens, if one was logged in.
     pub(crate) session: Option<Session>,
-}
-
-/// A device that was logged in.
-pub(crate) struct Session {
-    /// The account and device.
-    pub(crate) holder: Holder,
-    /// The tokens that were given out to the device.
-    pub(crate) tokens: Issued,
 }
 
 /// `POST /register`: makes an account after the user-interactive authentication that the settings ask for.

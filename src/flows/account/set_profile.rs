@@ -6,7 +6,7 @@ use crate::{
     accounts::{Caller, profiles},
     error::Result,
     flows::{
-        App, follow_up,
+        App, jobs,
         limits::{Limit, Source},
         write,
     },
@@ -37,11 +37,11 @@ pub(crate) async fn set_profile(
             app.limits.take_following(Limit::Membership, Source::User(user), rooms)?;
         }
         write::wake(batch, user);
-        Ok(told.then(|| follow_up::promise(app, batch, &Job::TellRooms { user })))
+        Ok(told.then(|| jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
     match promised {
-        Some(promised) => follow_up::keep(app, promised).await,
+        Some(promised) => jobs::keep(app, promised).await,
         None => Ok(()),
     }
 }

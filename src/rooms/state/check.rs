@@ -2,7 +2,7 @@
 
 use crate::{
     ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
-    rooms::{check::reference, event, state::side::DEPTH_MAX},
+    rooms::{event, state::side::DEPTH_MAX},
     schema::{
         self,
         state::{DERIVED, LogRow, NowRow, SideRow, StateRef, StateValue},
@@ -67,6 +67,23 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
     ]
+}
+
+/// Checks that a reference to a state is to a state that can be read.
+pub(in crate::rooms) fn reference(
+    read: &Snapshot,
+    room: RoomNum,
+    at: StateRef,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    match at {
+        StateRef::Main(order) => doubts.position(read, order.anchor),
+        StateRef::Side(side) => {
+            let there = schema::SIDE.contains(read, (room, side))?;
+            doubts.unless(there, format!("the side state {side} that it names is not there"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that an event which a key has, or had, is there and is of that key.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::store::{
     Fault,
     engine::{Change, Family, PerFamily, Rows},
-    table::Direction,
+    range::Direction,
 };
 
 pub(crate) type MemoryRows = PerFamily<OrdMap<Bytes, Bytes>>;

@@ -12,8 +12,7 @@ use rocksdb::{
 use crate::store::{
     Fault,
     engine::{Change, Family, Rows, STATE_PREFIX_BYTES},
-    table::{Direction, after_prefix},
-    view::{KeyRange, KeyValue},
+    range::{Direction, KeyRange, KeyValue, after_prefix},
 };
 
 /// A database of RocksDB in one directory.
