@@ -10,6 +10,7 @@ pub mod limits;
 pub mod operator;
 pub mod room;
 pub(crate) mod commit;
+pub(crate) mod sharing;
 pub(crate) mod write;
 
 use std::{ops::Deref, sync::Arc};
@@ -64,6 +65,8 @@ pub struct Services {
     pub running: jobs::Running,
     /// The receipts that wait to be written to the store.
     pub receipts: room::receipts::Receipts,
+    /// The users of whom those are still to be woken who share a room with them.
+    pub sharing: sharing::Sharing,
 }
 
 impl App {

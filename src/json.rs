@@ -184,6 +184,81 @@ impl Object {
     }
 }
 
+/// A JSON list or object that is written in pieces and taken away meanwhile, because it may be larger than an answer that is
+/// held in memory as a whole.
+#[derive(Debug)]
+pub struct Pieces {
+    json: String,
+    closing: &'static str,
+    is_empty: bool,
+}
+
+impl Pieces {
+    fn begin(json: String, closing: &'static str) -> Self {
+        Self { json, closing, is_empty: true }
+    }
+
+    /// A list without items.
+    pub fn list() -> Self {
+        Self::begin(String::from("["), "]")
+    }
+
+    /// An object whose only field is a list without items.
+    pub fn list_in(name: &str) -> Self {
+        let mut object = Object::new();
+        object.name(name);
+        Self::begin(object.0 + "[", "]}")
+    }
+
+    /// An object whose only field is an object without fields.
+    pub fn object_in(name: &str) -> Self {
+        let mut object = Object::new();
+        object.name(name);
+        Self::begin(object.0 + "{", "}}")
+    }
+
+    fn separate(&mut self) {
+        if !std::mem::replace(&mut self.is_empty, false) {
+            self.json.push(',');
+        }
+    }
+
+    /// Adds an item to the list.
+    pub fn item<'a>(&mut self, json: impl Into<JsonRef<'a>>) {
+        self.separate();
+        self.json.push_str(json.into().0);
+    }
+
+    /// Adds a field to the object, whose value is JSON already.
+    pub fn field<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
+        self.separate();
+        push_string(&mut self.json, name);
+        self.json.push(':');
+        self.json.push_str(json.into().0);
+    }
+
+    /// The number of bytes that were written and not taken away yet.
+    pub fn len(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Whether nothing was written that was not taken away yet.
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+
+    /// Takes away what was written since this was done last.
+    pub fn take(&mut self) -> String {
+        std::mem::take(&mut self.json)
+    }
+
+    /// Ends the JSON, and gives what was written since something was taken away last.
+    pub fn finish(mut self) -> String {
+        self.json.push_str(self.closing);
+        self.json
+    }
+}
+
 /// Writes the items of a list, and its end.
 fn push_items<'a, J: Into<JsonRef<'a>>>(json: &mut String, items: impl IntoIterator<Item = J>) {
     for (at, item) in items.into_iter().enumerate() {
@@ -229,6 +304,22 @@ mod tests {
         });
         assert_eq!(value, expected);
         assert_eq!(Object::new().finish().as_str(), "{}");
+    }
+
+    #[test]
+    fn pieces_are_json_however_they_are_taken() {
+        let value = JsonText::string("v");
+        let mut list = Pieces::list_in("chunk");
+        let mut whole = list.take();
+        list.item(&value);
+        whole += &list.take();
+        list.item(&value);
+        assert_eq!(whole + &list.finish(), r#"{"chunk":["v","v"]}"#);
+        let mut object = Pieces::object_in("joined");
+        object.field("a\"b", &value);
+        object.field("c", &value);
+        assert_eq!(object.finish(), r#"{"joined":{"a\"b":"v","c":"v"}}"#);
+        assert_eq!(Pieces::list().finish(), "[]");
     }
 
     proptest! {

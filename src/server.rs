@@ -31,6 +31,7 @@ use crate::{
             presence,
             receipts::{self, Receipts},
         },
+        sharing::Sharing,
         write,
     },
     metrics::Metrics,
@@ -87,6 +88,7 @@ impl Server {
             push,
             running: Running::new(follow_up::carry_out),
             receipts: Receipts::default(),
+            sharing: Sharing::default(),
         });
         let (woken, flushed) = (app.clone(), app.clone());
         let wake = move |wake| write::on_publish(&woken, wake);

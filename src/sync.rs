@@ -12,6 +12,7 @@ mod filter;
 mod key_changes;
 mod look;
 pub mod notifier;
+mod places;
 mod sent;
 mod shape;
 mod shares;
@@ -40,6 +41,7 @@ use crate::{
     sync::{
         filter::Filter,
         look::Look,
+        places::Places,
         sent::SentMembers,
         window::{Around, Moment, Window},
     },
@@ -65,6 +67,7 @@ struct Parts {
     push: Push,
     stopping: CancellationToken,
     sent: SentMembers,
+    places: Places,
 }
 
 impl Polls {
@@ -77,8 +80,8 @@ impl Polls {
         push: Push,
         stopping: CancellationToken,
     ) -> Self {
-        let sent = SentMembers::default();
-        Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent }))
+        let (sent, places) = (SentMembers::default(), Places::default());
+        Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent, places }))
     }
 
     /// Makes the token valid for the store as it is now. Refuses a token that lies in the future: 400
@@ -95,10 +98,12 @@ impl Polls {
         self.0.env.blocking(move || parts.key_changes(caller, from, to)).await
     }
 
-    /// Answers as soon as something is new, or when the time is up. The answer is the JSON of `/sync`.
+    /// Answers as soon as something is new, when the time is up, or when too many newer polls of the device wait. The answer
+    /// is the JSON of `/sync`.
     pub async fn poll(&self, ask: Ask, timeout: Duration) -> Result<Bytes> {
         let mut subscription = self.0.notifier.subscribe(ask.caller.user);
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
+        let mut place = None;
         let ask = Arc::new(ask);
         loop {
             let (parts, asked) = (Arc::clone(&self.0), Arc::clone(&ask));
@@ -107,8 +112,14 @@ impl Polls {
             if found.has_news || left.is_zero() {
                 return Ok(found.answer);
             }
+            // Only a poll that waits needs a place.
+            let place = place.get_or_insert_with(|| self.0.places.take(ask.caller.user, ask.caller.device));
             tokio::select! {
                 biased;
+                () = place.lost() => {
+                    tracing::debug!(reason = "newer polls of the device wait", "a poll is answered before its time");
+                    return Ok(found.answer);
+                }
                 () = subscription.woken() => {}
                 () = self.0.stopping.cancelled() => return Ok(found.answer),
                 () = self.0.env.sleep(left) => return Ok(found.answer),

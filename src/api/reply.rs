@@ -1,7 +1,10 @@
 //! Translates results to HTTP, and logs failures. Nothing else does either; only this file knows status codes.
 
+use std::future::ready;
+
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
 use ruma::api::{
     OutgoingResponse, OutgoingResponseExt,
@@ -10,7 +13,7 @@ use ruma::api::{
 
 use crate::{
     error::{Error, Exception, Refusal, Result, limit_exceeded},
-    flows::App,
+    flows::{App, room::look::Whole},
 };
 
 /// A handler returns a value of a type that can be written as an answer.
@@ -67,8 +70,23 @@ impl IntoReply for RawJson {
     }
 }
 
-fn json(status: StatusCode, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+impl IntoReply for Whole {
+    fn into_reply(self) -> Result<Response> {
+        let Self { first, rest } = self;
+        let Some(rest) = rest else { return Ok(json(StatusCode::OK, first)) };
+        let later = stream::try_unfold(Some(rest), |rest| async {
+            let Some(rest) = rest else { return Ok(None) };
+            rest.next().await.map(|page| Some((page.first, page.rest)))
+        });
+        let pages = stream::once(ready(Ok(first))).chain(later);
+        // The status is told already, so that a fault can only break the answer off.
+        let logged = pages.inspect_err(|error: &Error| tracing::error!(%error, "an answer breaks off"));
+        Ok(json(StatusCode::OK, Body::from_stream(logged)))
+    }
+}
+
+fn json(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

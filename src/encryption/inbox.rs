@@ -2,7 +2,8 @@
 //!
 //! An inbox is bounded, and a full one affects its own device only: messages to other devices are still delivered. When it is
 //! full, old requests for room keys make room, because they are the least useful. If that is not enough, the new message is
-//! refused. Each sender may fill only a part of an inbox, so that nobody alone can shut a device off from the others.
+//! refused. Each sender may fill only a part of what the others have left free, so that a few senders together cannot shut a
+//! device off from the rest: the fuller the inbox, the less each newcomer may add to it.
 //!
 //! Specification: client-server API, "Send-to-Device messaging".
 
@@ -31,8 +32,9 @@ use crate::{
 pub const CONTENT_BYTES_MAX: usize = 64 << 10;
 /// At most this many messages and bytes wait for a device.
 const BOUNDS: Bounds = Bounds { messages: 20_000, bytes: 64 << 20 };
-/// One sender may fill at most one part in this many of an inbox.
-const SENDERS_PART: u64 = 4;
+/// One sender may fill at most one part in this many of what the others have left free. With 8, it takes about 60 senders who
+/// all do what they can until there is no place for one more room key.
+const SENDERS_PART: u64 = 8;
 /// At most this many requests for room keys make room for one message, so that a batch stays small.
 const GIVE_WAY_MAX: usize = 300;
 /// At most this many messages are confirmed at once; the next confirmation goes on from there.
@@ -54,14 +56,37 @@ impl Bounds {
         messages <= self.messages && bytes <= self.bytes
     }
 
-    /// The part of an inbox that one sender may fill.
-    fn of_sender(&self) -> Self {
-        Self { messages: self.messages / SENDERS_PART, bytes: self.bytes / SENDERS_PART }
+    /// The part that one sender may fill of an inbox in which the others have these messages and bytes.
+    fn beside(&self, others: &InboxShare) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(others.messages).div_ceil(SENDERS_PART),
+            bytes: self.bytes.saturating_sub(others.bytes).div_ceil(SENDERS_PART),
+        }
     }
 
     /// Whether one message more, of this size, fits into the inbox.
     fn fits(&self, state: &InboxState, size: u64) -> bool {
         self.have_room_for(state.messages.saturating_add(1), state.bytes.saturating_add(size))
+    }
+
+    /// Whether one message more, of this size, fits into its sender's part.
+    fn fits_part(&self, state: &InboxState, share: &InboxShare, size: u64) -> bool {
+        let others = InboxShare {
+            messages: state.messages.saturating_sub(share.messages),
+            bytes: state.bytes.saturating_sub(share.bytes),
+        };
+        self.beside(&others).have_room_for(share.messages.saturating_add(1), share.bytes.saturating_add(size))
+    }
+
+    /// The reason why one message more, of this size, is not taken, if there is one.
+    fn refuse(&self, state: &InboxState, share: &InboxShare, size: u64) -> Option<NoRoom> {
+        if !self.fits(state, size) {
+            Some(NoRoom::InboxFull)
+        } else if !self.fits_part(state, share, size) {
+            Some(NoRoom::SenderQuota)
+        } else {
+            None
+        }
     }
 }
 
@@ -147,19 +172,17 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     let size = message.json.len() as u64;
     let sender = message.sender.as_str();
     let mut share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
-    if !bounds.of_sender().have_room_for(share.messages.saturating_add(1), share.bytes.saturating_add(size)) {
-        return Ok(Put { kept: Err(NoRoom::SenderQuota), gave_way: 0 });
-    }
     let mut state = state(batch, owner)?;
-    let gave_way =
-        if bounds.fits(&state, size) { 0 } else { make_room(batch, owner, &mut state, size, bounds)? };
-    if !bounds.fits(&state, size) {
-        debug_assert_eq!(gave_way, 0, "nothing is given up for a message that is refused all the same");
-        return Ok(Put { kept: Err(NoRoom::InboxFull), gave_way });
-    }
-    if gave_way > 0 {
-        // The messages that gave way may have been from the same sender, whose share is then smaller.
-        share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
+    let mut gave_way = 0;
+    if let Some(no_room) = bounds.refuse(&state, &share, size) {
+        // A sender who has more than the part of an empty inbox is refused whatever else is in it, and nothing is read.
+        let is_greedy = !bounds.fits_part(&InboxState::default(), &share, size);
+        if !is_greedy {
+            gave_way = make_room(batch, owner, (&mut state, &mut share), message, bounds)?;
+        }
+        if gave_way == 0 {
+            return Ok(Put { kept: Err(no_room), gave_way });
+        }
     }
     let position = batch.position(&LogEntry::ToDevice { user });
     schema::INBOX.put(batch, (user, device, position), &message.json);
@@ -176,28 +199,33 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     Ok(Put { kept: Ok(position), gave_way })
 }
 
-/// Deletes the oldest requests for room keys until a message of this size fits, or none if that is not enough. Answers how
-/// many were deleted.
+/// Deletes the oldest requests for room keys until a message fits, into the inbox and into its sender's part, or none if that
+/// is not enough. Answers how many were deleted.
 fn make_room(
     batch: &mut Batch,
     owner: Owner,
-    state: &mut InboxState,
-    size: u64,
+    (state, share): (&mut InboxState, &mut InboxShare),
+    message: &Message,
     bounds: Bounds,
 ) -> Result<usize, Fault> {
     let (user, device) = owner;
-    let mut left = *state;
+    let size = message.json.len() as u64;
+    let (mut left, mut share_left) = (*state, *share);
     let mut doomed = Vec::new();
     for position in list_key_requests(batch, owner, state.acknowledged)? {
-        let Some(message) = schema::INBOX.get(batch, (user, device, position))? else { continue };
+        let Some(request) = schema::INBOX.get(batch, (user, device, position))? else { continue };
         left.messages = left.messages.saturating_sub(1);
-        left.bytes = left.bytes.saturating_sub(message.len() as u64);
-        doomed.push((position, message));
-        if bounds.fits(&left, size) {
+        left.bytes = left.bytes.saturating_sub(request.len() as u64);
+        if sender_of(&request).as_deref() == Some(message.sender.as_str()) {
+            share_left.messages = share_left.messages.saturating_sub(1);
+            share_left.bytes = share_left.bytes.saturating_sub(request.len() as u64);
+        }
+        doomed.push((position, request));
+        if bounds.refuse(&left, &share_left, size).is_none() {
             break;
         }
     }
-    if !bounds.fits(&left, size) {
+    if bounds.refuse(&left, &share_left, size).is_some() {
         return Ok(0);
     }
     for (position, _) in &doomed {
@@ -205,7 +233,7 @@ fn make_room(
         schema::INBOX_KEY_REQUEST.delete(batch, (user, device, *position));
     }
     take_from_shares(batch, owner, doomed.iter().map(|(_, message)| message))?;
-    *state = left;
+    (*state, *share) = (left, share_left);
     Ok(doomed.len())
 }
 
@@ -390,7 +418,7 @@ mod tests {
         let put = kept("@bob:s", "m.other", 8);
         assert!(put.kept.is_ok());
         assert_eq!((put.gave_way, contents(&store)), (1, vec![0, 1, 3, 4, 5, 6, 7, 8]));
-        assert!(kept("@bob:s", "m.room_key_request", 9).kept.is_ok());
+        assert!(kept("@dave:s", "m.room_key_request", 9).kept.is_ok());
         assert_eq!(contents(&store), [0, 1, 3, 4, 5, 7, 8, 9]);
         assert!(kept("@carol:s", "m.other", 10).kept.is_ok());
         let refused = kept("@carol:s", "m.other", 11);
@@ -410,12 +438,12 @@ mod tests {
             write(&store, |batch| put_within(batch, PHONE, &message, SMALL).unwrap())
         };
         put("@a:s", "m.room_key_request", 100);
-        for sender in ["@b:s", "@c:s", "@d:s", "@e:s"] {
-            assert!(put(sender, "m.other", 850).kept.is_ok());
+        for sender in ["@b:s", "@c:s"] {
+            assert!(put(sender, "m.other", 350).kept.is_ok());
         }
-        assert_eq!(put("@f:s", "m.other", 700), Put { kept: Err(NoRoom::InboxFull), gave_way: 0 });
-        assert_eq!(contents(&store).len(), 5, "nothing was given up for nothing");
-        assert_eq!(put("@f:s", "m.other", 300).gave_way, 1);
+        assert_eq!(put("@f:s", "m.other", 350), Put { kept: Err(NoRoom::SenderQuota), gave_way: 0 });
+        assert_eq!(contents(&store).len(), 3, "nothing was given up for nothing");
+        assert_eq!(put("@f:s", "m.other", 330).gave_way, 1);
     }
 
     #[test]
@@ -423,7 +451,8 @@ mod tests {
         let store = store();
         let put = |sender: &str| {
             let message = message(sender, "m.other", r#"{"n":1}"#);
-            write(&store, |batch| put_within(batch, PHONE, &message, SMALL).unwrap()).kept
+            let bounds = Bounds { messages: 16, ..SMALL };
+            write(&store, |batch| put_within(batch, PHONE, &message, bounds).unwrap()).kept
         };
         assert!(put("@mallory:s").is_ok() && put("@mallory:s").is_ok());
         assert_eq!(put("@mallory:s"), Err(NoRoom::SenderQuota));
@@ -432,6 +461,25 @@ mod tests {
         write(&store, |batch| acknowledge(batch, PHONE, first).unwrap());
         assert!(put("@mallory:s").is_ok(), "what was received does not count");
         assert_eq!(put("@mallory:s"), Err(NoRoom::SenderQuota));
+    }
+
+    #[test]
+    fn twenty_senders_who_send_all_they_can_leave_a_place_for_a_room_key() {
+        let store = store();
+        let bounds = Bounds { messages: 800, bytes: 80_000 };
+        let put = |sender: &str| {
+            let message = message(sender, "m.room.encrypted", r#"{"n":1}"#);
+            write(&store, |batch| put_within(batch, PHONE, &message, bounds).unwrap()).kept
+        };
+        for number in 0..20 {
+            let mallory = format!("@mallory{number}:s");
+            assert!(put(&mallory).is_ok(), "each comes in with something");
+            while put(&mallory).is_ok() {}
+            assert_eq!(put(&mallory), Err(NoRoom::SenderQuota));
+        }
+        for _ in 0..3 {
+            assert!(put("@alice:s").is_ok(), "{:?}", state(&*store.snapshot(), PHONE));
+        }
     }
 
     #[test]

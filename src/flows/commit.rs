@@ -221,8 +221,11 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
         }
     }
     if change.batch.has_position() {
-        let concerned = change.list_concerned().map_err(fault)?;
-        change.batch.wake(Wake::Users(concerned));
+        let wake = match change.wakes_only.take().filter(|_| change.added().is_empty()) {
+            Some(users) => Wake::users(users),
+            None => Wake::Users(change.list_concerned().map_err(fault)?),
+        };
+        change.batch.wake(wake);
     }
     let (room, answered) = (change.num, std::mem::take(&mut change.answered));
     let enqueued = change.enqueue(&app.store)?;

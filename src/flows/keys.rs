@@ -50,7 +50,7 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
             && keys::put_device_keys(batch, owner, device_keys)?
         {
             device_lists::changed(batch, user, &user_id)?;
-            write::wake_sharing(batch, user)?;
+            write::wake_sharing(batch, user);
         }
         keys::put_one_time_keys(batch, owner, &upload.one_time_keys)?;
         keys::put_fallback_keys(batch, owner, &upload.fallback_keys)?;

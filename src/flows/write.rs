@@ -9,14 +9,10 @@ use parking_lot::MutexGuard;
 use crate::{
     env::spent::{self, Place},
     error::{Error, Result},
-    flows::App,
+    flows::{App, sharing},
     ids::UserNum,
-    rooms::members,
-    store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Read, Wake},
+    store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Wake},
 };
-
-/// About this many users are woken at once for a change of a user; others learn of it when they ask next.
-const SHARING_MAX: usize = 10_000;
 
 /// Locks of users and of the server, with the guard that proves to the store that they are held. Dropping this gives up the
 /// guard first and then the locks.
@@ -151,6 +147,7 @@ pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()>
 pub(crate) fn on_publish(app: &App, wake: Wake) {
     match wake {
         Wake::Users(users) => app.notifier.gather(users),
+        Wake::Sharing { user } => sharing::wake(app, user),
         Wake::Joined { room, user } => app.ephemeral.update(|board| board.presence.came_into(user, room)),
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
@@ -160,27 +157,11 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
     }
 }
 
-/// Wakes the polls of all who share a room with the user, and the user's own, when the batch is visible. This is for changes
-/// that others see of a user, such as those of devices.
-pub(crate) fn wake_sharing(batch: &mut Batch, user: UserNum) -> Result<()> {
-    let users = list_sharing(batch, user)?;
-    batch.wake(Wake::users(users));
-    Ok(())
-}
-
-/// The user, and users of ours who share a room with that user. No further room is read once there are more than
-/// [`SHARING_MAX`].
-pub(crate) fn list_sharing(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<UserNum>> {
-    let mut users = vec![user];
-    for room in members::list_joined_rooms(read, user)? {
-        users.extend(members::list_joined_local_users(read, room)?);
-        users.sort_unstable();
-        users.dedup();
-        if users.len() > SHARING_MAX {
-            break;
-        }
-    }
-    Ok(users)
+/// Wakes the polls of those who share a room with the user, and the user's own, when the batch is visible. This is for changes
+/// that others see of a user, such as those of devices. The batch reads no room for it.
+pub(crate) fn wake_sharing(batch: &mut Batch, user: UserNum) {
+    wake(batch, user);
+    batch.wake(Wake::Sharing { user });
 }
 
 /// Wakes the user's polls when the batch is visible.

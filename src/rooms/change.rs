@@ -82,6 +82,8 @@ pub struct Change {
     /// The running unread numbers outside threads as this change leaves them, if they are known. Keeping them saves a
     /// look-up in the store for each event.
     pub(crate) unread: Option<Totals>,
+    /// The only users whom this change wakes, where it adds no event and others would be shown nothing of it.
+    pub(crate) wakes_only: Option<Vec<UserNum>>,
 }
 
 impl Change {
@@ -158,6 +160,7 @@ impl Change {
             redacted,
             answered,
             unread,
+            wakes_only: None,
         })
     }
 

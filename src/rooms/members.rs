@@ -1,6 +1,7 @@
 //! Members: who is in a room, and in which rooms one of our users is.
 
 mod servers;
+mod sharing;
 
 use std::ops::Bound;
 
@@ -14,12 +15,19 @@ use crate::{
         state,
     },
     schema,
-    schema::rooms::{Membership, UserRoomRow},
+    schema::{
+        event_types::MEMBER,
+        rooms::{Membership, UserRoomRow},
+    },
     store::{Batch, Direction, Fault, Read},
 };
 
 pub(crate) use servers::{Tally, Touched, are_counted, is_derived};
 pub use servers::{count_joined_at, list_servers_at, was_server_joined};
+pub(crate) use sharing::{find_joined, find_sharing};
+
+/// The lowest string above the type of member events, where their keys end.
+const ABOVE_MEMBER: &str = "m.room.member\u{0}";
 
 /// Writes the rows of a user whose membership in the current state is now this, by this event, since this order. Gives
 /// the user, if it is one of ours.
@@ -162,6 +170,23 @@ pub fn list_keys<'r>(
         Ok(((_, _, user), key)) => OwnedUserId::try_from(user).ok().map(|user| Ok((user, key))),
         Err(fault) => Some(Err(fault)),
     }))
+}
+
+/// Lists some member keys of a room with their user ids, rising by user id, from the first one after `after` on; at most
+/// `count`.
+pub(crate) fn list_keys_after(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    after: Option<&str>,
+    count: usize,
+) -> Result<Vec<(String, StateKeyNum)>, Fault> {
+    let low = after.map_or(Bound::Included((room, MEMBER, "")), |user| Bound::Excluded((room, MEMBER, user)));
+    let high = Bound::Excluded((room, ABOVE_MEMBER, ""));
+    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String, String)>(read, low, high, Direction::Up)?;
+    // In old rooms a member event may have any state key; one that is no user id concerns nobody.
+    let is_user = |user: &str| <&UserId>::try_from(user).is_ok();
+    let rows = rows.filter(|row| row.as_ref().map_or(true, |((.., user), _)| is_user(user)));
+    rows.take(count).map(|row| row.map(|((.., user), key)| (user, key))).collect()
 }
 
 /// Lists the current member events of a room.

@@ -10,6 +10,12 @@ use crate::ids::{RoomNum, UserNum};
 pub enum Wake {
     /// Something is new for the polls of these users; their numbers rise.
     Users(Arc<[UserNum]>),
+    /// Something is new for the polls of those who share a room with this user: devices or keys changed. Who they are is
+    /// found when the batch is published, from those who wait then.
+    Sharing {
+        /// The user whose devices or keys changed.
+        user: UserNum,
+    },
     /// A user of this server came into a room: its members may be shown how present the user is.
     Joined {
         /// The room that was joined.

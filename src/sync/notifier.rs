@@ -7,7 +7,7 @@
 //! The users whom a flush concerns are gathered first and woken once, even if a hundred of its events concern them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering, fence},
@@ -118,6 +118,13 @@ impl Notifier {
                 }
             }
         }
+    }
+
+    /// Lists the users who wait now. If it is asked for after publishing, it names everybody who has not seen what was
+    /// published.
+    pub fn list_waiting(&self) -> BTreeSet<UserNum> {
+        fence(Ordering::SeqCst);
+        self.0.shards.iter().flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>()).collect()
     }
 
     /// The number of users who wait. If it is asked for after publishing, it counts everybody who has not seen what was

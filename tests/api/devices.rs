@@ -5,14 +5,14 @@ use aqueduct::{
     flows::operator::check,
     ids::{StateKeyNum, UserNum},
     schema,
-    store::{Direction, Guard},
+    store::{Direction, Engine, Guard},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     support::{TestClient, TestServer},
-    sync::{Chain, create_room, must},
+    sync::{Chain, create_room, env, must},
 };
 
 const DEVICES: &str = "/_matrix/client/v3/devices";
@@ -371,4 +371,43 @@ async fn members_are_not_hidden_behind_thousands_who_are_gone() {
     assert_eq!(chain.next().await["device_lists"]["changed"], json!([alice.user_id]));
     must(&bob, &room, "leave", json!({})).await;
     assert_eq!(chain.next().await["device_lists"]["left"], json!([alice.user_id]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_device_reads_as_much_whoever_shares_rooms_and_wakes_those_who_wait() {
+    let server = TestServer::new();
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("tests run in memory") };
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut rooms = Vec::new();
+    for _ in 0..6 {
+        let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+        must(&bob, &room, "join", json!({})).await;
+        rooms.push(room);
+    }
+    let mut chain = Chain::of(&bob);
+    chain.next().await;
+    let mut costs = Vec::new();
+    for others in [0, 10] {
+        for number in 0..others {
+            let other = server.register(&format!("other{number}")).await;
+            for room in &rooms {
+                must(&other, room, "join", json!({})).await;
+            }
+        }
+        // What is written from time to time must not be written in the middle of what is counted.
+        env(&server).sleep(std::time::Duration::from_secs(90)).await;
+        chain.next().await;
+        let rename = async {
+            env(&server).sleep(std::time::Duration::from_millis(10)).await;
+            let before = memory.reads();
+            let path = format!("{DEVICES}/{}", alice.device_id);
+            let (status, _) = alice.put(&path, json!({ "display_name": format!("beside {others}") })).await;
+            assert_eq!(status, StatusCode::OK);
+            before
+        };
+        let (answer, before) = tokio::join!(chain.next_within(30_000), rename);
+        assert_eq!(answer["device_lists"]["changed"], json!([alice.user_id]), "{answer}");
+        costs.push(memory.reads() - before);
+    }
+    assert_eq!(costs[0], costs[1], "rows read by the rename and by the sync that tells of it");
 }

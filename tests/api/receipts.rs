@@ -406,3 +406,61 @@ async fn an_invitation_notifies_the_invited_with_a_sound() {
     must(&bob, &room, "join", json!({})).await;
     assert_eq!(unread(&bob, &room).await, (0, 0), "an invitation that was taken is no longer unread");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_private_receipt_wakes_nobody_else() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let events = [say(&people[0], &room, "one").await, say(&people[0], &room, "two").await];
+    let app = server.server().app();
+    let num = |client: &TestClient| {
+        let user_id = <&ruma::UserId>::try_from(client.user_id.as_str()).unwrap();
+        aqueduct::accounts::users::require_num(&*app.store.snapshot(), user_id).unwrap()
+    };
+    let mut woken = Vec::new();
+    for (kind, event) in [("m.read.private", &events[0]), ("m.read", &events[1])] {
+        let mut polls = [&people[0], &people[1]].map(|client| app.notifier.subscribe(num(client)));
+        must(&people[1], &room, &format!("receipt/{kind}/{}", encoded(event)), json!({})).await;
+        for poll in &mut polls {
+            woken.push(tokio::time::timeout(Duration::from_secs(5), poll.woken()).await.is_ok());
+        }
+    }
+    assert_eq!(
+        woken,
+        [false, true, true, true],
+        "alice and bob, by a private receipt and by a public one of bob"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_whose_turn_takes_long_holds_up_no_receipt_of_another() {
+    let server = TestServer::new();
+    let (people, held) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let free = create_room(alice, json!({ "preset": "public_chat" })).await;
+    must(bob, &free, "join", json!({})).await;
+    let (in_held, in_free) = (say(alice, &held, "held").await, say(alice, &free, "free").await);
+    let app = server.server().app();
+    let room_id = ruma::RoomId::parse(&held).unwrap();
+    let num = aqueduct::rooms::find_room(&*app.store.snapshot(), &room_id).unwrap().unwrap();
+    // This test works the turns of the room off, and so everybody waits for it.
+    let turns = app.rooms.turns(num);
+    assert!(turns.add(Box::new(|_seat| ())).unwrap());
+
+    must(alice, &held, &format!("receipt/m.read/{}", encoded(&in_held)), json!({})).await;
+    env(&server).sleep(Duration::from_secs(1)).await;
+    let began = env(&server).now_ms();
+    must(bob, &free, &format!("receipt/m.read/{}", encoded(&in_free)), json!({})).await;
+    let mut chain = Chain::of(bob);
+    let sync = chain.next().await;
+    assert_eq!(receipt_contents(&sync, &free)[0][&in_free]["m.read"][&bob.user_id]["ts"], began, "{sync}");
+    assert_eq!(env(&server).now_ms(), began, "nothing was waited for");
+
+    // Her own receipt is in a sync once the room goes on, and until then the sync does without.
+    let mut chain = Chain::of(alice);
+    let sync = chain.next().await;
+    assert_eq!(receipt_contents(&sync, &held), Vec::<Value>::new());
+    assert!(!turns.work_off(|| false));
+    let sync = chain.next().await;
+    assert!(receipt_contents(&sync, &held)[0][&in_held]["m.read"][&alice.user_id].is_object(), "{sync}");
+}

@@ -655,3 +655,29 @@ async fn state_after_has_the_members_that_the_timeline_is_about() {
     assert_eq!(carols.len(), 1, "{sync}");
     assert_eq!(carols[0]["content"]["membership"], "leave");
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_many_polls_of_one_device_only_the_newest_wait() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = create_room(&alice, json!({})).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    let path = format!("/_matrix/client/v3/sync?timeout=30000&since={}", chain.since.as_ref().unwrap());
+    let mut polls = Vec::new();
+    for _ in 0..140 {
+        let (alice, path) = (alice.clone(), path.clone());
+        polls.push(tokio::spawn(async move { alice.get(&path).await }));
+    }
+    env(&server).sleep(std::time::Duration::from_secs(1)).await;
+    let waiting: Vec<bool> = polls.iter().map(|poll| !poll.is_finished()).collect();
+    assert_eq!(waiting.iter().filter(|waits| **waits).count(), 4);
+    assert!(waiting[136..].iter().all(|waits| *waits), "the newest are those that wait");
+    say(&alice, &room, "news").await;
+    for (number, poll) in polls.into_iter().enumerate() {
+        let (status, sync) = poll.await.unwrap();
+        assert_eq!(status, StatusCode::OK, "{sync}");
+        let news: &[&str] = if number < 136 { &[] } else { &["news"] };
+        assert_eq!(bodies(&sync, &room), news, "poll {number}");
+    }
+}

@@ -133,14 +133,14 @@ async fn what_is_too_large_or_no_object_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_inbox_is_passed_over_and_everybody_else_is_served() {
+async fn a_sender_who_fills_an_inbox_shuts_nobody_else_out() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let big = json!({ "b": "b".repeat(65_000) });
-    // Four senders fill a quarter each; a fifth finds no room.
+    // Each of them sends as much as the server takes, which is less and less.
     for sender in 0..5 {
         let sender = server.register(&format!("sender{sender}")).await;
-        for txn in 0..259 {
+        for txn in 0..140 {
             let body = json!({ "messages": { &bob.user_id: { &bob.device_id: big } } });
             let (status, json) = sender.put(&path(&txn.to_string()), body).await;
             assert_eq!(status, StatusCode::OK, "{json}");
@@ -148,18 +148,28 @@ async fn a_full_inbox_is_passed_over_and_everybody_else_is_served() {
     }
     let waiting = inbox_of(&server, &bob.user_id, &bob.device_id);
     let of_first = waiting.iter().filter(|message| message["sender"] == "@sender0:test.example").count();
-    assert!((250..259).contains(&of_first), "one sender fills a quarter at most: {of_first}");
+    let of_last = waiting.iter().filter(|message| message["sender"] == "@sender4:test.example").count();
+    assert!((125..130).contains(&of_first), "one sender fills an eighth at most: {of_first}");
+    assert!((60..of_first).contains(&of_last), "the fifth fills an eighth of what is left: {of_last}");
     let both = json!({ "messages": {
-        &alice.user_id: { &alice.device_id: { "key": 1 } }, &bob.user_id: { "*": big },
+        &alice.user_id: { &alice.device_id: { "key": 1 } }, &bob.user_id: { "*": { "key": 2 } },
     } });
     assert_eq!(alice.put(&path("1"), both).await, (StatusCode::OK, json!({})));
     assert_eq!(inbox_of(&server, &alice.user_id, &alice.device_id).len(), 1);
-    assert_eq!(inbox_of(&server, &bob.user_id, &bob.device_id).len(), waiting.len());
-    let metrics = server.server().app().metrics.text();
-    for reason in ["sender_quota", "inbox_full"] {
-        let line = format!("aqueduct_to_device_dropped_total{{reason=\"{reason}\"}}");
-        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    let now = inbox_of(&server, &bob.user_id, &bob.device_id);
+    assert_eq!(now.len(), waiting.len() + 1, "a key of somebody else is kept");
+    // The sender whose part is used up is passed over, and the others whom the request names are served.
+    let mallory = server.register("mallory").await;
+    for txn in 0..130 {
+        let both = json!({ "messages": {
+            &alice.user_id: { &alice.device_id: { "n": txn } }, &bob.user_id: { "*": big },
+        } });
+        assert_eq!(mallory.put(&path(&txn.to_string()), both).await, (StatusCode::OK, json!({})));
     }
+    assert_eq!(inbox_of(&server, &alice.user_id, &alice.device_id).len(), 131);
+    let metrics = server.server().app().metrics.text();
+    let line = "aqueduct_to_device_dropped_total{reason=\"sender_quota\"}";
+    assert!(metrics.contains(line), "{line} is not in {metrics}");
 }
 
 #[tokio::test(start_paused = true)]

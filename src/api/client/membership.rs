@@ -28,7 +28,11 @@ use crate::{
     flows::{
         App,
         limits::Limit,
-        room::{look, look::MembersWanted, membership},
+        room::{
+            look,
+            look::{MembersWanted, Whole},
+            membership,
+        },
     },
     ids::RoomNum,
     rooms::{self, members, membership::Act},
@@ -177,33 +181,22 @@ pub(crate) async fn joined_rooms(
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`
-pub(crate) async fn joined_members(app: App, client: Client<joined_members::v3::Request>) -> Result<RawJson> {
-    let members = look::joined_members(&app, &client.caller, &client.request.room_id).await?;
-    let mut joined = serde_json::Map::new();
-    for (user, stored) in members {
-        let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
-        let text = |field: &str| content.get(field).filter(|value| value.is_string()).cloned();
-        let mut member = serde_json::Map::new();
-        for (name, field) in [("display_name", "displayname"), ("avatar_url", "avatar_url")] {
-            member.insert(name.to_owned(), text(field).unwrap_or_default());
-        }
-        joined.insert(user.into(), member.into());
-    }
-    Ok(RawJson(serde_json::json!({ "joined": joined }).to_string().into()))
+pub(crate) async fn joined_members(app: App, client: Client<joined_members::v3::Request>) -> Result<Whole> {
+    look::joined_members(&app, &client.caller, &client.request.room_id).await
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`
 pub(crate) async fn get_member_events(
     app: App,
     client: Client<get_member_events::v3::Request>,
-) -> Result<RawJson> {
+) -> Result<Whole> {
     let request = client.request;
     let wanted = MembersWanted {
         at: request.at,
         only: request.membership.map(|membership| membership.to_string()),
         not: request.not_membership.map(|membership| membership.to_string()),
     };
-    look::members(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
+    look::members(&app, &client.caller, &request.room_id, wanted).await
 }
 
 /// The endpoint at its stable path; ruma knows the unstable path only.

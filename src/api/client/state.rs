@@ -14,7 +14,7 @@ use crate::{
     flows::{
         App,
         limits::{Limit, Source},
-        room::{look, send},
+        room::{look, look::Whole, send},
     },
 };
 
@@ -28,8 +28,8 @@ pub(crate) fn routes(r: &mut Routes) {
 pub(crate) async fn get_state_events(
     app: App,
     client: Client<get_state_events::v3::Request>,
-) -> Result<RawJson> {
-    look::state(&app, &client.caller, &client.request.room_id).await.map(RawJson)
+) -> Result<Whole> {
+    look::state(&app, &client.caller, &client.request.room_id).await
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`

@@ -12,7 +12,7 @@ use crate::{
     store::{Durability, Engine, Guard, Store, engine::Memory},
 };
 
-const SMALL: Bounds = Bounds { messages: 12, bytes: 2_400 };
+const SMALL: Bounds = Bounds { messages: 12, bytes: 4_800 };
 const OWNER: Owner = (UserNum(1), DeviceNum(1));
 
 fn open(memory: Memory) -> Store {
@@ -47,18 +47,29 @@ struct Kept {
     bytes: u64,
 }
 
+/// Whether an inbox that holds these may take one more: it has to fit into the whole, and into its sender's part of what others
+/// leave free.
+fn takes(inbox: &[Kept], new: &Kept) -> bool {
+    let count = |is_counted: &dyn Fn(&Kept) -> bool| {
+        let counted = inbox.iter().filter(|kept| is_counted(kept));
+        counted.fold((0, 0), |(messages, bytes), kept| (messages + 1, bytes + kept.bytes))
+    };
+    let (all, own) = (count(&|_| true), count(&|kept| kept.sender == new.sender));
+    let free = (SMALL.messages - (all.0 - own.0), SMALL.bytes - (all.1 - own.1));
+    all.0 < SMALL.messages
+        && all.1 + new.bytes <= SMALL.bytes
+        && own.0 < free.0.div_ceil(SENDERS_PART)
+        && own.1 + new.bytes <= free.1.div_ceil(SENDERS_PART)
+}
+
 /// The rule of a full inbox, over a plain list.
 fn naive_put(inbox: &mut Vec<Kept>, new: Kept) -> bool {
-    let room_for = |inbox: &[&Kept], bounds: Bounds| {
-        let bytes: u64 = inbox.iter().map(|kept| kept.bytes).sum();
-        bounds.have_room_for(inbox.len() as u64 + 1, bytes + new.bytes)
-    };
-    let own: Vec<&Kept> = inbox.iter().filter(|kept| kept.sender == new.sender).collect();
-    if !room_for(&own, SMALL.of_sender()) {
+    let own: Vec<Kept> = inbox.iter().filter(|kept| kept.sender == new.sender).cloned().collect();
+    if !takes(&own, &new) {
         return false;
     }
     let mut left = inbox.clone();
-    while !room_for(&left.iter().collect::<Vec<_>>(), SMALL) {
+    while !takes(&left, &new) {
         let Some(oldest) = left.iter().position(|kept| kept.is_request) else { return false };
         left.remove(oldest);
     }

@@ -89,7 +89,7 @@ pub(crate) fn build(
     let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
     if is_new {
         device_lists::changed(batch, user, user_id)?;
-        write::wake_sharing(batch, user)?;
+        write::wake_sharing(batch, user);
     } else {
         // The id may have been that of an earlier device, whose tokens must not work for this one.
         tokens::revoke(batch, user, device.num)?;

@@ -50,7 +50,7 @@ pub(crate) fn end(
     }
     pushers::delete_of_ended(batch, user, &users::require(batch, user)?.ended)?;
     device_lists::changed(batch, user, user_id)?;
-    write::wake_sharing(batch, user)?;
+    write::wake_sharing(batch, user);
     if sweep_some(batch, user)? {
         return Ok(None);
     }

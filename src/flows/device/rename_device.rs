@@ -26,7 +26,7 @@ pub(crate) async fn rename_device(
         devices::rename(batch, user, &id, display_name)?;
         // Others are shown the name together with the device's keys.
         device_lists::changed(batch, user, &user_id)?;
-        write::wake_sharing(batch, user)?;
+        write::wake_sharing(batch, user);
         Ok(())
     })
     .await

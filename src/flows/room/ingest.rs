@@ -236,8 +236,8 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
 fn list_mergers(change: &mut Change) -> Result<Vec<Author>> {
     let power = change.power()?;
     let mut found = Vec::new();
-    let users = members::list_joined_local_users(&change.batch, change.num)?;
-    for user in users.into_iter().take(MERGERS_LOOKED_AT) {
+    let users = members::joined_local_users(&change.batch, change.num)?.take(MERGERS_LOOKED_AT);
+    for user in users.collect::<Result<Vec<_>, _>>()? {
         let author = Author::of(&change.batch, user)?;
         if power.may(&author.user_id, Action::EventsDefault)? {
             found.push(author);

@@ -5,6 +5,7 @@
 mod pages;
 mod relations;
 mod time;
+mod whole;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,18 +15,18 @@ use ruma::{EventId, OwnedUserId, RoomId};
 pub(crate) use pages::{PageWanted, context, messages};
 pub(crate) use relations::{RelationsWanted, relations, threads};
 pub(crate) use time::event_at_time;
+pub(crate) use whole::{Whole, joined_members, members, state};
 
 use crate::{
     accounts::{Caller, ignored::Ignored},
     error::{Error, Refusal, Result},
     flows::{App, commit},
     ids::{DeviceNum, EventNum, Order, RoomNum},
-    json::{JsonText, Object},
+    json::JsonText,
     rooms::{
         self,
         erased::Erased,
         event::{self, StoredEvent},
-        members,
         power::{Action, Power},
         redact, show,
         show::Viewer,
@@ -212,26 +213,6 @@ async fn looking<T: Send + 'static>(
     app.env.blocking(move || work(Look::at(&owned, &caller, &room)?, &caller)).await
 }
 
-/// Answers the whole state of a room: the current one, or that of the moment when the caller left.
-pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Bytes> {
-    looking(app, caller, room, |look, _| {
-        let at = match look.standpoint()? {
-            Standpoint::Now => StateRef::Main(Order::MAX),
-            Standpoint::Left(order) => StateRef::Main(order),
-        };
-        let mut shown = Vec::new();
-        for row in state::full(&*look.snapshot, look.num, at)? {
-            let (_, event) = row?;
-            // Keys that the server derives itself have no event, so they are left out.
-            if let Some(stored) = event::find_anywhere(&*look.snapshot, look.num, event)? {
-                shown.push(look.show_state(&stored)?);
-            }
-        }
-        Ok(JsonText::list(&shown).into())
-    })
-    .await
-}
-
 /// Answers one piece of a room's state: its content, or the whole event. Errors: 404 `M_NOT_FOUND` if it is not set.
 pub(crate) async fn state_event(
     app: &App,
@@ -263,64 +244,6 @@ pub(crate) struct MembersWanted {
     pub(crate) only: Option<String>,
     /// The membership to leave out, if one is named.
     pub(crate) not: Option<String>,
-}
-
-/// Answers the member events of a room that are asked for.
-pub(crate) async fn members(
-    app: &App,
-    caller: &Caller,
-    room: &RoomId,
-    wanted: MembersWanted,
-) -> Result<Bytes> {
-    looking(app, caller, room, move |look, _| {
-        let standpoint = look.standpoint()?;
-        let at = wanted.at.as_deref().map(place).transpose()?;
-        let at = at.map(|at| look.not_before_the_maker(at)).transpose()?;
-        let at = match (standpoint, at) {
-            (Standpoint::Now, None) => None,
-            (Standpoint::Now, Some(at)) => Some(at.0),
-            (Standpoint::Left(left), None) => Some(left),
-            (Standpoint::Left(left), Some(at)) => Some(at.0.min(left)),
-        };
-        let read = &*look.snapshot;
-        let mut shown = Vec::new();
-        for key in members::list_keys(read, look.num)? {
-            let (_, key) = key?;
-            let event = match at {
-                None => state::current(read, look.num, key)?,
-                Some(at) => state::at(read, look.num, StateRef::Main(at), key)?.event(),
-            };
-            let Some(event) = event else { continue };
-            let stored = event::require(read, look.num, event)?;
-            let membership = stored.membership().map(Membership::as_str);
-            let wants = wanted.only.as_deref().is_none_or(|only| membership == Some(only))
-                && wanted.not.as_deref().is_none_or(|not| membership != Some(not));
-            if wants {
-                shown.push(look.show_state(&stored)?);
-            }
-        }
-        let mut answer = Object::new();
-        answer.list("chunk", &shown);
-        Ok(answer.finish().into())
-    })
-    .await
-}
-
-/// The users who are in a room, with their names and pictures. Errors: 403 `M_FORBIDDEN` for a caller who is not in it.
-pub(crate) async fn joined_members(
-    app: &App,
-    caller: &Caller,
-    room: &RoomId,
-) -> Result<Vec<(OwnedUserId, StoredEvent)>> {
-    looking(app, caller, room, |look, _| {
-        if !look.reader.is_joined() {
-            return Err(commit::not_in_room().into());
-        }
-        let mut members = members::list_current(&*look.snapshot, look.num)?;
-        members.retain(|(_, stored)| stored.membership() == Some(Membership::Join));
-        Ok(members)
-    })
-    .await
 }
 
 /// Answers one event. Errors: 404 `M_NOT_FOUND` for an event that does not exist or that the caller may not see.

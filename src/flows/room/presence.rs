@@ -10,7 +10,7 @@ use crate::{
         presence::{Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX},
     },
     error::{Refusal, Result},
-    flows::{App, write},
+    flows::{App, sharing},
     ids::{DeviceNum, RoomNum, UserNum},
     rooms::members,
     store::{Fault, Snapshot},
@@ -161,8 +161,7 @@ async fn tell(app: &App, user: UserNum) -> Result<()> {
                 .ephemeral
                 .change(|board, number| (board.presence.tell(user, rooms, now_ms, number), ()));
             if is_told {
-                let sharing = write::list_sharing(&*snapshot, user)?;
-                owned.notifier.wake_users(sharing.into_iter().filter(|other| *other != user));
+                sharing::wake_those_who_wait(&owned, &snapshot, user)?;
             }
             Ok(())
         })

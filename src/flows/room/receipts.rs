@@ -1,16 +1,16 @@
 //! Receipts, which say that a user has read up to an event. They are gathered for a moment and written together, because many
-//! come at once and only the newest of each kind matters.
+//! come at once and only the newest of each kind matters. Each room has a writer of its own, so that a room whose turn takes
+//! long holds up no other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::ready,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, events::receipt::ReceiptThread};
+use tokio::sync::Notify;
 
 use crate::{
     accounts::Caller,
@@ -29,94 +29,150 @@ use crate::{
     store::Snapshot,
 };
 
-/// Receipts are written at most once in this time; the first one after a pause is written at once.
+/// The receipts of a room are written at most once in this time; the first one after a pause is written at once.
 const MERGE: Duration = Duration::from_millis(200);
 /// A batch has at most this many receipts: each writes and deletes up to four rows, and no batch has more than 5,000.
 const BATCH_RECEIPTS: usize = 500;
-/// The receipts of at most this many rooms are written at the same time.
-const ROOMS_AT_ONCE: usize = 64;
-/// At most this many receipts wait to be written; further ones are refused with a time to try again.
-const WAITING_MAX: usize = 50_000;
+/// At most this many receipts wait or are being written; further ones are refused with a time to try again.
+const UNWRITTEN_MAX: usize = 50_000;
+/// A sync waits at most this long for receipts of its user; where a room's turn takes longer, a later sync has them.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+/// A server that stops waits at most this long for receipts; those that are left are lost.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
-/// The key of a receipt: a newer receipt with the same key replaces an older one.
-type Key = (UserNum, RoomNum, ReceiptKind, String);
-type Waiting = BTreeMap<Key, Receipt>;
+/// The key of a receipt in its room: a newer receipt with the same key replaces an older one.
+type Key = (UserNum, ReceiptKind, String);
+/// Receipts that are written together, each with the number of its user.
+type Batched = Vec<(UserNum, Receipt)>;
 
 /// The receipts on their way to the store, which clones of this share.
 #[derive(Clone, Default)]
-pub struct Receipts(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    gathered: Mutex<Gathered>,
-    /// Held by the task that writes, so that a receipt never overtakes an older one.
-    writing: tokio::sync::Mutex<()>,
-}
+pub struct Receipts(Arc<Mutex<Gathered>>);
 
 #[derive(Default)]
 struct Gathered {
-    waiting: Waiting,
-    /// Users whose receipts are being written and may not be visible yet.
+    /// The rooms that have a writer.
+    rooms: BTreeMap<RoomNum, OfRoom>,
+    /// The number of receipts that wait or are being written.
+    unwritten: usize,
+    /// The rooms in which a receipt of a user waits or is being written.
+    of_user: BTreeSet<(UserNum, RoomNum)>,
+}
+
+/// The receipts of one room. They are here as long as a task writes them.
+#[derive(Default)]
+struct OfRoom {
+    waiting: BTreeMap<Key, Receipt>,
+    /// The users whose receipts are being written and may not be visible yet.
     in_flight: BTreeSet<UserNum>,
-    /// Whether a task runs that writes the waiting receipts.
-    has_writer: bool,
+    signals: Arc<Signals>,
+}
+
+#[derive(Default)]
+struct Signals {
+    /// The writer writes what waits now.
+    hurry: Notify,
+    /// Receipts of the room became visible.
+    written: Notify,
+}
+
+impl OfRoom {
+    fn has_waiting(&self, user: UserNum) -> bool {
+        let begin = (user, ReceiptKind::Public, String::new());
+        self.waiting.range(begin..).next().is_some_and(|(key, _)| key.0 == user)
+    }
 }
 
 impl Receipts {
-    /// Adds a receipt to those that wait. Answers whether a task must be started that writes them.
-    fn add(&self, key: Key, receipt: Receipt) -> Result<bool> {
-        let mut gathered = self.0.gathered.lock();
-        match gathered.waiting.get(&key) {
-            Some(waiting) if waiting.order >= receipt.order => {}
-            None if gathered.waiting.len() >= WAITING_MAX => {
+    /// Adds a receipt to those that wait. Answers whether a task must be started that writes those of the room.
+    fn add(&self, room: RoomNum, key: Key, receipt: Receipt) -> Result<bool> {
+        let mut gathered = self.0.lock();
+        let waiting = gathered.rooms.get(&room).and_then(|room| room.waiting.get(&key));
+        match waiting {
+            Some(waiting) if waiting.order >= receipt.order => return Ok(false),
+            Some(_) => {}
+            None if gathered.unwritten >= UNWRITTEN_MAX => {
                 tracing::debug!(user = %key.0, reason = "too many receipts wait", "a receipt is refused");
                 return Err(Error::Busy { retry_after: MERGE });
             }
-            _ => drop(gathered.waiting.insert(key, receipt)),
+            None => gathered.unwritten += 1,
         }
-        Ok(!std::mem::replace(&mut gathered.has_writer, true))
+        gathered.of_user.insert((key.0, room));
+        let needs_writer = !gathered.rooms.contains_key(&room);
+        gathered.rooms.entry(room).or_default().waiting.insert(key, receipt);
+        Ok(needs_writer)
     }
 
-    /// Takes all receipts that wait. If none waits, answers none, and the writing task ends.
-    fn take_all(&self) -> Option<Waiting> {
-        let mut gathered = self.0.gathered.lock();
-        if gathered.waiting.is_empty() {
-            gathered.has_writer = false;
+    /// Takes the receipts of a room that wait. If none waits, answers none, and the room's writer ends.
+    fn take(&self, room: RoomNum) -> Option<(Batched, Arc<Signals>)> {
+        let mut gathered = self.0.lock();
+        let of_room = gathered.rooms.get_mut(&room)?;
+        if of_room.waiting.is_empty() {
+            gathered.rooms.remove(&room);
             return None;
         }
-        let all = std::mem::take(&mut gathered.waiting);
-        gathered.in_flight.extend(all.keys().map(|(user, ..)| *user));
-        Some(all)
+        debug_assert!(of_room.in_flight.is_empty(), "a room has one writer");
+        let waiting = std::mem::take(&mut of_room.waiting).into_iter();
+        let receipts: Batched = waiting.map(|((user, ..), receipt)| (user, receipt)).collect();
+        of_room.in_flight = receipts.iter().map(|(user, _)| *user).collect();
+        Some((receipts, Arc::clone(&of_room.signals)))
     }
 
-    /// Takes the receipts of one user that wait.
-    fn take_of(&self, user: UserNum) -> Waiting {
-        let mut gathered = self.0.gathered.lock();
-        let begin = (user, RoomNum(0), ReceiptKind::Public, String::new());
-        let keys: Vec<Key> = gathered
-            .waiting
-            .range(begin..)
-            .map(|(key, _)| key.clone())
-            .take_while(|key| key.0 == user)
-            .collect();
-        let own: Waiting = keys.into_iter().filter_map(|key| gathered.waiting.remove_entry(&key)).collect();
-        if !own.is_empty() {
-            gathered.in_flight.insert(user);
+    /// Notes that the receipts that were taken are visible, or lost.
+    fn are_written(&self, room: RoomNum, count: usize) {
+        let mut gathered = self.0.lock();
+        debug_assert!(gathered.unwritten >= count, "what is written was counted");
+        gathered.unwritten = gathered.unwritten.saturating_sub(count);
+        let Gathered { rooms, of_user, .. } = &mut *gathered;
+        let Some(of_room) = rooms.get_mut(&room) else { return };
+        for user in std::mem::take(&mut of_room.in_flight) {
+            if !of_room.has_waiting(user) {
+                of_user.remove(&(user, room));
+            }
         }
-        own
+        of_room.signals.written.notify_waiters();
     }
 
-    fn are_visible(&self) {
-        self.0.gathered.lock().in_flight.clear();
+    /// Lists where receipts of this user, or of anybody, are not visible yet, and hurries the writers of those rooms.
+    fn hurry(&self, of: Option<UserNum>) -> Vec<Unwritten> {
+        let gathered = self.0.lock();
+        let begin = (of.unwrap_or(UserNum(0)), RoomNum(0));
+        let rooms = gathered.of_user.range(begin..).take_while(|(user, _)| of.is_none_or(|of| of == *user));
+        let mut unwritten = Vec::new();
+        for (user, room) in rooms {
+            let Some(of_room) = gathered.rooms.get(room) else { continue };
+            if of_room.has_waiting(*user) {
+                of_room.signals.hurry.notify_one();
+            }
+            unwritten.push(Unwritten { user: *user, room: *room, signals: Arc::clone(&of_room.signals) });
+        }
+        unwritten
     }
 
-    /// Whether a receipt of this user waits or is being written.
-    fn has_of(&self, user: UserNum) -> bool {
-        let gathered = self.0.gathered.lock();
-        let begin = (user, RoomNum(0), ReceiptKind::Public, String::new());
-        gathered.in_flight.contains(&user)
-            || gathered.waiting.range(begin..).next().is_some_and(|(key, _)| key.0 == user)
+    /// Whether a receipt of this user in this room waits or is being written.
+    fn has(&self, user: UserNum, room: RoomNum) -> bool {
+        self.0.lock().of_user.contains(&(user, room))
     }
+
+    /// Waits until these receipts are visible.
+    async fn wait_for(&self, unwritten: Vec<Unwritten>) {
+        for Unwritten { user, room, signals } in unwritten {
+            loop {
+                let written = signals.written.notified();
+                if !self.has(user, room) {
+                    break;
+                }
+                written.await;
+            }
+        }
+    }
+}
+
+/// A user has receipts in a room that are not visible yet.
+struct Unwritten {
+    user: UserNum,
+    room: RoomNum,
+    signals: Arc<Signals>,
 }
 
 /// An event of a room that the caller is in. Refuses other rooms (403), and with one answer (404) unknown events and
@@ -186,10 +242,10 @@ pub async fn send_receipt(
         order: stored.order,
         sent_ms: app.env.now_ms(),
     };
-    if app.receipts.add((caller.user, num, kind, thread), receipt)? {
+    if app.receipts.add(num, (caller.user, kind, thread), receipt)? {
         let app = app.clone();
         let env = app.env.clone();
-        env.spawn(async move { write_gathered(&app).await });
+        env.spawn(async move { write_gathered(&app, num).await });
     }
     Ok(())
 }
@@ -204,54 +260,62 @@ pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event
     keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
 }
 
-/// Writes the waiting receipts of one user, and returns when they are visible, so that a client finds its own receipt in its
-/// next sync.
+/// Has the waiting receipts of one user written, and returns when they are visible, so that a client finds its own receipt
+/// in its next sync. It waits at most [`SETTLE_MAX`] for the turns of rooms.
 pub(crate) async fn settle(app: &App, user: UserNum) {
-    if app.receipts.has_of(user) {
-        let _writing = app.receipts.0.writing.lock().await;
-        write(app, app.receipts.take_of(user)).await;
+    let unwritten = app.receipts.hurry(Some(user));
+    if !unwritten.is_empty() && !is_done_within(app, SETTLE_MAX, unwritten).await {
+        tracing::debug!(%user, reason = "a room's turn takes long", "a sync goes on without receipts of its user");
     }
 }
 
-/// Writes all waiting receipts, and returns when they are visible. It is called when the server stops.
+/// Has all waiting receipts written, and returns when they are visible. It is called when the server stops, and waits at most
+/// [`STOP_MAX`].
 pub(crate) async fn write_out(app: &App) {
-    let _writing = app.receipts.0.writing.lock().await;
-    if let Some(all) = app.receipts.take_all() {
-        write(app, all).await;
+    let unwritten = app.receipts.hurry(None);
+    if !is_done_within(app, STOP_MAX, unwritten).await {
+        tracing::warn!(reason = "a room's turn takes long", "receipts are lost, because the server stops");
     }
 }
 
-/// Writes the gathered receipts, at most once in each [`MERGE`], until no more come.
-async fn write_gathered(app: &App) {
-    loop {
-        {
-            let _writing = app.receipts.0.writing.lock().await;
-            let Some(waiting) = app.receipts.take_all() else { return };
-            write(app, waiting).await;
+async fn is_done_within(app: &App, max: Duration, unwritten: Vec<Unwritten>) -> bool {
+    tokio::select! {
+        biased;
+        () = app.receipts.wait_for(unwritten) => true,
+        () = app.env.sleep(max) => false,
+    }
+}
+
+/// Writes the gathered receipts of a room, at most once in each [`MERGE`] unless somebody waits for them, until no more come.
+async fn write_gathered(app: &App, room: RoomNum) {
+    while let Some((receipts, signals)) = app.receipts.take(room) {
+        let count = receipts.len();
+        write_in_room(app, room, receipts).await;
+        app.receipts.are_written(room, count);
+        tokio::select! {
+            () = app.env.sleep(MERGE) => {}
+            () = signals.hurry.notified() => {}
         }
-        app.env.sleep(MERGE).await;
     }
 }
 
-async fn write(app: &App, waiting: Waiting) {
-    let mut rooms: BTreeMap<RoomNum, Vec<Receipt>> = BTreeMap::new();
-    for receipt in waiting.into_values() {
-        rooms.entry(receipt.room).or_default().push(receipt);
-    }
-    let writing = rooms.into_iter().map(|(room, receipts)| write_in_room(app, room, receipts));
-    stream::iter(writing).buffer_unordered(ROOMS_AT_ONCE).for_each(|()| ready(())).await;
-    app.receipts.are_visible();
-}
-
-/// Writes receipts in turns of their room, at most [`BATCH_RECEIPTS`] in each.
-async fn write_in_room(app: &App, room: RoomNum, mut receipts: Vec<Receipt>) {
+/// Writes receipts in turns of their room, at most [`BATCH_RECEIPTS`] in each. A batch of private receipts wakes their users
+/// alone, because nobody else is shown them.
+async fn write_in_room(app: &App, room: RoomNum, mut receipts: Batched) {
+    // Public ones come first, so that few batches have receipts of both kinds.
+    receipts.sort_by_key(|(_, receipt)| receipt.key.kind);
     while !receipts.is_empty() {
         let later = receipts.split_off(receipts.len().min(BATCH_RECEIPTS));
         let some = std::mem::replace(&mut receipts, later);
         let written = commit::in_room(app, room, move |change| {
-            for receipt in &some {
-                receipts::keep(&mut change.batch, receipt)?;
+            let (mut is_shown, mut owners) = (false, Vec::new());
+            for (user, receipt) in &some {
+                if receipts::keep(&mut change.batch, receipt)? {
+                    is_shown |= receipt.key.kind == ReceiptKind::Public;
+                    owners.push(*user);
+                }
             }
+            change.wakes_only = (!is_shown).then_some(owners);
             Ok(())
         });
         if let Err(error) = written.await {

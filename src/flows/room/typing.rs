@@ -56,7 +56,8 @@ async fn wake_room(app: &App, num: RoomNum) -> Result<()> {
     let (store, notifier) = (app.store.clone(), app.notifier.clone());
     app.env
         .blocking(move || {
-            notifier.wake_users(members::list_joined_local_users(&*store.snapshot(), num)?);
+            let waiting = notifier.list_waiting();
+            notifier.wake_users(members::find_joined(&*store.snapshot(), num, waiting)?);
             Ok(())
         })
         .await

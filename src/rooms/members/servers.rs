@@ -120,11 +120,14 @@ fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: StateValue) -> Res
 }
 
 /// The members who came and went between a place on the main line and a state.
+#[derive(Default)]
 struct Moves {
     base: Order,
     came: BTreeMap<String, u64>,
     went: BTreeMap<String, u64>,
     joined: i64,
+    /// The number of members that each server from which somebody went had at the place.
+    counts: BTreeMap<String, u64>,
 }
 
 impl Moves {
@@ -133,7 +136,7 @@ impl Moves {
         let StateRef::Main(base) = chain.base else {
             return Err(Fault::Corrupt("a side state does not stand on the main line"));
         };
-        let mut moves = Self { base, came: BTreeMap::new(), went: BTreeMap::new(), joined: 0 };
+        let mut moves = Self { base, ..Self::default() };
         let entries = chain.entries();
         let names = state::list_key_names(read, room, entries.keys().copied())?;
         for ((key, val), name) in entries.into_iter().zip(names) {
@@ -151,51 +154,55 @@ impl Moves {
                 (true, true) | (false, false) => {}
             }
         }
+        moves.counts = count_on_main_line(read, room, base, moves.went.keys())?;
         Ok(moves)
     }
 
     /// Whether a server has somebody in the state; `was_in` says whether it has at the place.
-    fn leave_in(
-        &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        server: &str,
-        was_in: bool,
-    ) -> Result<bool, Fault> {
+    fn leave_in(&self, server: &str, was_in: bool) -> bool {
         if self.came.contains_key(server) {
-            return Ok(true);
+            return true;
         }
         match self.went.get(server) {
-            Some(went) if was_in => Ok(count_on_main_line(read, room, self.base, server)? > *went),
-            _ => Ok(was_in),
+            Some(went) if was_in => self.counts.get(server).is_some_and(|count| count > went),
+            _ => was_in,
         }
     }
 }
 
-/// Counts the members of a server at a place on the main line: as many as now, corrected by those who came and went
-/// since.
-fn count_on_main_line(
+/// Counts the members of some servers at a place on the main line: as many as now, corrected by those who came and went since.
+/// The changes since are read once for all of the servers, and not at all where there are none.
+fn count_on_main_line<'s>(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     order: Order,
-    server: &str,
-) -> Result<u64, Fault> {
+    servers: impl Iterator<Item = &'s String>,
+) -> Result<BTreeMap<String, u64>, Fault> {
+    let mut counts = BTreeMap::new();
+    for server in servers {
+        let now = schema::SERVER_MEMBERS.get(read, (room, server.as_str()))?.unwrap_or(0);
+        counts.insert(server.clone(), now);
+    }
+    if counts.is_empty() {
+        return Ok(counts);
+    }
     let mut then: BTreeMap<StateKeyNum, StateValue> = BTreeMap::new();
     for step in state::changes(read, room, order, Order::MAX)? {
         for (key, prior) in step?.1 {
             then.entry(key).or_insert(prior);
         }
     }
-    let mut count = schema::SERVER_MEMBERS.get(read, (room, server))?.unwrap_or(0);
     let names = state::list_key_names(read, room, then.keys().copied())?;
     for ((key, prior), name) in then.into_iter().zip(names) {
-        if name.is_some_and(|(kind, user_id)| kind == MEMBER && server_of(&user_id) == Some(server)) {
+        let server = name.filter(|(kind, _)| kind == MEMBER);
+        let server = server.as_ref().and_then(|(_, user_id)| server_of(user_id));
+        if let Some(count) = server.and_then(|server| counts.get_mut(server)) {
             let (was, is) =
                 (is_joined(read, room, prior)?, is_joined(read, room, state::now(read, room, key)?)?);
-            count = count.saturating_add_signed(i64::from(was) - i64::from(is));
+            *count = count.saturating_add_signed(i64::from(was) - i64::from(is));
         }
     }
-    Ok(count)
+    Ok(counts)
 }
 
 /// Whether a server has somebody in the room in this state.
@@ -210,7 +217,7 @@ pub fn was_server_joined(
         Some(key) => state::at(read, room, StateRef::Main(moves.base), key)?.is_derived(),
         None => false,
     };
-    moves.leave_in(read, room, server, was_in)
+    Ok(moves.leave_in(server, was_in))
 }
 
 /// Lists the servers that have somebody in the room in this state, sorted. Costs as much as there are servers that ever
@@ -227,7 +234,7 @@ pub fn list_servers_at(
     for row in rows {
         let ((_, _, server), key) = row?;
         let was_in = state::at(read, room, StateRef::Main(moves.base), key)?.is_derived();
-        if moves.leave_in(read, room, &server, was_in)? {
+        if moves.leave_in(&server, was_in) {
             servers.insert(server);
         }
     }

@@ -273,6 +273,29 @@ fn the_servers_of_ten_thousand_members_are_one_scan_of_three_rows() {
 }
 
 #[test]
+fn the_servers_of_a_fork_cost_one_look_at_what_changed_since_however_many_servers_lost_somebody() {
+    let mut fixture = Fixture::new();
+    let joins: Vec<_> = (0..30).map(|number| (number, Some(Membership::Join))).collect();
+    fixture.step(&joins);
+    let from = fixture.states.len() - 1;
+    for number in 0..50 {
+        let membership = if number % 2 == 0 { Membership::Leave } else { Membership::Join };
+        fixture.step(&[(3, Some(membership))]);
+    }
+    let mut costs = Vec::new();
+    for leavers in [1, 3] {
+        let moves: Vec<_> = (0..leavers).map(|number| (number, Some(Membership::Leave))).collect();
+        fixture.fork(from, &moves);
+        let side = fixture.states.last().unwrap().0;
+        let snapshot = fixture.store.snapshot();
+        let read = Counting::new(&snapshot);
+        assert_eq!(list_servers_at(&read, ROOM, side).unwrap(), SERVERS);
+        costs.push(read.rows());
+    }
+    assert!(costs[0] > 50 && costs[1] < costs[0] + 50, "{costs:?}");
+}
+
+#[test]
 fn a_room_of_before_is_counted_when_its_members_next_change() {
     let mut fixture = Fixture::new();
     fixture.step(&[(0, Some(Membership::Join)), (1, Some(Membership::Join)), (3, Some(Membership::Join))]);

@@ -1,0 +1,177 @@
+//! Finds who shares a room with a user, among some users of ours.
+
+use std::{cmp::Reverse, collections::BTreeSet};
+
+use super::{joined_local_users, list_user_rooms};
+use crate::{
+    ids::{RoomNum, UserNum},
+    schema,
+    schema::rooms::Membership,
+    store::{Fault, Read},
+};
+
+/// Read about this many rows at most, however many rooms and people there are.
+const ROWS_MAX: usize = 20_000;
+
+/// Finds those of `among` who are in a room with the user; the largest rooms come first, because most are found there. The
+/// search ends after a bounded number of rows, so that it may miss some.
+pub(crate) fn find_sharing(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    mut among: BTreeSet<UserNum>,
+) -> Result<Vec<UserNum>, Fault> {
+    let (mut found, mut rows) = (Vec::new(), 0);
+    among.remove(&user);
+    if among.is_empty() {
+        return Ok(found);
+    }
+    for (room, member_count) in list_rooms(read, user, &mut rows)? {
+        if among.is_empty() {
+            break;
+        }
+        if rows >= ROWS_MAX {
+            tracing::debug!(%user, reason = "too many rows", "some who share a room are not looked for");
+            break;
+        }
+        found.extend(take_joined(read, (room, member_count), &mut among, &mut rows)?);
+    }
+    Ok(found)
+}
+
+/// Finds those of `among` who are joined to a room. The search ends after a bounded number of rows.
+pub(crate) fn find_joined(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    mut among: BTreeSet<UserNum>,
+) -> Result<Vec<UserNum>, Fault> {
+    let member_count = schema::ROOM.get(read, room)?.map_or(0, |row| row.joined as usize);
+    take_joined(read, (room, member_count), &mut among, &mut 0)
+}
+
+/// Takes those who are joined to the room out of `among`. Either the members are read or those who are looked for, whichever
+/// are fewer.
+fn take_joined(
+    read: &(impl Read + ?Sized),
+    (room, member_count): (RoomNum, usize),
+    among: &mut BTreeSet<UserNum>,
+    rows: &mut usize,
+) -> Result<Vec<UserNum>, Fault> {
+    let (mut found, left) = (Vec::new(), ROWS_MAX.saturating_sub(*rows));
+    if among.len() <= member_count {
+        let asked: Vec<UserNum> = among.iter().copied().take(left).collect();
+        *rows += asked.len();
+        let theirs = schema::USER_ROOM.get_many(read, asked.iter().map(|user| (*user, room)))?;
+        for (user, row) in asked.into_iter().zip(theirs) {
+            if row.is_some_and(|row| row.membership == Membership::Join) {
+                among.remove(&user);
+                found.push(user);
+            }
+        }
+    } else {
+        for member in joined_local_users(read, room)?.take(left) {
+            let member = member?;
+            *rows += 1;
+            if among.remove(&member) {
+                found.push(member);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Lists the rooms that the user is in, with the number of their members, the largest first.
+fn list_rooms(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    rows: &mut usize,
+) -> Result<Vec<(RoomNum, usize)>, Fault> {
+    let mut rooms = Vec::new();
+    for row in list_user_rooms(read, user)?.take(ROWS_MAX / 2) {
+        let (room, row) = row?;
+        *rows += 1;
+        if row.membership == Membership::Join {
+            rooms.push(room);
+        }
+    }
+    *rows += rooms.len();
+    let counts = schema::ROOM.get_many(read, rooms.iter().copied())?;
+    let count = |row: Option<schema::rooms::RoomRow>| row.map_or(0, |row| row.joined as usize);
+    let mut sized: Vec<_> = rooms.into_iter().zip(counts.into_iter().map(count)).collect();
+    sized.sort_by_key(|(room, count)| (Reverse(*count), *room));
+    Ok(sized)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::{EventNum, Order, Position},
+        rooms::tip::tests::row,
+        schema::rooms::UserRoomRow,
+        store::{Durability, Engine, Guard, Store, engine::Memory},
+    };
+
+    const ROOMS: u64 = 40;
+    const MEMBERS: u64 = 200;
+
+    /// A store with rooms that all have the same members, numbered from 0.
+    fn house() -> Store {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+        let joined = UserRoomRow {
+            membership: Membership::Join,
+            since: Position::ZERO,
+            event: EventNum(0),
+            forgotten: false,
+            left: None,
+        };
+        for room in (0..ROOMS).map(RoomNum) {
+            let mut batch = store.batch(&Guard::alone());
+            let mut row = row(Order::MIN);
+            row.joined = u32::try_from(MEMBERS).unwrap();
+            schema::ROOM.put(&mut batch, room, &row);
+            for user in (0..MEMBERS).map(UserNum) {
+                schema::USER_ROOM.put(&mut batch, (user, room), &joined);
+                schema::ROOM_USER.put(&mut batch, (room, user), &Membership::Join);
+            }
+            drop(store.enqueue(batch).unwrap());
+            store.flush().unwrap();
+        }
+        store
+    }
+
+    /// Who is found among these, and how many rows are read.
+    fn find(store: &Store, among: impl IntoIterator<Item = u64>) -> (usize, u64) {
+        let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
+        let snapshot = store.snapshot();
+        let before = memory.reads();
+        let found = find_sharing(&*snapshot, UserNum(0), among.into_iter().map(UserNum).collect()).unwrap();
+        (found.len(), memory.reads() - before)
+    }
+
+    #[test]
+    fn finding_who_shares_a_room_costs_as_much_as_there_are_who_wait() {
+        let store = house();
+        // The rooms of the user are listed, and their numbers of members looked up.
+        let rooms = 2 * ROOMS + 1;
+        assert_eq!(find(&store, [0]), (0, 0), "nobody else waits");
+        assert_eq!(find(&store, [0, 1, 2, 3]), (3, rooms + 3));
+        assert_eq!(
+            find(&store, [1, 1_000]),
+            (1, rooms + 1 + ROOMS),
+            "who shares no room is asked for in each"
+        );
+        assert_eq!(find(&store, 0..MEMBERS), (199, rooms + 199));
+        let (found, rows) = find(&store, 0..1_000);
+        assert_eq!(found, 199);
+        assert!(rows <= rooms + ROOMS * (MEMBERS + 1), "the members of each room are fewer: {rows}");
+    }
+
+    #[test]
+    fn the_search_ends_after_a_bounded_number_of_rows() {
+        let store = house();
+        let (found, rows) = find(&store, (0..MEMBERS / 2).chain(10_000..10_100));
+        assert_eq!((found, rows), (99, 2 * ROOMS + 1 + 199 + 100 * (ROOMS - 1)));
+        let (_, rows) = find(&store, 10_000..100_000);
+        assert!(rows < 20_200, "{rows}");
+    }
+}

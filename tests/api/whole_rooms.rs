@@ -1,0 +1,177 @@
+//! Answers that hold a whole room: its state and its members, in pages.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use aqueduct::{
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
+    rooms, schema,
+    schema::{
+        rooms::Place,
+        state::{StateKeyRow, StateValue},
+    },
+    store::{Engine, Guard},
+};
+use axum::body::Body;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use crate::{
+    support::{TestClient, TestServer},
+    sync::{create_room, env},
+};
+
+const MEMBERS: u32 = 5_000;
+const FIRST_KEY: u32 = 100_000;
+
+/// A room with thousands of members, whose rows are copies of those of its maker; real ones take minutes.
+async fn large_room(server: &TestServer) -> (TestClient, String) {
+    let alice = server.register("alice").await;
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let store = &server.server().app().store;
+    let num = rooms::find_room(&*store.snapshot(), &ruma::RoomId::parse(&room).unwrap()).unwrap().unwrap();
+    let snapshot = store.snapshot();
+    let Some(Place::Timeline(order)) = schema::PLACE.get(&*snapshot, (num, EventNum(1))).unwrap() else {
+        panic!("the maker's membership has a place")
+    };
+    let template = schema::TIMELINE.get(&*snapshot, (num, order)).unwrap().unwrap();
+    let text = String::from_utf8(template.json.to_vec()).unwrap();
+    for first in (0..MEMBERS).step_by(500) {
+        let mut batch = store.batch(&Guard::alone());
+        for number in first..first + 500 {
+            // The id has the length of the maker's, so that the fields stand where they stood.
+            let user_id = format!("@{number:05}:test.example");
+            let (event, key) = (EventNum(u64::from(FIRST_KEY + number)), StateKeyNum(FIRST_KEY + number));
+            let mut row = template.clone();
+            row.json = text.replace("@alice:test.example", &user_id).into();
+            row.header.event = event;
+            row.header.state_key = Some(key);
+            let place = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };
+            schema::TIMELINE.put(&mut batch, (num, place), &row);
+            schema::PLACE.put(&mut batch, (num, event), &Place::Timeline(place));
+            put_key(&mut batch, num, key, event, user_id);
+        }
+        if first == 0 {
+            let mut row = schema::ROOM.get(&*snapshot, num).unwrap().unwrap();
+            row.next_key = FIRST_KEY + MEMBERS;
+            schema::ROOM.put(&mut batch, num, &row);
+        }
+        store.enqueue(batch).unwrap().flushed.await.unwrap();
+    }
+    (alice, room)
+}
+
+fn put_key(
+    batch: &mut aqueduct::store::Batch,
+    room: RoomNum,
+    key: StateKeyNum,
+    event: EventNum,
+    user_id: String,
+) {
+    schema::STATE_KEY_NUM.put(batch, (room, "m.room.member", &*user_id), &key);
+    let name = StateKeyRow { event_type: "m.room.member".to_owned(), state_key: user_id };
+    schema::STATE_KEY.put(batch, (room, key), &name);
+    schema::STATE_NOW.put(batch, (room, key), &StateValue::Event(event).into());
+}
+
+async fn ask(client: &TestClient, room: &str, what: &str) -> Response<Body> {
+    let path = format!("/_matrix/client/v3/rooms/{room}/{what}");
+    let token = client.token.as_ref().unwrap();
+    let request = Request::builder().uri(path).header(header::AUTHORIZATION, format!("Bearer {token}"));
+    let response = client.server.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    response
+}
+
+/// The bytes of answers that are in memory, as the budget counts them.
+fn held(server: &TestServer) -> u64 {
+    let text = server.server().app().metrics.text();
+    let line = text.lines().find_map(|line| line.strip_prefix("aqueduct_http_in_flight_bytes "));
+    line.unwrap_or_else(|| panic!("no such gauge in {text}")).parse().unwrap()
+}
+
+/// Reads an answer to its end, and does something after its first piece. Gives the JSON, the number of its bytes, and the
+/// greatest number of bytes that were in memory at once.
+async fn read_slowly(
+    server: &TestServer,
+    response: Response<Body>,
+    after_first: impl AsyncFnOnce(),
+) -> (Value, usize, u64) {
+    let (mut body, mut bytes, mut held_max) = (response.into_body(), Vec::new(), 0);
+    let mut after_first = Some(after_first);
+    while let Some(frame) = body.frame().await {
+        let data = frame.unwrap().into_data().unwrap();
+        held_max = held_max.max(held(server));
+        bytes.extend_from_slice(&data);
+        if let Some(after_first) = after_first.take() {
+            after_first().await;
+        }
+    }
+    (serde_json::from_slice(&bytes).unwrap(), bytes.len(), held_max)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_members_of_a_large_room_are_answered_in_pages_that_tell_of_one_moment() {
+    let server = TestServer::new();
+    let (alice, room) = large_room(&server).await;
+    let rename = async |name: &str| {
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", alice.user_id);
+        assert_eq!(alice.put(&path, json!({ "displayname": name })).await.0, StatusCode::OK);
+    };
+    rename("before").await;
+    for what in ["members", "members?membership=join", "joined_members"] {
+        let response = ask(&alice, &room, what).await;
+        let (json, bytes, held) = read_slowly(&server, response, async || rename("after").await).await;
+        let (users, name): (BTreeSet<&str>, &Value) = if what == "joined_members" {
+            let joined = json["joined"].as_object().unwrap();
+            (joined.keys().map(String::as_str).collect(), &joined[&alice.user_id]["display_name"])
+        } else {
+            let chunk = json["chunk"].as_array().unwrap();
+            assert_eq!(chunk.len(), MEMBERS as usize + 1, "{what}");
+            let users = chunk.iter().map(|event| event["state_key"].as_str().unwrap()).collect();
+            // The maker comes last by user id, and so after the change.
+            (users, &chunk.last().unwrap()["content"]["displayname"])
+        };
+        assert_eq!(users.len(), MEMBERS as usize + 1, "{what}");
+        assert_eq!(name, "before", "{what} tells of the moment at which it was asked for");
+        assert!(bytes > 300_000 && held < 200_000, "{what}: {held} of {bytes} bytes were in memory at once");
+        rename("before").await;
+    }
+    let (json, ..) =
+        read_slowly(&server, ask(&alice, &room, "members?membership=leave").await, async || ()).await;
+    assert_eq!(json, json!({ "chunk": [] }), "pages in which nothing is wanted are passed over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_of_a_large_room_is_answered_in_pages() {
+    let server = TestServer::new();
+    let (alice, room) = large_room(&server).await;
+    let (json, bytes, held) = read_slowly(&server, ask(&alice, &room, "state").await, async || ()).await;
+    let state = json.as_array().unwrap();
+    let keys: BTreeSet<_> = state
+        .iter()
+        .map(|event| (event["type"].as_str().unwrap(), event["state_key"].as_str().unwrap()))
+        .collect();
+    assert_eq!(keys.len(), state.len(), "each key comes once");
+    assert_eq!(keys.iter().filter(|(event_type, _)| *event_type == "m.room.member").count(), 5_001);
+    assert!(keys.contains(&("m.room.create", "")) && keys.contains(&("m.room.power_levels", "")));
+    assert!(bytes > 1_000_000 && held < 200_000, "{held} of {bytes} bytes were in memory at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hangs_up_ends_the_reading_of_a_large_room() {
+    let server = TestServer::new();
+    let (alice, room) = large_room(&server).await;
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("tests run in memory") };
+    for what in ["members", "state", "joined_members"] {
+        let before = memory.reads();
+        let mut body = ask(&alice, &room, what).await.into_body();
+        drop(body.frame().await.unwrap().unwrap());
+        let begun = memory.reads() - before;
+        drop(body);
+        env(&server).sleep(Duration::from_secs(10)).await;
+        let after = memory.reads() - before;
+        assert!(after < begun + 500 && after < 15_000, "{what}: {begun} rows, and {after} after hanging up");
+        assert_eq!(held(&server), 0);
+    }
+}
