@@ -1,6 +1,9 @@
 //! Reading in process: incremental and initial syncs, a page of messages. `docs/performance.md` has the figures.
 //!
 //! The large world (300 rooms of 300 members) takes a minute to make; it is kept in the target directory.
+//!
+//! `cargo bench --bench sync -- cpu` measures no time but the processor's time of this process, for each initial sync and each
+//! message sent, so that it can run on a machine that is busy. Without a disk in the way: `TMPDIR=/dev/shm`.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,7 +22,7 @@ use std::{
 };
 
 use aqueduct::store::Durability;
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use http::Method;
 use serde_json::Value;
 use support::Fixture;
@@ -115,7 +118,8 @@ async fn people(fixture: &Fixture, rooms: usize, members: usize) {
     }
 }
 
-fn large(c: &mut Criterion, runtime: &Runtime) {
+/// The rooms of everybody: made once, then kept.
+fn open_large(runtime: &Runtime) -> Fixture {
     let (rooms, members) = (300, 300);
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench-300-rooms-of-300");
     let done = path.join("made");
@@ -127,12 +131,18 @@ fn large(c: &mut Criterion, runtime: &Runtime) {
         runtime.block_on(fixture.close());
         std::fs::write(&done, "").unwrap();
     }
-    let fixture = open(runtime, &path.join("db"), Durability::Fsync);
+    open(runtime, &path.join("db"), Durability::Fsync)
+}
+
+const LAZY: &str = "%7B%22room%22:%7B%22state%22:%7B%22lazy_load_members%22:true%7D%7D%7D";
+const EVERYBODY: &str = "%7B%7D";
+
+fn large(c: &mut Criterion, runtime: &Runtime) {
+    let fixture = open_large(runtime);
     let token = runtime.block_on(fixture.log_in("member7"));
     let mut group = c.benchmark_group("300 rooms of 300 members");
     group.sample_size(10).measurement_time(Duration::from_secs(5));
-    let lazy = "%7B%22room%22:%7B%22state%22:%7B%22lazy_load_members%22:true%7D%7D%7D";
-    for (name, filter) in [("initial sync, lazy", lazy), ("initial sync, everybody", "%7B%7D")] {
+    for (name, filter) in [("initial sync, lazy", LAZY), ("initial sync, everybody", EVERYBODY)] {
         let path = format!("/_matrix/client/v3/sync?filter={filter}");
         group.bench_function(name, |b| {
             b.iter(|| runtime.block_on(fixture.ask(Method::GET, &path, Some(&token), Value::Null)));
@@ -156,4 +166,127 @@ fn bench(c: &mut Criterion) {
 }
 
 criterion_group!(benches, bench);
-criterion_main!(benches);
+
+/// The processor's time that this process has used, in milliseconds.
+fn cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // Clock ticks of 10 ms: fields 14 and 15 of proc(5), counted after the name.
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10.0
+}
+
+/// Waits until the server has nothing of its own to do: after a start it tells for each user who was online before.
+fn settle() {
+    loop {
+        let before = cpu_ms();
+        std::thread::sleep(Duration::from_secs(1));
+        if cpu_ms() - before <= 20.0 {
+            return;
+        }
+    }
+}
+
+/// Prints what one of so many costs the processor, beside what went before.
+fn print_each(name: &str, count: usize, before_ms: f64) {
+    println!("{name:<48} {:>9.3} ms of CPU each", (cpu_ms() - before_ms) / count as f64);
+}
+
+fn cpu_of_syncs(runtime: &Runtime, fixture: &Fixture, token: &str, name: &str, count: usize) {
+    for (which, filter) in [("lazy", LAZY), ("everybody", EVERYBODY)] {
+        let path = format!("/_matrix/client/v3/sync?filter={filter}");
+        let sync = || runtime.block_on(fixture.ask(Method::GET, &path, Some(token), Value::Null));
+        sync();
+        let before = cpu_ms();
+        let bytes: usize = (0..count).map(|_| sync().len()).sum();
+        print_each(&format!("{name}, {which}, {} KB", bytes / count / 1_000), count, before);
+    }
+}
+
+fn cpu_of_small_rooms(runtime: &Runtime) {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = open(runtime, dir.path(), Durability::Fsync);
+    let token = runtime.block_on(async {
+        let token = fixture.register("reader").await;
+        for number in 0..60 {
+            let room = fixture.make_room(&token, &format!("room {number}")).await;
+            for txn in 0..20 {
+                fixture.send(&token, &room, txn).await;
+            }
+        }
+        token
+    });
+    cpu_of_syncs(runtime, &fixture, &token, "initial sync, 60 rooms of 20 messages", 300);
+    runtime.block_on(fixture.close());
+}
+
+fn cpu_of_sends(runtime: &Runtime) {
+    const EACH: u64 = 400;
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = open(runtime, dir.path(), Durability::Fsync);
+    for (writers, is_one_room) in [(16, false), (16, true), (64, false), (64, true)] {
+        let contexts: Vec<_> = runtime.block_on(async {
+            let owner = fixture.register(&format!("owner{writers}{is_one_room}")).await;
+            let shared = fixture.make_room(&owner, "shared").await;
+            let mut contexts = Vec::new();
+            for writer in 0..writers {
+                let token = fixture.register(&format!("w{writers}{is_one_room}{writer}")).await;
+                let room = if is_one_room { shared.clone() } else { fixture.make_room(&token, "own").await };
+                if is_one_room {
+                    fixture.join(&token, &room).await;
+                }
+                contexts.push((token, room));
+            }
+            contexts
+        });
+        let (before, began) = (cpu_ms(), Instant::now());
+        runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for (token, room) in contexts {
+                let fixture = fixture.clone();
+                tasks.spawn(async move {
+                    for txn in 0..EACH {
+                        fixture.send(&token, &room, txn).await;
+                    }
+                });
+            }
+            while let Some(done) = tasks.join_next().await {
+                done.unwrap();
+            }
+        });
+        let (sent, took) = (writers as u64 * EACH, began.elapsed().as_secs_f64());
+        let rooms = if is_one_room { "one room" } else { "many rooms" };
+        let name = format!("send x{writers}, {rooms}, {:.0} a second", sent as f64 / took);
+        print_each(&name, sent as usize, before);
+    }
+    runtime.block_on(fixture.close());
+}
+
+/// Measures only what the processor does; names of parts (`rooms`, `large`, `sends`) run only those.
+fn cpu(parts: &[String]) {
+    let runtime = Runtime::new().unwrap();
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|named| named == part);
+    if is_wanted("rooms") {
+        cpu_of_small_rooms(&runtime);
+    }
+    if is_wanted("large") {
+        let fixture = open_large(&runtime);
+        let token = runtime.block_on(fixture.log_in("member7"));
+        settle();
+        cpu_of_syncs(&runtime, &fixture, &token, "initial sync, 300 rooms of 300 members", 10);
+        runtime.block_on(fixture.close());
+    }
+    if is_wanted("sends") {
+        cpu_of_sends(&runtime);
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match arguments.split_first() {
+        Some((first, parts)) if first == "cpu" => cpu(parts),
+        _ => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

@@ -92,9 +92,14 @@ impl<'a> From<&'a RawValue> for JsonRef<'a> {
     }
 }
 
-/// A JSON object that is being written, field by field.
+/// A JSON object that is being written, field by field. Objects inside it are written in place, so that a large answer is not
+/// copied once for each of its levels.
 #[derive(Debug)]
-pub struct Object(String);
+pub struct Object {
+    json: String,
+    /// Where the object begins that fields are added to now.
+    begin: usize,
+}
 
 impl Default for Object {
     fn default() -> Self {
@@ -105,82 +110,137 @@ impl Default for Object {
 impl Object {
     /// An object without fields.
     pub fn new() -> Self {
-        Self(String::from("{"))
+        Self { json: String::from("{"), begin: 0 }
     }
 
     /// An object without fields, with memory for this many bytes.
     pub fn with_capacity(byte_count: usize) -> Self {
         let mut json = String::with_capacity(byte_count);
         json.push('{');
-        Self(json)
+        Self { json, begin: 0 }
     }
 
     /// Whether it has no fields yet.
     pub fn is_empty(&self) -> bool {
-        self.0.len() == 1
+        self.json.len() == self.begin + 1
     }
 
     /// How many bytes it has so far.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.json.len() - self.begin
     }
 
     fn name(&mut self, name: &str) {
         if !self.is_empty() {
-            self.0.push(',');
+            self.json.push(',');
         }
-        push_string(&mut self.0, name);
-        self.0.push(':');
+        push_string(&mut self.json, name);
+        self.json.push(':');
     }
 
     /// Adds a field whose value is JSON already.
     pub fn json<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
         self.name(name);
-        self.0.push_str(json.into().0);
+        self.json.push_str(json.into().0);
     }
 
     /// Adds a field whose value is a string.
     pub fn text(&mut self, name: &str, text: &str) {
         self.name(name);
-        push_string(&mut self.0, text);
+        push_string(&mut self.json, text);
     }
 
     /// Adds a field whose value is a number.
     pub fn number(&mut self, name: &str, number: u64) {
         self.name(name);
-        let _ = write!(self.0, "{number}");
+        let _ = write!(self.json, "{number}");
     }
 
     /// Adds a field that is true or false.
     pub fn flag(&mut self, name: &str, flag: bool) {
         self.name(name);
-        self.0.push_str(if flag { "true" } else { "false" });
+        self.json.push_str(if flag { "true" } else { "false" });
     }
 
     /// Adds a field whose value is a list of JSON values.
     pub fn list<'a, J: Into<JsonRef<'a>>>(&mut self, name: &str, items: impl IntoIterator<Item = J>) {
         self.name(name);
-        self.0.push('[');
-        push_items(&mut self.0, items);
+        self.json.push('[');
+        push_items(&mut self.json, items);
     }
 
     /// Adds a field whose value is a list of strings.
     pub fn texts<S: AsRef<str>>(&mut self, name: &str, items: impl IntoIterator<Item = S>) {
         self.name(name);
-        self.0.push('[');
+        self.json.push('[');
         for (at, item) in items.into_iter().enumerate() {
             if at > 0 {
-                self.0.push(',');
+                self.json.push(',');
             }
-            push_string(&mut self.0, item.as_ref());
+            push_string(&mut self.json, item.as_ref());
         }
-        self.0.push(']');
+        self.json.push(']');
+    }
+
+    /// Adds a field whose value is an object that `write` writes.
+    pub fn object<T>(&mut self, name: &str, write: impl FnOnce(&mut Self) -> T) -> T {
+        self.name(name);
+        self.inside(write)
+    }
+
+    /// Adds a field whose value is a list that `write` writes.
+    pub fn list_with<T>(&mut self, name: &str, write: impl FnOnce(&mut List<'_>) -> T) -> T {
+        self.name(name);
+        self.json.push('[');
+        let begin = self.json.len();
+        let written = write(&mut List { around: self, begin });
+        self.json.push(']');
+        written
+    }
+
+    fn inside<T>(&mut self, write: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.begin, self.json.len());
+        self.json.push('{');
+        let written = write(self);
+        self.json.push('}');
+        self.begin = outer;
+        written
     }
 
     /// Ends the object and gives its JSON.
     pub fn finish(mut self) -> JsonText {
-        self.0.push('}');
-        JsonText(self.0)
+        debug_assert_eq!(self.begin, 0, "only the outermost object is finished");
+        self.json.push('}');
+        JsonText(self.json)
+    }
+}
+
+/// A list inside an object that is being written, item by item.
+#[derive(Debug)]
+pub struct List<'a> {
+    around: &'a mut Object,
+    /// Where its first item begins.
+    begin: usize,
+}
+
+impl List<'_> {
+    fn begin_item(&mut self) {
+        // No item is empty, so a list that has some is longer than at its beginning.
+        if self.around.json.len() > self.begin {
+            self.around.json.push(',');
+        }
+    }
+
+    /// Adds an item that is JSON already.
+    pub fn json<'j>(&mut self, json: impl Into<JsonRef<'j>>) {
+        self.begin_item();
+        self.around.json.push_str(json.into().0);
+    }
+
+    /// Adds an item that is an object, which `write` writes.
+    pub fn object<T>(&mut self, write: impl FnOnce(&mut Object) -> T) -> T {
+        self.begin_item();
+        self.around.inside(write)
     }
 }
 
@@ -207,14 +267,14 @@ impl Pieces {
     pub fn list_in(name: &str) -> Self {
         let mut object = Object::new();
         object.name(name);
-        Self::begin(object.0 + "[", "]}")
+        Self::begin(object.json + "[", "]}")
     }
 
     /// An object whose only field is an object without fields.
     pub fn object_in(name: &str) -> Self {
         let mut object = Object::new();
         object.name(name);
-        Self::begin(object.0 + "{", "}}")
+        Self::begin(object.json + "{", "}}")
     }
 
     fn separate(&mut self) {
@@ -320,6 +380,29 @@ mod tests {
         object.field("c", &value);
         assert_eq!(object.finish(), r#"{"joined":{"a\"b":"v","c":"v"}}"#);
         assert_eq!(Pieces::list().finish(), "[]");
+    }
+
+    #[test]
+    fn objects_and_lists_are_written_inside_others() {
+        let mut object = Object::new();
+        object.object("empty", |inner| assert!(inner.is_empty()));
+        assert!(!object.is_empty());
+        object.object("o", |inner| {
+            inner.object("p", |inner| inner.number("n", 1));
+            inner.list_with("l", |_| ());
+            inner.text("t", "u");
+        });
+        object.list_with("l", |list| {
+            list.json(&JsonText::string("a"));
+            list.object(|item| item.flag("f", true));
+            list.object(|item| item.list_with("m", |list| list.object(|_| ())));
+        });
+        object.number("n", 2);
+        let value: serde_json::Value = serde_json::from_str(object.finish().as_str()).unwrap();
+        let expected = serde_json::json!({
+            "empty": {}, "o": { "p": { "n": 1 }, "l": [], "t": "u" }, "l": ["a", { "f": true }, { "m": [{}] }], "n": 2,
+        });
+        assert_eq!(value, expected);
     }
 
     proptest! {

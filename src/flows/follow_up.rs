@@ -105,7 +105,7 @@ async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer
 async fn forget_sent(app: &App, room: RoomNum, day: u32, timer: Timer) -> Result<()> {
     commit::in_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {
-            txn::forget(&mut change.batch, room, day);
+            txn::forget(change, day);
         }
         Ok(())
     })

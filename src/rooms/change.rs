@@ -84,6 +84,8 @@ pub struct Change {
     pub(crate) unread: Option<Totals>,
     /// The only users whom this change wakes, where it adds no event and others would be shown nothing of it.
     pub(crate) wakes_only: Option<Vec<UserNum>>,
+    /// The last day for which the timer that forgets transactions is known to be set: it need not be looked for again.
+    sent_day: Option<u32>,
 }
 
 impl Change {
@@ -142,6 +144,7 @@ impl Change {
         let (added, concerned) = (Vec::new(), Vec::new());
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
+        let sent_day = seat.tip.as_ref().and_then(|tip| tip.sent_day);
         let (users, stage, store) = (None, None, store.clone());
         Ok(Self {
             batch,
@@ -161,6 +164,7 @@ impl Change {
             answered,
             unread,
             wakes_only: None,
+            sent_day,
         })
     }
 
@@ -393,12 +397,14 @@ impl Change {
     /// visible once `flushed` resolves.
     pub fn enqueue(mut self, store: &Store) -> Result<Enqueued, NotAccepted> {
         self.finish_stage();
-        let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, .. } = self;
+        let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, sent_day, .. } =
+            self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);
         let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone()));
         tip.row = row.settle(enqueued.base);
         tip.unread = unread;
+        tip.sent_day = sent_day;
         for (key, event) in looked_up.into_iter().chain(set) {
             tip.remember(key, event);
         }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     ids::DeviceNum,
-    json::{JsonText, Object},
+    json::{JsonText, List, Object},
     rooms::{
         erased::Erased,
         event::{self, StoredEvent},
@@ -89,10 +89,22 @@ pub struct Extras {
 
 /// Writes the event as clients see it, put together from the stored bytes: nothing is parsed or serialised again.
 pub fn client_json(room: &RoomRow, stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
+    let mut event = Object::with_capacity(stored.row.json.len() + 192);
+    write(&mut event, room, stored, viewer, extras);
+    event.finish()
+}
+
+/// Writes the fields of an event as clients see them.
+pub(crate) fn write(
+    event: &mut Object,
+    room: &RoomRow,
+    stored: &StoredEvent,
+    viewer: &Viewer<'_>,
+    extras: &Extras,
+) {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
     let rules = versions::find_rules(room.version).map(|rules| &rules.redaction);
     let target = rules.and_then(|rules| event::redaction_target(row, rules));
-    let mut event = Object::with_capacity(row.json.len() + 192);
     match &target {
         // Clients look in the content or beside it, whatever the room's version (`m.room.redaction`).
         Some(target) => event.json("content", &content_with_target(row, target)),
@@ -111,8 +123,7 @@ pub fn client_json(room: &RoomRow, stored: &StoredEvent, viewer: &Viewer<'_>, ex
         event.json("state_key", row.json_of(spans.state_key));
     }
     event.json("type", row.json_of(spans.event_type));
-    event.json("unsigned", &unsigned(stored, viewer, extras));
-    event.finish()
+    event.object("unsigned", |unsigned| write_unsigned(unsigned, stored, viewer, extras));
 }
 
 /// Writes the content of a redaction, with the id of the redacted event in place of whatever its sender wrote there.
@@ -126,8 +137,7 @@ fn content_with_target(row: &EventRow, target: &EventId) -> JsonText {
     content.finish()
 }
 
-fn unsigned(stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) -> JsonText {
-    let mut unsigned = Object::new();
+fn write_unsigned(unsigned: &mut Object, stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) {
     unsigned.number("age", viewer.now_ms.saturating_sub(stored.row.header.sent_ms));
     if let Some(membership) = extras.membership {
         unsigned.text("membership", membership.as_str());
@@ -147,7 +157,6 @@ fn unsigned(stored: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras) -> JsonT
     if let Some(txn) = &extras.transaction_id {
         unsigned.text("transaction_id", txn);
     }
-    unsigned.finish()
 }
 
 /// Writes the event as this viewer sees it, with everything in `unsigned` that can be worked out from the store.
@@ -170,18 +179,41 @@ pub fn show_all(
     events: &[(StoredEvent, Membership)],
     viewer: &Viewer<'_>,
 ) -> Result<Vec<JsonText>, Fault> {
+    let mut shown = Vec::with_capacity(events.len());
+    for_each(view, events, viewer, |seen, extras| shown.push(client_json(view.row, seen, viewer, extras)))?;
+    Ok(shown)
+}
+
+/// Writes several events of one room into a list, as [`show`] shows each.
+pub(crate) fn write_all(
+    list: &mut List<'_>,
+    view: RoomView<'_, impl Read + ?Sized>,
+    events: &[(StoredEvent, Membership)],
+    viewer: &Viewer<'_>,
+) -> Result<(), Fault> {
+    for_each(view, events, viewer, |seen, extras| {
+        list.object(|event| write(event, view.row, seen, viewer, extras));
+    })
+}
+
+/// Calls `show` with each event as the viewer is shown it, and with the fields of its `unsigned`.
+fn for_each(
+    view: RoomView<'_, impl Read + ?Sized>,
+    events: &[(StoredEvent, Membership)],
+    viewer: &Viewer<'_>,
+    mut show: impl FnMut(&StoredEvent, &Extras),
+) -> Result<(), Fault> {
     let related =
         schema::RELATED.get_many(view.read, events.iter().map(|(stored, _)| (view.num, stored.event())))?;
-    let mut shown = Vec::with_capacity(events.len());
     for ((stored, membership), related) in events.iter().zip(related) {
         let mut extras = gather(view, stored, viewer)?;
         extras.membership = Some(*membership);
         if let Some(related) = related {
             extras.relations = bundle::bundle_related(view, stored, &related, viewer, Depth::Full)?;
         }
-        shown.push(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras));
+        show(&*viewer.seen(view, stored)?, &extras);
     }
-    Ok(shown)
+    Ok(())
 }
 
 /// Like [`show`], with only the newest edit of its bundled relations: for the newest event of a thread.
@@ -201,8 +233,21 @@ pub fn show_plain(
     stored: &StoredEvent,
     viewer: &Viewer<'_>,
 ) -> Result<JsonText, Fault> {
+    let mut event = Object::with_capacity(stored.row.json.len() + 192);
+    write_plain(&mut event, view, stored, viewer)?;
+    Ok(event.finish())
+}
+
+/// Writes the fields of an event as [`show_plain`] shows it.
+pub(crate) fn write_plain(
+    event: &mut Object,
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &StoredEvent,
+    viewer: &Viewer<'_>,
+) -> Result<(), Fault> {
     let extras = gather(view, stored, viewer)?;
-    Ok(client_json(view.row, &*viewer.seen_in_state(view, stored)?, viewer, &extras))
+    write(event, view.row, &*viewer.seen_in_state(view, stored)?, viewer, &extras);
+    Ok(())
 }
 
 fn gather(

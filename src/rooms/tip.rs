@@ -35,12 +35,14 @@ pub(in crate::rooms) struct Tip {
     pub(in crate::rooms) users: Option<Arc<[UserNum]>>,
     /// The running unread numbers outside threads, if they are known.
     pub(in crate::rooms) unread: Option<Totals>,
+    /// The last day of which transactions are remembered, and for which the timer that forgets them is set.
+    pub(in crate::rooms) sent_day: Option<u32>,
 }
 
 impl Tip {
     /// Makes a tip that remembers only the room's row.
     pub(in crate::rooms) fn of(row: RoomRow) -> Self {
-        Self { row, state: BTreeMap::new(), state_bytes: 0, users: None, unread: None }
+        Self { row, state: BTreeMap::new(), state_bytes: 0, users: None, unread: None, sent_day: None }
     }
 
     /// Finds the event of a key: `None` if that is not remembered, `Some(None)` if the key has no event.

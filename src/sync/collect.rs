@@ -94,13 +94,22 @@ pub(crate) fn joined(
     }
     let changes = state::changes(room, &mut timeline)?;
     note_shares(room, &changes, shares)?;
-    // Heroes take part in lazy loading, because a client cannot name the room without their member events.
-    let summary = match place.is_whole() || !changes.members.is_empty() || changes.is_renamed {
-        true => Some(heroes::summary(room)?),
-        false => None,
+    let (state, summary) = if place.is_whole() && !window.ask.filter.lazy_members {
+        let state = state::collect(room, &timeline, &changes, None)?;
+        // The room's name is at hand among all that is told, so that it need not be looked for.
+        // A client that is told the state after the timeline takes none from the timeline.
+        let timeline = timeline.events.iter().filter(|_| !window.ask.use_state_after);
+        let summary = heroes::summary_of(room, state.iter().chain(timeline.map(|(stored, _)| stored)))?;
+        (state, Some(summary))
+    } else {
+        // Heroes take part in lazy loading, because a client cannot name the room without their member events.
+        let summary = match place.is_whole() || !changes.members.is_empty() || changes.is_renamed {
+            true => Some(heroes::summary(room)?),
+            false => None,
+        };
+        let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
+        (state::collect(room, &timeline, &changes, heroes)?, summary)
     };
-    let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
-    let state = state::collect(room, &timeline, &changes, heroes)?;
     let receipts = receipts::collect(room)?;
     let typing = typing::collect(room)?;
     let account_data = match place.standing {

@@ -50,7 +50,7 @@ impl Change {
         txn: &Txn,
     ) -> Result<StoredEvent> {
         let stored = self.add(signer, draft, Some(txn.sent_by()))?;
-        txn.put(&mut self.batch, self.num, stored.event())?;
+        txn.put(self, stored.event())?;
         Ok(stored)
     }
 

@@ -4,12 +4,13 @@
 //! device id begins anew, for the device has another number. The rows of a room are kept by day and forgotten a day at
 //! a time, by a timer that the first of them sets.
 
+use super::Change;
 use crate::{
     ids::{DeviceNum, EventNum, RoomNum, UserNum},
     schema,
     schema::{jobs::Job, rooms::SentBy},
     store::{
-        Batch, Direction, Fault, Read,
+        Direction, Fault, Read,
         timer::{self, Timer},
     },
 };
@@ -56,10 +57,18 @@ impl Txn {
     }
 
     /// Remembers the event that this transaction made. The batch is refused if the transaction has made one already.
-    pub(super) fn put(&self, batch: &mut Batch, room: RoomNum, event: EventNum) -> Result<(), Fault> {
-        let day = self.day();
-        if schema::SENT.prefix::<(RoomNum, u32)>(batch, (room, day), Direction::Up)?.next().is_none() {
-            timer::set(batch, &forget_on(room, day));
+    pub(super) fn put(&self, change: &mut Change, event: EventNum) -> Result<(), Fault> {
+        let (day, room) = (self.day(), change.num);
+        let Change { batch, sent_day, .. } = change;
+        // The tip remembers that the timer is set: to look for the day's other rows would cost more than the row itself.
+        if *sent_day != Some(day) {
+            let mut rows = schema::SENT.prefix::<(RoomNum, u32)>(batch, (room, day), Direction::Up)?;
+            let is_first = rows.next().transpose()?.is_none();
+            drop(rows);
+            if is_first {
+                timer::set(batch, &forget_on(room, day));
+            }
+            *sent_day = Some(day);
         }
         let key = (room, day, self.user, self.device, self.endpoint.as_str(), self.id.as_str());
         schema::SENT.expect_absent(batch, key);
@@ -73,7 +82,9 @@ pub(in crate::rooms) fn forget_on(room: RoomNum, day: u32) -> Timer {
     Job::ForgetSent { room, day }.timer(u64::from(day.saturating_add(1 + DAYS_KEPT)) * DAY_MS)
 }
 
-/// Forgets the transactions of a room on a day, once no client retries them any more.
-pub fn forget(batch: &mut Batch, room: RoomNum, day: u32) {
-    schema::SENT.delete_prefix::<(RoomNum, u32)>(batch, (room, day));
+/// Forgets the transactions of the room on a day, once no client retries them any more.
+pub fn forget(change: &mut Change, day: u32) {
+    schema::SENT.delete_prefix::<(RoomNum, u32)>(&mut change.batch, (change.num, day));
+    // A clock that was put back would come to this day again, and then needs another timer.
+    change.sent_day = None;
 }

@@ -1,18 +1,28 @@
-//! The engine on disk. No other file of the server names rocksdb.
+//! The engine on disk. No other file of the server names rocksdb, except those below this one.
 
-use std::{path::Path, sync::Arc};
+mod snapshot;
 
-use bytes::Bytes;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBPinnableSlice, IteratorMode, LogLevel, Options, ReadOptions, SliceTransform,
-    WriteBatch, WriteBufferManager, WriteOptions, checkpoint::Checkpoint,
+    DBCompressionType, LogLevel, Options, SliceTransform, WriteBatch, WriteBufferManager, WriteOptions,
+    checkpoint::Checkpoint,
 };
+
+pub(crate) use snapshot::RocksSnapshot;
+
+use snapshot::family_handle;
 
 use crate::store::{
     Fault,
-    engine::{Change, Family, Rows, STATE_PREFIX_BYTES},
-    range::{Direction, KeyRange, KeyValue, after_prefix},
+    engine::{Change, Family, STATE_PREFIX_BYTES},
 };
 
 /// A database of RocksDB in one directory.
@@ -20,6 +30,8 @@ pub struct Rocks {
     db: Arc<DB>,
     cache: Cache,
     memtables: WriteBufferManager,
+    /// The number of iterators that were made since it was opened. Making one is dear, so tests count them.
+    iterators: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Rocks {
@@ -72,7 +84,7 @@ impl Rocks {
         let families = Family::ALL
             .map(|family| ColumnFamilyDescriptor::new(family.name(), Self::family_options(family, &cache)));
         let db = DB::open_cf_descriptors(&options, path, families)?;
-        Ok(Self { db: Arc::new(db), cache, memtables })
+        Ok(Self { db: Arc::new(db), cache, memtables, iterators: Arc::default() })
     }
 
     fn family_options(family: Family, cache: &Cache) -> Options {
@@ -102,6 +114,12 @@ impl Rocks {
             Family::State => {
                 options.set_prefix_extractor(SliceTransform::create_fixed_prefix(STATE_PREFIX_BYTES));
                 options.set_memtable_prefix_bloom_ratio(0.05);
+            }
+            // Most of what is asked by key here is not there (relations, receipts), which the memtable's filter answers without
+            // a search.
+            Family::Index => {
+                options.set_memtable_prefix_bloom_ratio(0.02);
+                options.set_memtable_whole_key_filtering(true);
             }
             // Rows that come and go leave tombstones, which every scan would step over unless compaction removes them soon.
             Family::Queues | Family::Notes | Family::Log => {
@@ -135,7 +153,12 @@ impl Rocks {
     }
 
     pub(crate) fn snapshot(&self) -> RocksSnapshot {
-        RocksSnapshot::new(self.db.clone(), |db| Moment::of(db.snapshot()))
+        RocksSnapshot::of(&self.db, &self.iterators)
+    }
+
+    /// The number of iterators that were made since the database was opened.
+    pub fn iterators_made(&self) -> u64 {
+        self.iterators.load(Ordering::Relaxed)
     }
 
     /// Copies the database as it is now into a directory that must not exist; on one file system by links, at no
@@ -175,132 +198,8 @@ impl Rocks {
     }
 }
 
-fn family_handle(db: &DB, family: Family) -> Result<&ColumnFamily, Fault> {
-    db.cf_handle(family.name()).ok_or(Fault::Corrupt("a column family is missing"))
-}
-
-/// A snapshot, with the options of point reads in it: making those anew costs as much as a read from memory.
-pub(crate) struct Moment<'a> {
-    options: ReadOptions,
-    snapshot: rocksdb::Snapshot<'a>,
-}
-
-impl<'a> Moment<'a> {
-    fn of(snapshot: rocksdb::Snapshot<'a>) -> Self {
-        let mut options = ReadOptions::default();
-        options.set_snapshot(&snapshot);
-        Self { options, snapshot }
-    }
-}
-
-self_cell::self_cell! {
-    /// A snapshot with the database it belongs to.
-    pub(crate) struct RocksSnapshot {
-        owner: Arc<DB>,
-        #[covariant]
-        dependent: Moment,
-    }
-}
-
-fn own(slice: &DBPinnableSlice<'_>) -> Bytes {
-    Bytes::copy_from_slice(slice)
-}
-
-impl RocksSnapshot {
-    pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let db = self.borrow_owner();
-        let row = db.get_pinned_cf_opt(family_handle(db, family)?, key, &self.borrow_dependent().options)?;
-        Ok(row.map(|slice| own(&slice)))
-    }
-
-    pub(crate) fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, Fault> {
-        let db = self.borrow_owner();
-        let options = &self.borrow_dependent().options;
-        let rows = db.batched_multi_get_cf_opt(family_handle(db, family)?, keys, keys.is_sorted(), options);
-        rows.into_iter().map(|row| Ok(row?.map(|slice| own(&slice)))).collect()
-    }
-
-    /// The first row of each of these ranges, by one iterator: making one costs as much as several seeks.
-    pub(crate) fn first_of_many(
-        &self,
-        family: Family,
-        ranges: &[KeyRange],
-    ) -> Result<Vec<Option<KeyValue>>, Fault> {
-        let mut options = ReadOptions::default();
-        if family == Family::State {
-            if ranges.iter().all(|(low, high)| stays_in_prefix(low, high)) {
-                options.set_prefix_same_as_start(true);
-            } else {
-                options.set_total_order_seek(true);
-            }
-        }
-        let family = family_handle(self.borrow_owner(), family)?;
-        let mut rows = self.borrow_dependent().snapshot.raw_iterator_cf_opt(family, options);
-        let mut found = Vec::with_capacity(ranges.len());
-        for (low, high) in ranges {
-            rows.seek(low);
-            let row = rows.item().filter(|(key, _)| *key < &**high);
-            found.push(row.map(|(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))));
-            if !rows.valid() {
-                rows.status()?;
-            }
-        }
-        Ok(found)
-    }
-
-    pub(crate) fn range(
-        &self,
-        family: Family,
-        low: Vec<u8>,
-        high: Vec<u8>,
-        direction: Direction,
-    ) -> Result<Rows<'_>, Fault> {
-        let mut options = ReadOptions::default();
-        if family == Family::State {
-            // A scan that leaves its prefix must not ask the filter of prefixes.
-            if direction == Direction::Up && stays_in_prefix(&low, &high) {
-                options.set_prefix_same_as_start(true);
-            } else {
-                options.set_total_order_seek(true);
-            }
-        }
-        options.set_iterate_lower_bound(low);
-        options.set_iterate_upper_bound(high);
-        let mode = match direction {
-            Direction::Up => IteratorMode::Start,
-            Direction::Down => IteratorMode::End,
-        };
-        let family = family_handle(self.borrow_owner(), family)?;
-        let rows = self.borrow_dependent().snapshot.iterator_cf_opt(family, options, mode);
-        Ok(Box::new(rows.map(|row| {
-            let (key, value) = row?;
-            Ok((Bytes::from(key), Bytes::from(value)))
-        })))
-    }
-}
-
-/// Whether all keys with `low <= key < high` have the prefix of `low` that the filter of the state family is about.
-fn stays_in_prefix(low: &[u8], high: &[u8]) -> bool {
-    low.get(..STATE_PREFIX_BYTES).is_some_and(|prefix| high <= after_prefix(prefix).as_slice())
-}
-
 impl From<rocksdb::Error> for Fault {
     fn from(error: rocksdb::Error) -> Self {
         Self::Io(error.into_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_range_inside_one_prefix_uses_the_filter() {
-        let prefix = [7_u8; STATE_PREFIX_BYTES];
-        let longer = [&prefix[..], &[3]].concat();
-        assert!(stays_in_prefix(&longer, &after_prefix(&prefix)));
-        assert!(stays_in_prefix(&prefix, &longer));
-        assert!(!stays_in_prefix(&prefix[..12], &longer));
-        assert!(!stays_in_prefix(&longer, &[&after_prefix(&prefix)[..], &[0]].concat()));
     }
 }

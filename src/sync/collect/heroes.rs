@@ -5,7 +5,7 @@
 use crate::{
     accounts::users,
     ids::StateKeyNum,
-    rooms::{self, members, state},
+    rooms::{self, event::StoredEvent, members, state},
     schema::rooms::Membership,
     store::Fault,
     sync::window::RoomWindow,
@@ -28,21 +28,43 @@ pub(crate) struct Summary {
     pub(crate) invited: u32,
 }
 
+/// The events that give a room a name, each with the field of its content that does.
+const NAMES: [(&str, &str); 2] = [("m.room.name", "name"), ("m.room.canonical_alias", "alias")];
+
 /// Counts the members of a room, and lists those after whom a client names it.
 pub(crate) fn summary(room: &RoomWindow<'_, '_>) -> Result<Summary, Fault> {
-    let heroes = if has_name(room)? { None } else { Some(list(room)?) };
+    let mut is_named = false;
+    for (event_type, field) in NAMES {
+        let stored = rooms::find_state(room.window.read, room.num, event_type, "")?;
+        is_named |= stored.is_some_and(|stored| names_room(&stored, field));
+    }
+    with_name(room, is_named)
+}
+
+/// Does the same from the events that the client is told, which are the whole state and then those of the timeline.
+pub(crate) fn summary_of<'e>(
+    room: &RoomWindow<'_, '_>,
+    told: impl Iterator<Item = &'e StoredEvent>,
+) -> Result<Summary, Fault> {
+    let mut named = [false; NAMES.len()];
+    for stored in told.filter(|stored| stored.row.state_key().as_deref() == Some("")) {
+        for (is_named, (event_type, field)) in named.iter_mut().zip(NAMES) {
+            if stored.row.event_type() == event_type {
+                *is_named = names_room(stored, field);
+            }
+        }
+    }
+    with_name(room, named.contains(&true))
+}
+
+fn with_name(room: &RoomWindow<'_, '_>, is_named: bool) -> Result<Summary, Fault> {
+    let heroes = if is_named { None } else { Some(list(room)?) };
     Ok(Summary { heroes, joined: room.row.joined, invited: room.row.invited })
 }
 
-fn has_name(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
-    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
-        let Some(stored) = rooms::find_state(room.window.read, room.num, event_type, "")? else { continue };
-        let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
-        if content.get(field).and_then(|text| text.as_str()).is_some_and(|text| !text.is_empty()) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn names_room(stored: &StoredEvent, field: &str) -> bool {
+    let content: serde_json::Value = serde_json::from_str(stored.row.content()).unwrap_or_default();
+    content.get(field).and_then(|text| text.as_str()).is_some_and(|text| !text.is_empty())
 }
 
 /// Lists users who are joined or invited, without the caller; if there are none, users who were.

@@ -33,6 +33,9 @@ use crate::{
 const MEMBER: &str = "m.room.member";
 /// The lowest string above `MEMBER`, where listing the other types goes on.
 const ABOVE_MEMBER: &str = "m.room.member\u{0}";
+/// In a room of at most this many state keys, the whole state is read even for a client that loads members lazily: to list the
+/// keys of other types would cost more.
+const SMALL_ROOM_KEYS: u32 = 24;
 /// The types of the server's own derived keys begin with this, and no other type does. No client may see them.
 const DERIVED: &str = "\u{1}";
 const ABOVE_DERIVED: &str = "\u{2}";
@@ -235,34 +238,53 @@ fn whole(
     members: Option<&BTreeSet<String>>,
 ) -> Result<Vec<StoredEvent>, Fault> {
     let (read, num) = (room.window.read, room.num);
-    let mut values: BTreeMap<StateKeyNum, StateValue> = BTreeMap::new();
-    match members {
-        None => {
-            if room.place.end >= room.row.state_tip {
-                for row in state::list_current(read, num)? {
-                    let (key, event) = row?;
-                    values.insert(key, StateValue::Event(event));
-                }
-            } else {
-                for row in state::full(read, num, StateRef::Main(room.place.end))? {
-                    let (key, event) = row?;
-                    values.insert(key, StateValue::Event(event));
-                }
-            }
-            let shown: Vec<_> = changes.shown.iter().copied().collect();
-            values.extend(shown.iter().copied().zip(values_beside(room, timeline, changes, &shown)?));
+    let Some(members) = members else { return load(room, &everything(room, timeline, changes)?) };
+    if room.row.next_key <= SMALL_ROOM_KEYS {
+        let mut events = load(room, &everything(room, timeline, changes)?)?;
+        events.retain(|stored| {
+            let is_other_member =
+                || stored.row.state_key().is_none_or(|user_id| !members.contains(&*user_id));
+            !(stored.row.event_type() == MEMBER && is_other_member())
+        });
+        return Ok(events);
+    }
+    let mut keys = list_keys(room, "", Some(DERIVED))?;
+    keys.extend(list_keys(room, ABOVE_DERIVED, Some(MEMBER))?);
+    keys.extend(list_keys(room, ABOVE_MEMBER, None)?);
+    let members = members.iter().map(String::as_str);
+    keys.extend(state::find_keys(read, num, MEMBER, members)?.into_iter().flatten());
+    keys.sort_unstable();
+    let values = values_beside(room, timeline, changes, &keys)?;
+    load(room, &values.into_iter().filter_map(StateValue::event).collect::<Vec<_>>())
+}
+
+/// Lists the events of the whole state that goes with a timeline.
+fn everything(
+    room: &RoomWindow<'_, '_>,
+    timeline: &Timeline,
+    changes: &RoomState,
+) -> Result<Vec<EventNum>, Fault> {
+    let (read, num) = (room.window.read, room.num);
+    let mut values: Vec<(StateKeyNum, StateValue)> = Vec::new();
+    let event = |(key, event)| (key, StateValue::Event(event));
+    if room.place.end >= room.row.state_tip {
+        for row in state::list_current(read, num)? {
+            values.push(event(row?));
         }
-        Some(members) => {
-            let mut keys = list_keys(room, "", Some(DERIVED))?;
-            keys.extend(list_keys(room, ABOVE_DERIVED, Some(MEMBER))?);
-            keys.extend(list_keys(room, ABOVE_MEMBER, None)?);
-            let members = members.iter().map(String::as_str);
-            keys.extend(state::find_keys(read, num, MEMBER, members)?.into_iter().flatten());
-            values.extend(keys.iter().copied().zip(values_beside(room, timeline, changes, &keys)?));
+    } else {
+        for row in state::full(read, num, StateRef::Main(room.place.end))? {
+            values.push(event(row?));
         }
     }
-    let events: Vec<EventNum> = values.into_values().filter_map(StateValue::event).collect();
-    load(room, &events)
+    values.sort_unstable_by_key(|(key, _)| *key);
+    let shown: Vec<_> = changes.shown.iter().copied().collect();
+    for (key, value) in shown.iter().copied().zip(values_beside(room, timeline, changes, &shown)?) {
+        match values.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => values.get_mut(at).into_iter().for_each(|(_, old)| *old = value),
+            Err(at) => values.insert(at, (key, value)),
+        }
+    }
+    Ok(values.into_iter().filter_map(|(_, value)| value.event()).collect())
 }
 
 /// Lists the numbers of the keys whose types are in `[low, high)`. Without `high`, the range has no upper end.
@@ -275,9 +297,12 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
     rows.map(|row| row.map(|(_, key)| key)).collect()
 }
 
-/// Loads the events of these numbers. Those of the timeline are read together; the few kept aside are read one by one.
+/// Loads the events of these numbers, by rising number. Those of the timeline are read together, which costs little because
+/// they stand beside each other; the few kept aside are read one by one.
 fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<StoredEvent>, Fault> {
     let (read, num) = (room.window.read, room.num);
+    let mut events = events.to_vec();
+    events.sort_unstable();
     let places = schema::PLACE.get_many(read, events.iter().map(|event| (num, *event)))?;
     let orders: Vec<Order> = places
         .iter()

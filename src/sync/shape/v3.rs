@@ -5,7 +5,7 @@ use ruma::OwnedUserId;
 
 use crate::{
     accounts::presence::Presence,
-    json::{JsonRef, JsonText, Object},
+    json::{JsonRef, JsonText, List, Object},
     push::unread::Unread,
     rooms::{
         event::StoredEvent,
@@ -27,6 +27,9 @@ use crate::{
         window::{RoomWindow, Window},
     },
 };
+
+/// About how many bytes an answer takes beside its rooms.
+const SMALL_BYTES: usize = 4 << 10;
 
 /// An answer of `/sync` while it is being written.
 pub(crate) struct Answer<'a, 'w> {
@@ -59,48 +62,49 @@ impl<'a, 'w> Answer<'a, 'w> {
 
     /// Adds a room that the user is in.
     pub(crate) fn joined(&mut self, room: &RoomWindow<'_, '_>, news: &JoinedNews) -> Result<(), Fault> {
-        let mut answer = Object::new();
-        if let Some(summary) = &news.summary {
-            answer.json("summary", &show_summary(summary));
-        }
-        put_timeline(room, &news.timeline, &news.state, &mut answer)?;
-        let receipts = receipts::contents(&news.receipts);
-        let mut ephemeral: Vec<JsonText> =
-            receipts.iter().map(|content| plain_event("m.receipt", &JsonText::from(content))).collect();
-        if let Some(typists) = &news.typing {
-            let mut content = Object::new();
-            content.texts("user_ids", typists);
-            ephemeral.push(plain_event("m.typing", &content.finish()));
-        }
-        put_events(&mut answer, "ephemeral", &ephemeral);
-        put_events(&mut answer, "account_data", &self.show_room_data(room, &news.account_data));
-        put_counts(self.window, &news.counts, &mut answer);
-        self.joined.json(room.row.id.as_str(), &answer.finish());
-        Ok(())
+        let window = self.window;
+        self.joined.object(room.row.id.as_str(), |answer| {
+            if let Some(summary) = &news.summary {
+                answer.object("summary", |json| write_summary(json, summary));
+            }
+            write_timeline(room, &news.timeline, &news.state, answer)?;
+            write_events(answer, "ephemeral", |list| {
+                for content in receipts::contents(&news.receipts) {
+                    list.object(|event| write_plain_event(event, "m.receipt", &JsonText::from(&content)));
+                }
+                if let Some(typists) = &news.typing {
+                    list.object(|event| {
+                        event.text("type", "m.typing");
+                        event.object("content", |content| content.texts("user_ids", typists));
+                    });
+                }
+            });
+            write_events(answer, "account_data", |list| write_room_data(list, room, &news.account_data));
+            write_counts(window, &news.counts, answer);
+            Ok(())
+        })
     }
 
     /// Adds a room that the user has left.
     pub(crate) fn left(&mut self, room: &RoomWindow<'_, '_>, news: &LeftNews) -> Result<(), Fault> {
-        let mut answer = Object::new();
-        put_timeline(room, &news.timeline, &news.state, &mut answer)?;
-        put_events(&mut answer, "account_data", &self.show_room_data(room, &news.account_data));
-        self.left.json(room.row.id.as_str(), &answer.finish());
-        Ok(())
+        self.left.object(room.row.id.as_str(), |answer| {
+            write_timeline(room, &news.timeline, &news.state, answer)?;
+            write_events(answer, "account_data", |list| write_room_data(list, room, &news.account_data));
+            Ok(())
+        })
     }
 
     /// Adds a room that the user is invited to.
     pub(crate) fn invited(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
-        let mut answer = Object::new();
-        put_events(&mut answer, "invite_state", &show_stripped(room, state)?);
-        self.invited.json(room.row.id.as_str(), &answer.finish());
+        let shown = show_stripped(room, state)?;
+        self.invited.object(room.row.id.as_str(), |answer| put_events(answer, "invite_state", &shown));
         Ok(())
     }
 
     /// Adds a room that the user knocks at.
     pub(crate) fn knocked(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
-        let mut answer = Object::new();
-        put_events(&mut answer, "knock_state", &show_stripped(room, state)?);
-        self.knocked.json(room.row.id.as_str(), &answer.finish());
+        let shown = show_stripped(room, state)?;
+        self.knocked.object(room.row.id.as_str(), |answer| put_events(answer, "knock_state", &shown));
         Ok(())
     }
 
@@ -138,18 +142,18 @@ impl<'a, 'w> Answer<'a, 'w> {
 
     /// Finishes the answer with the token that goes on from here, and with how many keys the device has left.
     pub(crate) fn finish(self, next: &SyncToken, keys: &KeyCounts) -> Bytes {
-        let mut answer = Object::new();
-        answer.text("next_batch", &next.to_string());
-        let mut rooms = Object::new();
         let sections =
             [("join", self.joined), ("invite", self.invited), ("knock", self.knocked), ("leave", self.left)];
-        for (name, section) in sections {
-            if !section.is_empty() {
-                rooms.json(name, &section.finish());
-            }
-        }
-        if !rooms.is_empty() {
-            answer.json("rooms", &rooms.finish());
+        let told: Vec<_> = sections.into_iter().filter(|(_, section)| !section.is_empty()).collect();
+        let byte_count: usize = told.iter().map(|(_, section)| section.len()).sum();
+        let mut answer = Object::with_capacity(byte_count + SMALL_BYTES);
+        answer.text("next_batch", &next.to_string());
+        if !told.is_empty() {
+            answer.object("rooms", |rooms| {
+                for (name, section) in told {
+                    rooms.json(name, &section.finish());
+                }
+            });
         }
         let lists =
             [("account_data", self.account_data), ("presence", self.presence), ("to_device", self.to_device)];
@@ -173,26 +177,39 @@ impl<'a, 'w> Answer<'a, 'w> {
         answer.texts("device_unused_fallback_key_types", &keys.unused_fallback);
         answer.finish().into()
     }
+}
 
-    fn show_room_data(&self, room: &RoomWindow<'_, '_>, data: &Data) -> Vec<JsonText> {
-        let filter = &self.window.ask.filter.room_account_data;
-        show_data(data, |event_type| filter.wants_room(&room.row.id) && filter.wants_type(event_type))
+fn write_room_data(list: &mut List<'_>, room: &RoomWindow<'_, '_>, data: &Data) {
+    let filter = &room.window.ask.filter.room_account_data;
+    if !filter.wants_room(&room.row.id) {
+        return;
+    }
+    for (event_type, row) in data.iter().filter(|(event_type, _)| filter.wants_type(event_type)) {
+        list.object(|event| write_plain_event(event, event_type, JsonRef::stored(&row.content)));
     }
 }
 
-/// Writes a field `{"events": [..]}`.
+/// Adds a field `{"events": [..]}`.
 fn put_events(answer: &mut Object, name: &str, events: &[JsonText]) {
-    let mut list = Object::new();
-    list.list("events", events);
-    answer.json(name, &list.finish());
+    answer.object(name, |part| part.list("events", events));
+}
+
+/// Adds a field `{"events": [..]}`, whose list `write` writes.
+fn write_events<T>(answer: &mut Object, name: &str, write: impl FnOnce(&mut List<'_>) -> T) -> T {
+    answer.object(name, |part| part.list_with("events", write))
 }
 
 /// Writes an event that has a type and a content, and nothing else.
 fn plain_event<'j>(event_type: &str, content: impl Into<JsonRef<'j>>) -> JsonText {
     let mut event = Object::new();
+    write_plain_event(&mut event, event_type, content);
+    event.finish()
+}
+
+/// Writes the fields of an event that has a type and a content, and nothing else.
+fn write_plain_event<'j>(event: &mut Object, event_type: &str, content: impl Into<JsonRef<'j>>) {
     event.text("type", event_type);
     event.json("content", content);
-    event.finish()
 }
 
 /// Writes the object `device_lists`, with both of its lists even if they are empty.
@@ -208,57 +225,79 @@ fn show_data(data: &[(String, WrittenRow)], wants_type: impl Fn(&str) -> bool) -
     wanted.map(|(event_type, row)| plain_event(event_type, JsonRef::stored(&row.content))).collect()
 }
 
-fn show_summary(summary: &Summary) -> JsonText {
-    let mut json = Object::new();
+fn write_summary(json: &mut Object, summary: &Summary) {
     if let Some(heroes) = &summary.heroes {
         json.texts("m.heroes", heroes);
     }
     json.number("m.joined_member_count", summary.joined.into());
     json.number("m.invited_member_count", summary.invited.into());
-    json.finish()
 }
 
-fn put_timeline(
+fn write_timeline(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
     state: &[StoredEvent],
     answer: &mut Object,
 ) -> Result<(), Fault> {
     let name = if room.window.ask.use_state_after { "state_after" } else { "state" };
-    put_events(answer, name, &show_state(room, state)?);
-    let mut part = Object::new();
-    part.list("events", &show_timeline(room, timeline)?);
-    part.flag("limited", timeline.limited);
-    part.text("prev_batch", &timeline.prev_batch().to_string());
-    answer.json("timeline", &part.finish());
+    write_events(answer, name, |list| write_state(list, room, state))?;
+    answer.object("timeline", |part| {
+        part.list_with("events", |list| write_shown(list, room, timeline))?;
+        part.flag("limited", timeline.limited);
+        part.text("prev_batch", &timeline.prev_batch().to_string());
+        Ok(())
+    })
+}
+
+fn write_shown(list: &mut List<'_>, room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<(), Fault> {
+    if !has_other_form(room) {
+        return show::write_all(list, room.view(), &timeline.events, &room.viewer());
+    }
+    let shown = show::show_all(room.view(), &timeline.events, &room.viewer())?;
+    for ((stored, _), json) in timeline.events.iter().zip(shown) {
+        list.json(&in_form(room, stored, json, false)?);
+    }
     Ok(())
 }
 
-fn show_timeline(room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<Vec<JsonText>, Fault> {
-    let shown = show::show_all(room.view(), &timeline.events, &room.viewer())?;
-    let events = timeline.events.iter().zip(shown);
-    events.map(|((stored, _), json)| in_form(room, stored, json, false)).collect()
+/// Writes the events of a room's state as the client sees them, without those that its filter leaves out.
+fn write_state(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<(), Fault> {
+    let filter = &room.window.ask.filter.state;
+    if !filter.wants_room(&room.row.id) {
+        return Ok(());
+    }
+    let has_other_form = has_other_form(room);
+    for stored in events.iter().filter(|stored| filter.wants(stored)) {
+        if has_other_form {
+            let mut event = Object::with_capacity(stored.row.json.len() + 192);
+            write_state_event(&mut event, room, stored)?;
+            list.json(&in_form(room, stored, event.finish(), true)?);
+        } else {
+            list.object(|event| write_state_event(event, room, stored))?;
+        }
+    }
+    Ok(())
 }
 
-/// The events of a room's state as the client sees them, without those that its filter leaves out.
-fn show_state(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Vec<JsonText>, Fault> {
-    let (view, row, viewer) = (room.view(), room.row, room.viewer());
-    let filter = &room.window.ask.filter.state;
-    if !filter.wants_room(&row.id) {
-        return Ok(Vec::new());
+fn write_state_event(
+    event: &mut Object,
+    room: &RoomWindow<'_, '_>,
+    stored: &StoredEvent,
+) -> Result<(), Fault> {
+    let (view, viewer) = (room.view(), room.viewer());
+    // A client that is told the whole state does not ask what was there before, so that `prev_content` is left out.
+    if !room.place.is_whole() || stored.row.is_redacted() {
+        return show::write_plain(event, view, stored, &viewer);
     }
-    let mut shown = Vec::with_capacity(events.len());
-    for stored in events.iter().filter(|stored| filter.wants(stored)) {
-        // A client that is told the whole state does not ask what was there before, so that `prev_content` is left out.
-        let json = if !room.place.is_whole() || stored.row.is_redacted() {
-            show::show_plain(view, stored, &viewer)?
-        } else {
-            let seen = viewer.seen_in_state(view, stored)?;
-            show::client_json(row, &seen, &viewer, &Extras::default())
-        };
-        shown.push(in_form(room, stored, json, true)?);
-    }
-    Ok(shown)
+    let seen = viewer.seen_in_state(view, stored)?;
+    show::write(event, room.row, &seen, &viewer, &Extras::default());
+    Ok(())
+}
+
+/// Whether the client asked for events as servers see them, or for some of their fields only.
+fn has_other_form(room: &RoomWindow<'_, '_>) -> bool {
+    let filter = &room.window.ask.filter;
+    filter.federation_format || filter.fields.is_some()
 }
 
 /// Gives the event as servers see it, or with some of its fields only, if the client asked for that.
@@ -293,24 +332,22 @@ fn show_stripped(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Ve
 }
 
 /// Writes `unread_notifications`, and `unread_thread_notifications` if the client wants them by thread.
-fn put_counts(window: &Window<'_>, counts: &Counts, answer: &mut Object) {
+fn write_counts(window: &Window<'_>, counts: &Counts, answer: &mut Object) {
     if !window.ask.filter.thread_counts {
-        answer.json("unread_notifications", &show_unread(counts.total));
+        answer.object("unread_notifications", |json| write_unread(json, counts.total));
         return;
     }
-    answer.json("unread_notifications", &show_unread(counts.main));
-    let mut threads = Object::new();
-    for (root, unread) in &counts.threads {
-        threads.json(root.as_str(), &show_unread(*unread));
-    }
-    if !threads.is_empty() {
-        answer.json("unread_thread_notifications", &threads.finish());
+    answer.object("unread_notifications", |json| write_unread(json, counts.main));
+    if !counts.threads.is_empty() {
+        answer.object("unread_thread_notifications", |threads| {
+            for (root, unread) in &counts.threads {
+                threads.object(root.as_str(), |json| write_unread(json, *unread));
+            }
+        });
     }
 }
 
-fn show_unread(unread: Unread) -> JsonText {
-    let mut json = Object::new();
+fn write_unread(json: &mut Object, unread: Unread) {
     json.number("notification_count", unread.notifications);
     json.number("highlight_count", unread.highlights);
-    json.finish()
 }
