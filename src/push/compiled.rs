@@ -225,6 +225,7 @@ pub(crate) mod tests {
             next_key: 0,
             next_side: 0,
             heads: Vec::new(),
+            apart: Vec::new(),
             joined: 2,
             invited: 0,
         }

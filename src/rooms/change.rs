@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 
-pub use received::{Outcome, Received, Step, Taken};
+pub use received::{Outcome, Received, Reunion, Step, Taken};
 pub use txn::Txn;
 
 use staged::{Moved, Staged};
@@ -121,6 +121,7 @@ impl Change {
             next_key: 0,
             next_side: 0,
             heads: Vec::new(),
+            apart: Vec::new(),
             joined: 0,
             invited: 0,
         };

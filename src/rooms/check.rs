@@ -121,7 +121,8 @@ fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> R
         "the newest change of its state is not at `state_tip`",
     );
     doubts.unless(!row.heads.is_empty(), "it has no heads");
-    for Head { event, key, depth, after, .. } in &row.heads {
+    let apart = row.apart.iter().map(|branch| &branch.head);
+    for Head { event, key, depth, after, .. } in row.heads.iter().chain(apart) {
         let stored = event::find(read, *num, *event)?;
         let is_it = stored.is_some_and(|it| it.row.header.key == *key && it.row.header.depth == *depth);
         doubts.unless(is_it, format!("its head {event} is not there or is another event"));

@@ -10,7 +10,10 @@ use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
     events::TimelineEventType, room_version_rules::RedactionRules, state_res,
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -63,6 +66,11 @@ const CHOSEN_IDS_UPTO: u8 = 2;
 /// The one room version that writes ids in the standard alphabet of base64, which is not safe in URLs.
 const STANDARD_ALPHABET: u8 = 3;
 
+/// Whether servers choose the ids of their events freely in rooms of this version.
+pub fn are_ids_chosen(version: u8) -> bool {
+    version <= CHOSEN_IDS_UPTO
+}
+
 /// Writes the id of an event for a room of this version.
 #[expect(clippy::expect_used, reason = "a dollar sign and base64 is an event id by every grammar")]
 pub fn event_id(key: &EventKey, version: u8) -> OwnedEventId {
@@ -84,7 +92,7 @@ pub fn event_id(key: &EventKey, version: u8) -> OwnedEventId {
 /// writes ids: the same hash in another alphabet names no event.
 pub fn parse_event_id(id: &EventId, room: RoomNum, version: u8) -> Option<EventKey> {
     let text = id.as_str().strip_prefix('$')?;
-    if version <= CHOSEN_IDS_UPTO {
+    if are_ids_chosen(version) {
         return id.server_name().map(|_| EventKey::Chosen(room, id.as_str().into()));
     }
     let bytes = match version {
@@ -299,10 +307,39 @@ struct Wire {
     content: Box<RawValue>,
     #[serde(default)]
     state_key: Option<String>,
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    prev_events: Vec<Cited>,
+    auth_events: Vec<Cited>,
     #[serde(default)]
     redacts: Option<OwnedEventId>,
+}
+
+/// The id of an event as another one cites it: alone, or in room versions 1 and 2 in a list with the event's hash.
+struct Cited(OwnedEventId);
+
+impl<'de> Deserialize<'de> for Cited {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Form;
+
+        impl<'de> Visitor<'de> for Form {
+            type Value = Cited;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the id of an event")
+            }
+
+            fn visit_str<E: de::Error>(self, id: &str) -> Result<Cited, E> {
+                OwnedEventId::try_from(id).map(Cited).map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Cited, A::Error> {
+                let id = list.next_element::<OwnedEventId>()?;
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                id.map(Cited).ok_or_else(|| de::Error::invalid_length(0, &self))
+            }
+        }
+
+        from.deserialize_any(Form)
+    }
 }
 
 impl Event {
@@ -317,8 +354,8 @@ impl Event {
             event_type: wire.event_type,
             content: wire.content,
             state_key: wire.state_key,
-            prev: wire.prev_events,
-            auth: wire.auth_events,
+            prev: wire.prev_events.into_iter().map(|cited| cited.0).collect(),
+            auth: wire.auth_events.into_iter().map(|cited| cited.0).collect(),
             redacts: wire.redacts,
             rejected: false,
         })

@@ -9,7 +9,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, StateRef},
     schema,
-    schema::rooms::{Head, Place, RoomRow},
+    schema::rooms::{Apart, Head, Place, RoomRow},
     store::{Batch, Direction, Fault, Read},
 };
 
@@ -19,6 +19,11 @@ pub const HEADS_MAX: usize = 20;
 pub const HEADS_WANTED: usize = 10;
 /// Merge a head at once if its state differs from the current one in more keys than this.
 pub const HEAD_DISTANCE_WANTED: u64 = 1_000;
+/// A branch whose state differs from the room's in more keys than this stands apart until it is reunited. Tests use a
+/// small bound to reach it in small rooms.
+pub const APART_DISTANCE: u64 = if cfg!(test) { 200 } else { HEAD_DISTANCE_WANTED };
+/// At most this many branches of a room stand apart.
+pub const APART_MAX: usize = 20;
 /// Drop a head of another server that is older than this before younger ones.
 const HEAD_AGE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Likewise drop a head early that is this much less deep than the deepest.
@@ -97,7 +102,11 @@ pub struct HeadFacts {
 /// of other servers that add no state of their own, then old and shallow ones, then the oldest. Ours stay: as they cite
 /// all heads, there is at most one.
 pub fn list_heads_to_drop(heads: &[HeadFacts], now_ms: u64) -> Vec<EventNum> {
-    let excess = heads.len().saturating_sub(HEADS_MAX);
+    list_excess(heads, HEADS_MAX, now_ms)
+}
+
+fn list_excess(heads: &[HeadFacts], heads_max: usize, now_ms: u64) -> Vec<EventNum> {
+    let excess = heads.len().saturating_sub(heads_max);
     let deepest = heads.iter().map(|head| head.depth).max().unwrap_or(0);
     // A head adds no state if ours or a newer one has the same, so the newest are looked at first.
     let mut newest_first: Vec<&HeadFacts> = heads.iter().collect();
@@ -141,6 +150,24 @@ pub fn drop_heads(heads: &mut Vec<Head>, unwritten: Option<EventNum>, now_ms: u6
     let dropped = list_heads_to_drop(&facts, now_ms);
     heads.retain(|head| !dropped.contains(&head.event));
     heads.sort_by_key(|head| head.event);
+}
+
+/// Drops branches above [`APART_MAX`], by the same choice as heads: those that add no state first, then old and shallow
+/// ones, then the oldest. A branch that is dropped comes back with the next event that stands on it.
+pub fn drop_apart(apart: &mut Vec<Apart>, now_ms: u64) {
+    let facts: Vec<HeadFacts> = apart
+        .iter()
+        .map(|Apart { head, .. }| {
+            let Head { event, depth, stored_ms, is_own, after, .. } = *head;
+            HeadFacts { event, is_own, depth, stored_ms, after: Some(after) }
+        })
+        .collect();
+    let dropped = list_excess(&facts, APART_MAX, now_ms);
+    for event in &dropped {
+        tracing::debug!(%event, "a branch is dropped, because too many stand apart from the room's state");
+    }
+    apart.retain(|branch| !dropped.contains(&branch.head.event));
+    apart.sort_by_key(|branch| branch.head.event);
 }
 
 /// The standing that an event gets whose state is not the current one.

@@ -139,6 +139,7 @@ pub(in crate::rooms) mod tests {
             next_key: 0,
             next_side: 0,
             heads: Vec::new(),
+            apart: Vec::new(),
             joined: 0,
             invited: 0,
         }

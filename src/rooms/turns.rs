@@ -16,11 +16,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{
-    error::{Error, Result},
-    ids::RoomNum,
-    rooms::tip::Tip,
-};
+use crate::{error::Error, ids::RoomNum, rooms::tip::Tip};
 
 /// Keep the turns and tips of at most this many rooms that nobody changes.
 const ROOMS_MAX: usize = 1_024;
@@ -97,6 +93,62 @@ pub struct Turns {
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
+    /// When the room's branches were reunited last.
+    pub(crate) reunions: Reunions,
+}
+
+/// Reunions of a room's branches keep this distance at least.
+const REUNION_PAUSE_MIN: Duration = Duration::from_secs(10);
+/// Reunions of a room's branches keep this distance at most.
+const REUNION_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// The distance of two reunions is this many times as long as the last one took.
+const REUNION_PAUSES: u32 = 20;
+
+/// Paces the reunions of a room's branches, because each reads as much as the room has keys.
+#[derive(Debug, Default)]
+pub(crate) struct Reunions(Mutex<Paced>);
+
+#[derive(Debug, Default)]
+struct Paced {
+    /// The uptime of the server from which on the next reunion may begin.
+    from: Duration,
+    /// Whether somebody is going to begin a reunion.
+    is_claimed: bool,
+    is_running: bool,
+}
+
+impl Paced {
+    fn pause(&self, now: Duration) -> Duration {
+        if self.is_running { REUNION_PAUSE_MIN } else { self.from.saturating_sub(now) }
+    }
+}
+
+impl Reunions {
+    /// Asks for a reunion. Where the answer is `true`, the caller must begin one ([`Self::begin`]); otherwise somebody
+    /// else is going to. `now` is the uptime of the server, here and below.
+    pub(crate) fn claim(&self) -> bool {
+        !std::mem::replace(&mut self.0.lock().is_claimed, true)
+    }
+
+    /// Begins the reunion that was claimed, or tells how long to wait before the next try to begin it. What comes in
+    /// after it has begun has to claim another one.
+    pub(crate) fn begin(&self, now: Duration) -> Result<(), Duration> {
+        let mut paced = self.0.lock();
+        let pause = paced.pause(now);
+        if !pause.is_zero() {
+            return Err(pause);
+        }
+        (paced.is_claimed, paced.is_running) = (false, true);
+        Ok(())
+    }
+
+    /// Notes that a reunion has ended, and how long it took.
+    pub(crate) fn end(&self, now: Duration, took: Duration) {
+        let mut paced = self.0.lock();
+        debug_assert!(paced.is_running, "a reunion ends that has begun");
+        let pause = took.saturating_mul(REUNION_PAUSES).clamp(REUNION_PAUSE_MIN, REUNION_PAUSE_MAX);
+        (paced.from, paced.is_running) = (now.saturating_add(pause), false);
+    }
 }
 
 #[derive(Default)]
@@ -119,12 +171,12 @@ impl std::fmt::Debug for Queue {
 
 impl Turns {
     fn new(tips_bytes: Arc<AtomicUsize>) -> Self {
-        Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default() }
+        Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default(), reunions: Reunions::default() }
     }
 
     /// Adds a turn at the end. Gives `true` when no thread works the turns off: the caller must then have
     /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
-    pub fn add(&self, turn: Turn) -> Result<bool> {
+    pub fn add(&self, turn: Turn) -> Result<bool, Error> {
         let mut queue = self.queue.lock();
         if queue.waiting.len() >= TURNS_MAX {
             tracing::debug!(
@@ -225,6 +277,22 @@ mod tests {
         ids::Order,
         rooms::tip::tests::{row, some_state},
     };
+
+    #[test]
+    fn reunions_of_a_room_keep_their_distance() {
+        let (reunions, at) = (Reunions::default(), Duration::from_secs);
+        assert!(reunions.claim());
+        assert!(!reunions.claim(), "one is enough for all that came before it");
+        assert_eq!(reunions.begin(at(5)), Ok(()));
+        assert!(reunions.claim(), "what comes in meanwhile needs another one");
+        assert!(reunions.begin(at(6)).is_err(), "one at a time");
+        reunions.end(at(7), at(2));
+        assert_eq!(reunions.begin(at(8)), Err(at(39)), "it waits twenty times as long as the last one took");
+        assert_eq!(reunions.begin(at(47)), Ok(()));
+        reunions.end(at(47), at(1_000));
+        assert!(reunions.claim());
+        assert_eq!(reunions.begin(at(48)), Err(REUNION_PAUSE_MAX - at(1)));
+    }
 
     #[test]
     fn a_turn_that_panics_stops_no_other() {

@@ -4,10 +4,14 @@ use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 
 /// The lowest room version that is spoken. In versions 1 and 2, servers choose the ids of their events.
 pub const LOWEST: u8 = 3;
+/// The lowest room version whose events are judged and whose states are resolved. Version 1 resolves its states in a way
+/// of its own.
+pub const LOWEST_JUDGED: u8 = 2;
 /// The highest room version that is spoken.
 pub const HIGHEST: u8 = 12;
 
-static RULES: [RoomVersionRules; 10] = [
+static RULES: [RoomVersionRules; 11] = [
+    RoomVersionRules::V2,
     RoomVersionRules::V3,
     RoomVersionRules::V4,
     RoomVersionRules::V5,
@@ -20,16 +24,16 @@ static RULES: [RoomVersionRules; 10] = [
     RoomVersionRules::V12,
 ];
 
-/// Finds the rules of a version; `None` for one that this server does not speak.
+/// Finds the rules of a version; `None` for one whose events this server cannot judge.
 pub fn find_rules(version: u8) -> Option<&'static RoomVersionRules> {
-    RULES.get(usize::from(version.checked_sub(LOWEST)?))
+    RULES.get(usize::from(version.checked_sub(LOWEST_JUDGED)?))
 }
 
 /// Finds the number of a version; `None` for one that this server does not speak.
 pub fn number(version: &RoomVersionId) -> Option<u8> {
     let number: u8 = version.as_str().parse().ok()?;
     // The names of versions are opaque: "012" is another version than "12".
-    (find_rules(number).is_some() && number.to_string() == version.as_str()).then_some(number)
+    ((LOWEST..=HIGHEST).contains(&number) && number.to_string() == version.as_str()).then_some(number)
 }
 
 #[cfg(test)]
@@ -37,10 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_3_to_12_have_the_rules_ruma_has_for_them() {
-        for version in LOWEST..=HIGHEST {
+    fn each_version_has_the_rules_ruma_has_for_it() {
+        for version in LOWEST_JUDGED..=HIGHEST {
             let id = RoomVersionId::try_from(version.to_string().as_str()).unwrap();
-            assert_eq!(number(&id), Some(version));
+            assert_eq!(number(&id), (version >= LOWEST).then_some(version));
             assert_eq!(format!("{:?}", find_rules(version).unwrap()), format!("{:?}", id.rules().unwrap()));
         }
     }
@@ -50,6 +54,6 @@ mod tests {
         for id in ["1", "2", "13", "012", "org.example.test"] {
             assert_eq!(number(&RoomVersionId::try_from(id).unwrap()), None, "{id}");
         }
-        assert!(find_rules(0).is_none());
+        assert!([0, 1, 13].into_iter().all(|version| find_rules(version).is_none()));
     }
 }

@@ -7,7 +7,6 @@ use crate::{
     ids::{EventNum, Order, Position, RoomNum},
     schema::{
         encoding::{decode_bytes, decode_ref, decode_u32, encode_bytes, encode_ref},
-        events::expect_named,
         state::StateRef,
     },
     store::{
@@ -90,6 +89,48 @@ pub struct Head {
     pub after: StateRef,
 }
 
+impl Head {
+    fn encode(&self, to: &mut Encoder) {
+        to.varint(self.event.0);
+        EventKey::encode_key(&self.key, to);
+        to.varint(self.depth);
+        to.varint(self.stored_ms);
+        to.raw(&[u8::from(self.is_own)]);
+        encode_ref(self.after, to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            event: EventNum(from.varint()?),
+            key: Key::decode_key(from)?,
+            depth: from.varint()?,
+            stored_ms: from.varint()?,
+            is_own: from.byte()? == 1,
+            after: decode_ref(from)?,
+        })
+    }
+}
+
+/// The newest event of a branch whose state is far from the room's. The room's state does not follow from it before the
+/// branch is reunited with the heads (`docs/decisions/branches-that-stand-apart.md`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// The event, which becomes a head when the branch is reunited.
+    pub head: Head,
+    /// The heads that this event, or an earlier one of its branch, cites. They are heads no more when the branch is
+    /// reunited.
+    pub replaces: Vec<EventNum>,
+}
+
+impl Apart {
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        let head = Head::decode(from)?;
+        let count = from.varint()?;
+        let replaces = (0..count).map(|_| from.varint().map(EventNum)).collect::<Result<_, Fault>>()?;
+        Ok(Self { head, replaces })
+    }
+}
+
 /// A room. Rewritten with each of its events; the room's lock guards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomRow {
@@ -111,6 +152,8 @@ pub struct RoomRow {
     pub next_side: u32,
     /// Its heads, at most 20; sorted by event.
     pub heads: Vec<Head>,
+    /// Its branches that stand apart, at most 20; sorted by event.
+    pub apart: Vec<Apart>,
     /// The number of users of all servers who are joined.
     pub joined: u32,
     /// The number of users of all servers who are invited.
@@ -119,7 +162,7 @@ pub struct RoomRow {
 
 impl Value for RoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2, self.version, u8::from(self.resident == Resident::Yes)]);
+        to.raw(&[3, self.version, u8::from(self.resident == Resident::Yes)]);
         encode_bytes(self.id.as_bytes(), to);
         Order::encode_key(self.tip, to);
         Order::encode_key(self.state_tip, to);
@@ -130,18 +173,25 @@ impl Value for RoomRow {
         to.varint(self.invited.into());
         to.varint(self.heads.len() as u64);
         for head in &self.heads {
-            to.varint(head.event.0);
-            EventKey::encode_key(&head.key, to);
-            to.varint(head.depth);
-            to.varint(head.stored_ms);
-            to.raw(&[u8::from(head.is_own)]);
-            encode_ref(head.after, to);
+            head.encode(to);
+        }
+        to.varint(self.apart.len() as u64);
+        for branch in &self.apart {
+            branch.head.encode(to);
+            to.varint(branch.replaces.len() as u64);
+            for event in &branch.replaces {
+                to.varint(event.0);
+            }
         }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_named(&mut from)?;
+        // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart.
+        let layout = from.byte()?;
+        if !(1..=3).contains(&layout) {
+            return Err(Fault::Corrupt("a row has an unknown layout"));
+        }
         let version = from.byte()?;
         let resident = if from.byte()? == 1 { Resident::Yes } else { Resident::No };
         let id = std::str::from_utf8(decode_bytes(&mut from)?).ok().and_then(|id| RoomId::parse(id).ok());
@@ -158,18 +208,11 @@ impl Value for RoomRow {
             invited: decode_u32(&mut from)?,
             heads: {
                 let count = from.varint()?;
-                (0..count)
-                    .map(|_| {
-                        Ok(Head {
-                            event: EventNum(from.varint()?),
-                            key: Key::decode_key(&mut from)?,
-                            depth: from.varint()?,
-                            stored_ms: from.varint()?,
-                            is_own: from.byte()? == 1,
-                            after: decode_ref(&mut from)?,
-                        })
-                    })
-                    .collect::<Result<_, Fault>>()?
+                (0..count).map(|_| Head::decode(&mut from)).collect::<Result<_, Fault>>()?
+            },
+            apart: {
+                let count = if layout < 3 { 0 } else { from.varint()? };
+                (0..count).map(|_| Apart::decode(&mut from)).collect::<Result<_, Fault>>()?
             },
         })
     }
@@ -181,7 +224,7 @@ impl RoomRow {
     pub fn settle(mut self, base: Position) -> Self {
         self.tip = self.tip.settle(base);
         self.state_tip = self.state_tip.settle(base);
-        for head in &mut self.heads {
+        for head in self.heads.iter_mut().chain(self.apart.iter_mut().map(|branch| &mut branch.head)) {
             head.after = head.after.settle(base);
         }
         self
@@ -270,6 +313,14 @@ mod tests {
     #[test]
     fn a_room_comes_back() {
         let order = Order::live(Position::new(99).unwrap());
+        let head = |event| Head {
+            event: EventNum(event),
+            key: [5; 32].into(),
+            depth: 3,
+            stored_ms: 7,
+            is_own: true,
+            after: StateRef::Main(order),
+        };
         let room = RoomRow {
             id: RoomId::parse("!abc:example.org").unwrap(),
             version: 11,
@@ -279,18 +330,23 @@ mod tests {
             next_event: 12,
             next_key: 4,
             next_side: 1,
-            heads: vec![Head {
-                event: EventNum(11),
-                key: [5; 32].into(),
-                depth: 3,
-                stored_ms: 7,
-                is_own: true,
-                after: StateRef::Main(order),
-            }],
+            heads: vec![head(11)],
+            apart: vec![
+                Apart { head: head(9), replaces: Vec::new() },
+                Apart { head: head(10), replaces: vec![EventNum(3), EventNum(11)] },
+            ],
             joined: 2,
             invited: 1,
         };
         assert_eq!(round_trip(&room), room);
+        // A row of layout 2 ends after the heads.
+        let whole = RoomRow { apart: Vec::new(), ..room };
+        let mut to = Encoder::default();
+        whole.encode(&mut to);
+        let mut old = to.bytes;
+        assert_eq!((old[0], old.pop()), (3, Some(0)));
+        old[0] = 2;
+        assert_eq!(RoomRow::decode(old.into()).unwrap(), whole);
     }
 
     #[test]

@@ -30,7 +30,7 @@ async fn room_with_bob(alice: &TestClient) -> (String, Remote) {
 /// Bob sets the topic, and it comes in when he may no longer.
 async fn late_topic(alice: &TestClient, room: &str, bob: &Remote) -> String {
     let topic = bob.event("m.room.topic", Some(""), json!({ "topic": "late" }), &bob.heads());
-    let id = topic.event.id.to_string();
+    let id = topic.id().to_string();
     alice.ok_put(&format!("/rooms/{room}/state/m.room.power_levels"), levels(0)).await;
     assert!(matches!(bob.send(topic).await, Outcome::Aside(..)));
     id
@@ -47,7 +47,7 @@ async fn a_soft_failed_event_that_is_current_state_is_told() {
     let mut prev = bob.heads();
     prev.push(topic.as_str().try_into().unwrap());
     let merge = bob.message("merge", &prev);
-    let merge_id = merge.event.id.to_string();
+    let merge_id = merge.id().to_string();
     assert!(matches!(bob.send(merge).await, Outcome::Accepted(_)));
     assert_eq!(alice.state(&room, "m.room.topic", "").await.1["topic"], "late", "it is the current state");
     for path in [

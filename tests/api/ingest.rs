@@ -90,7 +90,7 @@ async fn a_list_is_judged_in_its_order_and_what_is_missing_is_named() {
     // Each event stands on the one before, and there are more than one turn takes. All are built before any of them is known.
     for number in 0..25 {
         let event = bob.message(&number.to_string(), &prev);
-        prev = vec![event.event.id.clone()];
+        prev = vec![event.id().to_owned()];
         events.push(event);
     }
     let last = events[24].clone();
@@ -99,7 +99,7 @@ async fn a_list_is_judged_in_its_order_and_what_is_missing_is_named() {
     let outcomes = ingest::ingest(&bob.app, bob.room, events).await.unwrap();
     assert_eq!(outcomes.len(), 25);
     assert!(outcomes.iter().all(accepted), "{outcomes:?}");
-    assert_eq!(bob.heads(), std::slice::from_ref(&last.event.id));
+    assert_eq!(bob.heads(), [last.id()]);
     let again = ingest::ingest(&bob.app, bob.room, vec![last.clone(); 2]).await.unwrap();
     assert!(again.iter().all(|outcome| matches!(outcome, Outcome::Known(_))), "{again:?}");
     assert!(ingest::ingest(&bob.app, bob.room, vec![last; ingest::EVENTS_MAX + 1]).await.is_err());
@@ -204,7 +204,7 @@ async fn a_state_is_not_turned_back_by_a_question_of_another_turn() {
         // The room's state moves on before each round, in a way that only its newest place knows.
         alice.ok_put(&format!("/rooms/{room}/state/m.room.name"), json!({ "name": name })).await;
         let first = renamed(&bob, name);
-        let second = bob.message(name, &[first.event.id.clone(), old[0].clone()]);
+        let second = bob.message(name, &[first.id().to_owned(), old[0].clone()]);
         let outcomes = ingest::ingest(&bob.app, bob.room, vec![first, second]).await.unwrap();
         assert!(outcomes.iter().all(accepted), "{outcomes:?}");
         assert_eq!(alice.state(&room, "m.room.member", bob.user.as_str()).await.1["displayname"], name);
@@ -237,10 +237,10 @@ async fn what_stands_on_a_rejected_event_replaces_the_head_below_it() {
     let alice = server.register("alice").await;
     let (_, bob) = shared_room(&alice, json!({})).await;
     let rejected = bob.event("m.room.name", Some(""), json!({ "name": "mine" }), &bob.heads());
-    let rejected_id = rejected.event.id.clone();
+    let rejected_id = rejected.id().to_owned();
     assert!(matches!(bob.send(rejected).await, Outcome::Aside(..)));
     let after = bob.message("after", &[rejected_id]);
-    let after_id = after.event.id.clone();
+    let after_id = after.id().to_owned();
     assert!(accepted(&bob.send(after).await));
     assert_eq!(bob.heads(), [after_id]);
 }
@@ -262,7 +262,7 @@ async fn an_event_that_takes_a_thousand_out_of_the_room_is_accepted() {
                 Remote { app: bob.app.clone(), room: bob.room, user: user.as_str().try_into().unwrap() };
             let join = json!({ "membership": "join" });
             let event = raider.event("m.room.member", Some(&user), join, &prev);
-            prev = vec![event.event.id.clone()];
+            prev = vec![event.id().to_owned()];
             events.push(event);
         }
         let outcomes = ingest::ingest(&bob.app, bob.room, events).await.unwrap();
@@ -271,7 +271,7 @@ async fn an_event_that_takes_a_thousand_out_of_the_room_is_accepted() {
     // Bob closed the door before, on the other side of a partition.
     bob.app.env.sleep(Duration::from_secs(5)).await;
     let close = bob.event("m.room.join_rules", Some(""), json!({ "join_rule": "invite" }), &old);
-    let after = bob.message("after", std::slice::from_ref(&close.event.id));
+    let after = bob.message("after", &[close.id().to_owned()]);
     assert!(accepted(&bob.send(close).await));
     assert!(accepted(&bob.send(after).await), "what follows is accepted, too");
     assert_eq!(alice.state(&room, "m.room.join_rules", "").await.1["join_rule"], "invite");
@@ -325,7 +325,7 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
     app.env.blocking(all_held).await.unwrap();
 
     let far = bob.message("from long ago", &old);
-    let far_id = far.event.id.clone();
+    let far_id = far.id().to_owned();
     let (fixture, num) = (app.clone(), bob.room);
     let (ended, mut end) = oneshot::channel();
     let free = app.rooms.resolutions_waiting().available_permits();

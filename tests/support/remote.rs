@@ -10,6 +10,7 @@ use aqueduct::{
         change::{Outcome, Received},
         event,
     },
+    schema::rooms::EventKey,
 };
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
 use serde_json::Value;
@@ -68,7 +69,7 @@ impl Remote {
         let depth = prev.iter().map(depth_of).max().unwrap_or(0) + 1;
         let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth };
         let built = build::build(self.app.rooms.signer(), &draft, &setting, row.version).unwrap();
-        Received { key: built.hash.into(), json: built.json, event: built.event, depth }
+        Received::check(self.room, &row, built.hash, built.json).unwrap()
     }
 
     /// A message whose previous events are these.
@@ -87,24 +88,18 @@ impl Remote {
     pub(crate) async fn join(&self) -> OwnedEventId {
         let content = serde_json::json!({ "membership": "join" });
         let event = self.event("m.room.member", Some(self.user.as_str()), content, &self.heads());
-        let id = event.event.id.clone();
+        let id = event.id().to_owned();
         let outcome = self.send(event).await;
         assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
         id
     }
-}
 
-/// Events whose bytes are not those that were built. Nothing looks at their hash here.
-pub(crate) trait Rewritten {
-    /// The event with another value of a top-level field.
-    fn set(&mut self, field: &str, value: Value);
-}
-
-impl Rewritten for Received {
-    fn set(&mut self, field: &str, value: Value) {
-        let mut json: Value = serde_json::from_slice(&self.json).unwrap();
+    /// The event with another value of a top-level field. Nothing looks at its hash here.
+    pub(crate) fn rewritten(&self, received: &Received, field: &str, value: Value) -> Received {
+        let mut json: Value = serde_json::from_slice(received.json()).unwrap();
         json[field] = value;
-        self.json = json.to_string().into();
-        self.event = event::Event::parse(self.event.id.clone(), &self.json).unwrap();
+        let EventKey::Hash(hash) = received.key() else { panic!("an event without a hash") };
+        let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
+        Received::check(self.room, &row, *hash, json.to_string().into()).unwrap()
     }
 }

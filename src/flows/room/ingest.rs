@@ -6,6 +6,8 @@
 //! them itself with the events that were read beside it. A question never names rows that are still pending: if it would name
 //! places of the turn's own batch, the turn ends first.
 
+mod reunite;
+
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use ruma::{CanonicalJsonObject, api::error::ErrorKind};
@@ -56,6 +58,8 @@ struct Turn {
     taken: Option<Taken>,
     /// Whether the heads are to be merged: they are too many, or one is too far from the room's state.
     wants_merge: bool,
+    /// Whether branches of the room stand apart from its state.
+    stands_apart: bool,
 }
 
 /// Judges these events in their order and writes the outcomes; answers when these are durable and visible. An event whose
@@ -68,7 +72,8 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
     let come = |event| Coming { event: Arc::new(event), taken: None };
     let mut waiting: VecDeque<Coming> = events.into_iter().map(come).collect();
     let mut outcomes = Vec::with_capacity(waiting.len());
-    let (mut at_once, mut answers, mut wants_merge) = (TURN_EVENTS_MAX, 0, false);
+    let (mut at_once, mut answers) = (TURN_EVENTS_MAX, 0);
+    let (mut wants_merge, mut stands_apart) = (false, false);
     let mut worked: Option<Worked<'_>> = None;
     while !waiting.is_empty() {
         let some: Vec<_> = waiting.iter().take(at_once).cloned().collect();
@@ -84,6 +89,7 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
                 answers = if came_to_something { 0 } else { answers };
                 outcomes.extend(turn.outcomes);
                 wants_merge = turn.wants_merge;
+                stands_apart = turn.stands_apart;
                 if let Some(next) = waiting.front_mut() {
                     next.taken = turn.taken;
                 }
@@ -112,9 +118,10 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
             answers = 0;
         }
     }
-    if wants_merge && let Err(error) = merge_heads(app, room).await {
-        // The next event of the room asks for the merge again.
-        tracing::warn!(%error, %room, "the heads of a room could not be merged");
+    if stands_apart {
+        reunite::when_due(app, room).await;
+    } else if wants_merge {
+        try_merge(app, room).await;
     }
     Ok(outcomes)
 }
@@ -132,14 +139,14 @@ async fn take_turn(
     commit::in_room(app, room, move |change| {
         let (began, now_ms) = (owned.env.instant(), owned.env.now_ms());
         let outcomes = Vec::with_capacity(events.len());
-        let mut turn = Turn { outcomes, asks: None, taken: None, wants_merge: false };
+        let mut turn = Turn { outcomes, asks: None, taken: None, wants_merge: false, stands_apart: false };
         for Coming { event, taken } in events {
             if owned.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
                 turn.taken = taken;
                 break;
             }
             let loaded = loaded.as_deref().filter(|_| turn.outcomes.is_empty());
-            let resolving = Resolving { resolver: owned.rooms.resolver(), loaded };
+            let resolving = Resolving { loaded, ..owned.rooms.resolver().into() };
             match change.receive(&event, taken, resolving, now_ms)? {
                 Step::Done(outcome) => turn.outcomes.push(outcome),
                 Step::Resolve(question, taken) => {
@@ -159,6 +166,7 @@ async fn take_turn(
         let is_accepted = |outcome: &Outcome| matches!(outcome, Outcome::Accepted(_));
         turn.wants_merge =
             turn.outcomes.iter().any(is_accepted) && graph::want_merge(&change.batch, room, &change.row)?;
+        turn.stands_apart = !change.row.apart.is_empty();
         Ok(turn)
     })
     .await
@@ -200,6 +208,13 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
     };
     let is_answered = app.env.blocking_long(Long::Resolution, work).await?;
     Ok(is_answered.then_some(Worked { loaded, _of_all, _of_room }))
+}
+
+/// Merges the heads of a room if that is possible. Where it is not, the next event of the room asks for it again.
+async fn try_merge(app: &App, room: RoomNum) {
+    if let Err(error) = merge_heads(app, room).await {
+        tracing::warn!(%error, %room, "the heads of a room could not be merged");
+    }
 }
 
 /// Merges the heads of a room: an event that cites all of them, and that nobody sees, is sent in the name of one of our users.

@@ -65,16 +65,16 @@ impl Change {
     ) -> Result<Outcome> {
         if !self.has_room_aside()? {
             let why = "the room keeps too many events aside";
-            tracing::debug!(room = %self.num, event = %received.event.id, why, "an event is dropped");
+            tracing::debug!(room = %self.num, event = %received.event().id, why, "an event is dropped");
             return Ok(Outcome::Unknown);
         }
         let taken = self.take_numbers(received, rejected.is_some())?;
         let entering = Entering {
             num: taken.event,
-            key: received.key.clone(),
-            event: &received.event,
-            json: &received.json,
-            depth: received.depth,
+            key: received.key().clone(),
+            event: received.event(),
+            json: received.json(),
+            depth: received.depth(),
             state_key: taken.key,
             replaces: None,
             before: None,
@@ -87,10 +87,10 @@ impl Change {
         if rejected.is_none() && header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, taken.event, &header.auth);
         }
-        let row = EventRow { header, json: received.json.clone() };
+        let row = EventRow { header, json: received.json().clone() };
         let why =
             rejected.clone().unwrap_or_else(|| "other events name it among their auth events".to_owned());
-        tracing::debug!(room = %self.num, event = %received.event.id, rejected = rejected.is_some(), why, "an event is kept as an outlier");
+        tracing::debug!(room = %self.num, event = %received.event().id, rejected = rejected.is_some(), why, "an event is kept as an outlier");
         self.put_aside_row(&AsideRow { rejected: rejected.is_some(), why, row: row.clone() })?;
         schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
         self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;

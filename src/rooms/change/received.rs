@@ -9,6 +9,8 @@
 //! [`Question`]: it is answered beside the room, and the event comes back for another turn, which finds the answer. A
 //! question leaves its turn only if it names nothing of a batch that is still being built ([`Settled`]).
 
+mod apart;
+mod gate;
 mod write;
 
 use std::{
@@ -16,7 +18,8 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
+pub use apart::Reunion;
+pub use gate::Received;
 use ruma::{EventId, OwnedEventId};
 
 use super::Change;
@@ -31,25 +34,9 @@ use crate::{
         state::{self, Sketch},
     },
     schema,
-    schema::{
-        rooms::{EventKey, Place},
-        state::StateRef,
-    },
+    schema::{rooms::Place, state::StateRef},
     store::Fault,
 };
-
-/// An event whose format, hash and signatures were checked.
-#[derive(Clone, Debug)]
-pub struct Received {
-    /// The key by which the event is found: its hash, or the id that a server chose.
-    pub key: EventKey,
-    /// The event as canonical JSON, as it was signed.
-    pub json: Bytes,
-    /// The event of that JSON, parsed.
-    pub event: Event,
-    /// The event's depth, as its sender's server says.
-    pub depth: u64,
-}
 
 /// The outcome of an event that came in.
 #[derive(Clone, Debug)]
@@ -142,8 +129,8 @@ impl Change {
         now_ms: u64,
     ) -> Result<Step> {
         let resolving = resolving.into();
-        let event = &received.event;
-        let taken = match event::find_key(&self.batch, self.num, &received.key)? {
+        let event = received.event();
+        let taken = match event::find_key(&self.batch, self.num, received.key())? {
             None => taken,
             Some(known) => match self.numbers_of_outlier(known)? {
                 // An outlier keeps its numbers, because other events name it by them.
@@ -182,17 +169,18 @@ impl Change {
     /// Takes in an event that others name as an auth event. It is judged by its own auth events alone and gets no place
     /// in the graph, so that no state rests on it until it is received.
     pub fn receive_outlier(&mut self, received: &Received) -> Result<Outcome> {
-        if let Some(known) = event::find_key(&self.batch, self.num, &received.key)? {
+        if let Some(known) = event::find_key(&self.batch, self.num, received.key())? {
             return Ok(Outcome::Known(known));
         }
-        let auth = self.known_auth_events(&received.event)?;
-        match admit::lacking(&received.event, &auth, &BTreeMap::new()) {
+        let auth = self.known_auth_events(received.event())?;
+        match admit::lacking(received.event(), &auth, &BTreeMap::new()) {
             Some(Verdict::Need { auth, prev }) => return Ok(Outcome::Need { auth, prev }),
             Some(_) => return Ok(Outcome::Unknown),
             None => {}
         }
-        let rejected = admit::check_at_auth_events(&received.event, &self.rules().authorization, &auth).err();
-        let auth: Vec<_> = received.event.auth.iter().filter_map(|id| found(&auth, id)).collect();
+        let rejected =
+            admit::check_at_auth_events(received.event(), &self.rules().authorization, &auth).err();
+        let auth: Vec<_> = received.event().auth.iter().filter_map(|id| found(&auth, id)).collect();
         self.put_outlier(received, &auth, rejected)
     }
 
@@ -278,8 +266,8 @@ impl Change {
 
     /// Resolves a question's states; `None` when that takes longer than a turn may.
     fn answer(&mut self, resolving: Resolving<'_>, question: &Question) -> Result<Option<Sketch>> {
-        let Resolving { resolver, loaded } = resolving;
-        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, loaded)? {
+        let resolver = resolving.resolver;
+        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, resolving)? {
             Attempt::Known(answer) => Some(answer),
             Attempt::New(answer) => {
                 self.answered.push((question.clone(), answer.clone()));

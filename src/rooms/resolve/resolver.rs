@@ -40,11 +40,14 @@ pub struct Resolving<'r> {
     pub resolver: &'r Resolver,
     /// Events that were read beside the turn, for the event that the turn is about.
     pub loaded: Option<&'r Loaded>,
+    /// Whether the turn may take as long as the answer needs, because answers that were worked out beside it came too
+    /// late.
+    pub may_take_long: bool,
 }
 
 impl<'r> From<&'r Resolver> for Resolving<'r> {
     fn from(resolver: &'r Resolver) -> Self {
-        Self { resolver, loaded: None }
+        Self { resolver, loaded: None, may_take_long: false }
     }
 }
 
@@ -70,7 +73,7 @@ impl Resolver {
         room: RoomNum,
         version: u8,
         question: &Question,
-        loaded: Option<&Loaded>,
+        resolving: Resolving<'_>,
     ) -> Result<Attempt, NotResolved> {
         if let Some(only) = question.only() {
             return Ok(Attempt::Known(only.clone()));
@@ -84,7 +87,9 @@ impl Resolver {
                 return Ok(Attempt::Known(known));
             }
         }
+        let Resolving { loaded, may_take_long, .. } = resolving;
         let (distance_max, events_max) = match loaded {
+            _ if may_take_long => (u64::MAX, EVENTS_MAX),
             Some(_) => (LOADED_DISTANCE, EVENTS_AT_ONCE),
             None => (LITTLE_DISTANCE, LITTLE_EVENTS),
         };
@@ -93,7 +98,7 @@ impl Resolver {
         }
         match self.resolve(read, room, version, question, loaded, events_max) {
             Ok(answer) => Ok(Attempt::New(answer)),
-            Err(NotResolved::TooMuch) => Ok(Attempt::TakesLong),
+            Err(NotResolved::TooMuch) if !may_take_long => Ok(Attempt::TakesLong),
             Err(why) => Err(why),
         }
     }

@@ -124,7 +124,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         events: &[EventNum],
         power_levels: Option<EventNum>,
     ) -> Result<Vec<EventNum>, NotResolved> {
-        let mut mainline = Mainline { places: BTreeMap::new(), next: power_levels, lowest: u64::MAX };
+        let mut mainline = Mainline::of(power_levels);
         let mut sorted = Vec::with_capacity(events.len());
         for event in events {
             let place = self.mainline_place(*event, &mut mainline)?;
@@ -139,16 +139,24 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
 
     /// Counts how many steps down the mainline the first power levels stand that the event rests on (or is).
     fn mainline_place(&self, event: EventNum, mainline: &mut Mainline) -> Result<Option<usize>, NotResolved> {
-        let mut at = Some(event);
+        let (mut at, mut way, mut found) = (Some(event), Vec::new(), None);
         while let Some(event) = at {
             let depth = self.known.require_header(event)?.auth_depth;
             self.extend_mainline(mainline, depth)?;
             if let Some(place) = mainline.places.get(&event) {
-                return Ok(Some(*place));
+                found = Some(*place);
+                break;
             }
+            if let Some(place) = mainline.beside.get(&event) {
+                found = *place;
+                break;
+            }
+            way.push(event);
             at = self.power_levels_of(event)?;
         }
-        Ok(None)
+        // A branch of many power levels is walked once, and not once for each event that rests on its top.
+        mainline.beside.extend(way.into_iter().map(|event| (event, found)));
+        Ok(found)
     }
 
     /// Reads the mainline down to an auth depth, and no further than somebody asks.
@@ -168,10 +176,19 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
 struct Mainline {
     /// Power level events on the mainline, each with its distance from the top.
     places: BTreeMap<EventNum, usize>,
+    /// Events beside the mainline that were looked at, each with the place of the first power levels on the mainline that
+    /// it rests on; `None` where it rests on none.
+    beside: BTreeMap<EventNum, Option<usize>>,
     /// The next power levels event down the mainline, not yet in `places`.
     next: Option<EventNum>,
     /// The auth depth of the lowest power levels event in `places`.
     lowest: u64,
+}
+
+impl Mainline {
+    fn of(power_levels: Option<EventNum>) -> Self {
+        Self { places: BTreeMap::new(), beside: BTreeMap::new(), next: power_levels, lowest: u64::MAX }
+    }
 }
 
 /// Kahn's algorithm: takes the event of the least rank among those that rest on no unsorted event, again and again.

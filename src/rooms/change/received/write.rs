@@ -1,6 +1,6 @@
 //! Writes the outcome of an event: it is part of the room from now on, or kept aside.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     super::{
@@ -21,7 +21,7 @@ use crate::{
         state::{self, Sketch},
     },
     schema::{
-        rooms::{AsideRow, EventHeader, EventRow, Head},
+        rooms::{Apart, AsideRow, EventHeader, EventRow, Head},
         state::{StateRef, StateValue},
     },
 };
@@ -34,19 +34,19 @@ struct Placed {
 }
 
 /// The way in which an accepted event becomes part of the room.
-struct Entry {
-    /// The room's heads, with this event among them.
-    heads: Vec<Head>,
+pub(super) struct Entry {
+    /// The room's heads, with this event among them; `None` if the event stands apart, so that the heads stay.
+    pub(super) heads: Option<Vec<Head>>,
     /// The state after this event.
-    after: Sketch,
+    pub(super) after: Sketch,
     /// The state that the heads resolve to: the room's state from now on.
-    current: Sketch,
+    pub(super) current: Sketch,
     /// The room's state before the event came.
-    tip: Sketch,
+    pub(super) tip: Sketch,
     /// The keys in which `tip` and `current` differ.
-    differing: Vec<state::Difference>,
+    pub(super) differing: Vec<state::Difference>,
     /// Whether `differing` is more than a batch holds, so that the step is staged.
-    is_large: bool,
+    pub(super) is_large: bool,
 }
 
 impl Change {
@@ -77,7 +77,7 @@ impl Change {
         received: &Received,
         rejected: bool,
     ) -> Result<Taken> {
-        let event = &received.event;
+        let event = received.event();
         let key = match &event.state_key {
             Some(key) if !rejected => Some(self.intern_key(&event.event_type.to_string(), key)?),
             _ => None,
@@ -89,7 +89,7 @@ impl Change {
     }
 
     fn header(&mut self, received: &Received, placed: &Placed, taken: Taken) -> Result<EventHeader> {
-        let event = &received.event;
+        let event = received.event();
         let Taken { event: num, key: state_key } = taken;
         let replaces = match state_key {
             Some(key) => state::at(&self.batch, self.num, placed.before, key)?.event(),
@@ -97,10 +97,10 @@ impl Change {
         };
         let entering = Entering {
             num,
-            key: received.key.clone(),
+            key: received.key().clone(),
             event,
-            json: &received.json,
-            depth: received.depth,
+            json: received.json(),
+            depth: received.depth(),
             state_key,
             replaces,
             before: Some(placed.before),
@@ -124,7 +124,7 @@ impl Change {
         let redacted_by = self.leave_outliers(taken)?;
         if !self.has_room_aside()? {
             let dropped = "the room keeps too many events aside";
-            tracing::debug!(room = %self.num, event = %received.event.id, why, dropped, "an event is dropped");
+            tracing::debug!(room = %self.num, event = %received.event().id, why, dropped, "an event is dropped");
             return Ok(Outcome::Unknown);
         }
         let placed = self.place(standpoint)?;
@@ -138,8 +138,8 @@ impl Change {
             header.after = Some(self.write_down(&after)?);
             graph::put_auth_edges(&mut self.batch, self.num, num, &header.auth);
         }
-        let row = EventRow { header, json: received.json.clone() };
-        tracing::debug!(room = %self.num, event = %received.event.id, rejected, why, "an event is kept aside");
+        let row = EventRow { header, json: received.json().clone() };
+        tracing::debug!(room = %self.num, event = %received.event().id, rejected, why, "an event is kept aside");
         self.put_aside_row(&AsideRow { rejected, why: why.clone(), row: row.clone() })?;
         self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
         if let Some(redaction) = redacted_by {
@@ -168,12 +168,17 @@ impl Change {
         // answered.
         let head = Head {
             event: taken.event,
-            key: received.key.clone(),
-            depth: received.depth,
+            key: received.key().clone(),
+            depth: received.depth(),
             stored_ms: now_ms,
             is_own: false,
             after: after.base,
         };
+        if let Some(replaces) = self.apart_from(&tip, &after, &standpoint)? {
+            let apart = Apart { head, replaces };
+            let stored = self.accept_apart(received, taken, standpoint, (tip, after), apart)?;
+            return Ok(Step::Done(Outcome::Accepted(Box::new(stored))));
+        }
         let heads = self.next_heads(head, &after, &standpoint, now_ms);
         let of_head = |head: &Head| if head.event == taken.event { after.clone() } else { head.after.into() };
         let states: Vec<Sketch> = heads.iter().map(of_head).collect();
@@ -187,7 +192,7 @@ impl Change {
             // A large step can be staged only by the first event of a turn.
             return Ok(Step::EndTurn(Some(taken)));
         }
-        let entry = Entry { heads, after, current, tip, differing, is_large };
+        let entry = Entry { heads: Some(heads), after, current, tip, differing, is_large };
         let stored = self.write_accepted(received, taken, standpoint, entry)?;
         Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
     }
@@ -209,7 +214,7 @@ impl Change {
     }
 
     /// Writes an accepted event with all that follows from it.
-    fn write_accepted(
+    pub(super) fn write_accepted(
         &mut self,
         received: &Received,
         taken: Taken,
@@ -217,6 +222,9 @@ impl Change {
         entry: Entry,
     ) -> Result<StoredEvent> {
         let is_current = entry.current == entry.after;
+        let cited: BTreeSet<EventNum> =
+            standpoint.prev.iter().chain(&standpoint.prev_through_aside).copied().collect();
+        let is_cited = |event: EventNum| cited.contains(&event);
         let redacted_by = self.leave_outliers(Some(taken))?;
         let placed = self.place(standpoint)?;
         let num = taken.event;
@@ -235,13 +243,13 @@ impl Change {
             header.after = own_after.filter(|_| own.is_some());
         }
         let auth_depth = header.auth_depth;
-        let redaction = self.judge_redaction(&received.event, placed.before)?;
+        let redaction = self.judge_redaction(received.event(), placed.before)?;
         header.unseen |= !redaction.is_shown();
-        let stored = StoredEvent { order, row: EventRow { header, json: received.json.clone() } };
+        let stored = StoredEvent { order, row: EventRow { header, json: received.json().clone() } };
         self.put(&stored)?;
         let own_is_current = entry.differing.iter().any(|(key, _, val)| own == Some((*key, *val)));
         let parsed = own_is_current
-            .then(|| Arc::new(StateEvent { event: num, auth_depth, parsed: received.event.clone() }));
+            .then(|| Arc::new(StateEvent { event: num, auth_depth, parsed: received.event().clone() }));
         if entry.is_large {
             self.step_large(order, &entry.differing, own.filter(|_| own_is_current))?;
         } else {
@@ -252,16 +260,16 @@ impl Change {
             self.set_state(order, &changes, parsed)?;
         }
         let on_main = StateRef::Main(self.row.state_tip);
-        let mut heads = entry.heads;
-        for head in heads.iter_mut().filter(|head| head.event == num) {
-            head.after = own_after.unwrap_or(on_main);
+        if let Some(mut heads) = entry.heads {
+            for head in heads.iter_mut().filter(|head| head.event == num) {
+                head.after = own_after.unwrap_or(on_main);
+            }
+            self.set_heads(heads)?;
+            self.row.apart.retain(|branch| !is_cited(branch.head.event));
         }
-        if heads.len() > 1 {
-            let states = heads.iter().map(|head| Sketch::from(head.after));
-            let question = Question::new(&self.batch, self.num, states, None)?;
-            self.answered.push((question, on_main.into()));
+        for branch in self.row.apart.iter_mut().filter(|branch| branch.head.event == num) {
+            branch.head.after = own_after.unwrap_or(on_main);
         }
-        self.row.heads = heads;
         self.finish(&stored);
         self.carry_out(redaction, &stored)?;
         self.apply_waiting(&stored)?;
@@ -271,9 +279,20 @@ impl Change {
         Ok(stored)
     }
 
+    /// Sets the room's heads, to whose resolution the main line has come, and remembers that answer.
+    pub(super) fn set_heads(&mut self, heads: Vec<Head>) -> Result<()> {
+        if heads.len() > 1 {
+            let states = heads.iter().map(|head| Sketch::from(head.after));
+            let question = Question::new(&self.batch, self.num, states, None)?;
+            self.answered.push((question, StateRef::Main(self.row.state_tip).into()));
+        }
+        self.row.heads = heads;
+        Ok(())
+    }
+
     /// Takes one step of the main line that is larger than a batch. The event's own key, which no state holds before,
     /// is set in the last batch, with the derived keys.
-    fn step_large(
+    pub(super) fn step_large(
         &mut self,
         order: Order,
         differing: &[state::Difference],
@@ -298,6 +317,6 @@ impl Change {
 fn newcomer(received: &Received, taken: Taken, standpoint: &Standpoint) -> Option<Arc<Newcomer>> {
     let auth = standpoint.auth.iter().map(|event| event.event).collect();
     let depth = auth_depth(&standpoint.auth);
-    let newcomer = |key| Newcomer::new(taken.event, received.event.clone(), key, depth, auth);
+    let newcomer = |key| Newcomer::new(taken.event, received.event().clone(), key, depth, auth);
     taken.key.map(newcomer).map(Arc::new)
 }

@@ -24,7 +24,7 @@ use crate::{
     ids::Order,
     rooms::{event, graph, state::tests::Bench},
     schema,
-    schema::rooms::{EventHash, EventHeader, EventRow, Place},
+    schema::rooms::{EventHash, EventHeader, EventKey, EventRow, Place},
     store::{Batch, Guard, LogEntry},
 };
 
@@ -101,11 +101,26 @@ pub(super) fn hash(number: usize, salt: u8) -> EventHash {
     hash
 }
 
+/// Gives the key of an event: its hash, or in version 2 an id that a server chose.
+pub(super) fn key_of(version: u8, room: RoomNum, number: usize, salt: u8) -> EventKey {
+    let key = EventKey::from(hash(number, salt));
+    if !event::are_ids_chosen(version) {
+        return key;
+    }
+    // The id that other versions write serves as the part before the server's name.
+    let id = format!("{}:example.org", event::event_id(&key, 4));
+    EventKey::Chosen(room, id.into())
+}
+
 /// Makes the row of an event as the timeline would hold it.
-pub(super) fn stored(pdu: &Pdu, event: EventNum, hash: EventHash) -> EventRow {
+pub(super) fn stored(pdu: &Pdu, event: EventNum, key: EventKey, version: u8) -> EventRow {
+    let cited = |ids: &[OwnedEventId]| -> serde_json::Value {
+        let with_hash = event::are_ids_chosen(version);
+        ids.iter().map(|id| if with_hash { json!([id, { "sha256": "x" }]) } else { json!(id) }).collect()
+    };
     let mut json = json!({
         "type": pdu.kind, "state_key": pdu.state_key, "sender": pdu.sender, "content": pdu.content,
-        "origin_server_ts": pdu.ts, "prev_events": pdu.prev, "auth_events": pdu.auth,
+        "origin_server_ts": pdu.ts, "prev_events": cited(&pdu.prev), "auth_events": cited(&pdu.auth),
     });
     if let Some(room_id) = &pdu.room_id {
         json["room_id"] = json!(room_id);
@@ -113,7 +128,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, hash: EventHash) -> EventRow {
     let json: Bytes = serde_json::to_vec(&json).unwrap().into();
     let header = EventHeader {
         event,
-        key: hash.into(),
+        key,
         sent_ms: 0,
         depth: 0,
         auth_depth: pdu.header.auth_depth,
@@ -139,10 +154,12 @@ impl Forks {
     pub(super) fn new(version: &RoomVersionId) -> Self {
         let rules = version.rules().unwrap();
         let number: u8 = version.as_str().parse().unwrap();
-        let create = event::event_id(&hash(0, 0).into(), number);
+        let bench = Bench::new();
+        let create = event::event_id(&key_of(number, bench.room, 0, 0), number);
+        // In version 3 an id may have characters that only an opaque room id allows.
         let room_id = RoomId::parse(format!("!{}", &create.as_str()[1..])).unwrap();
         let mut forks = Self {
-            bench: Bench::new(),
+            bench,
             version: number,
             rules,
             room_id,
@@ -293,7 +310,7 @@ impl Forks {
         let key = state::intern_key(&mut batch, room, &mut next_key, kind, state_key).unwrap();
         let is_hashed = self.rules.authorization.room_create_event_id_as_room_id && number == 0;
         let pdu = Arc::new(Pdu {
-            id: event::event_id(&hash(number, ts).into(), self.version),
+            id: event::event_id(&key_of(self.version, room, number, ts), self.version),
             room_id: (!is_hashed).then(|| self.room_id.clone()),
             sender,
             ts: MilliSecondsSinceUnixEpoch(UInt::from(ts)),
@@ -315,7 +332,11 @@ impl Forks {
         let event = EventNum(number as u64);
         graph::put_auth_edges(&mut batch, room, event, &auth_nums);
         let order = Order::live(batch.position(&LogEntry::Event { room, event }));
-        schema::TIMELINE.put(&mut batch, (room, order), &stored(&pdu, event, hash(number, ts)));
+        schema::TIMELINE.put(
+            &mut batch,
+            (room, order),
+            &stored(&pdu, event, key_of(self.version, room, number, ts), self.version),
+        );
         schema::PLACE.put(&mut batch, (room, event), &Place::Timeline(order));
         let change = [(key, StateValue::Event(event))];
         // An event that continues the main line is on it; other branches are side states.

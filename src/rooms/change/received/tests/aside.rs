@@ -38,7 +38,7 @@ fn a_room_keeps_a_bounded_number_of_events_aside_and_forgets_the_oldest() {
 fn an_outlier_allows_others_and_is_no_event_that_others_can_stand_on() {
     let mut fixture = Fixture::new();
     let x = fixture.build(&Draft::state(bob(), "x", "", content(json!({ "n": 1 })), 0), None);
-    let id = x.event.id.clone();
+    let id = x.id().to_owned();
     let Outcome::Outlier(num) = fixture.change(|change| change.receive_outlier(&x).unwrap()) else {
         panic!("it is no outlier")
     };
@@ -48,13 +48,15 @@ fn an_outlier_allows_others_and_is_no_event_that_others_can_stand_on() {
         matches!(fixture.change(|change| change.receive_outlier(&x).unwrap()), Outcome::Known(known) if known == num)
     );
     // An event that cites the outlier needs it once more; one that names it as an auth event does not.
-    let mut after = fixture.build(&text(&bob(), "after"), None);
-    after.event.prev = vec![id.clone()];
+    let after = fixture.build(&text(&bob(), "after"), None);
+    let after = fixture.rewritten(&after, "prev_events", json!([id]));
     assert!(
         matches!(fixture.receive(after.clone()).1, Outcome::Need { prev, auth } if prev == [id.clone()] && auth.is_empty())
     );
-    let mut allowed = fixture.build(&text(&bob(), "allowed"), None);
-    allowed.event.auth.push(id.clone());
+    let allowed = fixture.build(&text(&bob(), "allowed"), None);
+    let mut auth = allowed.event().auth.clone();
+    auth.push(id.clone());
+    let allowed = fixture.rewritten(&allowed, "auth_events", json!(auth));
     assert!(!matches!(fixture.receive(allowed).1, Outcome::Need { .. }));
     // An outlier that is received becomes part of the room, under the number that it has.
     let outcome = fixture.receive(x).1;

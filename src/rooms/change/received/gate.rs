@@ -1,0 +1,335 @@
+//! The gate through which events of other servers come in. A [`Received`] can be made nowhere else, so that whatever
+//! judges and stores an event may rely on its form. Specification: "Size limits" (client-server API) and "PDUs"
+//! (server-server API).
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use ruma::{EventId, OwnedEventId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    error::Refusal,
+    ids::RoomNum,
+    rooms::{
+        build::{EVENT_BYTES_MAX, NAME_BYTES_MAX},
+        event::{self, Event},
+        versions,
+    },
+    schema::rooms::{EventHash, EventKey, RoomRow},
+};
+
+/// An event cites at most this many events.
+const PREV_MAX: usize = 20;
+/// An event names at most this many events that allow it.
+const AUTH_MAX: usize = 10;
+/// The last room version whose numbers are not held to those of canonical JSON.
+const LARGE_NUMBERS_UPTO: u8 = 5;
+
+/// An event of another server whose form was checked: it is one of this room, of its version's form, and no larger than
+/// events may be.
+#[derive(Clone, Debug)]
+pub struct Received {
+    key: EventKey,
+    json: Bytes,
+    event: Event,
+    depth: u64,
+}
+
+/// The fields of an event that only the gate looks at.
+#[derive(Deserialize)]
+struct Form<'a> {
+    #[serde(borrow, default)]
+    event_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    depth: &'a RawValue,
+    #[serde(borrow)]
+    prev_events: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    auth_events: Vec<&'a RawValue>,
+}
+
+impl Received {
+    /// Checks the form of an event that comes into this room. `json` is the event as canonical JSON, signatures
+    /// included, and `hash` its reference hash, which names the event since room version 3. Errors: 413 `M_TOO_LARGE`
+    /// for more bytes than events and names may have; 400 `M_BAD_JSON` for everything else, with the field at fault.
+    pub fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Self, Refusal> {
+        let checked = check(num, room, hash, json);
+        if let Err(refusal) = &checked {
+            tracing::debug!(room = %num, why = %refusal.message, "an event of another server is refused");
+        }
+        checked
+    }
+
+    /// The key by which the event is found: its hash, or the id that a server chose.
+    pub fn key(&self) -> &EventKey {
+        &self.key
+    }
+
+    /// The event as canonical JSON, as it was signed.
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The event of that JSON, parsed.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// The event's id, as its room's version writes ids.
+    pub fn id(&self) -> &EventId {
+        &self.event.id
+    }
+
+    /// The event's depth, as its sender's server says.
+    pub fn depth(&self) -> u64 {
+        self.depth
+    }
+}
+
+fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Received, Refusal> {
+    if json.len() > EVENT_BYTES_MAX {
+        return Err(Refusal::too_large("The event has more than 65,536 bytes."));
+    }
+    let version = room.version;
+    let rules = versions::find_rules(version)
+        .ok_or_else(|| Refusal::forbidden("This server does not know the room's version."))?;
+    let form: Form<'_> = serde_json::from_slice(&json)
+        .map_err(|error| Refusal::bad_json(format!("The event is not in the form of an event: {error}.")))?;
+    let (key, id) = named(num, version, hash, form.event_id.as_deref())?;
+    if form.prev_events.len() > PREV_MAX {
+        return Err(Refusal::bad_json("`prev_events` names more than 20 events."));
+    }
+    if form.auth_events.len() > AUTH_MAX {
+        return Err(Refusal::bad_json("`auth_events` names more than 10 events."));
+    }
+    for (field, cited) in [("prev_events", &form.prev_events), ("auth_events", &form.auth_events)] {
+        // In room versions 1 and 2 an event is cited by its id and its hash, and later by its id alone.
+        let begins = if event::are_ids_chosen(version) { '[' } else { '"' };
+        if !cited.iter().all(|cited| cited.get().starts_with(begins)) {
+            return Err(Refusal::bad_json(format!("`{field}` is not in the form of the room's version.")));
+        }
+    }
+    let depth = depth(form.depth, version)?;
+    let event = Event::parse(id, &json)
+        .map_err(|error| Refusal::bad_json(format!("The event is not in the form of an event: {error}.")))?;
+    let is_create = event.event_type.to_string() == "m.room.create" && event.state_key.as_deref() == Some("");
+    let has_room_id = !(is_create && rules.authorization.room_create_event_id_as_room_id);
+    if event.room_id.as_ref() != has_room_id.then_some(&room.id) {
+        return Err(Refusal::bad_json("`room_id` is not that of the room."));
+    }
+    names(&event)?;
+    Ok(Received { key, json, event, depth })
+}
+
+/// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.
+fn named(
+    room: RoomNum,
+    version: u8,
+    hash: EventHash,
+    stated: Option<&str>,
+) -> Result<(EventKey, OwnedEventId), Refusal> {
+    if !event::are_ids_chosen(version) {
+        let key = EventKey::from(hash);
+        let id = event::event_id(&key, version);
+        return Ok((key, id));
+    }
+    let stated = stated.ok_or_else(|| Refusal::bad_json("`event_id` is missing."))?;
+    if stated.len() > NAME_BYTES_MAX {
+        return Err(Refusal::too_large("`event_id` has more than 255 bytes."));
+    }
+    let id = OwnedEventId::try_from(stated).ok();
+    let key = id.as_ref().and_then(|id| event::parse_event_id(id, room, version));
+    key.zip(id).ok_or_else(|| Refusal::bad_json("`event_id` is not an id of the room's version."))
+}
+
+fn depth(depth: &RawValue, version: u8) -> Result<u64, Refusal> {
+    let depth_max = if version <= LARGE_NUMBERS_UPTO { (1 << 63) - 1 } else { (1 << 53) - 1 };
+    let number: Option<u64> = depth.get().parse().ok();
+    number
+        .filter(|depth| *depth <= depth_max)
+        .ok_or_else(|| Refusal::bad_json(format!("`depth` is not an integer from 0 to {depth_max}.")))
+}
+
+fn names(event: &Event) -> Result<(), Refusal> {
+    let event_type = event.event_type.to_string();
+    let named = [
+        ("sender", Some(event.sender.as_str())),
+        ("type", Some(event_type.as_str())),
+        ("state_key", event.state_key.as_deref()),
+        ("redacts", event.redacts.as_deref().map(EventId::as_str)),
+    ];
+    let cited = event.prev.iter().map(|id| ("prev_events", Some(id.as_str())));
+    let allowing = event.auth.iter().map(|id| ("auth_events", Some(id.as_str())));
+    for (field, name) in named.into_iter().chain(cited).chain(allowing) {
+        if name.is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+            return Err(Refusal::too_large(format!("`{field}` has more than 255 bytes.")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{RoomId, api::error::ErrorKind};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{ids::Order, rooms::tip::tests::row};
+
+    const ROOM: RoomNum = RoomNum(1);
+    const VERSIONS: std::ops::RangeInclusive<u8> = 2..=12;
+
+    fn room(version: u8) -> RoomRow {
+        let id = if version >= 12 { "!aHashOfSomeLength" } else { "!room:a.example" };
+        RoomRow { id: RoomId::parse(id).unwrap(), version, ..row(Order::MIN) }
+    }
+
+    /// The id of an event, and the form in which another one cites it.
+    fn cited(version: u8, number: u8) -> Value {
+        if version < 3 {
+            return json!([format!("${number}:b.example"), { "sha256": "x" }]);
+        }
+        json!(event::event_id(&[number; 32].into(), version))
+    }
+
+    /// A state event in the form of this version.
+    fn an_event(version: u8) -> Value {
+        let mut event = json!({
+            "type": "x", "state_key": "", "sender": "@bob:b.example", "room_id": room(version).id,
+            "origin_server_ts": 1, "depth": 7, "content": {},
+            "prev_events": [cited(version, 1)], "auth_events": [cited(version, 2)],
+        });
+        if version < 3 {
+            event["event_id"] = json!("$it:b.example");
+        }
+        event
+    }
+
+    fn check_value(version: u8, event: &Value) -> Result<Received, Refusal> {
+        Received::check(ROOM, &room(version), [9; 32], event.to_string().into())
+    }
+
+    /// Checks that the event passes as it is, and not with this value of a field, for a reason that names the field.
+    fn refuses(field: &str, value: impl Fn(u8) -> Value, kind: &ErrorKind) {
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            assert!(check_value(version, &event).is_ok());
+            event[field] = value(version);
+            let refusal = check_value(version, &event).unwrap_err();
+            assert_eq!(&refusal.kind, kind, "{version} {field}: {}", refusal.message);
+            assert!(refusal.message.contains(field), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn an_event_of_each_version_passes_with_its_own_name() {
+        for version in VERSIONS {
+            let received = check_value(version, &an_event(version)).unwrap();
+            assert_eq!(received.depth(), 7);
+            assert_eq!((received.event().prev.len(), received.event().auth.len()), (1, 1));
+            match received.key() {
+                EventKey::Chosen(room, id) => assert_eq!((*room, &**id, version), (ROOM, "$it:b.example", 2)),
+                EventKey::Hash(hash) => assert_eq!((*hash, version > 2), ([9; 32], true)),
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_of_another_room_is_refused() {
+        refuses("room_id", |_| json!("!other:a.example"), &ErrorKind::BadJson);
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            event.as_object_mut().unwrap().remove("room_id");
+            assert!(check_value(version, &event).is_err(), "{version}");
+            // Only the create event of a room whose id is that event's hash has no room id.
+            event["type"] = json!("m.room.create");
+            assert_eq!(check_value(version, &event).is_ok(), version >= 12, "{version}");
+            event["room_id"] = json!(room(version).id);
+            assert_eq!(check_value(version, &event).is_ok(), version < 12, "{version}");
+        }
+    }
+
+    #[test]
+    fn an_event_cites_at_most_twenty_events_and_names_ten_that_allow_it() {
+        let many = |count: u8| move |version| (0..count).map(|it| cited(version, it)).collect::<Value>();
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            (event["prev_events"], event["auth_events"]) = (many(20)(version), many(10)(version));
+            assert!(check_value(version, &event).is_ok(), "{version}");
+        }
+        refuses("prev_events", many(21), &ErrorKind::BadJson);
+        refuses("auth_events", many(11), &ErrorKind::BadJson);
+    }
+
+    #[test]
+    fn events_are_cited_in_the_form_of_the_version() {
+        let other = |version: u8| json!([cited(if version < 3 { 4 } else { 2 }, 1)]);
+        refuses("prev_events", other, &ErrorKind::BadJson);
+        refuses("auth_events", other, &ErrorKind::BadJson);
+    }
+
+    #[test]
+    fn names_have_at_most_255_bytes() {
+        for field in ["type", "state_key"] {
+            for version in VERSIONS {
+                let mut event = an_event(version);
+                event[field] = json!("é".repeat(127));
+                assert!(check_value(version, &event).is_ok());
+            }
+            refuses(field, |_| json!("é".repeat(128)), &ErrorKind::TooLarge);
+        }
+        let long = |sigil: &str| format!("{sigil}{}:b.example", "a".repeat(255));
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            event["sender"] = json!(long("@"));
+            assert!(check_value(version, &event).is_err(), "{version}");
+            let mut event = an_event(version);
+            event["prev_events"] = if version < 3 { json!([[long("$"), {}]]) } else { json!([long("$")]) };
+            assert!(check_value(version, &event).is_err(), "{version}");
+        }
+        let mut event = an_event(2);
+        event["event_id"] = json!(long("$"));
+        assert_eq!(check_value(2, &event).unwrap_err().kind, ErrorKind::TooLarge);
+        event["event_id"] = json!("no id");
+        assert!(check_value(2, &event).is_err());
+        event.as_object_mut().unwrap().remove("event_id");
+        assert!(check_value(2, &event).is_err());
+    }
+
+    #[test]
+    fn an_event_has_at_most_65536_bytes() {
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            event["content"]["body"] = json!("");
+            let padding = EVENT_BYTES_MAX - event.to_string().len();
+            event["content"]["body"] = json!("a".repeat(padding));
+            assert!(check_value(version, &event).is_ok());
+            event["content"]["body"] = json!("a".repeat(padding + 1));
+            assert_eq!(check_value(version, &event).unwrap_err().kind, ErrorKind::TooLarge);
+        }
+    }
+
+    #[test]
+    fn a_depth_is_an_integer_of_the_version() {
+        for wrong in [json!(-1), json!(1.5), json!("7"), json!(null), json!(u64::MAX)] {
+            refuses("depth", |_| wrong.clone(), &ErrorKind::BadJson);
+        }
+        for version in VERSIONS {
+            let mut event = an_event(version);
+            event["depth"] = json!((1_u64 << 53) - 1);
+            assert!(check_value(version, &event).is_ok());
+            event["depth"] = json!(1_u64 << 53);
+            assert_eq!(check_value(version, &event).is_ok(), version <= 5);
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused() {
+        for json in ["", "[]", "{}", r#"{"depth":1,"prev_events":[],"auth_events":[]}"#] {
+            let refusal = Received::check(ROOM, &room(11), [9; 32], json.into()).unwrap_err();
+            assert_eq!(refusal.kind, ErrorKind::BadJson);
+        }
+    }
+}
