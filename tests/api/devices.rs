@@ -394,7 +394,7 @@ async fn a_renamed_device_reads_as_much_whoever_shares_rooms_and_wakes_those_who
                 must(&other, room, "join", json!({})).await;
             }
         }
-        // What is written from time to time must not be written in the middle of what is counted.
+        // The server writes some rows from time to time, and must not do so in the middle of what is counted.
         env(&server).sleep(std::time::Duration::from_secs(90)).await;
         chain.next().await;
         let rename = async {

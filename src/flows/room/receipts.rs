@@ -293,6 +293,7 @@ async fn write_gathered(app: &App, room: RoomNum) {
         write_in_room(app, room, receipts).await;
         app.receipts.are_written(room, count);
         tokio::select! {
+            biased;
             () = app.env.sleep(MERGE) => {}
             () = signals.hurry.notified() => {}
         }

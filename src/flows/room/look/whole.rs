@@ -33,7 +33,7 @@ const KEYS_AT_ONCE: usize = 128;
 
 /// An answer that is read in pages.
 pub(crate) struct Whole {
-    /// The first page.
+    /// The bytes of the first page.
     pub(crate) first: Bytes,
     /// The rest, if there is more than one page.
     pub(crate) rest: Option<Pages>,
@@ -67,11 +67,11 @@ impl Pages {
 
 /// The part of a room's state that an answer has.
 enum Wanted {
-    /// All of it.
+    /// The answer has all keys that have an event.
     State,
-    /// The member events that a request asks for.
+    /// The answer has the member events that a request asks for.
     Members(MembersWanted),
-    /// The profiles of those who are joined.
+    /// The answer has the profiles of those who are joined.
     Joined,
 }
 
