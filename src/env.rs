@@ -3,6 +3,8 @@
 //! A real server has [`Env::real`]. A simulated one has [`Env::simulated`]: the clock is tokio's (paused in tests),
 //! randomness comes from a seed, blocking work runs in place, so that a whole server is repeatable.
 
+pub mod payer;
+mod pool;
 pub mod spent;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -10,10 +12,16 @@ use std::{future::Future, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha20Rng, rngs::SysRng};
 use ruma::MilliSecondsSinceUnixEpoch;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::error::{Error, Result};
+use crate::{
+    env::{
+        payer::Payers,
+        pool::{Full, Pool},
+    },
+    error::{Error, Result},
+};
 
 /// A caller who finds a queue full is told to try again after this time.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
@@ -59,17 +67,10 @@ impl Long {
     }
 }
 
-/// The threads and the queue of one kind of long calls.
-struct Pool {
-    running: Arc<Semaphore>,
-    /// A call holds a permit from the moment it is asked for until it ends, which bounds the number that wait.
-    room: Arc<Semaphore>,
-}
-
 impl Pool {
-    fn new(kind: Long) -> Self {
+    fn of_long(kind: Long) -> Self {
         let (running, waiting) = kind.bounds();
-        Self { running: Arc::new(Semaphore::new(running)), room: Arc::new(Semaphore::new(running + waiting)) }
+        Self::new(running, running + waiting)
     }
 }
 
@@ -87,8 +88,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Cancelled to drop every task where it stands.
     killed: CancellationToken,
-    short: Arc<Semaphore>,
-    writing: Arc<Semaphore>,
+    short: Pool,
+    writing: Pool,
     passwords: Pool,
     searches: Pool,
     resolutions: Pool,
@@ -122,12 +123,12 @@ impl Env {
             rng: Mutex::new(rng),
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
-            short: Arc::new(Semaphore::new(SHORT_CALLS_MAX)),
-            writing: Arc::new(Semaphore::new(WRITING_CALLS_MAX)),
-            passwords: Pool::new(Long::Password),
-            searches: Pool::new(Long::Search),
-            resolutions: Pool::new(Long::Resolution),
-            maintenance: Pool::new(Long::Maintenance),
+            short: Pool::new(SHORT_CALLS_MAX, usize::MAX),
+            writing: Pool::new(WRITING_CALLS_MAX, usize::MAX),
+            passwords: Pool::of_long(Long::Password),
+            searches: Pool::of_long(Long::Search),
+            resolutions: Pool::of_long(Long::Resolution),
+            maintenance: Pool::of_long(Long::Maintenance),
         }))
     }
 
@@ -205,9 +206,10 @@ impl Env {
         if bound == 0 { 0 } else { self.0.rng.lock().random_range(0..bound) }
     }
 
-    /// Starts a task that lives until it ends or the server is killed.
+    /// Starts a task that lives until it ends or the server is killed. Its work counts for the payers of the current one.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let killed = self.0.killed.clone();
+        let task = payer::current().during(task);
         drop(self.0.tasks.spawn(async move {
             killed.run_until_cancelled(task).await;
         }));
@@ -238,15 +240,16 @@ impl Env {
         self.run(&self.0.short, call).await
     }
 
-    /// Starts a plain function that writes what waits for a room's turn, off the async threads; nobody waits for it.
+    /// Starts a plain function that writes for these payers what waits for a room's turn, off the async threads; nobody waits
+    /// for it.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
-    pub fn spawn_writing(&self, call: impl FnOnce() + Send + 'static) {
+    pub fn spawn_writing(&self, payers: Payers, call: impl FnOnce() + Send + 'static) {
         if self.is_simulated() {
             return self.spawn(async move { call() });
         }
-        match self.0.writing.clone().try_acquire_owned() {
+        match self.0.writing.try_take(payers) {
             // A task that only waits for a thread costs as much as a small call.
-            Ok(permit) if !self.is_killed() => {
+            Some(permit) if !self.is_killed() => {
                 let token = self.0.tasks.token();
                 drop(tokio::task::spawn_blocking(move || {
                     call();
@@ -260,7 +263,7 @@ impl Env {
                         call();
                         Ok(())
                     });
-                    if let Err(error) = done.await {
+                    if let Err(error) = payers.during(done).await {
                         tracing::error!(%error, "a call that nobody waits for failed");
                     }
                 });
@@ -269,7 +272,7 @@ impl Env {
     }
 
     /// Like [`Env::blocking`], for calls that may take long: they starve neither short calls nor long calls of another kind.
-    /// Errors: as there, and [`Error::Busy`] where too many calls of this kind wait already.
+    /// Errors: as there, and [`Error::Busy`] where too many calls of this kind wait already, of all payers or of these.
     pub async fn blocking_long<T: Send + 'static>(
         &self,
         kind: Long,
@@ -281,15 +284,7 @@ impl Env {
             Long::Resolution => &self.0.resolutions,
             Long::Maintenance => &self.0.maintenance,
         };
-        let Ok(room) = Arc::clone(&pool.room).try_acquire_owned() else {
-            tracing::debug!(queue = kind.name(), reason = "the queue is full", "a long call is refused");
-            return Err(Error::Busy { retry_after: BUSY_RETRY });
-        };
-        let call = move || {
-            let _room = room;
-            call()
-        };
-        self.run(&pool.running, call).await
+        self.run(pool, call).await
     }
 
     /// The number of long calls of each kind that run or wait, by the name of their queue.
@@ -300,26 +295,22 @@ impl Env {
             (Long::Resolution, &self.0.resolutions),
             (Long::Maintenance, &self.0.maintenance),
         ];
-        pools.map(|(kind, pool)| {
-            let (running, waiting) = kind.bounds();
-            (kind.name(), (running + waiting).saturating_sub(pool.room.available_permits()))
-        })
+        pools.map(|(kind, pool)| (kind.name(), pool.call_count()))
     }
 
-    /// Runs a call on a thread of its own when the pool has a place. The call keeps its place until it ends, also when nobody
-    /// waits for it any more: a client that hangs up must not make room for one call more.
+    /// Runs a call on a thread of its own when the pool has a place for the payers of the current task. The call keeps its
+    /// place until it ends, also when nobody waits for it any more: a client that hangs up must not make room for one call more.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     async fn run<T: Send + 'static>(
         &self,
-        pool: &Arc<Semaphore>,
+        pool: &Pool,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if self.is_simulated() {
             return call();
         }
         let queued = self.instant();
-        let permit =
-            Arc::clone(pool).acquire_owned().await.map_err(|_| Error::broken("the server has stopped"))?;
+        let permit = pool.take(payer::current()).await.map_err(busy)?;
         let began = self.instant();
         spent::add(spent::Place::Queued, began.saturating_duration_since(queued));
         let call = move || {
@@ -353,11 +344,18 @@ impl Env {
     }
 }
 
+/// Tells a caller who finds a queue full when to try again.
+fn busy(full: Full) -> Error {
+    tracing::debug!(?full, reason = "the queue is full", "a call is refused");
+    Error::Busy { retry_after: BUSY_RETRY }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::ids::UserNum;
 
     /// A runtime of real threads, which wait for each other and for no clock.
     #[tokio::test]
@@ -420,6 +418,25 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_user_who_writes_much_leaves_places_to_others_who_write() {
+        let env = Env::real().unwrap();
+        let user = |number| Payers::of_request(Some(UserNum(number)), [127, 0, 0, 1].into());
+        let (stop, stopped) = mpsc::channel::<()>();
+        let stopped = Arc::new(Mutex::new(stopped));
+        for _ in 0..24 {
+            let stopped = Arc::clone(&stopped);
+            env.spawn_writing(user(1), move || stopped.lock().recv().unwrap_or(()));
+        }
+        let (wrote, written) = tokio::sync::oneshot::channel();
+        env.spawn_writing(user(2), move || {
+            let _ = wrote.send(7);
+        });
+        let written = tokio::time::timeout(Duration::from_secs(60), written).await;
+        drop(stop);
+        assert_eq!(written.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_writes_leaves_places_to_those_who_read() {
         let env = Env::real().unwrap();
         let (stop, stopped) = mpsc::channel::<()>();
@@ -427,7 +444,7 @@ mod tests {
         for _ in 0..2 * SHORT_CALLS_MAX {
             let stopped = Arc::clone(&stopped);
             // The call ends when `stop` is dropped.
-            env.spawn_writing(move || stopped.lock().recv().unwrap_or(()));
+            env.spawn_writing(Payers::SERVER, move || stopped.lock().recv().unwrap_or(()));
         }
         let read = tokio::time::timeout(Duration::from_secs(60), env.blocking(|| Ok(7))).await;
         drop(stop);

@@ -319,6 +319,77 @@ impl Pieces {
     }
 }
 
+/// An object of objects that is written piece by piece, so that no more of it than a piece is in memory.
+#[derive(Debug)]
+pub struct Nested {
+    json: String,
+    /// The number of objects that are open.
+    depth: usize,
+    /// Whether the innermost open object has a field.
+    has_field: bool,
+}
+
+impl Default for Nested {
+    fn default() -> Self {
+        Self { json: String::from("{"), depth: 1, has_field: false }
+    }
+}
+
+impl Nested {
+    /// The number of bytes since the last piece was taken.
+    pub fn len(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Whether nothing was written since the last piece was taken.
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+
+    fn name(&mut self, name: &str) {
+        if std::mem::replace(&mut self.has_field, true) {
+            self.json.push(',');
+        }
+        push_string(&mut self.json, name);
+        self.json.push(':');
+    }
+
+    /// Adds a field whose value is JSON already.
+    pub fn json<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
+        self.name(name);
+        self.json.push_str(json.into().0);
+    }
+
+    /// Begins an object as the value of a field. What follows is in that object, until it is closed.
+    pub fn open(&mut self, name: &str) {
+        self.name(name);
+        self.json.push('{');
+        self.depth += 1;
+        self.has_field = false;
+    }
+
+    /// Ends the object that was opened last.
+    pub fn close(&mut self) {
+        debug_assert!(self.depth > 0, "an object is closed once");
+        self.json.push('}');
+        self.depth = self.depth.saturating_sub(1);
+        self.has_field = true;
+    }
+
+    /// Takes what was written since the last piece. The pieces together are the JSON.
+    pub fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.json).into()
+    }
+
+    /// Ends all objects that are open, and takes the last piece.
+    pub fn finish(&mut self) -> Bytes {
+        while self.depth > 0 {
+            self.close();
+        }
+        self.take()
+    }
+}
+
 /// Writes the items of a list, and its end.
 fn push_items<'a, J: Into<JsonRef<'a>>>(json: &mut String, items: impl IntoIterator<Item = J>) {
     for (at, item) in items.into_iter().enumerate() {
@@ -402,6 +473,26 @@ mod tests {
         let expected = serde_json::json!({
             "empty": {}, "o": { "p": { "n": 1 }, "l": [], "t": "u" }, "l": ["a", { "f": true }, { "m": [{}] }], "n": 2,
         });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn nested_pieces_are_json_together() {
+        let mut pieces = Nested::default();
+        pieces.json("failures", &JsonText::from(&serde_json::json!({})));
+        pieces.open("keys");
+        pieces.open("@a\"b");
+        let mut whole = Vec::from(pieces.take());
+        assert!(pieces.is_empty());
+        pieces.json("D", &JsonText::string("x"));
+        whole.extend(pieces.take());
+        pieces.json("E", &JsonText::string("y"));
+        pieces.close();
+        pieces.open("@c");
+        whole.extend(pieces.finish());
+        let value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+        let expected =
+            serde_json::json!({ "failures": {}, "keys": { "@a\"b": { "D": "x", "E": "y" }, "@c": {} } });
         assert_eq!(value, expected);
     }
 

@@ -48,6 +48,11 @@ struct ReasonLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct JobLabels {
+    job: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
     queue: &'static str,
 }
@@ -73,6 +78,7 @@ struct Inner {
     resolution_events: Histogram,
     rate_limited: Family<RouteLabels, Counter>,
     to_device_dropped: Family<ReasonLabels, Counter>,
+    jobs_given_up: Family<JobLabels, Counter>,
 }
 
 /// The buckets of times, in seconds: from 0.1 ms to 26 s, each four times the one before.
@@ -109,6 +115,7 @@ impl Metrics {
             resolution_events: Histogram::new(exponential_buckets(4.0, 4.0, 9)),
             rate_limited: Family::default(),
             to_device_dropped: Family::default(),
+            jobs_given_up: Family::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -142,6 +149,11 @@ impl Metrics {
     /// Counts messages that, for this reason, did not reach their device or left its inbox unread.
     pub fn to_device_dropped(&self, reason: &'static str, count: usize) {
         self.0.to_device_dropped.get_or_create(&ReasonLabels { reason }).inc_by(count as u64);
+    }
+
+    /// Counts a job of this kind that failed so often that it is not tried again.
+    pub fn job_given_up(&self, job: &'static str) {
+        self.0.jobs_given_up.get_or_create(&JobLabels { job }).inc();
     }
 
     /// Counts a connection that was opened (1) or closed (-1).
@@ -210,6 +222,11 @@ impl Inner {
             "Messages between devices that a full inbox did not keep",
             self.to_device_dropped.clone(),
         );
+        r.register(
+            "jobs_given_up",
+            "Jobs that failed too often to be tried again",
+            self.jobs_given_up.clone(),
+        );
         r.register("http_connections", "Connections open now", self.connections.clone());
         r.register_with_unit(
             "http_in_flight",
@@ -265,6 +282,7 @@ mod tests {
         metrics.resolution(Duration::from_millis(1), 30);
         metrics.connections(1);
         metrics.to_device_dropped("inbox_full", 2);
+        metrics.job_given_up("tell_rooms");
         metrics.bytes_in_flight(9);
         let text = metrics.text();
         for line in [
@@ -280,6 +298,7 @@ mod tests {
             "aqueduct_state_resolution_events_sum 30.0",
             "aqueduct_http_connections 1",
             r#"aqueduct_to_device_dropped_total{reason="inbox_full"} 2"#,
+            r#"aqueduct_jobs_given_up_total{job="tell_rooms"} 1"#,
             "aqueduct_http_in_flight_bytes 9",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

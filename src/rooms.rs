@@ -47,7 +47,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         build::Signer,
-        directory::Descriptions,
+        directory::{Descriptions, Listing},
         resolve::Resolver,
         turns::{AllTurns, Turns},
     },
@@ -70,6 +70,7 @@ struct Inner {
     last_room: AtomicU64,
     turns: AllTurns,
     descriptions: Descriptions,
+    listing: Listing,
     resolver: Resolver,
     /// A resolution of any room that takes long holds a permit while it runs; there are [`LONG_RESOLUTIONS_MAX`].
     long_resolutions: Semaphore,
@@ -92,6 +93,7 @@ impl Rooms {
             last_room: AtomicU64::new(last),
             turns: AllTurns::default(),
             descriptions: Descriptions::default(),
+            listing: Listing::default(),
             resolver,
             long_resolutions: Semaphore::new(LONG_RESOLUTIONS_MAX),
             resolutions_waiting: Semaphore::new(RESOLUTIONS_WAITING_MAX),
@@ -129,6 +131,11 @@ impl Rooms {
     /// Keeps the entries of rooms in the public directory, which are costly to work out.
     pub fn descriptions(&self) -> &Descriptions {
         &self.0.descriptions
+    }
+
+    /// Keeps the rooms of the public directory in the order in which it shows them.
+    pub fn listing(&self) -> &Listing {
+        &self.0.listing
     }
 
     /// Gives the turns of a room, to which a flow that wants to change the room adds one. A turn must never wait for

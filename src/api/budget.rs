@@ -5,8 +5,6 @@
 //! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read.
 
 use std::{
-    collections::BTreeMap,
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,17 +16,19 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    env::Env,
+    env::{
+        Env,
+        payer::{Payers, Shares},
+    },
     error::{Error, Result},
-    flows::limits::network,
     metrics::Metrics,
 };
 
-/// One address may hold one part in this many of the budget, so that a single client cannot use it up.
-const ADDRESS_SHARE: usize = 4;
-
 /// A newcomer waits at most this long, and is then told to try again later.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The time after which a refused caller is told to try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The budget of one server. A clone is cheap.
 #[derive(Clone)]
@@ -41,8 +41,8 @@ struct Inner {
     /// The bytes in memory, of each address at most its share, so that one address with answers that it does not read cannot
     /// keep others waiting. They change under the lock of `held` and are read without it.
     bytes: AtomicUsize,
-    /// The bytes that each address holds, by network.
-    held: Mutex<BTreeMap<u128, usize>>,
+    /// The bytes that each user and each address holds.
+    held: Mutex<Shares>,
     freed: Notify,
     /// The first in line waits for room; the others wait here for their turn, so that nobody overtakes.
     line: tokio::sync::Mutex<()>,
@@ -51,7 +51,7 @@ struct Inner {
 /// A number of bytes that the budget counts until this is dropped.
 pub(crate) struct Held {
     budget: Budget,
-    address: Option<u128>,
+    payers: Payers,
     bytes: usize,
 }
 
@@ -63,46 +63,36 @@ impl Budget {
             metrics,
             bytes_max,
             bytes: AtomicUsize::new(0),
-            held: Mutex::default(),
+            held: Mutex::new(Shares::new(bytes_max)),
             freed: Notify::new(),
             line: tokio::sync::Mutex::new(()),
         }))
     }
 
-    /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for an
-    /// address that holds more than its share.
-    pub(crate) async fn admit(&self, address: IpAddr) -> Result<()> {
-        if let Some(address) = shared(address)
-            && self.0.held.lock().get(&address).is_some_and(|held| *held > self.share())
-        {
-            tracing::debug!(reason = "the address does not read its answers", "refused");
-            return Err(Error::Busy { retry_after: Duration::from_secs(1) });
-        }
+    /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for a
+    /// user or an address that holds more than its share.
+    pub(crate) async fn admit(&self, payers: Payers) -> Result<()> {
+        self.require_share(payers, 0)?;
         if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
-            drop(self.reserve(address, 0).await?);
+            drop(self.reserve(payers, 0).await?);
         }
         Ok(())
     }
 
     /// Waits until there is room for these bytes, and counts them. Fails with [`Error::Busy`] if that takes longer than
-    /// `WAIT_MAX`, or if the address would hold more than its share.
-    pub(crate) async fn reserve(&self, address: IpAddr, bytes: usize) -> Result<Held> {
-        let busy = || Error::Busy { retry_after: Duration::from_secs(1) };
-        if let Some(address) = shared(address)
-            && bytes > 0
-            && self.0.held.lock().get(&address).copied().unwrap_or_default() + bytes > self.share()
-        {
-            tracing::debug!(bytes, reason = "the address holds its share of the budget", "refused");
-            return Err(busy());
+    /// `WAIT_MAX`, or if the user or the address would hold more than its share.
+    pub(crate) async fn reserve(&self, payers: Payers, bytes: usize) -> Result<Held> {
+        if bytes > 0 {
+            self.require_share(payers, bytes)?;
         }
-        if let Some(held) = self.try_hold(address, bytes) {
+        if let Some(held) = self.try_hold(payers, bytes) {
             return Ok(held);
         }
         let wait = async {
             let _first = self.0.line.lock().await;
             loop {
                 let freed = self.0.freed.notified();
-                if let Some(held) = self.try_hold(address, bytes) {
+                if let Some(held) = self.try_hold(payers, bytes) {
                     return held;
                 }
                 freed.await;
@@ -113,38 +103,40 @@ impl Budget {
             held = wait => Ok(held),
             () = self.0.env.sleep(WAIT_MAX) => {
                 tracing::debug!(bytes, reason = "no room for bytes in flight", "refused");
-                Err(busy())
+                Err(Error::Busy { retry_after: RETRY_AFTER })
             }
         }
     }
 
     /// Counts bytes that are in memory already, even if that overdraws the budget.
-    pub(crate) fn charge(&self, address: IpAddr, bytes: usize) -> Held {
-        self.hold(address, bytes, &mut self.0.held.lock())
+    pub(crate) fn charge(&self, payers: Payers, bytes: usize) -> Held {
+        self.hold(payers, bytes, &mut self.0.held.lock())
     }
 
-    /// The bytes that one address may hold.
-    fn share(&self) -> usize {
-        self.0.bytes_max / ADDRESS_SHARE
+    /// Refuses payers who would hold more than their share with these bytes.
+    fn require_share(&self, payers: Payers, bytes: usize) -> Result<()> {
+        match self.0.held.lock().find_without_room(payers, bytes) {
+            None => Ok(()),
+            Some(payer) => {
+                tracing::debug!(bytes, ?payer, reason = "the payer holds its share of the budget", "refused");
+                Err(Error::Busy { retry_after: RETRY_AFTER })
+            }
+        }
     }
 
-    fn try_hold(&self, address: IpAddr, bytes: usize) -> Option<Held> {
+    fn try_hold(&self, payers: Payers, bytes: usize) -> Option<Held> {
         let mut held = self.0.held.lock();
         let has_room = self.0.bytes.load(Ordering::Relaxed) + bytes <= self.0.bytes_max;
-        has_room.then(|| self.hold(address, bytes, &mut held))
+        has_room.then(|| self.hold(payers, bytes, &mut held))
     }
 
-    fn hold(&self, address: IpAddr, bytes: usize, held: &mut BTreeMap<u128, usize>) -> Held {
-        let address = shared(address).filter(|_| bytes > 0);
-        let counted = address.map_or(bytes, |address| {
-            let of_address = held.entry(address).or_default();
-            let before = (*of_address).min(self.share());
-            *of_address += bytes;
-            (*of_address).min(self.share()) - before
-        });
+    fn hold(&self, payers: Payers, bytes: usize, held: &mut Shares) -> Held {
+        let before = held.held_within_share(payers.narrowest());
+        held.take(payers, bytes);
+        let counted = held.held_within_share(payers.narrowest()) - before;
         self.0.bytes.fetch_add(counted, Ordering::Relaxed);
         self.0.metrics.bytes_in_flight(bytes as i64);
-        Held { budget: self.clone(), address, bytes }
+        Held { budget: self.clone(), payers, bytes }
     }
 }
 
@@ -160,20 +152,12 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
-        let (inner, share) = (&self.budget.0, self.budget.share());
+        let inner = &self.budget.0;
         let mut held = inner.held.lock();
-        let mut counted = self.bytes;
-        if let Some(address) = self.address
-            && let Some(bytes) = held.get_mut(&address)
-        {
-            debug_assert!(*bytes >= self.bytes, "more is given back than was taken");
-            let before = (*bytes).min(share);
-            *bytes = bytes.saturating_sub(self.bytes);
-            counted = before - (*bytes).min(share);
-            if *bytes == 0 {
-                held.remove(&address);
-            }
-        }
+        let narrowest = self.payers.narrowest();
+        let before = held.held_within_share(narrowest);
+        held.give_back(self.payers, self.bytes);
+        let counted = before - held.held_within_share(narrowest);
         let before = inner.bytes.fetch_sub(counted, Ordering::Relaxed);
         debug_assert!(before >= counted, "more is given back than was taken");
         drop(held);
@@ -182,28 +166,23 @@ impl Drop for Held {
     }
 }
 
-/// The network that an address counts for. A reverse proxy on this machine and a peer without an address have no share,
-/// because they stand for many clients.
-fn shared(address: IpAddr) -> Option<u128> {
-    (!address.is_loopback() && !address.is_unspecified()).then(|| network(address))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::UserNum;
 
     fn budget(bytes_max: usize) -> (Env, Budget) {
         let env = Env::simulated(1, 0);
         (env.clone(), Budget::new(env, Metrics::new(), bytes_max))
     }
 
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([192, 0, 2, last])
+    fn address(last: u8) -> Payers {
+        Payers::of_request(None, [192, 0, 2, last].into())
     }
 
     /// A proxy on this machine, whose bytes count whole because it brings requests of many clients.
-    fn proxy() -> IpAddr {
-        IpAddr::from([127, 0, 0, 1])
+    fn proxy() -> Payers {
+        Payers::of_request(None, [127, 0, 0, 1].into())
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,5 +240,17 @@ mod tests {
         budget.reserve(address(2), 10).await.unwrap();
         // A proxy on this machine brings requests of many clients, and so has no share.
         budget.reserve(proxy(), 60).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_holds_no_more_than_a_share_from_however_many_addresses() {
+        let (_, budget) = budget(100);
+        let alice = |last| Payers::of_request(Some(UserNum(1)), [192, 0, 2, last].into());
+        let _held = budget.reserve(alice(1), 20).await.unwrap();
+        assert!(matches!(budget.reserve(alice(2), 10).await, Err(Error::Busy { .. })));
+        let _unread = budget.charge(alice(3), 20);
+        assert!(matches!(budget.admit(alice(4)).await, Err(Error::Busy { .. })));
+        // A neighbour of hers has a share too.
+        budget.admit(Payers::of_request(Some(UserNum(2)), [192, 0, 2, 2].into())).await.unwrap();
     }
 }

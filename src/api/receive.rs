@@ -1,7 +1,7 @@
 //! Receives bodies within the bound of their route and within the budget of all requests, and gives up on clients that
 //! are too slow.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::{Bytes, BytesMut};
@@ -13,7 +13,10 @@ use crate::{
         budget::{Budget, Held},
         reply,
     },
-    env::spent::{self, Place},
+    env::{
+        payer::Payers,
+        spent::{self, Place},
+    },
     error::{Error, Refusal, Result},
     flows::App,
 };
@@ -27,8 +30,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(crate) struct Receiver<'a> {
     /// The budget that counts what is received.
     pub(crate) budget: &'a Budget,
-    /// The address that the body comes from.
-    pub(crate) peer: IpAddr,
+    /// The payers for whom the body counts.
+    pub(crate) payers: Payers,
     /// The count of the received bytes, kept here for as long as the request is worked on.
     pub(crate) held: &'a mut Option<Held>,
 }
@@ -48,7 +51,7 @@ impl Receiver<'_> {
             return Ok(Bytes::new());
         }
         let reserved = if announced { bytes } else { bytes_max };
-        let held = self.budget.reserve(self.peer, reserved).await?;
+        let held = self.budget.reserve(self.payers, reserved).await?;
         let collected = tokio::select! {
             biased;
             collected = collect(app, body, bytes_max) => collected,

@@ -4,7 +4,7 @@ use std::future::ready;
 
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
 use ruma::api::{
     OutgoingResponse, OutgoingResponseExt,
@@ -82,6 +82,30 @@ impl IntoReply for Whole {
         // The status is told already, so that a fault can only break the answer off.
         let logged = pages.inspect_err(|error: &Error| tracing::error!(%error, "an answer breaks off"));
         Ok(json(StatusCode::OK, Body::from_stream(logged)))
+    }
+}
+
+/// An answer that is JSON in pieces, of which no more than one is in memory.
+pub struct InPieces(Body);
+
+impl InPieces {
+    /// An answer that fits into one piece.
+    pub(crate) fn whole(json: Bytes) -> Self {
+        Self(Body::from(json))
+    }
+
+    /// An answer whose first piece was made before anything is sent, so that a request which fails in it is still refused.
+    /// When a later piece fails, the answer breaks off, and its client sees that it is not whole.
+    pub(crate) fn first_and(first: Bytes, rest: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
+        let first = stream::once(ready(Ok(first)));
+        let rest = rest.inspect_err(|error| tracing::error!(%error, "an answer breaks off"));
+        Self(Body::from_stream(first.chain(rest)))
+    }
+}
+
+impl IntoReply for InPieces {
+    fn into_reply(self) -> Result<Response> {
+        Ok(json(StatusCode::OK, self.0))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::Request,
     response::Response,
     routing::{MethodFilter, MethodRouter},
@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use crate::{
     api::{
-        answer::Answer,
+        answer::{self, Answer},
         budget::Budget,
         drain::Unread,
         extract::{self, Call},
@@ -24,7 +24,10 @@ use crate::{
         reply,
         routes::{Route, Routes},
     },
-    env::spent::{Place, Spent},
+    env::{
+        payer::Payers,
+        spent::{Place, Spent},
+    },
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -121,7 +124,8 @@ impl Door {
         let status = response.status().as_u16();
         app.metrics.request(&method, routed.template, status, took);
         self.log(&method, status, routed, &spent, took);
-        response.map(|body| Answer::wrap(body, &self.budget, peer))
+        let payers = Payers::of_request(routed.user, peer);
+        response.map(|body| Answer::wrap(body, &self.budget, payers))
     }
 
     /// Writes one line for each request, and a second one for a slow request that says where its time went.
@@ -175,13 +179,18 @@ impl Door {
         if let Some(limit) = policy.limit {
             self.limit(route.template, limit, call.source(limit)).await?;
         }
-        self.budget.admit(peer).await?;
-        call.note_caller(app).await?;
-        let mut held = None;
-        call.read_body(app, Receiver { budget: &self.budget, peer, held: &mut held }).await?;
-        let response = (route.handler)(app.clone(), call).await;
-        drop(held);
-        response
+        let payers = Payers::of_request(call.user(), peer);
+        let served = async {
+            self.budget.admit(payers).await?;
+            call.note_caller(app).await?;
+            let mut held = None;
+            call.read_body(app, Receiver { budget: &self.budget, payers, held: &mut held }).await?;
+            let response = (route.handler)(app.clone(), call).await?;
+            // An answer in pieces goes on with what the request has asked for.
+            let is_whole = response.body().size_hint().exact().is_some();
+            Ok(if is_whole { response } else { response.map(|body| answer::holding(body, held)) })
+        };
+        payers.during(served).await
     }
 
     /// Counts the request for its limit. A poll waits for its turn instead of being refused, so that it gathers more
@@ -279,5 +288,52 @@ mod tests {
         let request = Request::builder().uri("/_matrix/client/versions").body(Body::empty()).unwrap();
         let after = tower::ServiceExt::oneshot(server.router(), request).await.unwrap();
         assert_eq!(after.status().as_u16(), 200);
+    }
+
+    /// The log lines that these facts about a request make.
+    fn lines_of(app: &App, is_long_poll: bool, spent: &Spent, took: Duration) -> String {
+        let written = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let sink = written.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || Sink(sink.clone())).finish();
+        let door =
+            Door { app: app.clone(), budget: Budget::new(app.env.clone(), app.metrics.clone(), 1 << 20) };
+        let routed = Routed { template: "/sync", user: None, is_long_poll };
+        tracing::subscriber::with_default(subscriber, || door.log(&Method::GET, 200, routed, spent, took));
+        String::from_utf8(written.lock().clone()).unwrap()
+    }
+
+    struct Sink(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_is_slow_by_the_time_it_worked_and_queued_and_not_by_its_waiting() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server =
+            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
+                .unwrap();
+        let app = server.app();
+        let minute = Duration::from_secs(60);
+        let waited = lines_of(app, true, &Spent::default(), minute);
+        assert!(waited.contains("request") && !waited.contains("slow request"), "{waited}");
+        let spent = Spent::default();
+        spent.add(Place::Queued, Duration::from_secs(2));
+        spent.add(Place::Working, Duration::from_secs(3));
+        let worked = lines_of(app, true, &spent, minute);
+        for part in ["slow request", "queued_us=2000000", "working_us=3000000", "waiting_us=55000000"] {
+            assert!(worked.contains(part), "{part} is not in {worked}");
+        }
+        // A request that does not wait for news is slow by all of its time.
+        assert!(lines_of(app, false, &Spent::default(), minute).contains("slow request"));
     }
 }

@@ -116,6 +116,16 @@ impl Message {
         json.text("type", event_type);
         Ok(Self { json: json.finish().into(), sender: sender.to_owned() })
     }
+
+    /// The number of bytes that one inbox keeps of it.
+    pub fn len(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Whether it has no bytes, which no message is.
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
 }
 
 /// The sender of a message as it is kept.

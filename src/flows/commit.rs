@@ -10,7 +10,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     accounts::users,
-    env::spent::{self, Place},
+    env::{
+        payer::Payers,
+        spent::{self, Place},
+    },
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -21,11 +24,11 @@ use crate::{
     rooms::{
         self,
         change::Change,
-        redact, state,
+        directory, redact, state,
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
-    store::{Domain, Enqueued, Fault, NotAccepted, Wake},
+    store::{Enqueued, Fault, NotAccepted, Wake},
 };
 
 /// A worker takes the turns of one room for at most this long before other rooms get its thread.
@@ -50,16 +53,21 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    in_turn(app, room, Domain::Room, begin(room), work, Error::from).await
+    in_turn(app, room, begin(room), |change, _| work(change), Error::from).await
 }
 
-/// Like [`in_room`], but also under the server's lock, which changes of aliases and of the directory need.
+/// Like [`in_room`], but also under the server's lock, which changes of aliases and of the directory need. `work` must be short,
+/// because everybody who registers or names a room waits for it.
 pub(crate) async fn in_room_and_server<T: Send + 'static>(
     app: &App,
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    in_turn(app, room, Domain::Server, begin(room), work, Error::from).await
+    let work = |change: &mut Change, server: &mut ServerLock<'_>| {
+        server.take(change);
+        work(change)
+    };
+    in_turn(app, room, begin(room), work, Error::from).await
 }
 
 /// The beginning of a change to a room that exists already.
@@ -67,14 +75,29 @@ fn begin(room: RoomNum) -> impl FnOnce(&App, Seat) -> Result<Change> + Send + 's
     move |app, seat| Change::begin(&app.store, seat, room)
 }
 
-/// Like [`in_room`], for a change that begins in another way, as that of a new room does. The locks up to that of `upto` are
-/// taken. `refused` turns the reason why a batch was not accepted into an error.
+/// The server's lock, which a change to a room takes when it comes to rows of the server, and holds until its batch is enqueued.
+pub(crate) struct ServerLock<'a> {
+    app: &'a App,
+    locked: Option<Locked<'a>>,
+}
+
+impl ServerLock<'_> {
+    /// Takes the lock. The change may write rows of the server from now on, and should have done everything else before.
+    pub(crate) fn take(&mut self, change: &mut Change) {
+        debug_assert!(self.locked.is_none(), "a change takes the server's lock once");
+        let locked = write::lock_server(self.app);
+        change.batch.cover(&locked.guard);
+        self.locked = Some(locked);
+    }
+}
+
+/// Like [`in_room`], for a change that begins in another way, as that of a new room does, or that comes to need the server's
+/// lock. `refused` turns the reason why a batch was not accepted into an error.
 pub(crate) async fn in_turn<T: Send + 'static>(
     app: &App,
     room: RoomNum,
-    upto: Domain,
     begin: impl FnOnce(&App, Seat) -> Result<Change> + Send + 'static,
-    work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+    work: impl FnOnce(&mut Change, &mut ServerLock<'_>) -> Result<T> + Send + 'static,
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
     let (tell, told) = oneshot::channel();
@@ -82,14 +105,10 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     let of_turn = spent.clone();
     let turn = move |seat| {
         let began = owned.env.instant();
-        let make = || -> Result<(Change, T, Option<Locked<'_>>)> {
+        let make = || -> Result<(Change, T, ServerLock<'_>)> {
             let mut change = begin(&owned, seat)?;
-            // The server's lock is held until the batch is enqueued.
-            let server = (upto == Domain::Server).then(|| write::lock_server(&owned));
-            if let Some(locked) = &server {
-                change.batch.cover(&locked.guard);
-            }
-            let answer = work(&mut change)?;
+            let mut server = ServerLock { app: &owned, locked: None };
+            let answer = work(&mut change, &mut server)?;
             Ok((change, answer, server))
         };
         let made = make();
@@ -104,10 +123,9 @@ pub(crate) async fn in_turn<T: Send + 'static>(
         }
     };
     let turns = app.rooms.turns(room);
-    if turns.add(Box::new(turn))? {
+    if let Some(payers) = turns.add(Box::new(turn))? {
         // The turns run as a task of their own: the requester may hang up, and others wait for the same turns.
-        let owned = app.clone();
-        app.env.spawn_writing(move || work_off(&owned, turns));
+        begin_work_off(app, turns, payers);
     }
     let in_turn_us = || spent.as_ref().map_or(0, |it| it.us(Place::Queued) + it.us(Place::Working));
     let before_us = in_turn_us();
@@ -130,13 +148,18 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     }
 }
 
+/// Has a room's turns worked off when one of the places for writing is free for these payers.
+fn begin_work_off(app: &App, turns: Arc<Turns>, payers: Payers) {
+    let owned = app.clone();
+    app.env.spawn_writing(payers, move || work_off(&owned, &turns, payers));
+}
+
 /// Takes a room's turns for as long as a worker may. Turns that are left wait behind the other work of the pool.
-fn work_off(app: &App, turns: Arc<Turns>) {
+fn work_off(app: &App, turns: &Arc<Turns>, payers: Payers) {
     let began = app.env.instant();
     let is_over = || app.env.instant().saturating_duration_since(began) > WORKED_AT_ONCE;
-    if turns.work_off(is_over) {
-        let owned = app.clone();
-        app.env.spawn_writing(move || work_off(&owned, turns));
+    for payers in turns.work_off(payers, is_over) {
+        begin_work_off(app, Arc::clone(turns), payers);
     }
 }
 
@@ -219,6 +242,11 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
             let until_ms = app.env.now_ms() + kept_ms;
             redact::keep_original(&mut change.batch, change.num, &original, until_ms);
         }
+    }
+    if change.row.joined != change.joined_before
+        && directory::is_published(&change.batch, change.num).map_err(fault)?
+    {
+        change.batch.wake(Wake::Listed { room: change.num });
     }
     if change.batch.has_position() {
         let wake = match change.wakes_only.take().filter(|_| change.added().is_empty()) {

@@ -1,5 +1,6 @@
 //! A [`Job`] is work that must follow its cause. It is written as a timer in the batch of its cause, and the flow that made the
-//! batch carries it out right away. If that fails, or the process ends in between, the timer starts it again, later each time.
+//! batch carries it out right away. If that fails, or the process ends in between, the timer starts it again, later each time, until it
+//! has failed for more than a week.
 //!
 //! A job has its effect once, because the batch of the effect deletes the timer, or because a repetition changes nothing. The
 //! work itself is told to [`Running`] when the server starts, because flows that promise jobs are used by that work.
@@ -26,6 +27,8 @@ const OWN_WORK_MS: u64 = 2 * 60 * 1000;
 const AGAIN_MS: u64 = 10_000;
 /// A job that failed is tried again after at most this many milliseconds, however often it failed.
 const AGAIN_MS_MAX: u64 = 6 * 60 * 60 * 1000;
+/// A job that failed this often is given up: what fails for more than a week will not succeed.
+const TRIES_MAX: u32 = 40;
 /// At most this many jobs run at once; several do, so that a job that takes long holds no other up.
 const RUNNING_MAX: usize = 64;
 
@@ -146,9 +149,8 @@ fn carry_out_due(app: &App, due: Timer, run: Run) {
     let worker = app.clone();
     app.env.spawn(async move {
         if let Err(error) = worker.running.carry_out(&worker, &due).await {
-            tracing::warn!(%error, kind = due.kind, tries = due.row.tries, "a job failed; it is tried again later");
-            let (puts_off, kind) = (worker.clone(), due.kind);
-            if let Err(error) = worker.env.blocking(move || put_off(&puts_off, &due)).await {
+            let (fails, kind) = (worker.clone(), due.kind);
+            if let Err(error) = worker.env.blocking(move || fail(&fails, &due, &error)).await {
                 tracing::error!(%error, kind, "a job that failed could not be put off");
             }
         }
@@ -156,9 +158,27 @@ fn carry_out_due(app: &App, due: Timer, run: Run) {
     });
 }
 
+/// Puts a job off that has failed, or gives it up if it has failed too often.
+fn fail(app: &App, failed: &Timer, why: &Error) -> Result<()> {
+    let (job, tries) = (Job::read(failed).ok(), failed.row.tries.saturating_add(1));
+    let name = job.as_ref().map_or("unreadable", Job::name);
+    if tries < TRIES_MAX || job.as_ref().is_some_and(Job::recurs) {
+        tracing::warn!(error = %why, job = name, tries, "a job failed; it is tried again later");
+        return put_off(app, failed, tries);
+    }
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, failed)? {
+        unless_fired(app.store.enqueue(batch))?;
+        let undone =
+            job.map_or_else(|| format!("a job of kind {} cannot be read", failed.kind), |job| job.undone());
+        tracing::error!(error = %why, job = name, tries, undone, "a job is given up, because it failed too often");
+        app.metrics.job_given_up(name);
+    }
+    Ok(())
+}
+
 /// Sets a job's timer again, the later the more often the job has failed.
-fn put_off(app: &App, failed: &Timer) -> Result<()> {
-    let tries = failed.row.tries.saturating_add(1);
+fn put_off(app: &App, failed: &Timer, tries: u32) -> Result<()> {
     let wait_ms = AGAIN_MS.saturating_mul(1 << failed.row.tries.min(20)).min(AGAIN_MS_MAX);
     let row = TimerRow { tries, content: failed.row.content.clone() };
     let later = Timer { due_ms: app.env.now_ms() + wait_ms, row, ..failed.clone() };

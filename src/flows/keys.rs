@@ -1,13 +1,20 @@
 //! The requests for keys of devices: a device uploads its own, and others query and claim them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    vec,
+};
 
 use bytes::Bytes;
-use ruma::{OwnedDeviceId, OwnedUserId};
-use serde_json::{Map, Value, value::RawValue};
+use ruma::{OneTimeKeyAlgorithm, OwnedDeviceId, OwnedUserId};
+use serde_json::{json, value::RawValue};
 
 use crate::{
-    accounts::{Caller, devices, users},
+    accounts::{
+        Caller,
+        devices::{self, Device},
+        users,
+    },
     encryption::{
         device_lists,
         keys::{self, Keys},
@@ -15,11 +22,21 @@ use crate::{
     error::{Refusal, Result},
     flows::{App, write},
     ids::{DeviceNum, UserNum},
+    json::{JsonRef, JsonText, Nested, Object},
     schema::encryption::KeyCounts,
+    store::{Fault, Read},
 };
 
-/// A request for keys names at most this many users, because all their devices are read in one piece of work.
+/// A request for keys names at most this many users.
 const USERS_MAX: usize = 10_000;
+/// An answer of more than one piece has the keys of at most this many devices, those of ten accounts with as many as may be.
+const QUERIED_MAX: usize = 50_000;
+/// A piece of the answer to a query ends once it has this many bytes. Answers that are smaller come whole.
+const PIECE_BYTES: usize = 1 << 20;
+/// A request claims keys of at most this many devices.
+const CLAIMS_MAX: usize = 10_000;
+/// A request claims no more keys once those that it has claimed have this many bytes.
+const CLAIMED_BYTES_MAX: usize = 4 << 20;
 /// One batch claims at most this many keys; the rest follows in the next one.
 const CLAIMS_PER_BATCH: usize = 500;
 
@@ -39,13 +56,7 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
         keys::check_device_keys(device_keys, &caller.user_id, &caller.device_id)?;
     }
     let (user, user_id, owner) = (caller.user, caller.user_id.clone(), (caller.user, caller.device));
-    let device_id = caller.device_id.clone();
-    write::for_user(app, user, move |_, batch| {
-        // The device may have been logged out while this waited, and nothing may be stored under its number then.
-        let device = devices::require(batch, user, &device_id)?;
-        if device.num != owner.1 {
-            return Err(Refusal::not_found("You have no such device.").into());
-        }
+    write::for_caller(app, caller, move |_, batch| {
         if let Some(device_keys) = &upload.device_keys
             && keys::put_device_keys(batch, owner, device_keys)?
         {
@@ -59,42 +70,144 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
     .await
 }
 
-/// `POST /keys/query`: answers the identity keys of these devices, or of all devices of users for whom none are named.
-pub(crate) async fn query(
-    app: &App,
-    wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
-) -> Result<Map<String, Value>> {
-    check_users(wanted.len())?;
-    let queried = app.clone();
-    app.env
-        .blocking(move || {
-            let snapshot = queried.store.snapshot();
-            let mut found = Map::new();
-            for (user_id, ids) in wanted {
-                let Some(user) = users::find_num(&*snapshot, &user_id)? else { continue };
-                let mut of_user = Map::new();
-                for device in devices::list(&*snapshot, user)? {
-                    if !ids.is_empty() && !ids.contains(&device.id) {
-                        continue;
-                    }
-                    let name = device.display_name.as_deref();
-                    if let Some(keys) = keys::find_device_keys(&*snapshot, (user, device.num), name)? {
-                        of_user.insert(device.id.to_string(), keys);
-                    }
-                }
-                found.insert(user_id.to_string(), Value::Object(of_user));
-            }
-            Ok(found)
-        })
-        .await
+/// The answer to a query for keys.
+pub(crate) enum Found {
+    /// The whole answer, as JSON.
+    Whole(Bytes),
+    /// The first piece of an answer that is too large to be in memory at once, and the query for the rest.
+    First(Bytes, Box<Query>),
 }
 
-fn check_users(count: usize) -> Result<()> {
-    if count > USERS_MAX {
-        return Err(Refusal::too_large("A request for keys names at most 10,000 users.").into());
-    }
-    Ok(())
+/// A query for keys that is answered piece by piece.
+pub(crate) struct Query {
+    app: App,
+    users: vec::IntoIter<Asked>,
+    /// The user whose devices are being written, and the last one that was.
+    begun: Option<(Asked, Option<OwnedDeviceId>)>,
+    pieces: Nested,
 }
+
+/// A user whose keys are asked for.
+struct Asked {
+    user_id: OwnedUserId,
+    /// The devices that are asked for; empty for all of them.
+    devices: BTreeSet<OwnedDeviceId>,
+}
+
+/// `POST /keys/query`: answers the identity keys of these devices, or of all devices of users for whom none are named. An answer
+/// that is large comes in pieces, so that its size costs the server no memory. Errors: 413 `M_TOO_LARGE` for too many users or
+/// devices.
+pub(crate) async fn query(app: &App, wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Result<Found> {
+    require_at_most(USERS_MAX, wanted.len(), "users")?;
+    let (app, owned) = (app.clone(), app.clone());
+    let begin = move || {
+        let mut pieces = Nested::default();
+        pieces.json("failures", &list_failures(&app, wanted.keys()));
+        pieces.open("device_keys");
+        let users = wanted.into_iter().map(|(user_id, devices)| {
+            let devices = devices.into_iter().collect();
+            Asked { user_id, devices }
+        });
+        let users = users.collect::<Vec<_>>().into_iter();
+        let mut query = Query { app, users, begun: None, pieces };
+        let (first, is_done) = query.write_piece()?;
+        if is_done {
+            return Ok(Found::Whole(first));
+        }
+        // Nothing was answered yet, so a query that would go on for too long is still refused.
+        query.require_few_devices()?;
+        Ok(Found::First(first, Box::new(query)))
+    };
+    owned.env.blocking(begin).await
+}
+
+impl Query {
+    /// Writes the next piece, off the async threads. None after the last one.
+    pub(crate) async fn next(mut self: Box<Self>) -> Result<Option<(Bytes, Option<Box<Self>>)>> {
+        let env = self.app.env.clone();
+        let write = move || {
+            let (piece, is_done) = self.write_piece()?;
+            Ok(Some((piece, (!is_done).then_some(self))))
+        };
+        env.blocking(write).await
+    }
+
+    /// Writes until there is a piece of [`PIECE_BYTES`]. Answers whether it is the last one.
+    fn write_piece(&mut self) -> Result<(Bytes, bool)> {
+        let snapshot = self.app.store.snapshot();
+        loop {
+            let Some((asked, after)) = self.begun.take().or_else(|| Some((self.users.next()?, None))) else {
+                return Ok((self.pieces.finish(), true));
+            };
+            let Some(user) = users::find_num(&*snapshot, &asked.user_id)? else { continue };
+            if after.is_none() {
+                self.pieces.open(asked.user_id.as_str());
+            }
+            let mut written = after;
+            for device in asked.list_devices(&*snapshot, user)? {
+                if written.as_ref().is_some_and(|written| device.id <= *written) {
+                    continue;
+                }
+                let name = device.display_name.as_deref();
+                if let Some(keys) = keys::find_device_keys(&*snapshot, (user, device.num), name)? {
+                    self.pieces.json(device.id.as_str(), &JsonText::from(&keys));
+                }
+                written = Some(device.id);
+                if self.pieces.len() >= PIECE_BYTES {
+                    self.begun = Some((asked, written));
+                    return Ok((self.pieces.take(), false));
+                }
+            }
+            self.pieces.close();
+        }
+    }
+
+    /// Refuses a query for too many devices: 413 `M_TOO_LARGE`.
+    fn require_few_devices(&self) -> Result<()> {
+        let snapshot = self.app.store.snapshot();
+        let mut count = 0;
+        for asked in self.users.as_slice().iter().chain(self.begun.as_ref().map(|(asked, _)| asked)) {
+            if let Some(user) = users::find_num(&*snapshot, &asked.user_id)? {
+                count += asked.list_devices(&*snapshot, user)?.len();
+            }
+            require_at_most(QUERIED_MAX, count, "devices")?;
+        }
+        Ok(())
+    }
+}
+
+impl Asked {
+    /// The user's devices that are asked for, by id.
+    fn list_devices(&self, read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Device>, Fault> {
+        let mut devices = devices::list(read, user)?;
+        devices.retain(|device| self.devices.is_empty() || self.devices.contains(&device.id));
+        debug_assert!(devices.is_sorted_by(|one, other| one.id < other.id), "devices are listed by id");
+        Ok(devices)
+    }
+}
+
+fn require_at_most(max: usize, count: usize, of_what: &str) -> Result<()> {
+    if count <= max {
+        return Ok(());
+    }
+    tracing::debug!(count, max, of_what, "a request for keys is refused");
+    let why = format!("A request for keys names at most {max} {of_what}; ask for fewer at once.");
+    Err(Refusal::too_large(why).into())
+}
+
+/// The servers of these users that cannot be asked, because this server asks none yet.
+fn list_failures<'a>(app: &App, user_ids: impl Iterator<Item = &'a OwnedUserId>) -> JsonText {
+    let why = JsonText::from(&json!({ "status": 503, "message": "This server cannot ask other servers." }));
+    let servers: BTreeSet<_> = user_ids.map(|user_id| user_id.server_name()).collect();
+    let mut failures = Object::new();
+    for server in servers.into_iter().filter(|server| *server != app.accounts.server_name()) {
+        failures.json(server.as_str(), &why);
+    }
+    failures.finish()
+}
+
+/// The devices of which keys are wanted, each with the algorithm of the key.
+pub(crate) type Wishes = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, OneTimeKeyAlgorithm>>;
 
 /// A device and the algorithm of which a key is wanted.
 struct Claim {
@@ -106,41 +219,72 @@ struct Claim {
 }
 
 /// A claimed key: its user, its device, its id and its JSON.
-pub(crate) type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
+type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
 
-/// `POST /keys/claim`: answers a key of each of these devices that has one. The deletion of a key is durable before the key is
-/// told, so that no key is given twice.
-pub(crate) async fn claim(
-    app: &App,
-    wanted: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
-) -> Result<Vec<Claimed>> {
-    check_users(wanted.len())?;
-    let mut claims = Vec::new();
-    let snapshot = app.store.snapshot();
-    for (user_id, devices) in wanted {
-        let Some(user) = users::find_num(&*snapshot, &user_id)? else { continue };
-        for (device_id, algorithm) in devices {
-            let Some(device) = devices::find(&*snapshot, user, &device_id)? else { continue };
-            let user_id = user_id.clone();
-            claims.push(Claim { user, device: device.num, user_id, device_id, algorithm });
-        }
-    }
-    drop(snapshot);
-    let mut claimed = Vec::new();
-    while !claims.is_empty() {
+/// `POST /keys/claim`: answers a key of each of these devices that has one, as JSON. The deletion of a key is durable before the
+/// key is told, so that no key is given twice. Once the keys are [`CLAIMED_BYTES_MAX`], no more are given; the client finds the
+/// devices that are left missing, and asks for them again. Errors: 413 `M_TOO_LARGE` for too many devices.
+pub(crate) async fn claim(app: &App, caller: &Caller, wanted: Wishes) -> Result<Bytes> {
+    require_at_most(CLAIMS_MAX, wanted.values().map(BTreeMap::len).sum(), "devices")?;
+    let finder = app.clone();
+    let find = move || {
+        let failures = list_failures(&finder, wanted.keys());
+        Ok((list_claims(&*finder.store.snapshot(), wanted)?, failures))
+    };
+    let (mut claims, failures) = app.env.blocking(find).await?;
+    let (mut claimed, mut byte_count) = (Vec::new(), 0);
+    while !claims.is_empty() && byte_count < CLAIMED_BYTES_MAX {
         let later = claims.split_off(claims.len().min(CLAIMS_PER_BATCH));
         let now = std::mem::replace(&mut claims, later);
         let locked = now.iter().map(|claim| claim.user).collect();
-        let given = write::for_users(app, locked, move |_, batch| {
-            let mut given = Vec::new();
+        let given = write::for_caller_and_users(app, caller, locked, move |_, batch| {
+            let mut given: Vec<Claimed> = Vec::new();
             for claim in now {
+                if byte_count >= CLAIMED_BYTES_MAX {
+                    tracing::debug!(byte_count, "the rest of a claim is left out: the keys are large");
+                    break;
+                }
                 if let Some((id, key)) = keys::claim(batch, (claim.user, claim.device), &claim.algorithm)? {
+                    byte_count += key.len();
                     given.push((claim.user_id, claim.device_id, id, key));
                 }
             }
-            Ok(given)
+            Ok((given, byte_count))
         });
-        claimed.extend(given.await?);
+        let (given, count) = given.await?;
+        claimed.extend(given);
+        byte_count = count;
     }
-    Ok(claimed)
+    app.env.blocking(move || Ok(show_claimed(&claimed, &failures))).await
+}
+
+fn list_claims(read: &(impl Read + ?Sized), wanted: Wishes) -> Result<Vec<Claim>, Fault> {
+    let mut claims = Vec::new();
+    for (user_id, devices) in wanted {
+        let Some(user) = users::find_num(read, &user_id)? else { continue };
+        for (device_id, algorithm) in devices {
+            let Some(device) = devices::find(read, user, &device_id)? else { continue };
+            let (user_id, algorithm) = (user_id.clone(), algorithm.to_string());
+            claims.push(Claim { user, device: device.num, user_id, device_id, algorithm });
+        }
+    }
+    Ok(claims)
+}
+
+/// Writes the answer to a claim. The keys of a user follow each other.
+fn show_claimed(claimed: &[Claimed], failures: &JsonText) -> Bytes {
+    let mut json = Nested::default();
+    json.json("failures", failures);
+    json.open("one_time_keys");
+    for of_user in claimed.chunk_by(|one, other| one.0 == other.0) {
+        let Some((user_id, ..)) = of_user.first() else { continue };
+        json.open(user_id.as_str());
+        for (_, device_id, id, key) in of_user {
+            json.open(device_id.as_str());
+            json.json(id, JsonRef::stored(key));
+            json.close();
+        }
+        json.close();
+    }
+    json.finish()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod aliases;
 pub(crate) mod create;
+pub(crate) mod directory;
 pub(crate) mod guests;
 pub mod ingest;
 pub(crate) mod look;

@@ -7,6 +7,7 @@
 use parking_lot::MutexGuard;
 
 use crate::{
+    accounts::{Caller, tokens},
     env::spent::{self, Place},
     error::{Error, Result},
     flows::{App, sharing},
@@ -35,43 +36,84 @@ pub(crate) fn lock_server(app: &App) -> Locked<'_> {
     lock(app, Vec::new(), true)
 }
 
-/// Builds a batch under the user's lock, off the async threads, and waits until it is durable and visible. Dropping the
-/// future does not undo a batch that was accepted. A batch without rows is not written, but the rows that it saw are durable
-/// when this returns.
+/// The locks that a batch or a note needs, and the caller whose session must still live once they are held.
+struct Wanted {
+    users: Vec<UserNum>,
+    server: bool,
+    caller: Option<Caller>,
+}
+
+impl Wanted {
+    fn of(users: Vec<UserNum>, server: bool) -> Self {
+        Self { users, server, caller: None }
+    }
+
+    /// The locks of the caller and of other users, for a request of the caller's.
+    fn by(caller: &Caller, mut users: Vec<UserNum>, server: bool) -> Self {
+        users.push(caller.user);
+        Self { users, server, caller: Some(caller.clone()) }
+    }
+
+    /// Takes the locks. Refuses a caller whose device has ended: 401 `M_UNKNOWN_TOKEN`.
+    fn lock(self, app: &App) -> Result<Locked<'_>> {
+        let locked = lock(app, self.users, self.server);
+        if let Some(caller) = &self.caller {
+            tokens::require_session(&app.store.view(), caller)?;
+        }
+        Ok(locked)
+    }
+}
+
+/// Builds a batch under the lock of the caller of a request, off the async threads, and waits until it is durable and visible.
+/// Dropping the future does not undo a batch that was accepted. A batch without rows is not written, but the rows that it saw
+/// are durable when this returns.
+///
+/// Nothing is built for a device that has ended since the request was authenticated: 401 `M_UNKNOWN_TOKEN`.
+pub(crate) async fn for_caller<T: Send + 'static>(
+    app: &App,
+    caller: &Caller,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    write(app, Wanted::by(caller, Vec::new(), false), build, Error::from).await
+}
+
+/// Like [`for_caller`], but also under the locks of other users.
+pub(crate) async fn for_caller_and_users<T: Send + 'static>(
+    app: &App,
+    caller: &Caller,
+    users: Vec<UserNum>,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    write(app, Wanted::by(caller, users, false), build, Error::from).await
+}
+
+/// Like [`for_caller_and_users`], but also under the server's lock.
+pub(crate) async fn for_caller_and_users_and_server<T: Send + 'static>(
+    app: &App,
+    caller: &Caller,
+    users: Vec<UserNum>,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    write(app, Wanted::by(caller, users, true), build, Error::from).await
+}
+
+/// Like [`for_caller`], for work that is not a request of this user's: under their lock, whichever of their devices live.
 pub(crate) async fn for_user<T: Send + 'static>(
     app: &App,
     user: UserNum,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    write(app, vec![user], false, build, Error::from).await
+    write(app, Wanted::of(vec![user], false), build, Error::from).await
 }
 
-/// Like [`for_user`], under the locks of several users.
-pub(crate) async fn for_users<T: Send + 'static>(
-    app: &App,
-    users: Vec<UserNum>,
-    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
-) -> Result<T> {
-    write(app, users, false, build, Error::from).await
-}
-
-/// Like [`for_users`], but also under the server's lock. `refused` turns the reason why a batch was not accepted into an error.
-pub(crate) async fn for_users_and_server<T: Send + 'static>(
-    app: &App,
-    users: Vec<UserNum>,
-    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
-    refused: fn(NotAccepted) -> Error,
-) -> Result<T> {
-    write(app, users, true, build, refused).await
-}
-
-/// Like [`for_user`], under the user's and the server's lock.
+/// Like [`for_user`], but also under the server's lock. `refused` turns the reason why a batch was not accepted into an error.
 pub(crate) async fn for_user_and_server<T: Send + 'static>(
     app: &App,
     user: UserNum,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+    refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
-    write(app, vec![user], true, build, Error::from).await
+    write(app, Wanted::of(vec![user], true), build, refused).await
 }
 
 /// Like [`for_user`], but under the server's lock alone. `refused` turns the reason why a batch was not accepted into an error.
@@ -80,19 +122,18 @@ pub(crate) async fn for_server<T: Send + 'static>(
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
-    write(app, Vec::new(), true, build, refused).await
+    write(app, Wanted::of(Vec::new(), true), build, refused).await
 }
 
 async fn write<T: Send + 'static>(
     app: &App,
-    users: Vec<UserNum>,
-    server: bool,
+    wanted: Wanted,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
     refused: fn(NotAccepted) -> Error,
 ) -> Result<T> {
     let builder = app.clone();
     let built = app.env.blocking(move || {
-        let locked = lock(&builder, users, server);
+        let locked = wanted.lock(&builder)?;
         let mut batch = builder.store.batch(&locked.guard);
         let value = build(&builder, &mut batch)?;
         if batch.row_count() == 0 {
@@ -106,16 +147,16 @@ async fn write<T: Send + 'static>(
     Ok(value)
 }
 
-/// Builds a note under the user's lock, off the async threads. Answers a future that resolves once the note is visible, for
-/// callers that want to wait; none if there was nothing to note.
-pub(crate) async fn note_for_user(
+/// Builds a note under the caller's lock, off the async threads. Answers a future that resolves once the note is visible, for
+/// callers that want to wait; none if there was nothing to note. As for [`for_caller`], the caller's device must not have ended.
+pub(crate) async fn note_for_caller(
     app: &App,
-    user: UserNum,
+    caller: &Caller,
     build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
 ) -> Result<Option<Published>> {
-    let builder = app.clone();
+    let (builder, wanted) = (app.clone(), Wanted::by(caller, Vec::new(), false));
     let noted = app.env.blocking(move || {
-        let locked = lock(&builder, vec![user], false);
+        let locked = wanted.lock(&builder)?;
         let mut note = builder.store.note(&locked.guard);
         build(&builder, &mut note)?;
         if note.row_count() == 0 {
@@ -152,6 +193,7 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
         }
+        Wake::Listed { room } => app.rooms.listing().touch(room),
         // The store itself wakes the task that fires timers.
         Wake::Timers => {}
     }
@@ -168,3 +210,6 @@ pub(crate) fn wake_sharing(batch: &mut Batch, user: UserNum) {
 pub(crate) fn wake(batch: &mut Batch, user: UserNum) {
     batch.wake(Wake::users(vec![user]));
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,8 @@ pub struct Change {
     pub num: RoomNum,
     /// The room's row as this change leaves it.
     pub row: RoomRow,
+    /// The number of members before this change.
+    pub joined_before: u32,
     rules: &'static RoomVersionRules,
     store: Store,
     /// The guard proves to the store that nobody else writes this room's rows. It is given back before the seat is.
@@ -150,6 +152,7 @@ impl Change {
         Ok(Self {
             batch,
             num,
+            joined_before: row.joined,
             row,
             rules,
             store,

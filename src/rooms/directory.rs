@@ -1,27 +1,36 @@
 //! The public directory: rooms that anybody may find.
 //!
-//! Anybody may ask for the directory, without an account, and each answer looks at every room in it. So the entry of a
-//! room is kept in memory until something happens in that room.
+//! Anybody may ask for the directory, without an account. So the order of its rooms is kept in memory and renewed by what
+//! has changed, and the entry of a room is kept until something happens in that room. A page begins after a place in the
+//! order and not after a number of rooms: whatever comes, goes or moves meanwhile, a room that does not change is told
+//! once.
 
-use std::sync::Arc;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+    ops::Bound,
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{
-    OwnedMxcUri, UInt,
+    OwnedMxcUri, OwnedRoomId, UInt,
     directory::{PublicRoomsChunk, PublicRoomsChunkInit},
     room::{JoinRuleKind, RoomType},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    ids::{Order, RoomNum},
+    ids::{self, RoomNum},
     rooms::{
         self, aliases,
         visibility::{self, HistoryVisibility},
     },
     schema,
     schema::rooms::RoomRow,
-    store::{Batch, Direction, Fault, Read},
+    store::{Batch, Direction, Fault, Read, Snapshot, Store, Wake},
 };
 
 /// Whether a room is in the directory.
@@ -36,14 +45,148 @@ pub(crate) fn publish(batch: &mut Batch, room: RoomNum, published: bool) {
     } else {
         schema::PUBLISHED.delete(batch, room);
     }
+    batch.wake(Wake::Listed { room });
 }
 
-/// Lists the rooms in the directory.
-pub fn list<'r>(
+/// Lists the rooms in the directory, by number.
+fn list<'r>(
     read: &'r (impl Read + ?Sized),
 ) -> Result<impl Iterator<Item = Result<RoomNum, Fault>> + 'r, Fault> {
     let rows = schema::PUBLISHED.prefix::<()>(read, (), Direction::Up)?;
     Ok(rows.map(|row| row.map(|(room, ())| room)))
+}
+
+/// When this many rooms have changed since the order was renewed, all of it is read again, which costs less memory than to
+/// remember more of them.
+const CHANGED_MAX: usize = 10_000;
+
+/// The place of a room in the directory: rooms with more members come first, and equal ones by their ids.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    joined: Reverse<u32>,
+    room_id: OwnedRoomId,
+}
+
+impl Place {
+    /// The place of a room with this many members.
+    pub fn new(joined: u32, room_id: OwnedRoomId) -> Self {
+        Self { joined: Reverse(joined), room_id }
+    }
+
+    /// The number of members with which the room has this place.
+    pub fn joined(&self) -> u32 {
+        self.joined.0
+    }
+
+    /// The id of the room.
+    pub fn room_id(&self) -> &OwnedRoomId {
+        &self.room_id
+    }
+}
+
+/// The rooms in the directory, in the order in which it shows them.
+#[derive(Default)]
+pub struct Listing {
+    order: Mutex<Order>,
+    /// The rooms whose place may have changed. It has a lock of its own, because the flusher must not wait for those who
+    /// read the directory.
+    changed: Mutex<Changed>,
+}
+
+#[derive(Default)]
+struct Order {
+    rooms: BTreeMap<Place, RoomNum>,
+    places: HashMap<RoomNum, Place>,
+}
+
+#[derive(Default)]
+enum Changed {
+    /// Nothing is known of the order.
+    #[default]
+    Everything,
+    Rooms(BTreeSet<RoomNum>),
+}
+
+impl Listing {
+    /// Notes, once that is visible, that a room came into the directory, left it, or has another number of members.
+    pub fn touch(&self, room: RoomNum) {
+        let mut changed = self.changed.lock();
+        if let Changed::Rooms(rooms) = &mut *changed {
+            rooms.insert(room);
+            if rooms.len() > CHANGED_MAX {
+                *changed = Changed::Everything;
+            }
+        }
+    }
+
+    /// Brings the order up to date, and gives a snapshot that is no older.
+    pub fn renew(&self, store: &Store) -> Result<Arc<Snapshot>, Fault> {
+        let mut order = self.order.lock();
+        let changed = mem::replace(&mut *self.changed.lock(), Changed::Rooms(BTreeSet::new()));
+        // A change is noted after it is visible, so that this snapshot has all changes that were noted.
+        let snapshot = store.snapshot();
+        let renewed = order.renew(&*snapshot, &changed);
+        if renewed.is_err() {
+            *self.changed.lock() = Changed::Everything;
+        }
+        renewed.map(|()| snapshot)
+    }
+
+    /// The number of rooms in the directory.
+    pub fn len(&self) -> usize {
+        self.order.lock().rooms.len()
+    }
+
+    /// Whether no room is in the directory.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lists at most `max` rooms after a place, or before it with the nearest one first. Without a place, it lists from the
+    /// beginning or from the end.
+    pub fn list(&self, from: Option<&Place>, direction: Direction, max: usize) -> Vec<(Place, RoomNum)> {
+        let order = self.order.lock();
+        let from = from.map_or(Bound::Unbounded, Bound::Excluded);
+        let own = |(place, room): (&Place, &RoomNum)| (place.clone(), *room);
+        match direction {
+            Direction::Up => order.rooms.range((from, Bound::Unbounded)).take(max).map(own).collect(),
+            Direction::Down => order.rooms.range((Bound::Unbounded, from)).rev().take(max).map(own).collect(),
+        }
+    }
+}
+
+impl Order {
+    fn renew(&mut self, read: &(impl Read + ?Sized), changed: &Changed) -> Result<(), Fault> {
+        match changed {
+            Changed::Everything => {
+                *self = Self::default();
+                for room in list(read)? {
+                    self.renew_room(read, room?)?;
+                }
+            }
+            Changed::Rooms(rooms) => {
+                for room in rooms {
+                    self.renew_room(read, *room)?;
+                }
+            }
+        }
+        debug_assert_eq!(self.rooms.len(), self.places.len(), "each room has one place");
+        Ok(())
+    }
+
+    fn renew_room(&mut self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<(), Fault> {
+        if let Some(place) = self.places.remove(&room) {
+            self.rooms.remove(&place);
+        }
+        if is_published(read, room)?
+            && let Some(row) = rooms::find_row(read, room)?
+        {
+            let place = Place::new(row.joined, row.id);
+            self.places.insert(room, place.clone());
+            self.rooms.insert(place, room);
+        }
+        Ok(())
+    }
 }
 
 /// Finds the content of a current state event; `None` where it is not what its type demands.
@@ -93,13 +236,13 @@ const KEPT_BYTES_MAX: u64 = 64 << 20;
 const DESCRIPTION_BYTES: u64 = 512;
 
 /// The entries of rooms in the directory, each as of the room's newest event.
-pub struct Descriptions(Cache<RoomNum, (Order, Arc<PublicRoomsChunk>), Weigh>);
+pub struct Descriptions(Cache<RoomNum, (ids::Order, Arc<PublicRoomsChunk>), Weigh>);
 
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<RoomNum, (Order, Arc<PublicRoomsChunk>)> for Weigh {
-    fn weight(&self, _: &RoomNum, (_, chunk): &(Order, Arc<PublicRoomsChunk>)) -> u64 {
+impl Weighter<RoomNum, (ids::Order, Arc<PublicRoomsChunk>)> for Weigh {
+    fn weight(&self, _: &RoomNum, (_, chunk): &(ids::Order, Arc<PublicRoomsChunk>)) -> u64 {
         let texts = [&chunk.name, &chunk.topic].into_iter().flatten();
         DESCRIPTION_BYTES + texts.map(|text| text.len() as u64).sum::<u64>()
     }

@@ -16,7 +16,12 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{error::Error, ids::RoomNum, rooms::tip::Tip};
+use crate::{
+    env::payer::{self, Payers},
+    error::Error,
+    ids::RoomNum,
+    rooms::tip::Tip,
+};
 
 /// Keep the turns and tips of at most this many rooms that nobody changes.
 const ROOMS_MAX: usize = 1_024;
@@ -24,6 +29,9 @@ const ROOMS_MAX: usize = 1_024;
 const TIPS_BYTES_MAX: usize = 64 << 20;
 /// Let at most this many changes wait for one room; later ones are told to come back.
 const TURNS_MAX: usize = 4_096;
+/// At most this many threads are asked for one room, each for other payers. One of them works the turns off; the others
+/// are there so that a room whose first turn is that of somebody with much to wait for is served by whoever has a place.
+const ASKED_MAX: usize = 8;
 
 /// One change to a room, to be made by the thread that works off the room's turns.
 pub type Turn = Box<dyn FnOnce(Seat) + Send>;
@@ -153,9 +161,11 @@ impl Reunions {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Turn>,
+    waiting: VecDeque<(Payers, Turn)>,
     /// Whether a thread works the turns off.
     is_worked_off: bool,
+    /// The payers for whom a thread was asked to work the turns off, and has not begun.
+    asked: Vec<Payers>,
     /// Whether somebody has the room's seat.
     is_seated: bool,
     tip: Option<Tip>,
@@ -174,9 +184,10 @@ impl Turns {
         Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default(), reunions: Reunions::default() }
     }
 
-    /// Adds a turn at the end. Gives `true` when no thread works the turns off: the caller must then have
-    /// [`Turns::work_off`] called. Errors: [`Error::Busy`] when too many wait.
-    pub fn add(&self, turn: Turn) -> Result<bool, Error> {
+    /// Adds a turn at the end, for the payers of the current task. If a thread must be asked for, gives the payers for
+    /// whom: the caller must then have [`Turns::work_off`] called for them. Errors: [`Error::Busy`] when too many wait.
+    pub fn add(&self, turn: Turn) -> Result<Option<Payers>, Error> {
+        let payers = payer::current();
         let mut queue = self.queue.lock();
         if queue.waiting.len() >= TURNS_MAX {
             tracing::debug!(
@@ -185,13 +196,17 @@ impl Turns {
             );
             return Err(Error::Busy { retry_after: Duration::from_secs(1) });
         }
-        queue.waiting.push_back(turn);
-        Ok(!std::mem::replace(&mut queue.is_worked_off, true))
+        queue.waiting.push_back((payers, turn));
+        Ok((!queue.is_worked_off && queue.ask(payers)).then_some(payers))
     }
 
-    /// Takes turns until none waits, or until `is_over` says that the thread has had enough time. Gives `true` when
-    /// turns are left: the caller must then have this called again, so that other rooms get the thread first.
-    pub fn work_off(self: &Arc<Self>, is_over: impl Fn() -> bool) -> bool {
+    /// Takes turns until none waits, or until `is_over` says that the thread has had enough time. Nothing happens if
+    /// another thread works them off already. Gives the payers of turns that are left: the caller must then have this
+    /// called again for each, so that other rooms get the thread first.
+    pub fn work_off(self: &Arc<Self>, payers: Payers, is_over: impl Fn() -> bool) -> Vec<Payers> {
+        if !self.queue.lock().begin(payers) {
+            return Vec::new();
+        }
         while let Some(turn) = self.next() {
             let Some(seat) = self.sit() else {
                 tracing::error!(
@@ -202,24 +217,18 @@ impl Turns {
             // A turn that panics is answered as a fault of ours; the panic is logged by the hook. The next ones go on
             // from what the store says, because the seat leaves no tip behind when it is dropped by a panic.
             drop(panic::catch_unwind(AssertUnwindSafe(|| turn(seat))));
-            if is_over() && self.is_anybody_waiting() {
-                return true;
+            if is_over() {
+                return self.queue.lock().end();
             }
         }
-        false
+        Vec::new()
     }
 
     fn next(&self) -> Option<Turn> {
         let mut queue = self.queue.lock();
-        let turn = queue.waiting.pop_front();
-        queue.is_worked_off = turn.is_some();
-        turn
-    }
-
-    fn is_anybody_waiting(&self) -> bool {
-        let mut queue = self.queue.lock();
-        queue.is_worked_off = !queue.waiting.is_empty();
-        queue.is_worked_off
+        let next = queue.waiting.pop_front();
+        queue.is_worked_off = next.is_some();
+        next.map(|(_, turn)| turn)
     }
 
     /// Gives the seat of the room, unless somebody has it. Only the thread that works the turns off, and tests, take
@@ -243,6 +252,30 @@ impl Turns {
         queue.tip_bytes = bytes;
         queue.tip = tip;
         queue.is_seated = false;
+    }
+}
+
+impl Queue {
+    /// Notes that a thread is asked for these payers. Gives `false` if one was asked for before, or enough were.
+    fn ask(&mut self, payers: Payers) -> bool {
+        let is_new = self.asked.len() < ASKED_MAX && !self.asked.contains(&payers);
+        if is_new {
+            self.asked.push(payers);
+        }
+        is_new
+    }
+
+    /// Notes that the thread which was asked for these payers has come. Gives `false` if another is at work.
+    fn begin(&mut self, payers: Payers) -> bool {
+        self.asked.retain(|asked| *asked != payers);
+        !std::mem::replace(&mut self.is_worked_off, true)
+    }
+
+    /// Notes that the thread goes. Gives the payers for whom another must be asked to work off the turns that are left.
+    fn end(&mut self) -> Vec<Payers> {
+        self.is_worked_off = false;
+        let waiting: Vec<_> = self.waiting.iter().map(|(payers, _)| *payers).collect();
+        waiting.into_iter().filter(|payers| self.ask(*payers)).collect()
     }
 }
 
@@ -274,7 +307,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        ids::Order,
+        env::payer::Payer,
+        ids::{Order, UserNum},
         rooms::tip::tests::{row, some_state},
     };
 
@@ -299,11 +333,12 @@ mod tests {
         let turns = AllTurns::default().of(RoomNum(1));
         let reached = Arc::new(AtomicBool::new(false));
         let mark = Arc::clone(&reached);
-        assert!(turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap());
-        assert!(!turns.add(Box::new(move |_seat| mark.store(true, Ordering::Relaxed))).unwrap());
-        assert!(!turns.work_off(|| false));
+        assert!(turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap().is_some());
+        let later = turns.add(Box::new(move |_seat| mark.store(true, Ordering::Relaxed))).unwrap();
+        assert_eq!(later, None);
+        assert!(turns.work_off(Payers::SERVER, || false).is_empty());
         assert!(reached.load(Ordering::Relaxed));
-        assert!(turns.add(Box::new(|_seat| ())).unwrap(), "nobody is at work any more");
+        assert!(turns.add(Box::new(|_seat| ())).unwrap().is_some(), "nobody is at work any more");
     }
 
     #[test]
@@ -315,7 +350,7 @@ mod tests {
         drop(seat);
         assert!(turns.sit().unwrap().tip.is_some());
         turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap();
-        turns.work_off(|| false);
+        turns.work_off(Payers::SERVER, || false);
         assert!(turns.sit().unwrap().tip.is_none());
     }
 
@@ -330,14 +365,44 @@ mod tests {
             };
             turns.add(Box::new(turn)).unwrap();
         }
-        assert!(turns.work_off(|| true));
+        assert_eq!(turns.work_off(Payers::SERVER, || true), [Payers::SERVER]);
         assert_eq!(done.load(Ordering::Relaxed), 1);
-        assert!(!turns.add(Box::new(|_seat| ())).unwrap(), "the rest is still to be worked off");
-        assert!(!turns.work_off(|| false));
+        assert_eq!(turns.add(Box::new(|_seat| ())).unwrap(), None, "the rest is still to be worked off");
+        assert!(turns.work_off(Payers::SERVER, || false).is_empty());
         assert_eq!(done.load(Ordering::Relaxed), 3);
-        assert!(turns.add(Box::new(|_seat| ())).unwrap());
-        assert!(!turns.work_off(|| true), "after the last turn there is nothing to leave");
-        assert!(turns.add(Box::new(|_seat| ())).unwrap());
+        assert!(turns.add(Box::new(|_seat| ())).unwrap().is_some());
+        assert!(
+            turns.work_off(Payers::SERVER, || true).is_empty(),
+            "after the last turn there is nothing to leave"
+        );
+        assert!(turns.add(Box::new(|_seat| ())).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_room_is_worked_off_for_whoever_has_a_place() {
+        let turns = AllTurns::default().of(RoomNum(1));
+        let (greedy, other) = (Payers::one(Payer::User(UserNum(1))), Payers::one(Payer::User(UserNum(2))));
+        let done = Arc::new(AtomicUsize::new(0));
+        let turn = || -> Turn {
+            let done = Arc::clone(&done);
+            Box::new(move |_seat| {
+                done.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        assert_eq!(greedy.during(async { turns.add(turn()) }).await.unwrap(), Some(greedy));
+        assert_eq!(greedy.during(async { turns.add(turn()) }).await.unwrap(), None);
+        // The thread of the first payer may not come for long, because that payer waits for places.
+        assert_eq!(other.during(async { turns.add(turn()) }).await.unwrap(), Some(other));
+        assert!(turns.work_off(other, || false).is_empty());
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+        assert!(turns.work_off(greedy, || false).is_empty());
+        // A thread that has had its time leaves the rest to one for each payer who waits.
+        for payers in [greedy, greedy, other] {
+            let _ = payers.during(async { turns.add(turn()) }).await.unwrap();
+        }
+        assert!(turns.work_off(greedy, || true) == [greedy], "a thread was asked for the other one before");
+        assert!(turns.work_off(other, || false).is_empty());
+        assert_eq!(done.load(Ordering::Relaxed), 6);
     }
 
     #[test]

@@ -81,6 +81,46 @@ impl Job {
         }
     }
 
+    /// The name of its kind, in `/metrics` and in the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::TrimLog => "trim_log",
+            Self::TellRooms { .. } => "tell_rooms",
+            Self::CarryOver { .. } => "carry_over",
+            Self::ForgetOriginal { .. } => "forget_original",
+            Self::SweepDevices { .. } => "sweep_devices",
+            Self::ForgetSent { .. } => "forget_sent",
+        }
+    }
+
+    /// Says to the operator what stays undone if it is never carried out.
+    pub fn undone(&self) -> String {
+        match self {
+            Self::TrimLog => "entries of the log that no reader needs stay in the store".to_owned(),
+            Self::TellRooms { user } => {
+                format!("rooms of user {user} show an old name or an account that has ended")
+            }
+            Self::CarryOver { user, moved, .. } => format!(
+                "settings of user {user} for the room {} are not carried over to {}, which replaces it",
+                moved.from, moved.to
+            ),
+            Self::ForgetOriginal { room, event } => {
+                format!("the original of the redacted event {event} in room {room} stays in the store")
+            }
+            Self::SweepDevices { user } => {
+                format!("rows of devices of user {user} that have ended stay in the store")
+            }
+            Self::ForgetSent { room, day } => {
+                format!("transaction ids of day {day} in room {room} stay in the store")
+            }
+        }
+    }
+
+    /// Whether it sets its own timer again for ever, so that giving it up would end more than one job.
+    pub fn recurs(&self) -> bool {
+        *self == Self::TrimLog
+    }
+
     /// The timer that carries it out at this time, in milliseconds since the epoch.
     pub fn timer(&self, due_ms: u64) -> Timer {
         let (key, content) = match self {

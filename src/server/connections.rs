@@ -15,6 +15,7 @@ use std::{
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
+use http::Version;
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::{
@@ -24,7 +25,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{env::Env, flows::limits::network, metrics::Metrics};
+use crate::{
+    env::{Env, payer::network},
+    metrics::Metrics,
+};
 
 /// A new connection must bring the head of its first request within this time, and complete its TLS handshake within as
 /// much.
@@ -35,6 +39,12 @@ const IDLE_MAX: Duration = Duration::from_secs(300);
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// A client that reads fewer bytes than this within `UNREAD_MAX` counts as one that reads nothing.
 const TRICKLE_BYTES: usize = 16 << 10;
+/// A body goes out in pieces of at most this many bytes, so that it is seen how fast its client takes them.
+const PIECE_BYTES: usize = 16 << 10;
+/// A piece that HTTP/2 has taken must be out of memory within this time. Until then it waits for the windows of its client,
+/// who could keep it here for ever with a window of a byte. With the bytes that one answer may have waiting
+/// (`server/listen.rs`), this is a rate of some 700 bytes a second.
+const PINNED_MAX: Duration = Duration::from_secs(120);
 
 /// The places for the connections of some listeners. A clone is cheap.
 #[derive(Clone)]
@@ -74,6 +84,10 @@ struct Activity {
     last_answer: u64,
     /// When a piece was last taken, for each answer that has a piece left.
     taken: BTreeMap<u64, Instant>,
+    last_piece: u64,
+    /// When each piece was taken that is still in memory, in the order in which they were. HTTP/1 has none here: it has one
+    /// answer at a time, so that the socket itself shows whether the client reads it.
+    pinned: BTreeMap<u64, Instant>,
     /// The time since which the socket has taken no more than a trickle.
     blocked_since: Option<Instant>,
     /// The bytes that the socket has taken since `blocked_since`.
@@ -132,6 +146,8 @@ impl Connections {
             idle_since: env.instant(),
             last_answer: 0,
             taken: BTreeMap::new(),
+            last_piece: 0,
+            pinned: BTreeMap::new(),
             blocked_since: None,
             trickled: 0,
         };
@@ -242,9 +258,10 @@ impl Activity {
 
     /// When the connection must end if nothing happens until then, and the reason for the log.
     fn deadline(&self, now: Instant) -> (Instant, &'static str) {
-        let unread = self.taken.values().chain(&self.blocked_since).min();
-        match unread {
-            Some(since) => (*since + UNREAD_MAX, "the client does not read its answer"),
+        let unread = self.taken.values().chain(&self.blocked_since).min().map(|since| *since + UNREAD_MAX);
+        let pinned = self.pinned.first_key_value().map(|(_, since)| *since + PINNED_MAX);
+        match unread.into_iter().chain(pinned).min() {
+            Some(deadline) => (deadline, "the client does not read its answer"),
             None if self.requests > 0 => (now + UNREAD_MAX, "a request is under way"),
             None if self.has_asked => (self.idle_since + IDLE_MAX, "the connection was idle for too long"),
             None => (self.idle_since + HEAD_TIMEOUT, "no request came"),
@@ -257,13 +274,14 @@ pub(super) struct Asked(Arc<Connection>);
 
 impl Asked {
     /// Watches the body of the answer until the client has taken it.
-    pub(super) fn watch(self, body: Body) -> Body {
+    pub(super) fn watch(self, body: Body, version: Version) -> Body {
         let mut activity = self.0.activity.lock();
         activity.last_answer += 1;
         let number = activity.last_answer;
         activity.taken.insert(number, self.0.env.instant());
         drop(activity);
-        Body::new(Watched { asked: self, number, body })
+        let may_be_pinned = version == Version::HTTP_2;
+        Body::new(Watched { asked: self, number, may_be_pinned, body, rest: Bytes::new() })
     }
 }
 
@@ -276,11 +294,54 @@ impl Drop for Asked {
     }
 }
 
-/// The body of an answer, which notes when each piece is taken.
+/// The body of an answer, which goes out in pieces and notes when each of them is taken.
 struct Watched {
     asked: Asked,
     number: u64,
+    /// Whether pieces that were taken can stay in memory for as long as the client likes.
+    may_be_pinned: bool,
     body: Body,
+    /// The rest of the last frame, which goes out piece by piece.
+    rest: Bytes,
+}
+
+/// A piece of an answer, which is pinned until it has been written to the socket.
+struct Piece {
+    bytes: Bytes,
+    connection: Arc<Connection>,
+    number: u64,
+}
+
+impl Piece {
+    fn pin(bytes: Bytes, connection: &Arc<Connection>) -> Bytes {
+        let mut activity = connection.activity.lock();
+        activity.last_piece += 1;
+        let number = activity.last_piece;
+        activity.pinned.insert(number, connection.env.instant());
+        drop(activity);
+        Bytes::from_owner(Self { bytes, connection: connection.clone(), number })
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.connection.activity.lock().pinned.remove(&self.number);
+    }
+}
+
+impl Watched {
+    /// The next piece of the rest.
+    fn split(&mut self) -> Bytes {
+        let length = self.rest.len().min(PIECE_BYTES);
+        let piece = self.rest.split_to(length);
+        if self.may_be_pinned { Piece::pin(piece, &self.asked.0) } else { piece }
+    }
 }
 
 impl HttpBody for Watched {
@@ -291,7 +352,18 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let mut polled = match self.rest.is_empty() {
+            true => Pin::new(&mut self.body).poll_frame(context),
+            false => Poll::Ready(Some(Ok(Frame::data(Bytes::new())))),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(data) = frame.data_mut()
+        {
+            if self.rest.is_empty() {
+                self.rest = std::mem::take(data);
+            }
+            *data = self.split();
+        }
         let connection = &self.asked.0;
         let mut activity = connection.activity.lock();
         match &polled {
@@ -305,11 +377,17 @@ impl HttpBody for Watched {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
+        let mut whole = SizeHint::new();
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole.set_lower(hint.lower() + rest);
+        whole
     }
 }
 

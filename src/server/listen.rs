@@ -42,6 +42,8 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 /// One HTTP/2 connection may have at most this many requests under way, because each costs memory.
 const STREAMS_MAX: u32 = 100;
+/// An answer over HTTP/2 may have at most this many bytes waiting for the windows of its client, beside a piece.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// The listener of `/metrics` has at most this many connections of its own, beside those of clients.
 const METRICS_CONNECTIONS_MAX: usize = 64;
 
@@ -193,8 +195,9 @@ impl Listening {
             let mut request = request.map(Body::new);
             let peer = if behind_proxy { forwarded(&request).unwrap_or(address) } else { address };
             request.extensions_mut().insert(Peer(peer));
-            let (asked, answer) = (watched.begin(), router.clone().oneshot(request));
-            async move { answer.await.map(|response| response.map(|body| asked.watch(body))) }
+            let (asked, version) = (watched.begin(), request.version());
+            let answer = router.clone().oneshot(request);
+            async move { answer.await.map(|response| response.map(|body| asked.watch(body, version))) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -202,6 +205,7 @@ impl Listening {
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PONG_TIMEOUT);
         let stream = TokioIo::new(Stream::new(stream, connection));

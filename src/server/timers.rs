@@ -134,8 +134,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn jobs_that_fail_are_put_off_longer_each_time_and_hold_nobody_up() {
-        let (_server, store, env) = server();
+    async fn jobs_that_fail_are_put_off_longer_each_time_and_given_up_in_the_end() {
+        let (server, store, env) = server();
         env.sleep(Duration::from_millis(10)).await;
         let job = Job::TellRooms { user: UserNum(7) };
         // There are more broken timers than a second fires, all due before the only one that can be done.
@@ -159,5 +159,12 @@ mod tests {
         let failing = waiting(&store, job.kind());
         let tries: Vec<_> = failing.iter().map(|(_, tries)| *tries).collect();
         assert!(tries.iter().all(|tries| (10..=20).contains(tries)), "{tries:?}");
+        // A job that fails for more than a week is given up, and said; a job that recurs goes on.
+        env.sleep(Duration::from_secs(14 * 24 * 60 * 60)).await;
+        assert_eq!(waiting(&store, job.kind()), []);
+        let text = server.app().metrics.text();
+        let given_up = format!("aqueduct_jobs_given_up_total{{job=\"unreadable\"}} {torn_count}");
+        assert!(text.contains(&given_up), "{text}");
+        assert!(!waiting(&store, Job::TrimLog.kind()).is_empty());
     }
 }

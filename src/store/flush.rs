@@ -49,9 +49,11 @@ impl Store {
             for news in queued.wakes {
                 match news {
                     Wake::Timers => self.0.timer_set.notify_one(),
-                    Wake::Users(_) | Wake::Sharing { .. } | Wake::Joined { .. } | Wake::Left { .. } => {
-                        wake(news)
-                    }
+                    Wake::Users(_)
+                    | Wake::Sharing { .. }
+                    | Wake::Joined { .. }
+                    | Wake::Left { .. }
+                    | Wake::Listed { .. } => wake(news),
                 }
             }
             queued.promise.keep();

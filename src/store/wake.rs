@@ -30,6 +30,11 @@ pub enum Wake {
         /// The user, who may be of another server.
         user_id: String,
     },
+    /// A room came into the public directory, left it, or has another place in it.
+    Listed {
+        /// The room whose entry has changed.
+        room: RoomNum,
+    },
     /// A timer was set, so the worker of timers looks anew. The store does this itself.
     Timers,
 }

@@ -93,3 +93,105 @@ async fn many_addresses_have_no_more_guesses_at_one_account_and_lock_no_owner_ou
     let (status, json) = log_in(&server, home, "alice", "password of alice").await;
     assert_eq!(status, StatusCode::OK, "{json}");
 }
+
+/// A server whose passwords take about ten milliseconds to verify, so that the queue of those that wait fills up.
+fn slow_passwords() -> Server {
+    let mut config = Config::default();
+    config.server.name = "test.example".try_into().unwrap();
+    config.registration.mode = aqueduct::config::RegistrationMode::Open;
+    config.passwords.argon2_memory_kib = 8;
+    config.passwords.argon2_iterations = 500;
+    only_passwords(&mut config);
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn right_passwords_of_one_account_keep_nobody_else_from_logging_in() {
+    let server = TestServer::of(slow_passwords());
+    server.register("alice").await;
+    server.register("bob").await;
+    // Alice logs in from thirteen addresses at a time. Her right passwords are no guesses, so no limit counts them.
+    let (is_refused, refused) = tokio::sync::watch::channel(false);
+    let is_refused = std::sync::Arc::new(is_refused);
+    let flood: Vec<_> = (0..200)
+        .map(|number| {
+            let (server, is_refused) = (server.clone(), is_refused.clone());
+            #[expect(clippy::disallowed_methods, reason = "clients of the server that is tested")]
+            tokio::spawn(async move {
+                let (status, _) =
+                    log_in(&server, 0x0a00_0000 + number % 13, "alice", "password of alice").await;
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    is_refused.send_replace(true);
+                }
+            })
+        })
+        .collect();
+    refused.clone().wait_for(|is_refused| *is_refused).await.unwrap();
+    // As many of hers wait as may. Bob comes from an address of his own.
+    let (status, json) = log_in(&server, 0x0b00_0000, "bob", "password of bob").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    for one in flood {
+        one.await.unwrap();
+    }
+}
+
+/// The statuses of these tries, each from an address that the server does not know.
+async fn statuses(server: &TestServer, names: &[String]) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    for (number, name) in names.iter().enumerate() {
+        let from = 0x0c00_0000 + u32::try_from(number).unwrap();
+        statuses.push(log_in(server, from, name, "wrong").await.0.as_u16());
+    }
+    statuses
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_guesses_does_not_tell_which_names_exist() {
+    let server = TestServer::with(only_passwords);
+    for name in ["alice", "carol", "erin", "gone", "gona", "gonb", "gonc", "gond"] {
+        server.register(name).await;
+    }
+    for name in ["gone", "gona", "gonb", "gonc", "gond"] {
+        let (status, json) = log_in(&server, 0x0d00_0000, name, &format!("password of {name}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let token = json["access_token"].as_str().unwrap();
+        let auth = json!({ "type": "m.login.password", "password": format!("password of {name}"),
+            "identifier": { "type": "m.id.user", "user": name } });
+        let path = "/_matrix/client/v3/account/deactivate";
+        let body = json!({ "auth": auth }).to_string();
+        let (status, json) = server.raw(Method::POST, path, Some(token), body).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+    }
+    let upper = |name: &str| name.to_uppercase();
+    let full = |name: &str| format!("@{name}:test.example");
+    type Write<'a> = &'a dyn Fn(&str, usize) -> String;
+    let ways: [Write<'_>; 4] = [
+        &|name, _| name.to_owned(),
+        &|name, number| if number % 2 == 0 { name.to_owned() } else { upper(name) },
+        &|name, number| if number % 2 == 0 { name.to_owned() } else { full(name) },
+        &|name, number| match number % 3 {
+            0 => upper(name),
+            1 => full(&upper(name)),
+            _ => full(name),
+        },
+    ];
+    // Each way is tried on an account, on nobody, and on an account that has ended.
+    let names = [
+        ["alice", "nobody", "gone"],
+        ["carol", "nobodz", "gona"],
+        ["erin", "nobodx", "gonb"],
+        ["x1", "x2", "gonc"],
+    ];
+    server.register("x1").await;
+    let expected: Vec<u16> = (0..14).map(|number| if number < 10 { 403 } else { 429 }).collect();
+    for (way, names) in ways.iter().zip(names) {
+        for name in names {
+            let tries: Vec<_> = (0..14).map(|number| way(name, number)).collect();
+            assert_eq!(statuses(&server, &tries).await, expected, "{tries:?}");
+        }
+    }
+    // A name of another server is nobody's here, and is answered like any other.
+    let tries: Vec<_> = (0..14).map(|_| "@alice:other.example".to_owned()).collect();
+    assert_eq!(statuses(&server, &tries).await, expected);
+}

@@ -52,26 +52,42 @@ async fn paths_that_are_not_served_yet_are_known() {
     }
 }
 
+/// The specification asks for these headers on all answers, so that scripts see also why they were refused.
 #[tokio::test(start_paused = true)]
 async fn browsers_are_allowed_everywhere() {
-    let server = TestServer::new();
-    for (method, path) in [
-        (Method::GET, "/_matrix/client/versions"),
-        (Method::GET, "/nonsense"),
-        (Method::OPTIONS, "/_matrix/client/v3/sync"),
-        (Method::PATCH, "/_matrix/client/versions"),
+    let server = TestServer::with(|config| {
+        config.limits.rate_limits = true;
+        config.limits.login = aqueduct::config::Bucket { per_second: 0.001, burst: 1 };
+    });
+    let large = "x".repeat(1 << 20);
+    for (method, path, body, status) in [
+        (Method::GET, "/_matrix/client/versions", "", 200),
+        (Method::OPTIONS, "/_matrix/client/v3/sync", "", 200),
+        (Method::OPTIONS, "/_matrix/client/v3/login", "", 200),
+        (Method::OPTIONS, "/nonsense", "", 200),
+        (Method::POST, "/_matrix/client/v3/login", "{", 400),
+        (Method::POST, "/_matrix/client/v3/login", "{}", 429),
+        (Method::GET, "/_matrix/client/v3/sync", "", 401),
+        (Method::GET, "/nonsense", "", 404),
+        (Method::GET, "/_matrix/client/v3/room_keys/version", "", 404),
+        (Method::PATCH, "/_matrix/client/versions", "", 405),
+        (Method::POST, "/_matrix/client/v3/register", &large, 413),
     ] {
-        let request = Request::builder().method(&method).uri(path).body(Body::empty()).unwrap();
+        let request = Request::builder().method(&method).uri(path).body(Body::from(body.to_owned())).unwrap();
         let response = server.send(request).await;
-        if method == Method::OPTIONS {
-            assert!(response.status().is_success());
+        assert_eq!(response.status().as_u16(), status, "{method} {path}");
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("access-control-allow-origin"), "*", "{method} {path}");
+        assert_eq!(header("access-control-allow-methods"), "GET, POST, PUT, DELETE, OPTIONS");
+        for name in ["X-Requested-With", "Content-Type", "Authorization"] {
+            assert!(header("access-control-allow-headers").contains(name), "{method} {path}");
         }
-        assert_eq!(response.headers()["access-control-allow-origin"], "*", "{method} {path}");
-        let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap();
-        assert!(exposed.contains("Retry-After"));
-        assert!(
-            response.headers()["access-control-allow-headers"].to_str().unwrap().contains("Authorization")
-        );
+        for name in ["Retry-After", "Content-Disposition"] {
+            assert!(header("access-control-expose-headers").contains(name), "{method} {path}");
+        }
+        if status == 429 {
+            assert!(header("retry-after").parse::<u64>().unwrap() > 0);
+        }
     }
 }
 

@@ -261,3 +261,64 @@ async fn new_identity_keys_end_what_was_made_for_the_old_ones() {
     assert_eq!(given["key"], "of the second");
     assert_eq!(bob.post(CLAIM, wanted).await.1["one_time_keys"], json!({}));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_to_a_query_comes_in_pieces_and_is_whole() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let filling = "x".repeat(30_000);
+    let mut ids = BTreeSet::new();
+    for _ in 0..120 {
+        let body = json!({ "type": "m.login.password", "password": "password of alice",
+            "identifier": { "type": "m.id.user", "user": "alice" } });
+        let (_, json) = server.anonymous().post("/_matrix/client/v3/login", body).await;
+        let text = |key: &str| json[key].as_str().unwrap().to_owned();
+        let device = TestClient {
+            token: Some(text("access_token")),
+            device_id: text("device_id"),
+            user_id: alice.user_id.clone(),
+            server: server.clone(),
+        };
+        let mut keys = device_keys(&device, "key");
+        keys["filling"] = filling.clone().into();
+        let (status, json) = device.post(UPLOAD, json!({ "device_keys": keys })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        ids.insert(device.device_id);
+    }
+    bob.post(UPLOAD, json!({ "device_keys": device_keys(&bob, "key") })).await;
+    let wanted = json!({ "device_keys": { &alice.user_id: [], &bob.user_id: [], "@x:other.example": [] } });
+    let request = http::Request::post(QUERY)
+        .header("Authorization", format!("Bearer {}", bob.token.as_ref().unwrap()))
+        .body(axum::body::Body::from(wanted.to_string()))
+        .unwrap();
+    let response = server.send(request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut body = response.into_body();
+    assert_eq!(axum::body::HttpBody::size_hint(&body).exact(), None, "the whole answer is in memory");
+    let mut whole = Vec::new();
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        whole.extend(frame.unwrap().into_data().unwrap());
+    }
+    let json: Value = serde_json::from_slice(&whole).unwrap();
+    let of_alice = json["device_keys"][&alice.user_id].as_object().unwrap();
+    assert_eq!(of_alice.keys().cloned().collect::<BTreeSet<_>>(), ids);
+    assert!(of_alice.values().all(|keys| keys["filling"] == filling));
+    assert_eq!(json["device_keys"][&bob.user_id].as_object().unwrap().len(), 1);
+    assert_eq!(json["failures"]["other.example"]["status"], 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_names_a_bounded_number_of_devices() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let claim = |count: usize| {
+        let devices = (0..count).map(|number| (format!("D{number}"), "signed_curve25519".into()));
+        let devices: serde_json::Map<String, Value> = devices.collect();
+        json!({ "one_time_keys": { &alice.user_id: devices } })
+    };
+    let (status, json) = alice.post(CLAIM, claim(10_000)).await;
+    assert_eq!((status, &json["one_time_keys"]), (StatusCode::OK, &json!({})));
+    let (status, json) = alice.post(CLAIM, claim(10_001)).await;
+    assert_eq!((status, &json["errcode"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("M_TOO_LARGE")));
+    assert!(json["error"].as_str().unwrap().contains("10000 devices"), "{json}");
+}

@@ -175,3 +175,72 @@ async fn push_rules_as_account_data_and_tags_are_whole() {
     assert_eq!(alice.put(&format!("{tags}/u.work"), tag.clone()).await.0, StatusCode::OK);
     assert_eq!(alice.get(&tags).await.1, json!({ "tags": { "u.work": tag } }));
 }
+
+#[tokio::test(start_paused = true)]
+async fn pages_of_the_directory_tell_each_room_that_does_not_change_once() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut rooms = Vec::new();
+    for number in 0..30 {
+        let name = format!("room {number}");
+        rooms.push(
+            room(&alice, json!({ "visibility": "public", "preset": "public_chat", "name": name })).await,
+        );
+    }
+    let join = |room: &str| format!("/_matrix/client/v3/join/{room}");
+    for at in (0..30).step_by(3) {
+        assert_eq!(bob.post(&join(&rooms[at]), json!({})).await.0, StatusCode::OK);
+    }
+    let page = async |token: Option<&str>| {
+        let since = token.map_or_else(String::new, |token| format!("&since={token}"));
+        let (status, json) = alice.get(&format!("/_matrix/client/v3/publicRooms?limit=7{since}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json
+    };
+    let ids = |page: &serde_json::Value| -> Vec<String> {
+        let rooms = page["chunk"].as_array().unwrap().iter();
+        rooms.map(|room| room["room_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let first = page(None).await;
+    assert_eq!(first["total_room_count_estimate"], 30);
+    assert!(first.get("prev_batch").is_none());
+    let mut told = ids(&first);
+    let mut token = first["next_batch"].as_str().map(str::to_owned);
+    let mut changed = std::collections::BTreeSet::new();
+    let mut number = 0;
+    while let Some(since) = token {
+        // Rooms move forwards and backwards, go and come, while somebody turns the pages.
+        let (to_join, to_leave, to_hide) =
+            (rooms[number + 1].clone(), rooms[number * 3].clone(), rooms[29 - number].clone());
+        bob.post(&join(&to_join), json!({})).await;
+        bob.post(&format!("/_matrix/client/v3/rooms/{to_leave}/leave"), json!({})).await;
+        let listed = format!("/_matrix/client/v3/directory/list/room/{to_hide}");
+        assert_eq!(alice.put(&listed, json!({ "visibility": "private" })).await.0, StatusCode::OK);
+        changed.extend([to_join, to_leave, to_hide]);
+        changed.insert(room(&alice, json!({ "visibility": "public", "name": "new" })).await);
+        number += 1;
+        let next = page(Some(&since)).await;
+        told.extend(ids(&next));
+        token = next["next_batch"].as_str().map(str::to_owned);
+    }
+    let unchanged: Vec<_> = rooms.iter().filter(|room| !changed.contains(*room)).collect();
+    assert!(unchanged.len() > 10 && number > 2, "{} {number}", unchanged.len());
+    for room in unchanged {
+        assert_eq!(told.iter().filter(|told| *told == room).count(), 1, "{room}");
+    }
+    // Changes are seen at once by those who begin anew, and pages can be turned back.
+    let first = page(None).await;
+    assert_eq!(first["total_room_count_estimate"], 30);
+    let second = page(first["next_batch"].as_str()).await;
+    let back = page(second["prev_batch"].as_str()).await;
+    assert_eq!(ids(&back), ids(&first));
+    assert!(back.get("prev_batch").is_none());
+    assert_eq!(ids(&page(back["next_batch"].as_str()).await), ids(&second));
+    let both = [first, second];
+    let counts = both.iter().flat_map(|page| page["chunk"].as_array().unwrap());
+    let counts: Vec<_> = counts.map(|room| room["num_joined_members"].as_u64().unwrap()).collect();
+    assert!(counts.is_sorted_by(|one, other| one >= other), "{counts:?}");
+    let body = json!({ "filter": { "generic_search_term": "room 12" } });
+    let (_, found) = alice.post("/_matrix/client/v3/publicRooms", body).await;
+    assert_eq!((ids(&found), &found["total_room_count_estimate"]), (vec![rooms[12].clone()], &json!(1)));
+}

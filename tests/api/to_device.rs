@@ -219,3 +219,34 @@ async fn the_token_of_another_device_deletes_and_skips_nothing() {
     sync(&second, &firsts).await;
     assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_of_messages_are_paid_by_their_sender() {
+    let server = TestServer::with(|config| {
+        let many = aqueduct::config::Bucket { per_second: 1e6, burst: 1_000_000 };
+        config.limits.rate_limits = true;
+        config.limits.to_device = aqueduct::config::Bucket { per_second: 1.0, burst: 100 };
+        for bucket in [&mut config.limits.login, &mut config.limits.register, &mut config.limits.other] {
+            *bucket = many;
+        }
+    });
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for number in 0..30 {
+        log_in(&alice, &format!("D{number}")).await;
+    }
+    let body = |bytes: usize| {
+        let content = json!({ "text": "x".repeat(bytes) });
+        json!({ "messages": { &alice.user_id: { "*": content } } })
+    };
+    // Small messages cost one act for each of the 31 devices.
+    assert_eq!(bob.put(&path("small"), body(100)).await.0, StatusCode::OK);
+    assert_eq!(bob.put(&path("small-again"), body(100)).await.0, StatusCode::OK);
+    // Sixty thousand bytes are fifteen acts for each device: they are sent, and the sender waits for them afterwards.
+    assert_eq!(bob.put(&path("large"), body(60_000)).await.0, StatusCode::OK);
+    assert_eq!(bob.put(&path("small-3"), body(100)).await.0, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(inbox_of(&server, &alice.user_id, "D7").len(), 3);
+    // A retry is paid for already.
+    server.server().app().env.sleep(std::time::Duration::from_secs(500)).await;
+    assert_eq!(bob.put(&path("large"), body(60_000)).await.0, StatusCode::OK);
+    assert_eq!(inbox_of(&server, &alice.user_id, "D7").len(), 3);
+}

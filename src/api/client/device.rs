@@ -47,11 +47,16 @@ fn shown(read: &(impl Read + ?Sized), user: UserNum, device: Device) -> Result<V
 
 /// `GET /_matrix/client/v3/devices`
 pub(crate) async fn get_devices(app: App, client: Client<get_devices::v3::Request>) -> Result<RawJson> {
-    let (snapshot, user) = (app.store.snapshot(), client.caller.user);
-    let devices = devices::list(&*snapshot, user)?;
-    let shown: Result<Vec<_>, Fault> =
-        devices.into_iter().map(|device| shown(&*snapshot, user, device)).collect();
-    Ok(RawJson(json!({ "devices": shown? }).to_string().into()))
+    let (store, user) = (app.store.clone(), client.caller.user);
+    // An account may have thousands of devices, so they are read off the async threads.
+    let list = move || {
+        let snapshot = store.snapshot();
+        let devices = devices::list(&*snapshot, user)?;
+        let shown: Result<Vec<_>, Fault> =
+            devices.into_iter().map(|device| shown(&*snapshot, user, device)).collect();
+        Ok(json!({ "devices": shown? }).to_string().into())
+    };
+    Ok(RawJson(app.env.blocking(list).await?))
 }
 
 /// `GET /_matrix/client/v3/devices/{deviceId}`

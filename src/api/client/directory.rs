@@ -16,9 +16,17 @@ use crate::{
         Routes,
         extract::{Client, Public},
         raw::Raw,
+        reply::RawJson,
     },
     error::{Refusal, Result},
-    flows::{App, limits::Limit, room::aliases},
+    flows::{
+        App,
+        limits::Limit,
+        room::{
+            aliases,
+            directory::{self, Ask},
+        },
+    },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -69,31 +77,22 @@ fn require_here(app: &App, server: Option<&ruma::ServerName>) -> Result<()> {
 pub(crate) async fn get_public_rooms(
     app: App,
     public: Public<get_public_rooms::v3::Request>,
-) -> Result<get_public_rooms::v3::Response> {
+) -> Result<RawJson> {
     let request = public.request;
     require_here(&app, request.server.as_deref())?;
-    let page =
-        aliases::directory(&app, request.limit, request.since, Filter::new(), RoomNetwork::Matrix).await?;
-    let mut response = get_public_rooms::v3::Response::new(page.rooms);
-    response.next_batch = page.next;
-    response.prev_batch = page.prev;
-    response.total_room_count_estimate = Some(page.total);
-    Ok(response)
+    let (limit, since) = (request.limit, request.since);
+    let ask = Ask { limit, since, filter: Filter::new(), network: RoomNetwork::Matrix };
+    Ok(RawJson(directory::page(&app, ask).await?))
 }
 
 /// `POST /_matrix/client/v3/publicRooms`
 pub(crate) async fn get_public_rooms_filtered(
     app: App,
     client: Client<get_public_rooms_filtered::v3::Request>,
-) -> Result<get_public_rooms_filtered::v3::Response> {
+) -> Result<RawJson> {
     let request = client.request;
     require_here(&app, request.server.as_deref())?;
-    let page =
-        aliases::directory(&app, request.limit, request.since, request.filter, request.room_network).await?;
-    let mut response = get_public_rooms_filtered::v3::Response::new();
-    response.chunk = page.rooms;
-    response.next_batch = page.next;
-    response.prev_batch = page.prev;
-    response.total_room_count_estimate = Some(page.total);
-    Ok(response)
+    let (limit, since, filter) = (request.limit, request.since, request.filter);
+    let ask = Ask { limit, since, filter, network: request.room_network };
+    Ok(RawJson(directory::page(&app, ask).await?))
 }

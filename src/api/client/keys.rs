@@ -1,8 +1,9 @@
 //! The keys of end-to-end encryption: uploading, querying and claiming them, and whose have changed.
 
+use futures_util::stream;
 use ruma::api::client::keys::{claim_keys, get_key_changes, get_keys, upload_keys};
 use serde::Deserialize;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{json, value::RawValue};
 
 use crate::{
     api::{
@@ -10,13 +11,13 @@ use crate::{
         extract::Client,
         policy::{self, Guests, KIB, MIB},
         raw::Raw,
-        reply::RawJson,
+        reply::{InPieces, RawJson},
     },
     encryption::keys::Keys,
-    error::{Error, Result},
+    error::Result,
     flows::{
         App,
-        keys::{self, Upload},
+        keys::{self, Found, Upload},
         limits::Limit,
     },
     sync::SyncToken,
@@ -56,33 +57,25 @@ pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Re
 }
 
 /// `POST /_matrix/client/v3/keys/query`
-pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<RawJson> {
-    let mut failures = Map::new();
-    for user_id in client.request.device_keys.keys() {
-        fail_remote(&app, user_id.server_name(), &mut failures);
-    }
-    let device_keys = keys::query(&app, client.request.device_keys).await?;
-    Ok(RawJson(json!({ "device_keys": device_keys, "failures": failures }).to_string().into()))
+pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<InPieces> {
+    Ok(match keys::query(&app, client.request.device_keys).await? {
+        Found::Whole(json) => InPieces::whole(json),
+        Found::First(first, rest) => {
+            let rest = stream::try_unfold(Some(rest), |rest| async {
+                match rest {
+                    Some(rest) => rest.next().await,
+                    None => Ok(None),
+                }
+            });
+            InPieces::first_and(first, rest)
+        }
+    })
 }
 
 /// `POST /_matrix/client/v3/keys/claim`
 pub(crate) async fn claim_keys(app: App, client: Client<claim_keys::v3::Request>) -> Result<RawJson> {
-    let mut failures = Map::new();
-    let wanted = client.request.one_time_keys.into_iter().map(|(user_id, devices)| {
-        fail_remote(&app, user_id.server_name(), &mut failures);
-        let devices = devices.into_iter().map(|(device, algorithm)| (device, algorithm.to_string()));
-        (user_id, devices.collect())
-    });
-    let wanted = wanted.collect();
-    let mut found = Map::new();
-    for (user_id, device_id, id, key) in keys::claim(&app, wanted).await? {
-        let key: Value = serde_json::from_slice(&key).map_err(|error| Error::broken(error.to_string()))?;
-        let of_user = found.entry(user_id.to_string()).or_insert_with(|| json!({}));
-        if let Some(of_user) = of_user.as_object_mut() {
-            of_user.insert(device_id.to_string(), json!({ id: key }));
-        }
-    }
-    Ok(RawJson(json!({ "one_time_keys": found, "failures": failures }).to_string().into()))
+    let wanted = client.request.one_time_keys;
+    Ok(RawJson(keys::claim(&app, &client.caller, wanted).await?))
 }
 
 /// `GET /_matrix/client/v3/keys/changes`
@@ -93,12 +86,4 @@ pub(crate) async fn get_key_changes(
     let settle = |token: &str| app.polls.settle(SyncToken::parse(token)?);
     let (from, to) = (settle(&client.request.from)?, settle(&client.request.to)?);
     Ok(RawJson(app.polls.key_changes(client.caller, from, to).await?))
-}
-
-/// Notes in the answer that another server could not be asked, because this server asks none yet.
-fn fail_remote(app: &App, server: &ruma::ServerName, failures: &mut Map<String, Value>) {
-    if server != app.accounts.server_name() {
-        let why = json!({ "status": 503, "message": "This server cannot ask other servers." });
-        failures.insert(server.to_string(), why);
-    }
 }

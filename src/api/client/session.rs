@@ -26,7 +26,10 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        account::{confirm, log_in, log_out::log_out},
+        account::{
+            log_in::{self, Named},
+            log_out::log_out,
+        },
         limits::Limit,
     },
 };
@@ -64,15 +67,16 @@ pub(crate) async fn login(app: App, public: Public<Raw<login::v3::Request>>) -> 
         return Err(Refusal::new(ErrorKind::Unknown, why).into());
     };
     #[expect(deprecated, reason = "clients of before r0.4.0 name the user here")]
-    let meant = match (&info.identifier, &info.user) {
-        (Some(identifier @ UserIdentifier::Matrix(_)), _) => confirm::meant_by(&app, identifier),
-        (Some(_), _) => None,
-        (None, Some(user)) => names::meant_user_id(user, app.accounts.server_name()),
+    let named = match (&info.identifier, &info.user) {
+        (Some(UserIdentifier::Matrix(matrix)), _) => name(&app, matrix.user.clone()),
+        // This server knows nobody by an address or a number. Tries are counted by it all the same.
+        (Some(other), _) => Named { given: serde_json::to_string(other).unwrap_or_default(), meant: None },
+        (None, Some(user)) => name(&app, user.clone()),
         (None, None) => return Err(Refusal::missing_param("`identifier` is missing.").into()),
     };
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let device = LogIn { id: request.device_id, display_name, ip };
-    let logged_in = log_in::with_password(&app, meant, info.password, device, request.refresh_token).await?;
+    let logged_in = log_in::with_password(&app, named, info.password, device, request.refresh_token).await?;
     let session = logged_in.session;
     let mut response =
         login::v3::Response::new(logged_in.user_id, session.tokens.access_token, session.holder.device_id);
@@ -83,6 +87,11 @@ pub(crate) async fn login(app: App, public: Public<Raw<login::v3::Request>>) -> 
         response.home_server = Some(app.accounts.server_name().to_owned());
     }
     Ok(response)
+}
+
+fn name(app: &App, given: String) -> Named {
+    let meant = names::meant_user_id(&given, app.accounts.server_name());
+    Named { given, meant }
 }
 
 /// `POST /_matrix/client/v3/refresh`

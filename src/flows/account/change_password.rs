@@ -1,6 +1,6 @@
 //! Sets the password of an account and ends its sessions if that is wanted.
 
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts::{Caller, devices::Ending, passwords},
@@ -8,6 +8,7 @@ use crate::{
     error::Result,
     flows::{App, account::log_out, write},
     ids::UserNum,
+    store::{Batch, timer::Timer},
 };
 
 /// Sets the caller's password, and logs out their other devices if `log_out_others` is set. Errors: 400 `M_WEAK_PASSWORD`.
@@ -17,30 +18,49 @@ pub(crate) async fn change_password(
     password: String,
     log_out_others: bool,
 ) -> Result<()> {
+    let hash = hash(app, password).await?;
     let ending = log_out_others.then_some(Ending::AllBut(caller.device));
-    set_password(app, caller.user, caller.user_id.clone(), password, ending).await
+    let (user, user_id) = (caller.user, caller.user_id.clone());
+    let store = move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, ending.as_ref());
+    let promised = write::for_caller(app, caller, store).await?;
+    log_out::begin_sweep(app, promised);
+    Ok(())
 }
 
-/// Sets a user's password and ends the sessions that `ending` names, in one batch. Errors: 400 `M_WEAK_PASSWORD`.
-pub(crate) async fn set_password(
+/// Sets a user's password for the operator, and ends all sessions of the account, in one batch. Errors: 400 `M_WEAK_PASSWORD`.
+pub(crate) async fn reset_password(
     app: &App,
     user: UserNum,
     user_id: OwnedUserId,
     password: String,
-    ending: Option<Ending>,
 ) -> Result<()> {
+    let hash = hash(app, password).await?;
+    let store =
+        move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, Some(&Ending::All));
+    let promised = write::for_user(app, user, store).await?;
+    log_out::begin_sweep(app, promised);
+    Ok(())
+}
+
+async fn hash(app: &App, password: String) -> Result<String> {
     passwords::check(&password)?;
     let owned = app.clone();
     let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
-    let hash = app.env.blocking_long(Long::Password, hash).await?;
-    let promised = write::for_user(app, user, move |app, batch| {
-        passwords::set(batch, user, Some(&hash));
-        match &ending {
-            Some(ending) => log_out::end(app, batch, user, &user_id, ending),
-            None => Ok(None),
-        }
-    })
-    .await?;
-    log_out::begin_sweep(app, promised);
-    Ok(())
+    app.env.blocking_long(Long::Password, hash).await
+}
+
+/// Stores the hash of a new password, and ends the sessions that `ending` names.
+fn store(
+    app: &App,
+    batch: &mut Batch,
+    user: UserNum,
+    user_id: &UserId,
+    hash: &str,
+    ending: Option<&Ending>,
+) -> Result<Option<Timer>> {
+    passwords::set(batch, user, Some(hash));
+    match ending {
+        Some(ending) => log_out::end(app, batch, user, user_id, ending),
+        None => Ok(None),
+    }
 }

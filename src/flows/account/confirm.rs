@@ -14,11 +14,14 @@ use crate::{
     accounts::{
         Caller,
         interactive::{Flows, Operation, Passed, Progress},
-        names, passwords, registration, users,
+        names, passwords, registration,
     },
-    env::Long,
+    env::payer::Payer,
     error::{Refusal, Result},
-    flows::{App, account::guess},
+    flows::{
+        App,
+        account::{guess, log_in},
+    },
 };
 
 /// The proof that a request was confirmed, with the registration token that was shown for it.
@@ -85,7 +88,7 @@ async fn check(
                 .into());
             }
             let guess = guess::by_session(app, caller)?;
-            if !is_password_of(app, &caller.user_id, password.password.clone()).await? {
+            if !is_password_of(app, caller, guess.payer(), password.password.clone()).await? {
                 return Ok(Err(wrong));
             }
             guess.was_right(app);
@@ -120,19 +123,10 @@ pub(crate) fn meant_by(app: &App, identifier: &UserIdentifier) -> Option<ruma::O
     }
 }
 
-/// Whether this is the user's password. It takes as long if there is no such user, so that its time does not tell who exists.
-pub(crate) async fn is_password_of(app: &App, user_id: &UserId, password: String) -> Result<bool> {
-    let snapshot = app.store.snapshot();
-    let hash = match users::find_num(&*snapshot, user_id)? {
-        Some(user) => passwords::find(&*snapshot, user)?,
-        None => None,
-    };
-    let owned = app.clone();
-    app.env
-        .blocking_long(Long::Password, move || {
-            passwords::verify(&owned.env, &owned.config.passwords, hash.as_deref(), &password)
-        })
-        .await
+/// Whether this is the caller's password.
+async fn is_password_of(app: &App, caller: &Caller, payer: Payer, password: String) -> Result<bool> {
+    let hash = passwords::find(&*app.store.snapshot(), caller.user)?;
+    log_in::passwords_match(app, payer, hash, password).await
 }
 
 /// The flow that asks for the caller's password.

@@ -3,29 +3,43 @@
 //!
 //! Strangers share the tries of an account. A caller with a session of the account, or from a network where one of its devices
 //! was seen last, has tries of their own, so that nobody else can lock an owner out there.
+//!
+//! Tries are counted by the name that was given, in one form for all ways to write it, and whether or not an account has it.
+//! So the limit says the same of a name that exists and of one that does not.
+//!
+//! A right password is no guess, but it costs as much to verify. That is bounded by the shares of the queue in which it waits
+//! (`env/payer.rs`), in which each try counts for its account and its address.
 
 use std::net::IpAddr;
 
-use ruma::UserId;
 use sha2::{Digest, Sha256};
 
 use crate::{
     accounts::{Caller, devices},
+    env::payer::{Payer, network},
     error::Result,
     flows::{
         App,
-        limits::{Limit, Source, network},
+        limits::{Limit, Source},
     },
     ids::UserNum,
 };
 
 /// The permission to verify one password now.
-pub(crate) struct Guess(Source);
+pub(crate) struct Guess {
+    source: Source,
+    payer: Payer,
+}
 
 impl Guess {
+    /// The account for which the verification counts, beside the address.
+    pub(crate) fn payer(&self) -> Payer {
+        self.payer
+    }
+
     /// Gives the try back, because the password was right.
     pub(crate) fn was_right(self, app: &App) {
-        app.limits.give_back(Limit::Password, self.0);
+        app.limits.give_back(Limit::Password, self.source);
     }
 }
 
@@ -33,29 +47,35 @@ impl Guess {
 pub(crate) fn by_session(app: &App, caller: &Caller) -> Result<Guess> {
     let source = Source::Device(caller.user, caller.device);
     app.limits.take(Limit::Password, source)?;
-    Ok(Guess(source))
+    Ok(Guess { source, payer: Payer::User(caller.user) })
 }
 
-/// Counts a password that is tried to log in, from an address that may be known. Errors: 429 `M_LIMIT_EXCEEDED`.
-pub(crate) async fn by_stranger(app: &App, user: UserNum, from: Option<IpAddr>) -> Result<Guess> {
-    let all = Source::User(user);
-    let Err(refused) = app.limits.take(Limit::Password, all) else { return Ok(Guess(all)) };
-    let Some(from) = from else { return Err(refused) };
+/// Counts a password that is tried to log in under a name, from an address that may be known. `user` is the account that the
+/// name means, if there is one. Errors: 429 `M_LIMIT_EXCEEDED`.
+pub(crate) async fn by_stranger(
+    app: &App,
+    name: &str,
+    user: Option<UserNum>,
+    from: Option<IpAddr>,
+) -> Result<Guess> {
+    let name = digest(name);
+    let payer = user.map_or(Payer::Name(name), Payer::User);
+    let source = Source::Name(name);
+    let Err(refused) = app.limits.take(Limit::Password, source) else { return Ok(Guess { source, payer }) };
+    let (Some(user), Some(from)) = (user, from) else { return Err(refused) };
     if !was_seen_at(app, user, from).await? {
         return Err(refused);
     }
-    let own = Source::user_at(user, from);
-    app.limits.take(Limit::Password, own)?;
-    Ok(Guess(own))
+    let source = Source::user_at(user, from);
+    app.limits.take(Limit::Password, source)?;
+    Ok(Guess { source, payer })
 }
 
-/// Counts a password for an account that does not exist, so that its name is answered like one that does. Errors: 429
-/// `M_LIMIT_EXCEEDED`.
-pub(crate) fn for_nobody(app: &App, user_id: &UserId) -> Result<()> {
-    let digest: [u8; 32] = Sha256::digest(user_id.as_str()).into();
+/// The digest of a name, in which the case of letters makes no difference, as it makes none to log in.
+fn digest(name: &str) -> u128 {
+    let digest: [u8; 32] = Sha256::digest(name.to_lowercase()).into();
     let (name, _) = digest.split_at(16);
-    let name = name.try_into().map_or(0, u128::from_be_bytes);
-    app.limits.take(Limit::Password, Source::Name(name))
+    name.try_into().map_or(0, u128::from_be_bytes)
 }
 
 /// Whether a device of the account was last seen in the network of this address.

@@ -27,7 +27,7 @@ pub(crate) async fn keep_account_data(
     content: Bytes,
 ) -> Result<()> {
     let user = caller.user;
-    write::for_user(app, user, move |_, batch| {
+    write::for_caller(app, caller, move |_, batch| {
         if let Some(room) = &room {
             require_related(batch, user, room)?;
         }
@@ -65,7 +65,7 @@ pub(crate) async fn change_tag(
         return Err(Refusal::invalid_param("A tag has at most 255 bytes.").into());
     }
     let user = caller.user;
-    write::for_user(app, user, move |_, batch| {
+    write::for_caller(app, caller, move |_, batch| {
         let before = account_data::find(batch, user, Some(&room), "m.tag")?;
         let mut content: Map<String, Value> = match &before {
             // A client may have written other JSON over the account data API; tags that cannot be read are replaced.
@@ -100,5 +100,5 @@ pub(crate) async fn change_tag(
 /// Stores a filter of the caller and answers its id.
 pub(crate) async fn keep_filter(app: &App, caller: &Caller, json: Bytes) -> Result<String> {
     let user = caller.user;
-    write::for_user(app, user, move |_, batch| filters::put(batch, user, json)).await
+    write::for_caller(app, caller, move |_, batch| filters::put(batch, user, json)).await
 }

@@ -10,7 +10,10 @@ use crate::{
         users,
     },
     encryption::device_lists,
-    env::Long,
+    env::{
+        Long,
+        payer::{self, Payer},
+    },
     error::{Refusal, Result},
     flows::{App, account::guess, write},
     store::Batch,
@@ -36,16 +39,25 @@ fn wrong() -> Refusal {
     Refusal::new(ErrorKind::Forbidden, "The user name or the password is not right.")
 }
 
-/// Logs in with a password. Errors: 403 for a wrong user or password, both after the same time.
+/// The name under which somebody means to log in.
+pub(crate) struct Named {
+    /// The text that was given, whatever it is.
+    pub(crate) given: String,
+    /// The user of this server that the text means, whether they exist or not. None if it can mean no user of ours.
+    pub(crate) meant: Option<OwnedUserId>,
+}
+
+/// Logs in with a password. Errors: 403 for a wrong user or password, both after the same time, and 429 for too many tries,
+/// after as many for every name.
 pub(crate) async fn with_password(
     app: &App,
-    meant: Option<OwnedUserId>,
+    named: Named,
     password: String,
     log_in: LogIn,
     refreshable: bool,
 ) -> Result<LoggedIn> {
     let snapshot = app.store.snapshot();
-    let known = match &meant {
+    let known = match &named.meant {
         Some(meant) => users::find_meant(&*snapshot, meant)?,
         None => None,
     };
@@ -53,19 +65,14 @@ pub(crate) async fn with_password(
         Some((user, _)) => passwords::find(&*snapshot, user)?,
         None => None,
     };
-    let guess = match (&known, &meant) {
-        (Some((user, _)), _) => Some(guess::by_stranger(app, *user, log_in.ip).await?),
-        (None, Some(meant)) => guess::for_nobody(app, meant).map(|()| None)?,
-        (None, None) => None,
-    };
-    let owned = app.clone();
-    let stored = hash.clone();
-    let verify = move || passwords::verify(&owned.env, &owned.config.passwords, stored.as_deref(), &password);
-    let right = app.env.blocking_long(Long::Password, verify).await?;
+    drop(snapshot);
+    let user = known.as_ref().map(|(user, _)| *user);
+    let name = known.as_ref().map(|(_, user_id)| user_id).or(named.meant.as_ref());
+    let name = name.map_or(named.given.as_str(), |user_id| user_id.as_str());
+    let guess = guess::by_stranger(app, name, user, log_in.ip).await?;
+    let right = passwords_match(app, guess.payer(), hash.clone(), password).await?;
     let (Some((user, user_id)), true) = (known, right) else { return Err(wrong().into()) };
-    if let Some(guess) = guess {
-        guess.was_right(app);
-    }
+    guess.was_right(app);
     write::for_user(app, user, move |app, batch| {
         // The password may have been changed, or the account deactivated, while this one was verified.
         if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {
@@ -75,6 +82,19 @@ pub(crate) async fn with_password(
         Ok(LoggedIn { user_id, session })
     })
     .await
+}
+
+/// Whether a password is the one that was hashed. The work counts for this account as well as for the address. Errors: 429
+/// `M_LIMIT_EXCEEDED` where too many passwords wait to be verified, of all or of these payers.
+pub(crate) async fn passwords_match(
+    app: &App,
+    payer: Payer,
+    hash: Option<String>,
+    password: String,
+) -> Result<bool> {
+    let owned = app.clone();
+    let verify = move || passwords::verify(&owned.env, &owned.config.passwords, hash.as_deref(), &password);
+    payer::current().led_by(payer).during(app.env.blocking_long(Long::Password, verify)).await
 }
 
 /// Logs a device in, as part of a batch under the user's lock.

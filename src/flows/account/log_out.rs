@@ -31,7 +31,7 @@ const SWEPT_DEVICES: usize = 200;
 pub(crate) async fn log_out(app: &App, caller: &Caller, ending: Ending) -> Result<()> {
     let (user, user_id) = (caller.user, caller.user_id.clone());
     let promised =
-        write::for_user(app, user, move |app, batch| end(app, batch, user, &user_id, &ending)).await?;
+        write::for_caller(app, caller, move |app, batch| end(app, batch, user, &user_id, &ending)).await?;
     begin_sweep(app, promised);
     Ok(())
 }

@@ -17,7 +17,7 @@ pub async fn change(
 ) -> Result<()> {
     let user_id = caller.user_id.clone();
     let user = caller.user;
-    write::for_user(app, user, move |_, batch| {
+    write::for_caller(app, caller, move |_, batch| {
         rules::change(batch, user, &user_id, change)?;
         write::wake(batch, user);
         Ok(())

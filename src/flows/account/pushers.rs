@@ -22,8 +22,8 @@ pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Res
     let ids = &data.pusher.ids;
     let mut owners = pushers::list_owners(&app.store.view(), &ids.app_id, &ids.pushkey)?;
     for _ in 0..TRIES_MAX {
-        owners.push(caller.user);
-        let (tried, known) = (Arc::clone(&data), owners.clone());
+        let (tried, mut known) = (Arc::clone(&data), owners.clone());
+        known.push(caller.user);
         let set = move |app: &App, batch: &mut Batch| {
             let ids = &tried.pusher.ids;
             let now = pushers::list_owners(batch, &ids.app_id, &ids.pushkey)?;
@@ -34,7 +34,7 @@ pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Res
             pushers::set(batch, holder, &tried.pusher, tried.append, allow_http)?;
             Ok(None)
         };
-        match write::for_users_and_server(app, owners, set, Error::from).await? {
+        match write::for_caller_and_users_and_server(app, caller, owners, set).await? {
             None => return Ok(()),
             Some(now) => owners = now,
         }
@@ -45,6 +45,8 @@ pub(crate) async fn set(app: &App, caller: &Caller, data: PusherPostData) -> Res
 /// Deletes one of the caller's pushers; nothing happens if there is no such pusher.
 pub(crate) async fn delete(app: &App, caller: &Caller, ids: PusherIds) -> Result<()> {
     let user = caller.user;
-    write::for_user(app, user, move |_, batch| Ok(pushers::delete(batch, user, &ids.app_id, &ids.pushkey)?))
-        .await
+    write::for_caller(app, caller, move |_, batch| {
+        Ok(pushers::delete(batch, user, &ids.app_id, &ids.pushkey)?)
+    })
+    .await
 }

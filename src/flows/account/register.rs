@@ -102,7 +102,7 @@ pub(crate) async fn upgrade_guest(
     let owned = app.clone();
     let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
     let hash = app.env.blocking_long(Long::Password, hash).await?;
-    let user = caller.user;
+    let acting = caller.clone();
     let upgrade = move |app: &App, batch: &mut Batch| {
         // Another request may have come first, or the account may have ended, while the password was hashed.
         let row = users::require(batch, caller.user)?;
@@ -120,7 +120,7 @@ pub(crate) async fn upgrade_guest(
         };
         Ok(Registered { user_id: caller.user_id, is_admin, session })
     };
-    write::for_user_and_server(app, user, upgrade).await
+    write::for_caller_and_users_and_server(app, &acting, Vec::new(), upgrade).await
 }
 
 /// Spends the registration token that was shown, if one was.
@@ -202,9 +202,9 @@ async fn make(app: &App, wish: Wish, role: Role) -> Result<Registered> {
         None => None,
     };
     let user = app.accounts.next_user(&app.store.view())?;
-    write::for_users_and_server(
+    write::for_user_and_server(
         app,
-        vec![user],
+        user,
         move |app, batch| build(app, batch, user, wish, &role, hash.as_deref()),
         users::or_in_use,
     )

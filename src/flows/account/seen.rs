@@ -12,12 +12,12 @@ use crate::{
 /// noted when and from where the device was last seen.
 pub(crate) async fn seen(app: &App, caller: &Caller, peer: IpAddr) -> Result<()> {
     if let Some(unused) = caller.unused.clone() {
-        write::for_user(app, caller.user, move |_, batch| Ok(tokens::confirm(batch, &unused)?)).await?;
+        write::for_caller(app, caller, move |_, batch| Ok(tokens::confirm(batch, &unused)?)).await?;
     }
     let now_ms = app.env.now_ms();
     if app.accounts.seen().is_due(caller.user, caller.device, now_ms) {
         let (user, device) = (caller.user, caller.device);
-        let noted = write::note_for_user(app, user, move |_, note| {
+        let noted = write::note_for_caller(app, caller, move |_, note| {
             devices::note_seen(note, user, device, now_ms, Some(peer));
             Ok(())
         });

@@ -23,7 +23,7 @@ pub(crate) async fn set_profile(
     value: Option<Value>,
 ) -> Result<()> {
     let user = caller.user;
-    let promised = write::for_user(app, user, move |app, batch| {
+    let promised = write::for_caller(app, caller, move |app, batch| {
         let changed = match value {
             Some(value) => profiles::set(batch, user, &field, value)?,
             None => profiles::delete(batch, user, &field)?,

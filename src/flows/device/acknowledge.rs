@@ -19,5 +19,5 @@ pub async fn acknowledge(app: &App, caller: &Caller, upto: Position) -> Result<O
     if state.is_none_or(|state| state.messages == 0 || state.acknowledged >= upto) {
         return Ok(None);
     }
-    write::note_for_user(app, caller.user, move |_, note| Ok(inbox::acknowledge(note, owner, upto)?)).await
+    write::note_for_caller(app, caller, move |_, note| Ok(inbox::acknowledge(note, owner, upto)?)).await
 }

@@ -18,7 +18,7 @@ pub(crate) async fn rename_device(
     display_name: Option<String>,
 ) -> Result<()> {
     let (user, user_id) = (caller.user, caller.user_id.clone());
-    write::for_user(app, user, move |_, batch| {
+    write::for_caller(app, caller, move |_, batch| {
         let device = devices::require(batch, user, &id)?;
         if display_name.is_none() || display_name == device.display_name {
             return Ok(());

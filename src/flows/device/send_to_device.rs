@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
-    OwnedDeviceId, OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw,
-    to_device::DeviceIdOrAllDevices,
+    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw, to_device::DeviceIdOrAllDevices,
 };
 
 use crate::{
@@ -31,6 +30,8 @@ const BATCH_ROWS: usize = 3_000;
 const BATCH_BYTES: usize = 512 << 10;
 /// A batch serves at most this many targets, so that few users are locked at once.
 const BATCH_TARGETS: usize = 500;
+/// A message counts as one act for its sender's limit for each of this many bytes, and for each device that it reaches.
+const ACT_BYTES: usize = 4 << 10;
 /// A request reaches at most this many devices.
 const DEVICES_MAX: usize = 10_000;
 /// An event type or a transaction id has at most this many bytes, because both are part of keys.
@@ -43,7 +44,6 @@ pub(crate) type Messages =
 /// A request to send messages, as it was read and checked.
 struct Request {
     sender: Owner,
-    sender_device_id: OwnedDeviceId,
     event_type: String,
     txn_id: String,
     /// The targets in an order that is the same for each try, so that a retry goes on from where the last one ended.
@@ -75,7 +75,7 @@ pub(crate) async fn send_to_device(
     let (request, mut progress) = app.env.blocking(read).await?;
     let request = Arc::new(request);
     while !progress.is_done {
-        progress = serve_next(app, Arc::clone(&request), progress).await?;
+        progress = serve_next(app, caller, Arc::clone(&request), progress).await?;
     }
     Ok(())
 }
@@ -100,26 +100,29 @@ fn read_request(
     }
     let sender = (caller.user, caller.device);
     let progress = to_device::progress(&*snapshot, sender, &event_type, &txn_id)?;
-    let request = Request { sender, sender_device_id: caller.device_id.clone(), event_type, txn_id, targets };
+    let request = Request { sender, event_type, txn_id, targets };
     if progress == SendProgress::default() {
-        let count = require_few_devices(&*snapshot, &request)?;
-        // The route has counted one target already.
-        app.limits.take_more(Limit::ToDevice, Source::User(caller.user), count.saturating_sub(1))?;
+        let acts = count_acts(&*snapshot, &request)?;
+        // The route has counted one act already.
+        app.limits.take_more(Limit::ToDevice, Source::User(caller.user), acts.saturating_sub(1))?;
     }
     Ok((request, progress))
 }
 
-/// The number of devices that a request reaches. Refuses (413) a request that reaches too many, before anything is sent.
-fn require_few_devices(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
-    let mut count = 0;
+/// The number of acts that a request is: a message to a device is one, and a large message is several. Refuses (413) a request
+/// that reaches too many devices, before anything is sent.
+fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
+    let (mut count, mut acts) = (0, 0);
     for target in &request.targets {
-        count += list_devices(read, target, DeviceNum(0))?.len();
+        let devices = list_devices(read, target, DeviceNum(0))?.len();
+        count += devices;
+        acts += devices * target.message.len().div_ceil(ACT_BYTES);
         if count > DEVICES_MAX {
             let why = format!("A request reaches at most {DEVICES_MAX} devices; name fewer in `messages`.");
             return Err(Refusal::too_large(why).into());
         }
     }
-    Ok(count)
+    Ok(acts)
 }
 
 /// The device numbers of a target above this one, in rising order.
@@ -139,21 +142,21 @@ fn list_devices(
 }
 
 /// Sends as many messages as fit into one batch, from where this try or a parallel one has got to.
-async fn serve_next(app: &App, request: Arc<Request>, known: SendProgress) -> Result<SendProgress> {
+async fn serve_next(
+    app: &App,
+    caller: &Caller,
+    request: Arc<Request>,
+    known: SendProgress,
+) -> Result<SendProgress> {
     let begin = usize::try_from(known.targets).unwrap_or(usize::MAX).min(request.targets.len());
     let end = begin.saturating_add(BATCH_TARGETS).min(request.targets.len());
     let targets = request.targets.get(begin..end).unwrap_or_default();
-    let locked = targets.iter().filter_map(|target| target.user).chain([request.sender.0]).collect();
-    write::for_users(app, locked, move |app, batch| {
+    let locked = targets.iter().filter_map(|target| target.user).collect();
+    write::for_caller_and_users(app, caller, locked, move |app, batch| {
         let (event_type, txn_id) = (&request.event_type, &request.txn_id);
         let before = to_device::progress(batch, request.sender, event_type, txn_id)?;
         if before.is_done || before.targets != known.targets {
             return Ok(before);
-        }
-        // The device may have been logged out while this waited, and nothing may be kept under its number.
-        let sender = devices::find(batch, request.sender.0, &request.sender_device_id)?;
-        if sender.is_none_or(|device| device.num != request.sender.1) {
-            return Err(Refusal::not_found("This device was logged out.").into());
         }
         let after = fill(app, batch, &request, before, end)?;
         to_device::note_progress(batch, request.sender, event_type, txn_id, &after, app.env.now_ms())?;

@@ -16,8 +16,7 @@ use crate::{
     flows::{
         App,
         account::{
-            change_password::set_password,
-            deactivate, log_out,
+            change_password, deactivate, log_out,
             register::{self, Wish},
         },
         operator::{
@@ -424,7 +423,7 @@ pub async fn set_admin(app: &App, name: &str, admin: bool) -> Result<AdminSet> {
 pub async fn reset_password(app: &App, name: &str, password: Option<String>) -> Result<PasswordSet> {
     let (user, user_id) = require_live(app, name)?;
     let (password, made) = password_or_made(app, password);
-    set_password(app, user, user_id.clone(), password, Some(Ending::All)).await?;
+    change_password::reset_password(app, user, user_id.clone(), password).await?;
     Ok(PasswordSet { user_id, password: made })
 }
 

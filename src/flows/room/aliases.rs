@@ -1,14 +1,9 @@
-//! The use cases of aliases, which name rooms, and of the public directory.
+//! The use cases of aliases, which name rooms, and of listing a room in the public directory.
 
-use ruma::{
-    OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UInt,
-    api::error::ErrorKind,
-    directory::{Filter, PublicRoomsChunk, RoomNetwork, RoomTypeFilter},
-};
+use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, api::error::ErrorKind};
 
 use crate::{
     accounts::Caller,
-    env::Long,
     error::{Error, Exception, Refusal, Result},
     flows::{App, commit},
     rooms::{
@@ -20,11 +15,6 @@ use crate::{
     },
     store::LogEntry,
 };
-
-/// A page of the directory has at most this many rooms, and as many if the client names no limit.
-const PAGE_MAX: usize = 500;
-/// A page of the directory ends with the room at which its names and topics have this many bytes, because anybody may ask for it.
-const PAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Lets an alias name a room. Errors: 409 `M_UNKNOWN` for an alias that names a room already, even this one.
 pub(crate) async fn add(app: &App, caller: &Caller, alias: &RoomAliasId, room: &RoomId) -> Result<()> {
@@ -136,81 +126,4 @@ pub(crate) async fn publish(app: &App, caller: &Caller, room: &RoomId, published
         Ok(())
     })
     .await
-}
-
-/// A page of the directory.
-#[derive(Debug)]
-pub(crate) struct DirectoryPage {
-    pub(crate) rooms: Vec<PublicRoomsChunk>,
-    pub(crate) next: Option<String>,
-    pub(crate) prev: Option<String>,
-    pub(crate) total: UInt,
-}
-
-/// Reads the directory: the rooms with the most members first.
-pub(crate) async fn directory(
-    app: &App,
-    limit: Option<UInt>,
-    since: Option<String>,
-    filter: Filter,
-    network: RoomNetwork,
-) -> Result<DirectoryPage> {
-    let offset =
-        since.map_or(Some(0), |since| since.strip_prefix('p').and_then(|offset| offset.parse().ok()));
-    let offset: usize =
-        offset.ok_or_else(|| Refusal::invalid_param("`since` is not a token of the directory."))?;
-    let limit =
-        limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    // No bridge brings rooms of other networks to this server, so there are none to list.
-    if matches!(network, RoomNetwork::ThirdParty(_)) {
-        return Ok(DirectoryPage { rooms: Vec::new(), next: None, prev: None, total: UInt::default() });
-    }
-    let (store, known) = (app.store.clone(), app.rooms.clone());
-    app.env
-        .blocking_long(Long::Search, move || {
-            let snapshot = store.snapshot();
-            let mut rooms = Vec::new();
-            for room in directory::list(&*snapshot)? {
-                let room = room?;
-                let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
-                let chunk = known.descriptions().of(&*snapshot, room, &row)?;
-                if allows(&filter, &chunk) {
-                    rooms.push(chunk);
-                }
-            }
-            rooms.sort_by(|a, b| {
-                b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
-            });
-            let total = rooms.len();
-            let mut byte_count = 0;
-            let page = rooms.iter().skip(offset).take(limit).take_while(|room| {
-                let has_room = byte_count < PAGE_BYTES_MAX;
-                byte_count += [&room.name, &room.topic].into_iter().flatten().map(String::len).sum::<usize>();
-                has_room
-            });
-            let page: Vec<_> = page.map(|room| PublicRoomsChunk::clone(room)).collect();
-            let end = offset.saturating_add(page.len());
-            Ok(DirectoryPage {
-                next: (end < total && !page.is_empty()).then(|| format!("p{end}")),
-                prev: (offset > 0).then(|| format!("p{}", offset.saturating_sub(limit))),
-                total: UInt::new_saturating(total as u64),
-                rooms: page,
-            })
-        })
-        .await
-}
-
-fn allows(filter: &Filter, chunk: &PublicRoomsChunk) -> bool {
-    let fits_type = filter.room_types.is_empty()
-        || filter.room_types.iter().any(|wanted| match (wanted, &chunk.room_type) {
-            (RoomTypeFilter::Default, None) => true,
-            (wanted, Some(room_type)) => wanted.as_str() == Some(room_type.as_str()),
-            _ => false,
-        });
-    let Some(term) = filter.generic_search_term.as_ref().map(|term| term.to_lowercase()) else {
-        return fits_type;
-    };
-    let alias = chunk.canonical_alias.as_ref().map(|alias| alias.as_str());
-    let texts = [chunk.name.as_deref(), chunk.topic.as_deref(), alias, Some(chunk.room_id.as_str())];
-    fits_type && texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term))
 }

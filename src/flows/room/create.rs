@@ -12,7 +12,8 @@ use crate::{
     accounts::Caller,
     error::{Error, Refusal, Result},
     flows::{
-        App, commit,
+        App,
+        commit::{self, ServerLock},
         limits::{Limit, Source},
     },
     ids::RoomNum,
@@ -25,7 +26,7 @@ use crate::{
         policy::{self, Author},
         turns::Seat,
     },
-    store::{Domain, NotAccepted},
+    store::NotAccepted,
 };
 
 /// Creates a room. Each membership that it begins with counts against the creator's limit. Errors: 400
@@ -45,12 +46,16 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
     let plan = Arc::new(app.env.blocking(plan).await?);
     let (owned, beginning) = (app.clone(), Arc::clone(&plan));
     let begin = move |app: &App, seat| begin(app, &beginning, seat, num);
-    let work = move |change: &mut Change| {
+    let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
         fill(&owned, &plan, change)?;
+        // The alias and the directory belong to the server. Its lock comes last, because others wait for it.
+        if plan.alias().is_some() || plan.is_published() {
+            server.take(change);
+            name_and_list(&plan, change)?;
+        }
         Ok(change.row.id.clone())
     };
-    // The alias and the directory belong to the server, so its lock is needed.
-    let created = commit::in_turn(app, num, Domain::Server, begin, work, or_in_use).await;
+    let created = commit::in_turn(app, num, begin, work, or_in_use).await;
     if created.is_err() {
         commit::clear_unfinished_in(app, num).await;
     }
@@ -77,7 +82,7 @@ fn begin(app: &App, plan: &Plan, seat: Seat, num: RoomNum) -> Result<Change> {
     Ok(change)
 }
 
-/// Adds everything after the create event, the alias, and the entry in the directory.
+/// Adds all events after the create event.
 fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
     if let Some(alias) = plan.alias()
         && aliases::find(&change.batch, alias)?.is_some()
@@ -88,7 +93,16 @@ fn fill(app: &App, plan: &Plan, change: &mut Change) -> Result<()> {
         add(app, plan, change, draft)?;
         change.cut_if_large()?;
     }
-    // The alias and the entry in the directory are written with the last part, so that nobody finds the room before.
+    Ok(())
+}
+
+/// Adds the alias and the entry in the directory. They are written with the last part, so that nobody finds the room before.
+fn name_and_list(plan: &Plan, change: &mut Change) -> Result<()> {
+    if let Some(alias) = plan.alias()
+        && aliases::find(&change.batch, alias)?.is_some()
+    {
+        return Err(in_use().into());
+    }
     if let Some(alias) = plan.alias() {
         aliases::add(&mut change.batch, alias, change.num, &plan.creator().user_id);
     }

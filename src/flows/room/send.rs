@@ -3,7 +3,7 @@
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId};
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, tokens},
     error::{Refusal, Result},
     flows::{
         App,
@@ -65,10 +65,13 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     let author = Author::from(caller);
     let signer = app.rooms.signer().clone();
     presence::note_active(app, caller);
+    let caller = caller.clone();
     commit::in_room(app, room, move |change| {
         if let Some(event) = txn.find(&change.batch, room)? {
             return Ok(event::require(&change.batch, room, event)?.id(&change.row));
         }
+        // The transaction is kept for the device, which may have been logged out while this waited.
+        tokens::require_session(&change.batch, &caller)?;
         let approved = policy::approve(change, signer.server(), &author, draft)?;
         Ok(approved.add_once(change, &signer, &txn)?.id(&change.row))
     })

@@ -14,6 +14,8 @@ async fn listening() -> Listening {
     let router = Router::new()
         .route("/small", get(|| async { "small" }))
         .route("/large", get(|| async { Bytes::from(vec![b'x'; LARGE]) }))
+        .route("/page", get(|| async { Bytes::from(vec![b'x'; 10_000]) }))
+        .route("/nothing", get(|| async {}))
         .route("/slow", get(|| async { std::future::pending::<String>().await }));
     Listening::new(env, Metrics::new(), router, CancellationToken::new(), &Limits::default())
 }
@@ -137,4 +139,90 @@ async fn silent_sockets_keep_nobody_out() {
     client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("small"), "{answer}");
     all.stopping.cancel();
+}
+
+/// A client that speaks HTTP/2 frame by frame, with a window of one byte for each answer.
+struct NarrowClient {
+    env: Env,
+    stream: DuplexStream,
+    last_id: u32,
+    data: usize,
+}
+
+impl NarrowClient {
+    async fn connect(all: &Listening) -> Self {
+        let mut it = Self { env: all.env.clone(), stream: connect(all).await, last_id: 0, data: 0 };
+        it.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        // The setting 4 is the window with which an answer begins.
+        it.frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]).await;
+        it
+    }
+
+    /// Sends a frame; that the connection is gone is seen when nothing more can be read.
+    async fn frame(&mut self, kind: u8, flags: u8, id: u32, payload: &[u8]) {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let head = [&length[1..], &[kind, flags], &id.to_be_bytes()].concat();
+        let _ = self.stream.write_all(&[&head, payload].concat()).await;
+    }
+
+    async fn get(&mut self, path: &str) -> u32 {
+        self.last_id = if self.last_id == 0 { 1 } else { self.last_id + 2 };
+        // GET and http from the static table, then path and authority as they are.
+        let mut head = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+        head.extend(path.as_bytes());
+        head.extend([0x41, 1, b'x']);
+        // The head and the request end with this frame.
+        self.frame(1, 0x5, self.last_id, &head).await;
+        self.last_id
+    }
+
+    /// Reads for this long, and answers pings and settings as a client must. False when the server has ended the connection.
+    async fn read_for(&mut self, seconds: u64) -> bool {
+        let until = self.env.instant() + Duration::from_secs(seconds);
+        loop {
+            let mut head = [0; 9];
+            match tokio::time::timeout_at(until, self.stream.read_exact(&mut head)).await {
+                Err(_) => return true,
+                Ok(Err(_)) => return false,
+                Ok(Ok(_)) => {}
+            }
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            if self.stream.read_exact(&mut payload).await.is_err() {
+                return false;
+            }
+            match (head[3], head[4]) {
+                (0, _) => self.data += payload.len(),
+                (4, 0) => self.frame(4, 1, 0, &[]).await,
+                (6, 0) => self.frame(6, 1, 0, &payload).await,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_http2_windows_pin_ends_its_connection() {
+    // A small answer is taken whole and waits for the window; of a large one, pieces wait to be taken.
+    for (path, ends) in [("/page", 100..=160), ("/large", 25..=160)] {
+        for drips in [false, true] {
+            let all = listening().await;
+            let mut client = NarrowClient::connect(&all).await;
+            let page = client.get(path).await;
+            let mut seconds = 0;
+            while client.read_for(1).await && seconds < 1_000 {
+                seconds += 1;
+                if drips {
+                    // The window of the answer grows by one byte a second.
+                    client.frame(8, 0, page, &[0, 0, 0, 1]).await;
+                }
+                // Other requests keep the connection from being idle.
+                if seconds % 20 == 0 {
+                    client.get("/nothing").await;
+                }
+            }
+            assert!(client.data > 0, "the answer has begun");
+            assert!(ends.contains(&seconds), "{path}, drips: {drips}, seconds: {seconds}");
+        }
+    }
 }
