@@ -136,8 +136,8 @@ impl Elsewhere {
         let (mut left, mut known) = (self.events.clone(), BTreeSet::new());
         while !left.is_empty() {
             let is_ready = |event: &&Received| {
-                let cited = event.event().prev.iter().chain(&event.event().auth);
-                cited.cloned().all(|id| known.contains(&id))
+                let mut cited = event.event().prev.iter().chain(&event.event().auth);
+                cited.all(|id| known.contains(id))
             };
             let ready: Vec<_> = left.iter().filter(is_ready).map(|event| event.id().to_owned()).collect();
             let picked = ready[picks(ready.len())].clone();
