@@ -1,9 +1,14 @@
 //! The cost of a sync, in reads of the store: it follows what changed, and not how much there is.
 
 use aqueduct::{
-    ids::UserNum,
-    rooms, schema,
-    schema::rooms::Membership,
+    ids::{Order, Position, UserNum},
+    rooms,
+    rooms::receipts::Receipt,
+    schema,
+    schema::{
+        receipts::{ReceiptKey, ReceiptKind},
+        rooms::Membership,
+    },
     store::{Durability, Engine, Guard, Store, engine::Rocks},
 };
 use http::StatusCode;
@@ -176,3 +181,78 @@ async fn what_a_room_adds_to_an_initial_sync_is_its_rows_and_a_few_questions() {
 
 /// The reads of one room of 8 state events and 20 messages in an initial sync.
 const ROOM_READS_MAX: u64 = 85;
+
+#[tokio::test(start_paused = true)]
+async fn to_type_and_to_join_a_restricted_room_reads_as_much_however_many_members_there_are() {
+    let server = TestServer::new();
+    let store = server.server().app().store.clone();
+    let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
+    let alice = server.register("alice").await;
+    let club = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let allow = json!([{ "type": "m.room_membership", "room_id": club }]);
+    let rules = json!({ "type": "m.room.join_rules", "state_key": "",
+        "content": { "join_rule": "restricted", "allow": allow } });
+    let room = create_room(&alice, json!({ "initial_state": [rules] })).await;
+    let typing = format!("/_matrix/client/v3/rooms/{room}/typing/{}", alice.user_id);
+    let mut costs = Vec::new();
+    for (members, names) in [(3, ["bob", "carol"]), (300, ["dan", "eve"])] {
+        add_members(&store, &room, members).await;
+        let mut joined = 0;
+        // The first of them makes the room's tip know who is in it.
+        for name in names {
+            let client = server.register(name).await;
+            must(&client, &club, "join", json!({})).await;
+            let before = memory.reads();
+            must(&client, &room, "join", json!({})).await;
+            joined = memory.reads() - before;
+        }
+        let before = memory.reads();
+        let (status, json) = alice.put(&typing, json!({ "typing": true, "timeout": 1_000 })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        costs.push((joined, memory.reads() - before));
+        env(&server).sleep(std::time::Duration::from_secs(5)).await;
+    }
+    assert_eq!(costs[0], costs[1], "rows read by a join and by typing");
+}
+
+/// Writes receipts of users who are not here, at the beginning of the room.
+async fn add_receipts(store: &Store, room: &str, users: std::ops::Range<usize>) {
+    let room_id = ruma::RoomId::parse(room).unwrap();
+    let num = rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
+    let mut batch = store.batch(&Guard::alone());
+    for number in users {
+        let user = format!("@reader{number}:test.example");
+        let receipt = Receipt {
+            room: num,
+            key: ReceiptKey { user, kind: ReceiptKind::Public, thread: String::new() },
+            event_id: "$event".to_owned(),
+            order: Order { anchor: Position::ZERO, minor: 1 },
+            sent_ms: 1,
+        };
+        assert!(rooms::receipts::keep(&mut batch, &receipt).unwrap());
+    }
+    store.enqueue(batch).unwrap().flushed.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sync_reads_the_receipts_that_are_new_and_not_those_of_the_room() {
+    let server = TestServer::new();
+    let store = server.server().app().store.clone();
+    let alice = server.register("alice").await;
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let mut chain = Chain::of(&alice);
+    let mut costs = Vec::new();
+    for (already, more) in [(0, 10), (11, 400)] {
+        add_receipts(&store, &room, already..already + more).await;
+        chain.next().await;
+        env(&server).sleep(std::time::Duration::from_secs(90)).await;
+        chain.next().await;
+        add_receipts(&store, &room, already + more..already + more + 1).await;
+        let (rows, answer) = cost_of_next(&store, &mut chain).await;
+        let told =
+            answer["rooms"]["join"][&room]["ephemeral"]["events"][0]["content"]["$event"]["m.read"].clone();
+        assert_eq!(told.as_object().map(serde_json::Map::len), Some(1), "{answer}");
+        costs.push(rows);
+    }
+    assert_eq!(costs[0], costs[1], "rows read by a sync that tells of one receipt");
+}
