@@ -45,13 +45,16 @@ pub fn count(change: &mut Change, stored: &StoredEvent) -> Result<(), Fault> {
     if stored.row.header.unseen || stored.order.minor != 0 {
         return Ok(());
     }
-    let Change { batch, num, row, unread, .. } = change;
+    let Change { batch, num, row, unread, sent_by, .. } = change;
     let (room, order) = (*num, stored.order);
     let Some(scene) = Scene::of_new(batch, room, row, stored) else { return Ok(()) };
     let classes = classes::judge(&scene)?;
     let lane = relations::lane_of(batch, room, stored)?;
     let concerned = list_concerned(batch, room, &scene, classes)?;
-    let sender = find_sender(batch, stored)?;
+    let sender = match sent_by {
+        Some((event, user)) if *event == stored.event() && stored.membership().is_none() => Some(*user),
+        _ => find_sender(batch, stored)?,
+    };
     drop(scene);
     if classes != Outcomes::default() {
         let before = match *unread {
@@ -244,7 +247,7 @@ pub(crate) fn add_of_class(
         }
     }
     let (low, high) = (Bound::Excluded((room, user, base)), Bound::Included((room, user, upto)));
-    let own = schema::UNREAD_OWN.range::<(RoomNum, UserNum, Order)>(read, low, high, Direction::Down)?;
+    let own = schema::UNREAD_OWN.range_mostly_empty::<(RoomNum, UserNum, Order)>(read, low, high)?;
     for row in own.take(ROWS_COUNTED) {
         let ((.., order), row) = row?;
         if order > floors.of_lane(read, row.lane)? && !redacted.contains_key(&order) {
@@ -262,7 +265,7 @@ pub(crate) fn add_of_class(
 fn lanes_with_news(read: &(impl Read + ?Sized), room: RoomNum, base: Order) -> Result<BTreeSet<Lane>, Fault> {
     // A thread is logged only at its newest event that counts, which may be above the part that is counted here.
     let (low, high) = (Bound::Excluded((room, base)), Bound::Included((room, Order::MAX)));
-    let threads = schema::UNREAD_THREAD_LOG.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
+    let threads = schema::UNREAD_THREAD_LOG.range_mostly_empty::<(RoomNum, Order)>(read, low, high)?;
     let threads = threads.take(THREADS_COUNTED).map(|row| row.map(|(_, lane)| lane));
     std::iter::once(Ok(Lane::MAIN)).chain(threads).collect()
 }
@@ -286,6 +289,6 @@ pub(crate) fn list_redacted(
     upto: Order,
 ) -> Result<BTreeMap<Order, RedactedOutcome>, Fault> {
     let (low, high) = (Bound::Excluded((room, base)), Bound::Included((room, upto)));
-    let rows = schema::UNREAD_REDACTED.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
+    let rows = schema::UNREAD_REDACTED.range_mostly_empty::<(RoomNum, Order)>(read, low, high)?;
     rows.take(ROWS_COUNTED).map(|row| row.map(|((_, order), row)| (order, row))).collect()
 }

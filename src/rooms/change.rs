@@ -88,6 +88,8 @@ pub struct Change {
     pub(crate) wakes_only: Option<Vec<UserNum>>,
     /// The last day for which the timer that forgets transactions is known to be set: it need not be looked for again.
     sent_day: Option<u32>,
+    /// The newest event that one of our users sent with a transaction id, and that user.
+    pub(crate) sent_by: Option<(EventNum, UserNum)>,
 }
 
 impl Change {
@@ -169,6 +171,7 @@ impl Change {
             unread,
             wakes_only: None,
             sent_day,
+            sent_by: None,
         })
     }
 

@@ -71,7 +71,7 @@ pub fn list_new(
         return Ok(Vec::new());
     }
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, upto)));
-    let rows = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Down)?;
+    let rows = schema::RECEIPT_LOG.range_mostly_empty::<(RoomNum, Position)>(read, low, high)?;
     let mut receipts = Vec::new();
     for row in rows.take(count.saturating_mul(LOOKED_AT)) {
         let ((_, position), Json(key)) = row?;

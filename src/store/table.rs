@@ -109,6 +109,20 @@ impl<K: Key, V: Value> Table<K, V> {
         self.rows(read, low, high, direction)
     }
 
+    /// The rows between two keys, the highest first, of a range that is mostly empty: to learn that costs less from below.
+    pub fn range_mostly_empty<'r, P: Key>(
+        &'r self,
+        read: &'r (impl Read + ?Sized),
+        low: Bound<P::Ref<'_>>,
+        high: Bound<P::Ref<'_>>,
+    ) -> Result<impl Iterator<Item = Result<(K, V), Fault>> + 'r, Fault> {
+        let (low, high) = self.between::<P>(low, high);
+        let first = read.range_raw(self.family, low.clone(), high.clone(), Direction::Up)?.next();
+        let has_rows = first.transpose()?.is_some();
+        let rows = has_rows.then(|| self.rows(read, low, high, Direction::Down)).transpose()?;
+        Ok(rows.into_iter().flatten())
+    }
+
     /// The first row of each of these ranges, in their order; cheaper than one `range` after the other, the more so
     /// when they rise.
     pub fn first_of_many<'k, P: Key>(
