@@ -14,7 +14,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ErrorKind, ReadOptions};
+use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ErrorKind as Trouble, ReadOptions};
 
 use crate::store::{
     Fault,
@@ -280,7 +280,7 @@ impl<'s> Cursor<'s> {
         let status = self.iter.as_ref().map_or(Ok(()), |iter| iter.borrow_dependent().status());
         match status {
             Ok(()) => Ok(Ended::AfterLast),
-            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Ended::GaveUp),
+            Err(error) if error.kind() == Trouble::Incomplete => Ok(Ended::GaveUp),
             Err(error) => Err(error.into()),
         }
     }
