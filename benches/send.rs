@@ -64,7 +64,7 @@ async fn fill(fixture: &Fixture, room: &str, with_rules: u64) {
     for users in users.chunks(1_000) {
         let mut batch = store.batch(&Guard::alone());
         for user in users {
-            schema::ROOM_USER.put(&mut batch, (num, *user), &Membership::Join);
+            schema::ROOM_USER.put(&mut batch, (num, *user), &Membership::Join.into());
         }
         drop(store.enqueue(batch).unwrap());
         store.barrier().await;

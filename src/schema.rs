@@ -12,6 +12,7 @@ pub mod encryption;
 pub mod event_types;
 pub mod events;
 pub mod jobs;
+pub mod marked;
 pub mod rooms;
 pub mod state;
 
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
     schema::{
+        marked::Marked,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
         rooms::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
@@ -51,9 +53,9 @@ tables! {
     /// The room and the number of the event that has this name.
     14 EVENT_ID(EventKey => (RoomNum, EventNum)) in Index, Room of "rooms::change";
     /// The relation of one of our users to a room; it follows from the member event alone.
-    15 USER_ROOM((UserNum, RoomNum) => UserRoomRow) in Index, Room of "rooms::members";
+    15 USER_ROOM((UserNum, RoomNum) => Marked<UserRoomRow>) in Index, Room of "rooms::members";
     /// Our users who are joined or invited to a room, or knock.
-    16 ROOM_USER((RoomNum, UserNum) => Membership) in Index, Room of "rooms::members";
+    16 ROOM_USER((RoomNum, UserNum) => Marked<Membership>) in Index, Room of "rooms::members";
     /// The event that a device made, by (room, day, user, device, endpoint, transaction id).
     29 SENT((RoomNum, u32, UserNum, DeviceNum, String, String) => EventNum) in Index, Room of "rooms::change";
     /// The room that an alias names.
@@ -195,7 +197,7 @@ tables! {
     /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
     /// How many users of a server are in a room now.
-    152 SERVER_MEMBERS((RoomNum, String) => u64) in Index, Room of "rooms::members";
+    152 SERVER_MEMBERS((RoomNum, String) => Marked<u64>) in Index, Room of "rooms::members";
     /// The thread in which an event stands, by itself or by what it refers to; events of the main timeline have no row.
     154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
 }

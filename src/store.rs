@@ -36,6 +36,8 @@ pub mod timer;
 mod timer_row;
 mod view;
 mod wake;
+#[cfg(test)]
+mod watch;
 mod writes;
 
 use std::{

@@ -248,7 +248,8 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
     {
         change.batch.wake(Wake::Listed { room: change.num });
     }
-    if change.batch.has_position() {
+    // The last batch of a room that is made in parts may hold no event itself.
+    if change.batch.has_position() || !change.added().is_empty() {
         let wake = match change.wakes_only.take().filter(|_| change.added().is_empty()) {
             Some(users) => Wake::users(users),
             None => Wake::Users(change.list_concerned().map_err(fault)?),

@@ -23,7 +23,7 @@ use crate::{
         floors::Floors,
         scene::Scene,
     },
-    rooms::{change::Change, event::StoredEvent, relations},
+    rooms::{change::Change, event::StoredEvent, members, relations},
     schema,
     schema::{
         push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
@@ -101,7 +101,7 @@ fn list_concerned(
     for (user_id, membership) in concerned {
         let Ok(user_id) = <&UserId>::try_from(user_id) else { continue };
         let Some(user) = accounts::users::find_num(read, user_id)? else { continue };
-        if schema::ROOM_USER.get(read, (room, user))? != Some(membership) {
+        if members::find_near(read, room, user)? != Some(membership) {
             continue;
         }
         let own = classes::judge_for(scene, user_id)?;

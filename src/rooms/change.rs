@@ -18,14 +18,15 @@ use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 pub use received::{Outcome, Received, Reunion, Step, Taken};
 pub use txn::Txn;
 
-use staged::{Moved, Staged};
+use staged::Moved;
 
 use crate::{
     error::{Refusal, Result},
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, StateEvent, StoredEvent},
-        graph, members,
+        graph,
+        members::{self, Since},
         power::Power,
         relations,
         resolve::Question,
@@ -59,13 +60,16 @@ pub struct Change {
     pub row: RoomRow,
     /// The number of members before this change.
     pub joined_before: u32,
+    /// The room's row as it is without this change. A part of a staged step writes it with the numbers that were given out
+    /// since, so that none is given twice.
+    row_before: RoomRow,
     rules: &'static RoomVersionRules,
     store: Store,
     /// The guard proves to the store that nobody else writes this room's rows. It is given back before the seat is.
     guard: Guard,
     seat: Seat,
     /// The staged step whose last batch this change is, if it is part of one.
-    stage: Option<Staged>,
+    stage: Option<staged::Making>,
     /// The state keys that this change has set, with their new events.
     set: StateEvents,
     /// The state keys that this change looked up in the store after it began to write. The tip remembers them once the
@@ -151,11 +155,13 @@ impl Change {
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
         let sent_day = seat.tip.as_ref().and_then(|tip| tip.sent_day);
         let (users, stage, store) = (None, None, store.clone());
+        let row_before = row.clone();
         Ok(Self {
             batch,
             num,
             joined_before: row.joined,
             row,
+            row_before,
             rules,
             store,
             guard,
@@ -365,21 +371,31 @@ impl Change {
         moved: Moved,
         touched: &mut members::Touched,
     ) -> Result<(), Fault> {
-        let Moved { was, is, by: event } = moved;
+        self.count_member(user, moved, touched);
+        let now = Since { membership: moved.is, event: moved.by, order };
+        let user = members::track(&mut self.batch, self.num, user, now, None)?;
+        self.concern(user, moved.is);
+        Ok(())
+    }
+
+    /// Counts a user whose membership changes.
+    fn count_member(&mut self, user: &str, moved: Moved, touched: &mut members::Touched) {
+        let Moved { was, is, .. } = moved;
         let count = |event_type: Membership, count: u32| {
             debug_assert!(was != event_type || count > 0, "somebody who was there was counted");
             count.saturating_add(u32::from(is == event_type)).saturating_sub(u32::from(was == event_type))
         };
         let by = i64::from(is == Membership::Join) - i64::from(was == Membership::Join);
         if by != 0 {
-            touched.count(&mut self.batch, self.num, user, by)?;
+            touched.count(user, by);
         }
         self.row.joined = count(Membership::Join, self.row.joined);
         self.row.invited = count(Membership::Invite, self.row.invited);
-        let user = members::track(&mut self.batch, self.num, user, is, event, order)?;
-        let is_near = matches!(is, Membership::Join | Membership::Invite | Membership::Knock);
-        self.concerned.extend(user.map(|user| (user, is_near)));
-        Ok(())
+    }
+
+    /// Notes that one of our users hears of this change, because their membership is this after it.
+    fn concern(&mut self, user: Option<UserNum>, membership: Membership) {
+        self.concerned.extend(user.map(|user| (user, members::is_near(membership))));
     }
 
     /// Lists our users who must hear of this change, rising: those in the room before and after it, and those whom its

@@ -2,6 +2,8 @@
 
 mod events;
 
+pub use super::state::check::is_staged;
+
 use ruma::UserId;
 
 use crate::{
@@ -11,10 +13,15 @@ use crate::{
         event,
         members::{self, Tally},
         relations,
-        state::{self, StateRef, StateValue, check::reference},
+        state::{
+            self, StateRef, StateValue,
+            check::{of_room, reference},
+            stage,
+        },
     },
     schema::{
         self,
+        marked::Marked,
         receipts::{ReceiptKey, ReceiptRow},
         rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
     },
@@ -30,7 +37,7 @@ const MEMBER: &str = "m.room.member";
 /// Lists the checks of rooms: of the rooms themselves, their events, state, members, names and receipts.
 pub fn checks() -> Vec<RowCheck> {
     let own = [
-        RowCheck::of(&schema::ROOM, room),
+        of_room(&schema::ROOM, room),
         RowCheck::of(&schema::ROOM_ID, |read, id, room, doubts| {
             let row = schema::ROOM.get(read, *room)?;
             let is_it = row.is_some_and(|row| row.id.as_str() == id);
@@ -38,27 +45,32 @@ pub fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
         RowCheck::of(&schema::USER_ROOM, user_room),
-        RowCheck::of(&schema::ROOM_USER, |read, (room, user), membership, doubts| {
-            let row = schema::USER_ROOM.get(read, (*user, *room))?;
-            let is_it = row.is_some_and(|row| row.membership == *membership);
-            doubts.unless(is_it, "the user's own row has another membership");
+        of_room(&schema::ROOM_USER, |read, (room, user), row, doubts| {
+            let listed = stage::row_that_counts(read, *room, Some(*row))?;
+            let row = members::find(read, *user, *room)?;
+            let near = row.map(|row| row.membership).filter(|membership| members::is_near(*membership));
             doubts.unless(
-                is_near(*membership),
-                "a user who is not joined, invited or knocking has no such row",
+                listed == near,
+                "by the user's own row the user is not joined, invited or knocking as this row says",
             );
             Ok(())
         }),
-        RowCheck::of(&schema::SERVER_MEMBERS, |read, (room, server), count, doubts| {
+        of_room(&schema::SERVER_MEMBERS, |read, (room, server), row, doubts| {
+            let count = stage::row_that_counts(read, *room, Some(*row))?;
             let is_in = members::was_server_joined(read, *room, StateRef::Main(Order::MAX), server)?;
-            doubts.unless(is_in && *count > 0, "by the room's state the server has no member in it");
+            doubts.unless(count != Some(0), "a server without members has no such row");
+            doubts.unless(
+                is_in == count.is_some(),
+                "by the room's state the server has no member in it, or some",
+            );
             Ok(())
         }),
-        RowCheck::of(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
+        of_room(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
             let is_there = event::find_anywhere(read, *room, *redaction)?.is_some();
             doubts.unless(is_there, "the redaction is gone");
             Ok(())
         }),
-        RowCheck::of(&schema::REDACTED_ORIGINAL, |read, (room, event), _, doubts| {
+        of_room(&schema::REDACTED_ORIGINAL, |read, (room, event), _, doubts| {
             let stored = event::find_anywhere(read, *room, *event)?;
             let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());
             doubts.unless(is_redacted, "there is no redacted event of this number");
@@ -100,11 +112,6 @@ pub fn checks() -> Vec<RowCheck> {
     ];
     let of_events = events::checks().into_iter().chain(relations::check::checks());
     own.into_iter().chain(of_events).chain(state::check::checks()).collect()
-}
-
-/// Whether a user with this membership stands in the list of the room's users.
-fn is_near(membership: Membership) -> bool {
-    matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
 }
 
 fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {
@@ -173,12 +180,14 @@ fn joined_user(
 fn user_room(
     read: &Snapshot,
     (user, room): &(UserNum, RoomNum),
-    row: &UserRoomRow,
+    row: &Marked<UserRoomRow>,
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
+    // A row that does not count yet is judged by what it is until then.
+    let Some(row) = stage::row_that_counts(read, *room, Some(*row))? else { return Ok(()) };
     doubts.position(read, row.since);
-    let listed = schema::ROOM_USER.get(read, (*room, *user))?;
-    let expected = Some(row.membership).filter(|membership| is_near(*membership));
+    let listed = members::find_near(read, *room, *user)?;
+    let expected = Some(row.membership).filter(|membership| members::is_near(*membership));
     doubts.unless(listed == expected, "the room's list of users has another membership");
     let Some(account) = schema::USERS.get(read, *user)? else {
         doubts.unless(false, "its account is gone");

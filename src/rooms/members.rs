@@ -9,7 +9,7 @@ use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts,
-    ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, StoredEvent},
         state,
@@ -17,31 +17,34 @@ use crate::{
     schema,
     schema::{
         event_types::MEMBER,
+        marked::{Marked, Staged},
         rooms::{Membership, UserRoomRow},
     },
     store::{Batch, Direction, Fault, Read},
 };
 
-pub(crate) use servers::{Tally, Touched, are_counted, is_derived};
+pub(crate) use servers::{
+    Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
+};
 pub use servers::{count_joined_at, list_servers_at, was_server_joined};
 pub(crate) use sharing::{find_joined, find_sharing};
 
 /// The lowest string above the type of member events, where their keys end.
 const ABOVE_MEMBER: &str = "m.room.member\u{0}";
 
-/// Writes the rows of a user whose membership in the current state is now this, by this event, since this order. Gives
-/// the user, if it is one of ours.
+/// Writes the rows of a user whose membership in the current state is now this, by this event, since this order. With
+/// `staged` they are part of the staged step at that position. Gives the user, if it is one of ours.
 pub(crate) fn track(
     batch: &mut Batch,
     room: RoomNum,
     user_id: &str,
-    membership: Membership,
-    event: EventNum,
-    order: Order,
+    now: Since,
+    staged: Option<Position>,
 ) -> Result<Option<UserNum>, Fault> {
     let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(None) };
     let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(None) };
-    let known = schema::USER_ROOM.get(batch, (user, room))?;
+    let Since { membership, event, order } = now;
+    let known = find(batch, user, room)?;
     let since = known.filter(|row| row.membership == membership).map_or(order.anchor, |row| row.since);
     let left = match known {
         // A user who is invited to a room that they have forgotten is as new to it as anybody else.
@@ -51,50 +54,138 @@ pub(crate) fn track(
         known => known.and_then(|known| known.left),
     };
     let row = UserRoomRow { membership, since, event, forgotten: false, left };
-    schema::USER_ROOM.put(batch, (user, room), &row);
-    match membership {
-        Membership::Join | Membership::Invite | Membership::Knock => {
-            schema::ROOM_USER.put(batch, (room, user), &membership);
+    let near = is_near(membership).then_some(membership);
+    match staged {
+        None => {
+            schema::USER_ROOM.put(batch, (user, room), &row.into());
+            match near {
+                Some(near) => schema::ROOM_USER.put(batch, (room, user), &near.into()),
+                None => schema::ROOM_USER.delete(batch, (room, user)),
+            }
         }
-        Membership::Leave | Membership::Ban => schema::ROOM_USER.delete(batch, (room, user)),
+        Some(anchor) => {
+            let near_before = find_near(batch, room, user)?;
+            schema::USER_ROOM.put(batch, (user, room), &marked(anchor, Some(row), known));
+            schema::ROOM_USER.put(batch, (room, user), &marked(anchor, near, near_before));
+        }
     }
     Ok(Some(user))
 }
 
-/// Takes the row of a user back out of a batch, for a room that the user had nothing to do with before.
-pub(super) fn take_back(
+/// A membership, with the event that brought it and its order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since {
+    pub(crate) membership: Membership,
+    pub(crate) event: EventNum,
+    pub(crate) order: Order,
+}
+
+fn marked<V>(anchor: Position, now: Option<V>, before: Option<V>) -> Marked<V> {
+    Marked { now, staged: Some(Staged { anchor, before }) }
+}
+
+/// Whether a user with this membership stands in the list of the room's users.
+pub(super) fn is_near(membership: Membership) -> bool {
+    matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
+}
+
+/// Marks the row of a user as one of the staged step at this position, which makes the room, so that the user finds
+/// nothing of the room before. `base` is the position on which the batch's positions settle.
+pub(super) fn hold_back(
     batch: &mut Batch,
     user: UserNum,
     room: RoomNum,
-) -> Result<Option<UserRoomRow>, Fault> {
-    let row = schema::USER_ROOM.get(&*batch, (user, room))?;
-    if row.is_some() {
-        schema::USER_ROOM.delete(batch, (user, room));
-    }
-    Ok(row)
+    anchor: Position,
+    base: Position,
+) -> Result<(), Fault> {
+    let Some(Marked { now: Some(row), staged: None }) = schema::USER_ROOM.get(&*batch, (user, room))? else {
+        return Ok(());
+    };
+    let left = row.left.map(|left| left.settle(base));
+    let row = UserRoomRow { since: row.since.settle(base), left, ..row };
+    schema::USER_ROOM.put(batch, (user, room), &marked(anchor, Some(row), None));
+    // Users who are not near have a row, too, by which they are found if the step is taken back.
+    let near = is_near(row.membership).then_some(row.membership);
+    schema::ROOM_USER.put(batch, (room, user), &marked(anchor, near, None));
+    Ok(())
 }
 
-/// Puts back the row that [`take_back`] took, unless the batch has a newer one.
-pub(super) fn put_back(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
-    if matches!(schema::USER_ROOM.get(&*batch, (user, room)), Ok(None)) {
-        schema::USER_ROOM.put(batch, (user, room), row);
+/// Takes back what the unfinished step at this position wrote of a user, if it is one of ours.
+pub(super) fn take_back(
+    batch: &mut Batch,
+    room: RoomNum,
+    user_id: &str,
+    anchor: Position,
+) -> Result<(), Fault> {
+    let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(()) };
+    let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(()) };
+    let is_of_step = |staged: Position| staged == anchor;
+    if let Some(Marked { staged: Some(staged), .. }) = schema::USER_ROOM.get(&*batch, (user, room))?
+        && is_of_step(staged.anchor)
+    {
+        match staged.before {
+            Some(before) => schema::USER_ROOM.put(batch, (user, room), &before.into()),
+            None => schema::USER_ROOM.delete(batch, (user, room)),
+        }
     }
+    if let Some(Marked { staged: Some(staged), .. }) = schema::ROOM_USER.get(&*batch, (room, user))?
+        && is_of_step(staged.anchor)
+    {
+        match staged.before {
+            Some(before) => schema::ROOM_USER.put(batch, (room, user), &before.into()),
+            None => schema::ROOM_USER.delete(batch, (room, user)),
+        }
+    }
+    Ok(())
 }
 
-/// Deletes the rows of members that are kept by room, for a room that was never finished.
-pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
-    schema::ROOM_USER.delete_prefix::<(RoomNum,)>(batch, (room,));
+/// Deletes the rows of some of our users for a room that was never finished. Gives `true` when none are left.
+pub(super) fn clear_users(batch: &mut Batch, room: RoomNum, users_max: usize) -> Result<bool, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(&*batch, (room,), Direction::Up)?;
+    let users: Vec<UserNum> =
+        rows.take(users_max).map(|row| row.map(|((_, user), _)| user)).collect::<Result<_, _>>()?;
+    for user in &users {
+        schema::USER_ROOM.delete(batch, (*user, room));
+        schema::ROOM_USER.delete(batch, (room, *user));
+    }
+    Ok(users.len() < users_max)
+}
+
+/// Deletes the counts of members of a room that was never finished.
+pub(super) fn clear_counts(batch: &mut Batch, room: RoomNum) {
     servers::clear(batch, room);
 }
 
 /// Notes that the user wants to hear no more of a room that they left.
 pub(crate) fn forget(batch: &mut Batch, user: UserNum, room: RoomNum, row: &UserRoomRow) {
-    schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row });
+    schema::USER_ROOM.put(batch, (user, room), &UserRoomRow { forgotten: true, ..*row }.into());
 }
 
 /// Finds the row that says what one of our users is to a room.
 pub fn find(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Result<Option<UserRoomRow>, Fault> {
-    schema::USER_ROOM.get(read, (user, room))
+    let row = schema::USER_ROOM.get(read, (user, room))?;
+    state::stage::row_that_counts(read, room, row)
+}
+
+/// Finds the rows that say what one of our users is to these rooms, in their order.
+pub fn find_many(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    rooms: impl IntoIterator<Item = RoomNum>,
+) -> Result<Vec<Option<UserRoomRow>>, Fault> {
+    let rooms: Vec<RoomNum> = rooms.into_iter().collect();
+    let rows = schema::USER_ROOM.get_many(read, rooms.iter().map(|room| (user, *room)))?;
+    rooms.iter().zip(rows).map(|(room, row)| state::stage::row_that_counts(read, *room, row)).collect()
+}
+
+/// Finds the membership of one of our users who is joined or invited to a room, or knocks; `None` for everybody else.
+pub fn find_near(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user: UserNum,
+) -> Result<Option<Membership>, Fault> {
+    let row = schema::ROOM_USER.get(read, (room, user))?;
+    state::stage::row_that_counts(read, room, row)
 }
 
 /// Whether one of our users is in a room.
@@ -109,7 +200,11 @@ pub fn list_user_rooms<'r>(
     user: UserNum,
 ) -> Result<impl Iterator<Item = Result<(RoomNum, UserRoomRow), Fault>> + 'r, Fault> {
     let rows = schema::USER_ROOM.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
-    Ok(rows.map(|row| row.map(|((_, room), row)| (room, row))))
+    let counted = move |row: Result<((UserNum, RoomNum), Marked<UserRoomRow>), Fault>| {
+        let ((_, room), row) = row?;
+        Ok(state::stage::row_that_counts(read, room, Some(row))?.map(|row| (room, row)))
+    };
+    Ok(rows.map(counted).filter_map(Result::transpose))
 }
 
 /// Lists the rooms that a user is joined to.
@@ -119,18 +214,27 @@ pub fn list_joined_rooms(read: &(impl Read + ?Sized), user: UserNum) -> Result<V
     joined.map(|row| row.map(|(room, _)| room)).collect()
 }
 
+/// Reads our users who are joined, invited or knocking one by one, rising, with their memberships.
+fn near_users<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<(UserNum, Membership), Fault>> + 'r, Fault> {
+    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let counted = move |row: Result<((RoomNum, UserNum), Marked<Membership>), Fault>| {
+        let ((_, user), row) = row?;
+        Ok(state::stage::row_that_counts(read, room, Some(row))?.map(|membership| (user, membership)))
+    };
+    Ok(rows.map(counted).filter_map(Result::transpose))
+}
+
 /// Lists our users who are joined, invited or knocking, rising.
 pub fn list_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
-    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    rows.map(|row| row.map(|((_, user), _)| user)).collect()
+    near_users(read, room)?.map(|row| row.map(|(user, _)| user)).collect()
 }
 
 /// Lists our users who are joined to a room, rising.
 pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
-    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    rows.filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership == Membership::Join))
-        .map(|row| row.map(|((_, user), _)| user))
-        .collect()
+    joined_local_users(read, room)?.collect()
 }
 
 /// Reads our users who are joined to a room one by one, rising, for a caller that needs only the first few.
@@ -138,9 +242,8 @@ pub fn joined_local_users<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
 ) -> Result<impl Iterator<Item = Result<UserNum, Fault>> + 'r, Fault> {
-    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    Ok(rows.filter_map(|row| match row {
-        Ok(((_, user), Membership::Join)) => Some(Ok(user)),
+    Ok(near_users(read, room)?.filter_map(|row| match row {
+        Ok((user, Membership::Join)) => Some(Ok(user)),
         Ok(_) => None,
         Err(fault) => Some(Err(fault)),
     }))
@@ -152,10 +255,9 @@ pub fn list_present_local_users(
     room: RoomNum,
     count: usize,
 ) -> Result<Vec<UserNum>, Fault> {
-    let rows = schema::ROOM_USER.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    let present =
-        rows.filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership != Membership::Knock));
-    present.take(count).map(|row| row.map(|((_, user), _)| user)).collect()
+    let present = near_users(read, room)?
+        .filter(|row| row.as_ref().map_or(true, |(_, membership)| *membership != Membership::Knock));
+    present.take(count).map(|row| row.map(|(user, _)| user)).collect()
 }
 
 /// Lists the numbers of all member keys of a room, with the user ids, rising by user id.

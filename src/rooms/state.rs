@@ -31,9 +31,9 @@ pub(crate) mod tests;
 use std::{collections::BTreeMap, ops::Bound};
 
 pub use crate::schema::state::{StateRef, StateValue};
-pub use compare::{Difference, diff, distance};
+pub use compare::{Difference, diff, differing_from_current, distance};
 pub use full::full;
-pub use hole::{Segment, fill_hole, find_hole, hole_state, open_hole, stage_base, stage_hole};
+pub use hole::{Fill, Segment, find_hole, hole_state, open_hole};
 pub use purge::Purge;
 pub(crate) use side::Chain;
 pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, make_side};
@@ -368,8 +368,23 @@ fn log_changes(
             priors.extend(row.changes);
         }
     }
+    debug_assert!(
+        are_undone(batch, room, order, &priors)?,
+        "the log names a key at {order:?} exactly where the value before is kept"
+    );
     schema::STATE_LOG.put(batch, (room, order), &LogRow { count, changes: priors.into_iter().collect() });
     Ok(())
+}
+
+/// Whether the values before the changes of an order are kept, each as the log names it.
+fn are_undone(
+    batch: &Batch,
+    room: RoomNum,
+    order: Order,
+    priors: &BTreeMap<StateKeyNum, StateValue>,
+) -> Result<bool, Fault> {
+    let kept = schema::STATE_UNDO.get_many(batch, priors.keys().map(|key| (room, *key, order)))?;
+    Ok(priors.values().zip(kept).all(|(prior, kept)| kept == Some(*prior)))
 }
 
 /// Writes an empty row of `state_log`, so that references at or above `order` are never rounded down past it.

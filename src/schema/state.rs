@@ -348,11 +348,15 @@ pub struct HoleRow {
     pub is_bottomless: bool,
     /// The ids of the missing events that events above the hole name as their previous ones.
     pub missing: Vec<String>,
+    /// The number of parts that an unfinished fill may have written just above the hole; 0 where no fill is under way.
+    pub parts: u32,
 }
 
 impl Value for HoleRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, u8::from(self.is_bottomless)]);
+        // Layout 1 had no parts.
+        to.raw(&[2, u8::from(self.is_bottomless)]);
+        to.varint(self.parts.into());
         for id in &self.missing {
             String::encode_key(id, to);
         }
@@ -360,13 +364,18 @@ impl Value for HoleRow {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
+        let layout = from.byte()?;
+        if !matches!(layout, 1 | 2) {
+            return Err(Fault::Corrupt("a row has an unknown layout"));
+        }
         let is_bottomless = from.byte()? == 1;
+        let parts = if layout == 1 { 0 } else { from.varint()? };
+        let parts = u32::try_from(parts).map_err(|_| Fault::Corrupt("a hole has too many parts"))?;
         let mut missing = Vec::new();
         while !from.0.is_empty() {
             missing.push(String::decode_key(&mut from)?);
         }
-        Ok(Self { is_bottomless, missing })
+        Ok(Self { is_bottomless, missing, parts })
     }
 }
 
@@ -409,7 +418,7 @@ mod tests {
             let row = SideRow::new(StateRef::Side(SideNum(side)), depth, changes.clone());
             prop_assert_eq!(&round_trip(&row), &row);
             prop_assert_eq!(round_trip(&row).iter().collect::<Vec<_>>(), changes);
-            let hole = HoleRow { is_bottomless, missing };
+            let hole = HoleRow { is_bottomless, missing, parts: side };
             prop_assert_eq!(round_trip(&hole), hole);
             let key = StateKeyRow { event_type: name, state_key };
             prop_assert_eq!(round_trip(&key), key);

@@ -2,7 +2,7 @@
 
 use crate::{
     ids::Position,
-    store::{Batch, LogEntry, tables},
+    store::{Batch, Fault, LogEntry, tables},
 };
 
 impl Batch {
@@ -15,9 +15,12 @@ impl Batch {
         position
     }
 
-    /// Deletes the log's entries of a staged step that comes to nothing.
-    pub fn forget_staged(&mut self, from: Position, below: Position) {
-        let bytes = |position| tables::LOG.key_bytes::<Position>(position).bytes;
-        self.writes.delete_between(tables::LOG.family, bytes(from), bytes(below));
+    /// Deletes the log's entry of a staged step that comes to nothing, unless the position was given out to another entry
+    /// meanwhile.
+    pub fn forget_staged(&mut self, position: Position, entry: &LogEntry) -> Result<(), Fault> {
+        if tables::LOG.get(&*self, position)? == Some(*entry) {
+            tables::LOG.delete(self, position);
+        }
+        Ok(())
     }
 }

@@ -28,7 +28,7 @@ const RESERVED_BATCHES: &str = "reserved_batches";
 pub(crate) const LAYOUT_NOW: u64 = 1;
 
 /// This many positions, or batch numbers, are reserved at a time.
-const RESERVED_AT_ONCE: u64 = 1 << 20;
+pub(crate) const RESERVED_AT_ONCE: u64 = 1 << 20;
 
 /// The facts that are read when the store is opened.
 pub(crate) struct Head {

@@ -11,6 +11,7 @@ use crate::{
         Batch, Conflict, Fault, NotAccepted, Note, Published, Read, Snapshot, Store,
         batch::{Begins, Expectation},
         engine::Change,
+        head::RESERVED_AT_ONCE,
         pending::PendingRows,
         published::{Promise, promise},
         wake::Wake,
@@ -89,8 +90,9 @@ struct Kind {
     is_commit: bool,
 }
 
-/// A staged step is made while at most this many positions are given out to others.
-const AHEAD: u64 = 1 << 20;
+/// A staged step is made while at most this many positions are given out to others. It is twice as many as are reserved at
+/// a time, so that a store that is opened again after a crash does not go on within the positions of an unfinished step.
+const AHEAD: u64 = 2 * RESERVED_AT_ONCE;
 
 impl Store {
     /// A position far above everything given out, for a staged step: its last batch gets it. Positions are plenty (2^44 an
@@ -106,7 +108,10 @@ impl Store {
         let check = |queue: &Queue| self.check(queue, &expectations, &checked);
         // A part of a staged step means nothing without the last one, which is synced after it.
         let is_commit = !matches!(begins, Begins::Staged(_));
-        self.accept(writes, Kind { positions, wakes, jump_to, begins, is_commit }, check)
+        let enqueued = self.accept(writes, Kind { positions, wakes, jump_to, begins, is_commit }, check)?;
+        #[cfg(test)]
+        self.tell_watcher();
+        Ok(enqueued)
     }
 
     /// Lets a note wait for the flush. It answers what resolves when the note is visible; it may never be durable.
@@ -148,8 +153,10 @@ impl Store {
         };
         let last = match begins {
             Begins::Staged(_) => queue.last_position,
-            _ if positions == 0 => queue.last_position,
-            _ => base.plus(u64::from(positions) - 1),
+            // The positions of the step's parts are given out with this batch, also if it claims none itself.
+            Begins::At(base) => base.plus(positions.into()).before(),
+            Begins::Next if positions == 0 => queue.last_position,
+            Begins::Next => base.plus(u64::from(positions) - 1),
         };
         let last = jump_to.unwrap_or(last);
         debug_assert!(last >= queue.last_position, "positions rise");

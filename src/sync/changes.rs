@@ -81,7 +81,7 @@ impl Changes {
             }
         }
         if !changed.is_empty() {
-            let rows = schema::USER_ROOM.get_many(read, changed.iter().map(|room| (user, *room)))?;
+            let rows = members::find_many(read, user, changed.iter().copied())?;
             let rooms = changed.into_iter().zip(rows).filter_map(|(room, row)| Some((room, row?)));
             found.rooms = rooms.collect();
         }

@@ -91,7 +91,7 @@ fn add_rooms_with_data(
     for id in data.by_room.keys().filter(|id| !id.is_empty()) {
         let Some(room) = schema::ROOM_ID.get(window.read, id)? else { continue };
         if known.insert(room) {
-            let row = schema::USER_ROOM.get(window.read, (window.ask.caller.user, room))?;
+            let row = members::find(window.read, window.ask.caller.user, room)?;
             rooms.extend(row.map(|row| (room, row)));
         }
     }

@@ -9,7 +9,6 @@ use crate::{
     accounts,
     ids::{Order, RoomNum, StateKeyNum},
     rooms::{members, state},
-    schema,
     schema::{rooms::Membership, state::StateRef},
     store::Fault,
     sync::window::Window,
@@ -78,7 +77,7 @@ fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Ord
 pub(crate) fn is_in_any(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
     let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
     if let Some(user) = accounts::users::find_num(window.read, parsed)? {
-        let theirs = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
+        let theirs = members::find_many(window.read, user, rooms.iter().copied())?;
         return Ok(theirs.iter().flatten().any(|row| row.membership == Membership::Join));
     }
     for room in rooms {

@@ -350,7 +350,7 @@ async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
             schema::ROOM_USER.put(
                 &mut batch,
                 (num, UserNum(1_000 + chunk * 2_000 + user)),
-                &Membership::Join,
+                &Membership::Join.into(),
             );
         }
         store.enqueue(batch).unwrap().flushed.await.unwrap();

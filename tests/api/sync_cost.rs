@@ -70,7 +70,7 @@ async fn add_members(store: &Store, room: &str, count: u64) {
     let num = rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
     let mut batch = store.batch(&Guard::alone());
     for user in 0..count {
-        schema::ROOM_USER.put(&mut batch, (num, UserNum(1_000_000 + user)), &Membership::Join);
+        schema::ROOM_USER.put(&mut batch, (num, UserNum(1_000_000 + user)), &Membership::Join.into());
     }
     store.enqueue(batch).unwrap().flushed.await.unwrap();
 }

@@ -64,6 +64,9 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
 /// Checks that the event, room or user that an entry of the log names is there. The events of a room that was deleted, or purged
 /// up to this entry, are gone.
 fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut Doubts) -> Result<(), Fault> {
+    if !rooms::check::is_staged(read, position, entry)? {
+        doubts.position(read, position);
+    }
     match entry {
         LogEntry::Event { room, event } => match schema::PLACE.get(read, (room, event))? {
             Some(Place::Timeline(order)) => {

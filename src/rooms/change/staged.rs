@@ -1,53 +1,67 @@
 //! Changes that are larger than a batch: they are written in parts that count from the change's last batch on
-//! (`state/stage.rs`). A change that turns thousands of keys of a room's state, and a room that begins with hundreds of
-//! invitations, are such.
+//! (`state/stage.rs`). A change that turns thousands of keys of a room's state, the state that a join brings, and a room
+//! that begins with hundreds of invitations, are such.
 
-use std::mem;
+use std::{collections::BTreeMap, mem};
 
-use super::Change;
+use super::{Change, MEMBER};
 use crate::{
-    error::{Error, Result},
-    ids::{EventNum, Order, Position, RoomNum, StateKeyNum, UserNum},
+    error::Result,
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     rooms::{
-        graph, members,
-        state::{self, stage},
+        graph,
+        members::{self, Since, Touched},
+        state::{self, Difference, stage},
     },
     schema,
     schema::{
-        rooms::{EventRow, Membership, Resident, RoomRow, UserRoomRow},
+        rooms::{EventRow, Membership, Resident, RoomRow},
         state::{StageRow, StateRef, StateValue},
     },
-    store::{Batch, Direction, Fault, Guard, NotAccepted, Store},
+    store::{Batch, Direction, Fault, Guard, LogEntry, NotAccepted, Store},
 };
 
-/// A step of the main line that changes more keys than this is staged. Tests use a small bound to reach it.
-pub(super) const KEYS_MAX: usize = if cfg!(test) { 25 } else { 1_000 };
+/// A step of the main line that changes more keys than this is staged: each may be of a user of ours, and of a server that
+/// nobody was in before, which takes nine rows. Tests use a small bound to reach it.
+pub(super) const KEYS_MAX: usize = if cfg!(test) { 25 } else { 500 };
+/// Write the counts of at most this many servers in one part, with five rows each.
+const SERVERS_MAX: usize = if cfg!(test) { 4 } else { 800 };
 /// A side state of more entries than this is written in parts of this many.
 const SIDE_PART: usize = state::SIDE_ENTRIES_MAX;
-/// Write out the rows of a new room once its batch has this many, so that the rows of one more event still fit.
-const CUT_ROWS: usize = 2_000;
+/// Write out the rows of a new room once its batch has this many, so that the rows of one more event still fit. Tests use
+/// a small bound, so that every room which they make is staged.
+const CUT_ROWS: usize = if cfg!(test) { 50 } else { 2_000 };
 /// Write them out, too, once they have this many bytes.
 const CUT_BYTES: usize = 512 << 10;
 
 /// Clear a room that was never finished by this many events at a time, so that each batch stays small.
-const CLEARED_AT_ONCE: usize = 500;
+const CLEARED_AT_ONCE: usize = if cfg!(test) { 3 } else { 500 };
 
 /// A user's membership before and after the change, and the event that changed it.
+#[derive(Clone, Copy)]
 pub(super) struct Moved {
     pub(super) was: Membership,
     pub(super) is: Membership,
     pub(super) by: EventNum,
 }
 
-/// A staged step, of which this change is the last batch.
+/// A room that is being made in parts, of which this change is the last batch.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct Making {
     /// The position that is reserved for the whole step.
     anchor: Position,
     /// The number of positions that the step's parts have claimed.
     claimed: u64,
-    /// Rows that users look at first: they are written with the last batch, so that nobody finds the room before.
-    users: Vec<(UserNum, UserRoomRow)>,
+}
+
+/// A step of the main line while its parts are written.
+struct Parts {
+    anchor: Position,
+    order_of: fn(Position, u32) -> Result<Order, Fault>,
+    number: u32,
+    /// The order of the event that causes the step, since which users have their memberships.
+    since: Order,
+    touched: Touched,
 }
 
 impl Change {
@@ -56,48 +70,159 @@ impl Change {
         self.added().is_empty() && self.stage.is_none()
     }
 
-    /// Stages a step of the main line: these keys (each once, and no derived ones) get these values. Gives the place
-    /// that the main line has then; it counts when this change is accepted.
-    pub(super) fn stage_state(&mut self, changes: &[(StateKeyNum, StateValue)]) -> Result<StateRef> {
+    /// Takes one step of the main line that is larger than a batch, for the event at `order`. The event's own key, which
+    /// no state holds before, is set in the last batch.
+    pub(super) fn stage_step(
+        &mut self,
+        order: Order,
+        differing: &[Difference],
+        own: Option<(StateKeyNum, StateValue)>,
+    ) -> Result<()> {
+        let is_own = |key: StateKeyNum| own.is_some_and(|(own, _)| own == key);
+        let others: Vec<_> = differing.iter().filter(|(key, ..)| !is_own(*key)).copied().collect();
+        let mut parts = self.begin_parts(stage::step_order);
+        debug_assert_eq!(
+            order.settle(parts.anchor),
+            parts.since,
+            "the event of the step is the first of its change"
+        );
+        self.stage_keys(&mut parts, &others)?;
+        for (key, old, new) in differing.iter().filter(|(key, ..)| is_own(*key)) {
+            if let Some((user, moved)) = self.moves(&[(*key, *old, *new)])?.pop() {
+                self.move_member(order, &user, moved, &mut parts.touched)?;
+            }
+        }
+        let joined = self.stage_counts(&mut parts)?;
+        let last: Vec<_> = joined.into_iter().chain(own).collect();
+        state::apply(&mut self.batch, self.num, order, &last)?;
+        if !last.is_empty() {
+            self.row.state_tip = order;
+        }
+        stage::finish(&mut self.batch, self.num);
+        Ok(())
+    }
+
+    /// Lays down the state that a join over federation brings, just below the next event of this change: our own member
+    /// event. It becomes the room's state, whatever we had of the room before, and a hole opens below it: `missing` are the
+    /// ids of the events there. The members of the state are followed as in any other step.
+    pub fn lay_base(
+        &mut self,
+        brought: &BTreeMap<StateKeyNum, EventNum>,
+        missing: Vec<String>,
+    ) -> Result<()> {
+        let is_bottomless = self.row.state_tip == Order::MIN;
+        let differing = state::differing_from_current(&self.batch, self.num, brought)?;
+        debug_assert!(!self.batch.has_position(), "the event that a base stands below comes next");
+        let mut parts = self.begin_parts(stage::base_order);
+        self.stage_keys(&mut parts, &differing)?;
+        if let Some(joined) = self.stage_counts(&mut parts)? {
+            let mut batch = self.batch.another();
+            self.put_part(&mut parts, &mut batch, &[joined])?;
+            self.enqueue_part(&parts, batch)?;
+        }
+        stage::finish(&mut self.batch, self.num);
+        self.row.state_tip =
+            state::open_hole(&mut self.batch, self.num, parts.anchor, is_bottomless, missing)?;
+        Ok(())
+    }
+
+    fn begin_parts(&mut self, order_of: fn(Position, u32) -> Result<Order, Fault>) -> Parts {
         debug_assert!(self.may_stage(), "a step is staged before anything else changes the state");
         let anchor = self.store.ahead();
         // The tip remembers the state before the step. Without a tip, the next change looks for a step that was not
         // finished.
         self.seat.tip = None;
-        let mut last = self.row.state_tip;
-        for (number, part) in changes.chunks(stage::PART_KEYS_MAX).enumerate() {
-            let mut batch = self.batch.another();
-            stage::begin(&mut batch, self.num, anchor, false);
-            let number = u32::try_from(number).map_err(|_| Error::broken("a step has too many parts"))?;
-            last = stage::put_part(&mut batch, self.num, anchor, number, part)?;
-            batch.stage_at(anchor);
-            drop(self.store.enqueue(batch)?);
-        }
-        tracing::debug!(room = %self.num, keys = changes.len(), "a large change of a room's state is staged");
-        self.row.state_tip = last;
         self.batch.begin_at(anchor);
-        self.stage = Some(Staged { anchor, claimed: 0, users: Vec::new() });
-        Ok(StateRef::Main(last))
+        Parts { anchor, order_of, number: 0, since: Order::live(anchor), touched: Touched::default() }
     }
 
-    /// Follows a staged step for members: rows and derived keys, from keys with their values before and after the step.
-    pub(super) fn follow_members(
-        &mut self,
-        order: Order,
-        differing: &[state::Difference],
-    ) -> Result<Vec<(StateKeyNum, StateValue)>> {
-        let mut touched = members::Touched::default();
-        let names = state::list_key_names(&self.batch, self.num, differing.iter().map(|(key, ..)| *key))?;
-        for ((_, old, new), name) in differing.iter().zip(names) {
-            let Some((event_type, user)) = name else { continue };
-            let Some(by) = new.event().or(old.event()).filter(|_| event_type == "m.room.member") else {
-                continue;
-            };
-            let moved = Moved { was: self.membership_in(*old)?, is: self.membership_in(*new)?, by };
-            self.move_member(order, &user, moved, &mut touched)?;
+    /// Writes the parts of a step that hold these keys, each key once and none of them derived, with our users whose
+    /// memberships change by them.
+    fn stage_keys(&mut self, parts: &mut Parts, differing: &[Difference]) -> Result<()> {
+        for part in differing.chunks(stage::PART_KEYS_MAX) {
+            let mut batch = self.batch.another();
+            for (user_id, moved) in self.moves(part)? {
+                self.count_member(&user_id, moved, &mut parts.touched);
+                let now = Since { membership: moved.is, event: moved.by, order: parts.since };
+                let user = members::track(&mut batch, self.num, &user_id, now, Some(parts.anchor))?;
+                self.concern(user, moved.is);
+            }
+            let changes: Vec<_> = part.iter().map(|(key, _, val)| (*key, *val)).collect();
+            self.put_part(parts, &mut batch, &changes)?;
+            self.enqueue_part(parts, batch)?;
         }
-        let values = touched.values(&mut self.batch, self.num, &mut self.row.next_key, self.row.joined)?;
-        Ok(values)
+        tracing::debug!(room = %self.num, keys = differing.len(), "a large change of a room's state is staged");
+        Ok(())
+    }
+
+    /// Writes the parts of a step that count its members by server. Gives the derived key of how many are joined, which
+    /// is not written yet.
+    fn stage_counts(&mut self, parts: &mut Parts) -> Result<Option<(StateKeyNum, StateValue)>> {
+        let counts = parts.touched.counts(&self.batch, self.num)?;
+        for part in counts.chunks(SERVERS_MAX) {
+            let mut batch = self.batch.another();
+            let mut values = Vec::with_capacity(part.len());
+            for count in part {
+                let next_key = &mut self.row.next_key;
+                values.push(members::stage_count(&mut batch, self.num, next_key, parts.anchor, count)?);
+            }
+            self.put_part(parts, &mut batch, &values)?;
+            self.enqueue_part(parts, batch)?;
+        }
+        if counts.is_empty() {
+            return Ok(None);
+        }
+        let joined = self.row.joined;
+        Ok(Some(members::joined_value(&mut self.batch, self.num, &mut self.row.next_key, joined)?))
+    }
+
+    fn put_part(
+        &mut self,
+        parts: &mut Parts,
+        batch: &mut Batch,
+        changes: &[(StateKeyNum, StateValue)],
+    ) -> Result<(), Fault> {
+        stage::begin(batch, self.num, parts.anchor, false);
+        let order = (parts.order_of)(parts.anchor, parts.number)?;
+        parts.number += 1;
+        if stage::put_part(batch, self.num, order, changes)? {
+            self.row.state_tip = order;
+        }
+        Ok(())
+    }
+
+    fn enqueue_part(&mut self, parts: &Parts, mut batch: Batch) -> Result<()> {
+        batch.stage_at(parts.anchor);
+        self.enqueue_numbered(batch)
+    }
+
+    /// Enqueues a batch ahead of the change, with the numbers that the change has given out so far, so that no number in
+    /// the batch is given to anything else if the change comes to nothing.
+    fn enqueue_numbered(&mut self, mut batch: Batch) -> Result<()> {
+        let RoomRow { next_event, next_key, next_side, .. } = self.row;
+        let given = |row: &mut RoomRow| {
+            (row.next_event, row.next_key, row.next_side) = (next_event, next_key, next_side);
+        };
+        given(&mut self.row_before);
+        schema::ROOM.put(&mut batch, self.num, &self.row_before);
+        drop(self.store.enqueue(batch)?);
+        if let Some(tip) = &mut self.seat.tip {
+            given(&mut tip.row);
+        }
+        Ok(())
+    }
+
+    /// Lists the users whose memberships change by these keys.
+    fn moves(&self, differing: &[Difference]) -> Result<Vec<(String, Moved)>> {
+        let names = state::list_key_names(&self.batch, self.num, differing.iter().map(|(key, ..)| *key))?;
+        let mut moves = Vec::new();
+        for ((_, old, new), name) in differing.iter().zip(names) {
+            let Some((event_type, user_id)) = name else { continue };
+            let Some(by) = new.event().or(old.event()).filter(|_| event_type == MEMBER) else { continue };
+            moves
+                .push((user_id, Moved { was: self.membership_in(*old)?, is: self.membership_in(*new)?, by }));
+        }
+        Ok(moves)
     }
 
     fn membership_in(&self, val: StateValue) -> Result<Membership, Fault> {
@@ -108,7 +233,7 @@ impl Change {
     }
 
     /// Writes down all but the last part of a side state that is too large for one row, in batches of its own. Nothing
-    /// names these rows until this change is accepted.
+    /// names these rows until this change is accepted; if it never is, they are swept.
     pub(super) fn write_side_parts(
         &mut self,
         mut base: StateRef,
@@ -119,7 +244,7 @@ impl Change {
             let part = changes.get(written..written + SIDE_PART).unwrap_or_default();
             let mut batch = self.batch.another();
             base = state::make_side(&mut batch, self.num, &mut self.row.next_side, base, part)?;
-            drop(self.store.enqueue(batch)?);
+            self.enqueue_numbered(batch)?;
             written += SIDE_PART;
         }
         Ok((base, written))
@@ -132,26 +257,15 @@ impl Change {
             return Ok(());
         }
         debug_assert!(self.row.resident == Resident::Yes, "only what is going to be a room is staged");
-        let first = self.stage.is_none();
-        let mut stage = self.stage.take().unwrap_or_else(|| Staged {
-            anchor: self.store.ahead(),
-            claimed: 0,
-            users: Vec::new(),
-        });
+        let mut stage =
+            self.stage.take().unwrap_or_else(|| Making { anchor: self.store.ahead(), claimed: 0 });
         let base = stage.anchor.plus(stage.claimed);
         let next = self.batch.another();
         let mut part = mem::replace(&mut self.batch, next);
-        let read = |fault| NotAccepted::Fault(fault);
         for (user, _) in &self.concerned {
-            if let Some(row) = members::take_back(&mut part, *user, self.num).map_err(read)? {
-                stage.users.retain(|(held, _)| held != user);
-                let left = row.left.map(|left| left.settle(base));
-                stage.users.push((*user, UserRoomRow { since: row.since.settle(base), left, ..row }));
-            }
+            members::hold_back(&mut part, *user, self.num, stage.anchor, base).map_err(NotAccepted::Fault)?;
         }
-        if first {
-            stage::begin(&mut part, self.num, stage.anchor, true);
-        }
+        stage::begin(&mut part, self.num, stage.anchor, true);
         let unseen = RoomRow { resident: Resident::No, ..self.row.clone() };
         schema::ROOM.put(&mut part, self.num, &unseen);
         stage.claimed += u64::from(part.position_count());
@@ -166,72 +280,87 @@ impl Change {
         Ok(())
     }
 
-    /// Makes the parts of a staged step count: in this batch from here on, and for everybody else once this change is
-    /// accepted.
-    pub(super) fn finish_state_stage(&mut self) {
-        stage::finish(&mut self.batch, self.num);
-    }
-
-    /// Lets this last batch make the parts of a staged step count.
+    /// Lets this last batch make the parts of a room count.
     pub(super) fn finish_stage(&mut self) {
-        let Some(Staged { users, .. }) = self.stage.take() else { return };
-        stage::finish(&mut self.batch, self.num);
-        for (user, row) in users {
-            members::put_back(&mut self.batch, user, self.num, &row);
+        if self.stage.take().is_some() {
+            stage::finish(&mut self.batch, self.num);
+            self.put_room();
         }
-        self.put_room();
     }
 }
 
-/// Clears the rows of a room's step that was not finished.
+/// Takes back a room's step that was not finished.
 pub(super) fn clear(store: &Store, guard: &Guard, room: RoomNum) -> Result<()> {
     let Some(StageRow { anchor, makes_room }) = stage::find(&store.view(), room)? else { return Ok(()) };
-    tracing::debug!(%room, makes_room, "a staged step that was not finished is cleared");
-    loop {
-        let mut batch = store.batch(guard);
-        let is_done = if makes_room {
-            clear_new_room(&mut batch, room, anchor)?
-        } else {
-            stage::clear_part(&mut batch, room)?
-        };
-        drop(store.enqueue(batch)?);
-        if is_done {
-            return Ok(());
+    tracing::debug!(%room, makes_room, "a staged step that was not finished is taken back");
+    let in_parts = |take_back: fn(&mut Batch, RoomNum, Position) -> Result<bool, Fault>| -> Result<()> {
+        loop {
+            let mut batch = store.batch(guard);
+            let is_done = take_back(&mut batch, room, anchor)?;
+            drop(store.enqueue(batch)?);
+            if is_done {
+                return Ok(());
+            }
         }
+    };
+    if makes_room {
+        return in_parts(|batch, room, _| clear_new_room(batch, room));
     }
+    in_parts(take_back_keys)?;
+    for servers in members::list_staged(&store.view(), room, anchor)?.chunks(SERVERS_MAX) {
+        let mut batch = store.batch(guard);
+        for server in servers {
+            members::take_back_count(&mut batch, room, server, anchor)?;
+        }
+        drop(store.enqueue(batch)?);
+    }
+    let mut batch = store.batch(guard);
+    stage::finish(&mut batch, room);
+    drop(store.enqueue(batch)?);
+    Ok(())
 }
 
-/// Takes back a part of a room that was never finished. Gives `true` when nothing is left of it.
-fn clear_new_room(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<bool, Fault> {
-    if !clear_events(batch, room, anchor)? {
+/// Takes back a part of a step: its keys, and the rows of our users whom they concern. Gives `true` when none is left.
+fn take_back_keys(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<bool, Fault> {
+    let Some(keys) = stage::clear_part(batch, room, anchor)? else { return Ok(true) };
+    for (event_type, state_key) in state::list_key_names(&*batch, room, keys)?.into_iter().flatten() {
+        if event_type == MEMBER {
+            members::take_back(batch, room, &state_key, anchor)?;
+        }
+    }
+    Ok(false)
+}
+
+/// Takes back a part of a room that was never finished: its events, then its users, then the rest. Gives `true` when
+/// nothing is left of it.
+fn clear_new_room(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
+    if !clear_events(batch, room)? || !members::clear_users(batch, room, CLEARED_AT_ONCE)? {
         return Ok(false);
     }
+    if let Some(row) = schema::ROOM.get(&*batch, room)? {
+        schema::ROOM_ID.delete(batch, row.id.as_str());
+        schema::ROOM.delete(batch, room);
+    }
     graph::clear(batch, room);
-    members::clear(batch, room);
+    members::clear_counts(batch, room);
     stage::clear_all(batch, room);
     Ok(true)
 }
 
-/// Takes back some events of a room that was never finished, whose positions begin at `anchor`; when none are left, the
-/// room itself. Gives `true` then.
-fn clear_events(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<bool, Fault> {
+/// Takes back some events of a room that was never finished, with their entries in the log. Gives `true` when none are
+/// left.
+fn clear_events(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
     let rows: Vec<(Order, EventRow)> = schema::TIMELINE
         .prefix::<(RoomNum,)>(&*batch, (room,), Direction::Down)?
         .take(CLEARED_AT_ONCE)
         .map(|row| row.map(|((_, order), row)| (order, row)))
         .collect::<Result<_, _>>()?;
     for (order, row) in &rows {
+        let event = row.header.event;
         schema::EVENT_ID.delete(batch, &row.header.key);
-        schema::PLACE.delete(batch, (room, row.header.event));
+        schema::PLACE.delete(batch, (room, event));
         schema::TIMELINE.delete(batch, (room, *order));
+        batch.forget_staged(order.anchor, &LogEntry::Event { room, event })?;
     }
-    if !rows.is_empty() {
-        return Ok(false);
-    }
-    if let Some(row) = schema::ROOM.get(&*batch, room)? {
-        batch.forget_staged(anchor, anchor.plus(row.next_event));
-        schema::ROOM_ID.delete(batch, row.id.as_str());
-        schema::ROOM.delete(batch, room);
-    }
-    Ok(true)
+    Ok(rows.is_empty())
 }

@@ -8,9 +8,11 @@ use crate::{
     ids::{EventNum, Order, RoomNum},
     rooms::{
         change::txn,
-        check::reference,
         event, relations, rules,
-        state::{self, StateRef, StateValue},
+        state::{
+            self, StateRef, StateValue,
+            check::{of_room, reference},
+        },
     },
     schema::{
         self,
@@ -40,7 +42,7 @@ impl Here {
 pub(super) fn checks() -> Vec<RowCheck> {
     let (mut here, mut here_aside) = (Here::default(), Here::default());
     vec![
-        RowCheck::of(&schema::TIMELINE, move |read, (num, order), row, doubts| {
+        of_room(&schema::TIMELINE, move |read, (num, order), row, doubts| {
             doubts.position(read, order.anchor);
             match here.room(read, *num)? {
                 Some(room) => in_timeline(read, *num, room, *order, row, doubts),
@@ -50,7 +52,7 @@ pub(super) fn checks() -> Vec<RowCheck> {
                 }
             }
         }),
-        RowCheck::of(&schema::ASIDE, move |read, (num, number), aside, doubts| {
+        of_room(&schema::ASIDE, move |read, (num, number), aside, doubts| {
             doubts.unless(aside.row.header.event == *number, "the event in it has another number");
             let place = schema::PLACE.get(read, (*num, *number))?;
             let is_here = matches!(place, Some(Place::Aside | Place::Outlier));
@@ -64,14 +66,14 @@ pub(super) fn checks() -> Vec<RowCheck> {
                 }
             }
         }),
-        RowCheck::of(&schema::ASIDE_COUNT, |read, room, row, doubts| {
+        of_room(&schema::ASIDE_COUNT, |read, room, row, doubts| {
             let rows = schema::ASIDE.prefix::<(RoomNum,)>(read, (*room,), Direction::Up)?;
             let there = rows.count() as u64;
             doubts
                 .unless(row.count == there, format!("it counts {} events, and {there} are there", row.count));
             Ok(())
         }),
-        RowCheck::of(&schema::PLACE, |read, (room, number), place, doubts| {
+        of_room(&schema::PLACE, |read, (room, number), place, doubts| {
             let there = match place {
                 Place::Timeline(order) => {
                     schema::TIMELINE.get(read, (*room, *order))?.map(|row| row.header.event)
@@ -89,19 +91,19 @@ pub(super) fn checks() -> Vec<RowCheck> {
             doubts.unless(is_it, format!("event {number} of room {room} is gone or has another id"));
             Ok(())
         }),
-        RowCheck::of(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
+        of_room(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
             let there = schema::PLACE.contains(read, (*room, *redaction))?;
             doubts.unless(there, "the redaction is not there");
             Ok(())
         }),
-        RowCheck::of(&schema::REDACTED_ORIGINAL, |read, (room, number), json, doubts| {
+        of_room(&schema::REDACTED_ORIGINAL, |read, (room, number), json, doubts| {
             let stored = event::find_anywhere(read, *room, *number)?;
             let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());
             doubts.unless(is_redacted, "no redacted event is there");
             doubts.unless(event::locate(json).is_some(), "it is not an event");
             Ok(())
         }),
-        RowCheck::of(&schema::AUTH_CHILD, |read, (room, allowing, number), (), doubts| {
+        of_room(&schema::AUTH_CHILD, |read, (room, allowing, number), (), doubts| {
             let stored = event::find_anywhere(read, *room, *number)?;
             let cites = stored.is_some_and(|stored| {
                 stored.row.header.state_key.is_some() && stored.row.header.auth.contains(allowing)

@@ -17,11 +17,12 @@ use sha2::{Digest, Sha256};
 
 use super::{list_keys, membership_of_event};
 use crate::{
-    ids::{Order, RoomNum, StateKeyNum},
+    ids::{Order, Position, RoomNum, StateKeyNum},
     rooms::state::{self, Chain, StateRef, StateValue},
     schema,
     schema::{
         event_types::{DERIVED, DERIVED_JOINED as JOINED, DERIVED_SERVER as SERVER, MEMBER},
+        marked::{Marked, Staged},
         rooms::Membership,
     },
     store::{Batch, Direction, Fault, Read},
@@ -36,57 +37,150 @@ pub(crate) fn is_derived(event_type: &str) -> bool {
     event_type.starts_with(DERIVED)
 }
 
-/// The servers whose members come or go in one step of the main line.
+/// The servers whose members come or go in one step of the main line, each with the number that it has more after the
+/// step.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    servers: BTreeSet<String>,
+    servers: BTreeMap<String, i64>,
     is_any: bool,
 }
 
 impl Touched {
     /// Counts a member who came (`by` is 1) or went (-1).
-    pub(crate) fn count(
-        &mut self,
-        batch: &mut Batch,
-        room: RoomNum,
-        user_id: &str,
-        by: i64,
-    ) -> Result<(), Fault> {
-        if !self.is_any {
-            self.is_any = true;
-            self.servers.extend(begin(batch, room)?);
+    pub(crate) fn count(&mut self, user_id: &str, by: i64) {
+        self.is_any = true;
+        if let Some(server) = server_of(user_id) {
+            *self.servers.entry(server.to_owned()).or_default() += by;
         }
-        let Some(server) = server_of(user_id) else { return Ok(()) };
-        let count = schema::SERVER_MEMBERS.get(batch, (room, server))?.unwrap_or(0).saturating_add_signed(by);
-        if count == 0 {
-            schema::SERVER_MEMBERS.delete(batch, (room, server));
-        } else {
-            schema::SERVER_MEMBERS.put(batch, (room, server), &count);
-        }
-        self.servers.insert(server.to_owned());
-        Ok(())
     }
 
-    /// Gives the values of the derived keys after the step, also of those that do not change.
+    /// Writes the counts, and gives the values of the derived keys after the step, also of those that do not change. The
+    /// state in `batch` is that before the step.
     pub(crate) fn values(
-        self,
+        mut self,
         batch: &mut Batch,
         room: RoomNum,
         next_key: &mut u32,
         joined: u32,
     ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
+        let is_any = self.is_any;
         let mut values = Vec::new();
-        for server in self.servers {
-            let is_in = schema::SERVER_MEMBERS.contains(batch, (room, &server))?;
-            let key = state::intern_key(batch, room, next_key, SERVER, &server)?;
-            values.push((key, if is_in { StateValue::Derived(1) } else { StateValue::Absent }));
+        for (server, count) in self.counts(batch, room)? {
+            if count == 0 {
+                schema::SERVER_MEMBERS.delete(batch, (room, &server));
+            } else {
+                schema::SERVER_MEMBERS.put(batch, (room, &server), &count.into());
+            }
+            values.push(server_value(batch, room, next_key, &server, count)?);
         }
-        if self.is_any {
-            let key = state::intern_key(batch, room, next_key, JOINED, "")?;
-            values.push((key, if joined > 0 { StateValue::Derived(joined) } else { StateValue::Absent }));
+        if is_any {
+            values.push(joined_value(batch, room, next_key, joined)?);
         }
         Ok(values)
     }
+
+    /// Gives the number of members that each server has after the step.
+    pub(crate) fn counts(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+    ) -> Result<Vec<(String, u64)>, Fault> {
+        if !self.is_any {
+            return Ok(Vec::new());
+        }
+        let uncounted = count_all(read, room)?;
+        for server in uncounted.iter().flat_map(BTreeMap::keys) {
+            self.servers.entry(server.clone()).or_default();
+        }
+        let mut counts = Vec::with_capacity(self.servers.len());
+        for (server, by) in std::mem::take(&mut self.servers) {
+            let before = match &uncounted {
+                Some(all) => all.get(&server).copied().unwrap_or(0),
+                None => members_of(read, room, &server)?,
+            };
+            counts.push((server, before.saturating_add_signed(by)));
+        }
+        Ok(counts)
+    }
+}
+
+/// Gives the value of the derived key of a server that has this many members.
+fn server_value(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    server: &str,
+    count: u64,
+) -> Result<(StateKeyNum, StateValue), Fault> {
+    let key = state::intern_key(batch, room, next_key, SERVER, server)?;
+    Ok((key, if count > 0 { StateValue::Derived(1) } else { StateValue::Absent }))
+}
+
+/// Gives the value of the derived key that holds how many users are joined.
+pub(crate) fn joined_value(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    joined: u32,
+) -> Result<(StateKeyNum, StateValue), Fault> {
+    let key = state::intern_key(batch, room, next_key, JOINED, "")?;
+    Ok((key, if joined > 0 { StateValue::Derived(joined) } else { StateValue::Absent }))
+}
+
+/// Writes the number of members that a server has after the staged step at this position, and gives the value of its
+/// derived key.
+pub(crate) fn stage_count(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    anchor: Position,
+    (server, count): &(String, u64),
+) -> Result<(StateKeyNum, StateValue), Fault> {
+    let before = Some(members_of(&*batch, room, server)?).filter(|before| *before > 0);
+    let row = Marked { now: Some(*count).filter(|now| *now > 0), staged: Some(Staged { anchor, before }) };
+    schema::SERVER_MEMBERS.put(batch, (room, server), &row);
+    server_value(batch, room, next_key, server, *count)
+}
+
+/// Lists the servers of which the unfinished step at this position wrote counts.
+pub(crate) fn list_staged(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    anchor: Position,
+) -> Result<Vec<String>, Fault> {
+    let rows = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let staged = rows.filter_map(|row| match row {
+        Ok(((_, server), row)) => {
+            row.staged.is_some_and(|staged| staged.anchor == anchor).then_some(Ok(server))
+        }
+        Err(fault) => Some(Err(fault)),
+    });
+    staged.collect()
+}
+
+/// Takes back what the unfinished step at this position wrote of a server.
+pub(crate) fn take_back_count(
+    batch: &mut Batch,
+    room: RoomNum,
+    server: &str,
+    anchor: Position,
+) -> Result<(), Fault> {
+    let row = schema::SERVER_MEMBERS.get(&*batch, (room, server))?;
+    if let Some(Marked { staged: Some(staged), .. }) = row
+        && staged.anchor == anchor
+    {
+        match staged.before {
+            Some(before) => schema::SERVER_MEMBERS.put(batch, (room, server), &before.into()),
+            None => schema::SERVER_MEMBERS.delete(batch, (room, server)),
+        }
+    }
+    Ok(())
+}
+
+/// Counts the members that a server has now.
+fn members_of(read: &(impl Read + ?Sized), room: RoomNum, server: &str) -> Result<u64, Fault> {
+    let row = schema::SERVER_MEMBERS.get(read, (room, server))?;
+    Ok(state::stage::row_that_counts(read, room, row)?.unwrap_or(0))
 }
 
 /// Deletes the counts of a room that was never finished.
@@ -94,22 +188,19 @@ pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
     schema::SERVER_MEMBERS.delete_prefix::<(RoomNum,)>(batch, (room,));
 }
 
-/// Counts the members of a room that was made before members were counted by server, and lists their servers.
-fn begin(batch: &mut Batch, room: RoomNum) -> Result<Vec<String>, Fault> {
-    if state::find_key(batch, room, JOINED, "")?.is_some() {
-        return Ok(Vec::new());
+/// Counts the members of a room that was made before members were counted by server; `None` for any other room.
+fn count_all(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<BTreeMap<String, u64>>, Fault> {
+    if state::find_key(read, room, JOINED, "")?.is_some() {
+        return Ok(None);
     }
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for key in list_keys(batch, room)? {
+    for key in list_keys(read, room)? {
         let (user_id, key) = key?;
-        if is_joined(batch, room, state::now(batch, room, key)?)? {
+        if is_joined(read, room, state::now(read, room, key)?)? {
             *counts.entry(user_id.server_name().as_str().to_owned()).or_default() += 1;
         }
     }
-    for (server, count) in &counts {
-        schema::SERVER_MEMBERS.put(batch, (room, server), count);
-    }
-    Ok(counts.into_keys().collect())
+    Ok(Some(counts))
 }
 
 fn is_joined(read: &(impl Read + ?Sized), room: RoomNum, val: StateValue) -> Result<bool, Fault> {
@@ -180,8 +271,7 @@ fn count_on_main_line<'s>(
 ) -> Result<BTreeMap<String, u64>, Fault> {
     let mut counts = BTreeMap::new();
     for server in servers {
-        let now = schema::SERVER_MEMBERS.get(read, (room, server.as_str()))?.unwrap_or(0);
-        counts.insert(server.clone(), now);
+        counts.insert(server.clone(), members_of(read, room, server)?);
     }
     if counts.is_empty() {
         return Ok(counts);
@@ -280,13 +370,18 @@ fn fold(server: &str) -> u128 {
 
 /// Whether the counts that are kept of a room agree with these users, who are all that are joined.
 pub(crate) fn are_counted(read: &(impl Read + ?Sized), room: RoomNum, joined: &Tally) -> Result<bool, Fault> {
-    let mut kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let kept = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    let counted = |row: Result<((RoomNum, String), Marked<u64>), Fault>| {
+        let ((_, server), row) = row?;
+        Ok::<_, Fault>(state::stage::row_that_counts(read, room, Some(row))?.map(|count| (server, count)))
+    };
+    let mut kept = kept.map(counted).filter_map(Result::transpose);
     if state::find_key(read, room, JOINED, "")?.is_none() {
         return Ok(kept.next().is_none());
     }
     let (mut by_server, mut servers) = (0_u128, 0_u128);
     for row in kept {
-        let ((_, server), count) = row?;
+        let (server, count) = row?;
         let folded = fold(&server);
         servers = servers.wrapping_add(folded);
         by_server = by_server.wrapping_add(folded.wrapping_mul(count.into()));

@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeSet};
 use super::{joined_local_users, list_user_rooms};
 use crate::{
     ids::{RoomNum, UserNum},
+    rooms::state::stage,
     schema,
     schema::rooms::Membership,
     store::{Fault, Read},
@@ -62,7 +63,8 @@ fn take_joined(
         *rows += asked.len();
         let theirs = schema::USER_ROOM.get_many(read, asked.iter().map(|user| (*user, room)))?;
         for (user, row) in asked.into_iter().zip(theirs) {
-            if row.is_some_and(|row| row.membership == Membership::Join) {
+            if stage::row_that_counts(read, room, row)?.is_some_and(|row| row.membership == Membership::Join)
+            {
                 among.remove(&user);
                 found.push(user);
             }
@@ -130,8 +132,8 @@ mod tests {
             row.joined = u32::try_from(MEMBERS).unwrap();
             schema::ROOM.put(&mut batch, room, &row);
             for user in (0..MEMBERS).map(UserNum) {
-                schema::USER_ROOM.put(&mut batch, (user, room), &joined);
-                schema::ROOM_USER.put(&mut batch, (room, user), &Membership::Join);
+                schema::USER_ROOM.put(&mut batch, (user, room), &joined.into());
+                schema::ROOM_USER.put(&mut batch, (room, user), &Membership::Join.into());
             }
             drop(store.enqueue(batch).unwrap());
             store.flush().unwrap();

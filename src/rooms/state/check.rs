@@ -1,5 +1,12 @@
 //! Checks the rows of room state against one another, for `db check`.
 
+mod staged;
+
+pub use staged::is_staged;
+pub(in crate::rooms) use staged::of_room;
+
+use staged::order;
+
 use crate::{
     ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
     rooms::{event, state::side::DEPTH_MAX},
@@ -16,20 +23,20 @@ use crate::{
 /// Lists the checks of room state.
 pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
     vec![
-        RowCheck::of(&schema::STATE_KEY, |read, (room, key), row, doubts| {
+        of_room(&schema::STATE_KEY, |read, (room, key), row, doubts| {
             let num = super::find_key(read, *room, &row.event_type, &row.state_key)?;
             doubts.unless(num == Some(*key), "its type and state key have another number");
             let next = schema::ROOM.get(read, *room)?.map_or(0, |row| row.next_key);
             doubts.unless(key.0 < next, "its number was never given");
             Ok(())
         }),
-        RowCheck::of(&schema::STATE_KEY_NUM, |read, (room, event_type, state_key), key, doubts| {
+        of_room(&schema::STATE_KEY_NUM, |read, (room, event_type, state_key), key, doubts| {
             let name = super::key_name(read, *room, *key)?;
             let is_it = name.is_some_and(|name| (&name.0, &name.1) == (event_type, state_key));
             doubts.unless(is_it, format!("number {key} belongs to another type and state key"));
             Ok(())
         }),
-        RowCheck::of(&schema::STATE_NOW, |read, (room, key), row, doubts| {
+        of_room(&schema::STATE_NOW, |read, (room, key), row, doubts| {
             let NowRow { val, staged_at } = *row;
             doubts.unless(
                 val != StateValue::Absent || staged_at.is_some(),
@@ -47,9 +54,9 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             doubts.unless(is_room, "its room is gone");
             Ok(())
         }),
-        RowCheck::of(&schema::STATE_UNDO, |read, (room, key, order), val, doubts| {
-            doubts.position(read, order.anchor);
-            let step = schema::STATE_LOG.get(read, (*room, *order))?.unwrap_or_default();
+        of_room(&schema::STATE_UNDO, |read, (room, key, at), val, doubts| {
+            order(read, *room, *at, doubts)?;
+            let step = schema::STATE_LOG.get(read, (*room, *at))?.unwrap_or_default();
             let logged = step.changes.iter().find(|(changed, _)| changed == key).map(|(_, prior)| *prior);
             doubts.unless(
                 logged == Some(*val),
@@ -57,9 +64,9 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             );
             value(read, *room, *key, *val, doubts)
         }),
-        RowCheck::of(&schema::STATE_LOG, step),
-        RowCheck::of(&schema::SIDE, side_state),
-        RowCheck::of(&schema::HOLE, |read, (room, order), _, doubts| {
+        of_room(&schema::STATE_LOG, step),
+        of_room(&schema::SIDE, side_state),
+        of_room(&schema::HOLE, |read, (room, order), _, doubts| {
             doubts.position(read, order.anchor);
             let StateRef::Main(marker) = super::hole_state(*order) else { return Ok(()) };
             let marked = schema::STATE_LOG.contains(read, (*room, marker))?;
@@ -109,21 +116,21 @@ fn value(
 
 fn step(
     read: &Snapshot,
-    (room, order): &(RoomNum, Order),
+    (room, at): &(RoomNum, Order),
     row: &LogRow,
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
-    doubts.position(read, order.anchor);
-    let keys = row.changes.iter().map(|(key, _)| (*room, *key, *order));
+    order(read, *room, *at, doubts)?;
+    let keys = row.changes.iter().map(|(key, _)| (*room, *key, *at));
     let undo = schema::STATE_UNDO.get_many(read, keys)?;
     for ((key, prior), undo) in row.changes.iter().zip(undo) {
         doubts.unless(undo == Some(*prior), format!("the earlier value of key {key} is not kept"));
     }
-    let before = super::last_change(read, *room, std::ops::Bound::Excluded(*order))?;
+    let before = super::last_change(read, *room, std::ops::Bound::Excluded(*at))?;
     let before = before.map_or(0, |(_, row)| row.count);
     let most = before.saturating_add(row.changes.len() as u64);
     doubts.unless(
-        order.minor < 0 || (before..=most).contains(&row.count),
+        at.minor < 0 || (before..=most).contains(&row.count),
         "its running count does not fit its changes",
     );
     Ok(())

@@ -9,11 +9,11 @@ use std::{
 use super::{
     changes,
     full::{FEW_CHANGES, Values, changes_between, key_count, values},
-    list_now, many_on_main_line,
+    list_current, list_now, many_on_main_line,
     side::Chain,
 };
 use crate::{
-    ids::{Order, RoomNum, StateKeyNum},
+    ids::{EventNum, Order, RoomNum, StateKeyNum},
     schema::state::{SideRow, StateRef, StateValue},
     store::{Fault, Read},
 };
@@ -142,6 +142,19 @@ impl Between {
         }
         Ok(Some(between))
     }
+}
+
+/// Lists the keys in which a whole state that is brought to the room differs from the current one, rising, with both
+/// values; derived keys are left out. Holds the differences in memory, and of the current state nothing else.
+pub fn differing_from_current(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    brought: &BTreeMap<StateKeyNum, EventNum>,
+) -> Result<Vec<Difference>, Fault> {
+    let current =
+        list_current(read, room)?.map(|row| row.map(|(key, event)| (key, StateValue::Event(event))));
+    let brought = brought.iter().map(|(key, event)| Ok((*key, StateValue::Event(*event))));
+    merge(Box::new(current), Box::new(brought))
 }
 
 /// Compares two full states, read side by side.

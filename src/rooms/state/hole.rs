@@ -7,14 +7,21 @@
 //! marker's row then holds the keys in which the segment's last state differs from the state above, so nothing at or
 //! above it changes its meaning; the floor keeps the state below the hole as it was.
 
+//!
+//! The state below a segment may differ from that above in any number of keys, so a hole is filled in parts ([`Fill`]). They
+//! are written where nobody refers to: first the floor, whose rows say what is true already, then the keys in which the
+//! segment's last state differs, at the marker and just below it. The hole's row says how many such parts there are until
+//! the last batch, which adds the segment itself and moves the hole. So a fill that was not finished is known by the
+//! hole's row, changes no state that anybody asks for, and is taken back by the next fill.
+
 use std::{collections::BTreeMap, ops::Bound};
 
-use super::{apply, at, log_changes, mark, put_now};
+use super::{at, log_changes, mark, stage::PART_KEYS_MAX};
 use crate::{
-    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
+    ids::{Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
-        state::{HoleRow, StateRef, StateValue},
+        state::{HoleRow, LogRow, StateRef, StateValue},
     },
     store::{Batch, Direction, Fault, Read},
 };
@@ -34,37 +41,19 @@ pub struct Segment {
     pub missing: Vec<String>,
 }
 
-/// Stages the current state of a room that we join for the first time, in parts of any size, before [`open_hole`].
-pub fn stage_base(batch: &mut Batch, room: RoomNum, part: &[(StateKeyNum, EventNum)]) {
-    for (key, event) in part {
-        put_now(batch, room, *key, StateValue::Event(*event));
-    }
-}
-
-/// Stages part number `part` of the difference between the state above a new hole and the state below it. Readers at or
-/// below the last resident order see the same throughout.
-pub fn stage_hole(
-    batch: &mut Batch,
-    room: RoomNum,
-    anchor: Position,
-    part: u16,
-    changes: &[(StateKeyNum, StateValue)],
-) -> Result<(), Fault> {
-    apply(batch, room, Order { anchor, minor: i32::MIN + i32::from(part) }, changes)
-}
-
-/// Opens a hole below the event at `anchor`, after its state was staged. `is_bottomless` says that there is nothing of
-/// the room below it.
+/// Opens a hole below the event at `anchor`, after the state above it was staged ([`stage`](super::stage)). Gives the order
+/// of the marker at which that state is read. `is_bottomless` says that there is nothing of the room below the hole.
 pub fn open_hole(
     batch: &mut Batch,
     room: RoomNum,
     anchor: Position,
     is_bottomless: bool,
     missing: Vec<String>,
-) -> Result<(), Fault> {
-    mark(batch, room, Order { anchor, minor: -1 })?;
-    schema::HOLE.put(batch, (room, Order::live(anchor)), &HoleRow { is_bottomless, missing });
-    Ok(())
+) -> Result<Order, Fault> {
+    let marker = Order { anchor, minor: -1 };
+    mark(batch, room, marker)?;
+    schema::HOLE.put(batch, (room, Order::live(anchor)), &HoleRow { is_bottomless, missing, parts: 0 });
+    Ok(marker)
 }
 
 /// Finds the highest hole at or below an order: the order of the lowest event above it, and the events missing below
@@ -88,79 +77,226 @@ fn marker(hole: Order) -> Order {
     Order { anchor: hole.anchor, minor: hole.minor.saturating_sub(1) }
 }
 
-/// Fills the upper end of a hole with a segment. Gives the orders of its events, oldest first.
-pub fn fill_hole(
-    batch: &mut Batch,
-    room: RoomNum,
+/// A hole that is being filled at its upper end with a segment, in parts. Other changes to the room may come between the
+/// parts, but for another fill of the same hole.
+#[derive(Debug)]
+pub struct Fill {
     hole: Order,
-    segment: &Segment,
-) -> Result<Vec<Order>, Fault> {
-    let row = schema::HOLE
-        .get(batch, (room, hole))?
-        .ok_or(Fault::Corrupt("a hole in a room's history has no row"))?;
-    let no_room = Fault::Corrupt("a hole in a room's history has no orders left");
-    let count = i32::try_from(segment.steps.len()).map_err(|_| no_room.clone())?;
-    let top = marker(hole);
-    let lowest = top.minor.saturating_sub(count);
-    if lowest <= FLOOR_MINORS {
-        return Err(no_room);
-    }
-    let orders: Vec<Order> = (lowest..top.minor).map(|minor| Order { anchor: hole.anchor, minor }).collect();
-    let mut filling = Filling { above: hole_state(hole), top: BTreeMap::new() };
-    let mut floor = BTreeMap::new();
-    for (key, val) in &segment.bottom {
-        if let Some(above) = filling.set(batch, room, *key, *val)? {
-            floor.insert(*key, above);
+    row: HoleRow,
+    /// The parts of an earlier fill that was not finished; they are taken back first, the lowest first.
+    taken_back: u32,
+    /// Keys that get a row at the floor, with their values below the hole.
+    floor: Vec<(StateKeyNum, StateValue)>,
+    /// The keys in which the segment's last state differs from the state above the hole, with their values in it.
+    top: Vec<(StateKeyNum, StateValue)>,
+    /// The number of parts of `top` that are written.
+    top_written: u32,
+    /// The segment's events, oldest first: the keys that each changes, with the values before.
+    steps: Vec<(Order, BTreeMap<StateKeyNum, StateValue>)>,
+    missing: Vec<String>,
+}
+
+/// The keys of one order, with their values before it.
+type Priors = BTreeMap<StateKeyNum, StateValue>;
+
+fn no_orders_left() -> Fault {
+    Fault::Corrupt("a hole in a room's history has no orders left")
+}
+
+impl Fill {
+    /// Works out what has to be written to fill the hole with a segment. The changes of the segment's events must fit a
+    /// batch; the state below them may differ in any number of keys.
+    pub fn plan(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        hole: Order,
+        segment: &Segment,
+    ) -> Result<Self, Fault> {
+        let row = schema::HOLE.get(read, (room, hole))?;
+        let row = row.ok_or(Fault::Corrupt("a hole in a room's history has no row"))?;
+        let above = hole_state(hole);
+        let bottom: Priors = segment.bottom.iter().copied().collect();
+        let (mut top, mut priors_of_steps) = (bottom.clone(), Vec::with_capacity(segment.steps.len()));
+        for step in &segment.steps {
+            let mut priors = BTreeMap::new();
+            for (key, new) in step {
+                let prior = match top.get(key) {
+                    Some(val) => *val,
+                    None => at(read, room, above, *key)?,
+                };
+                if prior != *new {
+                    top.insert(*key, *new);
+                    priors.entry(*key).or_insert(prior);
+                }
+            }
+            priors_of_steps.push(priors);
         }
-    }
-    let mut rows = Vec::with_capacity(orders.len() + 2);
-    if !row.is_bottomless {
-        let floor_order = Order { anchor: hole.anchor, minor: i32::MIN };
-        floor = without_floor_rows(batch, room, floor_order, floor)?;
-        rows.push((floor_order, floor));
-    }
-    for (order, step) in orders.iter().zip(&segment.steps) {
-        let mut priors = BTreeMap::new();
-        for (key, new) in step {
-            let prior = filling.value(batch, room, *key)?;
-            if prior != *new {
-                filling.set(batch, room, *key, *new)?;
-                priors.entry(*key).or_insert(prior);
+        let (mut differing, mut floor) = (Vec::new(), BTreeMap::new());
+        for (key, val) in top {
+            let val_above = at(read, room, above, key)?;
+            if val_above != val {
+                differing.push((key, val));
+            }
+            if val_above != val || bottom.get(&key).is_some_and(|val| *val != val_above) {
+                floor.insert(key, val_above);
             }
         }
-        rows.push((*order, priors));
+        let top_parts = parts_of(differing.len())?;
+        let top = marker(hole).minor.checked_sub_unsigned(top_parts.saturating_sub(1));
+        let count = u32::try_from(segment.steps.len()).map_err(|_| no_orders_left())?;
+        let lowest = top.and_then(|top| top.checked_sub_unsigned(count)).filter(|it| *it > FLOOR_MINORS);
+        let lowest = lowest.ok_or_else(no_orders_left)?;
+        let orders = (lowest..).map(|minor| Order { anchor: hole.anchor, minor });
+        Ok(Self {
+            hole,
+            taken_back: row.parts,
+            floor: without_floor_rows(read, room, hole.anchor, floor)?.into_iter().collect(),
+            top: differing,
+            top_written: 0,
+            steps: orders.zip(priors_of_steps).collect(),
+            missing: segment.missing.clone(),
+            row,
+        })
     }
-    let above = filling.differing(batch, room)?;
-    for (order, priors) in rows.into_iter().chain([(top, above)]) {
-        for (key, prior) in &priors {
-            schema::STATE_UNDO.put(batch, (room, *key, order), prior);
+
+    /// Writes the next part. The last one makes the segment part of the room; it gives the orders of the segment's events,
+    /// oldest first.
+    pub fn part(&mut self, batch: &mut Batch, room: RoomNum) -> Result<Option<Vec<Order>>, Fault> {
+        if self.is_last() {
+            return self.finish(batch, room).map(Some);
         }
-        let counted = priors.values().filter(|prior| !prior.is_derived()).count() as u64;
-        log_changes(batch, room, order, priors, counted)?;
+        if let Some(part) = self.taken_back.checked_sub(1) {
+            self.take_back(batch, room, part)?;
+            self.taken_back = part;
+        } else if !self.floor.is_empty() {
+            self.put_floor(batch, room)?;
+        } else {
+            self.put_top(batch, room)?;
+        }
+        Ok(None)
     }
-    schema::HOLE.delete(batch, (room, hole));
-    if !segment.missing.is_empty() {
-        let moved = Order { anchor: hole.anchor, minor: lowest };
-        mark(batch, room, marker(moved))?;
-        let row = HoleRow { missing: segment.missing.clone(), ..row };
-        schema::HOLE.put(batch, (room, moved), &row);
+
+    /// Whether the next part is the last one.
+    pub fn is_last(&self) -> bool {
+        let is_top_written = parts_of(self.top.len()).is_ok_and(|parts| self.top_written >= parts);
+        self.taken_back == 0 && self.floor.is_empty() && is_top_written
     }
-    Ok(orders)
+
+    /// Gives the order of a part of the keys at the top: the first one at the marker, the others below it.
+    fn top_order(&self, part: u32) -> Result<Order, Fault> {
+        let top = marker(self.hole);
+        let minor = top.minor.checked_sub_unsigned(part).ok_or_else(no_orders_left)?;
+        Ok(Order { anchor: top.anchor, minor })
+    }
+
+    /// Notes in the hole's row how many parts at the top may have rows.
+    fn put_row(&self, batch: &mut Batch, room: RoomNum, parts: u32) {
+        schema::HOLE.put(batch, (room, self.hole), &HoleRow { parts, ..self.row.clone() });
+    }
+
+    fn take_back(&self, batch: &mut Batch, room: RoomNum, part: u32) -> Result<(), Fault> {
+        let order = self.top_order(part)?;
+        if let Some(step) = schema::STATE_LOG.get(&*batch, (room, order))? {
+            for (key, _) in step.changes {
+                schema::STATE_UNDO.delete(batch, (room, key, order));
+            }
+            if part == 0 {
+                schema::STATE_LOG.put(
+                    batch,
+                    (room, order),
+                    &LogRow { count: step.count, changes: Vec::new() },
+                );
+            } else {
+                schema::STATE_LOG.delete(batch, (room, order));
+            }
+        }
+        self.put_row(batch, room, part);
+        Ok(())
+    }
+
+    fn put_floor(&mut self, batch: &mut Batch, room: RoomNum) -> Result<(), Fault> {
+        let rest = self.floor.split_off(self.floor.len().min(PART_KEYS_MAX));
+        let part = std::mem::replace(&mut self.floor, rest);
+        if self.row.is_bottomless {
+            return Ok(());
+        }
+        let order = next_on_floor(batch, room, self.hole.anchor, part.len())?;
+        put(batch, room, order, part.into_iter().collect())
+    }
+
+    fn put_top(&mut self, batch: &mut Batch, room: RoomNum) -> Result<(), Fault> {
+        let order = self.top_order(self.top_written)?;
+        let mut parts = self.top.chunks(PART_KEYS_MAX);
+        let part = parts.nth(usize::try_from(self.top_written).unwrap_or(usize::MAX));
+        let part: Priors = part.unwrap_or_default().iter().copied().collect();
+        self.top_written += 1;
+        self.put_row(batch, room, self.top_written);
+        put(batch, room, order, part)
+    }
+
+    fn finish(&mut self, batch: &mut Batch, room: RoomNum) -> Result<Vec<Order>, Fault> {
+        let steps = std::mem::take(&mut self.steps);
+        let orders: Vec<Order> = steps.iter().map(|(order, _)| *order).collect();
+        for (order, priors) in steps {
+            put(batch, room, order, priors)?;
+        }
+        schema::HOLE.delete(batch, (room, self.hole));
+        if !self.missing.is_empty() {
+            let below_top = self.top_order(parts_of(self.top.len())?.saturating_sub(1))?;
+            let moved = orders.first().copied().unwrap_or(below_top);
+            mark(batch, room, marker(moved))?;
+            let row = HoleRow { missing: self.missing.clone(), parts: 0, ..self.row.clone() };
+            schema::HOLE.put(batch, (room, moved), &row);
+        }
+        Ok(orders)
+    }
+}
+
+fn parts_of(keys: usize) -> Result<u32, Fault> {
+    u32::try_from(keys.div_ceil(PART_KEYS_MAX)).map_err(|_| no_orders_left())
+}
+
+fn put(batch: &mut Batch, room: RoomNum, order: Order, priors: Priors) -> Result<(), Fault> {
+    for (key, prior) in &priors {
+        schema::STATE_UNDO.put(batch, (room, *key, order), prior);
+    }
+    let counted = priors.values().filter(|prior| !prior.is_derived()).count() as u64;
+    log_changes(batch, room, order, priors, counted)
+}
+
+/// Gives the order at the floor where so many more keys have space: the newest one that is used, or the next above it.
+fn next_on_floor(batch: &Batch, room: RoomNum, anchor: Position, keys: usize) -> Result<Order, Fault> {
+    let (low, high) = floor(anchor);
+    let (low, high) = (Bound::Included((room, low)), Bound::Included((room, high)));
+    let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(batch, low, high, Direction::Down)?;
+    match rows.next().transpose()? {
+        None => Ok(Order { anchor, minor: i32::MIN }),
+        Some(((_, order), row)) if row.changes.len() + keys <= PART_KEYS_MAX => Ok(order),
+        Some(((_, order), _)) => {
+            let next = order.next();
+            if next.minor < FLOOR_MINORS { Ok(next) } else { Err(no_orders_left()) }
+        }
+    }
+}
+
+/// The orders of the floor under an anchor, the first and the last.
+fn floor(anchor: Position) -> (Order, Order) {
+    (Order { anchor, minor: i32::MIN }, Order { anchor, minor: FLOOR_MINORS - 1 })
 }
 
 /// Gives those keys that have no row at the floor yet; the others keep the value they have below the hole.
 fn without_floor_rows(
-    batch: &Batch,
+    read: &(impl Read + ?Sized),
     room: RoomNum,
-    floor: Order,
-    mut values: BTreeMap<StateKeyNum, StateValue>,
-) -> Result<BTreeMap<StateKeyNum, StateValue>, Fault> {
-    let ceiling = Order { anchor: floor.anchor, minor: FLOOR_MINORS };
+    anchor: Position,
+    mut values: Priors,
+) -> Result<Priors, Fault> {
+    let (low, high) = floor(anchor);
     let mut held = Vec::new();
     for key in values.keys() {
-        let (low, high) = (Bound::Included((room, *key, floor)), Bound::Included((room, *key, ceiling)));
+        let (low, high) = (Bound::Included((room, *key, low)), Bound::Included((room, *key, high)));
         let mut rows =
-            schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(batch, low, high, Direction::Up)?;
+            schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, Direction::Up)?;
         if rows.next().transpose()?.is_some() {
             held.push(*key);
         }
@@ -169,43 +305,4 @@ fn without_floor_rows(
         values.remove(&key);
     }
     Ok(values)
-}
-
-/// The state inside a segment, as a difference from the state above it.
-struct Filling {
-    above: StateRef,
-    top: BTreeMap<StateKeyNum, StateValue>,
-}
-
-impl Filling {
-    fn value(&self, batch: &Batch, room: RoomNum, key: StateKeyNum) -> Result<StateValue, Fault> {
-        match self.top.get(&key) {
-            Some(val) => Ok(*val),
-            None => at(batch, room, self.above, key),
-        }
-    }
-
-    /// Sets a key, and gives the value above where that is another one.
-    fn set(
-        &mut self,
-        batch: &Batch,
-        room: RoomNum,
-        key: StateKeyNum,
-        val: StateValue,
-    ) -> Result<Option<StateValue>, Fault> {
-        self.top.insert(key, val);
-        let above = at(batch, room, self.above, key)?;
-        Ok((above != val).then_some(above))
-    }
-
-    /// Lists the keys whose values differ from those above.
-    fn differing(&self, batch: &Batch, room: RoomNum) -> Result<BTreeMap<StateKeyNum, StateValue>, Fault> {
-        let mut differing = BTreeMap::new();
-        for (key, val) in &self.top {
-            if at(batch, room, self.above, *key)? != *val {
-                differing.insert(*key, *val);
-            }
-        }
-        Ok(differing)
-    }
 }

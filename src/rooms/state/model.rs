@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{tests::Bench, *};
 use crate::{
     ids::{Position, SideNum},
-    store::{Guard, LogEntry},
+    store::{Durability, Engine, Guard, LogEntry, Store},
 };
 
 const KEYS: u32 = 40;
@@ -35,6 +35,12 @@ enum Op {
     Rejoin {
         sets: Vec<(u32, bool)>,
         part_size: usize,
+        ends_after: Option<usize>,
+    },
+    /// An event on all heads after which many keys differ, so that the step is staged.
+    Step {
+        sets: Vec<(u32, bool)>,
+        ends_after: Option<usize>,
     },
     /// A hole gets a segment at its upper end.
     Fill {
@@ -42,6 +48,7 @@ enum Op {
         bottom: Vec<(u32, bool)>,
         steps: Vec<Vec<(u32, bool)>>,
         closes: bool,
+        ends_after: Option<usize>,
     },
     Purge {
         below: prop::sample::Index,
@@ -52,15 +59,22 @@ fn sets(most: usize) -> impl Strategy<Value = Vec<(u32, bool)>> {
     prop::collection::vec((0..KEYS, prop::bool::weighted(0.8)), 0..=most)
 }
 
+/// The number of parts after which the server ends, if it does.
+fn ends_after() -> impl Strategy<Value = Option<usize>> {
+    prop::option::weighted(0.4, 0_usize..8)
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let kind = prop_oneof![8 => Just(Kind::Accepted), 1 => Just(Kind::Rejected), 1 => Just(Kind::SoftFailed)];
     let prevs = prop::collection::vec(any::<prop::sample::Index>(), 1..4);
     prop_oneof![
         40 => (kind, prop::bool::weighted(0.3), prevs, sets(3))
             .prop_map(|(kind, late, prevs, sets)| Op::Event { kind, late, prevs, sets }),
-        1 => (sets(KEYS as usize), 1_usize..9).prop_map(|(sets, part_size)| Op::Rejoin { sets, part_size }),
-        4 => (any::<prop::sample::Index>(), sets(5), prop::collection::vec(sets(2), 0..6), prop::bool::weighted(0.2))
-            .prop_map(|(hole, bottom, steps, closes)| Op::Fill { hole, bottom, steps, closes }),
+        1 => (sets(KEYS as usize), 1_usize..9, ends_after())
+            .prop_map(|(sets, part_size, ends_after)| Op::Rejoin { sets, part_size, ends_after }),
+        2 => (sets(KEYS as usize), ends_after()).prop_map(|(sets, ends_after)| Op::Step { sets, ends_after }),
+        4 => (any::<prop::sample::Index>(), sets(30), prop::collection::vec(sets(2), 0..6), prop::bool::weighted(0.2), ends_after())
+            .prop_map(|(hole, bottom, steps, closes, ends_after)| Op::Fill { hole, bottom, steps, closes, ends_after }),
         1 => any::<prop::sample::Index>().prop_map(|below| Op::Purge { below }),
     ]
 }
@@ -243,21 +257,81 @@ impl World {
         self.events.push(Event { order, kind, before, after });
     }
 
-    fn rejoin(&mut self, sets: &[(u32, bool)], part_size: usize) {
-        let (room, changes) = (self.room(), self.vals(sets));
-        // The anchor is reserved first, and the parts are batches of their own.
-        let anchor = self.bench.step(&[]).anchor;
-        let mut above = self.current.clone();
-        for (number, part) in changes.chunks(part_size).enumerate() {
-            self.bench.write(|batch| stage_hole(batch, room, anchor, number as u16, part).unwrap());
-            for (key, val) in part {
-                set(&mut above, *key, *val);
+    /// Opens the store as the server finds it after it ended: everything that was written is there, and no more.
+    fn end_and_begin(&mut self) {
+        let Engine::Memory(memory) = self.bench.store.engine() else { return };
+        let engine = Engine::Memory(memory.after_crash(usize::MAX));
+        self.bench.store = Store::open(engine, Durability::Os).unwrap();
+    }
+
+    /// Stages these changes in parts, at the orders of a step or a base. Between the parts nothing is seen. If the server
+    /// ends after some of them, they are taken back, part by part, and staged again at another position.
+    fn stage(
+        &mut self,
+        parts: &[&[(StateKeyNum, StateValue)]],
+        order_of: fn(Position, u32) -> Result<Order, Fault>,
+        ends_after: Option<usize>,
+    ) -> Position {
+        let room = self.room();
+        let anchor = self.bench.store.ahead();
+        for (number, part) in parts.iter().enumerate() {
+            if ends_after == Some(number) {
+                self.end_and_begin();
+                self.check_invariants();
+                while self.bench.write(|batch| stage::clear_part(batch, room, anchor).unwrap()).is_some() {
+                    self.check_invariants();
+                }
+                self.bench.write(|batch| stage::finish(batch, room));
+                return self.stage(parts, order_of, None);
             }
+            self.bench.stage(anchor, |batch| {
+                stage::begin(batch, room, anchor, false);
+                stage::put_part(batch, room, order_of(anchor, number as u32).unwrap(), part).unwrap();
+            });
+            self.check_invariants();
         }
+        anchor
+    }
+
+    /// An event on all heads after which the whole room is another.
+    fn step(&mut self, sets: &[(u32, bool)], ends_after: Option<usize>) {
+        let (room, changes) = (self.room(), self.vals(sets));
+        let before = (tip(&*self.bench.store.snapshot(), room).unwrap(), self.current.clone());
+        let mut after = before.1.clone();
+        for (key, val) in &changes {
+            set(&mut after, *key, *val);
+        }
+        let parts: Vec<_> = changes.chunks(stage::PART_KEYS_MAX).collect();
+        let anchor = self.stage(&parts, stage::step_order, ends_after);
+        let order = Order::live(anchor);
+        self.bench.finish(anchor, |batch| stage::finish(batch, room));
+        let state = canonical(&*self.bench.store.snapshot(), room, StateRef::Main(order)).unwrap();
+        self.told.insert(order, after.clone());
+        self.current = after.clone();
+        self.heads = BTreeSet::from([self.events.len()]);
+        self.events.push(Event { order, kind: Kind::Accepted, before, after: (state, after) });
+    }
+
+    fn rejoin(&mut self, sets: &[(u32, bool)], part_size: usize, ends_after: Option<usize>) {
+        let (room, changes) = (self.room(), self.vals(sets));
+        let mut above = self.current.clone();
+        for (key, val) in &changes {
+            set(&mut above, *key, *val);
+        }
+        let brought: BTreeMap<StateKeyNum, EventNum> =
+            above.iter().filter_map(|(key, val)| Some((*key, val.event()?))).collect();
+        let changes: Vec<_> = differing_from_current(&*self.bench.store.snapshot(), room, &brought)
+            .unwrap()
+            .into_iter()
+            .map(|(key, _, val)| (key, val))
+            .collect();
+        let parts: Vec<_> = changes.chunks(part_size.min(stage::PART_KEYS_MAX)).collect();
+        let anchor = self.stage(&parts, stage::base_order, ends_after);
         let order = Order::live(anchor);
         let own = self.vals(&[(2, true)]);
         let before = (StateRef::Main(Order { anchor, minor: -1 }), above.clone());
-        self.bench.write(|batch| {
+        self.bench.finish(anchor, |batch| {
+            stage::finish(batch, room);
             open_hole(batch, room, anchor, false, vec!["$missing".to_owned()]).unwrap();
             apply(batch, room, order, &own).unwrap();
         });
@@ -270,6 +344,14 @@ impl World {
         self.events.push(Event { order, kind: Kind::Accepted, before, after });
     }
 
+    /// Lists the current state as readers find it.
+    fn listed(&self) -> Map {
+        list_current(&*self.bench.store.snapshot(), self.room())
+            .unwrap()
+            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
+            .collect()
+    }
+
     fn holes(&self) -> Vec<Order> {
         let snapshot = self.bench.store.snapshot();
         let (mut holes, mut upto) = (Vec::new(), Order::MAX);
@@ -280,21 +362,31 @@ impl World {
         holes
     }
 
-    fn fill(&mut self, hole: Order, bottom: &[(u32, bool)], steps: &[Vec<(u32, bool)>], closes: bool) {
+    fn fill(&mut self, hole: Order, segment: Segment, ends_after: Option<usize>) {
         let room = self.room();
         let mut map = self.told[&before_order(hole)].clone();
-        let segment = Segment {
-            bottom: self.vals(bottom),
-            steps: steps.iter().map(|step| self.vals(step)).collect(),
-            missing: if closes { Vec::new() } else { vec!["$more".to_owned()] },
-        };
         for (key, val) in &segment.bottom {
             set(&mut map, *key, *val);
         }
-        let orders = self.bench.write(|batch| fill_hole(batch, room, hole, &segment).unwrap());
+        let plan = |world: &Self| Fill::plan(&*world.bench.store.snapshot(), room, hole, &segment).unwrap();
+        let (mut fill, mut written) = (plan(self), 0);
+        let orders = loop {
+            if ends_after == Some(written) {
+                self.end_and_begin();
+                self.check_invariants();
+                self.check(false);
+                fill = plan(self);
+            }
+            written += 1;
+            if let Some(orders) = self.bench.write(|batch| fill.part(batch, room).unwrap()) {
+                break orders;
+            }
+            self.check_invariants();
+        };
         let snapshot = self.bench.store.snapshot();
-        let lowest = orders.first().copied().unwrap_or(before_order(hole));
-        if !closes {
+        if !segment.missing.is_empty() {
+            let (lowest, row) = find_hole(&*snapshot, room, hole).unwrap().unwrap();
+            assert_eq!((row.parts, lowest), (0, orders.first().copied().unwrap_or(lowest)));
             self.told.insert(before_order(lowest), map.clone());
         }
         for (order, step) in orders.iter().zip(&segment.steps) {
@@ -306,6 +398,48 @@ impl World {
             self.told.insert(*order, map.clone());
             self.events.push(Event { order: *order, kind: Kind::Accepted, before, after });
         }
+    }
+
+    /// Begins to fill a hole with another segment, which the server never finishes.
+    fn begin_fill(&mut self, hole: Order, segment: &Segment) {
+        let room = self.room();
+        let mut fill = Fill::plan(&*self.bench.store.snapshot(), room, hole, segment).unwrap();
+        for _ in 0..2 {
+            if find_hole(&*self.bench.store.snapshot(), room, hole).unwrap().is_some_and(|(at, _)| at == hole)
+                && !fill.is_last()
+            {
+                self.bench.write(|batch| fill.part(batch, room).unwrap());
+            }
+        }
+        self.end_and_begin();
+        self.check_invariants();
+    }
+
+    /// Checks what must hold between any two batches: the log names a key exactly where the value before is kept, and
+    /// nobody sees a part of a step.
+    fn check_invariants(&self) {
+        let (snapshot, room) = (self.bench.store.snapshot(), self.room());
+        let undo: BTreeSet<_> = schema::STATE_UNDO
+            .prefix::<(RoomNum,)>(&*snapshot, (room,), Direction::Up)
+            .unwrap()
+            .map(|row| row.map(|((_, key, order), val)| (order, key, val)).unwrap())
+            .collect();
+        let logged: BTreeSet<_> = changes(&*snapshot, room, Order::MIN, Order::MAX)
+            .unwrap()
+            .flat_map(|step| {
+                let (order, changes) = step.unwrap();
+                changes.into_iter().map(move |(key, val)| (order, key, val))
+            })
+            .collect();
+        assert_eq!(undo, logged, "undo rows and the log");
+        assert_eq!(self.listed(), self.current, "the current state between two parts");
+        let tip = tip(&*snapshot, room).unwrap();
+        assert_eq!(canonical(&*snapshot, room, tip).unwrap(), tip);
+        let whole: Map = full(&*snapshot, room, tip)
+            .unwrap()
+            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
+            .collect();
+        assert_eq!(whole, self.current, "the main line at its tip is the current state");
     }
 
     fn purge(&mut self, below: Order) {
@@ -357,6 +491,7 @@ impl World {
             self.bench.write(|batch| {
                 purge.step(batch, room, |side: SideNum| kept_sides.contains(&side), 7).unwrap();
             });
+            self.check_invariants();
         }
     }
 
@@ -371,11 +506,22 @@ impl World {
                 prevs.dedup();
                 self.event(*kind, &prevs, sets);
             }
-            Op::Rejoin { sets, part_size } => self.rejoin(sets, *part_size),
-            Op::Fill { hole, bottom, steps, closes } => {
+            Op::Rejoin { sets, part_size, ends_after } => self.rejoin(sets, *part_size, *ends_after),
+            Op::Step { sets, ends_after } => self.step(sets, *ends_after),
+            Op::Fill { hole, bottom, steps, closes, ends_after } => {
                 let holes = self.holes();
                 if !holes.is_empty() {
-                    self.fill(*hole.get(&holes), bottom, steps, *closes);
+                    let hole = *hole.get(&holes);
+                    let mut segment = |bottom: &[(u32, bool)]| Segment {
+                        bottom: self.vals(bottom),
+                        steps: steps.iter().map(|step| self.vals(step)).collect(),
+                        missing: if *closes { Vec::new() } else { vec!["$more".to_owned()] },
+                    };
+                    let (other, segment) = (segment(&[(1, true), (4, false), (7, true)]), segment(bottom));
+                    if ends_after.is_some() {
+                        self.begin_fill(hole, &other);
+                    }
+                    self.fill(hole, segment, *ends_after);
                 }
             }
             Op::Purge { below } => {
@@ -387,6 +533,11 @@ impl World {
 
     fn check(&self, is_thorough: bool) {
         let (snapshot, room) = (self.bench.store.snapshot(), self.room());
+        for event in &self.events {
+            for state in [event.before.0, event.after.0] {
+                assert_eq!(canonical(&*snapshot, room, state).unwrap(), state, "references are canonical");
+            }
+        }
         let refs: Vec<(StateRef, &Map)> = self
             .events
             .iter()
@@ -428,11 +579,7 @@ impl World {
                 .collect();
             assert_eq!(diff(&*snapshot, room, *state, other).unwrap(), differing, "{state:?} and {other:?}");
         }
-        let listed: Map = list_current(&*snapshot, room)
-            .unwrap()
-            .map(|row| row.map(|(key, event)| (key, StateValue::Event(event))).unwrap())
-            .collect();
-        assert_eq!(listed, self.current);
+        assert_eq!(self.listed(), self.current);
         assert!(
             self.events.iter().all(|event| event.kind != Kind::Rejected || event.before.0 == event.after.0)
         );

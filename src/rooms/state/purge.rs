@@ -4,13 +4,16 @@ use std::{collections::BTreeSet, ops::Bound};
 
 use super::{canonical, compare::diff, side::Chain};
 use crate::{
-    ids::{Order, RoomNum, SideNum, StateKeyNum},
+    ids::{Order, RoomNum, SideNum},
     schema::{
         self,
         state::{LogRow, SideRow, StateRef},
     },
     store::{Batch, Direction, Fault},
 };
+
+/// End a part once it has this many bytes: a side state that is expressed anew may take a quarter of a batch.
+const PART_BYTES: usize = 512 << 10;
 
 /// The progress of a purge. A purge that was interrupted begins anew, because the part that is done costs little the
 /// second time.
@@ -25,8 +28,8 @@ pub struct Purge {
 #[derive(Debug, Clone)]
 enum Stage {
     Sides(SideNum),
-    Undo(StateKeyNum),
-    Log,
+    Holes,
+    Steps,
     Done,
 }
 
@@ -58,8 +61,8 @@ impl Purge {
         }
         self.stage = match self.stage {
             Stage::Sides(from) => self.sides(batch, room, order, from, is_kept, rows_max)?,
-            Stage::Undo(from) => undo(batch, room, order, from, rows_max)?,
-            Stage::Log => log(batch, room, order, rows_max)?,
+            Stage::Holes => holes(batch, room, order, rows_max)?,
+            Stage::Steps => steps(batch, room, order, rows_max)?,
             Stage::Done => Stage::Done,
         };
         Ok(())
@@ -84,6 +87,9 @@ impl Purge {
                 .collect::<Result<_, _>>()?
         };
         for (side, row) in &part {
+            if batch.byte_count() > PART_BYTES {
+                return Ok(Stage::Sides(*side));
+            }
             if !is_kept(*side) && !self.needed.contains(side) {
                 schema::SIDE.delete(batch, (room, *side));
                 continue;
@@ -99,71 +105,49 @@ impl Purge {
         }
         Ok(match part.last() {
             Some((SideNum(last), _)) if *last > 0 => Stage::Sides(SideNum(last - 1)),
-            _ => Stage::Undo(StateKeyNum(0)),
+            _ => Stage::Holes,
         })
     }
 }
 
-fn undo(
-    batch: &mut Batch,
-    room: RoomNum,
-    order: Order,
-    from: StateKeyNum,
-    rows_max: usize,
-) -> Result<Stage, Fault> {
-    let (mut seen, mut gone, mut next) = (0, Vec::new(), Stage::Log);
-    {
-        let (low, high) = (Bound::Included((room, from)), Bound::Included((room, StateKeyNum(u32::MAX))));
-        let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum)>(&*batch, low, high, Direction::Up)?;
-        for row in rows {
-            let ((_, key, at), _) = row?;
-            if gone.len() >= rows_max || seen >= rows_max.saturating_mul(64) {
-                next = Stage::Undo(key);
-                break;
-            }
-            seen += 1;
-            if at <= order {
-                gone.push((key, at));
-            }
-        }
-    }
-    if gone.is_empty()
-        && let Stage::Undo(key) = next
-        && key == from
-    {
-        // The key has more kept rows than one part looks at, and so none to forget further up.
-        next = key.0.checked_add(1).map_or(Stage::Log, |key| Stage::Undo(StateKeyNum(key)));
-    }
-    for (key, at) in gone {
-        schema::STATE_UNDO.delete(batch, (room, key, at));
-    }
-    Ok(next)
-}
-
-fn log(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Result<Stage, Fault> {
-    let gone: Vec<Order> = {
-        let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Excluded((room, order)));
-        let rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
-        rows.take(rows_max).map(|row| row.map(|((_, at), _)| at)).collect::<Result<_, _>>()?
-    };
+/// Forgets the holes at or below the order, of which the markers go next.
+fn holes(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Result<Stage, Fault> {
     let holes: Vec<Order> = {
         let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Included((room, order)));
         let rows = schema::HOLE.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
         rows.take(rows_max).map(|row| row.map(|((_, at), _)| at)).collect::<Result<_, _>>()?
     };
-    let is_last = gone.len() < rows_max;
-    for at in gone {
-        schema::STATE_LOG.delete(batch, (room, at));
+    for at in &holes {
+        schema::HOLE.delete(batch, (room, *at));
     }
-    for at in holes {
-        schema::HOLE.delete(batch, (room, at));
+    Ok(if holes.len() < rows_max { Stage::Steps } else { Stage::Holes })
+}
+
+/// Forgets the oldest steps, each with the values before it, so that whatever is left is whole: a state that can still be
+/// read is right. The row at the order itself stays as a marker, because references are rounded down to it.
+fn steps(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Result<Stage, Fault> {
+    let mut left = rows_max.max(1);
+    while left > 0 {
+        let oldest = {
+            let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Included((room, order)));
+            let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
+            rows.next().transpose()?
+        };
+        let Some(((_, at), LogRow { count, mut changes })) = oldest else { return Ok(Stage::Done) };
+        let kept = changes.split_off(changes.len().min(left));
+        left = left.saturating_sub(changes.len() + 1);
+        for (key, _) in changes {
+            schema::STATE_UNDO.delete(batch, (room, key, at));
+        }
+        let is_last = kept.is_empty() && at == order;
+        if kept.is_empty() && !is_last {
+            schema::STATE_LOG.delete(batch, (room, at));
+        } else {
+            schema::STATE_LOG.put(batch, (room, at), &LogRow { count, changes: kept });
+        }
+        if is_last {
+            return Ok(Stage::Done);
+        }
     }
-    if !is_last {
-        return Ok(Stage::Log);
-    }
-    // The row itself stays as a marker, because references are rounded down to it.
-    if let Some(row) = schema::STATE_LOG.get(&*batch, (room, order))? {
-        schema::STATE_LOG.put(batch, (room, order), &LogRow { count: row.count, changes: Vec::new() });
-    }
-    Ok(Stage::Done)
+    Ok(Stage::Steps)
 }

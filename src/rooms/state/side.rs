@@ -22,12 +22,12 @@ use crate::{
 pub(crate) const FLAT_ENTRIES_MAX: usize = if cfg!(test) { 4 } else { 32 };
 /// Merge side states rather than let more than this many stand on one another.
 const DEPTH_WANTED: u8 = 6;
-/// A side state has at most this many entries, so that its row stays below the size of a batch. A state that differs in
-/// more keys stands on others of this size.
-pub const ENTRIES_MAX: usize = 100_000;
+/// A side state has at most this many entries, so that a batch has space for several. A state that differs in more keys
+/// stands on others of this size.
+pub const ENTRIES_MAX: usize = 25_000;
 /// At most this many side states stand on one another, so a fork differs in at most this many times [`ENTRIES_MAX`]
 /// keys.
-pub(crate) const DEPTH_MAX: u8 = 24;
+pub(crate) const DEPTH_MAX: u8 = 96;
 
 /// Gives the row of a side state that something refers to, so that it must be there.
 pub(crate) fn require_side(
@@ -199,7 +199,8 @@ mod tests {
         assert!(chain.rows.iter().all(|(_, row)| row.len() <= ENTRIES_MAX));
         assert_eq!(chain.entries().len(), changes.len());
         assert_eq!(chain.find(StateKeyNum(3)), Some(StateValue::Event(EventNum(1))));
-        assert_eq!(chain.find(StateKeyNum(200_003)), Some(StateValue::Event(EventNum(200_003))));
+        let last = 2 * ENTRIES_MAX as u32 + 3;
+        assert_eq!(chain.find(StateKeyNum(last)), Some(StateValue::Event(EventNum(last.into()))));
     }
 
     #[test]

@@ -2,38 +2,51 @@
 //!
 //! A position is reserved far above everything given out ([`Store::ahead`](crate::store::Store::ahead)), and the parts
 //! are written at orders of that anchor, each a batch of its own: the new values into `state_now`, marked as staged,
-//! with undo and log rows beside them. While `stage` names the step, its rows do not count: a staged value stands for
-//! the one in its undo row, and every place on the main line lies below the parts. The last batch is small: it deletes
-//! the row of `stage` and gets the reserved position, so that everything counts at once, for readers of rows and of the
-//! log alike.
+//! with undo and log rows beside them, and marked rows of users and counts ([`Marked`]). While `stage` names the step,
+//! its rows do not count: a staged value stands for the one in its undo row, a marked row for the one before, and every
+//! place on the main line lies below the parts. The last batch is small: it deletes the row of `stage` and gets the
+//! reserved position, so that everything counts at once, for readers of rows and of the log alike.
 //!
-//! A step that is not finished, because the server ended or the last batch was refused, is cleared before the room
+//! A step stands below the event that causes it ([`step_order`]). The state that a join brings is a step, too, from the
+//! state that we had of the room, if any: its parts stand at the floor of the hole that opens there ([`base_order`]).
+//!
+//! A step that is not finished, because the server ended or the last batch was refused, is taken back before the room
 //! changes again. Nobody else changes the room meanwhile, because the one who stages holds the room's seat.
 
-use std::ops::Bound;
+use std::{collections::BTreeMap, ops::Bound};
 
 use super::{log_changes, now};
 use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
+        marked::Marked,
         state::{NowRow, StageRow, StateValue},
     },
     store::{Batch, Direction, Fault, Read},
 };
 
-/// Write at most this many keys in one part, with three rows each. Tests use a small bound to get several parts in
-/// small rooms.
-pub const PART_KEYS_MAX: usize = if cfg!(test) { 8 } else { 1_500 };
+/// Write at most this many keys in one part, each with two rows of state and at most two of a user of ours. Tests use a
+/// small bound to get several parts in small rooms.
+pub const PART_KEYS_MAX: usize = if cfg!(test) { 8 } else { 1_000 };
 /// A step has at most this many parts, because each takes a minor of the reserved position.
 const PARTS_MAX: u32 = 1 << 20;
+/// A base has at most this many parts, because each takes a minor of the floor of its hole.
+const BASE_PARTS_MAX: u32 = 1 << 16;
 
 /// Gives the order of a part of a step: below the event that causes the step, above everything that was there before
 /// it.
-fn order(anchor: Position, part: u32) -> Result<Order, Fault> {
+pub fn step_order(anchor: Position, part: u32) -> Result<Order, Fault> {
     let from_end =
         PARTS_MAX.checked_sub(part).and_then(|left| i32::try_from(left).ok()).filter(|left| *left > 0);
     from_end.map(|left| Order { anchor, minor: -left }).ok_or(Fault::Corrupt("a step has too many parts"))
+}
+
+/// Gives the order of a part of a base: the state above a hole, as a step from the state below the hole.
+pub fn base_order(anchor: Position, part: u32) -> Result<Order, Fault> {
+    let above = i32::try_from(part).ok().filter(|_| part < BASE_PARTS_MAX);
+    let order = above.map(|above| Order { anchor, minor: i32::MIN.saturating_add(above) });
+    order.ok_or(Fault::Corrupt("a base has too many parts"))
 }
 
 /// Finds the step of a room that is not finished.
@@ -48,25 +61,24 @@ pub fn list_rooms(read: &(impl Read + ?Sized)) -> Result<Vec<RoomNum>, Fault> {
 
 /// Begins a step; its first part is in the same batch.
 pub fn begin(batch: &mut Batch, room: RoomNum, anchor: Position, makes_room: bool) {
+    debug_assert!(!anchor.is_pending(), "a step is staged at a reserved position");
     schema::STAGE.put(batch, room, &StageRow { anchor, makes_room });
 }
 
-/// Writes part number `part` of a step: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the
-/// whole step. Gives the order that the main line ends at once the step is finished, if this part is its last.
+/// Writes a part of a step at its order: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the
+/// whole step. Gives `false` when none of them changes, so that nothing is written.
 pub fn put_part(
     batch: &mut Batch,
     room: RoomNum,
-    anchor: Position,
-    part: u32,
+    order: Order,
     changes: &[(StateKeyNum, StateValue)],
-) -> Result<Order, Fault> {
+) -> Result<bool, Fault> {
     debug_assert!(changes.len() <= PART_KEYS_MAX, "a part fits a batch");
     debug_assert!(
-        find(batch, room)?.is_some_and(|stage| stage.anchor == anchor),
+        find(batch, room)?.is_some_and(|stage| stage.anchor == order.anchor),
         "a part is of the step that began"
     );
-    let order = order(anchor, part)?;
-    let mut priors = std::collections::BTreeMap::new();
+    let (mut priors, mut counted) = (BTreeMap::new(), 0);
     for (key, val) in changes {
         let prior = now(batch, room, *key)?;
         if prior == *val {
@@ -75,37 +87,38 @@ pub fn put_part(
         schema::STATE_UNDO.put(batch, (room, *key, order), &prior);
         schema::STATE_NOW.put(batch, (room, *key), &NowRow { val: *val, staged_at: Some(order) });
         priors.insert(*key, prior);
+        counted += u64::from(!prior.is_derived() && !val.is_derived());
     }
-    let counted = priors.len() as u64;
+    let is_any = !priors.is_empty();
     log_changes(batch, room, order, priors, counted)?;
-    Ok(order)
+    Ok(is_any)
 }
 
-/// Makes the rows of the step count, from this batch on.
+/// Makes the rows of the step count, from this batch on; or ends a step of which everything was taken back.
 pub fn finish(batch: &mut Batch, room: RoomNum) {
     schema::STAGE.delete(batch, room);
 }
 
-/// Takes back the newest part of a step that is not finished, or, when none is left, the step itself. Gives `true`
-/// then.
-pub fn clear_part(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
-    let Some(StageRow { anchor, .. }) = find(batch, room)? else { return Ok(true) };
+/// Takes back the newest part of the state that an unfinished step at this position has written, and gives its keys;
+/// `None` when no part is left.
+pub fn clear_part(
+    batch: &mut Batch,
+    room: RoomNum,
+    anchor: Position,
+) -> Result<Option<Vec<StateKeyNum>>, Fault> {
     let (low, high) = (Order { anchor, minor: i32::MIN }, Order { anchor, minor: i32::MAX });
     let newest = {
         let (low, high) = (Bound::Included((room, low)), Bound::Included((room, high)));
         let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Down)?;
         rows.next().transpose()?
     };
-    let Some(((_, order), step)) = newest else {
-        schema::STAGE.delete(batch, room);
-        return Ok(true);
-    };
-    for (key, prior) in step.changes {
-        super::put_now(batch, room, key, prior);
-        schema::STATE_UNDO.delete(batch, (room, key, order));
+    let Some(((_, order), step)) = newest else { return Ok(None) };
+    for (key, prior) in &step.changes {
+        super::put_now(batch, room, *key, *prior);
+        schema::STATE_UNDO.delete(batch, (room, *key, order));
     }
     schema::STATE_LOG.delete(batch, (room, order));
-    Ok(false)
+    Ok(Some(step.changes.into_iter().map(|(key, _)| key).collect()))
 }
 
 /// Deletes the whole state of a room that was never finished, and the step with it.
@@ -134,10 +147,21 @@ pub(super) fn counted(
     }
 }
 
+/// Gives the row that counts of one that a staged step of this room may have written: the row before the step while that
+/// is not finished.
+pub fn row_that_counts<V>(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    row: Option<Marked<V>>,
+) -> Result<Option<V>, Fault> {
+    let Some(Marked { now, staged }) = row else { return Ok(None) };
+    let Some(staged) = staged else { return Ok(now) };
+    let is_open = find(read, room)?.is_some_and(|stage| stage.anchor == staged.anchor);
+    Ok(if is_open { staged.before } else { now })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -203,7 +227,7 @@ mod tests {
         for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
             write(bench, anchor, |batch| {
                 begin(batch, room, anchor, false);
-                put_part(batch, room, anchor, number as u32, part).unwrap();
+                put_part(batch, room, step_order(anchor, number as u32).unwrap(), part).unwrap();
             });
             assert_current(&*bench.store.snapshot(), room, old);
             assert_current(&bench.store.batch(&Guard::alone()), room, old);
@@ -239,9 +263,10 @@ mod tests {
                     let anchor = stage(&bench, &changes, &old);
                     if how == 1 {
                         // The step is taken back, part by part.
-                        while !bench.write(|batch| clear_part(batch, room).unwrap()) {
+                        while bench.write(|batch| clear_part(batch, room, anchor).unwrap()).is_some() {
                             assert_current(&*bench.store.snapshot(), room, &old);
                         }
+                        bench.write(|batch| finish(batch, room));
                         assert_current(&*bench.store.snapshot(), room, &old);
                         new = old;
                         bench.step(&[])
@@ -274,6 +299,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_last_batch_gives_out_the_positions_of_the_parts_though_it_claims_none() {
+        let bench = Bench::new();
+        let anchor = bench.store.ahead();
+        bench.stage(anchor, |batch| {
+            batch.position(&LogEntry::RoomState { room: bench.room });
+            begin(batch, bench.room, anchor, false);
+        });
+        let mut batch = bench.store.batch(&Guard::alone());
+        finish(&mut batch, bench.room);
+        batch.begin_at(anchor.plus(1));
+        drop(bench.store.enqueue(batch).unwrap());
+        bench.store.flush().unwrap();
+        assert_eq!(bench.store.snapshot().upto(), anchor, "readers of the log meet the part");
+        assert_eq!(
+            bench.step(&[]).anchor,
+            anchor.plus(1),
+            "the position of the part is given to nothing else"
+        );
     }
 
     #[test]

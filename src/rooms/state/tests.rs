@@ -27,6 +27,25 @@ impl Bench {
         built
     }
 
+    /// Writes a part of a staged step at this position.
+    pub(crate) fn stage(&self, anchor: Position, build: impl FnOnce(&mut Batch)) {
+        let mut batch = self.store.batch(&Guard::alone());
+        build(&mut batch);
+        batch.stage_at(anchor);
+        drop(self.store.enqueue(batch).unwrap());
+        self.store.flush().unwrap();
+    }
+
+    /// Writes the last batch of a staged step at this position.
+    pub(crate) fn finish(&self, anchor: Position, build: impl FnOnce(&mut Batch)) {
+        let mut batch = self.store.batch(&Guard::alone());
+        batch.position(&LogEntry::RoomState { room: self.room });
+        build(&mut batch);
+        batch.begin_at(anchor);
+        assert_eq!(self.store.enqueue(batch).unwrap().base, anchor);
+        self.store.flush().unwrap();
+    }
+
     /// Takes one step of the main line, at a new position.
     pub(crate) fn step(&self, changes: &[(StateKeyNum, StateValue)]) -> Order {
         let mut batch = self.store.batch(&Guard::alone());

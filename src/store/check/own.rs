@@ -14,10 +14,6 @@ use crate::{
 /// The checks of the store's own tables.
 pub fn checks() -> Vec<RowCheck> {
     vec![
-        RowCheck::of(&tables::LOG, |read, position, _, doubts| {
-            doubts.position(read, *position);
-            Ok(())
-        }),
         RowCheck::of(&tables::HEAD, |read, name, number, doubts| {
             doubts.unless(
                 head::may_be(read, name, *number),

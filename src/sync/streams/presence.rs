@@ -17,7 +17,6 @@ use crate::{
     },
     ids::{RoomNum, UserNum},
     rooms::members,
-    schema,
     schema::rooms::{Membership, UserRoomRow},
     store::Fault,
     sync::{changes::Changes, window::Window},
@@ -152,7 +151,7 @@ impl OwnRooms {
 
 /// Finds the rooms among these that a user is in, by one lookup of each.
 fn joined(window: &Window<'_>, user: UserNum, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
-    let rows = schema::USER_ROOM.get_many(window.read, rooms.iter().map(|room| (user, *room)))?;
+    let rows = members::find_many(window.read, user, rooms.iter().copied())?;
     let is_in = |row: Option<UserRoomRow>| row.is_some_and(|row| row.membership == Membership::Join);
     Ok(rooms.iter().zip(rows).filter_map(|(room, row)| is_in(row).then_some(*room)).collect())
 }

@@ -124,7 +124,7 @@ impl Change {
         }
         let order = Order::live(self.batch.position(&LogEntry::RoomState { room: self.num }));
         if differing.len() > staged::KEYS_MAX {
-            return self.step_large(order, differing, None);
+            return self.stage_step(order, differing, None);
         }
         let changes: Vec<_> = differing.iter().map(|(key, _, val)| (*key, *val)).collect();
         self.set_state(order, &changes, None)

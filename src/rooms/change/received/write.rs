@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, Order, StateKeyNum},
+    ids::{EventNum, Order},
     rooms::{
         admit::Why,
         event::{StateEvent, StoredEvent},
@@ -251,7 +251,7 @@ impl Change {
         let parsed = own_is_current
             .then(|| Arc::new(StateEvent { event: num, auth_depth, parsed: received.event().clone() }));
         if entry.is_large {
-            self.step_large(order, &entry.differing, own.filter(|_| own_is_current))?;
+            self.stage_step(order, &entry.differing, own.filter(|_| own_is_current))?;
         } else {
             let mut changes: Vec<_> = entry.differing.into_iter().map(|(key, _, val)| (key, val)).collect();
             if let Some(index) = changes.iter().position(|change| own == Some(*change)) {
@@ -287,28 +287,6 @@ impl Change {
             self.answered.push((question, StateRef::Main(self.row.state_tip).into()));
         }
         self.row.heads = heads;
-        Ok(())
-    }
-
-    /// Takes one step of the main line that is larger than a batch. The event's own key, which no state holds before,
-    /// is set in the last batch, with the derived keys.
-    pub(super) fn step_large(
-        &mut self,
-        order: Order,
-        differing: &[state::Difference],
-        own: Option<(StateKeyNum, StateValue)>,
-    ) -> Result<()> {
-        let is_own = |key: StateKeyNum| own.is_some_and(|(own, _)| own == key);
-        let others = differing.iter().filter(|(key, ..)| !is_own(*key));
-        let changes: Vec<_> = others.map(|(key, _, val)| (*key, *val)).collect();
-        self.stage_state(&changes)?;
-        let mut last = self.follow_members(order, differing)?;
-        last.extend(own);
-        state::apply(&mut self.batch, self.num, order, &last)?;
-        if !last.is_empty() {
-            self.row.state_tip = order;
-        }
-        self.finish_state_stage();
         Ok(())
     }
 }
