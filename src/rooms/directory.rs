@@ -179,7 +179,8 @@ impl Order {
             self.rooms.remove(&place);
         }
         if is_published(read, room)?
-            && let Some(row) = rooms::find_row(read, room)?
+            // Nobody is found in a room that everybody has left, or whose creator left while it was made.
+            && let Some(row) = rooms::find_row(read, room)?.filter(|row| row.joined > 0)
         {
             let place = Place::new(row.joined, row.id);
             self.places.insert(room, place.clone());

@@ -2,8 +2,8 @@
 //! names (client-server API, "POST /createRoom").
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId,
-    RoomVersionId, ServerName,
+    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId,
+    RoomId, RoomVersionId, ServerName,
     api::{
         client::room::{
             Visibility,
@@ -215,7 +215,15 @@ impl Plan {
             "users": users,
         });
         let mut content = object(&content.to_string())?;
+        let names_tombstone = matches!(
+            levels.get("events"),
+            Some(CanonicalJsonValue::Object(events)) if events.contains_key("m.room.tombstone")
+        );
         content.extend(levels);
+        // A level that the request itself names stays as it is.
+        if self.has_privileged_creators() && !names_tombstone {
+            raise_tombstone(&mut content);
+        }
         Ok(content)
     }
 
@@ -361,4 +369,22 @@ fn object(json: &str) -> Result<CanonicalJsonObject, Refusal> {
             "`creation_content` or `power_level_content_override` cannot be used: {error}."
         ))
     })
+}
+
+/// Keeps the level for tombstones above that for all other state, which the specification demands where creators have a level
+/// of their own: other levels that the request brings may have exceeded it or taken it out.
+fn raise_tombstone(content: &mut CanonicalJsonObject) {
+    let default = match content.get("state_default") {
+        Some(CanonicalJsonValue::Integer(level)) => i64::from(*level),
+        // A level that is no integer is refused later.
+        _ => 50,
+    };
+    let Some(CanonicalJsonValue::Object(events)) = content.get_mut("events") else { return };
+    let is_higher = |level: &CanonicalJsonValue| matches!(level, CanonicalJsonValue::Integer(level) if i64::from(*level) > default);
+    if events.get("m.room.tombstone").is_some_and(is_higher) {
+        return;
+    }
+    if let Ok(level) = Int::try_from(default.saturating_add(50).max(150)) {
+        events.insert("m.room.tombstone".to_owned(), CanonicalJsonValue::Integer(level));
+    }
 }

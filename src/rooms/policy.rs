@@ -109,15 +109,47 @@ pub fn approve(
 ) -> Result<Approved> {
     debug_assert_eq!(draft.sender, author.user_id, "an event is built in its author's name");
     debug_assert_eq!(author.user_id.server_name(), server, "only our own users have events built here");
-    let judged = match &draft.state_key {
+    let judged = require_type(&draft).and_then(|()| require_in_room(change, author, &draft));
+    let judged = judged.and_then(|()| match &draft.state_key {
         Some(_) => judge_state(change, server, author, &mut draft),
         None => judge_message(change, author, &draft),
-    };
+    });
     if let Err(Error::Refused(why)) = &judged {
         let (room, user, event_type) = (change.num, author.user, &draft.event_type);
         tracing::debug!(%room, %user, event_type, reason = why.message, "an event of one of our users is refused by policy");
     }
     judged.map(|()| Approved(draft))
+}
+
+fn require_type(draft: &Draft) -> Result<()> {
+    if draft.event_type.is_empty() {
+        return Err(Refusal::bad_json("The type of the event is empty; name one.").into());
+    }
+    Ok(())
+}
+
+/// Refuses an author who is not in the room. The authorization rules let some events pass before they look at the sender's
+/// membership (`m.room.aliases` in room versions 1 to 5, an invitation that bears a third party's token), so that they
+/// do not keep strangers out. Only the create event and somebody's own way in or out come from outside a room.
+fn require_in_room(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
+    let begins_room = draft.event_type == "m.room.create" && change.row.heads.is_empty();
+    if begins_room
+        || moves_oneself(author, draft)?
+        || change.membership(author.user_id.as_str())? == Membership::Join
+    {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("You are not in this room.").into())
+}
+
+/// Whether an event lets its author join, knock or leave.
+fn moves_oneself(author: &Author, draft: &Draft) -> Result<bool> {
+    if draft.event_type != "m.room.member" || draft.state_key.as_deref() != Some(author.user_id.as_str()) {
+        return Ok(false);
+    }
+    let membership = event::membership_of(draft.raw_content()?.get());
+    // An event without a membership is refused later, with a reason that helps its author.
+    Ok(!matches!(membership, Some(Membership::Invite | Membership::Ban)))
 }
 
 /// Judges an event that is no state. An event that the author may not see is as good as one that is not there, so that no
@@ -126,10 +158,10 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
     if author.is_guest && draft.event_type == "m.room.redaction" {
         return Err(no_guests("Guests cannot redact events.").into());
     }
+    if draft.event_type == "m.room.redaction" && draft.redacts.is_none() {
+        return Err(Refusal::bad_json("`redacts` is missing; it names the event to redact.").into());
+    }
     if let Some(target) = &draft.redacts {
-        if change.membership(draft.sender.as_str())? != Membership::Join {
-            return Err(not_in_room().into());
-        }
         let target = Sight::of(&change.batch, change.num, author.user, &author.user_id)?
             .find(&change.batch, target)?
             .ok_or_else(|| Refusal::not_found("The room has no such event."))?;
@@ -179,7 +211,7 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
         Membership::Join if is_own => judge_join(change, author, &mut draft.content),
         Membership::Invite => judge_invite(&change.batch, server, &target),
         Membership::Knock if is_own => require_live(&change.batch, author.user),
-        Membership::Leave if !is_own => judge_removal(change, author, &target),
+        Membership::Leave if !is_own => judge_removal(change, &target),
         // The authorization rules judge all other acts, such as those on somebody else's membership.
         Membership::Join | Membership::Knock | Membership::Leave | Membership::Ban => Ok(()),
     }
@@ -205,12 +237,8 @@ fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonO
     Ok(())
 }
 
-/// Judges the end of somebody else's membership: there must be one, or a ban to take back. A stranger to the room is refused
-/// first, so that they do not learn who is in it.
-fn judge_removal(change: &mut Change, author: &Author, target: &UserId) -> Result<()> {
-    if change.membership(author.user_id.as_str())? != Membership::Join {
-        return Err(not_in_room().into());
-    }
+/// Judges the end of somebody else's membership: there must be one, or a ban to take back.
+fn judge_removal(change: &mut Change, target: &UserId) -> Result<()> {
     let was = change.membership(target.as_str())?;
     let act = if was == Membership::Ban { Act::Unban } else { Act::Kick };
     act.outcome(was)?;
@@ -239,10 +267,6 @@ pub fn require_reachable(read: &(impl Read + ?Sized), server: &ServerName, user:
         return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
     }
     require_live(read, users::require_num(read, user)?)
-}
-
-fn not_in_room() -> Refusal {
-    Refusal::forbidden("You are not in this room.")
 }
 
 /// Refuses a guest with 403 `M_GUEST_ACCESS_FORBIDDEN`.

@@ -451,6 +451,9 @@ async fn guests_are_taken_out_after_a_crash_too() {
     again.server().app().env.sleep(std::time::Duration::from_secs(5)).await;
     let alice = TestClient { server: again.clone(), ..alice };
     assert_eq!(membership(&alice, &room, &visitor).await, "leave");
+    let app = again.server().app();
+    let report = aqueduct::flows::operator::check::check(&app.store, &mut |_| ()).unwrap();
+    assert_eq!(report.findings, Vec::<String>::new(), "the server knows its own transaction");
 }
 
 #[tokio::test(start_paused = true)]
@@ -482,4 +485,63 @@ async fn a_room_is_listed_where_nothing_is_said_of_its_visibility() {
     }
     let odd = alice.put(&format!("/_matrix/client/v3{path}"), json!({ "visibility": "odd" })).await;
     refused(odd, 400, "M_INVALID_PARAM");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_who_is_not_in_a_room_adds_an_event_to_it() {
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let visitor = guest(&server).await;
+    for version in ["3", "4", "5", "6", "11", "12"] {
+        let room = alice.create(json!({ "room_version": version, "preset": "public_chat" })).await;
+        alice.ok_post(&format!("/rooms/{room}/ban"), json!({ "user_id": bob.user_id })).await;
+        let before = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=1")).await;
+        let path = format!("/_matrix/client/v3/rooms/{room}");
+        for outsider in [&bob, &carol, &visitor] {
+            let content =
+                json!({ "aliases": [], "body": "buy", "m.mentions": { "user_ids": [alice.user_id] } });
+            for state in ["m.room.aliases/test.example", "m.room.aliases", "m.room.topic", "org.test/x"] {
+                let answer = outsider.put(&format!("{path}/state/{state}"), content.clone()).await;
+                assert_eq!(answer.0, StatusCode::FORBIDDEN, "{version} {state}: {}", answer.1);
+            }
+            for event_type in ["m.room.aliases", "m.room.message", "m.reaction"] {
+                let answer = outsider.put(&format!("{path}/send/{event_type}/1"), content.clone()).await;
+                assert_eq!(answer.0, StatusCode::FORBIDDEN, "{version} {event_type}: {}", answer.1);
+            }
+            for (user_id, membership) in
+                [(&alice.user_id, "invite"), (&outsider.user_id, "invite"), (&outsider.user_id, "ban")]
+            {
+                let content = json!({ "membership": membership, "third_party_invite": { "signed": {} } });
+                let answer = set_member(outsider, &room, user_id, content).await;
+                assert_eq!(answer.0, StatusCode::FORBIDDEN, "{version} {membership}: {}", answer.1);
+            }
+        }
+        let after = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=1")).await;
+        assert_eq!(after["chunk"][0]["event_id"], before["chunk"][0]["event_id"]);
+        // A member sets it as before.
+        let aliases = json!({ "aliases": [] });
+        alice.ok_put(&format!("/rooms/{room}/state/m.room.aliases/test.example"), aliases).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_nobody_is_in_is_not_listed() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let listed = async || alice.ok_get("/publicRooms").await["chunk"].as_array().unwrap().len();
+    let body = json!({ "preset": "public_chat", "visibility": "public" });
+    let room = alice.create(body.clone()).await;
+    assert_eq!(listed().await, 1);
+    alice.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    assert_eq!(listed().await, 0, "everybody has left");
+    let leave =
+        json!({ "type": "m.room.member", "state_key": alice.user_id, "content": { "membership": "leave" } });
+    let mut left_at_once = body;
+    left_at_once["initial_state"] = json!([leave]);
+    let (status, json) = create(&alice, left_at_once).await;
+    assert!(status == StatusCode::OK || status == StatusCode::BAD_REQUEST, "{json}");
+    assert_eq!(listed().await, 0, "its creator has left");
+    alice.ok_post(&format!("/join/{room}"), json!({})).await;
+    assert_eq!(listed().await, 1, "somebody came back");
 }

@@ -774,3 +774,25 @@ async fn a_large_room_that_is_refused_leaves_nothing() {
         alice.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().contains(&made["room_id"])
     );
 }
+
+/// "If the room's version is 12 or higher, the power level for sending `m.room.tombstone` events MUST explicitly be higher than
+/// `state_default`."
+#[tokio::test(start_paused = true)]
+async fn whatever_levels_a_request_brings_a_tombstone_needs_more_than_other_state() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for (levels, expected) in [
+        (json!({}), 150),
+        (json!({ "events": {} }), 150),
+        (json!({ "events": { "m.room.name": 0 } }), 150),
+        (json!({ "state_default": 150 }), 200),
+        (json!({ "state_default": 0 }), 150),
+        // A level that is asked for is given.
+        (json!({ "events": { "m.room.tombstone": 60 } }), 60),
+    ] {
+        let body = json!({ "room_version": "12", "power_level_content_override": levels });
+        let room = alice.create(body).await;
+        let (_, content) = alice.state(&room, "m.room.power_levels", "").await;
+        assert_eq!(content["events"]["m.room.tombstone"], expected, "{levels}");
+    }
+}

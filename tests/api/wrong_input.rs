@@ -457,3 +457,32 @@ async fn an_inline_filter_is_told_what_is_wrong_with_it() {
     let error = json["error"].as_str().unwrap();
     assert!(error.contains("`filter`") && error.contains("invalid type"), "{json}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_event_has_a_type_a_bounded_transaction_id_and_a_redaction_its_target() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for version in ["3", "11"] {
+        let body = json!({ "room_version": version });
+        let (_, made) = alice.post("/_matrix/client/v3/createRoom", body).await;
+        let room = format!("/_matrix/client/v3/rooms/{}", made["room_id"].as_str().unwrap());
+        for (path, body, code) in [
+            (format!("{room}/send/m.x/{}", "t".repeat(256)), json!({}), "M_INVALID_PARAM"),
+            (format!("{room}/redact/$x/{}", "t".repeat(256)), json!({}), "M_INVALID_PARAM"),
+            (format!("{room}/send/m.room.redaction/1"), json!({}), "M_BAD_JSON"),
+            (format!("{room}/send/m.room.redaction/1"), json!({ "reason": "x" }), "M_BAD_JSON"),
+        ] {
+            let (status, json) = alice.put(&path, body).await;
+            assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!(code)), "{path}: {json}");
+        }
+        let path = format!("{room}/send/m.x/{}", "t".repeat(255));
+        assert_eq!(alice.put(&path, json!({})).await.0, StatusCode::OK);
+        for path in [format!("{room}/send//1"), format!("{room}/state//key")] {
+            assert!(alice.put(&path, json!({})).await.0.is_client_error(), "{path}");
+        }
+        let state = json!([{ "type": "", "content": {} }]);
+        let body = json!({ "room_version": version, "initial_state": state });
+        let (status, json) = alice.post("/_matrix/client/v3/createRoom", body).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (400, &json!("M_INVALID_ROOM_STATE")), "{json}");
+    }
+}

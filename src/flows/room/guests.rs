@@ -15,7 +15,7 @@ use crate::{
     ids::{DeviceNum, EventNum, Position, RoomNum},
     rooms::{
         build::Draft,
-        change::Txn,
+        change::txn::{self, Txn},
         members,
         membership::without_profile,
         policy::{self, Author},
@@ -25,7 +25,7 @@ use crate::{
     store::{LogEntry, Read},
 };
 
-/// The name of this reader of the log, which is also the endpoint of its transactions.
+/// The name of this reader of the log.
 pub(crate) const READER: &str = "guests";
 
 /// A room that closed to guests, with the position of the log at which it did.
@@ -109,14 +109,14 @@ fn list_guests(read: &impl Read, room: RoomNum) -> Result<Vec<Author>> {
 async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
     let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
     commit::in_room(app, closed.room, move |change| {
-        let txn = Txn {
+        let once = Txn {
             user: guest.user,
             device: DeviceNum(0),
-            endpoint: READER.to_owned(),
+            endpoint: txn::GUESTS.to_owned(),
             id: closed.at.number().to_string(),
             now_ms: sent_ms,
         };
-        let is_done = txn.find(&change.batch, closed.room)?.is_some();
+        let is_done = once.find(&change.batch, closed.room)?.is_some();
         let is_in = change.membership(guest.user_id.as_str())? == Membership::Join;
         // The guest may have become a user meanwhile, and the room may have opened again.
         let is_guest = users::require(&change.batch, guest.user)?.is_guest;
@@ -126,7 +126,7 @@ async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
         let content = without_profile("leave", Some("This room is closed to guests."));
         let draft =
             Draft::state(guest.user_id.clone(), "m.room.member", guest.user_id.as_str(), content, sent_ms);
-        policy::approve(change, signer.server(), &guest, draft)?.add_once(change, &signer, &txn).map(drop)
+        policy::approve(change, signer.server(), &guest, draft)?.add_once(change, &signer, &once).map(drop)
     })
     .await
 }

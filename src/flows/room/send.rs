@@ -41,9 +41,15 @@ pub(crate) fn content(json: &str) -> Result<CanonicalJsonObject, Refusal> {
         .map_err(|error| Refusal::bad_json(format!("The content cannot be that of an event: {error}.")))
 }
 
+/// A transaction id has at most this many bytes, here as for messages to devices.
+const TXN_BYTES_MAX: usize = 255;
+
 /// Sends a message event. It is sent once, however often the request comes with the same transaction id.
 pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result<OwnedEventId> {
     let room = commit::require_num(app, &message.room)?;
+    if message.txn.is_empty() || message.txn.len() > TXN_BYTES_MAX {
+        return Err(Refusal::invalid_param("`txnId` has from 1 to 255 bytes.").into());
+    }
     let endpoint = match &message.redacts {
         Some(target) => format!("redact/{target}"),
         None => format!("send/{}", message.event_type),

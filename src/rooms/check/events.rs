@@ -170,7 +170,11 @@ fn is_known_by_transaction(
     }
     let redacts = rules(room)?;
     let redacts = event::redaction_target(row, &redacts.redaction);
-    let endpoints = [Some(format!("send/{}", row.event_type())), redacts.map(|id| format!("redact/{id}"))];
+    let endpoints = [
+        Some(format!("send/{}", row.event_type())),
+        redacts.map(|id| format!("redact/{id}")),
+        Some(txn::GUESTS.to_owned()),
+    ];
     for endpoint in endpoints.into_iter().flatten() {
         let key = (num, by.day, user, by.device, endpoint.as_str(), by.txn.as_str());
         if schema::SENT.get(read, key)? == Some(row.header.event) {
