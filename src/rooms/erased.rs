@@ -60,11 +60,12 @@ impl Erased {
     ) -> Result<bool, Fault> {
         // On most servers nobody is erased; then the sender need not even be read out of the event.
         Ok(self.anybody(view.read)?
+            && !is_of_the_room(stored)
             && self.contains(view.read, &stored.row.sender())?
             && !was_joined(view.read, view.num, stored, user)?)
     }
 
-    /// Gives the event as this user is shown it in the timeline.
+    /// Gives the event as this user is shown it, in the timeline as in the state of the room.
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
@@ -78,19 +79,13 @@ impl Erased {
         let json = json.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
         redact::with_json(stored, &json).map(Cow::Owned)
     }
+}
 
-    /// Gives the event as this user is shown it in the state of the room.
-    pub fn seen_in_state<'s>(
-        &self,
-        view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s StoredEvent,
-        user: &UserId,
-    ) -> Result<Cow<'s, StoredEvent>, Fault> {
-        if stored.row.header.state_key.is_some() && stored.row.event_type() != "m.room.member" {
-            return Ok(Cow::Borrowed(stored));
-        }
-        self.seen(view, stored, user)
-    }
+/// Whether an event is the room's and not its sender's, as all state is beside member events. Clients take state from the
+/// timeline as well as from answers that list it, so both must show the same content: a room would otherwise lose its
+/// encryption or its successor for whoever reads only one of them.
+fn is_of_the_room(stored: &StoredEvent) -> bool {
+    stored.row.header.state_key.is_some() && stored.row.event_type() != "m.room.member"
 }
 
 /// Whether a user was in the room when an event was sent.

@@ -48,22 +48,13 @@ pub struct Viewer<'a> {
 }
 
 impl Viewer<'_> {
-    /// Gives the event as this viewer is shown it in the timeline.
+    /// Gives the event as this viewer is shown it, in the timeline as in the state of the room.
     pub fn seen<'s>(
         &self,
         view: RoomView<'_, impl Read + ?Sized>,
         stored: &'s StoredEvent,
     ) -> Result<Cow<'s, StoredEvent>, Fault> {
         self.erased.seen(view, stored, self.user)
-    }
-
-    /// Gives the event as this viewer is shown it in the state of the room.
-    pub fn seen_in_state<'s>(
-        &self,
-        view: RoomView<'_, impl Read + ?Sized>,
-        stored: &'s StoredEvent,
-    ) -> Result<Cow<'s, StoredEvent>, Fault> {
-        self.erased.seen_in_state(view, stored, self.user)
     }
 
     /// Whether this viewer is shown only the redacted form of the event.
@@ -246,7 +237,7 @@ pub(crate) fn write_plain(
     viewer: &Viewer<'_>,
 ) -> Result<(), Fault> {
     let extras = gather(view, stored, viewer)?;
-    write(event, view.row, &*viewer.seen_in_state(view, stored)?, viewer, &extras);
+    write(event, view.row, &*viewer.seen(view, stored)?, viewer, &extras);
     Ok(())
 }
 
@@ -265,6 +256,9 @@ fn gather(
     }
     if let Some(replaced) = header.replaces
         && let Some(replaced) = event::find_anywhere(view.read, view.num, replaced)?
+        // The state that somebody finds on entering was often set before. They may know it, but not what was there before
+        // it. Whoever sees a change of state also knew the state before that change.
+        && (viewer.reader.may_see(view.read, stored)? || viewer.reader.may_see(view.read, &replaced)?)
     {
         let (replaced, id) = (viewer.seen(view, &replaced)?, replaced.id(view.row));
         extras.replaces = Some((replaced.into_owned(), id));

@@ -504,6 +504,12 @@ impl Reader {
         Ok(self.look(read, stored)?.1)
     }
 
+    /// Whether the user may see this event, be its sender ignored or not.
+    pub fn may_see(&self, read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<bool, Fault> {
+        let mut sight = self.sight.borrow_mut();
+        Ok(sight.sees_everything(read)? || sight.can_see(read, stored)?)
+    }
+
     /// Whether the user does not want this event, because it is a message of somebody ignored. State is never ignored,
     /// because it is the room's, whoever set it.
     pub fn ignores(&self, stored: &StoredEvent) -> bool {

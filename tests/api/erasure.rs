@@ -150,3 +150,51 @@ async fn what_an_erased_user_kept_here_is_gone() {
     let listed = aqueduct::accounts::account_data::list(&*snapshot, user, None).unwrap();
     assert_eq!(listed.len(), 0);
 }
+
+/// Clients take state from the timeline as well as from lists of state, so that both must say the same.
+#[tokio::test(start_paused = true)]
+async fn the_state_that_an_erased_user_set_is_the_same_in_the_timeline_and_beside_it() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let open = json!({ "users_default": 100, "events": {} });
+    let body = json!({
+        "room_version": "11", "preset": "public_chat", "power_level_content_override": open,
+    });
+    let room = alice.create(body).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    for (event_type, state_key, content) in [
+        ("m.room.encryption", "", json!({ "algorithm": "m.megolm.v1.aes-sha2" })),
+        ("m.space.child", "!child:test.example", json!({ "via": ["test.example"] })),
+        ("m.room.tombstone", "", json!({ "body": "moved", "replacement_room": "!next:test.example" })),
+    ] {
+        bob.ok_put(&format!("/rooms/{room}/state/{event_type}/{state_key}"), content).await;
+    }
+    end(&bob, "bob", true).await;
+    carol.ok_post(&format!("/join/{room}"), json!({})).await;
+    let held = carol.ok_get(&format!("/rooms/{room}/state")).await;
+    let lazy = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1%7D%7D%7D";
+    let mut shown = Vec::new();
+    for query in ["timeout=0".to_owned(), format!("timeout=0&filter={lazy}")] {
+        let json = carol.ok_get(&format!("/sync?{query}")).await;
+        let joined = &json["rooms"]["join"][&room];
+        for list in ["state", "timeline"] {
+            shown.extend(joined[list]["events"].as_array().unwrap().iter().cloned());
+        }
+    }
+    let page = carol.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await;
+    shown.extend(page["chunk"].as_array().unwrap().iter().cloned());
+    for event_type in ["m.room.encryption", "m.space.child", "m.room.tombstone"] {
+        let of_type = |events: &[Value]| {
+            events.iter().filter(|it| it["type"] == event_type).cloned().collect::<Vec<_>>()
+        };
+        let held = of_type(held.as_array().unwrap());
+        assert_eq!(held.len(), 1, "{event_type}");
+        assert_ne!(held[0]["content"], json!({}));
+        let shown = of_type(&shown);
+        assert!(shown.len() >= 3, "{event_type}: {shown:?}");
+        for event in shown {
+            assert_eq!(event["content"], held[0]["content"], "{event_type}");
+        }
+    }
+}

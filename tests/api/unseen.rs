@@ -87,3 +87,107 @@ async fn an_event_that_a_user_may_not_see_is_answered_like_one_that_is_not_there
         assert_ne!(visible, nowhere);
     }
 }
+
+/// A room whose members see what was sent while they were there. Before Dave enters it, its topic, its rules for servers and
+/// Bob's name were changed, and Bob was banned for a time. Gives the room, an event that Dave sees, and a place before
+/// he came.
+async fn with_a_past(alice: &TestClient, bob: &TestClient, dave: &TestClient) -> (String, String, String) {
+    let content = json!({ "history_visibility": "joined" });
+    let state = json!([{ "type": "m.room.history_visibility", "content": content }]);
+    let body = json!({ "preset": "public_chat", "topic": "OLD TOPIC", "initial_state": state });
+    let room = create_room(alice, body).await;
+    must(bob, &room, "join", json!({})).await;
+    let named = |name: &str| json!({ "membership": "join", "displayname": name });
+    set_state(bob, &room, "m.room.member", &bob.user_id, named("OLD NAME")).await;
+    must(alice, &room, "ban", json!({ "user_id": bob.user_id, "reason": "OLD REASON" })).await;
+    let (_, page) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=1")).await;
+    let place = page["start"].as_str().unwrap().to_owned();
+    must(alice, &room, "unban", json!({ "user_id": bob.user_id })).await;
+    must(bob, &room, "join", json!({})).await;
+    set_state(bob, &room, "m.room.member", &bob.user_id, named("OTHER OLD NAME")).await;
+    set_state(bob, &room, "m.room.member", &bob.user_id, named("Bob")).await;
+    set_state(alice, &room, "m.room.topic", "", json!({ "topic": "new" })).await;
+    let acl = json!({ "allow": ["*"], "deny": ["OLD.example"] });
+    set_state(alice, &room, "m.room.server_acl", "", acl).await;
+    set_state(alice, &room, "m.room.server_acl", "", json!({ "allow": ["*"] })).await;
+    must(dave, &room, "join", json!({})).await;
+    let seen = say(bob, &room, "seen").await;
+    (room, seen, place)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_from_before_somebody_came_is_shown_by_no_detour() {
+    let server = TestServer::new();
+    let (alice, bob, dave) =
+        (server.register("alice").await, server.register("bob").await, server.register("dave").await);
+    let (room, seen, place) = with_a_past(&alice, &bob, &dave).await;
+    let lazy = "%7B%22lazy_load_members%22:true%7D";
+    let (b, seen) = (encoded(&bob.user_id), encoded(&seen));
+    let mut paths: Vec<String> = [
+        "state".to_owned(),
+        "members".to_owned(),
+        "state/m.room.topic?format=event".to_owned(),
+        "state/m.room.server_acl?format=event".to_owned(),
+        format!("state/m.room.member/{b}?format=event"),
+        format!("context/{seen}"),
+        format!("context/{seen}?filter={lazy}"),
+        "messages?dir=b&limit=100".to_owned(),
+        format!("messages?dir=b&limit=100&filter={lazy}"),
+        format!("messages?dir=f&limit=100&from={place}&filter={lazy}"),
+        format!("members?at={place}"),
+        format!("members?at={}", place.split('_').next().unwrap()),
+        "members?at=t1".to_owned(),
+    ]
+    .into_iter()
+    .map(|rest| format!("rooms/{room}/{rest}"))
+    .collect();
+    paths.extend(
+        ["", "&full_state=true", "&use_state_after=true"].map(|rest| format!("sync?timeout=0{rest}")),
+    );
+    for path in paths {
+        let (status, json) = dave.get(&format!("/_matrix/client/v3/{path}")).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {json}");
+        assert!(!json.to_string().contains("OLD"), "{path}: {json}");
+    }
+    // Somebody who was there still reads it: by the same answers, and by the same place.
+    let (_, json) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/members?at={place}")).await;
+    assert!(json.to_string().contains("OLD REASON"), "{json}");
+    let (_, json) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/state")).await;
+    assert!(json.to_string().contains("OLD TOPIC"), "{json}");
+    // A change that Dave sees tells him what it changed, which he knew.
+    set_state(&alice, &room, "m.room.topic", "", json!({ "topic": "newer" })).await;
+    let (_, json) =
+        dave.get(&format!("/_matrix/client/v3/rooms/{room}/state/m.room.topic?format=event")).await;
+    assert_eq!(json["unsigned"]["prev_content"]["topic"], "new", "{json}");
+    // Once the room is shared with all its members, the place is a place to him, too.
+    let shared = json!({ "history_visibility": "shared" });
+    set_state(&alice, &room, "m.room.history_visibility", "", shared).await;
+    let (_, json) = dave.get(&format!("/_matrix/client/v3/rooms/{room}/members?at={place}")).await;
+    assert!(!json.to_string().contains("OLD"), "what was hidden stays hidden: {json}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_conditions_on_members_are_joined_by_or() {
+    let server = TestServer::new();
+    let (alice, bob, carol) =
+        (server.register("alice").await, server.register("bob").await, server.register("carol").await);
+    let room = create_room(&alice, json!({ "preset": "public_chat", "invite": [carol.user_id] })).await;
+    must(&bob, &room, "join", json!({})).await;
+    must(&bob, &room, "leave", json!({})).await;
+    let (a, b, c) = (&alice.user_id, &bob.user_id, &carol.user_id);
+    for (query, expected) in [
+        ("", vec![a, b, c]),
+        ("?membership=join", vec![a]),
+        ("?not_membership=leave", vec![a, c]),
+        ("?membership=join&not_membership=join", vec![a, b, c]),
+        ("?membership=join&not_membership=leave", vec![a, c]),
+        ("?membership=leave&not_membership=leave", vec![a, b, c]),
+    ] {
+        let (status, json) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/members{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let chunk = json["chunk"].as_array().unwrap();
+        let mut listed: Vec<_> = chunk.iter().map(|event| event["state_key"].as_str().unwrap()).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, expected, "{query}");
+    }
+}

@@ -31,7 +31,7 @@ use crate::{
         redact, show,
         show::Viewer,
         state,
-        timeline::PageToken,
+        timeline::{self, PageToken},
         view::RoomView,
         visibility::{self, HistoryVisibility, Reader},
     },
@@ -39,7 +39,7 @@ use crate::{
         rooms::{Membership, RoomRow},
         state::StateRef,
     },
-    store::Snapshot,
+    store::{Direction, Snapshot},
     sync::SyncToken,
 };
 
@@ -178,6 +178,27 @@ impl Look {
         Ok(joined.map_or(at, |joined| at.max(PageToken::above(joined.order))))
     }
 
+    /// Moves a place at which the caller may see nothing of the room to the first one after it at which they do: the moment
+    /// before the next event that is visible to them, whose state `/sync` tells them too. `None` if no event after it is
+    /// visible, or the first is too far away; then the caller sees the room only as from where they stand.
+    fn not_before_sight(&self, at: PageToken) -> Result<Option<PageToken>> {
+        let read = &*self.snapshot;
+        let last = timeline::page(read, self.num, at, None, Direction::Down)?.next().transpose()?;
+        if let Some(last) = last
+            && self.reader.may_see(read, &last)?
+        {
+            return Ok(Some(at));
+        }
+        for stored in timeline::page(read, self.num, at, None, Direction::Up)?.take(SCANNED_MAX) {
+            let stored = stored?;
+            if self.reader.may_see(read, &stored)? {
+                return Ok(Some(at.max(PageToken::below(stored.order))));
+            }
+        }
+        tracing::debug!(room = %self.num, reason = "history visibility", "the state at a place is withheld");
+        Ok(None)
+    }
+
     /// The member events of the senders of these events, as of an order.
     fn members_of(&self, events: &[&StoredEvent], at: Order) -> Result<Vec<JsonText>> {
         let senders: BTreeSet<_> = events.iter().map(|stored| stored.row.sender().into_owned()).collect();
@@ -229,7 +250,7 @@ pub(crate) async fn state_event(
         if whole_event {
             return Ok(look.show_state(&stored)?.into());
         }
-        let seen = look.viewer().seen_in_state(look.view(), &stored)?;
+        let seen = look.viewer().seen(look.view(), &stored)?;
         Ok(seen.row.content().to_owned().into())
     })
     .await
@@ -244,6 +265,20 @@ pub(crate) struct MembersWanted {
     pub(crate) only: Option<String>,
     /// The membership to leave out, if one is named.
     pub(crate) not: Option<String>,
+}
+
+impl MembersWanted {
+    /// Whether a member event with this membership is asked for. Of two conditions one need hold: the specification joins
+    /// them by "or".
+    fn includes(&self, membership: Option<&str>) -> bool {
+        match (self.only.as_deref(), self.not.as_deref()) {
+            (None, None) => true,
+            (only, not) => {
+                only.is_some_and(|only| membership == Some(only))
+                    || not.is_some_and(|not| membership != Some(not))
+            }
+        }
+    }
 }
 
 /// Answers one event. Errors: 404 `M_NOT_FOUND` for an event that does not exist or that the caller may not see.

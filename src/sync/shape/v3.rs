@@ -255,7 +255,7 @@ fn write_shown(list: &mut List<'_>, room: &RoomWindow<'_, '_>, timeline: &Timeli
     }
     let shown = show::show_all(room.view(), &timeline.events, &room.viewer())?;
     for ((stored, _), json) in timeline.events.iter().zip(shown) {
-        list.json(&in_form(room, stored, json, false)?);
+        list.json(&in_form(room, stored, json)?);
     }
     Ok(())
 }
@@ -271,7 +271,7 @@ fn write_state(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredE
         if has_other_form {
             let mut event = Object::with_capacity(stored.row.json.len() + 192);
             write_state_event(&mut event, room, stored)?;
-            list.json(&in_form(room, stored, event.finish(), true)?);
+            list.json(&in_form(room, stored, event.finish())?);
         } else {
             list.object(|event| write_state_event(event, room, stored))?;
         }
@@ -289,7 +289,7 @@ fn write_state_event(
     if !room.place.is_whole() || stored.row.is_redacted() {
         return show::write_plain(event, view, stored, &viewer);
     }
-    let seen = viewer.seen_in_state(view, stored)?;
+    let seen = viewer.seen(view, stored)?;
     show::write(event, room.row, &seen, &viewer, &Extras::default());
     Ok(())
 }
@@ -301,19 +301,11 @@ fn has_other_form(room: &RoomWindow<'_, '_>) -> bool {
 }
 
 /// Gives the event as servers see it, or with some of its fields only, if the client asked for that.
-fn in_form(
-    room: &RoomWindow<'_, '_>,
-    stored: &StoredEvent,
-    json: JsonText,
-    is_state: bool,
-) -> Result<JsonText, Fault> {
+fn in_form(room: &RoomWindow<'_, '_>, stored: &StoredEvent, json: JsonText) -> Result<JsonText, Fault> {
     let (view, filter) = (room.view(), &room.window.ask.filter);
     if filter.federation_format {
         let viewer = room.viewer();
-        let seen = match is_state {
-            true => viewer.seen_in_state(view, stored)?,
-            false => viewer.seen(view, stored)?,
-        };
+        let seen = viewer.seen(view, stored)?;
         return Ok(JsonText::stored(&seen.row.json));
     }
     Ok(match &filter.fields {
@@ -325,7 +317,7 @@ fn in_form(
 fn show_stripped(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Vec<JsonText>, Fault> {
     let viewer = room.viewer();
     let shown = events.iter().map(|stored| {
-        let seen = viewer.seen_in_state(room.view(), stored)?;
+        let seen = viewer.seen(room.view(), stored)?;
         Ok(show::stripped_state(&seen))
     });
     shown.collect()

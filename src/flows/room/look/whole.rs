@@ -151,9 +151,7 @@ impl Walk {
             Wanted::State => self.json.item(&look.show_state(stored)?),
             Wanted::Members(wanted) => {
                 let membership = stored.membership().map(Membership::as_str);
-                let wants = wanted.only.as_deref().is_none_or(|only| membership == Some(only))
-                    && wanted.not.as_deref().is_none_or(|not| membership != Some(not));
-                if wants {
+                if wanted.includes(membership) {
                     self.json.item(&look.show_state(stored)?);
                 }
             }
@@ -170,7 +168,7 @@ impl Walk {
 
 /// The name and the picture of a member; a field that is not text is told as none.
 fn profile(look: &Look, stored: &StoredEvent) -> Result<JsonText> {
-    let seen = look.viewer().seen_in_state(look.view(), stored)?;
+    let seen = look.viewer().seen(look.view(), stored)?;
     let content: serde_json::Value = serde_json::from_str(seen.row.content()).unwrap_or_default();
     let mut profile = Object::new();
     for (name, field) in [("display_name", "displayname"), ("avatar_url", "avatar_url")] {
@@ -228,6 +226,7 @@ pub(crate) async fn members(
         };
         let at = wanted.at.as_deref().map(place).transpose()?;
         let at = at.map(|at| look.not_before_the_maker(at)).transpose()?;
+        let at = at.map(|at| look.not_before_sight(at)).transpose()?.flatten();
         let at = at.map_or(end, |at| at.0.min(end));
         let (next, json) = (Next::Member(None), Pieces::list_in("chunk"));
         Ok(Walk { at: StateRef::Main(at), wanted: Wanted::Members(wanted), next, json })
