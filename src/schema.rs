@@ -159,6 +159,8 @@ tables! {
     90 INBOX_SHARE((UserNum, DeviceNum, String) => encryption::InboxShare) in Queues, User of "encryption::inbox";
     /// The messages of an inbox that are requests for room keys: they make room when it is full.
     91 INBOX_KEY_REQUEST((UserNum, DeviceNum, Position) => ()) in Queues, User of "encryption::inbox";
+    /// A one-time key that was given, under the key that its row in ONE_TIME_KEYS had: the digest by which it is known again.
+    92 GIVEN_KEYS((UserNum, DeviceNum, String, Position, String) => Bytes) in Crypto, User of "encryption::keys";
 
     // --- push: 100-109 ---
 

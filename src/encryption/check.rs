@@ -80,8 +80,9 @@ impl Shares {
 }
 
 fn requests_and_keys() -> Vec<RowCheck> {
-    let (mut of_txns, mut of_keys, mut of_one_time, mut of_fallback) =
-        (Devices::default(), Devices::default(), Devices::default(), Devices::default());
+    let (mut of_txns, mut of_keys) = (Devices::default(), Devices::default());
+    let (mut of_one_time, mut of_given, mut of_fallback) =
+        (Devices::default(), Devices::default(), Devices::default());
     vec![
         RowCheck::of(&schema::TO_DEVICE_TXN_LOG, |read, (user, device, _, kind, txn), (), doubts| {
             let key = (*user, *device, kind.as_str(), txn.as_str());
@@ -114,6 +115,13 @@ fn requests_and_keys() -> Vec<RowCheck> {
             doubts.position(read, *position);
             doubts.unless(serde_json::from_slice::<&RawValue>(key).is_ok(), "it is not JSON");
             doubts.unless(of_one_time.has(read, *user, *device)?, "its device is gone");
+            counted(read, *user, *device, doubts)
+        }),
+        RowCheck::of(&schema::GIVEN_KEYS, move |read, (user, device, algorithm, position, id), _, doubts| {
+            doubts.position(read, *position);
+            doubts.unless(of_given.has(read, *user, *device)?, "its device is gone");
+            let at = (*user, *device, algorithm.as_str(), *position, id.as_str());
+            doubts.unless(!schema::ONE_TIME_KEYS.contains(read, at)?, "it is still to be given");
             counted(read, *user, *device, doubts)
         }),
         RowCheck::of(&schema::FALLBACK_KEYS, move |read, (user, device, _), Json(row), doubts| {
@@ -168,6 +176,10 @@ fn key_counts(
         .map(|(name, count)| (name.clone(), *count))
         .collect();
     doubts.unless(said == left, format!("{said:?} are said to be left, and {left:?} are"));
+    let given = schema::GIVEN_KEYS
+        .prefix::<(UserNum, DeviceNum)>(read, (*user, *device), Direction::Up)?
+        .count() as u64;
+    doubts.unless(given == counts.given, format!("{} are said to be given, and {given} are", counts.given));
     for algorithm in &counts.unused_fallback {
         let key = (*user, *device, algorithm.as_str());
         doubts.unless(

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use ruma::{DeviceId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
+use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Refusal, Result},
@@ -28,6 +29,9 @@ pub const DEVICE_KEYS_BYTES_MAX: usize = 32 << 10;
 pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// A device keeps at most this many unclaimed one-time keys here, over all algorithms.
 pub const ONE_TIME_KEYS_MAX: u64 = 1_000;
+/// At least this many given one-time keys of a device are remembered: the newest ones. A client that did not
+/// get the answer to an upload uploads the same keys again, and it uploads no more at once than a device keeps here.
+const GIVEN_KEYS_KEPT: usize = ONE_TIME_KEYS_MAX as usize;
 /// A device keeps at most this many fallback keys here: one for each algorithm.
 const FALLBACK_KEYS_MAX: usize = 10;
 /// The algorithm and the id of a key together have at most this many bytes.
@@ -105,8 +109,17 @@ fn without(key: &Value, fields: &[&str]) -> Value {
 /// Whether two one-time or fallback keys are the same key. They are compared as JSON, in which the order of fields does not
 /// count, and without signatures, which may be renewed.
 fn is_same_key(one: &[u8], other: &[u8]) -> bool {
-    let signed = ["signatures", "unsigned"];
-    one == other || without(&parse(one), &signed) == without(&parse(other), &signed)
+    one == other || unsigned(one) == unsigned(other)
+}
+
+/// The part of a key that makes it this key and no other.
+fn unsigned(key: &[u8]) -> Value {
+    without(&parse(key), &["signatures", "unsigned"])
+}
+
+/// A digest by which a key that was given is known again.
+fn digest(key: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&Sha256::digest(unsigned(key).to_string()))
 }
 
 fn delete_one_time_and_fallback(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
@@ -114,6 +127,7 @@ fn delete_one_time_and_fallback(batch: &mut Batch, owner: Owner) -> Result<(), F
         return Ok(());
     }
     schema::ONE_TIME_KEYS.delete_prefix::<Owner>(batch, owner);
+    schema::GIVEN_KEYS.delete_prefix::<Owner>(batch, owner);
     schema::FALLBACK_KEYS.delete_prefix::<Owner>(batch, owner);
     schema::KEY_COUNTS.put(batch, owner, &Json(KeyCounts::default()));
     batch.position(&LogEntry::Device { user: owner.0 });
@@ -163,7 +177,24 @@ fn check_key(key: &RawValue) -> Result<()> {
     Ok(())
 }
 
-/// Stores one-time keys. The same key under the same id is stored once. The caller holds the user's lock. Errors: 400 for
+/// Lists the keys of a device that were given, by algorithm and id, with the digest of each. Forgets those that were uploaded
+/// so long ago that no client uploads them again.
+fn list_given(batch: &mut Batch, owner: Owner) -> Result<BTreeMap<String, Bytes>, Fault> {
+    let rows = schema::GIVEN_KEYS.prefix::<Owner>(batch, owner, Direction::Up)?;
+    let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+    rows.sort_by_key(|((_, _, _, position, _), _)| std::cmp::Reverse(*position));
+    for ((user, device, algorithm, position, id), _) in rows.iter().skip(GIVEN_KEYS_KEPT) {
+        schema::GIVEN_KEYS.delete(batch, (*user, *device, algorithm.as_str(), *position, id.as_str()));
+    }
+    rows.truncate(GIVEN_KEYS_KEPT);
+    Ok(rows
+        .into_iter()
+        .map(|((_, _, algorithm, _, id), digest)| (format!("{algorithm}:{id}"), digest))
+        .collect())
+}
+
+/// Stores one-time keys. The same key under the same id is stored once, and not again after it was given to somebody, because
+/// nobody else may get it. The caller holds the user's lock. Errors: 400 for
 /// another key under an id that is in use, 413 for too many or too large keys.
 pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
     if keys.is_empty() {
@@ -174,7 +205,9 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
         let ((_, _, algorithm, _, id), key) = row?;
         known.insert(format!("{algorithm}:{id}"), key);
     }
+    let given = list_given(batch, owner)?;
     let mut counts = counts(batch, owner)?;
+    counts.given = given.len() as u64;
     let mut position = None;
     for (full_id, key) in keys {
         let (algorithm, id) = split(full_id)?;
@@ -184,6 +217,10 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
             Some(_) => {
                 let why = format!("There is another one-time key {full_id} already.");
                 return Err(Refusal::invalid_param(why).into());
+            }
+            None if given.get(full_id).is_some_and(|given| *given == digest(key.get().as_bytes())) => {
+                let (user, device) = owner;
+                tracing::debug!(%user, %device, reason = "given already", "a one-time key is not stored again");
             }
             None => {
                 let log = &LogEntry::Device { user: owner.0 };
@@ -247,10 +284,12 @@ pub fn claim(batch: &mut Batch, owner: Owner, algorithm: &str) -> Result<Option<
         let at = (owner.0, owner.1, algorithm, position, id.as_str());
         schema::ONE_TIME_KEYS.expect_value(batch, at, &key);
         schema::ONE_TIME_KEYS.delete(batch, at);
+        schema::GIVEN_KEYS.put(batch, at, &digest(&key));
         let mut counts = counts(batch, owner)?;
         if let Some(left) = counts.one_time.get_mut(algorithm) {
             *left = left.saturating_sub(1);
         }
+        counts.given += 1;
         schema::KEY_COUNTS.put(batch, owner, &Json(counts));
         batch.position(&LogEntry::Device { user: owner.0 });
         return Ok(Some((format!("{algorithm}:{id}"), key)));
@@ -271,6 +310,7 @@ pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, Device
     let (low, high) = ((user, first), (user, DeviceNum(last.0.saturating_add(1))));
     schema::DEVICE_KEYS.delete_below::<Owner, Owner>(batch, low, high);
     schema::ONE_TIME_KEYS.delete_below::<Owner, Owner>(batch, low, high);
+    schema::GIVEN_KEYS.delete_below::<Owner, Owner>(batch, low, high);
     schema::FALLBACK_KEYS.delete_below::<Owner, Owner>(batch, low, high);
     schema::KEY_COUNTS.delete_below::<Owner, Owner>(batch, low, high);
 }

@@ -112,6 +112,8 @@ pub struct KeyCounts {
     pub one_time: BTreeMap<String, u64>,
     /// The algorithms whose fallback key was not given to anybody yet.
     pub unused_fallback: BTreeSet<String>,
+    /// The number of one-time keys that were given and are remembered, over all algorithms.
+    pub given: u64,
 }
 
 /// A fallback key, given where no one-time key is left.

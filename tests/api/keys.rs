@@ -235,8 +235,11 @@ async fn keys_are_compared_as_json_and_not_as_bytes() {
     assert_eq!(left(&alice).await.1, json!([]));
     assert_eq!(upload(one_time, r#"{ "fallback": true, "key": "f" }"#, &spaced).await.0, StatusCode::OK);
     assert_eq!(left(&alice).await.1, json!([]), "a fallback key that was given stays a used one");
-    let other = upload(r#"{"key":"other","signatures":{}}"#, fallback, &device_keys).await;
-    assert_eq!(other.0, StatusCode::BAD_REQUEST);
+    // The key `a:1` was given, so that its id is free for another key, and for one only.
+    for (other, status) in [("other", StatusCode::OK), ("third", StatusCode::BAD_REQUEST)] {
+        let other = format!(r#"{{"key":"{other}","signatures":{{}}}}"#);
+        assert_eq!(upload(&other, fallback, &device_keys).await.0, status);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -321,4 +324,40 @@ async fn a_claim_names_a_bounded_number_of_devices() {
     let (status, json) = alice.post(CLAIM, claim(10_001)).await;
     assert_eq!((status, &json["errcode"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("M_TOO_LARGE")));
     assert!(json["error"].as_str().unwrap().contains("10000 devices"), "{json}");
+}
+
+/// A client that did not get the answer to its upload uploads the same keys again, when some were given already.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_given_is_not_given_again_when_it_is_uploaded_again() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let claim = async || {
+        let wanted = json!({ &alice.user_id: { &alice.device_id: "signed_curve25519" } });
+        let (status, json) = bob.post(CLAIM, json!({ "one_time_keys": wanted })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["one_time_keys"][&alice.user_id][&alice.device_id].clone()
+    };
+    let upload = async |keys: Value| {
+        let (status, json) = alice.post(UPLOAD, json!({ "one_time_keys": keys })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["one_time_key_counts"]["signed_curve25519"].clone()
+    };
+    upload(one_time(3)).await;
+    let mut given = BTreeSet::from([claim().await.to_string(), claim().await.to_string()]);
+    for _ in 0..2 {
+        assert_eq!(upload(one_time(3)).await, 1, "what was given is not counted as left");
+    }
+    // Signed anew, it is the same key; another key under the same id is another key.
+    let mut renewed = one_time(1);
+    renewed["signed_curve25519:K0000"]["signatures"] = json!({ &alice.user_id: { "ed25519:X": "new" } });
+    assert_eq!(upload(renewed).await, 1);
+    let mut other = one_time(2);
+    other["signed_curve25519:K0001"]["key"] = "another".into();
+    assert_eq!(upload(other).await, 2);
+    for _ in 0..2 {
+        assert!(given.insert(claim().await.to_string()), "each key is given once: {given:?}");
+    }
+    assert_eq!(claim().await, Value::Null);
+    let report = aqueduct::flows::operator::check::check(&server.server().app().store, &mut |_| ()).unwrap();
+    assert_eq!(report.findings, Vec::<String>::new());
 }

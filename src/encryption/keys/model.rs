@@ -12,7 +12,7 @@ const OWNER: Owner = (UserNum(1), DeviceNum(1));
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// New keys of an algorithm; and some that are there already, written otherwise.
+    /// New keys of an algorithm; and those that were uploaded before, written otherwise: some are there, some were given.
     Upload { algorithm: usize, count: usize, again: bool },
     /// A fallback key: another one, or the same again.
     Fallback { algorithm: usize, is_new: bool },
@@ -42,6 +42,8 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, Debug, Default)]
 struct Naive {
     one_time: [VecDeque<u64>; 2],
+    /// The keys that were claimed from this device.
+    claimed: [Vec<u64>; 2],
     /// The number of the fallback key, and whether it was never given.
     fallback: [Option<(u64, bool)>; 2],
     identity: Option<u64>,
@@ -99,7 +101,7 @@ impl World {
     fn upload(&mut self, algorithm: usize, count: usize, again: bool) {
         let mut keys = Keys::new();
         if again {
-            for number in &self.naive.one_time[algorithm] {
+            for number in self.naive.one_time[algorithm].iter().chain(&self.naive.claimed[algorithm]) {
                 keys.insert(format!("{}:{number:08}", ALGORITHMS[algorithm]), key(*number, true));
             }
         }
@@ -132,6 +134,7 @@ impl World {
             assert_eq!(number, Some(expected), "the key that was uploaded first is given first");
             assert!(!self.given.contains(&expected), "key {expected} is given again");
             self.claimed.push(expected);
+            self.naive.claimed[algorithm].push(expected);
         } else {
             assert_eq!(number, self.naive.fallback[algorithm].map(|(number, _)| number));
             if let Some((_, is_unused)) = &mut self.naive.fallback[algorithm] {

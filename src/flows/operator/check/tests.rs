@@ -131,11 +131,13 @@ async fn a_house() -> Fixture {
                     "user_id": "@alice:check.example", "device_id": device, "algorithms": [], "keys": {},
                     "signatures": {},
                 },
-                "one_time_keys": { "curve25519:A": "a", "curve25519:B": "b" },
+                "one_time_keys": { "curve25519:A": "a", "curve25519:B": "b", "curve25519:C": "c" },
                 "fallback_keys": { "curve25519:F": { "key": "f", "fallback": true } },
             }),
         )
         .await;
+    let claim = json!({ "one_time_keys": { "@alice:check.example": { &device: "curve25519" } } });
+    fixture.own("POST", "keys/claim", claim).await;
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 1 } } } });
     fixture.own("PUT", "sendToDevice/m.test/1", to_alice.clone()).await;
     fixture.own("PUT", "sendToDevice/m.room_key_request/2", to_alice).await;
