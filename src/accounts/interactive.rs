@@ -7,7 +7,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use ruma::api::{client::uiaa::AuthType, error::ErrorKind};
+use ruma::{
+    OwnedUserId,
+    api::{client::uiaa::AuthType, error::ErrorKind},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -31,7 +34,15 @@ impl Flows {
     }
 
     fn are_met(&self, completed: &[AuthType]) -> bool {
-        self.0.iter().any(|stages| stages.iter().all(|stage| completed.contains(stage)))
+        self.0.iter().any(|stages| completed.starts_with(stages))
+    }
+
+    /// Whether a stage is the next one of a flow whose stages before it are the completed ones.
+    fn go_on_with(&self, completed: &[AuthType], stage: &AuthType) -> bool {
+        self.0.iter().any(|stages| {
+            let (before, rest) = stages.split_at(completed.len().min(stages.len()));
+            before == completed && rest.first() == Some(stage)
+        })
     }
 
     /// Whether the stage is asked for at all.
@@ -47,11 +58,14 @@ pub struct Operation {
     pub name: String,
     /// A digest of the request without its `auth`; compared once a stage was passed.
     pub request: [u8; 32],
+    /// The user who asks, if one is known: it is their password that confirms the request.
+    pub user_id: Option<OwnedUserId>,
 }
 
 #[derive(Clone, Debug)]
 struct Session {
     name: String,
+    user_id: Option<OwnedUserId>,
     /// The digest of the request whose stage was passed first.
     request: Option<[u8; 32]>,
     completed: Vec<AuthType>,
@@ -118,10 +132,12 @@ impl Sessions {
             state.request.get_or_insert(operation.request);
         }
         if let Some(passed) = passed {
-            if !state.completed.contains(&passed.stage) {
+            if flows.go_on_with(&state.completed, &passed.stage) {
                 state.completed.push(passed.stage);
+                state.registration_token = passed.registration_token.or(state.registration_token);
+            } else {
+                tracing::debug!(reason = "not the next stage of a flow", "a stage does not count");
             }
-            state.registration_token = passed.registration_token.or(state.registration_token);
         }
         if flows.are_met(&state.completed) {
             open.remove(&id);
@@ -130,6 +146,13 @@ impl Sessions {
         let refusal = ask(flows, &state.completed, &id, None);
         open.put(id, state);
         Progress::More(refusal)
+    }
+
+    /// The user for whom a session was begun; `None` if there is no such session, or if it is nobody's.
+    pub fn user_of(&self, env: &Env, session: &str) -> Option<OwnedUserId> {
+        let open = self.0.lock();
+        let known = open.sessions.get(session).filter(|known| known.used_ms + SESSION_MS > env.now_ms());
+        known.and_then(|known| known.user_id.clone())
     }
 
     /// Notes that a stage was passed on a page in the browser. The session must be open already, begun by the client's own
@@ -192,6 +215,7 @@ impl Open {
         self.last_serial += 1;
         Session {
             name: operation.name.clone(),
+            user_id: operation.user_id.clone(),
             request: None,
             completed: Vec::new(),
             registration_token: None,
@@ -241,7 +265,7 @@ mod tests {
     use super::*;
 
     fn operation(name: &str, request: u8) -> Operation {
-        Operation { name: name.to_owned(), request: [request; 32] }
+        Operation { name: name.to_owned(), request: [request; 32], user_id: None }
     }
 
     fn passed(stage: AuthType) -> Option<Passed> {
@@ -262,9 +286,13 @@ mod tests {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
         let it = operation("register", 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, None));
-        let same = session_of(sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy)));
-        assert_eq!(id, same);
-        let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::RegistrationToken));
+        // The stages of a flow must come in its order.
+        for stage in
+            [AuthType::Dummy, AuthType::Password, AuthType::RegistrationToken, AuthType::RegistrationToken]
+        {
+            assert_eq!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), passed(stage))));
+        }
+        let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
         assert!(matches!(done, Progress::Done { .. }));
         // A session that has led to the end of its operation cannot be used again.
         assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
@@ -282,9 +310,9 @@ mod tests {
     fn what_was_confirmed_for_one_request_or_operation_does_not_count_for_another() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
         let it = operation("delete", 1);
-        let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::Dummy)));
+        let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::RegistrationToken)));
         for other in [operation("delete", 2), operation("other", 1)] {
-            let next = passed(AuthType::RegistrationToken);
+            let next = passed(AuthType::Dummy);
             assert_ne!(id, session_of(sessions.advance(&env, &other, &flows, Some(&id), next)));
         }
     }

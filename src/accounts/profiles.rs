@@ -3,7 +3,7 @@
 //! Specification: client-server API, "Profiles".
 
 use bytes::Bytes;
-use ruma::api::error::ErrorKind;
+use ruma::{MxcUri, api::error::ErrorKind};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -45,8 +45,8 @@ pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Va
     Ok(profile)
 }
 
-/// Whether a field may have this name: the specification's own, or a namespaced identifier.
-/// Errors: 400 `M_KEY_TOO_LARGE`, `M_INVALID_PARAM`.
+/// Whether a field can have this name, by the grammar of identifiers. Fields with a name that [`set`] no longer takes may be
+/// there from before, and can be read and deleted. Errors: 400 `M_KEY_TOO_LARGE`, `M_INVALID_PARAM`.
 pub fn check_field(field: &str) -> Result<()> {
     if field.len() > FIELD_BYTES_MAX {
         let refusal = Refusal::new(ErrorKind::KeyTooLarge, "The name of a field has at most 255 bytes.");
@@ -63,12 +63,25 @@ pub fn check_field(field: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to set a field of the specification that it does not have, or one of somebody's own without their namespace:
+/// 400 `M_INVALID_PARAM`.
+fn require_namespaced(field: &str) -> Result<()> {
+    let is_namespaced = || {
+        let begins = |part: &str| part.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+        field.contains('.') && field.split('.').all(begins)
+    };
+    if matches!(field, "displayname" | "avatar_url") || is_namespaced() {
+        return Ok(());
+    }
+    let why = "A field is `displayname`, `avatar_url`, `m.tz`, or has a name with a namespace such as `org.example.name`.";
+    Err(Refusal::invalid_param(why).into())
+}
+
 /// The value to store for a field; none means that the field is deleted. Errors: 400 for a value that the field cannot have.
 fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
     let invalid = |why: &str| Err(Refusal::invalid_param(why).into());
     match (field, &value) {
         // Before there was a way to delete a field, clients emptied it.
-        ("displayname" | "avatar_url", Value::Null) => Ok(None),
         ("displayname" | "avatar_url", Value::String(text)) if text.is_empty() => Ok(None),
         ("displayname", Value::String(text)) if text.chars().count() > DISPLAY_NAME_CHARS_MAX => {
             invalid("A display name has at most 256 characters.")
@@ -76,8 +89,13 @@ fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
         ("avatar_url", Value::String(text)) if text.len() > AVATAR_URL_BYTES_MAX => {
             invalid("The address of an avatar has at most 1,000 bytes.")
         }
+        ("avatar_url", Value::String(text)) if !<&MxcUri>::from(text.as_str()).is_valid() => {
+            invalid("`avatar_url` must be an MXC URI, as an upload answers it.")
+        }
         ("displayname" | "avatar_url" | "m.tz", Value::String(_)) => Ok(Some(value)),
-        ("displayname" | "avatar_url" | "m.tz", _) => invalid("This field is text."),
+        ("displayname" | "avatar_url" | "m.tz", _) => {
+            invalid("This field must be text; to remove it, delete it.")
+        }
         _ => Ok(Some(value)),
     }
 }
@@ -86,6 +104,7 @@ fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
 /// Errors: 400 for a name or value that the field cannot have, 400 `M_PROFILE_TOO_LARGE`.
 pub fn set(batch: &mut Batch, user: UserNum, field: &str, value: Value) -> Result<bool> {
     check_field(field)?;
+    require_namespaced(field)?;
     let Some(value) = normalize(field, value)? else { return Ok(delete(batch, user, field)?) };
     let json = Bytes::from(value.to_string());
     let mut bytes = 2 + field.len() + json.len() + FIELD_OVERHEAD;

@@ -4,7 +4,6 @@ use http::Method;
 use ruma::api::client::uiaa::AuthType;
 
 use crate::{
-    accounts::{interactive::Passed, registration},
     api::{
         Routes,
         extract::{Endpoint, Public},
@@ -12,15 +11,19 @@ use crate::{
         raw::{self, Raw},
         reply::Page,
     },
-    error::Result,
-    flows::{App, limits::Limit},
+    error::{Refusal, Result},
+    flows::{
+        App,
+        account::confirm::{self, Shown},
+        limits::Limit,
+    },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
     r.public(welcome).unlimited();
-    r.public(ask_for_token).unlimited();
-    // Each request is a guess at a token, so that it counts as a registration.
-    r.public(take_token).limit(Limit::Register).body(Body::Raw(4 * KIB));
+    r.public(show_stage).unlimited();
+    // Each request may be a guess at a token, so that it counts as a registration.
+    r.public(take_stage).limit(Limit::Register).body(Body::Raw(4 * KIB));
 }
 
 /// The page at the server's own address.
@@ -36,14 +39,14 @@ impl Endpoint for Welcome {
     }
 }
 
-/// A client sends people who must show a registration token here, if it cannot ask for the token itself
+/// A client sends people here for a stage of authentication that it cannot carry out itself
 /// (<https://spec.matrix.org/v1.19/client-server-api/#fallback>).
-const FALLBACK: &str = "/_matrix/client/v3/auth/m.login.registration_token/fallback/web";
+const FALLBACK: &str = "/_matrix/client/v3/auth/{auth_type}/fallback/web";
 
-/// The page that asks for a registration token.
-pub(crate) struct AskForToken;
+/// The page that asks for what a stage of authentication needs.
+pub(crate) struct ShowStage;
 
-impl Endpoint for AskForToken {
+impl Endpoint for ShowStage {
     fn method() -> Method {
         Method::GET
     }
@@ -53,10 +56,10 @@ impl Endpoint for AskForToken {
     }
 }
 
-/// The form that the page for a registration token sends.
-pub(crate) struct TakeToken;
+/// The form that such a page sends.
+pub(crate) struct TakeStage;
 
-impl Endpoint for TakeToken {
+impl Endpoint for TakeStage {
     fn method() -> Method {
         Method::POST
     }
@@ -78,44 +81,64 @@ pub(crate) async fn welcome(app: App, _public: Public<Raw<Welcome>>) -> Result<P
     Ok(Page { html: page(&name, &text), has_script: false })
 }
 
-/// `GET /_matrix/client/v3/auth/m.login.registration_token/fallback/web`
-pub(crate) async fn ask_for_token(_app: App, public: Public<Raw<AskForToken>>) -> Result<Page> {
-    Ok(form(&public.request.query("session").unwrap_or_default(), ""))
+/// `GET /_matrix/client/v3/auth/{auth_type}/fallback/web`
+pub(crate) async fn show_stage(_app: App, public: Public<Raw<ShowStage>>) -> Result<Page> {
+    let stage = stage(public.request.arg(0))?;
+    Ok(form(&stage, &public.request.query("session").unwrap_or_default(), ""))
 }
 
-/// `POST /_matrix/client/v3/auth/m.login.registration_token/fallback/web`
-pub(crate) async fn take_token(app: App, public: Public<Raw<TakeToken>>) -> Result<Page> {
+/// `POST /_matrix/client/v3/auth/{auth_type}/fallback/web`
+pub(crate) async fn take_stage(app: App, public: Public<Raw<TakeStage>>) -> Result<Page> {
+    let stage = stage(public.request.arg(0))?;
     let sent = raw::form(&public.request.bytes);
     let field = |name: &str| sent.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value);
-    let (session, token) = (field("session"), field("token").trim());
-    let snapshot = app.store.snapshot();
-    if !registration::is_valid(&*snapshot, &app.accounts, token, app.env.now_ms())? {
-        tracing::debug!(reason = "the registration token is not valid", "refused");
-        return Ok(form(session, "<p role=\"alert\">This registration token is not valid.</p>\n"));
-    }
-    let shown = Passed { stage: AuthType::RegistrationToken, registration_token: Some(token.to_owned()) };
-    if let Err(refusal) = app.accounts.sessions().pass_on_page(&app.env, session, shown) {
-        return Ok(form(session, &format!("<p role=\"alert\">{}</p>\n", escaped(&refusal.message))));
+    let session = field("session");
+    let shown = match stage {
+        AuthType::RegistrationToken => Shown::Token(field("token").trim().to_owned()),
+        AuthType::Password => Shown::Password(field("password").to_owned()),
+        _ => Shown::Nothing,
+    };
+    if let Err(refusal) = confirm::pass_on_page(&app, session, shown, public.peer).await? {
+        tracing::debug!(reason = refusal.message, "a stage of authentication is failed on its page");
+        return Ok(form(&stage, session, &format!("<p role=\"alert\">{}</p>\n", escaped(&refusal.message))));
     }
     let done = "<p>Thank you. You can close this page and go on in your app.</p>\n\
         <script>\n\
         if (window.onAuthDone) { window.onAuthDone(); }\n\
         else if (window.opener && window.opener.postMessage) { window.opener.postMessage(\"authDone\", \"*\"); }\n\
         </script>";
-    Ok(Page { html: page("Registration", done), has_script: true })
+    Ok(Page { html: page("Authentication", done), has_script: true })
 }
 
-fn form(session: &str, said: &str) -> Page {
-    let (action, session) = (attribute("action", FALLBACK), attribute("value", session));
+/// The stage of this name. Errors: 404 `M_NOT_FOUND` for one that this server never asks for.
+fn stage(name: &str) -> Result<AuthType> {
+    match AuthType::from(name) {
+        stage @ (AuthType::RegistrationToken | AuthType::Password | AuthType::Dummy) => Ok(stage),
+        _ => Err(Refusal::not_found("This server does not ask for this type of authentication.").into()),
+    }
+}
+
+fn form(stage: &AuthType, session: &str, said: &str) -> Page {
+    let action = attribute("action", &FALLBACK.replace("{auth_type}", stage.as_str()));
+    let session = attribute("value", session);
+    let asks = match stage {
+        AuthType::RegistrationToken => {
+            "<p><label>Registration token, from whoever runs this server:<br>\n\
+             <input name=\"token\" required autofocus autocomplete=\"off\"></label></p>\n"
+        }
+        AuthType::Password => {
+            "<p><label>The password of your account:<br>\n\
+             <input name=\"password\" type=\"password\" required autofocus autocomplete=\"current-password\"></label></p>\n"
+        }
+        _ => "<p>Your app asks you to confirm that you want to go on.</p>\n",
+    };
     let text = format!(
         "{said}<form method=\"post\" {action}>\n\
          <input type=\"hidden\" name=\"session\" {session}>\n\
-         <p><label>Registration token, from whoever runs this server:<br>\n\
-         <input name=\"token\" required autofocus autocomplete=\"off\"></label></p>\n\
-         <p><button>Go on</button></p>\n\
+         {asks}<p><button>Go on</button></p>\n\
          </form>"
     );
-    Page { html: page("Registration", &text), has_script: false }
+    Page { html: page("Authentication", &text), has_script: false }
 }
 
 /// Writes an attribute of an element. Its value may be any text.

@@ -110,6 +110,10 @@ impl<E: IncomingRequest> Raw<E> {
     /// beside the password instead of in an `identifier`
     /// (<https://spec.matrix.org/v1.19/client-server-api/#password-based>).
     pub(crate) fn read_confirmed(mut self) -> Result<E> {
+        // An empty `auth` confirms nothing, so that the answer is the same as to a request without one: what to confirm.
+        if self.body.field("auth").is_some_and(is_empty_object) {
+            self.body = self.body.with_field("auth", "null").map_err(Error::from)?;
+        }
         if let Some(newer) = self.body.field("auth").and_then(renewed) {
             self.body = self.body.with_field("auth", &newer).map_err(Error::from)?;
         }
@@ -123,6 +127,10 @@ pub(crate) fn form(bytes: &[u8]) -> Vec<(String, String)> {
     let uri = format!("/?{query}").parse::<Uri>().ok();
     let fields = uri.and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
     fields.map(|Query(fields)| fields).unwrap_or_default()
+}
+
+fn is_empty_object(json: &str) -> bool {
+    serde_json::from_str::<Map<String, Value>>(json).is_ok_and(|object| object.is_empty())
 }
 
 /// Rewrites an old `auth` in today's form. None if it is in that form already, or is something else.

@@ -17,11 +17,15 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// A search reads at most this many accounts, the oldest first, so that its cost is bounded on a large server.
+/// A search reads at most this many accounts, the oldest first, so that its cost is bounded on a large server. The accounts
+/// of those who share a room with the searcher come before these.
 const ACCOUNTS_MAX: usize = 100_000;
+/// A search reads at most this many memberships of the searcher's own rooms.
+const ROOM_MATES_MAX: usize = 100_000;
 /// Display names are read in groups of this many, which costs less than reading each alone.
 const PROFILES_AT_ONCE: usize = 500;
-/// At most this many users whose name fits are checked for whether the searcher may know of them, because that reads rooms.
+/// At most this many users whose name fits, and who are not in the part of the searcher's rooms that was read, are checked for
+/// whether the searcher may know of them, because that reads rooms.
 const FITTING_MAX: usize = 2_000;
 /// At most this many rooms of a found user are checked for whether everybody may join or read them.
 const ROOMS_MAX: usize = 1_000;
@@ -51,7 +55,8 @@ enum Fit {
 }
 
 /// Lists at most `limit` users who fit `term`, the best fit first, and answers whether there are more. Only users are found
-/// who share a room with the searcher, or are in a room that everybody may join or read.
+/// who share a room with the searcher, or are in a room that everybody may join or read. Those who share a room are found
+/// however many others there are.
 pub fn find(
     read: &(impl Read + ?Sized),
     asks: UserNum,
@@ -62,14 +67,19 @@ pub fn find(
     if term.is_empty() {
         return Ok((Vec::new(), false));
     }
-    let mut fitting = list_fitting(read, asks, &term)?;
+    let own: BTreeSet<RoomNum> = members::list_joined_rooms(read, asks)?.into_iter().collect();
+    let mates = list_room_mates(read, &own)?;
+    let mut fitting = list_fitting(read, asks, &term, &mates)?;
     fitting.sort_by(|a, b| (a.fit, a.name.is_none(), &a.name).cmp(&(b.fit, b.name.is_none(), &b.name)));
-    let mut sight =
-        Sight { own: members::list_joined_rooms(read, asks)?.into_iter().collect(), open: BTreeMap::new() };
+    let mut sight = Sight { own, open: BTreeMap::new() };
     let mut found = Vec::new();
-    for one in fitting.into_iter().take(FITTING_MAX) {
-        if !sight.reaches(read, one.user)? {
-            continue;
+    let mut checked = 0;
+    for one in fitting {
+        if !mates.contains(&one.user) {
+            checked += 1;
+            if checked > FITTING_MAX || !sight.reaches(read, one.user)? {
+                continue;
+            }
         }
         if found.len() == limit {
             return Ok((found, true));
@@ -77,7 +87,26 @@ pub fn find(
         let avatar_url = schema::PROFILES.get(read, (one.user, "avatar_url"))?.and_then(|json| text(&json));
         found.push(Person { user_id: one.user_id, display_name: one.name, avatar_url });
     }
+    if checked > FITTING_MAX {
+        tracing::debug!(user = %asks, count = checked, reason = "too many strangers fit", "a search leaves users out");
+    }
     Ok((found, false))
+}
+
+/// Lists users of ours who are in one of these rooms.
+fn list_room_mates(
+    read: &(impl Read + ?Sized),
+    rooms: &BTreeSet<RoomNum>,
+) -> Result<BTreeSet<UserNum>, Fault> {
+    let mut mates = BTreeSet::new();
+    let mut left = ROOM_MATES_MAX;
+    for room in rooms {
+        for user in members::joined_local_users(read, *room)?.take(left) {
+            mates.insert(user?);
+            left -= 1;
+        }
+    }
+    Ok(mates)
 }
 
 struct Fitting {
@@ -87,9 +116,19 @@ struct Fitting {
     fit: Fit,
 }
 
-fn list_fitting(read: &(impl Read + ?Sized), asks: UserNum, term: &str) -> Result<Vec<Fitting>, Fault> {
+/// Lists the users whose name or id fits: first of those who share a room with the searcher, then of all others.
+fn list_fitting(
+    read: &(impl Read + ?Sized),
+    asks: UserNum,
+    term: &str,
+    mates: &BTreeSet<UserNum>,
+) -> Result<Vec<Fitting>, Fault> {
+    let known =
+        mates.iter().filter_map(|user| Some(users::find(read, *user).transpose()?.map(|row| (*user, row))));
+    let others = users::list(read)?.take(ACCOUNTS_MAX);
+    let others = others.filter(|row| row.as_ref().map_or(true, |(user, _)| !mates.contains(user)));
+    let mut accounts = known.chain(others);
     let mut fitting = Vec::new();
-    let mut accounts = users::list(read)?.take(ACCOUNTS_MAX);
     loop {
         let some = accounts.by_ref().take(PROFILES_AT_ONCE).collect::<Result<Vec<_>, _>>()?;
         if some.is_empty() {

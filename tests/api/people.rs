@@ -1,5 +1,6 @@
 //! `src/api/client/people.rs`: the user directory and shared rooms; and who wants no invitations.
 
+use aqueduct::{accounts::users, ids::UserNum};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -243,4 +244,26 @@ async fn pages_of_the_directory_tell_each_room_that_does_not_change_once() {
     let body = json!({ "filter": { "generic_search_term": "room 12" } });
     let (_, found) = alice.post("/_matrix/client/v3/publicRooms", body).await;
     assert_eq!((ids(&found), &found["total_room_count_estimate"]), (vec![rooms[12].clone()], &json!(1)));
+}
+
+/// However many other names fit, those who share a room with the searcher are found.
+#[tokio::test(start_paused = true)]
+async fn those_who_share_a_room_are_found_among_any_number_of_strangers() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let shared = room(&alice, json!({ "preset": "public_chat" })).await;
+    join(&bob, &shared).await;
+    call(&bob, "zedz").await;
+    let app = server.server().app();
+    for many in (0..2_100).collect::<Vec<_>>().chunks(300) {
+        let guard = aqueduct::store::Guard::alone();
+        let mut batch = app.store.batch(&guard);
+        for number in many {
+            let user_id = ruma::OwnedUserId::try_from(format!("@zed{number:05}:test.example")).unwrap();
+            let new = users::NewUser { user_id, is_admin: false, is_guest: false, now_ms: 0 };
+            users::create(&mut batch, UserNum(1_000 + number), &new);
+        }
+        app.store.enqueue(batch).unwrap().flushed.await.unwrap();
+    }
+    assert_eq!(search(&alice, "zed").await, [bob.user_id.as_str()]);
 }

@@ -329,3 +329,88 @@ async fn a_registration_token_may_be_shown_on_a_page() {
     let (status, json) = server.anonymous().post("/_matrix/client/v3/register", again).await;
     assert_eq!(status, StatusCode::OK, "{json}");
 }
+
+/// "all parameters in the request body with the exception of `initial_device_display_name` MUST BE ignored".
+#[tokio::test(start_paused = true)]
+async fn of_what_a_guest_sends_one_field_counts() {
+    let server = TestServer::with(|config| config.registration.guests = true);
+    let body = json!({
+        "device_id": 5, "username": {}, "password": [], "auth": 7, "inhibit_login": "x", "refresh_token": 1,
+        "initial_device_display_name": "visitor",
+    });
+    let (status, json) = server.anonymous().post("/_matrix/client/v3/register?kind=guest", body).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    let mut guest = server.anonymous();
+    guest.token = json["access_token"].as_str().map(str::to_owned);
+    let (_, json) = guest.get("/_matrix/client/v3/capabilities").await;
+    let fields = &json["capabilities"]["m.profile_fields"];
+    assert_eq!(fields, &json!({ "enabled": true, "allowed": ["displayname"] }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_confirmation_is_answered_like_none() {
+    let server = TestServer::new();
+    let mut answers = Vec::new();
+    for body in [json!({}), json!({ "auth": {} }), json!({ "auth": null })] {
+        let (status, mut json) = server.anonymous().post("/_matrix/client/v3/register", body).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{json}");
+        json["session"].take();
+        answers.push(json);
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[0], answers[2]);
+}
+
+/// Every stage that this server asks for has a page that carries it out.
+#[tokio::test(start_paused = true)]
+async fn every_stage_that_is_asked_for_has_a_page() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let page = |method: Method, stage: &str, form: String| {
+        let uri = format!("/_matrix/client/v3/auth/{stage}/fallback/web");
+        let uri = if method == Method::GET { format!("{uri}?{form}") } else { uri };
+        let request = Request::builder().method(method).uri(uri).body(form.into()).unwrap();
+        let server = server.clone();
+        async move {
+            let response = server.send(request).await;
+            let status = response.status();
+            let page = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+            (status, String::from_utf8(page.to_vec()).unwrap())
+        }
+    };
+    let registration = json!({ "username": "bob", "password": "password of bob" });
+    let removal = json!({ "devices": [alice.device_id] });
+    for (client, path, body, stage, secrets) in [
+        (server.anonymous(), "register", registration, "m.login.dummy", vec![("", true)]),
+        (
+            alice.clone(),
+            "delete_devices",
+            removal,
+            "m.login.password",
+            vec![("&password=wrong", false), ("", false), ("&password=password+of+alice", true)],
+        ),
+    ] {
+        let path = format!("/_matrix/client/v3/{path}");
+        let (status, asked) = client.post(&path, body.clone()).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{asked}");
+        assert_eq!(asked["flows"][0]["stages"], json!([stage]));
+        let session = asked["session"].as_str().unwrap();
+        let (status, form) = page(Method::GET, stage, format!("session={session}")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(form.contains(session) && form.contains("<form") && !form.contains("<script"), "{form}");
+        let mut again = body;
+        again["auth"] = json!({ "session": session });
+        for (secret, done) in secrets {
+            let (status, answer) = page(Method::POST, stage, format!("session={session}{secret}")).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            assert_eq!(answer.contains("authDone"), done, "{answer}");
+            let (status, json) = client.post(&path, again.clone()).await;
+            assert_eq!(status == StatusCode::OK, done, "{json}");
+        }
+        // A session that is over is no session.
+        let (_, answer) =
+            page(Method::POST, stage, format!("session={session}&password=password+of+alice")).await;
+        assert!(!answer.contains("authDone"), "{answer}");
+    }
+    assert_eq!(page(Method::GET, "m.login.other", String::new()).await.0, StatusCode::NOT_FOUND);
+}

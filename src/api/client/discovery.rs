@@ -64,6 +64,12 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
     let available: BTreeMap<_, _> =
         ROOM_VERSIONS.iter().map(|version| (version.as_str(), "stable")).collect();
     let default = &app.config.rooms.default_version;
+    // Guests may change only the display name of their profile.
+    let profile_fields = if is_user {
+        json!({ "enabled": true })
+    } else {
+        json!({ "enabled": true, "allowed": ["displayname"] })
+    };
     // Capabilities are written even where they equal the default that clients assume, because some clients look for the
     // key.
     let capabilities = json!({
@@ -71,7 +77,7 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
         "m.change_password": { "enabled": is_user },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": is_user },
-        "m.profile_fields": { "enabled": is_user },
+        "m.profile_fields": profile_fields,
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
     });

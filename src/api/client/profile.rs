@@ -10,7 +10,6 @@ use crate::{
     accounts::{Caller, profiles, users},
     api::{
         Routes,
-        client::config::require_self,
         extract::{Client, Public, guests_refused},
         policy::{Body, Guests, KIB},
         raw::Raw,
@@ -78,6 +77,12 @@ pub(crate) async fn set_profile_field(
     let Some(value) = body.remove(field) else {
         return Err(Refusal::missing_param("The request's body lacks the field that the path names.").into());
     };
+    if !body.is_empty() {
+        return Err(Refusal::invalid_param(
+            "The request's body must have no other field than the path names.",
+        )
+        .into());
+    }
     set_profile::set_profile(&app, &caller, field.to_owned(), Some(value)).await?;
     Ok(set_profile_field::v3::Response::new())
 }
@@ -102,5 +107,8 @@ fn require_user(caller: &Caller, user_id: &str, field: &str) -> Result<()> {
     }
     let user_id = <&UserId>::try_from(user_id)
         .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
-    require_self(caller, user_id)
+    if caller.user_id == user_id {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("You can only change your own profile.").into())
 }

@@ -1,6 +1,8 @@
 //! User-interactive authentication of one request. The stage that the request brings is checked, and the answer says which
 //! stages are still needed.
 
+use std::net::IpAddr;
+
 use ruma::{
     UserId,
     api::{
@@ -14,7 +16,7 @@ use crate::{
     accounts::{
         Caller,
         interactive::{Flows, Operation, Passed, Progress},
-        names, passwords, registration,
+        names, passwords, registration, users,
     },
     env::payer::Payer,
     error::{Refusal, Result},
@@ -22,6 +24,7 @@ use crate::{
         App,
         account::{guess, log_in},
     },
+    ids::UserNum,
 };
 
 /// The proof that a request was confirmed, with the registration token that was shown for it.
@@ -38,7 +41,8 @@ pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde
         Some(caller) => format!("{endpoint} {} {}", caller.user_id, caller.device.0),
         None => endpoint.to_owned(),
     };
-    Operation { name, request: Sha256::digest(request.to_string()).into() }
+    let user_id = caller.map(|caller| caller.user_id.clone());
+    Operation { name, request: Sha256::digest(request.to_string()).into(), user_id }
 }
 
 /// Confirms a request once all stages of a flow were passed. Errors: 401 with flows and session until then.
@@ -88,7 +92,7 @@ async fn check(
                 .into());
             }
             let guess = guess::by_session(app, caller)?;
-            if !is_password_of(app, caller, guess.payer(), password.password.clone()).await? {
+            if !is_password_of(app, caller.user, guess.payer(), password.password.clone()).await? {
                 return Ok(Err(wrong));
             }
             guess.was_right(app);
@@ -110,6 +114,50 @@ async fn check(
     }
 }
 
+/// Something that a person shows for a stage on its page in the browser.
+pub(crate) enum Shown {
+    /// Nothing, for a stage that asks for nothing.
+    Nothing,
+    /// The password of the account whose request it is.
+    Password(String),
+    /// The registration token that allows a new account.
+    Token(String),
+}
+
+/// Checks what was shown on a page, and notes that the session has passed the stage. The inner error is for the person to
+/// read. Errors: 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
+pub(crate) async fn pass_on_page(
+    app: &App,
+    session: &str,
+    shown: Shown,
+    from: IpAddr,
+) -> Result<Result<(), Refusal>> {
+    let sessions = app.accounts.sessions();
+    let passed = match shown {
+        Shown::Nothing => Passed { stage: AuthType::Dummy, registration_token: None },
+        Shown::Token(token) => {
+            let snapshot = app.store.snapshot();
+            if !registration::is_valid(&*snapshot, &app.accounts, &token, app.env.now_ms())? {
+                return Ok(Err(Refusal::forbidden("This registration token is not valid.")));
+            }
+            Passed { stage: AuthType::RegistrationToken, registration_token: Some(token) }
+        }
+        Shown::Password(password) => {
+            let Some(user_id) = sessions.user_of(&app.env, session) else {
+                return Ok(Err(Refusal::not_found("This session has ended. Begin again in your app.")));
+            };
+            let user = users::require_num(&*app.store.snapshot(), &user_id)?;
+            let guess = guess::by_stranger(app, user_id.as_str(), Some(user), Some(from)).await?;
+            if !is_password_of(app, user, guess.payer(), password).await? {
+                return Ok(Err(Refusal::forbidden("The password is not right.")));
+            }
+            guess.was_right(app);
+            Passed { stage: AuthType::Password, registration_token: None }
+        }
+    };
+    Ok(sessions.pass_on_page(&app.env, session, passed))
+}
+
 /// Whether a name that a person wrote means that account. The case of letters makes no difference, as when they log in.
 fn is_name_of(meant: &UserId, user_id: &UserId) -> bool {
     meant.localpart() == user_id.localpart() || meant.localpart().to_ascii_lowercase() == user_id.localpart()
@@ -123,9 +171,9 @@ pub(crate) fn meant_by(app: &App, identifier: &UserIdentifier) -> Option<ruma::O
     }
 }
 
-/// Whether this is the caller's password.
-async fn is_password_of(app: &App, caller: &Caller, payer: Payer, password: String) -> Result<bool> {
-    let hash = passwords::find(&*app.store.snapshot(), caller.user)?;
+/// Whether this is the password of an account.
+async fn is_password_of(app: &App, user: UserNum, payer: Payer, password: String) -> Result<bool> {
+    let hash = passwords::find(&*app.store.snapshot(), user)?;
     log_in::passwords_match(app, payer, hash, password).await
 }
 

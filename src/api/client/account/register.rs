@@ -5,6 +5,7 @@ use ruma::api::{
     error::ErrorKind,
 };
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{
         App,
-        account::register::{self as flow, Wish},
+        account::register::{self as flow, Registered, Wish},
         limits::Limit,
     },
 };
@@ -25,8 +26,20 @@ pub(crate) fn routes(r: &mut Routes) {
     r.public(check_registration_token_validity).limit(Limit::Register);
 }
 
+/// The part of a request that counts for a guest. All else in it is ignored, whatever it is.
+#[derive(Deserialize)]
+struct GuestBody {
+    initial_device_display_name: Option<String>,
+}
+
 /// `POST /_matrix/client/v3/register`
 pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>>) -> Result<RawJson> {
+    if public.request.query("kind").as_deref() == Some("guest") {
+        let body: GuestBody = public.request.json()?;
+        let display_name = body.initial_device_display_name;
+        let log_in = LogIn { id: None, display_name, ip: Some(public.peer) };
+        return answer(flow::register_guest(&app, log_in).await?);
+    }
     let request = public.request.read_confirmed()?;
     let (display_name, ip) = (request.initial_device_display_name, Some(public.peer));
     let log_in = LogIn { id: request.device_id, display_name, ip };
@@ -38,7 +51,6 @@ pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>
         return Err(refusal.into());
     }
     let registered = match request.kind {
-        register::RegistrationKind::Guest => flow::register_guest(&app, LogIn { id: None, ..log_in }).await?,
         register::RegistrationKind::User => {
             let wish = Wish {
                 username: request.username,
@@ -53,6 +65,10 @@ pub(crate) async fn register(app: App, public: Public<Raw<register::v3::Request>
         }
         _ => return Err(Refusal::invalid_param("`kind` must be `user` or `guest`.").into()),
     };
+    answer(registered)
+}
+
+fn answer(registered: Registered) -> Result<RawJson> {
     // The answer is not written by ruma, whose type writes `"device_id": null` where there is no device.
     let mut answer = Map::from_iter([("user_id".to_owned(), Value::from(registered.user_id.as_str()))]);
     if let Some(session) = registered.session {
