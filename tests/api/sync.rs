@@ -657,6 +657,10 @@ async fn state_after_has_the_members_that_the_timeline_is_about() {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test waits for what its tasks answer, which `Env::spawn` does not give"
+)]
 async fn of_many_polls_of_one_device_only_the_newest_wait() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
