@@ -1,13 +1,13 @@
 //! The settings: `conduit.toml`, and environment variables over it.
 
-mod check;
+mod bounds;
 mod load;
 mod sections;
 mod size;
 
 use serde::{Deserialize, Serialize};
 
-pub use check::ROOM_VERSIONS;
+pub use bounds::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
     Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,

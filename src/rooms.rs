@@ -195,3 +195,49 @@ pub fn find_state(
     let Some(key) = state::find_key(read, room, event_type, state_key)? else { return Ok(None) };
     state::current(read, room, key)?.map(|event| event::require(read, room, event)).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        env::Env,
+        metrics::Metrics,
+        rooms::change::Change,
+        store::{Durability, Engine, Store, engine::Memory},
+    };
+
+    fn rooms(store: &Store) -> Rooms {
+        let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
+        Rooms::open(&*store.snapshot(), "s".try_into().unwrap(), build::tests::a_key(), resolver).unwrap()
+    }
+
+    fn store() -> Store {
+        Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap()
+    }
+
+    fn begin(store: &Store, rooms: &Rooms, seat: u64, num: u64) -> Change {
+        let id = RoomId::parse(format!("!room{num}:s")).unwrap();
+        Change::begin_room(store, rooms.sit(RoomNum(seat)), RoomNum(num), id, 11).unwrap()
+    }
+
+    #[test]
+    fn a_new_room_has_a_number_above_those_that_came_to_be_below_us() {
+        let store = store();
+        let rooms_here = rooms(&store);
+        let next = || rooms_here.next_num(&store.view()).unwrap();
+        assert_eq!((next(), next()), (RoomNum(1), RoomNum(2)));
+        // Another node led meanwhile, and made a room.
+        let rooms_there = rooms(&store);
+        let mut change = begin(&store, &rooms_there, 7, 7);
+        schema::ROOM.put(&mut change.batch, RoomNum(7), &change.row);
+        drop(store.enqueue(change.batch).unwrap());
+        assert_eq!((next(), next()), (RoomNum(8), RoomNum(9)));
+    }
+
+    #[test]
+    #[should_panic(expected = "the seat is that of another room")]
+    fn the_seat_of_a_room_changes_no_other_room() {
+        let store = store();
+        drop(begin(&store, &rooms(&store), 1, 2));
+    }
+}

@@ -11,6 +11,7 @@ use crate::{
     accounts::users,
     error::{Refusal, Result},
     ids::{Position, UserNum},
+    schema::event_types::INVITE_PERMISSIONS,
     schema::{
         self,
         accounts::{AccountDataKey, DataSize, WrittenRow},
@@ -164,7 +165,7 @@ pub fn blocks_invites(read: &(impl Read + ?Sized), user: UserNum) -> Result<bool
     struct Config {
         default_action: String,
     }
-    let row = find(read, user, None, "m.invite_permission_config")?;
+    let row = find(read, user, None, INVITE_PERMISSIONS)?;
     let config = row.and_then(|row| serde_json::from_slice::<Config>(&row.content).ok());
     Ok(config.is_some_and(|config| config.default_action == "block"))
 }

@@ -85,13 +85,13 @@ fn devices() -> [RowCheck; 5] {
         RowCheck::of(&schema::ACCESS_TOKENS, |read, hash, row: &AccessTokenRow, doubts| {
             let key = (row.user, row.device, super::tokens::KIND_ACCESS, hash);
             doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not list it");
-            device(read, row.user, row.device, &row.device_id, doubts)
+            device(read, row.user, row.device, row.device_id.as_str(), doubts)
         }),
         RowCheck::of(&schema::REFRESH_TOKENS, |read, hash, Json(row): &Json<RefreshTokenRow>, doubts| {
             let (user, num) = (row.user, row.device);
             let key = (user, num, super::tokens::KIND_REFRESH, hash);
             doubts.unless(schema::DEVICE_TOKENS.contains(read, key)?, "its device does not list it");
-            device(read, user, num, &row.device_id, doubts)
+            device(read, user, num, row.device_id.as_str(), doubts)
         }),
         RowCheck::of(&schema::DEVICE_TOKENS, |read, (user, num, kind, hash), (), doubts| {
             let of = match *kind {

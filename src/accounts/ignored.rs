@@ -9,6 +9,7 @@ use ruma::UserId;
 use crate::{
     accounts::account_data,
     ids::UserNum,
+    schema::event_types::IGNORED_USER_LIST,
     store::{Fault, Read},
 };
 
@@ -20,7 +21,7 @@ impl Ignored {
     /// Reads the list of a user, with the number of the account. A list that cannot be read ignores nobody, and nobody
     /// ignores themselves: a list that names its own user would hide from them what they send.
     pub fn of(read: &(impl Read + ?Sized), user: UserNum, user_id: &UserId) -> Result<Self, Fault> {
-        let row = account_data::find(read, user, None, "m.ignored_user_list")?;
+        let row = account_data::find(read, user, None, IGNORED_USER_LIST)?;
         Ok(row.map(|row| Self::parse(&row.content, user_id)).unwrap_or_default())
     }
 

@@ -95,7 +95,7 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
         user: row.user,
         user_id: user.user_id,
         device: row.device,
-        device_id: row.device_id.into(),
+        device_id: row.device_id,
         is_guest: user.is_guest,
         is_admin: user.is_admin,
         unused: row.replaces.map(|replaces| Unused { access, replaces }),
@@ -151,7 +151,7 @@ fn put_access(
     expires_ms: Option<u64>,
     replaces: Option<Hash>,
 ) {
-    let (user, device, device_id) = (holder.user, holder.device, holder.device_id.to_string());
+    let (user, device, device_id) = (holder.user, holder.device, holder.device_id.clone());
     let row = AccessTokenRow { user, device, device_id, expires_ms, replaces };
     schema::ACCESS_TOKENS.put(batch, access, &row);
     schema::DEVICE_TOKENS.put(batch, (user, device, KIND_ACCESS, access), &());
@@ -161,7 +161,7 @@ fn put_refresh(batch: &mut Batch, holder: &Holder, refresh: &Hash, access: Hash,
     let row = RefreshTokenRow {
         user: holder.user,
         device: holder.device,
-        device_id: holder.device_id.to_string(),
+        device_id: holder.device_id.clone(),
         access,
         replaces,
         successor: None,
@@ -215,7 +215,7 @@ pub fn refresh(batch: &mut Batch, env: &Env, token: &str) -> Result<Issued> {
     let access_token = derive(token, &successor.seed, ACCESS_PREFIX)?;
     let refresh_token = derive(token, &successor.seed, REFRESH_PREFIX)?;
     if row.successor.is_none() {
-        let holder = Holder { user: row.user, device: row.device, device_id: row.device_id.as_str().into() };
+        let holder = Holder { user: row.user, device: row.device, device_id: row.device_id.clone() };
         let access = hash(&access_token);
         put_access(batch, &holder, &access, Some(successor.expires_ms), Some(old));
         put_refresh(batch, &holder, &hash(&refresh_token), access, Some(old));

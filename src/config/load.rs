@@ -7,7 +7,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::config::{Config, check};
+use crate::config::{Config, bounds};
 
 /// The beginning of the names of environment variables that override settings: `AQUEDUCT_SERVER__NAME`.
 pub const ENVIRONMENT_PREFIX: &str = "AQUEDUCT_";
@@ -74,7 +74,7 @@ impl Config {
             })?;
             set_by.push((key.join("."), name));
         }
-        check::check(&config).map_err(|(key, why)| {
+        bounds::require_all(&config).map_err(|(key, why)| {
             let place = match set_by.iter().rev().find(|(set, _)| *set == key) {
                 Some((_, name)) => format!("environment variable {name}"),
                 None => match DeTable::parse(text).ok().and_then(|table| find(table.get_ref(), &key)) {

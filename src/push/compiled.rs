@@ -14,6 +14,7 @@ use crate::{
         glob::{Glob, Steps},
         scene::Scene,
     },
+    schema::event_types::{ENCRYPTED, MESSAGE},
     schema::push::{Outcome, Sound},
     store::Read,
 };
@@ -163,7 +164,7 @@ impl<'c> Local<'c> {
     pub(crate) fn wants_messages(&self) -> bool {
         let is_type = |condition: &Condition| match condition {
             Condition::Like { key, glob: Glob::Plain(text) } => {
-                &**key == "type" && matches!(&**text, "m.room.message" | "m.room.encrypted")
+                &**key == "type" && matches!(&**text, MESSAGE | ENCRYPTED)
             }
             _ => false,
         };

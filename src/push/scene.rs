@@ -20,6 +20,7 @@ use crate::{
         event::{self, StoredEvent},
         members, state,
     },
+    schema::event_types::{CREATE, MEMBER, POWER_LEVELS},
     schema::{rooms::RoomRow, state::StateRef},
     store::{Fault, Read},
 };
@@ -122,7 +123,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
 
     /// The user whom the event invites.
     pub(crate) fn invited(&self) -> Option<&str> {
-        let is_invite = self.event.get_str("type") == Some("m.room.member")
+        let is_invite = self.event.get_str("type") == Some(MEMBER)
             && self.event.get_str("content.membership") == Some("invite");
         self.event.get_str("state_key").filter(|_| is_invite)
     }
@@ -145,7 +146,7 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
         struct Content {
             displayname: Option<String>,
         }
-        let member = self.find_state("m.room.member", user_id.as_str())?;
+        let member = self.find_state(MEMBER, user_id.as_str())?;
         let content = member.and_then(|member| serde_json::from_str::<Content>(member.row.content()).ok());
         let name = content.and_then(|content| content.displayname);
         Ok(name.unwrap_or_else(|| user_id.localpart().to_owned()))
@@ -168,10 +169,10 @@ impl<'a, R: Read + ?Sized> Scene<'a, R> {
 
     fn read_power_levels(&self) -> Result<PushConditionPowerLevelsCtx, Fault> {
         let rules = &rooms::rules(self.room)?.authorization;
-        let levels = self.find_state("m.room.power_levels", "")?.and_then(|stored| {
+        let levels = self.find_state(POWER_LEVELS, "")?.and_then(|stored| {
             serde_json::from_str::<RoomPowerLevelsEventContent>(stored.row.content()).ok()
         });
-        let create = self.find_state("m.room.create", "")?;
+        let create = self.find_state(CREATE, "")?;
         let creators = create.map(|create| creators(&create)).unwrap_or_default();
         Ok(RoomPowerLevels::new(levels.into(), rules, creators).into())
     }

@@ -37,6 +37,7 @@ use crate::{
         view::RoomView,
     },
     schema,
+    schema::event_types::{CREATE, MEMBER, POWER_LEVELS},
     schema::{
         push::Totals,
         rooms::{Membership, Place, Resident, RoomRow},
@@ -44,8 +45,6 @@ use crate::{
     },
     store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, Store},
 };
-
-const MEMBER: &str = "m.room.member";
 
 /// State keys that a change looked up or set, each with its event; `None` where the key has none.
 type StateEvents = BTreeMap<(String, String), Option<Arc<StateEvent>>>;
@@ -100,7 +99,8 @@ impl Change {
     /// Begins a change to a room that exists. `seat` proves that nobody else changes the room meanwhile. Refuses a room
     /// that this server is not in: 404 `M_NOT_FOUND`.
     pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
-        let guard = Guard::of_room(num);
+        debug_assert_eq!(seat.room(), num, "the seat is that of another room");
+        let guard = seat.guard();
         let row = match &seat.tip {
             Some(tip) => tip.row.clone(),
             None => {
@@ -133,7 +133,8 @@ impl Change {
             joined: 0,
             invited: 0,
         };
-        let guard = Guard::of_room(num);
+        debug_assert_eq!(seat.room(), num, "the seat is that of another room");
+        let guard = seat.guard();
         let mut batch = store.batch(&guard);
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
@@ -231,14 +232,14 @@ impl Change {
 
     /// Gives the current power levels, with the keys that this change has set.
     pub fn power(&mut self) -> Result<Power> {
-        let create = self.state("m.room.create", "")?;
-        let levels = self.state("m.room.power_levels", "")?;
+        let create = self.state(CREATE, "")?;
+        let levels = self.state(POWER_LEVELS, "")?;
         Power::of(&self.rules.authorization, create, levels)
     }
 
     /// Gives a user's membership of the room, with the member events that this change has set.
     pub fn membership(&mut self, user: &str) -> Result<Membership, Fault> {
-        let event = self.state("m.room.member", user)?;
+        let event = self.state(MEMBER, user)?;
         let membership = event.and_then(|event| event::membership_of(event.parsed.content.get()));
         Ok(membership.unwrap_or(Membership::Leave))
     }

@@ -19,6 +19,7 @@ use crate::{
             stage,
         },
     },
+    schema::event_types::MEMBER,
     schema::{
         self,
         marked::Marked,
@@ -31,8 +32,6 @@ use crate::{
         key::Json,
     },
 };
-
-const MEMBER: &str = "m.room.member";
 
 /// Lists the checks of rooms: of the rooms themselves, their events, state, members, names and receipts.
 pub fn checks() -> Vec<RowCheck> {
@@ -96,7 +95,11 @@ pub fn checks() -> Vec<RowCheck> {
             Ok(())
         }),
         RowCheck::of(&schema::RECEIPTS, |read, (room, user, kind, thread), row, doubts| {
-            let key = ReceiptKey { user: user.clone(), kind: *kind, thread: thread.clone() };
+            let Ok(user) = <&UserId>::try_from(user.as_str()) else {
+                doubts.unless(false, "the id of its user is not valid");
+                return Ok(());
+            };
+            let key = ReceiptKey { user: user.to_owned(), kind: *kind, thread: thread.clone() };
             receipt(read, *room, &key, row, doubts)
         }),
         RowCheck::of(&schema::RECEIPT_LOG, |read, (room, position), Json(key), doubts| {
@@ -234,8 +237,7 @@ fn receipt(
         logged.is_some_and(|Json(logged)| logged == *key),
         "the room's log of receipts does not name it",
     );
-    let event = <&ruma::EventId>::try_from(row.event_id.as_str()).ok();
-    let event = event.map(|id| event::find_num(read, room, id)).transpose()?.flatten();
+    let event = event::find_num(read, room, &row.event_id)?;
     let place = event.map(|event| schema::PLACE.get(read, (room, event))).transpose()?.flatten();
     doubts.unless(place == Some(Place::Timeline(row.order)), "the event that it names is not at its order");
     Ok(())

@@ -29,6 +29,7 @@ use crate::{
         visibility::{self, HistoryVisibility},
     },
     schema,
+    schema::event_types::{AVATAR, CANONICAL_ALIAS, CREATE, GUEST_ACCESS, JOIN_RULES, NAME, TOPIC},
     schema::rooms::RoomRow,
     store::{Batch, Direction, Fault, Read, Snapshot, Store, Wake},
 };
@@ -277,7 +278,7 @@ impl Descriptions {
 
 /// Reads a room's entry from its current state.
 fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result<PublicRoomsChunk, Fault> {
-    let guests = find_content::<Guests>(read, num, "m.room.guest_access")?;
+    let guests = find_content::<Guests>(read, num, GUEST_ACCESS)?;
     let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
         num_joined_members: UInt::from(room.joined),
         room_id: room.id.clone(),
@@ -285,18 +286,17 @@ fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result
         guest_can_join: guests.is_some_and(|guests| guests.guest_access == "can_join"),
     });
     let text = |text: String| (!text.is_empty()).then_some(text);
-    chunk.name = find_content::<Name>(read, num, "m.room.name")?.and_then(|content| text(content.name));
-    chunk.topic = find_content::<Topic>(read, num, "m.room.topic")?.and_then(|content| text(content.topic));
-    chunk.avatar_url = find_content::<Avatar>(read, num, "m.room.avatar")?.map(|content| content.url);
-    chunk.canonical_alias = match find_content::<Canonical>(read, num, "m.room.canonical_alias")? {
+    chunk.name = find_content::<Name>(read, num, NAME)?.and_then(|content| text(content.name));
+    chunk.topic = find_content::<Topic>(read, num, TOPIC)?.and_then(|content| text(content.topic));
+    chunk.avatar_url = find_content::<Avatar>(read, num, AVATAR)?.map(|content| content.url);
+    chunk.canonical_alias = match find_content::<Canonical>(read, num, CANONICAL_ALIAS)? {
         // An alias of ours may have been given to another room meanwhile; of another server's alias we know only what
         // the room says.
         Some(Canonical { alias }) if aliases::find(read, &alias)?.is_some_and(|row| row.room != num) => None,
         canonical => canonical.map(|content| content.alias),
     };
-    chunk.join_rule = find_content::<Rule>(read, num, "m.room.join_rules")?
+    chunk.join_rule = find_content::<Rule>(read, num, JOIN_RULES)?
         .map_or(JoinRuleKind::Invite, |content| content.join_rule);
-    chunk.room_type =
-        find_content::<Create>(read, num, "m.room.create")?.and_then(|content| content.room_type);
+    chunk.room_type = find_content::<Create>(read, num, CREATE)?.and_then(|content| content.room_type);
     Ok(chunk)
 }

@@ -20,6 +20,7 @@ use crate::{
         redact, rules, state,
         view::RoomView,
     },
+    schema::event_types::MEMBER,
     schema::{rooms::Membership, state::StateRef},
     store::{Fault, Read},
 };
@@ -85,7 +86,7 @@ impl Erased {
 /// timeline as well as from answers that list it, so both must show the same content: a room would otherwise lose its
 /// encryption or its successor for whoever reads only one of them.
 fn is_of_the_room(stored: &StoredEvent) -> bool {
-    stored.row.header.state_key.is_some() && stored.row.event_type() != "m.room.member"
+    stored.row.header.state_key.is_some() && stored.row.event_type() != MEMBER
 }
 
 /// Whether a user was in the room when an event was sent.
@@ -95,7 +96,7 @@ fn was_joined(
     stored: &StoredEvent,
     user: &UserId,
 ) -> Result<bool, Fault> {
-    let Some(key) = state::find_key(read, num, "m.room.member", user.as_str())? else { return Ok(false) };
+    let Some(key) = state::find_key(read, num, MEMBER, user.as_str())? else { return Ok(false) };
     let before = stored.row.header.before.unwrap_or_else(|| StateRef::Main(stored.order.before()));
     let Some(member) = state::at(read, num, before, key)?.event() else { return Ok(false) };
     let member = event::find_anywhere(read, num, member)?;

@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::{
     ids::{EventNum, Order, RoomNum},
     schema,
+    schema::event_types::{MEMBER, REDACTION},
     schema::rooms::{EventKey, EventRow, Membership, Place, RoomRow, Span, Spans},
     store::{Fault, Read},
 };
@@ -45,7 +46,7 @@ impl StoredEvent {
 
     /// The membership that the event gives to its state key, if it is a member event.
     pub fn membership(&self) -> Option<Membership> {
-        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
+        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == MEMBER;
         if is_member { membership_of(self.row.content()) } else { None }
     }
 }
@@ -140,7 +141,7 @@ impl KeptEvent {
 
     /// The membership that the event gives to its state key, if it is a member event.
     pub fn membership(&self) -> Option<Membership> {
-        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == "m.room.member";
+        let is_member = self.row.header.state_key.is_some() && self.row.event_type() == MEMBER;
         if is_member { membership_of(self.row.content()) } else { None }
     }
 
@@ -434,7 +435,7 @@ impl StateEvent {
 /// beside the content. `None` for an event that is no redaction, such as a state event of that type, and for a
 /// redaction of nothing.
 pub fn redaction_target(row: &EventRow, rules: &RedactionRules) -> Option<OwnedEventId> {
-    if row.header.spans.state_key.length > 0 || row.event_type() != schema::event_types::REDACTION {
+    if row.header.spans.state_key.length > 0 || row.event_type() != REDACTION {
         return None;
     }
     if rules.content_field_redacts {

@@ -221,7 +221,10 @@ impl RelationFilter {
                 let (_, row) = row?;
                 left -= 1;
                 if rel_type.is_none_or(|rel_type| row.rel_type == rel_type)
-                    && self.related_by_senders.as_ref().is_none_or(|senders| senders.contains(&row.sender))
+                    && self
+                        .related_by_senders
+                        .as_ref()
+                        .is_none_or(|senders| senders.iter().any(|sender| *sender == row.sender))
                 {
                     return Ok(true);
                 }

@@ -9,6 +9,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     rooms::state::{self, StateRef},
     schema,
+    schema::event_types::MERGE,
     schema::rooms::{Apart, Head, Place, RoomRow},
     store::{Batch, Direction, Fault, Read},
 };
@@ -205,10 +206,6 @@ pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> 
     }
     Ok(false)
 }
-
-/// The type of an event that only merges heads. Other servers send such events, too, and hide them from their clients
-/// (`docs/decisions/events-that-only-merge.md`).
-pub const MERGE: &str = "org.matrix.dummy_event";
 
 /// Whether an event only merges heads, so that clients do not see it.
 pub fn only_merges(event_type: &TimelineEventType, is_state: bool) -> bool {

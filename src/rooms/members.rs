@@ -265,7 +265,7 @@ pub fn list_keys<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
 ) -> Result<impl Iterator<Item = Result<(OwnedUserId, StateKeyNum), Fault>> + 'r, Fault> {
-    let bound = Bound::Included((room, "m.room.member"));
+    let bound = Bound::Included((room, MEMBER));
     let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
     Ok(rows.filter_map(|row| match row {
         // In old rooms a member event may have any state key; one that is no user id concerns nobody.

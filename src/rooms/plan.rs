@@ -26,7 +26,10 @@ use crate::{
         policy::{self, Author},
         versions,
     },
-    schema::event_types::MEMBER,
+    schema::event_types::{
+        AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, MEMBER,
+        NAME, POWER_LEVELS, SERVER_ACL, TOMBSTONE, TOPIC,
+    },
     store::{Fault, Read},
 };
 
@@ -208,9 +211,9 @@ impl Plan {
             "events_default": 0, "state_default": 50, "users_default": 0,
             "historical": 100,
             "events": {
-                "m.room.avatar": 50, "m.room.canonical_alias": 50, "m.room.name": 50,
-                "m.room.encryption": 100, "m.room.history_visibility": 100, "m.room.power_levels": 100,
-                "m.room.server_acl": 100, "m.room.tombstone": tombstone,
+                AVATAR: 50, CANONICAL_ALIAS: 50, NAME: 50,
+                ENCRYPTION: 100, HISTORY_VISIBILITY: 100, POWER_LEVELS: 100,
+                SERVER_ACL: 100, TOMBSTONE: tombstone,
             },
             "users": users,
         });
@@ -229,7 +232,7 @@ impl Plan {
 
     /// Drafts the create event, with which the room begins.
     pub fn create_draft(&self) -> Draft {
-        self.draft("m.room.create", "", self.create.clone())
+        self.draft(CREATE, "", self.create.clone())
     }
 
     /// Gives the id of the room that begins with the create event `create`.
@@ -253,22 +256,22 @@ impl Plan {
         let creator = &self.creator.user_id;
         let mut drafts = vec![
             self.draft(MEMBER, creator.as_str(), membership::content(read, creator, "join", None)?),
-            self.draft("m.room.power_levels", "", self.power_levels.clone()),
+            self.draft(POWER_LEVELS, "", self.power_levels.clone()),
         ];
         if let Some(alias) = &self.alias {
             let content = object(&json!({ "alias": alias }).to_string())?;
-            drafts.push(self.draft("m.room.canonical_alias", "", content));
+            drafts.push(self.draft(CANONICAL_ALIAS, "", content));
         }
         drafts.extend(self.list_preset()?);
         drafts.extend(self.list_initial_state()?);
         if let Some(name) = &self.name {
-            drafts.push(self.draft("m.room.name", "", object(&json!({ "name": name }).to_string())?));
+            drafts.push(self.draft(NAME, "", object(&json!({ "name": name }).to_string())?));
         }
         if let Some(topic) = &self.topic {
             let content = json!({
                 "topic": topic, "m.topic": { "m.text": [{ "body": topic, "mimetype": "text/plain" }] },
             });
-            drafts.push(self.draft("m.room.topic", "", object(&content.to_string())?));
+            drafts.push(self.draft(TOPIC, "", object(&content.to_string())?));
         }
         drafts.extend(self.list_invitations(read)?);
         Ok(drafts)
@@ -283,9 +286,9 @@ impl Plan {
         };
         let mut drafts = Vec::new();
         for (event_type, content) in [
-            ("m.room.join_rules", json!({ "join_rule": join_rule })),
-            ("m.room.history_visibility", json!({ "history_visibility": "shared" })),
-            (policy::GUEST_ACCESS, json!({ "guest_access": guest_access })),
+            (JOIN_RULES, json!({ "join_rule": join_rule })),
+            (HISTORY_VISIBILITY, json!({ "history_visibility": "shared" })),
+            (GUEST_ACCESS, json!({ "guest_access": guest_access })),
         ] {
             let is_set = |state: &InitialState| state.event_type == event_type && state.state_key.is_empty();
             if !self.initial_state.iter().any(is_set) {
@@ -300,9 +303,9 @@ impl Plan {
         let mut drafts = Vec::new();
         for state in &self.initial_state {
             let is_overridden = state.state_key.is_empty()
-                && (state.event_type == "m.room.name" && self.name.is_some()
-                    || state.event_type == "m.room.topic" && self.topic.is_some());
-            if state.event_type == "m.room.create" {
+                && (state.event_type == NAME && self.name.is_some()
+                    || state.event_type == TOPIC && self.topic.is_some());
+            if state.event_type == CREATE {
                 return Err(Refusal::new(
                     ErrorKind::InvalidRoomState,
                     "`initial_state` cannot contain `m.room.create`; use `creation_content`.",

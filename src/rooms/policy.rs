@@ -27,6 +27,9 @@ use crate::{
         relations,
         visibility::Sight,
     },
+    schema::event_types::{
+        CANONICAL_ALIAS, CREATE, GUEST_ACCESS, JOIN_RULES, MEMBER, POWER_LEVELS, REDACTION,
+    },
     schema::rooms::Membership,
     store::{Fault, Read},
 };
@@ -155,7 +158,7 @@ fn moves_oneself(author: &Author, draft: &Draft) -> Result<bool> {
 /// Judges an event that is no state. An event that the author may not see is as good as one that is not there, so that no
 /// answer tells whether it is.
 fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
-    if author.is_guest && draft.event_type == "m.room.redaction" {
+    if author.is_guest && draft.event_type == REDACTION {
         return Err(no_guests("Guests cannot redact events.").into());
     }
     if draft.event_type == "m.room.redaction" && draft.redacts.is_none() {
@@ -172,15 +175,15 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
 
 fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
     match draft.event_type.as_str() {
-        "m.room.create" if !change.row.heads.is_empty() => {
+        CREATE if !change.row.heads.is_empty() => {
             Err(Refusal::bad_json("`m.room.create` can only be sent when the room is created.").into())
         }
-        "m.room.redaction" => {
+        REDACTION => {
             Err(Refusal::bad_json("`m.room.redaction` cannot be sent as state; use `/redact`.").into())
         }
-        "m.room.member" => judge_member(change, server, author, draft),
-        "m.room.power_levels" => Ok(change.power()?.check_levels(&draft.content)?),
-        "m.room.canonical_alias" => {
+        MEMBER => judge_member(change, server, author, draft),
+        POWER_LEVELS => Ok(change.power()?.check_levels(&draft.content)?),
+        CANONICAL_ALIAS => {
             let old = change.state(&draft.event_type, draft.state_key.as_deref().unwrap_or_default())?;
             let old = old.as_ref().map(|event| event.parsed.content.get());
             let names = author.names.as_deref();
@@ -190,8 +193,6 @@ fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft:
     }
 }
 
-/// The type of the event that says whether guests may join.
-pub const GUEST_ACCESS: &str = "m.room.guest_access";
 /// The field by which a server vouches for a user who enters a restricted room. Nobody but the server may set it.
 const AUTHORISED_VIA: &str = "join_authorised_via_users_server";
 
@@ -323,7 +324,7 @@ struct Allow {
 /// room has no such rule, if the rule does not admit this user, or if nobody here may invite.
 fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId>> {
     let authorization = &change.rules().authorization;
-    let Some(rules) = state_content::<JoinRules>(change, "m.room.join_rules")? else { return Ok(None) };
+    let Some(rules) = state_content::<JoinRules>(change, JOIN_RULES)? else { return Ok(None) };
     let is_restricted = match rules.join_rule.as_str() {
         "restricted" => authorization.restricted_join_rule,
         "knock_restricted" => authorization.knock_restricted_join_rule,

@@ -17,6 +17,7 @@ use crate::{
         state::{self, StateRef},
         view::RoomView,
     },
+    schema::event_types::{CREATE, POWER_LEVELS},
     store::Read,
 };
 
@@ -38,7 +39,7 @@ impl Power {
             Ok(stored.map(|stored| StateEvent::read(view.row, &stored)).transpose()?)
         };
         let rules = &rooms::rules(view.row)?.authorization;
-        Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
+        Self::of(rules, state(CREATE)?, state(POWER_LEVELS)?)
     }
 
     /// Reads the levels in a state of a room.
@@ -50,7 +51,7 @@ impl Power {
             Ok(Some(StateEvent::read(row, &event::require(read, num, event)?)?))
         };
         let rules = &rooms::rules(row)?.authorization;
-        Self::of(rules, state("m.room.create")?, state("m.room.power_levels")?)
+        Self::of(rules, state(CREATE)?, state(POWER_LEVELS)?)
     }
 
     /// Takes the levels from these events of a room.

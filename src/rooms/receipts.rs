@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
+use ruma::OwnedEventId;
+
 use crate::{
     ids::{Order, Position, RoomNum},
     schema,
@@ -27,7 +29,7 @@ pub struct Receipt {
     /// The receipt's user, its kind, which says who sees it, and its thread.
     pub key: ReceiptKey,
     /// The id of the event up to which the user has read.
-    pub event_id: String,
+    pub event_id: OwnedEventId,
     /// The order of that event.
     pub order: Order,
     /// The time of sending, in milliseconds since the epoch.
@@ -75,7 +77,7 @@ pub fn list_new(
     let mut receipts = Vec::new();
     for row in rows.take(count.saturating_mul(LOOKED_AT)) {
         let ((_, position), Json(key)) = row?;
-        if key.kind == ReceiptKind::Private && key.user != user_id {
+        if key.kind == ReceiptKind::Private && key.user.as_str() != user_id {
             continue;
         }
         let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
@@ -163,8 +165,8 @@ mod tests {
     fn receipt(user: &str, kind: ReceiptKind, thread: &str, at: u64) -> Receipt {
         Receipt {
             room: ROOM,
-            key: ReceiptKey { user: user.into(), kind, thread: thread.into() },
-            event_id: format!("$e{at}"),
+            key: ReceiptKey { user: user.try_into().unwrap(), kind, thread: thread.into() },
+            event_id: format!("$e{at}").try_into().unwrap(),
             order: Order::live(Position::new(at).unwrap()),
             sent_ms: 7,
         }

@@ -8,7 +8,7 @@ pub(in crate::rooms) mod check;
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, iter::Peekable, ops::Bound};
 
-use ruma::{OwnedEventId, UserId, api::error::ErrorKind};
+use ruma::{OwnedEventId, OwnedUserId, UserId, api::error::ErrorKind};
 use serde::{Deserialize, de::IgnoredAny};
 use sha2::{Digest as _, Sha256};
 
@@ -22,6 +22,7 @@ use crate::{
         visibility::Sight,
     },
     schema,
+    schema::event_types::{ENCRYPTED, REPLACE},
     schema::{
         push::Lane,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
@@ -228,6 +229,8 @@ pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> R
         RelationKind::Other => {}
     }
     let event_type = stored.row.event_type().into_owned();
+    let sender =
+        OwnedUserId::try_from(sender).map_err(|_| Fault::Corrupt("the sender of an event is not valid"))?;
     let row = RelationRow { event, rel_type: relation.rel_type, event_type, sender };
     schema::RELATION.put(batch, (room, parent, kind, stored.order), &row);
     put_related(batch, room, parent, &related);
@@ -332,12 +335,11 @@ fn has_new_content(edit: &StoredEvent) -> bool {
         #[serde(rename = "m.new_content")]
         _new_content: BTreeMap<String, IgnoredAny>,
     }
-    edit.row.event_type() == "m.room.encrypted" || serde_json::from_str::<Content>(edit.row.content()).is_ok()
+    edit.row.event_type() == ENCRYPTED || serde_json::from_str::<Content>(edit.row.content()).is_ok()
 }
 
 pub(in crate::rooms) fn can_be_edited(original: &StoredEvent) -> bool {
-    let is_edit =
-        || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == "m.replace");
+    let is_edit = || relates_to(original.row.content()).is_some_and(|relation| relation.rel_type == REPLACE);
     !original.row.is_redacted() && original.row.header.state_key.is_none() && !is_edit()
 }
 

@@ -9,7 +9,7 @@
 //!
 //! As in other servers, the auth chain of a state includes the state's own events.
 
-mod check;
+mod iterate;
 mod difference;
 mod known;
 mod loaded;
@@ -46,6 +46,7 @@ pub use stored::StoredEvents;
 use crate::{
     ids::{EventNum, RoomNum, StateKeyNum},
     rooms::state::{self, Sketch, StateRef, StateValue},
+    schema::event_types::CREATE,
     store::{Fault, Read},
 };
 use known::Known;
@@ -281,7 +282,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         // 2. Iterative auth checks over them: on the unconflicted state, or from nothing since version 12.
         let starts_empty = self.state_res.begin_iterative_auth_checks_with_empty_state_map;
         let mut resolved = Resolved::new();
-        self.check(&power_events, !starts_empty, &mut resolved)?;
+        self.take_over(&power_events, !starts_empty, &mut resolved)?;
         // 3. What remains, in mainline order of the power levels that this gave.
         let sorted: BTreeSet<EventNum> = power_events.into_iter().collect();
         let remaining: Vec<EventNum> = full_set.into_iter().filter(|event| !sorted.contains(event)).collect();
@@ -289,7 +290,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             self.partial_value(!starts_empty, &resolved, StateEventType::RoomPowerLevels, "")?;
         let remaining = self.sort_by_mainline(&remaining, power_levels)?;
         // 4. Iterative auth checks over the remaining events.
-        self.check(&remaining, !starts_empty, &mut resolved)?;
+        self.take_over(&remaining, !starts_empty, &mut resolved)?;
         Ok(resolved)
     }
 
@@ -366,7 +367,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
 
     /// Finds the room's create event, which is in the unconflicted state of every room.
     fn create_event(&self) -> Result<Option<Arc<S::Event>>, NotResolved> {
-        let Some(key) = state::find_key(self.read, self.room, "m.room.create", "")? else { return Ok(None) };
+        let Some(key) = state::find_key(self.read, self.room, CREATE, "")? else { return Ok(None) };
         match self.first.at(self.read, self.room, key)?.event() {
             Some(event) => self.known.find_event(event),
             None => Ok(None),

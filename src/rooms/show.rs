@@ -22,6 +22,7 @@ use crate::{
         visibility::Reader,
     },
     schema,
+    schema::event_types::CREATE,
     schema::rooms::{EventRow, Membership, RoomRow},
     store::{Fault, Read},
 };
@@ -280,7 +281,7 @@ fn gather(
 /// room's id is the hash of that event.
 pub fn stripped_state(stored: &StoredEvent) -> JsonText {
     let (row, spans) = (&stored.row, &stored.row.header.spans);
-    if row.event_type() == "m.room.create" && row.state_key().as_deref() == Some("") {
+    if row.event_type() == CREATE && row.state_key().as_deref() == Some("") {
         return JsonText::stored(&row.json);
     }
     let mut event = Object::with_capacity(row.json.len());

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use crate::{
     ids::UserNum,
     rooms::event::StateEvent,
+    schema::event_types::{CREATE, JOIN_RULES, MEMBER, POWER_LEVELS, THIRD_PARTY_INVITE},
     schema::{push::Totals, rooms::RoomRow},
 };
 
@@ -16,10 +17,8 @@ use crate::{
 /// who write.
 pub(in crate::rooms) const STATE_MAX: usize = 256;
 
-const MEMBER: &str = "m.room.member";
 /// The types that the authorization rules look at. No other state is remembered, so that a quiet room costs little.
-const REMEMBERED: [&str; 5] =
-    ["m.room.create", MEMBER, "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
+const REMEMBERED: [&str; 5] = [CREATE, MEMBER, POWER_LEVELS, JOIN_RULES, THIRD_PARTY_INVITE];
 
 /// A remembered event takes about this many bytes beside its texts.
 const EVENT_BYTES: usize = 1_000;

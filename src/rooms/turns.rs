@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     ids::RoomNum,
     rooms::tip::Tip,
+    store::Guard,
 };
 
 /// Keep the turns and tips of at most this many rooms that nobody changes.
@@ -61,7 +62,7 @@ impl AllTurns {
         }
         kept.uses += 1;
         let use_number = kept.uses;
-        let new = || Turns::new(Arc::clone(&self.tips_bytes));
+        let new = || Turns::new(room, Arc::clone(&self.tips_bytes));
         let (turns, used) = kept.rooms.entry(room).or_insert_with(|| (Arc::new(new()), 0));
         *used = use_number;
         Arc::clone(turns)
@@ -97,6 +98,7 @@ impl AllTurns {
 /// The changes that wait for a room, and the tip that the last one left.
 #[derive(Debug)]
 pub struct Turns {
+    room: RoomNum,
     queue: Mutex<Queue>,
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
@@ -180,8 +182,8 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Turns {
-    fn new(tips_bytes: Arc<AtomicUsize>) -> Self {
-        Self { queue: Mutex::default(), tips_bytes, resolving: Arc::default(), reunions: Reunions::default() }
+    fn new(room: RoomNum, tips_bytes: Arc<AtomicUsize>) -> Self {
+        Self { room, queue: Mutex::default(), tips_bytes, resolving: Arc::default(), reunions: Reunions::default() }
     }
 
     /// Adds a turn at the end, for the payers of the current task. If a thread must be asked for, gives the payers for
@@ -291,6 +293,18 @@ impl Drop for Turns {
 pub struct Seat {
     turns: Arc<Turns>,
     pub(in crate::rooms) tip: Option<Tip>,
+}
+
+impl Seat {
+    /// The room that may be changed.
+    pub(crate) fn room(&self) -> RoomNum {
+        self.turns.room
+    }
+
+    /// Proves to the store that nobody else changes the room. The guard is given back before the seat is.
+    pub(in crate::rooms) fn guard(&self) -> Guard {
+        Guard::of_room(self.room())
+    }
 }
 
 impl Drop for Seat {

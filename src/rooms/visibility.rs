@@ -13,6 +13,7 @@ use crate::{
         members, state,
     },
     schema,
+    schema::event_types::{HISTORY_VISIBILITY, MEMBER},
     schema::{
         rooms::{Membership, UserRoomRow},
         state::StateValue,
@@ -52,11 +53,9 @@ impl HistoryVisibility {
 
 /// Gives the current history visibility of a room.
 pub fn current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<HistoryVisibility, Fault> {
-    let event = super::find_state(read, room, KIND, "")?;
+    let event = super::find_state(read, room, HISTORY_VISIBILITY, "")?;
     Ok(event.map_or(HistoryVisibility::Shared, |event| HistoryVisibility::of_content(event.row.content())))
 }
-
-const KIND: &str = "m.room.history_visibility";
 
 /// Read this many changes of a key at once. A page of a hundred events needs a few such parts where each event is a
 /// change of this very key, and one in any other room.
@@ -243,8 +242,8 @@ impl Sight {
         Self {
             room,
             user: user_id.to_string(),
-            visibility: History::of(KIND, ""),
-            member: History::of("m.room.member", user_id.as_str()),
+            visibility: History::of(HISTORY_VISIBILITY, ""),
+            member: History::of(MEMBER, user_id.as_str()),
             joined_until,
             joined_since: joined_since.map(|row| Order::live(row.since)),
             invited_from,

@@ -1,7 +1,7 @@
 //! Rows of accounts: users, devices, tokens, account data.
 
 use bytes::Bytes;
-use ruma::OwnedUserId;
+use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -174,7 +174,7 @@ pub struct AccessTokenRow {
     /// The number of the device that has the token.
     pub device: DeviceNum,
     /// The id of that device, so that a request needs no second row to know it.
-    pub device_id: String,
+    pub device_id: OwnedDeviceId,
     /// When it ends, in milliseconds since the epoch; never, if none.
     pub expires_ms: Option<u64>,
     /// The hash of the refresh token that it was got for. That token and its pair live until this one is first used.
@@ -197,7 +197,7 @@ impl Value for AccessTokenRow {
         if let Some(hash) = &self.replaces {
             to.raw(hash);
         }
-        to.raw(self.device_id.as_bytes());
+        to.raw(self.device_id.as_str().as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
@@ -208,7 +208,7 @@ impl Value for AccessTokenRow {
         let device = device_num(&mut from)?;
         let expires_ms = if flags & EXPIRES == 0 { None } else { Some(from.varint()?) };
         let replaces = if flags & REPLACES == 0 { None } else { Some(<[u8; 32]>::decode_key(&mut from)?) };
-        Ok(Self { user, device, device_id: text(from.rest())?, expires_ms, replaces })
+        Ok(Self { user, device, device_id: text(from.rest())?.into(), expires_ms, replaces })
     }
 }
 
@@ -220,7 +220,7 @@ pub struct RefreshTokenRow {
     /// The number of the device that has the token.
     pub device: DeviceNum,
     /// The id of that device, so that a request needs no second row to know it.
-    pub device_id: String,
+    pub device_id: OwnedDeviceId,
     /// The hash of the access token that was given out with it.
     pub access: [u8; 32],
     /// The hash of the refresh token that it was got for; see [`AccessTokenRow::replaces`].
@@ -358,6 +358,7 @@ mod tests {
             user: u64, device: u32, device_id in ".{0,9}", expires_ms: Option<u64>, replaces: Option<[u8; 32]>,
         ) {
             let (user, device) = (UserNum(user), DeviceNum(device));
+            let device_id = device_id.into();
             let row = AccessTokenRow { user, device, device_id, expires_ms, replaces };
             prop_assert_eq!(round_trip(&row), row);
         }

@@ -1,5 +1,5 @@
 //! Names that rows and flows share with the specification: types of events and of account data, types of relations.
-//! A name that only one file uses stays in that file.
+//! No other file has a literal of such a name (`tests/tidy.rs`), so that a name is never misspelt and its users are found.
 
 /// State: says what a room is, once and for ever.
 pub const CREATE: &str = "m.room.create";
@@ -41,6 +41,8 @@ pub const DERIVED_JOINED: &str = "\u{1}joined";
 pub const REDACTION: &str = "m.room.redaction";
 /// A message that people read.
 pub const MESSAGE: &str = "m.room.message";
+/// An event that says nothing and only merges the heads of a room.
+pub const MERGE: &str = "org.matrix.dummy_event";
 /// An event whose content is end-to-end encrypted.
 pub const ENCRYPTED: &str = "m.room.encrypted";
 
@@ -54,6 +56,16 @@ pub const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 pub const PUSH_RULES: &str = "m.push_rules";
 /// Account data: where a user means to go on reading a room.
 pub const FULLY_READ: &str = "m.fully_read";
+
+/// Account data: whom a user lets invite them.
+pub const INVITE_PERMISSIONS: &str = "m.invite_permission_config";
+
+/// Ephemeral event: the users who are typing in a room.
+pub const TYPING: &str = "m.typing";
+/// Ephemeral event: how far users have read.
+pub const RECEIPT: &str = "m.receipt";
+/// Ephemeral event: whether a user is there.
+pub const PRESENCE: &str = "m.presence";
 
 /// Relation: an edit of another event.
 pub const REPLACE: &str = "m.replace";

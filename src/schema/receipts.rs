@@ -1,6 +1,7 @@
 //! Rows of receipts: how far users have read.
 
 use bytes::Bytes;
+use ruma::{OwnedEventId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -55,7 +56,7 @@ pub struct ReceiptRow {
     /// When it was sent, in milliseconds since the epoch.
     pub sent_ms: u64,
     /// The id of the event.
-    pub event_id: String,
+    pub event_id: OwnedEventId,
 }
 
 impl Value for ReceiptRow {
@@ -64,7 +65,7 @@ impl Value for ReceiptRow {
         to.position(self.position);
         Order::encode_key(self.order, to);
         to.varint(self.sent_ms);
-        to.raw(self.event_id.as_bytes());
+        to.raw(self.event_id.as_str().as_bytes());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
@@ -74,8 +75,10 @@ impl Value for ReceiptRow {
             position: Key::decode_key(&mut from)?,
             order: Key::decode_key(&mut from)?,
             sent_ms: from.varint()?,
-            event_id: String::from_utf8(from.rest().to_vec())
-                .map_err(|_| Fault::Corrupt("an event id is not UTF-8"))?,
+            event_id: std::str::from_utf8(from.rest())
+                .ok()
+                .and_then(|id| OwnedEventId::try_from(id).ok())
+                .ok_or(Fault::Corrupt("an event id is not valid"))?,
         })
     }
 }
@@ -84,7 +87,7 @@ impl Value for ReceiptRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptKey {
     /// The id of the user whose receipt it is.
-    pub user: String,
+    pub user: OwnedUserId,
     /// Whether others see it.
     pub kind: ReceiptKind,
     /// "" for the whole room, "main" for what is in no thread, else the root of the thread.
@@ -100,7 +103,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn receipts_come_back(position in 0_u64..1 << 53, minor: i32, sent_ms: u64, event_id in ".{0,9}") {
+        fn receipts_come_back(position in 0_u64..1 << 53, minor: i32, sent_ms: u64, id in "[a-z0-9_-]{1,9}") {
+            let event_id = OwnedEventId::try_from(format!("${id}")).unwrap();
             let position = Position::new(position).unwrap();
             let row = ReceiptRow { position, order: Order { anchor: position, minor }, sent_ms, event_id };
             let mut to = Encoder::default();

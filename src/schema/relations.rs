@@ -1,10 +1,12 @@
 //! Rows of events that refer to others.
 
 use bytes::Bytes;
+use ruma::OwnedUserId;
 
 use crate::{
     ids::{EventNum, Order},
     schema::encoding::{decode_string, encode_bytes},
+    schema::event_types::{ANNOTATION, REFERENCE, REPLACE, THREAD},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -35,10 +37,10 @@ impl RelationKind {
     /// The kind of a `rel_type`.
     pub fn of(rel_type: &str) -> Self {
         match rel_type {
-            "m.annotation" => Self::Annotation,
-            "m.reference" => Self::Reference,
-            "m.replace" => Self::Replace,
-            "m.thread" => Self::Thread,
+            ANNOTATION => Self::Annotation,
+            REFERENCE => Self::Reference,
+            REPLACE => Self::Replace,
+            THREAD => Self::Thread,
             _ => Self::Other,
         }
     }
@@ -65,15 +67,15 @@ pub struct RelationRow {
     pub rel_type: String,
     /// The type of the event that refers.
     pub event_type: String,
-    /// The user id of who sent it.
-    pub sender: String,
+    /// The id of the user who sent it.
+    pub sender: OwnedUserId,
 }
 
 impl Value for RelationRow {
     fn encode(&self, to: &mut Encoder) {
         to.raw(&[1]);
         to.varint(self.event.0);
-        for text in [&self.rel_type, &self.event_type, &self.sender] {
+        for text in [&*self.rel_type, &*self.event_type, self.sender.as_str()] {
             encode_bytes(text.as_bytes(), to);
         }
     }
@@ -85,7 +87,8 @@ impl Value for RelationRow {
             event: EventNum(from.varint()?),
             rel_type: decode_string(&mut from)?,
             event_type: decode_string(&mut from)?,
-            sender: decode_string(&mut from)?,
+            sender: OwnedUserId::try_from(decode_string(&mut from)?)
+                .map_err(|_| Fault::Corrupt("the id of a sender is not valid"))?,
         })
     }
 }
@@ -188,7 +191,7 @@ mod tests {
             event: EventNum(7),
             rel_type: "m.thread".into(),
             event_type: "m.room.message".into(),
-            sender: "@a:b".into(),
+            sender: "@a:b".try_into().unwrap(),
         };
         assert_eq!(round_trip(&row), row);
     }

@@ -14,6 +14,7 @@ use crate::{
         visibility::{self, HistoryVisibility},
     },
     schema,
+    schema::event_types::JOIN_RULES,
     store::{Fault, Read},
 };
 
@@ -207,7 +208,7 @@ fn is_open(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
     struct Rules {
         join_rule: String,
     }
-    let rules = rooms::find_state(read, room, "m.room.join_rules", "")?;
+    let rules = rooms::find_state(read, room, JOIN_RULES, "")?;
     let rules = rules.and_then(|event| serde_json::from_str::<Rules>(event.row.content()).ok());
     Ok(rules.is_some_and(|rules| rules.join_rule == "public")
         || visibility::current(read, room)? == HistoryVisibility::WorldReadable)

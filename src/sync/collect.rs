@@ -14,6 +14,7 @@ use crate::{
         members, state as room_state,
     },
     schema,
+    schema::event_types::{AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, JOIN_RULES, MEMBER, NAME, TOPIC},
     schema::{
         receipts::{ReceiptKey, ReceiptRow},
         rooms::{Membership, Place},
@@ -35,15 +36,7 @@ use crate::{
 };
 
 /// The state that tells somebody outside which room they are invited to.
-const STRIPPED: [&str; 7] = [
-    "m.room.create",
-    "m.room.name",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.join_rules",
-    "m.room.canonical_alias",
-    "m.room.encryption",
-];
+const STRIPPED: [&str; 7] = [CREATE, NAME, AVATAR, TOPIC, JOIN_RULES, CANONICAL_ALIAS, ENCRYPTION];
 
 /// The news of a room that the user is in.
 #[derive(Debug)]
@@ -211,7 +204,7 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<StoredEven
     let at = StateRef::Main(own.order);
     let mut keys: Vec<(&str, &str)> = STRIPPED.iter().map(|event_type| (*event_type, "")).collect();
     if own.row.state_key().is_some_and(|key| key != sender) {
-        keys.push(("m.room.member", &sender));
+        keys.push((MEMBER, &sender));
     }
     let mut events = Vec::new();
     for (event_type, state_key) in keys {
@@ -284,7 +277,7 @@ pub(crate) fn membership_at(
     position: Position,
 ) -> Result<Membership, Fault> {
     let user_id = window.ask.caller.user_id.as_str();
-    let Some(key) = room_state::find_key(window.read, num, "m.room.member", user_id)? else {
+    let Some(key) = room_state::find_key(window.read, num, MEMBER, user_id)? else {
         return Ok(Membership::Leave);
     };
     let at = StateRef::Main(Order::upto(position));

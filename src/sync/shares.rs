@@ -9,6 +9,8 @@ use crate::{
     accounts,
     ids::{Order, RoomNum, StateKeyNum},
     rooms::{members, state},
+    schema,
+    schema::event_types::MEMBER,
     schema::{rooms::Membership, state::StateRef},
     store::Fault,
     sync::window::Window,
@@ -81,7 +83,7 @@ pub(crate) fn is_in_any(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -
         return Ok(theirs.iter().flatten().any(|row| row.membership == Membership::Join));
     }
     for room in rooms {
-        if let Some(key) = state::find_key(window.read, *room, "m.room.member", user_id)?
+        if let Some(key) = state::find_key(window.read, *room, MEMBER, user_id)?
             && is_joined(window, *room, key, None)?
         {
             return Ok(true);

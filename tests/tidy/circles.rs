@@ -14,16 +14,16 @@ type Path = Vec<String>;
 
 /// A word, `::`, or one character of a text of Rust, with its line. Comments, literals and what is there for tests are left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Token {
-    line: usize,
-    text: String,
+pub(super) struct Token {
+    pub(super) line: usize,
+    pub(super) text: String,
 }
 
 fn is_word(it: char) -> bool {
     it.is_alphanumeric() || it == '_'
 }
 
-fn tokens(text: &str) -> Vec<Token> {
+pub(super) fn tokens(text: &str) -> Vec<Token> {
     let chars: Vec<char> = text.chars().collect();
     let at = |index: usize| chars.get(index).copied().unwrap_or('\0');
     let (mut index, mut line) = (0, 1);

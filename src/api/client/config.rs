@@ -22,6 +22,7 @@ use crate::{
     error::{Exception, Refusal, Result},
     flows::{App, account::keep, limits::Limit},
     push,
+    schema::event_types::{FULLY_READ, PUSH_RULES},
 };
 
 /// The lists of direct chats and of ignored users grow with their owner, so that account data may be larger than other
@@ -46,7 +47,7 @@ pub(crate) fn require_self(caller: &Caller, user_id: &UserId) -> Result<()> {
 
 /// Refuses types that have an endpoint of their own and cannot be set here: 405 `M_BAD_JSON`.
 fn require_free_type(event_type: &str) -> Result<()> {
-    if matches!(event_type, "m.fully_read" | "m.push_rules") {
+    if matches!(event_type, FULLY_READ | PUSH_RULES) {
         let refusal = Refusal::new(
             ErrorKind::BadJson,
             format!("`{event_type}` has an endpoint of its own and cannot be set as account data."),
@@ -58,7 +59,7 @@ fn require_free_type(event_type: &str) -> Result<()> {
 
 fn find(app: &App, caller: &Caller, room: Option<&OwnedRoomId>, event_type: &str) -> Result<RawJson> {
     let snapshot = app.store.snapshot();
-    if room.is_none() && event_type == "m.push_rules" {
+    if room.is_none() && event_type == PUSH_RULES {
         let rules = push::rules::rules_of(&*snapshot, caller.user, &caller.user_id)?;
         let rules = push::rules::as_json(&rules)?;
         return Ok(RawJson(serde_json::json!({ "global": rules }).to_string().into()));

@@ -10,6 +10,7 @@ use crate::{
         limits::Limit,
         room::send::{self, Message},
     },
+    schema::event_types::REDACTION,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -25,7 +26,7 @@ pub(crate) async fn redact_event(
     let reason = request.reason.map(|reason| ("reason".to_owned(), reason.into()));
     let message = Message {
         room: request.room_id,
-        event_type: "m.room.redaction".to_owned(),
+        event_type: REDACTION.to_owned(),
         txn: request.txn_id.into(),
         content: reason.into_iter().collect(),
         redacts: Some(request.event_id),

@@ -8,6 +8,7 @@ use crate::{
     api::{Routes, client::config::require_self, extract::Client, raw::Raw, reply::RawJson},
     error::Result,
     flows::{App, account::keep, limits::Limit},
+    schema::event_types::TAG,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -20,7 +21,7 @@ pub(crate) fn routes(r: &mut Routes) {
 pub(crate) async fn get_tags(app: App, client: Client<get_tags::v3::Request>) -> Result<RawJson> {
     let (caller, request) = (client.caller, client.request);
     require_self(&caller, &request.user_id)?;
-    let row = account_data::find(&*app.store.snapshot(), caller.user, Some(&request.room_id), "m.tag")?;
+    let row = account_data::find(&*app.store.snapshot(), caller.user, Some(&request.room_id), TAG)?;
     let content: Value = row.and_then(|row| serde_json::from_slice(&row.content).ok()).unwrap_or_default();
     let tags = content.get("tags").filter(|tags| tags.is_object()).cloned().unwrap_or_else(|| json!({}));
     Ok(RawJson(json!({ "tags": tags }).to_string().into()))

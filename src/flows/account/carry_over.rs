@@ -22,7 +22,7 @@ use crate::{
     push::rules,
     rooms::{self, change::Change, members},
     schema::{
-        event_types::{CREATE, TOMBSTONE},
+        event_types::{CREATE, DIRECT, TAG, TOMBSTONE},
         jobs::{Job, Move},
         rooms::Membership,
     },
@@ -206,17 +206,15 @@ fn find_object(
 }
 
 fn carry_tags(batch: &mut Batch, user: UserNum, carried: &Move) -> Result<()> {
-    const TAGS: &str = "m.tag";
-    let Some(old) = account_data::find(batch, user, Some(&carried.from), TAGS)? else { return Ok(()) };
+    let Some(old) = account_data::find(batch, user, Some(&carried.from), TAG)? else { return Ok(()) };
     // Tags that the new room has already are newer, so they stay.
-    if account_data::find(batch, user, Some(&carried.to), TAGS)?.is_none() {
-        unless_refused(account_data::put(batch, user, Some(&carried.to), TAGS, old.content))?;
+    if account_data::find(batch, user, Some(&carried.to), TAG)?.is_none() {
+        unless_refused(account_data::put(batch, user, Some(&carried.to), TAG, old.content))?;
     }
     Ok(())
 }
 
 fn carry_direct(batch: &mut Batch, user: UserNum, carried: &Move) -> Result<()> {
-    const DIRECT: &str = "m.direct";
     let mut direct = find_object(batch, user, None, DIRECT)?;
     let mut changed = false;
     for rooms in direct.values_mut().filter_map(Value::as_array_mut) {

@@ -10,6 +10,7 @@ use crate::{
     flows::{App, write},
     ids::UserNum,
     rooms::{self, members},
+    schema::event_types::TAG,
     store::Read,
 };
 
@@ -66,7 +67,7 @@ pub(crate) async fn change_tag(
     }
     let user = caller.user;
     write::for_caller(app, caller, move |_, batch| {
-        let before = account_data::find(batch, user, Some(&room), "m.tag")?;
+        let before = account_data::find(batch, user, Some(&room), TAG)?;
         let mut content: Map<String, Value> = match &before {
             // A client may have written other JSON over the account data API; tags that cannot be read are replaced.
             Some(row) => serde_json::from_slice(&row.content).unwrap_or_default(),
@@ -89,7 +90,7 @@ pub(crate) async fn change_tag(
         };
         if changed {
             let content = Value::Object(content).to_string().into();
-            account_data::put(batch, user, Some(&room), "m.tag", content)?;
+            account_data::put(batch, user, Some(&room), TAG, content)?;
             write::wake(batch, user);
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::{
         policy::{self, Author},
         visibility::{self, HistoryVisibility},
     },
+    schema::event_types::CANONICAL_ALIAS,
     store::LogEntry,
 };
 
@@ -77,8 +78,6 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
     })
     .await
 }
-
-const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 
 /// The room that an alias names. Errors: 404 `M_NOT_FOUND` for an alias that names none.
 pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {

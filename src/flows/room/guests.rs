@@ -21,6 +21,7 @@ use crate::{
         policy::{self, Author},
         state,
     },
+    schema::event_types::{GUEST_ACCESS, MEMBER},
     schema::rooms::Membership,
     store::{LogEntry, Read},
 };
@@ -81,7 +82,7 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
     }
     let mut closed = Vec::new();
     for (room, (events, state_changed)) in changed {
-        let Some(key) = state::find_key(read, room, policy::GUEST_ACCESS, "")? else { continue };
+        let Some(key) = state::find_key(read, room, GUEST_ACCESS, "")? else { continue };
         let current = state::current(read, room, key)?;
         let at = current.and_then(|event| events.get(&event).copied()).or(state_changed);
         if let Some(at) = at
@@ -125,7 +126,7 @@ async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
         }
         let content = without_profile("leave", Some("This room is closed to guests."));
         let draft =
-            Draft::state(guest.user_id.clone(), "m.room.member", guest.user_id.as_str(), content, sent_ms);
+            Draft::state(guest.user_id.clone(), MEMBER, guest.user_id.as_str(), content, sent_ms);
         policy::approve(change, signer.server(), &guest, draft)?.add_once(change, &signer, &once).map(drop)
     })
     .await

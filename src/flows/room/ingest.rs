@@ -27,6 +27,7 @@ use crate::{
         power::Action,
         resolve::{Loaded, NotResolved, Resolving, Settled},
     },
+    schema::event_types::MERGE,
 };
 
 /// One call takes in at most this many events (the specification's bound for a transaction).
@@ -228,7 +229,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
         for author in list_mergers(change)? {
             let draft = Draft {
                 sender: author.user_id.clone(),
-                event_type: graph::MERGE.to_owned(),
+                event_type: MERGE.to_owned(),
                 state_key: None,
                 content: CanonicalJsonObject::new(),
                 redacts: None,

@@ -35,6 +35,7 @@ use crate::{
         view::RoomView,
         visibility::{self, HistoryVisibility, Reader},
     },
+    schema::event_types::MEMBER,
     schema::{
         rooms::{Membership, RoomRow},
         state::StateRef,
@@ -204,7 +205,7 @@ impl Look {
         let senders: BTreeSet<_> = events.iter().map(|stored| stored.row.sender().into_owned()).collect();
         let mut shown = Vec::with_capacity(senders.len());
         for sender in senders {
-            if let Some(member) = self.find_state(Standpoint::Left(at), "m.room.member", &sender)? {
+            if let Some(member) = self.find_state(Standpoint::Left(at), MEMBER, &sender)? {
                 shown.push(self.show_state(&member)?);
             }
         }

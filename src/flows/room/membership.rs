@@ -21,6 +21,7 @@ use crate::{
         policy::{self, Approved, Author},
         receipts,
     },
+    schema::event_types::MEMBER,
     schema::rooms::Membership,
     store::LogEntry,
 };
@@ -33,7 +34,7 @@ fn approve(
     target: &str,
     content: CanonicalJsonObject,
 ) -> Result<Approved> {
-    let draft = Draft::state(author.user_id.clone(), "m.room.member", target, content, app.env.event_ms());
+    let draft = Draft::state(author.user_id.clone(), MEMBER, target, content, app.env.event_ms());
     policy::approve(change, app.rooms.signer().server(), author, draft)
 }
 
@@ -126,7 +127,7 @@ pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Opt
     let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         let user_id = &author.user_id;
-        if change.state("m.room.member", user_id.as_str())?.is_none() {
+        if change.state(MEMBER, user_id.as_str())?.is_none() {
             return Err(commit::not_in_room().into());
         }
         if change.membership(user_id.as_str())? == Membership::Leave {

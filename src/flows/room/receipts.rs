@@ -25,6 +25,7 @@ use crate::{
         view::RoomView,
         visibility::Sight,
     },
+    schema::event_types::FULLY_READ,
     schema::receipts::{ReceiptKey, ReceiptKind},
     store::Snapshot,
 };
@@ -237,8 +238,8 @@ pub async fn send_receipt(
     };
     let receipt = Receipt {
         room: num,
-        key: ReceiptKey { user: caller.user_id.to_string(), kind, thread: thread.clone() },
-        event_id: event.into(),
+        key: ReceiptKey { user: caller.user_id.clone(), kind, thread: thread.clone() },
+        event_id: event,
         order: stored.order,
         sent_ms: app.env.now_ms(),
     };
@@ -257,7 +258,7 @@ pub async fn send_receipt(
 pub async fn set_fully_read(app: &App, caller: &Caller, room: OwnedRoomId, event: &EventId) -> Result<()> {
     require_event(&app.store.snapshot(), caller, &room, event)?;
     let content = serde_json::json!({ "event_id": event }).to_string();
-    keep::keep_account_data(app, caller, Some(room), "m.fully_read".to_owned(), content.into()).await
+    keep::keep_account_data(app, caller, Some(room), FULLY_READ.to_owned(), content.into()).await
 }
 
 /// Has the waiting receipts of one user written, and returns when they are visible, so that a client finds its own receipt

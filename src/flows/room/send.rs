@@ -17,7 +17,7 @@ use crate::{
         event,
         policy::{self, Author},
     },
-    schema::event_types::TOMBSTONE,
+    schema::event_types::{MEMBER, REDACTION, TOMBSTONE},
 };
 
 /// A message or redaction that a client sends with a transaction id.
@@ -57,7 +57,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     let now_ms = app.env.now_ms();
     let txn = Txn { user: caller.user, device: caller.device, endpoint, id: message.txn, now_ms };
     let redacts = match message.redacts {
-        None if message.event_type == "m.room.redaction" => redacts_of(&message.content)?,
+        None if message.event_type == REDACTION => redacts_of(&message.content)?,
         redacts => redacts,
     };
     let draft = Draft {
@@ -101,7 +101,7 @@ pub(crate) async fn set_state(
     state_key: String,
     content: CanonicalJsonObject,
 ) -> Result<OwnedEventId> {
-    if event_type == "m.room.member" {
+    if event_type == MEMBER {
         return membership::set(app, caller, room_id, state_key, content).await;
     }
     let room = commit::require_num(app, room_id)?;

@@ -20,6 +20,7 @@ use crate::{
         redact, relations,
     },
     schema,
+    schema::event_types::{CREATE, SERVER_ACL},
     schema::{
         rooms::{EventKey, Place, RedactionWaitingRow},
         state::StateRef,
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// Clients of this server cannot redact events of these types, because the room is broken without their content.
-const KEPT: [&str; 2] = ["m.room.create", "m.room.server_acl"];
+const KEPT: [&str; 2] = [CREATE, SERVER_ACL];
 /// Look at no more than this many redactions that wait for one event, so that a flood of them costs little; one
 /// suffices.
 const WAITING_MAX: usize = 1_000;

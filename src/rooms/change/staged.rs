@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, mem};
 
-use super::{Change, MEMBER};
+use super::Change;
 use crate::{
     error::Result,
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
@@ -14,6 +14,7 @@ use crate::{
         state::{self, Difference, stage},
     },
     schema,
+    schema::event_types::MEMBER,
     schema::{
         rooms::{EventRow, Membership, Resident, RoomRow},
         state::{StageRow, StateRef, StateValue},

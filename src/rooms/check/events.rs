@@ -14,6 +14,7 @@ use crate::{
             check::{of_room, reference},
         },
     },
+    schema::event_types::REDACTION,
     schema::{
         self,
         relations::RelationKind,
@@ -182,7 +183,7 @@ fn is_known_by_transaction(
         }
     }
     // A redaction that was redacted itself no longer says which event it redacts, so its endpoint cannot be told.
-    Ok(row.is_redacted() && row.event_type() == "m.room.redaction")
+    Ok(row.is_redacted() && row.event_type() == REDACTION)
 }
 
 fn put_aside(

@@ -30,7 +30,7 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
                 doubts.unless(false, "no event stands there");
                 return Ok(());
             };
-            let is_it = stored.header.event == row.event && stored.sender() == row.sender;
+            let is_it = stored.header.event == row.event && stored.sender() == row.sender.as_str();
             doubts.unless(is_it, format!("event {} is not at that order", row.event));
             let thread = schema::IN_THREAD.get(read, (*room, row.event))?;
             let is_there = thread == find_thread(read, *room, *parent, *kind)?;

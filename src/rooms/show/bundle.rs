@@ -11,6 +11,7 @@ use crate::{
         visibility::Reader,
     },
     schema,
+    schema::event_types::{REFERENCE, REPLACE, THREAD},
     schema::relations::{RelatedRow, RelationKind},
     store::{Direction, Fault, Read},
 };
@@ -52,7 +53,7 @@ pub(super) fn bundle_related(
         && !viewer.hides(view, stored)?
         && !viewer.hides(view, &edit)?
     {
-        bundled.json("m.replace", &super::show_plain(view, &edit, viewer)?);
+        bundled.json(REPLACE, &super::show_plain(view, &edit, viewer)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
         let seen = list_references(read, num, parent, viewer.reader)?;
@@ -65,7 +66,7 @@ pub(super) fn bundle_related(
         if !chunk.is_empty() {
             let mut references = Object::new();
             references.list("chunk", &chunk);
-            bundled.json("m.reference", &references.finish());
+            bundled.json(REFERENCE, &references.finish());
         }
     }
     if depth == Depth::Full
@@ -76,7 +77,7 @@ pub(super) fn bundle_related(
         thread.number("count", count);
         thread.flag("current_user_participated", took_part(read, num, stored, viewer.user)?);
         thread.json("latest_event", &super::show_inside(view, &latest, viewer)?);
-        bundled.json("m.thread", &thread.finish());
+        bundled.json(THREAD, &thread.finish());
     }
     Ok((!bundled.is_empty()).then(|| bundled.finish()))
 }

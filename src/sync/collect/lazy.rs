@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use crate::{
     ids::{RoomNum, UserNum},
     rooms::{event::StoredEvent, state},
+    schema::event_types::MEMBER,
     store::Fault,
     sync::window::{RoomWindow, Standing},
 };
@@ -61,6 +62,6 @@ pub(super) fn changed_members(room: &RoomWindow<'_, '_>) -> Result<Option<BTreeS
         }
     }
     let names = state::list_key_names(room.window.read, room.num, keys)?;
-    let members = names.into_iter().flatten().filter(|(event_type, _)| event_type == "m.room.member");
+    let members = names.into_iter().flatten().filter(|(event_type, _)| event_type == MEMBER);
     Ok(Some(members.map(|(_, user_id)| user_id).collect()))
 }

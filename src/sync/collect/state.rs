@@ -22,6 +22,7 @@ use crate::{
         state,
     },
     schema,
+    schema::event_types::{CANONICAL_ALIAS, MEMBER, NAME},
     schema::{
         rooms::Place,
         state::{StateRef, StateValue},
@@ -30,7 +31,6 @@ use crate::{
     sync::{streams::timeline::Timeline, window::RoomWindow},
 };
 
-const MEMBER: &str = "m.room.member";
 /// The lowest string above `MEMBER`, where listing the other types goes on.
 const ABOVE_MEMBER: &str = "m.room.member\u{0}";
 /// In a room of at most this many state keys, the whole state is read even for a client that loads members lazily: to list the
@@ -120,7 +120,7 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
             MEMBER => {
                 found.members.push(MemberChange { user_id: state_key, before: known, after: now });
             }
-            "m.room.name" | "m.room.canonical_alias" => found.is_renamed = true,
+            NAME | CANONICAL_ALIAS => found.is_renamed = true,
             _ => {}
         }
     }

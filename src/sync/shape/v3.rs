@@ -12,6 +12,7 @@ use crate::{
         receipts,
         show::{self, Extras},
     },
+    schema::event_types::{PRESENCE, PUSH_RULES, RECEIPT, TYPING},
     schema::{accounts::WrittenRow, encryption::KeyCounts},
     store::Fault,
     sync::{
@@ -114,7 +115,7 @@ impl<'a, 'w> Answer<'a, 'w> {
         let filter = &self.window.ask.filter.account_data;
         self.account_data = show_data(global, |event_type| filter.wants_type(event_type));
         if let Some(rules) = &data.push_rules {
-            self.account_data.push(plain_event("m.push_rules", &JsonText::from(rules)));
+            self.account_data.push(plain_event(PUSH_RULES, &JsonText::from(rules)));
         }
     }
 
@@ -122,7 +123,7 @@ impl<'a, 'w> Answer<'a, 'w> {
     pub(crate) fn presence(&mut self, told: &[(OwnedUserId, Presence)]) {
         let events = told.iter().map(|(user_id, presence)| {
             let mut event = Object::new();
-            event.text("type", "m.presence");
+            event.text("type", PRESENCE);
             event.text("sender", user_id.as_str());
             event.json("content", &JsonText::from(&presence.content(self.window.now_ms)));
             event.finish()

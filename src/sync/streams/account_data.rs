@@ -8,6 +8,7 @@ use crate::{
     push::rules,
     schema,
     schema::accounts::WrittenRow,
+    schema::event_types::PUSH_RULES,
     store::{Direction, Fault},
     sync::{changes::Changes, window::Window},
 };
@@ -55,7 +56,7 @@ pub(crate) fn of_room(window: &Window<'_>, room: &str) -> Result<Data, Fault> {
 fn push_rules(window: &Window<'_>) -> Result<Option<serde_json::Value>, Fault> {
     let caller = &window.ask.caller;
     let is_new = window.since.is_none() || rules::changed_at(window.read, caller.user)? > window.from;
-    if !is_new || !window.ask.filter.account_data.wants_type("m.push_rules") {
+    if !is_new || !window.ask.filter.account_data.wants_type(PUSH_RULES) {
         return Ok(None);
     }
     let rules = rules::rules_of(window.read, caller.user, &caller.user_id)?;

@@ -17,6 +17,8 @@ use crate::{
     },
     ids::{RoomNum, UserNum},
     rooms::members,
+    schema,
+    schema::event_types::PRESENCE,
     schema::rooms::{Membership, UserRoomRow},
     store::Fault,
     sync::{changes::Changes, window::Window},
@@ -45,7 +47,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     let mut news = PresenceNews::default();
     let came = &changes.shares.came;
     let filter = &window.ask.filter.presence;
-    if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type("m.presence") {
+    if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type(PRESENCE) {
         return Ok(news);
     }
     let (told, is_whole) = match window.since {

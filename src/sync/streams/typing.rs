@@ -1,6 +1,7 @@
 //! The users who are typing in a room.
 
 use crate::{
+    schema::event_types::TYPING,
     store::Fault,
     sync::window::{RoomWindow, Standing},
 };
@@ -11,7 +12,7 @@ use crate::{
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<String>>, Fault> {
     let window = room.window;
     let filter = &window.ask.filter.ephemeral;
-    if !filter.wants_type("m.typing") || !filter.wants_room(&room.row.id) {
+    if !filter.wants_type(TYPING) || !filter.wants_room(&room.row.id) {
         return Ok(None);
     }
     let knows_room = matches!(room.place.standing, Standing::Knows(_));

@@ -1,4 +1,4 @@
-//! Checks of settings that their types alone cannot make: bounds, and how settings fit together.
+//! The bounds of settings, and how settings must fit together: what their types alone cannot say.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ pub const ROOM_VERSIONS: [RoomVersionId; 10] = [
 ];
 
 /// Finds the first setting that is wrong.
-pub(super) fn check(config: &Config) -> Result<(), Wrong> {
+pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     server(config)?;
     listeners(config)?;
     passwords(config)?;

@@ -16,7 +16,7 @@ type Allowing<E> = BTreeMap<(StateEventType, String), Arc<E>>;
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// Checks events in order on the state so far: `resolved` over the unconflicted state, or `resolved` alone. Events
     /// that are allowed go into `resolved`.
-    pub(super) fn check(
+    pub(super) fn take_over(
         &self,
         events: &[EventNum],
         with_unconflicted: bool,
