@@ -88,9 +88,13 @@ pub fn create_token(batch: &mut Batch, token: &str, row: &RegistrationTokenRow) 
         let why = "A registration token has 1 to 64 of the characters A-Z a-z 0-9 . _ ~ -";
         return Err(Refusal::invalid_param(why).into());
     }
-    if row.uses_max == Some(0) || row.expires_ms.is_some_and(|end| end <= row.created_ms) {
-        let why = "A registration token is for at least one use, and ends later than it begins.";
-        return Err(Refusal::invalid_param(why).into());
+    if row.uses_max == Some(0) {
+        return Err(
+            Refusal::invalid_param("`uses` is 0; a registration token is for at least one use.").into()
+        );
+    }
+    if row.expires_ms.is_some_and(|end| end <= row.created_ms) {
+        return Err(Refusal::invalid_param("The registration token would end before its first use.").into());
     }
     if schema::REGISTRATION_TOKENS.contains(batch, token)? {
         return Err(Refusal::invalid_param("There is such a registration token already.").into());

@@ -1,7 +1,7 @@
 //! Pages for people who open an address of this server in a browser. They load nothing from outside.
 
 use http::Method;
-use ruma::api::client::uiaa::AuthType;
+use ruma::api::{client::uiaa::AuthType, error::ErrorKind};
 
 use crate::{
     api::{
@@ -84,7 +84,10 @@ pub(crate) async fn welcome(app: App, _public: Public<Raw<Welcome>>) -> Result<P
 /// `GET /_matrix/client/v3/auth/{auth_type}/fallback/web`
 pub(crate) async fn show_stage(_app: App, public: Public<Raw<ShowStage>>) -> Result<Page> {
     let stage = stage(public.request.arg(0))?;
-    Ok(form(&stage, &public.request.query("session").unwrap_or_default(), ""))
+    Ok(match public.request.query("session").filter(|session| !session.is_empty()) {
+        Some(session) => form(&stage, &session, ""),
+        None => sorry("The address of this page lacks its <code>session</code>. Begin again in your app."),
+    })
 }
 
 /// `POST /_matrix/client/v3/auth/{auth_type}/fallback/web`
@@ -100,7 +103,12 @@ pub(crate) async fn take_stage(app: App, public: Public<Raw<TakeStage>>) -> Resu
     };
     if let Err(refusal) = confirm::pass_on_page(&app, session, shown, public.peer).await? {
         tracing::debug!(reason = refusal.message, "a stage of authentication is failed on its page");
-        return Ok(form(&stage, session, &format!("<p role=\"alert\">{}</p>\n", escaped(&refusal.message))));
+        let said = escaped(&refusal.message);
+        // Nothing that is sent helps a session that has ended, so that the form is not shown again.
+        return Ok(match refusal.kind {
+            ErrorKind::NotFound => sorry(&said),
+            _ => form(&stage, session, &format!("<p role=\"alert\">{said}</p>\n")),
+        });
     }
     let done = "<p>Thank you. You can close this page and go on in your app.</p>\n\
         <script>\n\
@@ -116,6 +124,11 @@ fn stage(name: &str) -> Result<AuthType> {
         stage @ (AuthType::RegistrationToken | AuthType::Password | AuthType::Dummy) => Ok(stage),
         _ => Err(Refusal::not_found("This server does not ask for this type of authentication.").into()),
     }
+}
+
+/// A page that says why it cannot help. The text is HTML already.
+fn sorry(why: &str) -> Page {
+    Page { html: page("Authentication", &format!("<p role=\"alert\">{why}</p>")), has_script: false }
 }
 
 fn form(stage: &AuthType, session: &str, said: &str) -> Page {

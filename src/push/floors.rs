@@ -5,21 +5,26 @@
 
 use std::collections::BTreeMap;
 
+use ruma::UserId;
+
 use crate::{
     ids::{Order, Position, RoomNum, UserNum},
-    rooms::{event, receipts},
+    rooms::{event, receipts, visibility::Sight},
     schema,
     schema::{push::Lane, rooms::RoomRow},
     store::{Fault, Read},
 };
 
 /// The places up to which a user has read the lanes of a room. A lane is looked up when it is first asked for.
-#[derive(Debug)]
 pub(crate) struct Floors<'a> {
     room: RoomNum,
     row: &'a RoomRow,
     user: UserNum,
-    user_id: &'a str,
+    user_id: &'a UserId,
+    /// The user's sight, once a thread was met.
+    sight: Option<Sight>,
+    /// The lanes in which the user finds the events of a thread, for threads that were looked up.
+    shown: BTreeMap<Lane, Lane>,
     /// Every lane is read at least up to here.
     base: Order,
     lanes: BTreeMap<Lane, Order>,
@@ -34,15 +39,17 @@ impl<'a> Floors<'a> {
     pub(crate) fn new(
         read: &(impl Read + ?Sized),
         (room, row): (RoomNum, &'a RoomRow),
-        (user, user_id): (UserNum, &'a str),
+        (user, user_id): (UserNum, &'a UserId),
         joined: Order,
     ) -> Result<Self, Fault> {
-        let everything = receipts::read_up_to(read, room, user_id, receipts::NO_THREAD)?;
+        let everything = receipts::read_up_to(read, room, user_id.as_str(), receipts::NO_THREAD)?;
         Ok(Self {
             room,
             row,
             user,
             user_id,
+            sight: None,
+            shown: BTreeMap::new(),
             base: everything.order.max(joined),
             lanes: BTreeMap::new(),
             receipt_stored: everything.stored,
@@ -65,6 +72,24 @@ impl<'a> Floors<'a> {
         self.base
     }
 
+    /// The lane in which the user finds the events of this lane; see [`shown_lane`].
+    pub(crate) fn shown(&mut self, read: &(impl Read + ?Sized), lane: Lane) -> Result<Lane, Fault> {
+        if lane == Lane::MAIN {
+            return Ok(lane);
+        }
+        if let Some(known) = self.shown.get(&lane) {
+            return Ok(*known);
+        }
+        let mut sight = match self.sight.take() {
+            Some(sight) => sight,
+            None => Sight::of(read, self.room, self.user, self.user_id)?,
+        };
+        let shown = shown_lane(read, self.room, &mut sight, lane)?;
+        self.sight = Some(sight);
+        self.shown.insert(lane, shown);
+        Ok(shown)
+    }
+
     /// The place up to which this lane is read.
     pub(crate) fn of_lane(&mut self, read: &(impl Read + ?Sized), lane: Lane) -> Result<Order, Fault> {
         if let Some(known) = self.lanes.get(&lane) {
@@ -76,7 +101,7 @@ impl<'a> Floors<'a> {
         };
         let mut floor = self.base;
         if let Some(thread) = thread {
-            let receipt = receipts::read_up_to(read, self.room, self.user_id, &thread)?;
+            let receipt = receipts::read_up_to(read, self.room, self.user_id.as_str(), &thread)?;
             self.receipt_stored = self.receipt_stored.max(receipt.stored);
             floor = floor.max(receipt.order);
         }
@@ -93,4 +118,20 @@ impl<'a> Floors<'a> {
     pub(crate) fn moved_after(&self, position: Position) -> bool {
         self.receipt_stored > position || self.sent > Order::upto(position)
     }
+}
+
+/// The lane in which a user finds the events of a lane. A thread whose root the user may not see counts outside threads, as one
+/// does whose root is not there, so that no count says whether an event is there.
+pub(crate) fn shown_lane(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    sight: &mut Sight,
+    lane: Lane,
+) -> Result<Lane, Fault> {
+    let Some(root) = lane.root() else { return Ok(lane) };
+    let sees = match event::find(read, room, root)? {
+        Some(root) => !root.row.header.unseen && sight.can_see(read, &root)?,
+        None => false,
+    };
+    Ok(if sees { lane } else { Lane::MAIN })
 }

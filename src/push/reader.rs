@@ -27,6 +27,7 @@ use crate::{
     },
     rooms::{event::StoredEvent, relations, state},
     schema,
+    schema::event_types::{IGNORED_USER_LIST, MEMBER},
     schema::{
         push::{Lane, Outcome},
         rooms::RoomRow,
@@ -133,7 +134,7 @@ impl Push {
         user_id: &UserId,
     ) -> Result<Arc<Own>, Fault> {
         let rules = schema::PUSH_RULES.get(read, user)?;
-        let ignored = schema::ACCOUNT_DATA.get(read, (user, "", "m.ignored_user_list"))?;
+        let ignored = schema::ACCOUNT_DATA.get(read, (user, "", IGNORED_USER_LIST))?;
         let written = |row: &Option<schema::accounts::WrittenRow>| {
             row.as_ref().map_or(Position::ZERO, |row| row.position)
         };
@@ -272,7 +273,7 @@ impl Reader<'_> {
 
     fn floors<'p>(&'p self, read: &(impl Read + ?Sized), place: Place<'p>) -> Result<Floors<'p>, Fault> {
         let joined = Order::live(place.joined);
-        Floors::new(read, (place.num, place.row), (self.user, self.user_id.as_str()), joined)
+        Floors::new(read, (place.num, place.row), (self.user, self.user_id), joined)
     }
 
     fn tally_above(
@@ -317,7 +318,7 @@ impl Reader<'_> {
         if ignored.is_empty() || ignored.len() > IGNORED_LOOKED_UP_MAX {
             return Ok(!ignored.is_empty());
         }
-        let keys = state::find_keys(read, room, "m.room.member", ignored.iter().map(String::as_str))?;
+        let keys = state::find_keys(read, room, MEMBER, ignored.iter().map(String::as_str))?;
         Ok(keys.iter().any(Option::is_some))
     }
 
@@ -438,8 +439,9 @@ fn add_judged(
     }
     let redacted = unread::list_redacted(read, floors.room(), base, upto)?;
     for (order, lane, outcome) in unread {
-        if *order > floors.of_lane(read, *lane)? && !redacted.contains_key(order) {
-            sums.add(*lane, *outcome);
+        let lane = floors.shown(read, *lane)?;
+        if *order > floors.of_lane(read, lane)? && !redacted.contains_key(order) {
+            sums.add(lane, *outcome);
         }
     }
     Ok(())

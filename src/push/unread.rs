@@ -20,11 +20,12 @@ use crate::{
     ids::{EventNum, Order, RoomNum, UserNum},
     push::{
         classes::{self, Class},
-        floors::Floors,
+        floors::{self, Floors},
         scene::Scene,
     },
-    rooms::{change::Change, event::StoredEvent, members, relations},
+    rooms::{change::Change, event::StoredEvent, members, relations, visibility::Sight},
     schema,
+    schema::event_types::MEMBER,
     schema::{
         push::{Lane, Outcome, Outcomes, OwnOutcome, RedactedOutcome, Totals},
         rooms::Membership,
@@ -72,14 +73,31 @@ pub fn count(change: &mut Change, stored: &StoredEvent) -> Result<(), Fault> {
     }
     if let Some(user) = sender {
         schema::UNREAD_SENT.put(batch, (room, user, lane), &order);
+        if lane != Lane::MAIN && is_thread_hidden(batch, room, user, stored, lane)? {
+            schema::UNREAD_SENT.put(batch, (room, user, Lane::MAIN), &order);
+        }
     }
     Ok(())
+}
+
+/// Whether the sender of an event in a thread may not see the thread's root. To them it is then an event outside threads.
+fn is_thread_hidden(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user: UserNum,
+    stored: &StoredEvent,
+    lane: Lane,
+) -> Result<bool, Fault> {
+    let sender = stored.row.sender();
+    let Ok(sender) = <&UserId>::try_from(&*sender) else { return Ok(false) };
+    let mut sight = Sight::of(read, room, user, sender)?;
+    Ok(floors::shown_lane(read, room, &mut sight, lane)? == Lane::MAIN)
 }
 
 /// The user of ours who sent this event, and thereby has read all earlier ones. None for a change of membership, which does not
 /// show that somebody looked at the room: a new display name goes to all rooms of a user at once.
 fn find_sender(read: &(impl Read + ?Sized), stored: &StoredEvent) -> Result<Option<UserNum>, Fault> {
-    let is_member = stored.row.header.state_key.is_some() && stored.row.event_type() == "m.room.member";
+    let is_member = stored.row.header.state_key.is_some() && stored.row.event_type() == MEMBER;
     match <&UserId>::try_from(&*stored.row.sender()) {
         Ok(sender) if !is_member => accounts::users::find_num(read, sender),
         _ => Ok(None),
@@ -232,30 +250,33 @@ pub(crate) fn add_of_class(
         return Ok(());
     }
     for lane in lanes_with_news(read, room, base)? {
-        let floor = floors.of_lane(read, lane)?;
+        let shown = floors.shown(read, lane)?;
+        let floor = floors.of_lane(read, shown)?;
         if floor < upto {
             let (was, is) = (totals(read, room, lane, floor)?, totals(read, room, lane, upto)?);
             let (notifications, highlights) = difference(class, was, is);
-            sums.add_numbers(lane, notifications, highlights);
+            sums.add_numbers(shown, notifications, highlights);
         }
     }
     let redacted = list_redacted(read, room, base, upto)?;
     for (order, row) in &redacted {
-        if *order > floors.of_lane(read, row.lane)? {
+        let lane = floors.shown(read, row.lane)?;
+        if *order > floors.of_lane(read, lane)? {
             let counted = class.outcome(row.classes);
-            sums.add_numbers(row.lane, -i64::from(counted.notify), -i64::from(counted.highlight));
+            sums.add_numbers(lane, -i64::from(counted.notify), -i64::from(counted.highlight));
         }
     }
     let (low, high) = (Bound::Excluded((room, user, base)), Bound::Included((room, user, upto)));
     let own = schema::UNREAD_OWN.range_mostly_empty::<(RoomNum, UserNum, Order)>(read, low, high)?;
     for row in own.take(ROWS_COUNTED) {
         let ((.., order), row) = row?;
-        if order > floors.of_lane(read, row.lane)? && !redacted.contains_key(&order) {
+        let lane = floors.shown(read, row.lane)?;
+        if order > floors.of_lane(read, lane)? && !redacted.contains_key(&order) {
             let class = class.outcome(row.classes);
             let more = |own: bool, class: bool| i64::from(own) - i64::from(class);
             let (notify, highlight) =
                 (more(row.own.notify, class.notify), more(row.own.highlight, class.highlight));
-            sums.add_numbers(row.lane, notify, highlight);
+            sums.add_numbers(lane, notify, highlight);
         }
     }
     Ok(())

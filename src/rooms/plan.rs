@@ -220,7 +220,7 @@ impl Plan {
         let mut content = object(&content.to_string())?;
         let names_tombstone = matches!(
             levels.get("events"),
-            Some(CanonicalJsonValue::Object(events)) if events.contains_key("m.room.tombstone")
+            Some(CanonicalJsonValue::Object(events)) if events.contains_key(TOMBSTONE)
         );
         content.extend(levels);
         // A level that the request itself names stays as it is.
@@ -384,10 +384,10 @@ fn raise_tombstone(content: &mut CanonicalJsonObject) {
     };
     let Some(CanonicalJsonValue::Object(events)) = content.get_mut("events") else { return };
     let is_higher = |level: &CanonicalJsonValue| matches!(level, CanonicalJsonValue::Integer(level) if i64::from(*level) > default);
-    if events.get("m.room.tombstone").is_some_and(is_higher) {
+    if events.get(TOMBSTONE).is_some_and(is_higher) {
         return;
     }
     if let Ok(level) = Int::try_from(default.saturating_add(50).max(150)) {
-        events.insert("m.room.tombstone".to_owned(), CanonicalJsonValue::Integer(level));
+        events.insert(TOMBSTONE.to_owned(), CanonicalJsonValue::Integer(level));
     }
 }

@@ -135,7 +135,7 @@ fn require_type(draft: &Draft) -> Result<()> {
 /// membership (`m.room.aliases` in room versions 1 to 5, an invitation that bears a third party's token), so that they
 /// do not keep strangers out. Only the create event and somebody's own way in or out come from outside a room.
 fn require_in_room(change: &mut Change, author: &Author, draft: &Draft) -> Result<()> {
-    let begins_room = draft.event_type == "m.room.create" && change.row.heads.is_empty();
+    let begins_room = draft.event_type == CREATE && change.row.heads.is_empty();
     if begins_room
         || moves_oneself(author, draft)?
         || change.membership(author.user_id.as_str())? == Membership::Join
@@ -147,7 +147,7 @@ fn require_in_room(change: &mut Change, author: &Author, draft: &Draft) -> Resul
 
 /// Whether an event lets its author join, knock or leave.
 fn moves_oneself(author: &Author, draft: &Draft) -> Result<bool> {
-    if draft.event_type != "m.room.member" || draft.state_key.as_deref() != Some(author.user_id.as_str()) {
+    if draft.event_type != MEMBER || draft.state_key.as_deref() != Some(author.user_id.as_str()) {
         return Ok(false);
     }
     let membership = event::membership_of(draft.raw_content()?.get());
@@ -161,7 +161,7 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
     if author.is_guest && draft.event_type == REDACTION {
         return Err(no_guests("Guests cannot redact events.").into());
     }
-    if draft.event_type == "m.room.redaction" && draft.redacts.is_none() {
+    if draft.event_type == REDACTION && draft.redacts.is_none() {
         return Err(Refusal::bad_json("`redacts` is missing; it names the event to redact.").into());
     }
     if let Some(target) = &draft.redacts {

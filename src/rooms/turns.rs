@@ -183,7 +183,13 @@ impl std::fmt::Debug for Queue {
 
 impl Turns {
     fn new(room: RoomNum, tips_bytes: Arc<AtomicUsize>) -> Self {
-        Self { room, queue: Mutex::default(), tips_bytes, resolving: Arc::default(), reunions: Reunions::default() }
+        Self {
+            room,
+            queue: Mutex::default(),
+            tips_bytes,
+            resolving: Arc::default(),
+            reunions: Reunions::default(),
+        }
     }
 
     /// Adds a turn at the end, for the payers of the current task. If a thread must be asked for, gives the payers for

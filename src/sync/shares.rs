@@ -9,7 +9,6 @@ use crate::{
     accounts,
     ids::{Order, RoomNum, StateKeyNum},
     rooms::{members, state},
-    schema,
     schema::event_types::MEMBER,
     schema::{rooms::Membership, state::StateRef},
     store::Fault,

@@ -293,6 +293,24 @@ async fn after_a_restart_nobody_is_shown_online_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_restart_a_client_that_goes_on_is_told_that_nobody_types() {
+    let server = TestServer::new();
+    let (alice, bob, room) = pair(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    types(&bob, &room, json!({ "typing": true, "timeout": 30_000 })).await;
+    assert_eq!(typists(&chain.next().await, &room), Some(vec![bob.user_id.clone()]));
+    server.server().stop().await.unwrap();
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
+    let kept = Engine::Memory(memory.after_crash(usize::MAX));
+    let again = TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {});
+    chain.client.server = again.clone();
+    assert_eq!(typists(&chain.next().await, &room), Some(vec![]));
+    // That is told once.
+    assert_eq!(typists(&chain.next().await, &room), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn presence_can_be_turned_off() {
     let server = TestServer::with(|config| config.presence.enabled = false);
     let (alice, bob, _room) = pair(&server).await;

@@ -12,7 +12,11 @@ use http::StatusCode;
 use ruma::UserId;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::{
+    receipts::room_of,
+    support::{TestClient, TestServer},
+    sync::{Chain, events},
+};
 
 fn path(client: &TestClient, field: &str) -> String {
     format!("/_matrix/client/v3/profile/{}{field}", client.user_id)
@@ -114,6 +118,33 @@ async fn rooms_learn_of_a_new_name_and_of_nothing_else() {
     alice.put(&path(&alice, "/m.tz"), json!({ "m.tz": "Europe/Berlin" })).await;
     alice.put(&path(&alice, "/displayname"), json!({ "displayname": "" })).await;
     assert_eq!(member(&alice, room, &alice).await, json!({ "membership": "join" }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_are_told_that_a_name_is_gone_however_it_was_removed() {
+    let server = TestServer::new();
+    let (people, room) = room_of(&server, &["alice", "bob"]).await;
+    let (alice, bob) = (&people[0], &people[1]);
+    let mut chain = Chain::of(bob);
+    chain.next().await;
+    for body in [Some(json!({ "displayname": "" })), Some(json!({ "displayname": null })), None] {
+        alice.put(&path(alice, "/displayname"), json!({ "displayname": "Alice" })).await;
+        let told = |sync: &Value| {
+            let last =
+                events(sync, "join", &room, "timeline").into_iter().next_back().cloned().unwrap_or_default();
+            (last["type"].clone(), last["state_key"].clone(), last["content"].clone())
+        };
+        let named = json!({ "membership": "join", "displayname": "Alice" });
+        let of_alice = |content| (json!("m.room.member"), json!(alice.user_id), content);
+        assert_eq!(told(&chain.next().await), of_alice(named));
+        let (status, _) = match &body {
+            Some(body) => alice.put(&path(alice, "/displayname"), body.clone()).await,
+            None => alice.delete(&path(alice, "/displayname"), json!({})).await,
+        };
+        assert_eq!(status, StatusCode::OK, "{body:?}");
+        assert_eq!(told(&chain.next().await), of_alice(json!({ "membership": "join" })), "{body:?}");
+        assert_eq!(bob.get(&path(alice, "")).await.1, json!({}), "{body:?}");
+    }
 }
 
 fn auth(name: &str) -> Value {

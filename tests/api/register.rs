@@ -324,6 +324,11 @@ async fn a_registration_token_may_be_shown_on_a_page() {
         let answer = page(Method::POST, PAGE.to_owned(), form).await;
         assert_eq!(answer.contains("authDone"), done, "{answer}");
     }
+    // A form that could not be sent on is not shown.
+    let ended = page(Method::POST, PAGE.to_owned(), format!("session=none&token={token}")).await;
+    for lost in [ended, page(Method::GET, PAGE.to_owned(), String::new()).await] {
+        assert!(lost.contains("Begin again in your app") && !lost.contains("<form"), "{lost}");
+    }
     let mut again = body;
     again["auth"] = json!({ "session": session });
     let (status, json) = server.anonymous().post("/_matrix/client/v3/register", again).await;

@@ -221,11 +221,11 @@ async fn add_receipts(store: &Store, room: &str, users: std::ops::Range<usize>) 
     let num = rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
     let mut batch = store.batch(&Guard::alone());
     for number in users {
-        let user = format!("@reader{number}:test.example");
+        let user = ruma::UserId::parse(format!("@reader{number}:test.example")).unwrap();
         let receipt = Receipt {
             room: num,
             key: ReceiptKey { user, kind: ReceiptKind::Public, thread: String::new() },
-            event_id: "$event".to_owned(),
+            event_id: ruma::EventId::parse("$event").unwrap(),
             order: Order { anchor: Position::ZERO, minor: 1 },
             sent_ms: 1,
         };

@@ -98,7 +98,9 @@ impl Remote {
     pub(crate) fn rewritten(&self, received: &Received, field: &str, value: Value) -> Received {
         let mut json: Value = serde_json::from_slice(received.json()).unwrap();
         json[field] = value;
-        let EventKey::Hash(hash) = received.key() else { panic!("an event without a hash") };
+        let EventKey::Hash(hash) = received.key() else {
+            unreachable!("rooms of these tests name events by their hash")
+        };
         let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
         Received::check(self.room, &row, *hash, json.to_string().into()).unwrap()
     }

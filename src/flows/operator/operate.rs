@@ -462,7 +462,11 @@ pub async fn log_out(app: &App, name: &str, device: Option<OwnedDeviceId>) -> Re
     let whose = user_id.clone();
     let (devices, promised) = write::for_user(app, user, move |app, batch| {
         let (count, ending) = match &device {
-            Some(id) => (1, Ending::One(devices::require(batch, user, id)?.num)),
+            Some(id) => {
+                let no_device = || Refusal::not_found(format!("{whose} has no device {id}."));
+                let device = devices::find(batch, user, id)?.ok_or_else(no_device)?;
+                (1, Ending::One(device.num))
+            }
             None => (devices::list(batch, user)?.len(), Ending::All),
         };
         Ok((count, log_out::end(app, batch, user, &whose, &ending)?))

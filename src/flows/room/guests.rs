@@ -125,8 +125,7 @@ async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
             return Ok(());
         }
         let content = without_profile("leave", Some("This room is closed to guests."));
-        let draft =
-            Draft::state(guest.user_id.clone(), MEMBER, guest.user_id.as_str(), content, sent_ms);
+        let draft = Draft::state(guest.user_id.clone(), MEMBER, guest.user_id.as_str(), content, sent_ms);
         policy::approve(change, signer.server(), &guest, draft)?.add_once(change, &signer, &once).map(drop)
     })
     .await

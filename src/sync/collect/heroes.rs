@@ -6,6 +6,7 @@ use crate::{
     accounts::users,
     ids::StateKeyNum,
     rooms::{self, event::StoredEvent, members, state},
+    schema::event_types::{CANONICAL_ALIAS, NAME},
     schema::rooms::Membership,
     store::Fault,
     sync::window::RoomWindow,
@@ -29,7 +30,7 @@ pub(crate) struct Summary {
 }
 
 /// The events that give a room a name, each with the field of its content that does.
-const NAMES: [(&str, &str); 2] = [("m.room.name", "name"), ("m.room.canonical_alias", "alias")];
+const NAMES: [(&str, &str); 2] = [(NAME, "name"), (CANONICAL_ALIAS, "alias")];
 
 /// Counts the members of a room, and lists those after whom a client names it.
 pub(crate) fn summary(room: &RoomWindow<'_, '_>) -> Result<Summary, Fault> {

@@ -71,11 +71,11 @@ impl<'a, 'w> Answer<'a, 'w> {
             write_timeline(room, &news.timeline, &news.state, answer)?;
             write_events(answer, "ephemeral", |list| {
                 for content in receipts::contents(&news.receipts) {
-                    list.object(|event| write_plain_event(event, "m.receipt", &JsonText::from(&content)));
+                    list.object(|event| write_plain_event(event, RECEIPT, &JsonText::from(&content)));
                 }
                 if let Some(typists) = &news.typing {
                     list.object(|event| {
-                        event.text("type", "m.typing");
+                        event.text("type", TYPING);
                         event.object("content", |content| content.texts("user_ids", typists));
                     });
                 }

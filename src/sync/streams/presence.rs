@@ -17,7 +17,6 @@ use crate::{
     },
     ids::{RoomNum, UserNum},
     rooms::members,
-    schema,
     schema::event_types::PRESENCE,
     schema::rooms::{Membership, UserRoomRow},
     store::Fault,

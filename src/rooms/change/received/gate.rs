@@ -17,6 +17,7 @@ use crate::{
         event::{self, Event},
         versions,
     },
+    schema::event_types::CREATE,
     schema::rooms::{EventHash, EventKey, RoomRow},
 };
 
@@ -114,7 +115,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
     let depth = depth(form.depth, version)?;
     let event = Event::parse(id, &json)
         .map_err(|error| Refusal::bad_json(format!("The event is not in the form of an event: {error}.")))?;
-    let is_create = event.event_type.to_string() == "m.room.create" && event.state_key.as_deref() == Some("");
+    let is_create = event.event_type.to_string() == CREATE && event.state_key.as_deref() == Some("");
     let has_room_id = !(is_create && rules.authorization.room_create_event_id_as_room_id);
     if event.room_id.as_ref() != has_room_id.then_some(&room.id) {
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
