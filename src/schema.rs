@@ -118,6 +118,8 @@ tables! {
     56 DEVICE_TOKENS((UserNum, DeviceNum, u8, [u8; 32]) => ()) in Accounts, User of "accounts::tokens";
     /// When and from where a device was last seen. It is written by notes, so a power cut may take it back.
     57 DEVICE_SEEN((UserNum, DeviceNum) => Json<accounts::SeenRow>) in Notes, User of "accounts::devices";
+    /// The presence of a user that others were told last. It is written by notes, so a power cut may take it back.
+    65 PRESENCE(UserNum => Json<accounts::PresenceRow>) in Notes, User of "accounts::presence";
     /// A token with which one may register.
     58 REGISTRATION_TOKENS(String => Json<accounts::RegistrationTokenRow>) in Accounts, Server of "accounts::registration";
     /// A field of a local user's profile: its JSON value.

@@ -70,9 +70,10 @@ pub fn checks() -> Vec<RowCheck> {
     .collect()
 }
 
-fn devices() -> [RowCheck; 5] {
+fn devices() -> [RowCheck; 6] {
     let mut seen = Devices::default();
     [
+        RowCheck::of(&schema::PRESENCE, |read, user, _, doubts| account(read, *user, doubts)),
         RowCheck::of(&schema::DEVICES, |read, (user, _), Json(row), doubts| {
             let last = schema::USERS.get(read, *user)?.map(|row| row.last_device);
             doubts.unless(last.is_some(), "its account is gone");

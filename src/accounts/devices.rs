@@ -86,27 +86,6 @@ pub fn find_seen(
     Ok(schema::DEVICE_SEEN.get(read, (user, device))?.map(|Json(row)| row))
 }
 
-/// The devices that were seen at most this long before the one that was seen last of all, and when: those that were in use
-/// when the server stopped. No more than `max` of them.
-pub fn list_seen_last(
-    read: &(impl Read + ?Sized),
-    within_ms: u64,
-    max: usize,
-) -> Result<Vec<(UserNum, DeviceNum, u64)>, Fault> {
-    let rows = || schema::DEVICE_SEEN.prefix::<()>(read, (), Direction::Up);
-    let mut newest_ms = 0;
-    for row in rows()? {
-        let (_, Json(seen)) = row?;
-        newest_ms = newest_ms.max(seen.ms);
-    }
-    let oldest_ms = newest_ms.saturating_sub(within_ms);
-    rows()?
-        .map(|row| row.map(|((user, device), Json(seen))| (user, device, seen.ms)))
-        .filter(|row| row.as_ref().map_or(true, |(_, _, ms)| *ms >= oldest_ms))
-        .take(max)
-        .collect()
-}
-
 /// Whether one of the account's devices was last seen at an address that is `near`. Looks at as many as an account may have.
 pub fn was_seen(
     read: &(impl Read + ?Sized),

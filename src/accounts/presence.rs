@@ -6,6 +6,8 @@
 //!
 //! Specification: client-server API, "Presence".
 
+pub mod kept;
+
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::presence::PresenceState;
@@ -26,6 +28,9 @@ const ENTRIES_MAX: usize = 50_000;
 const DEVICES_MAX: usize = 50;
 /// The board remembers at most this many rooms of a user; somebody who shares only other rooms with them is not told.
 pub const ROOMS_MAX: usize = 2_000;
+/// The number under which the last run of the server stands for the devices of a user until those are heard of; no device
+/// has it, because they are numbered from 1.
+const LAST_RUN: DeviceNum = DeviceNum(0);
 /// A status message has at most this many bytes.
 pub const STATUS_BYTES_MAX: usize = 1024;
 
@@ -244,6 +249,14 @@ impl PresenceBoard {
         now_ms: u64,
     ) -> Outcome {
         let entry = self.entry(user);
+        let last_run = entry.devices.get(&LAST_RUN).filter(|last_run| last_run.is_connected(now_ms));
+        if let Some(active_ms) = last_run.map(|last_run| last_run.active_ms)
+            && !entry.devices.contains_key(&device)
+        {
+            // The device said this before the server stopped, so that its user did nothing now.
+            let own = entry.device(device, now_ms);
+            (own.said, own.state, own.active_ms) = (state.clone(), state.clone(), active_ms);
+        }
         let own = entry.device(device, now_ms);
         // A client repeats its state with each poll, so the same state again is no act of its user.
         if own.said != state || !own.is_connected(now_ms) {
@@ -278,16 +291,21 @@ impl PresenceBoard {
         self.settle(user, now_ms)
     }
 
-    /// A user was online with a device when the last run of the server ended. They are online again at once, until they are
+    /// Others were told this of a user when the last run of the server ended, and go on showing it. It stands until the user is
     /// not heard of for a while, so that a restart does not show everybody as offline.
-    pub fn was_online(&mut self, user: UserNum, device: DeviceNum, seen_ms: u64, now_ms: u64) -> Outcome {
+    pub fn restore(&mut self, user: UserNum, told: Presence, now_ms: u64) -> Outcome {
         let entry = self.entry(user);
-        if entry.devices.contains_key(&device) {
+        if entry.changed != 0 || !entry.devices.is_empty() {
             return Outcome::default();
         }
-        entry.say(device, PresenceState::Online, now_ms);
-        entry.device(device, now_ms).active_ms = seen_ms;
-        entry.active_ms = seen_ms;
+        (entry.status_msg, entry.active_ms) = (told.status_msg, told.last_active_ms);
+        if told.state != PresenceState::Offline {
+            // It is not known how long somebody who was online had been idle; they become idle like one who acted just now.
+            let is_online = told.state == PresenceState::Online;
+            let active_ms = if is_online { now_ms } else { told.last_active_ms };
+            let (said, state) = (told.state.clone(), told.state);
+            entry.devices.insert(LAST_RUN, Device { said, state, polls: 0, heard_ms: now_ms, active_ms });
+        }
         self.settle(user, now_ms)
     }
 
@@ -380,6 +398,13 @@ impl PresenceBoard {
     /// The presence that others see of a user; none for one who has not been heard of.
     pub fn find(&self, user: UserNum) -> Option<Presence> {
         self.users.get(&user).map(Self::seen)
+    }
+
+    /// The presence of a user as it is now, which others are told in a moment; none for one who has not been heard of.
+    pub fn find_own(&self, user: UserNum, now_ms: u64) -> Option<Presence> {
+        let entry = self.users.get(&user)?;
+        let ((state, status_msg), _) = entry.look(now_ms);
+        Some(Presence { state, status_msg, last_active_ms: entry.active_ms })
     }
 
     fn seen(entry: &Entry) -> Presence {
@@ -540,21 +565,44 @@ mod tests {
     }
 
     #[test]
-    fn who_was_online_before_the_server_began_is_gone_unless_they_come_back() {
-        let mut bench = Bench::new();
-        for device in [PHONE, DESK] {
-            let outcome = bench.board.was_online(ALICE, device, bench.now_ms - 1_000, bench.now_ms);
+    fn what_others_were_told_before_the_server_began_stands_until_nobody_comes_back() {
+        let told = |state| Presence { state, status_msg: Some("here".into()), last_active_ms: 5_000 };
+        for (state, is_back) in [(ONLINE, true), (ONLINE, false), (AWAY, true), (AWAY, false), (GONE, false)]
+        {
+            let mut bench = Bench::new();
+            let outcome = bench.board.restore(ALICE, told(state.clone()), bench.now_ms);
             bench.follow(outcome);
+            assert_eq!(bench.board.find(ALICE).unwrap(), told(state.clone()), "a status message stays, too");
+            if is_back {
+                bench.polls(DESK, ONLINE);
+                bench.pass(2 * ONLINE_MS);
+                assert_eq!(bench.state(), state, "a poll that goes on is no act");
+                bench.board.poll_ends(ALICE, DESK, bench.now_ms);
+            }
+            bench.pass(2 * ONLINE_MS);
+            assert_eq!(bench.state(), GONE);
+            let changes: Vec<_> = bench.board.changed_since(0).map(|change| change.presence).collect();
+            assert_eq!(changes, [told(GONE)]);
         }
-        assert_eq!((bench.state(), bench.tells.len()), (ONLINE, 1));
-        bench.polls(DESK, ONLINE);
-        bench.pass(2 * ONLINE_MS);
+    }
+
+    #[test]
+    fn who_came_before_the_last_run_was_restored_stays_as_they_are() {
+        let mut bench = Bench::new();
+        bench.polls(PHONE, AWAY);
+        let before = Presence { state: ONLINE, status_msg: None, last_active_ms: 1 };
+        assert_eq!(bench.board.restore(ALICE, before, bench.now_ms), Outcome::default());
+        assert_eq!(bench.state(), AWAY);
+    }
+
+    #[test]
+    fn one_sees_ones_own_presence_before_others_do() {
+        let mut bench = Bench::new();
+        bench.polls(PHONE, ONLINE);
+        let outcome = bench.board.set(ALICE, PHONE, AWAY, None, bench.now_ms);
+        bench.follow(outcome);
         assert_eq!(bench.state(), ONLINE);
-        bench.board.poll_ends(ALICE, DESK, bench.now_ms);
-        bench.pass(2 * ONLINE_MS);
-        assert_eq!(bench.state(), GONE);
-        let changes: Vec<_> = bench.board.changed_since(1).map(|change| change.presence.state).collect();
-        assert_eq!(changes, [GONE]);
+        assert_eq!(bench.board.find_own(ALICE, bench.now_ms).unwrap().state, AWAY);
     }
 
     #[test]

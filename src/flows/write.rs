@@ -10,7 +10,7 @@ use crate::{
     accounts::{Caller, tokens},
     env::spent::{self, Place},
     error::{Error, Result},
-    flows::{App, sharing},
+    flows::{App, room::typing, sharing},
     ids::UserNum,
     store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Wake},
 };
@@ -154,7 +154,24 @@ pub(crate) async fn note_for_caller(
     caller: &Caller,
     build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
 ) -> Result<Option<Published>> {
-    let (builder, wanted) = (app.clone(), Wanted::by(caller, Vec::new(), false));
+    note(app, Wanted::by(caller, Vec::new(), false), build).await
+}
+
+/// Like [`note_for_caller`], for a note that follows from no request of this user's.
+pub(crate) async fn note_for_user(
+    app: &App,
+    user: UserNum,
+    build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
+) -> Result<Option<Published>> {
+    note(app, Wanted::of(vec![user], false), build).await
+}
+
+async fn note(
+    app: &App,
+    wanted: Wanted,
+    build: impl FnOnce(&App, &mut Note) -> Result<()> + Send + 'static,
+) -> Result<Option<Published>> {
+    let builder = app.clone();
     let noted = app.env.blocking(move || {
         let locked = wanted.lock(&builder)?;
         let mut note = builder.store.note(&locked.guard);
@@ -194,6 +211,10 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));
         }
         Wake::Listed { room } => app.rooms.listing().touch(room),
+        Wake::Ended { user, user_id } => {
+            let owned = app.clone();
+            app.env.spawn(async move { typing::stop_ended(&owned, user, &user_id).await });
+        }
         // The store itself wakes the task that fires timers.
         Wake::Timers => {}
     }

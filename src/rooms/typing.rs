@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::RoomNum;
+use crate::ids::{DeviceNum, RoomNum};
 
 /// Typing is forgotten after this many milliseconds, even if a client asks for longer.
 pub const TYPING_MS_MAX: u64 = 120_000;
@@ -28,30 +28,39 @@ struct Typists {
     users: BTreeMap<String, Typist>,
 }
 
+/// The word of a device that its user types, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// The device on which the user types.
+    pub device: DeviceNum,
+    /// The end of typing, in milliseconds since the epoch.
+    pub until_ms: u64,
+}
+
 #[derive(Debug)]
 struct Typist {
-    /// The end of typing, in milliseconds since the epoch.
-    until_ms: u64,
+    /// The last word of a device that the user types.
+    word: Word,
     /// The number of the change by which typing began.
     began: u64,
 }
 
 impl Typing {
-    /// Notes that a user types until a time, or (`None`) no longer. `number` is the number of this change. Tells
+    /// Notes that a user types until a time, or (`None`) no longer types on any device. `number` is the number of this change. Tells
     /// whether others see a difference: a user who goes on typing makes none.
-    pub fn set(&mut self, room: RoomNum, user_id: &str, until_ms: Option<u64>, number: u64) -> bool {
-        let seen = match until_ms {
-            Some(until_ms) => {
+    pub fn set(&mut self, room: RoomNum, user_id: &str, word: Option<Word>, number: u64) -> bool {
+        let seen = match word {
+            Some(word) => {
                 let typists = self.rooms.entry(room).or_default();
                 if let Some(typist) = typists.users.get_mut(user_id) {
-                    typist.until_ms = until_ms;
+                    typist.word = word;
                     return false;
                 }
                 if typists.users.len() >= TYPISTS_MAX {
                     tracing::debug!(%room, reason = "too many typists", "a typing notification is ignored");
                     return false;
                 }
-                typists.users.insert(user_id.to_owned(), Typist { until_ms, began: number });
+                typists.users.insert(user_id.to_owned(), Typist { word, began: number });
                 true
             }
             None => self.rooms.get_mut(&room).is_some_and(|typists| typists.users.remove(user_id).is_some()),
@@ -66,7 +75,7 @@ impl Typing {
     pub fn expire(&mut self, room: RoomNum, now_ms: u64, number: u64) -> bool {
         let Some(typists) = self.rooms.get_mut(&room) else { return false };
         let before = typists.users.len();
-        typists.users.retain(|_, typist| typist.until_ms > now_ms);
+        typists.users.retain(|_, typist| typist.word.until_ms > now_ms);
         let seen = typists.users.len() != before;
         if seen {
             self.mark(room, number);
@@ -97,7 +106,14 @@ impl Typing {
     /// epoch; `None` if that has ended.
     pub fn until_ms(&self, room: RoomNum, user_id: &str, began: u64) -> Option<u64> {
         let typist = self.rooms.get(&room)?.users.get(user_id)?;
-        (typist.began == began).then_some(typist.until_ms)
+        (typist.began == began).then_some(typist.word.until_ms)
+    }
+
+    /// Lists the rooms in which a user types, each with the device on which they do.
+    pub fn rooms_of(&self, user_id: &str) -> Vec<(RoomNum, DeviceNum)> {
+        let typed =
+            |(room, typists): (&RoomNum, &Typists)| Some((*room, typists.users.get(user_id)?.word.device));
+        self.rooms.iter().filter_map(typed).collect()
     }
 
     /// Lists the users who type in a room.
@@ -112,11 +128,15 @@ mod tests {
 
     const ROOM: RoomNum = RoomNum(3);
 
+    fn until(until_ms: u64) -> Option<Word> {
+        Some(Word { device: DeviceNum(1), until_ms })
+    }
+
     #[test]
     fn going_on_typing_is_no_news_and_stopping_is() {
         let mut typing = Typing::default();
-        assert!(typing.set(ROOM, "@a:x", Some(10), 1));
-        assert!(!typing.set(ROOM, "@a:x", Some(20), 2));
+        assert!(typing.set(ROOM, "@a:x", until(10), 1));
+        assert!(!typing.set(ROOM, "@a:x", until(20), 2));
         assert_eq!(typing.changed_since(0).collect::<Vec<_>>(), [ROOM]);
         assert_eq!(typing.changed_since(1).count(), 0);
         assert_eq!((typing.until_ms(ROOM, "@a:x", 1), typing.until_ms(ROOM, "@a:x", 2)), (Some(20), None));
@@ -132,12 +152,12 @@ mod tests {
     fn rooms_and_typists_are_bounded() {
         let mut typing = Typing::default();
         for number in 0..ROOMS_MAX as u64 + 50 {
-            typing.set(RoomNum(number), "@a:x", Some(10), number + 1);
+            typing.set(RoomNum(number), "@a:x", until(10), number + 1);
         }
         assert_eq!(typing.rooms.len(), ROOMS_MAX);
         assert_eq!(typing.changed.len(), ROOMS_MAX);
         for number in 0..TYPISTS_MAX as u64 + 50 {
-            typing.set(RoomNum(9_999), &format!("@{number}:x"), Some(10), 100_000 + number);
+            typing.set(RoomNum(9_999), &format!("@{number}:x"), until(10), 100_000 + number);
         }
         assert_eq!(typing.list(RoomNum(9_999)).len(), TYPISTS_MAX);
     }

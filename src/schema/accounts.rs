@@ -251,6 +251,18 @@ pub struct SeenRow {
     pub ip: Option<String>,
 }
 
+/// The presence of a user that others were told last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PresenceRow {
+    /// The state: `online`, `unavailable` or `offline`.
+    pub state: String,
+    /// The status message that the user gave.
+    pub status_msg: Option<String>,
+    /// When the user last did something, in milliseconds since the epoch; zero if that is not known.
+    pub last_active_ms: u64,
+}
+
 /// A token with which one may register.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -53,7 +53,8 @@ impl Store {
                     | Wake::Sharing { .. }
                     | Wake::Joined { .. }
                     | Wake::Left { .. }
-                    | Wake::Listed { .. } => wake(news),
+                    | Wake::Listed { .. }
+                    | Wake::Ended { .. } => wake(news),
                 }
             }
             queued.promise.keep();

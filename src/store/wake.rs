@@ -35,6 +35,13 @@ pub enum Wake {
         /// The room whose entry has changed.
         room: RoomNum,
     },
+    /// Devices of a user ended: nobody is shown that the user types on them.
+    Ended {
+        /// The user whose devices ended.
+        user: UserNum,
+        /// The id of that user.
+        user_id: String,
+    },
     /// A timer was set, so the worker of timers looks anew. The store does this itself.
     Timers,
 }

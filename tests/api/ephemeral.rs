@@ -292,6 +292,78 @@ async fn after_a_restart_nobody_is_shown_online_for_ever() {
     assert_eq!(last, Some(json!("offline")));
 }
 
+/// A server over what one leaves on its disk when it is killed.
+fn killed(server: &TestServer) -> TestServer {
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
+    let kept = Engine::Memory(memory.after_crash(usize::MAX));
+    TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_changes_nobodys_presence() {
+    let server = TestServer::new();
+    let (alice, bob, room) = pair(&server).await;
+    let mut people = vec![bob];
+    for name in ["hidden", "away", "gone", "left"] {
+        let person = server.register(name).await;
+        must(&person, &room, "join", json!({})).await;
+        people.push(person);
+    }
+    let says = async |number: usize, state: &str, message: Value| {
+        let path = format!("/_matrix/client/v3/presence/{}/status", people[number].user_id);
+        let (status, json) =
+            people[number].put(&path, json!({ "presence": state, "status_msg": message })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+    };
+    for _ in 0..2 {
+        // The device is in use, but its user is invisible.
+        Chain::of(&people[1]).next().await;
+    }
+    says(4, "online", Value::Null).await;
+    env(&server).sleep(Duration::from_secs(60)).await;
+    says(0, "online", json!("at work")).await;
+    says(2, "unavailable", Value::Null).await;
+    says(3, "offline", json!("on holiday")).await;
+    let mut chain = Chain::of(&alice);
+    let seen = |sync: &Value| -> Vec<(Value, Value)> {
+        let of = |person: &TestClient| presence_of(sync, &person.user_id).cloned().unwrap_or_default();
+        people
+            .iter()
+            .map(of)
+            .map(|content| (content["presence"].clone(), content["status_msg"].clone()))
+            .collect()
+    };
+    let before = seen(&chain.next().await);
+    assert_eq!(before[0], (json!("online"), json!("at work")), "{before:?}");
+    assert_eq!((&before[2].0, &before[3].1), (&json!("unavailable"), &json!("on holiday")), "{before:?}");
+    env(&server).sleep(Duration::from_secs(1)).await;
+    let again = killed(&server);
+    let mut hers = Chain::of(&alice);
+    hers.client.server = again.clone();
+    env(&again).sleep(Duration::from_secs(1)).await;
+    let after = seen(&hers.next().await);
+    for (number, (before, after)) in before.iter().zip(&after).enumerate() {
+        let is_offline = |told: &(Value, Value)| told.0 == "offline" || told.0.is_null();
+        assert_eq!((is_offline(before), &before.1), (is_offline(after), &after.1), "{number}: {after:?}");
+        assert!(is_offline(before) || before.0 == after.0, "{number}: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_sees_ones_own_presence_at_once() {
+    let server = TestServer::new();
+    let (alice, ..) = pair(&server).await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", alice.user_id);
+    for state in ["online", "unavailable", "offline", "online"] {
+        assert_eq!(
+            alice.put(&path, json!({ "presence": state, "status_msg": state })).await.0,
+            StatusCode::OK
+        );
+        let (_, json) = alice.get(&path).await;
+        assert_eq!((&json["presence"], &json["status_msg"]), (&json!(state), &json!(state)));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_a_client_that_goes_on_is_told_that_nobody_types() {
     let server = TestServer::new();

@@ -3,7 +3,7 @@
 use ruma::OwnedUserId;
 
 use crate::{
-    accounts::{account_data, devices::Ending, filters, passwords, profiles, users},
+    accounts::{account_data, devices::Ending, filters, passwords, presence, profiles, users},
     error::Result,
     flows::{App, account::log_out, jobs, write},
     ids::UserNum,
@@ -22,6 +22,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         filters::delete_all(batch, user);
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
+        presence::kept::forget(batch, user);
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;

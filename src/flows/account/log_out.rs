@@ -17,7 +17,7 @@ use crate::{
     ids::UserNum,
     push::pushers,
     schema::jobs::Job,
-    store::{Batch, timer::Timer},
+    store::{Batch, Wake, timer::Timer},
 };
 
 /// A batch that has swept this many rows begins no further range of devices.
@@ -51,6 +51,7 @@ pub(crate) fn end(
     pushers::delete_of_ended(batch, user, &users::require(batch, user)?.ended)?;
     device_lists::changed(batch, user, user_id)?;
     write::wake_sharing(batch, user);
+    batch.wake(Wake::Ended { user, user_id: user_id.to_string() });
     if sweep_some(batch, user)? {
         return Ok(None);
     }

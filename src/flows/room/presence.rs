@@ -6,22 +6,18 @@ use ruma::{UserId, presence::PresenceState};
 
 use crate::{
     accounts::{
-        self, Caller, devices,
-        presence::{Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX},
+        self, Caller,
+        presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX},
     },
     error::{Refusal, Result},
-    flows::{App, sharing},
+    flows::{App, sharing, write},
     ids::{DeviceNum, RoomNum, UserNum},
     rooms::members,
     store::{Fault, Snapshot},
     sync::ephemeral::Board,
 };
 
-/// A device that was seen at most this many milliseconds before the last run of the server ended is taken for connected then:
-/// it is noted as seen each minute, and a poll takes up to two.
-const ONLINE_BEFORE_MS: u64 = 4 * 60_000;
-
-/// At most this many devices are taken for connected when the server starts.
+/// At most this many users are shown as in the last run when the server starts.
 const RESTORED_MAX: usize = 20_000;
 
 /// Sets how present the caller is. Nothing is kept if the settings turn presence off. Errors: 400 for a state that Matrix does
@@ -55,17 +51,20 @@ fn require_known(state: &PresenceState) -> Result<(), Refusal> {
     }
 }
 
-/// The presence of a user. Errors: 403 for a caller who shares no room with that user, 404 for an unknown user.
+/// The presence of a user: one's own as it is, and that of others as it was told. Errors: 403 for a caller who shares no room with that user, 404 for an unknown user.
 pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Presence> {
     let snapshot = app.store.snapshot();
     let user = accounts::users::find_num(&*snapshot, user_id)?
         .ok_or_else(|| Refusal::not_found("There is no such user here."))?;
-    if user != caller.user {
-        let own = members::list_joined_rooms(&*snapshot, caller.user)?;
-        let theirs = members::list_joined_rooms(&*snapshot, user)?;
-        if !own.iter().any(|room| theirs.contains(room)) {
-            return Err(Refusal::forbidden("You share no room with this user.").into());
-        }
+    if user == caller.user {
+        let now_ms = app.env.now_ms();
+        let own = app.ephemeral.read(|board| board.presence.find_own(user, now_ms));
+        return Ok(own.unwrap_or_else(Presence::unknown));
+    }
+    let own = members::list_joined_rooms(&*snapshot, caller.user)?;
+    let theirs = members::list_joined_rooms(&*snapshot, user)?;
+    if !own.iter().any(|room| theirs.contains(room)) {
+        return Err(Refusal::forbidden("You share no room with this user.").into());
     }
     Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(Presence::unknown))
 }
@@ -152,7 +151,8 @@ async fn watch(app: &App, user: UserNum, mut due_ms: u64) {
 /// woken, for they would answer each time that their user polls.
 async fn tell(app: &App, user: UserNum) -> Result<()> {
     let owned = app.clone();
-    app.env
+    let is_told = app
+        .env
         .blocking(move || {
             let snapshot = owned.store.snapshot();
             let rooms = list_rooms(&snapshot, user)?;
@@ -163,9 +163,13 @@ async fn tell(app: &App, user: UserNum) -> Result<()> {
             if is_told {
                 sharing::wake_those_who_wait(&owned, &snapshot, user)?;
             }
-            Ok(())
+            Ok(is_told)
         })
-        .await
+        .await?;
+    if is_told {
+        keep(app, user).await;
+    }
+    Ok(())
 }
 
 fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {
@@ -175,8 +179,27 @@ fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {
     Ok(rooms.into())
 }
 
-/// Puts the users on the board who were online when the last run of the server ended. Those who do not come back go offline for
-/// others as at any other time. Without this, other clients would show them online for ever.
+/// Keeps what others were just told of a user, for the next run of the server. Nobody waits for it.
+async fn keep(app: &App, user: UserNum) {
+    let kept = write::note_for_user(app, user, move |app, note| {
+        let account = accounts::users::find(&app.store.view(), user)?;
+        // Of two tasks that keep the presence of one user, the last one keeps the newest.
+        let told = app.ephemeral.read(|board| board.presence.find(user));
+        match (account, told) {
+            (Some(account), Some(told)) if !account.is_deactivated => {
+                presence::kept::keep(note, user, &told);
+            }
+            _ => presence::kept::forget(note, user),
+        }
+        Ok(())
+    });
+    if let Err(error) = kept.await {
+        tracing::debug!(%error, %user, "the presence of a user is not kept for the next run of the server");
+    }
+}
+
+/// Puts the users on the board whom others were told of when the last run of the server ended. Those who do not come back go
+/// offline for others as at any other time. Without this, other clients would show them online for ever.
 pub async fn restore(app: &App) {
     if !app.config.presence.enabled {
         return;
@@ -184,11 +207,11 @@ pub async fn restore(app: &App) {
     let owned = app.clone();
     let restored = app.env.blocking(move || {
         let now_ms = owned.env.now_ms();
-        let online = devices::list_seen_last(&*owned.store.snapshot(), ONLINE_BEFORE_MS, RESTORED_MAX)?;
-        Ok(online
+        let told = presence::kept::list(&*owned.store.snapshot(), RESTORED_MAX)?;
+        Ok(told
             .into_iter()
-            .map(|(user, device, seen_ms)| {
-                let restore = |board: &mut Board| board.presence.was_online(user, device, seen_ms, now_ms);
+            .map(|(user, told)| {
+                let restore = |board: &mut Board| board.presence.restore(user, told, now_ms);
                 (user, owned.ephemeral.update(restore))
             })
             .collect::<Vec<_>>())
@@ -199,6 +222,6 @@ pub async fn restore(app: &App) {
                 follow(app, user, outcome).await;
             }
         }
-        Err(error) => tracing::warn!(%error, "the users who were online before the start could not be read"),
+        Err(error) => tracing::warn!(%error, "the presence of users before the start could not be read"),
     }
 }

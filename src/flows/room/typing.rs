@@ -5,11 +5,15 @@ use std::time::Duration;
 use ruma::RoomId;
 
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, devices},
     error::Result,
     flows::{App, room::require_joined},
-    ids::RoomNum,
-    rooms::{members, typing::TYPING_MS_MAX},
+    ids::{RoomNum, UserNum},
+    rooms::{
+        members,
+        typing::{TYPING_MS_MAX, Word},
+    },
+    sync::ephemeral::Board,
 };
 
 /// Notes that the user types in a room for `timeout`, or no longer types (`None`). Errors: 403 for a room that they are not in.
@@ -18,9 +22,10 @@ pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Opti
     let timeout_ms =
         timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).min(TYPING_MS_MAX));
     let until_ms = timeout_ms.map(|timeout_ms| app.env.now_ms().saturating_add(timeout_ms));
+    let word = until_ms.map(|until_ms| Word { device: caller.device, until_ms });
     let user_id = caller.user_id.to_string();
     let (changed, began) =
-        app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, until_ms, number), number));
+        app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, word, number), number));
     if changed {
         wake_room(app, num).await?;
         if let Some(until_ms) = until_ms {
@@ -50,6 +55,32 @@ async fn expire_typing(app: &App, num: RoomNum, user_id: &str, began: u64, mut u
             None => return,
         }
     }
+}
+
+/// Has a user stop typing where they type on a device that has ended: nobody is left to say that they stopped.
+pub(crate) async fn stop_ended(app: &App, user: UserNum, user_id: &str) {
+    if let Err(error) = try_stop_ended(app, user, user_id).await {
+        tracing::warn!(%error, %user, "nobody was told that a user who logged out stopped typing");
+    }
+}
+
+async fn try_stop_ended(app: &App, user: UserNum, user_id: &str) -> Result<()> {
+    let typed = app.ephemeral.read(|board| board.typing.rooms_of(user_id));
+    if typed.is_empty() {
+        return Ok(());
+    }
+    let owned = app.clone();
+    let devices = app.env.blocking(move || Ok(devices::list(&*owned.store.snapshot(), user)?)).await?;
+    for (room, device) in typed {
+        if devices.iter().any(|live| live.num == device) {
+            continue;
+        }
+        let stop = |board: &mut Board, number| (board.typing.set(room, user_id, None, number), ());
+        if app.ephemeral.change(stop).0 {
+            wake_room(app, room).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn wake_room(app: &App, num: RoomNum) -> Result<()> {

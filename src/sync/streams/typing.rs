@@ -7,8 +7,8 @@ use crate::{
 };
 
 /// Collects the users who type in a room, if that changed. A client that does not know the room is told only if
-/// somebody types. A client from another run of the server is told in any case, because it may believe that somebody
-/// types who stopped.
+/// somebody types. A client that knew the room in an earlier stay of its user, or comes from another run of the server,
+/// is told in any case, because it may believe that somebody types who stopped.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<String>>, Fault> {
     let window = room.window;
     let filter = &window.ask.filter.ephemeral;
@@ -22,7 +22,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<String>>, 
         None if knows_room && !window.is_other_run() => return Ok(None),
         None => window.ephemeral.read(|board| board.typing.list(room.num)),
     };
-    if typists.is_empty() && !knows_room {
+    if typists.is_empty() && matches!(room.place.standing, Standing::New | Standing::Returns(None)) {
         return Ok(None);
     }
     let ignored = window.ignored()?;
