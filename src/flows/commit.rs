@@ -235,8 +235,9 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
         }
         unread::count(&mut change, &stored).map_err(fault)?;
     }
+    let redacted_at = change.added().iter().map(|stored| stored.order.anchor).max().unwrap_or_default();
     for original in std::mem::take(&mut change.redacted) {
-        unread::uncount(&mut change.batch, change.num, &original).map_err(fault)?;
+        unread::uncount(&mut change.batch, change.num, &original, redacted_at).map_err(fault)?;
         let kept_ms = app.config.rooms.redacted_events_kept_ms();
         if kept_ms > 0 {
             let until_ms = app.env.now_ms() + kept_ms;

@@ -219,7 +219,7 @@ impl Reader<'_> {
     }
 
     /// Whether the unread counts may differ from those at position `from`. They may even if the room has no other news for
-    /// the user: rules have changed, something was read, or the events that count are filtered out.
+    /// the user: rules have changed, something was read, or the events that count, or redactions of them, are filtered out.
     pub fn is_news(
         &self,
         read: &(impl Read + ?Sized),
@@ -234,6 +234,11 @@ impl Reader<'_> {
         let now = self.tally_above(read, place, &mut floors, Order::upto(upto))?;
         floors.of_lane(read, Lane::MAIN)?;
         if floors.moved_after(from) {
+            return Ok(true);
+        }
+        // Both counts leave out what is redacted now, also what still counted at `from`.
+        let redacted = unread::list_redacted(read, place.num, floors.base(), Order::upto(from))?;
+        if redacted.values().any(|row| row.redacted_at > from) {
             return Ok(true);
         }
         Ok(now != self.tally_above(read, place, &mut floors, Order::upto(from))?)

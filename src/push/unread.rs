@@ -17,7 +17,7 @@ use ruma::UserId;
 
 use crate::{
     accounts,
-    ids::{EventNum, Order, RoomNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, UserNum},
     push::{
         classes::{self, Class},
         floors::{self, Floors},
@@ -160,12 +160,21 @@ fn totals(read: &(impl Read + ?Sized), room: RoomNum, lane: Lane, upto: Order) -
 }
 
 /// Notes, as part of the redaction's batch, that a redacted event no longer counts. `original` is the event as it was before
-/// the redaction. The caller holds the room's lock.
-pub fn uncount(batch: &mut Batch, room: RoomNum, original: &StoredEvent) -> Result<(), Fault> {
+/// the redaction, and `redacted_at` the position of the redaction. The caller holds the room's lock.
+pub fn uncount(
+    batch: &mut Batch,
+    room: RoomNum,
+    original: &StoredEvent,
+    redacted_at: Position,
+) -> Result<(), Fault> {
     let lane = relations::lane_of(batch, room, original)?;
     let counted = schema::UNREAD.get(batch, (room, lane, original.order))?;
     let classes = counted.map(|totals| totals.last).unwrap_or_default();
-    schema::UNREAD_REDACTED.put(batch, (room, original.order), &RedactedOutcome { lane, classes });
+    schema::UNREAD_REDACTED.put(
+        batch,
+        (room, original.order),
+        &RedactedOutcome { lane, classes, redacted_at },
+    );
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{DeviceNum, EventNum},
+    ids::{DeviceNum, EventNum, Position},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
@@ -220,18 +220,29 @@ pub struct RedactedOutcome {
     pub lane: Lane,
     /// The outcome that is taken back.
     pub classes: Outcomes,
+    /// The position of the redaction; zero if that was not written down yet.
+    pub redacted_at: Position,
 }
 
 impl Value for RedactedOutcome {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2, self.classes.bits()]);
+        to.raw(&[3, self.classes.bits()]);
         to.varint(self.lane.0.0);
+        Position::encode_key(self.redacted_at, to);
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let classes = Outcomes::decode(&mut from)?;
-        Ok(Self { classes, lane: Lane(EventNum(from.varint()?)) })
+        let (layout, bits) = (from.byte()?, from.byte()?);
+        let classes = match layout {
+            1 => Outcomes::from_old_bits(bits),
+            2 | 3 => Outcomes::from_bits(bits),
+            _ => return Err(Fault::Corrupt("a row of counts has an unknown layout")),
+        };
+        let lane = Lane(EventNum(from.varint()?));
+        // Layouts 1 and 2 did not say when.
+        let redacted_at = if layout == 3 { Position::decode_key(&mut from)? } else { Position::ZERO };
+        Ok(Self { lane, classes, redacted_at })
     }
 }
 
@@ -249,7 +260,7 @@ mod tests {
             let lane = Lane(EventNum(lane));
             let own = OwnOutcome { lane, own: Outcome::from_bits(own), classes };
             prop_assert_eq!(round_trip(&own), own);
-            let redacted = RedactedOutcome { lane, classes };
+            let redacted = RedactedOutcome { lane, classes, redacted_at: Position::new(numbers[0] >> 11).unwrap() };
             prop_assert_eq!(round_trip(&redacted), redacted);
             let [a, b, c, d] = numbers;
             let totals = Totals { last: classes, default: (a, b), mentions: (c, d) };
@@ -276,7 +287,10 @@ mod tests {
         let own = OwnOutcome::decode(vec![1, 0b011101, 5].into()).unwrap();
         assert_eq!(own, OwnOutcome { lane: Lane(EventNum(5)), own: quiet, classes });
         let redacted = RedactedOutcome::decode(vec![1, 0b0111, 5].into()).unwrap();
-        assert_eq!(redacted, RedactedOutcome { lane: Lane(EventNum(5)), classes });
+        let expected = RedactedOutcome { lane: Lane(EventNum(5)), classes, redacted_at: Position::ZERO };
+        assert_eq!(redacted, expected);
+        let second = [2, classes.bits(), 5].to_vec();
+        assert_eq!(RedactedOutcome::decode(second.into()).unwrap(), expected);
     }
 
     #[test]
