@@ -60,35 +60,77 @@ pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
     Ok(true)
 }
 
+/// Receipts of a room, and where their list goes on.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Receipts with what they say.
+    pub receipts: Vec<(ReceiptKey, ReceiptRow)>,
+    /// The position up to which receipts were looked at, if more may follow.
+    pub told_upto: Option<Position>,
+}
+
 /// Lists the receipts of a room that were stored after `after` and at or before `upto` and that this user may see
-/// (everybody's public ones and the user's own private ones), newest first, at most `count`.
+/// (everybody's public ones and the user's own private ones), oldest first, at most `count`.
 pub fn list_new(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     (after, upto): (Position, Position),
     user_id: &str,
     count: usize,
-) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+) -> Result<Page, Fault> {
+    let (mut page, mut last) = (Page::default(), after);
     if after >= upto {
-        return Ok(Vec::new());
+        return Ok(page);
     }
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, upto)));
+    let rows = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Up)?;
+    for (looked_at, row) in rows.enumerate() {
+        let ((_, position), Json(key)) = row?;
+        if page.receipts.len() == count || looked_at == count.saturating_mul(LOOKED_AT) {
+            page.told_upto = Some(last);
+            break;
+        }
+        last = position;
+        page.receipts.extend(find_seen(read, room, position, key, user_id)?);
+    }
+    Ok(page)
+}
+
+/// Lists the receipts of a room that were stored last, at or before `upto`, and that this user may see, newest first, at
+/// most `count`. Older ones are left out, and the search ends after a bounded number of them.
+pub fn list_newest(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    upto: Position,
+    user_id: &str,
+    count: usize,
+) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+    let (low, high) = (Bound::Included((room, Position::ZERO)), Bound::Included((room, upto)));
     let rows = schema::RECEIPT_LOG.range_mostly_empty::<(RoomNum, Position)>(read, low, high)?;
     let mut receipts = Vec::new();
     for row in rows.take(count.saturating_mul(LOOKED_AT)) {
         let ((_, position), Json(key)) = row?;
-        if key.kind == ReceiptKind::Private && key.user.as_str() != user_id {
-            continue;
-        }
-        let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
-        if let Some(row) = row.filter(|row| row.position == position) {
-            receipts.push((key, row));
-        }
+        receipts.extend(find_seen(read, room, position, key, user_id)?);
         if receipts.len() == count {
             break;
         }
     }
     Ok(receipts)
+}
+
+/// Finds the receipt that was stored at a position, if the user may see it and no newer one has replaced it.
+fn find_seen(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    position: Position,
+    key: ReceiptKey,
+    user_id: &str,
+) -> Result<Option<(ReceiptKey, ReceiptRow)>, Fault> {
+    if key.kind == ReceiptKind::Private && key.user.as_str() != user_id {
+        return Ok(None);
+    }
+    let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+    Ok(row.filter(|row| row.position == position).map(|row| (key, row)))
 }
 
 /// Forgets how far a user has read a room, for a user who asked to be erased.
@@ -218,14 +260,43 @@ mod tests {
             &[receipt("@a:x", ReceiptKind::Public, "", 11), receipt("@b:x", ReceiptKind::Private, "", 4)],
         );
         let snapshot = store.snapshot();
-        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@b:x", 9).unwrap();
-        assert_eq!(all.iter().map(|(_, row)| row.event_id.as_str()).collect::<Vec<_>>(), ["$e4", "$e11"]);
-        assert_eq!(list_new(&*snapshot, ROOM, (seen, snapshot.upto()), "@b:x", 9).unwrap(), all);
+        let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@b:x", 9).unwrap();
+        let ids = |receipts: &[(ReceiptKey, ReceiptRow)]| -> Vec<String> {
+            receipts.iter().map(|(_, row)| row.event_id.to_string()).collect()
+        };
+        assert_eq!(ids(&all), ["$e4", "$e11"]);
+        let page = list_new(&*snapshot, ROOM, (seen, snapshot.upto()), "@b:x", 9).unwrap();
+        assert_eq!((ids(&page.receipts), page.told_upto), (vec!["$e11".to_owned(), "$e4".to_owned()], None));
         assert!(any_new(&*snapshot, ROOM, seen).unwrap());
         assert!(!any_new(&*snapshot, ROOM, snapshot.upto()).unwrap());
-        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@a:x", 9).unwrap();
+        let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@a:x", 9).unwrap();
         assert_eq!(all.len(), 1, "nobody sees the private receipts of others");
         assert_eq!(contents(&all), [serde_json::json!({ "$e11": { "m.read": { "@a:x": { "ts": 7 } } } })]);
+    }
+
+    #[test]
+    fn a_list_of_new_receipts_goes_on_where_it_ended_whatever_is_hidden() {
+        let store = store();
+        let thread = |number: u64| format!("$root{number}");
+        let public: Vec<_> =
+            (0..5).map(|number| receipt("@a:x", ReceiptKind::Public, &thread(number), 9)).collect();
+        let hidden: Vec<_> =
+            (0..40).map(|number| receipt("@b:x", ReceiptKind::Private, &thread(number), 9)).collect();
+        write(&store, &[&public[..3], &hidden[..], &public[3..]].concat());
+        let snapshot = store.snapshot();
+        let (mut after, mut told, mut pages) = (Position::ZERO, Vec::new(), 0);
+        loop {
+            let page = list_new(&*snapshot, ROOM, (after, snapshot.upto()), "@c:x", 2).unwrap();
+            assert!(page.receipts.len() <= 2, "a page is bounded");
+            told.extend(page.receipts.into_iter().map(|(key, _)| key.thread));
+            pages += 1;
+            match page.told_upto {
+                Some(upto) => assert!(upto > std::mem::replace(&mut after, upto), "each page goes on"),
+                None => break,
+            }
+        }
+        assert_eq!(told, (0..5).map(thread).collect::<Vec<_>>());
+        assert!(pages > 3, "{pages}");
     }
 
     #[test]
@@ -236,7 +307,7 @@ mod tests {
             &[receipt("@a:x", ReceiptKind::Public, "", 10), receipt("@a:x", ReceiptKind::Public, "main", 10)],
         );
         let snapshot = store.snapshot();
-        let all = list_new(&*snapshot, ROOM, (Position::ZERO, snapshot.upto()), "@a:x", 9).unwrap();
+        let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@a:x", 9).unwrap();
         assert_eq!(contents(&all).len(), 2);
     }
 }

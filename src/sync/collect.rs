@@ -96,7 +96,8 @@ pub(crate) fn joined(
         (state, Some(summary))
     } else {
         // Heroes take part in lazy loading, because a client cannot name the room without their member events.
-        let summary = match place.is_whole() || !changes.members.is_empty() || changes.is_renamed {
+        let is_other = place.is_whole() || !changes.members.is_empty() || changes.is_renamed;
+        let summary = match is_other || (timeline.may_redact && heroes::lost_name(room)?) {
             true => Some(heroes::summary(room)?),
             false => None,
         };

@@ -4,17 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::{
     json::JsonText,
-    rooms::visibility::Reader,
     schema,
-    schema::rooms::Membership,
     store::Fault,
-    sync::{
-        changes::Changes,
-        collect, look,
-        shape::v3,
-        streams::device_lists,
-        window::{RoomWindow, Window},
-    },
+    sync::{changes::Changes, look, shape::v3, streams::device_lists, window::Window},
 };
 
 /// Collects the answer, as the JSON of the response body.
@@ -26,13 +18,7 @@ pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
         let rows = schema::ROOM.get_many(read, changes.rooms.iter().map(|(room, _)| *room))?;
         for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
             let Some(row) = row else { continue };
-            look::note_left(window, *num, user_row, &mut changes.shares)?;
-            if user_row.membership == Membership::Join {
-                let reader = Reader::with_row(*num, &caller.user_id, user_row, window.ignored()?.clone());
-                let place = look::place(window, *num, user_row, &reader)?;
-                let room = RoomWindow { window, num: *num, row: &row, user_row, place, reader: &reader };
-                collect::shares(&room, &mut changes.shares)?;
-            }
+            look::note_shares(window, (*num, &row, user_row), &mut changes.shares)?;
         }
     }
     Ok(v3::show_device_lists(&device_lists::collect(window, &changes)?))

@@ -43,6 +43,8 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
     let mut answer = Answer::new(window);
     let mut has_news = window.since.is_none() || window.ask.full_state;
     has_news |= add_rooms(window, &mut changes, &mut data, &mut answer)?;
+    // The client asks again at once for receipts that are left, whether or not it wants to hear of those told here.
+    has_news |= window.receipts_told_upto().is_some();
     let filter = &window.ask.filter.account_data;
     has_news |= data.push_rules.is_some()
         || data.by_room.get("").is_some_and(|data| data.iter().any(|(kind, _)| filter.wants_type(kind)));
@@ -62,6 +64,7 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
         boot: window.ephemeral.boot(),
         ephemeral: presence.told_upto.unwrap_or(window.moment.number),
         inbox: inbox.told_upto,
+        receipts: window.receipts_told_upto(),
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
     Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
@@ -78,7 +81,8 @@ fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
     if window.is_other_run() || window.counts()?.changed() > window.from {
         also.extend(members::list_joined_rooms(read, user)?);
     }
-    Changes::find(read, user, window.from, window.upto, &also)
+    // Rooms with receipts that were left are looked at again.
+    Changes::find(read, user, window.from.min(window.receipts_from()), window.upto, &also)
 }
 
 /// Adds rooms in which nothing changed but the user's account data.
@@ -109,32 +113,55 @@ fn add_rooms(
     let mut has_news = false;
     for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
         let Some(row) = row else { continue };
-        note_left(window, *num, user_row, &mut changes.shares)?;
         // A user who leaves and forgets a room is still told once that they left it.
         let is_old = window.since.is_none() || user_row.since <= window.from;
         if (user_row.forgotten && is_old) || !window.ask.filter.wants_room(&row.id) {
+            // Whose keys matter to the client does not depend on the rooms that it wants to hear of.
+            note_shares(window, (*num, &row, user_row), &mut changes.shares)?;
             continue;
         }
+        note_left(window, *num, user_row, &mut changes.shares)?;
         let data = data.by_room.remove(row.id.as_str()).unwrap_or_default();
         has_news |= add_room(window, (*num, &row, user_row), data, &mut changes.shares, answer)?;
     }
     Ok(has_news)
 }
 
-/// Notes that the user left a room since the client asked last. The user then no longer shares it with anybody who was
-/// in it, even if the user has come back since.
-pub(crate) fn note_left(
+/// Notes with whom the user came to share a room since the client asked last, and with whom the user ceased to. This is
+/// for rooms of which the answer tells nothing else.
+pub(crate) fn note_shares(
+    window: &Window<'_>,
+    (num, row, user_row): (RoomNum, &RoomRow, &UserRoomRow),
+    shares: &mut Shares,
+) -> Result<(), Fault> {
+    if user_row.membership != Membership::Join {
+        return note_left(window, num, user_row, shares);
+    }
+    let caller = &window.ask.caller;
+    let reader = Reader::with_row(num, &caller.user_id, user_row, window.ignored()?.clone());
+    let place = place(window, num, user_row, &reader)?;
+    collect::shares(&RoomWindow { window, num, row, user_row, place, reader: &reader }, shares)
+}
+
+/// Notes that the user left a room since the client asked last, and is not in it now. The user no longer shares it with
+/// anybody who was in it when the client asked last, though they may have left before the user did, nor with anybody who
+/// was in it at the end.
+fn note_left(
     window: &Window<'_>,
     num: RoomNum,
     user_row: &UserRoomRow,
     shares: &mut Shares,
 ) -> Result<(), Fault> {
+    let is_out = user_row.membership != Membership::Join && user_row.since > window.from;
+    if window.since.is_none() || !is_out {
+        return Ok(());
+    }
+    let known = window.known_order();
+    if collect::membership_at(window, num, window.from)? == Membership::Join {
+        shares.left_room(window, num, known)?;
+    }
     match user_row.left {
-        Some(left)
-            if window.since.is_some() && left > window.known_order() && left <= Order::upto(window.upto) =>
-        {
-            shares.left_room(window, num, left)
-        }
+        Some(left) if left > known && left <= Order::upto(window.upto) => shares.left_room(window, num, left),
         _ => Ok(()),
     }
 }
@@ -147,7 +174,7 @@ fn add_room(
     shares: &mut Shares,
     answer: &mut Answer<'_, '_>,
 ) -> Result<bool, Fault> {
-    if !is_told(window, num, user_row)? {
+    if !is_told(window, num, user_row, &data)? {
         return Ok(false);
     }
     let caller = &window.ask.caller;
@@ -181,8 +208,9 @@ fn add_room(
     Ok(true)
 }
 
-/// Whether a room is told at all. A room that the user is not in is told once: with the event that says so.
-fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<bool, Fault> {
+/// Whether a room is told at all. A room that the user is not in is told once: with the event that says so. A client that
+/// wants to hear of rooms that the user has left is also told of the account data that is set for them later.
+fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Data) -> Result<bool, Fault> {
     if user_row.membership == Membership::Join {
         return Ok(true);
     }
@@ -190,6 +218,9 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<
     let begins = window.since.is_none() || (window.ask.full_state && is_outside);
     if begins {
         return Ok(is_outside || window.ask.filter.include_leave);
+    }
+    if !is_outside && window.ask.filter.include_leave && !data.is_empty() {
+        return Ok(true);
     }
     let own = collect::order_of(window, num, user_row.event)?;
     Ok(own.is_some_and(|own| own > window.known_order()))
@@ -218,7 +249,7 @@ fn after_stay(window: &Window<'_>, num: RoomNum, left: Order, reader: &Reader) -
 
 /// Says from where a room is told. All rooms share the position of the client's token, but a room that the user came to
 /// since then is told as a new one.
-pub(crate) fn place(
+fn place(
     window: &Window<'_>,
     num: RoomNum,
     user_row: &UserRoomRow,

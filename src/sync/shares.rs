@@ -37,7 +37,7 @@ impl Shares {
         Ok(())
     }
 
-    /// Notes everybody who was in a room when the user left it: the user no longer shares it with them.
+    /// Notes everybody who was in a room at an order at which the user was in it: the user no longer shares it with them.
     pub(crate) fn left_room(&mut self, window: &Window<'_>, num: RoomNum, at: Order) -> Result<(), Fault> {
         self.went.extend(list_joined(window, num, Some(at))?);
         Ok(())

@@ -1,7 +1,7 @@
 //! The token of `/sync` says how far a client has read the log, and how far it knows what is ephemeral.
 //!
-//! It reads `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, and
-//! `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral counter (typing,
+//! It reads `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, `_r{receipts}`
+//! where receipts are behind, and `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral counter (typing,
 //! presence) lives in memory and counts within one run of the server, which the boot id names; a client with a token of
 //! another run is told again what is current.
 
@@ -26,6 +26,9 @@ pub struct SyncToken {
     /// Messages to the device are told up to here, where that is less than `position` because there were too many for
     /// one answer.
     pub inbox: Option<Position>,
+    /// Receipts are told up to here in every room, where that is less than `position` because some room had too many for
+    /// one answer.
+    pub receipts: Option<Position>,
     /// The device that the token was given to, as [`SyncToken::mark`] names it. A token of another device confirms no
     /// messages, so that none is lost.
     pub device: Option<u32>,
@@ -50,16 +53,20 @@ impl SyncToken {
         let boot = u32::try_from(number(parts.next()?, 16)?).ok()?;
         let ephemeral = number(parts.next()?, 10)?;
         let mut part = parts.next();
-        let mut inbox = None;
-        if let Some(text) = part.filter(|text| !text.starts_with('d')) {
+        let (mut inbox, mut receipts) = (None, None);
+        if let Some(text) = part.filter(|text| !text.starts_with(['d', 'r'])) {
             inbox = Some(number(text, 10).and_then(Position::new)?);
+            part = parts.next();
+        }
+        if let Some(text) = part.and_then(|text| text.strip_prefix('r')) {
+            receipts = Some(number(text, 10).and_then(Position::new)?);
             part = parts.next();
         }
         let mut device = None;
         if let Some(text) = part {
             device = Some(u32::try_from(number(text.strip_prefix('d')?, 16)?).ok()?);
         }
-        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox, device })
+        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox, receipts, device })
     }
 
     /// Makes the token valid for this run of the server and this state of the store. `clamp` says where a reader at a
@@ -82,11 +89,13 @@ impl SyncToken {
         }
         let position = clamp(self.position).min(now);
         let inbox = self.inbox.map(|inbox| inbox.min(position));
+        let receipts = self.receipts.map(|receipts| receipts.min(position));
         Ok(Self {
             position,
             boot: self.boot,
             ephemeral: if same_run { self.ephemeral } else { 0 },
             inbox,
+            receipts,
             device: self.device,
         })
     }
@@ -98,6 +107,11 @@ impl SyncToken {
         } else {
             Position::ZERO
         }
+    }
+
+    /// The position up to which receipts were told in every room.
+    pub fn receipts_position(&self) -> Position {
+        self.receipts.map_or(self.position, |receipts| receipts.min(self.position))
     }
 
     /// A short hash that tells the tokens of different devices apart without revealing the device's number.
@@ -124,6 +138,7 @@ impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s{}_{:x}_{}", self.position, self.boot, self.ephemeral)?;
         self.inbox.map_or(Ok(()), |inbox| write!(f, "_{inbox}"))?;
+        self.receipts.map_or(Ok(()), |receipts| write!(f, "_r{receipts}"))?;
         self.device.map_or(Ok(()), |device| write!(f, "_d{device:x}"))
     }
 }
@@ -149,6 +164,9 @@ mod tests {
             "s1_2_3_",
             "s1_2_3_d",
             "s1_2_3_d1_4",
+            "s1_2_3_r",
+            "s1_2_3_r4_5",
+            "s1_2_3_d1_r4",
             "s1_2_3_4_d1_",
             "s-1_2_3",
             "s+1_2_3",
@@ -174,6 +192,7 @@ mod tests {
             boot: 7,
             ephemeral: 4,
             inbox: Some(position(1200)),
+            receipts: Some(position(1300)),
             device: Some(5),
         };
         let now = Position::first_of_incarnation(1).plus(20);
@@ -186,6 +205,7 @@ mod tests {
                 boot: 7,
                 ephemeral: 0,
                 inbox: Some(position(1000)),
+                receipts: Some(position(1000)),
                 device: Some(5)
             }
         );
@@ -196,7 +216,14 @@ mod tests {
 
     #[test]
     fn the_future_of_this_run_is_refused() {
-        let token = SyncToken { position: position(11), boot: 7, ephemeral: 0, inbox: None, device: None };
+        let token = SyncToken {
+            position: position(11),
+            boot: 7,
+            ephemeral: 0,
+            inbox: None,
+            receipts: None,
+            device: None,
+        };
         assert!(token.settle(position(10), 7, |seen| seen).is_err());
         assert_eq!(token.settle(position(10), 8, |seen| seen).unwrap().position, position(10));
         let next = SyncToken { position: Position::first_of_incarnation(2), ..token };
@@ -205,9 +232,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_come_back(number in 0_u64..1 << 53, boot: u32, ephemeral: u64, inbox in 0_u64..1 << 53, device: Option<u32>) {
-            let inbox = (inbox < number).then(|| position(inbox));
-            let token = SyncToken { position: position(number), boot, ephemeral, inbox, device };
+        fn tokens_come_back(
+            number in 0_u64..1 << 53,
+            boot: u32,
+            ephemeral: u64,
+            inbox in 0_u64..1 << 53,
+            receipts in 0_u64..1 << 53,
+            device: Option<u32>,
+        ) {
+            let behind = |told: u64| (told < number).then(|| position(told));
+            let (inbox, receipts) = (behind(inbox), behind(receipts));
+            let token = SyncToken { position: position(number), boot, ephemeral, inbox, receipts, device };
             prop_assert_eq!(SyncToken::parse(&token.to_string()).unwrap(), token);
         }
 

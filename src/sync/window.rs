@@ -9,7 +9,7 @@ use crate::{
     accounts::{ignored::Ignored, presence::Change},
     ids::{Order, Position, RoomNum},
     push::{self, Push},
-    rooms::{erased::Erased, event::StoredEvent, show::Viewer, view::RoomView, visibility::Reader},
+    rooms::{erased::Erased, show::Viewer, view::RoomView, visibility::Reader},
     schema::rooms::{RoomRow, UserRoomRow},
     store::{Fault, Snapshot},
     sync::{Ephemeral, SyncToken, ask::Ask, sent::SentMembers},
@@ -49,6 +49,7 @@ pub(crate) struct Window<'a> {
     counts: OnceCell<push::Reader<'a>>,
     timeline_bytes: Cell<usize>,
     looked_at: Cell<usize>,
+    receipts_told_upto: Cell<Option<Position>>,
 }
 
 /// The parts of the server with which an answer is collected, beside the snapshot and the request.
@@ -111,6 +112,7 @@ impl<'a> Window<'a> {
             counts: OnceCell::new(),
             timeline_bytes: Cell::new(0),
             looked_at: Cell::new(0),
+            receipts_told_upto: Cell::new(None),
         }
     }
 
@@ -142,6 +144,23 @@ impl<'a> Window<'a> {
     /// The highest order that the client knows: everything at or below it was told.
     pub(crate) fn known_order(&self) -> Order {
         Order::upto(self.from)
+    }
+
+    /// The position up to which the client was told receipts in every room that it knows.
+    pub(crate) fn receipts_from(&self) -> Position {
+        self.since.map(|token| token.receipts_position()).unwrap_or_default()
+    }
+
+    /// Notes that this answer tells the receipts of some room only up to a position, so that the next one goes on there.
+    pub(crate) fn leave_receipts_after(&self, position: Position) {
+        debug_assert!(position < self.upto, "receipts are left above what is told");
+        let before = self.receipts_told_upto.get().unwrap_or(position);
+        self.receipts_told_upto.set(Some(before.min(position)));
+    }
+
+    /// The position up to which this answer tells the receipts of every room, if some are left.
+    pub(crate) fn receipts_told_upto(&self) -> Option<Position> {
+        self.receipts_told_upto.get()
     }
 
     /// How many bytes the timeline of the next room may still have, and how many events may be looked at for it.
@@ -197,11 +216,6 @@ impl RoomPlace {
             Standing::New | Standing::Returns(_) => None,
         }
     }
-
-    /// The position after which receipts are news, for they have no order.
-    pub(crate) fn known_position(&self) -> Position {
-        self.known().map_or(Position::ZERO, |order| order.anchor)
-    }
 }
 
 /// One room in an answer, and the place from which it is told.
@@ -242,10 +256,5 @@ impl RoomWindow<'_, '_> {
             reader: self.reader,
             erased: &self.window.erased,
         }
-    }
-
-    /// Whether an event says something of the user's own membership.
-    pub(crate) fn is_own_member(&self, stored: &StoredEvent) -> bool {
-        self.reader.is_own_member(stored)
     }
 }

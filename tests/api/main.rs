@@ -45,6 +45,7 @@ mod sync;
 mod sync_cost;
 mod unread;
 mod unseen;
+mod untold;
 mod unread_model;
 mod sync_model;
 mod sync_stays;

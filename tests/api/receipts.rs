@@ -451,7 +451,10 @@ async fn a_room_whose_turn_takes_long_holds_up_no_receipt_of_another() {
         assert_eq!(payers.during(async { turns.add(Box::new(|_seat| ())) }).await.unwrap(), Some(payers));
     }
 
-    must(alice, &held, &format!("receipt/m.read/{}", encoded(&in_held)), json!({})).await;
+    // Her request is answered once the receipt is durable, so that it waits as well.
+    let (reader, in_room, path) =
+        (alice.clone(), held.clone(), format!("receipt/m.read/{}", encoded(&in_held)));
+    env(&server).spawn(async move { must(&reader, &in_room, &path, json!({})).await });
     env(&server).sleep(Duration::from_secs(1)).await;
     let began = env(&server).now_ms();
     must(bob, &free, &format!("receipt/m.read/{}", encoded(&in_free)), json!({})).await;

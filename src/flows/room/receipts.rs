@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, events::receipt::ReceiptThread};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     accounts::Caller,
@@ -43,6 +43,8 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// The key of a receipt in its room: a newer receipt with the same key replaces an older one.
 type Key = (UserNum, ReceiptKind, String);
+/// Whether receipts that are written together are durable; none as long as that is not known.
+type Fate = watch::Sender<Option<bool>>;
 /// Receipts that are written together, each with the number of its user.
 type Batched = Vec<(UserNum, Receipt)>;
 
@@ -66,6 +68,8 @@ struct OfRoom {
     waiting: BTreeMap<Key, Receipt>,
     /// The users whose receipts are being written and may not be visible yet.
     in_flight: BTreeSet<UserNum>,
+    /// Says, to those who sent what waits, whether it was written.
+    fate: Fate,
     signals: Arc<Signals>,
 }
 
@@ -85,12 +89,20 @@ impl OfRoom {
 }
 
 impl Receipts {
-    /// Adds a receipt to those that wait. Answers whether a task must be started that writes those of the room.
-    fn add(&self, room: RoomNum, key: Key, receipt: Receipt) -> Result<bool> {
+    /// Adds a receipt to those that wait. Answers whether a task must be started that writes those of the room, and what
+    /// will say whether it was written.
+    fn add(
+        &self,
+        room: RoomNum,
+        key: Key,
+        receipt: Receipt,
+    ) -> Result<(bool, watch::Receiver<Option<bool>>)> {
         let mut gathered = self.0.lock();
-        let waiting = gathered.rooms.get(&room).and_then(|room| room.waiting.get(&key));
-        match waiting {
-            Some(waiting) if waiting.order >= receipt.order => return Ok(false),
+        let of_room = gathered.rooms.get(&room);
+        match of_room.and_then(|of_room| Some((of_room, of_room.waiting.get(&key)?))) {
+            Some((of_room, waiting)) if waiting.order >= receipt.order => {
+                return Ok((false, of_room.fate.subscribe()));
+            }
             Some(_) => {}
             None if gathered.unwritten >= UNWRITTEN_MAX => {
                 tracing::debug!(user = %key.0, reason = "too many receipts wait", "a receipt is refused");
@@ -100,12 +112,13 @@ impl Receipts {
         }
         gathered.of_user.insert((key.0, room));
         let needs_writer = !gathered.rooms.contains_key(&room);
-        gathered.rooms.entry(room).or_default().waiting.insert(key, receipt);
-        Ok(needs_writer)
+        let of_room = gathered.rooms.entry(room).or_default();
+        of_room.waiting.insert(key, receipt);
+        Ok((needs_writer, of_room.fate.subscribe()))
     }
 
     /// Takes the receipts of a room that wait. If none waits, answers none, and the room's writer ends.
-    fn take(&self, room: RoomNum) -> Option<(Batched, Arc<Signals>)> {
+    fn take(&self, room: RoomNum) -> Option<(Batched, Fate, Arc<Signals>)> {
         let mut gathered = self.0.lock();
         let of_room = gathered.rooms.get_mut(&room)?;
         if of_room.waiting.is_empty() {
@@ -116,7 +129,7 @@ impl Receipts {
         let waiting = std::mem::take(&mut of_room.waiting).into_iter();
         let receipts: Batched = waiting.map(|((user, ..), receipt)| (user, receipt)).collect();
         of_room.in_flight = receipts.iter().map(|(user, _)| *user).collect();
-        Some((receipts, Arc::clone(&of_room.signals)))
+        Some((receipts, std::mem::take(&mut of_room.fate), Arc::clone(&of_room.signals)))
     }
 
     /// Notes that the receipts that were taken are visible, or lost.
@@ -215,8 +228,8 @@ fn require_in_thread(
     Err(Refusal::invalid_param("The event does not stand in the thread that `thread_id` names.").into())
 }
 
-/// Notes that a user has read up to an event. It is written within [`MERGE`], and a crash before that loses it; the user's own
-/// next sync sees it in any case.
+/// Notes that a user has read up to an event. It is durable when this returns: it is written within [`MERGE`], together with
+/// what others send meanwhile.
 ///
 /// Errors: 403 for a room that the user is not in, 404 for an unknown event, 400 for a thread that does not hold the event.
 pub async fn send_receipt(
@@ -243,12 +256,18 @@ pub async fn send_receipt(
         order: stored.order,
         sent_ms: app.env.now_ms(),
     };
-    if app.receipts.add(num, (caller.user, kind, thread), receipt)? {
+    let (needs_writer, mut fate) = app.receipts.add(num, (caller.user, kind, thread), receipt)?;
+    if needs_writer {
         let app = app.clone();
         let env = app.env.clone();
         env.spawn(async move { write_gathered(&app, num).await });
     }
-    Ok(())
+    let are_durable = fate.wait_for(Option::is_some).await.map(|fate| *fate == Some(true));
+    match are_durable {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Busy { retry_after: MERGE }),
+        Err(_) => Err(Error::broken("the server stopped before a receipt was durable")),
+    }
 }
 
 /// Moves the marker up to which the user has read everything: account data `m.fully_read` of the room. It is durable when
@@ -289,10 +308,11 @@ async fn is_done_within(app: &App, max: Duration, unwritten: Vec<Unwritten>) -> 
 
 /// Writes the gathered receipts of a room, at most once in each [`MERGE`] unless somebody waits for them, until no more come.
 async fn write_gathered(app: &App, room: RoomNum) {
-    while let Some((receipts, signals)) = app.receipts.take(room) {
+    while let Some((receipts, fate, signals)) = app.receipts.take(room) {
         let count = receipts.len();
-        write_in_room(app, room, receipts).await;
+        let are_durable = write_in_room(app, room, receipts).await;
         app.receipts.are_written(room, count);
+        fate.send_replace(Some(are_durable));
         tokio::select! {
             biased;
             () = app.env.sleep(MERGE) => {}
@@ -302,8 +322,9 @@ async fn write_gathered(app: &App, room: RoomNum) {
 }
 
 /// Writes receipts in turns of their room, at most [`BATCH_RECEIPTS`] in each. A batch of private receipts wakes their users
-/// alone, because nobody else is shown them.
-async fn write_in_room(app: &App, room: RoomNum, mut receipts: Batched) {
+/// alone, because nobody else is shown them. Answers whether all of them are durable.
+async fn write_in_room(app: &App, room: RoomNum, mut receipts: Batched) -> bool {
+    let mut are_durable = true;
     // Public ones come first, so that few batches have receipts of both kinds.
     receipts.sort_by_key(|(_, receipt)| receipt.key.kind);
     while !receipts.is_empty() {
@@ -322,6 +343,8 @@ async fn write_in_room(app: &App, room: RoomNum, mut receipts: Batched) {
         });
         if let Err(error) = written.await {
             tracing::warn!(%error, %room, "receipts were lost");
+            are_durable = false;
         }
     }
+    are_durable
 }

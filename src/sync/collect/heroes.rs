@@ -4,7 +4,7 @@
 
 use crate::{
     accounts::users,
-    ids::StateKeyNum,
+    ids::{EventNum, UserNum},
     rooms::{self, event::StoredEvent, members, state},
     schema::event_types::{CANONICAL_ALIAS, NAME},
     schema::rooms::Membership,
@@ -14,6 +14,8 @@ use crate::{
 
 /// A client names a room without a name after at most this many users.
 const HEROES: usize = 5;
+/// Of more members than this, those who came first are not looked for: any may be heroes.
+const COMPARED_MAX: usize = 100;
 /// Look at no more than this many members to find heroes. Users of this server come from a list of their own and do not
 /// count.
 const LOOKED_AT_MAX: usize = 1_000;
@@ -68,47 +70,81 @@ fn names_room(stored: &StoredEvent, field: &str) -> bool {
     content.get(field).and_then(|text| text.as_str()).is_some_and(|text| !text.is_empty())
 }
 
-/// Lists users who are joined or invited, without the caller; if there are none, users who were.
+/// Whether the event that named the room was redacted since the client knew the room. It then still is the room's state,
+/// but names nothing any more.
+pub(super) fn lost_name(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
+    let Some(known) = room.place.known() else { return Ok(false) };
+    for (event_type, _) in NAMES {
+        let stored = rooms::find_state(room.window.read, room.num, event_type, "")?;
+        if let Some(redaction) = stored.and_then(|stored| stored.row.header.redacted_by)
+            && super::order_of(room.window, room.num, redaction)?.is_some_and(|order| order > known)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Lists the users who are joined or invited, without the caller, by when they came; if there are none, users who were.
 fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
-    let (read, caller) = (room.window.read, &room.window.ask.caller);
     let others = (room.row.joined as usize + room.row.invited as usize).saturating_sub(1);
     let wanted = others.min(HEROES);
-    let mut here = Vec::new();
+    let (mut here, mut gone) = (Vec::new(), Vec::new());
+    let mut local_count = 0;
     if wanted > 0 {
         // Users of this server are listed first, because that costs the same however many others were banned.
-        for user in members::list_present_local_users(read, room.num, HEROES + 1)? {
-            if user != caller.user
-                && let Some(account) = users::find(read, user)?
-            {
-                here.push(account.user_id.to_string());
-            }
-        }
-        here.truncate(HEROES);
+        (here, local_count) = list_local(room)?;
     }
-    let mut gone = Vec::new();
-    if here.len() < wanted || others == 0 {
-        for key in members::list_keys(read, room.num)?.take(LOOKED_AT_MAX) {
+    let is_small = others <= COMPARED_MAX;
+    if here.len() < wanted || others == 0 || (is_small && local_count < others) {
+        let mut found = local_count;
+        for key in members::list_keys(room.window.read, room.num)?.take(LOOKED_AT_MAX) {
             let (user_id, key) = key?;
-            if user_id == caller.user_id || here.iter().any(|known| *known == user_id) {
+            let is_local = user_id.server_name() == room.window.ask.caller.user_id.server_name();
+            if user_id == room.window.ask.caller.user_id || (is_local && others > 0) {
                 continue;
             }
-            match membership(room, key)? {
-                Some(Membership::Join | Membership::Invite) => here.push(user_id.to_string()),
-                Some(Membership::Leave | Membership::Ban) if gone.len() < HEROES => {
-                    gone.push(user_id.to_string());
+            let Some(event) = state::current(room.window.read, room.num, key)? else { continue };
+            match members::membership_of_event(room.window.read, room.num, event)? {
+                Membership::Join | Membership::Invite => {
+                    found += 1;
+                    here.push((event, user_id.to_string()));
                 }
-                _ => {}
+                Membership::Leave | Membership::Ban if gone.len() < COMPARED_MAX => {
+                    gone.push((event, user_id.to_string()));
+                }
+                Membership::Leave | Membership::Ban | Membership::Knock => {}
             }
-            if here.len() >= wanted.max(1) || (others == 0 && gone.len() == HEROES) {
+            let is_enough = if is_small { found >= others } else { here.len() >= wanted };
+            if (others > 0 && is_enough) || (others == 0 && gone.len() == COMPARED_MAX) {
                 break;
             }
         }
     }
-    here.sort_unstable();
-    Ok(if here.is_empty() { gone } else { here })
+    let mut heroes = if here.is_empty() { gone } else { here };
+    heroes.sort_unstable();
+    heroes.truncate(HEROES);
+    Ok(heroes.into_iter().map(|(_, user_id)| user_id).collect())
 }
 
-fn membership(room: &RoomWindow<'_, '_>, key: StateKeyNum) -> Result<Option<Membership>, Fault> {
-    let event = state::current(room.window.read, room.num, key)?;
-    event.map(|event| members::membership_of_event(room.window.read, room.num, event)).transpose()
+/// Lists the users of this server who came first and are joined or invited, without the caller, each with the event by
+/// which they are. Says also how many there are, of those compared.
+fn list_local(room: &RoomWindow<'_, '_>) -> Result<(Vec<(EventNum, String)>, usize), Fault> {
+    let (read, caller) = (room.window.read, &room.window.ask.caller);
+    let mut present: Vec<(EventNum, UserNum)> = Vec::new();
+    for user in members::list_present_local_users(read, room.num, COMPARED_MAX + 1)? {
+        if user != caller.user
+            && let Some(row) = members::find(read, user, room.num)?
+        {
+            present.push((row.event, user));
+        }
+    }
+    present.sort_unstable();
+    let mut first = Vec::with_capacity(HEROES);
+    for (event, user) in present.iter().take(HEROES) {
+        if let Some(account) = users::find(read, *user)? {
+            first.push((*event, account.user_id.to_string()));
+        }
+    }
+    Ok((first, present.len()))
 }

@@ -186,7 +186,11 @@ pub(super) fn collect(
         events.extend(missing(room, timeline, changes, &wanted, &told)?);
         events
     };
-    lazy::remember(room, events.iter().chain(timeline.events.iter().map(|(stored, _)| stored)));
+    // A member that the filter leaves out is not told, so that it is not remembered either.
+    let filter = &ask.filter.state;
+    let is_told = |stored: &&StoredEvent| filter.wants_room(&room.row.id) && filter.wants(stored);
+    let of_timeline = timeline.events.iter().map(|(stored, _)| stored);
+    lazy::remember(room, events.iter().filter(is_told).chain(of_timeline));
     Ok(events)
 }
 

@@ -5,21 +5,36 @@ use crate::{
     schema::event_types::RECEIPT,
     schema::receipts::{ReceiptKey, ReceiptRow},
     store::Fault,
-    sync::window::RoomWindow,
+    sync::window::{RoomWindow, Standing},
 };
 
-/// One answer tells at most this many receipts of one room, namely the newest.
+/// One answer tells at most this many receipts of one room, because an answer is held in memory.
 const RECEIPTS_MAX: usize = 500;
 
-/// Collects the receipts that were stored in a room since the client asked last.
+/// Collects the receipts that were stored in a room since the client asked last. If there are too many, the oldest are
+/// told, and the next answer goes on after them. A client to which the room is new is told the newest ones instead: what
+/// people read long ago tells it little, and it would take many answers in a large room.
 pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
     let window = room.window;
     let filter = &window.ask.filter.ephemeral;
     if !filter.wants_type(RECEIPT) || !filter.wants_room(&room.row.id) {
         return Ok(Vec::new());
     }
-    let (span, user_id) = ((room.place.known_position(), window.upto), window.ask.caller.user_id.as_str());
-    let mut new = receipts::list_new(window.read, room.num, span, user_id, RECEIPTS_MAX)?;
+    let user_id = window.ask.caller.user_id.as_str();
+    let mut new = match room.place.standing {
+        Standing::New | Standing::Returns(_) => {
+            receipts::list_newest(window.read, room.num, window.upto, user_id, RECEIPTS_MAX)?
+        }
+        Standing::Knows(known) => {
+            let after = window.receipts_from().min(known.anchor);
+            let page =
+                receipts::list_new(window.read, room.num, (after, window.upto), user_id, RECEIPTS_MAX)?;
+            if let Some(told_upto) = page.told_upto {
+                window.leave_receipts_after(told_upto);
+            }
+            page.receipts
+        }
+    };
     if !new.is_empty() {
         let ignored = window.ignored()?;
         new.retain(|(key, _)| !ignored.contains(key.user.as_str()));

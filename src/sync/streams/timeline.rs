@@ -8,7 +8,7 @@ use crate::{
         event::StoredEvent,
         timeline::{self, PageToken},
     },
-    schema::rooms::Membership,
+    schema::{event_types::REDACTION, rooms::Membership},
     store::{Direction, Fault},
     sync::window::RoomWindow,
 };
@@ -27,6 +27,8 @@ pub(crate) struct Timeline {
     pub(crate) events: Vec<(StoredEvent, Membership)>,
     /// Events may be missing between the last answer and these.
     pub(crate) limited: bool,
+    /// There may be a redaction among the events that were looked for, shown or not.
+    pub(crate) may_redact: bool,
     /// The order of the first event; the order next above `end` if there is none.
     pub(crate) start: Order,
     /// The order up to which events were looked for.
@@ -36,7 +38,7 @@ pub(crate) struct Timeline {
 impl Timeline {
     /// Makes a timeline that shows nothing, up to this order.
     pub(crate) fn empty(end: Order) -> Self {
-        Self { events: Vec::new(), limited: false, start: end.next(), end }
+        Self { events: Vec::new(), limited: false, may_redact: false, start: end.next(), end }
     }
 
     /// The token with which `/messages` goes on towards older events.
@@ -77,13 +79,14 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
     let (window, end) = (room.window, room.place.end);
     let filter = &window.ask.filter.timeline;
     let mut events: Vec<(StoredEvent, Membership)> = Vec::new();
-    let mut limited = false;
+    let (mut limited, mut may_redact) = (false, true);
     if filter.wants_room(&room.row.id) {
         let (bytes_left, looks_left) = window.timeline_left();
         let (bytes_max, looked_at_max) = (bytes_left.min(BYTES_MAX), looks_left.min(LOOKED_AT_MAX));
         let after = room.place.known().map(PageToken);
         let page = timeline::page(window.read, room.num, PageToken(end), after, Direction::Down)?;
         let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
+        may_redact = false;
         for stored in page {
             let stored = stored?;
             // Back-filled events are not live, so that `/messages` shows them and a timeline does not.
@@ -95,11 +98,12 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
                 break;
             }
             looked_at += 1;
+            may_redact |= stored.row.event_type() == REDACTION;
             if room.reader.ignores(&stored) || !filter.wants(&stored) {
                 continue;
             }
             let (membership, sees) = room.reader.look(window.read, &stored)?;
-            if !(sees || room.is_own_member(&stored)) {
+            if !sees {
                 hidden += 1;
                 continue;
             }
@@ -131,5 +135,5 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         "nothing is told twice"
     );
     let start = events.first().map_or_else(|| end.next(), |(stored, _)| stored.order);
-    Ok(Timeline { events, limited, start, end })
+    Ok(Timeline { events, limited, may_redact: may_redact || limited, start, end })
 }
