@@ -27,7 +27,7 @@ use crate::{
     store::{Fault, Read},
 };
 
-pub(crate) use bundle::sees_thread;
+pub(crate) use bundle::newest_in_thread;
 
 use bundle::Depth;
 

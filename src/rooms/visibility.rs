@@ -1,6 +1,11 @@
 //! Who may see which event (client-server API, "Server behaviour" of room history visibility).
 
-use std::{cell::RefCell, collections::HashMap, ops::Bound, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
 
 use ruma::{EventId, UserId};
 use serde::Deserialize;
@@ -153,6 +158,9 @@ impl History {
         room: RoomNum,
     ) -> Result<Vec<(Order, StateValue)>, Fault> {
         let Some(key) = self.key else { return Ok(Vec::new()) };
+        if (self.low, self.high) == (Order::MIN, Order::MAX) {
+            return Ok(self.changes.clone());
+        }
         let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
         let changes = rows.take(ALL_CHANGES_MAX).map(|row| row.map(|((_, _, order), val)| (order, val)));
         let mut changes: Vec<_> = changes.collect::<Result<_, _>>()?;
@@ -353,42 +361,35 @@ impl Sight {
         {
             return Ok(Some(Order::MAX));
         }
-        let mut end = self.joined_until;
         self.member.load(read, self.room)?;
         let is_invited = self.membership_in(read, self.member.now)? == Membership::Invite;
         if is_invited && self.visibility_in(read, self.visibility.now)? == HistoryVisibility::Invited {
             return Ok(Some(Order::MAX));
         }
-        let (own, invited_from) = (self.member.changes.clone(), self.invited_from);
-        for (order, before) in own.into_iter().rev().filter(|(order, _)| *order >= invited_from) {
-            if end.is_some_and(|end| order <= end) {
-                break;
+        // Between two changes of either key nothing is seen above the lower one that is not seen at the higher one.
+        let visibilities = self.visibility.all_changes(read, self.room)?;
+        let memberships = self.member.all_changes(read, self.room)?;
+        let changes: BTreeSet<Order> =
+            visibilities.iter().chain(&memberships).map(|(order, _)| *order).collect();
+        let joined_until = self.joined_until;
+        for order in changes.into_iter().rev().take_while(|order| joined_until.is_none_or(|end| *order > end))
+        {
+            let member = around(&memberships, self.member.now, order);
+            let visibility = around(&visibilities, self.visibility.now, order);
+            let mut was_invited = false;
+            for value in member {
+                was_invited |=
+                    order >= self.invited_from && self.membership_in(read, value)? == Membership::Invite;
             }
-            let visibility = self.visibility.below(read, self.room, order)?;
-            if self.membership_in(read, before)? == Membership::Invite
-                && self.visibility_in(read, visibility)? == HistoryVisibility::Invited
-            {
-                end = Some(order);
-                break;
-            }
-        }
-        // The room may have been open to everybody for a time after the user's stay ended.
-        let mut changes: Vec<(Order, StateValue)> = self.visibility.changes.clone();
-        if self.visibility.low > Order::MIN {
-            changes = self.visibility.all_changes(read, self.room)?;
-        }
-        for (order, before) in changes.into_iter().rev() {
-            if end.is_some_and(|end| order <= end) {
-                break;
-            }
-            let visibility = self.visibility_in(read, before)?;
-            if visibility == HistoryVisibility::WorldReadable
-                || (visibility == HistoryVisibility::Invited && is_invited && order >= self.invited_from)
-            {
-                return Ok(Some(order));
+            for value in visibility {
+                match self.visibility_in(read, value)? {
+                    HistoryVisibility::WorldReadable => return Ok(Some(order)),
+                    HistoryVisibility::Invited if was_invited => return Ok(Some(order)),
+                    HistoryVisibility::Invited | HistoryVisibility::Shared | HistoryVisibility::Joined => {}
+                }
             }
         }
-        Ok(end)
+        Ok(self.joined_until)
     }
 
     /// Whether the user is joined, and the room's history was never less than shared: then nothing need be asked for
@@ -418,10 +419,7 @@ impl Sight {
     /// Beyond a bound, the oldest changes of membership are not looked at.
     fn first_stay(&mut self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.member.load(read, self.room)?;
-        let mut changes: Vec<(Order, StateValue)> = self.member.changes.clone();
-        if self.member.low > Order::MIN {
-            changes = self.member.all_changes(read, self.room)?;
-        }
+        let changes = self.member.all_changes(read, self.room)?;
         let afters: Vec<StateValue> =
             changes.iter().skip(1).map(|(_, before)| *before).chain([self.member.now]).collect();
         let mut joined = None;
@@ -442,6 +440,14 @@ impl Sight {
     pub fn user(&self) -> &str {
         &self.user
     }
+}
+
+/// Gives the values of a key just before and just after an order, from all its changes and from its value now.
+fn around(changes: &[(Order, StateValue)], now: StateValue, order: Order) -> [StateValue; 2] {
+    let at = changes.partition_point(|(change, _)| *change < order);
+    let value = |at: usize| changes.get(at).map_or(now, |(_, before)| *before);
+    let is_change = changes.get(at).is_some_and(|(change, _)| *change == order);
+    [value(at), value(at + usize::from(is_change))]
 }
 
 /// Tells up to where a user with this row has been joined, perhaps with breaks; `None` for a user who never was, or has
@@ -540,12 +546,6 @@ impl Reader {
     /// Finds where the user joined for the first time, if a stay of theirs ended below an order; `None` if none did.
     pub fn first_stay(&self, read: &(impl Read + ?Sized), end: Order) -> Result<Option<Order>, Fault> {
         self.sight.borrow_mut().first_stay(read, end)
-    }
-
-    /// Whether an event is a member event of the user's own.
-    pub fn is_own_member(&self, stored: &StoredEvent) -> bool {
-        stored.membership().is_some()
-            && stored.row.state_key().is_some_and(|key| key == self.sight.borrow().user)
     }
 }
 

@@ -269,3 +269,50 @@ async fn an_edit_without_new_content_is_none() {
         assert_eq!(bundled, json!(if is_encrypted { odd } else { edit }), "{event_type}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn threads_are_in_the_order_of_what_their_reader_sees() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    for person in [&bob, &carol] {
+        person.ok_post(&format!("/join/{room}"), json!({})).await;
+    }
+    let mut roots = Vec::new();
+    for number in 0..4 {
+        roots.push(alice.say(&room, &format!("root{number}"), "root").await);
+    }
+    let reply = async |who: &TestClient, number: usize, txn: &str| {
+        let content =
+            json!({ "body": txn, "m.relates_to": { "rel_type": "m.thread", "event_id": roots[number] } });
+        who.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), content).await;
+    };
+    for number in [0, 1, 2] {
+        reply(&alice, number, &format!("seen{number}")).await;
+    }
+    // Nobody who ignores carol sees these, and the last thread has nothing else.
+    for number in [1, 0, 3] {
+        reply(&carol, number, &format!("hidden{number}")).await;
+    }
+    let ignored = json!({ "ignored_users": { &carol.user_id: {} } });
+    bob.ok_put(&format!("/user/{}/account_data/m.ignored_user_list", bob.user_id), ignored).await;
+    let expected = [(&alice, vec![3, 0, 1, 2]), (&bob, vec![2, 1, 0])];
+    for (reader, expected) in expected {
+        for limit in 1..=5 {
+            let (mut listed, mut from) = (Vec::new(), String::new());
+            for _ in 0..6 {
+                let path = format!("/_matrix/client/v1/rooms/{room}/threads?limit={limit}{from}");
+                let (status, json) = reader.get(&path).await;
+                assert_eq!(status, StatusCode::OK, "{json}");
+                let chunk = json["chunk"].as_array().unwrap();
+                assert!(chunk.len() <= limit);
+                listed.extend(chunk.iter().map(|root| root["event_id"].as_str().unwrap().to_owned()));
+                let Some(next) = json["next_batch"].as_str() else { break };
+                from = format!("&from={next}");
+            }
+            let expected: Vec<_> = expected.iter().map(|number: &usize| roots[*number].clone()).collect();
+            assert_eq!(listed, expected, "{} in pages of {limit}", reader.user_id);
+        }
+    }
+}

@@ -565,3 +565,63 @@ async fn who_left_sees_the_state_of_then_where_everybody_may_look_in() {
         assert!(json.to_string().contains(SECRET), "{json}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_invitation_that_ended_shows_the_same_at_each_door() {
+    for has_earlier in [false, true] {
+        let server = TestServer::new();
+        let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+        let room = create_room(&alice, json!({ "preset": "private_chat" })).await;
+        let visibility = async |word: &str| {
+            let content = json!({ "history_visibility": word });
+            set_state(&alice, &room, "m.room.history_visibility", "", content).await;
+        };
+        visibility("invited").await;
+        let invite = json!({ "user_id": bob.user_id });
+        if has_earlier {
+            must(&alice, &room, "invite", invite.clone()).await;
+            must(&bob, &room, "leave", json!({})).await;
+        }
+        must(&alice, &room, "invite", invite).await;
+        let seen = say(&alice, &room, "while invited").await;
+        visibility("joined").await;
+        let unseen = say(&alice, &room, "closed").await;
+        must(&bob, &room, "leave", json!({})).await;
+        let path = format!("/_matrix/client/v3/rooms/{room}");
+        for (id, sees) in [(&seen, true), (&unseen, false)] {
+            let (status, _) = bob.get(&format!("{path}/event/{}", encoded(id))).await;
+            assert_eq!(status == StatusCode::OK, sees);
+        }
+        let mut pages = Vec::new();
+        for direction in ["b", "f"] {
+            let (status, page) = bob.get(&format!("{path}/messages?dir={direction}&limit=100")).await;
+            assert_eq!(status, StatusCode::OK, "{has_earlier} {direction} {page}");
+            let mut ids: Vec<String> = page["chunk"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|event| event["event_id"].as_str().unwrap().to_owned())
+                .collect();
+            ids.sort_unstable();
+            assert!(ids.contains(&seen) && !ids.contains(&unseen), "{has_earlier} {direction} {ids:?}");
+            pages.push(ids);
+        }
+        assert_eq!(pages[0], pages[1], "{has_earlier}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_begins_with_the_token_that_was_given() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = create_room(&alice, json!({})).await;
+    let (_, sync) = alice.get("/_matrix/client/v3/sync").await;
+    say(&alice, &room, "later").await;
+    let prev_batch = sync["rooms"]["join"][&room]["timeline"]["prev_batch"].as_str().unwrap();
+    for token in [sync["next_batch"].as_str().unwrap(), prev_batch] {
+        for direction in ["b", "f"] {
+            let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir={direction}&from={token}");
+            assert_eq!(alice.get(&path).await.1["start"], token);
+        }
+    }
+}

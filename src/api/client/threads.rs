@@ -5,7 +5,11 @@ use ruma::api::client::threads::get_threads::{self, v1::IncludeThreads};
 use crate::{
     api::{Routes, extract::Client, reply::RawJson},
     error::Result,
-    flows::{App, limits::Limit, room::look},
+    flows::{
+        App,
+        limits::Limit,
+        room::look::{self, ThreadsWanted},
+    },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -18,7 +22,10 @@ const THREADS_DEFAULT: u64 = 20;
 /// `GET /_matrix/client/v1/rooms/{roomId}/threads`
 pub(crate) async fn get_threads(app: App, client: Client<get_threads::v1::Request>) -> Result<RawJson> {
     let request = client.request;
-    let limit = request.limit.map_or(THREADS_DEFAULT, Into::into);
-    let only_own = request.include == IncludeThreads::Participated;
-    look::threads(&app, &client.caller, &request.room_id, request.from, limit, only_own).await.map(RawJson)
+    let wanted = ThreadsWanted {
+        from: request.from,
+        limit: request.limit.map_or(THREADS_DEFAULT, Into::into),
+        only_own: request.include == IncludeThreads::Participated,
+    };
+    look::threads(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
 }

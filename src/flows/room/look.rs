@@ -13,7 +13,7 @@ use bytes::Bytes;
 use ruma::{EventId, OwnedUserId, RoomId};
 
 pub(crate) use pages::{PageWanted, context, messages};
-pub(crate) use relations::{RelationsWanted, relations, threads};
+pub(crate) use relations::{RelationsWanted, ThreadsWanted, relations, threads};
 pub(crate) use time::event_at_time;
 pub(crate) use whole::{Whole, joined_members, members, state};
 

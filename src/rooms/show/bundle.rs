@@ -2,7 +2,7 @@
 
 use super::Viewer;
 use crate::{
-    ids::{EventNum, RoomNum},
+    ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
     rooms::{
         event::{self, StoredEvent},
@@ -146,13 +146,19 @@ fn find_thread(
     Ok(latest.map(|latest| (latest, count)))
 }
 
-/// Whether a reader sees any event of the thread that grows from an event.
-pub(crate) fn sees_thread(
+/// Finds where the newest event stands that a reader sees of the thread which grows from an event; `None` if they see none.
+/// At most [`AGAIN_MAX`] events are looked at.
+pub(crate) fn newest_in_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     root: EventNum,
     reader: &Reader,
-) -> Result<bool, Fault> {
-    let Some(related) = schema::RELATED.get(read, (room, root))? else { return Ok(false) };
-    Ok(find_thread(read, room, root, &related, reader)?.is_some())
+) -> Result<Option<Order>, Fault> {
+    for row in list_kind(read, room, root, RelationKind::Thread, ANYWHERE, Direction::Down)?.take(AGAIN_MAX) {
+        let (order, row) = row?;
+        if reader.sees(read, &event::require(read, room, row.event)?)? {
+            return Ok(Some(order));
+        }
+    }
+    Ok(None)
 }

@@ -92,7 +92,8 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
         };
         let chunk = look.show_all(&page.events)?;
         let mut answer = Object::new();
-        answer.text("start", &from.to_string());
+        // A client recognizes the token that it gave, whatever place that stands for.
+        answer.text("start", &wanted.from.unwrap_or_else(|| from.to_string()));
         answer.list("chunk", &chunk);
         if let Some(next) = page.next {
             answer.text("end", &next.to_string());

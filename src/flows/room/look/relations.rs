@@ -1,6 +1,7 @@
 //! Lists the events that refer to an event, and the threads of a room.
 
 use std::{
+    collections::BTreeMap,
     ops::{Bound, RangeBounds as _},
     sync::Arc,
 };
@@ -8,13 +9,13 @@ use std::{
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
 
-use super::{SCANNED_MAX, bounded, looking, place, require_visible};
+use super::{Look, SCANNED_MAX, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
     flows::App,
     ids::{EventNum, Order, RoomNum},
-    json::Object,
+    json::{JsonText, Object},
     rooms::{event, relations, show, timeline::PageToken},
     schema::relations::RelationRow,
     store::{Direction, Fault, Snapshot},
@@ -167,45 +168,114 @@ fn descendants(
     Ok(found)
 }
 
-/// The threads of a room, the one with the newest event first.
+/// The threads that a request asks for.
+#[derive(Debug)]
+pub(crate) struct ThreadsWanted {
+    /// The token at which the list begins.
+    pub(crate) from: Option<String>,
+    /// The answer has at most this many threads.
+    pub(crate) limit: u64,
+    /// Whether to list only the threads in which the caller wrote.
+    pub(crate) only_own: bool,
+}
+
+/// The threads of a room, the one first whose newest event that the caller sees is the newest.
 pub(crate) async fn threads(
     app: &App,
     caller: &Caller,
     room: &RoomId,
-    from: Option<String>,
-    limit: u64,
-    only_own: bool,
+    wanted: ThreadsWanted,
 ) -> Result<Bytes> {
-    looking(app, caller, room, move |look, caller| {
+    looking(app, caller, room, move |look, _| {
         // This refuses a caller who sees nothing of the room. A thread that goes on after they left is listed all the same, with
         // the part that they see.
         look.end()?;
-        let from = from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
-        let snapshot = Arc::clone(&look.snapshot);
-        let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
-        for (scanned, thread) in relations::list_threads(&*snapshot, look.num, from)?.enumerate() {
-            if chunk.len() >= bounded(limit).max(1) || scanned >= SCANNED_MAX {
-                next = last;
-                break;
-            }
-            let (order, root) = thread?;
-            last = Some(PageToken::below(order));
-            let root = event::require(&*snapshot, look.num, root)?;
-            if only_own && !relations::took_part(&*snapshot, look.num, &root, &caller.user_id)? {
-                continue;
-            }
-            if let (membership, true) = look.reader.look(&*snapshot, &root)?
-                && show::sees_thread(&*snapshot, look.num, root.event(), &look.reader)?
-            {
-                chunk.push(look.show(&root, membership)?);
-            }
-        }
+        let from = wanted.from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
+        let limit = bounded(wanted.limit).max(1);
+        let mut page = ThreadPage { look: &look, wanted: &wanted, limit, chunk: Vec::new() };
+        let next = page.fill(from)?;
         let mut answer = Object::new();
-        answer.list("chunk", &chunk);
+        answer.list("chunk", &page.chunk);
         if let Some(next) = next {
             answer.text("next_batch", &next.to_string());
         }
         Ok(answer.finish().into())
     })
     .await
+}
+
+/// A page of the threads of a room while it is being filled.
+struct ThreadPage<'l> {
+    look: &'l Look,
+    wanted: &'l ThreadsWanted,
+    limit: usize,
+    chunk: Vec<JsonText>,
+}
+
+impl ThreadPage<'_> {
+    /// Fills the page with threads from an order on, and answers where the list goes on; `None` if it ends.
+    ///
+    /// The index has threads by their newest event, whoever sees it. A thread whose newest events the caller does not see waits
+    /// until those above the newest one that they do see are listed. So a later page also looks at the threads that the
+    /// index has above its beginning, as far as a bound.
+    fn fill(&mut self, from: Order) -> Result<Option<PageToken>> {
+        let (look, read) = (self.look, &*self.look.snapshot);
+        let sees_all = look.reader.sees_everything(read)?;
+        let above = relations::list_threads(read, look.num, Order::MAX)?
+            .take(if sees_all { 0 } else { SCANNED_MAX })
+            .take_while(|row| row.as_ref().map_or(true, |(order, _)| *order > from));
+        let below = relations::list_threads(read, look.num, from)?;
+        // The threads that wait, by where the newest event stands that the caller sees.
+        let mut waiting: BTreeMap<Order, EventNum> = BTreeMap::new();
+        let mut scanned = 0;
+        for row in above.chain(below) {
+            let (order, root) = row?;
+            while let Some((newest, waits)) = waiting.pop_last() {
+                if newest < order {
+                    waiting.insert(newest, waits);
+                    break;
+                }
+                if self.is_full() {
+                    return Ok(Some(PageToken::above(newest)));
+                }
+                self.add(waits)?;
+            }
+            if order <= from {
+                if self.is_full() || scanned == SCANNED_MAX {
+                    return Ok(Some(PageToken::above(order)));
+                }
+                scanned += 1;
+            }
+            let newest = if sees_all {
+                Some(order)
+            } else {
+                show::newest_in_thread(read, look.num, root, &look.reader)?
+            };
+            waiting.extend(newest.filter(|newest| *newest <= from).map(|newest| (newest, root)));
+        }
+        while let Some((newest, waits)) = waiting.pop_last() {
+            if self.is_full() {
+                return Ok(Some(PageToken::above(newest)));
+            }
+            self.add(waits)?;
+        }
+        Ok(None)
+    }
+
+    fn is_full(&self) -> bool {
+        self.chunk.len() >= self.limit
+    }
+
+    /// Adds a thread, if the caller sees its root and wants it.
+    fn add(&mut self, root: EventNum) -> Result<()> {
+        let (look, read) = (self.look, &*self.look.snapshot);
+        let root = event::require(read, look.num, root)?;
+        if self.wanted.only_own && !relations::took_part(read, look.num, &root, &look.user)? {
+            return Ok(());
+        }
+        if let (membership, true) = look.reader.look(read, &root)? {
+            self.chunk.push(look.show(&root, membership)?);
+        }
+        Ok(())
+    }
 }
