@@ -20,6 +20,7 @@ pub mod membership;
 pub mod plan;
 pub mod policy;
 pub mod power;
+pub mod property_path;
 pub mod receipts;
 pub mod redact;
 pub mod relations;

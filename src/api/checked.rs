@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     api::misfit,
     error::{Refusal, Result},
+    json::{JsonText, Object},
 };
 
 /// The deepest JSON that is accepted, in levels. StoredEvent JSON is wrapped in a few more levels when it is shown, and
@@ -70,6 +71,19 @@ impl Checked {
         let (before, after) = (self.bytes.get(..place.start), self.bytes.get(place.end..));
         let parts = [before.unwrap_or_default(), value.as_bytes(), after.unwrap_or_default()];
         Self::check(parts.concat().into())
+    }
+
+    /// Adds an empty list as a field, unless there is a field of this name.
+    pub(crate) fn or_list(self, name: &str) -> Result<Self, Refusal> {
+        let open = self.bytes.iter().position(|byte| *byte == b'{');
+        let (Some(open), None) = (open, self.place(name)) else { return Ok(self) };
+        let (before, after) = self.bytes.split_at(open.saturating_add(1));
+        let comma = if self.fields.is_empty() { "" } else { "," };
+        let mut added = Object::new();
+        added.list(name, &[] as &[JsonText; 0]);
+        let added = added.finish();
+        let field = added.as_str().trim_start_matches('{').trim_end_matches('}');
+        Self::check([before, field.as_bytes(), comma.as_bytes(), after].concat().into())
     }
 
     /// Reads the whole object as a type. Refuses what does not fit: 400 `M_BAD_JSON`, or `M_MISSING_PARAM` if a field

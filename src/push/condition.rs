@@ -15,6 +15,7 @@ use crate::{
         glob::{Glob, OutOfSteps, Steps},
         scene::Scene,
     },
+    rooms::property_path,
     store::{Fault, Read},
 };
 
@@ -50,6 +51,8 @@ pub(crate) enum Condition {
 impl Condition {
     pub(crate) fn new(condition: &PushCondition, user_id: &UserId) -> Self {
         let is_owner = |text: &str| text == user_id.as_str();
+        // Properties of events are looked up by paths that have no escapes but those they need.
+        let flat = |key: &str| property_path::join(&property_path::split(key)).into();
         match condition {
             PushCondition::EventMatch(it) if it.key == "content.body" => {
                 Self::Says(Glob::of_words(&it.pattern))
@@ -57,24 +60,20 @@ impl Condition {
             PushCondition::EventMatch(it) if it.key == "room_id" => {
                 Self::RoomLike(Glob::of_value(&it.pattern))
             }
-            PushCondition::EventMatch(it) if is_owner(&it.pattern) => {
-                Self::IsOwner { key: it.key.as_str().into() }
-            }
+            PushCondition::EventMatch(it) if is_owner(&it.pattern) => Self::IsOwner { key: flat(&it.key) },
             PushCondition::EventMatch(it) => {
-                Self::Like { key: it.key.as_str().into(), glob: Glob::of_value(&it.pattern) }
+                Self::Like { key: flat(&it.key), glob: Glob::of_value(&it.pattern) }
             }
             #[expect(deprecated, reason = "clients still have rules with it")]
             PushCondition::ContainsDisplayName => Self::SaysOwnersName,
             PushCondition::RoomMemberCount(it) => Self::Joined(it.is),
             PushCondition::SenderNotificationPermission(it) => Self::MayNotify(it.key.clone()),
-            PushCondition::EventPropertyIs(it) => {
-                Self::Is { key: it.key.as_str().into(), value: it.value.clone() }
-            }
+            PushCondition::EventPropertyIs(it) => Self::Is { key: flat(&it.key), value: it.value.clone() },
             PushCondition::EventPropertyContains(it) if it.value.as_str().is_some_and(is_owner) => {
-                Self::ContainsOwner { key: it.key.as_str().into() }
+                Self::ContainsOwner { key: flat(&it.key) }
             }
             PushCondition::EventPropertyContains(it) => {
-                Self::Contains { key: it.key.as_str().into(), value: it.value.clone() }
+                Self::Contains { key: flat(&it.key), value: it.value.clone() }
             }
             // The specification says that a condition of an unknown kind matches nothing.
             _ => Self::Never,

@@ -130,3 +130,51 @@ async fn changed_rules_come_down_sync_and_belong_to_their_user() {
     assert!(empty.get("account_data").is_none(), "{empty}");
     assert!(ids(&bob, "content").await.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_without_conditions_always_matches() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = room["room_id"].as_str().unwrap();
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    for (kind, txn) in [("underride", "1"), ("override", "2")] {
+        let path = format!("{RULES}/global/{kind}/mine");
+        let (status, json) = bob.put(&path, json!({ "actions": ["notify"] })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let (_, rule) = bob.get(&path).await;
+        assert_eq!(rule["conditions"], json!([]), "{rule}");
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/org.test/{txn}");
+        assert_eq!(alice.put(&path, json!({})).await.0, StatusCode::OK);
+    }
+    let (_, sync) = bob.get("/_matrix/client/v3/sync").await;
+    assert_eq!(sync["rooms"]["join"][room]["unread_notifications"]["notification_count"], 2, "{sync}");
+    let (status, json) = bob.put(&format!("{RULES}/global/content/mine"), json!({ "actions": [] })).await;
+    assert_eq!((status, &json["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_MISSING_PARAM")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backslash_that_escapes_nothing_stands_for_itself() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = room["room_id"].as_str().unwrap();
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    for (number, key) in [r"content.\x", r"content.\\y", r"content.a\.b"].into_iter().enumerate() {
+        let condition = json!({ "kind": "event_property_is", "key": key, "value": number });
+        let rule = json!({ "actions": ["notify"], "conditions": [condition] });
+        let (status, json) = bob.put(&format!("{RULES}/global/override/mine{number}"), rule).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+    }
+    for (txn, content, count) in [
+        ("a", json!({ "x": 0, "y": 1 }), 0),
+        ("b", json!({ r"\x": 0 }), 1),
+        ("c", json!({ r"\y": 1 }), 2),
+        ("d", json!({ "a.b": 2 }), 3),
+    ] {
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/org.test/{txn}");
+        assert_eq!(alice.put(&path, content).await.0, StatusCode::OK);
+        let (_, sync) = bob.get("/_matrix/client/v3/sync").await;
+        assert_eq!(sync["rooms"]["join"][room]["unread_notifications"]["notification_count"], count, "{txn}");
+    }
+}

@@ -72,9 +72,14 @@ pub(crate) async fn get_pushrule(
 /// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
 pub(crate) async fn set_pushrule(
     app: App,
-    client: Client<set_pushrule::v3::Request>,
+    client: Client<Raw<set_pushrule::v3::Request>>,
 ) -> Result<set_pushrule::v3::Response> {
-    let set_pushrule::v3::Request { rule, before, after, .. } = client.request;
+    let mut raw = client.request;
+    if matches!(raw.arg(0), "override" | "underride") {
+        // A rule without conditions always matches, which ruma does not read.
+        raw.body = raw.body.or_list("conditions")?;
+    }
+    let set_pushrule::v3::Request { rule, before, after, .. } = raw.read()?;
     let insert = move |rules: &mut Ruleset| rules::insert(rules, rule, after.as_deref(), before.as_deref());
     push_rules::change(&app, &client.caller, insert).await?;
     Ok(set_pushrule::v3::Response::new())

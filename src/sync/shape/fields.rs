@@ -1,34 +1,15 @@
 //! Reduces events to some of their fields, for clients that ask for that (`event_fields` of a filter).
 
-use crate::json::JsonText;
+use crate::{json::JsonText, rooms::property_path};
 
-/// Gives the event with only these fields, named by paths with dots; a dot within a name is written `\.`.
+/// Gives the event with only these fields, named by paths with dots ([`property_path::split`]).
 pub(crate) fn only_fields(event: JsonText, fields: &[String]) -> JsonText {
     let Ok(serde_json::Value::Object(whole)) = serde_json::from_str(event.as_str()) else { return event };
     let mut some = serde_json::Map::new();
     for field in fields {
-        copy(&whole, &mut some, &path(field));
+        copy(&whole, &mut some, &property_path::split(field));
     }
     JsonText::from(&serde_json::Value::Object(some))
-}
-
-fn path(field: &str) -> Vec<String> {
-    let mut path = vec![String::new()];
-    let mut characters = field.chars();
-    while let Some(character) = characters.next() {
-        let character = match character {
-            '.' => {
-                path.push(String::new());
-                continue;
-            }
-            '\\' => characters.next().unwrap_or('\\'),
-            other => other,
-        };
-        if let Some(name) = path.last_mut() {
-            name.push(character);
-        }
-    }
-    path
 }
 
 type Map = serde_json::Map<String, serde_json::Value>;
@@ -52,10 +33,10 @@ mod tests {
 
     #[test]
     fn only_the_fields_asked_for_are_left() {
-        let event = br#"{"type":"t","content":{"body":"b","a.b":1,"c":{"d":2,"e":3}},"sender":"s"}"#;
+        let event = br#"{"type":"t","content":{"body":"b","a.b":1,"\\x":3,"c":{"d":2,"e":3}},"sender":"s"}"#;
         let fields: Vec<String> =
-            ["type", "content.a\\.b", "content.c.d", "nothing.here"].map(String::from).into();
-        let expected = serde_json::json!({ "type": "t", "content": { "a.b": 1, "c": { "d": 2 } } });
+            ["type", "content.a\\.b", "content.\\x", "content.c.d", "nothing.here"].map(String::from).into();
+        let expected = serde_json::json!({ "type": "t", "content": { "a.b": 1, "\\x": 3, "c": { "d": 2 } } });
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(only_fields(JsonText::stored(event), &fields).as_str())
                 .unwrap(),
