@@ -11,6 +11,7 @@ pub mod operator;
 pub mod room;
 pub(crate) mod commit;
 pub(crate) mod sharing;
+pub(crate) mod typists;
 pub(crate) mod write;
 
 use std::{ops::Deref, sync::Arc};

@@ -10,7 +10,7 @@ use crate::{
     accounts::{Caller, tokens},
     env::spent::{self, Place},
     error::{Error, Result},
-    flows::{App, room::typing, sharing},
+    flows::{App, sharing, typists},
     ids::UserNum,
     store::{Batch, Domain, Enqueued, Guard, NotAccepted, Note, Published, Wake},
 };
@@ -213,7 +213,7 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
         Wake::Listed { room } => app.rooms.listing().touch(room),
         Wake::Ended { user, user_id } => {
             let owned = app.clone();
-            app.env.spawn(async move { typing::stop_ended(&owned, user, &user_id).await });
+            app.env.spawn(async move { typists::stop_ended(&owned, user, &user_id).await });
         }
         // The store itself wakes the task that fires timers.
         Wake::Timers => {}

@@ -116,7 +116,7 @@ fn add_rooms(
         // A user who leaves and forgets a room is still told once that they left it.
         let is_old = window.since.is_none() || user_row.since <= window.from;
         if (user_row.forgotten && is_old) || !window.ask.filter.wants_room(&row.id) {
-            // Whose keys matter to the client does not depend on the rooms that it wants to hear of.
+            // The users whose keys matter to the client do not depend on the rooms that it wants to hear of.
             note_shares(window, (*num, &row, user_row), &mut changes.shares)?;
             continue;
         }

@@ -1,4 +1,4 @@
-//! What a chain of syncs must tell, however much happens between two of them and whatever the client's filter leaves out.
+//! A chain of syncs misses nothing, however much happens between two of them and whatever the client's filter leaves out.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -183,7 +183,7 @@ fn list_rooms(read: &Snapshot, user: UserNum) -> Result<Arc<[RoomNum]>, Fault> {
 async fn keep(app: &App, user: UserNum) {
     let kept = write::note_for_user(app, user, move |app, note| {
         let account = accounts::users::find(&app.store.view(), user)?;
-        // Of two tasks that keep the presence of one user, the last one keeps the newest.
+        // Two tasks may keep the presence of one user: the last one keeps the newest.
         let told = app.ephemeral.read(|board| board.presence.find(user));
         match (account, told) {
             (Some(account), Some(told)) if !account.is_deactivated => {

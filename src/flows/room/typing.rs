@@ -5,15 +5,11 @@ use std::time::Duration;
 use ruma::RoomId;
 
 use crate::{
-    accounts::{Caller, devices},
+    accounts::Caller,
     error::Result,
-    flows::{App, room::require_joined},
-    ids::{RoomNum, UserNum},
-    rooms::{
-        members,
-        typing::{TYPING_MS_MAX, Word},
-    },
-    sync::ephemeral::Board,
+    flows::{App, room::require_joined, typists},
+    ids::RoomNum,
+    rooms::typing::{TYPING_MS_MAX, Word},
 };
 
 /// Notes that the user types in a room for `timeout`, or no longer types (`None`). Errors: 403 for a room that they are not in.
@@ -27,7 +23,7 @@ pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Opti
     let (changed, began) =
         app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, word, number), number));
     if changed {
-        wake_room(app, num).await?;
+        typists::wake_room(app, num).await?;
         if let Some(until_ms) = until_ms {
             let app = app.clone();
             let env = app.env.clone();
@@ -47,7 +43,7 @@ async fn expire_typing(app: &App, num: RoomNum, user_id: &str, began: u64, mut u
             let changed = board.typing.expire(num, now_ms, number);
             (changed, board.typing.until_ms(num, user_id, began))
         });
-        if changed && let Err(error) = wake_room(app, num).await {
+        if changed && let Err(error) = typists::wake_room(app, num).await {
             tracing::warn!(%error, "nobody was told that somebody stopped typing");
         }
         match later_ms {
@@ -55,41 +51,4 @@ async fn expire_typing(app: &App, num: RoomNum, user_id: &str, began: u64, mut u
             None => return,
         }
     }
-}
-
-/// Has a user stop typing where they type on a device that has ended: nobody is left to say that they stopped.
-pub(crate) async fn stop_ended(app: &App, user: UserNum, user_id: &str) {
-    if let Err(error) = try_stop_ended(app, user, user_id).await {
-        tracing::warn!(%error, %user, "nobody was told that a user who logged out stopped typing");
-    }
-}
-
-async fn try_stop_ended(app: &App, user: UserNum, user_id: &str) -> Result<()> {
-    let typed = app.ephemeral.read(|board| board.typing.rooms_of(user_id));
-    if typed.is_empty() {
-        return Ok(());
-    }
-    let owned = app.clone();
-    let devices = app.env.blocking(move || Ok(devices::list(&*owned.store.snapshot(), user)?)).await?;
-    for (room, device) in typed {
-        if devices.iter().any(|live| live.num == device) {
-            continue;
-        }
-        let stop = |board: &mut Board, number| (board.typing.set(room, user_id, None, number), ());
-        if app.ephemeral.change(stop).0 {
-            wake_room(app, room).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn wake_room(app: &App, num: RoomNum) -> Result<()> {
-    let (store, notifier) = (app.store.clone(), app.notifier.clone());
-    app.env
-        .blocking(move || {
-            let waiting = notifier.list_waiting();
-            notifier.wake_users(members::find_joined(&*store.snapshot(), num, waiting)?);
-            Ok(())
-        })
-        .await
 }

@@ -14,7 +14,7 @@ use crate::{
 
 /// A client names a room without a name after at most this many users.
 const HEROES: usize = 5;
-/// Of more members than this, those who came first are not looked for: any may be heroes.
+/// No more members than this are compared by when they came; in a larger room, any of them may be heroes.
 const COMPARED_MAX: usize = 100;
 /// Look at no more than this many members to find heroes. Users of this server come from a list of their own and do not
 /// count.
