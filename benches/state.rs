@@ -237,7 +237,15 @@ fn forks(c: &mut Criterion) {
         let (snapshot, rules) = (room.store.snapshot(), rules());
         let solve = |states: &[StateRef]| {
             let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
-            resolve::resolve(&*snapshot, ROOM, &rules, &states, &room.events, resolve::EVENTS_MAX).unwrap()
+            resolve::resolve(
+                &*snapshot,
+                ROOM,
+                &rules,
+                &states,
+                &room.events,
+                resolve::Bounds::of(resolve::EVENTS_MAX),
+            )
+            .unwrap()
         };
         let resolved = solve(&branches);
         assert!(resolved.state.changes.len() <= 10, "{resolved:?}");

@@ -75,6 +75,8 @@ struct Inner {
     resolver: Resolver,
     /// A resolution of any room that takes long holds a permit while it runs; there are [`LONG_RESOLUTIONS_MAX`].
     long_resolutions: Semaphore,
+    /// A resolution of which the events do not fit in memory holds this permit, too.
+    large_resolutions: Semaphore,
     /// A long resolution holds a permit from when it begins to wait until it ends; there are
     /// [`RESOLUTIONS_WAITING_MAX`].
     resolutions_waiting: Semaphore,
@@ -97,6 +99,7 @@ impl Rooms {
             listing: Listing::default(),
             resolver,
             long_resolutions: Semaphore::new(LONG_RESOLUTIONS_MAX),
+            large_resolutions: Semaphore::new(1),
             resolutions_waiting: Semaphore::new(RESOLUTIONS_WAITING_MAX),
         })))
     }
@@ -114,6 +117,12 @@ impl Rooms {
     /// A long resolution takes a permit here while it runs, so that other long work keeps some of the pool.
     pub fn long_resolutions(&self) -> &Semaphore {
         &self.0.long_resolutions
+    }
+
+    /// A resolution of which the events do not fit in memory takes the permit here before one of the long resolutions,
+    /// so that smaller ones always have a place beside it.
+    pub fn large_resolutions(&self) -> &Semaphore {
+        &self.0.large_resolutions
     }
 
     /// A long resolution takes a permit here before it waits to run; where none is left, its event is tried again

@@ -102,13 +102,23 @@ pub(crate) async fn in_turn<T: Send + 'static>(
 ) -> Result<T> {
     let (tell, told) = oneshot::channel();
     let (owned, asked, spent) = (app.clone(), app.env.instant(), spent::current());
-    let of_turn = spent.clone();
+    let (of_turn, turns) = (spent.clone(), app.rooms.turns(room));
+    let of_room = Arc::clone(&turns);
     let turn = move |seat| {
         let began = owned.env.instant();
         let make = || -> Result<(Change, T, ServerLock<'_>)> {
             let mut change = begin(&owned, seat)?;
             let mut server = ServerLock { app: &owned, locked: None };
+            let still = of_room.still_for(owned.env.uptime()).map(|_| change.row.states());
             let answer = work(&mut change, &mut server)?;
+            if let Some(states) = still
+                && let Some(retry_after) = of_room.still_for(owned.env.uptime())
+                && !change.row.states().is_subset(&states)
+            {
+                let why = "far branches are being reunited with the room";
+                tracing::debug!(%room, why, "a change of a room's state is refused for now");
+                return Err(Error::Busy { retry_after });
+            }
             Ok((change, answer, server))
         };
         let made = make();
@@ -122,7 +132,6 @@ pub(crate) async fn in_turn<T: Send + 'static>(
             Err(error) => drop(tell.send(Err(error))),
         }
     };
-    let turns = app.rooms.turns(room);
     if let Some(payers) = turns.add(Box::new(turn))? {
         // The turns run as a task of their own: the requester may hang up, and others wait for the same turns.
         begin_work_off(app, turns, payers);

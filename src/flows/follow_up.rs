@@ -10,10 +10,10 @@ use crate::{
         account::{carry_over, log_out},
         commit,
         jobs::unless_fired,
-        room::membership,
+        room::{ingest::reunite, membership},
     },
     ids::{EventNum, RoomNum, UserNum},
-    rooms::{change::txn, redact},
+    rooms::{change::txn, graph, redact},
     schema::jobs::Job,
     store::{
         Guard, tail,
@@ -36,6 +36,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::CarryOver { user, moved, .. } => carry_over::carry_over(app, user, moved, timer.clone()).await,
         Job::ForgetOriginal { room, event } => forget_original(app, room, event, timer.clone()).await,
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
+        Job::Reunite { room } => reunite_branches(app, room, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -80,6 +81,24 @@ async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
         membership::renew_profile(app, user).await?;
     }
     cancel(app, timer)
+}
+
+/// Reunites the branches of a room that stand apart, as after a restart nobody else does. As long as some still do, it looks again
+/// later.
+async fn reunite_branches(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    if reunite::stands_apart(app, room)? {
+        reunite::when_due(app, room).await;
+    }
+    if !reunite::stands_apart(app, room)? {
+        return cancel(app, timer);
+    }
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, timer)? {
+        let due_ms = graph::reunion_due_ms(app.env.now_ms());
+        timer::set(&mut batch, &Job::Reunite { room }.timer(due_ms));
+        unless_fired(app.store.enqueue(batch))?;
+    }
+    Ok(())
 }
 
 /// Deletes the timer of a job that is done. A note is enough: if it is lost, the job is done again, which changes nothing.

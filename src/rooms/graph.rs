@@ -30,6 +30,15 @@ const HEAD_AGE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Likewise drop a head early that is this much less deep than the deepest.
 const HEAD_LAG_MAX: u64 = 100;
 
+/// A timer looks after branches that stand apart in steps of this many milliseconds.
+const REUNION_STEP_MS: u64 = 2 * 60 * 1000;
+
+/// The time at which a timer looks whether branches of a room still stand apart: some minutes from now, and the same for
+/// all that come within two minutes, so that a room has few such timers.
+pub fn reunion_due_ms(now_ms: u64) -> u64 {
+    (now_ms / REUNION_STEP_MS).saturating_add(2).saturating_mul(REUNION_STEP_MS)
+}
+
 /// Notes that a state event names these events among its auth events. Only for state events, since a message allows no
 /// other event, and not for rejected ones, since no state can rest on them.
 pub fn put_auth_edges(batch: &mut Batch, room: RoomNum, event: EventNum, auth: &[EventNum]) {

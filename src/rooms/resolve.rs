@@ -22,7 +22,6 @@ mod stored;
 mod tests;
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
@@ -49,16 +48,39 @@ use crate::{
     schema::event_types::CREATE,
     store::{Fault, Read},
 };
-use known::Known;
+use known::{Known, Memo};
 
-/// A resolution that would read more events or headers than this is refused, because it would hold a thread for too
-/// long. Tests use a small bound to reach it.
-pub const EVENTS_MAX: usize = if cfg!(test) { 2_000 } else { 500_000 };
-/// A resolution holds at most this many events in memory at once; of a larger conflict it reads some again.
+/// A resolution that would need more different events than this is refused. It is the only bound on what can be
+/// resolved, however large the events are and however often memory lets one go: for each event that is in conflict some
+/// hundred bytes are kept (its number, its place in the graph, the values that sort it), and a thread reads it about ten
+/// times. A branch above the bound stays apart from its room: its events are in the timeline, and the room's state goes
+/// on without them. Tests use a small bound to reach it.
+pub const EVENTS_MAX: usize = if cfg!(test) { 5_000 } else { 1_000_000 };
+/// A resolution holds at most this many events in memory at once (fewer where they are large); of a larger conflict it
+/// reads some again.
 pub const EVENTS_AT_ONCE: usize = if cfg!(test) { 400 } else { 50_000 };
 /// At most this many states are resolved at once. A room has at most 20 heads, and an event cites at most as many
 /// events.
 pub const STATES_MAX: usize = 64;
+
+/// The names of at most this many keys are read at once.
+const KEYS_AT_ONCE: usize = 1_000;
+
+/// The bounds of one resolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// It may need at most this many different events.
+    pub events_max: usize,
+    /// It holds at most this many of them in memory at once.
+    pub held_max: usize,
+}
+
+impl Bounds {
+    /// A resolution that may need this many events holds all of them, if they are no more than [`EVENTS_AT_ONCE`].
+    pub fn of(events_max: usize) -> Self {
+        Self { events_max, held_max: EVENTS_AT_ONCE.min(events_max.max(1)) }
+    }
+}
 
 /// The types of derived keys begin with this byte, so that no client can set them.
 const DERIVED: char = '\u{1}';
@@ -143,16 +165,15 @@ impl Resolution {
     }
 }
 
-/// Resolves the states of a fork. It blocks, possibly for long: with more than a few `events_max` it belongs on the
-/// long pool, one a room at a time. It reads at most `events_max` events and as many headers, and holds at most
-/// [`EVENTS_AT_ONCE`] events at once. Errors: [`NotResolved::TooMuch`] above that.
+/// Resolves the states of a fork. It blocks, possibly for long: with more than a few events it belongs on the long pool,
+/// one a room at a time. Errors: [`NotResolved::TooMuch`] where it would need more events than the bounds allow.
 pub fn resolve(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     rules: &RoomVersionRules,
     states: &[Sketch],
     source: &impl Source,
-    events_max: usize,
+    bounds: Bounds,
 ) -> Result<Resolution, NotResolved> {
     let mut distinct = BTreeSet::new();
     for given in states {
@@ -169,7 +190,7 @@ pub fn resolve(
         return Err(NotResolved::TooMuch);
     }
     let state_res = rules.state_res.v2_rules().ok_or(NotResolved::UnknownVersion)?;
-    let conflict = Conflict::find(read, room, first, rest, events_max)?;
+    let conflict = Conflict::find(read, room, first, rest, bounds.events_max)?;
     if conflict.vals.is_empty() {
         return Ok(Resolution::of(first.clone()));
     }
@@ -180,9 +201,9 @@ pub fn resolve(
         state_res,
         first,
         conflict: &conflict,
-        known: Known::new(source, events_max),
-        lookups: Lookups::default(),
-        events_max,
+        known: Known::new(source, bounds),
+        lookups: Lookups::new(bounds.held_max),
+        events_max: bounds.events_max,
     };
     let resolved = problem.solve()?;
     let state = nearest(&problem, &states, &resolved)?;
@@ -190,10 +211,13 @@ pub fn resolve(
 }
 
 /// The keys that are not the same in all states: the conflicted state set.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Conflict {
-    /// Each conflicted key has its value in each state here, in the order of the states.
-    vals: BTreeMap<StateKeyNum, Vec<StateValue>>,
+    /// Each conflicted key has its different values here, each with the mask of the states that have it. A key has few
+    /// values, however many states there are.
+    vals: BTreeMap<StateKeyNum, Vec<(StateValue, u64)>>,
+    /// The mask of all states that are resolved.
+    all: u64,
 }
 
 impl Conflict {
@@ -204,25 +228,42 @@ impl Conflict {
         rest: &[Sketch],
         events_max: usize,
     ) -> Result<Self, NotResolved> {
-        let mut differing: BTreeMap<StateKeyNum, (StateValue, BTreeMap<usize, StateValue>)> = BTreeMap::new();
+        let all = u64::MAX >> 63_usize.saturating_sub(rest.len());
+        let mut vals: BTreeMap<StateKeyNum, Vec<(StateValue, u64)>> = BTreeMap::new();
+        // The number of values beside those of the first state: each is an event of its own, or none.
+        let mut other_count = 0;
         for (number, other) in rest.iter().enumerate() {
+            let state = 2 << number;
             for (key, here, there) in first.diff(read, room, other)? {
-                differing.entry(key).or_insert_with(|| (here, BTreeMap::new())).1.insert(number, there);
+                let of_key = vals.entry(key).or_insert_with(|| {
+                    let mut of_key = Vec::with_capacity(2);
+                    of_key.push((here, all));
+                    of_key
+                });
+                if let Some((_, states)) = of_key.first_mut() {
+                    *states &= !state;
+                }
+                match of_key.iter_mut().find(|(val, _)| *val == there) {
+                    Some((_, states)) => *states |= state,
+                    None => {
+                        of_key.push((there, state));
+                        other_count += 1;
+                    }
+                }
             }
-            if differing.len() > events_max {
+            if vals.len().max(other_count) > events_max {
                 return Err(NotResolved::TooMuch);
             }
         }
-        let names = state::list_key_names(read, room, differing.keys().copied())?;
-        let mut vals = BTreeMap::new();
-        for ((key, (here, others)), name) in differing.into_iter().zip(names) {
-            if name.is_some_and(|(event_type, _)| event_type.starts_with(DERIVED)) {
-                continue;
+        let keys: Vec<StateKeyNum> = vals.keys().copied().collect();
+        for page in keys.chunks(KEYS_AT_ONCE) {
+            for (key, name) in page.iter().zip(state::list_key_names(read, room, page.iter().copied())?) {
+                if name.is_some_and(|(event_type, _)| event_type.starts_with(DERIVED)) {
+                    vals.remove(key);
+                }
             }
-            let of = |number: usize| others.get(&number).copied().unwrap_or(here);
-            vals.insert(key, std::iter::once(here).chain((0..rest.len()).map(of)).collect());
         }
-        Ok(Self { vals })
+        Ok(Self { vals, all })
     }
 
     fn contains(&self, key: StateKeyNum) -> bool {
@@ -232,19 +273,12 @@ impl Conflict {
     /// Lists the conflicted events, each with the mask of the states that have it.
     fn events(&self) -> BTreeMap<EventNum, u64> {
         let mut events = BTreeMap::new();
-        for vals in self.vals.values() {
-            for (number, val) in vals.iter().enumerate() {
-                if let Some(event) = val.event() {
-                    *events.entry(event).or_insert(0) |= 1 << number;
-                }
+        for (val, states) in self.vals.values().flatten() {
+            if let Some(event) = val.event() {
+                *events.entry(event).or_insert(0) |= states;
             }
         }
         events
-    }
-
-    /// The number of states that are resolved.
-    fn states(&self) -> usize {
-        self.vals.values().next().map_or(0, Vec::len)
     }
 }
 
@@ -263,10 +297,23 @@ struct Problem<'p, R: Read + ?Sized, S: Source> {
 }
 
 /// Look-ups in the state that were made already, because the events of a fork ask for the same few keys.
-#[derive(Default)]
 struct Lookups {
-    keys: RefCell<BTreeMap<(StateEventType, String), Option<StateKeyNum>>>,
-    unconflicted: RefCell<BTreeMap<StateKeyNum, Option<EventNum>>>,
+    keys: Memo<(StateEventType, String), Option<StateKeyNum>>,
+    unconflicted: Memo<StateKeyNum, Option<EventNum>>,
+}
+
+impl Lookups {
+    fn new(held_max: usize) -> Self {
+        Self { keys: Memo::new(held_max), unconflicted: Memo::new(held_max) }
+    }
+}
+
+/// The events that are to be checked.
+struct FullSet {
+    /// All events of the full conflicted set.
+    events: BTreeSet<EventNum>,
+    /// Those that may take away somebody's power.
+    power: BTreeSet<EventNum>,
 }
 
 /// The keys that the iterative auth checks have set so far, with their events.
@@ -275,10 +322,9 @@ type Resolved = BTreeMap<StateKeyNum, EventNum>;
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// Runs the algorithm, step by step as the specification numbers it.
     fn solve(&self) -> Result<Resolved, NotResolved> {
-        let full_set = self.full_conflicted_set()?;
-        self.remember_keys(&full_set)?;
+        let FullSet { events: full_set, power } = self.full_conflicted_set()?;
         // 1. The power events, with those of their auth chains, in reverse topological power order.
-        let power_events = self.sort_power_events(&full_set)?;
+        let power_events = self.sort_power_events(&full_set, power)?;
         // 2. Iterative auth checks over them: on the unconflicted state, or from nothing since version 12.
         let starts_empty = self.state_res.begin_iterative_auth_checks_with_empty_state_map;
         let mut resolved = Resolved::new();
@@ -295,18 +341,23 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     }
 
     /// Collects the conflicted events, the auth difference, and since version 12 the conflicted subgraph.
-    fn full_conflicted_set(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
-        let conflicted: Vec<EventNum> = self.conflict.events().into_keys().collect();
-        self.known.load(&conflicted)?;
+    fn full_conflicted_set(&self) -> Result<FullSet, NotResolved> {
         let mut events = self.auth_difference()?;
-        events.extend(conflicted);
+        events.extend(self.conflict.events().into_keys());
         if self.state_res.consider_conflicted_state_subgraph {
             events.extend(self.conflicted_subgraph()?);
         }
-        let mut found = BTreeSet::new();
-        for event in events {
-            if self.known.find_event(event)?.is_some() {
-                found.insert(event);
+        let mut found = FullSet { events: BTreeSet::new(), power: BTreeSet::new() };
+        let events: Vec<EventNum> = events.into_iter().collect();
+        for run in events.chunks(self.known.run_len()) {
+            self.known.load(run)?;
+            for event in run {
+                let Some(parsed) = self.known.find_event(*event)? else { continue };
+                self.remember_key(*event, &parsed)?;
+                found.events.insert(*event);
+                if sort::is_power_event(&*parsed) {
+                    found.power.insert(*event);
+                }
             }
         }
         Ok(found)
@@ -317,34 +368,31 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         if self.conflict.contains(key) {
             return Ok(None);
         }
-        if let Some(known) = self.lookups.unconflicted.borrow().get(&key) {
-            return Ok(*known);
+        if let Some(known) = self.lookups.unconflicted.find(&key) {
+            return Ok(known);
         }
         let found = self.first.at(self.read, self.room, key)?.event();
-        self.lookups.unconflicted.borrow_mut().insert(key, found);
+        self.lookups.unconflicted.keep(key, found);
         Ok(found)
     }
 
     /// Finds the number of a key, from memory where it was looked up before.
     fn find_key(&self, event_type: StateEventType, state_key: String) -> Result<Option<StateKeyNum>, Fault> {
         let name = (event_type, state_key);
-        if let Some(known) = self.lookups.keys.borrow().get(&name) {
-            return Ok(*known);
+        if let Some(known) = self.lookups.keys.find(&name) {
+            return Ok(known);
         }
         let found = state::find_key(self.read, self.room, &name.0.to_string(), &name.1)?;
-        self.lookups.keys.borrow_mut().insert(name, found);
+        self.lookups.keys.keep(name, found);
         Ok(found)
     }
 
-    /// Remembers the keys of these events (of no more than memory holds), so that they need not be looked up.
-    fn remember_keys(&self, events: &BTreeSet<EventNum>) -> Result<(), NotResolved> {
-        let mut keys = self.lookups.keys.borrow_mut();
-        for event in events.iter().take(EVENTS_AT_ONCE) {
-            let (parsed, header) = (self.known.require_event(*event)?, self.known.require_header(*event)?);
-            if let Some(state_key) = parsed.state_key() {
-                let event_type = StateEventType::from(parsed.event_type().to_string());
-                keys.insert((event_type, state_key.to_owned()), Some(header.key));
-            }
+    /// Remembers the key of an event, so that it need not be looked up.
+    fn remember_key(&self, event: EventNum, parsed: &S::Event) -> Result<(), NotResolved> {
+        if let Some(state_key) = parsed.state_key() {
+            let event_type = StateEventType::from(parsed.event_type().to_string());
+            let key = self.known.require_header(event)?.key;
+            self.lookups.keys.keep((event_type, state_key.to_owned()), Some(key));
         }
         Ok(())
     }
@@ -390,16 +438,21 @@ fn nearest<R: Read + ?Sized, S: Source>(
     }
     let value =
         |key: &StateKeyNum| resolved.get(key).map_or(StateValue::Absent, |event| StateValue::Event(*event));
-    let mut best: Option<(usize, &Sketch, usize)> = None;
-    for (number, given) in states.iter().enumerate() {
-        let differs = |(key, vals): &(&StateKeyNum, &Vec<StateValue>)| vals.get(number) != Some(&value(key));
-        let count = problem.conflict.vals.iter().filter(differs).count();
-        if best.is_none_or(|(fewest, ..)| count < fewest) {
-            best = Some((count, given, number));
+    // The mask of the states in which a key has its resolved value.
+    let having = |key: &StateKeyNum, vals: &[(StateValue, u64)]| {
+        let resolved = value(key);
+        vals.iter().find(|(val, _)| *val == resolved).map_or(0, |(_, states)| *states)
+    };
+    let mut differing = vec![0_usize; states.len()];
+    for (key, vals) in &problem.conflict.vals {
+        let having = having(key, vals);
+        for (number, count) in differing.iter_mut().enumerate() {
+            *count += usize::from(having >> number & 1 == 0);
         }
     }
-    let Some((_, base, number)) = best else { return Ok(StateRef::EMPTY.into()) };
+    let nearest = states.iter().zip(differing).enumerate().min_by_key(|(_, (_, count))| *count);
+    let Some((number, (base, _))) = nearest else { return Ok(StateRef::EMPTY.into()) };
     let conflicted = problem.conflict.vals.iter();
-    let changed = conflicted.filter(|(key, vals)| vals.get(number) != Some(&value(key)));
+    let changed = conflicted.filter(|(key, vals)| having(key, vals) >> number & 1 == 0);
     Ok(base.with(changed.map(|(key, _)| (*key, value(key))).chain(added)))
 }

@@ -103,44 +103,48 @@ pub struct Turns {
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
-    /// When the room's branches were reunited last.
-    pub(crate) reunions: Reunions,
+    /// Paces the reunions of the room's branches, because each reads as much as the room has keys.
+    pub(crate) reunions: Pace,
+    /// Paces the answers for events that cite states which are far apart, for the same reason.
+    pub(crate) far_answers: Pace,
+    /// Until this uptime, changes of the room's state are refused.
+    still_until: Mutex<Duration>,
 }
 
-/// Reunions of a room's branches keep this distance at least.
-const REUNION_PAUSE_MIN: Duration = Duration::from_secs(10);
-/// Reunions of a room's branches keep this distance at most.
-const REUNION_PAUSE_MAX: Duration = Duration::from_secs(600);
-/// The distance of two reunions is this many times as long as the last one took.
-const REUNION_PAUSES: u32 = 20;
+/// Large resolutions in a room keep this distance at least.
+const PAUSE_MIN: Duration = Duration::from_secs(10);
+/// Large resolutions in a room keep this distance at most.
+const PAUSE_MAX: Duration = Duration::from_secs(600);
+/// The distance of two large resolutions is this many times as long as the last one took.
+const PAUSES: u32 = 20;
 
-/// Paces the reunions of a room's branches, because each reads as much as the room has keys.
+/// Paces large resolutions of one kind in a room: one comes at once, and the next at a distance.
 #[derive(Debug, Default)]
-pub(crate) struct Reunions(Mutex<Paced>);
+pub(crate) struct Pace(Mutex<Paced>);
 
 #[derive(Debug, Default)]
 struct Paced {
-    /// The uptime of the server from which on the next reunion may begin.
+    /// The uptime of the server from which on the next one may begin.
     from: Duration,
-    /// Whether somebody is going to begin a reunion.
+    /// Whether somebody is going to begin one.
     is_claimed: bool,
     is_running: bool,
 }
 
 impl Paced {
     fn pause(&self, now: Duration) -> Duration {
-        if self.is_running { REUNION_PAUSE_MIN } else { self.from.saturating_sub(now) }
+        if self.is_running { PAUSE_MIN } else { self.from.saturating_sub(now) }
     }
 }
 
-impl Reunions {
-    /// Asks for a reunion. Where the answer is `true`, the caller must begin one ([`Self::begin`]); otherwise somebody
+impl Pace {
+    /// Asks for a large resolution. Where the answer is `true`, the caller must begin one ([`Self::begin`]); otherwise somebody
     /// else is going to. `now` is the uptime of the server, here and below.
     pub(crate) fn claim(&self) -> bool {
         !std::mem::replace(&mut self.0.lock().is_claimed, true)
     }
 
-    /// Begins the reunion that was claimed, or tells how long to wait before the next try to begin it. What comes in
+    /// Begins one, and takes the claim for it back, or tells how long to wait before the next try to begin it. What comes in
     /// after it has begun has to claim another one.
     pub(crate) fn begin(&self, now: Duration) -> Result<(), Duration> {
         let mut paced = self.0.lock();
@@ -152,11 +156,11 @@ impl Reunions {
         Ok(())
     }
 
-    /// Notes that a reunion has ended, and how long it took.
+    /// Notes that it has ended, and how long it took.
     pub(crate) fn end(&self, now: Duration, took: Duration) {
         let mut paced = self.0.lock();
-        debug_assert!(paced.is_running, "a reunion ends that has begun");
-        let pause = took.saturating_mul(REUNION_PAUSES).clamp(REUNION_PAUSE_MIN, REUNION_PAUSE_MAX);
+        debug_assert!(paced.is_running, "what ends has begun");
+        let pause = took.saturating_mul(PAUSES).clamp(PAUSE_MIN, PAUSE_MAX);
         (paced.from, paced.is_running) = (now.saturating_add(pause), false);
     }
 }
@@ -188,8 +192,22 @@ impl Turns {
             queue: Mutex::default(),
             tips_bytes,
             resolving: Arc::default(),
-            reunions: Reunions::default(),
+            reunions: Pace::default(),
+            far_answers: Pace::default(),
+            still_until: Mutex::default(),
         }
+    }
+
+    /// Has changes of the room's state refused until this uptime. It is set and ended within turns, so that no state
+    /// moves between a question and the moment from which on it stands still.
+    pub(crate) fn hold_still(&self, until: Duration) {
+        *self.still_until.lock() = until;
+    }
+
+    /// Tells for how long the room's state may not be changed; `None` where it may.
+    pub(crate) fn still_for(&self, now: Duration) -> Option<Duration> {
+        let left = self.still_until.lock().saturating_sub(now);
+        (!left.is_zero()).then_some(left)
     }
 
     /// Adds a turn at the end, for the payers of the current task. If a thread must be asked for, gives the payers for
@@ -334,7 +352,7 @@ mod tests {
 
     #[test]
     fn reunions_of_a_room_keep_their_distance() {
-        let (reunions, at) = (Reunions::default(), Duration::from_secs);
+        let (reunions, at) = (Pace::default(), Duration::from_secs);
         assert!(reunions.claim());
         assert!(!reunions.claim(), "one is enough for all that came before it");
         assert_eq!(reunions.begin(at(5)), Ok(()));
@@ -345,7 +363,7 @@ mod tests {
         assert_eq!(reunions.begin(at(47)), Ok(()));
         reunions.end(at(47), at(1_000));
         assert!(reunions.claim());
-        assert_eq!(reunions.begin(at(48)), Err(REUNION_PAUSE_MAX - at(1)));
+        assert_eq!(reunions.begin(at(48)), Err(PAUSE_MAX - at(1)));
     }
 
     #[test]

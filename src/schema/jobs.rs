@@ -52,6 +52,11 @@ pub enum Job {
         /// The day, counted since the epoch.
         day: u32,
     },
+    /// Reunites branches of a room that stand apart from its state.
+    Reunite {
+        /// The room that has such branches.
+        room: RoomNum,
+    },
 }
 
 /// The two rooms of a replacement: settings move from one to the other.
@@ -66,7 +71,7 @@ pub struct Move {
 impl Job {
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=6).contains(&kind)
+        (1..=7).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -78,6 +83,7 @@ impl Job {
             Self::ForgetOriginal { .. } => 4,
             Self::SweepDevices { .. } => 5,
             Self::ForgetSent { .. } => 6,
+            Self::Reunite { .. } => 7,
         }
     }
 
@@ -90,6 +96,7 @@ impl Job {
             Self::ForgetOriginal { .. } => "forget_original",
             Self::SweepDevices { .. } => "sweep_devices",
             Self::ForgetSent { .. } => "forget_sent",
+            Self::Reunite { .. } => "reunite",
         }
     }
 
@@ -113,6 +120,11 @@ impl Job {
             Self::ForgetSent { room, day } => {
                 format!("transaction ids of day {day} in room {room} stay in the store")
             }
+            Self::Reunite { room } => {
+                format!(
+                    "branches of room {room} stand apart from its state until the next event of such a branch"
+                )
+            }
         }
     }
 
@@ -134,6 +146,7 @@ impl Job {
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
+            Self::Reunite { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -159,6 +172,7 @@ impl Job {
                     .map_err(|_| Fault::Corrupt("a day in the key of a job is too large"))?;
                 Ok(Self::ForgetSent { room: RoomNum(number(0)?), day })
             }
+            7 => Ok(Self::Reunite { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -182,6 +196,7 @@ mod tests {
             Job::ForgetOriginal { room: RoomNum(9), event: EventNum(1) },
             Job::SweepDevices { user: UserNum(7) },
             Job::ForgetSent { room: RoomNum(9), day: 20_000 },
+            Job::Reunite { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

@@ -1,5 +1,7 @@
 //! Rows of rooms: the room itself, who is in it, its names. Rows of events stand in `schema/events.rs`.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ruma::{OwnedRoomId, RoomId};
 
@@ -219,6 +221,11 @@ impl Value for RoomRow {
 }
 
 impl RoomRow {
+    /// The states after the room's heads, and after the branches that stand apart from it.
+    pub fn states(&self) -> BTreeSet<StateRef> {
+        self.heads.iter().chain(self.apart.iter().map(|branch| &branch.head)).map(|head| head.after).collect()
+    }
+
     /// Settles every pending position in the row, once the batch's first position is known.
     #[must_use]
     pub fn settle(mut self, base: Position) -> Self {

@@ -6,7 +6,7 @@
 //! them itself with the events that were read beside it. A question never names rows that are still pending: if it would name
 //! places of the turn's own batch, the turn ends first.
 
-mod reunite;
+pub(crate) mod reunite;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
         graph, members,
         policy::{self, Author},
         power::Action,
-        resolve::{Loaded, NotResolved, Resolving, Settled},
+        resolve::{self, EVENTS_AT_ONCE, Loaded, NotResolved, Resolving, Settled},
     },
     schema::event_types::MERGE,
 };
@@ -99,7 +99,7 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
                     Some(question) => {
                         answers += 1;
                         if answers <= ANSWERS_MAX {
-                            worked = work_out(app, room, question).await?;
+                            worked = work_out_for_event(app, room, question).await?;
                         }
                         worked.is_some()
                     }
@@ -178,7 +178,28 @@ async fn take_turn(
 struct Worked<'a> {
     loaded: Arc<Loaded>,
     _of_all: SemaphorePermit<'a>,
+    _of_large: Option<SemaphorePermit<'a>>,
     _of_room: OwnedMutexGuard<()>,
+}
+
+/// Works out an answer for an event that is coming in. Its sender chooses the states that it cites, and they may be as far apart
+/// as the room is large. So such answers keep a distance in each room, as reunions do.
+async fn work_out_for_event(app: &App, room: RoomNum, question: Settled) -> Result<Option<Worked<'_>>> {
+    if !question.is_of_cited() {
+        return work_out(app, room, question).await;
+    }
+    let (owned, asked) = (app.clone(), question.clone());
+    let is_far = move || Ok(owned.rooms.resolver().is_far(&*owned.store.snapshot(), room, &asked)?);
+    if !app.env.blocking(is_far).await? {
+        return work_out(app, room, question).await;
+    }
+    let turns = app.rooms.turns(room);
+    if let Err(pause) = turns.far_answers.begin(app.env.uptime()) {
+        tracing::debug!(%room, ?pause, "an event is to be tried again later: it cites states that are far apart, as another just did");
+        return Ok(None);
+    }
+    let _running = reunite::Running::new(app, &turns.far_answers);
+    work_out(app, room, question).await
 }
 
 /// Works out an answer beside the room's turns. Answers `None` if too many resolutions wait, or if this one is too large.
@@ -187,28 +208,47 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
         tracing::debug!(%room, "an event is to be tried again later: too many state resolutions wait");
         return Ok(None);
     };
-    let turns = app.rooms.turns(room);
+    let (turns, question) = (app.rooms.turns(room), Arc::new(question));
     let _of_room = Arc::clone(&turns.resolving).lock_owned().await;
     let stopped = |_| Error::broken("the server has stopped");
-    let _of_all = app.rooms.long_resolutions().acquire().await.map_err(stopped)?;
     let loaded = Arc::new(Loaded::default());
-    let (owned, load) = (app.clone(), Arc::clone(&loaded));
+    // Most questions need no more events than fit in memory. Those that do are answered one at a time, so that they never have
+    // all places for resolutions, however long they take.
+    let permit = app.rooms.long_resolutions().acquire().await.map_err(stopped)?;
+    if answer(app, room, &question, &loaded, EVENTS_AT_ONCE).await? {
+        return Ok(Some(Worked { loaded, _of_all: permit, _of_large: None, _of_room }));
+    }
+    drop(permit);
+    let large = app.rooms.large_resolutions().acquire().await.map_err(stopped)?;
+    let permit = app.rooms.long_resolutions().acquire().await.map_err(stopped)?;
+    if answer(app, room, &question, &loaded, resolve::EVENTS_MAX).await? {
+        return Ok(Some(Worked { loaded, _of_all: permit, _of_large: Some(large), _of_room }));
+    }
+    tracing::info!(%room, "an event is to be tried again later: too much of its room's state is in conflict");
+    Ok(None)
+}
+
+/// Answers a question on the long pool. Answers `false` if it needs more events than these.
+async fn answer(
+    app: &App,
+    room: RoomNum,
+    question: &Arc<Settled>,
+    loaded: &Arc<Loaded>,
+    events_max: usize,
+) -> Result<bool> {
+    let (owned, question, load) = (app.clone(), Arc::clone(question), Arc::clone(loaded));
     let work = move || {
         // Everything that the question names was published before it was asked, and the turn that asked it has ended. So a
         // snapshot has all of it.
         let snapshot = owned.store.snapshot();
         let version = rooms::require_row(&*snapshot, room)?.version;
-        match owned.rooms.resolver().work_out(&*snapshot, room, version, &question, &load) {
+        match owned.rooms.resolver().work_out(&*snapshot, room, version, &question, &load, events_max) {
             Ok(()) => Ok(true),
-            Err(NotResolved::TooMuch) => {
-                tracing::info!(%room, "an event is to be tried again later: too much of its room's state is in conflict");
-                Ok(false)
-            }
+            Err(NotResolved::TooMuch) => Ok(false),
             Err(why) => Err(why.into()),
         }
     };
-    let is_answered = app.env.blocking_long(Long::Resolution, work).await?;
-    Ok(is_answered.then_some(Worked { loaded, _of_all, _of_room }))
+    app.env.blocking_long(Long::Resolution, work).await
 }
 
 /// Merges the heads of a room if that is possible. Where it is not, the next event of the room asks for it again.

@@ -242,7 +242,7 @@ impl Change {
         }
         let prev_through_aside = graph::list_cited_through_aside(&self.batch, self.num, &prev)?;
         let auth = event.auth.iter().filter_map(|id| found(auth, id)).collect();
-        let cited = Question::new(&self.batch, self.num, after, None)?;
+        let cited = Question::new(&self.batch, self.num, after, None)?.of_cited();
         let before = self.answer(resolving, &cited)?;
         Ok(match before {
             Some(before) => Ok(Standpoint { prev, prev_through_aside, auth, cited, before }),

@@ -25,8 +25,7 @@ const CHILDREN_AT_ONCE: usize = 16;
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// Lists the events in the auth chains of some states but not of all. Conflicted events may be among them.
     pub(super) fn auth_difference(&self) -> Result<BTreeSet<EventNum>, NotResolved> {
-        let states = self.conflict.states();
-        let all = if states >= 64 { u64::MAX } else { (1 << states) - 1 };
+        let all = self.conflict.all;
         // The events still to visit, by (auth depth, number), with the states that reach them.
         let mut open: BTreeMap<(u64, EventNum), u64> = BTreeMap::new();
         // The number of open events that not all states reach.
@@ -41,15 +40,20 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 _ => {}
             }
         };
-        for (event, mask) in self.conflict.events() {
-            if let Some(header) = self.known.find_header(event)? {
-                reach(&mut open, &mut partly, (header.auth_depth, event), mask);
+        let conflicted: Vec<(EventNum, u64)> = self.conflict.events().into_iter().collect();
+        for run in conflicted.chunks(self.known.run_len()) {
+            self.known.load(&run.iter().map(|(event, _)| *event).collect::<Vec<_>>())?;
+            for (event, mask) in run {
+                if let Some(header) = self.known.find_header(*event)? {
+                    reach(&mut open, &mut partly, (header.auth_depth, *event), *mask);
+                }
             }
         }
         let (mut difference, mut chains) = (BTreeSet::new(), Chains::default());
         while partly > 0
             && let Some(((depth, event), mut mask)) = open.pop_last()
         {
+            self.load_run(event, open.keys().rev().map(|(_, event)| *event))?;
             if mask != all {
                 partly -= 1;
                 if self.is_in_all_chains(event, &mut chains)? {
@@ -121,6 +125,20 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         Ok(self.unconflicted(header.key)? == Some(event))
     }
 
+    /// Makes sure that the header of an event is in memory. Where it is not, those that come next on a walk are read
+    /// with it.
+    pub(super) fn load_run(
+        &self,
+        event: EventNum,
+        next: impl Iterator<Item = EventNum>,
+    ) -> Result<(), NotResolved> {
+        if self.known.has_header(event) {
+            return Ok(());
+        }
+        let run: Vec<EventNum> = std::iter::once(event).chain(next).take(self.known.run_len()).collect();
+        self.known.load(&run)
+    }
+
     /// Gives the header of an auth event of an event with this auth depth. It must lie lower, or walks would not end.
     fn require_below(&self, event: EventNum, depth: u64) -> Result<Arc<Header>, NotResolved> {
         let header = self.known.require_header(event)?;
@@ -143,6 +161,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         let mut reached = Vec::new();
         while let Some((depth, event)) = open.pop_last() {
             reached.push(event);
+            self.load_run(event, open.iter().rev().map(|(_, event)| *event))?;
             for below in &self.known.require_header(event)?.auth {
                 let header = self.require_below(*below, depth)?;
                 if header.auth_depth >= lowest {

@@ -23,36 +23,49 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         resolved: &mut Resolved,
     ) -> Result<(), NotResolved> {
         let create = self.create_event()?;
-        for event in events {
-            let parsed = self.known.require_event(*event)?;
-            let Some(state_key) = parsed.state_key() else { continue };
-            let auth_types = auth_types_for_event(
-                parsed.event_type(),
-                parsed.sender(),
-                Some(state_key),
-                parsed.content(),
-                self.rules,
-            );
-            // An event whose content cannot be read is not taken over.
-            let Ok(auth_types) = auth_types else { continue };
-            let mut allowing = self.own_auth_events(*event, &parsed, create.as_ref())?;
-            for (event_type, state_key) in auth_types {
-                let held = self.partial_value(with_unconflicted, resolved, event_type.clone(), &state_key)?;
-                if let Some(held) = held
-                    && let Some(parsed) = self.known.find_event(held)?
-                    && !parsed.rejected()
-                {
-                    allowing.insert((event_type, state_key), parsed);
+        for run in events.chunks(self.known.run_len()) {
+            self.known.load(run)?;
+            for event in run {
+                if self.is_allowed(*event, create.as_ref(), with_unconflicted, resolved)? {
+                    resolved.insert(self.known.require_header(*event)?.key, *event);
                 }
-            }
-            let verdict = check_state_dependent_auth_rules(self.rules, &*parsed, |event_type, state_key| {
-                allowing.get(&(event_type.clone(), state_key.to_owned())).map(Arc::clone)
-            });
-            if verdict.is_ok() {
-                resolved.insert(self.known.require_header(*event)?.key, *event);
             }
         }
         Ok(())
+    }
+
+    /// Whether the state so far allows an event. An event whose content cannot be read is not taken over.
+    fn is_allowed(
+        &self,
+        event: EventNum,
+        create: Option<&Arc<S::Event>>,
+        with_unconflicted: bool,
+        resolved: &Resolved,
+    ) -> Result<bool, NotResolved> {
+        let parsed = self.known.require_event(event)?;
+        let Some(state_key) = parsed.state_key() else { return Ok(false) };
+        let auth_types = auth_types_for_event(
+            parsed.event_type(),
+            parsed.sender(),
+            Some(state_key),
+            parsed.content(),
+            self.rules,
+        );
+        let Ok(auth_types) = auth_types else { return Ok(false) };
+        let mut allowing = self.own_auth_events(event, &parsed, create)?;
+        for (event_type, state_key) in auth_types {
+            let held = self.partial_value(with_unconflicted, resolved, event_type.clone(), &state_key)?;
+            if let Some(held) = held
+                && let Some(parsed) = self.known.find_event(held)?
+                && !parsed.rejected()
+            {
+                allowing.insert((event_type, state_key), parsed);
+            }
+        }
+        let verdict = check_state_dependent_auth_rules(self.rules, &*parsed, |event_type, state_key| {
+            allowing.get(&(event_type.clone(), state_key.to_owned())).map(Arc::clone)
+        });
+        Ok(verdict.is_ok())
     }
 
     /// Lists the auth events that the event itself names, for keys that the state does not have.

@@ -1,87 +1,165 @@
-//! The events that a resolution has read: a bound on how many it may read in all, and one on how many are in memory at
-//! once.
+//! The events that a resolution has read: a bound on how many different ones it may ask for in all, and one on how many
+//! are in memory at once. An event that memory has let go is read again, so that a large conflict costs time and not
+//! memory.
 
-use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    hash::Hash,
+    sync::Arc,
+};
 
-use super::{EVENTS_AT_ONCE, Header, NotResolved, Source};
+use quick_cache::{OptionsBuilder, Weighter, unsync::Cache};
+use ruma::state_res;
+
+use super::{Bounds, Header, NotResolved, Source};
 use crate::{ids::EventNum, store::Fault};
 
 /// Read at most this many events from the store together.
 const LOADED_AT_ONCE: usize = 500;
+/// A run of events that is read together takes at most this part of memory, so that it does not push itself out.
+const RUN_PART: usize = 8;
 /// Headers are small, so this many times as many headers as events may be in memory at once.
 const HEADERS_AN_EVENT: usize = 4;
+/// An event with more content than this many bytes counts as several in memory.
+const BYTES_AN_EVENT: usize = 2_048;
 
-/// The headers or the events that were read, by number; `None` where there is none.
-struct Memo<T> {
-    found: BTreeMap<EventNum, Option<Arc<T>>>,
-    /// The number of reads in all, also of what memory has dropped since.
-    read: usize,
-    at_once_max: usize,
-    read_max: usize,
+/// A memory of bounded size. Above the bound it lets go what was not asked for again since it came, or not for long.
+pub(super) struct Memo<K, T: Clone>(RefCell<Cache<K, T, Weigh<T>>>);
+
+/// Tells what a value counts against the bound.
+#[derive(Clone)]
+struct Weigh<T: Clone>(fn(&T) -> u64);
+
+impl<K, T: Clone> Weighter<K, T> for Weigh<T> {
+    fn weight(&self, _: &K, value: &T) -> u64 {
+        (self.0)(value)
+    }
 }
 
-impl<T> Memo<T> {
-    fn new(at_once_max: usize, read_max: usize) -> Self {
-        Self { found: BTreeMap::new(), read: 0, at_once_max, read_max }
+impl<K: Eq + Hash, T: Clone> Memo<K, T> {
+    /// Holds at most this many values.
+    pub(super) fn new(held_max: usize) -> Self {
+        Self::weighed(held_max, |_| 1)
     }
 
-    /// Keeps an event that was read. Where memory is full, everything is dropped, and read again if it is asked for
-    /// again: a large conflict costs time, and never more memory.
-    fn keep(&mut self, event: EventNum, found: Option<Arc<T>>) -> Result<(), NotResolved> {
-        if self.read >= self.read_max {
-            return Err(NotResolved::TooMuch);
-        }
-        if self.found.len() >= self.at_once_max {
-            self.found.clear();
-        }
-        self.read += 1;
-        self.found.insert(event, found);
-        debug_assert!(self.found.len() <= self.at_once_max, "the memory of a resolution is bounded");
-        Ok(())
+    fn weighed(held_max: usize, weigh: fn(&T) -> u64) -> Self {
+        let (held_max, weigh) = (held_max.max(1), Weigh(weigh));
+        // Half of the space is for what is new: a walk often comes back to what it has just read.
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(held_max)
+            .weight_capacity(held_max as u64)
+            .hot_allocation(0.5)
+            .build();
+        Self(RefCell::new(match options {
+            Ok(options) => Cache::with_options(options, weigh, Default::default(), Default::default()),
+            Err(_) => Cache::with_weighter(held_max, held_max as u64, weigh),
+        }))
     }
+
+    /// Finds a value that is still held.
+    pub(super) fn find(&self, key: &K) -> Option<T> {
+        self.0.borrow().get(key).cloned()
+    }
+
+    /// Holds a value for a while.
+    pub(super) fn keep(&self, key: K, value: T) {
+        self.0.borrow_mut().insert(key, value);
+    }
+
+    fn has(&self, key: &K) -> bool {
+        self.0.borrow().contains_key(key)
+    }
+}
+
+/// The different events that were asked for. Events that came one after the other share a word.
+#[derive(Default)]
+struct Seen {
+    words: BTreeMap<u64, u64>,
+    count: usize,
+}
+
+impl Seen {
+    fn note(&mut self, EventNum(event): EventNum) {
+        let (word, bit) = (self.words.entry(event / 64).or_insert(0), 1 << (event % 64));
+        if *word & bit == 0 {
+            *word |= bit;
+            self.count += 1;
+        }
+    }
+}
+
+/// Tells as how many events this one counts in memory.
+pub(super) fn weight(event: Option<&impl state_res::Event>) -> u64 {
+    let bytes = event.map_or(0, |event| event.content().get().len());
+    1 + (bytes / BYTES_AN_EVENT) as u64
 }
 
 /// A source with a bounded memory of what it gave.
 pub(super) struct Known<'s, S: Source> {
     source: &'s S,
-    headers: RefCell<Memo<Header>>,
-    events: RefCell<Memo<S::Event>>,
+    headers: Memo<EventNum, Option<Arc<Header>>>,
+    events: Memo<EventNum, Option<Arc<S::Event>>>,
+    seen: RefCell<Seen>,
+    /// The number of reads of events and headers, also of those that memory had let go.
+    reads: Cell<usize>,
+    bounds: Bounds,
 }
 
 impl<'s, S: Source> Known<'s, S> {
-    /// Reads at most `events_max` events in all and as many headers, and holds at most [`EVENTS_AT_ONCE`] events.
-    pub(super) fn new(source: &'s S, events_max: usize) -> Self {
-        let at_once = EVENTS_AT_ONCE.min(events_max.max(1));
-        let headers = Memo::new(at_once.saturating_mul(HEADERS_AN_EVENT), events_max);
-        Self { source, headers: RefCell::new(headers), events: RefCell::new(Memo::new(at_once, events_max)) }
+    /// Reads and holds as many events as the bounds allow.
+    pub(super) fn new(source: &'s S, bounds: Bounds) -> Self {
+        Self {
+            source,
+            headers: Memo::new(bounds.held_max.saturating_mul(HEADERS_AN_EVENT)),
+            events: Memo::weighed(bounds.held_max, |event: &Option<Arc<S::Event>>| weight(event.as_deref())),
+            seen: RefCell::default(),
+            reads: Cell::new(0),
+            bounds,
+        }
     }
 
     /// The number of events and headers that were read.
     pub(super) fn count(&self) -> usize {
-        self.headers.borrow().read + self.events.borrow().read
+        self.reads.get()
     }
 
-    /// Reads those of these events that are not known yet, many at a time, but no more than memory holds.
+    /// The number of events that a walk should load at once.
+    pub(super) fn run_len(&self) -> usize {
+        LOADED_AT_ONCE.min(self.bounds.held_max / RUN_PART).max(1)
+    }
+
+    /// Reads those of these events that are not in memory, together. At most [`Self::run_len`] at once stay there.
     pub(super) fn load(&self, events: &[EventNum]) -> Result<(), NotResolved> {
-        let (mut headers, mut found) = (self.headers.borrow_mut(), self.events.borrow_mut());
-        let mut unknown: Vec<EventNum> =
-            events.iter().copied().filter(|event| !found.found.contains_key(event)).collect();
-        if found.read + unknown.len() > found.read_max {
-            return Err(NotResolved::TooMuch);
+        let unknown: Vec<EventNum> = events.iter().copied().filter(|event| !self.events.has(event)).collect();
+        for event in &unknown {
+            self.note(*event)?;
         }
-        unknown.truncate(found.at_once_max.saturating_sub(found.found.len()));
-        for part in unknown.chunks(LOADED_AT_ONCE) {
+        for part in unknown.chunks(self.run_len()) {
             for (event, (header, parsed)) in part.iter().zip(self.source.find_many(part)?) {
-                headers.keep(*event, header.map(Arc::new))?;
-                found.keep(*event, parsed.map(Arc::new))?;
+                self.reads.set(self.reads.get() + 2);
+                self.headers.keep(*event, header.map(Arc::new));
+                self.events.keep(*event, parsed.map(Arc::new));
             }
         }
         Ok(())
     }
 
+    /// Whether the header is in memory.
+    pub(super) fn has_header(&self, event: EventNum) -> bool {
+        self.headers.has(&event)
+    }
+
+    /// Notes that an event is needed. Errors: [`NotResolved::TooMuch`] where too many others are needed already.
+    fn note(&self, event: EventNum) -> Result<(), NotResolved> {
+        let mut seen = self.seen.borrow_mut();
+        seen.note(event);
+        if seen.count > self.bounds.events_max { Err(NotResolved::TooMuch) } else { Ok(()) }
+    }
+
     /// Finds the header of a state event.
     pub(super) fn find_header(&self, event: EventNum) -> Result<Option<Arc<Header>>, NotResolved> {
-        remembered(&self.headers, event, || self.source.find_header(event))
+        self.remembered(&self.headers, event, |source| source.find_header(event))
     }
 
     /// Gives the header of an event that another one names, so that it must be there.
@@ -92,7 +170,7 @@ impl<'s, S: Source> Known<'s, S> {
 
     /// Finds a state event, as the authorization rules see it.
     pub(super) fn find_event(&self, event: EventNum) -> Result<Option<Arc<S::Event>>, NotResolved> {
-        remembered(&self.events, event, || self.source.find_event(event))
+        self.remembered(&self.events, event, |source| source.find_event(event))
     }
 
     /// Gives an event that another one names, so that it must be there.
@@ -100,23 +178,22 @@ impl<'s, S: Source> Known<'s, S> {
         let missing = NotResolved::Fault(Fault::Corrupt("an event that another one rests on is missing"));
         self.find_event(event)?.ok_or(missing)
     }
-}
 
-fn remembered<T>(
-    memo: &RefCell<Memo<T>>,
-    event: EventNum,
-    find: impl FnOnce() -> Result<Option<T>, Fault>,
-) -> Result<Option<Arc<T>>, NotResolved> {
-    if let Some(found) = memo.borrow().found.get(&event) {
-        return Ok(found.clone());
+    fn remembered<T>(
+        &self,
+        memo: &Memo<EventNum, Option<Arc<T>>>,
+        event: EventNum,
+        find: impl FnOnce(&S) -> Result<Option<T>, Fault>,
+    ) -> Result<Option<Arc<T>>, NotResolved> {
+        if let Some(found) = memo.find(&event) {
+            return Ok(found);
+        }
+        self.note(event)?;
+        self.reads.set(self.reads.get() + 1);
+        let found = find(self.source)?.map(Arc::new);
+        memo.keep(event, found.clone());
+        Ok(found)
     }
-    // A read beyond the bound could not be kept, so it is not even made.
-    if memo.borrow().read >= memo.borrow().read_max {
-        return Err(NotResolved::TooMuch);
-    }
-    let found = find()?.map(Arc::new);
-    memo.borrow_mut().keep(event, found.clone())?;
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -125,7 +202,7 @@ mod tests {
     use crate::rooms::event::Event;
 
     /// A source that has no event, and counts how often it is asked.
-    struct Nothing(std::cell::Cell<usize>);
+    struct Nothing(Cell<usize>);
 
     impl Source for Nothing {
         type Event = Event;
@@ -143,26 +220,45 @@ mod tests {
 
     #[test]
     fn what_is_in_memory_is_bounded_and_what_went_is_read_again() {
-        let source = Nothing(std::cell::Cell::new(0));
-        let known = Known::new(&source, 10 * EVENTS_AT_ONCE);
-        for number in 0..3 * EVENTS_AT_ONCE as u64 {
+        let source = Nothing(Cell::new(0));
+        let known = Known::new(&source, Bounds { events_max: 1_000, held_max: 100 });
+        for number in 0..300 {
             known.find_event(EventNum(number)).unwrap();
-            assert!(known.events.borrow().found.len() <= EVENTS_AT_ONCE);
+            assert!(known.events.0.borrow().len() <= 100);
         }
-        assert_eq!(source.0.get(), 3 * EVENTS_AT_ONCE);
-        known.find_event(EventNum(0)).unwrap();
-        assert_eq!(source.0.get(), 3 * EVENTS_AT_ONCE + 1);
+        assert_eq!(source.0.get(), 300);
+        for number in 0..300 {
+            known.find_event(EventNum(number)).unwrap();
+        }
+        assert!((500..=600).contains(&source.0.get()), "{}", source.0.get());
     }
 
     #[test]
-    fn no_more_is_read_than_allowed() {
-        let source = Nothing(std::cell::Cell::new(0));
-        let known = Known::new(&source, 3);
-        for number in 0..3 {
+    fn what_is_asked_for_again_and_again_stays_in_memory() {
+        let source = Nothing(Cell::new(0));
+        let known = Known::new(&source, Bounds { events_max: 10_000, held_max: 100 });
+        for number in 0..5_000 {
             known.find_event(EventNum(number)).unwrap();
+            for popular in 0..10 {
+                known.find_event(EventNum(10_000 + popular)).unwrap();
+            }
         }
-        assert_eq!(known.find_event(EventNum(9)).unwrap_err(), NotResolved::TooMuch);
-        assert_eq!((source.0.get(), known.count()), (3, 3));
-        assert_eq!(Known::new(&source, 3).load(&[1, 2, 3, 4].map(EventNum)), Err(NotResolved::TooMuch));
+        assert!(source.0.get() < 5_100, "{}", source.0.get());
+    }
+
+    #[test]
+    fn no_more_different_events_are_read_than_allowed_however_often_they_are() {
+        let source = Nothing(Cell::new(0));
+        let known = Known::new(&source, Bounds { events_max: 30, held_max: 3 });
+        for number in (0..30).chain(0..30) {
+            known.find_event(EventNum(number)).unwrap();
+            known.find_header(EventNum(number)).unwrap();
+        }
+        assert!(source.0.get() > 60, "memory is small, so it read some again");
+        let before = source.0.get();
+        assert_eq!(known.find_event(EventNum(99)).unwrap_err(), NotResolved::TooMuch);
+        assert_eq!(source.0.get(), before);
+        let known = Known::new(&source, Bounds::of(3));
+        assert_eq!(known.load(&[1, 2, 3, 4].map(EventNum)), Err(NotResolved::TooMuch));
     }
 }

@@ -5,29 +5,53 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::{EVENTS_AT_ONCE, HeaderAndEvent};
-use crate::{ids::EventNum, rooms::event::Event};
+use super::{EVENTS_AT_ONCE, HeaderAndEvent, known, question::QuestionKey};
+use crate::{
+    ids::EventNum,
+    rooms::{event::Event, state::Sketch},
+};
 
-/// State events of one room, in memory; at most [`EVENTS_AT_ONCE`].
+/// State events of one room, in memory; at most [`EVENTS_AT_ONCE`], and fewer where they are large. The answer that was
+/// worked out from them is there, too, because a large one may be more than the memory of recent results takes.
 #[derive(Debug, Default)]
-pub struct Loaded(Mutex<BTreeMap<EventNum, HeaderAndEvent<Arc<Event>>>>);
+pub struct Loaded(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    events: BTreeMap<EventNum, HeaderAndEvent<Arc<Event>>>,
+    weight: u64,
+    answer: Option<(QuestionKey, Sketch)>,
+}
 
 impl Loaded {
     /// Gives the header and the event, if the event is held.
     pub(super) fn find(&self, event: EventNum) -> Option<HeaderAndEvent<Arc<Event>>> {
-        self.0.lock().get(&event).cloned()
+        self.0.lock().events.get(&event).cloned()
     }
 
     /// Holds an event, while there is space.
     pub(super) fn keep(&self, event: EventNum, found: HeaderAndEvent<Arc<Event>>) {
+        let weight = known::weight(found.1.as_ref());
         let mut held = self.0.lock();
-        if held.len() < EVENTS_AT_ONCE {
-            held.insert(event, found);
+        if held.weight.saturating_add(weight) <= EVENTS_AT_ONCE as u64
+            && held.events.insert(event, found).is_none()
+        {
+            held.weight += weight;
         }
+    }
+
+    /// Gives the answer, if it is that to this question.
+    pub(super) fn find_answer(&self, key: &QuestionKey) -> Option<Sketch> {
+        let held = self.0.lock();
+        held.answer.as_ref().filter(|(of, _)| of == key).map(|(_, answer)| answer.clone())
+    }
+
+    pub(super) fn keep_answer(&self, key: QuestionKey, answer: Sketch) {
+        self.0.lock().answer = Some((key, answer));
     }
 
     /// The number of events that are held.
     pub fn count(&self) -> usize {
-        self.0.lock().len()
+        self.0.lock().events.len()
     }
 }

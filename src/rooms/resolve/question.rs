@@ -41,6 +41,8 @@ pub struct Question {
     /// The states are distinct and rising, so that equal questions are equal values.
     states: Vec<Sketch>,
     newcomer: Option<Arc<Newcomer>>,
+    /// Whether these are the states that an event cites, and not those of the room's heads.
+    is_of_cited: bool,
 }
 
 /// A question that names no place of a batch which is still being built, so that it may leave the turn that asks it.
@@ -63,7 +65,13 @@ impl Question {
         for state in states {
             distinct.insert(state.canonical(read, room)?);
         }
-        Ok(Self { states: distinct.into_iter().collect(), newcomer })
+        Ok(Self { states: distinct.into_iter().collect(), newcomer, is_of_cited: false })
+    }
+
+    /// The same question, asked for the state before an event that cites these states.
+    #[must_use]
+    pub fn of_cited(self) -> Self {
+        Self { is_of_cited: true, ..self }
     }
 
     /// The distinct states, in rising order.
@@ -101,6 +109,11 @@ impl Settled {
     /// The states, with the event that is coming in.
     pub fn question(&self) -> &Question {
         &self.0
+    }
+
+    /// Whether the states are those that an event cites: its sender chose them.
+    pub fn is_of_cited(&self) -> bool {
+        self.0.is_of_cited
     }
 
     pub(super) fn key(&self, room: RoomNum) -> QuestionKey {

@@ -2,14 +2,14 @@
 //! caller in a room's turn can let others go on meanwhile.
 
 use super::{
-    EVENTS_AT_ONCE, EVENTS_MAX, Loaded, NotResolved, Question, Recent, Resolution, Settled, StoredEvents,
-    resolve,
+    Bounds, EVENTS_AT_ONCE, EVENTS_MAX, Loaded, NotResolved, Question, Recent, Resolution, Settled,
+    StoredEvents, resolve,
 };
 use crate::{
     env::Env,
     ids::{Position, RoomNum},
     metrics::Metrics,
-    rooms::{state::Sketch, versions},
+    rooms::{graph, state::Sketch, versions},
     store::{Fault, Read},
 };
 
@@ -40,14 +40,11 @@ pub struct Resolving<'r> {
     pub resolver: &'r Resolver,
     /// Events that were read beside the turn, for the event that the turn is about.
     pub loaded: Option<&'r Loaded>,
-    /// Whether the turn may take as long as the answer needs, because answers that were worked out beside it came too
-    /// late.
-    pub may_take_long: bool,
 }
 
 impl<'r> From<&'r Resolver> for Resolving<'r> {
     fn from(resolver: &'r Resolver) -> Self {
-        Self { resolver, loaded: None, may_take_long: false }
+        Self { resolver, loaded: None }
     }
 }
 
@@ -81,15 +78,16 @@ impl Resolver {
         // A place of the batch that is being built means another one in every other batch, so no answer about it is
         // remembered.
         if let Ok(settled) = question.clone().settled() {
-            let known = self.recent.find(&settled.key(room));
+            let key = settled.key(room);
+            let of_loaded = || resolving.loaded.and_then(|loaded| loaded.find_answer(&key));
+            let known = self.recent.find(&key).or_else(of_loaded);
             self.metrics.cache("resolutions", known.is_some());
             if let Some(known) = known {
                 return Ok(Attempt::Known(known));
             }
         }
-        let Resolving { loaded, may_take_long, .. } = resolving;
+        let loaded = resolving.loaded;
         let (distance_max, events_max) = match loaded {
-            _ if may_take_long => (u64::MAX, EVENTS_MAX),
             Some(_) => (LOADED_DISTANCE, EVENTS_AT_ONCE),
             None => (LITTLE_DISTANCE, LITTLE_EVENTS),
         };
@@ -98,14 +96,14 @@ impl Resolver {
         }
         match self.resolve(read, room, version, question, loaded, events_max) {
             Ok(answer) => Ok(Attempt::New(answer)),
-            Err(NotResolved::TooMuch) if !may_take_long => Ok(Attempt::TakesLong),
+            Err(NotResolved::TooMuch) => Ok(Attempt::TakesLong),
             Err(why) => Err(why),
         }
     }
 
     /// Works out an answer, however long that takes, so that [`Resolver::try_now`] knows it. It belongs on the long
     /// pool, beside the room's turns. `read` is a snapshot that has the states of the question. The events that it
-    /// reads go to `loaded`.
+    /// reads go to `loaded`. Errors: [`NotResolved::TooMuch`] where it needs more than `events_max` events.
     pub fn work_out(
         &self,
         read: &(impl Read + ?Sized),
@@ -113,14 +111,28 @@ impl Resolver {
         version: u8,
         settled: &Settled,
         loaded: &Loaded,
+        events_max: usize,
     ) -> Result<(), NotResolved> {
         let key = settled.key(room);
         // Somebody else may have asked the same question meanwhile.
         if self.recent.find(&key).is_none() {
             let question = settled.question();
-            self.recent.keep(key, self.resolve(read, room, version, question, Some(loaded), EVENTS_MAX)?);
+            let events_max = events_max.min(EVENTS_MAX);
+            let answer = self.resolve(read, room, version, question, Some(loaded), events_max)?;
+            loaded.keep_answer(key.clone(), answer.clone());
+            self.recent.keep(key, answer);
         }
         Ok(())
+    }
+
+    /// Whether the states of a question may be further apart than those of a room and a branch that stands in it.
+    pub fn is_far(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        settled: &Settled,
+    ) -> Result<bool, Fault> {
+        Ok(!is_near(read, room, settled.question(), graph::APART_DISTANCE)?)
     }
 
     fn resolve(
@@ -137,7 +149,7 @@ impl Resolver {
         let source = source.with_newcomer(question.newcomer()).with_loaded(loaded);
         let began = self.env.instant();
         let Resolution { state, events_loaded } =
-            resolve(read, room, rules, question.states(), &source, events_max)?;
+            resolve(read, room, rules, question.states(), &source, Bounds::of(events_max))?;
         self.metrics.resolution(self.env.instant().saturating_duration_since(began), events_loaded);
         Ok(state)
     }

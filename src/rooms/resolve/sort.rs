@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet},
     sync::Arc,
 };
 
@@ -19,7 +19,7 @@ use ruma::{
     },
 };
 
-use super::{NotResolved, Problem, Source};
+use super::{NotResolved, Problem, Source, known::Memo};
 use crate::{ids::EventNum, store::Read};
 
 /// The power level of the creator in a room where nobody set levels.
@@ -29,8 +29,14 @@ const CREATOR_LEVEL: i32 = 100;
 /// earlier time, then the lesser id.
 type Rank = (Reverse<UserPowerLevel>, MilliSecondsSinceUnixEpoch, OwnedEventId);
 
-/// The power level events that were parsed so far.
-type Levels<E> = BTreeMap<EventNum, RoomPowerLevelsEvent<Arc<E>>>;
+/// Keep this many power level events parsed at most: events that came one after the other rest on the same few.
+const LEVELS_AT_ONCE: usize = 256;
+
+/// Power level events that were parsed lately.
+type Levels<E> = Memo<EventNum, Arc<RoomPowerLevelsEvent<Arc<E>>>>;
+
+/// For each event that is to be sorted, those of the others that it rests on.
+type Graph = BTreeMap<EventNum, Vec<EventNum>>;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// Lists the power events of the full conflicted set, with those of its events that they rest on, from the earliest
@@ -38,28 +44,27 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     pub(super) fn sort_power_events(
         &self,
         full_set: &BTreeSet<EventNum>,
+        power: BTreeSet<EventNum>,
     ) -> Result<Vec<EventNum>, NotResolved> {
-        let mut graph: BTreeMap<EventNum, BTreeSet<EventNum>> = BTreeMap::new();
-        let mut open = Vec::new();
-        for event in full_set {
-            if is_power_event(&*self.known.require_event(*event)?) {
-                open.push(*event);
-            }
-        }
-        while let Some(event) = open.pop() {
-            if graph.contains_key(&event) {
-                continue;
-            }
+        let (mut graph, mut open) = (Graph::new(), power);
+        while let Some(event) = open.pop_last() {
+            self.load_run(event, open.iter().rev().copied())?;
             let header = self.known.require_header(event)?;
-            let below: BTreeSet<_> =
+            let mut below: Vec<EventNum> =
                 header.auth.iter().copied().filter(|auth| full_set.contains(auth)).collect();
-            open.extend(&below);
+            below.sort_unstable();
+            below.dedup();
+            open.extend(below.iter().filter(|event| !graph.contains_key(event)));
             graph.insert(event, below);
         }
         let creators = self.creators()?;
-        let (mut ranks, mut levels) = (BTreeMap::new(), Levels::new());
-        for event in graph.keys() {
-            ranks.insert(*event, self.rank(*event, creators.as_ref(), &mut levels)?);
+        let (mut ranks, levels) = (BTreeMap::new(), Levels::new(LEVELS_AT_ONCE));
+        let events: Vec<EventNum> = graph.keys().copied().collect();
+        for run in events.chunks(self.known.run_len()) {
+            self.known.load(run)?;
+            for event in run {
+                ranks.insert(*event, self.rank(*event, creators.as_ref(), &levels)?);
+            }
         }
         Ok(topological(&graph, &ranks))
     }
@@ -68,7 +73,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         &self,
         event: EventNum,
         creators: Option<&HashSet<OwnedUserId>>,
-        levels: &mut Levels<S::Event>,
+        levels: &Levels<S::Event>,
     ) -> Result<Rank, NotResolved> {
         let parsed = self.known.require_event(event)?;
         let level = self.sender_level(event, &parsed, creators, levels)?;
@@ -81,7 +86,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
         event: EventNum,
         parsed: &S::Event,
         creators: Option<&HashSet<OwnedUserId>>,
-        levels: &mut Levels<S::Event>,
+        levels: &Levels<S::Event>,
     ) -> Result<UserPowerLevel, NotResolved> {
         let is_creator = creators.is_some_and(|creators| creators.contains(parsed.sender()));
         if is_creator && self.rules.explicitly_privilege_room_creators {
@@ -92,9 +97,13 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
             let level = if is_creator { CREATOR_LEVEL.into() } else { default.default_value() };
             return Ok(level.into());
         };
-        let held = match levels.entry(held) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(RoomPowerLevelsEvent::new(self.known.require_event(held)?)),
+        let held = match levels.find(&held) {
+            Some(parsed) => parsed,
+            None => {
+                let parsed = Arc::new(RoomPowerLevelsEvent::new(self.known.require_event(held)?));
+                levels.keep(held, Arc::clone(&parsed));
+                parsed
+            }
         };
         // Levels that cannot be read give nobody any power; the rules let no such event in.
         let level = held.user_power_level(parsed.sender(), self.rules).ok();
@@ -126,12 +135,15 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     ) -> Result<Vec<EventNum>, NotResolved> {
         let mut mainline = Mainline::of(power_levels);
         let mut sorted = Vec::with_capacity(events.len());
-        for event in events {
-            let place = self.mainline_place(*event, &mut mainline)?;
-            let parsed = self.known.require_event(*event)?;
-            // Events that are on no mainline come first, then those with the deepest place.
-            let place = Reverse(place.unwrap_or(usize::MAX));
-            sorted.push(((place, parsed.origin_server_ts(), parsed.event_id().clone()), *event));
+        for run in events.chunks(self.known.run_len()) {
+            self.known.load(run)?;
+            for event in run {
+                let parsed = self.known.require_event(*event)?;
+                let place = self.mainline_place(*event, &mut mainline)?;
+                // Events that are on no mainline come first, then those with the deepest place.
+                let place = Reverse(place.unwrap_or(usize::MAX));
+                sorted.push(((place, parsed.origin_server_ts(), parsed.event_id().clone()), *event));
+            }
         }
         sorted.sort();
         Ok(sorted.into_iter().map(|(_, event)| event).collect())
@@ -192,10 +204,7 @@ impl Mainline {
 }
 
 /// Kahn's algorithm: takes the event of the least rank among those that rest on no unsorted event, again and again.
-fn topological(
-    graph: &BTreeMap<EventNum, BTreeSet<EventNum>>,
-    ranks: &BTreeMap<EventNum, Rank>,
-) -> Vec<EventNum> {
+fn topological(graph: &Graph, ranks: &BTreeMap<EventNum, Rank>) -> Vec<EventNum> {
     let mut above: BTreeMap<EventNum, Vec<EventNum>> = BTreeMap::new();
     let mut waits_for = BTreeMap::new();
     let mut free = BinaryHeap::new();
@@ -224,7 +233,7 @@ fn topological(
 }
 
 /// Whether an event may take away somebody's power: create, power levels, join rules, kicks and bans.
-fn is_power_event<E: Event>(event: &E) -> bool {
+pub(super) fn is_power_event<E: Event>(event: &E) -> bool {
     match event.event_type() {
         TimelineEventType::RoomPowerLevels
         | TimelineEventType::RoomJoinRules

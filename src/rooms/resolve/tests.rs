@@ -166,3 +166,91 @@ fn equal_states_need_no_resolution() {
     let resolution = solved(&*snapshot, forks.room(), &forks.rules, &states, &counted).unwrap();
     assert_eq!((resolution, counted.1.get()), (tip.into(), 0));
 }
+
+/// Resolves a fork with this little memory, and compares the result with that of plenty of it. Answers the number of
+/// reads of events and headers.
+fn resolved_within(forks: &Forks, branches: [usize; 2], held_max: usize) -> usize {
+    let snapshot = forks.bench.store.snapshot();
+    let states = branches.map(|last| Sketch::from(forks.after[last].1));
+    let of = |held_max| {
+        let bounds = Bounds { events_max: EVENTS_MAX, held_max };
+        resolve(&*snapshot, forks.room(), &forks.rules, &states, forks, bounds).unwrap()
+    };
+    let (little, plenty) = (of(held_max), of(EVENTS_MAX));
+    assert_eq!(little.state, plenty.state);
+    little.events_loaded
+}
+
+#[test]
+fn a_conflict_that_does_not_fit_in_memory_is_read_a_few_times() {
+    for version in [RoomVersionId::V11, RoomVersionId::V12] {
+        let mut forks = Forks::new(&version);
+        let tip = forks.events.len() - 1;
+        let branches = [6, 7].map(|branch| {
+            let mut last = tip;
+            for number in 0..300 {
+                let thing = json!({ "is": branch });
+                forks.add(0, "org.example.thing", &number.to_string(), thing, branch, &[last]);
+                last = forks.events.len() - 1;
+            }
+            last
+        });
+        assert_eq!(forks.events.len(), tip + 1 + 600, "everything was allowed");
+        let reads = resolved_within(&forks, branches, 100);
+        assert!(reads < 12 * 600, "{version}: {reads}");
+    }
+}
+
+#[test]
+fn a_chain_of_power_levels_that_does_not_fit_in_memory_is_walked_a_few_times() {
+    for version in [RoomVersionId::V11, RoomVersionId::V12] {
+        let mut forks = Forks::new(&version);
+        let tip = forks.events.len() - 1;
+        let is_12 = forks.rules.authorization.explicitly_privilege_room_creators;
+        let mut last = tip;
+        for number in 0..600_u32 {
+            let mut users = json!({ user(1).as_str(): number % 50 });
+            if !is_12 {
+                users[user(0).as_str()] = json!(100);
+            }
+            let levels = json!({ "users": users, "events": { "m.room.topic": 0 }, "state_default": 50 });
+            forks.add(0, "m.room.power_levels", "", levels, 6, &[last]);
+            last = forks.events.len() - 1;
+        }
+        assert_eq!(last, tip + 600, "everything was allowed");
+        forks.add(0, "m.room.topic", "", json!({ "topic": "old" }), 7, &[tip]);
+        let other = forks.events.len() - 1;
+        let reads = resolved_within(&forks, [last, other], 100);
+        assert!(reads < 20 * 600, "{version}: {reads}");
+    }
+}
+
+#[test]
+fn many_states_that_differ_in_the_same_keys_take_the_memory_of_their_values() {
+    let mut forks = Forks::new(&RoomVersionId::V11);
+    let room = forks.room();
+    let mut batch = forks.bench.store.batch(&Guard::alone());
+    let mut sides = Vec::new();
+    for state in 0..STATES_MAX as u64 {
+        let keys = (0..1_000_u32).map(|key| {
+            let val =
+                if state == 0 || (key == 0 && state == 5) { u64::from(key) } else { 5_000 + u64::from(key) };
+            (StateKeyNum(100 + key), StateValue::Event(EventNum(val)))
+        });
+        // A key of its own tells the states apart.
+        let own = (StateKeyNum(5_000 + state as u32), StateValue::Event(EventNum(20_000 + state)));
+        let changes: Vec<_> = keys.chain([own]).collect();
+        let side =
+            state::make_side(&mut batch, room, &mut forks.next_side, StateRef::EMPTY, &changes).unwrap();
+        sides.push(Sketch::from(side));
+    }
+    let conflict = Conflict::find(&batch, room, &sides[0], &sides[1..], EVENTS_MAX).unwrap();
+    let values: usize = conflict.vals.values().map(Vec::len).sum();
+    assert_eq!((conflict.vals.len(), values), (1_000 + STATES_MAX, 2 * (1_000 + STATES_MAX)));
+    assert_eq!(conflict.all, u64::MAX);
+    assert_eq!(conflict.events()[&EventNum(0)], 0b10_0001);
+    assert_eq!(conflict.events()[&EventNum(5_001)], u64::MAX - 1);
+    assert_eq!(conflict.events()[&EventNum(20_063)], 1 << 63);
+    // More values than events are allowed are refused while they are collected.
+    assert!(Conflict::find(&batch, room, &sides[0], &sides[1..], 1_000).is_err());
+}

@@ -11,15 +11,23 @@ use crate::{
     error::Result,
     flows::{App, commit},
     ids::RoomNum,
-    rooms::{change::Reunion, graph, resolve::Resolving, turns::Turns},
+    rooms::{
+        change::Reunion,
+        graph,
+        resolve::Resolving,
+        turns::{Pace, Turns},
+    },
+    schema,
 };
 
-/// At most this many answers are worked out beside a room for one reunion.
+/// This many answers are worked out beside a room for one reunion while its state goes on.
 const ANSWERS_MAX: usize = 2;
+/// Afterwards the room's state stands still for at most this long, for one more answer.
+const STILL_MAX: Duration = Duration::from_secs(60);
 
 /// Reunites a room's branches now, or lets a task do it later if the last reunion was a short while ago. Faults are logged,
-/// because the events are part of the room already; the next event asks for the reunion again.
-pub(super) async fn when_due(app: &App, room: RoomNum) {
+/// because the events are part of the room already; a timer asks for the reunion again.
+pub(crate) async fn when_due(app: &App, room: RoomNum) {
     let turns = app.rooms.turns(room);
     if !turns.reunions.claim() {
         // Somebody else has claimed a reunion and not begun it yet, so it will have this event, too.
@@ -41,9 +49,15 @@ pub(super) async fn when_due(app: &App, room: RoomNum) {
     });
 }
 
+/// Whether branches of a room stand apart now.
+pub(crate) fn stands_apart(app: &App, room: RoomNum) -> Result<bool> {
+    let row = schema::ROOM.get(&*app.store.snapshot(), room)?;
+    Ok(row.is_some_and(|row| !row.apart.is_empty()))
+}
+
 async fn now(app: &App, room: RoomNum, turns: &Turns) {
     // The end is noted even if the requester hangs up, because nobody could begin another reunion otherwise.
-    let _running = Running { app, turns, began: app.env.uptime() };
+    let (_running, _still) = (Running::new(app, &turns.reunions), Still(turns));
     match reunite(app, room).await {
         Ok(true) => try_merge(app, room).await,
         Ok(false) => {}
@@ -51,31 +65,58 @@ async fn now(app: &App, room: RoomNum, turns: &Turns) {
     }
 }
 
-struct Running<'a> {
+/// A large resolution of a room that is paced. Dropping this notes that it has ended.
+pub(super) struct Running<'a> {
     app: &'a App,
-    turns: &'a Turns,
+    pace: &'a Pace,
     began: Duration,
+}
+
+impl<'a> Running<'a> {
+    /// One has begun just now ([`Pace::begin`]).
+    pub(super) fn new(app: &'a App, pace: &'a Pace) -> Self {
+        Self { app, pace, began: app.env.uptime() }
+    }
+}
+
+/// A room whose state may be held still. Dropping this lets it go on.
+struct Still<'a>(&'a Turns);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.hold_still(Duration::ZERO);
+    }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let now = self.app.env.uptime();
-        self.turns.reunions.end(now, now.saturating_sub(self.began));
+        self.pace.end(now, now.saturating_sub(self.began));
     }
 }
 
 /// Reunites the branches that stand apart with the heads. Answers whether the heads are to be merged then.
+///
+/// Where the events of the conflict fit in memory, a turn resolves again what moved while an answer was worked out. Where they
+/// do not, the answer to what was asked first would be of no use in a room whose state always moves, and a turn that resolved
+/// it anew would hold everybody up. So the last answer is worked out while changes of the room's state are refused: messages
+/// go on, and as reunions are paced, the room's state stands still for a twentieth of the time at most.
 async fn reunite(app: &App, room: RoomNum) -> Result<bool> {
     let mut worked: Option<Worked<'_>> = None;
-    for attempt in 0..=ANSWERS_MAX {
-        // A room whose state moves faster than a resolution, of which the events do not fit in memory, waits for one.
-        let may_take_long = attempt == ANSWERS_MAX;
+    for attempt in 0..=ANSWERS_MAX + 1 {
         let loaded = worked.as_ref().map(|worked| Arc::clone(&worked.loaded));
         let owned = app.clone();
         let turn = commit::in_room(app, room, move |change| {
             let resolver = owned.rooms.resolver();
-            let resolving = Resolving { resolver, loaded: loaded.as_deref(), may_take_long };
+            let resolving = Resolving { resolver, loaded: loaded.as_deref() };
+            let turns = owned.rooms.turns(room);
+            turns.hold_still(Duration::ZERO);
             let reunion = change.reunite(resolving, owned.env.now_ms())?;
+            if attempt == ANSWERS_MAX && matches!(reunion, Reunion::Resolve(_)) {
+                let why = "it moves faster than its branches can be resolved";
+                tracing::debug!(%room, why, "changes of a room's state are refused for a while");
+                turns.hold_still(owned.env.uptime() + STILL_MAX);
+            }
             let wants_merge = graph::want_merge(&change.batch, room, &change.row)?;
             Ok((reunion, wants_merge))
         });

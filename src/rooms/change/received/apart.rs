@@ -17,8 +17,11 @@ use crate::{
         resolve::{Question, Settled},
         state,
     },
-    schema::rooms::{Apart, Head},
-    store::LogEntry,
+    schema::{
+        jobs::Job,
+        rooms::{Apart, Head},
+    },
+    store::{LogEntry, timer},
 };
 
 /// How far the branches of a room that stand apart came in one turn.
@@ -73,6 +76,9 @@ impl Change {
         };
         self.row.apart.retain(|branch| !is_cited(branch.head.event));
         let now_ms = apart.head.stored_ms;
+        // Whoever sent the event reunites the branch, and if the server ends before that, the timer does.
+        let job = Job::Reunite { room: self.num };
+        timer::set(&mut self.batch, &job.timer(graph::reunion_due_ms(now_ms)));
         self.row.apart.push(apart);
         let current = tip.clone();
         let entry = Entry { heads: None, after, current, tip, differing: Vec::new(), is_large: false };

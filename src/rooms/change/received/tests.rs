@@ -166,7 +166,8 @@ impl Fixture {
                     let loaded = resolve::Loaded::default();
                     let snapshot = self.store.snapshot();
                     let version = self.row().version;
-                    rooms.resolver().work_out(&*snapshot, ROOM, version, &question, &loaded).unwrap();
+                    let (resolver, all) = (rooms.resolver(), resolve::EVENTS_MAX);
+                    resolver.work_out(&*snapshot, ROOM, version, &question, &loaded, all).unwrap();
                     self.worked_out += 1;
                     has_taken = taken;
                 }
@@ -210,7 +211,8 @@ impl Fixture {
         let rules = versions::find_rules(version).unwrap();
         let states: Vec<Sketch> = self.row().heads.iter().map(|head| head.after.into()).collect();
         let source = StoredEvents::new(&*snapshot, ROOM, version);
-        let resolved = resolve::resolve(&*snapshot, ROOM, rules, &states, &source, resolve::EVENTS_MAX);
+        let bounds = resolve::Bounds::of(resolve::EVENTS_MAX);
+        let resolved = resolve::resolve(&*snapshot, ROOM, rules, &states, &source, bounds);
         let tip = Sketch::from(state::tip(&*snapshot, ROOM).unwrap());
         let differing = tip.diff(&*snapshot, ROOM, &resolved.unwrap().state).unwrap();
         assert_eq!(differing, [], "heads {:?}", self.row().heads);
@@ -529,7 +531,10 @@ fn a_fork_that_is_worked_out_beside_the_room_changes_state_as_one_in_its_turn() 
     fixture.say(&alice(), "meanwhile", None);
     fixture.state(&alice(), "x", "other", json!({}), None);
     let loaded = resolve::Loaded::default();
-    rooms.resolver().work_out(&*fixture.store.snapshot(), ROOM, VERSION, &question, &loaded).unwrap();
+    rooms
+        .resolver()
+        .work_out(&*fixture.store.snapshot(), ROOM, VERSION, &question, &loaded, resolve::EVENTS_MAX)
+        .unwrap();
     assert!(loaded.count() > 0);
     let step = fixture.change(|change| change.receive(&event, taken, rooms.resolver(), 0).unwrap());
     // The heads have moved, so another question is asked; the event keeps the numbers that it took.

@@ -37,7 +37,7 @@ pub(super) fn solved(
     source: &impl Source,
 ) -> Result<Sketch, NotResolved> {
     let states: Vec<Sketch> = states.iter().map(|state| (*state).into()).collect();
-    Ok(resolve(read, room, rules, &states, source, EVENTS_MAX)?.state)
+    Ok(resolve(read, room, rules, &states, source, Bounds::of(EVENTS_MAX))?.state)
 }
 
 pub(super) type Map = StateMap<OwnedEventId>;

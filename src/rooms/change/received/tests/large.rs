@@ -72,7 +72,10 @@ fn a_large_step_that_comes_to_nothing_is_never_seen_and_is_cleared() {
                 fixture.store.flush().unwrap();
                 let loaded = resolve::Loaded::default();
                 let snapshot = fixture.store.snapshot();
-                rooms.resolver().work_out(&*snapshot, ROOM, VERSION, &question, &loaded).unwrap();
+                rooms
+                    .resolver()
+                    .work_out(&*snapshot, ROOM, VERSION, &question, &loaded, resolve::EVENTS_MAX)
+                    .unwrap();
                 taken = numbers;
             }
             Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
