@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     receipts::room_of,
     support::{TestClient, TestServer},
-    sync::{Chain, act, encoded, must, say, send},
+    sync::{Chain, act, create_room, encoded, must, say, send},
 };
 
 const RULES: &str = "/_matrix/client/v3/pushrules/global";
@@ -210,4 +210,55 @@ async fn rules_of_ones_own_are_judged_by_ones_own_sync() {
     assert_eq!(unread(bob, &room).await, (1, 1));
     send(alice, &room, "mention", mention(bob)).await;
     assert_eq!(unread(bob, &room).await, (2, 2));
+}
+
+/// An event id of the right form that no event has.
+const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// All that bob's counts say of a thread which begins at an event that was sent before he came, or at none.
+async fn counts_of_a_thread(is_there: bool) -> Vec<Value> {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let content = json!({ "history_visibility": "joined" });
+    let state = json!([{ "type": "m.room.history_visibility", "content": content }]);
+    let room = create_room(&alice, json!({ "preset": "public_chat", "initial_state": state })).await;
+    let hidden = say(&alice, &room, "hidden").await;
+    must(&bob, &room, "join", json!({})).await;
+    let root = if is_there { hidden.as_str() } else { NOWHERE };
+    let relation = json!({ "rel_type": "m.thread", "event_id": root });
+    let in_thread = json!({ "msgtype": "m.text", "body": "in", "m.relates_to": relation });
+    let mut mentioned = in_thread.clone();
+    mentioned["m.mentions"] = json!({ "user_ids": [bob.user_id] });
+    let filter = json!({ "room": { "timeline": { "unread_thread_notifications": true } } });
+    let mut seen = Vec::new();
+    for (own_rules, number) in [(false, 0), (true, 1)] {
+        if own_rules {
+            let pattern = json!({ "actions": ["notify"], "pattern": "in" });
+            put(&bob, &format!("{RULES}/content/mine"), pattern).await;
+        }
+        for (at, content) in [&in_thread, &mentioned, &in_thread].into_iter().enumerate() {
+            let sent = send(&alice, &room, &format!("t{number}-{at}"), content.clone()).await;
+            let told = Chain::filtered(&bob, filter.clone()).next().await;
+            seen.push(told["rooms"]["join"][&room].clone());
+            if at == 1 {
+                for body in [json!({ "thread_id": "main" }), json!({ "thread_id": root }), json!({})] {
+                    act(&bob, &room, &format!("receipt/m.read/{}", encoded(&sent)), body).await;
+                    let told = Chain::filtered(&bob, filter.clone()).next().await;
+                    seen.push(told["rooms"]["join"][&room].clone());
+                }
+            }
+        }
+        say(&alice, &room, "outside").await;
+        send(&bob, &room, &format!("own-{number}"), in_thread.clone()).await;
+        seen.push(Chain::filtered(&bob, filter.clone()).next().await["rooms"]["join"][&room].clone());
+    }
+    let counts = ["unread_notifications", "unread_thread_notifications"];
+    seen.iter().map(|room| counts.iter().map(|part| room[*part].clone()).collect()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_do_not_say_whether_the_root_of_a_thread_is_there() {
+    let hidden = counts_of_a_thread(true).await;
+    assert_eq!(hidden[1][0], json!({ "notification_count": 2, "highlight_count": 1 }), "{hidden:?}");
+    assert_eq!(hidden, counts_of_a_thread(false).await);
 }
