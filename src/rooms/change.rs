@@ -9,6 +9,7 @@ mod own;
 pub mod received;
 mod redaction;
 pub(in crate::rooms) mod staged;
+pub(crate) mod sweep;
 pub mod txn;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -224,10 +225,13 @@ impl Change {
 
     /// Finds the number of the event of this id in this room.
     pub fn find_num(&self, id: &EventId) -> Result<Option<EventNum>, Fault> {
-        match event::parse_event_id(id, self.num, self.row.version) {
-            Some(key) => event::find_key(&self.batch, self.num, &key),
-            None => Ok(None),
+        let Some(key) = event::parse_event_id(id, self.num, self.row.version) else { return Ok(None) };
+        let found = event::find_key(&self.batch, self.num, &key)?;
+        // An event that comes in names older ones by their ids only, so that a sweep learns here which must stay after all.
+        if let Some(event) = found {
+            self.seat.cite(event);
         }
+        Ok(found)
     }
 
     /// Gives the current power levels, with the keys that this change has set.

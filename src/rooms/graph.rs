@@ -47,6 +47,13 @@ pub fn put_auth_edges(batch: &mut Batch, room: RoomNum, event: EventNum, auth: &
     }
 }
 
+/// Deletes the edges that lead to an event from its auth events.
+pub fn delete_auth_edges(batch: &mut Batch, room: RoomNum, event: EventNum, auth: &[EventNum]) {
+    for allowing in auth {
+        schema::AUTH_CHILD.delete(batch, (room, *allowing, event));
+    }
+}
+
 /// Deletes the auth edges of a room that was never finished.
 pub(super) fn clear(batch: &mut Batch, room: RoomNum) {
     schema::AUTH_CHILD.delete_prefix::<(RoomNum,)>(batch, (room,));

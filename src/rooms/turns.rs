@@ -5,7 +5,7 @@
 //! [`Seat`], which is the proof that nobody else changes the room; a seat is given out nowhere else.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::{
     env::payer::{self, Payers},
     error::Error,
-    ids::RoomNum,
+    ids::{EventNum, RoomNum},
     rooms::tip::Tip,
     store::Guard,
 };
@@ -107,8 +107,23 @@ pub struct Turns {
     pub(crate) reunions: Pace,
     /// Paces the answers for events that cite states which are far apart, for the same reason.
     pub(crate) far_answers: Pace,
+    /// Paces the sweeps of the room, because each reads all its events.
+    pub(crate) sweeps: Pace,
+    /// The events that were cited since the sweep of the room began that is under way.
+    cited: Mutex<Option<Cited>>,
     /// Until this uptime, changes of the room's state are refused.
     still_until: Mutex<Duration>,
+}
+
+/// Note at most this many events that are cited while a sweep goes on.
+const CITED_MAX: usize = 100_000;
+
+/// The events that were cited since a sweep began.
+#[derive(Debug, Default)]
+struct Cited {
+    events: BTreeSet<EventNum>,
+    /// Whether there were more than can be noted, so that the sweep must not go on.
+    is_lost: bool,
 }
 
 /// Large resolutions in a room keep this distance at least.
@@ -118,7 +133,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 /// The distance of two large resolutions is this many times as long as the last one took.
 const PAUSES: u32 = 20;
 
-/// Paces large resolutions of one kind in a room: one comes at once, and the next at a distance.
+/// Paces large resolutions of one kind in a room, and its sweeps: one comes at once, and the next at a distance.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Mutex<Paced>);
 
@@ -186,6 +201,11 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Turns {
+    /// Notes no more which events are cited, because the sweep has ended.
+    pub(crate) fn end_sweep(&self) {
+        *self.cited.lock() = None;
+    }
+
     fn new(room: RoomNum, tips_bytes: Arc<AtomicUsize>) -> Self {
         Self {
             room,
@@ -194,6 +214,8 @@ impl Turns {
             resolving: Arc::default(),
             reunions: Pace::default(),
             far_answers: Pace::default(),
+            sweeps: Pace::default(),
+            cited: Mutex::default(),
             still_until: Mutex::default(),
         }
     }
@@ -320,6 +342,28 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Begins to note the events that changes of this room cite.
+    pub(in crate::rooms) fn note_cited(&self) {
+        *self.turns.cited.lock() = Some(Cited::default());
+    }
+
+    /// Notes that an event is cited by one that comes in, if a sweep wants to know.
+    pub(in crate::rooms) fn cite(&self, event: EventNum) {
+        if let Some(cited) = &mut *self.turns.cited.lock() {
+            cited.is_lost |= cited.events.len() >= CITED_MAX;
+            if !cited.is_lost {
+                cited.events.insert(event);
+            }
+        }
+    }
+
+    /// Takes the events that were cited since this was last asked; `None` if not all were noted.
+    pub(in crate::rooms) fn take_cited(&self) -> Option<BTreeSet<EventNum>> {
+        let mut cited = self.turns.cited.lock();
+        let cited = cited.as_mut().filter(|cited| !cited.is_lost)?;
+        Some(std::mem::take(&mut cited.events))
+    }
+
     /// The room that may be changed.
     pub(crate) fn room(&self) -> RoomNum {
         self.turns.room

@@ -347,21 +347,38 @@ impl Value for AsideRow {
 pub struct AsideCount {
     /// The number of events that are kept aside now.
     pub count: u64,
-    /// The search for events to forget has come up to this number: those that are missing below it were forgotten.
+    /// The search for events to forget has come up to this number.
     pub looked_at: EventNum,
+    /// The greatest number of an event that was forgotten: those that are missing up to it may have been forgotten.
+    pub forgotten: EventNum,
+    /// How many of the events the last sweep found to be needed by the room's timeline or its state. They take no place from
+    /// others.
+    pub needed: u64,
+    /// The number that the room gave next to a side state when it was last swept.
+    pub sides_swept: u32,
 }
 
 impl Value for AsideCount {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1]);
-        to.varint(self.count);
-        to.varint(self.looked_at.0);
+        to.raw(&[2]);
+        for number in [self.count, self.looked_at.0, self.forgotten.0, self.needed, self.sides_swept.into()] {
+            to.varint(number);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        Ok(Self { count: from.varint()?, looked_at: EventNum(from.varint()?) })
+        // Layout 1 is from before rooms were swept.
+        let layout = from.byte()?;
+        if !matches!(layout, 1 | 2) {
+            return Err(Fault::Corrupt("a row has an unknown layout"));
+        }
+        let (count, looked_at) = (from.varint()?, EventNum(from.varint()?));
+        if layout == 1 {
+            return Ok(Self { count, looked_at, forgotten: looked_at, ..Self::default() });
+        }
+        let (forgotten, needed) = (EventNum(from.varint()?), from.varint()?);
+        Ok(Self { count, looked_at, forgotten, needed, sides_swept: decode_u32(&mut from)? })
     }
 }
 

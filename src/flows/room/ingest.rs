@@ -7,6 +7,7 @@
 //! places of the turn's own batch, the turn ends first.
 
 pub(crate) mod reunite;
+mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -61,6 +62,8 @@ struct Turn {
     wants_merge: bool,
     /// Whether branches of the room stand apart from its state.
     stands_apart: bool,
+    /// Whether the room is to be swept.
+    wants_sweep: bool,
 }
 
 /// Judges these events in their order and writes the outcomes; answers when these are durable and visible. An event whose
@@ -91,6 +94,9 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
                 outcomes.extend(turn.outcomes);
                 wants_merge = turn.wants_merge;
                 stands_apart = turn.stands_apart;
+                if turn.wants_sweep {
+                    sweep::when_due(app, room);
+                }
                 if let Some(next) = waiting.front_mut() {
                     next.taken = turn.taken;
                 }
@@ -140,7 +146,14 @@ async fn take_turn(
     commit::in_room(app, room, move |change| {
         let (began, now_ms) = (owned.env.instant(), owned.env.now_ms());
         let outcomes = Vec::with_capacity(events.len());
-        let mut turn = Turn { outcomes, asks: None, taken: None, wants_merge: false, stands_apart: false };
+        let mut turn = Turn {
+            outcomes,
+            asks: None,
+            taken: None,
+            wants_merge: false,
+            stands_apart: false,
+            wants_sweep: false,
+        };
         for Coming { event, taken } in events {
             if owned.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
                 turn.taken = taken;
@@ -168,6 +181,7 @@ async fn take_turn(
         turn.wants_merge =
             turn.outcomes.iter().any(is_accepted) && graph::want_merge(&change.batch, room, &change.row)?;
         turn.stands_apart = !change.row.apart.is_empty();
+        turn.wants_sweep = change.wants_sweep()?;
         Ok(turn)
     })
     .await

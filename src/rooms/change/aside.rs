@@ -3,7 +3,8 @@
 //!
 //! Others may cite them, and an operator may ask why they are not shown, so they are stored. But anybody in a room can make
 //! as many of them as they like, so a room keeps a bounded number: where there are too many, the oldest that no state rests on
-//! are forgotten. One that is cited afterwards is asked for again, and judged again.
+//! are forgotten. State events among them are forgotten by sweeps (`sweep.rs`), which find out whether a state rests on them.
+//! One that is cited afterwards is asked for again, and judged again.
 
 use std::{ops::Bound, sync::Arc};
 
@@ -14,7 +15,7 @@ use crate::{
     rooms::{
         admit::Why,
         event::{StateEvent, StoredEvent},
-        graph,
+        graph, redact,
     },
     schema,
     schema::rooms::{AsideCount, AsideRow, EventRow, Place},
@@ -28,23 +29,28 @@ const LOOKED_AT: usize = 64;
 /// Forget at most this many events for each one that comes in, so that space is made faster than it is needed.
 const FORGOTTEN_AT_ONCE: u64 = 8;
 
+/// The number of events that take the places aside.
+pub(super) fn taken(count: &AsideCount) -> u64 {
+    count.count.saturating_sub(count.needed)
+}
+
 impl Change {
     /// Whether one more event may be put aside; the oldest are forgotten where there are too many. `false` if none can
     /// be forgotten.
     pub(super) fn has_room_aside(&mut self) -> Result<bool, Fault> {
         let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
-        if count.count < ASIDE_MAX {
+        if taken(&count) < ASIDE_MAX {
             return Ok(true);
         }
         self.forget_oldest(&mut count)?;
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
-        Ok(count.count < ASIDE_MAX)
+        Ok(taken(&count) < ASIDE_MAX)
     }
 
     /// Puts an event aside, once [`Self::has_room_aside`] said that there is space for it.
     pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
         let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
-        debug_assert!(count.count < ASIDE_MAX, "nobody asked whether there is room aside");
+        debug_assert!(taken(&count) < ASIDE_MAX, "nobody asked whether there is room aside");
         count.count += 1;
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         let header = &aside.row.header;
@@ -140,13 +146,27 @@ impl Change {
             if aside.row.header.state_key.is_some() {
                 continue;
             }
-            schema::ASIDE.delete(&mut self.batch, (room, event));
-            schema::PLACE.delete(&mut self.batch, (room, event));
-            schema::EVENT_ID.delete(&mut self.batch, &aside.row.header.key);
+            debug_assert_eq!(room, self.num, "the range is of one room");
+            self.forget_aside(&aside, count);
             forgotten += 1;
         }
-        count.count = count.count.saturating_sub(forgotten);
         Ok(())
+    }
+
+    /// Deletes the rows of an event that is kept aside.
+    pub(super) fn forget_aside(&mut self, aside: &AsideRow, count: &mut AsideCount) {
+        let (room, header) = (self.num, &aside.row.header);
+        schema::ASIDE.delete(&mut self.batch, (room, header.event));
+        schema::PLACE.delete(&mut self.batch, (room, header.event));
+        schema::EVENT_ID.delete(&mut self.batch, &header.key);
+        if header.state_key.is_some() {
+            graph::delete_auth_edges(&mut self.batch, room, header.event, &header.auth);
+        }
+        if header.redacted_by.is_some() {
+            redact::forget_original(&mut self.batch, room, header.event);
+        }
+        count.count = count.count.saturating_sub(1);
+        count.forgotten = count.forgotten.max(header.event);
     }
 
     /// Writes this row in place of an event that is kept aside.

@@ -238,7 +238,7 @@ fn everywhere(
         .chain(header.redacted_by)
         .collect();
     let places = schema::PLACE.get_many(read, cited.iter().map(|event| (num, *event)))?;
-    let forgotten = schema::ASIDE_COUNT.get(read, num)?.unwrap_or_default().looked_at;
+    let forgotten = schema::ASIDE_COUNT.get(read, num)?.unwrap_or_default().forgotten;
     let missing = cited.iter().zip(places).filter(|(event, place)| place.is_none() && **event > forgotten);
     for (event, _) in missing {
         doubts.unless(false, format!("event {event} that it names is not there"));

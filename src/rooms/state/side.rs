@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 
 use super::{at_many, canonical};
 use crate::{
-    ids::{RoomNum, SideNum, StateKeyNum},
+    ids::{EventNum, RoomNum, SideNum, StateKeyNum},
     schema::{
         self,
         state::{SideRow, StateRef, StateValue},
     },
-    store::{Batch, Fault, Read},
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// Up to this many entries a side state is a difference from the main line. Tests use a small bound to get layers in
@@ -36,6 +36,30 @@ pub(crate) fn require_side(
     side: SideNum,
 ) -> Result<SideRow, Fault> {
     schema::SIDE.get(read, (room, side))?.ok_or(Fault::Corrupt("a side state is missing"))
+}
+
+/// Gives the state on which a side state stands, and the events that it sets; `None` if the side state is not there.
+pub fn side_parts(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    side: SideNum,
+) -> Result<Option<(StateRef, Vec<EventNum>)>, Fault> {
+    let row = schema::SIDE.get(read, (room, side))?;
+    Ok(row.map(|row| (row.base, row.iter().filter_map(|(_, val)| val.event()).collect())))
+}
+
+/// Lists the numbers of a room's side states, rising.
+pub fn list_sides<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<SideNum, Fault>> + 'r, Fault> {
+    let rows = schema::SIDE.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    Ok(rows.map(|row| row.map(|((_, side), _)| side)))
+}
+
+/// Deletes a side state, which nothing names any more.
+pub fn forget_side(batch: &mut Batch, room: RoomNum, side: SideNum) {
+    schema::SIDE.delete(batch, (room, side));
 }
 
 /// A side state, with those that it stands on.
@@ -156,7 +180,7 @@ fn without_equal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ids::EventNum, rooms::state::tests::Bench, store::Guard};
+    use crate::{rooms::state::tests::Bench, store::Guard};
 
     #[test]
     fn a_fork_of_n_changes_costs_n_log_n_entries_and_stays_shallow() {

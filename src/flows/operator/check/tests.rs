@@ -238,7 +238,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let row_of_event = crate::schema::rooms::EventRow { header, json };
         let aside = AsideRow { rejected: true, why: "so".to_owned(), row: row_of_event };
         schema::ASIDE.put(batch, (room, number), &aside);
-        let counted = crate::schema::rooms::AsideCount { count: 1, looked_at: EventNum(0) };
+        let counted = crate::schema::rooms::AsideCount { count: 1, ..Default::default() };
         schema::ASIDE_COUNT.put(batch, room, &counted);
         let waiting = crate::schema::rooms::RedactionWaitingRow { by_power: true };
         schema::REDACTION_WAITING.put(batch, (room, &[7; 32].into(), number), &waiting);

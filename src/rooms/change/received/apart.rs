@@ -76,7 +76,7 @@ impl Change {
         };
         self.row.apart.retain(|branch| !is_cited(branch.head.event));
         let now_ms = apart.head.stored_ms;
-        // Whoever sent the event reunites the branch, and if the server ends before that, the timer does.
+        // The flow that took the event in reunites the branch, and if the server ends before that, the timer does.
         let job = Job::Reunite { room: self.num };
         timer::set(&mut self.batch, &job.timer(graph::reunion_due_ms(now_ms)));
         self.row.apart.push(apart);

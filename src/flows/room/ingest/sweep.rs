@@ -1,0 +1,88 @@
+//! Sweeps a room: forgets events aside and side states that nothing needs (`rooms/change/sweep.rs`).
+//!
+//! The count in the room's rows says that a sweep is due, so one that is interrupted begins again with the next event that
+//! comes in. A sweep reads all events of the room, so a room's sweeps keep their distance.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    env::Long,
+    error::{Error, Result},
+    flows::{App, commit},
+    ids::RoomNum,
+    rooms::{
+        change::sweep::{Sweep, Swept},
+        turns::Turns,
+    },
+};
+
+/// A sweep for which events are cited this often, one after the other, is left to the next one.
+const CITED_TIMES_MAX: usize = 100;
+
+/// Has a room swept by a task, now or a while after the last sweep. Faults are logged; the next event asks for a sweep again.
+pub(super) fn when_due(app: &App, room: RoomNum) {
+    let turns = app.rooms.turns(room);
+    if !turns.sweeps.claim() {
+        return;
+    }
+    let owned = app.clone();
+    app.env.spawn(async move {
+        while let Err(pause) = turns.sweeps.begin(owned.env.uptime()) {
+            tracing::debug!(%room, ?pause, "a sweep waits, because the room was just swept");
+            owned.env.sleep(pause).await;
+        }
+        let _running = Running { app: &owned, turns, began: owned.env.uptime() };
+        if let Err(error) = sweep(&owned, room).await {
+            tracing::warn!(%error, %room, "a room could not be swept");
+        }
+    });
+}
+
+struct Running<'a> {
+    app: &'a App,
+    turns: Arc<Turns>,
+    began: Duration,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let now = self.app.env.uptime();
+        self.turns.end_sweep();
+        self.turns.sweeps.end(now, now.saturating_sub(self.began));
+    }
+}
+
+async fn sweep(app: &App, room: RoomNum) -> Result<()> {
+    let owned = app.clone();
+    // A turn without rows answers once all earlier changes are published, so that the snapshot has them.
+    let began =
+        commit::in_room(app, room, move |change| Ok(change.begin_sweep(owned.rooms.resolver()))).await?;
+    let owned = app.clone();
+    let look = move || Ok(Sweep::look(&*owned.store.snapshot(), began)?);
+    let mut sweep = app.env.blocking_long(Long::Maintenance, look).await?;
+    let mut cited_times = 0;
+    loop {
+        let turn = commit::in_room(app, room, move |change| {
+            let swept = change.sweep(&mut sweep)?;
+            Ok((sweep, swept))
+        });
+        let (left, swept) = turn.await?;
+        sweep = left;
+        match swept {
+            Swept::All => return Ok(()),
+            Swept::Part => {}
+            Swept::Cited(_) if cited_times >= CITED_TIMES_MAX => {
+                return Err(Error::broken("events were cited faster than could be found out what they need"));
+            }
+            Swept::Cited(cited) => {
+                cited_times += 1;
+                let owned = app.clone();
+                let need = move || {
+                    sweep.need_cited(&*owned.store.snapshot(), &cited)?;
+                    Ok(sweep)
+                };
+                sweep = app.env.blocking_long(Long::Maintenance, need).await?;
+            }
+        }
+    }
+}
