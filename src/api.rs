@@ -1,4 +1,5 @@
-//! HTTP in and out, and nothing else: a handler reads the request, calls a flow, and shapes the answer.
+//! HTTP in and out, and nothing else: a handler reads the request, reads a snapshot or calls a flow, and shapes the answer.
+//! What writes or waits is a flow.
 //!
 //! The method and the paths of an endpoint come from ruma's metadata; the policy that holds before its handler is
 //! called stands beside the handler. [`Routes`] holds all endpoints, and `docs/endpoints.md` lists them.

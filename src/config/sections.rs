@@ -179,11 +179,12 @@ pub struct Limits {
     pub connections_max: u32,
     /// At most this many connections are open at once from one address, unless a proxy stands before the listener.
     pub connections_by_address_max: u32,
-    /// The rate of logins and other requests that check a password, for each address or user.
+    /// The rate of logins and of requests that are confirmed with a password, for each address or user; fallback pages take
+    /// [`Limits::register`].
     pub login: Bucket,
     /// The rate of wrong passwords for one account, from all addresses together.
     pub password: Bucket,
-    /// The rate of registrations for each address.
+    /// The rate of registrations and of stages on fallback pages, for each address.
     pub register: Bucket,
     /// The rate of events that are sent, for each user.
     pub send: Bucket,

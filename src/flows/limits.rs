@@ -1,6 +1,6 @@
 //! Limits on how fast a source may act. There is one bucket for each kind of act and each source, in memory.
 //!
-//! A route names its limit beside its handler (`src/api/client/*`). A flow that finds out that a request does more than one
+//! A route names its limit beside its handler (`src/api/client/*`, `src/api/pages.rs`). A flow that finds out that a request does more than one
 //! act counts the others here with [`RateLimits::take_more`].
 
 use std::{
@@ -32,11 +32,13 @@ const DEBT_BURSTS_MAX: u64 = 9;
 /// A kind of act that has a limit of its own: the setting of the same name in `[limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// Requests that check a password, by address or user.
+    /// Logins and requests that may be confirmed with a password, by address or user. A password that is typed into a fallback page
+    /// counts as `Register` instead, as the other stages there do.
     Login,
-    /// Passwords tried for one account, whoever tries them.
+    /// Wrong passwords for one account, from all addresses together. Sessions of the account, and networks from which one of its
+    /// devices was used lately, are counted apart, each for itself.
     Password,
-    /// Requests that make an account.
+    /// Requests that make an account or turn a guest into one, and stages that are completed on a fallback page.
     Register,
     /// Requests that send an event.
     Send,
