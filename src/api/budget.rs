@@ -38,14 +38,42 @@ struct Inner {
     env: Env,
     metrics: Metrics,
     bytes_max: usize,
-    /// The bytes in memory, of each address at most its share, so that one address with answers that it does not read cannot
-    /// keep others waiting. They change under the lock of `held` and are read without it.
+    /// The bytes in memory, of each payer in `Holdings::counted` at most its share, so that an address with answers that it
+    /// does not read cannot keep others waiting. They change under the lock of `holdings` and are read without it.
     bytes: AtomicUsize,
-    /// The bytes that each user and each address holds.
-    held: Mutex<Shares>,
+    holdings: Mutex<Holdings>,
     freed: Notify,
     /// The first in line waits for room; the others wait here for their turn, so that nobody overtakes.
     line: tokio::sync::Mutex<()>,
+}
+
+/// The bytes that payers hold.
+struct Holdings {
+    /// The bytes that each user and each address holds. An answer is in here for its user and for its address.
+    held: Shares,
+    /// The same bytes, each for its narrowest payer alone. This is apart from `held`, where the bytes of a user who asks
+    /// from an address of its own and through a proxy on this machine would be counted for both and given back for one.
+    counted: Shares,
+}
+
+impl Holdings {
+    /// Counts the bytes, and returns by how many the bytes in memory become more.
+    fn take(&mut self, payers: Payers, bytes: usize) -> usize {
+        self.held.take(payers, bytes);
+        let narrowest = payers.narrowest();
+        let before = self.counted.held_within_share(narrowest);
+        self.counted.take(Payers::one(narrowest), bytes);
+        self.counted.held_within_share(narrowest).saturating_sub(before)
+    }
+
+    /// Gives back what `take` has counted for the same payers, and returns by how many the bytes in memory become fewer.
+    fn give_back(&mut self, payers: Payers, bytes: usize) -> usize {
+        self.held.give_back(payers, bytes);
+        let narrowest = payers.narrowest();
+        let before = self.counted.held_within_share(narrowest);
+        self.counted.give_back(Payers::one(narrowest), bytes);
+        before.saturating_sub(self.counted.held_within_share(narrowest))
+    }
 }
 
 /// A number of bytes that the budget counts until this is dropped.
@@ -63,7 +91,7 @@ impl Budget {
             metrics,
             bytes_max,
             bytes: AtomicUsize::new(0),
-            held: Mutex::new(Shares::new(bytes_max)),
+            holdings: Mutex::new(Holdings { held: Shares::new(bytes_max), counted: Shares::new(bytes_max) }),
             freed: Notify::new(),
             line: tokio::sync::Mutex::new(()),
         }))
@@ -110,12 +138,12 @@ impl Budget {
 
     /// Counts bytes that are in memory already, even if that overdraws the budget.
     pub(crate) fn charge(&self, payers: Payers, bytes: usize) -> Held {
-        self.hold(payers, bytes, &mut self.0.held.lock())
+        self.hold(payers, bytes, &mut self.0.holdings.lock())
     }
 
     /// Refuses payers who would hold more than their share with these bytes.
     fn require_share(&self, payers: Payers, bytes: usize) -> Result<()> {
-        match self.0.held.lock().find_without_room(payers, bytes) {
+        match self.0.holdings.lock().held.find_without_room(payers, bytes) {
             None => Ok(()),
             Some(payer) => {
                 tracing::debug!(bytes, ?payer, reason = "the payer holds its share of the budget", "refused");
@@ -125,15 +153,13 @@ impl Budget {
     }
 
     fn try_hold(&self, payers: Payers, bytes: usize) -> Option<Held> {
-        let mut held = self.0.held.lock();
+        let mut holdings = self.0.holdings.lock();
         let has_room = self.0.bytes.load(Ordering::Relaxed) + bytes <= self.0.bytes_max;
-        has_room.then(|| self.hold(payers, bytes, &mut held))
+        has_room.then(|| self.hold(payers, bytes, &mut holdings))
     }
 
-    fn hold(&self, payers: Payers, bytes: usize, held: &mut Shares) -> Held {
-        let before = held.held_within_share(payers.narrowest());
-        held.take(payers, bytes);
-        let counted = held.held_within_share(payers.narrowest()) - before;
+    fn hold(&self, payers: Payers, bytes: usize, holdings: &mut Holdings) -> Held {
+        let counted = holdings.take(payers, bytes);
         self.0.bytes.fetch_add(counted, Ordering::Relaxed);
         self.0.metrics.bytes_in_flight(bytes as i64);
         Held { budget: self.clone(), payers, bytes }
@@ -153,14 +179,11 @@ impl Drop for Held {
             return;
         }
         let inner = &self.budget.0;
-        let mut held = inner.held.lock();
-        let narrowest = self.payers.narrowest();
-        let before = held.held_within_share(narrowest);
-        held.give_back(self.payers, self.bytes);
-        let counted = before - held.held_within_share(narrowest);
+        let mut holdings = inner.holdings.lock();
+        let counted = holdings.give_back(self.payers, self.bytes);
         let before = inner.bytes.fetch_sub(counted, Ordering::Relaxed);
         debug_assert!(before >= counted, "more is given back than was taken");
-        drop(held);
+        drop(holdings);
         inner.metrics.bytes_in_flight(-(self.bytes as i64));
         inner.freed.notify_waiters();
     }
@@ -185,6 +208,30 @@ mod tests {
         Payers::of_request(None, [127, 0, 0, 1].into())
     }
 
+    fn assert_nothing_is_held(budget: &Budget) {
+        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
+        let holdings = budget.0.holdings.lock();
+        assert!(holdings.held.is_empty() && holdings.counted.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_to_one_user_by_two_ways_give_back_what_they_took_in_each_order() {
+        let alice = |address: [u8; 4]| Payers::of_request(Some(UserNum(1)), address.into());
+        let (direct, by_proxy) = (alice([192, 0, 2, 1]), alice([127, 0, 0, 1]));
+        for (first, second) in [(direct, by_proxy), (by_proxy, direct)] {
+            for first_is_read_first in [true, false] {
+                let (_, budget) = budget(100);
+                let (held, other) = (budget.charge(first, 20), budget.charge(second, 20));
+                let (earlier, later) = if first_is_read_first { (held, other) } else { (other, held) };
+                drop(earlier);
+                assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 20);
+                drop(later);
+                assert_nothing_is_held(&budget);
+                budget.admit(alice([192, 0, 2, 2])).await.unwrap();
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_address_that_does_not_read_its_answers_keeps_nobody_else_waiting() {
         let (_env, budget) = budget(100);
@@ -195,8 +242,7 @@ mod tests {
         drop(unread);
         budget.admit(address(1)).await.unwrap();
         drop(other);
-        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
-        assert!(budget.0.held.lock().is_empty());
+        assert_nothing_is_held(&budget);
     }
 
     #[tokio::test(start_paused = true)]
@@ -220,8 +266,7 @@ mod tests {
         drop(answer);
         env.sleep(Duration::from_secs(1)).await;
         assert_eq!(*order.lock(), [3, 4]);
-        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
-        assert!(budget.0.held.lock().is_empty());
+        assert_nothing_is_held(&budget);
     }
 
     #[tokio::test(start_paused = true)]

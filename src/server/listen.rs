@@ -281,10 +281,21 @@ pub(super) fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener> {
 }
 
 /// The address that the reverse proxy saw: the last one in the list, because the client may have written those before
-/// it.
+/// it. They are bytes of any kind, and none of them may hide the last one.
 fn forwarded<B>(request: &Request<B>) -> Option<IpAddr> {
-    let value = request.headers().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
-    value.rsplit(',').next()?.trim().parse().ok()
+    let value = request.headers().get_all("x-forwarded-for").iter().next_back()?.as_bytes();
+    let last = value.rsplit(|byte| *byte == b',').next()?;
+    let address = parse_address(std::str::from_utf8(last).ok()?.trim());
+    if address.is_none() {
+        tracing::debug!(reason = "the proxy names no address", "the client counts as the proxy");
+    }
+    address
+}
+
+/// Reads an address that may be in brackets and may have a port after it, as some proxies write it.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {

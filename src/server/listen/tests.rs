@@ -226,3 +226,29 @@ async fn an_answer_that_http2_windows_pin_ends_its_connection() {
         }
     }
 }
+
+#[test]
+fn a_client_cannot_hide_the_address_that_its_proxy_adds() {
+    let from = |values: &[&[u8]]| {
+        let mut request = Request::new(());
+        for value in values {
+            let value = header::HeaderValue::from_bytes(value).unwrap();
+            request.headers_mut().append("x-forwarded-for", value);
+        }
+        forwarded(&request).map(|address| address.to_string())
+    };
+    let cases: [(&[&[u8]], Option<&str>); 9] = [
+        (&[b"9.9.9.9"], Some("9.9.9.9")),
+        (&[b"1.1.1.1, 9.9.9.9"], Some("9.9.9.9")),
+        (&[b"\xe9, 9.9.9.9"], Some("9.9.9.9")),
+        (&[b"\xff\xfe", b"9.9.9.9"], Some("9.9.9.9")),
+        (&[b"1.1.1.1,9.9.9.9:5678"], Some("9.9.9.9")),
+        (&[b"[2001:db8::1]:5678"], Some("2001:db8::1")),
+        (&[b"\xe9,[2001:db8::1]"], Some("2001:db8::1")),
+        (&[b"2001:db8::1"], Some("2001:db8::1")),
+        (&[b"9.9.9.9, unknown"], None),
+    ];
+    for (values, address) in cases {
+        assert_eq!(from(values).as_deref(), address, "{values:?}");
+    }
+}
