@@ -245,9 +245,22 @@ struct Weigh;
 
 impl Weighter<RoomNum, (ids::Order, Arc<PublicRoomsChunk>)> for Weigh {
     fn weight(&self, _: &RoomNum, (_, chunk): &(ids::Order, Arc<PublicRoomsChunk>)) -> u64 {
-        let texts = [&chunk.name, &chunk.topic].into_iter().flatten();
-        DESCRIPTION_BYTES + texts.map(|text| text.len() as u64).sum::<u64>()
+        DESCRIPTION_BYTES + text_bytes(chunk) as u64
     }
+}
+
+/// The bytes of all texts in an entry. Those who write a room's state choose the length of each of them.
+pub fn text_bytes(chunk: &PublicRoomsChunk) -> usize {
+    let texts = [
+        chunk.name.as_deref(),
+        chunk.topic.as_deref(),
+        chunk.avatar_url.as_ref().map(|url| url.as_str()),
+        chunk.canonical_alias.as_ref().map(|alias| alias.as_str()),
+        chunk.room_type.as_ref().map(|room_type| room_type.as_str()),
+        Some(chunk.join_rule.as_str()),
+        Some(chunk.room_id.as_str()),
+    ];
+    texts.into_iter().flatten().map(str::len).sum()
 }
 
 impl Default for Descriptions {

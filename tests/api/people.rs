@@ -271,3 +271,27 @@ async fn those_who_share_a_room_are_found_among_any_number_of_strangers() {
     join(&zed, &shared).await;
     assert_eq!(search(&alice, "zed").await, [zed.user_id.as_str()]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_the_directory_is_bounded_whichever_texts_its_rooms_have() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for _ in 0..6 {
+        let avatar = json!({ "type": "m.room.avatar", "content": { "url": format!("mxc://s/{}", "a".repeat(50_000)) } });
+        let creation = json!({ "type": "t".repeat(50_000) });
+        let body = json!({ "visibility": "public", "preset": "public_chat", "creation_content": creation,
+            "initial_state": [avatar] });
+        room(&alice, body).await;
+    }
+    let (mut told, mut since) = (std::collections::BTreeSet::new(), String::new());
+    loop {
+        let (status, json) = alice.get(&format!("/_matrix/client/v3/publicRooms?limit=100{since}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        let rooms = json["chunk"].as_array().unwrap();
+        assert!((1..=3).contains(&rooms.len()), "a page has {} rooms of 100 kB each", rooms.len());
+        told.extend(rooms.iter().map(|room| room["room_id"].as_str().unwrap().to_owned()));
+        let Some(next) = json["next_batch"].as_str() else { break };
+        since = format!("&since={next}");
+    }
+    assert_eq!(told.len(), 6);
+}

@@ -11,13 +11,16 @@ use crate::{
     env::Long,
     error::{Error, Refusal, Result},
     flows::App,
-    rooms::{self, directory::Place},
+    rooms::{
+        self,
+        directory::{self, Place},
+    },
     store::Direction,
 };
 
 /// A page of the directory has at most this many rooms, and as many if the client names no limit.
 const PAGE_MAX: usize = 500;
-/// A page ends with the room at which its names and topics have this many bytes, because anybody may ask for it.
+/// A page ends with the room at which the texts of its entries have this many bytes, because anybody may ask for it.
 const PAGE_BYTES_MAX: usize = 256 << 10;
 /// A search looks at at most this many rooms for a page. A page may thus have few rooms, or none, and still go on.
 const LOOKED_AT_MAX: usize = 5_000;
@@ -84,8 +87,7 @@ fn find(app: &App, since: &Since, limit: usize, filter: &Filter) -> Result<Found
             let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
             let chunk = app.rooms.descriptions().of(&*snapshot, room, &row)?;
             if allows(filter, &chunk) {
-                let texts = [&chunk.name, &chunk.topic].into_iter().flatten();
-                byte_count += texts.map(String::len).sum::<usize>();
+                byte_count += directory::text_bytes(&chunk);
                 found.rooms.push((place, PublicRoomsChunk::clone(&chunk)));
             }
         }
