@@ -177,9 +177,13 @@ fn check_key(key: &RawValue) -> Result<()> {
     Ok(())
 }
 
-/// Lists the keys of a device that were given, by algorithm and id, with the digest of each. Forgets those that were uploaded
+/// The keys of a device that are known, each by its algorithm and its digest. The id does not count, because a key is the same
+/// one under any id.
+type KnownKeys = BTreeSet<(String, Bytes)>;
+
+/// Lists the keys of a device that were given, with the number of their rows. Forgets those that were uploaded
 /// so long ago that no client uploads them again.
-fn list_given(batch: &mut Batch, owner: Owner) -> Result<BTreeMap<String, Bytes>, Fault> {
+fn list_given(batch: &mut Batch, owner: Owner) -> Result<(KnownKeys, u64), Fault> {
     let rows = schema::GIVEN_KEYS.prefix::<Owner>(batch, owner, Direction::Up)?;
     let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
     rows.sort_by_key(|((_, _, _, position, _), _)| std::cmp::Reverse(*position));
@@ -187,40 +191,41 @@ fn list_given(batch: &mut Batch, owner: Owner) -> Result<BTreeMap<String, Bytes>
         schema::GIVEN_KEYS.delete(batch, (*user, *device, algorithm.as_str(), *position, id.as_str()));
     }
     rows.truncate(GIVEN_KEYS_KEPT);
-    Ok(rows
-        .into_iter()
-        .map(|((_, _, algorithm, _, id), digest)| (format!("{algorithm}:{id}"), digest))
-        .collect())
+    let count = rows.len() as u64;
+    Ok((rows.into_iter().map(|((_, _, algorithm, ..), digest)| (algorithm, digest)).collect(), count))
 }
 
-/// Stores one-time keys. The same key under the same id is stored once, and not again after it was given to somebody, because
-/// nobody else may get it. The caller holds the user's lock. Errors: 400 for
+/// Stores one-time keys. The same key is stored once, under whichever id, and not again after it was given to somebody,
+/// because nobody else may get it. The caller holds the user's lock. Errors: 400 for
 /// another key under an id that is in use, 413 for too many or too large keys.
 pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
     }
-    let mut known = BTreeMap::new();
+    let (mut by_id, mut stored) = (BTreeMap::new(), KnownKeys::new());
     for row in schema::ONE_TIME_KEYS.prefix::<(UserNum, DeviceNum)>(batch, owner, Direction::Up)? {
         let ((_, _, algorithm, _, id), key) = row?;
-        known.insert(format!("{algorithm}:{id}"), key);
+        stored.insert((algorithm.clone(), digest(&key)));
+        by_id.insert(format!("{algorithm}:{id}"), key);
     }
-    let given = list_given(batch, owner)?;
+    let (given, given_count) = list_given(batch, owner)?;
     let mut counts = counts(batch, owner)?;
-    counts.given = given.len() as u64;
+    counts.given = given_count;
     let mut position = None;
     for (full_id, key) in keys {
         let (algorithm, id) = split(full_id)?;
         check_key(key)?;
-        match known.get(full_id) {
+        let known = (algorithm.to_owned(), digest(key.get().as_bytes()));
+        match by_id.get(full_id) {
             Some(before) if is_same_key(before, key.get().as_bytes()) => {}
             Some(_) => {
                 let why = format!("There is another one-time key {full_id} already.");
                 return Err(Refusal::invalid_param(why).into());
             }
-            None if given.get(full_id).is_some_and(|given| *given == digest(key.get().as_bytes())) => {
+            None if given.contains(&known) || stored.contains(&known) => {
                 let (user, device) = owner;
-                tracing::debug!(%user, %device, reason = "given already", "a one-time key is not stored again");
+                let reason = if given.contains(&known) { "given already" } else { "stored under another id" };
+                tracing::debug!(%user, %device, reason, "a one-time key is not stored again");
             }
             None => {
                 let log = &LogEntry::Device { user: owner.0 };
@@ -228,6 +233,7 @@ pub fn put_one_time_keys(batch: &mut Batch, owner: Owner, keys: &Keys) -> Result
                 let value = Bytes::copy_from_slice(key.get().as_bytes());
                 schema::ONE_TIME_KEYS.put(batch, (owner.0, owner.1, algorithm, position, id), &value);
                 *counts.one_time.entry(algorithm.to_owned()).or_default() += 1;
+                stored.insert(known);
             }
         }
     }
