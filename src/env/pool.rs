@@ -170,16 +170,35 @@ impl State {
         number
     }
 
+    /// Finds the first call in a payer's line that may start, where a place is free. An account may wait from several
+    /// addresses, so calls whose address has no room are passed over.
+    fn find_startable(&self, payer: Payer) -> Option<usize> {
+        let line = self.lines.get(&payer)?;
+        let mut blocked = None;
+        for (at, waiter) in line.iter().enumerate() {
+            // Many calls may wait from one address, which is asked about once.
+            if blocked == Some(waiter.payers) {
+                continue;
+            }
+            match self.running.find_without_room(waiter.payers, 1) {
+                None => return Some(at),
+                Some(full) if full == payer => return None,
+                Some(_) => blocked = Some(waiter.payers),
+            }
+        }
+        None
+    }
+
     /// Takes the next call that may start out of its line. Its payer's turn comes again after all the others.
     fn next(&mut self, places: usize) -> Option<Waiter> {
-        let may_start = |payer: &Payer| {
-            let waiter = self.lines.get(payer).and_then(VecDeque::front);
-            waiter.is_some_and(|waiter| self.may_start(places, waiter.payers))
-        };
-        let at = self.order.iter().position(may_start)?;
-        let payer = self.order.remove(at)?;
+        if self.running_count >= places {
+            return None;
+        }
+        let mut turns = self.order.iter().enumerate();
+        let (turn, at) = turns.find_map(|(turn, payer)| self.find_startable(*payer).map(|at| (turn, at)))?;
+        let payer = self.order.remove(turn)?;
         let line = self.lines.get_mut(&payer)?;
-        let waiter = line.pop_front();
+        let waiter = line.remove(at);
         if line.is_empty() {
             self.lines.remove(&payer);
         } else {
@@ -304,6 +323,26 @@ mod tests {
         let mut calls: Vec<_> = (1..=8).map(|number| ask(&pool, at_address(number))).collect();
         let running = calls.iter_mut().filter_map(place).collect::<Vec<_>>();
         assert_eq!(running.len(), 4);
+    }
+
+    #[test]
+    fn a_call_whose_address_is_full_does_not_hold_up_its_account_at_other_addresses() {
+        let pool = Pool::new(8, usize::MAX);
+        let at = |number, host| Payers::of_request(Some(UserNum(number)), [192, 0, 2, host].into());
+        // Two accounts fill an address, and others fill the pool.
+        let crowd = [at(1, 1), at(2, 1)].map(|payers| pool.try_take(payers).unwrap());
+        let mut others: Vec<_> = (3..9).map(|number| pool.try_take(user(number)).unwrap()).collect();
+        let mut blocked = ask(&pool, at(9, 1));
+        let mut elsewhere = ask(&pool, at(9, 2));
+        assert!(place(&mut blocked).is_none() && place(&mut elsewhere).is_none());
+        others.pop();
+        assert!(place(&mut elsewhere).is_some(), "a place is free, and this address has room");
+        assert!(place(&mut blocked).is_none());
+        drop(crowd);
+        assert!(place(&mut blocked).is_some());
+        drop((blocked, elsewhere, others));
+        assert_eq!(pool.call_count(), 0);
+        assert!(pool.0.state.lock().lines.is_empty() && pool.0.state.lock().order.is_empty());
     }
 
     #[test]
