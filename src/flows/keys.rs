@@ -13,7 +13,7 @@ use crate::{
     accounts::{
         Caller,
         devices::{self, Device},
-        users,
+        tokens, users,
     },
     encryption::{
         device_lists,
@@ -81,6 +81,7 @@ pub(crate) enum Found {
 /// A query for keys that is answered piece by piece.
 pub(crate) struct Query {
     app: App,
+    caller: Caller,
     users: vec::IntoIter<Asked>,
     /// The user whose devices are being written, and the last one that was.
     begun: Option<(Asked, Option<OwnedDeviceId>)>,
@@ -97,9 +98,13 @@ struct Asked {
 /// `POST /keys/query`: answers the identity keys of these devices, or of all devices of users for whom none are named. An answer
 /// that is large comes in pieces, so that its size costs the server no memory. Errors: 413 `M_TOO_LARGE` for too many users or
 /// devices.
-pub(crate) async fn query(app: &App, wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Result<Found> {
+pub(crate) async fn query(
+    app: &App,
+    caller: &Caller,
+    wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+) -> Result<Found> {
     require_at_most(USERS_MAX, wanted.len(), "users")?;
-    let (app, owned) = (app.clone(), app.clone());
+    let (app, owned, caller) = (app.clone(), app.clone(), caller.clone());
     let begin = move || {
         let mut pieces = Nested::default();
         pieces.json("failures", &list_failures(&app, wanted.keys()));
@@ -109,7 +114,7 @@ pub(crate) async fn query(app: &App, wanted: BTreeMap<OwnedUserId, Vec<OwnedDevi
             Asked { user_id, devices }
         });
         let users = users.collect::<Vec<_>>().into_iter();
-        let mut query = Query { app, users, begun: None, pieces };
+        let mut query = Query { app, caller, users, begun: None, pieces };
         let (first, is_done) = query.write_piece()?;
         if is_done {
             return Ok(Found::Whole(first));
@@ -122,7 +127,7 @@ pub(crate) async fn query(app: &App, wanted: BTreeMap<OwnedUserId, Vec<OwnedDevi
 }
 
 impl Query {
-    /// Writes the next piece, off the async threads. None after the last one.
+    /// Writes the next piece, off the async threads. None after the last one. Fails where the caller has been logged out.
     pub(crate) async fn next(mut self: Box<Self>) -> Result<Option<(Bytes, Option<Box<Self>>)>> {
         let env = self.app.env.clone();
         let write = move || {
@@ -135,6 +140,7 @@ impl Query {
     /// Writes until there is a piece of [`PIECE_BYTES`]. Answers whether it is the last one.
     fn write_piece(&mut self) -> Result<(Bytes, bool)> {
         let snapshot = self.app.store.snapshot();
+        tokens::require_session(&*snapshot, &self.caller)?;
         loop {
             let Some((asked, after)) = self.begun.take().or_else(|| Some((self.users.next()?, None))) else {
                 return Ok((self.pieces.finish(), true));
@@ -222,8 +228,8 @@ struct Claim {
 type Claimed = (OwnedUserId, OwnedDeviceId, String, Bytes);
 
 /// `POST /keys/claim`: answers a key of each of these devices that has one, as JSON. The deletion of a key is durable before the
-/// key is told, so that no key is given twice. Once the keys are [`CLAIMED_BYTES_MAX`], no more are given; the client finds the
-/// devices that are left missing, and asks for them again. Errors: 413 `M_TOO_LARGE` for too many devices.
+/// key is told, so that no key is given twice. Once the keys are [`CLAIMED_BYTES_MAX`], or a
+/// later batch fails, no more are given; the client finds the devices that are left missing, and asks for them again. Errors: 413 `M_TOO_LARGE` for too many devices.
 pub(crate) async fn claim(app: &App, caller: &Caller, wanted: Wishes) -> Result<Bytes> {
     require_at_most(CLAIMS_MAX, wanted.values().map(BTreeMap::len).sum(), "devices")?;
     let finder = app.clone();
@@ -251,9 +257,18 @@ pub(crate) async fn claim(app: &App, caller: &Caller, wanted: Wishes) -> Result<
             }
             Ok((given, byte_count))
         });
-        let (given, count) = given.await?;
-        claimed.extend(given);
-        byte_count = count;
+        match given.await {
+            Ok((given, count)) => {
+                claimed.extend(given);
+                byte_count = count;
+            }
+            // Those keys are told that were claimed before, because nobody gets them again.
+            Err(why) if !claimed.is_empty() => {
+                tracing::warn!(%why, claimed = claimed.len(), "the rest of a claim is left out");
+                break;
+            }
+            Err(why) => return Err(why),
+        }
     }
     app.env.blocking(move || Ok(show_claimed(&claimed, &failures))).await
 }

@@ -290,11 +290,14 @@ async fn a_large_answer_to_a_query_comes_in_pieces_and_is_whole() {
     }
     bob.post(UPLOAD, json!({ "device_keys": device_keys(&bob, "key") })).await;
     let wanted = json!({ "device_keys": { &alice.user_id: [], &bob.user_id: [], "@x:other.example": [] } });
-    let request = http::Request::post(QUERY)
-        .header("Authorization", format!("Bearer {}", bob.token.as_ref().unwrap()))
-        .body(axum::body::Body::from(wanted.to_string()))
-        .unwrap();
-    let response = server.send(request).await;
+    let ask = async || {
+        let request = http::Request::post(QUERY)
+            .header("Authorization", format!("Bearer {}", bob.token.as_ref().unwrap()))
+            .body(axum::body::Body::from(wanted.to_string()))
+            .unwrap();
+        server.send(request).await
+    };
+    let response = ask().await;
     assert_eq!(response.status(), StatusCode::OK);
     let mut body = response.into_body();
     assert_eq!(axum::body::HttpBody::size_hint(&body).exact(), None, "the whole answer is in memory");
@@ -308,6 +311,11 @@ async fn a_large_answer_to_a_query_comes_in_pieces_and_is_whole() {
     assert!(of_alice.values().all(|keys| keys["filling"] == filling));
     assert_eq!(json["device_keys"][&bob.user_id].as_object().unwrap().len(), 1);
     assert_eq!(json["failures"]["other.example"]["status"], 503);
+    // An answer ends where the device that asked is logged out.
+    let mut body = ask().await.into_body();
+    drop(http_body_util::BodyExt::frame(&mut body).await.unwrap().unwrap());
+    assert_eq!(bob.post("/_matrix/client/v3/logout", json!({})).await.0, StatusCode::OK);
+    assert!(http_body_util::BodyExt::collect(body).await.is_err(), "the rest is told to nobody");
 }
 
 #[tokio::test(start_paused = true)]
@@ -357,6 +365,39 @@ async fn a_key_that_was_given_is_not_given_again_when_it_is_uploaded_again() {
     for _ in 0..2 {
         assert!(given.insert(claim().await.to_string()), "each key is given once: {given:?}");
     }
+    assert_eq!(claim().await, Value::Null);
+    let report = aqueduct::flows::operator::check::check(&server.server().app().store, &mut |_| ()).unwrap();
+    assert_eq!(report.findings, Vec::<String>::new());
+}
+
+/// Clients begin their numbering of keys anew after a reset, so an id may name several keys one after the other.
+#[tokio::test(start_paused = true)]
+async fn a_key_is_known_again_whatever_its_id_named_besides() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let claim = async || {
+        let wanted = json!({ &alice.user_id: { &alice.device_id: "signed_curve25519" } });
+        let (status, json) = bob.post(CLAIM, json!({ "one_time_keys": wanted })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["one_time_keys"][&alice.user_id][&alice.device_id].clone()
+    };
+    let upload = async |id: &str, key: &str| {
+        let keys = json!({ format!("signed_curve25519:{id}"): { "key": key, "signatures": {} } });
+        let (status, json) = alice.post(UPLOAD, json!({ "one_time_keys": keys })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["one_time_key_counts"]["signed_curve25519"].clone()
+    };
+    for key in ["k1", "k9"] {
+        assert_eq!(upload("AA", key).await, 1);
+        assert_eq!(claim().await["signed_curve25519:AA"]["key"], key);
+    }
+    for (id, key) in [("AA", "k1"), ("AA", "k9"), ("BB", "k1"), ("BB", "k9")] {
+        assert_eq!(upload(id, key).await, 0, "{key} was given already, and comes again as {id}");
+    }
+    assert_eq!(claim().await, Value::Null);
+    assert_eq!(upload("CC", "new").await, 1);
+    assert_eq!(upload("DD", "new").await, 1, "a key is stored once, under whichever id");
+    assert_eq!(claim().await["signed_curve25519:CC"]["key"], "new");
     assert_eq!(claim().await, Value::Null);
     let report = aqueduct::flows::operator::check::check(&server.server().app().store, &mut |_| ()).unwrap();
     assert_eq!(report.findings, Vec::<String>::new());

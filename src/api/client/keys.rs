@@ -58,7 +58,7 @@ pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Re
 
 /// `POST /_matrix/client/v3/keys/query`
 pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<InPieces> {
-    Ok(match keys::query(&app, client.request.device_keys).await? {
+    Ok(match keys::query(&app, &client.caller, client.request.device_keys).await? {
         Found::Whole(json) => InPieces::whole(json),
         Found::First(first, rest) => {
             let rest = stream::try_unfold(Some(rest), |rest| async {
