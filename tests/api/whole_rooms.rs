@@ -175,3 +175,20 @@ async fn a_client_that_hangs_up_ends_the_reading_of_a_large_room() {
         assert_eq!(held(&server), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_ends_where_its_device_is_logged_out() {
+    let server = TestServer::new();
+    let (alice, room) = large_room(&server).await;
+    let mut bodies = Vec::new();
+    for what in ["state", "members", "joined_members"] {
+        let mut body = ask(&alice, &room, what).await.into_body();
+        drop(body.frame().await.unwrap().unwrap());
+        bodies.push((what, body));
+    }
+    assert_eq!(alice.post("/_matrix/client/v3/logout", json!({})).await.0, StatusCode::OK);
+    for (what, body) in bodies {
+        assert!(body.collect().await.is_err(), "{what} is told to a device that was logged out");
+    }
+    assert_eq!(held(&server), 0);
+}

@@ -9,7 +9,7 @@ use ruma::{OwnedRoomId, RoomId};
 
 use super::{Look, MembersWanted, Standpoint, looking, place};
 use crate::{
-    accounts::Caller,
+    accounts::{Caller, tokens},
     error::Result,
     flows::{App, commit},
     ids::{Order, StateKeyNum},
@@ -48,11 +48,17 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Reads the next page, off the async threads, from a snapshot of its own.
+    /// Reads the next page, off the async threads, from a snapshot of its own. Fails where the caller has been logged out, or
+    /// may no longer look into the room.
     pub(crate) async fn next(self) -> Result<Whole> {
         let Self { app, caller, room, mut walk } = self;
         loop {
-            let (first, rest) = looking(&app, &caller, &room, move |look, _| walk.page(&look)).await?;
+            let (first, rest) = looking(&app, &caller, &room, move |look, caller| {
+                tokens::require_session(&*look.snapshot, caller)?;
+                look.standpoint()?;
+                walk.page(&look)
+            })
+            .await?;
             match rest {
                 // A page without anything that is wanted is not worth sending.
                 Some(rest) if first.is_empty() => walk = rest,
