@@ -2,7 +2,9 @@
 //! used up.
 //!
 //! A body reserves its bytes before they are received. An answer is charged for when it is made: it cannot be made
-//! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read.
+//! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read. A payer who holds more than its
+//! share is refused before its next answer is made, also if the request was admitted earlier: so a payer has at most its share in
+//! unread answers, and the few answers besides that are made at the same time.
 
 use std::{
     sync::{
@@ -100,11 +102,16 @@ impl Budget {
     /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for a
     /// user or an address that holds more than its share.
     pub(crate) async fn admit(&self, payers: Payers) -> Result<()> {
-        self.require_share(payers, 0)?;
+        self.require_within_share(payers)?;
         if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
             drop(self.reserve(payers, 0).await?);
         }
         Ok(())
+    }
+
+    /// Fails with [`Error::Busy`] if the user or the address holds more than its share.
+    pub(crate) fn require_within_share(&self, payers: Payers) -> Result<()> {
+        self.require_share(payers, 0)
     }
 
     /// Waits until there is room for these bytes, and counts them. Fails with [`Error::Busy`] if that takes longer than
@@ -139,6 +146,12 @@ impl Budget {
     /// Counts bytes that are in memory already, even if that overdraws the budget.
     pub(crate) fn charge(&self, payers: Payers, bytes: usize) -> Held {
         self.hold(payers, bytes, &mut self.0.holdings.lock())
+    }
+
+    /// The bytes that the first of these payers holds.
+    #[cfg(test)]
+    pub(crate) fn held_by(&self, payers: Payers) -> usize {
+        self.0.holdings.lock().held.held_by(payers.first())
     }
 
     /// Refuses payers who would hold more than their share with these bytes.

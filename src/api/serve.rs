@@ -25,7 +25,7 @@ use crate::{
         routes::{Route, Routes},
     },
     env::{
-        payer::Payers,
+        payer::{self, Gate, Payers},
         spent::{Place, Spent},
     },
     error::{Error, Refusal, Result},
@@ -173,6 +173,7 @@ impl Door {
     async fn answer(&self, route: &Route, request: Request, routed: &mut Routed) -> Result<Response> {
         let (app, policy) = (&self.app, &route.policy);
         let peer = extract::peer(request.extensions());
+        let only_reads = request.method() == Method::GET;
         let mut call = Call::begin(app, policy, request)?;
         routed.user = call.user();
         tell_span(route, &call);
@@ -185,12 +186,26 @@ impl Door {
             call.note_caller(app).await?;
             let mut held = None;
             call.read_body(app, Receiver { budget: &self.budget, payers, held: &mut held }).await?;
-            let response = (route.handler)(app.clone(), call).await?;
+            // Others of the same payers may have been answered while this one waited.
+            self.budget.require_within_share(payers)?;
+            let handled = (route.handler)(app.clone(), call);
+            let response = if only_reads {
+                payer::behind_gate(self.gate(payers), handled).await?
+            } else {
+                // A request that writes is not refused half-way.
+                handled.await?
+            };
             // An answer in pieces goes on with what the request has asked for.
             let is_whole = response.body().size_hint().exact().is_some();
             Ok(if is_whole { response } else { response.map(|body| answer::holding(body, held)) })
         };
         payers.during(served).await
+    }
+
+    /// The gate that a request passes before each step of its answer.
+    fn gate(&self, payers: Payers) -> Gate {
+        let budget = self.budget.clone();
+        Arc::new(move || budget.require_within_share(payers))
     }
 
     /// Counts the request for its limit. A poll waits for its turn instead of being refused, so that it gathers more
@@ -288,6 +303,49 @@ mod tests {
         let request = Request::builder().uri("/_matrix/client/versions").body(Body::empty()).unwrap();
         let after = tower::ServiceExt::oneshot(server.router(), request).await.unwrap();
         assert_eq!(after.status().as_u16(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_waited_together_hold_no_more_than_a_share_in_answers() {
+        const ANSWER_BYTES: usize = 300 << 10;
+        const BUDGET_BYTES: usize = 4 << 20;
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server =
+            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
+                .unwrap();
+        let app = server.app();
+        let mut policy = Policy::new(Who::Public, &Method::GET);
+        policy.unlimited().guests(Guests::Yes);
+        let handler = Arc::new(|app: App, _| -> futures_util::future::BoxFuture<'static, _> {
+            Box::pin(async move {
+                // All of them were admitted before the first one is made.
+                app.env.sleep(Duration::from_secs(1)).await;
+                let answer = app.env.blocking(|| Ok(vec![0; ANSWER_BYTES])).await?;
+                Ok(Response::new(Body::from(answer)))
+            })
+        });
+        let route = Arc::new(Route { template: "/large", policy, handler });
+        let budget = Budget::new(app.env.clone(), app.metrics.clone(), BUDGET_BYTES);
+        let door = Door { app: app.clone(), budget: budget.clone() };
+        let serving = door.clone();
+        let serve = move |request: Request| serving.clone().serve(route.clone(), request);
+        let router = Router::new().route("/large", axum::routing::get(serve));
+        let ask = |last| {
+            let mut request = Request::builder().uri("/large").body(Body::empty()).unwrap();
+            request.extensions_mut().insert(extract::Peer([192, 0, 2, last].into()));
+            door.clone().outermost(router.clone(), request)
+        };
+        let unread = futures_util::future::join_all((0..100).map(|_| ask(1))).await;
+        let held = budget.held_by(Payers::of_request(None, [192, 0, 2, 1].into()));
+        let share = BUDGET_BYTES / 4;
+        assert!((share..=share + ANSWER_BYTES).contains(&held), "{held} bytes are held");
+        let made = unread.iter().filter(|response| response.status() == StatusCode::OK).count();
+        assert_eq!(made, held / ANSWER_BYTES);
+        let others = unread.iter().filter(|response| response.status() == StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(made + others.count(), unread.len());
+        assert_eq!(ask(2).await.status(), StatusCode::OK, "a neighbour has a share of its own");
+        drop(unread);
+        assert_eq!(ask(1).await.status(), StatusCode::OK);
     }
 
     /// The log lines that these facts about a request make.

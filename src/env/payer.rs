@@ -3,15 +3,20 @@
 //!
 //! The door of requests (`api/serve.rs`) names the payers of a request once, and all that is done for it finds them here.
 
-use std::{collections::BTreeMap, future::Future, net::IpAddr};
+use std::{collections::BTreeMap, future::Future, net::IpAddr, sync::Arc};
 
-use crate::ids::UserNum;
+use crate::{error::Result, ids::UserNum};
 
 /// A user or an address may hold one part in this many of whatever all share.
 const PARTS: usize = 4;
 
+/// Says whether more may be made for the payers of a request now. It fails with [`crate::error::Error::Busy`] while they hold
+/// more than they may.
+pub type Gate = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
 tokio::task_local! {
     static PAYERS: Payers;
+    static GATE: Gate;
 }
 
 /// Somebody for whom places and bytes count.
@@ -121,6 +126,17 @@ impl Payers {
 /// The payers of the work of the current task. A task that no request waits for works for the server.
 pub fn current() -> Payers {
     PAYERS.try_with(|payers| *payers).unwrap_or(Payers::SERVER)
+}
+
+/// Runs the future; each call off the async threads for it passes the gate when its turn has come. So requests that waited in
+/// line together are refused as soon as the answers to the first of them fill the share of their payers.
+pub fn behind_gate<F: Future>(gate: Gate, future: F) -> impl Future<Output = F::Output> + use<F> {
+    GATE.scope(gate, future)
+}
+
+/// Fails if the gate of the current task does. A task without a gate always passes.
+pub(super) fn pass_gate() -> Result<()> {
+    GATE.try_with(|gate| gate()).unwrap_or(Ok(()))
 }
 
 /// The amounts of one thing that payers hold, such as places of a pool or bytes in memory.
