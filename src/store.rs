@@ -65,7 +65,7 @@ pub use guard::Guard;
 pub use log::LogEntry;
 pub use not_accepted::{Conflict, NotAccepted};
 pub use published::{Lost, Published};
-pub use queue::Enqueued;
+pub use queue::{Enqueued, STEP_POSITIONS_MAX, StagedStep};
 pub use range::Direction;
 pub use table::Table;
 pub use view::{Read, Snapshot, View};
@@ -154,6 +154,8 @@ pub(crate) struct Shared {
     timer_set: Arc<Notify>,
     /// Tells the flusher that the number of batches it waits for has come.
     gathered: Condvar,
+    /// Tells a thread that waits for its turn to make a staged step that the one before is done.
+    step_done: Condvar,
     /// Locked by the flush that runs, so that one runs at a time.
     flushing: Mutex<()>,
     /// Whether a write has failed: then nothing more is accepted or written.
@@ -188,6 +190,7 @@ impl Store {
             wanted: Notify::new(),
             timer_set: Arc::default(),
             gathered: Condvar::new(),
+            step_done: Condvar::new(),
             flushing: Mutex::new(()),
             failed: AtomicBool::new(false),
             durability,

@@ -44,7 +44,7 @@ use crate::{
         rooms::{Membership, Place, Resident, RoomRow},
         state::StateValue,
     },
-    store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, Store},
+    store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, StagedStep, Store},
 };
 
 /// State keys that a change looked up or set, each with its event; `None` where the key has none.
@@ -68,8 +68,10 @@ pub struct Change {
     /// The guard proves to the store that nobody else writes this room's rows. It is given back before the seat is.
     guard: Guard,
     seat: Seat,
-    /// The staged step whose last batch this change is, if it is part of one.
+    /// The room whose last part this change is, if it is made in parts.
     stage: Option<staged::Making>,
+    /// The right to make a staged step, until the change is accepted or comes to nothing.
+    step: Option<StagedStep>,
     /// The state keys that this change has set, with their new events.
     set: StateEvents,
     /// The state keys that this change looked up in the store after it began to write. The tip remembers them once the
@@ -156,7 +158,7 @@ impl Change {
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
         let sent_day = seat.tip.as_ref().and_then(|tip| tip.sent_day);
-        let (users, stage, store) = (None, None, store.clone());
+        let (users, stage, step, store) = (None, None, None, store.clone());
         let row_before = row.clone();
         Ok(Self {
             batch,
@@ -169,6 +171,7 @@ impl Change {
             guard,
             seat,
             stage,
+            step,
             set,
             looked_up,
             added,

@@ -53,6 +53,10 @@ pub(crate) struct Queue {
     /// The position up to which the accepted batches have taken positions.
     pub(crate) last_position: Position,
     last_batch: u64,
+    /// The next staged step begins at this position or above.
+    next_step: Position,
+    /// Whether a staged step is made.
+    is_stepping: bool,
 }
 
 impl Queue {
@@ -65,6 +69,8 @@ impl Queue {
             awaited: 0,
             last_position: snapshot.position,
             last_batch: snapshot.batch_number,
+            next_step: snapshot.position.plus(ABOVE_UNFINISHED),
+            is_stepping: false,
         }
     }
 
@@ -93,12 +99,56 @@ struct Kind {
 /// A staged step is made while at most this many positions are given out to others. It is twice as many as are reserved at
 /// a time, so that a store that is opened again after a crash does not go on within the positions of an unfinished step.
 const AHEAD: u64 = 2 * RESERVED_AT_ONCE;
+/// A staged step claims at most this many positions. No other step gets any of them, also if this one comes to nothing and its
+/// parts wait to be taken back.
+pub const STEP_POSITIONS_MAX: u64 = 1 << 18;
+/// The first step of a store that was opened again begins this far above the steps that may have been left unfinished.
+const ABOVE_UNFINISHED: u64 = 1 << 26;
+/// A step waits for at most this long until another one is done.
+const STEP_WAITS_MAX: Duration = Duration::from_secs(10);
+
+/// The right to make a staged step, and the positions that are reserved for it. One step is made at a time: the last batch of
+/// a step makes all positions below count as given out, so that the parts of another one would lie where readers were already.
+pub struct StagedStep {
+    store: Store,
+    anchor: Position,
+}
+
+impl StagedStep {
+    /// The first of the step's positions, which its last batch gets.
+    pub fn anchor(&self) -> Position {
+        self.anchor
+    }
+}
+
+impl Drop for StagedStep {
+    fn drop(&mut self) {
+        self.store.0.queue.lock().is_stepping = false;
+        self.store.0.step_done.notify_one();
+    }
+}
+
+impl std::fmt::Debug for StagedStep {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("StagedStep").field("anchor", &self.anchor).finish_non_exhaustive()
+    }
+}
 
 impl Store {
-    /// A position far above everything given out, for a staged step: its last batch gets it. Positions are plenty (2^44 an
-    /// incarnation), and those that are jumped over are given to nobody.
-    pub fn ahead(&self) -> Position {
-        self.0.queue.lock().last_position.plus(AHEAD)
+    /// Begins a staged step at positions far above everything given out. Blocks the thread while another step is made.
+    /// Positions are plenty (2^44 an incarnation), and those that are jumped over are given to nobody. Errors:
+    /// [`NotAccepted::Busy`] if the other step takes too long.
+    pub fn begin_step(&self) -> Result<StagedStep, NotAccepted> {
+        let mut queue = self.0.queue.lock();
+        let is_stepping = |queue: &mut Queue| queue.is_stepping;
+        if self.0.step_done.wait_while_for(&mut queue, is_stepping, STEP_WAITS_MAX).timed_out() {
+            tracing::debug!("a staged step is put off: another one takes long");
+            return Err(NotAccepted::Busy);
+        }
+        let anchor = queue.last_position.plus(AHEAD).max(queue.next_step);
+        queue.next_step = anchor.plus(STEP_POSITIONS_MAX);
+        queue.is_stepping = true;
+        Ok(StagedStep { store: self.clone(), anchor })
     }
 
     /// Checks the batch's guards and preconditions, fixes its positions and lets it wait for the flush, all or nothing of it.

@@ -353,3 +353,60 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
     assert!(messages.to_string().contains("from long ago"));
     app.env.kill();
 }
+
+/// A room in which everybody may set the state that [`set_many`] sets.
+fn all_may_set_things() -> Value {
+    json!({ "power_level_content_override": { "events": { "org.example.thing": 0 } } })
+}
+
+/// Bob changes the state on a place so far back that his event stands apart; answers the event's id.
+async fn branch_off(bob: &Remote, key: &str, place: &OwnedEventId) -> OwnedEventId {
+    let event =
+        bob.event("org.example.thing", Some(key), json!({ "n": "bob's" }), std::slice::from_ref(place));
+    let id = event.id().to_owned();
+    assert!(accepted(&bob.send(event).await));
+    id
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_cite_states_far_apart_keep_their_distance() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let (room, bob) = shared_room(&alice, all_may_set_things()).await;
+    let old = bob.heads().remove(0);
+    set_many(&alice, &room, 1_010).await;
+    let near = bob.heads().remove(0);
+    let first = branch_off(&bob, "first", &old).await;
+    let second = branch_off(&bob, "second", &first).await;
+    let third = branch_off(&bob, "third", &second).await;
+    let citing = |branch: &OwnedEventId| bob.message("both", &[near.clone(), branch.clone()]);
+    assert!(accepted(&bob.send(citing(&second)).await), "one is resolved at once");
+    let next = citing(&third);
+    assert!(matches!(bob.send(next.clone()).await, Outcome::Unknown), "the next one waits");
+    assert!(accepted(&bob.send(citing(&second)).await), "what was resolved already is not resolved again");
+    alice.say(&room, "meanwhile", "the room goes on").await;
+    bob.app.env.sleep(Duration::from_secs(601)).await;
+    assert!(accepted(&bob.send(next).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn branches_that_stand_apart_are_reunited_after_a_restart() {
+    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+    let server = TestServer::over(store.clone(), |_| {});
+    let alice = server.register("alice").await;
+    let (room, bob) = shared_room(&alice, all_may_set_things()).await;
+    let old = bob.heads().remove(0);
+    set_many(&alice, &room, 1_010).await;
+    let first = branch_off(&bob, "first", &old).await;
+    // The reunion of the second event has to wait, because the first had one just now.
+    branch_off(&bob, "second", &first).await;
+    let path = "org.example.thing";
+    assert_eq!(alice.state(&room, path, "first").await.1["n"], "bob's");
+    assert_eq!(alice.state(&room, path, "second").await.0, StatusCode::NOT_FOUND);
+    bob.app.env.kill();
+    let restarted = TestServer::over(store, |_| {});
+    let alice = TestClient { server: restarted.clone(), ..alice };
+    assert_eq!(alice.state(&room, path, "second").await.0, StatusCode::NOT_FOUND);
+    restarted.server().app().env.sleep(Duration::from_secs(600)).await;
+    assert_eq!(alice.state(&room, path, "second").await.1["n"], "bob's");
+}

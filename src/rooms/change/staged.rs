@@ -19,7 +19,7 @@ use crate::{
         rooms::{EventRow, Membership, Resident, RoomRow},
         state::{StageRow, StateRef, StateValue},
     },
-    store::{Batch, Direction, Fault, Guard, LogEntry, NotAccepted, Store},
+    store::{Batch, Direction, Fault, Guard, LogEntry, NotAccepted, STEP_POSITIONS_MAX, Store},
 };
 
 /// A step of the main line that changes more keys than this is staged: each may be of a user of ours, and of a server that
@@ -81,7 +81,7 @@ impl Change {
     ) -> Result<()> {
         let is_own = |key: StateKeyNum| own.is_some_and(|(own, _)| own == key);
         let others: Vec<_> = differing.iter().filter(|(key, ..)| !is_own(*key)).copied().collect();
-        let mut parts = self.begin_parts(stage::step_order);
+        let mut parts = self.begin_parts(stage::step_order)?;
         debug_assert_eq!(
             order.settle(parts.anchor),
             parts.since,
@@ -114,7 +114,7 @@ impl Change {
         let is_bottomless = self.row.state_tip == Order::MIN;
         let differing = state::differing_from_current(&self.batch, self.num, brought)?;
         debug_assert!(!self.batch.has_position(), "the event that a base stands below comes next");
-        let mut parts = self.begin_parts(stage::base_order);
+        let mut parts = self.begin_parts(stage::base_order)?;
         self.stage_keys(&mut parts, &differing)?;
         if let Some(joined) = self.stage_counts(&mut parts)? {
             let mut batch = self.batch.another();
@@ -127,14 +127,26 @@ impl Change {
         Ok(())
     }
 
-    fn begin_parts(&mut self, order_of: fn(Position, u32) -> Result<Order, Fault>) -> Parts {
+    /// The position at which the step of this change begins.
+    fn begin_step(&mut self) -> Result<Position, NotAccepted> {
+        let step = match self.step.take() {
+            Some(step) => step,
+            None => self.store.begin_step()?,
+        };
+        Ok(self.step.insert(step).anchor())
+    }
+
+    fn begin_parts(
+        &mut self,
+        order_of: fn(Position, u32) -> Result<Order, Fault>,
+    ) -> Result<Parts, NotAccepted> {
         debug_assert!(self.may_stage(), "a step is staged before anything else changes the state");
-        let anchor = self.store.ahead();
+        let anchor = self.begin_step()?;
         // The tip remembers the state before the step. Without a tip, the next change looks for a step that was not
         // finished.
         self.seat.tip = None;
         self.batch.begin_at(anchor);
-        Parts { anchor, order_of, number: 0, since: Order::live(anchor), touched: Touched::default() }
+        Ok(Parts { anchor, order_of, number: 0, since: Order::live(anchor), touched: Touched::default() })
     }
 
     /// Writes the parts of a step that hold these keys, each key once and none of them derived, with our users whose
@@ -258,8 +270,8 @@ impl Change {
             return Ok(());
         }
         debug_assert!(self.row.resident == Resident::Yes, "only what is going to be a room is staged");
-        let mut stage =
-            self.stage.take().unwrap_or_else(|| Making { anchor: self.store.ahead(), claimed: 0 });
+        let anchor = self.begin_step()?;
+        let mut stage = self.stage.take().unwrap_or(Making { anchor, claimed: 0 });
         let base = stage.anchor.plus(stage.claimed);
         let next = self.batch.another();
         let mut part = mem::replace(&mut self.batch, next);
@@ -270,6 +282,9 @@ impl Change {
         let unseen = RoomRow { resident: Resident::No, ..self.row.clone() };
         schema::ROOM.put(&mut part, self.num, &unseen);
         stage.claimed += u64::from(part.position_count());
+        if stage.claimed > STEP_POSITIONS_MAX / 2 {
+            return Err(NotAccepted::TooLarge);
+        }
         part.stage_at(base);
         drop(self.store.enqueue(part)?);
         self.row = self.row.clone().settle(base);

@@ -273,7 +273,7 @@ impl World {
         ends_after: Option<usize>,
     ) -> Position {
         let room = self.room();
-        let anchor = self.bench.store.ahead();
+        let anchor = self.bench.store.begin_step().unwrap().anchor();
         for (number, part) in parts.iter().enumerate() {
             if ends_after == Some(number) {
                 self.end_and_begin();

@@ -223,7 +223,7 @@ mod tests {
 
     /// Stages a step but for its last batch, and checks that nothing of it counts yet.
     fn stage(bench: &Bench, changes: &[(StateKeyNum, StateValue)], old: &Map) -> Position {
-        let (room, anchor) = (bench.room, bench.store.ahead());
+        let (room, anchor) = (bench.room, bench.store.begin_step().unwrap().anchor());
         for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
             write(bench, anchor, |batch| {
                 begin(batch, room, anchor, false);
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn the_last_batch_gives_out_the_positions_of_the_parts_though_it_claims_none() {
         let bench = Bench::new();
-        let anchor = bench.store.ahead();
+        let anchor = bench.store.begin_step().unwrap().anchor();
         bench.stage(anchor, |batch| {
             batch.position(&LogEntry::RoomState { room: bench.room });
             begin(batch, bench.room, anchor, false);
