@@ -315,9 +315,11 @@ impl Env {
         payer::pass_gate()?;
         let began = self.instant();
         spent::add(spent::Place::Queued, began.saturating_duration_since(queued));
+        // The call logs on behalf of the request that it works for.
+        let span = tracing::Span::current();
         let call = move || {
             let _permit = permit;
-            call()
+            span.in_scope(call)
         };
         let result = tokio::task::spawn_blocking(call).await;
         spent::add(spent::Place::Working, self.instant().saturating_duration_since(began));
@@ -356,8 +358,38 @@ fn busy(full: Full) -> Error {
 mod tests {
     use std::sync::mpsc;
 
+    use tracing::Instrument;
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
     use crate::ids::UserNum;
+
+    /// A subscriber that notes the threads on which a span is entered.
+    struct Entered(Arc<Mutex<Vec<std::thread::ThreadId>>>);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Entered {
+        fn on_enter(&self, _: &tracing::Id, _: tracing_subscriber::layer::Context<'_, S>) {
+            self.0.lock().push(std::thread::current().id());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_off_the_async_threads_is_within_the_span_of_its_request() {
+        let env = Env::real().unwrap();
+        let entered = Arc::default();
+        let layer = Entered(Arc::clone(&entered));
+        let subscriber = tracing_subscriber::registry().with(layer);
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let calls = async {
+            let thread = || Ok(std::thread::current().id());
+            [env.blocking(thread).await.unwrap(), env.blocking_long(Long::Search, thread).await.unwrap()]
+        };
+        let threads = calls.instrument(tracing::info_span!("request")).await;
+        for thread in threads {
+            assert_ne!(thread, std::thread::current().id());
+            assert!(entered.lock().contains(&thread), "the span was not entered there");
+        }
+    }
 
     /// A runtime of real threads, which wait for each other and for no clock.
     #[tokio::test]

@@ -609,7 +609,8 @@ fn handlers_say_their_method_and_path() {
     let mut wrong = Vec::new();
     for source in files("src/api/client", "rs") {
         let lines: Vec<_> = source.text.lines().collect();
-        let names: BTreeSet<_> = ["r.client(", "r.public(", "r.maybe_client("]
+        let calls = ["r.client(", "r.public(", "r.maybe_client(", "r.admin(", "r.appservice(", "r.server("];
+        let names: BTreeSet<_> = calls
             .into_iter()
             .flat_map(|call| source.text.split(call).skip(1))
             .filter_map(|rest| rest.split(')').next())
@@ -622,12 +623,12 @@ fn handlers_say_their_method_and_path() {
             if !names.contains(name) {
                 continue;
             }
-            let docs: Vec<_> = lines[..number]
-                .iter()
-                .rev()
+            let above = lines[..number].iter().rev();
+            let first = above
                 .take_while(|line| line.starts_with("///") || line.starts_with("#["))
-                .collect();
-            if !docs.iter().any(|doc| methods.iter().any(|method| doc.contains(method))) {
+                .filter(|line| line.starts_with("///"))
+                .last();
+            if !first.is_some_and(|doc| methods.iter().any(|method| doc.contains(method))) {
                 wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
             }
         }

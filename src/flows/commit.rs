@@ -104,7 +104,10 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     let (owned, asked, spent) = (app.clone(), app.env.instant(), spent::current());
     let (of_turn, turns) = (spent.clone(), app.rooms.turns(room));
     let of_room = Arc::clone(&turns);
+    // A worker takes the turns of several requests, and this turn logs on behalf of this one.
+    let span = tracing::Span::current();
     let turn = move |seat| {
+        let _within = span.enter();
         let began = owned.env.instant();
         let make = || -> Result<(Change, T, ServerLock<'_>)> {
             let mut change = begin(&owned, seat)?;

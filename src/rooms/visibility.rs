@@ -54,6 +54,16 @@ impl HistoryVisibility {
             _ => Self::Shared,
         }
     }
+
+    /// The word that stands for it in the content of an event.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WorldReadable => "world_readable",
+            Self::Shared => "shared",
+            Self::Invited => "invited",
+            Self::Joined => "joined",
+        }
+    }
 }
 
 /// Gives the current history visibility of a room.
@@ -347,7 +357,7 @@ impl Sight {
         let Some(stored) = event::find_by_id(read, self.room, id)? else { return Ok(None) };
         if stored.row.header.unseen || !self.can_see(read, &stored)? {
             let (room, event) = (self.room, stored.event());
-            tracing::debug!(%room, event = event.0, user = self.user, reason = "not visible", "an event is treated as unknown");
+            tracing::debug!(%room, event = event.0, user_id = self.user, reason = "not visible", "an event is treated as unknown");
             return Ok(None);
         }
         Ok(Some(stored))
@@ -496,7 +506,7 @@ impl Reader {
             tracing::debug!(
                 room = sight.room.0,
                 event = stored.event().0,
-                user = sight.user,
+                user_id = sight.user,
                 reason = "history visibility",
                 "an event is withheld"
             );

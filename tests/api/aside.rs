@@ -64,19 +64,21 @@ async fn a_soft_failed_event_that_is_current_state_is_told() {
     assert!(!page.contains(&topic), "it is no part of the timeline: {page}");
 }
 
+async fn explain(server: &TestServer, event: &str, user: &str) -> Explanation {
+    let command = Command::Explain { event: event.to_owned(), user: Some(user.to_owned()) };
+    match operate(server.server().app(), command, |_| ()).await.unwrap() {
+        operate::Outcome::Explained(found) => *found,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_operator_learns_where_an_event_stands_and_why_somebody_does_not_see_it() {
     let server = TestServer::new();
     let (alice, carol) = (server.register("alice").await, server.register("carol").await);
     let (room, bob) = room_with_bob(&alice).await;
     let app = server.server().app();
-    let explain = async |event: &str, user: &str| {
-        let command = Command::Explain { event: event.to_owned(), user: Some(user.to_owned()) };
-        match operate(app, command, |_| ()).await.unwrap() {
-            operate::Outcome::Explained(found) => *found,
-            other => panic!("{other:?}"),
-        }
-    };
+    let explain = async |event: &str, user: &str| explain(&server, event, user).await;
     let sees = |found: &Explanation| found.reader.as_ref().unwrap().sees;
     let said = alice.say(&room, "1", "hello").await;
     let of_alice = explain(&said, "alice").await;
@@ -98,4 +100,49 @@ async fn an_operator_learns_where_an_event_stands_and_why_somebody_does_not_see_
     assert!(!sees(&aside), "{aside}");
     let command = Command::Explain { event: "$nowhere".to_owned(), user: None };
     assert!(operate(app, command, |_| ()).await.is_err());
+}
+
+/// The position with which a token of `/sync` begins.
+fn position(sync: &Value) -> u64 {
+    let token = sync["next_batch"].as_str().unwrap();
+    token.trim_start_matches('s').split('_').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_learns_that_sync_tells_a_reader_who_left_nothing_of_what_they_may_still_read() {
+    let server = TestServer::new();
+    let (alice, carol) = (server.register("alice").await, server.register("carol").await);
+    let open =
+        json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } });
+    let room = alice.create(json!({ "preset": "public_chat", "initial_state": [open] })).await;
+    carol.ok_post(&format!("/join/{room}"), json!({})).await;
+    let begun = carol.ok_get("/sync").await;
+    let since = begun["next_batch"].as_str().unwrap();
+    let during = alice.say(&room, "1", "during").await;
+    carol.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+    let newest = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=1")).await;
+    let leave = newest["chunk"][0]["event_id"].as_str().unwrap().to_owned();
+    let after = alice.say(&room, "2", "after").await;
+    let ended = carol.ok_get(&format!("/sync?since={since}")).await;
+    let page = carol.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100")).await.to_string();
+    for (event, is_told) in [(&during, true), (&leave, true), (&after, false)] {
+        let found = explain(&server, event, "carol").await;
+        let text = found.to_string();
+        let reader = found.reader.unwrap();
+        assert_eq!(reader.told_by_sync, is_told, "{text}");
+        assert_eq!(ended.to_string().contains(event.as_str()), is_told, "{ended}");
+        assert!(reader.sees && page.contains(event.as_str()), "{text}");
+        assert_eq!(reader.notified_by, None, "who is not in the room is notified of nothing: {text}");
+        assert!(text.contains("whose history was world_readable then"), "{text}");
+        let at = found.position.unwrap();
+        assert!(
+            position(&begun) < at && at <= position(&ended) && text.contains(&format!("s{at}_")),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("room is {} and the event {}", found.room_number, found.event_number))
+        );
+    }
+    let of_alice = explain(&server, &after, "alice").await;
+    assert!(of_alice.to_string().contains("is shown it, by /sync too"), "{of_alice}");
 }

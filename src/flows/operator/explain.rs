@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     push::{Push, reader::Place as PushPlace},
     rooms::{
         self,
-        event::{self, KeptEvent},
+        event::{self, KeptEvent, StoredEvent},
         members, state,
         view::RoomView,
         visibility::{HistoryVisibility, Reader},
@@ -21,7 +21,7 @@ use crate::{
     schema,
     schema::{
         event_types::{HISTORY_VISIBILITY, MEMBER},
-        rooms::{Place, RoomRow},
+        rooms::{Membership, Place, RoomRow, UserRoomRow},
         state::StateRef,
     },
     store::Snapshot,
@@ -34,6 +34,14 @@ pub struct Explanation {
     pub event_id: OwnedEventId,
     /// The id of the room that the event belongs to.
     pub room_id: OwnedRoomId,
+    /// Our number of the room, by which log lines name it.
+    pub room_number: u64,
+    /// Our number of the event within its room, by which log lines name it.
+    pub event_number: u64,
+    /// The position at which it stands in the timeline, as tokens of `/sync` begin with one; none outside the timeline.
+    pub position: Option<u64>,
+    /// Whether it came in to fill a hole in the room's past. Its position is that of the hole then.
+    pub is_back_filled: bool,
     /// The type of the event.
     pub event_type: String,
     /// The state key, if the event is a state event.
@@ -71,8 +79,10 @@ pub struct ForReader {
     pub membership_then: String,
     /// The history visibility at the event.
     pub history_visibility: String,
-    /// Whether the user is shown the event.
+    /// Whether the user is shown the event by endpoints that are asked for it, such as `/messages`.
     pub sees: bool,
+    /// Whether `/sync` tells the user of the event, unless a filter or a limit leaves it out.
+    pub told_by_sync: bool,
     /// The push rule by which it notifies the user, if one does.
     pub notified_by: Option<String>,
     /// The reasons, each a sentence for the operator.
@@ -83,6 +93,14 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.state_key.as_ref().map(|key| format!(", state key {key:?}")).unwrap_or_default();
         writeln!(f, "{} ({}{key}) of {} in {}", self.event_id, self.event_type, self.sender, self.room_id)?;
+        write!(f, "  In the log the room is {} and the event {}. ", self.room_number, self.event_number)?;
+        match self.position {
+            Some(position) if self.is_back_filled => {
+                writeln!(f, "It fills a hole in the room's past at position {position}.")?;
+            }
+            Some(position) => writeln!(f, "It is new to clients with a token of /sync below s{position}_.")?,
+            None => writeln!(f, "It has no position in the room's timeline.")?,
+        }
         writeln!(f, "  It is {}.", self.verdict)?;
         writeln!(f, "  The state before it is {}.", self.state_before)?;
         if self.state_key.is_some() {
@@ -96,8 +114,13 @@ impl fmt::Display for Explanation {
         writeln!(f, "  It cites {} and is allowed by {}.", list(&self.prev_events), list(&self.auth_events))?;
         writeln!(f, "  The room's heads are {}.", list(&self.heads))?;
         if let Some(reader) = &self.reader {
-            let sees = if reader.sees { "is shown it" } else { "is not shown it" };
-            writeln!(f, "  {} {sees}:", reader.user_id)?;
+            let shown = match (reader.sees, reader.told_by_sync) {
+                (true, true) => "is shown it, by /sync too",
+                (true, false) => "is shown it where they ask for it, and not by /sync",
+                (false, true) => "is shown it by /sync alone",
+                (false, false) => "is not shown it",
+            };
+            writeln!(f, "  {} {shown}:", reader.user_id)?;
             for why in &reader.why {
                 writeln!(f, "    {why}")?;
             }
@@ -138,10 +161,16 @@ fn about(
     let heads: Vec<EventNum> = room.heads.iter().map(|head| head.event).collect();
     let current = header.state_key.map(|key| state::current(read, num, key)).transpose()?.flatten();
     let view = RoomView { read, num, row: &room };
-    let reader = user_id.map(|user_id| for_reader(view, push, &kept, user_id)).transpose()?;
+    let is_current_state = current == Some(event);
+    let reader =
+        user_id.map(|user_id| for_reader(view, push, &kept, is_current_state, user_id)).transpose()?;
     Ok(Explanation {
         event_id: kept.id(&room),
         room_id: room.id.clone(),
+        room_number: num.0,
+        event_number: event.0,
+        position: kept.order().map(|order| order.anchor.number()),
+        is_back_filled: kept.order().is_some_and(|order| order.minor != 0),
         event_type: kept.row.event_type().into_owned(),
         state_key: kept.row.state_key().map(std::borrow::Cow::into_owned),
         sender: kept.row.sender().into_owned(),
@@ -151,7 +180,7 @@ fn about(
         prev_events: ids(&header.prev)?,
         auth_events: ids(&header.auth)?,
         state_before: state_before(&kept, &room),
-        is_current_state: current == Some(event),
+        is_current_state,
         redacted_by: ids(header.redacted_by.as_slice())?.pop(),
         reader,
     })
@@ -189,17 +218,20 @@ fn for_reader(
     view: RoomView<'_, Snapshot>,
     push: &Push,
     kept: &KeptEvent,
+    is_current_state: bool,
     user_id: OwnedUserId,
 ) -> Result<ForReader> {
     let RoomView { read, num, .. } = view;
     let user = users::require_num(read, &user_id)?;
     let row = members::find(read, user, num)?;
     let now = row.as_ref().map_or("nothing", |row| row.membership.as_str());
+    let (membership_then, visibility_then) = at_event(view, kept, &user_id)?;
     let mut found = ForReader {
         membership_now: now.to_owned(),
-        membership_then: String::new(),
-        history_visibility: "shared".to_owned(),
+        membership_then: membership_then.map_or("nothing", Membership::as_str).to_owned(),
+        history_visibility: visibility_then.as_str().to_owned(),
         sees: false,
+        told_by_sync: false,
         notified_by: None,
         why: Vec::new(),
         user_id,
@@ -208,49 +240,103 @@ fn for_reader(
     if row.as_ref().is_some_and(|row| row.forgotten) {
         why.push("The user has forgotten the room.".to_owned());
     }
-    let before = kept.row.header.before.or_else(|| kept.order().map(|order| StateRef::Main(order.before())));
-    if let Some(before) = before {
-        let at = |event_type: &str, state_key: &str| -> Result<Option<KeptEvent>> {
-            let Some(key) = state::find_key(read, num, event_type, state_key)? else { return Ok(None) };
-            let event = state::at(read, num, before, key)?.event();
-            Ok(event.map(|event| event::require_kept(read, num, event)).transpose()?)
-        };
-        let visibility = at(HISTORY_VISIBILITY, "")?;
-        let visibility = visibility.map(|kept| HistoryVisibility::of_content(kept.row.content()));
-        found.history_visibility =
-            format!("{:?}", visibility.unwrap_or(HistoryVisibility::Shared)).to_lowercase();
-        let member = at(MEMBER, found.user_id.as_str())?.and_then(|kept| kept.membership());
-        found.membership_then = member.map_or("nothing", |membership| membership.as_str()).to_owned();
+    if before(kept).is_some() {
         why.push(format!(
             "At the event the user was {} to the room, whose history was {} then.",
             found.membership_then, found.history_visibility
         ));
     }
-    match kept.in_timeline() {
-        None => why.push("The event is not part of the room's timeline.".to_owned()),
-        Some(stored) if stored.row.header.unseen => why.push("No client is shown the event.".to_owned()),
-        Some(stored) => {
-            let ignored = Arc::new(Ignored::of(read, user, &found.user_id)?);
-            let reader = Reader::of(read, num, user, &found.user_id, ignored)?;
-            found.sees = reader.sees(read, &stored)?;
-            if reader.ignores(&stored) {
-                why.push("The user ignores its sender.".to_owned());
-            }
-            if let Some(row) = row.filter(|_| found.sees) {
-                let place = PushPlace { num, row: view.row, joined: row.since };
-                let rule = push.reader(read, user, &found.user_id)?.explain(read, place, &stored)?;
-                let rule = rule.filter(|rule| rule.outcome.notify);
-                found.notified_by = rule.map(|rule| rule.rule_id);
-                why.push(match &found.notified_by {
-                    Some(rule) => format!("It notifies the user by the rule {rule}."),
-                    None => "It notifies the user by no rule.".to_owned(),
-                });
-            }
-            if users::is_erased(read, &stored.row.sender())? && found.membership_then != "join" {
-                why.push("Its sender asked to be erased: it is shown redacted.".to_owned());
-            }
+    let joined = row.as_ref().filter(|row| row.membership == Membership::Join);
+    if let Some(stored) = kept.in_timeline() {
+        let ignored = Arc::new(Ignored::of(read, user, &found.user_id)?);
+        let reader = Reader::of(read, num, user, &found.user_id, ignored)?;
+        found.sees = !stored.row.header.unseen && reader.sees(read, &stored)?;
+        if reader.ignores(&stored) {
+            why.push("The user ignores its sender.".to_owned());
         }
+        let told = by_sync(&reader, row.as_ref(), &stored, found.sees);
+        found.told_by_sync = told.is_told;
+        why.push(told.why.to_owned());
+        if let Some(row) = joined.filter(|_| found.sees && stored.order.minor == 0) {
+            let place = PushPlace { num, row: view.row, joined: row.since };
+            let rule = push.reader(read, user, &found.user_id)?.explain(read, place, &stored)?;
+            let rule = rule.filter(|rule| rule.outcome.notify);
+            found.notified_by = rule.map(|rule| rule.rule_id);
+            why.push(match &found.notified_by {
+                Some(rule) => format!("It notifies the user by the rule {rule}."),
+                None => "It notifies the user by no rule.".to_owned(),
+            });
+        }
+        if users::is_erased(read, &stored.row.sender())? && found.membership_then != "join" {
+            why.push("Its sender asked to be erased: it is shown redacted.".to_owned());
+        }
+    } else {
+        why.push("The event is not part of the room's timeline.".to_owned());
+    }
+    if is_current_state && joined.is_some() && !found.told_by_sync {
+        found.told_by_sync = true;
+        why.push("It is current state, which /sync tells beside the timeline.".to_owned());
     }
     found.why = why;
     Ok(found)
+}
+
+/// The state before an event, if it is known.
+fn before(kept: &KeptEvent) -> Option<StateRef> {
+    kept.row.header.before.or_else(|| kept.order().map(|order| StateRef::Main(order.before())))
+}
+
+/// The membership that a user had just before an event, and the history visibility then, which is shared where none was set.
+fn at_event(
+    view: RoomView<'_, Snapshot>,
+    kept: &KeptEvent,
+    user_id: &UserId,
+) -> Result<(Option<Membership>, HistoryVisibility)> {
+    let RoomView { read, num, .. } = view;
+    let Some(before) = before(kept) else { return Ok((None, HistoryVisibility::Shared)) };
+    let at = |event_type: &str, state_key: &str| -> Result<Option<KeptEvent>> {
+        let Some(key) = state::find_key(read, num, event_type, state_key)? else { return Ok(None) };
+        let event = state::at(read, num, before, key)?.event();
+        Ok(event.map(|event| event::require_kept(read, num, event)).transpose()?)
+    };
+    let visibility = at(HISTORY_VISIBILITY, "")?;
+    let visibility = visibility.map(|kept| HistoryVisibility::of_content(kept.row.content()));
+    let membership = at(MEMBER, user_id.as_str())?.and_then(|kept| kept.membership());
+    Ok((membership, visibility.unwrap_or(HistoryVisibility::Shared)))
+}
+
+/// Whether `/sync` tells an event, and why.
+struct BySync {
+    is_told: bool,
+    why: &'static str,
+}
+
+/// Says whether `/sync` tells the user of an event of the timeline. It tells less than other endpoints show: only what is live,
+/// up to the end of the user's stay, and the event that ended it.
+fn by_sync(reader: &Reader, row: Option<&UserRoomRow>, stored: &StoredEvent, sees: bool) -> BySync {
+    let not = |why| BySync { is_told: false, why };
+    let told = |why| BySync { is_told: true, why };
+    if stored.row.header.unseen {
+        return not("No client is shown the event.");
+    }
+    let Some(row) = row else { return not("/sync tells nothing of a room to which the user is nothing.") };
+    if row.event == stored.event() && row.membership != Membership::Join {
+        return match row.membership {
+            Membership::Invite => {
+                told("/sync tells it as the user's invitation, unless invitations are blocked.")
+            }
+            _ => told("/sync tells it once, because it made the user what they are to the room."),
+        };
+    }
+    if stored.order.minor != 0 {
+        return not("It was back-filled, so that /messages shows it and /sync does not.");
+    }
+    match reader.joined_until() {
+        Some(until) if stored.order <= until && sees => {
+            told("The timeline of /sync tells it, unless a filter or a limit leaves it out.")
+        }
+        Some(until) if stored.order <= until => not("/sync does not tell what the user may not see."),
+        Some(_) => not("It came after the user's stay, at whose end /sync stops."),
+        None => not("The user has no stay in the room, of which /sync would tell the timeline."),
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     },
     schema::{event_types::REDACTION, rooms::Membership},
     store::{Direction, Fault},
-    sync::window::RoomWindow,
+    sync::{filter::OfRooms, window::RoomWindow},
 };
 
 /// Look at no more than this many events for one timeline, because a filter may leave out most of them.
@@ -99,7 +99,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
             }
             looked_at += 1;
             may_redact |= stored.row.event_type() == REDACTION;
-            if room.reader.ignores(&stored) || !filter.wants(&stored) {
+            if is_unwanted(room, filter, &stored) {
                 continue;
             }
             let (membership, sees) = room.reader.look(window.read, &stored)?;
@@ -119,6 +119,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         window.spend_timeline(bytes, looked_at);
         if limited {
             tracing::debug!(
+                user = %window.ask.caller.user,
                 room = room.num.0,
                 events = events.len(),
                 looked_at,
@@ -127,6 +128,9 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
                 "a timeline is limited"
             );
         }
+    } else {
+        let user = window.ask.caller.user;
+        tracing::debug!(%user, room = room.num.0, reason = "filter of rooms", "a timeline is withheld");
     }
     events.reverse();
     debug_assert!(events.is_sorted_by(|(a, _), (b, _)| a.order < b.order), "a timeline rises");
@@ -136,4 +140,18 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
     );
     let start = events.first().map_or_else(|| end.next(), |(stored, _)| stored.order);
     Ok(Timeline { events, limited, may_redact: may_redact || limited, start, end })
+}
+
+/// Whether the client does not want an event in its timeline, whether or not the user may see it.
+fn is_unwanted(room: &RoomWindow<'_, '_>, filter: &OfRooms, stored: &StoredEvent) -> bool {
+    let reason = if room.reader.ignores(stored) {
+        "ignored sender"
+    } else if !filter.wants(stored) {
+        "filter"
+    } else {
+        return false;
+    };
+    let (user, event) = (room.window.ask.caller.user, stored.event().0);
+    tracing::debug!(%user, room = room.num.0, event, reason, "an event is left out of a timeline");
+    true
 }
