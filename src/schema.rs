@@ -191,8 +191,10 @@ tables! {
 
     /// How far a user has read a room: user id, kind, thread ("" the whole room, "main", or the root's id).
     110 RECEIPTS((RoomNum, String, receipts::ReceiptKind, String) => receipts::ReceiptRow) in Index, Room of "rooms::receipts";
-    /// The receipt of a room that was stored at a position. It counts only while the receipt still says that position.
+    /// The public receipt of a room that was stored at a position. It counts only while the receipt still says that position.
     111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
+    /// The same of private receipts, for each user, whom nobody else's private receipts concern.
+    112 PRIVATE_RECEIPT_LOG((RoomNum, String, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
     // --- rooms, more of them: 150-169 ---
 
@@ -200,6 +202,9 @@ tables! {
     150 REDACTION_WAITING((RoomNum, EventKey, EventNum) => RedactionWaitingRow) in Index, Room of "rooms::change";
     /// The JSON of an event before it was redacted, for moderators, until a timer deletes it.
     151 REDACTED_ORIGINAL((RoomNum, EventNum) => Bytes) in Events, Room of "rooms::redact";
+    /// The state event that the redaction at this place of the timeline redacted, so that clients whom the redaction is not shown to
+    /// can be told.
+    155 REDACTED_STATE((RoomNum, Order) => EventNum) in Index, Room of "rooms::redact";
     /// How many users of a server are in a room now.
     152 SERVER_MEMBERS((RoomNum, String) => Marked<u64>) in Index, Room of "rooms::members";
     /// The thread in which an event stands, by itself or by what it refers to; events of the main timeline have no row.

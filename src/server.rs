@@ -10,6 +10,7 @@ pub mod logging;
 pub mod operator;
 mod readers;
 mod serve;
+mod steps;
 mod timers;
 
 use std::sync::Arc;
@@ -55,6 +56,9 @@ impl Server {
     /// Builds the server over a store and starts its workers; with `lead`, also the workers that one node runs for all.
     /// Fails if the store belongs to a server of another name, or if it has no signing key and this node does not lead.
     pub fn start(config: Config, env: Env, store: Store, lead: Option<Lead>) -> Result<Self> {
+        if lead.is_some() {
+            steps::take(&store)?;
+        }
         let signing = Arc::new(identity::open(&config, &env, &store, lead.as_ref())?);
         let accounts = Accounts::open(&*store.snapshot(), &env, config.server.name.clone())?;
         let metrics = Metrics::new();

@@ -22,7 +22,7 @@ mod guard;
 mod head;
 pub mod key;
 pub mod log;
-mod migrate;
+pub(crate) mod migrate;
 mod not_accepted;
 mod overlay;
 mod pending;
@@ -166,18 +166,28 @@ pub(crate) struct Shared {
 }
 
 impl Store {
-    /// Opens the store over an engine; brings it to the newest layout where that is an older one.
+    /// Opens the store over an engine. A store of an older layout stays as it is until [`Self::bring_up`].
     /// Errors: [`Fault::Closed`] when a newer version of the server wrote it.
     pub fn open(engine: Engine, durability: Durability) -> Result<Self, Fault> {
         let (store, layout) = Self::over(engine, durability)?;
         let mut opening = store.batch(&Guard::alone());
         match layout {
-            Some(layout) => migrate::run(&store, layout, migrate::STEPS, head::LAYOUT_NOW)?,
+            Some(layout) => migrate::require_known(layout)?,
             None => head::put_new_store(&mut opening),
         }
         // This flush reserves numbers, so that no later one has to wait for that.
         migrate::write(&store, opening)?;
         Ok(store)
+    }
+
+    /// The layout that the store has.
+    pub(crate) fn layout(&self) -> Result<u64, Fault> {
+        head::layout(&*self.snapshot())
+    }
+
+    /// Brings a store that nobody else uses yet to the newest layout, by these steps.
+    pub(crate) fn bring_up(&self, steps: &[migrate::Step]) -> Result<(), Fault> {
+        migrate::run(self, self.layout()?, steps, head::LAYOUT_NOW)
     }
 
     /// Reads the store as it is, and its layout; there is none where nothing was ever written.

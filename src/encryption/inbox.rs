@@ -10,7 +10,10 @@
 #[cfg(test)]
 mod model;
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Bound,
+};
 
 use bytes::Bytes;
 use ruma::{OwnedUserId, UserId};
@@ -25,7 +28,7 @@ use crate::{
         self,
         encryption::{InboxShare, InboxState},
     },
-    store::{Batch, Direction, Fault, LogEntry, Read, Write},
+    store::{Batch, Direction, Fault, LogEntry, Read, Write, migrate},
 };
 
 /// The content of a message has at most this many bytes.
@@ -346,6 +349,50 @@ pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, Device
     schema::INBOX_KEY_REQUEST.delete_below::<Owner, Owner>(batch, low, high);
     schema::INBOX_SHARE.delete_below::<Owner, Owner>(batch, low, high);
     schema::INBOX_STATE.delete_below::<Owner, Owner>(batch, low, high);
+}
+
+/// At most this many messages are counted in one part of [`recount`].
+const COUNTED_AT_ONCE: usize = if cfg!(test) { 1 } else { 1_000 };
+
+/// A step from an older layout: counts the messages of each inbox by sender, and lists those that are requests for room keys.
+/// Messages that were put before there were such rows have none.
+pub(crate) fn recount(
+    read: &dyn Read,
+    after: Option<Bytes>,
+    batch: &mut Batch,
+) -> Result<Option<Bytes>, Fault> {
+    type At = (UserNum, DeviceNum, Position);
+    let low = match after {
+        Some(after) => Bound::Excluded(migrate::read_place::<At>(&after)?),
+        None => {
+            schema::INBOX_SHARE.delete_prefix::<()>(batch, ());
+            schema::INBOX_KEY_REQUEST.delete_prefix::<()>(batch, ());
+            Bound::Unbounded
+        }
+    };
+    let mut shares = BTreeMap::<(Owner, String), InboxShare>::new();
+    let mut last = None;
+    for row in schema::INBOX.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(COUNTED_AT_ONCE) {
+        let (at, message) = row?;
+        let (user, device, _) = at;
+        let share = match shares.entry(((user, device), sender_of(&message).unwrap_or_default())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let counted = schema::INBOX_SHARE.get(batch, (user, device, new.key().1.as_str()))?;
+                new.insert(counted.unwrap_or_default())
+            }
+        };
+        share.messages += 1;
+        share.bytes += message.len() as u64;
+        if is_key_request(&message) {
+            schema::INBOX_KEY_REQUEST.put(batch, at, &());
+        }
+        last = Some(migrate::place_of::<At>(at));
+    }
+    for (((user, device), sender), share) in shares {
+        schema::INBOX_SHARE.put(batch, (user, device, &sender), &share);
+    }
+    Ok(last)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 
+pub(crate) use aside::recount_aside;
 pub use received::{Outcome, Received, Reunion, Step, Taken};
 pub use txn::Txn;
 

@@ -8,7 +8,7 @@ use ruma::UserId;
 
 use crate::{
     accounts,
-    ids::{EventNum, Order, RoomNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, UserNum},
     rooms::{
         event,
         members::{self, Tally},
@@ -23,7 +23,7 @@ use crate::{
     schema::{
         self,
         marked::Marked,
-        receipts::{ReceiptKey, ReceiptRow},
+        receipts::{ReceiptKey, ReceiptKind, ReceiptRow},
         rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
     },
     store::{
@@ -75,6 +75,14 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(is_redacted, "there is no redacted event of this number");
             Ok(())
         }),
+        of_room(&schema::REDACTED_STATE, |read, (room, order), event, doubts| {
+            doubts.unless(schema::TIMELINE.contains(read, (*room, *order))?, "no redaction stands there");
+            let stored = event::find_anywhere(read, *room, *event)?;
+            let is_redacted = stored
+                .is_some_and(|stored| stored.row.is_redacted() && stored.row.header.state_key.is_some());
+            doubts.unless(is_redacted, "there is no redacted state event of this number");
+            Ok(())
+        }),
         RowCheck::of(&schema::ALIAS, |read, alias, Json(row), doubts| {
             let room = row.room;
             doubts.unless(schema::ROOM.contains(read, room)?, format!("there is no room {room}"));
@@ -103,18 +111,31 @@ pub fn checks() -> Vec<RowCheck> {
             receipt(read, *room, &key, row, doubts)
         }),
         RowCheck::of(&schema::RECEIPT_LOG, |read, (room, position), Json(key), doubts| {
-            let row =
-                schema::RECEIPTS.get(read, (*room, key.user.as_str(), key.kind, key.thread.as_str()))?;
-            // The row counts only while the receipt still says that position.
-            doubts.unless(
-                row.is_some_and(|row| row.position >= *position),
-                "the receipt is missing or older than this row",
-            );
-            Ok(())
+            doubts.unless(key.kind == ReceiptKind::Public, "it is of a private receipt");
+            logged_receipt(read, (*room, *position), key, doubts)
+        }),
+        RowCheck::of(&schema::PRIVATE_RECEIPT_LOG, |read, (room, user, position), Json(key), doubts| {
+            let is_own = key.kind == ReceiptKind::Private && key.user.as_str() == user;
+            doubts.unless(is_own, "it is of a public receipt, or of another user's");
+            logged_receipt(read, (*room, *position), key, doubts)
         }),
     ];
     let of_events = events::checks().into_iter().chain(relations::check::checks());
     own.into_iter().chain(of_events).chain(state::check::checks()).collect()
+}
+
+fn logged_receipt(
+    read: &Snapshot,
+    (room, position): (RoomNum, Position),
+    key: &ReceiptKey,
+    doubts: &mut Doubts,
+) -> Result<(), Fault> {
+    let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+    doubts.unless(
+        row.is_some_and(|row| row.position == position),
+        "no receipt was stored there, or a newer one",
+    );
+    Ok(())
 }
 
 fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {
@@ -232,7 +253,12 @@ fn receipt(
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
     doubts.logged(read, row.position, LogEntry::Receipts { room })?;
-    let logged = schema::RECEIPT_LOG.get(read, (room, row.position))?;
+    let logged = match key.kind {
+        ReceiptKind::Public => schema::RECEIPT_LOG.get(read, (room, row.position))?,
+        ReceiptKind::Private => {
+            schema::PRIVATE_RECEIPT_LOG.get(read, (room, key.user.as_str(), row.position))?
+        }
+    };
     doubts.unless(
         logged.is_some_and(|Json(logged)| logged == *key),
         "the room's log of receipts does not name it",

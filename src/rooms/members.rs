@@ -10,10 +10,7 @@ use ruma::{OwnedUserId, UserId};
 use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum, UserNum},
-    rooms::{
-        event::{self, StoredEvent},
-        state,
-    },
+    rooms::{event, state},
     schema,
     schema::{
         event_types::MEMBER,
@@ -289,21 +286,6 @@ pub(crate) fn list_keys_after(
     let is_user = |user: &str| <&UserId>::try_from(user).is_ok();
     let rows = rows.filter(|row| row.as_ref().map_or(true, |((.., user), _)| is_user(user)));
     rows.take(count).map(|row| row.map(|((.., user), key)| (user, key))).collect()
-}
-
-/// Lists the current member events of a room.
-pub fn list_current(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-) -> Result<Vec<(OwnedUserId, StoredEvent)>, Fault> {
-    let mut members = Vec::new();
-    for key in list_keys(read, room)? {
-        let (user, key) = key?;
-        if let Some(event) = state::current(read, room, key)? {
-            members.push((user, event::require(read, room, event)?));
-        }
-    }
-    Ok(members)
 }
 
 /// Reads the membership from the member event of this number; `Leave` where there is none.

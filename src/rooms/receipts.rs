@@ -2,15 +2,16 @@
 //!
 //! Specification: client-server API, "Receipts".
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Bound};
 
-use ruma::OwnedEventId;
+use bytes::Bytes;
+use ruma::{OwnedEventId, UserId};
 
 use crate::{
     ids::{Order, Position, RoomNum},
     schema,
     schema::receipts::{ReceiptKey, ReceiptKind, ReceiptRow},
-    store::{Batch, Direction, Fault, LogEntry, Read, key::Json},
+    store::{Batch, Direction, Fault, LogEntry, Read, key::Json, migrate},
 };
 
 /// The thread of a receipt that counts for everything, in threads or not.
@@ -18,8 +19,13 @@ pub const NO_THREAD: &str = "";
 /// The thread of a receipt that counts only for events in no thread.
 pub const MAIN_THREAD: &str = "main";
 
-/// Look at up to this many times as many receipts as are wanted, because most may be private ones of other users.
-const LOOKED_AT: usize = 8;
+/// At most this many receipts of a user are deleted in one batch, because each takes two rows of it.
+const DELETED_AT_ONCE: usize = 1_000;
+/// At most this many rows of the log are moved in one part of [`part_logs`].
+const MOVED_AT_ONCE: usize = if cfg!(test) { 1 } else { 1_000 };
+
+/// The key of a row in the log of private receipts.
+type OwnKey = (RoomNum, String, Position);
 
 /// A receipt that somebody sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
         if old.order >= receipt.order {
             return Ok(false);
         }
-        schema::RECEIPT_LOG.delete(batch, (*room, old.position));
+        unlog(batch, *room, key, old.position);
     }
     let position = batch.position(&LogEntry::Receipts { room: *room });
     let row = ReceiptRow {
@@ -56,7 +62,7 @@ pub fn keep(batch: &mut Batch, receipt: &Receipt) -> Result<bool, Fault> {
         event_id: receipt.event_id.clone(),
     };
     schema::RECEIPTS.put(batch, row_key, &row);
-    schema::RECEIPT_LOG.put(batch, (*room, position), &Json(key.clone()));
+    log(batch, *room, key, position);
     Ok(true)
 }
 
@@ -69,6 +75,25 @@ pub struct Page {
     pub told_upto: Option<Position>,
 }
 
+fn log(batch: &mut Batch, room: RoomNum, key: &ReceiptKey, position: Position) {
+    let row = Json(key.clone());
+    match key.kind {
+        ReceiptKind::Public => schema::RECEIPT_LOG.put(batch, (room, position), &row),
+        ReceiptKind::Private => {
+            schema::PRIVATE_RECEIPT_LOG.put(batch, (room, key.user.as_str(), position), &row);
+        }
+    }
+}
+
+fn unlog(batch: &mut Batch, room: RoomNum, key: &ReceiptKey, position: Position) {
+    match key.kind {
+        ReceiptKind::Public => schema::RECEIPT_LOG.delete(batch, (room, position)),
+        ReceiptKind::Private => {
+            schema::PRIVATE_RECEIPT_LOG.delete(batch, (room, key.user.as_str(), position));
+        }
+    }
+}
+
 /// Lists the receipts of a room that were stored after `after` and at or before `upto` and that this user may see
 /// (everybody's public ones and the user's own private ones), oldest first, at most `count`.
 pub fn list_new(
@@ -78,26 +103,27 @@ pub fn list_new(
     user_id: &str,
     count: usize,
 ) -> Result<Page, Fault> {
-    let (mut page, mut last) = (Page::default(), after);
     if after >= upto {
-        return Ok(page);
+        return Ok(Page::default());
     }
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, upto)));
-    let rows = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Up)?;
-    for (looked_at, row) in rows.enumerate() {
-        let ((_, position), Json(key)) = row?;
-        if page.receipts.len() == count || looked_at == count.saturating_mul(LOOKED_AT) {
-            page.told_upto = Some(last);
-            break;
-        }
-        last = position;
-        page.receipts.extend(find_seen(read, room, position, key, user_id)?);
-    }
-    Ok(page)
+    let public = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Up)?;
+    let public = public.map(|row| row.map(|((_, position), Json(key))| (position, key)));
+    let low = Bound::Excluded((room, user_id, after));
+    let high = Bound::Included((room, user_id, upto));
+    let own = schema::PRIVATE_RECEIPT_LOG.range::<OwnKey>(read, low, high, Direction::Up)?;
+    let own = own.map(|row| row.map(|((.., position), Json(key))| (position, key)));
+    let one_more = count.saturating_add(1);
+    let mut logged = own.take(one_more).chain(public.take(one_more)).collect::<Result<Vec<_>, Fault>>()?;
+    logged.sort_unstable_by_key(|(position, _)| *position);
+    let has_more = logged.len() > count;
+    logged.truncate(count);
+    let told_upto = logged.last().map(|(position, _)| *position).filter(|_| has_more);
+    Ok(Page { receipts: load(read, room, logged)?, told_upto })
 }
 
 /// Lists the receipts of a room that were stored last, at or before `upto`, and that this user may see, newest first, at
-/// most `count`. Older ones are left out, and the search ends after a bounded number of them.
+/// most `count`. Older ones are left out.
 pub fn list_newest(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -106,43 +132,94 @@ pub fn list_newest(
     count: usize,
 ) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
     let (low, high) = (Bound::Included((room, Position::ZERO)), Bound::Included((room, upto)));
-    let rows = schema::RECEIPT_LOG.range_mostly_empty::<(RoomNum, Position)>(read, low, high)?;
-    let mut receipts = Vec::new();
-    for row in rows.take(count.saturating_mul(LOOKED_AT)) {
-        let ((_, position), Json(key)) = row?;
-        receipts.extend(find_seen(read, room, position, key, user_id)?);
-        if receipts.len() == count {
-            break;
-        }
+    let public = schema::RECEIPT_LOG.range_mostly_empty::<(RoomNum, Position)>(read, low, high)?;
+    let public = public.map(|row| row.map(|((_, position), Json(key))| (position, key)));
+    let low = Bound::Included((room, user_id, Position::ZERO));
+    let high = Bound::Included((room, user_id, upto));
+    let own = schema::PRIVATE_RECEIPT_LOG.range_mostly_empty::<OwnKey>(read, low, high)?;
+    let own = own.map(|row| row.map(|((.., position), Json(key))| (position, key)));
+    let mut logged = own.take(count).chain(public.take(count)).collect::<Result<Vec<_>, Fault>>()?;
+    logged.sort_unstable_by_key(|(position, _)| Reverse(*position));
+    logged.truncate(count);
+    load(read, room, logged)
+}
+
+/// Loads the receipts that the log names at these positions.
+fn load(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    logged: Vec<(Position, ReceiptKey)>,
+) -> Result<Vec<(ReceiptKey, ReceiptRow)>, Fault> {
+    let mut receipts = Vec::with_capacity(logged.len());
+    for (position, key) in logged {
+        let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+        debug_assert!(row.as_ref().is_some_and(|row| row.position == position), "the log names a receipt");
+        receipts.extend(row.filter(|row| row.position == position).map(|row| (key, row)));
     }
     Ok(receipts)
 }
 
-/// Finds the receipt that was stored at a position, if the user may see it and no newer one has replaced it.
-fn find_seen(
+/// Forgets how far a user has read a room, for a user who asked to be erased. Answers whether receipts are left, because a
+/// batch holds no more; then it must be called again.
+pub fn delete_some(batch: &mut Batch, room: RoomNum, user_id: &UserId) -> Result<bool, Fault> {
+    let rows = schema::RECEIPTS
+        .prefix::<(RoomNum, String)>(batch, (room, user_id.as_str()), Direction::Up)?
+        .take(DELETED_AT_ONCE)
+        .collect::<Result<Vec<_>, _>>()?;
+    let are_left = rows.len() == DELETED_AT_ONCE;
+    for ((_, _, kind, thread), row) in rows {
+        schema::RECEIPTS.delete(batch, (room, user_id.as_str(), kind, thread.as_str()));
+        unlog(batch, room, &ReceiptKey { user: user_id.to_owned(), kind, thread }, row.position);
+    }
+    Ok(are_left)
+}
+
+/// Whether a receipt of the room that this user may see was stored after `after`.
+pub fn any_new(
     read: &(impl Read + ?Sized),
     room: RoomNum,
-    position: Position,
-    key: ReceiptKey,
     user_id: &str,
-) -> Result<Option<(ReceiptKey, ReceiptRow)>, Fault> {
-    if key.kind == ReceiptKind::Private && key.user.as_str() != user_id {
-        return Ok(None);
-    }
-    let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
-    Ok(row.filter(|row| row.position == position).map(|row| (key, row)))
-}
-
-/// Forgets how far a user has read a room, for a user who asked to be erased.
-pub fn delete_all(batch: &mut Batch, room: RoomNum, user_id: &str) {
-    schema::RECEIPTS.delete_prefix::<(RoomNum, String)>(batch, (room, user_id));
-}
-
-/// Whether a receipt of the room was stored after `after`.
-pub fn any_new(read: &(impl Read + ?Sized), room: RoomNum, after: Position) -> Result<bool, Fault> {
+    after: Position,
+) -> Result<bool, Fault> {
     let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, Position::MAX)));
     let mut rows = schema::RECEIPT_LOG.range::<(RoomNum, Position)>(read, low, high, Direction::Down)?;
+    if rows.next().transpose()?.is_some() {
+        return Ok(true);
+    }
+    let low = Bound::Excluded((room, user_id, after));
+    let high = Bound::Included((room, user_id, Position::MAX));
+    let mut rows = schema::PRIVATE_RECEIPT_LOG.range::<OwnKey>(read, low, high, Direction::Down)?;
     Ok(rows.next().transpose()?.is_some())
+}
+
+/// A step from an older layout: gives private receipts a log of their own, and deletes what the log says of receipts that are
+/// gone.
+pub(crate) fn part_logs(
+    read: &dyn Read,
+    after: Option<Bytes>,
+    batch: &mut Batch,
+) -> Result<Option<Bytes>, Fault> {
+    type At = (RoomNum, Position);
+    let low = match after {
+        Some(after) => Bound::Excluded(migrate::read_place::<At>(&after)?),
+        None => Bound::Unbounded,
+    };
+    let mut last = None;
+    for row in
+        schema::RECEIPT_LOG.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(MOVED_AT_ONCE)
+    {
+        let ((room, position), Json(key)) = row?;
+        let row = schema::RECEIPTS.get(read, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+        let is_there = row.is_some_and(|row| row.position == position);
+        if !is_there || key.kind == ReceiptKind::Private {
+            schema::RECEIPT_LOG.delete(batch, (room, position));
+        }
+        if is_there && key.kind == ReceiptKind::Private {
+            log(batch, room, &key, position);
+        }
+        last = Some(migrate::place_of::<At>((room, position)));
+    }
+    Ok(last)
 }
 
 /// The place up to which a user has read, in one thread or in all.
@@ -267,8 +344,8 @@ mod tests {
         assert_eq!(ids(&all), ["$e4", "$e11"]);
         let page = list_new(&*snapshot, ROOM, (seen, snapshot.upto()), "@b:x", 9).unwrap();
         assert_eq!((ids(&page.receipts), page.told_upto), (vec!["$e11".to_owned(), "$e4".to_owned()], None));
-        assert!(any_new(&*snapshot, ROOM, seen).unwrap());
-        assert!(!any_new(&*snapshot, ROOM, snapshot.upto()).unwrap());
+        assert!(any_new(&*snapshot, ROOM, "@b:x", seen).unwrap());
+        assert!(!any_new(&*snapshot, ROOM, "@b:x", snapshot.upto()).unwrap());
         let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@a:x", 9).unwrap();
         assert_eq!(all.len(), 1, "nobody sees the private receipts of others");
         assert_eq!(contents(&all), [serde_json::json!({ "$e11": { "m.read": { "@a:x": { "ts": 7 } } } })]);
@@ -296,7 +373,7 @@ mod tests {
             }
         }
         assert_eq!(told, (0..5).map(thread).collect::<Vec<_>>());
-        assert!(pages > 3, "{pages}");
+        assert_eq!(pages, 3, "private receipts of others take no place");
     }
 
     #[test]
@@ -309,5 +386,58 @@ mod tests {
         let snapshot = store.snapshot();
         let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@a:x", 9).unwrap();
         assert_eq!(contents(&all).len(), 2);
+    }
+
+    #[test]
+    fn private_receipts_of_others_hide_no_older_receipt() {
+        let store = store();
+        write(
+            &store,
+            &[receipt("@a:x", ReceiptKind::Public, "", 1), receipt("@b:x", ReceiptKind::Private, "", 2)],
+        );
+        let seen = store.snapshot().upto();
+        let threads: Vec<_> = (0..100)
+            .map(|number| receipt("@c:x", ReceiptKind::Private, &format!("$thread{number}"), 3 + number))
+            .collect();
+        write(&store, &threads);
+        let snapshot = store.snapshot();
+        let users = |count| {
+            let all = list_newest(&*snapshot, ROOM, snapshot.upto(), "@b:x", count).unwrap();
+            all.iter().map(|(key, _)| key.user.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(users(2), ["@b:x", "@a:x"]);
+        assert_eq!(users(1), ["@b:x"], "the newest come first");
+        let page = |after| list_new(&*snapshot, ROOM, (after, snapshot.upto()), "@b:x", 1).unwrap();
+        let first = page(Position::ZERO);
+        assert_eq!((first.receipts.len(), first.receipts[0].0.user.as_str()), (1, "@a:x"));
+        let second = page(first.told_upto.unwrap());
+        assert_eq!((second.receipts[0].0.user.as_str(), second.told_upto), ("@b:x", None));
+        assert!(!any_new(&*snapshot, ROOM, "@b:x", seen).unwrap());
+        assert!(any_new(&*snapshot, ROOM, "@c:x", seen).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_left_of_the_receipts_of_an_erased_user() {
+        let store = store();
+        let user = <&UserId>::try_from("@a:x").unwrap();
+        let thread = |number: usize| format!("$thread{number}");
+        let mut all: Vec<_> = (0..DELETED_AT_ONCE + 5)
+            .map(|number| receipt("@a:x", ReceiptKind::Public, &thread(number), 5))
+            .collect();
+        all.extend((0..10).map(|number| receipt("@a:x", ReceiptKind::Private, &thread(number), 5)));
+        all.push(receipt("@ab:x", ReceiptKind::Public, "", 5));
+        for some in all.chunks(500) {
+            write(&store, some);
+        }
+        for are_left in [true, false] {
+            let mut batch = store.batch(&Guard::alone());
+            assert_eq!(delete_some(&mut batch, ROOM, user).unwrap(), are_left);
+            drop(store.enqueue(batch).unwrap());
+            store.flush().unwrap();
+        }
+        let read = &*store.snapshot();
+        assert_eq!(schema::RECEIPTS.prefix::<()>(read, (), Direction::Up).unwrap().count(), 1);
+        assert_eq!(schema::RECEIPT_LOG.prefix::<()>(read, (), Direction::Up).unwrap().count(), 1);
+        assert_eq!(schema::PRIVATE_RECEIPT_LOG.prefix::<()>(read, (), Direction::Up).unwrap().count(), 0);
     }
 }

@@ -3,14 +3,14 @@
 //! A redacted event keeps its place; its bytes are replaced by the redacted form, which its id and signatures still
 //! fit. `rooms/change/redaction.rs` decides who may redact which event.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use bytes::Bytes;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, room_version_rules::RoomVersionRules};
 use serde_json::value::RawValue;
 
 use crate::{
-    ids::{EventNum, RoomNum},
+    ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
     rooms::event::{self, StoredEvent},
     schema,
@@ -79,6 +79,23 @@ pub fn keep_original(batch: &mut Batch, room: RoomNum, original: &StoredEvent, u
 /// Forgets the original content of a redacted event, once its time is over.
 pub fn forget_original(batch: &mut Batch, room: RoomNum, event: EventNum) {
     schema::REDACTED_ORIGINAL.delete(batch, (room, event));
+}
+
+/// Keeps that a state event was redacted by the redaction at this place of the timeline.
+pub fn keep_place(batch: &mut Batch, room: RoomNum, redacted: EventNum, order: Order) {
+    schema::REDACTED_STATE.put(batch, (room, order), &redacted);
+}
+
+/// Lists the state events that were redacted above `after` and up to `upto`, rising, each with the order of its redaction.
+pub fn list_redacted_state<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    after: Order,
+    upto: Order,
+) -> Result<impl Iterator<Item = Result<(Order, EventNum), Fault>> + 'r, Fault> {
+    let (low, high) = (Bound::Excluded((room, after)), Bound::Included((room, upto)));
+    let rows = schema::REDACTED_STATE.range_mostly_empty::<(RoomNum, Order)>(read, low, high)?;
+    Ok(rows.map(|row| row.map(|((_, order), event)| (order, event))))
 }
 
 /// Finds a redacted event as it was before; `None` where that was not kept, or is kept no longer.

@@ -9,7 +9,7 @@ use crate::{
     config::Durability,
     ids::Position,
     store::{
-        Batch, Direction, Engine, Fault, Snapshot,
+        Batch, Direction, Engine, Fault, Read, Snapshot,
         engine::Change,
         key::{Encoder, Value},
         tables,
@@ -25,7 +25,7 @@ const RESERVED: &str = "reserved";
 const RESERVED_BATCHES: &str = "reserved_batches";
 
 /// The layout this code writes. `docs/architecture.md` says how it changes.
-pub(crate) const LAYOUT_NOW: u64 = 1;
+pub(crate) const LAYOUT_NOW: u64 = 5;
 
 /// This many positions, or batch numbers, are reserved at a time.
 pub(crate) const RESERVED_AT_ONCE: u64 = 1 << 20;
@@ -52,6 +52,11 @@ pub(crate) fn open(engine: &Engine) -> Result<Head, Fault> {
         .max(Position::new(positions).unwrap_or_default());
     snapshot.batch_number = snapshot.batch_number.max(batches);
     Ok(Head { layout, snapshot, incarnations, reserved: Reserved::upto(positions, batches) })
+}
+
+/// The layout that the store has.
+pub(crate) fn layout(read: &(impl Read + ?Sized)) -> Result<u64, Fault> {
+    Ok(tables::HEAD.get(read, LAYOUT)?.unwrap_or(LAYOUT_NOW))
 }
 
 /// Writes this as the layout of the store.

@@ -40,7 +40,7 @@ impl Changes {
     /// Finds the changes after `from` and at or before `upto`. `also` are rooms with news that the log does not hold.
     pub(crate) fn find(
         read: &(impl Read + ?Sized),
-        user: UserNum,
+        (user, user_id): (UserNum, &str),
         from: Position,
         upto: Position,
         also: &BTreeSet<RoomNum>,
@@ -50,7 +50,7 @@ impl Changes {
         if is_short && from >= tail::trimmed(read)? {
             Self::walk_log(read, user, from, upto, also)
         } else {
-            Self::ask_rooms(read, user, from, also)
+            Self::ask_rooms(read, (user, user_id), from, also)
         }
     }
 
@@ -90,7 +90,7 @@ impl Changes {
 
     fn ask_rooms(
         read: &(impl Read + ?Sized),
-        user: UserNum,
+        (user, user_id): (UserNum, &str),
         from: Position,
         also: &BTreeSet<RoomNum>,
     ) -> Result<Self, Fault> {
@@ -100,7 +100,7 @@ impl Changes {
             let is_news = row.since > from
                 || also.contains(&room)
                 || match row.membership {
-                    Membership::Join => changed_since(read, room, from)?,
+                    Membership::Join => changed_since(read, room, user_id, from)?,
                     // A second invitation is news, though the membership stays the same.
                     _ => matches!(
                         schema::PLACE.get(read, (room, row.event))?,
@@ -115,10 +115,15 @@ impl Changes {
     }
 }
 
-fn changed_since(read: &(impl Read + ?Sized), room: RoomNum, from: Position) -> Result<bool, Fault> {
+fn changed_since(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user_id: &str,
+    from: Position,
+) -> Result<bool, Fault> {
     let Some(row) = schema::ROOM.get(read, room)? else { return Ok(false) };
     if row.tip.anchor > from || row.state_tip.anchor > from {
         return Ok(true);
     }
-    receipts::any_new(read, room, from)
+    receipts::any_new(read, room, user_id, from)
 }

@@ -14,7 +14,13 @@ pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
     let (read, caller) = (window.read, &window.ask.caller);
     let mut changes = Changes::default();
     if window.from < window.upto {
-        changes = Changes::find(read, caller.user, window.from, window.upto, &BTreeSet::new())?;
+        changes = Changes::find(
+            read,
+            (caller.user, caller.user_id.as_str()),
+            window.from,
+            window.upto,
+            &BTreeSet::new(),
+        )?;
         let rows = schema::ROOM.get_many(read, changes.rooms.iter().map(|(room, _)| *room))?;
         for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
             let Some(row) = row else { continue };

@@ -81,8 +81,9 @@ fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
     if window.is_other_run() || window.counts()?.changed() > window.from {
         also.extend(members::list_joined_rooms(read, user)?);
     }
+    let caller = (user, window.ask.caller.user_id.as_str());
     // Rooms with receipts that were left are looked at again.
-    Changes::find(read, user, window.from.min(window.receipts_from()), window.upto, &also)
+    Changes::find(read, caller, window.from.min(window.receipts_from()), window.upto, &also)
 }
 
 /// Adds rooms in which nothing changed but the user's account data.

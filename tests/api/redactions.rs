@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     rooms::{Rooms, enc},
     support::{TestClient, TestServer, remote::Remote},
+    sync::{Chain, create_room, must, say, set_state},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -241,4 +242,40 @@ async fn why_an_ignored_user_redacted_an_event_is_not_told() {
     let path = format!("/user/{}/account_data/m.ignored_user_list", bob.user_id);
     bob.ok_put(&path, json!({ "ignored_users": { &alice.user_id: {} } })).await;
     assert!(!shown(&bob, &room, &said).await.contains("SECRET"), "bob ignores alice");
+}
+
+/// What a client that syncs by this filter is told of a topic that was redacted since it knew it.
+async fn told_of_redacted_topic(filter: Value, query: &str) -> (Value, Value) {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    must(&bob, &room, "join", json!({})).await;
+    let topic = set_state(&alice, &room, "m.room.topic", "", json!({ "topic": "a secret" })).await;
+    let old = set_state(&alice, &room, "org.example.thing", "", json!({ "a": "secret" })).await;
+    set_state(&alice, &room, "org.example.thing", "", json!({ "no": "secret" })).await;
+    let mut chain = Chain::filtered(&bob, filter);
+    chain.query = query.to_owned();
+    chain.next().await;
+    redact(&alice, &room, &topic).await;
+    redact(&alice, &room, &old).await;
+    say(&alice, &room, "hello").await;
+    let news = chain.next().await["rooms"]["join"][&room].clone();
+    let again = chain.next().await["rooms"]["join"][&room].clone();
+    assert_eq!(again, Value::Null, "it is told once");
+    (news["state"]["events"].clone(), news["state_after"]["events"].clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redacted_state_event_is_told_where_the_timeline_leaves_its_redaction_out() {
+    let is_told = |events: &Value| {
+        let events = events.as_array().unwrap();
+        assert_eq!(events.len(), 1, "only what still holds: {events:?}");
+        assert_eq!((&events[0]["type"], &events[0]["content"]), (&json!("m.room.topic"), &json!({})));
+    };
+    let only_messages = json!({ "room": { "timeline": { "types": ["m.room.message"] } } });
+    is_told(&told_of_redacted_topic(only_messages, "").await.0);
+    is_told(&told_of_redacted_topic(json!({ "room": { "timeline": { "limit": 1 } } }), "").await.0);
+    is_told(&told_of_redacted_topic(json!({}), "&use_state_after=true").await.1);
+    let (state, _) = told_of_redacted_topic(json!({}), "").await;
+    assert_eq!(state, json!([]), "a client sees the redaction in its timeline");
 }

@@ -12,8 +12,8 @@ use crate::{
     sync::{Chain, Dice, act, create_room, encoded},
 };
 
-/// A room's state: (type, state key) to event id.
-type State = BTreeMap<(String, String), String>;
+/// A room's state: (type, state key) to event id and content.
+type State = BTreeMap<(String, String), (String, Value)>;
 
 /// The way in which a client syncs: its filter, and whether it asks for the state after the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,22 @@ fn key(event: &Value) -> Option<(String, String)> {
 fn lay(state: &mut State, events: &Value) {
     for event in events.as_array().into_iter().flatten() {
         if let Some(key) = key(event) {
-            state.insert(key, event["event_id"].as_str().unwrap().to_owned());
+            state.insert(key, (event["event_id"].as_str().unwrap().to_owned(), event["content"].clone()));
+        }
+    }
+}
+
+/// Redacts what a client knows by the redactions that a timeline shows it. Only the types of events that the model redacts have
+/// their content redacted.
+fn redact(state: &mut State, events: &Value) {
+    for event in events.as_array().into_iter().flatten() {
+        let Some(target) = event["redacts"].as_str().or_else(|| event["content"]["redacts"].as_str()) else {
+            continue;
+        };
+        for ((event_type, _), (_, content)) in state.iter_mut().filter(|(_, (id, _))| id == target) {
+            let membership = content["membership"].clone();
+            *content =
+                if event_type == "m.room.member" { json!({ "membership": membership }) } else { json!({}) };
         }
     }
 }
@@ -105,6 +120,7 @@ impl Listener {
                 } else {
                     lay(known, &news["state"]["events"]);
                     lay(known, &news["timeline"]["events"]);
+                    redact(known, &news["timeline"]["events"]);
                 }
                 let Some(mut server) = state_of(&self.chain.client, room).await else { continue };
                 let mut known = known.clone();
@@ -113,6 +129,11 @@ impl Listener {
                     let own = ("m.room.member".to_owned(), self.chain.client.user_id.clone());
                     known.remove(&own);
                     server.remove(&own);
+                    // Redactions after the user left show in what the server tells of the room, and are not told by sync.
+                    known
+                        .values_mut()
+                        .chain(server.values_mut())
+                        .for_each(|(_, content)| *content = Value::Null);
                     // Somebody who was never in the room is told nothing of it, and may look in where everybody may.
                     let is_open = json!({ "history_visibility": "world_readable" });
                     let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
@@ -162,11 +183,22 @@ async fn put_state(client: &TestClient, room: &str, event_type: &str, key: &str,
     client.put(&path, content).await;
 }
 
+/// Somebody redacts a state event of now.
+async fn redact_some(dice: &mut Dice, who: &TestClient, room: &str, number: usize) {
+    let types = ["m.room.name", "m.room.topic", "org.example.thing", "m.room.member"];
+    let mut state = state_of(who, room).await.unwrap_or_default();
+    state.retain(|(event_type, _), _| types.contains(&event_type.as_str()));
+    if let Some((event, _)) = state.values().nth(dice.below(state.len().max(1))) {
+        let path = format!("/_matrix/client/v3/rooms/{room}/redact/{}/{number}", encoded(event));
+        who.put(&path, json!({})).await;
+    }
+}
+
 /// Somebody does something in the room. Requests may be refused, which is as good as anything else.
 async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) {
     let (who, whom) = (&people[dice.below(people.len())], &people[dice.below(people.len())]);
     let about = json!({ "user_id": whom.user_id });
-    match dice.below(16) {
+    match dice.below(18) {
         0 | 1 => drop(act(who, room, "join", json!({})).await),
         2 => drop(act(who, room, "leave", json!({})).await),
         3 => drop(act(&people[0], room, ["kick", "ban", "unban"][dice.below(3)], about).await),
@@ -191,6 +223,7 @@ async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize)
             let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", who.user_id);
             who.put(&path, json!({ "ignored_users": list })).await;
         }
+        12 | 13 => redact_some(dice, who, room, number).await,
         _ => {
             let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{number}");
             who.put(&path, json!({ "msgtype": "m.text", "body": number.to_string() })).await;

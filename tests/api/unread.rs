@@ -242,7 +242,9 @@ async fn counts_of_a_thread(is_there: bool) -> Vec<Value> {
             seen.push(told["rooms"]["join"][&room].clone());
             if at == 1 {
                 for body in [json!({ "thread_id": "main" }), json!({ "thread_id": root }), json!({})] {
-                    act(&bob, &room, &format!("receipt/m.read/{}", encoded(&sent)), body).await;
+                    let path = format!("receipt/m.read/{}", encoded(&sent));
+                    let (status, refusal) = act(&bob, &room, &path, body).await;
+                    seen.push(json!({ "unread_notifications": [status.as_u16(), refusal] }));
                     let told = Chain::filtered(&bob, filter.clone()).next().await;
                     seen.push(told["rooms"]["join"][&room].clone());
                 }

@@ -94,7 +94,8 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
     Ok(closed)
 }
 
-/// The guests in a room.
+/// The guests in a room. This reads every member of ours, at most once a second for each room: the reader of the log looks no more
+/// often, and a room that opens and closes many times in between is closed once.
 fn list_guests(read: &impl Read, room: RoomNum) -> Result<Vec<Author>> {
     let mut guests = Vec::new();
     for user in members::joined_local_users(read, room)? {

@@ -245,12 +245,12 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     }
     drop(snapshot);
     for room in rooms {
+        if is_erased {
+            delete_receipts(app, room, &author.user_id).await?;
+        }
         let (owned, author) = (app.clone(), author.clone());
         let left = commit::in_room(app, room, move |change| {
             let user_id = &author.user_id;
-            if is_erased {
-                receipts::delete_all(&mut change.batch, room, user_id.as_str());
-            }
             if !is_present(change.membership(user_id.as_str())?) {
                 return Ok(());
             }
@@ -259,6 +259,20 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
         left_out(room, left.await)?;
     }
     Ok(())
+}
+
+/// Deletes all receipts of a user in a room, in as many turns as that takes.
+async fn delete_receipts(app: &App, room: RoomNum, user_id: &UserId) -> Result<()> {
+    loop {
+        let user_id = user_id.to_owned();
+        let deleted = commit::in_room(app, room, move |change| {
+            Ok(receipts::delete_some(&mut change.batch, room, &user_id)?)
+        });
+        match deleted.await {
+            Ok(true) => {}
+            other => return left_out(room, other.map(drop)),
+        }
+    }
 }
 
 /// Whether a user with this membership can leave the room.

@@ -6,7 +6,9 @@
 //! are forgotten. State events among them are forgotten by sweeps (`sweep.rs`), which find out whether a state rests on them.
 //! One that is cited afterwards is asked for again, and judged again.
 
-use std::{ops::Bound, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use bytes::Bytes;
 
 use super::{Change, Outcome, Received, Taken, header::Entering};
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
     },
     schema,
     schema::rooms::{AsideCount, AsideRow, EventRow, Place},
-    store::{Direction, Fault},
+    store::{Batch, Direction, Fault, Read, migrate},
 };
 
 /// A room keeps at most this many events aside, because anybody in it can make as many as they like.
@@ -176,4 +178,33 @@ impl Change {
         schema::ASIDE.put(&mut self.batch, key, &AsideRow { row: stored.row.clone(), ..aside });
         Ok(())
     }
+}
+
+/// At most this many events are counted in one part of [`recount_aside`].
+const COUNTED_AT_ONCE: usize = if cfg!(test) { 1 } else { 2_000 };
+
+/// A step from an older layout: counts the events that each room keeps aside. Rooms that kept some before there was a count
+/// have none.
+pub(crate) fn recount_aside(
+    read: &dyn Read,
+    after: Option<Bytes>,
+    batch: &mut Batch,
+) -> Result<Option<Bytes>, Fault> {
+    type At = (RoomNum, EventNum);
+    let after = after.map(|after| migrate::read_place::<At>(&after)).transpose()?;
+    let low = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut counts = BTreeMap::<RoomNum, u64>::new();
+    let mut last = None;
+    for row in schema::ASIDE.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(COUNTED_AT_ONCE) {
+        let (at, _) = row?;
+        *counts.entry(at.0).or_default() += 1;
+        last = Some(migrate::place_of::<At>(at));
+    }
+    for (room, new) in counts {
+        let row = schema::ASIDE_COUNT.get(batch, room)?.unwrap_or_default();
+        let is_begun = after.is_some_and(|(begun, _)| begun == room);
+        let count = if is_begun { row.count.saturating_add(new) } else { new };
+        schema::ASIDE_COUNT.put(batch, room, &AsideCount { count, ..row });
+    }
+    Ok(last)
 }

@@ -156,7 +156,7 @@ impl Change {
         if let Some(target) = &draft.redacts
             && let Some(target) = self.find_num(target)?
         {
-            self.redact(target, event)?;
+            self.redact_by(target, &stored)?;
         }
         Ok(stored)
     }

@@ -108,9 +108,18 @@ impl Change {
                 let why = "the event that it redacts has not come in yet";
                 tracing::debug!(room = %self.num, event = %stored.event(), why, "a redaction is withheld");
             }
-            Redaction::Applies(target) => self.redact(target, stored.event())?,
+            Redaction::Applies(target) => self.redact_by(target, stored)?,
         }
         Ok(())
+    }
+
+    /// Redacts an event by a redaction of the timeline, and keeps where it did so if it is a state event.
+    pub(super) fn redact_by(&mut self, target: EventNum, redaction: &StoredEvent) -> Result<()> {
+        let target = event::require(&self.batch, self.num, target)?;
+        if target.row.header.state_key.is_some() && !target.row.is_redacted() {
+            redact::keep_place(&mut self.batch, self.num, target.event(), redaction.order);
+        }
+        self.apply_redaction(&target, redaction.event())
     }
 
     /// Redacts an event, wherever it is kept.

@@ -4,13 +4,15 @@
 //! device id begins anew, for the device has another number. The rows of a room are kept by day and forgotten a day at
 //! a time, by a timer that the first of them sets.
 
+use bytes::Bytes;
+
 use super::Change;
 use crate::{
     ids::{DeviceNum, EventNum, RoomNum, UserNum},
     schema,
     schema::{jobs::Job, rooms::SentBy},
     store::{
-        Direction, Fault, Read,
+        Batch, Direction, Domain, Family, Fault, Read, Table,
         timer::{self, Timer},
     },
 };
@@ -78,6 +80,16 @@ impl Txn {
         schema::SENT.put(batch, key, &event);
         Ok(())
     }
+}
+
+/// Transactions as they were kept before rows had a day and a device's number. It is table 17, which no other may become.
+static OLD: Table<(), Bytes> = Table::new(17, Family::Index, "TXN", Domain::Server, "rooms::change");
+
+/// A step from an older layout: deletes the old rows of transactions. They cannot become rows of now, which name devices by
+/// numbers, and no client retries a request of before this server was replaced for long.
+pub(crate) fn delete_old(_: &dyn Read, _: Option<Bytes>, batch: &mut Batch) -> Result<Option<Bytes>, Fault> {
+    OLD.delete_prefix::<()>(batch, ());
+    Ok(None)
 }
 
 /// The timer that forgets the transactions of a room on a day.

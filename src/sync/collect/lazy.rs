@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 
 use crate::{
     ids::{RoomNum, UserNum},
-    rooms::{event::StoredEvent, state},
+    rooms::{
+        event::{self, StoredEvent},
+        redact, state,
+    },
     schema::event_types::MEMBER,
     store::Fault,
     sync::window::{RoomWindow, Standing},
@@ -43,7 +46,7 @@ fn sent_key(room: &RoomWindow<'_, '_>) -> (UserNum, String, RoomNum) {
     (caller.user, caller.device_id.to_string(), room.num)
 }
 
-/// The users whose membership changed since the client last knew the room. A client that is told of a room anew may
+/// The users whose membership changed, or whose member event was redacted, since the client last knew the room. A client that is told of a room anew may
 /// still believe what it knew of them. `None` if the changes are too many to look at, and everybody must be told of.
 pub(super) fn changed_members(room: &RoomWindow<'_, '_>) -> Result<Option<BTreeSet<String>>, Fault> {
     let known = match room.place.standing {
@@ -57,6 +60,16 @@ pub(super) fn changed_members(room: &RoomWindow<'_, '_>) -> Result<Option<BTreeS
             keys.insert(key);
             seen += 1;
         }
+        if seen > CHANGES_MAX {
+            return Ok(None);
+        }
+    }
+    // A member event that was redacted meanwhile looks different, though nothing else took its place.
+    for row in redact::list_redacted_state(room.window.read, room.num, known, room.place.end)? {
+        if let Some(redacted) = event::find_anywhere(room.window.read, room.num, row?.1)? {
+            keys.extend(redacted.row.header.state_key);
+        }
+        seen += 1;
         if seen > CHANGES_MAX {
             return Ok(None);
         }

@@ -19,7 +19,7 @@ use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{
         event::{self, StoredEvent},
-        state,
+        redact, state,
     },
     schema,
     schema::event_types::{CANONICAL_ALIAS, MEMBER, NAME},
@@ -90,8 +90,10 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
     for (key, shown) in timeline.shown_state() {
         keys.entry(key).or_default().shown = Some(shown);
     }
+    let mut found = RoomState::default();
     if keys.is_empty() {
-        return Ok(RoomState::default());
+        found.told = redacted(room, timeline)?;
+        return Ok(found);
     }
     let numbers: Vec<_> = keys.keys().copied().collect();
     let now = values_at_end(room, &numbers)?;
@@ -99,7 +101,6 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
         cut(room, timeline, &mut keys, &now);
     }
     let names = state::list_key_names(room.window.read, room.num, numbers)?;
-    let mut found = RoomState::default();
     for (((number, key), now), name) in keys.into_iter().zip(now).zip(names) {
         let Some((event_type, state_key)) = name else { continue };
         if event_type.starts_with(DERIVED) {
@@ -124,7 +125,34 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
             _ => {}
         }
     }
+    let told: BTreeSet<EventNum> = found.told.iter().copied().collect();
+    found.told.extend(redacted(room, timeline)?.into_iter().filter(|event| !told.contains(event)));
     Ok(found)
+}
+
+/// Lists the state events of now that the client knows as they were before they were redacted, because the timeline does not
+/// show it their redactions. A client that is told the state after the timeline need not look for redactions in the timeline.
+fn redacted(room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<Vec<EventNum>, Fault> {
+    let Some(known) = room.place.known() else { return Ok(Vec::new()) };
+    let is_after = room.window.ask.use_state_after;
+    if !timeline.may_redact || !(timeline.leaves_out || is_after) {
+        return Ok(Vec::new());
+    }
+    let (read, num) = (room.window.read, room.num);
+    let mut events = BTreeMap::new();
+    for row in redact::list_redacted_state(read, num, known, room.place.end)? {
+        let (order, event) = row?;
+        if (is_after || !timeline.shows(order))
+            && let Some(stored) = event::find_anywhere(read, num, event)?
+            && let Some(key) = stored.row.header.state_key
+        {
+            events.entry(key).or_insert_with(Vec::new).push(event);
+        }
+    }
+    let keys: Vec<StateKeyNum> = events.keys().copied().collect();
+    let now = if keys.is_empty() { Vec::new() } else { values_at_end(room, &keys)? };
+    let is_now = now.into_iter().zip(events.into_values());
+    Ok(is_now.filter_map(|(now, events)| now.event().filter(|event| events.contains(event))).collect())
 }
 
 /// Leaves out the part of a timeline after which some key would not be what it is at the end.

@@ -29,6 +29,9 @@ pub(crate) struct Timeline {
     pub(crate) limited: bool,
     /// There may be a redaction among the events that were looked for, shown or not.
     pub(crate) may_redact: bool,
+    /// Events that the client does not know were left out: by the filter, because the user may not see them or ignores their
+    /// sender, or because the timeline is limited.
+    pub(crate) leaves_out: bool,
     /// The order of the first event; the order next above `end` if there is none.
     pub(crate) start: Order,
     /// The order up to which events were looked for.
@@ -38,7 +41,19 @@ pub(crate) struct Timeline {
 impl Timeline {
     /// Makes a timeline that shows nothing, up to this order.
     pub(crate) fn empty(end: Order) -> Self {
-        Self { events: Vec::new(), limited: false, may_redact: false, start: end.next(), end }
+        Self {
+            events: Vec::new(),
+            limited: false,
+            may_redact: false,
+            leaves_out: true,
+            start: end.next(),
+            end,
+        }
+    }
+
+    /// Whether the event at this order is shown.
+    pub(crate) fn shows(&self, order: Order) -> bool {
+        self.events.binary_search_by_key(&order, |(stored, _)| stored.order).is_ok()
     }
 
     /// The token with which `/messages` goes on towards older events.
@@ -59,6 +74,7 @@ impl Timeline {
     pub(crate) fn cut_through(&mut self, order: Order) {
         self.events.retain(|(stored, _)| stored.order > order);
         self.limited = true;
+        self.leaves_out = true;
         self.start = self.events.first().map_or_else(|| self.end.next(), |(stored, _)| stored.order);
     }
 
@@ -80,6 +96,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
     let filter = &window.ask.filter.timeline;
     let mut events: Vec<(StoredEvent, Membership)> = Vec::new();
     let (mut limited, mut may_redact) = (false, true);
+    let mut leaves_out = !filter.wants_room(&room.row.id);
     if filter.wants_room(&room.row.id) {
         let (bytes_left, looks_left) = window.timeline_left();
         let (bytes_max, looked_at_max) = (bytes_left.min(BYTES_MAX), looks_left.min(LOOKED_AT_MAX));
@@ -100,11 +117,13 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
             looked_at += 1;
             may_redact |= stored.row.event_type() == REDACTION;
             if is_unwanted(room, filter, &stored) {
+                leaves_out = true;
                 continue;
             }
             let (membership, sees) = room.reader.look(window.read, &stored)?;
             if !sees {
                 hidden += 1;
+                leaves_out = true;
                 continue;
             }
             hidden = 0;
@@ -139,7 +158,8 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         "nothing is told twice"
     );
     let start = events.first().map_or_else(|| end.next(), |(stored, _)| stored.order);
-    Ok(Timeline { events, limited, may_redact: may_redact || limited, start, end })
+    let (may_redact, leaves_out) = (may_redact || limited, leaves_out || limited);
+    Ok(Timeline { events, limited, may_redact, leaves_out, start, end })
 }
 
 /// Whether the client does not want an event in its timeline, whether or not the user may see it.
