@@ -161,6 +161,11 @@ impl History {
         Ok(())
     }
 
+    /// Whether all changes there ever were are at hand. Which are depends on the events that were asked for.
+    fn is_whole(&self) -> bool {
+        (self.low, self.high) == (Order::MIN, Order::MAX)
+    }
+
     /// Lists all changes there ever were, rising, as far as a bound that no room reaches by accident.
     fn all_changes(
         &self,
@@ -168,7 +173,7 @@ impl History {
         room: RoomNum,
     ) -> Result<Vec<(Order, StateValue)>, Fault> {
         let Some(key) = self.key else { return Ok(Vec::new()) };
-        if (self.low, self.high) == (Order::MIN, Order::MAX) {
+        if self.is_whole() {
             return Ok(self.changes.clone());
         }
         let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
@@ -412,7 +417,7 @@ impl Sight {
             return Ok(known);
         }
         self.visibility.load(read, self.room)?;
-        if self.visibility.low > Order::MIN {
+        if !self.visibility.is_whole() {
             return Ok(false);
         }
         let values: Vec<StateValue> = self.visibility.changes.iter().map(|(_, before)| *before).collect();

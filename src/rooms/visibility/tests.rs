@@ -1,5 +1,6 @@
 //! A user who came and went ten thousand times sees the right events, and finding them out reads little.
 
+use proptest::prelude::*;
 use ruma::{CanonicalJsonObject, OwnedUserId, RoomId};
 use serde_json::json;
 
@@ -178,4 +179,149 @@ fn who_left_sees_what_was_shared_until_then_however_often_they_were_invited_sinc
     let seen: Vec<_> = messages.map(|stored| sight.look(&read, &stored).unwrap()).collect();
     let (leave, join) = (Membership::Leave, Membership::Join);
     assert_eq!(seen, [(leave, true), (join, true), (leave, false)]);
+}
+
+/// Makes the next event of a random history: Bob's membership changes in a way that may be, the room's visibility
+/// changes, or Alice speaks.
+fn draft(step: usize, membership: &mut Membership) -> Draft {
+    let by_alice = |draft| Draft { sender: user("alice"), ..draft };
+    let visibility = ["world_readable", "shared", "invited", "joined"];
+    match step {
+        0..4 => {
+            let json = json!({ "history_visibility": visibility[step] });
+            Draft::state(user("alice"), "m.room.history_visibility", "", content(json), 0)
+        }
+        4..6 => message("alice"),
+        _ => {
+            let ways: &[(&str, Membership)] = match membership {
+                Membership::Join => &[
+                    ("leave", Membership::Leave),
+                    ("join", Membership::Join),
+                    ("ban", Membership::Ban),
+                    ("leave", Membership::Leave),
+                ],
+                Membership::Invite => &[("join", Membership::Join), ("leave", Membership::Leave)],
+                Membership::Leave | Membership::Knock => &[
+                    ("invite", Membership::Invite),
+                    ("join", Membership::Join),
+                    ("invite", Membership::Invite),
+                ],
+                Membership::Ban => &[("leave", Membership::Leave)],
+            };
+            let (name, next) = ways[step % ways.len()];
+            let is_alices = matches!(name, "invite" | "ban") || *membership == Membership::Ban;
+            *membership = next;
+            if is_alices { by_alice(member(name, step)) } else { member(name, step) }
+        }
+    }
+}
+
+/// Compares what Bob is shown after these steps with the rules, applied to the whole history.
+fn check(steps: &[usize]) {
+    let fixture = Fixture::new("shared");
+    let mut membership = Membership::Leave;
+    let drafts: Vec<_> = steps.iter().map(|step| draft(*step, &mut membership)).collect();
+    fixture.add(&drafts);
+    let snapshot = fixture.store.snapshot();
+    let events = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
+    let (mut now, mut around) = ((Membership::Leave, HistoryVisibility::Shared), Vec::new());
+    for stored in events.map(Result::unwrap) {
+        let before = now;
+        if stored.row.state_key().as_deref() == Some("@bob:a.example") {
+            now.0 = stored.membership().unwrap();
+        } else if stored.row.event_type() == HISTORY_VISIBILITY {
+            now.1 = HistoryVisibility::of_content(stored.row.content());
+        }
+        around.push((stored, before, now));
+    }
+    let ended = |(_, before, after): &&(StoredEvent, (Membership, _), (Membership, _))| {
+        before.0 == Membership::Join && after.0 != Membership::Join
+    };
+    let until = match now.0 {
+        Membership::Join => Some(Order::MAX),
+        _ => around.iter().rev().find(ended).map(|(stored, ..)| stored.order),
+    };
+    let invited_from = match now.0 {
+        Membership::Invite if until.is_none() => {
+            around.iter().rev().find(|(_, before, _)| before.0 != Membership::Invite).unwrap().0.order
+        }
+        _ => Order::MIN,
+    };
+    let sees = |order: Order, states: [(Membership, HistoryVisibility); 2]| {
+        let was = |is: Membership| states.iter().any(|(membership, _)| *membership == is);
+        let is_of_stay = until.is_some_and(|until| order <= until);
+        (is_of_stay && was(Membership::Join))
+            || states.iter().any(|(_, visibility)| match visibility {
+                HistoryVisibility::WorldReadable => true,
+                HistoryVisibility::Shared => is_of_stay,
+                HistoryVisibility::Invited => {
+                    was(Membership::Invite) && (is_of_stay || order >= invited_from)
+                }
+                HistoryVisibility::Joined => false,
+            })
+    };
+    let mut sight = fixture.sight(&*snapshot);
+    assert_eq!((sight.user(), sight.joined_until()), ("@bob:a.example", until));
+    let mut last_seen = None;
+    for (stored, before, after) in &around {
+        let expected = (after.0, sees(stored.order, [*before, *after]));
+        assert_eq!(sight.look(&*snapshot, stored).unwrap(), expected, "{steps:?} at {:?}", stored.order);
+        last_seen = if expected.1 { Some(stored.order) } else { last_seen };
+    }
+    for (stored, before, after) in around.iter().rev() {
+        let expected = (after.0, sees(stored.order, [*before, *after]));
+        assert_eq!(sight.look(&*snapshot, stored).unwrap(), expected, "{steps:?} at {:?}", stored.order);
+    }
+    // A message that comes next is seen or not as the room is now.
+    let end = if sees(Order::MAX, [now, now]) { Some(Order::MAX) } else { last_seen };
+    let is_open = |(.., (_, visibility)): &(_, _, (_, HistoryVisibility))| {
+        matches!(visibility, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+    };
+    let sees_everything = now.0 == Membership::Join && around.iter().all(is_open);
+    let first_end = around.iter().find(|event| ended(event)).map(|(stored, ..)| stored.order);
+    let first_join = around.iter().find(|(_, _, after)| after.0 == Membership::Join);
+    let first_join = first_join.map(|(stored, ..)| stored.order);
+    // What was looked at before, and in which order, changes no answer.
+    for mut sight in [fixture.sight(&*snapshot), sight] {
+        assert!(!sight.sees_everything(&*snapshot).unwrap() || sees_everything, "{steps:?}");
+        for below in [Order::MIN, Order::MAX].into_iter().chain(first_end) {
+            let expected = first_join.filter(|_| first_end.is_some_and(|end| end < below));
+            assert_eq!(sight.first_stay(&*snapshot, below).unwrap(), expected, "{steps:?}");
+        }
+        assert_eq!(sight.end(&*snapshot).unwrap(), end, "{steps:?}");
+    }
+    if steps.len() < CHANGES_READ {
+        let found = fixture.sight(&*snapshot).sees_everything(&*snapshot).unwrap();
+        assert_eq!(
+            found, sees_everything,
+            "{steps:?}: a member of an open room is asked nothing for each event"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_is_seen_follows_from_the_room_before_and_after_each_event(
+        steps in proptest::collection::vec(0..10_usize, 1..30)
+    ) {
+        check(&steps);
+    }
+}
+
+#[test]
+fn what_was_open_before_many_changes_of_visibility_is_still_seen() {
+    // The room is open to everybody for one message, and then its visibility changes more often than is read at once.
+    let closed = [2, 3].repeat(CHANGES_READ);
+    check(&[&[0, 4][..], &closed, &[4]].concat());
+    // The same for somebody who came and went before, and for a member.
+    check(&[&[7, 6, 0, 4][..], &closed, &[4]].concat());
+    check(&[&[7, 0, 4][..], &closed, &[4]].concat());
+    // A newcomer is not shown what was said while the room was closed, although it was open long before and since.
+    let open = [0, 1].repeat(CHANGES_READ);
+    check(&[&open[..], &[3, 4], &open, &[7]].concat());
+    // Stays that are longer ago than what is read at once count, too.
+    let stays = [7, 6].repeat(CHANGES_READ);
+    check(&[&[3][..], &stays, &[4]].concat());
 }
