@@ -84,6 +84,11 @@ async fn an_operator_learns_where_an_event_stands_and_why_somebody_does_not_see_
     let of_alice = explain(&said, "alice").await;
     assert!(sees(&of_alice), "{of_alice}");
     assert_eq!((of_alice.verdict.as_str(), of_alice.is_head), ("accepted", true));
+    assert!(
+        of_alice.state_before.starts_with("that of the main line just below position "),
+        "{}",
+        of_alice.state_before
+    );
     assert_eq!(of_alice.reader.unwrap().notified_by, None, "she sent it");
     let of_carol = explain(&said, &carol.user_id).await;
     assert!(

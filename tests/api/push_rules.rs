@@ -86,6 +86,35 @@ async fn rules_are_put_moved_changed_and_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rule_is_not_placed_where_it_cannot_stand_and_its_conditions_are_bounded() {
+    let alice = TestServer::new().register("alice").await;
+    let refused = async |path: &str, body: Value, why: &str| {
+        let (status, json) = alice.put(&format!("{RULES}/global/{path}"), body).await;
+        let said = json["error"].as_str().unwrap_or_default();
+        assert_eq!(
+            (status, &json["errcode"]),
+            (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")),
+            "{json}"
+        );
+        assert!(said.contains(why), "{said}");
+    };
+    for id in ["low", "high"] {
+        assert_eq!(alice.put(&format!("{RULES}/global/content/{id}"), keyword(id)).await.0, StatusCode::OK);
+    }
+    refused("content/between?after=low&before=high", keyword("x"), "comes earlier").await;
+    assert_eq!(ids(&alice, "content").await, ["high", "low"]);
+    let condition = |length: usize| {
+        let condition =
+            json!({ "kind": "event_match", "key": "content.body", "pattern": "x".repeat(length) });
+        json!({ "actions": [], "conditions": [condition] })
+    };
+    let fits = 1_024 - "content.body".len();
+    let path = format!("{RULES}/global/override/long");
+    assert_eq!(alice.put(&path, condition(fits)).await.0, StatusCode::OK);
+    refused("override/longer", condition(fits + 1), "at most 1,024 bytes").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_rule_is_refused() {
     let alice = TestServer::new().register("alice").await;
     let body = keyword("x");

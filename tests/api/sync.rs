@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::{
+    rooms::Rooms,
+    support::{TestClient, TestServer},
+};
 
 /// A client that syncs on and on.
 pub(crate) struct Chain {
@@ -271,6 +274,31 @@ async fn members_are_loaded_lazily() {
     say(&carol, &room, "hi again").await;
     let next = named.next().await;
     assert!(events(&next, "join", &room, "state").is_empty(), "{next}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_alone_are_left_out_of_a_large_state() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    // Types that stand before and after that of the members, in a room with more keys than are all read.
+    let types = ["a.thing", "m.room.membership", "z.thing"];
+    let state =
+        |number: usize| json!({ "type": types[number % 3], "state_key": number.to_string(), "content": {} });
+    let initial_state: Vec<_> = (0..60).map(state).collect();
+    let room = alice
+        .create(json!({ "name": "Large", "preset": "public_chat", "initial_state": initial_state }))
+        .await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    alice.say(&room, "1", "one").await;
+    let filter = json!({ "room": { "timeline": { "limit": 1 }, "state": { "lazy_load_members": true } } });
+    let filter: String = filter.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let sync = alice.ok_get(&format!("/sync?filter={filter}")).await;
+    let told = sync["rooms"]["join"][&room]["state"]["events"].as_array().unwrap();
+    let members = told.iter().filter(|event| event["type"] == "m.room.member");
+    assert_eq!(members.map(|event| &event["state_key"]).collect::<Vec<_>>(), [&alice.user_id]);
+    let all = alice.ok_get(&format!("/rooms/{room}/state")).await;
+    let all = all.as_array().unwrap();
+    assert_eq!(told.len(), all.len() - 1, "the member event of Bob alone is not among them");
 }
 
 #[tokio::test(start_paused = true)]

@@ -281,7 +281,7 @@ fn check(steps: &[usize]) {
     let first_end = around.iter().find(|event| ended(event)).map(|(stored, ..)| stored.order);
     let first_join = around.iter().find(|(_, _, after)| after.0 == Membership::Join);
     let first_join = first_join.map(|(stored, ..)| stored.order);
-    // What was looked at before, and in which order, changes no answer.
+    // No answer depends on the events that were asked for before.
     for mut sight in [fixture.sight(&*snapshot), sight] {
         assert!(!sight.sees_everything(&*snapshot).unwrap() || sees_everything, "{steps:?}");
         for below in [Order::MIN, Order::MAX].into_iter().chain(first_end) {
