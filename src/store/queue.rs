@@ -53,7 +53,8 @@ pub(crate) struct Queue {
     /// The position up to which the accepted batches have taken positions.
     pub(crate) last_position: Position,
     last_batch: u64,
-    /// The next staged step begins at this position or above.
+    /// The next staged step begins at this position or above. A store that is opened again may give positions to a step that an
+    /// unfinished one had: taking that one back deletes only entries of its own.
     next_step: Position,
     /// Whether a staged step is made.
     is_stepping: bool,
@@ -69,7 +70,7 @@ impl Queue {
             awaited: 0,
             last_position: snapshot.position,
             last_batch: snapshot.batch_number,
-            next_step: snapshot.position.plus(ABOVE_UNFINISHED),
+            next_step: snapshot.position,
             is_stepping: false,
         }
     }
@@ -102,8 +103,6 @@ const AHEAD: u64 = 2 * RESERVED_AT_ONCE;
 /// A staged step claims at most this many positions. No other step gets any of them, also if this one comes to nothing and its
 /// parts wait to be taken back.
 pub const STEP_POSITIONS_MAX: u64 = 1 << 18;
-/// The first step of a store that was opened again begins this far above the steps that may have been left unfinished.
-const ABOVE_UNFINISHED: u64 = 1 << 26;
 /// A step waits for at most this long until another one is done.
 const STEP_WAITS_MAX: Duration = Duration::from_secs(10);
 
