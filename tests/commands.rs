@@ -220,10 +220,13 @@ fn accounts_are_named_as_people_write_them_and_their_sessions_end() {
 #[test]
 fn a_registration_token_is_of_use_until_it_is_revoked() {
     let home = Home::new();
-    for args in [["--uses", "0"], ["--expires-in", "0s"]] {
+    for (args, why) in [
+        (["--uses", "0"], "for at least one use"),
+        (["--expires-in", "0s"], "would end before its first use"),
+    ] {
         let output = home.run(&[&["token", "create"][..], &args].concat());
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(String::from_utf8(output.stderr).unwrap().contains("at least one use"));
+        assert!(String::from_utf8(output.stderr).unwrap().contains(why), "{args:?}");
     }
     let token = home.json(&["token", "create", "--token", "welcome"]);
     assert_eq!(token["token"], "welcome");
