@@ -49,7 +49,8 @@ impl Long {
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
         match self {
-            Self::Password => (2, 64),
+            // One address may register fifty people at once, as a class does, and has a quarter of the line.
+            Self::Password => (2, 256),
             Self::Search => (2, 64),
             Self::Resolution => (2, 64),
             Self::Maintenance => (1, 4),

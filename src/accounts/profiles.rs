@@ -89,8 +89,11 @@ fn normalize(field: &str, value: Value) -> Result<Option<Value>> {
         ("avatar_url", Value::String(text)) if text.len() > AVATAR_URL_BYTES_MAX => {
             invalid("The address of an avatar has at most 1,000 bytes.")
         }
-        ("avatar_url", Value::String(text)) if !<&MxcUri>::from(text.as_str()).is_valid() => {
-            invalid("`avatar_url` must be an MXC URI, as an upload answers it.")
+        // Clients have set addresses of other kinds since before MXC URIs were required, and show nothing for them.
+        ("avatar_url", Value::String(text))
+            if text.starts_with("mxc:") && !<&MxcUri>::from(text.as_str()).is_valid() =>
+        {
+            invalid("`avatar_url` must be a whole MXC URI, as an upload answers it.")
         }
         ("displayname" | "avatar_url" | "m.tz", Value::String(_)) => Ok(Some(value)),
         ("displayname" | "avatar_url" | "m.tz", _) => {
