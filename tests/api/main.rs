@@ -26,6 +26,7 @@ mod ingest;
 mod keys;
 mod whole_rooms;
 mod wrong_input;
+mod large_rooms;
 mod login;
 mod odd_names;
 mod policy;

@@ -244,7 +244,7 @@ async fn why_an_ignored_user_redacted_an_event_is_not_told() {
     assert!(!shown(&bob, &room, &said).await.contains("SECRET"), "bob ignores alice");
 }
 
-/// What a client that syncs by this filter is told of a topic that was redacted since it knew it.
+/// Gives the events by which a client with this filter is told of a topic that was redacted since it knew it.
 async fn told_of_redacted_topic(filter: Value, query: &str) -> (Value, Value) {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

@@ -400,7 +400,7 @@ async fn rows_of_older_versions_get_what_rows_have_now() {
     let to_alice = json!({ "messages": { "@alice:check.example": { "*": { "n": 2 } } } });
     fixture.own("PUT", "sendToDevice/m.test/3", to_alice).await;
     let now = fixture.rows();
-    // What older versions wrote: no counts of inboxes and of events aside, one log for all receipts, another table of transactions.
+    // Rows as older versions wrote them: no counts of inboxes and of events aside, one log for all receipts, another table of transactions.
     for table in ["INBOX_SHARE", "INBOX_KEY_REQUEST", "ASIDE_COUNT"] {
         for (family, key, _) in &now[table] {
             fixture.damage(Change::Row(*family, key.clone(), None));
