@@ -69,20 +69,19 @@ impl Source {
 
     /// Lines with their numbers, up to the tests, without comments.
     fn code(&self) -> Vec<(usize, &str)> {
-        let lines = self.text.lines().enumerate().map(|(number, line)| (number + 1, line));
-        lines
+        numbered(&self.text)
+            .into_iter()
             .take_while(|(_, line)| !line.starts_with("#[cfg(test)]") || line.contains("mod tests;"))
             .map(|(number, line)| (number, line.split("//").next().unwrap_or_default()))
             .collect()
     }
 
-    /// Whether it lies in the folder of a file of tests.
-    fn is_below_tests(&self) -> bool {
-        self.path.components().any(|part| part.as_os_str() == "tests")
-    }
-
-    /// Whether it is there for tests only.
+    /// Whether it is there for tests only: by its name, by its folder, or because its parent declares it so.
     fn is_test(&self) -> bool {
+        let is_below_tests = self.path.components().any(|part| part.as_os_str() == "tests");
+        if is_below_tests || self.path.ends_with("tests.rs") {
+            return true;
+        }
         let name = self.path.file_stem().unwrap().to_str().unwrap();
         let parent = self.path.with_file_name("");
         let declared = |file: PathBuf| {
@@ -111,6 +110,21 @@ fn files(below: &str, extension: &str) -> Vec<Source> {
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found
+}
+
+/// The files of `src/` that are there not only for tests.
+fn own_sources() -> impl Iterator<Item = Source> {
+    files("src", "rs").into_iter().filter(|source| !source.is_test())
+}
+
+/// The files of `src/` and `tests/`.
+fn all_sources() -> impl Iterator<Item = Source> {
+    files("src", "rs").into_iter().chain(files("tests", "rs"))
+}
+
+/// The lines of a text with their numbers, from 1 on.
+fn numbered(text: &str) -> Vec<(usize, &str)> {
+    text.lines().enumerate().map(|(index, line)| (index + 1, line)).collect()
 }
 
 fn fail_if_any(wrong: &[String], rule: &str) {
@@ -174,9 +188,9 @@ fn imports(code: &[(usize, &str)]) -> Vec<(usize, String)> {
 fn imports_point_left() {
     let place = |module: &str| LINE.iter().position(|it| *it == module);
     let mut wrong = Vec::new();
-    for source in files("src", "rs") {
+    for source in own_sources() {
         let module = source.module();
-        if module == "lib" || source.is_test() {
+        if module == "lib" {
             continue;
         }
         let Some(own) = place(&module) else {
@@ -195,8 +209,7 @@ fn imports_point_left() {
 #[test]
 fn the_imports_of_a_file_are_found() {
     let code = "use crate::{\n    api::{Routes, server},\n    error::Result, flows,\n};\nlet x = crate::sync::token();";
-    let code: Vec<_> = code.lines().enumerate().collect();
-    let found: Vec<_> = imports(&code).into_iter().map(|(_, name)| name).collect();
+    let found: Vec<_> = imports(&numbered(code)).into_iter().map(|(_, name)| name).collect();
     assert_eq!(found, ["api", "error", "flows", "sync"]);
 }
 
@@ -230,7 +243,7 @@ fn waits<'s>(code: &[(usize, &'s str)]) -> Vec<(usize, &'s str)> {
 fn lines_that_wait_are_found() {
     let code =
         "async fn a() {}\nlet b = async move {};\nlet c = async {};\nd().await;\nlet e = self.awaited;";
-    assert_eq!(waits(&code.lines().enumerate().collect::<Vec<_>>()).len(), 4);
+    assert_eq!(waits(&numbered(code)).len(), 4);
 }
 
 /// The lines that give a table another name, under which nobody would see who writes it.
@@ -255,7 +268,7 @@ fn tables_renamed<'s>(code: &[(usize, &'s str)]) -> Vec<(usize, &'s str)> {
 #[test]
 fn tables_go_by_their_own_names() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs").into_iter().filter(|source| !source.is_test()) {
+    for source in own_sources() {
         for (number, line) in tables_renamed(&source.code()) {
             wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
         }
@@ -266,9 +279,9 @@ fn tables_go_by_their_own_names() {
 #[test]
 fn tables_under_other_names_are_found() {
     let wrong = "let t = &schema::ROOM;\nlet t = &crate::schema::USER_ROOM;\nuse crate::schema::TXN as T;";
-    assert_eq!(tables_renamed(&wrong.lines().enumerate().collect::<Vec<_>>()).len(), 3);
+    assert_eq!(tables_renamed(&numbered(wrong)).len(), 3);
     let right = "schema::ROOM.put(batch, num, row);\nlet x = schema::Rooms::new();";
-    assert!(tables_renamed(&right.lines().enumerate().collect::<Vec<_>>()).is_empty());
+    assert!(tables_renamed(&numbered(right)).is_empty());
 }
 
 /// The literals of a line of code, with their escapes undone, and the length of braces that stand for themselves kept.
@@ -316,7 +329,7 @@ fn json_by_hand<'s>(code: &[(usize, &'s str)]) -> Vec<(usize, &'s str)> {
 #[test]
 fn json_is_written_by_its_writer() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs").into_iter().filter(|source| !source.is_test()) {
+    for source in own_sources() {
         for (number, line) in json_by_hand(&source.code()) {
             wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
         }
@@ -346,8 +359,8 @@ fn json_that_is_put_together_by_hand_is_found() {
 #[test]
 fn nothing_waits_below_the_line() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs") {
-        if WAITING.contains(&source.module().as_str()) || source.is_test() {
+    for source in own_sources() {
+        if WAITING.contains(&source.module().as_str()) {
             continue;
         }
         // A future that those above wait for: nothing below does.
@@ -379,10 +392,7 @@ fn each_table_is_written_by_its_owner_only() {
     }
     assert!(owners.len() > 20, "the tables were not found");
     let mut wrong = Vec::new();
-    for source in files("src", "rs") {
-        if source.is_test() {
-            continue;
-        }
+    for source in own_sources() {
         let path = source.module_path();
         let code: String = source.code().iter().map(|(_, line)| format!("{}\n", line.trim())).collect();
         for verb in [".put(", ".delete(", ".delete_prefix", ".delete_below"] {
@@ -434,13 +444,11 @@ fn past_the_doors<'s>(path: &str, code: &[(usize, &'s str)]) -> Vec<(usize, &'st
 #[test]
 fn locks_are_taken_and_the_engine_is_written_at_their_doors_only() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs") {
+    for source in own_sources() {
         let path = source.path.to_str().unwrap();
-        if source.is_test() || path.ends_with("/tests.rs") || path.contains("/tests/") {
-            continue;
-        }
         // The one function of `src/rooms.rs` that takes a seat is there for tests.
-        let code = source.code().into_iter().filter(|(_, line)| !line.contains("self.turns(room).sit()"));
+        let is_excused = |line: &str| path == "src/rooms.rs" && line.contains("self.turns(room).sit()");
+        let code = source.code().into_iter().filter(|(_, line)| !is_excused(line));
         for (number, mark) in past_the_doors(path, &code.collect::<Vec<_>>()) {
             wrong.push(format!("{path}:{number}: {mark}..)"));
         }
@@ -470,10 +478,10 @@ fn no_word_stands_for_work_not_done() {
             .map(|word| word.replace('-', ""))
             .to_vec();
     let mut wrong = Vec::new();
-    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
-        for (number, line) in source.text.lines().enumerate() {
+    for source in all_sources() {
+        for (number, line) in numbered(&source.text) {
             if let Some(word) = banned.iter().find(|word| line.contains(word.as_str())) {
-                wrong.push(format!("{}:{}: {word}", source.path.display(), number + 1));
+                wrong.push(format!("{}:{number}: {word}", source.path.display()));
             }
         }
     }
@@ -486,7 +494,7 @@ fn no_word_stands_for_work_not_done() {
 #[test]
 fn files_say_what_they_are_for_and_stay_readable() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+    for source in all_sources() {
         let path = source.path.display().to_string();
         if !source.text.starts_with("//!") {
             wrong.push(format!("{path}: does not open with //! and what it is for"));
@@ -529,7 +537,7 @@ fn comments(text: &str) -> Vec<(usize, String)> {
     let mut found: Vec<(usize, String)> = Vec::new();
     let mut before: Option<&str> = None;
     let mut is_code = false;
-    for (at, line) in text.lines().enumerate() {
+    for (number, line) in numbered(text) {
         let line = line.trim_start();
         let marker = ["//!", "///", "//"].into_iter().find(|marker| line.starts_with(marker));
         let Some(marker) = marker else {
@@ -549,7 +557,7 @@ fn comments(text: &str) -> Vec<(usize, String)> {
                 comment.push(' ');
                 comment.push_str(words);
             }
-            _ => found.push((at + 1, words.to_owned())),
+            _ => found.push((number, words.to_owned())),
         }
         before = Some(marker);
     }
@@ -570,7 +578,7 @@ fn comment_fault(comment: &str) -> Option<String> {
 #[test]
 fn comments_are_sentences() {
     let mut wrong = Vec::new();
-    for source in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+    for source in all_sources() {
         for (line, comment) in comments(&source.text) {
             if let Some(fault) = comment_fault(&comment) {
                 wrong.push(format!("{}:{line}: {fault}: {comment}", source.path.display()));
@@ -652,7 +660,7 @@ fn paths_named_in_the_documentation_exist() {
     let mut wrong = Vec::new();
     let mut checked = 0;
     for document in &documents {
-        for (number, line) in document.text.lines().enumerate() {
+        for (number, line) in numbered(&document.text) {
             // These texts stand in backticks or are targets of links.
             let quoted = line.split('`').skip(1).step_by(2);
             let linked = line.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
@@ -666,7 +674,7 @@ fn paths_named_in_the_documentation_exist() {
                 }
                 checked += 1;
                 if !root().join(path).exists() && !root().join(relative).exists() {
-                    wrong.push(format!("{}:{}: {path}", document.path.display(), number + 1));
+                    wrong.push(format!("{}:{number}: {path}", document.path.display()));
                 }
             }
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Source, fail_if_any, files};
+use super::{Source, fail_if_any, own_sources};
 
 /// The segments of a module's path; the crate's root has none.
 type Path = Vec<String>;
@@ -304,11 +304,8 @@ fn module_path(source: &Source) -> Path {
 
 #[test]
 fn files_form_no_circle() {
-    let sources = files("src", "rs");
-    let files: Files = sources
-        .iter()
-        .filter(|source| !source.is_test() && !source.is_below_tests())
-        .map(|source| (module_path(source), read(&source.path.display().to_string(), &source.text)))
+    let files: Files = own_sources()
+        .map(|source| (module_path(&source), read(&source.path.display().to_string(), &source.text)))
         .collect();
     assert!(files.len() > 200, "the files were not found");
     fail_if_any(

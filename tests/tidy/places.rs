@@ -1,6 +1,6 @@
 //! Some things are said in one place only: the status of a refusal, and the types of events.
 
-use super::{Source, fail_if_any, files, literals};
+use super::{fail_if_any, files, literals, numbered, own_sources};
 
 /// The files that name HTTP statuses beside `src/api/reply.rs`, with how many lines do, and why they may.
 const STATUS_EXCEPTIONS: [(&str, usize, &str); 2] = [
@@ -36,9 +36,9 @@ fn statuses_of_refusals_are_set_in_one_place() {
 #[test]
 fn statuses_beside_the_one_place_are_found() {
     let wrong = "return (StatusCode::CONFLICT, \"x\");\n*response.status_mut() = code;\nResponse::builder().status(409)";
-    assert_eq!(statuses(&wrong.lines().enumerate().collect::<Vec<_>>()).len(), 3);
+    assert_eq!(statuses(&numbered(wrong)).len(), 3);
     let right = "let status = response.status().as_u16();\nresponse.status_msg = presence.status_msg;";
-    assert!(statuses(&right.lines().enumerate().collect::<Vec<_>>()).is_empty());
+    assert!(statuses(&numbered(right)).is_empty());
 }
 
 /// The page of the names that the specification gives to types of events and relations.
@@ -87,15 +87,8 @@ fn types_of_events_that_are_written_out_are_found() {
     let known = ["m.tag".to_owned(), "m.room.member".to_owned()];
     let wrong =
         "const A: &str = \"m.room.member\";\nif x == \"m.tag\" {}\nfind(\"m.room.pinned_events\", \"\")";
-    assert_eq!(event_types_written_out(&wrong.lines().enumerate().collect::<Vec<_>>(), &known).len(), 3);
+    assert_eq!(event_types_written_out(&numbered(wrong), &known).len(), 3);
     let right = "a(MEMBER);\n#[serde(rename = \"m.tag\")]\nb(\"m.room_versions\");\nc(\"a message of m.room.member\");";
-    let found = event_types_written_out(&right.lines().enumerate().collect::<Vec<_>>(), &known);
+    let found = event_types_written_out(&numbered(right), &known);
     assert!(found.is_empty(), "{found:?}");
-}
-
-/// The files of `src/` that are there not only for tests.
-fn own_sources() -> impl Iterator<Item = Source> {
-    files("src", "rs")
-        .into_iter()
-        .filter(|source| !source.is_test() && !source.is_below_tests() && !source.path.ends_with("tests.rs"))
 }
