@@ -1,0 +1,7 @@
+//! JSON of other servers: bounded while it streams in, exact once it is here.
+
+pub mod stream;
+pub mod tree;
+
+pub use stream::{Answer, Exceeded, Limits, Memory, NotRead};
+pub use tree::{Canonical, Json, NotJson};

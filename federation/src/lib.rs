@@ -1,0 +1,6 @@
+//! How Matrix servers find, trust and ask one another (the
+//! [server-server API](https://spec.matrix.org/v1.19/server-server-api/)), without rooms and without storage.
+
+pub mod guard;
+pub mod ports;
+pub mod json;
