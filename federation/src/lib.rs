@@ -4,3 +4,8 @@
 pub mod guard;
 pub mod ports;
 pub mod json;
+pub mod backoff;
+pub mod discovery;
+mod joined;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
