@@ -1,6 +1,6 @@
 //! Devices of accounts: one for each log-in.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, ops::Bound};
 
 use quick_cache::sync::Cache;
 use ruma::{DeviceId, OwnedDeviceId, api::error::ErrorKind};
@@ -66,15 +66,42 @@ pub fn require(read: &(impl Read + ?Sized), user: UserNum, id: &DeviceId) -> Res
 
 /// The devices of this user, by id.
 pub fn list(read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Device>, Fault> {
+    list_after(read, user, None, usize::MAX).map(|page| page.devices)
+}
+
+/// A part of a list of devices, which is by id.
+pub struct DevicePage {
+    /// The devices that have not ended.
+    pub devices: Vec<Device>,
+    /// The number of devices that were looked at, those included that are not in the list.
+    pub looked_at: usize,
+    /// The last device that was looked at, if there are more after it.
+    pub goes_on_after: Option<OwnedDeviceId>,
+}
+
+/// Looks at no more than `devices_max` devices of this user whose ids are greater than `after`.
+pub fn list_after(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    after: Option<&DeviceId>,
+    devices_max: usize,
+) -> Result<DevicePage, Fault> {
     let ended = find_ended(read, user)?;
-    let mut devices = Vec::new();
-    for row in schema::DEVICES.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+    let low = after.map_or(Bound::Included((user, "")), |after| Bound::Excluded((user, after.as_str())));
+    let high = Bound::Excluded((UserNum(user.0.saturating_add(1)), ""));
+    let mut rows = schema::DEVICES.range::<(UserNum, String)>(read, low, high, Direction::Up)?;
+    let (mut devices, mut looked_at, mut last) = (Vec::new(), 0, None);
+    for row in rows.by_ref().take(devices_max) {
         let ((_, id), Json(row)) = row?;
+        let id = OwnedDeviceId::from(id);
+        looked_at += 1;
         if !ended.contains(row.num) {
-            devices.push(Device::new(id.into(), row));
+            devices.push(Device::new(id.clone(), row));
         }
+        last = Some(id);
     }
-    Ok(devices)
+    let goes_on = rows.next().transpose()?.is_some();
+    Ok(DevicePage { devices, looked_at, goes_on_after: last.filter(|_| goes_on) })
 }
 
 /// When and from where the device was last seen.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     vec,
 };
 
@@ -12,7 +13,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     accounts::{
         Caller,
-        devices::{self, Device},
+        devices::{self, DevicePage},
         tokens, users,
     },
     encryption::{
@@ -33,6 +34,8 @@ const USERS_MAX: usize = 10_000;
 const QUERIED_MAX: usize = 50_000;
 /// A piece of the answer to a query ends once it has this many bytes. Answers that are smaller come whole.
 const PIECE_BYTES: usize = 1 << 20;
+/// A piece of the answer to a query ends once it has looked at this many devices, because devices without keys add no bytes to it.
+const PIECE_DEVICES: usize = 5_000;
 /// A request claims keys of at most this many devices.
 const CLAIMS_MAX: usize = 10_000;
 /// A request claims no more keys once those that it has claimed have this many bytes.
@@ -137,35 +140,39 @@ impl Query {
         env.blocking(write).await
     }
 
-    /// Writes until there is a piece of [`PIECE_BYTES`]. Answers whether it is the last one.
+    /// Writes until there is a piece of [`PIECE_BYTES`] or [`PIECE_DEVICES`]. Answers whether it is the last one.
     fn write_piece(&mut self) -> Result<(Bytes, bool)> {
         let snapshot = self.app.store.snapshot();
         tokens::require_session(&*snapshot, &self.caller)?;
-        loop {
-            let Some((asked, after)) = self.begun.take().or_else(|| Some((self.users.next()?, None))) else {
-                return Ok((self.pieces.finish(), true));
-            };
+        let mut left = PIECE_DEVICES;
+        while let Some((asked, after)) = self.begun.take().or_else(|| Some((self.users.next()?, None))) {
+            if left == 0 || self.pieces.len() >= PIECE_BYTES {
+                self.begun = Some((asked, after));
+                return Ok((self.pieces.take(), false));
+            }
             let Some(user) = users::find_num(&*snapshot, &asked.user_id)? else { continue };
             if after.is_none() {
                 self.pieces.open(asked.user_id.as_str());
             }
-            let mut written = after;
-            for device in asked.list_devices(&*snapshot, user)? {
-                if written.as_ref().is_some_and(|written| device.id <= *written) {
-                    continue;
-                }
+            let page = asked.list_devices(&*snapshot, user, after.as_ref(), left)?;
+            left = left.saturating_sub(page.looked_at);
+            let mut goes_on_after = page.goes_on_after;
+            for device in page.devices {
                 let name = device.display_name.as_deref();
                 if let Some(keys) = keys::find_device_keys(&*snapshot, (user, device.num), name)? {
                     self.pieces.json(device.id.as_str(), &JsonText::from(&keys));
                 }
-                written = Some(device.id);
                 if self.pieces.len() >= PIECE_BYTES {
-                    self.begun = Some((asked, written));
-                    return Ok((self.pieces.take(), false));
+                    goes_on_after = Some(device.id);
+                    break;
                 }
             }
-            self.pieces.close();
+            match goes_on_after {
+                Some(device) => self.begun = Some((asked, Some(device))),
+                None => self.pieces.close(),
+            }
         }
+        Ok((self.pieces.finish(), true))
     }
 
     /// Refuses a query for too many devices: 413 `M_TOO_LARGE`.
@@ -174,7 +181,10 @@ impl Query {
         let mut count = 0;
         for asked in self.users.as_slice().iter().chain(self.begun.as_ref().map(|(asked, _)| asked)) {
             if let Some(user) = users::find_num(&*snapshot, &asked.user_id)? {
-                count += asked.list_devices(&*snapshot, user)?.len();
+                count += match asked.devices.len() {
+                    0 => devices::list(&*snapshot, user)?.len(),
+                    named => named,
+                };
             }
             require_at_most(QUERIED_MAX, count, "devices")?;
         }
@@ -183,12 +193,25 @@ impl Query {
 }
 
 impl Asked {
-    /// The user's devices that are asked for, by id.
-    fn list_devices(&self, read: &(impl Read + ?Sized), user: UserNum) -> Result<Vec<Device>, Fault> {
-        let mut devices = devices::list(read, user)?;
-        devices.retain(|device| self.devices.is_empty() || self.devices.contains(&device.id));
-        debug_assert!(devices.is_sorted_by(|one, other| one.id < other.id), "devices are listed by id");
-        Ok(devices)
+    /// Looks at no more than `devices_max` of the user's devices that are asked for, by id, from the one after `after` on.
+    fn list_devices(
+        &self,
+        read: &(impl Read + ?Sized),
+        user: UserNum,
+        after: Option<&OwnedDeviceId>,
+        devices_max: usize,
+    ) -> Result<DevicePage, Fault> {
+        if self.devices.is_empty() {
+            return devices::list_after(read, user, after.map(AsRef::as_ref), devices_max);
+        }
+        let low = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut named = self.devices.range((low, Bound::Unbounded));
+        let some: Vec<_> = named.by_ref().take(devices_max).collect();
+        let goes_on = named.next().is_some();
+        let found = some.iter().filter_map(|id| devices::find(read, user, id).transpose());
+        let devices = found.collect::<Result<_, _>>()?;
+        let goes_on_after = some.last().filter(|_| goes_on).map(|last| (**last).clone());
+        Ok(DevicePage { devices, looked_at: some.len(), goes_on_after })
     }
 }
 
@@ -303,3 +326,6 @@ fn show_claimed(claimed: &[Claimed], failures: &JsonText) -> Bytes {
     }
     json.finish()
 }
+
+#[cfg(test)]
+mod tests;
