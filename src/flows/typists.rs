@@ -4,7 +4,7 @@ use crate::{
     accounts::devices,
     error::Result,
     flows::App,
-    ids::{RoomNum, UserNum},
+    ids::{DeviceNum, RoomNum, UserNum},
     rooms::members,
     sync::ephemeral::Board,
 };
@@ -17,17 +17,26 @@ pub(crate) async fn stop_ended(app: &App, user: UserNum, user_id: &str) {
 }
 
 async fn try_stop_ended(app: &App, user: UserNum, user_id: &str) -> Result<()> {
-    let typed = app.ephemeral.read(|board| board.typing.rooms_of(user_id));
+    let ended = list_ended(app, user, user_id).await?;
+    stop(app, user_id, ended).await
+}
+
+/// Lists the rooms in which a user types on a device that has ended, each with the device.
+async fn list_ended(app: &App, user: UserNum, user_id: &str) -> Result<Vec<(RoomNum, DeviceNum)>> {
+    let mut typed = app.ephemeral.read(|board| board.typing.rooms_of(user_id));
     if typed.is_empty() {
-        return Ok(());
+        return Ok(typed);
     }
     let owned = app.clone();
     let devices = app.env.blocking(move || Ok(devices::list(&*owned.store.snapshot(), user)?)).await?;
-    for (room, device) in typed {
-        if devices.iter().any(|live| live.num == device) {
-            continue;
-        }
-        let stop = |board: &mut Board, number| (board.typing.set(room, user_id, None, number), ());
+    typed.retain(|(_, device)| devices.iter().all(|live| live.num != *device));
+    Ok(typed)
+}
+
+/// Has a user stop typing in each of these rooms, unless they type there on another device by now.
+async fn stop(app: &App, user_id: &str, ended: Vec<(RoomNum, DeviceNum)>) -> Result<()> {
+    for (room, device) in ended {
+        let stop = |board: &mut Board, number| (board.typing.stop_on(room, user_id, device, number), ());
         if app.ephemeral.change(stop).0 {
             wake_room(app, room).await?;
         }
@@ -45,4 +54,39 @@ pub(crate) async fn wake_room(app: &App, num: RoomNum) -> Result<()> {
             Ok(())
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Config,
+        env::Env,
+        rooms::typing::Word,
+        server::{Lead, Server},
+        store::{Durability, Engine, Store, engine::Memory},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_who_types_on_another_device_meanwhile_is_not_stopped() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server =
+            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
+                .unwrap();
+        let (app, user, user_id) = (server.app(), UserNum(1), "@alice:x");
+        let (ended, live) = (DeviceNum(1), DeviceNum(2));
+        let type_on = |room, device| {
+            let word = Some(Word { device, until_ms: 10 });
+            app.ephemeral.change(|board, number| (board.typing.set(room, user_id, word, number), ()));
+        };
+        for room in [RoomNum(1), RoomNum(2)] {
+            type_on(room, ended);
+        }
+        let found = list_ended(app, user, user_id).await.unwrap();
+        assert_eq!(found, [(RoomNum(1), ended), (RoomNum(2), ended)]);
+        type_on(RoomNum(2), live);
+        stop(app, user_id, found).await.unwrap();
+        let typed = app.ephemeral.read(|board| board.typing.rooms_of(user_id));
+        assert_eq!(typed, [(RoomNum(2), live)]);
+    }
 }

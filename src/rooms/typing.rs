@@ -71,6 +71,13 @@ impl Typing {
         seen
     }
 
+    /// Notes that a user no longer types on a device, as far as its word is still their last one. Tells whether others see a
+    /// difference.
+    pub fn stop_on(&mut self, room: RoomNum, user_id: &str, device: DeviceNum, number: u64) -> bool {
+        let typist = self.rooms.get(&room).and_then(|typists| typists.users.get(user_id));
+        typist.is_some_and(|typist| typist.word.device == device) && self.set(room, user_id, None, number)
+    }
+
     /// Forgets the users whose typing has ended. Tells whether there were any.
     pub fn expire(&mut self, room: RoomNum, now_ms: u64, number: u64) -> bool {
         let Some(typists) = self.rooms.get_mut(&room) else { return false };
