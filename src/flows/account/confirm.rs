@@ -18,13 +18,8 @@ use crate::{
         interactive::{Flows, Operation, Passed, Progress},
         names, passwords, registration, users,
     },
-    env::payer::Payer,
     error::{Refusal, Result},
-    flows::{
-        App,
-        account::{guess, log_in},
-    },
-    ids::UserNum,
+    flows::{App, account::guess},
 };
 
 /// The proof that a request was confirmed, with the registration token that was shown for it.
@@ -92,11 +87,9 @@ async fn check(
                 .into());
             }
             let guess = guess::by_session(app, caller)?;
-            if !is_password_of(app, caller.user, guess.payer(), password.password.clone()).await? {
-                return Ok(Err(wrong));
-            }
-            guess.was_right(app);
-            Ok(Ok(Passed { stage, registration_token: None }))
+            let hash = passwords::find(&*app.store.snapshot(), caller.user)?;
+            let is_right = guess.verify(app, hash, password.password.clone()).await?;
+            Ok(if is_right { Ok(Passed { stage, registration_token: None }) } else { Err(wrong) })
         }
         AuthData::RegistrationToken(shown) => {
             let snapshot = app.store.snapshot();
@@ -148,10 +141,10 @@ pub(crate) async fn pass_on_page(
             };
             let user = users::require_num(&*app.store.snapshot(), &user_id)?;
             let guess = guess::by_stranger(app, user_id.as_str(), Some(user), Some(from)).await?;
-            if !is_password_of(app, user, guess.payer(), password).await? {
+            let hash = passwords::find(&*app.store.snapshot(), user)?;
+            if !guess.verify(app, hash, password).await? {
                 return Ok(Err(Refusal::forbidden("The password is not right.")));
             }
-            guess.was_right(app);
             Passed { stage: AuthType::Password, registration_token: None }
         }
     };
@@ -169,12 +162,6 @@ pub(crate) fn meant_by(app: &App, identifier: &UserIdentifier) -> Option<ruma::O
         UserIdentifier::Matrix(matrix) => names::meant_user_id(&matrix.user, app.accounts.server_name()),
         _ => None,
     }
-}
-
-/// Whether this is the password of an account.
-async fn is_password_of(app: &App, user: UserNum, payer: Payer, password: String) -> Result<bool> {
-    let hash = passwords::find(&*app.store.snapshot(), user)?;
-    log_in::passwords_match(app, payer, hash, password).await
 }
 
 /// The flow that asks for the caller's password.

@@ -15,8 +15,11 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    accounts::{Caller, devices},
-    env::payer::{Payer, network},
+    accounts::{Caller, devices, passwords},
+    env::{
+        Long,
+        payer::{self, Payer, network},
+    },
     error::Result,
     flows::{
         App,
@@ -32,14 +35,19 @@ pub(crate) struct Guess {
 }
 
 impl Guess {
-    /// The account for which the verification counts, beside the address.
-    pub(crate) fn payer(&self) -> Payer {
-        self.payer
-    }
-
-    /// Gives the try back, because the password was right.
-    pub(crate) fn was_right(self, app: &App) {
-        app.limits.give_back(Limit::Password, self.source);
+    /// Whether the password is the one that was hashed; without a hash it is not, after the same work. The work counts for the
+    /// account as well as for the address. A password that is right is no guess, and its try is given back. Errors: 429
+    /// `M_LIMIT_EXCEEDED` where too many passwords wait to be verified, of all or of these payers.
+    pub(crate) async fn verify(self, app: &App, hash: Option<String>, password: String) -> Result<bool> {
+        let owned = app.clone();
+        let verify =
+            move || passwords::verify(&owned.env, &owned.config.passwords, hash.as_deref(), &password);
+        let verified = app.env.blocking_long(Long::Password, verify);
+        let is_right = payer::current().led_by(self.payer).during(verified).await?;
+        if is_right {
+            app.limits.give_back(Limit::Password, self.source);
+        }
+        Ok(is_right)
     }
 }
 

@@ -10,10 +10,6 @@ use crate::{
         users,
     },
     encryption::device_lists,
-    env::{
-        Long,
-        payer::{self, Payer},
-    },
     error::{Refusal, Result},
     flows::{App, account::guess, write},
     store::Batch,
@@ -70,9 +66,8 @@ pub(crate) async fn with_password(
     let name = known.as_ref().map(|(_, user_id)| user_id).or(named.meant.as_ref());
     let name = name.map_or(named.given.as_str(), |user_id| user_id.as_str());
     let guess = guess::by_stranger(app, name, user, log_in.ip).await?;
-    let right = passwords_match(app, guess.payer(), hash.clone(), password).await?;
-    let (Some((user, user_id)), true) = (known, right) else { return Err(wrong().into()) };
-    guess.was_right(app);
+    let is_right = guess.verify(app, hash.clone(), password).await?;
+    let (Some((user, user_id)), true) = (known, is_right) else { return Err(wrong().into()) };
     write::for_user(app, user, move |app, batch| {
         // The password may have been changed, or the account deactivated, while this one was verified.
         if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {
@@ -82,19 +77,6 @@ pub(crate) async fn with_password(
         Ok(LoggedIn { user_id, session })
     })
     .await
-}
-
-/// Whether a password is the one that was hashed. The work counts for this account as well as for the address. Errors: 429
-/// `M_LIMIT_EXCEEDED` where too many passwords wait to be verified, of all or of these payers.
-pub(crate) async fn passwords_match(
-    app: &App,
-    payer: Payer,
-    hash: Option<String>,
-    password: String,
-) -> Result<bool> {
-    let owned = app.clone();
-    let verify = move || passwords::verify(&owned.env, &owned.config.passwords, hash.as_deref(), &password);
-    payer::current().led_by(payer).during(app.env.blocking_long(Long::Password, verify)).await
 }
 
 /// Logs a device in, as part of a batch under the user's lock.
