@@ -1,10 +1,10 @@
 //! Translates results to HTTP, and logs failures. Nothing else does either; only this file knows status codes.
 
-use std::future::ready;
+use std::future::{Future, ready};
 
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
 use ruma::api::{
     OutgoingResponse, OutgoingResponseExt,
@@ -70,36 +70,39 @@ impl IntoReply for RawJson {
     }
 }
 
-impl IntoReply for Whole {
-    fn into_reply(self) -> Result<Response> {
-        let Self { first, rest } = self;
-        let Some(rest) = rest else { return Ok(json(StatusCode::OK, first)) };
-        let later = stream::try_unfold(Some(rest), |rest| async {
-            let Some(rest) = rest else { return Ok(None) };
-            rest.next().await.map(|page| Some((page.first, page.rest)))
-        });
-        let pages = stream::once(ready(Ok(first))).chain(later);
-        // The status is told already, so that a fault can only break the answer off.
-        let logged = pages.inspect_err(|error: &Error| tracing::error!(%error, "an answer breaks off"));
-        Ok(json(StatusCode::OK, Body::from_stream(logged)))
-    }
-}
-
 /// An answer that is JSON in pieces, of which no more than one is in memory.
 pub struct InPieces(Body);
 
 impl InPieces {
-    /// An answer that fits into one piece.
-    pub(crate) fn whole(json: Bytes) -> Self {
-        Self(Body::from(json))
+    /// An answer whose first piece was made before anything is sent, so that a request which fails in it is still refused. `next`
+    /// makes a later piece of what is left, and answers what is left then. When it fails, the answer breaks off, and its client
+    /// sees that it is not whole.
+    pub(crate) fn of<T: Send + 'static, F: Future<Output = Result<(Bytes, Option<T>)>> + Send + 'static>(
+        first: Bytes,
+        rest: Option<T>,
+        next: impl Fn(T) -> F + Send + 'static,
+    ) -> Self {
+        let Some(rest) = rest else { return Self(Body::from(first)) };
+        let later = stream::try_unfold(Some(rest), move |rest| {
+            let piece = rest.map(&next);
+            async move {
+                match piece {
+                    Some(piece) => piece.await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        });
+        let later = later.inspect_err(|error: &Error| tracing::error!(%error, "an answer breaks off"));
+        Self(Body::from_stream(stream::once(ready(Ok(first))).chain(later)))
     }
+}
 
-    /// An answer whose first piece was made before anything is sent, so that a request which fails in it is still refused.
-    /// When a later piece fails, the answer breaks off, and its client sees that it is not whole.
-    pub(crate) fn first_and(first: Bytes, rest: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
-        let first = stream::once(ready(Ok(first)));
-        let rest = rest.inspect_err(|error| tracing::error!(%error, "an answer breaks off"));
-        Self(Body::from_stream(first.chain(rest)))
+impl IntoReply for Whole {
+    fn into_reply(self) -> Result<Response> {
+        InPieces::of(self.first, self.rest, |rest| async move {
+            rest.next().await.map(|page| (page.first, page.rest))
+        })
+        .into_reply()
     }
 }
 

@@ -73,14 +73,6 @@ pub(crate) async fn upload(app: &App, caller: &Caller, upload: Upload) -> Result
     .await
 }
 
-/// The answer to a query for keys.
-pub(crate) enum Found {
-    /// The whole answer, as JSON.
-    Whole(Bytes),
-    /// The first piece of an answer that is too large to be in memory at once, and the query for the rest.
-    First(Bytes, Box<Query>),
-}
-
 /// A query for keys that is answered piece by piece.
 pub(crate) struct Query {
     app: App,
@@ -99,13 +91,13 @@ struct Asked {
 }
 
 /// `POST /keys/query`: answers the identity keys of these devices, or of all devices of users for whom none are named. An answer
-/// that is large comes in pieces, so that its size costs the server no memory. Errors: 413 `M_TOO_LARGE` for too many users or
-/// devices.
+/// that is large comes in pieces, so that its size costs the server no memory: the first one, as JSON, and the query for the
+/// rest, if there is more. Errors: 413 `M_TOO_LARGE` for too many users or devices.
 pub(crate) async fn query(
     app: &App,
     caller: &Caller,
     wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
-) -> Result<Found> {
+) -> Result<(Bytes, Option<Box<Query>>)> {
     require_at_most(USERS_MAX, wanted.len(), "users")?;
     let (app, owned, caller) = (app.clone(), app.clone(), caller.clone());
     let begin = move || {
@@ -120,22 +112,23 @@ pub(crate) async fn query(
         let mut query = Query { app, caller, users, begun: None, pieces };
         let (first, is_done) = query.write_piece()?;
         if is_done {
-            return Ok(Found::Whole(first));
+            return Ok((first, None));
         }
         // Nothing was answered yet, so a query that would go on for too long is still refused.
         query.require_few_devices()?;
-        Ok(Found::First(first, Box::new(query)))
+        Ok((first, Some(Box::new(query))))
     };
     owned.env.blocking(begin).await
 }
 
 impl Query {
-    /// Writes the next piece, off the async threads. None after the last one. Fails where the caller has been logged out.
-    pub(crate) async fn next(mut self: Box<Self>) -> Result<Option<(Bytes, Option<Box<Self>>)>> {
+    /// Writes the next piece, off the async threads, and answers the query for the rest, if there is more. Fails where the caller
+    /// has been logged out.
+    pub(crate) async fn next(mut self: Box<Self>) -> Result<(Bytes, Option<Box<Self>>)> {
         let env = self.app.env.clone();
         let write = move || {
             let (piece, is_done) = self.write_piece()?;
-            Ok(Some((piece, (!is_done).then_some(self))))
+            Ok((piece, (!is_done).then_some(self)))
         };
         env.blocking(write).await
     }

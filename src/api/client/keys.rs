@@ -1,6 +1,5 @@
 //! The keys of end-to-end encryption: uploading, querying and claiming them, and whose have changed.
 
-use futures_util::stream;
 use ruma::api::client::keys::{claim_keys, get_key_changes, get_keys, upload_keys};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -17,7 +16,7 @@ use crate::{
     error::Result,
     flows::{
         App,
-        keys::{self, Found, Upload},
+        keys::{self, Upload},
         limits::Limit,
     },
     sync::SyncToken,
@@ -58,18 +57,8 @@ pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Re
 
 /// `POST /_matrix/client/v3/keys/query`
 pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<InPieces> {
-    Ok(match keys::query(&app, &client.caller, client.request.device_keys).await? {
-        Found::Whole(json) => InPieces::whole(json),
-        Found::First(first, rest) => {
-            let rest = stream::try_unfold(Some(rest), |rest| async {
-                match rest {
-                    Some(rest) => rest.next().await,
-                    None => Ok(None),
-                }
-            });
-            InPieces::first_and(first, rest)
-        }
-    })
+    let (first, rest) = keys::query(&app, &client.caller, client.request.device_keys).await?;
+    Ok(InPieces::of(first, rest, |rest| rest.next()))
 }
 
 /// `POST /_matrix/client/v3/keys/claim`

@@ -47,13 +47,10 @@ async fn log_in(app: &App, caller: &Caller, count: usize) {
 
 /// The pieces of the answer to a query.
 async fn pieces(app: &App, caller: &Caller, wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Vec<Bytes> {
-    let (first, mut rest) = match query(app, caller, wanted).await.unwrap() {
-        Found::Whole(whole) => return vec![whole],
-        Found::First(first, rest) => (first, Some(rest)),
-    };
+    let (first, mut rest) = query(app, caller, wanted).await.unwrap();
     let mut pieces = vec![first];
     while let Some(query) = rest.take() {
-        let (piece, left) = query.next().await.unwrap().unwrap();
+        let (piece, left) = query.next().await.unwrap();
         pieces.push(piece);
         rest = left;
     }
