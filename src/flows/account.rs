@@ -8,6 +8,7 @@ mod guess;
 pub mod keep;
 pub mod log_in;
 pub mod log_out;
+mod password;
 pub mod push_rules;
 pub(crate) mod pushers;
 pub mod register;

@@ -4,9 +4,12 @@ use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts::{Caller, devices::Ending, passwords},
-    env::Long,
     error::Result,
-    flows::{App, account::log_out, write},
+    flows::{
+        App,
+        account::{log_out, password},
+        write,
+    },
     ids::UserNum,
     store::{Batch, timer::Timer},
 };
@@ -18,7 +21,7 @@ pub(crate) async fn change_password(
     password: String,
     log_out_others: bool,
 ) -> Result<()> {
-    let hash = hash(app, password).await?;
+    let hash = password::hash(app, password).await?;
     let ending = log_out_others.then_some(Ending::AllBut(caller.device));
     let (user, user_id) = (caller.user, caller.user_id.clone());
     let store = move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, ending.as_ref());
@@ -34,19 +37,12 @@ pub(crate) async fn reset_password(
     user_id: OwnedUserId,
     password: String,
 ) -> Result<()> {
-    let hash = hash(app, password).await?;
+    let hash = password::hash(app, password).await?;
     let store =
         move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, Some(&Ending::All));
     let promised = write::for_user(app, user, store).await?;
     log_out::begin_sweep(app, promised);
     Ok(())
-}
-
-async fn hash(app: &App, password: String) -> Result<String> {
-    passwords::check(&password)?;
-    let owned = app.clone();
-    let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
-    app.env.blocking_long(Long::Password, hash).await
 }
 
 /// Stores the hash of a new password, and ends the sessions that `ending` names.

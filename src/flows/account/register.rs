@@ -19,13 +19,13 @@ use crate::{
         users::{self, NewUser},
     },
     config::RegistrationMode,
-    env::Long,
     error::{Refusal, Result},
     flows::{
         App,
         account::{
             confirm,
             log_in::{self, Session},
+            password,
         },
         write,
     },
@@ -99,9 +99,7 @@ pub(crate) async fn upgrade_guest(
     let flows = flows(app)?;
     let operation = confirm::operation("register", Some(&caller), &json!({ "username": wish.username }));
     let confirmed = confirm::confirm(app, &operation, &flows, Some(&caller), auth).await?;
-    let owned = app.clone();
-    let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
-    let hash = app.env.blocking_long(Long::Password, hash).await?;
+    let hash = password::hash(app, password).await?;
     let acting = caller.clone();
     let upgrade = move |app: &App, batch: &mut Batch| {
         // Another request may have come first, or the account may have ended, while the password was hashed.
@@ -194,11 +192,7 @@ enum Role {
 
 async fn make(app: &App, wish: Wish, role: Role) -> Result<Registered> {
     let hash = match wish.password.clone() {
-        Some(password) => {
-            let owned = app.clone();
-            let hash = move || passwords::hash(&owned.env, &owned.config.passwords, &password);
-            Some(app.env.blocking_long(Long::Password, hash).await?)
-        }
+        Some(password) => Some(password::hash(app, password).await?),
         None => None,
     };
     let user = app.accounts.next_user(&app.store.view())?;
