@@ -96,9 +96,10 @@ pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
     timer
 }
 
-/// Carries out a promised job, and waits for it. The job is a task of its own, so that a client that hangs up does not stop it
-/// half way.
-pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
+/// Carries out a promised job, and waits for it; nothing happens where none was promised. The job is a task of its own, so that a
+/// client that hangs up does not stop it half way.
+pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
+    let Some(promised) = promised else { return Ok(()) };
     let (done, kept) = oneshot::channel();
     let worker = app.clone();
     app.env.spawn(async move {
@@ -108,9 +109,11 @@ pub(crate) async fn keep(app: &App, promised: Timer) -> Result<()> {
     kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))?
 }
 
-/// Begins to carry out a promised job without waiting for it.
-pub(crate) fn begin(app: &App, promised: Timer) {
-    if let Some(run) = app.running.begin(&promised) {
+/// Begins to carry out a promised job without waiting for it; nothing happens where none was promised.
+pub(crate) fn begin(app: &App, promised: Option<Timer>) {
+    if let Some(promised) = promised
+        && let Some(run) = app.running.begin(&promised)
+    {
         carry_out_due(app, promised, run);
     }
 }

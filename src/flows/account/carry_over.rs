@@ -99,14 +99,6 @@ fn was_ever_in(read: &(impl Read + ?Sized), user: UserNum, room: RoomNum) -> Res
     Ok(row.is_some_and(|row| row.membership == Membership::Join || row.left.is_some()))
 }
 
-/// Keeps what was promised, if anything was.
-pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
-    match promised {
-        Some(promised) => jobs::keep(app, promised).await,
-        None => Ok(()),
-    }
-}
-
 /// Carries a user's settings over, unless that was done already.
 pub(crate) async fn carry_over(app: &App, user: UserNum, carried: Move, timer: Timer) -> Result<()> {
     write::for_user(app, user, move |_, batch| {

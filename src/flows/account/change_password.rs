@@ -8,7 +8,7 @@ use crate::{
     flows::{
         App,
         account::{log_out, password},
-        write,
+        jobs, write,
     },
     ids::UserNum,
     store::{Batch, timer::Timer},
@@ -26,7 +26,7 @@ pub(crate) async fn change_password(
     let (user, user_id) = (caller.user, caller.user_id.clone());
     let store = move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, ending.as_ref());
     let promised = write::for_caller(app, caller, store).await?;
-    log_out::begin_sweep(app, promised);
+    jobs::begin(app, promised);
     Ok(())
 }
 
@@ -41,7 +41,7 @@ pub(crate) async fn reset_password(
     let store =
         move |app: &App, batch: &mut Batch| store(app, batch, user, &user_id, &hash, Some(&Ending::All));
     let promised = write::for_user(app, user, store).await?;
-    log_out::begin_sweep(app, promised);
+    jobs::begin(app, promised);
     Ok(())
 }
 

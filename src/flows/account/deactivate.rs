@@ -26,6 +26,6 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
-    log_out::begin_sweep(app, swept);
-    jobs::keep(app, told).await
+    jobs::begin(app, swept);
+    jobs::keep(app, Some(told)).await
 }

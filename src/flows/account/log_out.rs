@@ -32,11 +32,11 @@ pub(crate) async fn log_out(app: &App, caller: &Caller, ending: Ending) -> Resul
     let (user, user_id) = (caller.user, caller.user_id.clone());
     let promised =
         write::for_caller(app, caller, move |app, batch| end(app, batch, user, &user_id, &ending)).await?;
-    begin_sweep(app, promised);
+    jobs::begin(app, promised);
     Ok(())
 }
 
-/// Ends devices in a batch under their user's lock. Answers the promise to sweep their other rows, for [`begin_sweep`] once the
+/// Ends devices in a batch under their user's lock. Answers the promise to sweep their other rows, for [`jobs::begin`] once the
 /// batch is accepted; none if nothing is left.
 pub(crate) fn end(
     app: &App,
@@ -56,13 +56,6 @@ pub(crate) fn end(
         return Ok(None);
     }
     Ok(Some(jobs::promise(app, batch, &Job::SweepDevices { user })))
-}
-
-/// Begins to sweep the rows of ended devices, if that was promised. Nobody waits for it.
-pub(crate) fn begin_sweep(app: &App, promised: Option<Timer>) {
-    if let Some(promised) = promised {
-        jobs::begin(app, promised);
-    }
 }
 
 /// Sweeps the rows of ended devices, one batch after the other, until nothing is left.

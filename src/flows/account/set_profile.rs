@@ -40,8 +40,5 @@ pub(crate) async fn set_profile(
         Ok(told.then(|| jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;
-    match promised {
-        Some(promised) => jobs::keep(app, promised).await,
-        None => Ok(()),
-    }
+    jobs::keep(app, promised).await
 }

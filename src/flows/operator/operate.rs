@@ -19,6 +19,7 @@ use crate::{
             change_password, deactivate, log_out,
             register::{self, Wish},
         },
+        jobs,
         operator::{
             check,
             explain::{self, Explanation},
@@ -472,7 +473,7 @@ pub async fn log_out(app: &App, name: &str, device: Option<OwnedDeviceId>) -> Re
         Ok((count, log_out::end(app, batch, user, &whose, &ending)?))
     })
     .await?;
-    log_out::begin_sweep(app, promised);
+    jobs::begin(app, promised);
     Ok(LoggedOut { user_id, devices })
 }
 

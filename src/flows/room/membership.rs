@@ -10,7 +10,7 @@ use ruma::{
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit},
+    flows::{App, account::carry_over, commit, jobs},
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
@@ -89,7 +89,7 @@ pub(crate) async fn join(
         carry_over::promise(&owned, change, author.user)
     })
     .await?;
-    carry_over::keep(app, promised).await?;
+    jobs::keep(app, promised).await?;
     Ok(room_id)
 }
 
@@ -117,7 +117,7 @@ pub(crate) async fn set(
         Ok((stored.id(&change.row), promised))
     })
     .await?;
-    carry_over::keep(app, promised).await?;
+    jobs::keep(app, promised).await?;
     Ok(event_id)
 }
 

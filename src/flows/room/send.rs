@@ -8,7 +8,7 @@ use crate::{
     flows::{
         App,
         account::carry_over,
-        commit,
+        commit, jobs,
         room::{membership, presence},
     },
     rooms::{
@@ -121,6 +121,6 @@ pub(crate) async fn set_state(
         Ok((event_id, promised))
     })
     .await?;
-    carry_over::keep(app, promised).await?;
+    jobs::keep(app, promised).await?;
     Ok(event_id)
 }
