@@ -6,13 +6,7 @@
 //! share is refused before its next answer is made, also if the request was admitted earlier: so a payer has at most its share in
 //! unread answers, and the few answers besides that are made at the same time.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -40,17 +34,17 @@ struct Inner {
     env: Env,
     metrics: Metrics,
     bytes_max: usize,
-    /// The bytes in memory, of each payer in `Holdings::counted` at most its share, so that an address with answers that it
-    /// does not read cannot keep others waiting. They change under the lock of `holdings` and are read without it.
-    bytes: AtomicUsize,
     holdings: Mutex<Holdings>,
     freed: Notify,
-    /// The first in line waits for room; the others wait here for their turn, so that nobody overtakes.
+    /// The first in line waits for room; the others wait here for their turn, newcomers too, so that nobody overtakes.
     line: tokio::sync::Mutex<()>,
 }
 
 /// The bytes that payers hold.
 struct Holdings {
+    /// The bytes in memory, of each payer in `counted` at most its share, so that an address with answers that it does not read
+    /// cannot keep others waiting.
+    bytes: usize,
     /// The bytes that each user and each address holds. An answer is in here for its user and for its address.
     held: Shares,
     /// The same bytes, each for its narrowest payer alone. This is apart from `held`, where the bytes of a user who asks
@@ -59,22 +53,24 @@ struct Holdings {
 }
 
 impl Holdings {
-    /// Counts the bytes, and returns by how many the bytes in memory become more.
-    fn take(&mut self, payers: Payers, bytes: usize) -> usize {
+    /// Counts these bytes for the payers.
+    fn take(&mut self, payers: Payers, bytes: usize) {
         self.held.take(payers, bytes);
         let narrowest = payers.narrowest();
         let before = self.counted.held_within_share(narrowest);
         self.counted.take(Payers::one(narrowest), bytes);
-        self.counted.held_within_share(narrowest).saturating_sub(before)
+        self.bytes += self.counted.held_within_share(narrowest).saturating_sub(before);
     }
 
-    /// Gives back what `take` has counted for the same payers, and returns by how many the bytes in memory become fewer.
-    fn give_back(&mut self, payers: Payers, bytes: usize) -> usize {
+    /// Gives back what `take` has counted for the same payers.
+    fn give_back(&mut self, payers: Payers, bytes: usize) {
         self.held.give_back(payers, bytes);
         let narrowest = payers.narrowest();
         let before = self.counted.held_within_share(narrowest);
         self.counted.give_back(Payers::one(narrowest), bytes);
-        before.saturating_sub(self.counted.held_within_share(narrowest))
+        let fewer = before.saturating_sub(self.counted.held_within_share(narrowest));
+        debug_assert!(self.bytes >= fewer, "more is given back than was taken");
+        self.bytes = self.bytes.saturating_sub(fewer);
     }
 }
 
@@ -88,22 +84,17 @@ pub(crate) struct Held {
 impl Budget {
     /// Makes a budget in which nothing is counted yet.
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
-        Self(Arc::new(Inner {
-            env,
-            metrics,
-            bytes_max,
-            bytes: AtomicUsize::new(0),
-            holdings: Mutex::new(Holdings { held: Shares::new(bytes_max), counted: Shares::new(bytes_max) }),
-            freed: Notify::new(),
-            line: tokio::sync::Mutex::new(()),
-        }))
+        let shares = || Shares::new(bytes_max);
+        let holdings = Mutex::new(Holdings { bytes: 0, held: shares(), counted: shares() });
+        let (freed, line) = (Notify::new(), tokio::sync::Mutex::new(()));
+        Self(Arc::new(Inner { env, metrics, bytes_max, holdings, freed, line }))
     }
 
     /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for a
     /// user or an address that holds more than its share.
     pub(crate) async fn admit(&self, payers: Payers) -> Result<()> {
         self.require_within_share(payers)?;
-        if self.0.bytes.load(Ordering::Relaxed) > self.0.bytes_max {
+        if self.0.holdings.lock().bytes > self.0.bytes_max {
             drop(self.reserve(payers, 0).await?);
         }
         Ok(())
@@ -111,31 +102,33 @@ impl Budget {
 
     /// Fails with [`Error::Busy`] if the user or the address holds more than its share.
     pub(crate) fn require_within_share(&self, payers: Payers) -> Result<()> {
-        self.require_share(payers, 0)
+        self.require_share(&self.0.holdings.lock(), payers, 0)
     }
 
-    /// Waits until there is room for these bytes, and counts them. Fails with [`Error::Busy`] if that takes longer than
-    /// `WAIT_MAX`, or if the user or the address would hold more than its share.
+    /// Waits until there is room for these bytes, and counts them. Those who wait are served in the order in which they came.
+    /// Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, or if the user or the address would hold more than its
+    /// share, now or when its turn has come.
     pub(crate) async fn reserve(&self, payers: Payers, bytes: usize) -> Result<Held> {
-        if bytes > 0 {
-            self.require_share(payers, bytes)?;
-        }
-        if let Some(held) = self.try_hold(payers, bytes) {
+        // The lock is free only while nobody waits.
+        if let Ok(_first) = self.0.line.try_lock()
+            && let Some(held) = self.try_hold(payers, bytes)?
+        {
             return Ok(held);
         }
+        self.require_share(&self.0.holdings.lock(), payers, bytes)?;
         let wait = async {
             let _first = self.0.line.lock().await;
             loop {
                 let freed = self.0.freed.notified();
-                if let Some(held) = self.try_hold(payers, bytes) {
-                    return held;
+                if let Some(held) = self.try_hold(payers, bytes)? {
+                    return Ok(held);
                 }
                 freed.await;
             }
         };
         tokio::select! {
             biased;
-            held = wait => Ok(held),
+            held = wait => held,
             () = self.0.env.sleep(WAIT_MAX) => {
                 tracing::debug!(bytes, reason = "no room for bytes in flight", "refused");
                 Err(Error::Busy { retry_after: RETRY_AFTER })
@@ -155,8 +148,8 @@ impl Budget {
     }
 
     /// Refuses payers who would hold more than their share with these bytes.
-    fn require_share(&self, payers: Payers, bytes: usize) -> Result<()> {
-        match self.0.holdings.lock().held.find_without_room(payers, bytes) {
+    fn require_share(&self, holdings: &Holdings, payers: Payers, bytes: usize) -> Result<()> {
+        match holdings.held.find_without_room(payers, bytes) {
             None => Ok(()),
             Some(payer) => {
                 tracing::debug!(bytes, ?payer, reason = "the payer holds its share of the budget", "refused");
@@ -165,15 +158,16 @@ impl Budget {
         }
     }
 
-    fn try_hold(&self, payers: Payers, bytes: usize) -> Option<Held> {
+    /// Counts these bytes if there is room for them now.
+    fn try_hold(&self, payers: Payers, bytes: usize) -> Result<Option<Held>> {
         let mut holdings = self.0.holdings.lock();
-        let has_room = self.0.bytes.load(Ordering::Relaxed) + bytes <= self.0.bytes_max;
-        has_room.then(|| self.hold(payers, bytes, &mut holdings))
+        self.require_share(&holdings, payers, bytes)?;
+        let has_room = holdings.bytes.saturating_add(bytes) <= self.0.bytes_max;
+        Ok(has_room.then(|| self.hold(payers, bytes, &mut holdings)))
     }
 
     fn hold(&self, payers: Payers, bytes: usize, holdings: &mut Holdings) -> Held {
-        let counted = holdings.take(payers, bytes);
-        self.0.bytes.fetch_add(counted, Ordering::Relaxed);
+        holdings.take(payers, bytes);
         self.0.metrics.bytes_in_flight(bytes as i64);
         Held { budget: self.clone(), payers, bytes }
     }
@@ -192,11 +186,7 @@ impl Drop for Held {
             return;
         }
         let inner = &self.budget.0;
-        let mut holdings = inner.holdings.lock();
-        let counted = holdings.give_back(self.payers, self.bytes);
-        let before = inner.bytes.fetch_sub(counted, Ordering::Relaxed);
-        debug_assert!(before >= counted, "more is given back than was taken");
-        drop(holdings);
+        inner.holdings.lock().give_back(self.payers, self.bytes);
         inner.metrics.bytes_in_flight(-(self.bytes as i64));
         inner.freed.notify_waiters();
     }
@@ -222,8 +212,8 @@ mod tests {
     }
 
     fn assert_nothing_is_held(budget: &Budget) {
-        assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 0);
         let holdings = budget.0.holdings.lock();
+        assert_eq!(holdings.bytes, 0);
         assert!(holdings.held.is_empty() && holdings.counted.is_empty());
     }
 
@@ -237,7 +227,7 @@ mod tests {
                 let (held, other) = (budget.charge(first, 20), budget.charge(second, 20));
                 let (earlier, later) = if first_is_read_first { (held, other) } else { (other, held) };
                 drop(earlier);
-                assert_eq!(budget.0.bytes.load(Ordering::Relaxed), 20);
+                assert_eq!(budget.0.holdings.lock().bytes, 20);
                 drop(later);
                 assert_nothing_is_held(&budget);
                 budget.admit(alice([192, 0, 2, 2])).await.unwrap();
@@ -264,21 +254,50 @@ mod tests {
         let first = budget.reserve(address(1), 25).await.unwrap();
         let answer = budget.charge(proxy(), 90);
         let order = Arc::new(Mutex::new(Vec::new()));
-        for (number, bytes) in [(3, 20), (4, 1)] {
+        let ask = |number, bytes| {
             let (budget, order) = (budget.clone(), order.clone());
             env.spawn(async move {
                 let held = budget.reserve(address(number), bytes).await.unwrap();
                 order.lock().push(number);
                 drop(held);
             });
-        }
+        };
+        ask(3, 20);
+        ask(4, 1);
         env.sleep(Duration::from_secs(1)).await;
         drop(first);
         env.sleep(Duration::from_secs(1)).await;
         assert!(order.lock().is_empty(), "the small one waits behind the large one");
+        // There is room for a newcomer, who comes after those who wait nevertheless.
+        ask(5, 1);
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(order.lock().is_empty(), "the newcomer waits behind the others");
         drop(answer);
         env.sleep(Duration::from_secs(1)).await;
-        assert_eq!(*order.lock(), [3, 4]);
+        assert_eq!(*order.lock(), [3, 4, 5]);
+        assert_nothing_is_held(&budget);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waited_with_others_of_its_payer_is_within_the_share_when_its_turn_comes() {
+        let (env, budget) = budget(100);
+        let answer = budget.charge(proxy(), 100);
+        let ask = |payers: Payers, bytes| {
+            let (budget, env) = (budget.clone(), env.clone());
+            async move {
+                let held = budget.reserve(payers, bytes).await;
+                env.sleep(Duration::from_secs(1)).await;
+                held.map(drop)
+            }
+        };
+        let free = async {
+            env.sleep(Duration::from_secs(1)).await;
+            drop(answer);
+        };
+        let waiting = (ask(address(1), 20), ask(address(1), 20), ask(address(2), 20));
+        let (first, second, other, ()) = tokio::join!(waiting.0, waiting.1, waiting.2, free);
+        assert!(first.is_ok() && other.is_ok());
+        assert!(matches!(second, Err(Error::Busy { .. })), "the address has its share already");
         assert_nothing_is_held(&budget);
     }
 
