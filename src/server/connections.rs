@@ -342,6 +342,20 @@ impl Watched {
         let piece = self.rest.split_to(length);
         if self.may_be_pinned { Piece::pin(piece, &self.asked.0) } else { piece }
     }
+
+    /// Takes the next piece, of the rest or else of the next frame of the body.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                ended => return Poll::Ready(ended),
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(self.split()))))
+    }
 }
 
 impl HttpBody for Watched {
@@ -352,25 +366,15 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut polled = match self.rest.is_empty() {
-            true => Pin::new(&mut self.body).poll_frame(context),
-            false => Poll::Ready(Some(Ok(Frame::data(Bytes::new())))),
-        };
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled
-            && let Some(data) = frame.data_mut()
-        {
-            if self.rest.is_empty() {
-                self.rest = std::mem::take(data);
-            }
-            *data = self.split();
-        }
+        let polled = self.poll_piece(context);
         let connection = &self.asked.0;
         let mut activity = connection.activity.lock();
-        match &polled {
-            Poll::Ready(Some(Ok(_))) => drop(activity.taken.insert(self.number, connection.env.instant())),
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            activity.taken.insert(self.number, connection.env.instant());
+        } else {
             // There is no piece to take, either because the server has not made it yet or because the answer ends. The
             // client is not to blame.
-            Poll::Pending | Poll::Ready(_) => drop(activity.taken.remove(&self.number)),
+            activity.taken.remove(&self.number);
         }
         drop(activity);
         polled
