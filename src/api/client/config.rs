@@ -1,7 +1,7 @@
 //! Account data, global and of rooms: reading it, and setting it.
 
 use ruma::{
-    OwnedRoomId, UserId,
+    OwnedRoomId, OwnedUserId, UserId,
     api::{
         client::config::{
             get_global_account_data, get_room_account_data, set_global_account_data, set_room_account_data,
@@ -90,17 +90,13 @@ pub(crate) async fn get_room_account_data(
     find(&app, &client.caller, Some(&request.room_id), &request.event_type.to_string())
 }
 
-fn user_id(text: &str) -> Result<ruma::OwnedUserId> {
-    UserId::parse(text).map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id.").into())
-}
-
 /// `PUT /_matrix/client/v3/user/{userId}/account_data/{type}`
 pub(crate) async fn set_global_account_data(
     app: App,
     client: Client<Raw<set_global_account_data::v3::Request>>,
 ) -> Result<set_global_account_data::v3::Response> {
     let request = client.request;
-    require_self(&client.caller, &user_id(request.arg(0))?)?;
+    require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
     let event_type = request.arg(1).to_owned();
     require_free_type(&event_type)?;
     keep::keep_account_data(&app, &client.caller, None, event_type, request.body.bytes()).await?;
@@ -113,9 +109,8 @@ pub(crate) async fn set_room_account_data(
     client: Client<Raw<set_room_account_data::v3::Request>>,
 ) -> Result<set_room_account_data::v3::Response> {
     let request = client.request;
-    require_self(&client.caller, &user_id(request.arg(0))?)?;
-    let room = OwnedRoomId::try_from(request.arg(1))
-        .map_err(|_| Refusal::invalid_param("`roomId` in the path is not a room id."))?;
+    require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
+    let room: OwnedRoomId = request.id(1)?;
     let event_type = request.arg(2).to_owned();
     require_free_type(&event_type)?;
     keep::keep_account_data(&app, &client.caller, Some(room), event_type, request.body.bytes()).await?;

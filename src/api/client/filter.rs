@@ -1,14 +1,14 @@
 //! The filters that clients store here: storing one, and reading it back.
 
 use ruma::{
-    UserId,
+    OwnedUserId,
     api::client::filter::{create_filter, get_filter},
 };
 
 use crate::{
     accounts::filters,
     api::{Routes, client::config::require_self, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
-    error::{Refusal, Result},
+    error::Result,
     flows::{App, account::keep, limits::Limit},
     sync,
 };
@@ -24,9 +24,7 @@ pub(crate) async fn create_filter(
     client: Client<Raw<create_filter::v3::Request>>,
 ) -> Result<create_filter::v3::Response> {
     let request = client.request;
-    let user_id = UserId::parse(request.arg(0))
-        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
-    require_self(&client.caller, &user_id)?;
+    require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
     let body = request.body.bytes();
     sync::check_filter(&filters::read(&body)?)?;
     let id = keep::keep_filter(&app, &client.caller, body).await?;

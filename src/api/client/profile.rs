@@ -1,7 +1,7 @@
 //! The profiles of users: reading them, and setting or deleting a field.
 
 use ruma::{
-    UserId,
+    OwnedUserId, UserId,
     api::client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
 };
 use serde_json::{Map, Value, json};
@@ -33,9 +33,7 @@ fn unknown() -> Error {
     Refusal::not_found("This server has no profile of this user.").into()
 }
 
-fn require(app: &App, user_id: &str) -> Result<UserNum> {
-    let user_id = <&UserId>::try_from(user_id)
-        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
+fn require(app: &App, user_id: &UserId) -> Result<UserNum> {
     let snapshot = app.store.snapshot();
     let user = users::find_num(&*snapshot, user_id)?.ok_or_else(unknown)?;
     if users::require(&*snapshot, user)?.is_deactivated { Err(unknown()) } else { Ok(user) }
@@ -43,7 +41,7 @@ fn require(app: &App, user_id: &str) -> Result<UserNum> {
 
 /// `GET /_matrix/client/v3/profile/{userId}`
 pub(crate) async fn get_profile(app: App, public: Public<get_profile::v3::Request>) -> Result<RawJson> {
-    let user = require(&app, public.request.user_id.as_str())?;
+    let user = require(&app, &public.request.user_id)?;
     let profile = profiles::read(&*app.store.snapshot(), user)?;
     Ok(RawJson(Value::Object(profile).to_string().into()))
 }
@@ -54,7 +52,7 @@ pub(crate) async fn get_profile_field(
     public: Public<Raw<get_profile_field::v3::Request>>,
 ) -> Result<RawJson> {
     let request = public.request;
-    let user = require(&app, request.arg(0))?;
+    let user = require(&app, &request.id::<OwnedUserId>(0)?)?;
     let field = request.arg(1);
     profiles::check_field(field)?;
     let Some(value) = profiles::find(&*app.store.snapshot(), user, field)? else {
@@ -71,7 +69,7 @@ pub(crate) async fn set_profile_field(
 ) -> Result<set_profile_field::v3::Response> {
     let (caller, request) = (client.caller, client.request);
     let field = request.arg(1);
-    require_user(&caller, request.arg(0), field)?;
+    require_user(&caller, &request, field)?;
     profiles::check_field(field)?;
     let mut body: Map<String, Value> = request.json()?;
     let Some(value) = body.remove(field) else {
@@ -94,20 +92,18 @@ pub(crate) async fn delete_profile_field(
 ) -> Result<delete_profile_field::v3::Response> {
     let (caller, request) = (client.caller, client.request);
     let field = request.arg(1);
-    require_user(&caller, request.arg(0), field)?;
+    require_user(&caller, &request, field)?;
     profiles::check_field(field)?;
     set_profile::set_profile(&app, &caller, field.to_owned(), None).await?;
     Ok(delete_profile_field::v3::Response::new())
 }
 
 /// Refuses (403) another user's profile, and a field of their own profile that guests may not change.
-fn require_user(caller: &Caller, user_id: &str, field: &str) -> Result<()> {
+fn require_user<E>(caller: &Caller, request: &Raw<E>, field: &str) -> Result<()> {
     if caller.is_guest && field != "displayname" {
         return Err(guests_refused().into());
     }
-    let user_id = <&UserId>::try_from(user_id)
-        .map_err(|_| Refusal::invalid_param("`userId` in the path is not a user id."))?;
-    if caller.user_id == user_id {
+    if caller.user_id == request.id::<OwnedUserId>(0)? {
         return Ok(());
     }
     Err(Refusal::forbidden("You can only change your own profile.").into())
