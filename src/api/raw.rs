@@ -110,10 +110,6 @@ impl<E: IncomingRequest> Raw<E> {
     /// beside the password instead of in an `identifier`
     /// (<https://spec.matrix.org/v1.19/client-server-api/#password-based>).
     pub(crate) fn read_confirmed(mut self) -> Result<E> {
-        // An empty `auth` confirms nothing, so that the answer is the same as to a request without one: what to confirm.
-        if self.body.field("auth").is_some_and(is_empty_object) {
-            self.body = self.body.with_field("auth", "null").map_err(Error::from)?;
-        }
         if let Some(newer) = self.body.field("auth").and_then(renewed) {
             self.body = self.body.with_field("auth", &newer).map_err(Error::from)?;
         }
@@ -129,13 +125,13 @@ pub(crate) fn form(bytes: &[u8]) -> Vec<(String, String)> {
     fields.map(|Query(fields)| fields).unwrap_or_default()
 }
 
-fn is_empty_object(json: &str) -> bool {
-    serde_json::from_str::<Map<String, Value>>(json).is_ok_and(|object| object.is_empty())
-}
-
-/// Rewrites an old `auth` in today's form. None if it is in that form already, or is something else.
+/// Rewrites an old or an empty `auth` in today's form. None if it is in that form already, or is something else.
 fn renewed(auth: &str) -> Option<String> {
     let mut auth: Map<String, Value> = serde_json::from_str(auth).ok()?;
+    // An empty `auth` confirms nothing, so that the answer is the same as to a request without one: what to confirm.
+    if auth.is_empty() {
+        return Some("null".to_owned());
+    }
     if auth.get("type").and_then(Value::as_str) != Some("m.login.password") || auth.contains_key("identifier")
     {
         return None;
