@@ -46,6 +46,9 @@ pub enum Long {
 }
 
 impl Long {
+    /// All kinds, in the order in which [`Env`] keeps their pools.
+    pub const ALL: [Self; 4] = [Self::Password, Self::Search, Self::Resolution, Self::Maintenance];
+
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
         match self {
@@ -91,10 +94,8 @@ struct Inner {
     killed: CancellationToken,
     short: Pool,
     writing: Pool,
-    passwords: Pool,
-    searches: Pool,
-    resolutions: Pool,
-    maintenance: Pool,
+    /// The pools of the kinds of long calls, in the order of [`Long::ALL`].
+    long: [Pool; 4],
 }
 
 impl Env {
@@ -126,10 +127,7 @@ impl Env {
             killed: CancellationToken::new(),
             short: Pool::new(SHORT_CALLS_MAX, usize::MAX),
             writing: Pool::new(WRITING_CALLS_MAX, usize::MAX),
-            passwords: Pool::of_long(Long::Password),
-            searches: Pool::of_long(Long::Search),
-            resolutions: Pool::of_long(Long::Resolution),
-            maintenance: Pool::of_long(Long::Maintenance),
+            long: Long::ALL.map(Pool::of_long),
         }))
     }
 
@@ -279,24 +277,22 @@ impl Env {
         kind: Long,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let pool = match kind {
-            Long::Password => &self.0.passwords,
-            Long::Search => &self.0.searches,
-            Long::Resolution => &self.0.resolutions,
-            Long::Maintenance => &self.0.maintenance,
-        };
-        self.run(pool, call).await
+        self.run(self.pool(kind), call).await
+    }
+
+    fn pool(&self, kind: Long) -> &Pool {
+        let [passwords, searches, resolutions, maintenance] = &self.0.long;
+        match kind {
+            Long::Password => passwords,
+            Long::Search => searches,
+            Long::Resolution => resolutions,
+            Long::Maintenance => maintenance,
+        }
     }
 
     /// The number of long calls of each kind that run or wait, by the name of their queue.
     pub fn long_calls(&self) -> [(&'static str, usize); 4] {
-        let pools = [
-            (Long::Password, &self.0.passwords),
-            (Long::Search, &self.0.searches),
-            (Long::Resolution, &self.0.resolutions),
-            (Long::Maintenance, &self.0.maintenance),
-        ];
-        pools.map(|(kind, pool)| (kind.name(), pool.call_count()))
+        Long::ALL.map(|kind| (kind.name(), self.pool(kind).call_count()))
     }
 
     /// Runs a call on a thread of its own when the pool has a place for the payers of the current task. The call keeps its
@@ -422,6 +418,18 @@ mod tests {
         drop(releases);
         while let Some(done) = futures_util::StreamExt::next(&mut calls).await {
             done.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_long_call_has_the_pool_of_its_place_in_the_list() {
+        let env = Env::real().unwrap();
+        for (at, kind) in Long::ALL.into_iter().enumerate() {
+            let counting = env.clone();
+            let counts = env.blocking_long(kind, move || Ok(counting.long_calls())).await.unwrap();
+            let expected = std::array::from_fn(|other| (Long::ALL[other].name(), usize::from(other == at)));
+            assert_eq!(counts, expected);
+            assert!(std::ptr::eq(env.pool(kind), &env.0.long[at]));
         }
     }
 

@@ -150,8 +150,7 @@ impl RateLimits {
                 format!("The request does {count} acts of a kind of which {count_max} are allowed at once.");
             return Err(Refusal::too_large(why).into());
         }
-        let debt_us = bucket.all_us().saturating_mul(DEBT_BURSTS_MAX);
-        self.0.take(limit, source, count, debt_us).map(drop)
+        self.0.take_in_debt(limit, source, count)
     }
 
     /// Counts what follows from an act and cannot be asked for in parts: a new name in each room of the source. Of very much
@@ -160,8 +159,7 @@ impl RateLimits {
     pub fn take_following(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
         let count_max = u64::from(self.0.bucket(limit).burst).saturating_mul(DEBT_BURSTS_MAX);
         let count = u64::try_from(count).unwrap_or(u64::MAX).min(count_max);
-        let debt_us = self.0.bucket(limit).all_us().saturating_mul(DEBT_BURSTS_MAX);
-        self.0.take(limit, source, count, debt_us).map(drop)
+        self.0.take_in_debt(limit, source, count)
     }
 
     /// Takes one act that may have to wait, and says for how long. Errors: 429 `M_LIMIT_EXCEEDED` where it would wait longer
@@ -179,6 +177,12 @@ impl RateLimits {
 }
 
 impl Buckets {
+    /// Takes `count` acts, which may put the source into debt.
+    fn take_in_debt(&self, limit: Limit, source: Source, count: u64) -> Result<()> {
+        let debt_us = self.bucket(limit).all_us().saturating_mul(DEBT_BURSTS_MAX);
+        self.take(limit, source, count, debt_us).map(drop)
+    }
+
     /// Takes `count` acts. Acts beyond those in the bucket may reach at most `allowance_us` into the future; the answer is how far
     /// they do.
     fn take(&self, limit: Limit, source: Source, count: u64, allowance_us: u64) -> Result<Duration> {
