@@ -52,7 +52,8 @@ impl Long {
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
         match self {
-            // One address may register fifty people at once, as a class does, and has a quarter of the line.
+            // An address has a quarter of these calls. That is room for as many passwords as it may send at once by the default
+            // bursts of `[limits] login` and `register`, as when a class of pupils registers.
             Self::Password => (2, 256),
             Self::Search => (2, 64),
             Self::Resolution => (2, 64),
@@ -239,15 +240,15 @@ impl Env {
         self.run(&self.0.short, call).await
     }
 
-    /// Starts a plain function that writes for these payers what waits for a room's turn, off the async threads; nobody waits
-    /// for it.
+    /// Starts a plain function off the async threads, and does not wait for it. It writes what has waited for the turn of a room,
+    /// and counts for these payers.
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     pub fn spawn_writing(&self, payers: Payers, call: impl FnOnce() + Send + 'static) {
         if self.is_simulated() {
             return self.spawn(async move { call() });
         }
         match self.0.writing.try_take(payers) {
-            // A task that only waits for a thread costs as much as a small call.
+            // Where a place is free, no task is made to wait for it, because that costs as much as a small call itself.
             Some(permit) if !self.is_killed() => {
                 let token = self.0.tasks.token();
                 drop(tokio::task::spawn_blocking(move || {
@@ -386,6 +387,16 @@ mod tests {
             assert_ne!(thread, std::thread::current().id());
             assert!(entered.lock().contains(&thread), "the span was not entered there");
         }
+    }
+
+    #[test]
+    fn an_address_has_room_for_the_passwords_that_its_limits_allow_at_once() {
+        let limits = crate::config::Limits::default();
+        let (running, waiting) = Long::Password.bounds();
+        let mut shares = payer::Shares::new(running + waiting);
+        let address = Payers::of_request(None, [192, 0, 2, 1].into());
+        shares.take(address, (limits.login.burst + limits.register.burst) as usize);
+        assert_eq!(shares.find_without_room(address, 0), None);
     }
 
     /// A runtime of real threads, which wait for each other and for no clock.

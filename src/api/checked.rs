@@ -16,7 +16,7 @@ use crate::{
     json::{JsonText, Object},
 };
 
-/// The deepest JSON that is accepted, in levels. StoredEvent JSON is wrapped in a few more levels when it is shown, and
+/// The deepest JSON that is accepted, in levels. Stored JSON is wrapped in a few more levels when it is shown, and
 /// readers of JSON commonly stop at 127.
 pub(crate) const NESTING_MAX: u32 = 110;
 

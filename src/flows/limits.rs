@@ -153,9 +153,9 @@ impl RateLimits {
         self.0.take_in_debt(limit, source, count)
     }
 
-    /// Counts what follows from an act and cannot be asked for in parts: a new name in each room of the source. Of very much
-    /// no more is counted than the debt may be, so that it is slow for some users but impossible for nobody.
-    /// Errors: 429 `M_LIMIT_EXCEEDED` where the debt would be too large.
+    /// Counts the acts that follow from another one and cannot be asked for in parts: a new name in each room of the source. No
+    /// more of them are counted than the debt may be, so that a user of very many rooms is slowed down but never shut out. Errors:
+    /// 429 `M_LIMIT_EXCEEDED` where the debt would be too large.
     pub fn take_following(&self, limit: Limit, source: Source, count: usize) -> Result<()> {
         let count_max = u64::from(self.0.bucket(limit).burst).saturating_mul(DEBT_BURSTS_MAX);
         let count = u64::try_from(count).unwrap_or(u64::MAX).min(count_max);
