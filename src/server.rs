@@ -120,6 +120,15 @@ impl Server {
         Ok(Self { app, router })
     }
 
+    /// A server with the default settings over an empty store in memory, for tests of its parts.
+    #[cfg(test)]
+    pub(crate) fn in_memory(env: Env) -> Self {
+        let memory = crate::store::engine::Memory::default();
+        let durability = crate::store::Durability::Fsync;
+        let store = Store::open(crate::store::Engine::Memory(memory), durability).unwrap();
+        Self::start(Config::default(), env, store, Some(Lead::of_only_node())).unwrap()
+    }
+
     /// The router of all endpoints, for listeners and for tests.
     pub fn router(&self) -> Router {
         self.router.clone()

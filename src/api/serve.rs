@@ -272,30 +272,38 @@ mod tests {
     use super::*;
     use crate::{
         api::policy::{Guests, Policy, Who},
-        config::Config,
         env::Env,
-        server::{Lead, Server},
-        store::{Durability, Engine, Store, engine::Memory},
+        server::Server,
     };
+
+    /// The door of a server, with a budget of its own.
+    fn door(app: &App, budget_bytes: usize) -> Door {
+        Door { app: app.clone(), budget: Budget::new(app.env.clone(), app.metrics.clone(), budget_bytes) }
+    }
+
+    /// A router in which this handler answers everybody at the path.
+    fn router<F>(
+        door: &Door,
+        template: &'static str,
+        handler: impl Fn(App) -> F + Send + Sync + 'static,
+    ) -> Router
+    where
+        F: Future<Output = Result<Response>> + Send + 'static,
+    {
+        let mut policy = Policy::new(Who::Public, &Method::GET);
+        policy.unlimited().guests(Guests::Yes);
+        let handler = Arc::new(move |app: App, _| futures_util::FutureExt::boxed(handler(app)));
+        let route = Arc::new(Route { template, policy, handler });
+        let door = door.clone();
+        let serve = move |request: Request| door.clone().serve(route.clone(), request);
+        Router::new().route(template, axum::routing::get(serve))
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_ends_its_request_and_no_other() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server =
-            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
-                .unwrap();
+        let server = Server::in_memory(Env::simulated(1, 0));
         let app = server.app();
-        let mut policy = Policy::new(Who::Public, &Method::GET);
-        policy.unlimited().guests(Guests::Yes);
-        let handler = Arc::new(|_, _| -> futures_util::future::BoxFuture<'static, _> {
-            Box::pin(async { panic!("on purpose") })
-        });
-        let route = Route { template: "/panics", policy, handler };
-        let budget = Budget::new(app.env.clone(), app.metrics.clone(), 1 << 20);
-        let door = Door { app: app.clone(), budget };
-        let route = Arc::new(route);
-        let serve = move |request: Request| door.clone().serve(route.clone(), request);
-        let router = Router::new().route("/panics", axum::routing::get(serve));
+        let router = router(&door(app, 1 << 20), "/panics", |_| async { panic!("on purpose") });
         let request = Request::builder().uri("/panics").body(Body::empty()).unwrap();
         let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
         assert_eq!(response.status().as_u16(), 500);
@@ -309,34 +317,22 @@ mod tests {
     async fn requests_that_waited_together_hold_no_more_than_a_share_in_answers() {
         const ANSWER_BYTES: usize = 300 << 10;
         const BUDGET_BYTES: usize = 4 << 20;
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server =
-            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
-                .unwrap();
+        let server = Server::in_memory(Env::simulated(1, 0));
         let app = server.app();
-        let mut policy = Policy::new(Who::Public, &Method::GET);
-        policy.unlimited().guests(Guests::Yes);
-        let handler = Arc::new(|app: App, _| -> futures_util::future::BoxFuture<'static, _> {
-            Box::pin(async move {
-                // All of them were admitted before the first one is made.
-                app.env.sleep(Duration::from_secs(1)).await;
-                let answer = app.env.blocking(|| Ok(vec![0; ANSWER_BYTES])).await?;
-                Ok(Response::new(Body::from(answer)))
-            })
+        let door = door(app, BUDGET_BYTES);
+        let router = router(&door, "/large", |app| async move {
+            // All of them were admitted before the first one is made.
+            app.env.sleep(Duration::from_secs(1)).await;
+            let answer = app.env.blocking(|| Ok(vec![0; ANSWER_BYTES])).await?;
+            Ok(Response::new(Body::from(answer)))
         });
-        let route = Arc::new(Route { template: "/large", policy, handler });
-        let budget = Budget::new(app.env.clone(), app.metrics.clone(), BUDGET_BYTES);
-        let door = Door { app: app.clone(), budget: budget.clone() };
-        let serving = door.clone();
-        let serve = move |request: Request| serving.clone().serve(route.clone(), request);
-        let router = Router::new().route("/large", axum::routing::get(serve));
         let ask = |last| {
             let mut request = Request::builder().uri("/large").body(Body::empty()).unwrap();
             request.extensions_mut().insert(extract::Peer([192, 0, 2, last].into()));
             door.clone().outermost(router.clone(), request)
         };
         let unread = futures_util::future::join_all((0..100).map(|_| ask(1))).await;
-        let held = budget.held_by(Payers::of_request(None, [192, 0, 2, 1].into()));
+        let held = door.budget.held_by(Payers::of_request(None, [192, 0, 2, 1].into()));
         let share = BUDGET_BYTES / 4;
         assert!((share..=share + ANSWER_BYTES).contains(&held), "{held} bytes are held");
         let made = unread.iter().filter(|response| response.status() == StatusCode::OK).count();
@@ -354,8 +350,7 @@ mod tests {
         let sink = written.clone();
         let subscriber =
             tracing_subscriber::fmt().with_ansi(false).with_writer(move || Sink(sink.clone())).finish();
-        let door =
-            Door { app: app.clone(), budget: Budget::new(app.env.clone(), app.metrics.clone(), 1 << 20) };
+        let door = door(app, 1 << 20);
         let routed = Routed { template: "/sync", user: None, is_long_poll };
         tracing::subscriber::with_default(subscriber, || door.log(&Method::GET, 200, routed, spent, took));
         String::from_utf8(written.lock().clone()).unwrap()
@@ -376,10 +371,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_poll_is_slow_by_the_time_it_worked_and_queued_and_not_by_its_waiting() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server =
-            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
-                .unwrap();
+        let server = Server::in_memory(Env::simulated(1, 0));
         let app = server.app();
         let minute = Duration::from_secs(60);
         let waited = lines_of(app, true, &Spent::default(), minute);

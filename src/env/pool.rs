@@ -271,6 +271,14 @@ mod tests {
         call.now_or_never().map(Result::unwrap)
     }
 
+    /// Checks that no call is left in the pool, in a line or in a share.
+    fn assert_is_empty(pool: &Pool) {
+        let state = pool.0.state.lock();
+        assert_eq!((state.running_count, state.call_count), (0, 0));
+        assert!(state.running.is_empty() && state.calls.is_empty(), "nobody holds a share");
+        assert!(state.lines.is_empty() && state.order.is_empty(), "nobody waits");
+    }
+
     #[test]
     fn a_user_with_many_calls_takes_a_quarter_of_the_places_and_others_do_not_wait() {
         let pool = Pool::new(16, usize::MAX);
@@ -282,8 +290,7 @@ mod tests {
         running.pop();
         assert!(place(&mut greedy[4]).is_some());
         drop((greedy, running, other));
-        assert_eq!(pool.call_count(), 0);
-        assert!(pool.0.state.lock().lines.is_empty() && pool.0.state.lock().order.is_empty());
+        assert_is_empty(&pool);
     }
 
     #[test]
@@ -313,7 +320,7 @@ mod tests {
         calls.extend((2..5).flat_map(|number| (0..16).map(move |_| number)).map(|it| ask(&pool, user(it))));
         assert_eq!(ask(&pool, user(5)).now_or_never().unwrap().map(drop), Err(Full::Pool));
         drop(calls);
-        assert_eq!(pool.call_count(), 0);
+        assert_is_empty(&pool);
     }
 
     #[test]
@@ -341,8 +348,7 @@ mod tests {
         drop(crowd);
         assert!(place(&mut blocked).is_some());
         drop((blocked, elsewhere, others));
-        assert_eq!(pool.call_count(), 0);
-        assert!(pool.0.state.lock().lines.is_empty() && pool.0.state.lock().order.is_empty());
+        assert_is_empty(&pool);
     }
 
     #[test]
@@ -357,7 +363,7 @@ mod tests {
         assert!(place(&mut stays).is_some());
         // A place that was given to a call which nobody asks about any more is free again.
         let given = ask(&pool, user(1));
-        drop(given);
-        assert_eq!(pool.call_count(), 0);
+        drop((given, stays));
+        assert_is_empty(&pool);
     }
 }

@@ -59,20 +59,11 @@ pub(crate) async fn wake_room(app: &App, num: RoomNum) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::Config,
-        env::Env,
-        rooms::typing::Word,
-        server::{Lead, Server},
-        store::{Durability, Engine, Store, engine::Memory},
-    };
+    use crate::{env::Env, rooms::typing::Word, server::Server};
 
     #[tokio::test(start_paused = true)]
     async fn a_user_who_types_on_another_device_meanwhile_is_not_stopped() {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-        let server =
-            Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node()))
-                .unwrap();
+        let server = Server::in_memory(Env::simulated(1, 0));
         let (app, user, user_id) = (server.app(), UserNum(1), "@alice:x");
         let (ended, live) = (DeviceNum(1), DeviceNum(2));
         let type_on = |room, device| {

@@ -2,19 +2,13 @@
 
 use crate::{
     accounts::devices::LogIn,
-    config::Config,
     env::Env,
     flows::account::{log_in, register},
-    server::{Lead, Server},
-    store::{Durability, Engine, Store, engine::Memory},
+    server::Server,
+    store::Batch,
 };
 
 use super::*;
-
-fn server() -> Server {
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node())).unwrap()
-}
 
 /// A user who is logged in on one device.
 async fn register(app: &App, name: &str) -> Caller {
@@ -33,7 +27,7 @@ async fn register(app: &App, name: &str) -> Caller {
 async fn log_in(app: &App, caller: &Caller, count: usize) {
     for from in (0..count).step_by(500) {
         let (user, user_id) = (caller.user, caller.user_id.clone());
-        let build = move |app: &App, batch: &mut crate::store::Batch| {
+        let build = move |app: &App, batch: &mut Batch| {
             for number in from..count.min(from + 500) {
                 let id = Some(format!("D{number:05}").into());
                 let device = LogIn { id, ..LogIn::default() };
@@ -59,7 +53,7 @@ async fn pieces(app: &App, caller: &Caller, wanted: BTreeMap<OwnedUserId, Vec<Ow
 
 #[tokio::test(start_paused = true)]
 async fn a_piece_looks_at_a_bounded_number_of_devices_that_have_no_keys() {
-    let server = server();
+    let server = Server::in_memory(Env::simulated(1, 0));
     let app = server.app();
     let (alice, bob) = (register(app, "alice").await, register(app, "bob").await);
     for user in [&alice, &bob] {

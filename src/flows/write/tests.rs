@@ -10,7 +10,6 @@ use crate::{
         devices::{Ending, LogIn},
         tokens,
     },
-    config::Config,
     env::Env,
     flows::{
         account::{change_password, keep, log_out, push_rules, register, seen, set_profile},
@@ -18,8 +17,8 @@ use crate::{
         keys,
         room::send,
     },
-    server::{Lead, Server},
-    store::{Durability, Engine, Read, Store, engine::Memory},
+    server::Server,
+    store::Read,
 };
 
 use super::*;
@@ -44,9 +43,7 @@ fn is_unknown_token<T>(done: Result<T>) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    let server =
-        Server::start(Config::default(), Env::simulated(1, 0), store, Some(Lead::of_only_node())).unwrap();
+    let server = Server::in_memory(Env::simulated(1, 0));
     let app = server.app();
     let caller = caller(app).await;
     let create = ruma::api::client::room::create_room::v3::Request::new();
@@ -99,9 +96,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_room_without_a_name_waits_for_nobody_who_has_the_servers_lock() {
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    let server =
-        Server::start(Config::default(), Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap();
+    let server = Server::in_memory(Env::real().unwrap());
     let app = server.app();
     let caller = caller(app).await;
     let (release, released) = std::sync::mpsc::channel::<()>();
