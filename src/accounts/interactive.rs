@@ -65,6 +65,8 @@ pub struct Operation {
 #[derive(Clone, Debug)]
 struct Session {
     name: String,
+    /// The flows that were asked for last.
+    flows: Flows,
     user_id: Option<OwnedUserId>,
     /// The digest of the request whose stage was passed first.
     request: Option<[u8; 32]>,
@@ -73,6 +75,22 @@ struct Session {
     registration_token: Option<String>,
     used_ms: u64,
     serial: u64,
+}
+
+impl Session {
+    /// Counts a stage that was passed, if it is the next one of a flow. Answers whether it was counted, now or before.
+    fn pass(&mut self, passed: Passed) -> bool {
+        if self.flows.go_on_with(&self.completed, &passed.stage) {
+            self.completed.push(passed.stage);
+            self.registration_token = passed.registration_token.or(self.registration_token.take());
+            return true;
+        }
+        let was_counted = self.completed.contains(&passed.stage);
+        if !was_counted {
+            tracing::debug!(reason = "not the next stage of a flow", "a stage does not count");
+        }
+        was_counted
+    }
 }
 
 #[derive(Debug, Default)]
@@ -119,25 +137,14 @@ impl Sessions {
         session: Option<&str>,
         passed: Option<Passed>,
     ) -> Progress {
-        let now_ms = env.now_ms();
         let mut open = self.0.lock();
-        let known =
-            session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
-        let (id, mut state) = match known {
-            Some(known) => known,
-            None => (env.random_string(24), open.begin(operation, now_ms)),
-        };
+        let (id, mut state) = open.find_or_begin(env, operation, flows, session);
         if passed.is_some() || !state.completed.is_empty() {
             // A stage that was passed on a page belongs to the first request that brings the session back.
             state.request.get_or_insert(operation.request);
         }
         if let Some(passed) = passed {
-            if flows.go_on_with(&state.completed, &passed.stage) {
-                state.completed.push(passed.stage);
-                state.registration_token = passed.registration_token.or(state.registration_token);
-            } else {
-                tracing::debug!(reason = "not the next stage of a flow", "a stage does not count");
-            }
+            state.pass(passed);
         }
         if flows.are_met(&state.completed) {
             open.remove(&id);
@@ -156,7 +163,7 @@ impl Sessions {
     }
 
     /// Notes that a stage was passed on a page in the browser. The session must be open already, begun by the client's own
-    /// request. Errors: 404 `M_NOT_FOUND` if there is no such session.
+    /// request. Errors: 404 `M_NOT_FOUND` if there is no such session, 403 if another stage comes first.
     pub fn pass_on_page(&self, env: &Env, session: &str, passed: Passed) -> Result<(), Refusal> {
         let mut open = self.0.lock();
         let now_ms = env.now_ms();
@@ -165,11 +172,12 @@ impl Sessions {
             return Err(Refusal::not_found("This session has ended. Begin again in your app."));
         };
         known.used_ms = now_ms;
-        if !known.completed.contains(&passed.stage) {
-            known.completed.push(passed.stage);
+        if known.pass(passed) {
+            return Ok(());
         }
-        known.registration_token = passed.registration_token.or(known.registration_token.take());
-        Ok(())
+        Err(Refusal::forbidden(
+            "Another step comes before this one. Go on in your app, and come back here afterwards.",
+        ))
     }
 
     /// The 401 for a stage that was failed. It says why, and names the flows again so that the client can go on.
@@ -181,14 +189,8 @@ impl Sessions {
         session: Option<&str>,
         why: &Refusal,
     ) -> Refusal {
-        let now_ms = env.now_ms();
         let mut open = self.0.lock();
-        let known =
-            session.and_then(|id| open.find(id, operation, now_ms).map(|found| (id.to_owned(), found)));
-        let (id, state) = match known {
-            Some(known) => known,
-            None => (env.random_string(24), open.begin(operation, now_ms)),
-        };
+        let (id, state) = open.find_or_begin(env, operation, flows, session);
         let refusal = ask(flows, &state.completed, &id, Some(why));
         open.put(id, state);
         refusal
@@ -196,6 +198,22 @@ impl Sessions {
 }
 
 impl Open {
+    /// The session of this id with its state, or a new one if it is not known or belongs to another operation.
+    fn find_or_begin(
+        &mut self,
+        env: &Env,
+        operation: &Operation,
+        flows: &Flows,
+        session: Option<&str>,
+    ) -> (String, Session) {
+        let now_ms = env.now_ms();
+        let known = session.and_then(|id| Some((id.to_owned(), self.find(id, operation, now_ms)?)));
+        match known {
+            Some((id, known)) => (id, Session { flows: flows.clone(), ..known }),
+            None => (env.random_string(24), self.begin(operation, flows, now_ms)),
+        }
+    }
+
     fn find(&mut self, id: &str, operation: &Operation, now_ms: u64) -> Option<Session> {
         let session = self.sessions.get_mut(id)?;
         if session.used_ms + SESSION_MS <= now_ms {
@@ -211,10 +229,11 @@ impl Open {
         Some(session.clone())
     }
 
-    fn begin(&mut self, operation: &Operation, now_ms: u64) -> Session {
+    fn begin(&mut self, operation: &Operation, flows: &Flows, now_ms: u64) -> Session {
         self.last_serial += 1;
         Session {
             name: operation.name.clone(),
+            flows: flows.clone(),
             user_id: operation.user_id.clone(),
             request: None,
             completed: Vec::new(),
@@ -332,6 +351,22 @@ mod tests {
         let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
         let Progress::Done { registration_token } = done else { panic!("not done") };
         assert_eq!(registration_token.as_deref(), Some("token"));
+    }
+
+    #[test]
+    fn stages_passed_on_pages_count_in_the_order_of_the_flow() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let it = operation("register", 1);
+        let id = session_of(sessions.advance(&env, &it, &flows, None, None));
+        let pass = |stage| sessions.pass_on_page(&env, &id, passed(stage).unwrap());
+        let refusal = pass(AuthType::Dummy).unwrap_err();
+        assert_eq!(refusal.kind, ErrorKind::Forbidden);
+        pass(AuthType::RegistrationToken).unwrap();
+        // A page that is sent twice is no fault of the person.
+        pass(AuthType::RegistrationToken).unwrap();
+        pass(AuthType::Dummy).unwrap();
+        let done = sessions.advance(&env, &it, &flows, Some(&id), None);
+        assert!(matches!(done, Progress::Done { .. }));
     }
 
     #[tokio::test(start_paused = true)]
