@@ -49,13 +49,23 @@ impl Device {
 
 /// The device of this user with this id.
 pub fn find(read: &(impl Read + ?Sized), user: UserNum, id: &DeviceId) -> Result<Option<Device>, Fault> {
-    let Some(Json(row)) = schema::DEVICES.get(read, (user, id.as_str()))? else { return Ok(None) };
-    let has_ended = find_ended(read, user)?.contains(row.num);
-    Ok((!has_ended).then(|| Device::new(id.to_owned(), row)))
+    find_live(read, user, &find_ended(read, user)?, id)
+}
+
+/// Like [`find`], for a caller who has read which devices of the account have ended.
+pub(crate) fn find_live(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    ended: &EndedDevices,
+    id: &DeviceId,
+) -> Result<Option<Device>, Fault> {
+    let row = schema::DEVICES.get(read, (user, id.as_str()))?.map(|Json(row)| row);
+    let live = row.filter(|row| !ended.contains(row.num));
+    Ok(live.map(|row| Device::new(id.to_owned(), row)))
 }
 
 /// The devices that have ended and still have rows.
-fn find_ended(read: &(impl Read + ?Sized), user: UserNum) -> Result<EndedDevices, Fault> {
+pub(crate) fn find_ended(read: &(impl Read + ?Sized), user: UserNum) -> Result<EndedDevices, Fault> {
     Ok(users::find(read, user)?.map(|row| row.ended).unwrap_or_default())
 }
 

@@ -16,7 +16,7 @@ use ruma::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    accounts::{Caller, devices},
+    accounts::{Caller, devices, users},
     env::Env,
     error::{Error, Refusal, Result},
     ids::{DeviceNum, UserNum},
@@ -105,9 +105,12 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
 /// Refuses a caller whose device has ended since their request was authenticated: 401 `M_UNKNOWN_TOKEN`. What is written for
 /// a device is swept when it ends, and nothing may be written for it after that.
 pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {
-    let is_deactivated = schema::USERS.get(read, caller.user)?.is_none_or(|user| user.is_deactivated);
-    let device = devices::find(read, caller.user, &caller.device_id)?;
-    if !is_deactivated && device.is_some_and(|device| device.num == caller.device) {
+    let account = users::find(read, caller.user)?.filter(|account| !account.is_deactivated);
+    let device = match account {
+        Some(account) => devices::find_live(read, caller.user, &account.ended, &caller.device_id)?,
+        None => None,
+    };
+    if device.is_some_and(|device| device.num == caller.device) {
         return Ok(());
     }
     tracing::debug!(user = %caller.user, device = %caller.device, reason = "the device has ended", "a write is refused");

@@ -201,7 +201,8 @@ impl Asked {
         let mut named = self.devices.range((low, Bound::Unbounded));
         let some: Vec<_> = named.by_ref().take(devices_max).collect();
         let goes_on = named.next().is_some();
-        let found = some.iter().filter_map(|id| devices::find(read, user, id).transpose());
+        let ended = devices::find_ended(read, user)?;
+        let found = some.iter().filter_map(|id| devices::find_live(read, user, &ended, id).transpose());
         let devices = found.collect::<Result<_, _>>()?;
         let goes_on_after = some.last().filter(|_| goes_on).map(|last| (**last).clone());
         Ok(DevicePage { devices, looked_at: some.len(), goes_on_after })
@@ -293,8 +294,9 @@ fn list_claims(read: &(impl Read + ?Sized), wanted: Wishes) -> Result<Vec<Claim>
     let mut claims = Vec::new();
     for (user_id, devices) in wanted {
         let Some(user) = users::find_num(read, &user_id)? else { continue };
+        let ended = devices::find_ended(read, user)?;
         for (device_id, algorithm) in devices {
-            let Some(device) = devices::find(read, user, &device_id)? else { continue };
+            let Some(device) = devices::find_live(read, user, &ended, &device_id)? else { continue };
             let (user_id, algorithm) = (user_id.clone(), algorithm.to_string());
             claims.push(Claim { user, device: device.num, user_id, device_id, algorithm });
         }

@@ -18,7 +18,7 @@ use crate::{
         room::send,
     },
     server::Server,
-    store::Read,
+    store::{Counting, Read},
 };
 
 use super::*;
@@ -92,6 +92,17 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     let snapshot = app.store.snapshot();
     assert_eq!(snapshot.upto(), before);
     assert_eq!(crate::accounts::devices::find_seen(&*snapshot, caller.user, caller.device).unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_looked_up_in_the_row_of_the_account_and_in_that_of_the_device() {
+    let server = Server::in_memory(Env::simulated(1, 0));
+    let app = server.app();
+    let caller = caller(app).await;
+    let snapshot = app.store.snapshot();
+    let counting = Counting::new(&snapshot);
+    tokens::require_session(&counting, &caller).unwrap();
+    assert_eq!(counting.rows(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
