@@ -11,6 +11,7 @@ pub mod client;
 mod drain;
 mod endpoints;
 pub mod extract;
+pub(crate) mod head;
 mod misfit;
 mod pages;
 pub mod policy;

@@ -55,6 +55,10 @@ pub enum Exception {
     Parameter,
     /// 401, because user-interactive authentication is not complete.
     Interactive,
+    /// 414, because the path and the query of the request are too long.
+    LongUri,
+    /// 431, because the header fields of the request are too large.
+    LargeFields,
     /// 408, because the client did not go on sending its request.
     TimedOut,
     /// 502, because another server is at fault.

@@ -210,6 +210,8 @@ fn status_of_exception(exception: Exception) -> StatusCode {
         Exception::Forbidden => StatusCode::FORBIDDEN,
         Exception::Parameter => StatusCode::BAD_REQUEST,
         Exception::Interactive => StatusCode::UNAUTHORIZED,
+        Exception::LongUri => StatusCode::URI_TOO_LONG,
+        Exception::LargeFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Exception::TimedOut => StatusCode::REQUEST_TIMEOUT,
         Exception::Remote => StatusCode::BAD_GATEWAY,
         Exception::Broken => StatusCode::INTERNAL_SERVER_ERROR,

@@ -20,6 +20,7 @@ use crate::{
         budget::Budget,
         drain::Unread,
         extract::{self, Call},
+        head,
         receive::Receiver,
         reply,
         routes::{Route, Routes},
@@ -109,6 +110,8 @@ impl Door {
         let (request, unread) = Unread::lend(request);
         let mut response = if method == Method::OPTIONS {
             Response::new(Body::empty())
+        } else if let Err(refusal) = head::check(request.uri(), request.headers()) {
+            reply::refuse(app, refusal.into())
         } else {
             let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;
             answer.unwrap_or_else(|never| match never {})

@@ -195,10 +195,10 @@ impl Asked {
         devices_max: usize,
     ) -> Result<DevicePage, Fault> {
         if self.devices.is_empty() {
-            return devices::list_after(read, user, after.map(AsRef::as_ref), devices_max);
+            return devices::list_after(read, user, after.map(|after| &**after), devices_max);
         }
         let low = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut named = self.devices.range((low, Bound::Unbounded));
+        let mut named = self.devices.range::<OwnedDeviceId, _>((low, Bound::Unbounded));
         let some: Vec<_> = named.by_ref().take(devices_max).collect();
         let goes_on = named.next().is_some();
         let ended = devices::find_ended(read, user)?;

@@ -28,7 +28,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
-    api::extract::Peer,
+    api::{
+        extract::Peer,
+        head::{FIELDS_BYTES_MAX, FIELDS_MAX, URI_BYTES_MAX},
+    },
     config::{Limits, Listener, Tls},
     env::Env,
     error::{Error, Result},
@@ -44,6 +47,12 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 100;
 /// An answer over HTTP/2 may have at most this many bytes waiting for the windows of its client, beside a piece.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// At most this many header fields of a request are read. It is more than a request may have, so that one which has too many is
+/// refused with a reason (`api/head.rs`).
+const FIELDS_READ_MAX: usize = 2 * FIELDS_MAX;
+/// A head of at most this many bytes is read over HTTP/2, for the same reason. Each field counts for 32 bytes more than it has.
+const HEAD_READ_BYTES_MAX: u32 = 64 << 10;
+const _: () = assert!(URI_BYTES_MAX + FIELDS_BYTES_MAX + 32 * FIELDS_READ_MAX < HEAD_READ_BYTES_MAX as usize);
 /// The listener of `/metrics` has at most this many connections of its own, beside those of clients.
 const METRICS_CONNECTIONS_MAX: usize = 64;
 
@@ -200,11 +209,16 @@ impl Listening {
             async move { answer.await.map(|response| response.map(|body| asked.watch(body, version))) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(FIELDS_READ_MAX);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEAD_READ_BYTES_MAX)
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PONG_TIMEOUT);

@@ -69,13 +69,13 @@ async fn a_piece_looks_at_a_bounded_number_of_devices_that_have_no_keys() {
     let of_all = pieces(app, &alice, all).await;
     assert_eq!(of_all.len(), 2, "6,002 devices take two pieces");
     let answer: serde_json::Value = serde_json::from_slice(&of_all.concat()).unwrap();
-    assert_eq!(answer["device_keys"][&alice.user_id], json!({}));
-    assert_eq!(answer["device_keys"][&bob.user_id].as_object().unwrap().len(), 1);
+    assert_eq!(answer["device_keys"][alice.user_id.as_str()], json!({}));
+    assert_eq!(answer["device_keys"][bob.user_id.as_str()].as_object().unwrap().len(), 1);
 
     // Devices that are named are counted as well, also those that are not there.
     let named = (0..12_000).map(|number| format!("D{number:05}").into()).chain([bob.device_id.clone()]);
     let of_named = pieces(app, &alice, BTreeMap::from([(bob.user_id.clone(), named.collect())])).await;
     assert_eq!(of_named.len(), 3, "12,001 devices take three pieces");
     let answer: serde_json::Value = serde_json::from_slice(&of_named.concat()).unwrap();
-    assert_eq!(answer["device_keys"][&bob.user_id].as_object().unwrap().len(), 1);
+    assert_eq!(answer["device_keys"][bob.user_id.as_str()].as_object().unwrap().len(), 1);
 }

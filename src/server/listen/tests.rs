@@ -2,7 +2,10 @@
 
 use axum::routing::get;
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::TcpStream,
+};
 
 use super::*;
 
@@ -113,32 +116,106 @@ async fn an_answer_that_is_read_slowly_comes_whole() {
     assert!(read > LARGE, "{read}");
 }
 
+/// Listens on a free port of this machine, and answers the address.
+async fn open_socket(all: &Listening) -> String {
+    let listener = Listener { address: Some(([127, 0, 0, 1], 0).into()), ..Listener::default() };
+    let place = all.open(&listener).await.unwrap();
+    place.strip_prefix("http://").unwrap().to_owned()
+}
+
+async fn connect_to(address: &str) -> TcpStream {
+    #[expect(clippy::disallowed_methods, reason = "a client of the server that is tested")]
+    TcpStream::connect(address).await.unwrap()
+}
+
 /// The test uses sockets, because the listener itself must ask for a place; nothing in it depends on a clock.
 #[tokio::test]
 async fn silent_sockets_keep_nobody_out() {
     let mut all = listening().await;
     all.connections = Connections::new(all.env.clone(), all.metrics.clone(), 20, 20);
-    let listener = Listener { address: Some(([127, 0, 0, 1], 0).into()), ..Listener::default() };
-    let place = all.open(&listener).await.unwrap();
-    let address = place.strip_prefix("http://").unwrap();
-    let connect = || async {
-        #[expect(clippy::disallowed_methods, reason = "a client of the server that is tested")]
-        tokio::net::TcpStream::connect(address).await.unwrap()
-    };
+    let address = open_socket(&all).await;
     let mut silent = Vec::new();
     for number in 0..40 {
-        let mut stream = connect().await;
+        let mut stream = connect_to(&address).await;
         if number % 2 == 0 {
             stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         }
         silent.push(stream);
     }
-    let mut client = connect().await;
+    let mut client = connect_to(&address).await;
     client.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("small"), "{answer}");
     all.stopping.cancel();
+}
+
+/// The body of the answer to a request for this path over HTTP/2.
+async fn body_by_http2(address: &str, path: &str) -> String {
+    let mut stream = connect_to(address).await;
+    // A preface, settings that change nothing, then GET and http from the static table, and the path as it is.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut head = vec![0x82, 0x86, 0x04, 0x7f];
+    let mut rest = path.len() - 127;
+    while rest > 127 {
+        head.push((rest % 128) as u8 | 0x80);
+        rest /= 128;
+    }
+    head.push(rest as u8);
+    head.extend(path.as_bytes());
+    head.extend([0x41, 1, b'x']);
+    // The request ends with its head, which goes on in frames of another kind; the last of them ends the head.
+    let parts: Vec<_> = head.chunks(16_000).collect();
+    for (at, part) in parts.iter().enumerate() {
+        let (kind, ends_request) = if at == 0 { (1, 0x1) } else { (9, 0) };
+        let ends_head = if at + 1 == parts.len() { 0x4 } else { 0 };
+        let length = (part.len() as u32).to_be_bytes();
+        let frame = [&length[1..], &[kind, ends_request | ends_head, 0, 0, 0, 1], *part].concat();
+        stream.write_all(&frame).await.unwrap();
+    }
+    let mut body = Vec::new();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        let (kind, flags) = (head[3], head[4]);
+        if kind == 0 {
+            body.extend(payload);
+        }
+        if kind <= 1 && flags & 0x1 != 0 {
+            return String::from_utf8(body).unwrap();
+        }
+    }
+}
+
+/// The test uses sockets, because the HTTP library refuses such a head by itself when it is larger still.
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_in_json_that_a_browser_shows() {
+    let server = crate::server::Server::in_memory(Env::real().unwrap());
+    let (app, limits) = (server.app(), Limits::default());
+    let all =
+        Listening::new(app.env.clone(), Metrics::new(), server.router(), CancellationToken::new(), &limits);
+    let address = open_socket(&all).await;
+    let path = format!("/_matrix/client/v3/sync?filter={}", "a".repeat(40_000));
+    let many: String = (0..150).map(|number| format!("X-{number}: a\r\n")).collect();
+    let large = format!("X-Large: {}\r\n", "a".repeat(100_000));
+    let small = "/_matrix/client/versions";
+    for (path, fields, status) in [(path.as_str(), "", 414), (small, &*many, 431), (small, &*large, 431)] {
+        let mut client = connect_to(&address).await;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        for part in ["access-control-allow-origin: *", "application/json", "M_TOO_LARGE"] {
+            assert!(answer.contains(part), "{part} is not in {answer}");
+        }
+    }
+    let body = body_by_http2(&address, &path).await;
+    assert!(body.contains("M_TOO_LARGE"), "{body}");
+    all.stopping.cancel();
+    server.stop().await.unwrap();
 }
 
 /// A client that speaks HTTP/2 frame by frame, with a window of one byte for each answer.
