@@ -9,3 +9,5 @@ pub mod discovery;
 mod joined;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod call;
+pub mod keys;

@@ -14,12 +14,17 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
-use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName, ServerSigningKeyId};
+use ruma::{
+    OwnedServerName, OwnedServerSigningKeyId, ServerName, ServerSigningKeyId, signatures::Ed25519KeyPair,
+};
 use tokio::time::Instant;
 
-use crate::ports::{
-    Addresses, Body, Clock, KeyStore, NotResolved, NotSent, Place, Ports, Randomness, Resolver, Service,
-    Services, StoreFailed, StoredDocument, StoredKey, Target, Transport,
+use crate::{
+    keys::OwnKeys,
+    ports::{
+        Addresses, Body, Clock, KeyStore, NotResolved, NotSent, Place, Ports, Randomness, Resolver, Service,
+        Services, StoreFailed, StoredDocument, StoredKey, Target, Transport,
+    },
 };
 
 /// When the simulated world begins, in milliseconds since the epoch.
@@ -357,4 +362,19 @@ impl KeyStore for MemoryKeys {
 pub fn addresses(list: &[&str], ttl_s: u32) -> Result<Addresses, NotResolved> {
     let addresses: Vec<IpAddr> = list.iter().filter_map(|it| it.parse().ok()).collect();
     Ok(Addresses { addresses, ttl_s, is_alias: false })
+}
+
+/// A signing key made from a number, under an id such as `ed25519:1`.
+pub fn key_pair(seed: u8, version: &str) -> Option<Ed25519KeyPair> {
+    // A private key as RFC 8410, section 7, writes it.
+    let mut document =
+        vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    document.extend([seed; 32]);
+    Ed25519KeyPair::from_der(&document, version.to_owned()).ok()
+}
+
+/// The keys of a server that signs with [`key_pair`].
+pub fn own_keys(server: &str, seed: u8, version: &str) -> Option<Arc<OwnKeys>> {
+    let server = OwnedServerName::try_from(server).ok()?;
+    OwnKeys::new(server, key_pair(seed, version)?, Vec::new()).ok().map(Arc::new)
 }

@@ -1,0 +1,133 @@
+//! How many requests run at once, to one server and in all.
+//!
+//! A server that answers slowly must not take all connections, memory and waiting callers: it has a few places of
+//! its own, and a short line before them. Keys have places apart, because the answer to a request may wait for them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Requests that run at once to one server.
+const OF_SERVER_MAX: usize = 8;
+/// Requests that may wait for a place of one server, besides.
+const WAITING_MAX: usize = 64;
+/// Requests that run at once to all servers.
+const ALL_MAX: usize = 512;
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Anything but keys.
+    Requests,
+    /// Keys of servers.
+    Keys,
+}
+
+type Key = (Lane, OwnedServerName);
+
+/// The places of all servers. A server that nothing is asked of has no entry.
+pub(super) struct Places {
+    lines: Mutex<BTreeMap<Key, Line>>,
+    requests: Arc<Semaphore>,
+    keys: Arc<Semaphore>,
+}
+
+struct Line {
+    places: Arc<Semaphore>,
+    /// Requests that run or wait.
+    present: usize,
+}
+
+/// A place, given back when it is dropped.
+pub(super) struct Seat {
+    // The permits go before the line does, because fields are dropped in this order.
+    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _present: Present,
+}
+
+/// One request in a line.
+struct Present {
+    places: Arc<Places>,
+    key: Key,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            lines: Mutex::new(BTreeMap::new()),
+            requests: Arc::new(Semaphore::new(ALL_MAX)),
+            keys: Arc::new(Semaphore::new(ALL_MAX)),
+        }
+    }
+}
+
+impl Places {
+    /// Waits for a place. None where the line of this server is full.
+    pub(super) async fn take(self: &Arc<Self>, server: &ServerName, lane: Lane) -> Option<Seat> {
+        let key = (lane, server.to_owned());
+        let (own, present) = {
+            let mut lines = self.lines.lock();
+            let line = lines
+                .entry(key.clone())
+                .or_insert_with(|| Line { places: Arc::new(Semaphore::new(OF_SERVER_MAX)), present: 0 });
+            if line.present >= OF_SERVER_MAX + WAITING_MAX {
+                return None;
+            }
+            line.present += 1;
+            (Arc::clone(&line.places), Present { places: Arc::clone(self), key })
+        };
+        // First the server's own place: whoever waits for a slow server holds none that others could use.
+        let own = own.acquire_owned().await.ok()?;
+        let all = match lane {
+            Lane::Requests => &self.requests,
+            Lane::Keys => &self.keys,
+        };
+        let all = Arc::clone(all).acquire_owned().await.ok()?;
+        Some(Seat { _places: (own, all), _present: present })
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        let mut lines = self.places.lines.lock();
+        if let Some(line) = lines.get_mut(&self.key) {
+            line.present = line.present.saturating_sub(1);
+            if line.present == 0 {
+                lines.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_server_has_its_own_places_and_a_short_line() {
+        let places = Arc::new(Places::default());
+        let slow: &ServerName = "slow.example".try_into().unwrap();
+        let mut seats = Vec::new();
+        for _ in 0..OF_SERVER_MAX {
+            seats.push(places.take(slow, Lane::Requests).await.unwrap());
+        }
+        let mut waiting: Vec<_> =
+            (0..WAITING_MAX).map(|_| Box::pin(places.take(slow, Lane::Requests))).collect();
+        for it in &mut waiting {
+            assert!(it.now_or_never().is_none());
+        }
+        assert!(places.take(slow, Lane::Requests).await.is_none(), "the line is full");
+        assert!(places.take(slow, Lane::Keys).await.is_some(), "keys wait apart");
+        let other: &ServerName = "other.example".try_into().unwrap();
+        assert!(places.take(other, Lane::Requests).await.is_some());
+        seats.pop();
+        assert!(waiting.remove(0).await.is_some());
+        drop(waiting);
+        drop(seats);
+        assert!(places.lines.lock().is_empty());
+    }
+}
