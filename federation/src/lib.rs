@@ -11,3 +11,5 @@ mod joined;
 pub mod testing;
 pub mod call;
 pub mod keys;
+pub mod xmatrix;
+pub mod client;

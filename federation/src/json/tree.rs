@@ -45,6 +45,16 @@ impl Canonical {
         &self.0
     }
 
+    /// A text that was put together from canonical pieces, in canonical order.
+    pub(crate) fn written(text: String) -> Self {
+        debug_assert!(
+            // What is put together may nest deeper than what can be parsed.
+            Json::parse(text.as_bytes()).map_or(true, |json| json.canonical().0 == text),
+            "what was put together is not canonical"
+        );
+        Self(text)
+    }
+
     /// The canonical form of these bytes. Errors: [`NotJson`].
     pub fn of(bytes: &[u8]) -> Result<Self, NotJson> {
         Ok(Json::parse(bytes)?.canonical())

@@ -118,6 +118,11 @@ impl Ring {
         &self.0.own
     }
 
+    /// Whether our settings let us talk with this server.
+    pub fn allows(&self, server: &ServerName) -> bool {
+        self.0.caller.servers().allows(server)
+    }
+
     /// Finds one key. Errors: [`KeyFailure`].
     pub async fn require(&self, wanted: &Wanted) -> Result<PublicKey, KeyFailure> {
         let mut found = self.list(std::slice::from_ref(wanted)).await;
