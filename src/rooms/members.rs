@@ -175,6 +175,16 @@ pub fn find_many(
     rooms.iter().zip(rows).map(|(room, row)| state::stage::row_that_counts(read, *room, row)).collect()
 }
 
+/// Finds the rows that say what these users of ours are to a room, in their order.
+pub fn find_all(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    users: &[UserNum],
+) -> Result<Vec<Option<UserRoomRow>>, Fault> {
+    let rows = schema::USER_ROOM.get_many(read, users.iter().map(|user| (*user, room)))?;
+    rows.into_iter().map(|row| state::stage::row_that_counts(read, room, row)).collect()
+}
+
 /// Finds the membership of one of our users who is joined or invited to a room, or knocks; `None` for everybody else.
 pub fn find_near(
     read: &(impl Read + ?Sized),

@@ -36,12 +36,13 @@ const NAMES: [(&str, &str); 2] = [(NAME, "name"), (CANONICAL_ALIAS, "alias")];
 
 /// Counts the members of a room, and lists those after whom a client names it.
 pub(crate) fn summary(room: &RoomWindow<'_, '_>) -> Result<Summary, Fault> {
-    let mut is_named = false;
     for (event_type, field) in NAMES {
         let stored = rooms::find_state(room.window.read, room.num, event_type, "")?;
-        is_named |= stored.is_some_and(|stored| names_room(&stored, field));
+        if stored.is_some_and(|stored| names_room(&stored, field)) {
+            return with_name(room, true);
+        }
     }
-    with_name(room, is_named)
+    with_name(room, false)
 }
 
 /// Does the same from the events that the client is told, which are the whole state and then those of the timeline.
@@ -131,14 +132,11 @@ fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
 /// which they are. Says also how many there are, of those compared.
 fn list_local(room: &RoomWindow<'_, '_>) -> Result<(Vec<(EventNum, String)>, usize), Fault> {
     let (read, caller) = (room.window.read, &room.window.ask.caller);
-    let mut present: Vec<(EventNum, UserNum)> = Vec::new();
-    for user in members::list_present_local_users(read, room.num, COMPARED_MAX + 1)? {
-        if user != caller.user
-            && let Some(row) = members::find(read, user, room.num)?
-        {
-            present.push((row.event, user));
-        }
-    }
+    let mut users = members::list_present_local_users(read, room.num, COMPARED_MAX + 1)?;
+    users.retain(|user| *user != caller.user);
+    let rows = members::find_all(read, room.num, &users)?;
+    let mut present: Vec<(EventNum, UserNum)> =
+        users.into_iter().zip(rows).filter_map(|(user, row)| Some((row?.event, user))).collect();
     present.sort_unstable();
     let mut first = Vec::with_capacity(HEROES);
     for (event, user) in present.iter().take(HEROES) {
