@@ -158,6 +158,8 @@ pub(crate) struct Shared {
     step_done: Condvar,
     /// Locked by the flush that runs, so that one runs at a time.
     flushing: Mutex<()>,
+    /// Counts the batches that wrote rows of rooms under [`Guard::alone`].
+    written_alone: AtomicU64,
     /// Whether a write has failed: then nothing more is accepted or written.
     failed: AtomicBool,
     durability: Durability,
@@ -202,6 +204,7 @@ impl Store {
             gathered: Condvar::new(),
             step_done: Condvar::new(),
             flushing: Mutex::new(()),
+            written_alone: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             durability,
             incarnations: ArcSwap::from_pointee(head.incarnations),
@@ -252,6 +255,12 @@ impl Store {
     /// Resolves when a timer was set since this last resolved. Only the worker of timers waits for it.
     pub fn timer_set(&self) -> impl Future<Output = ()> + '_ {
         self.0.timer_set.notified()
+    }
+
+    /// Counts the batches that wrote rows of rooms under [`Guard::alone`]. Whoever remembers rows of a room reads this before
+    /// it reads the rows, and forgets them when the number is another.
+    pub fn written_alone(&self) -> u64 {
+        self.0.written_alone.load(Ordering::Acquire)
     }
 
     /// The engine, for backups, checks and the simulation's crashes.

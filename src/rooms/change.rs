@@ -69,6 +69,8 @@ pub struct Change {
     /// The guard proves to the store that nobody else writes this room's rows. It is given back before the seat is.
     guard: Guard,
     seat: Seat,
+    /// The number of [`Store::written_alone`] when this change began.
+    written_alone: u64,
     /// The room whose last part this change is, if it is made in parts.
     stage: Option<staged::Making>,
     /// The right to make a staged step, until the change is accepted or comes to nothing.
@@ -105,6 +107,8 @@ impl Change {
     pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
         debug_assert_eq!(seat.room(), num, "the seat is that of another room");
         let guard = seat.guard();
+        let written_alone = store.written_alone();
+        seat.tip.take_if(|tip| tip.written_alone != written_alone);
         let row = match &seat.tip {
             Some(tip) => tip.row.clone(),
             None => {
@@ -114,11 +118,11 @@ impl Change {
                 let batch = store.batch(&guard);
                 let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
                 let row = row.ok_or_else(|| Refusal::not_found("This server knows no such room."))?;
-                seat.tip = Some(Tip::of(row.clone()));
+                seat.tip = Some(Tip::of(row.clone(), written_alone));
                 row
             }
         };
-        Self::over(store, store.batch(&guard), guard, seat, num, row)
+        Self::over(store, store.batch(&guard), guard, seat, row, written_alone)
     }
 
     /// Begins a room of this version, without any event yet. The batch is refused if a room of this id exists.
@@ -138,11 +142,11 @@ impl Change {
             invited: 0,
         };
         debug_assert_eq!(seat.room(), num, "the seat is that of another room");
-        let guard = seat.guard();
+        let (guard, written_alone) = (seat.guard(), store.written_alone());
         let mut batch = store.batch(&guard);
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
-        Self::over(store, batch, guard, seat, num, row)
+        Self::over(store, batch, guard, seat, row, written_alone)
     }
 
     fn over(
@@ -150,9 +154,10 @@ impl Change {
         batch: Batch,
         guard: Guard,
         seat: Seat,
-        num: RoomNum,
         row: RoomRow,
+        written_alone: u64,
     ) -> Result<Self> {
+        let num = seat.room();
         let rules = rules(&row)?;
         let (set, looked_up) = (StateEvents::new(), StateEvents::new());
         let (added, concerned) = (Vec::new(), Vec::new());
@@ -171,6 +176,7 @@ impl Change {
             store,
             guard,
             seat,
+            written_alone,
             stage,
             step,
             set,
@@ -429,11 +435,11 @@ impl Change {
     /// visible once `flushed` resolves.
     pub fn enqueue(mut self, store: &Store) -> Result<Enqueued, NotAccepted> {
         self.finish_stage();
-        let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, sent_day, .. } =
-            self;
+        let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, .. } = self;
+        let Self { sent_day, written_alone, .. } = self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);
-        let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone()));
+        let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone(), written_alone));
         tip.row = row.settle(enqueued.base);
         tip.unread = unread;
         tip.sent_day = sent_day;

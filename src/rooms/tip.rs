@@ -2,7 +2,8 @@
 //! it again.
 //!
 //! A tip agrees with the store, with published rows and with those that wait for the flush, and is only changed by
-//! changes that the store accepted. So it may be dropped at any time.
+//! changes that the store accepted. So it may be dropped at any time. It is dropped when rows of rooms were written under
+//! `Guard::alone`, which does not go through the room's turns.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -36,12 +37,23 @@ pub(in crate::rooms) struct Tip {
     pub(in crate::rooms) unread: Option<Totals>,
     /// The last day of which transactions are remembered, and for which the timer that forgets them is set.
     pub(in crate::rooms) sent_day: Option<u32>,
+    /// The number of [`Store::written_alone`](crate::store::Store::written_alone) before anything of this was read. When it is
+    /// another one, the room's rows may have changed below the tip.
+    pub(in crate::rooms) written_alone: u64,
 }
 
 impl Tip {
-    /// Makes a tip that remembers only the room's row.
-    pub(in crate::rooms) fn of(row: RoomRow) -> Self {
-        Self { row, state: BTreeMap::new(), state_bytes: 0, users: None, unread: None, sent_day: None }
+    /// Makes a tip that remembers only the room's row, which was read after `written_alone` had this number.
+    pub(in crate::rooms) fn of(row: RoomRow, written_alone: u64) -> Self {
+        Self {
+            row,
+            state: BTreeMap::new(),
+            state_bytes: 0,
+            users: None,
+            unread: None,
+            sent_day: None,
+            written_alone,
+        }
     }
 
     /// Finds the event of a key: `None` if that is not remembered, `Some(None)` if the key has no event.
@@ -152,7 +164,7 @@ pub(in crate::rooms) mod tests {
 
     #[test]
     fn what_a_tip_remembers_is_counted_and_bounded() {
-        let mut tip = Tip::of(row(Order::MIN));
+        let mut tip = Tip::of(row(Order::MIN), 0);
         let empty = tip.byte_count();
         for number in 0..2 * STATE_MAX {
             tip.remember((MEMBER.to_owned(), format!("@user{number}:a.example")), None);

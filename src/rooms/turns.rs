@@ -428,7 +428,7 @@ mod tests {
         let turns = AllTurns::default().of(RoomNum(1));
         let mut seat = turns.sit().unwrap();
         assert!(turns.sit().is_none());
-        seat.tip = Some(Tip::of(row(Order::MIN)));
+        seat.tip = Some(Tip::of(row(Order::MIN), 0));
         drop(seat);
         assert!(turns.sit().unwrap().tip.is_some());
         turns.add(Box::new(|_seat| panic!("a turn of this test"))).unwrap();
@@ -493,7 +493,7 @@ mod tests {
         let remember = |room: usize, bytes: usize| {
             let turns = all.of(RoomNum(room as u64));
             let mut seat = turns.sit().unwrap();
-            let mut tip = Tip::of(row(Order::MIN));
+            let mut tip = Tip::of(row(Order::MIN), 0);
             some_state(&mut tip, bytes);
             seat.tip = Some(tip);
         };

@@ -144,6 +144,11 @@ impl Held {
             }
     }
 
+    /// Whether it covers everything without a lock.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.everything
+    }
+
     /// Whether the locks were given back.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)

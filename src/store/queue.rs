@@ -181,6 +181,7 @@ impl Store {
         let Kind { positions, wakes, jump_to, begins, is_commit } = kind;
         let (promise, flushed) = promise();
         let bytes = writes.byte_count();
+        let writes_rooms_alone = writes.writes_rooms_alone();
         // A batch that needs no positions is made ready before the queue is locked.
         let early = if writes.has_pending() { Err(writes) } else { Ok(writes.settle(Position::ZERO)) };
         let mut queue = self.0.queue.lock();
@@ -212,6 +213,10 @@ impl Store {
         let number = queue.last_batch + 1;
         let Settled { changes, layer } = early.unwrap_or_else(|writes| writes.settle(base));
         queue.pending.add(number, &changes, layer);
+        if writes_rooms_alone {
+            // The number rises after the rows can be read: who reads the new number does not read old rows.
+            self.0.written_alone.fetch_add(1, Ordering::Release);
+        }
         queue.push(Queued { number, last, changes, bytes, is_commit, wakes, promise });
         self.announce(queue);
         Ok(Enqueued { base, flushed })

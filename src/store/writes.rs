@@ -65,6 +65,8 @@ pub struct Writes {
     has_pending: bool,
     /// A table that it was told to write without a guard.
     unguarded: Option<&'static str>,
+    /// It writes rows of rooms under a guard that covers everything, so that the rooms' turns do not learn of it.
+    writes_rooms_alone: bool,
 }
 
 /// Changes with settled positions, in an order in which they may be written.
@@ -83,6 +85,7 @@ impl Writes {
             byte_count: 0,
             has_pending: false,
             unguarded: None,
+            writes_rooms_alone: false,
         }
     }
 
@@ -96,6 +99,7 @@ impl Writes {
             byte_count: 0,
             has_pending: false,
             unguarded: None,
+            writes_rooms_alone: false,
         }
     }
 
@@ -127,6 +131,7 @@ impl Writes {
     /// Notes a write, or an expectation, on a table. One that no guard covers fails a test at once; outside of tests, the
     /// whole batch is refused.
     pub(crate) fn require_guard(&mut self, table: &'static str, domain: Domain, owner: Owner) {
+        self.writes_rooms_alone |= domain == Domain::Room && self.guards.iter().any(|held| held.is_alone());
         if !self.guards.iter().any(|held| held.covers(domain, owner)) {
             debug_assert!(
                 false,
@@ -209,6 +214,11 @@ impl Writes {
         self.row_count += 1;
         self.byte_count += low.len() + high.len();
         own.ranges.push((low, high));
+    }
+
+    /// Whether it writes rows of rooms under a guard that covers everything.
+    pub(crate) fn writes_rooms_alone(&self) -> bool {
+        self.writes_rooms_alone
     }
 
     /// Whether any row holds a pending position.

@@ -30,10 +30,10 @@ use crate::{
         versions,
     },
     schema::{
-        rooms::{EventKey, RoomRow},
+        rooms::{EventKey, Membership, RoomRow},
         state::StateValue,
     },
-    store::{Durability, Engine, Store, engine::Memory},
+    store::{Batch, Durability, Engine, Guard, Store, engine::Memory},
 };
 
 const ROOM: crate::ids::RoomNum = crate::ids::RoomNum(1);
@@ -637,4 +637,38 @@ fn an_event_that_cites_ids_in_another_alphabet_cites_what_nobody_knows() {
     let odd = fixture.build(&text(&bob(), "odd"), None);
     let odd = fixture.rewritten(&odd, "prev_events", json!([other]));
     assert!(matches!(fixture.receive(odd).1, Outcome::Need { prev, .. } if prev == [other]));
+}
+
+#[test]
+fn what_is_written_without_a_turn_is_seen_by_the_next_turn_of_each_room() {
+    let mut fixture = Fixture::new();
+    const CAROL: crate::ids::UserNum = crate::ids::UserNum(7);
+    let (store, signer) = (fixture.store.clone(), fixture.rooms.signer().clone());
+    let say = |change: &mut Change| {
+        let said = Draft::state(alice(), "m.room.message", "", content(json!({ "body": "x" })), 5_000);
+        change.add(&signer, &Draft { state_key: None, ..said }, None).unwrap();
+        change.list_concerned().unwrap().to_vec()
+    };
+    let write_below = |write: fn(&mut Batch)| {
+        let mut batch = store.batch(&Guard::alone());
+        write(&mut batch);
+        drop(store.enqueue(batch).unwrap());
+    };
+    assert_eq!(fixture.change(say), [], "the tip remembers that no user of ours is in the room");
+    write_below(|batch| {
+        let row = RoomRow { invited: 5, ..schema::ROOM.get(batch, ROOM).unwrap().unwrap() };
+        schema::ROOM.put(batch, ROOM, &row);
+        schema::ROOM_USER.put(batch, (ROOM, CAROL), &Membership::Join.into());
+    });
+    assert_eq!(fixture.change(say), [CAROL]);
+    assert_eq!(fixture.row().invited, 5, "the row is not overwritten by the one that was remembered");
+    fixture.change(|change| {
+        say(change);
+        write_below(|batch| schema::ROOM_USER.delete(batch, (ROOM, CAROL)));
+    });
+    assert_eq!(fixture.change(say), [], "the turn after one during which something was written sees it");
+    // Rows of other domains are none of the rooms' business.
+    let before = store.written_alone();
+    write_below(|batch| crate::store::cursor::advance(batch, "reader", crate::ids::Position::ZERO));
+    assert_eq!(store.written_alone(), before);
 }
