@@ -27,8 +27,7 @@ pub fn find_changed(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Opt
 }
 
 /// Lists the users whose devices or keys changed in (after, upto], on the whole server, the oldest change first. Each user
-/// comes once, at the last change. The caller walks either this or the users who share a room, whichever is shorter; rows are
-/// read only as far as it walks.
+/// comes once, at the last change. Rows are read only as far as the caller walks.
 pub fn list_changes(
     read: &(impl Read + ?Sized),
     after: Position,

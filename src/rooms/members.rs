@@ -3,7 +3,7 @@
 mod servers;
 mod sharing;
 
-use std::ops::Bound;
+use std::{collections::BTreeMap, ops::Bound};
 
 use ruma::{OwnedUserId, UserId};
 
@@ -16,6 +16,7 @@ use crate::{
         event_types::MEMBER,
         marked::{Marked, Staged},
         rooms::{Membership, UserRoomRow},
+        state::{StateRef, StateValue},
     },
     store::{Batch, Direction, Fault, Read},
 };
@@ -307,4 +308,26 @@ pub fn membership_of_event(
     Ok(event::find_anywhere(read, room, event)?
         .and_then(|stored| stored.membership())
         .unwrap_or(Membership::Leave))
+}
+
+/// Reads the memberships that some member keys have, in the state at an order or, without one, in the current state, each with
+/// the event that says so. Keys without an event are left out. Reading many together costs a small part of reading each.
+pub(crate) fn list_memberships(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    mut keys: Vec<StateKeyNum>,
+    at: Option<Order>,
+) -> Result<BTreeMap<StateKeyNum, (EventNum, Membership)>, Fault> {
+    keys.sort_unstable();
+    let values = match at {
+        Some(order) => state::list_at(read, room, StateRef::Main(order), &keys)?,
+        None => state::list_now(read, room, keys)?,
+    };
+    let events = values.into_iter().filter_map(StateValue::event).collect();
+    let events = event::list_anywhere(read, room, events)?.into_iter();
+    let memberships = events.filter_map(|stored| {
+        let membership = stored.membership().unwrap_or(Membership::Leave);
+        Some((stored.row.header.state_key?, (stored.event(), membership)))
+    });
+    Ok(memberships.collect())
 }

@@ -158,13 +158,10 @@ fn note_left(
         return Ok(());
     }
     let known = window.known_order();
-    if collect::membership_at(window, num, window.from)? == Membership::Join {
-        shares.left_room(window, num, known)?;
-    }
-    match user_row.left {
-        Some(left) if left > known && left <= Order::upto(window.upto) => shares.left_room(window, num, left),
-        _ => Ok(()),
-    }
+    let was_in = collect::membership_at(window, num, window.from)? == Membership::Join;
+    let left = user_row.left.filter(|left| *left > known && *left <= Order::upto(window.upto));
+    let orders: Vec<Order> = was_in.then_some(known).into_iter().chain(left).collect();
+    shares.left_room(window, num, &orders)
 }
 
 /// Adds one room to the answer, and says whether it had news. A room without news is left out.

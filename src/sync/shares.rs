@@ -9,17 +9,17 @@ use crate::{
     accounts,
     ids::{Order, RoomNum, StateKeyNum},
     rooms::{members, state},
+    schema,
     schema::event_types::MEMBER,
-    schema::{rooms::Membership, state::StateRef},
-    store::Fault,
+    schema::rooms::Membership,
+    store::{Fault, Snapshot},
     sync::window::Window,
 };
 
-/// List at most this many members of a room that the user joins or leaves; of the others the client hears when their
-/// keys change.
-const MEMBERS_MAX: usize = 5_000;
-/// Look at no more than this many users who were ever in such a room, because each costs a few reads.
-const LOOKED_AT_MAX: usize = 100_000;
+/// Members of a room are read this many at a time, which costs less than one by one.
+const MEMBERS_AT_ONCE: usize = if cfg!(test) { 3 } else { 500 };
+/// Up to this many users are looked for one by one, because that costs little for users of this server.
+const FEW: usize = if cfg!(test) { 1 } else { 16 };
 
 /// The users who came to share a room with the user since the client asked last, and those who ceased to.
 #[derive(Debug, Default)]
@@ -32,15 +32,29 @@ pub(crate) struct Shares {
 
 impl Shares {
     /// Notes everybody in a room that the user joined: the user now shares it with them.
+    ///
+    /// Everybody is named, however many they are, as the whole state of a room is told whatever its size. A client that missed
+    /// one would go on with the keys that it knew of them from an earlier room.
     pub(crate) fn joined_room(&mut self, window: &Window<'_>, num: RoomNum) -> Result<(), Fault> {
-        self.came.extend(list_joined(window, num, None)?);
-        Ok(())
+        let read = window.read;
+        walk_members(read, num, |members| note_joined(read, num, members, None, &mut self.came))
     }
 
-    /// Notes everybody who was in a room at an order at which the user was in it: the user no longer shares it with them.
-    pub(crate) fn left_room(&mut self, window: &Window<'_>, num: RoomNum, at: Order) -> Result<(), Fault> {
-        self.went.extend(list_joined(window, num, Some(at))?);
-        Ok(())
+    /// Notes everybody who was in a room at one of these orders, at which the user was in it: the user no longer shares it
+    /// with them.
+    pub(crate) fn left_room(
+        &mut self,
+        window: &Window<'_>,
+        num: RoomNum,
+        orders: &[Order],
+    ) -> Result<(), Fault> {
+        let read = window.read;
+        if orders.is_empty() {
+            return Ok(());
+        }
+        walk_members(read, num, |members| {
+            orders.iter().try_for_each(|at| note_joined(read, num, members, Some(*at), &mut self.went))
+        })
     }
 
     /// Whether nobody came and nobody went.
@@ -49,44 +63,204 @@ impl Shares {
     }
 }
 
-fn list_joined(window: &Window<'_>, num: RoomNum, at: Option<Order>) -> Result<Vec<String>, Fault> {
-    let mut joined = Vec::new();
-    for key in members::list_keys(window.read, num)?.take(LOOKED_AT_MAX) {
-        let (user_id, key) = key?;
-        // Users who are gone do not count, so that nobody hides members behind them.
-        if is_joined(window, num, key, at)? {
-            joined.push(user_id.to_string());
-        }
-        if joined.len() == MEMBERS_MAX {
-            tracing::debug!(room = num.0, reason = "too many members", "members of a room are left out");
-            break;
-        }
+/// A user who is or was in a room, with the number of their state key there.
+type Member = (String, StateKeyNum);
+
+/// Visits all who are or were in a room, in pages.
+fn walk_members(
+    read: &Snapshot,
+    num: RoomNum,
+    mut visit: impl FnMut(&[Member]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut after: Option<String> = None;
+    loop {
+        let members = members::list_keys_after(read, num, after.as_deref(), MEMBERS_AT_ONCE)?;
+        let Some((last, _)) = members.last() else { return Ok(()) };
+        visit(&members)?;
+        after = Some(last.clone());
     }
-    Ok(joined)
 }
 
-fn is_joined(window: &Window<'_>, num: RoomNum, key: StateKeyNum, at: Option<Order>) -> Result<bool, Fault> {
-    let event = match at {
-        Some(order) => state::at(window.read, num, StateRef::Main(order), key)?.event(),
-        None => state::current(window.read, num, key)?,
-    };
-    let membership = event.map(|event| members::membership_of_event(window.read, num, event)).transpose()?;
-    Ok(membership == Some(Membership::Join))
+/// Notes those of some members who are joined at an order; without one, those who are joined now.
+fn note_joined(
+    read: &Snapshot,
+    num: RoomNum,
+    members: &[Member],
+    at: Option<Order>,
+    noted: &mut BTreeSet<String>,
+) -> Result<(), Fault> {
+    let keys = members.iter().map(|(_, key)| *key).collect();
+    let memberships = members::list_memberships(read, num, keys, at)?;
+    let is_joined = |key| memberships.get(key).is_some_and(|(_, membership)| *membership == Membership::Join);
+    noted.extend(members.iter().filter(|(_, key)| is_joined(key)).map(|(user_id, _)| user_id.clone()));
+    Ok(())
+}
+
+/// Lists those of some users who are joined to any of these rooms. Of each room, either all members are read or those who are
+/// looked for, whichever are fewer.
+pub(crate) fn list_in_any(
+    read: &Snapshot,
+    rooms: &[RoomNum],
+    mut users: BTreeSet<String>,
+) -> Result<BTreeSet<String>, Fault> {
+    let mut found = BTreeSet::new();
+    if users.len() <= FEW {
+        for user_id in users {
+            if is_in_any(read, rooms, &user_id)? {
+                found.insert(user_id);
+            }
+        }
+        return Ok(found);
+    }
+    let rows = schema::ROOM.get_many(read, rooms.iter().copied())?;
+    for (num, row) in rooms.iter().zip(rows) {
+        let mut here = BTreeSet::new();
+        // The room has at most this many state keys, and so at most as many members.
+        if row.is_some_and(|row| (row.next_key as usize) < users.len()) {
+            walk_members(read, *num, |members| {
+                let wanted: Vec<_> =
+                    members.iter().filter(|(user, _)| users.contains(user)).cloned().collect();
+                note_joined(read, *num, &wanted, None, &mut here)
+            })?;
+        } else {
+            let users: Vec<&str> = users.iter().map(String::as_str).collect();
+            for users in users.chunks(MEMBERS_AT_ONCE) {
+                let keys = state::find_keys(read, *num, MEMBER, users.iter().copied())?;
+                let members =
+                    users.iter().zip(keys).filter_map(|(user, key)| Some(((*user).to_owned(), key?)));
+                note_joined(read, *num, &members.collect::<Vec<_>>(), None, &mut here)?;
+            }
+        }
+        users.retain(|user_id| !here.contains(user_id));
+        found.append(&mut here);
+    }
+    Ok(found)
 }
 
 /// Whether a user is joined to any of these rooms.
-pub(crate) fn is_in_any(window: &Window<'_>, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
+fn is_in_any(read: &Snapshot, rooms: &[RoomNum], user_id: &str) -> Result<bool, Fault> {
     let Ok(parsed) = <&UserId>::try_from(user_id) else { return Ok(false) };
-    if let Some(user) = accounts::users::find_num(window.read, parsed)? {
-        let theirs = members::find_many(window.read, user, rooms.iter().copied())?;
+    if let Some(user) = accounts::users::find_num(read, parsed)? {
+        let theirs = members::find_many(read, user, rooms.iter().copied())?;
         return Ok(theirs.iter().flatten().any(|row| row.membership == Membership::Join));
     }
     for room in rooms {
-        if let Some(key) = state::find_key(window.read, *room, MEMBER, user_id)?
-            && is_joined(window, *room, key, None)?
+        if let Some(key) = state::find_key(read, *room, MEMBER, user_id)?
+            && let Some(event) = state::current(read, *room, key)?
+            && members::membership_of_event(read, *room, event)? == Membership::Join
         {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        ids::{EventNum, Position},
+        rooms::event,
+        schema::{
+            rooms::{EventHeader, EventKey, EventRow, Place, Resident, RoomRow},
+            state::{StateKeyRow, StateValue},
+        },
+        store::{Batch, Durability, Engine, Guard, Store, engine::Memory},
+    };
+
+    const USERS: u32 = 12;
+
+    fn user(number: u32) -> String {
+        format!("@u{number:02}:elsewhere.example")
+    }
+
+    /// The row of a room that has this many state keys.
+    fn row(next_key: u32) -> RoomRow {
+        RoomRow {
+            id: ruma::RoomId::parse("!room:a.example").unwrap(),
+            version: 11,
+            resident: Resident::Yes,
+            tip: Order::MIN,
+            state_tip: Order::MIN,
+            next_event: 0,
+            next_key,
+            next_side: 0,
+            heads: Vec::new(),
+            apart: Vec::new(),
+            joined: 0,
+            invited: 0,
+        }
+    }
+
+    /// Puts a member into a room, with rows as far as they are read here.
+    fn put_member(batch: &mut Batch, room: RoomNum, number: u32, membership: &str) {
+        let (user_id, key, event) = (user(number), StateKeyNum(number), EventNum(number.into()));
+        let json = serde_json::json!({
+            "content": { "membership": membership }, "sender": user_id, "state_key": user_id, "type": MEMBER,
+        });
+        let json = bytes::Bytes::from(json.to_string());
+        let header = EventHeader {
+            event,
+            key: EventKey::Hash([1; 32]),
+            sent_ms: 1,
+            depth: 1,
+            auth_depth: 1,
+            state_key: Some(key),
+            replaces: None,
+            redacted_by: None,
+            unseen: false,
+            before: None,
+            after: None,
+            prev: Vec::new(),
+            auth: Vec::new(),
+            sent_by: None,
+            spans: event::locate(&json).unwrap(),
+        };
+        let order = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };
+        schema::TIMELINE.put(batch, (room, order), &EventRow { header, json });
+        schema::PLACE.put(batch, (room, event), &Place::Timeline(order));
+        schema::STATE_KEY_NUM.put(batch, (room, MEMBER, &*user_id), &key);
+        let name = StateKeyRow { event_type: MEMBER.to_owned(), state_key: user_id };
+        schema::STATE_KEY.put(batch, (room, key), &name);
+        schema::STATE_NOW.put(batch, (room, key), &StateValue::Event(event).into());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn who_is_in_any_room_is_found_whichever_are_fewer(
+            rooms in prop::collection::vec(prop::collection::btree_map(0..USERS, any::<bool>(), 0..10), 0..4),
+            asked in prop::collection::btree_set(0..USERS + 2, 0..14),
+        ) {
+            let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+            let mut batch = store.batch(&Guard::alone());
+            let mut naive = BTreeMap::new();
+            for (num, members) in (0..).map(RoomNum).zip(&rooms) {
+                for (number, is_joined) in members {
+                    put_member(&mut batch, num, *number, if *is_joined { "join" } else { "leave" });
+                    *naive.entry(user(*number)).or_insert(false) |= *is_joined;
+                }
+                // A room with few keys is walked, and one with more keys than are asked for is not.
+                schema::ROOM.put(&mut batch, num, &row(members.len() as u32));
+            }
+            drop(store.enqueue(batch).unwrap());
+            store.flush().unwrap();
+            let snapshot = store.snapshot();
+            let nums: Vec<_> = (0..rooms.len() as u64).map(RoomNum).collect();
+            let asked: BTreeSet<String> = asked.into_iter().map(user).collect();
+            let expected: BTreeSet<String> =
+                asked.iter().filter(|user| naive.get(*user).copied().unwrap_or_default()).cloned().collect();
+            prop_assert_eq!(list_in_any(&snapshot, &nums, asked).unwrap(), expected);
+            for (num, members) in nums.iter().zip(&rooms) {
+                let mut noted = BTreeSet::new();
+                walk_members(&snapshot, *num, |some| note_joined(&snapshot, *num, some, None, &mut noted)).unwrap();
+                let joined = members.iter().filter(|(_, is_joined)| **is_joined);
+                prop_assert_eq!(noted, joined.map(|(number, _)| user(*number)).collect());
+            }
+        }
+    }
 }

@@ -18,47 +18,60 @@ use serde_json::{Value, json};
 
 use crate::{
     support::{TestClient, TestServer},
-    sync::{create_room, env},
+    sync::{Chain, create_room, env, must},
 };
 
 const MEMBERS: u32 = 5_000;
 const FIRST_KEY: u32 = 100_000;
 
-/// A room with thousands of members, whose rows are copies of those of its maker; real ones take minutes.
+/// A room with thousands of members of this server.
 async fn large_room(server: &TestServer) -> (TestClient, String) {
     let alice = server.register("alice").await;
     let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let members: Vec<_> = (0..MEMBERS).map(|number| (format!("@{number:05}:test.example"), "join")).collect();
+    add_members(server, &room, &members).await;
+    (alice, room)
+}
+
+/// Adds users to a room, with these memberships, as far as the room's own tables know them. Their rows are copies of those of
+/// its maker; real ones take minutes.
+pub(crate) async fn add_members(server: &TestServer, room: &str, members: &[(String, &str)]) {
     let store = &server.server().app().store;
-    let num = rooms::find_room(&*store.snapshot(), &ruma::RoomId::parse(&room).unwrap()).unwrap().unwrap();
+    let num = rooms::find_room(&*store.snapshot(), &ruma::RoomId::parse(room).unwrap()).unwrap().unwrap();
     let snapshot = store.snapshot();
     let Some(Place::Timeline(order)) = schema::PLACE.get(&*snapshot, (num, EventNum(1))).unwrap() else {
         panic!("the maker's membership has a place")
     };
     let template = schema::TIMELINE.get(&*snapshot, (num, order)).unwrap().unwrap();
-    let text = String::from_utf8(template.json.to_vec()).unwrap();
-    for first in (0..MEMBERS).step_by(500) {
+    let maker = template.sender().into_owned();
+    for (page, some) in members.chunks(500).enumerate() {
         let mut batch = store.batch(&Guard::alone());
-        for number in first..first + 500 {
-            // The id has the length of the maker's, so that the fields stand where they stood.
-            let user_id = format!("@{number:05}:test.example");
+        for (number, (user_id, membership)) in (page as u32 * 500..).zip(some) {
             let (event, key) = (EventNum(u64::from(FIRST_KEY + number)), StateKeyNum(FIRST_KEY + number));
+            let mut json: Value = serde_json::from_slice(&template.json).unwrap();
+            for field in ["sender", "state_key"] {
+                assert_eq!(json[field], *maker);
+                json[field] = json!(user_id);
+            }
+            json["content"]["membership"] = json!(membership);
             let mut row = template.clone();
-            row.json = text.replace("@alice:test.example", &user_id).into();
+            row.json = json.to_string().into();
+            row.header.spans = rooms::event::locate(&row.json).unwrap();
             row.header.event = event;
             row.header.state_key = Some(key);
             let place = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };
             schema::TIMELINE.put(&mut batch, (num, place), &row);
             schema::PLACE.put(&mut batch, (num, event), &Place::Timeline(place));
-            put_key(&mut batch, num, key, event, user_id);
+            put_key(&mut batch, num, key, event, user_id.clone());
         }
-        if first == 0 {
+        if page == 0 {
             let mut row = schema::ROOM.get(&*snapshot, num).unwrap().unwrap();
-            row.next_key = FIRST_KEY + MEMBERS;
+            row.next_key = FIRST_KEY + u32::try_from(members.len()).unwrap();
+            row.joined += u32::try_from(members.iter().filter(|(_, is)| *is == "join").count()).unwrap();
             schema::ROOM.put(&mut batch, num, &row);
         }
         store.enqueue(batch).unwrap().flushed.await.unwrap();
     }
-    (alice, room)
 }
 
 fn put_key(
@@ -191,4 +204,41 @@ async fn an_answer_ends_where_its_device_is_logged_out() {
         assert!(body.collect().await.is_err(), "{what} is told to a device that was logged out");
     }
     assert_eq!(held(&server), 0);
+}
+
+/// The users whom `device_lists` of an answer names.
+fn named(answer: &Value, list: &str) -> BTreeSet<String> {
+    answer[list].as_array().unwrap().iter().map(|user| user.as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_or_leaves_a_large_room_is_told_of_everybody_in_it() {
+    let server = TestServer::new();
+    let (alice, room) = large_room(&server).await;
+    let (bob, carol) = (server.register("bob").await, server.register("carol").await);
+    let small = create_room(&carol, json!({ "preset": "public_chat" })).await;
+    must(&bob, &small, "join", json!({})).await;
+    let everybody: BTreeSet<String> = (0..MEMBERS)
+        .map(|number| format!("@{number:05}:test.example"))
+        .chain([alice.user_id.clone(), carol.user_id.clone()])
+        .collect();
+    must(&carol, &room, "join", json!({})).await;
+    let mut chain = Chain::of(&bob);
+    let begun = chain.next().await["next_batch"].clone();
+    must(&bob, &room, "join", json!({})).await;
+    let joined = chain.next().await;
+    assert_eq!(named(&joined["device_lists"], "changed"), everybody);
+    let path = |from: &Value, to: &Value| {
+        let text = |token: &Value| token.as_str().unwrap().to_owned();
+        format!("/_matrix/client/v3/keys/changes?from={}&to={}", text(from), text(to))
+    };
+    let (_, changes) = bob.get(&path(&begun, &joined["next_batch"])).await;
+    assert_eq!(named(&changes, "changed"), everybody);
+    must(&bob, &room, "leave", json!({})).await;
+    let left = chain.next().await;
+    // Carol is in another room with Bob.
+    let gone: BTreeSet<String> = everybody.into_iter().filter(|user| *user != carol.user_id).collect();
+    assert_eq!(named(&left["device_lists"], "left"), gone);
+    let (_, changes) = bob.get(&path(&joined["next_batch"], &left["next_batch"])).await;
+    assert_eq!(named(&changes, "left"), gone);
 }

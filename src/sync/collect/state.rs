@@ -23,10 +23,7 @@ use crate::{
     },
     schema,
     schema::event_types::{CANONICAL_ALIAS, MEMBER, NAME},
-    schema::{
-        rooms::Place,
-        state::{StateRef, StateValue},
-    },
+    schema::state::{StateRef, StateValue},
     store::{Direction, Fault},
     sync::{streams::timeline::Timeline, window::RoomWindow},
 };
@@ -196,7 +193,11 @@ pub(super) fn collect(
 ) -> Result<Vec<StoredEvent>, Fault> {
     let (ask, is_whole) = (&room.window.ask, room.place.is_whole());
     if !ask.filter.lazy_members {
-        return if is_whole { whole(room, timeline, changes, None) } else { load(room, &changes.told) };
+        return if is_whole {
+            whole(room, timeline, changes, None)
+        } else {
+            load(room, changes.told.clone())
+        };
     }
     let mut wanted: BTreeSet<String> = timeline.senders().collect();
     wanted.extend(heroes.unwrap_or_default().iter().cloned());
@@ -209,7 +210,7 @@ pub(super) fn collect(
         let wanted = lazy::changed_members(room)?.map(|changed| &changed | &wanted);
         whole(room, timeline, changes, wanted.as_ref())?
     } else {
-        let mut events = load(room, &changes.told)?;
+        let mut events = load(room, changes.told.clone())?;
         let told: BTreeSet<EventNum> = events.iter().map(StoredEvent::event).collect();
         events.extend(missing(room, timeline, changes, &wanted, &told)?);
         events
@@ -235,7 +236,7 @@ fn missing(
     let keys: Vec<_> = known.iter().map(|(_, key)| *key).collect();
     let values = values_beside(room, timeline, changes, &keys)?;
     let events: Vec<EventNum> = values.into_iter().filter_map(StateValue::event).collect();
-    let mut missing = load(room, &events)?;
+    let mut missing = load(room, events)?;
     missing.retain(|stored| {
         let user_id = stored.row.state_key().unwrap_or_default();
         !told.contains(&stored.event()) && !lazy::knows(room, &user_id, stored)
@@ -270,9 +271,9 @@ fn whole(
     members: Option<&BTreeSet<String>>,
 ) -> Result<Vec<StoredEvent>, Fault> {
     let (read, num) = (room.window.read, room.num);
-    let Some(members) = members else { return load(room, &everything(room, timeline, changes)?) };
+    let Some(members) = members else { return load(room, everything(room, timeline, changes)?) };
     if room.row.next_key <= SMALL_ROOM_KEYS {
-        let mut events = load(room, &everything(room, timeline, changes)?)?;
+        let mut events = load(room, everything(room, timeline, changes)?)?;
         events.retain(|stored| {
             let is_other_member =
                 || stored.row.state_key().is_none_or(|user_id| !members.contains(&*user_id));
@@ -287,7 +288,7 @@ fn whole(
     keys.extend(state::find_keys(read, num, MEMBER, members)?.into_iter().flatten());
     keys.sort_unstable();
     let values = values_beside(room, timeline, changes, &keys)?;
-    load(room, &values.into_iter().filter_map(StateValue::event).collect::<Vec<_>>())
+    load(room, values.into_iter().filter_map(StateValue::event).collect())
 }
 
 /// Lists the events of the whole state that goes with a timeline.
@@ -329,30 +330,6 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
     rows.map(|row| row.map(|(_, key)| key)).collect()
 }
 
-/// Loads the events of these numbers, by rising number. Those of the timeline are read together, which costs little because
-/// they stand beside each other; the few kept aside are read one by one.
-fn load(room: &RoomWindow<'_, '_>, events: &[EventNum]) -> Result<Vec<StoredEvent>, Fault> {
-    let (read, num) = (room.window.read, room.num);
-    let mut events = events.to_vec();
-    events.sort_unstable();
-    let places = schema::PLACE.get_many(read, events.iter().map(|event| (num, *event)))?;
-    let orders: Vec<Order> = places
-        .iter()
-        .filter_map(|place| match place {
-            Some(Place::Timeline(order)) => Some(*order),
-            Some(Place::Aside | Place::Outlier) | None => None,
-        })
-        .collect();
-    let mut rows = schema::TIMELINE.get_many(read, orders.iter().map(|order| (num, *order)))?.into_iter();
-    let mut found = Vec::with_capacity(events.len());
-    for (event, place) in events.iter().zip(places) {
-        match place {
-            Some(Place::Timeline(order)) => {
-                found.extend(rows.next().flatten().map(|row| StoredEvent { order, row }));
-            }
-            Some(Place::Aside | Place::Outlier) => found.extend(event::find_anywhere(read, num, *event)?),
-            None => {}
-        }
-    }
-    Ok(found)
+fn load(room: &RoomWindow<'_, '_>, events: Vec<EventNum>) -> Result<Vec<StoredEvent>, Fault> {
+    event::list_anywhere(room.window.read, room.num, events)
 }

@@ -2,13 +2,12 @@
 //!
 //! Specification: client-server API, "Extensions to /sync" of end-to-end encryption.
 
-use std::{collections::BTreeSet, ops::Bound};
+use std::collections::BTreeSet;
 
 use crate::{
-    ids::Position,
+    encryption,
     rooms::members,
-    schema,
-    store::{Direction, Fault},
+    store::Fault,
     sync::{changes::Changes, shares, window::Window},
 };
 
@@ -38,18 +37,17 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLi
     let own = window.ask.caller.user_id.as_str();
     let rooms = members::list_joined_rooms(window.read, window.ask.caller.user)?;
     if changes.device_lists {
-        for user_id in list_changed(window)? {
-            if user_id == own || shares::is_in_any(window, &rooms, &user_id)? {
-                lists.changed.insert(user_id);
-            }
-        }
+        let mut changed = list_changed(window)?;
+        lists.changed.extend(changed.take(own));
+        lists.changed.append(&mut shares::list_in_any(window.read, &rooms, changed)?);
     }
     lists.changed.extend(changes.shares.came.iter().filter(|user_id| *user_id != own).cloned());
-    for user_id in &changes.shares.went {
-        if user_id != own && !shares::is_in_any(window, &rooms, user_id)? {
-            lists.changed.remove(user_id);
-            lists.left.insert(user_id.clone());
-        }
+    let mut went = changes.shares.went.clone();
+    went.remove(own);
+    let still = shares::list_in_any(window.read, &rooms, went.clone())?;
+    for user_id in went.difference(&still) {
+        lists.changed.remove(user_id);
+        lists.left.insert(user_id.clone());
     }
     Ok(lists)
 }
@@ -57,16 +55,6 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLi
 /// Lists the users whose device list changed since the client asked last, whether they share a room with the user or
 /// not.
 fn list_changed(window: &Window<'_>) -> Result<BTreeSet<String>, Fault> {
-    let mut changed = BTreeSet::new();
-    if window.from >= window.upto {
-        return Ok(changed);
-    }
-    let (low, high) = (Bound::Excluded(window.from), Bound::Included(window.upto));
-    for row in schema::DEVICE_LOG.range::<Position>(window.read, low, high, Direction::Up)? {
-        let (position, user_id) = row?;
-        if schema::DEVICE_CHANGED.get(window.read, &user_id)? == Some(position) {
-            changed.insert(user_id);
-        }
-    }
-    Ok(changed)
+    let changed = encryption::device_lists::list_changes(window.read, window.from, window.upto)?;
+    changed.map(|row| row.map(|(_, user_id)| user_id.to_string())).collect()
 }
