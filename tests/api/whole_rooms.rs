@@ -242,3 +242,28 @@ async fn whoever_joins_or_leaves_a_large_room_is_told_of_everybody_in_it() {
     let (_, changes) = bob.get(&path(&joined["next_batch"], &left["next_batch"])).await;
     assert_eq!(named(&changes, "left"), gone);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_named_after_who_is_there_however_many_others_were_banned() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let there = ["@zed:elsewhere.example".to_owned(), "@zoe:elsewhere.example".to_owned()];
+    for (banned, is_large) in [(1_300, false), (1_300, true)] {
+        let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+        let mut members: Vec<_> =
+            (0..banned).map(|number| (format!("@{number:05}:elsewhere.example"), "ban")).collect();
+        members.extend(there.clone().map(|user_id| (user_id, "join")));
+        // More than a hundred members of elsewhere make a large room, of which any five are told.
+        members.extend(
+            (0..if is_large { 150 } else { 0 }).map(|n| (format!("@zz{n}:elsewhere.example"), "join")),
+        );
+        add_members(&server, &room, &members).await;
+        let sync = Chain::of(&alice).next().await;
+        let heroes = sync["rooms"]["join"][&room]["summary"]["m.heroes"].as_array().unwrap().clone();
+        if is_large {
+            assert!(heroes.len() == 5 && heroes.iter().all(|hero| hero.as_str().unwrap().starts_with("@z")));
+        } else {
+            assert_eq!(heroes, [json!(there[0]), json!(there[1])]);
+        }
+    }
+}

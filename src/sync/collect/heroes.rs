@@ -2,10 +2,14 @@
 //!
 //! Specification: client-server API, `summary` of `/sync`.
 
+use std::ops::ControlFlow;
+
+use ruma::UserId;
+
 use crate::{
     accounts::users,
     ids::{EventNum, UserNum},
-    rooms::{self, event::StoredEvent, members, state},
+    rooms::{self, event::StoredEvent, members},
     schema::event_types::{CANONICAL_ALIAS, NAME},
     schema::rooms::Membership,
     store::Fault,
@@ -16,9 +20,13 @@ use crate::{
 const HEROES: usize = 5;
 /// No more members than this are compared by when they came; in a larger room, any of them may be heroes.
 const COMPARED_MAX: usize = 100;
-/// Look at no more than this many members to find heroes. Users of this server come from a list of their own and do not
-/// count.
-const LOOKED_AT_MAX: usize = 1_000;
+/// Look at no more than this many users who are or were in a room to find heroes: reading that many takes about a second. Users
+/// of this server come from a list of their own and do not count.
+const LOOKED_AT_MAX: usize = 100_000;
+/// The first members are read this many at a time, because a few may be enough.
+const FIRST_AT_ONCE: usize = 16;
+/// Further members are read at most this many at a time, which costs less than one by one.
+const MEMBERS_AT_ONCE: usize = 500;
 
 /// The members that clients name a room after, and how many members there are.
 #[derive(Debug)]
@@ -88,6 +96,7 @@ pub(super) fn lost_name(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
 
 /// Lists the users who are joined or invited, without the caller, by when they came; if there are none, users who were.
 fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
+    let caller = &room.window.ask.caller;
     let others = (room.row.joined as usize + room.row.invited as usize).saturating_sub(1);
     let wanted = others.min(HEROES);
     let (mut here, mut gone) = (Vec::new(), Vec::new());
@@ -99,14 +108,11 @@ fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
     let is_small = others <= COMPARED_MAX;
     if here.len() < wanted || others == 0 || (is_small && local_count < others) {
         let mut found = local_count;
-        for key in members::list_keys(room.window.read, room.num)?.take(LOOKED_AT_MAX) {
-            let (user_id, key) = key?;
-            let is_local = user_id.server_name() == room.window.ask.caller.user_id.server_name();
-            if user_id == room.window.ask.caller.user_id || (is_local && others > 0) {
-                continue;
+        for_each_member(room, |user_id, event, membership| {
+            if others > 0 && user_id.server_name() == caller.user_id.server_name() {
+                return ControlFlow::Continue(());
             }
-            let Some(event) = state::current(room.window.read, room.num, key)? else { continue };
-            match members::membership_of_event(room.window.read, room.num, event)? {
+            match membership {
                 Membership::Join | Membership::Invite => {
                     found += 1;
                     here.push((event, user_id.to_string()));
@@ -118,14 +124,46 @@ fn list(room: &RoomWindow<'_, '_>) -> Result<Vec<String>, Fault> {
             }
             let is_enough = if is_small { found >= others } else { here.len() >= wanted };
             if (others > 0 && is_enough) || (others == 0 && gone.len() == COMPARED_MAX) {
-                break;
+                return ControlFlow::Break(());
             }
-        }
+            ControlFlow::Continue(())
+        })?;
     }
     let mut heroes = if here.is_empty() { gone } else { here };
     heroes.sort_unstable();
     heroes.truncate(HEROES);
     Ok(heroes.into_iter().map(|(_, user_id)| user_id).collect())
+}
+
+/// Visits those who are or were in a room, without the caller, rising by user id, each with their membership and the event that
+/// says so. It goes on until `visit` breaks off, or until it has looked at too many.
+fn for_each_member(
+    room: &RoomWindow<'_, '_>,
+    mut visit: impl FnMut(&UserId, EventNum, Membership) -> ControlFlow<()>,
+) -> Result<(), Fault> {
+    let (read, caller) = (room.window.read, &room.window.ask.caller);
+    let (mut looked_at, mut after, mut at_once) = (0, None::<String>, FIRST_AT_ONCE);
+    while looked_at < LOOKED_AT_MAX {
+        let members = members::list_keys_after(read, room.num, after.as_deref(), at_once)?;
+        let keys = members.iter().map(|(_, key)| *key).collect();
+        let memberships = members::list_memberships(read, room.num, keys, None)?;
+        for (user_id, key) in &members {
+            let (Ok(user_id), Some((event, membership))) =
+                (<&UserId>::try_from(user_id.as_str()), memberships.get(key))
+            else {
+                continue;
+            };
+            if user_id != caller.user_id && visit(user_id, *event, *membership).is_break() {
+                return Ok(());
+            }
+        }
+        let Some((last, _)) = members.last() else { return Ok(()) };
+        looked_at += members.len();
+        at_once = MEMBERS_AT_ONCE.min(2 * at_once);
+        after = Some(last.clone());
+    }
+    tracing::debug!(room = room.num.0, reason = "too many members", "heroes of a room are left out");
+    Ok(())
 }
 
 /// Lists the users of this server who came first and are joined or invited, without the caller, each with the event by
