@@ -125,8 +125,8 @@ impl Object {
         self.json.len() == self.begin + 1
     }
 
-    /// How many bytes it has so far.
-    pub fn len(&self) -> usize {
+    /// The number of bytes that it has so far.
+    pub fn byte_count(&self) -> usize {
         self.json.len() - self.begin
     }
 
@@ -244,136 +244,81 @@ impl List<'_> {
     }
 }
 
-/// A JSON list or object that is written in pieces and taken away meanwhile, because it may be larger than an answer that is
-/// held in memory as a whole.
+/// A JSON list or object that is written piece by piece, because it may be larger than what is held in memory at a time. What
+/// is added stands in the list or object that was opened last.
 #[derive(Debug)]
 pub struct Pieces {
     json: String,
-    closing: &'static str,
+    /// The ends of the lists and objects that are open, the innermost last.
+    ends: Vec<char>,
+    /// Whether the innermost of them is empty so far.
     is_empty: bool,
 }
 
 impl Pieces {
-    fn begin(json: String, closing: &'static str) -> Self {
-        Self { json, closing, is_empty: true }
-    }
-
     /// A list without items.
     pub fn list() -> Self {
-        Self::begin(String::from("["), "]")
+        Self { json: String::from("["), ends: vec![']'], is_empty: true }
     }
 
-    /// An object whose only field is a list without items.
-    pub fn list_in(name: &str) -> Self {
-        let mut object = Object::new();
-        object.name(name);
-        Self::begin(object.json + "[", "]}")
-    }
-
-    /// An object whose only field is an object without fields.
-    pub fn object_in(name: &str) -> Self {
-        let mut object = Object::new();
-        object.name(name);
-        Self::begin(object.json + "{", "}}")
+    /// An object without fields.
+    pub fn object() -> Self {
+        Self { json: String::from("{"), ends: vec!['}'], is_empty: true }
     }
 
     fn separate(&mut self) {
+        debug_assert!(!self.ends.is_empty(), "nothing is added after the end");
         if !std::mem::replace(&mut self.is_empty, false) {
             self.json.push(',');
         }
     }
 
-    /// Adds an item to the list.
-    pub fn item<'a>(&mut self, json: impl Into<JsonRef<'a>>) {
-        self.separate();
-        self.json.push_str(json.into().0);
-    }
-
-    /// Adds a field to the object, whose value is JSON already.
-    pub fn field<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
-        self.separate();
-        push_string(&mut self.json, name);
-        self.json.push(':');
-        self.json.push_str(json.into().0);
-    }
-
-    /// The number of bytes that were written and not taken away yet.
-    pub fn len(&self) -> usize {
-        self.json.len()
-    }
-
-    /// Whether nothing was written that was not taken away yet.
-    pub fn is_empty(&self) -> bool {
-        self.json.is_empty()
-    }
-
-    /// Takes away what was written since this was done last.
-    pub fn take(&mut self) -> String {
-        std::mem::take(&mut self.json)
-    }
-
-    /// Ends the JSON, and gives what was written since something was taken away last.
-    pub fn finish(mut self) -> String {
-        self.json.push_str(self.closing);
-        self.json
-    }
-}
-
-/// An object of objects that is written piece by piece, so that no more of it than a piece is in memory.
-#[derive(Debug)]
-pub struct Nested {
-    json: String,
-    /// The number of objects that are open.
-    depth: usize,
-    /// Whether the innermost open object has a field.
-    has_field: bool,
-}
-
-impl Default for Nested {
-    fn default() -> Self {
-        Self { json: String::from("{"), depth: 1, has_field: false }
-    }
-}
-
-impl Nested {
-    /// The number of bytes since the last piece was taken.
-    pub fn len(&self) -> usize {
-        self.json.len()
-    }
-
-    /// Whether nothing was written since the last piece was taken.
-    pub fn is_empty(&self) -> bool {
-        self.json.is_empty()
-    }
-
     fn name(&mut self, name: &str) {
-        if std::mem::replace(&mut self.has_field, true) {
-            self.json.push(',');
-        }
+        debug_assert_eq!(self.ends.last(), Some(&'}'), "only an object has fields");
+        self.separate();
         push_string(&mut self.json, name);
         self.json.push(':');
     }
 
-    /// Adds a field whose value is JSON already.
-    pub fn json<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
+    /// Adds an item to a list.
+    pub fn item<'a>(&mut self, json: impl Into<JsonRef<'a>>) {
+        debug_assert_eq!(self.ends.last(), Some(&']'), "only a list has items");
+        self.separate();
+        self.json.push_str(json.into().0);
+    }
+
+    /// Adds a field to an object, whose value is JSON already.
+    pub fn field<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
         self.name(name);
         self.json.push_str(json.into().0);
     }
 
-    /// Begins an object as the value of a field. What follows is in that object, until it is closed.
-    pub fn open(&mut self, name: &str) {
+    /// Adds a field to an object, and opens a list as its value.
+    pub fn open_list(&mut self, name: &str) {
+        self.name(name);
+        self.json.push('[');
+        self.ends.push(']');
+        self.is_empty = true;
+    }
+
+    /// Adds a field to an object, and opens an object as its value.
+    pub fn open_object(&mut self, name: &str) {
         self.name(name);
         self.json.push('{');
-        self.depth += 1;
-        self.has_field = false;
+        self.ends.push('}');
+        self.is_empty = true;
     }
 
-    /// Ends the object that was opened last.
+    /// Ends the list or object that was opened last.
     pub fn close(&mut self) {
-        debug_assert!(self.depth > 0, "an object is closed once");
-        self.json.push('}');
-        self.depth = self.depth.saturating_sub(1);
-        self.has_field = true;
+        debug_assert!(!self.ends.is_empty(), "what is open is closed once");
+        self.json.extend(self.ends.pop());
+        self.is_empty = false;
+    }
+
+    /// The number of bytes that were written since the last piece was taken.
+    pub fn byte_count(&self) -> usize {
+        self.json.len()
     }
 
     /// Takes what was written since the last piece. The pieces together are the JSON.
@@ -381,9 +326,9 @@ impl Nested {
         std::mem::take(&mut self.json).into()
     }
 
-    /// Ends all objects that are open, and takes the last piece.
+    /// Ends everything that is open, and takes the last piece.
     pub fn finish(&mut self) -> Bytes {
-        while self.depth > 0 {
+        while !self.ends.is_empty() {
             self.close();
         }
         self.take()
@@ -438,22 +383,6 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_json_however_they_are_taken() {
-        let value = JsonText::string("v");
-        let mut list = Pieces::list_in("chunk");
-        let mut whole = list.take();
-        list.item(&value);
-        whole += &list.take();
-        list.item(&value);
-        assert_eq!(whole + &list.finish(), r#"{"chunk":["v","v"]}"#);
-        let mut object = Pieces::object_in("joined");
-        object.field("a\"b", &value);
-        object.field("c", &value);
-        assert_eq!(object.finish(), r#"{"joined":{"a\"b":"v","c":"v"}}"#);
-        assert_eq!(Pieces::list().finish(), "[]");
-    }
-
-    #[test]
     fn objects_and_lists_are_written_inside_others() {
         let mut object = Object::new();
         object.object("empty", |inner| assert!(inner.is_empty()));
@@ -477,23 +406,33 @@ mod tests {
     }
 
     #[test]
-    fn nested_pieces_are_json_together() {
-        let mut pieces = Nested::default();
-        pieces.json("failures", &JsonText::from(&serde_json::json!({})));
-        pieces.open("keys");
-        pieces.open("@a\"b");
+    fn pieces_are_json_however_they_are_taken() {
+        let value = JsonText::string("v");
+        let mut pieces = Pieces::object();
+        pieces.field("failures", &JsonText::from(&serde_json::json!({})));
+        pieces.open_object("keys");
+        pieces.open_object("@a\"b");
         let mut whole = Vec::from(pieces.take());
-        assert!(pieces.is_empty());
-        pieces.json("D", &JsonText::string("x"));
+        assert_eq!(pieces.byte_count(), 0);
+        pieces.field("D", &value);
+        assert_eq!(pieces.byte_count(), r#""D":"v""#.len());
         whole.extend(pieces.take());
-        pieces.json("E", &JsonText::string("y"));
+        pieces.field("E", &value);
         pieces.close();
-        pieces.open("@c");
+        pieces.open_list("@c");
+        pieces.item(&value);
+        whole.extend(pieces.take());
+        pieces.item(&value);
+        pieces.close();
+        pieces.open_object("@d");
         whole.extend(pieces.finish());
         let value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
-        let expected =
-            serde_json::json!({ "failures": {}, "keys": { "@a\"b": { "D": "x", "E": "y" }, "@c": {} } });
-        assert_eq!(value, expected);
+        let keys = serde_json::json!({ "@a\"b": { "D": "v", "E": "v" }, "@c": ["v", "v"], "@d": {} });
+        assert_eq!(value, serde_json::json!({ "failures": {}, "keys": keys }));
+        let mut list = Pieces::list();
+        list.item(&JsonText::string("v"));
+        assert_eq!(list.finish(), r#"["v"]"#);
+        assert_eq!((Pieces::list().finish(), Pieces::object().finish()), ("[]".into(), "{}".into()));
     }
 
     proptest! {

@@ -23,7 +23,7 @@ use crate::{
     error::{Refusal, Result},
     flows::{App, write},
     ids::{DeviceNum, UserNum},
-    json::{JsonRef, JsonText, Nested, Object},
+    json::{JsonRef, JsonText, Object, Pieces},
     schema::encryption::KeyCounts,
     store::{Fault, Read},
 };
@@ -80,7 +80,7 @@ pub(crate) struct Query {
     users: vec::IntoIter<Asked>,
     /// The user whose devices are being written, and the last one that was.
     begun: Option<(Asked, Option<OwnedDeviceId>)>,
-    pieces: Nested,
+    pieces: Pieces,
 }
 
 /// A user whose keys are asked for.
@@ -101,9 +101,9 @@ pub(crate) async fn query(
     require_at_most(USERS_MAX, wanted.len(), "users")?;
     let (app, owned, caller) = (app.clone(), app.clone(), caller.clone());
     let begin = move || {
-        let mut pieces = Nested::default();
-        pieces.json("failures", &list_failures(&app, wanted.keys()));
-        pieces.open("device_keys");
+        let mut pieces = Pieces::object();
+        pieces.field("failures", &list_failures(&app, wanted.keys()));
+        pieces.open_object("device_keys");
         let users = wanted.into_iter().map(|(user_id, devices)| {
             let devices = devices.into_iter().collect();
             Asked { user_id, devices }
@@ -139,13 +139,13 @@ impl Query {
         tokens::require_session(&*snapshot, &self.caller)?;
         let mut left = PIECE_DEVICES;
         while let Some((asked, after)) = self.begun.take().or_else(|| Some((self.users.next()?, None))) {
-            if left == 0 || self.pieces.len() >= PIECE_BYTES {
+            if left == 0 || self.pieces.byte_count() >= PIECE_BYTES {
                 self.begun = Some((asked, after));
                 return Ok((self.pieces.take(), false));
             }
             let Some(user) = users::find_num(&*snapshot, &asked.user_id)? else { continue };
             if after.is_none() {
-                self.pieces.open(asked.user_id.as_str());
+                self.pieces.open_object(asked.user_id.as_str());
             }
             let page = asked.list_devices(&*snapshot, user, after.as_ref(), left)?;
             left = left.saturating_sub(page.looked_at);
@@ -153,9 +153,9 @@ impl Query {
             for device in page.devices {
                 let name = device.display_name.as_deref();
                 if let Some(keys) = keys::find_device_keys(&*snapshot, (user, device.num), name)? {
-                    self.pieces.json(device.id.as_str(), &JsonText::from(&keys));
+                    self.pieces.field(device.id.as_str(), &JsonText::from(&keys));
                 }
-                if self.pieces.len() >= PIECE_BYTES {
+                if self.pieces.byte_count() >= PIECE_BYTES {
                     goes_on_after = Some(device.id);
                     break;
                 }
@@ -306,15 +306,15 @@ fn list_claims(read: &(impl Read + ?Sized), wanted: Wishes) -> Result<Vec<Claim>
 
 /// Writes the answer to a claim. The keys of a user follow each other.
 fn show_claimed(claimed: &[Claimed], failures: &JsonText) -> Bytes {
-    let mut json = Nested::default();
-    json.json("failures", failures);
-    json.open("one_time_keys");
+    let mut json = Pieces::object();
+    json.field("failures", failures);
+    json.open_object("one_time_keys");
     for of_user in claimed.chunk_by(|one, other| one.0 == other.0) {
         let Some((user_id, ..)) = of_user.first() else { continue };
-        json.open(user_id.as_str());
+        json.open_object(user_id.as_str());
         for (_, device_id, id, key) in of_user {
-            json.open(device_id.as_str());
-            json.json(id, JsonRef::stored(key));
+            json.open_object(device_id.as_str());
+            json.field(id, JsonRef::stored(key));
             json.close();
         }
         json.close();

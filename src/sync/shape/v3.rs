@@ -146,7 +146,7 @@ impl<'a, 'w> Answer<'a, 'w> {
         let sections =
             [("join", self.joined), ("invite", self.invited), ("knock", self.knocked), ("leave", self.left)];
         let told: Vec<_> = sections.into_iter().filter(|(_, section)| !section.is_empty()).collect();
-        let byte_count: usize = told.iter().map(|(_, section)| section.len()).sum();
+        let byte_count: usize = told.iter().map(|(_, section)| section.byte_count()).sum();
         let mut answer = Object::with_capacity(byte_count + SMALL_BYTES);
         answer.text("next_batch", &next.to_string());
         if !told.is_empty() {

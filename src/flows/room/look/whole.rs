@@ -119,7 +119,7 @@ impl Walk {
         loop {
             let keys = self.next_keys(look)?;
             if keys.is_empty() {
-                return Ok((self.json.finish().into(), None));
+                return Ok((self.json.finish(), None));
             }
             key_count += keys.len();
             let events = self.list_events(look, &keys)?;
@@ -131,12 +131,12 @@ impl Walk {
                 {
                     self.add(look, &stored)?;
                 }
-                if self.json.len() >= PAGE_BYTES {
-                    return Ok((self.json.take().into(), Some(self)));
+                if self.json.byte_count() >= PAGE_BYTES {
+                    return Ok((self.json.take(), Some(self)));
                 }
             }
             if key_count >= PAGE_KEYS {
-                return Ok((self.json.take().into(), Some(self)));
+                return Ok((self.json.take(), Some(self)));
             }
         }
     }
@@ -234,7 +234,8 @@ pub(crate) async fn members(
         let at = at.map(|at| look.not_before_the_maker(at)).transpose()?;
         let at = at.map(|at| look.not_before_sight(at)).transpose()?.flatten();
         let at = at.map_or(end, |at| at.0.min(end));
-        let (next, json) = (Next::Member(None), Pieces::list_in("chunk"));
+        let (next, mut json) = (Next::Member(None), Pieces::object());
+        json.open_list("chunk");
         Ok(Walk { at: StateRef::Main(at), wanted: Wanted::Members(wanted), next, json })
     })
     .await
@@ -247,7 +248,8 @@ pub(crate) async fn joined_members(app: &App, caller: &Caller, room: &RoomId) ->
             tracing::debug!(room = %look.num, reason = "not in the room", "the members of a room are withheld");
             return Err(commit::not_in_room().into());
         }
-        let (next, json) = (Next::Member(None), Pieces::object_in("joined"));
+        let (next, mut json) = (Next::Member(None), Pieces::object());
+        json.open_object("joined");
         Ok(Walk { at: StateRef::Main(tip(look)?), wanted: Wanted::Joined, next, json })
     })
     .await
