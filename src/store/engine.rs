@@ -9,10 +9,7 @@ use bytes::Bytes;
 pub use memory::Memory;
 pub use rocks::{EngineBytes, Rocks};
 
-use crate::store::{
-    Fault,
-    range::{Direction, KeyRange, KeyValue},
-};
+use crate::store::{Fault, range::Direction};
 
 /// Column families, by access pattern: at most eight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -158,23 +155,6 @@ impl EngineSnapshot {
         match self {
             Self::Rocks(snapshot) => snapshot.get_many(family, keys),
             Self::Memory(_) => keys.iter().map(|key| self.get(family, key)).collect(),
-        }
-    }
-
-    /// The first row of each of these ranges.
-    pub(crate) fn first_of_many(
-        &self,
-        family: Family,
-        ranges: &[KeyRange],
-    ) -> Result<Vec<Option<KeyValue>>, Fault> {
-        match self {
-            Self::Rocks(snapshot) => snapshot.first_of_many(family, ranges),
-            Self::Memory(_) => {
-                let first = |(low, high): &KeyRange| {
-                    self.range(family, low.clone(), high.clone(), Direction::Up)?.next().transpose()
-                };
-                ranges.iter().map(first).collect()
-            }
         }
     }
 

@@ -126,11 +126,6 @@ impl Read for Snapshot {
         self.engine.range(family, low, high, direction)
     }
 
-    fn first_of_many_raw(&self, family: Family, ranges: &[KeyRange]) -> Result<Vec<Option<KeyValue>>, Fault> {
-        self.require_current()?;
-        self.engine.first_of_many(family, ranges)
-    }
-
     fn upto(&self) -> Position {
         self.position
     }

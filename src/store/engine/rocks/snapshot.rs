@@ -19,7 +19,7 @@ use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ErrorKind as Tro
 use crate::store::{
     Fault,
     engine::{Family, PerFamily, Rows, STATE_PREFIX_BYTES},
-    range::{Direction, KeyRange, KeyValue, after_prefix},
+    range::{Direction, KeyRange, after_prefix},
 };
 
 /// An iterator without bounds gives up a range after stepping over this many deleted rows.
@@ -130,20 +130,6 @@ impl RocksSnapshot {
             if seeks > 2 + at / SEEKS_IN {
                 break;
             }
-        }
-        Ok(found)
-    }
-
-    /// The first row of each of these ranges, by one iterator: making one costs as much as several seeks.
-    pub(crate) fn first_of_many(
-        &self,
-        family: Family,
-        ranges: &[KeyRange],
-    ) -> Result<Vec<Option<KeyValue>>, Fault> {
-        let mut found = Vec::with_capacity(ranges.len());
-        for (low, high) in ranges {
-            // Each walk takes up the iterator that the one before it gave back.
-            found.push(self.range(family, low.clone(), high.clone(), Direction::Up)?.next().transpose()?);
         }
         Ok(found)
     }
