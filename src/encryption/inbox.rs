@@ -121,13 +121,8 @@ impl Message {
     }
 
     /// The number of bytes that one inbox keeps of it.
-    pub fn len(&self) -> usize {
+    pub fn byte_count(&self) -> usize {
         self.json.len()
-    }
-
-    /// Whether it has no bytes, which no message is.
-    pub fn is_empty(&self) -> bool {
-        self.json.is_empty()
     }
 }
 

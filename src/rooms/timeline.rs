@@ -75,24 +75,6 @@ pub fn page<'r>(
         .filter(|stored| stored.as_ref().map_or(true, |stored| !stored.row.header.unseen)))
 }
 
-/// Lists the newest live events in `(after, upto]`, rising, at most `limit`, and tells whether there are more. Events
-/// that were back-filled later are not live.
-pub fn list_live(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    after: Order,
-    upto: Order,
-    limit: usize,
-) -> Result<(Vec<StoredEvent>, bool), Fault> {
-    let events = page(read, room, PageToken(upto), Some(PageToken(after)), Direction::Down)?;
-    let live = events.filter(|event| event.as_ref().map_or(true, |event| event.order.minor == 0));
-    let mut newest = live.take(limit.saturating_add(1)).collect::<Result<Vec<_>, _>>()?;
-    let limited = newest.len() > limit;
-    newest.truncate(limit);
-    newest.reverse();
-    Ok((newest, limited))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use crate::{
     ids::{DeviceNum, Position, UserNum},
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -121,10 +121,7 @@ impl Value for UserRow {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew no devices that had ended and still had rows.
-        let layout = from.byte()?;
-        if !(1..=2).contains(&layout) {
-            return Err(Fault::Corrupt("an account has an unknown layout"));
-        }
+        let layout = layout_upto(&mut from, 2)?;
         let flags = from.byte()?;
         let created_ms = from.varint()?;
         let last_device = device_num(&mut from)?;

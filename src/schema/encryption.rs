@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{DeviceNum, Position},
+    schema::encoding::decode_u32,
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -88,19 +89,15 @@ impl Value for SendProgress {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        match from.byte()? {
+        if layout_upto(&mut from, 2)? == 1 {
             // Layout 1 has the number of targets alone.
-            1 => Ok(Self { targets: u64::decode_key(&mut from)?, ..Self::default() }),
-            2 => Ok(Self {
-                targets: from.varint()?,
-                device: DeviceNum(
-                    u32::try_from(from.varint()?)
-                        .map_err(|_| Fault::Corrupt("a device number is too large"))?,
-                ),
-                is_done: from.byte()? != 0,
-            }),
-            _ => Err(Fault::Corrupt("a row has an unknown layout")),
+            return Ok(Self { targets: u64::decode_key(&mut from)?, ..Self::default() });
         }
+        Ok(Self {
+            targets: from.varint()?,
+            device: DeviceNum(decode_u32(&mut from)?),
+            is_done: from.byte()? != 0,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     },
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -197,7 +197,8 @@ impl Value for EventRow {
 
     fn decode(mut bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let layout = expect_named(&mut from)?;
+        // Layout 1 knew events by their hashes only, which are written alike.
+        let layout = layout_upto(&mut from, 2)?;
         let flags = from.byte()?;
         let has = |bit: u8| flags & bit != 0;
         let header = EventHeader {
@@ -369,10 +370,7 @@ impl Value for AsideCount {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 is from before rooms were swept.
-        let layout = from.byte()?;
-        if !matches!(layout, 1 | 2) {
-            return Err(Fault::Corrupt("a row has an unknown layout"));
-        }
+        let layout = layout_upto(&mut from, 2)?;
         let (count, looked_at) = (from.varint()?, EventNum(from.varint()?));
         if layout == 1 {
             return Ok(Self { count, looked_at, forgotten: looked_at, ..Self::default() });
@@ -398,14 +396,6 @@ impl Value for RedactionWaitingRow {
         let mut from = Decoder(&bytes);
         expect_layout(&mut from, 1)?;
         Ok(Self { by_power: from.byte()? == 1 })
-    }
-}
-
-/// The layouts of rows that name events. Layout 1 knew hashes only, which are written alike.
-pub(super) fn expect_named(from: &mut Decoder<'_>) -> Result<u8, Fault> {
-    match from.byte()? {
-        layout @ (1 | 2) => Ok(layout),
-        _ => Err(Fault::Corrupt("a row has an unknown layout")),
     }
 }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::Position,
+    schema::encoding::{decode_bytes, encode_bytes},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value},
@@ -45,11 +46,9 @@ impl<V: Value> Value for Marked<V> {
             (now, staged) => {
                 debug_assert!(staged.is_some(), "only a staged step takes a row away and leaves a mark");
                 let Some(staged) = staged else { return };
-                let now = encoded(now.as_ref());
                 to.raw(&[STAGED]);
                 to.position(staged.anchor);
-                to.varint(now.len() as u64);
-                to.raw(&now);
+                encode_bytes(&encoded(now.as_ref()), to);
                 to.raw(&encoded(staged.before.as_ref()));
             }
         }
@@ -61,8 +60,7 @@ impl<V: Value> Value for Marked<V> {
         }
         let mut from = Decoder(bytes.get(1..).unwrap_or_default());
         let anchor = Key::decode_key(&mut from)?;
-        let length = usize::try_from(from.varint()?).map_err(|_| Fault::Corrupt("a row is too long"))?;
-        let (now, before) = (from.take(length)?, from.rest());
+        let (now, before) = (decode_bytes(&mut from)?, from.rest());
         let decoded = |part: &[u8]| match part {
             [] => Ok(None),
             part => V::decode(Bytes::copy_from_slice(part)).map(Some),

@@ -7,7 +7,7 @@ use crate::{
     ids::{DeviceNum, EventNum, Position},
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -132,11 +132,8 @@ impl Outcomes {
 
     /// Reads the layout of a row and the outcomes that follow it.
     fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
-        match (from.byte()?, from.byte()?) {
-            (1, bits) => Ok(Self::from_old_bits(bits)),
-            (2, bits) => Ok(Self::from_bits(bits)),
-            _ => Err(Fault::Corrupt("a row of counts has an unknown layout")),
-        }
+        let (layout, bits) = (layout_upto(from, 2)?, from.byte()?);
+        Ok(if layout == 1 { Self::from_old_bits(bits) } else { Self::from_bits(bits) })
     }
 }
 
@@ -203,11 +200,12 @@ impl Value for OwnOutcome {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let (own, classes) = match (from.byte()?, from.byte()?) {
+        let (layout, bits) = (layout_upto(&mut from, 2)?, from.byte()?);
+        let (own, classes) = if layout == 1 {
             // Layout 1 had both outcomes in one byte.
-            (1, bits) => (Outcome::from_old_bits(bits), Outcomes::from_old_bits(bits >> 2)),
-            (2, own) => (Outcome::from_bits(own), Outcomes::from_bits(from.byte()?)),
-            _ => return Err(Fault::Corrupt("a row of counts has an unknown layout")),
+            (Outcome::from_old_bits(bits), Outcomes::from_old_bits(bits >> 2))
+        } else {
+            (Outcome::from_bits(bits), Outcomes::from_bits(from.byte()?))
         };
         Ok(Self { own, classes, lane: Lane(EventNum(from.varint()?)) })
     }
@@ -233,12 +231,8 @@ impl Value for RedactedOutcome {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let (layout, bits) = (from.byte()?, from.byte()?);
-        let classes = match layout {
-            1 => Outcomes::from_old_bits(bits),
-            2 | 3 => Outcomes::from_bits(bits),
-            _ => return Err(Fault::Corrupt("a row of counts has an unknown layout")),
-        };
+        let (layout, bits) = (layout_upto(&mut from, 3)?, from.byte()?);
+        let classes = if layout == 1 { Outcomes::from_old_bits(bits) } else { Outcomes::from_bits(bits) };
         let lane = Lane(EventNum(from.varint()?));
         // Layouts 1 and 2 did not say when.
         let redacted_at = if layout == 3 { Position::decode_key(&mut from)? } else { Position::ZERO };

@@ -13,7 +13,7 @@ use crate::{
     },
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -190,10 +190,7 @@ impl Value for RoomRow {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart.
-        let layout = from.byte()?;
-        if !(1..=3).contains(&layout) {
-            return Err(Fault::Corrupt("a row has an unknown layout"));
-        }
+        let layout = layout_upto(&mut from, 3)?;
         let version = from.byte()?;
         let resident = if from.byte()? == 1 { Resident::Yes } else { Resident::No };
         let id = std::str::from_utf8(decode_bytes(&mut from)?).ok().and_then(|id| RoomId::parse(id).ok());
@@ -266,9 +263,7 @@ impl Value for UserRoomRow {
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 did not say where they left: who had left then sees no more of the room's past.
-        if !matches!(from.byte()?, 1 | 2) {
-            return Err(Fault::Corrupt("a row has an unknown layout"));
-        }
+        layout_upto(&mut from, 2)?;
         Ok(Self {
             membership: Membership::from_byte(from.byte()?)?,
             forgotten: from.byte()? == 1,

@@ -6,7 +6,7 @@ use crate::{
     ids::{EventNum, Order, Position, SideNum, StateKeyNum},
     store::{
         Fault,
-        key::{Decoder, Encoder, Key, Value, expect_layout},
+        key::{Decoder, Encoder, Key, Value, expect_layout, layout_upto},
     },
 };
 
@@ -154,11 +154,8 @@ impl Value for NowRow {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let staged_at = match from.byte()? {
-            1 => None,
-            2 => Some(Key::decode_key(&mut from)?),
-            _ => return Err(Fault::Corrupt("a row has an unknown layout")),
-        };
+        let is_staged = layout_upto(&mut from, 2)? == 2;
+        let staged_at = is_staged.then(|| Key::decode_key(&mut from)).transpose()?;
         Ok(Self { val: StateValue::from_code(from.varint()?), staged_at })
     }
 }
@@ -283,13 +280,8 @@ impl SideRow {
     }
 
     /// The number of keys that it sets.
-    pub fn len(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.entries.len() / ENTRY_BYTES
-    }
-
-    /// Whether it sets no key.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     fn entry(&self, index: usize) -> Option<(StateKeyNum, StateValue)> {
@@ -302,7 +294,7 @@ impl SideRow {
 
     /// The value that it sets for this key; `None` where its base decides.
     pub fn find(&self, key: StateKeyNum) -> Option<StateValue> {
-        let (mut low, mut high) = (0, self.len());
+        let (mut low, mut high) = (0, self.key_count());
         while low < high {
             let middle = low + (high - low) / 2;
             let (found, val) = self.entry(middle)?;
@@ -317,7 +309,7 @@ impl SideRow {
 
     /// The entries of the side state, rising.
     pub fn iter(&self) -> impl Iterator<Item = (StateKeyNum, StateValue)> + '_ {
-        (0..self.len()).filter_map(|index| self.entry(index))
+        (0..self.key_count()).filter_map(|index| self.entry(index))
     }
 }
 
@@ -364,10 +356,7 @@ impl Value for HoleRow {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        let layout = from.byte()?;
-        if !matches!(layout, 1 | 2) {
-            return Err(Fault::Corrupt("a row has an unknown layout"));
-        }
+        let layout = layout_upto(&mut from, 2)?;
         let is_bottomless = from.byte()? == 1;
         let parts = if layout == 1 { 0 } else { from.varint()? };
         let parts = u32::try_from(parts).map_err(|_| Fault::Corrupt("a hole has too many parts"))?;

@@ -302,6 +302,16 @@ pub fn expect_layout(from: &mut Decoder<'_>, known: u8) -> Result<(), Fault> {
     if from.byte()? == known { Ok(()) } else { Err(Fault::Corrupt("a row has an unknown layout")) }
 }
 
+/// Reads the version of the layout, for rows that have had several: from 1 up to the newest one.
+pub fn layout_upto(from: &mut Decoder<'_>, newest: u8) -> Result<u8, Fault> {
+    let layout = from.byte()?;
+    if (1..=newest).contains(&layout) {
+        Ok(layout)
+    } else {
+        Err(Fault::Corrupt("a row has an unknown layout"))
+    }
+}
+
 /// A row that says only that it is there.
 impl Value for () {
     fn encode(&self, _to: &mut Encoder) {}
@@ -395,6 +405,13 @@ mod tests {
             let _ = <(String, Order, EventNum)>::decode_key(&mut Decoder(&bytes));
             let _ = Json::<Vec<String>>::decode(Bytes::from(bytes.clone()));
             let _ = Decoder(&bytes).varint();
+        }
+
+        #[test]
+        fn a_layout_is_known_from_the_first_to_the_newest(layout: u8, newest in 1_u8..=4) {
+            let read = layout_upto(&mut Decoder(&[layout]), newest);
+            prop_assert_eq!(read.is_ok(), layout >= 1 && layout <= newest);
+            prop_assert!(read.is_err() || read == Ok(layout));
         }
 
         #[test]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::store::{
     Fault,
-    key::{Decoder, Encoder, Value},
+    key::{Decoder, Encoder, Value, layout_upto},
 };
 
 /// The row of a timer, beyond its key.
@@ -27,14 +27,11 @@ impl Value for TimerRow {
     /// its own in a module of its own, and reading it is a migration from one type to the other.
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        match from.byte()? {
-            1 => layout_1::TimerRow::decode(from).map(Self::from),
-            2 => {
-                let tries = u32::try_from(from.varint()?).unwrap_or(u32::MAX);
-                Ok(Self { tries, content: Bytes::copy_from_slice(from.rest()) })
-            }
-            _ => Err(Fault::Corrupt("a timer is of an unknown layout")),
+        if layout_upto(&mut from, 2)? == 1 {
+            return layout_1::TimerRow::decode(from).map(Self::from);
         }
+        let tries = u32::try_from(from.varint()?).unwrap_or(u32::MAX);
+        Ok(Self { tries, content: Bytes::copy_from_slice(from.rest()) })
     }
 }
 

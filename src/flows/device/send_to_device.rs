@@ -116,7 +116,7 @@ fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
     for target in &request.targets {
         let devices = list_devices(read, target, DeviceNum(0))?.len();
         count += devices;
-        acts += devices * target.message.len().div_ceil(ACT_BYTES);
+        acts += devices * target.message.byte_count().div_ceil(ACT_BYTES);
         if count > DEVICES_MAX {
             let why = format!("A request reaches at most {DEVICES_MAX} devices; name fewer in `messages`.");
             return Err(Refusal::too_large(why).into());

@@ -79,7 +79,7 @@ pub fn diff(
 /// and the entries of the side states. It is a hint, because changes that filled holes are not counted.
 pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: StateRef, b: StateRef) -> Result<u64, Fault> {
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
-    let entries: usize = unshared(&left, &right).map(SideRow::len).sum();
+    let entries: usize = unshared(&left, &right).map(SideRow::key_count).sum();
     let (StateRef::Main(x), StateRef::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
     Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
 }

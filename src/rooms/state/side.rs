@@ -136,13 +136,13 @@ fn layer(
     base: StateRef,
     entries: BTreeMap<StateKeyNum, StateValue>,
 ) -> Result<Option<Layer>, Fault> {
-    let held: usize = chain.rows.iter().map(|(_, row)| row.len()).sum();
+    let held: usize = chain.rows.iter().map(|(_, row)| row.key_count()).sum();
     let is_flat = held + entries.len() <= FLAT_ENTRIES_MAX;
     let (mut entries, mut stands_on) = (entries, base);
     let mut depth = u8::try_from(chain.rows.len()).unwrap_or(DEPTH_MAX);
     for (_, row) in &chain.rows {
-        let is_small = depth < DEPTH_WANTED && entries.len() <= row.len() / 2;
-        let is_too_large = depth < DEPTH_MAX && entries.len() + row.len() > ENTRIES_MAX;
+        let is_small = depth < DEPTH_WANTED && entries.len() <= row.key_count() / 2;
+        let is_too_large = depth < DEPTH_MAX && entries.len() + row.key_count() > ENTRIES_MAX;
         if !is_flat && (is_small || is_too_large) {
             break;
         }
@@ -193,7 +193,7 @@ mod tests {
             state = make_side(&mut batch, bench.room, &mut next, state, &[(key, val)]).unwrap();
             model.insert(key, val);
             let StateRef::Side(side) = state else { panic!("{state:?}") };
-            written += require_side(&batch, bench.room, side).unwrap().len();
+            written += require_side(&batch, bench.room, side).unwrap().key_count();
         }
         let chain = Chain::read(&batch, bench.room, state).unwrap();
         assert!(chain.rows.len() <= usize::from(DEPTH_WANTED));
@@ -220,7 +220,7 @@ mod tests {
         }
         let snapshot = bench.store.snapshot();
         let chain = Chain::read(&*snapshot, bench.room, state).unwrap();
-        assert!(chain.rows.iter().all(|(_, row)| row.len() <= ENTRIES_MAX));
+        assert!(chain.rows.iter().all(|(_, row)| row.key_count() <= ENTRIES_MAX));
         assert_eq!(chain.entries().len(), changes.len());
         assert_eq!(chain.find(StateKeyNum(3)), Some(StateValue::Event(EventNum(1))));
         let last = 2 * ENTRIES_MAX as u32 + 3;
