@@ -3,7 +3,7 @@
 //! The modules stand in one line; a module uses only what stands above it here (`tests/tidy.rs` checks this).
 //! `docs/architecture.md` walks through the code.
 
-// These hold values without behaviour, and the doors through which the outside comes in.
+// These hold values that all other modules use, and the doors through which the outside comes in.
 pub mod ids;
 pub mod json;
 pub mod error;

@@ -193,7 +193,8 @@ tables! {
     110 RECEIPTS((RoomNum, String, receipts::ReceiptKind, String) => receipts::ReceiptRow) in Index, Room of "rooms::receipts";
     /// The public receipt of a room that was stored at a position. It counts only while the receipt still says that position.
     111 RECEIPT_LOG((RoomNum, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
-    /// The same of private receipts, for each user, whom nobody else's private receipts concern.
+    /// The private receipt of a user in a room that was stored at a position. It counts only while the receipt still says that
+    /// position. The rows of each user stand apart, so that looking for one's own reads nobody else's.
     112 PRIVATE_RECEIPT_LOG((RoomNum, String, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
 
     // --- rooms, more of them: 150-169 ---

@@ -16,7 +16,7 @@ use crate::{
 
 /// A filter has at most this many bytes, because it is parsed again for requests that name it.
 pub const FILTER_BYTES_MAX: usize = 64 << 10;
-/// A user has at most this many filters, for keeping one counts those that there are.
+/// A user keeps at most this many filters, because keeping another one reads all that there are.
 pub const FILTERS_MAX: usize = 1_000;
 /// The filters of a user have at most this many bytes together.
 const ALL_BYTES_MAX: usize = 1 << 20;

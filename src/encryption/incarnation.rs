@@ -20,7 +20,7 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
     let snapshot = store.snapshot();
     let owners = keys::list_owners(&*snapshot)?;
     for some in owners.chunks(AT_ONCE) {
-        commit(store, |batch| some.iter().try_for_each(|owner| keys::forget_given(batch, *owner)))?;
+        commit(store, |batch| some.iter().try_for_each(|owner| keys::treat_all_as_given(batch, *owner)))?;
     }
     let users: Vec<(UserNum, ruma::OwnedUserId)> = schema::USERS
         .prefix::<()>(&*snapshot, (), crate::store::Direction::Up)?

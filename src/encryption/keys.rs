@@ -327,8 +327,9 @@ pub fn list_owners(read: &(impl Read + ?Sized)) -> Result<Vec<Owner>, Fault> {
     rows.map(|row| row.map(|(owner, _)| owner)).collect()
 }
 
-/// Treats all keys that this device has uploaded as given: its one-time keys are deleted, and its fallback keys become used.
-pub fn forget_given(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
+/// Treats all keys that this device has uploaded as given, because some may have been: its one-time keys are deleted, and its
+/// fallback keys count as used.
+pub fn treat_all_as_given(batch: &mut Batch, owner: Owner) -> Result<(), Fault> {
     schema::ONE_TIME_KEYS.delete_prefix::<(UserNum, DeviceNum)>(batch, owner);
     let mut counts = counts(batch, owner)?;
     counts.one_time.values_mut().for_each(|left| *left = 0);

@@ -32,8 +32,8 @@ impl StateRef {
         }
     }
 
-    /// Appends the reference: 13 bytes of the main line, 5 of a side state. A pending position in it is filled in
-    /// when the batch is accepted.
+    /// Appends the reference as a row of a side state holds its base: 13 bytes for a place on the main line, 5 for a side state.
+    /// A pending position in it is filled in when the batch is accepted.
     pub fn encode(self, to: &mut Encoder) {
         match self {
             Self::Main(order) => {
