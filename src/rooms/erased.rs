@@ -17,7 +17,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         event::{self, StoredEvent},
-        redact, rules, state,
+        redact, state,
         view::RoomView,
     },
     schema::event_types::MEMBER,
@@ -76,9 +76,7 @@ impl Erased {
         if !self.hides(view, stored, user)? {
             return Ok(Cow::Borrowed(stored));
         }
-        let json = redact::redacted(&stored.row.json, rules(view.row)?);
-        let json = json.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
-        redact::with_json(stored, &json).map(Cow::Owned)
+        redact::hidden(view.row, stored).map(Cow::Owned)
     }
 }
 

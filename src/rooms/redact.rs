@@ -12,9 +12,12 @@ use serde_json::value::RawValue;
 use crate::{
     ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
-    rooms::event::{self, StoredEvent},
+    rooms::{
+        event::{self, StoredEvent},
+        rules,
+    },
     schema,
-    schema::jobs::Job,
+    schema::{jobs::Job, rooms::RoomRow},
     store::{Batch, Fault, Read, timer},
 };
 
@@ -58,6 +61,12 @@ fn keep(json: &RawValue, outline: &CanonicalJsonObject) -> Option<JsonText> {
         }
     }
     Some(left.finish())
+}
+
+/// Gives the event in its redacted form, for a reader who is not to see more of it though nobody redacted it.
+pub(crate) fn hidden(room: &RoomRow, stored: &StoredEvent) -> Result<StoredEvent, Fault> {
+    let json = redacted(&stored.row.json, rules(room)?);
+    with_json(stored, &json.ok_or(Fault::Corrupt("an event is not the JSON of an event"))?)
 }
 
 /// Gives the event with other bytes of the same event.

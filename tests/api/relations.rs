@@ -316,3 +316,33 @@ async fn threads_are_in_the_order_of_what_their_reader_sees() {
         }
     }
 }
+
+/// "If the thread root event was sent by an ignored user, the event is returned redacted to the caller."
+#[tokio::test(start_paused = true)]
+async fn a_thread_that_an_ignored_user_began_is_listed_with_its_root_redacted() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let root = alice.say(&room, "root", "said by alice").await;
+    event_id(relate(&alice, &room, "edit", "m.replace", &root, "x").await);
+    event_id(relate(&bob, &room, "reply", "m.thread", &root, "x").await);
+    let threads = async |query: &str| {
+        let (status, json) = bob.get(&format!("/_matrix/client/v1/rooms/{room}/threads{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["chunk"].as_array().unwrap().clone()
+    };
+    assert_eq!(threads("").await[0]["content"]["body"], "said by alice");
+    let ignored = json!({ "ignored_users": { &alice.user_id: {} } });
+    bob.ok_put(&format!("/user/{}/account_data/m.ignored_user_list", bob.user_id), ignored).await;
+    for query in ["", "?include=participated"] {
+        let listed = threads(query).await;
+        assert_eq!(listed.len(), 1, "{listed:?}");
+        assert_eq!((&listed[0]["event_id"], &listed[0]["content"]), (&json!(root), &json!({})));
+        let relations = &listed[0]["unsigned"]["m.relations"];
+        assert_eq!((&relations["m.thread"]["count"], relations.get("m.replace")), (&json!(1), None));
+    }
+    // Elsewhere, nothing of the ignored user is told.
+    let path = format!("/_matrix/client/v3/rooms/{room}/event/{}", enc(&root));
+    assert_eq!(bob.get(&path).await.0, StatusCode::NOT_FOUND);
+}

@@ -16,7 +16,7 @@ use crate::{
     flows::App,
     ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
-    rooms::{event, relations, show, timeline::PageToken},
+    rooms::{event, redact, relations, show, timeline::PageToken},
     schema::relations::RelationRow,
     store::{Direction, Fault, Snapshot},
 };
@@ -266,15 +266,19 @@ impl ThreadPage<'_> {
         self.chunk.len() >= self.limit
     }
 
-    /// Adds a thread, if the caller sees its root and wants it.
+    /// Adds a thread, if the caller may see its root and wants it. A root whose sender the caller ignores is shown redacted, as the
+    /// specification has it ([`GET /threads`](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1roomsroomidthreads)).
     fn add(&mut self, root: EventNum) -> Result<()> {
         let (look, read) = (self.look, &*self.look.snapshot);
         let root = event::require(read, look.num, root)?;
         if self.wanted.only_own && !relations::took_part(read, look.num, &root, &look.user)? {
             return Ok(());
         }
-        if let (membership, true) = look.reader.look(read, &root)? {
+        let (membership, sees) = look.reader.look(read, &root)?;
+        if sees {
             self.chunk.push(look.show(&root, membership)?);
+        } else if look.reader.ignores(&root) && look.reader.may_see(read, &root)? {
+            self.chunk.push(look.show(&redact::hidden(&look.room, &root)?, membership)?);
         }
         Ok(())
     }
