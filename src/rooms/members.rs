@@ -257,6 +257,28 @@ pub fn joined_local_users<'r>(
     }))
 }
 
+/// Lists our users who are joined to a room and have a number above `after`, rising, at most `count`.
+pub fn list_joined_local_users_after(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    after: Option<UserNum>,
+    count: usize,
+) -> Result<Vec<UserNum>, Fault> {
+    let low = after.map_or(Bound::Included((room, UserNum(0))), |user| Bound::Excluded((room, user)));
+    let high = Bound::Included((room, UserNum(u64::MAX)));
+    let rows = schema::ROOM_USER.range::<(RoomNum, UserNum)>(read, low, high, Direction::Up)?;
+    let mut joined = Vec::new();
+    for row in rows {
+        let ((_, user), row) = row?;
+        if joined.len() == count {
+            break;
+        }
+        let membership = state::stage::row_that_counts(read, room, Some(row))?;
+        joined.extend((membership == Some(Membership::Join)).then_some(user));
+    }
+    Ok(joined)
+}
+
 /// Lists some of our users who are joined or invited to a room: the first by their numbers.
 pub fn list_present_local_users(
     read: &(impl Read + ?Sized),

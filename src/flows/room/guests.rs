@@ -12,7 +12,7 @@ use crate::{
     env::Long,
     error::{Error, Result},
     flows::{App, commit},
-    ids::{DeviceNum, EventNum, Position, RoomNum},
+    ids::{DeviceNum, EventNum, Position, RoomNum, UserNum},
     rooms::{
         build::Draft,
         change::txn::{self, Txn},
@@ -21,6 +21,7 @@ use crate::{
         policy::{self, Author},
         state,
     },
+    schema,
     schema::event_types::{GUEST_ACCESS, MEMBER},
     schema::rooms::Membership,
     store::{LogEntry, Read},
@@ -28,6 +29,9 @@ use crate::{
 
 /// The name of this reader of the log.
 pub(crate) const READER: &str = "guests";
+
+/// One look reads at most this many members of a room: nothing lists guests by themselves, because there are few of them.
+const MEMBERS_AT_ONCE: usize = if cfg!(test) { 3 } else { 1_000 };
 
 /// A room that closed to guests, with the position of the log at which it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,27 +42,36 @@ struct Closed {
 
 /// Reads these entries of the log and lets each guest leave the rooms that they close to guests.
 pub(crate) async fn follow(app: &App, entries: Vec<(Position, LogEntry)>) -> Result<()> {
-    let owned = app.clone();
-    let find = move || {
-        let snapshot = owned.store.snapshot();
-        let mut found = Vec::new();
-        for closed in list_closed(&*snapshot, &entries)? {
-            for guest in list_guests(&*snapshot, closed.room)? {
-                found.push((closed, guest));
-            }
-        }
-        Ok(found)
-    };
-    for (closed, guest) in app.env.blocking_long(Long::Maintenance, find).await? {
-        match take_out(app, closed, guest).await {
-            // If the room does not allow one guest to leave, the others leave all the same.
-            Err(Error::Refused(why)) => {
-                tracing::debug!(room = %closed.room, reason = why.message, "a guest cannot leave a room that closed");
-            }
-            other => other?,
-        }
+    let store = app.store.clone();
+    let find = move || list_closed(&*store.snapshot(), &entries);
+    for closed in app.env.blocking_long(Long::Maintenance, find).await? {
+        empty_of_guests(app, closed).await?;
     }
     Ok(())
+}
+
+/// Lets all guests of a room leave, page by page, so that a room of many members holds nobody up.
+async fn empty_of_guests(app: &App, closed: Closed) -> Result<()> {
+    let mut after = None;
+    loop {
+        let store = app.store.clone();
+        let find = move || list_guests(&*store.snapshot(), closed.room, after);
+        let page = app.env.blocking_long(Long::Maintenance, find).await?;
+        for guest in page.guests {
+            match take_out(app, closed, guest).await {
+                // If the room does not allow one guest to leave, the others leave all the same.
+                Err(Error::Refused(why)) => {
+                    let (room, reason) = (closed.room, why.message);
+                    tracing::debug!(%room, reason, "a guest cannot leave a room that closed");
+                }
+                other => other?,
+            }
+        }
+        if page.next.is_none() {
+            return Ok(());
+        }
+        after = page.next;
+    }
 }
 
 /// The rooms whose guest access these entries changed, and which are now closed.
@@ -94,17 +107,26 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
     Ok(closed)
 }
 
-/// The guests in a room. This reads every member of ours, at most once a second for each room: the reader of the log looks no more
-/// often, and a room that opens and closes many times in between is closed once.
-fn list_guests(read: &impl Read, room: RoomNum) -> Result<Vec<Author>> {
+/// Some of the guests in a room.
+#[derive(Debug)]
+struct Page {
+    guests: Vec<Author>,
+    /// The member after whom the next page begins; none after the last page.
+    next: Option<UserNum>,
+}
+
+/// Lists the guests among some members of a room, those after `after`. A room reads its members of this server so at most once a
+/// second: the reader of the log looks no more often, and a room that opens and closes many times in between is closed once.
+fn list_guests(read: &impl Read, room: RoomNum, after: Option<UserNum>) -> Result<Page> {
+    let users = members::list_joined_local_users_after(read, room, after, MEMBERS_AT_ONCE)?;
+    let rows = schema::USERS.get_many(read, users.iter().copied())?;
     let mut guests = Vec::new();
-    for user in members::joined_local_users(read, room)? {
-        let user = user?;
-        if users::require(read, user)?.is_guest {
-            guests.push(Author::of(read, user)?);
+    for (user, row) in users.iter().zip(rows) {
+        if row.is_some_and(|row| row.is_guest) {
+            guests.push(Author::of(read, *user)?);
         }
     }
-    Ok(guests)
+    Ok(Page { guests, next: users.last().copied().filter(|_| users.len() == MEMBERS_AT_ONCE) })
 }
 
 /// Lets a guest leave, once for each time that the room closed.
@@ -130,4 +152,51 @@ async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
         policy::approve(change, signer.server(), &guest, draft)?.add_once(change, &signer, &once).map(drop)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        accounts::users::NewUser,
+        store::{Durability, Engine, Guard, Store, engine::Memory},
+    };
+
+    #[test]
+    fn guests_are_found_page_by_page_wherever_they_stand_among_the_members() {
+        let (store, room) =
+            (Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap(), RoomNum(1));
+        let mut batch = store.batch(&Guard::alone());
+        for number in 1..=9 {
+            let user_id = format!("@user{number}:a.example").try_into().unwrap();
+            let is_guest = [1, 3, 6, 7, 9].contains(&number);
+            let new = NewUser { user_id, is_admin: false, is_guest, now_ms: 0 };
+            users::create(&mut batch, UserNum(number), &new);
+            let membership = if number == 6 { Membership::Invite } else { Membership::Join };
+            schema::ROOM_USER.put(&mut batch, (room, UserNum(number)), &membership.into());
+            schema::ROOM_USER.put(&mut batch, (RoomNum(2), UserNum(number)), &membership.into());
+        }
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
+        let snapshot = store.snapshot();
+        let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let before = memory.reads();
+            let page = list_guests(&*snapshot, room, after).unwrap();
+            // A page reads its members, an account of each, what makes a guest an author, and not the whole room.
+            assert!(
+                memory.reads() - before <= 5 * MEMBERS_AT_ONCE as u64,
+                "{} rows",
+                memory.reads() - before
+            );
+            found.extend(page.guests.iter().map(|guest| guest.user.0));
+            pages += 1;
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((found, pages), (vec![1, 3, 7, 9], 3));
+    }
 }
