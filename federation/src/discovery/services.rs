@@ -11,9 +11,9 @@ pub(super) fn declines(services: &[Service]) -> bool {
 }
 
 /// Orders records by priority, and those of one priority by drawing: the weight is the chance of coming first. At most
-/// [`SERVICES_MAX`] are kept, and none whose host is the root or whose port is none.
+/// [`SERVICES_MAX`] are kept, and none whose host is the root or no name of a host, or whose port is none.
 pub(super) fn order(mut services: Vec<Service>, randomness: &dyn Randomness) -> Vec<Service> {
-    services.retain(|it| !it.host.is_empty() && it.port > 0);
+    services.retain(|it| is_host(&it.host) && it.port > 0);
     // Records of equal priority are in a known order before they are drawn, so that a drawing is repeatable.
     services.sort_by(|a, b| {
         (a.priority, a.weight, &a.host, a.port).cmp(&(b.priority, b.weight, &b.host, b.port))
@@ -36,6 +36,12 @@ pub(super) fn order(mut services: Vec<Service>, randomness: &dyn Randomness) -> 
         ordered.push(services.remove(chosen.unwrap_or(0)));
     }
     ordered
+}
+
+/// Labels in DNS may hold any bytes; those of hosts do not, and what holds a blank or a line break must reach no proxy.
+fn is_host(name: &str) -> bool {
+    let is_allowed = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.');
+    (1..=253).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
 #[cfg(test)]
@@ -78,7 +84,12 @@ mod tests {
         let ordered = order(many, &randomness);
         assert_eq!(ordered.len(), SERVICES_MAX);
         assert_eq!(ordered[7].host, "h7");
-        let useless = vec![service(1, 1, ""), Service { port: 0, ..service(1, 1, "a") }];
+        let useless = vec![
+            service(1, 1, ""),
+            service(1, 1, "a b"),
+            service(1, 1, "a\r\nb"),
+            Service { port: 0, ..service(1, 1, "a") },
+        ];
         assert!(order(useless, &randomness).is_empty());
     }
 

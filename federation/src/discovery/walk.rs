@@ -98,7 +98,9 @@ impl<'p> Walk<'p> {
 
     /// The SRV records of a name; none where there are none. Errors: the domain declines the service.
     async fn services(&mut self, name: &str, step: Step) -> Result<Option<Vec<Service>>, NotFound> {
-        match self.parts.ports.resolver.services(name).await {
+        let answer = tokio::time::timeout(super::DNS_TIMEOUT, self.parts.ports.resolver.services(name)).await;
+        let late = || Err(NotResolved::Failed("it did not answer in time".to_owned()));
+        match answer.unwrap_or_else(|_| late()) {
             Ok(Services { services, ttl_s }) => {
                 self.holds_for_s(ttl_s);
                 if services::declines(&services) {

@@ -1,8 +1,9 @@
 //! Finding other servers' keys: from the cache, from the server itself, from notaries
 //! ([retrieving server keys](https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys)).
 //!
-//! A server is asked at most once a minute, and ever more seldom while it does not answer, whatever signatures others send us to
-//! check. Those who need keys of one server at a time share one request.
+//! A server is asked at most once a minute, whatever signatures others send us to check. While it does not answer it is asked ever
+//! more seldom for events, which others may hand us; but once a minute for requests, since whoever makes one is up. Those who need
+//! keys of one server at a time share one request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -88,7 +89,9 @@ type Asked = Result<(), String>;
 /// What is remembered of asking one server.
 #[derive(Clone, Default)]
 struct Attempts {
-    answered_ms: Option<u64>,
+    /// It was asked last at this time.
+    asked_ms: Option<u64>,
+    /// Set while it does not answer.
     failing: Option<Failing>,
     notaries_ms: Option<u64>,
     why: String,
@@ -161,7 +164,7 @@ impl Ring {
             let half_ms = it.fetched_ms / 2 + it.valid_until_ms / 2;
             it.valid_until_ms >= until_ms && (it.fetched_ms..half_ms).contains(&now_ms)
         };
-        if stored.as_ref().is_some_and(suits) || self.ask(server).await.is_err() {
+        if stored.as_ref().is_some_and(suits) || self.ask(server, false).await.is_err() {
             return Ok(stored);
         }
         keys.find_document(server).await
@@ -222,9 +225,12 @@ impl Ring {
     }
 
     async fn ask_servers(&self, missing: &[&Wanted], asked: &mut BTreeMap<OwnedServerName, Asked>) {
-        let servers: BTreeSet<_> = missing.iter().map(|it| it.server.clone()).collect();
-        let asking = servers.into_iter().map(|server| async move {
-            let outcome = self.ask(&server).await;
+        let mut servers: BTreeMap<OwnedServerName, bool> = BTreeMap::new();
+        for it in missing {
+            *servers.entry(it.server.clone()).or_default() |= it.purpose == Purpose::Request;
+        }
+        let asking = servers.into_iter().map(|(server, is_up)| async move {
+            let outcome = self.ask(&server, is_up).await;
             (server, outcome)
         });
         let mut asking = stream::iter(asking).buffer_unordered(DIRECT_MAX);
@@ -236,17 +242,21 @@ impl Ring {
         let _ = tokio::time::timeout(DIRECT_TIMEOUT, gathering).await;
     }
 
-    /// Asks a server for its document, unless it was asked a short while ago, and stores what is believed.
-    async fn ask(&self, server: &ServerName) -> Asked {
+    /// Asks a server for its document, unless it was asked a short while ago, and stores what is believed. `is_up` says that
+    /// somebody speaks in its name just now, so that a longer pause would keep out a server that is back.
+    async fn ask(&self, server: &ServerName, is_up: bool) -> Asked {
         let now_ms = self.now_ms();
         {
             let mut attempts = self.0.attempts.lock();
             let known = attempts.get_or_insert_mut(server.to_owned(), Attempts::default);
-            if is_recent(known.answered_ms, now_ms) {
-                return Ok(());
-            }
-            if !may_try(known.failing, Pace::LOOK_UP, now_ms) {
+            let is_recent = is_recent(known.asked_ms, now_ms);
+            if known.failing.is_some()
+                && (is_recent || !is_up && !may_try(known.failing, Pace::LOOK_UP, now_ms))
+            {
                 return Err(known.why.clone());
+            }
+            if is_recent {
+                return Ok(());
             }
         }
         let (ring, owned) = (self.clone(), server.to_owned());
@@ -259,8 +269,9 @@ impl Ring {
         let now_ms = self.now_ms();
         let mut attempts = self.0.attempts.lock();
         let known = attempts.get_or_insert_mut(server.to_owned(), Attempts::default);
+        known.asked_ms = Some(now_ms);
         match &asked {
-            Ok(()) => (known.answered_ms, known.failing) = (Some(now_ms), None),
+            Ok(()) => known.failing = None,
             Err(why) => {
                 known.failing = Some(failed(known.failing, Pace::LOOK_UP, now_ms, random));
                 known.why.clone_from(why);
@@ -380,7 +391,7 @@ impl Ring {
             let store = &self.ports().keys;
             let usable = |key: &StoredKey| Purpose::Request.accepts(key, now_ms);
             let mut key = store.find_key(notary, key_id).await.ok().flatten().filter(usable);
-            if key.is_none() && self.ask(notary).await.is_ok() {
+            if key.is_none() && self.ask(notary, false).await.is_ok() {
                 key = store.find_key(notary, key_id).await.ok().flatten().filter(usable);
             }
             if key.is_some_and(|key| is_signed(&text, &key.public_key, signature)) {

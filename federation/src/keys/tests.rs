@@ -316,16 +316,24 @@ async fn a_server_that_is_down_is_asked_ever_more_seldom() {
     net.weather("5.0.0.1:1", Weather::Silent, Duration::ZERO);
     let ring = ring(&net, &[]);
     let request = wanted("a.example:1", "ed25519:1", Purpose::Request);
+    let of_event = wanted("a.example:1", "ed25519:1", event(BEGAN_MS));
     let mut asked = 0;
     for _ in 0..24 * 60 {
-        let failure = ring.require(&request).await.unwrap_err();
+        let failure = ring.require(&of_event).await.unwrap_err();
         assert!(matches!(failure, KeyFailure::Unavailable { .. }), "{failure}");
         asked += net.take_arrived().len();
         tokio::time::advance(Duration::from_secs(60)).await;
     }
     assert!((20..45).contains(&asked), "{asked} requests in a day");
+    // Whoever asks something of us in its name shows that it may be back.
+    net.take_arrived();
+    for _ in 0..10 {
+        assert!(ring.require(&request).await.is_err());
+        tokio::time::advance(Duration::from_secs(25)).await;
+    }
+    assert!((2..=5).contains(&net.take_arrived().len()));
     net.weather("5.0.0.1:1", Weather::Fair, Duration::ZERO);
-    tokio::time::advance(Duration::from_secs(3600)).await;
+    tokio::time::advance(Duration::from_secs(60)).await;
     net.serve_json("5.0.0.1:1", &["a.example"], plain(net.now_ms() + DAY_MS).canonical().as_str());
     assert!(ring.require(&request).await.is_ok());
 }
