@@ -11,6 +11,7 @@ pub mod kept;
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use ruma::presence::PresenceState;
+use serde_json::{Map, Value};
 
 use crate::ids::{DeviceNum, RoomNum, UserNum};
 
@@ -56,10 +57,10 @@ impl Presence {
         self.state == PresenceState::Online && now_ms.saturating_sub(self.last_active_ms) < ACTIVE_MS
     }
 
-    /// The content of an `m.presence` event, as JSON.
-    pub fn content(&self, now_ms: u64) -> serde_json::Value {
-        let mut content = serde_json::json!({ "presence": self.state.as_str() });
-        let Some(fields) = content.as_object_mut() else { return content };
+    /// The content of an `m.presence` event, as JSON. It has the fields of `profile` besides, where a new one is told.
+    pub fn content(&self, now_ms: u64, profile: Option<&Profile>) -> Value {
+        let mut fields = profile.map(|profile| (**profile).clone()).unwrap_or_default();
+        fields.insert("presence".to_owned(), self.state.as_str().into());
         if self.last_active_ms > 0 {
             fields.insert("last_active_ago".to_owned(), now_ms.saturating_sub(self.last_active_ms).into());
         }
@@ -69,9 +70,12 @@ impl Presence {
         if let Some(message) = &self.status_msg {
             fields.insert("status_msg".to_owned(), message.as_str().into());
         }
-        content
+        Value::Object(fields)
     }
 }
+
+/// The fields of a profile that rooms show: the display name and the address of the avatar, as far as the user has them.
+pub type Profile = Arc<Map<String, Value>>;
 
 /// The presence of one device: the state that it named, and the times at which it was heard of and used.
 #[derive(Debug)]
@@ -140,6 +144,12 @@ struct Entry {
     changed: u64,
     /// The user's rooms at the time of that change, at most [`ROOMS_MAX`].
     rooms: Arc<[RoomNum]>,
+    /// The last profile that was changed in this run of the server.
+    profile: Profile,
+    /// Whether others are still to be told of that profile.
+    is_renamed: bool,
+    /// The number of the change that told it; zero if none did.
+    renamed: u64,
     /// The time at which a task looks at this entry again; none where nothing changes unless the user acts.
     watch_ms: Option<u64>,
 }
@@ -154,6 +164,9 @@ impl Entry {
             told_ms: 0,
             changed: 0,
             rooms: Arc::default(),
+            profile: Profile::default(),
+            is_renamed: false,
+            renamed: 0,
             watch_ms: None,
         }
     }
@@ -212,6 +225,8 @@ pub struct Change {
     pub user: UserNum,
     /// The presence that others see.
     pub presence: Presence,
+    /// The profile, if it is new to one who knows the changes that were asked about.
+    pub profile: Option<Profile>,
     /// The user's rooms at that time.
     pub rooms: Arc<[RoomNum]>,
 }
@@ -291,6 +306,13 @@ impl PresenceBoard {
         self.settle(user, now_ms)
     }
 
+    /// A user has a new display name or avatar, of which others are told with the user's presence.
+    pub fn rename(&mut self, user: UserNum, profile: Profile, now_ms: u64) -> Outcome {
+        let entry = self.entry(user);
+        (entry.profile, entry.is_renamed) = (profile, true);
+        self.settle(user, now_ms)
+    }
+
     /// Others were told this of a user when the last run of the server ended, and go on showing it. It stands until the user is
     /// not heard of for a while, so that a restart does not show everybody as offline.
     pub fn restore(&mut self, user: UserNum, told: Presence, now_ms: u64) -> Outcome {
@@ -327,7 +349,7 @@ impl PresenceBoard {
             .devices
             .retain(|_, device| device.is_connected(now_ms) && device.said != PresenceState::Offline);
         let (seen, mut due) = entry.look(now_ms);
-        let is_due = if seen == entry.told {
+        let is_due = if seen == entry.told && !entry.is_renamed {
             false
         } else {
             let may_tell_ms = entry.may_tell_ms();
@@ -350,10 +372,13 @@ impl PresenceBoard {
         debug_assert!(rooms.len() <= ROOMS_MAX, "the board remembers a bounded number of rooms");
         let Some(entry) = self.users.get_mut(&user) else { return false };
         let (seen, _) = entry.look(now_ms);
-        if seen == entry.told || entry.may_tell_ms() > now_ms {
+        if (seen == entry.told && !entry.is_renamed) || entry.may_tell_ms() > now_ms {
             return false;
         }
         (entry.told, entry.told_ms, entry.rooms) = (seen, now_ms, rooms);
+        if std::mem::take(&mut entry.is_renamed) {
+            entry.renamed = number;
+        }
         let before = std::mem::replace(&mut entry.changed, number);
         self.changed.remove(&before);
         let other = self.changed.insert(number, user);
@@ -413,12 +438,13 @@ impl PresenceBoard {
     }
 
     /// Lists the users whose presence changed after this number, the oldest change first.
-    pub fn changed_since(&self, number: u64) -> impl Iterator<Item = Change> {
-        let changed = self.changed.range((Bound::Excluded(number), Bound::Unbounded));
-        changed.filter_map(|(number, user)| {
+    pub fn changed_since(&self, known: u64) -> impl Iterator<Item = Change> {
+        let changed = self.changed.range((Bound::Excluded(known), Bound::Unbounded));
+        changed.filter_map(move |(number, user)| {
             let entry = self.users.get(user)?;
             let rooms = Arc::clone(&entry.rooms);
-            Some(Change { number: *number, user: *user, presence: Self::seen(entry), rooms })
+            let profile = (entry.renamed > known).then(|| Arc::clone(&entry.profile));
+            Some(Change { number: *number, user: *user, presence: Self::seen(entry), profile, rooms })
         })
     }
 }
@@ -611,8 +637,35 @@ mod tests {
         let expected = serde_json::json!({
             "presence": "online", "status_msg": "here", "last_active_ago": 500, "currently_active": true,
         });
-        assert_eq!(presence.content(2_500), expected);
-        assert_eq!(Presence::unknown().content(2_500), serde_json::json!({ "presence": "offline" }));
+        assert_eq!(presence.content(2_500, None), expected);
+        assert_eq!(Presence::unknown().content(2_500, None), serde_json::json!({ "presence": "offline" }));
+    }
+
+    #[test]
+    fn a_new_profile_is_told_once_to_whoever_does_not_know_it_yet() {
+        let mut bench = Bench::new();
+        bench.polls(PHONE, ONLINE);
+        let profile = |name: &str| Arc::new(Map::from_iter([("displayname".to_owned(), name.into())]));
+        for name in ["first", "second"] {
+            let outcome = bench.board.rename(ALICE, profile(name), bench.now_ms);
+            bench.follow(outcome);
+        }
+        assert_eq!(bench.number, 1, "it is held back like other changes");
+        bench.pass(TELL_EVERY_MS);
+        assert_eq!(bench.number, 2);
+        let told = |bench: &Bench, known| bench.board.changed_since(known).next().unwrap().profile;
+        assert_eq!(told(&bench, 1), Some(profile("second")));
+        let outcome = bench.board.set(ALICE, PHONE, AWAY, None, bench.now_ms + TELL_EVERY_MS);
+        bench.now_ms += TELL_EVERY_MS;
+        bench.follow(outcome);
+        assert_eq!(bench.number, 3);
+        assert_eq!((told(&bench, 1), told(&bench, 2)), (Some(profile("second")), None));
+        // Somebody who has not been heard of is told of as well.
+        let other = UserNum(2);
+        let outcome = bench.board.rename(other, profile("other"), bench.now_ms);
+        assert!(outcome.is_due && bench.board.tell(other, Arc::default(), bench.now_ms, 4));
+        assert_eq!(bench.board.find(other).unwrap().state, GONE);
+        assert_eq!(told(&bench, 3), Some(profile("other")));
     }
 
     #[test]

@@ -45,6 +45,13 @@ pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Va
     Ok(profile)
 }
 
+/// Reads the fields of a user's profile that rooms show.
+pub fn read_shown(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Value>, Fault> {
+    let mut profile = self::read(read, user)?;
+    profile.retain(|field, _| is_shown_in_rooms(field));
+    Ok(profile)
+}
+
 /// Whether a field can have this name, by the grammar of identifiers. Fields with a name that [`set`] no longer takes may be
 /// there from before, and can be read and deleted. Errors: 400 `M_KEY_TOO_LARGE`, `M_INVALID_PARAM`.
 pub fn check_field(field: &str) -> Result<()> {

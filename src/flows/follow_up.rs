@@ -10,7 +10,7 @@ use crate::{
         account::{carry_over, log_out},
         commit,
         jobs::unless_fired,
-        room::{ingest::reunite, membership},
+        room::{ingest::reunite, membership, presence},
     },
     ids::{EventNum, RoomNum, UserNum},
     rooms::{change::txn, graph, redact},
@@ -73,12 +73,14 @@ async fn trim_log(app: &App, timer: Timer) -> Result<()> {
     app.env.blocking(trim).await
 }
 
-/// Writes a change of a user into all their rooms: a new profile, or that the account has ended.
+/// Writes a change of a user into all their rooms: a new profile, or that the account has ended. A new profile is told with the
+/// user's presence besides.
 async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
     if users::require(&*app.store.snapshot(), user)?.is_deactivated {
         membership::leave_all(app, user).await?;
     } else {
         membership::renew_profile(app, user).await?;
+        presence::tell_profile(app, user).await?;
     }
     cancel(app, timer)
 }

@@ -382,6 +382,45 @@ async fn after_a_restart_a_client_that_goes_on_is_told_that_nobody_types() {
     assert_eq!(typists(&chain.next().await, &room), None);
 }
 
+/// <https://spec.matrix.org/v1.19/client-server-api/#events-on-change-of-profile-information>
+#[tokio::test(start_paused = true)]
+async fn a_new_name_or_avatar_is_told_with_the_presence_of_its_user() {
+    let server = TestServer::new();
+    let (alice, bob, _room) = pair(&server).await;
+    let stranger = server.register("stranger").await;
+    let (mut alices, mut strangers) = (Chain::of(&alice), Chain::of(&stranger));
+    alices.next().await;
+    strangers.next().await;
+    let set = async |field: &str, value: &str| {
+        let path = format!("/_matrix/client/v3/profile/{}/{field}", bob.user_id);
+        assert_eq!(bob.put(&path, json!({ field: value })).await.0, StatusCode::OK);
+    };
+    let avatar = "mxc://test.example/avatar";
+    let expected = [
+        ("displayname", "Bobby", json!({ "presence": "offline", "displayname": "Bobby" })),
+        (
+            "avatar_url",
+            avatar,
+            json!({ "presence": "offline", "displayname": "Bobby", "avatar_url": avatar }),
+        ),
+        ("displayname", "", json!({ "presence": "offline", "avatar_url": avatar })),
+    ];
+    for (field, value, content) in expected {
+        set(field, value).await;
+        let told = alices.next().await;
+        assert_eq!(presence_of(&told, &bob.user_id), Some(&content), "{told}");
+        env(&server).sleep(Duration::from_secs(5)).await;
+    }
+    assert!(strangers.next().await.get("presence").is_none());
+    // The profile is told when it changed, and not with each change of presence.
+    set("m.tz", "Europe/Berlin").await;
+    let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
+    assert_eq!(bob.put(&path, json!({ "presence": "online" })).await.0, StatusCode::OK);
+    let told = alices.next().await;
+    let content = presence_of(&told, &bob.user_id).unwrap();
+    assert_eq!((&content["presence"], content.get("avatar_url")), (&json!("online"), None));
+}
+
 #[tokio::test(start_paused = true)]
 async fn presence_can_be_turned_off() {
     let server = TestServer::with(|config| config.presence.enabled = false);

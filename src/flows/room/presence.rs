@@ -69,6 +69,18 @@ pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Pre
     Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(Presence::unknown))
 }
 
+/// Tells those who share a room with a user of the user's new display name or avatar, with the user's presence
+/// (<https://spec.matrix.org/v1.19/client-server-api/#events-on-change-of-profile-information>).
+pub(crate) async fn tell_profile(app: &App, user: UserNum) -> Result<()> {
+    if app.config.presence.enabled {
+        let profile = Arc::new(accounts::profiles::read_shown(&*app.store.snapshot(), user)?);
+        let now_ms = app.env.now_ms();
+        let outcome = app.ephemeral.update(|board| board.presence.rename(user, profile, now_ms));
+        follow(app, user, outcome).await;
+    }
+    Ok(())
+}
+
 /// A poll whose user is present while it lasts, and a while longer. Dropping this ends the poll.
 pub struct PresentPoll {
     app: App,

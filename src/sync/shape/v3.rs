@@ -1,10 +1,8 @@
 //! The shape of `/sync` (client-server API, `GET /_matrix/client/v3/sync`): typed news becomes JSON, one room at a time.
 
 use bytes::Bytes;
-use ruma::OwnedUserId;
 
 use crate::{
-    accounts::presence::Presence,
     json::{JsonRef, JsonText, List, Object},
     push::unread::Unread,
     rooms::{
@@ -22,6 +20,7 @@ use crate::{
         streams::{
             account_data::{AccountData, Data},
             device_lists::DeviceLists,
+            presence::Told,
             timeline::Timeline,
             unread::Counts,
         },
@@ -120,12 +119,13 @@ impl<'a, 'w> Answer<'a, 'w> {
     }
 
     /// Sets the presence of users, each as an `m.presence` event.
-    pub(crate) fn presence(&mut self, told: &[(OwnedUserId, Presence)]) {
-        let events = told.iter().map(|(user_id, presence)| {
+    pub(crate) fn presence(&mut self, told: &[Told]) {
+        let events = told.iter().map(|told| {
+            let content = told.presence.content(self.window.now_ms, told.profile.as_ref());
             let mut event = Object::new();
             event.text("type", PRESENCE);
-            event.text("sender", user_id.as_str());
-            event.json("content", &JsonText::from(&presence.content(self.window.now_ms)));
+            event.text("sender", told.user_id.as_str());
+            event.json("content", &JsonText::from(&content));
             event.finish()
         });
         self.presence = events.collect();

@@ -13,7 +13,7 @@ use ruma::{OwnedUserId, UserId};
 use crate::{
     accounts::{
         self,
-        presence::{Change, Presence},
+        presence::{Change, Presence, Profile},
     },
     ids::{RoomNum, UserNum},
     rooms::members,
@@ -33,12 +33,23 @@ const LOOKUPS_AT_ONCE: usize = 16;
 /// The news of presence for one answer.
 #[derive(Debug, Default)]
 pub(crate) struct PresenceNews {
-    /// The users who are told of, each with the presence that others see.
-    pub(crate) told: Vec<(OwnedUserId, Presence)>,
+    /// The users who are told of.
+    pub(crate) told: Vec<Told>,
     /// The answer tells of somebody else than the user. A poll does not end because of the user's own presence.
     pub(crate) is_news: bool,
     /// The number of the last change that was told, if further changes are left for the next answer.
     pub(crate) told_upto: Option<u64>,
+}
+
+/// A user who is told of.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The id of the user.
+    pub(crate) user_id: OwnedUserId,
+    /// The presence that others see.
+    pub(crate) presence: Presence,
+    /// The profile, if it is new to the client.
+    pub(crate) profile: Option<Profile>,
 }
 
 /// Collects the presence of users for whom it changed, and of those who came to share a room with the user.
@@ -86,7 +97,8 @@ fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<
     if !window.ask.filter.presence.wants_sender(user_id) || window.ignored()?.contains(user_id) {
         return Ok(());
     }
-    news.told.push((account.user_id, change.presence.clone()));
+    let (presence, profile) = (change.presence.clone(), change.profile.clone());
+    news.told.push(Told { user_id: account.user_id, presence, profile });
     news.is_news |= change.user != window.ask.caller.user;
     Ok(())
 }
@@ -105,7 +117,7 @@ fn list_came(
         if let Some(user) = accounts::users::find_num(window.read, user_id)?
             && let Some(presence) = window.ephemeral.read(|board| board.presence.find(user))
         {
-            told.insert(user, Change { number: 0, user, presence, rooms: Arc::default() });
+            told.insert(user, Change { number: 0, user, presence, profile: None, rooms: Arc::default() });
         }
     }
     Ok((told, true))
