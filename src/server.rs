@@ -129,6 +129,22 @@ impl Server {
         Self::start(Config::default(), env, store, Some(Lead::of_only_node())).unwrap()
     }
 
+    /// Registers an account of this name and logs it in, for the same tests.
+    #[cfg(test)]
+    pub(crate) async fn register(&self, name: &str) -> crate::accounts::Caller {
+        use crate::{accounts, flows::account::register};
+        let wish = register::Wish {
+            username: Some(name.to_owned()),
+            password: None,
+            log_in: Some(accounts::devices::LogIn::default()),
+            refreshable: false,
+        };
+        let made = register::register_by_operator(&self.app, wish, None).await.unwrap();
+        let token = made.session.unwrap().tokens.access_token;
+        let (snapshot, now_ms) = (self.app.store.snapshot(), self.app.env.now_ms());
+        accounts::tokens::find_caller(&*snapshot, now_ms, &token).unwrap()
+    }
+
     /// The router of all endpoints, for listeners and for tests.
     pub fn router(&self) -> Router {
         self.router.clone()

@@ -1,27 +1,14 @@
-//! Tests of queries for more devices than a request over the router can log in.
+//! Tests of requests for the keys of more devices than a test over the router can log in.
 
 use crate::{
-    accounts::devices::LogIn,
+    accounts::devices::{Device, Ending, LogIn},
     env::Env,
-    flows::account::{log_in, register},
+    flows::account::{log_in, log_out},
     server::Server,
     store::Batch,
 };
 
 use super::*;
-
-/// A user who is logged in on one device.
-async fn register(app: &App, name: &str) -> Caller {
-    let wish = register::Wish {
-        username: Some(name.to_owned()),
-        password: None,
-        log_in: Some(LogIn::default()),
-        refreshable: false,
-    };
-    let made = register::register_by_operator(app, wish, None).await.unwrap();
-    let token = made.session.unwrap().tokens.access_token;
-    tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), &token).unwrap()
-}
 
 /// Logs this many further devices of a user in. None of them uploads keys.
 async fn log_in(app: &App, caller: &Caller, count: usize) {
@@ -55,7 +42,7 @@ async fn pieces(app: &App, caller: &Caller, wanted: BTreeMap<OwnedUserId, Vec<Ow
 async fn a_piece_looks_at_a_bounded_number_of_devices_that_have_no_keys() {
     let server = Server::in_memory(Env::simulated(1, 0));
     let app = server.app();
-    let (alice, bob) = (register(app, "alice").await, register(app, "bob").await);
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     for user in [&alice, &bob] {
         log_in(app, user, 3_000).await;
     }
@@ -78,4 +65,48 @@ async fn a_piece_looks_at_a_bounded_number_of_devices_that_have_no_keys() {
     assert_eq!(of_named.len(), 3, "12,001 devices take three pieces");
     let answer: serde_json::Value = serde_json::from_slice(&of_named.concat()).unwrap();
     assert_eq!(answer["device_keys"][bob.user_id.as_str()].as_object().unwrap().len(), 1);
+}
+
+/// Gives each device of a user a one-time key, and lists the devices.
+async fn give_keys(app: &App, caller: &Caller) -> Vec<Device> {
+    let user = caller.user;
+    let devices = devices::list(&*app.store.snapshot(), user).unwrap();
+    for some in devices.chunks(500) {
+        let some = some.to_vec();
+        let build = move |_: &App, batch: &mut Batch| {
+            for device in some {
+                let key = serde_json::value::to_raw_value(&json!({ "key": device.id })).unwrap();
+                keys::put_one_time_keys(batch, (user, device.num), &Keys::from([("a:1".to_owned(), key)]))?;
+            }
+            Ok(())
+        };
+        write::for_user(app, user, build).await.unwrap();
+    }
+    devices
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_were_taken_are_told_when_a_later_part_of_the_claim_fails() {
+    let server = Server::in_memory(Env::simulated(1, 0));
+    let app = server.app();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    log_in(app, &bob, CLAIMS_PER_BATCH + 100).await;
+    let devices = give_keys(app, &bob).await;
+    let of_each: BTreeMap<_, _> = devices.iter().map(|device| (device.id.clone(), "a".into())).collect();
+    let wanted = Wishes::from([(bob.user_id.clone(), of_each)]);
+    let mut claiming = Box::pin(claim(app, &alice, wanted.clone()));
+    // The first part of the claim is accepted, and waits until it is durable.
+    assert!(futures_util::FutureExt::now_or_never(claiming.as_mut()).is_none());
+    log_out::log_out(app, &alice, Ending::One(alice.device)).await.unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&claiming.await.unwrap()).unwrap();
+    let told = answer["one_time_keys"][bob.user_id.as_str()].as_object().unwrap();
+    assert_eq!(told.len(), CLAIMS_PER_BATCH);
+    let snapshot = app.store.snapshot();
+    for device in devices {
+        let left = keys::counts(&*snapshot, (bob.user, device.num)).unwrap().one_time;
+        let is_told = told.contains_key(device.id.as_str());
+        assert_eq!(left.values().all(|count| *count == 0), is_told, "{}: a key is told or left", device.id);
+    }
+    // A claim that fails before it has taken anything is refused.
+    assert!(claim(app, &alice, wanted).await.is_err());
 }

@@ -5,14 +5,10 @@ use ruma::{TransactionId, api::error::ErrorKind};
 use serde_json::json;
 
 use crate::{
-    accounts::{
-        Caller,
-        devices::{Ending, LogIn},
-        tokens,
-    },
+    accounts::{devices::Ending, tokens},
     env::Env,
     flows::{
-        account::{change_password, keep, log_out, push_rules, register, seen, set_profile},
+        account::{change_password, keep, log_out, push_rules, seen, set_profile},
         device::{rename_device, send_to_device},
         keys,
         room::send,
@@ -23,19 +19,6 @@ use crate::{
 
 use super::*;
 
-/// A caller who is logged in.
-async fn caller(app: &App) -> Caller {
-    let wish = register::Wish {
-        username: Some("alice".to_owned()),
-        password: None,
-        log_in: Some(LogIn::default()),
-        refreshable: false,
-    };
-    let made = register::register_by_operator(app, wish, None).await.unwrap();
-    let token = made.session.unwrap().tokens.access_token;
-    tokens::find_caller(&*app.store.snapshot(), app.env.now_ms(), &token).unwrap()
-}
-
 fn is_unknown_token<T>(done: Result<T>) -> bool {
     let kind = done.err().and_then(|error| error.refusal().map(|refusal| refusal.kind.clone()));
     matches!(kind, Some(ErrorKind::UnknownToken(_)))
@@ -45,7 +28,7 @@ fn is_unknown_token<T>(done: Result<T>) -> bool {
 async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     let server = Server::in_memory(Env::simulated(1, 0));
     let app = server.app();
-    let caller = caller(app).await;
+    let caller = server.register("alice").await;
     let create = ruma::api::client::room::create_room::v3::Request::new();
     let room = crate::flows::room::create::create(app, &caller, create).await.unwrap();
     let data = Bytes::from_static(b"{}");
@@ -98,7 +81,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
 async fn a_session_is_looked_up_in_the_row_of_the_account_and_in_that_of_the_device() {
     let server = Server::in_memory(Env::simulated(1, 0));
     let app = server.app();
-    let caller = caller(app).await;
+    let caller = server.register("alice").await;
     let snapshot = app.store.snapshot();
     let counting = Counting::new(&snapshot);
     tokens::require_session(&counting, &caller).unwrap();
@@ -109,7 +92,7 @@ async fn a_session_is_looked_up_in_the_row_of_the_account_and_in_that_of_the_dev
 async fn a_room_without_a_name_waits_for_nobody_who_has_the_servers_lock() {
     let server = Server::in_memory(Env::real().unwrap());
     let app = server.app();
-    let caller = caller(app).await;
+    let caller = server.register("alice").await;
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (lock, locked) = tokio::sync::oneshot::channel::<()>();
     let holder = app.clone();
