@@ -92,7 +92,10 @@ impl InPieces {
                 }
             }
         });
-        let later = later.inspect_err(|error: &Error| tracing::error!(%error, "an answer breaks off"));
+        let later = later.inspect_err(|error: &Error| match error.refusal() {
+            Some(_) => tracing::debug!(reason = %error, "an answer breaks off"),
+            None => tracing::error!(%error, "an answer breaks off"),
+        });
         Self(Body::from_stream(stream::once(ready(Ok(first))).chain(later)))
     }
 }

@@ -26,8 +26,16 @@ const FIRST_KEY: u32 = 100_000;
 
 /// A room with thousands of members of this server.
 async fn large_room(server: &TestServer) -> (TestClient, String) {
+    large_room_of(server, &[]).await
+}
+
+/// Such a room in which these are, too.
+async fn large_room_of(server: &TestServer, others: &[&TestClient]) -> (TestClient, String) {
     let alice = server.register("alice").await;
     let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    for other in others {
+        must(other, &room, "join", json!({})).await;
+    }
     let members: Vec<_> = (0..MEMBERS).map(|number| (format!("@{number:05}:test.example"), "join")).collect();
     add_members(server, &room, &members).await;
     (alice, room)
@@ -189,16 +197,43 @@ async fn a_client_that_hangs_up_ends_the_reading_of_a_large_room() {
     }
 }
 
+/// The rest of each answer that holds a whole room, of which the first piece was read.
+async fn begin_all(client: &TestClient, room: &str) -> Vec<(&'static str, Body)> {
+    let mut bodies = Vec::new();
+    for what in ["state", "members", "joined_members"] {
+        let mut body = ask(client, room, what).await.into_body();
+        drop(body.frame().await.unwrap().unwrap());
+        bodies.push((what, body));
+    }
+    bodies
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_ends_where_its_reader_forgets_the_room_or_is_banned() {
+    let server = TestServer::new();
+    let (bob, carol) = (server.register("bob").await, server.register("carol").await);
+    let (alice, room) = large_room_of(&server, &[&bob, &carol]).await;
+    let (of_bob, of_carol) = (begin_all(&bob, &room).await, begin_all(&carol, &room).await);
+    let whole = ask(&alice, &room, "members").await;
+    must(&bob, &room, "leave", json!({})).await;
+    must(&bob, &room, "forget", json!({})).await;
+    must(&alice, &room, "ban", json!({ "user_id": carol.user_id })).await;
+    for (what, body) in of_bob.into_iter().chain(of_carol) {
+        assert!(body.collect().await.is_err(), "{what} is told to one who has left or is banned");
+    }
+    let (json, ..) = read_slowly(&server, whole, async || ()).await;
+    assert_eq!(json["chunk"].as_array().unwrap().len(), MEMBERS as usize + 3, "others read on");
+    // Who is banned may read the state up to the ban, in as many pieces as it has.
+    let (json, ..) = read_slowly(&server, ask(&carol, &room, "members").await, async || ()).await;
+    assert_eq!(json["chunk"].as_array().unwrap().len(), MEMBERS as usize + 3);
+    assert_eq!(held(&server), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_ends_where_its_device_is_logged_out() {
     let server = TestServer::new();
     let (alice, room) = large_room(&server).await;
-    let mut bodies = Vec::new();
-    for what in ["state", "members", "joined_members"] {
-        let mut body = ask(&alice, &room, what).await.into_body();
-        drop(body.frame().await.unwrap().unwrap());
-        bodies.push((what, body));
-    }
+    let bodies = begin_all(&alice, &room).await;
     assert_eq!(alice.post("/_matrix/client/v3/logout", json!({})).await.0, StatusCode::OK);
     for (what, body) in bodies {
         assert!(body.collect().await.is_err(), "{what} is told to a device that was logged out");

@@ -44,18 +44,23 @@ pub(crate) struct Pages {
     app: App,
     caller: Caller,
     room: OwnedRoomId,
+    /// Whether the caller was banned already when the answer began. They may read what they saw until then.
+    was_banned: bool,
     walk: Walk,
 }
 
 impl Pages {
-    /// Reads the next page, off the async threads, from a snapshot of its own. Fails where the caller has been logged out, or
-    /// may no longer look into the room.
+    /// Reads the next page, off the async threads, from a snapshot of its own. Fails where the caller has been logged out, may no
+    /// longer look into the room, or was banned from it since the answer began.
     pub(crate) async fn next(self) -> Result<Whole> {
-        let Self { app, caller, room, mut walk } = self;
+        let Self { app, caller, room, was_banned, mut walk } = self;
         loop {
             let (first, rest) = looking(&app, &caller, &room, move |look, caller| {
                 tokens::require_session(&*look.snapshot, caller)?;
                 look.standpoint()?;
+                if !was_banned && is_banned(&look, caller)? {
+                    return Err(commit::not_in_room().into());
+                }
                 walk.page(&look)
             })
             .await?;
@@ -63,7 +68,7 @@ impl Pages {
                 // A page without anything that is wanted is not worth sending.
                 Some(rest) if first.is_empty() => walk = rest,
                 rest => {
-                    let rest = rest.map(|walk| Self { app, caller, room, walk });
+                    let rest = rest.map(|walk| Self { app, caller, room, was_banned, walk });
                     return Ok(Whole { first, rest });
                 }
             }
@@ -191,10 +196,19 @@ async fn begin(
     room: &RoomId,
     begin: impl FnOnce(&Look) -> Result<Walk> + Send + 'static,
 ) -> Result<Whole> {
-    let (first, rest) = looking(app, caller, room, move |look, _| begin(&look)?.page(&look)).await?;
-    let rest =
-        rest.map(|walk| Pages { app: app.clone(), caller: caller.clone(), room: room.to_owned(), walk });
+    let read = move |look: Look, caller: &Caller| {
+        let (first, rest) = begin(&look)?.page(&look)?;
+        Ok((first, rest, is_banned(&look, caller)?))
+    };
+    let (first, rest, was_banned) = looking(app, caller, room, read).await?;
+    let (app, caller, room) = (app.clone(), caller.clone(), room.to_owned());
+    let rest = rest.map(|walk| Pages { app, caller, room, was_banned, walk });
     Ok(Whole { first, rest })
+}
+
+fn is_banned(look: &Look, caller: &Caller) -> Result<bool> {
+    let row = members::find(&*look.snapshot, caller.user, look.num)?;
+    Ok(row.is_some_and(|row| row.membership == Membership::Ban))
 }
 
 /// The place of the current state, which later changes do not move.
