@@ -278,15 +278,34 @@ impl Descriptions {
         num: RoomNum,
         room: &RoomRow,
     ) -> Result<Arc<PublicRoomsChunk>, Fault> {
-        if let Some((tip, chunk)) = self.0.get(&num)
-            && tip == room.tip
-        {
+        let known = self.0.get(&num).filter(|(tip, _)| *tip == room.tip);
+        let chunk = match known {
+            Some((_, chunk)) => chunk,
+            None => {
+                let chunk = Arc::new(describe(read, num, room)?);
+                self.0.insert(num, (room.tip, Arc::clone(&chunk)));
+                chunk
+            }
+        };
+        // Aliases come and go without an event in the room, so that they are asked for each time.
+        if !names_another_room(read, num, &chunk)? {
             return Ok(chunk);
         }
-        let chunk = Arc::new(describe(read, num, room)?);
-        self.0.insert(num, (room.tip, Arc::clone(&chunk)));
-        Ok(chunk)
+        let mut chunk = (*chunk).clone();
+        chunk.canonical_alias = None;
+        Ok(Arc::new(chunk))
     }
+}
+
+/// Whether the canonical alias of an entry has been given to another room meanwhile. Of an alias of another server we know only
+/// what the room says.
+fn names_another_room(
+    read: &(impl Read + ?Sized),
+    num: RoomNum,
+    chunk: &PublicRoomsChunk,
+) -> Result<bool, Fault> {
+    let Some(alias) = &chunk.canonical_alias else { return Ok(false) };
+    Ok(aliases::find(read, alias)?.is_some_and(|row| row.room != num))
 }
 
 /// Reads a room's entry from its current state.
@@ -302,14 +321,13 @@ fn describe(read: &(impl Read + ?Sized), num: RoomNum, room: &RoomRow) -> Result
     chunk.name = find_content::<Name>(read, num, NAME)?.and_then(|content| text(content.name));
     chunk.topic = find_content::<Topic>(read, num, TOPIC)?.and_then(|content| text(content.topic));
     chunk.avatar_url = find_content::<Avatar>(read, num, AVATAR)?.map(|content| content.url);
-    chunk.canonical_alias = match find_content::<Canonical>(read, num, CANONICAL_ALIAS)? {
-        // An alias of ours may have been given to another room meanwhile; of another server's alias we know only what
-        // the room says.
-        Some(Canonical { alias }) if aliases::find(read, &alias)?.is_some_and(|row| row.room != num) => None,
-        canonical => canonical.map(|content| content.alias),
-    };
+    chunk.canonical_alias =
+        find_content::<Canonical>(read, num, CANONICAL_ALIAS)?.map(|content| content.alias);
     chunk.join_rule = find_content::<Rule>(read, num, JOIN_RULES)?
         .map_or(JoinRuleKind::Invite, |content| content.join_rule);
     chunk.room_type = find_content::<Create>(read, num, CREATE)?.and_then(|content| content.room_type);
     Ok(chunk)
 }
+
+#[cfg(test)]
+mod tests;
