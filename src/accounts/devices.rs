@@ -299,3 +299,32 @@ impl Seen {
         due
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_noted_as_seen_once_a_minute() {
+        let (seen, user) = (Seen::default(), UserNum(1));
+        let [one, other] = [DeviceNum(1), DeviceNum(2)];
+        assert!(seen.is_due(user, one, 1_000));
+        assert!(!seen.is_due(user, one, 1_000 + SEEN_EVERY_MS - 1));
+        assert!(seen.is_due(user, other, 1_000) && seen.is_due(UserNum(2), one, 1_000));
+        assert!(seen.is_due(user, one, 1_000 + SEEN_EVERY_MS));
+        // The clock may go back, and the note of a later time must not stand until it comes again.
+        assert!(seen.is_due(user, one, 1_000));
+    }
+
+    #[test]
+    fn a_bounded_number_of_devices_is_remembered_and_a_forgotten_one_is_noted_once_more() {
+        let seen = Seen::default();
+        for user in 0..2 * SEEN_DEVICES_MAX as u64 {
+            assert!(seen.is_due(UserNum(user), DeviceNum(1), 0));
+        }
+        assert!(seen.0.len() <= SEEN_DEVICES_MAX + SEEN_DEVICES_MAX / 100);
+        let due =
+            (0..2 * SEEN_DEVICES_MAX as u64).filter(|user| seen.is_due(UserNum(*user), DeviceNum(1), 1));
+        assert!(due.count() >= SEEN_DEVICES_MAX / 2);
+    }
+}

@@ -227,4 +227,12 @@ mod tests {
         assert!(check_claim("secret", &Claim { user_type: Some("bot"), ..claim }, good).is_err());
         assert!(check_claim("secret", &claim, "").is_err());
     }
+
+    #[test]
+    fn nonces_are_bounded_and_the_oldest_goes_first() {
+        let (env, nonces) = (Env::simulated(1, 0), Nonces::default());
+        let made: Vec<_> = (0..NONCES_MAX + 1).map(|_| nonces.make(&env)).collect();
+        assert!(!nonces.spend(&made[0], env.now_ms()));
+        assert!(made.iter().skip(1).all(|nonce| nonces.spend(nonce, env.now_ms())));
+    }
 }

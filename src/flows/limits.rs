@@ -22,8 +22,8 @@ use crate::{
     ids::{DeviceNum, UserNum},
 };
 
-/// At most this many buckets of users, and as many of addresses and of names, are in memory. Beyond that, the bucket that was not used for
-/// longest is forgotten, and is full when it is used again.
+/// At most this many buckets of users, and as many of addresses and of names, are in memory. Beyond that, one that was used little is
+/// forgotten, and is full when it is used again.
 const BUCKETS_MAX: usize = 100_000;
 
 /// A request that acts more than once may put its source into debt, up to this many bursts.
@@ -334,10 +334,15 @@ mod tests {
     #[test]
     fn many_addresses_do_not_make_the_bucket_of_a_user_be_forgotten() {
         let (_, limits) = limits(Bucket { per_second: 0.001, burst: 1 });
+        let address = |number| Source::address(std::net::Ipv4Addr::from_bits(number).into());
         limits.take(Limit::Send, ALICE).unwrap();
         for number in 0..2 * BUCKETS_MAX as u32 {
-            let _ = limits.take(Limit::Send, Source::address(std::net::Ipv4Addr::from_bits(number).into()));
+            let _ = limits.take(Limit::Send, address(number));
         }
         limits.take(Limit::Send, ALICE).unwrap_err();
+        assert!(limits.0.of_addresses.len() <= BUCKETS_MAX + BUCKETS_MAX / 100, "buckets are bounded");
+        // A bucket that was forgotten is full again, so that nobody is refused for want of memory.
+        let granted = (0..2 * BUCKETS_MAX as u32).filter(|it| limits.take(Limit::Send, address(*it)).is_ok());
+        assert!(granted.count() >= BUCKETS_MAX / 2);
     }
 }

@@ -451,3 +451,64 @@ fn add_judged(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use ruma::push::{NewPushRule, NewSimplePushRule};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        accounts::Caller,
+        env::Env,
+        flows::{
+            App,
+            account::{keep, push_rules},
+        },
+        server::Server,
+    };
+
+    /// The rules and the ignored users of a caller, as the cache gives them.
+    fn find(app: &App, caller: &Caller) -> Arc<Own> {
+        let snapshot = app.store.snapshot();
+        let own = app.push.find_own(&*snapshot, caller.user, &caller.user_id).unwrap();
+        let read = Push::new(Metrics::new()).find_own(&*snapshot, caller.user, &caller.user_id).unwrap();
+        assert_eq!((own.version, &own.ignored), (read.version, &read.ignored));
+        own
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn compiled_rules_follow_the_rules_and_the_ignored_users_of_their_owner() {
+        let server = Server::in_memory(Env::simulated(1, 0));
+        let (app, alice) = (server.app(), server.register("alice").await);
+        assert!(find(app, &alice).rules.is_none());
+        let list = json!({ "ignored_users": { "@bob:x": {} } }).to_string().into();
+        keep::keep_account_data(app, &alice, None, IGNORED_USER_LIST.to_owned(), list).await.unwrap();
+        let ignores = find(app, &alice);
+        assert_eq!(ignores.ignored, BTreeSet::from(["@bob:x".to_owned()]));
+        assert!(Arc::ptr_eq(&ignores, &find(app, &alice)), "what did not change is compiled once");
+        let room = ruma::RoomId::parse("!room:x").unwrap();
+        let rule = NewPushRule::Room(NewSimplePushRule::new(room, Vec::new()));
+        let change = |rules: &mut ruma::push::Ruleset| rules::insert(rules, rule, None, None);
+        push_rules::change(app, &alice, change).await.unwrap();
+        let ruled = find(app, &alice);
+        assert!(ruled.version.0 > ignores.version.0 && ruled.ignored == ignores.ignored);
+    }
+
+    #[test]
+    fn rules_and_judged_events_are_bounded_by_their_bytes() {
+        let push = Push::new(Metrics::new());
+        let version = (Position::ZERO, Position::ZERO);
+        let ignored = (0..1_000).map(|number| format!("@user{number}:a.example")).collect();
+        let own = Arc::new(Own { version, rules: None, ignored });
+        let notified = (Order::MIN, Lane::MAIN, Outcome::default());
+        let events = vec![notified; JUDGED_MAX];
+        let judged = Arc::new(Judged { version, from: Order::MIN, upto: Order::MIN, events });
+        for number in 0..4_000 {
+            push.0.rules.insert(UserNum(number), Arc::clone(&own));
+            push.0.judged.insert((UserNum(number), RoomNum(1)), Arc::clone(&judged));
+        }
+        assert!(push.0.rules.len() > 100 && push.0.rules.weight() <= RULES_BYTES_MAX);
+        assert!(push.0.judged.len() > 100 && push.0.judged.weight() <= JUDGED_BYTES_MAX);
+    }
+}

@@ -186,4 +186,51 @@ pub(in crate::rooms) mod tests {
         let changed = [(UserNum(5), true), (UserNum(2), false), (UserNum(4), true), (UserNum(9), false)];
         assert_eq!(*with_changes(&users, &changed), [4, 5, 6].map(UserNum));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tip_follows_changes_that_were_accepted_and_no_others() {
+        use serde_json::json;
+
+        use crate::{
+            env::Env,
+            error::{Error, Refusal},
+            flows::{commit, room::create},
+            rooms::{self, build::Draft, change::Change, policy},
+            server::Server,
+        };
+
+        let server = Server::in_memory(Env::simulated(1, 0));
+        let (app, alice) = (server.app(), server.register("alice").await);
+        let create = ruma::api::client::room::create_room::v3::Request::new();
+        let id = create::create(app, &alice, create).await.unwrap();
+        let room = rooms::find_room(&*app.store.snapshot(), &id).unwrap().unwrap();
+        let rename = |name: &str, accepts: bool| {
+            let (owned, user, author) = (app.clone(), alice.user_id.clone(), policy::Author::from(&alice));
+            let content = json!({ "membership": "join", "displayname": name });
+            let content = serde_json::from_value(content).unwrap();
+            let draft = Draft::state(user.clone(), MEMBER, user.as_str(), content, owned.env.event_ms());
+            commit::in_room(app, room, move |change| {
+                let signer = owned.rooms.signer();
+                policy::approve(change, signer.server(), &author, draft)?.add(change, signer)?;
+                if accepts { Ok(()) } else { Err(Error::from(Refusal::forbidden("This is a test."))) }
+            })
+        };
+        let user = alice.user_id.to_string();
+        let name = || {
+            let user = user.clone();
+            commit::in_room(app, room, move |change: &mut Change| {
+                let event = change.state(MEMBER, &user)?.unwrap();
+                let content: serde_json::Value = serde_json::from_str(event.parsed.content.get()).unwrap();
+                Ok(content["displayname"].as_str().unwrap().to_owned())
+            })
+        };
+        assert_eq!(name().await.unwrap(), "alice");
+        rename("refused", false).await.unwrap_err();
+        assert_eq!(name().await.unwrap(), "alice");
+        rename("accepted", true).await.unwrap();
+        let tip = app.rooms.sit(room).tip.take().unwrap();
+        let remembered = tip.find(&(MEMBER.to_owned(), user.clone())).unwrap().clone().unwrap();
+        assert!(remembered.parsed.content.get().contains("accepted"), "the tip has the event itself");
+        assert_eq!(name().await.unwrap(), "accepted");
+    }
 }

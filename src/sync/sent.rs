@@ -91,4 +91,25 @@ mod tests {
         sent.forget(&key);
         assert!(!sent.knows(&key, "@a:x", EventNum(1), at(10)));
     }
+
+    #[test]
+    fn devices_and_their_members_are_bounded_and_what_was_forgotten_is_told_again() {
+        let sent = SentMembers::default();
+        let (key, at) = (|user| (UserNum(user), "D".to_owned(), RoomNum(1)), Position::new(10).unwrap());
+        for user in 0..2 * ENTRIES_MAX as u64 {
+            sent.tell(&key(user), [("@a:x", EventNum(1))], Position::ZERO, at);
+        }
+        assert!(sent.0.len() <= ENTRIES_MAX + ENTRIES_MAX / 100);
+        let known =
+            (0..2 * ENTRIES_MAX as u64).filter(|user| sent.knows(&key(*user), "@a:x", EventNum(1), at));
+        assert!(known.count() <= sent.0.len());
+        let users: Vec<_> = (0..=MEMBERS_MAX).map(|number| format!("@{number}:x")).collect();
+        let key = key(u64::MAX);
+        for user in &users {
+            sent.tell(&key, [(&**user, EventNum(1))], Position::ZERO, at);
+            assert!(sent.knows(&key, user, EventNum(1), at), "what was told last is known");
+        }
+        assert!(sent.0.get(&key).unwrap().lock().len() <= MEMBERS_MAX);
+        assert!(!sent.knows(&key, &users[0], EventNum(1), at));
+    }
 }

@@ -55,3 +55,31 @@ impl Loaded {
         self.0.lock().events.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::{RoomNum, SideNum},
+        rooms::state::StateRef,
+    };
+
+    #[test]
+    fn events_are_held_up_to_the_bound_and_an_answer_for_its_question_only() {
+        let loaded = Loaded::default();
+        let numbers = || (1..=2 * EVENTS_AT_ONCE as u64).map(EventNum);
+        for event in numbers().chain(numbers()) {
+            loaded.keep(event, (None, None));
+        }
+        assert_eq!(loaded.count(), EVENTS_AT_ONCE);
+        assert!(loaded.find(EventNum(1)).is_some(), "what was read first is held");
+        assert!(loaded.find(EventNum(2 * EVENTS_AT_ONCE as u64)).is_none(), "the rest is read again");
+        let side = |number| Sketch::from(StateRef::Side(SideNum(number)));
+        let question = |number| (RoomNum(1), vec![side(number)]);
+        for number in [1, 2] {
+            loaded.keep_answer(question(number), side(10 + number));
+        }
+        assert_eq!(loaded.find_answer(&question(2)), Some(side(12)));
+        assert_eq!(loaded.find_answer(&question(1)), None, "one answer is held");
+    }
+}

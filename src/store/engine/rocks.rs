@@ -203,3 +203,31 @@ impl From<rocksdb::Error> for Fault {
         Self::Io(error.into_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn blocks_that_were_read_take_no_more_than_the_cache_may_and_show_no_overwritten_row() {
+        const CACHE_BYTES: usize = 4 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(dir.path(), CACHE_BYTES).unwrap();
+        let key = |number: u32| Bytes::copy_from_slice(&number.to_be_bytes());
+        let put = |number, byte| Change::Row(Family::Events, key(number), Some(vec![byte; 1 << 10].into()));
+        for first in (0..16_000).step_by(1_000) {
+            rocks
+                .write((first..first + 1_000).map(|it| put(it, 1)).collect::<Vec<_>>().iter(), false)
+                .unwrap();
+        }
+        rocks.compact().unwrap();
+        let read = |number: u32| rocks.snapshot().get(Family::Events, &key(number)).unwrap().unwrap()[0];
+        assert!((0..16_000).all(|number| read(number) == 1));
+        let held = rocks.memory().cache;
+        assert!((CACHE_BYTES / 2..=CACHE_BYTES + CACHE_BYTES / 8).contains(&held), "{held}");
+        rocks.write([put(15_999, 2)].iter(), false).unwrap();
+        assert_eq!((read(15_999), read(15_998)), (2, 1));
+    }
+}
