@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    env::payer::{self, Payers},
+    env::payer::{self, Payers, Shares},
     error::Error,
     ids::{EventNum, RoomNum},
     rooms::tip::Tip,
@@ -30,8 +30,9 @@ const ROOMS_MAX: usize = 1_024;
 const TIPS_BYTES_MAX: usize = 64 << 20;
 /// Let at most this many changes wait for one room; later ones are told to come back.
 const TURNS_MAX: usize = 4_096;
-/// At most this many threads are asked for one room, each for other payers. One of them works the turns off; the others
-/// are there so that a room whose first turn is that of somebody with much to wait for is served by whoever has a place.
+/// At most this many threads are asked for one room, each for other payers, and no more than a share of them for one user or one
+/// address. One of them works the turns off; the others are there so that a room whose first turn is that of somebody with much to
+/// wait for is served by whoever has a place. Without shares, many accounts at one address that waits would keep all others out.
 const ASKED_MAX: usize = 8;
 
 /// One change to a room, to be made by the thread that works off the room's turns.
@@ -180,18 +181,33 @@ impl Pace {
     }
 }
 
-#[derive(Default)]
 struct Queue {
     waiting: VecDeque<(Payers, Turn)>,
     /// Whether a thread works the turns off.
     is_worked_off: bool,
     /// The payers for whom a thread was asked to work the turns off, and has not begun.
     asked: Vec<Payers>,
+    /// The threads that were asked for each of them.
+    asked_shares: Shares,
     /// Whether somebody has the room's seat.
     is_seated: bool,
     tip: Option<Tip>,
     /// The bytes of the tip that are counted in the sum over all rooms.
     tip_bytes: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            is_worked_off: false,
+            asked: Vec::new(),
+            asked_shares: Shares::new(ASKED_MAX),
+            is_seated: false,
+            tip: None,
+            tip_bytes: 0,
+        }
+    }
 }
 
 impl std::fmt::Debug for Queue {
@@ -304,18 +320,25 @@ impl Turns {
 }
 
 impl Queue {
-    /// Notes that a thread is asked for these payers. Gives `false` if one was asked for before, or enough were.
+    /// Notes that a thread is asked for these payers. Gives `false` if one was asked for before, or enough were, for all or for
+    /// one of these.
     fn ask(&mut self, payers: Payers) -> bool {
-        let is_new = self.asked.len() < ASKED_MAX && !self.asked.contains(&payers);
+        let is_new = self.asked.len() < ASKED_MAX
+            && !self.asked.contains(&payers)
+            && self.asked_shares.find_without_room(payers, 1).is_none();
         if is_new {
             self.asked.push(payers);
+            self.asked_shares.take(payers, 1);
         }
         is_new
     }
 
     /// Notes that the thread which was asked for these payers has come. Gives `false` if another is at work.
     fn begin(&mut self, payers: Payers) -> bool {
-        self.asked.retain(|asked| *asked != payers);
+        if let Some(at) = self.asked.iter().position(|asked| *asked == payers) {
+            self.asked.swap_remove(at);
+            self.asked_shares.give_back(payers, 1);
+        }
         !std::mem::replace(&mut self.is_worked_off, true)
     }
 
@@ -485,6 +508,29 @@ mod tests {
         assert!(turns.work_off(greedy, || true) == [greedy], "a thread was asked for the other one before");
         assert!(turns.work_off(other, || false).is_empty());
         assert_eq!(done.load(Ordering::Relaxed), 6);
+    }
+
+    #[tokio::test]
+    async fn many_accounts_at_one_address_leave_places_to_be_asked_for_to_others() {
+        let turns = AllTurns::default().of(RoomNum(1));
+        let at = |user, host| Payers::of_request(Some(UserNum(user)), [192, 0, 2, host].into());
+        let add =
+            async |payers: Payers| payers.during(async { turns.add(Box::new(|_seat| ())) }).await.unwrap();
+        // The threads for this address do not come, because the address has all the places that it may have.
+        let mut asked = Vec::new();
+        for user in 1..=ASKED_MAX as u64 {
+            asked.extend(add(at(user, 1)).await);
+        }
+        assert_eq!(asked, [at(1, 1), at(2, 1)], "an address has a share of those who are asked");
+        let other = at(100, 2);
+        assert_eq!(add(other).await, Some(other));
+        assert!(turns.work_off(other, || false).is_empty());
+        assert!(turns.queue.lock().waiting.is_empty(), "all turns were taken by the thread of the other");
+        for payers in asked {
+            assert!(turns.work_off(payers, || false).is_empty());
+        }
+        let queue = turns.queue.lock();
+        assert!(queue.asked.is_empty() && queue.asked_shares.is_empty());
     }
 
     #[test]
