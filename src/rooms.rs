@@ -35,9 +35,12 @@ pub mod versions;
 pub mod view;
 pub mod visibility;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use ruma::{RoomId, room_version_rules::RoomVersionRules, signatures::Ed25519KeyPair};
@@ -182,9 +185,26 @@ pub fn require_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<RoomRow
     find_row(read, room)?.ok_or(Fault::Corrupt("a room is missing"))
 }
 
-/// The room of this id. Refuses an unknown one: 404 `M_NOT_FOUND`.
+/// Refuses to write events to a room that this server is not in: 404 `M_NOT_FOUND` for one that it does not know, 403
+/// `M_FORBIDDEN` for one that nobody of ours is in, as for any other room. Errors: [`Error::Busy`] for a room that it will
+/// be wholly in before long.
+pub fn require_in(resident: Resident) -> Result<()> {
+    match resident {
+        Resident::Yes => Ok(()),
+        Resident::Joining | Resident::Partial => Err(Error::Busy { retry_after: Duration::from_secs(1) }),
+        Resident::No => Err(unknown()),
+        Resident::Invited | Resident::Knocked | Resident::Left => {
+            Err(Refusal::forbidden("You are not in this room.").into())
+        }
+    }
+}
+
+fn unknown() -> Error {
+    Refusal::not_found("This server knows no such room.").into()
+}
+
+/// The room of this id, in which this server is. Refuses any other one: 404 `M_NOT_FOUND`.
 pub fn require_room(read: &(impl Read + ?Sized), id: &RoomId) -> Result<(RoomNum, RoomRow)> {
-    let unknown = || Error::from(Refusal::not_found("This server knows no such room."));
     let room = find_room(read, id)?.ok_or_else(unknown)?;
     let row = find_row(read, room)?.filter(|row| row.resident == Resident::Yes).ok_or_else(unknown)?;
     Ok((room, row))

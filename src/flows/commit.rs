@@ -53,26 +53,35 @@ pub(crate) async fn in_room<T: Send + 'static>(
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    in_turn(app, room, begin(room), |change, _| work(change), Error::from).await
+    let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
+    in_turn(app, room, begin, |change, _| work(change), Error::from).await
+}
+
+/// Like [`in_room`], for rows that stand beside the room's events: `work` adds none. It may also be a room that this server is no
+/// longer in.
+pub(crate) async fn beside_room<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let begin = move |app: &App, seat: Seat| Change::begin_beside(&app.store, seat, room);
+    in_turn(app, room, begin, |change, _| work(change), Error::from).await
 }
 
 /// Like [`in_room`], but also under the server's lock, which changes of aliases and of the directory need. `work` must be short,
-/// because everybody who registers or names a room waits for it.
+/// because everybody who registers or names a room waits for it. It may also be a room that this server is no longer in, to
+/// which `work` can add no events.
 pub(crate) async fn in_room_and_server<T: Send + 'static>(
     app: &App,
     room: RoomNum,
     work: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    let begin = move |app: &App, seat: Seat| Change::begin_beside(&app.store, seat, room);
     let work = |change: &mut Change, server: &mut ServerLock<'_>| {
         server.take(change);
         work(change)
     };
-    in_turn(app, room, begin(room), work, Error::from).await
-}
-
-/// The beginning of a change to a room that exists already.
-fn begin(room: RoomNum) -> impl FnOnce(&App, Seat) -> Result<Change> + Send + 'static {
-    move |app, seat| Change::begin(&app.store, seat, room)
+    in_turn(app, room, begin, work, Error::from).await
 }
 
 /// The server's lock, which a change to a room takes when it comes to rows of the server, and holds until its batch is enqueued.

@@ -113,7 +113,7 @@ fn cancel(app: &App, timer: &Timer) -> Result<()> {
 
 /// Deletes the original content of a redacted event, in a turn of its room.
 async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer) -> Result<()> {
-    commit::in_room(app, room, move |change| {
+    commit::beside_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {
             redact::forget_original(&mut change.batch, room, event);
         }
@@ -124,7 +124,7 @@ async fn forget_original(app: &App, room: RoomNum, event: EventNum, timer: Timer
 
 /// Deletes the transaction ids of one day with which events were sent to a room, in a turn of the room.
 async fn forget_sent(app: &App, room: RoomNum, day: u32, timer: Timer) -> Result<()> {
-    commit::in_room(app, room, move |change| {
+    commit::beside_room(app, room, move |change| {
         if timer::fire(&mut change.batch, &timer)? {
             txn::forget(change, day);
         }

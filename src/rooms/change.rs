@@ -30,7 +30,7 @@ use crate::{
         graph,
         members::{self, Since},
         power::Power,
-        relations,
+        relations, require_in,
         resolve::Question,
         rules,
         state::{self, Sketch},
@@ -102,9 +102,24 @@ pub struct Change {
 }
 
 impl Change {
-    /// Begins a change to a room that exists. `seat` proves that nobody else changes the room meanwhile. Refuses a room
-    /// that this server is not in: 404 `M_NOT_FOUND`.
-    pub fn begin(store: &Store, mut seat: Seat, num: RoomNum) -> Result<Self> {
+    /// Begins a change to a room that this server is in. `seat` proves that nobody else changes the room meanwhile. Refuses
+    /// any other room: see [`rooms::require_in`](crate::rooms::require_in).
+    pub fn begin(store: &Store, seat: Seat, num: RoomNum) -> Result<Self> {
+        Self::open(store, seat, num, require_in)
+    }
+
+    /// Begins a change to rows of a room that stand beside its events, which may also be a room that this server is no
+    /// longer in. Refuses a room that is not there: 404 `M_NOT_FOUND`.
+    pub fn begin_beside(store: &Store, seat: Seat, num: RoomNum) -> Result<Self> {
+        Self::open(store, seat, num, |resident| if resident.counts() { Ok(()) } else { require_in(resident) })
+    }
+
+    fn open(
+        store: &Store,
+        mut seat: Seat,
+        num: RoomNum,
+        check: impl FnOnce(Resident) -> Result<()>,
+    ) -> Result<Self> {
         debug_assert_eq!(seat.room(), num, "the seat is that of another room");
         let guard = seat.guard();
         let written_alone = store.written_alone();
@@ -115,32 +130,19 @@ impl Change {
                 // Where there is no tip, the last change may have panicked or the server begun anew, so that a staged
                 // step may be unfinished.
                 staged::clear(store, &guard, num)?;
-                let batch = store.batch(&guard);
-                let row = schema::ROOM.get(&batch, num)?.filter(|row| row.resident == Resident::Yes);
+                let row = schema::ROOM.get(&store.batch(&guard), num)?;
                 let row = row.ok_or_else(|| Refusal::not_found("This server knows no such room."))?;
                 seat.tip = Some(Tip::of(row.clone(), written_alone));
                 row
             }
         };
+        check(row.resident)?;
         Self::over(store, store.batch(&guard), guard, seat, row, written_alone)
     }
 
     /// Begins a room of this version, without any event yet. The batch is refused if a room of this id exists.
     pub fn begin_room(store: &Store, seat: Seat, num: RoomNum, id: OwnedRoomId, version: u8) -> Result<Self> {
-        let row = RoomRow {
-            id,
-            version,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key: 0,
-            next_side: 0,
-            heads: Vec::new(),
-            apart: Vec::new(),
-            joined: 0,
-            invited: 0,
-        };
+        let row = RoomRow::new(id, version, Resident::Yes);
         debug_assert_eq!(seat.room(), num, "the seat is that of another room");
         let (guard, written_alone) = (seat.guard(), store.written_alone());
         let mut batch = store.batch(&guard);
@@ -349,6 +351,7 @@ impl Change {
 
     /// Notes that an event is part of this change, once the room's heads and state are as the event leaves them.
     fn finish(&mut self, stored: &StoredEvent) {
+        debug_assert!(self.row.resident == Resident::Yes, "events are added to rooms that this server is in");
         debug_assert!(stored.order > self.row.tip, "a live event stands above all others of its room");
         debug_assert!(self.row.state_tip <= stored.order, "the state does not change above the newest event");
         debug_assert!(

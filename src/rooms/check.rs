@@ -24,7 +24,7 @@ use crate::{
         self,
         marked::Marked,
         receipts::{ReceiptKey, ReceiptKind, ReceiptRow},
-        rooms::{Head, Membership, Place, Resident, RoomRow, UserRoomRow},
+        rooms::{Head, Membership, Place, RoomRow, UserRoomRow},
     },
     store::{
         Direction, Fault, LogEntry, Snapshot,
@@ -141,7 +141,7 @@ fn logged_receipt(
 fn room(read: &Snapshot, num: &RoomNum, row: &RoomRow, doubts: &mut Doubts) -> Result<(), Fault> {
     let named = schema::ROOM_ID.get(read, row.id.as_str())?;
     doubts.unless(named == Some(*num), format!("the id {} belongs to another room", row.id));
-    if row.resident == Resident::No {
+    if !row.resident.has_whole_state() {
         return Ok(());
     }
     doubts.position(read, row.tip.anchor);
@@ -221,7 +221,7 @@ fn user_room(
         doubts.unless(false, "the room is gone");
         return Ok(());
     };
-    if of.resident == Resident::No {
+    if !of.resident.has_whole_state() {
         return Ok(());
     }
     let now = match state::find_key(read, *room, MEMBER, account.user_id.as_str())? {

@@ -30,7 +30,7 @@ use crate::{
     },
     schema,
     schema::event_types::{AVATAR, CANONICAL_ALIAS, CREATE, GUEST_ACCESS, JOIN_RULES, NAME, TOPIC},
-    schema::rooms::RoomRow,
+    schema::rooms::{Resident, RoomRow},
     store::{Batch, Direction, Fault, Read, Snapshot, Store, Wake},
 };
 
@@ -180,8 +180,10 @@ impl Order {
             self.rooms.remove(&place);
         }
         if is_published(read, room)?
-            // Nobody is found in a room that everybody has left, or whose creator left while it was made.
-            && let Some(row) = rooms::find_row(read, room)?.filter(|row| row.joined > 0)
+            // Nobody is found in a room that everybody has left, or whose creator left while it was made. Of a room that
+            // everybody here has left, we do not know who is in it now.
+            && let Some(row) = rooms::find_row(read, room)?.filter(|row| row.resident == Resident::Yes)
+            && row.joined > 0
         {
             let place = Place::new(row.joined, row.id);
             self.places.insert(room, place.clone());

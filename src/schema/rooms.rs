@@ -65,13 +65,59 @@ impl Membership {
     }
 }
 
-/// Whether we are in the room ourselves.
+/// The part that this server has in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Resident {
-    /// We are not: what we hold of the room is its history or an invitation.
-    No,
-    /// We are, and hold its whole state.
-    Yes,
+    /// The room is being made here, in parts. Nothing of it counts before the last one.
+    No = 0,
+    /// Users of ours are in the room, and we hold its whole state.
+    Yes = 1,
+    /// A user of ours is joining the room, of which we had nothing, and its state is being laid down in parts. Nothing of it
+    /// counts before the last one. The position that is reserved for the join stands in the row of `STAGE`.
+    Joining = 2,
+    /// Users of ours are in the room, but of its state we hold a part only.
+    Partial = 3,
+    /// A user of ours is invited to the room, and we know of it what the invitation says.
+    Invited = 4,
+    /// A user of ours has asked to be let into the room, and we know of it what the answer said.
+    Knocked = 5,
+    /// Nobody of ours is in the room any more: we hold what it was until then.
+    Left = 6,
+}
+
+impl Resident {
+    const ALL: [Self; 7] =
+        [Self::No, Self::Yes, Self::Joining, Self::Partial, Self::Invited, Self::Knocked, Self::Left];
+
+    /// Whether the room counts: a room that is being made or joined does not, because its rows come in parts.
+    pub fn counts(self) -> bool {
+        match self {
+            Self::Yes | Self::Partial | Self::Invited | Self::Knocked | Self::Left => true,
+            Self::No | Self::Joining => false,
+        }
+    }
+
+    /// Whether we hold events and state of the room, which those who are or were in it may read.
+    pub fn has_history(self) -> bool {
+        match self {
+            Self::Yes | Self::Partial | Self::Left => true,
+            Self::No | Self::Joining | Self::Invited | Self::Knocked => false,
+        }
+    }
+
+    /// Whether we hold the whole state at the tip of the room as we know it, so that counts and memberships follow from it.
+    pub fn has_whole_state(self) -> bool {
+        match self {
+            Self::Yes | Self::Left => true,
+            Self::No | Self::Joining | Self::Partial | Self::Invited | Self::Knocked => false,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Result<Self, Fault> {
+        let found = Self::ALL.into_iter().find(|kind| *kind as u8 == byte);
+        found.ok_or(Fault::Corrupt("a room is of a kind that this version does not know"))
+    }
 }
 
 /// An event that no other event cites yet.
@@ -140,7 +186,7 @@ pub struct RoomRow {
     pub id: OwnedRoomId,
     /// The version of the room, as a number from 1 to 12.
     pub version: u8,
-    /// Whether this server is in the room.
+    /// The part that this server has in the room.
     pub resident: Resident,
     /// The order of its newest event on the main line.
     pub tip: Order,
@@ -164,7 +210,7 @@ pub struct RoomRow {
 
 impl Value for RoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[3, self.version, u8::from(self.resident == Resident::Yes)]);
+        to.raw(&[4, self.version, self.resident as u8]);
         encode_bytes(self.id.as_bytes(), to);
         Order::encode_key(self.tip, to);
         Order::encode_key(self.state_tip, to);
@@ -189,10 +235,11 @@ impl Value for RoomRow {
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart.
-        let layout = layout_upto(&mut from, 3)?;
+        // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart;
+        // layout 3 knew two kinds of rooms only, which are written alike.
+        let layout = layout_upto(&mut from, 4)?;
         let version = from.byte()?;
-        let resident = if from.byte()? == 1 { Resident::Yes } else { Resident::No };
+        let resident = Resident::from_byte(from.byte()?)?;
         let id = std::str::from_utf8(decode_bytes(&mut from)?).ok().and_then(|id| RoomId::parse(id).ok());
         Ok(Self {
             id: id.ok_or(Fault::Corrupt("a room has no id"))?,
@@ -218,6 +265,24 @@ impl Value for RoomRow {
 }
 
 impl RoomRow {
+    /// A room of which there is nothing yet.
+    pub fn new(id: OwnedRoomId, version: u8, resident: Resident) -> Self {
+        Self {
+            id,
+            version,
+            resident,
+            tip: Order::MIN,
+            state_tip: Order::MIN,
+            next_event: 0,
+            next_key: 0,
+            next_side: 0,
+            heads: Vec::new(),
+            apart: Vec::new(),
+            joined: 0,
+            invited: 0,
+        }
+    }
+
     /// The states after the room's heads, and after the branches that stand apart from it.
     pub fn states(&self) -> BTreeSet<StateRef> {
         self.heads.iter().chain(self.apart.iter().map(|branch| &branch.head)).map(|head| head.after).collect()
@@ -340,15 +405,31 @@ mod tests {
             joined: 2,
             invited: 1,
         };
-        assert_eq!(round_trip(&room), room);
+        for resident in Resident::ALL {
+            let room = RoomRow { resident, ..room.clone() };
+            assert_eq!(round_trip(&room), room);
+        }
+        let bytes = |room: &RoomRow| {
+            let mut to = Encoder::default();
+            room.encode(&mut to);
+            to.bytes
+        };
+        // A row of layout 3 says the same of rooms that are ours or are being made.
+        for resident in [Resident::No, Resident::Yes] {
+            let room = RoomRow { resident, ..room.clone() };
+            let mut old = bytes(&room);
+            assert_eq!((old[0], old[2]), (4, u8::from(resident == Resident::Yes)));
+            old[0] = 3;
+            assert_eq!(RoomRow::decode(old.into()).unwrap(), room);
+        }
         // A row of layout 2 ends after the heads.
         let whole = RoomRow { apart: Vec::new(), ..room };
-        let mut to = Encoder::default();
-        whole.encode(&mut to);
-        let mut old = to.bytes;
-        assert_eq!((old[0], old.pop()), (3, Some(0)));
+        let mut old = bytes(&whole);
+        assert_eq!(old.pop(), Some(0));
         old[0] = 2;
-        assert_eq!(RoomRow::decode(old.into()).unwrap(), whole);
+        assert_eq!(RoomRow::decode(old.clone().into()).unwrap(), whole);
+        old[2] = Resident::ALL.len() as u8;
+        assert!(RoomRow::decode(old.into()).is_err(), "a room of a later version");
     }
 
     #[test]

@@ -76,6 +76,9 @@ impl Look {
         let snapshot = app.store.snapshot();
         let num = rooms::find_room(&*snapshot, room)?.ok_or_else(commit::not_in_room)?;
         let row = rooms::require_row(&*snapshot, num)?;
+        if !row.resident.has_history() {
+            return Err(commit::not_in_room().into());
+        }
         let ignored = Arc::new(Ignored::of(&*snapshot, caller.user, &caller.user_id)?);
         let reader = Reader::of(&*snapshot, num, caller.user, &caller.user_id, ignored)?;
         let (user, device) = (caller.user_id.clone(), caller.device);

@@ -188,7 +188,7 @@ pub(crate) async fn knock(
 pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<()> {
     let num = commit::require_num(app, room)?;
     let user = caller.user;
-    commit::in_room(app, num, move |change| {
+    commit::beside_room(app, num, move |change| {
         match members::find(&change.batch, user, num)? {
             None => Err(commit::not_in_room().into()),
             Some(row) if matches!(row.membership, Membership::Leave | Membership::Ban) => {
@@ -265,7 +265,7 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
 async fn delete_receipts(app: &App, room: RoomNum, user_id: &UserId) -> Result<()> {
     loop {
         let user_id = user_id.to_owned();
-        let deleted = commit::in_room(app, room, move |change| {
+        let deleted = commit::beside_room(app, room, move |change| {
             Ok(receipts::delete_some(&mut change.batch, room, &user_id)?)
         });
         match deleted.await {

@@ -18,6 +18,7 @@ use crate::{
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
         event::{self, StateEvent, StoredEvent},
+        require_in,
     },
     schema::{
         rooms::{EventRow, Head, SentBy},
@@ -57,6 +58,8 @@ impl Change {
     }
 
     fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
+        // A change to rows beside the events may be of a room that this server has left.
+        require_in(self.row.resident)?;
         let kind = TimelineEventType::from(draft.event_type.as_str());
         let is_create = kind == TimelineEventType::RoomCreate;
         let mut before = AuthState::default();
