@@ -1,6 +1,7 @@
 //! Use cases of rooms: people make, enter, read and leave them, and events are written to them.
 
 pub(crate) mod aliases;
+pub mod base;
 pub(crate) mod create;
 pub(crate) mod directory;
 pub(crate) mod guests;

@@ -4,6 +4,8 @@
 //! changes, the room's heads and counts, the memberships, its relations and redactions, and its transaction id.
 
 pub(in crate::rooms) mod aside;
+mod base;
+mod forget;
 mod header;
 mod own;
 pub mod received;
@@ -12,18 +14,21 @@ pub(in crate::rooms) mod staged;
 pub(crate) mod sweep;
 pub mod txn;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 
 pub(crate) use aside::recount_aside;
+#[cfg(test)]
+pub(crate) use base::elsewhere;
+pub use base::{Base, Brought, order_by_auth};
 pub use received::{Outcome, Received, Reunion, Step, Taken};
 pub use txn::Txn;
 
 use staged::Moved;
 
 use crate::{
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
     rooms::{
         event::{self, StateEvent, StoredEvent},
@@ -47,6 +52,9 @@ use crate::{
     },
     store::{Batch, Enqueued, Fault, Guard, LogEntry, NotAccepted, StagedStep, Store},
 };
+
+/// While a room is being joined, others are told to come back after this time.
+const JOINING_TAKES: Duration = Duration::from_secs(5);
 
 /// State keys that a change looked up or set, each with its event; `None` where the key has none.
 type StateEvents = BTreeMap<(String, String), Option<Arc<StateEvent>>>;
@@ -75,6 +83,8 @@ pub struct Change {
     stage: Option<staged::Making>,
     /// The right to make a staged step, until the change is accepted or comes to nothing.
     step: Option<StagedStep>,
+    /// Whether the change is a part of a step that takes several turns, so that it leaves no tip behind.
+    is_part: bool,
     /// The state keys that this change has set, with their new events.
     set: StateEvents,
     /// The state keys that this change looked up in the store after it began to write. The tip remembers them once the
@@ -121,6 +131,10 @@ impl Change {
         check: impl FnOnce(Resident) -> Result<()>,
     ) -> Result<Self> {
         debug_assert_eq!(seat.room(), num, "the seat is that of another room");
+        if seat.is_being_joined() {
+            tracing::debug!(room = %num, "a change of a room is put off until it is joined");
+            return Err(Error::Busy { retry_after: JOINING_TAKES });
+        }
         let guard = seat.guard();
         let written_alone = store.written_alone();
         seat.tip.take_if(|tip| tip.written_alone != written_alone);
@@ -181,6 +195,7 @@ impl Change {
             written_alone,
             stage,
             step,
+            is_part: false,
             set,
             looked_up,
             added,
@@ -438,10 +453,14 @@ impl Change {
     /// visible once `flushed` resolves.
     pub fn enqueue(mut self, store: &Store) -> Result<Enqueued, NotAccepted> {
         self.finish_stage();
+        let is_part = self.is_part;
         let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, .. } = self;
         let Self { sent_day, written_alone, .. } = self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);
+        if is_part {
+            return Ok(enqueued);
+        }
         let tip = seat.tip.get_or_insert_with(|| Tip::of(row.clone(), written_alone));
         tip.row = row.settle(enqueued.base);
         tip.unread = unread;

@@ -304,8 +304,8 @@ pub fn just_below(read: &(impl Read + ?Sized), room: RoomNum, order: Order) -> R
 /// Gives the main line at its tip: the current state, also while a batch adds to it. The rows of a staged step do not
 /// count before it is finished.
 pub fn tip(read: &(impl Read + ?Sized), room: RoomNum) -> Result<StateRef, Fault> {
-    match stage::find(read, room)? {
-        Some(stage) => just_below(read, room, Order { anchor: stage.anchor, minor: i32::MIN }),
+    match stage::find(read, room)?.and_then(|stage| stage.anchor) {
+        Some(anchor) => just_below(read, room, Order { anchor, minor: i32::MIN }),
         None => rounded(read, room, Bound::Unbounded),
     }
 }

@@ -9,7 +9,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -114,6 +114,27 @@ pub struct Turns {
     cited: Mutex<Option<Cited>>,
     /// Until this uptime, changes of the room's state are refused.
     still_until: Mutex<Duration>,
+    /// Whether the room is being joined, by a step that takes several turns.
+    is_being_joined: AtomicBool,
+}
+
+/// The right to join a room by a step that takes several turns. While it lives, other changes of the room are told to come
+/// back, because they would take back what the step has written. Dropping it without an end of the step leaves that to the next
+/// change.
+#[derive(Debug)]
+pub struct JoinClaim(Arc<Turns>);
+
+impl JoinClaim {
+    /// The room that is being joined.
+    pub(crate) fn room(&self) -> RoomNum {
+        self.0.room
+    }
+}
+
+impl Drop for JoinClaim {
+    fn drop(&mut self) {
+        self.0.is_being_joined.store(false, Ordering::Release);
+    }
 }
 
 /// Note at most this many events that are cited while a sweep goes on.
@@ -233,7 +254,14 @@ impl Turns {
             sweeps: Pace::default(),
             cited: Mutex::default(),
             still_until: Mutex::default(),
+            is_being_joined: AtomicBool::new(false),
         }
+    }
+
+    /// Claims the right to join the room; `None` while somebody else has it.
+    pub fn claim_join(self: &Arc<Self>) -> Option<JoinClaim> {
+        let was_claimed = self.is_being_joined.swap(true, Ordering::AcqRel);
+        (!was_claimed).then(|| JoinClaim(Arc::clone(self)))
     }
 
     /// Has changes of the room's state refused until this uptime. It is set and ended within turns, so that no state
@@ -385,6 +413,11 @@ impl Seat {
         let mut cited = self.turns.cited.lock();
         let cited = cited.as_mut().filter(|cited| !cited.is_lost)?;
         Some(std::mem::take(&mut cited.events))
+    }
+
+    /// Whether the room is being joined by a step that takes several turns.
+    pub(in crate::rooms) fn is_being_joined(&self) -> bool {
+        self.turns.is_being_joined.load(Ordering::Acquire)
     }
 
     /// The room that may be changed.

@@ -164,23 +164,52 @@ impl Value for NowRow {
 /// count until this row goes, with the step's last batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StageRow {
-    /// The position that is reserved for the step.
-    pub anchor: Position,
+    /// The position that is reserved for the step; none as long as its parts need none.
+    pub anchor: Option<Position>,
     /// Whether the step makes the room, so that nothing of the room was there before.
     pub makes_room: bool,
+    /// The numbers of the first event and of the first state key that the step takes into a room that was there before.
+    /// Whatever has a greater one is part of the step.
+    pub brings_from: Option<(EventNum, StateKeyNum)>,
 }
+
+const MAKES_ROOM: u8 = 1;
+const HAS_ANCHOR: u8 = 2;
+const BRINGS: u8 = 4;
 
 impl Value for StageRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, u8::from(self.makes_room)]);
-        to.position(self.anchor);
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        let flags = flag(self.makes_room, MAKES_ROOM)
+            | flag(self.anchor.is_some(), HAS_ANCHOR)
+            | flag(self.brings_from.is_some(), BRINGS);
+        to.raw(&[2, flags]);
+        if let Some(anchor) = self.anchor {
+            to.position(anchor);
+        }
+        if let Some((event, key)) = self.brings_from {
+            to.varint(event.0);
+            to.varint(key.0.into());
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        let makes_room = from.byte()? == 1;
-        Ok(Self { anchor: Key::decode_key(&mut from)?, makes_room })
+        // Layout 1 had an anchor always, and brought no events.
+        let (layout, flags) = (layout_upto(&mut from, 2)?, from.byte()?);
+        let flags = if layout == 1 { flags & MAKES_ROOM | HAS_ANCHOR } else { flags };
+        let has = |bit: u8| flags & bit != 0;
+        Ok(Self {
+            anchor: has(HAS_ANCHOR).then(|| Key::decode_key(&mut from)).transpose()?,
+            makes_room: has(MAKES_ROOM),
+            brings_from: if has(BRINGS) {
+                let (event, key) = (EventNum(from.varint()?), u32::try_from(from.varint()?));
+                let key = key.map_err(|_| Fault::Corrupt("a state key number is too large"))?;
+                Some((event, StateKeyNum(key)))
+            } else {
+                None
+            },
+        })
     }
 }
 
@@ -400,8 +429,15 @@ mod tests {
             for now in [NowRow::from(val), NowRow { val, staged_at: Some(order) }] {
                 prop_assert_eq!(round_trip(&now), now);
             }
-            let stage = StageRow { anchor: order.anchor, makes_room: is_bottomless };
-            prop_assert_eq!(round_trip(&stage), stage);
+            for (anchor, brings_from) in [(None, None), (Some(order.anchor), Some((EventNum(count), StateKeyNum(side))))] {
+                let stage = StageRow { anchor, makes_room: is_bottomless, brings_from };
+                prop_assert_eq!(round_trip(&stage), stage);
+            }
+            let stage = StageRow { anchor: Some(order.anchor), makes_room: is_bottomless, brings_from: None };
+            let mut to = Encoder::default();
+            stage.encode(&mut to);
+            (to.bytes[0], to.bytes[1]) = (1, u8::from(is_bottomless));
+            prop_assert_eq!(StageRow::decode(to.bytes.into()).unwrap(), stage, "layout 1");
             let log = LogRow { count, changes: changes.clone() };
             prop_assert_eq!(round_trip(&log), log);
             let row = SideRow::new(StateRef::Side(SideNum(side)), depth, changes.clone());

@@ -10,14 +10,14 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Change, Outcome, Received, Taken, header::Entering};
+use super::{Change, Outcome, Received, Taken, forget, header::Entering};
 use crate::{
     error::{Refusal, Result},
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{
         admit::Why,
         event::{StateEvent, StoredEvent},
-        graph, redact,
+        graph,
     },
     schema,
     schema::rooms::{AsideCount, AsideRow, EventRow, Place},
@@ -51,8 +51,12 @@ impl Change {
 
     /// Puts an event aside, once [`Self::has_room_aside`] said that there is space for it.
     pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
-        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
         debug_assert!(taken(&count) < ASIDE_MAX, "nobody asked whether there is room aside");
+        self.write_aside_row(aside, count)
+    }
+
+    fn write_aside_row(&mut self, aside: &AsideRow, mut count: AsideCount) -> Result<(), Fault> {
         count.count += 1;
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         let header = &aside.row.header;
@@ -76,6 +80,30 @@ impl Change {
             tracing::debug!(room = %self.num, event = %received.event().id, why, "an event is dropped");
             return Ok(Outcome::Unknown);
         }
+        let why = "other events name it among their auth events";
+        self.write_outlier(received, auth, rejected, why, false).map(|(event, _)| Outcome::Outlier(event))
+    }
+
+    /// Writes an event that a join brings, with its place in no graph: the room needs it, so that it takes no place from
+    /// others. Gives its numbers.
+    pub(super) fn put_brought(
+        &mut self,
+        received: &Received,
+        auth: &[Arc<StateEvent>],
+        rejected: Option<Why>,
+    ) -> Result<(EventNum, Option<StateKeyNum>)> {
+        let is_needed = rejected.is_none();
+        self.write_outlier(received, auth, rejected, "a join brought it", is_needed)
+    }
+
+    fn write_outlier(
+        &mut self,
+        received: &Received,
+        auth: &[Arc<StateEvent>],
+        rejected: Option<Why>,
+        why: &str,
+        is_needed: bool,
+    ) -> Result<(EventNum, Option<StateKeyNum>)> {
         let taken = self.take_numbers(received, rejected.is_some())?;
         let entering = Entering {
             num: taken.event,
@@ -96,13 +124,14 @@ impl Change {
             graph::put_auth_edges(&mut self.batch, self.num, taken.event, &header.auth);
         }
         let row = EventRow { header, json: received.json().clone() };
-        let why =
-            rejected.clone().unwrap_or_else(|| "other events name it among their auth events".to_owned());
-        tracing::debug!(room = %self.num, event = %received.event().id, rejected = rejected.is_some(), why, "an event is kept as an outlier");
-        self.put_aside_row(&AsideRow { rejected: rejected.is_some(), why, row: row.clone() })?;
+        let (is_rejected, why) = (rejected.is_some(), rejected.unwrap_or_else(|| why.to_owned()));
+        tracing::debug!(room = %self.num, event = %received.event().id, rejected = is_rejected, why, "an event is kept as an outlier");
+        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        count.needed += u64::from(is_needed);
+        self.write_aside_row(&AsideRow { rejected: is_rejected, why, row: row.clone() }, count)?;
         schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
         self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
-        Ok(Outcome::Outlier(taken.event))
+        Ok((taken.event, taken.key))
     }
 
     /// Finds the numbers of an event and of its state key, if the event is an outlier.
@@ -157,18 +186,9 @@ impl Change {
 
     /// Deletes the rows of an event that is kept aside.
     pub(super) fn forget_aside(&mut self, aside: &AsideRow, count: &mut AsideCount) {
-        let (room, header) = (self.num, &aside.row.header);
-        schema::ASIDE.delete(&mut self.batch, (room, header.event));
-        schema::PLACE.delete(&mut self.batch, (room, header.event));
-        schema::EVENT_ID.delete(&mut self.batch, &header.key);
-        if header.state_key.is_some() {
-            graph::delete_auth_edges(&mut self.batch, room, header.event, &header.auth);
-        }
-        if header.redacted_by.is_some() {
-            redact::forget_original(&mut self.batch, room, header.event);
-        }
+        forget::delete(&mut self.batch, self.num, aside);
         count.count = count.count.saturating_sub(1);
-        count.forgotten = count.forgotten.max(header.event);
+        count.forgotten = count.forgotten.max(aside.row.header.event);
     }
 
     /// Writes this row in place of an event that is kept aside.

@@ -31,10 +31,14 @@ use crate::{
         event::{self, Event, StateEvent, StoredEvent},
         graph,
         resolve::{Attempt, NotResolved, Question, Resolving, Settled},
+        rules,
         state::{self, Sketch},
     },
     schema,
-    schema::{rooms::Place, state::StateRef},
+    schema::{
+        rooms::{Place, RoomRow},
+        state::StateRef,
+    },
     store::Fault,
 };
 
@@ -185,14 +189,8 @@ impl Change {
     }
 
     fn known_auth_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>> {
-        let mut ids = event.auth.clone();
-        if self.rules().authorization.room_create_event_id_as_room_id
-            && let Ok(create) = OwnedEventId::try_from(self.row.id.as_str().replacen('!', "$", 1))
-        {
-            ids.push(create);
-        }
         let mut known = BTreeMap::new();
-        for id in ids {
+        for id in list_allowing(&self.row, event)? {
             let found = match self.find_num(&id)? {
                 Some(num) => Known::Found(self.judged_event(num)?),
                 None => Known::Missing,
@@ -203,7 +201,7 @@ impl Change {
     }
 
     /// Gives an event with the verdict of when it came in: the rules look at whether it was rejected.
-    fn judged_event(&self, num: EventNum) -> Result<Arc<StateEvent>> {
+    pub(super) fn judged_event(&self, num: EventNum) -> Result<Arc<StateEvent>> {
         let stored = event::require(&self.batch, self.num, num)?;
         let mut found = StateEvent::read(&self.row, &stored)?;
         let aside = schema::ASIDE.get(&self.batch, (self.num, num))?;
@@ -299,6 +297,18 @@ impl Change {
         }
         Ok(found)
     }
+}
+
+/// Lists the ids of the events that allow an event: those that it names, and in room version 12 the create event.
+pub(super) fn list_allowing(room: &RoomRow, event: &Event) -> Result<Vec<OwnedEventId>, Fault> {
+    let mut ids = event.auth.clone();
+    if rules(room)?.authorization.room_create_event_id_as_room_id
+        && let Ok(create) = OwnedEventId::try_from(room.id.as_str().replacen('!', "$", 1))
+        && create != event.id
+    {
+        ids.push(create);
+    }
+    Ok(ids)
 }
 
 fn found(

@@ -4,10 +4,10 @@
 
 use std::{collections::BTreeMap, mem};
 
-use super::Change;
+use super::{Change, forget};
 use crate::{
     error::Result,
-    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum, UserNum},
     rooms::{
         graph,
         members::{self, Since, Touched},
@@ -103,10 +103,10 @@ impl Change {
         Ok(())
     }
 
-    /// Lays down the state that a join over federation brings, just below the next event of this change: our own member
-    /// event. It becomes the room's state, whatever we had of the room before, and a hole opens below it: `missing` are the
-    /// ids of the events there. The members of the state are followed as in any other step.
-    pub fn lay_base(
+    /// Lays down the state that a join over federation brings to a room that we had something of, just below the next event of
+    /// this change: our own member event. It becomes the room's state, whatever that was before, and a hole opens below it:
+    /// `missing` are the ids of the events there. The members of the state are followed as in any other step.
+    pub(super) fn lay_base(
         &mut self,
         brought: &BTreeMap<StateKeyNum, EventNum>,
         missing: Vec<String>,
@@ -134,6 +134,37 @@ impl Change {
             None => self.store.begin_step()?,
         };
         Ok(self.step.insert(step).anchor())
+    }
+
+    /// Lays down the first state of a room, which a join over federation brought in earlier changes, just below the next event
+    /// of this change: our own member event. `users` are the users of ours whom the state knows, with their member keys.
+    pub(super) fn lay_first_base(
+        &mut self,
+        users: &BTreeMap<UserNum, StateKeyNum>,
+        missing: Vec<String>,
+    ) -> Result<()> {
+        debug_assert!(!self.batch.has_position(), "the event that a base stands below comes next");
+        let anchor = self.begin_step()?;
+        self.batch.begin_at(anchor);
+        let users: Vec<_> = users.iter().collect();
+        for part in users.chunks(stage::PART_KEYS_MAX) {
+            let mut batch = self.batch.another();
+            stage::begin(&mut batch, self.num, anchor, true)?;
+            for (_, key) in part {
+                let Some(by) = state::current(&batch, self.num, **key)? else { continue };
+                let name = state::key_name(&batch, self.num, **key)?;
+                let (_, user_id) = name.ok_or(Fault::Corrupt("a state key has no name"))?;
+                let membership = members::membership_of_event(&batch, self.num, by)?;
+                let since = Since { membership, event: by, order: Order::live(anchor) };
+                let user = members::track(&mut batch, self.num, &user_id, since, Some(anchor))?;
+                self.concern(user, membership);
+            }
+            batch.stage_at(anchor);
+            self.enqueue_numbered(batch)?;
+        }
+        stage::finish(&mut self.batch, self.num);
+        self.row.state_tip = state::open_hole(&mut self.batch, self.num, anchor, true, missing)?;
+        Ok(())
     }
 
     fn begin_parts(
@@ -195,7 +226,7 @@ impl Change {
         batch: &mut Batch,
         changes: &[(StateKeyNum, StateValue)],
     ) -> Result<(), Fault> {
-        stage::begin(batch, self.num, parts.anchor, false);
+        stage::begin(batch, self.num, parts.anchor, false)?;
         let order = (parts.order_of)(parts.anchor, parts.number)?;
         parts.number += 1;
         if stage::put_part(batch, self.num, order, changes)? {
@@ -238,7 +269,7 @@ impl Change {
         Ok(moves)
     }
 
-    fn membership_in(&self, val: StateValue) -> Result<Membership, Fault> {
+    pub(super) fn membership_in(&self, val: StateValue) -> Result<Membership, Fault> {
         match val.event() {
             Some(event) => members::membership_of_event(&self.batch, self.num, event),
             None => Ok(Membership::Leave),
@@ -278,7 +309,7 @@ impl Change {
         for (user, _) in &self.concerned {
             members::hold_back(&mut part, *user, self.num, stage.anchor, base).map_err(NotAccepted::Fault)?;
         }
-        stage::begin(&mut part, self.num, stage.anchor, true);
+        stage::begin(&mut part, self.num, stage.anchor, true).map_err(NotAccepted::Fault)?;
         let unseen = RoomRow { resident: Resident::No, ..self.row.clone() };
         schema::ROOM.put(&mut part, self.num, &unseen);
         stage.claimed += u64::from(part.position_count());
@@ -307,12 +338,14 @@ impl Change {
 
 /// Takes back a room's step that was not finished.
 pub(super) fn clear(store: &Store, guard: &Guard, room: RoomNum) -> Result<()> {
-    let Some(StageRow { anchor, makes_room }) = stage::find(&store.view(), room)? else { return Ok(()) };
+    let Some(StageRow { anchor, makes_room, brings_from }) = stage::find(&store.view(), room)? else {
+        return Ok(());
+    };
     tracing::debug!(%room, makes_room, "a staged step that was not finished is taken back");
-    let in_parts = |take_back: fn(&mut Batch, RoomNum, Position) -> Result<bool, Fault>| -> Result<()> {
+    let in_parts = |take_back: &dyn Fn(&mut Batch) -> Result<bool, Fault>| -> Result<()> {
         loop {
             let mut batch = store.batch(guard);
-            let is_done = take_back(&mut batch, room, anchor)?;
+            let is_done = take_back(&mut batch)?;
             drop(store.enqueue(batch)?);
             if is_done {
                 return Ok(());
@@ -320,15 +353,21 @@ pub(super) fn clear(store: &Store, guard: &Guard, room: RoomNum) -> Result<()> {
         }
     };
     if makes_room {
-        return in_parts(|batch, room, _| clear_new_room(batch, room));
+        return in_parts(&|batch| clear_new_room(batch, room));
     }
-    in_parts(take_back_keys)?;
-    for servers in members::list_staged(&store.view(), room, anchor)?.chunks(SERVERS_MAX) {
-        let mut batch = store.batch(guard);
-        for server in servers {
-            members::take_back_count(&mut batch, room, server, anchor)?;
+    if let Some(anchor) = anchor {
+        in_parts(&|batch| take_back_keys(batch, room, anchor))?;
+        for servers in members::list_staged(&store.view(), room, anchor)?.chunks(SERVERS_MAX) {
+            let mut batch = store.batch(guard);
+            for server in servers {
+                members::take_back_count(&mut batch, room, server, anchor)?;
+            }
+            drop(store.enqueue(batch)?);
         }
-        drop(store.enqueue(batch)?);
+    }
+    if let Some((event, key)) = brings_from {
+        in_parts(&|batch| forget::take_back(batch, room, event, CLEARED_AT_ONCE))?;
+        in_parts(&|batch| stage::clear_keys(batch, room, key, CLEARED_AT_ONCE))?;
     }
     let mut batch = store.batch(guard);
     stage::finish(&mut batch, room);
@@ -350,7 +389,10 @@ fn take_back_keys(batch: &mut Batch, room: RoomNum, anchor: Position) -> Result<
 /// Takes back a part of a room that was never finished: its events, then its users, then the rest. Gives `true` when
 /// nothing is left of it.
 fn clear_new_room(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
-    if !clear_events(batch, room)? || !members::clear_users(batch, room, CLEARED_AT_ONCE)? {
+    if !clear_events(batch, room)?
+        || !forget::take_back(batch, room, EventNum(0), CLEARED_AT_ONCE)?
+        || !members::clear_users(batch, room, CLEARED_AT_ONCE)?
+    {
         return Ok(false);
     }
     if let Some(row) = schema::ROOM.get(&*batch, room)? {

@@ -42,7 +42,8 @@ pub struct Segment {
 }
 
 /// Opens a hole below the event at `anchor`, after the state above it was staged ([`stage`](super::stage)). Gives the order
-/// of the marker at which that state is read. `is_bottomless` says that there is nothing of the room below the hole.
+/// of the marker at which that state is read. `is_bottomless` says that there is nothing of the room below the hole. Where no
+/// events are missing there is no hole, and the marker alone is written.
 pub fn open_hole(
     batch: &mut Batch,
     room: RoomNum,
@@ -52,7 +53,9 @@ pub fn open_hole(
 ) -> Result<Order, Fault> {
     let marker = Order { anchor, minor: -1 };
     mark(batch, room, marker)?;
-    schema::HOLE.put(batch, (room, Order::live(anchor)), &HoleRow { is_bottomless, missing, parts: 0 });
+    if !missing.is_empty() {
+        schema::HOLE.put(batch, (room, Order::live(anchor)), &HoleRow { is_bottomless, missing, parts: 0 });
+    }
     Ok(marker)
 }
 

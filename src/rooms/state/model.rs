@@ -285,7 +285,7 @@ impl World {
                 return self.stage(parts, order_of, None);
             }
             self.bench.stage(anchor, |batch| {
-                stage::begin(batch, room, anchor, false);
+                stage::begin(batch, room, anchor, false).unwrap();
                 stage::put_part(batch, room, order_of(anchor, number as u32).unwrap(), part).unwrap();
             });
             self.check_invariants();

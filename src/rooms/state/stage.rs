@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use super::{log_changes, now};
 use crate::{
-    ids::{Order, Position, RoomNum, StateKeyNum},
+    ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
         marked::Marked,
@@ -59,10 +59,30 @@ pub fn list_rooms(read: &(impl Read + ?Sized)) -> Result<Vec<RoomNum>, Fault> {
     schema::STAGE.prefix::<()>(read, (), Direction::Up)?.map(|row| row.map(|(room, _)| room)).collect()
 }
 
-/// Begins a step; its first part is in the same batch.
-pub fn begin(batch: &mut Batch, room: RoomNum, anchor: Position, makes_room: bool) {
+/// Begins a step, or the parts at a reserved position of a step that has begun; the first of them is in the same batch.
+pub fn begin(batch: &mut Batch, room: RoomNum, anchor: Position, makes_room: bool) -> Result<(), Fault> {
     debug_assert!(!anchor.is_pending(), "a step is staged at a reserved position");
-    schema::STAGE.put(batch, room, &StageRow { anchor, makes_room });
+    let brings_from = find(batch, room)?.and_then(|stage| stage.brings_from);
+    schema::STAGE.put(batch, room, &StageRow { anchor: Some(anchor), makes_room, brings_from });
+    Ok(())
+}
+
+/// Begins a step that takes events into the room before it changes the state: into a room that it makes, or, with the numbers
+/// of the first event and of the first state key, into one that was there.
+pub fn begin_to_bring(batch: &mut Batch, room: RoomNum, brings_from: Option<(EventNum, StateKeyNum)>) {
+    schema::STAGE.put(
+        batch,
+        room,
+        &StageRow { anchor: None, makes_room: brings_from.is_none(), brings_from },
+    );
+}
+
+/// Writes a key of the first state of a room that a step makes. Nobody reads the room before the step is finished, so that
+/// nothing needs to be kept of the value before.
+pub fn put_first(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: StateValue) -> Result<(), Fault> {
+    debug_assert!(find(batch, room)?.is_some_and(|stage| stage.makes_room), "the room is being made");
+    super::put_now(batch, room, key, val);
+    Ok(())
 }
 
 /// Writes a part of a step at its order: keys with their new values, at most [`PART_KEYS_MAX`], each key once in the
@@ -75,7 +95,7 @@ pub fn put_part(
 ) -> Result<bool, Fault> {
     debug_assert!(changes.len() <= PART_KEYS_MAX, "a part fits a batch");
     debug_assert!(
-        find(batch, room)?.is_some_and(|stage| stage.anchor == order.anchor),
+        find(batch, room)?.is_some_and(|stage| stage.anchor == Some(order.anchor)),
         "a part is of the step that began"
     );
     let (mut priors, mut counted) = (BTreeMap::new(), 0);
@@ -121,6 +141,27 @@ pub fn clear_part(
     Ok(Some(step.changes.into_iter().map(|(key, _)| key).collect()))
 }
 
+/// Deletes some state keys of which an unfinished step brought the first with this number: nothing names them. Gives `true`
+/// when none are left.
+pub fn clear_keys(
+    batch: &mut Batch,
+    room: RoomNum,
+    first: StateKeyNum,
+    keys_max: usize,
+) -> Result<bool, Fault> {
+    let rows: Vec<_> = {
+        let (low, high) = (Bound::Included((room, first)), Bound::Included((room, StateKeyNum(u32::MAX))));
+        let rows = schema::STATE_KEY.range::<(RoomNum, StateKeyNum)>(&*batch, low, high, Direction::Down)?;
+        rows.take(keys_max).collect::<Result<_, _>>()?
+    };
+    for ((_, key), row) in &rows {
+        debug_assert!(schema::STATE_NOW.get(batch, (room, *key))?.is_none(), "a key that is set is named");
+        schema::STATE_KEY.delete(batch, (room, *key));
+        schema::STATE_KEY_NUM.delete(batch, (room, &row.event_type, &row.state_key));
+    }
+    Ok(rows.is_empty())
+}
+
 /// Deletes the whole state of a room that was never finished, and the step with it.
 pub fn clear_all(batch: &mut Batch, room: RoomNum) {
     schema::STATE_KEY.delete_prefix::<(RoomNum,)>(batch, (room,));
@@ -140,7 +181,7 @@ pub(super) fn counted(
 ) -> Result<StateValue, Fault> {
     let Some(order) = row.staged_at else { return Ok(row.val) };
     match find(read, room)? {
-        Some(stage) if stage.anchor == order.anchor => {
+        Some(stage) if stage.anchor == Some(order.anchor) => {
             Ok(schema::STATE_UNDO.get(read, (room, key, order))?.unwrap_or(StateValue::Absent))
         }
         _ => Ok(row.val),
@@ -156,7 +197,7 @@ pub fn row_that_counts<V>(
 ) -> Result<Option<V>, Fault> {
     let Some(Marked { now, staged }) = row else { return Ok(None) };
     let Some(staged) = staged else { return Ok(now) };
-    let is_open = find(read, room)?.is_some_and(|stage| stage.anchor == staged.anchor);
+    let is_open = find(read, room)?.is_some_and(|stage| stage.anchor == Some(staged.anchor));
     Ok(if is_open { staged.before } else { now })
 }
 
@@ -166,7 +207,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        ids::EventNum,
         rooms::state::{self, StateRef, tests::Bench},
         store::{Guard, LogEntry},
     };
@@ -226,7 +266,7 @@ mod tests {
         let (room, anchor) = (bench.room, bench.store.begin_step().unwrap().anchor());
         for (number, part) in changes.chunks(PART_KEYS_MAX).enumerate() {
             write(bench, anchor, |batch| {
-                begin(batch, room, anchor, false);
+                begin(batch, room, anchor, false).unwrap();
                 put_part(batch, room, step_order(anchor, number as u32).unwrap(), part).unwrap();
             });
             assert_current(&*bench.store.snapshot(), room, old);
@@ -307,7 +347,7 @@ mod tests {
         let anchor = bench.store.begin_step().unwrap().anchor();
         bench.stage(anchor, |batch| {
             batch.position(&LogEntry::RoomState { room: bench.room });
-            begin(batch, bench.room, anchor, false);
+            begin(batch, bench.room, anchor, false).unwrap();
         });
         let mut batch = bench.store.batch(&Guard::alone());
         finish(&mut batch, bench.room);

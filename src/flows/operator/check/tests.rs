@@ -251,7 +251,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let log = crate::schema::state::LogRow { count, changes: Vec::new() };
         schema::STATE_LOG.put(batch, (room, marker), &log);
         schema::ROOM.put(batch, room, &row);
-        let step = crate::schema::state::StageRow { anchor: Position::MAX, makes_room: false };
+        let step = crate::schema::state::StageRow { anchor: Some(Position::MAX), makes_room: false, brings_from: None };
         schema::STAGE.put(batch, room, &step);
     });
 }

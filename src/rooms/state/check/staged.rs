@@ -68,7 +68,7 @@ pub(in crate::rooms) fn order(
     doubts: &mut Doubts,
 ) -> Result<(), Fault> {
     let is_reserved = order.anchor > read.upto()
-        && stage::find(read, room)?.is_some_and(|stage| stage.anchor == order.anchor);
+        && stage::find(read, room)?.is_some_and(|stage| stage.anchor == Some(order.anchor));
     if !is_reserved {
         doubts.position(read, order.anchor);
     }
@@ -79,5 +79,5 @@ pub(in crate::rooms) fn order(
 pub fn is_staged(read: &Snapshot, position: Position, entry: LogEntry) -> Result<bool, Fault> {
     let LogEntry::Event { room, .. } = entry else { return Ok(false) };
     let stage = stage::find(read, room)?;
-    Ok(stage.is_some_and(|stage| stage.makes_room && stage.anchor <= position))
+    Ok(stage.is_some_and(|stage| stage.makes_room && stage.anchor.is_some_and(|anchor| anchor <= position)))
 }
