@@ -602,6 +602,22 @@ fn run(ops: &[Op]) {
     assert!(world.bench.store.snapshot().upto() > Position::ZERO);
 }
 
+#[test]
+fn a_purge_at_an_event_that_changes_nothing_forgets_the_hole_below_it() {
+    let mut world = World::new();
+    world.rejoin(&[], 1, None);
+    // The segment's only event is a message, so that the last change at or below it is the marker of the hole below it.
+    let message =
+        Segment { steps: vec![Vec::new()], missing: vec!["$more".to_owned()], ..Segment::default() };
+    world.fill(world.holes()[0], message.clone(), None);
+    world.purge(world.holes()[0]);
+    for hole in world.holes() {
+        world.fill(hole, message.clone(), None);
+    }
+    assert_eq!(world.holes(), [], "nothing fills a hole whose end was forgotten");
+    world.check(true);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
 

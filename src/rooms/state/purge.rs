@@ -61,7 +61,7 @@ impl Purge {
         }
         self.stage = match self.stage {
             Stage::Sides(from) => self.sides(batch, room, order, from, is_kept, rows_max)?,
-            Stage::Holes => holes(batch, room, order, rows_max)?,
+            Stage::Holes => holes(batch, room, self.below, rows_max)?,
             Stage::Steps => steps(batch, room, order, rows_max)?,
             Stage::Done => Stage::Done,
         };
@@ -110,10 +110,12 @@ impl Purge {
     }
 }
 
-/// Forgets the holes at or below the order, of which the markers go next.
-fn holes(batch: &mut Batch, room: RoomNum, order: Order, rows_max: usize) -> Result<Stage, Fault> {
+/// Forgets the holes whose missing events lie below `below`, because nothing is filled in there any more. Their markers go
+/// next. The event above a hole may change no state, so the order that was asked for counts, and not the change to which it
+/// is rounded down.
+fn holes(batch: &mut Batch, room: RoomNum, below: Order, rows_max: usize) -> Result<Stage, Fault> {
     let holes: Vec<Order> = {
-        let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Included((room, order)));
+        let (low, high) = (Bound::Included((room, Order::MIN)), Bound::Included((room, below)));
         let rows = schema::HOLE.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Up)?;
         rows.take(rows_max).map(|row| row.map(|((_, at), _)| at)).collect::<Result<_, _>>()?
     };
