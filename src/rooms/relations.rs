@@ -252,9 +252,8 @@ pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> 
     match kind {
         RelationKind::Replace if related.edit == Some(event) => {
             let original = event::find(batch, room, parent)?;
-            let edit =
-                original.map(|original| newest_edit(batch, room, &original, |_| Ok(true))).transpose()?;
-            related.edit = edit.flatten().map(|edit| edit.event());
+            let edit = original.map(|original| newest_edit(batch, room, &original, Order::MAX, |_| Ok(true)));
+            related.edit = edit.transpose()?.flatten().map(|edit| edit.event());
         }
         RelationKind::Thread => {
             related.thread_count = related.thread_count.saturating_sub(1);
@@ -348,15 +347,17 @@ fn sent(edit: &StoredEvent) -> (u64, &schema::rooms::EventKey) {
     (edit.row.header.sent_ms, &edit.row.header.key)
 }
 
-/// Finds the edit that counts among those that a reader sees.
+/// Finds the edit that counts among those that a reader sees, who sees nothing above `until`.
 pub(in crate::rooms) fn newest_edit(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     original: &StoredEvent,
+    until: Order,
     sees: impl Fn(&StoredEvent) -> Result<bool, Fault>,
 ) -> Result<Option<StoredEvent>, Fault> {
     let mut newest = None::<StoredEvent>;
-    let rows = list_kind(read, room, original.event(), RelationKind::Replace, ANYWHERE, Direction::Down)?;
+    let parent = original.event();
+    let rows = list_kind(read, room, parent, RelationKind::Replace, upto(until), Direction::Down)?;
     for row in rows.take(AGAIN_MAX) {
         let Some(edit) = event::find(read, room, row?.1.event)? else { continue };
         if is_edit_of(original, &edit)
@@ -376,8 +377,7 @@ fn newest_of(
     kind: RelationKind,
     until: Order,
 ) -> Result<Option<(Order, EventNum)>, Fault> {
-    let span = (Bound::Unbounded, Bound::Included(until));
-    let newest = list_kind(read, room, parent, kind, span, Direction::Down)?.next().transpose()?;
+    let newest = list_kind(read, room, parent, kind, upto(until), Direction::Down)?.next().transpose()?;
     Ok(newest.map(|(order, row)| (order, row.event)))
 }
 
@@ -386,6 +386,11 @@ pub type Span = (Bound<Order>, Bound<Order>);
 
 /// The whole timeline of a room.
 pub const ANYWHERE: Span = (Bound::Unbounded, Bound::Unbounded);
+
+/// The timeline up to an order, with the event that stands there.
+pub(in crate::rooms) fn upto(until: Order) -> Span {
+    (Bound::Unbounded, Bound::Included(until))
+}
 
 /// A row of the index of relations, with the order of its event.
 type Related = Result<(Order, RelationRow), Fault>;

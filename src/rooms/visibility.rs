@@ -236,6 +236,8 @@ pub struct Sight {
     visibilities: HashMap<EventNum, HistoryVisibility>,
     /// Whether the room was never less than shared, once that was asked for.
     is_open: Option<bool>,
+    /// The order above which the user sees nothing, once that was asked for.
+    end: Option<Option<Order>>,
 }
 
 impl Sight {
@@ -273,6 +275,7 @@ impl Sight {
             memberships: HashMap::new(),
             visibilities: HashMap::new(),
             is_open: None,
+            end: None,
         }
     }
 
@@ -370,6 +373,15 @@ impl Sight {
 
     /// Gives the order above which the user sees nothing; `None` for a user who sees nothing at all.
     pub fn end(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
+        if let Some(known) = self.end {
+            return Ok(known);
+        }
+        let end = self.find_end(read)?;
+        self.end = Some(end);
+        Ok(end)
+    }
+
+    fn find_end(&mut self, read: &(impl Read + ?Sized)) -> Result<Option<Order>, Fault> {
         self.visibility.load(read, self.room)?;
         if self.joined_until == Some(Order::MAX)
             || self.visibility_in(read, self.visibility.now)? == HistoryVisibility::WorldReadable

@@ -6,7 +6,9 @@ use crate::{
     json::{JsonText, Object},
     rooms::{
         event::{self, StoredEvent},
-        relations::{AGAIN_MAX, ANYWHERE, can_be_edited, is_edit_of, list_kind, newest_edit, took_part},
+        relations::{
+            AGAIN_MAX, ANYWHERE, can_be_edited, is_edit_of, list_kind, newest_edit, took_part, upto,
+        },
         view::RoomView,
         visibility::Reader,
     },
@@ -94,7 +96,8 @@ fn find_edit(
     match event::find(read, room, edit)? {
         // Rows of older versions may name an edit that is none.
         Some(edit) if !is_edit_of(original, &edit) || !reader.sees(read, &edit)? => {
-            newest_edit(read, room, original, |edit| reader.sees(read, edit))
+            let Some(until) = reader.end(read)? else { return Ok(None) };
+            newest_edit(read, room, original, until, |edit| reader.sees(read, edit))
         }
         edit => Ok(edit),
     }
@@ -121,8 +124,8 @@ fn list_references(
     Ok(seen)
 }
 
-/// Finds the newest event of a thread that a reader may see, and counts those they may see: among the newest
-/// [`AGAIN_MAX`] events, if there are some they may not see. `None` if they see none.
+/// Finds the newest event of a thread that a reader may see, and counts those they may see: if there are some they may not
+/// see, among the newest [`AGAIN_MAX`] events up to the end of their sight. `None` if they see none.
 fn find_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
@@ -134,8 +137,9 @@ fn find_thread(
     if reader.sees_everything(read)? {
         return Ok(Some((event::require(read, room, tip)?, related.thread_count)));
     }
+    let Some(until) = reader.end(read)? else { return Ok(None) };
     let (mut latest, mut count) = (None, 0);
-    let rows = list_kind(read, room, root, RelationKind::Thread, ANYWHERE, Direction::Down)?;
+    let rows = list_kind(read, room, root, RelationKind::Thread, upto(until), Direction::Down)?;
     for row in rows.take(AGAIN_MAX) {
         let event = event::require(read, room, row?.1.event)?;
         if reader.sees(read, &event)? {
@@ -147,14 +151,17 @@ fn find_thread(
 }
 
 /// Finds where the newest event stands that a reader sees of the thread which grows from an event; `None` if they see none.
-/// At most [`AGAIN_MAX`] events are looked at.
+/// At most [`AGAIN_MAX`] events are looked at, from the end of the reader's sight (`until`) down: a thread may go on for long
+/// after they left.
 pub(crate) fn newest_in_thread(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     root: EventNum,
     reader: &Reader,
+    until: Order,
 ) -> Result<Option<Order>, Fault> {
-    for row in list_kind(read, room, root, RelationKind::Thread, ANYWHERE, Direction::Down)?.take(AGAIN_MAX) {
+    let rows = list_kind(read, room, root, RelationKind::Thread, upto(until), Direction::Down)?;
+    for row in rows.take(AGAIN_MAX) {
         let (order, row) = row?;
         if reader.sees(read, &event::require(read, room, row.event)?)? {
             return Ok(Some(order));

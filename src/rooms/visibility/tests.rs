@@ -9,7 +9,16 @@ use crate::{
     accounts::users,
     env::Env,
     metrics::Metrics,
-    rooms::{Rooms, build::Draft, change::Change, resolve::Resolver, timeline, timeline::PageToken},
+    rooms::{
+        Rooms,
+        build::Draft,
+        change::Change,
+        erased::Erased,
+        resolve::Resolver,
+        show::{self, Viewer},
+        timeline::{self, PageToken},
+        view::RoomView,
+    },
     schema::state::StateRef,
     store::{Counting, Durability, Engine, Guard, Snapshot, Store, engine::Memory},
 };
@@ -179,6 +188,37 @@ fn who_left_sees_what_was_shared_until_then_however_often_they_were_invited_sinc
     let seen: Vec<_> = messages.map(|stored| sight.look(&read, &stored).unwrap()).collect();
     let (leave, join) = (Membership::Leave, Membership::Join);
     assert_eq!(seen, [(leave, true), (join, true), (leave, false)]);
+}
+
+#[test]
+fn a_thread_that_goes_on_after_the_reader_left_is_read_up_to_there() {
+    let fixture = Fixture::new("shared");
+    fixture.add(&[member("join", 0), message("alice")]);
+    let newest = |snapshot: &Snapshot| {
+        let mut page = timeline::page(snapshot, ROOM, PageToken(Order::MAX), None, Direction::Down).unwrap();
+        page.next().unwrap().unwrap()
+    };
+    let row = crate::rooms::require_row(&*fixture.store.snapshot(), ROOM).unwrap();
+    let root = newest(&fixture.store.snapshot());
+    let relation = json!({ "rel_type": "m.thread", "event_id": root.id(&row) });
+    let reply =
+        Draft { content: content(json!({ "body": "x", "m.relates_to": relation })), ..message("alice") };
+    fixture.add(&[reply.clone(), reply.clone()]);
+    let last_seen = newest(&fixture.store.snapshot()).order;
+    fixture.add(&[vec![member("leave", 0)], vec![reply; 1_100]].concat());
+    let snapshot = fixture.store.snapshot();
+    let read = Counting::new(&snapshot);
+    let reader = Reader::of(&read, ROOM, fixture.bob, &user("bob"), Arc::default()).unwrap();
+    let end = reader.end(&read).unwrap().unwrap();
+    assert_eq!(show::newest_in_thread(&read, ROOM, root.event(), &reader, end).unwrap(), Some(last_seen));
+    let view = RoomView { read: &read, num: ROOM, row: &row };
+    let (user, erased) = (user("bob"), Erased::default());
+    let viewer =
+        Viewer { user: &user, device: None, now_ms: 0, with_room_id: true, reader: &reader, erased: &erased };
+    let shown = show::show(view, &root, &viewer, None).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(shown.as_str()).unwrap();
+    assert_eq!(shown["unsigned"]["m.relations"]["m.thread"]["count"], 2, "{shown}");
+    assert!(read.rows() < 60, "{}", read.rows());
 }
 
 /// Makes the next event of a random history: Bob's membership changes in a way that may be, the room's visibility

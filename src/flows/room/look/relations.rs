@@ -189,10 +189,10 @@ pub(crate) async fn threads(
     looking(app, caller, room, move |look, _| {
         // This refuses a caller who sees nothing of the room. A thread that goes on after they left is listed all the same, with
         // the part that they see.
-        look.end()?;
+        let end = look.end()?;
         let from = wanted.from.as_deref().map(place).transpose()?.map_or(Order::MAX, |from| from.0);
         let limit = bounded(wanted.limit).max(1);
-        let mut page = ThreadPage { look: &look, wanted: &wanted, limit, chunk: Vec::new() };
+        let mut page = ThreadPage { look: &look, wanted: &wanted, end, limit, chunk: Vec::new() };
         let next = page.fill(from)?;
         let mut answer = Object::new();
         answer.list("chunk", &page.chunk);
@@ -208,6 +208,8 @@ pub(crate) async fn threads(
 struct ThreadPage<'l> {
     look: &'l Look,
     wanted: &'l ThreadsWanted,
+    /// The last place up to which the caller sees events.
+    end: Order,
     limit: usize,
     chunk: Vec<JsonText>,
 }
@@ -249,7 +251,7 @@ impl ThreadPage<'_> {
             let newest = if sees_all {
                 Some(order)
             } else {
-                show::newest_in_thread(read, look.num, root, &look.reader)?
+                show::newest_in_thread(read, look.num, root, &look.reader, self.end)?
             };
             waiting.extend(newest.filter(|newest| *newest <= from).map(|newest| (newest, root)));
         }
