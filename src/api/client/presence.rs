@@ -23,7 +23,7 @@ pub(crate) async fn get_presence(
     app: App,
     client: Client<get_presence::v3::Request>,
 ) -> Result<get_presence::v3::Response> {
-    let presence = presence::find_presence(&app, &client.caller, &client.request.user_id)?;
+    let presence = presence::find_presence(&app, &client.caller, &client.request.user_id).await?;
     let was_here = presence.last_active_ms > 0;
     let age = Duration::from_millis(app.env.now_ms().saturating_sub(presence.last_active_ms));
     let mut response = get_presence::v3::Response::new(presence.state.clone());

@@ -51,22 +51,24 @@ fn require_known(state: &PresenceState) -> Result<(), Refusal> {
     }
 }
 
-/// The presence of a user: one's own as it is, and that of others as it was told. Errors: 403 for a caller who shares no room with that user, 404 for an unknown user.
-pub fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Presence> {
-    let snapshot = app.store.snapshot();
-    let user = accounts::users::find_num(&*snapshot, user_id)?
-        .ok_or_else(|| Refusal::not_found("There is no such user here."))?;
-    if user == caller.user {
-        let now_ms = app.env.now_ms();
-        let own = app.ephemeral.read(|board| board.presence.find_own(user, now_ms));
-        return Ok(own.unwrap_or_else(Presence::unknown));
-    }
-    let own = members::list_joined_rooms(&*snapshot, caller.user)?;
-    let theirs = members::list_joined_rooms(&*snapshot, user)?;
-    if !own.iter().any(|room| theirs.contains(room)) {
-        return Err(Refusal::forbidden("You share no room with this user.").into());
-    }
-    Ok(app.ephemeral.read(|board| board.presence.find(user)).unwrap_or_else(Presence::unknown))
+/// The presence of a user: one's own as it is, and that of others as it was told. Errors: 403 for a caller who shares no room
+/// with that user, 404 for an unknown user.
+pub async fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Result<Presence> {
+    let (owned, asks, user_id) = (app.clone(), caller.user, user_id.to_owned());
+    let find = move || {
+        let snapshot = owned.store.snapshot();
+        let user = accounts::users::find_num(&*snapshot, &user_id)?
+            .ok_or_else(|| Refusal::not_found("There is no such user here."))?;
+        if user == asks {
+            let now_ms = owned.env.now_ms();
+            return Ok(owned.ephemeral.read(|board| board.presence.find_own(user, now_ms)));
+        }
+        if !members::share_room(&*snapshot, asks, user)? {
+            return Err(Refusal::forbidden("You share no room with this user.").into());
+        }
+        Ok(owned.ephemeral.read(|board| board.presence.find(user)))
+    };
+    Ok(app.env.blocking(find).await?.unwrap_or_else(Presence::unknown))
 }
 
 /// Tells those who share a room with a user of the user's new display name or avatar, with the user's presence

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use super::{joined_local_users, list_user_rooms};
+use super::{find_many, joined_local_users, list_joined_rooms, list_user_rooms};
 use crate::{
     ids::{RoomNum, UserNum},
     rooms::state::stage,
@@ -13,6 +13,19 @@ use crate::{
 
 /// Read about this many rows at most, however many rooms and people there are.
 const ROWS_MAX: usize = 20_000;
+/// Ask about this many rooms of a user at once: most who share a room share one of the first.
+const ASKED_AT_ONCE: usize = 256;
+
+/// Whether two users of ours are in one room. Costs a row or two for each room of the first of them.
+pub(crate) fn share_room(read: &(impl Read + ?Sized), user: UserNum, other: UserNum) -> Result<bool, Fault> {
+    for some in list_joined_rooms(read, user)?.chunks(ASKED_AT_ONCE) {
+        let theirs = find_many(read, other, some.iter().copied())?;
+        if theirs.into_iter().flatten().any(|row| row.membership == Membership::Join) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// Finds those of `among` who are in a room with the user; the largest rooms come first, because most are found there. The
 /// search ends after a bounded number of rows, so that it may miss some.
@@ -166,6 +179,34 @@ mod tests {
         let (found, rows) = find(&store, 0..1_000);
         assert_eq!(found, 199);
         assert!(rows <= rooms + ROOMS * (MEMBERS + 1), "the members of each room are fewer: {rows}");
+    }
+
+    #[test]
+    fn two_users_share_a_room_while_both_are_in_it() {
+        let store = house();
+        let Engine::Memory(memory) = store.engine() else { panic!("tests run in memory") };
+        let shares = |user: u64, other: u64| {
+            let (snapshot, before) = (store.snapshot(), memory.reads());
+            let shares = share_room(&*snapshot, UserNum(user), UserNum(other)).unwrap();
+            (shares, memory.reads() - before)
+        };
+        assert_eq!(shares(0, 1), (true, 2 * ROOMS + 1));
+        assert_eq!(shares(0, 1_000), (false, 2 * ROOMS + 1), "the other is in no room");
+        assert_eq!(shares(1_000, 0), (false, 1));
+        let mut batch = store.batch(&Guard::alone());
+        for room in (1..ROOMS).map(RoomNum) {
+            let row = schema::USER_ROOM.get(&batch, (UserNum(1), room)).unwrap().unwrap().now.unwrap();
+            let left = UserRoomRow { membership: Membership::Leave, ..row };
+            schema::USER_ROOM.put(&mut batch, (UserNum(1), room), &left.into());
+        }
+        schema::USER_ROOM.delete(&mut batch, (UserNum(2), RoomNum(0)));
+        drop(store.enqueue(batch).unwrap());
+        store.flush().unwrap();
+        assert!(shares(0, 1).0 && shares(1, 0).0, "they are both in the first room still");
+        assert!(
+            !shares(1, 2).0 && !shares(2, 1).0,
+            "one is in the first room, and the other in all but that"
+        );
     }
 
     #[test]
