@@ -212,13 +212,10 @@ pub fn at_many(
     keys: &[StateKeyNum],
 ) -> Result<Vec<StateValue>, Fault> {
     let chain = side::Chain::read(read, room, state)?;
-    let StateRef::Main(order) = chain.base else {
-        return Err(Fault::Corrupt("a side state does not stand on the main line"));
-    };
     let set: Vec<Option<StateValue>> = keys.iter().map(|key| chain.find(*key)).collect();
     let open: Vec<StateKeyNum> =
         keys.iter().zip(&set).filter(|(_, set)| set.is_none()).map(|(key, _)| *key).collect();
-    let mut below = many_on_main_line(read, room, order, &open)?.into_iter();
+    let mut below = many_on_main_line(read, room, chain.base, &open)?.into_iter();
     Ok(set.into_iter().map(|set| set.or_else(|| below.next()).unwrap_or(StateValue::Absent)).collect())
 }
 

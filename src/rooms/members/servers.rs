@@ -224,10 +224,7 @@ struct Moves {
 impl Moves {
     fn to(read: &(impl Read + ?Sized), room: RoomNum, at: StateRef) -> Result<Self, Fault> {
         let chain = Chain::read(read, room, at)?;
-        let StateRef::Main(base) = chain.base else {
-            return Err(Fault::Corrupt("a side state does not stand on the main line"));
-        };
-        let mut moves = Self { base, ..Self::default() };
+        let mut moves = Self { base: chain.base, ..Self::default() };
         let entries = chain.entries();
         let names = state::list_key_names(read, room, entries.keys().copied())?;
         for ((key, val), name) in entries.into_iter().zip(names) {
@@ -235,7 +232,7 @@ impl Moves {
             if kind != MEMBER {
                 continue;
             }
-            let was = is_joined(read, room, state::at(read, room, chain.base, key)?)?;
+            let was = is_joined(read, room, state::at(read, room, StateRef::Main(chain.base), key)?)?;
             let is = is_joined(read, room, val)?;
             moves.joined += i64::from(is) - i64::from(was);
             let Some(server) = server_of(&user_id) else { continue };
@@ -245,7 +242,7 @@ impl Moves {
                 (true, true) | (false, false) => {}
             }
         }
-        moves.counts = count_on_main_line(read, room, base, moves.went.keys())?;
+        moves.counts = count_on_main_line(read, room, chain.base, moves.went.keys())?;
         Ok(moves)
     }
 

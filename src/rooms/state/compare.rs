@@ -42,10 +42,7 @@ pub fn diff(
         return Ok(Vec::new());
     }
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
-    let (StateRef::Main(left_order), StateRef::Main(right_order)) = (left.base, right.base) else {
-        return Err(Fault::Corrupt("a side state does not stand on the main line"));
-    };
-    let (low, high) = (left_order.min(right_order), left_order.max(right_order));
+    let (low, high) = (left.base.min(right.base), left.base.max(right.base));
     let Some(Between { below, is_high_tip }) = Between::read(read, room, low, high)? else {
         return merge(values(read, room, a)?, values(read, room, b)?);
     };
@@ -66,8 +63,8 @@ pub fn diff(
             Some(at_low) if order == low => *at_low,
             _ => at_high,
         };
-        let in_left = left.find(key).unwrap_or_else(|| on_main(left_order));
-        let in_right = right.find(key).unwrap_or_else(|| on_main(right_order));
+        let in_left = left.find(key).unwrap_or_else(|| on_main(left.base));
+        let in_right = right.find(key).unwrap_or_else(|| on_main(right.base));
         if differ(in_left, in_right) {
             differing.push((key, in_left, in_right));
         }
@@ -80,8 +77,8 @@ pub fn diff(
 pub fn distance(read: &(impl Read + ?Sized), room: RoomNum, a: StateRef, b: StateRef) -> Result<u64, Fault> {
     let (left, right) = (Chain::read(read, room, a)?, Chain::read(read, room, b)?);
     let entries: usize = unshared(&left, &right).map(SideRow::key_count).sum();
-    let (StateRef::Main(x), StateRef::Main(y)) = (left.base, right.base) else { return Ok(entries as u64) };
-    Ok(changes_between(read, room, x.min(y), x.max(y))?.saturating_add(entries as u64))
+    let (low, high) = (left.base.min(right.base), left.base.max(right.base));
+    Ok(changes_between(read, room, low, high)?.saturating_add(entries as u64))
 }
 
 /// Lists the side states that only one of the two consists of, because a side state below both makes no difference by

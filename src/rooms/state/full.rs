@@ -40,10 +40,7 @@ pub(crate) fn values<'r>(
     state: StateRef,
 ) -> Result<Values<'r>, Fault> {
     let chain = Chain::read(read, room, state)?;
-    let mut over = chain.entries();
-    let StateRef::Main(order) = chain.base else {
-        return Err(Fault::Corrupt("a side state does not stand on the main line"));
-    };
+    let (order, mut over) = (chain.base, chain.entries());
     let sides = over.clone();
     // Most places are near the tip, and that is found out sooner than how near.
     if overlay(read, room, order, FEW_CHANGES, &mut over)? {

@@ -95,7 +95,7 @@ impl Purge {
                 continue;
             }
             let chain = Chain::read(&*batch, room, row.base)?;
-            if chain.base < StateRef::Main(order) {
+            if chain.base < order {
                 let differing = diff(&*batch, room, StateRef::Main(order), StateRef::Side(*side))?;
                 let entries = differing.into_iter().map(|(key, _, val)| (key, val));
                 schema::SIDE.put(batch, (room, *side), &SideRow::new(StateRef::Main(order), 1, entries));

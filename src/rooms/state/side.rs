@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{at_many, canonical};
 use crate::{
-    ids::{EventNum, RoomNum, SideNum, StateKeyNum},
+    ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
     schema::{
         self,
         state::{SideRow, StateRef, StateValue},
@@ -65,7 +65,7 @@ pub fn forget_side(batch: &mut Batch, room: RoomNum, side: SideNum) {
 /// A side state, with those that it stands on.
 pub(crate) struct Chain {
     /// The place on the main line on which the lowest side state stands.
-    pub(crate) base: StateRef,
+    pub(crate) base: Order,
     /// The rows from the given state down to the one on the main line; empty when the state is on the main line itself.
     pub(crate) rows: Vec<(SideNum, SideRow)>,
 }
@@ -73,16 +73,19 @@ pub(crate) struct Chain {
 impl Chain {
     /// Reads the side states that a state consists of.
     pub(crate) fn read(read: &(impl Read + ?Sized), room: RoomNum, state: StateRef) -> Result<Self, Fault> {
-        let (mut base, mut rows) = (state, Vec::new());
-        while let StateRef::Side(side) = base {
+        let (mut below, mut rows) = (state, Vec::new());
+        loop {
+            let side = match below {
+                StateRef::Main(base) => return Ok(Self { base, rows }),
+                StateRef::Side(side) => side,
+            };
             let row = require_side(read, room, side)?;
-            base = row.base;
+            below = row.base;
             rows.push((side, row));
             if rows.len() > usize::from(DEPTH_MAX) {
                 return Err(Fault::Corrupt("a side state is too deep"));
             }
         }
-        Ok(Self { base, rows })
     }
 
     /// Finds the value that the side states set the key to; `None` where the main line decides.
@@ -117,7 +120,7 @@ pub fn make_side(
     }
     let chain = Chain::read(batch, room, base)?;
     let Some((main, depth, entries)) = layer(batch, room, &chain, base, differing)? else {
-        return Ok(chain.base);
+        return Ok(StateRef::Main(chain.base));
     };
     let side = SideNum(*next_side);
     *next_side = next_side.checked_add(1).ok_or(Fault::Corrupt("a room has too many side states"))?;
@@ -200,7 +203,7 @@ mod tests {
         assert_eq!(chain.entries(), model);
         // Flat copies would take n²/2 = 4,500,000 entries.
         assert!(written < 60 * n as usize, "{written}");
-        assert_eq!(chain.base, StateRef::EMPTY);
+        assert_eq!(chain.base, Order::MIN);
     }
 
     #[test]
