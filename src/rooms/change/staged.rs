@@ -2,13 +2,14 @@
 //! (`state/stage.rs`). A change that turns thousands of keys of a room's state, the state that a join brings, and a room
 //! that begins with hundreds of invitations, are such.
 
-use std::{collections::BTreeMap, mem};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use super::{Change, forget};
 use crate::{
     error::Result,
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum, UserNum},
     rooms::{
+        event::StateEvent,
         graph,
         members::{self, Since, Touched},
         state::{self, Difference, stage},
@@ -55,6 +56,11 @@ pub(super) struct Making {
     claimed: u64,
 }
 
+/// Whether a step of the main line that changes these keys is larger than a batch, so that it is staged.
+pub(super) fn is_large(differing: &[Difference]) -> bool {
+    differing.len() > KEYS_MAX
+}
+
 /// A step of the main line while its parts are written.
 struct Parts {
     anchor: Position,
@@ -71,9 +77,28 @@ impl Change {
         self.added().is_empty() && self.stage.is_none()
     }
 
+    /// Takes one step of the main line, in parts if it is large. `own` is the event at `order`, with its key, if the step
+    /// sets that.
+    pub(super) fn take_step(
+        &mut self,
+        order: Order,
+        differing: &[Difference],
+        own: Option<(StateKeyNum, Arc<StateEvent>)>,
+    ) -> Result<()> {
+        let own_change = own.as_ref().map(|(key, event)| (*key, StateValue::Event(event.event)));
+        if is_large(differing) {
+            return self.stage_step(order, differing, own_change);
+        }
+        let mut changes: Vec<_> = differing.iter().map(|(key, _, val)| (*key, *val)).collect();
+        if let Some(index) = changes.iter().position(|change| own_change == Some(*change)) {
+            changes.swap(0, index);
+        }
+        self.set_state(order, &changes, own.map(|(_, event)| event))
+    }
+
     /// Takes one step of the main line that is larger than a batch, for the event at `order`. The event's own key, which
     /// no state holds before, is set in the last batch.
-    pub(super) fn stage_step(
+    fn stage_step(
         &mut self,
         order: Order,
         differing: &[Difference],

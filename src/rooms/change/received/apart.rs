@@ -3,11 +3,7 @@
 //! where the branch began. The room's state follows when the branch is *reunited* with the heads, once for all of its
 //! events: so a branch of n events costs as much as n events and one resolution do.
 
-use super::{
-    super::{Change, staged},
-    Received, Resolving, Sketch, Standpoint, StateRef, Taken,
-    write::Entry,
-};
+use super::{super::Change, Received, Resolving, Sketch, Standpoint, StateRef, Taken, write::Entry};
 use crate::{
     error::Result,
     ids::{EventNum, Order},
@@ -15,7 +11,6 @@ use crate::{
         event::StoredEvent,
         graph,
         resolve::{Question, Settled},
-        state,
     },
     schema::{
         jobs::Job,
@@ -81,7 +76,7 @@ impl Change {
         timer::set(&mut self.batch, &job.timer(graph::reunion_due_ms(now_ms)));
         self.row.apart.push(apart);
         let current = tip.clone();
-        let entry = Entry { heads: None, after, current, tip, differing: Vec::new(), is_large: false };
+        let entry = Entry { heads: None, after, current, tip, differing: Vec::new() };
         let stored = self.write_accepted(received, taken, standpoint, entry)?;
         graph::drop_apart(&mut self.row.apart, now_ms);
         self.put_room();
@@ -108,7 +103,11 @@ impl Change {
         let differing = tip.diff(&self.batch, self.num, &current)?;
         tracing::debug!(room = %self.num, heads = heads.len(), keys = differing.len(), "branches are reunited");
         self.row.apart.clear();
-        self.step_to(&differing)?;
+        if !differing.is_empty() {
+            // No event causes this step.
+            let order = Order::live(self.batch.position(&LogEntry::RoomState { room: self.num }));
+            self.take_step(order, &differing, None)?;
+        }
         self.set_heads(heads)?;
         self.put_room();
         Ok(Reunion::Done)
@@ -121,18 +120,5 @@ impl Change {
         heads.extend(self.row.apart.iter().map(|branch| branch.head.clone()));
         graph::drop_heads(&mut heads, None, now_ms);
         heads
-    }
-
-    /// Takes one step of the main line that no event causes.
-    fn step_to(&mut self, differing: &[state::Difference]) -> Result<()> {
-        if differing.is_empty() {
-            return Ok(());
-        }
-        let order = Order::live(self.batch.position(&LogEntry::RoomState { room: self.num }));
-        if differing.len() > staged::KEYS_MAX {
-            return self.stage_step(order, differing, None);
-        }
-        let changes: Vec<_> = differing.iter().map(|(key, _, val)| (*key, *val)).collect();
-        self.set_state(order, &changes, None)
     }
 }

@@ -45,8 +45,6 @@ pub(super) struct Entry {
     pub(super) tip: Sketch,
     /// The keys in which `tip` and `current` differ.
     pub(super) differing: Vec<state::Difference>,
-    /// Whether `differing` is more than a batch holds, so that the step is staged.
-    pub(super) is_large: bool,
 }
 
 impl Change {
@@ -187,12 +185,11 @@ impl Change {
             return Ok(Step::later(question, Some(taken)));
         };
         let differing = tip.diff(&self.batch, self.num, &current)?;
-        let is_large = differing.len() > staged::KEYS_MAX;
-        if is_large && !self.may_stage() {
+        if staged::is_large(&differing) && !self.may_stage() {
             // A large step can be staged only by the first event of a turn.
             return Ok(Step::EndTurn(Some(taken)));
         }
-        let entry = Entry { heads: Some(heads), after, current, tip, differing, is_large };
+        let entry = Entry { heads: Some(heads), after, current, tip, differing };
         let stored = self.write_accepted(received, taken, standpoint, entry)?;
         Ok(Step::Done(Outcome::Accepted(Box::new(stored))))
     }
@@ -231,9 +228,9 @@ impl Change {
         let order = self.next_order(num);
         let mut header = self.header(received, &placed, taken)?;
         let own = header.state_key.map(|key| (key, StateValue::Event(num)));
-        let after = entry.after;
+        let Entry { after, differing, .. } = entry;
         // A large step changes the main line below the event, too, so that the state before the event must be named.
-        if Sketch::from(placed.before) == entry.tip && !entry.is_large {
+        if Sketch::from(placed.before) == entry.tip && !staged::is_large(&differing) {
             header.before = None;
         }
         // Where the room's state is the one after this event, the main line from here on is that state.
@@ -247,18 +244,10 @@ impl Change {
         header.unseen |= !redaction.is_shown();
         let stored = StoredEvent { order, row: EventRow { header, json: received.json().clone() } };
         self.put(&stored)?;
-        let own_is_current = entry.differing.iter().any(|(key, _, val)| own == Some((*key, *val)));
-        let parsed = own_is_current
-            .then(|| Arc::new(StateEvent { event: num, auth_depth, parsed: received.event().clone() }));
-        if entry.is_large {
-            self.stage_step(order, &entry.differing, own.filter(|_| own_is_current))?;
-        } else {
-            let mut changes: Vec<_> = entry.differing.into_iter().map(|(key, _, val)| (key, val)).collect();
-            if let Some(index) = changes.iter().position(|change| own == Some(*change)) {
-                changes.swap(0, index);
-            }
-            self.set_state(order, &changes, parsed)?;
-        }
+        let own_change = differing.iter().find(|(key, _, val)| own == Some((*key, *val)));
+        let parsed = || StateEvent { event: num, auth_depth, parsed: received.event().clone() };
+        let own_change = own_change.map(|(key, ..)| (*key, Arc::new(parsed())));
+        self.take_step(order, &differing, own_change)?;
         let on_main = StateRef::Main(self.row.state_tip);
         if let Some(mut heads) = entry.heads {
             for head in heads.iter_mut().filter(|head| head.event == num) {
