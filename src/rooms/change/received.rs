@@ -110,6 +110,13 @@ struct Standpoint {
     before: Sketch,
 }
 
+impl Standpoint {
+    /// Whether the event stands on this one: it cites it, be it by way of events that are aside.
+    fn cites(&self, event: EventNum) -> bool {
+        self.prev.contains(&event) || self.prev_through_aside.contains(&event)
+    }
+}
+
 impl From<NotResolved> for Error {
     fn from(why: NotResolved) -> Self {
         match why {
@@ -161,9 +168,9 @@ impl Change {
         let evidence =
             Evidence { rules, auth: &auth, prev: &prev, before: &before, current: current.as_ref() };
         let outcome = match admit::admit(event, &evidence) {
-            Verdict::Accept => return self.accept(received, taken, standpoint, tip, resolving, now_ms),
-            Verdict::SoftFail(why) => self.put_aside(received, taken, standpoint, why, false)?,
-            Verdict::Reject(why) => self.put_aside(received, taken, standpoint, why, true)?,
+            Verdict::Accept => return self.accept(received, taken, &standpoint, tip, resolving, now_ms),
+            Verdict::SoftFail(why) => self.put_aside(received, taken, &standpoint, why, false)?,
+            Verdict::Reject(why) => self.put_aside(received, taken, &standpoint, why, true)?,
             Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
             Verdict::Unknown => Outcome::Unknown,
         };

@@ -37,16 +37,14 @@ impl Change {
         after: &Sketch,
         standpoint: &Standpoint,
     ) -> Result<Option<Vec<EventNum>>> {
-        let is_cited = |event: EventNum| {
-            standpoint.prev.contains(&event) || standpoint.prev_through_aside.contains(&event)
-        };
-        if self.row.heads.iter().all(|head| is_cited(head.event))
+        if self.row.heads.iter().all(|head| standpoint.cites(head.event))
             || after.distance(&self.batch, self.num, tip)? <= graph::APART_DISTANCE
         {
             return Ok(None);
         }
-        let cited_heads = self.row.heads.iter().map(|head| head.event).filter(|event| is_cited(*event));
-        let branches = self.row.apart.iter().filter(|branch| is_cited(branch.head.event));
+        let cited_heads = self.row.heads.iter().map(|head| head.event);
+        let cited_heads = cited_heads.filter(|event| standpoint.cites(*event));
+        let branches = self.row.apart.iter().filter(|branch| standpoint.cites(branch.head.event));
         let mut replaces: Vec<EventNum> = branches.flat_map(|branch| branch.replaces.clone()).collect();
         replaces.extend(cited_heads);
         replaces.retain(|event| self.row.heads.iter().any(|head| head.event == *event));
@@ -60,16 +58,13 @@ impl Change {
         &mut self,
         received: &Received,
         taken: Taken,
-        standpoint: Standpoint,
+        standpoint: &Standpoint,
         (tip, after): (Sketch, Sketch),
         apart: Apart,
     ) -> Result<StoredEvent> {
         let why = "its branch is far from the room's state";
         tracing::debug!(room = %self.num, event = %received.event().id, why, "an event stands apart");
-        let is_cited = |event: EventNum| {
-            standpoint.prev.contains(&event) || standpoint.prev_through_aside.contains(&event)
-        };
-        self.row.apart.retain(|branch| !is_cited(branch.head.event));
+        self.row.apart.retain(|branch| !standpoint.cites(branch.head.event));
         let now_ms = apart.head.stored_ms;
         // The flow that took the event in reunites the branch, and if the server ends before that, the timer does.
         let job = Job::Reunite { room: self.num };

@@ -1,6 +1,6 @@
 //! Writes the outcome of an event: it is part of the room from now on, or kept aside.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     super::{
@@ -25,13 +25,6 @@ use crate::{
         state::{StateRef, StateValue},
     },
 };
-
-/// The place of an event in its room's graph, with the state before it written down.
-struct Placed {
-    prev: Vec<EventNum>,
-    auth: Vec<Arc<StateEvent>>,
-    before: StateRef,
-}
 
 /// The way in which an accepted event becomes part of the room.
 pub(super) struct Entry {
@@ -59,13 +52,13 @@ impl Change {
     }
 
     /// Writes down the state before an event. The next event that stands in the same place shares the rows.
-    fn place(&mut self, standpoint: Standpoint) -> Result<Placed> {
-        let Standpoint { prev, auth, cited, before, .. } = standpoint;
-        let written = self.write_down(&before)?;
+    fn write_before(&mut self, standpoint: &Standpoint) -> Result<StateRef> {
+        let Standpoint { cited, before, .. } = standpoint;
+        let written = self.write_down(before)?;
         if cited.only().is_none() && before.base != written {
-            self.answered.push((cited, written.into()));
+            self.answered.push((cited.clone(), written.into()));
         }
-        Ok(Placed { prev, auth, before: written })
+        Ok(written)
     }
 
     /// Takes the numbers of an event. A rejected event is no part of any state and takes no key: otherwise users who
@@ -86,11 +79,17 @@ impl Change {
         Ok(taken)
     }
 
-    fn header(&mut self, received: &Received, placed: &Placed, taken: Taken) -> Result<EventHeader> {
+    fn header(
+        &mut self,
+        received: &Received,
+        taken: Taken,
+        standpoint: &Standpoint,
+        before: StateRef,
+    ) -> Result<EventHeader> {
         let event = received.event();
         let Taken { event: num, key: state_key } = taken;
         let replaces = match state_key {
-            Some(key) => state::at(&self.batch, self.num, placed.before, key)?.event(),
+            Some(key) => state::at(&self.batch, self.num, before, key)?.event(),
             None => None,
         };
         let entering = Entering {
@@ -101,9 +100,9 @@ impl Change {
             depth: received.depth(),
             state_key,
             replaces,
-            before: Some(placed.before),
-            prev: placed.prev.clone(),
-            auth: &placed.auth,
+            before: Some(before),
+            prev: standpoint.prev.clone(),
+            auth: &standpoint.auth,
             sent_by: None,
         };
         Ok(entering.header().ok_or_else(|| Refusal::bad_json("The JSON is not that of an event."))?)
@@ -115,7 +114,7 @@ impl Change {
         &mut self,
         received: &Received,
         taken: Option<Taken>,
-        standpoint: Standpoint,
+        standpoint: &Standpoint,
         why: Why,
         rejected: bool,
     ) -> Result<Outcome> {
@@ -125,14 +124,14 @@ impl Change {
             tracing::debug!(room = %self.num, event = %received.event().id, why, dropped, "an event is dropped");
             return Ok(Outcome::Unknown);
         }
-        let placed = self.place(standpoint)?;
+        let before = self.write_before(standpoint)?;
         let taken = taken.map_or_else(|| self.take_numbers(received, rejected), Ok)?;
         let num = taken.event;
-        let mut header = self.header(received, &placed, taken)?;
+        let mut header = self.header(received, taken, standpoint, before)?;
         if let Some(key) = header.state_key
             && !rejected
         {
-            let after = Sketch::from(placed.before).with([(key, StateValue::Event(num))]);
+            let after = Sketch::from(before).with([(key, StateValue::Event(num))]);
             header.after = Some(self.write_down(&after)?);
             graph::put_auth_edges(&mut self.batch, self.num, num, &header.auth);
         }
@@ -151,13 +150,13 @@ impl Change {
         &mut self,
         received: &Received,
         taken: Option<Taken>,
-        standpoint: Standpoint,
+        standpoint: &Standpoint,
         tip: Sketch,
         resolving: Resolving<'_>,
         now_ms: u64,
     ) -> Result<Step> {
         let taken = taken.map_or_else(|| self.take_numbers(received, false), Ok)?;
-        let newcomer = newcomer(received, taken, &standpoint);
+        let newcomer = newcomer(received, taken, standpoint);
         let after = match &newcomer {
             Some(newcomer) => newcomer.after(&standpoint.before),
             None => standpoint.before.clone(),
@@ -172,12 +171,12 @@ impl Change {
             is_own: false,
             after: after.base,
         };
-        if let Some(replaces) = self.apart_from(&tip, &after, &standpoint)? {
+        if let Some(replaces) = self.apart_from(&tip, &after, standpoint)? {
             let apart = Apart { head, replaces };
             let stored = self.accept_apart(received, taken, standpoint, (tip, after), apart)?;
             return Ok(Step::Done(Outcome::Accepted(Box::new(stored))));
         }
-        let heads = self.next_heads(head, &after, &standpoint, now_ms);
+        let heads = self.next_heads(head, &after, standpoint, now_ms);
         let of_head = |head: &Head| if head.event == taken.event { after.clone() } else { head.after.into() };
         let states: Vec<Sketch> = heads.iter().map(of_head).collect();
         let question = Question::new(&self.batch, self.num, states, newcomer)?;
@@ -196,10 +195,8 @@ impl Change {
 
     /// Gives the heads with this one, whose state is `after`: at most [`graph::HEADS_MAX`], sorted by their numbers.
     fn next_heads(&self, new: Head, after: &Sketch, standpoint: &Standpoint, now_ms: u64) -> Vec<Head> {
-        let Standpoint { prev, prev_through_aside, .. } = standpoint;
-        let is_cited = |event: &EventNum| prev.contains(event) || prev_through_aside.contains(event);
         let mut heads = self.row.heads.clone();
-        heads.retain(|head| !is_cited(&head.event));
+        heads.retain(|head| !standpoint.cites(head.event));
         let unwritten = (!after.changes.is_empty()).then_some(new.event);
         heads.push(new);
         graph::drop_heads(&mut heads, unwritten, now_ms);
@@ -215,32 +212,29 @@ impl Change {
         &mut self,
         received: &Received,
         taken: Taken,
-        standpoint: Standpoint,
+        standpoint: &Standpoint,
         entry: Entry,
     ) -> Result<StoredEvent> {
         let is_current = entry.current == entry.after;
-        let cited: BTreeSet<EventNum> =
-            standpoint.prev.iter().chain(&standpoint.prev_through_aside).copied().collect();
-        let is_cited = |event: EventNum| cited.contains(&event);
         let redacted_by = self.leave_outliers(Some(taken))?;
-        let placed = self.place(standpoint)?;
+        let before = self.write_before(standpoint)?;
         let num = taken.event;
         let order = self.next_order(num);
-        let mut header = self.header(received, &placed, taken)?;
+        let mut header = self.header(received, taken, standpoint, before)?;
         let own = header.state_key.map(|key| (key, StateValue::Event(num)));
         let Entry { after, differing, .. } = entry;
         // A large step changes the main line below the event, too, so that the state before the event must be named.
-        if Sketch::from(placed.before) == entry.tip && !staged::is_large(&differing) {
+        if Sketch::from(before) == entry.tip && !staged::is_large(&differing) {
             header.before = None;
         }
         // Where the room's state is the one after this event, the main line from here on is that state.
         let mut own_after = None;
         if !is_current {
-            own_after = Some(if own.is_some() { self.write_down(&after)? } else { placed.before });
+            own_after = Some(if own.is_some() { self.write_down(&after)? } else { before });
             header.after = own_after.filter(|_| own.is_some());
         }
         let auth_depth = header.auth_depth;
-        let redaction = self.judge_redaction(received.event(), placed.before)?;
+        let redaction = self.judge_redaction(received.event(), before)?;
         header.unseen |= !redaction.is_shown();
         let stored = StoredEvent { order, row: EventRow { header, json: received.json().clone() } };
         self.put(&stored)?;
@@ -254,7 +248,7 @@ impl Change {
                 head.after = own_after.unwrap_or(on_main);
             }
             self.set_heads(heads)?;
-            self.row.apart.retain(|branch| !is_cited(branch.head.event));
+            self.row.apart.retain(|branch| !standpoint.cites(branch.head.event));
         }
         for branch in self.row.apart.iter_mut().filter(|branch| branch.head.event == num) {
             branch.head.after = own_after.unwrap_or(on_main);
