@@ -117,24 +117,8 @@ pub(super) fn take_back(
 ) -> Result<(), Fault> {
     let Ok(user_id) = <&UserId>::try_from(user_id) else { return Ok(()) };
     let Some(user) = accounts::users::find_num(batch, user_id)? else { return Ok(()) };
-    let is_of_step = |staged: Position| staged == anchor;
-    if let Some(Marked { staged: Some(staged), .. }) = schema::USER_ROOM.get(&*batch, (user, room))?
-        && is_of_step(staged.anchor)
-    {
-        match staged.before {
-            Some(before) => schema::USER_ROOM.put(batch, (user, room), &before.into()),
-            None => schema::USER_ROOM.delete(batch, (user, room)),
-        }
-    }
-    if let Some(Marked { staged: Some(staged), .. }) = schema::ROOM_USER.get(&*batch, (room, user))?
-        && is_of_step(staged.anchor)
-    {
-        match staged.before {
-            Some(before) => schema::ROOM_USER.put(batch, (room, user), &before.into()),
-            None => schema::ROOM_USER.delete(batch, (room, user)),
-        }
-    }
-    Ok(())
+    state::stage::restore(batch, &schema::USER_ROOM, (user, room), anchor)?;
+    state::stage::restore(batch, &schema::ROOM_USER, (room, user), anchor)
 }
 
 /// Deletes the rows of some of our users for a room that was never finished. Gives `true` when none are left.

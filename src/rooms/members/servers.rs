@@ -165,16 +165,7 @@ pub(crate) fn take_back_count(
     server: &str,
     anchor: Position,
 ) -> Result<(), Fault> {
-    let row = schema::SERVER_MEMBERS.get(&*batch, (room, server))?;
-    if let Some(Marked { staged: Some(staged), .. }) = row
-        && staged.anchor == anchor
-    {
-        match staged.before {
-            Some(before) => schema::SERVER_MEMBERS.put(batch, (room, server), &before.into()),
-            None => schema::SERVER_MEMBERS.delete(batch, (room, server)),
-        }
-    }
-    Ok(())
+    state::stage::restore(batch, &schema::SERVER_MEMBERS, (room, server), anchor)
 }
 
 /// Counts the members that a server has now.

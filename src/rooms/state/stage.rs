@@ -20,10 +20,13 @@ use crate::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     schema::{
         self,
-        marked::Marked,
+        marked::{Marked, Staged},
         state::{NowRow, StageRow, StateValue},
     },
-    store::{Batch, Direction, Fault, Read},
+    store::{
+        Batch, Direction, Fault, Read, Table,
+        key::{Key, Value},
+    },
 };
 
 /// Write at most this many keys in one part, each with two rows of state and at most two of a user of ours. Tests use a
@@ -199,6 +202,22 @@ pub fn row_that_counts<V>(
     let Some(staged) = staged else { return Ok(now) };
     let is_open = find(read, room)?.is_some_and(|stage| stage.anchor == Some(staged.anchor));
     Ok(if is_open { staged.before } else { now })
+}
+
+/// Takes back what the unfinished step at this position made of a row: it is again as it was before the step.
+pub fn restore<K: Key, V: Value>(
+    batch: &mut Batch,
+    table: &Table<K, Marked<V>>,
+    key: K::Ref<'_>,
+    anchor: Position,
+) -> Result<(), Fault> {
+    let staged = table.get(&*batch, key)?.and_then(|row| row.staged);
+    match staged.filter(|staged| staged.anchor == anchor) {
+        None => {}
+        Some(Staged { before: Some(before), .. }) => table.put(batch, key, &before.into()),
+        Some(Staged { before: None, .. }) => table.delete(batch, key),
+    }
+    Ok(())
 }
 
 #[cfg(test)]
