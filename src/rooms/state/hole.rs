@@ -16,7 +16,7 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use super::{at, log_changes, mark, stage::PART_KEYS_MAX};
+use super::{at, last_change, log_changes, mark, stage::PART_KEYS_MAX};
 use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
     schema::{
@@ -270,14 +270,13 @@ fn put(batch: &mut Batch, room: RoomNum, order: Order, priors: Priors) -> Result
 /// Gives the order at the floor where so many more keys have space: the newest one that is used, or the next above it.
 fn next_on_floor(batch: &Batch, room: RoomNum, anchor: Position, keys: usize) -> Result<Order, Fault> {
     let (low, high) = floor(anchor);
-    let (low, high) = (Bound::Included((room, low)), Bound::Included((room, high)));
-    let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(batch, low, high, Direction::Down)?;
-    match rows.next().transpose()? {
-        None => Ok(Order { anchor, minor: i32::MIN }),
-        Some(((_, order), row)) if row.changes.len() + keys <= PART_KEYS_MAX => Ok(order),
-        Some(((_, order), _)) => {
+    let newest = last_change(batch, room, Bound::Included(high))?;
+    match newest.filter(|(order, _)| *order >= low) {
+        None => Ok(low),
+        Some((order, row)) if row.changes.len() + keys <= PART_KEYS_MAX => Ok(order),
+        Some((order, _)) => {
             let next = order.next();
-            if next.minor < FLOOR_MINORS { Ok(next) } else { Err(no_orders_left()) }
+            if next <= high { Ok(next) } else { Err(no_orders_left()) }
         }
     }
 }

@@ -15,7 +15,7 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use super::{log_changes, now};
+use super::{last_change, log_changes, now};
 use crate::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
     schema::{
@@ -129,13 +129,8 @@ pub fn clear_part(
     room: RoomNum,
     anchor: Position,
 ) -> Result<Option<Vec<StateKeyNum>>, Fault> {
-    let (low, high) = (Order { anchor, minor: i32::MIN }, Order { anchor, minor: i32::MAX });
-    let newest = {
-        let (low, high) = (Bound::Included((room, low)), Bound::Included((room, high)));
-        let mut rows = schema::STATE_LOG.range::<(RoomNum, Order)>(&*batch, low, high, Direction::Down)?;
-        rows.next().transpose()?
-    };
-    let Some(((_, order), step)) = newest else { return Ok(None) };
+    let newest = last_change(&*batch, room, Bound::Included(Order::upto(anchor)))?;
+    let Some((order, step)) = newest.filter(|(order, _)| order.anchor == anchor) else { return Ok(None) };
     for (key, prior) in &step.changes {
         super::put_now(batch, room, *key, *prior);
         schema::STATE_UNDO.delete(batch, (room, *key, order));
