@@ -27,6 +27,7 @@ use crate::{
         policy::{self, Author},
         power::Action,
         resolve::{self, EVENTS_AT_ONCE, Loaded, NotResolved, Resolving, Settled},
+        turns::Pace,
     },
     schema::event_types::MERGE,
 };
@@ -187,6 +188,27 @@ async fn take_turn(
     .await
 }
 
+/// A large resolution of a room, or a sweep, that is paced. Dropping this notes that it has ended.
+struct Running<'a> {
+    app: &'a App,
+    pace: &'a Pace,
+    began: Duration,
+}
+
+impl<'a> Running<'a> {
+    /// One has begun just now ([`Pace::begin`]).
+    fn new(app: &'a App, pace: &'a Pace) -> Self {
+        Self { app, pace, began: app.env.uptime() }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let now = self.app.env.uptime();
+        self.pace.end(now, now.saturating_sub(self.began));
+    }
+}
+
 /// The result of working out an answer. The events that were read for it stay in memory for one turn. The permits are held
 /// until then, so that they bound that memory, too.
 struct Worked<'a> {
@@ -212,7 +234,7 @@ async fn work_out_for_event(app: &App, room: RoomNum, question: Settled) -> Resu
         tracing::debug!(%room, ?pause, "an event is to be tried again later: it cites states that are far apart, as another just did");
         return Ok(None);
     }
-    let _running = reunite::Running::new(app, &turns.far_answers);
+    let _running = Running::new(app, &turns.far_answers);
     work_out(app, room, question).await
 }
 

@@ -6,17 +6,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Worked, try_merge, work_out};
+use super::{Running, Worked, try_merge, work_out};
 use crate::{
     error::Result,
     flows::{App, commit},
     ids::RoomNum,
-    rooms::{
-        change::Reunion,
-        graph,
-        resolve::Resolving,
-        turns::{Pace, Turns},
-    },
+    rooms::{change::Reunion, graph, resolve::Resolving, turns::Turns},
     schema,
 };
 
@@ -65,33 +60,12 @@ async fn now(app: &App, room: RoomNum, turns: &Turns) {
     }
 }
 
-/// A large resolution of a room that is paced. Dropping this notes that it has ended.
-pub(super) struct Running<'a> {
-    app: &'a App,
-    pace: &'a Pace,
-    began: Duration,
-}
-
-impl<'a> Running<'a> {
-    /// One has begun just now ([`Pace::begin`]).
-    pub(super) fn new(app: &'a App, pace: &'a Pace) -> Self {
-        Self { app, pace, began: app.env.uptime() }
-    }
-}
-
 /// A room whose state may be held still. Dropping this lets it go on.
 struct Still<'a>(&'a Turns);
 
 impl Drop for Still<'_> {
     fn drop(&mut self) {
         self.0.hold_still(Duration::ZERO);
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let now = self.app.env.uptime();
-        self.pace.end(now, now.saturating_sub(self.began));
     }
 }
 

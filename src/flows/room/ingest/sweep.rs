@@ -3,8 +3,7 @@
 //! The count in the room's rows says that a sweep is due, so one that is interrupted begins again with the next event that
 //! comes in. A sweep reads all events of the room, so a room's sweeps keep their distance.
 
-use std::{sync::Arc, time::Duration};
-
+use super::Running;
 use crate::{
     env::Long,
     error::{Error, Result},
@@ -31,24 +30,19 @@ pub(super) fn when_due(app: &App, room: RoomNum) {
             tracing::debug!(%room, ?pause, "a sweep waits, because the room was just swept");
             owned.env.sleep(pause).await;
         }
-        let _running = Running { app: &owned, turns, began: owned.env.uptime() };
+        let (_running, _noting) = (Running::new(&owned, &turns.sweeps), Noting(&turns));
         if let Err(error) = sweep(&owned, room).await {
             tracing::warn!(%error, %room, "a room could not be swept");
         }
     });
 }
 
-struct Running<'a> {
-    app: &'a App,
-    turns: Arc<Turns>,
-    began: Duration,
-}
+/// A room whose changes note which events they cite. Dropping this ends that.
+struct Noting<'a>(&'a Turns);
 
-impl Drop for Running<'_> {
+impl Drop for Noting<'_> {
     fn drop(&mut self) {
-        let now = self.app.env.uptime();
-        self.turns.end_sweep();
-        self.turns.sweeps.end(now, now.saturating_sub(self.began));
+        self.0.end_sweep();
     }
 }
 
