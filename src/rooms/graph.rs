@@ -187,24 +187,11 @@ pub fn drop_apart(apart: &mut Vec<Apart>, now_ms: u64) {
     apart.sort_by_key(|branch| branch.head.event);
 }
 
-/// The standing that an event gets whose state is not the current one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It becomes a head like any other.
-    Head,
-    /// It becomes a head, and a local member who may send should merge the heads: the state of a branch that comes back
-    /// from far away is then resolved once, and not at each later event.
-    HeadToMerge,
-}
-
-/// Decides the standing of an event. Its state differs from the current one in at most `distance` keys
-/// ([`state::distance`]), and the room has `heads` heads with it.
-pub fn standing(distance: u64, heads: usize) -> Standing {
-    if distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED {
-        Standing::HeadToMerge
-    } else {
-        Standing::Head
-    }
+/// Whether a local member who may send should merge the heads: the state of a branch that comes back from far away is then
+/// resolved once, and not at each later event. The state of one of the room's `heads` heads differs from the current one in
+/// at most `distance` keys ([`state::distance`]).
+fn wants_merge(distance: u64, heads: usize) -> bool {
+    distance > HEAD_DISTANCE_WANTED || heads > HEADS_WANTED
 }
 
 /// Whether the heads are too many, or one of them is too far from the current state, so that somebody should merge
@@ -216,7 +203,7 @@ pub fn want_merge(read: &(impl Read + ?Sized), room: RoomNum, row: &RoomRow) -> 
     }
     let tip = StateRef::Main(*state_tip);
     for head in heads {
-        if standing(state::distance(read, room, tip, head.after)?, heads.len()) != Standing::Head {
+        if wants_merge(state::distance(read, room, tip, head.after)?, heads.len()) {
             return Ok(true);
         }
     }
@@ -300,11 +287,11 @@ mod tests {
 
     #[test]
     fn far_states_are_merged() {
-        assert_eq!(standing(0, 1), Standing::Head);
-        assert_eq!(standing(1_000, 10), Standing::Head);
-        assert_eq!(standing(1_001, 1), Standing::HeadToMerge);
-        assert_eq!(standing(0, 11), Standing::HeadToMerge);
-        assert_eq!(standing(u64::MAX, 2), Standing::HeadToMerge);
+        assert!(!wants_merge(0, 1));
+        assert!(!wants_merge(1_000, 10));
+        assert!(wants_merge(1_001, 1));
+        assert!(wants_merge(0, 11));
+        assert!(wants_merge(u64::MAX, 2));
     }
 
     #[test]
@@ -314,10 +301,12 @@ mod tests {
             (0..1_200).map(|number| bench.step(&[(key(number % 7), event(number.into()))])).collect();
         let snapshot = bench.store.snapshot();
         let tip = state::tip(&*snapshot, bench.room).unwrap();
-        let of = |state: StateRef| standing(state::distance(&*snapshot, bench.room, tip, state).unwrap(), 2);
-        assert_eq!(of(StateRef::Main(orders[1_199])), Standing::Head);
-        assert_eq!(of(StateRef::Main(orders[199])), Standing::Head);
-        assert_eq!(of(StateRef::Main(orders[198])), Standing::HeadToMerge);
+        let is_far = |order: Order| {
+            let distance = state::distance(&*snapshot, bench.room, tip, StateRef::Main(order));
+            wants_merge(distance.unwrap(), 2)
+        };
+        assert!(!is_far(orders[1_199]) && !is_far(orders[199]));
+        assert!(is_far(orders[198]));
         let side = bench.write(|batch| {
             let changes: Vec<_> = (0..1_001).map(|number| (key(100 + number), StateValue::Absent)).collect();
             let set: Vec<_> = changes.iter().map(|(key, _)| (*key, event(5))).collect();

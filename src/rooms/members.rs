@@ -224,11 +224,6 @@ pub fn list_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Ve
     near_users(read, room)?.map(|row| row.map(|(user, _)| user)).collect()
 }
 
-/// Lists our users who are joined to a room, rising.
-pub fn list_joined_local_users(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<UserNum>, Fault> {
-    joined_local_users(read, room)?.collect()
-}
-
 /// Reads our users who are joined to a room one by one, rising, for a caller that needs only the first few.
 pub fn joined_local_users<'r>(
     read: &'r (impl Read + ?Sized),

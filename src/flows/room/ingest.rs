@@ -53,6 +53,7 @@ struct Coming {
 }
 
 /// The result of one turn.
+#[derive(Default)]
 struct Turn {
     outcomes: Vec<Outcome>,
     /// The question that must be answered before the next event can be judged.
@@ -146,15 +147,7 @@ async fn take_turn(
     let owned = app.clone();
     commit::in_room(app, room, move |change| {
         let (began, now_ms) = (owned.env.instant(), owned.env.now_ms());
-        let outcomes = Vec::with_capacity(events.len());
-        let mut turn = Turn {
-            outcomes,
-            asks: None,
-            taken: None,
-            wants_merge: false,
-            stands_apart: false,
-            wants_sweep: false,
-        };
+        let mut turn = Turn::default();
         for Coming { event, taken } in events {
             if owned.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
                 turn.taken = taken;

@@ -271,8 +271,8 @@ impl Change {
 
     /// Resolves a question's states; `None` when that takes longer than a turn may.
     fn answer(&mut self, resolving: Resolving<'_>, question: &Question) -> Result<Option<Sketch>> {
-        let resolver = resolving.resolver;
-        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, resolving)? {
+        let Resolving { resolver, loaded } = resolving;
+        Ok(match resolver.try_now(&self.batch, self.num, self.row.version, question, loaded)? {
             Attempt::Known(answer) => Some(answer),
             Attempt::New(answer) => {
                 self.answered.push((question.clone(), answer.clone()));

@@ -70,7 +70,7 @@ impl Resolver {
         room: RoomNum,
         version: u8,
         question: &Question,
-        resolving: Resolving<'_>,
+        loaded: Option<&Loaded>,
     ) -> Result<Attempt, NotResolved> {
         if let Some(only) = question.only() {
             return Ok(Attempt::Known(only.clone()));
@@ -79,14 +79,13 @@ impl Resolver {
         // remembered.
         if let Ok(settled) = question.clone().settled() {
             let key = settled.key(room);
-            let of_loaded = || resolving.loaded.and_then(|loaded| loaded.find_answer(&key));
+            let of_loaded = || loaded.and_then(|loaded| loaded.find_answer(&key));
             let known = self.recent.find(&key).or_else(of_loaded);
             self.metrics.cache("resolutions", known.is_some());
             if let Some(known) = known {
                 return Ok(Attempt::Known(known));
             }
         }
-        let loaded = resolving.loaded;
         let (distance_max, events_max) = match loaded {
             Some(_) => (LOADED_DISTANCE, EVENTS_AT_ONCE),
             None => (LITTLE_DISTANCE, LITTLE_EVENTS),

@@ -12,7 +12,7 @@ use crate::{
     accounts::{Caller, tokens},
     error::Result,
     flows::{App, commit},
-    ids::{Order, StateKeyNum},
+    ids::StateKeyNum,
     json::{JsonText, Object, Pieces},
     rooms::{
         event::{self, StoredEvent},
@@ -211,19 +211,11 @@ fn is_banned(look: &Look, caller: &Caller) -> Result<bool> {
     Ok(row.is_some_and(|row| row.membership == Membership::Ban))
 }
 
-/// The place of the current state, which later changes do not move.
-fn tip(look: &Look) -> Result<Order> {
-    match state::tip(&*look.snapshot, look.num)? {
-        StateRef::Main(order) => Ok(order),
-        StateRef::Side(_) => Err(crate::store::Fault::Corrupt("the tip is not on the main line").into()),
-    }
-}
-
 /// Answers the whole state of a room: the current one, or that of the moment when the caller left.
 pub(crate) async fn state(app: &App, caller: &Caller, room: &RoomId) -> Result<Whole> {
     begin(app, caller, room, |look| {
         let at = match look.standpoint()? {
-            Standpoint::Now => tip(look)?,
+            Standpoint::Now => look.room.state_tip,
             Standpoint::Left(order) => order,
         };
         let next = Next::Key(StateKeyNum(0), StateKeyNum(look.room.next_key));
@@ -241,7 +233,7 @@ pub(crate) async fn members(
 ) -> Result<Whole> {
     begin(app, caller, room, move |look| {
         let end = match look.standpoint()? {
-            Standpoint::Now => tip(look)?,
+            Standpoint::Now => look.room.state_tip,
             Standpoint::Left(left) => left,
         };
         let at = wanted.at.as_deref().map(place).transpose()?;
@@ -264,7 +256,7 @@ pub(crate) async fn joined_members(app: &App, caller: &Caller, room: &RoomId) ->
         }
         let (next, mut json) = (Next::Member(None), Pieces::object());
         json.open_object("joined");
-        Ok(Walk { at: StateRef::Main(tip(look)?), wanted: Wanted::Joined, next, json })
+        Ok(Walk { at: StateRef::Main(look.room.state_tip), wanted: Wanted::Joined, next, json })
     })
     .await
 }
