@@ -15,8 +15,8 @@ pub(crate) const RESULTS_BYTES_MAX: u64 = 16 << 20;
 /// At most this many results are kept, however small they are.
 const RESULTS_MAX: usize = 10_000;
 
-/// Recent results, by room and the states that were resolved. References never change their meaning, so results stay
-/// true until a purge.
+/// Recent results, by room and the states that were resolved. References never change their meaning, so a result stays true
+/// as long as the side states are there that it names: whoever deletes some forgets the room's results before.
 pub struct Recent {
     results: Cache<QuestionKey, Sketch, Bytes>,
 }
@@ -68,7 +68,7 @@ impl Recent {
         self.results.insert(key, result);
     }
 
-    /// Forgets a room's results, before a purge deletes side states that they name.
+    /// Forgets a room's results, before a sweep deletes side states that they may name.
     pub fn forget(&self, room: RoomNum) {
         self.results.retain(|(of, _), _| *of != room);
     }

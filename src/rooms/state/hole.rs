@@ -2,11 +2,10 @@
 //!
 //! A marker stands just below the lowest event above a hole, at the next lower minor, so that no reference is rounded
 //! down into the hole or across it. Each key that differs from the state below the hole (none before our first join)
-//! has an undo row at the *floor*, the lowest minors under the anchor. A hole is filled downward, a segment at a time:
-//! its events get the minors below the marker, and a new marker stands below them unless the hole is closed. The old
-//! marker's row then holds the keys in which the segment's last state differs from the state above, so nothing at or
-//! above it changes its meaning; the floor keeps the state below the hole as it was.
-
+//! has an undo row at the *floor*, the lowest minors under the anchor. A hole is filled downward, a segment at a time: the
+//! old marker's row, and as many rows just below it as it takes, hold the keys in which the segment's last state differs
+//! from the state above, so nothing at or above the marker changes its meaning. The segment's events get the minors below
+//! those, and a new marker stands below them unless the hole is closed. The floor keeps the state below the hole as it was.
 //!
 //! The state below a segment may differ from that above in any number of keys, so a hole is filled in parts ([`Fill`]). They
 //! are written where nobody refers to: first the floor, whose rows say what is true already, then the keys in which the

@@ -264,8 +264,9 @@ impl World {
         self.bench.store = Store::open(engine, Durability::Os).unwrap();
     }
 
-    /// Stages these changes in parts, at the orders of a step or a base. Between the parts nothing is seen. If the server
-    /// ends after some of them, they are taken back, part by part, and staged again at another position.
+    /// Stages these changes in parts, at the orders of a step or a base, and gives the position that is reserved for them.
+    /// Between the parts nothing is seen. If the server ends after some of them, those are taken back, part by part, and all
+    /// are staged anew, at the position that is reserved then.
     fn stage(
         &mut self,
         parts: &[&[(StateKeyNum, StateValue)]],
