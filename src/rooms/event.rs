@@ -24,6 +24,11 @@ use crate::{
     store::{Fault, Read},
 };
 
+/// Gives the server of a user; `None` for what is no user id.
+pub(in crate::rooms) fn server_of(user_id: &str) -> Option<&str> {
+    <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
+}
+
 /// An event with its place in its room's timeline.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {

@@ -5,7 +5,7 @@ mod sharing;
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use ruma::{OwnedUserId, UserId};
+use ruma::UserId;
 
 use crate::{
     accounts,
@@ -270,17 +270,11 @@ pub fn list_present_local_users(
 }
 
 /// Lists the numbers of all member keys of a room, with the user ids, rising by user id.
-pub fn list_keys<'r>(
+pub(crate) fn list_keys<'r>(
     read: &'r (impl Read + ?Sized),
     room: RoomNum,
-) -> Result<impl Iterator<Item = Result<(OwnedUserId, StateKeyNum), Fault>> + 'r, Fault> {
-    let bound = Bound::Included((room, MEMBER));
-    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
-    Ok(rows.filter_map(|row| match row {
-        // In old rooms a member event may have any state key; one that is no user id concerns nobody.
-        Ok(((_, _, user), key)) => OwnedUserId::try_from(user).ok().map(|user| Ok((user, key))),
-        Err(fault) => Some(Err(fault)),
-    }))
+) -> Result<impl Iterator<Item = Result<(String, StateKeyNum), Fault>> + 'r, Fault> {
+    keys_from(read, room, Bound::Included(""))
 }
 
 /// Lists some member keys of a room with their user ids, rising by user id, from the first one after `after` on; at most
@@ -291,13 +285,22 @@ pub(crate) fn list_keys_after(
     after: Option<&str>,
     count: usize,
 ) -> Result<Vec<(String, StateKeyNum)>, Fault> {
-    let low = after.map_or(Bound::Included((room, MEMBER, "")), |user| Bound::Excluded((room, MEMBER, user)));
+    let low = after.map_or(Bound::Included(""), Bound::Excluded);
+    keys_from(read, room, low)?.take(count).collect()
+}
+
+fn keys_from<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+    low: Bound<&str>,
+) -> Result<impl Iterator<Item = Result<(String, StateKeyNum), Fault>> + 'r, Fault> {
+    let low = low.map(|user| (room, MEMBER, user));
     let high = Bound::Excluded((room, ABOVE_MEMBER, ""));
     let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String, String)>(read, low, high, Direction::Up)?;
     // In old rooms a member event may have any state key; one that is no user id concerns nobody.
     let is_user = |user: &str| <&UserId>::try_from(user).is_ok();
-    let rows = rows.filter(|row| row.as_ref().map_or(true, |((.., user), _)| is_user(user)));
-    rows.take(count).map(|row| row.map(|((.., user), key)| (user, key))).collect()
+    let rows = rows.filter(move |row| row.as_ref().map_or(true, |((.., user), _)| is_user(user)));
+    Ok(rows.map(|row| row.map(|((.., user), key)| (user, key))))
 }
 
 /// Reads the membership from the member event of this number; `Leave` where there is none.

@@ -185,6 +185,5 @@ impl Change {
 }
 
 fn is_same_server(one: &str, other: &str) -> bool {
-    let server = |user: &str| user.split_once(':').map(|(_, server)| server.to_owned());
-    server(one).is_some_and(|one| Some(one) == server(other))
+    event::server_of(one).is_some_and(|server| event::server_of(other) == Some(server))
 }

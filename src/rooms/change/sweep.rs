@@ -21,6 +21,7 @@ use crate::{
     error::Result,
     ids::{EventNum, RoomNum, SideNum},
     rooms::{
+        event,
         resolve::Resolver,
         state::{self, StateRef},
     },
@@ -150,9 +151,8 @@ impl Sweep {
         for row in schema::ASIDE.prefix::<(RoomNum,)>(read, (began.room,), Direction::Up)? {
             let ((_, event), aside) = row?;
             if event.0 < began.next_event {
-                let sender = aside.row.sender();
-                let server = sender.split_once(':').map_or("", |(_, server)| server);
-                sweep.asides.insert(event, server.into());
+                let server = event::server_of(&aside.row.sender()).unwrap_or_default().into();
+                sweep.asides.insert(event, server);
                 if let Some(StateRef::Side(after)) = aside.row.header.after {
                     sweep.states_after.insert(after, event);
                 }

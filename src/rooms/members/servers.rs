@@ -12,13 +12,15 @@ use std::{
     ops::Bound,
 };
 
-use ruma::UserId;
 use sha2::{Digest, Sha256};
 
 use super::{list_keys, membership_of_event};
 use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
-    rooms::state::{self, Chain, StateRef, StateValue},
+    rooms::{
+        event,
+        state::{self, Chain, StateRef, StateValue},
+    },
     schema,
     schema::{
         event_types::{DERIVED, DERIVED_JOINED as JOINED, DERIVED_SERVER as SERVER, MEMBER},
@@ -27,10 +29,6 @@ use crate::{
     },
     store::{Batch, Direction, Fault, Read},
 };
-
-fn server_of(user_id: &str) -> Option<&str> {
-    <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
-}
 
 /// Whether a type is that of a derived key.
 pub(crate) fn is_derived(event_type: &str) -> bool {
@@ -49,7 +47,7 @@ impl Touched {
     /// Counts a member who came (`by` is 1) or went (-1).
     pub(crate) fn count(&mut self, user_id: &str, by: i64) {
         self.is_any = true;
-        if let Some(server) = server_of(user_id) {
+        if let Some(server) = event::server_of(user_id) {
             *self.servers.entry(server.to_owned()).or_default() += by;
         }
     }
@@ -187,8 +185,10 @@ fn count_all(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<BTreeM
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for key in list_keys(read, room)? {
         let (user_id, key) = key?;
-        if is_joined(read, room, state::now(read, room, key)?)? {
-            *counts.entry(user_id.server_name().as_str().to_owned()).or_default() += 1;
+        if let Some(server) = event::server_of(&user_id)
+            && is_joined(read, room, state::now(read, room, key)?)?
+        {
+            *counts.entry(server.to_owned()).or_default() += 1;
         }
     }
     Ok(Some(counts))
@@ -226,7 +226,7 @@ impl Moves {
             let was = is_joined(read, room, state::at(read, room, StateRef::Main(chain.base), key)?)?;
             let is = is_joined(read, room, val)?;
             moves.joined += i64::from(is) - i64::from(was);
-            let Some(server) = server_of(&user_id) else { continue };
+            let Some(server) = event::server_of(&user_id) else { continue };
             match (was, is) {
                 (false, true) => *moves.came.entry(server.to_owned()).or_default() += 1,
                 (true, false) => *moves.went.entry(server.to_owned()).or_default() += 1,
@@ -273,7 +273,7 @@ fn count_on_main_line<'s>(
     let names = state::list_key_names(read, room, then.keys().copied())?;
     for ((key, prior), name) in then.into_iter().zip(names) {
         let server = name.filter(|(kind, _)| kind == MEMBER);
-        let server = server.as_ref().and_then(|(_, user_id)| server_of(user_id));
+        let server = server.as_ref().and_then(|(_, user_id)| event::server_of(user_id));
         if let Some(count) = server.and_then(|server| counts.get_mut(server)) {
             let (was, is) =
                 (is_joined(read, room, prior)?, is_joined(read, room, state::now(read, room, key)?)?);
@@ -345,7 +345,7 @@ impl Tally {
     /// Counts one more member of the room.
     pub(crate) fn add(&mut self, user_id: &str) {
         self.joined += 1;
-        if let Some(server) = server_of(user_id) {
+        if let Some(server) = event::server_of(user_id) {
             self.by_server = self.by_server.wrapping_add(fold(server));
         }
     }

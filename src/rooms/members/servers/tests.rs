@@ -163,7 +163,7 @@ impl Fixture {
         let snapshot = self.store.snapshot();
         for (at, members) in &self.states {
             let joined = members.iter().filter(|(_, membership)| **membership == Membership::Join);
-            let joined: Vec<_> = joined.map(|(user, _)| server_of(user).unwrap().to_owned()).collect();
+            let joined: Vec<_> = joined.map(|(user, _)| event::server_of(user).unwrap().to_owned()).collect();
             let servers: BTreeSet<String> = joined.iter().cloned().collect();
             assert_eq!(
                 list_servers_at(&*snapshot, ROOM, *at).unwrap(),
@@ -181,7 +181,7 @@ impl Fixture {
         }
         for (server, count) in SERVERS.iter().map(|server| {
             let now = self.now();
-            let of = |user: &&String| server_of(user) == Some(*server);
+            let of = |user: &&String| event::server_of(user) == Some(*server);
             let joined =
                 now.iter().filter(|(_, membership)| **membership == Membership::Join).map(|(user, _)| user);
             (*server, joined.filter(of).count() as u64)
