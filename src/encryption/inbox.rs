@@ -357,14 +357,11 @@ pub(crate) fn recount(
     batch: &mut Batch,
 ) -> Result<Option<Bytes>, Fault> {
     type At = (UserNum, DeviceNum, Position);
-    let low = match after {
-        Some(after) => Bound::Excluded(migrate::read_place::<At>(&after)?),
-        None => {
-            schema::INBOX_SHARE.delete_prefix::<()>(batch, ());
-            schema::INBOX_KEY_REQUEST.delete_prefix::<()>(batch, ());
-            Bound::Unbounded
-        }
-    };
+    if after.is_none() {
+        schema::INBOX_SHARE.delete_prefix::<()>(batch, ());
+        schema::INBOX_KEY_REQUEST.delete_prefix::<()>(batch, ());
+    }
+    let low = migrate::after_place::<At>(after)?;
     let mut shares = BTreeMap::<(Owner, String), InboxShare>::new();
     let mut last = None;
     for row in schema::INBOX.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(COUNTED_AT_ONCE) {

@@ -200,10 +200,7 @@ pub(crate) fn part_logs(
     batch: &mut Batch,
 ) -> Result<Option<Bytes>, Fault> {
     type At = (RoomNum, Position);
-    let low = match after {
-        Some(after) => Bound::Excluded(migrate::read_place::<At>(&after)?),
-        None => Bound::Unbounded,
-    };
+    let low = migrate::after_place::<At>(after)?;
     let mut last = None;
     for row in
         schema::RECEIPT_LOG.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(MOVED_AT_ONCE)

@@ -5,6 +5,8 @@
 //! (`src/server/steps.rs` lists the steps, because they know tables of all areas), in parts that go on where a crash stopped them; a large one is filled by a reader while the server runs, and its step only flips the
 //! number. A store of a layout that this code does not know is refused: there is no way back.
 
+use std::ops::Bound;
+
 use bytes::Bytes;
 
 use crate::store::{
@@ -32,9 +34,11 @@ pub(crate) fn place_of<K: Key>(key: K::Ref<'_>) -> Bytes {
     to.bytes.into()
 }
 
-/// Reads what [`place_of`] wrote.
-pub(crate) fn read_place<K: Key>(place: &[u8]) -> Result<K, Fault> {
-    K::decode_key(&mut Decoder(place))
+/// Gives the lower bound of the keys that a part has still to read: those after the place that [`place_of`] wrote down for the
+/// part before it; all of them where there was none.
+pub(crate) fn after_place<K: Key>(place: Option<Bytes>) -> Result<Bound<K>, Fault> {
+    let Some(place) = place else { return Ok(Bound::Unbounded) };
+    K::decode_key(&mut Decoder(&place)).map(Bound::Excluded)
 }
 
 /// Refuses a store of a later layout than this code knows.

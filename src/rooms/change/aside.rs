@@ -211,8 +211,7 @@ pub(crate) fn recount_aside(
     batch: &mut Batch,
 ) -> Result<Option<Bytes>, Fault> {
     type At = (RoomNum, EventNum);
-    let after = after.map(|after| migrate::read_place::<At>(&after)).transpose()?;
-    let low = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let low = migrate::after_place::<At>(after)?;
     let mut counts = BTreeMap::<RoomNum, u64>::new();
     let mut last = None;
     for row in schema::ASIDE.range::<At>(read, low, Bound::Unbounded, Direction::Up)?.take(COUNTED_AT_ONCE) {
@@ -222,7 +221,7 @@ pub(crate) fn recount_aside(
     }
     for (room, new) in counts {
         let row = schema::ASIDE_COUNT.get(batch, room)?.unwrap_or_default();
-        let is_begun = after.is_some_and(|(begun, _)| begun == room);
+        let is_begun = matches!(low, Bound::Excluded((begun, _)) if begun == room);
         let count = if is_begun { row.count.saturating_add(new) } else { new };
         schema::ASIDE_COUNT.put(batch, room, &AsideCount { count, ..row });
     }
