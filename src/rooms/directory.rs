@@ -239,14 +239,18 @@ const KEPT_BYTES_MAX: u64 = 64 << 20;
 /// An entry takes about this many bytes beside its texts.
 const DESCRIPTION_BYTES: u64 = 512;
 
-/// The entries of rooms in the directory, each as of the room's newest event.
-pub struct Descriptions(Cache<RoomNum, (ids::Order, Arc<PublicRoomsChunk>), Weigh>);
+/// A room's newest event and the newest change of its state, with which its entry is kept. A resolution changes the state
+/// without an event, and a redaction changes what an event says without changing the state.
+type Version = (ids::Order, ids::Order);
+
+/// The entries of rooms in the directory, each as of a version of the room.
+pub struct Descriptions(Cache<RoomNum, (Version, Arc<PublicRoomsChunk>), Weigh>);
 
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<RoomNum, (ids::Order, Arc<PublicRoomsChunk>)> for Weigh {
-    fn weight(&self, _: &RoomNum, (_, chunk): &(ids::Order, Arc<PublicRoomsChunk>)) -> u64 {
+impl Weighter<RoomNum, (Version, Arc<PublicRoomsChunk>)> for Weigh {
+    fn weight(&self, _: &RoomNum, (_, chunk): &(Version, Arc<PublicRoomsChunk>)) -> u64 {
         DESCRIPTION_BYTES + text_bytes(chunk) as u64
     }
 }
@@ -280,12 +284,13 @@ impl Descriptions {
         num: RoomNum,
         room: &RoomRow,
     ) -> Result<Arc<PublicRoomsChunk>, Fault> {
-        let known = self.0.get(&num).filter(|(tip, _)| *tip == room.tip);
+        let version = (room.tip, room.state_tip);
+        let known = self.0.get(&num).filter(|(known, _)| *known == version);
         let chunk = match known {
             Some((_, chunk)) => chunk,
             None => {
                 let chunk = Arc::new(describe(read, num, room)?);
-                self.0.insert(num, (room.tip, Arc::clone(&chunk)));
+                self.0.insert(num, (version, Arc::clone(&chunk)));
                 chunk
             }
         };

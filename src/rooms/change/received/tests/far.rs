@@ -137,6 +137,26 @@ fn a_far_branch_costs_as_much_as_its_events_and_one_state() {
 }
 
 #[test]
+fn the_directory_follows_a_reunion_that_no_event_causes() {
+    let mut fixture = Fixture::new();
+    let old = fixture.heads();
+    fixture.set_many(300, 300);
+    let carol: OwnedUserId = "@carol:b.example".try_into().unwrap();
+    let join = json!({ "membership": "join" });
+    assert!(accepted(&fixture.state(&carol, "m.room.member", carol.as_str(), join, Some(&old)).1));
+    let listed = |fixture: &Fixture| {
+        let descriptions = fixture.rooms.descriptions();
+        let chunk = descriptions.of(&*fixture.store.snapshot(), ROOM, &fixture.row()).unwrap();
+        u64::from(chunk.num_joined_members)
+    };
+    let before = fixture.row();
+    assert_eq!(listed(&fixture), 2);
+    fixture.reunite();
+    assert_eq!(fixture.row().tip, before.tip, "the state has changed without an event");
+    assert_eq!(listed(&fixture), 3);
+}
+
+#[test]
 fn a_branch_that_goes_on_after_a_reunion_stands_apart_again_and_replaces_its_head() {
     let mut fixture = Fixture::new();
     let old = fixture.heads();
