@@ -4,8 +4,8 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    support::TestServer,
-    sync::{Chain, bodies, create_room, encoded, must, say},
+    support::{TestServer, encoded},
+    sync::{Chain, bodies, create_room, must, say},
 };
 
 const USER: &str = "/_matrix/client/v3/user/@alice:test.example";
@@ -166,11 +166,11 @@ async fn filters_that_cost_too_much_are_refused_kept_or_inline() {
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
     let few: Vec<_> = (0..150).map(|number| format!("*{number}*")).collect();
     let filter = json!({ "room": { "timeline": { "types": few } } });
-    let inline = crate::sync::encoded(&filter.to_string());
+    let inline = encoded(&filter.to_string());
     let (status, json) = alice.get(&format!("/_matrix/client/v3/sync?filter={inline}")).await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::PAYLOAD_TOO_LARGE, Some("M_TOO_LARGE")));
     let room = create_room(&alice, json!({})).await;
-    let events = crate::sync::encoded(&filter["room"]["timeline"].to_string());
+    let events = encoded(&filter["room"]["timeline"].to_string());
     for path in ["messages?dir=b&", "context/$none?"] {
         let (status, json) =
             alice.get(&format!("/_matrix/client/v3/rooms/{room}/{path}filter={events}")).await;

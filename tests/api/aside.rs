@@ -10,8 +10,9 @@ use aqueduct::{
 use serde_json::{Value, json};
 
 use crate::{
+    ingest::shared_room,
     rooms::Rooms,
-    support::{TestClient, TestServer, remote::Remote},
+    support::{TestClient, TestServer, encoded, remote::Remote},
 };
 
 fn levels(bob: u64) -> Value {
@@ -19,12 +20,8 @@ fn levels(bob: u64) -> Value {
 }
 
 async fn room_with_bob(alice: &TestClient) -> (String, Remote) {
-    let create =
-        json!({ "preset": "public_chat", "room_version": "11", "power_level_content_override": levels(50) });
-    let room = alice.create(create).await;
-    let bob = Remote::new(alice.server.server().app(), &room);
-    bob.join().await;
-    (room, bob)
+    let more = json!({ "room_version": "11", "power_level_content_override": levels(50) });
+    shared_room(alice, more).await
 }
 
 /// Bob sets the topic, and it comes in when he may no longer.
@@ -55,7 +52,7 @@ async fn a_soft_failed_event_that_is_current_state_is_told() {
         format!("/sync?since={since}"),
         "/sync".to_owned(),
         "/sync?full_state=true".to_owned(),
-        format!("/rooms/{room}/context/{}", crate::rooms::enc(&merge_id)),
+        format!("/rooms/{room}/context/{}", encoded(&merge_id)),
     ] {
         let told = alice.ok_get(&path).await.to_string();
         assert!(told.contains(&topic), "{path}: {told}");

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::support::{TestClient, TestServer, room_num};
 
 async fn create(client: &TestClient, body: Value) -> String {
     let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
@@ -33,9 +33,9 @@ async fn set_up(client: &TestClient, room: &str) {
         assert_eq!(client.put(&path, body).await.0, StatusCode::OK, "{path}");
     }
     let user = format!("/_matrix/client/v3/user/{}", client.user_id);
-    client.put(&format!("{user}/rooms/{room}/tags/m.favourite"), json!({ "order": 0.5 })).await;
+    client.ok_put(&format!("{user}/rooms/{room}/tags/m.favourite"), json!({ "order": 0.5 })).await;
     client
-        .put(&format!("{user}/account_data/m.direct"), json!({ "@x:y": ["!other:y", room], "@z:y": [] }))
+        .ok_put(&format!("{user}/account_data/m.direct"), json!({ "@x:y": ["!other:y", room], "@z:y": [] }))
         .await;
 }
 
@@ -63,7 +63,7 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let old = create(&alice, json!({ "preset": "public_chat" })).await;
-    bob.post(&format!("/_matrix/client/v3/join/{old}"), json!({})).await;
+    bob.ok_post(&format!("/join/{old}"), json!({})).await;
     set_up(&alice, &old).await;
     set_up(&bob, &old).await;
     let (_, before) = bob.get("/_matrix/client/v3/sync").await;
@@ -78,7 +78,7 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     let (status, json) = alice.put(&tombstone, json!({ "body": "gone", "replacement_room": new })).await;
     assert_eq!(status, StatusCode::OK, "{json}");
     assert_eq!(settings(&bob, &new).await["room"], json!([]), "not before the join");
-    bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
+    bob.ok_post(&format!("/join/{new}"), json!({})).await;
     for client in [&alice, &bob] {
         let carried = settings(client, &new).await;
         assert_eq!(carried, settings(client, &old).await, "{}", client.user_id);
@@ -91,7 +91,7 @@ async fn settings_come_along_for_who_makes_the_new_room_and_for_who_joins_it() {
     assert!(after["account_data"].to_string().contains(&new), "{after}");
     assert!(after["rooms"]["join"][&new]["account_data"].to_string().contains("m.favourite"), "{after}");
     // Settings are carried over once: changes made afterwards stay, also when the timers of the joins would be due.
-    bob.delete(&format!("/_matrix/client/v3/pushrules/global/room/{new}"), json!({})).await;
+    bob.ok_delete(&format!("/pushrules/global/room/{new}"), json!({})).await;
     server.server().app().env.sleep(std::time::Duration::from_secs(180)).await;
     assert_eq!(settings(&bob, &new).await["room"], json!([]));
 }
@@ -111,7 +111,7 @@ async fn what_was_promised_is_kept_by_a_timer() {
     let user_id = ruma::UserId::parse(alice.user_id.as_str()).unwrap();
     let user = aqueduct::accounts::users::find_num(&*app.store.snapshot(), &user_id).unwrap().unwrap();
     let moved = Move { from: (*old).try_into().unwrap(), to: (*new).try_into().unwrap() };
-    let room = aqueduct::rooms::find_room(&*app.store.snapshot(), &moved.to).unwrap().unwrap();
+    let room = room_num(&app.store, moved.to.as_str());
     let promised = Job::CarryOver { user, room, moved }.timer(app.env.now_ms() + 10_000);
     let mut batch = app.store.batch(&Guard::own_tables());
     timer::set(&mut batch, &promised);
@@ -128,7 +128,7 @@ async fn who_was_not_in_the_old_room_carries_nothing_over() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let old = create(&alice, json!({ "preset": "public_chat", "invite": [bob.user_id] })).await;
     // Bob refuses the invitation, so that he has left a room in which he never was.
-    bob.post(&format!("/_matrix/client/v3/rooms/{old}/leave"), json!({})).await;
+    bob.ok_post(&format!("/rooms/{old}/leave"), json!({})).await;
     set_up(&bob, &old).await;
     let new = create(
         &alice,
@@ -136,7 +136,7 @@ async fn who_was_not_in_the_old_room_carries_nothing_over() {
     )
     .await;
     replace(&alice, &old, json!(new)).await;
-    bob.post(&format!("/_matrix/client/v3/join/{new}"), json!({})).await;
+    bob.ok_post(&format!("/join/{new}"), json!({})).await;
     assert_eq!(settings(&bob, &new).await["room"], json!([]));
     for predecessor in
         [json!(7), json!({}), json!({ "room_id": "nonsense" }), json!({ "room_id": "!not:here" })]
@@ -160,14 +160,14 @@ async fn a_room_that_only_claims_to_replace_another_changes_nobodys_settings() {
         (server.register("alice").await, server.register("bob").await, server.register("mallory").await);
     let old = create(&alice, json!({ "preset": "public_chat" })).await;
     for client in [&bob, &mallory] {
-        client.post(&format!("/_matrix/client/v3/join/{old}"), json!({})).await;
+        client.ok_post(&format!("/join/{old}"), json!({})).await;
         set_up(client, &old).await;
     }
     let claim = json!({ "preset": "public_chat", "creation_content": { "predecessor": { "room_id": old } } });
     let fake = create(&mallory, claim.clone()).await;
     let other = create(&alice, json!({ "preset": "public_chat" })).await;
     let join = async |room: &str| {
-        bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
         settings(&bob, room).await
     };
     let nothing = json!({ "override": [], "room": [], "underride": [], "direct": false });

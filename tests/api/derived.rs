@@ -3,7 +3,10 @@
 use http::StatusCode;
 use serde_json::json;
 
-use crate::{rooms::Rooms, support::TestServer};
+use crate::{
+    rooms::Rooms,
+    support::{TestServer, room_num},
+};
 
 #[tokio::test(start_paused = true)]
 async fn nobody_meets_or_sets_derived_state() {
@@ -46,7 +49,7 @@ async fn nobody_meets_or_sets_derived_state() {
 
     let app = server.server().app();
     let snapshot = app.store.snapshot();
-    let num = aqueduct::rooms::find_room(&*snapshot, room.as_str().try_into().unwrap()).unwrap().unwrap();
+    let num = room_num(&app.store, &room);
     let now = aqueduct::rooms::state::StateRef::Main(aqueduct::ids::Order::MAX);
     let servers = aqueduct::rooms::members::list_servers_at(&*snapshot, num, now).unwrap();
     assert_eq!(servers, ["test.example"]);

@@ -2,7 +2,6 @@
 
 use aqueduct::{
     accounts::{devices, tokens, users},
-    flows::operator::check,
     ids::{StateKeyNum, UserNum},
     schema,
     store::{Direction, Engine, Guard},
@@ -11,23 +10,19 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, room_num},
     sync::{Chain, create_room, env, must},
 };
 
 const DEVICES: &str = "/_matrix/client/v3/devices";
 const PASSWORD: &str = "/_matrix/client/v3/account/password";
 
-async fn log_in(alice: &TestClient, device: &str, password: &str) -> (StatusCode, TestClient) {
+async fn log_in(alice: &TestClient, device: &str, password: &str) -> StatusCode {
     let body = json!({
         "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": password, "device_id": device, "initial_device_display_name": format!("name of {device}"),
+        "password": password, "device_id": device,
     });
-    let (status, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
-    let mut client = alice.clone();
-    client.token = json["access_token"].as_str().map(str::to_owned);
-    client.device_id = device.to_owned();
-    (status, client)
+    alice.server.anonymous().post("/_matrix/client/v3/login", body).await.0
 }
 
 fn auth(user: &str, password: &str, session: &Value) -> Value {
@@ -39,7 +34,7 @@ fn auth(user: &str, password: &str, session: &Value) -> Value {
 async fn devices_are_listed_named_and_not_others() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let second = alice.on_device("SECOND").await;
     let (status, json) = second.get(DEVICES).await;
     assert_eq!(status, StatusCode::OK);
     let mut ids: Vec<_> = json["devices"]
@@ -77,7 +72,7 @@ async fn devices_are_listed_named_and_not_others() {
 async fn deleting_a_device_asks_for_ones_own_password() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let second = alice.on_device("SECOND").await;
     let path = format!("{DEVICES}/SECOND");
     let (status, json) = alice.delete(&path, json!({})).await;
     assert_eq!(
@@ -125,7 +120,7 @@ async fn the_old_way_to_name_the_user_of_a_password_is_understood() {
     .into_iter()
     .enumerate()
     {
-        let (_, device) = log_in(&alice, &format!("DEVICE{number}"), "password of alice").await;
+        let device = alice.on_device(&format!("DEVICE{number}")).await;
         let path = format!("{DEVICES}/{}", device.device_id);
         let (found, json) = alice.delete(&path, old(user, password)).await;
         assert_eq!(found.as_u16(), status, "{user}: {json}");
@@ -151,7 +146,7 @@ async fn the_old_way_to_name_the_user_of_a_password_is_understood() {
 #[tokio::test(start_paused = true)]
 async fn what_was_kept_for_a_device_goes_with_it() {
     let alice = TestServer::new().register("alice").await;
-    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let second = alice.on_device("SECOND").await;
     let path = |device: &str| {
         format!(
             "/_matrix/client/v3/user/{}/account_data/org.matrix.msc3890.local_notification_settings.{device}",
@@ -191,8 +186,8 @@ async fn a_password_is_not_guessed_by_deleting_devices() {
 #[tokio::test(start_paused = true)]
 async fn many_devices_are_deleted_at_once() {
     let alice = TestServer::new().register("alice").await;
-    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
-    let (_, third) = log_in(&alice, "THIRD", "password of alice").await;
+    let second = alice.on_device("SECOND").await;
+    let third = alice.on_device("THIRD").await;
     let body = json!({ "devices": ["SECOND", "THIRD", "NONE"], "auth": auth("alice", "password of alice", &Value::Null) });
     assert_eq!(alice.post("/_matrix/client/v3/delete_devices", body).await.0, StatusCode::OK);
     for gone in [second, third] {
@@ -204,7 +199,7 @@ async fn many_devices_are_deleted_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
     let alice = TestServer::new().register("alice").await;
-    let (_, second) = log_in(&alice, "SECOND", "password of alice").await;
+    let second = alice.on_device("SECOND").await;
     let (status, json) = alice.post(PASSWORD, json!({ "new_password": "second" })).await;
     assert_eq!(
         (status, &json["flows"]),
@@ -214,8 +209,8 @@ async fn a_new_password_logs_other_devices_out_unless_asked_not_to() {
     let (status, _) = alice.post(PASSWORD, body("second", "password of alice", false)).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);
-    assert_eq!(log_in(&alice, "X", "password of alice").await.0, StatusCode::FORBIDDEN);
-    assert_eq!(log_in(&alice, "X", "second").await.0, StatusCode::OK);
+    assert_eq!(log_in(&alice, "X", "password of alice").await, StatusCode::FORBIDDEN);
+    assert_eq!(log_in(&alice, "X", "second").await, StatusCode::OK);
     let (status, _) = alice.post(PASSWORD, body("third", "second", true)).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(second.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
@@ -269,8 +264,7 @@ async fn all_swept(server: &TestServer, user_id: &str, left: usize) {
     let tokens = schema::DEVICE_TOKENS.prefix::<(UserNum,)>(&*snapshot, (user,), Direction::Up).unwrap();
     assert!(tokens.count() <= 2 * left);
     assert_eq!(users::find(&*snapshot, user).unwrap().unwrap().ended.first(), None);
-    let report = check::check(&app.store, &mut |_| ()).unwrap();
-    assert_eq!(report.findings, Vec::<String>::new());
+    server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,7 +276,7 @@ async fn a_thousand_devices_are_logged_out_at_once() {
     all_ended(&server, &tokens).await;
     assert_eq!(alice.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
     // A login under an old device id makes another device, which finds nothing of the old one.
-    let (_, again) = log_in(&alice, "DEVICE0007", "password of alice").await;
+    let again = alice.on_device("DEVICE0007").await;
     let (_, listed) = again.get(DEVICES).await;
     assert_eq!(listed["devices"].as_array().unwrap().len(), 1, "{listed}");
     all_swept(&server, &alice.user_id, 1).await;
@@ -298,7 +292,7 @@ async fn a_new_password_ends_a_thousand_sessions_or_is_none() {
     let (status, json) = alice.post(PASSWORD, body).await;
     assert_eq!(status, StatusCode::OK, "{json}");
     all_ended(&server, &tokens).await;
-    assert_eq!(log_in(&alice, "X", "password of alice").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(log_in(&alice, "X", "password of alice").await, StatusCode::FORBIDDEN);
     let (_, listed) = alice.get(DEVICES).await;
     assert_eq!(listed["devices"][0]["device_id"], alice.device_id.as_str());
     assert_eq!(listed["devices"].as_array().unwrap().len(), 1);
@@ -352,9 +346,8 @@ async fn members_are_not_hidden_behind_thousands_who_are_gone() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
-    let parsed = ruma::RoomId::parse(&room).unwrap();
     let store = &server.server().app().store;
-    let num = aqueduct::rooms::find_room(&*store.snapshot(), &parsed).unwrap().unwrap();
+    let num = room_num(store, &room);
     // Users who were here, as the room's own tables know them; thousands of real ones take minutes.
     for chunk in 0..3_u32 {
         let mut batch = store.batch(&Guard::alone());

@@ -2,22 +2,14 @@
 
 use std::time::Duration;
 
-use aqueduct::store::{Durability, Engine, Store};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
     support::{TestClient, TestServer},
-    sync::{Chain, create_room, env, events, must},
+    sync::{Chain, create_room, env, events, must, room_of_two},
 };
-
-async fn pair(server: &TestServer) -> (TestClient, TestClient, String) {
-    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
-    must(&bob, &room, "join", json!({})).await;
-    (alice, bob, room)
-}
 
 async fn types(client: &TestClient, room: &str, body: Value) -> StatusCode {
     let path = format!("/_matrix/client/v3/rooms/{room}/typing/{}", client.user_id);
@@ -33,7 +25,7 @@ fn typists(sync: &Value, room: &str) -> Option<Vec<String>> {
 #[tokio::test(start_paused = true)]
 async fn typing_is_told_and_ends_by_itself() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
     assert_eq!(types(&bob, &room, json!({ "typing": true, "timeout": 10_000 })).await, StatusCode::OK);
@@ -56,7 +48,7 @@ async fn typing_is_told_and_ends_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn who_leaves_types_no_longer_and_finds_their_account_data_again() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let tag = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags/u.work", bob.user_id);
     assert_eq!(bob.put(&tag, json!({})).await.0, StatusCode::OK);
     let (mut hers, mut his) = (Chain::of(&alice), Chain::of(&bob));
@@ -77,7 +69,7 @@ async fn who_leaves_types_no_longer_and_finds_their_account_data_again() {
 #[tokio::test(start_paused = true)]
 async fn one_types_for_oneself_in_rooms_one_is_in() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let stranger = server.register("stranger").await;
     assert_eq!(types(&bob, &room, json!({ "typing": true })).await, StatusCode::OK, "no time is asked for");
     assert_eq!(types(&stranger, &room, json!({ "typing": true, "timeout": 1 })).await, StatusCode::FORBIDDEN);
@@ -94,7 +86,7 @@ fn presence_of<'a>(sync: &'a Value, user: &str) -> Option<&'a Value> {
 #[tokio::test(start_paused = true)]
 async fn presence_is_told_to_those_who_share_a_room() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let stranger = server.register("stranger").await;
     let (mut alices, mut strangers) = (Chain::of(&alice), Chain::of(&stranger));
     alices.next().await;
@@ -120,7 +112,7 @@ async fn who_was_there_before_joining_is_told_to_clients_that_begin_later() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
-    bob.put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
+    bob.ok_put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
     let room = alice.create(json!({ "preset": "public_chat" })).await;
     let before = alice.ok_get("/sync").await;
     assert!(presence_of(&before, &bob.user_id).is_none());
@@ -132,12 +124,12 @@ async fn who_was_there_before_joining_is_told_to_clients_that_begin_later() {
 #[tokio::test(start_paused = true)]
 async fn who_polls_is_online_until_the_polls_end() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
-    bob.get("/_matrix/client/v3/sync").await;
+    bob.ok_get("/sync").await;
     assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "online");
-    bob.get("/_matrix/client/v3/sync?set_presence=online").await;
+    bob.ok_get("/sync?set_presence=online").await;
     assert!(chain.next().await.get("presence").is_none());
     env(&server).sleep(Duration::from_secs(65)).await;
     assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "offline");
@@ -162,7 +154,7 @@ async fn count_polls(client: &TestClient, query: &str, ms: u64) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn two_devices_of_one_user_do_not_wake_each_other_or_anybody_else() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let body = json!({
         "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
         "password": "password of alice",
@@ -182,12 +174,12 @@ async fn two_devices_of_one_user_do_not_wake_each_other_or_anybody_else() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_says_one_thing_after_the_other_is_told_of_seldom() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
     let flaps = async {
         for number in 0..400 {
             let state = if number % 2 == 0 { "online" } else { "unavailable" };
-            bob.put(&path, json!({ "presence": state, "status_msg": number.to_string() })).await;
+            bob.ok_put(&path, json!({ "presence": state, "status_msg": number.to_string() })).await;
             env(&server).sleep(Duration::from_millis(50)).await;
         }
     };
@@ -200,14 +192,14 @@ async fn a_client_that_says_one_thing_after_the_other_is_told_of_seldom() {
 #[tokio::test(start_paused = true)]
 async fn nobody_wakes_himself() {
     let server = TestServer::new();
-    let (alice, _bob, _room) = pair(&server).await;
+    let (alice, _bob, _room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
     let path = format!("/_matrix/client/v3/presence/{}/status", alice.user_id);
     let began = env(&server).instant();
     let says = async {
         env(&server).sleep(Duration::from_secs(1)).await;
-        alice.put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
+        alice.ok_put(&path, json!({ "presence": "online", "status_msg": "here" })).await;
     };
     tokio::join!(chain.next_within(8_000), says);
     assert!(began.elapsed() >= Duration::from_secs(8));
@@ -218,7 +210,7 @@ async fn nobody_wakes_himself() {
 #[tokio::test(start_paused = true)]
 async fn who_is_idle_is_unavailable_until_they_send_something() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
     count_polls(&bob, "set_presence=online", 6 * 60_000).await;
@@ -274,15 +266,13 @@ async fn more_than_one_answer_holds_are_told_in_the_next() {
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_nobody_is_shown_online_for_ever() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
-    bob.get("/_matrix/client/v3/sync").await;
+    bob.ok_get("/sync").await;
     assert_eq!(presence_of(&chain.next().await, &bob.user_id).unwrap()["presence"], "online");
     server.server().stop().await.unwrap();
-    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
-    let kept = Engine::Memory(memory.after_crash(usize::MAX));
-    let again = TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {});
+    let again = server.killed(usize::MAX);
     chain.client.server = again.clone();
     let mut last = None;
     for _ in 0..4 {
@@ -292,17 +282,10 @@ async fn after_a_restart_nobody_is_shown_online_for_ever() {
     assert_eq!(last, Some(json!("offline")));
 }
 
-/// A server over what one leaves on its disk when it is killed.
-fn killed(server: &TestServer) -> TestServer {
-    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
-    let kept = Engine::Memory(memory.after_crash(usize::MAX));
-    TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {})
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_restart_changes_nobodys_presence() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let mut people = vec![bob];
     for name in ["hidden", "away", "gone", "left"] {
         let person = server.register(name).await;
@@ -337,7 +320,7 @@ async fn a_restart_changes_nobodys_presence() {
     assert_eq!(before[0], (json!("online"), json!("at work")), "{before:?}");
     assert_eq!((&before[2].0, &before[3].1), (&json!("unavailable"), &json!("on holiday")), "{before:?}");
     env(&server).sleep(Duration::from_secs(1)).await;
-    let again = killed(&server);
+    let again = server.killed(usize::MAX);
     let mut hers = Chain::of(&alice);
     hers.client.server = again.clone();
     env(&again).sleep(Duration::from_secs(1)).await;
@@ -352,7 +335,7 @@ async fn a_restart_changes_nobodys_presence() {
 #[tokio::test(start_paused = true)]
 async fn one_sees_ones_own_presence_at_once() {
     let server = TestServer::new();
-    let (alice, ..) = pair(&server).await;
+    let (alice, ..) = room_of_two(&server).await;
     let path = format!("/_matrix/client/v3/presence/{}/status", alice.user_id);
     for state in ["online", "unavailable", "offline", "online"] {
         assert_eq!(
@@ -367,15 +350,13 @@ async fn one_sees_ones_own_presence_at_once() {
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_a_client_that_goes_on_is_told_that_nobody_types() {
     let server = TestServer::new();
-    let (alice, bob, room) = pair(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
     types(&bob, &room, json!({ "typing": true, "timeout": 30_000 })).await;
     assert_eq!(typists(&chain.next().await, &room), Some(vec![bob.user_id.clone()]));
     server.server().stop().await.unwrap();
-    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
-    let kept = Engine::Memory(memory.after_crash(usize::MAX));
-    let again = TestServer::over(Store::open(kept, Durability::Fsync).unwrap(), |_| {});
+    let again = server.killed(usize::MAX);
     chain.client.server = again.clone();
     assert_eq!(typists(&chain.next().await, &room), Some(vec![]));
     // That is told once.
@@ -386,7 +367,7 @@ async fn after_a_restart_a_client_that_goes_on_is_told_that_nobody_types() {
 #[tokio::test(start_paused = true)]
 async fn a_new_name_or_avatar_is_told_with_the_presence_of_its_user() {
     let server = TestServer::new();
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let stranger = server.register("stranger").await;
     let (mut alices, mut strangers) = (Chain::of(&alice), Chain::of(&stranger));
     alices.next().await;
@@ -424,13 +405,13 @@ async fn a_new_name_or_avatar_is_told_with_the_presence_of_its_user() {
 #[tokio::test(start_paused = true)]
 async fn presence_can_be_turned_off() {
     let server = TestServer::with(|config| config.presence.enabled = false);
-    let (alice, bob, _room) = pair(&server).await;
+    let (alice, bob, _room) = room_of_two(&server).await;
     let mut chain = Chain::of(&alice);
     chain.next().await;
     let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
     assert_eq!(bob.put(&path, json!({ "presence": "online" })).await, (StatusCode::OK, json!({})));
     assert_eq!(bob.put(&path, json!({ "presence": "asleep" })).await.0, StatusCode::BAD_REQUEST);
-    bob.get("/_matrix/client/v3/sync").await;
+    bob.ok_get("/sync").await;
     assert!(chain.next().await.get("presence").is_none());
     assert_eq!(alice.get(&path).await, (StatusCode::OK, json!({ "presence": "offline" })));
 }
@@ -441,7 +422,7 @@ async fn who_comes_to_a_room_is_seen_there_at_once() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
     let path = format!("/_matrix/client/v3/presence/{}/status", bob.user_id);
-    bob.put(&path, json!({ "presence": "online", "status_msg": "new here" })).await;
+    bob.ok_put(&path, json!({ "presence": "online", "status_msg": "new here" })).await;
     let (mut alices, mut bobs) = (Chain::of(&alice), Chain::of(&bob));
     alices.next().await;
     bobs.next().await;

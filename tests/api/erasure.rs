@@ -4,8 +4,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    rooms::{Rooms, enc},
-    support::{TestClient, TestServer},
+    rooms::Rooms,
+    support::{TestClient, TestServer, encoded, user_num},
 };
 
 /// A room with everything that Alice left behind.
@@ -40,8 +40,8 @@ impl Fixture {
         alice.ok_put(&name, json!({ "displayname": "Alice Secret" })).await;
         let room = bob.create(json!({ "preset": "public_chat" })).await;
         alice.ok_post(&format!("/join/{room}"), json!({})).await;
-        let power = json!({ "users": { &alice.user_id: 100, &bob.user_id: 100 } });
-        bob.put(&format!("/_matrix/client/v3/rooms/{room}/state/m.room.power_levels/"), power).await;
+        let power = json!({ "users": { &alice.user_id: 100 } });
+        bob.ok_put(&format!("/rooms/{room}/state/m.room.power_levels/"), power).await;
         let root = bob.say(&room, "root", "root").await;
         let secret = send(&alice, &room, "1", json!({ "body": "secret", "msgtype": "m.text" })).await;
         let relates = |kind: &str, to: &str| json!({ "rel_type": kind, "event_id": to });
@@ -55,7 +55,7 @@ impl Fixture {
 
     /// Everything of the room that a client can be shown.
     async fn everything(&self, who: &TestClient) -> Vec<(String, Value)> {
-        let (room, root, secret) = (&self.room, enc(&self.root), enc(&self.secret));
+        let (room, root, secret) = (&self.room, encoded(&self.root), encoded(&self.secret));
         let v3 = |rest: String| format!("/_matrix/client/v3{rest}");
         let v1 = |rest: String| format!("/_matrix/client/v1{rest}");
         let federation = "%7B%22event_format%22:%22federation%22%7D";
@@ -95,9 +95,9 @@ async fn who_was_not_there_reads_nothing_of_an_erased_user() {
         assert!(!text.contains("secret") && !text.contains("Secret"), "{path}: {json}");
     }
     // The events themselves are still there, without their content.
-    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.secret))).await;
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, encoded(&fixture.secret))).await;
     assert_eq!((&event["content"], &event["sender"]), (&json!({}), &json!("@alice:test.example")));
-    let thread = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.root))).await;
+    let thread = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, encoded(&fixture.root))).await;
     let thread = &thread["unsigned"]["m.relations"]["m.thread"];
     assert_eq!((&thread["count"], &thread["latest_event"]["content"]), (&json!(1), &json!({})));
 }
@@ -118,7 +118,7 @@ async fn who_only_ends_the_account_is_read_by_all() {
     let fixture = Fixture::new(false).await;
     let carol = fixture.server.register("carol").await;
     carol.ok_post(&format!("/join/{}", fixture.room), json!({})).await;
-    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, enc(&fixture.secret))).await;
+    let event = carol.ok_get(&format!("/rooms/{}/event/{}", fixture.room, encoded(&fixture.secret))).await;
     assert_eq!(event["content"]["body"], "secret");
     assert_eq!(event["unsigned"]["m.relations"]["m.replace"]["content"]["body"], "secret edit");
 }
@@ -130,7 +130,7 @@ async fn what_an_erased_user_kept_here_is_gone() {
     let room = alice.create(json!({ "preset": "public_chat" })).await;
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
     let said = bob.say(&room, "1", "hello").await;
-    alice.ok_post(&format!("/rooms/{room}/receipt/m.read/{}", enc(&said)), json!({})).await;
+    alice.ok_post(&format!("/rooms/{room}/receipt/m.read/{}", encoded(&said)), json!({})).await;
     let rule = json!({ "actions": ["notify"], "pattern": "cake" });
     alice.ok_put("/pushrules/global/content/cake", rule).await;
     alice.ok_put(&format!("/user/{}/account_data/x", alice.user_id), json!({ "a": 1 })).await;
@@ -144,8 +144,7 @@ async fn what_an_erased_user_kept_here_is_gone() {
     assert!(!receipts().await.contains("@alice:test.example"));
     let app = server.server().app();
     let snapshot = app.store.snapshot();
-    let user: ruma::OwnedUserId = alice.user_id.as_str().try_into().unwrap();
-    let user = aqueduct::accounts::users::require_num(&*snapshot, &user).unwrap();
+    let user = user_num(&app.store, &alice.user_id);
     assert!(aqueduct::schema::PUSH_RULES.get(&*snapshot, user).unwrap().is_none());
     let listed = aqueduct::accounts::account_data::list(&*snapshot, user, None).unwrap();
     assert_eq!(listed.len(), 0);
@@ -173,9 +172,9 @@ async fn the_state_that_an_erased_user_set_is_the_same_in_the_timeline_and_besid
     end(&bob, "bob", true).await;
     carol.ok_post(&format!("/join/{room}"), json!({})).await;
     let held = carol.ok_get(&format!("/rooms/{room}/state")).await;
-    let lazy = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1%7D%7D%7D";
+    let short = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1%7D%7D%7D";
     let mut shown = Vec::new();
-    for query in ["timeout=0".to_owned(), format!("timeout=0&filter={lazy}")] {
+    for query in ["timeout=0".to_owned(), format!("timeout=0&filter={short}")] {
         let json = carol.ok_get(&format!("/sync?{query}")).await;
         let joined = &json["rooms"]["join"][&room];
         for list in ["state", "timeline"] {

@@ -3,11 +3,10 @@
 use http::StatusCode;
 use serde_json::json;
 
-use crate::{rooms::Rooms, support::TestServer};
-
-fn escaped(json: &str) -> String {
-    json.bytes().map(|byte| format!("%{byte:02X}")).collect()
-}
+use crate::{
+    rooms::Rooms,
+    support::{TestServer, encoded},
+};
 
 #[tokio::test(start_paused = true)]
 async fn pages_are_filtered_by_relations() {
@@ -28,7 +27,7 @@ async fn pages_are_filtered_by_relations() {
         let mut filter = filter;
         filter["types"] = json!(["m.room.message"]);
         let page = alice
-            .ok_get(&format!("/rooms/{room}/messages?dir=f&filter={}", escaped(&filter.to_string())))
+            .ok_get(&format!("/rooms/{room}/messages?dir=f&filter={}", encoded(&filter.to_string())))
             .await;
         let ids = page["chunk"].as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap());
         ids.map(str::to_owned).collect::<Vec<_>>()
@@ -48,11 +47,11 @@ async fn pages_are_filtered_by_relations() {
     let both = json!({ "related_by_senders": [bob.user_id], "related_by_rel_types": ["m.thread"] });
     assert_eq!(found(both).await, Vec::<String>::new());
     // The filter works around an event, too.
-    let filter = escaped(&json!({ "related_by_senders": [bob.user_id] }).to_string());
+    let filter = encoded(&json!({ "related_by_senders": [bob.user_id] }).to_string());
     let page = alice.ok_get(&format!("/rooms/{room}/context/{thread}?filter={filter}")).await;
     assert_eq!(page["events_before"].as_array().unwrap().len(), 1);
     for bad in [r#"{"rel_types":7}"#, r#"{"related_by_senders":"x"}"#, "[", "7"] {
-        let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=f&filter={}", escaped(bad));
+        let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=f&filter={}", encoded(bad));
         let (status, json) = alice.get(&path).await;
         assert_eq!(
             (status, &json["errcode"]),

@@ -3,9 +3,6 @@
 use aqueduct::{
     api::extract::Peer,
     config::{Bucket, Config},
-    env::Env,
-    server::{Lead, Server},
-    store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body;
 use futures_util::future::join_all;
@@ -25,21 +22,9 @@ fn only_passwords(config: &mut Config) {
     }
 }
 
-/// A server with threads and a clock of its own, so that many passwords can be checked at the same time.
-fn real_server() -> Server {
-    let mut config = Config::default();
-    config.server.name = "test.example".try_into().unwrap();
-    config.registration.mode = aqueduct::config::RegistrationMode::Open;
-    config.passwords.argon2_memory_kib = 8;
-    config.passwords.argon2_iterations = 1;
-    only_passwords(&mut config);
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_hundred_wrong_confirmations_at_once_ten_are_judged() {
-    let server = TestServer::of(real_server());
+    let server = TestServer::real(only_passwords);
     let alice = server.register("alice").await;
     let body = json!({ "devices": ["X"], "auth": { "type": "m.login.password", "password": "wrong",
         "identifier": { "type": "m.id.user", "user": "alice" } } });
@@ -87,53 +72,58 @@ async fn many_addresses_have_no_more_guesses_at_one_account_and_lock_no_owner_ou
     }
     // Nobody waits longer than a minute.
     for _ in 0..20 {
-        log_in(&server, home, "alice", "mistyped").await;
+        let (status, json) = log_in(&server, home, "alice", "mistyped").await;
+        assert!([403, 429].contains(&status.as_u16()), "{status}: {json}");
     }
     server.server().app().env.sleep(std::time::Duration::from_secs(60)).await;
     let (status, json) = log_in(&server, home, "alice", "password of alice").await;
     assert_eq!(status, StatusCode::OK, "{json}");
 }
 
-/// A server whose passwords take about ten milliseconds to verify, so that the queue of those that wait fills up.
-fn slow_passwords() -> Server {
-    let mut config = Config::default();
-    config.server.name = "test.example".try_into().unwrap();
-    config.registration.mode = aqueduct::config::RegistrationMode::Open;
-    config.passwords.argon2_memory_kib = 8;
+/// Passwords take about ten milliseconds to verify, so that the queue of those that wait fills up.
+fn slow_passwords(config: &mut Config) {
     config.passwords.argon2_iterations = 500;
-    only_passwords(&mut config);
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
+    only_passwords(config);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn right_passwords_of_one_account_keep_nobody_else_from_logging_in() {
-    let server = TestServer::of(slow_passwords());
+    let server = TestServer::real(slow_passwords);
     server.register("alice").await;
     server.register("bob").await;
     // Alice logs in from thirteen addresses at a time. Her right passwords are no guesses, so no limit counts them.
-    let (is_refused, refused) = tokio::sync::watch::channel(false);
+    let (is_refused, mut refused) = tokio::sync::watch::channel(false);
     let is_refused = std::sync::Arc::new(is_refused);
     let flood: Vec<_> = (0..200)
         .map(|number| {
             let (server, is_refused) = (server.clone(), is_refused.clone());
             #[expect(clippy::disallowed_methods, reason = "clients of the server that is tested")]
             tokio::spawn(async move {
-                let (status, _) =
+                let (status, json) =
                     log_in(&server, 0x0a00_0000 + number % 13, "alice", "password of alice").await;
                 if status == StatusCode::TOO_MANY_REQUESTS {
                     is_refused.send_replace(true);
                 }
+                (status, json)
             })
         })
         .collect();
-    refused.clone().wait_for(|is_refused| *is_refused).await.unwrap();
+    // Once the flood alone holds the sender, waiting ends also if all of it was let in.
+    drop(is_refused);
+    assert!(
+        refused.wait_for(|is_refused| *is_refused).await.is_ok(),
+        "none of two hundred logins was refused"
+    );
     // As many of hers wait as may. Bob comes from an address of his own.
     let (status, json) = log_in(&server, 0x0b00_0000, "bob", "password of bob").await;
     assert_eq!(status, StatusCode::OK, "{json}");
+    let mut logged_in = 0;
     for one in flood {
-        one.await.unwrap();
+        let (status, json) = one.await.unwrap();
+        logged_in += usize::from(status == StatusCode::OK);
+        assert!(status == StatusCode::OK || json["errcode"] == "M_LIMIT_EXCEEDED", "{status}: {json}");
     }
+    assert!((1..200).contains(&logged_in), "{logged_in} of Alice's were let in");
 }
 
 /// The statuses of these tries, each from an address that the server does not know.

@@ -3,11 +3,9 @@
 use std::{sync::mpsc, time::Duration};
 
 use aqueduct::{
-    config::{Config, RegistrationMode},
-    env::{Env, Long},
+    env::Long,
     flows::room::ingest,
     rooms::change::{Outcome, Received},
-    server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use http::StatusCode;
@@ -24,8 +22,8 @@ fn accepted(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Accepted(_))
 }
 
-/// Alice's public room, with Bob of another server in it.
-async fn shared_room(alice: &TestClient, more: Value) -> (String, Remote) {
+/// A public room of Alice's that Bob of another server has joined; `more` stands beside the preset.
+pub(crate) async fn shared_room(alice: &TestClient, more: Value) -> (String, Remote) {
     let mut body = json!({ "preset": "public_chat" });
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let room = alice.create(body).await;
@@ -280,21 +278,9 @@ async fn an_event_that_takes_a_thousand_out_of_the_room_is_accepted() {
     alice.say(&room, "end", "it goes on").await;
 }
 
-/// A server in real time, whose work is done by threads.
-fn real_server() -> Server {
-    let mut config = Config::default();
-    config.server.name = "test.example".try_into().unwrap();
-    config.registration.mode = RegistrationMode::Open;
-    config.passwords.argon2_memory_kib = 8;
-    config.passwords.argon2_iterations = 1;
-    config.limits.rate_limits = false;
-    let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
-    Server::start(config, Env::real().unwrap(), store, Some(Lead::of_only_node())).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_takes_long_to_resolve_holds_nobody_up() {
-    let server = TestServer::of(real_server());
+    let server = TestServer::real(|_| {});
     let alice = server.register("alice").await;
     let (room, bob) = shared_room(&alice, json!({})).await;
     let other_room = alice.create(json!({})).await;
@@ -326,11 +312,11 @@ async fn what_takes_long_to_resolve_holds_nobody_up() {
 
     let far = bob.message("from long ago", &old);
     let far_id = far.id().to_owned();
-    let (fixture, num) = (app.clone(), bob.room);
+    let (taking, num) = (app.clone(), bob.room);
     let (ended, mut end) = oneshot::channel();
     let free = app.rooms.resolutions_waiting().available_permits();
     app.env.spawn(async move {
-        ended.send(ingest::ingest(&fixture, num, vec![far]).await.unwrap()).unwrap();
+        ended.send(ingest::ingest(&taking, num, vec![far]).await.unwrap()).unwrap();
     });
     while app.rooms.resolutions_waiting().available_permits() == free {
         assert!(end.try_recv().is_err(), "nothing had to be worked out beside the room");

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::{rooms::Rooms, support::TestServer};
+use crate::support::TestServer;
 
 #[tokio::test(start_paused = true)]
 async fn large_rooms_that_are_made_at_the_same_time_are_all_told_and_whole() {
@@ -39,6 +39,5 @@ async fn large_rooms_that_are_made_at_the_same_time_are_all_told_and_whole() {
             assert!(sync["rooms"]["invite"][room].is_object(), "{} is not told of {room}", guest.user_id);
         }
     }
-    let report = aqueduct::flows::operator::check::check(&server.server().app().store, &mut |_| ()).unwrap();
-    assert_eq!(report.findings, Vec::<String>::new());
+    server.assert_whole();
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
-    support::{TestClient, TestServer, remote::Remote},
+    support::{TestClient, TestServer, encoded, remote::Remote},
 };
 
 /// Texts that end a string early, or that only look as if they could.
@@ -35,13 +35,6 @@ fn odd_name() -> impl Strategy<Value = String> {
         1 => any::<String>().prop_map(|text| text.chars().take(12).collect()),
         1 => "[\"\\\\\u{0}-\u{1f}{}\u{2028}a]{1,6}",
     ]
-}
-
-fn encoded(text: &str) -> String {
-    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes()
-        .map(|byte| if is_safe(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }
 
 /// A server with two people in one room.
@@ -257,10 +250,13 @@ async fn nobody_can_make_the_answers_of_others_unreadable_by_an_id() {
     let odd = json!({ "redacts": "$x\"y" });
     let room = mallory.create(json!({ "preset": "public_chat" })).await;
     victim.ok_post(&format!("/join/{room}"), json!({})).await;
-    mallory.put(&format!("/_matrix/client/v3/rooms/{room}/state/m.room.redaction/"), odd.clone()).await;
+    let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.redaction/");
+    let (status, json) = mallory.put(&path, odd.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{json}");
     let state = json!([{ "type": "m.room.redaction", "state_key": "", "content": odd }]);
     let create = json!({ "initial_state": state, "invite": [victim.user_id] });
-    mallory.post("/_matrix/client/v3/createRoom", create).await;
+    let (status, json) = mallory.post("/_matrix/client/v3/createRoom", create).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{json}");
     // Another server may send what this one refuses.
     let bob = Remote::new(server.server().app(), &room);
     bob.join().await;

@@ -28,7 +28,7 @@ async fn join(client: &TestClient, room: &str) {
 
 async fn call(client: &TestClient, name: &str) {
     let path = format!("/_matrix/client/v3/profile/{}/displayname", client.user_id);
-    client.put(&path, json!({ "displayname": name })).await;
+    client.ok_put(&path, json!({ "displayname": name })).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -42,7 +42,7 @@ async fn people_are_found_by_name_and_id_where_they_may_be_known() {
     assert!(search(&bob, "ada").await.is_empty());
     join(&alice, &private).await;
     let member = format!("/_matrix/client/v3/rooms/{private}/state/m.room.member/{}", alice.user_id);
-    alice.put(&member, json!({ "membership": "join", "displayname": "Freddy" })).await;
+    alice.ok_put(&member, json!({ "membership": "join", "displayname": "Freddy" })).await;
     for term in ["ada", "COOPER", "cooper ada", "@alice", "alice", "lic", "@alice:test.example"] {
         assert_eq!(search(&bob, term).await, [alice.user_id.as_str()], "{term}");
         assert!(search(&eve, term).await.is_empty(), "{term}: eve knows no room of hers");
@@ -57,7 +57,7 @@ async fn people_are_found_by_name_and_id_where_they_may_be_known() {
     ] {
         let open = room(&alice, json!({ "initial_state": [state] })).await;
         assert_eq!(search(&eve, "cooper").await, [alice.user_id.as_str()]);
-        alice.post(&format!("/_matrix/client/v3/rooms/{open}/leave"), json!({})).await;
+        alice.ok_post(&format!("/rooms/{open}/leave"), json!({})).await;
         assert!(search(&eve, "cooper").await.is_empty());
     }
 }
@@ -142,7 +142,7 @@ async fn who_wants_no_invitations_gets_none() {
         bob.post("/_matrix/client/v3/createRoom", json!({ "invite": [alice.user_id] })).await.0,
         StatusCode::OK
     );
-    bob.put(&config, json!({})).await;
+    bob.ok_put(&config, json!({})).await;
     assert_eq!(alice.post(&invite, json!({ "user_id": bob.user_id })).await.0, StatusCode::OK);
     assert!(invited().await.get(&later).is_some() && invited().await.get(&before).is_some());
 }
@@ -213,8 +213,8 @@ async fn pages_of_the_directory_tell_each_room_that_does_not_change_once() {
         // Rooms move forwards and backwards, go and come, while somebody turns the pages.
         let (to_join, to_leave, to_hide) =
             (rooms[number + 1].clone(), rooms[number * 3].clone(), rooms[29 - number].clone());
-        bob.post(&join(&to_join), json!({})).await;
-        bob.post(&format!("/_matrix/client/v3/rooms/{to_leave}/leave"), json!({})).await;
+        bob.ok_post(&join(&to_join), json!({})).await;
+        bob.ok_post(&format!("/rooms/{to_leave}/leave"), json!({})).await;
         let listed = format!("/_matrix/client/v3/directory/list/room/{to_hide}");
         assert_eq!(alice.put(&listed, json!({ "visibility": "private" })).await.0, StatusCode::OK);
         changed.extend([to_join, to_leave, to_hide]);
@@ -267,7 +267,7 @@ async fn those_who_share_a_room_are_found_among_any_number_of_strangers() {
     call(&zed, "").await;
     let shared = room(&alice, json!({})).await;
     assert!(search(&alice, "zed").await.is_empty());
-    alice.post(&format!("/_matrix/client/v3/rooms/{shared}/invite"), json!({ "user_id": zed.user_id })).await;
+    alice.ok_post(&format!("/rooms/{shared}/invite"), json!({ "user_id": zed.user_id })).await;
     join(&zed, &shared).await;
     assert_eq!(search(&alice, "zed").await, [zed.user_id.as_str()]);
 }

@@ -9,12 +9,11 @@ use aqueduct::{
 };
 use futures_util::future::join_all;
 use http::StatusCode;
-use ruma::UserId;
 use serde_json::{Value, json};
 
 use crate::{
     receipts::room_of,
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, user_num},
     sync::{Chain, events},
 };
 
@@ -27,7 +26,7 @@ async fn fields_are_set_shown_to_everybody_and_deleted() {
     let server = TestServer::new();
     let (alice, nobody) = (server.register("alice").await, server.anonymous());
     assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, json!({ "displayname": "alice" })));
-    alice.delete(&path(&alice, "/displayname"), json!({})).await;
+    alice.ok_delete(&path(&alice, "/displayname"), json!({})).await;
     assert_eq!(nobody.get(&path(&alice, "")).await, (StatusCode::OK, json!({})));
     assert_eq!(nobody.get(&path(&alice, "/displayname")).await.1["errcode"], "M_NOT_FOUND");
     let fields = [
@@ -112,10 +111,10 @@ async fn rooms_learn_of_a_new_name_and_of_nothing_else() {
     let alice = server.register("alice").await;
     let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({})).await;
     let room = made["room_id"].as_str().unwrap();
-    alice.put(&path(&alice, "/displayname"), json!({ "displayname": "Alice" })).await;
+    alice.ok_put(&path(&alice, "/displayname"), json!({ "displayname": "Alice" })).await;
     assert_eq!(member(&alice, room, &alice).await, json!({ "membership": "join", "displayname": "Alice" }));
-    alice.put(&path(&alice, "/m.tz"), json!({ "m.tz": "Europe/Berlin" })).await;
-    alice.put(&path(&alice, "/displayname"), json!({ "displayname": "" })).await;
+    alice.ok_put(&path(&alice, "/m.tz"), json!({ "m.tz": "Europe/Berlin" })).await;
+    alice.ok_put(&path(&alice, "/displayname"), json!({ "displayname": "" })).await;
     assert_eq!(member(&alice, room, &alice).await, json!({ "membership": "join" }));
 }
 
@@ -127,7 +126,7 @@ async fn clients_are_told_that_a_name_is_gone_however_it_was_removed() {
     let mut chain = Chain::of(bob);
     chain.next().await;
     for body in [Some(json!({ "displayname": "" })), None] {
-        alice.put(&path(alice, "/displayname"), json!({ "displayname": "Alice" })).await;
+        alice.ok_put(&path(alice, "/displayname"), json!({ "displayname": "Alice" })).await;
         let told = |sync: &Value| {
             let last =
                 events(sync, "join", &room, "timeline").into_iter().next_back().cloned().unwrap_or_default();
@@ -157,10 +156,10 @@ async fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = made["room_id"].as_str().unwrap();
-    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
-    alice.put(&path(&alice, "/displayname"), json!({ "displayname": "Alice" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    alice.ok_put(&path(&alice, "/displayname"), json!({ "displayname": "Alice" })).await;
     let account_data = "/_matrix/client/v3/user/@alice:test.example/account_data/a";
-    alice.put(account_data, json!({})).await;
+    alice.ok_put(account_data, json!({})).await;
 
     let deactivate = "/_matrix/client/v3/account/deactivate";
     let (status, json) = alice.post(deactivate, json!({})).await;
@@ -190,11 +189,10 @@ async fn rooms_are_told_after_a_restart_in_between() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let (_, made) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = made["room_id"].as_str().unwrap();
-    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
     // This is what a deactivation leaves that got no further than its own batch.
     let app = server.server().app();
-    let user =
-        users::require_num(&*app.store.snapshot(), <&UserId>::try_from(&*bob.user_id).unwrap()).unwrap();
+    let user = user_num(&app.store, &bob.user_id);
     let mut batch = app.store.batch(&Guard::alone());
     users::deactivate(&mut batch, user, false).unwrap();
     let job = Job::TellRooms { user };

@@ -46,7 +46,7 @@ async fn a_poll_notifies_and_its_votes_do_not() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = room["room_id"].as_str().unwrap();
-    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
     for (kind, unread) in [("start", 1), ("response", 1), ("end", 2)] {
         let path = format!("/_matrix/client/v3/rooms/{room}/send/org.matrix.msc3381.poll.{kind}/t{kind}");
         assert_eq!(alice.put(&path, json!({ "body": "x" })).await.0, StatusCode::OK);
@@ -148,7 +148,7 @@ async fn changed_rules_come_down_sync_and_belong_to_their_user() {
     let (_, first) = alice.get("/_matrix/client/v3/sync").await;
     let initial = first["account_data"]["events"].as_array().unwrap();
     assert!(initial.iter().any(|event| event["type"] == "m.push_rules"), "{first}");
-    alice.put(&format!("{RULES}/global/content/word"), keyword("word")).await;
+    alice.ok_put(&format!("{RULES}/global/content/word"), keyword("word")).await;
     let since = first["next_batch"].as_str().unwrap();
     let (_, next) = alice.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
     let event = &next["account_data"]["events"][0];
@@ -166,7 +166,7 @@ async fn a_rule_without_conditions_always_matches() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = room["room_id"].as_str().unwrap();
-    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
     for (kind, txn) in [("underride", "1"), ("override", "2")] {
         let path = format!("{RULES}/global/{kind}/mine");
         let (status, json) = bob.put(&path, json!({ "actions": ["notify"] })).await;
@@ -188,7 +188,7 @@ async fn a_backslash_that_escapes_nothing_stands_for_itself() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let (_, room) = alice.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
     let room = room["room_id"].as_str().unwrap();
-    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
     for (number, key) in [r"content.\x", r"content.\\y", r"content.a\.b"].into_iter().enumerate() {
         let condition = json!({ "kind": "event_property_is", "key": key, "value": number });
         let rule = json!({ "actions": ["notify"], "conditions": [condition] });

@@ -23,15 +23,6 @@ async fn keys(client: &TestClient) -> Vec<String> {
     pushers.map(|pusher| pusher["pushkey"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn second_device(alice: &TestClient) -> TestClient {
-    let body = json!({
-        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": "password of alice",
-    });
-    let (_, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
-    TestClient { token: json["access_token"].as_str().map(str::to_owned), ..alice.clone() }
-}
-
 #[tokio::test(start_paused = true)]
 async fn pushers_are_set_replaced_listed_and_deleted() {
     let server = TestServer::new();
@@ -41,20 +32,20 @@ async fn pushers_are_set_replaced_listed_and_deleted() {
     assert_eq!(alice.get(PUSHERS).await.1, json!({ "pushers": [pusher("k")] }));
     let mut newer = pusher("k");
     newer["lang"] = json!("de");
-    alice.post(SET, newer.clone()).await;
+    alice.ok_post(SET, newer.clone()).await;
     assert_eq!(alice.get(PUSHERS).await.1, json!({ "pushers": [newer] }));
 
     let mut appended = pusher("k");
     appended["append"] = json!(true);
     assert_eq!(bob.post(SET, appended).await.0, StatusCode::OK);
     assert_eq!((keys(&alice).await, keys(&bob).await), (vec!["k".to_owned()], vec!["k".to_owned()]));
-    alice.post(SET, pusher("other")).await;
+    alice.ok_post(SET, pusher("other")).await;
     // The app belongs to another user now.
-    bob.post(SET, pusher("k")).await;
+    bob.ok_post(SET, pusher("k")).await;
     assert_eq!((keys(&alice).await, keys(&bob).await), (vec!["other".to_owned()], vec!["k".to_owned()]));
 
     let gone = json!({ "kind": null, "app_id": "org.example.app", "pushkey": "k" });
-    alice.post(SET, gone.clone()).await;
+    alice.ok_post(SET, gone.clone()).await;
     assert_eq!(keys(&bob).await, ["k"], "only one's own pushers are deleted");
     for _ in 0..2 {
         assert_eq!(bob.post(SET, gone.clone()).await, (StatusCode::OK, json!({})));
@@ -65,9 +56,9 @@ async fn pushers_are_set_replaced_listed_and_deleted() {
 #[tokio::test(start_paused = true)]
 async fn pushers_go_with_the_device_that_set_them() {
     let alice = TestServer::new().register("alice").await;
-    let second = second_device(&alice).await;
-    alice.post(SET, pusher("first")).await;
-    second.post(SET, pusher("second")).await;
+    let second = alice.on_device("SECOND").await;
+    alice.ok_post(SET, pusher("first")).await;
+    second.ok_post(SET, pusher("second")).await;
     let change = |old: &str, new: &str| {
         json!({ "new_password": new, "auth": { "type": "m.login.password", "password": old,
             "identifier": { "type": "m.id.user", "user": alice.user_id } } })
@@ -81,7 +72,7 @@ async fn pushers_go_with_the_device_that_set_them() {
     assert_eq!(alice.post("/_matrix/client/v3/account/deactivate", auth).await.0, StatusCode::OK);
     // Others may use her app id and pushkey again, because no row of hers is left that would take their pusher away.
     let bob = alice.server.register("bob").await;
-    bob.post(SET, pusher("first")).await;
+    bob.ok_post(SET, pusher("first")).await;
     assert_eq!(keys(&bob).await, ["first"]);
 }
 

@@ -16,8 +16,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
-    sync::{Chain, act, create_room, encoded, env, events, must, say, send, set_state},
+    support::{TestClient, TestServer, encoded, room_num, user_num},
+    sync::{Chain, act, create_room, env, events, must, say, send, set_state},
 };
 
 /// A public room of people with these names; the first of them has made it.
@@ -201,7 +201,7 @@ async fn whoever_may_notifies_the_whole_room() {
     let all = json!({ "msgtype": "m.text", "body": "all", "m.mentions": { "room": true } });
     send(&people[0], &room, "all", all.clone()).await;
     assert_eq!(unread(&people[1], &room).await, (1, 1));
-    // Bob does not have the power to redact it.
+    // Bob does not have the power to notify the whole room, so Carol counts his message as one like any other.
     send(&people[1], &room, "all", all).await;
     assert_eq!(unread(&people[2], &room).await, (2, 1));
 }
@@ -341,8 +341,7 @@ async fn a_message_to_ten_thousand_members_writes_less_than_two_kilobytes() {
     let server = TestServer::new();
     let (people, room) = room_of(&server, &["alice", "bob"]).await;
     let store = &server.server().app().store;
-    let parsed = ruma::RoomId::parse(&room).unwrap();
-    let num = aqueduct::rooms::find_room(&*store.snapshot(), &parsed).unwrap().unwrap();
+    let num = room_num(store, &room);
     // Members as the room's own tables know them; registering them all takes minutes.
     for chunk in 0..5 {
         let mut batch = store.batch(&Guard::alone());
@@ -383,9 +382,8 @@ async fn what_a_user_sends_leaves_one_row_a_lane() {
     }
     let mention = json!({ "msgtype": "m.text", "body": "hey", "m.mentions": { "user_ids": [bob.user_id] } });
     send(alice, &room, "mention", mention).await;
-    let snapshot = server.server().app().store.snapshot();
-    let id = <&ruma::UserId>::try_from(bob.user_id.as_str()).unwrap();
-    let user = aqueduct::accounts::users::require_num(&*snapshot, id).unwrap();
+    let store = &server.server().app().store;
+    let (snapshot, user) = (store.snapshot(), user_num(store, &bob.user_id));
     let own = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
     let own: Vec<_> = own.filter(|((_, of, _), _)| *of == user).map(|(_, row)| row.own.highlight).collect();
     assert_eq!(own, [true]);
@@ -414,13 +412,10 @@ async fn a_private_receipt_wakes_nobody_else() {
     let (people, room) = room_of(&server, &["alice", "bob"]).await;
     let events = [say(&people[0], &room, "one").await, say(&people[0], &room, "two").await];
     let app = server.server().app();
-    let num = |client: &TestClient| {
-        let user_id = <&ruma::UserId>::try_from(client.user_id.as_str()).unwrap();
-        aqueduct::accounts::users::require_num(&*app.store.snapshot(), user_id).unwrap()
-    };
     let mut woken = Vec::new();
     for (kind, event) in [("m.read.private", &events[0]), ("m.read", &events[1])] {
-        let mut polls = [&people[0], &people[1]].map(|client| app.notifier.subscribe(num(client)));
+        let mut polls = [&people[0], &people[1]]
+            .map(|client| app.notifier.subscribe(user_num(&app.store, &client.user_id)));
         must(&people[1], &room, &format!("receipt/{kind}/{}", encoded(event)), json!({})).await;
         for poll in &mut polls {
             woken.push(tokio::time::timeout(Duration::from_secs(5), poll.woken()).await.is_ok());
@@ -442,8 +437,7 @@ async fn a_room_whose_turn_takes_long_holds_up_no_receipt_of_another() {
     must(bob, &free, "join", json!({})).await;
     let (in_held, in_free) = (say(alice, &held, "held").await, say(alice, &free, "free").await);
     let app = server.server().app();
-    let room_id = ruma::RoomId::parse(&held).unwrap();
-    let num = aqueduct::rooms::find_room(&*app.store.snapshot(), &room_id).unwrap().unwrap();
+    let num = room_num(&app.store, &held);
     // As many threads are asked for as may be, and this test works the turns of the room off, so that everybody waits for it.
     let turns = app.rooms.turns(num);
     for number in 0..8 {

@@ -7,8 +7,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    rooms::{Rooms, enc},
-    support::{TestClient, TestServer, remote::Remote},
+    ingest::shared_room,
+    rooms::Rooms,
+    support::{TestClient, TestServer, encoded, remote::Remote},
     sync::{Chain, create_room, must, say, set_state},
 };
 
@@ -16,12 +17,15 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 async fn unredacted(who: &TestClient, room: &str, event: &str) -> (StatusCode, Value) {
     let query = "fi.mau.msc2815.include_unredacted_content=true";
-    who.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}?{query}", enc(event))).await
+    who.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}?{query}", encoded(event))).await
 }
 
 async fn redact(who: &TestClient, room: &str, event: &str) {
-    who.ok_put(&format!("/rooms/{room}/redact/{}/{}", enc(event), enc(event)), json!({ "reason": "spam" }))
-        .await;
+    who.ok_put(
+        &format!("/rooms/{room}/redact/{}/{}", encoded(event), encoded(event)),
+        json!({ "reason": "spam" }),
+    )
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,7 +39,7 @@ async fn moderators_see_what_was_redacted_until_it_is_gone() {
         let (status, event) = unredacted(&alice, &room, &said).await;
         assert_eq!((status, &event["content"]["body"]), (StatusCode::OK, &json!("bad words")));
         redact(&alice, &room, &said).await;
-        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&said))).await;
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&said))).await;
         assert_eq!(event["content"], json!({}));
 
         let (status, event) = unredacted(&alice, &room, &said).await;
@@ -101,12 +105,12 @@ async fn a_thread_ends_with_its_last_event_that_is_not_redacted() {
     assert_eq!(threads().await, [one.clone(), two.clone()]);
     redact(&alice, &room, &last).await;
     assert_eq!(threads().await, [two.clone(), one.clone()]);
-    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&one))).await;
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&one))).await;
     let thread = &event["unsigned"]["m.relations"]["m.thread"];
     assert_eq!((&thread["count"], &thread["latest_event"]["event_id"]), (&json!(1), &json!(first)));
     redact(&alice, &room, &first).await;
     assert_eq!(threads().await, [two]);
-    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&one))).await;
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&one))).await;
     assert!(event["unsigned"].get("m.relations").is_none(), "{event}");
 }
 
@@ -120,19 +124,12 @@ fn redaction_of(bob: &Remote, target: &str, is_in_content: bool) -> Received {
     received
 }
 
-async fn room_with_bob(alice: &TestClient, version: &str) -> (String, Remote) {
-    let room = alice.create(json!({ "preset": "public_chat", "room_version": version })).await;
-    let bob = Remote::new(alice.server.server().app(), &room);
-    bob.join().await;
-    (room, bob)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_redaction_that_may_not_be_is_not_shown_to_clients() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     for version in ["10", "11"] {
-        let (room, bob) = room_with_bob(&alice, version).await;
+        let (room, bob) = shared_room(&alice, json!({ "room_version": version })).await;
         let said = alice.say(&room, "1", "hello").await;
         let since = alice.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
         let redaction = redaction_of(&bob, &said, version == "11");
@@ -142,7 +139,7 @@ async fn a_redaction_that_may_not_be_is_not_shown_to_clients() {
         assert!(!sync.contains("m.room.redaction"), "{sync}");
         let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b")).await.to_string();
         assert!(!page.contains("m.room.redaction") && page.contains("hello"), "{page}");
-        let (status, _) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}", enc(&id))).await;
+        let (status, _) = alice.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}", encoded(&id))).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
     }
 }
@@ -152,7 +149,7 @@ async fn what_clients_see_redacted_is_what_was_judged() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     for version in ["10", "11"] {
-        let (room, bob) = room_with_bob(&alice, version).await;
+        let (room, bob) = shared_room(&alice, json!({ "room_version": version })).await;
         let hers = alice.say(&room, "1", "hello").await;
         let own = bob.message("mine", &bob.heads());
         let own_id = own.id().to_string();
@@ -166,10 +163,10 @@ async fn what_clients_see_redacted_is_what_was_judged() {
         }
         let id = redaction.id().to_string();
         assert!(matches!(bob.send(redaction).await, Outcome::Accepted(_)));
-        let shown = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&id))).await;
+        let shown = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&id))).await;
         assert_eq!(shown["redacts"], own_id, "{shown}");
         assert_eq!(shown["content"]["redacts"], own_id, "{shown}");
-        let told = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&hers))).await;
+        let told = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&hers))).await;
         assert_eq!(told["content"]["body"], "hello");
     }
 }
@@ -191,7 +188,7 @@ async fn a_redaction_says_what_it_redacts_in_both_places_in_every_room_version()
 
 /// The places where a redacted event is shown, as one reader gets them.
 async fn shown(who: &TestClient, room: &str, event: &str) -> String {
-    let event = enc(event);
+    let event = encoded(event);
     let mut shown = String::new();
     for door in [format!("event/{event}"), "messages?dir=b&limit=100".to_owned(), format!("context/{event}")]
     {
@@ -214,12 +211,12 @@ async fn why_an_event_was_redacted_is_told_to_nobody_who_may_not_see_the_redacti
         let said = alice.say(&room, "1", "bad words").await;
         let kick = json!({ "user_id": bob.user_id });
         alice.ok_post(&format!("/rooms/{room}/kick"), kick).await;
-        let path = format!("/rooms/{room}/redact/{}/r", enc(&said));
+        let path = format!("/rooms/{room}/redact/{}/r", encoded(&said));
         let redaction = alice.ok_put(&path, json!({ "reason": "SECRET" })).await;
         if comes_back {
             bob.ok_post(&format!("/join/{room}"), json!({})).await;
         }
-        let redaction = enc(redaction["event_id"].as_str().unwrap());
+        let redaction = encoded(redaction["event_id"].as_str().unwrap());
         let seen = bob.get(&format!("/_matrix/client/v3/rooms/{room}/event/{redaction}")).await;
         assert_eq!(seen.0, StatusCode::NOT_FOUND, "{visibility}: {}", seen.1);
         let shown_to_bob = shown(&bob, &room, &said).await;
@@ -236,7 +233,7 @@ async fn why_an_ignored_user_redacted_an_event_is_not_told() {
     let room = alice.create(json!({ "preset": "public_chat" })).await;
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
     let said = bob.say(&room, "1", "bad words").await;
-    let path = format!("/rooms/{room}/redact/{}/r", enc(&said));
+    let path = format!("/rooms/{room}/redact/{}/r", encoded(&said));
     alice.ok_put(&path, json!({ "reason": "SECRET" })).await;
     assert!(shown(&bob, &room, &said).await.contains("SECRET"), "bob hears alice so far");
     let path = format!("/user/{}/account_data/m.ignored_user_list", bob.user_id);

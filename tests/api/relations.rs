@@ -4,8 +4,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    rooms::{Rooms as _, enc},
-    support::{TestClient, TestServer},
+    rooms::Rooms as _,
+    support::{TestClient, TestServer, encoded},
 };
 
 #[tokio::test(start_paused = true)]
@@ -31,14 +31,15 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
     let reference = relate(&bob, "ref", "org.test", "m.reference", &root).await;
     relate(&bob, "like", "m.reaction", "m.annotation", &root).await;
 
-    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&root))).await;
+    let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&root))).await;
     let bundle = &event["unsigned"]["m.relations"];
     assert_eq!(bundle["m.replace"]["event_id"], edit, "{event}");
     assert_eq!(bundle["m.thread"]["count"], 2);
     assert_eq!(bundle["m.thread"]["latest_event"]["event_id"], latest);
     assert_eq!(bundle["m.thread"]["current_user_participated"], true);
     assert_eq!(bundle["m.reference"]["chunk"], json!([{ "event_id": reference }]));
-    let relations = |rest: &str| format!("/_matrix/client/v1/rooms/{room}/relations/{}{rest}", enc(&root));
+    let relations =
+        |rest: &str| format!("/_matrix/client/v1/rooms/{room}/relations/{}{rest}", encoded(&root));
     let count = async |rest: &str| {
         let (status, json) = alice.get(&relations(rest)).await;
         assert_eq!(status, StatusCode::OK, "{json}");
@@ -57,7 +58,7 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
     let (_, newest) = alice.get(&relations("?limit=1")).await;
     assert_eq!(newest["chunk"][0]["type"], "m.reaction", "the newest come first");
     // A redacted event refers to nothing, so it is not counted.
-    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&latest)), json!({})).await;
+    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", encoded(&latest)), json!({})).await;
     assert_eq!(count("/m.thread").await, 1);
 }
 
@@ -96,7 +97,7 @@ async fn threads_are_listed_with_the_newest_first() {
 
 /// The relations that are bundled with an event, as a user sees them.
 async fn bundle(who: &TestClient, room: &str, event: &str) -> Value {
-    let event = who.ok_get(&format!("/rooms/{room}/event/{}", enc(event))).await;
+    let event = who.ok_get(&format!("/rooms/{room}/event/{}", encoded(event))).await;
     event["unsigned"]["m.relations"].clone()
 }
 
@@ -139,7 +140,7 @@ async fn a_user_annotates_an_event_once_with_a_key() {
     {
         event_id(like(who, txn, to, key).await);
     }
-    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", enc(&first)), json!({})).await;
+    alice.ok_put(&format!("/rooms/{room}/redact/{}/r", encoded(&first)), json!({})).await;
     event_id(like(&alice, "f", &root, "x").await);
 }
 
@@ -197,7 +198,7 @@ async fn what_is_bundled_follows_redactions() {
         json["chunk"].as_array().unwrap().len()
     };
     let redact = async |number: usize| {
-        let target = enc(&sent[number]);
+        let target = encoded(&sent[number]);
         alice.ok_put(&format!("/rooms/{room}/redact/{target}/r{number}"), json!({})).await;
     };
     assert_eq!(seen().await, (Some(2), Some(3), Some(5), Some(true), Some(1)));

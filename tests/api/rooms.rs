@@ -3,25 +3,17 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::support::{TestClient, TestServer, encoded};
 
 /// Requests about rooms that many tests make.
 pub(crate) trait Rooms {
     async fn create(&self, body: Value) -> String;
     async fn say(&self, room: &str, txn: &str, text: &str) -> String;
-    async fn ok_post(&self, path: &str, body: Value) -> Value;
-    async fn ok_get(&self, path: &str) -> Value;
-    async fn ok_put(&self, path: &str, body: Value) -> Value;
     async fn state(&self, room: &str, kind: &str, key: &str) -> (StatusCode, Value);
 }
 
 fn path(rest: &str) -> String {
     format!("/_matrix/client/v3{rest}")
-}
-
-/// An id, encoded so that it can stand in a path.
-pub(crate) fn enc(id: &str) -> String {
-    id.replace('%', "%25").replace('#', "%23").replace('/', "%2F").replace('+', "%2B").replace('?', "%3F")
 }
 
 impl Rooms for TestClient {
@@ -34,24 +26,6 @@ impl Rooms for TestClient {
         let body = json!({ "msgtype": "m.text", "body": text });
         let json = self.ok_put(&format!("/rooms/{room}/send/m.room.message/{txn}"), body).await;
         json["event_id"].as_str().unwrap().to_owned()
-    }
-
-    async fn ok_post(&self, rest: &str, body: Value) -> Value {
-        let (status, json) = self.post(&path(rest), body).await;
-        assert_eq!(status, StatusCode::OK, "POST {rest}: {json}");
-        json
-    }
-
-    async fn ok_get(&self, rest: &str) -> Value {
-        let (status, json) = self.get(&path(rest)).await;
-        assert_eq!(status, StatusCode::OK, "GET {rest}: {json}");
-        json
-    }
-
-    async fn ok_put(&self, rest: &str, body: Value) -> Value {
-        let (status, json) = self.put(&path(rest), body).await;
-        assert_eq!(status, StatusCode::OK, "PUT {rest}: {json}");
-        json
     }
 
     async fn state(&self, room: &str, kind: &str, key: &str) -> (StatusCode, Value) {
@@ -84,12 +58,12 @@ async fn two_people_talk_in_a_room_of_every_version() {
         assert_eq!(alice.say(&room, "1", "again").await, first, "a transaction id is used once");
         let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
         assert_eq!(bodies(&page), ["hi", "hello"]);
-        let (_, event) = bob.get(&path(&format!("/rooms/{room}/event/{}", enc(&first)))).await;
+        let (_, event) = bob.get(&path(&format!("/rooms/{room}/event/{}", encoded(&first)))).await;
         assert_eq!(event["sender"], "@alice:test.example");
         assert_eq!(event["room_id"], room);
         assert_eq!(event["unsigned"].get("transaction_id"), None, "another's transaction id");
         assert_eq!(event["unsigned"]["membership"], "join");
-        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", enc(&first))).await;
+        let event = alice.ok_get(&format!("/rooms/{room}/event/{}", encoded(&first))).await;
         assert_eq!(event["unsigned"]["transaction_id"], "1");
         let (status, create) = alice.state(&room, "m.room.create", "").await;
         assert_eq!(status, StatusCode::OK);
@@ -195,7 +169,7 @@ async fn who_has_left_sees_the_room_as_it_was_then() {
     let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=50")).await;
     assert_eq!(bodies(&page), ["welcome back", "alone", "together", "early"]);
     let last = alice.say(&room, "6", "last").await;
-    let context = bob.ok_get(&format!("/rooms/{room}/context/{}?limit=4", enc(&last))).await;
+    let context = bob.ok_get(&format!("/rooms/{room}/context/{}?limit=4", encoded(&last))).await;
     let before: Vec<_> =
         context["events_before"].as_array().unwrap().iter().map(|event| &event["content"]["body"]).collect();
     assert_eq!(before[0], "welcome back");
@@ -236,9 +210,10 @@ async fn pages_of_messages_join_without_gap_or_repetition() {
     assert_eq!(seen[0]["type"], "m.room.create");
     assert_eq!(seen.iter().filter(|event| event["type"] == "m.room.message").count(), 25);
 
-    let filter =
-        enc(&json!({ "types": ["m.room.mess*"], "senders": [alice.user_id], "lazy_load_members": true })
-            .to_string());
+    let filter = encoded(
+        &json!({ "types": ["m.room.mess*"], "senders": [alice.user_id], "lazy_load_members": true })
+            .to_string(),
+    );
     let filter = filter.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=3&filter={filter}")).await;
     assert_eq!(bodies(&page), ["24", "23", "22"]);
@@ -260,7 +235,7 @@ async fn a_redacted_event_keeps_its_place_and_loses_its_content() {
         let room = alice.create(json!({ "room_version": version, "preset": "public_chat" })).await;
         bob.ok_post(&format!("/join/{room}"), json!({})).await;
         let (hers, his) = (alice.say(&room, "a", "hers").await, bob.say(&room, "b", "his").await);
-        let redact = |id: &str, txn: &str| path(&format!("/rooms/{room}/redact/{}/{txn}", enc(id)));
+        let redact = |id: &str, txn: &str| path(&format!("/rooms/{room}/redact/{}/{txn}", encoded(id)));
         refused(bob.put(&redact(&hers, "1"), json!({})).await, StatusCode::FORBIDDEN, "M_FORBIDDEN");
         let (status, json) = alice.put(&redact(&his, "1"), json!({ "reason": "rude" })).await;
         assert_eq!(status, StatusCode::OK, "{json}");
@@ -268,7 +243,7 @@ async fn a_redacted_event_keeps_its_place_and_loses_its_content() {
         assert_eq!(again, json);
         assert_eq!(bob.put(&redact(&his, "2"), json!({})).await.0, StatusCode::OK);
         refused(bob.put(&redact("$nothing", "3"), json!({})).await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
-        let event = bob.ok_get(&format!("/rooms/{room}/event/{}", enc(&his))).await;
+        let event = bob.ok_get(&format!("/rooms/{room}/event/{}", encoded(&his))).await;
         assert_eq!(event["content"], json!({}));
         let because = &event["unsigned"]["redacted_because"];
         assert_eq!(because["event_id"], json["event_id"]);
@@ -522,7 +497,7 @@ async fn the_directory_says_what_is_true_now() {
     bob.ok_post(&format!("/join/{room}"), json!({})).await;
     let named = alice.ok_put(&format!("/rooms/{room}/state/m.room.name/"), json!({ "name": "two" })).await;
     assert_eq!(listed().await, (1, json!("two"), json!(2)));
-    let name = enc(named["event_id"].as_str().unwrap());
+    let name = encoded(named["event_id"].as_str().unwrap());
     alice.ok_put(&format!("/rooms/{room}/redact/{name}/r"), json!({})).await;
     assert_eq!(listed().await, (1, Value::Null, json!(2)), "a redacted name is none");
     alice.ok_put(&format!("/directory/list/room/{room}"), json!({ "visibility": "private" })).await;
@@ -701,7 +676,7 @@ async fn a_room_that_everybody_may_read_is_read_from_outside() {
         .await;
     let said = alice.say(&room, "1", "for all").await;
     bob.ok_get(&format!("/rooms/{room}/state")).await;
-    bob.ok_get(&format!("/rooms/{room}/event/{}", enc(&said))).await;
+    bob.ok_get(&format!("/rooms/{room}/event/{}", encoded(&said))).await;
     let page = bob.ok_get(&format!("/rooms/{room}/messages?dir=b")).await;
     assert_eq!(bodies(&page), ["for all"]);
     assert_eq!(page["chunk"][0]["unsigned"]["membership"], "leave");
@@ -752,12 +727,7 @@ async fn a_large_room_that_is_refused_leaves_nothing() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     let store = &server.server().app().store;
-    let rows = || {
-        let report = aqueduct::flows::operator::check::check(store, &mut |_| ()).unwrap();
-        assert_eq!(report.findings, Vec::<String>::new());
-        report.rows
-    };
-    let (before, batch) = (rows(), store.snapshot().batch_number());
+    let (before, batch) = (server.assert_whole(), store.snapshot().batch_number());
     let mut initial_state: Vec<_> = (0..600)
         .map(|number| json!({ "type": "org.example.thing", "state_key": number.to_string(), "content": {} }))
         .collect();
@@ -769,7 +739,7 @@ async fn a_large_room_that_is_refused_leaves_nothing() {
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::BAD_REQUEST, Some("M_INVALID_ROOM_STATE")));
     assert!(store.snapshot().batch_number() >= batch + 3, "two parts were written, and taken back");
     assert_eq!(unfinished(&server), 0);
-    assert_eq!(rows(), before, "no table has a row more");
+    assert_eq!(server.assert_whole(), before, "no table has a row more");
     // Its alias is free, and the next room has all to itself.
     let made = alice.ok_post("/createRoom", json!({ "room_alias_name": "large" })).await;
     assert!(

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, encoded},
 };
 
 /// A client that syncs on and on.
@@ -52,22 +52,13 @@ pub(crate) fn env(server: &TestServer) -> &aqueduct::env::Env {
     &server.server().app().env
 }
 
-pub(crate) fn encoded(text: &str) -> String {
-    text.bytes()
-        .map(
-            |byte| {
-                if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") }
-            },
-        )
-        .collect()
-}
-
 pub(crate) async fn create_room(client: &TestClient, body: Value) -> String {
     let (status, json) = client.post("/_matrix/client/v3/createRoom", body).await;
     assert_eq!(status, StatusCode::OK, "{json}");
     json["room_id"].as_str().unwrap().to_owned()
 }
 
+#[must_use = "what was answered is asserted; must requires 200"]
 pub(crate) async fn act(client: &TestClient, room: &str, what: &str, body: Value) -> (StatusCode, Value) {
     client.post(&format!("/_matrix/client/v3/rooms/{room}/{what}"), body).await
 }
@@ -124,7 +115,8 @@ fn has(keys: &BTreeSet<(String, String)>, kind: &str, key: &str) -> bool {
     keys.contains(&(kind.to_owned(), key.to_owned()))
 }
 
-async fn room_of_two(server: &TestServer) -> (TestClient, TestClient, String) {
+/// Alice and Bob in a public room of Alice's.
+pub(crate) async fn room_of_two(server: &TestServer) -> (TestClient, TestClient, String) {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
     must(&bob, &room, "join", json!({})).await;
@@ -459,10 +451,11 @@ async fn chain_of_syncs(seed: u64) {
         let (who, room) = (dice.below(people.len()), rooms[dice.below(rooms.len())].clone());
         match dice.below(8) {
             0 => {
-                act(&people[who], &room, "join", json!({})).await;
+                must(&people[who], &room, "join", json!({})).await;
             }
             1 if dice.below(4) == 0 => {
-                act(&people[who], &room, "leave", json!({})).await;
+                let (status, json) = act(&people[who], &room, "leave", json!({})).await;
+                assert!(status == StatusCode::OK || status == StatusCode::FORBIDDEN, "{status}: {json}");
             }
             2 | 3 => {
                 let sync = chains[who].next().await;
@@ -558,8 +551,8 @@ async fn account_data_comes_with_its_room_or_without() {
     let mut chain = Chain::of(&bob);
     chain.next().await;
     let base = format!("/_matrix/client/v3/user/{}", bob.user_id);
-    bob.put(&format!("{base}/account_data/org.example"), json!({ "a": 1 })).await;
-    bob.put(&format!("{base}/rooms/{room}/account_data/org.example"), json!({ "b": 2 })).await;
+    bob.ok_put(&format!("{base}/account_data/org.example"), json!({ "a": 1 })).await;
+    bob.ok_put(&format!("{base}/rooms/{room}/account_data/org.example"), json!({ "b": 2 })).await;
     let sync = chain.next().await;
     assert_eq!(sync["account_data"]["events"], json!([{ "type": "org.example", "content": { "a": 1 } }]));
     let expected = json!({ "type": "org.example", "content": { "b": 2 } });

@@ -15,7 +15,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, room_num},
     sync::{Chain, bodies, create_room, env, must, say},
 };
 
@@ -66,8 +66,7 @@ async fn a_sync_of_one_changed_room_reads_as_much_with_a_thousand_rooms_as_with_
 
 /// Puts users of ours into a room, as far as the room's own tables know them; thousands of real ones take minutes.
 async fn add_members(store: &Store, room: &str, count: u64) {
-    let room_id = ruma::RoomId::parse(room).unwrap();
-    let num = rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
+    let num = room_num(store, room);
     let mut batch = store.batch(&Guard::alone());
     for user in 0..count {
         schema::ROOM_USER.put(&mut batch, (num, UserNum(1_000_000 + user)), &Membership::Join.into());
@@ -217,8 +216,7 @@ async fn to_type_and_to_join_a_restricted_room_reads_as_much_however_many_member
 
 /// Writes receipts of users who are not here, at the beginning of the room.
 async fn add_receipts(store: &Store, room: &str, users: std::ops::Range<usize>) {
-    let room_id = ruma::RoomId::parse(room).unwrap();
-    let num = rooms::find_room(&*store.snapshot(), &room_id).unwrap().unwrap();
+    let num = room_num(store, room);
     let mut batch = store.batch(&Guard::alone());
     for number in users {
         let user = ruma::UserId::parse(format!("@reader{number}:test.example")).unwrap();

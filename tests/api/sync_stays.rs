@@ -5,8 +5,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
-    sync::{Chain, act, bodies, create_room, encoded, events, must, say, send, set_state},
+    support::{TestClient, TestServer, encoded},
+    sync::{Chain, act, bodies, create_room, events, must, say, send, set_state},
 };
 
 /// Every message that is sent while bob is out has this word in it.
@@ -370,7 +370,7 @@ async fn ignored_users_are_heard_at_no_door() {
     must(carol, room, "join", json!({})).await;
     let noise = send(carol, room, "noise", threaded(root, "noise")).await;
     let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", bob.user_id);
-    bob.put(&path, json!({ "ignored_users": { &carol.user_id: {} } })).await;
+    bob.ok_put(&path, json!({ "ignored_users": { &carol.user_id: {} } })).await;
     for door in [
         "v3/rooms/ROOM/messages?dir=b",
         "v3/rooms/ROOM/context/SEEN",
@@ -517,7 +517,7 @@ async fn an_invitation_that_is_withheld_does_not_hide_the_end_of_a_stay() {
         let server = TestServer::new();
         let stay = Stay::in_room(&server, "shared").await;
         let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", stay.bob.user_id);
-        stay.bob.put(&path, json!({ "ignored_users": { &stay.alice.user_id: {} } })).await;
+        stay.bob.ok_put(&path, json!({ "ignored_users": { &stay.alice.user_id: {} } })).await;
         let mut chain = Chain::of(&stay.bob);
         if is_after {
             chain.query = "&use_state_after=true".to_owned();

@@ -3,14 +3,13 @@
 use aqueduct::{accounts, encryption::inbox, ids::Position, store::Read};
 use futures_util::future::join_all;
 use http::StatusCode;
-use ruma::UserId;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::support::{TestClient, TestServer, user_num};
 
 fn inbox_of(server: &TestServer, user_id: &str, device_id: &str) -> Vec<Value> {
-    let snapshot = server.server().app().store.snapshot();
-    let user = accounts::users::require_num(&*snapshot, <&UserId>::try_from(user_id).unwrap()).unwrap();
+    let store = &server.server().app().store;
+    let (snapshot, user) = (store.snapshot(), user_num(store, user_id));
     let Some(device) = accounts::devices::find(&*snapshot, user, device_id.into()).unwrap() else {
         return Vec::new();
     };
@@ -22,25 +21,11 @@ fn path(txn: &str) -> String {
     format!("/_matrix/client/v3/sendToDevice/m.test/{txn}")
 }
 
-async fn log_in(alice: &TestClient, device_id: &str) -> TestClient {
-    let body = json!({
-        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": "password of alice", "device_id": device_id,
-    });
-    let (_, json) = alice.server.anonymous().post("/_matrix/client/v3/login", body).await;
-    let token = json["access_token"].as_str().map(str::to_owned);
-    TestClient { token, device_id: device_id.to_owned(), ..alice.clone() }
-}
-
-async fn second_device(alice: &TestClient) -> TestClient {
-    log_in(alice, "SECOND").await
-}
-
 #[tokio::test(start_paused = true)]
 async fn messages_reach_one_device_or_all_and_pass_over_who_is_not_here() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    second_device(&alice).await;
+    alice.on_device("SECOND").await;
     let body = json!({ "messages": {
         &alice.user_id: { "*": { "to": "all" } },
         &bob.user_id: { &bob.device_id: { "to": "bob" }, "NONE": {} },
@@ -59,7 +44,7 @@ async fn messages_reach_one_device_or_all_and_pass_over_who_is_not_here() {
 async fn a_transaction_id_counts_once_for_its_device_and_type() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    let second = second_device(&alice).await;
+    let second = alice.on_device("SECOND").await;
     let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": 1 } } } });
     let same = path("same");
     let answers = join_all((0..1000).map(|_| alice.put(&same, body.clone()))).await;
@@ -75,7 +60,7 @@ async fn a_transaction_id_counts_once_for_its_device_and_type() {
 async fn more_than_one_batch_holds_is_sent_in_several() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    second_device(&alice).await;
+    alice.on_device("SECOND").await;
     let big = "b".repeat(60_000);
     let mut messages = serde_json::Map::new();
     for number in 0..20 {
@@ -87,10 +72,8 @@ async fn more_than_one_batch_holds_is_sent_in_several() {
     assert_eq!(alice.put(&path("1"), body.clone()).await.0, StatusCode::OK);
     assert_eq!(alice.put(&path("1"), body).await.0, StatusCode::OK);
     for user_id in messages.keys() {
-        let snapshot = server.server().app().store.snapshot();
-        let user =
-            accounts::users::require_num(&*snapshot, <&UserId>::try_from(&**user_id).unwrap()).unwrap();
-        let device = accounts::devices::list(&*snapshot, user).unwrap().remove(0);
+        let store = &server.server().app().store;
+        let device = accounts::devices::list(&*store.snapshot(), user_num(store, user_id)).unwrap().remove(0);
         assert_eq!(inbox_of(&server, user_id, device.id.as_str()).len(), 1);
     }
 }
@@ -99,12 +82,12 @@ async fn more_than_one_batch_holds_is_sent_in_several() {
 async fn an_inbox_goes_with_its_device() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    let second = second_device(&alice).await;
+    let second = alice.on_device("SECOND").await;
     let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": 1 } } } });
-    alice.put(&path("1"), body).await;
+    alice.ok_put(&path("1"), body).await;
     assert_eq!(inbox_of(&server, &alice.user_id, "SECOND").len(), 1);
-    second.post("/_matrix/client/v3/logout", json!({})).await;
-    second_device(&alice).await;
+    second.ok_post("/logout", json!({})).await;
+    alice.on_device("SECOND").await;
     assert!(inbox_of(&server, &alice.user_id, "SECOND").is_empty());
 }
 
@@ -177,11 +160,11 @@ async fn a_message_to_all_devices_reaches_hundreds_of_them_once() {
     let server = TestServer::new();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     for number in 1..461 {
-        log_in(&alice, &format!("D{number}")).await;
+        alice.on_device(&format!("D{number}")).await;
     }
     let body = json!({ "messages": { &alice.user_id: { "*": { "b": "b".repeat(10_000) } } } });
     assert_eq!(bob.put(&path("1"), body.clone()).await, (StatusCode::OK, json!({})));
-    log_in(&alice, "LATER").await;
+    alice.on_device("LATER").await;
     assert_eq!(bob.put(&path("1"), body).await, (StatusCode::OK, json!({})));
     for number in 1..461 {
         assert_eq!(inbox_of(&server, &alice.user_id, &format!("D{number}")).len(), 1, "D{number}");
@@ -193,7 +176,7 @@ async fn a_message_to_all_devices_reaches_hundreds_of_them_once() {
 async fn the_token_of_another_device_deletes_and_skips_nothing() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    let second = second_device(&alice).await;
+    let second = alice.on_device("SECOND").await;
     let send = async |txn: &str| {
         let body = json!({ "messages": { &alice.user_id: { "SECOND": { "n": txn } } } });
         assert_eq!(alice.put(&path(txn), body).await.0, StatusCode::OK);
@@ -232,7 +215,7 @@ async fn the_bytes_of_messages_are_paid_by_their_sender() {
     });
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     for number in 0..30 {
-        log_in(&alice, &format!("D{number}")).await;
+        alice.on_device(&format!("D{number}")).await;
     }
     let body = |bytes: usize| {
         let content = json!({ "text": "x".repeat(bytes) });

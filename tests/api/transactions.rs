@@ -9,45 +9,32 @@ use aqueduct::{
 use serde_json::json;
 
 use crate::{
-    rooms::{Rooms, enc},
-    support::{TestClient, TestServer},
+    rooms::Rooms,
+    support::{TestServer, encoded},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-async fn log_in(server: &TestServer, device: &str) -> TestClient {
-    let user = json!({ "type": "m.id.user", "user": "alice" });
-    let body = json!({ "type": "m.login.password", "password": "password of alice", "device_id": device, "identifier": user });
-    let json = server.anonymous().ok_post("/login", body).await;
-    let text = |key: &str| json[key].as_str().unwrap().to_owned();
-    TestClient {
-        token: Some(text("access_token")),
-        user_id: text("user_id"),
-        device_id: text("device_id"),
-        ..server.anonymous()
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_comes_back_under_its_id_begins_with_no_transactions() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
     let room = alice.create(json!({})).await;
-    let phone = log_in(&server, "PHONE").await;
+    let phone = alice.on_device("PHONE").await;
     let first = phone.say(&room, "1", "first").await;
     // The same device logs in anew and stays the same one, so this is a retry.
-    let phone = log_in(&server, "PHONE").await;
+    let phone = alice.on_device("PHONE").await;
     assert_eq!(phone.say(&room, "1", "again").await, first);
     phone.ok_post("/logout", json!({})).await;
-    let phone = log_in(&server, "PHONE").await;
+    let phone = alice.on_device("PHONE").await;
     let second = phone.say(&room, "1", "second").await;
     assert_ne!(second, first);
     let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b")).await.to_string();
     assert!(page.contains("second") && !page.contains("again"), "{page}");
     // The new device is not told either that events of the old one were its own.
-    let told = phone.ok_get(&format!("/rooms/{room}/event/{}", enc(&first))).await;
+    let told = phone.ok_get(&format!("/rooms/{room}/event/{}", encoded(&first))).await;
     assert_eq!(told["unsigned"].get("transaction_id"), None, "{told}");
-    let told = phone.ok_get(&format!("/rooms/{room}/event/{}", enc(&second))).await;
+    let told = phone.ok_get(&format!("/rooms/{room}/event/{}", encoded(&second))).await;
     assert_eq!(told["unsigned"]["transaction_id"], "1");
 }
 

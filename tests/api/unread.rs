@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::{
     receipts::room_of,
-    support::{TestClient, TestServer},
-    sync::{Chain, act, create_room, encoded, must, say, send},
+    support::{NOWHERE, TestClient, TestServer, encoded},
+    sync::{Chain, act, create_room, must, say, send},
 };
 
 const RULES: &str = "/_matrix/client/v3/pushrules/global";
@@ -211,9 +211,6 @@ async fn rules_of_ones_own_are_judged_by_ones_own_sync() {
     send(alice, &room, "mention", mention(bob)).await;
     assert_eq!(unread(bob, &room).await, (2, 2));
 }
-
-/// An event id of the right form that no event has.
-const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// All that bob's counts say of a thread which begins at an event that was sent before he came, or at none.
 async fn counts_of_a_thread(is_there: bool) -> Vec<Value> {

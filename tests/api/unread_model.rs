@@ -9,8 +9,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
-    sync::{Chain, act, create_room, encoded, env, must},
+    support::{TestClient, TestServer, encoded},
+    sync::{Chain, act, create_room, env, must},
 };
 
 const RULES: &str = "/_matrix/client/v3/pushrules/global";

@@ -4,12 +4,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
-    sync::{act, create_room, encoded, must, say, send, set_state},
+    support::{NOWHERE, TestClient, TestServer, encoded},
+    sync::{act, create_room, must, say, send, set_state},
 };
-
-/// An event id of the right form that no event has.
-const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// Bob's answers to everything that names this event, without what he named.
 async fn answers(bob: &TestClient, room: &str, event: &str, number: usize) -> Vec<(StatusCode, Value)> {

@@ -2,14 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use aqueduct::store::{Durability, Engine, Store};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
     receipts::room_of,
-    support::TestServer,
-    sync::{Chain, act, create_room, encoded, env, events, must, say, set_state},
+    support::{TestClient, TestServer, encoded},
+    sync::{Chain, act, create_room, env, events, must, say, set_state},
 };
 
 fn names(sync: &Value, list: &str) -> BTreeSet<String> {
@@ -291,12 +290,7 @@ async fn a_receipt_that_was_answered_survives_a_crash() {
             } else {
                 must(&people[1], &room, &format!("receipt/{kind}/{}", encoded(id)), json!({})).await;
             }
-            let Engine::Memory(memory) = server.server().app().store.engine() else {
-                panic!("not in memory")
-            };
-            let kept = Store::open(Engine::Memory(memory.after_crash(0)), Durability::Fsync).unwrap();
-            let mut bob = people[1].clone();
-            bob.server = TestServer::over(kept, |_| {});
+            let bob = TestClient { server: server.killed(0), ..people[1].clone() };
             let sync = Chain::of(&bob).next().await;
             let told = ephemeral(&sync, &room, "m.receipt");
             assert!(

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use aqueduct::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
-    rooms, schema,
+    schema,
     schema::{
         rooms::Place,
         state::{StateKeyRow, StateValue},
@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestClient, TestServer},
+    support::{TestClient, TestServer, room_num},
     sync::{Chain, create_room, env, must},
 };
 
@@ -45,7 +45,7 @@ async fn large_room_of(server: &TestServer, others: &[&TestClient]) -> (TestClie
 /// its maker; real ones take minutes.
 pub(crate) async fn add_members(server: &TestServer, room: &str, members: &[(String, &str)]) {
     let store = &server.server().app().store;
-    let num = rooms::find_room(&*store.snapshot(), &ruma::RoomId::parse(room).unwrap()).unwrap().unwrap();
+    let num = room_num(store, room);
     let snapshot = store.snapshot();
     let Some(Place::Timeline(order)) = schema::PLACE.get(&*snapshot, (num, EventNum(1))).unwrap() else {
         panic!("the maker's membership has a place")

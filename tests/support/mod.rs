@@ -4,20 +4,48 @@
 pub(crate) mod remote;
 
 use aqueduct::{
+    accounts::users,
     api::extract::Peer,
     config::Config,
     env::Env,
+    flows::operator::check::check,
+    ids::{RoomNum, UserNum},
+    rooms,
     server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
+use ruma::{RoomId, UserId};
 use serde_json::Value;
 use tower::ServiceExt;
 
 /// The time at which every test begins: 2026-01-01, in milliseconds since the epoch.
 pub(crate) const BEGAN_MS: u64 = 1_767_225_600_000;
+
+/// The name of no event, written as those of room versions 4 and above.
+pub(crate) const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// A text, encoded so that it can stand in a path or a query.
+pub(crate) fn encoded(text: &str) -> String {
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| if is_safe(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+/// Our number of the room with this id.
+pub(crate) fn room_num(store: &Store, room_id: &str) -> RoomNum {
+    let room_id = <&RoomId>::try_from(room_id).unwrap();
+    rooms::find_room(&*store.snapshot(), room_id).unwrap().unwrap()
+}
+
+/// Our number of the user with this id.
+pub(crate) fn user_num(store: &Store, user_id: &str) -> UserNum {
+    let user_id = <&UserId>::try_from(user_id).unwrap();
+    users::require_num(&*store.snapshot(), user_id).unwrap()
+}
 
 /// A server in memory. Use it inside `#[tokio::test(start_paused = true)]`.
 #[derive(Clone)]
@@ -38,6 +66,17 @@ impl TestServer {
 
     /// Like [`TestServer::with`], over this store.
     pub(crate) fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start(Env::simulated(1, BEGAN_MS), store, change)
+    }
+
+    /// Like [`TestServer::with`], but with threads and a clock of its own, so that things happen at the same time. Use it
+    /// inside `#[tokio::test(flavor = "multi_thread")]`.
+    pub(crate) fn real(change: impl FnOnce(&mut Config)) -> Self {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        Self::start(Env::real().unwrap(), store, change)
+    }
+
+    fn start(env: Env, store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.server.name = "test.example".try_into().unwrap();
         config.registration.mode = aqueduct::config::RegistrationMode::Open;
@@ -46,14 +85,21 @@ impl TestServer {
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
         change(&mut config);
-        let server =
-            Server::start(config, Env::simulated(1, BEGAN_MS), store, Some(Lead::of_only_node())).unwrap();
-        Self { server }
+        Self { server: Server::start(config, env, store, Some(Lead::of_only_node())).unwrap() }
     }
 
-    /// A test server around this server, which a test has started itself.
-    pub(crate) fn of(server: Server) -> Self {
-        Self { server }
+    /// A server over what this one leaves on its disk if it is killed now, with this many of the writes that were not synced.
+    pub(crate) fn killed(&self, kept: usize) -> Self {
+        let Engine::Memory(memory) = self.server.app().store.engine() else { panic!("not in memory") };
+        let memory = Engine::Memory(memory.after_crash(kept));
+        Self::over(Store::open(memory, Durability::Fsync).unwrap(), |_| {})
+    }
+
+    /// Requires that a check of the store finds nothing, and answers the number of rows of each table.
+    pub(crate) fn assert_whole(&self) -> Vec<(&'static str, u64)> {
+        let report = check(&self.server.app().store, &mut |_| ()).unwrap();
+        assert_eq!(report.findings, Vec::<String>::new());
+        report.rows
     }
 
     /// The server that the tests run against.
@@ -127,23 +173,70 @@ pub(crate) struct TestClient {
 }
 
 impl TestClient {
+    /// The account on a device with this id, on which it logs in with the password of [`TestServer::register`].
+    pub(crate) async fn on_device(&self, device_id: &str) -> Self {
+        let name = self.user_id.trim_start_matches('@').split(':').next().unwrap();
+        let body = serde_json::json!({
+            "type": "m.login.password", "identifier": { "type": "m.id.user", "user": self.user_id },
+            "password": format!("password of {name}"), "device_id": device_id,
+            "initial_device_display_name": format!("name of {device_id}"),
+        });
+        let json = self.server.anonymous().ok_post("/login", body).await;
+        let token = json["access_token"].as_str().unwrap().to_owned();
+        Self { token: Some(token), device_id: device_id.to_owned(), ..self.clone() }
+    }
+
     /// `GET`
+    #[must_use = "what was answered is asserted; ok_get requires 200"]
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         self.server.raw(Method::GET, path, self.token.as_deref(), Body::empty()).await
     }
 
     /// `PUT` with JSON.
+    #[must_use = "what was answered is asserted; ok_put requires 200"]
     pub(crate) async fn put(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.server.raw(Method::PUT, path, self.token.as_deref(), body.to_string()).await
     }
 
     /// `POST` with JSON.
+    #[must_use = "what was answered is asserted; ok_post requires 200"]
     pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.server.raw(Method::POST, path, self.token.as_deref(), body.to_string()).await
     }
 
     /// `DELETE` with JSON.
+    #[must_use = "what was answered is asserted; ok_delete requires 200"]
     pub(crate) async fn delete(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.server.raw(Method::DELETE, path, self.token.as_deref(), body.to_string()).await
     }
+
+    /// `GET` of a path, whole or below `/_matrix/client/v3`, which is answered with 200.
+    pub(crate) async fn ok_get(&self, path: &str) -> Value {
+        ok("GET", path, self.get(&whole(path)).await)
+    }
+
+    /// `PUT` with JSON to such a path, which is answered with 200.
+    pub(crate) async fn ok_put(&self, path: &str, body: Value) -> Value {
+        ok("PUT", path, self.put(&whole(path), body).await)
+    }
+
+    /// `POST` with JSON to such a path, which is answered with 200.
+    pub(crate) async fn ok_post(&self, path: &str, body: Value) -> Value {
+        ok("POST", path, self.post(&whole(path), body).await)
+    }
+
+    /// `DELETE` with JSON of such a path, which is answered with 200.
+    pub(crate) async fn ok_delete(&self, path: &str, body: Value) -> Value {
+        ok("DELETE", path, self.delete(&whole(path), body).await)
+    }
+}
+
+/// The whole path for one that may begin below the client-server API.
+fn whole(path: &str) -> String {
+    if path.starts_with("/_matrix/") { path.to_owned() } else { format!("/_matrix/client/v3{path}") }
+}
+
+fn ok(method: &str, path: &str, (status, json): (StatusCode, Value)) -> Value {
+    assert_eq!(status, StatusCode::OK, "{method} {path}: {json}");
+    json
 }
