@@ -54,7 +54,7 @@ pub struct Services {
     pub signing: Arc<Ed25519KeyPair>,
     /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
-    /// The typing and presence of users, in memory only.
+    /// The typing and presence of users, as they are now.
     pub ephemeral: Ephemeral,
     /// The limits on how fast a user or address may act.
     pub limits: limits::RateLimits,

@@ -192,7 +192,8 @@ fn put(batch: &mut Batch, user: UserNum, id: &DeviceId, row: &DeviceRow) {
     batch.position(&LogEntry::Device { user });
 }
 
-/// Changes the display name of a device. Errors: 404 if there is no such device, 413 for a name that is too long.
+/// Changes the display name of a device. Errors: 404 if there is no such device, 400 `M_TOO_LARGE` for a name
+/// that is too long.
 pub fn rename(batch: &mut Batch, user: UserNum, id: &DeviceId, display_name: Option<String>) -> Result<()> {
     if display_name.as_ref().is_some_and(|name| name.chars().count() > DISPLAY_NAME_CHARS_MAX) {
         let why = format!("The name of a device has at most {DISPLAY_NAME_CHARS_MAX} characters.");

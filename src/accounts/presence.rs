@@ -1,4 +1,5 @@
-//! Presence: who is online, idle or gone, in memory only. A user who has not been heard of is offline.
+//! Presence: who is online, idle or gone. A user who has not been heard of is offline. All of it is in memory, and a note keeps
+//! what others were told last ([`kept`]).
 //!
 //! Each device says how present its user is, and the most present device wins: a phone in a pocket does not make somebody
 //! idle who types at a desk. The state that others see changes at most once in each [`TELL_EVERY_MS`], so that a client that

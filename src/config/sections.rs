@@ -190,7 +190,7 @@ pub struct Limits {
     pub send: Bucket,
     /// The rate of new rooms, joins and invitations, for each user; a new name counts once for each room that shows it.
     pub membership: Bucket,
-    /// The rate of messages to devices, for each user, by device that is reached and by 4 KiB.
+    /// The rate of messages to devices, for each user; a message counts for each device that it reaches and each 4 KiB.
     pub to_device: Bucket,
     /// The rate of answers of `/sync` that come at once, for each device. A poll that comes too soon waits for its turn.
     pub sync: Bucket,

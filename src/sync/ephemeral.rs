@@ -1,5 +1,5 @@
-//! Typing and presence, which are told once and live in memory only. Their changes are numbered within one run of the
-//! server.
+//! Typing and presence as they are now, in memory. Their changes are numbered within one run of the server. Nothing is left
+//! of typing when the server ends; of presence a note keeps what others were told last (`accounts/presence/kept.rs`).
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct Board {
     number: u64,
     /// The users who are typing, by room.
     pub typing: Typing,
-    /// The presence of users who were seen in this run of the server.
+    /// The presence of users who were seen in this run of the server, or whom others were told of in the last one.
     pub presence: PresenceBoard,
 }
 

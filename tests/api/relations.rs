@@ -344,6 +344,6 @@ async fn a_thread_that_an_ignored_user_began_is_listed_with_its_root_redacted() 
         assert_eq!((&relations["m.thread"]["count"], relations.get("m.replace")), (&json!(1), None));
     }
     // Elsewhere, nothing of the ignored user is told.
-    let path = format!("/_matrix/client/v3/rooms/{room}/event/{}", enc(&root));
+    let path = format!("/_matrix/client/v3/rooms/{room}/event/{}", encoded(&root));
     assert_eq!(bob.get(&path).await.0, StatusCode::NOT_FOUND);
 }

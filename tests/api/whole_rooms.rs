@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use aqueduct::{
     ids::{EventNum, Order, Position, RoomNum, StateKeyNum},
-    schema,
+    rooms, schema,
     schema::{
         rooms::Place,
         state::{StateKeyRow, StateValue},
