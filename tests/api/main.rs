@@ -24,6 +24,7 @@ mod filters;
 mod http_rules;
 mod ingest;
 mod keys;
+mod knocks;
 mod whole_rooms;
 mod wrong_input;
 mod large_rooms;
