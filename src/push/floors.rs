@@ -135,3 +135,48 @@ pub(crate) fn shown_lane(
     };
     Ok(if sees { lane } else { Lane::MAIN })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::push::unread::tests::{BOB, ROOM, at, bob, put_receipt, room, store_with};
+
+    #[test]
+    fn a_floor_is_the_furthest_of_all_that_shows_how_far_a_user_has_read() {
+        let (row, bob) = (room(), bob());
+        for (everything, main, sent, joined) in
+            [(20, 10, 10, 10), (10, 20, 10, 10), (10, 10, 20, 10), (10, 10, 10, 20), (20, 20, 20, 20)]
+        {
+            let store = store_with(|batch| {
+                put_receipt(batch, receipts::NO_THREAD, everything, 50);
+                put_receipt(batch, receipts::MAIN_THREAD, main, 60);
+                schema::UNREAD_SENT.put(batch, (ROOM, BOB, Lane::MAIN), &at(sent));
+            });
+            let read = &*store.snapshot();
+            let mut floors = Floors::new(read, (ROOM, &row), (BOB, &bob), at(joined)).unwrap();
+            assert_eq!(floors.base(), at(everything.max(joined)));
+            assert_eq!(floors.of_lane(read, Lane::MAIN).unwrap(), at(20));
+            assert_eq!(floors.of_lane(read, Lane::MAIN).unwrap(), at(20), "what was looked up is remembered");
+        }
+    }
+
+    #[test]
+    fn floors_move_with_the_receipt_that_was_stored_last_and_with_what_was_sent_last() {
+        let (row, bob) = (room(), bob());
+        let moved = |everything: u64, main: u64, sent: u64, position: u64| {
+            let store = store_with(|batch| {
+                put_receipt(batch, receipts::NO_THREAD, 10, everything);
+                put_receipt(batch, receipts::MAIN_THREAD, 10, main);
+                schema::UNREAD_SENT.put(batch, (ROOM, BOB, Lane::MAIN), &at(sent));
+            });
+            let read = &*store.snapshot();
+            let mut floors = Floors::new(read, (ROOM, &row), (BOB, &bob), at(1)).unwrap();
+            floors.of_lane(read, Lane::MAIN).unwrap();
+            floors.moved_after(Position::new(position).unwrap())
+        };
+        for (everything, main, sent) in [(50, 10, 10), (10, 50, 10), (10, 10, 50)] {
+            assert!(moved(everything, main, sent, 49) && !moved(everything, main, sent, 50));
+            assert!(!moved(everything, main, sent, 51));
+        }
+    }
+}

@@ -512,3 +512,6 @@ mod tests {
         assert!(push.0.judged.len() > 100 && push.0.judged.weight() <= JUDGED_BYTES_MAX);
     }
 }
+
+#[cfg(test)]
+mod bounds;

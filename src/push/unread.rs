@@ -322,3 +322,6 @@ pub(crate) fn list_redacted(
     let rows = schema::UNREAD_REDACTED.range_mostly_empty::<(RoomNum, Order)>(read, low, high)?;
     rows.take(ROWS_COUNTED).map(|row| row.map(|((_, order), row)| (order, row))).collect()
 }
+
+#[cfg(test)]
+pub(in crate::push) mod tests;
