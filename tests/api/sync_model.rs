@@ -63,6 +63,8 @@ struct Listener {
     chain: Chain,
     way: Way,
     rooms: BTreeMap<String, State>,
+    /// The rooms in which its user was at some time since it began.
+    was_in: BTreeSet<String>,
 }
 
 fn key(event: &Value) -> Option<(String, String)> {
@@ -105,7 +107,16 @@ impl Listener {
         if way.is_after() {
             chain.query = "&use_state_after=true".to_owned();
         }
-        Self { chain, way, rooms: BTreeMap::new() }
+        Self { chain, way, rooms: BTreeMap::new(), was_in: BTreeSet::new() }
+    }
+
+    /// Notes the rooms in which its user is.
+    async fn note_stays(&mut self) {
+        if self.chain.since.is_some() {
+            let (_, json) = self.chain.client.get("/_matrix/client/v3/joined_rooms").await;
+            let rooms = json["joined_rooms"].as_array().into_iter().flatten();
+            self.was_in.extend(rooms.map(|room| room.as_str().unwrap().to_owned()));
+        }
     }
 
     /// Syncs, and compares what the client knows of each room it is told of with what the server has.
@@ -133,10 +144,9 @@ impl Listener {
                         .values_mut()
                         .chain(server.values_mut())
                         .for_each(|(_, content)| *content = Value::Null);
-                    // Somebody who was never in the room is told nothing of it, and may look in where everybody may.
-                    let is_open = json!({ "history_visibility": "world_readable" });
-                    let path = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
-                    if known.is_empty() && self.chain.client.get(&path).await.1 == is_open {
+                    // A client whose user was not in the room since it began is told how their membership changes, and nothing
+                    // of the room, though the user may look in: where everybody may, or because they were there before.
+                    if known.is_empty() && !self.was_in.contains(room) {
                         continue;
                     }
                 }
@@ -165,6 +175,7 @@ impl Listener {
                 );
             }
         }
+        self.note_stays().await;
     }
 }
 
@@ -196,8 +207,8 @@ async fn redact_some(dice: &mut Dice, who: &TestClient, room: &str, number: usiz
     }
 }
 
-/// Somebody does something in the room. Requests may be refused, which is as good as anything else.
-async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) {
+/// Somebody does something in the room. Requests may be refused, which is as good as anything else. Gives who it was.
+async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) -> String {
     let (who, whom) = (&people[dice.below(people.len())], &people[dice.below(people.len())]);
     let about = json!({ "user_id": whom.user_id });
     match dice.below(18) {
@@ -231,6 +242,7 @@ async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize)
             settled(&who.put(&path, json!({ "msgtype": "m.text", "body": number.to_string() })).await);
         }
     }
+    who.user_id.clone()
 }
 
 async fn run(seed: u64, steps: usize) {
@@ -274,7 +286,11 @@ async fn run(seed: u64, steps: usize) {
             }
             _ => {
                 let room = rooms[dice.below(rooms.len())].clone();
-                step(&mut dice, &people, &room, number).await;
+                let who = step(&mut dice, &people, &room, number).await;
+                // Nobody but the user enters a room.
+                for listener in listeners.iter_mut().filter(|listener| listener.chain.client.user_id == who) {
+                    listener.note_stays().await;
+                }
             }
         }
     }
