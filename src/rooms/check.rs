@@ -64,17 +64,6 @@ pub fn checks() -> Vec<RowCheck> {
             );
             Ok(())
         }),
-        of_room(&schema::REDACTION_WAITING, |read, (room, _, redaction), _, doubts| {
-            let is_there = event::find_anywhere(read, *room, *redaction)?.is_some();
-            doubts.unless(is_there, "the redaction is gone");
-            Ok(())
-        }),
-        of_room(&schema::REDACTED_ORIGINAL, |read, (room, event), _, doubts| {
-            let stored = event::find_anywhere(read, *room, *event)?;
-            let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());
-            doubts.unless(is_redacted, "there is no redacted event of this number");
-            Ok(())
-        }),
         of_room(&schema::REDACTED_STATE, |read, (room, order), event, doubts| {
             doubts.unless(schema::TIMELINE.contains(read, (*room, *order))?, "no redaction stands there");
             let stored = event::find_anywhere(read, *room, *event)?;
