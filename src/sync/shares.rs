@@ -180,20 +180,8 @@ mod tests {
 
     /// The row of a room that has this many state keys.
     fn row(next_key: u32) -> RoomRow {
-        RoomRow {
-            id: ruma::RoomId::parse("!room:a.example").unwrap(),
-            version: 11,
-            resident: Resident::Yes,
-            tip: Order::MIN,
-            state_tip: Order::MIN,
-            next_event: 0,
-            next_key,
-            next_side: 0,
-            heads: Vec::new(),
-            apart: Vec::new(),
-            joined: 0,
-            invited: 0,
-        }
+        let id = ruma::RoomId::parse("!room:a.example").unwrap();
+        RoomRow { next_key, ..RoomRow::new(id, 11, Resident::Yes) }
     }
 
     /// Puts a member into a room, with rows as far as they are read here.
