@@ -40,7 +40,7 @@ impl Change {
     /// Whether one more event may be put aside; the oldest are forgotten where there are too many. `false` if none can
     /// be forgotten.
     pub(super) fn has_room_aside(&mut self) -> Result<bool, Fault> {
-        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let mut count = self.count_aside()?;
         if taken(&count) < ASIDE_MAX {
             return Ok(true);
         }
@@ -49,19 +49,29 @@ impl Change {
         Ok(taken(&count) < ASIDE_MAX)
     }
 
-    /// Puts an event aside, once [`Self::has_room_aside`] said that there is space for it.
-    pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
-        let count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
-        debug_assert!(taken(&count) < ASIDE_MAX, "nobody asked whether there is room aside");
-        self.write_aside_row(aside, count)
+    /// Gives the number of events that the room keeps aside.
+    pub(super) fn count_aside(&self) -> Result<AsideCount, Fault> {
+        Ok(schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default())
     }
 
-    fn write_aside_row(&mut self, aside: &AsideRow, mut count: AsideCount) -> Result<(), Fault> {
+    /// Puts a rejected or soft-failed event aside, once [`Self::has_room_aside`] said that there is space for it.
+    pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
+        let count = self.count_aside()?;
+        debug_assert!(taken(&count) < ASIDE_MAX, "nobody asked whether there is room aside");
+        self.write_aside_row(aside, Place::Aside, count)
+    }
+
+    fn write_aside_row(
+        &mut self,
+        aside: &AsideRow,
+        place: Place,
+        mut count: AsideCount,
+    ) -> Result<(), Fault> {
         count.count += 1;
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         let header = &aside.row.header;
         schema::EVENT_ID.put(&mut self.batch, &header.key, &(self.num, header.event));
-        schema::PLACE.put(&mut self.batch, (self.num, header.event), &Place::Aside);
+        schema::PLACE.put(&mut self.batch, (self.num, header.event), &place);
         schema::ASIDE.put(&mut self.batch, (self.num, header.event), aside);
         schema::ROOM.put(&mut self.batch, self.num, &self.row);
         Ok(())
@@ -126,40 +136,37 @@ impl Change {
         let row = EventRow { header, json: received.json().clone() };
         let (is_rejected, why) = (rejected.is_some(), rejected.unwrap_or_else(|| why.to_owned()));
         tracing::debug!(room = %self.num, event = %received.event().id, rejected = is_rejected, why, "an event is kept as an outlier");
-        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let mut count = self.count_aside()?;
         count.needed += u64::from(is_needed);
-        self.write_aside_row(&AsideRow { rejected: is_rejected, why, row: row.clone() }, count)?;
-        schema::PLACE.put(&mut self.batch, (self.num, taken.event), &Place::Outlier);
+        let aside = AsideRow { rejected: is_rejected, why, row: row.clone() };
+        self.write_aside_row(&aside, Place::Outlier, count)?;
         self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
         Ok((taken.event, taken.key))
     }
 
-    /// Finds the numbers of an event and of its state key, if the event is an outlier.
-    pub(super) fn numbers_of_outlier(
-        &self,
-        event: EventNum,
-    ) -> Result<Option<(EventNum, Option<StateKeyNum>)>, Fault> {
+    /// Finds the row of an event, if the event is an outlier.
+    pub(super) fn find_outlier(&self, event: EventNum) -> Result<Option<AsideRow>, Fault> {
         if schema::PLACE.get(&self.batch, (self.num, event))? != Some(Place::Outlier) {
             return Ok(None);
         }
+        self.require_aside(event).map(Some)
+    }
+
+    fn require_aside(&self, event: EventNum) -> Result<AsideRow, Fault> {
         let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
-        let aside = aside.ok_or(Fault::Corrupt("an event is missing"))?;
-        Ok(Some((event, aside.row.header.state_key)))
+        aside.ok_or(Fault::Corrupt("an event is missing"))
     }
 
     /// Notes that an event gets its place in the graph, and so is no outlier any more. Gives the event that redacted it
     /// meanwhile.
     pub(super) fn leave_outliers(&mut self, taken: Option<Taken>) -> Result<Option<EventNum>, Fault> {
         let Some(Taken { event, .. }) = taken else { return Ok(None) };
-        if self.numbers_of_outlier(event)?.is_none() {
-            return Ok(None);
-        }
-        let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
+        let Some(outlier) = self.find_outlier(event)? else { return Ok(None) };
         schema::ASIDE.delete(&mut self.batch, (self.num, event));
-        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let mut count = self.count_aside()?;
         count.count = count.count.saturating_sub(1);
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
-        Ok(aside.and_then(|aside| aside.row.header.redacted_by))
+        Ok(outlier.row.header.redacted_by)
     }
 
     fn forget_oldest(&mut self, count: &mut AsideCount) -> Result<(), Fault> {
@@ -193,9 +200,9 @@ impl Change {
 
     /// Writes this row in place of an event that is kept aside.
     pub(super) fn replace_aside(&mut self, stored: &StoredEvent) -> Result<(), Fault> {
-        let key = (self.num, stored.event());
-        let aside = schema::ASIDE.get(&self.batch, key)?.ok_or(Fault::Corrupt("an event is missing"))?;
-        schema::ASIDE.put(&mut self.batch, key, &AsideRow { row: stored.row.clone(), ..aside });
+        let aside = self.require_aside(stored.event())?;
+        let replaced = AsideRow { row: stored.row.clone(), ..aside };
+        schema::ASIDE.put(&mut self.batch, (self.num, stored.event()), &replaced);
         Ok(())
     }
 }

@@ -329,13 +329,13 @@ impl Change {
     /// be known.
     fn write_join(&mut self, join: &Received, auth: &[Arc<StateEvent>]) -> Result<StoredEvent> {
         let known = event::find_key(&self.batch, self.num, join.key())?;
-        let known = known.map(|known| self.numbers_of_outlier(known)).transpose()?;
+        let known = known.map(|known| self.find_outlier(known)).transpose()?;
         let (num, key) = match known {
             None => {
                 let taken = self.take_numbers(join, false)?;
                 (taken.event, taken.key)
             }
-            Some(Some(numbers)) => numbers,
+            Some(Some(outlier)) => (outlier.row.header.event, outlier.row.header.state_key),
             Some(None) => return Err(Error::broken("a user joined by an event that the room has already")),
         };
         let key = key.ok_or_else(|| Error::broken("a user joined by an event that is no state event"))?;

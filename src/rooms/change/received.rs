@@ -143,9 +143,9 @@ impl Change {
         let event = received.event();
         let taken = match event::find_key(&self.batch, self.num, received.key())? {
             None => taken,
-            Some(known) => match self.numbers_of_outlier(known)? {
+            Some(known) => match self.find_outlier(known)? {
                 // An outlier keeps its numbers, because other events name it by them.
-                Some((event, key)) => Some(Taken { event, key }),
+                Some(outlier) => Some(Taken { event: known, key: outlier.row.header.state_key }),
                 None => return Ok(Step::Done(Outcome::Known(known))),
             },
         };
@@ -223,7 +223,7 @@ impl Change {
         for id in &event.prev {
             let found = match self.find_num(id)? {
                 // The state after an outlier is unknown, so no event can stand on it.
-                Some(num) if self.numbers_of_outlier(num)?.is_none() => Known::Found(()),
+                Some(num) if self.find_outlier(num)?.is_none() => Known::Found(()),
                 _ => Known::Missing,
             };
             known.insert(id.clone(), found);

@@ -85,7 +85,7 @@ pub enum Swept {
 impl Change {
     /// Whether the room is to be swept.
     pub fn wants_sweep(&self) -> Result<bool, Fault> {
-        let count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let count = self.count_aside()?;
         let sides = self.row.next_side.saturating_sub(count.sides_swept);
         Ok(taken(&count) >= SWEPT_FROM || sides >= SIDES_MAX)
     }
@@ -108,7 +108,7 @@ impl Change {
         if !cited.is_empty() {
             return Ok(Swept::Cited(cited));
         }
-        let mut count = schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default();
+        let mut count = self.count_aside()?;
         for _ in 0..DELETED_AT_ONCE {
             match sweep.doomed.pop() {
                 Some(Thing::Side(side)) => state::forget_side(&mut self.batch, self.num, side),
