@@ -29,6 +29,16 @@ pub fn find_rules(version: u8) -> Option<&'static RoomVersionRules> {
     RULES.get(usize::from(version.checked_sub(LOWEST_JUDGED)?))
 }
 
+/// The last room version whose numbers are not held to those of canonical JSON.
+const LARGE_NUMBERS_UPTO: u8 = 5;
+
+/// Gives the greatest depth that an event of this version may state: where a room has reached it, further events stay there.
+///
+/// Specification: server-server API, "PDUs", and `depth` in the event formats of the room versions.
+pub fn depth_max(version: u8) -> u64 {
+    if version <= LARGE_NUMBERS_UPTO { (1 << 63) - 1 } else { (1 << 53) - 1 }
+}
+
 /// Finds the number of a version; `None` for one that this server does not speak.
 pub fn number(version: &RoomVersionId) -> Option<u8> {
     let number: u8 = version.as_str().parse().ok()?;

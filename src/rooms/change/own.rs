@@ -18,16 +18,13 @@ use crate::{
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
         event::{self, StateEvent, StoredEvent},
-        require_in,
+        require_in, versions,
     },
     schema::{
         rooms::{EventRow, Head, SentBy},
         state::{StateRef, StateValue},
     },
 };
-
-/// A depth is an integer of canonical JSON, which has none above this.
-const DEPTH_MAX: u64 = (1 << 53) - 1;
 
 impl Change {
     /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch. Refuses an
@@ -112,7 +109,7 @@ impl Change {
 
     fn next_depth(&self) -> u64 {
         let deepest = self.row.heads.iter().map(|head| head.depth).max();
-        deepest.map_or(1, |depth| (depth + 1).min(DEPTH_MAX))
+        deepest.map_or(1, |depth| depth.saturating_add(1).min(versions::depth_max(self.row.version)))
     }
 
     /// Writes an event of our own. It cites all heads, so the state before it is the current state, the room has one

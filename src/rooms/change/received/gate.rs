@@ -25,8 +25,6 @@ use crate::{
 const PREV_MAX: usize = 20;
 /// An event names at most this many events that allow it.
 const AUTH_MAX: usize = 10;
-/// The last room version whose numbers are not held to those of canonical JSON.
-const LARGE_NUMBERS_UPTO: u8 = 5;
 
 /// An event of another server whose form was checked: it is one of this room, of its version's form, and no larger than
 /// events may be.
@@ -146,7 +144,7 @@ fn named(
 }
 
 fn depth(depth: &RawValue, version: u8) -> Result<u64, Refusal> {
-    let depth_max = if version <= LARGE_NUMBERS_UPTO { (1 << 63) - 1 } else { (1 << 53) - 1 };
+    let depth_max = versions::depth_max(version);
     let number: Option<u64> = depth.get().parse().ok();
     number
         .filter(|depth| *depth <= depth_max)

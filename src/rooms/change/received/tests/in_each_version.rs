@@ -17,6 +17,8 @@ struct Elsewhere {
     version: u8,
     /// The events so far, in the order in which they were made.
     events: Vec<Received>,
+    /// The next events state a depth that is this much greater.
+    deeper: u64,
 }
 
 impl Elsewhere {
@@ -29,7 +31,7 @@ impl Elsewhere {
         change.put_room();
         drop(change.enqueue(&fixture.store).unwrap());
         fixture.store.flush().unwrap();
-        Self { fixture, version, events: Vec::new() }
+        Self { fixture, version, events: Vec::new(), deeper: 0 }
     }
 
     /// The beginning of a public room of Alice's, in which Bob is, too.
@@ -82,7 +84,7 @@ impl Elsewhere {
         let mut json = json!({
             "sender": sender, "type": event_type, "state_key": key, "content": content,
             // Every other event has an earlier time than the one before it.
-            "origin_server_ts": 1_000 + (number ^ 1), "depth": number + 1,
+            "origin_server_ts": 1_000 + (number ^ 1), "depth": number + 1 + self.deeper,
             "prev_events": cited(self.version, prev), "auth_events": cited(self.version, auth),
         });
         if self.version < 12 || event_type != "m.room.create" {
@@ -219,6 +221,35 @@ fn a_forked_history_ends_in_one_state_in_every_version_and_whatever_order_it_com
             Ok(())
         });
         checked.unwrap_or_else(|error| panic!("room version {version}: {error}"));
+    }
+}
+
+#[test]
+fn an_event_of_ours_is_one_deeper_than_the_deepest_that_it_cites_up_to_the_limit_of_the_version() {
+    for version in versions::LOWEST..=versions::HIGHEST {
+        let limit: u64 = if version < 6 { (1 << 63) - 1 } else { (1 << 53) - 1 };
+        let mut room = Elsewhere::new(version);
+        let base = room.fixture.heads();
+        let say = |room: &mut Elsewhere| {
+            let (signer, draft) = (room.fixture.rooms.signer().clone(), text(&alice(), "ours"));
+            let stored = room.fixture.change(|change| change.add(&signer, &draft, None).unwrap());
+            let json: serde_json::Value = serde_json::from_slice(&stored.row.json).unwrap();
+            assert_eq!(json["depth"], stored.row.header.depth, "version {version}");
+            stored.row.header.depth
+        };
+        // The heads are a deep event and a shallow one, in either order.
+        for (first, second) in [(40, 10), (50, 90)] {
+            for deeper in [first, second] {
+                room.deeper = deeper;
+                room.add(&bob(), "x", &deeper.to_string(), json!({}), &base);
+            }
+            let deepest = room.events.iter().rev().take(2).map(Received::depth).max().unwrap();
+            assert_eq!(say(&mut room), deepest + 1, "version {version}");
+        }
+        room.deeper = limit - 2 - room.events.len() as u64;
+        room.add(&bob(), "x", "deep", json!({}), &base);
+        assert_eq!(room.events.last().unwrap().depth(), limit - 1);
+        assert_eq!([say(&mut room), say(&mut room)], [limit; 2], "version {version}");
     }
 }
 
