@@ -45,6 +45,7 @@ struct Fixture {
     time_ms: u64,
     /// Counts the resolutions that took longer than a turn may.
     worked_out: usize,
+    metrics: Metrics,
 }
 
 fn alice() -> OwnedUserId {
@@ -62,11 +63,17 @@ fn content(json: serde_json::Value) -> CanonicalJsonObject {
 impl Fixture {
     /// A store without any room.
     fn without_room() -> Self {
-        let store = Store::open(Engine::Memory(Memory::default()), Durability::Os).unwrap();
+        Self::over(Memory::default(), 1_000)
+    }
+
+    /// Goes on from an engine as a crash left it.
+    fn over(memory: Memory, time_ms: u64) -> Self {
+        let store = Store::open(Engine::Memory(memory), Durability::Os).unwrap();
         let key = crate::rooms::build::tests::a_key();
-        let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
+        let metrics = Metrics::new();
+        let resolver = Resolver::new(Env::simulated(1, 0), metrics.clone());
         let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
-        Self { store, rooms, time_ms: 1_000, worked_out: 0 }
+        Self { store, rooms, time_ms, worked_out: 0, metrics }
     }
 
     /// A public room of Alice's, with Bob in it.

@@ -243,6 +243,11 @@ impl Change {
         let own_change = own_change.map(|(key, ..)| (*key, Arc::new(parsed())));
         self.take_step(order, &differing, own_change)?;
         let on_main = StateRef::Main(self.row.state_tip);
+        if is_current && own.is_none() && standpoint.cited.only().is_none() {
+            // The state before the event is the room's from here on, so that the next event which cites the same stands on
+            // the main line, and its head is as the others.
+            self.answered.push((standpoint.cited.clone(), on_main.into()));
+        }
         if let Some(mut heads) = entry.heads {
             for head in heads.iter_mut().filter(|head| head.event == num) {
                 head.after = own_after.unwrap_or(on_main);

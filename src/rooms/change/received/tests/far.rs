@@ -41,6 +41,14 @@ impl Fixture {
         }
     }
 
+    /// The number of resolutions so far.
+    fn resolutions(&self) -> u64 {
+        let text = self.metrics.text();
+        let mut lines =
+            text.lines().filter_map(|line| line.strip_prefix("aqueduct_state_resolutions_total "));
+        lines.next().unwrap().parse().unwrap()
+    }
+
     /// Takes an event in, which needs no question to be answered beside the room, and counts its rows.
     fn receive_counted(&mut self, received: &Received) -> Rows {
         let (rooms, now_ms, before) = (self.rooms.clone(), self.time_ms, self.reads());
@@ -188,6 +196,29 @@ fn a_branch_that_goes_on_after_a_reunion_stands_apart_again_and_replaces_its_hea
     assert_eq!((fixture.heads().len(), fixture.row().apart.len()), (1, 0));
     assert_eq!(fixture.value("x", "bob")["n"], 5);
     fixture.check_state();
+}
+
+#[test]
+fn far_states_that_are_cited_again_are_not_resolved_again() {
+    let mut fixture = Fixture::new();
+    let old = fixture.heads();
+    fixture.set_many(300, 300);
+    let near = fixture.heads().remove(0);
+    let (far, outcome) = fixture.state(&bob(), "x", "bob", json!({ "n": 1 }), Some(&old));
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(fixture.row().apart.len(), 1);
+    let both = [near.clone(), far.clone()];
+    let (mut counts, mut ids) = (Vec::new(), Vec::new());
+    for (number, prev) in [&both, &both, &[far, near]].into_iter().enumerate() {
+        let (id, outcome) = fixture.say(&bob(), &number.to_string(), Some(prev));
+        assert!(accepted(&outcome), "{outcome:?}");
+        fixture.check_state();
+        counts.push((fixture.resolutions(), fixture.worked_out));
+        ids.push(id);
+    }
+    assert_eq!(counts, [(1, 1); 3]);
+    assert_eq!(fixture.heads().len(), 3);
+    assert_eq!(fixture.value("x", "bob")["n"], 1);
 }
 
 #[test]

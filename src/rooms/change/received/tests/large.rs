@@ -97,15 +97,6 @@ fn a_large_step_that_comes_to_nothing_is_never_seen_and_is_cleared() {
 }
 
 impl Fixture {
-    /// Goes on from an engine as a crash left it.
-    fn over(memory: Memory, time_ms: u64) -> Self {
-        let store = Store::open(Engine::Memory(memory), Durability::Os).unwrap();
-        let key = crate::rooms::build::tests::a_key();
-        let resolver = Resolver::new(Env::simulated(1, 0), Metrics::new());
-        let rooms = Rooms::open(&*store.snapshot(), "a.example".try_into().unwrap(), key, resolver).unwrap();
-        Self { store, rooms, time_ms, worked_out: 0 }
-    }
-
     /// Keeps the engine as a crash would leave it after each batch while a step of the room is unfinished.
     fn keep_crashes(&self) -> Arc<Mutex<Vec<Memory>>> {
         let kept = Arc::new(Mutex::new(Vec::new()));
