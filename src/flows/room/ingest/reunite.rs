@@ -108,3 +108,6 @@ async fn reunite(app: &App, room: RoomNum) -> Result<bool> {
     tracing::debug!(%room, "branches stay apart for now, because their states could not be resolved");
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests;
