@@ -90,6 +90,9 @@ fn between(floor: u64, upto: u64) -> u64 {
     EVENTS.into_iter().filter(|event| floor < *event && *event <= upto).count() as u64
 }
 
+/// Writes down that everything is read up to this place.
+type ReadUpto = fn(&mut Batch, u64);
+
 fn put_messages(batch: &mut Batch) {
     EVENTS.into_iter().for_each(|event| put(batch, Lane::MAIN, event, message()));
 }
@@ -97,7 +100,7 @@ fn put_messages(batch: &mut Batch) {
 #[test]
 fn events_count_above_the_place_that_was_read_and_up_to_the_end() {
     for floor in PLACES {
-        let ways: [(&str, fn(&mut Batch, u64)); 4] = [
+        let ways: [(&str, ReadUpto); 4] = [
             ("joined there", |_, _| ()),
             ("a receipt for everything", |batch, floor| put_receipt(batch, receipts::NO_THREAD, floor, 90)),
             ("a receipt outside threads", |batch, floor| {
