@@ -78,6 +78,11 @@ impl<'a> JsonRef<'a> {
         );
         Self(json)
     }
+
+    /// The text of the JSON, which is valid as it stands.
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
 }
 
 impl<'a> From<&'a JsonText> for JsonRef<'a> {

@@ -11,6 +11,7 @@
 
 mod apart;
 mod gate;
+mod signed;
 mod write;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 pub use apart::Reunion;
 pub use gate::Received;
 use ruma::{EventId, OwnedEventId};
+pub use signed::Signed;
 
 use super::Change;
 use crate::{

@@ -1,0 +1,473 @@
+//! Events as other servers send them, until their signatures are checked (server-server API, "Validating hashes and
+//! signatures on received events").
+//!
+//! The bytes that came are written anew as canonical JSON, named by their hash, redacted if their content hash does not
+//! fit, and held to the form of the room's version. What remains is to check the signatures, for which the keys of other
+//! servers may have to be fetched first.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use bytes::Bytes;
+use ed25519_dalek::{Signature, VerifyingKey};
+use federation::json::Json;
+use ruma::{
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedServerName, OwnedUserId, ServerName,
+    room_version_rules::RoomVersionRules,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use super::Received;
+use crate::{
+    error::Refusal,
+    ids::RoomNum,
+    json::{JsonRef, JsonText, Object},
+    rooms::{build::EVENT_BYTES_MAX, event::Event, redact, versions},
+    schema::{event_types::MEMBER, rooms::EventHash, rooms::RoomRow},
+};
+
+/// An event may come with this many bytes more than it may have, because what `unsigned` holds does not count.
+const UNSIGNED_BYTES_MAX: usize = 65_536;
+/// The last room version whose events may hold numbers that canonical JSON does not have.
+const LARGE_NUMBERS_UPTO: u8 = 5;
+/// The signatures of one server are looked at up to this number of keys.
+const KEYS_MAX: usize = 16;
+
+/// Signatures and hashes are base64 without padding; older servers pad them, or leave bits over at the end.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// An event of another server whose signatures have not been checked yet.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    received: Received,
+    /// The bytes that were signed.
+    signed: Bytes,
+    /// The servers that must have signed the event, each with its signatures by the ids of its keys.
+    signatures: Vec<(OwnedServerName, BTreeMap<String, Signature>)>,
+    is_redacted: bool,
+}
+
+/// The fields of an event that tell who must have signed it.
+#[derive(Deserialize)]
+struct Signers<'a> {
+    #[serde(borrow)]
+    signatures: BTreeMap<Cow<'a, str>, BTreeMap<String, &'a RawValue>>,
+    #[serde(borrow)]
+    hashes: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Hashes<'a> {
+    #[serde(borrow)]
+    sha256: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct MemberContent<'a> {
+    #[serde(borrow, default)]
+    membership: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    third_party_invite: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    join_authorised_via_users_server: Option<&'a RawValue>,
+}
+
+impl Signed {
+    /// Reads an event of this room as another server sent it. Errors: 413 `M_TOO_LARGE` for an event that is too large;
+    /// 400 `M_BAD_JSON` for one that is not of the form of the room's version, or that a server has not signed that must
+    /// have, with the field at fault.
+    pub fn read(num: RoomNum, room: &RoomRow, json: &[u8]) -> Result<Self, Refusal> {
+        if json.len() > EVENT_BYTES_MAX + UNSIGNED_BYTES_MAX {
+            return Err(Refusal::too_large("The event has more than 65,536 bytes."));
+        }
+        let rules = versions::find_rules(room.version)
+            .ok_or_else(|| Refusal::forbidden("This server does not know the room's version."))?;
+        let whole = canonical(json, room.version)?;
+        let redacted = redact::redacted(whole.as_bytes(), rules)
+            .ok_or_else(|| Refusal::bad_json("The event is not in the form of an event."))?;
+        let signers: Signers<'_> = read(&whole)?;
+        let is_redacted = !fits_hash(&signers, &whole)?;
+        let signed = without(JsonRef::stored(&redacted).as_str(), &["signatures", "unsigned"])?;
+        let hash: EventHash = Sha256::digest(signed.as_str()).into();
+        let kept = if is_redacted { redacted } else { Bytes::copy_from_slice(whole.as_bytes()) };
+        let received = Received::check(num, room, hash, kept)?;
+        let servers = required_servers(received.event(), &whole, rules)?;
+        let signatures = servers.into_iter().map(|server| {
+            let by_key = signatures_of(&signers, &server)?;
+            Ok((server, by_key))
+        });
+        let signatures = signatures.collect::<Result<_, Refusal>>()?;
+        Ok(Self { received, signed: signed.into(), signatures, is_redacted })
+    }
+
+    /// Lists the keys by which the event says it was signed: server and key id. For each server, one of them must be had
+    /// and its signature must be right.
+    pub fn keys(&self) -> impl Iterator<Item = (&ServerName, &str)> {
+        self.signatures
+            .iter()
+            .flat_map(|(server, keys)| keys.keys().map(move |key| (&**server, key.as_str())))
+    }
+
+    /// The time at which the keys must have been valid, as the event says.
+    pub fn sent(&self) -> MilliSecondsSinceUnixEpoch {
+        self.received.event().sent
+    }
+
+    /// The event, which may be forged as long as its signatures have not been checked.
+    pub fn unverified(&self) -> &Event {
+        self.received.event()
+    }
+
+    /// Whether the content hash did not fit, so that only the redacted form is left.
+    pub fn is_redacted(&self) -> bool {
+        self.is_redacted
+    }
+
+    /// Checks the signatures. `find_key` gives the public key of a server by the key's id, if it was valid when the event
+    /// was sent. Refuses an event that some server has not signed that must have: 403 `M_FORBIDDEN`.
+    pub fn verify(
+        self,
+        mut find_key: impl FnMut(&ServerName, &str) -> Option<VerifyingKey>,
+    ) -> Result<Received, Refusal> {
+        for (server, by_key) in &self.signatures {
+            let is_right = by_key.iter().any(|(key_id, signature)| {
+                find_key(server, key_id).is_some_and(|key| key.verify_strict(&self.signed, signature).is_ok())
+            });
+            if !is_right {
+                let why = format!(
+                    "`signatures` has no signature of {server} that is right and whose key is known."
+                );
+                return Err(Refusal::forbidden(why));
+            }
+        }
+        Ok(self.received)
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Refusal> {
+    serde_json::from_str(json).map_err(|error| misfit(&error))
+}
+
+fn misfit(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::bad_json(format!("The event is not in the form of an event: {error}."))
+}
+
+/// Writes an event as canonical JSON, without `unsigned`, which is nobody's word.
+fn canonical(json: &[u8], version: u8) -> Result<String, Refusal> {
+    let strict = serde_json::from_slice::<CanonicalJsonObject>(json);
+    match strict {
+        Ok(mut event) => {
+            event.remove("unsigned");
+            serde_json::to_string(&event).map_err(|error| misfit(&error))
+        }
+        // Such numbers are written as the servers write them that signed them.
+        Err(_) if version <= LARGE_NUMBERS_UPTO => match Json::parse(json) {
+            Ok(Json::Object(mut event)) => {
+                event.remove("unsigned");
+                Ok(Json::Object(event).canonical().into())
+            }
+            Ok(_) => Err(misfit(&"it is no object")),
+            Err(error) => Err(misfit(&error)),
+        },
+        Err(error) => Err(misfit(&error)),
+    }
+}
+
+/// Copies an object without these fields.
+fn without(object: &str, names: &[&str]) -> Result<JsonText, Refusal> {
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> = read(object)?;
+    let mut left = Object::with_capacity(object.len());
+    for (name, value) in fields.into_iter().filter(|(name, _)| !names.contains(&&**name)) {
+        left.json(&name, JsonRef::from(value));
+    }
+    Ok(left.finish())
+}
+
+/// Whether the event's content hash is that of its content ("Calculating the content hash for an event").
+fn fits_hash(signers: &Signers<'_>, event: &str) -> Result<bool, Refusal> {
+    let Ok(hashes) = read::<Hashes<'_>>(signers.hashes.get()) else { return Ok(false) };
+    let hashed = without(event, &["signatures", "unsigned", "hashes"])?;
+    let right = Sha256::digest(hashed.as_str());
+    Ok(LENIENT.decode(hashes.sha256.as_bytes()).is_ok_and(|stated| stated == right.as_slice()))
+}
+
+/// Lists the servers that must have signed an event.
+fn required_servers(
+    event: &Event,
+    whole: &str,
+    rules: &RoomVersionRules,
+) -> Result<Vec<OwnedServerName>, Refusal> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        content: &'a RawValue,
+    }
+    let member = if event.event_type.to_string() == MEMBER && event.state_key.is_some() {
+        let content = read::<Content<'_>>(whole)?.content;
+        read::<MemberContent<'_>>(content.get()).ok()
+    } else {
+        None
+    };
+    let is = |membership: &str| {
+        let stated = member.as_ref().and_then(|member| member.membership);
+        stated.and_then(|stated| serde_json::from_str::<Cow<'_, str>>(stated.get()).ok()).as_deref()
+            == Some(membership)
+    };
+    let mut servers = Vec::with_capacity(2);
+    // An identity server made such an invitation, in the name of the inviter.
+    let is_of_third_party =
+        is("invite") && member.as_ref().is_some_and(|member| member.third_party_invite.is_some());
+    if !is_of_third_party {
+        servers.push(event.sender.server_name().to_owned());
+    }
+    if rules.signatures.check_event_id_server {
+        let server = event.id.server_name().map(ToOwned::to_owned);
+        servers.push(server.ok_or_else(|| Refusal::bad_json("`event_id` names no server."))?);
+    }
+    if rules.signatures.check_join_authorised_via_users_server
+        && is("join")
+        && let Some(by) = member.as_ref().and_then(|member| member.join_authorised_via_users_server)
+    {
+        let by: OwnedUserId = serde_json::from_str(by.get())
+            .map_err(|_| Refusal::bad_json("`join_authorised_via_users_server` is not the id of a user."))?;
+        servers.push(by.server_name().to_owned());
+    }
+    servers.sort();
+    servers.dedup();
+    Ok(servers)
+}
+
+/// Gives the signatures of one server, by the ids of its keys. What is no signature by ed25519 is left out, because keys of
+/// other kinds may come.
+fn signatures_of(signers: &Signers<'_>, server: &ServerName) -> Result<BTreeMap<String, Signature>, Refusal> {
+    let of_server = signers.signatures.get(server.as_str());
+    let read = |(key_id, signature): (&String, &&RawValue)| {
+        let signature: Cow<'_, str> = serde_json::from_str(signature.get()).ok()?;
+        let signature = LENIENT.decode(signature.as_bytes()).ok()?;
+        Some((key_id.clone(), Signature::from_slice(&signature).ok()?))
+    };
+    let signatures: BTreeMap<_, _> = of_server
+        .into_iter()
+        .flatten()
+        .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
+        .filter_map(read)
+        .take(KEYS_MAX)
+        .collect();
+    if signatures.is_empty() {
+        return Err(Refusal::bad_json(format!("`signatures` has no signature of {server}.")));
+    }
+    Ok(signatures)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ruma::{OwnedEventId, RoomId, signatures::Ed25519KeyPair};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        ids::Order,
+        rooms::{
+            build::{Draft, Setting, Signer, build, tests::a_key},
+            event::event_id,
+            tip::tests::row,
+        },
+    };
+
+    const NUM: RoomNum = RoomNum(1);
+    const SERVER: &str = "b.example";
+
+    fn room(version: u8) -> RoomRow {
+        let id = if version >= 12 { "!aHashOfSomeLength" } else { "!room:a.example" };
+        RoomRow { id: RoomId::parse(id).unwrap(), version, ..row(Order::MIN) }
+    }
+
+    fn public(key: &Arc<Ed25519KeyPair>) -> VerifyingKey {
+        VerifyingKey::from_bytes(&key.public_key()).unwrap()
+    }
+
+    fn find_key(server: &ServerName, key_id: &str) -> Option<VerifyingKey> {
+        (server == SERVER && key_id == "ed25519:k").then(|| public(&a_key()))
+    }
+
+    /// An event that its sender's server built.
+    fn built(
+        version: u8,
+        event_type: &str,
+        state_key: Option<&str>,
+        content: Value,
+    ) -> (OwnedEventId, Value) {
+        let draft = Draft {
+            sender: "@bob:b.example".try_into().unwrap(),
+            event_type: event_type.to_owned(),
+            state_key: state_key.map(str::to_owned),
+            content: serde_json::from_value(content).unwrap(),
+            redacts: None,
+            sent_ms: 1_700_000_000_000,
+        };
+        let room = room(version);
+        let prev = [event_id(&[2; 32].into(), version)];
+        let auth = [event_id(&[3; 32].into(), version)];
+        let rules = versions::find_rules(version).unwrap();
+        let setting = Setting { room_id: Some(&room.id), rules, prev: &prev, auth: &auth, depth: 5 };
+        let signer = Signer::new(SERVER.try_into().unwrap(), a_key());
+        let built = build(&signer, &draft, &setting, version).unwrap();
+        (built.event.id, serde_json::from_slice(&built.json).unwrap())
+    }
+
+    fn message(version: u8) -> (OwnedEventId, Value) {
+        built(version, "m.room.message", None, json!({ "body": "h\u{e9} \u{2028} \"", "n": 7 }))
+    }
+
+    fn come(version: u8, event: &Value) -> Result<Signed, Refusal> {
+        Signed::read(NUM, &room(version), event.to_string().as_bytes())
+    }
+
+    #[test]
+    fn what_another_server_built_is_named_and_verified_as_there() {
+        for version in versions::LOWEST..=versions::HIGHEST {
+            let (id, mut event) = message(version);
+            event["unsigned"] = json!({ "age": 4, "odd": 1.5 });
+            event["unsigned"].as_object_mut().unwrap().remove(if version > 5 { "odd" } else { "age" });
+            let signed = come(version, &event).unwrap();
+            assert!(!signed.is_redacted());
+            assert_eq!(
+                signed.keys().collect::<Vec<_>>(),
+                [(<&ServerName>::try_from(SERVER).unwrap(), "ed25519:k")]
+            );
+            let received = signed.verify(find_key).unwrap();
+            assert_eq!(received.id(), id, "{version}");
+            let kept: Value = serde_json::from_slice(received.json()).unwrap();
+            event.as_object_mut().unwrap().remove("unsigned");
+            assert_eq!(kept, event);
+        }
+    }
+
+    #[test]
+    fn what_was_changed_on_the_way_is_redacted_or_refused() {
+        let (id, event) = message(11);
+        let mut changed = event.clone();
+        changed["content"]["body"] = json!("forged");
+        let signed = come(11, &changed).unwrap();
+        assert!(signed.is_redacted());
+        let received = signed.verify(find_key).unwrap();
+        assert_eq!(received.id(), id, "the id is that of the redacted form");
+        assert!(!std::str::from_utf8(received.json()).unwrap().contains("forged"));
+
+        for (field, value) in [("depth", json!(6)), ("origin_server_ts", json!(1)), ("type", json!("x"))] {
+            let mut changed = event.clone();
+            changed[field] = value;
+            assert!(come(11, &changed).unwrap().verify(find_key).is_err(), "{field}");
+        }
+        let other = |_: &ServerName, _: &str| None;
+        assert!(come(11, &event).unwrap().verify(other).is_err(), "a key that nobody knows verifies nothing");
+    }
+
+    #[test]
+    fn signatures_of_all_servers_concerned_are_asked_for() {
+        let join = json!({ "membership": "join", "join_authorised_via_users_server": "@carol:c.example" });
+        for version in [7, 8, 11] {
+            let (_, event) = built(version, MEMBER, Some("@bob:b.example"), join.clone());
+            let signed = come(version, &event);
+            assert_eq!(signed.is_err(), version >= 8, "the server that lets somebody in must have signed");
+            let mut both = event.clone();
+            both["signatures"]["c.example"] = json!({ "ed25519:z": both["signatures"][SERVER]["ed25519:k"] });
+            let servers =
+                |signed: &Signed| signed.keys().map(|(server, _)| server.to_string()).collect::<Vec<_>>();
+            let signed = come(version, &both).unwrap();
+            assert_eq!(servers(&signed).len(), if version >= 8 { 2 } else { 1 });
+            let same_key = |_: &ServerName, _: &str| Some(public(&a_key()));
+            assert!(signed.clone().verify(same_key).is_ok());
+            assert_eq!(signed.verify(find_key).is_ok(), version < 8, "each server has keys of its own");
+        }
+        let invite = json!({ "membership": "invite", "third_party_invite": { "signed": {} } });
+        let (_, mut event) = built(11, MEMBER, Some("@carol:c.example"), invite);
+        event["signatures"] = json!({});
+        assert!(
+            come(11, &event).unwrap().verify(|_, _| None).is_ok(),
+            "the rules judge the identity server's signature"
+        );
+    }
+
+    #[test]
+    fn one_right_signature_of_a_server_is_enough() {
+        let (_, mut event) = message(11);
+        let wrong = LENIENT.encode([1; 64]);
+        let right = event["signatures"][SERVER]["ed25519:k"].clone();
+        event["signatures"][SERVER] = json!({
+            "ed25519:a": wrong, "ed25519:b": 7, "ed25519:c": "no base64 ", "curve:k": "x", "ed25519:k": right,
+        });
+        assert!(come(11, &event).unwrap().verify(find_key).is_ok());
+        event["signatures"][SERVER].as_object_mut().unwrap().remove("ed25519:k");
+        assert!(come(11, &event).unwrap().verify(find_key).is_err());
+        for none in [json!({}), json!({ SERVER: {} }), json!({ SERVER: { "ed25519:k": "short" } })] {
+            event["signatures"] = none;
+            assert!(come(11, &event).is_err());
+        }
+    }
+
+    #[test]
+    fn numbers_that_canonical_json_lacks_come_in_up_to_version_5() {
+        // The hash and the signature of such an event are made over its own text, which serde would write otherwise.
+        for (version, comes) in [(3, true), (5, true), (6, false), (12, false)] {
+            let (_, event) = message(version);
+            let text = event.to_string().replace("\"n\":7", "\"n\":1.50,\"m\":99999999999999999999");
+            let signed = Signed::read(NUM, &room(version), text.as_bytes());
+            assert_eq!(signed.is_ok(), comes, "{version}");
+            let Ok(signed) = signed else { continue };
+            assert!(signed.is_redacted(), "its hash is another one");
+            assert!(signed.verify(find_key).is_ok());
+        }
+        let (_, mut event) = message(5);
+        event.as_object_mut().unwrap().remove("hashes");
+        let text = event.to_string().replace("\"n\":7", "\"n\":1.50,\"m\":99999999999999999999");
+        let hashed = canonical(text.as_bytes(), 5).unwrap();
+        assert!(hashed.contains("\"m\":99999999999999999999,\"n\":1.5"), "{hashed}");
+        let hash = Sha256::digest(without(&hashed, &["signatures"]).unwrap().as_str());
+        let with = format!(
+            "{{\"hashes\":{{\"sha256\":\"{}\"}},{}",
+            LENIENT.encode(hash),
+            text.strip_prefix('{').unwrap()
+        );
+        assert!(!Signed::read(NUM, &room(5), with.as_bytes()).unwrap().is_redacted());
+    }
+
+    #[test]
+    fn odd_bytes_are_refused() {
+        let deep = format!("{{\"content\":{}1{}}}", "[".repeat(20_000), "]".repeat(20_000));
+        let (_, event) = message(11);
+        let long =
+            format!("{{\"x\":\"{}\",{}", "y".repeat(140_000), event.to_string().strip_prefix('{').unwrap());
+        for odd in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            "{\"signatures\":1}",
+            "{\"a\":1e400}",
+            "{\"a\":\"\\ud800\"}",
+            &deep,
+            &long,
+        ] {
+            for version in [3, 5, 6, 12] {
+                assert!(Signed::read(NUM, &room(version), odd.as_bytes()).is_err(), "{version}");
+            }
+        }
+        let mut event = event;
+        event["hashes"] = json!("none");
+        assert!(come(11, &event).unwrap().is_redacted());
+    }
+}
