@@ -19,3 +19,4 @@ pub mod client;
 pub mod transport;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod queue;
