@@ -20,6 +20,7 @@ mod receive;
 pub mod reply;
 mod routes;
 mod serve;
+mod server;
 
 pub use routes::{Listed, Routes};
 pub use serve::router;
@@ -30,6 +31,7 @@ impl Routes {
         let mut routes = Self::default();
         client::routes(&mut routes);
         pages::routes(&mut routes);
+        server::routes(&mut routes);
         routes
     }
 }

@@ -9,6 +9,7 @@ pub mod spent;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use federation::ports::{Resolver, Transport};
 use parking_lot::Mutex;
 use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha20Rng, rngs::SysRng};
 use ruma::MilliSecondsSinceUnixEpoch;
@@ -83,7 +84,18 @@ impl Pool {
 #[derive(Clone)]
 pub struct Env(Arc<Inner>);
 
+/// The way out to other servers: DNS and HTTPS.
+#[derive(Clone)]
+pub struct Network {
+    /// Finds the addresses of names.
+    pub resolver: Arc<dyn Resolver>,
+    /// Sends requests to servers over HTTPS.
+    pub transport: Arc<dyn Transport>,
+}
+
 struct Inner {
+    /// The network of a simulated world; the real one is opened with the settings.
+    simulated_network: Option<Network>,
     /// A simulated world began at this time, in milliseconds since the epoch; the real one has none.
     simulated_began_ms: Option<u64>,
     /// The longest that a write of a simulated disk takes.
@@ -117,9 +129,26 @@ impl Env {
         Self::new(ChaCha20Rng::seed_from_u64(seed), Some(began_ms), disk_takes_max)
     }
 
+    /// A simulated server in this network. It must be called before the doors are shared.
+    pub fn in_network(self, network: Network) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { simulated_network: Some(network), ..inner })),
+            Err(shared) => {
+                debug_assert!(false, "the doors are shared already");
+                Self(shared)
+            }
+        }
+    }
+
+    /// The network of a simulated world; `None` for the real one, and for a world that has none.
+    pub fn simulated_network(&self) -> Option<Network> {
+        self.0.simulated_network.clone()
+    }
+
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     fn new(rng: ChaCha20Rng, simulated_began_ms: Option<u64>, disk_takes_max: Duration) -> Self {
         Self(Arc::new(Inner {
+            simulated_network: None,
             simulated_began_ms,
             disk_takes_max,
             began: Instant::now(),

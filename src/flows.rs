@@ -9,6 +9,7 @@ pub mod keys;
 pub mod limits;
 pub mod operator;
 pub mod room;
+pub mod remote;
 pub(crate) mod commit;
 pub(crate) mod sharing;
 pub(crate) mod typists;
@@ -50,8 +51,10 @@ pub struct Services {
     pub metrics: Metrics,
     /// Cancelled when the server stops, so that requests that wait for long are answered at once.
     pub stopping: CancellationToken,
-    /// The key that signs this server's events and requests.
+    /// The key that signs this server's events.
     pub signing: Arc<Ed25519KeyPair>,
+    /// The ways to other servers.
+    pub remote: remote::Remote,
     /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
     /// The typing and presence of users, as they are now.

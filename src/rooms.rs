@@ -5,6 +5,7 @@
 //! hands the batch to the store. The seat is free from then on: the next writer reads the rows of the accepted batch,
 //! and only the answer to the client waits for the disk.
 
+pub mod acl;
 pub mod admit;
 pub mod aliases;
 pub mod build;

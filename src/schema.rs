@@ -17,6 +17,7 @@ pub mod rooms;
 pub mod state;
 
 use bytes::Bytes;
+use federation::ports::{StoredDocument, StoredKey};
 
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
@@ -210,6 +211,13 @@ tables! {
     152 SERVER_MEMBERS((RoomNum, String) => Marked<u64>) in Index, Room of "rooms::members";
     /// The thread in which an event stands, by itself or by what it refers to; events of the main timeline have no row.
     154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
+
+    // --- other servers: 170-189 ---
+
+    /// A signing key of another server, by its id. It is written by notes, because it can be fetched again.
+    170 SERVER_KEYS((String, String) => Json<StoredKey>) in Notes, Store of "flows::remote", local;
+    /// The newest document in which another server published its keys, for those who ask us as a notary.
+    171 SERVER_DOCUMENTS(String => Json<StoredDocument>) in Notes, Store of "flows::remote", local;
 }
 
 /// Lists all tables, those of the store included.

@@ -28,6 +28,7 @@ use crate::{
         App, Services, commit, follow_up,
         jobs::Running,
         limits::RateLimits,
+        remote::Remote,
         room::{
             presence,
             receipts::{self, Receipts},
@@ -75,6 +76,7 @@ impl Server {
             push.clone(),
             stopping.clone(),
         );
+        let remote = Remote::open(&config, &env, &store, identity::open(&config, &env, &store, None)?)?;
         let limits = RateLimits::new(env.clone(), &config.limits);
         let app = App::new(Services {
             env,
@@ -86,6 +88,7 @@ impl Server {
             metrics,
             stopping,
             signing,
+            remote,
             ephemeral,
             limits,
             polls,

@@ -10,6 +10,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams, Request},
 };
 use bytes::Bytes;
+use federation::xmatrix::Credentials;
 use futures_util::FutureExt;
 use http::{Method, header, request::Parts};
 use http_body_util::Limited;
@@ -33,7 +34,7 @@ use crate::{
         receive::Receiver,
     },
     error::{Error, Refusal, Result},
-    flows::{self, App, limits::Limit, limits::Source},
+    flows::{self, App, limits::Limit, limits::Source, remote::identify},
     ids::UserNum,
 };
 
@@ -112,6 +113,8 @@ pub enum Asker {
     User(Caller),
     /// An application service by its id, and the user as whom it asks.
     Appservice(String, Option<Caller>),
+    /// A server that says it has signed the request; the signature covers the body, so that it is checked once that is read.
+    Claimed(Credentials),
     /// Another server, by its signature.
     Server(OwnedServerName),
 }
@@ -279,7 +282,7 @@ impl Call {
     pub(crate) fn caller(&self) -> Option<&Caller> {
         match &self.asker {
             Asker::User(caller) | Asker::Appservice(_, Some(caller)) => Some(caller),
-            Asker::Nobody | Asker::Appservice(_, None) | Asker::Server(_) => None,
+            Asker::Nobody | Asker::Appservice(_, None) | Asker::Claimed(_) | Asker::Server(_) => None,
         }
     }
 
@@ -316,6 +319,16 @@ impl Call {
         if bytes_max > 0 {
             let unread = std::mem::take(&mut self.unread);
             self.body = receiver.receive(app, unread, bytes_max).await?;
+        }
+        Ok(())
+    }
+
+    /// Checks the signature of a request that another server says it has made, once its body is read. Refuses it as
+    /// [`identify::prove`] does.
+    pub(crate) async fn prove_origin(&mut self, app: &App) -> Result<()> {
+        if let Asker::Claimed(credentials) = &self.asker {
+            let origin = identify::prove(app, credentials, &self.parts, &self.body).await?;
+            self.asker = Asker::Server(origin);
         }
         Ok(())
     }
@@ -366,8 +379,7 @@ fn identify(app: &App, who: Who, parts: &Parts) -> Result<Asker> {
             }
             None => Err(missing_token()),
         },
-        // Signatures of other servers cannot be checked without their keys, which this server does not fetch yet.
-        Who::Server => Err(unsigned()),
+        Who::Server => identify::claimed(app, parts).map(Asker::Claimed),
     }
 }
 
@@ -397,7 +409,8 @@ fn missing_token() -> Error {
 }
 
 fn unsigned() -> Error {
-    Refusal::new(ErrorKind::Unauthorized, "This server cannot check signatures of other servers yet.").into()
+    Refusal::new(ErrorKind::Unauthorized, "This endpoint needs a request that another server has signed.")
+        .into()
 }
 
 /// Refuses a guest what only users with an account may do: 403 `M_GUEST_ACCESS_FORBIDDEN`.

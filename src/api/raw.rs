@@ -72,6 +72,13 @@ impl<E> Raw<E> {
         pairs.into_iter().find_map(|(key, value)| (key == name).then_some(value))
     }
 
+    /// The values of a parameter of the query that may be there several times.
+    pub(crate) fn query_all(&self, name: &str) -> Vec<String> {
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(&self.uri);
+        let pairs = pairs.map_or_else(|_| Vec::new(), |Query(pairs)| pairs);
+        pairs.into_iter().filter(|(key, _)| key == name).map(|(_, value)| value).collect()
+    }
+
     /// Refuses (400 `M_INVALID_PARAM`) a parameter of the query that is JSON but not of the expected type, and says
     /// why.
     pub(crate) fn check_query<T: DeserializeOwned>(&self, name: &str) -> Result<()> {

@@ -191,6 +191,7 @@ impl Door {
             call.read_body(app, Receiver { budget: &self.budget, payers, held: &mut held }).await?;
             // Others of the same payers may have been answered while this one waited.
             self.budget.require_within_share(payers)?;
+            call.prove_origin(app).await?;
             let handled = (route.handler)(app.clone(), call);
             let response = if only_reads {
                 payer::behind_gate(self.gate(payers), handled).await?

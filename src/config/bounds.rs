@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use federation::{guard::parse_network, transport::Proxy};
 use http::Uri;
 use ruma::RoomVersionId;
 
@@ -37,12 +38,7 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     require(config.storage.cache_bytes_max >= Size::mib(1), "storage.cache_bytes_max", || {
         "expected at least 1 MiB".into()
     })?;
-    let authorities = &config.federation.trusted_ca_file;
-    require(
-        authorities.as_os_str().is_empty() || authorities.is_file(),
-        "federation.trusted_ca_file",
-        || format!("expected a file in PEM format; there is no file {}", authorities.display()),
-    )?;
+    federation(config)?;
     let address = &config.metrics.address;
     require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
         format!("expected an address and a port such as \"127.0.0.1:9090\", or nothing; found {address:?}")
@@ -94,6 +90,24 @@ fn listeners(config: &Config) -> Result<(), Wrong> {
     let is_taken = metrics.is_some_and(|it| config.listeners.iter().any(|other| other.address == Some(it)));
     require(!is_taken, "metrics.address", || {
         "a listener has this address already: expected one of its own".into()
+    })
+}
+
+fn federation(config: &Config) -> Result<(), Wrong> {
+    let it = &config.federation;
+    let authorities = &it.trusted_ca_file;
+    require(
+        authorities.as_os_str().is_empty() || authorities.is_file(),
+        "federation.trusted_ca_file",
+        || format!("expected a file in PEM format; there is no file {}", authorities.display()),
+    )?;
+    for network in &it.networks_allowed {
+        parse_network(network).map_err(|expected| ("federation.networks_allowed".to_owned(), expected))?;
+    }
+    let is_proxy = it.proxy.is_empty() || Proxy::parse(&it.proxy).is_ok();
+    // The URL may hold a password, so that it is not said again.
+    require(is_proxy, "federation.proxy", || {
+        "expected a URL such as \"http://proxy.example.org:3128\", or nothing".to_owned()
     })
 }
 

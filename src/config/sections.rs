@@ -150,20 +150,44 @@ pub enum Durability {
 }
 
 /// `[federation]`: other servers.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Federation {
     /// Whether rooms may be shared with other servers.
     pub enabled: bool,
     /// A PEM file with certificate authorities that are trusted besides the system's; empty for none.
     pub trusted_ca_file: PathBuf,
+    /// Patterns of servers that this one talks with; with none, it talks with all.
+    pub allow: Vec<String>,
+    /// Patterns of servers that this one does not talk with, even where `allow` names them.
+    pub deny: Vec<String>,
+    /// Servers that are asked for keys of servers that do not answer.
+    pub notaries: Vec<OwnedServerName>,
+    /// Networks that it may connect to although they are not public: those of a closed federation.
+    pub networks_allowed: Vec<String>,
+    /// The URL of an HTTP proxy that all requests to other servers go through; empty for none. It may hold a password.
+    pub proxy: String,
+}
+
+impl std::fmt::Debug for Federation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Federation")
+            .field("enabled", &self.enabled)
+            .field("trusted_ca_file", &self.trusted_ca_file)
+            .field("allow", &self.allow)
+            .field("deny", &self.deny)
+            .field("notaries", &self.notaries)
+            .field("networks_allowed", &self.networks_allowed)
+            .field("proxy", &if self.proxy.is_empty() { "" } else { "(set)" })
+            .finish()
+    }
 }
 
 /// `[outbound]`: requests this server makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbound {
-    /// Whether it may connect to private and loopback addresses where others name the host, as a push gateway.
+    /// Whether it may connect to private and loopback addresses where others name the host, as a server or a push gateway.
     pub allow_private_addresses: bool,
 }
 
@@ -277,7 +301,15 @@ impl Default for Storage {
 
 impl Default for Federation {
     fn default() -> Self {
-        Self { enabled: true, trusted_ca_file: PathBuf::new() }
+        Self {
+            enabled: true,
+            trusted_ca_file: PathBuf::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            notaries: Vec::new(),
+            networks_allowed: Vec::new(),
+            proxy: String::new(),
+        }
     }
 }
 

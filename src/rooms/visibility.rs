@@ -1,11 +1,15 @@
 //! Who may see which event (client-server API, "Server behaviour" of room history visibility).
 
+mod servers;
+
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
 };
+
+pub use servers::ServerSight;
 
 use ruma::{EventId, UserId};
 use serde::Deserialize;

@@ -411,6 +411,10 @@ async fn no_route_takes_more_than_it_says_nor_what_follows_the_end() {
     let mut tried = 0;
     for Listed { method, path: template, policy } in Routes::all().list_policies() {
         let Policy { body: policy::Body::Json(bytes_max), who, .. } = policy else { continue };
+        // The test of requests that other servers sign does the same.
+        if who == policy::Who::Server {
+            continue;
+        }
         tried += 1;
         let path = scene.path(template, &[Param::Fitting]);
         // Some of these endpoints end the session, so each begins with a new one.

@@ -43,6 +43,8 @@ mod restore;
 mod rooms;
 mod to_device;
 mod transactions;
+mod server_history;
+mod servers;
 mod sync;
 mod sync_cost;
 mod unread;

@@ -1,6 +1,7 @@
 //! A whole server in memory: the real router over the memory engine, with a clock that begins at a fixed moment and
 //! randomness from a seed.
 
+pub(crate) mod network;
 pub(crate) mod remote;
 
 use aqueduct::{
@@ -76,7 +77,8 @@ impl TestServer {
         Self::start(Env::real().unwrap(), store, change)
     }
 
-    fn start(env: Env, store: Store, change: impl FnOnce(&mut Config)) -> Self {
+    /// Like [`TestServer::over`], with these doors.
+    pub(crate) fn start(env: Env, store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.server.name = "test.example".try_into().unwrap();
         config.registration.mode = aqueduct::config::RegistrationMode::Open;

@@ -70,8 +70,9 @@ fn moment(text: &str) -> Option<u64> {
 
 /// Answers a question in JSON. Errors: our cache failed.
 pub async fn answer(ring: &Ring, question: &Question, now_ms: u64) -> Result<String, StoreFailed> {
-    let looking = question.servers.iter().map(|(server, until_ms)| async move {
-        find(ring, server, until_ms.unwrap_or(now_ms), now_ms).await
+    let looking = question.servers.clone().into_iter().map(|(server, until_ms)| {
+        let ring = ring.clone();
+        async move { find(&ring, &server, until_ms.unwrap_or(now_ms), now_ms).await }
     });
     let mut looking = stream::iter(looking).buffered(TOGETHER_MAX);
     let mut documents = Vec::new();

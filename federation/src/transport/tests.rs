@@ -236,7 +236,7 @@ async fn only_trusted_authorities_count() {
     let https = Https::new(&both, None, Arc::new(SystemClock), Arc::new(Spawner));
     assert!(https.send(target(&[server.address], "a.example", "a.example"), get("/")).await.is_ok());
     let missing = Trust::load(&["/nowhere/ca.pem"]).err().unwrap();
-    assert!(missing.to_string().starts_with("federation.ca_files: /nowhere/ca.pem: "));
+    assert!(missing.to_string().starts_with("federation.trusted_ca_file: /nowhere/ca.pem: "));
     let mut none = tempfile::NamedTempFile::new().unwrap();
     none.write_all(b"no certificate").unwrap();
     assert!(Trust::load(&[none.path()]).is_err());

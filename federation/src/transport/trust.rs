@@ -16,7 +16,7 @@ pub struct Trust(Arc<ClientConfig>);
 
 /// A file of certificate authorities that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("federation.ca_files: {file}: {why}")]
+#[error("federation.trusted_ca_file: {file}: {why}")]
 pub struct BadAuthorities {
     file: String,
     why: String,

@@ -283,6 +283,27 @@ fn count_on_main_line<'s>(
     Ok(counts)
 }
 
+/// Whether a server has somebody in the room now.
+pub fn is_server_joined(read: &(impl Read + ?Sized), room: RoomNum, server: &str) -> Result<bool, Fault> {
+    Ok(members_of(read, room, server)? > 0)
+}
+
+/// Lists the servers that have somebody in the room now, sorted.
+pub fn list_servers<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<String, Fault>> + 'r, Fault> {
+    let rows = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    Ok(rows.filter_map(move |row| {
+        let (server, row) = match row {
+            Ok(((_, server), row)) => (server, row),
+            Err(fault) => return Some(Err(fault)),
+        };
+        let count = state::stage::row_that_counts(read, room, Some(row)).transpose()?;
+        Some(count.map(|_| server))
+    }))
+}
+
 /// Whether a server has somebody in the room in this state.
 pub fn was_server_joined(
     read: &(impl Read + ?Sized),

@@ -1,0 +1,14 @@
+//! The server-server API: one file for each module of ruma's federation API, named after it.
+
+mod discovery;
+mod event;
+mod query;
+
+use crate::api::Routes;
+
+/// Registers every endpoint of the server-server API.
+pub(crate) fn routes(r: &mut Routes) {
+    discovery::routes(r);
+    event::routes(r);
+    query::routes(r);
+}

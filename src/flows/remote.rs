@@ -1,0 +1,66 @@
+//! Other servers: how this server is known to them, how it knows them, and what they ask of it.
+
+pub(crate) mod history;
+pub(crate) mod identify;
+mod keys;
+mod ports;
+pub(crate) mod query;
+
+use std::sync::Arc;
+
+use federation::{
+    call::Caller,
+    client::Client,
+    discovery::Discovery,
+    guard::{self, Guard, ServerList},
+    keys::{OwnKeys, Ring},
+    ports::Ports,
+};
+use ruma::{OwnedServerName, signatures::Ed25519KeyPair};
+
+use crate::{
+    config::Config,
+    env::Env,
+    error::{Error, Result},
+    store::Store,
+};
+
+/// The ways to other servers. Cheap to clone.
+#[derive(Clone)]
+pub struct Remote {
+    /// Sends requests, signed with our keys.
+    pub client: Client,
+    /// Finds the keys of other servers, and holds ours.
+    pub ring: Ring,
+}
+
+impl Remote {
+    /// Opens the ways to other servers over the network of `env`. Fails where a setting cannot be used.
+    pub fn open(config: &Config, env: &Env, store: &Store, signing: Ed25519KeyPair) -> Result<Self> {
+        let broken = |error: &dyn std::fmt::Display| Error::broken(error.to_string());
+        let own = OwnKeys::new(config.server.name.clone(), signing, Vec::new()).map_err(|it| broken(&it))?;
+        let own = Arc::new(own);
+        let network = ports::open(config, env)?;
+        let doors = Arc::new(ports::Doors(env.clone()));
+        let ports = Ports {
+            clock: doors.clone(),
+            randomness: doors,
+            resolver: network.resolver,
+            transport: network.transport,
+            keys: Arc::new(keys::StoredKeys { env: env.clone(), store: store.clone() }),
+        };
+        let allowed = match config.outbound.allow_private_addresses {
+            true => vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()],
+            false => config.federation.networks_allowed.clone(),
+        };
+        let allowed = allowed.iter().map(|network| guard::parse_network(network));
+        let allowed = allowed.collect::<std::result::Result<_, _>>().map_err(|it| broken(&it))?;
+        let servers = ServerList::new(&config.federation.allow, &config.federation.deny);
+        let through_proxy = !config.federation.proxy.is_empty();
+        let discovery = Discovery::new(ports.clone(), Guard::new(allowed), through_proxy);
+        let caller = Caller::new(ports, discovery, servers);
+        let notaries: Vec<OwnedServerName> = config.federation.notaries.clone();
+        let ring = Ring::new(caller.clone(), Arc::clone(&own), notaries);
+        Ok(Self { client: Client::new(caller, own), ring })
+    }
+}

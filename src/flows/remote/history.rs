@@ -1,0 +1,319 @@
+//! Other servers read a room's history here: single events, the events that they miss, the state before an event, and the
+//! events that allowed one (server-server API, "Backfilling and retrieving missing events", "Retrieving events").
+//!
+//! Only servers that have somebody in the room now are answered, and that its list of servers admits. Events that they may not
+//! see come redacted.
+
+use std::{
+    collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    flows::App,
+    ids::{EventNum, Order, RoomNum},
+    json::JsonText,
+    rooms::{
+        self, acl,
+        event::{self, StoredEvent},
+        members, redact, state,
+        visibility::ServerSight,
+    },
+    schema::{
+        self,
+        rooms::{EventKey, Place, RoomRow},
+        state::StateRef,
+    },
+    store::{Fault, Snapshot},
+};
+
+/// An answer has at most this many events of history.
+const EVENTS_MAX: usize = 100;
+/// An answer about missing events has at most this many.
+const MISSING_MAX: usize = 20;
+/// A question names at most this many events.
+const NAMED_MAX: usize = 100;
+/// At most this many events are looked at for one answer about missing events.
+const LOOKED_AT_MAX: usize = 1_000;
+/// A chain of events that allow one another has at most this many in an answer.
+const CHAIN_MAX: usize = 100_000;
+/// An answer has at most this many bytes of events, but for the last one.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// A room, as a server that is in it reads it.
+struct Reading {
+    snapshot: Arc<Snapshot>,
+    num: RoomNum,
+    row: RoomRow,
+    sight: ServerSight,
+}
+
+impl Reading {
+    /// Opens a room for a server. Errors: 404 `M_NOT_FOUND` for a room that this server is not in; 403 `M_FORBIDDEN` for a
+    /// server that is not in the room, or that the room does not admit.
+    fn open(app: &App, origin: &ServerName, room: &RoomId) -> Result<Self> {
+        let snapshot = app.store.snapshot();
+        let (num, row) = rooms::require_room(&*snapshot, room)?;
+        if !may_read(&snapshot, origin, num)? {
+            return Err(Refusal::forbidden("Your server is not in this room.").into());
+        }
+        let sight = ServerSight::of_resident(num, origin.as_str());
+        Ok(Self { snapshot, num, row, sight })
+    }
+
+    fn find_num(&self, id: &EventId) -> Result<Option<EventNum>, Fault> {
+        let Some(key) = event::parse_event_id(id, self.num, self.row.version) else { return Ok(None) };
+        event::find_key(&*self.snapshot, self.num, &key)
+    }
+
+    /// The event of this id, if it is part of the room's graph. Errors: 404 `M_NOT_FOUND`.
+    fn require(&self, id: &EventId) -> Result<StoredEvent> {
+        let num = self.find_num(id)?;
+        let found = num.map(|num| self.find(num)).transpose()?.flatten();
+        found.ok_or_else(|| unknown_event().into())
+    }
+
+    /// The event of this number, unless it was rejected: a rejected event is nothing that others need.
+    fn find(&self, num: EventNum) -> Result<Option<StoredEvent>, Fault> {
+        let aside = schema::ASIDE.get(&*self.snapshot, (self.num, num))?;
+        if aside.is_some_and(|aside| aside.rejected) {
+            return Ok(None);
+        }
+        event::find_anywhere(&*self.snapshot, self.num, num)
+    }
+
+    fn id(&self, stored: &StoredEvent) -> OwnedEventId {
+        event::event_id(&stored.row.header.key, self.row.version)
+    }
+
+    /// The event as the server may see it.
+    fn shown(&mut self, stored: &StoredEvent) -> Result<JsonText> {
+        let is_outlier = stored.order == Order::MIN;
+        if is_outlier && stored.row.header.state_key.is_some() || self.sight.sees(&*self.snapshot, stored)? {
+            return Ok(JsonText::stored(&stored.row.json));
+        }
+        let redacted = redact::redacted(&stored.row.json, rooms::rules(&self.row)?);
+        let redacted = redacted.ok_or(Fault::Corrupt("an event has no fields"))?;
+        Ok(JsonText::stored(&redacted))
+    }
+
+    /// Lists these events, those that allow them, and so on down to the create event, each once.
+    fn chain(&self, of: impl IntoIterator<Item = EventNum>) -> Result<Vec<StoredEvent>> {
+        let mut waiting: Vec<EventNum> = of.into_iter().collect();
+        let (mut seen, mut chain) = (HashSet::new(), Vec::new());
+        while let Some(num) = waiting.pop() {
+            if !seen.insert(num) {
+                continue;
+            }
+            if chain.len() >= CHAIN_MAX {
+                return Err(
+                    Refusal::too_large("The chain of events that allow the event is too long.").into()
+                );
+            }
+            let stored = event::find_anywhere(&*self.snapshot, self.num, num)?;
+            let stored = stored.ok_or(Fault::Corrupt("an event is missing"))?;
+            waiting.extend(&stored.row.header.auth);
+            chain.push(stored);
+        }
+        Ok(chain)
+    }
+
+    /// The state before an event. Errors: 404 `M_NOT_FOUND` for an event without a place in the room's graph.
+    fn state_before(&self, stored: &StoredEvent) -> Result<StateRef> {
+        let place = schema::PLACE.get(&*self.snapshot, (self.num, stored.event()))?;
+        match (stored.row.header.before, place) {
+            (_, None | Some(Place::Outlier)) => Err(unknown_event().into()),
+            (Some(before), Some(_)) => Ok(before),
+            (None, Some(Place::Timeline(order))) => Ok(state::just_below(&*self.snapshot, self.num, order)?),
+            (None, Some(Place::Aside)) => Err(unknown_event().into()),
+        }
+    }
+}
+
+fn unknown_event() -> Refusal {
+    Refusal::not_found("This server has no such event in the room.")
+}
+
+/// Whether a server reads the room: it has somebody there now, and the room admits it.
+fn may_read(snapshot: &Snapshot, origin: &ServerName, room: RoomNum) -> Result<bool> {
+    Ok(members::is_server_joined(snapshot, room, origin.as_str())? && acl::admits(snapshot, room, origin)?)
+}
+
+/// Gives one event, whichever room it is in. Errors: 404 `M_NOT_FOUND`, also for an event that the server may not ask for.
+pub(crate) async fn one(app: &App, origin: &ServerName, id: OwnedEventId) -> Result<JsonText> {
+    let (app, origin) = (app.clone(), origin.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let unknown = || Error::from(Refusal::not_found("This server has no such event."));
+        let snapshot = app.store.snapshot();
+        // An id says nothing of its room, and rooms of version 3 write hashes in another alphabet.
+        let keys = [11, 3].into_iter().filter_map(|version| event::parse_event_id(&id, RoomNum(0), version));
+        for key in keys.filter(|key| matches!(key, EventKey::Hash(_))) {
+            let Some((num, _)) = schema::EVENT_ID.get(&*snapshot, &key)? else { continue };
+            let room = rooms::find_row(&*snapshot, num)?.ok_or_else(unknown)?;
+            let mut reading = Reading::open(&app, &origin, &room.id).map_err(|_| unknown())?;
+            let stored = reading.require(&id)?;
+            return reading.shown(&stored);
+        }
+        Err(unknown())
+    })
+    .await
+}
+
+/// Gives the history before some events, them included: the newest first, at most `limit` events.
+pub(crate) async fn before(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    from: Vec<OwnedEventId>,
+    limit: u64,
+) -> Result<Vec<JsonText>> {
+    if from.is_empty() || from.len() > NAMED_MAX {
+        return Err(Refusal::invalid_param("`v` must name 1 to 100 events.").into());
+    }
+    let limit = usize::try_from(limit).unwrap_or(EVENTS_MAX).min(EVENTS_MAX);
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let mut reading = Reading::open(&app, &origin, &room)?;
+        let mut waiting = BinaryHeap::new();
+        for id in &from {
+            if let Some(num) = reading.find_num(id)?
+                && let Some(stored) = reading.find(num)?
+            {
+                waiting.push((stored.row.header.depth, num));
+            }
+        }
+        let (mut seen, mut shown, mut bytes) = (HashSet::new(), Vec::new(), 0);
+        while let Some((_, num)) = waiting.pop() {
+            if shown.len() >= limit || bytes > ANSWER_BYTES_MAX {
+                break;
+            }
+            if !seen.insert(num) {
+                continue;
+            }
+            let Some(stored) = reading.find(num)? else { continue };
+            for prev in &stored.row.header.prev {
+                if let Some(prev_stored) = reading.find(*prev)? {
+                    waiting.push((prev_stored.row.header.depth, *prev));
+                }
+            }
+            let json = reading.shown(&stored)?;
+            bytes += json.as_str().len();
+            shown.push(json);
+        }
+        Ok(shown)
+    })
+    .await
+}
+
+/// A question for the events between those that a server has and those that it got.
+pub(crate) struct Missing {
+    pub(crate) earliest: Vec<OwnedEventId>,
+    pub(crate) latest: Vec<OwnedEventId>,
+    pub(crate) min_depth: u64,
+    pub(crate) limit: u64,
+}
+
+/// Gives events that lie between some that the server has and some that it got: the oldest first.
+pub(crate) async fn missing(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    wanted: Missing,
+) -> Result<Vec<JsonText>> {
+    if wanted.earliest.len() > NAMED_MAX || wanted.latest.len() > NAMED_MAX {
+        return Err(Refusal::invalid_param(
+            "`earliest_events` and `latest_events` name at most 100 events each.",
+        )
+        .into());
+    }
+    let limit = usize::try_from(wanted.limit).unwrap_or(MISSING_MAX).min(MISSING_MAX);
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let mut reading = Reading::open(&app, &origin, &room)?;
+        let list = |ids: &[OwnedEventId]| -> Result<BTreeSet<EventNum>, Fault> {
+            ids.iter().filter_map(|id| reading.find_num(id).transpose()).collect()
+        };
+        let mut known = list(&wanted.earliest)?;
+        let latest = list(&wanted.latest)?;
+        known.extend(&latest);
+        let mut waiting: VecDeque<EventNum> = latest.into_iter().collect();
+        let (mut found, mut looked_at) = (Vec::new(), 0);
+        // Level by level, so that what is nearest to the events that the server got comes along.
+        while let Some(num) = waiting.pop_front() {
+            looked_at += 1;
+            if found.len() >= limit || looked_at > LOOKED_AT_MAX {
+                break;
+            }
+            let Some(stored) = reading.find(num)? else { continue };
+            for prev in &stored.row.header.prev {
+                if found.len() >= limit || !known.insert(*prev) {
+                    continue;
+                }
+                let Some(prev) = reading.find(*prev)? else { continue };
+                if prev.row.header.depth >= wanted.min_depth {
+                    waiting.push_back(prev.event());
+                    found.push(prev);
+                }
+            }
+        }
+        found.sort_by_key(|stored| (stored.row.header.depth, stored.event()));
+        found.iter().map(|stored| reading.shown(stored)).collect()
+    })
+    .await
+}
+
+/// The ids of a state, and of the events that allowed it.
+pub(crate) struct StateIds {
+    pub(crate) state: Vec<OwnedEventId>,
+    pub(crate) auth_chain: Vec<OwnedEventId>,
+}
+
+/// Gives the ids of the state before an event.
+pub(crate) async fn state_ids(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    id: OwnedEventId,
+) -> Result<StateIds> {
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let reading = Reading::open(&app, &origin, &room)?;
+        let stored = reading.require(&id)?;
+        let before = reading.state_before(&stored)?;
+        let events = state::full(&*reading.snapshot, reading.num, before)?;
+        let events: Vec<EventNum> =
+            events.map(|row| row.map(|(_, event)| event)).collect::<Result<_, _>>()?;
+        let state = event::list_anywhere(&*reading.snapshot, reading.num, events)?;
+        let auth = state.iter().flat_map(|stored| stored.row.header.auth.iter().copied());
+        let auth_chain = reading.chain(auth.collect::<BTreeSet<_>>())?;
+        let ids = |events: &[StoredEvent]| events.iter().map(|stored| reading.id(stored)).collect();
+        Ok(StateIds { state: ids(&state), auth_chain: ids(&auth_chain) })
+    })
+    .await
+}
+
+/// Gives the events that allow an event, and those that allow them.
+pub(crate) async fn auth_chain(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    id: OwnedEventId,
+) -> Result<Vec<JsonText>> {
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let reading = Reading::open(&app, &origin, &room)?;
+        let stored = reading.require(&id)?;
+        let chain = reading.chain(stored.row.header.auth.iter().copied())?;
+        // State is never redacted here: whoever must judge an event needs the whole of what allows it.
+        Ok(chain.iter().map(|stored| JsonText::stored(&stored.row.json)).collect())
+    })
+    .await
+}

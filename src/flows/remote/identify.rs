@@ -1,0 +1,75 @@
+//! Finds out which server has made a request (server-server API, "Request authentication").
+
+use federation::{
+    json::{Json, NotJson},
+    keys::KeyFailure,
+    xmatrix::{self, Credentials, Signed, header},
+};
+use http::{HeaderValue, header::AUTHORIZATION, request::Parts};
+use ruma::{OwnedServerName, api::error::ErrorKind};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    flows::App,
+};
+
+/// Reads who says that they made a request, before its body is read. Refuses a request that nobody has signed, that is meant
+/// for another server, or whose sender this server does not talk with: 401 `M_UNAUTHORIZED`, 403 `M_FORBIDDEN`.
+pub(crate) fn claimed(app: &App, parts: &Parts) -> Result<Credentials> {
+    require_federation(app)?;
+    let values = parts.headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+    let credentials = header::parse(values).map_err(|why| refuse(&why.into()))?;
+    let credentials = credentials.ok_or_else(|| refuse(&xmatrix::Refusal::Missing))?;
+    let us = &app.config.server.name;
+    if let Some(other) = credentials.destination.as_ref().filter(|it| it.as_str() != us.as_str()) {
+        return Err(refuse(&xmatrix::Refusal::WrongDestination(other.clone())));
+    }
+    if !app.remote.client.caller().servers().allows(&credentials.origin) {
+        return Err(refuse(&xmatrix::Refusal::NotAllowed(credentials.origin)));
+    }
+    Ok(credentials)
+}
+
+/// Checks the signature of a request over its body, and gives the server that made it. Errors: as for [`claimed`]; 400
+/// `M_NOT_JSON` for a body that is not JSON; 503 where the keys of that server cannot be had now.
+pub(crate) async fn prove(
+    app: &App,
+    credentials: &Credentials,
+    parts: &Parts,
+    body: &[u8],
+) -> Result<OwnedServerName> {
+    let content = (!body.is_empty()).then(|| Json::parse(body).map(|json| json.canonical()));
+    let content = content.transpose().map_err(not_json)?;
+    let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str());
+    let signed = Signed { method: parts.method.as_str(), uri, content: content.as_ref() };
+    let proved = xmatrix::verify(&app.remote.ring, credentials, signed).await;
+    proved.map_err(|why| {
+        tracing::debug!(origin = %credentials.origin, %why, "a request of another server is refused");
+        refuse(&why)
+    })
+}
+
+/// Refuses whatever concerns other servers where this one shares no rooms with others: 403 `M_FORBIDDEN`.
+pub(crate) fn require_federation(app: &App) -> Result<()> {
+    if app.config.federation.enabled {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("This server shares no rooms with other servers.").into())
+}
+
+fn not_json(why: NotJson) -> Error {
+    Refusal::new(ErrorKind::NotJson, format!("The body is {why}.")).into()
+}
+
+fn refuse(why: &xmatrix::Refusal) -> Error {
+    let kind = match why {
+        xmatrix::Refusal::NotAllowed(_) => ErrorKind::Forbidden,
+        xmatrix::Refusal::UnknownKey(KeyFailure::Store(failed)) => return Error::broken(failed.to_string()),
+        xmatrix::Refusal::Missing
+        | xmatrix::Refusal::Malformed(_)
+        | xmatrix::Refusal::WrongDestination(_)
+        | xmatrix::Refusal::UnknownKey(_)
+        | xmatrix::Refusal::BadSignature(_) => ErrorKind::Unauthorized,
+    };
+    Refusal::new(kind, format!("The request is not accepted: {why}.")).into()
+}

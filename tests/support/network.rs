@@ -1,0 +1,71 @@
+//! A network in memory, with other servers in it that sign what they ask.
+
+use std::sync::Arc;
+
+use aqueduct::env::{Env, Network};
+use federation::{
+    keys::OwnKeys,
+    testing::{Net, own_keys},
+    xmatrix::{self, Signed},
+};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+
+use super::{BEGAN_MS, TestServer};
+
+/// The doors of a server in this network.
+pub(crate) fn doors(net: &Net) -> Env {
+    let network = Network { resolver: Arc::new(net.clone()), transport: Arc::new(net.clone()) };
+    Env::simulated(1, BEGAN_MS).in_network(network)
+}
+
+/// Another server, which publishes its keys and signs its requests.
+pub(crate) struct Peer {
+    pub(crate) own: Arc<OwnKeys>,
+}
+
+impl Peer {
+    /// A server of this name at this address of the network, with a key made from the number.
+    pub(crate) fn new(net: &Net, name: &str, address: &str, seed: u8) -> Self {
+        let own = own_keys(name, seed, "k").unwrap();
+        net.host(name, &[address]);
+        net.serve_json(&format!("{address}:8448"), &[name], &own.document(BEGAN_MS));
+        Self { own }
+    }
+
+    /// The request with this server's signature.
+    pub(crate) fn signed(
+        &self,
+        to: &str,
+        method: Method,
+        uri: &str,
+        body: Option<&Value>,
+    ) -> Request<axum::body::Body> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let content = xmatrix::content(body.as_bytes()).unwrap();
+        let signed = Signed { method: method.as_str(), uri, content: content.as_ref() };
+        let signature = xmatrix::sign(&self.own, to.try_into().unwrap(), signed).unwrap();
+        let request = Request::builder().method(method).uri(uri).header(header::AUTHORIZATION, signature);
+        request.body(body.into()).unwrap()
+    }
+
+    /// Asks the server under test.
+    pub(crate) async fn ask(
+        &self,
+        server: &TestServer,
+        method: Method,
+        uri: &str,
+        body: Option<&Value>,
+    ) -> (StatusCode, Value) {
+        answer(server, self.signed("test.example", method, uri, body)).await
+    }
+}
+
+/// The status and the JSON that a request is answered with.
+pub(crate) async fn answer(server: &TestServer, request: Request<axum::body::Body>) -> (StatusCode, Value) {
+    let response = server.send(request).await;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap())
+}
