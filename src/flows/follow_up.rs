@@ -10,7 +10,10 @@ use crate::{
         account::{carry_over, log_out},
         commit,
         jobs::unless_fired,
-        room::{ingest::reunite, membership, presence},
+        room::{
+            ingest::{reunite, sweep},
+            membership, presence,
+        },
     },
     ids::{EventNum, RoomNum, UserNum},
     rooms::{change::txn, graph, redact},
@@ -37,6 +40,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::ForgetOriginal { room, event } => forget_original(app, room, event, timer.clone()).await,
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
         Job::Reunite { room } => reunite_branches(app, room, timer).await,
+        Job::Sweep { room } => sweep_room(app, room, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -98,6 +102,19 @@ async fn reunite_branches(app: &App, room: RoomNum, timer: &Timer) -> Result<()>
     if timer::fire(&mut batch, timer)? {
         let due_ms = graph::reunion_due_ms(app.env.now_ms());
         timer::set(&mut batch, &Job::Reunite { room }.timer(due_ms));
+        unless_fired(app.store.enqueue(batch))?;
+    }
+    Ok(())
+}
+
+/// Sweeps a room, or looks again later if it was just swept or is being swept.
+async fn sweep_room(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    let Some(pause) = sweep::now_or_later(app, room).await? else { return cancel(app, timer) };
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, timer)? {
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = app.env.now_ms().saturating_add(pause_ms);
+        timer::set(&mut batch, &Job::Sweep { room }.timer(due_ms));
         unless_fired(app.store.enqueue(batch))?;
     }
     Ok(())

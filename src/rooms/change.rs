@@ -299,7 +299,11 @@ impl Change {
     }
 
     pub(super) fn intern_key(&mut self, event_type: &str, state_key: &str) -> Result<StateKeyNum, Fault> {
-        state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, event_type, state_key)
+        let key =
+            state::intern_key(&mut self.batch, self.num, &mut self.row.next_key, event_type, state_key)?;
+        // An event that comes in uses a key, so that a sweep learns here which must stay after all.
+        self.seat.use_key(key);
+        Ok(key)
     }
 
     /// Writes the room's row as this change leaves it.

@@ -112,6 +112,25 @@ pub fn intern_key(
     Ok(key)
 }
 
+/// Lists the numbers of a room's state keys with their types, rising.
+pub fn list_keys<'r>(
+    read: &'r (impl Read + ?Sized),
+    room: RoomNum,
+) -> Result<impl Iterator<Item = Result<(StateKeyNum, String), Fault>> + 'r, Fault> {
+    let rows = schema::STATE_KEY.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
+    Ok(rows.map(|row| row.map(|((_, key), row)| (key, row.event_type))))
+}
+
+/// Deletes a state key, which nothing names any more. Its number is not given again.
+pub fn forget_key(batch: &mut Batch, room: RoomNum, key: StateKeyNum) -> Result<(), Fault> {
+    debug_assert!(schema::STATE_NOW.get(batch, (room, key))?.is_none(), "a key that is set is named");
+    if let Some(row) = schema::STATE_KEY.get(batch, (room, key))? {
+        schema::STATE_KEY.delete(batch, (room, key));
+        schema::STATE_KEY_NUM.delete(batch, (room, &row.event_type, &row.state_key));
+    }
+    Ok(())
+}
+
 /// Finds the current event of a key; `None` where the key is unset or unknown.
 pub fn current(
     read: &(impl Read + ?Sized),

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::{
     env::payer::{self, Payers, Shares},
     error::Error,
-    ids::{EventNum, RoomNum},
+    ids::{EventNum, RoomNum, StateKeyNum},
     rooms::tip::Tip,
     store::Guard,
 };
@@ -110,7 +110,7 @@ pub struct Turns {
     pub(crate) far_answers: Pace,
     /// Paces the sweeps of the room, because each reads all its events.
     pub(crate) sweeps: Pace,
-    /// The events that were cited since the sweep of the room began that is under way.
+    /// The events that were cited, and the state keys that were used, since the sweep of the room began that is under way.
     cited: Mutex<Option<Cited>>,
     /// Until this uptime, changes of the room's state are refused.
     still_until: Mutex<Duration>,
@@ -137,13 +137,14 @@ impl Drop for JoinClaim {
     }
 }
 
-/// Note at most this many events that are cited while a sweep goes on.
+/// Note at most this many events that are cited while a sweep goes on, and as many state keys that are used.
 const CITED_MAX: usize = 100_000;
 
-/// The events that were cited since a sweep began.
+/// The numbers of the events that were cited, and of the state keys that were used, since a sweep began.
 #[derive(Debug, Default)]
-struct Cited {
-    events: BTreeSet<EventNum>,
+pub(in crate::rooms) struct Cited {
+    pub(in crate::rooms) events: BTreeSet<EventNum>,
+    pub(in crate::rooms) keys: BTreeSet<StateKeyNum>,
     /// Whether there were more than can be noted, so that the sweep must not go on.
     is_lost: bool,
 }
@@ -400,19 +401,28 @@ impl Seat {
 
     /// Notes that an event is cited by one that comes in, if a sweep wants to know.
     pub(in crate::rooms) fn cite(&self, event: EventNum) {
+        self.note(|cited| cited.events.insert(event));
+    }
+
+    /// Notes that a state key is used by an event that comes in, if a sweep wants to know.
+    pub(in crate::rooms) fn use_key(&self, key: StateKeyNum) {
+        self.note(|cited| cited.keys.insert(key));
+    }
+
+    fn note(&self, add: impl FnOnce(&mut Cited) -> bool) {
         if let Some(cited) = &mut *self.turns.cited.lock() {
-            cited.is_lost |= cited.events.len() >= CITED_MAX;
+            cited.is_lost |= cited.events.len().max(cited.keys.len()) >= CITED_MAX;
             if !cited.is_lost {
-                cited.events.insert(event);
+                add(cited);
             }
         }
     }
 
-    /// Takes the events that were cited since this was last asked; `None` if not all were noted.
-    pub(in crate::rooms) fn take_cited(&self) -> Option<BTreeSet<EventNum>> {
+    /// Takes what was cited and used since this was last asked; `None` if not all was noted.
+    pub(in crate::rooms) fn take_cited(&self) -> Option<Cited> {
         let mut cited = self.turns.cited.lock();
         let cited = cited.as_mut().filter(|cited| !cited.is_lost)?;
-        Some(std::mem::take(&mut cited.events))
+        Some(std::mem::take(cited))
     }
 
     /// Whether the room is being joined by a step that takes several turns.

@@ -357,26 +357,32 @@ pub struct AsideCount {
     pub needed: u64,
     /// The number that the room gave next to a side state when it was last swept.
     pub sides_swept: u32,
+    /// The number that the room gave next to a state key when it was last swept.
+    pub keys_swept: u32,
 }
 
 impl Value for AsideCount {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2]);
-        for number in [self.count, self.looked_at.0, self.forgotten.0, self.needed, self.sides_swept.into()] {
+        to.raw(&[3]);
+        for number in [self.count, self.looked_at.0, self.forgotten.0, self.needed] {
             to.varint(number);
         }
+        to.varint(self.sides_swept.into());
+        to.varint(self.keys_swept.into());
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        // Layout 1 is from before rooms were swept.
-        let layout = layout_upto(&mut from, 2)?;
+        // Layout 1 is from before rooms were swept, layout 2 from before state keys were.
+        let layout = layout_upto(&mut from, 3)?;
         let (count, looked_at) = (from.varint()?, EventNum(from.varint()?));
         if layout == 1 {
             return Ok(Self { count, looked_at, forgotten: looked_at, ..Self::default() });
         }
         let (forgotten, needed) = (EventNum(from.varint()?), from.varint()?);
-        Ok(Self { count, looked_at, forgotten, needed, sides_swept: decode_u32(&mut from)? })
+        let sides_swept = decode_u32(&mut from)?;
+        let keys_swept = if layout == 2 { 0 } else { decode_u32(&mut from)? };
+        Ok(Self { count, looked_at, forgotten, needed, sides_swept, keys_swept })
     }
 }
 
@@ -466,6 +472,25 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = EventRow::decode(bytes.into());
         }
+    }
+
+    #[test]
+    fn counts_of_events_aside_are_read_in_each_layout() {
+        let count = AsideCount {
+            count: 1_000,
+            looked_at: EventNum(700),
+            forgotten: EventNum(800),
+            needed: 3,
+            sides_swept: 5,
+            keys_swept: 9,
+        };
+        assert_eq!(round_trip(&count), count);
+        let read = |bytes: &'static [u8]| AsideCount::decode(Bytes::from_static(bytes)).unwrap();
+        let count =
+            AsideCount { count: 7, looked_at: EventNum(4), forgotten: EventNum(4), ..AsideCount::default() };
+        assert_eq!(read(&[1, 7, 4]), count);
+        let count = AsideCount { forgotten: EventNum(6), needed: 3, sides_swept: 5, ..count };
+        assert_eq!(read(&[2, 7, 4, 6, 3, 5]), count);
     }
 
     #[test]

@@ -57,6 +57,11 @@ pub enum Job {
         /// The room that has such branches.
         room: RoomNum,
     },
+    /// Sweeps a room in which much is kept that nothing needs.
+    Sweep {
+        /// The room that is swept.
+        room: RoomNum,
+    },
 }
 
 /// The two rooms of a replacement: settings move from one to the other.
@@ -71,7 +76,7 @@ pub struct Move {
 impl Job {
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=7).contains(&kind)
+        (1..=8).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -84,6 +89,7 @@ impl Job {
             Self::SweepDevices { .. } => 5,
             Self::ForgetSent { .. } => 6,
             Self::Reunite { .. } => 7,
+            Self::Sweep { .. } => 8,
         }
     }
 
@@ -97,6 +103,7 @@ impl Job {
             Self::SweepDevices { .. } => "sweep_devices",
             Self::ForgetSent { .. } => "forget_sent",
             Self::Reunite { .. } => "reunite",
+            Self::Sweep { .. } => "sweep",
         }
     }
 
@@ -125,6 +132,9 @@ impl Job {
                     "branches of room {room} stand apart from its state until the next event of such a branch"
                 )
             }
+            Self::Sweep { room } => {
+                format!("events, states and keys that nothing needs stay in room {room} until its next event")
+            }
         }
     }
 
@@ -146,7 +156,7 @@ impl Job {
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
-            Self::Reunite { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
+            Self::Reunite { room } | Self::Sweep { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -173,6 +183,7 @@ impl Job {
                 Ok(Self::ForgetSent { room: RoomNum(number(0)?), day })
             }
             7 => Ok(Self::Reunite { room: RoomNum(number(0)?) }),
+            8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -197,6 +208,7 @@ mod tests {
             Job::SweepDevices { user: UserNum(7) },
             Job::ForgetSent { room: RoomNum(9), day: 20_000 },
             Job::Reunite { room: RoomNum(9) },
+            Job::Sweep { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

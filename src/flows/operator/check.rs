@@ -52,9 +52,10 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::TrimLog => (None, None),
         Job::TellRooms { user } | Job::SweepDevices { user } => (Some(*user), None),
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
-        Job::ForgetOriginal { room, .. } | Job::ForgetSent { room, .. } | Job::Reunite { room } => {
-            (None, Some(*room))
-        }
+        Job::ForgetOriginal { room, .. }
+        | Job::ForgetSent { room, .. }
+        | Job::Reunite { room }
+        | Job::Sweep { room } => (None, Some(*room)),
     };
     let has_user = user.map(|user| schema::USERS.contains(read, user)).transpose()?;
     doubts.unless(has_user != Some(false), "the user of the job does not exist");

@@ -7,7 +7,7 @@
 //! places of the turn's own batch, the turn ends first.
 
 pub(crate) mod reunite;
-mod sweep;
+pub(crate) mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 

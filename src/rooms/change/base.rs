@@ -286,6 +286,10 @@ impl Base {
             return Err(self.fault("it brought a state without the create event of the room"));
         }
         let stored = self.add_join(&mut change, join)?;
+        // Many keys are in use by the state that was brought, and no reason to sweep the room.
+        let mut count = schema::ASIDE_COUNT.get(&change.batch, change.num)?.unwrap_or_default();
+        count.keys_swept = change.row.next_key;
+        schema::ASIDE_COUNT.put(&mut change.batch, change.num, &count);
         Ok((change, stored))
     }
 

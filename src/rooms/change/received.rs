@@ -144,10 +144,15 @@ impl Change {
         let resolving = resolving.into();
         let event = received.event();
         let taken = match event::find_key(&self.batch, self.num, received.key())? {
-            None => taken,
+            None => taken.map(|taken| self.keep_key(event, taken)).transpose()?,
             Some(known) => match self.find_outlier(known)? {
                 // An outlier keeps its numbers, because other events name it by them.
-                Some(outlier) => Some(Taken { event: known, key: outlier.row.header.state_key }),
+                Some(outlier) => {
+                    let key = outlier.row.header.state_key;
+                    self.seat.cite(known);
+                    key.into_iter().for_each(|key| self.seat.use_key(key));
+                    Some(Taken { event: known, key })
+                }
                 None => return Ok(Step::Done(Outcome::Known(known))),
             },
         };
@@ -177,6 +182,17 @@ impl Change {
             Verdict::Unknown => Outcome::Unknown,
         };
         Ok(Step::Done(outcome))
+    }
+
+    /// Gives the numbers that an event took in an earlier turn. Nothing stored names its state key yet, so that a sweep may have
+    /// deleted that meanwhile.
+    fn keep_key(&mut self, event: &Event, taken: Taken) -> Result<Taken> {
+        let (Some(old), Some(state_key)) = (taken.key, &event.state_key) else { return Ok(taken) };
+        let key = self.intern_key(&event.event_type.to_string(), state_key)?;
+        if key != old {
+            self.put_room();
+        }
+        Ok(Taken { key: Some(key), ..taken })
     }
 
     /// Takes in an event that others name as an auth event. It is judged by its own auth events alone and gets no place

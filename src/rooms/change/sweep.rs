@@ -1,15 +1,17 @@
-//! Sweeps: forgetting events that are kept aside and side states that nothing needs.
+//! Sweeps: forgetting events that are kept aside, side states and state keys that nothing needs.
 //!
 //! An event aside is needed by the events that name it among their auth events, and by states that it is part of; a side
-//! state by the events before or after which it stands, by heads, and by side states that stand on it. The room's timeline,
+//! state by the events before or after which it stands, by heads, and by side states that stand on it; a state key by events
+//! and states that it is a key of. The room's timeline,
 //! its main line and its heads need others for themselves, and so do the newest events aside: a fair share of each server, so
 //! that a server which sends many does not push out those of others.
 //!
 //! A sweep begins in a turn of the room ([`Change::begin_sweep`]) and finds out beside the turns what is needed
 //! ([`Sweep::look`]), in one snapshot. Whatever is new since the beginning can need something old only by citing an event by
-//! its id; such events are noted, and each later turn makes sure first that what they need is known to be needed
-//! ([`Swept::Cited`]). What is left is deleted in parts, each thing before what it needs itself, so that a sweep which is
-//! interrupted leaves everything whole. The next one begins anew.
+//! its id, and a state key by its name; such events and keys are noted, and each later turn makes sure first that what they need is
+//! known to be needed ([`Swept::Cited`]). What is left is deleted in parts, each thing before what it needs itself, so that a sweep which is
+//! interrupted leaves everything whole. The next one begins anew. The change with which a room comes to want a sweep sets a
+//! timer, so that one comes also if the server ends before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,14 +21,19 @@ use super::{
 };
 use crate::{
     error::Result,
-    ids::{EventNum, RoomNum, SideNum},
+    ids::{EventNum, RoomNum, SideNum, StateKeyNum},
     rooms::{
-        event,
+        event, members,
         resolve::Resolver,
         state::{self, StateRef},
     },
-    schema::{self, rooms::EventHeader},
-    store::{Direction, Fault, Read},
+    schema::{
+        self,
+        jobs::Job,
+        rooms::{AsideCount, EventHeader, RoomRow},
+        state::StateValue,
+    },
+    store::{Direction, Fault, Read, timer},
 };
 
 /// Sweep a room once it keeps this many events aside that are not known to be needed.
@@ -35,6 +42,10 @@ const SWEPT_FROM: u64 = ASIDE_MAX / 4 * 3;
 const NEW_MAX: u64 = ASIDE_MAX / 2;
 /// Sweep a room once it has given out this many numbers to side states since the last sweep.
 const SIDES_MAX: u32 = if cfg!(test) { 60 } else { 10_000 };
+/// Sweep a room once it has given out this many numbers to state keys since the last sweep. Most rooms never have as many.
+const KEYS_MAX: u32 = if cfg!(test) { 80 } else { 20_000 };
+/// A timer looks after rooms that want a sweep in steps of this many milliseconds.
+const TIMER_STEP_MS: u64 = 5 * 60 * 1000;
 /// Delete at most this many rows in one turn, so that others wait for their turn no longer than that.
 const DELETED_AT_ONCE: usize = if cfg!(test) { 3 } else { 200 };
 
@@ -45,6 +56,8 @@ enum Thing {
     Event(EventNum),
     /// A side state of a fork of the room.
     Side(SideNum),
+    /// A state key of the room.
+    Key(StateKeyNum),
 }
 
 /// The numbers that a room had given out when a sweep began: whatever has a greater one is not swept.
@@ -53,6 +66,7 @@ pub struct Began {
     room: RoomNum,
     next_event: u64,
     next_side: u32,
+    next_key: u32,
 }
 
 /// A sweep that knows what is to be forgotten.
@@ -66,7 +80,7 @@ pub struct Sweep {
     needed: BTreeSet<Thing>,
     /// The number of events aside that the timeline, the main line or the heads need.
     needed_events: u64,
-    /// The events and side states that are to be forgotten; the last one goes first.
+    /// The events, side states and state keys that are to be forgotten; the last one goes first.
     doomed: Vec<Thing>,
 }
 
@@ -82,12 +96,37 @@ pub enum Swept {
     All,
 }
 
+/// Whether a room is to be swept that has this row.
+pub(crate) fn is_wanted(read: &(impl Read + ?Sized), num: RoomNum, row: &RoomRow) -> Result<bool, Fault> {
+    let count = schema::ASIDE_COUNT.get(read, num)?.unwrap_or_default();
+    let AsideCount { sides_swept, keys_swept, .. } = count;
+    Ok(taken(&count) >= SWEPT_FROM
+        || row.next_side.saturating_sub(sides_swept) >= SIDES_MAX
+        || row.next_key.saturating_sub(keys_swept) >= KEYS_MAX)
+}
+
+/// The time at which a timer looks whether a room still wants a sweep: some minutes from now, and the same for all changes
+/// within five minutes, so that a room has few such timers.
+pub(crate) fn timer_due_ms(now_ms: u64) -> u64 {
+    (now_ms / TIMER_STEP_MS).saturating_add(2).saturating_mul(TIMER_STEP_MS)
+}
+
 impl Change {
     /// Whether the room is to be swept.
     pub fn wants_sweep(&self) -> Result<bool, Fault> {
-        let count = self.count_aside()?;
-        let sides = self.row.next_side.saturating_sub(count.sides_swept);
-        Ok(taken(&count) >= SWEPT_FROM || sides >= SIDES_MAX)
+        is_wanted(&self.batch, self.num, &self.row)
+    }
+
+    /// Sets the timer that has the room swept, if the room is to be swept because of something that this change has done.
+    pub(crate) fn promise_sweep(&mut self, now_ms: u64) -> Result<(), Fault> {
+        // Most changes add events to the timeline and do nothing else, so that nothing need be asked.
+        let events = self.row.next_event.saturating_sub(self.row_before.next_event);
+        let is_simple =
+            events == self.added().len() as u64 && self.row.next_side == self.row_before.next_side;
+        if !is_simple && self.wants_sweep()? {
+            timer::set(&mut self.batch, &Job::Sweep { room: self.num }.timer(timer_due_ms(now_ms)));
+        }
+        Ok(())
     }
 
     /// Begins a sweep. Answers that name old side states are forgotten, because nothing else may need those.
@@ -95,7 +134,8 @@ impl Change {
         debug_assert!(self.added().is_empty(), "a sweep begins in a turn of its own");
         self.seat.note_cited();
         resolver.recent().forget(self.num);
-        Began { room: self.num, next_event: self.row.next_event, next_side: self.row.next_side }
+        let RoomRow { next_event, next_side, next_key, .. } = self.row;
+        Began { room: self.num, next_event, next_side, next_key }
     }
 
     /// Forgets a part of what a sweep found not to be needed.
@@ -104,13 +144,18 @@ impl Change {
         let Some(cited) = self.seat.take_cited() else {
             return Err(Fault::Corrupt("a sweep does not know which events were cited meanwhile").into());
         };
-        let cited: Vec<_> = cited.into_iter().filter(|event| sweep.is_open(Thing::Event(*event))).collect();
-        if !cited.is_empty() {
-            return Ok(Swept::Cited(cited));
+        // A key needs nothing itself.
+        sweep.needed.extend(cited.keys.into_iter().map(Thing::Key));
+        let events = cited.events.into_iter().filter(|event| sweep.is_open(Thing::Event(*event)));
+        let events: Vec<_> = events.collect();
+        if !events.is_empty() {
+            return Ok(Swept::Cited(events));
         }
         let mut count = self.count_aside()?;
         for _ in 0..DELETED_AT_ONCE {
             match sweep.doomed.pop() {
+                Some(thing) if sweep.needed.contains(&thing) => {}
+                Some(Thing::Key(key)) => state::forget_key(&mut self.batch, self.num, key)?,
                 Some(Thing::Side(side)) => state::forget_side(&mut self.batch, self.num, side),
                 // An outlier may have got its place in the timeline meanwhile.
                 Some(Thing::Event(event)) => {
@@ -125,7 +170,9 @@ impl Change {
                     }
                 }
                 None => {
-                    (count.needed, count.sides_swept) = (sweep.needed_events, sweep.began.next_side);
+                    let Began { next_side, next_key, .. } = sweep.began;
+                    (count.needed, count.sides_swept, count.keys_swept) =
+                        (sweep.needed_events, next_side, next_key);
                     count.looked_at = EventNum(0);
                     schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
                     return Ok(Swept::All);
@@ -186,12 +233,11 @@ impl Sweep {
             self.need(read, needs, u64::MAX)?;
         }
         for row in schema::STATE_NOW.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
-            let needs = row?.1.val.event().map(Thing::Event).into_iter().collect();
-            self.need(read, needs, u64::MAX)?;
+            let ((_, key), row) = row?;
+            self.need(read, needs_of_value(&(key, row.val)).collect(), u64::MAX)?;
         }
         for row in schema::STATE_LOG.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
-            let needs = row?.1.changes.iter().filter_map(|(_, val)| val.event()).map(Thing::Event).collect();
-            self.need(read, needs, u64::MAX)?;
+            self.need(read, row?.1.changes.iter().flat_map(needs_of_value).collect(), u64::MAX)?;
         }
         Ok(())
     }
@@ -247,6 +293,12 @@ impl Sweep {
         for side in state::list_sides(read, self.began.room)? {
             all.push(Thing::Side(side?));
         }
+        for key in state::list_keys(read, self.began.room)? {
+            let (key, event_type) = key?;
+            if !members::is_derived(&event_type) {
+                all.push(Thing::Key(key));
+            }
+        }
         let (mut seen, mut doomed) = (BTreeSet::new(), Vec::new());
         for thing in all {
             let mut open = vec![(self.goes_with(thing), false)];
@@ -273,7 +325,7 @@ impl Sweep {
     fn goes_with(&self, thing: Thing) -> Thing {
         match thing {
             Thing::Side(side) => self.states_after.get(&side).map_or(thing, |event| Thing::Event(*event)),
-            Thing::Event(_) => thing,
+            Thing::Event(_) | Thing::Key(_) => thing,
         }
     }
 
@@ -282,6 +334,7 @@ impl Sweep {
         let is_old = match thing {
             Thing::Event(event) => self.asides.contains_key(&event),
             Thing::Side(side) => side.0 < self.began.next_side,
+            Thing::Key(key) => key.0 < self.began.next_key,
         };
         is_old && !self.needed.contains(&thing)
     }
@@ -294,12 +347,13 @@ impl Sweep {
                 aside.map_or_else(Vec::new, |aside| self.list_needs_of_event(&aside.row.header))
             }
             Thing::Side(number) => {
-                let Some((base, events)) = state::side_parts(read, room, number)? else {
+                let Some((base, entries)) = state::side_parts(read, room, number)? else {
                     return Ok(Vec::new());
                 };
-                let events = events.into_iter().map(Thing::Event);
-                events.chain(side(base)).filter(|need| self.is_open(*need)).collect()
+                let values = entries.iter().flat_map(needs_of_value);
+                values.chain(side(base)).filter(|need| self.is_open(*need)).collect()
             }
+            Thing::Key(_) => Vec::new(),
         };
         Ok(needs)
     }
@@ -307,8 +361,14 @@ impl Sweep {
     fn list_needs_of_event(&self, header: &EventHeader) -> Vec<Thing> {
         let sides = [header.before, header.after].into_iter().flatten().filter_map(side);
         let auth = header.auth.iter().copied().map(Thing::Event);
-        auth.chain(sides).filter(|need| self.is_open(*need)).collect()
+        let key = header.state_key.map(Thing::Key);
+        auth.chain(sides).chain(key).filter(|need| self.is_open(*need)).collect()
     }
+}
+
+/// The things that a state needs because it has this value of a key.
+fn needs_of_value((key, val): &(StateKeyNum, StateValue)) -> impl Iterator<Item = Thing> + use<> {
+    val.event().map(Thing::Event).into_iter().chain([Thing::Key(*key)])
 }
 
 fn side(state: StateRef) -> Option<Thing> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{at_many, canonical};
 use crate::{
-    ids::{EventNum, Order, RoomNum, SideNum, StateKeyNum},
+    ids::{Order, RoomNum, SideNum, StateKeyNum},
     schema::{
         self,
         state::{SideRow, StateRef, StateValue},
@@ -38,14 +38,14 @@ pub(crate) fn require_side(
     schema::SIDE.get(read, (room, side))?.ok_or(Fault::Corrupt("a side state is missing"))
 }
 
-/// Gives the state on which a side state stands, and the events that it sets; `None` if the side state is not there.
+/// Gives the state on which a side state stands, and the keys that it sets; `None` if the side state is not there.
 pub fn side_parts(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     side: SideNum,
-) -> Result<Option<(StateRef, Vec<EventNum>)>, Fault> {
+) -> Result<Option<(StateRef, Vec<(StateKeyNum, StateValue)>)>, Fault> {
     let row = schema::SIDE.get(read, (room, side))?;
-    Ok(row.map(|row| (row.base, row.iter().filter_map(|(_, val)| val.event()).collect())))
+    Ok(row.map(|row| (row.base, row.iter().collect())))
 }
 
 /// Lists the numbers of a room's side states, rising.
@@ -183,7 +183,7 @@ fn without_equal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rooms::state::tests::Bench, store::Guard};
+    use crate::{ids::EventNum, rooms::state::tests::Bench, store::Guard};
 
     #[test]
     fn a_fork_of_n_changes_costs_n_log_n_entries_and_stays_shallow() {

@@ -147,17 +147,15 @@ pub fn clear_keys(
     first: StateKeyNum,
     keys_max: usize,
 ) -> Result<bool, Fault> {
-    let rows: Vec<_> = {
+    let keys: Vec<StateKeyNum> = {
         let (low, high) = (Bound::Included((room, first)), Bound::Included((room, StateKeyNum(u32::MAX))));
         let rows = schema::STATE_KEY.range::<(RoomNum, StateKeyNum)>(&*batch, low, high, Direction::Down)?;
-        rows.take(keys_max).collect::<Result<_, _>>()?
+        rows.take(keys_max).map(|row| row.map(|((_, key), _)| key)).collect::<Result<_, _>>()?
     };
-    for ((_, key), row) in &rows {
-        debug_assert!(schema::STATE_NOW.get(batch, (room, *key))?.is_none(), "a key that is set is named");
-        schema::STATE_KEY.delete(batch, (room, *key));
-        schema::STATE_KEY_NUM.delete(batch, (room, &row.event_type, &row.state_key));
+    for key in &keys {
+        super::forget_key(batch, room, *key)?;
     }
-    Ok(rows.is_empty())
+    Ok(keys.is_empty())
 }
 
 /// Deletes the whole state of a room that was never finished, and the step with it.

@@ -1,7 +1,9 @@
-//! Sweeps a room: forgets events aside and side states that nothing needs (`rooms/change/sweep.rs`).
+//! Sweeps a room: forgets events aside, side states and state keys that nothing needs (`rooms/change/sweep.rs`).
 //!
-//! The count in the room's rows says that a sweep is due, so one that is interrupted begins again with the next event that
-//! comes in. A sweep reads all events of the room, so a room's sweeps keep their distance.
+//! The count in the room's rows says that a sweep is due. The flow that took in an event has one begin at once, and a timer does
+//! if the server ends before that one is done. A sweep reads all events of the room, so a room's sweeps keep their distance.
+
+use std::time::Duration;
 
 use super::Running;
 use crate::{
@@ -10,7 +12,8 @@ use crate::{
     flows::{App, commit},
     ids::RoomNum,
     rooms::{
-        change::sweep::{Sweep, Swept},
+        self,
+        change::sweep::{self, Sweep, Swept},
         turns::Turns,
     },
 };
@@ -37,6 +40,26 @@ pub(super) fn when_due(app: &App, room: RoomNum) {
     });
 }
 
+/// Sweeps a room if that is wanted. Answers for how long to wait if the room was just swept or is being swept.
+pub(crate) async fn now_or_later(app: &App, room: RoomNum) -> Result<Option<Duration>> {
+    if !is_wanted(app, room)? {
+        return Ok(None);
+    }
+    let turns = app.rooms.turns(room);
+    if let Err(pause) = turns.sweeps.begin(app.env.uptime()) {
+        return Ok(Some(pause));
+    }
+    let (_running, _noting) = (Running::new(app, &turns.sweeps), Noting(&turns));
+    sweep(app, room).await?;
+    Ok(None)
+}
+
+fn is_wanted(app: &App, room: RoomNum) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let Some(row) = rooms::find_row(&*snapshot, room)? else { return Ok(false) };
+    Ok(sweep::is_wanted(&*snapshot, room, &row)?)
+}
+
 /// A room whose changes note which events they cite. Dropping this ends that.
 struct Noting<'a>(&'a Turns);
 
@@ -47,16 +70,19 @@ impl Drop for Noting<'_> {
 }
 
 async fn sweep(app: &App, room: RoomNum) -> Result<()> {
+    if !is_wanted(app, room)? {
+        return Ok(());
+    }
     let owned = app.clone();
     // A turn without rows answers once all earlier changes are published, so that the snapshot has them.
     let began =
-        commit::in_room(app, room, move |change| Ok(change.begin_sweep(owned.rooms.resolver()))).await?;
+        commit::beside_room(app, room, move |change| Ok(change.begin_sweep(owned.rooms.resolver()))).await?;
     let owned = app.clone();
     let look = move || Ok(Sweep::look(&*owned.store.snapshot(), began)?);
     let mut sweep = app.env.blocking_long(Long::Maintenance, look).await?;
     let mut cited_times = 0;
     loop {
-        let turn = commit::in_room(app, room, move |change| {
+        let turn = commit::beside_room(app, room, move |change| {
             let swept = change.sweep(&mut sweep)?;
             Ok((sweep, swept))
         });
@@ -80,3 +106,6 @@ async fn sweep(app: &App, room: RoomNum) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ struct Rows {
 
 impl Fixture {
     /// Alice sets keys of the room this many times, each of `keys` keys in turn, as changes of her own server.
-    fn set_many(&mut self, count: usize, keys: usize) {
+    pub(super) fn set_many(&mut self, count: usize, keys: usize) {
         let signer = self.rooms.signer().clone();
         for part in (0..count).collect::<Vec<_>>().chunks(250) {
             self.time_ms += 1;

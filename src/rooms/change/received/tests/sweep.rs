@@ -50,6 +50,10 @@ impl Fixture {
         state::list_sides(&*self.store.snapshot(), ROOM).unwrap().count()
     }
 
+    fn count_keys(&self) -> u64 {
+        state::list_keys(&*self.store.snapshot(), ROOM).unwrap().count() as u64
+    }
+
     fn ban(&mut self, user: &OwnedUserId) {
         let ban = json!({ "membership": "ban" });
         assert!(accepted(&self.state(&alice(), "m.room.member", user.as_str(), ban, None).1));
@@ -64,8 +68,8 @@ impl Fixture {
     ) -> Vec<OwnedEventId> {
         let (mut sent, mut prev) = (Vec::new(), before.to_vec());
         for number in 0..=ASIDE_MAX {
-            let (id, outcome) =
-                self.state(user, "x", &number.to_string(), json!({ "n": number }), Some(&prev));
+            let key = format!("{number} of {}", self.time_ms);
+            let (id, outcome) = self.state(user, "x", &key, json!({ "n": number }), Some(&prev));
             if matches!(outcome, Outcome::Unknown) {
                 return sent;
             }
@@ -90,7 +94,7 @@ fn a_banned_user_cannot_fill_the_places_aside_for_ever() {
         let mut fixture = Fixture::new();
         let before = fixture.heads();
         fixture.ban(&bob());
-        let (mut sent, mut sides) = (Vec::new(), Vec::new());
+        let (mut sent, mut sides, keys) = (Vec::new(), Vec::new(), fixture.count_keys());
         for _ in 0..3 {
             sent.extend(fixture.fill_aside(&bob(), &before, is_line));
             assert!(matches!(fixture.outlier(&alice(), "full").1, Outcome::Unknown));
@@ -99,6 +103,7 @@ fn a_banned_user_cannot_fill_the_places_aside_for_ever() {
             assert!(!fixture.change(|change| change.wants_sweep().unwrap()));
             assert!(fixture.count_asides() <= ASIDE_MAX / 2, "{}", fixture.count_asides());
             sides.push(fixture.count_sides());
+            assert!(fixture.count_keys() <= keys + fixture.count_asides() + 1, "{}", fixture.count_keys());
             fixture.check_rows();
             fixture.check_state();
         }
@@ -193,4 +198,83 @@ fn side_states_that_nothing_names_are_swept_also_after_an_interrupted_sweep() {
     assert_eq!(fixture.count_sides(), 4);
     assert!(fixture.sweep(10));
     assert_eq!(fixture.count_sides(), 0);
+}
+
+#[test]
+fn a_key_that_is_used_while_a_sweep_goes_on_stays() {
+    let mut fixture = Fixture::new();
+    let before = fixture.heads();
+    fixture.ban(&bob());
+    let sent = fixture.fill_aside(&bob(), &before, false);
+    let names: Vec<_> = sent
+        .iter()
+        .map(|id| {
+            let snapshot = fixture.store.snapshot();
+            let num = event::find_num(&*snapshot, ROOM, id).unwrap().unwrap();
+            event::require(&*snapshot, ROOM, num).unwrap().row.state_key().unwrap().into_owned()
+        })
+        .collect();
+    let find =
+        |fixture: &Fixture, name: &str| state::find_key(&*fixture.store.snapshot(), ROOM, "x", name).unwrap();
+    let mut sweep = fixture.look();
+    // Alice uses a key before the first part, and one after some. Those of the newest events stay anyway.
+    for (turns, name) in [(0, &names[0]), (4, &names[2])] {
+        for _ in 0..turns {
+            assert!(matches!(fixture.change(|change| change.sweep(&mut sweep).unwrap()), Swept::Part));
+        }
+        let old = find(&fixture, name);
+        assert!(accepted(&fixture.state(&alice(), "x", name, json!({ "n": "mine" }), None).1));
+        assert!(old.is_none_or(|old| find(&fixture, name) == Some(old)));
+    }
+    while !matches!(fixture.change(|change| change.sweep(&mut sweep).unwrap()), Swept::All) {
+        fixture.check_rows();
+    }
+    fixture.check_rows();
+    assert_eq!(find(&fixture, &names[1]), None, "nothing names the key any more");
+    for name in [&names[0], &names[2]] {
+        assert_eq!(fixture.value("x", name)["n"], "mine");
+    }
+    let newest = names.last().unwrap();
+    assert!(find(&fixture, newest).is_some(), "an event aside that stays has it");
+}
+
+#[test]
+fn an_event_that_comes_back_finds_its_key_again_though_that_was_swept() {
+    let mut fixture = Fixture::new();
+    let old = fixture.heads();
+    fixture.set_many(120, 120);
+    let rooms = fixture.rooms.clone();
+    let draft = Draft::state(bob(), "x", "bob", content(json!({ "n": 1 })), 0);
+    let received = fixture.build(&draft, Some(&old));
+    let asked = fixture.change(|change| change.receive(&received, None, rooms.resolver(), 0).unwrap());
+    let Step::Resolve(_, taken) = asked else { panic!("{asked:?}") };
+    let find = |fixture: &Fixture| state::find_key(&*fixture.store.snapshot(), ROOM, "x", "bob").unwrap();
+    let key = find(&fixture);
+    assert!(
+        key.is_some() && fixture.change(|change| change.wants_sweep().unwrap()),
+        "keys alone want a sweep"
+    );
+    assert!(fixture.sweep(1_000));
+    assert_eq!(find(&fixture), None);
+    let mut has_taken = taken;
+    for _ in 0..3 {
+        let step =
+            fixture.change(|change| change.receive(&received, has_taken, rooms.resolver(), 0).unwrap());
+        match step {
+            Step::Done(outcome) => assert!(accepted(&outcome), "{outcome:?}"),
+            Step::Resolve(question, taken) => {
+                let (loaded, snapshot) = (resolve::Loaded::default(), fixture.store.snapshot());
+                let (resolver, all) = (rooms.resolver(), resolve::EVENTS_MAX);
+                resolver.work_out(&*snapshot, ROOM, VERSION, &question, &loaded, all).unwrap();
+                has_taken = taken;
+                continue;
+            }
+            Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+        }
+        break;
+    }
+    assert!(find(&fixture).is_some_and(|new| Some(new) != key), "its number is not given again");
+    assert_eq!(fixture.value("x", "bob")["n"], 1);
+    fixture.check_rows();
+    fixture.check_state();
 }
