@@ -1,6 +1,7 @@
-//! The real process, killed with SIGKILL at random moments: while people send and make rooms over HTTP, and while a bulk
-//! write of 100,000 rows is staged through the store's own interface. After each start everything acknowledged is there
-//! exactly once, nothing is half there, and what is tried again with its transaction id does not act twice.
+//! The real process, killed with SIGKILL at random moments: while people send and make rooms over HTTP, while a room is made that
+//! is larger than a batch, and while a bulk write of 100,000 rows is staged through the store's own interface. After each start
+//! everything acknowledged is there exactly once, nothing is half there, and what is tried again with its transaction id does
+//! not act twice.
 
 #![expect(
     clippy::unwrap_used,
@@ -28,10 +29,11 @@ use aqueduct::{
     env::Env,
     flows::operator::check::check,
     ids::{Position, RoomNum},
+    schema,
     server::flusher,
     store::{
-        BATCH_ROWS_MAX, DataDir, Direction, Domain, Durability, Family, Guard, LogEntry, NotAccepted, Store,
-        Table,
+        BATCH_ROWS_MAX, DataDir, Direction, Domain, Durability, Family, Guard, LogEntry, NotAccepted,
+        Read as _, Store, Table, tables,
     },
 };
 use rand::RngExt;
@@ -40,6 +42,8 @@ use serde_json::{Value, json};
 /// The issue asks for at least this many kills.
 const SERVER_KILLS: usize = 50;
 const STAGE_KILLS: usize = 25;
+/// At least this many kills find a large room half written.
+const ROOM_KILLS: usize = 10;
 
 fn up_to_ms(ms: u64) -> Duration {
     Duration::from_millis(rand::rng().random_range(0..ms))
@@ -105,17 +109,32 @@ fn ask(socket: &Path, method: &str, path: &str, token: Option<&str>, body: &Valu
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    let answer = String::from_utf8(answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let end_of_head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
+    let (head, body) = (std::str::from_utf8(&answer[..end_of_head]).unwrap(), &answer[end_of_head + 4..]);
     let status: u16 = head.split(' ').nth(1)?.parse().ok()?;
-    let length = head
-        .lines()
-        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    // The server was killed in the middle of the answer.
-    if length != Some(body.len()) {
-        return None;
+    let field = |name: &str| {
+        head.lines().find_map(|line| Some(line.to_ascii_lowercase().strip_prefix(name)?.to_owned()))
+    };
+    let body = match field("content-length: ") {
+        Some(length) => (length.parse() == Ok(body.len())).then(|| body.to_vec())?,
+        None => whole_chunks(body)?,
+    };
+    Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+}
+
+/// Joins the chunks of a body; none when the server was killed in the middle of it.
+fn whole_chunks(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end_of_line = chunks.windows(2).position(|bytes| bytes == b"\r\n")?;
+        let length = usize::from_str_radix(std::str::from_utf8(&chunks[..end_of_line]).unwrap(), 16).unwrap();
+        let begin = end_of_line + 2;
+        if length == 0 {
+            return Some(body);
+        }
+        body.extend(chunks.get(begin..begin + length)?);
+        chunks = chunks.get(begin + length + 2..)?;
     }
-    Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
 /// Everything that the server acknowledged.
@@ -134,7 +153,22 @@ struct World {
     known: Mutex<Known>,
 }
 
+/// Registers an account; answers its user id and its token.
+fn register(socket: &Path, name: &str) -> (String, String) {
+    let account = json!({ "username": name, "password": "a password", "auth": { "type": "m.login.dummy" } });
+    let (status, json) = ask(socket, "POST", "/_matrix/client/v3/register", None, &account).unwrap();
+    assert_eq!(status, 200, "{json}");
+    let text = |key: &str| json[key].as_str().unwrap().to_owned();
+    (text("user_id"), text("access_token"))
+}
+
 impl World {
+    /// The world of the user with this token, who knows nothing yet.
+    fn of(socket: &Path, token: String) -> Arc<Self> {
+        let (stop, known) = (AtomicBool::new(false), Mutex::default());
+        Arc::new(Self { socket: socket.to_owned(), token, stop, known })
+    }
+
     fn insist(&self, method: &str, path: &str, body: &Value) -> Value {
         loop {
             match ask(&self.socket, method, path, Some(&self.token), body) {
@@ -245,11 +279,13 @@ impl World {
     }
 }
 
-/// Checks that a kill leaves a whole store on the disk: everything that a row refers to is there.
-fn check_rows(config: &Path) {
+/// Checks that a kill leaves a whole store on the disk: everything that a row refers to is there. Answers what else is to be
+/// read from it.
+fn check_rows<T>(config: &Path, read: impl FnOnce(&Store) -> T) -> T {
     let data = DataDir::hold(&config.with_file_name("data")).unwrap();
     let store = data.open_store(8 << 20, Durability::Fsync).unwrap();
     assert_eq!(check(&store, &mut |_| ()).unwrap().findings, [""; 0]);
+    read(&store)
 }
 
 #[test]
@@ -258,11 +294,8 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing() {
     let config = configure(dir.path());
     let socket = dir.path().join("http.sock");
     let mut server = Server::start(&config);
-    let account =
-        json!({ "username": "somebody", "password": "a password", "auth": { "type": "m.login.dummy" } });
-    let (_, json) = ask(&socket, "POST", "/_matrix/client/v3/register", None, &account).unwrap();
-    let token = json["access_token"].as_str().unwrap().to_owned();
-    let world = Arc::new(World { socket, token, stop: AtomicBool::new(false), known: Mutex::default() });
+    let (_, token) = register(&socket, "somebody");
+    let world = World::of(&socket, token);
     let rooms: Vec<String> =
         (0..2).map(|number| world.make_room(format!("first {number}")).unwrap()).collect();
     let mut workers: Vec<_> = (0..6)
@@ -278,7 +311,7 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing() {
         server.kill();
         assert!(workers.iter().all(|worker| !worker.is_finished()), "a worker has failed");
         if kill % 10 == 9 {
-            check_rows(&config);
+            check_rows(&config, |_| ());
         }
         server = Server::start(&config);
         if kill % 10 == 9 {
@@ -294,8 +327,152 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing() {
     world.check_said();
     world.check_rooms();
     server.kill();
-    check_rows(&config);
+    check_rows(&config, |_| ());
     println!("{acknowledged} messages acknowledged, {SERVER_KILLS} kills");
+}
+
+// --- a room that is larger than a batch, over HTTP ---
+
+/// A large room begins with this many invitations.
+const GUESTS: usize = 300;
+/// A large room begins with this many pieces of state of the client's.
+const THINGS: usize = 200;
+
+impl World {
+    /// Makes a large room with an alias of its own; no answer when the server went down before it answered.
+    fn make_large(&self, number: usize, guests: &[String]) -> Option<(u16, Value)> {
+        let things = (0..THINGS).map(|thing| {
+            json!({ "type": "org.example.thing", "state_key": thing.to_string(), "content": { "of": number } })
+        });
+        let body = json!({
+            "room_alias_name": format!("large{number}"), "name": format!("large {number}"),
+            "invite": guests, "initial_state": things.collect::<Vec<_>>(),
+        });
+        ask(&self.socket, "POST", "/_matrix/client/v3/createRoom", Some(&self.token), &body)
+    }
+
+    /// Finds a large room by its alias, which is written with the last part.
+    fn find_large(&self, number: usize) -> Option<String> {
+        let path = format!("/_matrix/client/v3/directory/room/%23large{number}:crash.example");
+        let (status, json) = ask(&self.socket, "GET", &path, Some(&self.token), &Value::Null).unwrap();
+        assert!(status == 200 || json["errcode"] == "M_NOT_FOUND", "{status} {json}");
+        json["room_id"].as_str().map(str::to_owned)
+    }
+
+    /// Checks that a large room has everything that it was made with.
+    fn check_large(&self, room: &str) {
+        let state = self.insist("GET", &format!("/_matrix/client/v3/rooms/{room}/state"), &Value::Null);
+        let count = |is_one: &dyn Fn(&Value) -> bool| {
+            state.as_array().unwrap().iter().filter(|event| is_one(event)).count()
+        };
+        assert_eq!(count(&|event| event["type"] == "org.example.thing"), THINGS, "{room}");
+        assert_eq!(count(&|event| event["content"]["membership"] == "invite"), GUESTS, "{room}");
+        for kind in ["create", "power_levels", "join_rules", "name", "canonical_alias"] {
+            assert_eq!(count(&|event| event["type"] == format!("m.room.{kind}")), 1, "{room}: {kind}");
+        }
+    }
+
+    /// Syncs on and on; answers the rooms to which the user was invited, of which each is told once.
+    fn follow_invitations(&self) -> BTreeSet<String> {
+        let (mut told, mut since) = (BTreeSet::new(), String::new());
+        let mut is_last = false;
+        loop {
+            let json = self.insist("GET", &format!("/_matrix/client/v3/sync?timeout=0{since}"), &Value::Null);
+            since = format!("&since={}", json["next_batch"].as_str().unwrap());
+            for room in json["rooms"]["invite"].as_object().into_iter().flatten() {
+                assert!(told.insert(room.0.clone()), "the invitation to {} is told twice", room.0);
+            }
+            // The last answer may have been on its way when everything was done.
+            if std::mem::replace(&mut is_last, !self.is_going()) {
+                return told;
+            }
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
+}
+
+/// Everything in the log so far.
+#[derive(Default)]
+struct Log(BTreeMap<Position, LogEntry>);
+
+impl Log {
+    /// Reads the log on the disk as far as it counts, which is below the parts of a room that is half written. No position may be
+    /// given for a second time. Answers whether a room is half written.
+    fn follow(&mut self, config: &Path) -> bool {
+        check_rows(config, |store| {
+            let read = &*store.snapshot();
+            let newest = self.0.keys().next_back().copied();
+            assert!(newest.is_none_or(|newest| newest <= read.upto()), "{newest:?} is lost");
+            for row in tables::LOG.prefix::<()>(read, (), Direction::Up).unwrap() {
+                let (position, entry) = row.unwrap();
+                if position > read.upto() {
+                    break;
+                }
+                let before = self.0.insert(position, entry);
+                let is_new = before.is_none() && newest.is_none_or(|newest| position > newest);
+                assert!(is_new || before == Some(entry), "{position:?} is given twice");
+            }
+            schema::STAGE.prefix::<()>(read, (), Direction::Up).unwrap().count() > 0
+        })
+    }
+}
+
+#[test]
+fn a_large_room_that_a_kill_cuts_short_is_there_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = configure(dir.path());
+    let socket = dir.path().join("http.sock");
+    let mut server = Server::start(&config);
+    let maker = World::of(&socket, register(&socket, "maker").1);
+    let (guests, tokens): (Vec<_>, Vec<_>) =
+        (0..GUESTS).map(|number| register(&socket, &format!("guest{number}"))).unzip();
+    let guest = World::of(&socket, tokens[GUESTS / 2].clone());
+    let small = maker.make_room("small".to_owned()).unwrap();
+    let (talking, talked) = (maker.clone(), small.clone());
+    let talker = thread::spawn(move || talking.talk(0, &talked));
+    let following = guest.clone();
+    let follower = thread::spawn(move || following.follow_invitations());
+
+    let began = Instant::now();
+    let (_, first) = maker.make_large(0, &guests).unwrap();
+    let takes_ms = u64::try_from(began.elapsed().as_millis()).unwrap();
+    let mut rooms = BTreeSet::from([first["room_id"].as_str().unwrap().to_owned()]);
+    let (mut log, mut cut_short, mut number) = (Log::default(), 0, 0);
+    while cut_short < ROOM_KILLS {
+        number += 1;
+        assert!(number < 20 * ROOM_KILLS, "of {number} kills {cut_short} came in the middle of a room");
+        let (making, invited) = (maker.clone(), guests.clone());
+        let request = thread::spawn(move || making.make_large(number, &invited));
+        thread::sleep(up_to_ms(takes_ms));
+        server.kill();
+        let answer = request.join().unwrap();
+        cut_short += usize::from(log.follow(&config));
+        server = Server::start(&config);
+        let found = maker.find_large(number);
+        assert!(answer.is_none() || found.is_some(), "large {number} was acknowledged: {answer:?}");
+        let (status, again) = maker.make_large(number, &guests).unwrap();
+        let room = match &found {
+            Some(_) => again["errcode"].as_str().filter(|code| *code == "M_ROOM_IN_USE").and(found.clone()),
+            None => again["room_id"].as_str().map(str::to_owned),
+        };
+        let room = room.unwrap_or_else(|| panic!("it is tried again: {status} {again}"));
+        maker.check_large(&room);
+        rooms.insert(room);
+    }
+    for world in [&maker, &guest] {
+        world.stop.store(true, Ordering::SeqCst);
+    }
+    talker.join().unwrap();
+    assert_eq!(follower.join().unwrap(), rooms, "the guest is told of whole rooms and of no others");
+    maker.check_said();
+    let joined = maker.insist("GET", "/_matrix/client/v3/joined_rooms", &Value::Null);
+    let joined: BTreeSet<_> =
+        joined["joined_rooms"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+    rooms.insert(small);
+    assert_eq!(joined, rooms);
+    server.kill();
+    assert!(!log.follow(&config), "the parts of rooms that were cut short are left");
+    println!("{number} kills, {cut_short} of them in the middle of a room");
 }
 
 // --- the store, in a process of its own ---
