@@ -15,16 +15,20 @@ use crate::{
         event::StoredEvent,
         relations::{self, relates_to},
     },
+    schema::relations::{RelationKind, RelationRow},
     store::{Direction, Fault, Read},
 };
 
 /// Look at no more than this many events that refer to one; those beyond it count as if they were not there.
 const RELATED_LOOKED_AT_MAX: usize = 1_000;
+/// One page takes at most about this many steps through the index of relations, because each event of a page may have many
+/// relations, none of which fits. The last event of a page may take [`RELATED_LOOKED_AT_MAX`] steps beyond.
+const STEPS_MAX: usize = 20_000;
 
 /// One list of types has at most this many characters `*`, because each costs a search through the type of every event
 /// looked at.
 const STARS_MAX: usize = 100;
-/// One list of relations has at most this many entries, because each is looked for at every event.
+/// One list of relations has at most this many different entries, because a filter is held in memory for its request.
 const RELATIONS_MAX: usize = 100;
 
 /// A filter for the events of one room.
@@ -34,13 +38,44 @@ pub struct Filter {
     pub events: EventFilter,
     /// The part about how events relate to others.
     relations: RelationFilter,
+    /// The kinds of relations of which an event needs one.
+    kinds: Vec<RelationKind>,
+}
+
+/// Counts the steps that a page takes through the index of relations: each list of an event's relations, and each row of it.
+#[derive(Debug)]
+pub struct Steps {
+    left: usize,
+}
+
+impl Steps {
+    /// The steps that a page may take.
+    pub fn of_page() -> Self {
+        Self { left: STEPS_MAX }
+    }
+
+    /// Fewer steps, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(left: usize) -> Self {
+        Self { left }
+    }
+
+    /// Whether the page has taken all its steps, so that it must end.
+    pub fn are_taken(&self) -> bool {
+        self.left == 0
+    }
+
+    fn take(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
 }
 
 impl Filter {
     /// Makes a filter ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(events: &RoomEventFilter, relations: RelationFilter) -> Result<Self, Refusal> {
         relations.check()?;
-        Ok(Self { events: EventFilter::new(events)?, relations })
+        let kinds = relations.kinds();
+        Ok(Self { events: EventFilter::new(events)?, relations, kinds })
     }
 
     /// Whether the filter lets an event through. Its limit and its lists of rooms are not looked at.
@@ -49,8 +84,40 @@ impl Filter {
         read: &(impl Read + ?Sized),
         room: RoomNum,
         stored: &StoredEvent,
+        steps: &mut Steps,
     ) -> Result<bool, Fault> {
-        Ok(self.events.allows(stored) && self.relations.allows(read, room, stored)?)
+        Ok(self.events.allows(stored)
+            && self.relations.allows_own(stored)
+            && (self.relations.is_for_all() || self.is_related(read, room, stored, steps)?))
+    }
+
+    /// Whether another event refers to this one as the filter wants it. Each relation is read once, however many the filter
+    /// names.
+    fn is_related(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+        steps: &mut Steps,
+    ) -> Result<bool, Fault> {
+        let mut left = RELATED_LOOKED_AT_MAX;
+        for kind in &self.kinds {
+            steps.take();
+            let event = stored.event();
+            let rows = relations::list_kind(read, room, event, *kind, relations::ANYWHERE, Direction::Up)?;
+            for row in rows.take(left) {
+                let (_, row) = row?;
+                left -= 1;
+                steps.take();
+                if self.relations.fits(&row) {
+                    return Ok(true);
+                }
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -161,76 +228,66 @@ impl EventFilter {
 pub struct RelationFilter {
     /// Events to which another one refers in one of these ways. Together with `related_by_senders`, one event must fit
     /// both.
-    related_by_rel_types: Option<Vec<String>>,
+    related_by_rel_types: Option<HashSet<String>>,
     /// Events to which one of these users refers.
-    related_by_senders: Option<Vec<String>>,
+    related_by_senders: Option<HashSet<String>>,
     /// Events that refer to another in one of these ways.
     #[serde(alias = "org.matrix.msc3874.rel_types")]
-    rel_types: Option<Vec<String>>,
+    rel_types: Option<HashSet<String>>,
     /// Events that do not refer to another in any of these ways.
     #[serde(alias = "org.matrix.msc3874.not_rel_types")]
-    not_rel_types: Vec<String>,
+    not_rel_types: HashSet<String>,
 }
 
 impl RelationFilter {
-    /// Refuses lists that are too long: each entry is looked for at every event.
+    /// Refuses lists that are too long: 400 `M_INVALID_PARAM`.
     fn check(&self) -> Result<(), Refusal> {
         let lists = [
-            ("related_by_rel_types", self.related_by_rel_types.as_deref().unwrap_or_default()),
-            ("related_by_senders", self.related_by_senders.as_deref().unwrap_or_default()),
-            ("rel_types", self.rel_types.as_deref().unwrap_or_default()),
-            ("not_rel_types", &self.not_rel_types),
+            ("related_by_rel_types", self.related_by_rel_types.as_ref()),
+            ("related_by_senders", self.related_by_senders.as_ref()),
+            ("rel_types", self.rel_types.as_ref()),
+            ("not_rel_types", Some(&self.not_rel_types)),
         ];
         for (field, list) in lists {
-            if list.len() > RELATIONS_MAX {
-                let why = format!(
-                    "The filter's `{field}` has {} entries; {RELATIONS_MAX} are allowed.",
-                    list.len()
-                );
+            let entries = list.map_or(0, HashSet::len);
+            if entries > RELATIONS_MAX {
+                let why =
+                    format!("The filter's `{field}` has {entries} entries; {RELATIONS_MAX} are allowed.");
                 return Err(Refusal::invalid_param(why));
             }
         }
         Ok(())
     }
 
-    fn allows(
-        &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        stored: &StoredEvent,
-    ) -> Result<bool, Fault> {
-        if self.rel_types.is_some() || !self.not_rel_types.is_empty() {
-            let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
-            let fits = |types: &[String]| own.as_ref().is_some_and(|own| types.contains(own));
-            if fits(&self.not_rel_types) || self.rel_types.as_deref().is_some_and(|types| !fits(types)) {
-                return Ok(false);
-            }
-        }
-        if self.related_by_rel_types.is_none() && self.related_by_senders.is_none() {
-            return Ok(true);
-        }
-        let rel_types: Vec<Option<&str>> = match &self.related_by_rel_types {
-            Some(types) => types.iter().map(|rel_type| Some(rel_type.as_str())).collect(),
-            None => vec![None],
+    /// The kinds of relations by which another event may refer to one that fits.
+    fn kinds(&self) -> Vec<RelationKind> {
+        let is_wanted = |kind: &RelationKind| {
+            self.related_by_rel_types
+                .as_ref()
+                .is_none_or(|types| types.iter().any(|rel_type| RelationKind::of(rel_type) == *kind))
         };
-        let mut left = RELATED_LOOKED_AT_MAX;
-        for rel_type in rel_types {
-            let rows =
-                relations::list(read, room, stored.event(), rel_type, relations::ANYWHERE, Direction::Up)?;
-            for row in rows.take(left) {
-                let (_, row) = row?;
-                left -= 1;
-                if rel_type.is_none_or(|rel_type| row.rel_type == rel_type)
-                    && self
-                        .related_by_senders
-                        .as_ref()
-                        .is_none_or(|senders| senders.iter().any(|sender| *sender == row.sender))
-                {
-                    return Ok(true);
-                }
-            }
+        RelationKind::ALL.into_iter().filter(is_wanted).collect()
+    }
+
+    /// Whether the filter lets an event through by the relation in which it stands itself.
+    fn allows_own(&self, stored: &StoredEvent) -> bool {
+        if self.rel_types.is_none() && self.not_rel_types.is_empty() {
+            return true;
         }
-        Ok(false)
+        let own = relates_to(stored.row.content()).map(|relation| relation.rel_type);
+        let is_in = |types: &HashSet<String>| own.as_ref().is_some_and(|own| types.contains(own));
+        !is_in(&self.not_rel_types) && self.rel_types.as_ref().is_none_or(is_in)
+    }
+
+    /// Whether the filter asks nothing of the events that refer to another.
+    fn is_for_all(&self) -> bool {
+        self.related_by_rel_types.is_none() && self.related_by_senders.is_none()
+    }
+
+    /// Whether this relation to an event is one that the filter asks for.
+    fn fits(&self, row: &RelationRow) -> bool {
+        self.related_by_rel_types.as_ref().is_none_or(|types| types.contains(&row.rel_type))
+            && self.related_by_senders.as_ref().is_none_or(|senders| senders.contains(row.sender.as_str()))
     }
 }
 
@@ -286,7 +343,10 @@ mod tests {
         assert!(refused.message.contains("`types`"), "{}", refused.message);
         assert!(Types::new("types", &["*".repeat(STARS_MAX + 1)]).is_err());
         assert!(Types::new("types", stars.get(1..).unwrap()).is_ok());
-        let relations = RelationFilter { not_rel_types: vec!["a".into(); 101], ..RelationFilter::default() };
+        let relations = RelationFilter {
+            not_rel_types: (0..101).map(|number| number.to_string()).collect(),
+            ..RelationFilter::default()
+        };
         assert!(Filter::new(&RoomEventFilter::default(), relations).is_err());
     }
 

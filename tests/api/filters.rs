@@ -1,5 +1,6 @@
 //! Filters of pages by how events relate to others.
 
+use aqueduct::store::Engine;
 use http::StatusCode;
 use serde_json::json;
 
@@ -58,5 +59,34 @@ async fn pages_are_filtered_by_relations() {
             (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")),
             "{json}"
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_of_a_hundred_relations_reads_as_much_as_one_of_a_single_one() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    for number in 0..30 {
+        let root = alice.say(&room, &format!("root{number}"), "root").await;
+        let content = json!({ "body": "more", "m.relates_to": { "rel_type": "org.test", "event_id": root } });
+        alice.ok_put(&format!("/rooms/{room}/send/m.room.message/of{number}"), content).await;
+    }
+    // Reads are counted while nothing else reads: the device was just seen.
+    let Engine::Memory(memory) = server.server().app().store.engine() else { panic!("not in memory") };
+    let cost = async |field: &str, count: usize, is_one: bool| {
+        let name = |number: usize| format!("@t{}:test.example", if is_one { 0 } else { number });
+        let names: Vec<_> = (0..count).map(name).collect();
+        let filter = encoded(&json!({ (field): names }).to_string());
+        let before = memory.reads();
+        let page = alice.ok_get(&format!("/rooms/{room}/messages?dir=b&limit=100&filter={filter}")).await;
+        assert_eq!(page["chunk"], json!([]));
+        memory.reads() - before
+    };
+    for field in ["related_by_rel_types", "related_by_senders"] {
+        let one = cost(field, 1, false).await;
+        assert!(one > 60, "each event is asked for its relations: {one}");
+        assert_eq!(cost(field, 100, false).await, one, "{field}");
+        assert_eq!(cost(field, 150, true).await, one, "{field}, one entry many times");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     json::Object,
     rooms::{
         event::{self, StoredEvent},
-        filter::Filter,
+        filter::{Filter, Steps},
         state,
         timeline::{self, PageToken},
     },
@@ -38,24 +38,25 @@ pub(crate) struct PageWanted {
 }
 
 /// Events with the caller's membership at each, and the token to go on from: `None` at the end.
-struct Page {
-    events: Vec<(StoredEvent, Membership)>,
-    next: Option<PageToken>,
+pub(super) struct Page {
+    pub(super) events: Vec<(StoredEvent, Membership)>,
+    pub(super) next: Option<PageToken>,
 }
 
-fn read_page(
+pub(super) fn read_page(
     look: &Look,
     from: PageToken,
     to: Option<PageToken>,
     direction: Direction,
     limit: usize,
     wanted: &Filter,
+    mut steps: Steps,
 ) -> Result<Page> {
     let snapshot = Arc::clone(&look.snapshot);
     let mut page = Page { events: Vec::new(), next: None };
     let mut last = None;
     for (scanned, stored) in timeline::page(&*snapshot, look.num, from, to, direction)?.enumerate() {
-        if page.events.len() >= limit || scanned >= SCANNED_MAX {
+        if page.events.len() >= limit || scanned >= SCANNED_MAX || steps.are_taken() {
             page.next = last;
             break;
         }
@@ -64,7 +65,7 @@ fn read_page(
             Direction::Up => PageToken::above(stored.order),
             Direction::Down => PageToken::below(stored.order),
         });
-        if !wanted.allows(&*snapshot, look.num, &stored)? {
+        if !wanted.allows(&*snapshot, look.num, &stored, &mut steps)? {
             continue;
         }
         if let (membership, true) = look.reader.look(&*snapshot, &stored)? {
@@ -86,7 +87,8 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             Direction::Down => from.unwrap_or(newest).min(newest),
         };
         let page = if wanted.filter.events.allows_room(&look.room.id) {
-            read_page(&look, from, to, wanted.direction, bounded(wanted.limit).max(1), &wanted.filter)?
+            let limit = bounded(wanted.limit).max(1);
+            read_page(&look, from, to, wanted.direction, limit, &wanted.filter, Steps::of_page())?
         } else {
             Page { events: Vec::new(), next: None }
         };
@@ -125,8 +127,9 @@ pub(crate) async fn context(
         let (stored, membership) = require_visible(&look, &id)?;
         let limit = bounded(limit);
         let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
-        let before = read_page(&look, below, None, Direction::Down, limit / 2, &wanted)?;
-        let after = read_page(&look, above, None, Direction::Up, limit - limit / 2, &wanted)?;
+        let before = read_page(&look, below, None, Direction::Down, limit / 2, &wanted, Steps::of_page())?;
+        let after =
+            read_page(&look, above, None, Direction::Up, limit - limit / 2, &wanted, Steps::of_page())?;
         let start = before.events.last().map_or(below, |(oldest, _)| PageToken::below(oldest.order));
         let end = after.events.last().map_or(above, |(newest, _)| PageToken::above(newest.order));
         let around = before.events.iter().chain(&after.events).map(|(stored, _)| stored).chain([&stored]);
