@@ -439,6 +439,20 @@ pub fn list<'r>(
     Ok(Merged { lists: lists.collect::<Result<_, _>>()?, direction })
 }
 
+/// Finds the row by which an event refers to another, with the number of that one. `None` if it refers to none that the room
+/// had when it came.
+pub fn find_own(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<Option<(EventNum, RelationRow)>, Fault> {
+    let Some(relation) = relates_to(stored.row.content()) else { return Ok(None) };
+    let Some(parent) = event::find_num(read, room, &relation.event_id)? else { return Ok(None) };
+    let kind = RelationKind::of(&relation.rel_type);
+    let row = schema::RELATION.get(read, (room, parent, kind, stored.order))?;
+    Ok(row.map(|row| (parent, row)))
+}
+
 /// Merges several sorted lists into one.
 struct Merged<I: Iterator<Item = Related>> {
     lists: Vec<Peekable<I>>,

@@ -327,3 +327,6 @@ pub(crate) fn place(token: &str) -> Result<PageToken, Refusal> {
 fn bounded(limit: u64) -> usize {
     usize::try_from(limit).unwrap_or(PAGE_MAX).min(PAGE_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     ops::{Bound, RangeBounds as _},
-    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -16,9 +15,13 @@ use crate::{
     flows::App,
     ids::{EventNum, Order, RoomNum},
     json::{JsonText, Object},
-    rooms::{event, redact, relations, show, timeline::PageToken},
+    rooms::{
+        event::{self, StoredEvent},
+        redact, relations, show,
+        timeline::{self, PageToken},
+    },
     schema::relations::RelationRow,
-    store::{Direction, Fault, Snapshot},
+    store::{Direction, Fault, Read as _, Snapshot},
 };
 
 /// The choice among the events that refer to an event.
@@ -78,94 +81,138 @@ pub(crate) async fn relations(
     wanted: RelationsWanted,
 ) -> Result<Bytes> {
     let id = id.to_owned();
-    looking(app, caller, room, move |look, _| {
-        let (parent, _) = require_visible(&look, &id)?;
-        let snapshot = Arc::clone(&look.snapshot);
-        let place = |token: &Option<String>| token.as_deref().map(place).transpose();
-        let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
-        let span = Span { from: from.map(|from| from.0), to: to.map(|to| to.0), direction: wanted.direction };
-        let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
-        for (scanned, relation) in list(&snapshot, look.num, parent.event(), span, &wanted)?.enumerate() {
-            if chunk.len() >= bounded(wanted.limit).max(1) || scanned >= SCANNED_MAX {
-                next = last;
-                break;
-            }
-            let (order, event, fits) = relation?;
-            last = Some(match wanted.direction {
-                Direction::Up => PageToken::above(order),
-                Direction::Down => PageToken::below(order),
-            });
-            if !fits {
-                continue;
-            }
-            let stored = event::require(&*snapshot, look.num, event)?;
-            if let (membership, true) = look.reader.look(&*snapshot, &stored)? {
-                chunk.push(look.show(&stored, membership)?);
-            }
+    looking(app, caller, room, move |look, _| page(&look, &id, &wanted, SCANNED_MAX)).await
+}
+
+/// Answers one page of them, for which at most `scanned_max` relations and as many events are read.
+pub(super) fn page(look: &Look, id: &EventId, wanted: &RelationsWanted, scanned_max: usize) -> Result<Bytes> {
+    let (parent, _) = require_visible(look, id)?;
+    let read = &*look.snapshot;
+    let place = |token: &Option<String>| token.as_deref().map(place).transpose();
+    let (from, to) = (place(&wanted.from)?, place(&wanted.to)?);
+    let span = Span { from: from.map(|from| from.0), to: to.map(|to| to.0), direction: wanted.direction };
+    let search = Search { read, room: look.num, parent: parent.event(), span, wanted, scanned_max };
+    let (mut chunk, mut next, mut last) = (Vec::new(), None, None);
+    for (scanned, relation) in search.list()?.enumerate() {
+        if chunk.len() >= bounded(wanted.limit).max(1) || scanned >= scanned_max {
+            next = last;
+            break;
         }
-        let mut answer = Object::new();
-        answer.list("chunk", &chunk);
-        for (name, token) in [("next_batch", next), ("prev_batch", from)] {
-            if let Some(token) = token {
-                answer.text(name, &token.to_string());
-            }
+        let (order, event, fits) = relation?;
+        last = Some(match wanted.direction {
+            Direction::Up => PageToken::above(order),
+            Direction::Down => PageToken::below(order),
+        });
+        if !fits {
+            continue;
         }
-        if wanted.recurse {
-            answer.number("recursion_depth", RECURSION_MAX.into());
+        let stored = event::require(read, look.num, event)?;
+        if let (membership, true) = look.reader.look(read, &stored)? {
+            chunk.push(look.show(&stored, membership)?);
         }
-        Ok(answer.finish().into())
-    })
-    .await
+    }
+    let mut answer = Object::new();
+    answer.list("chunk", &chunk);
+    for (name, token) in [("next_batch", next), ("prev_batch", from)] {
+        if let Some(token) = token {
+            answer.text(name, &token.to_string());
+        }
+    }
+    if wanted.recurse {
+        answer.number("recursion_depth", RECURSION_MAX.into());
+    }
+    Ok(answer.finish().into())
 }
 
 type Relations<'r> = Box<dyn Iterator<Item = Result<(Order, EventNum, bool), Fault>> + 'r>;
 
-/// Lists the events that refer to `parent`, in the direction that is asked for, each with whether it fits the request.
-fn list<'r>(
+/// A search for the events that refer to one.
+#[derive(Clone, Copy)]
+struct Search<'r> {
     read: &'r Snapshot,
     room: RoomNum,
     parent: EventNum,
     span: Span,
     wanted: &'r RelationsWanted,
-) -> Result<Relations<'r>, Fault> {
-    let bounds = span.bounds();
-    if wanted.recurse {
-        let mut found = descendants(read, room, parent, wanted)?;
+    scanned_max: usize,
+}
+
+impl<'r> Search<'r> {
+    /// Lists the events that refer to the parent, in the direction that is asked for, each with whether it fits the request.
+    fn list(self) -> Result<Relations<'r>, Fault> {
+        let Self { read, room, parent, span, wanted, .. } = self;
+        let bounds = span.bounds();
+        if !wanted.recurse {
+            let rel_type = wanted.rel_type.as_deref();
+            let rows = relations::list(read, room, parent, rel_type, bounds, span.direction)?;
+            return Ok(Box::new(
+                rows.map(move |row| row.map(|(order, row)| (order, row.event, wanted.fits(&row)))),
+            ));
+        }
+        let Some(mut found) = self.descendants()? else { return self.descendants_by_timeline() };
         found.retain(|(order, _)| bounds.contains(order));
         if span.direction == Direction::Down {
             found.reverse();
         }
-        return Ok(Box::new(found.into_iter().map(|(order, event)| Ok((order, event, true)))));
+        Ok(Box::new(found.into_iter().map(|(order, event)| Ok((order, event, true)))))
     }
-    let rows = relations::list(read, room, parent, wanted.rel_type.as_deref(), bounds, span.direction)?;
-    Ok(Box::new(rows.map(|row| row.map(|(order, row)| (order, row.event, wanted.fits(&row))))))
-}
 
-/// Lists the events that refer to an event directly or through others, in rising order. At most [`SCANNED_MAX`] are read.
-fn descendants(
-    read: &Snapshot,
-    room: RoomNum,
-    parent: EventNum,
-    wanted: &RelationsWanted,
-) -> Result<Vec<(Order, EventNum)>, Fault> {
-    let (mut found, mut parents, mut left) = (Vec::new(), vec![parent], SCANNED_MAX);
-    for _ in 0..RECURSION_MAX {
-        let mut children = Vec::new();
-        for parent in parents {
-            let rows = relations::list(read, room, parent, None, relations::ANYWHERE, Direction::Down)?;
-            for row in rows.take(left) {
-                let (order, row) = row?;
-                left -= 1;
-                children.push(row.event);
-                if wanted.fits(&row) {
-                    found.push((order, row.event));
+    /// Lists the events that refer to the parent directly or through others, in rising order. `None` if there are too many to read
+    /// them all for one page.
+    fn descendants(&self) -> Result<Option<Vec<(Order, EventNum)>>, Fault> {
+        let (mut found, mut parents, mut left) = (Vec::new(), vec![self.parent], self.scanned_max);
+        for _ in 0..RECURSION_MAX {
+            let mut children = Vec::new();
+            for parent in parents {
+                let (anywhere, down) = (relations::ANYWHERE, Direction::Down);
+                for row in relations::list(self.read, self.room, parent, None, anywhere, down)? {
+                    let (order, row) = row?;
+                    let Some(still) = left.checked_sub(1) else { return Ok(None) };
+                    left = still;
+                    children.push(row.event);
+                    if self.wanted.fits(&row) {
+                        found.push((order, row.event));
+                    }
                 }
             }
+            parents = children;
         }
-        parents = children;
+        found.sort_unstable();
+        Ok(Some(found))
     }
-    found.sort_unstable();
-    Ok(found)
+
+    /// Lists the events of the timeline from where the page begins, each with whether it refers to the parent directly or through
+    /// others and fits the request. The index has relations by the event to which they refer, so it cannot tell which of
+    /// very many events that refer to others comes next.
+    fn descendants_by_timeline(self) -> Result<Relations<'r>, Fault> {
+        let Self { read, room, span, .. } = self;
+        let from = span.from.unwrap_or(match span.direction {
+            Direction::Up => Order::MIN,
+            Direction::Down => Order::upto(read.upto()),
+        });
+        let rows = timeline::page(read, room, PageToken(from), span.to.map(PageToken), span.direction)?;
+        Ok(Box::new(rows.map(move |stored| {
+            let stored = stored?;
+            Ok((stored.order, stored.event(), self.is_wanted_descendant(&stored)?))
+        })))
+    }
+
+    fn is_wanted_descendant(&self, stored: &StoredEvent) -> Result<bool, Fault> {
+        let (read, room) = (self.read, self.room);
+        let Some((mut parent, row)) = relations::find_own(read, room, stored)? else { return Ok(false) };
+        if !self.wanted.fits(&row) {
+            return Ok(false);
+        }
+        for _ in 1..RECURSION_MAX {
+            if parent == self.parent {
+                return Ok(true);
+            }
+            let Some(above) = event::find(read, room, parent)? else { return Ok(false) };
+            let Some((next, _)) = relations::find_own(read, room, &above)? else { return Ok(false) };
+            parent = next;
+        }
+        Ok(parent == self.parent)
+    }
 }
 
 /// The threads that a request asks for.
