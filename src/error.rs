@@ -59,6 +59,10 @@ pub enum Exception {
     LongUri,
     /// 431, because the header fields of the request are too large.
     LargeFields,
+    /// 415, because the body of the request has a coding that this server does not read.
+    ContentCoding,
+    /// 501, because the body of the request is transferred in a coding that this server does not read.
+    TransferCoding,
     /// 408, because the client did not go on sending its request.
     TimedOut,
     /// 502, because another server is at fault.

@@ -215,6 +215,8 @@ fn status_of_exception(exception: Exception) -> StatusCode {
         Exception::Interactive => StatusCode::UNAUTHORIZED,
         Exception::LongUri => StatusCode::URI_TOO_LONG,
         Exception::LargeFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Exception::ContentCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Exception::TransferCoding => StatusCode::NOT_IMPLEMENTED,
         Exception::TimedOut => StatusCode::REQUEST_TIMEOUT,
         Exception::Remote => StatusCode::BAD_GATEWAY,
         Exception::Broken => StatusCode::INTERNAL_SERVER_ERROR,

@@ -110,7 +110,7 @@ impl Door {
         let (request, unread) = Unread::lend(request);
         let mut response = if method == Method::OPTIONS {
             Response::new(Body::empty())
-        } else if let Err(refusal) = head::check(request.uri(), request.headers()) {
+        } else if let Err(refusal) = head::check(&request) {
             reply::refuse(app, refusal.into())
         } else {
             let answer = spent.during(tower::ServiceExt::oneshot(router, request)).await;

@@ -30,7 +30,7 @@ use tower::ServiceExt;
 use crate::{
     api::{
         extract::Peer,
-        head::{FIELDS_BYTES_MAX, FIELDS_MAX, URI_BYTES_MAX},
+        head::{self, FIELDS_BYTES_MAX, FIELDS_MAX, URI_BYTES_MAX},
     },
     config::{Limits, Listener, Tls},
     env::Env,
@@ -202,6 +202,7 @@ impl Listening {
         let (router, watched) = (self.router.clone(), connection.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
+            head::note_host(&mut request);
             let peer = if behind_proxy { forwarded(&request).unwrap_or(address) } else { address };
             request.extensions_mut().insert(Peer(peer));
             let (asked, version) = (watched.begin(), request.version());
@@ -212,6 +213,8 @@ impl Listening {
         builder
             .http1()
             .timer(TokioTimer::new())
+            // A client may end its half of the connection once its request is complete, and is answered all the same.
+            .half_close(true)
             .header_read_timeout(HEAD_TIMEOUT)
             .max_headers(FIELDS_READ_MAX);
         builder
