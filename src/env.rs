@@ -27,6 +27,9 @@ use crate::{
 /// A caller who finds a queue full is told to try again after this time.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
 
+/// A server that stops looks this often whether calls have ended.
+const CALLS_LOOKED_AT_EVERY: Duration = Duration::from_millis(10);
+
 /// At most this many of the calls run at once that read or write the store and end soon.
 const SHORT_CALLS_MAX: usize = 32;
 /// At most this many calls run at once that write what waits for rooms' turns. They have places of their own, so that one
@@ -355,6 +358,21 @@ impl Env {
             Err(error) => {
                 Err(Error::broken(format!("a call off the async threads panicked or was cancelled: {error}")))
             }
+        }
+    }
+
+    /// Waits at most this long until no call runs off the async threads, and answers the names of those queues whose calls run
+    /// still, with their numbers.
+    pub async fn calls_ended(&self, within: Duration) -> Vec<(&'static str, usize)> {
+        let until = self.instant() + within;
+        loop {
+            let long = Long::ALL.map(|kind| (kind.name(), self.pool(kind).running_count()));
+            let short = [("reads", self.0.short.running_count()), ("writes", self.0.writing.running_count())];
+            let running: Vec<_> = short.into_iter().chain(long).filter(|(_, count)| *count > 0).collect();
+            if running.is_empty() || self.instant() >= until {
+                return running;
+            }
+            self.sleep(CALLS_LOOKED_AT_EVERY).await;
         }
     }
 

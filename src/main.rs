@@ -10,7 +10,7 @@ use std::{
 use aqueduct::{
     config::{self, Config},
     flows::operator::operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
-    server::{self, operator},
+    server::{self, Stopped, operator},
 };
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,6 +24,15 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[expect(unsafe_code, reason = "jemalloc reads its settings from this symbol, and no other has its name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static MALLOC_CONF: &[u8; 38] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0\0";
+
+#[expect(unsafe_code, reason = "the standard library has no exit that leaves out what libraries do at exit")]
+unsafe extern "C" {
+    /// Ends the process at once (POSIX).
+    safe fn _exit(code: std::ffi::c_int) -> !;
+}
+
+/// The threads of a server whose work has ended may take this long to end themselves.
+const THREADS_END_MAX: Duration = Duration::from_millis(500);
 
 /// The exit code for a refusal or a fault. Wrong usage is 2, as clap has it.
 const REFUSED: u8 = 1;
@@ -200,8 +209,15 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
     let operation = match &cli.command {
         None | Some(Command::Serve) => {
             server::logging::begin(&config.log).map_err(|error| operator::sentence(&error))?;
-            let served = runtime()?.block_on(server::serve(config));
-            return served.map(|()| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
+            let runtime = runtime()?;
+            return match runtime.block_on(server::serve(config)) {
+                Ok(Stopped::Whole) => {
+                    runtime.shutdown_timeout(THREADS_END_MAX);
+                    Ok(ExitCode::SUCCESS)
+                }
+                Ok(Stopped::WithCallsRunning) => leave(),
+                Err(error) => Err(operator::sentence(&error)),
+            };
         }
         Some(Command::Config(ConfigCommand::Check)) => {
             let unknown = config::list_unknown_variables(variables());
@@ -235,6 +251,12 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         .block_on(operator::run(&config, operation, &mut |doing, done, of| bar.report(doing, done, of)));
     bar.end();
     answer.map(|answer| tell(cli, &answer)).map_err(|error| operator::sentence(&error))
+}
+
+/// Ends the process while threads read the store. It is not closed, because that would wait for them; nor does anything run that
+/// libraries do at exit, because it takes away what those threads use. All that was accepted is on disk, as after a crash.
+fn leave() -> Result<ExitCode, String> {
+    _exit(0)
 }
 
 fn user_operation(command: &UserCommand) -> Result<Operation, String> {

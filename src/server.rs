@@ -44,7 +44,7 @@ use crate::{
 };
 
 pub use lead::Lead;
-pub use serve::serve;
+pub use serve::{Stopped, serve};
 
 /// A running server, without its listeners.
 #[derive(Clone)]

@@ -393,6 +393,42 @@ fn a_long_poll_does_not_keep_the_server_from_stopping() {
     assert!(answer.starts_with("HTTP/1.1 200"), "the poll was answered before its time: {answer}");
 }
 
+#[test]
+fn a_server_whose_calls_take_long_stops_in_time() {
+    let home = Home::new();
+    home.json(&["user", "create", "alice", "--password", "a password of alice"]);
+    let settings = fs::read_to_string(home.path().join("conduit.toml")).unwrap();
+    // A hash takes minutes with these settings.
+    let slow =
+        settings.replace("argon2_memory_kib = 8", "argon2_memory_kib = 262144\nargon2_iterations = 100");
+    fs::write(home.path().join("conduit.toml"), slow).unwrap();
+    let running = home.serve();
+    let body = r#"{"username":"bob","password":"a password of bob","admin":false}"#;
+    let token = "registration";
+    home.json(&["token", "create", "--token", token]);
+    let auth = format!(
+        r#"{{"auth":{{"type":"m.login.registration_token","token":"{token}","session":"SESSION"}},{}"#,
+        body.trim_start_matches('{')
+    );
+    let answer = running.request("POST /_matrix/client/v3/register", "{}");
+    let answer: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let auth = auth.replace("SESSION", answer["session"].as_str().unwrap());
+    let length = auth.len();
+    let mut stream = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    write!(
+        stream,
+        "POST /_matrix/client/v3/register HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{auth}"
+    )
+    .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let (_, log) = running.stop("-TERM");
+    assert!(log.contains("passwords"), "the log says what was left: {log}");
+    // The store that it left is whole, and another server takes it up.
+    fs::write(home.path().join("conduit.toml"), settings).unwrap();
+    assert_eq!(home.json(&["db", "check"])["faults"], 0);
+    home.serve().stop("-TERM");
+}
+
 /// Writes all of a request with a body of this many bytes, and only then reads.
 fn write_first(port: u16, head: &str, length: usize) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

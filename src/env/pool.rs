@@ -87,6 +87,11 @@ impl Pool {
         self.0.state.lock().call_count
     }
 
+    /// The number of calls that run.
+    pub(super) fn running_count(&self) -> usize {
+        self.0.state.lock().running_count
+    }
+
     /// Takes a place if there is one for these payers now.
     pub(super) fn try_take(&self, payers: Payers) -> Option<Permit> {
         let mut state = self.0.state.lock();

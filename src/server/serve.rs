@@ -16,8 +16,21 @@ use crate::{
 /// Requests under way may take this long to end when the server stops. Stopping must take no more than 5 s altogether.
 const DRAIN: Duration = Duration::from_secs(3);
 
+/// Calls off the async threads may take this long to end after everything else has.
+const CALLS: Duration = Duration::from_millis(500);
+
+/// How a server has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Nothing runs any more, and the store is closed.
+    Whole,
+    /// Some calls off the async threads run on. What was accepted is written, and they only read or work for requests that nobody
+    /// answers any more, so the process may end under them as in a crash.
+    WithCallsRunning,
+}
+
 /// Runs the server until SIGTERM or SIGINT. Fails with a sentence for the operator if the server cannot start.
-pub async fn serve(config: Config) -> Result<()> {
+pub async fn serve(config: Config) -> Result<Stopped> {
     let env = Env::real()?;
     let began = env.instant();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -71,9 +84,14 @@ pub async fn serve(config: Config) -> Result<()> {
         tracing::info!("requests did not end in time; their connections are cut");
     }
     server.stop().await?;
+    let running = env.calls_ended(CALLS).await;
     drop(data_dir);
-    tracing::info!("stopped");
-    Ok(())
+    if running.is_empty() {
+        tracing::info!("stopped");
+        return Ok(Stopped::Whole);
+    }
+    tracing::info!(?running, reason = "calls take long, and nobody waits for them", "stopped");
+    Ok(Stopped::WithCallsRunning)
 }
 
 /// Says how to register the first account, while there is none. It goes to standard output, because it is for a person

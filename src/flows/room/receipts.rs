@@ -39,7 +39,7 @@ const UNWRITTEN_MAX: usize = 50_000;
 /// A sync waits at most this long for receipts of its user; where a room's turn takes longer, a later sync has them.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// A server that stops waits at most this long for receipts; those that are left are lost.
-const STOP_MAX: Duration = Duration::from_secs(5);
+const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// The key of a receipt in its room: a newer receipt with the same key replaces an older one.
 type Key = (UserNum, ReceiptKind, String);
