@@ -213,8 +213,9 @@ impl Listening {
         builder
             .http1()
             .timer(TokioTimer::new())
-            // A client may end its half of the connection once its request is complete, and is answered all the same.
-            .half_close(true)
+            // A client that ends its half of the connection is taken to have gone, so that an abandoned poll gives up its place
+            // at once.
+            .half_close(false)
             .header_read_timeout(HEAD_TIMEOUT)
             .max_headers(FIELDS_READ_MAX);
         builder

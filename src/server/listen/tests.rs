@@ -218,53 +218,6 @@ async fn a_head_that_is_too_large_is_refused_in_json_that_a_browser_shows() {
     server.stop().await.unwrap();
 }
 
-/// The test uses sockets, because only there a client can end its half of a connection as clients do.
-#[tokio::test]
-async fn who_ends_their_half_after_a_request_is_answered() {
-    let server = crate::server::Server::in_memory(Env::real().unwrap());
-    let (app, limits) = (server.app(), Limits::default());
-    let all =
-        Listening::new(app.env.clone(), Metrics::new(), server.router(), CancellationToken::new(), &limits);
-    let address = open_socket(&all).await;
-    let body = r#"{"auth":{"type":"m.login.dummy"},"password":"a password","username":"alice"}"#;
-    let length = body.len();
-    let post = format!(
-        "POST /_matrix/client/v3/register HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
-    );
-    let get = "GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
-    // By default nobody may register, which is an answer, too.
-    for (request, status) in [(&get, 200), (&post, 401), (&post.replacen(body, "{", 1), 400)] {
-        let mut client = connect_to(&address).await;
-        client.write_all(request.as_bytes()).await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
-    }
-    all.stopping.cancel();
-    server.stop().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_ends_their_half_and_does_not_read_is_left() {
-    let all = listening().await;
-    for path in ["/large", "/small"] {
-        let mut client = connect(&all).await;
-        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
-        client.shutdown().await.unwrap();
-        all.env.sleep(Duration::from_secs(120)).await;
-        let mut rest = Vec::new();
-        let _ = client.read_to_end(&mut rest).await;
-        assert!(rest.len() < LARGE, "the whole answer came: {}", rest.len());
-        assert!(path == "/large" || rest.ends_with(b"small"), "{path}: {}", rest.len());
-    }
-    // Half a request is none, and the connection ends at once.
-    let mut client = connect(&all).await;
-    client.write_all(b"GET /small HTTP/1.1\r\nHost").await.unwrap();
-    client.shutdown().await.unwrap();
-    assert!(ends_after(&all, &mut client).await <= 1);
-}
-
 /// The test uses sockets, because what has no connection needs no host.
 #[tokio::test]
 async fn a_request_without_a_host_or_with_a_coding_is_refused_in_json() {
