@@ -36,7 +36,7 @@ pub use full::full;
 pub use hole::{Fill, Segment, find_hole, hole_state, open_hole};
 pub use purge::Purge;
 pub(crate) use side::Chain;
-pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, forget_side, list_sides, make_side, side_parts};
+pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, SideParts, forget_side, list_sides, make_side, side_parts};
 pub use sketch::Sketch;
 
 use crate::{

@@ -38,12 +38,15 @@ pub(crate) fn require_side(
     schema::SIDE.get(read, (room, side))?.ok_or(Fault::Corrupt("a side state is missing"))
 }
 
-/// Gives the state on which a side state stands, and the keys that it sets; `None` if the side state is not there.
+/// The state on which a side state stands, and the keys that it sets.
+pub type SideParts = (StateRef, Vec<(StateKeyNum, StateValue)>);
+
+/// Gives the parts of a side state; `None` if it is not there.
 pub fn side_parts(
     read: &(impl Read + ?Sized),
     room: RoomNum,
     side: SideNum,
-) -> Result<Option<(StateRef, Vec<(StateKeyNum, StateValue)>)>, Fault> {
+) -> Result<Option<SideParts>, Fault> {
     let row = schema::SIDE.get(read, (room, side))?;
     Ok(row.map(|row| (row.base, row.iter().collect())))
 }
