@@ -51,7 +51,13 @@ pub(crate) fn track(
         Some(known) if known.membership == Membership::Join => Some(order),
         known => known.and_then(|known| known.left),
     };
-    let row = UserRoomRow { membership, since, event, forgotten: false, left };
+    let forgotten_below = match known {
+        // Joining again gives what the history visibility gives a member.
+        _ if membership == Membership::Join => None,
+        Some(known) if known.forgotten => Some(order),
+        known => known.and_then(|known| known.forgotten_below),
+    };
+    let row = UserRoomRow { membership, since, event, forgotten: false, left, forgotten_below };
     let near = is_near(membership).then_some(membership);
     match staged {
         None => {
@@ -99,8 +105,9 @@ pub(super) fn hold_back(
     let Some(Marked { now: Some(row), staged: None }) = schema::USER_ROOM.get(&*batch, (user, room))? else {
         return Ok(());
     };
-    let left = row.left.map(|left| left.settle(base));
-    let row = UserRoomRow { since: row.since.settle(base), left, ..row };
+    let settle = |order: Option<Order>| order.map(|order| order.settle(base));
+    let (left, forgotten_below) = (settle(row.left), settle(row.forgotten_below));
+    let row = UserRoomRow { since: row.since.settle(base), left, forgotten_below, ..row };
     schema::USER_ROOM.put(batch, (user, room), &marked(anchor, Some(row), None));
     // Users who are not near have a row, too, by which they are found if the step is taken back.
     let near = is_near(row.membership).then_some(row.membership);

@@ -223,7 +223,8 @@ impl History {
 ///
 /// A user who left, or was kicked or banned, sees nothing after that, whatever was done with their membership since:
 /// the first event that ended their stay is the last one that counts. A user who has forgotten the room is a stranger
-/// to it until they join again.
+/// to it until they join again: an invitation, a ban or whatever else is done with their membership meanwhile shows
+/// them nothing of what came before it.
 pub struct Sight {
     room: RoomNum,
     user: String,
@@ -262,11 +263,8 @@ impl Sight {
         let joined_since = row.filter(|row| row.membership == Membership::Join);
         let invited_from = match row {
             Some(row) if row.forgotten => Order::MAX,
-            // The invitation may be the first since the room was forgotten.
-            Some(row) if row.membership == Membership::Invite && joined_until.is_none() => {
-                Order::live(row.since)
-            }
-            _ => Order::MIN,
+            Some(row) => row.forgotten_below.unwrap_or(Order::MIN),
+            None => Order::MIN,
         };
         Self {
             room,

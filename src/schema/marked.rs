@@ -94,13 +94,16 @@ mod tests {
     };
 
     fn row() -> impl Strategy<Value = UserRoomRow> {
-        (0..2_u8, any::<bool>(), any::<u32>(), any::<u32>(), any::<Option<u32>>()).prop_map(
-            |(membership, forgotten, since, event, left)| UserRoomRow {
+        let order = |order: Option<u32>| order.map(|order| Order::live(Position::new(order.into()).unwrap()));
+        let orders = (any::<Option<u32>>(), any::<Option<u32>>());
+        (0..2_u8, any::<bool>(), any::<u32>(), any::<u32>(), orders).prop_map(
+            move |(membership, forgotten, since, event, (left, below))| UserRoomRow {
                 membership: if membership == 0 { Membership::Join } else { Membership::Ban },
                 since: Position::new(since.into()).unwrap(),
                 event: EventNum(event.into()),
                 forgotten,
-                left: left.map(|left| Order::live(Position::new(left.into()).unwrap())),
+                left: order(left),
+                forgotten_below: order(below),
             },
         )
     }

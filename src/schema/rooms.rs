@@ -300,6 +300,13 @@ impl RoomRow {
     }
 }
 
+/// The bit of a row of a user that says that they have forgotten the room.
+const FORGOTTEN: u8 = 1;
+/// The bit that says that the row tells where the user left.
+const HAS_LEFT: u8 = 2;
+/// The bit that says that the row tells below which order the room is forgotten.
+const HAS_FORGOTTEN_BELOW: u8 = 4;
+
 /// The relation of one of our users to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserRoomRow {
@@ -313,29 +320,42 @@ pub struct UserRoomRow {
     pub forgotten: bool,
     /// The order at which somebody who is not joined last ceased to be; none for who never was.
     pub left: Option<Order>,
+    /// The order of the first event about somebody who had forgotten the room. What stands below it does not count for
+    /// them until they join again; none for a member, and for who never forgot the room.
+    pub forgotten_below: Option<Order>,
 }
 
 impl Value for UserRoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[2, self.membership as u8, u8::from(self.forgotten)]);
+        let orders = [(self.left, HAS_LEFT), (self.forgotten_below, HAS_FORGOTTEN_BELOW)];
+        let parts = orders.iter().filter(|(order, _)| order.is_some()).map(|(_, part)| *part);
+        let flags = parts.fold(u8::from(self.forgotten), |flags, part| flags | part);
+        to.raw(&[3, self.membership as u8, flags]);
         to.position(self.since);
         to.varint(self.event.0);
-        if let Some(left) = self.left {
-            Order::encode_key(left, to);
+        for order in orders.into_iter().filter_map(|(order, _)| order) {
+            Order::encode_key(order, to);
         }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 did not say where they left: who had left then sees no more of the room's past.
-        layout_upto(&mut from, 2)?;
-        Ok(Self {
-            membership: Membership::from_byte(from.byte()?)?,
-            forgotten: from.byte()? == 1,
-            since: Key::decode_key(&mut from)?,
-            event: EventNum(from.varint()?),
-            left: (!from.0.is_empty()).then(|| Key::decode_key(&mut from)).transpose()?,
-        })
+        let layout = layout_upto(&mut from, 3)?;
+        let membership = Membership::from_byte(from.byte()?)?;
+        let flags = from.byte()?;
+        let since: Position = Key::decode_key(&mut from)?;
+        let event = EventNum(from.varint()?);
+        let has_left = if layout < 3 { !from.0.is_empty() } else { flags & HAS_LEFT != 0 };
+        let left = has_left.then(|| Key::decode_key(&mut from)).transpose()?;
+        let forgotten_below = if layout < 3 {
+            // Layout 2 did not say whether the room had been forgotten before: who may have forgotten it sees nothing of what
+            // an earlier invitation let them see.
+            (membership != Membership::Join && left.is_none()).then_some(Order::live(since))
+        } else {
+            (flags & HAS_FORGOTTEN_BELOW != 0).then(|| Key::decode_key(&mut from)).transpose()?
+        };
+        Ok(Self { membership, since, event, forgotten: flags & FORGOTTEN != 0, left, forgotten_below })
     }
 }
 
@@ -435,15 +455,46 @@ mod tests {
     #[test]
     fn what_a_user_is_to_a_room_comes_back() {
         let since = Position::new(7).unwrap();
-        for left in [None, Some(Order::live(since))] {
-            let row = UserRoomRow {
-                membership: Membership::Ban,
-                since,
-                event: EventNum(300),
-                forgotten: true,
-                left,
-            };
-            assert_eq!(round_trip(&row), row);
+        let orders = [None, Some(Order::live(since)), Some(Order::upto(since))];
+        for (left, forgotten_below) in
+            orders.into_iter().flat_map(|left| orders.map(|forgotten_below| (left, forgotten_below)))
+        {
+            for forgotten in [false, true] {
+                let (membership, event) = (Membership::Ban, EventNum(300));
+                let row = UserRoomRow { membership, since, event, forgotten, left, forgotten_below };
+                assert_eq!(round_trip(&row), row);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_users_of_older_layouts_are_read() {
+        let since = Position::new(7).unwrap();
+        let old = |layout: u8, membership: Membership, forgotten: bool, left: Option<Order>| {
+            let mut to = Encoder::default();
+            to.raw(&[layout, membership as u8, u8::from(forgotten)]);
+            to.position(since);
+            to.varint(300);
+            if let Some(left) = left {
+                Order::encode_key(left, &mut to);
+            }
+            UserRoomRow::decode(to.bytes.into()).unwrap()
+        };
+        let row = |membership, forgotten, left, forgotten_below| UserRoomRow {
+            membership,
+            since,
+            event: EventNum(300),
+            forgotten,
+            left,
+            forgotten_below,
+        };
+        let (left, below) = (Some(Order::upto(since)), Some(Order::live(since)));
+        assert_eq!(old(1, Membership::Join, false, None), row(Membership::Join, false, None, None));
+        assert_eq!(old(2, Membership::Leave, true, left), row(Membership::Leave, true, left, None));
+        assert_eq!(old(2, Membership::Ban, false, left), row(Membership::Ban, false, left, None));
+        // Who was never in the room may have forgotten it: what came before does not count.
+        for membership in [Membership::Invite, Membership::Leave] {
+            assert_eq!(old(2, membership, false, None), row(membership, false, None, below));
         }
     }
 }

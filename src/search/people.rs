@@ -285,6 +285,7 @@ mod tests {
                 event: EventNum(0),
                 forgotten: false,
                 left: None,
+                forgotten_below: None,
             };
             schema::USER_ROOM.put(&mut batch, (user, RoomNum(1)), &row.into());
             schema::ROOM_USER.put(&mut batch, (RoomNum(1), user), &Membership::Join.into());

@@ -625,3 +625,67 @@ async fn a_page_begins_with_the_token_that_was_given() {
         }
     }
 }
+
+/// The ways in which bob's membership changes after he forgot the room, until he joins again.
+const AFTER_FORGETTING: [&[(&str, &str)]; 8] = [
+    &[("alice", "invite"), ("bob", "leave")],
+    &[("alice", "invite"), ("alice", "kick")],
+    &[("alice", "ban")],
+    &[("alice", "ban"), ("alice", "unban")],
+    &[("alice", "invite"), ("alice", "ban"), ("alice", "unban")],
+    &[("bob", "knock"), ("bob", "leave"), ("alice", "ban"), ("alice", "unban")],
+    &[("alice", "invite"), ("bob", "leave"), ("bob", "forget"), ("alice", "ban"), ("alice", "unban")],
+    &[("alice", "invite")],
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_room_stays_forgotten_until_its_user_joins_again() {
+    for visibility in ["invited", "shared", "joined"] {
+        for steps in AFTER_FORGETTING {
+            let server = TestServer::new();
+            let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+            let carol = server.register("carol").await;
+            let state = json!([{
+                "type": "m.room.history_visibility", "content": { "history_visibility": visibility },
+            }]);
+            let room = create_room(&alice, json!({ "preset": "public_chat", "initial_state": state })).await;
+            must(&alice, &room, "invite", json!({ "user_id": bob.user_id })).await;
+            let seen = say(&alice, &room, "while bob was invited").await;
+            must(&bob, &room, "join", json!({})).await;
+            let root = say(&alice, &room, "while bob was in").await;
+            must(&bob, &room, "leave", json!({})).await;
+            must(&bob, &room, "forget", json!({})).await;
+            let stay = Stay { alice, bob, carol, room, seen, root };
+            let mut chain = Chain::of(&stay.bob);
+            let mut moment = format!("{visibility}, forgotten");
+            chain.next().await;
+            for step in std::iter::once(None).chain(steps.iter().map(Some)) {
+                if let Some((who, what)) = step {
+                    moment += &format!(", {who} {what}");
+                    change(&stay, who, what).await;
+                }
+                let answer = chain.next().await;
+                for answer in stay.doors(&[]).await.into_iter().chain([answer.to_string()]) {
+                    assert!(!answer.contains("while bob was"), "{moment}: {answer}");
+                }
+            }
+            // A new invitation shows what the history visibility says, and nothing of before.
+            if steps.last() == Some(&("alice", "invite")) {
+                let path = |event| format!("/_matrix/client/v3/rooms/{}/event/{}", stay.room, encoded(event));
+                let new = say(&stay.alice, &stay.room, "anew").await;
+                let status = if visibility == "invited" { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                assert_eq!(stay.bob.get(&path(&new)).await.0, status, "{moment}");
+                must(&stay.bob, &stay.room, "leave", json!({})).await;
+                assert_eq!(stay.bob.get(&path(&new)).await.0, status, "{moment}");
+                assert_eq!(stay.bob.get(&path(&stay.seen)).await.0, StatusCode::NOT_FOUND, "{moment}");
+            }
+            act(&stay.alice, &stay.room, "unban", json!({ "user_id": stay.bob.user_id })).await;
+            must(&stay.bob, &stay.room, "join", json!({})).await;
+            let page = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100", stay.room);
+            let (_, page) = stay.bob.get(&page).await;
+            let sees = |text: &str| page.to_string().contains(text);
+            assert!(sees("while bob was in\""), "{moment}, back: {page}");
+            assert_eq!(sees("while bob was invited"), visibility != "joined", "{moment}, back: {page}");
+        }
+    }
+}

@@ -138,6 +138,7 @@ mod tests {
             event: EventNum(0),
             forgotten: false,
             left: None,
+            forgotten_below: None,
         };
         for room in (0..ROOMS).map(RoomNum) {
             let mut batch = store.batch(&Guard::alone());

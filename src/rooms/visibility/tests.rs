@@ -85,6 +85,15 @@ impl Fixture {
         }
     }
 
+    /// Bob forgets the room, in which he was or to which he was invited.
+    fn forget(&self) {
+        let mut change = Change::begin(&self.store, self.rooms.sit(ROOM), ROOM).unwrap();
+        let row = members::find(&change.batch, self.bob, ROOM).unwrap().unwrap();
+        members::forget(&mut change.batch, self.bob, ROOM, &row);
+        drop(change.enqueue(&self.store).unwrap());
+        self.store.flush().unwrap();
+    }
+
     fn sight(&self, read: &impl Read) -> Sight {
         Sight::of(read, ROOM, self.bob, &user("bob")).unwrap()
     }
@@ -256,12 +265,37 @@ fn draft(step: usize, membership: &mut Membership) -> Draft {
     }
 }
 
+/// The step at which Bob forgets the room, if he may.
+const FORGET: usize = 10;
+/// The events of the room before the first step.
+const EVENTS_BEFORE: usize = 4;
+
+/// Carries out these steps. Answers how many events the room had each time that Bob forgot it.
+fn carry_out(fixture: &Fixture, steps: &[usize]) -> Vec<usize> {
+    let (mut membership, mut is_known) = (Membership::Leave, false);
+    let (mut drafts, mut count, mut forgets) = (Vec::new(), EVENTS_BEFORE, Vec::new());
+    for step in steps {
+        if *step == FORGET {
+            if is_known && matches!(membership, Membership::Leave | Membership::Ban) {
+                fixture.add(&std::mem::take(&mut drafts));
+                fixture.forget();
+                forgets.push(count);
+            }
+            continue;
+        }
+        let draft = draft(*step, &mut membership);
+        is_known |= draft.event_type == MEMBER;
+        drafts.push(draft);
+        count += 1;
+    }
+    fixture.add(&drafts);
+    forgets
+}
+
 /// Compares what Bob is shown after these steps with the rules, applied to the whole history.
 fn check(steps: &[usize]) {
     let fixture = Fixture::new("shared");
-    let mut membership = Membership::Leave;
-    let drafts: Vec<_> = steps.iter().map(|step| draft(*step, &mut membership)).collect();
-    fixture.add(&drafts);
+    let forgets = carry_out(&fixture, steps);
     let snapshot = fixture.store.snapshot();
     let events = timeline::page(&*snapshot, ROOM, PageToken(Order::MIN), None, Direction::Up).unwrap();
     let (mut now, mut around) = ((Membership::Leave, HistoryVisibility::Shared), Vec::new());
@@ -277,16 +311,19 @@ fn check(steps: &[usize]) {
     let ended = |(_, before, after): &&(StoredEvent, (Membership, _), (Membership, _))| {
         before.0 == Membership::Join && after.0 != Membership::Join
     };
+    let is_own = |stored: &StoredEvent| stored.row.state_key().as_deref() == Some("@bob:a.example");
+    let joined = around.iter().rposition(|(stored, _, after)| is_own(stored) && after.0 == Membership::Join);
+    // Nothing that Bob forgot counts before he joins again.
+    let forgotten = forgets.into_iter().rfind(|count| joined.is_none_or(|joined| joined < *count));
     let until = match now.0 {
         Membership::Join => Some(Order::MAX),
+        _ if forgotten.is_some() => None,
         _ => around.iter().rev().find(ended).map(|(stored, ..)| stored.order),
     };
-    let invited_from = match now.0 {
-        Membership::Invite if until.is_none() => {
-            around.iter().rev().find(|(_, before, _)| before.0 != Membership::Invite).unwrap().0.order
-        }
-        _ => Order::MIN,
-    };
+    let invited_from = forgotten.map_or(Order::MIN, |count| {
+        let next = around.iter().skip(count).find(|(stored, ..)| is_own(stored));
+        next.map_or(Order::MAX, |(stored, ..)| stored.order)
+    });
     let sees = |order: Order, states: [(Membership, HistoryVisibility); 2]| {
         let was = |is: Membership| states.iter().any(|(membership, _)| *membership == is);
         let is_of_stay = until.is_some_and(|until| order <= until);
@@ -344,7 +381,7 @@ proptest! {
 
     #[test]
     fn what_is_seen_follows_from_the_room_before_and_after_each_event(
-        steps in proptest::collection::vec(0..10_usize, 1..30)
+        steps in proptest::collection::vec(0..=FORGET, 1..30)
     ) {
         check(&steps);
     }
