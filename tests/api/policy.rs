@@ -407,11 +407,19 @@ async fn guests_are_taken_out_of_a_room_that_closes_to_them_and_once() {
     wait().await;
     assert_eq!(membership(&alice, &room, &visitor).await, "join");
 
-    for closed in [json!({ "guest_access": "forbidden" }), json!({})] {
-        alice.ok_put(&access, json!({ "guest_access": "can_join" })).await;
+    for closed in [Some(json!({ "guest_access": "forbidden" })), Some(json!({})), None] {
+        let opened = alice.ok_put(&access, json!({ "guest_access": "can_join" })).await;
         visitor.ok_post(&format!("/join/{room}"), json!({})).await;
+        wait().await;
         let before = member_events(&alice, &room, &visitor).await;
-        alice.ok_put(&access, closed).await;
+        match closed {
+            Some(content) => alice.ok_put(&access, content).await,
+            // The event that opened the room stays in its state, and allows nothing any more.
+            None => {
+                let opened = opened["event_id"].as_str().unwrap();
+                alice.ok_put(&format!("/rooms/{room}/redact/{opened}/r"), json!({})).await
+            }
+        };
         wait().await;
         assert_eq!(membership(&alice, &room, &visitor).await, "leave");
         assert_eq!(membership(&alice, &room, &bob).await, "join", "Bob is no guest");

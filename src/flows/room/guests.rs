@@ -16,7 +16,7 @@ use crate::{
     rooms::{
         build::Draft,
         change::txn::{self, Txn},
-        members,
+        event, members,
         membership::without_profile,
         policy::{self, Author},
         state,
@@ -97,7 +97,12 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
     for (room, (events, state_changed)) in changed {
         let Some(key) = state::find_key(read, room, GUEST_ACCESS, "")? else { continue };
         let current = state::current(read, room, key)?;
-        let at = current.and_then(|event| events.get(&event).copied()).or(state_changed);
+        let mut at = current.and_then(|event| events.get(&event).copied()).or(state_changed);
+        if let (None, Some(current)) = (at, current) {
+            // A redaction takes out of the event what it allowed, so that the room closes though its state stays the same.
+            let redaction = event::require(read, room, current)?.row.header.redacted_by;
+            at = redaction.and_then(|redaction| events.get(&redaction).copied());
+        }
         if let Some(at) = at
             && !policy::is_open_to_guests(read, room)?
         {
