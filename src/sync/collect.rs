@@ -128,51 +128,82 @@ pub(crate) fn joined(
 
 /// Collects a room that the user has left, or was kicked or banned from.
 pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fault> {
+    let own = own_end(room)?;
+    let is_apart = match &own {
+        Some(own) => stands_apart(room, own)?,
+        None => false,
+    };
     let (mut timeline, mut state) = match room.reader.joined_until() {
         Some(_) => {
-            let mut timeline = timeline::collect(room)?;
+            let mut timeline = match is_apart {
+                // A timeline has no holes, so that it has its last event alone and leads into the hole.
+                true => Timeline { may_redact: true, ..Timeline::empty(room.place.end) },
+                false => timeline::collect(room)?,
+            };
             timeline.limited |= matches!(room.place.standing, Standing::Returns(_));
             let changes = state::changes(room, &mut timeline)?;
-            let state = state::collect(room, &timeline, &changes, None)?;
+            let sender: Vec<String> = own.iter().map(|own| own.row.sender().into_owned()).collect();
+            let state = state::collect(room, &timeline, &changes, Some(&sender))?;
             (timeline, state)
         }
         // A user who was never in the room, or has forgotten it, is shown how it ended for them and nothing before.
         None => (Timeline::empty(room.place.end), Vec::new()),
     };
-    push_own_end(room, &mut timeline, &mut state)?;
+    timeline.limited |= is_apart;
+    if let Some(own) = own {
+        push_own_end(room, own, &mut timeline, &mut state);
+    }
     // The next stay begins without knowledge of members, so that what the device knows of them is forgotten.
     lazy::forget(room);
     Ok(LeftNews { timeline, state, account_data: data })
 }
 
-/// Ends a timeline with the event that made the user what they are to the room. That event may stand above everything
-/// else they may see of it: a ban after a kick, or an invitation that they declined.
-fn push_own_end(
-    room: &RoomWindow<'_, '_>,
-    timeline: &mut Timeline,
-    state: &mut Vec<StoredEvent>,
-) -> Result<(), Fault> {
-    let window = room.window;
+/// Finds the event that made the user what they are to the room, if it is news and stands above everything that they were
+/// told of their stay: a ban after a kick, or an invitation that they declined. `None` if the client does not want it.
+fn own_end(room: &RoomWindow<'_, '_>) -> Result<Option<StoredEvent>, Fault> {
     if room.user_row.membership == Membership::Invite {
         // The user does not want to hear of this invitation, but of the end of the stay before it.
-        return Ok(());
+        return Ok(None);
     }
-    let Some(own) = event::find(window.read, room.num, room.user_row.event)? else { return Ok(()) };
-    let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
-    let is_news = room.place.known().is_none_or(|known| own.order > known);
-    let filter = &window.ask.filter.timeline;
-    if !(is_above && is_news && filter.wants_room(&room.row.id) && filter.wants(&own)) {
-        return Ok(());
+    let own = event::find(room.window.read, room.num, room.user_row.event)?;
+    let filter = &room.window.ask.filter.timeline;
+    Ok(own.filter(|own| {
+        let is_above = room.reader.joined_until().is_none_or(|until| own.order > until);
+        let is_news = room.place.known().is_none_or(|known| own.order > known);
+        is_above && is_news && filter.wants_room(&room.row.id) && filter.wants(own)
+    }))
+}
+
+/// Whether there are events that the user may see and the client does not know between the end of their stay and the event
+/// that made them what they are: the room is open to everybody, or they were invited in between.
+fn stands_apart(room: &RoomWindow<'_, '_>, own: &StoredEvent) -> Result<bool, Fault> {
+    let until = room.reader.joined_until();
+    // Mostly nothing is seen above the end, which is found without a look at the events.
+    let end = room.reader.end(room.window.read)?;
+    if end.is_none_or(|end| until.is_some_and(|until| end <= until)) {
+        return Ok(false);
     }
+    let known = room.place.known().max(until).unwrap_or(Order::MIN);
+    let (standing, end) = (Standing::Knows(known), own.order.before());
+    let between = RoomPlace { standing, timeline_limit: 0, end, ..room.place };
+    Ok(timeline::collect(&room.at(between))?.limited)
+}
+
+/// Ends a timeline with the event that made the user what they are to the room.
+fn push_own_end(
+    room: &RoomWindow<'_, '_>,
+    own: StoredEvent,
+    timeline: &mut Timeline,
+    state: &mut Vec<StoredEvent>,
+) {
     if timeline.events.is_empty() {
         timeline.start = own.order;
     }
-    if window.ask.use_state_after {
+    if room.window.ask.use_state_after {
         state.retain(|stored| stored.row.header.state_key != own.row.header.state_key);
         state.push(own.clone());
     }
     timeline.events.push((own, room.user_row.membership));
-    Ok(())
 }
 
 /// Where the event stands that made a user what they are to the room. `None` if it is outside the timeline.

@@ -689,3 +689,97 @@ async fn a_forgotten_room_stays_forgotten_until_its_user_joins_again() {
         }
     }
 }
+
+/// The ids of the events of a page, the oldest first.
+async fn page_back(client: &TestClient, room: &str, query: &str) -> Vec<String> {
+    let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=100{query}");
+    let (status, page) = client.get(&path).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    let mut ids = ids(&page["chunk"]);
+    ids.reverse();
+    ids
+}
+
+fn ids(events: &Value) -> Vec<String> {
+    events.as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeline_that_ends_a_stay_has_no_hole() {
+    // The visibility, whether bob was in the room before, what happens, and whether he sees anything of it.
+    let ways: [(&str, bool, &[(&str, &str)], bool); 7] = [
+        ("world_readable", true, &[("bob", "leave"), ("alice", "say"), ("alice", "ban")], true),
+        (
+            "world_readable",
+            true,
+            &[("bob", "leave"), ("alice", "ban"), ("alice", "say"), ("alice", "unban")],
+            true,
+        ),
+        ("invited", true, &[("bob", "leave"), ("alice", "invite"), ("alice", "say"), ("bob", "leave")], true),
+        ("invited", false, &[("alice", "invite"), ("alice", "say"), ("bob", "leave")], true),
+        ("shared", true, &[("bob", "leave"), ("alice", "say"), ("alice", "ban")], false),
+        ("shared", false, &[("alice", "invite"), ("alice", "say"), ("bob", "leave")], false),
+        ("joined", true, &[("bob", "leave"), ("alice", "invite"), ("alice", "say"), ("bob", "leave")], false),
+    ];
+    for (visibility, was_in, steps, sees) in ways {
+        for query in ["", "&use_state_after=true"] {
+            let moment = format!("{visibility}, {steps:?}{query}");
+            let server = TestServer::new();
+            let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+            let state = json!([{
+                "type": "m.room.history_visibility", "content": { "history_visibility": visibility },
+            }]);
+            let room = create_room(&alice, json!({ "preset": "public_chat", "initial_state": state })).await;
+            if was_in {
+                must(&bob, &room, "join", json!({})).await;
+            }
+            let lazy = json!({ "lazy_load_members": true, "include_redundant_members": true });
+            let mut chain = Chain::filtered(&bob, json!({ "room": { "state": lazy } }));
+            chain.query = query.to_owned();
+            chain.next().await;
+            for (who, what) in steps {
+                match (*who, *what) {
+                    ("alice", "say") => {
+                        for text in ["one", "two"] {
+                            say(&alice, &room, text).await;
+                        }
+                    }
+                    ("bob", what) => must(&bob, &room, what, json!({})).await,
+                    (_, what) => must(&alice, &room, what, json!({ "user_id": bob.user_id })).await,
+                }
+            }
+            let answer = chain.next().await;
+            let left = &answer["rooms"]["leave"][&room];
+            let told = ids(&left["timeline"]["events"]);
+            assert_eq!(left["timeline"]["limited"], sees, "{moment}: {answer}");
+            let last =
+                events(&answer, "leave", &room, "timeline").last().unwrap()["content"]["membership"].clone();
+            let expected = if steps.last() == Some(&("alice", "ban")) { "ban" } else { "leave" };
+            assert_eq!(last, expected, "{moment}: {answer}");
+            if !sees {
+                let expected = usize::from(was_in) + 1;
+                assert_eq!(told.len(), expected, "{moment}: nothing is left out: {answer}");
+                continue;
+            }
+            // The timeline and the page before it have everything that bob may see, once and in order.
+            let prev_batch = left["timeline"]["prev_batch"].as_str().unwrap();
+            let mut put_together = page_back(&bob, &room, &format!("&from={prev_batch}")).await;
+            put_together.extend(told);
+            assert_eq!(put_together, page_back(&bob, &room, "").await, "{moment}: {answer}");
+            let state = if query.is_empty() { "state" } else { "state_after" };
+            let state = events(&answer, "leave", &room, state);
+            let own = state.iter().find(|event| event["state_key"] == bob.user_id.as_str());
+            // The end of his stay is told beside the timeline that does not show it.
+            let expected = if query.is_empty() { "leave" } else { last.as_str().unwrap() };
+            let own = own.map(|own| own["content"]["membership"].as_str().unwrap());
+            assert_eq!(
+                own,
+                was_in.then_some(expected).or((!query.is_empty()).then_some(expected)),
+                "{moment}: {answer}"
+            );
+            if last == "ban" {
+                assert!(state.iter().any(|event| event["state_key"] == alice.user_id.as_str()), "{answer}");
+            }
+        }
+    }
+}
