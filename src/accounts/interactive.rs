@@ -1,8 +1,9 @@
 //! User-interactive authentication (<https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>):
 //! which stages a request asks for, and sessions that remember which of them were passed.
 //!
-//! Sessions live in memory, so after a restart the user is asked again. A session belongs to one operation of one user. From
-//! the first passed stage on it also belongs to one request, so that nothing else can be done than was confirmed.
+//! Sessions live in memory, so after a restart the user is asked again. A session belongs to one operation of one user, and is
+//! refused for any other. From the first passed stage on it also belongs to one request, so that nothing else can be done than
+//! was confirmed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,6 +21,8 @@ use crate::{
 
 /// At most this many sessions are open, because anybody may begin one; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
+/// The id of a session has this many characters.
+const SESSION_CHARS: usize = 24;
 /// A session lives this long after its last use, in milliseconds.
 const SESSION_MS: u64 = 60 * 60 * 1000;
 
@@ -54,8 +57,8 @@ impl Flows {
 /// An operation that wants to be confirmed, and for whom it is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// The method and path, and the user if one is known: a session is good for nothing else.
-    pub name: String,
+    /// A digest of the method and path, and of the user and device if they are known: a session is good for nothing else.
+    pub name: [u8; 32],
     /// A digest of the request without its `auth`; compared once a stage was passed.
     pub request: [u8; 32],
     /// The user who asks, if one is known: it is their password that confirms the request.
@@ -64,7 +67,7 @@ pub struct Operation {
 
 #[derive(Clone, Debug)]
 struct Session {
-    name: String,
+    name: [u8; 32],
     /// The flows that were asked for last.
     flows: Flows,
     user_id: Option<OwnedUserId>,
@@ -128,7 +131,7 @@ pub struct Passed {
 
 impl Sessions {
     /// Continues a request that may belong to `session`, after it has passed a stage or none. A session that is not known, or
-    /// that belongs to another operation, is replaced by a new one.
+    /// that belongs to another request, is replaced by a new one. Errors: 403 for a session of another operation.
     pub fn advance(
         &self,
         env: &Env,
@@ -136,9 +139,9 @@ impl Sessions {
         flows: &Flows,
         session: Option<&str>,
         passed: Option<Passed>,
-    ) -> Progress {
+    ) -> Result<Progress, Refusal> {
         let mut open = self.0.lock();
-        let (id, mut state) = open.find_or_begin(env, operation, flows, session);
+        let (id, mut state) = open.find_or_begin(env, operation, flows, session)?;
         if passed.is_some() || !state.completed.is_empty() {
             // A stage that was passed on a page belongs to the first request that brings the session back.
             state.request.get_or_insert(operation.request);
@@ -148,11 +151,11 @@ impl Sessions {
         }
         if flows.are_met(&state.completed) {
             open.remove(&id);
-            return Progress::Done { registration_token: state.registration_token };
+            return Ok(Progress::Done { registration_token: state.registration_token });
         }
         let refusal = ask(flows, &state.completed, &id, None);
         open.put(id, state);
-        Progress::More(refusal)
+        Ok(Progress::More(refusal))
     }
 
     /// The user for whom a session was begun; `None` if there is no such session, or if it is nobody's.
@@ -180,7 +183,8 @@ impl Sessions {
         ))
     }
 
-    /// The 401 for a stage that was failed. It says why, and names the flows again so that the client can go on.
+    /// The 401 for a stage that was failed. It says why, and names the flows again so that the client can go on. For a session
+    /// of another operation it is 403.
     pub fn fail(
         &self,
         env: &Env,
@@ -190,7 +194,10 @@ impl Sessions {
         why: &Refusal,
     ) -> Refusal {
         let mut open = self.0.lock();
-        let (id, state) = open.find_or_begin(env, operation, flows, session);
+        let (id, state) = match open.find_or_begin(env, operation, flows, session) {
+            Ok(found) => found,
+            Err(refusal) => return refusal,
+        };
         let refusal = ask(flows, &state.completed, &id, Some(why));
         open.put(id, state);
         refusal
@@ -198,41 +205,47 @@ impl Sessions {
 }
 
 impl Open {
-    /// The session of this id with its state, or a new one if it is not known or belongs to another operation.
+    /// The session of this id with its state, or a new one if it is not known or belongs to another request.
     fn find_or_begin(
         &mut self,
         env: &Env,
         operation: &Operation,
         flows: &Flows,
         session: Option<&str>,
-    ) -> (String, Session) {
+    ) -> Result<(String, Session), Refusal> {
         let now_ms = env.now_ms();
-        let known = session.and_then(|id| Some((id.to_owned(), self.find(id, operation, now_ms)?)));
-        match known {
-            Some((id, known)) => (id, Session { flows: flows.clone(), ..known }),
-            None => (env.random_string(24), self.begin(operation, flows, now_ms)),
-        }
+        let known = match session {
+            Some(id) => self.find(id, operation, now_ms)?.map(|known| (id.to_owned(), known)),
+            None => None,
+        };
+        let (id, mut state) =
+            known.unwrap_or_else(|| (env.random_string(SESSION_CHARS), self.begin(operation, flows, now_ms)));
+        state.flows = flows.clone();
+        Ok((id, state))
     }
 
-    fn find(&mut self, id: &str, operation: &Operation, now_ms: u64) -> Option<Session> {
-        let session = self.sessions.get_mut(id)?;
+    fn find(&mut self, id: &str, operation: &Operation, now_ms: u64) -> Result<Option<Session>, Refusal> {
+        let Some(session) = self.sessions.get_mut(id) else { return Ok(None) };
         if session.used_ms + SESSION_MS <= now_ms {
             self.remove(id);
-            return None;
+            return Ok(None);
         }
-        if session.name != operation.name
-            || session.request.is_some_and(|request| request != operation.request)
-        {
-            return None;
+        if session.name != operation.name {
+            tracing::debug!(reason = "another operation", "a session of authentication is refused");
+            let why = "`auth.session` belongs to another operation. Send the request without `auth` first.";
+            return Err(Refusal::forbidden(why));
+        }
+        if session.request.is_some_and(|request| request != operation.request) {
+            return Ok(None);
         }
         session.used_ms = now_ms;
-        Some(session.clone())
+        Ok(Some(session.clone()))
     }
 
     fn begin(&mut self, operation: &Operation, flows: &Flows, now_ms: u64) -> Session {
         self.last_serial += 1;
         Session {
-            name: operation.name.clone(),
+            name: operation.name,
             flows: flows.clone(),
             user_id: operation.user_id.clone(),
             request: None,
@@ -283,16 +296,20 @@ fn ask(flows: &Flows, completed: &[AuthType], session: &str, failed: Option<&Ref
 mod tests {
     use super::*;
 
-    fn operation(name: &str, request: u8) -> Operation {
-        Operation { name: name.to_owned(), request: [request; 32], user_id: None }
+    const REGISTER: u8 = 1;
+    const DELETE: u8 = 2;
+    const OTHER: u8 = 3;
+
+    fn operation(name: u8, request: u8) -> Operation {
+        Operation { name: [name; 32], request: [request; 32], user_id: None }
     }
 
     fn passed(stage: AuthType) -> Option<Passed> {
         Some(Passed { stage, registration_token: None })
     }
 
-    fn session_of(progress: Progress) -> String {
-        let Progress::More(refusal) = progress else { panic!("done too early") };
+    fn session_of(progress: Result<Progress, Refusal>) -> String {
+        let Ok(Progress::More(refusal)) = progress else { panic!("done too early") };
         refusal.body.unwrap()["session"].as_str().unwrap().to_owned()
     }
 
@@ -303,7 +320,7 @@ mod tests {
     #[test]
     fn stages_add_up_until_a_row_is_complete() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
-        let it = operation("register", 1);
+        let it = operation(REGISTER, 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, None));
         // The stages of a flow must come in its order.
         for stage in
@@ -312,7 +329,7 @@ mod tests {
             assert_eq!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), passed(stage))));
         }
         let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
-        assert!(matches!(done, Progress::Done { .. }));
+        assert!(matches!(done, Ok(Progress::Done { .. })));
         // A session that has led to the end of its operation cannot be used again.
         assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
     }
@@ -321,42 +338,48 @@ mod tests {
     fn a_stage_passed_in_the_first_request_needs_no_session() {
         let (env, sessions) = (Env::simulated(1, 0), Sessions::default());
         let flows = Flows::one(AuthType::Dummy);
-        let done = sessions.advance(&env, &operation("register", 1), &flows, None, passed(AuthType::Dummy));
-        assert!(matches!(done, Progress::Done { .. }));
+        let done = sessions.advance(&env, &operation(REGISTER, 1), &flows, None, passed(AuthType::Dummy));
+        assert!(matches!(done, Ok(Progress::Done { .. })));
     }
 
     #[test]
     fn what_was_confirmed_for_one_request_or_operation_does_not_count_for_another() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
-        let it = operation("delete", 1);
+        let it = operation(DELETE, 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::RegistrationToken)));
-        for other in [operation("delete", 2), operation("other", 1)] {
-            let next = passed(AuthType::Dummy);
-            assert_ne!(id, session_of(sessions.advance(&env, &other, &flows, Some(&id), next)));
-        }
+        let next = || passed(AuthType::Dummy);
+        let other = operation(DELETE, 2);
+        assert_ne!(id, session_of(sessions.advance(&env, &other, &flows, Some(&id), next())));
+        let other = operation(OTHER, 1);
+        let refusal = sessions.advance(&env, &other, &flows, Some(&id), next()).unwrap_err();
+        assert_eq!(refusal.kind, ErrorKind::Forbidden);
+        let refusal = sessions.fail(&env, &other, &flows, Some(&id), &Refusal::not_found("wrong"));
+        assert_eq!((refusal.kind, refusal.body), (ErrorKind::Forbidden, None));
+        let done = sessions.advance(&env, &it, &flows, Some(&id), next());
+        assert!(matches!(done, Ok(Progress::Done { .. })), "the session is still good for its own");
     }
 
     #[test]
     fn a_stage_passed_on_a_page_counts_for_the_request_that_comes_back_first() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
-        let it = operation("register", 1);
+        let it = operation(REGISTER, 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, None));
         let shown =
             Passed { stage: AuthType::RegistrationToken, registration_token: Some("token".to_owned()) };
         assert!(sessions.pass_on_page(&env, "unknown", shown.clone()).is_err());
         sessions.pass_on_page(&env, &id, shown).unwrap();
         assert_eq!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
-        let other = sessions.advance(&env, &operation("register", 2), &flows, Some(&id), None);
+        let other = sessions.advance(&env, &operation(REGISTER, 2), &flows, Some(&id), None);
         assert_ne!(id, session_of(other));
         let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
-        let Progress::Done { registration_token } = done else { panic!("not done") };
+        let Ok(Progress::Done { registration_token }) = done else { panic!("not done") };
         assert_eq!(registration_token.as_deref(), Some("token"));
     }
 
     #[test]
     fn stages_passed_on_pages_count_in_the_order_of_the_flow() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
-        let it = operation("register", 1);
+        let it = operation(REGISTER, 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, None));
         let pass = |stage| sessions.pass_on_page(&env, &id, passed(stage).unwrap());
         let refusal = pass(AuthType::Dummy).unwrap_err();
@@ -366,13 +389,13 @@ mod tests {
         pass(AuthType::RegistrationToken).unwrap();
         pass(AuthType::Dummy).unwrap();
         let done = sessions.advance(&env, &it, &flows, Some(&id), None);
-        assert!(matches!(done, Progress::Done { .. }));
+        assert!(matches!(done, Ok(Progress::Done { .. })));
     }
 
     #[tokio::test(start_paused = true)]
     async fn sessions_end_after_an_hour() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
-        let it = operation("register", 1);
+        let it = operation(REGISTER, 1);
         let id = session_of(sessions.advance(&env, &it, &flows, None, passed(AuthType::Dummy)));
         env.sleep(std::time::Duration::from_millis(SESSION_MS)).await;
         assert_ne!(id, session_of(sessions.advance(&env, &it, &flows, Some(&id), None)));
@@ -382,7 +405,7 @@ mod tests {
     fn sessions_are_bounded() {
         let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
         for _ in 0..SESSIONS_MAX + 10 {
-            drop(sessions.advance(&env, &operation("register", 1), &flows, None, None));
+            drop(sessions.advance(&env, &operation(REGISTER, 1), &flows, None, None));
         }
         assert_eq!(sessions.0.lock().sessions.len(), SESSIONS_MAX);
         assert_eq!(sessions.0.lock().ages.len(), SESSIONS_MAX);

@@ -87,16 +87,47 @@ async fn deleting_a_device_asks_for_ones_own_password() {
     let others = auth("bob", "password of bob", session);
     assert_eq!(alice.delete(&path, json!({ "auth": others })).await.0, StatusCode::FORBIDDEN);
     let stolen = auth("bob", "password of bob", session);
-    assert_eq!(
-        bob.delete(&path, json!({ "auth": stolen })).await.0,
-        StatusCode::OK,
-        "bob has no such device"
-    );
+    assert_eq!(bob.delete(&path, json!({ "auth": stolen })).await.0, StatusCode::FORBIDDEN);
     assert_eq!(second.get(DEVICES).await.0, StatusCode::OK);
     let right = auth("alice", "password of alice", session);
     assert_eq!(alice.delete(&path, json!({ "auth": right })).await, (StatusCode::OK, json!({})));
     assert_eq!(second.get(DEVICES).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(alice.get(&path).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_confirms_the_operation_that_it_was_begun_for_and_no_other() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    for device in ["FIRST", "SECOND"] {
+        log_in(&alice, device, "password of alice").await;
+    }
+    let (first, second) = (format!("{DEVICES}/FIRST"), format!("{DEVICES}/SECOND"));
+    let (_, asked) = alice.delete(&first, json!({})).await;
+    for body in [
+        json!({ "auth": auth("alice", "password of alice", &asked["session"]) }),
+        json!({ "auth": auth("alice", "wrong", &asked["session"]) }),
+        json!({ "auth": { "session": asked["session"] } }),
+    ] {
+        let mut many = body.clone();
+        many["devices"] = json!(["FIRST"]);
+        let mut password = body.clone();
+        password["new_password"] = "another".into();
+        for (status, json) in [
+            alice.delete(&second, body).await,
+            alice.post("/_matrix/client/v3/delete_devices", many).await,
+            alice.post(PASSWORD, password).await,
+        ] {
+            let refused = (StatusCode::FORBIDDEN, Some("M_FORBIDDEN"));
+            assert_eq!((status, json["errcode"].as_str()), refused, "{json}");
+        }
+    }
+    for path in [&first, &second] {
+        assert_eq!(alice.get(path).await.0, StatusCode::OK);
+    }
+    let right = json!({ "auth": auth("alice", "password of alice", &asked["session"]) });
+    assert_eq!(alice.delete(&first, right).await.0, StatusCode::OK);
+    assert_eq!(alice.get(&second).await.0, StatusCode::OK);
 }
 
 /// Clients of before identifiers name the user beside the password.

@@ -82,8 +82,8 @@ pub(crate) async fn delete_device(
     client: Client<Raw<delete_device::v3::Request>>,
 ) -> Result<delete_device::v3::Response> {
     let (caller, request) = (client.caller, client.request.read_confirmed()?);
-    let wanted = json!({ "devices": [request.device_id] });
-    let operation = confirm::operation("delete devices", Some(&caller), &wanted);
+    let endpoint = format!("delete device {}", request.device_id);
+    let operation = confirm::operation(&endpoint, Some(&caller), &json!({}));
     let flows = confirm::password_flow();
     confirm::confirm(&app, &operation, &flows, Some(&caller), request.auth.as_ref()).await?;
     log_out(&app, &caller, Ending::These([request.device_id].into())).await?;

@@ -29,15 +29,15 @@ pub(crate) struct Confirmed {
     pub(crate) registration_token: Option<String>,
 }
 
-/// Names the operation that the request wants done: the endpoint, the caller, and the part of the request that may not change
-/// between the first confirmed stage and the last.
+/// Names the operation that the request wants done: the endpoint (with what its path names), the caller, and the part of the
+/// request that may not change between the first confirmed stage and the last.
 pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde_json::Value) -> Operation {
     let name = match caller {
-        Some(caller) => format!("{endpoint} {} {}", caller.user_id, caller.device.0),
+        Some(caller) => format!("{} {} {endpoint}", caller.user_id, caller.device.0),
         None => endpoint.to_owned(),
     };
-    let user_id = caller.map(|caller| caller.user_id.clone());
-    Operation { name, request: Sha256::digest(request.to_string()).into(), user_id }
+    let (name, request) = (Sha256::digest(name).into(), Sha256::digest(request.to_string()).into());
+    Operation { name, request, user_id: caller.map(|caller| caller.user_id.clone()) }
 }
 
 /// Confirms a request once all stages of a flow were passed. Errors: 401 with flows and session until then.
@@ -57,7 +57,7 @@ pub(crate) async fn confirm(
             Err(why) => return Err(sessions.fail(&app.env, operation, flows, session, &why).into()),
         },
     };
-    match sessions.advance(&app.env, operation, flows, session, passed) {
+    match sessions.advance(&app.env, operation, flows, session, passed)? {
         Progress::Done { registration_token } => Ok(Confirmed { registration_token }),
         Progress::More(refusal) => Err(refusal.into()),
     }
