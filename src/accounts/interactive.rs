@@ -5,8 +5,12 @@
 //! refused for any other. From the first passed stage on it also belongs to one request, so that nothing else can be done than
 //! was confirmed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use ruma::{
     OwnedUserId,
@@ -21,6 +25,10 @@ use crate::{
 
 /// At most this many sessions are open, because anybody may begin one; the oldest goes first.
 const SESSIONS_MAX: usize = 10_000;
+/// At most this many registrations are remembered, because each request that may repeat one looks through them.
+const MADE_MAX: usize = 1_000;
+/// A session remembers at most this many bytes of a request, because anybody may begin one.
+const PARAMETERS_BYTES_MAX: usize = 2 << 10;
 /// The id of a session has this many characters.
 const SESSION_CHARS: usize = 24;
 /// A session lives this long after its last use, in milliseconds.
@@ -63,6 +71,8 @@ pub struct Operation {
     pub request: [u8; 32],
     /// The user who asks, if one is known: it is their password that confirms the request.
     pub user_id: Option<OwnedUserId>,
+    /// The request without its `auth`, if the session remembers it for a client that does not send it again.
+    pub parameters: Option<Bytes>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +83,8 @@ struct Session {
     user_id: Option<OwnedUserId>,
     /// The digest of the request whose stage was passed first.
     request: Option<[u8; 32]>,
+    /// The last request of the session without its `auth`, if it is to be remembered.
+    parameters: Option<Bytes>,
     completed: Vec<AuthType>,
     /// The registration token that was shown.
     registration_token: Option<String>,
@@ -102,6 +114,18 @@ struct Open {
     /// The ids of the sessions by serial number, so that the oldest is found first.
     ages: BTreeMap<u64, String>,
     last_serial: u64,
+    /// The accounts that registrations made, the newest last.
+    made: VecDeque<Made>,
+}
+
+/// An account that a registration made.
+#[derive(Debug)]
+struct Made {
+    session: String,
+    /// A digest of the request that made it.
+    request: [u8; 32],
+    user_id: OwnedUserId,
+    at_ms: u64,
 }
 
 /// The open sessions, which clones of this share.
@@ -156,6 +180,37 @@ impl Sessions {
         let refusal = ask(flows, &state.completed, &id, None);
         open.put(id, state);
         Ok(Progress::More(refusal))
+    }
+
+    /// The last request of a session of this operation, without its `auth`; `None` if there is no such session, or the request
+    /// was not remembered.
+    pub fn parameters_of(&self, env: &Env, session: &str, name: [u8; 32]) -> Option<Bytes> {
+        let open = self.0.lock();
+        let known = open.sessions.get(session).filter(|known| known.used_ms + SESSION_MS > env.now_ms());
+        known.filter(|known| known.name == name).and_then(|known| known.parameters.clone())
+    }
+
+    /// Notes that a registration made an account with this session, for a client that loses the answer.
+    pub fn note_made(&self, env: &Env, session: &str, request: [u8; 32], user_id: OwnedUserId) {
+        if session.len() > SESSION_CHARS {
+            // The client made it up.
+            return;
+        }
+        let made = Made { session: session.to_owned(), request, user_id, at_ms: env.now_ms() };
+        let mut open = self.0.lock();
+        if open.made.len() >= MADE_MAX {
+            open.made.pop_front();
+        }
+        open.made.push_back(made);
+    }
+
+    /// Finds the account that the same request made with a session of late.
+    pub fn find_made(&self, env: &Env, session: &str, request: [u8; 32]) -> Option<OwnedUserId> {
+        let (open, now_ms) = (self.0.lock(), env.now_ms());
+        let is_it = |made: &&Made| {
+            made.session == session && made.request == request && made.at_ms + SESSION_MS > now_ms
+        };
+        open.made.iter().rev().find(is_it).map(|made| made.user_id.clone())
     }
 
     /// The user for whom a session was begun; `None` if there is no such session, or if it is nobody's.
@@ -221,6 +276,8 @@ impl Open {
         let (id, mut state) =
             known.unwrap_or_else(|| (env.random_string(SESSION_CHARS), self.begin(operation, flows, now_ms)));
         state.flows = flows.clone();
+        let parameters = operation.parameters.as_ref();
+        state.parameters = parameters.filter(|json| json.len() <= PARAMETERS_BYTES_MAX).cloned();
         Ok((id, state))
     }
 
@@ -249,6 +306,7 @@ impl Open {
             flows: flows.clone(),
             user_id: operation.user_id.clone(),
             request: None,
+            parameters: None,
             completed: Vec::new(),
             registration_token: None,
             used_ms: now_ms,
@@ -301,7 +359,7 @@ mod tests {
     const OTHER: u8 = 3;
 
     fn operation(name: u8, request: u8) -> Operation {
-        Operation { name: [name; 32], request: [request; 32], user_id: None }
+        Operation { name: [name; 32], request: [request; 32], user_id: None, parameters: None }
     }
 
     fn passed(stage: AuthType) -> Option<Passed> {
@@ -357,6 +415,21 @@ mod tests {
         assert_eq!((refusal.kind, refusal.body), (ErrorKind::Forbidden, None));
         let done = sessions.advance(&env, &it, &flows, Some(&id), next());
         assert!(matches!(done, Ok(Progress::Done { .. })), "the session is still good for its own");
+    }
+
+    #[test]
+    fn a_session_remembers_its_last_request_if_it_is_small() {
+        let (env, sessions, flows) = (Env::simulated(1, 0), Sessions::default(), two());
+        let with =
+            |bytes: usize| Operation { parameters: Some(vec![b'x'; bytes].into()), ..operation(REGISTER, 1) };
+        let (small, large) = (with(PARAMETERS_BYTES_MAX), with(PARAMETERS_BYTES_MAX + 1));
+        let id = session_of(sessions.advance(&env, &with(1), &flows, None, None));
+        assert_eq!(id, session_of(sessions.advance(&env, &small, &flows, Some(&id), None)));
+        assert_eq!(sessions.parameters_of(&env, &id, small.name), small.parameters);
+        assert_eq!(sessions.parameters_of(&env, &id, [OTHER; 32]), None);
+        assert_eq!(sessions.parameters_of(&env, "none", small.name), None);
+        assert_eq!(id, session_of(sessions.advance(&env, &large, &flows, Some(&id), None)));
+        assert_eq!(sessions.parameters_of(&env, &id, small.name), None);
     }
 
     #[test]

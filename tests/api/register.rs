@@ -419,3 +419,92 @@ async fn every_stage_that_is_asked_for_has_a_page() {
     }
     assert_eq!(page(Method::GET, "m.login.other", String::new()).await.0, StatusCode::NOT_FOUND);
 }
+
+async fn logs_in(server: &TestServer, name: &str, password: &str) -> bool {
+    let body = json!({ "type": "m.login.password", "password": password,
+        "identifier": { "type": "m.id.user", "user": name } });
+    server.anonymous().post("/_matrix/client/v3/login", body).await.0 == StatusCode::OK
+}
+
+/// Element Android, for one, asks for the flows, then sends the fields, and then only `auth`.
+#[tokio::test(start_paused = true)]
+async fn a_client_may_send_the_fields_of_a_registration_once() {
+    let server = TestServer::new();
+    let client = server.anonymous();
+    let (_, asked) = client.post(REGISTER, json!({})).await;
+    let fields = json!({ "username": "alice", "password": "p4ssw0rd of test", "device_id": "MINE",
+        "initial_device_display_name": "phone", "refresh_token": true });
+    for session in [None, Some(&asked["session"])] {
+        let name = if session.is_some() { "alice" } else { "bob" };
+        let mut fields = fields.clone();
+        fields["username"] = name.into();
+        if let Some(session) = session {
+            fields["auth"] = json!({ "session": session });
+        }
+        let (status, asked) = client.post(REGISTER, fields).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{asked}");
+        let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
+        let (status, json) = client.post(REGISTER, json!({ "auth": auth })).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        assert_eq!(
+            (&json["user_id"], &json["device_id"]),
+            (&format!("@{name}:test.example").into(), &"MINE".into())
+        );
+        assert!(json["refresh_token"].is_string());
+        let mut one = client.clone();
+        one.token = json["access_token"].as_str().map(str::to_owned);
+        assert_eq!(one.get("/_matrix/client/v3/devices/MINE").await.1["display_name"], "phone");
+        assert!(logs_in(&server, name, "p4ssw0rd of test").await);
+    }
+    let (_, asked) = client.post(REGISTER, json!({ "username": "carol", "inhibit_login": true })).await;
+    let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
+    let (status, json) = client.post(REGISTER, json!({ "auth": auth })).await;
+    assert_eq!((status, json), (StatusCode::OK, json!({ "user_id": "@carol:test.example" })));
+    // Who wishes for nothing, or for what was not remembered, is asked again and gets no account that nobody wished for.
+    let auth = json!({ "type": "m.login.dummy", "session": "from before a restart" });
+    assert_eq!(client.post(REGISTER, json!({ "auth": auth })).await.0, StatusCode::UNAUTHORIZED);
+    let large = json!({ "username": "dave", "password": "\u{1}".repeat(1_000) });
+    let (_, asked) = client.post(REGISTER, large).await;
+    let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
+    assert_eq!(client.post(REGISTER, json!({ "auth": auth })).await.0, StatusCode::UNAUTHORIZED);
+    let (_, asked) = client.post(REGISTER, json!({})).await;
+    let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
+    assert_eq!(client.post(REGISTER, json!({ "auth": auth })).await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_sent_again_logs_in_to_the_account_that_it_made() {
+    let server = TestServer::new();
+    let client = server.anonymous();
+    for named in [true, false] {
+        let mut body = json!({ "password": "p4ssw0rd of test", "device_id": "MINE" });
+        if named {
+            body["username"] = "alice".into();
+        }
+        let (_, asked) = client.post(REGISTER, body.clone()).await;
+        body["auth"] = json!({ "type": "m.login.dummy", "session": asked["session"] });
+        let (status, first) = client.post(REGISTER, body.clone()).await;
+        assert_eq!(status, StatusCode::OK, "{first}");
+        let (status, again) = client.post(REGISTER, body.clone()).await;
+        assert_eq!(status, StatusCode::OK, "{again}");
+        assert_eq!((&again["user_id"], &again["device_id"]), (&first["user_id"], &first["device_id"]));
+        let mut one = client.clone();
+        one.token = again["access_token"].as_str().map(str::to_owned);
+        assert_eq!(one.get("/_matrix/client/v3/account/whoami").await.1["user_id"], first["user_id"]);
+        // Somebody who does not know the password gets nothing.
+        let mut wrong = body.clone();
+        wrong["password"] = "another".into();
+        assert_eq!(client.post(REGISTER, wrong).await.0, StatusCode::FORBIDDEN);
+        for (field, value) in [("device_id", "OTHER"), ("session", "")] {
+            let mut other = body.clone();
+            match field {
+                "session" => other["auth"] = json!({ "type": "m.login.dummy" }),
+                field => other[field] = value.into(),
+            }
+            let (status, json) = client.post(REGISTER, other).await;
+            let expected = if named { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+            assert_eq!(status, expected, "{json}");
+            assert_ne!(json["user_id"], first["user_id"]);
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub(crate) fn operation(endpoint: &str, caller: Option<&Caller>, request: &serde
         None => endpoint.to_owned(),
     };
     let (name, request) = (Sha256::digest(name).into(), Sha256::digest(request.to_string()).into());
-    Operation { name, request, user_id: caller.map(|caller| caller.user_id.clone()) }
+    Operation { name, request, user_id: caller.map(|caller| caller.user_id.clone()), parameters: None }
 }
 
 /// Confirms a request once all stages of a flow were passed. Errors: 401 with flows and session until then.

@@ -1,30 +1,32 @@
 //! Makes an account, and logs it in.
 
 use ruma::{
-    OwnedUserId,
+    OwnedDeviceId, OwnedUserId,
     api::{
         client::uiaa::{AuthData, AuthType},
         error::ErrorKind,
     },
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::{
     accounts::{
-        devices::{self, LogIn},
-        interactive::Flows,
+        devices::{self, DISPLAY_NAME_CHARS_MAX, LogIn},
+        interactive::{Flows, Operation},
         names, passwords, profiles,
         registration::{self, Spent},
         tokens::{self, Holder},
         users::{self, NewUser},
     },
     config::RegistrationMode,
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     flows::{
         App,
         account::{
             confirm,
-            log_in::{self, Session},
+            log_in::{self, LoggedIn, Named, Session},
             password,
         },
         write,
@@ -50,29 +52,133 @@ pub(crate) struct Wish {
     pub(crate) refreshable: bool,
 }
 
+/// The fields of a wish that a session of authentication remembers, because some clients send them with their first request only.
+#[derive(Serialize, Deserialize)]
+struct Fields {
+    username: Option<String>,
+    password: Option<String>,
+    device_id: Option<OwnedDeviceId>,
+    device_name: Option<String>,
+    logs_in: bool,
+    refreshable: bool,
+}
+
+impl Wish {
+    fn fields(&self) -> Fields {
+        let log_in = self.log_in.as_ref();
+        let device_name = log_in.and_then(|log_in| log_in.display_name.as_ref());
+        Fields {
+            username: self.username.clone(),
+            password: self.password.clone(),
+            device_id: log_in.and_then(|log_in| log_in.id.clone()),
+            device_name: device_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect()),
+            logs_in: log_in.is_some(),
+            refreshable: self.refreshable,
+        }
+    }
+
+    /// Whether the request asked for nothing but an account.
+    fn is_bare(&self) -> bool {
+        let Self { username, password, log_in, refreshable } = self;
+        let is_plain = |log_in: &LogIn| log_in.id.is_none() && log_in.display_name.is_none();
+        username.is_none() && password.is_none() && !refreshable && log_in.as_ref().is_some_and(is_plain)
+    }
+
+    /// The wish that has these fields, from the address that this one came from.
+    fn with(self, fields: Fields) -> Self {
+        let Fields { username, password, device_id: id, device_name: display_name, .. } = fields;
+        let ip = self.log_in.and_then(|log_in| log_in.ip);
+        let log_in = fields.logs_in.then_some(LogIn { id, display_name, ip });
+        Self { username, password, log_in, refreshable: fields.refreshable }
+    }
+
+    /// A digest of everything but the password, which only its hash confirms.
+    fn digest(&self) -> Result<[u8; 32]> {
+        let fields = Fields { password: None, ..self.fields() };
+        Ok(Sha256::digest(to_json(&fields)?).into())
+    }
+}
+
+fn to_json(fields: &Fields) -> Result<Vec<u8>> {
+    serde_json::to_vec(fields).map_err(|_| Error::broken("the fields of a registration are JSON"))
+}
+
+/// The name of the operation of [`register`].
+const REGISTER: &str = "register";
+
 /// An account that was made.
 pub(crate) struct Registered {
     /// The user id of the new account.
     pub(crate) user_id: OwnedUserId,
-    /// Whether it administers the server.
+    /// Whether it became an admin of the server by this request.
     pub(crate) is_admin: bool,
     /// The device and its tokens, if one was logged in.
     pub(crate) session: Option<Session>,
 }
 
 /// `POST /register`: makes an account after the user-interactive authentication that the settings ask for.
+///
+/// The specification has clients send the whole request again with each stage. Element Android, for one, sends the fields with
+/// its first request and then only `auth`, so that the session remembers them. A client that lost the answer and sends its last
+/// request again is logged in to the account that was made.
+///
 /// Errors: 403 where registration is closed, 400 `M_USER_IN_USE`, `M_INVALID_USERNAME`, `M_WEAK_PASSWORD`, 401 to go on.
 pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> Result<Registered> {
     let flows = flows(app)?;
+    let session = auth.and_then(AuthData::session);
+    let (wish, auth) = match session {
+        Some(session) if wish.is_bare() => recall(app, wish, session, auth)?,
+        _ => (wish, auth),
+    };
+    let asked = wish.digest()?;
+    if let Some(session) = session
+        && let Some(password) = wish.password.clone()
+        && let Some(user_id) = app.accounts.sessions().find_made(&app.env, session, asked)
+    {
+        return log_in_again(app, user_id, password, wish).await;
+    }
+    let has_password = wish.password.is_some();
     if let Some(username) = &wish.username {
         require_free(app, username)?;
     }
     if let Some(password) = &wish.password {
         passwords::check(password)?;
     }
-    let operation = confirm::operation("register", None, &json!({ "username": wish.username }));
+    let operation = Operation {
+        parameters: Some(to_json(&wish.fields())?.into()),
+        ..confirm::operation(REGISTER, None, &json!({ "username": wish.username }))
+    };
     let confirmed = confirm::confirm(app, &operation, &flows, None, auth).await?;
-    make(app, wish, Role::Registers { token: confirmed.registration_token }).await
+    let made = make(app, wish, Role::Registers { token: confirmed.registration_token }).await?;
+    if let Some(session) = session.filter(|_| has_password) {
+        app.accounts.sessions().note_made(&app.env, session, asked, made.user_id.clone());
+    }
+    Ok(made)
+}
+
+/// The wish that was sent before in a session, for a request that brings only `auth`. Where none is remembered, as after a
+/// restart, the request counts as one without `auth`, so that no account is made that nobody wished for.
+fn recall<'a>(
+    app: &App,
+    wish: Wish,
+    session: &str,
+    auth: Option<&'a AuthData>,
+) -> Result<(Wish, Option<&'a AuthData>)> {
+    let name = confirm::operation(REGISTER, None, &json!({})).name;
+    let Some(json) = app.accounts.sessions().parameters_of(&app.env, session, name) else {
+        return Ok((wish, None));
+    };
+    let fields = serde_json::from_slice(&json).map_err(|_| Error::broken("a session remembers JSON"))?;
+    Ok((wish.with(fields), auth))
+}
+
+/// Logs in to an account that the same request made before, with the password that it chose then.
+async fn log_in_again(app: &App, user_id: OwnedUserId, password: String, wish: Wish) -> Result<Registered> {
+    let Some(log_in) = wish.log_in else { return Ok(Registered { user_id, is_admin: false, session: None }) };
+    let named = Named { given: user_id.to_string(), meant: Some(user_id) };
+    let LoggedIn { user_id, session } =
+        log_in::with_password(app, named, password, log_in, wish.refreshable).await?;
+    Ok(Registered { user_id, is_admin: false, session: Some(session) })
 }
 
 /// Turns a guest into a full account with the name that it has and a password; its devices and rooms stay. If several requests
@@ -97,7 +203,7 @@ pub(crate) async fn upgrade_guest(
     };
     passwords::check(&password)?;
     let flows = flows(app)?;
-    let operation = confirm::operation("register", Some(&caller), &json!({ "username": wish.username }));
+    let operation = confirm::operation(REGISTER, Some(&caller), &json!({ "username": wish.username }));
     let confirmed = confirm::confirm(app, &operation, &flows, Some(&caller), auth).await?;
     let hash = password::hash(app, password).await?;
     let acting = caller.clone();
