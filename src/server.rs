@@ -66,7 +66,7 @@ impl Server {
         let resolver = Resolver::new(env.clone(), metrics.clone());
         let rooms = Rooms::open(&*store.snapshot(), config.server.name.clone(), signing.clone(), resolver)?;
         let (notifier, stopping) = (Notifier::new(), CancellationToken::new());
-        let ephemeral = Ephemeral::new(&env);
+        let ephemeral = Ephemeral::new(&env, config.presence.enabled);
         let push = Push::new(metrics.clone());
         let polls = Polls::new(
             env.clone(),

@@ -13,6 +13,7 @@ pub struct Ephemeral(Arc<Inner>);
 
 struct Inner {
     boot: u32,
+    shows_presence: bool,
     board: Mutex<Board>,
 }
 
@@ -35,11 +36,17 @@ impl Board {
 }
 
 impl Ephemeral {
-    /// Begins with nobody present and nobody typing, under a random id of this run.
-    pub fn new(env: &Env) -> Self {
+    /// Begins with nobody present and nobody typing, under a random id of this run. Unless `shows_presence`, nobody's presence
+    /// is told to anybody.
+    pub fn new(env: &Env, shows_presence: bool) -> Self {
         let mut boot = [0; 4];
         env.fill_random(&mut boot);
-        Self(Arc::new(Inner { boot: u32::from_be_bytes(boot), board: Mutex::default() }))
+        Self(Arc::new(Inner { boot: u32::from_be_bytes(boot), shows_presence, board: Mutex::default() }))
+    }
+
+    /// Whether users are told of the presence of others.
+    pub fn shows_presence(&self) -> bool {
+        self.0.shows_presence
     }
 
     /// The id of this run of the server.

@@ -432,3 +432,23 @@ async fn who_comes_to_a_room_is_seen_there_at_once() {
     assert_eq!(presence_of(&told, &bob.user_id).unwrap()["status_msg"], "new here");
     assert_eq!(typists(&bobs.next().await, &room), Some(vec![alice.user_id.clone()]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_to_share_a_room_is_told_of_though_never_heard_of() {
+    for shows_presence in [true, false] {
+        let server = TestServer::with(|config| config.presence.enabled = shows_presence);
+        let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+        let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
+        let (mut alices, mut bobs) = (Chain::of(&alice), Chain::of(&bob));
+        alices.next().await;
+        bobs.next().await;
+        must(&bob, &room, "join", json!({})).await;
+        for (chain, other) in [(&mut alices, &bob), (&mut bobs, &alice)] {
+            let told = chain.next().await;
+            let expected = json!([{ "type": "m.presence", "sender": other.user_id,
+                "content": { "presence": "offline" } }]);
+            assert_eq!(told["presence"].get("events"), shows_presence.then_some(&expected), "{told}");
+            assert!(chain.next().await.get("presence").is_none());
+        }
+    }
+}

@@ -57,7 +57,8 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     let mut news = PresenceNews::default();
     let came = &changes.shares.came;
     let filter = &window.ask.filter.presence;
-    if (window.moment.presence.is_empty() && came.is_empty()) || !filter.wants_type(PRESENCE) {
+    let is_quiet = window.moment.presence.is_empty() && came.is_empty();
+    if is_quiet || !window.ephemeral.shows_presence() || !filter.wants_type(PRESENCE) {
         return Ok(news);
     }
     let (told, is_whole) = match window.since {
@@ -103,23 +104,27 @@ fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<
     Ok(())
 }
 
-/// Finds the presence of those who came to share a room, and says whether these are all of them.
+/// Finds the presence of those who came to share a room, and says whether these are all of whom something is known. Users who
+/// have not been heard of are offline; a client may know another presence of them, from another room or another run of the
+/// server. They are told last, as far as there is place.
 fn list_came(
     window: &Window<'_>,
     came: &BTreeSet<String>,
 ) -> Result<(BTreeMap<UserNum, Change>, bool), Fault> {
-    let mut told = BTreeMap::new();
+    let (mut told, mut silent) = (BTreeMap::new(), Vec::new());
+    let change = |user, presence| Change { number: 0, user, presence, profile: None, rooms: Arc::default() };
     for user_id in came {
-        if told.len() == USERS_MAX {
-            return Ok((told, false));
-        }
         let Ok(user_id) = <&UserId>::try_from(user_id.as_str()) else { continue };
-        if let Some(user) = accounts::users::find_num(window.read, user_id)?
-            && let Some(presence) = window.ephemeral.read(|board| board.presence.find(user))
-        {
-            told.insert(user, Change { number: 0, user, presence, profile: None, rooms: Arc::default() });
+        let Some(user) = accounts::users::find_num(window.read, user_id)? else { continue };
+        match window.ephemeral.read(|board| board.presence.find(user)) {
+            Some(_) if told.len() == USERS_MAX => return Ok((told, false)),
+            Some(presence) => drop(told.insert(user, change(user, presence))),
+            None if silent.len() < USERS_MAX && user != window.ask.caller.user => silent.push(user),
+            None => {}
         }
     }
+    silent.truncate(USERS_MAX - told.len());
+    told.extend(silent.into_iter().map(|user| (user, change(user, Presence::unknown()))));
     Ok((told, true))
 }
 
