@@ -28,10 +28,14 @@ pub(crate) struct Floors<'a> {
     /// Every lane is read at least up to here.
     base: Order,
     lanes: BTreeMap<Lane, Order>,
+    /// The place up to which the user has read outside threads, if they sent nothing there.
+    main_receipt: Order,
     /// The position at which the newest of the receipts that were looked up was stored.
     receipt_stored: Position,
-    /// The newest of the user's own events that were looked up.
+    /// The newest of the user's own events outside threads.
     sent: Order,
+    /// The newest of the user's own events in threads that were looked up.
+    sent_in_threads: Order,
 }
 
 impl<'a> Floors<'a> {
@@ -52,8 +56,10 @@ impl<'a> Floors<'a> {
             shown: BTreeMap::new(),
             base: everything.order.max(joined),
             lanes: BTreeMap::new(),
+            main_receipt: everything.order.max(joined),
             receipt_stored: everything.stored,
             sent: Order::MIN,
+            sent_in_threads: Order::MIN,
         })
     }
 
@@ -105,8 +111,12 @@ impl<'a> Floors<'a> {
             self.receipt_stored = self.receipt_stored.max(receipt.stored);
             floor = floor.max(receipt.order);
         }
+        if lane == Lane::MAIN {
+            self.main_receipt = floor;
+        }
         if let Some(sent) = schema::UNREAD_SENT.get(read, (self.room, self.user, lane))? {
-            self.sent = self.sent.max(sent);
+            let newest = if lane == Lane::MAIN { &mut self.sent } else { &mut self.sent_in_threads };
+            *newest = sent.max(*newest);
             floor = floor.max(sent);
         }
         debug_assert!(floor >= self.base, "a lane is read at least as far as everything is");
@@ -114,9 +124,21 @@ impl<'a> Floors<'a> {
         Ok(floor)
     }
 
-    /// Whether one of the floors that were looked up moved after this position.
+    /// Whether one of the floors that were looked up moved after this position, but for that outside threads where the user only
+    /// sent something there.
     pub(crate) fn moved_after(&self, position: Position) -> bool {
-        self.receipt_stored > position || self.sent > Order::upto(position)
+        self.receipt_stored > position || self.sent_in_threads > Order::upto(position)
+    }
+
+    /// Whether the user sent something outside threads after this position.
+    pub(crate) fn sent_after(&self, position: Position) -> bool {
+        self.sent > Order::upto(position)
+    }
+
+    /// These floors with that outside threads as it would be if the user had sent nothing there above this order.
+    pub(crate) fn before_sending(mut self, sent: Order) -> Self {
+        self.lanes.insert(Lane::MAIN, self.main_receipt.max(sent));
+        self
     }
 }
 

@@ -43,6 +43,8 @@ const EVENT_STEPS: u64 = 400_000;
 const LOOK_STEPS: u64 = 10_000_000;
 /// Reading an event costs at least this many steps. A longer event costs one step a byte.
 const READING_STEPS: usize = 500;
+/// Look at no more than this many events for the last one that a user sent; if it is none of them, counts may have changed.
+const SENT_LOOKED_AT: usize = 16;
 /// If a user ignores at most this many others, these are looked up among the members of a room; otherwise one of them is taken
 /// to be a member.
 const IGNORED_LOOKED_UP_MAX: usize = 32;
@@ -241,7 +243,35 @@ impl Reader<'_> {
         if redacted.values().any(|row| row.redacted_at > from) {
             return Ok(true);
         }
+        if floors.sent_after(from) {
+            // A user who sends something has read what came before; that is no news where all of it was read already.
+            let sent = self.find_sent(read, place, floors.base(), Order::upto(from))?;
+            let Some(sent) = sent.filter(|_| now == Tally::default()) else { return Ok(true) };
+            floors = floors.before_sending(sent);
+        }
         Ok(now != self.tally_above(read, place, &mut floors, Order::upto(from))?)
+    }
+
+    /// Finds the newest event at or below `upto` that the user sent outside threads; `base` if there is none above that. `None`
+    /// if it does not stand among the next few events.
+    fn find_sent(
+        &self,
+        read: &(impl Read + ?Sized),
+        place: Place<'_>,
+        base: Order,
+        upto: Order,
+    ) -> Result<Option<Order>, Fault> {
+        let (low, high) = (Bound::Excluded((place.num, base)), Bound::Included((place.num, upto)));
+        let mut rows = schema::TIMELINE.range::<(RoomNum, Order)>(read, low, high, Direction::Down)?;
+        for row in rows.by_ref().take(SENT_LOOKED_AT) {
+            let ((_, order), row) = row?;
+            let stored = StoredEvent { order, row };
+            let is_own = *stored.row.sender() == *self.user_id.as_str() && stored.membership().is_none();
+            if is_own && relations::lane_of(read, place.num, &stored)? == Lane::MAIN {
+                return Ok(Some(order));
+            }
+        }
+        Ok(rows.next().is_none().then_some(base))
     }
 
     /// The rule of the user that an event of a room meets, with the tweaks that a gateway is told; none if the event meets no

@@ -86,23 +86,25 @@ pub(crate) fn joined(
         }
     }
     let changes = state::changes(room, &mut timeline)?;
-    note_shares(room, &changes, shares)?;
-    let (state, summary) = if place.is_whole() && !window.ask.filter.lazy_members {
+    let are_others = note_shares(room, &changes, shares)?;
+    let (state, summary, is_other_summary) = if place.is_whole() && !window.ask.filter.lazy_members {
         let state = state::collect(room, &timeline, &changes, None)?;
         // The room's name is at hand among all that is told, so that it need not be looked for.
         // A client that is told the state after the timeline takes none from the timeline.
         let timeline = timeline.events.iter().filter(|_| !window.ask.use_state_after);
         let summary = heroes::summary_of(room, state.iter().chain(timeline.map(|(stored, _)| stored)))?;
-        (state, Some(summary))
+        (state, Some(summary), true)
     } else {
         // Heroes take part in lazy loading, because a client cannot name the room without their member events.
-        let is_other = place.is_whole() || !changes.members.is_empty() || changes.is_renamed;
-        let summary = match is_other || (timeline.may_redact && heroes::lost_name(room)?) {
+        let is_renamed = changes.is_renamed || (timeline.may_redact && heroes::lost_name(room)?);
+        let summary = match place.is_whole() || !changes.members.is_empty() || is_renamed {
             true => Some(heroes::summary(room)?),
             false => None,
         };
         let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
-        (state::collect(room, &timeline, &changes, heroes)?, summary)
+        // A member who only changed their profile makes the summary no other than the client knows it.
+        let is_other_summary = are_others || (is_renamed && heroes.is_some());
+        (state::collect(room, &timeline, &changes, heroes)?, summary, is_other_summary)
     };
     let receipts = receipts::collect(room)?;
     let typing = typing::collect(room)?;
@@ -113,17 +115,29 @@ pub(crate) fn joined(
     let has_news = place.is_whole()
         || !timeline.events.is_empty()
         || timeline.limited
-        || !state.is_empty()
-        || summary.is_some()
+        || wants_any_state(room, &state)
+        || is_other_summary
         || !receipts.is_empty()
         || typing.is_some()
-        || !account_data.is_empty()
+        || wants_any_data(room, &account_data)
         || unread::is_news(room)?;
     if !has_news {
         return Ok(None);
     }
     let counts = unread::collect(room)?;
     Ok(Some(JoinedNews { timeline, state, summary, receipts, typing, account_data, counts }))
+}
+
+/// Whether the client wants any of these events of a room's state.
+fn wants_any_state(room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> bool {
+    let filter = &room.window.ask.filter.state;
+    filter.wants_room(&room.row.id) && state.iter().any(|stored| filter.wants(stored))
+}
+
+/// Whether the client wants any of this account data of a room.
+fn wants_any_data(room: &RoomWindow<'_, '_>, data: &Data) -> bool {
+    let filter = &room.window.ask.filter.room_account_data;
+    filter.wants_room(&room.row.id) && data.iter().any(|(event_type, _)| filter.wants_type(event_type))
 }
 
 /// Collects a room that the user has left, or was kicked or banned from.
@@ -252,13 +266,14 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<StoredEven
 /// Notes who came to share a room that the user is in, and who ceased to, when nothing else of the room is wanted.
 pub(crate) fn shares(room: &RoomWindow<'_, '_>, shares: &mut Shares) -> Result<(), Fault> {
     let changes = state::changes(room, &mut Timeline::empty(room.place.end))?;
-    note_shares(room, &changes, shares)
+    note_shares(room, &changes, shares).map(drop)
 }
 
-/// Notes who came to share the room with the user, and who ceased to.
-fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shares) -> Result<(), Fault> {
+/// Notes who came to share the room with the user, and who ceased to. Answers whether somebody's membership is another than
+/// the client knows.
+fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shares) -> Result<bool, Fault> {
     match room.place.standing {
-        Standing::New => Ok(()),
+        Standing::New => Ok(true),
         Standing::Knows(_) => note_members(room, &changes.members, shares),
         Standing::Returns(_) => {
             if was_joined_at(room.window, room.num, room.window.from)? {
@@ -268,7 +283,8 @@ fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shar
                 let changes = state::changes(&room.at(place), &mut Timeline::empty(place.end))?;
                 note_members(room, &changes.members, shares)?;
             }
-            shares.joined_room(room.window, room.num)
+            shares.joined_room(room.window, room.num)?;
+            Ok(true)
         }
     }
 }
@@ -277,17 +293,19 @@ fn note_members(
     room: &RoomWindow<'_, '_>,
     changes: &[MemberChange],
     shares: &mut Shares,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
+    let mut are_others = false;
     for change in changes {
         let before = membership(room, change.before)?;
         let after = membership(room, change.after)?;
+        are_others |= before != after;
         if after == Membership::Join && before != Membership::Join {
             shares.came.insert(change.user_id.clone());
         } else if before == Membership::Join && after != Membership::Join {
             shares.went.insert(change.user_id.clone());
         }
     }
-    Ok(())
+    Ok(are_others)
 }
 
 fn membership(room: &RoomWindow<'_, '_>, value: StateValue) -> Result<Membership, Fault> {

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::{
     rooms::Rooms,
     support::{TestServer, encoded},
+    sync::{Chain, events},
 };
 
 #[tokio::test(start_paused = true)]
@@ -88,5 +89,54 @@ async fn a_filter_of_a_hundred_relations_reads_as_much_as_one_of_a_single_one() 
         assert!(one > 60, "each event is asked for its relations: {one}");
         assert_eq!(cost(field, 100, false).await, one, "{field}");
         assert_eq!(cost(field, 150, true).await, one, "{field}, one entry many times");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_of_which_everything_new_is_filtered_out_is_not_told() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    for lazy in [false, true] {
+        let filter = json!({ "room": {
+            "timeline": { "types": [] }, "ephemeral": { "types": [] }, "account_data": { "types": ["u.wanted"] },
+            "state": { "types": ["a.wanted"], "lazy_load_members": lazy },
+        }, "presence": { "types": [] } });
+        let mut chain = Chain::filtered(&alice, filter);
+        chain.next().await;
+        let state = |kind: &str| format!("/rooms/{room}/state/{kind}/");
+        let data = |kind: &str| format!("/user/{}/rooms/{room}/account_data/{kind}", alice.user_id);
+        for (who, number) in [(&alice, "1"), (&bob, "2")] {
+            let path = format!("/rooms/{room}/state/m.room.member/{}", who.user_id);
+            let name = format!("{number} {lazy}");
+            who.ok_put(&path, json!({ "membership": "join", "displayname": name })).await;
+            let profile = format!("/profile/{}/displayname", who.user_id);
+            who.ok_put(&profile, json!({ "displayname": format!("other {name}") })).await;
+        }
+        alice.say(&room, &format!("{lazy}"), "of one's own").await;
+        alice.ok_put(&state("m.room.name"), json!({ "name": format!("name {lazy}") })).await;
+        alice.ok_put(&data("u.other"), json!({ "lazy": lazy })).await;
+        let answer = chain.next().await;
+        assert!(answer.get("rooms").is_none(), "{answer}");
+        alice.ok_put(&state("a.wanted"), json!({ "lazy": lazy })).await;
+        assert_eq!(events(&chain.next().await, "join", &room, "state").len(), 1);
+        alice.ok_put(&data("u.wanted"), json!({ "lazy": lazy })).await;
+        assert_eq!(events(&chain.next().await, "join", &room, "account_data").len(), 1);
+        // The summary changes with who is in the room, and with its name where it has none.
+        bob.ok_post(&format!("/rooms/{room}/leave"), json!({})).await;
+        let summary = |answer: &serde_json::Value| answer["rooms"]["join"][&room]["summary"].clone();
+        assert_eq!(summary(&chain.next().await)["m.joined_member_count"], 1);
+        bob.ok_post(&format!("/join/{room}"), json!({})).await;
+        assert_eq!(summary(&chain.next().await)["m.joined_member_count"], 2);
+        alice.ok_put(&state("m.room.name"), json!({})).await;
+        assert_eq!(summary(&chain.next().await)["m.heroes"], json!([bob.user_id]));
+        // Counts are told though the events that count are not, and so is that one's own message has read the others.
+        for (who, count) in [(&bob, 1), (&alice, 0)] {
+            who.say(&room, &format!("{count}-{lazy}"), "text").await;
+            let answer = chain.next().await;
+            let counts = &answer["rooms"]["join"][&room]["unread_notifications"];
+            assert_eq!(counts["notification_count"], count, "{answer}");
+        }
     }
 }
