@@ -60,7 +60,7 @@ enum Fit {
 
 /// Lists at most `limit` users who fit `term`, the best fit first, and answers whether there are more. Only users are found
 /// who share a room with the searcher, or are in a room that everybody may join or read. Those who share a room are found
-/// however many others there are.
+/// however many others there are. Searchers find themselves where every stranger would.
 pub fn find(
     read: &(impl Read + ?Sized),
     asks: UserNum,
@@ -72,10 +72,11 @@ pub fn find(
         return Ok((Vec::new(), false));
     }
     let own: BTreeSet<RoomNum> = members::list_joined_rooms(read, asks)?.into_iter().collect();
-    let mates = list_room_mates(read, &own)?;
-    let mut fitting = list_fitting(read, asks, &term, &mates)?;
+    let mut mates = list_room_mates(read, &own)?;
+    let mut fitting = list_fitting(read, &term, &mates)?;
+    mates.remove(&asks);
     fitting.sort_by(|one, other| one.rank(&mates).cmp(&other.rank(&mates)));
-    let mut sight = Sight { own, open: BTreeMap::new() };
+    let mut sight = Sight { asks, own, open: BTreeMap::new() };
     let mut found = Vec::new();
     let mut checked = 0;
     for one in fitting {
@@ -132,7 +133,6 @@ impl Fitting {
 /// the searcher and are younger.
 fn list_fitting(
     read: &(impl Read + ?Sized),
-    asks: UserNum,
     term: &str,
     mates: &BTreeSet<UserNum>,
 ) -> Result<Vec<Fitting>, Fault> {
@@ -142,27 +142,27 @@ fn list_fitting(
         let some = accounts.by_ref().take(PROFILES_AT_ONCE).collect::<Result<Vec<_>, _>>()?;
         let Some((last, _)) = some.last() else { break };
         read_upto = Bound::Excluded(*last);
-        add_fitting(read, (asks, term), some, &mut fitting)?;
+        add_fitting(read, term, some, &mut fitting)?;
     }
     let younger: Vec<UserNum> = mates.range((read_upto, Bound::Unbounded)).copied().collect();
     for some in younger.chunks(PROFILES_AT_ONCE) {
         let rows = schema::USERS.get_many(read, some.iter().copied())?;
         let some = some.iter().zip(rows).filter_map(|(user, row)| Some((*user, row?)));
-        add_fitting(read, (asks, term), some.collect(), &mut fitting)?;
+        add_fitting(read, term, some.collect(), &mut fitting)?;
     }
     Ok(fitting)
 }
 
-/// Adds those of some accounts whose name or id fits, without the searcher's own.
+/// Adds those of some accounts whose name or id fits.
 fn add_fitting(
     read: &(impl Read + ?Sized),
-    (asks, term): (UserNum, &str),
+    term: &str,
     accounts: Vec<(UserNum, UserRow)>,
     fitting: &mut Vec<Fitting>,
 ) -> Result<(), Fault> {
     let names = schema::PROFILES.get_many(read, accounts.iter().map(|(user, _)| (*user, "displayname")))?;
     for ((user, row), name) in accounts.into_iter().zip(names) {
-        if user == asks || row.is_deactivated {
+        if row.is_deactivated {
             continue;
         }
         let name = name.and_then(|json| text(&json));
@@ -200,6 +200,7 @@ fn fit(term: &str, user_id: &str, name: Option<&str>) -> Option<Fit> {
 
 /// Decides which users the searcher may know of.
 struct Sight {
+    asks: UserNum,
     own: BTreeSet<RoomNum>,
     /// The rooms that were checked so far, with whether everybody may join or read them.
     open: BTreeMap<RoomNum, bool>,
@@ -208,7 +209,7 @@ struct Sight {
 impl Sight {
     fn reaches(&mut self, read: &(impl Read + ?Sized), user: UserNum) -> Result<bool, Fault> {
         let theirs = members::list_joined_rooms(read, user)?;
-        if theirs.iter().any(|room| self.own.contains(room)) {
+        if user != self.asks && theirs.iter().any(|room| self.own.contains(room)) {
             return Ok(true);
         }
         for room in theirs.into_iter().take(ROOMS_MAX) {
@@ -296,9 +297,9 @@ mod tests {
         let (snapshot, before) = (store.snapshot(), memory.reads());
         let mates = list_room_mates(&*snapshot, &BTreeSet::from([RoomNum(1)])).unwrap();
         let of_mates = memory.reads() - before;
-        let fitting = list_fitting(&*snapshot, UserNum(1), "zed", &mates).unwrap();
+        let fitting = list_fitting(&*snapshot, "zed", &mates).unwrap();
         let accounts = ACCOUNTS_MAX as u64 + 1;
-        assert_eq!(fitting.len() as u64, accounts - 1, "all that are read but the searcher fit");
+        assert_eq!(fitting.len() as u64, accounts, "all that are read fit");
         // Each account is a row, and so is each name that is looked for.
         assert!(memory.reads() - before - of_mates <= 2 * accounts + 1, "{} reads", memory.reads() - before);
         let (found, is_more) = find(&*snapshot, UserNum(1), "zed", 10).unwrap();

@@ -55,10 +55,16 @@ async fn people_are_found_by_name_and_id_where_they_may_be_known() {
         json!({ "type": "m.room.join_rules", "content": { "join_rule": "public" } }),
         json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } }),
     ] {
+        assert!(search(&alice, "cooper").await.is_empty());
         let open = room(&alice, json!({ "initial_state": [state] })).await;
-        assert_eq!(search(&eve, "cooper").await, [alice.user_id.as_str()]);
+        // She finds herself as everybody does.
+        for client in [&eve, &alice] {
+            assert_eq!(search(client, "cooper").await, [alice.user_id.as_str()]);
+        }
         alice.ok_post(&format!("/rooms/{open}/leave"), json!({})).await;
-        assert!(search(&eve, "cooper").await.is_empty());
+        for client in [&eve, &alice] {
+            assert!(search(client, "cooper").await.is_empty());
+        }
     }
 }
 
