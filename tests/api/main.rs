@@ -30,6 +30,7 @@ mod wrong_input;
 mod large_rooms;
 mod login;
 mod odd_names;
+mod pages;
 mod policy;
 mod push_rules;
 mod pushers;

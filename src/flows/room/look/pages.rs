@@ -79,19 +79,25 @@ pub(super) fn read_page(
 pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
     looking(app, caller, room, move |look, _| {
         // The caller sees nothing above this place, so nothing there is read.
-        let newest = PageToken(look.end()?.min(Order::upto(look.snapshot.upto())));
+        let end = look.end()?;
+        let newest = PageToken(end.min(Order::upto(look.snapshot.upto())));
         let from = wanted.from.as_deref().map(place).transpose()?;
         let to = wanted.to.as_deref().map(place).transpose()?;
         let from = match wanted.direction {
             Direction::Up => from.unwrap_or(PageToken(Order::MIN)),
             Direction::Down => from.unwrap_or(newest).min(newest),
         };
-        let page = if wanted.filter.events.allows_room(&look.room.id) {
+        let mut page = if wanted.filter.events.allows_room(&look.room.id) {
             let limit = bounded(wanted.limit).max(1);
             read_page(&look, from, to, wanted.direction, limit, &wanted.filter, Steps::of_page())?
         } else {
             Page { events: Vec::new(), next: None }
         };
+        if let (Direction::Up, None, None, Order::MAX) = (wanted.direction, page.next, to, end) {
+            // A caller who will see more goes on from here once there is more, and so from a page that has the newest event. A
+            // page without events has no token, so that a client that reads up to the end comes to an end.
+            page.next = page.events.last().map(|(newest, _)| PageToken::above(newest.order));
+        }
         let chunk = look.show_all(&page.events)?;
         let mut answer = Object::new();
         // A client recognizes the token that it gave, whatever place that stands for.
