@@ -119,7 +119,8 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
     .await
 }
 
-/// Answers an event with those around it, and the state after the last of them.
+/// Answers an event with those around it, and the state after the last of them. Errors: 403 `M_FORBIDDEN` for a caller who
+/// may see nothing of the room, 404 `M_NOT_FOUND` for an event that does not exist or that the caller may not see.
 pub(crate) async fn context(
     app: &App,
     caller: &Caller,
@@ -130,6 +131,7 @@ pub(crate) async fn context(
 ) -> Result<Bytes> {
     let id = id.to_owned();
     looking(app, caller, room, move |look, _| {
+        look.end()?;
         let (stored, membership) = require_visible(&look, &id)?;
         let limit = bounded(limit);
         let (below, above) = (PageToken::below(stored.order), PageToken::above(stored.order));
