@@ -93,6 +93,11 @@ pub(crate) async fn live(seed: u64, is_loud: bool) -> (u64, u64) {
     (world.crashes.get(), world.digest.borrow().finish())
 }
 
+/// Whether a request may have failed because the disk has: it is the server's fault, or the server cannot act now.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
 impl World {
     fn start(&self, memory: Memory) {
         let mut config = Config::default();
@@ -171,8 +176,9 @@ impl World {
             (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
         };
         match lost.run_until_cancelled(answer).await {
-            // The disk has failed, after which a real process would be gone already.
-            Some((status, _)) if status.is_server_error() && env.is_killed() => Answer::Lost,
+            // The disk has failed, after which a real process would be gone already. Nothing was acknowledged by an answer
+            // that tells the client to come back.
+            Some((status, _)) if is_failure(status) && env.is_killed() => Answer::Lost,
             Some((status, json)) => {
                 assert!(!status.is_server_error(), "{path} answers {status}: {json}");
                 if self.happens(2) {
