@@ -40,6 +40,10 @@ const NAMED_MAX: usize = 100;
 const LOOKED_AT_MAX: usize = 1_000;
 /// A chain of events that allow one another has at most this many in an answer.
 const CHAIN_MAX: usize = 100_000;
+/// A chain whose events are given whole has at most this many bytes.
+const CHAIN_BYTES_MAX: usize = 32 << 20;
+/// Read this many events of a state at once.
+const READ_AT_ONCE: usize = 500;
 /// An answer has at most this many bytes of events, but for the last one.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -52,13 +56,14 @@ struct Reading {
 }
 
 impl Reading {
-    /// Opens a room for a server. Errors: 404 `M_NOT_FOUND` for a room that this server is not in; 403 `M_FORBIDDEN` for a
-    /// server that is not in the room, or that the room does not admit.
+    /// Opens a room for a server. Errors: 403 `M_FORBIDDEN` for a server that is not in the room, or that the room does not
+    /// admit, and for a room that this server is not in, so that nobody learns which rooms there are.
     fn open(app: &App, origin: &ServerName, room: &RoomId) -> Result<Self> {
         let snapshot = app.store.snapshot();
-        let (num, row) = rooms::require_room(&*snapshot, room)?;
+        let not_in_room = || Error::from(Refusal::forbidden("Your server is not in this room."));
+        let (num, row) = rooms::require_room(&*snapshot, room).map_err(|_| not_in_room())?;
         if !may_read(&snapshot, origin, num)? {
-            return Err(Refusal::forbidden("Your server is not in this room.").into());
+            return Err(not_in_room());
         }
         let sight = ServerSight::of_resident(num, origin.as_str());
         Ok(Self { snapshot, num, row, sight })
@@ -100,8 +105,13 @@ impl Reading {
         Ok(JsonText::stored(&redacted))
     }
 
-    /// Lists these events, those that allow them, and so on down to the create event, each once.
-    fn chain(&self, of: impl IntoIterator<Item = EventNum>) -> Result<Vec<StoredEvent>> {
+    /// Goes through these events, those that allow them, and so on down to the create event, each once, and keeps of each what
+    /// `keep` makes of it.
+    fn chain<T>(
+        &self,
+        of: impl IntoIterator<Item = EventNum>,
+        mut keep: impl FnMut(&StoredEvent) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let mut waiting: Vec<EventNum> = of.into_iter().collect();
         let (mut seen, mut chain) = (HashSet::new(), Vec::new());
         while let Some(num) = waiting.pop() {
@@ -116,7 +126,7 @@ impl Reading {
             let stored = event::find_anywhere(&*self.snapshot, self.num, num)?;
             let stored = stored.ok_or(Fault::Corrupt("an event is missing"))?;
             waiting.extend(&stored.row.header.auth);
-            chain.push(stored);
+            chain.push(keep(&stored)?);
         }
         Ok(chain)
     }
@@ -290,11 +300,16 @@ pub(crate) async fn state_ids(
         let events = state::full(&*reading.snapshot, reading.num, before)?;
         let events: Vec<EventNum> =
             events.map(|row| row.map(|(_, event)| event)).collect::<Result<_, _>>()?;
-        let state = event::list_anywhere(&*reading.snapshot, reading.num, events)?;
-        let auth = state.iter().flat_map(|stored| stored.row.header.auth.iter().copied());
-        let auth_chain = reading.chain(auth.collect::<BTreeSet<_>>())?;
-        let ids = |events: &[StoredEvent]| events.iter().map(|stored| reading.id(stored)).collect();
-        Ok(StateIds { state: ids(&state), auth_chain: ids(&auth_chain) })
+        let (mut state, mut auth) = (Vec::with_capacity(events.len()), BTreeSet::new());
+        // Only the ids of the events are kept, so that a large state is not held in memory.
+        for some in events.chunks(READ_AT_ONCE) {
+            for stored in event::list_anywhere(&*reading.snapshot, reading.num, some.to_vec())? {
+                auth.extend(stored.row.header.auth.iter().copied());
+                state.push(reading.id(&stored));
+            }
+        }
+        let auth_chain = reading.chain(auth, |stored| Ok(reading.id(stored)))?;
+        Ok(StateIds { state, auth_chain })
     })
     .await
 }
@@ -311,9 +326,17 @@ pub(crate) async fn auth_chain(
     env.blocking(move || {
         let reading = Reading::open(&app, &origin, &room)?;
         let stored = reading.require(&id)?;
-        let chain = reading.chain(stored.row.header.auth.iter().copied())?;
+        let mut bytes = 0;
         // State is never redacted here: whoever must judge an event needs the whole of what allows it.
-        Ok(chain.iter().map(|stored| JsonText::stored(&stored.row.json)).collect())
+        reading.chain(stored.row.header.auth.iter().copied(), |stored| {
+            bytes += stored.row.json.len();
+            if bytes > CHAIN_BYTES_MAX {
+                return Err(
+                    Refusal::too_large("The chain of events that allow the event is too long.").into()
+                );
+            }
+            Ok(JsonText::stored(&stored.row.json))
+        })
     })
     .await
 }

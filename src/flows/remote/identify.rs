@@ -1,5 +1,7 @@
 //! Finds out which server has made a request (server-server API, "Request authentication").
 
+use std::time::Duration;
+
 use federation::{
     json::{Json, NotJson},
     keys::KeyFailure,
@@ -12,6 +14,9 @@ use crate::{
     error::{Error, Refusal, Result},
     flows::App,
 };
+
+/// A server whose keys cannot be had now is told to try again after this time.
+const KEYS_RETRY: Duration = Duration::from_secs(60);
 
 /// Reads who says that they made a request, before its body is read. Refuses a request that nobody has signed, that is meant
 /// for another server, or whose sender this server does not talk with: 401 `M_UNAUTHORIZED`, 403 `M_FORBIDDEN`.
@@ -31,7 +36,7 @@ pub(crate) fn claimed(app: &App, parts: &Parts) -> Result<Credentials> {
 }
 
 /// Checks the signature of a request over its body, and gives the server that made it. Errors: as for [`claimed`]; 400
-/// `M_NOT_JSON` for a body that is not JSON; 503 where the keys of that server cannot be had now.
+/// `M_NOT_JSON` for a body that is not JSON; [`Error::Busy`] where the keys of that server cannot be had now.
 pub(crate) async fn prove(
     app: &App,
     credentials: &Credentials,
@@ -61,14 +66,19 @@ fn not_json(why: NotJson) -> Error {
     Refusal::new(ErrorKind::NotJson, format!("The body is {why}.")).into()
 }
 
+/// Turns the reason into an answer. Nobody is told what this server found on its way to another one: the name in a request is
+/// anybody's word, and the answer would say which names and ports there are in this server's own network.
 fn refuse(why: &xmatrix::Refusal) -> Error {
     let kind = match why {
         xmatrix::Refusal::NotAllowed(_) => ErrorKind::Forbidden,
         xmatrix::Refusal::UnknownKey(KeyFailure::Store(failed)) => return Error::broken(failed.to_string()),
+        xmatrix::Refusal::UnknownKey(KeyFailure::Unavailable { .. }) => {
+            return Error::Busy { retry_after: KEYS_RETRY };
+        }
         xmatrix::Refusal::Missing
         | xmatrix::Refusal::Malformed(_)
         | xmatrix::Refusal::WrongDestination(_)
-        | xmatrix::Refusal::UnknownKey(_)
+        | xmatrix::Refusal::UnknownKey(KeyFailure::Unknown { .. } | KeyFailure::NotValid { .. })
         | xmatrix::Refusal::BadSignature(_) => ErrorKind::Unauthorized,
     };
     Refusal::new(kind, format!("The request is not accepted: {why}.")).into()
