@@ -7,6 +7,7 @@
 //! - [`notary`] answers others who ask us for a third server's keys.
 
 pub mod document;
+mod kept;
 pub mod notary;
 mod own;
 mod ring;

@@ -25,8 +25,9 @@ use crate::{
     json::{Json, Limits},
     keys::{
         OwnKeys, PublicKey, Purpose, Wanted,
-        document::{Checked, check, signatures_of},
+        document::{check, signatures_of},
         is_signed,
+        kept::{keep_direct, keep_from_notary},
     },
     ports::{StoreFailed, StoredDocument, StoredKey},
 };
@@ -287,26 +288,7 @@ impl Ring {
         let reply = reply.map_err(|failure| failure.to_string())?;
         let json = Json::parse(reply.answer.bytes()).map_err(|error| error.to_string())?;
         let checked = check(server, &json, self.now_ms()).map_err(|wrong| wrong.to_string())?;
-        self.keep(server, checked).await.map_err(|error| error.to_string())
-    }
-
-    /// Stores keys and document, where they are not older than what is there: a document that ends earlier is an earlier one,
-    /// which somebody may have kept to bring a key back that the server has given up.
-    async fn keep(&self, server: &ServerName, checked: Checked) -> Result<(), StoreFailed> {
-        let store = &self.ports().keys;
-        let mut better = Vec::new();
-        for (key_id, key) in checked.keys {
-            let before = store.find_key(server, &key_id).await?;
-            if before.is_none_or(|before| before.valid_until_ms <= key.valid_until_ms) {
-                better.push((key_id, key));
-            }
-        }
-        store.put_keys(server, better).await?;
-        let before = store.find_document(server).await?;
-        if before.is_none_or(|before| before.valid_until_ms <= checked.document.valid_until_ms) {
-            store.put_document(server, checked.document).await?;
-        }
-        Ok(())
+        keep_direct(&*self.ports().keys, server, checked).await.map_err(|error| error.to_string())
     }
 
     async fn ask_notaries(&self, missing: Vec<&Wanted>, asked: &mut BTreeMap<OwnedServerName, Asked>) {
@@ -375,7 +357,8 @@ impl Ring {
             let Some(server) = servers.iter().find(|it| Some(it.as_str()) == name) else { continue };
             let Ok(checked) = check(server, document, self.now_ms()) else { continue };
             if self.is_signed_by_notary(notary, document).await {
-                self.keep(server, checked).await.map_err(|error| error.to_string())?;
+                let kept = keep_from_notary(&*self.ports().keys, server, checked).await;
+                kept.map_err(|error| error.to_string())?;
                 answered.push((*server).to_owned());
             }
         }

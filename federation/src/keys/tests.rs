@@ -1,5 +1,7 @@
 //! Our keys and others': what is published, what is believed, who is asked and how often.
 
+mod retired;
+
 use std::{
     sync::{
         Arc,
@@ -287,27 +289,6 @@ async fn a_key_whose_document_ends_is_fetched_again() {
     net.serve_json("5.0.0.1:1", &["a.example"], plain(BEGAN_MS + 2 * DAY_MS).canonical().as_str());
     tokio::time::advance(Duration::from_secs(61)).await;
     assert!(ring.require(&request).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_older_document_brings_no_key_back() {
-    let until_ms = BEGAN_MS + DAY_MS;
-    let old = format!(r#","old_verify_keys":{{"ed25519:1":{{"key":"{}","expired_ts":5000}}}}"#, public(1));
-    let given_up = fields(&until_ms.to_string(), &old).replacen("ed25519:1", "ed25519:2", 1).replacen(
-        &public(1),
-        &public(2),
-        1,
-    );
-    let net = publishing(&signed(&given_up, &[(2, "2")]));
-    let ring = ring(&net, &[]);
-    assert!(ring.require(&wanted("a.example:1", "ed25519:2", Purpose::Request)).await.is_ok());
-    // Somebody who has the given-up key and the domain for a moment serves a document of before.
-    net.serve_json("5.0.0.1:1", &["a.example"], plain(until_ms - 1).canonical().as_str());
-    tokio::time::advance(Duration::from_secs(61)).await;
-    let failure = ring.require(&wanted("a.example:1", "ed25519:1", Purpose::Request)).await.unwrap_err();
-    assert!(matches!(failure, KeyFailure::NotValid { .. }), "{failure}");
-    assert_eq!(net.take_arrived().len(), 2);
-    assert!(ring.require(&wanted("a.example:1", "ed25519:2", Purpose::Request)).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
