@@ -313,6 +313,9 @@ impl Parts {
     async fn locate(&self, host: &Host, port: u16) -> Result<Located, NotFound> {
         match host {
             Host::Literal(address) => self.admit(&address.to_string(), vec![*address], port, u32::MAX, false),
+            Host::Dns(name) if self.leaves_names_to_proxy && services::is_address(name) => {
+                Err(NotFound::NoAddress { host: name.clone() })
+            }
             Host::Dns(name) if self.leaves_names_to_proxy => Ok(Located {
                 place: Place::Names(vec![(name.clone(), port)]),
                 ttl_s: u32::MAX,

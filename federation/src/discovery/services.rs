@@ -41,7 +41,16 @@ pub(super) fn order(mut services: Vec<Service>, randomness: &dyn Randomness) -> 
 /// Labels in DNS may hold any bytes; those of hosts do not, and what holds a blank or a line break must reach no proxy.
 fn is_host(name: &str) -> bool {
     let is_allowed = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.');
-    (1..=253).contains(&name.len()) && name.bytes().all(is_allowed)
+    (1..=253).contains(&name.len()) && name.bytes().all(is_allowed) && !is_address(name)
+}
+
+/// Whether a name is an address in any form that a resolver or a proxy may know: `10.0.0.1`, `127.1`, `2130706433`, `0x7f.1`. All
+/// of them end in a number, which no domain does. Such a name would lead past the guard where a proxy resolves it.
+pub(super) fn is_address(name: &str) -> bool {
+    let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let is_hexadecimal = |digits: &str| digits.bytes().all(|it| it.is_ascii_hexdigit());
+    let is_decimal = !last.is_empty() && last.bytes().all(|it| it.is_ascii_digit());
+    is_decimal || last.strip_prefix("0x").is_some_and(is_hexadecimal)
 }
 
 #[cfg(test)]
@@ -91,6 +100,27 @@ mod tests {
             Service { port: 0, ..service(1, 1, "a") },
         ];
         assert!(order(useless, &randomness).is_empty());
+    }
+
+    #[test]
+    fn a_target_that_is_an_address_in_any_form_is_left_out() {
+        let randomness = Counting(AtomicU64::new(0));
+        for host in [
+            "10.0.0.1",
+            "2130706433",
+            "0x7f.1",
+            "127.1",
+            "0X7F000001",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "1.0x",
+            "5.0.0.1",
+        ] {
+            assert!(order(vec![service(1, 1, host)], &randomness).is_empty(), "{host}");
+        }
+        for host in ["10.example", "1.2.3.4.example", "0x7f.example", "x1", "0xyz", "1a"] {
+            assert_eq!(order(vec![service(1, 1, host)], &randomness).len(), 1, "{host}");
+        }
     }
 
     #[test]

@@ -350,6 +350,17 @@ async fn a_proxy_gets_names_and_we_look_none_up() {
     assert_eq!(told(&found), r#"3.2 b.example b.example:443 [("b.example", 443)]"#);
     assert!(net.take_looked_up().is_empty());
     assert!(discovery.find(server("127.0.0.1")).await.is_err(), "an address is guarded all the same");
+    for odd in ["127.1:443", "2130706433:443", "0x7f.1:443"] {
+        assert!(discovery.find(server(odd)).await.is_err(), "{odd}");
+    }
+    let net = plain();
+    let discovery = Discovery::new(net.ports(), Guard::default(), true);
+    net.services(
+        "_matrix-fed._tcp.a.example",
+        &[(1, 1, "10.0.0.1", 1), (2, 1, "0x7f.1", 1), (3, 1, "b.example", 1)],
+    );
+    let found = discovery.find(server("a.example")).await.unwrap();
+    assert_eq!(told(&found), r#"4 a.example a.example [("b.example", 1)]"#);
 }
 
 #[tokio::test(start_paused = true)]

@@ -197,7 +197,7 @@ impl<'p> Walk<'p> {
 }
 
 impl Host {
-    /// The host of an SRV record, which is a name even if it looks like an address.
+    /// The host of an SRV record that was let through, which is a name.
     fn of_record(host: &str) -> Self {
         Self::Dns(host.to_ascii_lowercase())
     }
