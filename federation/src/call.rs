@@ -37,7 +37,7 @@ const RETRY_AFTER_MS_MAX: u64 = 3_600_000;
 pub struct Options {
     /// The answer begins within this time, connecting included.
     pub begins: Duration,
-    /// The whole request takes at most this long, with finding the server and waiting for a place.
+    /// The whole request takes at most this long, with finding the server and waiting for a place; the latter half of it at most.
     pub overall: Duration,
     /// The bounds of the answer.
     pub limits: Limits,
@@ -112,7 +112,7 @@ pub enum Failure {
     /// We are at fault: the request could not be made.
     #[error("the request cannot be made: {0}")]
     BadRequest(String),
-    /// We have too much to do.
+    /// We have too much to do: nothing was sent, or there is no memory for the answer.
     #[error("too many requests to other servers wait already")]
     Busy,
 }
@@ -189,7 +189,10 @@ impl Caller {
             return Err(Failure::NotAllowed { server: server.to_string() });
         }
         let calling = async {
-            let seat = self.0.places.take(server, options.lane).await.ok_or(Failure::Busy)?;
+            // Whoever has a place has half of the time left, so that running out of it says something of the server.
+            let seat = self.0.places.take(server, options.lane);
+            let seat = tokio::time::timeout(options.overall / 2, seat).await;
+            let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
             let found = self.0.discovery.find(server).await?;
             let response = self.send(server, &found, request, options).await?;
             let reply = self.read(response, options.limits).await;

@@ -3,7 +3,7 @@
 //! The first caller begins it, later ones join. Whoever of them is polled drives it, so it needs no task of its own: it goes on
 //! while anybody waits, also when the first one hangs up, and ends when nobody does.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, collections::BTreeMap};
 
 use futures_util::{
     FutureExt,
@@ -37,6 +37,14 @@ impl<K: Ord + Clone, V: Clone + Send + Sync + 'static> Joined<K, V> {
             running.remove(&key);
         }
         value
+    }
+
+    /// The look-up of this key that runs, if there is one.
+    pub(crate) fn running<Q: Ord + ?Sized>(&self, key: &Q) -> Option<impl Future<Output = V> + use<K, V, Q>>
+    where
+        K: Borrow<Q>,
+    {
+        self.running.lock().get(key).and_then(WeakShared::upgrade)
     }
 
     fn join(&self, key: &K, begin: impl FnOnce() -> BoxFuture<'static, V>) -> Shared<BoxFuture<'static, V>> {

@@ -123,3 +123,19 @@ async fn an_answer_without_end_is_given_up_in_bytes_and_in_time() {
     net.serve("5.0.0.1:1", &["a.example"], |_| ready(json(200, "[".repeat(200))));
     assert!(matches!(ask(&net, "a.example:1").await, Err(Failure::Nonsense(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_a_place_too_long_blames_nobody() {
+    let net = answering(200, &[], "{}");
+    net.weather("5.0.0.1:1", Weather::Silent, Duration::ZERO);
+    let caller = caller(&net);
+    let asking = (0..20).map(|_| {
+        let request = Request::get("/").body(Bytes::new()).unwrap();
+        let options = Options { begins: Duration::from_secs(90), ..Options::default() };
+        caller.call("a.example:1".try_into().unwrap(), request, options)
+    });
+    let failures: Vec<_> =
+        futures_util::future::join_all(asking).await.into_iter().map(Result::unwrap_err).collect();
+    assert_eq!(failures.iter().filter(|it| **it == Failure::TimedOut).count(), 8);
+    assert_eq!(failures.iter().filter(|it| **it == Failure::Busy).count(), 12);
+}

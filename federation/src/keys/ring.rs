@@ -17,10 +17,11 @@ use futures_util::{FutureExt, StreamExt, stream};
 use lru::LruCache;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName, ServerSigningKeyId};
+use tokio::sync::Semaphore;
 
 use crate::{
     backoff::{Failing, Pace, failed, may_try},
-    call::{Caller, Options},
+    call::{Caller, Failure, Options},
     joined::Joined,
     json::{Json, Limits},
     keys::{
@@ -38,6 +39,9 @@ const AGAIN_MS: u64 = 60_000;
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
 /// Servers that are asked at once for one list of keys.
 const DIRECT_MAX: usize = 64;
+/// Servers that are asked at once because others ask us as a notary. Anyone may, so they have few of the places for keys, and
+/// nobody waits for one.
+const FOR_OTHERS_MAX: usize = 32;
 /// Asking servers themselves takes at most this long for one list; those that are left are asked for at notaries.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Servers that one request to a notary names.
@@ -87,11 +91,30 @@ pub enum KeyFailure {
 /// How asking a server went. Errors say why its document is not here.
 type Asked = Result<(), String>;
 
+/// A document that did not come.
+struct Missed {
+    why: String,
+    /// The server was not asked, or is not at fault.
+    is_ours: bool,
+}
+
+impl Missed {
+    fn theirs(why: &impl ToString) -> Self {
+        Self { why: why.to_string(), is_ours: false }
+    }
+
+    fn ours(why: &impl ToString) -> Self {
+        Self { why: why.to_string(), is_ours: true }
+    }
+}
+
 /// What is remembered of asking one server.
 #[derive(Clone, Default)]
 struct Attempts {
-    /// It was asked last at this time.
+    /// It was asked last at this time, whether that has ended or not.
     asked_ms: Option<u64>,
+    /// Set from the beginning to the end of asking; it stays if those who waited hung up.
+    is_open: bool,
     /// Set while it does not answer.
     failing: Option<Failing>,
     notaries_ms: Option<u64>,
@@ -108,13 +131,15 @@ struct Inner {
     notaries: Vec<OwnedServerName>,
     attempts: Mutex<LruCache<OwnedServerName, Attempts>>,
     asking: Joined<OwnedServerName, Asked>,
+    for_others: Semaphore,
 }
 
 impl Ring {
     /// Finds keys through this caller; where servers do not answer, through these notaries, in their order.
     pub fn new(caller: Caller, own: Arc<OwnKeys>, notaries: Vec<OwnedServerName>) -> Self {
         let attempts = Mutex::new(LruCache::new(REMEMBERED_MAX));
-        Self(Arc::new(Inner { caller, own, notaries, attempts, asking: Joined::default() }))
+        let (asking, for_others) = (Joined::default(), Semaphore::new(FOR_OTHERS_MAX));
+        Self(Arc::new(Inner { caller, own, notaries, attempts, asking, for_others }))
     }
 
     /// Our own keys.
@@ -152,7 +177,7 @@ impl Ring {
     }
 
     /// The newest document of a server that suits: it is valid until this time, and in the first half of its life. A server
-    /// that does not answer has its last one.
+    /// that does not answer, or cannot be asked now because too many are, has its last one.
     pub(super) async fn find_document(
         &self,
         server: &ServerName,
@@ -165,7 +190,11 @@ impl Ring {
             let half_ms = it.fetched_ms / 2 + it.valid_until_ms / 2;
             it.valid_until_ms >= until_ms && (it.fetched_ms..half_ms).contains(&now_ms)
         };
-        if stored.as_ref().is_some_and(suits) || self.ask(server, false).await.is_err() {
+        if stored.as_ref().is_some_and(suits) {
+            return Ok(stored);
+        }
+        let Ok(_place) = self.0.for_others.try_acquire() else { return Ok(stored) };
+        if self.ask(server, false).await.is_err() {
             return Ok(stored);
         }
         keys.find_document(server).await
@@ -246,49 +275,78 @@ impl Ring {
     /// Asks a server for its document, unless it was asked a short while ago, and stores what is believed. `is_up` says that
     /// somebody speaks in its name just now, so that a longer pause would keep out a server that is back.
     async fn ask(&self, server: &ServerName, is_up: bool) -> Asked {
-        let now_ms = self.now_ms();
-        {
-            let mut attempts = self.0.attempts.lock();
-            let known = attempts.get_or_insert_mut(server.to_owned(), Attempts::default);
-            let is_recent = is_recent(known.asked_ms, now_ms);
-            if known.failing.is_some()
-                && (is_recent || !is_up && !may_try(known.failing, Pace::LOOK_UP, now_ms))
-            {
-                return Err(known.why.clone());
+        if self.answer_of_before(server, is_up).is_some() {
+            if let Some(running) = self.0.asking.running(server) {
+                return running.await;
             }
-            if is_recent {
-                return Ok(());
+            // It may have ended in between, so that the answer is another one.
+            if let Some(answer) = self.answer_of_before(server, is_up) {
+                return answer;
             }
         }
         let (ring, owned) = (self.clone(), server.to_owned());
         self.0.asking.run(server.to_owned(), move || async move { ring.ask_now(&owned).await }.boxed()).await
     }
 
-    async fn ask_now(&self, server: &ServerName) -> Asked {
-        let asked = self.fetch(server).await;
-        let random = self.ports().randomness.below(u64::MAX);
+    /// How asking went a short while ago; none where the server may be asked.
+    fn answer_of_before(&self, server: &ServerName, is_up: bool) -> Option<Asked> {
         let now_ms = self.now_ms();
         let mut attempts = self.0.attempts.lock();
-        let known = attempts.get_or_insert_mut(server.to_owned(), Attempts::default);
-        known.asked_ms = Some(now_ms);
-        match &asked {
-            Ok(()) => known.failing = None,
-            Err(why) => {
-                known.failing = Some(failed(known.failing, Pace::LOOK_UP, now_ms, random));
-                known.why.clone_from(why);
-            }
+        let known = attempts.get(server)?;
+        let is_recent = is_recent(known.asked_ms, now_ms);
+        let is_failing = known.failing.is_some();
+        if is_failing && (is_recent || !is_up && !may_try(known.failing, Pace::LOOK_UP, now_ms)) {
+            return Some(Err(known.why.clone()));
         }
-        asked
+        let open = || Err("it was asked a moment ago, and nobody waited for its answer".to_owned());
+        is_recent.then(|| if known.is_open { open() } else { Ok(()) })
     }
 
-    async fn fetch(&self, server: &ServerName) -> Asked {
+    async fn ask_now(&self, server: &ServerName) -> Asked {
+        let before_ms = self.with_attempts(server, |known| {
+            known.is_open = true;
+            known.asked_ms.replace(self.now_ms())
+        });
+        let fetched = self.fetch(server).await;
+        let random = self.ports().randomness.below(u64::MAX);
+        let now_ms = self.now_ms();
+        self.with_attempts(server, |known| {
+            known.is_open = false;
+            known.asked_ms = Some(now_ms);
+            match fetched {
+                Ok(()) => {
+                    known.failing = None;
+                    Ok(())
+                }
+                Err(Missed { why, is_ours: true }) => {
+                    known.asked_ms = before_ms;
+                    Err(why)
+                }
+                Err(Missed { why, is_ours: false }) => {
+                    known.failing = Some(failed(known.failing, Pace::LOOK_UP, now_ms, random));
+                    known.why.clone_from(&why);
+                    Err(why)
+                }
+            }
+        })
+    }
+
+    fn with_attempts<T>(&self, server: &ServerName, change: impl FnOnce(&mut Attempts) -> T) -> T {
+        let mut attempts = self.0.attempts.lock();
+        change(attempts.get_or_insert_mut(server.to_owned(), Attempts::default))
+    }
+
+    async fn fetch(&self, server: &ServerName) -> Result<(), Missed> {
         let request = http::Request::get("/_matrix/key/v2/server").body(Bytes::new());
-        let request = request.map_err(|error| error.to_string())?;
+        let request = request.map_err(|error| Missed::ours(&error))?;
         let reply = self.0.caller.call(server, request, Options::keys()).await;
-        let reply = reply.map_err(|failure| failure.to_string())?;
-        let json = Json::parse(reply.answer.bytes()).map_err(|error| error.to_string())?;
-        let checked = check(server, &json, self.now_ms()).map_err(|wrong| wrong.to_string())?;
-        keep_direct(&*self.ports().keys, server, checked).await.map_err(|error| error.to_string())
+        let reply = reply.map_err(|failure| match failure {
+            Failure::Busy => Missed::ours(&failure),
+            _ => Missed::theirs(&failure),
+        })?;
+        let json = Json::parse(reply.answer.bytes()).map_err(|error| Missed::theirs(&error))?;
+        let checked = check(server, &json, self.now_ms()).map_err(|wrong| Missed::theirs(&wrong))?;
+        keep_direct(&*self.ports().keys, server, checked).await.map_err(|error| Missed::ours(&error))
     }
 
     async fn ask_notaries(&self, missing: Vec<&Wanted>, asked: &mut BTreeMap<OwnedServerName, Asked>) {

@@ -1,5 +1,6 @@
 //! Our keys and others': what is published, what is believed, who is asked and how often.
 
+mod crowded;
 mod retired;
 
 use std::{
