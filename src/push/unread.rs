@@ -167,6 +167,10 @@ pub fn uncount(
     original: &StoredEvent,
     redacted_at: Position,
 ) -> Result<(), Fault> {
+    // An event that came to fill a hole never counted.
+    if original.order.minor != 0 {
+        return Ok(());
+    }
     let lane = relations::lane_of(batch, room, original)?;
     let counted = schema::UNREAD.get(batch, (room, lane, original.order))?;
     let classes = counted.map(|totals| totals.last).unwrap_or_default();

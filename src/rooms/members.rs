@@ -22,7 +22,7 @@ use crate::{
 };
 
 pub(crate) use servers::{
-    Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
+    Census, Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
 };
 pub use servers::{count_joined_at, is_server_joined, list_servers, list_servers_at, was_server_joined};
 pub(crate) use sharing::{find_joined, find_sharing, share_room};

@@ -31,7 +31,7 @@ pub(crate) mod tests;
 use std::{collections::BTreeMap, ops::Bound};
 
 pub use crate::schema::state::{StateRef, StateValue};
-pub use compare::{Difference, diff, differing_from_current, distance};
+pub use compare::{Difference, diff, differing_from, differing_from_current, distance};
 pub use full::full;
 pub use hole::{Fill, Segment, find_hole, hole_state, open_hole};
 pub use purge::Purge;

@@ -116,6 +116,19 @@ pub struct Turns {
     still_until: Mutex<Duration>,
     /// Whether the room is being joined, by a step that takes several turns.
     is_being_joined: AtomicBool,
+    /// Whether somebody has the right to change the room's past.
+    is_past_changing: AtomicBool,
+}
+
+/// The right to change the past of a room over several turns: to fill a hole, or to forget what is old. One has it at a
+/// time, and the room is not swept meanwhile, because what is being written may need what nothing needs yet.
+#[derive(Debug)]
+pub struct HistoryClaim(Arc<Turns>);
+
+impl Drop for HistoryClaim {
+    fn drop(&mut self) {
+        self.0.is_past_changing.store(false, Ordering::Release);
+    }
 }
 
 /// The right to join a room by a step that takes several turns. While it lives, other changes of the room are told to come
@@ -256,7 +269,17 @@ impl Turns {
             cited: Mutex::default(),
             still_until: Mutex::default(),
             is_being_joined: AtomicBool::new(false),
+            is_past_changing: AtomicBool::new(false),
         }
+    }
+
+    /// Claims the right to change the room's past; `None` while somebody else has it, and while the room is swept.
+    pub fn claim_history(self: &Arc<Self>) -> Option<HistoryClaim> {
+        let swept = self.cited.lock();
+        if swept.is_some() || self.is_past_changing.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(HistoryClaim(Arc::clone(self)))
     }
 
     /// Claims the right to join the room; `None` while somebody else has it.
@@ -394,9 +417,14 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Begins to note the events that changes of this room cite.
-    pub(in crate::rooms) fn note_cited(&self) {
-        *self.turns.cited.lock() = Some(Cited::default());
+    /// Begins to note the events that changes of this room cite. Gives `false` while somebody has the right to change its past.
+    pub(in crate::rooms) fn note_cited(&self) -> bool {
+        let mut cited = self.turns.cited.lock();
+        let is_free = !self.turns.is_past_changing.load(Ordering::Acquire);
+        if is_free {
+            *cited = Some(Cited::default());
+        }
+        is_free
     }
 
     /// Notes that an event is cited by one that comes in, if a sweep wants to know.

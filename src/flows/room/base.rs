@@ -99,4 +99,4 @@ fn or_busy(why: NotAccepted) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

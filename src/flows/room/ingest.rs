@@ -6,6 +6,7 @@
 //! them itself with the events that were read beside it. A question never names rows that are still pending: if it would name
 //! places of the turn's own batch, the turn ends first.
 
+pub mod fill;
 pub(crate) mod reunite;
 pub(crate) mod sweep;
 

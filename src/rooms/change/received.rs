@@ -10,6 +10,7 @@
 //! question leaves its turn only if it names nothing of a batch that is still being built ([`Settled`]).
 
 mod apart;
+mod fill;
 mod gate;
 mod signed;
 mod write;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use apart::Reunion;
+pub use fill::{Backfill, Filling, Older};
 pub use gate::Received;
 use ruma::{EventId, OwnedEventId};
 pub use signed::Signed;

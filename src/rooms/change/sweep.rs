@@ -13,14 +13,17 @@
 //! interrupted leaves everything whole. The next one begins anew. The change with which a room comes to want a sweep sets a
 //! timer, so that one comes also if the server ends before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     Change,
     aside::{ASIDE_MAX, taken},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     ids::{EventNum, RoomNum, SideNum, StateKeyNum},
     rooms::{
         event, members,
@@ -44,6 +47,8 @@ const NEW_MAX: u64 = ASIDE_MAX / 2;
 const SIDES_MAX: u32 = if cfg!(test) { 60 } else { 10_000 };
 /// Sweep a room once it has given out this many numbers to state keys since the last sweep. Most rooms never have as many.
 const KEYS_MAX: u32 = if cfg!(test) { 80 } else { 20_000 };
+/// A sweep waits for this long while the room's past is changed.
+const PAST_CHANGES_FOR: Duration = Duration::from_secs(60);
 /// A timer looks after rooms that want a sweep in steps of this many milliseconds.
 const TIMER_STEP_MS: u64 = 5 * 60 * 1000;
 /// Delete at most this many rows in one turn, so that others wait for their turn no longer than that.
@@ -130,12 +135,15 @@ impl Change {
     }
 
     /// Begins a sweep. Answers that name old side states are forgotten, because nothing else may need those.
-    pub fn begin_sweep(&mut self, resolver: &Resolver) -> Began {
+    /// Errors: [`Error::Busy`] while somebody changes the room's past.
+    pub fn begin_sweep(&mut self, resolver: &Resolver) -> Result<Began> {
         debug_assert!(self.added().is_empty(), "a sweep begins in a turn of its own");
-        self.seat.note_cited();
+        if !self.seat.note_cited() {
+            return Err(Error::Busy { retry_after: PAST_CHANGES_FOR });
+        }
         resolver.recent().forget(self.num);
         let RoomRow { next_event, next_side, next_key, .. } = self.row;
-        Began { room: self.num, next_event, next_side, next_key }
+        Ok(Began { room: self.num, next_event, next_side, next_key })
     }
 
     /// Forgets a part of what a sweep found not to be needed.

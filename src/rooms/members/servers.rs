@@ -283,6 +283,61 @@ fn count_on_main_line<'s>(
     Ok(counts)
 }
 
+/// How many members servers have in a state of the past, while a hole is filled with the events that lead to it.
+pub(crate) struct Census {
+    counts: BTreeMap<String, u64>,
+    joined: u32,
+}
+
+impl Census {
+    /// Counts the members of the servers of these users at a place on the main line; `None` for a room whose members are not
+    /// counted by server.
+    pub(crate) fn at<'u>(
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        order: Order,
+        users: impl Iterator<Item = &'u str>,
+    ) -> Result<Option<Self>, Fault> {
+        let Some(key) = state::find_key(read, room, JOINED, "")? else { return Ok(None) };
+        let servers: BTreeSet<String> = users.filter_map(event::server_of).map(ToOwned::to_owned).collect();
+        let counts = count_on_main_line(read, room, order, servers.iter())?;
+        let joined = match state::at(read, room, StateRef::Main(order), key)? {
+            StateValue::Derived(joined) => joined,
+            _ => 0,
+        };
+        Ok(Some(Self { counts, joined }))
+    }
+
+    /// Counts a user who came (`by` is 1) or went (-1).
+    pub(crate) fn count(&mut self, user_id: &str, by: i64) {
+        let joined = i64::from(self.joined).saturating_add(by).max(0);
+        self.joined = u32::try_from(joined).unwrap_or(u32::MAX);
+        if let Some(count) = event::server_of(user_id).and_then(|server| self.counts.get_mut(server)) {
+            *count = count.saturating_add_signed(by);
+        }
+    }
+
+    /// Gives the values of the derived keys that depend on these users.
+    pub(crate) fn values<'u>(
+        &self,
+        batch: &mut Batch,
+        room: RoomNum,
+        next_key: &mut u32,
+        users: impl Iterator<Item = &'u str>,
+    ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
+        let mut users = users.peekable();
+        if users.peek().is_none() {
+            return Ok(Vec::new());
+        }
+        let mut values = vec![joined_value(batch, room, next_key, self.joined)?];
+        for server in users.filter_map(event::server_of).collect::<BTreeSet<_>>() {
+            let count = self.counts.get(server).copied().unwrap_or(0);
+            values.push(server_value(batch, room, next_key, server, count)?);
+        }
+        Ok(values)
+    }
+}
+
 /// Whether a server has somebody in the room now.
 pub fn is_server_joined(read: &(impl Read + ?Sized), room: RoomNum, server: &str) -> Result<bool, Fault> {
     Ok(members_of(read, room, server)? > 0)

@@ -154,6 +154,18 @@ pub fn differing_from_current(
     merge(Box::new(current), Box::new(brought))
 }
 
+/// Lists the keys in which a whole state that is brought to the room differs from this one, like
+/// [`differing_from_current`]. Reads the whole state.
+pub fn differing_from(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    state: StateRef,
+    brought: &BTreeMap<StateKeyNum, EventNum>,
+) -> Result<Vec<Difference>, Fault> {
+    let brought = brought.iter().map(|(key, event)| Ok((*key, StateValue::Event(*event))));
+    merge(values(read, room, state)?, Box::new(brought))
+}
+
 /// Compares two full states, read side by side.
 fn merge(left: Values<'_>, right: Values<'_>) -> Result<Vec<Difference>, Fault> {
     let (mut left, mut right) = (left.peekable(), right.peekable());

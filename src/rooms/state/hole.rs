@@ -236,7 +236,16 @@ impl Fill {
         put(batch, room, order, part)
     }
 
+    /// Gives the order to which the last part moves the hole, unless it closes it.
+    pub fn moved_to(&self) -> Result<Order, Fault> {
+        match self.steps.first() {
+            Some((order, _)) => Ok(*order),
+            None => self.top_order(parts_of(self.top.len())?.saturating_sub(1)),
+        }
+    }
+
     fn finish(&mut self, batch: &mut Batch, room: RoomNum) -> Result<Vec<Order>, Fault> {
+        let moved = self.moved_to()?;
         let steps = std::mem::take(&mut self.steps);
         let orders: Vec<Order> = steps.iter().map(|(order, _)| *order).collect();
         for (order, priors) in steps {
@@ -244,8 +253,6 @@ impl Fill {
         }
         schema::HOLE.delete(batch, (room, self.hole));
         if !self.missing.is_empty() {
-            let below_top = self.top_order(parts_of(self.top.len())?.saturating_sub(1))?;
-            let moved = orders.first().copied().unwrap_or(below_top);
             mark(batch, room, marker(moved))?;
             let row = HoleRow { missing: self.missing.clone(), parts: 0, ..self.row.clone() };
             schema::HOLE.put(batch, (room, moved), &row);

@@ -19,14 +19,14 @@ use crate::{
     store::{Durability, Engine, Store, engine::Memory},
 };
 
-struct Here {
+pub(crate) struct Here {
     server: Server,
     token: String,
 }
 
 impl Here {
     /// The server `here.example`, on which Bob is registered.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let mut config = Config::default();
         config.server.name = "here.example".try_into().unwrap();
         config.registration.mode = RegistrationMode::Open;
@@ -40,11 +40,11 @@ impl Here {
         here
     }
 
-    fn app(&self) -> &App {
+    pub(crate) fn app(&self) -> &App {
         self.server.app()
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Value) -> Value {
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Value) -> Value {
         let request = Request::builder().method(method).uri(format!("/_matrix/client/v3/{path}"));
         let request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         let mut request = request.body(Body::from(body.to_string())).unwrap();
@@ -57,7 +57,7 @@ impl Here {
         json
     }
 
-    fn base(&self, room: &Elsewhere) -> Base {
+    pub(crate) fn base(&self, room: &Elsewhere) -> Base {
         let app = self.app();
         assert_eq!(app.rooms.next_num(&app.store.view()).unwrap(), ROOM);
         let claim = app.rooms.turns(ROOM).claim_join().unwrap();
@@ -66,7 +66,7 @@ impl Here {
     }
 }
 
-fn events(brought: Vec<Brought>) -> Events {
+pub(crate) fn events(brought: Vec<Brought>) -> Events {
     Box::new(brought.into_iter().map(Ok))
 }
 

@@ -34,8 +34,12 @@ pub(super) fn when_due(app: &App, room: RoomNum) {
             owned.env.sleep(pause).await;
         }
         let (_running, _noting) = (Running::new(&owned, &turns.sweeps), Noting(&turns));
-        if let Err(error) = sweep(&owned, room).await {
-            tracing::warn!(%error, %room, "a room could not be swept");
+        match sweep(&owned, room).await {
+            Ok(()) => {}
+            Err(Error::Busy { .. }) => {
+                tracing::debug!(%room, "a room is not swept while its past is changed");
+            }
+            Err(error) => tracing::warn!(%error, %room, "a room could not be swept"),
         }
     });
 }
@@ -50,8 +54,11 @@ pub(crate) async fn now_or_later(app: &App, room: RoomNum) -> Result<Option<Dura
         return Ok(Some(pause));
     }
     let (_running, _noting) = (Running::new(app, &turns.sweeps), Noting(&turns));
-    sweep(app, room).await?;
-    Ok(None)
+    match sweep(app, room).await {
+        Ok(()) => Ok(None),
+        Err(Error::Busy { retry_after }) => Ok(Some(retry_after)),
+        Err(other) => Err(other),
+    }
 }
 
 fn is_wanted(app: &App, room: RoomNum) -> Result<bool> {
@@ -76,7 +83,7 @@ async fn sweep(app: &App, room: RoomNum) -> Result<()> {
     let owned = app.clone();
     // A turn without rows answers once all earlier changes are published, so that the snapshot has them.
     let began =
-        commit::beside_room(app, room, move |change| Ok(change.begin_sweep(owned.rooms.resolver()))).await?;
+        commit::beside_room(app, room, move |change| change.begin_sweep(owned.rooms.resolver())).await?;
     let owned = app.clone();
     let look = move || Ok(Sweep::look(&*owned.store.snapshot(), began)?);
     let mut sweep = app.env.blocking_long(Long::Maintenance, look).await?;

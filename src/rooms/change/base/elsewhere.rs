@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
 use serde_json::json;
 
-use super::{Brought, Received, list_allowing, order_by_auth};
+use super::{super::Older, Brought, Received, list_allowing, order_by_auth};
 use crate::{
     ids::RoomNum,
     rooms::{
@@ -13,7 +13,7 @@ use crate::{
         build::{self, Draft, Setting, Signer},
         event, versions,
     },
-    schema::event_types::{CREATE, JOIN_RULES, MEMBER, POWER_LEVELS},
+    schema::event_types::{CREATE, JOIN_RULES, MEMBER, MESSAGE, POWER_LEVELS},
     schema::rooms::{Membership, Resident, RoomRow},
 };
 
@@ -51,7 +51,10 @@ pub(crate) struct Elsewhere {
     /// All state events, oldest first.
     pub(crate) events: Vec<Received>,
     pub(crate) state: BTreeMap<Key, Received>,
-    last: Option<OwnedEventId>,
+    /// The events that the next one cites.
+    pub(crate) heads: Vec<OwnedEventId>,
+    /// All events, oldest first, each with the state before it.
+    pub(crate) timeline: Vec<(Received, BTreeMap<Key, Received>)>,
     depth: u64,
 }
 
@@ -60,7 +63,8 @@ impl Elsewhere {
     pub(crate) fn new(version: u8) -> Self {
         let row = RoomRow::new(RoomId::parse("!room:a.example").unwrap(), version, Resident::Yes);
         let (events, state) = (Vec::new(), BTreeMap::new());
-        let mut room = Self { row, version, events, state, last: None, depth: 0 };
+        let mut room =
+            Self { row, version, events, state, heads: Vec::new(), timeline: Vec::new(), depth: 0 };
         let create = match version {
             11.. => json!({ "room_version": version.to_string() }),
             _ => json!({ "room_version": version.to_string(), "creator": alice() }),
@@ -128,7 +132,7 @@ impl Elsewhere {
         });
         let auth: Vec<_> = auth.map(|event| event.id().to_owned()).collect();
         let is_hashed = rules.authorization.room_create_event_id_as_room_id && event_type == CREATE;
-        let prev: Vec<_> = self.last.iter().cloned().collect();
+        let prev = self.heads.clone();
         let setting = Setting {
             room_id: (!is_hashed).then_some(&self.row.id),
             rules,
@@ -141,7 +145,8 @@ impl Elsewhere {
     }
 
     pub(crate) fn add(&mut self, received: &Received) {
-        (self.last, self.depth) = (Some(received.id().to_owned()), received.depth());
+        self.timeline.push((received.clone(), self.state.clone()));
+        (self.heads, self.depth) = (vec![received.id().to_owned()], received.depth());
         if let Some(key) = &received.event().state_key {
             self.events.push(received.clone());
             self.state.insert((received.event().event_type.to_string(), key.clone()), received.clone());
@@ -174,6 +179,22 @@ impl Elsewhere {
             .into_iter()
             .map(|place| Brought { event: all[place].clone(), is_state: current.contains(all[place].id()) });
         brought.collect()
+    }
+
+    pub(crate) fn say(&mut self, sender: &OwnedUserId, json: serde_json::Value) -> Received {
+        let said = self.make(sender, MESSAGE, None, json);
+        self.add(&said);
+        said
+    }
+
+    /// Some events of the room, oldest first, as another server gives them to fill a hole: the state before the first of
+    /// them is fetched.
+    pub(crate) fn older(&self, range: std::ops::Range<usize>) -> Vec<Older> {
+        let older = self.timeline[range].iter().enumerate().map(|(place, (event, before))| Older {
+            event: event.clone(),
+            state_before: (place == 0).then(|| before.values().map(|event| event.id().to_owned()).collect()),
+        });
+        older.collect()
     }
 
     pub(crate) fn ids(&self) -> BTreeMap<Key, OwnedEventId> {

@@ -199,6 +199,8 @@ impl Here {
     }
 }
 
+mod fill;
+
 #[test]
 fn a_first_join_counts_at_once_or_leaves_no_row_after_whichever_part_the_server_ends() {
     let mut elsewhere = Elsewhere::with_members(40);

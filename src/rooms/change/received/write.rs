@@ -42,7 +42,7 @@ pub(super) struct Entry {
 
 impl Change {
     /// Gives a reference to a state, and writes the state's rows where it has none yet.
-    fn write_down(&mut self, state: &Sketch) -> Result<StateRef> {
+    pub(super) fn write_down(&mut self, state: &Sketch) -> Result<StateRef> {
         if state.changes.is_empty() {
             return Ok(state.base);
         }

@@ -25,7 +25,7 @@ impl Fixture {
 
     fn look(&mut self) -> Sweep {
         let rooms = self.rooms.clone();
-        let began = self.change(|change| change.begin_sweep(rooms.resolver()));
+        let began = self.change(|change| change.begin_sweep(rooms.resolver()).unwrap());
         Sweep::look(&*self.store.snapshot(), began).unwrap()
     }
 
