@@ -194,7 +194,8 @@ mod tests {
             let read = &*store.snapshot();
             let mut floors = Floors::new(read, (ROOM, &row), (BOB, &bob), at(1)).unwrap();
             floors.of_lane(read, Lane::MAIN).unwrap();
-            floors.moved_after(Position::new(position).unwrap())
+            let position = Position::new(position).unwrap();
+            floors.moved_after(position) || floors.sent_after(position)
         };
         for (everything, main, sent) in [(50, 10, 10), (10, 50, 10), (10, 10, 50)] {
             assert!(moved(everything, main, sent, 49) && !moved(everything, main, sent, 50));
