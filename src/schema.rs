@@ -4,6 +4,7 @@
 //! tables (the log, cursors, timers) are on the page `store/tables.rs`.
 
 pub mod push;
+pub mod remote;
 pub mod receipts;
 pub mod relations;
 pub mod accounts;

@@ -5,6 +5,7 @@ pub(crate) mod identify;
 mod keys;
 mod ports;
 pub(crate) mod query;
+pub(crate) mod verify;
 
 use std::sync::Arc;
 

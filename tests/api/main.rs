@@ -18,6 +18,7 @@ mod devices;
 mod discovery;
 mod ephemeral;
 mod erasure;
+mod federated;
 mod guesses;
 mod hostile;
 mod filters;
