@@ -32,11 +32,21 @@ pub enum EventKey {
     Chosen(RoomNum, Box<str>),
 }
 
-/// These zeros stand before a chosen id in the place of a hash; no event is known that has them for its hash.
+/// These zeros stand before a chosen id in the place of a hash, so that they name no event themselves.
 const CHOSEN: EventHash = [0; 32];
 
+impl EventKey {
+    /// The key of the event of this hash, whoever states it; `None` for the zeros that stand before chosen ids: a row with them
+    /// in the place of a hash could not be read again.
+    pub fn of_hash(hash: EventHash) -> Option<Self> {
+        (hash != CHOSEN).then_some(Self::Hash(hash))
+    }
+}
+
+/// The key of an event whose hash this server worked out itself. For a hash that others state there is [`EventKey::of_hash`].
 impl From<EventHash> for EventKey {
     fn from(hash: EventHash) -> Self {
+        debug_assert_ne!(hash, CHOSEN, "no hash has only zeros");
         Self::Hash(hash)
     }
 }

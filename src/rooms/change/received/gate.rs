@@ -130,7 +130,8 @@ fn named(
     stated: Option<&str>,
 ) -> Result<(EventKey, OwnedEventId), Refusal> {
     if !event::are_ids_chosen(version) {
-        let key = EventKey::from(hash);
+        let key = EventKey::of_hash(hash)
+            .ok_or_else(|| Refusal::bad_json("An event whose reference hash has only zeros is not taken."))?;
         let id = event::event_id(&key, version);
         return Ok((key, id));
     }
@@ -236,6 +237,15 @@ mod tests {
     }
 
     #[test]
+    fn the_zeros_that_stand_before_chosen_ids_are_the_hash_of_no_event() {
+        for version in VERSIONS {
+            let json = an_event(version).to_string();
+            let received = Received::check(ROOM, &room(version), [0; 32], json.into());
+            assert_eq!(received.is_err(), version > 2, "{version}");
+        }
+    }
+
+    #[test]
     fn an_event_of_another_room_is_refused() {
         refuses("room_id", |_| json!("!other:a.example"), &ErrorKind::BadJson);
         for version in VERSIONS {
@@ -252,7 +262,7 @@ mod tests {
 
     #[test]
     fn an_event_cites_at_most_twenty_events_and_names_ten_that_allow_it() {
-        let many = |count: u8| move |version| (0..count).map(|it| cited(version, it)).collect::<Value>();
+        let many = |count: u8| move |version| (1..=count).map(|it| cited(version, it)).collect::<Value>();
         for version in VERSIONS {
             let mut event = an_event(version);
             (event["prev_events"], event["auth_events"]) = (many(20)(version), many(10)(version));
