@@ -47,11 +47,14 @@ pub enum Long {
     Resolution,
     /// The call copies or checks the whole store.
     Maintenance,
+    /// The call reads a large part of a room for another server.
+    History,
 }
 
 impl Long {
     /// All kinds, in the order in which [`Env`] keeps their pools.
-    pub const ALL: [Self; 4] = [Self::Password, Self::Search, Self::Resolution, Self::Maintenance];
+    pub const ALL: [Self; 5] =
+        [Self::Password, Self::Search, Self::Resolution, Self::Maintenance, Self::History];
 
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
@@ -60,7 +63,7 @@ impl Long {
             // bursts of `[limits] login` and `register`, as when a class of pupils registers.
             Self::Password => (2, 256),
             Self::Search => (2, 64),
-            Self::Resolution => (2, 64),
+            Self::Resolution | Self::History => (2, 64),
             Self::Maintenance => (1, 4),
         }
     }
@@ -72,6 +75,7 @@ impl Long {
             Self::Search => "searches",
             Self::Resolution => "resolutions",
             Self::Maintenance => "maintenance",
+            Self::History => "history",
         }
     }
 }
@@ -111,7 +115,7 @@ struct Inner {
     short: Pool,
     writing: Pool,
     /// The pools of the kinds of long calls, in the order of [`Long::ALL`].
-    long: [Pool; 4],
+    long: [Pool; 5],
 }
 
 impl Env {
@@ -314,17 +318,18 @@ impl Env {
     }
 
     fn pool(&self, kind: Long) -> &Pool {
-        let [passwords, searches, resolutions, maintenance] = &self.0.long;
+        let [passwords, searches, resolutions, maintenance, history] = &self.0.long;
         match kind {
             Long::Password => passwords,
             Long::Search => searches,
             Long::Resolution => resolutions,
             Long::Maintenance => maintenance,
+            Long::History => history,
         }
     }
 
     /// The number of long calls of each kind that run or wait, by the name of their queue.
-    pub fn long_calls(&self) -> [(&'static str, usize); 4] {
+    pub fn long_calls(&self) -> [(&'static str, usize); 5] {
         Long::ALL.map(|kind| (kind.name(), self.pool(kind).call_count()))
     }
 
@@ -470,7 +475,7 @@ mod tests {
         assert!(futures_util::FutureExt::now_or_never(poll_all).is_none());
         let one_more = env.blocking_long(Long::Password, || Ok(())).await;
         assert!(matches!(one_more, Err(Error::Busy { .. })));
-        for kind in [Long::Search, Long::Resolution, Long::Maintenance] {
+        for kind in [Long::Search, Long::Resolution, Long::Maintenance, Long::History] {
             assert_eq!(env.blocking_long(kind, || Ok(7)).await.unwrap(), 7);
         }
         drop(releases);

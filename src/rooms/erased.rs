@@ -17,7 +17,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         event::{self, StoredEvent},
-        redact, state,
+        members, redact, state,
         view::RoomView,
     },
     schema::event_types::MEMBER,
@@ -66,6 +66,20 @@ impl Erased {
             && !was_joined(view.read, view.num, stored, user)?)
     }
 
+    /// Whether another server gets only the redacted form of an event, the state before which is known.
+    pub fn hides_from_server(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+        server: &str,
+    ) -> Result<bool, Fault> {
+        Ok(self.anybody(read)?
+            && !is_of_the_room(stored)
+            && self.contains(read, &stored.row.sender())?
+            && !members::was_server_joined(read, room, state_before(stored), server)?)
+    }
+
     /// Gives the event as this user is shown it, in the timeline as in the state of the room.
     pub fn seen<'s>(
         &self,
@@ -87,6 +101,10 @@ fn is_of_the_room(stored: &StoredEvent) -> bool {
     stored.row.header.state_key.is_some() && stored.row.event_type() != MEMBER
 }
 
+fn state_before(stored: &StoredEvent) -> StateRef {
+    stored.row.header.before.unwrap_or_else(|| StateRef::Main(stored.order.before()))
+}
+
 /// Whether a user was in the room when an event was sent.
 fn was_joined(
     read: &(impl Read + ?Sized),
@@ -95,8 +113,7 @@ fn was_joined(
     user: &UserId,
 ) -> Result<bool, Fault> {
     let Some(key) = state::find_key(read, num, MEMBER, user.as_str())? else { return Ok(false) };
-    let before = stored.row.header.before.unwrap_or_else(|| StateRef::Main(stored.order.before()));
-    let Some(member) = state::at(read, num, before, key)?.event() else { return Ok(false) };
+    let Some(member) = state::at(read, num, state_before(stored), key)?.event() else { return Ok(false) };
     let member = event::find_anywhere(read, num, member)?;
     Ok(member.and_then(|member| member.membership()) == Some(Membership::Join))
 }

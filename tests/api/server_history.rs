@@ -1,5 +1,6 @@
 //! Other servers read a room's history (server-server API, "Retrieving events").
 
+use aqueduct::rooms::change::Outcome;
 use federation::testing::Net;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -192,4 +193,48 @@ async fn what_a_server_may_not_see_comes_redacted() {
     assert_eq!(event["pdus"][0]["content"], json!({}));
     let missing = json!({ "earliest_events": [], "latest_events": [four] });
     assert!(!scene.missing(missing).await.1.to_string().contains("three"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_erased_user_wrote_comes_redacted_to_servers_that_were_not_there() {
+    let mut scene = Scene::new(json!([])).await;
+    let carol = scene.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", scene.room), json!({})).await;
+    let before = carol.say(&scene.room, "1", "secret").await;
+    scene.remote().join().await;
+    let after = carol.say(&scene.room, "2", "told").await;
+    let body = async |event: &str| {
+        let (status, json) = scene.get(&format!("event/{event}")).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        json["pdus"][0]["content"]["body"].clone()
+    };
+    assert_eq!((body(&before).await, body(&after).await), (json!("secret"), json!("told")));
+    let auth = json!({
+        "type": "m.login.password", "password": "password of carol",
+        "identifier": { "type": "m.id.user", "user": "carol" },
+    });
+    carol.ok_post("/account/deactivate", json!({ "auth": auth, "erase": true })).await;
+    assert_eq!((body(&before).await, body(&after).await), (json!(null), json!("told")));
+    let room = scene.room.clone();
+    scene.say("four").await;
+    let (_, history) = scene.get(&format!("backfill/{room}?v={}&limit=100", scene.messages[3])).await;
+    assert!(!history.to_string().contains("secret") && history.to_string().contains("told"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_kept_aside_is_shown_as_the_visibility_of_history_says() {
+    let visibility = json!([{ "type": "m.room.history_visibility", "state_key": "", "content": { "history_visibility": "joined" } }]);
+    let scene = Scene::new(visibility).await;
+    let carl = Remote { user: "@carl:c.example".try_into().unwrap(), ..scene.remote() };
+    carl.join().await;
+    let levels = |carl: u64| json!({ "users": { "@alice:test.example": 100, "@carl:c.example": carl } });
+    let path = format!("/rooms/{}/state/m.room.power_levels/", scene.room);
+    scene.alice.ok_put(&path, levels(50)).await;
+    let topic = carl.event("m.room.topic", Some(""), json!({ "topic": "late" }), &carl.heads());
+    let id = topic.id().to_string();
+    scene.alice.ok_put(&path, levels(0)).await;
+    assert!(matches!(carl.send(topic).await, Outcome::Aside(..)));
+    scene.remote().join().await;
+    let (status, json) = scene.get(&format!("event/{id}")).await;
+    assert_eq!((status, &json["pdus"][0]["content"]), (StatusCode::OK, &json!({})));
 }

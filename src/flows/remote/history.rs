@@ -12,6 +12,7 @@ use std::{
 use ruma::{EventId, OwnedEventId, RoomId, ServerName};
 
 use crate::{
+    env::Long,
     error::{Error, Refusal, Result},
     flows::App,
     ids::{EventNum, Order, RoomNum},
@@ -36,8 +37,6 @@ const EVENTS_MAX: usize = 100;
 const MISSING_MAX: usize = 20;
 /// A question names at most this many events.
 const NAMED_MAX: usize = 100;
-/// At most this many events are looked at for one answer about missing events.
-const LOOKED_AT_MAX: usize = 1_000;
 /// A chain of events that allow one another has at most this many in an answer.
 const CHAIN_MAX: usize = 100_000;
 /// A chain whose events are given whole has at most this many bytes.
@@ -53,6 +52,12 @@ struct Reading {
     num: RoomNum,
     row: RoomRow,
     sight: ServerSight,
+}
+
+/// An event of a room's graph, with the place where it is kept.
+struct Found {
+    stored: StoredEvent,
+    place: Place,
 }
 
 impl Reading {
@@ -75,19 +80,25 @@ impl Reading {
     }
 
     /// The event of this id, if it is part of the room's graph. Errors: 404 `M_NOT_FOUND`.
-    fn require(&self, id: &EventId) -> Result<StoredEvent> {
+    fn require(&self, id: &EventId) -> Result<Found> {
         let num = self.find_num(id)?;
         let found = num.map(|num| self.find(num)).transpose()?.flatten();
         found.ok_or_else(|| unknown_event().into())
     }
 
     /// The event of this number, unless it was rejected: a rejected event is nothing that others need.
-    fn find(&self, num: EventNum) -> Result<Option<StoredEvent>, Fault> {
-        let aside = schema::ASIDE.get(&*self.snapshot, (self.num, num))?;
-        if aside.is_some_and(|aside| aside.rejected) {
-            return Ok(None);
-        }
-        event::find_anywhere(&*self.snapshot, self.num, num)
+    fn find(&self, num: EventNum) -> Result<Option<Found>, Fault> {
+        let Some(place) = schema::PLACE.get(&*self.snapshot, (self.num, num))? else { return Ok(None) };
+        let stored = match place {
+            Place::Timeline(order) => schema::TIMELINE
+                .get(&*self.snapshot, (self.num, order))?
+                .map(|row| StoredEvent { order, row }),
+            Place::Aside | Place::Outlier => schema::ASIDE
+                .get(&*self.snapshot, (self.num, num))?
+                .filter(|aside| !aside.rejected)
+                .map(|aside| StoredEvent { order: Order::MIN, row: aside.row }),
+        };
+        Ok(stored.map(|stored| Found { stored, place }))
     }
 
     fn id(&self, stored: &StoredEvent) -> OwnedEventId {
@@ -95,9 +106,15 @@ impl Reading {
     }
 
     /// The event as the server may see it.
-    fn shown(&mut self, stored: &StoredEvent) -> Result<JsonText> {
-        let is_outlier = stored.order == Order::MIN;
-        if is_outlier && stored.row.header.state_key.is_some() || self.sight.sees(&*self.snapshot, stored)? {
+    fn shown(&mut self, found: &Found) -> Result<JsonText> {
+        let stored = &found.stored;
+        let is_whole = match found.place {
+            // The state before an outlier is not known, so that nobody can say who may see it. But whoever must judge an event
+            // needs the whole of the state events that allow it.
+            Place::Outlier => stored.row.header.state_key.is_some(),
+            Place::Timeline(_) | Place::Aside => self.sight.sees(&*self.snapshot, stored)?,
+        };
+        if is_whole {
             return Ok(JsonText::stored(&stored.row.json));
         }
         let redacted = redact::redacted(&stored.row.json, rooms::rules(&self.row)?);
@@ -132,13 +149,11 @@ impl Reading {
     }
 
     /// The state before an event. Errors: 404 `M_NOT_FOUND` for an event without a place in the room's graph.
-    fn state_before(&self, stored: &StoredEvent) -> Result<StateRef> {
-        let place = schema::PLACE.get(&*self.snapshot, (self.num, stored.event()))?;
-        match (stored.row.header.before, place) {
-            (_, None | Some(Place::Outlier)) => Err(unknown_event().into()),
-            (Some(before), Some(_)) => Ok(before),
-            (None, Some(Place::Timeline(order))) => Ok(state::just_below(&*self.snapshot, self.num, order)?),
-            (None, Some(Place::Aside)) => Err(unknown_event().into()),
+    fn state_before(&self, found: &Found) -> Result<StateRef> {
+        match (found.stored.row.header.before, found.place) {
+            (_, Place::Outlier) | (None, Place::Aside) => Err(unknown_event().into()),
+            (Some(before), Place::Timeline(_) | Place::Aside) => Ok(before),
+            (None, Place::Timeline(order)) => Ok(state::just_below(&*self.snapshot, self.num, order)?),
         }
     }
 }
@@ -165,8 +180,8 @@ pub(crate) async fn one(app: &App, origin: &ServerName, id: OwnedEventId) -> Res
             let Some((num, _)) = schema::EVENT_ID.get(&*snapshot, &key)? else { continue };
             let room = rooms::find_row(&*snapshot, num)?.ok_or_else(unknown)?;
             let mut reading = Reading::open(&app, &origin, &room.id).map_err(|_| unknown())?;
-            let stored = reading.require(&id)?;
-            return reading.shown(&stored);
+            let found = reading.require(&id)?;
+            return reading.shown(&found);
         }
         Err(unknown())
     })
@@ -192,7 +207,7 @@ pub(crate) async fn before(
         let mut waiting = BinaryHeap::new();
         for id in &from {
             if let Some(num) = reading.find_num(id)?
-                && let Some(stored) = reading.find(num)?
+                && let Some(Found { stored, .. }) = reading.find(num)?
             {
                 waiting.push((stored.row.header.depth, num));
             }
@@ -205,13 +220,13 @@ pub(crate) async fn before(
             if !seen.insert(num) {
                 continue;
             }
-            let Some(stored) = reading.find(num)? else { continue };
-            for prev in &stored.row.header.prev {
-                if let Some(prev_stored) = reading.find(*prev)? {
-                    waiting.push((prev_stored.row.header.depth, *prev));
+            let Some(found) = reading.find(num)? else { continue };
+            for prev in &found.stored.row.header.prev {
+                if let Some(prev_found) = reading.find(*prev)? {
+                    waiting.push((prev_found.stored.row.header.depth, *prev));
                 }
             }
-            let json = reading.shown(&stored)?;
+            let json = reading.shown(&found)?;
             bytes += json.as_str().len();
             shown.push(json);
         }
@@ -252,28 +267,26 @@ pub(crate) async fn missing(
         let mut known = list(&wanted.earliest)?;
         let latest = list(&wanted.latest)?;
         known.extend(&latest);
-        let mut waiting: VecDeque<EventNum> = latest.into_iter().collect();
-        let (mut found, mut looked_at) = (Vec::new(), 0);
+        let mut waiting: VecDeque<Vec<EventNum>> = VecDeque::new();
+        for num in latest {
+            waiting.extend(reading.find(num)?.map(|found| found.stored.row.header.prev));
+        }
+        let mut found = Vec::new();
         // Level by level, so that what is nearest to the events that the server got comes along.
-        while let Some(num) = waiting.pop_front() {
-            looked_at += 1;
-            if found.len() >= limit || looked_at > LOOKED_AT_MAX {
-                break;
-            }
-            let Some(stored) = reading.find(num)? else { continue };
-            for prev in &stored.row.header.prev {
-                if found.len() >= limit || !known.insert(*prev) {
+        while let Some(cited) = waiting.pop_front() {
+            for num in cited {
+                if found.len() >= limit || !known.insert(num) {
                     continue;
                 }
-                let Some(prev) = reading.find(*prev)? else { continue };
-                if prev.row.header.depth >= wanted.min_depth {
-                    waiting.push_back(prev.event());
+                let Some(prev) = reading.find(num)? else { continue };
+                if prev.stored.row.header.depth >= wanted.min_depth {
+                    waiting.push_back(prev.stored.row.header.prev.clone());
                     found.push(prev);
                 }
             }
         }
-        found.sort_by_key(|stored| (stored.row.header.depth, stored.event()));
-        found.iter().map(|stored| reading.shown(stored)).collect()
+        found.sort_by_key(|found| (found.stored.row.header.depth, found.stored.event()));
+        found.iter().map(|found| reading.shown(found)).collect()
     })
     .await
 }
@@ -293,10 +306,9 @@ pub(crate) async fn state_ids(
 ) -> Result<StateIds> {
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
-    env.blocking(move || {
+    env.blocking_long(Long::History, move || {
         let reading = Reading::open(&app, &origin, &room)?;
-        let stored = reading.require(&id)?;
-        let before = reading.state_before(&stored)?;
+        let before = reading.state_before(&reading.require(&id)?)?;
         let events = state::full(&*reading.snapshot, reading.num, before)?;
         let events: Vec<EventNum> =
             events.map(|row| row.map(|(_, event)| event)).collect::<Result<_, _>>()?;
@@ -323,12 +335,12 @@ pub(crate) async fn auth_chain(
 ) -> Result<Vec<JsonText>> {
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
-    env.blocking(move || {
+    env.blocking_long(Long::History, move || {
         let reading = Reading::open(&app, &origin, &room)?;
-        let stored = reading.require(&id)?;
+        let found = reading.require(&id)?;
         let mut bytes = 0;
         // State is never redacted here: whoever must judge an event needs the whole of what allows it.
-        reading.chain(stored.row.header.auth.iter().copied(), |stored| {
+        reading.chain(found.stored.row.header.auth.iter().copied(), |stored| {
             bytes += stored.row.json.len();
             if bytes > CHAIN_BYTES_MAX {
                 return Err(

@@ -402,3 +402,37 @@ fn what_was_open_before_many_changes_of_visibility_is_still_seen() {
     let stays = [7, 6].repeat(CHANGES_READ);
     check(&[&[3][..], &stays, &[4]].concat());
 }
+
+#[test]
+fn a_server_sees_what_its_users_may_see() {
+    for (visibility, expected) in [
+        ("shared", [true, true, true, true, true]),
+        ("invited", [false, false, true, false, true]),
+        ("joined", [false, false, false, false, true]),
+    ] {
+        let fixture = Fixture::new(visibility);
+        let zed = |sender: &str, membership: &str| {
+            let json = json!({ "membership": membership });
+            let sender: OwnedUserId = sender.try_into().unwrap();
+            Draft::state(sender, "m.room.member", "@zed:b.example", content(json), 0)
+        };
+        let alice = "@alice:a.example";
+        fixture.add(&[message("alice")]);
+        let other = Draft { state_key: Some("@zoe:b.exampleother".to_owned()), ..zed(alice, "invite") };
+        fixture.add(&[other, message("alice")]);
+        fixture.add(&[zed(alice, "invite"), message("alice")]);
+        fixture.add(&[zed(alice, "leave"), message("alice")]);
+        fixture.add(&[zed("@zed:b.example", "join"), message("alice")]);
+        let read = fixture.store.snapshot();
+        let mut sight = ServerSight::of_resident(ROOM, "b.example");
+        let events = schema::TIMELINE.prefix::<(RoomNum,)>(&*read, (ROOM,), Direction::Up).unwrap();
+        let mut sees = Vec::new();
+        for event in events {
+            let ((_, order), row) = event.unwrap();
+            if row.event_type() == "m.room.message" {
+                sees.push(sight.sees(&*read, &StoredEvent { order, row }).unwrap());
+            }
+        }
+        assert_eq!(sees, expected, "{visibility}");
+    }
+}
