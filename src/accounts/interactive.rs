@@ -139,6 +139,8 @@ pub enum Progress {
     Done {
         /// The registration token that was shown, if one was.
         registration_token: Option<String>,
+        /// The session that led here, if this server had given it to the client before.
+        session: Option<String>,
     },
     /// Further stages are needed; this is the 401 to answer.
     More(Refusal),
@@ -175,7 +177,9 @@ impl Sessions {
         }
         if flows.are_met(&state.completed) {
             open.remove(&id);
-            return Ok(Progress::Done { registration_token: state.registration_token });
+            // A session that the client made up was replaced by a new one.
+            let session = session.is_some_and(|asked| asked == id).then_some(id);
+            return Ok(Progress::Done { registration_token: state.registration_token, session });
         }
         let refusal = ask(flows, &state.completed, &id, None);
         open.put(id, state);
@@ -190,13 +194,11 @@ impl Sessions {
         known.filter(|known| known.name == name).and_then(|known| known.parameters.clone())
     }
 
-    /// Notes that a registration made an account with this session, for a client that loses the answer.
-    pub fn note_made(&self, env: &Env, session: &str, request: [u8; 32], user_id: OwnedUserId) {
-        if session.len() > SESSION_CHARS {
-            // The client made it up.
-            return;
-        }
-        let made = Made { session: session.to_owned(), request, user_id, at_ms: env.now_ms() };
+    /// Notes that a registration made an account with this session, for a client that loses the answer. The session is one that
+    /// [`Progress::Done`] names: whoever made one up could else find the account of somebody who made up the same.
+    pub fn note_made(&self, env: &Env, session: String, request: [u8; 32], user_id: OwnedUserId) {
+        debug_assert_eq!(session.len(), SESSION_CHARS, "a session that was given out is noted");
+        let made = Made { session, request, user_id, at_ms: env.now_ms() };
         let mut open = self.0.lock();
         if open.made.len() >= MADE_MAX {
             open.made.pop_front();
@@ -398,6 +400,9 @@ mod tests {
         let flows = Flows::one(AuthType::Dummy);
         let done = sessions.advance(&env, &operation(REGISTER, 1), &flows, None, passed(AuthType::Dummy));
         assert!(matches!(done, Ok(Progress::Done { .. })));
+        let made_up = Some("made up");
+        let done = sessions.advance(&env, &operation(REGISTER, 1), &flows, made_up, passed(AuthType::Dummy));
+        assert!(matches!(done, Ok(Progress::Done { session: None, .. })), "only the server names sessions");
     }
 
     #[test]
@@ -445,8 +450,8 @@ mod tests {
         let other = sessions.advance(&env, &operation(REGISTER, 2), &flows, Some(&id), None);
         assert_ne!(id, session_of(other));
         let done = sessions.advance(&env, &it, &flows, Some(&id), passed(AuthType::Dummy));
-        let Ok(Progress::Done { registration_token }) = done else { panic!("not done") };
-        assert_eq!(registration_token.as_deref(), Some("token"));
+        let Ok(Progress::Done { registration_token, session }) = done else { panic!("not done") };
+        assert_eq!((registration_token.as_deref(), session), (Some("token"), Some(id)));
     }
 
     #[test]

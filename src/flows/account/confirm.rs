@@ -27,6 +27,8 @@ use crate::{
 pub(crate) struct Confirmed {
     /// The registration token that was shown, if one was.
     pub(crate) registration_token: Option<String>,
+    /// The session that was confirmed, if this server had given it to the client before.
+    pub(crate) session: Option<String>,
 }
 
 /// Names the operation that the request wants done: the endpoint (with what its path names), the caller, and the part of the
@@ -58,7 +60,7 @@ pub(crate) async fn confirm(
         },
     };
     match sessions.advance(&app.env, operation, flows, session, passed)? {
-        Progress::Done { registration_token } => Ok(Confirmed { registration_token }),
+        Progress::Done { registration_token, session } => Ok(Confirmed { registration_token, session }),
         Progress::More(refusal) => Err(refusal.into()),
     }
 }

@@ -150,7 +150,7 @@ pub(crate) async fn register(app: &App, wish: Wish, auth: Option<&AuthData>) -> 
     };
     let confirmed = confirm::confirm(app, &operation, &flows, None, auth).await?;
     let made = make(app, wish, Role::Registers { token: confirmed.registration_token }).await?;
-    if let Some(session) = session.filter(|_| has_password) {
+    if let Some(session) = confirmed.session.filter(|_| has_password) {
         app.accounts.sessions().note_made(&app.env, session, asked, made.user_id.clone());
     }
     Ok(made)
