@@ -210,14 +210,13 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         None | Some(Command::Serve) => {
             server::logging::begin(&config.log).map_err(|error| operator::sentence(&error))?;
             let runtime = runtime()?;
-            return match runtime.block_on(server::serve(config)) {
-                Ok(Stopped::Whole) => {
-                    runtime.shutdown_timeout(THREADS_END_MAX);
-                    Ok(ExitCode::SUCCESS)
-                }
-                Ok(Stopped::WithCallsRunning) => leave(),
-                Err(error) => Err(operator::sentence(&error)),
-            };
+            let ended = runtime.block_on(server::serve(config));
+            if matches!(ended, Ok(Stopped::WithCallsRunning)) {
+                return leave();
+            }
+            // Dropping the runtime would wait for calls without an end, also where the server failed.
+            runtime.shutdown_timeout(THREADS_END_MAX);
+            return ended.map(|_| ExitCode::SUCCESS).map_err(|error| operator::sentence(&error));
         }
         Some(Command::Config(ConfigCommand::Check)) => {
             let unknown = config::list_unknown_variables(variables());

@@ -83,9 +83,13 @@ pub async fn serve(config: Config) -> Result<Stopped> {
     if tokio::time::timeout(DRAIN, listening.drained()).await.is_err() {
         tracing::info!("requests did not end in time; their connections are cut");
     }
-    server.stop().await?;
+    let written_out = server.stop().await;
     let running = env.calls_ended(CALLS).await;
     drop(data_dir);
+    if let Err(error) = written_out {
+        tracing::info!(?running, "stopped without writing out everything");
+        return Err(error);
+    }
     if running.is_empty() {
         tracing::info!("stopped");
         return Ok(Stopped::Whole);
