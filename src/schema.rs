@@ -212,6 +212,8 @@ tables! {
     152 SERVER_MEMBERS((RoomNum, String) => Marked<u64>) in Index, Room of "rooms::members";
     /// The thread in which an event stands, by itself or by what it refers to; events of the main timeline have no row.
     154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
+    /// An event that refers to one which is not here: the name of that, and the event.
+    156 RELATION_WAITING((RoomNum, rooms::EventKey, EventNum) => ()) in Index, Room of "rooms::relations";
 
     // --- other servers: 170-189 ---
 

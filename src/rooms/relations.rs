@@ -8,7 +8,7 @@ pub(in crate::rooms) mod check;
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, iter::Peekable, ops::Bound};
 
-use ruma::{OwnedEventId, OwnedUserId, UserId, api::error::ErrorKind};
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId, api::error::ErrorKind};
 use serde::{Deserialize, de::IgnoredAny};
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +26,7 @@ use crate::{
     schema::{
         push::Lane,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
+        rooms::EventKey,
     },
     store::{Batch, Direction, Fault, Read},
 };
@@ -33,6 +34,9 @@ use crate::{
 /// To work out a bundled summary again, look at no more than this many rows: when the newest edit is redacted, or for a
 /// reader who does not see the newest event.
 pub(in crate::rooms) const AGAIN_MAX: usize = 1_000;
+
+/// At most this many events wait for one that they refer to.
+const WAITING_MAX: usize = if cfg!(test) { 5 } else { 1_000 };
 
 /// The relation in which an event stands to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,13 +197,25 @@ fn annotation(content: &str, sender: &str, event_type: &str) -> Option<[u8; 16]>
     hash.finalize().first_chunk().copied()
 }
 
-/// Writes the rows of an accepted event that refers to another one of its room.
+/// Writes the rows of an accepted event that refers to another one of its room. If that is not here, the event waits for it.
 pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
-    let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
+    let Some(parent) = event::find_num(batch, room, &relation.event_id)? else {
+        if let Some(key) = find_key_of(batch, room, &relation.event_id)?
+            && count_waiting(batch, room, &key)? < WAITING_MAX
+        {
+            schema::RELATION_WAITING.put(batch, (room, &key, stored.event()), &());
+        }
+        return Ok(());
+    };
     let (kind, event) = (RelationKind::of(&relation.rel_type), stored.event());
-    if let Some(thread) = find_thread(batch, room, parent, kind)? {
+    if let Some(thread) = find_thread(batch, room, parent, kind)?
+        && !is_kept_out(stored.order, event, parent)
+    {
         schema::IN_THREAD.put(batch, (room, event), &thread);
+        if stored.order.minor != 0 {
+            spread_thread(batch, room, event, thread)?;
+        }
     }
     let sender = stored.row.sender().into_owned();
     let mut related = schema::RELATED.get(batch, (room, parent))?.unwrap_or_default();
@@ -237,10 +253,80 @@ pub(crate) fn index(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> R
     Ok(())
 }
 
+/// Writes the rows of the events that referred to this one before it came.
+pub(crate) fn index_waiting(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> Result<(), Fault> {
+    let key = &stored.row.header.key;
+    let waiting =
+        schema::RELATION_WAITING.prefix::<(RoomNum, EventKey)>(batch, (room, key), Direction::Up)?;
+    let waiting = waiting.take(WAITING_MAX).map(|row| row.map(|((.., event), ())| event));
+    let waiting: Vec<EventNum> = waiting.collect::<Result<_, _>>()?;
+    for event in waiting {
+        schema::RELATION_WAITING.delete(batch, (room, key, event));
+        let refers = event::find(batch, room, event)?;
+        if let Some(refers) = refers.filter(|refers| !refers.row.header.unseen) {
+            index(batch, room, &refers)?;
+        }
+    }
+    Ok(())
+}
+
+/// Counts the events that wait for one to which they refer.
+pub(crate) fn count_waiting(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: &EventKey,
+) -> Result<usize, Fault> {
+    let waiting = schema::RELATION_WAITING.prefix::<(RoomNum, EventKey)>(read, (room, key), Direction::Up)?;
+    Ok(waiting.take(WAITING_MAX).count())
+}
+
+/// Deletes what waits in a room that was never finished.
+pub(in crate::rooms) fn clear(batch: &mut Batch, room: RoomNum) {
+    schema::RELATION_WAITING.delete_prefix::<(RoomNum,)>(batch, (room,));
+}
+
+fn find_key_of(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<EventKey>, Fault> {
+    let row = schema::ROOM.get(read, room)?;
+    Ok(row.and_then(|row| event::parse_event_id(id, room, row.version)))
+}
+
+/// Whether an event stays out of the thread into which its parent would bring it: one that was told stays in the lane in which
+/// it was counted when it came, though its parent came later.
+fn is_kept_out(order: Order, event: EventNum, parent: EventNum) -> bool {
+    order.minor == 0 && parent > event
+}
+
+/// Brings the events that refer to one into the thread in which that has come to stand: a hole is filled from above, so that they
+/// are there before it. Those that were told stay where they were counted.
+fn spread_thread(batch: &mut Batch, room: RoomNum, event: EventNum, thread: InThread) -> Result<(), Fault> {
+    let (mut open, mut looked_at) = (vec![(event, thread)], 0);
+    while let Some((parent, thread)) = open.pop() {
+        if thread.hops >= HOPS_MAX {
+            continue;
+        }
+        let thread = InThread { hops: thread.hops + 1, ..thread };
+        for kind in RelationKind::ALL.into_iter().filter(|kind| *kind != RelationKind::Thread) {
+            let rows = list_kind(&*batch, room, parent, kind, ANYWHERE, Direction::Up)?;
+            let rows: Vec<_> = rows.take(AGAIN_MAX - looked_at).collect::<Result<_, _>>()?;
+            looked_at += rows.len();
+            for (_, row) in rows.into_iter().filter(|(order, _)| order.minor != 0) {
+                schema::IN_THREAD.put(batch, (room, row.event), &thread);
+                open.push((row.event, thread));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Deletes the rows of an event that is about to be redacted, because its relation goes with its content.
 pub(crate) fn unlink(batch: &mut Batch, room: RoomNum, stored: &StoredEvent) -> Result<(), Fault> {
     let Some(relation) = relates_to(stored.row.content()) else { return Ok(()) };
-    let Some(parent) = event::find_num(batch, room, &relation.event_id)? else { return Ok(()) };
+    let Some(parent) = event::find_num(batch, room, &relation.event_id)? else {
+        if let Some(key) = find_key_of(batch, room, &relation.event_id)? {
+            schema::RELATION_WAITING.delete(batch, (room, &key, stored.event()));
+        }
+        return Ok(());
+    };
     let kind = RelationKind::of(&relation.rel_type);
     let place = (room, parent, kind, stored.order);
     if !schema::RELATION.contains(batch, place)? {

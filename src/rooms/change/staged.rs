@@ -12,6 +12,7 @@ use crate::{
         event::StateEvent,
         graph,
         members::{self, Since, Touched},
+        relations,
         state::{self, Difference, stage},
     },
     schema,
@@ -425,6 +426,7 @@ fn clear_new_room(batch: &mut Batch, room: RoomNum) -> Result<bool, Fault> {
         schema::ROOM.delete(batch, room);
     }
     graph::clear(batch, room);
+    relations::clear(batch, room);
     members::clear_counts(batch, room);
     stage::clear_all(batch, room);
     Ok(true)

@@ -33,7 +33,13 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             let is_it = stored.header.event == row.event && stored.sender() == row.sender.as_str();
             doubts.unless(is_it, format!("event {} is not at that order", row.event));
             let thread = schema::IN_THREAD.get(read, (*room, row.event))?;
-            let is_there = thread == find_thread(read, *room, *parent, *kind)?;
+            let expected = find_thread(read, *room, *parent, *kind)?;
+            // An event that was told stays in the lane in which it was counted, though others came later that say where it stands.
+            let came_later = |other: EventNum| other > row.event;
+            let is_kept_out = thread.is_none()
+                && order.minor == 0
+                && expected.is_some_and(|thread| came_later(*parent) || came_later(thread.root));
+            let is_there = thread == expected || is_kept_out;
             doubts.unless(is_there, "`in_thread` puts its event into another thread");
             let mark = annotation(stored.content(), &stored.sender(), &stored.event_type());
             if let (RelationKind::Annotation, Some(mark)) = (kind, mark) {
@@ -47,6 +53,14 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
                 let counted = schema::RELATED.contains(read, (*room, *parent))?;
                 doubts.unless(counted, "the summary of the event that it refers to is missing");
             }
+            Ok(())
+        }),
+        RowCheck::of(&schema::RELATION_WAITING, |read, (room, key, event), (), doubts| {
+            let refers = schema::PLACE.contains(read, (*room, *event))?;
+            doubts.unless(refers, "the event that refers to another is not there");
+            let target = event::find_key(read, *room, key)?;
+            let target = target.map(|target| event::find(read, *room, target)).transpose()?.flatten();
+            doubts.unless(target.is_none(), "the event that it waits for is there");
             Ok(())
         }),
         RowCheck::of(&schema::RELATED, |read, (room, parent), row, doubts| {

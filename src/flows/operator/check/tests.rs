@@ -249,7 +249,9 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::ASIDE_COUNT.put(batch, room, &counted);
         let waiting = crate::schema::rooms::RedactionWaitingRow { by_power: true };
         schema::REDACTION_WAITING.put(batch, (room, &[7; 32].into(), number), &waiting);
+        schema::RELATION_WAITING.put(batch, (room, &[8; 32].into(), number), &());
         schema::HOLE.put(batch, (room, order), &HoleRow::default());
+        schema::PURGE.put(batch, room, &crate::schema::state::PurgeRow { below: order });
         let marker = Order { minor: -1, ..order };
         let count = schema::STATE_LOG.get(batch, (room, order)).unwrap().unwrap().count - 1;
         let log = crate::schema::state::LogRow { count, changes: Vec::new() };
@@ -286,6 +288,7 @@ const MAY_BE_LOST: [&str; 29] = [
     "REDACTED_STATE",
     "REDACTION_WAITING",
     "REGISTRATION_TOKENS",
+    "RELATION_WAITING",
     "SERVER_DOCUMENTS",
     "SERVER_FACTS",
     "SERVER_KEYS",
