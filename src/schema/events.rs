@@ -329,15 +329,21 @@ impl Value for Place {
 pub struct AsideRow {
     /// Whether the rules forbid it; otherwise only the room's current state did when it came in.
     pub rejected: bool,
+    /// Whether the room's count of its events aside has it among those that are needed ([`AsideCount::needed`]).
+    pub is_needed: bool,
     /// The rule that it breaks, in words for people.
     pub why: String,
     /// The event that is kept aside.
     pub row: EventRow,
 }
 
+const REJECTED: u8 = 1;
+const NEEDED: u8 = 2;
+
 impl Value for AsideRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[1, u8::from(self.rejected)]);
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        to.raw(&[2, flag(self.rejected, REJECTED) | flag(self.is_needed, NEEDED)]);
         encode_bytes(self.why.as_bytes(), to);
         // The offsets of pending positions in the row move with the bytes.
         self.row.encode(to);
@@ -345,11 +351,13 @@ impl Value for AsideRow {
 
     fn decode(mut bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
-        expect_layout(&mut from, 1)?;
-        let rejected = from.byte()? == 1;
+        // Layout 1 knew only whether the event was rejected, which is written alike.
+        layout_upto(&mut from, 2)?;
+        let flags = from.byte()?;
+        let (rejected, is_needed) = (flags & REJECTED != 0, flags & NEEDED != 0);
         let why = decode_string(&mut from)?;
         let at = bytes.len() - from.0.len();
-        Ok(Self { rejected, why, row: EventRow::decode(bytes.split_off(at))? })
+        Ok(Self { rejected, is_needed, why, row: EventRow::decode(bytes.split_off(at))? })
     }
 }
 
@@ -362,8 +370,8 @@ pub struct AsideCount {
     pub looked_at: EventNum,
     /// The greatest number of an event that was forgotten: those that are missing up to it may have been forgotten.
     pub forgotten: EventNum,
-    /// How many of the events the last sweep found to be needed by the room's timeline or its state. They take no place from
-    /// others.
+    /// How many of the events are known to be needed by the room's timeline or its state: those that are marked so. They take no
+    /// place from others.
     pub needed: u64,
     /// The number that the room gave next to a side state when it was last swept.
     pub sides_swept: u32,
@@ -501,6 +509,18 @@ mod tests {
         assert_eq!(read(&[1, 7, 4]), count);
         let count = AsideCount { forgotten: EventNum(6), needed: 3, sides_swept: 5, ..count };
         assert_eq!(read(&[2, 7, 4, 6, 3, 5]), count);
+    }
+
+    #[test]
+    fn events_aside_are_read_in_each_layout() {
+        for (rejected, is_needed) in [(true, false), (false, true), (false, false)] {
+            let aside = AsideRow { rejected, is_needed, why: "so".to_owned(), row: an_event(2) };
+            assert_eq!(round_trip(&aside), aside);
+            let mut to = Encoder::default();
+            aside.encode(&mut to);
+            to.bytes[..2].copy_from_slice(&[1, u8::from(rejected)]);
+            assert_eq!(AsideRow::decode(to.bytes.into()).unwrap(), AsideRow { is_needed: false, ..aside });
+        }
     }
 
     #[test]

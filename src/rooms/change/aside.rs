@@ -16,11 +16,11 @@ use crate::{
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{
         admit::Why,
-        event::{StateEvent, StoredEvent},
+        event::{self, StateEvent, StoredEvent},
         graph,
     },
     schema,
-    schema::rooms::{AsideCount, AsideRow, EventRow, Place},
+    schema::rooms::{AsideCount, AsideRow, EventKey, EventRow, Place},
     store::{Batch, Direction, Fault, Read, migrate},
 };
 
@@ -34,6 +34,21 @@ const FORGOTTEN_AT_ONCE: u64 = 8;
 /// The number of events that take the places aside.
 pub(super) fn taken(count: &AsideCount) -> u64 {
     count.count.saturating_sub(count.needed)
+}
+
+/// An event aside is taken off the count of those.
+pub(super) fn count_less(count: &mut AsideCount, aside: &AsideRow) {
+    count.count = count.count.saturating_sub(1);
+    count.needed = count.needed.saturating_sub(u64::from(aside.is_needed));
+}
+
+/// What an event was as an outlier before it got its place in the graph.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LeftOutliers {
+    /// The event that redacted it, if one has.
+    pub(super) redacted_by: Option<EventNum>,
+    /// Whether it was counted among the events aside that are needed.
+    pub(super) is_needed: bool,
 }
 
 impl Change {
@@ -54,20 +69,38 @@ impl Change {
         Ok(schema::ASIDE_COUNT.get(&self.batch, self.num)?.unwrap_or_default())
     }
 
-    /// Puts a rejected or soft-failed event aside, once [`Self::has_room_aside`] said that there is space for it.
-    pub(super) fn put_aside_row(&mut self, aside: &AsideRow) -> Result<(), Fault> {
-        let count = self.count_aside()?;
-        debug_assert!(taken(&count) < ASIDE_MAX, "nobody asked whether there is room aside");
-        self.write_aside_row(aside, Place::Aside, count)
+    /// Whether a rejected or soft-failed event may be put aside, which may be an outlier until now: that has its place already.
+    pub(super) fn may_be_aside(&mut self, taken: Option<Taken>) -> Result<bool, Fault> {
+        let is_outlier = match taken {
+            Some(Taken { event, .. }) => self.find_outlier(event)?.is_some(),
+            None => false,
+        };
+        Ok(is_outlier || self.has_room_aside()?)
     }
 
-    fn write_aside_row(
+    /// Keeps an event aside that the rules or the room's state forbid, once [`Self::may_be_aside`] said that there is space for
+    /// it. `left` is what the event was as an outlier until now.
+    pub(super) fn keep_aside(
         &mut self,
-        aside: &AsideRow,
-        place: Place,
-        mut count: AsideCount,
-    ) -> Result<(), Fault> {
+        rejected: bool,
+        why: &Why,
+        row: EventRow,
+        left: &LeftOutliers,
+    ) -> Result<()> {
+        let event = row.header.event;
+        let aside = AsideRow { rejected, is_needed: left.is_needed, why: why.clone(), row: row.clone() };
+        self.write_aside_row(&aside, Place::Aside)?;
+        self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
+        match left.redacted_by {
+            Some(redaction) => self.redact(event, redaction),
+            None => Ok(()),
+        }
+    }
+
+    fn write_aside_row(&mut self, aside: &AsideRow, place: Place) -> Result<(), Fault> {
+        let mut count = self.count_aside()?;
         count.count += 1;
+        count.needed += u64::from(aside.is_needed);
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         let header = &aside.row.header;
         schema::EVENT_ID.put(&mut self.batch, &header.key, &(self.num, header.event));
@@ -94,16 +127,22 @@ impl Change {
         self.write_outlier(received, auth, rejected, why, false).map(|(event, _)| Outcome::Outlier(event))
     }
 
-    /// Writes an event that a join brings, with its place in no graph: the room needs it, so that it takes no place from
-    /// others. Gives its numbers.
+    /// Writes an event that a join brings, with its place in no graph. The room needs the state events among them that are
+    /// allowed, so that these take no place from others; one of the others is dropped where there is no place. Gives its numbers.
     pub(super) fn put_brought(
         &mut self,
         received: &Received,
         auth: &[Arc<StateEvent>],
         rejected: Option<Why>,
-    ) -> Result<(EventNum, Option<StateKeyNum>)> {
-        let is_needed = rejected.is_none();
-        self.write_outlier(received, auth, rejected, "a join brought it", is_needed)
+    ) -> Result<Option<(EventNum, Option<StateKeyNum>)>> {
+        let is_needed = rejected.is_none() && received.event().state_key.is_some();
+        // None is forgotten for it, because events that come later in the join may name those that came before.
+        if !is_needed && taken(&self.count_aside()?) >= ASIDE_MAX {
+            let why = "the room keeps too many events aside";
+            tracing::debug!(room = %self.num, event = %received.event().id, why, "an event that a join brought is dropped");
+            return Ok(None);
+        }
+        self.write_outlier(received, auth, rejected, "a join brought it", is_needed).map(Some)
     }
 
     fn write_outlier(
@@ -136,12 +175,22 @@ impl Change {
         let row = EventRow { header, json: received.json().clone() };
         let (is_rejected, why) = (rejected.is_some(), rejected.unwrap_or_else(|| why.to_owned()));
         tracing::debug!(room = %self.num, event = %received.event().id, rejected = is_rejected, why, "an event is kept as an outlier");
-        let mut count = self.count_aside()?;
-        count.needed += u64::from(is_needed);
-        let aside = AsideRow { rejected: is_rejected, why, row: row.clone() };
-        self.write_aside_row(&aside, Place::Outlier, count)?;
+        let aside = AsideRow { rejected: is_rejected, is_needed, why, row: row.clone() };
+        self.write_aside_row(&aside, Place::Outlier)?;
         self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
         Ok((taken.event, taken.key))
+    }
+
+    /// Finds an event that came in before by its key: its number, and its row if it is an outlier. A sweep learns here that the
+    /// event, and the key of the outlier, must stay after all.
+    pub(super) fn find_known(&self, key: &EventKey) -> Result<Option<(EventNum, Option<AsideRow>)>, Fault> {
+        let Some(event) = event::find_key(&self.batch, self.num, key)? else { return Ok(None) };
+        self.seat.cite(event);
+        let outlier = self.find_outlier(event)?;
+        if let Some(key) = outlier.as_ref().and_then(|outlier| outlier.row.header.state_key) {
+            self.seat.use_key(key);
+        }
+        Ok(Some((event, outlier)))
     }
 
     /// Finds the row of an event, if the event is an outlier.
@@ -157,16 +206,15 @@ impl Change {
         aside.ok_or(Fault::Corrupt("an event is missing"))
     }
 
-    /// Notes that an event gets its place in the graph, and so is no outlier any more. Gives the event that redacted it
-    /// meanwhile.
-    pub(super) fn leave_outliers(&mut self, taken: Option<Taken>) -> Result<Option<EventNum>, Fault> {
-        let Some(Taken { event, .. }) = taken else { return Ok(None) };
-        let Some(outlier) = self.find_outlier(event)? else { return Ok(None) };
+    /// Notes that an event gets its place in the graph, and so is no outlier any more. Gives what it was as an outlier.
+    pub(super) fn leave_outliers(&mut self, taken: Option<Taken>) -> Result<LeftOutliers, Fault> {
+        let Some(Taken { event, .. }) = taken else { return Ok(LeftOutliers::default()) };
+        let Some(outlier) = self.find_outlier(event)? else { return Ok(LeftOutliers::default()) };
         schema::ASIDE.delete(&mut self.batch, (self.num, event));
         let mut count = self.count_aside()?;
-        count.count = count.count.saturating_sub(1);
+        count_less(&mut count, &outlier);
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
-        Ok(outlier.row.header.redacted_by)
+        Ok(LeftOutliers { redacted_by: outlier.row.header.redacted_by, is_needed: outlier.is_needed })
     }
 
     fn forget_oldest(&mut self, count: &mut AsideCount) -> Result<(), Fault> {
@@ -191,10 +239,13 @@ impl Change {
         Ok(())
     }
 
-    /// Deletes the rows of an event that is kept aside.
+    /// Deletes the rows of an event that is kept aside. If it comes once more, the redaction that redacted it does so again.
     pub(super) fn forget_aside(&mut self, aside: &AsideRow, count: &mut AsideCount) {
         forget::delete(&mut self.batch, self.num, aside);
-        count.count = count.count.saturating_sub(1);
+        if let Some(redaction) = aside.row.header.redacted_by {
+            forget::let_wait(&mut self.batch, self.num, aside, redaction);
+        }
+        count_less(count, aside);
         count.forgotten = count.forgotten.max(aside.row.header.event);
     }
 

@@ -52,6 +52,8 @@ const PART_EVENTS_MAX: usize = if cfg!(test) { 7 } else { 400 };
 const PART_ROWS: usize = 3_000;
 /// A part takes in no further event once it has this many bytes.
 const PART_BYTES: usize = 512 << 10;
+/// A join comes to nothing that brings more events than this which the rules forbid and for which there is no place aside.
+const DROPPED_MAX: usize = if cfg!(test) { 40 } else { 20_000 };
 /// Remember at most this many events that allow others, because most events are allowed by the same few.
 const ALLOWING_MAX: usize = 1_000;
 
@@ -80,6 +82,8 @@ pub struct Base {
     users: BTreeMap<UserNum, StateKeyNum>,
     /// Events that allowed others.
     allowing: BTreeMap<EventNum, Arc<StateEvent>>,
+    /// The ids of events that the rules forbid, and for which there is no place aside.
+    dropped: BTreeSet<OwnedEventId>,
 }
 
 impl Base {
@@ -100,7 +104,8 @@ impl Base {
         }
         let row = known.unwrap_or_else(|| RoomRow::new(id.clone(), version, Resident::Joining));
         let (state, users, allowing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let base = Self { claim, via, row, is_new, is_begun: false, state, users, allowing };
+        let dropped = BTreeSet::new();
+        let base = Self { claim, via, row, is_new, is_begun: false, state, users, allowing, dropped };
         if base.row.version != version || base.row.id != id {
             return Err(base.fault("it joined us to a room of another id or version than we know"));
         }
@@ -182,18 +187,26 @@ impl Base {
 
     fn take_one(&mut self, change: &mut Change, brought: &Brought, touched: &mut Touched) -> Result<()> {
         let received = &brought.event;
-        let (event, key) = match event::find_key(&change.batch, change.num, received.key())? {
-            Some(known) => {
+        let (event, key) = match change.find_known(received.key())? {
+            Some((known, _)) => {
                 let kept = event::require_kept(&change.batch, change.num, known)?;
                 (known, kept.row.header.state_key)
             }
             None => {
+                // An event that only a dropped one could allow is as forbidden as that.
+                let mut allowing_ids = list_allowing(&change.row, received.event())?.into_iter();
+                if !self.dropped.is_empty() && allowing_ids.any(|id| self.dropped.contains(&id)) {
+                    return self.drop_one(received);
+                }
                 let allowing = self.auth_events(change, received.event())?;
                 let rules = &change.rules().authorization;
                 let rejected = admit::check_at_auth_events(received.event(), rules, &allowing).err();
                 let auth: Vec<_> =
                     received.event().auth.iter().filter_map(|id| found(&allowing, id)).collect();
-                change.put_brought(received, &auth, rejected)?
+                match change.put_brought(received, &auth, rejected)? {
+                    Some(numbers) => numbers,
+                    None => return self.drop_one(received),
+                }
             }
         };
         // A rejected event is no part of any state, and has no key.
@@ -201,6 +214,15 @@ impl Base {
             Some(key) => self.set(change, key, event, received.event(), touched),
             None => Ok(()),
         }
+    }
+
+    /// Notes that an event which the rules forbid is not kept.
+    fn drop_one(&mut self, received: &Received) -> Result<()> {
+        if self.dropped.len() >= DROPPED_MAX {
+            return Err(self.fault("it brought too many events that the rules of the room forbid"));
+        }
+        self.dropped.insert(received.id().to_owned());
+        Ok(())
     }
 
     /// Finds the events that allow an event, all of which came before it.
@@ -332,18 +354,18 @@ impl Change {
     /// Writes our own member event, on which the room goes on: it is the only head. Of the events that it cites, none needs to
     /// be known.
     fn write_join(&mut self, join: &Received, auth: &[Arc<StateEvent>]) -> Result<StoredEvent> {
-        let known = event::find_key(&self.batch, self.num, join.key())?;
-        let known = known.map(|known| self.find_outlier(known)).transpose()?;
-        let (num, key) = match known {
+        let (num, key) = match self.find_known(join.key())? {
             None => {
                 let taken = self.take_numbers(join, false)?;
                 (taken.event, taken.key)
             }
-            Some(Some(outlier)) => (outlier.row.header.event, outlier.row.header.state_key),
-            Some(None) => return Err(Error::broken("a user joined by an event that the room has already")),
+            Some((event, Some(outlier))) => (event, outlier.row.header.state_key),
+            Some((_, None)) => {
+                return Err(Error::broken("a user joined by an event that the room has already"));
+            }
         };
         let key = key.ok_or_else(|| Error::broken("a user joined by an event that is no state event"))?;
-        let redacted_by = self.leave_outliers(Some(Taken { event: num, key: Some(key) }))?;
+        let left = self.leave_outliers(Some(Taken { event: num, key: Some(key) }))?;
         let (event_type, state_key) =
             (join.event().event_type.to_string(), join.event().state_key.clone().unwrap_or_default());
         let mut prev = Vec::new();
@@ -375,7 +397,7 @@ impl Change {
             vec![Head { event: num, key: join.key().clone(), depth, stored_ms, is_own: true, after }];
         self.row.apart.clear();
         self.finish(&stored);
-        if let Some(redaction) = redacted_by {
+        if let Some(redaction) = left.redacted_by {
             self.redact(num, redaction)?;
         }
         Ok(stored)

@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 
+use super::aside::count_less;
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::{graph, redact},
@@ -24,6 +25,12 @@ pub(super) fn delete(batch: &mut Batch, room: RoomNum, aside: &AsideRow) {
     }
 }
 
+/// Lets a redaction wait again for an event that was aside and is forgotten. It was found then that it may redact the event.
+pub(super) fn let_wait(batch: &mut Batch, room: RoomNum, aside: &AsideRow, redaction: EventNum) {
+    let waiting = RedactionWaitingRow { by_power: true };
+    schema::REDACTION_WAITING.put(batch, (room, &aside.row.header.key, redaction), &waiting);
+}
+
 /// Takes back some of the events that an unfinished step brought, of which the first has this number: nothing names them.
 /// Gives `true` when none are left.
 pub(super) fn take_back(
@@ -39,12 +46,10 @@ pub(super) fn take_back(
     let mut count = schema::ASIDE_COUNT.get(&*batch, room)?.unwrap_or_default();
     for (_, aside) in &rows {
         delete(batch, room, aside);
-        count.count = count.count.saturating_sub(1);
-        count.needed = count.needed.saturating_sub(u64::from(!aside.rejected));
+        count_less(&mut count, aside);
         // A redaction that was here before waits again.
         if let Some(redaction) = aside.row.header.redacted_by.filter(|redaction| *redaction < first) {
-            let waiting = RedactionWaitingRow { by_power: true };
-            schema::REDACTION_WAITING.put(batch, (room, &aside.row.header.key, redaction), &waiting);
+            let_wait(batch, room, aside, redaction);
         }
     }
     if count == AsideCount::default() {

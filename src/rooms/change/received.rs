@@ -145,18 +145,11 @@ impl Change {
     ) -> Result<Step> {
         let resolving = resolving.into();
         let event = received.event();
-        let taken = match event::find_key(&self.batch, self.num, received.key())? {
+        let taken = match self.find_known(received.key())? {
             None => taken.map(|taken| self.keep_key(event, taken)).transpose()?,
-            Some(known) => match self.find_outlier(known)? {
-                // An outlier keeps its numbers, because other events name it by them.
-                Some(outlier) => {
-                    let key = outlier.row.header.state_key;
-                    self.seat.cite(known);
-                    key.into_iter().for_each(|key| self.seat.use_key(key));
-                    Some(Taken { event: known, key })
-                }
-                None => return Ok(Step::Done(Outcome::Known(known))),
-            },
+            // An outlier keeps its numbers, because other events name it by them.
+            Some((event, Some(outlier))) => Some(Taken { event, key: outlier.row.header.state_key }),
+            Some((known, None)) => return Ok(Step::Done(Outcome::Known(known))),
         };
         let auth = self.known_auth_events(event)?;
         let prev = self.known_prev_events(event)?;
@@ -200,7 +193,7 @@ impl Change {
     /// Takes in an event that others name as an auth event. It is judged by its own auth events alone and gets no place
     /// in the graph, so that no state rests on it until it is received.
     pub fn receive_outlier(&mut self, received: &Received) -> Result<Outcome> {
-        if let Some(known) = event::find_key(&self.batch, self.num, received.key())? {
+        if let Some((known, _)) = self.find_known(received.key())? {
             return Ok(Outcome::Known(known));
         }
         let auth = self.known_auth_events(received.event())?;

@@ -148,9 +148,11 @@ impl Change {
                 self.apply_redaction(stored, redaction.event())?;
                 applied = true;
             }
-            redaction.row.header.unseen = false;
-            self.replace_event(&redaction);
-            relations::index(&mut self.batch, room, &redaction)?;
+            // One that had redacted the event before that was forgotten is shown already.
+            if std::mem::take(&mut redaction.row.header.unseen) {
+                self.replace_event(&redaction);
+                relations::index(&mut self.batch, room, &redaction)?;
+            }
         }
         Ok(())
     }

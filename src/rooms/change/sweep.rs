@@ -33,7 +33,7 @@ use crate::{
     schema::{
         self,
         jobs::Job,
-        rooms::{AsideCount, EventHeader, RoomRow},
+        rooms::{AsideCount, AsideRow, EventHeader, RoomRow},
         state::StateValue,
     },
     store::{Direction, Fault, Read, timer},
@@ -83,8 +83,10 @@ pub struct Sweep {
     /// The events aside whose states after them are these side states. Each needs the other, so that they go together.
     states_after: BTreeMap<SideNum, EventNum>,
     needed: BTreeSet<Thing>,
-    /// The number of events aside that the timeline, the main line or the heads need.
-    needed_events: u64,
+    /// The events aside that are not marked yet as what they are: whether the timeline, the main line or the heads need them.
+    marks: Vec<(EventNum, bool)>,
+    /// By how many more than are marked the room's count says that events are needed: rows of an older layout have no marks.
+    miscounted: i64,
     /// The events, side states and state keys that are to be forgotten; the last one goes first.
     doomed: Vec<Thing>,
 }
@@ -177,18 +179,32 @@ impl Change {
                         }
                     }
                 }
-                None => {
-                    let Began { next_side, next_key, .. } = sweep.began;
-                    (count.needed, count.sides_swept, count.keys_swept) =
-                        (sweep.needed_events, next_side, next_key);
-                    count.looked_at = EventNum(0);
-                    schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
-                    return Ok(Swept::All);
-                }
+                None => match sweep.marks.pop() {
+                    Some((event, is_needed)) => self.mark_needed(event, is_needed, &mut count)?,
+                    None => {
+                        let Began { next_side, next_key, .. } = sweep.began;
+                        (count.sides_swept, count.keys_swept) = (next_side, next_key);
+                        count.needed = count.needed.saturating_add_signed(sweep.miscounted.saturating_neg());
+                        count.looked_at = EventNum(0);
+                        schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
+                        return Ok(Swept::All);
+                    }
+                },
             }
         }
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         Ok(Swept::Part)
+    }
+}
+
+impl Change {
+    /// Marks an event aside, if it still is aside, as one that the room needs or does not need.
+    fn mark_needed(&mut self, event: EventNum, is_needed: bool, count: &mut AsideCount) -> Result<(), Fault> {
+        let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
+        let Some(aside) = aside.filter(|aside| aside.is_needed != is_needed) else { return Ok(()) };
+        count.needed = if is_needed { count.needed + 1 } else { count.needed.saturating_sub(1) };
+        schema::ASIDE.put(&mut self.batch, (self.num, event), &AsideRow { is_needed, ..aside });
+        Ok(())
     }
 }
 
@@ -200,11 +216,16 @@ impl Sweep {
             asides: BTreeMap::new(),
             states_after: BTreeMap::new(),
             needed: BTreeSet::new(),
-            needed_events: 0,
+            marks: Vec::new(),
+            miscounted: 0,
             doomed: Vec::new(),
         };
+        let mut marked = BTreeSet::new();
         for row in schema::ASIDE.prefix::<(RoomNum,)>(read, (began.room,), Direction::Up)? {
             let ((_, event), aside) = row?;
+            if aside.is_needed {
+                marked.insert(event);
+            }
             if event.0 < began.next_event {
                 let server = event::server_of(&aside.row.sender()).unwrap_or_default().into();
                 sweep.asides.insert(event, server);
@@ -214,8 +235,14 @@ impl Sweep {
             }
         }
         sweep.need_for_the_room(read)?;
-        let is_event = |thing: &&Thing| matches!(thing, Thing::Event(_));
-        sweep.needed_events = sweep.needed.iter().filter(is_event).count() as u64;
+        for event in sweep.asides.keys() {
+            let is_needed = sweep.needed.contains(&Thing::Event(*event));
+            if marked.contains(event) != is_needed {
+                sweep.marks.push((*event, is_needed));
+            }
+        }
+        let counted = schema::ASIDE_COUNT.get(read, began.room)?.unwrap_or_default().needed;
+        sweep.miscounted = counted.cast_signed().saturating_sub((marked.len() as u64).cast_signed());
         sweep.need_newest(read)?;
         sweep.doom(read)?;
         Ok(sweep)

@@ -243,7 +243,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::PLACE.put(batch, (room, header.event), &Place::Aside);
         let number = header.event;
         let row_of_event = crate::schema::rooms::EventRow { header, json };
-        let aside = AsideRow { rejected: true, why: "so".to_owned(), row: row_of_event };
+        let aside = AsideRow { rejected: true, is_needed: false, why: "so".to_owned(), row: row_of_event };
         schema::ASIDE.put(batch, (room, number), &aside);
         let counted = crate::schema::rooms::AsideCount { count: 1, ..Default::default() };
         schema::ASIDE_COUNT.put(batch, room, &counted);

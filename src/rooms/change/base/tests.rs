@@ -18,7 +18,10 @@ use crate::{
     rooms::{
         Rooms,
         build::{self, Draft},
-        change::{Outcome, Step},
+        change::{
+            Outcome, Step,
+            sweep::{Sweep, Swept},
+        },
         find_room, graph,
         resolve::Resolver,
         state::find_hole,
@@ -184,6 +187,34 @@ impl Here {
         }
         assert!(crate::rooms::require_room(&*snapshot, &room.row.id).is_err());
         assert_eq!(self.faults(), [""; 0]);
+    }
+
+    fn begin_sweep(&self) -> Sweep {
+        let mut change = Change::begin(&self.store, self.rooms.sit(ROOM), ROOM).unwrap();
+        let began = change.begin_sweep(self.rooms.resolver()).unwrap();
+        drop(change);
+        Sweep::look(&*self.store.snapshot(), began).unwrap()
+    }
+
+    /// Goes on with a sweep to its end. Tells how often events were cited meanwhile.
+    fn end_sweep(&self, sweep: &mut Sweep) -> usize {
+        let mut cited_times = 0;
+        loop {
+            let mut change = Change::begin(&self.store, self.rooms.sit(ROOM), ROOM).unwrap();
+            let swept = change.sweep(sweep).unwrap();
+            drop(change.enqueue(&self.store).unwrap());
+            self.store.flush().unwrap();
+            match swept {
+                Swept::All => break,
+                Swept::Part => {}
+                Swept::Cited(cited) => {
+                    cited_times += 1;
+                    sweep.need_cited(&*self.store.snapshot(), &cited).unwrap();
+                }
+            }
+        }
+        self.rooms.turns(ROOM).end_sweep();
+        cited_times
     }
 
     /// Receives an event of the room.
@@ -355,6 +386,66 @@ fn what_a_join_brings_takes_no_place_from_other_events_aside() {
     assert!(!change.wants_sweep().unwrap());
     let outlier = elsewhere.make(&alice(), "x", Some("aside"), json!({}));
     assert!(matches!(change.receive_outlier(&outlier).unwrap(), Outcome::Outlier(_)));
+}
+
+#[test]
+fn what_a_join_brings_and_the_rules_forbid_takes_bounded_places() {
+    use super::super::aside::ASIDE_MAX;
+    for (junk, is_too_much) in [(2 * ASIDE_MAX, false), (4 * ASIDE_MAX, true)] {
+        let mut elsewhere = Elsewhere::with_members(9);
+        let (here, state) = (Here::new(9), elsewhere.state.clone());
+        let member = user("user0:a.example");
+        for number in 0..junk {
+            elsewhere.set(&member, "org.example.junk", &number.to_string(), json!({}));
+        }
+        // What rests on something forbidden is forbidden.
+        elsewhere.set(&member, "m.room.power_levels", "", json!({ "users": { &member: 100 } }));
+        elsewhere.set(&alice(), "m.room.name", "", json!({ "name": "n" }));
+        let mut brought = elsewhere.brought();
+        elsewhere.state = state;
+        // A message is no state, so that nothing needs it.
+        let said = elsewhere.say(&alice(), json!({ "body": "x" }));
+        brought.push(Brought { event: said, is_state: false });
+        let join = elsewhere.join(&bob());
+        let joined = here.join(&elsewhere.row, brought, &join);
+        if is_too_much {
+            assert!(matches!(joined, Err(Error::Remote { .. })), "{joined:?}");
+            continue;
+        }
+        joined.unwrap();
+        here.assert_is(&elsewhere);
+        let row = schema::ASIDE_COUNT.get(&*here.store.snapshot(), ROOM).unwrap().unwrap();
+        assert_eq!(row.count - row.needed, ASIDE_MAX);
+    }
+}
+
+#[test]
+fn an_event_that_a_join_brings_is_not_swept_away_though_a_sweep_had_doomed_it() {
+    let mut elsewhere = Elsewhere::with_members(4);
+    let here = Here::new(4);
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let outliers: Vec<_> = (0..20)
+        .map(|number| elsewhere.make(&alice(), "x", Some(&format!("aside {number}")), json!({})))
+        .collect();
+    let mut change = Change::begin(&here.store, here.rooms.sit(ROOM), ROOM).unwrap();
+    for outlier in &outliers {
+        assert!(matches!(change.receive_outlier(outlier).unwrap(), Outcome::Outlier(_)));
+    }
+    drop(change.enqueue(&here.store).unwrap());
+    here.store.flush().unwrap();
+    let mut sweep = here.begin_sweep();
+    leave(&here, &mut elsewhere, &bob());
+    elsewhere.add(&outliers[0]);
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    assert!(here.end_sweep(&mut sweep) > 0);
+    let known = |event: &Received| event::find_num(&*here.store.snapshot(), ROOM, event.id()).unwrap();
+    assert!(known(&outliers[1]).is_none(), "others are swept");
+    assert!(known(&outliers[0]).is_some());
+    assert_eq!(here.faults(), [""; 0]);
 }
 
 /// Leaves the room, as the last one here: nobody of ours is in it then.

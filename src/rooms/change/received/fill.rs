@@ -10,7 +10,10 @@
 //! in the graph; an event that does not stand on the one before it names the state before it. If the fill ends early, what was
 //! filled stays, and the rest is asked for again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use ruma::OwnedEventId;
 
@@ -26,6 +29,7 @@ use crate::{
         event::{self, StoredEvent},
         graph,
         members::{self, Census},
+        relations,
         resolve::{Question, Settled},
         state::{self, Segment, StateRef, StateValue},
         turns::HistoryClaim,
@@ -33,7 +37,7 @@ use crate::{
     schema,
     schema::{
         event_types::MEMBER,
-        rooms::{AsideRow, EventHeader, EventRow, Membership},
+        rooms::{EventHeader, EventRow, Membership},
     },
     store::Fault,
 };
@@ -73,7 +77,7 @@ pub struct Backfill {
     /// The events that were judged and are not written yet, oldest first.
     judged: Vec<Judged>,
     /// The states after the events that were judged.
-    after: BTreeMap<OwnedEventId, Sketch>,
+    after: BTreeMap<OwnedEventId, Arc<Sketch>>,
     writing: Option<Stretch>,
     has_filled: bool,
 }
@@ -84,8 +88,9 @@ struct Judged {
     event: Received,
     /// The numbers of a state event, which is an outlier until it is written.
     taken: Option<Taken>,
-    before: Sketch,
-    after: Sketch,
+    before: Arc<Sketch>,
+    /// The same as `before` where the event changes nothing.
+    after: Arc<Sketch>,
     rejected: Option<Why>,
 }
 
@@ -180,18 +185,22 @@ impl Change {
         resolving: Resolving<'_>,
     ) -> Result<Option<Question>> {
         let event = older.event.event();
-        let known = event::find_key(&self.batch, self.num, older.event.key())?;
-        let outlier = known.map(|known| self.find_outlier(known)).transpose()?.flatten();
-        if known.is_some() && outlier.is_none() {
-            // It has its place already, in the timeline or aside.
+        if backfill.after.contains_key(&event.id) {
+            // It was listed twice.
             return Ok(None);
         }
+        let outlier = match self.find_known(older.event.key())? {
+            // It has its place already, in the timeline or aside.
+            Some((_, None)) => return Ok(None),
+            Some((_, outlier)) => outlier,
+            None => None,
+        };
         let auth = self.known_auth_events(event)?;
         if let Some(Verdict::Need { auth, .. }) = admit::lacking(event, &auth, &BTreeMap::new()) {
             return Err(backfill.fault(format!("it gave {} without {auth:?}, which allow it", event.id)));
         }
         let before = match self.state_before(backfill, older, resolving)? {
-            Ok(before) => before,
+            Ok(before) => self.small(before)?,
             Err(question) => return Ok(Some(question)),
         };
         let taken = match (outlier, &event.state_key) {
@@ -220,13 +229,24 @@ impl Change {
         };
         let after = match taken {
             Some(Taken { event, key: Some(key) }) if rejected.is_none() => {
-                before.with([(key, StateValue::Event(event))])
+                Arc::new(before.with([(key, StateValue::Event(event))]))
             }
-            _ => before.clone(),
+            _ => Arc::clone(&before),
         };
-        backfill.after.insert(event.id.clone(), after.clone());
+        backfill.after.insert(event.id.clone(), Arc::clone(&after));
         backfill.judged.push(Judged { event: older.event.clone(), taken, before, after, rejected });
         Ok(None)
+    }
+
+    /// Gives the same state as a small difference from one that is stored. Each event of a fill has a state, which would
+    /// otherwise differ by all members of a large room from the state above the hole.
+    fn small(&mut self, state: Arc<Sketch>) -> Result<Arc<Sketch>> {
+        if state.changes.len() <= state::SIDE_ENTRIES_MAX {
+            return Ok(state);
+        }
+        let written = self.write_down(&state)?;
+        self.put_room();
+        Ok(Arc::new(written.into()))
     }
 
     /// Gives the state before an event from before: the one that was fetched, or what the states after the events that it cites
@@ -236,8 +256,13 @@ impl Change {
         backfill: &Backfill,
         older: &Older,
         resolving: Resolving<'_>,
-    ) -> Result<Result<Sketch, Question>> {
+    ) -> Result<Result<Arc<Sketch>, Question>> {
         let event = older.event.event();
+        if let (None, [only]) = (&older.state_before, &event.prev[..])
+            && let Some(after) = backfill.after.get(only)
+        {
+            return Ok(Ok(Arc::clone(after)));
+        }
         if let Some(ids) = &older.state_before {
             let mut brought = BTreeMap::new();
             for id in ids {
@@ -250,12 +275,12 @@ impl Change {
             }
             let differing = state::differing_from(&self.batch, self.num, backfill.above, &brought)?;
             let changes = differing.into_iter().map(|(key, _, val)| (key, val));
-            return Ok(Ok(Sketch::from(backfill.above).with(changes)));
+            return Ok(Ok(Arc::new(Sketch::from(backfill.above).with(changes))));
         }
         let mut states = Vec::new();
         for id in &event.prev {
             if let Some(after) = backfill.after.get(id) {
-                states.push(after.clone());
+                states.push(Sketch::clone(after));
                 continue;
             }
             match self.find_num(id)? {
@@ -271,21 +296,23 @@ impl Change {
             // Only the create event stands on nothing: nothing is set before it.
             let nothing = state::differing_from(&self.batch, self.num, backfill.above, &BTreeMap::new())?;
             let changes = nothing.into_iter().map(|(key, _, val)| (key, val));
-            return Ok(Ok(Sketch::from(backfill.above).with(changes)));
+            return Ok(Ok(Arc::new(Sketch::from(backfill.above).with(changes))));
         }
         let cited = Question::new(&self.batch, self.num, states, None)?.of_cited();
-        Ok(self.answer(resolving, &cited)?.ok_or(cited))
+        Ok(self.answer(resolving, &cited)?.map(Arc::new).ok_or(cited))
     }
 
     /// Takes the next stretch off the upper end of the events.
     fn next_stretch(&self, judged: &mut Vec<Judged>) -> Result<Vec<Judged>> {
         let (mut events, mut bytes, mut keys) = (Vec::new(), 0, 0);
-        let mut above: Option<Sketch> = None;
+        let mut above: Option<Arc<Sketch>> = None;
         while let Some(next) = judged.last() {
             if let (Some(above), None) = (&above, &next.rejected) {
                 // The main line turns from the state after this event to that before the one above it.
                 keys += next.after.diff(&self.batch, self.num, above)?.len() + 1;
             }
+            // Events that came before and refer to this one get their rows with it.
+            keys += relations::count_waiting(&self.batch, self.num, next.event.key())?;
             bytes += next.event.json().len();
             let is_full =
                 events.len() >= STRETCH_EVENTS_MAX || bytes > STRETCH_BYTES || keys > STRETCH_KEYS_MAX;
@@ -293,7 +320,7 @@ impl Change {
                 break;
             }
             if next.rejected.is_none() {
-                above = Some(next.before.clone());
+                above = Some(Arc::clone(&next.before));
             }
             events.extend(judged.pop());
         }
@@ -303,15 +330,15 @@ impl Change {
 
     /// Works out what has to be written to fill the hole with these events.
     fn plan_stretch(&mut self, hole: Order, events: Vec<Judged>) -> Result<Stretch> {
-        let above = Sketch::from(state::hole_state(hole));
+        let above = Arc::new(Sketch::from(state::hole_state(hole)));
         let accepted: Vec<&Judged> = events.iter().filter(|judged| judged.rejected.is_none()).collect();
-        let bottom = accepted.first().map_or_else(|| above.clone(), |lowest| lowest.before.clone());
+        let bottom = accepted.first().map_or_else(|| Arc::clone(&above), |lowest| Arc::clone(&lowest.before));
         let below = above.diff(&self.batch, self.num, &bottom)?;
         let mut steps = Vec::with_capacity(accepted.len());
         let mut at = bottom;
         for judged in accepted {
             steps.push(at.diff(&self.batch, self.num, &judged.after)?);
-            at = judged.after.clone();
+            at = Arc::clone(&judged.after);
         }
         let segment = self.with_counts(hole, &below, &steps, self.list_missing(hole, &events)?)?;
         self.put_room();
@@ -404,13 +431,23 @@ impl Change {
         let moved = fill.moved_to()?;
         let Some(orders) = fill.part(&mut self.batch, self.num)? else { return Ok(()) };
         let mut orders = orders.into_iter();
-        for judged in std::mem::take(events) {
-            match &judged.rejected {
-                Some(why) => self.put_rejected(&judged, why)?,
-                None => {
-                    let order = orders.next().ok_or(Fault::Corrupt("an event of a hole has no order"))?;
-                    self.put_older(&judged, order)?;
+        for mut judged in std::mem::take(events) {
+            let order = match judged.rejected {
+                Some(_) => None,
+                None => Some(orders.next().ok_or(Fault::Corrupt("an event of a hole has no order"))?),
+            };
+            match self.find_known(judged.event.key())? {
+                // It came in by another way while the hole was filled, and stands where it did so.
+                Some((_, None)) => continue,
+                Some((event, Some(outlier))) => {
+                    judged.taken = Some(Taken { event, key: outlier.row.header.state_key });
                 }
+                None => {}
+            }
+            match (&judged.rejected, order) {
+                (None, Some(order)) => self.put_older(&judged, order)?,
+                (Some(why), _) => self.put_rejected(&judged, why)?,
+                (None, None) => {}
             }
         }
         debug_assert!(orders.next().is_none(), "each event has its order");
@@ -424,7 +461,7 @@ impl Change {
         let below = state::just_below(&self.batch, self.num, order)?;
         let differing = Sketch::from(below).diff(&self.batch, self.num, &judged.before)?;
         let before = if differing.is_empty() { None } else { Some(self.write_down(&judged.before)?) };
-        let redacted_by = self.leave_outliers(judged.taken)?;
+        let left = self.leave_outliers(judged.taken)?;
         let mut header = self.older_header(judged, before)?;
         let redaction = self.judge_redaction(judged.event.event(), before.unwrap_or(below))?;
         header.unseen |= !redaction.is_shown();
@@ -433,8 +470,9 @@ impl Change {
         let stored = StoredEvent { order, row: EventRow { header, json: judged.event.json().clone() } };
         self.put(&stored)?;
         self.carry_out(redaction, &stored)?;
+        relations::index_waiting(&mut self.batch, self.num, &stored)?;
         self.apply_waiting(&stored)?;
-        match redacted_by {
+        match left.redacted_by {
             Some(redaction) => self.redact(num, redaction),
             None => Ok(()),
         }
@@ -442,12 +480,12 @@ impl Change {
 
     /// Keeps an event of a hole aside that the rules forbid.
     fn put_rejected(&mut self, judged: &Judged, why: &Why) -> Result<()> {
-        self.leave_outliers(judged.taken)?;
-        if !self.has_room_aside()? {
+        if !self.may_be_aside(judged.taken)? {
             let dropped = "the room keeps too many events aside";
             tracing::debug!(room = %self.num, event = %judged.event.id(), why, dropped, "an event is dropped");
             return Ok(());
         }
+        let left = self.leave_outliers(judged.taken)?;
         let before = self.write_down(&judged.before)?;
         let mut header = self.older_header(judged, Some(before))?;
         if header.state_key.take().is_some() {
@@ -456,7 +494,7 @@ impl Change {
         header.replaces = None;
         tracing::debug!(room = %self.num, event = %judged.event.id(), why, "an event from before is kept aside");
         let row = EventRow { header, json: judged.event.json().clone() };
-        Ok(self.put_aside_row(&AsideRow { rejected: true, why: why.clone(), row })?)
+        self.keep_aside(true, why, row, &left)
     }
 
     fn older_header(&mut self, judged: &Judged, before: Option<StateRef>) -> Result<EventHeader> {

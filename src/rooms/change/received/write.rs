@@ -12,16 +12,16 @@ use super::{
 };
 use crate::{
     error::{Refusal, Result},
-    ids::{EventNum, Order},
+    ids::EventNum,
     rooms::{
         admit::Why,
         event::{StateEvent, StoredEvent},
-        graph,
+        graph, relations,
         resolve::{Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
     schema::{
-        rooms::{Apart, AsideRow, EventHeader, EventRow, Head},
+        rooms::{Apart, EventHeader, EventRow, Head},
         state::{StateRef, StateValue},
     },
 };
@@ -118,12 +118,12 @@ impl Change {
         why: Why,
         rejected: bool,
     ) -> Result<Outcome> {
-        let redacted_by = self.leave_outliers(taken)?;
-        if !self.has_room_aside()? {
+        if !self.may_be_aside(taken)? {
             let dropped = "the room keeps too many events aside";
             tracing::debug!(room = %self.num, event = %received.event().id, why, dropped, "an event is dropped");
             return Ok(Outcome::Unknown);
         }
+        let left = self.leave_outliers(taken)?;
         let before = self.write_before(standpoint)?;
         let taken = taken.map_or_else(|| self.take_numbers(received, rejected), Ok)?;
         let num = taken.event;
@@ -137,11 +137,7 @@ impl Change {
         }
         let row = EventRow { header, json: received.json().clone() };
         tracing::debug!(room = %self.num, event = %received.event().id, rejected, why, "an event is kept aside");
-        self.put_aside_row(&AsideRow { rejected, why: why.clone(), row: row.clone() })?;
-        self.apply_waiting(&StoredEvent { order: Order::MIN, row })?;
-        if let Some(redaction) = redacted_by {
-            self.redact(num, redaction)?;
-        }
+        self.keep_aside(rejected, &why, row, &left)?;
         Ok(Outcome::Aside(num, why))
     }
 
@@ -216,7 +212,7 @@ impl Change {
         entry: Entry,
     ) -> Result<StoredEvent> {
         let is_current = entry.current == entry.after;
-        let redacted_by = self.leave_outliers(Some(taken))?;
+        let left = self.leave_outliers(Some(taken))?;
         let before = self.write_before(standpoint)?;
         let num = taken.event;
         let order = self.next_order(num);
@@ -260,8 +256,9 @@ impl Change {
         }
         self.finish(&stored);
         self.carry_out(redaction, &stored)?;
+        relations::index_waiting(&mut self.batch, self.num, &stored)?;
         self.apply_waiting(&stored)?;
-        if let Some(redaction) = redacted_by {
+        if let Some(redaction) = left.redacted_by {
             self.redact(num, redaction)?;
         }
         Ok(stored)

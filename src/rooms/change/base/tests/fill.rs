@@ -17,6 +17,12 @@ impl Here {
 
     /// Fills the highest hole of the room with these events.
     fn fill(&self, older: Vec<Older>) -> Result<()> {
+        self.fill_while(older, |_| ())
+    }
+
+    /// Fills the highest hole of the room with these events, while something else is done between the turns.
+    fn fill_while(&self, older: Vec<Older>, mut between: impl FnMut(usize)) -> Result<()> {
+        let mut turns = 0;
         let claim = self.rooms.turns(ROOM).claim_history().unwrap();
         let mut backfill = Backfill::new(claim, self.hole().unwrap(), older, "a.example".to_owned());
         loop {
@@ -27,6 +33,8 @@ impl Here {
             let base = change.enqueue(&self.store)?.base;
             self.rooms.resolver().keep(ROOM, answered, base);
             self.store.flush().unwrap();
+            turns += 1;
+            between(turns);
             match filling {
                 Filling::All => return Ok(()),
                 Filling::Part => {}
@@ -119,7 +127,7 @@ fn a_hole_is_filled_page_by_page_and_nothing_that_was_told_changes() {
     }
     // All events have their places: nothing is left aside.
     let count = schema::ASIDE_COUNT.get(&*here.store.snapshot(), ROOM).unwrap().unwrap();
-    assert_eq!(count.count, 0);
+    assert_eq!((count.count, count.needed), (0, 0));
     assert_eq!(here.timeline().iter().filter(|(_, stored)| stored.order.minor == 0).count(), 1, "live");
 }
 
@@ -279,4 +287,240 @@ fn events_without_what_they_stand_on_fill_nothing() {
     drop(claim);
     assert!(change.begin_sweep(here.rooms.resolver()).is_ok());
     assert!(here.rooms.turns(ROOM).claim_history().is_none());
+}
+
+#[test]
+fn an_event_that_is_listed_twice_fills_a_hole_once() {
+    let (elsewhere, here) = talkative();
+    let (from, to) = (elsewhere.timeline.len() - 9, elsewhere.timeline.len() - 1);
+    let mut older = Vec::new();
+    for one in elsewhere.older(from..to) {
+        older.extend([one.clone(), Older { state_before: None, ..one }]);
+    }
+    here.fill(older).unwrap();
+    here.assert_has(&elsewhere, from);
+    here.assert_is(&elsewhere);
+}
+
+#[test]
+fn an_event_that_comes_in_by_itself_while_a_hole_is_filled_stands_once() {
+    // Whenever it comes, it has one place, and all rows fit together.
+    for turn in 1..9 {
+        let (mut elsewhere, here) = talkative();
+        leave(&here, &mut elsewhere, &bob());
+        let left = elsewhere.timeline.len();
+        let late = user("later:e.example");
+        elsewhere.join(&late);
+        for number in 0..5 {
+            elsewhere.say(&late, json!({ "body": number }));
+        }
+        let brought = elsewhere.brought();
+        let join = elsewhere.join(&bob());
+        here.join(&elsewhere.row, brought, &join).unwrap();
+        let all = elsewhere.timeline.len() - 1;
+        let mut rest = elsewhere.older(left..all);
+        rest[0].state_before = None;
+        let came = |turns| {
+            if turns == turn {
+                // The first of them stands on what was known from the first stay.
+                for (event, _) in &elsewhere.timeline[left..left + 3] {
+                    let outcome = here.receive(event);
+                    assert!(matches!(outcome, Outcome::Accepted(_) | Outcome::Known(_)), "{outcome:?}");
+                }
+            }
+        };
+        here.fill_while(rest, came).unwrap();
+        let mut told: Vec<_> = here.timeline().into_iter().map(|(id, _)| id).collect();
+        let count = told.len();
+        told.sort();
+        told.dedup();
+        assert_eq!(told.len(), count, "in turn {turn} an event is there twice");
+        for (event, _) in &elsewhere.timeline[left..all] {
+            assert!(told.contains(&event.id().to_owned()));
+        }
+        assert_eq!(here.faults(), [""; 0], "turn {turn}");
+    }
+}
+
+#[test]
+fn a_rejected_event_of_a_hole_is_redacted_as_any_other() {
+    // The redaction waits for the event, or has redacted the outlier that it was.
+    for is_outlier in [false, true] {
+        let mut elsewhere = Elsewhere::new(VERSION);
+        let carol = user("carol:c.example");
+        elsewhere.join(&carol);
+        let state = elsewhere.state.clone();
+        elsewhere.set(&carol, "m.room.name", "", json!({ "name": "mine" }));
+        elsewhere.state = state;
+        let name = elsewhere.timeline.last().unwrap().0.clone();
+        let here = Here::new(0);
+        let mut brought = elsewhere.brought();
+        brought.retain(|it| is_outlier || it.event.id() != name.id());
+        let join = elsewhere.join(&bob());
+        let all = elsewhere.timeline.len() - 1;
+        here.join(&elsewhere.row, brought, &join).unwrap();
+        let redaction = elsewhere.make(&alice(), "m.room.redaction", None, json!({ "redacts": name.id() }));
+        assert!(matches!(here.receive(&redaction), Outcome::Accepted(_)));
+        here.fill(elsewhere.older(0..all)).unwrap();
+        let snapshot = here.store.snapshot();
+        let num = event::find_num(&*snapshot, ROOM, name.id()).unwrap().unwrap();
+        let aside = schema::ASIDE.get(&*snapshot, (ROOM, num)).unwrap().unwrap();
+        assert!(aside.rejected && aside.row.is_redacted(), "{is_outlier}");
+        assert!(!std::str::from_utf8(&aside.row.json).unwrap().contains("mine"));
+        assert_eq!(here.faults(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_rejected_event_of_a_hole_leaves_no_row_where_there_is_no_place_aside() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let carol = user("carol:c.example");
+    elsewhere.join(&carol);
+    let state = elsewhere.state.clone();
+    elsewhere.set(&carol, "m.room.name", "", json!({ "name": "mine" }));
+    elsewhere.state = state;
+    let here = Here::new(0);
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let mut number = 0;
+    loop {
+        let outlier = elsewhere.make(&alice(), "x", Some(&format!("aside {number}")), json!({}));
+        let mut change = Change::begin(&here.store, here.rooms.sit(ROOM), ROOM).unwrap();
+        let outcome = change.receive_outlier(&outlier).unwrap();
+        drop(change.enqueue(&here.store).unwrap());
+        if matches!(outcome, Outcome::Unknown) {
+            break;
+        }
+        number += 1;
+    }
+    here.store.flush().unwrap();
+    let all = elsewhere.timeline.len() - 1;
+    here.fill(elsewhere.older(0..all)).unwrap();
+    assert_eq!(here.faults(), [""; 0]);
+}
+
+#[test]
+fn a_state_that_is_far_from_the_hole_is_kept_once_for_all_events_of_a_fill() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let here = Here::new(0);
+    for number in 0..10 {
+        elsewhere.say(&alice(), json!({ "body": number }));
+    }
+    // The state above the hole has many more keys than those before its events.
+    for number in 0..300 {
+        elsewhere.set(&alice(), "x", &number.to_string(), json!({ "n": number }));
+    }
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let sides = here.row().next_side;
+    let older: Vec<_> = elsewhere.timeline[4..14]
+        .iter()
+        .map(|(event, before)| Older {
+            event: event.clone(),
+            state_before: Some(before.values().map(|event| event.id().to_owned()).collect()),
+        })
+        .collect();
+    // No sweep begins meanwhile, because nothing stored needs that state yet.
+    let between = |_| {
+        let mut change = Change::begin(&here.store, here.rooms.sit(ROOM), ROOM).unwrap();
+        assert!(matches!(change.begin_sweep(here.rooms.resolver()), Err(Error::Busy { .. })));
+    };
+    here.fill_while(older, between).unwrap();
+    assert!(here.row().next_side > sides, "the state is written down");
+    assert_eq!(here.faults(), [""; 0]);
+    here.end_sweep(&mut here.begin_sweep());
+    assert_eq!(here.faults(), [""; 0]);
+    for (event, before) in &elsewhere.timeline[4..14] {
+        let (snapshot, room) = (here.store.snapshot(), here.row());
+        let stored = event::find_by_id(&*snapshot, ROOM, event.id()).unwrap().unwrap();
+        let mut there = elsewhere.clone();
+        there.state.clone_from(before);
+        assert_eq!(here.state_at(here.state_before(&stored)), there.ids(), "{}", stored.id(&room));
+    }
+    let told: Vec<_> = here.timeline().into_iter().take(10).map(|(id, _)| id).collect();
+    let expected = elsewhere.timeline[4..14].iter().map(|(event, _)| event.id().to_owned());
+    assert_eq!(told, expected.collect::<Vec<_>>());
+}
+
+fn relates(kind: &str, to: &Received) -> serde_json::Value {
+    json!({ "body": "x", "m.relates_to": { "rel_type": kind, "event_id": to.id(), "key": "k" } })
+}
+
+#[test]
+fn what_refers_to_an_event_counts_once_a_fill_brings_that() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let here = Here::new(0);
+    let root = elsewhere.say(&alice(), json!({ "body": "root" }));
+    // A thread, and an edit and a reaction to what stands in it, which come with other parts of the fill.
+    let reply = elsewhere.say(&alice(), relates("m.thread", &root));
+    for number in 0..8 {
+        elsewhere.say(&alice(), json!({ "body": number }));
+    }
+    elsewhere.say(&alice(), relates("m.annotation", &reply));
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let all = elsewhere.timeline.len() - 1;
+    let mut edit = relates("m.replace", &root);
+    edit["m.new_content"] = json!({ "body": "new" });
+    let mut redacted = None;
+    for content in [
+        relates("m.thread", &root),
+        edit,
+        relates("m.reference", &root),
+        relates("m.annotation", &root),
+        relates("m.annotation", &reply),
+        relates("m.reference", &root),
+        relates("m.reference", &reply),
+    ] {
+        let said = elsewhere.say(&alice(), content);
+        assert!(matches!(here.receive(&said), Outcome::Accepted(_)));
+        redacted = Some(said);
+    }
+    let waiting = || {
+        let snapshot = here.store.snapshot();
+        schema::RELATION_WAITING.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count()
+    };
+    assert_eq!(waiting(), 7);
+    // What is redacted refers to nothing any more.
+    let redaction = json!({ "redacts": redacted.unwrap().id() });
+    let redaction = elsewhere.make(&alice(), "m.room.redaction", None, redaction);
+    elsewhere.add(&redaction);
+    assert!(matches!(here.receive(&redaction), Outcome::Accepted(_)));
+    assert_eq!(waiting(), 6);
+    assert_eq!(here.faults(), [""; 0]);
+    here.fill(elsewhere.older(0..all)).unwrap();
+    assert_eq!((waiting(), here.faults()), (0, Vec::new()));
+    let snapshot = here.store.snapshot();
+    let num = |event: &Received| event::find_num(&*snapshot, ROOM, event.id()).unwrap().unwrap();
+    let related = schema::RELATED.get(&*snapshot, (ROOM, num(&root))).unwrap().unwrap();
+    assert_eq!((related.thread_count, related.reference_count), (2, 2));
+    assert!(related.edit.is_some());
+    let of_reply =
+        schema::RELATION.prefix::<(RoomNum, EventNum)>(&*snapshot, (ROOM, num(&reply)), Direction::Up);
+    assert_eq!(of_reply.unwrap().count(), 2);
+}
+
+#[test]
+fn a_flood_of_events_that_refer_to_nothing_waits_in_bounds() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let here = Here::new(0);
+    let root = elsewhere.say(&alice(), json!({ "body": "root" }));
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let all = elsewhere.timeline.len() - 1;
+    for _ in 0..20 {
+        let said = elsewhere.say(&alice(), relates("m.reference", &root));
+        assert!(matches!(here.receive(&said), Outcome::Accepted(_)));
+    }
+    let waiting = || {
+        let snapshot = here.store.snapshot();
+        schema::RELATION_WAITING.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count()
+    };
+    assert_eq!(waiting(), 5);
+    here.fill(elsewhere.older(0..all)).unwrap();
+    assert_eq!((waiting(), here.faults()), (0, Vec::new()));
 }

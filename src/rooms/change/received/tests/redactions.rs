@@ -155,3 +155,27 @@ fn an_event_with_a_number_that_canonical_json_does_not_have_can_be_redacted() {
     assert!(accepted(&fixture.receive(redaction).1));
     assert!(fixture.is_redacted(&id));
 }
+
+#[test]
+fn an_outlier_that_was_redacted_comes_back_redacted_after_it_was_forgotten() {
+    let mut fixture = Fixture::new();
+    let draft = Draft::state(bob(), "x", "", content(json!({ "bad": "words" })), 0);
+    let x = fixture.build(&draft, None);
+    let id = x.id().to_owned();
+    assert!(matches!(fixture.change(|change| change.receive_outlier(&x).unwrap()), Outcome::Outlier(_)));
+    let redacts = fixture.build(&redaction(&alice(), &id), None);
+    let redaction_id = redacts.id().to_owned();
+    assert!(accepted(&fixture.receive(redacts).1));
+    assert!(fixture.is_redacted(&id) && fixture.seen_in_timeline(&redaction_id));
+    // Newer events aside push it out.
+    for number in 0..20 {
+        let other =
+            fixture.build(&Draft::state(bob(), "x", &format!("{number}"), content(json!({})), 0), None);
+        fixture.change(|change| change.receive_outlier(&other).unwrap());
+    }
+    assert!(fixture.sweep(1_000));
+    assert!(!fixture.is_known(&id));
+    assert!(accepted(&fixture.receive(x).1));
+    assert!(fixture.is_redacted(&id) && fixture.seen_in_timeline(&redaction_id));
+    assert_eq!(fixture.waiting(), 0);
+}

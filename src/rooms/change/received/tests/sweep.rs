@@ -40,6 +40,16 @@ impl Fixture {
         // There are no accounts here.
         let findings = report.findings.iter().filter(|finding| !finding.contains("account"));
         assert_eq!(findings.collect::<Vec<_>>(), Vec::<&String>::new());
+        self.check_marks();
+    }
+
+    /// Checks that as many events aside are marked as needed as are counted.
+    fn check_marks(&self) {
+        let snapshot = self.store.snapshot();
+        let asides = schema::ASIDE.prefix::<()>(&*snapshot, (), Direction::Up).unwrap();
+        let marked = asides.filter(|row| row.as_ref().unwrap().1.is_needed).count() as u64;
+        let counted = schema::ASIDE_COUNT.get(&*snapshot, ROOM).unwrap().unwrap_or_default().needed;
+        assert_eq!(counted, marked, "as many are counted as are marked");
     }
 
     fn count_asides(&self) -> u64 {
@@ -277,4 +287,40 @@ fn an_event_that_comes_back_finds_its_key_again_though_that_was_swept() {
     assert_eq!(fixture.value("x", "bob")["n"], 1);
     fixture.check_rows();
     fixture.check_state();
+}
+
+#[test]
+fn an_outlier_that_the_room_needs_is_no_more_counted_once_it_has_its_place() {
+    let mut fixture = Fixture::new();
+    let needed = |fixture: &Fixture| {
+        let snapshot = fixture.store.snapshot();
+        schema::ASIDE_COUNT.get(&*snapshot, ROOM).unwrap().unwrap_or_default().needed
+    };
+    let rename = json!({ "membership": "join", "displayname": "Bob" });
+    let old = fixture.current()[&("m.room.member".to_owned(), bob().to_string())].clone();
+    let draft = Draft::state(bob(), "m.room.member", bob().as_str(), content(rename), 0);
+    let rename = fixture.build(&draft, None);
+    let outcome = fixture.change(|change| change.receive_outlier(&rename).unwrap());
+    assert!(matches!(outcome, Outcome::Outlier(_)), "{outcome:?}");
+    // An event of the timeline names it.
+    let said = fixture.build(&text(&bob(), "allowed by an outlier"), None);
+    let auth = said.event().auth.iter().map(|id| if *id == old { rename.id() } else { id });
+    let said = fixture.rewritten(&said, "auth_events", json!(auth.collect::<Vec<_>>()));
+    let outcome = fixture.receive(said).1;
+    assert!(accepted(&outcome), "{outcome:?}");
+    // A store of before has rows without marks, and a count that says more.
+    fixture.change(|change| {
+        let count = change.count_aside().unwrap();
+        schema::ASIDE_COUNT.put(
+            &mut change.batch,
+            ROOM,
+            &crate::schema::rooms::AsideCount { needed: 7, ..count },
+        );
+    });
+    assert!(fixture.sweep(1_000));
+    fixture.check_marks();
+    assert_eq!(needed(&fixture), 1);
+    assert!(accepted(&fixture.receive(rename).1));
+    assert_eq!(needed(&fixture), 0);
+    fixture.check_marks();
 }
