@@ -18,6 +18,11 @@ const READ_AT_ONCE: usize = 400;
 /// Read no further event ahead of a turn once those at hand have this many bytes.
 const READ_BYTES: usize = 1 << 20;
 
+/// The last turn of a join is tried at most this often while other large steps take long.
+const END_TRIES: u32 = 12;
+/// The last turn of a join is tried again after this time.
+const END_AGAIN: Duration = Duration::from_secs(5);
+
 /// The events that a join brings, each after those that allow it. Reading them may wait for the disk, but not for the network.
 pub type Events = Box<dyn Iterator<Item = Result<Brought>> + Send>;
 
@@ -46,7 +51,6 @@ pub async fn join(app: &App, base: Base, events: Events, join: Received) -> Resu
 }
 
 async fn lay(app: &App, base: Base, mut events: Events, join: Received) -> Result<()> {
-    let room = base.num();
     let mut laying = Laying { base, waiting: VecDeque::new() };
     loop {
         let read = move || read_ahead(laying, events);
@@ -57,8 +61,47 @@ async fn lay(app: &App, base: Base, mut events: Events, join: Received) -> Resul
             break;
         }
     }
-    let finish = move |app: &App, seat| Ok(laying.base.finish(&app.store, seat, &join)?.0);
-    commit::in_turn(app, room, finish, |_, _| Ok(()), or_busy).await
+    finish(app, laying.base, join).await
+}
+
+/// The last turn of a join.
+struct Ending {
+    /// The join; `None` once it counts.
+    base: Option<Base>,
+    /// Whether the last turn has not begun, so that it may be tried again.
+    is_open: bool,
+}
+
+/// Makes everything count that was laid down. Large steps are made one at a time, by whichever room, so that this one may have
+/// to wait: it would be a waste to take all of it back for that.
+async fn finish(app: &App, base: Base, join: Received) -> Result<()> {
+    let room = base.num();
+    let join = Arc::new(join);
+    let shared = Arc::new(Mutex::new(Ending { base: Some(base), is_open: true }));
+    let mut tries = 1;
+    loop {
+        let (in_turn, join) = (Arc::clone(&shared), Arc::clone(&join));
+        let last = move |app: &App, seat| {
+            let mut ending = in_turn.lock();
+            ending.is_open = false;
+            let base = ending.base.as_mut().ok_or_else(|| Error::broken("a join has ended already"))?;
+            if let Some((change, _)) = base.finish(&app.store, seat, &join)? {
+                // From here on others may change the room, once this turn is over.
+                ending.base = None;
+                return Ok(change);
+            }
+            ending.is_open = true;
+            Err(Error::Busy { retry_after: END_AGAIN })
+        };
+        match commit::in_turn(app, room, last, |_, _| Ok(()), or_busy).await {
+            Err(Error::Busy { .. }) if shared.lock().is_open && tries < END_TRIES => {
+                tries += 1;
+                tracing::debug!(%room, tries, "the end of a join is put off, because another large step takes long");
+                app.env.sleep(END_AGAIN).await;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// Reads the events of the next turn. Gives `true` if there are no more after them.

@@ -43,7 +43,7 @@ use crate::{
         rooms::{EventRow, Head, Membership, Place, Resident, RoomRow},
         state::{StateRef, StateValue},
     },
-    store::{Fault, Read, Store},
+    store::{Fault, NotAccepted, Read, Store},
 };
 
 /// A part takes in at most this many events, each of which may bring a server whose rows are written at its end.
@@ -284,10 +284,20 @@ impl Base {
     }
 
     /// Makes the brought state the room's, and adds the member event of the user who joins. Gives the room's last change, with
-    /// which everything counts. Errors: [`Error::Remote`] if the state does not allow that event; [`Error::Busy`] if another
-    /// large step takes long.
-    pub fn finish(mut self, store: &Store, seat: Seat, join: &Received) -> Result<(Change, StoredEvent)> {
+    /// which everything counts; `None` if another large step takes long, so that nothing was done and this may be tried again.
+    /// Errors: [`Error::Remote`] if the state does not allow that event.
+    pub fn finish(
+        &mut self,
+        store: &Store,
+        seat: Seat,
+        join: &Received,
+    ) -> Result<Option<(Change, StoredEvent)>> {
         let mut change = self.begin(store, seat)?;
+        match change.begin_step() {
+            Ok(_) => {}
+            Err(NotAccepted::Busy) => return Ok(None),
+            Err(why) => return Err(why.into()),
+        }
         let mut missing = Vec::new();
         for id in &join.event().prev {
             let known = change.find_num(id)?;
@@ -312,7 +322,7 @@ impl Base {
         let mut count = schema::ASIDE_COUNT.get(&change.batch, change.num)?.unwrap_or_default();
         count.keys_swept = change.row.next_key;
         schema::ASIDE_COUNT.put(&mut change.batch, change.num, &count);
-        Ok((change, stored))
+        Ok(Some((change, stored)))
     }
 
     fn add_join(&mut self, change: &mut Change, join: &Received) -> Result<StoredEvent> {

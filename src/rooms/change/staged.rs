@@ -153,8 +153,8 @@ impl Change {
         Ok(())
     }
 
-    /// The position at which the step of this change begins.
-    fn begin_step(&mut self) -> Result<Position, NotAccepted> {
+    /// The position at which the step of this change begins. Errors: [`NotAccepted::Busy`] if another step takes long.
+    pub(super) fn begin_step(&mut self) -> Result<Position, NotAccepted> {
         let step = match self.step.take() {
             Some(step) => step,
             None => self.store.begin_step()?,

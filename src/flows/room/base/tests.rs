@@ -124,3 +124,23 @@ async fn a_join_that_fails_leaves_no_room_and_one_that_nobody_waits_for_goes_on(
     let joined = here.ask("GET", "joined_rooms", Value::Null).await;
     assert_eq!(joined["joined_rooms"], json!([elsewhere.row.id]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_join_waits_for_its_end_while_another_large_step_takes_long() {
+    let mut elsewhere = Elsewhere::with_members(8);
+    let here = Here::new().await;
+    let app = here.app();
+    let brought = elsewhere.brought();
+    let join_event = elsewhere.join(&bob());
+    let other = app.store.begin_step().unwrap();
+    let env = app.env.clone();
+    app.env.spawn(async move {
+        env.sleep(END_AGAIN * 3 / 2).await;
+        drop(other);
+    });
+    join(app, here.base(&elsewhere), events(brought.clone()), join_event.clone()).await.unwrap();
+    let joined = here.ask("GET", "joined_rooms", Value::Null).await;
+    assert_eq!(joined["joined_rooms"], json!([elsewhere.row.id]));
+    here.ask("PUT", &format!("rooms/{}/send/m.room.message/1", elsewhere.row.id), json!({ "body": "x" }))
+        .await;
+}

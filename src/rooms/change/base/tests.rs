@@ -89,7 +89,7 @@ impl Here {
                 break;
             }
         }
-        let (change, _) = base.finish(&self.store, self.rooms.sit(ROOM), join)?;
+        let (change, _) = base.finish(&self.store, self.rooms.sit(ROOM), join)?.unwrap();
         drop(change.enqueue(&self.store)?);
         self.store.flush().unwrap();
         Ok(())
