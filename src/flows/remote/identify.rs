@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use federation::{
     json::{Json, NotJson},
-    keys::KeyFailure,
+    keys::{KeyFailure, Purpose, Wanted},
     xmatrix::{self, Credentials, Signed, header},
 };
 use http::{HeaderValue, header::AUTHORIZATION, request::Parts};
@@ -17,6 +18,8 @@ use crate::{
 
 /// A server whose keys cannot be had now is told to try again after this time.
 const KEYS_RETRY: Duration = Duration::from_secs(60);
+/// A body of more bytes than this is parsed off the async threads, because that takes long enough to delay other requests.
+const PARSED_IN_PLACE_BYTES_MAX: usize = 32 << 10;
 
 /// Reads who says that they made a request, before its body is read. Refuses a request that nobody has signed, that is meant
 /// for another server, or whose sender this server does not talk with: 401 `M_UNAUTHORIZED`, 403 `M_FORBIDDEN`.
@@ -41,12 +44,20 @@ pub(crate) async fn prove(
     app: &App,
     credentials: &Credentials,
     parts: &Parts,
-    body: &[u8],
+    body: &Bytes,
 ) -> Result<OwnedServerName> {
-    let content = (!body.is_empty()).then(|| Json::parse(body).map(|json| json.canonical()));
-    let content = content.transpose().map_err(not_json)?;
+    let parse = |body: &[u8]| Json::parse(body).map(|json| json.canonical()).map_err(not_json);
+    let content = if body.is_empty() {
+        None
+    } else if body.len() > PARSED_IN_PLACE_BYTES_MAX {
+        let body = body.clone();
+        Some(app.env.blocking(move || parse(&body)).await?)
+    } else {
+        Some(parse(body)?)
+    };
     let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str());
     let signed = Signed { method: parts.method.as_str(), uri, content: content.as_ref() };
+    let _stranger = let_in(app, credentials).await?;
     let proved = xmatrix::verify(&app.remote.ring, credentials, signed).await;
     proved.map_err(|why| {
         tracing::debug!(origin = %credentials.origin, %why, "a request of another server is refused");
