@@ -258,6 +258,12 @@ impl Discovery {
     }
 }
 
+/// The steps of a resolution in one line, each with the number that the specification gives it.
+fn steps_told(lines: &[Line]) -> String {
+    let lines: Vec<_> = lines.iter().map(|line| format!("{}: {}", line.step.number(), line.told)).collect();
+    lines.join("; ")
+}
+
 fn bad_name(server: &ServerName, why: &'static str) -> NotFound {
     NotFound::BadName { server: server.to_string(), why }
 }
@@ -297,6 +303,11 @@ impl Parts {
             Err(why) => Err(bad_name(&server, why)),
         };
         let result = result.map(Arc::new);
+        let steps = steps_told(&walk.lines);
+        match &result {
+            Ok(found) => tracing::debug!(%server, step = found.step.number(), steps, "a server is found"),
+            Err(why) => tracing::debug!(%server, %why, steps, "a server is not found"),
+        }
         self.remember(server, result.clone());
         result
     }

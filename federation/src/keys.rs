@@ -14,8 +14,6 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use ruma::{
     OwnedServerName, OwnedServerSigningKeyId, SigningKeyAlgorithm, serde::Base64,
     signatures::verify_canonical_json_bytes,
@@ -28,8 +26,6 @@ pub use ring::{KeyFailure, Ring};
 
 /// A key is valid at most this long after it was looked at, whatever its document says, so that the owner of a server
 /// can take back a key that was stolen ([publishing keys](https://spec.matrix.org/v1.19/server-server-api/#publishing-keys)).
-pub const VALID_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
 const VALID_MAX_MS: u64 = 7 * 24 * 3_600_000;
 
 /// An ed25519 key that signatures are checked with.
