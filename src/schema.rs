@@ -18,7 +18,7 @@ pub mod rooms;
 pub mod state;
 
 use bytes::Bytes;
-use federation::ports::{StoredDocument, StoredKey};
+use federation::ports::StoredDocument;
 
 use crate::{
     ids::{DeviceNum, EventNum, Order, Position, RoomNum, SideNum, StateKeyNum, UserNum},
@@ -218,7 +218,7 @@ tables! {
     // --- other servers: 170-189 ---
 
     /// A signing key of another server, by its id. It is written by notes, because it can be fetched again.
-    170 SERVER_KEYS((String, String) => Json<StoredKey>) in Notes, Store of "flows::remote", local;
+    170 SERVER_KEYS((String, String) => Json<remote::ServerKeyRow>) in Notes, Store of "flows::remote", local;
     /// The newest document in which another server published its keys, for those who ask us as a notary.
     171 SERVER_DOCUMENTS(String => Json<StoredDocument>) in Notes, Store of "flows::remote", local;
 }

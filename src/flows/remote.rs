@@ -5,6 +5,7 @@ pub(crate) mod identify;
 mod keys;
 mod ports;
 pub(crate) mod query;
+mod strangers;
 pub(crate) mod verify;
 
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct Remote {
     pub client: Client,
     /// Finds the keys of other servers, and holds ours.
     pub ring: Ring,
+    /// The servers that somebody speaks for and whose keys are not known yet.
+    strangers: Arc<strangers::Strangers>,
 }
 
 impl Remote {
@@ -48,7 +51,7 @@ impl Remote {
             randomness: doors,
             resolver: network.resolver,
             transport: network.transport,
-            keys: Arc::new(keys::StoredKeys { env: env.clone(), store: store.clone() }),
+            keys: Arc::new(keys::StoredKeys::new(env.clone(), store.clone())),
         };
         let allowed = match config.outbound.allow_private_addresses {
             true => vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()],
@@ -62,6 +65,6 @@ impl Remote {
         let caller = Caller::new(ports, discovery, servers);
         let notaries: Vec<OwnedServerName> = config.federation.notaries.clone();
         let ring = Ring::new(caller.clone(), Arc::clone(&own), notaries);
-        Ok(Self { client: Client::new(caller, own), ring })
+        Ok(Self { client: Client::new(caller, own), ring, strangers: Arc::default() })
     }
 }

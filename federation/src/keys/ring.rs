@@ -176,6 +176,11 @@ impl Ring {
         outcomes
     }
 
+    /// Whether a key is known and will do for its purpose, so that nobody need be asked for it.
+    pub async fn has(&self, wanted: &Wanted) -> bool {
+        self.missing(std::slice::from_ref(wanted)).await.is_empty()
+    }
+
     /// The newest document of a server that suits: it is valid until this time, and in the first half of its life. A server
     /// that does not answer, or cannot be asked now because too many are, has its last one.
     pub(super) async fn find_document(

@@ -12,8 +12,9 @@ use http::{HeaderValue, header::AUTHORIZATION, request::Parts};
 use ruma::{OwnedServerName, api::error::ErrorKind};
 
 use crate::{
+    env::payer,
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{App, remote::strangers::Stranger},
 };
 
 /// A server whose keys cannot be had now is told to try again after this time.
@@ -63,6 +64,20 @@ pub(crate) async fn prove(
         tracing::debug!(origin = %credentials.origin, %why, "a request of another server is refused");
         refuse(&why)
     })
+}
+
+/// Takes a place for asking for the keys of the server in whose name a request comes, if none of them is known. Errors:
+/// [`Error::Busy`] where the request's address has named too many such servers.
+async fn let_in(app: &App, credentials: &Credentials) -> Result<Option<Stranger>> {
+    let Credentials { origin, signatures, .. } = credentials;
+    for (key_id, _) in signatures {
+        let (server, key_id) = (origin.clone(), key_id.clone());
+        if app.remote.ring.has(&Wanted { server, key_id, purpose: Purpose::Request }).await {
+            return Ok(None);
+        }
+    }
+    let place = app.remote.strangers.let_in(payer::current(), origin);
+    Ok(Some(place.ok_or(Error::Busy { retry_after: KEYS_RETRY })?))
 }
 
 /// Refuses whatever concerns other servers where this one shares no rooms with others: 403 `M_FORBIDDEN`.

@@ -260,6 +260,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let step = crate::schema::state::StageRow { anchor: Some(Position::MAX), makes_room: false, brings_from: None };
         schema::STAGE.put(batch, room, &step);
         let key = StoredKey { public_key: [1; 32], valid_until_ms: 2, expired_ms: None, fetched_ms: 1 };
+        let key = crate::schema::remote::ServerKeyRow { key, asked_ms: 1 };
         schema::SERVER_KEYS.put(batch, ("b.example", "ed25519:k"), &Json(key));
         let document = StoredDocument { json: "{}".to_owned(), valid_until_ms: 2, fetched_ms: 1 };
         schema::SERVER_DOCUMENTS.put(batch, "b.example", &Json(document));
