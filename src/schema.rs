@@ -29,7 +29,7 @@ use crate::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
         },
-        state::{HoleRow, LogRow, NowRow, SideRow, StageRow, StateKeyRow, StateValue},
+        state::{HoleRow, LogRow, NowRow, PurgeRow, SideRow, StageRow, StateKeyRow, StateValue},
     },
     store::{
         self,
@@ -101,6 +101,8 @@ tables! {
     37 HOLE((RoomNum, Order) => HoleRow) in State, Room of "rooms::state";
     /// A step of a room that is larger than a batch, while its parts are being written.
     38 STAGE(RoomNum => StageRow) in State, Room of "rooms::state";
+    /// A purge of a room's old states that is under way.
+    39 PURGE(RoomNum => PurgeRow) in State, Room of "rooms::state";
 
     // --- accounts: 50-79 ---
 

@@ -397,6 +397,26 @@ impl Value for HoleRow {
     }
 }
 
+/// `purge`: the states of a room below an order are being forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PurgeRow {
+    /// The order whose state stays known.
+    pub below: Order,
+}
+
+impl Value for PurgeRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        Order::encode_key(self.below, to);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { below: Key::decode_key(&mut from)? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -73,6 +73,11 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             doubts.unless(marked, "there is no marker that keeps references from crossing the hole");
             Ok(())
         }),
+        of_room(&schema::PURGE, |read, room, row, doubts| {
+            doubts.position(read, row.below.anchor);
+            doubts.unless(schema::ROOM.contains(read, *room)?, "its room is gone");
+            Ok(())
+        }),
     ]
 }
 

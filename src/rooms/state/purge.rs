@@ -7,16 +7,16 @@ use crate::{
     ids::{Order, RoomNum, SideNum},
     schema::{
         self,
-        state::{LogRow, SideRow, StateRef},
+        state::{LogRow, PurgeRow, SideRow, StateRef},
     },
-    store::{Batch, Direction, Fault},
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// End a part once it has this many bytes: a side state that is expressed anew may take a quarter of a batch.
 const PART_BYTES: usize = 512 << 10;
 
-/// The progress of a purge. A purge that was interrupted begins anew, because the part that is done costs little the
-/// second time.
+/// The progress of a purge. A row of its room says from the first part to the last that it is under way, so that one which was
+/// interrupted is found again ([`Purge::find`]). It begins anew then, because the part that is done costs little the second time.
 #[derive(Debug, Clone)]
 pub struct Purge {
     below: Order,
@@ -37,6 +37,11 @@ impl Purge {
     /// Begins to forget the states of a room below `below`; the state at `below` stays known.
     pub fn new(below: Order) -> Self {
         Self { below, stage: Stage::Sides(SideNum(u32::MAX)), needed: BTreeSet::new() }
+    }
+
+    /// Finds the purge of a room that was begun and is not done.
+    pub fn find(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<Self>, Fault> {
+        Ok(schema::PURGE.get(read, room)?.map(|row| Self::new(row.below)))
     }
 
     /// Whether there is nothing left to do.
@@ -65,6 +70,11 @@ impl Purge {
             Stage::Steps => steps(batch, room, order, rows_max)?,
             Stage::Done => Stage::Done,
         };
+        if self.is_done() {
+            schema::PURGE.delete(batch, room);
+        } else {
+            schema::PURGE.put(batch, room, &PurgeRow { below: self.below });
+        }
         Ok(())
     }
 

@@ -166,6 +166,7 @@ pub fn clear_all(batch: &mut Batch, room: RoomNum) {
     schema::STATE_UNDO.delete_prefix::<(RoomNum,)>(batch, (room,));
     schema::STATE_LOG.delete_prefix::<(RoomNum,)>(batch, (room,));
     schema::STAGE.delete(batch, room);
+    schema::PURGE.delete(batch, room);
 }
 
 /// Gives the value that counts from a row of `state_now`.
