@@ -3,11 +3,12 @@
 //! Specification: client-server API, "Profiles".
 
 use bytes::Bytes;
-use ruma::{MxcUri, api::error::ErrorKind};
+use ruma::{MxcUri, UserId, api::error::ErrorKind};
 use serde_json::{Map, Value};
 
 use crate::{
-    error::{Refusal, Result},
+    accounts::users,
+    error::{Error, Refusal, Result},
     ids::UserNum,
     schema,
     store::{Batch, Direction, Fault, LogEntry, Read},
@@ -24,9 +25,19 @@ pub const AVATAR_URL_BYTES_MAX: usize = 1_000;
 /// A field takes this many bytes beside its name and value: quotes, colon, comma.
 const FIELD_OVERHEAD: usize = 4;
 
+/// The fields that are shown with each membership of the user.
+const SHOWN_IN_ROOMS: [&str; 2] = ["displayname", "avatar_url"];
+
 /// Whether the field is shown with each membership of the user.
 pub fn is_shown_in_rooms(field: &str) -> bool {
-    matches!(field, "displayname" | "avatar_url")
+    SHOWN_IN_ROOMS.contains(&field)
+}
+
+/// The user of ours who has this id and whose profile may be read. Errors: 404 `M_NOT_FOUND`, also for an account that ended.
+pub fn require_user(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<UserNum> {
+    let unknown = || Error::from(Refusal::not_found("This server has no profile of this user."));
+    let user = users::find_num(read, user_id)?.ok_or_else(unknown)?;
+    if users::require(read, user)?.is_deactivated { Err(unknown()) } else { Ok(user) }
 }
 
 /// The JSON of one field.
@@ -39,16 +50,23 @@ pub fn read(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Va
     let mut profile = Map::new();
     for row in schema::PROFILES.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
         let ((_, field), value) = row?;
-        let value = serde_json::from_slice(&value).map_err(|_| Fault::Corrupt("a profile is not JSON"))?;
-        profile.insert(field, value);
+        profile.insert(field, parse(&value)?);
     }
     Ok(profile)
 }
 
+fn parse(value: &[u8]) -> Result<Value, Fault> {
+    serde_json::from_slice(value).map_err(|_| Fault::Corrupt("a profile is not JSON"))
+}
+
 /// Reads the fields of a user's profile that rooms show.
 pub fn read_shown(read: &(impl Read + ?Sized), user: UserNum) -> Result<Map<String, Value>, Fault> {
-    let mut profile = self::read(read, user)?;
-    profile.retain(|field, _| is_shown_in_rooms(field));
+    let mut profile = Map::new();
+    for field in SHOWN_IN_ROOMS {
+        if let Some(value) = find(read, user, field)? {
+            profile.insert(field.to_owned(), parse(&value)?);
+        }
+    }
     Ok(profile)
 }
 

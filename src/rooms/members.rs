@@ -3,7 +3,10 @@
 mod servers;
 mod sharing;
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, ControlFlow},
+};
 
 use ruma::UserId;
 
@@ -294,6 +297,26 @@ pub(crate) fn list_keys_after(
 ) -> Result<Vec<(String, StateKeyNum)>, Fault> {
     let low = after.map_or(Bound::Included(""), Bound::Excluded);
     keys_from(read, room, low)?.take(count).collect()
+}
+
+/// Visits all who are or were in a room, rising by user id, in pages with the numbers of their member keys, until `visit` breaks
+/// off. The first page has so many, because a few may be enough, and each further one twice as many, up to a most.
+pub(crate) fn walk(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    (first, most): (usize, usize),
+    mut visit: impl FnMut(&[(String, StateKeyNum)]) -> Result<ControlFlow<()>, Fault>,
+) -> Result<(), Fault> {
+    let (mut after, mut count) = (None::<String>, first);
+    loop {
+        let members = list_keys_after(read, room, after.as_deref(), count)?;
+        let Some((last, _)) = members.last() else { return Ok(()) };
+        if visit(&members)?.is_break() {
+            return Ok(());
+        }
+        after = Some(last.clone());
+        count = most.min(2 * count);
+    }
 }
 
 fn keys_from<'r>(

@@ -1,7 +1,7 @@
 //! Finds who came to share a room with the user since the client asked last, and who ceased to. Device lists and
 //! presence follow from it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use ruma::UserId;
 
@@ -72,13 +72,9 @@ fn walk_members(
     num: RoomNum,
     mut visit: impl FnMut(&[Member]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let mut after: Option<String> = None;
-    loop {
-        let members = members::list_keys_after(read, num, after.as_deref(), MEMBERS_AT_ONCE)?;
-        let Some((last, _)) = members.last() else { return Ok(()) };
-        visit(&members)?;
-        after = Some(last.clone());
-    }
+    members::walk(read, num, (MEMBERS_AT_ONCE, MEMBERS_AT_ONCE), |members| {
+        visit(members).map(ControlFlow::Continue)
+    })
 }
 
 /// Notes those of some members who are joined at an order; without one, those who are joined now.

@@ -1,13 +1,13 @@
 //! The profiles of users: reading them, and setting or deleting a field.
 
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedUserId,
     api::client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
-    accounts::{Caller, profiles, users},
+    accounts::{Caller, profiles},
     api::{
         Routes,
         extract::{Client, Public, guests_refused},
@@ -17,7 +17,6 @@ use crate::{
     },
     error::{Error, Refusal, Result},
     flows::{App, account::set_profile, limits::Limit},
-    ids::UserNum,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -29,20 +28,11 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes);
 }
 
-fn unknown() -> Error {
-    Refusal::not_found("This server has no profile of this user.").into()
-}
-
-fn require(app: &App, user_id: &UserId) -> Result<UserNum> {
-    let snapshot = app.store.snapshot();
-    let user = users::find_num(&*snapshot, user_id)?.ok_or_else(unknown)?;
-    if users::require(&*snapshot, user)?.is_deactivated { Err(unknown()) } else { Ok(user) }
-}
-
 /// `GET /_matrix/client/v3/profile/{userId}`
 pub(crate) async fn get_profile(app: App, public: Public<get_profile::v3::Request>) -> Result<RawJson> {
-    let user = require(&app, &public.request.user_id)?;
-    let profile = profiles::read(&*app.store.snapshot(), user)?;
+    let snapshot = app.store.snapshot();
+    let user = profiles::require_user(&*snapshot, &public.request.user_id)?;
+    let profile = profiles::read(&*snapshot, user)?;
     Ok(RawJson(Value::Object(profile).to_string().into()))
 }
 
@@ -52,10 +42,11 @@ pub(crate) async fn get_profile_field(
     public: Public<Raw<get_profile_field::v3::Request>>,
 ) -> Result<RawJson> {
     let request = public.request;
-    let user = require(&app, &request.id::<OwnedUserId>(0)?)?;
+    let snapshot = app.store.snapshot();
+    let user = profiles::require_user(&*snapshot, &request.id::<OwnedUserId>(0)?)?;
     let field = request.arg(1);
     profiles::check_field(field)?;
-    let Some(value) = profiles::find(&*app.store.snapshot(), user, field)? else {
+    let Some(value) = profiles::find(&*snapshot, user, field)? else {
         return Err(Refusal::not_found("The profile has no such field.").into());
     };
     let value: Value = serde_json::from_slice(&value).map_err(|error| Error::broken(error.to_string()))?;

@@ -4,7 +4,7 @@ use ruma::{OwnedServerName, RoomAliasId, UserId};
 use serde_json::{Map, Value};
 
 use crate::{
-    accounts::{profiles, users},
+    accounts::profiles,
     error::{Error, Refusal, Result},
     flows::App,
     rooms::{self, aliases, members},
@@ -16,15 +16,11 @@ const SERVERS_MAX: usize = 200;
 /// Gives the profile of one of our users, or one field of it. Errors: 404 `M_NOT_FOUND` for a user or field that is not there;
 /// 403 `M_FORBIDDEN` for a user of another server.
 pub(crate) fn profile(app: &App, user_id: &UserId, field: Option<&str>) -> Result<Map<String, Value>> {
-    let unknown = || Error::from(Refusal::not_found("This server has no profile of this user."));
     if *user_id.server_name() != *app.config.server.name {
         return Err(Refusal::forbidden("`user_id` is a user of another server.").into());
     }
     let snapshot = app.store.snapshot();
-    let user = users::find_num(&*snapshot, user_id)?.ok_or_else(unknown)?;
-    if users::require(&*snapshot, user)?.is_deactivated {
-        return Err(unknown());
-    }
+    let user = profiles::require_user(&*snapshot, user_id)?;
     let mut profile = profiles::read(&*snapshot, user)?;
     if let Some(field) = field {
         profile.retain(|name, _| name == field);

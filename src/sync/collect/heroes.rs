@@ -142,28 +142,27 @@ fn for_each_member(
     mut visit: impl FnMut(&UserId, EventNum, Membership) -> ControlFlow<()>,
 ) -> Result<(), Fault> {
     let (read, caller) = (room.window.read, &room.window.ask.caller);
-    let (mut looked_at, mut after, mut at_once) = (0, None::<String>, FIRST_AT_ONCE);
-    while looked_at < LOOKED_AT_MAX {
-        let members = members::list_keys_after(read, room.num, after.as_deref(), at_once)?;
+    let mut looked_at = 0;
+    members::walk(read, room.num, (FIRST_AT_ONCE, MEMBERS_AT_ONCE), |members| {
+        if looked_at >= LOOKED_AT_MAX {
+            tracing::debug!(room = room.num.0, reason = "too many members", "heroes of a room are left out");
+            return Ok(ControlFlow::Break(()));
+        }
+        looked_at += members.len();
         let keys = members.iter().map(|(_, key)| *key).collect();
         let memberships = members::list_memberships(read, room.num, keys, None)?;
-        for (user_id, key) in &members {
+        for (user_id, key) in members {
             let (Ok(user_id), Some((event, membership))) =
                 (<&UserId>::try_from(user_id.as_str()), memberships.get(key))
             else {
                 continue;
             };
             if user_id != caller.user_id && visit(user_id, *event, *membership).is_break() {
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
         }
-        let Some((last, _)) = members.last() else { return Ok(()) };
-        looked_at += members.len();
-        at_once = MEMBERS_AT_ONCE.min(2 * at_once);
-        after = Some(last.clone());
-    }
-    tracing::debug!(room = room.num.0, reason = "too many members", "heroes of a room are left out");
-    Ok(())
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Lists the users of this server who came first and are joined or invited, without the caller, each with the event by

@@ -34,7 +34,12 @@ pub(super) fn when_due(app: &App, room: RoomNum) {
             owned.env.sleep(pause).await;
         }
         let (_running, _noting) = (Running::new(&owned, &turns.sweeps), Noting(&turns));
-        match sweep(&owned, room).await {
+        // Another sweep may have come first.
+        let swept = match is_wanted(&owned, room) {
+            Ok(true) => sweep(&owned, room).await,
+            other => other.map(|_| ()),
+        };
+        match swept {
             Ok(()) => {}
             Err(Error::Busy { .. }) => {
                 tracing::debug!(%room, "a room is not swept while its past is changed");
@@ -76,10 +81,8 @@ impl Drop for Noting<'_> {
     }
 }
 
+/// Sweeps a room, wanted or not.
 async fn sweep(app: &App, room: RoomNum) -> Result<()> {
-    if !is_wanted(app, room)? {
-        return Ok(());
-    }
     let owned = app.clone();
     // A turn without rows answers once all earlier changes are published, so that the snapshot has them.
     let began =
