@@ -10,6 +10,7 @@ pub mod filters;
 pub mod ignored;
 pub mod interactive;
 pub mod names;
+pub mod openid;
 pub mod passwords;
 pub mod presence;
 pub mod profiles;

@@ -292,6 +292,15 @@ impl Pieces {
         self.json.push_str(json.into().0);
     }
 
+    /// Adds an object to a list, and opens it.
+    pub fn open_item(&mut self) {
+        debug_assert_eq!(self.ends.last(), Some(&']'), "only a list has items");
+        self.separate();
+        self.json.push('{');
+        self.ends.push('}');
+        self.is_empty = true;
+    }
+
     /// Adds a field to an object, whose value is JSON already.
     pub fn field<'a>(&mut self, name: &str, json: impl Into<JsonRef<'a>>) {
         self.name(name);
@@ -438,6 +447,11 @@ mod tests {
         list.item(&JsonText::string("v"));
         assert_eq!(list.finish(), r#"["v"]"#);
         assert_eq!((Pieces::list().finish(), Pieces::object().finish()), ("[]".into(), "{}".into()));
+        let mut listed = Pieces::list();
+        listed.item(&JsonText::string("v"));
+        listed.open_item();
+        listed.field("E", &JsonText::string("v"));
+        assert_eq!(listed.finish(), r#"["v",{"E":"v"}]"#);
     }
 
     proptest! {

@@ -27,6 +27,7 @@ pub mod redact;
 pub mod relations;
 pub mod resolve;
 pub mod show;
+pub mod spaces;
 pub mod state;
 pub mod timeline;
 mod tip;
@@ -35,6 +36,7 @@ pub mod typing;
 pub mod versions;
 pub mod view;
 pub mod visibility;
+pub mod vouch;
 
 use std::{
     sync::{

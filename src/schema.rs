@@ -223,6 +223,8 @@ tables! {
     170 SERVER_KEYS((String, String) => Json<remote::ServerKeyRow>) in Notes, Store of "flows::remote", local;
     /// The newest document in which another server published its keys, for those who ask us as a notary.
     171 SERVER_DOCUMENTS(String => Json<StoredDocument>) in Notes, Store of "flows::remote", local;
+    /// The tokens by which a user shows other services who they are.
+    176 OPENID_TOKENS(UserNum => Json<accounts::OpenIdRow>) in Accounts, User of "accounts::openid";
 }
 
 /// Lists all tables, those of the store included.

@@ -59,6 +59,12 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(serde_json::from_slice::<Value>(filter).is_ok(), "it is not JSON");
             account(read, *user, doubts)
         }),
+        RowCheck::of(&schema::OPENID_TOKENS, |read, user, Json(row), doubts| {
+            doubts.unless(row.tokens.len() <= super::openid::TOKENS_MAX, "it holds too many tokens");
+            let live = super::users::find(read, *user)?.filter(|account| !account.is_deactivated);
+            doubts.unless(live.is_some(), "its account is gone");
+            Ok(())
+        }),
         RowCheck::of(&schema::REGISTRATION_TOKENS, |_, _, Json(row), doubts| {
             doubts.unless(row.uses_max.is_none_or(|max| row.uses <= max), "it was used too often");
             Ok(())

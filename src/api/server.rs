@@ -2,7 +2,10 @@
 
 mod discovery;
 mod event;
+mod membership;
+mod openid;
 mod query;
+mod rooms;
 
 use crate::api::Routes;
 
@@ -10,5 +13,8 @@ use crate::api::Routes;
 pub(crate) fn routes(r: &mut Routes) {
     discovery::routes(r);
     event::routes(r);
+    membership::routes(r);
+    openid::routes(r);
     query::routes(r);
+    rooms::routes(r);
 }

@@ -167,6 +167,8 @@ pub struct Federation {
     pub networks_allowed: Vec<String>,
     /// The URL of an HTTP proxy that all requests to other servers go through; empty for none. It may hold a password.
     pub proxy: String,
+    /// Whether other servers may read the public directory of rooms.
+    pub public_rooms: bool,
 }
 
 impl std::fmt::Debug for Federation {
@@ -179,6 +181,7 @@ impl std::fmt::Debug for Federation {
             .field("notaries", &self.notaries)
             .field("networks_allowed", &self.networks_allowed)
             .field("proxy", &if self.proxy.is_empty() { "" } else { "(set)" })
+            .field("public_rooms", &self.public_rooms)
             .finish()
     }
 }
@@ -309,6 +312,7 @@ impl Default for Federation {
             notaries: Vec::new(),
             networks_allowed: Vec::new(),
             proxy: String::new(),
+            public_rooms: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Other servers: how this server is known to them, how it knows them, and what they ask of it.
 
+pub(crate) mod admit_member;
 pub(crate) mod history;
 pub(crate) mod identify;
 mod keys;
@@ -7,6 +8,7 @@ mod ports;
 pub(crate) mod query;
 mod strangers;
 pub(crate) mod verify;
+pub(crate) mod whole_state;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ pub mod base;
 pub(crate) mod create;
 pub(crate) mod directory;
 pub(crate) mod guests;
+pub(crate) mod hierarchy;
 pub mod ingest;
 pub(crate) mod look;
 pub(crate) mod membership;

@@ -12,6 +12,7 @@ pub mod received;
 mod redaction;
 pub(in crate::rooms) mod staged;
 pub(crate) mod sweep;
+mod template;
 pub mod txn;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -49,6 +49,17 @@ pub(crate) fn publish(batch: &mut Batch, room: RoomNum, published: bool) {
     batch.wake(Wake::Listed { room });
 }
 
+/// Whether users of other servers than the creator's may be in a room.
+pub fn is_shared(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    #[derive(Deserialize)]
+    struct Shared {
+        #[serde(rename = "m.federate")]
+        federate: Option<bool>,
+    }
+    let create = find_content::<Shared>(read, room, CREATE)?;
+    Ok(create.and_then(|create| create.federate).unwrap_or(true))
+}
+
 /// Lists the rooms in the directory, by number.
 fn list<'r>(
     read: &'r (impl Read + ?Sized),

@@ -7,7 +7,7 @@ use base64::{
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, ServerName, UserId,
     events::TimelineEventType, room_version_rules::RedactionRules, state_res,
 };
 use serde::{
@@ -27,6 +27,11 @@ use crate::{
 /// Gives the server of a user; `None` for what is no user id.
 pub(in crate::rooms) fn server_of(user_id: &str) -> Option<&str> {
     <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
+}
+
+/// Whether this server tells other servers of an event: a user of its own sent it, or it let the sender in.
+pub fn is_ours_to_tell(row: &EventRow, own_server: &ServerName) -> bool {
+    row.header.told_by_us || server_of(&row.sender()) == Some(own_server.as_str())
 }
 
 /// An event with its place in its room's timeline.

@@ -5,12 +5,8 @@
 //! event of ours, by whichever endpoint and flow, becomes [`Approved`] here before it can be added to a room:
 //! `Change::add` is not visible outside `rooms`.
 
-use ruma::{
-    CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, ServerName, UserId,
-    api::error::ErrorKind,
-};
+use ruma::{CanonicalJsonObject, OwnedRoomAliasId, OwnedUserId, ServerName, UserId, api::error::ErrorKind};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
 
 use crate::{
     accounts::{Caller, account_data, users},
@@ -21,15 +17,12 @@ use crate::{
         build::{Draft, Signer},
         change::{Change, Txn},
         event::{self, StoredEvent},
-        members,
         membership::Act,
-        power::Action,
         relations,
         visibility::Sight,
+        vouch::{self, AUTHORISED_VIA, Admission},
     },
-    schema::event_types::{
-        CANONICAL_ALIAS, CREATE, GUEST_ACCESS, JOIN_RULES, MEMBER, POWER_LEVELS, REDACTION,
-    },
+    schema::event_types::{CANONICAL_ALIAS, CREATE, GUEST_ACCESS, MEMBER, POWER_LEVELS, REDACTION},
     schema::rooms::Membership,
     store::{Fault, Read},
 };
@@ -193,9 +186,6 @@ fn judge_state(change: &mut Change, server: &ServerName, author: &Author, draft:
     }
 }
 
-/// The field by which a server vouches for a user who enters a restricted room. Nobody but the server may set it.
-const AUTHORISED_VIA: &str = "join_authorised_via_users_server";
-
 fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft: &mut Draft) -> Result<()> {
     let odd = |why: &str| Error::from(Refusal::bad_json(why));
     let target = draft.state_key.as_deref().and_then(|user| OwnedUserId::try_from(user).ok());
@@ -209,7 +199,7 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
         return Err(no_guests("Guests can only join and leave rooms.").into());
     }
     match membership {
-        Membership::Join if is_own => judge_join(change, author, &mut draft.content),
+        Membership::Join if is_own => judge_join(change, server, author, &mut draft.content),
         Membership::Invite => judge_invite(&change.batch, server, &target),
         Membership::Knock if is_own => require_live(&change.batch, author.user),
         Membership::Leave if !is_own => judge_removal(change, &target),
@@ -220,7 +210,12 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
 
 /// Judges a join by the user who joins, and lets the server vouch for them where the room admits members of other
 /// rooms.
-fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonObject) -> Result<()> {
+fn judge_join(
+    change: &mut Change,
+    server: &ServerName,
+    author: &Author,
+    content: &mut CanonicalJsonObject,
+) -> Result<()> {
     let was = change.membership(author.user_id.as_str())?;
     if was == Membership::Join {
         // A user who is in the room already needs nobody to vouch for them.
@@ -231,7 +226,7 @@ fn judge_join(change: &mut Change, author: &Author, content: &mut CanonicalJsonO
         return Err(no_guests("Guests may not join this room.").into());
     }
     if was != Membership::Invite
-        && let Some(voucher) = find_voucher(change, author.user)?
+        && let Admission::Vouched(voucher) = vouch::judge(change, server, &author.user_id)?
     {
         content.insert(AUTHORISED_VIA.to_owned(), voucher.as_str().into());
     }
@@ -302,77 +297,4 @@ pub fn is_open_to_guests(read: &(impl Read + ?Sized), room: RoomNum) -> Result<b
     let access = rooms::find_state(read, room, GUEST_ACCESS, "")?
         .and_then(|event| serde_json::from_str::<GuestAccess>(event.row.content()).ok());
     Ok(access.is_some_and(|access| access.is_open()))
-}
-
-#[derive(Deserialize)]
-struct JoinRules {
-    join_rule: String,
-    /// The conditions under which the room admits somebody. Each is read by itself, so that one that this server does not
-    /// know closes the room to nobody whom another admits.
-    #[serde(default)]
-    allow: Value,
-}
-
-#[derive(Deserialize)]
-struct Allow {
-    #[serde(rename = "type")]
-    condition: String,
-    room_id: OwnedRoomId,
-}
-
-/// Finds the user of this server in whose name it admits a member of a room that the join rules name. `None` if the
-/// room has no such rule, if the rule does not admit this user, or if nobody here may invite.
-fn find_voucher(change: &mut Change, user: UserNum) -> Result<Option<OwnedUserId>> {
-    let authorization = &change.rules().authorization;
-    let Some(rules) = state_content::<JoinRules>(change, JOIN_RULES)? else { return Ok(None) };
-    let is_restricted = match rules.join_rule.as_str() {
-        "restricted" => authorization.restricted_join_rule,
-        "knock_restricted" => authorization.knock_restricted_join_rule,
-        _ => false,
-    };
-    if !is_restricted || !is_in_any(&change.batch, user, rules.allow)? {
-        return Ok(None);
-    }
-    let power = change.power()?;
-    match power.list_named_who_may(Action::Invite)? {
-        // Everybody has a sufficient level, so nearly always the first member will do.
-        None => {
-            for local in members::joined_local_users(&change.batch, change.num)? {
-                let user_id = Author::of(&change.batch, local?)?.user_id;
-                if power.may(&user_id, Action::Invite)? {
-                    return Ok(Some(user_id));
-                }
-            }
-            Ok(None)
-        }
-        Some(named) => {
-            for user_id in named {
-                let local = users::find_num(&change.batch, &user_id)?;
-                if let Some(local) = local
-                    && members::is_joined(&change.batch, local, change.num)?
-                {
-                    return Ok(Some(user_id));
-                }
-            }
-            Ok(None)
-        }
-    }
-}
-
-/// The rooms whose members the conditions of a join rule admit.
-fn list_admitted_rooms(allow: Value) -> impl Iterator<Item = OwnedRoomId> {
-    let conditions = if let Value::Array(conditions) = allow { conditions } else { Vec::new() };
-    let known = conditions.into_iter().filter_map(|it| serde_json::from_value::<Allow>(it).ok());
-    known.filter(|it| it.condition == "m.room_membership").map(|it| it.room_id)
-}
-
-fn is_in_any(read: &(impl Read + ?Sized), user: UserNum, allow: Value) -> Result<bool, Fault> {
-    for room_id in list_admitted_rooms(allow) {
-        if let Some(room) = rooms::find_room(read, &room_id)?
-            && members::is_joined(read, user, room)?
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

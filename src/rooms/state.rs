@@ -121,6 +121,18 @@ pub fn list_keys<'r>(
     Ok(rows.map(|row| row.map(|((_, key), row)| (key, row.event_type))))
 }
 
+/// Lists the numbers of a room's state keys of one event type, by rising state key; at most `max`.
+pub fn list_keys_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &str,
+    max: usize,
+) -> Result<Vec<StateKeyNum>, Fault> {
+    let bound = Bound::Included((room, event_type));
+    let rows = schema::STATE_KEY_NUM.range::<(RoomNum, String)>(read, bound, bound, Direction::Up)?;
+    rows.take(max).map(|row| row.map(|(_, key)| key)).collect()
+}
+
 /// Deletes a state key, which nothing names any more. Its number is not given again.
 pub fn forget_key(batch: &mut Batch, room: RoomNum, key: StateKeyNum) -> Result<(), Fault> {
     debug_assert!(schema::STATE_NOW.get(batch, (room, key))?.is_none(), "a key that is set is named");

@@ -274,6 +274,22 @@ pub struct RegistrationTokenRow {
     pub expires_ms: Option<u64>,
 }
 
+/// The OpenID tokens that a user has asked for, the newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenIdRow {
+    /// The tokens; of those that have expired some may still be here.
+    pub tokens: Vec<OpenIdToken>,
+}
+
+/// A token by which a user shows another service who they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenIdToken {
+    /// The SHA-256 of the token.
+    pub hash: [u8; 32],
+    /// When it ends, in milliseconds since the epoch.
+    pub expires_ms: u64,
+}
+
 /// A JSON object of a user's (account data of one type, push rules), with the position at which it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenRow {

@@ -4,6 +4,7 @@
 pub(crate) mod federated;
 pub(crate) mod network;
 pub(crate) mod remote;
+pub(crate) mod signed;
 
 use aqueduct::{
     accounts::users,

@@ -1,19 +1,25 @@
 //! Single events, the events that a server misses, and the state before an event.
 
 use ruma::{
-    EventId, OwnedEventId, OwnedRoomId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, UInt,
     api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
-        event::{get_event, get_missing_events, get_room_state_ids},
+        event::{get_event, get_event_by_timestamp, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
 
 use crate::{
-    api::{Routes, extract::Server, raw::Raw, reply::RawJson},
+    api::{
+        Routes,
+        extract::Server,
+        raw::Raw,
+        reply::{InPieces, RawJson},
+    },
     error::{Refusal, Result},
     flows::{App, limits::Limit, remote::history},
     json::{JsonText, Object},
+    store::Direction,
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -21,6 +27,8 @@ pub(crate) fn routes(r: &mut Routes) {
     r.server(backfill).limit(Limit::Read);
     r.server(missing_events).limit(Limit::Read);
     r.server(state_ids).limit(Limit::Read);
+    r.server(state).limit(Limit::Read);
+    r.server(event_at_time).limit(Limit::Read);
     r.server(event_auth).limit(Limit::Read);
 }
 
@@ -82,6 +90,32 @@ pub(crate) async fn state_ids(
     let get_room_state_ids::v1::Request { room_id, event_id, .. } = server.request;
     let ids = history::state_ids(&app, &server.origin, &room_id, event_id).await?;
     Ok(get_room_state_ids::v1::Response::new(ids.auth_chain, ids.state))
+}
+
+/// `GET /_matrix/federation/v1/state/{roomId}`
+pub(crate) async fn state(app: App, server: Server<get_room_state::v1::Request>) -> Result<InPieces> {
+    let get_room_state::v1::Request { room_id, event_id, .. } = server.request;
+    let (first, rest) = history::state(&app, &server.origin, &room_id, event_id).await?;
+    Ok(InPieces::of(first, rest, |rest| rest.next()))
+}
+
+fn direction(wanted: ruma::api::Direction) -> Direction {
+    match wanted {
+        ruma::api::Direction::Forward => Direction::Up,
+        ruma::api::Direction::Backward => Direction::Down,
+    }
+}
+
+/// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`
+pub(crate) async fn event_at_time(
+    app: App,
+    server: Server<get_event_by_timestamp::v1::Request>,
+) -> Result<get_event_by_timestamp::v1::Response> {
+    let get_event_by_timestamp::v1::Request { room_id, ts, dir, .. } = server.request;
+    let (time_ms, dir) = (ts.get().into(), direction(dir));
+    let (event, sent_ms) = history::at_time(&app, &server.origin, &room_id, time_ms, dir).await?;
+    let sent = MilliSecondsSinceUnixEpoch(UInt::new_saturating(sent_ms));
+    Ok(get_event_by_timestamp::v1::Response::new(event, sent))
 }
 
 /// `GET /_matrix/federation/v1/event_auth/{roomId}/{eventId}`

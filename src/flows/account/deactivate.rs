@@ -3,7 +3,7 @@
 use ruma::OwnedUserId;
 
 use crate::{
-    accounts::{account_data, devices::Ending, filters, passwords, presence, profiles, users},
+    accounts::{account_data, devices::Ending, filters, openid, passwords, presence, profiles, users},
     error::Result,
     flows::{App, account::log_out, jobs, write},
     ids::UserNum,
@@ -20,6 +20,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         let swept = log_out::end(app, batch, user, &user_id, &Ending::All)?;
         account_data::delete_all(batch, user);
         filters::delete_all(batch, user);
+        openid::delete_all(batch, user);
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
         presence::kept::forget(batch, user);

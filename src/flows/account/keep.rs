@@ -5,7 +5,7 @@ use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value};
 
 use crate::{
-    accounts::{Caller, account_data, filters},
+    accounts::{Caller, account_data, filters, openid},
     error::{Error, Refusal, Result},
     flows::{App, write},
     ids::UserNum,
@@ -94,6 +94,15 @@ pub(crate) async fn change_tag(
             write::wake(batch, user);
         }
         Ok(())
+    })
+    .await
+}
+
+/// Makes a token by which the caller shows another service who they are.
+pub(crate) async fn make_openid_token(app: &App, caller: &Caller) -> Result<String> {
+    let (user, user_id) = (caller.user, caller.user_id.clone());
+    write::for_caller(app, caller, move |app, batch| {
+        openid::make(batch, &app.env, user, &user_id).map_err(Into::into)
     })
     .await
 }

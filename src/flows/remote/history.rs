@@ -9,12 +9,14 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use ruma::{EventId, OwnedEventId, RoomId, ServerName};
 
+use super::whole_state::{Form, Walk, Wanted};
 use crate::{
     env::Long,
     error::{Error, Refusal, Result},
-    flows::App,
+    flows::{App, room::look},
     ids::{EventNum, Order, RoomNum},
     json::JsonText,
     rooms::{
@@ -28,7 +30,7 @@ use crate::{
         rooms::{EventKey, Place, RoomRow},
         state::StateRef,
     },
-    store::{Fault, Snapshot},
+    store::{Direction, Fault, Read, Snapshot},
 };
 
 /// An answer has at most this many events of history.
@@ -150,11 +152,20 @@ impl Reading {
 
     /// The state before an event. Errors: 404 `M_NOT_FOUND` for an event without a place in the room's graph.
     fn state_before(&self, found: &Found) -> Result<StateRef> {
-        match (found.stored.row.header.before, found.place) {
-            (_, Place::Outlier) | (None, Place::Aside) => Err(unknown_event().into()),
-            (Some(before), Place::Timeline(_) | Place::Aside) => Ok(before),
-            (None, Place::Timeline(order)) => Ok(state::just_below(&*self.snapshot, self.num, order)?),
-        }
+        state_before(&self.snapshot, self.num, &found.stored)?.ok_or_else(|| unknown_event().into())
+    }
+}
+
+/// The state before an event; `None` for an event without a place in the room's graph.
+pub(super) fn state_before(
+    snapshot: &Snapshot,
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<Option<StateRef>, Fault> {
+    match (stored.row.header.before, schema::PLACE.get(snapshot, (room, stored.event()))?) {
+        (_, None | Some(Place::Outlier)) | (None, Some(Place::Aside)) => Ok(None),
+        (Some(before), Some(_)) => Ok(Some(before)),
+        (None, Some(Place::Timeline(order))) => state::just_below(snapshot, room, order).map(Some),
     }
 }
 
@@ -291,6 +302,26 @@ pub(crate) async fn missing(
     .await
 }
 
+/// Finds the event nearest to a time that the server may see, and when it was sent. Errors: 404 `M_NOT_FOUND` if there is none.
+pub(crate) async fn at_time(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    time_ms: u64,
+    direction: Direction,
+) -> Result<(OwnedEventId, u64)> {
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let Reading { snapshot, num, row, mut sight } = Reading::open(&app, &origin, &room)?;
+        let newest = row.tip.min(Order::upto(snapshot.upto()));
+        let sees = |stored: &StoredEvent| sight.sees(&*snapshot, stored);
+        let found = look::nearest(&snapshot, num, newest, time_ms, direction, sees)?;
+        Ok((found.id(&row), found.row.header.sent_ms))
+    })
+    .await
+}
+
 /// The ids of a state, and of the events that allowed it.
 pub(crate) struct StateIds {
     pub(crate) state: Vec<OwnedEventId>,
@@ -322,6 +353,33 @@ pub(crate) async fn state_ids(
         }
         let auth_chain = reading.chain(auth, |stored| Ok(reading.id(stored)))?;
         Ok(StateIds { state, auth_chain })
+    })
+    .await
+}
+
+/// Gives the state before an event and the events that allowed it, in pieces.
+pub(crate) async fn state(
+    app: &App,
+    origin: &ServerName,
+    room: &RoomId,
+    id: OwnedEventId,
+) -> Result<(Bytes, Option<Walk>)> {
+    let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let reading = Reading::open(&app, &origin, &room)?;
+        let at = reading.state_before(&reading.require(&id)?)?;
+        let wanted = Wanted {
+            to: &origin,
+            at,
+            name: "pdus",
+            with: &[],
+            without_members_for: None,
+            event: None,
+            form: Form::Object,
+        };
+        let Reading { snapshot, num, row, .. } = &reading;
+        Walk::begin(&app, snapshot, *num, row, &wanted)?.piece(snapshot)
     })
     .await
 }

@@ -35,6 +35,14 @@ pub(crate) struct Ask {
     pub(crate) network: RoomNetwork,
 }
 
+/// The kind of those who ask for a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Anybody,
+    /// Another server, whose users can enter only rooms that may be shared.
+    Server,
+}
+
 /// The side of a place on which a page lies.
 struct Since {
     place: Option<Place>,
@@ -51,6 +59,21 @@ struct Found {
 
 /// Reads a page of the directory as JSON: the rooms with the most members first. Errors: 400 for a token that is none.
 pub(crate) async fn page(app: &App, ask: Ask) -> Result<Bytes> {
+    page_for(app, ask, Reader::Anybody).await
+}
+
+/// Reads a page for another server. Errors: as for [`page`]; 403 `M_FORBIDDEN` where the operator does not show the directory to
+/// other servers.
+pub(crate) async fn page_for_server(app: &App, mut ask: Ask) -> Result<Bytes> {
+    if !app.config.federation.public_rooms {
+        return Err(Refusal::forbidden("This server does not show its directory to other servers.").into());
+    }
+    // Servers ask for everything in this way.
+    ask.limit = ask.limit.filter(|limit| *limit > UInt::MIN);
+    page_for(app, ask, Reader::Server).await
+}
+
+async fn page_for(app: &App, ask: Ask, reader: Reader) -> Result<Bytes> {
     let since = ask.since.as_deref().map(read_token).transpose()?;
     let since = since.unwrap_or(Since { place: None, direction: Direction::Up });
     let limit = ask.limit.and_then(|limit| usize::try_from(u64::from(limit)).ok());
@@ -61,13 +84,13 @@ pub(crate) async fn page(app: &App, ask: Ask) -> Result<Bytes> {
     }
     let owned = app.clone();
     let read = move || {
-        let found = find(&owned, &since, limit, &ask.filter)?;
+        let found = find(&owned, &since, limit, &ask.filter, reader)?;
         Ok(show(found, &since, &ask.filter, owned.rooms.listing().len()))
     };
     app.env.blocking_long(Long::Search, read).await
 }
 
-fn find(app: &App, since: &Since, limit: usize, filter: &Filter) -> Result<Found> {
+fn find(app: &App, since: &Since, limit: usize, filter: &Filter, reader: Reader) -> Result<Found> {
     let listing = app.rooms.listing();
     let snapshot = listing.renew(&app.store)?;
     let (mut found, mut looked_at, mut byte_count) = (Found::default(), 0, 0);
@@ -86,7 +109,9 @@ fn find(app: &App, since: &Since, limit: usize, filter: &Filter) -> Result<Found
             from = Some(place.clone());
             let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
             let chunk = app.rooms.descriptions().of(&*snapshot, room, &row)?;
-            if allows(filter, &chunk) {
+            if allows(filter, &chunk)
+                && (reader == Reader::Anybody || directory::is_shared(&*snapshot, room)?)
+            {
                 byte_count += directory::text_bytes(&chunk);
                 found.rooms.push((place, PublicRoomsChunk::clone(&chunk)));
             }

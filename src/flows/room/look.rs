@@ -14,7 +14,7 @@ use ruma::{EventId, OwnedUserId, RoomId};
 
 pub(crate) use pages::{PageWanted, context, messages};
 pub(crate) use relations::{RelationsWanted, ThreadsWanted, relations, threads};
-pub(crate) use time::event_at_time;
+pub(crate) use time::{event_at_time, nearest};
 pub(crate) use whole::{Whole, joined_members, members, state};
 
 use crate::{

@@ -21,6 +21,7 @@ use crate::{
         require_in, versions,
     },
     schema::{
+        event_types::CREATE,
         rooms::{EventRow, Head, SentBy},
         state::{StateRef, StateValue},
     },
@@ -57,34 +58,9 @@ impl Change {
     fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
         // A change to rows beside the events may be of a room that this server has left.
         require_in(self.row.resident)?;
-        let kind = TimelineEventType::from(draft.event_type.as_str());
-        let is_create = kind == TimelineEventType::RoomCreate;
-        let mut before = AuthState::default();
-        let mut auth = Vec::new();
-        if !is_create {
-            // The rules look into the content of member events only, so that others need not be written out for them.
-            let of_member = match kind {
-                TimelineEventType::RoomMember => Some(draft.raw_content()?),
-                _ => None,
-            };
-            let content = of_member.as_deref().unwrap_or(RawValue::NULL);
-            let (sender, state_key) = (&draft.sender, draft.state_key.as_deref());
-            let needed = admit::needed_keys(&kind, sender, state_key, content, &self.rules.authorization)
-                .map_err(|why| {
-                    Refusal::bad_json(format!("The event's content does not fit its type: {why}."))
-                })?;
-            for (event_type, key) in needed {
-                let Some(event) = self.state(&event_type.to_string(), &key)? else { continue };
-                let implied = event_type == StateEventType::RoomCreate
-                    && self.rules.authorization.room_create_event_id_as_room_id;
-                if !implied {
-                    auth.push(Arc::clone(&event));
-                }
-                before.insert(event);
-            }
-        }
-        let prev: Vec<_> =
-            self.row.heads.iter().map(|head| event::event_id(&head.key, self.row.version)).collect();
+        let is_create = draft.event_type == CREATE;
+        let (before, auth) = if is_create { Default::default() } else { self.list_allowing(draft)? };
+        let prev = self.list_heads();
         let auth_ids: Vec<OwnedEventId> = auth.iter().map(|event| event.parsed.id.clone()).collect();
         let hashed_room_id = self.rules.authorization.room_create_event_id_as_room_id;
         let room_id = self.row.id.clone();
@@ -107,7 +83,38 @@ impl Change {
         }
     }
 
-    fn next_depth(&self) -> u64 {
+    /// Collects the part of the current state that the rules look at for an event that is yet to be built, and those of its
+    /// events that the new one has to name.
+    pub(super) fn list_allowing(&mut self, draft: &Draft) -> Result<(AuthState, Vec<Arc<StateEvent>>)> {
+        let kind = TimelineEventType::from(draft.event_type.as_str());
+        // The rules look into the content of member events only, so that others need not be written out for them.
+        let of_member = match kind {
+            TimelineEventType::RoomMember => Some(draft.raw_content()?),
+            _ => None,
+        };
+        let content = of_member.as_deref().unwrap_or(RawValue::NULL);
+        let (sender, state_key) = (&draft.sender, draft.state_key.as_deref());
+        let needed = admit::needed_keys(&kind, sender, state_key, content, &self.rules.authorization)
+            .map_err(|why| Refusal::bad_json(format!("The event's content does not fit its type: {why}.")))?;
+        let (mut before, mut auth) = (AuthState::default(), Vec::new());
+        for (event_type, key) in needed {
+            let Some(event) = self.state(&event_type.to_string(), &key)? else { continue };
+            let implied = event_type == StateEventType::RoomCreate
+                && self.rules.authorization.room_create_event_id_as_room_id;
+            if !implied {
+                auth.push(Arc::clone(&event));
+            }
+            before.insert(event);
+        }
+        Ok((before, auth))
+    }
+
+    /// Lists the ids of the room's heads, which the next event cites.
+    pub(super) fn list_heads(&self) -> Vec<OwnedEventId> {
+        self.row.heads.iter().map(|head| event::event_id(&head.key, self.row.version)).collect()
+    }
+
+    pub(super) fn next_depth(&self) -> u64 {
         let deepest = self.row.heads.iter().map(|head| head.depth).max();
         deepest.map_or(1, |depth| depth.saturating_add(1).min(versions::depth_max(self.row.version)))
     }
@@ -141,6 +148,7 @@ impl Change {
             prev: self.row.heads.iter().map(|head| head.event).collect(),
             auth,
             sent_by,
+            told_by_us: false,
         };
         let header = entering.header().ok_or_else(|| Error::broken("a built event has no fields"))?;
         let stored = StoredEvent { order, row: EventRow { header, json: built.json } };

@@ -7,14 +7,14 @@ use ruma::{OwnedEventId, RoomId};
 use super::looking;
 use crate::{
     accounts::Caller,
-    error::{Error, Refusal, Result},
+    error::{Refusal, Result},
     flows::App,
-    ids::{Order, Position},
+    ids::{Order, Position, RoomNum},
     rooms::{
         event::StoredEvent,
         timeline::{self, PageToken},
     },
-    store::{Direction, Read},
+    store::{Direction, Fault, Read, Snapshot},
 };
 
 /// The search for a time halves the timeline at most this often, enough for any number of 64 bits.
@@ -37,48 +37,59 @@ pub(crate) async fn event_at_time(
     looking(app, caller, room, move |look, _| {
         let newest = look.end()?.min(Order::upto(look.snapshot.upto()));
         let snapshot = Arc::clone(&look.snapshot);
-        let (mut low, mut high) = (0, newest.anchor.number());
-        for _ in 0..TIME_STEPS_MAX {
-            let middle = low + (high - low) / 2;
-            if middle == low {
-                break;
-            }
-            let below = PageToken(Order::upto(Position::new(middle).unwrap_or(newest.anchor)));
-            let first =
-                timeline::page(&*snapshot, look.num, below, None, Direction::Up)?.next().transpose()?;
-            match first {
-                Some(stored) if stored.row.header.sent_ms < time_ms => low = middle,
-                _ => high = middle,
-            }
-        }
-        // The times come from other clocks and may be out of order, so some events before the place are read, too.
-        let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
-        let start = match direction {
-            Direction::Up => Direction::Down,
-            Direction::Down => Direction::Up,
-        };
-        let start =
-            timeline::page(&*snapshot, look.num, near, None, start)?.take(TIME_SCANNED_MAX / 10).last();
-        let start = match start.transpose()? {
-            Some(stored) if direction == Direction::Up => PageToken::below(stored.order),
-            Some(stored) => PageToken::above(stored.order),
-            None => near,
-        };
-        let mut best: Option<StoredEvent> = None;
-        for stored in timeline::page(&*snapshot, look.num, start, None, direction)?.take(TIME_SCANNED_MAX) {
-            let stored = stored?;
-            let time = stored.row.header.sent_ms;
-            let fits = if direction == Direction::Up { time >= time_ms } else { time <= time_ms };
-            let nearer = best
-                .as_ref()
-                .is_none_or(|best| time.abs_diff(time_ms) < best.row.header.sent_ms.abs_diff(time_ms));
-            if fits && nearer && stored.order <= newest && look.reader.sees(&*snapshot, &stored)? {
-                best = Some(stored);
-            }
-        }
-        let best =
-            best.ok_or_else(|| Error::from(Refusal::not_found("There is no event near that time.")))?;
+        let sees = |stored: &StoredEvent| look.reader.sees(&*snapshot, stored);
+        let best = nearest(&snapshot, look.num, newest, time_ms, direction, sees)?;
         Ok((best.id(&look.room), best.row.header.sent_ms))
     })
     .await
+}
+
+/// Finds the event of a room nearest to a time, up to the newest that counts, among those that the asker sees. Errors: 404
+/// `M_NOT_FOUND` if there is none.
+pub(crate) fn nearest(
+    snapshot: &Snapshot,
+    room: RoomNum,
+    newest: Order,
+    time_ms: u64,
+    direction: Direction,
+    mut sees: impl FnMut(&StoredEvent) -> Result<bool, Fault>,
+) -> Result<StoredEvent> {
+    let (mut low, mut high) = (0, newest.anchor.number());
+    for _ in 0..TIME_STEPS_MAX {
+        let middle = low + (high - low) / 2;
+        if middle == low {
+            break;
+        }
+        let below = PageToken(Order::upto(Position::new(middle).unwrap_or(newest.anchor)));
+        let first = timeline::page(snapshot, room, below, None, Direction::Up)?.next().transpose()?;
+        match first {
+            Some(stored) if stored.row.header.sent_ms < time_ms => low = middle,
+            _ => high = middle,
+        }
+    }
+    // The times come from other clocks and may be out of order, so some events before the place are read, too.
+    let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
+    let start = match direction {
+        Direction::Up => Direction::Down,
+        Direction::Down => Direction::Up,
+    };
+    let start = timeline::page(snapshot, room, near, None, start)?.take(TIME_SCANNED_MAX / 10).last();
+    let start = match start.transpose()? {
+        Some(stored) if direction == Direction::Up => PageToken::below(stored.order),
+        Some(stored) => PageToken::above(stored.order),
+        None => near,
+    };
+    let mut best: Option<StoredEvent> = None;
+    for stored in timeline::page(snapshot, room, start, None, direction)?.take(TIME_SCANNED_MAX) {
+        let stored = stored?;
+        let time = stored.row.header.sent_ms;
+        let fits = if direction == Direction::Up { time >= time_ms } else { time <= time_ms };
+        let nearer = best
+            .as_ref()
+            .is_none_or(|best| time.abs_diff(time_ms) < best.row.header.sent_ms.abs_diff(time_ms));
+        if fits && nearer && stored.order <= newest && sees(&stored)? {
+            best = Some(stored);
+        }
+    }
+    best.ok_or_else(|| Refusal::not_found("There is no event near that time.").into())
 }

@@ -34,6 +34,7 @@ pub struct Received {
     json: Bytes,
     event: Event,
     depth: u64,
+    told_by_us: bool,
 }
 
 /// The fields of an event that only the gate looks at.
@@ -81,6 +82,18 @@ impl Received {
         &self.event.id
     }
 
+    /// The same event, of which this server tells others: its sender came, left or knocked by way of this server, and nobody
+    /// else in the room has heard of it.
+    #[must_use]
+    pub fn let_in(self) -> Self {
+        Self { told_by_us: true, ..self }
+    }
+
+    /// Whether this server tells others of the event, although it did not make it.
+    pub fn is_told_by_us(&self) -> bool {
+        self.told_by_us
+    }
+
     /// The event's depth, as its sender's server says.
     pub fn depth(&self) -> u64 {
         self.depth
@@ -119,7 +132,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
     names(&event)?;
-    Ok(Received { key, json, event, depth })
+    Ok(Received { key, json, event, depth, told_by_us: false })
 }
 
 /// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.

@@ -135,6 +135,11 @@ impl Wrong<'_> {
     fn say_of_accounts(&mut self) {
         self.add(&schema::ERASED_USERS, "this is no user id", "nobody", &());
         self.change(&schema::PROFILES, "it is not JSON", |_, _| Some(no_json()));
+        self.change(&schema::OPENID_TOKENS, "it holds too many tokens", |_, Json(mut row)| {
+            let token = row.tokens.pop().unwrap();
+            row.tokens = vec![token; 1 + crate::accounts::openid::TOKENS_MAX];
+            Some(Json(row))
+        });
         self.change(&schema::FILTERS, "it is not JSON", |_, _| Some(no_json()));
         self.change(&schema::ACCOUNT_DATA, "it is not JSON", |_, row| {
             Some(WrittenRow { content: no_json(), ..row })

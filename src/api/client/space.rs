@@ -1,0 +1,25 @@
+//! The rooms of a space.
+
+use ruma::api::client::space::get_hierarchy;
+
+use crate::{
+    api::{Routes, extract::Client, reply::RawJson},
+    error::Result,
+    flows::{
+        App,
+        limits::Limit,
+        room::hierarchy::{self, Ask},
+    },
+};
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(hierarchy).limit(Limit::Read);
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`
+pub(crate) async fn hierarchy(app: App, client: Client<get_hierarchy::v1::Request>) -> Result<RawJson> {
+    let get_hierarchy::v1::Request { room_id, from, limit, max_depth, suggested_only, .. } = client.request;
+    let (limit, max_depth) = (limit.map(u64::from), max_depth.map(u64::from));
+    let ask = Ask { limit, max_depth, suggested_only, from };
+    Ok(RawJson(hierarchy::for_client(&app, &client.caller, &room_id, ask).await?))
+}
