@@ -69,6 +69,10 @@ pub struct Services {
     pub running: jobs::Running,
     /// The receipts that wait to be written to the store.
     pub receipts: room::receipts::Receipts,
+    /// The turns of servers that send transactions.
+    pub lanes: remote::receive::Lanes,
+    /// The events of other servers that wait to be judged.
+    pub staged: remote::staged::Staged,
     /// The users of whom those are still to be woken who share a room with them.
     pub sharing: sharing::Sharing,
 }

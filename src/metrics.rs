@@ -57,6 +57,17 @@ struct QueueLabels {
     queue: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EduLabels {
+    kind: &'static str,
+    taken: &'static str,
+}
+
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
@@ -79,6 +90,8 @@ struct Inner {
     rate_limited: Family<RouteLabels, Counter>,
     to_device_dropped: Family<ReasonLabels, Counter>,
     jobs_given_up: Family<JobLabels, Counter>,
+    inbound_events: Family<OutcomeLabels, Counter>,
+    inbound_edus: Family<EduLabels, Counter>,
 }
 
 /// The buckets of times, in seconds: from 0.1 ms to 26 s, each four times the one before.
@@ -116,6 +129,8 @@ impl Metrics {
             rate_limited: Family::default(),
             to_device_dropped: Family::default(),
             jobs_given_up: Family::default(),
+            inbound_events: Family::default(),
+            inbound_edus: Family::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -154,6 +169,17 @@ impl Metrics {
     /// Counts a job of this kind that failed so often that it is not tried again.
     pub fn job_given_up(&self, job: &'static str) {
         self.0.jobs_given_up.get_or_create(&JobLabels { job }).inc();
+    }
+
+    /// Counts an event that another server sent, by what became of it.
+    pub fn inbound_event(&self, outcome: &'static str) {
+        self.0.inbound_events.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts an ephemeral message of this kind that another server sent, by whether it was taken.
+    pub fn inbound_edu(&self, kind: &'static str, is_taken: bool) {
+        let taken = if is_taken { "yes" } else { "no" };
+        self.0.inbound_edus.get_or_create(&EduLabels { kind, taken }).inc();
     }
 
     /// Counts a connection that was opened (1) or closed (-1).
@@ -227,6 +253,8 @@ impl Inner {
             "Jobs that failed too often to be tried again",
             self.jobs_given_up.clone(),
         );
+        r.register("inbound_events", "Events that other servers sent", self.inbound_events.clone());
+        r.register("inbound_edus", "Ephemeral messages that other servers sent", self.inbound_edus.clone());
         r.register("http_connections", "Connections open now", self.connections.clone());
         r.register_with_unit(
             "http_in_flight",
@@ -283,6 +311,8 @@ mod tests {
         metrics.connections(1);
         metrics.to_device_dropped("inbox_full", 2);
         metrics.job_given_up("tell_rooms");
+        metrics.inbound_event("taken");
+        metrics.inbound_edu("typing", false);
         metrics.bytes_in_flight(9);
         let text = metrics.text();
         for line in [
@@ -299,6 +329,8 @@ mod tests {
             "aqueduct_http_connections 1",
             r#"aqueduct_to_device_dropped_total{reason="inbox_full"} 2"#,
             r#"aqueduct_jobs_given_up_total{job="tell_rooms"} 1"#,
+            r#"aqueduct_inbound_events_total{outcome="taken"} 1"#,
+            r#"aqueduct_inbound_edus_total{kind="typing",taken="no"} 1"#,
             "aqueduct_http_in_flight_bytes 9",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -25,6 +25,7 @@ use crate::{
     schema::{
         marked::Marked,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
+        remote::{InboundEventRow, InboundMessageRow, InboundTransactionRow},
         rooms::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
@@ -225,6 +226,12 @@ tables! {
     171 SERVER_DOCUMENTS(String => Json<StoredDocument>) in Notes, Store of "flows::remote", local;
     /// The tokens by which a user shows other services who they are.
     176 OPENID_TOKENS(UserNum => Json<accounts::OpenIdRow>) in Accounts, User of "accounts::openid";
+    /// The last transactions of another server, each in one of a few rows that are used in turn.
+    172 INBOUND_TRANSACTION((String, u8) => Json<InboundTransactionRow>) in Queues, Store of "flows::remote";
+    /// An event of another server that could not be judged yet, by the order in which it came.
+    173 INBOUND_EVENT((RoomNum, u64) => InboundEventRow) in Queues, Store of "flows::remote";
+    /// A message between devices that another server sent, by the id that it gave it.
+    174 INBOUND_MESSAGE((String, String) => InboundMessageRow) in Queues, Store of "flows::remote";
 }
 
 /// Lists all tables, those of the store included.

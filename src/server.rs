@@ -28,7 +28,7 @@ use crate::{
         App, Services, commit, follow_up,
         jobs::Running,
         limits::RateLimits,
-        remote::Remote,
+        remote::{self, Remote, receive::Lanes, staged::Staged},
         room::{
             presence,
             receipts::{self, Receipts},
@@ -77,6 +77,7 @@ impl Server {
             stopping.clone(),
         );
         let remote = Remote::open(&config, &env, &store, identity::open(&config, &env, &store, None)?)?;
+        let staged = Staged::open(&*store.snapshot())?;
         let limits = RateLimits::new(env.clone(), &config.limits);
         let app = App::new(Services {
             env,
@@ -95,6 +96,8 @@ impl Server {
             push,
             running: Running::new(follow_up::carry_out),
             receipts: Receipts::default(),
+            lanes: Lanes::default(),
+            staged,
             sharing: Sharing::default(),
         });
         let (woken, flushed) = (app.clone(), app.clone());
@@ -110,6 +113,8 @@ impl Server {
         if let Some(lead) = &lead {
             timers::start(&app, lead);
             readers::start(&app, lead, &read_on);
+            remote::staged::begin_all(&app);
+            app.env.spawn(remote::forget::run(app.clone()));
             let inner = app.clone();
             app.env.spawn(async move {
                 if let Err(error) = commit::clear_unfinished(&inner).await {

@@ -1,5 +1,6 @@
 //! JSON of other servers: bounded while it streams in, exact once it is here.
 
+pub mod parts;
 pub mod stream;
 pub mod tree;
 

@@ -7,11 +7,12 @@
 //!
 //! Specification: client-server API, "Presence".
 
+pub mod elsewhere;
 pub mod kept;
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use ruma::presence::PresenceState;
+use ruma::{OwnedUserId, presence::PresenceState};
 use serde_json::{Map, Value};
 
 use crate::ids::{DeviceNum, RoomNum, UserNum};
@@ -217,13 +218,22 @@ pub struct Outcome {
     pub watch_ms: Option<u64>,
 }
 
+/// The user whose presence it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whose {
+    /// One of our users.
+    Ours(UserNum),
+    /// A user of another server.
+    Other(OwnedUserId),
+}
+
 /// A change of a user's presence that others may be told of.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The number of the change.
     pub number: u64,
     /// The user whose presence changed.
-    pub user: UserNum,
+    pub user: Whose,
     /// The presence that others see.
     pub presence: Presence,
     /// The profile, if it is new to one who knows the changes that were asked about.
@@ -445,7 +455,8 @@ impl PresenceBoard {
             let entry = self.users.get(user)?;
             let rooms = Arc::clone(&entry.rooms);
             let profile = (entry.renamed > known).then(|| Arc::clone(&entry.profile));
-            Some(Change { number: *number, user: *user, presence: Self::seen(entry), profile, rooms })
+            let user = Whose::Ours(*user);
+            Some(Change { number: *number, user, presence: Self::seen(entry), profile, rooms })
         })
     }
 }

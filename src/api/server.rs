@@ -6,6 +6,7 @@ mod membership;
 mod openid;
 mod query;
 mod rooms;
+mod transactions;
 
 use crate::api::Routes;
 
@@ -17,4 +18,5 @@ pub(crate) fn routes(r: &mut Routes) {
     openid::routes(r);
     query::routes(r);
     rooms::routes(r);
+    transactions::routes(r);
 }

@@ -126,14 +126,14 @@ fn passwords(config: &Config) -> Result<(), Wrong> {
 fn limits(config: &Config) -> Result<(), Wrong> {
     let it = &config.limits;
     // The largest body has to fit into the share of one address.
-    require(it.in_flight_bytes_max >= Size::mib(16), "limits.in_flight_bytes_max", || {
-        "expected \"16 MiB\" or more".into()
+    require(it.in_flight_bytes_max >= Size::mib(64), "limits.in_flight_bytes_max", || {
+        "expected \"64 MiB\" or more".into()
     })?;
     require(it.connections_max > 0, "limits.connections_max", || "expected 1 or more".into())?;
     require(it.connections_by_address_max > 0, "limits.connections_by_address_max", || {
         "expected 1 or more".into()
     })?;
-    let buckets: [(&str, &Bucket); 9] = [
+    let buckets: [(&str, &Bucket); 10] = [
         ("login", &it.login),
         ("password", &it.password),
         ("register", &it.register),
@@ -142,6 +142,7 @@ fn limits(config: &Config) -> Result<(), Wrong> {
         ("to_device", &it.to_device),
         ("sync", &it.sync),
         ("read", &it.read),
+        ("transaction", &it.transaction),
         ("other", &it.other),
     ];
     // An owner who mistypes never waits for longer than a minute.

@@ -223,6 +223,8 @@ pub struct Limits {
     pub sync: Bucket,
     /// The rate of requests that only read, for each user or address.
     pub read: Bucket,
+    /// The rate of transactions of other servers, for each address.
+    pub transaction: Bucket,
     /// The rate of all other requests, for each user or address.
     pub other: Bucket,
 }
@@ -332,6 +334,7 @@ impl Default for Limits {
             to_device: Bucket { per_second: 100.0, burst: 5000 },
             sync: Bucket { per_second: 10.0, burst: 100 },
             read: Bucket { per_second: 100.0, burst: 1000 },
+            transaction: Bucket { per_second: 50.0, burst: 1000 },
             other: Bucket { per_second: 20.0, burst: 200 },
         }
     }

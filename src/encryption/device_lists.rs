@@ -12,10 +12,19 @@ use crate::{
 
 /// Notes that the devices or keys of this local user changed. The caller holds the user's lock.
 pub fn changed(batch: &mut Batch, user: UserNum, user_id: &UserId) -> Result<Position, Fault> {
+    note(batch, user_id, &LogEntry::DeviceList { user })
+}
+
+/// Notes that the devices or keys of this user of another server changed. The caller holds the lock that stands for the user.
+pub fn changed_elsewhere(batch: &mut Batch, user_id: &UserId) -> Result<Position, Fault> {
+    note(batch, user_id, &LogEntry::OtherDeviceList)
+}
+
+fn note(batch: &mut Batch, user_id: &UserId, entry: &LogEntry) -> Result<Position, Fault> {
     if let Some(before) = schema::DEVICE_CHANGED.get(batch, user_id.as_str())? {
         schema::DEVICE_LOG.delete(batch, before);
     }
-    let position = batch.position(&LogEntry::DeviceList { user });
+    let position = batch.position(entry);
     schema::DEVICE_CHANGED.put(batch, user_id.as_str(), &position);
     schema::DEVICE_LOG.put(batch, position, &user_id.as_str().to_owned());
     Ok(position)

@@ -50,6 +50,8 @@ pub enum Limit {
     Sync,
     /// Requests that only read.
     Read,
+    /// Transactions of other servers, by address.
+    Transaction,
     /// Requests that change something and have no limit of their own.
     Other,
 }
@@ -66,6 +68,7 @@ impl Limit {
             Self::ToDevice => "to_device",
             Self::Sync => "sync",
             Self::Read => "read",
+            Self::Transaction => "transaction",
             Self::Other => "other",
         }
     }
@@ -232,6 +235,7 @@ impl Buckets {
             Limit::ToDevice => self.limits.to_device,
             Limit::Sync => self.limits.sync,
             Limit::Read => self.limits.read,
+            Limit::Transaction => self.limits.transaction,
             Limit::Other => self.limits.other,
         }
     }

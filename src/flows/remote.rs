@@ -1,12 +1,18 @@
 //! Other servers: how this server is known to them, how it knows them, and what they ask of it.
 
 pub(crate) mod admit_member;
+pub(crate) mod check;
+mod edus;
+pub(crate) mod forget;
 pub(crate) mod history;
 pub(crate) mod identify;
+mod judge;
 mod keys;
 mod ports;
 pub(crate) mod query;
 mod strangers;
+pub mod receive;
+pub mod staged;
 pub(crate) mod verify;
 pub(crate) mod whole_state;
 

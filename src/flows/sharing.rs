@@ -8,7 +8,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::{error::Result, flows::App, ids::UserNum, rooms::members, store::Snapshot};
+use crate::{
+    error::Result,
+    flows::App,
+    ids::{RoomNum, UserNum},
+    rooms::members,
+    store::Snapshot,
+};
 
 /// The users whose change others are still to be woken for, which clones of this share. One task works them off, and a user
 /// who changes often is in it once.
@@ -45,6 +51,27 @@ pub(crate) fn wake(app: &App, user: UserNum) {
         let owned = app.clone();
         app.env.spawn(async move { work_off(&owned).await });
     }
+}
+
+/// Has those woken who wait and are joined to any of these rooms. It runs on the flusher's thread, so that the work is left to a
+/// task.
+pub(crate) fn wake_in_rooms(app: &App, rooms: Arc<[RoomNum]>) {
+    if app.notifier.waiting_count() == 0 {
+        return;
+    }
+    let owned = app.clone();
+    app.env.spawn(async move {
+        let env = owned.env.clone();
+        let wake = move || {
+            let waiting = owned.notifier.list_waiting();
+            let snapshot = owned.store.snapshot();
+            owned.notifier.wake_users(members::find_joined_in_any(&*snapshot, &rooms, waiting)?);
+            Ok(())
+        };
+        if let Err(error) = env.blocking(wake).await {
+            tracing::warn!(%error, "those who share a room with a user of another server were not woken");
+        }
+    });
 }
 
 async fn work_off(app: &App) {

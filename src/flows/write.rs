@@ -5,6 +5,7 @@
 //! outside its locks is refused (`store/guard.rs`).
 
 use parking_lot::MutexGuard;
+use ruma::UserId;
 
 use crate::{
     accounts::{Caller, tokens},
@@ -104,6 +105,27 @@ pub(crate) async fn for_user<T: Send + 'static>(
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     write(app, Wanted::of(vec![user], false), build, Error::from).await
+}
+
+/// Like [`for_user`], under the locks of several users.
+pub(crate) async fn for_users<T: Send + 'static>(
+    app: &App,
+    users: Vec<UserNum>,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    write(app, Wanted::of(users, false), build, Error::from).await
+}
+
+/// Like [`for_user`], for rows about a user of another server. Such a user has no number, so that one of a few numbers that no
+/// account has stands for all whose ids have the same digest.
+pub(crate) async fn for_other<T: Send + 'static>(
+    app: &App,
+    user_id: &UserId,
+    build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let digest = user_id.as_bytes().iter().fold(0_u8, |digest, byte| digest.wrapping_mul(31) ^ byte);
+    let stands_for = UserNum(u64::MAX - u64::from(digest));
+    write(app, Wanted::of(vec![stands_for], false), build, Error::from).await
 }
 
 /// Like [`for_user`], but also under the server's lock. `refused` turns the reason why a batch was not accepted into an error.
@@ -206,6 +228,7 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
     match wake {
         Wake::Users(users) => app.notifier.gather(users),
         Wake::Sharing { user } => sharing::wake(app, user),
+        Wake::InRooms { rooms } => sharing::wake_in_rooms(app, rooms),
         Wake::Joined { room, user } => app.ephemeral.update(|board| board.presence.came_into(user, room)),
         Wake::Left { room, user_id } => {
             app.ephemeral.change(|board, number| (board.typing.set(room, &user_id, None, number), ()));

@@ -28,7 +28,7 @@ pub(crate) use servers::{
     Census, Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
 };
 pub use servers::{count_joined_at, is_server_joined, list_servers, list_servers_at, was_server_joined};
-pub(crate) use sharing::{find_joined, find_sharing, share_room};
+pub(crate) use sharing::{find_joined, find_joined_in_any, find_sharing, list_rooms_of_other, share_room};
 
 /// The lowest string above the type of member events, where their keys end.
 const ABOVE_MEMBER: &str = "m.room.member\u{0}";
@@ -342,6 +342,13 @@ pub fn membership_of_event(
     Ok(event::find_anywhere(read, room, event)?
         .and_then(|stored| stored.membership())
         .unwrap_or(Membership::Leave))
+}
+
+/// Whether a user of any server is joined to a room now.
+pub fn is_user_joined(read: &(impl Read + ?Sized), room: RoomNum, user_id: &str) -> Result<bool, Fault> {
+    let Some(key) = state::find_key(read, room, MEMBER, user_id)? else { return Ok(false) };
+    let Some(event) = state::current(read, room, key)? else { return Ok(false) };
+    Ok(membership_of_event(read, room, event)? == Membership::Join)
 }
 
 /// Reads the memberships that some member keys have, in the state at an order or, without one, in the current state, each with

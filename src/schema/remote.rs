@@ -1,7 +1,20 @@
 //! Rows about other servers: what came from them and waits, and what is to be told to them.
 
+use bytes::Bytes;
 use federation::ports::StoredKey;
+use ruma::OwnedEventId;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    schema::{
+        encoding::{decode_string, encode_bytes},
+        encryption::SendProgress,
+    },
+    store::{
+        Fault,
+        key::{Decoder, Encoder, Value, expect_layout},
+    },
+};
 
 /// A key of another server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,4 +25,97 @@ pub struct ServerKeyRow {
     /// About when the key was needed last: it is forgotten a while after that. Older rows say nothing.
     #[serde(default)]
     pub asked_ms: u64,
+}
+
+/// A transaction that another server sent, as it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboundTransactionRow {
+    /// How many transactions of this server came before; the rows of a server are used in turn.
+    pub number: u64,
+    /// The id that the other server gave it.
+    pub id: String,
+    /// When it was answered, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// The answer, as JSON.
+    pub answer: String,
+}
+
+/// An event of another server that could not be judged yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundEventRow {
+    /// The server that sent it.
+    pub origin: String,
+    /// The id of the event.
+    pub id: OwnedEventId,
+    /// When it came, in milliseconds since the epoch.
+    pub received_ms: u64,
+    /// The event as canonical JSON, signatures included.
+    pub json: Bytes,
+}
+
+impl Value for InboundEventRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        encode_bytes(self.origin.as_bytes(), to);
+        encode_bytes(self.id.as_bytes(), to);
+        to.varint(self.received_ms);
+        to.raw(&self.json);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let origin = decode_string(&mut from)?;
+        let id = OwnedEventId::try_from(decode_string(&mut from)?);
+        let received_ms = from.varint()?;
+        let id = id.map_err(|_| Fault::Corrupt("an event that waits has no id"))?;
+        Ok(Self { origin, id, received_ms, json: bytes.slice_ref(from.rest()) })
+    }
+}
+
+/// A message between devices that another server sent: how far it was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboundMessageRow {
+    /// When it came first, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// The devices that have it already.
+    pub progress: SendProgress,
+}
+
+impl Value for InboundMessageRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.raw(&self.at_ms.to_be_bytes());
+        self.progress.encode(to);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let at_ms = from.take(8)?.try_into().map(u64::from_be_bytes);
+        let at_ms = at_ms.map_err(|_| Fault::Corrupt("a row ends early"))?;
+        Ok(Self { at_ms, progress: SendProgress::decode(bytes.slice_ref(from.rest()))? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ids::DeviceNum, schema::round_trip};
+
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        let event = InboundEventRow {
+            origin: "b.example".to_owned(),
+            id: "$it:b.example".try_into().unwrap(),
+            received_ms: 1_767_225_600_000,
+            json: Bytes::from_static(b"{}"),
+        };
+        assert_eq!(round_trip(&event), event);
+        let progress = SendProgress { targets: 3, device: DeviceNum(7), is_done: false };
+        let message = InboundMessageRow { at_ms: 1_767_225_600_000, progress };
+        assert_eq!(round_trip(&message), message);
+        assert!(InboundEventRow::decode(Bytes::from_static(&[1, 1, b'x', 1, b'y'])).is_err());
+        assert!(InboundMessageRow::decode(Bytes::from_static(&[1, 0])).is_err());
+    }
 }

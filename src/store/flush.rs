@@ -51,6 +51,7 @@ impl Store {
                     Wake::Timers => self.0.timer_set.notify_one(),
                     Wake::Users(_)
                     | Wake::Sharing { .. }
+                    | Wake::InRooms { .. }
                     | Wake::Joined { .. }
                     | Wake::Left { .. }
                     | Wake::Listed { .. }

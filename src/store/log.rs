@@ -57,6 +57,8 @@ pub enum LogEntry {
     },
     /// Something of the server as a whole changed: aliases, the directory, registration tokens.
     Server,
+    /// The device list or the keys of a user of another server changed.
+    OtherDeviceList,
 }
 
 impl LogEntry {
@@ -71,6 +73,7 @@ impl LogEntry {
             Self::ToDevice { user } => (7, user.0, 0),
             Self::DeviceList { user } => (8, user.0, 0),
             Self::Server => (9, 0, 0),
+            Self::OtherDeviceList => (10, 0, 0),
         }
     }
 }
@@ -102,6 +105,7 @@ impl Value for LogEntry {
             7 => Self::ToDevice { user },
             8 => Self::DeviceList { user },
             9 => Self::Server,
+            10 => Self::OtherDeviceList,
             _ => return Err(Fault::Corrupt("a log entry is of an unknown kind")),
         })
     }

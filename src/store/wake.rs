@@ -16,6 +16,12 @@ pub enum Wake {
         /// The user whose devices or keys changed.
         user: UserNum,
     },
+    /// Something is new for the polls of those who are joined to one of these rooms: devices or keys of a user of another server
+    /// changed, who is in them.
+    InRooms {
+        /// The rooms whose members are told.
+        rooms: Arc<[RoomNum]>,
+    },
     /// A user of this server came into a room: its members may be shown how present the user is.
     Joined {
         /// The room that was joined.

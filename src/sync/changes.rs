@@ -74,7 +74,7 @@ impl Changes {
                     }
                     LogEntry::AccountData { user: of } => found.account_data |= of == user,
                     LogEntry::ToDevice { user: of } => found.to_device |= of == user,
-                    LogEntry::DeviceList { .. } => found.device_lists = true,
+                    LogEntry::DeviceList { .. } | LogEntry::OtherDeviceList => found.device_lists = true,
                     // `/sync` tells nothing of these entries.
                     LogEntry::Account { .. } | LogEntry::Device { .. } | LogEntry::Server => {}
                 }

@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::{accounts::presence::PresenceBoard, env::Env, rooms::typing::Typing};
+use crate::{
+    accounts::presence::{PresenceBoard, elsewhere::Elsewhere},
+    env::Env,
+    rooms::typing::Typing,
+};
 
 /// The ephemeral data of the server: typing and presence. A clone is cheap.
 #[derive(Clone)]
@@ -26,6 +30,8 @@ pub struct Board {
     pub typing: Typing,
     /// The presence of users who were seen in this run of the server, or whom others were told of in the last one.
     pub presence: PresenceBoard,
+    /// The presence of users of other servers, as far as those told it in this run of the server.
+    pub elsewhere: Elsewhere,
 }
 
 impl Board {

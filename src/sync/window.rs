@@ -79,10 +79,13 @@ impl Moment {
     /// Takes the changes after the number that the client knows.
     pub(crate) fn since(ephemeral: &Ephemeral, since: Option<SyncToken>) -> Self {
         let known = since.map_or(0, |token| token.ephemeral);
-        ephemeral.read(|board| Self {
-            number: board.number(),
-            typing: board.typing.changed_since(known).map(|room| (room, board.typing.list(room))).collect(),
-            presence: board.presence.changed_since(known).collect(),
+        ephemeral.read(|board| {
+            let elsewhere = board.elsewhere.changed_since(known);
+            let mut presence: Vec<Change> = board.presence.changed_since(known).chain(elsewhere).collect();
+            presence.sort_unstable_by_key(|change| change.number);
+            let typing = board.typing.changed_since(known);
+            let typing = typing.map(|room| (room, board.typing.list(room))).collect();
+            Self { number: board.number(), typing, presence }
         })
     }
 }

@@ -23,6 +23,8 @@ mod guesses;
 mod hostile;
 mod filters;
 mod http_rules;
+mod inbound;
+mod inbound_edus;
 mod ingest;
 mod keys;
 mod knocks;

@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 
-use aqueduct::env::{Env, Network};
+use aqueduct::{
+    env::{Env, Network},
+    rooms::build::Signer,
+};
 use federation::{
     keys::OwnKeys,
-    testing::{Net, own_keys},
+    testing::{Net, key_pair, own_keys},
     xmatrix::{self, Signed},
 };
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use serde_json::Value;
+use ruma::OwnedEventId;
+use serde_json::{Value, json};
 
-use super::{BEGAN_MS, TestServer};
+use super::{BEGAN_MS, TestServer, remote::Remote};
 
 /// The doors of a server in this network.
 pub(crate) fn doors(net: &Net) -> Env {
@@ -23,6 +27,7 @@ pub(crate) fn doors(net: &Net) -> Env {
 /// Another server, which publishes its keys and signs its requests.
 pub(crate) struct Peer {
     pub(crate) own: Arc<OwnKeys>,
+    signer: Signer,
 }
 
 impl Peer {
@@ -31,7 +36,36 @@ impl Peer {
         let own = own_keys(name, seed, "k").unwrap();
         net.host(name, &[address]);
         net.serve_json(&format!("{address}:8448"), &[name], &own.document(BEGAN_MS));
-        Self { own }
+        let signer = Signer::new(name.try_into().unwrap(), Arc::new(key_pair(seed, "k").unwrap()));
+        Self { own, signer }
+    }
+
+    /// An event of one of its users on these events, signed with its own key: the id, and the event as it sends it.
+    pub(crate) fn event(
+        &self,
+        of: &Remote,
+        kind: &str,
+        state_key: Option<&str>,
+        content: Value,
+        prev: &[OwnedEventId],
+    ) -> (OwnedEventId, Value) {
+        let built = of.build(&self.signer, kind, state_key, content, prev);
+        (built.event.id, serde_json::from_slice(&built.json).unwrap())
+    }
+
+    /// Sends a transaction to the server under test.
+    pub(crate) async fn transact(
+        &self,
+        server: &TestServer,
+        txn: &str,
+        pdus: &[Value],
+        edus: &[Value],
+    ) -> (StatusCode, Value) {
+        let body = json!({
+            "origin": self.own.server(), "origin_server_ts": BEGAN_MS, "pdus": pdus, "edus": edus,
+        });
+        let uri = format!("/_matrix/federation/v1/send/{txn}");
+        self.ask(server, Method::PUT, &uri, Some(&body)).await
     }
 
     /// The request with this server's signature.

@@ -6,7 +6,7 @@ use aqueduct::{
     ids::RoomNum,
     rooms::{
         self, admit,
-        build::{self, Draft, Setting},
+        build::{self, Built, Draft, Setting, Signer},
         change::{Outcome, Received},
         event,
     },
@@ -44,6 +44,20 @@ impl Remote {
         content: Value,
         prev: &[OwnedEventId],
     ) -> Received {
+        let built = self.build(self.app.rooms.signer(), kind, state_key, content, prev);
+        let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
+        Received::check(self.room, &row, built.hash, built.json).unwrap()
+    }
+
+    /// Like [`Remote::event`], as whoever has this key builds it.
+    pub(crate) fn build(
+        &self,
+        signer: &Signer,
+        kind: &str,
+        state_key: Option<&str>,
+        content: Value,
+        prev: &[OwnedEventId],
+    ) -> Built {
         let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
         let sent_ms = self.app.env.now_ms();
         let draft = Draft { state_key: None, ..Draft::state(self.user.clone(), kind, "", content, sent_ms) };
@@ -68,8 +82,7 @@ impl Remote {
         };
         let depth = prev.iter().map(depth_of).max().unwrap_or(0) + 1;
         let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth };
-        let built = build::build(self.app.rooms.signer(), &draft, &setting, row.version).unwrap();
-        Received::check(self.room, &row, built.hash, built.json).unwrap()
+        build::build(signer, &draft, &setting, row.version).unwrap()
     }
 
     /// A message whose previous events are these.

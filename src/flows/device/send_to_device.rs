@@ -50,11 +50,14 @@ struct Request {
     targets: Vec<Target>,
 }
 
-struct Target {
+/// A device, or all devices of a user, and the message for them.
+pub(crate) struct Target {
     /// The user's number; none if there is no such user here.
-    user: Option<UserNum>,
-    device: DeviceIdOrAllDevices,
-    message: Message,
+    pub(crate) user: Option<UserNum>,
+    /// The device or all of them.
+    pub(crate) device: DeviceIdOrAllDevices,
+    /// The message that each of them gets.
+    pub(crate) message: Message,
 }
 
 /// `PUT /sendToDevice`: sends messages once for each transaction id, however often the request comes and even if the server
@@ -126,7 +129,7 @@ fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
 }
 
 /// The device numbers of a target above this one, in rising order.
-fn list_devices(
+pub(crate) fn list_devices(
     read: &(impl Read + ?Sized),
     target: &Target,
     above: DeviceNum,
@@ -148,33 +151,38 @@ async fn serve_next(
     request: Arc<Request>,
     known: SendProgress,
 ) -> Result<SendProgress> {
-    let begin = usize::try_from(known.targets).unwrap_or(usize::MAX).min(request.targets.len());
-    let end = begin.saturating_add(BATCH_TARGETS).min(request.targets.len());
-    let targets = request.targets.get(begin..end).unwrap_or_default();
-    let locked = targets.iter().filter_map(|target| target.user).collect();
+    let (locked, end) = next_of(&request.targets, known);
     write::for_caller_and_users(app, caller, locked, move |app, batch| {
         let (event_type, txn_id) = (&request.event_type, &request.txn_id);
         let before = to_device::progress(batch, request.sender, event_type, txn_id)?;
         if before.is_done || before.targets != known.targets {
             return Ok(before);
         }
-        let after = fill(app, batch, &request, before, end)?;
+        let after = fill(app, batch, &request.targets, before, end)?;
         to_device::note_progress(batch, request.sender, event_type, txn_id, &after, app.env.now_ms())?;
         Ok(after)
     })
     .await
 }
 
+/// The users whose inboxes the next batch fills, and the target with which it ends.
+pub(crate) fn next_of(all: &[Target], progress: SendProgress) -> (Vec<UserNum>, usize) {
+    let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX).min(all.len());
+    let end = begin.saturating_add(BATCH_TARGETS).min(all.len());
+    let targets = all.get(begin..end).unwrap_or_default();
+    (targets.iter().filter_map(|target| target.user).collect(), end)
+}
+
 /// Fills a batch with messages to the targets before `end`, and answers the progress.
-fn fill(
+pub(crate) fn fill(
     app: &App,
     batch: &mut Batch,
-    request: &Request,
+    all: &[Target],
     mut progress: SendProgress,
     end: usize,
 ) -> Result<SendProgress> {
     let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX);
-    let targets = request.targets.get(begin..end).unwrap_or_default();
+    let targets = all.get(begin..end).unwrap_or_default();
     for target in targets {
         let devices = list_devices(batch, target, progress.device)?;
         for device in devices {
@@ -188,7 +196,7 @@ fn fill(
         }
         progress = SendProgress { targets: progress.targets + 1, ..SendProgress::default() };
     }
-    progress.is_done = end == request.targets.len();
+    progress.is_done = end == all.len();
     Ok(progress)
 }
 

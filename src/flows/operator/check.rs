@@ -4,6 +4,7 @@ use ruma::ServerName;
 
 use crate::{
     accounts, encryption,
+    flows::remote,
     ids::{Position, RoomNum},
     push, rooms,
     schema::{self, jobs::Job, rooms::Place},
@@ -28,6 +29,7 @@ fn checks() -> Vec<RowCheck> {
     all.extend(rooms::check::checks());
     all.extend(encryption::check::checks());
     all.extend(push::check::checks());
+    all.extend(remote::check::checks());
     all.push(RowCheck::of(&store::tables::LOG, |read, position, entry, doubts| {
         log_entry(read, *position, *entry, doubts)
     }));
@@ -98,7 +100,7 @@ fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut 
         | LogEntry::DeviceList { user } => {
             doubts.unless(schema::USERS.contains(read, user)?, format!("there is no account {user}"));
         }
-        LogEntry::Server => {}
+        LogEntry::Server | LogEntry::OtherDeviceList => {}
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use federation::{
-    json::{Json, NotJson},
+    json::{Canonical, NotJson, parts},
     keys::{KeyFailure, Purpose, Wanted},
     xmatrix::{self, Credentials, Signed, header},
 };
@@ -19,8 +19,8 @@ use crate::{
 
 /// A server whose keys cannot be had now is told to try again after this time.
 const KEYS_RETRY: Duration = Duration::from_secs(60);
-/// A body of more bytes than this is parsed off the async threads, because that takes long enough to delay other requests.
-const PARSED_IN_PLACE_BYTES_MAX: usize = 32 << 10;
+/// A body of more bytes than this is never a tree as a whole, because a tree takes many times the bytes that it was made from.
+const READ_WHOLE_BYTES_MAX: usize = 64 << 10;
 
 /// Reads who says that they made a request, before its body is read. Refuses a request that nobody has signed, that is meant
 /// for another server, or whose sender this server does not talk with: 401 `M_UNAUTHORIZED`, 403 `M_FORBIDDEN`.
@@ -47,15 +47,7 @@ pub(crate) async fn prove(
     parts: &Parts,
     body: &Bytes,
 ) -> Result<OwnedServerName> {
-    let parse = |body: &[u8]| Json::parse(body).map(|json| json.canonical()).map_err(not_json);
-    let content = if body.is_empty() {
-        None
-    } else if body.len() > PARSED_IN_PLACE_BYTES_MAX {
-        let body = body.clone();
-        Some(app.env.blocking(move || parse(&body)).await?)
-    } else {
-        Some(parse(body)?)
-    };
+    let content = content(app, body).await?;
     let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str());
     let signed = Signed { method: parts.method.as_str(), uri, content: content.as_ref() };
     let _stranger = let_in(app, credentials).await?;
@@ -78,6 +70,16 @@ async fn let_in(app: &App, credentials: &Credentials) -> Result<Option<Stranger>
     }
     let place = app.remote.strangers.let_in(payer::current(), origin);
     Ok(Some(place.ok_or(Error::Busy { retry_after: KEYS_RETRY })?))
+}
+
+/// Writes the body as it is signed. Nobody knows yet who sent it, so that a large one is read in parts, off the async threads.
+async fn content(app: &App, body: &Bytes) -> Result<Option<Canonical>> {
+    if body.len() > READ_WHOLE_BYTES_MAX {
+        let body = body.clone();
+        return app.env.blocking(move || parts::canonical(&body).map(Some).map_err(not_json)).await;
+    }
+    let content = (!body.is_empty()).then(|| Canonical::of(body));
+    content.transpose().map_err(not_json)
 }
 
 /// Refuses whatever concerns other servers where this one shares no rooms with others: 403 `M_FORBIDDEN`.

@@ -90,7 +90,8 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
             | LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
             | LogEntry::DeviceList { .. }
-            | LogEntry::Server => {}
+            | LogEntry::Server
+            | LogEntry::OtherDeviceList => {}
         }
     }
     let mut closed = Vec::new();

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ruma::{UserId, presence::PresenceState};
+use ruma::{OwnedUserId, UserId, presence::PresenceState};
 
 use crate::{
     accounts::{
         self, Caller,
-        presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX},
+        presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX, elsewhere::Told},
     },
     error::{Refusal, Result},
     flows::{App, sharing, write},
@@ -19,6 +19,8 @@ use crate::{
 
 /// At most this many users are shown as in the last run when the server starts.
 const RESTORED_MAX: usize = 20_000;
+/// Look this often for users of other servers of whom nothing is heard any more.
+const LOOK_FOR_SILENT: Duration = Duration::from_secs(60);
 
 /// Sets how present the caller is. Nothing is kept if the settings turn presence off. Errors: 400 for a state that Matrix does
 /// not have, or a status message that is too long.
@@ -57,8 +59,9 @@ pub async fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Resu
     let (owned, asks, user_id) = (app.clone(), caller.user, user_id.to_owned());
     let find = move || {
         let snapshot = owned.store.snapshot();
-        let user = accounts::users::find_num(&*snapshot, &user_id)?
-            .ok_or_else(|| Refusal::not_found("There is no such user here."))?;
+        let Some(user) = accounts::users::find_num(&*snapshot, &user_id)? else {
+            return find_elsewhere(&owned, &snapshot, asks, &user_id);
+        };
         if user == asks {
             let now_ms = owned.env.now_ms();
             return Ok(owned.ephemeral.read(|board| board.presence.find_own(user, now_ms)));
@@ -69,6 +72,94 @@ pub async fn find_presence(app: &App, caller: &Caller, user_id: &UserId) -> Resu
         Ok(owned.ephemeral.read(|board| board.presence.find(user)))
     };
     Ok(app.env.blocking(find).await?.unwrap_or_else(Presence::unknown))
+}
+
+/// The presence of a user of another server, who must be in a room of the caller's. Errors: 404 `M_NOT_FOUND` for one who is not
+/// known; 403 `M_FORBIDDEN` for one who is in none of the caller's rooms.
+fn find_elsewhere(
+    app: &App,
+    snapshot: &Snapshot,
+    asks: UserNum,
+    user_id: &UserId,
+) -> Result<Option<Presence>> {
+    let told = app.ephemeral.read(|board| board.elsewhere.find(user_id));
+    if *user_id.server_name() == *app.config.server.name || told.is_none() {
+        return Err(Refusal::not_found("There is no such user here.").into());
+    }
+    for room in members::list_joined_rooms(snapshot, asks)? {
+        if members::is_user_joined(snapshot, room, user_id.as_str())? {
+            return Ok(told);
+        }
+    }
+    Err(Refusal::forbidden("You share no room with this user.").into())
+}
+
+/// Shows those who share a room with a user of another server what that server says of the user's presence.
+pub(crate) async fn tell_elsewhere(app: &App, user_id: OwnedUserId, said: Presence) -> Result<()> {
+    if !app.config.presence.enabled {
+        return Ok(());
+    }
+    let owned = app.clone();
+    let say = move || {
+        let now_ms = owned.env.now_ms();
+        let needs_rooms = owned.ephemeral.read(|board| board.elsewhere.needs_rooms(&user_id, now_ms));
+        let find = || members::list_rooms_of_other(&*owned.store.snapshot(), user_id.as_str());
+        let mut rooms = needs_rooms.then(find).transpose()?;
+        rooms.iter_mut().for_each(|rooms| rooms.truncate(ROOMS_MAX));
+        let rooms = rooms.map(Arc::from);
+        let (_, told) = owned.ephemeral.change(|board, number| {
+            let told = board.elsewhere.say(&user_id, said, rooms, now_ms, number);
+            (matches!(told, Told::Now(_)), told)
+        });
+        follow_elsewhere(&owned, user_id, told);
+        if owned.ephemeral.update(|board| board.elsewhere.begin_watch()) {
+            let watching = owned.clone();
+            owned.env.spawn(async move { watch_elsewhere(&watching).await });
+        }
+        Ok(())
+    };
+    app.env.blocking(say).await
+}
+
+/// Wakes those who see a difference, or lets a task show it when it may be shown.
+fn follow_elsewhere(app: &App, user_id: OwnedUserId, told: Told) {
+    match told {
+        Told::Nothing => {}
+        Told::Now(rooms) => sharing::wake_in_rooms(app, rooms),
+        Told::Later(due_ms) => {
+            let owned = app.clone();
+            app.env.spawn(async move {
+                let left_ms = due_ms.saturating_sub(owned.env.now_ms());
+                owned.env.sleep(Duration::from_millis(left_ms.max(1))).await;
+                let now_ms = owned.env.now_ms();
+                let (_, told) = owned.ephemeral.change(|board, number| {
+                    let told = board.elsewhere.tell_later(&user_id, now_ms, number);
+                    (matches!(told, Told::Now(_)), told)
+                });
+                // A clock that went back has the time come later still.
+                follow_elsewhere(&owned, user_id, told);
+            });
+        }
+    }
+}
+
+/// Shows users of other servers as offline of whom nothing is heard any more, until none is left who is not.
+async fn watch_elsewhere(app: &App) {
+    loop {
+        app.env.sleep(LOOK_FOR_SILENT).await;
+        let now_ms = app.env.now_ms();
+        let silent = app.ephemeral.update(|board| board.elsewhere.list_silent(now_ms));
+        let Some(silent) = silent else { return };
+        for user_id in silent {
+            let (_, told) = app.ephemeral.change(|board, number| {
+                let gone = board.elsewhere.find(&user_id).unwrap_or_else(Presence::unknown);
+                let gone = Presence { state: PresenceState::Offline, ..gone };
+                let told = board.elsewhere.say(&user_id, gone, None, now_ms, number);
+                (matches!(told, Told::Now(_)), told)
+            });
+            follow_elsewhere(app, user_id, told);
+        }
+    }
 }
 
 /// Tells those who share a room with a user of the user's new display name or avatar, with the user's presence

@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, events::receipt::ReceiptThread};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, events::receipt::ReceiptThread};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -19,15 +19,18 @@ use crate::{
     ids::{RoomNum, UserNum},
     rooms::{
         self,
-        event::StoredEvent,
+        event::{self, StoredEvent},
+        members,
         receipts::{self, MAIN_THREAD, NO_THREAD, Receipt},
         relations,
         view::RoomView,
         visibility::Sight,
     },
+    schema,
     schema::event_types::FULLY_READ,
     schema::receipts::{ReceiptKey, ReceiptKind},
-    store::Snapshot,
+    schema::rooms::RoomRow,
+    store::{Fault, Snapshot},
 };
 
 /// The receipts of a room are written at most once in this time; the first one after a pause is written at once.
@@ -41,12 +44,21 @@ const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// A server that stops waits at most this long for receipts; those that are left are lost.
 const STOP_MAX: Duration = Duration::from_secs(1);
 
+/// The user of a receipt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    /// One of our users.
+    Ours(UserNum),
+    /// A user of another server.
+    Other(OwnedUserId),
+}
+
 /// The key of a receipt in its room: a newer receipt with the same key replaces an older one.
-type Key = (UserNum, ReceiptKind, String);
+type Key = (Of, ReceiptKind, String);
 /// Whether receipts that are written together are durable; none as long as that is not known.
 type Fate = watch::Sender<Option<bool>>;
-/// Receipts that are written together, each with the number of its user.
-type Batched = Vec<(UserNum, Receipt)>;
+/// Receipts that are written together, each with its user.
+type Batched = Vec<(Of, Receipt)>;
 
 /// The receipts on their way to the store, which clones of this share.
 #[derive(Clone, Default)]
@@ -59,7 +71,7 @@ struct Gathered {
     /// The number of receipts that wait or are being written.
     unwritten: usize,
     /// The rooms in which a receipt of a user waits or is being written.
-    of_user: BTreeSet<(UserNum, RoomNum)>,
+    of_user: BTreeSet<(Of, RoomNum)>,
 }
 
 /// The receipts of one room. They are here as long as a task writes them.
@@ -67,7 +79,7 @@ struct Gathered {
 struct OfRoom {
     waiting: BTreeMap<Key, Receipt>,
     /// The users whose receipts are being written and may not be visible yet.
-    in_flight: BTreeSet<UserNum>,
+    in_flight: BTreeSet<Of>,
     /// Says, to those who sent what waits, whether it was written.
     fate: Fate,
     signals: Arc<Signals>,
@@ -82,9 +94,9 @@ struct Signals {
 }
 
 impl OfRoom {
-    fn has_waiting(&self, user: UserNum) -> bool {
-        let begin = (user, ReceiptKind::Public, String::new());
-        self.waiting.range(begin..).next().is_some_and(|(key, _)| key.0 == user)
+    fn has_waiting(&self, user: &Of) -> bool {
+        let begin = (user.clone(), ReceiptKind::Public, String::new());
+        self.waiting.range(begin..).next().is_some_and(|(key, _)| key.0 == *user)
     }
 }
 
@@ -105,12 +117,12 @@ impl Receipts {
             }
             Some(_) => {}
             None if gathered.unwritten >= UNWRITTEN_MAX => {
-                tracing::debug!(user = %key.0, reason = "too many receipts wait", "a receipt is refused");
+                tracing::debug!(user = ?key.0, reason = "too many receipts wait", "a receipt is refused");
                 return Err(Error::Busy { retry_after: MERGE });
             }
             None => gathered.unwritten += 1,
         }
-        gathered.of_user.insert((key.0, room));
+        gathered.of_user.insert((key.0.clone(), room));
         let needs_writer = !gathered.rooms.contains_key(&room);
         let of_room = gathered.rooms.entry(room).or_default();
         of_room.waiting.insert(key, receipt);
@@ -128,7 +140,7 @@ impl Receipts {
         debug_assert!(of_room.in_flight.is_empty(), "a room has one writer");
         let waiting = std::mem::take(&mut of_room.waiting).into_iter();
         let receipts: Batched = waiting.map(|((user, ..), receipt)| (user, receipt)).collect();
-        of_room.in_flight = receipts.iter().map(|(user, _)| *user).collect();
+        of_room.in_flight = receipts.iter().map(|(user, _)| user.clone()).collect();
         Some((receipts, std::mem::take(&mut of_room.fate), Arc::clone(&of_room.signals)))
     }
 
@@ -140,7 +152,7 @@ impl Receipts {
         let Gathered { rooms, of_user, .. } = &mut *gathered;
         let Some(of_room) = rooms.get_mut(&room) else { return };
         for user in std::mem::take(&mut of_room.in_flight) {
-            if !of_room.has_waiting(user) {
+            if !of_room.has_waiting(&user) {
                 of_user.remove(&(user, room));
             }
         }
@@ -150,22 +162,27 @@ impl Receipts {
     /// Lists where receipts of this user, or of anybody, are not visible yet, and hurries the writers of those rooms.
     fn hurry(&self, of: Option<UserNum>) -> Vec<Unwritten> {
         let gathered = self.0.lock();
-        let begin = (of.unwrap_or(UserNum(0)), RoomNum(0));
-        let rooms = gathered.of_user.range(begin..).take_while(|(user, _)| of.is_none_or(|of| of == *user));
+        let begin = (Of::Ours(of.unwrap_or(UserNum(0))), RoomNum(0));
+        let is_of = |user: &Of| of.is_none_or(|of| *user == Of::Ours(of));
+        let rooms = gathered.of_user.range(begin..).take_while(|(user, _)| is_of(user));
         let mut unwritten = Vec::new();
         for (user, room) in rooms {
             let Some(of_room) = gathered.rooms.get(room) else { continue };
-            if of_room.has_waiting(*user) {
+            if of_room.has_waiting(user) {
                 of_room.signals.hurry.notify_one();
             }
-            unwritten.push(Unwritten { user: *user, room: *room, signals: Arc::clone(&of_room.signals) });
+            unwritten.push(Unwritten {
+                user: user.clone(),
+                room: *room,
+                signals: Arc::clone(&of_room.signals),
+            });
         }
         unwritten
     }
 
     /// Whether a receipt of this user in this room waits or is being written.
-    fn has(&self, user: UserNum, room: RoomNum) -> bool {
-        self.0.lock().of_user.contains(&(user, room))
+    fn has(&self, user: &Of, room: RoomNum) -> bool {
+        self.0.lock().of_user.contains(&(user.clone(), room))
     }
 
     /// Waits until these receipts are visible.
@@ -173,7 +190,7 @@ impl Receipts {
         for Unwritten { user, room, signals } in unwritten {
             loop {
                 let written = signals.written.notified();
-                if !self.has(user, room) {
+                if !self.has(&user, room) {
                     break;
                 }
                 written.await;
@@ -184,7 +201,7 @@ impl Receipts {
 
 /// A user has receipts in a room that are not visible yet.
 struct Unwritten {
-    user: UserNum,
+    user: Of,
     room: RoomNum,
     signals: Arc<Signals>,
 }
@@ -256,18 +273,94 @@ pub async fn send_receipt(
         order: stored.order,
         sent_ms: app.env.now_ms(),
     };
-    let (needs_writer, mut fate) = app.receipts.add(num, (caller.user, kind, thread), receipt)?;
+    let fate = gather(app, num, (Of::Ours(caller.user), kind, thread), receipt)?;
+    require_durable(fate).await
+}
+
+/// Adds a receipt to those that wait, and answers what will say whether it was written.
+fn gather(app: &App, num: RoomNum, key: Key, receipt: Receipt) -> Result<watch::Receiver<Option<bool>>> {
+    let (needs_writer, fate) = app.receipts.add(num, key, receipt)?;
     if needs_writer {
         let app = app.clone();
         let env = app.env.clone();
         env.spawn(async move { write_gathered(&app, num).await });
     }
+    Ok(fate)
+}
+
+async fn require_durable(mut fate: watch::Receiver<Option<bool>>) -> Result<()> {
     let are_durable = fate.wait_for(Option::is_some).await.map(|fate| *fate == Some(true));
     match are_durable {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Busy { retry_after: MERGE }),
         Err(_) => Err(Error::broken("the server stopped before a receipt was durable")),
     }
+}
+
+/// A receipt of a user of another server, as that server tells it.
+pub(crate) struct ToldReceipt {
+    /// The user who has read.
+    pub(crate) user_id: OwnedUserId,
+    /// The event up to which they have.
+    pub(crate) event: OwnedEventId,
+    /// The thread in which, as it is written in the receipt; none for all.
+    pub(crate) thread: Option<String>,
+    /// The time of reading, in milliseconds since the epoch, as that server says.
+    pub(crate) sent_ms: u64,
+}
+
+/// Keeps public receipts of users of another server who are in the room, and returns when they are durable. Those of other
+/// users, for events that are not here, and for threads in which their event does not stand are passed over. Answers whether any
+/// was kept.
+pub(crate) async fn keep_told(app: &App, num: RoomNum, told: Vec<ToldReceipt>) -> Result<bool> {
+    let owned = app.clone();
+    let find = move || {
+        let (snapshot, now_ms) = (owned.store.snapshot(), owned.env.now_ms());
+        let row = rooms::require_row(&*snapshot, num)?;
+        let mut receipts = Vec::new();
+        for ToldReceipt { user_id, event: id, thread, sent_ms } in told {
+            if !members::is_user_joined(&*snapshot, num, user_id.as_str())? {
+                continue;
+            }
+            let Some(stored) = event::find_by_id(&*snapshot, num, &id)? else { continue };
+            let thread = thread.unwrap_or_else(|| NO_THREAD.to_owned());
+            if stored.row.header.unseen || !stands_in(&snapshot, num, &row, &stored, &thread)? {
+                continue;
+            }
+            let key = ReceiptKey { user: user_id, kind: ReceiptKind::Public, thread };
+            let (order, sent_ms) = (stored.order, sent_ms.min(now_ms));
+            receipts.push(Receipt { room: num, key, event_id: id, order, sent_ms });
+        }
+        Ok(receipts)
+    };
+    let mut fates = Vec::new();
+    for receipt in app.env.blocking(find).await? {
+        let ReceiptKey { user, kind, thread } = receipt.key.clone();
+        fates.push(gather(app, num, (Of::Other(user), kind, thread), receipt)?);
+    }
+    let is_any = !fates.is_empty();
+    for fate in fates {
+        require_durable(fate).await?;
+    }
+    Ok(is_any)
+}
+
+/// Whether an event stands in the thread that a receipt names, or is the one that the thread grows from.
+fn stands_in(
+    snapshot: &Snapshot,
+    num: RoomNum,
+    row: &RoomRow,
+    stored: &StoredEvent,
+    thread: &str,
+) -> Result<bool, Fault> {
+    if thread == NO_THREAD || stored.id(row).as_str() == thread {
+        return Ok(true);
+    }
+    let Some(in_thread) = schema::IN_THREAD.get(snapshot, (num, stored.event()))? else {
+        return Ok(thread == MAIN_THREAD);
+    };
+    let root = event::find(snapshot, num, in_thread.root)?;
+    Ok(root.is_some_and(|root| root.id(row).as_str() == thread))
 }
 
 /// Moves the marker up to which the user has read everything: account data `m.fully_read` of the room. It is durable when
@@ -335,7 +428,9 @@ async fn write_in_room(app: &App, room: RoomNum, mut receipts: Batched) -> bool 
             for (user, receipt) in &some {
                 if receipts::keep(&mut change.batch, receipt)? {
                     is_shown |= receipt.key.kind == ReceiptKind::Public;
-                    owners.push(*user);
+                    if let Of::Ours(user) = user {
+                        owners.push(*user);
+                    }
                 }
             }
             change.wakes_only = (!is_shown).then_some(owners);

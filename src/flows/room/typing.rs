@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
-use ruma::RoomId;
+use ruma::{RoomId, UserId};
 
 use crate::{
     accounts::Caller,
     error::Result,
     flows::{App, room::require_joined, typists},
-    ids::RoomNum,
+    ids::{DeviceNum, RoomNum},
     rooms::typing::{TYPING_MS_MAX, Word},
 };
+
+/// A user of another server counts as having stopped after this many milliseconds without another word: servers say again that
+/// somebody types before a minute is over.
+const ELSEWHERE_MS: u64 = 60_000;
+/// The number that stands for the devices of users of other servers; no device of ours has it.
+const ELSEWHERE: DeviceNum = DeviceNum(0);
+/// At most this many users of one other server are shown typing in a room.
+const OTHERS_MAX: usize = 25;
 
 /// Notes that the user types in a room for `timeout`, or no longer types (`None`). Errors: 403 for a room that they are not in.
 pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Option<Duration>) -> Result<()> {
@@ -19,12 +27,38 @@ pub async fn set_typing(app: &App, caller: &Caller, room: &RoomId, timeout: Opti
         timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).min(TYPING_MS_MAX));
     let until_ms = timeout_ms.map(|timeout_ms| app.env.now_ms().saturating_add(timeout_ms));
     let word = until_ms.map(|until_ms| Word { device: caller.device, until_ms });
-    let user_id = caller.user_id.to_string();
+    note(app, num, caller.user_id.to_string(), word).await
+}
+
+/// Notes that a user of another server types in a room, or no longer does. At most [`OTHERS_MAX`] users of one server are shown
+/// typing there, so that no server leaves others no place.
+pub(crate) async fn set_typing_elsewhere(
+    app: &App,
+    num: RoomNum,
+    user_id: &UserId,
+    types: bool,
+) -> Result<()> {
+    let is_of_server = |other: &String| {
+        other.as_str() != user_id.as_str()
+            && <&UserId>::try_from(other.as_str()).is_ok_and(|it| it.server_name() == user_id.server_name())
+    };
+    let others =
+        app.ephemeral.read(|board| board.typing.list(num).iter().filter(|it| is_of_server(it)).count());
+    if types && others >= OTHERS_MAX {
+        tracing::debug!(room = %num, reason = "many users of one server type", "a typing notification is ignored");
+        return Ok(());
+    }
+    let until_ms = app.env.now_ms().saturating_add(ELSEWHERE_MS);
+    let word = types.then_some(Word { device: ELSEWHERE, until_ms });
+    note(app, num, user_id.to_string(), word).await
+}
+
+async fn note(app: &App, num: RoomNum, user_id: String, word: Option<Word>) -> Result<()> {
     let (changed, began) =
         app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, word, number), number));
     if changed {
         typists::wake_room(app, num).await?;
-        if let Some(until_ms) = until_ms {
+        if let Some(Word { until_ms, .. }) = word {
             let app = app.clone();
             let env = app.env.clone();
             env.spawn(async move { expire_typing(&app, num, &user_id, began, until_ms).await });

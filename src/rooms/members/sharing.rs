@@ -2,19 +2,22 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use super::{find_many, joined_local_users, list_joined_rooms, list_user_rooms};
+use super::{find_many, is_user_joined, joined_local_users, list_joined_rooms, list_user_rooms};
 use crate::{
     ids::{RoomNum, UserNum},
     rooms::state::stage,
     schema,
+    schema::event_types::MEMBER,
     schema::rooms::Membership,
-    store::{Fault, Read},
+    store::{Direction, Fault, Read},
 };
 
 /// Read about this many rows at most, however many rooms and people there are.
 const ROWS_MAX: usize = 20_000;
 /// Ask about this many rooms of a user at once: most who share a room share one of the first.
 const ASKED_AT_ONCE: usize = 256;
+/// Look for a user of another server in at most this many rooms.
+const LOOKED_AT_MAX: usize = 20_000;
 
 /// Whether two users of ours are in one room. Costs a row or two for each room of the first of them.
 pub(crate) fn share_room(read: &(impl Read + ?Sized), user: UserNum, other: UserNum) -> Result<bool, Fault> {
@@ -60,6 +63,44 @@ pub(crate) fn find_joined(
 ) -> Result<Vec<UserNum>, Fault> {
     let member_count = schema::ROOM.get(read, room)?.map_or(0, |row| row.joined as usize);
     take_joined(read, (room, member_count), &mut among, &mut 0)
+}
+
+/// Finds those of `among` who are joined to any of these rooms. The search ends after a bounded number of rows, so that it may
+/// miss some.
+pub(crate) fn find_joined_in_any(
+    read: &(impl Read + ?Sized),
+    rooms: &[RoomNum],
+    mut among: BTreeSet<UserNum>,
+) -> Result<Vec<UserNum>, Fault> {
+    let (mut found, mut rows) = (Vec::new(), 0);
+    for room in rooms {
+        if among.is_empty() || rows >= ROWS_MAX {
+            break;
+        }
+        rows += 1;
+        let member_count = schema::ROOM.get(read, *room)?.map_or(0, |row| row.joined as usize);
+        found.extend(take_joined(read, (*room, member_count), &mut among, &mut rows)?);
+    }
+    Ok(found)
+}
+
+/// Lists the rooms that a user of another server is joined to, rising, of the first [`LOOKED_AT_MAX`] rooms that this server
+/// knows. There is no index for it, so that one key is looked for in each room; hardly any of these look-ups reads a row.
+pub(crate) fn list_rooms_of_other(read: &(impl Read + ?Sized), user_id: &str) -> Result<Vec<RoomNum>, Fault> {
+    let rooms = schema::ROOM_ID.prefix::<()>(read, (), Direction::Up)?.take(LOOKED_AT_MAX);
+    let rooms = rooms.map(|row| row.map(|(_, room)| room)).collect::<Result<Vec<_>, _>>()?;
+    let mut joined = Vec::new();
+    for some in rooms.chunks(ASKED_AT_ONCE) {
+        let keys = some.iter().map(|room| (*room, MEMBER, user_id));
+        let keys = schema::STATE_KEY_NUM.get_many(read, keys)?;
+        for (room, _) in some.iter().zip(keys).filter(|(_, key)| key.is_some()) {
+            if is_user_joined(read, *room, user_id)? {
+                joined.push(*room);
+            }
+        }
+    }
+    joined.sort_unstable();
+    Ok(joined)
 }
 
 /// Takes those who are joined to the room out of `among`. Either the members are read or those who are looked for, whichever

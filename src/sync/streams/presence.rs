@@ -13,7 +13,7 @@ use ruma::{OwnedUserId, UserId};
 use crate::{
     accounts::{
         self,
-        presence::{Change, Presence, Profile},
+        presence::{Change, Presence, Profile, Whose},
     },
     ids::{RoomNum, UserNum},
     rooms::members,
@@ -93,38 +93,48 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
 }
 
 fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<(), Fault> {
-    let Some(account) = accounts::users::find(window.read, change.user)? else { return Ok(()) };
-    let user_id = account.user_id.as_str();
-    if !window.ask.filter.presence.wants_sender(user_id) || window.ignored()?.contains(user_id) {
+    let user_id = match &change.user {
+        Whose::Ours(user) => match accounts::users::find(window.read, *user)? {
+            Some(account) => account.user_id,
+            None => return Ok(()),
+        },
+        Whose::Other(user_id) => user_id.clone(),
+    };
+    if !window.ask.filter.presence.wants_sender(user_id.as_str())
+        || window.ignored()?.contains(user_id.as_str())
+    {
         return Ok(());
     }
     let (presence, profile) = (change.presence.clone(), change.profile.clone());
-    news.told.push(Told { user_id: account.user_id, presence, profile });
-    news.is_news |= change.user != window.ask.caller.user;
+    news.told.push(Told { user_id, presence, profile });
+    news.is_news |= change.user != Whose::Ours(window.ask.caller.user);
     Ok(())
 }
 
 /// Finds the presence of those who came to share a room, and says whether these are all of whom something is known. Users who
 /// have not been heard of are offline; a client may know another presence of them, from another room or another run of the
-/// server. They are told last, as far as there is place.
-fn list_came(
-    window: &Window<'_>,
-    came: &BTreeSet<String>,
-) -> Result<(BTreeMap<UserNum, Change>, bool), Fault> {
+/// server. They are told last, as far as there is place. Of users of other servers only those are told who have been heard of.
+fn list_came(window: &Window<'_>, came: &BTreeSet<String>) -> Result<(BTreeMap<Whose, Change>, bool), Fault> {
     let (mut told, mut silent) = (BTreeMap::new(), Vec::new());
     let change = |user, presence| Change { number: 0, user, presence, profile: None, rooms: Arc::default() };
     for user_id in came {
         let Ok(user_id) = <&UserId>::try_from(user_id.as_str()) else { continue };
-        let Some(user) = accounts::users::find_num(window.read, user_id)? else { continue };
-        match window.ephemeral.read(|board| board.presence.find(user)) {
+        let user = accounts::users::find_num(window.read, user_id)?;
+        let presence = window.ephemeral.read(|board| match user {
+            Some(user) => board.presence.find(user),
+            None => board.elsewhere.find(user_id),
+        });
+        let whose = user.map_or_else(|| Whose::Other(user_id.to_owned()), Whose::Ours);
+        match presence {
             Some(_) if told.len() == USERS_MAX => return Ok((told, false)),
-            Some(presence) => drop(told.insert(user, change(user, presence))),
-            None if silent.len() < USERS_MAX && user != window.ask.caller.user => silent.push(user),
+            Some(presence) => drop(told.insert(whose.clone(), change(whose, presence))),
+            None if user.is_none() || user == Some(window.ask.caller.user) => {}
+            None if silent.len() < USERS_MAX => silent.push(whose),
             None => {}
         }
     }
     silent.truncate(USERS_MAX - told.len());
-    told.extend(silent.into_iter().map(|user| (user, change(user, Presence::unknown()))));
+    told.extend(silent.into_iter().map(|user| (user.clone(), change(user, Presence::unknown()))));
     Ok((told, true))
 }
 
@@ -139,13 +149,13 @@ struct OwnRooms {
 impl OwnRooms {
     /// Whether the user shares a room with the one whose presence changed, and so may be told of it.
     fn is_shared(&mut self, window: &Window<'_>, change: &Change) -> Result<bool, Fault> {
-        if change.user == window.ask.caller.user {
+        if change.user == Whose::Ours(window.ask.caller.user) {
             return Ok(true);
         }
         for rooms in change.rooms.chunks(LOOKUPS_AT_ONCE) {
             let shared = self.find(window, rooms)?;
             // The one whose presence changed may have left the rooms since then.
-            if !shared.is_empty() && !joined(window, change.user, &shared)?.is_empty() {
+            if is_in_any(window, &change.user, &shared)? {
                 return Ok(true);
             }
         }
@@ -167,7 +177,22 @@ impl OwnRooms {
     }
 }
 
-/// Finds the rooms among these that a user is in, by one lookup of each.
+/// Whether a user is in any of these rooms.
+fn is_in_any(window: &Window<'_>, user: &Whose, rooms: &[RoomNum]) -> Result<bool, Fault> {
+    match user {
+        Whose::Ours(user) => Ok(!rooms.is_empty() && !joined(window, *user, rooms)?.is_empty()),
+        Whose::Other(user_id) => {
+            for room in rooms {
+                if members::is_user_joined(window.read, *room, user_id.as_str())? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Finds the rooms among these that a user of ours is in, by one lookup of each.
 fn joined(window: &Window<'_>, user: UserNum, rooms: &[RoomNum]) -> Result<Vec<RoomNum>, Fault> {
     let rows = members::find_many(window.read, user, rooms.iter().copied())?;
     let is_in = |row: Option<UserRoomRow>| row.is_some_and(|row| row.membership == Membership::Join);

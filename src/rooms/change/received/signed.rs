@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use federation::json::Json;
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedServerName, OwnedUserId, ServerName,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, OwnedUserId, ServerName,
     room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
@@ -27,7 +27,11 @@ use crate::{
     error::Refusal,
     ids::RoomNum,
     json::{JsonRef, JsonText, Object},
-    rooms::{build::EVENT_BYTES_MAX, event::Event, redact, versions},
+    rooms::{
+        build::EVENT_BYTES_MAX,
+        event::{self, Event},
+        redact, versions,
+    },
     schema::{event_types::MEMBER, rooms::EventHash, rooms::RoomRow},
 };
 
@@ -126,6 +130,28 @@ impl Signed {
     /// The event, which may be forged as long as its signatures have not been checked.
     pub fn unverified(&self) -> &Event {
         self.received.event()
+    }
+
+    /// The event as canonical JSON, from which it can be read again.
+    pub fn json(&self) -> &Bytes {
+        self.received.json()
+    }
+
+    /// The id of an event that came for a room of this version, whether the rest of it is right or not; none where it cannot
+    /// be worked out.
+    pub fn find_id(version: u8, json: &[u8]) -> Option<OwnedEventId> {
+        let Ok(Json::Object(mut event)) = Json::parse(json) else { return None };
+        if event::are_ids_chosen(version) {
+            return OwnedEventId::try_from(event.get("event_id")?.as_text()?).ok();
+        }
+        for name in ["signatures", "unsigned"] {
+            event.remove(name);
+        }
+        let whole = String::from(Json::Object(event).canonical());
+        let redacted = redact::redacted(whole.as_bytes(), versions::find_rules(version)?)?;
+        let signed = without(JsonRef::stored(&redacted).as_str(), &["signatures", "unsigned"]).ok()?;
+        let hash: EventHash = Sha256::digest(signed.as_str()).into();
+        Some(event::event_id(&hash.into(), version))
     }
 
     /// Whether the content hash did not fit, so that only the redacted form is left.

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
@@ -30,6 +30,7 @@ const SOURCES: [&str; 11] = [
     include_str!("../../../../rooms/state/check/staged.rs"),
     include_str!("../../../../encryption/check.rs"),
     include_str!("../../../../push/check.rs"),
+    include_str!("../../../remote/check.rs"),
 ];
 
 /// These texts of the sources are no faults.
@@ -61,6 +62,7 @@ pub(super) fn damage_each(fixture: &Fixture, said: &mut Vec<String>) {
     wrong.say_of_rooms();
     wrong.say_of_events();
     wrong.say_of_states();
+    wrong.say_of_other_servers();
 }
 
 struct Wrong<'f> {
@@ -107,6 +109,23 @@ impl Wrong<'_> {
         let change = rows(self.fixture, table).find_map(|(bytes, key, row)| Some((bytes, wrong(&key, row)?)));
         let (key, row) = change.unwrap_or_else(|| panic!("no row of {} can be {expected}", table.name));
         self.check(table.name, expected, vec![put(table, key, &row)]);
+    }
+
+    fn say_of_other_servers(&mut self) {
+        self.change(&schema::INBOUND_TRANSACTION, "belongs into another row", |_, Json(row)| {
+            Some(Json(InboundTransactionRow { number: row.number + 1, ..row }))
+        });
+        self.change(&schema::INBOUND_TRANSACTION, "its answer is not JSON", |_, Json(row)| {
+            Some(Json(InboundTransactionRow { answer: "{".to_owned(), ..row }))
+        });
+        self.change(&schema::INBOUND_EVENT, "the event that waits is not JSON", |_, row| {
+            Some(InboundEventRow { json: no_json(), ..row })
+        });
+        self.change(&schema::INBOUND_EVENT, "it came from no server", |_, row| {
+            Some(InboundEventRow { origin: "no name!".to_owned(), ..row })
+        });
+        let waits = rows(self.fixture, &schema::INBOUND_EVENT).next().unwrap().2;
+        self.add(&schema::INBOUND_EVENT, "for which it waits does not exist", (RoomNum(99), 1), &waits);
     }
 
     fn say_of_the_store(&mut self) {
