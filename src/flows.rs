@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accounts::Accounts,
     config::Config,
+    delivery::servers::Servers,
     env::Env,
     metrics::Metrics,
     push::Push,
@@ -75,6 +76,8 @@ pub struct Services {
     pub staged: remote::staged::Staged,
     /// The users of whom those are still to be woken who share a room with them.
     pub sharing: sharing::Sharing,
+    /// Tells other servers what happens here.
+    pub delivery: Servers,
 }
 
 impl App {

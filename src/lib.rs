@@ -20,7 +20,8 @@ pub mod encryption;
 pub mod push;
 pub mod search;
 
-// From here on functions may wait: for news, and for the steps of a use case.
+// From here on functions may wait: for others, for news, and for the steps of a use case.
+pub mod delivery;
 pub mod sync;
 pub mod flows;
 

@@ -9,7 +9,10 @@ use std::{
 
 use aqueduct::{
     config::{self, Config},
-    flows::operator::operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
+    flows::operator::{
+        federation::{CheckedServer, ServerStatus},
+        operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
+    },
     server::{self, Stopped, operator},
 };
 use clap::{Args, Parser, Subcommand};
@@ -67,6 +70,9 @@ enum Command {
     /// Back up, restore and check the store.
     #[command(subcommand)]
     Db(DbCommand),
+    /// Look at other servers: who does not answer and why, and what others see of a server.
+    #[command(subcommand)]
+    Federation(FederationCommand),
     /// Say where an event stands in its room, and whether and why a user sees it.
     Explain {
         /// The id of the event, as `$...`.
@@ -174,6 +180,25 @@ enum TokenCommand {
 }
 
 #[derive(Subcommand)]
+enum FederationCommand {
+    /// List the servers that do not answer or for which something waits, or say all about one of them.
+    Status {
+        /// The name of a server, as it stands in user ids. Without it, all of which something is to be said.
+        server: Option<String>,
+    },
+    /// Try to reach a server again now, instead of when its time comes.
+    Retry {
+        /// The name of the server.
+        server: String,
+    },
+    /// Find a server as others do, and say what they see: well-known file, SRV record, certificate, keys, version.
+    Check {
+        /// The name of the server, which may be this one.
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
 enum DbCommand {
     /// Take a backup into an empty directory. The server may run meanwhile.
     Backup {
@@ -243,6 +268,12 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             Operation::Explain { event: event.clone(), user: user.clone() }
         }
         Some(Command::User(command)) => user_operation(command)?,
+        Some(Command::Federation(command)) => match command {
+            FederationCommand::Status { server: None } => Operation::ListServers,
+            FederationCommand::Status { server: Some(server) }
+            | FederationCommand::Check { name: server } => Operation::CheckServer { server: server.clone() },
+            FederationCommand::Retry { server } => Operation::RetryServer { server: server.clone() },
+        },
         Some(Command::Token(command)) => token_operation(command),
     };
     let mut bar = Bar::new(cli.json);
@@ -355,6 +386,9 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::Restored(it) => json!(it),
         Outcome::Explained(it) => json!(it),
         Outcome::Checked(it) => json!(it),
+        Outcome::Servers(it) => json!(it),
+        Outcome::ServerRetried(it) => json!(it),
+        Outcome::ServerChecked(it) => json!(it),
     }
 }
 
@@ -387,6 +421,13 @@ fn for_people(outcome: &Outcome) -> String {
             format!("Restored everything up to position {}.{kept}", it.position)
         }
         Outcome::Explained(it) => it.to_string().trim_end().to_owned(),
+        Outcome::Servers(it) => {
+            let servers = lines(&it.servers, server_line, "All servers answer, and nothing waits for any.");
+            format!("{servers}\n{} positions of the log are still to be told.", it.lag)
+        }
+        Outcome::ServerRetried(it) if it.waited => format!("{} is tried again now.", it.server),
+        Outcome::ServerRetried(it) => format!("Nothing waits for {}.", it.server),
+        Outcome::ServerChecked(it) => checked_server(it),
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();
             let mut text = match it.faults {
@@ -423,6 +464,44 @@ fn device_line(device: &DeviceEntry) -> String {
     let seen = device.seen_s_ago.map_or_else(String::new, |ago| format!("  last seen {} ago", span(ago)));
     let ip = device.last_seen_ip.as_ref().map_or_else(String::new, |ip| format!(" from {ip}"));
     format!("{}  {name}{seen}{ip}", device.device_id)
+}
+
+fn server_line(it: &ServerStatus) -> String {
+    let mut parts = Vec::new();
+    if let (Some(since), Some(next)) = (it.failing_for_s, it.next_try_in_s) {
+        let why = it.why.as_deref().unwrap_or("unknown");
+        parts.push(format!("no answer for {}, tried again in {}: {why}", span(since), span(next)));
+    }
+    if it.rooms_behind > 0 {
+        parts.push(format!("{} rooms behind", it.rooms_behind));
+    }
+    if it.messages_waiting > 0 {
+        parts.push(format!("{} messages to devices wait", it.messages_waiting));
+    }
+    if it.sending {
+        parts.push("sending".to_owned());
+    }
+    if parts.is_empty() {
+        parts.push("nothing waits".to_owned());
+    }
+    format!("{}  {}", it.server, parts.join("; "))
+}
+
+fn checked_server(it: &CheckedServer) -> String {
+    let mut text = it.steps.clone();
+    if let (Some(step), Some(name)) = (&it.found_by, &it.tls_name) {
+        text.push(format!("Found by step {step}; its certificate must be for {name}."));
+    }
+    text.extend(it.version.as_ref().map(|version| format!("Version: {version}")));
+    if !it.keys.is_empty() {
+        text.push(format!("Keys: {}", it.keys.join(", ")));
+    }
+    text.extend(it.status.as_ref().map(server_line));
+    match it.faults.as_slice() {
+        [] => text.push(format!("Others reach {}.", it.server)),
+        faults => text.extend(faults.iter().map(|fault| format!("Wrong: {fault}"))),
+    }
+    text.join("\n")
 }
 
 fn token_line(token: &TokenEntry) -> String {

@@ -92,6 +92,13 @@ struct Inner {
     jobs_given_up: Family<JobLabels, Counter>,
     inbound_events: Family<OutcomeLabels, Counter>,
     inbound_edus: Family<EduLabels, Counter>,
+    federation_pdus: Counter,
+    federation_edus: Counter,
+    federation_transactions: Counter,
+    federation_failures: Counter,
+    federation_waiting: Gauge<i64, AtomicI64>,
+    federation_failing: Gauge<i64, AtomicI64>,
+    federation_lag: Gauge<i64, AtomicI64>,
 }
 
 /// The buckets of times, in seconds: from 0.1 ms to 26 s, each four times the one before.
@@ -131,6 +138,13 @@ impl Metrics {
             jobs_given_up: Family::default(),
             inbound_events: Family::default(),
             inbound_edus: Family::default(),
+            federation_pdus: Counter::default(),
+            federation_edus: Counter::default(),
+            federation_transactions: Counter::default(),
+            federation_failures: Counter::default(),
+            federation_waiting: Gauge::default(),
+            federation_failing: Gauge::default(),
+            federation_lag: Gauge::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -180,6 +194,24 @@ impl Metrics {
     pub fn inbound_edu(&self, kind: &'static str, is_taken: bool) {
         let taken = if is_taken { "yes" } else { "no" };
         self.0.inbound_edus.get_or_create(&EduLabels { kind, taken }).inc();
+    /// Counts a transaction that another server has taken, with its events and pieces of ephemeral news.
+    pub fn told_server(&self, pdus: usize, edus: usize) {
+        self.0.federation_transactions.inc();
+        self.0.federation_pdus.inc_by(pdus as u64);
+        self.0.federation_edus.inc_by(edus as u64);
+    }
+
+    /// Counts that another server did not take what it was to be told.
+    pub fn server_failed(&self) {
+        self.0.federation_failures.inc();
+    }
+
+    /// Sets for how many other servers something waits or that do not answer, how many do not answer, and how many positions of
+    /// the log are still to be told.
+    pub fn servers_waiting(&self, waiting: usize, failing: usize, lag: u64) {
+        self.0.federation_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.0.federation_failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
+        self.0.federation_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
     }
 
     /// Counts a connection that was opened (1) or closed (-1).
@@ -255,6 +287,38 @@ impl Inner {
         );
         r.register("inbound_events", "Events that other servers sent", self.inbound_events.clone());
         r.register("inbound_edus", "Ephemeral messages that other servers sent", self.inbound_edus.clone());
+        let tx = self.federation_transactions.clone();
+        r.register("federation_transactions_sent", "Transactions that other servers have taken", tx);
+        r.register(
+            "federation_pdus_sent",
+            "Events that other servers have taken",
+            self.federation_pdus.clone(),
+        );
+        r.register(
+            "federation_edus_sent",
+            "Ephemeral news that other servers have taken",
+            self.federation_edus.clone(),
+        );
+        r.register(
+            "federation_failures",
+            "Times that another server did not take what it was to be told",
+            self.federation_failures.clone(),
+        );
+        r.register(
+            "federation_servers_waiting",
+            "Servers for which something waits or that do not answer",
+            self.federation_waiting.clone(),
+        );
+        r.register(
+            "federation_servers_failing",
+            "Servers that do not answer",
+            self.federation_failing.clone(),
+        );
+        r.register(
+            "federation_lag_positions",
+            "Positions of the log that are still to be told to other servers",
+            self.federation_lag.clone(),
+        );
         r.register("http_connections", "Connections open now", self.connections.clone());
         r.register_with_unit(
             "http_in_flight",
@@ -314,6 +378,9 @@ mod tests {
         metrics.inbound_event("taken");
         metrics.inbound_edu("typing", false);
         metrics.bytes_in_flight(9);
+        metrics.told_server(5, 2);
+        metrics.server_failed();
+        metrics.servers_waiting(3, 1, 4);
         let text = metrics.text();
         for line in [
             r#"aqueduct_http_requests_total{method="GET",route="/_matrix/client/versions",status="200"} 1"#,
@@ -332,6 +399,13 @@ mod tests {
             r#"aqueduct_inbound_events_total{outcome="taken"} 1"#,
             r#"aqueduct_inbound_edus_total{kind="typing",taken="no"} 1"#,
             "aqueduct_http_in_flight_bytes 9",
+            "aqueduct_federation_transactions_sent_total 1",
+            "aqueduct_federation_pdus_sent_total 5",
+            "aqueduct_federation_edus_sent_total 2",
+            "aqueduct_federation_failures_total 1",
+            "aqueduct_federation_servers_waiting 3",
+            "aqueduct_federation_servers_failing 1",
+            "aqueduct_federation_lag_positions 4",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

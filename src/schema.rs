@@ -232,6 +232,15 @@ tables! {
     173 INBOUND_EVENT((RoomNum, u64) => InboundEventRow) in Queues, Store of "flows::remote";
     /// A message between devices that another server sent, by the id that it gave it.
     174 INBOUND_MESSAGE((String, String) => InboundMessageRow) in Queues, Store of "flows::remote";
+
+    // --- delivery to other servers ---
+
+    /// The first event of a room that a server was not told, where it missed some: one row a room, however much it missed.
+    181 BEHIND((String, RoomNum) => Position) in Queues, Store of "delivery::servers::marks";
+    /// A server that does not answer: since when, and when it is tried again. It is written by notes.
+    182 DESTINATION(String => Json<remote::DestinationRow>) in Notes, Store of "delivery::servers::marks";
+    /// A message of one of our users for devices of another server, until that server has taken it.
+    183 OUTBOX((String, Position) => remote::OutboxRow) in Queues, Store of "delivery::servers::outbox";
 }
 
 /// Lists all tables, those of the store included.

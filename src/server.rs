@@ -22,6 +22,7 @@ use crate::{
     accounts::Accounts,
     api,
     config::Config,
+    delivery::servers::Servers,
     env::Env,
     error::Result,
     flows::{
@@ -78,6 +79,13 @@ impl Server {
         );
         let remote = Remote::open(&config, &env, &store, identity::open(&config, &env, &store, None)?)?;
         let staged = Staged::open(&*store.snapshot())?;
+        let delivery = Servers::new(
+            env.clone(),
+            store.clone(),
+            metrics.clone(),
+            remote.client.clone(),
+            config.server.name.clone(),
+        );
         let limits = RateLimits::new(env.clone(), &config.limits);
         let app = App::new(Services {
             env,
@@ -99,6 +107,7 @@ impl Server {
             lanes: Lanes::default(),
             staged,
             sharing: Sharing::default(),
+            delivery,
         });
         let (woken, flushed) = (app.clone(), app.clone());
         let wake = move |wake| write::on_publish(&woken, wake);
@@ -112,7 +121,7 @@ impl Server {
         })?;
         if let Some(lead) = &lead {
             timers::start(&app, lead);
-            readers::start(&app, lead, &read_on);
+            readers::start(&app, lead, &read_on)?;
             remote::staged::begin_all(&app);
             app.env.spawn(remote::forget::run(app.clone()));
             let inner = app.clone();

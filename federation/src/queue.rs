@@ -227,6 +227,18 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
         is_resting && self.pdus.is_empty() && self.edus.is_empty()
     }
 
+    /// The oldest place that would be lost with the queue: of an event that waits or is under way, or of a mark that is not
+    /// given yet. Places are offered in rising order.
+    pub fn oldest(&self) -> Option<P> {
+        let under_way = match &self.phase {
+            Phase::Sending(pdus) => pdus.first().map(|pdu| pdu.place),
+            Phase::Ready | Phase::CatchingUp | Phase::Failed(_) => None,
+        };
+        let waiting = self.pdus.front().map(|pdu| pdu.place);
+        let late = self.late.values().min().copied();
+        under_way.into_iter().chain(waiting).chain(late).min()
+    }
+
     /// Marks a room. Gives the mark unless one is known to be kept that is as old.
     fn mark(&mut self, mark: Mark<R, P>) -> Option<Mark<R, P>> {
         self.has_marks = true;
@@ -374,6 +386,30 @@ mod tests {
         assert_eq!(outbox_max, EDUS_MAX);
         queue.succeeded(true);
         assert!(matches!(queue.next(10), Action::Send { .. }));
+    }
+
+    #[test]
+    fn the_oldest_of_what_would_be_lost_is_known() {
+        let mut queue = fresh();
+        assert_eq!(queue.oldest(), None);
+        for place in 5..5 + WAITING_PDUS_MAX as u64 {
+            assert_eq!(queue.offer(pdu(1, place)), None);
+        }
+        assert_eq!(queue.oldest(), Some(5));
+        let _under_way = queue.next(0);
+        assert_eq!(queue.oldest(), Some(5), "what is under way may still fail");
+        queue.succeeded(false);
+        assert_eq!(queue.oldest(), Some(55));
+        assert!(!queue.failed(1).is_empty());
+        assert_eq!(queue.oldest(), None, "all of it is marked");
+        assert_eq!(queue.next(1), Action::CatchUp);
+        for place in 1_000..1_001 + WAITING_PDUS_MAX as u64 {
+            assert_eq!(queue.offer(pdu(1, place)), None);
+        }
+        while let Some(oldest) = queue.pdus.pop_front() {
+            assert!(oldest.place >= 1_000);
+        }
+        assert_eq!(queue.oldest(), Some(1_000 + WAITING_PDUS_MAX as u64), "a mark is still to be given");
     }
 
     /// Drives a queue with a random owner, and checks that whatever was offered arrives, or a mark stands for its room until

@@ -328,6 +328,7 @@ impl Call {
     pub(crate) async fn prove_origin(&mut self, app: &App) -> Result<()> {
         if let Asker::Claimed(credentials) = &self.asker {
             let origin = identify::prove(app, credentials, &self.parts, &self.body).await?;
+            app.delivery.heard_from(&origin);
             self.asker = Asker::Server(origin);
         }
         Ok(())

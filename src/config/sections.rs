@@ -169,6 +169,8 @@ pub struct Federation {
     pub proxy: String,
     /// Whether other servers may read the public directory of rooms.
     pub public_rooms: bool,
+    /// Whether servers that share a room with a user are told how present the user is.
+    pub presence: bool,
 }
 
 impl std::fmt::Debug for Federation {
@@ -182,6 +184,7 @@ impl std::fmt::Debug for Federation {
             .field("networks_allowed", &self.networks_allowed)
             .field("proxy", &if self.proxy.is_empty() { "" } else { "(set)" })
             .field("public_rooms", &self.public_rooms)
+            .field("presence", &self.presence)
             .finish()
     }
 }
@@ -315,6 +318,7 @@ impl Default for Federation {
             networks_allowed: Vec::new(),
             proxy: String::new(),
             public_rooms: false,
+            presence: true,
         }
     }
 }

@@ -38,6 +38,9 @@ async fn stop(app: &App, user_id: &str, ended: Vec<(RoomNum, DeviceNum)>) -> Res
     for (room, device) in ended {
         let stop = |board: &mut Board, number| (board.typing.stop_on(room, user_id, device, number), ());
         if app.ephemeral.change(stop).0 {
+            if let Ok(user) = <&ruma::UserId>::try_from(user_id) {
+                app.delivery.typing(room, user, false, true);
+            }
             wake_room(app, room).await?;
         }
     }

@@ -1,7 +1,7 @@
 //! Rows about other servers: what came from them and waits, and what is to be told to them.
 
 use bytes::Bytes;
-use federation::ports::StoredKey;
+use federation::{backoff::Failing, ports::StoredKey};
 use ruma::OwnedEventId;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +98,40 @@ impl Value for InboundMessageRow {
     }
 }
 
+/// The state of a server that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationRow {
+    /// How often it failed, since when, and when it is tried again.
+    pub failing: Failing,
+    /// The last failure, as a sentence for the operator.
+    pub why: String,
+}
+
+/// A message to devices of another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// When it was sent here: milliseconds since the epoch.
+    pub sent_ms: u64,
+    /// The whole piece of ephemeral news as JSON, with the id by which the other server knows it again.
+    pub json: Bytes,
+}
+
+impl Value for OutboxRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.sent_ms);
+        to.raw(&self.json);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let sent_ms = from.varint()?;
+        let json = bytes.slice_ref(from.rest());
+        Ok(Self { sent_ms, json })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +151,15 @@ mod tests {
         assert_eq!(round_trip(&message), message);
         assert!(InboundEventRow::decode(Bytes::from_static(&[1, 1, b'x', 1, b'y'])).is_err());
         assert!(InboundMessageRow::decode(Bytes::from_static(&[1, 0])).is_err());
+    }
+
+    #[test]
+    fn messages_of_the_outbox_come_back() {
+        for sent_ms in [0, 127, 1_767_225_600_000, u64::MAX] {
+            let row = OutboxRow { sent_ms, json: Bytes::from_static(b"{}") };
+            assert_eq!(round_trip(&row), row);
+        }
+        assert!(OutboxRow::decode(Bytes::from_static(&[1])).is_err());
+        assert!(OutboxRow::decode(Bytes::from_static(&[9, 0])).is_err());
     }
 }

@@ -62,7 +62,10 @@ async fn run_here(
     report: &mut Report<'_>,
 ) -> Result<Outcome> {
     let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
-    let server = Server::start(config.clone(), Env::real()?, store, Some(Lead::of_only_node()))?;
+    let mut config = config.clone();
+    // A command that is soon over has no business with other servers: they are told when the server runs.
+    config.federation.enabled &= command.is_about_servers();
+    let server = Server::start(config, Env::real()?, store, Some(Lead::of_only_node()))?;
     let (sender, mut receiver) = mpsc::channel::<Progress>(PROGRESS_MAX);
     let work = operate(server.app(), command, tell(sender));
     tokio::pin!(work);

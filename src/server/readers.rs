@@ -63,10 +63,12 @@ impl Written {
 }
 
 /// Starts all readers on the node that leads, so that only one node acts on the log.
-pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) {
+pub(super) fn start(app: &App, _lead: &Lead, written: &watch::Receiver<()>) -> Result<()> {
     for reader in all() {
         app.env.spawn(run(app.clone(), reader, written.clone()));
     }
+    // The reader that tells other servers keeps its own cursor, which moves only when they have taken what it read.
+    if app.config.federation.enabled { app.delivery.start(written.clone()) } else { Ok(()) }
 }
 
 async fn run(app: App, reader: Reader, mut written: watch::Receiver<()>) {

@@ -58,6 +58,8 @@ pub async fn serve(config: Config) -> Result<Stopped> {
             for (queue, depth) in looked_at.env.long_calls() {
                 looked_at.metrics.queue_depth(queue, depth);
             }
+            let (waiting, failing) = looked_at.delivery.count();
+            looked_at.metrics.servers_waiting(waiting, failing, looked_at.delivery.lag());
         };
         let address = listening.open_metrics(&config.metrics.address, look).await?;
         tracing::info!(%address, "serving /metrics");

@@ -46,6 +46,17 @@ pub fn read_after(
     Ok(Tail::Entries(entries))
 }
 
+/// Reads at most `entries_max` of the entries after a position that are still there: those of events are, as long as their
+/// room is. This is for a reader that may miss all others.
+pub fn read_kept_after(
+    read: &(impl Read + ?Sized),
+    position: Position,
+    entries_max: usize,
+) -> Result<Vec<(Position, LogEntry)>, Fault> {
+    let (low, high) = (Bound::Excluded(position), Bound::Included(read.upto()));
+    tables::LOG.range::<Position>(read, low, high, Direction::Up)?.take(entries_max).collect()
+}
+
 /// Entries at or before this position may be gone.
 pub fn trimmed(read: &(impl Read + ?Sized)) -> Result<Position, Fault> {
     Ok(tables::LOG_TRIMMED.get(read, ())?.unwrap_or(Position::ZERO))
@@ -165,6 +176,8 @@ mod tests {
         let read = &*store.snapshot();
         assert_eq!(positions(read_after(read, at(4), 99).unwrap()), [5, 6, 7, 8, 9, 10]);
         assert_eq!(read_after(read, at(3), 99).unwrap(), Tail::Resync { from: at(10) });
+        let kept = read_kept_after(read, at(1), 4).unwrap();
+        assert_eq!(kept.iter().map(|(position, _)| position.number()).collect::<Vec<_>>(), [2, 4, 5, 6]);
         let left = tables::LOG.prefix::<()>(read, (), Direction::Up).unwrap();
         assert_eq!(left.map(|row| row.unwrap().0.number()).collect::<Vec<_>>(), [2, 4, 5, 6, 7, 8, 9, 10]);
         // With nothing new there is nothing to do.

@@ -33,6 +33,7 @@ mod wrong_input;
 mod large_rooms;
 mod login;
 mod odd_names;
+mod outbound;
 mod pages;
 mod policy;
 mod push_rules;

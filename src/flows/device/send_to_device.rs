@@ -1,13 +1,18 @@
-//! Sends messages to devices of this server, once for each transaction id.
+//! Sends messages to devices, once for each transaction id.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::{
-    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw, to_device::DeviceIdOrAllDevices,
+    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw,
+    to_device::DeviceIdOrAllDevices,
 };
 
 use crate::{
     accounts::{Caller, devices, users},
+    delivery::servers::outbox,
     encryption::{
         inbox::{self, Message},
         keys::Owner,
@@ -34,6 +39,8 @@ const BATCH_TARGETS: usize = 500;
 const ACT_BYTES: usize = 4 << 10;
 /// A request reaches at most this many devices.
 const DEVICES_MAX: usize = 10_000;
+/// Characters of the id by which another server knows a message again.
+const MESSAGE_ID_CHARACTERS: usize = 24;
 /// An event type or a transaction id has at most this many bytes, because both are part of keys.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -44,6 +51,7 @@ pub(crate) type Messages =
 /// A request to send messages, as it was read and checked.
 struct Request {
     sender: Owner,
+    sender_id: OwnedUserId,
     event_type: String,
     txn_id: String,
     /// The targets in an order that is the same for each try, so that a retry goes on from where the last one ended.
@@ -52,17 +60,46 @@ struct Request {
 
 /// A device, or all devices of a user, and the message for them.
 pub(crate) struct Target {
-    /// The user's number; none if there is no such user here.
-    pub(crate) user: Option<UserNum>,
-    /// The device or all of them.
-    pub(crate) device: DeviceIdOrAllDevices,
-    /// The message that each of them gets.
-    pub(crate) message: Message,
+    to: Receiver,
+    device: DeviceIdOrAllDevices,
+    message: Message,
+}
+
+/// The user who gets a message.
+enum Receiver {
+    /// A user of this server.
+    Here(UserNum),
+    /// A user of another server, with the content as it goes there.
+    Elsewhere(OwnedUserId, Raw<AnyToDeviceEventContent>),
+    /// Nobody of this name is here, or other servers are not spoken to.
+    Nobody,
+}
+
+/// A message for a user of another server.
+#[derive(Clone, Copy)]
+pub(crate) struct Elsewhere<'a> {
+    user_id: &'a OwnedUserId,
+    device: &'a DeviceIdOrAllDevices,
+    content: &'a Raw<AnyToDeviceEventContent>,
+}
+
+impl Target {
+    /// A message for a user of this server.
+    pub(crate) fn here(user: UserNum, device: DeviceIdOrAllDevices, message: Message) -> Self {
+        Self { to: Receiver::Here(user), device, message }
+    }
+
+    fn user(&self) -> Option<UserNum> {
+        match &self.to {
+            Receiver::Here(user) => Some(*user),
+            Receiver::Elsewhere(..) | Receiver::Nobody => None,
+        }
+    }
 }
 
 /// `PUT /sendToDevice`: sends messages once for each transaction id, however often the request comes and even if the server
-/// crashes meanwhile. Unknown users and devices are passed over, and so is a device whose inbox is full. Errors: 413 for a
-/// message that is too large, or more than 10,000 devices.
+/// crashes meanwhile. Messages to users of other servers wait in the outboxes of these. Unknown users and devices are passed over,
+/// and so is a device whose inbox, or a server whose outbox, is full. Errors: 413 for a message that is too large, or more than 10,000 devices.
 pub(crate) async fn send_to_device(
     app: &App,
     caller: &Caller,
@@ -94,16 +131,23 @@ fn read_request(
     let snapshot = app.store.snapshot();
     let mut targets = Vec::new();
     for (user_id, devices) in messages {
+        let is_here = user_id.server_name() == app.config.server.name;
         let user = users::find_num(&*snapshot, &user_id)?;
         for (device, content) in devices {
             // An invalid message is refused even if its user is not here, so that the error does not depend on who exists.
             let message = Message::new(&caller.user_id, &event_type, content.json())?;
-            targets.push(Target { user, device, message });
+            let to = match user {
+                Some(user) => Receiver::Here(user),
+                None if is_here || !app.config.federation.enabled => Receiver::Nobody,
+                None => Receiver::Elsewhere(user_id.clone(), content),
+            };
+            targets.push(Target { to, device, message });
         }
     }
     let sender = (caller.user, caller.device);
     let progress = to_device::progress(&*snapshot, sender, &event_type, &txn_id)?;
-    let request = Request { sender, event_type, txn_id, targets };
+    let sender_id = caller.user_id.clone();
+    let request = Request { sender, sender_id, event_type, txn_id, targets };
     if progress == SendProgress::default() {
         let acts = count_acts(&*snapshot, &request)?;
         // The route has counted one act already.
@@ -117,7 +161,11 @@ fn read_request(
 fn count_acts(read: &(impl Read + ?Sized), request: &Request) -> Result<usize> {
     let (mut count, mut acts) = (0, 0);
     for target in &request.targets {
-        let devices = list_devices(read, target, DeviceNum(0))?.len();
+        let devices = match &target.to {
+            // How many devices the user has, the other server knows.
+            Receiver::Elsewhere(..) => 1,
+            Receiver::Here(_) | Receiver::Nobody => list_devices(read, target, DeviceNum(0))?.len(),
+        };
         count += devices;
         acts += devices * target.message.byte_count().div_ceil(ACT_BYTES);
         if count > DEVICES_MAX {
@@ -134,7 +182,7 @@ pub(crate) fn list_devices(
     target: &Target,
     above: DeviceNum,
 ) -> Result<Vec<DeviceNum>, Fault> {
-    let Some(user) = target.user else { return Ok(Vec::new()) };
+    let Some(user) = target.user() else { return Ok(Vec::new()) };
     let chosen = match &target.device {
         DeviceIdOrAllDevices::DeviceId(id) => devices::find(read, user, id)?.into_iter().collect(),
         DeviceIdOrAllDevices::AllDevices => devices::list(read, user)?,
@@ -152,17 +200,27 @@ async fn serve_next(
     known: SendProgress,
 ) -> Result<SendProgress> {
     let (locked, end) = next_of(&request.targets, known);
-    write::for_caller_and_users(app, caller, locked, move |app, batch| {
+    let (after, filled) = write::for_caller_and_users(app, caller, locked, move |app, batch| {
         let (event_type, txn_id) = (&request.event_type, &request.txn_id);
         let before = to_device::progress(batch, request.sender, event_type, txn_id)?;
         if before.is_done || before.targets != known.targets {
-            return Ok(before);
+            return Ok((before, BTreeSet::new()));
         }
-        let after = fill(app, batch, &request.targets, before, end)?;
+        let mut filled = BTreeSet::new();
+        let mut elsewhere = |batch: &mut Batch, to: Elsewhere<'_>| {
+            if put_elsewhere(app, batch, &request, to) {
+                filled.insert(to.user_id.server_name().to_owned());
+            }
+        };
+        let after = fill(app, batch, &request.targets, before, end, &mut elsewhere)?;
         to_device::note_progress(batch, request.sender, event_type, txn_id, &after, app.env.now_ms())?;
-        Ok(after)
+        Ok((after, filled))
     })
-    .await
+    .await?;
+    for server in filled {
+        app.delivery.outbox_filled(&server);
+    }
+    Ok(after)
 }
 
 /// The users whose inboxes the next batch fills, and the target with which it ends.
@@ -170,26 +228,33 @@ pub(crate) fn next_of(all: &[Target], progress: SendProgress) -> (Vec<UserNum>, 
     let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX).min(all.len());
     let end = begin.saturating_add(BATCH_TARGETS).min(all.len());
     let targets = all.get(begin..end).unwrap_or_default();
-    (targets.iter().filter_map(|target| target.user).collect(), end)
+    (targets.iter().filter_map(Target::user).collect(), end)
 }
 
-/// Fills a batch with messages to the targets before `end`, and answers the progress.
+/// Fills a batch with messages to the targets before `end`, and answers the progress. `elsewhere` takes those for users of other servers.
 pub(crate) fn fill(
     app: &App,
     batch: &mut Batch,
     all: &[Target],
     mut progress: SendProgress,
     end: usize,
+    elsewhere: &mut dyn FnMut(&mut Batch, Elsewhere<'_>),
 ) -> Result<SendProgress> {
     let begin = usize::try_from(progress.targets).unwrap_or(usize::MAX);
     let targets = all.get(begin..end).unwrap_or_default();
     for target in targets {
+        if let Receiver::Elsewhere(user_id, content) = &target.to {
+            if batch.row_count() >= BATCH_ROWS || batch.byte_count() >= BATCH_BYTES {
+                return Ok(progress);
+            }
+            elsewhere(batch, Elsewhere { user_id, device: &target.device, content });
+        }
         let devices = list_devices(batch, target, progress.device)?;
         for device in devices {
             if batch.row_count() >= BATCH_ROWS || batch.byte_count() >= BATCH_BYTES {
                 return Ok(progress);
             }
-            if let Some(user) = target.user {
+            if let Some(user) = target.user() {
                 put(app, batch, (user, device), &target.message)?;
             }
             progress.device = device;
@@ -198,6 +263,32 @@ pub(crate) fn fill(
     }
     progress.is_done = end == all.len();
     Ok(progress)
+}
+
+/// Puts a message into the outbox of another server. A full outbox affects this server only, so the request goes on.
+fn put_elsewhere(
+    app: &App,
+    batch: &mut Batch,
+    request: &Request,
+    to: Elsewhere<'_>,
+) -> bool {
+    let device = to.device.to_string();
+    let message = outbox::Message {
+        sender: &request.sender_id,
+        event_type: &request.event_type,
+        message_id: &app.env.random_string(MESSAGE_ID_CHARACTERS),
+        to: to.user_id,
+        device: &device,
+        content: to.content,
+    };
+    let (json, server) = (message.json(), to.user_id.server_name());
+    if !app.delivery.reserve_outbox(server, &request.event_type, json.len()) {
+        app.metrics.to_device_dropped("outbox_full", 1);
+        tracing::debug!(%server, reason = "it is full, or may not be spoken to", "the outbox of a server does not take a message");
+        return false;
+    }
+    outbox::put(batch, server.as_str(), request.sender.0, json, app.env.now_ms());
+    true
 }
 
 /// Puts a message into one inbox. A full inbox affects its own device only, so the request goes on.

@@ -3,7 +3,7 @@
 use ruma::ServerName;
 
 use crate::{
-    accounts, encryption,
+    accounts, delivery, encryption,
     flows::remote,
     ids::{Position, RoomNum},
     push, rooms,
@@ -30,6 +30,7 @@ fn checks() -> Vec<RowCheck> {
     all.extend(encryption::check::checks());
     all.extend(push::check::checks());
     all.extend(remote::check::checks());
+    all.extend(delivery::check::checks());
     all.push(RowCheck::of(&store::tables::LOG, |read, position, entry, doubts| {
         log_entry(read, *position, *entry, doubts)
     }));

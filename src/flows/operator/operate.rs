@@ -23,6 +23,7 @@ use crate::{
         operator::{
             check,
             explain::{self, Explanation},
+            federation::{self, CheckedServer, Retried, Statuses},
         },
         write,
     },
@@ -112,6 +113,41 @@ pub enum Command {
     },
     /// Reads every row of the store and reports those that are wrong.
     Check,
+    /// Lists the other servers that do not answer, or for which something waits.
+    ListServers,
+    /// Tries to reach another server again now.
+    RetryServer {
+        /// The name of the server.
+        server: String,
+    },
+    /// Finds a server as others do, and says what they see of it.
+    CheckServer {
+        /// The name of the server.
+        server: String,
+    },
+}
+
+impl Command {
+    /// Whether the command has to do with other servers, so that they are told what waits for them while it runs.
+    pub fn is_about_servers(&self) -> bool {
+        match self {
+            Self::ListServers | Self::CheckServer { .. } => true,
+            Self::CreateUser { .. }
+            | Self::ListUsers
+            | Self::SetAdmin { .. }
+            | Self::ResetPassword { .. }
+            | Self::DeactivateUser { .. }
+            | Self::ListDevices { .. }
+            | Self::LogOut { .. }
+            | Self::CreateToken { .. }
+            | Self::ListTokens
+            | Self::RevokeToken { .. }
+            | Self::BackUp { .. }
+            | Self::Explain { .. }
+            | Self::RetryServer { .. }
+            | Self::Check => false,
+        }
+    }
 }
 
 /// The result of a command that was carried out.
@@ -146,6 +182,12 @@ pub enum Outcome {
     Explained(Box<Explanation>),
     /// Every row of the store was checked.
     Checked(CheckedStore),
+    /// The other servers that do not answer, or for which something waits.
+    Servers(Statuses),
+    /// Another server is tried again.
+    ServerRetried(Retried),
+    /// A server was looked at from outside.
+    ServerChecked(Box<CheckedServer>),
 }
 
 impl Outcome {
@@ -153,6 +195,7 @@ impl Outcome {
     pub fn is_good(&self) -> bool {
         match self {
             Self::Checked(report) => report.faults == 0,
+            Self::ServerChecked(report) => report.faults.is_empty(),
             Self::UserCreated(_)
             | Self::Users(_)
             | Self::AdminSet(_)
@@ -165,6 +208,8 @@ impl Outcome {
             | Self::TokenRevoked(_)
             | Self::BackedUp(_)
             | Self::Explained(_)
+            | Self::Servers(_)
+            | Self::ServerRetried(_)
             | Self::Restored(_) => true,
         }
     }
@@ -334,6 +379,11 @@ pub async fn operate(
             Outcome::Explained(Box::new(explain_event(app, &event, user).await?))
         }
         Command::Check => Outcome::Checked(check_store(app, progress).await?),
+        Command::ListServers => Outcome::Servers(federation::list(app).await?),
+        Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
+        Command::CheckServer { server } => {
+            Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))
+        }
     })
 }
 

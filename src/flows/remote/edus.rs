@@ -337,7 +337,7 @@ async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>)
                     continue;
                 }
                 let all = &delivery.targets;
-                let progress = send_to_device::fill(app, batch, all, before.progress, all.len())?;
+                let progress = send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| {})?;
                 schema::INBOUND_MESSAGE.put(batch, key, &InboundMessageRow { progress, ..before });
                 if !progress.is_done {
                     return Ok(at);
@@ -378,7 +378,7 @@ fn read_message(snapshot: &Snapshot, origin: &ServerName, content: &RawValue) ->
                 "*" => DeviceIdOrAllDevices::AllDevices,
                 id => DeviceIdOrAllDevices::DeviceId(id.into()),
             };
-            let target = Target { user: Some(user), device, message };
+            let target = Target::here(user, device, message);
             let devices = send_to_device::list_devices(snapshot, &target, DeviceNum(0))?.len();
             (count, reached) = (count + devices.max(1), reached + devices);
             if count > DEVICES_MAX {

@@ -9,6 +9,7 @@ use crate::{
         self, Caller,
         presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX, elsewhere::Told},
     },
+    delivery::servers::Told,
     error::{Refusal, Result},
     flows::{App, sharing, write},
     ids::{DeviceNum, RoomNum, UserNum},
@@ -266,6 +267,7 @@ async fn tell(app: &App, user: UserNum) -> Result<()> {
                 .ephemeral
                 .change(|board, number| (board.presence.tell(user, rooms, now_ms, number), ()));
             if is_told {
+                tell_servers(&owned, &snapshot, user)?;
                 sharing::wake_those_who_wait(&owned, &snapshot, user)?;
             }
             Ok(is_told)
@@ -274,6 +276,21 @@ async fn tell(app: &App, user: UserNum) -> Result<()> {
     if is_told {
         keep(app, user).await;
     }
+    Ok(())
+}
+
+/// Shows the user's presence to the servers that share a room with the user, where the settings let them see it.
+fn tell_servers(app: &App, read: &Snapshot, user: UserNum) -> Result<()> {
+    let told = app.ephemeral.read(|board| board.presence.find(user));
+    let (true, Some(told)) = (app.config.federation.presence, told) else { return Ok(()) };
+    let now_ms = app.env.now_ms();
+    let told = Told {
+        state: told.state.to_string(),
+        is_active: told.is_active(now_ms),
+        active_ms_ago: (told.last_active_ms > 0).then(|| now_ms.saturating_sub(told.last_active_ms)),
+        status_msg: told.status_msg,
+    };
+    app.delivery.presence(user, accounts::users::require(read, user)?.user_id, told);
     Ok(())
 }
 

@@ -56,6 +56,7 @@ pub(crate) async fn set_typing_elsewhere(
 async fn note(app: &App, num: RoomNum, user_id: String, word: Option<Word>) -> Result<()> {
     let (changed, began) =
         app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, word, number), number));
+    app.delivery.typing(num, &caller.user_id, until_ms.is_some(), changed);
     if changed {
         typists::wake_room(app, num).await?;
         if let Some(Word { until_ms, .. }) = word {
@@ -73,10 +74,16 @@ async fn expire_typing(app: &App, num: RoomNum, user_id: &str, began: u64, mut u
         let left_ms = until_ms.saturating_sub(app.env.now_ms());
         app.env.sleep(Duration::from_millis(left_ms.max(1))).await;
         let now_ms = app.env.now_ms();
-        let (changed, later_ms) = app.ephemeral.change(|board, number| {
+        let (changed, (later_ms, gone)) = app.ephemeral.change(|board, number| {
+            let mut gone = board.typing.list(num);
             let changed = board.typing.expire(num, now_ms, number);
-            (changed, board.typing.until_ms(num, user_id, began))
+            let left = board.typing.list(num);
+            gone.retain(|user| !left.contains(user));
+            (changed, (board.typing.until_ms(num, user_id, began), gone))
         });
+        for user in gone.iter().filter_map(|user| <&UserId>::try_from(user.as_str()).ok()) {
+            app.delivery.typing(num, user, false, true);
+        }
         if changed && let Err(error) = typists::wake_room(app, num).await {
             tracing::warn!(%error, "nobody was told that somebody stopped typing");
         }

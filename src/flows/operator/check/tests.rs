@@ -277,6 +277,12 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         };
         schema::INBOUND_EVENT.put(batch, (room, 1), &waits);
         schema::INBOUND_MESSAGE.put(batch, ("b.example", "x"), &Default::default());
+        schema::BEHIND.put(batch, ("b.example", room), &Position::new(3).unwrap());
+        let failing = federation::backoff::Failing { failures: 1, since_ms: 1, next_try_ms: 2 };
+        let failing = crate::schema::remote::DestinationRow { failing, why: "so".to_owned() };
+        schema::DESTINATION.put(batch, "b.example", &Json(failing));
+        let message = Bytes::from_static(b"{}");
+        crate::delivery::servers::outbox::put(batch, "b.example", UserNum(1), message, 1);
     });
 }
 
@@ -284,7 +290,9 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
 /// a note, or it is a log entry that is trimmed one day. A head is written again with each flush.
 const MAY_BE_LOST: &[&str] = &[
     "ACCOUNT_DATA_SIZE",
+    "BEHIND",
     "CURSOR",
+    "DESTINATION",
     "DEVICE_KEYS",
     "DEVICE_SEEN",
     "FILTERS",
@@ -297,6 +305,7 @@ const MAY_BE_LOST: &[&str] = &[
     "LOG_TIME",
     "LOG_TRIMMED",
     "OPENID_TOKENS",
+    "OUTBOX",
     "PASSWORDS",
     "PRESENCE",
     "PROFILES",

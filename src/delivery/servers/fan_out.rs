@@ -1,0 +1,178 @@
+//! Works out which servers are told of an event: those that have somebody in the room before or after it, so that a server also
+//! learns that its last user was removed. The room's access list and the settings leave servers out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use federation::client::Client;
+use ruma::{OwnedServerName, ServerName, UserId};
+
+use crate::{
+    ids::RoomNum,
+    rooms::{
+        acl::Acl,
+        event::{self, StoredEvent},
+        members, state,
+    },
+    schema::{event_types::MEMBER, rooms::Membership, state::StateRef},
+    store::{Fault, Snapshot},
+};
+
+/// Remember lists of servers of at most this many names in all.
+const NAMES_MAX: usize = 100_000;
+
+/// Some servers, sorted by name.
+pub(super) type List = Arc<[OwnedServerName]>;
+
+/// Works out who is told of events.
+pub(super) struct Planner {
+    us: OwnedServerName,
+    client: Client,
+    /// The list last worked out for a room. What it depends on is kept with it, so that it is right or not used.
+    lists: BTreeMap<RoomNum, Listed>,
+    names: usize,
+}
+
+struct Listed {
+    at: StateRef,
+    acl: Option<(crate::ids::EventNum, bool)>,
+    servers: List,
+}
+
+impl Planner {
+    /// Works for the server of this name, which talks with those servers that the client may talk with.
+    pub(super) fn new(us: OwnedServerName, client: Client) -> Self {
+        Self { us, client, lists: BTreeMap::new(), names: 0 }
+    }
+
+    /// Whether an event is ours to tell to other servers: one of our users sent it.
+    pub(super) fn is_ours(&self, stored: &StoredEvent) -> bool {
+        is_of(&stored.row.sender(), &self.us)
+    }
+
+    /// Lists the servers that are told of an event.
+    pub(super) fn of_event(
+        &mut self,
+        read: &Snapshot,
+        room: RoomNum,
+        stored: &StoredEvent,
+    ) -> Result<List, Fault> {
+        let states = States::of(read, room, stored)?;
+        let before = self.in_state(read, room, states.before)?;
+        let asked = find_asked(read, room, stored)?.filter(|server| self.may_tell(server));
+        if states.before == states.after && asked.is_none() {
+            return Ok(before);
+        }
+        let mut servers: BTreeSet<OwnedServerName> = before.iter().cloned().collect();
+        servers.extend(self.in_state(read, room, states.after)?.iter().cloned());
+        if let Some(asked) = asked
+            && Acl::of_room(read, room)?.admits(&asked)
+        {
+            servers.insert(asked);
+        }
+        Ok(servers.into_iter().collect())
+    }
+
+    /// Lists the servers that are in a room now.
+    pub(super) fn of_room(&mut self, read: &Snapshot, room: RoomNum) -> Result<List, Fault> {
+        let tip = state::tip(read, room)?;
+        self.in_state(read, room, tip)
+    }
+
+    fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {
+        let at = state::canonical(read, room, at)?;
+        let acl = Acl::of_room(read, room)?;
+        let known = self.lists.get(&room).filter(|known| known.at == at && known.acl == acl.version);
+        if let Some(known) = known {
+            return Ok(Arc::clone(&known.servers));
+        }
+        let is_now = at == state::tip(read, room)?;
+        let names = if is_now {
+            members::list_servers(read, room)?.collect::<Result<Vec<_>, _>>()?
+        } else {
+            members::list_servers_at(read, room, at)?
+        };
+        let servers = names.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok());
+        let servers = servers.filter(|server| self.may_tell(server) && acl.admits(server));
+        let servers: List = servers.collect();
+        if self.names + servers.len() > NAMES_MAX {
+            self.lists.clear();
+            self.names = 0;
+        }
+        self.names += servers.len();
+        let listed = Listed { at, acl: acl.version, servers: Arc::clone(&servers) };
+        if let Some(before) = self.lists.insert(room, listed) {
+            self.names -= before.servers.len();
+        }
+        Ok(servers)
+    }
+
+    fn may_tell(&self, server: &ServerName) -> bool {
+        *server != *self.us && self.client.caller().servers().allows(server)
+    }
+}
+
+/// Whether a user is of a server.
+pub(super) fn is_of(user_id: &str, server: &ServerName) -> bool {
+    user_id.split_once(':').is_some_and(|(_, of)| of == server.as_str())
+}
+
+/// The states before and after an event.
+struct States {
+    before: StateRef,
+    after: StateRef,
+}
+
+impl States {
+    fn of(read: &Snapshot, room: RoomNum, stored: &StoredEvent) -> Result<Self, Fault> {
+        let header = &stored.row.header;
+        let before = match header.before {
+            Some(before) => before,
+            None => state::just_below(read, room, stored.order)?,
+        };
+        let after = match header.after {
+            Some(after) => after,
+            None if header.state_key.is_none() => before,
+            None => StateRef::Main(stored.order),
+        };
+        Ok(Self { before, after })
+    }
+}
+
+/// The server of a user whose invitation an event takes back, or whose knock it refuses: nobody of it need be in the room.
+fn find_asked(
+    read: &Snapshot,
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<Option<OwnedServerName>, Fault> {
+    let removes = matches!(stored.membership(), Some(Membership::Leave | Membership::Ban));
+    let (true, Some(replaced)) = (removes, stored.row.header.replaces) else { return Ok(None) };
+    debug_assert_eq!(stored.row.event_type(), MEMBER, "only member events give a membership");
+    let was = event::find_anywhere(read, room, replaced)?.and_then(|replaced| replaced.membership());
+    if !matches!(was, Some(Membership::Invite | Membership::Knock)) {
+        return Ok(None);
+    }
+    let user = stored.row.state_key();
+    let user = user.as_deref().and_then(|user| <&UserId>::try_from(user).ok());
+    Ok(user.map(|user| user.server_name().to_owned()))
+}
+
+/// Whether a server is told of an event, as [`Planner::of_event`] lists it, but for access lists and settings.
+pub(super) fn is_told(
+    read: &Snapshot,
+    room: RoomNum,
+    stored: &StoredEvent,
+    server: &ServerName,
+) -> Result<bool, Fault> {
+    let states = States::of(read, room, stored)?;
+    if members::was_server_joined(read, room, states.before, server.as_str())? {
+        return Ok(true);
+    }
+    if states.before != states.after && members::was_server_joined(read, room, states.after, server.as_str())?
+    {
+        return Ok(true);
+    }
+    Ok(find_asked(read, room, stored)?.is_some_and(|asked| asked == *server))
+}

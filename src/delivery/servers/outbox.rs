@@ -1,0 +1,154 @@
+//! Messages of our users for devices of other servers. Each waits in the store, in the batch of the request that sent it, until
+//! the other server has taken it: it may be the key of a conversation, which nobody sends again.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use ruma::{UserId, events::AnyToDeviceEventContent, serde::Raw};
+
+use crate::{
+    ids::{Position, UserNum},
+    json::{JsonRef, Object},
+    schema::{self, remote::OutboxRow},
+    store::{Batch, Direction, Fault, LogEntry, Read, Write},
+};
+
+/// A message that its server does not take is kept for at most this long.
+pub const KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Delete at most this many messages at once that are too old.
+const FORGOTTEN_AT_ONCE: usize = 1_000;
+/// The name of these messages between servers.
+const DIRECT_TO_DEVICE: &str = "m.direct_to_device";
+
+/// A message to devices of one user of another server.
+pub struct Message<'a> {
+    /// The user who sends it.
+    pub sender: &'a UserId,
+    /// The type of the event.
+    pub event_type: &'a str,
+    /// The id by which the other server knows the message again when it comes a second time.
+    pub message_id: &'a str,
+    /// The user who gets it.
+    pub to: &'a UserId,
+    /// The id of the device, or `*` for all devices of the user.
+    pub device: &'a str,
+    /// The content, which the caller has checked.
+    pub content: &'a Raw<AnyToDeviceEventContent>,
+}
+
+impl Message<'_> {
+    /// The message as it goes to the other server.
+    pub fn json(&self) -> Bytes {
+        let mut edu = Object::new();
+        edu.object("content", |content| {
+            content.text("message_id", self.message_id);
+            content.object("messages", |users| {
+                users.object(self.to.as_str(), |devices| devices.json(self.device, self.content.json()));
+            });
+            content.text("sender", self.sender.as_str());
+            content.text("type", self.event_type);
+        });
+        edu.text("edu_type", DIRECT_TO_DEVICE);
+        edu.finish().into()
+    }
+}
+
+/// Puts a message that stands in this JSON into the outbox of its server.
+pub fn put(batch: &mut Batch, server: &str, sender: UserNum, json: Bytes, now_ms: u64) {
+    let position = batch.position(&LogEntry::ToDevice { user: sender });
+    schema::OUTBOX.put(batch, (server, position), &OutboxRow { sent_ms: now_ms, json });
+}
+
+/// Whether a message asks for the key of a room: such requests give way to all others.
+pub(super) fn is_key_request(event_type: &str) -> bool {
+    event_type == "m.room_key_request"
+}
+
+/// A message that waits, and its place.
+pub(super) struct Waiting {
+    pub(super) position: Position,
+    pub(super) json: JsonOfEdu,
+}
+
+/// A piece of ephemeral news as JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct JsonOfEdu(pub(super) Bytes);
+
+impl<'a> From<&'a JsonOfEdu> for JsonRef<'a> {
+    fn from(edu: &'a JsonOfEdu) -> Self {
+        Self::stored(&edu.0)
+    }
+}
+
+/// Lists the oldest messages for a server after a position, at most `count` and about `bytes_max` bytes, and tells whether more
+/// wait.
+pub(super) fn list(
+    read: &(impl Read + ?Sized),
+    server: &str,
+    after: Position,
+    count: usize,
+    bytes_max: usize,
+) -> Result<(Vec<Waiting>, bool), Fault> {
+    let (low, high) = (Bound::Excluded((server, after)), Bound::Included((server, Position::MAX)));
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
+    for row in schema::OUTBOX.range::<(String, Position)>(read, low, high, Direction::Up)? {
+        let ((_, position), row) = row?;
+        if waiting.len() >= count || bytes > bytes_max {
+            return Ok((waiting, true));
+        }
+        bytes += row.json.len();
+        waiting.push(Waiting { position, json: JsonOfEdu(row.json) });
+    }
+    Ok((waiting, false))
+}
+
+/// Deletes messages that their server has taken.
+pub(super) fn delete(to: &mut impl Write, server: &str, positions: &[Position]) {
+    for position in positions {
+        schema::OUTBOX.delete(to, (server, *position));
+    }
+}
+
+/// Deletes the messages for a server that have waited for too long, and tells how much went.
+pub(super) fn forget_old(
+    to: &mut impl Write,
+    read: &(impl Read + ?Sized),
+    server: &str,
+    now_ms: u64,
+) -> Result<Size, Fault> {
+    let mut gone = Size::default();
+    let rows = schema::OUTBOX.prefix::<(String,)>(read, (server,), Direction::Up)?;
+    for row in rows.take(FORGOTTEN_AT_ONCE) {
+        let ((_, position), row) = row?;
+        if now_ms.saturating_sub(row.sent_ms) < KEPT_MS {
+            break;
+        }
+        schema::OUTBOX.delete(to, (server, position));
+        gone.messages += 1;
+        gone.bytes += row.json.len();
+    }
+    Ok(gone)
+}
+
+/// The number and the bytes of the messages that wait for a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+/// Lists the servers for which messages wait, with how much does.
+pub(super) fn list_servers(read: &(impl Read + ?Sized)) -> Result<Vec<(String, Size)>, Fault> {
+    let mut servers: Vec<(String, Size)> = Vec::new();
+    for row in schema::OUTBOX.prefix::<()>(read, (), Direction::Up)? {
+        let ((server, _), row) = row?;
+        if servers.last().is_none_or(|(last, _)| *last != server) {
+            servers.push((server, Size::default()));
+        }
+        if let Some((_, size)) = servers.last_mut() {
+            size.messages += 1;
+            size.bytes += row.json.len();
+        }
+    }
+    Ok(servers)
+}

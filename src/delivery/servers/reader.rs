@@ -1,0 +1,209 @@
+//! Follows the log, and gives what is ours to tell to the queues of the servers that are told. The cursor stands where nothing is
+//! lost by a crash: before it everything was taken, or is marked as missed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    delivery::servers::{
+        edus::{self, Edu},
+        fan_out::{List, is_of},
+        shared::{READER, Shared},
+    },
+    env::Long,
+    error::Result,
+    ids::{Order, Position, RoomNum},
+    rooms::{self, event::StoredEvent},
+    schema::{self, receipts::ReceiptKind},
+    store::{Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
+};
+
+/// One page has at most this many entries.
+const PAGE_MAX: usize = 256;
+/// The cursor is noted no more often than this.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
+/// After a failure the log is read again after this time.
+const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// A receipt that is older than this is not told any more.
+const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
+/// A receipt waits at least this long for what else comes, and longer the more servers are told.
+const RECEIPT_WAITS_MS: u64 = 500;
+/// A receipt waits this long for each server that is told.
+const RECEIPT_WAITS_A_SERVER_MS: u64 = 20;
+/// A receipt waits at most this long.
+const RECEIPT_WAITS_MS_MAX: u64 = 30_000;
+
+/// Something that is told to servers.
+enum News {
+    Event { room: RoomNum, at: Position },
+    Receipt(Edu),
+}
+
+/// Follows the log until the server ends.
+pub(super) async fn follow(shared: Arc<Shared>, mut written: watch::Receiver<()>) {
+    let mut noted = Position::ZERO;
+    let mut noted_at = shared.env.instant();
+    loop {
+        written.mark_unchanged();
+        let is_all = match read_page(&shared).await {
+            Ok(is_all) => is_all,
+            Err(error) => {
+                tracing::warn!(%error, "the log could not be read for other servers; it is tried again");
+                shared.env.sleep(FAILED_AGAIN_AFTER).await;
+                continue;
+            }
+        };
+        let told = shared.told_upto();
+        if told > noted && shared.env.instant().saturating_duration_since(noted_at) >= NOTED_EVERY {
+            noted = told;
+            noted_at = shared.env.instant();
+            if let Err(error) = note_cursor(&shared, told).await {
+                tracing::warn!(%error, "it could not be noted how far other servers were told");
+            }
+        }
+        if !is_all {
+            continue;
+        }
+        let is_behind = noted < shared.board.lock().read;
+        if is_behind {
+            tokio::select! {
+                biased;
+                changed = written.changed() => if changed.is_err() { return },
+                () = shared.env.sleep(NOTED_EVERY) => {}
+            }
+        } else if written.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn note_cursor(shared: &Arc<Shared>, told: Position) -> Result<()> {
+    let owned = Arc::clone(shared);
+    let note = move || {
+        let mut note = owned.store.note(&Guard::own_tables());
+        cursor::advance(&mut note, READER, told);
+        drop(owned.store.enqueue_note(note)?);
+        Ok(())
+    };
+    shared.env.blocking(note).await
+}
+
+/// Reads a page of the log and gives what it says to the queues. Tells whether everything has been read.
+async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
+    let owned = Arc::clone(shared);
+    let page = move || {
+        let snapshot = owned.store.snapshot();
+        let after = owned.board.lock().read;
+        let upto = snapshot.upto();
+        if after >= upto {
+            return Ok((false, true));
+        }
+        let entries = tail::read_kept_after(&*snapshot, after, PAGE_MAX)?;
+        let is_all = entries.len() < PAGE_MAX;
+        let reached = entries.last().map_or(upto, |(last, _)| if is_all { upto } else { *last });
+        let news = list_news(&owned, &snapshot, &entries)?;
+        let has_news = !news.is_empty();
+        let now_ms = owned.env.now_ms();
+        for (servers, news) in news {
+            // One event at a time, so that others come to the board in between.
+            let mut board = owned.board.lock();
+            match news {
+                News::Event { room, at } => {
+                    board.read = board.read.max(at.before());
+                    for server in servers.iter() {
+                        board.offer(server, room, at);
+                    }
+                    owned.write_marks(&mut board);
+                }
+                News::Receipt(edu) => {
+                    let for_all = RECEIPT_WAITS_A_SERVER_MS.saturating_mul(servers.len() as u64);
+                    let at_ms = now_ms + for_all.clamp(RECEIPT_WAITS_MS, RECEIPT_WAITS_MS_MAX);
+                    for server in servers.iter() {
+                        board.offer_edu(server, edu.clone(), Some(at_ms));
+                    }
+                }
+            }
+        }
+        owned.board.lock().read = reached;
+        Ok((has_news, is_all))
+    };
+    let (has_news, is_all) = shared.env.blocking_long(Long::Maintenance, page).await?;
+    if has_news {
+        shared.turns.notify_one();
+    }
+    Ok(is_all)
+}
+
+/// Lists what these entries say that is ours to tell, in their order, each with the servers that are told.
+fn list_news(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    entries: &[(Position, LogEntry)],
+) -> Result<Vec<(List, News)>> {
+    let mut planner = shared.planner.lock();
+    let places = entries.iter().filter_map(|(position, entry)| match entry {
+        LogEntry::Event { room, .. } => Some((*room, Order::live(*position))),
+        LogEntry::RoomState { .. }
+        | LogEntry::Receipts { .. }
+        | LogEntry::Account { .. }
+        | LogEntry::AccountData { .. }
+        | LogEntry::Device { .. }
+        | LogEntry::ToDevice { .. }
+        | LogEntry::DeviceList { .. }
+        | LogEntry::Server => None,
+    });
+    let mut rows = schema::TIMELINE.get_many(snapshot, places)?.into_iter();
+    let mut news = Vec::new();
+    for (position, entry) in entries {
+        match entry {
+            LogEntry::Event { room, .. } => {
+                // An event that was purged since is told to nobody.
+                let Some(row) = rows.next().flatten() else { continue };
+                let stored = StoredEvent { order: Order::live(*position), row };
+                if !planner.is_ours(&stored) {
+                    continue;
+                }
+                let servers = planner.of_event(snapshot, *room, &stored)?;
+                if !servers.is_empty() {
+                    news.push((servers, News::Event { room: *room, at: *position }));
+                }
+            }
+            LogEntry::Receipts { room } => {
+                let Some(edu) = find_receipt(shared, snapshot, *room, *position)? else { continue };
+                let servers = planner.of_room(snapshot, *room)?;
+                if !servers.is_empty() {
+                    news.push((servers, News::Receipt(edu)));
+                }
+            }
+            LogEntry::RoomState { .. }
+            | LogEntry::Account { .. }
+            | LogEntry::AccountData { .. }
+            | LogEntry::Device { .. }
+            | LogEntry::ToDevice { .. }
+            | LogEntry::DeviceList { .. }
+            | LogEntry::Server => {}
+        }
+    }
+    Ok(news)
+}
+
+/// The public receipt of one of our users that was stored at this position, unless a newer one stands in its place.
+fn find_receipt(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    room: RoomNum,
+    position: Position,
+) -> Result<Option<Edu>> {
+    let Some(Json(key)) = schema::RECEIPT_LOG.get(snapshot, (room, position))? else { return Ok(None) };
+    if key.kind != ReceiptKind::Public || !is_of(key.user.as_str(), &shared.us) {
+        return Ok(None);
+    }
+    let row = schema::RECEIPTS.get(snapshot, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;
+    let oldest_ms = shared.env.now_ms().saturating_sub(RECEIPT_MS_MAX);
+    let Some(row) = row.filter(|row| row.position == position && row.sent_ms >= oldest_ms) else {
+        return Ok(None);
+    };
+    let Some(room_row) = rooms::find_row(snapshot, room)? else { return Ok(None) };
+    Ok(Some(edus::receipt(room, room_row.id.as_str(), &key, &row)))
+}

@@ -1,0 +1,416 @@
+//! Sends to servers: gives turns to those for which something waits, and goes on with each until nothing does.
+
+use std::{sync::Arc, time::Duration};
+
+use federation::{
+    call::{Failure, Lane as CallLane, Options},
+    json::{Json, Limits},
+    ports::NotSent,
+    queue::{Action, Pdu, ROOMS_AT_ONCE},
+};
+use http::{Method, Request, header};
+use ruma::OwnedServerName;
+
+use crate::{
+    delivery::servers::{
+        board::{Lane, Step},
+        catch_up,
+        edus::Edu,
+        marks,
+        outbox::{self, JsonOfEdu},
+        shared::Shared,
+        transaction::{BYTES_MAX, JsonOfPdu, News, Transaction, part},
+    },
+    error::Result,
+    ids::{Order, Position, RoomNum},
+    schema::{self, remote::DestinationRow},
+    store::Guard,
+};
+
+/// A server sends this many transactions in one turn; then others come first.
+const TRANSACTIONS_A_TURN: usize = 20;
+/// A server that takes longer than this over a transaction holds up no others any more.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+/// The whole of sending one transaction takes at most this long.
+const SENDING_MAX: Duration = Duration::from_secs(60);
+/// A transaction is sent again under its id after this time, where the connection broke or somebody is busy.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A server that asks us to wait for at most this long gets the same transaction again then.
+const WAITED_FOR_MAX: Duration = Duration::from_secs(10);
+/// A transaction is sent at most this many times under its id.
+const SENT_MAX: u32 = 3;
+/// A reason is cut to this many characters, because another server may have a part in it.
+const WHY_CHARACTERS_MAX: usize = 300;
+
+/// Gives turns until the server ends.
+pub(super) async fn give_turns(shared: Arc<Shared>) {
+    loop {
+        let due_ms = loop {
+            let now_ms = shared.env.now_ms();
+            let mut board = shared.board.lock();
+            let Some((server, lane)) = board.take_turn(now_ms) else { break board.next_due_ms() };
+            drop(board);
+            let place = Place { shared: Arc::clone(&shared), lane };
+            shared.env.spawn(take_turn(Arc::clone(&shared), server, place));
+        };
+        let wait = due_ms.map(|due_ms| due_ms.saturating_sub(shared.env.now_ms()).max(1));
+        // Nothing is due while no place is free: whoever gives one back tells.
+        match wait {
+            Some(wait_ms) => tokio::select! {
+                biased;
+                () = shared.turns.notified() => {}
+                () = shared.env.sleep(Duration::from_millis(wait_ms)) => {}
+            },
+            None => shared.turns.notified().await,
+        }
+    }
+}
+
+/// A place among those that send, given back when it is dropped.
+struct Place {
+    shared: Arc<Shared>,
+    lane: Lane,
+}
+
+impl Place {
+    fn slow_down(&mut self) {
+        self.lane = self.shared.board.lock().slow_down(self.lane);
+        self.shared.turns.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.board.lock().leave(self.lane);
+        self.shared.turns.notify_one();
+    }
+}
+
+async fn take_turn(shared: Arc<Shared>, server: OwnedServerName, mut place: Place) {
+    for _ in 0..TRANSACTIONS_A_TURN {
+        let now_ms = shared.env.now_ms();
+        let step = shared.board.lock().next(&server, now_ms);
+        let done = match step {
+            Step::Rest { is_back } => {
+                if is_back {
+                    is_told_back(&shared, &server);
+                }
+                return;
+            }
+            Step::Do(Action::Send { pdus, edus, outbox_max }) => {
+                send(&shared, &server, &mut place, (pdus, edus, outbox_max)).await
+            }
+            Step::Do(Action::CatchUp) => bring_up_to_date(&shared, &server, &mut place).await,
+            Step::Do(Action::Nothing | Action::WaitUntil(_)) => return,
+        };
+        match done {
+            Ok(is_back) => {
+                if is_back {
+                    is_told_back(&shared, &server);
+                }
+            }
+            Err(why) => {
+                fail(&shared, &server, why).await;
+            }
+        }
+    }
+    shared.board.lock().step_back(&server);
+    shared.turns.notify_one();
+}
+
+fn is_told_back(shared: &Shared, server: &OwnedServerName) {
+    tracing::info!(%server, "another server answers again");
+    if let Err(error) = shared.note_back(server) {
+        tracing::warn!(%error, %server, "it could not be noted that another server answers again");
+    }
+}
+
+/// Why a server did not take what was sent, and for how long it asks to be left alone.
+struct NotTaken {
+    why: String,
+    at_least: Duration,
+}
+
+impl From<crate::error::Error> for NotTaken {
+    fn from(error: crate::error::Error) -> Self {
+        Self { why: error.to_string(), at_least: Duration::ZERO }
+    }
+}
+
+/// Marks what a server misses, and notes that it does not answer.
+async fn fail(shared: &Arc<Shared>, server: &OwnedServerName, not_taken: NotTaken) {
+    let (owned, server) = (Arc::clone(shared), server.clone());
+    let noted = shared.env.blocking(move || {
+        let now_ms = owned.env.now_ms();
+        let jitter = owned.env.random_below(u64::MAX);
+        let at_least_ms = u64::try_from(not_taken.at_least.as_millis()).unwrap_or(u64::MAX);
+        owned.metrics.server_failed();
+        let mut board = owned.board.lock();
+        let failing = board.failed(&server, now_ms, (jitter, at_least_ms));
+        owned.write_marks(&mut board);
+        drop(board);
+        let wait_s = failing.next_try_ms.saturating_sub(now_ms) / 1000;
+        let why: String = not_taken.why.chars().take(WHY_CHARACTERS_MAX).collect();
+        if failing.failures == 1 {
+            tracing::info!(%server, why, wait_s, "another server does not take what happens here; it is tried again later");
+        } else {
+            tracing::debug!(%server, why, wait_s, failures = failing.failures, "another server still does not answer");
+        }
+        owned.note_failing(&server, DestinationRow { failing, why })?;
+        forget_old(&owned, &server, now_ms)
+    });
+    if let Err(error) = noted.await {
+        tracing::warn!(%error, "it could not be noted that another server does not answer");
+    }
+}
+
+/// Deletes messages that have waited for too long for a server that does not answer.
+fn forget_old(shared: &Shared, server: &OwnedServerName, now_ms: u64) -> Result<()> {
+    if !shared.outboxes.lock().contains_key(server.as_str()) {
+        return Ok(());
+    }
+    let mut note = shared.store.note(&Guard::own_tables());
+    let gone = outbox::forget_old(&mut note, &*shared.store.snapshot(), server.as_str(), now_ms)?;
+    if gone.messages > 0 {
+        drop(shared.store.enqueue_note(note)?);
+        shared.count_outbox(server.as_str(), gone);
+        shared.metrics.to_device_dropped("server_away", gone.messages);
+        tracing::info!(%server, count = gone.messages, "messages for devices of another server are dropped: it did not answer for 30 days");
+    }
+    Ok(())
+}
+
+/// Sends what waits for a server. Tells whether the server counted as failing until now.
+async fn send(
+    shared: &Arc<Shared>,
+    server: &OwnedServerName,
+    place: &mut Place,
+    (pdus, edus, outbox_max): (Vec<Pdu<RoomNum, Position>>, Vec<Edu>, usize),
+) -> Result<bool, NotTaken> {
+    let (owned, to) = (Arc::clone(shared), server.clone());
+    let load = move || {
+        let snapshot = owned.store.snapshot();
+        let keys = pdus.iter().map(|pdu| (pdu.room, Order::live(pdu.place)));
+        // An event that is not there any more was purged, with all that would need it.
+        let rows = schema::TIMELINE.get_many(&*snapshot, keys)?;
+        let pdus: Vec<_> = rows.into_iter().flatten().map(|row| JsonOfPdu(row.json)).collect();
+        let after = owned.board.lock().outbox_upto(&to);
+        let (waiting, are_left) = outbox::list(&*snapshot, to.as_str(), after, outbox_max, BYTES_MAX)?;
+        let edus = edus.into_iter().map(|edu| News { json: JsonOfEdu(edu.json.into()), outbox: None });
+        let waiting = waiting.into_iter().map(|it| News { json: it.json, outbox: Some(it.position) });
+        Ok((part(pdus, edus.chain(waiting).collect()), are_left))
+    };
+    let (transactions, are_left) = shared.env.blocking(load).await?;
+    send_all(shared, server, place, transactions).await?;
+    Ok(shared.board.lock().succeeded(server, are_left && outbox_max > 0))
+}
+
+/// Brings a server up to date in some of the rooms that are marked. Tells whether the server counted as failing until now.
+async fn bring_up_to_date(
+    shared: &Arc<Shared>,
+    server: &OwnedServerName,
+    place: &mut Place,
+) -> Result<bool, NotTaken> {
+    let (owned, to) = (Arc::clone(shared), server.clone());
+    let plan = move || {
+        let mut board = owned.board.lock();
+        owned.write_marks(&mut board);
+        if board.has_unwritten(&to) {
+            return Err(crate::error::Error::Busy { retry_after: AGAIN_AFTER });
+        }
+        // The marks are read over all that is accepted, and every event that they mark is published.
+        let marked = catch_up::list_marks(&owned.store.view(), &to, ROOMS_AT_ONCE)?;
+        drop(board);
+        let snapshot = owned.store.snapshot();
+        Ok(catch_up::plan(&snapshot, &owned.client, (&owned.us, &to), &marked, ROOMS_AT_ONCE)?)
+    };
+    let step = shared.env.blocking(plan).await?;
+    tracing::debug!(%server, rooms = step.rooms.len(), events = step.events.len(), "another server is brought up to date");
+    send_all(shared, server, place, part(step.events, Vec::new())).await?;
+    let (owned, to) = (Arc::clone(shared), server.clone());
+    let note = move || {
+        // Nothing is offered meanwhile, so that no new mark is taken away with the old ones.
+        let mut board = owned.board.lock();
+        let are_gone = marks::forget(&owned.store, to.as_str(), &step.rooms);
+        if let Err(why) = &are_gone {
+            tracing::warn!(?why, server = %to, "marks of another server could not be taken away; it is told again");
+        }
+        let is_back = board.caught_up(&to, step.are_left || are_gone.is_err());
+        owned.write_marks(&mut board);
+        Ok(is_back)
+    };
+    Ok(shared.env.blocking(note).await?)
+}
+
+async fn send_all(
+    shared: &Arc<Shared>,
+    server: &OwnedServerName,
+    place: &mut Place,
+    transactions: Vec<Transaction>,
+) -> Result<(), NotTaken> {
+    for transaction in transactions {
+        let sending = send_one(shared, server, &transaction);
+        tokio::pin!(sending);
+        let sent = tokio::select! {
+            biased;
+            sent = &mut sending => Some(sent),
+            () = shared.env.sleep(SLOW_AFTER) => None,
+        };
+        match sent {
+            Some(sent) => sent?,
+            None => {
+                place.slow_down();
+                sending.await?;
+            }
+        }
+        shared.metrics.told_server(transaction.pdus.len(), transaction.edus.len());
+        forget_outbox(shared, server, &transaction).await?;
+    }
+    Ok(())
+}
+
+/// Deletes messages of the outbox that their server has taken.
+async fn forget_outbox(
+    shared: &Arc<Shared>,
+    server: &OwnedServerName,
+    transaction: &Transaction,
+) -> Result<()> {
+    let positions = transaction.outbox();
+    let Some(last) = positions.last().copied() else { return Ok(()) };
+    shared.board.lock().took_outbox(server, last);
+    let bytes = transaction.edus.iter().filter(|edu| edu.outbox.is_some()).map(|edu| edu.json.0.len()).sum();
+    let gone = outbox::Size { messages: positions.len(), bytes };
+    shared.count_outbox(server.as_str(), gone);
+    let (owned, server) = (Arc::clone(shared), server.clone());
+    let delete = move || {
+        let mut note = owned.store.note(&Guard::own_tables());
+        outbox::delete(&mut note, server.as_str(), &positions);
+        // If the note is lost, the messages are sent again, and the other server knows them by their ids.
+        drop(owned.store.enqueue_note(note)?);
+        Ok(())
+    };
+    shared.env.blocking(delete).await
+}
+
+/// Sends a transaction, again under its id where that may help at once.
+async fn send_one(
+    shared: &Shared,
+    server: &OwnedServerName,
+    transaction: &Transaction,
+) -> Result<(), NotTaken> {
+    let id = shared.transaction_id();
+    let body = transaction.body(&shared.us, shared.env.now_ms());
+    let options = Options {
+        begins: SENDING_MAX,
+        overall: SENDING_MAX,
+        limits: Limits::DOCUMENT,
+        lane: CallLane::Requests,
+    };
+    let mut sent = 0;
+    loop {
+        sent += 1;
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(format!("/_matrix/federation/v1/send/{id}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.clone());
+        let request =
+            request.map_err(|error| NotTaken { why: error.to_string(), at_least: Duration::ZERO })?;
+        let failure = match shared.client.send_signed(server, request, options).await {
+            Ok(reply) => {
+                log_refused(server, reply.answer.bytes());
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        match judge(&failure) {
+            Judged::Again(after) if sent < SENT_MAX => shared.env.sleep(after).await,
+            Judged::Dropped => {
+                tracing::warn!(%server, %failure, pdus = transaction.pdus.len(), edus = transaction.edus.len(), "another server refuses what happens here; it is not sent again");
+                return Ok(());
+            }
+            Judged::Again(at_least) | Judged::Failed(at_least) => {
+                return Err(NotTaken { why: failure.to_string(), at_least });
+            }
+        }
+    }
+}
+
+/// How to go on after a failure.
+#[derive(Debug, PartialEq, Eq)]
+enum Judged {
+    /// Send the same once more after this time.
+    Again(Duration),
+    /// The server is away, and is left alone for at least this long.
+    Failed(Duration),
+    /// The server will never take this.
+    Dropped,
+}
+
+fn judge(failure: &Failure) -> Judged {
+    match failure {
+        Failure::Busy | Failure::Unreachable(NotSent::Broken(_)) => Judged::Again(AGAIN_AFTER),
+        Failure::Refused { status, retry_after_ms, .. } => {
+            let asked = retry_after_ms.map(Duration::from_millis);
+            match (status.as_u16(), asked) {
+                (429, Some(asked)) if asked <= WAITED_FOR_MAX => Judged::Again(asked.max(AGAIN_AFTER)),
+                (502..=504, None) => Judged::Again(AGAIN_AFTER),
+                (401 | 403 | 404 | 405 | 408 | 429 | 500..=599, asked) => {
+                    Judged::Failed(asked.unwrap_or_default())
+                }
+                _ => Judged::Dropped,
+            }
+        }
+        Failure::NotAllowed { .. } | Failure::BadRequest(_) => Judged::Dropped,
+        Failure::NotFound(_) | Failure::Unreachable(_) | Failure::TimedOut | Failure::Nonsense(_) => {
+            Judged::Failed(Duration::ZERO)
+        }
+    }
+}
+
+/// Logs which events another server did not take. That is its right, and mostly no fault of ours.
+fn log_refused(server: &OwnedServerName, answer: &[u8]) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let Ok(answer) = Json::parse(answer) else { return };
+    let outcomes = answer.field("pdus").and_then(Json::as_object);
+    for (event, outcome) in outcomes.into_iter().flatten() {
+        if let Some(why) = outcome.field("error").and_then(Json::as_text) {
+            let why: String = why.chars().filter(|it| !it.is_control()).take(WHY_CHARACTERS_MAX).collect();
+            tracing::debug!(%server, event, why, "another server does not take an event");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn refused(status: u16, retry_after_ms: Option<u64>) -> Failure {
+        let status = http::StatusCode::from_u16(status).unwrap();
+        let (errcode, message, body) = (None, String::new(), Bytes::new());
+        Failure::Refused { status, errcode, message, retry_after_ms, body }
+    }
+
+    #[test]
+    fn a_server_that_will_never_take_something_is_not_away() {
+        assert_eq!(judge(&refused(400, None)), Judged::Dropped);
+        assert_eq!(judge(&refused(413, None)), Judged::Dropped);
+        for status in [401, 403, 404, 500] {
+            assert_eq!(judge(&refused(status, None)), Judged::Failed(Duration::ZERO), "{status}");
+        }
+        assert_eq!(judge(&Failure::TimedOut), Judged::Failed(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_server_that_is_busy_gets_the_same_again_when_it_wants() {
+        assert_eq!(judge(&refused(429, Some(3_000))), Judged::Again(Duration::from_secs(3)));
+        assert_eq!(judge(&refused(429, Some(60_000))), Judged::Failed(Duration::from_secs(60)));
+        assert_eq!(judge(&refused(503, None)), Judged::Again(AGAIN_AFTER));
+        let broken = Failure::Unreachable(NotSent::Broken("reset".to_owned()));
+        assert_eq!(judge(&broken), Judged::Again(AGAIN_AFTER));
+    }
+}
