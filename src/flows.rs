@@ -56,6 +56,8 @@ pub struct Services {
     pub signing: Arc<Ed25519KeyPair>,
     /// The ways to other servers.
     pub remote: remote::Remote,
+    /// The rooms for which something is fetched from other servers.
+    pub gaps: remote::gaps::Gaps,
     /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
     /// The typing and presence of users, as they are now.

@@ -194,6 +194,8 @@ impl Metrics {
     pub fn inbound_edu(&self, kind: &'static str, is_taken: bool) {
         let taken = if is_taken { "yes" } else { "no" };
         self.0.inbound_edus.get_or_create(&EduLabels { kind, taken }).inc();
+    }
+
     /// Counts a transaction that another server has taken, with its events and pieces of ephemeral news.
     pub fn told_server(&self, pdus: usize, edus: usize) {
         self.0.federation_transactions.inc();

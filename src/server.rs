@@ -29,7 +29,7 @@ use crate::{
         App, Services, commit, follow_up,
         jobs::Running,
         limits::RateLimits,
-        remote::{self, Remote, receive::Lanes, staged::Staged},
+        remote::{self, Remote, gaps::Gaps, receive::Lanes, staged::Staged},
         room::{
             presence,
             receipts::{self, Receipts},
@@ -98,6 +98,7 @@ impl Server {
             stopping,
             signing,
             remote,
+            gaps: Gaps::default(),
             ephemeral,
             limits,
             polls,

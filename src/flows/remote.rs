@@ -4,6 +4,9 @@ pub(crate) mod admit_member;
 pub(crate) mod check;
 mod edus;
 pub(crate) mod forget;
+pub(crate) mod backfill;
+pub(crate) mod fetch;
+pub mod gaps;
 pub(crate) mod history;
 pub(crate) mod identify;
 mod judge;
@@ -13,6 +16,8 @@ pub(crate) mod query;
 mod strangers;
 pub mod receive;
 pub mod staged;
+pub(crate) mod states;
+pub mod take_in;
 pub(crate) mod verify;
 pub(crate) mod whole_state;
 

@@ -23,7 +23,7 @@ pub(crate) use aside::recount_aside;
 #[cfg(test)]
 pub(crate) use base::elsewhere;
 pub use base::{Base, Brought, order_by_auth};
-pub use received::{Backfill, Filling, Older, Outcome, Received, Reunion, Signed, Step, Taken};
+pub use received::{Backfill, Before, Filling, Older, Outcome, Received, Reunion, Signed, Step, Taken};
 pub use txn::Txn;
 
 use staged::Moved;

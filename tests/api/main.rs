@@ -19,6 +19,7 @@ mod discovery;
 mod ephemeral;
 mod erasure;
 mod federated;
+mod gaps;
 mod guesses;
 mod hostile;
 mod filters;

@@ -1,6 +1,7 @@
 //! A whole server in memory: the real router over the memory engine, with a clock that begins at a fixed moment and
 //! randomness from a seed.
 
+pub(crate) mod elsewhere;
 pub(crate) mod federated;
 pub(crate) mod network;
 pub(crate) mod remote;

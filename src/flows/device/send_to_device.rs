@@ -6,8 +6,7 @@ use std::{
 };
 
 use ruma::{
-    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw,
-    to_device::DeviceIdOrAllDevices,
+    OwnedUserId, TransactionId, events::AnyToDeviceEventContent, serde::Raw, to_device::DeviceIdOrAllDevices,
 };
 
 use crate::{
@@ -266,12 +265,7 @@ pub(crate) fn fill(
 }
 
 /// Puts a message into the outbox of another server. A full outbox affects this server only, so the request goes on.
-fn put_elsewhere(
-    app: &App,
-    batch: &mut Batch,
-    request: &Request,
-    to: Elsewhere<'_>,
-) -> bool {
+fn put_elsewhere(app: &App, batch: &mut Batch, request: &Request, to: Elsewhere<'_>) -> bool {
     let device = to.device.to_string();
     let message = outbox::Message {
         sender: &request.sender_id,

@@ -337,7 +337,8 @@ async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>)
                     continue;
                 }
                 let all = &delivery.targets;
-                let progress = send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| {})?;
+                let progress =
+                    send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| {})?;
                 schema::INBOUND_MESSAGE.put(batch, key, &InboundMessageRow { progress, ..before });
                 if !progress.is_done {
                     return Ok(at);

@@ -7,6 +7,7 @@
 //! places of the turn's own batch, the turn ends first.
 
 pub mod fill;
+pub(crate) mod outliers;
 pub(crate) mod reunite;
 pub(crate) mod sweep;
 
@@ -28,6 +29,7 @@ use crate::{
         policy::{self, Author},
         power::Action,
         resolve::{self, EVENTS_AT_ONCE, Loaded, NotResolved, Resolving, Settled},
+        state::Sketch,
         turns::Pace,
     },
     schema::event_types::MERGE,
@@ -51,6 +53,8 @@ const MERGERS_TRIED: usize = 10;
 struct Coming {
     event: Arc<Received>,
     taken: Option<Taken>,
+    /// The state before it that was fetched, in place of events that it cites.
+    fetched: Option<Arc<Sketch>>,
 }
 
 /// The result of one turn.
@@ -76,8 +80,23 @@ pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<V
     if events.len() > EVENTS_MAX {
         return Err(Refusal::too_large("One call takes in at most 50 events.").into());
     }
-    let come = |event| Coming { event: Arc::new(event), taken: None };
-    let mut waiting: VecDeque<Coming> = events.into_iter().map(come).collect();
+    let come = |event| Coming { event: Arc::new(event), taken: None, fetched: None };
+    take_all(app, room, events.into_iter().map(come).collect()).await
+}
+
+/// Judges an event of which events that it cites are missing, by a state that was fetched in their place
+/// ([`Change::receive_with`]).
+pub(crate) async fn ingest_with(
+    app: &App,
+    room: RoomNum,
+    event: Received,
+    fetched: Arc<Sketch>,
+) -> Result<Outcome> {
+    let coming = Coming { event: Arc::new(event), taken: None, fetched: Some(fetched) };
+    Ok(take_all(app, room, VecDeque::from([coming])).await?.pop().unwrap_or(Outcome::Unknown))
+}
+
+async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(waiting.len());
     let (mut at_once, mut answers) = (TURN_EVENTS_MAX, 0);
     let (mut wants_merge, mut stands_apart) = (false, false);
@@ -149,14 +168,14 @@ async fn take_turn(
     commit::in_room(app, room, move |change| {
         let (began, now_ms) = (owned.env.instant(), owned.env.now_ms());
         let mut turn = Turn::default();
-        for Coming { event, taken } in events {
+        for Coming { event, taken, fetched } in events {
             if owned.env.instant().saturating_duration_since(began) > TURN_TAKES_MAX {
                 turn.taken = taken;
                 break;
             }
             let loaded = loaded.as_deref().filter(|_| turn.outcomes.is_empty());
             let resolving = Resolving { loaded, ..owned.rooms.resolver().into() };
-            match change.receive(&event, taken, resolving, now_ms)? {
+            match change.receive_with(&event, fetched.as_deref(), taken, resolving, now_ms)? {
                 Step::Done(outcome) => turn.outcomes.push(outcome),
                 Step::Resolve(question, taken) => {
                     (turn.asks, turn.taken) = (Some(question), taken);

@@ -127,12 +127,13 @@ impl Change {
         self.write_outlier(received, auth, rejected, why, false).map(|(event, _)| Outcome::Outlier(event))
     }
 
-    /// Writes an event that a join brings, with its place in no graph. The room needs the state events among them that are
+    /// Writes an event that a join or a fetched state brings, with its place in no graph. The room needs the state events among them that are
     /// allowed, so that these take no place from others; one of the others is dropped where there is no place. Gives its numbers.
     pub(super) fn put_brought(
         &mut self,
         received: &Received,
         auth: &[Arc<StateEvent>],
+        why: &str,
         rejected: Option<Why>,
     ) -> Result<Option<(EventNum, Option<StateKeyNum>)>> {
         let is_needed = rejected.is_none() && received.event().state_key.is_some();
@@ -142,7 +143,7 @@ impl Change {
             tracing::debug!(room = %self.num, event = %received.event().id, why, "an event that a join brought is dropped");
             return Ok(None);
         }
-        self.write_outlier(received, auth, rejected, "a join brought it", is_needed).map(Some)
+        self.write_outlier(received, auth, rejected, why, is_needed).map(Some)
     }
 
     fn write_outlier(

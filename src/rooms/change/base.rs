@@ -203,7 +203,7 @@ impl Base {
                 let rejected = admit::check_at_auth_events(received.event(), rules, &allowing).err();
                 let auth: Vec<_> =
                     received.event().auth.iter().filter_map(|id| found(&allowing, id)).collect();
-                match change.put_brought(received, &auth, rejected)? {
+                match change.put_brought(received, &auth, "a join brought it", rejected)? {
                     Some(numbers) => numbers,
                     None => return self.drop_one(received),
                 }

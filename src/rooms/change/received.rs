@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use apart::Reunion;
-pub use fill::{Backfill, Filling, Older};
+pub use fill::{Backfill, Before, Filling, Older};
 pub use gate::Received;
 use ruma::{EventId, OwnedEventId};
 pub use signed::Signed;
@@ -100,6 +100,17 @@ impl Step {
     }
 }
 
+/// The ways to keep an event for which no place in the graph is looked for.
+#[derive(Clone, Copy)]
+enum Aside {
+    /// Others name it as an auth event.
+    Outlier,
+    /// A state that is fetched needs it.
+    OfState,
+    /// It is kept only if its auth events forbid it.
+    OnlyIfRejected,
+}
+
 /// The place of an event in its room's graph.
 struct Standpoint {
     /// The numbers of the events it cites.
@@ -112,6 +123,8 @@ struct Standpoint {
     cited: Question,
     /// The state before the event: the answer to `cited`.
     before: Sketch,
+    /// The ids of the events that it cites and that are missing, in whose place stands a state that was fetched.
+    missing: Vec<String>,
 }
 
 impl Standpoint {
@@ -143,6 +156,21 @@ impl Change {
         resolving: impl Into<Resolving<'r>>,
         now_ms: u64,
     ) -> Result<Step> {
+        self.receive_with(received, None, taken, resolving, now_ms)
+    }
+
+    /// Judges an event like [`Change::receive`]. Where events that it cites are missing, `fetched` stands in their place: the
+    /// state before the event, as another server gave it. All events of that state were taken in before. The event then opens a
+    /// hole below itself, for what is missing. A state that was fetched is the word of one server, so that an event can become
+    /// part of the room by it, and is never kept aside because of it: the outcome is [`Outcome::Unknown`] then.
+    pub fn receive_with<'r>(
+        &mut self,
+        received: &Received,
+        fetched: Option<&Sketch>,
+        taken: Option<Taken>,
+        resolving: impl Into<Resolving<'r>>,
+        now_ms: u64,
+    ) -> Result<Step> {
         let resolving = resolving.into();
         let event = received.event();
         let taken = match self.find_known(received.key())? {
@@ -152,31 +180,56 @@ impl Change {
             Some((known, None)) => return Ok(Step::Done(Outcome::Known(known))),
         };
         let auth = self.known_auth_events(event)?;
-        let prev = self.known_prev_events(event)?;
+        let prev = if fetched.is_some() { BTreeMap::new() } else { self.known_prev_events(event)? };
         if let Some(verdict) = admit::lacking(event, &auth, &prev) {
             return Ok(Step::Done(match verdict {
                 Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
                 _ => Outcome::Unknown,
             }));
         }
-        let standpoint = match self.standpoint(event, &auth, resolving)? {
+        let standpoint = match self.standpoint(event, fetched, &auth, resolving)? {
             Ok(standpoint) => standpoint,
             Err(question) => return Ok(Step::later(question, taken)),
         };
         let rules = &self.rules().authorization;
         let tip = Sketch::from(StateRef::Main(self.row.state_tip));
+        let now = match self.state_to_fit(&standpoint, &tip, resolving)? {
+            Ok(now) => now,
+            Err(question) => return Ok(Step::later(question, taken)),
+        };
         let before = self.auth_state(event, &standpoint.before)?;
-        let current = if standpoint.before == tip { None } else { Some(self.auth_state(event, &tip)?) };
+        let current = if standpoint.before == now { None } else { Some(self.auth_state(event, &now)?) };
         let evidence =
             Evidence { rules, auth: &auth, prev: &prev, before: &before, current: current.as_ref() };
         let outcome = match admit::admit(event, &evidence) {
             Verdict::Accept => return self.accept(received, taken, &standpoint, tip, resolving, now_ms),
+            Verdict::SoftFail(why) | Verdict::Reject(why) if !standpoint.missing.is_empty() => {
+                tracing::debug!(room = %self.num, event = %event.id, why, "an event does not fit a state that was fetched for it");
+                Outcome::Unknown
+            }
             Verdict::SoftFail(why) => self.put_aside(received, taken, &standpoint, why, false)?,
             Verdict::Reject(why) => self.put_aside(received, taken, &standpoint, why, true)?,
             Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
             Verdict::Unknown => Outcome::Unknown,
         };
         Ok(Step::Done(outcome))
+    }
+
+    /// Gives the state that must allow an event for it not to be soft-failed: that of the room. Where events before it are missing,
+    /// the room's state may be of long ago, so it is what that and the state before the event resolve to.
+    fn state_to_fit(
+        &mut self,
+        standpoint: &Standpoint,
+        tip: &Sketch,
+        resolving: Resolving<'_>,
+    ) -> Result<Result<Sketch, Question>> {
+        if standpoint.missing.is_empty() {
+            return Ok(Ok(tip.clone()));
+        }
+        let heads = self.row.heads.iter().map(|head| Sketch::from(head.after));
+        let states: Vec<_> = heads.chain([standpoint.before.clone()]).collect();
+        let question = Question::new(&self.batch, self.num, states, None)?.of_cited();
+        Ok(self.answer(resolving, &question)?.ok_or(question))
     }
 
     /// Gives the numbers that an event took in an earlier turn. Nothing stored names its state key yet, so that a sweep may have
@@ -193,8 +246,28 @@ impl Change {
     /// Takes in an event that others name as an auth event. It is judged by its own auth events alone and gets no place
     /// in the graph, so that no state rests on it until it is received.
     pub fn receive_outlier(&mut self, received: &Received) -> Result<Outcome> {
-        if let Some((known, _)) = self.find_known(received.key())? {
-            return Ok(Outcome::Known(known));
+        self.receive_aside(received, Aside::Outlier)
+    }
+
+    /// Takes in an event of a state that is fetched, or one that allows such an event: an outlier, of which a state may have as
+    /// many as the room has keys.
+    pub fn receive_fetched(&mut self, received: &Received) -> Result<Outcome> {
+        self.receive_aside(received, Aside::OfState)
+    }
+
+    /// Keeps an event as an outlier if its own auth events forbid it, whatever the state before it is; otherwise the outcome is
+    /// [`Outcome::Need`] or [`Outcome::Unknown`], and nothing is stored.
+    pub fn reject_by_auth(&mut self, received: &Received) -> Result<Outcome> {
+        self.receive_aside(received, Aside::OnlyIfRejected)
+    }
+
+    fn receive_aside(&mut self, received: &Received, as_what: Aside) -> Result<Outcome> {
+        if let Some((known, outlier)) = self.find_known(received.key())? {
+            let is_rejected = outlier.is_some_and(|outlier| outlier.rejected);
+            return Ok(match as_what {
+                Aside::OnlyIfRejected if is_rejected => Outcome::Outlier(known),
+                _ => Outcome::Known(known),
+            });
         }
         let auth = self.known_auth_events(received.event())?;
         match admit::lacking(received.event(), &auth, &BTreeMap::new()) {
@@ -205,7 +278,16 @@ impl Change {
         let rejected =
             admit::check_at_auth_events(received.event(), &self.rules().authorization, &auth).err();
         let auth: Vec<_> = received.event().auth.iter().filter_map(|id| found(&auth, id)).collect();
-        self.put_outlier(received, &auth, rejected)
+        match (as_what, &rejected) {
+            (Aside::OnlyIfRejected, None) => Ok(Outcome::Unknown),
+            (Aside::OfState, None) => Ok(Outcome::Outlier(
+                match self.put_brought(received, &auth, "a state that was fetched has it", None)? {
+                    Some((event, _)) => event,
+                    None => return Ok(Outcome::Unknown),
+                },
+            )),
+            _ => self.put_outlier(received, &auth, rejected),
+        }
     }
 
     fn known_auth_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>> {
@@ -234,36 +316,46 @@ impl Change {
     fn known_prev_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<()>>> {
         let mut known = BTreeMap::new();
         for id in &event.prev {
-            let found = match self.find_num(id)? {
-                // The state after an outlier is unknown, so no event can stand on it.
-                Some(num) if self.find_outlier(num)?.is_none() => Known::Found(()),
-                _ => Known::Missing,
-            };
+            let found = if self.has_place(id)? { Known::Found(()) } else { Known::Missing };
             known.insert(id.clone(), found);
         }
         Ok(known)
     }
 
-    /// Finds the event's place in the graph, or the question that has to be answered first.
+    /// Whether an event has its place in the graph. The state after an outlier is unknown, so no event can stand on it.
+    pub(super) fn has_place(&self, id: &EventId) -> Result<bool> {
+        Ok(match self.find_num(id)? {
+            Some(num) => self.find_outlier(num)?.is_none(),
+            None => false,
+        })
+    }
+
+    /// Finds the event's place in the graph, or the question that has to be answered first. `fetched` is the state in place of
+    /// events that are missing.
     fn standpoint(
         &mut self,
         event: &Event,
+        fetched: Option<&Sketch>,
         auth: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
         resolving: Resolving<'_>,
     ) -> Result<Result<Standpoint, Question>> {
-        let mut prev = Vec::new();
-        let mut after = Vec::new();
+        let (mut prev, mut after, mut missing) = (Vec::new(), Vec::new(), Vec::new());
         for id in &event.prev {
+            if fetched.is_some() && !self.has_place(id)? {
+                missing.push(id.to_string());
+                continue;
+            }
             let num = require_num(self, id)?;
             after.push(self.state_after(num)?.into());
             prev.push(num);
         }
+        after.extend(fetched.filter(|_| !missing.is_empty()).cloned());
         let prev_through_aside = graph::list_cited_through_aside(&self.batch, self.num, &prev)?;
         let auth = event.auth.iter().filter_map(|id| found(auth, id)).collect();
         let cited = Question::new(&self.batch, self.num, after, None)?.of_cited();
         let before = self.answer(resolving, &cited)?;
         Ok(match before {
-            Some(before) => Ok(Standpoint { prev, prev_through_aside, auth, cited, before }),
+            Some(before) => Ok(Standpoint { prev, prev_through_aside, auth, cited, before, missing }),
             None => Err(cited),
         })
     }

@@ -6,6 +6,7 @@ use crate::{
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
         event::StoredEvent,
+        state,
         timeline::{self, PageToken},
     },
     schema::{event_types::REDACTION, rooms::Membership},
@@ -102,16 +103,20 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         let (bytes_max, looked_at_max) = (bytes_left.min(BYTES_MAX), looks_left.min(LOOKED_AT_MAX));
         let after = room.place.known().map(PageToken);
         let page = timeline::page(window.read, room.num, PageToken(end), after, Direction::Down)?;
+        // Events that are missing, or came later, are for `/messages`: a timeline has no gap.
+        let hole = state::find_hole(window.read, room.num, end)?.map(|(hole, _)| hole);
+        let hole = hole.filter(|hole| after.is_none_or(|after| PageToken(*hole) > after));
         let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
+        let mut is_at_hole = hole.is_some();
         may_redact = false;
         for stored in page {
             let stored = stored?;
-            // Back-filled events are not live, so that `/messages` shows them and a timeline does not.
-            if stored.order.minor != 0 {
-                continue;
+            if stored.order.minor != 0 || hole.is_some_and(|hole| stored.order < hole) {
+                is_at_hole = true;
+                break;
             }
             if looked_at == looked_at_max || hidden > HIDDEN_MAX {
-                limited = true;
+                (limited, is_at_hole) = (true, false);
                 break;
             }
             looked_at += 1;
@@ -129,12 +134,13 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
             hidden = 0;
             let is_too_large = bytes + stored.row.json.len() > bytes_max && (bytes > 0 || bytes_left == 0);
             if events.len() == room.place.timeline_limit || is_too_large {
-                limited = true;
+                (limited, is_at_hole) = (true, false);
                 break;
             }
             bytes += stored.row.json.len();
             events.push((stored, membership));
         }
+        limited |= is_at_hole;
         window.spend_timeline(bytes, looked_at);
         if limited {
             tracing::debug!(
@@ -143,7 +149,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
                 events = events.len(),
                 looked_at,
                 bytes,
-                reason = "limit of events, bytes or looks",
+                reason = if is_at_hole { "a gap in the room's past" } else { "limit of events, bytes or looks" },
                 "a timeline is limited"
             );
         }

@@ -1,6 +1,6 @@
 //! Pages of a room's timeline, and the context of an event.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
@@ -9,8 +9,8 @@ use super::{Look, SCANNED_MAX, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
-    flows::App,
-    ids::Order,
+    flows::{App, remote::backfill},
+    ids::{Order, RoomNum},
     json::Object,
     rooms::{
         event::{self, StoredEvent},
@@ -41,7 +41,14 @@ pub(crate) struct PageWanted {
 pub(super) struct Page {
     pub(super) events: Vec<(StoredEvent, Membership)>,
     pub(super) next: Option<PageToken>,
+    /// The hole in the room's past at which the page ends before it is full.
+    pub(super) hole: Option<Order>,
 }
+
+/// A reader waits for at most this long until other servers fill a hole.
+const HOLE_WAITS_MAX: Duration = Duration::from_secs(10);
+/// One page is read at most this many times, because holes were filled or passed over.
+const READINGS_MAX: usize = 12;
 
 pub(super) fn read_page(
     look: &Look,
@@ -50,10 +57,30 @@ pub(super) fn read_page(
     direction: Direction,
     limit: usize,
     wanted: &Filter,
-    mut steps: Steps,
+    steps: Steps,
+) -> Result<Page> {
+    let hole = match direction {
+        // An event stands above the token of a page that ended at a hole, so that the hole is still found.
+        Direction::Down => state::find_hole(&*look.snapshot, look.num, from.0.next())?.map(|(hole, _)| hole),
+        Direction::Up => None,
+    };
+    read_page_to(look, from, to, direction, limit, (wanted, steps), hole)
+}
+
+/// Reads a page that ends at this hole, if it reaches so far.
+fn read_page_to(
+    look: &Look,
+    from: PageToken,
+    to: Option<PageToken>,
+    direction: Direction,
+    limit: usize,
+    (wanted, mut steps): (&Filter, Steps),
+    hole: Option<Order>,
 ) -> Result<Page> {
     let snapshot = Arc::clone(&look.snapshot);
-    let mut page = Page { events: Vec::new(), next: None };
+    let hole = hole.filter(|hole| to.is_none_or(|to| PageToken::below(*hole) > to));
+    let to = hole.map(PageToken::below).or(to);
+    let mut page = Page { events: Vec::new(), next: None, hole: None };
     let mut last = None;
     for (scanned, stored) in timeline::page(&*snapshot, look.num, from, to, direction)?.enumerate() {
         if page.events.len() >= limit || scanned >= SCANNED_MAX || steps.are_taken() {
@@ -72,11 +99,53 @@ pub(super) fn read_page(
             page.events.push((stored, membership));
         }
     }
+    if page.next.is_none() {
+        page.hole = hole;
+        page.next = hole.map(PageToken::below);
+    }
     Ok(page)
 }
 
-/// Answers a page of a room's timeline.
+/// A page as it is answered, if nothing more is to be had of other servers.
+struct Answered {
+    json: Bytes,
+    num: RoomNum,
+    /// The hole at which the page ends before it is full.
+    hole: Option<Order>,
+    is_empty: bool,
+}
+
+/// Answers a page of a room's timeline. Where a page towards older events comes to a hole in the room's past, other servers are asked for what is
+/// missing. If they do not answer soon, the page ends there, and its token goes on at the hole. A page that would begin at a hole which nobody can fill
+/// goes on below it, and has no token if there is nothing: a client that reads on comes to an end.
 pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
+    let (wanted, until) = (Arc::new(wanted), app.env.uptime().saturating_add(HOLE_WAITS_MAX));
+    let mut passed = None;
+    let mut answered = read_messages(app, caller, room, &wanted, passed).await?;
+    for _ in 1..READINGS_MAX {
+        let Some(hole) = answered.hole else { break };
+        let left = until.saturating_sub(app.env.uptime());
+        let is_filled = !left.is_zero() && backfill::fill_for_reader(app, answered.num, hole, left).await;
+        if !is_filled {
+            if !answered.is_empty {
+                break;
+            }
+            tracing::debug!(room = %answered.num, ?hole, "a page passes over a hole that cannot be filled now");
+            passed = Some(hole);
+        }
+        answered = read_messages(app, caller, room, &wanted, passed).await?;
+    }
+    Ok(answered.json)
+}
+
+async fn read_messages(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    wanted: &Arc<PageWanted>,
+    passed: Option<Order>,
+) -> Result<Answered> {
+    let wanted = Arc::clone(wanted);
     looking(app, caller, room, move |look, _| {
         // The caller sees nothing above this place, so nothing there is read.
         let end = look.end()?;
@@ -89,9 +158,17 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
         };
         let mut page = if wanted.filter.events.allows_room(&look.room.id) {
             let limit = bounded(wanted.limit).max(1);
-            read_page(&look, from, to, wanted.direction, limit, &wanted.filter, Steps::of_page())?
+            let (filter, steps) = (&wanted.filter, Steps::of_page());
+            match passed {
+                None => read_page(&look, from, to, wanted.direction, limit, filter, steps)?,
+                Some(passed) => {
+                    let next = state::find_hole(&*look.snapshot, look.num, passed.before())?;
+                    let next = next.map(|(hole, _)| hole);
+                    read_page_to(&look, from, to, wanted.direction, limit, (filter, steps), next)?
+                }
+            }
         } else {
-            Page { events: Vec::new(), next: None }
+            Page { events: Vec::new(), next: None, hole: None }
         };
         if let (Direction::Up, None, None, Order::MAX) = (wanted.direction, page.next, to, end) {
             // A caller who will see more goes on from here once there is more, and so from a page that has the newest event. A
@@ -101,7 +178,7 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
         let chunk = look.show_all(&page.events)?;
         let mut answer = Object::new();
         // A client recognizes the token that it gave, whatever place that stands for.
-        answer.text("start", &wanted.from.unwrap_or_else(|| from.to_string()));
+        answer.text("start", &wanted.from.clone().unwrap_or_else(|| from.to_string()));
         answer.list("chunk", &chunk);
         if let Some(next) = page.next {
             answer.text("end", &next.to_string());
@@ -114,7 +191,8 @@ pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: 
             None => Vec::new(),
         };
         answer.list("state", &state);
-        Ok(answer.finish().into())
+        let is_empty = page.events.is_empty();
+        Ok(Answered { json: answer.finish().into(), num: look.num, hole: page.hole, is_empty })
     })
     .await
 }

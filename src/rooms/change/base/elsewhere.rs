@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
 use serde_json::json;
 
-use super::{super::Older, Brought, Received, list_allowing, order_by_auth};
+use super::{
+    super::{Before, Older},
+    Brought, Received, list_allowing, order_by_auth,
+};
 use crate::{
     ids::RoomNum,
     rooms::{
@@ -192,7 +195,8 @@ impl Elsewhere {
     pub(crate) fn older(&self, range: std::ops::Range<usize>) -> Vec<Older> {
         let older = self.timeline[range].iter().enumerate().map(|(place, (event, before))| Older {
             event: event.clone(),
-            state_before: (place == 0).then(|| before.values().map(|event| event.id().to_owned()).collect()),
+            state_before: (place == 0)
+                .then(|| Before::Ids(before.values().map(|event| event.id().to_owned()).collect())),
         });
         older.collect()
     }

@@ -42,6 +42,11 @@ impl Change {
         {
             return Ok(None);
         }
+        Ok(Some(self.cited_heads(standpoint)))
+    }
+
+    /// Lists the heads that an event replaces: those that it cites, be it by way of branches that stand apart.
+    pub(super) fn cited_heads(&self, standpoint: &Standpoint) -> Vec<EventNum> {
         let cited_heads = self.row.heads.iter().map(|head| head.event);
         let cited_heads = cited_heads.filter(|event| standpoint.cites(*event));
         let branches = self.row.apart.iter().filter(|branch| standpoint.cites(branch.head.event));
@@ -50,7 +55,7 @@ impl Change {
         replaces.retain(|event| self.row.heads.iter().any(|head| head.event == *event));
         replaces.sort_unstable();
         replaces.dedup();
-        Ok(Some(replaces))
+        replaces
     }
 
     /// Makes an event part of the room that stands apart. The room's heads stay, and so does its state (`tip`).

@@ -58,9 +58,17 @@ const MISSING_MAX: usize = 200;
 pub struct Older {
     /// The event, of which the form, the hash and the signatures were checked.
     pub event: Received,
-    /// The ids of the state before the event, if some of the events that it cites are missing here and in the fill. All of
-    /// them were taken in before.
-    pub state_before: Option<Vec<OwnedEventId>>,
+    /// The state before the event, if some of the events that it cites are missing here and in the fill.
+    pub state_before: Option<Before>,
+}
+
+/// The state before an event, as it was fetched. All events of it were taken in before.
+#[derive(Clone, Debug)]
+pub enum Before {
+    /// The ids of its events.
+    Ids(Vec<OwnedEventId>),
+    /// The keys in which it differs from a state that is stored.
+    Sketch(Sketch),
 }
 
 /// A hole that is being filled.
@@ -167,7 +175,8 @@ impl Change {
         }
         if backfill.writing.is_none() {
             let events = self.next_stretch(&mut backfill.judged)?;
-            if events.is_empty() {
+            // A hole whose events all came another way is closed without any.
+            if events.is_empty() && !self.list_missing(backfill.hole, &[])?.is_empty() {
                 return Ok(Filling::All);
             }
             backfill.writing = Some(self.plan_stretch(backfill.hole, events)?);
@@ -263,7 +272,10 @@ impl Change {
         {
             return Ok(Ok(Arc::clone(after)));
         }
-        if let Some(ids) = &older.state_before {
+        if let Some(Before::Sketch(before)) = &older.state_before {
+            return Ok(Ok(Arc::new(before.clone())));
+        }
+        if let Some(Before::Ids(ids)) = &older.state_before {
             let mut brought = BTreeMap::new();
             for id in ids {
                 let Some(num) = self.find_num(id)? else {
@@ -284,7 +296,7 @@ impl Change {
                 continue;
             }
             match self.find_num(id)? {
-                Some(num) if self.find_outlier(num)?.is_none() => states.push(self.state_after(num)?.into()),
+                Some(num) if self.has_place(id)? => states.push(self.state_after(num)?.into()),
                 _ => {
                     let why =
                         format!("it gave {} without {id}, on which it stands, and without a state", event.id);

@@ -4,6 +4,7 @@
 mod aside;
 #[cfg(test)]
 mod far;
+mod fetched;
 mod large;
 #[cfg(test)]
 mod redactions;

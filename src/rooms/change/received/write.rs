@@ -173,7 +173,7 @@ impl Change {
             let stored = self.accept_apart(received, taken, standpoint, (tip, after), apart)?;
             return Ok(Step::Done(Outcome::Accepted(Box::new(stored))));
         }
-        let heads = self.next_heads(head, &after, standpoint, now_ms);
+        let heads = self.next_heads(head.clone(), &after, standpoint, now_ms);
         let of_head = |head: &Head| if head.event == taken.event { after.clone() } else { head.after.into() };
         let states: Vec<Sketch> = heads.iter().map(of_head).collect();
         let question = Question::new(&self.batch, self.num, states, newcomer)?;
@@ -184,6 +184,12 @@ impl Change {
         if staged::is_large(&differing) && !self.may_stage() {
             // A large step can be staged only by the first event of a turn.
             return Ok(Step::EndTurn(Some(taken)));
+        }
+        if staged::is_large(&differing) && !standpoint.missing.is_empty() {
+            // The parts of a large step would stand where the hole below the event opens, so that the step comes later.
+            let apart = Apart { head, replaces: self.cited_heads(standpoint) };
+            let stored = self.accept_apart(received, taken, standpoint, (tip, after), apart)?;
+            return Ok(Step::Done(Outcome::Accepted(Box::new(stored))));
         }
         let entry = Entry { heads: Some(heads), after, current, tip, differing };
         let stored = self.write_accepted(received, taken, standpoint, entry)?;
@@ -217,6 +223,11 @@ impl Change {
         let before = self.write_before(standpoint)?;
         let num = taken.event;
         let order = self.next_order(num);
+        if !standpoint.missing.is_empty() {
+            // At the marker the main line is as it was: whatever differs is a step of the event's own.
+            let missing = standpoint.missing.clone();
+            self.row.state_tip = state::open_hole(&mut self.batch, self.num, order.anchor, false, missing)?;
+        }
         let mut header = self.header(received, taken, standpoint, before)?;
         let own = header.state_key.map(|key| (key, StateValue::Event(num)));
         let Entry { after, differing, .. } = entry;

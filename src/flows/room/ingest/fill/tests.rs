@@ -11,6 +11,7 @@ use crate::{
     },
     ids::Order,
     rooms::{
+        change::Before,
         change::elsewhere::{Elsewhere, ROOM, alice, bob},
         state,
     },
@@ -87,7 +88,7 @@ async fn a_fill_that_fails_keeps_what_it_has_filled_and_can_be_made_again() {
     let all = elsewhere.timeline.len() - 1;
     fill(here.app(), ROOM, backfill(&here, &elsewhere, all - 5..all)).await.unwrap();
     let mut wrong = elsewhere.older(0..all - 5);
-    wrong[0].state_before = Some(vec![OwnedEventId::try_from("$nowhere").unwrap()]);
+    wrong[0].state_before = Some(Before::Ids(vec![OwnedEventId::try_from("$nowhere").unwrap()]));
     let claim = here.app().rooms.turns(ROOM).claim_history().unwrap();
     let (hole, _) = state::find_hole(&*here.app().store.snapshot(), ROOM, Order::MAX).unwrap().unwrap();
     let failed = fill(here.app(), ROOM, Backfill::new(claim, hole, wrong, "a.example".to_owned())).await;

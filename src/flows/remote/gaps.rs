@@ -1,0 +1,173 @@
+//! Rooms that lack something, as they are remembered in memory: who is fetching for them now, and what was fetched in vain lately, so that
+//! nobody can have us ask for ever.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use ruma::OwnedServerName;
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+
+use crate::ids::{Order, RoomNum};
+
+/// At most this many states are fetched at once, each in another room and for events of another server.
+const STATES_AT_ONCE: usize = 6;
+/// At most this many holes are filled at once for readers, each in another room.
+const FILLS_AT_ONCE: usize = 8;
+/// States that were fetched for events of one server in one room keep this distance at least.
+const PAUSE_MIN: Duration = Duration::from_secs(10);
+/// They keep this distance at most.
+const PAUSE_MAX: Duration = Duration::from_secs(600);
+/// Their distance is this many times as long as the last one took.
+const PAUSES: u32 = 10;
+/// Remember the distances of at most this many pairs of room and server.
+const PACED_MAX: usize = 10_000;
+/// A hole that nobody could fill is left alone for this long.
+const LEFT_ALONE: Duration = Duration::from_secs(120);
+/// Remember at most this many holes that nobody could fill.
+const LEFT_ALONE_MAX: usize = 10_000;
+
+/// The rooms for which something is fetched.
+#[derive(Debug)]
+pub struct Gaps {
+    /// One at a time fetches what events of a room lack.
+    rooms: Mutex<HashMap<RoomNum, Arc<tokio::sync::Mutex<()>>>>,
+    /// The uptime from which on the next state may be fetched in a room for a server.
+    paced: Mutex<BTreeMap<(RoomNum, OwnedServerName), Duration>>,
+    /// The servers for whose events states are fetched now.
+    states: Mutex<BTreeSet<OwnedServerName>>,
+    /// The places for filling holes.
+    pub(super) fills: Semaphore,
+    /// The rooms of which a hole is being filled; the channel closes at the end.
+    filling: Mutex<HashMap<RoomNum, watch::Receiver<()>>>,
+    /// The holes that nobody could fill, with the uptime from which on they are tried again.
+    in_vain: Mutex<BTreeMap<(RoomNum, Order), Duration>>,
+}
+
+impl Default for Gaps {
+    fn default() -> Self {
+        Self {
+            rooms: Mutex::default(),
+            paced: Mutex::default(),
+            states: Mutex::default(),
+            fills: Semaphore::new(FILLS_AT_ONCE),
+            filling: Mutex::default(),
+            in_vain: Mutex::default(),
+        }
+    }
+}
+
+/// The right to fetch what events of a room lack.
+pub(super) struct Turn<'a> {
+    gaps: &'a Gaps,
+    room: RoomNum,
+    guard: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.guard = None;
+        let mut rooms = self.gaps.rooms.lock();
+        if rooms.get(&self.room).is_some_and(|room| Arc::strong_count(room) == 1) {
+            rooms.remove(&self.room);
+        }
+    }
+}
+
+/// A state that is being fetched for events of a server.
+pub(super) struct StateFetch<'a> {
+    gaps: &'a Gaps,
+    server: OwnedServerName,
+}
+
+impl Drop for StateFetch<'_> {
+    fn drop(&mut self) {
+        self.gaps.states.lock().remove(&self.server);
+    }
+}
+
+/// A hole that is being filled. Dropping this tells those who wait for it.
+pub(super) struct Filling<'a> {
+    gaps: &'a Gaps,
+    room: RoomNum,
+    _ends: watch::Sender<()>,
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.gaps.filling.lock().remove(&self.room);
+    }
+}
+
+impl Gaps {
+    /// Waits until nobody else fetches what events of the room lack.
+    pub(super) async fn turn(&self, room: RoomNum) -> Turn<'_> {
+        let lock = Arc::clone(self.rooms.lock().entry(room).or_default());
+        let guard = Some(lock.lock_owned().await);
+        Turn { gaps: self, room, guard }
+    }
+
+    /// Whether a state may be fetched in a room for events that a server gave; `now` is the uptime here and below.
+    pub(super) fn may_fetch_state(&self, room: RoomNum, server: &OwnedServerName, now: Duration) -> bool {
+        self.paced.lock().get(&(room, server.clone())).is_none_or(|from| *from <= now)
+    }
+
+    /// Begins to fetch a state for events of a server; `None` if one is fetched for it already, or too many for others.
+    pub(super) fn begin_state(&self, server: &OwnedServerName) -> Option<StateFetch<'_>> {
+        let mut states = self.states.lock();
+        if states.len() >= STATES_AT_ONCE || !states.insert(server.clone()) {
+            return None;
+        }
+        Some(StateFetch { gaps: self, server: server.clone() })
+    }
+
+    /// Notes that a state was fetched, and how long that took.
+    pub(super) fn fetched_state(
+        &self,
+        room: RoomNum,
+        server: OwnedServerName,
+        now: Duration,
+        took: Duration,
+    ) {
+        let mut paced = self.paced.lock();
+        if paced.len() >= PACED_MAX {
+            paced.retain(|_, from| *from > now);
+        }
+        if paced.len() >= PACED_MAX {
+            paced.pop_first();
+        }
+        let pause = took.saturating_mul(PAUSES).clamp(PAUSE_MIN, PAUSE_MAX);
+        paced.insert((room, server), now.saturating_add(pause));
+    }
+
+    /// Begins to fill a hole of a room; or gives what tells when somebody else has ended to.
+    pub(super) fn begin_filling(&self, room: RoomNum) -> Result<Filling<'_>, watch::Receiver<()>> {
+        let mut filling = self.filling.lock();
+        if let Some(ends) = filling.get(&room) {
+            return Err(ends.clone());
+        }
+        let (sender, receiver) = watch::channel(());
+        filling.insert(room, receiver);
+        Ok(Filling { gaps: self, room, _ends: sender })
+    }
+
+    /// Whether a hole is left alone for now, because nobody could fill it a short while ago.
+    pub(super) fn is_left_alone(&self, room: RoomNum, hole: Order, now: Duration) -> bool {
+        self.in_vain.lock().get(&(room, hole)).is_some_and(|from| *from > now)
+    }
+
+    /// Notes that nobody could fill a hole.
+    pub(super) fn leave_alone(&self, room: RoomNum, hole: Order, now: Duration) {
+        let mut in_vain = self.in_vain.lock();
+        if in_vain.len() >= LEFT_ALONE_MAX {
+            in_vain.retain(|_, from| *from > now);
+        }
+        if in_vain.len() >= LEFT_ALONE_MAX {
+            in_vain.pop_first();
+        }
+        in_vain.insert((room, hole), now.saturating_add(LEFT_ALONE));
+    }
+}

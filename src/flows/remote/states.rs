@@ -1,0 +1,164 @@
+//! Fetches the state before an event that stands on events which we do not have (server-server API, "Retrieving events").
+//!
+//! A server gives the ids of the state; what we do not have of it is fetched and taken in as outliers, each judged by the events that
+//! allow it, so that a rejected event is no part of the state, whatever the server says. The state is then written as a difference
+//! from a state that is stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use federation::call::Options;
+use ruma::{EventId, OwnedEventId, ServerName};
+use serde_json::value::RawValue;
+use std::time::Duration;
+
+use super::fetch::{Fetch, in_order};
+use crate::{
+    error::{Error, Result},
+    flows::room::ingest::outliers::{For, take_outliers},
+    rooms::{
+        change::{Outcome, Signed, order_by_auth},
+        event,
+        state::{self, Sketch, StateRef},
+    },
+    schema::event_types::CREATE,
+};
+
+/// A state has at most this many events, and they are allowed by at most as many.
+const STATE_MAX: usize = 100_000;
+/// An answer with the ids of a state has at most this many bytes.
+const IDS_BYTES_MAX: usize = 20_000_000;
+/// The server has this long to gather the ids of a state.
+const IDS_TAKE_MAX: Duration = Duration::from_secs(60);
+/// Up to this many events that are missing are asked for one by one.
+const SINGLE_MAX: usize = 50;
+/// More are asked for one by one where they are less than this part of the state.
+const SINGLE_PART: usize = 20;
+/// In any case no more than this many.
+const SINGLE_AT_MOST: usize = 500;
+/// A state may lack this part of its events: those of servers that are gone, and whose keys nobody has.
+const LACKING_PART: usize = 10;
+/// Events of a whole state are taken in so many at a time.
+const TAKEN_AT_ONCE: usize = 200;
+/// Ask at most this many servers for a state.
+const SERVERS_MAX: usize = 3;
+
+/// Fetches the state before an event, as a difference from a state that is stored. The caller has the right to change the room's past, so
+/// that nothing of it is swept meanwhile. Errors: [`Error::Remote`] if no server gave a state that can be used.
+pub(crate) async fn before(fetch: &mut Fetch<'_>, id: &EventId, base: StateRef) -> Result<Sketch> {
+    let mut failed = None;
+    for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
+        match from(fetch, &server, id, base).await {
+            Ok(sketch) => return Ok(sketch),
+            Err(error @ Error::Remote { .. }) => {
+                tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");
+                failed = Some(error);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
+}
+
+async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: StateRef) -> Result<Sketch> {
+    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
+    let mut options = Options { begins: IDS_TAKE_MAX, overall: IDS_TAKE_MAX * 2, ..Options::default() };
+    options.limits.bytes_max = IDS_BYTES_MAX;
+    let ids = fetch.state_ids(server, id, options).await?;
+    if ids.state.len() > STATE_MAX || ids.auth_chain.len() > STATE_MAX {
+        return Err(fault("it gave a state of more than 100,000 events"));
+    }
+    let missing_state = fetch.list_unknown(ids.state.clone()).await?;
+    if !missing_state.is_empty() {
+        let mut missing: BTreeSet<OwnedEventId> = missing_state.into_iter().collect();
+        missing.extend(fetch.list_unknown(ids.auth_chain).await?);
+        let is_few =
+            missing.len() <= SINGLE_MAX || missing.len() <= SINGLE_AT_MOST.min(ids.state.len() / SINGLE_PART);
+        if is_few {
+            bring_single(fetch, missing.into_iter().collect()).await?;
+        } else {
+            let raw = fetch.state(server, id).await?;
+            bring_whole(fetch, raw, &missing).await?;
+        }
+    }
+    let (app, num, row) = (fetch.app.clone(), fetch.num, fetch.row.clone());
+    let ids = ids.state;
+    let sketch = fetch.app.env.blocking(move || {
+        let snapshot = app.store.snapshot();
+        let base = state::canonical(&*snapshot, num, base)?;
+        let (mut brought, mut lacking) = (BTreeMap::new(), 0);
+        for id in &ids {
+            let key = event::parse_event_id(id, num, row.version);
+            let known = key.map(|key| event::find_key(&*snapshot, num, &key)).transpose()?.flatten();
+            let Some(known) = known else {
+                lacking += 1;
+                continue;
+            };
+            // A rejected event has no key, and is no part of any state.
+            let kept = event::require_kept(&*snapshot, num, known)?;
+            brought.extend(kept.row.header.state_key.map(|key| (key, known)));
+        }
+        let create = state::find_key(&*snapshot, num, CREATE, "")?;
+        let create =
+            create.map(|key| Ok::<_, Error>((key, state::current(&*snapshot, num, key)?))).transpose()?;
+        let is_of_room = create.is_some_and(|(key, event)| brought.get(&key) == event.as_ref());
+        if !is_of_room || lacking * LACKING_PART > ids.len() {
+            return Ok(None);
+        }
+        if lacking > 0 {
+            tracing::debug!(room = %num, lacking, "a state that was fetched lacks events that nobody gave");
+        }
+        let differing = state::differing_from(&*snapshot, num, base, &brought)?;
+        let changes = differing.into_iter().map(|(key, _, val)| (key, val));
+        Ok(Some(Sketch::from(base).with(changes)))
+    });
+    sketch.await?.ok_or_else(|| {
+        fault("it gave a state without the create event of the room, or whose events it does not give")
+    })
+}
+
+/// Fetches these events one by one, and takes them in. Those that allow them are among them, or known.
+async fn bring_single(fetch: &mut Fetch<'_>, ids: Vec<OwnedEventId>) -> Result<()> {
+    let found = in_order(fetch.single(&ids).await?, |event| &event.event().auth);
+    for outcome in
+        take_outliers(fetch.app, fetch.num, found.clone(), For::State).await?.into_iter().zip(&found)
+    {
+        // A server need not name the whole chain of those that allow an event.
+        if let (Outcome::Need { auth, .. }, event) = outcome {
+            fetch.bring_auth(event.id(), auth).await?;
+            take_outliers(fetch.app, fetch.num, vec![event.clone()], For::State).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes in those events of a whole state that are missing. Of a large state only the ids are held, beside the bytes that came.
+async fn bring_whole(
+    fetch: &Fetch<'_>,
+    raw: Vec<Box<RawValue>>,
+    missing: &BTreeSet<OwnedEventId>,
+) -> Result<()> {
+    let (num, row, missing) = (fetch.num, fetch.row.clone(), missing.clone());
+    let sort = move || {
+        let (mut named, mut kept, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for raw in raw {
+            let Ok(signed) = Signed::read(num, &row, raw.get().as_bytes()) else { continue };
+            let event = signed.unverified();
+            if missing.contains(&event.id) && seen.insert(event.id.clone()) {
+                named.push((event.id.clone(), event.auth.clone()));
+                kept.push(Some(raw));
+            }
+        }
+        let order = order_by_auth(&named).into_iter();
+        Ok(order.filter_map(|place| kept.get_mut(place).and_then(Option::take)).collect::<Vec<_>>())
+    };
+    let mut waiting = fetch.app.env.blocking(sort).await?.into_iter();
+    loop {
+        let some: Vec<Box<RawValue>> = waiting.by_ref().take(TAKEN_AT_ONCE).collect();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let received = fetch.check(some).await?;
+        let received = in_order(received, |event| &event.event().auth);
+        take_outliers(fetch.app, fetch.num, received, For::State).await?;
+    }
+}

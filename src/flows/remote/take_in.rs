@@ -1,0 +1,349 @@
+//! Takes in events of other servers, and fetches what they lack: the events between those that we have and the new ones, the
+//! events that allow them, and where the gap is too long for that, the state before it (server-server API, "Checks performed on receipt
+//! of a PDU", "Backfilling and retrieving missing events").
+//!
+//! Everything is bounded: a gap is followed for some rounds, events and seconds, and one room is worked on by one at a time. What cannot
+//! be had does not reject an event: its outcome is [`Outcome::Unknown`], to be tried again later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
+
+use super::{
+    backfill,
+    fetch::{Budget, Fetch, in_order},
+    states,
+};
+use crate::{
+    error::{Error, Result},
+    flows::{App, room::ingest},
+    ids::RoomNum,
+    rooms::{
+        change::{Outcome, Received},
+        event, require_row,
+        state::StateRef,
+        turns::HistoryClaim,
+    },
+};
+
+/// A gap is followed for at most this many rounds of questions.
+const ROUNDS_MAX: usize = 10;
+/// Ask for this many events in one round: what other servers give at most.
+const ROUND_EVENTS: u32 = 20;
+/// A gap is followed for at most this many events.
+const GAP_EVENTS_MAX: usize = 200;
+/// Everything that one call fetches, states aside, takes at most this long.
+const TAKES_MAX: Duration = Duration::from_secs(60);
+/// One call asks at most this many questions.
+const REQUESTS_MAX: usize = 150;
+/// One call looks at most this many events that others gave.
+const EVENTS_MAX: usize = 2_000;
+/// The states before the lowest events of a gap are fetched if there are at most this many; otherwise the one before its newest event.
+const BOTTOMS_MAX: usize = 4;
+/// Fetching states takes at most this long.
+const STATES_TAKE_MAX: Duration = Duration::from_secs(300);
+/// To fetch states, this many more questions may be asked,
+const STATE_REQUESTS_MAX: usize = 2_500;
+/// and this many more events may come that are asked for one by one.
+const STATE_EVENTS_MAX: usize = 5_000;
+/// Wait for this long until nobody else changes the room's past.
+const CLAIM_WAITS: Duration = Duration::from_secs(30);
+/// Look this often whether somebody still changes the room's past.
+const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
+/// An event whose auth events come late is judged this many times.
+const PASSES_MAX: usize = 3;
+
+/// Judges events of a room that a server gave, at most 50, fetches what they lack from it and from other servers of the room, and writes the
+/// outcomes, one for each event, in their order. An event whose outcome is [`Outcome::Unknown`] is to be tried again later.
+/// Errors: as of [`ingest::ingest`].
+pub async fn take_in(
+    app: &App,
+    room: RoomNum,
+    origin: &ServerName,
+    events: Vec<Received>,
+) -> Result<Vec<Outcome>> {
+    let mut outcomes = ingest::ingest(app, room, events.clone()).await?;
+    let needs = |outcome: &Outcome| matches!(outcome, Outcome::Need { .. });
+    if !outcomes.iter().any(needs) {
+        return Ok(outcomes);
+    }
+    let fetching = fetch_for(app, room, origin, &events, &mut outcomes);
+    match app.stopping.run_until_cancelled(fetching).await {
+        None => tracing::debug!(%room, "what events lack is not fetched, because the server stops"),
+        Some(Ok(())) => {}
+        Some(Err(error @ (Error::Remote { .. } | Error::Busy { .. }))) => {
+            tracing::debug!(%room, %origin, %error, "what events lack could not be fetched");
+        }
+        Some(Err(error)) => return Err(error),
+    }
+    for outcome in outcomes.iter_mut().filter(|outcome| needs(outcome)) {
+        *outcome = Outcome::Unknown;
+    }
+    Ok(outcomes)
+}
+
+/// Fetches what those of the events lack that need others, one after the other.
+async fn fetch_for(
+    app: &App,
+    room: RoomNum,
+    origin: &ServerName,
+    events: &[Received],
+    outcomes: &mut [Outcome],
+) -> Result<()> {
+    let _turn = app.gaps.turn(room).await;
+    let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
+    let mut gap = Gap {
+        fetch: Fetch::begin(app, room, vec![origin.to_owned()], budget).await?,
+        origin: origin.to_owned(),
+        fetched_states: false,
+    };
+    for (event, outcome) in events.iter().zip(outcomes) {
+        if !matches!(outcome, Outcome::Need { .. }) {
+            continue;
+        }
+        // Another event of the list, or somebody else, may have brought what it needs.
+        *outcome = one(app, room, event.clone()).await?;
+        if matches!(outcome, Outcome::Need { .. }) {
+            *outcome = gap.close(event, outcome.clone()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn one(app: &App, room: RoomNum, event: Received) -> Result<Outcome> {
+    Ok(ingest::ingest(app, room, vec![event]).await?.pop().unwrap_or(Outcome::Unknown))
+}
+
+/// A gap between the events that we have of a room and those that came.
+struct Gap<'a> {
+    fetch: Fetch<'a>,
+    origin: OwnedServerName,
+    /// Whether states were fetched already, so that the call may fetch more without a pause.
+    fetched_states: bool,
+}
+
+impl Gap<'_> {
+    fn app(&self) -> &App {
+        self.fetch.app
+    }
+
+    /// Fetches what an event lacks, and gives its outcome then.
+    async fn close(&mut self, event: &Received, outcome: Outcome) -> Result<Outcome> {
+        let (app, room) = (self.app().clone(), self.fetch.num);
+        if let Outcome::Need { auth, .. } = &outcome
+            && !auth.is_empty()
+        {
+            self.fetch.bring_auth(event.id(), auth.clone()).await?;
+        }
+        // Nothing is fetched for an event that its own auth events forbid.
+        match ingest::outliers::reject_by_auth(&app, room, event.clone()).await? {
+            Outcome::Unknown => {}
+            Outcome::Known(_) | Outcome::Need { .. } | Outcome::Accepted(_) => {}
+            rejected @ (Outcome::Outlier(_) | Outcome::Aside(..)) => return Ok(rejected),
+        }
+        let outcome = one(&app, room, event.clone()).await?;
+        let Outcome::Need { auth, prev } = outcome else { return Ok(outcome) };
+        if !auth.is_empty() {
+            return Ok(Outcome::Unknown);
+        }
+        let found = self.follow(event, prev).await?;
+        self.take_in(event, found).await
+    }
+
+    /// Asks for the events between those that we have and this one, round after round. Gives what came, with the event itself.
+    async fn follow(
+        &mut self,
+        event: &Received,
+        missing: Vec<OwnedEventId>,
+    ) -> Result<BTreeMap<OwnedEventId, Received>> {
+        let heads = self.list_heads().await?;
+        let mut found = BTreeMap::from([(event.id().to_owned(), event.clone())]);
+        let mut open: BTreeSet<OwnedEventId> = missing.into_iter().collect();
+        for _ in 0..ROUNDS_MAX {
+            if open.is_empty() || found.len() > GAP_EVENTS_MAX {
+                break;
+            }
+            let latest = list_bottoms(&found, &open).into_iter().take(ROUND_EVENTS as usize).collect();
+            let origin = self.origin.clone();
+            let got = self.fetch.missing_events(&origin, heads.clone(), latest, ROUND_EVENTS).await?;
+            let got: BTreeMap<OwnedEventId, Received> =
+                got.into_iter().map(|event| (event.id().to_owned(), event)).collect();
+            // Only what the gap leads to is of use, whatever else comes.
+            let before = found.len();
+            loop {
+                let reached: Vec<&Received> = open.iter().filter_map(|id| got.get(id)).collect();
+                if reached.is_empty() {
+                    break;
+                }
+                let mut cited = Vec::new();
+                for event in reached {
+                    cited.extend(event.event().prev.iter().cloned());
+                    found.insert(event.id().to_owned(), event.clone());
+                }
+                cited.retain(|id| !found.contains_key(id));
+                open.retain(|id| !found.contains_key(id));
+                open.extend(self.fetch.list_without_place(cited).await?);
+            }
+            if found.len() == before {
+                break;
+            }
+        }
+        tracing::debug!(room = %self.fetch.num, found = found.len(), open = open.len(), "a gap in a room was followed");
+        Ok(found)
+    }
+
+    /// The ids of the room's heads, from which on others are to tell us events.
+    async fn list_heads(&self) -> Result<Vec<OwnedEventId>> {
+        let (app, num) = (self.app().clone(), self.fetch.num);
+        let list = move || {
+            let row = require_row(&app.store.view(), num)?;
+            Ok(row.heads.iter().map(|head| event::event_id(&head.key, row.version)).collect())
+        };
+        self.app().env.blocking(list).await
+    }
+
+    /// Takes in the events of a gap, oldest first, and gives the outcome of the newest. The states before those that still cite missing
+    /// events are fetched.
+    async fn take_in(
+        &mut self,
+        event: &Received,
+        mut found: BTreeMap<OwnedEventId, Received>,
+    ) -> Result<Outcome> {
+        let (app, room) = (self.app().clone(), self.fetch.num);
+        let mut open: BTreeSet<OwnedEventId> = self.list_open(&found).await?;
+        if self.fill_holes(&found, &open).await? {
+            open = self.list_open(&found).await?;
+        }
+        if list_bottoms(&found, &open).len() > BOTTOMS_MAX {
+            // A state for each of them would be too much, so the hole begins below the newest event.
+            found.retain(|id, _| id == event.id());
+        }
+        let mut waiting = in_order(found.into_values().collect(), |event| &event.event().prev);
+        let mut last = Outcome::Unknown;
+        for _ in 0..PASSES_MAX {
+            let mut left = Vec::new();
+            for some in waiting.chunks(ingest::EVENTS_MAX) {
+                let outcomes = ingest::ingest(&app, room, some.to_vec()).await?;
+                for (waits, outcome) in some.iter().zip(outcomes) {
+                    match outcome {
+                        Outcome::Need { auth, prev } => left.push((waits.clone(), auth, prev)),
+                        done if waits.id() == event.id() => last = done,
+                        _ => {}
+                    }
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            waiting = left.iter().map(|(event, ..)| event.clone()).collect();
+            let mut is_any = false;
+            for (waits, auth, prev) in left {
+                if !auth.is_empty() {
+                    self.fetch.bring_auth(waits.id(), auth).await?;
+                    is_any = true;
+                } else if prev.iter().any(|id| waiting.iter().any(|other| other.id() == id)) {
+                    // It stands on one that is judged before it.
+                } else if let Some(outcome) = self.take_in_with_state(&waits).await? {
+                    if !matches!(outcome, Outcome::Accepted(_) | Outcome::Known(_)) {
+                        // Nothing that stands on it can be judged, either.
+                        return Ok(Outcome::Unknown);
+                    }
+                    is_any = true;
+                    waiting.retain(|other| other.id() != waits.id());
+                    if waits.id() == event.id() {
+                        last = outcome;
+                    }
+                }
+            }
+            if !is_any || waiting.is_empty() {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Lists the events that those of a gap cite and that are missing, also among them.
+    async fn list_open(&self, found: &BTreeMap<OwnedEventId, Received>) -> Result<BTreeSet<OwnedEventId>> {
+        let cited = found.values().flat_map(|event| event.event().prev.iter().cloned());
+        let cited: BTreeSet<OwnedEventId> = cited.filter(|id| !found.contains_key(id)).collect();
+        Ok(self.fetch.list_without_place(cited.into_iter().collect()).await?.into_iter().collect())
+    }
+
+    /// Fills holes of the room with those events of a gap that are missing there: they are of the past. Gives whether anything was filled.
+    async fn fill_holes(
+        &mut self,
+        found: &BTreeMap<OwnedEventId, Received>,
+        open: &BTreeSet<OwnedEventId>,
+    ) -> Result<bool> {
+        let holes = backfill::list_holes(self.app(), self.fetch.num).await?;
+        let mut has_filled = false;
+        for (hole, missing) in holes {
+            if !missing.iter().any(|id| found.contains_key(id) || open.contains(id)) {
+                continue;
+            }
+            let events = found.values().cloned().collect();
+            has_filled |= backfill::fill_with(&mut self.fetch, hole, &missing, events).await?;
+        }
+        Ok(has_filled)
+    }
+
+    /// Takes in an event by the state before it, which is fetched; `None` where that cannot be had now.
+    async fn take_in_with_state(&mut self, event: &Received) -> Result<Option<Outcome>> {
+        let (app, room) = (self.app().clone(), self.fetch.num);
+        let began = app.env.uptime();
+        if !self.fetched_states && !app.gaps.may_fetch_state(room, &self.origin, began) {
+            tracing::debug!(%room, origin = %self.origin, "no state is fetched, because one was a short while ago");
+            return Ok(None);
+        }
+        let Some(_claim) = claim_history(&app, room).await else { return Ok(None) };
+        let Some(_place) = app.gaps.begin_state(&self.origin) else { return Ok(None) };
+        let budget = Budget::new(&app, STATES_TAKE_MAX, STATE_REQUESTS_MAX, STATE_EVENTS_MAX);
+        let left = std::mem::replace(&mut self.fetch.budget, budget);
+        self.fetched_states = true;
+        let tip = StateRef::Main(require_row(&*app.store.snapshot(), room)?.state_tip);
+        let sketch = states::before(&mut self.fetch, event.id(), tip).await;
+        self.fetch.budget = left;
+        let now = app.env.uptime();
+        app.gaps.fetched_state(room, self.origin.clone(), now, now.saturating_sub(began));
+        let sketch = match sketch {
+            Ok(sketch) => Arc::new(sketch),
+            Err(error @ (Error::Remote { .. } | Error::Busy { .. })) => {
+                tracing::debug!(%room, event = %event.id(), %error, "the state before an event could not be fetched");
+                return Ok(None);
+            }
+            Err(other) => return Err(other),
+        };
+        let outcome = ingest::ingest_with(&app, room, event.clone(), sketch).await?;
+        tracing::debug!(%room, event = %event.id(), ?outcome, "an event was judged by a state that was fetched");
+        Ok(Some(outcome))
+    }
+}
+
+/// Waits for the right to change a room's past.
+pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryClaim> {
+    let until = app.env.uptime().saturating_add(CLAIM_WAITS);
+    loop {
+        if let Some(claim) = app.rooms.turns(room).claim_history() {
+            return Some(claim);
+        }
+        if app.env.uptime() >= until {
+            return None;
+        }
+        app.env.sleep(CLAIM_LOOKED_AT_EVERY).await;
+    }
+}
+
+/// Lists those of the events that cite missing ones, the lowest first.
+fn list_bottoms(
+    found: &BTreeMap<OwnedEventId, Received>,
+    open: &BTreeSet<OwnedEventId>,
+) -> Vec<OwnedEventId> {
+    let mut bottoms: Vec<&Received> =
+        found.values().filter(|event| event.event().prev.iter().any(|id| open.contains(id))).collect();
+    bottoms.sort_by_key(|event| (event.depth(), event.id().to_owned()));
+    bottoms.into_iter().map(|event| event.id().to_owned()).collect()
+}

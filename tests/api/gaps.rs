@@ -1,0 +1,345 @@
+//! Gaps in rooms: events that come without what they stand on, and history that is fetched when somebody reads it.
+
+use std::time::Duration;
+
+use aqueduct::{
+    flows::remote::take_in::take_in,
+    rooms::change::{Outcome, Received},
+};
+use federation::testing::{Net, Weather};
+use serde_json::{Value, json};
+
+use crate::{
+    rooms::Rooms,
+    support::{TestClient, TestServer, elsewhere::Elsewhere, network::doors, remote::Remote},
+};
+
+const BOB: &str = "@bob:b.example";
+const CAROL: &str = "@carol:c.example";
+
+/// A room of Alice's in which Bob of another server is, who goes on there while we hear nothing.
+struct Scene {
+    net: Net,
+    server: TestServer,
+    alice: TestClient,
+    room: String,
+    there: Elsewhere,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let net = Net::new(1);
+        let store = aqueduct::store::Store::open(
+            aqueduct::store::Engine::Memory(Default::default()),
+            aqueduct::store::Durability::Fsync,
+        );
+        let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
+        let alice = server.register("alice").await;
+        let room = alice.create(json!({ "preset": "public_chat", "room_version": "11" })).await;
+        Remote::new(server.server().app(), &room).join().await;
+        let servers = [("b.example", "5.0.0.2"), ("c.example", "5.0.0.3")];
+        let there = Elsewhere::new(&net, server.server().app(), &room, &servers);
+        Self { net, server, alice, room, there }
+    }
+
+    /// Events come from the server `b.example`.
+    async fn come(&self, ids: &[&String]) -> Vec<Outcome> {
+        let events: Vec<Received> = ids.iter().map(|id| self.there.received(id)).collect();
+        take_in(self.there.app(), self.there.room, "b.example".try_into().unwrap(), events).await.unwrap()
+    }
+
+    async fn come_one(&self, id: &String) -> Outcome {
+        self.come(&[id]).await.remove(0)
+    }
+
+    /// The ids of the room's events that Alice reads, page by page, oldest first.
+    async fn read_all(&self, limit: usize) -> Vec<String> {
+        let (mut read, mut from) = (Vec::new(), String::new());
+        for _ in 0..200 {
+            let page = self.page(&from, limit).await;
+            read.extend(ids(&page["chunk"]));
+            let Some(end) = page["end"].as_str() else {
+                read.reverse();
+                return read;
+            };
+            from = format!("&from={end}");
+        }
+        panic!("the pages have no end");
+    }
+
+    async fn page(&self, from: &str, limit: usize) -> Value {
+        self.alice.ok_get(&format!("/rooms/{}/messages?dir=b&limit={limit}{from}", self.room)).await
+    }
+
+    async fn sync(&self, since: &str) -> (Value, String) {
+        let since = if since.is_empty() { String::new() } else { format!("?since={since}") };
+        let sync = self.alice.ok_get(&format!("/sync{since}")).await;
+        let next = sync["next_batch"].as_str().unwrap().to_owned();
+        (sync["rooms"]["join"][&self.room].clone(), next)
+    }
+
+    /// Bob says so many things elsewhere.
+    fn bob_says(&mut self, count: usize, what: &str) -> Vec<String> {
+        (0..count).map(|number| self.there.say(BOB, &format!("{what} {number}"))).collect()
+    }
+
+    fn hole_count(&self) -> u64 {
+        let rows = self.server.assert_whole();
+        rows.into_iter().find(|(table, _)| *table == "HOLE").unwrap().1
+    }
+}
+
+fn ids(events: &Value) -> Vec<String> {
+    let events = events.as_array().unwrap_or_else(|| panic!("no list: {events}"));
+    events.iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn accepted(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Accepted(_))
+}
+
+fn unknown(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Unknown)
+}
+
+/// Each of these is in the list once, in this order.
+fn assert_holds(list: &[String], these: &[String]) {
+    let found: Vec<&String> = list.iter().filter(|id| these.contains(id)).collect();
+    assert_eq!(found, these.iter().collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_gap_is_filled_before_the_event_that_shows_it() {
+    let mut scene = Scene::new().await;
+    let (_, since) = scene.sync("").await;
+    let said = scene.bob_says(45, "missed");
+    let newest = said.last().unwrap();
+    let outcome = scene.come_one(newest).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_holds(&scene.read_all(30).await, &said);
+    let (room, _) = scene.sync(&since).await;
+    assert_eq!(room["timeline"]["events"].as_array().unwrap().last().unwrap()["event_id"], newest.as_str());
+    assert_eq!(scene.hole_count(), 0);
+    assert!(matches!(scene.come_one(&said[7]).await, Outcome::Known(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_long_outage_the_room_goes_on_with_a_state_that_is_fetched_and_the_past_comes_when_it_is_read()
+ {
+    let mut scene = Scene::new().await;
+    let (_, since) = scene.sync("").await;
+    let mut all = scene.bob_says(60, "first");
+    all.push(scene.there.join(CAROL));
+    all.push(scene.there.add("@alice:test.example", "m.room.topic", Some(""), json!({ "topic": "news" })));
+    all.extend((0..5).map(|number| scene.there.say(CAROL, &format!("hello {number}"))));
+    all.extend(scene.bob_says(300, "second"));
+    all.push(scene.there.say(CAROL, "newest"));
+    let newest = all.last().unwrap().clone();
+    let outcome = scene.come_one(&newest).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    let (room, next) = scene.sync(&since).await;
+    assert_eq!(room["timeline"]["limited"], true, "{room}");
+    let told = ids(&room["timeline"]["events"]);
+    assert_eq!(told.last(), Some(&newest));
+    let state = room["state"]["events"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["content"]["topic"] == "news"), "{room}");
+    assert_eq!(scene.alice.state(&scene.room, "m.room.topic", "").await.1["topic"], "news");
+    assert_eq!(scene.hole_count(), 1);
+    // Reading on from what was told, everything that was missed comes, and then what was before.
+    let prev_batch = room["timeline"]["prev_batch"].as_str().unwrap();
+    let page = scene.page(&format!("&from={prev_batch}"), 20).await;
+    assert_eq!(page["chunk"].as_array().unwrap().len(), 20, "{page}");
+    let read = scene.read_all(50).await;
+    assert_holds(&read, &all);
+    assert_eq!(read.first(), scene.read_all(50).await.first());
+    assert_eq!(scene.hole_count(), 0);
+    let (nothing, _) = scene.sync(&next).await;
+    assert!(nothing.is_null(), "{nothing}");
+    // The state at what was filled is what it was there.
+    let context = scene.alice.ok_get(&format!("/rooms/{}/context/{}?limit=0", scene.room, all[59])).await;
+    let state = context["state"].as_array().unwrap();
+    assert!(!state.iter().any(|event| event["type"] == "m.room.topic"), "{context}");
+    let context = scene.alice.ok_get(&format!("/rooms/{}/context/{}?limit=0", scene.room, all[70])).await;
+    let state = context["state"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["type"] == "m.room.topic"), "{context}");
+    // The room goes on from both sides.
+    scene.alice.say(&scene.room, "after", "we are back").await;
+    let further = scene.there.say(BOB, "further");
+    assert!(accepted(&scene.come_one(&further).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_without_its_auth_events_waits_for_them_and_is_not_rejected() {
+    let mut scene = Scene::new().await;
+    let join = scene.there.join(CAROL);
+    let said = scene.there.say(CAROL, "hello");
+    let lost = scene.there.forget(&join);
+    for _ in 0..3 {
+        let outcome = scene.come_one(&said).await;
+        assert!(unknown(&outcome), "{outcome:?}");
+    }
+    scene.there.put(&join, lost);
+    tokio::time::advance(Duration::from_secs(700)).await;
+    let outcome = scene.come_one(&said).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_holds(&scene.read_all(10).await, &[join, said]);
+    assert_eq!(scene.hole_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_state_of_a_liar_forbids_is_not_rejected_and_the_truth_lets_it_in() {
+    let mut scene = Scene::new().await;
+    scene.bob_says(300, "missed");
+    let said = scene.there.say(BOB, "hello");
+    let bob_joined = scene.there.known(&said).before[&("m.room.member".to_owned(), BOB.to_owned())].clone();
+    scene.there.twist(move |kind, _, (status, mut answer)| {
+        if let Some(ids) = answer["pdu_ids"].as_array_mut().filter(|_| kind == "state_ids") {
+            ids.retain(|id| *id != json!(bob_joined));
+        }
+        (status, answer)
+    });
+    let outcome = scene.come_one(&said).await;
+    assert!(unknown(&outcome), "{outcome:?}");
+    assert_eq!(scene.hole_count(), 0);
+    scene.there.untwist();
+    // Too soon, nothing is fetched.
+    scene.net.take_arrived();
+    assert!(unknown(&scene.come_one(&said).await));
+    assert!(!scene.net.take_arrived().iter().any(|line| line.contains("/state")));
+    tokio::time::advance(Duration::from_secs(700)).await;
+    let outcome = scene.come_one(&said).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_banned_here_does_not_come_back_by_a_state_that_is_fetched() {
+    let mut scene = Scene::new().await;
+    scene.bob_says(300, "missed");
+    let said = scene.there.say(BOB, "I am still here");
+    let ban = json!({ "user_id": BOB });
+    scene.alice.ok_post(&format!("/rooms/{}/ban", scene.room), ban).await;
+    let outcome = scene.come_one(&said).await;
+    assert!(!accepted(&outcome), "{outcome:?}");
+    assert_eq!(scene.alice.state(&scene.room, "m.room.member", BOB).await.1["membership"], "ban");
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_without_sense_are_bounded_and_harmless() {
+    let mut scene = Scene::new().await;
+    scene.bob_says(30, "missed");
+    let said = scene.there.say(BOB, "hello");
+    let truth = scene.there.known(&said);
+    let many: Vec<String> = (0..100_001).map(|number| format!("${number:043}")).collect();
+    let nonsense = json!({ "type": "m.room.message", "room_id": "!other:b.example", "content": {} });
+    let mut forged = truth.json.clone();
+    forged["content"]["body"] = json!("forged");
+    let mut elsewhere = truth.json.clone();
+    elsewhere["room_id"] = json!("!other:b.example");
+    type Answer = Box<dyn Fn(&str) -> (u16, Value) + Send>;
+    let answers: Vec<Answer> = vec![
+        Box::new(|_| (200, json!({}))),
+        Box::new(|_| (200, json!([]))),
+        Box::new(|_| (500, json!({}))),
+        Box::new(|_| (403, json!({ "errcode": "M_FORBIDDEN", "error": "no" }))),
+        Box::new(move |_| {
+            let list = json!([nonsense.clone(), forged.clone(), elsewhere.clone(), null, 5, "x"]);
+            (
+                200,
+                json!({ "events": list, "pdus": list, "auth_chain": list, "pdu_ids": [], "auth_chain_ids": [],
+                "origin": "b.example", "origin_server_ts": 1 }),
+            )
+        }),
+        Box::new(move |_| (200, json!({ "events": [], "pdu_ids": many, "auth_chain_ids": [] }))),
+        Box::new(|_| {
+            let few: Vec<String> = (0..4_000).map(|number| format!("$x{number:042}")).collect();
+            (
+                200,
+                json!({ "events": [], "pdu_ids": few, "auth_chain_ids": few, "pdus": [], "auth_chain": [] }),
+            )
+        }),
+    ];
+    for answer in answers {
+        scene.there.twist(move |kind, _, _| answer(kind));
+        tokio::time::advance(Duration::from_secs(700)).await;
+        scene.net.take_arrived();
+        let outcome = scene.come_one(&said).await;
+        assert!(unknown(&outcome), "{outcome:?}");
+        let asked = scene.net.take_arrived().len();
+        assert!(asked < 2_000, "{asked}");
+    }
+    assert_eq!(scene.hole_count(), 0);
+    scene.there.untwist();
+    assert!(accepted(&scene.come_one(&said).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_without_end_and_without_a_state_is_given_up() {
+    let mut scene = Scene::new().await;
+    let all = scene.bob_says(1_000, "missed");
+    scene.there.twist(|kind, _, answer| match kind {
+        "state_ids" | "state" => (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+        _ => answer,
+    });
+    scene.net.take_arrived();
+    let outcome = scene.come_one(all.last().unwrap()).await;
+    assert!(unknown(&outcome), "{outcome:?}");
+    assert!(scene.net.take_arrived().len() < 50);
+    assert_eq!(scene.hole_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_dead_or_never_answers_holds_nobody_up_for_long() {
+    for weather in [Weather::Refuses, Weather::Silent] {
+        let mut scene = Scene::new().await;
+        let missed = scene.bob_says(300, "missed");
+        let said = scene.there.say(BOB, "hello");
+        let began = tokio::time::Instant::now();
+        scene.net.weather("5.0.0.2:8448", weather, Duration::ZERO);
+        scene.net.weather("5.0.0.3:8448", weather, Duration::ZERO);
+        assert!(unknown(&scene.come_one(&said).await));
+        assert!(began.elapsed() < Duration::from_secs(400), "{:?}", began.elapsed());
+        scene.net.weather("5.0.0.2:8448", Weather::Fair, Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(7_200)).await;
+        assert!(accepted(&scene.come_one(&said).await));
+        scene.net.weather("5.0.0.2:8448", weather, Duration::ZERO);
+        // The pages pass over what nobody gives, and have an end.
+        let began = tokio::time::Instant::now();
+        let read = scene.read_all(50).await;
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+        assert!(read.contains(&said) && !read.contains(&missed[0]));
+        assert!(!ids(&scene.page("", 100).await["chunk"]).is_empty());
+        scene.net.weather("5.0.0.2:8448", Weather::Fair, Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(7_200)).await;
+        assert_holds(&scene.read_all(50).await, &missed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_holes_are_filled_each_once() {
+    let mut scene = Scene::new().await;
+    let mut all = scene.bob_says(300, "first");
+    assert!(accepted(&scene.come_one(all.last().unwrap()).await));
+    tokio::time::advance(Duration::from_secs(700)).await;
+    all.extend(scene.bob_says(300, "second"));
+    assert!(accepted(&scene.come_one(all.last().unwrap()).await));
+    assert_eq!(scene.hole_count(), 2);
+    assert_holds(&scene.read_all(100).await, &all);
+    assert_eq!(scene.hole_count(), 0);
+    assert_holds(&scene.read_all(7).await, &all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_in_a_hole_and_comes_by_itself_goes_into_the_past() {
+    let mut scene = Scene::new().await;
+    let all = scene.bob_says(400, "missed");
+    assert!(accepted(&scene.come_one(all.last().unwrap()).await));
+    let (_, since) = scene.sync("").await;
+    // The newest 201 events came, and the hole below them names the next one.
+    let outcome = scene.come_one(&all[198]).await;
+    assert!(matches!(outcome, Outcome::Known(_)), "{outcome:?}");
+    assert_eq!(scene.hole_count(), 0);
+    let (nothing, _) = scene.sync(&since).await;
+    assert!(nothing.is_null(), "{nothing}");
+    assert_holds(&scene.read_all(100).await, &all);
+}
