@@ -7,6 +7,7 @@ pub mod follow_up;
 pub mod jobs;
 pub mod keys;
 pub mod limits;
+pub(crate) mod membership;
 pub mod operator;
 pub mod room;
 pub mod remote;

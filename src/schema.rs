@@ -241,6 +241,8 @@ tables! {
     182 DESTINATION(String => Json<remote::DestinationRow>) in Notes, Store of "delivery::servers::marks";
     /// A message of one of our users for devices of another server, until that server has taken it.
     183 OUTBOX((String, Position) => remote::OutboxRow) in Queues, Store of "delivery::servers::outbox";
+    /// What a user of ours was told of a room that this server is not in: an invitation, a knock, or the end of either.
+    178 OUTSIDE((RoomNum, UserNum) => Json<remote::OutsideRow>) in State, Room of "rooms::change";
 }
 
 /// Lists all tables, those of the store included.

@@ -4,6 +4,7 @@ mod discovery;
 mod event;
 mod membership;
 mod openid;
+mod invite;
 mod query;
 mod rooms;
 mod transactions;
@@ -16,6 +17,7 @@ pub(crate) fn routes(r: &mut Routes) {
     event::routes(r);
     membership::routes(r);
     openid::routes(r);
+    invite::routes(r);
     query::routes(r);
     rooms::routes(r);
     transactions::routes(r);

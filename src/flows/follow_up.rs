@@ -10,9 +10,10 @@ use crate::{
         account::{carry_over, log_out},
         commit,
         jobs::unless_fired,
+        membership,
         room::{
             ingest::{reunite, sweep},
-            membership, presence,
+            membership as here, presence,
         },
     },
     ids::{EventNum, RoomNum, UserNum},
@@ -83,7 +84,7 @@ async fn tell_rooms(app: &App, user: UserNum, timer: &Timer) -> Result<()> {
     if users::require(&*app.store.snapshot(), user)?.is_deactivated {
         membership::leave_all(app, user).await?;
     } else {
-        membership::renew_profile(app, user).await?;
+        here::renew_profile(app, user).await?;
         presence::tell_profile(app, user).await?;
     }
     cancel(app, timer)

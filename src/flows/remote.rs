@@ -10,7 +10,15 @@ pub mod gaps;
 pub(crate) mod history;
 pub(crate) mod identify;
 mod judge;
+pub(crate) mod ask;
+mod brought;
+pub(crate) mod candidates;
+pub(crate) mod invite;
+pub(crate) mod join;
 mod keys;
+pub(crate) mod knock;
+pub(crate) mod leave;
+mod outside;
 mod ports;
 pub(crate) mod query;
 mod strangers;
@@ -18,6 +26,7 @@ pub mod receive;
 pub mod staged;
 pub(crate) mod states;
 pub mod take_in;
+pub(crate) mod template;
 pub(crate) mod verify;
 pub(crate) mod whole_state;
 
@@ -49,6 +58,10 @@ pub struct Remote {
     pub ring: Ring,
     /// The servers that somebody speaks for and whose keys are not known yet.
     strangers: Arc<strangers::Strangers>,
+    /// The rooms of other servers that users of ours are coming into.
+    pub(crate) joining: join::Joining,
+    /// The questions that anybody may have us ask.
+    pub(crate) asking: ask::Asking,
 }
 
 impl Remote {
@@ -78,6 +91,12 @@ impl Remote {
         let caller = Caller::new(ports, discovery, servers);
         let notaries: Vec<OwnedServerName> = config.federation.notaries.clone();
         let ring = Ring::new(caller.clone(), Arc::clone(&own), notaries);
-        Ok(Self { client: Client::new(caller, own), ring, strangers: Arc::default() })
+        Ok(Self {
+            client: Client::new(caller, own),
+            ring,
+            strangers: Arc::default(),
+            joining: join::Joining::default(),
+            asking: ask::Asking::default(),
+        })
     }
 }

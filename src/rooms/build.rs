@@ -3,7 +3,7 @@
 //! An event is written three times, each time with its fields in canonical order: without `hashes` and `signatures` for the
 //! content hash; redacted for the signature, of which the event's id is the hash; and whole, to be kept.
 
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Refusal,
-    json::{JsonText, Object},
+    json::{JsonRef, JsonText, Object},
     rooms::event::Event,
     schema::{rooms::EventHash, state::DERIVED},
 };
@@ -67,6 +67,25 @@ impl Signer {
         let own = CanonicalJsonObject::from([(signature.id(), signature.base64().into())]);
         all.insert(self.server.to_string(), CanonicalJsonValue::Object(own));
         write(&event)
+    }
+
+    /// Adds our signature to an event of another server. `signed` is the part of it that is signed, `json` the whole event, both as
+    /// canonical JSON. `None` where that is no event.
+    pub(in crate::rooms) fn cosign(&self, signed: &[u8], json: &[u8]) -> Option<Bytes> {
+        let mut fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(json).ok()?;
+        let signatures = fields.get("signatures")?;
+        let mut all: BTreeMap<String, BTreeMap<String, Box<RawValue>>> =
+            serde_json::from_str(signatures.get()).ok()?;
+        let signature = self.key.sign(signed);
+        let own = serde_json::value::to_raw_value(&signature.base64()).ok()?;
+        all.entry(self.server.to_string()).or_default().insert(signature.id(), own);
+        let all = serde_json::value::to_raw_value(&all).ok()?;
+        fields.insert(Cow::Borrowed("signatures"), &all);
+        let mut event = Object::with_capacity(json.len() + 200);
+        for (name, value) in &fields {
+            event.json(name, JsonRef::from(*value));
+        }
+        Some(event.finish().into())
     }
 
     /// Gives the `signatures` of an event: ours, over these bytes.

@@ -7,6 +7,7 @@ pub(in crate::rooms) mod aside;
 mod base;
 mod forget;
 mod header;
+pub mod outside;
 mod own;
 pub mod received;
 mod redaction;
@@ -23,6 +24,7 @@ pub(crate) use aside::recount_aside;
 #[cfg(test)]
 pub(crate) use base::elsewhere;
 pub use base::{Base, Brought, order_by_auth};
+pub(crate) use received::list_allowing;
 pub use received::{Backfill, Before, Filling, Older, Outcome, Received, Reunion, Signed, Step, Taken};
 pub use txn::Txn;
 

@@ -10,6 +10,7 @@ use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum, UserNum},
     rooms::{
+        change::outside,
         event,
         members::{self, Tally},
         relations,
@@ -51,6 +52,20 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(
                 listed == near,
                 "by the user's own row the user is not joined, invited or knocking as this row says",
+            );
+            Ok(())
+        }),
+        of_room(&schema::OUTSIDE, |read, (room, user), Json(row), doubts| {
+            let of = schema::ROOM.get(read, *room)?;
+            let next = of.map_or(0, |of| of.next_event);
+            doubts.unless(row.number < next, "the room has not given out its number");
+            doubts.unless(
+                !schema::PLACE.contains(read, (*room, EventNum(row.number)))?,
+                "an event of the room has its number",
+            );
+            doubts.unless(
+                members::find(read, *user, *room)?.is_some(),
+                "the user has nothing to do with the room",
             );
             Ok(())
         }),
@@ -210,6 +225,13 @@ fn user_room(
         doubts.unless(false, "the room is gone");
         return Ok(());
     };
+    if outside::find(read, *room, *user, &row)?.is_some() {
+        let is_outside = row.membership != Membership::Join && row.membership != Membership::Ban;
+        doubts.unless(is_outside, "nobody is in a room, or banned from it, from outside");
+        return Ok(());
+    }
+    doubts
+        .unless(of.resident.has_history(), "nothing says how the user came to be what they are to the room");
     if !of.resident.has_whole_state() {
         return Ok(());
     }

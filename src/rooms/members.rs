@@ -79,6 +79,23 @@ pub(crate) fn track(
     Ok(Some(user))
 }
 
+/// Like [`track`], for a membership that a user has from outside the room. It is news even where they had it before, and needs a
+/// place of its own, because the room's timeline has none.
+pub(crate) fn track_from_outside(
+    batch: &mut Batch,
+    room: RoomNum,
+    user_id: &str,
+    now: Since,
+) -> Result<(), Fault> {
+    if let Some(user) = track(batch, room, user_id, now, None)?
+        && let Some(row) = find(batch, user, room)?
+    {
+        let row = UserRoomRow { since: now.order.anchor, ..row };
+        schema::USER_ROOM.put(batch, (user, room), &row.into());
+    }
+    Ok(())
+}
+
 /// A membership, with the event that brought it and its order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since {
@@ -92,7 +109,7 @@ fn marked<V>(anchor: Position, now: Option<V>, before: Option<V>) -> Marked<V> {
 }
 
 /// Whether a user with this membership stands in the list of the room's users.
-pub(super) fn is_near(membership: Membership) -> bool {
+pub(crate) fn is_near(membership: Membership) -> bool {
     matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
 }
 

@@ -273,8 +273,21 @@ impl Plan {
             });
             drafts.push(self.draft(TOPIC, "", object(&content.to_string())?));
         }
-        drafts.extend(self.list_invitations(read)?);
+        let is_ours = |user: &&OwnedUserId| user.server_name() == self.creator.user_id.server_name();
+        for user in self.invite.iter().filter(is_ours) {
+            drafts.push(self.draft(MEMBER, user.as_str(), self.invitation(read, user)?));
+        }
         Ok(drafts)
+    }
+
+    /// Lists the users of other servers whom the plan invites. Their servers are told once the room is there.
+    pub fn list_invited_elsewhere(
+        &self,
+        read: &(impl Read + ?Sized),
+    ) -> Result<Vec<(OwnedUserId, CanonicalJsonObject)>, Fault> {
+        let is_elsewhere = |user: &&OwnedUserId| user.server_name() != self.creator.user_id.server_name();
+        let invited = self.invite.iter().filter(is_elsewhere);
+        invited.map(|user| Ok((user.clone(), self.invitation(read, user)?))).collect()
     }
 
     /// Drafts the state that the preset asks for, except for keys that the client sets itself.
@@ -319,16 +332,16 @@ impl Plan {
         Ok(drafts)
     }
 
-    fn list_invitations(&self, read: &(impl Read + ?Sized)) -> Result<Vec<Draft>, Fault> {
-        let mut drafts = Vec::new();
-        for user in &self.invite {
-            let mut content = membership::content(read, user, "invite", None)?;
-            if self.is_direct {
-                content.insert("is_direct".to_owned(), true.into());
-            }
-            drafts.push(self.draft(MEMBER, user.as_str(), content));
+    fn invitation(
+        &self,
+        read: &(impl Read + ?Sized),
+        user: &OwnedUserId,
+    ) -> Result<CanonicalJsonObject, Fault> {
+        let mut content = membership::content(read, user, "invite", None)?;
+        if self.is_direct {
+            content.insert("is_direct".to_owned(), true.into());
         }
-        Ok(drafts)
+        Ok(content)
     }
 }
 

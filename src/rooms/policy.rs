@@ -14,7 +14,7 @@ use crate::{
     ids::{RoomNum, UserNum},
     rooms::{
         self, aliases,
-        build::{Draft, Signer},
+        build::{Built, Draft, Signer},
         change::{Change, Txn},
         event::{self, StoredEvent},
         membership::Act,
@@ -74,6 +74,12 @@ impl Approved {
             && current.parsed.content.get() == self.0.raw_content()?.get()
             && change.membership(self.0.sender.as_str())? == Membership::Join;
         Ok(is_same.then(|| current.parsed.id.clone()))
+    }
+
+    /// Builds the event and has it judged by the rules of the room, and writes nothing: others must sign it first. Errors: 403
+    /// `M_FORBIDDEN` for an event that the rules forbid; 413.
+    pub fn build(self, change: &mut Change, signer: &Signer) -> Result<Built> {
+        change.build_only(signer, &self.0)
     }
 
     /// Builds the event, has it judged by the rules of the room and writes it into the change. Errors: 403
@@ -250,17 +256,43 @@ fn require_live(read: &(impl Read + ?Sized), user: UserNum) -> Result<()> {
     Ok(())
 }
 
+/// Refuses those of our users who may not come into a room of which we know nothing: guests, who may only come into rooms that
+/// say so, and accounts that were deactivated.
+pub fn require_may_go_elsewhere(read: &(impl Read + ?Sized), author: &Author) -> Result<()> {
+    if author.is_guest {
+        return Err(no_guests("Guests may only come into rooms that this server is in.").into());
+    }
+    require_live(read, author.user)
+}
+
+/// Judges an invitation of a user of another server, which that server must sign before it is part of the room. Errors: 403
+/// `M_FORBIDDEN`, `M_GUEST_ACCESS_FORBIDDEN`.
+pub fn approve_invite_elsewhere(change: &mut Change, author: &Author, mut draft: Draft) -> Result<Approved> {
+    debug_assert_eq!(draft.sender, author.user_id, "an event is built in its author's name");
+    require_in_room(change, author, &draft)?;
+    if author.is_guest {
+        return Err(no_guests("Guests can only join and leave rooms.").into());
+    }
+    draft.content.remove(AUTHORISED_VIA);
+    Ok(Approved(draft))
+}
+
+/// Judges an invitation of a user of ours. Those of others go to their servers before they are part of the room
+/// ([`approve_invite_elsewhere`]).
 fn judge_invite(read: &(impl Read + ?Sized), server: &ServerName, target: &UserId) -> Result<()> {
+    if target.server_name() != server {
+        let why = "Users of other servers are invited by `/invite` or by `invite` of a new room.";
+        return Err(Refusal::forbidden(why).into());
+    }
     require_reachable(read, server, target)?;
     account_data::check_invite(read, target)
 }
 
-/// Refuses to invite a user of another server, because this server does not speak to others yet (403); a user of ours
-/// who does not exist, because an account that is made later would not be told (404); and an account that was
-/// deactivated (403).
+/// Refuses to invite a user of ours who does not exist, because an account that is made later would not be told (404), and an
+/// account that was deactivated (403). The servers of others judge their own users.
 pub fn require_reachable(read: &(impl Read + ?Sized), server: &ServerName, user: &UserId) -> Result<()> {
     if user.server_name() != server {
-        return Err(Refusal::forbidden("This server cannot reach users of other servers.").into());
+        return Ok(());
     }
     require_live(read, users::require_num(read, user)?)
 }

@@ -202,7 +202,7 @@ pub(in crate::rooms) mod tests {
         let server = Server::in_memory(Env::simulated(1, 0));
         let (app, alice) = (server.app(), server.register("alice").await);
         let create = ruma::api::client::room::create_room::v3::Request::new();
-        let id = create::create(app, &alice, create).await.unwrap();
+        let id = create::create(app, &alice, create).await.unwrap().room_id;
         let room = rooms::find_room(&*app.store.snapshot(), &id).unwrap().unwrap();
         let rename = |name: &str, accepts: bool| {
             let (owned, user, author) = (app.clone(), alice.user_id.clone(), policy::Author::from(&alice));

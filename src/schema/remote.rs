@@ -132,6 +132,19 @@ impl Value for OutboxRow {
     }
 }
 
+/// What one of our users was told of a room that this server is not in, with the event that made them what they are to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideRow {
+    /// The number by which the user's row in `USER_ROOM` names this one. No event of the room has it.
+    pub number: u64,
+    /// The user id of the sender of the member event.
+    pub sender: String,
+    /// The member event as JSON; empty where no other server was told of it.
+    pub event: String,
+    /// The events that tell which room this is, as clients see them; the member event is the last of them.
+    pub state: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

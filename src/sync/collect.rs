@@ -9,7 +9,9 @@ pub(crate) use heroes::Summary;
 use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum},
+    json::JsonText,
     rooms::{
+        change::outside,
         event::{self, StoredEvent},
         members, state as room_state,
     },
@@ -228,25 +230,54 @@ pub(crate) fn order_of(window: &Window<'_>, num: RoomNum, event: EventNum) -> Re
     })
 }
 
+/// The events that tell somebody outside which room this is. The last of them is the invitation or the knock itself.
+#[derive(Debug)]
+pub(crate) enum Outside {
+    /// The events of the room.
+    Ours(Vec<StoredEvent>),
+    /// The events as another server told them, in the form in which clients see them.
+    Told(Vec<JsonText>),
+}
+
+/// Why the user does not want to hear of an invitation by this sender, if so.
+fn why_withheld(window: &Window<'_>, sender: &str) -> Result<Option<&'static str>, Fault> {
+    Ok(if window.ignored()?.contains(sender) {
+        Some("the inviter is ignored")
+    } else if accounts::account_data::blocks_invites(window.read, window.ask.caller.user)? {
+        Some("the user takes no invitations")
+    } else {
+        None
+    })
+}
+
 /// Collects the events that tell somebody outside which room this is, as they were when the invitation or the knock was
-/// sent. The last of them is the invitation or the knock itself. `None` if the user does not want to hear of it.
-pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<StoredEvent>>, Fault> {
+/// sent. `None` if the user does not want to hear of it.
+pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Fault> {
     let (window, num) = (room.window, room.num);
-    let Some(own) = event::find(window.read, num, room.user_row.event)? else { return Ok(None) };
-    let sender = own.row.sender().into_owned();
-    if room.user_row.membership == Membership::Invite {
-        let reason = if window.ignored()?.contains(&sender) {
-            Some("the inviter is ignored")
-        } else if accounts::account_data::blocks_invites(window.read, window.ask.caller.user)? {
-            Some("the user takes no invitations")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            tracing::debug!(room = num.0, reason, "an invitation is withheld");
-            return Ok(None);
-        }
+    let told = outside::find(window.read, num, window.ask.caller.user, room.user_row)?;
+    let own = match told {
+        Some(_) => None,
+        None => event::find(window.read, num, room.user_row.event)?,
+    };
+    let sender = match (&told, &own) {
+        (Some(told), _) => told.sender.clone(),
+        (None, Some(own)) => own.row.sender().into_owned(),
+        (None, None) => return Ok(None),
+    };
+    if room.user_row.membership == Membership::Invite
+        && let Some(reason) = why_withheld(window, &sender)?
+    {
+        tracing::debug!(room = num.0, reason, "an invitation is withheld");
+        return Ok(None);
     }
+    let own = match (told, own) {
+        (Some(told), _) => {
+            let state = told.state.iter().map(|event| JsonText::stored(event.as_bytes()));
+            return Ok(Some(Outside::Told(state.collect())));
+        }
+        (None, Some(own)) => own,
+        (None, None) => return Ok(None),
+    };
     let at = StateRef::Main(own.order);
     let mut keys: Vec<(&str, &str)> = STRIPPED.iter().map(|event_type| (*event_type, "")).collect();
     if own.row.state_key().is_some_and(|key| key != sender) {
@@ -260,7 +291,7 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Vec<StoredEven
         }
     }
     events.push(own);
-    Ok(Some(events))
+    Ok(Some(Outside::Ours(events)))
 }
 
 /// Notes who came to share a room that the user is in, and who ceased to, when nothing else of the room is wanted.

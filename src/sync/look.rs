@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{Order, RoomNum},
-    rooms::{members, visibility::Reader},
+    rooms::{change::outside, members, visibility::Reader},
     schema,
     schema::rooms::{Membership, RoomRow, UserRoomRow},
     store::Fault,
@@ -220,7 +220,12 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
     if !is_outside && window.ask.filter.include_leave && !data.is_empty() {
         return Ok(true);
     }
-    let own = collect::order_of(window, num, user_row.event)?;
+    let own = match collect::order_of(window, num, user_row.event)? {
+        Some(own) => Some(own),
+        // What came from outside the room has no place in it, and is news at the position at which it came.
+        None => outside::find(window.read, num, window.ask.caller.user, user_row)?
+            .map(|_| Order::live(user_row.since)),
+    };
     Ok(own.is_some_and(|own| own > window.known_order()))
 }
 

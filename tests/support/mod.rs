@@ -2,6 +2,7 @@
 //! randomness from a seed.
 
 pub(crate) mod elsewhere;
+pub(crate) mod scripted;
 pub(crate) mod federated;
 pub(crate) mod network;
 pub(crate) mod remote;

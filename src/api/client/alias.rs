@@ -8,7 +8,7 @@ use crate::{
         extract::{Client, Public},
     },
     error::Result,
-    flows::{App, limits::Limit, room::aliases},
+    flows::{App, limits::Limit, remote::ask, room::aliases},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -40,6 +40,11 @@ pub(crate) async fn get_alias(
     app: App,
     public: Public<get_alias::v3::Request>,
 ) -> Result<get_alias::v3::Response> {
+    let alias = &public.request.room_alias;
+    if *alias.server_name() != app.config.server.name {
+        let found = ask::alias(&app, alias).await?;
+        return Ok(get_alias::v3::Response::new(found.room_id, found.servers));
+    }
     let room_id = aliases::find(&app, &public.request.room_alias)?;
     Ok(get_alias::v3::Response::new(room_id, vec![app.config.server.name.clone()]))
 }

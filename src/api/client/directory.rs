@@ -1,15 +1,21 @@
 //! The public directory of rooms: whether a room is in it, and its pages.
 
 use ruma::{
-    OwnedRoomId,
-    api::client::{
-        directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
-        room::Visibility,
+    OwnedRoomId, OwnedServerName, UInt,
+    api::{
+        client::{
+            directory::{
+                get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
+            },
+            room::Visibility,
+        },
+        federation::directory::get_public_rooms_filtered as elsewhere,
     },
     directory::{Filter, RoomNetwork},
 };
 
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::{
     api::{
@@ -22,6 +28,7 @@ use crate::{
     flows::{
         App,
         limits::Limit,
+        remote,
         room::{
             aliases,
             directory::{self, Ask},
@@ -66,11 +73,29 @@ pub(crate) async fn set_room_visibility(
     Ok(set_room_visibility::v3::Response::new())
 }
 
-fn require_here(app: &App, server: Option<&ruma::ServerName>) -> Result<()> {
-    if server.is_none_or(|server| *server == app.config.server.name) {
-        return Ok(());
+/// A page of another server has at most this many rooms.
+const ELSEWHERE_MAX: u32 = 500;
+
+/// Gives a page of the directory: of this server, or of another one.
+async fn page(app: &App, server: Option<OwnedServerName>, ask: Ask) -> Result<RawJson> {
+    let Some(server) = server.filter(|server| *server != app.config.server.name) else {
+        return Ok(RawJson(directory::page(app, ask).await?));
+    };
+    let most = UInt::from(ELSEWHERE_MAX);
+    let mut elsewhere = elsewhere::v1::Request::new();
+    elsewhere.limit = Some(ask.limit.map_or(most, |limit| limit.min(most)));
+    elsewhere.since = ask.since;
+    elsewhere.filter = ask.filter;
+    elsewhere.room_network = ask.network;
+    let page = remote::ask::public_rooms(app, &server, elsewhere).await?;
+    let mut json = json!({
+        "chunk": page.chunk, "next_batch": page.next_batch, "prev_batch": page.prev_batch,
+        "total_room_count_estimate": page.total_room_count_estimate,
+    });
+    if let Some(fields) = json.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
     }
-    Err(Refusal::not_found("This server cannot ask other servers for their rooms.").into())
+    Ok(RawJson(json.to_string().into()))
 }
 
 /// `GET /_matrix/client/v3/publicRooms`
@@ -79,10 +104,9 @@ pub(crate) async fn get_public_rooms(
     public: Public<get_public_rooms::v3::Request>,
 ) -> Result<RawJson> {
     let request = public.request;
-    require_here(&app, request.server.as_deref())?;
     let (limit, since) = (request.limit, request.since);
     let ask = Ask { limit, since, filter: Filter::new(), network: RoomNetwork::Matrix };
-    Ok(RawJson(directory::page(&app, ask).await?))
+    page(&app, request.server, ask).await
 }
 
 /// `POST /_matrix/client/v3/publicRooms`
@@ -91,8 +115,7 @@ pub(crate) async fn get_public_rooms_filtered(
     client: Client<get_public_rooms_filtered::v3::Request>,
 ) -> Result<RawJson> {
     let request = client.request;
-    require_here(&app, request.server.as_deref())?;
     let (limit, since, filter) = (request.limit, request.since, request.filter);
     let ask = Ask { limit, since, filter, network: request.room_network };
-    Ok(RawJson(directory::page(&app, ask).await?))
+    page(&app, request.server, ask).await
 }

@@ -3,9 +3,9 @@
 use ruma::api::client::knock::knock_room;
 
 use crate::{
-    api::{Routes, extract::Client},
+    api::{Routes, client::membership::via, extract::Client, raw::Raw},
     error::Result,
-    flows::{App, limits::Limit, room::membership},
+    flows::{App, limits::Limit, membership},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -15,9 +15,10 @@ pub(crate) fn routes(r: &mut Routes) {
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
 pub(crate) async fn knock_room(
     app: App,
-    client: Client<knock_room::v3::Request>,
+    client: Client<Raw<knock_room::v3::Request>>,
 ) -> Result<knock_room::v3::Response> {
-    let request = client.request;
-    let room_id = membership::knock(&app, &client.caller, &request.room_id_or_alias, request.reason).await?;
+    let request = client.request.read()?;
+    let named = (&*request.room_id_or_alias, via(&client.request)?);
+    let room_id = membership::knock(&app, &client.caller, named, request.reason).await?;
     Ok(knock_room::v3::Response::new(room_id))
 }

@@ -1,7 +1,7 @@
 //! The members of a room: join, leave, invite, kick, ban, unban, forget, and lists of members and of rooms.
 
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedUserId, UserId,
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, OwnedUserId, UserId,
     api::{
         client::membership::{
             ban_user, forget_room, get_member_events, invite_user, join_room_by_id, join_room_by_id_or_alias,
@@ -28,10 +28,11 @@ use crate::{
     flows::{
         App,
         limits::Limit,
+        membership,
         room::{
             look,
             look::{MembersWanted, Whole},
-            membership,
+            membership as here,
         },
     },
     ids::RoomNum,
@@ -66,14 +67,21 @@ fn extra(body: &[u8]) -> Result<CanonicalJsonObject> {
     Ok(extra)
 }
 
+/// The servers that a request names as likely to be in the room. `server_name` is the older name of the parameter.
+pub(super) fn via<R>(request: &Raw<R>) -> Result<Vec<OwnedServerName>> {
+    let named = ["via", "server_name"].into_iter().flat_map(|name| request.query_all(name));
+    let servers = named.map(OwnedServerName::try_from).collect::<Result<_, _>>();
+    Ok(servers.map_err(|_| Refusal::invalid_param("`via` must be the name of a server."))?)
+}
+
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`
 pub(crate) async fn join_room_by_id(
     app: App,
     client: Client<Raw<join_room_by_id::v3::Request>>,
 ) -> Result<join_room_by_id::v3::Response> {
     let (request, extra) = (client.request.read()?, extra(client.request.body.as_ref())?);
-    let room = (&*request.room_id).into();
-    let room_id = membership::join(&app, &client.caller, room, request.reason, extra).await?;
+    let named = ((&*request.room_id).into(), via(&client.request)?);
+    let room_id = membership::join(&app, &client.caller, named, request.reason, extra).await?;
     Ok(join_room_by_id::v3::Response::new(room_id))
 }
 
@@ -83,8 +91,8 @@ pub(crate) async fn join_room_by_id_or_alias(
     client: Client<Raw<join_room_by_id_or_alias::v3::Request>>,
 ) -> Result<join_room_by_id_or_alias::v3::Response> {
     let (request, extra) = (client.request.read()?, extra(client.request.body.as_ref())?);
-    let room_id =
-        membership::join(&app, &client.caller, &request.room_id_or_alias, request.reason, extra).await?;
+    let named = (&*request.room_id_or_alias, via(&client.request)?);
+    let room_id = membership::join(&app, &client.caller, named, request.reason, extra).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room_id))
 }
 
@@ -102,7 +110,7 @@ pub(crate) async fn forget_room(
     app: App,
     client: Client<forget_room::v3::Request>,
 ) -> Result<forget_room::v3::Response> {
-    membership::forget(&app, &client.caller, &client.request.room_id).await?;
+    here::forget(&app, &client.caller, &client.request.room_id).await?;
     Ok(forget_room::v3::Response::new())
 }
 
@@ -127,7 +135,7 @@ pub(crate) async fn invite_user(
         return Err(Refusal::new(ErrorKind::ThreepidDenied, message).into());
     }
     let target = invitation.user_id.ok_or_else(|| Refusal::missing_param("`user_id` is missing."))?;
-    membership::act(&app, &caller, &room, target, Act::Invite, invitation.reason).await?;
+    membership::invite(&app, &caller, &room, target, invitation.reason).await?;
     Ok(invite_user::v3::Response::new())
 }
 
@@ -137,8 +145,7 @@ pub(crate) async fn kick_user(
     client: Client<kick_user::v3::Request>,
 ) -> Result<kick_user::v3::Response> {
     let request = client.request;
-    membership::act(&app, &client.caller, &request.room_id, request.user_id, Act::Kick, request.reason)
-        .await?;
+    here::act(&app, &client.caller, &request.room_id, request.user_id, Act::Kick, request.reason).await?;
     Ok(kick_user::v3::Response::new())
 }
 
@@ -148,8 +155,7 @@ pub(crate) async fn ban_user(
     client: Client<ban_user::v3::Request>,
 ) -> Result<ban_user::v3::Response> {
     let request = client.request;
-    membership::act(&app, &client.caller, &request.room_id, request.user_id, Act::Ban, request.reason)
-        .await?;
+    here::act(&app, &client.caller, &request.room_id, request.user_id, Act::Ban, request.reason).await?;
     Ok(ban_user::v3::Response::new())
 }
 
@@ -159,8 +165,7 @@ pub(crate) async fn unban_user(
     client: Client<unban_user::v3::Request>,
 ) -> Result<unban_user::v3::Response> {
     let request = client.request;
-    membership::act(&app, &client.caller, &request.room_id, request.user_id, Act::Unban, request.reason)
-        .await?;
+    here::act(&app, &client.caller, &request.room_id, request.user_id, Act::Unban, request.reason).await?;
     Ok(unban_user::v3::Response::new())
 }
 

@@ -16,7 +16,7 @@ use crate::{
         reply::RawJson,
     },
     error::{Error, Refusal, Result},
-    flows::{App, account::set_profile, limits::Limit},
+    flows::{App, account::set_profile, limits::Limit, remote::ask},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -28,10 +28,19 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes);
 }
 
+fn no_such_field() -> Error {
+    Refusal::not_found("The profile has no such field.").into()
+}
+
 /// `GET /_matrix/client/v3/profile/{userId}`
 pub(crate) async fn get_profile(app: App, public: Public<get_profile::v3::Request>) -> Result<RawJson> {
+    let user_id = &public.request.user_id;
+    if *user_id.server_name() != app.config.server.name {
+        let profile = ask::profile(&app, user_id).await?;
+        return Ok(RawJson(Value::Object(profile.as_ref().clone()).to_string().into()));
+    }
     let snapshot = app.store.snapshot();
-    let user = profiles::require_user(&*snapshot, &public.request.user_id)?;
+    let user = profiles::require_user(&*snapshot, user_id)?;
     let profile = profiles::read(&*snapshot, user)?;
     Ok(RawJson(Value::Object(profile).to_string().into()))
 }
@@ -42,12 +51,18 @@ pub(crate) async fn get_profile_field(
     public: Public<Raw<get_profile_field::v3::Request>>,
 ) -> Result<RawJson> {
     let request = public.request;
-    let snapshot = app.store.snapshot();
-    let user = profiles::require_user(&*snapshot, &request.id::<OwnedUserId>(0)?)?;
+    let user_id = request.id::<OwnedUserId>(0)?;
     let field = request.arg(1);
     profiles::check_field(field)?;
+    if *user_id.server_name() != app.config.server.name {
+        let profile = ask::profile(&app, &user_id).await?;
+        let value = profile.get(field).ok_or_else(no_such_field)?;
+        return Ok(RawJson(json!({ field: value }).to_string().into()));
+    }
+    let snapshot = app.store.snapshot();
+    let user = profiles::require_user(&*snapshot, &user_id)?;
     let Some(value) = profiles::find(&*snapshot, user, field)? else {
-        return Err(Refusal::not_found("The profile has no such field.").into());
+        return Err(no_such_field());
     };
     let value: Value = serde_json::from_slice(&value).map_err(|error| Error::broken(error.to_string()))?;
     Ok(RawJson(json!({ field: value }).to_string().into()))

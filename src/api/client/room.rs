@@ -18,7 +18,8 @@ use crate::{
     flows::{
         App,
         limits::Limit,
-        room::{aliases, create, look},
+        membership,
+        room::{aliases, look},
     },
 };
 
@@ -34,7 +35,7 @@ pub(crate) async fn create_room(
     app: App,
     client: Client<create_room::v3::Request>,
 ) -> Result<create_room::v3::Response> {
-    let room_id = create::create(&app, &client.caller, client.request).await?;
+    let room_id = membership::create(&app, &client.caller, client.request).await?;
     Ok(create_room::v3::Response::new(room_id))
 }
 

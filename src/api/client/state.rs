@@ -14,6 +14,7 @@ use crate::{
     flows::{
         App,
         limits::{Limit, Source},
+        membership,
         room::{look, look::Whole, send},
     },
 };
@@ -58,6 +59,7 @@ pub(crate) async fn send_state_event(
     // `ts` is ignored: the time of an event may be set by application services only.
     let kind = request.event_type.to_string();
     let event_id =
-        send::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content).await?;
+        membership::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content)
+            .await?;
     Ok(send_state_event::v3::Response::new(event_id))
 }

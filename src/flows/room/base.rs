@@ -33,14 +33,21 @@ struct Laying {
 }
 
 /// Joins a room by a base, the events that are brought and our own member event. It goes on when the requester hangs up,
-/// because other servers believe by now that the user is in the room. A join that fails leaves nothing behind.
+/// because other servers believe by now that the user is in the room. A join that fails leaves nothing behind. `after` adds what
+/// follows from the join to the batch with which it counts.
 /// Errors: [`Error::Remote`] if what is brought is wrong; [`Error::Busy`] if the room is being made or joined by others.
-pub async fn join(app: &App, base: Base, events: Events, join: Received) -> Result<()> {
+pub async fn join<T: Send + 'static>(
+    app: &App,
+    base: Base,
+    events: Events,
+    join: Received,
+    after: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (tell, told) = oneshot::channel();
     let owned = app.clone();
     app.env.spawn(async move {
         let room = base.num();
-        let joined = lay(&owned, base, events, join).await;
+        let joined = lay(&owned, base, events, join, after).await;
         if let Err(error) = &joined {
             tracing::debug!(%error, %room, "a room could not be joined");
             commit::clear_unfinished_in(&owned, room).await;
@@ -50,7 +57,14 @@ pub async fn join(app: &App, base: Base, events: Events, join: Received) -> Resu
     told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
 }
 
-async fn lay(app: &App, base: Base, mut events: Events, join: Received) -> Result<()> {
+async fn lay<T: Send + 'static>(
+    app: &App,
+    base: Base,
+    mut events: Events,
+    join: Received,
+    after: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let room = base.num();
     let mut laying = Laying { base, waiting: VecDeque::new() };
     loop {
         let read = move || read_ahead(laying, events);
@@ -61,7 +75,7 @@ async fn lay(app: &App, base: Base, mut events: Events, join: Received) -> Resul
             break;
         }
     }
-    finish(app, laying.base, join).await
+    finish(app, laying.base, join, after).await
 }
 
 /// The last turn of a join.
@@ -74,10 +88,16 @@ struct Ending {
 
 /// Makes everything count that was laid down. Large steps are made one at a time, by whichever room, so that this one may have
 /// to wait: it would be a waste to take all of it back for that.
-async fn finish(app: &App, base: Base, join: Received) -> Result<()> {
+async fn finish<T: Send + 'static>(
+    app: &App,
+    base: Base,
+    join: Received,
+    after: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let room = base.num();
     let join = Arc::new(join);
     let shared = Arc::new(Mutex::new(Ending { base: Some(base), is_open: true }));
+    let after = Arc::new(Mutex::new(Some(after)));
     let mut tries = 1;
     loop {
         let (in_turn, join) = (Arc::clone(&shared), Arc::clone(&join));
@@ -93,7 +113,12 @@ async fn finish(app: &App, base: Base, join: Received) -> Result<()> {
             ending.is_open = true;
             Err(Error::Busy { retry_after: END_AGAIN })
         };
-        match commit::in_turn(app, room, last, |_, _| Ok(()), or_busy).await {
+        let after = Arc::clone(&after);
+        let work = move |change: &mut Change, _: &mut commit::ServerLock<'_>| {
+            let after = after.lock().take().ok_or_else(|| Error::broken("a join has ended already"))?;
+            after(change)
+        };
+        match commit::in_turn(app, room, last, work, or_busy).await {
             Err(Error::Busy { .. }) if shared.lock().is_open && tries < END_TRIES => {
                 tries += 1;
                 tracing::debug!(%room, tries, "the end of a join is put off, because another large step takes long");

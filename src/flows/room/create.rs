@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ruma::{
-    OwnedRoomId,
+    CanonicalJsonObject, OwnedRoomId, OwnedUserId,
     api::{client::room::create_room::v3::Request, error::ErrorKind},
 };
 
@@ -29,9 +29,19 @@ use crate::{
     store::NotAccepted,
 };
 
+/// A room that was created.
+pub(crate) struct Created {
+    pub(crate) num: RoomNum,
+    pub(crate) room_id: OwnedRoomId,
+    /// The users of other servers who are to be invited, with the contents of their member events.
+    pub(crate) invited_elsewhere: Vec<(OwnedUserId, CanonicalJsonObject)>,
+}
+
 /// Creates a room. Each membership that it begins with counts against the creator's limit. Errors: 400
 /// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
-pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
+///
+/// Users of other servers are left to be invited, because their servers take part in that.
+pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<Created> {
     let num = app.rooms.next_num(&app.store.view())?;
     let (owned, author) = (app.clone(), Author::from(caller));
     let plan = move || {
@@ -44,7 +54,7 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
         Ok(plan)
     };
     let plan = Arc::new(app.env.blocking(plan).await?);
-    let (owned, beginning) = (app.clone(), Arc::clone(&plan));
+    let (owned, beginning, made) = (app.clone(), Arc::clone(&plan), Arc::clone(&plan));
     let begin = move |app: &App, seat| begin(app, &beginning, seat, num);
     let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
         fill(&owned, &plan, change)?;
@@ -59,7 +69,8 @@ pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Resu
     if created.is_err() {
         commit::clear_unfinished_in(app, num).await;
     }
-    created
+    let invited_elsewhere = made.list_invited_elsewhere(&*app.store.snapshot())?;
+    Ok(Created { num, room_id: created?, invited_elsewhere })
 }
 
 fn or_in_use(why: NotAccepted) -> Error {

@@ -1,11 +1,9 @@
-//! Changes of membership: join, leave, invite, kick, ban, unban, knock, forget.
+//! Changes of membership in rooms that this server is in: join, leave, invite, kick, ban, unban, knock, forget.
 //!
-//! Each member event of our users is made here, whichever endpoint asks for it, and passes the gate of `rooms::policy`.
+//! Each member event of our users in such a room is made here, whichever endpoint asks for it, and passes the gate of
+//! `rooms::policy`. `flows/membership.rs` is the door of clients, and decides whether a room is such.
 
-use ruma::{
-    CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, UserId,
-    api::error::ErrorKind,
-};
+use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId, UserId, api::error::ErrorKind};
 
 use crate::{
     accounts::{self, Caller},
@@ -13,7 +11,6 @@ use crate::{
     flows::{App, account::carry_over, commit, jobs},
     ids::{RoomNum, UserNum},
     rooms::{
-        self, aliases,
         build::Draft,
         change::Change,
         members,
@@ -48,34 +45,15 @@ fn add(
     approve(app, change, author, target.as_str(), content)?.add(change, app.rooms.signer()).map(drop)
 }
 
-/// The room that an id or an alias names. Errors: 404 `M_NOT_FOUND` if it names no room of this server.
-pub(crate) fn find_room(app: &App, name: &RoomOrAliasId) -> Result<(RoomNum, OwnedRoomId)> {
-    let snapshot = app.store.snapshot();
-    let unknown =
-        || Error::from(Refusal::not_found("This server knows no such room, and can ask no other server."));
-    match <&RoomId>::try_from(name) {
-        Ok(id) => {
-            let (num, row) = rooms::require_room(&*snapshot, id).map_err(|_| unknown())?;
-            Ok((num, row.id))
-        }
-        Err(alias) => {
-            let row = aliases::find(&*snapshot, alias)?.ok_or_else(unknown)?;
-            let num = row.room;
-            Ok((num, rooms::require_row(&*snapshot, num)?.id))
-        }
-    }
-}
-
 /// Joins a room; nothing happens if the caller is in it. `extra` holds further fields that the client wants in the member event.
 /// They do not replace the fields that we set.
 pub(crate) async fn join(
     app: &App,
     caller: &Caller,
-    name: &RoomOrAliasId,
+    num: RoomNum,
     reason: Option<String>,
     extra: CanonicalJsonObject,
-) -> Result<OwnedRoomId> {
-    let (num, room_id) = find_room(app, name)?;
+) -> Result<()> {
     let (owned, author) = (app.clone(), Author::from(caller));
     let promised = commit::in_room(app, num, move |change| {
         if change.membership(author.user_id.as_str())? == Membership::Join {
@@ -89,8 +67,7 @@ pub(crate) async fn join(
         carry_over::promise(&owned, change, author.user)
     })
     .await?;
-    jobs::keep(app, promised).await?;
-    Ok(room_id)
+    jobs::keep(app, promised).await
 }
 
 /// Sets a member event as the client wrote it. The change of membership is judged and followed up as if its own endpoint had
@@ -122,8 +99,7 @@ pub(crate) async fn set(
 }
 
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
-pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
-    let num = commit::require_num(app, room)?;
+pub(crate) async fn leave(app: &App, caller: &Caller, num: RoomNum, reason: Option<String>) -> Result<()> {
     let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         let user_id = &author.user_id;
@@ -164,13 +140,7 @@ pub(crate) async fn act(
 }
 
 /// Asks to be let into a room.
-pub(crate) async fn knock(
-    app: &App,
-    caller: &Caller,
-    name: &RoomOrAliasId,
-    reason: Option<String>,
-) -> Result<OwnedRoomId> {
-    let (num, room_id) = find_room(app, name)?;
+pub(crate) async fn knock(app: &App, caller: &Caller, num: RoomNum, reason: Option<String>) -> Result<()> {
     let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         let user_id = &author.user_id;
@@ -180,8 +150,7 @@ pub(crate) async fn knock(
         let content = content(&change.batch, user_id, "knock", reason.as_deref())?;
         add(&owned, change, &author, user_id, content)
     })
-    .await?;
-    Ok(room_id)
+    .await
 }
 
 /// Forgets a room that the caller left, so that they hear no more of it. Errors: 400 `M_UNKNOWN` for a room that they are in.
@@ -231,7 +200,7 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
     Ok(())
 }
 
-/// Leaves every room that the user is in, and refuses every invitation, because their account ends.
+/// Leaves every room that this server is in, and refuses every invitation to one, because the user's account ends.
 pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let is_erased = accounts::users::require(&*snapshot, user)?.is_erased;

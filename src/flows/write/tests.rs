@@ -30,7 +30,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     let app = server.app();
     let caller = server.register("alice").await;
     let create = ruma::api::client::room::create_room::v3::Request::new();
-    let room = crate::flows::room::create::create(app, &caller, create).await.unwrap();
+    let room = crate::flows::room::create::create(app, &caller, create).await.unwrap().room_id;
     let data = Bytes::from_static(b"{}");
     keep::keep_account_data(app, &caller, None, "org.a".to_owned(), data.clone()).await.unwrap();
     // The request was authenticated, and then the device is logged out and swept before the request writes.

@@ -99,9 +99,6 @@ impl Base {
         // The rows of a join that came to nothing are taken back before the first part.
         let known = known.filter(|row| row.resident != Resident::Joining && row.resident != Resident::No);
         let is_new = known.is_none();
-        if known.as_ref().is_some_and(|row| !row.resident.has_history()) {
-            return Err(Error::broken("a room that was joined from an invitation is not built yet"));
-        }
         let row = known.unwrap_or_else(|| RoomRow::new(id.clone(), version, Resident::Joining));
         let (state, users, allowing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let dropped = BTreeSet::new();
@@ -318,6 +315,7 @@ impl Base {
             return Err(self.fault("it brought a state without the create event of the room"));
         }
         let stored = self.add_join(&mut change, join)?;
+        change.settle_outside()?;
         // Many keys are in use by the state that was brought, and no reason to sweep the room.
         let mut count = schema::ASIDE_COUNT.get(&change.batch, change.num)?.unwrap_or_default();
         count.keys_swept = change.row.next_key;

@@ -55,6 +55,11 @@ impl Change {
         Ok(stored)
     }
 
+    /// Builds an event like [`Change::add`], and writes nothing.
+    pub(in crate::rooms) fn build_only(&mut self, signer: &Signer, draft: &Draft) -> Result<Built> {
+        self.build(signer, draft).map(|(built, _)| built)
+    }
+
     fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
         // A change to rows beside the events may be of a room that this server has left.
         require_in(self.row.resident)?;

@@ -412,7 +412,7 @@ impl Change {
 }
 
 /// Lists the ids of the events that allow an event: those that it names, and in room version 12 the create event.
-pub(super) fn list_allowing(room: &RoomRow, event: &Event) -> Result<Vec<OwnedEventId>, Fault> {
+pub(crate) fn list_allowing(room: &RoomRow, event: &Event) -> Result<Vec<OwnedEventId>, Fault> {
     let mut ids = event.auth.clone();
     if rules(room)?.authorization.room_create_event_id_as_room_id
         && let Ok(create) = OwnedEventId::try_from(room.id.as_str().replacen('!', "$", 1))

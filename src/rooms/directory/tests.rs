@@ -7,8 +7,8 @@ use crate::{
     accounts::Caller,
     env::Env,
     flows::{
-        App,
-        room::{aliases, create, membership, send},
+        App, membership,
+        room::{aliases, create, send},
     },
     server::Server,
 };
@@ -19,7 +19,7 @@ async fn create(app: &App, caller: &Caller, alias: &str) -> OwnedRoomId {
     request.preset = Some(create_room::v3::RoomPreset::PublicChat);
     request.visibility = ruma::api::client::room::Visibility::Public;
     request.room_alias_name = Some(alias.to_owned());
-    create::create(app, caller, request).await.unwrap()
+    create::create(app, caller, request).await.unwrap().room_id
 }
 
 async fn set_state(
@@ -104,7 +104,7 @@ async fn the_order_follows_members_and_listings_also_after_more_changes_than_are
     };
     assert_eq!(list().len(), 2);
     let name = <&RoomOrAliasId>::from(&*large);
-    membership::join(app, &bob, name, None, CanonicalJsonObject::new()).await.unwrap();
+    membership::join(app, &bob, (name, Vec::new()), None, CanonicalJsonObject::new()).await.unwrap();
     assert_eq!(list(), [(large.clone(), 2), (small.clone(), 1)]);
     aliases::publish(app, &alice, &large, false).await.unwrap();
     assert_eq!(list(), [(small.clone(), 1)]);

@@ -15,7 +15,7 @@ use crate::{
     store::Fault,
     sync::{
         SyncToken,
-        collect::{JoinedNews, LeftNews, Summary},
+        collect::{JoinedNews, LeftNews, Outside, Summary},
         shape::fields,
         streams::{
             account_data::{AccountData, Data},
@@ -95,14 +95,14 @@ impl<'a, 'w> Answer<'a, 'w> {
     }
 
     /// Adds a room that the user is invited to.
-    pub(crate) fn invited(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
+    pub(crate) fn invited(&mut self, room: &RoomWindow<'_, '_>, state: &Outside) -> Result<(), Fault> {
         let shown = show_stripped(room, state)?;
         self.invited.object(room.row.id.as_str(), |answer| put_events(answer, "invite_state", &shown));
         Ok(())
     }
 
     /// Adds a room that the user knocks at.
-    pub(crate) fn knocked(&mut self, room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> Result<(), Fault> {
+    pub(crate) fn knocked(&mut self, room: &RoomWindow<'_, '_>, state: &Outside) -> Result<(), Fault> {
         let shown = show_stripped(room, state)?;
         self.knocked.object(room.row.id.as_str(), |answer| put_events(answer, "knock_state", &shown));
         Ok(())
@@ -315,7 +315,11 @@ fn in_form(room: &RoomWindow<'_, '_>, stored: &StoredEvent, json: JsonText) -> R
     })
 }
 
-fn show_stripped(room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<Vec<JsonText>, Fault> {
+fn show_stripped(room: &RoomWindow<'_, '_>, events: &Outside) -> Result<Vec<JsonText>, Fault> {
+    let events = match events {
+        Outside::Ours(events) => events,
+        Outside::Told(events) => return Ok(events.clone()),
+    };
     let viewer = room.viewer();
     let shown = events.iter().map(|stored| {
         let seen = viewer.seen(room.view(), stored)?;

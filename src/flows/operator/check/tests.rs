@@ -283,6 +283,26 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::DESTINATION.put(batch, "b.example", &Json(failing));
         let message = Bytes::from_static(b"{}");
         crate::delivery::servers::outbox::put(batch, "b.example", UserNum(1), message, 1);
+        // A room that another server has invited Bob to.
+        let (user, invited) = (UserNum(2), RoomNum(3));
+        let id = ruma::RoomId::parse("!elsewhere:b.example").unwrap();
+        let mut row = schema::rooms::RoomRow::new(id, 11, schema::rooms::Resident::Invited);
+        row.next_event = 1;
+        schema::ROOM_ID.put(batch, row.id.as_str(), &invited);
+        schema::ROOM.put(batch, invited, &row);
+        let row = schema::rooms::UserRoomRow {
+            membership: schema::rooms::Membership::Invite,
+            since: Position::new(3).unwrap(),
+            event: EventNum(0),
+            forgotten: false,
+            left: None,
+            forgotten_below: None,
+        };
+        schema::USER_ROOM.put(batch, (user, invited), &row.into());
+        schema::ROOM_USER.put(batch, (invited, user), &row.membership.into());
+        let (sender, state) = ("@carol:b.example".to_owned(), vec!["{}".to_owned()]);
+        let row = schema::remote::OutsideRow { number: 0, sender, event: "{}".to_owned(), state };
+        schema::OUTSIDE.put(batch, (invited, user), &Json(row));
     });
 }
 

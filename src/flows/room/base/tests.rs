@@ -78,7 +78,7 @@ async fn a_user_finds_a_room_whole_that_they_joined_on_another_server() {
     let since = since.as_str().unwrap();
     let brought = elsewhere.brought();
     let join_event = elsewhere.join(&bob());
-    join(here.app(), here.base(&elsewhere), events(brought), join_event.clone()).await.unwrap();
+    join(here.app(), here.base(&elsewhere), events(brought), join_event.clone(), |_| Ok(())).await.unwrap();
     for path in ["sync".to_owned(), format!("sync?since={since}")] {
         let sync = here.ask("GET", &path, Value::Null).await;
         let room = &sync["rooms"]["join"][elsewhere.row.id.as_str()];
@@ -109,7 +109,7 @@ async fn a_join_that_fails_leaves_no_room_and_one_that_nobody_waits_for_goes_on(
     // The disk fails in the middle.
     let torn = brought.clone().into_iter().map(Ok).take(20);
     let torn = Box::new(torn.chain([Err(Error::broken("a file that ends early"))]));
-    let failed = join(app, here.base(&elsewhere), torn, join_event.clone()).await;
+    let failed = join(app, here.base(&elsewhere), torn, join_event.clone(), |_| Ok(())).await;
     assert!(matches!(failed, Err(Error::Broken(_))), "{failed:?}");
     assert_eq!(rooms::find_room(&app.store.view(), &elsewhere.row.id).unwrap(), None);
     let claim = app.rooms.turns(ROOM).claim_join().unwrap();
@@ -117,7 +117,7 @@ async fn a_join_that_fails_leaves_no_room_and_one_that_nobody_waits_for_goes_on(
     let base = Base::new(&*app.store.snapshot(), claim, named, "a.example".to_owned()).unwrap();
     tokio::select! {
         biased;
-        _ = join(app, base, events(brought), join_event) => panic!("it takes several turns"),
+        _ = join(app, base, events(brought), join_event, |_| Ok(())) => panic!("it takes several turns"),
         () = std::future::ready(()) => {}
     }
     app.env.sleep(Duration::from_secs(5)).await;

@@ -28,7 +28,7 @@ use crate::{
     ids::RoomNum,
     json::{JsonRef, JsonText, Object},
     rooms::{
-        build::EVENT_BYTES_MAX,
+        build::{EVENT_BYTES_MAX, Signer},
         event::{self, Event},
         redact, versions,
     },
@@ -91,6 +91,16 @@ impl Signed {
     /// 400 `M_BAD_JSON` for one that is not of the form of the room's version, or that a server has not signed that must
     /// have, with the field at fault.
     pub fn read(num: RoomNum, room: &RoomRow, json: &[u8]) -> Result<Self, Refusal> {
+        Self::read_signed_by(num, room, json, None)
+    }
+
+    /// Like [`Self::read`], for an event that another server must have signed, too.
+    pub fn read_signed_by(
+        num: RoomNum,
+        room: &RoomRow,
+        json: &[u8],
+        also: Option<&ServerName>,
+    ) -> Result<Self, Refusal> {
         if json.len() > EVENT_BYTES_MAX + UNSIGNED_BYTES_MAX {
             return Err(Refusal::too_large("The event has more than 65,536 bytes."));
         }
@@ -105,13 +115,22 @@ impl Signed {
         let hash: EventHash = Sha256::digest(signed.as_str()).into();
         let kept = if is_redacted { redacted } else { Bytes::copy_from_slice(whole.as_bytes()) };
         let received = Received::check(num, room, hash, kept)?;
-        let servers = required_servers(received.event(), rules)?;
+        let mut servers = required_servers(received.event(), rules)?;
+        if let Some(also) = also.filter(|also| servers.iter().all(|server| server != also)) {
+            servers.push(also.to_owned());
+        }
         let signatures = servers.into_iter().map(|server| {
             let by_key = signatures_of(&signers, &server)?;
             Ok((server, by_key))
         });
         let signatures = signatures.collect::<Result<_, Refusal>>()?;
         Ok(Self { received, signed: signed.into(), signatures, is_redacted })
+    }
+
+    /// Adds our signature to the event, for servers that need us to sign what they made. Gives the whole event as canonical JSON.
+    pub fn cosigned(&self, signer: &Signer) -> Result<Bytes, Refusal> {
+        let json = signer.cosign(&self.signed, self.received.json());
+        json.ok_or_else(|| Refusal::bad_json("The event is not in the form of an event."))
     }
 
     /// Lists the keys by which the event says it was signed: server and key id. For each server, one of them must be had
@@ -157,6 +176,11 @@ impl Signed {
     /// Whether the content hash did not fit, so that only the redacted form is left.
     pub fn is_redacted(&self) -> bool {
         self.is_redacted
+    }
+
+    /// The event, for who has checked the signatures of the same bytes before and kept only those.
+    pub(crate) fn into_verified(self) -> Received {
+        self.received
     }
 
     /// Checks the signatures. `find_key` gives the public key of a server by the key's id, if it was valid when the event

@@ -8,6 +8,7 @@ use crate::{
         encryption::FallbackRow,
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
+        remote::OutsideRow,
         rooms::{RoomRow, UserRoomRow},
         state::{NowRow, StateRef},
     },
@@ -192,6 +193,17 @@ impl Wrong<'_> {
         self.change(&schema::USER_ROOM, "the membership comes from event", |_, row| {
             let now = UserRoomRow { event: EventNum(0), ..row.now? };
             Some(now.into())
+        });
+        self.change(&schema::OUTSIDE, "the room has not given out its number", |_, Json(row)| {
+            Some(Json(OutsideRow { number: 7, ..row }))
+        });
+        let (_, (outside, _), Json(told)) = rows(self.fixture, &schema::OUTSIDE).next().unwrap();
+        let key = schema::PLACE.key_bytes::<(RoomNum, EventNum)>((outside, EventNum(told.number)));
+        let place = put(&schema::PLACE, key.bytes.into(), &Place::Outlier);
+        self.check("OUTSIDE", "an event of the room has its number", vec![place]);
+        self.change(&schema::USER_ROOM, "nobody is in a room, or banned from it", |(_, room), row| {
+            let membership = crate::schema::rooms::Membership::Join;
+            (*room == outside).then_some(UserRoomRow { membership, ..row.now? }.into())
         });
         let (_, (room, ..), receipt) = rows(self.fixture, &schema::RECEIPTS).next().unwrap();
         let key = (room, "nobody", ReceiptKind::Public, "");

@@ -30,7 +30,7 @@ async fn joined() -> (Here, Elsewhere, OwnedEventId) {
     let here = Here::new().await;
     let brought = elsewhere.brought();
     let join = elsewhere.join(&bob());
-    base::join(here.app(), here.base(&elsewhere), events(brought), join).await.unwrap();
+    base::join(here.app(), here.base(&elsewhere), events(brought), join, |_| Ok(())).await.unwrap();
     (here, elsewhere, root.id().to_owned())
 }
 

@@ -65,7 +65,7 @@ impl Fixture {
         request.room_version = Some(RoomVersionId::V11);
         let levels = json!({ "events": { "x": 0 } });
         request.power_level_content_override = Some(serde_json::from_value(levels).unwrap());
-        let id = create::create(app, &alice, request).await.unwrap();
+        let id = create::create(app, &alice, request).await.unwrap().room_id;
         let room = rooms::find_room(&*app.store.snapshot(), &id).unwrap().unwrap();
         let fixture = Self { server, alice, id, room };
         let join = json!({ "membership": "join" });

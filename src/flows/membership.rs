@@ -1,0 +1,285 @@
+//! The door through which our users come into rooms and go out of them. A room that this server is in is changed by
+//! `flows/room/membership.rs`, and any other one by way of other servers (`flows/remote/`).
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use ruma::{
+    CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomOrAliasId,
+    api::client::room::create_room::v3::Request,
+};
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Result},
+    flows::{
+        App, commit,
+        remote::{
+            self,
+            ask::Named,
+            candidates::{CANDIDATES_MAX, candidates, find_here, find_named},
+            template::Wanted,
+        },
+        room::{
+            create::{self, Created},
+            membership as here, send,
+        },
+    },
+    ids::{RoomNum, UserNum},
+    rooms::{
+        self,
+        change::{Change, outside},
+        members,
+        membership::{Act, content},
+        policy::{self, Author},
+    },
+    schema::{event_types::MEMBER, rooms::Membership},
+};
+
+/// Ask at most this many servers at once to take invitations to a new room.
+const INVITES_AT_ONCE: usize = 8;
+/// Wait at most this long for servers that take invitations to a new room.
+const INVITES_TAKE: Duration = Duration::from_secs(5);
+
+/// A room as a client names it, and the servers that it names as likely to be in the room.
+pub(crate) type Address<'a> = (&'a RoomOrAliasId, Vec<OwnedServerName>);
+
+/// Joins a room; nothing happens if the caller is in it. `extra` holds further fields that the client wants in the member event.
+/// They do not replace the fields that we set.
+pub(crate) async fn join(
+    app: &App,
+    caller: &Caller,
+    (name, via): Address<'_>,
+    reason: Option<String>,
+    extra: CanonicalJsonObject,
+) -> Result<OwnedRoomId> {
+    let Named { room_id, servers } = find_named(app, name, via).await?;
+    let mut num = find_here(app, &room_id)?;
+    if num.is_none() {
+        let (author, reason, extra) = (Author::from(caller), reason.clone(), extra.clone());
+        let joined = join_elsewhere(app, author, &room_id, servers, reason, extra);
+        num = app.remote.joining.alone(&room_id, joined).await?;
+    }
+    if let Some(num) = num {
+        here::join(app, caller, num, reason, extra).await?;
+    }
+    Ok(room_id)
+}
+
+/// Joins a room that this server is not in. Gives its number where this server has come into it meanwhile, so that others are not
+/// asked.
+async fn join_elsewhere(
+    app: &App,
+    author: Author,
+    room_id: &RoomId,
+    servers: Vec<OwnedServerName>,
+    reason: Option<String>,
+    extra: CanonicalJsonObject,
+) -> Result<Option<RoomNum>> {
+    if let Some(num) = find_here(app, room_id)? {
+        return Ok(Some(num));
+    }
+    let snapshot = app.store.snapshot();
+    policy::require_may_go_elsewhere(&*snapshot, &author)?;
+    let mut content = content(&*snapshot, &author.user_id, "join", reason.as_deref())?;
+    for (key, value) in extra {
+        content.entry(key).or_insert(value);
+    }
+    drop(snapshot);
+    let servers = with_inviter(app, &author, room_id, servers)?;
+    let candidates = candidates(app, room_id, servers)?;
+    let (user_id, membership) = (author.user_id, Membership::Join);
+    let wanted = Wanted { room_id: room_id.to_owned(), user_id, membership, content };
+    remote::join::join(app, author.user, wanted, candidates).await?;
+    Ok(None)
+}
+
+/// The servers that a client names, and then those that are in the room by what an invitation or a knock told of it.
+fn with_inviter(
+    app: &App,
+    author: &Author,
+    room_id: &RoomId,
+    mut servers: Vec<OwnedServerName>,
+) -> Result<Vec<OwnedServerName>> {
+    let snapshot = app.store.snapshot();
+    servers.truncate(CANDIDATES_MAX);
+    if let Some(num) = rooms::find_room(&*snapshot, room_id)?
+        && let Some(row) = members::find(&*snapshot, author.user, num)?
+        && let Some(told) = outside::find(&*snapshot, num, author.user, &row)?
+    {
+        servers.extend(remote::leave::servers_of(&told));
+    }
+    Ok(servers)
+}
+
+/// Sets a piece of a room's state. A member event by which a user of another server is invited goes to their server first.
+pub(crate) async fn set_state(
+    app: &App,
+    caller: &Caller,
+    room_id: &RoomId,
+    event_type: String,
+    state_key: String,
+    content: CanonicalJsonObject,
+) -> Result<OwnedEventId> {
+    let is_invite = event_type == MEMBER
+        && content.get("membership").and_then(|membership| membership.as_str()) == Some("invite");
+    let target = OwnedUserId::try_from(state_key.as_str()).ok().filter(|_| is_invite);
+    match target.filter(|target| *target.server_name() != app.config.server.name) {
+        Some(target) => {
+            let num = commit::require_num(app, room_id)?;
+            remote::invite::send(app, num, &Author::from(caller), &target, move |_| Ok(content)).await
+        }
+        None => send::set_state(app, caller, room_id, event_type, state_key, content).await,
+    }
+}
+
+/// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
+pub(crate) async fn leave(app: &App, caller: &Caller, room: &RoomId, reason: Option<String>) -> Result<()> {
+    let num = commit::require_num(app, room)?;
+    if leave_outside(app, caller.user, num, room, reason.as_deref()).await? {
+        return Ok(());
+    }
+    here::leave(app, caller, num, reason).await
+}
+
+/// Ends an invitation or a knock that the room itself knows nothing of, because this server is not in it. Gives `false` where there
+/// is none.
+async fn leave_outside(
+    app: &App,
+    user: UserNum,
+    num: RoomNum,
+    room: &RoomId,
+    reason: Option<&str>,
+) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let row = members::find(&*snapshot, user, num)?;
+    let told = row.map(|row| outside::find(&*snapshot, num, user, &row)).transpose()?.flatten();
+    drop(snapshot);
+    match told {
+        None => Ok(false),
+        Some(_) => app.remote.joining.alone(room, remote::leave::leave(app, user, num, reason)).await,
+    }
+}
+
+/// Leaves every room that the user is in, and refuses every invitation, because their account ends.
+pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    let mut outside_of = Vec::new();
+    for row in members::list_user_rooms(&*snapshot, user)? {
+        let (room, row) = row?;
+        if members::is_near(row.membership) && outside::find(&*snapshot, room, user, &row)?.is_some() {
+            outside_of.push((room, rooms::require_row(&*snapshot, room)?.id));
+        }
+    }
+    drop(snapshot);
+    for (room, room_id) in outside_of {
+        match leave_outside(app, user, room, &room_id, None).await {
+            Ok(_) => {}
+            Err(Error::Broken(why)) => return Err(Error::Broken(why)),
+            Err(why) => tracing::debug!(%room, %why, "an invitation could not be refused as an account ends"),
+        }
+    }
+    here::leave_all(app, user).await
+}
+
+/// Invites a user, of this server or another.
+pub(crate) async fn invite(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    target: OwnedUserId,
+    reason: Option<String>,
+) -> Result<()> {
+    if *target.server_name() == app.config.server.name {
+        return here::act(app, caller, room, target, Act::Invite, reason).await;
+    }
+    let num = commit::require_num(app, room)?;
+    let author = Author::from(caller);
+    let (author_id, invited) = (author.user_id.clone(), target.clone());
+    let content = move |change: &mut Change| {
+        if change.membership(author_id.as_str())? != Membership::Join {
+            return Err(commit::not_in_room().into());
+        }
+        let membership = Act::Invite.outcome(change.membership(invited.as_str())?)?;
+        Ok(content(&change.batch, &invited, membership, reason.as_deref())?)
+    };
+    remote::invite::send(app, num, &author, &target, content).await.map(drop)
+}
+
+/// Asks to be let into a room.
+pub(crate) async fn knock(
+    app: &App,
+    caller: &Caller,
+    (name, via): Address<'_>,
+    reason: Option<String>,
+) -> Result<OwnedRoomId> {
+    let Named { room_id, servers } = find_named(app, name, via).await?;
+    match find_here(app, &room_id)? {
+        Some(num) => here::knock(app, caller, num, reason).await?,
+        None => {
+            let knocked = knock_elsewhere(app, Author::from(caller), &room_id, servers, reason);
+            app.remote.joining.alone(&room_id, knocked).await?;
+        }
+    }
+    Ok(room_id)
+}
+
+/// Knocks at a room that this server is not in. Nothing happens for a user who has knocked there already.
+async fn knock_elsewhere(
+    app: &App,
+    author: Author,
+    room_id: &RoomId,
+    servers: Vec<OwnedServerName>,
+    reason: Option<String>,
+) -> Result<()> {
+    let snapshot = app.store.snapshot();
+    policy::require_may_go_elsewhere(&*snapshot, &author)?;
+    if let Some(num) = rooms::find_room(&*snapshot, room_id)?
+        && members::find_near(&*snapshot, num, author.user)? == Some(Membership::Knock)
+    {
+        return Ok(());
+    }
+    let content = content(&*snapshot, &author.user_id, "knock", reason.as_deref())?;
+    drop(snapshot);
+    let servers = with_inviter(app, &author, room_id, servers)?;
+    let candidates = candidates(app, room_id, servers)?;
+    let (user_id, membership) = (author.user_id, Membership::Knock);
+    let wanted = Wanted { room_id: room_id.to_owned(), user_id, membership, content };
+    remote::knock::knock(app, author.user, &wanted, candidates).await
+}
+
+/// Creates a room, and has the servers of others invite those whom it is made with. The room is there then, whatever becomes of
+/// that.
+pub(crate) async fn create(app: &App, caller: &Caller, request: Request) -> Result<OwnedRoomId> {
+    let Created { num, room_id, invited_elsewhere } = create::create(app, caller, request).await?;
+    if invited_elsewhere.is_empty() {
+        return Ok(room_id);
+    }
+    let (owned, author) = (app.clone(), Author::from(caller));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    app.env.spawn(async move {
+        let invites =
+            invited_elsewhere.into_iter().map(|invited| invite_to_new(&owned, num, &author, invited));
+        let invites: Vec<_> = invites.collect();
+        stream::iter(invites).buffer_unordered(INVITES_AT_ONCE).collect::<()>().await;
+        let _ = tell.send(());
+    });
+    // Servers that are slow are told while the creator is in the room already.
+    tokio::select! {
+        biased;
+        _ = told => {}
+        () = app.env.sleep(INVITES_TAKE) => {}
+    }
+    Ok(room_id)
+}
+
+async fn invite_to_new(
+    app: &App,
+    num: RoomNum,
+    author: &Author,
+    (target, content): (OwnedUserId, CanonicalJsonObject),
+) {
+    if let Err(why) = remote::invite::send(app, num, author, &target, move |_| Ok(content)).await {
+        tracing::info!(room = %num, %target, %why, "a user of another server could not be invited to a new room");
+    }
+}

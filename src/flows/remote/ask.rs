@@ -1,0 +1,178 @@
+//! Questions of ours to other servers whose answers go to our clients, and how failures of other servers are told to them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use federation::{
+    call::{Failure, Lane, Options},
+    json::Limits,
+};
+use parking_lot::Mutex;
+use ruma::{
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UserId,
+    api::{
+        error::{ErrorKind, IncompatibleRoomVersionErrorData},
+        federation::{
+            directory::get_public_rooms_filtered,
+            query::{get_profile_information, get_room_information},
+        },
+    },
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use crate::{
+    error::{Error, Refusal, Result},
+    flows::{App, remote::identify::require_federation},
+};
+
+/// Take at most this many servers of those that an answer about an alias names.
+const SERVERS_MAX: usize = 50;
+
+/// A room, as a client names it, and servers that may be in it, the likeliest first.
+pub(crate) struct Named {
+    pub(crate) room_id: OwnedRoomId,
+    pub(crate) servers: Vec<OwnedServerName>,
+}
+
+/// Asks the server of an alias for the room that it names. Errors: 404 `M_NOT_FOUND`; [`Error::Remote`].
+pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
+    require_federation(app)?;
+    let server = alias.server_name();
+    let request = get_room_information::v1::Request::new(alias.to_owned());
+    let _place = app.remote.asking.0.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let answer = app.remote.client.send(server, request, ANSWERS).await;
+    let answer = answer.map_err(|failure| failed(server, failure))?;
+    let mut servers = answer.servers;
+    servers.retain(|it| it != server);
+    servers.truncate(SERVERS_MAX);
+    // The server that knows the alias is the likeliest to be in the room.
+    servers.insert(0, server.to_owned());
+    Ok(Named { room_id: answer.room_id, servers })
+}
+
+/// What other servers told of their users lately, and how many questions may be under way whose askers have no account.
+/// Clones share it.
+#[derive(Clone)]
+pub(crate) struct Asking(Arc<Inner>);
+
+struct Inner {
+    profiles: Mutex<BTreeMap<OwnedUserId, (Duration, Arc<Map<String, Value>>)>>,
+    places: Semaphore,
+}
+
+impl Default for Asking {
+    fn default() -> Self {
+        Self(Arc::new(Inner { profiles: Mutex::default(), places: Semaphore::new(AT_ONCE) }))
+    }
+}
+
+/// At most this many questions are under way that anybody may ask us to ask.
+const AT_ONCE: usize = 64;
+/// Whoever comes when they are may try again after this time.
+const AGAIN: Duration = Duration::from_secs(2);
+/// A profile is asked for anew after this time.
+const PROFILE_KEPT: Duration = Duration::from_secs(60);
+/// At most this many profiles are kept.
+const PROFILES_MAX: usize = 2_000;
+/// A profile has at most this many bytes: servers keep them below 64 KiB.
+const PROFILE_LIMITS: Limits = Limits::bytes(70_000);
+/// A page of another server's directory has at most this many bytes.
+const ROOMS_LIMITS: Limits = Limits::bytes(2 << 20);
+/// Somebody waits for these answers.
+const ANSWERS: Options = Options {
+    begins: Duration::from_secs(10),
+    overall: Duration::from_secs(20),
+    limits: Limits::JSON,
+    lane: Lane::Requests,
+};
+
+/// Gives the profile of a user of another server, as that server told it within the last minute. Errors: 404 `M_NOT_FOUND`, 403
+/// `M_FORBIDDEN`, as that server says; [`Error::Remote`].
+pub(crate) async fn profile(app: &App, user_id: &UserId) -> Result<Arc<Map<String, Value>>> {
+    require_federation(app)?;
+    let asking = &app.remote.asking.0;
+    let now = app.env.uptime();
+    let is_fresh = |at: &Duration| now.saturating_sub(*at) < PROFILE_KEPT;
+    let known = asking.profiles.lock().get(user_id).filter(|(at, _)| is_fresh(at)).map(|(_, it)| it.clone());
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let _place = asking.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let server = user_id.server_name();
+    let request = get_profile_information::v1::Request::new(user_id.to_owned());
+    let options = Options { limits: PROFILE_LIMITS, ..ANSWERS };
+    let answer = app.remote.client.send(server, request, options).await;
+    let answer = answer.map_err(|failure| failed(server, failure))?;
+    let profile = answer.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let profile: Arc<Map<String, Value>> = Arc::new(profile.collect());
+    let mut profiles = asking.profiles.lock();
+    if profiles.len() >= PROFILES_MAX {
+        profiles.retain(|_, (at, _)| is_fresh(at));
+    }
+    if profiles.len() < PROFILES_MAX {
+        profiles.insert(user_id.to_owned(), (now, Arc::clone(&profile)));
+    }
+    Ok(profile)
+}
+
+/// Asks another server for a page of its directory, for a client that asks us. Errors: as that server says; [`Error::Remote`].
+pub(crate) async fn public_rooms(
+    app: &App,
+    server: &ServerName,
+    ask: get_public_rooms_filtered::v1::Request,
+) -> Result<get_public_rooms_filtered::v1::Response> {
+    require_federation(app)?;
+    let _place = app.remote.asking.0.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let options = Options { limits: ROOMS_LIMITS, ..ANSWERS };
+    let answer = app.remote.client.send(server, ask, options).await;
+    answer.map_err(|failure| failed(server, failure))
+}
+
+/// Turns a failed request into an error for our client. What another server refuses is told with its reason, as far as its code
+/// says something to a client; for all else that server is at fault.
+pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
+    match failure {
+        Failure::Refused { status, errcode, message, body, .. } => {
+            let told = format!("{server} refuses: {message}");
+            let kind = match errcode.as_deref() {
+                Some("M_FORBIDDEN") => Some(ErrorKind::Forbidden),
+                Some("M_NOT_FOUND") => Some(ErrorKind::NotFound),
+                Some("M_UNABLE_TO_AUTHORISE_JOIN") => Some(ErrorKind::UnableToAuthorizeJoin),
+                Some("M_UNABLE_TO_GRANT_JOIN") => Some(ErrorKind::UnableToGrantJoin),
+                Some("M_INVITE_BLOCKED") => Some(ErrorKind::InviteBlocked),
+                Some("M_INCOMPATIBLE_ROOM_VERSION") => incompatible(&body),
+                _ => None,
+            };
+            match kind {
+                Some(kind) => Refusal::new(kind, told).into(),
+                None => at_fault(server, format!("it refused with {status}: {message}")),
+            }
+        }
+        Failure::NotAllowed { .. } => {
+            Refusal::forbidden(format!("This server does not talk with {server}.")).into()
+        }
+        Failure::Busy => Error::Busy { retry_after: AGAIN },
+        Failure::BadRequest(why) => {
+            Error::broken(format!("a request to another server cannot be made: {why}"))
+        }
+        other @ (Failure::NotFound(_)
+        | Failure::Unreachable(_)
+        | Failure::TimedOut
+        | Failure::Nonsense(_)) => at_fault(server, other.to_string()),
+    }
+}
+
+/// The fault of another server.
+pub(crate) fn at_fault(server: &ServerName, cause: impl Into<String>) -> Error {
+    Error::Remote { server: server.to_string(), cause: cause.into() }
+}
+
+fn incompatible(body: &[u8]) -> Option<ErrorKind> {
+    #[derive(Deserialize)]
+    struct Body {
+        room_version: RoomVersionId,
+    }
+    let body: Body = serde_json::from_slice(body).ok()?;
+    Some(ErrorKind::IncompatibleRoomVersion(IncompatibleRoomVersionErrorData::new(body.room_version)))
+}

@@ -1,0 +1,224 @@
+//! The state of a room as another server hands it over to who joins (server-server API, "PUT /send_join"): which of its events can
+//! be believed, and in which order they are taken in. Of each event its bytes stay in memory, and not what they mean.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use federation::json::Answer;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use ruma::{OwnedEventId, ServerName};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    error::{Error, Result},
+    flows::{
+        App,
+        remote::{
+            ask::at_fault,
+            verify::{self, Verified},
+        },
+        room::base::Events,
+    },
+    ids::RoomNum,
+    rooms::change::{Brought, Received, Signed, list_allowing, order_by_auth},
+    schema::rooms::RoomRow,
+};
+
+/// An answer has at most this many events of the state, and as many of those that allow them.
+const EVENTS_MAX: usize = 400_000;
+/// Check this many events at once, because the keys of all of them are asked for together.
+const CHECKED_AT_ONCE: usize = 200;
+/// Check at most this many of such parts at a time, so that a server which does not tell its keys does not hold up all.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Events of an answer, as they stand in its bytes.
+struct Listed<'a>(Vec<&'a RawValue>);
+
+/// What a server answers to a join.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    state: Listed<'a>,
+    #[serde(borrow)]
+    auth_chain: Listed<'a>,
+    #[serde(borrow, default)]
+    event: Option<&'a RawValue>,
+    #[serde(default)]
+    members_omitted: bool,
+}
+
+/// The state that a join brings, before anything of it is believed.
+pub(super) struct Answered {
+    answer: Answer,
+    /// The events of the state, and how many they are; those that allow them follow.
+    events: Vec<Bytes>,
+    state_count: usize,
+    /// The event of the join itself, with the signature of another server.
+    pub(super) event: Option<Bytes>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Counted;
+        impl<'de> Visitor<'de> for Counted {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(to, "a list of at most {EVENTS_MAX} events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+                let mut events = Vec::new();
+                while let Some(event) = from.next_element()? {
+                    if events.len() >= EVENTS_MAX {
+                        return Err(de::Error::invalid_length(events.len(), &self));
+                    }
+                    events.push(event);
+                }
+                Ok(events)
+            }
+        }
+        from.deserialize_seq(Counted).map(Listed)
+    }
+}
+
+impl Answered {
+    /// Reads an answer: the object itself, or in the older form of the endpoint a list of 200 and the object. Gives what is wrong
+    /// with it where it is none.
+    pub(super) fn read(answer: Answer, is_old_form: bool) -> Result<Self, String> {
+        let told = |error: serde_json::Error| format!("its answer to a join makes no sense: {error}");
+        let bytes = answer.bytes().clone();
+        let fields: Fields<'_> = if is_old_form {
+            let (_, fields): (u16, Fields<'_>) = serde_json::from_slice(&bytes).map_err(told)?;
+            fields
+        } else {
+            serde_json::from_slice(&bytes).map_err(told)?
+        };
+        if fields.members_omitted {
+            return Err("it left out the members of the room, which it was not asked to".to_owned());
+        }
+        let state_count = fields.state.0.len();
+        let slice = |event: &RawValue| bytes.slice_ref(event.get().as_bytes());
+        let events = fields.state.0.into_iter().chain(fields.auth_chain.0).map(slice).collect();
+        Ok(Self { events, state_count, event: fields.event.map(slice), answer })
+    }
+}
+
+/// An event that somebody has signed who may.
+struct Believed {
+    place: usize,
+    id: OwnedEventId,
+    allowing: Vec<OwnedEventId>,
+}
+
+/// Checks all events of an answer, and gives those that can be believed in the order in which a join takes them in. An event that
+/// is not signed as it must be, whose keys cannot be had, or that stands on such an event, is left out.
+/// Errors: [`Error::Broken`] where the cache of keys cannot be read.
+pub(super) async fn believed(
+    app: &App,
+    via: &ServerName,
+    (num, row): (RoomNum, &RoomRow),
+    answered: Answered,
+) -> Result<Events> {
+    let Answered { answer, events, state_count, event: _ } = answered;
+    let numbered: Vec<(usize, Bytes)> = events.iter().cloned().enumerate().collect();
+    let parts = numbered.chunks(CHECKED_AT_ONCE).map(<[_]>::to_vec);
+    let checks: Vec<_> = parts.map(|part| check(app, via, (num, row.clone()), part)).collect();
+    let parts: Vec<Vec<Believed>> = stream::iter(checks).buffered(PARTS_AT_ONCE).try_collect().await?;
+    let row = row.clone();
+    let ordered = move || {
+        let believed: Vec<Believed> = parts.into_iter().flatten().collect();
+        let ids: Vec<_> = believed.iter().map(|it| (it.id.clone(), it.allowing.clone())).collect();
+        let mut kept = BTreeSet::new();
+        let mut order = Vec::with_capacity(ids.len());
+        for at in order_by_auth(&ids) {
+            let Some(event) = believed.get(at) else { continue };
+            // Whatever stands on an event that was left out cannot be judged, and is left out with it.
+            if event.allowing.iter().all(|id| kept.contains(id)) {
+                kept.insert(event.id.clone());
+                order.push(event.place);
+            }
+        }
+        Ok(order)
+    };
+    let total = events.len();
+    let order = app.env.blocking(ordered).await?;
+    if order.len() < total {
+        let left_out = total - order.len();
+        tracing::info!(server = %via, room = %row.id, left_out, total, "events of a room's state are left out of a join");
+    }
+    let read = move |place: usize| {
+        // The bytes stay charged to those that other servers' answers may take as long as they are here.
+        let _held = &answer;
+        let json = events.get(place).cloned().unwrap_or_default();
+        let signed = Signed::read(num, &row, &json)
+            .map_err(|_| Error::broken("an event of a join is read in two ways"))?;
+        Ok(Brought { event: signed.into_verified(), is_state: place < state_count })
+    };
+    Ok(Box::new(order.into_iter().map(read)))
+}
+
+async fn check(
+    app: &App,
+    via: &ServerName,
+    (num, row): (RoomNum, RoomRow),
+    part: Vec<(usize, Bytes)>,
+) -> Result<Vec<Believed>> {
+    let version = row.version;
+    let in_form = row.clone();
+    let (places, signed) = app
+        .env
+        .blocking(move || {
+            let (mut places, mut read) = (Vec::new(), Vec::new());
+            for (place, json) in part {
+                if let Ok(event) = Signed::read(num, &in_form, &json) {
+                    places.push(place);
+                    read.push(event);
+                }
+            }
+            Ok((places, read))
+        })
+        .await?;
+    let mut believed = Vec::with_capacity(places.len());
+    for (place, verified) in places.into_iter().zip(verify::verify(app, version, signed).await?) {
+        match verified {
+            Verified::Received(event) => {
+                let (id, allowing) = (event.id().to_owned(), list_allowing(&row, event.event())?);
+                believed.push(Believed { place, id, allowing });
+            }
+            Verified::Forged(why) => {
+                tracing::debug!(server = %via, why = why.message, "an event of a join is not signed as it must be");
+            }
+            Verified::Later(of) => {
+                tracing::debug!(server = %via, %of, "an event of a join is left out, because a server's keys cannot be had");
+            }
+        }
+    }
+    Ok(believed)
+}
+
+/// Checks that an event which a server gives back is ours, with its signature added. Errors: [`Error::Remote`].
+pub(super) async fn cosigned(
+    app: &App,
+    via: &ServerName,
+    row: &RoomRow,
+    ours: &Received,
+    json: &[u8],
+) -> Result<Received> {
+    let other = || at_fault(via, "it gave back another event than the one that it was to sign");
+    let signed = Signed::read(RoomNum(0), row, json).map_err(|_| other())?;
+    if signed.unverified().id != *ours.id() || signed.is_redacted() {
+        return Err(other());
+    }
+    match verify::verify(app, row.version, vec![signed]).await?.pop() {
+        Some(Verified::Received(event)) => Ok(*event),
+        Some(Verified::Later(_)) => Err(at_fault(via, "its keys cannot be had")),
+        Some(Verified::Forged(_)) | None => {
+            Err(at_fault(via, "it did not sign the event that it was to sign"))
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Users of ours come into rooms that this server is not in (server-server API, "Joining Rooms"): a server in the room makes a
+//! template, we sign the event, the server adds it to the room and hands over the room's state, and
+//! `flows/room/base.rs` lays that down.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use federation::call::{Failure, Options, Reply};
+use http::{Method, Request, StatusCode, header};
+use parking_lot::Mutex;
+use ruma::{OwnedRoomId, RoomId, ServerName};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    error::{Error, Result},
+    flows::{
+        App,
+        account::carry_over,
+        jobs,
+        remote::{
+            ask::{at_fault, failed},
+            brought::{self, Answered},
+            candidates::Candidates,
+            template::{self, Template, Wanted},
+        },
+        room::base,
+    },
+    ids::UserNum,
+    rooms::{
+        self,
+        change::{Base, Received},
+    },
+    schema::rooms::{Resident, RoomRow},
+};
+
+/// Join at most this many rooms at once, because each holds a room's state in memory.
+const AT_ONCE: usize = 4;
+/// At most this many wait for that or for a join of the same room; others are told to come back.
+const WAITING_MAX: usize = 256;
+/// Whoever is told to come back does so after this time.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// The rooms that are being joined. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Joining(Arc<Inner>);
+
+struct Inner {
+    rooms: Mutex<BTreeMap<OwnedRoomId, Weak<Semaphore>>>,
+    places: Semaphore,
+    waiting: Semaphore,
+}
+
+impl Default for Joining {
+    fn default() -> Self {
+        let (places, waiting) = (Semaphore::new(AT_ONCE), Semaphore::new(WAITING_MAX));
+        Self(Arc::new(Inner { rooms: Mutex::default(), places, waiting }))
+    }
+}
+
+impl Joining {
+    /// The place of the one who acts on a room by way of other servers. All who act on the same room share it.
+    fn of(&self, room: &RoomId) -> Arc<Semaphore> {
+        let mut rooms = self.0.rooms.lock();
+        rooms.retain(|_, place| place.strong_count() > 0);
+        if let Some(known) = rooms.get(room).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(Semaphore::new(1));
+        rooms.insert(room.to_owned(), Arc::downgrade(&new));
+        new
+    }
+
+    /// Does something with a room by way of other servers, when nobody else does. Errors: [`Error::Busy`] where too many wait.
+    pub(crate) async fn alone<T>(&self, room: &RoomId, act: impl Future<Output = Result<T>>) -> Result<T> {
+        let _waiting = self.0.waiting.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+        let place = self.of(room);
+        let stopped = |_| Error::broken("the server stopped");
+        let _alone = place.acquire().await.map_err(stopped)?;
+        act.await
+    }
+}
+
+/// Joins a room by way of other servers. It goes on when the requester hangs up, because others may believe by then that the user
+/// is in the room. Errors: [`Error::Refused`] with the reason that a server gave; [`Error::Remote`] where none could help.
+pub(crate) async fn join(app: &App, user: UserNum, wanted: Wanted, candidates: Candidates) -> Result<()> {
+    let (tell, told) = oneshot::channel();
+    let owned = app.clone();
+    app.env.spawn(async move {
+        drop(tell.send(ask_in_turn(&owned, user, &wanted, candidates).await));
+    });
+    told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
+}
+
+async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: Candidates) -> Result<()> {
+    let joining = app.remote.joining.clone();
+    loop {
+        let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
+        let Some((server, template)) = asked.await else { return Err(candidates.into_error()) };
+        let stopped = |_| Error::broken("the server stopped");
+        let _place = joining.0.places.acquire().await.map_err(stopped)?;
+        match join_by(app, user, wanted, &server, &template).await {
+            Ok(()) => return Ok(()),
+            Err(why @ Error::Broken(_)) => return Err(why),
+            Err(why) => candidates.failed(&server, why),
+        }
+    }
+}
+
+/// Joins by way of this server.
+async fn join_by(
+    app: &App,
+    user: UserNum,
+    wanted: &Wanted,
+    server: &ServerName,
+    template: &Template,
+) -> Result<()> {
+    let event = template.sign(app, server, wanted)?;
+    let answered = send(app, server, wanted, &event).await?;
+    let snapshot = app.store.snapshot();
+    let known = rooms::find_room(&*snapshot, &wanted.room_id)?;
+    let num = known.map_or_else(|| app.rooms.next_num(&app.store.view()), Ok)?;
+    drop(snapshot);
+    let row = RoomRow::new(wanted.room_id.clone(), template.version, Resident::Joining);
+    let event = match (template.cosigner().filter(|it| *it != app.config.server.name), &answered.event) {
+        (None, _) => event,
+        (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
+        (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
+    };
+    let events = brought::believed(app, server, (num, &row), answered).await?;
+    let claim = app.rooms.turns(num).claim_join().ok_or(Error::Busy { retry_after: AGAIN })?;
+    let named = (wanted.room_id.clone(), template.version);
+    let base = Base::new(&app.store.view(), claim, named, server.to_string())?;
+    let owned = app.clone();
+    let promised =
+        base::join(app, base, events, event, move |change| carry_over::promise(&owned, change, user)).await?;
+    jobs::keep(app, promised).await
+}
+
+/// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one.
+async fn send(app: &App, server: &ServerName, wanted: &Wanted, event: &Received) -> Result<Answered> {
+    let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
+    match put(app, server, &["v2", "send_join", room_id, id], event.json()).await {
+        Ok(reply) => Answered::read(reply.answer, false).map_err(|why| at_fault(server, why)),
+        Err(failure) if is_unknown(&failure) => {
+            let reply = put(app, server, &["v1", "send_join", room_id, id], event.json()).await;
+            let reply = reply.map_err(|failure| failed(server, failure))?;
+            Answered::read(reply.answer, true).map_err(|why| at_fault(server, why))
+        }
+        Err(failure) => Err(failed(server, failure)),
+    }
+}
+
+/// Sends an event of ours to this path below that of the server-server API.
+pub(super) async fn put(
+    app: &App,
+    server: &ServerName,
+    path: &[&str],
+    event: &Bytes,
+) -> Result<Reply, Failure> {
+    let mut uri = "/_matrix/federation".to_owned();
+    for part in path {
+        uri.push('/');
+        uri.extend(encoded(part));
+    }
+    let request = Request::builder().method(Method::PUT).uri(uri);
+    let request = request.header(header::CONTENT_TYPE, "application/json").body(event.clone());
+    let request = request.map_err(|error| Failure::BadRequest(error.to_string()))?;
+    app.remote.client.send_signed(server, request, Options::whole_state()).await
+}
+
+/// A part of a path, in which only what every server reads alike stands for itself.
+fn encoded(part: &str) -> impl Iterator<Item = char> {
+    part.bytes().flat_map(|byte| {
+        let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        let encoded = if is_plain { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+        encoded.chars().collect::<Vec<_>>()
+    })
+}
+
+/// Whether a server does not know an endpoint.
+pub(super) fn is_unknown(failure: &Failure) -> bool {
+    match failure {
+        Failure::Refused { status, errcode, .. } => {
+            let code = errcode.as_deref();
+            code == Some("M_UNRECOGNIZED")
+                || (code.is_none()
+                    && matches!(*status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,108 @@
+//! Users of ours refuse invitations to rooms that this server is not in, and withdraw their knocks at such rooms (server-server
+//! API, "Leaving Rooms (Rejecting Invites)"). Where no other server helps, the invitation is gone here all the same.
+
+use std::time::Duration;
+
+use ruma::{OwnedServerName, UserId};
+use serde::Deserialize;
+
+use crate::{
+    accounts::users,
+    error::Result,
+    flows::{
+        App,
+        remote::{
+            ask::failed,
+            candidates::{Candidates, candidates},
+            join::{is_unknown, put},
+            outside,
+            template::{self, Wanted},
+        },
+    },
+    ids::{RoomNum, UserNum},
+    rooms::{
+        self,
+        change::outside::{self as told_outside, Told},
+        members,
+        membership::without_profile,
+    },
+    schema::{remote::OutsideRow, rooms::Membership},
+};
+
+/// Other servers get this time to take part in it.
+const TAKES_MAX: Duration = Duration::from_secs(20);
+
+/// Ends what the user is to a room from outside. Gives `false` where they are nothing to it from outside.
+pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Option<&str>) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let row = members::find(&*snapshot, user, room)?;
+    let told = row.map(|row| told_outside::find(&*snapshot, room, user, &row)).transpose()?.flatten();
+    let (Some(row), Some(told)) = (row, told) else { return Ok(false) };
+    if !matches!(row.membership, Membership::Invite | Membership::Knock) {
+        return Ok(true);
+    }
+    let known = rooms::require_row(&*snapshot, room)?;
+    let user_id = users::require(&*snapshot, user)?.user_id;
+    drop(snapshot);
+    let content = without_profile("leave", reason);
+    let wanted = Wanted {
+        room_id: known.id.clone(),
+        user_id: user_id.clone(),
+        membership: Membership::Leave,
+        content,
+    };
+    let asked = candidates(app, &known.id, servers_of(&told))?;
+    let event = tokio::select! {
+        biased;
+        event = ask_in_turn(app, &wanted, asked) => event,
+        () = app.env.sleep(TAKES_MAX) => None,
+    };
+    let told = Told {
+        membership: Membership::Leave,
+        sender: user_id.to_string(),
+        event: event.unwrap_or_default(),
+        state: Vec::new(),
+    };
+    outside::set(app, (known.id, known.version), &app.config.server.name, user, told).await?;
+    Ok(true)
+}
+
+/// The servers that know the room, as far as what was told of it says: that of whoever invited the user, then others.
+pub(crate) fn servers_of(told: &OutsideRow) -> Vec<OwnedServerName> {
+    #[derive(Deserialize)]
+    struct Sent {
+        sender: String,
+    }
+    let senders = told.state.iter().filter_map(|event| serde_json::from_str(event).ok());
+    let senders = senders.map(|event: Sent| event.sender);
+    let all = std::iter::once(told.sender.clone()).chain(senders);
+    all.filter_map(|user| Some(<&UserId>::try_from(user.as_str()).ok()?.server_name().to_owned())).collect()
+}
+
+/// Has a server take the user out of the room. Gives the event; `None` where none does.
+async fn ask_in_turn(app: &App, wanted: &Wanted, mut candidates: Candidates) -> Option<String> {
+    loop {
+        let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
+        let Some((server, template)) = asked.await else {
+            let why = candidates.into_error();
+            tracing::info!(room = %wanted.room_id, user = %wanted.user_id, %why, "an invitation ends here alone");
+            return None;
+        };
+        let event = match template.sign(app, &server, wanted) {
+            Ok(event) => event,
+            Err(why) => {
+                candidates.failed(&server, why);
+                continue;
+            }
+        };
+        let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
+        let mut sent = put(app, &server, &["v2", "send_leave", room_id, id], event.json()).await;
+        if sent.as_ref().is_err_and(is_unknown) {
+            sent = put(app, &server, &["v1", "send_leave", room_id, id], event.json()).await;
+        }
+        match sent {
+            Ok(_) => return Some(String::from_utf8_lossy(event.json()).into_owned()),
+            Err(failure) => candidates.failed(&server, failed(&server, failure)),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Writes what users of ours are to rooms that this server is not in (`rooms/change/outside.rs`).
+
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, ServerName};
+
+use crate::{
+    error::{Error, Result},
+    flows::{App, commit},
+    ids::UserNum,
+    rooms::{
+        self,
+        change::{Change, outside::Told},
+        members,
+    },
+    schema::rooms::Resident,
+    store::NotAccepted,
+};
+
+/// Somebody else may give the room a number first; then this is tried again, this often.
+const TRIES: usize = 3;
+
+/// Sets what a user of ours is to the room of this id and version. Nothing happens where this server has come into the room
+/// meanwhile, because the room itself says it then. `via` is at fault where the room is known in another version.
+pub(super) async fn set(
+    app: &App,
+    named: (OwnedRoomId, u8),
+    via: &ServerName,
+    user: UserNum,
+    told: Told,
+) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_to_set(app, named.clone(), via, user, told.clone()).await {
+            Err(Error::Busy { .. }) if tries < TRIES => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_to_set(
+    app: &App,
+    named: (OwnedRoomId, u8),
+    via: &ServerName,
+    user: UserNum,
+    told: Told,
+) -> Result<()> {
+    let view = app.store.view();
+    let num = match rooms::find_room(&view, &named.0)? {
+        Some(num) => num,
+        None => app.rooms.next_num(&view)?,
+    };
+    drop(view);
+    let (via, us) = (via.to_string(), app.config.server.name.to_string());
+    let begin = move |app: &App, seat| Change::begin_outside(&app.store, seat, named, &via);
+    let work = move |change: &mut Change, _: &mut commit::ServerLock<'_>| {
+        let is_here = change.row.resident == Resident::Yes
+            && members::is_server_joined(&change.batch, change.num, &us)?;
+        if is_here { Ok(()) } else { change.set_outside(user, told) }
+    };
+    commit::in_turn(app, num, begin, work, or_again).await
+}
+
+/// A room that came to be under another number meanwhile is found the next time.
+fn or_again(why: NotAccepted) -> Error {
+    match why {
+        NotAccepted::Conflict(_) => Error::Busy { retry_after: Duration::from_secs(1) },
+        other => other.into(),
+    }
+}

@@ -1,0 +1,195 @@
+//! Member events of ours for rooms that this server is not in. Another server, which is in the room, says where in the room's graph
+//! the event stands and what allows it; all else is ours, so that nobody has us sign what we did not mean
+//! (server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room").
+
+use std::borrow::Cow;
+
+use federation::call::Options;
+use ruma::{
+    CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId, ServerName,
+    api::{
+        error::{ErrorKind, IncompatibleRoomVersionErrorData},
+        federation::membership::{prepare_join_event, prepare_knock_event, prepare_leave_event},
+    },
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    error::{Error, Refusal, Result},
+    flows::{
+        App,
+        remote::ask::{at_fault, failed},
+    },
+    ids::RoomNum,
+    rooms::{
+        build::{self, Draft, EVENT_BYTES_MAX, Setting},
+        change::Received,
+        event, versions,
+        vouch::AUTHORISED_VIA,
+    },
+    schema::{
+        event_types::MEMBER,
+        rooms::{Membership, Resident, RoomRow},
+    },
+};
+
+/// An event may cite this many others, and name this many that allow it.
+const CITED_MAX: usize = 20;
+
+/// The member event that one of our users wants to add to a room.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) room_id: OwnedRoomId,
+    pub(crate) user_id: OwnedUserId,
+    pub(crate) membership: Membership,
+    /// The whole content, but for what the other server must add.
+    pub(crate) content: CanonicalJsonObject,
+}
+
+/// Where another server says that the event stands.
+#[derive(Debug)]
+pub(crate) struct Template {
+    /// The version of the room, which we know.
+    pub(crate) version: u8,
+    prev: Vec<OwnedEventId>,
+    auth: Vec<OwnedEventId>,
+    depth: u64,
+    /// The user by whose right the room's restrictions let ours in.
+    pub(crate) authorised_via: Option<OwnedUserId>,
+}
+
+/// Lists the versions of rooms that this server knows.
+fn known_versions() -> Vec<RoomVersionId> {
+    let known = versions::LOWEST..=versions::HIGHEST;
+    known.filter_map(|version| RoomVersionId::try_from(version.to_string()).ok()).collect()
+}
+
+/// Asks a server for a template, and checks that it is one of the event that is wanted. Errors: [`Error::Refused`] with the
+/// server's reason; [`Error::Remote`] for a template of anything else; 400 `M_INCOMPATIBLE_ROOM_VERSION`.
+pub(crate) async fn ask(app: &App, server: &ServerName, wanted: &Wanted) -> Result<Template> {
+    let (client, options) = (&app.remote.client, Options::default());
+    let (room_id, user_id) = (wanted.room_id.clone(), wanted.user_id.clone());
+    let (version, event) = match wanted.membership {
+        Membership::Join => {
+            let mut request = prepare_join_event::v1::Request::new(room_id, user_id);
+            request.ver = known_versions();
+            let answer = client.send(server, request, options).await.map_err(|it| failed(server, it))?;
+            (answer.room_version, answer.event)
+        }
+        Membership::Knock => {
+            let mut request = prepare_knock_event::v1::Request::new(room_id, user_id);
+            request.ver = known_versions();
+            let answer = client.send(server, request, options).await.map_err(|it| failed(server, it))?;
+            (Some(answer.room_version), answer.event)
+        }
+        Membership::Leave => {
+            let request = prepare_leave_event::v1::Request::new(room_id, user_id);
+            let answer = client.send(server, request, options).await.map_err(|it| failed(server, it))?;
+            (answer.room_version, answer.event)
+        }
+        Membership::Invite | Membership::Ban => {
+            return Err(Error::broken("nobody gives a template for this membership"));
+        }
+    };
+    // A server that names no version means the first one.
+    let version = version.unwrap_or(RoomVersionId::V1);
+    let number = versions::number(&version).ok_or_else(|| {
+        let kind = ErrorKind::IncompatibleRoomVersion(IncompatibleRoomVersionErrorData::new(version.clone()));
+        Refusal::new(kind, format!("The room has version {version}, which this server does not know."))
+    })?;
+    read(&event, number, wanted).map_err(|why| at_fault(server, why))
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, rename = "type")]
+    event_type: Cow<'a, str>,
+    #[serde(borrow)]
+    room_id: Cow<'a, str>,
+    #[serde(borrow)]
+    sender: Cow<'a, str>,
+    #[serde(borrow)]
+    state_key: Cow<'a, str>,
+    #[serde(borrow)]
+    content: &'a RawValue,
+    prev_events: Vec<OwnedEventId>,
+    auth_events: Vec<OwnedEventId>,
+    depth: u64,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(default)]
+    join_authorised_via_users_server: Option<OwnedUserId>,
+}
+
+/// Reads a template. Gives what is wrong with it where it is not one of the event that is wanted.
+fn read(json: &RawValue, version: u8, wanted: &Wanted) -> Result<Template, String> {
+    if json.get().len() > EVENT_BYTES_MAX {
+        return Err("its template is larger than events may be".to_owned());
+    }
+    let told = |error: serde_json::Error| format!("its template is no member event: {error}");
+    let fields: Fields<'_> = serde_json::from_str(json.get()).map_err(told)?;
+    let content: Content = serde_json::from_str(fields.content.get()).map_err(told)?;
+    let user = wanted.user_id.as_str();
+    let wrong = [
+        ("type", &*fields.event_type, MEMBER),
+        ("room_id", &*fields.room_id, wanted.room_id.as_str()),
+        ("sender", &*fields.sender, user),
+        ("state_key", &*fields.state_key, user),
+    ];
+    if let Some((field, ..)) = wrong.iter().find(|(_, is, should)| is != should) {
+        return Err(format!("its template is of another event than was asked for: `{field}` differs"));
+    }
+    if event::membership_of(fields.content.get()) != Some(wanted.membership) {
+        return Err("its template is of another event than was asked for: `membership` differs".to_owned());
+    }
+    if fields.prev_events.len() > CITED_MAX || fields.auth_events.len() > CITED_MAX {
+        return Err("its template cites more events than an event may".to_owned());
+    }
+    let cited = fields.prev_events.iter().chain(&fields.auth_events);
+    if fields.prev_events.is_empty()
+        || cited.into_iter().any(|id| event::parse_event_id(id, RoomNum(0), version).is_none())
+    {
+        return Err("its template cites what is no event of the room's version".to_owned());
+    }
+    let is_restricted =
+        versions::find_rules(version).is_some_and(|rules| rules.authorization.restricted_join_rule);
+    let authorised_via = content
+        .join_authorised_via_users_server
+        .filter(|_| is_restricted && wanted.membership == Membership::Join);
+    Ok(Template {
+        version,
+        prev: fields.prev_events,
+        auth: fields.auth_events,
+        depth: fields.depth.min(versions::depth_max(version)),
+        authorised_via,
+    })
+}
+
+impl Template {
+    /// The server that must sign the event beside us, because one of its users vouches for ours.
+    pub(crate) fn cosigner(&self) -> Option<OwnedServerName> {
+        self.authorised_via.as_ref().map(|user| user.server_name().to_owned())
+    }
+
+    /// Builds and signs the event. `server` is at fault where it does not get the form that events have.
+    pub(crate) fn sign(&self, app: &App, server: &ServerName, wanted: &Wanted) -> Result<Received> {
+        let mut content = wanted.content.clone();
+        content.remove(AUTHORISED_VIA);
+        if let Some(user) = &self.authorised_via {
+            content.insert(AUTHORISED_VIA.to_owned(), user.as_str().into());
+        }
+        let user_id = &wanted.user_id;
+        let draft = Draft::state(user_id.clone(), MEMBER, user_id.as_str(), content, app.env.event_ms());
+        let rules =
+            versions::find_rules(self.version).ok_or_else(|| Error::broken("a version is unknown"))?;
+        let (room_id, depth) = (Some(&*wanted.room_id), self.depth);
+        let setting = Setting { room_id, rules, prev: &self.prev, auth: &self.auth, depth };
+        let built = build::build(app.rooms.signer(), &draft, &setting, self.version)?;
+        let row = RoomRow::new(wanted.room_id.clone(), self.version, Resident::No);
+        Received::check(RoomNum(0), &row, built.hash, built.json)
+            .map_err(|why| at_fault(server, format!("its template makes no event: {}", why.message)))
+    }
+}

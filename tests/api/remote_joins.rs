@@ -1,0 +1,348 @@
+//! Users of ours come into rooms of other servers (client-server API, "Joining rooms"; server-server API, "Joining Rooms").
+
+use std::{sync::Arc, time::Duration};
+
+use federation::testing::{Answered, Net, Weather, json as answer};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{
+    TestClient, TestServer, encoded,
+    federated::Federated,
+    network::doors,
+    scripted::{Elsewhere, Tamper, honest},
+};
+
+/// The server under test in a network with the one server of a room.
+async fn against(
+    room: &Elsewhere,
+    tamper: Tamper,
+) -> (TestServer, TestClient, Arc<std::sync::Mutex<Vec<(String, Value)>>>, Net) {
+    let net = Net::new(1);
+    let asked = room.serve(&net, tamper);
+    let store = aqueduct::store::Store::open(
+        aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
+        aqueduct::store::Durability::Fsync,
+    );
+    let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
+    let bob = server.register("bob").await;
+    (server, bob, asked, net)
+}
+
+async fn try_join(client: &TestClient, room: &str) -> (StatusCode, Value) {
+    client.post(&format!("/join/{}?via=a.example", encoded(room)), json!({})).await
+}
+
+/// Changes the answer of one endpoint.
+fn at(endpoint: &'static str, change: impl Fn(&mut Value) + Send + Sync + 'static) -> Tamper {
+    Arc::new(move |asked, mut honest| {
+        if asked == endpoint {
+            change(&mut honest);
+        }
+        answer(200, honest.to_string())
+    })
+}
+
+/// Whether the user has the room in their first sync, and how many rooms they have.
+async fn rooms_of(client: &TestClient) -> Vec<Value> {
+    client.ok_get("/joined_rooms").await["joined_rooms"].as_array().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_joins_a_public_room_of_another_server_and_sees_it() {
+    for version in [3, 6, 10, 11, 12] {
+        let room = Elsewhere::new(version);
+        let (server, bob, asked, _) = against(&room, honest()).await;
+        bob.ok_put(&format!("/profile/{}/displayname", bob.user_id), json!({ "displayname": "Bob" })).await;
+        let since = bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+        let path = format!("/join/{}?server_name=a.example", encoded(room.room_id.as_str()));
+        let joined = bob.ok_post(&path, json!({ "reason": "why not" })).await;
+        assert_eq!(joined["room_id"], room.room_id.as_str());
+        let sent =
+            asked.lock().unwrap().iter().find(|(path, _)| path.contains("/v2/send_join/")).unwrap().1.clone();
+        assert_eq!(
+            sent["content"],
+            json!({ "membership": "join", "displayname": "Bob", "reason": "why not" })
+        );
+        assert!(sent.get("event_id").is_none() && sent["signatures"].get("test.example").is_some(), "{sent}");
+        for path in ["/sync".to_owned(), format!("/sync?since={since}")] {
+            let sync = bob.ok_get(&path).await;
+            let told = &sync["rooms"]["join"][room.room_id.as_str()];
+            let timeline = told["timeline"]["events"].as_array().unwrap();
+            assert_eq!(timeline.len(), 1, "{told}");
+            assert_eq!(timeline[0]["state_key"], bob.user_id);
+            assert_eq!(told["state"]["events"].as_array().unwrap().len(), room.state.len());
+            assert_eq!(told["summary"]["m.joined_member_count"], 2);
+        }
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_of_anything_else_is_never_signed() {
+    let changes: [(&str, fn(&mut Value)); 15] = [
+        ("type", |it| it["event"]["type"] = json!("m.room.message")),
+        ("sender", |it| it["event"]["sender"] = json!("@carol:test.example")),
+        ("state_key", |it| it["event"]["state_key"] = json!("@carol:test.example")),
+        ("no state_key", |it| drop(it["event"].as_object_mut().unwrap().remove("state_key"))),
+        ("room_id", |it| it["event"]["room_id"] = json!("!other:a.example")),
+        ("membership", |it| it["event"]["content"]["membership"] = json!("ban")),
+        ("content", |it| it["event"]["content"] = json!([])),
+        ("no event", |it| drop(it.as_object_mut().unwrap().remove("event"))),
+        ("prev_events", |it| it["event"]["prev_events"] = json!([["$a:a.example", { "sha256": "x" }]])),
+        ("odd prev_events", |it| it["event"]["prev_events"] = json!(["$a:a.example"])),
+        ("no prev_events", |it| it["event"]["prev_events"] = json!([])),
+        ("many prev_events", |it| it["event"]["prev_events"] = json!(vec![crate::support::NOWHERE; 500])),
+        ("many auth_events", |it| it["event"]["auth_events"] = json!(vec![crate::support::NOWHERE; 11])),
+        ("depth", |it| it["event"]["depth"] = json!(-1)),
+        ("large", |it| it["event"]["content"]["x"] = json!("x".repeat(100_000))),
+    ];
+    for (what, change) in changes {
+        let room = Elsewhere::new(11);
+        let (server, bob, asked, _) = against(&room, at("make_join", change)).await;
+        let (status, told) = try_join(&bob, room.room_id.as_str()).await;
+        assert_eq!(status, StatusCode::BAD_GATEWAY, "{what}: {told}");
+        assert!(asked.lock().unwrap().iter().all(|(path, _)| !path.contains("send_join")), "{what}");
+        assert!(rooms_of(&bob).await.is_empty());
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_template_says_beside_the_event_is_not_signed() {
+    let room = Elsewhere::new(11);
+    let tamper = at("make_join", |it| {
+        it["event"]["content"]["displayname"] = json!("Mallory");
+        it["event"]["content"]["join_authorised_via_users_server"] = json!(7);
+        it["event"]["redacts"] = json!(crate::support::NOWHERE);
+        it["event"]["origin_server_ts"] = json!(5);
+    });
+    let (_, bob, asked, _) = against(&room, tamper).await;
+    assert_eq!(
+        try_join(&bob, room.room_id.as_str()).await.0,
+        StatusCode::BAD_GATEWAY,
+        "the voucher is no user"
+    );
+    let tamper = at("make_join", |it| {
+        it["event"]["content"]["displayname"] = json!("Mallory");
+        it["event"]["redacts"] = json!(crate::support::NOWHERE);
+        it["event"]["origin_server_ts"] = json!(5);
+    });
+    drop(asked);
+    let (_, bob, asked, _) = against(&room, tamper).await;
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
+    let asked = asked.lock().unwrap();
+    let sent = &asked.iter().find(|(path, _)| path.contains("send_join")).unwrap().1;
+    assert_eq!(sent["content"], json!({ "membership": "join", "displayname": "bob" }));
+    assert!(sent.get("redacts").is_none() && sent["origin_server_ts"] != 5, "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_is_wrong_joins_nobody_and_leaves_nothing() {
+    let changes: [(&str, fn(&mut Value)); 8] = [
+        ("no state", |it| it["state"] = json!([])),
+        ("no create event", |it| {
+            for list in ["state", "auth_chain"] {
+                it[list].as_array_mut().unwrap().retain(|event| event["type"] != "m.room.create");
+            }
+        }),
+        ("members omitted", |it| it["members_omitted"] = json!(true)),
+        ("no object", |it| it["state"] = json!({})),
+        ("no list", |it| drop(it.as_object_mut().unwrap().remove("auth_chain"))),
+        ("forged rules", |it| {
+            for list in ["state", "auth_chain"] {
+                for event in it[list].as_array_mut().unwrap() {
+                    if event["type"] == "m.room.join_rules" {
+                        event["content"]["join_rule"] = json!("private");
+                        event["signatures"] = json!({ "a.example": { "ed25519:k": "AAAA" } });
+                    }
+                }
+            }
+        }),
+        ("an answer that never ends", |it| it["x"] = json!(vec![0; 11_000_000])),
+        ("many events", |it| it["state"] = json!(vec![json!({}); 500_000])),
+    ];
+    for (what, change) in changes {
+        let room = Elsewhere::new(11);
+        let (server, bob, _, _) = against(&room, at("send_join", change)).await;
+        let (status, told) = try_join(&bob, room.room_id.as_str()).await;
+        assert_eq!(status, StatusCode::BAD_GATEWAY, "{what}: {told}");
+        assert!(rooms_of(&bob).await.is_empty());
+        server.assert_whole();
+        let (status, _) = bob.get(&format!("/rooms/{}/state", encoded(room.room_id.as_str()))).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forged_event_that_nothing_needs_is_left_out() {
+    let room = Elsewhere::new(11);
+    let tamper = at("send_join", |it| {
+        for list in ["state", "auth_chain"] {
+            for event in it[list].as_array_mut().unwrap() {
+                if event["type"] == "m.room.name" {
+                    event["state_key"] = json!("");
+                    event["depth"] = json!(99);
+                }
+            }
+        }
+    });
+    let (server, bob, _, _) = against(&room, tamper).await;
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
+    let path = format!("/rooms/{}/state/m.room.name", encoded(room.room_id.as_str()));
+    assert_eq!(bob.get(&path).await.0, StatusCode::NOT_FOUND);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_the_create_event_contradicts_or_nobody_knows_joins_nobody() {
+    let room = Elsewhere::new(11);
+    for (version, status, code) in [
+        (json!("10"), StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
+        (json!("org.example.odd"), StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION"),
+        (Value::Null, StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION"),
+    ] {
+        let named = version.clone();
+        let tamper: Tamper = Arc::new(move |asked, mut honest| {
+            if asked == "make_join" {
+                honest["room_version"] = named.clone();
+                if named.is_null() {
+                    honest.as_object_mut().unwrap().remove("room_version");
+                }
+            }
+            answer(200, honest.to_string())
+        });
+        let (server, bob, _, _) = against(&room, tamper).await;
+        let (told_status, told) = try_join(&bob, room.room_id.as_str()).await;
+        assert_eq!((told_status, &told["errcode"]), (status, &json!(code)), "{version}: {told}");
+        assert!(rooms_of(&bob).await.is_empty());
+        server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reason_of_another_server_is_told() {
+    for (status, code, expected) in [
+        (403, "M_FORBIDDEN", StatusCode::FORBIDDEN),
+        (404, "M_NOT_FOUND", StatusCode::NOT_FOUND),
+        (400, "M_UNABLE_TO_AUTHORISE_JOIN", StatusCode::BAD_REQUEST),
+        (400, "M_UNABLE_TO_GRANT_JOIN", StatusCode::BAD_REQUEST),
+    ] {
+        for endpoint in ["make_join", "send_join"] {
+            let refusal = json!({ "errcode": code, "error": "not you" }).to_string();
+            let tamper: Tamper = Arc::new(move |asked, honest| {
+                if asked == endpoint {
+                    answer(status, refusal.clone())
+                } else {
+                    answer(200, honest.to_string())
+                }
+            });
+            let room = Elsewhere::new(11);
+            let (server, bob, _, _) = against(&room, tamper).await;
+            let (told_status, told) = try_join(&bob, room.room_id.as_str()).await;
+            assert_eq!((told_status, &told["errcode"]), (expected, &json!(code)), "{told}");
+            assert!(told["error"].as_str().unwrap().contains("not you"), "{told}");
+            server.assert_whole();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_older_form_of_the_endpoint_is_enough() {
+    let room = Elsewhere::new(11);
+    let is_first = std::sync::atomic::AtomicBool::new(true);
+    let tamper: Tamper = Arc::new(move |asked, honest| -> Answered {
+        match asked {
+            "send_join" if is_first.swap(false, std::sync::atomic::Ordering::Relaxed) => {
+                answer(404, r#"{"errcode":"M_UNRECOGNIZED","error":"?"}"#)
+            }
+            "send_join" => answer(200, json!([200, honest]).to_string()),
+            _ => answer(200, honest.to_string()),
+        }
+    });
+    let (_, bob, asked, _) = against(&room, tamper).await;
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
+    assert!(asked.lock().unwrap().iter().any(|(path, _)| path.contains("/v1/send_join/")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_to_ask_and_nobody_who_answers_are_told_apart() {
+    let room = Elsewhere::new(11);
+    let (_, bob, _, net) = against(&room, honest()).await;
+    let (status, told) = bob.post("/join/!nobody%3Atest.example", json!({})).await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
+    net.weather("5.9.0.1:8448", Weather::Silent, Duration::ZERO);
+    let began = tokio::time::Instant::now();
+    assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::BAD_GATEWAY);
+    assert!(began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
+    let (status, told) = bob.post("/join/!x%3Aa.example?via=%C3%A4", json!({})).await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_is_not_waited_for_alone() {
+    let room = Elsewhere::new(11);
+    let (_, bob, _, net) = against(&room, honest()).await;
+    net.host("slow.example", &["5.9.0.2"]);
+    net.serve("5.9.0.2:8448", &["slow.example"], |_| std::future::pending());
+    let began = tokio::time::Instant::now();
+    let path = format!("/join/{}?via=slow.example&via=a.example", encoded(room.room_id.as_str()));
+    bob.ok_post(&path, json!({})).await;
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_users_who_join_at_once_join_by_one_request_to_the_other_server() {
+    let room = Elsewhere::new(11);
+    let (server, bob, asked, _) = against(&room, honest()).await;
+    let carol = server.register("carol").await;
+    let (one, other) =
+        tokio::join!(try_join(&bob, room.room_id.as_str()), try_join(&carol, room.room_id.as_str()));
+    assert_eq!((one.0, other.0), (StatusCode::OK, StatusCode::OK), "{one:?} {other:?}");
+    let sent = asked.lock().unwrap().iter().filter(|(path, _)| path.contains("send_join")).count();
+    assert_eq!(sent, 1);
+    let members = carol.ok_get(&format!("/rooms/{}/joined_members", encoded(room.room_id.as_str()))).await;
+    assert_eq!(members["joined"].as_object().unwrap().len(), 3);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn guests_do_not_go_to_rooms_of_other_servers() {
+    let room = Elsewhere::new(11);
+    let net = Net::new(1);
+    let asked = room.serve(&net, honest());
+    let store = aqueduct::store::Store::open(
+        aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
+        aqueduct::store::Durability::Fsync,
+    );
+    let server = TestServer::start(doors(&net), store.unwrap(), |config| config.registration.guests = true);
+    let guest = crate::policy::guest(&server).await;
+    let (status, told) = try_join(&guest, room.room_id.as_str()).await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::FORBIDDEN, &json!("M_GUEST_ACCESS_FORBIDDEN")));
+    assert!(asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_by_an_alias_of_another_server_comes_into_its_room() {
+    let federated = Federated::new(&["a.example", "b.example"]);
+    let alice = federated.server(0).register("alice").await;
+    let room = json!({ "preset": "public_chat", "room_alias_name": "hall", "name": "Hall" });
+    let room_id = alice.ok_post("/createRoom", room).await["room_id"].as_str().unwrap().to_owned();
+    let bob = federated.server(1).register("bob").await;
+    let joined = bob.ok_post("/join/%23hall%3Aa.example", json!({})).await;
+    assert_eq!(joined["room_id"], room_id);
+    let members = alice.ok_get(&format!("/rooms/{}/joined_members", encoded(&room_id))).await;
+    assert!(members["joined"].get(&bob.user_id).is_some(), "{members}");
+    let (status, told) = bob.post("/join/%23none%3Aa.example", json!({})).await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
+    // Who left comes back, though the room has moved on without this server.
+    bob.ok_post(&format!("/rooms/{}/leave", encoded(&room_id)), json!({})).await;
+    alice
+        .ok_put(&format!("/rooms/{}/state/m.room.topic", encoded(&room_id)), json!({ "topic": "new" }))
+        .await;
+    bob.ok_post("/join/%23hall%3Aa.example", json!({})).await;
+    let topic = bob.ok_get(&format!("/rooms/{}/state/m.room.topic", encoded(&room_id))).await;
+    assert_eq!(topic["topic"], "new");
+    federated.server(0).assert_whole();
+    federated.server(1).assert_whole();
+}
