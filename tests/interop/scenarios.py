@@ -1,0 +1,985 @@
+"""What two servers must get right together: each function is one scenario.
+
+A room begins on the server `here`, its people are called alice and carol; bob and dave are of the server `there`.
+"""
+
+import concurrent.futures
+import secrets
+import time
+
+from people import Mismatch, equal, eventually, quote, same_state
+
+ALL = []
+# After a cut a server may wait before it tries again: half a minute, if it does not hear from the other sooner.
+RECOVERY_SECONDS_MAX = 75
+
+
+class Scenario:
+    def __init__(self, play, since, is_short, is_alone):
+        self.play, self.since, self.is_short, self.is_alone = play, since, is_short, is_alone
+        self.name = play.__name__
+
+    def knows(self, version):
+        return int(version) >= self.since
+
+
+def scenario(since=1, short=False, alone=False):
+    """Registers a scenario: the first room version that can play it, whether each version plays it, whether nothing else
+    may play meanwhile."""
+
+    def register(play):
+        ALL.append(Scenario(play, since, short, alone))
+        return play
+
+    return register
+
+
+def meet(stage, **options):
+    """A room with alice, where bob has joined over federation."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, **options)
+    if options.get("preset", "public_chat") != "public_chat":
+        alice.acts("invite", room, bob)
+        bob.sees_own(room, "invite")
+    bob.joins(room, stage.here)
+    bob.sees_own(room, "join")
+    alice.sees_membership(room, bob, "join")
+    return alice, bob, room
+
+
+def promote(alice, room, *others, level=100):
+    levels = alice.asks(room, "m.room.power_levels")
+    levels.setdefault("users", {}).update({other.id: level for other in others})
+    event = alice.sets(room, "m.room.power_levels", levels)
+    for other in others:
+        other.hears(room, event, "the new power levels")
+
+
+def talk(alice, bob, room, seconds=20):
+    """A message each way is heard."""
+    for speaker, listener in (alice, bob), (bob, alice):
+        text = f"{speaker.server} says {secrets.token_hex(4)}"
+        event = listener.hears(room, speaker.sends(room, text), f"the message of {speaker}", seconds)
+        equal("body", event["content"].get("body"), text)
+        equal("sender", event["sender"], speaker.id)
+
+
+# Rooms and what is said in them
+
+
+@scenario(short=True)
+def join_and_talk(stage):
+    alice, bob, room = meet(stage, name="The well", topic="Water")
+    for _ in range(3):
+        talk(alice, bob, room)
+    equal("name", bob.asks(room, "m.room.name")["name"], "The well")
+    equal("version", bob.asks(room, "m.room.create").get("room_version", "1"), stage.version)
+    same_state(room, alice, bob)
+    members = bob.call("GET", f"/rooms/{quote(room)}/joined_members")["joined"]
+    equal("members", sorted(members), sorted([alice.id, bob.id]))
+
+
+@scenario(short=True)
+def edits_redactions_reactions_threads(stage):
+    alice, bob, room = meet(stage)
+    for writer, reader in (alice, bob), (bob, alice):
+        first = writer.sends(room, "first")
+        reader.hears(room, first)
+        edit = writer.sends(room, {
+            "msgtype": "m.text", "body": "* second", "m.new_content": {"msgtype": "m.text", "body": "second"},
+            "m.relates_to": {"rel_type": "m.replace", "event_id": first}})
+        reader.hears(room, edit, "the edit")
+        shown = reader.event(room, first)["unsigned"]["m.relations"]["m.replace"]
+        equal("edit", shown["event_id"], edit)
+
+        reaction = reader.sends(
+            room, {"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "\N{THUMBS UP SIGN}"}}, "m.reaction")
+        writer.hears(room, reaction, "the reaction")
+        related = writer.call("GET", f"/_matrix/client/v1/rooms/{quote(room)}/relations/{quote(first)}/m.annotation")
+        equal("reactions", [event["event_id"] for event in related["chunk"]], [reaction])
+
+        reply = reader.sends(room, {
+            "msgtype": "m.text", "body": "in a thread",
+            "m.relates_to": {"rel_type": "m.thread", "event_id": first, "is_falling_back": True,
+                             "m.in_reply_to": {"event_id": first}}})
+        writer.hears(room, reply, "the reply")
+        threads = writer.call("GET", f"/_matrix/client/v1/rooms/{quote(room)}/threads")["chunk"]
+        latest = {event["event_id"]: event["unsigned"]["m.relations"]["m.thread"]["latest_event"]["event_id"] for event in threads}
+        equal("latest of the thread", latest.get(first), reply)
+
+        redaction = writer.redacts(room, first, reason="a slip")
+        told = reader.hears(room, redaction, "the redaction")
+        equal("what is redacted", told["content"].get("redacts") or told.get("redacts"), first)
+        gone = eventually("the message is redacted", lambda: (it := reader.event(room, first))["content"] == {} and it)
+        equal("the reason", gone["unsigned"]["redacted_because"]["event_id"], redaction)
+
+    # A moderator's redaction counts everywhere, a stranger's nowhere.
+    said = bob.sends(room, "to be removed")
+    alice.hears(room, said)
+    bob.hears(room, alice.redacts(room, said))
+    eventually("alice's redaction counts", lambda: bob.event(room, said)["content"] == {})
+    said = alice.sends(room, "to stay")
+    bob.hears(room, said)
+    bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/redact/{quote(said)}/{secrets.token_hex(4)}", {})
+
+
+@scenario(short=True)
+def state_changes(stage):
+    alice, bob, room = meet(stage)
+    alice.sets(room, "m.room.topic", {"topic": "hers"})
+    bob.sees_state(room, "m.room.topic", {"topic": "hers"})
+    bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/state/m.room.topic/", {"topic": "his"})
+    promote(alice, room, bob, level=50)
+    bob.sets(room, "org.example.thing", {"number": 7}, "a key/with ü")
+    alice.sees_state(room, "org.example.thing", {"number": 7}, "a key/with ü")
+    bob.sets(room, "m.room.topic", {"topic": "his"})
+    alice.sees_state(room, "m.room.topic", {"topic": "his"})
+    for person, other in (alice, bob), (bob, alice):
+        person.call("PUT", f"/profile/{quote(person.id)}/displayname", {"displayname": "Renamed"})
+        other.until("the new name", lambda it: (
+            it.room(room).content("m.room.member", person.id) or {}).get("displayname") == "Renamed")
+    same_state(room, alice, bob)
+
+
+# Members
+
+
+@scenario(short=True)
+def kick_ban_leave_rejoin(stage):
+    alice, bob, room = meet(stage)
+    alice.acts("kick", room, bob, reason="a test")
+    bob.sees_own(room, "leave")
+    equal("reason", bob.room(room).content("m.room.member", bob.id).get("reason"), "a test")
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+
+    alice.acts("ban", room, bob)
+    bob.sees_own(room, "leave")
+    bob.sees_membership(room, bob, "ban")
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/send/m.room.message/x", {"msgtype": "m.text", "body": "no"})
+    alice.acts("unban", room, bob)
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+
+    bob.leaves(room)
+    alice.sees_membership(room, bob, "leave")
+    bob.sees_own(room, "leave")
+    missed = [alice.sends(room, f"missed {number}") for number in range(3)]
+    alice.sets(room, "m.room.topic", {"topic": "while he was away"})
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    equal("topic", bob.asks(room, "m.room.topic")["topic"], "while he was away")
+    talk(alice, bob, room)
+    eventually("what was said meanwhile can be read", lambda: set(missed) <= {it["event_id"] for it in bob.pages(room)})
+    same_state(room, alice, bob)
+
+
+@scenario(short=True)
+def moderators_of_the_other_server(stage):
+    alice, bob, room = meet(stage)
+    carol = stage.person(stage.here, "carol")
+    dave = stage.person(stage.there, "dave")
+    carol.joins(room)
+    dave.joins(room, stage.here)
+    promote(alice, room, bob, level=60)
+    carol.sees_own(room, "join")
+    bob.sees_membership(room, carol, "join")
+    bob.acts("kick", room, carol)
+    carol.sees_own(room, "leave")
+    carol.joins(room)
+    bob.sees_membership(room, carol, "join")
+    bob.acts("ban", room, carol)
+    carol.sees_membership(room, carol, "ban")
+    carol.refused(403, ("M_FORBIDDEN", "M_BAD_STATE"), "POST", f"/join/{quote(room)}", {})
+    bob.acts("unban", room, carol)
+    alice.sees_membership(room, carol, "leave")
+    carol.joins(room)
+    bob.sees_membership(room, carol, "join")
+    alice.acts("kick", room, dave)
+    dave.sees_own(room, "leave")
+    same_state(room, alice, bob)
+
+
+@scenario()
+def the_last_one_returns(stage):
+    """A server whose users all left hears nothing, and catches up by joining."""
+    alice, bob, room = meet(stage)
+    before = bob.state(room)
+    bob.leaves(room)
+    alice.sees_membership(room, bob, "leave")
+    for number in range(30):
+        alice.sends(room, f"unheard {number}")
+    alice.sets(room, "m.room.name", {"name": "Another name"})
+    bob.joins(room, stage.here)
+    talk(alice, bob, room)
+    after = same_state(room, alice, bob)
+    if before == after:
+        raise Mismatch("the state did not change")
+    equal("name", bob.asks(room, "m.room.name")["name"], "Another name")
+
+
+@scenario(short=True)
+def invitation_accepted(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    dave = stage.person(stage.there, "dave")
+    carol = stage.person(stage.here, "carol")
+    room = alice.creates(stage.version, preset="private_chat", name="By invitation")
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    alice.acts("invite", room, bob, reason="come in")
+    seen = bob.sees_own(room, "invite")
+    equal("name in the invitation", seen.stripped["m.room.name", ""]["content"], {"name": "By invitation"})
+    own = seen.stripped["m.room.member", bob.id]
+    equal("inviter", own["sender"], alice.id)
+    equal("membership", own["content"]["membership"], "invite")
+    bob.joins(room)
+    alice.sees_membership(room, bob, "join")
+    bob.sees_own(room, "join")
+    talk(alice, bob, room)
+    # From the other side: one of its own, and one of the server where the room began.
+    for other in dave, carol:
+        bob.acts("invite", room, other)
+        other.sees_own(room, "invite")
+        alice.knows_membership(room, other, "invite")
+        other.joins(room)
+        alice.sees_membership(room, other, "join")
+        bob.sees_membership(room, other, "join")
+        talk(other, bob if other is carol else alice, room)
+    same_state(room, alice, bob)
+
+
+@scenario(short=True)
+def invitation_rejected(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, preset="private_chat", invite=[bob.id], is_direct=True)
+    seen = bob.sees_own(room, "invite")
+    equal("is_direct", seen.stripped["m.room.member", bob.id]["content"].get("is_direct"), True)
+    bob.leaves(room, reason="no time")
+    bob.sees_own(room, "leave")
+    alice.sees_membership(room, bob, "leave")
+    equal("reason", alice.room(room).content("m.room.member", bob.id).get("reason"), "no time")
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    # A second one may still be accepted; and one from the other side, in a room that both know, rejected.
+    alice.acts("invite", room, bob)
+    bob.sees_own(room, "invite")
+    bob.joins(room)
+    alice.sees_membership(room, bob, "join")
+    carol = stage.person(stage.here, "carol")
+    bob.acts("invite", room, carol)
+    carol.sees_own(room, "invite")
+    alice.knows_membership(room, carol, "invite")
+    carol.leaves(room)
+    bob.sees_membership(room, carol, "leave")
+
+
+@scenario()
+def invitation_withdrawn(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, preset="private_chat", invite=[bob.id])
+    bob.sees_own(room, "invite")
+    alice.acts("kick", room, bob)
+    bob.sees_own(room, "leave")
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+    alice.acts("invite", room, bob)
+    bob.sees_own(room, "invite")
+    bob.joins(room)
+    talk(alice, bob, room)
+
+
+@scenario(since=7)
+def knocks(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, preset="private_chat", name="Knock please", initial_state=[
+        {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}])
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, [("server_name", stage.here.name), ("via", stage.here.name)])
+
+    def bob_knocks(reason):
+        bob.knocks(room, stage.here, reason)
+        alice.until(f"bob knocks: {reason}", lambda it: (
+            (own := it.room(room).content("m.room.member", bob.id) or {}).get("membership") == "knock"
+            and own.get("reason") == reason))
+        return bob.sees_own(room, "knock")
+
+    seen = bob_knocks("first")
+    equal("name at the door", seen.stripped["m.room.name", ""]["content"], {"name": "Knock please"})
+    bob.leaves(room)  # thinks better of it
+    bob.sees_own(room, "leave")
+    if stage.there.kind != "synapse":  # which tells nobody but its own user
+        alice.sees_membership(room, bob, "leave")
+    bob_knocks("second")
+    alice.acts("kick", room, bob)  # is refused
+    bob.sees_own(room, "leave")
+    bob_knocks("third")
+    alice.acts("invite", room, bob)
+    bob.sees_own(room, "invite")
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+    # The other server lets somebody in, too.
+    promote(alice, room, bob, level=50)
+    carol = stage.person(stage.here, "carol")
+    carol.knocks(room, stage.here)
+    bob.sees_membership(room, carol, "knock")
+    bob.acts("invite", room, carol)
+    carol.sees_own(room, "invite")
+    alice.knows_membership(room, carol, "invite")
+    carol.joins(room)
+    bob.sees_membership(room, carol, "join")
+    same_state(room, alice, bob)
+
+
+@scenario(since=8)
+def restricted_rooms(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    dave = stage.person(stage.there, "dave")
+    space = alice.creates(stage.version, creation_content={"type": "m.space"})
+    rules = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": space}]}
+    room = alice.creates(stage.version, preset="private_chat", initial_state=[
+        {"type": "m.room.join_rules", "state_key": "", "content": rules}])
+    via = [("server_name", stage.here.name), ("via", stage.here.name)]
+    bob.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, via)
+    bob.joins(space, stage.here)
+    alice.sees_membership(space, bob, "join")
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    equal("who let bob in", alice.room(room).content("m.room.member", bob.id).get("join_authorised_via_users_server"), alice.id)
+    talk(alice, bob, room)
+    # A server that is in the room and can't let anybody in itself asks one that can.
+    dave.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, via)
+    dave.joins(space, stage.here)
+    alice.sees_membership(space, dave, "join")
+    dave.joins(room, stage.here)
+    alice.sees_membership(room, dave, "join")
+    bob.sees_membership(room, dave, "join")
+    talk(alice, dave, room)
+    # Who leaves may come back as long as they are in the space, and then no more.
+    dave.leaves(room)
+    alice.sees_membership(room, dave, "leave")
+    dave.leaves(space)
+    alice.sees_membership(space, dave, "leave")
+    dave.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, via)
+    same_state(room, alice, bob)
+
+
+@scenario(since=10)
+def knock_restricted_rooms(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    dave = stage.person(stage.there, "dave")
+    space = alice.creates(stage.version, creation_content={"type": "m.space"})
+    rules = {"join_rule": "knock_restricted", "allow": [{"type": "m.room_membership", "room_id": space}]}
+    room = alice.creates(stage.version, preset="private_chat", initial_state=[
+        {"type": "m.room.join_rules", "state_key": "", "content": rules}])
+    bob.joins(space, stage.here)
+    alice.sees_membership(space, bob, "join")
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    dave.knocks(room, stage.here)
+    alice.sees_membership(room, dave, "knock")
+    bob.sees_membership(room, dave, "knock")
+    alice.acts("invite", room, dave)
+    dave.sees_own(room, "invite")
+    bob.knows_membership(room, dave, "invite")
+    dave.joins(room)
+    bob.sees_membership(room, dave, "join")
+    same_state(room, alice, bob)
+
+
+# What passes and is not kept in rooms
+
+
+@scenario()
+def receipts_and_typing(stage):
+    alice, bob, room = meet(stage)
+    for reader, writer in (bob, alice), (alice, bob):
+        said = writer.sends(room, "read me")
+        reader.hears(room, said)
+        reader.call("POST", f"/rooms/{quote(room)}/receipt/m.read/{quote(said)}", {})
+        writer.until("the receipt", lambda it: it.room(room).receipts.get((reader.id, "m.read", None)) == said)
+        again = writer.sends(room, "read me, too")
+        reader.hears(room, again)
+        reader.call("POST", f"/rooms/{quote(room)}/receipt/m.read.private/{quote(again)}", {})
+        threaded = writer.sends(room, {"msgtype": "m.text", "body": "in a thread", "m.relates_to": {
+            "rel_type": "m.thread", "event_id": said}})
+        reader.hears(room, threaded)
+        reader.call("POST", f"/rooms/{quote(room)}/receipt/m.read/{quote(threaded)}", {"thread_id": said})
+        writer.until("the receipt in the thread", lambda it: it.room(room).receipts.get((reader.id, "m.read", said)) == threaded)
+        private = [key for key in writer.room(room).receipts if key[1] == "m.read.private" and key[0] != writer.id]
+        equal("private receipts of others", private, [])
+
+        typing = f"/rooms/{quote(room)}/typing/{quote(reader.id)}"
+        reader.call("PUT", typing, {"typing": True, "timeout": 30000})
+        writer.until("the other types", lambda it: reader.id in it.room(room).typing)
+        reader.call("PUT", typing, {"typing": False})
+        writer.until("the other has stopped typing", lambda it: reader.id not in it.room(room).typing)
+
+
+@scenario()
+def presence(stage):
+    alice, bob, _ = meet(stage)
+    for one, other in (alice, bob), (bob, alice):
+        for state, text in ("online", "here I am"), ("unavailable", "at lunch"):
+            one.call("PUT", f"/presence/{quote(one.id)}/status", {"presence": state, "status_msg": text})
+            other.until(f"the other is {state}", lambda it: (
+                it.presence.get(one.id, {}).get("presence") == state and it.presence[one.id].get("status_msg") == text))
+
+
+@scenario()
+def to_device_messages(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    for one, other in (alice, bob), (bob, alice):
+        other.looks()
+        for number, device in enumerate((other.device, "*", other.device)):
+            content = {"number": number, "text": "ü" * 100}
+            one.call("PUT", f"/sendToDevice/org.example.note/{secrets.token_hex(8)}", {"messages": {other.id: {device: content}}})
+            told = other.until("the message to the device", lambda it: [
+                event for event in it.to_device if event["content"].get("number") == number])
+            equal("messages", [(event["sender"], event["type"], event["content"]) for event in told],
+                  [(one.id, "org.example.note", content)])
+        # In their order, and once, also when there are many.
+        for number in range(100, 130):
+            one.call("PUT", f"/sendToDevice/org.example.note/{secrets.token_hex(8)}", {
+                "messages": {other.id: {other.device: {"number": number}}}})
+        other.until("the last of many", lambda it: any(event["content"]["number"] == 129 for event in it.to_device))
+        numbers = [event["content"]["number"] for event in other.to_device if event["content"]["number"] >= 100]
+        equal("numbers", numbers, list(range(100, 130)))
+
+
+class Keys:
+    """Keys of a device or of cross-signing, made as a client makes them."""
+
+    def __init__(self):
+        import nacl.signing
+
+        self.signing = nacl.signing.SigningKey.generate()
+        self.public = self.text(bytes(self.signing.verify_key))
+
+    @staticmethod
+    def text(data):
+        import unpaddedbase64
+
+        return unpaddedbase64.encode_base64(data)
+
+    def sign(self, user, key_id, content):
+        import canonicaljson
+
+        signature = self.text(self.signing.sign(canonicaljson.encode_canonical_json(content)).signature)
+        signatures = {user: {f"ed25519:{key_id}": signature}}
+        return {**content, "signatures": signatures}
+
+
+def upload_device(person):
+    keys = Keys()
+    device = keys.sign(person.id, person.device, {
+        "user_id": person.id, "device_id": person.device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": {f"ed25519:{person.device}": keys.public, f"curve25519:{person.device}": Keys().public}})
+    once = keys.sign(person.id, person.device, {"key": Keys().public})
+    spare = keys.sign(person.id, person.device, {"key": Keys().public, "fallback": True})
+    person.call("POST", "/keys/upload", {
+        "device_keys": device, "one_time_keys": {"signed_curve25519:AAAA": once},
+        "fallback_keys": {"signed_curve25519:SPARE": spare}})
+    return device, once, spare
+
+
+def query(asker, *people):
+    answer = asker.call("POST", "/keys/query", {"device_keys": {person.id: [] for person in people}, "timeout": 10000})
+    equal("failures", answer.get("failures", {}), {})
+    return answer
+
+
+@scenario()
+def device_lists_and_keys(stage):
+    alice, bob, room = meet(stage, initial_state=[
+        {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}])
+    for one, other in (alice, bob), (bob, alice):
+        other.looks()
+        other.changed_devices.clear()
+        device, once, spare = upload_device(one)
+        other.until("the devices changed", lambda it: one.id in it.changed_devices)
+
+        def first():
+            told = query(other, one)["device_keys"].get(one.id, {}).get(one.device, {})
+            equal("keys of the device", told.get("keys"), device["keys"])
+            equal("signatures", told.get("signatures"), device["signatures"])
+            return True
+
+        eventually("the device's keys are told", first)
+        for wanted in once, spare, spare:
+            claimed = other.call("POST", "/keys/claim", {"one_time_keys": {one.id: {one.device: "signed_curve25519"}}})
+            equal("failures", claimed.get("failures", {}), {})
+            equal("claimed", list(claimed["one_time_keys"][one.id][one.device].values()), [wanted])
+
+        # Cross-signing keys.
+        other.changed_devices.clear()
+        master, own = Keys(), Keys()
+        master_key = {"user_id": one.id, "usage": ["master"], "keys": {f"ed25519:{master.public}": master.public}}
+        own_key = master.sign(one.id, master.public, {
+            "user_id": one.id, "usage": ["self_signing"], "keys": {f"ed25519:{own.public}": own.public}})
+        one.call("POST", "/keys/device_signing/upload", {"master_key": master_key, "self_signing_key": own_key, "auth": {
+            "type": "m.login.password", "password": one.password, "identifier": {"type": "m.id.user", "user": one.id}}})
+        other.until("the cross-signing keys changed", lambda it: one.id in it.changed_devices)
+
+        def signed():
+            told = query(other, one)
+            equal("master key", told["master_keys"].get(one.id, {}).get("keys"), master_key["keys"])
+            equal("own key", told["self_signing_keys"].get(one.id, {}).get("keys"), own_key["keys"])
+            return True
+
+        eventually("the cross-signing keys are told", signed)
+
+        # A device that goes.
+        login = one.call("POST", "/login", {"type": "m.login.password", "password": one.password,
+                                            "identifier": {"type": "m.id.user", "user": one.id}})
+        other.changed_devices.clear()
+        token, one.token = one.token, login["access_token"]
+        name, one.device = one.device, login["device_id"]
+        upload_device(one)
+        other.until("there is another device", lambda it: one.id in it.changed_devices)
+        eventually("both devices are told", lambda: set(query(other, one)["device_keys"][one.id]) == {name, one.device})
+        other.changed_devices.clear()
+        one.call("POST", "/logout", {})
+        one.token, one.device = token, name
+        other.until("a device is gone", lambda it: one.id in it.changed_devices)
+        eventually("one device is told", lambda: set(query(other, one)["device_keys"][one.id]) == {name})
+    # Who shares no room any more.
+    talk(alice, bob, room)
+    bob.leaves(room)
+    alice.until("bob's devices are no longer followed", lambda it: bob.id in it.left_devices)
+
+
+# Look-ups
+
+
+@scenario()
+def profiles(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    for one, other in (alice, bob), (bob, alice):
+        for name in "First", "Second ü":
+            one.call("PUT", f"/profile/{quote(one.id)}/displayname", {"displayname": name})
+            told = eventually(f"the name is {name}", lambda: (
+                it := other.call("GET", f"/profile/{quote(one.id)}")).get("displayname") == name and it)
+        picture = f"mxc://{one.server.name}/picture"
+        one.call("PUT", f"/profile/{quote(one.id)}/avatar_url", {"avatar_url": picture})
+        eventually("the picture is told", lambda: other.call("GET", f"/profile/{quote(one.id)}/avatar_url") == {"avatar_url": picture})
+        equal("name alone", other.call("GET", f"/profile/{quote(one.id)}/displayname"), {"displayname": told["displayname"]})
+        other.refused(404, "M_NOT_FOUND", "GET", f"/profile/{quote('@nobody:' + one.server.name)}")
+
+
+@scenario()
+def aliases(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    local = f"well-{secrets.token_hex(4)}"
+    alias = f"#{local}:{stage.here.name}"
+    room = alice.creates(stage.version, room_alias_name=local)
+    told = bob.call("GET", f"/directory/room/{quote(alias)}")
+    equal("room", told["room_id"], room)
+    if stage.here.name not in told["servers"]:
+        raise Mismatch(f"servers of the alias: {told['servers']}")
+    equal("joined", bob.call("POST", f"/join/{quote(alias)}", {})["room_id"], room)
+    alice.sees_membership(room, bob, "join")
+    talk(alice, bob, room)
+    other = f"#other-{secrets.token_hex(4)}:{stage.there.name}"
+    bob.call("PUT", f"/directory/room/{quote(other)}", {"room_id": room})
+    equal("by the other alias", alice.call("GET", f"/directory/room/{quote(other)}")["room_id"], room)
+    alice.call("DELETE", f"/directory/room/{quote(alias)}")
+    bob.refused(404, "M_NOT_FOUND", "GET", f"/directory/room/{quote(alias)}")
+    bob.refused(404, "M_NOT_FOUND", "POST", f"/join/{quote(alias)}", {})
+
+
+@scenario()
+def public_rooms(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    word = f"w{secrets.token_hex(4)}"
+    rooms = [alice.creates(stage.version, name=f"{word} {number}", topic="open", visibility="public") for number in range(3)]
+    space = alice.creates(stage.version, name=f"{word} space", visibility="public", creation_content={"type": "m.space"})
+    hidden = alice.creates(stage.version, name=f"{word} hidden", visibility="private")
+
+    def listed(**filter):
+        found, since = [], None
+        for _ in range(20):
+            body = {"limit": 2, "filter": {"generic_search_term": word, **filter}, **({"since": since} if since else {})}
+            page = bob.call("POST", "/publicRooms", body, {"server": stage.here.name})
+            found += page["chunk"]
+            since = page.get("next_batch")
+            if not since:
+                break
+        return {room["room_id"]: room for room in found}
+
+    equal("rooms found", set(listed()), {*rooms, space})
+    equal("spaces found", set(listed(room_types=["m.space"])), {space})
+    one = listed(room_types=[None])[rooms[0]]
+    equal("what is told", (one["name"], one["topic"], one["num_joined_members"], one["join_rule"]), (f"{word} 0", "open", 1, "public"))
+    all_rooms = bob.call("GET", "/publicRooms", query={"server": stage.here.name, "limit": 500})
+    missing = {*rooms, space} - {room["room_id"] for room in all_rooms["chunk"]}
+    if missing or hidden in {room["room_id"] for room in all_rooms["chunk"]}:
+        raise Mismatch(f"missing of the list: {missing}, or the hidden room is in it")
+    bob.joins(rooms[0], stage.here)
+    alice.sees_membership(rooms[0], bob, "join")
+
+
+@scenario()
+def spaces(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    version, here, there = stage.version, stage.here, stage.there
+    space = alice.creates(version, name="Space", creation_content={"type": "m.space"})
+    inner = alice.creates(version, name="Inner", creation_content={"type": "m.space"})
+    public = alice.creates(version, name="Public")
+    private = alice.creates(version, name="Private", preset="private_chat")
+    deep = alice.creates(version, name="Deep")
+    theirs = bob.creates(version, name="Theirs")
+    wanted = {space: "Space", inner: "Inner", public: "Public", deep: "Deep", theirs: "Theirs"}
+    if int(version) >= 8:
+        restricted = alice.creates(version, name="Restricted", preset="private_chat", initial_state=[
+            {"type": "m.room.join_rules", "state_key": "", "content": {
+                "join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": space}]}}])
+        alice.sets(space, "m.space.child", {"via": [here.name]}, restricted)
+        wanted[restricted] = "Restricted"
+    for parent, child, via in (space, inner, here), (space, public, here), (space, private, here), (space, theirs, there), (inner, deep, here):
+        alice.sets(parent, "m.space.child", {"via": [via.name]}, child)
+    bob.joins(space, here)
+    alice.sees_membership(space, bob, "join")
+
+    def tree(person, **query):
+        found, start = [], None
+        for _ in range(20):
+            page = person.call("GET", f"/_matrix/client/v1/rooms/{quote(space)}/hierarchy", query={
+                "limit": 3, **query, **({"from": start} if start else {})})
+            found += page["rooms"]
+            start = page.get("next_batch")
+            if not start:
+                break
+        return found
+
+    # Alice is in private as well.
+    for person, names in (bob, wanted), (alice, {**wanted, private: "Private"}):
+        rooms = tree(person)
+        equal(f"rooms that {person} sees", {room["room_id"]: room.get("name") for room in rooms}, names)
+        first = rooms[0]
+        equal("the first", (first["room_id"], first.get("room_type")), (space, "m.space"))
+        children = {event["state_key"] for event in first["children_state"]}
+        equal("children", children, {*names, private} - {space, deep})
+    equal("rooms to depth 1", {room["room_id"] for room in tree(bob, max_depth=1)}, set(wanted) - {deep})
+
+
+@scenario()
+def summaries(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, name="In short")
+    told = bob.call("GET", f"/_matrix/client/v1/room_summary/{quote(room)}", query={"via": stage.here.name})
+    equal("summary", (told["room_id"], told["name"], told["num_joined_members"]), (room, "In short", 1))
+    private = alice.creates(stage.version, preset="private_chat")
+    bob.refused(404, ("M_NOT_FOUND", "M_FORBIDDEN"), "GET", f"/_matrix/client/v1/room_summary/{quote(private)}", query={"via": stage.here.name})
+
+
+@scenario()
+def media(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    for one, other in (alice, bob), (bob, alice):
+        data = secrets.token_bytes(300_000)
+        status, _, answer = one.request("POST", "/_matrix/media/v3/upload?filename=a.bin", data, {"Content-Type": "application/octet-stream"})
+        equal("upload", status, 200)
+        import json
+
+        path = json.loads(answer)["content_uri"].removeprefix("mxc://")
+        status, headers, got = other.request("GET", f"/_matrix/client/v1/media/download/{path}")
+        equal("download", (status, headers.get("Content-Type"), got == data), (200, "application/octet-stream", True))
+        if "a.bin" not in headers.get("Content-Disposition", ""):
+            raise Mismatch(f"the name of the file is gone: {headers.get('Content-Disposition')}")
+        other.refused(404, "M_NOT_FOUND", "GET", f"/_matrix/client/v1/media/download/{one.server.name}/nothing{secrets.token_hex(4)}")
+
+
+# The past
+
+
+@scenario()
+def backfill(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version)
+    count = 500 if stage.is_newest else 120
+    sent = [alice.sends(room, f"number {number}") for number in range(count)]
+    topic = alice.sets(room, "m.room.topic", {"topic": "last"})
+    bob.joins(room, stage.here)
+
+    def whole():
+        found = bob.pages(room, limit=60)
+        ids = [event["event_id"] for event in found]
+        equal("events that came twice", len(ids) - len(set(ids)), 0)
+        messages = [event["event_id"] for event in reversed(found) if event["type"] == "m.room.message"]
+        if messages != sent:
+            missing = [number for number, event in enumerate(sent) if event not in set(messages)]
+            raise Mismatch(f"{len(messages)} messages of {count}, missing {missing[:5]}..{missing[-5:]}"
+                           if missing else "the messages are not in their order")
+        equal("the first event", found[-1]["type"], "m.room.create")
+        if topic not in ids:
+            raise Mismatch("the topic is not among them")
+        return True
+
+    eventually("all events can be paged to", whole, 60)
+    forward = bob.call("GET", f"/rooms/{quote(room)}/messages", query={"dir": "f", "limit": 1000})["chunk"]
+    equal("the first event forwards", forward[0]["type"], "m.room.create")
+    # An event of long ago, by itself and with what is around it.
+    equal("body", bob.event(room, sent[7])["content"]["body"], "number 7")
+    around = bob.call("GET", f"/rooms/{quote(room)}/context/{quote(sent[50])}", query={"limit": 10})
+    equal("before", [event["event_id"] for event in around["events_before"]], sent[49:44:-1])
+    equal("after", [event["event_id"] for event in around["events_after"]], sent[51:56])
+    talk(alice, bob, room)
+
+
+@scenario()
+def who_joined_late_sees_no_past(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, initial_state=[
+        {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}])
+    before = alice.sends(room, "not for bob")
+    bob.joins(room, stage.here)
+    after = alice.sends(room, "for bob")
+    bob.hears(room, after)
+    seen = {event["event_id"] for event in bob.pages(room)}
+    equal("sees (before, after)", (before in seen, after in seen), (False, True))
+    bob.refused(404, "M_NOT_FOUND", "GET", f"/rooms/{quote(room)}/event/{quote(before)}")
+
+
+@scenario()
+def an_event_near_a_time(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version)
+    first = alice.sends(room, "first")
+    time.sleep(0.05)
+    moment = alice.event(room, first)["origin_server_ts"] + 1
+    second = alice.sends(room, "second")
+    for number in range(30):
+        alice.sends(room, f"later {number}")
+    bob.joins(room, stage.here)
+    path = f"/_matrix/client/v1/rooms/{quote(room)}/timestamp_to_event"
+
+    def found():
+        equal("forwards", bob.call("GET", path, query={"ts": moment, "dir": "f"})["event_id"], second)
+        equal("backwards", bob.call("GET", path, query={"ts": moment, "dir": "b"})["event_id"], first)
+        return True
+
+    eventually("the event is found by its time", found)
+
+
+# Rooms that are replaced
+
+
+@scenario(short=True)
+def upgraded_rooms(stage):
+    alice, bob, room = meet(stage, name="Old house")
+    newer = "11" if stage.version == "12" else "12"
+    other = alice.call("POST", f"/rooms/{quote(room)}/upgrade", {"new_version": newer})["replacement_room"]
+    bob.until("the tombstone", lambda it: (it.room(room).content("m.room.tombstone") or {}).get("replacement_room") == other)
+    bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/send/m.room.message/x", {"msgtype": "m.text", "body": "no"})
+    bob.joins(other, stage.here)
+    alice.sees_membership(other, bob, "join")
+    create = bob.asks(other, "m.room.create")
+    equal("version and predecessor", (create["room_version"], create["predecessor"]["room_id"]), (newer, room))
+    equal("name", bob.asks(other, "m.room.name"), {"name": "Old house"})
+    talk(alice, bob, other)
+    same_state(other, alice, bob)
+
+
+# Access lists
+
+
+@scenario()
+def access_lists(stage):
+    alice, bob, room = meet(stage)
+    bob.hears(room, alice.sets(room, "m.room.server_acl", {"allow": ["*"], "deny": [stage.there.name.rsplit(":", 1)[0]], "allow_ip_literals": True}))
+    unheard = bob.sends(room, "nobody hears this")
+    heard = alice.sends(room, "alice still speaks")
+    alice.hears(room, heard)
+    time.sleep(3)
+    alice.looks()
+    equal("heard of a denied server", alice.room(room).find(unheard), None)
+    dave = stage.person(stage.there, "dave")
+    rival = stage.person(stage.there, "rival")
+    alice.sets(room, "m.room.server_acl", {"allow": ["*"], "deny": [], "allow_ip_literals": True})
+    equal("unlike people", dave.id == rival.id, False)
+    eventually("bob's server is heard again", lambda: alice.hears(room, bob.sends(room, "again"), seconds=5), 60)
+    talk(alice, bob, room)
+
+
+# Disagreement
+
+
+def at_once(*acts):
+    with concurrent.futures.ThreadPoolExecutor(len(acts)) as crew:
+        return [it.result() for it in [crew.submit(act) for act in acts]]
+
+
+@scenario(short=True)
+def states_changed_at_once(stage):
+    """Both sides change the same state without waiting for each other, and end with one state."""
+    alice, bob, room = meet(stage)
+    promote(alice, room, bob, level=90)
+
+    def changes(person, label):
+        for number in range(6):
+            person.sets(room, "m.room.topic", {"topic": f"{label} {number}"})
+            person.sets(room, "org.example.counter", {"by": label, "number": number}, f"key{number % 3}")
+            person.sends(room, f"{label} {number}")
+
+    at_once(lambda: changes(alice, "alice"), lambda: changes(bob, "bob"))
+    talk(alice, bob, room)
+    same_state(room, alice, bob, 40)
+    # What clients were told by /sync is the same as well.
+    for person in alice, bob:
+        person.looks()
+
+        def told():
+            person.looks()
+            return {key: event["event_id"] for key, event in person.room(room).state.items()} == person.state(room)
+
+        eventually(f"/sync has told {person} the state", told)
+
+
+def cut(*servers):
+    for server in servers:
+        server.gate.cut()
+
+
+def mend(*servers):
+    for server in servers:
+        server.gate.mend()
+
+
+def all_heard(listener, room, events):
+    for event in events:
+        listener.hears(room, event, "what was said while they were apart", RECOVERY_SECONDS_MAX)
+
+
+@scenario(alone=True)
+def partition(stage):
+    """Nobody reaches the other for a while, and both go on."""
+    alice, bob, room = meet(stage)
+    talk(alice, bob, room)
+    cut(stage.here, stage.there)
+    hers = [alice.sends(room, f"hers {number}") for number in range(5)]
+    his = [bob.sends(room, f"his {number}") for number in range(5)]
+    time.sleep(4)
+    alice.looks()
+    equal("heard through a cut", alice.room(room).find(his[0]), None)
+    mend(stage.here, stage.there)
+    all_heard(bob, room, hers)
+    all_heard(alice, room, his)
+    talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+    same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def disagreement_across_a_cut(stage):
+    """Both sides rule while apart; after that, both have the same state, and it is the stronger one's will."""
+    alice, bob, room = meet(stage)
+    carol, dave = stage.person(stage.here, "carol"), stage.person(stage.there, "dave")
+    carol.joins(room)
+    dave.joins(room, stage.here)
+    promote(alice, room, bob, level=60)
+    alice.sees_membership(room, dave, "join")
+    bob.sees_membership(room, carol, "join")
+    cut(stage.here, stage.there)
+    # Alice bans dave and takes bob's power; bob bans carol; dave renames himself; carol speaks.
+    alice.acts("ban", room, dave)
+    levels = alice.asks(room, "m.room.power_levels")
+    levels["users"][bob.id] = 0
+    alice.sets(room, "m.room.power_levels", levels)
+    alice.sets(room, "m.room.topic", {"topic": "alice's"})
+    carol.sends(room, "carol is here")
+    bob.acts("ban", room, carol)
+    bob.sets(room, "m.room.topic", {"topic": "bob's"})
+    bob.sets(room, "m.room.name", {"name": "bob's"})
+    dave.call("PUT", f"/profile/{quote(dave.id)}/displayname", {"displayname": "Dave"})
+    time.sleep(2)
+    mend(stage.here, stage.there)
+    spoken = alice.sends(room, "together again")
+    bob.hears(room, spoken, seconds=RECOVERY_SECONDS_MAX)
+    alice.hears(room, bob.sends(room, "so it is"), seconds=RECOVERY_SECONDS_MAX)
+    state = same_state(room, alice, bob, 40)
+    equal("dave", bob.asks(room, "m.room.member", dave.id)["membership"], "ban")
+    equal("bob's power", bob.asks(room, "m.room.power_levels")["users"].get(bob.id), 0)
+    equal("topic", bob.asks(room, "m.room.topic")["topic"], "alice's")
+    if ("m.room.create", "") not in state:
+        raise Mismatch("the room has no create event")
+    dave.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/send/m.room.message/x", {"msgtype": "m.text", "body": "no"})
+
+
+@scenario(alone=True)
+def a_long_silence(stage):
+    """A server is stopped while much is said in several rooms, and finds all of it."""
+    alice, bob, room = meet(stage)
+    other = alice.creates(stage.version)
+    bob.joins(other, stage.here)
+    bob.sees_own(other, "join")
+    stage.there.stop()
+    sent = [alice.sends(room, f"unheard {number}") for number in range(70)]
+    elsewhere = alice.sends(other, "in the other room")
+    alice.sets(room, "m.room.topic", {"topic": "changed meanwhile"})
+    alice.call("PUT", f"/sendToDevice/org.example.note/{secrets.token_hex(8)}", {"messages": {bob.id: {bob.device: {"number": 1}}}})
+    stage.there.start()
+    bob.hears(other, elsewhere, seconds=RECOVERY_SECONDS_MAX)
+    bob.hears(room, sent[-1], seconds=RECOVERY_SECONDS_MAX)
+
+    def whole():
+        found = [event["event_id"] for event in reversed(bob.pages(room)) if event["type"] == "m.room.message"]
+        equal("messages", len(found), len(sent))
+        equal("in their order", found, sent)
+        return True
+
+    eventually("everything can be read", whole, 40)
+    bob.until("the message to the device", lambda it: it.to_device, RECOVERY_SECONDS_MAX)
+    equal("messages to the device", [event["content"] for event in bob.to_device], [{"number": 1}])
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def a_frozen_server(stage):
+    """A server takes connections and answers nothing, for a while."""
+    alice, bob, room = meet(stage)
+    stage.there.freeze()
+    sent = [alice.sends(room, f"into the frost {number}") for number in range(5)]
+    time.sleep(6)
+    stage.there.thaw()
+    his = bob.sends(room, "thawed")
+    all_heard(bob, room, sent)
+    all_heard(alice, room, [his])
+    talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+    same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def restart(stage):
+    alice, bob, room = meet(stage)
+    talk(alice, bob, room)
+    for server in stage.here, stage.there:
+        server.stop()
+        server.start()
+        talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+    # Without a farewell; what was acknowledged is told after the start.
+    for server, speaker, listener in (stage.here, alice, bob), (stage.there, bob, alice):
+        said = speaker.sends(room, "the last words before a kill")
+        server.kill()
+        server.start()
+        listener.hears(room, said, seconds=RECOVERY_SECONDS_MAX)
+        talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+    dave = stage.person(stage.there, "dave")
+    dave.joins(room, stage.here)
+    same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def key_rotation(stage):
+    alice, bob, room = meet(stage)
+    talk(alice, bob, room)
+    stage.here.rotate_key()
+    talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+    # Who joins now checks events of both keys.
+    dave = stage.person(stage.there, "dave")
+    dave.joins(room, stage.here)
+    talk(alice, dave, room)
+    other = alice.creates(stage.version)
+    dave.joins(other, stage.here)
+    talk(alice, dave, other)
+    same_state(room, alice, bob)
