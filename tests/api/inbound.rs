@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aqueduct::{
     schema,
-    store::{Direction, Durability, Engine, Read, Store},
+    store::{Direction, Durability, Engine, Store},
 };
 use axum::body::Body;
 use federation::testing::{Net, Weather};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aqueduct::{
     schema,
-    store::{Direction, Read},
+    store::Direction,
 };
 use federation::testing::Weather;
 use http::StatusCode;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use federation::testing::{Net, Weather, json as answer, own_keys};
+use federation::testing::{Net, Weather, json as answer};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ impl Against {
         );
         let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
         let bob = server.register("bob").await;
-        Self { server, bob, peer: Peer { own: own_keys("a.example", 9, "k").unwrap() }, net, asked }
+        Self { server, bob, peer: Peer::unpublished("a.example", 9), net, asked }
     }
 
     async fn invite(&self, room: &Elsewhere, event: &Made) -> (StatusCode, Value) {

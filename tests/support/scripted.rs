@@ -32,7 +32,7 @@ pub(crate) struct Elsewhere {
     pub(crate) events: Vec<Made>,
     /// The current state.
     pub(crate) state: BTreeMap<(String, String), Made>,
-    signer: Signer,
+    pub(crate) signer: Signer,
 }
 
 /// Changes an honest answer of the server: the first part is the name of the endpoint, as `make_join`.

@@ -47,9 +47,9 @@ impl Planner {
         Self { us, client, lists: BTreeMap::new(), names: 0 }
     }
 
-    /// Whether an event is ours to tell to other servers: one of our users sent it.
+    /// Whether an event is ours to tell to other servers: one of our users sent it, or we let its sender in.
     pub(super) fn is_ours(&self, stored: &StoredEvent) -> bool {
-        is_of(&stored.row.sender(), &self.us)
+        event::is_ours_to_tell(&stored.row, &self.us)
     }
 
     /// Lists the servers that are told of an event.

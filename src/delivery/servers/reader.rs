@@ -151,6 +151,7 @@ fn list_news(
         | LogEntry::Device { .. }
         | LogEntry::ToDevice { .. }
         | LogEntry::DeviceList { .. }
+        | LogEntry::OtherDeviceList
         | LogEntry::Server => None,
     });
     let mut rows = schema::TIMELINE.get_many(snapshot, places)?.into_iter();
@@ -182,6 +183,7 @@ fn list_news(
             | LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
             | LogEntry::DeviceList { .. }
+            | LogEntry::OtherDeviceList
             | LogEntry::Server => {}
         }
     }

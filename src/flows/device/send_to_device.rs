@@ -88,7 +88,8 @@ impl Target {
         Self { to: Receiver::Here(user), device, message }
     }
 
-    fn user(&self) -> Option<UserNum> {
+    /// The number of the user who gets it, if it is one of this server.
+    pub(crate) fn user(&self) -> Option<UserNum> {
         match &self.to {
             Receiver::Here(user) => Some(*user),
             Receiver::Elsewhere(..) | Receiver::Nobody => None,

@@ -324,7 +324,7 @@ async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>)
     let mut done = 0;
     while done < deliveries.len() {
         let next = deliveries.iter().skip(done).take(DELIVERED_AT_ONCE);
-        let users = next.flat_map(|delivery| &delivery.targets).filter_map(|target| target.user).collect();
+        let users = next.flat_map(|delivery| &delivery.targets).filter_map(Target::user).collect();
         let (deliveries, origin) = (Arc::clone(&deliveries), origin.to_string());
         done = write::for_users(app, users, move |app, batch| {
             let next = deliveries.iter().enumerate().skip(done).take(DELIVERED_AT_ONCE);

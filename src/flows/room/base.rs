@@ -64,7 +64,6 @@ async fn lay<T: Send + 'static>(
     join: Received,
     after: impl FnOnce(&mut Change) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let room = base.num();
     let mut laying = Laying { base, waiting: VecDeque::new() };
     loop {
         let read = move || read_ahead(laying, events);

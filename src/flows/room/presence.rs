@@ -9,7 +9,7 @@ use crate::{
         self, Caller,
         presence::{self, Outcome, Presence, ROOMS_MAX, STATUS_BYTES_MAX, elsewhere::Told},
     },
-    delivery::servers::Told,
+    delivery::servers,
     error::{Refusal, Result},
     flows::{App, sharing, write},
     ids::{DeviceNum, RoomNum, UserNum},
@@ -284,7 +284,7 @@ fn tell_servers(app: &App, read: &Snapshot, user: UserNum) -> Result<()> {
     let told = app.ephemeral.read(|board| board.presence.find(user));
     let (true, Some(told)) = (app.config.federation.presence, told) else { return Ok(()) };
     let now_ms = app.env.now_ms();
-    let told = Told {
+    let told = servers::Told {
         state: told.state.to_string(),
         is_active: told.is_active(now_ms),
         active_ms_ago: (told.last_active_ms > 0).then(|| now_ms.saturating_sub(told.last_active_ms)),

@@ -56,7 +56,9 @@ pub(crate) async fn set_typing_elsewhere(
 async fn note(app: &App, num: RoomNum, user_id: String, word: Option<Word>) -> Result<()> {
     let (changed, began) =
         app.ephemeral.change(|board, number| (board.typing.set(num, &user_id, word, number), number));
-    app.delivery.typing(num, &caller.user_id, until_ms.is_some(), changed);
+    if let Ok(user_id) = <&UserId>::try_from(user_id.as_str()) {
+        app.delivery.typing(num, user_id, word.is_some(), changed);
+    }
     if changed {
         typists::wake_room(app, num).await?;
         if let Some(Word { until_ms, .. }) = word {

@@ -138,7 +138,7 @@ async fn a_join_waits_for_its_end_while_another_large_step_takes_long() {
         env.sleep(END_AGAIN * 3 / 2).await;
         drop(other);
     });
-    join(app, here.base(&elsewhere), events(brought.clone()), join_event.clone()).await.unwrap();
+    join(app, here.base(&elsewhere), events(brought.clone()), join_event.clone(), |_| Ok(())).await.unwrap();
     let joined = here.ask("GET", "joined_rooms", Value::Null).await;
     assert_eq!(joined["joined_rooms"], json!([elsewhere.row.id]));
     here.ask("PUT", &format!("rooms/{}/send/m.room.message/1", elsewhere.row.id), json!({ "body": "x" }))

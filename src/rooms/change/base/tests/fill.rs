@@ -422,7 +422,9 @@ fn a_state_that_is_far_from_the_hole_is_kept_once_for_all_events_of_a_fill() {
         .iter()
         .map(|(event, before)| Older {
             event: event.clone(),
-            state_before: Some(before.values().map(|event| event.id().to_owned()).collect()),
+            state_before: Some(crate::rooms::change::Before::Ids(
+                before.values().map(|event| event.id().to_owned()).collect(),
+            )),
         })
         .collect();
     // No sweep begins meanwhile, because nothing stored needs that state yet.
