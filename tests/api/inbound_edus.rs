@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use aqueduct::{
-    schema,
-    store::Direction,
-};
+use aqueduct::{schema, store::Direction};
 use federation::testing::Weather;
 use http::StatusCode;
 use serde_json::{Value, json};

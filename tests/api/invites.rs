@@ -34,7 +34,7 @@ impl Against {
         );
         let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
         let bob = server.register("bob").await;
-        Self { server, bob, peer: Peer::unpublished("a.example", 9), net, asked }
+        Self { server, bob, peer: Peer::unheard("a.example", 9), net, asked }
     }
 
     async fn invite(&self, room: &Elsewhere, event: &Made) -> (StatusCode, Value) {

@@ -88,11 +88,11 @@ async fn a_request_that_its_origin_did_not_sign_is_refused() {
     *with_body.body_mut() = "{}".into();
     assert_eq!(answer(&server, with_body).await.0, StatusCode::OK, "a body that nobody reads is thrown away");
     // Somebody else says that they are this server.
-    let forged = Peer::unpublished("b.example", 3);
+    let forged = Peer::unheard("b.example", 3);
     let forged = forged.ask(&server, Method::GET, PROFILE, None).await;
     assert_eq!((forged.0, &forged.1["errcode"]), (StatusCode::UNAUTHORIZED, &json!("M_UNAUTHORIZED")));
     // Nobody knows the keys of a server that cannot be found.
-    let lost = Peer::unpublished("lost.example", 2);
+    let lost = Peer::unheard("lost.example", 2);
     let (status, json) = lost.ask(&server, Method::GET, PROFILE, None).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "it may be found later: {json}");
     assert!(!json.to_string().contains("lost.example"), "what was found on the way is not told: {json}");

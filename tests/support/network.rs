@@ -33,14 +33,14 @@ pub(crate) struct Peer {
 impl Peer {
     /// A server of this name at this address of the network, with a key made from the number.
     pub(crate) fn new(net: &Net, name: &str, address: &str, seed: u8) -> Self {
-        let peer = Self::unpublished(name, seed);
+        let peer = Self::unheard(name, seed);
         net.host(name, &[address]);
         net.serve_json(&format!("{address}:8448"), &[name], &peer.own.document(BEGAN_MS));
         peer
     }
 
-    /// A server that signs with such a key, in whatever name, and publishes nothing.
-    pub(crate) fn unpublished(name: &str, seed: u8) -> Self {
+    /// A server with a key made from the number, which nobody can find.
+    pub(crate) fn unheard(name: &str, seed: u8) -> Self {
         let own = own_keys(name, seed, "k").unwrap();
         let signer = Signer::new(name.try_into().unwrap(), Arc::new(key_pair(seed, "k").unwrap()));
         Self { own, signer }

@@ -7,12 +7,15 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use ruma::{OwnedEventId, OwnedServerName, ServerName};
 
-use super::verify::{self, Verified};
+use super::{
+    take_in,
+    verify::{self, Verified},
+};
 use crate::{
     error::{Error, Result},
-    flows::{App, room::ingest},
+    flows::App,
     ids::RoomNum,
-    rooms::change::{Outcome, Received, Signed},
+    rooms::change::{Outcome, Signed},
 };
 
 /// The signatures are given up this long before the events are, so that those whose keys are known are judged.
@@ -74,7 +77,7 @@ pub(super) async fn judge(
     if received.is_empty() {
         return fates;
     }
-    let judged = within(app, until, take_in(app, room, origin, received)).await;
+    let judged = within(app, until, take_in::take_in(app, room, origin, received)).await;
     let outcomes: Vec<Fate> = match judged {
         Some(Ok(outcomes)) => outcomes.iter().map(fate_of).collect(),
         Some(Err(Error::Refused(refusal))) => vec![Fate::Refused(refusal.message); places.len()],
@@ -92,16 +95,6 @@ pub(super) async fn judge(
         }
     }
     fates
-}
-
-/// The one place where events of other servers go on into their room.
-async fn take_in(
-    app: &App,
-    room: RoomNum,
-    _origin: &ServerName,
-    events: Vec<Received>,
-) -> Result<Vec<Outcome>> {
-    ingest::ingest(app, room, events).await
 }
 
 fn fate_of(outcome: &Outcome) -> Fate {

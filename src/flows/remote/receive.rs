@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
     time::Duration,
 };
@@ -225,7 +226,6 @@ pub(super) fn forget_old(
     after: Option<(String, u8)>,
     count: usize,
 ) -> Result<Option<(String, u8)>> {
-    use std::ops::Bound;
     let (snapshot, now_ms) = (app.store.snapshot(), app.env.now_ms());
     let low =
         after.as_ref().map_or(Bound::Unbounded, |(origin, slot)| Bound::Excluded((origin.as_str(), *slot)));
