@@ -115,7 +115,8 @@ def main():
 
     dir = pathlib.Path(tempfile.mkdtemp(prefix="aqueduct-interop-"))
     authority = Authority(dir)
-    servers = [KINDS[kind](label, dir, authority) for kind, label in zip(kinds, labels)]
+    servers = [KINDS[kind](label, f"127.0.0.{number}", dir, authority)
+               for number, (kind, label) in enumerate(zip(kinds, labels), 1)]
     report = Report(servers, options.logs)
     problems = []
     try:

@@ -1,7 +1,8 @@
 """Two homeservers on loopback that reach each other through gates, which a scenario can cut and mend.
 
 A server's name is the address of its gate. The gate passes bytes on to the server's own TLS listener; clients use a plain
-listener beside it, so that they still reach a server that is cut off from the others.
+listener beside it, so that they still reach a server that is cut off from the others. Each server has an address of loopback
+for itself, because access lists know no ports.
 """
 
 import asyncio
@@ -83,8 +84,8 @@ class Gate:
 
     loop = None
 
-    def __init__(self, target):
-        self.target = target
+    def __init__(self, address, target):
+        self.address, self.target = address, target
         self.is_cut = False
         self.open = set()
         if Gate.loop is None:
@@ -97,7 +98,7 @@ class Gate:
         return asyncio.run_coroutine_threadsafe(work, Gate.loop).result(10)
 
     async def _listen(self):
-        self.listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.listener = await asyncio.start_server(self._accept, self.address, 0)
         return self.listener.sockets[0].getsockname()[1]
 
     async def _accept(self, reader, writer):
@@ -138,16 +139,16 @@ class Server:
 
     kind = "server"
 
-    def __init__(self, label, dir, authority):
-        self.label = label
+    def __init__(self, label, address, dir, authority):
+        self.label, self.address = label, address
         self.dir = dir / label
         self.dir.mkdir()
         self.authority = authority
         self.client_port, self.tls_port = free_port(), free_port()
-        self.gate = Gate(self.tls_port)
-        self.name = f"127.0.0.1:{self.gate.port}"
+        self.gate = Gate(address, self.tls_port)
+        self.name = f"{address}:{self.gate.port}"
         self.url = f"http://127.0.0.1:{self.client_port}"
-        self.certificate, self.key = authority.certify("127.0.0.1", label)
+        self.certificate, self.key = authority.certify(address, label)
         self.log = self.dir / "log"
         self.process = None
         self.configure()
