@@ -772,6 +772,7 @@ def upgraded_rooms(stage):
     newer = "11" if stage.version == "12" else "12"
     other = alice.call("POST", f"/rooms/{quote(room)}/upgrade", {"new_version": newer})["replacement_room"]
     bob.until("the tombstone", lambda it: (it.room(room).content("m.room.tombstone") or {}).get("replacement_room") == other)
+    bob.until("the old room is closed", lambda it: it.room(room).content("m.room.power_levels").get("events_default", 0) > 0)
     bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/send/m.room.message/x", {"msgtype": "m.text", "body": "no"})
     bob.joins(other, stage.here)
     alice.sees_membership(other, bob, "join")
