@@ -196,6 +196,8 @@ enum FederationCommand {
         /// The name of the server, which may be this one.
         name: String,
     },
+    /// Make a new signing key. It signs from the next start of the server on; the old one is still published then.
+    RotateKey,
 }
 
 #[derive(Subcommand)]
@@ -272,6 +274,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             FederationCommand::Status { server: None } => Operation::ListServers,
             FederationCommand::Status { server: Some(server) }
             | FederationCommand::Check { name: server } => Operation::CheckServer { server: server.clone() },
+            FederationCommand::RotateKey => Operation::MakeKey,
             FederationCommand::Retry { server } => Operation::RetryServer { server: server.clone() },
         },
         Some(Command::Token(command)) => token_operation(command),
@@ -388,6 +391,7 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::Checked(it) => json!(it),
         Outcome::Servers(it) => json!(it),
         Outcome::ServerRetried(it) => json!(it),
+        Outcome::KeyMade(it) => json!(it),
         Outcome::ServerChecked(it) => json!(it),
     }
 }
@@ -428,6 +432,12 @@ fn for_people(outcome: &Outcome) -> String {
         Outcome::ServerRetried(it) if it.waited => format!("{} is tried again now.", it.server),
         Outcome::ServerRetried(it) => format!("Nothing waits for {}.", it.server),
         Outcome::ServerChecked(it) => checked_server(it),
+        Outcome::KeyMade(it) => {
+            format!(
+                "Made {}. It takes the place of {} when the server is started next.",
+                it.key_id, it.replaces
+            )
+        }
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();
             let mut text = match it.faults {

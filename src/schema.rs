@@ -239,6 +239,8 @@ tables! {
     181 BEHIND((String, RoomNum) => Position) in Queues, Store of "delivery::servers::marks";
     /// A server that does not answer: since when, and when it is tried again. It is written by notes.
     182 DESTINATION(String => Json<remote::DestinationRow>) in Notes, Store of "delivery::servers::marks";
+    /// A signing key of this server beside the one in use: it signs from the next start on, or has ended.
+    184 SIGNING_KEYS(String => Json<remote::SigningKeyRow>) in Log, Server of "flows::operator::signing_keys";
     /// A message of one of our users for devices of another server, until that server has taken it.
     183 OUTBOX((String, Position) => remote::OutboxRow) in Queues, Store of "delivery::servers::outbox";
     /// What a user of ours was told of a room that this server is not in: an invitation, a knock, or the end of either.

@@ -29,6 +29,7 @@ use crate::{
         App, Services, commit, follow_up,
         jobs::Running,
         limits::RateLimits,
+        operator::signing_keys,
         remote::{self, Remote, gaps::Gaps, receive::Lanes, staged::Staged},
         room::{
             presence,
@@ -77,7 +78,9 @@ impl Server {
             push.clone(),
             stopping.clone(),
         );
-        let remote = Remote::open(&config, &env, &store, identity::open(&config, &env, &store, None)?)?;
+        let keys =
+            (identity::open(&config, &env, &store, None)?, signing_keys::list_old(&*store.snapshot())?);
+        let remote = Remote::open(&config, &env, &store, keys)?;
         let staged = Staged::open(&*store.snapshot())?;
         let delivery = Servers::new(
             env.clone(),

@@ -26,6 +26,13 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(row.failing.failures > 0, "it has not failed");
             Ok(())
         }),
+        RowCheck::of(&schema::SIGNING_KEYS, move |_, id, Json(row), doubts| {
+            doubts.unless(id.starts_with("ed25519:"), "its id is that of no signing key");
+            let waits = row.seed.is_some();
+            let has_ended = row.public_key.is_some() && row.expired_ms.is_some();
+            doubts.unless(waits != has_ended, "it neither waits nor has ended");
+            Ok(())
+        }),
         RowCheck::of(&schema::OUTBOX, move |read, (server, position), row, doubts| {
             doubts.position(read, *position);
             doubts.unless(is_server(server), "its name is no name of a server");

@@ -4,3 +4,4 @@ pub mod check;
 pub mod explain;
 pub mod federation;
 pub mod operate;
+pub mod signing_keys;

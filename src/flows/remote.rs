@@ -37,7 +37,7 @@ use federation::{
     client::Client,
     discovery::Discovery,
     guard::{self, Guard, ServerList},
-    keys::{OwnKeys, Ring},
+    keys::{OldKey, OwnKeys, Ring},
     ports::Ports,
 };
 use ruma::{OwnedServerName, signatures::Ed25519KeyPair};
@@ -65,10 +65,16 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Opens the ways to other servers over the network of `env`. Fails where a setting cannot be used.
-    pub fn open(config: &Config, env: &Env, store: &Store, signing: Ed25519KeyPair) -> Result<Self> {
+    /// Opens the ways to other servers over the network of `env`, with the key that signs and those that have ended. Fails where
+    /// a setting cannot be used.
+    pub fn open(
+        config: &Config,
+        env: &Env,
+        store: &Store,
+        (signing, old): (Ed25519KeyPair, Vec<OldKey>),
+    ) -> Result<Self> {
         let broken = |error: &dyn std::fmt::Display| Error::broken(error.to_string());
-        let own = OwnKeys::new(config.server.name.clone(), signing, Vec::new()).map_err(|it| broken(&it))?;
+        let own = OwnKeys::new(config.server.name.clone(), signing, old).map_err(|it| broken(&it))?;
         let own = Arc::new(own);
         let network = ports::open(config, env)?;
         let doors = Arc::new(ports::Doors(env.clone()));

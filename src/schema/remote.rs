@@ -107,6 +107,17 @@ pub struct DestinationRow {
     pub why: String,
 }
 
+/// A signing key of this server that waits to be used, or that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningKeyRow {
+    /// The private half in base64, of a key that waits.
+    pub seed: Option<String>,
+    /// The public half in base64, of a key that has ended.
+    pub public_key: Option<String>,
+    /// When it ended: milliseconds since the epoch.
+    pub expired_ms: Option<u64>,
+}
+
 /// A message to devices of another server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxRow {

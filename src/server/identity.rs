@@ -2,12 +2,13 @@
 //! the store is a backup of the server (`docs/decisions/signing-key-in-the-store.md`).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use ruma::signatures::Ed25519KeyPair;
+use ruma::signatures::{Ed25519KeyPair, KeyPair};
 
 use crate::{
     config::Config,
     env::Env,
     error::{Error, Result},
+    flows::operator::signing_keys::{self, NextKey},
     schema::SERVER_FACTS,
     server::Lead,
     store::{Guard, LogEntry, Store},
@@ -30,7 +31,11 @@ pub(super) fn open(config: &Config, env: &Env, store: &Store, lead: Option<&Lead
         )));
     }
     if let Some(stored) = SERVER_FACTS.get(&*snapshot, KEY)? {
-        return parse(&stored);
+        let current = parse(&stored)?;
+        return match signing_keys::find_next(&*snapshot)? {
+            Some(next) if lead.is_some() => switch(env, store, &current, &next),
+            _ => Ok(current),
+        };
     }
     if lead.is_none() {
         return Err(Error::broken("the store has no signing key yet; only the node that leads may make one"));
@@ -49,6 +54,21 @@ pub(super) fn open(config: &Config, env: &Env, store: &Store, lead: Option<&Lead
     Ok(key)
 }
 
+/// Gives the server the key that was made for it. From this moment on the old one signs nothing.
+fn switch(env: &Env, store: &Store, old: &Ed25519KeyPair, next: &NextKey) -> Result<Ed25519KeyPair> {
+    let stored = format!("{} {}", next.version, next.seed);
+    let key = parse(&stored)?;
+    // The server does not run yet, so that nobody else writes.
+    let mut batch = store.batch(&Guard::alone());
+    batch.position(&LogEntry::Server);
+    SERVER_FACTS.put(&mut batch, KEY, &stored);
+    signing_keys::switch(&mut batch, next, old.version(), &old.public_key(), env.now_ms());
+    drop(store.enqueue(batch)?);
+    store.flush()?;
+    tracing::info!(key = next.version, "the server signs with a new key from now on");
+    Ok(key)
+}
+
 fn parse(stored: &str) -> Result<Ed25519KeyPair> {
     let damaged = || Error::broken("the signing key in the store is damaged");
     let (version, seed) = stored.split_once(' ').ok_or_else(damaged)?;
@@ -64,4 +84,44 @@ fn pkcs8(seed: [u8; 32]) -> Vec<u8> {
         vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
     document.extend(seed);
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        server::Server,
+        store::{Durability, Engine, engine::Memory},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_key_signs_from_the_next_start_on_and_the_old_one_is_still_published() {
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let start = |seed| {
+            let lead = Some(Lead::of_only_node());
+            Server::start(Config::default(), Env::simulated(seed, 1_000 * seed), store.clone(), lead).unwrap()
+        };
+        let document = |server: &Server| server.app().remote.ring.own().document(server.app().env.now_ms());
+        let server = start(1);
+        let first = server.app().remote.ring.own().key_id().to_string();
+        let made = signing_keys::make(server.app()).await.unwrap();
+        assert_eq!(made.replaces, first);
+        assert!(signing_keys::make(server.app()).await.is_err(), "one waits already");
+        assert_eq!(server.app().remote.ring.own().key_id().to_string(), first, "it signs until the end");
+        server.stop().await.unwrap();
+        let server = start(2);
+        assert_eq!(server.app().remote.ring.own().key_id().to_string(), made.key_id);
+        assert_eq!(format!("ed25519:{}", server.app().signing.version()), made.key_id);
+        let told: serde_json::Value = serde_json::from_str(&document(&server)).unwrap();
+        assert!(told["verify_keys"][&made.key_id].is_object());
+        assert_eq!(told["old_verify_keys"][&first]["expired_ts"], 2_000);
+        server.stop().await.unwrap();
+        let server = start(3);
+        let again = signing_keys::make(server.app()).await.unwrap();
+        server.stop().await.unwrap();
+        let server = start(4);
+        let told: serde_json::Value = serde_json::from_str(&document(&server)).unwrap();
+        assert!(told["verify_keys"][&again.key_id].is_object());
+        assert_eq!(told["old_verify_keys"].as_object().unwrap().len(), 2);
+    }
 }

@@ -48,7 +48,7 @@ impl Told {
                     keeps.lock().push((id.to_owned(), body));
                     answer_json(*answers.lock(), r#"{"pdus":{}}"#)
                 }
-                None if path == "/_matrix/key/v2/server" => answer_json(200, &*keys),
+                None if path == "/_matrix/key/v2/server" => answer_json(200, keys.to_string()),
                 None => answer_json(404, "{}"),
             };
             futures_util::future::ready(answer)

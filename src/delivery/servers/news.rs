@@ -8,7 +8,6 @@ use ruma::OwnedServerName;
 use crate::{
     accounts::presence::ROOMS_MAX,
     delivery::servers::{edus, shared::Shared},
-    env::Long,
     error::Result,
     rooms::{self, members},
 };
@@ -16,7 +15,7 @@ use crate::{
 /// Ephemeral news is gathered for this long.
 const GATHERED_FOR: Duration = Duration::from_millis(200);
 /// The presence of at most this many users is told at once.
-const USERS_AT_ONCE: usize = 100;
+const USERS_AT_ONCE: usize = 20;
 /// A change of presence waits this long for what else is told to a server.
 const PRESENCE_WAITS_MS: u64 = 2_000;
 
@@ -27,7 +26,7 @@ pub(super) async fn tell(shared: Arc<Shared>) {
         loop {
             shared.env.sleep(GATHERED_FOR).await;
             let owned = Arc::clone(&shared);
-            let told = shared.env.blocking_long(Long::Maintenance, move || tell_some(&owned)).await;
+            let told = shared.env.blocking(move || tell_some(&owned)).await;
             shared.turns.notify_one();
             match told {
                 Ok(true) => {}

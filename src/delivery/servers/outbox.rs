@@ -80,26 +80,25 @@ impl<'a> From<&'a JsonOfEdu> for JsonRef<'a> {
     }
 }
 
-/// Lists the oldest messages for a server after a position, at most `count` and about `bytes_max` bytes, and tells whether more
-/// wait.
+/// Lists the oldest messages for a server after a position, at most `count` and about `bytes_max` bytes.
 pub(super) fn list(
     read: &(impl Read + ?Sized),
     server: &str,
     after: Position,
     count: usize,
     bytes_max: usize,
-) -> Result<(Vec<Waiting>, bool), Fault> {
+) -> Result<Vec<Waiting>, Fault> {
     let (low, high) = (Bound::Excluded((server, after)), Bound::Included((server, Position::MAX)));
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     for row in schema::OUTBOX.range::<(String, Position)>(read, low, high, Direction::Up)? {
         let ((_, position), row) = row?;
         if waiting.len() >= count || bytes > bytes_max {
-            return Ok((waiting, true));
+            break;
         }
         bytes += row.json.len();
         waiting.push(Waiting { position, json: JsonOfEdu(row.json) });
     }
-    Ok((waiting, false))
+    Ok(waiting)
 }
 
 /// Deletes messages that their server has taken.

@@ -11,7 +11,6 @@ use crate::{
         fan_out::{List, is_of},
         shared::{READER, Shared},
     },
-    env::Long,
     error::Result,
     ids::{Order, Position, RoomNum},
     rooms::{self, event::StoredEvent},
@@ -20,7 +19,7 @@ use crate::{
 };
 
 /// One page has at most this many entries.
-const PAGE_MAX: usize = 256;
+const PAGE_MAX: usize = 128;
 /// The cursor is noted no more often than this.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// After a failure the log is read again after this time.
@@ -128,7 +127,7 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
         owned.board.lock().read = reached;
         Ok((has_news, is_all))
     };
-    let (has_news, is_all) = shared.env.blocking_long(Long::Maintenance, page).await?;
+    let (has_news, is_all) = shared.env.blocking(page).await?;
     if has_news {
         shared.turns.notify_one();
     }

@@ -24,6 +24,7 @@ use crate::{
             check,
             explain::{self, Explanation},
             federation::{self, CheckedServer, Retried, Statuses},
+            signing_keys::{self, MadeKey},
         },
         write,
     },
@@ -125,6 +126,8 @@ pub enum Command {
         /// The name of the server.
         server: String,
     },
+    /// Makes a signing key that signs from the next start on.
+    MakeKey,
 }
 
 impl Command {
@@ -145,6 +148,7 @@ impl Command {
             | Self::BackUp { .. }
             | Self::Explain { .. }
             | Self::RetryServer { .. }
+            | Self::MakeKey
             | Self::Check => false,
         }
     }
@@ -188,6 +192,8 @@ pub enum Outcome {
     ServerRetried(Retried),
     /// A server was looked at from outside.
     ServerChecked(Box<CheckedServer>),
+    /// A signing key was made.
+    KeyMade(MadeKey),
 }
 
 impl Outcome {
@@ -210,6 +216,7 @@ impl Outcome {
             | Self::Explained(_)
             | Self::Servers(_)
             | Self::ServerRetried(_)
+            | Self::KeyMade(_)
             | Self::Restored(_) => true,
         }
     }
@@ -380,6 +387,7 @@ pub async fn operate(
         }
         Command::Check => Outcome::Checked(check_store(app, progress).await?),
         Command::ListServers => Outcome::Servers(federation::list(app).await?),
+        Command::MakeKey => Outcome::KeyMade(signing_keys::make(app).await?),
         Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
         Command::CheckServer { server } => {
             Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))

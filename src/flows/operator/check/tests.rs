@@ -281,6 +281,12 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let failing = federation::backoff::Failing { failures: 1, since_ms: 1, next_try_ms: 2 };
         let failing = crate::schema::remote::DestinationRow { failing, why: "so".to_owned() };
         schema::DESTINATION.put(batch, "b.example", &Json(failing));
+        let key = crate::schema::remote::SigningKeyRow {
+            seed: None,
+            public_key: Some("A".repeat(43)),
+            expired_ms: Some(1),
+        };
+        schema::SIGNING_KEYS.put(batch, "ed25519:old", &Json(key));
         let message = Bytes::from_static(b"{}");
         crate::delivery::servers::outbox::put(batch, "b.example", UserNum(1), message, 1);
         // A room that another server has invited Bob to.
@@ -340,6 +346,7 @@ const MAY_BE_LOST: &[&str] = &[
     "SERVER_DOCUMENTS",
     "SERVER_FACTS",
     "SERVER_KEYS",
+    "SIGNING_KEYS",
     "STAGE",
     "TIMER",
     "TO_DEVICE_TXN_LOG",
