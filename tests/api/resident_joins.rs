@@ -319,7 +319,7 @@ async fn a_condition_that_cannot_be_checked_or_granted_has_its_own_code() {
     assert_eq!(refused(scene.make_join(&room, BOB, "?ver=10").await), unable("AUTHORISE"));
     scene.alice.ok_post(&format!("/join/{named}"), json!({})).await;
     scene
-        .set(&room, "m.room.power_levels", json!({ "users": { "@alice:test.example": 100 }, "invite": 101 }))
+        .set(&room, "m.room.power_levels", json!({ "users": { "@alice:test.example": 60 }, "invite": 100 }))
         .await;
     assert_eq!(refused(scene.make_join(&room, BOB, "?ver=10").await), unable("GRANT"));
     let odd = json!({ "join_rule": "restricted", "allow": [7, { "type": "x" }] });

@@ -63,6 +63,11 @@ impl Elsewhere {
         room
     }
 
+    /// The same room under another id.
+    pub(crate) fn with_id(&self, id: &str) -> Self {
+        Self { room_id: id.try_into().unwrap(), ..self.clone() }
+    }
+
     /// The ids of the state events that allow one like this.
     pub(crate) fn auth(
         &self,

@@ -19,7 +19,6 @@ use crate::{
         App, commit,
         remote::{
             ask::{at_fault, failed},
-            candidates::find_here,
             outside,
             verify::{self, Verified},
         },
@@ -34,6 +33,7 @@ use crate::{
             outside::{self as told_outside, Told},
         },
         event::{self, StoredEvent},
+        members,
         policy::{self, Author},
         versions,
     },
@@ -101,10 +101,14 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     let whole = check_state(app, &row, &coming.state).await?;
     let answer = RawValue::from_string(String::from_utf8_lossy(&json).into_owned());
     let answer = answer.map_err(|error| Error::broken(format!("an event is no JSON: {error}")))?;
-    if find_here(app, &coming.room_id)?.is_some() {
+    let snapshot = app.store.snapshot();
+    if let Some(num) = rooms::find_room(&*snapshot, &coming.room_id)?
+        && members::is_server_joined(&*snapshot, num, app.config.server.name.as_str())?
+    {
         // The room itself brings the event.
         return Ok(answer);
     }
+    drop(snapshot);
     let mut state: Vec<String> = match whole {
         Some(whole) => whole,
         None => coming.state.iter().filter_map(|event| shown(event)).collect(),

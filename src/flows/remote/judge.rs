@@ -12,7 +12,7 @@ use super::{
     verify::{self, Verified},
 };
 use crate::{
-    error::{Error, Result},
+    error::Error,
     flows::App,
     ids::RoomNum,
     rooms::change::{Outcome, Signed},
