@@ -245,6 +245,17 @@ pub fn find_anywhere_by_id(
     Ok(None)
 }
 
+/// Whether an event cites others that this server did not have when it took the event in: there was a hole below it.
+pub fn lacks_cited(row: &EventRow) -> bool {
+    #[derive(Deserialize)]
+    struct Citing {
+        #[serde(default)]
+        prev_events: Vec<IgnoredAny>,
+    }
+    serde_json::from_slice::<Citing>(&row.json)
+        .is_ok_and(|citing| citing.prev_events.len() > row.header.prev.len())
+}
+
 /// Finds the number of the event of this id in this room.
 pub fn find_num(read: &(impl Read + ?Sized), room: RoomNum, id: &EventId) -> Result<Option<EventNum>, Fault> {
     let Some(row) = schema::ROOM.get(read, room)? else { return Ok(None) };

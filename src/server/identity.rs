@@ -2,7 +2,7 @@
 //! the store is a backup of the server (`docs/decisions/signing-key-in-the-store.md`).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use ruma::signatures::{Ed25519KeyPair};
+use ruma::signatures::Ed25519KeyPair;
 
 use crate::{
     config::Config,

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
-        event::StoredEvent,
-        state,
+        event::{self, StoredEvent},
         timeline::{self, PageToken},
     },
     schema::{event_types::REDACTION, rooms::Membership},
@@ -103,23 +102,22 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         let (bytes_max, looked_at_max) = (bytes_left.min(BYTES_MAX), looks_left.min(LOOKED_AT_MAX));
         let after = room.place.known().map(PageToken);
         let page = timeline::page(window.read, room.num, PageToken(end), after, Direction::Down)?;
-        // Events that are missing, or came later, are for `/messages`: a timeline has no gap.
-        let hole = state::find_hole(window.read, room.num, end)?.map(|(hole, _)| hole);
-        let hole = hole.filter(|hole| after.is_none_or(|after| PageToken(*hole) > after));
         let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
-        let mut is_at_hole = hole.is_some();
+        let mut is_at_gap = false;
         may_redact = false;
         for stored in page {
             let stored = stored?;
-            if stored.order.minor != 0 || hole.is_some_and(|hole| stored.order < hole) {
-                is_at_hole = true;
+            // Events that are missing, or that came later, are for `/messages`: a timeline has no gap.
+            is_at_gap |= stored.order.minor != 0;
+            if is_at_gap {
                 break;
             }
             if looked_at == looked_at_max || hidden > HIDDEN_MAX {
-                (limited, is_at_hole) = (true, false);
+                limited = true;
                 break;
             }
             looked_at += 1;
+            is_at_gap = event::lacks_cited(&stored.row);
             may_redact |= stored.row.event_type() == REDACTION;
             if is_unwanted(room, filter, &stored) {
                 leaves_out = true;
@@ -134,13 +132,13 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
             hidden = 0;
             let is_too_large = bytes + stored.row.json.len() > bytes_max && (bytes > 0 || bytes_left == 0);
             if events.len() == room.place.timeline_limit || is_too_large {
-                (limited, is_at_hole) = (true, false);
+                limited = true;
                 break;
             }
             bytes += stored.row.json.len();
             events.push((stored, membership));
         }
-        limited |= is_at_hole;
+        limited |= is_at_gap;
         window.spend_timeline(bytes, looked_at);
         if limited {
             tracing::debug!(
@@ -149,7 +147,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
                 events = events.len(),
                 looked_at,
                 bytes,
-                reason = if is_at_hole { "a gap in the room's past" } else { "limit of events, bytes or looks" },
+                reason = "limit of events, bytes or looks, or a gap in the room's past",
                 "a timeline is limited"
             );
         }
