@@ -1,6 +1,6 @@
 """Plays the scenarios between two homeservers; ./run says how it is called.
 
-A line a case: ok, FAILED with the reason, or left out with the reason. Cases play at once, save those that cut servers off or
+A line a case: ok, or FAILED with the reason. Cases play at once, save those that cut servers off or
 restart them. Fails when a case failed, a server panicked, or did not end as it should.
 """
 
@@ -18,7 +18,7 @@ import traceback
 
 import scenarios
 from people import Mismatch, Person
-from servers import KINDS, Authority, NotPossible
+from servers import KINDS, Authority
 
 # Every scenario is played in these versions, in the others only those that concern how versions differ.
 FULL_VERSIONS = ("10", "11", "12")
@@ -63,7 +63,7 @@ class Report:
     def __init__(self, servers, log_lines):
         self.servers, self.log_lines = servers, log_lines
         self.lock = threading.Lock()
-        self.failed, self.passed, self.left_out = [], 0, 0
+        self.failed, self.passed = [], 0
 
     def play(self, stage):
         begun = time.monotonic()
@@ -71,8 +71,6 @@ class Report:
         try:
             stage.scenario.play(stage)
             outcome, why = "ok", ""
-        except NotPossible as reason:
-            outcome, why = "left out", str(reason)
         except Mismatch as mismatch:
             where = next((it.lineno for it in reversed(traceback.extract_tb(mismatch.__traceback__))
                           if it.filename == scenarios.__file__), "?")
@@ -83,8 +81,6 @@ class Report:
             print(f"{outcome:<9}{stage.label:<46}{time.monotonic() - begun:6.1f} s  {why}".rstrip(), flush=True)
             if outcome == "ok":
                 self.passed += 1
-            elif outcome == "left out":
-                self.left_out += 1
             else:
                 self.failed.append(stage.label)
                 for server in self.servers if self.log_lines else ():
@@ -148,7 +144,7 @@ def main():
             print(f"kept: {dir}")
         else:
             shutil.rmtree(dir, ignore_errors=True)
-    print(f"{report.passed} ok, {len(report.failed)} failed, {report.left_out} left out")
+    print(f"{report.passed} ok, {len(report.failed)} failed")
     for line in report.failed:
         print(f"  failed: {line}")
     for problem in problems:

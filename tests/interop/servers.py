@@ -32,10 +32,6 @@ START_SECONDS_MAX = 90 * PATIENCE
 STOP_SECONDS_MAX = 20 * PATIENCE
 
 
-class NotPossible(Exception):
-    """A server can't do what a scenario needs, which is no fault: the case is left out."""
-
-
 def free_port():
     with socket.socket() as it:
         it.bind(("127.0.0.1", 0))
@@ -249,7 +245,7 @@ class Synapse(Server):
             "federation_ip_range_blacklist": [],
             "ip_range_blacklist": [],
             "federation": {
-                "client_timeout": "10s", "max_short_retries": 1, "max_short_retry_delay": "1s",
+                "client_timeout": f"{int(10 * PATIENCE)}s", "max_short_retries": 1, "max_short_retry_delay": "1s",
                 "max_long_retries": 1, "max_long_retry_delay": "1s",
                 "destination_min_retry_interval": "1s", "destination_retry_multiplier": 1,
                 "destination_max_retry_interval": "3s",
@@ -342,7 +338,11 @@ level = "{os.environ.get("AQUEDUCT_LOG", "info")}"
         return [self.binary, "--config", str(self.settings), "serve"]
 
     def rotate_key(self):
-        raise NotPossible("aqueduct has no command yet that changes its signing key")
+        """Starts anew with another signing key; the one until now is published as an old one."""
+        subprocess.run([self.binary, "--config", str(self.settings), "federation", "rotate-key"],
+                       check=True, timeout=60, cwd=self.dir, stdout=subprocess.DEVNULL)
+        self.stop()
+        self.start()
 
 
 KINDS = {"synapse": Synapse, "aqueduct": Aqueduct}
