@@ -243,7 +243,7 @@ tables! {
     184 SIGNING_KEYS(String => Json<remote::SigningKeyRow>) in Log, Server of "flows::operator::signing_keys";
     /// A message of one of our users for devices of another server, until that server has taken it.
     183 OUTBOX((String, Position) => remote::OutboxRow) in Queues, Store of "delivery::servers::outbox";
-    /// What a user of ours was told of a room that this server is not in: an invitation, a knock, or the end of either.
+    /// The membership of a user of ours in a room that this server is not in, as it was told: an invitation, a knock, or the end of either.
     178 OUTSIDE((RoomNum, UserNum) => Json<remote::OutsideRow>) in State, Room of "rooms::change";
 }
 

@@ -143,7 +143,7 @@ impl Value for OutboxRow {
     }
 }
 
-/// What one of our users was told of a room that this server is not in, with the event that made them what they are to it.
+/// A room that this server is not in, as it was told to one of our users, with the event that made them what they are to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideRow {
     /// The number by which the user's row in `USER_ROOM` names this one. No event of the room has it.

@@ -222,7 +222,7 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
     }
     let own = match collect::order_of(window, num, user_row.event)? {
         Some(own) => Some(own),
-        // What came from outside the room has no place in it, and is news at the position at which it came.
+        // An event from outside the room has no place in it, and is news at the position at which it came.
         None => outside::find(window.read, num, window.ask.caller.user, user_row)?
             .map(|_| Order::live(user_row.since)),
     };

@@ -51,7 +51,7 @@ pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
     Ok(Named { room_id: answer.room_id, servers })
 }
 
-/// What other servers told of their users lately, and how many questions may be under way whose askers have no account.
+/// The profiles that other servers told lately, and how many questions may be under way whose askers have no account.
 /// Clones share it.
 #[derive(Clone)]
 pub(crate) struct Asking(Arc<Inner>);
@@ -69,7 +69,7 @@ impl Default for Asking {
 
 /// At most this many questions are under way that anybody may ask us to ask.
 const AT_ONCE: usize = 64;
-/// Whoever comes when they are may try again after this time.
+/// Another question may be tried again after this time.
 const AGAIN: Duration = Duration::from_secs(2);
 /// A profile is asked for anew after this time.
 const PROFILE_KEPT: Duration = Duration::from_secs(60);

@@ -38,7 +38,7 @@ const PARTS_AT_ONCE: usize = 4;
 /// Events of an answer, as they stand in its bytes.
 struct Listed<'a>(Vec<&'a RawValue>);
 
-/// What a server answers to a join.
+/// The fields of a server's answer to a join.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow)]

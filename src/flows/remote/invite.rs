@@ -1,6 +1,8 @@
 //! Invitations between servers (server-server API, "Inviting to a room"): another server invites a user of ours to a room, or one
 //! of ours invites a user of another server.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use federation::call::Options;
 use ruma::{
@@ -49,7 +51,7 @@ const STATE_MAX: usize = 100;
 const STATE_BYTES_MAX: usize = 256 << 10;
 /// A user has at most this many invitations from outside at a time.
 const PENDING_MAX: usize = 1_000;
-/// Of them, at most this many are by users of one server.
+/// At most this many of them are by users of one server.
 const PENDING_OF_SERVER_MAX: usize = 200;
 /// A server with too many invitations may try again after this time.
 const PENDING_RETRY: std::time::Duration = std::time::Duration::from_secs(3_600);
@@ -226,27 +228,27 @@ pub(super) fn shown(event: &RawValue) -> Option<String> {
         #[serde(borrow)]
         state_key: &'a RawValue,
         #[serde(borrow, rename = "type")]
-        event_type: &'a RawValue,
+        event_type: Cow<'a, str>,
     }
     let fields: Fields<'_> = serde_json::from_str(event.get()).ok()?;
     let is_text = |value: &RawValue| value.get().starts_with('"');
-    let is_right = fields.content.get().starts_with('{')
-        && [fields.sender, fields.state_key, fields.event_type].into_iter().all(is_text);
+    let is_right =
+        fields.content.get().starts_with('{') && [fields.sender, fields.state_key].into_iter().all(is_text);
     if !is_right {
         return None;
     }
-    if fields.event_type.get() == "\"m.room.create\"" {
+    if fields.event_type == CREATE {
         return Some(event.get().to_owned());
     }
     let mut stripped = crate::json::Object::with_capacity(event.get().len());
     stripped.json("content", fields.content);
     stripped.json("sender", fields.sender);
     stripped.json("state_key", fields.state_key);
-    stripped.json("type", fields.event_type);
+    stripped.text("type", &fields.event_type);
     Some(stripped.finish().into())
 }
 
-/// What goes to the server of a user whom one of ours invites.
+/// An invitation on its way to the server of a user whom one of ours invites.
 struct Going {
     row: RoomRow,
     id: ruma::OwnedEventId,

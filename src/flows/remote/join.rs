@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use federation::call::{Failure, Options, Reply};
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, header};
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, RoomId, ServerName};
 use tokio::sync::{Semaphore, oneshot};
@@ -41,7 +41,7 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// At most this many wait for that or for a join of the same room; others are told to come back.
 const WAITING_MAX: usize = 256;
-/// Whoever is told to come back does so after this time.
+/// Others who are told to come back do so after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// The rooms that are being joined. Clones share it.
@@ -186,9 +186,7 @@ pub(super) fn is_unknown(failure: &Failure) -> bool {
     match failure {
         Failure::Refused { status, errcode, .. } => {
             let code = errcode.as_deref();
-            code == Some("M_UNRECOGNIZED")
-                || (code.is_none()
-                    && matches!(*status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED))
+            code == Some("M_UNRECOGNIZED") || (code.is_none() && matches!(status.as_u16(), 404 | 405))
         }
         _ => false,
     }

@@ -21,7 +21,7 @@ use crate::{
     schema::rooms::{Membership, Resident, RoomRow},
 };
 
-/// Of the events that tell which room it is, at most this many are kept.
+/// Keep at most this many of the events that tell which room it is.
 const STATE_MAX: usize = 100;
 
 /// The events that tell which room it is.

@@ -1,4 +1,4 @@
-//! What users of ours are to rooms by events that stand nowhere in the room as this server knows it: other servers invite them,
+//! Memberships of users of ours by events that stand nowhere in the room as this server knows it: other servers invite them,
 //! they knock at rooms of other servers, and they refuse or withdraw that. The event itself, and what was told of the room
 //! with it, stand in a row of `OUTSIDE`; the user's row in `USER_ROOM` says what they are, and names the row by a number that
 //! no event of the room has. Once the room's state says something of the user, their row names an event, and the other one says
