@@ -24,7 +24,7 @@ impl Change {
         let content = draft.raw_content()?;
         let proto = Event {
             // The id follows from fields that only the sender's server fills in, and the rules do not look at it.
-            id: event::event_id(&[0; 32].into(), self.row.version),
+            id: event::event_id(&[u8::MAX; 32].into(), self.row.version),
             room_id: Some(self.row.id.clone()),
             sender: draft.sender.clone(),
             sent: MilliSecondsSinceUnixEpoch(UInt::new_saturating(draft.sent_ms)),
