@@ -58,6 +58,11 @@ fn body(room: &Elsewhere, event: &Made) -> Value {
     json!({ "room_version": room.version.to_string(), "event": event.json, "invite_room_state": state })
 }
 
+/// The whole path of an endpoint for clients.
+fn api(path: &str) -> String {
+    format!("/_matrix/client/v3{path}")
+}
+
 async fn invited(client: &TestClient, room: &str) -> Value {
     client.ok_get("/sync").await["rooms"]["invite"][room].clone()
 }
@@ -87,7 +92,8 @@ async fn an_invitation_of_another_server_is_signed_and_told() {
             assert_eq!(*name, stripped);
         }
         for path in ["state", "members", "messages?dir=b", "joined_members", "state/m.room.name"] {
-            let (status, told) = it.bob.get(&format!("/rooms/{}/{path}", encoded(room_id))).await;
+            let (status, told) =
+                it.bob.get(&format!("/_matrix/client/v3/rooms/{}/{path}", encoded(room_id))).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {told}");
         }
         assert_eq!(it.bob.ok_get("/joined_rooms").await["joined_rooms"], json!([]));
@@ -248,7 +254,7 @@ async fn a_join_from_an_invitation_that_fails_leaves_the_invitation() {
     assert_eq!(it.invite(&room, &invitation(&room, BOB)).await.0, StatusCode::OK);
     let room_id = room.room_id.as_str();
     let path = format!("/rooms/{}/join", encoded(room_id));
-    assert_eq!(it.bob.post(&path, json!({})).await.0, StatusCode::BAD_GATEWAY);
+    assert_eq!(it.bob.post(&api(&path), json!({})).await.0, StatusCode::BAD_GATEWAY);
     assert!(invited(&it.bob, room_id).await.is_object());
     it.server.assert_whole();
 }
@@ -366,7 +372,7 @@ async fn a_user_of_another_server_is_invited_and_joins() {
         assert_eq!(alice.ok_get(&member).await["membership"], "invite");
         bob.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
         assert_eq!(alice.ok_get(&member).await["membership"], "join");
-        let (status, told) = alice.post(&invite, json!({ "user_id": bob.user_id })).await;
+        let (status, told) = alice.post(&api(&invite), json!({ "user_id": bob.user_id })).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{told}");
         federated.server(0).assert_whole();
         federated.server(1).assert_whole();
@@ -379,11 +385,11 @@ async fn an_invitation_that_the_other_server_does_not_sign_is_no_part_of_the_roo
     let invite = format!("/rooms/{}/invite", encoded(&room));
     let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&bob.user_id));
     federated.weather(1, Weather::Refuses, Duration::ZERO);
-    let (status, _) = alice.post(&invite, json!({ "user_id": bob.user_id })).await;
+    let (status, _) = alice.post(&api(&invite), json!({ "user_id": bob.user_id })).await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
-    assert_eq!(alice.get(&member).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(alice.get(&api(&member)).await.0, StatusCode::NOT_FOUND);
     federated.weather(1, Weather::Fair, Duration::ZERO);
-    let (status, told) = alice.post(&invite, json!({ "user_id": "@nobody:b.example" })).await;
+    let (status, told) = alice.post(&api(&invite), json!({ "user_id": "@nobody:b.example" })).await;
     assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
     alice.ok_put(&member, json!({ "membership": "invite" })).await;
     assert!(invited(&bob, &room).await.is_object(), "whichever endpoint invites, the user is told");
@@ -412,7 +418,7 @@ async fn a_refused_invitation_is_told_to_the_room() {
     bob.ok_post(&format!("/rooms/{}/leave", encoded(&room)), json!({})).await;
     let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&bob.user_id));
     assert_eq!(alice.ok_get(&member).await["membership"], "leave");
-    let (status, _) = bob.post(&format!("/join/{}", encoded(&room)), json!({})).await;
+    let (status, _) = bob.post(&format!("/_matrix/client/v3/join/{}", encoded(&room)), json!({})).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     federated.server(0).assert_whole();
     federated.server(1).assert_whole();
@@ -434,18 +440,28 @@ async fn who_knocks_at_a_room_of_another_server_is_let_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn profiles_and_aliases_of_other_servers_are_asked_for() {
+async fn profiles_aliases_and_public_rooms_of_other_servers_are_asked_for() {
     let (_federated, alice, bob, room) =
-        two(json!({ "preset": "public_chat", "room_alias_name": "hall" })).await;
+        two(json!({ "preset": "public_chat", "room_alias_name": "hall", "visibility": "public" })).await;
     let path = format!("/profile/{}/displayname", encoded(&alice.user_id));
     alice.ok_put(&path, json!({ "displayname": "Alice" })).await;
     assert_eq!(bob.ok_get(&path).await, json!({ "displayname": "Alice" }));
     let profile = bob.ok_get(&format!("/profile/{}", encoded(&alice.user_id))).await;
     assert_eq!(profile["displayname"], "Alice");
-    let (status, told) = bob.get("/profile/%40nobody%3Aa.example").await;
+    let (status, told) = bob.get("/_matrix/client/v3/profile/%40nobody%3Aa.example").await;
     assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
-    assert_eq!(bob.get("/profile/%40x%3Anowhere.example").await.0, StatusCode::BAD_GATEWAY);
+    assert_eq!(bob.get("/_matrix/client/v3/profile/%40x%3Anowhere.example").await.0, StatusCode::BAD_GATEWAY);
     let alias = bob.ok_get("/directory/room/%23hall%3Aa.example").await;
     assert_eq!(alias["room_id"], room);
     assert_eq!(alias["servers"][0], "a.example");
+    let listed = bob.ok_get("/publicRooms?server=a.example").await;
+    assert_eq!(listed["chunk"][0]["room_id"], room, "{listed}");
+    let search = json!({ "filter": { "generic_search_term": "nothing like it" } });
+    let listed = bob.ok_post("/publicRooms?server=a.example", search).await;
+    assert_eq!(listed["chunk"], json!([]));
+    assert_eq!(bob.ok_get("/publicRooms").await["chunk"], json!([]), "this server lists its own");
+    assert_eq!(
+        bob.get("/_matrix/client/v3/publicRooms?server=nowhere.example").await.0,
+        StatusCode::BAD_GATEWAY
+    );
 }

@@ -30,7 +30,12 @@ async fn against(
 }
 
 async fn try_join(client: &TestClient, room: &str) -> (StatusCode, Value) {
-    client.post(&format!("/join/{}?via=a.example", encoded(room)), json!({})).await
+    client.post(&format!("/_matrix/client/v3/join/{}?via=a.example", encoded(room)), json!({})).await
+}
+
+/// The whole path of an endpoint for clients.
+fn api(path: &str) -> String {
+    format!("/_matrix/client/v3{path}")
 }
 
 /// Changes the answer of one endpoint.
@@ -169,7 +174,8 @@ async fn a_state_that_is_wrong_joins_nobody_and_leaves_nothing() {
         assert_eq!(status, StatusCode::BAD_GATEWAY, "{what}: {told}");
         assert!(rooms_of(&bob).await.is_empty());
         server.assert_whole();
-        let (status, _) = bob.get(&format!("/rooms/{}/state", encoded(room.room_id.as_str()))).await;
+        let (status, _) =
+            bob.get(&format!("/_matrix/client/v3/rooms/{}/state", encoded(room.room_id.as_str()))).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{what}");
     }
 }
@@ -190,7 +196,7 @@ async fn a_forged_event_that_nothing_needs_is_left_out() {
     let (server, bob, _, _) = against(&room, tamper).await;
     assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::OK);
     let path = format!("/rooms/{}/state/m.room.name", encoded(room.room_id.as_str()));
-    assert_eq!(bob.get(&path).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(bob.get(&api(&path)).await.0, StatusCode::NOT_FOUND);
     server.assert_whole();
 }
 
@@ -269,13 +275,13 @@ async fn the_older_form_of_the_endpoint_is_enough() {
 async fn nobody_to_ask_and_nobody_who_answers_are_told_apart() {
     let room = Elsewhere::new(11);
     let (_, bob, _, net) = against(&room, honest()).await;
-    let (status, told) = bob.post("/join/!nobody%3Atest.example", json!({})).await;
+    let (status, told) = bob.post("/_matrix/client/v3/join/!nobody%3Atest.example", json!({})).await;
     assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
     net.weather("5.9.0.1:8448", Weather::Silent, Duration::ZERO);
     let began = tokio::time::Instant::now();
     assert_eq!(try_join(&bob, room.room_id.as_str()).await.0, StatusCode::BAD_GATEWAY);
     assert!(began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
-    let (status, told) = bob.post("/join/!x%3Aa.example?via=%C3%A4", json!({})).await;
+    let (status, told) = bob.post("/_matrix/client/v3/join/!x%3Aa.example?via=%C3%A4", json!({})).await;
     assert_eq!((status, &told["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")));
 }
 
@@ -333,7 +339,7 @@ async fn whoever_joins_by_an_alias_of_another_server_comes_into_its_room() {
     assert_eq!(joined["room_id"], room_id);
     let members = alice.ok_get(&format!("/rooms/{}/joined_members", encoded(&room_id))).await;
     assert!(members["joined"].get(&bob.user_id).is_some(), "{members}");
-    let (status, told) = bob.post("/join/%23none%3Aa.example", json!({})).await;
+    let (status, told) = bob.post("/_matrix/client/v3/join/%23none%3Aa.example", json!({})).await;
     assert_eq!((status, &told["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")));
     // Who left comes back, though the room has moved on without this server.
     bob.ok_post(&format!("/rooms/{}/leave", encoded(&room_id)), json!({})).await;
