@@ -265,7 +265,7 @@ mod tests {
             code.push(character.to_ascii_uppercase());
         }
         // The specification spells this one code in the British way.
-        code.replace("AUTHORIZE", "AUTHORISE")
+        code.replace("_AUTHORIZE_", "_AUTHORISE_")
     }
 
     fn collect(folder: &Path, kinds: &mut BTreeSet<String>) {
