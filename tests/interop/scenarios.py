@@ -12,6 +12,8 @@ from people import Mismatch, equal, eventually, quote, same_state
 ALL = []
 # After a cut a server may wait before it tries again: half a minute, if it does not hear from the other sooner.
 RECOVERY_SECONDS_MAX = 75
+# A server may keep what another one told of a user for a while.
+PROFILE_SECONDS_MAX = 75
 
 
 class Scenario:
@@ -560,10 +562,10 @@ def profiles(stage):
         for name in "First", "Second ü":
             one.call("PUT", f"/profile/{quote(one.id)}/displayname", {"displayname": name})
             told = eventually(f"the name is {name}", lambda: (
-                it := other.call("GET", f"/profile/{quote(one.id)}")).get("displayname") == name and it)
+                it := other.call("GET", f"/profile/{quote(one.id)}")).get("displayname") == name and it, PROFILE_SECONDS_MAX)
         picture = f"mxc://{one.server.name}/picture"
         one.call("PUT", f"/profile/{quote(one.id)}/avatar_url", {"avatar_url": picture})
-        eventually("the picture is told", lambda: other.call("GET", f"/profile/{quote(one.id)}/avatar_url") == {"avatar_url": picture})
+        eventually("the picture is told", lambda: other.call("GET", f"/profile/{quote(one.id)}/avatar_url") == {"avatar_url": picture}, PROFILE_SECONDS_MAX)
         equal("name alone", other.call("GET", f"/profile/{quote(one.id)}/displayname"), {"displayname": told["displayname"]})
         other.refused(404, "M_NOT_FOUND", "GET", f"/profile/{quote('@nobody:' + one.server.name)}")
 

@@ -328,6 +328,7 @@ durability = "os"
 [federation]
 trusted_ca_file = "{self.authority.file}"
 networks_allowed = ["127.0.0.0/8"]
+public_rooms = true
 [limits]
 rate_limits = false
 [log]
