@@ -119,7 +119,9 @@ impl Scene {
         let text = String::from_utf8_lossy(&answer);
         let what =
             || format!("{method} {path} {token:?} {:?}: {status} {text}", String::from_utf8_lossy(&body));
-        assert!(!status.is_server_error(), "{}", what());
+        // Whoever names another server has it asked, and here is none.
+        let asks_others = status == StatusCode::BAD_GATEWAY && text.contains("could not be reached");
+        assert!(asks_others || !status.is_server_error(), "{}", what());
         if is_page {
             assert!(!text.contains("<a\"b"), "{}", what());
             return status;

@@ -317,7 +317,9 @@ async fn a_condition_that_cannot_be_checked_or_granted_has_its_own_code() {
     // A room that nobody of ours is in any more tells nothing of who is there now.
     scene.alice.ok_post(&format!("/rooms/{named}/leave"), json!({})).await;
     assert_eq!(refused(scene.make_join(&room, BOB, "?ver=10").await), unable("AUTHORISE"));
-    scene.alice.ok_post(&format!("/join/{named}"), json!({})).await;
+    let named = scene.room("10").await;
+    scene.restrict(&room, "restricted", &[&named]).await;
+    scene.peer.join(&scene.server, &named, BOB).await;
     scene
         .set(&room, "m.room.power_levels", json!({ "users": { "@alice:test.example": 60 }, "invite": 100 }))
         .await;

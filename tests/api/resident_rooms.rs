@@ -123,6 +123,8 @@ async fn a_server_sees_the_rooms_of_a_space_that_its_users_may_enter() {
         ("no room", json!({ "via": via })),
     ] {
         scene.link(&space, child, content).await;
+        // Children without an order stand by the time at which they were added.
+        scene.server.server().app().env.sleep(std::time::Duration::from_millis(2)).await;
     }
     let ask = async || scene.ask(&format!("hierarchy/{}", encoded(&space))).await.1;
     let answer = ask().await;
