@@ -138,11 +138,10 @@ impl Elsewhere {
     /// watch ends, and the answer is none.
     pub fn list_silent(&mut self, now_ms: u64) -> Option<Vec<OwnedUserId>> {
         let present = self.users.iter().filter(|(_, entry)| entry.said.state != PresenceState::Offline);
-        let silent_ms = now_ms.saturating_sub(SILENT_MS);
         let (mut silent, mut is_any) = (Vec::new(), false);
         for (user_id, entry) in present {
             is_any = true;
-            if entry.heard_ms <= silent_ms {
+            if now_ms.saturating_sub(entry.heard_ms) >= SILENT_MS {
                 silent.push(user_id.clone());
             }
         }

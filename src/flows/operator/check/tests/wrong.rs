@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
@@ -32,6 +32,7 @@ const SOURCES: [&str; 12] = [
     include_str!("../../../../encryption/check.rs"),
     include_str!("../../../../push/check.rs"),
     include_str!("../../../remote/check.rs"),
+    include_str!("../../../../delivery/check.rs"),
 ];
 
 /// These texts of the sources are no faults.
@@ -64,6 +65,7 @@ pub(super) fn damage_each(fixture: &Fixture, said: &mut Vec<String>) {
     wrong.say_of_events();
     wrong.say_of_states();
     wrong.say_of_other_servers();
+    wrong.say_of_delivery();
 }
 
 struct Wrong<'f> {
@@ -113,6 +115,9 @@ impl Wrong<'_> {
     }
 
     fn say_of_other_servers(&mut self) {
+        let (_, (room, _), there) = rows(self.fixture, &schema::TIMELINE).next().unwrap();
+        let key = (room, &there.header.key, there.header.event);
+        self.add(&schema::RELATION_WAITING, "the event that it waits for is there", key, &());
         self.change(&schema::INBOUND_TRANSACTION, "belongs into another row", |_, Json(row)| {
             Some(Json(InboundTransactionRow { number: row.number + 1, ..row }))
         });
@@ -127,6 +132,31 @@ impl Wrong<'_> {
         });
         let waits = rows(self.fixture, &schema::INBOUND_EVENT).next().unwrap().2;
         self.add(&schema::INBOUND_EVENT, "for which it waits does not exist", (RoomNum(99), 1), &waits);
+    }
+
+    fn say_of_delivery(&mut self) {
+        let (room, at) = (rows(self.fixture, &schema::ROOM).next().unwrap().1, Position::new(3).unwrap());
+        self.add(&schema::BEHIND, "its name is no name of a server", ("no name!", room), &at);
+        self.add(&schema::BEHIND, "misses events of does not exist", ("b.example", RoomNum(99)), &at);
+        self.change(&schema::DESTINATION, "it has not failed", |_, Json(mut row)| {
+            row.failing.failures = 0;
+            Some(Json(row))
+        });
+        let Json(key) = rows(self.fixture, &schema::SIGNING_KEYS).next().unwrap().2;
+        self.add(&schema::SIGNING_KEYS, "is that of no signing key", "x", &Json(key));
+        self.change(&schema::SIGNING_KEYS, "it neither waits nor has ended", |_, Json(mut row)| {
+            row.expired_ms = None;
+            Some(Json(row))
+        });
+        self.change(&schema::OUTBOX, "the news is not JSON", |_, mut row| {
+            row.json = no_json();
+            Some(row)
+        });
+        let message = rows(self.fixture, &schema::OUTBOX).next().unwrap().2;
+        let elsewhere = rows(self.fixture, &store::tables::LOG)
+            .find_map(|(_, at, entry)| matches!(entry, store::LogEntry::Event { .. }).then_some(at));
+        let key = ("b.example", elsewhere.unwrap());
+        self.add(&schema::OUTBOX, "that something else happened there", key, &message);
     }
 
     fn say_of_the_store(&mut self) {
