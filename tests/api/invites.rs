@@ -352,7 +352,8 @@ async fn a_user_knocks_at_a_room_of_another_server_and_withdraws_that() {
 
 /// Two servers, with `alice` on the first and `bob` on the second, and a room of Alice's.
 async fn two(body: Value) -> (Federated, TestClient, TestClient, String) {
-    let federated = Federated::new(&["a.example", "b.example"]);
+    let federated =
+        Federated::with(&["a.example", "b.example"], |config| config.federation.public_rooms = true);
     let alice = federated.server(0).register("alice").await;
     let bob = federated.server(1).register("bob").await;
     let room = alice.ok_post("/createRoom", body).await["room_id"].as_str().unwrap().to_owned();
@@ -413,7 +414,9 @@ async fn a_room_is_made_with_users_of_other_servers_whether_they_can_be_reached_
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_invitation_is_told_to_the_room() {
-    let (federated, alice, bob, room) = two(json!({ "preset": "private_chat" })).await;
+    // The id of a room of this version says which server to ask.
+    let (federated, alice, bob, room) =
+        two(json!({ "preset": "private_chat", "room_version": "11" })).await;
     alice.ok_post(&format!("/rooms/{}/invite", encoded(&room)), json!({ "user_id": bob.user_id })).await;
     bob.ok_post(&format!("/rooms/{}/leave", encoded(&room)), json!({})).await;
     let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&bob.user_id));
