@@ -3,6 +3,7 @@
 pub(crate) mod admit_member;
 pub(crate) mod check;
 mod edus;
+mod ended;
 pub(crate) mod forget;
 pub(crate) mod backfill;
 pub(crate) mod fetch;

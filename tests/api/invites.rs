@@ -415,8 +415,7 @@ async fn a_room_is_made_with_users_of_other_servers_whether_they_can_be_reached_
 #[tokio::test(start_paused = true)]
 async fn a_refused_invitation_is_told_to_the_room() {
     // The id of a room of this version says which server to ask.
-    let (federated, alice, bob, room) =
-        two(json!({ "preset": "private_chat", "room_version": "11" })).await;
+    let (federated, alice, bob, room) = two(json!({ "preset": "private_chat", "room_version": "11" })).await;
     alice.ok_post(&format!("/rooms/{}/invite", encoded(&room)), json!({ "user_id": bob.user_id })).await;
     bob.ok_post(&format!("/rooms/{}/leave", encoded(&room)), json!({})).await;
     let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&bob.user_id));
@@ -440,6 +439,37 @@ async fn who_knocks_at_a_room_of_another_server_is_let_in() {
     assert_eq!(alice.ok_get(&member).await["membership"], "join");
     federated.server(0).assert_whole();
     federated.server(1).assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invitation_that_is_withdrawn_and_a_knock_that_is_refused_end_elsewhere_too() {
+    for (act, membership) in [("kick", "leave"), ("ban", "ban")] {
+        let (federated, alice, bob, room) = two(json!({ "preset": "private_chat" })).await;
+        let at = |act: &str| format!("/rooms/{}/{act}", encoded(&room));
+        let target = json!({ "user_id": bob.user_id });
+        alice.ok_post(&at("invite"), target.clone()).await;
+        assert!(invited(&bob, &room).await.is_object());
+        alice.ok_post(&at(act), target.clone()).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(invited(&bob, &room).await.is_null(), "after {act} the user is not invited any more");
+        if membership == "leave" {
+            let rules = at("state/m.room.join_rules");
+            alice.ok_put(&rules, json!({ "join_rule": "knock" })).await;
+            let knock = format!("/knock/{}?via=a.example", encoded(&room));
+            let knocks = async || bob.ok_get("/sync").await["rooms"]["knock"][&room].clone();
+            for _ in 0..2 {
+                bob.ok_post(&knock, json!({})).await;
+                assert!(knocks().await.is_object());
+                let member = at(&format!("state/m.room.member/{}", encoded(&bob.user_id)));
+                assert_eq!(alice.ok_get(&member).await["membership"], "knock");
+                alice.ok_post(&at("kick"), target.clone()).await;
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                assert!(knocks().await.is_null(), "a refused knock has ended");
+            }
+        }
+        federated.server(0).assert_whole();
+        federated.server(1).assert_whole();
+    }
 }
 
 #[tokio::test(start_paused = true)]

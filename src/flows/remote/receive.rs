@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use super::{
     edus,
+    ended::{self, Ended},
     judge::{self, Coming, Fate, within},
     staged::{self, takes_events},
 };
@@ -35,12 +36,12 @@ use crate::{
     flows::{App, write},
     ids::RoomNum,
     json::{JsonText, Object},
-    rooms::{self, acl, change::Signed, event},
+    rooms::{self, acl, change::Signed, event, members},
     schema::{
         self,
         event_types::CREATE,
         remote::InboundTransactionRow,
-        rooms::{Place, RoomRow},
+        rooms::{Place, Resident, RoomRow},
     },
     store::{Direction, Fault, Guard, Read, Snapshot, key::Json},
 };
@@ -274,6 +275,8 @@ struct Sorted {
     results: Results,
     /// The events that are to be judged, by room.
     rooms: BTreeMap<RoomNum, OfRoom>,
+    /// The events by which invitations and knocks end, of rooms that this server is not in.
+    ended: Vec<Ended>,
     /// How many were not taken.
     refused: usize,
 }
@@ -294,8 +297,8 @@ async fn take_events(
         return Ok((Results::new(), false));
     }
     let (owned, of) = (app.clone(), origin.clone());
-    let sort = move || sort(&owned.store.snapshot(), &of, &pdus);
-    let Sorted { mut results, rooms, refused } = app.env.blocking(sort).await?;
+    let sort = move || sort(&owned.store.snapshot(), &owned.config.server.name, &of, &pdus);
+    let Sorted { mut results, rooms, ended, refused } = app.env.blocking(sort).await?;
     (0..refused).for_each(|_| app.metrics.inbound_event("refused"));
     let judged = join_all(rooms.into_iter().map(|(room, of_room)| async move {
         let fates = judge::judge(app, (room, of_room.version), origin, &of_room.events, Some(until)).await;
@@ -304,13 +307,17 @@ async fn take_events(
     for of_room in judged.await {
         results.extend(of_room?);
     }
+    for ended in ended {
+        let id = ended.signed.unverified().id.clone();
+        results.insert(id, ended::tell(app, origin, ended, until).await?);
+    }
     let is_any = results.values().any(Option::is_none);
     Ok((results, is_any))
 }
 
 /// Looks at each event by itself: whether its room is one of ours and admits the server that sends it, whether it has the form
 /// of an event, and whether it is here already.
-fn sort(snapshot: &Snapshot, origin: &ServerName, pdus: &[Bytes]) -> Result<Sorted> {
+fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes]) -> Result<Sorted> {
     let mut sorted = Sorted::default();
     let (mut rooms, mut seen) = (BTreeMap::new(), BTreeSet::new());
     for pdu in pdus {
@@ -319,10 +326,20 @@ fn sort(snapshot: &Snapshot, origin: &ServerName, pdus: &[Bytes]) -> Result<Sort
         let known = match num {
             Some(num) => match rooms.get(&num) {
                 Some(known) => Some(known),
-                None => look_at_room(snapshot, num, origin)?.map(|room| &*rooms.entry(num).or_insert(room)),
+                None => {
+                    look_at_room(snapshot, us, num, origin)?.map(|room| &*rooms.entry(num).or_insert(room))
+                }
             },
             None => None,
         };
+        if let (Some(num), None) = (num, known)
+            && let Some(ended) = ended::read(snapshot, us, origin, num, pdu)?
+        {
+            if seen.insert(ended.signed.unverified().id.clone()) {
+                sorted.ended.push(ended);
+            }
+            continue;
+        }
         let coming = match (num, known) {
             (Some(num), Some((row, true))) => {
                 let signed = Signed::read(num, row, pdu);
@@ -365,15 +382,22 @@ fn sort(snapshot: &Snapshot, origin: &ServerName, pdus: &[Bytes]) -> Result<Sort
     Ok(sorted)
 }
 
-/// The row of a room of ours, and whether it admits the server; none for a room whose events are not taken.
+/// The row of a room of ours, and whether it admits the server; none for a room whose events are not taken, because nobody of ours is
+/// in it.
 fn look_at_room(
     snapshot: &Snapshot,
+    us: &ServerName,
     num: RoomNum,
     origin: &ServerName,
 ) -> Result<Option<(RoomRow, bool)>, Fault> {
-    let row = rooms::find_row(snapshot, num)?.filter(|row| takes_events(row.resident));
+    let Some(row) = rooms::find_row(snapshot, num)?.filter(|row| takes_events(row.resident)) else {
+        return Ok(None);
+    };
+    if row.resident == Resident::Yes && !members::is_server_joined(snapshot, num, us.as_str())? {
+        return Ok(None);
+    }
     let admits = |row| acl::admits(snapshot, num, origin).map(|admits| (row, admits));
-    row.map(admits).transpose()
+    admits(row).map(Some)
 }
 
 /// Whether an event was judged already. An outlier was not: it has no place in the room's graph yet.
