@@ -152,11 +152,11 @@ fn act(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn states_are_those_of_a_server_that_has_everything(
-        acts in prop::collection::vec((any::<bool>(), 0_u8..8, prop::collection::vec(0_usize..4, 0..3)), 4..24),
+        acts in prop::collection::vec((any::<bool>(), 0_u8..8, prop::collection::vec(0_usize..4, 0..3)), 4..16),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 2..5),
         fills_at_once: bool,
     ) {
