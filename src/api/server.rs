@@ -7,6 +7,7 @@ mod openid;
 mod invite;
 mod query;
 mod rooms;
+mod thirdparty;
 mod transactions;
 
 use crate::api::Routes;
@@ -20,5 +21,6 @@ pub(crate) fn routes(r: &mut Routes) {
     invite::routes(r);
     query::routes(r);
     rooms::routes(r);
+    thirdparty::routes(r);
     transactions::routes(r);
 }

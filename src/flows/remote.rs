@@ -28,6 +28,7 @@ pub mod staged;
 pub(crate) mod states;
 pub mod take_in;
 pub(crate) mod template;
+pub(crate) mod third_party;
 pub(crate) mod verify;
 pub(crate) mod whole_state;
 

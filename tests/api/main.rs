@@ -50,6 +50,7 @@ mod relations;
 mod resident_joins;
 mod resident_moves;
 mod resident_rooms;
+mod resident_third_party;
 mod restore;
 mod rooms;
 mod to_device;

@@ -65,7 +65,7 @@ impl Move {
 
 /// Opens a room for a server whose user wants to move. Errors: 404 `M_NOT_FOUND` for a room that this server does not follow;
 /// [`Error::Busy`] for one that it will follow before long; 403 `M_FORBIDDEN` for a server that the room does not admit.
-fn open(snapshot: &Snapshot, origin: &ServerName, room: &RoomId) -> Result<(RoomNum, RoomRow)> {
+pub(super) fn open(snapshot: &Snapshot, origin: &ServerName, room: &RoomId) -> Result<(RoomNum, RoomRow)> {
     let unknown = || Error::from(Refusal::not_found("This server is not in such a room."));
     let num = rooms::find_room(snapshot, room)?.ok_or_else(unknown)?;
     let row = rooms::find_row(snapshot, num)?.ok_or_else(unknown)?;
