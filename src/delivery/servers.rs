@@ -218,7 +218,7 @@ impl Servers {
     }
 
     /// The state of a server.
-    pub fn status(&self, server: &ServerName) -> Result<Status> {
+    pub fn state_of(&self, server: &ServerName) -> Result<Status> {
         let view = self.0.store.view();
         let seen = self.0.board.lock().seen(server);
         let row = marks::find_failing(&view, server.as_str())?;

@@ -123,7 +123,7 @@ fn marks(server: &TestServer) -> Vec<(String, u64)> {
 }
 
 fn failures(server: &TestServer, name: &str) -> u32 {
-    let status = server.server().app().delivery.status(name.try_into().unwrap()).unwrap();
+    let status = server.server().app().delivery.state_of(name.try_into().unwrap()).unwrap();
     status.failing.map_or(0, |failing| failing.failures)
 }
 
@@ -565,4 +565,24 @@ async fn a_redacted_event_is_told_as_it_is_stored_then() {
     let got = told.take();
     let text = json!(got).to_string();
     assert!(!text.contains("secret") && text.contains("m.room.redaction"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_whose_user_is_refused_is_told_so() {
+    let net = Net::new(1);
+    let (server, told) = (server(&net), Told::new(&net, "b.example", "5.0.0.2", 2));
+    let alice = server.register("alice").await;
+    let rule = json!({ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } });
+    let room = alice.create(json!({ "initial_state": [rule] })).await;
+    let bob = Remote::new(server.server().app(), &room);
+    let knock = json!({ "membership": "knock" });
+    let knock = bob.event("m.room.member", Some("@bob:b.example"), knock, &bob.heads());
+    bob.send(knock).await;
+    alice.say(&room, "1", "unheard").await;
+    pause(&server, 3).await;
+    assert_eq!(told.take_events(), [""; 0], "nobody of it is in the room");
+    alice.ok_post(&format!("/rooms/{room}/kick"), json!({ "user_id": "@bob:b.example" })).await;
+    alice.say(&room, "2", "unheard").await;
+    pause(&server, 3).await;
+    assert_eq!(told.take_events(), ["m.room.member leave"]);
 }

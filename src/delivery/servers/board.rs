@@ -447,3 +447,91 @@ fn came_back(destination: &mut Destination) -> bool {
     destination.heard = 0;
     destination.failing.take().is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(number: usize) -> OwnedServerName {
+        format!("s{number}.example").try_into().unwrap()
+    }
+
+    fn at(number: u64) -> Position {
+        Position::new(number).unwrap()
+    }
+
+    /// Gives turns as long as there are places.
+    fn turns(board: &mut Board, now_ms: u64) -> Vec<(OwnedServerName, Lane)> {
+        std::iter::from_fn(|| board.take_turn(now_ms)).collect()
+    }
+
+    #[test]
+    fn servers_wait_for_a_place_in_their_turn_and_slow_ones_make_room() {
+        let mut board = Board::default();
+        for number in 0..100 {
+            board.offer(&name(number), RoomNum(1), at(1));
+        }
+        let first = turns(&mut board, 0);
+        assert_eq!(first.len(), SENDING_MAX);
+        assert_eq!(first[0].0, name(0));
+        assert_eq!(board.slow_down(Lane::Sending), Lane::Slow);
+        board.leave(Lane::Sending);
+        let next: Vec<_> = turns(&mut board, 0).into_iter().map(|(server, _)| server).collect();
+        assert_eq!(next, [name(SENDING_MAX), name(SENDING_MAX + 1)]);
+        assert_eq!(board.told_upto(), Position::ZERO, "all of it would be lost");
+    }
+
+    #[test]
+    fn a_server_that_took_all_has_no_entry() {
+        let mut board = Board::default();
+        board.offer(&name(1), RoomNum(1), at(7));
+        board.read = at(9);
+        assert_eq!(board.told_upto(), at(6));
+        assert_eq!(turns(&mut board, 0), [(name(1), Lane::Sending)]);
+        assert!(matches!(board.next(&name(1), 0), Step::Do(Action::Send { .. })));
+        assert!(!board.succeeded(&name(1), false));
+        assert!(matches!(board.next(&name(1), 0), Step::Rest { is_back: false }));
+        assert_eq!((board.count(), board.told_upto()), ((0, 0), at(9)));
+    }
+
+    #[test]
+    fn a_server_that_speaks_and_is_not_reached_is_tried_ever_later() {
+        let mut board = Board::default();
+        board.offer(&name(1), RoomNum(1), at(7));
+        let (mut now_ms, mut tries) = (1_000, Vec::new());
+        assert_eq!(turns(&mut board, now_ms).len(), 1);
+        while tries.len() < 5 {
+            let step = board.next(&name(1), now_ms);
+            assert!(matches!(step, Step::Do(_)), "{step:?}");
+            board.failed(&name(1), now_ms, (0, 3_600_000));
+            board.leave(Lane::Sending);
+            assert!(matches!(board.next(&name(1), now_ms), Step::Rest { .. }));
+            let began_ms = now_ms;
+            // It speaks all the time.
+            while turns(&mut board, now_ms).is_empty() {
+                now_ms += 100;
+                board.heard_from(&name(1), now_ms);
+            }
+            tries.push((now_ms - began_ms) / 1_000);
+        }
+        assert_eq!(tries, [0, 4, 8, 16, 32]);
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_gets_its_turn_when_its_time_comes_and_apart_from_the_others() {
+        let mut board = Board::default();
+        board.offer(&name(1), RoomNum(1), at(7));
+        assert_eq!(turns(&mut board, 0).len(), 1);
+        assert!(matches!(board.next(&name(1), 0), Step::Do(_)));
+        let failing = board.failed(&name(1), 0, (0, 0));
+        board.leave(Lane::Sending);
+        assert!(board.has_unwritten(&name(1)));
+        assert!(matches!(board.next(&name(1), 0), Step::Rest { .. }));
+        board.offer(&name(1), RoomNum(1), at(8));
+        board.offer_edu(&name(1), Edu { key: EduKey::Presence("@a:x".to_owned()), json: vec![1] }, None);
+        assert!(turns(&mut board, failing.next_try_ms - 1).is_empty());
+        assert_eq!(turns(&mut board, failing.next_try_ms), [(name(1), Lane::Retrying)]);
+        assert!(matches!(board.next(&name(1), failing.next_try_ms), Step::Do(Action::CatchUp)));
+        assert!(board.caught_up(&name(1), false), "it is back");
+    }
+}

@@ -102,7 +102,7 @@ fn of_room(
         }
         let ((_, order), row) = event?;
         let stored = StoredEvent { order, row };
-        if is_of(&stored.row.sender(), us) && is_told(read, room, &stored, server)? {
+        if event::is_ours_to_tell(&stored.row, us) && is_told(read, room, &stored, server)? {
             ours.push(stored);
         }
     }
@@ -115,7 +115,7 @@ fn of_room(
     let mut heads = Vec::new();
     for head in &row.heads {
         let Some(stored) = event::find(read, room, head.event)? else { continue };
-        if !is_of(&stored.row.sender(), server) && is_told(read, room, &stored, server)? {
+        if is_told(read, room, &stored, server)? {
             heads.push(stored);
         }
     }
@@ -134,7 +134,7 @@ fn find_removal(
         let stored = StoredEvent { order, row };
         let is_about =
             stored.membership().is_some() && stored.row.state_key().is_some_and(|user| is_of(&user, server));
-        if is_about && is_of(&stored.row.sender(), us) && is_told(read, room, &stored, server)? {
+        if is_about && event::is_ours_to_tell(&stored.row, us) && is_told(read, room, &stored, server)? {
             return Ok(Some(stored));
         }
     }

@@ -52,13 +52,23 @@ impl Planner {
         event::is_ours_to_tell(&stored.row, &self.us)
     }
 
-    /// Lists the servers that are told of an event.
+    /// Lists the servers that are told of an event. The server of its sender has it.
     pub(super) fn of_event(
         &mut self,
         read: &Snapshot,
         room: RoomNum,
         stored: &StoredEvent,
     ) -> Result<List, Fault> {
+        let servers = self.around_event(read, room, stored)?;
+        let sender = stored.row.sender();
+        if servers.iter().any(|server| is_of(&sender, server)) {
+            return Ok(servers.iter().filter(|server| !is_of(&sender, server)).cloned().collect());
+        }
+        Ok(servers)
+    }
+
+    /// Lists the servers that have somebody in the room before or after an event, or whom it takes their invitation or knock.
+    fn around_event(&mut self, read: &Snapshot, room: RoomNum, stored: &StoredEvent) -> Result<List, Fault> {
         let states = States::of(read, room, stored)?;
         let before = self.in_state(read, room, states.before)?;
         let asked = find_asked(read, room, stored)?.filter(|server| self.may_tell(server));
@@ -166,6 +176,9 @@ pub(super) fn is_told(
     stored: &StoredEvent,
     server: &ServerName,
 ) -> Result<bool, Fault> {
+    if is_of(&stored.row.sender(), server) {
+        return Ok(false);
+    }
     let states = States::of(read, room, stored)?;
     if members::was_server_joined(read, room, states.before, server.as_str())? {
         return Ok(true);

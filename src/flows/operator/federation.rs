@@ -86,7 +86,7 @@ fn require_server(name: &str) -> Result<OwnedServerName> {
 }
 
 fn status_of(app: &App, server: OwnedServerName) -> Result<ServerStatus> {
-    let status = app.delivery.status(&server)?;
+    let status = app.delivery.state_of(&server)?;
     let now_ms = app.env.now_ms();
     let failing = status.failing;
     Ok(ServerStatus {
