@@ -267,6 +267,25 @@ async fn a_server_that_is_away_has_one_mark_a_room_and_is_told_all_when_it_speak
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_was_away_is_told_of_users_whom_we_let_in_meanwhile() {
+    let net = Net::new(1);
+    let (server, alice, told, room) = house(&net).await;
+    let _carol = Told::new(&net, "c.example", "5.0.0.3", 3);
+    told.weather(&net, Weather::Refuses);
+    let mut carol = Remote::new(alice.server.server().app(), &room);
+    carol.user = "@carol:c.example".try_into().unwrap();
+    let content = json!({ "membership": "join" });
+    let join = carol.event("m.room.member", Some("@carol:c.example"), content, &carol.heads()).let_in();
+    carol.send(join).await;
+    pause(&server, 3).await;
+    assert_eq!(marks(&server).len(), 1);
+    told.weather(&net, Weather::Fair);
+    told.speak(&server).await;
+    pause(&server, 2).await;
+    assert_eq!(told.take_events(), ["m.room.member join"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_was_away_for_long_is_told_the_newest_events_alone() {
     let net = Net::new(1);
     let (server, alice, told, room) = house(&net).await;
