@@ -55,12 +55,9 @@ pub(in crate::rooms) fn checks() -> Vec<RowCheck> {
             }
             Ok(())
         }),
-        RowCheck::of(&schema::RELATION_WAITING, |read, (room, key, event), (), doubts| {
+        RowCheck::of(&schema::RELATION_WAITING, |read, (room, _, event), (), doubts| {
             let refers = schema::PLACE.contains(read, (*room, *event))?;
             doubts.unless(refers, "the event that refers to another is not there");
-            let target = event::find_key(read, *room, key)?;
-            let target = target.map(|target| event::find(read, *room, target)).transpose()?.flatten();
-            doubts.unless(target.is_none(), "the event that it waits for is there");
             Ok(())
         }),
         RowCheck::of(&schema::RELATED, |read, (room, parent), row, doubts| {

@@ -394,6 +394,8 @@ fn what_a_join_brings_and_the_rules_forbid_takes_bounded_places() {
     for (junk, is_too_much) in [(2 * ASIDE_MAX, false), (4 * ASIDE_MAX, true)] {
         let mut elsewhere = Elsewhere::with_members(9);
         let (here, state) = (Here::new(9), elsewhere.state.clone());
+        let mut brought = elsewhere.brought();
+        let allowed = brought.len();
         let member = user("user0:a.example");
         for number in 0..junk {
             elsewhere.set(&member, "org.example.junk", &number.to_string(), json!({}));
@@ -401,7 +403,10 @@ fn what_a_join_brings_and_the_rules_forbid_takes_bounded_places() {
         // What rests on something forbidden is forbidden.
         elsewhere.set(&member, "m.room.power_levels", "", json!({ "users": { &member: 100 } }));
         elsewhere.set(&alice(), "m.room.name", "", json!({ "name": "n" }));
-        let mut brought = elsewhere.brought();
+        let mut forbidden = elsewhere.brought();
+        forbidden.retain(|it| brought.iter().all(|other| other.event.id() != it.event.id()));
+        brought.extend(forbidden.into_iter().map(|it| Brought { is_state: true, ..it }));
+        assert_eq!(brought.len() as u64, allowed as u64 + junk + 2);
         elsewhere.state = state;
         // A message is no state, so that nothing needs it.
         let said = elsewhere.say(&alice(), json!({ "body": "x" }));

@@ -50,6 +50,8 @@ const STRETCH_EVENTS_MAX: usize = if cfg!(test) { 3 } else { 50 };
 const STRETCH_BYTES: usize = 512 << 10;
 /// The events of a stretch change at most this many keys in all. A stretch begins anew where one step changes more.
 const STRETCH_KEYS_MAX: usize = if cfg!(test) { 8 } else { 500 };
+/// The state of an event that is filled in differs in at most this many keys from one that is stored: each event of a fill has one.
+const SKETCH_KEYS_MAX: usize = if cfg!(test) { 100 } else { 1_000 };
 /// A hole names at most this many missing events, because those who send events choose what they cite.
 const MISSING_MAX: usize = 200;
 
@@ -250,7 +252,7 @@ impl Change {
     /// Gives the same state as a small difference from one that is stored. Each event of a fill has a state, which would
     /// otherwise differ by all members of a large room from the state above the hole.
     fn small(&mut self, state: Arc<Sketch>) -> Result<Arc<Sketch>> {
-        if state.changes.len() <= state::SIDE_ENTRIES_MAX {
+        if state.changes.len() <= SKETCH_KEYS_MAX {
             return Ok(state);
         }
         let written = self.write_down(&state)?;

@@ -115,9 +115,6 @@ impl Wrong<'_> {
     }
 
     fn say_of_other_servers(&mut self) {
-        let (_, (room, _), there) = rows(self.fixture, &schema::TIMELINE).next().unwrap();
-        let key = (room, &there.header.key, there.header.event);
-        self.add(&schema::RELATION_WAITING, "the event that it waits for is there", key, &());
         self.change(&schema::INBOUND_TRANSACTION, "belongs into another row", |_, Json(row)| {
             Some(Json(InboundTransactionRow { number: row.number + 1, ..row }))
         });
