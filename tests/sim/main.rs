@@ -19,6 +19,7 @@ mod builders;
 mod chain;
 mod checks;
 mod devices;
+mod federation;
 mod rooms;
 mod world;
 

@@ -1,0 +1,345 @@
+//! Looks at the world at rest.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use aqueduct::{
+    flows::App,
+    ids::{EventNum, Order, RoomNum},
+    rooms::{self, event, timeline},
+    schema::{self, events::Place},
+    store::Direction,
+};
+use http::{Method, StatusCode};
+use ruma::{EventId, RoomId};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::{
+    follower::Standing,
+    liar,
+    people::{People, Person, Room, path},
+    wire::name,
+    world::{SERVERS, World},
+};
+use crate::accounts::text;
+
+/// All servers have brought each other up to date after this time without faults.
+const SETTLES_WITHIN: Duration = Duration::from_secs(600);
+/// After so many rounds of messages that cite all heads, all servers agree.
+const ROUNDS_MAX: u64 = 3;
+
+/// State by type and state key: the ids of its events.
+type State = BTreeMap<(String, String), String>;
+
+/// Waits until all servers agree. Each server holds some events that others may not take for heads of the room, because they
+/// were soft-failed there; so that all resolve the same states, somebody on each server says something, which cites all heads.
+pub(crate) async fn settle(world: &World, people: &People) {
+    people.open_again(world).await;
+    for round in 0..=ROUNDS_MAX {
+        sleep(SETTLES_WITHIN).await;
+        join_again(world, people).await;
+        let found = find_disagreement(world, people).await;
+        world.wire.note(|| format!("after {round} rounds: {found:?}"));
+        if round > 0 && found.is_none() {
+            return;
+        }
+        assert!(round < ROUNDS_MAX, "the servers do not agree: {}", found.unwrap_or_default());
+        world.counts.borrow_mut().rounds += u64::from(found.is_some());
+        let rooms = people.rooms.borrow().clone();
+        for room in &rooms {
+            for place in 0..SERVERS {
+                for person in people.persons.iter().filter(|person| person.place() == place) {
+                    if list_joined(world, person).await.contains(&room.id) {
+                        people.say(world, person, room).await;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Has people join again whose join came into the room and was not answered, so that their own server does not know of it. No
+/// server can find that out by itself: its users see that they are not in, and try again.
+async fn join_again(world: &World, people: &People) {
+    let rooms = people.rooms.borrow().clone();
+    for room in &rooms {
+        let owner = &people.persons[room.owner];
+        let (_, joined) = read_state(world, owner, &room.id).await;
+        for person in people.persons.iter().filter(|person| joined.contains(&person.user_id)) {
+            if !list_joined(world, person).await.contains(&room.id) {
+                let at = format!("/_matrix/client/v3/join/{}?via={}", room.id, name(owner.place()));
+                let (status, json) = person.insist(world, Method::POST, &at, serde_json::json!({})).await;
+                let who = &person.user_id;
+                world.wire.note(|| format!("{who} joins {} again: {status} {json}", room.id));
+            }
+        }
+    }
+}
+
+async fn list_joined(world: &World, person: &Person) -> BTreeSet<String> {
+    let path = "/_matrix/client/v3/joined_rooms";
+    let (status, json) = person.insist(world, Method::GET, path, Value::Null).await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    json["joined_rooms"].as_array().unwrap().iter().map(|room| room.as_str().unwrap().to_owned()).collect()
+}
+
+/// Reads the state of a room, and who has joined it by that.
+async fn read_state(world: &World, person: &Person, room: &str) -> (State, BTreeSet<String>) {
+    let (status, json) = person.insist(world, Method::GET, &path(room, "state"), Value::Null).await;
+    assert_eq!(status, StatusCode::OK, "{} in {room}: {json}", person.user_id);
+    let (mut state, mut joined) = (State::new(), BTreeSet::new());
+    for event in json.as_array().unwrap() {
+        if event["type"] == "m.room.member" && event["content"]["membership"] == "join" {
+            joined.insert(text(event, "state_key"));
+        }
+        state.insert((text(event, "type"), text(event, "state_key")), text(event, "event_id"));
+    }
+    (state, joined)
+}
+
+/// Looks whether everybody who is in a room by the state that its maker sees is in it by their own server, and sees the same.
+async fn find_disagreement(world: &World, people: &People) -> Option<String> {
+    let rooms = people.rooms.borrow().clone();
+    let mut joined_rooms = Vec::new();
+    for person in &people.persons {
+        joined_rooms.push(list_joined(world, person).await);
+    }
+    for room in &rooms {
+        let owner = &people.persons[room.owner];
+        let (state, joined) = read_state(world, owner, &room.id).await;
+        for person in &people.persons {
+            let (is_in, should) =
+                (joined_rooms[person.number].contains(&room.id), joined.contains(&person.user_id));
+            if is_in != should {
+                return Some(format!(
+                    "{} is in {} by their own server: {is_in}, by that of its maker {}: {should}",
+                    person.user_id, room.id, owner.user_id
+                ));
+            }
+            if is_in {
+                let (theirs, _) = read_state(world, person, &room.id).await;
+                if theirs != state {
+                    let keys: BTreeSet<_> = theirs.keys().chain(state.keys()).collect();
+                    let differ = keys.into_iter().filter(|key| theirs.get(*key) != state.get(*key));
+                    let differ: Vec<_> = differ.map(|key| (key, theirs.get(key), state.get(key))).collect();
+                    return Some(format!(
+                        "{} sees another state of {} than its maker {}: {differ:?}",
+                        person.user_id, room.id, owner.user_id
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Checks all that must hold at rest.
+pub(crate) async fn all(world: &World, people: &People) {
+    let found = find_disagreement(world, people).await;
+    assert!(found.is_none(), "after a crash: {}", found.unwrap_or_default());
+    for person in &people.persons {
+        while person.sync(world, people, 0).await {}
+    }
+    let rooms = people.rooms.borrow().clone();
+    for room in &rooms {
+        for person in &people.persons {
+            let is_in = list_joined(world, person).await.contains(&room.id);
+            let standing = person.follower.borrow().rooms.get(&room.id).map(|learnt| learnt.standing);
+            let is_shown_in = standing == Some(Standing::Joined);
+            assert_eq!(is_shown_in, is_in, "{} in {} by the chain of syncs", person.user_id, room.id);
+            if is_in {
+                check_room(world, people, person, room).await;
+            }
+        }
+        for place in 0..SERVERS {
+            count(world, place, &room.id);
+        }
+    }
+    let mut arrived = 0;
+    for person in &people.persons {
+        let follower = person.follower.borrow();
+        let owed = person.owed.borrow();
+        let missing: Vec<_> = owed.difference(&follower.inbox).collect();
+        assert!(missing.is_empty(), "{} misses the messages {missing:?}", person.user_id);
+        let sent = people.count_messages();
+        let forged: Vec<_> = follower.inbox.iter().filter(|number| **number > sent).collect();
+        assert!(forged.is_empty(), "{} got forged messages: {forged:?}", person.user_id);
+        arrived += follower.inbox.len() as u64;
+    }
+    world.counts.borrow_mut().to_device += arrived;
+}
+
+/// Lists all events of a room that a person may see, the newest first.
+async fn list_events(world: &World, person: &Person, room: &str) -> Vec<Value> {
+    let (mut events, mut from) = (Vec::new(), String::new());
+    loop {
+        let page = path(room, &format!("messages?dir=b&limit=50{from}"));
+        let (status, json) = person.insist(world, Method::GET, &page, Value::Null).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+        events.extend(json["chunk"].as_array().unwrap().iter().cloned());
+        match json["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    events
+}
+
+/// Where a server keeps an event of a room.
+fn find_place(app: &App, room: &str, event_id: &str) -> Option<Place> {
+    let snapshot = app.store.snapshot();
+    let room = rooms::find_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap()?;
+    let event_id = <&EventId>::try_from(event_id).unwrap();
+    let num = event::find_num(&*snapshot, room, event_id).unwrap()?;
+    schema::PLACE.get(&*snapshot, (room, num)).unwrap()
+}
+
+async fn check_room(world: &World, people: &People, person: &Person, room: &Room) {
+    let who = format!("{} in {}", person.user_id, room.id);
+    let events = list_events(world, person, &room.id).await;
+    let ids: BTreeSet<_> = events.iter().map(|event| text(event, "event_id")).collect();
+    assert_eq!(ids.len(), events.len(), "{who} is shown an event twice");
+    let (state, joined) = read_state(world, person, &room.id).await;
+    let app = world.app(person.place()).unwrap();
+    let servers: BTreeSet<_> = joined.iter().filter_map(|user| user.split_once(':')).collect();
+    let servers: BTreeSet<_> = servers.into_iter().map(|(_, server)| server.to_owned()).collect();
+    let mut bodies = BTreeMap::<&str, u64>::new();
+    for event in &events {
+        if let Some(body) = event["content"]["body"].as_str() {
+            assert_ne!(body, liar::FORGED, "{who} is shown {event}");
+            *bodies.entry(body).or_default() += 1;
+        }
+    }
+    let sees_all = room.visibility != "joined" || room.owner == person.number;
+    let (said, redacted) = (people.said.borrow(), people.redacted.borrow());
+    for (event_id, said) in said.iter().filter(|(_, said)| said.room == room.id) {
+        let sender = &people.persons[said.sender];
+        let times = bodies.get(said.body.as_str()).copied().unwrap_or(0);
+        assert!(times <= 1, "{who} is shown {} {times} times", said.body);
+        let is_own = sender.place() == person.place();
+        if !ids.contains(event_id) && sees_all {
+            let place = find_place(&app, &room.id, event_id);
+            // Events of a server that is no longer in the room may have come too late to be taken in.
+            let may_miss = !is_own && !servers.contains(&name(sender.place()));
+            let is_aside = !is_own && place == Some(Place::Aside);
+            assert!(may_miss || is_aside, "{who} misses {event_id} ({}), place: {place:?}", said.body);
+        }
+        if is_own && redacted.contains(event_id) {
+            assert_eq!(times, 0, "{who} sees {} unredacted", said.body);
+        }
+    }
+    if room.visibility == "joined" && room.owner != person.number {
+        check_unseen(&app, person, room, &events);
+    }
+    check_follower(&app, person, room, &ids, &state);
+}
+
+/// The events that clients see, by their order, as the store of a server has them.
+fn list_stored(app: &App, room: &str) -> Vec<(String, Order)> {
+    let snapshot = app.store.snapshot();
+    let (num, row) = rooms::require_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap();
+    let from = timeline::PageToken(Order::MIN);
+    timeline::page(&*snapshot, num, from, None, Direction::Up)
+        .unwrap()
+        .map(|stored| stored.unwrap())
+        .map(|stored| (stored.id(&row).to_string(), stored.order))
+        .collect()
+}
+
+/// Checks that a chain of syncs has shown all live events that its user may see, in their order, and the state.
+fn check_follower(app: &App, person: &Person, room: &Room, visible: &BTreeSet<String>, state: &State) {
+    let who = format!("{} in {}", person.user_id, room.id);
+    let follower = person.follower.borrow();
+    let learnt = &follower.rooms[&room.id];
+    let stored = list_stored(app, &room.id);
+    let order: BTreeMap<_, _> = stored.iter().map(|(event_id, order)| (event_id, *order)).collect();
+    let live = stored.iter().filter(|(event_id, order)| order.minor == 0 && visible.contains(event_id));
+    let live: Vec<_> = live.map(|(event_id, order)| (*order, event_id)).collect();
+    let mut newest = None;
+    for part in learnt.stays.iter().flatten() {
+        let orders: Vec<_> = part
+            .iter()
+            .map(|event_id| {
+                *order.get(event_id).unwrap_or_else(|| panic!("{who}: {event_id} was shown and is not there"))
+            })
+            .collect();
+        assert!(orders.is_sorted_by(|one, other| one < other), "{who}: shown out of order: {orders:?}");
+        let (Some(first), Some(last)) = (orders.first(), orders.last()) else { continue };
+        let between = live.iter().filter(|(order, _)| first <= order && order <= last);
+        let missed: Vec<_> = between.filter(|(_, event_id)| !part.contains(*event_id)).collect();
+        assert!(missed.is_empty(), "{who} was not shown {missed:?}");
+        newest = newest.max(Some(*last));
+    }
+    let end = live.last().map(|(order, _)| *order);
+    assert!(
+        newest >= end,
+        "{who}: the chain misses the newest events: it ends at {newest:?}, the room at {end:?}"
+    );
+    let differ: Vec<_> = {
+        let keys: BTreeSet<_> = learnt.state.keys().chain(state.keys()).collect();
+        let differ = keys.into_iter().filter(|key| learnt.state.get(*key) != state.get(*key));
+        differ.map(|key| (key, learnt.state.get(key), state.get(key))).collect()
+    };
+    assert!(differ.is_empty(), "{who}: the chain knows another state: {differ:?}");
+}
+
+/// Checks in a room whose history is for those who were in it: nothing is shown that has no join of the user above it in the
+/// graph, because the user cannot have been in the room then.
+fn check_unseen(app: &App, person: &Person, room: &Room, events: &[Value]) {
+    let snapshot = app.store.snapshot();
+    let (num, _) = rooms::require_room(&*snapshot, <&RoomId>::try_from(room.id.as_str()).unwrap()).unwrap();
+    let mut is_below = BTreeMap::new();
+    for event in events.iter().filter(|event| event["state_key"] != person.user_id.as_str()) {
+        let event_id = text(event, "event_id");
+        let found =
+            event::find_num(&*snapshot, num, <&EventId>::try_from(event_id.as_str()).unwrap()).unwrap();
+        let may_see = is_below_join(app, num, found.unwrap(), &person.user_id, &mut is_below);
+        assert!(may_see, "{} is shown {event_id} of {} from before the join", person.user_id, room.id);
+    }
+}
+
+fn is_below_join(
+    app: &App,
+    room: RoomNum,
+    event: EventNum,
+    user_id: &str,
+    known: &mut BTreeMap<EventNum, bool>,
+) -> bool {
+    if let Some(known) = known.get(&event) {
+        return *known;
+    }
+    let stored = event::find_anywhere(&*app.store.snapshot(), room, event).unwrap();
+    let Some(stored) = stored else { return true };
+    let json: Value = serde_json::from_slice(&stored.row.json).unwrap();
+    let is_join = json["type"] == "m.room.member"
+        && json["state_key"] == user_id
+        && json["content"]["membership"] == "join";
+    let prev = &stored.row.header.prev;
+    // An event may be above that this server does not hold.
+    let is_cut = prev.len() < json["prev_events"].as_array().unwrap().len();
+    let is_below =
+        is_join || is_cut || prev.iter().any(|prev| is_below_join(app, room, *prev, user_id, known));
+    known.insert(event, is_below);
+    is_below
+}
+
+/// Counts what a server holds of a room.
+fn count(world: &World, place: usize, room: &str) {
+    let app = world.app(place).unwrap();
+    let snapshot = app.store.snapshot();
+    let Some(num) = rooms::find_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap() else { return };
+    let mut counts = world.counts.borrow_mut();
+    for (event_id, _) in list_stored(&app, room) {
+        let event_id = <&EventId>::try_from(event_id.as_str()).unwrap();
+        let event = event::find_num(&*snapshot, num, event_id).unwrap().unwrap();
+        let stored = event::require(&*snapshot, num, event).unwrap();
+        counts.events += 1;
+        counts.forks += u64::from(stored.row.header.prev.len() > 1);
+    }
+    let aside = schema::ASIDE_COUNT.get(&*snapshot, num).unwrap();
+    counts.aside += aside.map_or(0, |aside| aside.count);
+}
