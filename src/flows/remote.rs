@@ -25,6 +25,7 @@ pub(crate) mod query;
 mod strangers;
 pub mod receive;
 pub mod staged;
+pub(crate) mod read_back;
 pub(crate) mod states;
 pub mod take_in;
 pub(crate) mod template;

@@ -479,7 +479,7 @@ mod tests {
                 prev: vec![EventNum(1), EventNum(2)],
                 auth: vec![EventNum(0)],
                 sent_by: odd.then(|| SentBy { device: DeviceNum(3), txn: "täx".into(), day: 20_000 }),
-                told_by_us: seed % 3 == 0,
+                told_by_us: seed.is_multiple_of(3),
                 spans: Spans { content: Span { start: 0, length: 2 }, ..Spans::default() },
             },
             json: Bytes::from_static(b"{}"),

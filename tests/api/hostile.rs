@@ -119,7 +119,7 @@ impl Scene {
         let text = String::from_utf8_lossy(&answer);
         let what =
             || format!("{method} {path} {token:?} {:?}: {status} {text}", String::from_utf8_lossy(&body));
-        // Whoever names another server has it asked, and here is none.
+        // A request that names another server has that asked, and here is none.
         let asks_others = status == StatusCode::BAD_GATEWAY && text.contains("could not be reached");
         assert!(asks_others || !status.is_server_error(), "{}", what());
         if is_page {

@@ -164,7 +164,7 @@ async fn an_invitation_of_version_12_proves_which_room_it_is_to() {
     other.add("m.room.topic", Some(""), json!({ "topic": "x" }));
     let it = Against::new(&room, honest()).await;
     let event = invitation(&room, BOB);
-    let changes: [(&str, &dyn Fn(&mut Vec<Value>)); 6] = [
+    let changes: [(&str, Spoil<'_>); 6] = [
         ("none", &|state| state.clear()),
         ("no create event", &|state| state.retain(|event| event["type"] != "m.room.create")),
         ("another's create event", &|state| {
@@ -307,7 +307,7 @@ async fn invitations_from_elsewhere_are_bounded_and_go_with_the_account() {
     let app = it.server.server().app();
     let user = crate::support::user_num(&app.store, BOB);
     for _ in 0..100 {
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        app.env.sleep(Duration::from_secs(60)).await;
     }
     let snapshot = app.store.snapshot();
     let rooms = aqueduct::rooms::members::list_user_rooms(&*snapshot, user).unwrap();
@@ -349,6 +349,9 @@ async fn a_user_knocks_at_a_room_of_another_server_and_withdraws_that() {
     );
     it.server.assert_whole();
 }
+
+/// A change that spoils the state which comes with an invitation.
+type Spoil<'a> = &'a dyn Fn(&mut Vec<Value>);
 
 /// Two servers, with `alice` on the first and `bob` on the second, and a room of Alice's.
 async fn two(body: Value) -> (Federated, TestClient, TestClient, String) {
@@ -450,7 +453,7 @@ async fn an_invitation_that_is_withdrawn_and_a_knock_that_is_refused_end_elsewhe
         alice.ok_post(&at("invite"), target.clone()).await;
         assert!(invited(&bob, &room).await.is_object());
         alice.ok_post(&at(act), target.clone()).await;
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        federated.server(0).server().app().env.sleep(Duration::from_secs(10)).await;
         assert!(invited(&bob, &room).await.is_null(), "after {act} the user is not invited any more");
         if membership == "leave" {
             let rules = at("state/m.room.join_rules");
@@ -463,7 +466,7 @@ async fn an_invitation_that_is_withdrawn_and_a_knock_that_is_refused_end_elsewhe
                 let member = at(&format!("state/m.room.member/{}", encoded(&bob.user_id)));
                 assert_eq!(alice.ok_get(&member).await["membership"], "knock");
                 alice.ok_post(&at("kick"), target.clone()).await;
-                tokio::time::sleep(Duration::from_secs(10)).await;
+                federated.server(0).server().app().env.sleep(Duration::from_secs(10)).await;
                 assert!(knocks().await.is_null(), "a refused knock has ended");
             }
         }

@@ -83,7 +83,7 @@ impl Told {
     }
 }
 
-/// What events of transactions say: the text of a message, else type and membership.
+/// The content of events of transactions: the text of a message, else type and membership.
 fn events(got: &[Transaction]) -> Vec<String> {
     let text = |event: &Value| match event["content"]["body"].as_str() {
         Some(body) => body.to_owned(),
@@ -342,7 +342,7 @@ async fn a_crash_loses_none_of_what_was_not_taken() {
     for kept in [0, 1, usize::MAX] {
         let net = Net::new(1);
         let (server, alice, told, room) = house(&net).await;
-        // What was accepted is under way when the server dies.
+        // An event that was accepted is under way when the server dies.
         told.weather(&net, Weather::Silent);
         for number in 0..80 {
             alice.say(&room, &number.to_string(), &number.to_string()).await;

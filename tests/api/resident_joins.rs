@@ -225,7 +225,7 @@ async fn a_join_that_is_not_what_it_must_be_is_refused() {
     }
     assert_eq!(refused(scene.send_join(&room, crate::support::NOWHERE, &event).await), invalid);
     assert_eq!(refused(scene.send_join(&other, &id, &event).await), invalid);
-    // What was changed after it was signed has a hash that does not fit, or a signature that does not.
+    // An event that was changed after it was signed has a hash that does not fit, or a signature that does not.
     let mut forged = event.clone();
     forged["content"]["displayname"] = json!("forged");
     assert_eq!(refused(scene.send_join(&room, &id, &forged).await), invalid);

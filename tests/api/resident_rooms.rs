@@ -34,7 +34,7 @@ impl Scene {
     }
 }
 
-fn names<'v>(rooms: &'v Value) -> Vec<&'v str> {
+fn names(rooms: &Value) -> Vec<&str> {
     rooms.as_array().unwrap().iter().map(|room| room["name"].as_str().unwrap_or("-")).collect()
 }
 

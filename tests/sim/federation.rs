@@ -31,7 +31,7 @@ const SEEDS: u64 = 100;
 pub(crate) struct Counts {
     /// Requests on the network between servers, and what happened to them.
     pub(crate) carried: wire::Carried,
-    /// Crashes of servers.
+    /// The number of crashes of servers.
     pub(crate) crashes: u64,
     /// Events that a server holds in the timelines of its rooms, once for each server.
     pub(crate) events: u64,

@@ -30,7 +30,7 @@ pub(crate) struct Elsewhere {
     pub(crate) version: u8,
     /// All events, oldest first.
     pub(crate) events: Vec<Made>,
-    /// The current state.
+    /// The current state of the room.
     pub(crate) state: BTreeMap<(String, String), Made>,
     pub(crate) signer: Signer,
 }
@@ -42,7 +42,7 @@ pub(crate) type Tamper = Arc<dyn Fn(&str, Value) -> Answered + Send + Sync>;
 pub(crate) const ALICE: &str = "@alice:a.example";
 
 impl Elsewhere {
-    /// A public room.
+    /// A public room of this version.
     pub(crate) fn new(version: u8) -> Self {
         let signer = Signer::new("a.example".try_into().unwrap(), key_pair(9, "k").unwrap().into());
         let room_id: OwnedRoomId = "!room:a.example".try_into().unwrap();

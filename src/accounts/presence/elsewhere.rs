@@ -19,7 +19,7 @@ const ENTRIES_MAX: usize = 50_000;
 
 #[derive(Debug)]
 struct Entry {
-    /// What their server said last.
+    /// Their server said this last.
     said: Presence,
     /// When it did, in milliseconds since the epoch.
     heard_ms: u64,
@@ -36,7 +36,7 @@ struct Entry {
     rooms_ms: u64,
 }
 
-/// What follows from a word about a user.
+/// A word about a user has this consequence.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told {
     /// Our users see no difference.

@@ -19,8 +19,9 @@ use crate::{
     flows::{
         App,
         limits::Limit,
+        remote::read_back,
         room::{
-            look::{self, PageWanted},
+            look::PageWanted,
             send::{self, Message},
         },
     },
@@ -72,5 +73,5 @@ pub(crate) async fn get_message_events(
         limit: request.limit.into(),
         filter: Filter::new(&request.filter, relation_filter(&raw)?)?,
     };
-    look::messages(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
+    read_back::messages(&app, &client.caller, &request.room_id, wanted).await.map(RawJson)
 }

@@ -30,7 +30,7 @@ use crate::{
 const BYTES_MAX: usize = 13 * MIB;
 
 pub(crate) fn routes(r: &mut Routes) {
-    // What one event is wrong in must not harm the others, so that the body is checked event by event.
+    // A fault of one event must not harm the others, so that the body is checked event by event.
     r.server(send_transaction).limit(Limit::Transaction).body(Body::Raw(BYTES_MAX));
 }
 

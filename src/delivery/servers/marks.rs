@@ -1,4 +1,4 @@
-//! What is kept of servers that do not answer: one mark for each room in which a server misses events, and a note of when it is
+//! The rows about servers that do not answer: one mark for each room in which a server misses events, and a note of when it is
 //! tried again. A healthy server has no row.
 
 use std::ops::Bound;

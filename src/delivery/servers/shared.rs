@@ -1,4 +1,4 @@
-//! What the tasks that tell other servers share.
+//! The part that the tasks share which tell other servers.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -38,7 +38,7 @@ pub(super) struct Asked {
     pub(super) presence: BTreeMap<UserNum, (OwnedUserId, Told)>,
 }
 
-/// What the tasks share.
+/// The part that all tasks share.
 pub(super) struct Shared {
     pub(super) env: Env,
     pub(super) store: Store,

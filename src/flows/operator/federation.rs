@@ -1,4 +1,4 @@
-//! What the operator asks of other servers: who does not answer and why, to try again now, and what others see of a server.
+//! The operator's questions about other servers: who does not answer and why, to try again now, and what others see of a server.
 
 use bytes::Bytes;
 use federation::{
@@ -50,7 +50,7 @@ pub struct Statuses {
     pub lag: u64,
 }
 
-/// What was found of a server from outside.
+/// The findings about a server from outside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckedServer {
     /// The name of the server.
@@ -65,9 +65,9 @@ pub struct CheckedServer {
     pub version: Option<String>,
     /// The ids of the keys that it publishes, if its document is right.
     pub keys: Vec<String>,
-    /// What is wrong, a line each; nothing if others reach it.
+    /// A line for each thing that is wrong; none if others reach it.
     pub faults: Vec<String>,
-    /// What this server knows of it, unless it is this server.
+    /// The knowledge that this server has of it, unless it is this server.
     pub status: Option<ServerStatus>,
 }
 

@@ -205,7 +205,7 @@ async fn enter(app: &App, sent: Sent, wanted: Move) -> Result<Entered> {
         }
         None => return Err(Error::broken("an event got no verdict")),
     };
-    // What this server is about to vouch for must still hold, as it did when the template was made.
+    // The server vouches for a condition that must still hold, as it did when the template was made.
     if voucher.is_some() && !is_known(app, num, &event)? {
         let (user, server) = (event.event().sender.clone(), app.config.server.name.clone());
         commit::in_room(app, num, move |change| admission(change, &server, &user).map(drop)).await?;

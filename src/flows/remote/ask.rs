@@ -56,8 +56,11 @@ pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
 #[derive(Clone)]
 pub(crate) struct Asking(Arc<Inner>);
 
+/// A profile of a user of another server, with the uptime until which it is kept.
+type KeptProfile = (Duration, Arc<Map<String, Value>>);
+
 struct Inner {
-    profiles: Mutex<BTreeMap<OwnedUserId, (Duration, Arc<Map<String, Value>>)>>,
+    profiles: Mutex<BTreeMap<OwnedUserId, KeptProfile>>,
     places: Semaphore,
 }
 

@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 
 use super::{
     fetch::{Budget, Fetch, in_order},
+    gaps::claim_history,
     states,
-    take_in::claim_history,
 };
 use crate::{
     error::{Error, Result},

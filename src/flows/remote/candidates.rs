@@ -144,7 +144,7 @@ impl Candidates {
             tokio::select! {
                 biased;
                 answered = asked.next() => {
-                    let Some((server, answer)) = answered else { return None };
+                    let (server, answer) = answered?;
                     waiting.retain(|asked| *asked != server);
                     match answer {
                         Ok(answer) => {

@@ -11,7 +11,11 @@ use parking_lot::Mutex;
 use ruma::OwnedServerName;
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
-use crate::ids::{Order, RoomNum};
+use crate::{
+    flows::App,
+    ids::{Order, RoomNum},
+    rooms::turns::HistoryClaim,
+};
 
 /// At most this many states are fetched at once, each in another room and for events of another server.
 const STATES_AT_ONCE: usize = 6;
@@ -29,6 +33,11 @@ const PACED_MAX: usize = 10_000;
 const LEFT_ALONE: Duration = Duration::from_secs(120);
 /// Remember at most this many holes that nobody could fill.
 const LEFT_ALONE_MAX: usize = 10_000;
+
+/// Wait for this long until nobody else changes the room's past.
+const CLAIM_WAITS: Duration = Duration::from_secs(30);
+/// Look this often whether somebody still changes the room's past.
+const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 
 /// The rooms for which something is fetched.
 #[derive(Debug)]
@@ -169,5 +178,19 @@ impl Gaps {
             in_vain.pop_first();
         }
         in_vain.insert((room, hole), now.saturating_add(LEFT_ALONE));
+    }
+}
+
+/// Waits for the right to change a room's past.
+pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryClaim> {
+    let until = app.env.uptime().saturating_add(CLAIM_WAITS);
+    loop {
+        if let Some(claim) = app.rooms.turns(room).claim_history() {
+            return Some(claim);
+        }
+        if app.env.uptime() >= until {
+            return None;
+        }
+        app.env.sleep(CLAIM_LOOKED_AT_EVERY).await;
     }
 }

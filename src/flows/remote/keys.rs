@@ -112,7 +112,7 @@ impl StoredKeys {
     }
 }
 
-/// What is kept of one server.
+/// The rows that are kept of one server.
 #[derive(Default)]
 struct Kept {
     rows: u64,

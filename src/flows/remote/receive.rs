@@ -251,7 +251,7 @@ pub(super) fn forget_old(
     Ok(last.filter(|_| seen == count))
 }
 
-/// What is answered about each event: nothing, or why it was not taken.
+/// The answer about each event: nothing, or why it was not taken.
 type Results = BTreeMap<OwnedEventId, Option<String>>;
 
 fn write_answer(results: Results) -> JsonText {
@@ -367,7 +367,7 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
             (Err((id, why)), ..) => {
                 tracing::debug!(%origin, ?id, why, "an event of another server is not taken");
                 sorted.refused += 1;
-                // Of an event that comes twice, the one that is right counts.
+                // Where an event comes twice, the one that is right counts.
                 if let Some(id) = id.filter(|id| !seen.contains(id)) {
                     sorted.results.entry(id).or_insert(Some(why));
                 }
@@ -407,7 +407,7 @@ fn is_judged(snapshot: &Snapshot, num: RoomNum, id: &OwnedEventId) -> Result<boo
     Ok(matches!(place, Some(Place::Timeline(_) | Place::Aside)))
 }
 
-/// What an event says of its room, before its form is checked.
+/// An event's word about its room, before its form is checked.
 struct Claim {
     room: Option<ruma::OwnedRoomId>,
 }

@@ -16,7 +16,7 @@ use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use super::{
     backfill,
     fetch::{Budget, Fetch, in_order},
-    states,
+    gaps, states,
 };
 use crate::{
     error::{Error, Result},
@@ -26,7 +26,6 @@ use crate::{
         change::{Outcome, Received},
         event, require_row,
         state::StateRef,
-        turns::HistoryClaim,
     },
 };
 
@@ -50,10 +49,6 @@ const STATES_TAKE_MAX: Duration = Duration::from_secs(300);
 const STATE_REQUESTS_MAX: usize = 2_500;
 /// and this many more events may come that are asked for one by one.
 const STATE_EVENTS_MAX: usize = 5_000;
-/// Wait for this long until nobody else changes the room's past.
-const CLAIM_WAITS: Duration = Duration::from_secs(30);
-/// Look this often whether somebody still changes the room's past.
-const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
 
@@ -299,7 +294,7 @@ impl Gap<'_> {
             tracing::debug!(%room, origin = %self.origin, "no state is fetched, because one was a short while ago");
             return Ok(None);
         }
-        let Some(_claim) = claim_history(&app, room).await else { return Ok(None) };
+        let Some(_claim) = gaps::claim_history(&app, room).await else { return Ok(None) };
         let Some(_place) = app.gaps.begin_state(&self.origin) else { return Ok(None) };
         let budget = Budget::new(&app, STATES_TAKE_MAX, STATE_REQUESTS_MAX, STATE_EVENTS_MAX);
         let left = std::mem::replace(&mut self.fetch.budget, budget);
@@ -320,20 +315,6 @@ impl Gap<'_> {
         let outcome = ingest::ingest_with(&app, room, event.clone(), sketch).await?;
         tracing::debug!(%room, event = %event.id(), ?outcome, "an event was judged by a state that was fetched");
         Ok(Some(outcome))
-    }
-}
-
-/// Waits for the right to change a room's past.
-pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryClaim> {
-    let until = app.env.uptime().saturating_add(CLAIM_WAITS);
-    loop {
-        if let Some(claim) = app.rooms.turns(room).claim_history() {
-            return Some(claim);
-        }
-        if app.env.uptime() >= until {
-            return None;
-        }
-        app.env.sleep(CLAIM_LOOKED_AT_EVERY).await;
     }
 }
 

@@ -21,7 +21,8 @@ use crate::{
 pub(crate) struct Partial {
     #[serde(rename = "type")]
     event_type: String,
-    room_id: OwnedRoomId,
+    /// Some servers leave it to the path.
+    room_id: Option<OwnedRoomId>,
     sender: OwnedUserId,
     state_key: OwnedUserId,
     content: Content,
@@ -52,7 +53,7 @@ pub(crate) async fn exchange(app: &App, origin: &ServerName, room: &RoomId, part
     if event_type != MEMBER || membership != Membership::Invite.as_str() {
         return Err(invalid("The event is no invitation: `type` or `membership` says otherwise."));
     }
-    if room_id != room {
+    if room_id.is_some_and(|id| id != room) {
         return Err(invalid("`room_id` is not the room in the path."));
     }
     if text("mxid").as_deref() != Some(target.as_str()) {

@@ -38,7 +38,7 @@ const HEROES_LOOKED_AT: usize = 1_000;
 /// The bytes that stand around an answer and tell which one it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// One object.
+    /// The answer is one object.
     Object,
     /// A list of the status 200 and the object, as the first version of the endpoints has it.
     Listed,
@@ -111,7 +111,7 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Walk {
-    /// Begins an answer.
+    /// Begins an answer with its first piece.
     pub(crate) fn begin(
         app: &App,
         snapshot: &Snapshot,

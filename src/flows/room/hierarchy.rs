@@ -42,7 +42,7 @@ fn find_current(snapshot: &Snapshot, id: &RoomId) -> Result<Option<(RoomNum, Roo
     Ok(rooms::find_row(snapshot, num)?.map(|row| (num, row)))
 }
 
-/// What is told of a room, and the events by which it names its children, where those are told.
+/// The description of a room, and the events by which it names its children, where those are told.
 fn written(summary: Map<String, Value>, children: Option<&[Child]>) -> JsonText {
     let mut room = Object::new();
     if let Some(children) = children {

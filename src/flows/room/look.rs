@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use bytes::Bytes;
 use ruma::{EventId, OwnedUserId, RoomId};
 
-pub(crate) use pages::{PageWanted, context, messages};
+pub(crate) use pages::{PageWanted, context, read_messages};
 pub(crate) use relations::{RelationsWanted, ThreadsWanted, relations, threads};
 pub(crate) use time::{event_at_time, nearest};
 pub(crate) use whole::{Whole, joined_members, members, state};

@@ -36,13 +36,7 @@ pub(super) fn taken(count: &AsideCount) -> u64 {
     count.count.saturating_sub(count.needed)
 }
 
-/// An event aside is taken off the count of those.
-pub(super) fn count_less(count: &mut AsideCount, aside: &AsideRow) {
-    count.count = count.count.saturating_sub(1);
-    count.needed = count.needed.saturating_sub(u64::from(aside.is_needed));
-}
-
-/// What an event was as an outlier before it got its place in the graph.
+/// The standing of an event as an outlier, before it got its place in the graph.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LeftOutliers {
     /// The event that redacted it, if one has.
@@ -214,7 +208,7 @@ impl Change {
         let Some(outlier) = self.find_outlier(event)? else { return Ok(LeftOutliers::default()) };
         schema::ASIDE.delete(&mut self.batch, (self.num, event));
         let mut count = self.count_aside()?;
-        count_less(&mut count, &outlier);
+        forget::count_less(&mut count, &outlier);
         schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
         Ok(LeftOutliers { redacted_by: outlier.row.header.redacted_by, is_needed: outlier.is_needed })
     }
@@ -247,7 +241,7 @@ impl Change {
         if let Some(redaction) = aside.row.header.redacted_by {
             forget::let_wait(&mut self.batch, self.num, aside, redaction);
         }
-        count_less(count, aside);
+        forget::count_less(count, aside);
         count.forgotten = count.forgotten.max(aside.row.header.event);
     }
 

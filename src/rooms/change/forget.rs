@@ -2,7 +2,6 @@
 
 use std::ops::Bound;
 
-use super::aside::count_less;
 use crate::{
     ids::{EventNum, RoomNum},
     rooms::{graph, redact},
@@ -10,6 +9,12 @@ use crate::{
     schema::rooms::{AsideCount, AsideRow, RedactionWaitingRow},
     store::{Batch, Direction, Fault},
 };
+
+/// An event aside is taken off the count of those.
+pub(super) fn count_less(count: &mut AsideCount, aside: &AsideRow) {
+    count.count = count.count.saturating_sub(1);
+    count.needed = count.needed.saturating_sub(u64::from(aside.is_needed));
+}
 
 /// Deletes the rows of an event that is kept aside; the caller counts it.
 pub(super) fn delete(batch: &mut Batch, room: RoomNum, aside: &AsideRow) {

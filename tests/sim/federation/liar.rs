@@ -271,7 +271,7 @@ impl Liar {
         let kind = world.wire.below(11);
         let forged = json!({ "msgtype": "m.text", "body": FORGED });
         match kind {
-            // It is true.
+            // This one is the truth.
             0 | 1 => {}
             // One of the events that it stands on does not exist.
             2 | 3 => event["prev_events"] = json!([newest, nowhere]),

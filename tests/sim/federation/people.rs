@@ -158,7 +158,7 @@ impl Person {
 }
 
 impl People {
-    /// Starts everybody.
+    /// Lets everybody begin to act.
     pub(crate) fn begin(world: &Rc<World>, tasks: &mut JoinSet<()>) -> Rc<Self> {
         let persons = (0..PEOPLE).map(|number| {
             let user_id = format!("@p{number}:{}", name(number % SERVERS));

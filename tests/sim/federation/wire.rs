@@ -58,7 +58,7 @@ struct State {
     is_calm: bool,
     carried: Carried,
     digest: DefaultHasher,
-    /// What must never happen, and did.
+    /// Things that must never happen, and did.
     wrongs: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Wire {
     serving: TaskTracker,
 }
 
-/// What happens to a request.
+/// The fate of a request on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Arrives,
@@ -141,7 +141,7 @@ impl Wire {
         self.state.lock().digest.finish()
     }
 
-    /// What was driven through so far.
+    /// The counts of all that was driven through so far.
     pub(crate) fn carried(&self) -> Carried {
         self.state.lock().carried
     }
@@ -168,7 +168,7 @@ impl Wire {
         self.state.lock().parted.insert((one.min(other), one.max(other)), until);
     }
 
-    /// Ends all faults.
+    /// Ends all faults of the network.
     pub(crate) fn calm(&self) {
         let mut state = self.state.lock();
         state.parted.clear();

@@ -1,6 +1,6 @@
 //! Pages of a room's timeline, and the context of an event.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use ruma::{EventId, RoomId};
@@ -9,7 +9,7 @@ use super::{Look, SCANNED_MAX, bounded, looking, place, require_visible};
 use crate::{
     accounts::Caller,
     error::Result,
-    flows::{App, remote::backfill},
+    flows::App,
     ids::{Order, RoomNum},
     json::Object,
     rooms::{
@@ -44,11 +44,6 @@ pub(super) struct Page {
     /// The hole in the room's past at which the page ends before it is full.
     pub(super) hole: Option<Order>,
 }
-
-/// A reader waits for at most this long until other servers fill a hole.
-const HOLE_WAITS_MAX: Duration = Duration::from_secs(10);
-/// One page is read at most this many times, because holes were filled or passed over.
-const READINGS_MAX: usize = 12;
 
 pub(super) fn read_page(
     look: &Look,
@@ -107,38 +102,19 @@ fn read_page_to(
 }
 
 /// A page as it is answered, if nothing more is to be had of other servers.
-struct Answered {
-    json: Bytes,
-    num: RoomNum,
+pub(crate) struct Answered {
+    /// The page as JSON.
+    pub(crate) json: Bytes,
+    /// The number of the room.
+    pub(crate) num: RoomNum,
     /// The hole at which the page ends before it is full.
-    hole: Option<Order>,
-    is_empty: bool,
+    pub(crate) hole: Option<Order>,
+    /// Whether the page has no events.
+    pub(crate) is_empty: bool,
 }
 
-/// Answers a page of a room's timeline. Where a page towards older events comes to a hole in the room's past, other servers are asked for what is
-/// missing. If they do not answer soon, the page ends there, and its token goes on at the hole. A page that would begin at a hole which nobody can fill
-/// goes on below it, and has no token if there is nothing: a client that reads on comes to an end.
-pub(crate) async fn messages(app: &App, caller: &Caller, room: &RoomId, wanted: PageWanted) -> Result<Bytes> {
-    let (wanted, until) = (Arc::new(wanted), app.env.uptime().saturating_add(HOLE_WAITS_MAX));
-    let mut passed = None;
-    let mut answered = read_messages(app, caller, room, &wanted, passed).await?;
-    for _ in 1..READINGS_MAX {
-        let Some(hole) = answered.hole else { break };
-        let left = until.saturating_sub(app.env.uptime());
-        let is_filled = !left.is_zero() && backfill::fill_for_reader(app, answered.num, hole, left).await;
-        if !is_filled {
-            if !answered.is_empty {
-                break;
-            }
-            tracing::debug!(room = %answered.num, ?hole, "a page passes over a hole that cannot be filled now");
-            passed = Some(hole);
-        }
-        answered = read_messages(app, caller, room, &wanted, passed).await?;
-    }
-    Ok(answered.json)
-}
-
-async fn read_messages(
+/// Reads a page of a room's timeline as it is answered. A hole that is `passed` ends no page.
+pub(crate) async fn read_messages(
     app: &App,
     caller: &Caller,
     room: &RoomId,

@@ -400,7 +400,7 @@ fn what_a_join_brings_and_the_rules_forbid_takes_bounded_places() {
         for number in 0..junk {
             elsewhere.set(&member, "org.example.junk", &number.to_string(), json!({}));
         }
-        // What rests on something forbidden is forbidden.
+        // Everything that rests on something forbidden is forbidden.
         elsewhere.set(&member, "m.room.power_levels", "", json!({ "users": { &member: 100 } }));
         elsewhere.set(&alice(), "m.room.name", "", json!({ "name": "n" }));
         let mut forbidden = elsewhere.brought();

@@ -486,7 +486,7 @@ fn what_refers_to_an_event_counts_once_a_fill_brings_that() {
         schema::RELATION_WAITING.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count()
     };
     assert_eq!(waiting(), 7);
-    // What is redacted refers to nothing any more.
+    // An event that is redacted refers to nothing any more.
     let redaction = json!({ "redacts": redacted.unwrap().id() });
     let redaction = elsewhere.make(&alice(), "m.room.redaction", None, redaction);
     elsewhere.add(&redaction);
