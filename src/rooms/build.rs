@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
     canonical_json::{redact, redact_content_in_place},
     room_version_rules::RoomVersionRules,
     signatures::{Ed25519KeyPair, KeyPair as _},
@@ -54,7 +54,7 @@ impl Signer {
 
     /// Adds this server's signature to an event that another server has built, because this one vouches for its sender. Nothing
     /// of the event is checked here. Refuses bytes that are not canonical JSON with an object of signatures: 400 `M_BAD_JSON`.
-    pub fn countersign(&self, json: &[u8], rules: &RoomVersionRules) -> Result<Vec<u8>, Refusal> {
+    pub fn countersign(&self, json: &[u8], rules: &RoomVersionRules) -> Result<Bytes, Refusal> {
         let odd =
             || Refusal::bad_json("The event is not in the form of an event that another server signed.");
         let mut event: CanonicalJsonObject = serde_json::from_slice(json).map_err(|_| odd())?;
@@ -62,11 +62,7 @@ impl Signer {
         let mut signed = redact(event.clone(), &rules.redaction, None).map_err(|_| odd())?;
         signed.remove("signatures");
         let write = |event: &CanonicalJsonObject| serde_json::to_vec(event).map_err(|_| odd());
-        let signature = self.key.sign(&write(&signed)?);
-        let all = event.get_mut("signatures").and_then(CanonicalJsonValue::as_object_mut).ok_or_else(odd)?;
-        let own = CanonicalJsonObject::from([(signature.id(), signature.base64().into())]);
-        all.insert(self.server.to_string(), CanonicalJsonValue::Object(own));
-        write(&event)
+        self.cosign(&write(&signed)?, &write(&event)?).ok_or_else(odd)
     }
 
     /// Adds our signature to an event of another server. `signed` is the part of it that is signed, `json` the whole event, both as
@@ -283,6 +279,7 @@ pub(crate) mod tests {
 
     use proptest::prelude::*;
     use ruma::{
+        CanonicalJsonValue,
         serde::Base64,
         signatures::{PublicKeyMap, Verified, reference_hash, verify_event},
     };

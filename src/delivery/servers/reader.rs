@@ -141,17 +141,9 @@ fn list_news(
     entries: &[(Position, LogEntry)],
 ) -> Result<Vec<(List, News)>> {
     let mut planner = shared.planner.lock();
-    let places = entries.iter().filter_map(|(position, entry)| match entry {
-        LogEntry::Event { room, .. } => Some((*room, Order::live(*position))),
-        LogEntry::RoomState { .. }
-        | LogEntry::Receipts { .. }
-        | LogEntry::Account { .. }
-        | LogEntry::AccountData { .. }
-        | LogEntry::Device { .. }
-        | LogEntry::ToDevice { .. }
-        | LogEntry::DeviceList { .. }
-        | LogEntry::OtherDeviceList
-        | LogEntry::Server => None,
+    let places = entries.iter().filter_map(|(position, entry)| {
+        let LogEntry::Event { room, .. } = entry else { return None };
+        Some((*room, Order::live(*position)))
     });
     let mut rows = schema::TIMELINE.get_many(snapshot, places)?.into_iter();
     let mut news = Vec::new();
