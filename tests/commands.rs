@@ -506,3 +506,55 @@ fn who_waits_to_be_asked_is_not_asked_for_what_is_refused() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     running.stop("-TERM");
 }
+
+fn published(running: &Running) -> Value {
+    let answer = running.request("GET /_matrix/key/v2/server", "");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("no keys: {answer}"))
+}
+
+fn names(keys: &Value) -> Vec<&String> {
+    keys.as_object().unwrap().keys().collect()
+}
+
+#[test]
+fn the_state_of_other_servers_is_told_and_a_key_is_replaced() {
+    let home = Home::new();
+    assert_eq!(home.json(&["federation", "status"])["servers"], json!([]));
+    // Without a server nobody tells others anything, and a word that is no name is refused.
+    for (args, why) in [
+        (&["retry", "elsewhere.example"][..], "no server runs"),
+        (&["retry", "not a name"], "not a name"),
+        (&["check", "not a name"], "not a name"),
+        (&["status", "not a name"], "not a name"),
+    ] {
+        let output = home.run(&[&["federation"], args].concat());
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
+        assert!(told.contains(why), "{args:?}: {told}");
+    }
+    let running = home.serve();
+    assert_eq!(home.json(&["federation", "status"])["servers"], json!([]));
+    let retried = home.json(&["federation", "retry", "127.0.0.1:9"]);
+    assert_eq!((&retried["server"], &retried["waited"]), (&json!("127.0.0.1:9"), &json!(false)));
+    // Addresses of its own machine are none that a server goes to unless it is told so.
+    for command in ["check", "status"] {
+        let output = home.run(&["--json", "federation", command, "127.0.0.1:9"]);
+        let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "a server that is not reached is a finding");
+        assert_eq!((&checked["keys"], &checked["version"]), (&json!([]), &Value::Null));
+        assert!(!checked["faults"].as_array().unwrap().is_empty(), "{checked}");
+    }
+    let before = published(&running);
+    let made = home.json(&["federation", "rotate-key"]);
+    assert_eq!(published(&running)["verify_keys"], before["verify_keys"], "it signs from the next start on");
+    running.stop("-TERM");
+    let running = home.serve();
+    let after = published(&running);
+    let (old, new) = (names(&before["verify_keys"]), names(&after["verify_keys"]));
+    assert_eq!((old.len(), new.len()), (1, 1));
+    assert_ne!(old, new);
+    assert!(made.to_string().contains(new[0].as_str()), "{made}");
+    assert_eq!(names(&after["old_verify_keys"]), old, "{after}");
+    assert!(after["old_verify_keys"][old[0]]["expired_ts"].as_u64().unwrap() > 0);
+}

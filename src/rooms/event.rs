@@ -245,15 +245,23 @@ pub fn find_anywhere_by_id(
     Ok(None)
 }
 
+/// The field of an event that names those before it.
+#[derive(Deserialize)]
+struct Citing<T> {
+    #[serde(default = "Vec::new")]
+    prev_events: Vec<T>,
+}
+
 /// Whether an event cites others that this server did not have when it took the event in: there was a hole below it.
 pub fn lacks_cited(row: &EventRow) -> bool {
-    #[derive(Deserialize)]
-    struct Citing {
-        #[serde(default)]
-        prev_events: Vec<IgnoredAny>,
-    }
-    serde_json::from_slice::<Citing>(&row.json)
+    serde_json::from_slice::<Citing<IgnoredAny>>(&row.json)
         .is_ok_and(|citing| citing.prev_events.len() > row.header.prev.len())
+}
+
+/// Lists the ids of the events that an event cites as those before it, whether this server has them or not.
+pub fn list_cited(row: &EventRow) -> Vec<OwnedEventId> {
+    let citing = serde_json::from_slice::<Citing<OwnedEventId>>(&row.json);
+    citing.map(|citing| citing.prev_events).unwrap_or_default()
 }
 
 /// Finds the number of the event of this id in this room.

@@ -2,9 +2,12 @@
 //!
 //! Specification: client-server API, "Spaces"; server-server API, "Spaces".
 
-use ruma::{OwnedRoomId, RoomId, ServerName};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName,
+    room::{JoinRuleSummary, RoomSummary},
+};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     ids::{RoomNum, UserNum},
@@ -28,6 +31,10 @@ pub const CHILDREN_LOOKED_AT: usize = 10_000;
 const CHILDREN_BYTES_MAX: usize = 1 << 20;
 /// The children of a space are read this many at a time.
 const CHILDREN_AT_ONCE: usize = 64;
+/// At most this many rooms are looked at of those whose members may enter a room of another server.
+const ALLOWED_MAX: usize = 100;
+/// At most this many servers are taken of those that may know a child.
+const VIA_MAX: usize = 5;
 /// The order of a child has at most this many characters (the specification's bound).
 const ORDER_CHARS_MAX: usize = 50;
 
@@ -47,6 +54,8 @@ pub struct Child {
     pub room_id: OwnedRoomId,
     /// The event by which the space names it, stripped and with the time at which it was sent.
     pub event: JsonText,
+    /// The servers that may know the room, the likeliest first.
+    pub via: Vec<OwnedServerName>,
     order: Option<String>,
     sent_ms: u64,
 }
@@ -59,6 +68,26 @@ struct Link {
     suggested: Value,
     #[serde(default)]
     order: Value,
+}
+
+impl Link {
+    /// Reads the content of an event that names a child; `None` where it names none, or none that is suggested if only those are
+    /// wanted.
+    fn read(content: &str, suggested_only: bool) -> Option<Self> {
+        let link: Self = serde_json::from_str(content).ok()?;
+        let is_named = link.via.as_array().is_some_and(|via| via.iter().any(Value::is_string));
+        (is_named && (!suggested_only || link.suggested == Value::Bool(true))).then_some(link)
+    }
+
+    fn child(self, room_id: OwnedRoomId, event: JsonText, sent_ms: u64) -> Child {
+        let is_order = |order: &&str| {
+            order.len() <= ORDER_CHARS_MAX && order.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+        };
+        let order = self.order.as_str().filter(is_order).map(str::to_owned);
+        let via = self.via.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let via = via.filter_map(|name| OwnedServerName::try_from(name).ok()).take(VIA_MAX).collect();
+        Child { room_id, event, via, order, sent_ms }
+    }
 }
 
 /// Whether a room is a space.
@@ -100,26 +129,57 @@ pub fn list_children(
             children.push(child);
         }
     }
+    sort(&mut children);
+    Ok(children)
+}
+
+/// Puts the children of a space into the order in which clients show them.
+fn sort(children: &mut [Child]) {
     children.sort_by(|a, b| {
         let place = |child: &Child| (child.order.is_none(), child.order.clone(), child.sent_ms);
         place(a).cmp(&place(b)).then_with(|| a.room_id.cmp(&b.room_id))
     });
-    Ok(children)
+}
+
+/// Reads the children of a space as another server tells them: stripped events with a time. What names no child is left out, and
+/// so are the children beyond [`CHILDREN_LOOKED_AT`].
+pub fn read_children<'a>(events: impl IntoIterator<Item = &'a RawValue>, suggested_only: bool) -> Vec<Child> {
+    #[derive(Deserialize)]
+    struct Stripped<'a> {
+        #[serde(rename = "type")]
+        event_type: String,
+        state_key: OwnedRoomId,
+        sender: OwnedUserId,
+        origin_server_ts: MilliSecondsSinceUnixEpoch,
+        #[serde(borrow)]
+        content: &'a RawValue,
+    }
+    let told = |raw: &RawValue| {
+        let stripped: Stripped<'_> = serde_json::from_str(raw.get()).ok()?;
+        let link = Link::read(stripped.content.get(), suggested_only)?;
+        if stripped.event_type != SPACE_CHILD {
+            return None;
+        }
+        let content: Value = serde_json::from_str(stripped.content.get()).ok()?;
+        let sent_ms = u64::from(stripped.origin_server_ts.0);
+        let mut event = Object::new();
+        event.json("content", &JsonText::from(&content));
+        event.number("origin_server_ts", sent_ms);
+        event.text("sender", stripped.sender.as_str());
+        event.text("state_key", stripped.state_key.as_str());
+        event.text("type", SPACE_CHILD);
+        Some(link.child(stripped.state_key, event.finish(), sent_ms))
+    };
+    let mut children: Vec<Child> = events.into_iter().take(CHILDREN_LOOKED_AT).filter_map(told).collect();
+    sort(&mut children);
+    children
 }
 
 /// Reads a child; `None` for an event that names none any more, or that does not name it as it must.
 fn child(stored: &StoredEvent, suggested_only: bool) -> Option<Child> {
     let row = &stored.row;
     let room_id = RoomId::parse(&*row.state_key()?).ok()?;
-    let link: Link = serde_json::from_str(row.content()).ok()?;
-    let is_named = link.via.as_array().is_some_and(|via| via.iter().any(Value::is_string));
-    if !is_named || suggested_only && link.suggested != Value::Bool(true) {
-        return None;
-    }
-    let is_order = |order: &&str| {
-        order.len() <= ORDER_CHARS_MAX && order.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
-    };
-    let order = link.order.as_str().filter(is_order).map(str::to_owned);
+    let link = Link::read(row.content(), suggested_only)?;
     let spans = &row.header.spans;
     let mut event = Object::new();
     event.json("content", row.json_of(spans.content));
@@ -127,7 +187,7 @@ fn child(stored: &StoredEvent, suggested_only: bool) -> Option<Child> {
     event.json("sender", row.json_of(spans.sender));
     event.json("state_key", row.json_of(spans.state_key));
     event.json("type", row.json_of(spans.event_type));
-    Some(Child { room_id, event: event.finish(), order, sent_ms: row.header.sent_ms })
+    Some(link.child(room_id, event.finish(), row.header.sent_ms))
 }
 
 #[derive(Default, Deserialize)]
@@ -215,6 +275,40 @@ pub fn may_look(
             }
         };
         if is_in {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a user may learn of a room that this server is not in what another server tells of it: they are invited to it, may
+/// come in, may ask to be let in, or may read it from outside.
+pub fn may_look_abroad(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    summary: &RoomSummary,
+) -> Result<bool, Fault> {
+    if let Some(room) = super::find_room(read, &summary.room_id)? {
+        match members::find(read, user, room)?.map(|row| row.membership) {
+            Some(Membership::Join | Membership::Invite) => return Ok(true),
+            Some(Membership::Ban) => return Ok(false),
+            Some(Membership::Leave | Membership::Knock) | None => {}
+        }
+    }
+    if summary.world_readable {
+        return Ok(true);
+    }
+    let allowed = match &summary.join_rule {
+        JoinRuleSummary::Public | JoinRuleSummary::Knock | JoinRuleSummary::KnockRestricted(_) => {
+            return Ok(true);
+        }
+        JoinRuleSummary::Restricted(restricted) => &restricted.allowed_room_ids,
+        _ => return Ok(false),
+    };
+    for allowed in allowed.iter().take(ALLOWED_MAX) {
+        if let Some(allowed) = super::find_room(read, allowed)?
+            && members::is_joined(read, user, allowed)?
+        {
             return Ok(true);
         }
     }

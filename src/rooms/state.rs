@@ -33,7 +33,7 @@ use std::{collections::BTreeMap, ops::Bound};
 pub use crate::schema::state::{StateRef, StateValue};
 pub use compare::{Difference, diff, differing_from, differing_from_current, distance};
 pub use full::full;
-pub use hole::{Fill, Segment, find_hole, hole_state, open_hole};
+pub use hole::{Fill, Segment, find_hole, find_hole_above, hole_state, open_hole};
 pub use purge::Purge;
 pub(crate) use side::Chain;
 pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, SideParts, forget_side, list_sides, make_side, side_parts};

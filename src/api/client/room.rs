@@ -19,6 +19,7 @@ use crate::{
         App,
         limits::Limit,
         membership,
+        remote::read_back,
         room::{aliases, look},
     },
 };
@@ -68,7 +69,7 @@ pub(crate) async fn get_event_by_timestamp(
     let request = client.request;
     let (time_ms, direction) = (request.ts.get().into(), direction(request.dir));
     let (event_id, sent_ms) =
-        look::event_at_time(&app, &client.caller, &request.room_id, time_ms, direction).await?;
+        read_back::event_at_time(&app, &client.caller, &request.room_id, time_ms, direction).await?;
     let sent = MilliSecondsSinceUnixEpoch(UInt::new_saturating(sent_ms));
     Ok(get_event_by_timestamp::v1::Response::new(event_id, sent))
 }

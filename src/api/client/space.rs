@@ -8,7 +8,7 @@ use crate::{
     flows::{
         App,
         limits::Limit,
-        room::hierarchy::{self, Ask},
+        remote::hierarchy::{self, Ask},
     },
 };
 

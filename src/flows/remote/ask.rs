@@ -1,6 +1,6 @@
 //! Questions of ours to other servers whose answers go to our clients, and how failures of other servers are told to them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use federation::{
     call::{Failure, Lane, Options},
@@ -19,9 +19,11 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::{kept::Kept, spaces};
 use crate::{
+    env::payer::{self, Payers, Shares},
     error::{Error, Refusal, Result},
     flows::{App, remote::identify::require_federation},
 };
@@ -40,7 +42,7 @@ pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
     require_federation(app)?;
     let server = alias.server_name();
     let request = get_room_information::v1::Request::new(alias.to_owned());
-    let _place = app.remote.asking.0.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let _place = app.remote.asking.enter()?;
     let answer = app.remote.client.send(server, request, ANSWERS).await;
     let answer = answer.map_err(|failure| failed(server, failure))?;
     let mut servers = answer.servers;
@@ -56,17 +58,54 @@ pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
 #[derive(Clone)]
 pub(crate) struct Asking(Arc<Inner>);
 
-/// A profile of a user of another server, with the uptime until which it is kept.
-type KeptProfile = (Duration, Arc<Map<String, Value>>);
-
 struct Inner {
-    profiles: Mutex<BTreeMap<OwnedUserId, KeptProfile>>,
-    places: Semaphore,
+    profiles: Kept<OwnedUserId, Arc<Map<String, Value>>>,
+    spaces: Kept<spaces::Question, Option<Arc<spaces::Told>>>,
+    places: Arc<Semaphore>,
+    shares: Mutex<Shares>,
 }
 
 impl Default for Asking {
     fn default() -> Self {
-        Self(Arc::new(Inner { profiles: Mutex::default(), places: Semaphore::new(AT_ONCE) }))
+        Self(Arc::new(Inner {
+            profiles: Kept::new(PROFILES_BYTES_MAX),
+            spaces: Kept::new(spaces::KEPT_BYTES_MAX),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+            shares: Mutex::new(Shares::new(AT_ONCE)),
+        }))
+    }
+}
+
+/// A place for one question, which is free again when this is dropped.
+pub(super) struct Place {
+    asking: Asking,
+    payers: Payers,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Asking {
+    /// Takes a place for a question that somebody has us ask. Errors: [`Error::Busy`] where there is none, or where those who
+    /// pay for it hold their share.
+    pub(super) fn enter(&self) -> Result<Place> {
+        let (payers, busy) = (payer::current(), || Error::Busy { retry_after: AGAIN });
+        let permit = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| busy())?;
+        let mut shares = self.0.shares.lock();
+        if shares.find_without_room(payers, 1).is_some() {
+            return Err(busy());
+        }
+        shares.take(payers, 1);
+        Ok(Place { asking: self.clone(), payers, _permit: permit })
+    }
+
+    /// The answers of other servers about rooms of spaces.
+    pub(super) fn spaces(&self) -> &Kept<spaces::Question, Option<Arc<spaces::Told>>> {
+        &self.0.spaces
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.asking.0.shares.lock().give_back(self.payers, 1);
     }
 }
 
@@ -76,14 +115,14 @@ const AT_ONCE: usize = 64;
 const AGAIN: Duration = Duration::from_secs(2);
 /// A profile is asked for anew after this time.
 const PROFILE_KEPT: Duration = Duration::from_secs(60);
-/// At most this many profiles are kept.
-const PROFILES_MAX: usize = 2_000;
+/// The profiles that are kept have at most this many bytes.
+const PROFILES_BYTES_MAX: usize = 8 << 20;
 /// A profile has at most this many bytes: servers keep them below 64 KiB.
 const PROFILE_LIMITS: Limits = Limits::bytes(70_000);
 /// A page of another server's directory has at most this many bytes.
 const ROOMS_LIMITS: Limits = Limits::bytes(2 << 20);
 /// Somebody waits for these answers.
-const ANSWERS: Options = Options {
+pub(super) const ANSWERS: Options = Options {
     begins: Duration::from_secs(10),
     overall: Duration::from_secs(20),
     limits: Limits::JSON,
@@ -94,14 +133,11 @@ const ANSWERS: Options = Options {
 /// `M_FORBIDDEN`, as that server says; [`Error::Remote`].
 pub(crate) async fn profile(app: &App, user_id: &UserId) -> Result<Arc<Map<String, Value>>> {
     require_federation(app)?;
-    let asking = &app.remote.asking.0;
-    let now = app.env.uptime();
-    let is_fresh = |at: &Duration| now.saturating_sub(*at) < PROFILE_KEPT;
-    let known = asking.profiles.lock().get(user_id).filter(|(at, _)| is_fresh(at)).map(|(_, it)| it.clone());
-    if let Some(known) = known {
+    let (profiles, now) = (&app.remote.asking.0.profiles, app.env.uptime());
+    if let Some(known) = profiles.find(&user_id.to_owned(), now) {
         return Ok(known);
     }
-    let _place = asking.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let _place = app.remote.asking.enter()?;
     let server = user_id.server_name();
     let request = get_profile_information::v1::Request::new(user_id.to_owned());
     let options = Options { limits: PROFILE_LIMITS, ..ANSWERS };
@@ -109,13 +145,9 @@ pub(crate) async fn profile(app: &App, user_id: &UserId) -> Result<Arc<Map<Strin
     let answer = answer.map_err(|failure| failed(server, failure))?;
     let profile = answer.iter().map(|(name, value)| (name.clone(), value.clone()));
     let profile: Arc<Map<String, Value>> = Arc::new(profile.collect());
-    let mut profiles = asking.profiles.lock();
-    if profiles.len() >= PROFILES_MAX {
-        profiles.retain(|_, (at, _)| is_fresh(at));
-    }
-    if profiles.len() < PROFILES_MAX {
-        profiles.insert(user_id.to_owned(), (now, Arc::clone(&profile)));
-    }
+    let bytes = user_id.as_str().len()
+        + profile.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>();
+    profiles.keep(user_id.to_owned(), Arc::clone(&profile), bytes, now + PROFILE_KEPT);
     Ok(profile)
 }
 
@@ -126,7 +158,7 @@ pub(crate) async fn public_rooms(
     ask: get_public_rooms_filtered::v1::Request,
 ) -> Result<get_public_rooms_filtered::v1::Response> {
     require_federation(app)?;
-    let _place = app.remote.asking.0.places.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let _place = app.remote.asking.enter()?;
     let options = Options { limits: ROOMS_LIMITS, ..ANSWERS };
     let answer = app.remote.client.send(server, ask, options).await;
     answer.map_err(|failure| failed(server, failure))

@@ -103,6 +103,16 @@ impl Reading {
         Ok(stored.map(|stored| Found { stored, place }))
     }
 
+    /// Lists the events that an event cites as those before it, as far as this server has them by now.
+    fn list_prev(&self, stored: &StoredEvent) -> Result<Vec<EventNum>, Fault> {
+        let cited = event::list_cited(&stored.row);
+        if cited.len() <= stored.row.header.prev.len() {
+            return Ok(stored.row.header.prev.clone());
+        }
+        // Some came later than the event, when a hole below it was filled.
+        cited.iter().filter_map(|id| self.find_num(id).transpose()).collect()
+    }
+
     fn id(&self, stored: &StoredEvent) -> OwnedEventId {
         event::event_id(&stored.row.header.key, self.row.version)
     }
@@ -232,9 +242,9 @@ pub(crate) async fn before(
                 continue;
             }
             let Some(found) = reading.find(num)? else { continue };
-            for prev in &found.stored.row.header.prev {
-                if let Some(prev_found) = reading.find(*prev)? {
-                    waiting.push((prev_found.stored.row.header.depth, *prev));
+            for prev in reading.list_prev(&found.stored)? {
+                if let Some(prev_found) = reading.find(prev)? {
+                    waiting.push((prev_found.stored.row.header.depth, prev));
                 }
             }
             let json = reading.shown(&found)?;
@@ -280,7 +290,9 @@ pub(crate) async fn missing(
         known.extend(&latest);
         let mut waiting: VecDeque<Vec<EventNum>> = VecDeque::new();
         for num in latest {
-            waiting.extend(reading.find(num)?.map(|found| found.stored.row.header.prev));
+            if let Some(found) = reading.find(num)? {
+                waiting.push_back(reading.list_prev(&found.stored)?);
+            }
         }
         let mut found = Vec::new();
         // Level by level, so that what is nearest to the events that the server got comes along.
@@ -291,7 +303,7 @@ pub(crate) async fn missing(
                 }
                 let Some(prev) = reading.find(num)? else { continue };
                 if prev.stored.row.header.depth >= wanted.min_depth {
-                    waiting.push_back(prev.stored.row.header.prev.clone());
+                    waiting.push_back(reading.list_prev(&prev.stored)?);
                     found.push(prev);
                 }
             }
@@ -317,6 +329,7 @@ pub(crate) async fn at_time(
         let newest = row.tip.min(Order::upto(snapshot.upto()));
         let sees = |stored: &StoredEvent| sight.sees(&*snapshot, stored);
         let found = look::nearest(&snapshot, num, newest, time_ms, direction, sees)?;
+        let found = found.ok_or_else(look::nothing_near)?;
         Ok((found.id(&row), found.row.header.sent_ms))
     })
     .await

@@ -14,7 +14,7 @@ use ruma::{EventId, OwnedUserId, RoomId};
 
 pub(crate) use pages::{PageWanted, context, read_messages};
 pub(crate) use relations::{RelationsWanted, ThreadsWanted, relations, threads};
-pub(crate) use time::{event_at_time, nearest};
+pub(crate) use time::{event_at_time, nearest, nothing_near};
 pub(crate) use whole::{Whole, joined_members, members, state};
 
 use crate::{

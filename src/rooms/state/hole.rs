@@ -70,6 +70,22 @@ pub fn find_hole(
     Ok(rows.next().transpose()?.map(|((_, order), row)| (order, row)))
 }
 
+/// Finds the lowest hole above an order that has something of the room below it: the order of the lowest event above it.
+pub fn find_hole_above(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    order: Order,
+) -> Result<Option<Order>, Fault> {
+    let (low, high) = (Bound::Excluded((room, order)), Bound::Included((room, Order::MAX)));
+    for hole in schema::HOLE.range::<(RoomNum, Order)>(read, low, high, Direction::Up)? {
+        let ((_, order), row) = hole?;
+        if !row.is_bottomless {
+            return Ok(Some(order));
+        }
+    }
+    Ok(None)
+}
+
 /// Gives the state just above a hole, before the lowest event above it.
 pub fn hole_state(hole: Order) -> StateRef {
     StateRef::Main(marker(hole))

@@ -57,7 +57,7 @@ pub(super) fn read_page(
     let hole = match direction {
         // An event stands above the token of a page that ended at a hole, so that the hole is still found.
         Direction::Down => state::find_hole(&*look.snapshot, look.num, from.0.next())?.map(|(hole, _)| hole),
-        Direction::Up => None,
+        Direction::Up => state::find_hole_above(&*look.snapshot, look.num, from.0)?,
     };
     read_page_to(look, from, to, direction, limit, (wanted, steps), hole)
 }
@@ -73,7 +73,11 @@ fn read_page_to(
     hole: Option<Order>,
 ) -> Result<Page> {
     let snapshot = Arc::clone(&look.snapshot);
-    let hole = hole.filter(|hole| to.is_none_or(|to| PageToken::below(*hole) > to));
+    let is_before = |hole: Order, to: PageToken| match direction {
+        Direction::Down => PageToken::below(hole) > to,
+        Direction::Up => PageToken::below(hole) < to,
+    };
+    let hole = hole.filter(|hole| to.is_none_or(|to| is_before(*hole, to)));
     let to = hole.map(PageToken::below).or(to);
     let mut page = Page { events: Vec::new(), next: None, hole: None };
     let mut last = None;
@@ -138,8 +142,13 @@ pub(crate) async fn read_messages(
             match passed {
                 None => read_page(&look, from, to, wanted.direction, limit, filter, steps)?,
                 Some(passed) => {
-                    let next = state::find_hole(&*look.snapshot, look.num, passed.before())?;
-                    let next = next.map(|(hole, _)| hole);
+                    let next = match wanted.direction {
+                        Direction::Down => {
+                            let next = state::find_hole(&*look.snapshot, look.num, passed.before())?;
+                            next.map(|(hole, _)| hole)
+                        }
+                        Direction::Up => state::find_hole_above(&*look.snapshot, look.num, passed)?,
+                    };
                     read_page_to(&look, from, to, wanted.direction, limit, (filter, steps), next)?
                 }
             }

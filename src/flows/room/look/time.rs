@@ -12,6 +12,7 @@ use crate::{
     ids::{Order, Position, RoomNum},
     rooms::{
         event::StoredEvent,
+        state,
         timeline::{self, PageToken},
     },
     store::{Direction, Fault, Read, Snapshot},
@@ -22,8 +23,17 @@ const TIME_STEPS_MAX: usize = 64;
 /// At most this many events near the time are compared.
 const TIME_SCANNED_MAX: usize = 1_000;
 
-/// The event nearest to a time: the first at or after it, or the last at or before it. Errors: 404 `M_NOT_FOUND` if there is
-/// none.
+/// The findings of a room near a time.
+pub(crate) struct NearTime {
+    /// The number of the room.
+    pub(crate) num: RoomNum,
+    /// The nearest event that this server has, and when it was sent: the first at or after the time, or the last at or before it.
+    pub(crate) found: Option<(OwnedEventId, u64)>,
+    /// A hole in the room's past in which a nearer event may be missing.
+    pub(crate) hole: Option<Order>,
+}
+
+/// Finds the event nearest to a time.
 ///
 /// Events stand in the order in which they came, which is nearly that of their times. So the place is found by halving the
 /// timeline, and then the events around it are compared.
@@ -33,19 +43,39 @@ pub(crate) async fn event_at_time(
     room: &RoomId,
     time_ms: u64,
     direction: Direction,
-) -> Result<(OwnedEventId, u64)> {
+) -> Result<NearTime> {
     looking(app, caller, room, move |look, _| {
         let newest = look.end()?.min(Order::upto(look.snapshot.upto()));
         let snapshot = Arc::clone(&look.snapshot);
         let sees = |stored: &StoredEvent| look.reader.sees(&*snapshot, stored);
         let best = nearest(&snapshot, look.num, newest, time_ms, direction, sees)?;
-        Ok((best.id(&look.room), best.row.header.sent_ms))
+        let mut hole = state::find_hole(&*snapshot, look.num, newest)?.map(|(hole, _)| hole);
+        if hole.is_some() {
+            let opposite = match direction {
+                Direction::Up => Direction::Down,
+                Direction::Down => Direction::Up,
+            };
+            let other = nearest(&snapshot, look.num, newest, time_ms, opposite, sees)?;
+            let (older, newer) = match direction {
+                Direction::Up => (&other, &best),
+                Direction::Down => (&best, &other),
+            };
+            let upto = newer.as_ref().map_or(newest, |newer| newer.order);
+            let is_between = |hole: &Order| older.as_ref().is_none_or(|older| *hole > older.order);
+            hole = state::find_hole(&*snapshot, look.num, upto)?.map(|(hole, _)| hole).filter(is_between);
+        }
+        let found = best.map(|best| (best.id(&look.room), best.row.header.sent_ms));
+        Ok(NearTime { num: look.num, found, hole })
     })
     .await
 }
 
-/// Finds the event of a room nearest to a time, up to the newest that counts, among those that the asker sees. Errors: 404
-/// `M_NOT_FOUND` if there is none.
+/// The refusal where a room has no event near a time: 404 `M_NOT_FOUND`.
+pub(crate) fn nothing_near() -> Refusal {
+    Refusal::not_found("There is no event near that time.")
+}
+
+/// Finds the event of a room nearest to a time, up to the newest that counts, among those that the asker sees.
 pub(crate) fn nearest(
     snapshot: &Snapshot,
     room: RoomNum,
@@ -53,7 +83,7 @@ pub(crate) fn nearest(
     time_ms: u64,
     direction: Direction,
     mut sees: impl FnMut(&StoredEvent) -> Result<bool, Fault>,
-) -> Result<StoredEvent> {
+) -> Result<Option<StoredEvent>, Fault> {
     let (mut low, mut high) = (0, newest.anchor.number());
     for _ in 0..TIME_STEPS_MAX {
         let middle = low + (high - low) / 2;
@@ -91,5 +121,5 @@ pub(crate) fn nearest(
             best = Some(stored);
         }
     }
-    best.ok_or_else(|| Refusal::not_found("There is no event near that time.").into())
+    Ok(best)
 }
