@@ -20,6 +20,11 @@ struct Past {
     said: Vec<(String, u64)>,
 }
 
+/// Lets this time go by for all servers.
+async fn pass(federated: &Federated, time: Duration) {
+    federated.server(0).server().app().env.sleep(time).await;
+}
+
 impl Past {
     /// A room in which alice said so many things, one a minute.
     async fn new(count: usize) -> Self {
@@ -28,13 +33,13 @@ impl Past {
         let room = alice.create(json!({ "preset": "public_chat" })).await;
         let mut said = Vec::new();
         for number in 0..count {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            pass(&federated, Duration::from_secs(60)).await;
             let id = alice.say(&room, &format!("t{number}"), &format!("said {number}")).await;
             let (_, event) =
                 alice.get(&format!("/_matrix/client/v3/rooms/{room}/event/{}", encoded(&id))).await;
             said.push((id, event["origin_server_ts"].as_u64().unwrap()));
         }
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        pass(&federated, Duration::from_secs(60)).await;
         Self { federated, alice, room, said }
     }
 
@@ -134,10 +139,10 @@ async fn a_page_forward_crosses_no_hole_unfilled() {
     for number in 0..400 {
         said.push(past.alice.say(&past.room, &format!("away{number}"), "while you were away").await);
     }
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    pass(&past.federated, Duration::from_secs(3_600)).await;
     past.federated.weather(1, Weather::Fair, Duration::ZERO);
     said.push(past.alice.say(&past.room, "back", "hello again").await);
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    pass(&past.federated, Duration::from_secs(3_600)).await;
     let rows = past.federated.server(1).assert_whole();
     assert!(rows.iter().any(|(table, count)| *table == "HOLE" && *count > 0), "there is a hole to cross");
     let from = first["start"].as_str().unwrap().to_owned();

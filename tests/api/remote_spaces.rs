@@ -86,7 +86,7 @@ async fn a_walk_asks_other_servers_for_rooms_that_are_not_here() {
     // The answer is kept for a while, also when its server is gone.
     federated.weather(2, Weather::Silent, Duration::ZERO);
     assert!(names(&walk(&bob, &top, "").await.1).contains(&"Knocked"));
-    tokio::time::sleep(Duration::from_secs(301)).await;
+    bob.server.server().app().env.sleep(Duration::from_secs(301)).await;
     let (_, page) = walk(&bob, &top, "").await;
     assert_eq!(names(&page), ["Top", "Space of a", "Open", "Last"], "c does not answer now");
 }
