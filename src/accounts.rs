@@ -9,6 +9,7 @@ pub mod devices;
 pub mod filters;
 pub mod ignored;
 pub mod interactive;
+pub mod invites;
 pub mod names;
 pub mod openid;
 pub mod passwords;

@@ -5,13 +5,11 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use ruma::{DeviceId, RoomId, UserId, api::error::ErrorKind};
+use ruma::{DeviceId, RoomId};
 
 use crate::{
-    accounts::users,
     error::{Refusal, Result},
     ids::{Position, UserNum},
-    schema::event_types::INVITE_PERMISSIONS,
     schema::{
         self,
         accounts::{AccountDataKey, DataSize, WrittenRow},
@@ -156,28 +154,6 @@ fn put_within(
     schema::ACCOUNT_DATA.put(batch, (user, place(room), event_type), &WrittenRow { position, content });
     schema::ACCOUNT_DATA_LOG.put(batch, (user, position), &Json(key));
     Ok(position)
-}
-
-/// Whether a user wants no invitations at all: `m.invite_permission_config`
-/// (<https://spec.matrix.org/v1.19/client-server-api/#invite-permission>).
-pub fn blocks_invites(read: &(impl Read + ?Sized), user: UserNum) -> Result<bool, Fault> {
-    #[derive(serde::Deserialize)]
-    struct Config {
-        default_action: String,
-    }
-    let row = find(read, user, None, INVITE_PERMISSIONS)?;
-    let config = row.and_then(|row| serde_json::from_slice::<Config>(&row.content).ok());
-    Ok(config.is_some_and(|config| config.default_action == "block"))
-}
-
-/// Refuses to invite a user of ours who wants no invitations: 403 `M_INVITE_BLOCKED`.
-pub fn check_invite(read: &(impl Read + ?Sized), target: &UserId) -> Result<()> {
-    match users::find_num(read, target)? {
-        Some(user) if blocks_invites(read, user)? => {
-            Err(Refusal::new(ErrorKind::InviteBlocked, "This user takes no invitations.").into())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Deletes global account data of one type, if there is any; the caller holds the user's lock.

@@ -9,7 +9,7 @@ use ruma::{CanonicalJsonObject, OwnedRoomAliasId, OwnedUserId, ServerName, UserI
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    accounts::{Caller, account_data, users},
+    accounts::{Caller, invites, users},
     error::{Error, Refusal, Result},
     ids::{RoomNum, UserNum},
     rooms::{
@@ -206,7 +206,7 @@ fn judge_member(change: &mut Change, server: &ServerName, author: &Author, draft
     }
     match membership {
         Membership::Join if is_own => judge_join(change, server, author, &mut draft.content),
-        Membership::Invite => judge_invite(&change.batch, server, &target),
+        Membership::Invite => judge_invite(&change.batch, server, author, &target),
         Membership::Knock if is_own => require_live(&change.batch, author.user),
         Membership::Leave if !is_own => judge_removal(change, &target),
         // The authorization rules judge all other acts, such as those on somebody else's membership.
@@ -279,13 +279,18 @@ pub fn approve_invite_elsewhere(change: &mut Change, author: &Author, mut draft:
 
 /// Judges an invitation of a user of ours. Those of others go to their servers before they are part of the room
 /// ([`approve_invite_elsewhere`]).
-fn judge_invite(read: &(impl Read + ?Sized), server: &ServerName, target: &UserId) -> Result<()> {
+fn judge_invite(
+    read: &(impl Read + ?Sized),
+    server: &ServerName,
+    author: &Author,
+    target: &UserId,
+) -> Result<()> {
     if target.server_name() != server {
         let why = "Users of other servers are invited by `/invite` or by `invite` of a new room.";
         return Err(Refusal::forbidden(why).into());
     }
     require_reachable(read, server, target)?;
-    account_data::check_invite(read, target)
+    invites::check(read, target, &author.user_id)
 }
 
 /// Refuses to invite a user of ours who does not exist, because an account that is made later would not be told (404), and an

@@ -7,7 +7,7 @@ mod state;
 pub(crate) use heroes::Summary;
 
 use crate::{
-    accounts,
+    accounts::invites::Verdict,
     ids::{EventNum, Order, Position, RoomNum},
     json::JsonText,
     rooms::{
@@ -239,17 +239,6 @@ pub(crate) enum Outside {
     Told(Vec<JsonText>),
 }
 
-/// Why the user does not want to hear of an invitation by this sender, if so.
-fn why_withheld(window: &Window<'_>, sender: &str) -> Result<Option<&'static str>, Fault> {
-    Ok(if window.ignored()?.contains(sender) {
-        Some("the inviter is ignored")
-    } else if accounts::account_data::blocks_invites(window.read, window.ask.caller.user)? {
-        Some("the user takes no invitations")
-    } else {
-        None
-    })
-}
-
 /// Collects the events that tell somebody outside which room this is, as they were when the invitation or the knock was
 /// sent. `None` if the user does not want to hear of it.
 pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Fault> {
@@ -265,9 +254,9 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Faul
         (None, None) => return Ok(None),
     };
     if room.user_row.membership == Membership::Invite
-        && let Some(reason) = why_withheld(window, &sender)?
+        && let verdict @ (Verdict::Ignore | Verdict::Block) = window.invites()?.judge(&sender)
     {
-        tracing::debug!(room = num.0, reason, "an invitation is withheld");
+        tracing::debug!(room = num.0, reason = ?verdict, "an invitation is withheld");
         return Ok(None);
     }
     let own = match (told, own) {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    accounts::{ignored::Ignored, presence::Change},
+    accounts::{ignored::Ignored, invites::Permissions, presence::Change},
     ids::{Order, Position, RoomNum},
     push::{self, Push},
     rooms::{erased::Erased, show::Viewer, view::RoomView, visibility::Reader},
@@ -45,6 +45,7 @@ pub(crate) struct Window<'a> {
     /// The users whose events are shown redacted to everybody who was not in the room at the time.
     pub(crate) erased: Erased,
     ignored: OnceCell<Arc<Ignored>>,
+    invites: OnceCell<Permissions>,
     push: &'a Push,
     counts: OnceCell<push::Reader<'a>>,
     timeline_bytes: Cell<usize>,
@@ -111,6 +112,7 @@ impl<'a> Window<'a> {
             sent: around.sent,
             erased: Erased::default(),
             ignored: OnceCell::new(),
+            invites: OnceCell::new(),
             push: around.push,
             counts: OnceCell::new(),
             timeline_bytes: Cell::new(0),
@@ -132,6 +134,16 @@ impl<'a> Window<'a> {
         }
         let found = Ignored::of(self.read, self.ask.caller.user, &self.ask.caller.user_id)?;
         Ok(self.ignored.get_or_init(|| Arc::new(found)))
+    }
+
+    /// The words of the user on inviters. They are read at the first use.
+    pub(crate) fn invites(&self) -> Result<&Permissions, Fault> {
+        if let Some(known) = self.invites.get() {
+            return Ok(known);
+        }
+        let ignored = Arc::clone(self.ignored()?);
+        let found = Permissions::of(self.read, self.ask.caller.user, ignored)?;
+        Ok(self.invites.get_or_init(|| found))
     }
 
     /// The push rules that say what counts as unread for the user. They are compiled at the first use.

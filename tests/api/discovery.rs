@@ -27,3 +27,15 @@ async fn capabilities_need_a_token() {
     let (status, json) = TestServer::new().anonymous().get("/_matrix/client/v3/capabilities").await;
     assert_eq!((status, json["errcode"].as_str()), (StatusCode::UNAUTHORIZED, Some("M_MISSING_TOKEN")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn features_of_proposals_are_named_where_clients_look_for_them() {
+    let server = TestServer::new();
+    let (_, versions) = server.anonymous().get("/_matrix/client/versions").await;
+    for feature in ["org.matrix.msc4155", "org.matrix.msc4380", "org.matrix.msc4380.stable"] {
+        assert_eq!(versions["unstable_features"][feature], true, "{versions}");
+    }
+    let capabilities = server.register("alice").await.ok_get("/capabilities").await;
+    let enforced = &capabilities["capabilities"]["org.matrix.msc4155.invite_permission_config_enforced"];
+    assert_eq!(enforced["enabled"], true, "{capabilities}");
+}

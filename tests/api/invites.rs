@@ -213,6 +213,60 @@ async fn a_user_who_takes_no_invitations_gets_none_from_elsewhere() {
     assert_eq!(invited(&it.bob, room.room_id.as_str()).await, Value::Null);
 }
 
+/// The account data by which users choose their inviters.
+const INVITERS: &str = "org.matrix.msc4155.invite_permission_config";
+
+#[tokio::test(start_paused = true)]
+async fn invitations_from_elsewhere_are_filtered_by_inviter_and_server() {
+    let refused = Some((StatusCode::FORBIDDEN, "M_INVITE_BLOCKED"));
+    for (config, refused, shown) in [
+        (json!({ "blocked_users": [ALICE] }), refused, false),
+        (json!({ "blocked_servers": ["a.example"] }), refused, false),
+        (json!({ "blocked_users": ["@*:a.exampl?"] }), refused, false),
+        (json!({ "blocked_servers": ["*"] }), refused, false),
+        (json!({ "ignored_users": [ALICE] }), None, false),
+        (json!({ "ignored_servers": ["?.example"], "blocked_servers": ["*"] }), None, false),
+        (json!({ "allowed_users": [ALICE], "ignored_users": ["*"], "blocked_servers": ["*"] }), None, true),
+        (json!({ "allowed_servers": ["a.example"], "blocked_servers": ["*"] }), None, true),
+        (json!({ "enabled": false, "blocked_servers": ["*"] }), None, true),
+        (json!({ "blocked_users": null, "allowed_servers": null, "ignored_servers": "*" }), None, true),
+    ] {
+        let room = Elsewhere::new(11);
+        let it = Against::new(&room, honest()).await;
+        it.bob.ok_put(&format!("/user/{BOB}/account_data/{INVITERS}"), config.clone()).await;
+        let since = it.bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+        let event = invitation(&room, BOB);
+        let (status, answer) = it.invite(&room, &event).await;
+        match refused {
+            Some((expected, code)) => {
+                assert_eq!((status, &answer["errcode"]), (expected, &json!(code)), "{config}");
+            }
+            None => {
+                assert_eq!(status, StatusCode::OK, "{config}: {answer}");
+                assert!(answer["event"]["signatures"]["test.example"].is_object(), "{answer}");
+            }
+        }
+        for path in ["/sync".to_owned(), format!("/sync?since={since}"), "/sync?full_state=true".to_owned()] {
+            let told = it.bob.ok_get(&path).await;
+            let told = !told["rooms"]["invite"][room.room_id.as_str()].is_null();
+            assert_eq!(told, shown, "{config} {path}");
+        }
+        it.server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ignored_invitation_is_there_and_is_shown_when_it_is_ignored_no_more() {
+    let room = Elsewhere::new(11);
+    let it = Against::new(&room, honest()).await;
+    let config = format!("/user/{BOB}/account_data/{INVITERS}");
+    it.bob.ok_put(&config, json!({ "ignored_servers": ["a.example"] })).await;
+    assert_eq!(it.invite(&room, &invitation(&room, BOB)).await.0, StatusCode::OK);
+    assert_eq!(invited(&it.bob, room.room_id.as_str()).await, Value::Null);
+    it.bob.ok_put(&config, json!({})).await;
+    assert!(invited(&it.bob, room.room_id.as_str()).await.is_object());
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_is_invited_joins_by_way_of_the_inviter_and_others_are_settled() {
     let mut room = Elsewhere::new(11);

@@ -154,6 +154,61 @@ async fn who_wants_no_invitations_gets_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn users_choose_whose_invitations_they_take() {
+    let server = TestServer::new();
+    let (alice, bob, eve) =
+        (server.register("alice").await, server.register("bob").await, server.register("eve").await);
+    let config = format!("/user/{}/account_data/org.matrix.msc4155.invite_permission_config", bob.user_id);
+    let ignored = format!("/user/{}/account_data/m.ignored_user_list", bob.user_id);
+    let invited = async |room: &str| bob.ok_get("/sync").await["rooms"]["invite"].get(room).is_some();
+    let token = async || bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+    for (content, refused, shown) in [
+        (json!({ "blocked_users": [eve.user_id] }), true, false),
+        (json!({ "blocked_servers": ["test.*"] }), true, false),
+        (json!({ "ignored_users": ["@e?e:*"], "blocked_users": [eve.user_id] }), false, false),
+        (json!({ "allowed_users": [eve.user_id], "blocked_servers": ["test.example"] }), false, true),
+    ] {
+        bob.ok_put(&config, content.clone()).await;
+        let since = token().await;
+        let room = room(&eve, json!({})).await;
+        let member = format!("/_matrix/client/v3/rooms/{room}/state/m.room.member/{}", bob.user_id);
+        let invite = format!("/_matrix/client/v3/rooms/{room}/invite");
+        for (status, json) in [
+            eve.put(&member, json!({ "membership": "invite" })).await,
+            eve.post(&invite, json!({ "user_id": bob.user_id })).await,
+            eve.post("/_matrix/client/v3/createRoom", json!({ "invite": [bob.user_id] })).await,
+        ] {
+            let expected = if refused { (403, json!("M_INVITE_BLOCKED")) } else { (200, Value::Null) };
+            assert_eq!((status.as_u16(), json["errcode"].clone()), expected, "{content}");
+        }
+        assert_eq!(invited(&room).await, shown, "{content}");
+        let news = bob.ok_get(&format!("/sync?since={since}")).await;
+        assert_eq!(news["rooms"]["invite"].get(&room).is_some(), shown, "{content}");
+        // Others see the invitation where it was made, which tells nobody that it is ignored.
+        let (_, members) =
+            eve.get(&format!("/_matrix/client/v3/rooms/{room}/members?membership=invite")).await;
+        assert_eq!(members["chunk"].as_array().unwrap().len(), usize::from(!refused), "{content}");
+    }
+    // An inviter who is ignored as a user is not told so by what the lists block.
+    bob.ok_put(&ignored, json!({ "ignored_users": { eve.user_id.clone(): {} } })).await;
+    bob.ok_put(&config, json!({ "blocked_users": ["*"] })).await;
+    let quiet = room(&eve, json!({ "invite": [bob.user_id] })).await;
+    assert!(!invited(&quiet).await);
+    let blocked = json!({ "invite": [bob.user_id] });
+    assert_eq!(alice.post("/_matrix/client/v3/createRoom", blocked).await.0, StatusCode::FORBIDDEN);
+    // Another look at the lists is taken at each sync, so that what was withheld is shown again.
+    bob.ok_put(&ignored, json!({ "ignored_users": {} })).await;
+    bob.ok_put(&config, json!({})).await;
+    assert!(invited(&quiet).await);
+    let long = json!({ "blocked_users": ["*".repeat(64 << 10)] });
+    for event_type in ["org.matrix.msc4155.invite_permission_config", "m.invite_permission_config"] {
+        let path = format!("/_matrix/client/v3/user/{}/account_data/{event_type}", bob.user_id);
+        let (status, json) = bob.put(&path, long.clone()).await;
+        assert_eq!((status.as_u16(), &json["errcode"]), (413, &json!("M_TOO_LARGE")), "{json}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn rooms_of_other_networks_are_none() {
     let alice = TestServer::new().register("alice").await;
     room(&alice, json!({ "visibility": "public" })).await;

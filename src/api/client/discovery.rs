@@ -28,8 +28,9 @@ const VERSIONS: [&str; 22] = [
 ];
 
 /// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
-/// relations (MSC3874).
-const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.msc3874"];
+/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380).
+const UNSTABLE_FEATURES: [&str; 4] =
+    ["org.matrix.msc3874", "org.matrix.msc4155", "org.matrix.msc4380", "org.matrix.msc4380.stable"];
 
 pub(crate) fn routes(r: &mut Routes) {
     r.maybe_client(versions).unlimited().guests(Guests::Yes);
@@ -80,6 +81,7 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
         "m.profile_fields": profile_fields,
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
+        "org.matrix.msc4155.invite_permission_config_enforced": { "enabled": true },
     });
     Ok(RawJson(json!({ "capabilities": capabilities }).to_string().into()))
 }

@@ -5,7 +5,7 @@ use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value};
 
 use crate::{
-    accounts::{Caller, account_data, filters, openid},
+    accounts::{Caller, account_data, filters, invites, openid},
     error::{Error, Refusal, Result},
     flows::{App, write},
     ids::UserNum,
@@ -19,7 +19,8 @@ const TAGS_MAX: usize = 100;
 /// A tag has at most this many bytes (the specification's bound).
 const TAG_BYTES_MAX: usize = 255;
 
-/// Stores account data, global or for a room. Errors: 403 `M_FORBIDDEN` for a room that the user was never in or invited to.
+/// Stores account data, global or for a room. Errors: 403 `M_FORBIDDEN` for a room that the user was never in or invited to, 413
+/// `M_TOO_LARGE`.
 pub(crate) async fn keep_account_data(
     app: &App,
     caller: &Caller,
@@ -28,6 +29,9 @@ pub(crate) async fn keep_account_data(
     content: Bytes,
 ) -> Result<()> {
     let user = caller.user;
+    if room.is_none() {
+        invites::check_config(&event_type, &content)?;
+    }
     write::for_caller(app, caller, move |_, batch| {
         if let Some(room) = &room {
             require_related(batch, user, room)?;

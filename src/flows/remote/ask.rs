@@ -175,7 +175,12 @@ pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
                 Some("M_NOT_FOUND") => Some(ErrorKind::NotFound),
                 Some("M_UNABLE_TO_AUTHORISE_JOIN") => Some(ErrorKind::UnableToAuthorizeJoin),
                 Some("M_UNABLE_TO_GRANT_JOIN") => Some(ErrorKind::UnableToGrantJoin),
-                Some("M_INVITE_BLOCKED") => Some(ErrorKind::InviteBlocked),
+                // The other names are those of proposals, from before the code was in the specification.
+                Some(
+                    "M_INVITE_BLOCKED"
+                    | "ORG.MATRIX.MSC4155.INVITE_BLOCKED"
+                    | "ORG.MATRIX.MSC4155.M_INVITE_BLOCKED",
+                ) => Some(ErrorKind::InviteBlocked),
                 Some("M_INCOMPATIBLE_ROOM_VERSION") => incompatible(&body),
                 _ => None,
             };

@@ -15,7 +15,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use crate::{
-    accounts::{account_data, users},
+    accounts::{invites, users},
     error::{Error, Refusal, Result},
     flows::{
         App, commit,
@@ -91,7 +91,7 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     let target = judge(app, origin, &coming.event_id, &signed)?;
     let json: Bytes = signed.cosigned(app.rooms.signer())?;
     let sender = signed.unverified().sender.to_string();
-    let user = find_target(app, origin, &coming, &target)?;
+    let user = find_target(app, origin, &coming, (&target, &signed.unverified().sender))?;
     match verify::verify(app, version, vec![signed]).await?.pop() {
         Some(Verified::Received(_)) => {}
         Some(Verified::Later(_)) => {
@@ -147,14 +147,19 @@ fn judge(app: &App, origin: &ServerName, id: &EventId, signed: &Signed) -> Resul
 }
 
 /// Finds the account that is invited, and refuses what the user or the room does not want.
-fn find_target(app: &App, origin: &ServerName, coming: &Coming, target: &UserId) -> Result<UserNum> {
+fn find_target(
+    app: &App,
+    origin: &ServerName,
+    coming: &Coming,
+    (target, sender): (&UserId, &UserId),
+) -> Result<UserNum> {
     let snapshot = app.store.snapshot();
     let user = users::require_num(&*snapshot, target)?;
     let row = users::require(&*snapshot, user)?;
     if row.is_deactivated || row.is_guest {
         return Err(Refusal::forbidden("This user cannot be invited.").into());
     }
-    account_data::check_invite(&*snapshot, target)?;
+    invites::check(&*snapshot, target, sender)?;
     if let Some(num) = rooms::find_room(&*snapshot, &coming.room_id)?
         && !acl::admits(&*snapshot, num, origin)?
     {
