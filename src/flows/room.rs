@@ -13,6 +13,7 @@ pub mod presence;
 pub mod receipts;
 pub(crate) mod send;
 pub mod typing;
+pub(crate) mod upgrade;
 
 use ruma::RoomId;
 

@@ -78,6 +78,14 @@ pub(crate) fn remove(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow) {
     schema::ROOM_ALIAS.delete(batch, (row.room, alias.as_str()));
 }
 
+/// Lets an alias name another room. The batch is refused if the alias has been given to another room meanwhile.
+pub(crate) fn move_to(batch: &mut Batch, alias: &RoomAliasId, row: &AliasRow, room: RoomNum) {
+    schema::ALIAS.expect_value(batch, alias.as_str(), &Json(row.clone()));
+    schema::ALIAS.put(batch, alias.as_str(), &Json(AliasRow { room, ..row.clone() }));
+    schema::ROOM_ALIAS.delete(batch, (row.room, alias.as_str()));
+    schema::ROOM_ALIAS.put(batch, (room, alias.as_str()), &());
+}
+
 /// Checks the aliases that a new `m.room.canonical_alias` adds: each must be an alias (400 `M_INVALID_PARAM`), and name
 /// this room (400 `M_BAD_ALIAS`), or be the one that is promised to it.
 pub fn check_canonical(

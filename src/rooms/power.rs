@@ -79,6 +79,16 @@ impl Power {
         }
     }
 
+    /// Lists the creators of a room whose creators stand above all levels (room version 12), sorted.
+    pub fn list_privileged_creators(&self) -> Vec<OwnedUserId> {
+        let mut creators: Vec<_> = match self.rules.explicitly_privilege_room_creators {
+            true => self.creators.iter().cloned().collect(),
+            false => Vec::new(),
+        };
+        creators.sort_unstable();
+        creators
+    }
+
     /// Refuses content that does not state power levels, and levels that name a creator of a room whose creators stand
     /// above all levels (room version 12): 400 `M_BAD_JSON`.
     pub fn check_levels(&self, content: &CanonicalJsonObject) -> Result<(), Refusal> {

@@ -64,6 +64,7 @@ mod sync_cost;
 mod unread;
 mod unseen;
 mod untold;
+mod upgrades;
 mod unread_model;
 mod sync_model;
 mod sync_stays;

@@ -2,7 +2,9 @@
 
 use ruma::{
     MilliSecondsSinceUnixEpoch, UInt,
-    api::client::room::{aliases as list_aliases, create_room, get_event_by_timestamp, get_room_event},
+    api::client::room::{
+        aliases as list_aliases, create_room, get_event_by_timestamp, get_room_event, upgrade_room,
+    },
 };
 
 use crate::{
@@ -20,12 +22,13 @@ use crate::{
         limits::Limit,
         membership,
         remote::read_back,
-        room::{aliases, look},
+        room::{aliases, look, upgrade},
     },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB));
+    r.client(upgrade_room).limit(Limit::Membership);
     r.client(list_aliases).limit(Limit::Read);
     r.client(get_room_event).limit(Limit::Read).guests(Guests::Yes);
     r.client(get_event_by_timestamp).limit(Limit::Read);
@@ -38,6 +41,16 @@ pub(crate) async fn create_room(
 ) -> Result<create_room::v3::Response> {
     let room_id = membership::create(&app, &client.caller, client.request).await?;
     Ok(create_room::v3::Response::new(room_id))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`
+pub(crate) async fn upgrade_room(
+    app: App,
+    client: Client<upgrade_room::v3::Request>,
+) -> Result<upgrade_room::v3::Response> {
+    let upgrade_room::v3::Request { room_id, new_version, additional_creators, .. } = client.request;
+    let replaced = upgrade::upgrade(&app, &client.caller, &room_id, new_version, additional_creators).await?;
+    Ok(upgrade_room::v3::Response::new(replaced))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/aliases`

@@ -1,0 +1,382 @@
+//! Replaces a room by a new one of another version (client-server API, "Room Upgrades").
+//!
+//! The new room is made first. Then one change to the old room sets its tombstone and moves what names it: so the room is never
+//! replaced by one that is not there. Should the process end in between, a room is left over that nobody names.
+
+use std::collections::BTreeSet;
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
+    api::client::room::create_room::v3::Request, serde::Raw,
+};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Refusal, Result},
+    flows::{
+        App,
+        account::carry_over,
+        commit, jobs,
+        room::{create, presence, send},
+    },
+    ids::RoomNum,
+    rooms::{
+        self, aliases,
+        build::Draft,
+        change::Change,
+        directory, event, members,
+        policy::{self, Author},
+        power::Power,
+        state, versions,
+        view::RoomView,
+    },
+    schema::event_types::{
+        AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, NAME,
+        POWER_LEVELS, SERVER_ACL, SPACE_CHILD, TOMBSTONE, TOPIC,
+    },
+    store::{LogEntry, Read},
+};
+
+/// The state that goes over to the new room, beside the power levels, and its content where the old room has none of it and
+/// means something by that.
+const CARRIED: [(&str, Option<(&str, &str)>); 8] = [
+    (JOIN_RULES, Some(("join_rule", "invite"))),
+    (HISTORY_VISIBILITY, Some(("history_visibility", "shared"))),
+    (GUEST_ACCESS, Some(("guest_access", "forbidden"))),
+    (SERVER_ACL, None),
+    (ENCRYPTION, None),
+    (NAME, None),
+    (TOPIC, None),
+    (AVATAR, None),
+];
+/// At most this many children of a space go over to the new room.
+const CHILDREN_MAX: usize = 500;
+/// The fields of power levels that hold a level.
+const LEVELS: [&str; 7] =
+    ["ban", "events_default", "invite", "kick", "redact", "state_default", "users_default"];
+/// The fields of power levels that hold levels by name.
+const NAMED_LEVELS: [&str; 3] = ["events", "notifications", "users"];
+/// The level for state of which nothing is said, and for members who may ask others in to a room that was replaced.
+const MODERATOR: i64 = 50;
+/// The level of who stood above all levels, in a room where nobody does.
+const ADMIN: i64 = 100;
+
+/// The room that is replaced, as the new one needs it.
+struct Old {
+    num: RoomNum,
+    request: Request,
+}
+
+/// Replaces a room by a new one, and gives the id of that. Errors: 403 `M_FORBIDDEN` for a caller who may not set the room's
+/// tombstone; 400 `M_UNSUPPORTED_ROOM_VERSION`; those of making a room.
+pub(crate) async fn upgrade(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    version: RoomVersionId,
+    additional_creators: Vec<OwnedUserId>,
+) -> Result<OwnedRoomId> {
+    let (owned, by, room) = (app.clone(), caller.clone(), room.to_owned());
+    let read = move || Old::read(&owned, &by, &room, version, &additional_creators);
+    let old = app.env.blocking(read).await?;
+    let new = create::create(app, caller, old.request).await?.room_id;
+    let canonical = replace(app, caller, old.num, &new).await?;
+    if let Some(content) = canonical {
+        let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
+        // The aliases name the new room by now, whatever becomes of this.
+        if let Err(error) = send::set_state(app, caller, &new, event_type, state_key, content).await {
+            tracing::info!(room = %old.num, %new, %error, "a new room gets no canonical alias");
+        }
+    }
+    Ok(new)
+}
+
+impl Old {
+    fn read(
+        app: &App,
+        caller: &Caller,
+        room: &RoomId,
+        version: RoomVersionId,
+        additional_creators: &[OwnedUserId],
+    ) -> Result<Self> {
+        let snapshot = app.store.snapshot();
+        let not_in_room = || Error::from(commit::not_in_room());
+        let num = rooms::find_room(&*snapshot, room)?.ok_or_else(not_in_room)?;
+        let row = rooms::require_row(&*snapshot, num)?;
+        if !members::is_joined(&*snapshot, caller.user, num)? {
+            return Err(not_in_room());
+        }
+        let power = Power::read(RoomView { read: &*snapshot, num, row: &row })?;
+        require_may(&power, &caller.user_id)?;
+        let content = |event_type: &str| -> Result<Option<Value>> {
+            let stored = rooms::find_state(&*snapshot, num, event_type, "")?;
+            Ok(stored.and_then(|stored| serde_json::from_str(stored.row.content()).ok()))
+        };
+        let mut request = Request::new();
+        let create = content(CREATE)?.unwrap_or_default();
+        let newest = row.heads.first().map(|head| event::event_id(&head.key, row.version));
+        let rules = versions::number(&version).and_then(versions::find_rules);
+        let rules = rules.map(|rules| &rules.authorization);
+        let mut predecessor = json!({ "room_id": room });
+        // The hash of a create event is the id of the new room from version 12 on, where the tombstone alone says it.
+        if let Some(newest) = newest.filter(|_| rules.is_some_and(|it| !it.room_create_event_id_as_room_id)) {
+            predecessor["event_id"] = newest.as_str().into();
+        }
+        let mut creation = json!({ "predecessor": predecessor });
+        for field in ["type", "m.federate"] {
+            if let Some(value) = create.get(field) {
+                creation[field] = value.clone();
+            }
+        }
+        let has_creators = rules.is_some_and(|rules| rules.additional_room_creators);
+        if has_creators && !additional_creators.is_empty() {
+            creation["additional_creators"] = json!(additional_creators);
+        }
+        request.creation_content = Some(raw(&creation)?);
+        for (event_type, fallback) in CARRIED {
+            let carried =
+                content(event_type)?.filter(|content| content.as_object().is_some_and(|it| !it.is_empty()));
+            let carried = carried.or_else(|| fallback.map(|(field, value)| json!({ (field): value })));
+            if let Some(carried) = carried {
+                request.initial_state.push(state_event(event_type, "", &carried)?);
+            }
+        }
+        for (key, content) in list_children(&*snapshot, num)? {
+            request.initial_state.push(state_event(SPACE_CHILD, &key, &content)?);
+        }
+        if let Some(levels) = content(POWER_LEVELS)?.and_then(|levels| object(&levels)) {
+            let creators: BTreeSet<&UserId> = match rules {
+                Some(rules) if rules.explicitly_privilege_room_creators => std::iter::once(&*caller.user_id)
+                    .chain(additional_creators.iter().map(|it| &**it))
+                    .collect(),
+                _ => BTreeSet::new(),
+            };
+            let stood_above = power.list_privileged_creators();
+            let levels = Levels::carried(levels, &caller.user_id, &creators, &stood_above);
+            request.power_level_content_override = Some(raw(&levels.first)?);
+            if let Some(last) = &levels.last {
+                request.initial_state.push(state_event(POWER_LEVELS, "", last)?);
+            }
+        }
+        request.room_version = Some(version);
+        Ok(Self { num, request })
+    }
+}
+
+fn require_may(power: &Power, user: &UserId) -> Result<()> {
+    if power.may_send_state(user, TOMBSTONE)? {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("Your power level does not suffice to replace this room.").into())
+}
+
+/// Lists the children that a space names, by their state keys, with the contents of the events.
+fn list_children(read: &(impl Read + ?Sized), num: RoomNum) -> Result<Vec<(String, Value)>> {
+    let mut children = Vec::new();
+    for key in state::list_keys_of(read, num, SPACE_CHILD, CHILDREN_MAX)? {
+        let Some(event) = state::now(read, num, key)?.event() else { continue };
+        let Some(stored) = event::find_anywhere(read, num, event)? else { continue };
+        let content: Option<Value> = serde_json::from_str(stored.row.content()).ok();
+        let Some(content) = content.filter(|content| content.get("via").is_some_and(Value::is_array)) else {
+            continue;
+        };
+        if let Some(key) = stored.row.state_key() {
+            children.push((key.into_owned(), content));
+        }
+    }
+    Ok(children)
+}
+
+/// The power levels of a new room.
+struct Levels {
+    /// The levels while the room is made, so that its maker may set all that goes over.
+    first: Value,
+    /// The levels that the room is left with, where they are others.
+    last: Option<Value>,
+}
+
+impl Levels {
+    /// Carries levels over for the user who makes the new room. `creators` stand above all levels in it, and `stood_above` did so
+    /// in the old one.
+    fn carried(
+        levels: CanonicalJsonObject,
+        maker: &UserId,
+        creators: &BTreeSet<&UserId>,
+        stood_above: &[OwnedUserId],
+    ) -> Self {
+        let mut levels = as_integers(levels);
+        let needed = needed(&levels);
+        let users = levels.entry("users".to_owned());
+        let users = users.or_insert_with(|| CanonicalJsonValue::Object(CanonicalJsonObject::new()));
+        let mut first = None;
+        if let CanonicalJsonValue::Object(users) = users {
+            for user in stood_above {
+                users.insert(user.to_string(), level(needed.max(ADMIN)));
+            }
+            users.retain(|user, _| !creators.iter().any(|creator| creator.as_str() == user));
+            let own = users.get(maker.as_str()).and_then(CanonicalJsonValue::as_integer).map(i64::from);
+            if !creators.contains(maker) && own.is_none_or(|own| own < needed) {
+                let mut raised = users.clone();
+                raised.insert(maker.to_string(), level(needed));
+                first = Some(raised);
+            }
+        }
+        let last = json!(levels);
+        match first {
+            None => Self { first: last, last: None },
+            Some(users) => {
+                levels.insert("users".to_owned(), CanonicalJsonValue::Object(users));
+                Self { first: json!(levels), last: Some(last) }
+            }
+        }
+    }
+}
+
+/// Writes levels that are texts, as rooms before version 10 have them, as the numbers that they mean. Fields that hold none go.
+fn as_integers(mut levels: CanonicalJsonObject) -> CanonicalJsonObject {
+    let number = |value: &CanonicalJsonValue| match value {
+        CanonicalJsonValue::Integer(_) => Some(value.clone()),
+        CanonicalJsonValue::String(text) => {
+            let number = text.trim().parse::<i64>().ok()?;
+            Some(CanonicalJsonValue::Integer(Int::new(number)?))
+        }
+        _ => None,
+    };
+    levels.retain(|field, value| {
+        if LEVELS.contains(&field.as_str()) {
+            let Some(number) = number(value) else { return false };
+            *value = number;
+        } else if NAMED_LEVELS.contains(&field.as_str()) {
+            let CanonicalJsonValue::Object(named) = value else { return false };
+            named.retain(|_, value| number(value).map(|number| *value = number).is_some());
+        }
+        true
+    });
+    levels
+}
+
+/// The level that may set all that goes over, and whatever else the levels name.
+fn needed(levels: &CanonicalJsonObject) -> i64 {
+    let single = |field: &str| levels.get(field).and_then(CanonicalJsonValue::as_integer).map(i64::from);
+    let named = levels.get("events").and_then(CanonicalJsonValue::as_object);
+    let named = named.into_iter().flat_map(|named| named.values());
+    let named = named.filter_map(|value| value.as_integer().map(i64::from));
+    // A user may give nobody more than they have.
+    let users = levels.get("users").and_then(CanonicalJsonValue::as_object);
+    let users = users.into_iter().flat_map(|users| users.values());
+    let users = users.filter_map(|value| value.as_integer().map(i64::from));
+    let all = LEVELS.iter().filter_map(|field| single(field)).chain(named).chain(users);
+    all.max().unwrap_or_default().max(MODERATOR)
+}
+
+fn level(level: i64) -> CanonicalJsonValue {
+    CanonicalJsonValue::Integer(Int::new_saturating(level))
+}
+
+fn object(value: &Value) -> Option<CanonicalJsonObject> {
+    CanonicalJsonObject::deserialize(value).ok()
+}
+
+fn raw<T>(value: &Value) -> Result<Raw<T>> {
+    let text: Box<RawValue> =
+        serde_json::value::to_raw_value(value).map_err(|error| Error::broken(error.to_string()))?;
+    Ok(Raw::from_json(text))
+}
+
+fn state_event<T>(event_type: &str, state_key: &str, content: &Value) -> Result<Raw<T>> {
+    raw(&json!({ "type": event_type, "state_key": state_key, "content": content }))
+}
+
+/// Sets the tombstone of the old room, takes its members the right to write there, as far as the caller may, and moves its aliases
+/// and its place in the directory to the new room. Gives the content of the canonical alias that the new room gets.
+async fn replace(
+    app: &App,
+    caller: &Caller,
+    num: RoomNum,
+    new: &RoomId,
+) -> Result<Option<CanonicalJsonObject>> {
+    let (owned, author, new) = (app.clone(), Author::from(caller), new.to_owned());
+    presence::note_active(app, caller);
+    let work = move |change: &mut Change| {
+        let power = change.power()?;
+        require_may(&power, &author.user_id)?;
+        let to = rooms::find_room(&change.batch, &new)?;
+        let to = to.ok_or_else(|| Error::broken("a room that was just made is not there"))?;
+        let add = |change: &mut Change, event_type: &str, content: &Value| -> Result<()> {
+            let content = object(content).ok_or_else(|| Error::broken("an event has odd content"))?;
+            let now_ms = owned.env.event_ms();
+            let draft = Draft::state(author.user_id.clone(), event_type, "", content, now_ms);
+            let signer = owned.rooms.signer();
+            policy::approve(change, signer.server(), &author, draft)?.add(change, signer)?;
+            Ok(())
+        };
+        add(change, TOMBSTONE, &json!({ "body": "This room has been replaced", "replacement_room": new }))?;
+        let promised = carry_over::promise_to_author(&owned, change, author.user)?;
+        let canonical = move_names(change, to)?;
+        if canonical.is_some() && power.may_send_state(&author.user_id, CANONICAL_ALIAS)? {
+            add(change, CANONICAL_ALIAS, &json!({}))?;
+        }
+        if let Some(levels) = silenced(change, &power, &author.user_id)? {
+            add(change, POWER_LEVELS, &json!(levels))?;
+        }
+        Ok((canonical, promised))
+    };
+    let (canonical, promised) = commit::in_room_and_server(app, num, work).await?;
+    jobs::keep(app, promised).await?;
+    Ok(canonical)
+}
+
+/// Moves the aliases of this server and the place in the directory to the new room. Gives the canonical alias without those that
+/// did not move, unless nothing is left of it.
+fn move_names(change: &mut Change, to: RoomNum) -> Result<Option<CanonicalJsonObject>> {
+    let mut moved = BTreeSet::new();
+    change.batch.position(&LogEntry::Server);
+    for alias in aliases::list(&change.batch, change.num)? {
+        let Some(row) = aliases::find(&change.batch, &alias)? else { continue };
+        aliases::move_to(&mut change.batch, &alias, &row, to);
+        moved.insert(alias.to_string());
+    }
+    if directory::is_published(&change.batch, change.num)? {
+        directory::publish(&mut change.batch, change.num, false);
+        directory::publish(&mut change.batch, to, true);
+    }
+    let Some(canonical) = change.state(CANONICAL_ALIAS, "")? else { return Ok(None) };
+    let Ok(mut content) = serde_json::from_str::<CanonicalJsonObject>(canonical.parsed.content.get()) else {
+        return Ok(None);
+    };
+    let is_moved = |value: &CanonicalJsonValue| value.as_str().is_some_and(|alias| moved.contains(alias));
+    content.retain(|field, value| match (field.as_str(), value) {
+        ("alias", alias) => is_moved(alias),
+        ("alt_aliases", CanonicalJsonValue::Array(others)) => {
+            others.retain(is_moved);
+            !others.is_empty()
+        }
+        _ => false,
+    });
+    Ok((!content.is_empty()).then_some(content))
+}
+
+/// The power levels of the old room with which ordinary members no longer send or invite; `None` where they cannot already, or where
+/// the user may not change that.
+fn silenced(change: &mut Change, power: &Power, user: &UserId) -> Result<Option<CanonicalJsonObject>> {
+    let Some(levels) = change.state(POWER_LEVELS, "")? else { return Ok(None) };
+    let Ok(mut levels) = serde_json::from_str::<CanonicalJsonObject>(levels.parsed.content.get()) else {
+        return Ok(None);
+    };
+    let single = |levels: &CanonicalJsonObject, field: &str| {
+        levels.get(field).and_then(CanonicalJsonValue::as_integer).map_or(0, i64::from)
+    };
+    let least = single(&levels, "users_default").saturating_add(1).max(MODERATOR);
+    let low = ["events_default", "invite"].into_iter().filter(|field| single(&levels, field) < least);
+    let low: Vec<&str> = low.collect();
+    let Some(level) = Int::new(least) else { return Ok(None) };
+    if low.is_empty() || !power.may_send_state(user, POWER_LEVELS)? || power.of_user(user)? < level {
+        return Ok(None);
+    }
+    for field in low {
+        levels.insert(field.to_owned(), CanonicalJsonValue::Integer(level));
+    }
+    Ok(Some(levels))
+}
