@@ -23,8 +23,12 @@ use crate::{
 
 pub use places::Lane;
 
-/// At most this many bytes of all answers are in memory at once.
-const ANSWERS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// At most this many bytes of small answers are in memory at once.
+const SMALL_ANSWERS_BYTES_MAX: usize = 32 << 20;
+/// At most this many bytes of answers of medium size are in memory at once.
+const MEDIUM_ANSWERS_BYTES_MAX: usize = 96 << 20;
+/// At most this many large answers are in memory at once; each has at most 100 MB.
+const LARGE_ANSWERS_MAX: usize = 2;
 /// What another server says about its refusal is cut to this many characters where people read it.
 const MESSAGE_CHARACTERS_MAX: usize = 300;
 /// A code is cut to this many characters: those of the specification are shorter.
@@ -158,7 +162,7 @@ struct Inner {
 impl Caller {
     /// Sends requests to those servers that the list allows.
     pub fn new(ports: Ports, discovery: Discovery, servers: ServerList) -> Self {
-        let memory = Memory::new(ANSWERS_BYTES_MAX);
+        let memory = Memory::new(SMALL_ANSWERS_BYTES_MAX, MEDIUM_ANSWERS_BYTES_MAX, LARGE_ANSWERS_MAX);
         Self(Arc::new(Inner { ports, discovery, servers, memory, places: Arc::new(Places::default()) }))
     }
 

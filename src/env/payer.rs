@@ -152,6 +152,11 @@ impl Shares {
         Self { all, held: BTreeMap::new() }
     }
 
+    /// Shares of which each is this amount.
+    pub fn of_each(share: usize) -> Self {
+        Self::new(share.saturating_mul(PARTS))
+    }
+
     /// The amount that a payer holds.
     pub fn held_by(&self, payer: Payer) -> usize {
         self.held.get(&payer).copied().unwrap_or_default()

@@ -22,6 +22,7 @@ mod keys;
 pub(crate) mod knock;
 pub(crate) mod leave;
 mod outside;
+mod places;
 mod ports;
 pub(crate) mod query;
 pub(crate) mod read_back;

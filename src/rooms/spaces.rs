@@ -38,9 +38,11 @@ const VIA_MAX: usize = 5;
 /// The order of a child has at most this many characters (the specification's bound).
 const ORDER_CHARS_MAX: usize = 50;
 
-/// Somebody who asks for the rooms of a space.
+/// Somebody who asks for the rooms of a space, or for what a room is.
 #[derive(Clone, Copy, Debug)]
 pub enum Asker<'a> {
+    /// Somebody without an account.
+    Anybody,
     /// A user of this server.
     User(UserNum),
     /// Another server, in the name of all of its users.
@@ -231,6 +233,7 @@ pub fn may_look(
     asker: Asker<'_>,
 ) -> Result<bool, Fault> {
     match asker {
+        Asker::Anybody => {}
         Asker::User(user) => {
             let membership = members::find(read, user, room)?.map(|row| row.membership);
             match membership {
@@ -268,6 +271,7 @@ pub fn may_look(
     for allowed in join_rules.list_allowed() {
         let Some(allowed) = super::find_room(read, &allowed)? else { continue };
         let is_in = match asker {
+            Asker::Anybody => false,
             Asker::User(user) => members::is_joined(read, user, allowed)?,
             Asker::Server(server) => {
                 vouch::is_current(read, allowed)?

@@ -31,6 +31,8 @@ struct Told {
     address: String,
     got: Arc<Mutex<Vec<Transaction>>>,
     status: Arc<Mutex<u16>>,
+    /// It refuses each transaction in which this text stands.
+    refuses: Arc<Mutex<Option<String>>>,
 }
 
 impl Told {
@@ -39,21 +41,27 @@ impl Told {
         let address = format!("{address}:8448");
         let (got, status) = (Arc::<Mutex<Vec<Transaction>>>::default(), Arc::new(Mutex::new(200)));
         let (keeps, answers) = (Arc::clone(&got), Arc::clone(&status));
+        let refuses = Arc::<Mutex<Option<String>>>::default();
+        let refused = Arc::clone(&refuses);
         let keys = peer.own.document(KEYS_BEGAN_MS.max(BEGAN_MS));
         net.serve(&address, &[name], move |arrived| {
             let path = arrived.request.uri().path().to_owned();
             let answer = match path.strip_prefix("/_matrix/federation/v1/send/") {
                 Some(id) => {
-                    let body = serde_json::from_slice(arrived.request.body()).unwrap();
+                    let body: Value = serde_json::from_slice(arrived.request.body()).unwrap();
+                    if refused.lock().as_ref().is_some_and(|text| body.to_string().contains(text)) {
+                        return futures_util::future::ready(answer_json(400, "{}"));
+                    }
                     keeps.lock().push((id.to_owned(), body));
-                    answer_json(*answers.lock(), r#"{"pdus":{}}"#)
+                    let status = *answers.lock();
+                    answer_json(status, if status == 204 { "" } else { r#"{"pdus":{}}"# })
                 }
                 None if path == "/_matrix/key/v2/server" => answer_json(200, keys.to_string()),
                 None => answer_json(404, "{}"),
             };
             futures_util::future::ready(answer)
         });
-        Self { peer, address, got, status }
+        Self { peer, address, got, status, refuses }
     }
 
     fn take(&self) -> Vec<Transaction> {
@@ -553,21 +561,74 @@ async fn news_of_the_moment_is_dropped_for_a_server_that_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_refuses_for_good_is_not_held_to_be_away() {
+async fn what_a_server_refuses_together_with_all_else_comes_when_it_takes_things_again() {
+    for status in [204, 301, 400, 410, 413, 421] {
+        let net = Net::new(1);
+        let (server, alice, told, room) = house(&net).await;
+        *told.status.lock() = status;
+        alice.say(&room, "1", "one").await;
+        alice.ok_put("/sendToDevice/m.test/1", to_bob(1)).await;
+        pause(&server, 30).await;
+        assert!(failures(&server, "b.example") > 0, "{status}");
+        *told.status.lock() = 200;
+        told.take();
+        told.speak(&server).await;
+        pause(&server, 30).await;
+        let got = told.take();
+        assert_eq!(events(&got), ["one"], "{status}");
+        let edus = got.iter().flat_map(|(_, body)| body["edus"].as_array().cloned().unwrap_or_default());
+        let to_device: Vec<_> = edus.filter(|edu| edu["edu_type"] == "m.direct_to_device").collect();
+        assert_eq!(to_device.len(), 1, "{status}: {got:?}");
+        assert_eq!(failures(&server, "b.example"), 0, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_refuses_alone_keeps_nothing_else_from_it() {
     let net = Net::new(1);
     let (server, alice, told, room) = house(&net).await;
-    *told.status.lock() = 400;
-    alice.say(&room, "1", "one").await;
-    pause(&server, 3).await;
-    *told.status.lock() = 200;
-    alice.say(&room, "2", "two").await;
-    pause(&server, 3).await;
-    assert_eq!(told.take_events(), ["one", "two"]);
+    told.weather(&net, Weather::Refuses);
+    for number in 0..10 {
+        let text = if number % 4 == 1 { format!("poison {number}") } else { number.to_string() };
+        alice.say(&room, &number.to_string(), &text).await;
+    }
+    pause(&server, 5).await;
+    *told.refuses.lock() = Some("poison".to_owned());
+    told.weather(&net, Weather::Fair);
+    told.speak(&server).await;
+    pause(&server, 30).await;
+    let mut seen = told.take_events();
+    seen.dedup();
+    assert_eq!(seen, ["0", "2", "3", "4", "6", "7", "8"], "in order, but for what it refuses");
+    alice.say(&room, "last", "poison last").await;
+    alice.say(&room, "more", "more").await;
+    pause(&server, 30).await;
+    assert_eq!(told.take_events(), ["more"]);
     assert_eq!(failures(&server, "b.example"), 0);
-    *told.status.lock() = 500;
-    alice.say(&room, "3", "three").await;
-    pause(&server, 10).await;
-    assert_eq!(failures(&server, "b.example"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_are_slow_hold_up_no_others() {
+    let net = Net::new(1);
+    let (server, alice, told, room) = house(&net).await;
+    alice.say(&room, "0", "zero").await;
+    pause(&server, 5).await;
+    assert_eq!(told.take_events(), ["zero"]);
+    let other = alice.create(json!({ "preset": "public_chat" })).await;
+    for number in 0..300 {
+        let name = format!("slow{number}.example");
+        let address = format!("5.0.{}.{}", 1 + number / 200, number % 200);
+        net.host(&name, &[&address]);
+        net.serve_json(&format!("{address}:8448"), &[&name], "{}");
+        net.weather(&format!("{address}:8448"), Weather::Fair, Duration::from_secs(55));
+        joins(&alice, &other, &format!("@user:{name}")).await;
+    }
+    for number in 1..100 {
+        alice.say(&other, &format!("o{number}"), "chatter").await;
+        alice.say(&room, &number.to_string(), &number.to_string()).await;
+        pause(&server, 1).await;
+        assert_eq!(told.take_events(), [number.to_string()]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -218,3 +218,46 @@ async fn a_space_without_end_and_odd_answers_cost_little() {
         );
     }
 }
+
+async fn sum_up(client: &TestClient, name: &str, query: &str) -> (StatusCode, Value) {
+    client.get(&format!("/_matrix/client/v1/room_summary/{}{query}", encoded(name))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_summed_up_for_who_may_look_wherever_it_is() {
+    let (federated, [alice, bob, carol]) = three().await;
+    let body = json!({ "name": "Open", "preset": "public_chat", "room_alias_name": "open" });
+    let open = alice.create(body).await;
+    let secret = alice.create(json!({ "name": "Secret", "preset": "private_chat" })).await;
+    let nobody = alice.server.anonymous();
+    let (_, own) = sum_up(&alice, &open, "").await;
+    assert_eq!((&own["name"], &own["membership"]), (&json!("Open"), &json!("join")));
+    let (_, own) = sum_up(&alice, &secret, "").await;
+    assert_eq!((&own["room_id"], &own["membership"]), (&json!(secret), &json!("join")));
+    assert!(own.get("allowed_room_ids").is_none(), "{own}");
+    let (_, seen) = sum_up(&nobody, "#open:a.example", "").await;
+    assert_eq!(seen["room_id"], open);
+    assert!(seen.get("membership").is_none(), "{seen}");
+    // From another server: by its alias, and by id with a server to ask.
+    for (name, query) in [("#open:a.example", ""), (&*open, "?via=a.example")] {
+        let (_, seen) = sum_up(&bob, name, query).await;
+        assert_eq!((&seen["name"], &seen["membership"]), (&json!("Open"), &json!("leave")), "{seen}");
+    }
+    for (client, name, query) in [
+        (&bob, &*secret, "?via=a.example"),
+        (&bob, "!none:a.example", ""),
+        (&carol, "!none:gone.example", "?via=gone.example"),
+        (&nobody, &*secret, ""),
+    ] {
+        let (status, refused) = sum_up(client, name, query).await;
+        assert_eq!((status, &refused["errcode"]), (StatusCode::NOT_FOUND, &json!("M_NOT_FOUND")), "{name}");
+    }
+    // Nobody has other servers asked who has no account.
+    federated.net.take_arrived();
+    let elsewhere = bob.server.anonymous();
+    for (name, query) in [("#open:a.example", ""), (&*open, "?via=a.example")] {
+        assert_eq!(sum_up(&elsewhere, name, query).await.0, StatusCode::NOT_FOUND);
+    }
+    let arrived = federated.net.take_arrived();
+    assert!(arrived.is_empty(), "{arrived:?}");
+}

@@ -1,7 +1,8 @@
 //! How many requests run at once, to one server and in all.
 //!
 //! A server that answers slowly must not take all connections, memory and waiting callers: it has a few places of
-//! its own, and a short line before them. Keys have places apart, because the answer to a request may wait for them.
+//! its own, and a short line before them. Each kind of request has places apart: what users ask for, or what others make us fetch,
+//! holds up neither deliveries nor keys, and the answer to a request may wait for keys.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,14 +14,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const OF_SERVER_MAX: usize = 8;
 /// Requests that may wait for a place of one server, besides.
 const WAITING_MAX: usize = 64;
-/// Requests that run at once to all servers.
+/// Requests of one kind that run at once to all servers.
 const ALL_MAX: usize = 512;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// Anything but keys.
+    /// Anything that is none of the others: mostly questions of users.
     Requests,
+    /// What happens here is told to other servers.
+    Deliveries,
+    /// The past and the states of rooms are fetched, for events of others that lack them.
+    Fetches,
     /// Keys of servers.
     Keys,
 }
@@ -31,6 +36,8 @@ type Key = (Lane, OwnedServerName);
 pub(super) struct Places {
     lines: Mutex<BTreeMap<Key, Line>>,
     requests: Arc<Semaphore>,
+    deliveries: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
     keys: Arc<Semaphore>,
 }
 
@@ -55,11 +62,8 @@ struct Present {
 
 impl Default for Places {
     fn default() -> Self {
-        Self {
-            lines: Mutex::new(BTreeMap::new()),
-            requests: Arc::new(Semaphore::new(ALL_MAX)),
-            keys: Arc::new(Semaphore::new(ALL_MAX)),
-        }
+        let all = || Arc::new(Semaphore::new(ALL_MAX));
+        Self { lines: Mutex::default(), requests: all(), deliveries: all(), fetches: all(), keys: all() }
     }
 }
 
@@ -82,6 +86,8 @@ impl Places {
         let own = own.acquire_owned().await.ok()?;
         let all = match lane {
             Lane::Requests => &self.requests,
+            Lane::Deliveries => &self.deliveries,
+            Lane::Fetches => &self.fetches,
             Lane::Keys => &self.keys,
         };
         let all = Arc::clone(all).acquire_owned().await.ok()?;
@@ -106,6 +112,24 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    #[tokio::test]
+    async fn one_kind_of_request_holds_up_no_other() {
+        let places = Arc::new(Places::default());
+        let mut seats = Vec::new();
+        for number in 0..ALL_MAX / OF_SERVER_MAX {
+            let server = ruma::OwnedServerName::try_from(format!("s{number}.example")).unwrap();
+            for _ in 0..OF_SERVER_MAX {
+                seats.push(places.take(&server, Lane::Requests).await.unwrap());
+            }
+        }
+        let other: &ServerName = "other.example".try_into().unwrap();
+        let mut waits = Box::pin(places.take(other, Lane::Requests));
+        assert!((&mut waits).now_or_never().is_none(), "all places for requests are taken");
+        for lane in [Lane::Deliveries, Lane::Fetches, Lane::Keys] {
+            assert!(places.take(other, lane).await.is_some(), "{lane:?}");
+        }
+    }
 
     #[tokio::test]
     async fn one_server_has_its_own_places_and_a_short_line() {

@@ -2,7 +2,8 @@
 //!
 //! An answer comes from a server that may be hostile: it may send without end, nest without end, or send few bytes that
 //! take much memory once they are parsed. So bytes, levels and values are counted piece by piece, before anything
-//! parses them, and all answers that are in memory share one [`Memory`].
+//! parses them, and all answers that are in memory share one [`Memory`]. A server that sends too slowly for what it holds is given
+//! up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,8 +19,17 @@ use crate::{
 /// A server that sends nothing for this long has given up, or wants to hold us.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// An answer that is not complete gets more of itself in each of these times: [`Size::least_bytes`].
+const WINDOW: Duration = Duration::from_secs(30);
+
 /// Memory is counted in pieces of this many bytes.
 const PIECE_BYTES: usize = 4096;
+/// An answer is small as long as it has at most this many bytes.
+const SMALL_BYTES_MAX: usize = 256 << 10;
+/// An answer is large when it has more than this many bytes.
+const MEDIUM_BYTES_MAX: usize = 16 << 20;
+/// A buffer grows by at least this many bytes.
+const GROWTH_BYTES_MIN: usize = 16 << 10;
 
 /// How large one answer may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,23 +87,102 @@ pub enum NotRead {
     NoMemory,
 }
 
-/// The memory for all answers that are being read or worked on. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Memory(Arc<Semaphore>);
+/// The size of an answer, as far as it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Size {
+    Small,
+    Medium,
+    Large,
+}
 
-impl Memory {
-    /// Memory for this many bytes, at least one piece.
-    pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Semaphore::new((bytes_max / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS))))
+impl Size {
+    const fn of(bytes: usize) -> Self {
+        if bytes <= SMALL_BYTES_MAX {
+            Self::Small
+        } else if bytes <= MEDIUM_BYTES_MAX {
+            Self::Medium
+        } else {
+            Self::Large
+        }
     }
 
-    fn take(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, NotRead> {
-        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).map_err(|_| NotRead::NoMemory)?;
-        if pieces == 0 {
-            return Ok(None);
+    /// So many bytes must come in each [`WINDOW`].
+    const fn least_bytes(self) -> usize {
+        match self {
+            Self::Small => 1,
+            Self::Medium => 256 << 10,
+            Self::Large => 2 << 20,
         }
-        // Nobody waits: two answers that wait for each other's memory would wait for ever.
-        Arc::clone(&self.0).try_acquire_many_owned(pieces).map(Some).map_err(|_| NotRead::NoMemory)
+    }
+}
+
+/// The memory for all answers that are being read or worked on. Cheap to clone.
+///
+/// Small answers, those of medium size and large ones have memory apart, so that none of a kind leave others without any. Of large
+/// answers there are only a few at once, and further ones wait: whoever asks for the whole state of a room must not fail where the
+/// other server has acted on the question already.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    small: Arc<Semaphore>,
+    medium: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Memory {
+    /// Memory for this many bytes of small answers, as many of medium size, and this number of large answers, each as large as its
+    /// limits let it be.
+    pub fn new(small_bytes_max: usize, medium_bytes_max: usize, large_max: usize) -> Self {
+        let pieces = |bytes: usize| (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        let memory = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            small: memory(pieces(small_bytes_max)),
+            medium: memory(pieces(medium_bytes_max)),
+            large: memory(large_max.max(1)),
+        }
+    }
+
+    /// Takes memory of a small or medium answer. Nobody waits: two answers that wait for each other's memory would wait for ever.
+    fn take(all: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, NotRead> {
+        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).map_err(|_| NotRead::NoMemory)?;
+        Arc::clone(all).try_acquire_many_owned(pieces).map_err(|_| NotRead::NoMemory)
+    }
+}
+
+/// The memory that one answer holds.
+#[derive(Debug, Default)]
+struct Held {
+    permit: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Holds as much as an answer of these bytes needs that may become as large as `bytes_max`.
+    async fn grow(&mut self, memory: &Memory, needed: usize, bytes_max: usize) -> Result<(), NotRead> {
+        if needed <= self.bytes {
+            return Ok(());
+        }
+        // A buffer grows by a part of itself, so that a large answer takes its memory in few steps, and one that stops not much.
+        let wanted = needed.saturating_add((needed / 4).max(GROWTH_BYTES_MIN)).min(bytes_max).max(needed);
+        let (before, size) = (Size::of(self.bytes), Size::of(needed));
+        let wanted = match size {
+            Size::Small => wanted.min(SMALL_BYTES_MAX),
+            Size::Medium => wanted.min(MEDIUM_BYTES_MAX),
+            Size::Large => bytes_max.max(needed),
+        };
+        if size == Size::Large {
+            if before != Size::Large || self.permit.is_none() {
+                let permit = Arc::clone(&memory.large).acquire_owned().await;
+                self.permit = Some(permit.map_err(|_| NotRead::NoMemory)?);
+            }
+        } else {
+            let all = if size == Size::Small { &memory.small } else { &memory.medium };
+            match &mut self.permit {
+                Some(held) if before == size => held.merge(Memory::take(all, wanted - self.bytes)?),
+                _ => self.permit = Some(Memory::take(all, wanted)?),
+            }
+        }
+        self.bytes = wanted;
+        Ok(())
     }
 }
 
@@ -112,33 +201,35 @@ impl Answer {
 }
 
 /// Reads a body to its end, within bounds. Errors: [`NotRead`].
+#[expect(clippy::disallowed_methods, reason = "a window is a bound in time as the one of a piece is")]
 pub async fn collect(mut body: Body, limits: Limits, memory: &Memory) -> Result<Answer, NotRead> {
     let mut counter = Counter::new(limits);
     let mut bytes = BytesMut::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
-    let mut held_bytes = 0;
-    loop {
-        let piece = tokio::time::timeout(PIECE_TIMEOUT, body.next()).await.map_err(|_| NotRead::Stalled)?;
-        let Some(piece) = piece else { break };
-        let piece = piece?;
-        counter.count(&piece)?;
-        let needed = bytes.len() + piece.len();
-        if needed > held_bytes {
-            // It grows as the buffer does, so that a large answer takes its memory in few steps.
-            let more = needed.max(held_bytes * 2).min(limits.bytes_max).max(needed) - held_bytes;
-            let more = more.div_ceil(PIECE_BYTES) * PIECE_BYTES;
-            if let Some(permit) = memory.take(more)? {
-                match &mut held {
-                    Some(held) => held.merge(permit),
-                    None => held = Some(permit),
-                }
+    let mut held = Held::default();
+    'windows: loop {
+        let begin = bytes.len();
+        let window = tokio::time::sleep(WINDOW);
+        tokio::pin!(window);
+        loop {
+            let piece = tokio::select! {
+                biased;
+                piece = tokio::time::timeout(PIECE_TIMEOUT, body.next()) => piece.map_err(|_| NotRead::Stalled)?,
+                () = &mut window => break,
+            };
+            let Some(piece) = piece else { break 'windows };
+            let piece = piece?;
+            counter.count(&piece)?;
+            held.grow(memory, bytes.len() + piece.len(), limits.bytes_max).await?;
+            if bytes.capacity() < bytes.len() + piece.len() {
+                bytes.reserve(held.bytes.min(2 * (bytes.len() + piece.len())) - bytes.len());
             }
-            held_bytes += more;
-            bytes.reserve(held_bytes - bytes.len());
+            bytes.extend_from_slice(&piece);
         }
-        bytes.extend_from_slice(&piece);
+        if bytes.len() - begin < Size::of(bytes.len()).least_bytes() {
+            return Err(NotRead::Stalled);
+        }
     }
-    Ok(Answer { bytes: bytes.freeze(), _memory: held })
+    Ok(Answer { bytes: bytes.freeze(), _memory: held.permit })
 }
 
 /// Counts what a body holds, without parsing it.
@@ -211,7 +302,7 @@ mod tests {
     const SMALL: Limits = Limits { bytes_max: 1000, values_max: 10 };
 
     async fn read(pieces: &[&str], limits: Limits) -> Result<Bytes, NotRead> {
-        let answer = collect(body(pieces), limits, &Memory::new(1 << 20)).await?;
+        let answer = collect(body(pieces), limits, &Memory::new(1 << 20, 1 << 20, 1)).await?;
         Ok(answer.bytes().clone())
     }
 
@@ -232,8 +323,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_answers_share_one_memory_and_give_it_back() {
-        let memory = Memory::new(3 * PIECE_BYTES);
+    async fn small_answers_share_one_memory_and_give_it_back() {
+        let memory = Memory::new(2 * GROWTH_BYTES_MIN, 1 << 20, 1);
         let large = "x".repeat(PIECE_BYTES);
         let limits = Limits::bytes(100_000);
         let first = collect(body(&[&large, "y"]), limits, &memory).await.unwrap();
@@ -242,12 +333,53 @@ mod tests {
         assert_eq!(second.unwrap_err(), NotRead::NoMemory);
         drop(first);
         assert!(collect(body(&[&large, "y"]), limits, &memory).await.is_ok());
-        assert_eq!(memory.0.available_permits(), 3);
+        assert_eq!(memory.small.available_permits(), 2 * GROWTH_BYTES_MIN / PIECE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn large_answers_leave_memory_to_others_and_wait_for_one_another() {
+        let memory = Memory::new(1 << 20, 64 << 20, 1);
+        let piece = "x".repeat(1 << 20);
+        let large = vec![&*piece; 17];
+        let limits = Limits::bytes(32 << 20);
+        let first = collect(body(&large), limits, &memory).await.unwrap();
+        assert_eq!(
+            memory.medium.available_permits(),
+            (64 << 20) / PIECE_BYTES,
+            "it holds none of the others'"
+        );
+        let mut second = Box::pin(collect(body(&large), limits, &memory));
+        assert!(futures_util::poll!(&mut second).is_pending(), "it waits for the first");
+        assert!(collect(body(&["small"]), limits, &memory).await.is_ok());
+        assert!(collect(body(&large[..2]), limits, &memory).await.is_ok());
+        drop(first);
+        assert_eq!(second.await.unwrap().bytes().len(), 17 << 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "the pieces come by tokio's paused clock")]
+    async fn an_answer_that_trickles_is_given_up_once_it_holds_much() {
+        let memory = Memory::new(1 << 20, 64 << 20, 1);
+        let trickle = |first: usize| {
+            let begin = stream::iter([Ok(Bytes::from("x".repeat(first)))]);
+            let rest = stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Some((Ok(Bytes::from("y")), ()))
+            });
+            Body::new(begin.chain(rest.take(20)))
+        };
+        let limits = Limits::bytes(32 << 20);
+        assert!(collect(trickle(1_000), limits, &memory).await.is_ok(), "a small one may take its time");
+        for first in [1 << 20, 20 << 20] {
+            let began = tokio::time::Instant::now();
+            assert_eq!(collect(trickle(first), limits, &memory).await.unwrap_err(), NotRead::Stalled);
+            assert!(began.elapsed() <= 2 * WINDOW, "{:?}", began.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_stalls_or_breaks_is_given_up() {
-        let memory = Memory::new(1 << 20);
+        let memory = Memory::new(1 << 20, 1 << 20, 1);
         let stalled = Body::new(stream::iter([Ok(Bytes::from("{"))]).chain(stream::pending()));
         assert_eq!(collect(stalled, Limits::JSON, &memory).await.unwrap_err(), NotRead::Stalled);
         let broken = NotSent::Broken("reset".into());

@@ -1,9 +1,14 @@
-//! The rooms of a space.
+//! The rooms of a space, and what a single room is.
 
-use ruma::api::client::space::get_hierarchy;
+use ruma::api::client::{room::get_summary, space::get_hierarchy};
 
 use crate::{
-    api::{Routes, extract::Client, reply::RawJson},
+    api::{
+        Routes,
+        extract::{Client, MaybeClient},
+        policy::Guests,
+        reply::RawJson,
+    },
     error::Result,
     flows::{
         App,
@@ -14,6 +19,13 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(hierarchy).limit(Limit::Read);
+    r.maybe_client(summary).limit(Limit::Read).guests(Guests::Yes);
+}
+
+/// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`
+pub(crate) async fn summary(app: App, client: MaybeClient<get_summary::v1::Request>) -> Result<RawJson> {
+    let get_summary::v1::Request { room_id_or_alias, via, .. } = client.request;
+    Ok(RawJson(hierarchy::summary(&app, client.caller.as_ref(), &room_id_or_alias, via).await?))
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`

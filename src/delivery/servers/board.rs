@@ -18,10 +18,14 @@ use crate::{
     store::{Guard, NotAccepted, Published, Store},
 };
 
-/// At most this many servers that answered last are sent to at once.
+/// At most this many servers that were quick last are sent to at once.
 const SENDING_MAX: usize = 64;
-/// At most this many more, which have been slow to answer for a while: the others do not wait for them.
+/// At most this many servers are sent to at once of which this run does not know yet whether they are quick.
+const FRESH_MAX: usize = 64;
+/// At most this many servers that are slow are sent to at once: the others do not wait for them.
 const SLOW_MAX: usize = 192;
+/// At most this many servers are known to be quick; others count as those of which nothing is known.
+const QUICK_MAX: usize = 20_000;
 /// At most this many servers that did not answer last are tried at once.
 const RETRYING_MAX: usize = 64;
 /// A server that speaks to us, and that we still do not reach, is tried again for that after this time, which doubles each time.
@@ -34,9 +38,11 @@ const MARKS_AT_ONCE: usize = 2_000;
 /// The kind of place that sending takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// The server answered last.
+    /// The server was quick last.
     Sending,
-    /// The server answered last, and is slow now.
+    /// Nothing is known of the server yet.
+    Fresh,
+    /// The server is slow, or was when it was last sent to.
     Slow,
     /// The server did not answer last.
     Retrying,
@@ -63,6 +69,8 @@ struct Destination {
     /// How often it was tried in vain because it had spoken to us.
     heard: u32,
     was_heard: bool,
+    /// Whether it was slow when it was last sent to.
+    is_slow: bool,
     /// The position of the newest message of the outbox that it has taken in this run.
     outbox_upto: Position,
 }
@@ -77,6 +85,7 @@ impl Destination {
             tried_ms: 0,
             heard: 0,
             was_heard: false,
+            is_slow: false,
             outbox_upto: Position::ZERO,
         }
     }
@@ -105,12 +114,19 @@ pub(super) struct Seen {
 #[derive(Default)]
 pub(super) struct Board {
     destinations: BTreeMap<OwnedServerName, Destination>,
-    /// Servers that wait for their turn.
+    /// Servers that were quick last, and wait for their turn.
     ready: VecDeque<OwnedServerName>,
+    /// Servers of which nothing is known yet, and that wait for their turn.
+    fresh: VecDeque<OwnedServerName>,
+    /// Servers that were slow last, and wait for their turn.
+    slow_ready: VecDeque<OwnedServerName>,
     /// Servers that did not answer last, and wait for their turn.
     retries: VecDeque<OwnedServerName>,
     due: BTreeSet<(u64, OwnedServerName)>,
+    /// Servers that were quick last, also those for which nothing waits.
+    quick: BTreeSet<OwnedServerName>,
     sending: usize,
+    trying: usize,
     slow: usize,
     retrying: usize,
     /// Marks that are not in the store yet.
@@ -212,8 +228,20 @@ impl Board {
         {
             self.schedule(server, failing.next_try_ms);
         } else if destination.standing == Standing::Resting {
-            destination.standing = Standing::Waiting;
-            self.ready.push_back(server.clone());
+            self.line_up(server.clone());
+        }
+    }
+
+    /// Puts a server that does not count as failing into the line of those that are as quick as it is.
+    fn line_up(&mut self, server: OwnedServerName) {
+        let Some(destination) = self.destinations.get_mut(&server) else { return };
+        destination.standing = Standing::Waiting;
+        if destination.is_slow {
+            self.slow_ready.push_back(server);
+        } else if self.quick.contains(&server) {
+            self.ready.push_back(server);
+        } else {
+            self.fresh.push_back(server);
         }
     }
 
@@ -243,16 +271,24 @@ impl Board {
             let Some(destination) = self.destinations.get_mut(&server) else { continue };
             destination.due_ms = None;
             if destination.standing == Standing::Resting {
-                destination.standing = Standing::Waiting;
                 match destination.failing {
-                    Some(_) if !destination.was_heard => self.retries.push_back(server),
-                    _ => self.ready.push_back(server),
+                    Some(_) if !destination.was_heard => {
+                        destination.standing = Standing::Waiting;
+                        self.retries.push_back(server);
+                    }
+                    _ => self.line_up(server),
                 }
             }
         }
         let (server, lane) = if self.sending < SENDING_MAX && !self.ready.is_empty() {
             self.sending += 1;
             (self.ready.pop_front()?, Lane::Sending)
+        } else if self.trying < FRESH_MAX && !self.fresh.is_empty() {
+            self.trying += 1;
+            (self.fresh.pop_front()?, Lane::Fresh)
+        } else if self.slow < SLOW_MAX && !self.slow_ready.is_empty() {
+            self.slow += 1;
+            (self.slow_ready.pop_front()?, Lane::Slow)
         } else if self.retrying < RETRYING_MAX && !self.retries.is_empty() {
             self.retrying += 1;
             (self.retries.pop_front()?, Lane::Retrying)
@@ -265,20 +301,42 @@ impl Board {
         Some((server, lane))
     }
 
-    /// Gives the place of a slow server to another one, if there is room among the slow.
-    pub(super) fn slow_down(&mut self, lane: Lane) -> Lane {
-        if lane != Lane::Sending || self.slow >= SLOW_MAX {
-            return lane;
+    /// Gives the place of a server that turns out to be slow to another one. `None` where there is no room among the slow, so that
+    /// it has to be tried again later; its place is given back then.
+    pub(super) fn slow_down(&mut self, server: &ServerName, lane: Lane) -> Option<Lane> {
+        if lane == Lane::Retrying || lane == Lane::Slow {
+            return Some(lane);
         }
-        self.sending = self.sending.saturating_sub(1);
+        self.quick.remove(server);
+        if let Some(destination) = self.destinations.get_mut(server) {
+            destination.is_slow = true;
+        }
+        self.leave(lane);
+        if self.slow >= SLOW_MAX {
+            return None;
+        }
         self.slow += 1;
-        Lane::Slow
+        Some(Lane::Slow)
+    }
+
+    /// Notes that a server was quick.
+    pub(super) fn was_quick(&mut self, server: &OwnedServerName) {
+        if let Some(destination) = self.destinations.get_mut(server) {
+            destination.is_slow = false;
+        }
+        if !self.quick.contains(server) {
+            if self.quick.len() >= QUICK_MAX {
+                self.quick.pop_first();
+            }
+            self.quick.insert(server.clone());
+        }
     }
 
     /// Takes a place back.
     pub(super) fn leave(&mut self, lane: Lane) {
         let places = match lane {
             Lane::Sending => &mut self.sending,
+            Lane::Fresh => &mut self.trying,
             Lane::Slow => &mut self.slow,
             Lane::Retrying => &mut self.retrying,
         };
@@ -318,10 +376,7 @@ impl Board {
 
     /// Ends the turn of a server that has more to be told, so that others come first.
     pub(super) fn step_back(&mut self, server: &OwnedServerName) {
-        if let Some(destination) = self.destinations.get_mut(server) {
-            destination.standing = Standing::Waiting;
-            self.ready.push_back(server.clone());
-        }
+        self.line_up(server.clone());
     }
 
     /// A server has taken what was under way. Tells whether it counted as failing until now.
@@ -472,13 +527,55 @@ mod tests {
             board.offer(&name(number), RoomNum(1), at(1));
         }
         let first = turns(&mut board, 0);
-        assert_eq!(first.len(), SENDING_MAX);
-        assert_eq!(first[0].0, name(0));
-        assert_eq!(board.slow_down(Lane::Sending), Lane::Slow);
-        board.leave(Lane::Sending);
+        assert_eq!(first.len(), FRESH_MAX);
+        assert_eq!(first[0], (name(0), Lane::Fresh));
+        assert_eq!(board.slow_down(&name(0), Lane::Fresh), Some(Lane::Slow));
+        board.leave(Lane::Fresh);
         let next: Vec<_> = turns(&mut board, 0).into_iter().map(|(server, _)| server).collect();
-        assert_eq!(next, [name(SENDING_MAX), name(SENDING_MAX + 1)]);
+        assert_eq!(next, [name(FRESH_MAX), name(FRESH_MAX + 1)]);
         assert_eq!(board.told_upto(), Position::ZERO, "all of it would be lost");
+    }
+
+    #[test]
+    fn servers_that_are_quick_wait_neither_for_slow_ones_nor_for_those_that_nobody_knows() {
+        let mut board = Board::default();
+        let slow = 1..=SLOW_MAX + 100;
+        board.offer(&name(0), RoomNum(1), at(1));
+        assert_eq!(turns(&mut board, 0), [(name(0), Lane::Fresh)]);
+        assert!(matches!(board.next(&name(0), 0), Step::Do(_)));
+        board.was_quick(&name(0));
+        board.succeeded(&name(0), false);
+        assert!(matches!(board.next(&name(0), 0), Step::Rest { .. }));
+        board.leave(Lane::Fresh);
+        for number in slow.clone() {
+            board.offer(&name(number), RoomNum(1), at(1));
+        }
+        // All of them turn out to be slow; those for whom there is no room fail, and come back later.
+        let mut refused = 0;
+        loop {
+            let given = turns(&mut board, 0);
+            if given.is_empty() {
+                break;
+            }
+            for (server, lane) in given {
+                assert!(matches!(board.next(&server, 0), Step::Do(_)));
+                if board.slow_down(&server, lane).is_none() {
+                    refused += 1;
+                    board.failed(&server, 0, (0, 0));
+                    assert!(matches!(board.next(&server, 0), Step::Rest { .. }));
+                }
+            }
+        }
+        assert_eq!(refused, 100);
+        board.offer(&name(0), RoomNum(1), at(2));
+        assert_eq!(turns(&mut board, 0), [(name(0), Lane::Sending)]);
+        board.offer(&name(9_999), RoomNum(1), at(2));
+        assert_eq!(turns(&mut board, 0), [(name(9_999), Lane::Fresh)], "nor do newcomers wait for slow ones");
+        // A slow server that has more to be told waits with its like.
+        board.step_back(&name(1));
+        assert!(turns(&mut board, 0).is_empty());
+        board.leave(Lane::Slow);
+        assert_eq!(turns(&mut board, 0), [(name(1), Lane::Slow)]);
     }
 
     #[test]
@@ -487,7 +584,7 @@ mod tests {
         board.offer(&name(1), RoomNum(1), at(7));
         board.read = at(9);
         assert_eq!(board.told_upto(), at(6));
-        assert_eq!(turns(&mut board, 0), [(name(1), Lane::Sending)]);
+        assert_eq!(turns(&mut board, 0), [(name(1), Lane::Fresh)]);
         assert!(matches!(board.next(&name(1), 0), Step::Do(Action::Send { .. })));
         assert!(!board.succeeded(&name(1), false));
         assert!(matches!(board.next(&name(1), 0), Step::Rest { is_back: false }));
@@ -504,7 +601,7 @@ mod tests {
             let step = board.next(&name(1), now_ms);
             assert!(matches!(step, Step::Do(_)), "{step:?}");
             board.failed(&name(1), now_ms, (0, 3_600_000));
-            board.leave(Lane::Sending);
+            board.leave(Lane::Fresh);
             assert!(matches!(board.next(&name(1), now_ms), Step::Rest { .. }));
             let began_ms = now_ms;
             // It speaks all the time.
@@ -524,7 +621,7 @@ mod tests {
         assert_eq!(turns(&mut board, 0).len(), 1);
         assert!(matches!(board.next(&name(1), 0), Step::Do(_)));
         let failing = board.failed(&name(1), 0, (0, 0));
-        board.leave(Lane::Sending);
+        board.leave(Lane::Fresh);
         assert!(board.has_unwritten(&name(1)));
         assert!(matches!(board.next(&name(1), 0), Step::Rest { .. }));
         board.offer(&name(1), RoomNum(1), at(8));

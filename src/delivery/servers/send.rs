@@ -27,7 +27,7 @@ use crate::{
     store::Guard,
 };
 
-/// A server sends this many transactions in one turn; then others come first.
+/// A server that is quick gets this many transactions in one turn, and any other one; then others come first.
 const TRANSACTIONS_A_TURN: usize = 20;
 /// A server that takes longer than this over a transaction holds up no others any more.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub(super) async fn give_turns(shared: Arc<Shared>) {
             let mut board = shared.board.lock();
             let Some((server, lane)) = board.take_turn(now_ms) else { break board.next_due_ms() };
             drop(board);
-            let place = Place { shared: Arc::clone(&shared), lane };
+            let place = Place { shared: Arc::clone(&shared), lane: Some(lane) };
             shared.env.spawn(take_turn(Arc::clone(&shared), server, place));
         };
         let wait = due_ms.map(|due_ms| due_ms.saturating_sub(shared.env.now_ms()).max(1));
@@ -69,19 +69,34 @@ pub(super) async fn give_turns(shared: Arc<Shared>) {
 /// A place among those that send, given back when it is dropped.
 struct Place {
     shared: Arc<Shared>,
-    lane: Lane,
+    /// None once the place was given back.
+    lane: Option<Lane>,
 }
 
 impl Place {
-    fn slow_down(&mut self) {
-        self.lane = self.shared.board.lock().slow_down(self.lane);
+    /// Moves a server that turns out to be slow to a place among the slow. Errors: [`NotTaken`] where there is none.
+    fn slow_down(&mut self, server: &OwnedServerName) -> Result<(), NotTaken> {
+        let Some(lane) = self.lane else { return Ok(()) };
+        self.lane = self.shared.board.lock().slow_down(server, lane);
         self.shared.turns.notify_one();
+        if self.lane.is_some() {
+            return Ok(());
+        }
+        let why = "it was slow while too many others were".to_owned();
+        Err(NotTaken { why, at_least: Duration::ZERO })
+    }
+
+    /// Whether the server was quick until now.
+    fn is_quick(&self) -> bool {
+        matches!(self.lane, Some(Lane::Sending | Lane::Fresh))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.board.lock().leave(self.lane);
+        if let Some(lane) = self.lane {
+            self.shared.board.lock().leave(lane);
+        }
         self.shared.turns.notify_one();
     }
 }
@@ -107,6 +122,9 @@ async fn take_turn(shared: Arc<Shared>, server: OwnedServerName, mut place: Plac
             Ok(is_back) => {
                 if is_back {
                     is_told_back(&shared, &server);
+                }
+                if !place.is_quick() {
+                    break;
                 }
             }
             Err(why) => {
@@ -268,9 +286,12 @@ async fn send_all(
             () = shared.env.sleep(SLOW_AFTER) => None,
         };
         match sent {
-            Some(sent) => sent?,
+            Some(sent) => {
+                sent?;
+                shared.board.lock().was_quick(server);
+            }
             None => {
-                place.slow_down();
+                place.slow_down(server)?;
                 sending.await?;
             }
         }
@@ -303,19 +324,76 @@ async fn forget_outbox(
     shared.env.blocking(delete).await
 }
 
-/// Sends a transaction, again under its id where that may help at once.
+/// Sends a transaction. What a server refuses for good while it takes the rest is not sent again.
 async fn send_one(
     shared: &Shared,
     server: &OwnedServerName,
     transaction: &Transaction,
 ) -> Result<(), NotTaken> {
+    match put(shared, server, transaction).await {
+        Err(NotPut { judged: Judged::Refused, failure }) => {
+            tracing::debug!(%server, %failure, "a transaction is refused, and is sent in parts");
+            send_in_parts(shared, server, transaction).await
+        }
+        Err(NotPut { judged: Judged::Dropped, failure }) => {
+            tracing::warn!(%server, %failure, "another server is told nothing of what happens here");
+            Ok(())
+        }
+        other => other.map_err(NotTaken::from),
+    }
+}
+
+/// Finds out what of a transaction a server refuses, by halves, and has it take the rest. A server, or a proxy before it, that also
+/// refuses a transaction without anything in it, refuses whatever comes: that says nothing of what is in it, and all is sent later.
+async fn send_in_parts(
+    shared: &Shared,
+    server: &OwnedServerName,
+    transaction: &Transaction,
+) -> Result<(), NotTaken> {
+    put(shared, server, &Transaction::default()).await?;
+    let mut waiting: Vec<Transaction> = transaction.halves().into_iter().flatten().rev().collect();
+    if waiting.is_empty() {
+        tracing::warn!(%server, "another server refuses something that happens here; it is not sent again");
+    }
+    while let Some(part) = waiting.pop() {
+        match (put(shared, server, &part).await, part.halves()) {
+            (Err(NotPut { judged: Judged::Refused, .. }), Some(halves)) => {
+                waiting.extend(halves.into_iter().rev());
+            }
+            (Err(NotPut { judged: Judged::Refused, failure }), None) => {
+                tracing::warn!(%server, %failure, pdus = part.pdus.len(), edus = part.edus.len(), "another server refuses something that happens here; it is not sent again");
+            }
+            (put, _) => put?,
+        }
+    }
+    Ok(())
+}
+
+/// The reason why a transaction was not taken, and how to go on.
+struct NotPut {
+    judged: Judged,
+    failure: Failure,
+}
+
+impl From<NotPut> for NotTaken {
+    fn from(NotPut { judged, failure }: NotPut) -> Self {
+        let at_least = match judged {
+            Judged::Again(at_least) | Judged::Failed(at_least) => at_least,
+            Judged::Refused | Judged::Dropped => Duration::ZERO,
+        };
+        Self { why: failure.to_string(), at_least }
+    }
+}
+
+/// Sends a transaction, again under its id where that may help at once.
+async fn put(shared: &Shared, server: &OwnedServerName, transaction: &Transaction) -> Result<(), NotPut> {
     let id = shared.transaction_id();
     let body = transaction.body(&shared.us, shared.env.now_ms());
     let options = Options {
         begins: SENDING_MAX,
         overall: SENDING_MAX,
         limits: Limits::DOCUMENT,
-        lane: CallLane::Requests,
+        lane: CallLane::Deliveries,
     };
     let mut sent = 0;
     loop {
@@ -325,24 +403,22 @@ async fn send_one(
             .uri(format!("/_matrix/federation/v1/send/{id}"))
             .header(header::CONTENT_TYPE, "application/json")
             .body(body.clone());
-        let request =
-            request.map_err(|error| NotTaken { why: error.to_string(), at_least: Duration::ZERO })?;
-        let failure = match shared.client.send_signed(server, request, options).await {
-            Ok(reply) => {
-                log_refused(server, reply.answer.bytes());
-                return Ok(());
-            }
+        let request = request.map_err(|error| Failure::BadRequest(error.to_string()));
+        let sending = async { shared.client.send_signed(server, request?, options).await };
+        let failure = match sending.await {
+            Ok(reply) => match Json::parse(reply.answer.bytes()) {
+                Ok(answer @ Json::Object(_)) => {
+                    log_refused(server, &answer);
+                    return Ok(());
+                }
+                // Whoever answered this has taken nothing in: it is no homeserver, perhaps a proxy before one.
+                _ => Failure::Nonsense("the answer to a transaction is no JSON object".to_owned()),
+            },
             Err(failure) => failure,
         };
         match judge(&failure) {
             Judged::Again(after) if sent < SENT_MAX => shared.env.sleep(after).await,
-            Judged::Dropped => {
-                tracing::warn!(%server, %failure, pdus = transaction.pdus.len(), edus = transaction.edus.len(), "another server refuses what happens here; it is not sent again");
-                return Ok(());
-            }
-            Judged::Again(at_least) | Judged::Failed(at_least) => {
-                return Err(NotTaken { why: failure.to_string(), at_least });
-            }
+            judged => return Err(NotPut { judged, failure }),
         }
     }
 }
@@ -354,7 +430,9 @@ enum Judged {
     Again(Duration),
     /// The server is away, and is left alone for at least this long.
     Failed(Duration),
-    /// The server will never take this.
+    /// The server refuses this. Perhaps it takes a part of it, or refuses all for now.
+    Refused,
+    /// We may not, or cannot, send this.
     Dropped,
 }
 
@@ -369,7 +447,8 @@ fn judge(failure: &Failure) -> Judged {
                 (401 | 403 | 404 | 405 | 408 | 429 | 500..=599, asked) => {
                     Judged::Failed(asked.unwrap_or_default())
                 }
-                _ => Judged::Dropped,
+                (_, Some(asked)) => Judged::Failed(asked),
+                (_, None) => Judged::Refused,
             }
         }
         Failure::NotAllowed { .. } | Failure::BadRequest(_) => Judged::Dropped,
@@ -380,11 +459,10 @@ fn judge(failure: &Failure) -> Judged {
 }
 
 /// Logs which events another server did not take. That is its right, and mostly no fault of ours.
-fn log_refused(server: &OwnedServerName, answer: &[u8]) {
+fn log_refused(server: &OwnedServerName, answer: &Json) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
-    let Ok(answer) = Json::parse(answer) else { return };
     let outcomes = answer.field("pdus").and_then(Json::as_object);
     for (event, outcome) in outcomes.into_iter().flatten() {
         if let Some(why) = outcome.field("error").and_then(Json::as_text) {
@@ -407,9 +485,10 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_will_never_take_something_is_not_away() {
-        assert_eq!(judge(&refused(400, None)), Judged::Dropped);
-        assert_eq!(judge(&refused(413, None)), Judged::Dropped);
+    fn a_server_that_refuses_something_is_not_away() {
+        for status in [400, 410, 413, 421] {
+            assert_eq!(judge(&refused(status, None)), Judged::Refused, "{status}");
+        }
         for status in [401, 403, 404, 500] {
             assert_eq!(judge(&refused(status, None)), Judged::Failed(Duration::ZERO), "{status}");
         }

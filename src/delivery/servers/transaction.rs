@@ -45,6 +45,23 @@ impl Transaction {
         self.edus.iter().filter_map(|edu| edu.outbox).collect()
     }
 
+    /// The first and the second half of it; `None` where it has only one thing in it, or nothing.
+    pub(super) fn halves(&self) -> Option<[Self; 2]> {
+        let count = self.pdus.len() + self.edus.len();
+        if count < 2 {
+            return None;
+        }
+        let middle = count / 2;
+        let (pdus, edus) = (middle.min(self.pdus.len()), middle.saturating_sub(self.pdus.len()));
+        let ((pdus, more_pdus), (edus, more_edus)) = (self.pdus.split_at(pdus), self.edus.split_at(edus));
+        let half = |pdus: &[JsonOfPdu], edus: &[News]| Self {
+            pdus: pdus.to_vec(),
+            edus: edus.to_vec(),
+            bytes: self.bytes,
+        };
+        Some([half(pdus, edus), half(more_pdus, more_edus)])
+    }
+
     /// The body of the request.
     pub(super) fn body(&self, us: &ServerName, now_ms: u64) -> Bytes {
         let mut body = Object::with_capacity(self.bytes + 256);
@@ -109,6 +126,24 @@ mod tests {
         let parts = part(vec![pdu(BYTES_MAX * 2), pdu(300 << 10), pdu(300 << 10)], Vec::new());
         assert_eq!(parts.len(), 3);
         assert!(part(Vec::new(), Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn halves_are_all_of_it_in_its_order() {
+        let news = |number: u64| News { json: JsonOfEdu(number.to_string().into()), outbox: None };
+        for (pdu_count, edu_count) in [(0, 0), (1, 0), (0, 1), (1, 1), (3, 0), (0, 3), (2, 5), (5, 2)] {
+            let pdus: Vec<_> = (0..pdu_count).map(|number| pdu(10 + number)).collect();
+            let whole = part(pdus, (0..edu_count).map(news).collect()).pop().unwrap_or_default();
+            let Some(halves) = whole.halves() else {
+                assert!(pdu_count as u64 + edu_count < 2);
+                continue;
+            };
+            let sizes = |of: &Transaction| of.pdus.iter().map(|it| it.0.len()).collect::<Vec<_>>();
+            let texts = |of: &Transaction| of.edus.iter().map(|it| it.json.0.clone()).collect::<Vec<_>>();
+            assert_eq!([sizes(&halves[0]), sizes(&halves[1])].concat(), sizes(&whole));
+            assert_eq!([texts(&halves[0]), texts(&halves[1])].concat(), texts(&whole));
+            assert!(halves.iter().all(|half| half.pdus.len() + half.edus.len() > 0));
+        }
     }
 
     #[test]

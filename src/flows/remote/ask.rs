@@ -6,7 +6,6 @@ use federation::{
     call::{Failure, Lane, Options},
     json::Limits,
 };
-use parking_lot::Mutex;
 use ruma::{
     OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UserId,
     api::{
@@ -19,11 +18,13 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{kept::Kept, spaces};
+use super::{
+    kept::Kept,
+    places::{Place, Places},
+    spaces,
+};
 use crate::{
-    env::payer::{self, Payers, Shares},
     error::{Error, Refusal, Result},
     flows::{App, remote::identify::require_federation},
 };
@@ -61,8 +62,7 @@ pub(crate) struct Asking(Arc<Inner>);
 struct Inner {
     profiles: Kept<OwnedUserId, Arc<Map<String, Value>>>,
     spaces: Kept<spaces::Question, Option<Arc<spaces::Told>>>,
-    places: Arc<Semaphore>,
-    shares: Mutex<Shares>,
+    places: Places,
 }
 
 impl Default for Asking {
@@ -70,31 +70,16 @@ impl Default for Asking {
         Self(Arc::new(Inner {
             profiles: Kept::new(PROFILES_BYTES_MAX),
             spaces: Kept::new(spaces::KEPT_BYTES_MAX),
-            places: Arc::new(Semaphore::new(AT_ONCE)),
-            shares: Mutex::new(Shares::new(AT_ONCE)),
+            places: Places::new(AT_ONCE, PAYERS_MIN),
         }))
     }
-}
-
-/// A place for one question, which is free again when this is dropped.
-pub(super) struct Place {
-    asking: Asking,
-    payers: Payers,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Asking {
     /// Takes a place for a question that somebody has us ask. Errors: [`Error::Busy`] where there is none, or where those who
     /// pay for it hold their share.
     pub(super) fn enter(&self) -> Result<Place> {
-        let (payers, busy) = (payer::current(), || Error::Busy { retry_after: AGAIN });
-        let permit = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| busy())?;
-        let mut shares = self.0.shares.lock();
-        if shares.find_without_room(payers, 1).is_some() {
-            return Err(busy());
-        }
-        shares.take(payers, 1);
-        Ok(Place { asking: self.clone(), payers, _permit: permit })
+        self.0.places.enter().ok_or(Error::Busy { retry_after: AGAIN })
     }
 
     /// The answers of other servers about rooms of spaces.
@@ -103,14 +88,10 @@ impl Asking {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.asking.0.shares.lock().give_back(self.payers, 1);
-    }
-}
-
-/// At most this many questions are under way that anybody may ask us to ask.
-const AT_ONCE: usize = 64;
+/// At most this many questions are under way that users have us ask.
+const AT_ONCE: usize = 512;
+/// It takes at least this many users, or addresses without one, to have as many under way.
+const PAYERS_MIN: usize = 16;
 /// Another question may be tried again after this time.
 const AGAIN: Duration = Duration::from_secs(2);
 /// A profile is asked for anew after this time.

@@ -97,6 +97,11 @@ impl Candidates {
         Self { left, why: None }
     }
 
+    /// The servers, the likeliest first.
+    pub(crate) fn into_servers(self) -> Vec<OwnedServerName> {
+        self.left.into()
+    }
+
     /// Notes why a server could not help. What says most of the reason is kept.
     pub(crate) fn failed(&mut self, server: &ServerName, why: Error) {
         tracing::debug!(%server, %why, "a server could not help with a room");
@@ -135,8 +140,15 @@ impl Candidates {
                 && let Some(server) = self.left.pop_front()
             {
                 waiting.push_back(server.clone());
+                let place = app.remote.asking.enter();
                 let answer = ask(server.clone());
-                asked.push(async move { (server, answer.await) });
+                asked.push(async move {
+                    let _place = match place {
+                        Ok(place) => place,
+                        Err(busy) => return (server, Err(busy)),
+                    };
+                    (server, answer.await)
+                });
             }
             if asked.is_empty() {
                 return None;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use federation::call::{Failure, Options};
+use federation::call::{Failure, Lane, Options};
 use futures_util::{StreamExt, stream};
 use ruma::{
     EventId, OwnedEventId, OwnedServerName, ServerName,
@@ -138,7 +138,12 @@ impl<'a> Fetch<'a> {
     }
 
     fn options(left: Duration) -> Options {
-        Options { begins: BEGINS.min(left), overall: OVERALL.min(left), ..Options::default() }
+        Options {
+            begins: BEGINS.min(left),
+            overall: OVERALL.min(left),
+            lane: Lane::Fetches,
+            ..Options::default()
+        }
     }
 
     /// Notes that a server did not give something. Only what it does to us is told: others learn nothing of it.
@@ -205,7 +210,7 @@ impl<'a> Fetch<'a> {
         let fault = |cause: String| Error::Remote { server: server.to_string(), cause };
         let left = self.budget.take(self.app).ok_or_else(|| fault("it was asked too much".to_owned()))?;
         let options = Options::whole_state();
-        let options = Options { overall: options.overall.min(left), ..options };
+        let options = Options { overall: options.overall.min(left), lane: Lane::Fetches, ..options };
         let request = get_room_state::v1::Request::new(id.to_owned(), self.row.id.clone());
         let answer = self.app.remote.client.send(server, request, options).await;
         let mut answer = answer.map_err(|failure| fault(failure.to_string()))?;

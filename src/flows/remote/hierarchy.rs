@@ -1,14 +1,18 @@
-//! Walks through the rooms of a space for a client. Other servers are asked for the rooms that this one is not in.
+//! Walks through the rooms of a space for a client, or says what one room is. Other servers are asked for the rooms that this one
+//! is not in.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use federation::{call::Options, json::Limits};
-use ruma::{OwnedRoomId, OwnedServerName, RoomId, api::federation::space::get_hierarchy, room::RoomType};
+use ruma::{
+    OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, RoomOrAliasId, api::federation::space::get_hierarchy,
+    room::RoomType,
+};
 
 use super::{
-    ask::{self, ANSWERS},
-    candidates::Candidates,
+    ask::{self, ANSWERS, Named},
+    candidates::{self, Candidates},
     spaces::{Question, Room, Told},
 };
 use crate::{
@@ -21,7 +25,11 @@ use crate::{
     },
     ids::UserNum,
     json::{JsonText, Object},
-    rooms::spaces::{self, Asker, Child},
+    rooms::{
+        self, members,
+        spaces::{self, Asker, Child},
+    },
+    schema::rooms::Membership,
 };
 
 /// A page has at most this many rooms, and as many if the client names no limit.
@@ -105,7 +113,9 @@ pub(crate) async fn for_client(app: &App, caller: &Caller, room: &RoomId, ask: A
         (walk, abroad) = app.env.blocking_long(Long::Search, go_on).await?;
         let Some(waiting) = abroad else { break };
         let question = walk.question(app, &waiting);
-        let told = match app.remote.asking.spaces().find(&question, app.env.uptime()) {
+        let known = app.remote.asking.spaces().find(&question, app.env.uptime());
+        // That nobody told anything counts for the pages of one walk only: the next walk may be made because that has changed.
+        let told = match known.filter(|known| known.is_some() || walk.start > 0) {
             Some(known) => known,
             None => {
                 let left = until.saturating_sub(app.env.uptime());
@@ -122,9 +132,59 @@ pub(crate) async fn for_client(app: &App, caller: &Caller, room: &RoomId, ask: A
     walk.page()
 }
 
+/// Says what a room is to somebody who may enter or read it, and their own membership there. Other servers are asked for users only.
+/// Errors: 404 `M_NOT_FOUND` for a room that they may not enter or read, or that nobody knows.
+pub(crate) async fn summary(
+    app: &App,
+    caller: Option<&Caller>,
+    name: &RoomOrAliasId,
+    via: Vec<OwnedServerName>,
+) -> Result<Bytes> {
+    let unknown = || Error::from(Refusal::not_found("There is no such room, or you may not look at it."));
+    let is_ours =
+        <&RoomAliasId>::try_from(name).map_or(true, |alias| alias.server_name() == app.config.server.name);
+    if caller.is_none() && !is_ours {
+        return Err(unknown());
+    }
+    let Named { room_id, servers } = candidates::find_named(app, name, via).await?;
+    let user = caller.map(|caller| caller.user);
+    let (owned, id) = (app.clone(), room_id.clone());
+    let read_here = move || {
+        let snapshot = owned.store.snapshot();
+        let Some((num, row)) = find_current(&snapshot, &id)? else { return Ok(None) };
+        if !spaces::may_look(&*snapshot, num, &row, user.map_or(Asker::Anybody, Asker::User))? {
+            return Err(Refusal::not_found("There is no such room, or you may not look at it.").into());
+        }
+        Ok(Some(spaces::summary(&*snapshot, owned.rooms.descriptions(), num, &row)?))
+    };
+    let mut summary = app.env.blocking(read_here).await?;
+    if let (None, Some(user)) = (&summary, user) {
+        let via = candidates::candidates(app, &room_id, servers)?.into_servers();
+        let question = Question { room_id: room_id.clone(), suggested_only: false, via };
+        let known = app.remote.asking.spaces().find(&question, app.env.uptime()).flatten();
+        let told = match known {
+            Some(known) => Some(known),
+            None => ask_for(app, question, ANSWERS_TAKE_MAX).await?,
+        };
+        let told = told.ok_or_else(unknown)?;
+        if !spaces::may_look_abroad(&*app.store.snapshot(), user, &told.room.summary)? {
+            return Err(unknown());
+        }
+        summary = Some(told.room.told.clone());
+    }
+    let mut summary = summary.ok_or_else(unknown)?;
+    if let Some(user) = user {
+        let snapshot = app.store.snapshot();
+        let room = rooms::find_room(&*snapshot, &room_id)?;
+        let row = room.map(|room| members::find(&*snapshot, user, room)).transpose()?.flatten();
+        let membership = row.map_or(Membership::Leave, |row| row.membership);
+        summary.insert("membership".to_owned(), membership.as_str().into());
+    }
+    Ok(String::from(written(summary, None)).into())
+}
+
 /// Asks the servers of a room for it, and keeps what they tell. Errors: [`Error::Busy`].
 async fn ask_for(app: &App, question: Question, takes_max: Duration) -> Result<Option<Arc<Told>>> {
-    let _place = app.remote.asking.enter()?;
     let mut candidates = Candidates::of(app, question.via.iter().cloned());
     let ask = |server: OwnedServerName| {
         let mut request = get_hierarchy::v1::Request::new(question.room_id.clone());

@@ -25,6 +25,7 @@ use crate::{
             ask::{at_fault, failed},
             brought::{self, Answered},
             candidates::Candidates,
+            places::Places,
             template::{self, Template, Wanted},
         },
         room::base,
@@ -37,10 +38,12 @@ use crate::{
     schema::rooms::{Resident, RoomRow},
 };
 
-/// Join at most this many rooms at once, because each holds a room's state in memory.
+/// Lay down at most this many rooms at once, because each holds a room's state in memory.
 const AT_ONCE: usize = 4;
-/// At most this many wait for that or for a join of the same room; others are told to come back.
-const WAITING_MAX: usize = 256;
+/// At most this many wait for that, for other servers or for a join of the same room; others are told to come back.
+const WAITING_MAX: usize = 512;
+/// It takes at least this many users to have as many wait.
+const WAITING_USERS_MIN: usize = 32;
 /// Others who are told to come back do so after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -51,12 +54,12 @@ pub(crate) struct Joining(Arc<Inner>);
 struct Inner {
     rooms: Mutex<BTreeMap<OwnedRoomId, Weak<Semaphore>>>,
     places: Semaphore,
-    waiting: Semaphore,
+    waiting: Places,
 }
 
 impl Default for Joining {
     fn default() -> Self {
-        let (places, waiting) = (Semaphore::new(AT_ONCE), Semaphore::new(WAITING_MAX));
+        let (places, waiting) = (Semaphore::new(AT_ONCE), Places::new(WAITING_MAX, WAITING_USERS_MIN));
         Self(Arc::new(Inner { rooms: Mutex::default(), places, waiting }))
     }
 }
@@ -76,7 +79,7 @@ impl Joining {
 
     /// Does something with a room by way of other servers, when nobody else does. Errors: [`Error::Busy`] where too many wait.
     pub(crate) async fn alone<T>(&self, room: &RoomId, act: impl Future<Output = Result<T>>) -> Result<T> {
-        let _waiting = self.0.waiting.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+        let _waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
         let place = self.of(room);
         let stopped = |_| Error::broken("the server stopped");
         let _alone = place.acquire().await.map_err(stopped)?;
@@ -96,12 +99,9 @@ pub(crate) async fn join(app: &App, user: UserNum, wanted: Wanted, candidates: C
 }
 
 async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: Candidates) -> Result<()> {
-    let joining = app.remote.joining.clone();
     loop {
         let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
         let Some((server, template)) = asked.await else { return Err(candidates.into_error()) };
-        let stopped = |_| Error::broken("the server stopped");
-        let _place = joining.0.places.acquire().await.map_err(stopped)?;
         match join_by(app, user, wanted, &server, &template).await {
             Ok(()) => return Ok(()),
             Err(why @ Error::Broken(_)) => return Err(why),
@@ -120,6 +120,10 @@ async fn join_by(
 ) -> Result<()> {
     let event = template.sign(app, server, wanted)?;
     let answered = send(app, server, wanted, &event).await?;
+    // Nobody waits here for another server: what is left is to read what it gave.
+    let joining = app.remote.joining.clone();
+    let stopped = |_| Error::broken("the server stopped");
+    let _place = joining.0.places.acquire().await.map_err(stopped)?;
     let snapshot = app.store.snapshot();
     let known = rooms::find_room(&*snapshot, &wanted.room_id)?;
     let num = known.map_or_else(|| app.rooms.next_num(&app.store.view()), Ok)?;
@@ -143,10 +147,12 @@ async fn join_by(
 /// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one.
 async fn send(app: &App, server: &ServerName, wanted: &Wanted, event: &Received) -> Result<Answered> {
     let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
-    match put(app, server, &["v2", "send_join", room_id, id], event.json()).await {
+    match put(app, server, &["v2", "send_join", room_id, id], event.json(), Options::whole_state()).await {
         Ok(reply) => Answered::read(reply.answer, false).map_err(|why| at_fault(server, why)),
         Err(failure) if is_unknown(&failure) => {
-            let reply = put(app, server, &["v1", "send_join", room_id, id], event.json()).await;
+            let reply =
+                put(app, server, &["v1", "send_join", room_id, id], event.json(), Options::whole_state())
+                    .await;
             let reply = reply.map_err(|failure| failed(server, failure))?;
             Answered::read(reply.answer, true).map_err(|why| at_fault(server, why))
         }
@@ -160,6 +166,7 @@ pub(super) async fn put(
     server: &ServerName,
     path: &[&str],
     event: &Bytes,
+    options: Options,
 ) -> Result<Reply, Failure> {
     let mut uri = "/_matrix/federation".to_owned();
     for part in path {
@@ -169,7 +176,7 @@ pub(super) async fn put(
     let request = Request::builder().method(Method::PUT).uri(uri);
     let request = request.header(header::CONTENT_TYPE, "application/json").body(event.clone());
     let request = request.map_err(|error| Failure::BadRequest(error.to_string()))?;
-    app.remote.client.send_signed(server, request, Options::whole_state()).await
+    app.remote.client.send_signed(server, request, options).await
 }
 
 /// A part of a path, in which only what every server reads alike stands for itself.

@@ -8,7 +8,7 @@ use crate::{
     flows::{
         App,
         remote::{
-            ask::{at_fault, failed},
+            ask::{ANSWERS, at_fault, failed},
             candidates::Candidates,
             invite::{check_state, shown},
             join::put,
@@ -50,7 +50,7 @@ pub(crate) async fn knock(
             }
         };
         let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
-        let sent = put(app, &server, &["v1", "send_knock", room_id, id], event.json()).await;
+        let sent = put(app, &server, &["v1", "send_knock", room_id, id], event.json(), ANSWERS).await;
         let answer = sent.map_err(|failure| failed(&server, failure)).and_then(|reply| {
             let answer: Answer = serde_json::from_slice(reply.answer.bytes()).map_err(|error| {
                 at_fault(&server, format!("its answer to a knock makes no sense: {error}"))

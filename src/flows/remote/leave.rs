@@ -12,7 +12,7 @@ use crate::{
     flows::{
         App,
         remote::{
-            ask::failed,
+            ask::{ANSWERS, failed},
             candidates::{Candidates, candidates},
             join::{is_unknown, put},
             outside,
@@ -96,9 +96,9 @@ async fn ask_in_turn(app: &App, wanted: &Wanted, mut candidates: Candidates) -> 
             }
         };
         let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
-        let mut sent = put(app, &server, &["v2", "send_leave", room_id, id], event.json()).await;
+        let mut sent = put(app, &server, &["v2", "send_leave", room_id, id], event.json(), ANSWERS).await;
         if sent.as_ref().is_err_and(is_unknown) {
-            sent = put(app, &server, &["v1", "send_leave", room_id, id], event.json()).await;
+            sent = put(app, &server, &["v1", "send_leave", room_id, id], event.json(), ANSWERS).await;
         }
         match sent {
             Ok(_) => return Some(String::from_utf8_lossy(event.json()).into_owned()),

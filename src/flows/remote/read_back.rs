@@ -97,7 +97,6 @@ async fn time_elsewhere(
     (time_ms, direction): (u64, Direction),
     takes_max: Duration,
 ) -> Option<u64> {
-    let _place = app.remote.asking.enter().ok()?;
     let owned = app.clone();
     let list = move || {
         let snapshot = owned.store.snapshot();

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use federation::call::Options;
+use federation::call::{Lane, Options};
 use ruma::{EventId, OwnedEventId, ServerName};
 use serde_json::value::RawValue;
 use std::time::Duration;
@@ -61,7 +61,12 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, id: &EventId, base: StateRef) 
 
 async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: StateRef) -> Result<Sketch> {
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
-    let mut options = Options { begins: IDS_TAKE_MAX, overall: IDS_TAKE_MAX * 2, ..Options::default() };
+    let mut options = Options {
+        begins: IDS_TAKE_MAX,
+        overall: IDS_TAKE_MAX * 2,
+        lane: Lane::Fetches,
+        ..Options::default()
+    };
     options.limits.bytes_max = IDS_BYTES_MAX;
     let ids = fetch.state_ids(server, id, options).await?;
     if ids.state.len() > STATE_MAX || ids.auth_chain.len() > STATE_MAX {

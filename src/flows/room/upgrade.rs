@@ -10,7 +10,7 @@ use ruma::{
     api::client::room::create_room::v3::Request, serde::Raw,
 };
 use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
     accounts::Caller,
@@ -119,21 +119,22 @@ impl Old {
         let newest = row.heads.first().map(|head| event::event_id(&head.key, row.version));
         let rules = versions::number(&version).and_then(versions::find_rules);
         let rules = rules.map(|rules| &rules.authorization);
-        let mut predecessor = json!({ "room_id": room });
+        let mut predecessor = Map::from_iter([("room_id".to_owned(), json!(room))]);
         // The hash of a create event is the id of the new room from version 12 on, where the tombstone alone says it.
         if let Some(newest) = newest.filter(|_| rules.is_some_and(|it| !it.room_create_event_id_as_room_id)) {
-            predecessor["event_id"] = newest.as_str().into();
+            predecessor.insert("event_id".to_owned(), json!(newest));
         }
-        let mut creation = json!({ "predecessor": predecessor });
+        let mut creation = Map::from_iter([("predecessor".to_owned(), Value::Object(predecessor))]);
         for field in ["type", "m.federate"] {
             if let Some(value) = create.get(field) {
-                creation[field] = value.clone();
+                creation.insert(field.to_owned(), value.clone());
             }
         }
         let has_creators = rules.is_some_and(|rules| rules.additional_room_creators);
         if has_creators && !additional_creators.is_empty() {
-            creation["additional_creators"] = json!(additional_creators);
+            creation.insert("additional_creators".to_owned(), json!(additional_creators));
         }
+        let creation = Value::Object(creation);
         request.creation_content = Some(raw(&creation)?);
         for (event_type, fallback) in CARRIED {
             let carried =
@@ -147,13 +148,15 @@ impl Old {
             request.initial_state.push(state_event(SPACE_CHILD, &key, &content)?);
         }
         if let Some(levels) = content(POWER_LEVELS)?.and_then(|levels| object(&levels)) {
-            let creators: BTreeSet<&UserId> = match rules {
-                Some(rules) if rules.explicitly_privilege_room_creators => std::iter::once(&*caller.user_id)
-                    .chain(additional_creators.iter().map(|it| &**it))
-                    .collect(),
-                _ => BTreeSet::new(),
-            };
-            let stood_above = power.list_privileged_creators();
+            let mut creators = BTreeSet::new();
+            let mut stood_above = Vec::new();
+            if rules.is_some_and(|rules| rules.explicitly_privilege_room_creators) {
+                creators.insert(&*caller.user_id);
+                creators.extend(additional_creators.iter().map(|user| &**user));
+            } else {
+                // Who stood above all levels keeps a high one where nobody stands above them any more.
+                stood_above = power.list_privileged_creators();
+            }
             let levels = Levels::carried(levels, &caller.user_id, &creators, &stood_above);
             request.power_level_content_override = Some(raw(&levels.first)?);
             if let Some(last) = &levels.last {
