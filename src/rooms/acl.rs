@@ -4,35 +4,15 @@ use ruma::{ServerName, events::room::server_acl::RoomServerAclEventContent};
 use serde_json::{Map, Value};
 
 use crate::{
-    ids::{EventNum, RoomNum},
+    ids::RoomNum,
     schema::event_types::SERVER_ACL,
     store::{Fault, Read},
 };
 
 /// Whether the room, as it is now, admits a server. A room without a list admits all.
 pub fn admits(read: &(impl Read + ?Sized), room: RoomNum, server: &ServerName) -> Result<bool, Fault> {
-    Ok(Acl::of_room(read, room)?.admits(server))
-}
-
-/// The list of a room, for questions about many servers.
-pub struct Acl {
-    /// The event that holds the list, and whether it was redacted since: the list is the same as long as both are.
-    pub version: Option<(EventNum, bool)>,
-    list: Option<RoomServerAclEventContent>,
-}
-
-impl Acl {
-    /// The list as it is now.
-    pub fn of_room(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Self, Fault> {
-        let event = super::find_state(read, room, SERVER_ACL, "")?;
-        let version = event.as_ref().map(|event| (event.event(), event.row.is_redacted()));
-        Ok(Self { version, list: event.map(|event| list(event.row.content())) })
-    }
-
-    /// Whether the room admits a server.
-    pub fn admits(&self, server: &ServerName) -> bool {
-        self.list.as_ref().is_none_or(|list| list.is_allowed(server))
-    }
+    let event = super::find_state(read, room, SERVER_ACL, "")?;
+    Ok(event.is_none_or(|event| list(event.row.content()).is_allowed(server)))
 }
 
 /// Reads the content of `m.room.server_acl`. What is not as it should be in it says nothing, so that a list of which nothing

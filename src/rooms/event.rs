@@ -29,9 +29,11 @@ pub(in crate::rooms) fn server_of(user_id: &str) -> Option<&str> {
     <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
 }
 
-/// Whether this server tells other servers of an event: a user of its own sent it, or it let the sender in.
+/// Whether this server tells other servers of an event: a user of its own sent it, or it let the sender in. A join by way of
+/// another server is told by that one.
 pub fn is_ours_to_tell(row: &EventRow, own_server: &ServerName) -> bool {
-    row.header.told_by_us || server_of(&row.sender()) == Some(own_server.as_str())
+    let is_own = server_of(&row.sender()) == Some(own_server.as_str());
+    is_own != row.header.let_in
 }
 
 /// An event with its place in its room's timeline.

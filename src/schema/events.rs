@@ -140,8 +140,9 @@ pub struct EventHeader {
     pub auth: Vec<EventNum>,
     /// The device and transaction id, for events that our own clients sent.
     pub sent_by: Option<SentBy>,
-    /// Whether this server tells others of the event although a user of another server sent it: it let that user in.
-    pub told_by_us: bool,
+    /// Whether its sender came, left or knocked by way of another server than their own: a user of another server by way of this
+    /// one, or one of ours by way of another. That server tells others of the event.
+    pub let_in: bool,
     /// The places of its fields in the signed bytes.
     pub spans: Spans,
 }
@@ -163,7 +164,7 @@ const BEFORE: u8 = 16;
 const AFTER: u8 = 32;
 const SENT_BY: u8 = 64;
 /// It has no bytes of its own in the row, so that rows from before it are read as they are.
-const TOLD_BY_US: u8 = 128;
+const LET_IN: u8 = 128;
 
 impl Value for EventRow {
     fn encode(&self, to: &mut Encoder) {
@@ -176,7 +177,7 @@ impl Value for EventRow {
             | flag(header.before.is_some(), BEFORE)
             | flag(header.after.is_some(), AFTER)
             | flag(header.sent_by.is_some(), SENT_BY)
-            | flag(header.told_by_us, TOLD_BY_US);
+            | flag(header.let_in, LET_IN);
         to.raw(&[2, flags]);
         EventKey::encode_key(&header.key, to);
         for number in [header.event.0, header.sent_ms, header.depth, header.auth_depth] {
@@ -231,7 +232,7 @@ impl Value for EventRow {
             prev: decode_events(&mut from)?,
             auth: decode_events(&mut from)?,
             sent_by: if has(SENT_BY) { decode_sent_by(layout, &mut from)? } else { None },
-            told_by_us: has(TOLD_BY_US),
+            let_in: has(LET_IN),
             spans: Spans {
                 content: decode_span(&mut from)?,
                 sender: decode_span(&mut from)?,
@@ -479,7 +480,7 @@ mod tests {
                 prev: vec![EventNum(1), EventNum(2)],
                 auth: vec![EventNum(0)],
                 sent_by: odd.then(|| SentBy { device: DeviceNum(3), txn: "täx".into(), day: 20_000 }),
-                told_by_us: seed.is_multiple_of(3),
+                let_in: seed.is_multiple_of(3),
                 spans: Spans { content: Span { start: 0, length: 2 }, ..Spans::default() },
             },
             json: Bytes::from_static(b"{}"),
@@ -541,21 +542,21 @@ mod tests {
     }
 
     #[test]
-    fn rows_from_before_others_were_let_in_are_read_as_not_told_by_us() {
+    fn rows_from_before_others_were_let_in_are_read_as_of_nobody_let_in() {
         // The bytes of a row as they were written before the flag: layout 2, and flags of a state event that replaces another.
         let mut old = vec![2, IS_STATE | REPLACES];
         old.extend([9; 32]);
         old.extend([5, 3, 4, 2, 7, 1, 1, 1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0]);
         old.extend(b"{}");
         let row = EventRow::decode(old.clone().into()).unwrap();
-        assert!(!row.header.told_by_us);
+        assert!(!row.header.let_in);
         assert_eq!((row.header.event, row.header.state_key), (EventNum(5), Some(StateKeyNum(7))));
         assert_eq!((&*row.header.prev, &*row.header.auth), (&[EventNum(1)][..], &[EventNum(0)][..]));
         let mut to = Encoder::default();
         row.encode(&mut to);
         assert_eq!(to.bytes, old, "it is written as before");
 
-        let told = EventRow { header: EventHeader { told_by_us: true, ..row.header }, json: row.json };
+        let told = EventRow { header: EventHeader { let_in: true, ..row.header }, json: row.json };
         let mut to = Encoder::default();
         told.encode(&mut to);
         assert_eq!(to.bytes.len(), old.len());

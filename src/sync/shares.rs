@@ -202,7 +202,7 @@ mod tests {
             prev: Vec::new(),
             auth: Vec::new(),
             sent_by: None,
-            told_by_us: false,
+            let_in: false,
             spans: event::locate(&json).unwrap(),
         };
         let order = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };

@@ -206,17 +206,36 @@ async fn a_server_that_is_removed_is_told_so_and_nothing_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_the_room_does_not_admit_is_not_told() {
+async fn a_server_that_the_room_denies_is_told_as_long_as_its_users_are_there() {
     let net = Net::new(1);
     let (server, alice, told, room) = house(&net).await;
     let other = Told::new(&net, "c.example", "5.0.0.3", 3);
     joins(&alice, &room, "@carol:c.example").await;
     let list = json!({ "allow": ["*"], "deny": ["b.example"], "allow_ip_literals": true });
     alice.ok_put(&format!("/rooms/{room}/state/m.room.server_acl"), list).await;
-    alice.say(&room, "1", "secret").await;
+    alice.say(&room, "1", "still told").await;
     pause(&server, 3).await;
-    assert_eq!(told.take_events(), [""; 0]);
-    assert_eq!(other.take_events(), ["m.room.server_acl", "secret"]);
+    for told in [&told, &other] {
+        assert_eq!(told.take_events(), ["m.room.server_acl", "still told"]);
+    }
+    alice.ok_post(&format!("/rooms/{room}/kick"), json!({ "user_id": "@bob:b.example" })).await;
+    alice.say(&room, "2", "secret").await;
+    pause(&server, 3).await;
+    assert_eq!(told.take_events(), ["m.room.member leave"]);
+    assert_eq!(other.take_events(), ["m.room.member leave", "secret"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redaction_of_an_event_that_is_not_here_is_told() {
+    let net = Net::new(1);
+    let (server, alice, told, room) = house(&net).await;
+    for (number, id) in [crate::support::NOWHERE, "$older:b.example"].into_iter().enumerate() {
+        let path = format!("/rooms/{room}/redact/{}/{number}", crate::support::encoded(id));
+        alice.ok_put(&path, json!({})).await;
+        pause(&server, 3).await;
+        assert_eq!(told.take_events(), ["m.room.redaction"]);
+    }
+    server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]

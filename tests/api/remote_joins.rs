@@ -87,6 +87,31 @@ async fn a_user_joins_a_public_room_of_another_server_and_sees_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_join_by_way_of_another_server_is_for_that_one_to_tell() {
+    let room = Elsewhere::new(11);
+    let (server, bob, asked, _net) = against(&room, honest()).await;
+    let room_id = encoded(room.room_id.as_str());
+    bob.ok_post(&format!("/join/{room_id}?via=a.example"), json!({})).await;
+    let pause = async |seconds| server.server().app().env.sleep(Duration::from_secs(seconds)).await;
+    let told = || {
+        let asked = asked.lock().unwrap();
+        let sent = asked.iter().filter(|(path, _)| path.contains("/v1/send/"));
+        let events = sent.flat_map(|(_, body)| body["pdus"].as_array().cloned().unwrap_or_default());
+        events.map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    pause(5).await;
+    assert_eq!(told(), [""; 0]);
+    let message = json!({ "msgtype": "m.text", "body": "hello" });
+    bob.ok_put(&format!("/rooms/{room_id}/send/m.room.message/1"), message).await;
+    pause(5).await;
+    assert_eq!(told().first().map(String::as_str), Some("m.room.message"));
+    // A later change of the membership is ours to tell.
+    bob.ok_post(&format!("/rooms/{room_id}/leave"), json!({})).await;
+    pause(3_600).await;
+    assert_eq!(told().last().map(String::as_str), Some("m.room.member"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_template_of_anything_else_is_never_signed() {
     let changes: [(&str, Spoil); 15] = [
         ("type", |it| it["event"]["type"] = json!("m.room.message")),

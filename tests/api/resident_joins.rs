@@ -143,7 +143,7 @@ async fn a_join_by_way_of_this_server_is_its_to_tell() {
     let us = "test.example".try_into().unwrap();
     let tell = |user: &str| {
         let stored = aqueduct::rooms::find_state(&*snapshot, num, "m.room.member", user).unwrap().unwrap();
-        (stored.row.header.told_by_us, event::is_ours_to_tell(&stored.row, us))
+        (stored.row.header.let_in, event::is_ours_to_tell(&stored.row, us))
     };
     assert_eq!((tell(BOB), tell("@alice:test.example")), ((true, true), (false, true)));
     drop(snapshot);

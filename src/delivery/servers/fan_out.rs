@@ -1,5 +1,6 @@
 //! Works out which servers are told of an event: those that have somebody in the room before or after it, so that a server also
-//! learns that its last user was removed. The room's access list and the settings leave servers out.
+//! learns that its last user was removed. The settings leave servers out. The room's access list does not: a server whose users are
+//! still in the room is told, though nobody listens to it (client-server API, "Server Access Control Lists (ACLs) for rooms").
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,6 @@ use ruma::{OwnedServerName, ServerName, UserId};
 use crate::{
     ids::RoomNum,
     rooms::{
-        acl::Acl,
         event::{self, StoredEvent},
         members, state,
     },
@@ -37,7 +37,6 @@ pub(super) struct Planner {
 
 struct Listed {
     at: StateRef,
-    acl: Option<(crate::ids::EventNum, bool)>,
     servers: List,
 }
 
@@ -77,11 +76,7 @@ impl Planner {
         }
         let mut servers: BTreeSet<OwnedServerName> = before.iter().cloned().collect();
         servers.extend(self.in_state(read, room, states.after)?.iter().cloned());
-        if let Some(asked) = asked
-            && Acl::of_room(read, room)?.admits(&asked)
-        {
-            servers.insert(asked);
-        }
+        servers.extend(asked);
         Ok(servers.into_iter().collect())
     }
 
@@ -93,8 +88,7 @@ impl Planner {
 
     fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {
         let at = state::canonical(read, room, at)?;
-        let acl = Acl::of_room(read, room)?;
-        let known = self.lists.get(&room).filter(|known| known.at == at && known.acl == acl.version);
+        let known = self.lists.get(&room).filter(|known| known.at == at);
         if let Some(known) = known {
             return Ok(Arc::clone(&known.servers));
         }
@@ -105,14 +99,14 @@ impl Planner {
             members::list_servers_at(read, room, at)?
         };
         let servers = names.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok());
-        let servers = servers.filter(|server| self.may_tell(server) && acl.admits(server));
+        let servers = servers.filter(|server| self.may_tell(server));
         let servers: List = servers.collect();
         if self.names + servers.len() > NAMES_MAX {
             self.lists.clear();
             self.names = 0;
         }
         self.names += servers.len();
-        let listed = Listed { at, acl: acl.version, servers: Arc::clone(&servers) };
+        let listed = Listed { at, servers: Arc::clone(&servers) };
         if let Some(before) = self.lists.insert(room, listed) {
             self.names -= before.servers.len();
         }

@@ -161,7 +161,7 @@ impl Change {
             prev: Vec::new(),
             auth,
             sent_by: None,
-            told_by_us: received.is_told_by_us(),
+            let_in: received.is_let_in(),
         };
         let header =
             entering.header().ok_or_else(|| Refusal::bad_json("The JSON is not that of an event."))?;

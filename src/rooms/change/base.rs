@@ -393,7 +393,7 @@ impl Change {
             prev,
             auth,
             sent_by: None,
-            told_by_us: false,
+            let_in: true,
         };
         let header = entering.header().ok_or_else(|| Error::broken("a join has no fields"))?;
         let stored = StoredEvent { order, row: EventRow { header, json: join.json().clone() } };

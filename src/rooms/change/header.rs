@@ -41,7 +41,7 @@ pub(super) struct Entering<'a> {
     /// The device and the transaction id, if one of our users sent the event with one.
     pub(super) sent_by: Option<SentBy>,
     /// Whether this server let the sender in, and tells others of the event.
-    pub(super) told_by_us: bool,
+    pub(super) let_in: bool,
 }
 
 impl Entering<'_> {
@@ -62,7 +62,7 @@ impl Entering<'_> {
             prev: self.prev,
             auth: self.auth.iter().map(|event| event.event).collect(),
             sent_by: self.sent_by,
-            told_by_us: self.told_by_us,
+            let_in: self.let_in,
             spans: event::locate(self.json)?,
         })
     }

@@ -153,9 +153,11 @@ impl Change {
             prev: self.row.heads.iter().map(|head| head.event).collect(),
             auth,
             sent_by,
-            told_by_us: false,
+            let_in: false,
         };
-        let header = entering.header().ok_or_else(|| Error::broken("a built event has no fields"))?;
+        let mut header = entering.header().ok_or_else(|| Error::broken("a built event has no fields"))?;
+        let redaction = self.own_redaction(draft.redacts.as_deref())?;
+        header.unseen |= !redaction.is_shown();
         let stored = StoredEvent { order, row: EventRow { header, json: built.json } };
         self.put(&stored)?;
         if let Some(key) = state_key {

@@ -539,7 +539,7 @@ impl Change {
             prev,
             auth: &auth,
             sent_by: None,
-            told_by_us: false,
+            let_in: false,
         };
         entering.header().ok_or_else(|| Error::broken("an event that was checked has no fields"))
     }

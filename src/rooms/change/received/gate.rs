@@ -34,7 +34,7 @@ pub struct Received {
     json: Bytes,
     event: Event,
     depth: u64,
-    told_by_us: bool,
+    let_in: bool,
 }
 
 /// The fields of an event that only the gate looks at.
@@ -86,12 +86,12 @@ impl Received {
     /// else in the room has heard of it.
     #[must_use]
     pub fn let_in(self) -> Self {
-        Self { told_by_us: true, ..self }
+        Self { let_in: true, ..self }
     }
 
-    /// Whether this server tells others of the event, although it did not make it.
-    pub fn is_told_by_us(&self) -> bool {
-        self.told_by_us
+    /// Whether the event's sender came, left or knocked by way of this server, which tells others of it.
+    pub fn is_let_in(&self) -> bool {
+        self.let_in
     }
 
     /// The event's depth, as its sender's server says.
@@ -132,7 +132,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
     names(&event)?;
-    Ok(Received { key, json, event, depth, told_by_us: false })
+    Ok(Received { key, json, event, depth, let_in: false })
 }
 
 /// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.

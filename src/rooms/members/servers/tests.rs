@@ -101,7 +101,7 @@ impl Fixture {
                 prev: Vec::new(),
                 auth: Vec::new(),
                 sent_by: None,
-                told_by_us: false,
+                let_in: false,
                 spans: event::locate(&json).unwrap_or_default(),
             };
             change.put(&StoredEvent { order, row: EventRow { header, json } }).unwrap();

@@ -141,7 +141,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, key: EventKey, version: u8) -> 
         prev: Vec::new(),
         auth: pdu.header.auth.clone(),
         sent_by: None,
-        told_by_us: false,
+        let_in: false,
         spans: event::locate(&json).unwrap(),
     };
     EventRow { header, json }
