@@ -27,7 +27,9 @@ use crate::{
 pub(crate) use servers::{
     Census, Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
 };
-pub use servers::{count_joined_at, is_server_joined, list_servers, list_servers_at, was_server_joined};
+pub use servers::{
+    count_joined_at, has_other_servers, is_server_joined, list_servers, list_servers_at, was_server_joined,
+};
 pub(crate) use sharing::{find_joined, find_joined_in_any, find_sharing, list_rooms_of_other, share_room};
 
 /// The lowest string above the type of member events, where their keys end.

@@ -164,10 +164,11 @@ fn judge_message(change: &mut Change, author: &Author, draft: &Draft) -> Result<
         return Err(Refusal::bad_json("`redacts` is missing; it names the event to redact.").into());
     }
     if let Some(target) = &draft.redacts {
-        let target = Sight::of(&change.batch, change.num, author.user, &author.user_id)?
-            .find(&change.batch, target)?
-            .ok_or_else(|| Refusal::not_found("The room has no such event."))?;
-        change.require_may_redact(&draft.sender, &target)?;
+        let mut sight = Sight::of(&change.batch, change.num, author.user, &author.user_id)?;
+        match sight.find(&change.batch, target)? {
+            Some(seen) => change.require_may_redact(&draft.sender, &seen)?,
+            None => change.require_may_redact_unseen(&draft.sender, target)?,
+        }
     }
     relations::check(&change.batch, change.num, author.user, draft)
 }

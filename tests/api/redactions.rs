@@ -276,3 +276,44 @@ async fn a_redacted_state_event_is_told_where_the_timeline_leaves_its_redaction_
     let (state, _) = told_of_redacted_topic(json!({}), "").await;
     assert_eq!(state, json!([]), "a client sees the redaction in its timeline");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_not_here_is_redacted_when_it_comes() {
+    let scene = crate::inbound::Scene::new().await;
+    let carol = scene.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", scene.room), json!({})).await;
+    let (id, event) = scene.says("regrettable", &scene.bob.heads());
+    let path = format!("/_matrix/client/v3/rooms/{}/redact/{}", scene.room, encoded(id.as_str()));
+    // Whoever may redact their own events alone has none that is not here.
+    let (status, json) = carol.put(&format!("{path}/1"), json!({})).await;
+    assert_eq!((status.as_u16(), &json["errcode"]), (404, &json!("M_NOT_FOUND")), "{json}");
+    let since = carol.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+    let (status, redaction) = scene.alice.put(&format!("{path}/1"), json!({ "reason": "why" })).await;
+    assert_eq!(status.as_u16(), 200, "{redaction}");
+    let again = scene.alice.put(&format!("{path}/1"), json!({ "reason": "why" })).await.1;
+    assert_eq!(again, redaction);
+    let page = scene.alice.ok_get(&format!("/rooms/{}/messages?dir=b&limit=100", scene.room)).await;
+    let types = |page: &Value| {
+        let events = page["chunk"].as_array().unwrap().iter();
+        events.map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(!types(&page).contains(&"m.room.redaction".to_owned()), "{page}");
+    let sync = carol.ok_get(&format!("/sync?since={since}")).await;
+    assert!(sync["rooms"]["join"].is_null(), "{sync}");
+    scene.server.assert_whole();
+    let (_, answer) = scene.send("1", &[event]).await;
+    assert_eq!(answer["pdus"][id.as_str()], json!({}), "{answer}");
+    let page = scene.alice.ok_get(&format!("/rooms/{}/messages?dir=b&limit=100", scene.room)).await;
+    let shown =
+        page["chunk"].as_array().unwrap().iter().find(|event| event["event_id"] == id.as_str()).unwrap();
+    assert_eq!(
+        (&shown["content"], &shown["unsigned"]["redacted_because"]["event_id"]),
+        (&json!({}), &redaction["event_id"])
+    );
+    assert!(types(&page).contains(&"m.room.redaction".to_owned()), "{page}");
+    scene.server.assert_whole();
+    // Nobody else has an event of a room that is only here.
+    let alone = scene.alice.create(json!({})).await;
+    let path = format!("/_matrix/client/v3/rooms/{alone}/redact/{}/2", encoded(id.as_str()));
+    assert_eq!(scene.alice.put(&path, json!({})).await.0.as_u16(), 404);
+}

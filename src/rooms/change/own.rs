@@ -168,11 +168,7 @@ impl Change {
         let stored_ms = draft.sent_ms;
         self.row.heads = vec![Head { event, key: built.hash.into(), depth, stored_ms, is_own: true, after }];
         self.finish(&stored);
-        if let Some(target) = &draft.redacts
-            && let Some(target) = self.find_num(target)?
-        {
-            self.redact_by(target, &stored)?;
-        }
+        self.carry_out(redaction, &stored)?;
         Ok(stored)
     }
 }

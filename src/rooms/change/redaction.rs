@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use ruma::UserId;
+use ruma::{EventId, UserId};
 
 use super::Change;
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     ids::{EventNum, RoomNum},
     rooms::{
         event::{self, Event, StateEvent, StoredEvent},
+        members,
         power::{Action, Power},
         redact, relations,
     },
@@ -62,13 +63,37 @@ impl Redaction {
 impl Change {
     /// Refuses to let one of our users redact somebody else's event without the power to (403 `M_FORBIDDEN`).
     pub fn require_may_redact(&mut self, user: &UserId, target: &StoredEvent) -> Result<()> {
-        if target.row.header.state_key.is_some() && KEPT.contains(&target.row.event_type().as_ref()) {
+        if is_kept(target) {
             return Err(Refusal::forbidden("Events of this type cannot be redacted.").into());
         }
         if target.row.sender() == user.as_str() || self.power()?.may(user, Action::Redact)? {
             return Ok(());
         }
         Err(Refusal::forbidden("You can only redact your own events in this room.").into())
+    }
+
+    /// Refuses to let one of our users redact an event that they do not see: 404 `M_NOT_FOUND`, unless others may have it and the user
+    /// has the power to redact everybody's events. The redaction is then for those who have the event, and waits for it here.
+    /// An event that is here and that the user may not see is answered alike, so that no answer tells whether it is.
+    pub fn require_may_redact_unseen(&mut self, user: &UserId, target: &EventId) -> Result<()> {
+        let there = event::find_by_id(&self.batch, self.num, target)?;
+        let may = self.power()?.may(user, Action::Redact)? && !there.is_some_and(|there| is_kept(&there));
+        if may && members::has_other_servers(&self.batch, self.num, user.server_name().as_str())? {
+            return Ok(());
+        }
+        Err(Refusal::not_found("The room has no such event.").into())
+    }
+
+    /// The effect of a redaction by one of our users, who may redact the event that it names.
+    pub(super) fn own_redaction(&self, target: Option<&EventId>) -> Result<Redaction, Fault> {
+        let Some(target) = target else { return Ok(Redaction::None) };
+        let Some(name) = event::parse_event_id(target, self.num, self.row.version) else {
+            return Ok(Redaction::Withheld("it names no event of this room version"));
+        };
+        Ok(match event::find_key(&self.batch, self.num, &name)? {
+            Some(num) => Redaction::Applies(num),
+            None => Redaction::Waits { name, by_power: true },
+        })
     }
 
     /// Judges the effect of a received event as a redaction, by the state before it.
@@ -184,6 +209,11 @@ impl Change {
         }
         Ok(())
     }
+}
+
+/// Whether the room is broken without the content of the event.
+fn is_kept(event: &StoredEvent) -> bool {
+    event.row.header.state_key.is_some() && KEPT.contains(&event.row.event_type().as_ref())
 }
 
 fn is_same_server(one: &str, other: &str) -> bool {

@@ -359,6 +359,16 @@ pub fn list_servers<'r>(
     }))
 }
 
+/// Whether servers beside this one have somebody in the room now.
+pub fn has_other_servers(read: &(impl Read + ?Sized), room: RoomNum, ours: &str) -> Result<bool, Fault> {
+    for server in list_servers(read, room)?.take(2) {
+        if server? != ours {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether a server has somebody in the room in this state.
 pub fn was_server_joined(
     read: &(impl Read + ?Sized),
