@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aqueduct::{
-    flows::remote::take_in::take_in,
+    flows::remote::take_in::{Silence, take_in},
     rooms::change::{Outcome, Received},
 };
 use federation::testing::{Net, Weather};
@@ -44,8 +44,13 @@ impl Scene {
 
     /// Events come from the server `b.example`.
     async fn come(&self, ids: &[&String]) -> Vec<Outcome> {
+        self.come_with(ids, Silence::FetchesState).await
+    }
+
+    async fn come_with(&self, ids: &[&String], silence: Silence) -> Vec<Outcome> {
         let events: Vec<Received> = ids.iter().map(|id| self.there.received(id)).collect();
-        take_in(self.there.app(), self.there.room, "b.example".try_into().unwrap(), events).await.unwrap()
+        let (app, room, origin) = (self.there.app(), self.there.room, "b.example".try_into().unwrap());
+        take_in(app, room, origin, events, silence).await.unwrap()
     }
 
     async fn come_one(&self, id: &String) -> Outcome {
@@ -184,6 +189,124 @@ async fn an_event_without_its_auth_events_waits_for_them_and_is_not_rejected() {
     assert!(accepted(&outcome), "{outcome:?}");
     assert_holds(&scene.read_all(10).await, &[join, said]);
     assert_eq!(scene.hole_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_gives_nothing_of_a_gap_is_asked_again_before_a_state_is_fetched() {
+    let mut scene = Scene::new().await;
+    let missed = scene.bob_says(3, "missed");
+    let said = scene.there.say(BOB, "hello");
+    let nothing = |kind: &str, _: &str, answer| match kind {
+        "get_missing_events" => (200, json!({ "events": [] })),
+        _ => answer,
+    };
+    scene.there.twist(nothing);
+    scene.net.take_arrived();
+    let outcome = scene.come_with(&[&said], Silence::Waits).await.remove(0);
+    assert!(unknown(&outcome), "{outcome:?}");
+    assert!(!scene.net.take_arrived().iter().any(|line| line.contains("/state")));
+    assert_eq!(scene.hole_count(), 0);
+    scene.there.untwist();
+    assert!(accepted(&scene.come_with(&[&said], Silence::Waits).await[0]));
+    assert_holds(&scene.read_all(10).await, &[missed, vec![said]].concat());
+    // Whoever gives a part of a gap has no more to give, so that the state is fetched at once.
+    let far = scene.bob_says(300, "far").pop().unwrap();
+    assert!(accepted(&scene.come_with(&[&far], Silence::Waits).await[0]));
+    assert_eq!(scene.hole_count(), 1);
+    // One that goes on giving nothing is not waited for.
+    scene.there.twist(nothing);
+    scene.bob_says(3, "lost");
+    let last = scene.there.say(BOB, "last");
+    tokio::time::advance(Duration::from_secs(700)).await;
+    assert!(unknown(&scene.come_with(&[&last], Silence::Waits).await[0]));
+    assert!(accepted(&scene.come_one(&last).await));
+    assert_eq!(scene.hole_count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_a_rejected_one_allows_is_rejected_and_may_be_cited() {
+    let mut scene = Scene::new().await;
+    let base = scene.there.heads.clone();
+    let bob = ("m.room.member".to_owned(), BOB.to_owned());
+    // Bob may not set power levels.
+    let levels = scene.there.add_on(BOB, "m.room.power_levels", Some(""), json!({ "users": {} }), &base);
+    assert!(matches!(scene.come_one(&levels).await, Outcome::Aside(..)));
+    // It names the levels among those that allow it, and comes only because others name it.
+    let content = json!({ "membership": "join", "displayname": "Robert" });
+    let outlier = scene.there.add_on(BOB, "m.room.member", Some(BOB), content, &[levels]);
+    let mut known = scene.there.known(&base[0]);
+    let joined = known.after.insert(bob.clone(), outlier.clone()).unwrap();
+    scene.there.put(&base[0], known);
+    let (first, second) = (scene.there.say(BOB, "first"), scene.there.say(BOB, "second"));
+    let mut known = scene.there.known(&second);
+    known.after.insert(bob.clone(), joined);
+    scene.there.put(&second, known);
+    let last = scene.there.say(BOB, "last");
+    scene.net.take_arrived();
+    let outcomes = scene.come_with(&[&first, &second, &last], Silence::Waits).await;
+    assert!(
+        matches!(outcomes[..], [Outcome::Aside(..), Outcome::Aside(..), Outcome::Accepted(_)]),
+        "{outcomes:?}"
+    );
+    // All that was lacking is the outlier.
+    let asked = scene.net.take_arrived();
+    assert!(
+        !asked.iter().any(|line| line.contains("get_missing_events") || line.contains("/state")),
+        "{asked:?}"
+    );
+    let read = scene.read_all(20).await;
+    assert!(read.contains(&last) && [&outlier, &first, &second].iter().all(|id| !read.contains(id)));
+    for id in [&outlier, &first, &second] {
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{id}", scene.room);
+        assert_eq!(scene.alice.get(&path).await.0, http::StatusCode::NOT_FOUND);
+    }
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_allow_one_another_in_a_long_chain_come_with_the_gap() {
+    for (count, holes) in [(30, 0), (250, 1)] {
+        for tells_chains in [true, false] {
+            let mut scene = Scene::new().await;
+            let rename = |number| json!({ "membership": "join", "displayname": format!("Bob {number}") });
+            let renamed =
+                (0..count).map(|number| scene.there.add(BOB, "m.room.member", Some(BOB), rename(number)));
+            let last = renamed.last().unwrap();
+            scene.there.twist(move |kind, _, answer| match kind {
+                "event_auth" if !tells_chains => (404, json!({})),
+                _ => answer,
+            });
+            scene.net.take_arrived();
+            let outcome = scene.come_with(&[&last], Silence::Waits).await.remove(0);
+            assert!(accepted(&outcome), "{outcome:?}");
+            let asked = scene.net.take_arrived();
+            assert!(asked.len() < 80, "{asked:?}");
+            let member = scene.alice.state(&scene.room, "m.room.member", BOB).await.1;
+            assert_eq!(member, rename(count - 1));
+            assert_eq!(scene.hole_count(), holes);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_sender_was_renamed_often_is_taken_by_the_chain_of_what_allows_it() {
+    let mut scene = Scene::new().await;
+    let base = scene.there.heads.clone();
+    for number in 0..40 {
+        let content = json!({ "membership": "join", "displayname": format!("Bob {number}") });
+        scene.there.add(BOB, "m.room.member", Some(BOB), content);
+    }
+    // It stands on what is known here, and is allowed by what is not.
+    let renamed = scene.there.heads[0].clone();
+    let mut known = scene.there.known(&base[0]);
+    known.after.insert(("m.room.member".to_owned(), BOB.to_owned()), renamed);
+    scene.there.put(&base[0], known);
+    let said = scene.there.add_on(BOB, "m.room.message", None, json!({ "body": "hello" }), &base);
+    scene.net.take_arrived();
+    let outcome = scene.come_one(&said).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert!(scene.net.take_arrived().len() < 5);
+    scene.server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]

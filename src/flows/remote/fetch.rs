@@ -364,48 +364,53 @@ impl<'a> Fetch<'a> {
     }
 
     /// Fetches events that allow others, with those that allow them, and takes them in. `of` is an event that they allow: the
-    /// first server is asked for the whole chain of it where several are missing.
+    /// first server is asked for the whole chain of it where several are missing, or one and then one that allows it.
     pub(crate) async fn bring_auth(&mut self, of: &EventId, missing: Vec<OwnedEventId>) -> Result<()> {
         let mut found: BTreeMap<OwnedEventId, Received> = BTreeMap::new();
         let mut open = missing;
-        if open.len() > 1
-            && let Some(server) = self.servers.first().cloned()
-        {
-            let chain: BTreeMap<OwnedEventId, Received> =
-                self.auth_chain(&server, of).await?.into_iter().map(|it| (it.id().to_owned(), it)).collect();
-            // Only what is named by what we need is taken, however much comes.
-            let mut next = open.clone();
-            while let Some(id) = next.pop() {
-                if let Some(event) = chain.get(&id)
-                    && !found.contains_key(&id)
-                {
-                    next.extend(event.event().auth.iter().cloned());
-                    found.insert(id, event.clone());
-                }
-            }
-        }
-        let mut tried = BTreeSet::new();
-        for _ in 0..AUTH_LEVELS_MAX {
-            let named = found.values().flat_map(|event| event.event().auth.iter().cloned());
-            open.extend(named);
+        let (mut tried, mut asked_for_chain) = (BTreeSet::new(), false);
+        for level in 0..AUTH_LEVELS_MAX {
+            open.extend(found.values().flat_map(|event| event.event().auth.iter().cloned()));
             // An event that nobody gave in one round is not asked for in the next.
-            open.retain(|id| !found.contains_key(id) && tried.insert(id.clone()));
+            open.retain(|id| !found.contains_key(id) && !tried.contains(id));
+            open.sort_unstable();
+            open.dedup();
             open = self.list_unknown(open).await?;
             if open.is_empty() {
                 break;
+            }
+            let server = self.servers.first().filter(|_| !asked_for_chain && (open.len() > 1 || level > 0));
+            if let Some(server) = server.cloned() {
+                asked_for_chain = true;
+                let chain = self.auth_chain(&server, of).await?;
+                take_named(&mut found, &open, chain);
+                continue;
             }
             let got = self.single(&open).await?;
             if got.is_empty() {
                 break;
             }
+            tried.extend(std::mem::take(&mut open));
             found.extend(got.into_iter().map(|it| (it.id().to_owned(), it)));
-            open.clear();
         }
         let found = in_order(found.into_values().collect(), |event| &event.event().auth);
         let taken = outliers::take_outliers(self.app, self.num, found, outliers::For::Auth).await?;
         let lacking = taken.iter().filter(|outcome| matches!(outcome, Outcome::Need { .. })).count();
         tracing::debug!(room = %self.num, event = %of, taken = taken.len(), lacking, "events that allow others were fetched");
         Ok(())
+    }
+}
+
+/// Takes those events of a chain that are needed, and those that allow them, however much came.
+fn take_named(found: &mut BTreeMap<OwnedEventId, Received>, needed: &[OwnedEventId], chain: Vec<Received>) {
+    let mut chain: BTreeMap<OwnedEventId, Received> =
+        chain.into_iter().map(|it| (it.id().to_owned(), it)).collect();
+    let mut next = needed.to_vec();
+    while let Some(id) = next.pop() {
+        if let Some(event) = chain.remove(&id) {
+            next.extend(event.event().auth.iter().cloned());
+            found.insert(id, event);
+        }
     }
 }
 

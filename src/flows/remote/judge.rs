@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use ruma::{OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
-    take_in,
+    take_in::{self, Silence},
     verify::{self, Verified},
 };
 use crate::{
@@ -46,6 +46,8 @@ pub(super) enum Fate {
     Refused(String),
     /// It is to be judged again later: something that it needs cannot be had now.
     Waits,
+    /// It is to be judged as soon as there is time for it.
+    Unjudged,
 }
 
 /// Judges events of a room in their order. `until` is the uptime at which those that are left wait; without one it takes as long
@@ -71,13 +73,15 @@ pub(super) async fn judge(
             Some(Verified::Later(server)) => {
                 tracing::debug!(%room, %server, reason = "its keys cannot be had now", "an event waits");
             }
-            None => {}
+            None => *fate = Fate::Unjudged,
         }
     }
     if received.is_empty() {
         return fates;
     }
-    let judged = within(app, until, take_in::take_in(app, room, origin, received)).await;
+    // Events that were tried before are tried harder.
+    let silence = if until.is_some() { Silence::Waits } else { Silence::FetchesState };
+    let judged = within(app, until, take_in::take_in(app, room, origin, received, silence)).await;
     let outcomes: Vec<Fate> = match judged {
         Some(Ok(outcomes)) => outcomes.iter().map(fate_of).collect(),
         Some(Err(Error::Refused(refusal))) => vec![Fate::Refused(refusal.message); places.len()],
@@ -87,7 +91,7 @@ pub(super) async fn judge(
             }
             vec![Fate::Waits; places.len()]
         }
-        None => vec![Fate::Waits; places.len()],
+        None => vec![Fate::Unjudged; places.len()],
     };
     for (at, outcome) in places.into_iter().zip(outcomes) {
         if let Some(fate) = fates.get_mut(at) {

@@ -457,7 +457,7 @@ async fn settle(
     fates: Vec<Fate>,
 ) -> Result<Results> {
     let (mut results, mut waiting) = (Results::new(), Vec::new());
-    let mut some_came_in = false;
+    let (mut some_came_in, mut at_once) = (false, false);
     for (event, fate) in events.into_iter().zip(fates) {
         match fate {
             Fate::Done => {
@@ -470,14 +470,15 @@ async fn settle(
                 app.metrics.inbound_event("refused");
                 results.insert(event.id, Some(why));
             }
-            Fate::Waits => {
+            fate @ (Fate::Waits | Fate::Unjudged) => {
+                at_once |= fate == Fate::Unjudged;
                 let json = event.json();
                 waiting.push((event.id, json));
             }
         }
     }
     let ids: Vec<_> = waiting.iter().map(|(id, _)| id.clone()).collect();
-    let kept = staged::stage(app, room, origin, waiting).await?;
+    let kept = staged::stage(app, room, origin, waiting, at_once).await?;
     for (id, is_kept) in ids.into_iter().zip(kept) {
         app.metrics.inbound_event(if is_kept { "waits" } else { "no_room" });
         let why = "Too many events of the room wait for others that are missing.";

@@ -215,12 +215,14 @@ impl Staged {
 }
 
 /// Keeps events of a room for later, and returns when they are durable. Answers for each whether it is kept: there may be no room
-/// for it, and one that is here already stays as it is.
+/// for it, and one that is here already stays as it is. With `at_once` they are tried at once, otherwise after a while, because
+/// they were just tried.
 pub(super) async fn stage(
     app: &App,
     room: RoomNum,
     origin: &ServerName,
     events: Vec<(OwnedEventId, Bytes)>,
+    at_once: bool,
 ) -> Result<Vec<bool>> {
     let mut kept = Vec::with_capacity(events.len());
     let mut rows = Vec::new();
@@ -249,7 +251,7 @@ pub(super) async fn stage(
         return Err(error);
     }
     app.metrics.queue_depth("inbound", app.staged.count());
-    begin(app, room);
+    begin(app, room, at_once);
     Ok(kept)
 }
 
@@ -275,22 +277,25 @@ async fn write_rows(app: &App, room: RoomNum, rows: Vec<(u64, InboundEventRow)>)
 /// Starts the worker of each room in which events waited when the last run of the server ended.
 pub(crate) fn begin_all(app: &App) {
     let rooms: Vec<RoomNum> = app.staged.0.lock().rooms.keys().copied().collect();
-    rooms.into_iter().for_each(|room| begin(app, room));
+    rooms.into_iter().for_each(|room| begin(app, room, true));
 }
 
-fn begin(app: &App, room: RoomNum) {
+fn begin(app: &App, room: RoomNum, at_once: bool) {
     if let Some(hurry) = app.staged.begin_work(room) {
         let owned = app.clone();
         // The transaction that brought the events does not pay for what follows.
         app.env.spawn(crate::env::payer::Payers::SERVER.during(async move {
-            work(&owned, room, &hurry).await;
+            work(&owned, room, &hurry, at_once).await;
         }));
     }
 }
 
 /// Tries the events of a room until none is left.
-async fn work(app: &App, room: RoomNum, hurry: &Notify) {
+async fn work(app: &App, room: RoomNum, hurry: &Notify, at_once: bool) {
     let mut wait = AGAIN;
+    if !at_once {
+        pause(app, hurry, PAUSE, AGAIN).await;
+    }
     loop {
         let began = app.env.instant();
         let mut went_on = false;
@@ -309,14 +314,18 @@ async fn work(app: &App, room: RoomNum, hurry: &Notify) {
             return;
         }
         let took = app.env.instant().saturating_duration_since(began);
-        let pause = PAUSE.max(took.saturating_mul(PAUSES)).min(AGAIN_MAX);
-        app.env.sleep(pause).await;
-        tokio::select! {
-            biased;
-            () = hurry.notified() => {}
-            () = app.env.sleep(wait) => {}
-        }
+        pause(app, hurry, PAUSE.max(took.saturating_mul(PAUSES)).min(AGAIN_MAX), wait).await;
         wait = if went_on { AGAIN } else { wait.saturating_mul(2).min(AGAIN_MAX) };
+    }
+}
+
+/// Pauses for some time at least, and then until somebody hurries or `wait` is over.
+async fn pause(app: &App, hurry: &Notify, at_least: Duration, wait: Duration) {
+    app.env.sleep(at_least).await;
+    tokio::select! {
+        biased;
+        () = hurry.notified() => {}
+        () = app.env.sleep(wait) => {}
     }
 }
 
@@ -389,7 +398,7 @@ async fn try_page(app: &App, room: RoomNum, page: Page) -> Result<bool> {
         let fates = judge::judge(app, (room, row.version), &origin, &events, None).await;
         for ((number, event), fate) in numbers.into_iter().zip(events).zip(fates) {
             match fate {
-                Fate::Waits => continue,
+                Fate::Waits | Fate::Unjudged => continue,
                 Fate::Done => app.metrics.inbound_event("taken_later"),
                 Fate::Refused(why) => {
                     tracing::debug!(%room, event = %event.id, why, "an event that waited is refused");

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedEventId, OwnedServerName, ServerName};
+use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
     backfill,
@@ -52,6 +52,15 @@ const STATE_EVENTS_MAX: usize = 5_000;
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
 
+/// What is done about a gap of whose events a server gives none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// The event waits. The server may well give them a little later, and a state that is fetched leaves a hole in the room.
+    Waits,
+    /// The state after the gap is fetched.
+    FetchesState,
+}
+
 /// Judges events of a room that a server gave, at most 50, fetches what they lack from it and from other servers of the room, and writes the
 /// outcomes, one for each event, in their order. An event whose outcome is [`Outcome::Unknown`] is to be tried again later.
 /// Errors: as of [`ingest::ingest`].
@@ -60,13 +69,14 @@ pub async fn take_in(
     room: RoomNum,
     origin: &ServerName,
     events: Vec<Received>,
+    silence: Silence,
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = ingest::ingest(app, room, events.clone()).await?;
     let needs = |outcome: &Outcome| matches!(outcome, Outcome::Need { .. });
     if !outcomes.iter().any(needs) {
         return Ok(outcomes);
     }
-    let fetching = fetch_for(app, room, origin, &events, &mut outcomes);
+    let fetching = fetch_for(app, (room, origin), &events, &mut outcomes, silence);
     match app.stopping.run_until_cancelled(fetching).await {
         None => tracing::debug!(%room, "what events lack is not fetched, because the server stops"),
         Some(Ok(())) => {}
@@ -84,10 +94,10 @@ pub async fn take_in(
 /// Fetches what those of the events lack that need others, one after the other.
 async fn fetch_for(
     app: &App,
-    room: RoomNum,
-    origin: &ServerName,
+    (room, origin): (RoomNum, &ServerName),
     events: &[Received],
     outcomes: &mut [Outcome],
+    silence: Silence,
 ) -> Result<()> {
     let _turn = app.gaps.turn(room).await;
     let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
@@ -95,6 +105,7 @@ async fn fetch_for(
         fetch: Fetch::begin(app, room, vec![origin.to_owned()], budget).await?,
         origin: origin.to_owned(),
         fetched_states: false,
+        silence,
     };
     for (event, outcome) in events.iter().zip(outcomes) {
         if !matches!(outcome, Outcome::Need { .. }) {
@@ -119,6 +130,7 @@ struct Gap<'a> {
     origin: OwnedServerName,
     /// Whether states were fetched already, so that the call may fetch more without a pause.
     fetched_states: bool,
+    silence: Silence,
 }
 
 impl Gap<'_> {
@@ -127,25 +139,34 @@ impl Gap<'_> {
     }
 
     /// Fetches what an event lacks, and gives its outcome then.
-    async fn close(&mut self, event: &Received, outcome: Outcome) -> Result<Outcome> {
+    async fn close(&mut self, event: &Received, mut outcome: Outcome) -> Result<Outcome> {
         let (app, room) = (self.app().clone(), self.fetch.num);
-        if let Outcome::Need { auth, .. } = &outcome
-            && !auth.is_empty()
-        {
-            self.fetch.bring_auth(event.id(), auth.clone()).await?;
+        if let Outcome::Need { auth, prev } = &outcome {
+            // Events that it stands on come with the gap.
+            let lacking: Vec<OwnedEventId> = auth.iter().filter(|id| !prev.contains(id)).cloned().collect();
+            if !lacking.is_empty() {
+                self.fetch.bring_auth(event.id(), lacking).await?;
+                // An event that lacks nothing more is judged, and gets its place even if it is rejected: others may cite it.
+                outcome = one(&app, room, event.clone()).await?;
+            }
         }
+        let Outcome::Need { auth, prev } = outcome else { return Ok(outcome) };
         // Nothing is fetched for an event that its own auth events forbid.
         match ingest::outliers::reject_by_auth(&app, room, event.clone()).await? {
             Outcome::Unknown => {}
             Outcome::Known(_) | Outcome::Need { .. } | Outcome::Accepted(_) => {}
             rejected @ (Outcome::Outlier(_) | Outcome::Aside(..)) => return Ok(rejected),
         }
-        let outcome = one(&app, room, event.clone()).await?;
-        let Outcome::Need { auth, prev } = outcome else { return Ok(outcome) };
-        if !auth.is_empty() {
+        if prev.is_empty() {
+            debug_assert!(!auth.is_empty(), "an event needs nothing");
             return Ok(Outcome::Unknown);
         }
         let found = self.follow(event, prev).await?;
+        if found.len() == 1 && self.silence == Silence::Waits {
+            // Somebody else may have brought them meanwhile.
+            let outcome = one(&app, room, event.clone()).await?;
+            return Ok(if matches!(outcome, Outcome::Need { .. }) { Outcome::Unknown } else { outcome });
+        }
         self.take_in(event, found).await
     }
 
@@ -235,25 +256,33 @@ impl Gap<'_> {
                 break;
             }
             waiting = left.iter().map(|(event, ..)| event.clone()).collect();
-            let mut is_any = false;
-            for (waits, auth, prev) in left {
-                if !auth.is_empty() {
-                    self.fetch.bring_auth(waits.id(), auth).await?;
-                    is_any = true;
-                } else if prev.iter().any(|id| waiting.iter().any(|other| other.id() == id)) {
-                    // It stands on one that is judged before it.
-                } else if let Some(outcome) = self.take_in_with_state(&waits).await? {
+            let ids: BTreeSet<&EventId> = left.iter().map(|(event, ..)| event.id()).collect();
+            let (mut is_any, mut done) = (false, BTreeSet::new());
+            for (waits, auth, prev) in &left {
+                let stands_on_waiting = prev.iter().any(|id| ids.contains(&**id));
+                if !prev.is_empty() && !stands_on_waiting {
+                    // With the state before it come the events that allow it.
+                    let Some(outcome) = self.take_in_with_state(waits).await? else { continue };
                     if !matches!(outcome, Outcome::Accepted(_) | Outcome::Known(_)) {
                         // Nothing that stands on it can be judged, either.
                         return Ok(Outcome::Unknown);
                     }
                     is_any = true;
-                    waiting.retain(|other| other.id() != waits.id());
+                    done.insert(waits.id().to_owned());
                     if waits.id() == event.id() {
                         last = outcome;
                     }
+                    continue;
+                }
+                // Those that wait, too, are judged before it.
+                let lacking: Vec<OwnedEventId> =
+                    auth.iter().filter(|id| !ids.contains(&***id)).cloned().collect();
+                if !lacking.is_empty() {
+                    self.fetch.bring_auth(waits.id(), lacking).await?;
+                    is_any = true;
                 }
             }
+            waiting.retain(|other| !done.contains(other.id()));
             if !is_any || waiting.is_empty() {
                 break;
             }
@@ -301,6 +330,12 @@ impl Gap<'_> {
         self.fetched_states = true;
         let tip = StateRef::Main(require_row(&*app.store.snapshot(), room)?.state_tip);
         let sketch = states::before(&mut self.fetch, event.id(), tip).await;
+        if sketch.is_ok() {
+            let lacking = self.fetch.list_unknown(event.event().auth.clone()).await?;
+            if !lacking.is_empty() {
+                self.fetch.bring_auth(event.id(), lacking).await?;
+            }
+        }
         self.fetch.budget = left;
         let now = app.env.uptime();
         app.gaps.fetched_state(room, self.origin.clone(), now, now.saturating_sub(began));
