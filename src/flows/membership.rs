@@ -11,7 +11,7 @@ use ruma::{
 
 use crate::{
     accounts::Caller,
-    error::{Error, Result},
+    error::{Error, Refusal, Result},
     flows::{
         App, commit,
         remote::{
@@ -56,14 +56,41 @@ pub(crate) async fn join(
     let Named { room_id, servers } = find_named(app, name, via).await?;
     let mut num = find_here(app, &room_id)?;
     if num.is_none() {
-        let (author, reason, extra) = (Author::from(caller), reason.clone(), extra.clone());
+        let (author, servers, reason, extra) =
+            (Author::from(caller), servers.clone(), reason.clone(), extra.clone());
         let joined = join_elsewhere(app, author, &room_id, servers, reason, extra);
         num = app.remote.joining.alone(&room_id, joined).await?;
     }
-    if let Some(num) = num {
-        here::join(app, caller, num, reason, extra).await?;
+    if let Some(num) = num
+        && !here::join(app, caller, num, reason.clone(), extra.clone()).await?
+    {
+        let wanted = wanted(app, &Author::from(caller), &room_id, reason, extra)?;
+        let candidates = candidates(app, &room_id, servers)?;
+        if candidates.is_empty() {
+            return Err(Refusal::forbidden("Nobody of this server may let you into the room.").into());
+        }
+        let vouched = remote::join::vouched(app, caller.user, num, wanted, candidates);
+        app.remote.joining.alone(&room_id, vouched).await?;
     }
     Ok(room_id)
+}
+
+/// The join that a user wants of a server that is in the room.
+fn wanted(
+    app: &App,
+    author: &Author,
+    room_id: &RoomId,
+    reason: Option<String>,
+    extra: CanonicalJsonObject,
+) -> Result<Wanted> {
+    let snapshot = app.store.snapshot();
+    policy::require_may_go_elsewhere(&*snapshot, author)?;
+    let mut content = content(&*snapshot, &author.user_id, "join", reason.as_deref())?;
+    for (key, value) in extra {
+        content.entry(key).or_insert(value);
+    }
+    let (user_id, membership) = (author.user_id.clone(), Membership::Join);
+    Ok(Wanted { room_id: room_id.to_owned(), user_id, membership, content })
 }
 
 /// Joins a room that this server is not in. Gives its number where this server has come into it meanwhile, so that others are not
@@ -79,17 +106,9 @@ async fn join_elsewhere(
     if let Some(num) = find_here(app, room_id)? {
         return Ok(Some(num));
     }
-    let snapshot = app.store.snapshot();
-    policy::require_may_go_elsewhere(&*snapshot, &author)?;
-    let mut content = content(&*snapshot, &author.user_id, "join", reason.as_deref())?;
-    for (key, value) in extra {
-        content.entry(key).or_insert(value);
-    }
-    drop(snapshot);
+    let wanted = wanted(app, &author, room_id, reason, extra)?;
     let servers = with_inviter(app, &author, room_id, servers)?;
     let candidates = candidates(app, room_id, servers)?;
-    let (user_id, membership) = (author.user_id, Membership::Join);
-    let wanted = Wanted { room_id: room_id.to_owned(), user_id, membership, content };
     remote::join::join(app, author.user, wanted, candidates).await?;
     Ok(None)
 }
@@ -224,7 +243,8 @@ pub(crate) async fn knock(
     Ok(room_id)
 }
 
-/// Knocks at a room that this server is not in. Nothing happens for a user who has knocked there already.
+/// Knocks at a room that this server is not in. Who has knocked there already knocks again: it may have been refused, of which other
+/// servers need not tell.
 async fn knock_elsewhere(
     app: &App,
     author: Author,
@@ -234,11 +254,6 @@ async fn knock_elsewhere(
 ) -> Result<()> {
     let snapshot = app.store.snapshot();
     policy::require_may_go_elsewhere(&*snapshot, &author)?;
-    if let Some(num) = rooms::find_room(&*snapshot, room_id)?
-        && members::find_near(&*snapshot, num, author.user)? == Some(Membership::Knock)
-    {
-        return Ok(());
-    }
     let content = content(&*snapshot, &author.user_id, "knock", reason.as_deref())?;
     drop(snapshot);
     let servers = with_inviter(app, &author, room_id, servers)?;

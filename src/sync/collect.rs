@@ -66,6 +66,8 @@ pub(crate) struct LeftNews {
     pub(crate) timeline: Timeline,
     /// The state that goes with the timeline, as it was when the user left.
     pub(crate) state: Vec<StoredEvent>,
+    /// The event that says what they are now where it stands nowhere in the room as it is known here. It is told after the timeline.
+    pub(crate) outside: Option<JsonText>,
     /// The account data that the user's clients keep for the room.
     pub(crate) account_data: Data,
 }
@@ -166,12 +168,26 @@ pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fa
         None => (Timeline::empty(room.place.end), Vec::new()),
     };
     timeline.limited |= is_apart;
+    let outside = if own.is_none() { outside_end(room)? } else { None };
     if let Some(own) = own {
         push_own_end(room, own, &mut timeline, &mut state);
     }
     // The next stay begins without knowledge of members, so that what the device knows of them is forgotten.
     lazy::forget(room);
-    Ok(LeftNews { timeline, state, account_data: data })
+    Ok(LeftNews { timeline, state, outside, account_data: data })
+}
+
+/// Finds the event by which an invitation or a knock ended from outside the room, if it is news and the client wants it.
+fn outside_end(room: &RoomWindow<'_, '_>) -> Result<Option<JsonText>, Fault> {
+    let (window, user_row) = (room.window, room.user_row);
+    let filter = &window.ask.filter.timeline;
+    let is_end = matches!(user_row.membership, Membership::Leave | Membership::Ban);
+    let is_news = room.place.known().is_none_or(|known| Order::live(user_row.since) > known);
+    if !is_end || !is_news || !filter.wants_room(&room.row.id) || !filter.wants_type(MEMBER) {
+        return Ok(None);
+    }
+    let told = outside::find(window.read, room.num, window.ask.caller.user, user_row)?;
+    Ok(told.and_then(|told| outside::shown(&told, room.row.version)))
 }
 
 /// Finds the event that made the user what they are to the room, if it is news and stands above everything that they were

@@ -7,11 +7,14 @@ use federation::testing::{Net, Weather, json as answer};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{
-    TestClient, TestServer, encoded,
-    federated::Federated,
-    network::{Peer, doors},
-    scripted::{ALICE, Elsewhere, Made, Tamper, honest},
+use crate::{
+    rooms::Rooms,
+    support::{
+        TestClient, TestServer, encoded,
+        federated::Federated,
+        network::{Peer, doors},
+        scripted::{ALICE, Elsewhere, Made, Tamper, honest},
+    },
 };
 
 const BOB: &str = "@bob:test.example";
@@ -325,7 +328,12 @@ async fn an_invitation_is_refused_by_way_of_the_inviter_or_alone() {
         let leave = format!("/rooms/{}/leave", encoded(room_id));
         it.bob.ok_post(&leave, json!({ "reason": "no" })).await;
         let sync = it.bob.ok_get(&format!("/sync?since={since}")).await;
-        assert!(sync["rooms"]["leave"][room_id].is_object(), "{sync}");
+        // The end is told by an event, also where nobody else hears of it.
+        let told = sync["rooms"]["leave"][room_id]["timeline"]["events"].as_array().unwrap();
+        assert_eq!(told.len(), 1, "{sync}");
+        assert_eq!((&told[0]["type"], &told[0]["sender"]), (&json!("m.room.member"), &json!(BOB)));
+        assert_eq!((&told[0]["state_key"], &told[0]["content"]["reason"]), (&json!(BOB), &json!("no")));
+        assert!(told[0]["event_id"].as_str().unwrap().starts_with('$'), "{sync}");
         assert_eq!(invited(&it.bob, room_id).await, Value::Null);
         let sent = it.asked.lock().unwrap().iter().find(|(path, _)| path.contains("/send_leave/")).cloned();
         assert_eq!(sent.is_some(), weather == Weather::Fair);
@@ -386,9 +394,12 @@ async fn a_user_knocks_at_a_room_of_another_server_and_withdraws_that() {
     let told = sync["rooms"]["knock"][room_id]["knock_state"]["events"].as_array().unwrap();
     assert_eq!(told.len(), room.state.len() + 1);
     it.server.assert_whole();
-    let asked = it.asked.lock().unwrap().len();
-    it.bob.ok_post(&path, json!({})).await;
-    assert_eq!(it.asked.lock().unwrap().len(), asked, "who has knocked does not knock again");
+    // Whether the knock still stands is known to the room alone.
+    it.bob.ok_post(&path, json!({ "reason": "again" })).await;
+    let knocks = it.asked.lock().unwrap().iter().filter(|(path, _)| path.contains("/send_knock/")).count();
+    assert_eq!(knocks, 2);
+    assert!(it.bob.ok_get("/sync").await["rooms"]["knock"][room_id].is_object());
+    it.server.assert_whole();
     it.bob.ok_post(&format!("/rooms/{}/leave", encoded(room_id)), json!({})).await;
     assert!(it.asked.lock().unwrap().iter().any(|(path, _)| path.contains("/send_leave/")));
     let sync = it.bob.ok_get("/sync").await;
@@ -526,6 +537,100 @@ async fn an_invitation_that_is_withdrawn_and_a_knock_that_is_refused_end_elsewhe
         }
         federated.server(0).assert_whole();
         federated.server(1).assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invitation_is_withdrawn_by_who_made_it_and_clients_are_told_by_the_event() {
+    let (federated, alice, bob, room) = two(json!({ "preset": "private_chat" })).await;
+    let carol = federated.server(0).register("carol").await;
+    let at = |act: &str| format!("/rooms/{}/{act}", encoded(&room));
+    let pause = async || federated.server(0).server().app().env.sleep(Duration::from_secs(10)).await;
+    alice.ok_post(&at("invite"), json!({ "user_id": carol.user_id })).await;
+    carol.ok_post(&at("join"), json!({})).await;
+    let target = json!({ "user_id": bob.user_id });
+    carol.ok_post(&at("invite"), target.clone()).await;
+    assert!(invited(&bob, &room).await.is_object());
+    // Whether Alice may cannot be judged where her room is not.
+    alice.ok_post(&at("kick"), target.clone()).await;
+    pause().await;
+    assert!(invited(&bob, &room).await.is_object());
+    alice.ok_post(&at("invite"), target.clone()).await;
+    let since = bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
+    alice.ok_post(&at("kick"), json!({ "user_id": bob.user_id, "reason": "wrong room" })).await;
+    pause().await;
+    assert!(invited(&bob, &room).await.is_null());
+    let filter = encoded(r#"{"room":{"include_leave":true}}"#);
+    for query in [format!("since={since}"), format!("filter={filter}")] {
+        let sync = bob.ok_get(&format!("/sync?{query}")).await;
+        let told = sync["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
+        assert_eq!(told.len(), 1, "{sync}");
+        assert_eq!(told[0]["content"], json!({ "membership": "leave", "reason": "wrong room" }));
+        assert_eq!((&told[0]["sender"], &told[0]["state_key"]), (&json!(alice.user_id), &json!(bob.user_id)));
+    }
+    let filter = encoded(r#"{"room":{"include_leave":true,"timeline":{"not_types":["m.room.member"]}}}"#);
+    let sync = bob.ok_get(&format!("/sync?filter={filter}")).await;
+    assert_eq!(sync["rooms"]["leave"][&room]["timeline"]["events"], json!([]), "{sync}");
+    federated.server(1).assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_comes_late_does_not_end_the_next_knock() {
+    let (federated, alice, bob, room) = two(json!({ "preset": "private_chat" })).await;
+    let at = |act: &str| format!("/rooms/{}/{act}", encoded(&room));
+    alice.ok_put(&at("state/m.room.join_rules"), json!({ "join_rule": "knock" })).await;
+    let knock = format!("/knock/{}?via=a.example", encoded(&room));
+    bob.ok_post(&knock, json!({})).await;
+    federated.weather(1, Weather::Refuses, Duration::ZERO);
+    alice.ok_post(&at("kick"), json!({ "user_id": bob.user_id })).await;
+    federated.server(0).server().app().env.sleep(Duration::from_secs(10)).await;
+    bob.ok_post(&knock, json!({ "reason": "again" })).await;
+    federated.weather(1, Weather::Fair, Duration::ZERO);
+    federated.server(0).server().app().env.sleep(Duration::from_secs(3_600)).await;
+    let member = at(&format!("state/m.room.member/{}", encoded(&bob.user_id)));
+    assert_eq!(alice.ok_get(&member).await["membership"], "knock");
+    assert!(bob.ok_get("/sync").await["rooms"]["knock"][&room].is_object());
+    federated.server(1).assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_server_vouches_where_nobody_of_ours_may() {
+    for version in ["8", "11", "12"] {
+        let (federated, alice, bob, space) = two(json!({ "preset": "public_chat" })).await;
+        let carol = federated.server(1).register("carol").await;
+        let allow = json!([{ "type": "m.room_membership", "room_id": space }]);
+        let rules =
+            json!({ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } });
+        let levels = json!({ "invite": 50 });
+        let body = json!({
+            "room_version": version, "initial_state": [rules], "power_level_content_override": levels,
+        });
+        let room = alice.create(body).await;
+        let join = |room: &str, via: &str| format!("/join/{}?via={via}", encoded(room));
+        alice.ok_post(&format!("/rooms/{}/invite", encoded(&room)), json!({ "user_id": bob.user_id })).await;
+        bob.ok_post(&join(&room, "a.example"), json!({})).await;
+        // The other server knows whether Carol is in the space.
+        let (status, told) = carol.post(&api(&join(&room, "b.example")), json!({})).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{told}");
+        carol.ok_post(&join(&space, "a.example"), json!({})).await;
+        carol.ok_post(&join(&room, "b.example"), json!({ "reason": "curious" })).await;
+        let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&carol.user_id));
+        for client in [&alice, &carol] {
+            let member = client.ok_get(&member).await;
+            assert_eq!(member["membership"], "join", "{version}");
+            assert_eq!(member["join_authorised_via_users_server"], alice.user_id);
+            assert_eq!(member["reason"], "curious");
+        }
+        bob.say(&room, "1", "welcome").await;
+        carol.say(&room, "1", "thank you").await;
+        federated.server(0).server().app().env.sleep(Duration::from_secs(10)).await;
+        federated.server(0).assert_whole();
+        federated.server(1).assert_whole();
+        // Nobody lets her in where the other server does not answer.
+        carol.ok_post(&format!("/rooms/{}/leave", encoded(&room)), json!({})).await;
+        federated.weather(0, Weather::Refuses, Duration::ZERO);
+        let (status, told) = carol.post(&api(&join(&room, "b.example")), json!({})).await;
+        assert_eq!(status, StatusCode::BAD_GATEWAY, "{told}");
     }
 }
 

@@ -77,7 +77,7 @@ async fn what_makes_a_room_goes_over_to_the_one_that_replaces_it() {
     let public: Vec<&Value> =
         public["chunk"].as_array().unwrap().iter().map(|room| &room["room_id"]).collect();
     assert_eq!(public, [&json!(new)]);
-    // Whoever was in the old room reads there, and writes no more.
+    // Members of the old room read there, and write no more.
     let levels = content(&alice, &old, "m.room.power_levels").await;
     assert_eq!((&levels["events_default"], &levels["invite"]), (&json!(50), &json!(50)));
     let say = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/t1", encoded(&old));
@@ -105,7 +105,7 @@ async fn levels_fit_the_version_of_the_new_room() {
     let again = answer["replacement_room"].as_str().unwrap();
     let create = content(&alice, again, "m.room.create").await;
     assert_eq!(create["additional_creators"], json!([bob.user_id]));
-    // Whoever may replace the room, but not do all that is carried over, has no more power in the new one than before.
+    // Members who may replace the room, but not do all that is carried over, have no more power in the new one than before.
     let levels = json!({ "users": { &*alice.user_id: 100, &*bob.user_id: 50 }, "events": { "m.room.tombstone": 50, "m.room.join_rules": 90 } });
     let body =
         json!({ "room_version": "10", "preset": "public_chat", "power_level_content_override": levels });

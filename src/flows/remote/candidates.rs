@@ -102,6 +102,11 @@ impl Candidates {
         self.left.into()
     }
 
+    /// Whether nobody is left to ask.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
     /// Notes why a server could not help. What says most of the reason is kept.
     pub(crate) fn failed(&mut self, server: &ServerName, why: Error) {
         tracing::debug!(%server, %why, "a server could not help with a room");

@@ -2,7 +2,8 @@
 //! event like any other of the room, and the room's state by which to judge it is not here.
 //!
 //! Such an event counts if the server that sends it signed it and if it names the invitation or the knock among the events that allow
-//! it, which only servers know that are in the room.
+//! it, which only servers know that are in the room. An invitation is withdrawn by who made it: whether somebody else has the power to
+//! cannot be judged here.
 
 use std::time::Duration;
 
@@ -63,7 +64,11 @@ pub(super) fn read(
     let Some(user) = users::find_num(snapshot, target)? else { return Ok(None) };
     let now = members::find(snapshot, user, room)?;
     let now = now.filter(|now| matches!(now.membership, Membership::Invite | Membership::Knock));
-    let told = now.map(|now| told_outside::find(snapshot, room, user, &now)).transpose()?.flatten();
+    let Some(now) = now else { return Ok(None) };
+    let told = told_outside::find(snapshot, room, user, &now)?;
+    if now.membership == Membership::Invite && told.as_ref().is_none_or(|told| told.sender != event.sender) {
+        return Ok(None);
+    }
     let named = told.and_then(|told| Signed::find_id(row.version, told.event.as_bytes()));
     if !named.is_some_and(|id| event.auth.contains(&id)) {
         return Ok(None);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use federation::call::{Failure, Options, Reply};
 use http::{Method, Request, header};
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, RoomId, ServerName};
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
@@ -20,20 +20,22 @@ use crate::{
     flows::{
         App,
         account::carry_over,
-        jobs,
+        commit, jobs,
         remote::{
             ask::{at_fault, failed},
             brought::{self, Answered},
             candidates::Candidates,
             places::Places,
+            staged,
+            take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
         room::base,
     },
-    ids::UserNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         self,
-        change::{Base, Received},
+        change::{Base, Outcome, Received},
     },
     schema::rooms::{Resident, RoomRow},
 };
@@ -141,6 +143,80 @@ async fn join_by(
     let owned = app.clone();
     let promised =
         base::join(app, base, events, event, move |change| carry_over::promise(&owned, change, user)).await?;
+    jobs::keep(app, promised).await
+}
+
+/// Has another server let a user into a restricted room that this server is in: nobody of ours may vouch for them. It goes on when the
+/// requester hangs up. Errors: as of [`join`]; [`Error::Busy`] where the event that the other server took cannot be taken here yet.
+pub(crate) async fn vouched(
+    app: &App,
+    user: UserNum,
+    num: RoomNum,
+    wanted: Wanted,
+    mut candidates: Candidates,
+) -> Result<()> {
+    let (tell, told) = oneshot::channel();
+    let owned = app.clone();
+    app.env.spawn(async move {
+        let vouched = async {
+            loop {
+                let ask = |server: OwnedServerName| {
+                    let (owned, wanted) = (owned.clone(), wanted.clone());
+                    async move { template::ask(&owned, &server, &wanted).await }
+                };
+                let Some((server, template)) = candidates.first(&owned, ask).await else {
+                    return Err(candidates.into_error());
+                };
+                match vouched_by(&owned, user, num, &wanted, &server, &template).await {
+                    Ok(()) => return Ok(()),
+                    Err(why @ (Error::Broken(_) | Error::Busy { .. })) => return Err(why),
+                    Err(why) => candidates.failed(&server, why),
+                }
+            }
+        };
+        drop(tell.send(vouched.await));
+    });
+    told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
+}
+
+async fn vouched_by(
+    app: &App,
+    user: UserNum,
+    num: RoomNum,
+    wanted: &Wanted,
+    server: &ServerName,
+    template: &Template,
+) -> Result<()> {
+    let row = rooms::require_row(&*app.store.snapshot(), num)?;
+    if row.version != template.version {
+        return Err(at_fault(server, "it says another version of the room than is known"));
+    }
+    let event = template.sign(app, server, wanted)?;
+    let answered = send(app, server, wanted, &event).await?;
+    let event = match (template.cosigner().filter(|it| *it != app.config.server.name), &answered.event) {
+        (None, _) => event,
+        (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
+        (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
+    };
+    let (id, json) = (event.id().to_owned(), event.json().clone());
+    // The other server tells the rest of the room.
+    let taken = take_in(app, num, server, vec![event.let_in()], Silence::FetchesState).await?.pop();
+    match taken {
+        Some(Outcome::Accepted(_) | Outcome::Known(_)) => {}
+        Some(Outcome::Aside(_, why)) => {
+            return Err(at_fault(
+                server,
+                format!("it let a user of ours join, which the room does not allow: {why}"),
+            ));
+        }
+        _ => {
+            staged::stage(app, num, server, vec![(id, json)], true).await?;
+            return Err(Error::Busy { retry_after: AGAIN });
+        }
+    }
+    let owned = app.clone();
+    let promised =
+        commit::beside_room(app, num, move |change| carry_over::promise(&owned, change, user)).await?;
     jobs::keep(app, promised).await
 }
 

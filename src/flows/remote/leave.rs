@@ -16,7 +16,7 @@ use crate::{
             candidates::{Candidates, candidates},
             join::{is_unknown, put},
             outside,
-            template::{self, Wanted},
+            template::{self, Template, Wanted},
         },
     },
     ids::{RoomNum, UserNum},
@@ -57,6 +57,12 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
         event = ask_in_turn(app, &wanted, asked) => event,
         () = app.env.sleep(TAKES_MAX) => None,
     };
+    // The user's clients are told by an event, also where nobody else hears of it.
+    let event = event.or_else(|| {
+        let alone = Template::after(known.version, &told.event)?;
+        let event = alone.sign(app, &app.config.server.name, &wanted).ok()?;
+        Some(String::from_utf8_lossy(event.json()).into_owned())
+    });
     let told = Told {
         membership: Membership::Leave,
         sender: user_id.to_string(),

@@ -24,7 +24,7 @@ use crate::{
     ids::RoomNum,
     rooms::{
         build::{self, Draft, EVENT_BYTES_MAX, Setting},
-        change::Received,
+        change::{Received, Signed},
         event, versions,
         vouch::AUTHORISED_VIA,
     },
@@ -169,6 +169,18 @@ fn read(json: &RawValue, version: u8, wanted: &Wanted) -> Result<Template, Strin
 }
 
 impl Template {
+    /// A place just after an event that was told of from outside the room, for an event of which nobody else hears.
+    pub(crate) fn after(version: u8, event: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Deep {
+            depth: u64,
+        }
+        let id = Signed::find_id(version, event.as_bytes())?;
+        let depth = serde_json::from_str::<Deep>(event).ok()?.depth;
+        let depth = depth.saturating_add(1).min(versions::depth_max(version));
+        Some(Self { version, prev: vec![id.clone()], auth: vec![id], depth, authorised_via: None })
+    }
+
     /// The server that must sign the event beside us, because one of its users vouches for ours.
     pub(crate) fn cosigner(&self) -> Option<OwnedServerName> {
         self.authorised_via.as_ref().map(|user| user.server_name().to_owned())

@@ -17,6 +17,7 @@ use crate::{
         membership::{Act, content, without_profile},
         policy::{self, Approved, Author},
         receipts,
+        vouch::{self, Admission},
     },
     schema::event_types::MEMBER,
     schema::rooms::Membership,
@@ -46,17 +47,22 @@ fn add(
 }
 
 /// Joins a room; nothing happens if the caller is in it. `extra` holds further fields that the client wants in the member event.
-/// They do not replace the fields that we set.
+/// They do not replace the fields that we set. Gives `false`, and does nothing, where the room is restricted and only other servers
+/// that are in it may be able to vouch for the caller.
 pub(crate) async fn join(
     app: &App,
     caller: &Caller,
     num: RoomNum,
     reason: Option<String>,
     extra: CanonicalJsonObject,
-) -> Result<()> {
+) -> Result<bool> {
     let (owned, author) = (app.clone(), Author::from(caller));
-    let promised = commit::in_room(app, num, move |change| {
-        if change.membership(author.user_id.as_str())? == Membership::Join {
+    let joined = commit::in_room(app, num, move |change| {
+        let was = change.membership(author.user_id.as_str())?;
+        if was == Membership::Join {
+            return Ok(Some(None));
+        }
+        if !matches!(was, Membership::Invite | Membership::Ban) && needs_others(&owned, change, &author)? {
             return Ok(None);
         }
         let mut content = content(&change.batch, &author.user_id, "join", reason.as_deref())?;
@@ -64,10 +70,23 @@ pub(crate) async fn join(
             content.entry(key).or_insert(value);
         }
         add(&owned, change, &author, &author.user_id, content)?;
-        carry_over::promise(&owned, change, author.user)
+        carry_over::promise(&owned, change, author.user).map(Some)
     })
     .await?;
-    jobs::keep(app, promised).await
+    let Some(promised) = joined else { return Ok(false) };
+    jobs::keep(app, promised).await?;
+    Ok(true)
+}
+
+/// Whether a user may come into a restricted room by the word of other servers alone: nobody of ours may vouch, or what the room asks
+/// cannot be checked here.
+fn needs_others(app: &App, change: &mut Change, author: &Author) -> Result<bool> {
+    let us = app.rooms.signer().server();
+    let may_be = match vouch::judge(change, us, &author.user_id)? {
+        Admission::NoVoucher | Admission::Unchecked => true,
+        Admission::NoConditions | Admission::Vouched(_) | Admission::Unmet => false,
+    };
+    Ok(may_be && !author.is_guest && members::has_other_servers(&change.batch, change.num, us.as_str())?)
 }
 
 /// Sets a member event as the client wrote it. The change of membership is judged and followed up as if its own endpoint had

@@ -5,18 +5,21 @@
 //! nothing any more.
 
 use ruma::{OwnedRoomId, UserId};
+use serde_json::value::RawValue;
 
-use super::{Change, staged};
+use super::{Change, Signed, staged};
 use crate::{
     accounts,
     error::{Error, Result},
     ids::{EventNum, Order, RoomNum, UserNum},
+    json::{JsonText, Object},
     rooms::{
         members::{self, Since},
         turns::Seat,
     },
     schema::{
         self,
+        event_types::MEMBER,
         remote::OutsideRow,
         rooms::{Membership, Resident, RoomRow, UserRoomRow},
     },
@@ -50,6 +53,31 @@ pub fn find(
 ) -> Result<Option<OutsideRow>, Fault> {
     let found = schema::OUTSIDE.get(read, (room, user))?;
     Ok(found.map(|Json(found)| found).filter(|found| found.number == row.event.0))
+}
+
+/// The member event as clients see it; `None` where no event was made.
+pub fn shown(told: &OutsideRow, version: u8) -> Option<JsonText> {
+    #[derive(serde::Deserialize)]
+    struct Fields<'a> {
+        #[serde(borrow)]
+        content: &'a RawValue,
+        #[serde(borrow)]
+        origin_server_ts: &'a RawValue,
+        #[serde(borrow)]
+        sender: &'a RawValue,
+        #[serde(borrow)]
+        state_key: &'a RawValue,
+    }
+    let id = Signed::find_id(version, told.event.as_bytes())?;
+    let fields: Fields<'_> = serde_json::from_str(&told.event).ok()?;
+    let mut event = Object::with_capacity(told.event.len());
+    event.json("content", fields.content);
+    event.text("event_id", id.as_str());
+    event.json("origin_server_ts", fields.origin_server_ts);
+    event.json("sender", fields.sender);
+    event.json("state_key", fields.state_key);
+    event.text("type", MEMBER);
+    Some(event.finish())
 }
 
 /// Counts the invitations from outside that wait for a user: all of them, and those by users of this server.

@@ -67,7 +67,7 @@ impl<'a, 'w> Answer<'a, 'w> {
             if let Some(summary) = &news.summary {
                 answer.object("summary", |json| write_summary(json, summary));
             }
-            write_timeline(room, &news.timeline, &news.state, answer)?;
+            write_timeline(room, &news.timeline, &news.state, None, answer)?;
             write_events(answer, "ephemeral", |list| {
                 for content in receipts::contents(&news.receipts) {
                     list.object(|event| write_plain_event(event, RECEIPT, &JsonText::from(&content)));
@@ -88,7 +88,7 @@ impl<'a, 'w> Answer<'a, 'w> {
     /// Adds a room that the user has left.
     pub(crate) fn left(&mut self, room: &RoomWindow<'_, '_>, news: &LeftNews) -> Result<(), Fault> {
         self.left.object(room.row.id.as_str(), |answer| {
-            write_timeline(room, &news.timeline, &news.state, answer)?;
+            write_timeline(room, &news.timeline, &news.state, news.outside.as_ref(), answer)?;
             write_events(answer, "account_data", |list| write_room_data(list, room, &news.account_data));
             Ok(())
         })
@@ -238,12 +238,17 @@ fn write_timeline(
     room: &RoomWindow<'_, '_>,
     timeline: &Timeline,
     state: &[StoredEvent],
+    last: Option<&JsonText>,
     answer: &mut Object,
 ) -> Result<(), Fault> {
     let name = if room.window.ask.use_state_after { "state_after" } else { "state" };
     write_events(answer, name, |list| write_state(list, room, state))?;
     answer.object("timeline", |part| {
-        part.list_with("events", |list| write_shown(list, room, timeline))?;
+        part.list_with("events", |list| {
+            write_shown(list, room, timeline)?;
+            last.into_iter().for_each(|event| list.json(event));
+            Ok::<_, Fault>(())
+        })?;
         part.flag("limited", timeline.limited);
         part.text("prev_batch", &timeline.prev_batch().to_string());
         Ok(())
