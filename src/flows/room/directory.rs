@@ -5,7 +5,7 @@ use ruma::{
     RoomId, UInt,
     directory::{Filter, PublicRoomsChunk, RoomNetwork, RoomTypeFilter},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     env::Long,
@@ -138,6 +138,11 @@ fn show(mut found: Found, since: &Since, filter: &Filter, listed: usize) -> Byte
     let total = if is_whole && is_search { found.rooms.len() } else { listed };
     let rooms: Vec<_> = found.rooms.iter().map(|(_, chunk)| chunk).collect();
     let mut page = json!({ "chunk": rooms, "total_room_count_estimate": total });
+    // A rule that is left out means `public`, but some clients look for the field.
+    let chunk = page.get_mut("chunk").and_then(Value::as_array_mut);
+    for room in chunk.into_iter().flatten().filter_map(Value::as_object_mut) {
+        room.entry("join_rule").or_insert_with(|| "public".into());
+    }
     for (name, token) in [("next_batch", next), ("prev_batch", prev)] {
         if let (Some(token), Some(page)) = (token, page.as_object_mut()) {
             page.insert(name.to_owned(), token.into());
