@@ -6,7 +6,6 @@ use crate::{
     api::{
         Routes,
         extract::{Client, MaybeClient},
-        policy::Guests,
         reply::RawJson,
     },
     error::Result,
@@ -19,7 +18,7 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(hierarchy).limit(Limit::Read);
-    r.maybe_client(summary).limit(Limit::Read).guests(Guests::Yes);
+    r.maybe_client(summary).limit(Limit::Read);
 }
 
 /// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`

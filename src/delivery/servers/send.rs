@@ -411,7 +411,7 @@ async fn put(shared: &Shared, server: &OwnedServerName, transaction: &Transactio
                     log_refused(server, &answer);
                     return Ok(());
                 }
-                // Whoever answered this has taken nothing in: it is no homeserver, perhaps a proxy before one.
+                // Nothing was taken in by what answered this: it is no homeserver, perhaps a proxy before one.
                 _ => Failure::Nonsense("the answer to a transaction is no JSON object".to_owned()),
             },
             Err(failure) => failure,
