@@ -59,6 +59,8 @@ pub struct Services {
     pub remote: remote::Remote,
     /// The rooms for which something is fetched from other servers.
     pub gaps: remote::gaps::Gaps,
+    /// Wakes requests that wait for the whole state of a room.
+    pub completing: room::completing::Completing,
     /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
     /// The typing and presence of users, as they are now.

@@ -193,8 +193,8 @@ pub fn require_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<RoomRow
 /// be wholly in before long.
 pub fn require_in(resident: Resident) -> Result<()> {
     match resident {
-        Resident::Yes => Ok(()),
-        Resident::Joining | Resident::Partial => Err(Error::Busy { retry_after: Duration::from_secs(1) }),
+        Resident::Yes | Resident::Partial => Ok(()),
+        Resident::Joining => Err(Error::Busy { retry_after: Duration::from_secs(1) }),
         Resident::No => Err(unknown()),
         Resident::Invited | Resident::Knocked | Resident::Left => {
             Err(Refusal::forbidden("You are not in this room.").into())
@@ -209,7 +209,7 @@ fn unknown() -> Error {
 /// The room of this id, in which this server is. Refuses any other one: 404 `M_NOT_FOUND`.
 pub fn require_room(read: &(impl Read + ?Sized), id: &RoomId) -> Result<(RoomNum, RoomRow)> {
     let room = find_room(read, id)?.ok_or_else(unknown)?;
-    let row = find_row(read, room)?.filter(|row| row.resident == Resident::Yes).ok_or_else(unknown)?;
+    let row = find_row(read, room)?.filter(|row| row.resident.is_in()).ok_or_else(unknown)?;
     Ok((room, row))
 }
 

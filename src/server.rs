@@ -32,6 +32,7 @@ use crate::{
         operator::signing_keys,
         remote::{self, Remote, gaps::Gaps, receive::Lanes, staged::Staged},
         room::{
+            completing::Completing,
             presence,
             receipts::{self, Receipts},
         },
@@ -102,6 +103,7 @@ impl Server {
             signing,
             remote,
             gaps: Gaps::default(),
+            completing: Completing::default(),
             ephemeral,
             limits,
             polls,

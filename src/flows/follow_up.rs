@@ -11,6 +11,7 @@ use crate::{
         commit,
         jobs::unless_fired,
         membership,
+        remote::rest_of_state,
         room::{
             ingest::{reunite, sweep},
             membership as here, presence,
@@ -42,6 +43,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::ForgetSent { room, day } => forget_sent(app, room, day, timer.clone()).await,
         Job::Reunite { room } => reunite_branches(app, room, timer).await,
         Job::Sweep { room } => sweep_room(app, room, timer).await,
+        Job::CompleteState { room } => complete_state(app, room, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -106,6 +108,16 @@ async fn reunite_branches(app: &App, room: RoomNum, timer: &Timer) -> Result<()>
         unless_fired(app.store.enqueue(batch))?;
     }
     Ok(())
+}
+
+/// Fetches the rest of a room's state and makes it whole. A room that nobody of ours is in any more stays as it is.
+async fn complete_state(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    let completing = rest_of_state::complete(app, room, timer);
+    match app.stopping.run_until_cancelled(completing).await {
+        None | Some(Ok(true)) => Ok(()),
+        Some(Ok(false)) => cancel(app, timer),
+        Some(Err(why)) => Err(why),
+    }
 }
 
 /// Sweeps a room, or looks again later if it was just swept or is being swept.

@@ -118,6 +118,17 @@ pub(crate) fn begin(app: &App, promised: Option<Timer>) {
     }
 }
 
+/// Begins the jobs of one kind that are promised, due or not, as far as there are places.
+pub(crate) fn begin_of_kind(app: &App, kind: u8) -> Result<()> {
+    for promised in timer::list_due(&app.store.view(), u64::MAX, RUNNING_MAX, |of| of == kind)? {
+        if app.running.is_full() {
+            break;
+        }
+        begin(app, Some(promised));
+    }
+    Ok(())
+}
+
 /// The outcome of a look at the timers.
 pub(crate) struct Looked {
     /// The number of jobs that were begun.

@@ -21,6 +21,7 @@ use crate::{
             template::Wanted,
         },
         room::{
+            completing,
             create::{self, Created},
             membership as here, send,
         },
@@ -146,6 +147,7 @@ pub(crate) async fn set_state(
     match target.filter(|target| *target.server_name() != app.config.server.name) {
         Some(target) => {
             let num = commit::require_num(app, room_id)?;
+            completing::known(app, caller, room_id, &target).await?;
             remote::invite::send(app, num, &Author::from(caller), &target, move |_| Ok(content)).await
         }
         None => send::set_state(app, caller, room_id, event_type, state_key, content).await,
@@ -213,6 +215,7 @@ pub(crate) async fn invite(
         return here::act(app, caller, room, target, Act::Invite, reason).await;
     }
     let num = commit::require_num(app, room)?;
+    completing::known(app, caller, room, &target).await?;
     let author = Author::from(caller);
     let (author_id, invited) = (author.user_id.clone(), target.clone());
     let content = move |change: &mut Change| {

@@ -25,6 +25,7 @@ mod outside;
 mod places;
 mod ports;
 pub(crate) mod query;
+pub(crate) mod rest_of_state;
 pub(crate) mod read_back;
 pub mod receive;
 mod spaces;

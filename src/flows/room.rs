@@ -2,6 +2,7 @@
 
 pub(crate) mod aliases;
 pub mod base;
+pub mod completing;
 pub(crate) mod create;
 pub(crate) mod directory;
 pub(crate) mod guests;

@@ -229,6 +229,8 @@ pub(crate) mod tests {
             apart: Vec::new(),
             joined: 2,
             invited: 0,
+            partial: None,
+            filled_at: None,
         }
     }
 

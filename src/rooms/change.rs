@@ -7,6 +7,7 @@ pub(in crate::rooms) mod aside;
 mod base;
 mod forget;
 mod header;
+mod learn;
 pub mod outside;
 mod own;
 pub mod received;
@@ -23,9 +24,11 @@ use ruma::{EventId, OwnedRoomId, room_version_rules::RoomVersionRules};
 pub(crate) use aside::recount_aside;
 #[cfg(test)]
 pub(crate) use base::elsewhere;
-pub use base::{Base, Brought, order_by_auth};
+pub use base::{Base, Brought, Omitted, order_by_auth};
 pub(crate) use received::list_allowing;
-pub use received::{Backfill, Before, Filling, Older, Outcome, Received, Reunion, Signed, Step, Taken};
+pub use received::{
+    Backfill, Before, Completion, Filling, Older, Outcome, Received, Reunion, Revision, Signed, Step, Taken,
+};
 pub use txn::Txn;
 
 use staged::Moved;
@@ -336,7 +339,7 @@ impl Change {
         mut event: Option<Arc<StateEvent>>,
     ) -> Result<()> {
         debug_assert!(order >= self.row.state_tip, "the main line only grows");
-        let (mut values, mut touched) = (Vec::with_capacity(changes.len() + 2), members::Touched::default());
+        let (mut values, mut touched) = (Vec::with_capacity(changes.len() + 2), self.touched());
         for (key, val) in changes {
             let unknown = || Fault::Corrupt("a state key has no name");
             let (event_type, state_key) = match event.as_deref().map(|event| &event.parsed) {
@@ -373,7 +376,7 @@ impl Change {
 
     /// Notes that an event is part of this change, once the room's heads and state are as the event leaves them.
     fn finish(&mut self, stored: &StoredEvent) {
-        debug_assert!(self.row.resident == Resident::Yes, "events are added to rooms that this server is in");
+        debug_assert!(self.row.resident.is_in(), "events are added to rooms that this server is in");
         debug_assert!(stored.order > self.row.tip, "a live event stands above all others of its room");
         debug_assert!(self.row.state_tip <= stored.order, "the state does not change above the newest event");
         debug_assert!(
@@ -416,6 +419,14 @@ impl Change {
         let user = members::track(&mut self.batch, self.num, user, now, None)?;
         self.concern(user, moved.is);
         Ok(())
+    }
+
+    /// Begins to count the members who come and go by server.
+    pub(super) fn touched(&self) -> members::Touched {
+        match self.row.partial.as_ref().filter(|partial| !partial.is_filled) {
+            Some(partial) => members::Touched::among_unknown(&partial.us),
+            None => members::Touched::default(),
+        }
     }
 
     /// Counts a user whose membership changes.

@@ -30,7 +30,7 @@ use crate::{
     },
     schema,
     schema::event_types::{AVATAR, CANONICAL_ALIAS, CREATE, GUEST_ACCESS, JOIN_RULES, NAME, TOPIC},
-    schema::rooms::{Resident, RoomRow},
+    schema::rooms::RoomRow,
     store::{Batch, Direction, Fault, Read, Snapshot, Store, Wake},
 };
 
@@ -193,7 +193,7 @@ impl Order {
         if is_published(read, room)?
             // Nobody is found in a room that everybody has left, or whose creator left while it was made. Of a room that
             // everybody here has left, we do not know who is in it now.
-            && let Some(row) = rooms::find_row(read, room)?.filter(|row| row.resident == Resident::Yes)
+            && let Some(row) = rooms::find_row(read, room)?.filter(|row| row.resident.is_in())
             && row.joined > 0
         {
             let place = Place::new(row.joined, row.id);

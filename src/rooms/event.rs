@@ -483,8 +483,9 @@ pub struct StateEvent {
 impl StateEvent {
     /// Parses a stored event. Errors: [`Fault::Corrupt`], because events are checked before they are stored.
     pub fn read(room: &RoomRow, stored: &StoredEvent) -> Result<Arc<Self>, Fault> {
-        let parsed = Event::parse(stored.id(room), &stored.row.json)
+        let mut parsed = Event::parse(stored.id(room), &stored.row.json)
             .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
+        parsed.rejected = stored.row.header.rejected;
         Ok(Arc::new(Self { event: stored.event(), auth_depth: stored.row.header.auth_depth, parsed }))
     }
 }

@@ -25,7 +25,8 @@ use crate::{
 };
 
 pub(crate) use servers::{
-    Census, Tally, Touched, are_counted, is_derived, joined_value, list_staged, stage_count, take_back_count,
+    Census, Tally, Touched, are_counted, claim_server, is_derived, joined_value, list_staged,
+    release_servers, stage_count, take_back_count,
 };
 pub use servers::{
     count_joined_at, has_other_servers, is_server_joined, list_servers, list_servers_at, was_server_joined,
@@ -368,6 +369,24 @@ pub fn is_user_joined(read: &(impl Read + ?Sized), room: RoomNum, user_id: &str)
     let Some(key) = state::find_key(read, room, MEMBER, user_id)? else { return Ok(false) };
     let Some(event) = state::current(read, room, key)? else { return Ok(false) };
     Ok(membership_of_event(read, room, event)? == Membership::Join)
+}
+
+/// Whether a user of another server is joined to a room now, or may be: nothing is known of them yet, and their server has somebody
+/// there.
+pub(crate) fn may_be_joined(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    user_id: &UserId,
+) -> Result<bool, Fault> {
+    let key = state::find_key(read, room, MEMBER, user_id.as_str())?;
+    let member = key.map(|key| state::current(read, room, key)).transpose()?.flatten();
+    match member {
+        Some(event) => Ok(membership_of_event(read, room, event)? == Membership::Join),
+        None => {
+            let is_partial = schema::ROOM.get(read, room)?.is_some_and(|row| row.partial.is_some());
+            Ok(is_partial && is_server_joined(read, room, user_id.server_name().as_str())?)
+        }
+    }
 }
 
 /// Reads the memberships that some member keys have, in the state at an order or, without one, in the current state, each with

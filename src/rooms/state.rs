@@ -19,6 +19,7 @@ pub(in crate::rooms) mod check;
 mod compare;
 mod full;
 mod hole;
+mod learn;
 #[cfg(test)]
 mod model;
 mod purge;
@@ -34,6 +35,7 @@ pub use crate::schema::state::{StateRef, StateValue};
 pub use compare::{Difference, diff, differing_from, differing_from_current, distance};
 pub use full::full;
 pub use hole::{Fill, Segment, find_hole, find_hole_above, hole_state, open_hole};
+pub(crate) use learn::{Learned, learn, set_since};
 pub use purge::Purge;
 pub(crate) use side::Chain;
 pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, SideParts, forget_side, list_sides, make_side, side_parts};
@@ -365,6 +367,11 @@ pub fn apply(
         put_now(batch, room, *key, *new);
     }
     log_changes(batch, room, order, priors, counted)
+}
+
+/// Sets the current value of a derived key whose past does not follow it.
+pub(crate) fn put_current(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: StateValue) {
+    put_now(batch, room, key, val);
 }
 
 fn put_now(batch: &mut Batch, room: RoomNum, key: StateKeyNum, val: StateValue) {

@@ -153,6 +153,8 @@ pub(in crate::rooms) mod tests {
             apart: Vec::new(),
             joined: 0,
             invited: 0,
+            partial: None,
+            filled_at: None,
         }
     }
 

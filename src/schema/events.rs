@@ -143,6 +143,9 @@ pub struct EventHeader {
     /// Whether its sender came, left or knocked by way of another server than their own: a user of another server by way of this
     /// one, or one of ours by way of another. That server tells others of the event.
     pub let_in: bool,
+    /// Whether the rules turned out to forbid the event after it had become part of the timeline, because it had been judged by a
+    /// state of which only a part was known. It keeps its place there, but is part of no state.
+    pub rejected: bool,
     /// The places of its fields in the signed bytes.
     pub spans: Spans,
 }
@@ -178,7 +181,8 @@ impl Value for EventRow {
             | flag(header.after.is_some(), AFTER)
             | flag(header.sent_by.is_some(), SENT_BY)
             | flag(header.let_in, LET_IN);
-        to.raw(&[2, flags]);
+        // Layout 3 is written as layout 2 is, and says that the event turned out to be rejected.
+        to.raw(&[if header.rejected { 3 } else { 2 }, flags]);
         EventKey::encode_key(&header.key, to);
         for number in [header.event.0, header.sent_ms, header.depth, header.auth_depth] {
             to.varint(number);
@@ -214,7 +218,7 @@ impl Value for EventRow {
     fn decode(mut bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew events by their hashes only, which are written alike.
-        let layout = layout_upto(&mut from, 2)?;
+        let layout = layout_upto(&mut from, 3)?;
         let flags = from.byte()?;
         let has = |bit: u8| flags & bit != 0;
         let header = EventHeader {
@@ -233,6 +237,7 @@ impl Value for EventRow {
             auth: decode_events(&mut from)?,
             sent_by: if has(SENT_BY) { decode_sent_by(layout, &mut from)? } else { None },
             let_in: has(LET_IN),
+            rejected: layout == 3,
             spans: Spans {
                 content: decode_span(&mut from)?,
                 sender: decode_span(&mut from)?,
@@ -481,6 +486,7 @@ mod tests {
                 auth: vec![EventNum(0)],
                 sent_by: odd.then(|| SentBy { device: DeviceNum(3), txn: "täx".into(), day: 20_000 }),
                 let_in: seed.is_multiple_of(3),
+                rejected: seed.is_multiple_of(5),
                 spans: Spans { content: Span { start: 0, length: 2 }, ..Spans::default() },
             },
             json: Bytes::from_static(b"{}"),

@@ -62,6 +62,11 @@ pub enum Job {
         /// The room that is swept.
         room: RoomNum,
     },
+    /// Fetches the state of a room that was joined without its members.
+    CompleteState {
+        /// The room of which a part of the state is known.
+        room: RoomNum,
+    },
 }
 
 /// The two rooms of a replacement: settings move from one to the other.
@@ -74,9 +79,12 @@ pub struct Move {
 }
 
 impl Job {
+    /// The kind of [`Self::CompleteState`], whose jobs begin again when the server starts.
+    pub const COMPLETE_STATE: u8 = 9;
+
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=8).contains(&kind)
+        (1..=9).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -90,6 +98,7 @@ impl Job {
             Self::ForgetSent { .. } => 6,
             Self::Reunite { .. } => 7,
             Self::Sweep { .. } => 8,
+            Self::CompleteState { .. } => Self::COMPLETE_STATE,
         }
     }
 
@@ -104,6 +113,7 @@ impl Job {
             Self::ForgetSent { .. } => "forget_sent",
             Self::Reunite { .. } => "reunite",
             Self::Sweep { .. } => "sweep",
+            Self::CompleteState { .. } => "complete_state",
         }
     }
 
@@ -135,12 +145,22 @@ impl Job {
             Self::Sweep { room } => {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
+            Self::CompleteState { room } => format!("of the state of room {room} only a part is known"),
         }
     }
 
-    /// Whether it sets its own timer again for ever, so that giving it up would end more than one job.
+    /// Whether it is never given up: it sets its own timer again for ever, or a room is of little use without it.
     pub fn recurs(&self) -> bool {
-        *self == Self::TrimLog
+        match self {
+            Self::TrimLog | Self::CompleteState { .. } => true,
+            Self::TellRooms { .. }
+            | Self::CarryOver { .. }
+            | Self::ForgetOriginal { .. }
+            | Self::SweepDevices { .. }
+            | Self::ForgetSent { .. }
+            | Self::Reunite { .. }
+            | Self::Sweep { .. } => false,
+        }
     }
 
     /// The timer that carries it out at this time, in milliseconds since the epoch.
@@ -156,7 +176,9 @@ impl Job {
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
-            Self::Reunite { room } | Self::Sweep { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
+            Self::Reunite { room } | Self::Sweep { room } | Self::CompleteState { room } => {
+                (room.0.to_be_bytes().to_vec(), Bytes::new())
+            }
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -184,6 +206,7 @@ impl Job {
             }
             7 => Ok(Self::Reunite { room: RoomNum(number(0)?) }),
             8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
+            Self::COMPLETE_STATE => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -209,6 +232,7 @@ mod tests {
             Job::ForgetSent { room: RoomNum(9), day: 20_000 },
             Job::Reunite { room: RoomNum(9) },
             Job::Sweep { room: RoomNum(9) },
+            Job::CompleteState { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

@@ -114,6 +114,14 @@ impl Resident {
         }
     }
 
+    /// Whether users of ours are in the room, or were until nobody was left, so that its events come to us.
+    pub fn is_in(self) -> bool {
+        match self {
+            Self::Yes | Self::Partial => true,
+            Self::No | Self::Joining | Self::Invited | Self::Knocked | Self::Left => false,
+        }
+    }
+
     fn from_byte(byte: u8) -> Result<Self, Fault> {
         let found = Self::ALL.into_iter().find(|kind| *kind as u8 == byte);
         found.ok_or(Fault::Corrupt("a room is of a kind that this version does not know"))
@@ -179,6 +187,47 @@ impl Apart {
     }
 }
 
+/// The progress of a room that we joined without its members, until its state is whole
+/// (`docs/decisions/partial-state-joins.md`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartialState {
+    /// The order at which the state before our join is read: the marker of the hole below the join.
+    pub base: Order,
+    /// Our member event, before which the state is asked for.
+    pub join: EventNum,
+    /// The server that let us in, which is the likeliest to give the rest of the state.
+    pub via: String,
+    /// The name of this server, whose members are all known.
+    pub us: String,
+    /// Whether the state before the join is whole by now, so that only the events since then are to be judged again.
+    pub is_filled: bool,
+}
+
+impl PartialState {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[u8::from(self.is_filled)]);
+        Order::encode_key(self.base, to);
+        to.varint(self.join.0);
+        encode_bytes(self.via.as_bytes(), to);
+        encode_bytes(self.us.as_bytes(), to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Fault> {
+        let is_filled = from.byte()? == 1;
+        let (base, join) = (Key::decode_key(from)?, EventNum(from.varint()?));
+        let mut name = || {
+            let name = std::str::from_utf8(decode_bytes(from)?).map(ToOwned::to_owned);
+            name.map_err(|_| Fault::Corrupt("the name of a server is not UTF-8"))
+        };
+        Ok(Self { base, join, via: name()?, us: name()?, is_filled })
+    }
+}
+
+/// The bit of a room's row that says that the state of the room is partial.
+const HAS_PARTIAL: u8 = 1;
+/// The bit that says that the row tells when the state became whole.
+const HAS_FILLED_AT: u8 = 2;
+
 /// A room. Rewritten with each of its events; the room's lock guards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomRow {
@@ -206,11 +255,16 @@ pub struct RoomRow {
     pub joined: u32,
     /// The number of users of all servers who are invited.
     pub invited: u32,
+    /// How far a join without members has come; `None` where the state is whole.
+    pub partial: Option<PartialState>,
+    /// The position at which the state last became whole after such a join. Clients who were told of the room before know
+    /// only a part of it.
+    pub filled_at: Option<Position>,
 }
 
 impl Value for RoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[4, self.version, self.resident as u8]);
+        to.raw(&[5, self.version, self.resident as u8]);
         encode_bytes(self.id.as_bytes(), to);
         Order::encode_key(self.tip, to);
         Order::encode_key(self.state_tip, to);
@@ -231,17 +285,25 @@ impl Value for RoomRow {
                 to.varint(event.0);
             }
         }
+        let bit = |is_there: bool, bit: u8| if is_there { bit } else { 0 };
+        to.raw(&[bit(self.partial.is_some(), HAS_PARTIAL) | bit(self.filled_at.is_some(), HAS_FILLED_AT)]);
+        if let Some(partial) = &self.partial {
+            partial.encode(to);
+        }
+        if let Some(filled_at) = self.filled_at {
+            to.position(filled_at);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart;
-        // layout 3 knew two kinds of rooms only, which are written alike.
-        let layout = layout_upto(&mut from, 4)?;
+        // layout 3 knew two kinds of rooms only, which are written alike; layout 4 had no partial states.
+        let layout = layout_upto(&mut from, 5)?;
         let version = from.byte()?;
         let resident = Resident::from_byte(from.byte()?)?;
         let id = std::str::from_utf8(decode_bytes(&mut from)?).ok().and_then(|id| RoomId::parse(id).ok());
-        Ok(Self {
+        let mut row = Self {
             id: id.ok_or(Fault::Corrupt("a room has no id"))?,
             version,
             resident,
@@ -260,7 +322,17 @@ impl Value for RoomRow {
                 let count = if layout < 3 { 0 } else { from.varint()? };
                 (0..count).map(|_| Apart::decode(&mut from)).collect::<Result<_, Fault>>()?
             },
-        })
+            partial: None,
+            filled_at: None,
+        };
+        let flags = if layout < 5 { 0 } else { from.byte()? };
+        if flags & HAS_PARTIAL != 0 {
+            row.partial = Some(PartialState::decode(&mut from)?);
+        }
+        if flags & HAS_FILLED_AT != 0 {
+            row.filled_at = Some(Key::decode_key(&mut from)?);
+        }
+        Ok(row)
     }
 }
 
@@ -280,6 +352,8 @@ impl RoomRow {
             apart: Vec::new(),
             joined: 0,
             invited: 0,
+            partial: None,
+            filled_at: None,
         }
     }
 
@@ -296,6 +370,7 @@ impl RoomRow {
         for head in self.heads.iter_mut().chain(self.apart.iter_mut().map(|branch| &mut branch.head)) {
             head.after = head.after.settle(base);
         }
+        self.filled_at = self.filled_at.map(|position| position.settle(base));
         self
     }
 }
@@ -424,9 +499,17 @@ mod tests {
             ],
             joined: 2,
             invited: 1,
+            partial: None,
+            filled_at: None,
         };
         for resident in Resident::ALL {
             let room = RoomRow { resident, ..room.clone() };
+            assert_eq!(round_trip(&room), room);
+        }
+        let (via, us) = ("a.example".to_owned(), "b.example".to_owned());
+        let partial = PartialState { base: order, join: EventNum(7), via, us, is_filled: true };
+        for (partial, filled_at) in [(Some(partial.clone()), None), (Some(partial), Some(order.anchor))] {
+            let room = RoomRow { partial, filled_at, ..room.clone() };
             assert_eq!(round_trip(&room), room);
         }
         let bytes = |room: &RoomRow| {
@@ -438,14 +521,18 @@ mod tests {
         for resident in [Resident::No, Resident::Yes] {
             let room = RoomRow { resident, ..room.clone() };
             let mut old = bytes(&room);
-            assert_eq!((old[0], old[2]), (4, u8::from(resident == Resident::Yes)));
-            old[0] = 3;
-            assert_eq!(RoomRow::decode(old.into()).unwrap(), room);
+            assert_eq!((old[0], old[2]), (5, u8::from(resident == Resident::Yes)));
+            // Up to layout 4 nothing stood behind the branches.
+            assert_eq!(old.pop(), Some(0));
+            for layout in [3, 4] {
+                old[0] = layout;
+                assert_eq!(RoomRow::decode(old.clone().into()).unwrap(), room);
+            }
         }
         // A row of layout 2 ends after the heads.
         let whole = RoomRow { apart: Vec::new(), ..room };
         let mut old = bytes(&whole);
-        assert_eq!(old.pop(), Some(0));
+        assert_eq!((old.pop(), old.pop()), (Some(0), Some(0)));
         old[0] = 2;
         assert_eq!(RoomRow::decode(old.clone().into()).unwrap(), whole);
         old[2] = Resident::ALL.len() as u8;

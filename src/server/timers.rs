@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     error::Result,
     flows::{App, follow_up, jobs},
+    schema::jobs::Job,
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
 };
@@ -25,6 +26,10 @@ async fn run(app: App) {
     let trims = app.clone();
     if let Err(error) = app.env.blocking(move || follow_up::begin_trimming(&trims)).await {
         tracing::error!(%error, "the timer that trims the log could not be set; it is set at the next start");
+    }
+    // They may have been put off for long by a failure that the new start mends.
+    if let Err(error) = jobs::begin_of_kind(&app, Job::COMPLETE_STATE) {
+        tracing::error!(%error, "rooms of which a part of the state is known could not be looked up; their timers are due later");
     }
     loop {
         let next_ms = begin_due(&app).await.unwrap_or_else(|error| {

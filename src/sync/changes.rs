@@ -122,7 +122,8 @@ fn changed_since(
     from: Position,
 ) -> Result<bool, Fault> {
     let Some(row) = schema::ROOM.get(read, room)? else { return Ok(false) };
-    if row.tip.anchor > from || row.state_tip.anchor > from {
+    let is_filled = row.filled_at.is_some_and(|position| position > from);
+    if row.tip.anchor > from || row.state_tip.anchor > from || is_filled {
         return Ok(true);
     }
     receipts::any_new(read, room, user_id, from)

@@ -101,13 +101,15 @@ pub(crate) fn joined(
     } else {
         // Heroes take part in lazy loading, because a client cannot name the room without their member events.
         let is_renamed = changes.is_renamed || (timeline.may_redact && heroes::lost_name(room)?);
-        let summary = match place.is_whole() || !changes.members.is_empty() || is_renamed {
+        // The number of members is another one than was told while some of them were unknown.
+        let is_other = is_renamed || window.saw_whole(room.row);
+        let summary = match place.is_whole() || !changes.members.is_empty() || is_other {
             true => Some(heroes::summary(room)?),
             false => None,
         };
         let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
         // A member who only changed their profile makes the summary no other than the client knows it.
-        let is_other_summary = are_others || (is_renamed && heroes.is_some());
+        let is_other_summary = are_others || window.saw_whole(room.row) || (is_renamed && heroes.is_some());
         (state::collect(room, &timeline, &changes, heroes)?, summary, is_other_summary)
     };
     let receipts = receipts::collect(room)?;
@@ -310,7 +312,13 @@ pub(crate) fn shares(room: &RoomWindow<'_, '_>, shares: &mut Shares) -> Result<(
 fn note_shares(room: &RoomWindow<'_, '_>, changes: &RoomState, shares: &mut Shares) -> Result<bool, Fault> {
     match room.place.standing {
         Standing::New => Ok(true),
-        Standing::Knows(_) => note_members(room, &changes.members, shares),
+        Standing::Knows(_) => {
+            // Nobody can say when the client was told of each of those who became known meanwhile.
+            if room.window.saw_whole(room.row) {
+                shares.joined_room(room.window, room.num)?;
+            }
+            note_members(room, &changes.members, shares)
+        }
         Standing::Returns(_) => {
             if was_joined_at(room.window, room.num, room.window.from)? {
                 let known = room.window.known_order();

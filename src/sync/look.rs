@@ -10,7 +10,7 @@ use crate::{
     ids::{Order, RoomNum},
     rooms::{change::outside, members, visibility::Reader},
     schema,
-    schema::rooms::{Membership, RoomRow, UserRoomRow},
+    schema::rooms::{Membership, Resident, RoomRow, UserRoomRow},
     store::Fault,
     sync::{
         SyncToken,
@@ -140,7 +140,7 @@ pub(crate) fn note_shares(
     }
     let caller = &window.ask.caller;
     let reader = Reader::with_row(num, &caller.user_id, user_row, window.ignored()?.clone());
-    let place = place(window, num, user_row, &reader)?;
+    let place = place(window, (num, row, user_row), &reader)?;
     collect::shares(&RoomWindow { window, num, row, user_row, place, reader: &reader }, shares)
 }
 
@@ -172,13 +172,13 @@ fn add_room(
     shares: &mut Shares,
     answer: &mut Answer<'_, '_>,
 ) -> Result<bool, Fault> {
-    if !is_told(window, num, user_row, &data)? {
+    if is_withheld(window, row) || !is_told(window, num, user_row, &data)? {
         return Ok(false);
     }
     let caller = &window.ask.caller;
     let ignored = window.ignored()?.clone();
     let reader = Reader::with_row(num, &caller.user_id, user_row, ignored);
-    let place = place(window, num, user_row, &reader)?;
+    let place = place(window, (num, row, user_row), &reader)?;
     let room = RoomWindow { window, num, row, user_row, place, reader: &reader };
     match user_row.membership {
         Membership::Join => match collect::joined(&room, data, shares)? {
@@ -204,6 +204,16 @@ fn add_room(
         }
     }
     Ok(true)
+}
+
+/// Whether the client wants to be told of all members of a room.
+fn is_eager(window: &Window<'_>) -> bool {
+    !window.ask.filter.lazy_members
+}
+
+/// Whether a room is withheld for now: the client wants all its members, of whom only some are known.
+fn is_withheld(window: &Window<'_>, row: &RoomRow) -> bool {
+    is_eager(window) && row.resident == Resident::Partial
 }
 
 /// Whether a room is told at all. A room that the user is not in is told once: with the event that says so. A client that
@@ -254,15 +264,15 @@ fn after_stay(window: &Window<'_>, num: RoomNum, left: Order, reader: &Reader) -
 /// since then is told as a new one.
 fn place(
     window: &Window<'_>,
-    num: RoomNum,
-    user_row: &UserRoomRow,
+    (num, row, user_row): (RoomNum, &RoomRow, &UserRoomRow),
     reader: &Reader,
 ) -> Result<RoomPlace, Fault> {
     let known = window.known_order();
     let end = Order::upto(window.upto);
     let standing = match user_row.membership {
         _ if window.since.is_none() => Standing::New,
-        Membership::Join if user_row.since > window.from => {
+        // A client that wants all members was told nothing of the room while some of them were unknown.
+        Membership::Join if user_row.since > window.from || (is_eager(window) && window.saw_whole(row)) => {
             Standing::Returns(reader.first_stay(window.read, Order::MAX)?)
         }
         Membership::Join => Standing::Knows(known),

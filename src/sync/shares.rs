@@ -203,6 +203,7 @@ mod tests {
             auth: Vec::new(),
             sent_by: None,
             let_in: false,
+            rejected: false,
             spans: event::locate(&json).unwrap(),
         };
         let order = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };

@@ -156,6 +156,11 @@ impl<'a> Window<'a> {
         Ok(self.counts.get_or_init(|| found))
     }
 
+    /// Whether the rest of a room's members became known since the client asked last.
+    pub(crate) fn saw_whole(&self, row: &RoomRow) -> bool {
+        self.since.is_some() && row.filled_at.is_some_and(|position| position > self.from)
+    }
+
     /// The highest order that the client knows: everything at or below it was told.
     pub(crate) fn known_order(&self) -> Order {
         Order::upto(self.from)

@@ -42,6 +42,7 @@ mod push_rules;
 mod pushers;
 mod read_back;
 mod receipts;
+mod partial_joins;
 mod people;
 mod profile;
 mod redactions;

@@ -33,6 +33,8 @@ pub(crate) struct Elsewhere {
     /// The current state of the room.
     pub(crate) state: BTreeMap<(String, String), Made>,
     pub(crate) signer: Signer,
+    /// Whether the server leaves out members where it is asked to.
+    pub(crate) omits: bool,
 }
 
 /// Changes an honest answer of the server: the first part is the name of the endpoint, as `make_join`.
@@ -46,7 +48,8 @@ impl Elsewhere {
     pub(crate) fn new(version: u8) -> Self {
         let signer = Signer::new("a.example".try_into().unwrap(), key_pair(9, "k").unwrap().into());
         let room_id: OwnedRoomId = "!room:a.example".try_into().unwrap();
-        let mut room = Self { room_id, version, events: Vec::new(), state: BTreeMap::new(), signer };
+        let (events, state, omits) = (Vec::new(), BTreeMap::new(), false);
+        let mut room = Self { room_id, version, events, state, signer, omits };
         let mut create = json!({ "room_version": version.to_string() });
         if version < 11 {
             create["creator"] = json!(ALICE);
@@ -107,7 +110,12 @@ impl Elsewhere {
 
     /// Adds an event of Alice to the room.
     pub(crate) fn add(&mut self, kind: &str, key: Option<&str>, content: Value) -> Made {
-        let event = self.event(ALICE, kind, key, content);
+        self.add_by(ALICE, kind, key, content)
+    }
+
+    /// Adds an event of a user of the server to the room.
+    pub(crate) fn add_by(&mut self, sender: &str, kind: &str, key: Option<&str>, content: Value) -> Made {
+        let event = self.event(sender, kind, key, content);
         self.events.push(event.clone());
         if let Some(key) = key {
             self.state.insert((kind.to_owned(), key.to_owned()), event.clone());
@@ -136,6 +144,50 @@ impl Elsewhere {
         json!({ "origin": "a.example", "members_omitted": false, "state": state, "auth_chain": state, "event": event })
     }
 
+    /// The events that allow these, and those that allow them.
+    fn chain(&self, of: &[&Value]) -> Vec<&Value> {
+        let ids = |event: &Value| -> Vec<String> {
+            let ids = event["auth_events"].as_array().into_iter().flatten();
+            ids.filter_map(|id| id.as_str().map(str::to_owned)).collect()
+        };
+        let mut open: Vec<String> = of.iter().flat_map(|event| ids(event)).collect();
+        let (mut seen, mut chain) = (std::collections::BTreeSet::new(), Vec::new());
+        while let Some(id) = open.pop() {
+            let Some(event) = self.events.iter().find(|event| event.id == id) else { continue };
+            if seen.insert(id) {
+                open.extend(ids(&event.json));
+                chain.push(&event.json);
+            }
+        }
+        chain
+    }
+
+    /// The honest answer to `send_join` of a server that leaves out members.
+    pub(crate) fn answer_without_members(&self, event: &Value) -> Value {
+        let others = self.state.iter().filter(|((kind, _), _)| kind != "m.room.member");
+        let state: Vec<&Value> = others.map(|(_, event)| &event.json).collect();
+        let mut of = state.clone();
+        of.push(event);
+        let chain: Vec<_> = self.chain(&of).into_iter().filter(|event| !state.contains(event)).collect();
+        json!({
+            "origin": "a.example", "members_omitted": true, "servers_in_room": ["a.example"], "state": state,
+            "auth_chain": chain, "event": event,
+        })
+    }
+
+    /// The honest answer to `state_ids`, or to `state`: the state of now.
+    fn state_answer(&self, is_whole: bool) -> Value {
+        let state: Vec<&Value> = self.state.values().map(|event| &event.json).collect();
+        let chain = self.chain(&state);
+        if is_whole {
+            return json!({ "pdus": state, "auth_chain": chain });
+        }
+        let id_of =
+            |event: &&Value| self.events.iter().find(|made| made.json == **event).map(|made| &made.id);
+        let ids = |events: &[&Value]| events.iter().filter_map(id_of).collect::<Vec<_>>();
+        json!({ "pdu_ids": ids(&state), "auth_chain_ids": ids(&chain) })
+    }
+
     /// Puts the server of the room into the network, at 5.9.0.1. Gives what it was asked: path and body.
     pub(crate) fn serve(&self, net: &Net, tamper: Tamper) -> Arc<Mutex<Vec<(String, Value)>>> {
         let own = own_keys("a.example", 9, "k").unwrap();
@@ -155,7 +207,22 @@ impl Elsewhere {
                 "make_join" | "make_leave" | "make_knock" => {
                     Some(room.template(&user.unwrap_or_default(), &endpoint[5..]))
                 }
+                "send_join" if arrived.request.uri().query() == Some("omit_members=true") && room.omits => {
+                    Some(room.answer_without_members(&body))
+                }
                 "send_join" => Some(room.answer(&body)),
+                "state_ids" | "state" => Some(room.state_answer(endpoint == "state")),
+                "event" | "event_auth" => {
+                    let id = parts.last().copied().unwrap_or_default().replace("%24", "$");
+                    let made = room.events.iter().find(|event| event.id == id);
+                    made.map(|made| match endpoint {
+                        "event" => {
+                            json!({ "origin": "a.example", "origin_server_ts": 1, "pdus": [made.json] })
+                        }
+                        _ => json!({ "auth_chain": room.chain(&[&made.json]) }),
+                    })
+                }
+                "send" => Some(json!({ "pdus": {} })),
                 "send_leave" => Some(json!({})),
                 "send_knock" => {
                     let state: Vec<_> = room.state.values().map(|event| &event.json).collect();

@@ -58,7 +58,8 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::ForgetOriginal { room, .. }
         | Job::ForgetSent { room, .. }
         | Job::Reunite { room }
-        | Job::Sweep { room } => (None, Some(*room)),
+        | Job::Sweep { room }
+        | Job::CompleteState { room } => (None, Some(*room)),
     };
     let has_user = user.map(|user| schema::USERS.contains(read, user)).transpose()?;
     doubts.unless(has_user != Some(false), "the user of the job does not exist");

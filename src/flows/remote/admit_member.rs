@@ -71,7 +71,9 @@ pub(super) fn open(snapshot: &Snapshot, origin: &ServerName, room: &RoomId) -> R
     let row = rooms::find_row(snapshot, num)?.ok_or_else(unknown)?;
     match row.resident {
         Resident::Yes => {}
-        Resident::Joining | Resident::Partial => return Err(Error::Busy { retry_after: AGAIN }),
+        Resident::Joining => return Err(Error::Busy { retry_after: AGAIN }),
+        // Who is banned may be unknown, and nobody could be given the room's state: another server is to be asked.
+        Resident::Partial => return Err(unknown()),
         Resident::No | Resident::Invited | Resident::Knocked | Resident::Left => return Err(unknown()),
     }
     if !vouch::is_current(snapshot, num)? {

@@ -1,12 +1,12 @@
 //! The state of a room as another server hands it over to who joins (server-server API, "PUT /send_join"): which of its events can
 //! be believed, and in which order they are taken in. Of each event its bytes stay in memory, and not what they mean.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use bytes::Bytes;
 use federation::json::Answer;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use ruma::{OwnedEventId, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor},
@@ -30,6 +30,11 @@ use crate::{
 
 /// An answer has at most this many events of the state, and as many of those that allow them.
 const EVENTS_MAX: usize = 400_000;
+/// Believe of at most this many servers that they are in a room of which the members are left out, because each is told what
+/// happens there.
+const SERVERS_MAX: usize = 10_000;
+/// The name of a server has at most this many bytes.
+const NAME_BYTES_MAX: usize = 255;
 /// Check this many events at once, because the keys of all of them are asked for together.
 const CHECKED_AT_ONCE: usize = 200;
 /// Check at most this many of such parts at a time, so that a server which does not tell its keys does not hold up all.
@@ -49,6 +54,8 @@ struct Fields<'a> {
     event: Option<&'a RawValue>,
     #[serde(default)]
     members_omitted: bool,
+    #[serde(borrow, default)]
+    servers_in_room: Option<&'a RawValue>,
 }
 
 /// The state that a join brings, before anything of it is believed.
@@ -59,6 +66,36 @@ pub(super) struct Answered {
     state_count: usize,
     /// The event of the join itself, with the signature of another server.
     pub(super) event: Option<Bytes>,
+    /// The servers that are said to be in the room, where the state has no members.
+    pub(super) servers: Option<Vec<OwnedServerName>>,
+}
+
+/// Names of servers, of which only the first ones are kept that are names.
+#[derive(Default)]
+struct Servers(BTreeSet<OwnedServerName>);
+
+impl<'de> Deserialize<'de> for Servers {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Named;
+        impl<'de> Visitor<'de> for Named {
+            type Value = Servers;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(to, "a list of servers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+                let mut servers = Servers::default();
+                while let Some(name) = from.next_element::<Cow<'de, str>>()? {
+                    if servers.0.len() < SERVERS_MAX && name.len() <= NAME_BYTES_MAX {
+                        servers.0.extend(OwnedServerName::try_from(&*name));
+                    }
+                }
+                Ok(servers)
+            }
+        }
+        from.deserialize_seq(Named)
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
@@ -87,8 +124,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
 }
 
 impl Answered {
-    /// Reads an answer: the object itself, or in the older form of the endpoint a list of 200 and the object. Gives what is wrong
-    /// with it where it is none.
+    /// Reads an answer: the object itself, or in the older form of the endpoint, which does not leave out members, a list of 200
+    /// and the object. Gives what is wrong with the answer where it is none.
     pub(super) fn read(answer: Answer, is_old_form: bool) -> Result<Self, String> {
         let told = |error: serde_json::Error| format!("its answer to a join makes no sense: {error}");
         let bytes = answer.bytes().clone();
@@ -98,13 +135,23 @@ impl Answered {
         } else {
             serde_json::from_slice(&bytes).map_err(told)?
         };
-        if fields.members_omitted {
-            return Err("it left out the members of the room, which it was not asked to".to_owned());
-        }
+        let servers = match (fields.members_omitted, fields.servers_in_room) {
+            (false, _) => None,
+            (true, _) if is_old_form => {
+                return Err("it left out the members of the room, which it was not asked to".to_owned());
+            }
+            (true, None) => {
+                return Err("it left out the members of the room, and does not name its servers".to_owned());
+            }
+            (true, Some(servers)) => {
+                let servers: Servers = serde_json::from_str(servers.get()).map_err(told)?;
+                Some(servers.0.into_iter().collect())
+            }
+        };
         let state_count = fields.state.0.len();
         let slice = |event: &RawValue| bytes.slice_ref(event.get().as_bytes());
         let events = fields.state.0.into_iter().chain(fields.auth_chain.0).map(slice).collect();
-        Ok(Self { events, state_count, event: fields.event.map(slice), answer })
+        Ok(Self { events, state_count, event: fields.event.map(slice), servers, answer })
     }
 }
 
@@ -124,7 +171,7 @@ pub(super) async fn believed(
     (num, row): (RoomNum, &RoomRow),
     answered: Answered,
 ) -> Result<Events> {
-    let Answered { answer, events, state_count, event: _ } = answered;
+    let Answered { answer, events, state_count, event: _, servers: _ } = answered;
     let numbered: Vec<(usize, Bytes)> = events.iter().cloned().enumerate().collect();
     let parts = numbered.chunks(CHECKED_AT_ONCE).map(<[_]>::to_vec);
     let checks: Vec<_> = parts.map(|part| check(app, via, (num, row.clone()), part)).collect();

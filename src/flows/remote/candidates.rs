@@ -13,7 +13,6 @@ use crate::{
     },
     ids::RoomNum,
     rooms::{self, aliases, members},
-    schema::rooms::Resident,
 };
 
 /// Ask at most this many servers for one act.
@@ -47,7 +46,7 @@ pub(crate) fn find_here(app: &App, room_id: &RoomId) -> Result<Option<RoomNum>> 
     let snapshot = app.store.snapshot();
     let Some(num) = rooms::find_room(&*snapshot, room_id)? else { return Ok(None) };
     let row = rooms::require_row(&*snapshot, num)?;
-    if row.resident != Resident::Yes {
+    if !row.resident.is_in() {
         return Ok(None);
     }
     let is_here = members::is_server_joined(&*snapshot, num, app.config.server.name.as_str())?

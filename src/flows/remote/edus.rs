@@ -166,7 +166,7 @@ async fn take_typing(app: &App, origin: &OwnedServerName, content: &RawValue) ->
     let find = move || {
         let snapshot = owned.store.snapshot();
         let Some(num) = find_room(&snapshot, &room_id, &of)? else { return Ok(None) };
-        Ok(members::is_user_joined(&*snapshot, num, by.as_str())?.then_some(num))
+        Ok(members::may_be_joined(&*snapshot, num, &by)?.then_some(num))
     };
     let Some(num) = app.env.blocking(find).await? else { return Ok(false) };
     typing::set_typing_elsewhere(app, num, &user_id, typing).await?;

@@ -94,6 +94,7 @@ impl Reading {
         let stored = match place {
             Place::Timeline(order) => schema::TIMELINE
                 .get(&*self.snapshot, (self.num, order))?
+                .filter(|row| !row.header.rejected)
                 .map(|row| StoredEvent { order, row }),
             Place::Aside | Place::Outlier => schema::ASIDE
                 .get(&*self.snapshot, (self.num, num))?
@@ -160,8 +161,14 @@ impl Reading {
         Ok(chain)
     }
 
-    /// The state before an event. Errors: 404 `M_NOT_FOUND` for an event without a place in the room's graph.
+    /// The state before an event. Errors: 404 `M_NOT_FOUND` for an event without a place in the room's graph; 403 `M_FORBIDDEN`
+    /// while only a part of the room's state is known, so that another server is asked.
     fn state_before(&self, found: &Found) -> Result<StateRef> {
+        if !self.row.resident.has_whole_state() {
+            return Err(
+                Refusal::forbidden("This server does not know the whole state of the room yet.").into()
+            );
+        }
         state_before(&self.snapshot, self.num, &found.stored)?.ok_or_else(|| unknown_event().into())
     }
 }

@@ -30,14 +30,17 @@ use crate::{
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
         },
-        room::base,
+        room::{base, completing},
     },
     ids::{RoomNum, UserNum},
     rooms::{
         self,
-        change::{Base, Outcome, Received},
+        change::{Base, Change, Omitted, Outcome, Received},
     },
-    schema::rooms::{Resident, RoomRow},
+    schema::{
+        jobs::Job,
+        rooms::{Resident, RoomRow},
+    },
 };
 
 /// Lay down at most this many rooms at once, because each holds a room's state in memory.
@@ -46,6 +49,8 @@ const AT_ONCE: usize = 4;
 const WAITING_MAX: usize = 512;
 /// It takes at least this many users to have as many wait.
 const WAITING_USERS_MIN: usize = 32;
+/// Has a server leave out the members of a room, where it knows how to.
+const OMIT_MEMBERS: &str = "?omit_members=true";
 /// Others who are told to come back do so after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -121,11 +126,12 @@ async fn join_by(
     template: &Template,
 ) -> Result<()> {
     let event = template.sign(app, server, wanted)?;
-    let answered = send(app, server, wanted, &event).await?;
+    let mut answered = send(app, server, wanted, &event).await?;
     // Nobody waits here for another server: what is left is to read what it gave.
     let joining = app.remote.joining.clone();
     let stopped = |_| Error::broken("the server stopped");
-    let _place = joining.0.places.acquire().await.map_err(stopped)?;
+    let place = joining.0.places.acquire().await.map_err(stopped)?;
+    let servers = answered.servers.take();
     let snapshot = app.store.snapshot();
     let known = rooms::find_room(&*snapshot, &wanted.room_id)?;
     let num = known.map_or_else(|| app.rooms.next_num(&app.store.view()), Ok)?;
@@ -139,11 +145,27 @@ async fn join_by(
     let events = brought::believed(app, server, (num, &row), answered).await?;
     let claim = app.rooms.turns(num).claim_join().ok_or(Error::Busy { retry_after: AGAIN })?;
     let named = (wanted.room_id.clone(), template.version);
-    let base = Base::new(&app.store.view(), claim, named, server.to_string())?;
+    let mut base = Base::new(&app.store.view(), claim, named, server.to_string())?;
+    if let Some(servers) = servers {
+        let us = app.config.server.name.as_str();
+        let others = servers.into_iter().map(|server| server.to_string()).filter(|server| server != us);
+        // The server itself is in the room, whatever it says.
+        let servers = others.chain([server.to_string()]).collect();
+        base = base.without_members(Omitted { us: us.to_owned(), servers });
+    }
     let owned = app.clone();
-    let promised =
-        base::join(app, base, events, event, move |change| carry_over::promise(&owned, change, user)).await?;
-    jobs::keep(app, promised).await
+    let after = move |change: &mut Change| {
+        let completes = change.row.partial.is_some().then(|| {
+            let job = Job::CompleteState { room: change.num };
+            jobs::promise(&owned, &mut change.batch, &job)
+        });
+        Ok((carry_over::promise(&owned, change, user)?, completes))
+    };
+    let (promised, completes) = base::join(app, base, events, event, after).await?;
+    jobs::begin(app, completes);
+    jobs::keep(app, promised).await?;
+    drop(place);
+    completing::soon(app, num).await
 }
 
 /// Has another server let a user into a restricted room that this server is in: nobody of ours may vouch for them. It goes on when the
@@ -223,7 +245,8 @@ async fn vouched_by(
 /// Sends the event of a join, in the older form of the endpoint where the server does not know the newer one.
 async fn send(app: &App, server: &ServerName, wanted: &Wanted, event: &Received) -> Result<Answered> {
     let (room_id, id) = (wanted.room_id.as_str(), event.id().as_str());
-    match put(app, server, &["v2", "send_join", room_id, id], event.json(), Options::whole_state()).await {
+    let (path, options) = (["v2", "send_join", room_id, id], Options::whole_state());
+    match put_with(app, server, (&path, OMIT_MEMBERS), event.json(), options).await {
         Ok(reply) => Answered::read(reply.answer, false).map_err(|why| at_fault(server, why)),
         Err(failure) if is_unknown(&failure) => {
             let reply =
@@ -244,11 +267,23 @@ pub(super) async fn put(
     event: &Bytes,
     options: Options,
 ) -> Result<Reply, Failure> {
+    put_with(app, server, (path, ""), event, options).await
+}
+
+/// Like [`put`], with a query.
+async fn put_with(
+    app: &App,
+    server: &ServerName,
+    (path, query): (&[&str], &str),
+    event: &Bytes,
+    options: Options,
+) -> Result<Reply, Failure> {
     let mut uri = "/_matrix/federation".to_owned();
     for part in path {
         uri.push('/');
         uri.extend(encoded(part));
     }
+    uri.push_str(query);
     let request = Request::builder().method(Method::PUT).uri(uri);
     let request = request.header(header::CONTENT_TYPE, "application/json").body(event.clone());
     let request = request.map_err(|error| Failure::BadRequest(error.to_string()))?;

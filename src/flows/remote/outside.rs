@@ -13,7 +13,6 @@ use crate::{
         change::{Change, outside::Told},
         members,
     },
-    schema::rooms::Resident,
     store::NotAccepted,
 };
 
@@ -55,8 +54,8 @@ async fn try_to_set(
     let (via, us) = (via.to_string(), app.config.server.name.to_string());
     let begin = move |app: &App, seat| Change::begin_outside(&app.store, seat, named, &via);
     let work = move |change: &mut Change, _: &mut commit::ServerLock<'_>| {
-        let is_here = change.row.resident == Resident::Yes
-            && members::is_server_joined(&change.batch, change.num, &us)?;
+        let is_here =
+            change.row.resident.is_in() && members::is_server_joined(&change.batch, change.num, &us)?;
         if is_here { Ok(()) } else { change.set_outside(user, told) }
     };
     commit::in_turn(app, num, begin, work, or_again).await

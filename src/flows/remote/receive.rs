@@ -41,7 +41,7 @@ use crate::{
         self,
         event_types::CREATE,
         remote::InboundTransactionRow,
-        rooms::{Place, Resident, RoomRow},
+        rooms::{Place, RoomRow},
     },
     store::{Direction, Fault, Guard, Read, Snapshot, key::Json},
 };
@@ -393,7 +393,7 @@ fn look_at_room(
     let Some(row) = rooms::find_row(snapshot, num)?.filter(|row| takes_events(row.resident)) else {
         return Ok(None);
     };
-    if row.resident == Resident::Yes && !members::is_server_joined(snapshot, num, us.as_str())? {
+    if row.resident.is_in() && !members::is_server_joined(snapshot, num, us.as_str())? {
         return Ok(None);
     }
     let admits = |row| acl::admits(snapshot, num, origin).map(|admits| (row, admits));

@@ -11,7 +11,7 @@ use ruma::{EventId, OwnedEventId, ServerName};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-use super::fetch::{Fetch, in_order};
+use super::fetch::{Fetch, Ids, in_order};
 use crate::{
     error::{Error, Result},
     flows::room::ingest::outliers::{For, take_outliers},
@@ -25,8 +25,8 @@ use crate::{
 
 /// A state has at most this many events, and they are allowed by at most as many.
 const STATE_MAX: usize = 100_000;
-/// An answer with the ids of a state has at most this many bytes.
-const IDS_BYTES_MAX: usize = 20_000_000;
+/// In an answer with the ids of a state, each has at most about this many bytes.
+const ID_BYTES: usize = 100;
 /// The server has this long to gather the ids of a state.
 const IDS_TAKE_MAX: Duration = Duration::from_secs(60);
 /// Up to this many events that are missing are asked for one by one.
@@ -59,32 +59,78 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, id: &EventId, base: StateRef) 
     Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
 }
 
-async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: StateRef) -> Result<Sketch> {
-    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
+/// Asks a server for the ids of the state before an event, at most this many, and as many of events that allow those. Errors:
+/// [`Error::Remote`] if it gave none, or more.
+pub(super) async fn ids(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, max: usize) -> Result<Ids> {
     let mut options = Options {
         begins: IDS_TAKE_MAX,
         overall: IDS_TAKE_MAX * 2,
         lane: Lane::Fetches,
         ..Options::default()
     };
-    options.limits.bytes_max = IDS_BYTES_MAX;
+    options.limits.bytes_max = ID_BYTES * 2 * max;
     let ids = fetch.state_ids(server, id, options).await?;
-    if ids.state.len() > STATE_MAX || ids.auth_chain.len() > STATE_MAX {
-        return Err(fault("it gave a state of more than 100,000 events"));
+    if ids.state.len() > max || ids.auth_chain.len() > max {
+        let cause = format!("it gave a state of more than {max} events");
+        return Err(Error::Remote { server: server.to_string(), cause });
     }
+    Ok(ids)
+}
+
+/// The events of a state that are not here.
+pub(super) enum Missing {
+    /// They are few, and asked for one by one.
+    Few(Vec<OwnedEventId>),
+    /// They are many, and came with the whole state.
+    Many(Vec<Box<RawValue>>, BTreeSet<OwnedEventId>),
+}
+
+/// Finds those events of a state that are not here; where they are many, the whole state is fetched.
+pub(super) async fn missing(
+    fetch: &mut Fetch<'_>,
+    server: &ServerName,
+    id: &EventId,
+    ids: &Ids,
+) -> Result<Missing> {
     let missing_state = fetch.list_unknown(ids.state.clone()).await?;
-    if !missing_state.is_empty() {
-        let mut missing: BTreeSet<OwnedEventId> = missing_state.into_iter().collect();
-        missing.extend(fetch.list_unknown(ids.auth_chain).await?);
-        let is_few =
-            missing.len() <= SINGLE_MAX || missing.len() <= SINGLE_AT_MOST.min(ids.state.len() / SINGLE_PART);
-        if is_few {
-            bring_single(fetch, missing.into_iter().collect()).await?;
-        } else {
-            let raw = fetch.state(server, id).await?;
-            bring_whole(fetch, raw, &missing).await?;
-        }
+    if missing_state.is_empty() {
+        return Ok(Missing::Few(Vec::new()));
     }
+    let mut missing: BTreeSet<OwnedEventId> = missing_state.into_iter().collect();
+    missing.extend(fetch.list_unknown(ids.auth_chain.clone()).await?);
+    let is_few =
+        missing.len() <= SINGLE_MAX || missing.len() <= SINGLE_AT_MOST.min(ids.state.len() / SINGLE_PART);
+    if is_few {
+        return Ok(Missing::Few(missing.into_iter().collect()));
+    }
+    Ok(Missing::Many(fetch.state(server, id).await?, missing))
+}
+
+/// Takes in the events of a state that were not here. Those that nobody gives are left out.
+pub(super) async fn bring(fetch: &mut Fetch<'_>, missing: Missing) -> Result<()> {
+    match missing {
+        Missing::Few(ids) if ids.is_empty() => Ok(()),
+        Missing::Few(ids) => bring_single(fetch, ids).await,
+        Missing::Many(raw, missing) => bring_whole(fetch, raw, &missing).await,
+    }
+}
+
+/// Fetches these events if they are not here, and takes them in.
+pub(super) async fn bring_missing(fetch: &mut Fetch<'_>, ids: Vec<OwnedEventId>) -> Result<()> {
+    let missing = fetch.list_unknown(ids).await?;
+    if missing.is_empty() { Ok(()) } else { bring_single(fetch, missing).await }
+}
+
+/// Whether a state of so many events lacks too many of them to be used.
+pub(super) fn lacks_much(lacking: usize, count: usize) -> bool {
+    lacking * LACKING_PART > count
+}
+
+async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: StateRef) -> Result<Sketch> {
+    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
+    let ids = ids(fetch, server, id, STATE_MAX).await?;
+    let missing = missing(fetch, server, id, &ids).await?;
+    bring(fetch, missing).await?;
     let (app, num, row) = (fetch.app.clone(), fetch.num, fetch.row.clone());
     let ids = ids.state;
     let sketch = fetch.app.env.blocking(move || {
@@ -106,7 +152,7 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: St
         let create =
             create.map(|key| Ok::<_, Error>((key, state::current(&*snapshot, num, key)?))).transpose()?;
         let is_of_room = create.is_some_and(|(key, event)| brought.get(&key) == event.as_ref());
-        if !is_of_room || lacking * LACKING_PART > ids.len() {
+        if !is_of_room || lacks_much(lacking, ids.len()) {
             return Ok(None);
         }
         if lacking > 0 {

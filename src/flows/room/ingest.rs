@@ -9,6 +9,7 @@
 pub mod fill;
 pub(crate) mod outliers;
 pub(crate) mod reunite;
+pub(crate) mod revise;
 pub(crate) mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};

@@ -20,7 +20,7 @@ pub(crate) use whole::{Whole, joined_members, members, state};
 use crate::{
     accounts::{Caller, ignored::Ignored},
     error::{Error, Refusal, Result},
-    flows::{App, commit},
+    flows::{App, commit, room::completing},
     ids::{DeviceNum, EventNum, Order, RoomNum},
     json::JsonText,
     rooms::{
@@ -37,7 +37,7 @@ use crate::{
     },
     schema::event_types::MEMBER,
     schema::{
-        rooms::{Membership, RoomRow},
+        rooms::{Membership, Resident, RoomRow},
         state::StateRef,
     },
     store::{Direction, Snapshot},
@@ -247,6 +247,15 @@ pub(crate) async fn state_event(
     state_key: String,
     whole_event: bool,
 ) -> Result<Bytes> {
+    let asked = (event_type.clone(), state_key.clone());
+    let is_unknown = move |look: Look, _: &Caller| {
+        let is_member = asked.0 == MEMBER && look.room.resident == Resident::Partial;
+        Ok(is_member && look.find_state(look.standpoint()?, &asked.0, &asked.1)?.is_none())
+    };
+    // A member of whom nothing is known yet may be there all the same.
+    if event_type == MEMBER && looking(app, caller, room, is_unknown).await? {
+        completing::whole(app, caller, room).await?;
+    }
     looking(app, caller, room, move |look, _| {
         let at = look.standpoint()?;
         let stored = look.find_state(at, &event_type, &state_key)?;

@@ -8,7 +8,7 @@ use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId, UserId, api::
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, jobs},
+    flows::{App, account::carry_over, commit, jobs, room::completing},
     ids::{RoomNum, UserNum},
     rooms::{
         build::Draft,
@@ -143,6 +143,7 @@ pub(crate) async fn act(
     reason: Option<String>,
 ) -> Result<()> {
     let num = commit::require_num(app, room)?;
+    completing::known(app, caller, room, &target).await?;
     let (owned, author) = (app.clone(), Author::from(caller));
     commit::in_room(app, num, move |change| {
         if change.membership(author.user_id.as_str())? != Membership::Join {

@@ -319,7 +319,7 @@ pub(crate) async fn keep_told(app: &App, num: RoomNum, told: Vec<ToldReceipt>) -
         let row = rooms::require_row(&*snapshot, num)?;
         let mut receipts = Vec::new();
         for ToldReceipt { user_id, event: id, thread, sent_ms } in told {
-            if !members::is_user_joined(&*snapshot, num, user_id.as_str())? {
+            if !members::may_be_joined(&*snapshot, num, &user_id)? {
                 continue;
             }
             let Some(stored) = event::find_by_id(&*snapshot, num, &id)? else { continue };

@@ -34,13 +34,13 @@ use crate::{
         admit::{self, AuthState, Evidence, Known, Verdict},
         event::{self, Event, StateEvent, StoredEvent},
         members::{self, Touched},
-        state::{self, stage},
+        state::{self, Sketch, stage},
         turns::{JoinClaim, Seat},
     },
     schema,
     schema::event_types::{CREATE, MEMBER},
     schema::{
-        rooms::{EventRow, Head, Membership, Place, Resident, RoomRow},
+        rooms::{EventRow, Head, Membership, PartialState, Place, Resident, RoomRow},
         state::{StateRef, StateValue},
     },
     store::{Fault, NotAccepted, Read, Store},
@@ -84,6 +84,17 @@ pub struct Base {
     allowing: BTreeMap<EventNum, Arc<StateEvent>>,
     /// The ids of events that the rules forbid, and for which there is no place aside.
     dropped: BTreeSet<OwnedEventId>,
+    /// The servers of the room, if the brought state has no members.
+    omitted: Option<Omitted>,
+}
+
+/// A state is brought without the room's members, but for some.
+#[derive(Clone, Debug)]
+pub struct Omitted {
+    /// The name of this server.
+    pub us: String,
+    /// The servers that are said to have somebody in the room.
+    pub servers: Vec<String>,
 }
 
 impl Base {
@@ -102,11 +113,18 @@ impl Base {
         let row = known.unwrap_or_else(|| RoomRow::new(id.clone(), version, Resident::Joining));
         let (state, users, allowing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let dropped = BTreeSet::new();
-        let base = Self { claim, via, row, is_new, is_begun: false, state, users, allowing, dropped };
+        let (is_begun, omitted) = (false, None);
+        let base = Self { claim, via, row, is_new, is_begun, state, users, allowing, dropped, omitted };
         if base.row.version != version || base.row.id != id {
             return Err(base.fault("it joined us to a room of another id or version than we know"));
         }
         Ok(base)
+    }
+
+    /// The same base, of which the brought state has no members, but for some.
+    #[must_use]
+    pub fn without_members(self, omitted: Omitted) -> Self {
+        Self { omitted: Some(omitted), ..self }
     }
 
     /// The number of the room that is joined.
@@ -159,6 +177,9 @@ impl Base {
     /// Takes in events until the part is full. Gives `false` if there are no more. Each event must come after those that allow
     /// it ([`order_by_auth`]). Errors: [`Error::Remote`] if it does not; the join has come to nothing then.
     pub fn take(&mut self, change: &mut Change, events: &mut dyn Iterator<Item = Brought>) -> Result<bool> {
+        if self.take_servers(change)? {
+            return Ok(true);
+        }
         let (mut touched, mut taken, mut is_more) = (Touched::default(), 0, true);
         if self.is_new {
             // Members are counted as they come, and not all over again when the first is.
@@ -180,6 +201,25 @@ impl Base {
         }
         change.put_room();
         Ok(is_more)
+    }
+
+    /// Takes in some of the servers that are said to have somebody in the room. Gives `false` where there are none left, and where
+    /// they are part of a staged step.
+    fn take_servers(&mut self, change: &mut Change) -> Result<bool> {
+        if !self.is_new {
+            return Ok(false);
+        }
+        let servers = self.omitted.as_mut().map(|omitted| &mut omitted.servers);
+        let Some(servers) = servers.filter(|servers| !servers.is_empty()) else { return Ok(false) };
+        members::joined_value(&mut change.batch, change.num, &mut change.row.next_key, 0)?;
+        let left = servers.len().saturating_sub(PART_EVENTS_MAX);
+        for server in servers.split_off(left) {
+            let (key, val) =
+                members::claim_server(&mut change.batch, change.num, &mut change.row.next_key, &server)?;
+            stage::put_first(&mut change.batch, change.num, key, val)?;
+        }
+        change.put_room();
+        Ok(true)
     }
 
     fn take_one(&mut self, change: &mut Change, brought: &Brought, touched: &mut Touched) -> Result<()> {
@@ -306,9 +346,24 @@ impl Base {
         if self.is_new {
             change.lay_first_base(&self.users, missing)?;
         } else {
-            change.lay_base(&self.state, missing)?;
+            let omitted = self.omitted.as_mut();
+            let claimed = omitted.map(|omitted| std::mem::take(&mut omitted.servers)).unwrap_or_default();
+            self.keep_own_members(&change)?;
+            change.lay_base(&self.state, &claimed.into_iter().collect(), missing)?;
         }
         change.row.resident = Resident::Yes;
+        change.row.partial = None;
+        if let Some(Omitted { us, .. }) = &self.omitted {
+            change.row.resident = Resident::Partial;
+            change.row.partial = Some(PartialState {
+                base: change.row.state_tip,
+                // The number that the join has or gets is put in when it is written.
+                join: EventNum(change.row.next_event),
+                via: self.via.clone(),
+                us: us.clone(),
+                is_filled: false,
+            });
+        }
         let create = change.state(CREATE, "")?;
         let version = create.map(|create| version_of(create.parsed.content.get()));
         if version.as_deref() != Some(&*change.row.version.to_string()) {
@@ -321,6 +376,20 @@ impl Base {
         count.keys_swept = change.row.next_key;
         schema::ASIDE_COUNT.put(&mut change.batch, change.num, &count);
         Ok(Some((change, stored)))
+    }
+
+    /// Keeps our users as they are in the room's state, where it is brought without its members: of ours nothing is unknown.
+    fn keep_own_members(&mut self, change: &Change) -> Result<(), Fault> {
+        let Some(Omitted { us, .. }) = &self.omitted else { return Ok(()) };
+        for row in members::list_keys(&change.batch, change.num)? {
+            let (user_id, key) = row?;
+            if event::server_of(&user_id) == Some(us)
+                && let Some(event) = state::current(&change.batch, change.num, key)?
+            {
+                self.state.entry(key).or_insert(event);
+            }
+        }
+        Ok(())
     }
 
     fn add_join(&mut self, change: &mut Change, join: &Received) -> Result<StoredEvent> {
@@ -336,6 +405,9 @@ impl Base {
                 before.insert(event);
             }
         }
+        let at = Sketch::from(StateRef::Main(change.row.state_tip));
+        let presumed = change.presume(parsed, &allowing, &at, &mut before)?;
+        let rules = &change.rules().authorization;
         let prev = BTreeMap::new();
         let evidence = Evidence { rules, auth: &allowing, prev: &prev, before: &before, current: None };
         match admit::admit(parsed, &evidence) {
@@ -350,7 +422,9 @@ impl Base {
             }
         }
         let auth: Vec<_> = parsed.auth.iter().filter_map(|id| found(&allowing, id)).collect();
-        change.write_join(join, &auth)
+        let stored = change.write_join(join, &auth)?;
+        change.learn_presumed(&presumed)?;
+        Ok(stored)
     }
 
     fn fault(&self, cause: impl Into<String>) -> Error {
@@ -373,6 +447,9 @@ impl Change {
             }
         };
         let key = key.ok_or_else(|| Error::broken("a user joined by an event that is no state event"))?;
+        if let Some(partial) = &mut self.row.partial {
+            partial.join = num;
+        }
         let left = self.leave_outliers(Some(Taken { event: num, key: Some(key) }))?;
         let (event_type, state_key) =
             (join.event().event_type.to_string(), join.event().state_key.clone().unwrap_or_default());

@@ -63,6 +63,7 @@ impl Entering<'_> {
             auth: self.auth.iter().map(|event| event.event).collect(),
             sent_by: self.sent_by,
             let_in: self.let_in,
+            rejected: false,
             spans: event::locate(self.json)?,
         })
     }

@@ -12,6 +12,8 @@
 mod apart;
 mod fill;
 mod gate;
+mod presume;
+mod revise;
 mod signed;
 mod write;
 
@@ -23,6 +25,7 @@ use std::{
 pub use apart::Reunion;
 pub use fill::{Backfill, Before, Filling, Older};
 pub use gate::Received;
+pub use revise::{Completion, Revision};
 use ruma::{EventId, OwnedEventId};
 pub use signed::Signed;
 
@@ -193,16 +196,28 @@ impl Change {
         };
         let rules = &self.rules().authorization;
         let tip = Sketch::from(StateRef::Main(self.row.state_tip));
-        let now = match self.state_to_fit(&standpoint, &tip, resolving)? {
-            Ok(now) => now,
-            Err(question) => return Ok(Step::later(question, taken)),
+        let mut before = self.auth_state(event, &standpoint.before)?;
+        let presumed = self.presume(event, &auth, &standpoint.before, &mut before)?;
+        let current = if self.row.partial.is_some() {
+            // The room's state is too little known for anything to fail by it.
+            None
+        } else {
+            let now = match self.state_to_fit(&standpoint, &tip, resolving)? {
+                Ok(now) => now,
+                Err(question) => return Ok(Step::later(question, taken)),
+            };
+            if standpoint.before == now { None } else { Some(self.auth_state(event, &now)?) }
         };
-        let before = self.auth_state(event, &standpoint.before)?;
-        let current = if standpoint.before == now { None } else { Some(self.auth_state(event, &now)?) };
         let evidence =
             Evidence { rules, auth: &auth, prev: &prev, before: &before, current: current.as_ref() };
         let outcome = match admit::admit(event, &evidence) {
-            Verdict::Accept => return self.accept(received, taken, &standpoint, tip, resolving, now_ms),
+            Verdict::Accept => {
+                let step = self.accept(received, taken, &standpoint, tip, resolving, now_ms)?;
+                if matches!(step, Step::Done(Outcome::Accepted(_))) {
+                    self.learn_presumed(&presumed)?;
+                }
+                return Ok(step);
+            }
             Verdict::SoftFail(why) | Verdict::Reject(why) if !standpoint.missing.is_empty() => {
                 tracing::debug!(room = %self.num, event = %event.id, why, "an event does not fit a state that was fetched for it");
                 Outcome::Unknown

@@ -2,7 +2,11 @@
 //! (`state/stage.rs`). A change that turns thousands of keys of a room's state, the state that a join brings, and a room
 //! that begins with hundreds of invitations, are such.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use super::{Change, forget};
 use crate::{
@@ -119,7 +123,7 @@ impl Change {
                 self.move_member(order, &user, moved, &mut parts.touched)?;
             }
         }
-        let joined = self.stage_counts(&mut parts)?;
+        let joined = self.stage_counts(&mut parts, &BTreeSet::new())?;
         let last: Vec<_> = joined.into_iter().chain(own).collect();
         state::apply(&mut self.batch, self.num, order, &last)?;
         if !last.is_empty() {
@@ -131,10 +135,12 @@ impl Change {
 
     /// Lays down the state that a join over federation brings to a room that we had something of, just below the next event of
     /// this change: our own member event. It becomes the room's state, whatever that was before, and a hole opens below it:
-    /// `missing` are the ids of the events there. The members of the state are followed as in any other step.
+    /// `missing` are the ids of the events there. The members of the state are followed as in any other step, and the claimed
+    /// servers are in the room whether members of them are known or not.
     pub(super) fn lay_base(
         &mut self,
         brought: &BTreeMap<StateKeyNum, EventNum>,
+        claimed: &BTreeSet<String>,
         missing: Vec<String>,
     ) -> Result<()> {
         let is_bottomless = self.row.state_tip == Order::MIN;
@@ -142,7 +148,7 @@ impl Change {
         debug_assert!(!self.batch.has_position(), "the event that a base stands below comes next");
         let mut parts = self.begin_parts(stage::base_order)?;
         self.stage_keys(&mut parts, &differing)?;
-        if let Some(joined) = self.stage_counts(&mut parts)? {
+        if let Some(joined) = self.stage_counts(&mut parts, claimed)? {
             let mut batch = self.batch.another();
             self.put_part(&mut parts, &mut batch, &[joined])?;
             self.enqueue_part(&parts, batch)?;
@@ -227,8 +233,12 @@ impl Change {
 
     /// Writes the parts of a step that count its members by server. Gives the derived key of how many are joined, which
     /// is not written yet.
-    fn stage_counts(&mut self, parts: &mut Parts) -> Result<Option<(StateKeyNum, StateValue)>> {
-        let counts = parts.touched.counts(&self.batch, self.num)?;
+    fn stage_counts(
+        &mut self,
+        parts: &mut Parts,
+        claimed: &BTreeSet<String>,
+    ) -> Result<Option<(StateKeyNum, StateValue)>> {
+        let counts = parts.touched.counts_with(&self.batch, self.num, claimed)?;
         for part in counts.chunks(SERVERS_MAX) {
             let mut batch = self.batch.another();
             let mut values = Vec::with_capacity(part.len());

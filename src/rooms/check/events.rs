@@ -145,7 +145,8 @@ fn in_timeline(
         doubts.unless(entry == Some(expected), "the log has another entry at its position");
     }
     doubts.unless(order <= room.tip, "it stands above the tip of its room");
-    if let Some(key) = header.state_key {
+    // An event that turned out to be rejected is part of no state.
+    if let Some(key) = header.state_key.filter(|_| !header.rejected) {
         let after = header.after.unwrap_or(StateRef::Main(order));
         let set = state::at(read, num, after, key)?;
         doubts.unless(set == StateValue::Event(header.event), "it is not in the state after it");

@@ -41,9 +41,17 @@ pub(crate) fn is_derived(event_type: &str) -> bool {
 pub(crate) struct Touched {
     servers: BTreeMap<String, i64>,
     is_any: bool,
+    /// Where only a part of the members is known, the server of which all are. Any other stays in the room when the last of its
+    /// known members goes.
+    only_leaves: Option<String>,
 }
 
 impl Touched {
+    /// Begins to count in a room of which only a part of the members is known: all of those of the server `us`.
+    pub(crate) fn among_unknown(us: &str) -> Self {
+        Self { only_leaves: Some(us.to_owned()), ..Self::default() }
+    }
+
     /// Counts a member who came (`by` is 1) or went (-1).
     pub(crate) fn count(&mut self, user_id: &str, by: i64) {
         self.is_any = true;
@@ -63,18 +71,37 @@ impl Touched {
     ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
         let is_any = self.is_any;
         let mut values = Vec::new();
+        let only_leaves = self.only_leaves.take();
         for (server, count) in self.counts(batch, room)? {
-            if count == 0 {
+            let may_have_more = only_leaves.as_ref().is_some_and(|us| *us != server)
+                && schema::SERVER_MEMBERS.contains(&*batch, (room, &server))?;
+            if count == 0 && !may_have_more {
                 schema::SERVER_MEMBERS.delete(batch, (room, &server));
             } else {
                 schema::SERVER_MEMBERS.put(batch, (room, &server), &count.into());
             }
-            values.push(server_value(batch, room, next_key, &server, count)?);
+            values.push(server_value(batch, room, next_key, &server, count.max(u64::from(may_have_more)))?);
         }
         if is_any {
             values.push(joined_value(batch, room, next_key, joined)?);
         }
         Ok(values)
+    }
+
+    /// Gives the number of members that each server has after a staged step, those of the claimed servers among them.
+    pub(crate) fn counts_with(
+        &mut self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        claimed: &BTreeSet<String>,
+    ) -> Result<Vec<Counted>, Fault> {
+        self.is_any |= !claimed.is_empty();
+        for server in claimed {
+            self.servers.entry(server.clone()).or_default();
+        }
+        let counts = self.counts(read, room)?.into_iter();
+        let counted = |(server, count)| Counted { is_claimed: claimed.contains(&server), server, count };
+        Ok(counts.map(counted).collect())
     }
 
     /// Gives the number of members that each server has after the step.
@@ -132,12 +159,26 @@ pub(crate) fn stage_count(
     room: RoomNum,
     next_key: &mut u32,
     anchor: Position,
-    (server, count): &(String, u64),
+    Counted { server, count, is_claimed }: &Counted,
 ) -> Result<(StateKeyNum, StateValue), Fault> {
-    let before = Some(members_of(&*batch, room, server)?).filter(|before| *before > 0);
-    let row = Marked { now: Some(*count).filter(|now| *now > 0), staged: Some(Staged { anchor, before }) };
-    schema::SERVER_MEMBERS.put(batch, (room, server), &row);
-    server_value(batch, room, next_key, server, *count)
+    let row = schema::SERVER_MEMBERS.get(&*batch, (room, server))?;
+    let before = state::stage::row_that_counts(&*batch, room, row)?;
+    let now = Some(*count).filter(|now| *now > 0 || *is_claimed);
+    schema::SERVER_MEMBERS.put(
+        batch,
+        (room, server),
+        &Marked { now, staged: Some(Staged { anchor, before }) },
+    );
+    server_value(batch, room, next_key, server, u64::from(now.is_some()))
+}
+
+/// The members that a server has after a staged step.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    pub(crate) server: String,
+    pub(crate) count: u64,
+    /// Whether the server is said to have somebody in the room, be that known or not.
+    pub(crate) is_claimed: bool,
 }
 
 /// Lists the servers of which the unfinished step at this position wrote counts.
@@ -164,6 +205,41 @@ pub(crate) fn take_back_count(
     anchor: Position,
 ) -> Result<(), Fault> {
     state::stage::restore(batch, &schema::SERVER_MEMBERS, (room, server), anchor)
+}
+
+/// Notes that a server is said to have somebody in the room, although none of them is known. Gives the value of its derived key.
+pub(crate) fn claim_server(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    server: &str,
+) -> Result<(StateKeyNum, StateValue), Fault> {
+    if !schema::SERVER_MEMBERS.contains(&*batch, (room, server))? {
+        schema::SERVER_MEMBERS.put(batch, (room, server), &0.into());
+    }
+    server_value(batch, room, next_key, server, 1)
+}
+
+/// Takes back that some servers have somebody in the room of whom nobody became known, at most `max` of them. Gives the values
+/// of their derived keys.
+pub(crate) fn release_servers(
+    batch: &mut Batch,
+    room: RoomNum,
+    next_key: &mut u32,
+    max: usize,
+) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
+    let rows = schema::SERVER_MEMBERS.prefix::<(RoomNum,)>(&*batch, (room,), Direction::Up)?;
+    let claimed = rows.filter_map(|row| match row {
+        Ok(((_, server), row)) => (row.now == Some(0)).then_some(Ok(server)),
+        Err(fault) => Some(Err(fault)),
+    });
+    let claimed: Vec<String> = claimed.take(max).collect::<Result<_, Fault>>()?;
+    let mut values = Vec::with_capacity(claimed.len());
+    for server in claimed {
+        schema::SERVER_MEMBERS.delete(batch, (room, &server));
+        values.push(server_value(batch, room, next_key, &server, 0)?);
+    }
+    Ok(values)
 }
 
 /// Counts the members that a server has now.
@@ -338,9 +414,10 @@ impl Census {
     }
 }
 
-/// Whether a server has somebody in the room now.
+/// Whether a server has somebody in the room now, or is said to in a room of which not all members are known.
 pub fn is_server_joined(read: &(impl Read + ?Sized), room: RoomNum, server: &str) -> Result<bool, Fault> {
-    Ok(members_of(read, room, server)? > 0)
+    let row = schema::SERVER_MEMBERS.get(read, (room, server))?;
+    Ok(state::stage::row_that_counts(read, room, row)?.is_some())
 }
 
 /// Lists the servers that have somebody in the room now, sorted.

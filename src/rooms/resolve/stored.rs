@@ -41,9 +41,10 @@ impl<'r, R: Read + ?Sized> StoredEvents<'r, R> {
 
 impl<R: Read + ?Sized> StoredEvents<'_, R> {
     fn parse(&self, row: &EventRow) -> Result<Arc<Event>, Fault> {
-        Event::parse(event::event_id(&row.header.key, self.version), &row.json)
-            .map(Arc::new)
-            .map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))
+        let parsed = Event::parse(event::event_id(&row.header.key, self.version), &row.json);
+        let mut parsed = parsed.map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
+        parsed.rejected = row.header.rejected;
+        Ok(Arc::new(parsed))
     }
 
     /// Finds an event that is at hand without reading the store.

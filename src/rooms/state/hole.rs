@@ -15,7 +15,7 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use super::{at, last_change, log_changes, mark, stage::PART_KEYS_MAX};
+use super::{at, just_below, last_change, log_changes, mark, stage::PART_KEYS_MAX};
 use crate::{
     ids::{Order, Position, RoomNum, StateKeyNum},
     schema::{
@@ -287,6 +287,28 @@ fn put(batch: &mut Batch, room: RoomNum, order: Order, priors: Priors) -> Result
     }
     let counted = priors.values().filter(|prior| !prior.is_derived()).count() as u64;
     log_changes(batch, room, order, priors, counted)
+}
+
+/// Keeps the value that a key has below a hole, which is about to get another one above it: a row at the floor says so, where none
+/// does. Nothing happens where nothing is below the hole.
+pub(super) fn keep_below(
+    batch: &mut Batch,
+    room: RoomNum,
+    anchor: Position,
+    key: StateKeyNum,
+) -> Result<(), Fault> {
+    let (low, _) = floor(anchor);
+    let below = just_below(&*batch, room, low)?;
+    if below == StateRef::EMPTY {
+        return Ok(());
+    }
+    let val = at(&*batch, room, below, key)?;
+    let kept = without_floor_rows(&*batch, room, anchor, Priors::from([(key, val)]))?;
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let order = next_on_floor(batch, room, anchor, kept.len())?;
+    put(batch, room, order, kept)
 }
 
 /// Gives the order at the floor where so many more keys have space: the newest one that is used, or the next above it.

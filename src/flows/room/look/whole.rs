@@ -11,7 +11,7 @@ use super::{Look, MembersWanted, Standpoint, looking, place};
 use crate::{
     accounts::{Caller, tokens},
     error::Result,
-    flows::{App, commit},
+    flows::{App, commit, room::completing},
     ids::StateKeyNum,
     json::{JsonText, Object, Pieces},
     rooms::{
@@ -196,6 +196,7 @@ async fn begin(
     room: &RoomId,
     begin: impl FnOnce(&Look) -> Result<Walk> + Send + 'static,
 ) -> Result<Whole> {
+    completing::whole(app, caller, room).await?;
     let read = move |look: Look, caller: &Caller| {
         let (first, rest) = begin(&look)?.page(&look)?;
         Ok((first, rest, is_banned(&look, caller)?))

@@ -231,6 +231,7 @@ impl Here {
 }
 
 mod fill;
+mod partial;
 
 #[test]
 fn a_first_join_counts_at_once_or_leaves_no_row_after_whichever_part_the_server_ends() {
@@ -527,7 +528,6 @@ fn only_rooms_that_this_server_is_in_take_events() {
     for (resident, is_busy) in [
         (Resident::No, false),
         (Resident::Joining, true),
-        (Resident::Partial, true),
         (Resident::Invited, false),
         (Resident::Knocked, false),
         (Resident::Left, false),

@@ -102,6 +102,7 @@ impl Fixture {
                 auth: Vec::new(),
                 sent_by: None,
                 let_in: false,
+                rejected: false,
                 spans: event::locate(&json).unwrap_or_default(),
             };
             change.put(&StoredEvent { order, row: EventRow { header, json } }).unwrap();

@@ -142,6 +142,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, key: EventKey, version: u8) -> 
         auth: pdu.header.auth.clone(),
         sent_by: None,
         let_in: false,
+        rejected: false,
         spans: event::locate(&json).unwrap(),
     };
     EventRow { header, json }

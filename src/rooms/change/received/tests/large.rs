@@ -226,7 +226,7 @@ fn the_state_that_a_join_brings_is_laid_down_in_parts_and_counts_at_once() {
     let crashes = fixture.keep_crashes();
     let rooms = fixture.rooms.clone();
     fixture.change(|change| {
-        change.lay_base(&brought, vec!["$missing".to_owned()]).unwrap();
+        change.lay_base(&brought, &std::collections::BTreeSet::new(), vec!["$missing".to_owned()]).unwrap();
         let draft = Draft::state(alice(), "x", "", content(json!({ "n": 1 })), 1);
         change.add(rooms.signer(), &draft, None).unwrap();
     });

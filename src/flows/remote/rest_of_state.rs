@@ -1,0 +1,195 @@
+//! Fetches the state of a room that was joined without its members (`docs/decisions/partial-state-joins.md`): from the server that
+//! let us in, and then from others that are said to be in the room. A server is asked for the state before the event that our join
+//! cites, which is followed by that event; where the join cites several, for the state before the join.
+//!
+//! Nothing is noted of how far this came: what was fetched and learned is there, and is found again by the next try.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
+
+use super::{
+    fetch::{Budget, Fetch},
+    gaps, states,
+};
+use crate::{
+    error::{Error, Result},
+    flows::{App, room::ingest::revise},
+    ids::{EventNum, RoomNum, StateKeyNum},
+    rooms::{
+        self, event, members,
+        state::{self, StateRef, StateValue},
+    },
+    schema::{event_types::CREATE, rooms::PartialState},
+    store::{Fault, Snapshot, timer::Timer},
+};
+
+/// One try takes at most this long.
+const TAKES_MAX: Duration = Duration::from_secs(1_800);
+/// One try asks at most this many questions.
+const REQUESTS_MAX: usize = 2_500;
+/// One try asks for at most this many single events.
+const EVENTS_MAX: usize = 5_000;
+/// The state of a room that is joined without its members has at most this many events, as that of a room that is joined whole.
+const STATE_MAX: usize = 400_000;
+/// A server that refuses is asked for another event's state if it did so within this time.
+const REFUSES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Completes the state of a room, and fires the timer of the job. Gives `false` where there is nothing to complete: the state is
+/// whole, or nobody of ours is in the room any more. Errors: [`Error::Remote`] where no server gave a state that can be used.
+pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<bool> {
+    let snapshot = app.store.snapshot();
+    let row = rooms::require_row(&*snapshot, room)?;
+    let is_in = members::is_server_joined(&*snapshot, room, app.config.server.name.as_str())?;
+    drop(snapshot);
+    let Some(partial) = row.partial.filter(|_| is_in) else {
+        app.completing.note();
+        return Ok(false);
+    };
+    if !partial.is_filled {
+        fill(app, room, &partial).await?;
+    }
+    revise::revise(app, room, timer).await?;
+    app.completing.note();
+    Ok(true)
+}
+
+/// Our join, and the events that it cites.
+struct Join {
+    id: OwnedEventId,
+    prev: Vec<OwnedEventId>,
+}
+
+async fn fill(app: &App, room: RoomNum, partial: &PartialState) -> Result<()> {
+    let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
+    let via = OwnedServerName::try_from(partial.via.as_str()).into_iter().collect();
+    let mut fetch = Fetch::begin(app, room, via, budget).await?;
+    let (owned, row, num) = (app.clone(), fetch.row.clone(), partial.join);
+    let find = move || {
+        let stored = event::require(&*owned.store.snapshot(), room, num)?;
+        let parsed = event::StateEvent::read(&row, &stored)?;
+        Ok(Join { id: parsed.parsed.id.clone(), prev: parsed.parsed.prev.clone() })
+    };
+    let join = app.env.blocking(find).await?;
+    let mut failed = None;
+    for server in fetch.servers.clone() {
+        match fill_from(&mut fetch, &server, &join, partial).await {
+            Ok(()) => return Ok(()),
+            Err(error @ Error::Remote { .. }) => {
+                tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
+                failed = Some(error);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
+}
+
+/// Asks one server for the state, and learns what it gives.
+async fn fill_from(
+    fetch: &mut Fetch<'_>,
+    server: &ServerName,
+    join: &Join,
+    partial: &PartialState,
+) -> Result<()> {
+    let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
+    // Servers of the room may not have heard of our join yet, but know the event that it cites.
+    let mut at = match &*join.prev {
+        [prev] => prev.clone(),
+        _ => join.id.clone(),
+    };
+    let mut ids = states::ids(fetch, server, &at, STATE_MAX).await;
+    if matches!(ids, Err(Error::Remote { .. }))
+        && at != join.id
+        && app.env.uptime().saturating_sub(began) < REFUSES_WITHIN
+    {
+        (at, ids) = (join.id.clone(), states::ids(fetch, server, &join.id, STATE_MAX).await);
+    }
+    let mut ids = ids?;
+    let stopped = |_| Error::broken("the server stopped");
+    let _place = app.completing.fills.acquire().await.map_err(stopped)?;
+    let missing = states::missing(fetch, server, &at, &ids).await?;
+    // From here to the end of learning, nothing that was fetched may be swept.
+    let claim = gaps::claim_history(&app, room).await;
+    let _claim = claim.ok_or(Error::Busy { retry_after: Duration::from_secs(10) })?;
+    states::bring(fetch, missing).await?;
+    if at != join.id {
+        // The join stands behind this event, and not before it.
+        states::bring_missing(fetch, vec![at.clone()]).await?;
+        ids.state.push(at.clone());
+    }
+    let (owned, state, partial) = (app.clone(), ids.state, partial.clone());
+    let version = fetch.row.version;
+    let compare = move || {
+        let snapshot = owned.store.snapshot();
+        list_unknown(&snapshot, (room, version), &state, &partial)
+    };
+    let unknown = app.env.blocking(compare).await?.ok_or_else(|| Error::Remote {
+        server: server.to_string(),
+        cause: "it gave a state without the create event of the room, or whose events it does not give"
+            .to_owned(),
+    })?;
+    tracing::debug!(%room, %server, keys = unknown.len(), "the state of a room is learned that was joined without its members");
+    revise::learn(&app, room, unknown).await
+}
+
+/// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event has no key.
+fn find(
+    read: &Snapshot,
+    (room, version): (RoomNum, u8),
+    id: &EventId,
+) -> Result<Option<(Option<StateKeyNum>, EventNum)>, Fault> {
+    let Some(key) = event::parse_event_id(id, room, version) else { return Ok(None) };
+    let Some(event) = event::find_key(read, room, &key)? else { return Ok(None) };
+    let kept = event::require_kept(read, room, event)?;
+    Ok(Some((kept.row.header.state_key, event)))
+}
+
+/// Compares a state that a server gave with what is known of the state before our join. Gives the keys to learn; `None` for a
+/// state that cannot be used. Of members the whole state is right, of others what we were joined with: the join was judged by
+/// that.
+fn list_unknown(
+    read: &Snapshot,
+    (room, version): (RoomNum, u8),
+    ids: &[OwnedEventId],
+    partial: &PartialState,
+) -> Result<Option<Vec<(StateKeyNum, StateValue)>>> {
+    let (mut brought, mut lacking) = (BTreeMap::new(), 0);
+    for id in ids {
+        match find(read, (room, version), id)? {
+            Some((key, event)) => brought.extend(key.map(|key| (key, event))),
+            None => lacking += 1,
+        }
+    }
+    let at = StateRef::Main(partial.base);
+    let create = state::find_key(read, room, CREATE, "")?;
+    let create = create.map(|key| Ok::<_, Fault>((key, state::at(read, room, at, key)?))).transpose()?;
+    let is_of_room = create
+        .is_some_and(|(key, event)| event.event().is_some() && brought.get(&key) == event.event().as_ref());
+    if !is_of_room || states::lacks_much(lacking, ids.len()) {
+        return Ok(None);
+    }
+    let mut unknown = Vec::new();
+    let mut of_members = BTreeMap::new();
+    for row in members::list_keys(read, room)? {
+        let (user, key) = row?;
+        of_members.insert(key, user);
+    }
+    for (key, event) in &brought {
+        let known = state::at(read, room, at, *key)?;
+        let is_open = known == StateValue::Absent || of_members.contains_key(key);
+        if known != StateValue::Event(*event) && is_open {
+            unknown.push((*key, StateValue::Event(*event)));
+        }
+    }
+    // Members whom an event made up are none, unless the state lacks events, so that they may be of those.
+    for key in of_members.keys().filter(|key| lacking == 0 && !brought.contains_key(key)) {
+        if state::at(read, room, at, *key)? != StateValue::Absent {
+            unknown.push((*key, StateValue::Absent));
+        }
+    }
+    if lacking > 0 {
+        tracing::info!(%room, lacking, "the state of a room lacks events that nobody gave");
+    }
+    Ok(Some(unknown))
+}

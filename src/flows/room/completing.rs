@@ -1,0 +1,113 @@
+//! Waits until the state of a room is whole that was joined without its members (`docs/decisions/partial-state-joins.md`).
+
+use std::time::Duration;
+
+use ruma::{RoomId, UserId};
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Result},
+    flows::App,
+    ids::RoomNum,
+    rooms::{self, members},
+    schema::{event_types::MEMBER, rooms::Resident},
+    store::Fault,
+};
+
+/// A request waits at most this long for the whole state of a room.
+const WAITS_MAX: Duration = Duration::from_secs(60);
+/// A join waits so long for the whole state, which of a small room is there by then.
+const SOON: Duration = Duration::from_secs(1);
+/// At most this many requests wait for whole states; others are told to come back.
+const WAITING_MAX: usize = 1_000;
+/// The whole states of at most this many rooms are fetched at once.
+const FILLS_AT_ONCE: usize = 3;
+/// Those who waited in vain, or could not, come back after this time.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Tells those who wait that the state of some room became whole.
+#[derive(Debug)]
+pub struct Completing {
+    told: watch::Sender<()>,
+    waiting: Semaphore,
+    /// The places for fetching whole states, each of which is held in memory as it came.
+    pub(crate) fills: Semaphore,
+}
+
+impl Default for Completing {
+    fn default() -> Self {
+        let (waiting, fills) = (Semaphore::new(WAITING_MAX), Semaphore::new(FILLS_AT_ONCE));
+        Self { told: watch::Sender::new(()), waiting, fills }
+    }
+}
+
+impl Completing {
+    /// Has those who wait look again.
+    pub(crate) fn note(&self) {
+        self.told.send_replace(());
+    }
+}
+
+/// Whether a user is in a room of whose state only a part is known, so that this server is about to learn the rest.
+fn is_partial(app: &App, caller: &Caller, room: &RoomId) -> Result<bool, Fault> {
+    let snapshot = app.store.snapshot();
+    let Some(num) = rooms::find_room(&*snapshot, room)? else { return Ok(false) };
+    let is_partial = rooms::find_row(&*snapshot, num)?.is_some_and(|row| row.resident == Resident::Partial);
+    Ok(is_partial && members::is_joined(&*snapshot, caller.user, num)?)
+}
+
+/// Waits for a moment whether the state of a room becomes whole that a user of ours has just joined.
+pub(crate) async fn soon(app: &App, room: RoomNum) -> Result<()> {
+    let mut told = app.completing.told.subscribe();
+    let until = app.env.uptime().saturating_add(SOON);
+    loop {
+        let row = rooms::find_row(&*app.store.snapshot(), room)?;
+        let left = until.saturating_sub(app.env.uptime());
+        if left.is_zero() || row.is_none_or(|row| row.resident != Resident::Partial) {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            _ = told.changed() => {}
+            () = app.env.sleep(left) => {}
+        }
+    }
+}
+
+/// Waits until it is known what a user is to a room that the caller is in: where nothing is, until the state of the room is whole.
+/// Errors: as of [`whole`].
+pub(crate) async fn known(app: &App, caller: &Caller, room: &RoomId, user: &UserId) -> Result<()> {
+    if *user.server_name() == app.config.server.name || !is_partial(app, caller, room)? {
+        return Ok(());
+    }
+    let snapshot = app.store.snapshot();
+    let num = rooms::find_room(&*snapshot, room)?;
+    let member = num.map(|num| rooms::find_state(&*snapshot, num, MEMBER, user.as_str())).transpose()?;
+    drop(snapshot);
+    if member.flatten().is_some() { Ok(()) } else { whole(app, caller, room).await }
+}
+
+/// Waits until the state of a room is whole that the caller is in, as mostly it is. Errors: [`Error::Busy`] where that takes too
+/// long.
+pub(crate) async fn whole(app: &App, caller: &Caller, room: &RoomId) -> Result<()> {
+    if !is_partial(app, caller, room)? {
+        return Ok(());
+    }
+    let _waiting = app.completing.waiting.try_acquire().map_err(|_| Error::Busy { retry_after: AGAIN })?;
+    let mut told = app.completing.told.subscribe();
+    let until = app.env.uptime().saturating_add(WAITS_MAX);
+    while is_partial(app, caller, room)? {
+        let left = until.saturating_sub(app.env.uptime());
+        if left.is_zero() || app.stopping.is_cancelled() {
+            return Err(Error::Busy { retry_after: AGAIN });
+        }
+        tokio::select! {
+            biased;
+            _ = told.changed() => {}
+            () = app.stopping.cancelled() => {}
+            () = app.env.sleep(left) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Learns the state that a join left out, and judges again what came since, in turns of the room
+//! (`docs/decisions/partial-state-joins.md`).
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Worked, work_out};
+use crate::{
+    error::{Error, Result},
+    flows::{App, commit},
+    ids::{EventNum, RoomNum, StateKeyNum},
+    rooms::{
+        change::Completion,
+        resolve::{Resolving, Settled},
+        state::StateValue,
+    },
+    store::timer::{self, Timer},
+};
+
+/// Learn at most this many keys in one turn.
+const LEARNED_AT_ONCE: usize = 200;
+/// Take back at most this many servers in one turn.
+const RELEASED_AT_ONCE: usize = 500;
+/// Events that stand on revised ones may come before them, so that all are judged up to this many times.
+const PASSES_MAX: usize = 4;
+/// A question that is not answered in so many tries is left for the next run.
+const ANSWERS_MAX: usize = 6;
+
+/// Learns what these keys had in the state before our join, and notes that it is whole then.
+pub(crate) async fn learn(app: &App, room: RoomNum, values: Vec<(StateKeyNum, StateValue)>) -> Result<()> {
+    for some in values.chunks(LEARNED_AT_ONCE) {
+        let some = some.to_vec();
+        commit::in_room(app, room, move |change| change.learn(&some)).await?;
+    }
+    commit::in_room(app, room, |change| {
+        change.note_filled();
+        Ok(())
+    })
+    .await
+}
+
+/// Judges again what came since the join, makes the room's state whole, and fires the timer of the job in the same batch.
+pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    while commit::in_room(app, room, |change| change.release_servers(RELEASED_AT_ONCE)).await? {}
+    // References changed their meaning, so that the results of resolutions that name them hold no more.
+    app.rooms.resolver().recent().forget(room);
+    let mut asking = Asking { app, room, worked: None, answers: 0 };
+    let (mut from, mut passes, mut is_changed) = (EventNum(0), 1, false);
+    loop {
+        let (owned, loaded) = (app.clone(), asking.loaded());
+        let turn = commit::in_room(app, room, move |change| {
+            let resolving = Resolving { loaded: loaded.as_deref(), ..owned.rooms.resolver().into() };
+            change.revise(from, resolving, owned.env.now_ms())
+        });
+        let revision = turn.await?;
+        is_changed |= revision.is_changed;
+        if from != revision.next {
+            asking.answers = 0;
+        }
+        from = revision.next;
+        asking.work_out(revision.asks).await?;
+        if !revision.is_end {
+            continue;
+        }
+        if is_changed && passes < PASSES_MAX {
+            (from, is_changed) = (EventNum(0), false);
+            passes += 1;
+            continue;
+        }
+        let (owned, loaded, timer) = (app.clone(), asking.loaded(), timer.clone());
+        let turn = commit::in_room(app, room, move |change| {
+            let resolving = Resolving { loaded: loaded.as_deref(), ..owned.rooms.resolver().into() };
+            let completion = change.make_whole(from, resolving)?;
+            if matches!(completion, Completion::Whole) {
+                timer::fire(&mut change.batch, &timer)?;
+            }
+            Ok(completion)
+        });
+        match turn.await? {
+            Completion::Whole => break,
+            Completion::More => {}
+            Completion::Resolve(question) => asking.work_out(Some(question)).await?,
+        }
+    }
+    app.rooms.resolver().recent().forget(room);
+    Ok(())
+}
+
+/// Works out answers beside the room's turns, each for the turn that follows.
+struct Asking<'a> {
+    app: &'a App,
+    room: RoomNum,
+    worked: Option<Worked<'a>>,
+    answers: usize,
+}
+
+impl Asking<'_> {
+    fn loaded(&self) -> Option<Arc<crate::rooms::resolve::Loaded>> {
+        self.worked.as_ref().map(|worked| Arc::clone(&worked.loaded))
+    }
+
+    /// Works out the answer to a question, if there is one. Errors: [`Error::Busy`] where it cannot be had now.
+    async fn work_out(&mut self, question: Option<Settled>) -> Result<()> {
+        // The events that were read are of use for one turn only, and dropping them lets others work something out.
+        self.worked = None;
+        let Some(question) = question else { return Ok(()) };
+        self.answers += 1;
+        if self.answers <= ANSWERS_MAX {
+            self.worked = work_out(self.app, self.room, question).await?;
+        }
+        if self.worked.is_some() { Ok(()) } else { Err(Error::Busy { retry_after: Duration::from_secs(60) }) }
+    }
+}

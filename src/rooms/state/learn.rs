@@ -1,0 +1,158 @@
+//! Learning what keys had in the state below everything that we have of a room: the state that a join without members leaves
+//! out (`docs/decisions/partial-state-joins.md`).
+//!
+//! A key that is learned was unknown, and not absent: nothing happened at the moment when it became known. So its value goes into
+//! `state_now`, where the key did not change since, or into the first undo row above the base. References into the main line
+//! then mean what they always should have, and nothing that is stored beside them has to change.
+
+use std::ops::Bound;
+
+use super::{StateValue, hole::keep_below, now, put_now};
+use crate::{
+    ids::{Order, RoomNum, StateKeyNum},
+    schema,
+    store::{Batch, Direction, Fault},
+};
+
+/// The effect that learning a key had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// The key was known to have this value.
+    Known,
+    /// The key did not change since the base, so that its current value is another one now. This was the value before.
+    Now(StateValue),
+    /// The key changed since the base, so that only its past is another one.
+    Past,
+}
+
+/// Lists the changes of a key above an order, rising, with the values before them.
+fn changes_above(
+    batch: &Batch,
+    room: RoomNum,
+    base: Order,
+    key: StateKeyNum,
+    max: usize,
+) -> Result<Vec<(Order, StateValue)>, Fault> {
+    let low = Bound::Excluded((room, key, base));
+    let high = Bound::Included((room, key, Order::MAX));
+    let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(batch, low, high, Direction::Up)?;
+    rows.take(max).map(|row| row.map(|((_, _, order), prior)| (order, prior))).collect()
+}
+
+/// Puts a value before a change that is there, in the log as well.
+fn put_prior(
+    batch: &mut Batch,
+    room: RoomNum,
+    order: Order,
+    key: StateKeyNum,
+    val: StateValue,
+) -> Result<(), Fault> {
+    let row = schema::STATE_LOG.get(&*batch, (room, order))?;
+    let mut row = row.ok_or(Fault::Corrupt("a change of a room's state is not in its log"))?;
+    for (_, prior) in row.changes.iter_mut().filter(|(changed, _)| *changed == key) {
+        *prior = val;
+    }
+    schema::STATE_LOG.put(batch, (room, order), &row);
+    schema::STATE_UNDO.put(batch, (room, key, order), &val);
+    Ok(())
+}
+
+/// Learns the value of a key in the state at `base`. What is below the hole that opened there stays as it is.
+pub(crate) fn learn(
+    batch: &mut Batch,
+    room: RoomNum,
+    base: Order,
+    key: StateKeyNum,
+    val: StateValue,
+) -> Result<Learned, Fault> {
+    match changes_above(batch, room, base, key, 1)?.pop() {
+        Some((_, prior)) if prior == val => Ok(Learned::Known),
+        Some((order, _)) => {
+            keep_below(batch, room, base.anchor, key)?;
+            put_prior(batch, room, order, key, val)?;
+            Ok(Learned::Past)
+        }
+        None => {
+            let before = now(batch, room, key)?;
+            if before == val {
+                return Ok(Learned::Known);
+            }
+            keep_below(batch, room, base.anchor, key)?;
+            put_now(batch, room, key, val);
+            Ok(Learned::Now(before))
+        }
+    }
+}
+
+/// Sets a derived key to this value from `base` on, up to now.
+pub(crate) fn set_since(
+    batch: &mut Batch,
+    room: RoomNum,
+    base: Order,
+    key: StateKeyNum,
+    val: StateValue,
+) -> Result<(), Fault> {
+    debug_assert!(val.is_derived(), "only what is derived is set for a stretch of the past");
+    for (order, prior) in changes_above(batch, room, base, key, usize::MAX)? {
+        if prior != val {
+            put_prior(batch, room, order, key, val)?;
+        }
+    }
+    put_now(batch, room, key, val);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rooms::state::{
+        StateRef, at,
+        tests::{Bench, event, key},
+    };
+
+    #[test]
+    fn what_is_learned_was_so_all_the_time() {
+        let bench = Bench::new();
+        let base = bench.step(&[(key(1), event(1))]);
+        let changed = bench.step(&[(key(2), event(2)), (key(3), event(3))]);
+        let again = bench.step(&[(key(2), event(4))]);
+        let learned = bench.write(|batch| {
+            let mut learn = |number, val| learn(batch, bench.room, base, key(number), val).unwrap();
+            [
+                learn(1, event(1)),
+                learn(2, event(7)),
+                learn(3, StateValue::Absent),
+                learn(9, event(8)),
+                learn(9, event(9)),
+            ]
+        });
+        let expected = [
+            Learned::Known,
+            Learned::Past,
+            Learned::Known,
+            Learned::Now(StateValue::Absent),
+            Learned::Now(event(8)),
+        ];
+        assert_eq!(learned, expected);
+        let read = bench.store.snapshot();
+        let values =
+            |order| [1, 2, 3, 9].map(|it| at(&*read, bench.room, StateRef::Main(order), key(it)).unwrap());
+        assert_eq!(values(base), [event(1), event(7), StateValue::Absent, event(9)]);
+        assert_eq!(values(changed), [event(1), event(2), event(3), event(9)]);
+        assert_eq!(values(again), [event(1), event(4), event(3), event(9)]);
+    }
+
+    #[test]
+    fn a_derived_key_is_set_for_the_whole_stretch() {
+        let bench = Bench::new();
+        let (there, gone) = (StateValue::Derived(1), StateValue::Absent);
+        let base = bench.step(&[(key(1), event(1))]);
+        let came = bench.step(&[(key(5), there)]);
+        let left = bench.step(&[(key(5), gone)]);
+        bench.write(|batch| set_since(batch, bench.room, base, key(5), there).unwrap());
+        let read = bench.store.snapshot();
+        for order in [base, came, left] {
+            assert_eq!(at(&*read, bench.room, StateRef::Main(order), key(5)).unwrap(), there);
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Joins of rooms of which the members are left out, and learnt afterwards (server-server API, "PUT /send_join"; MSC3706, MSC3902).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use aqueduct::store::{Durability, Engine, Store, engine::Memory};
+use federation::testing::{Net, json as answer};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{
+    TestClient, TestServer, encoded,
+    network::{Peer, doors},
+    scripted::{ALICE, Elsewhere, Made, Tamper},
+};
+
+const CHARLIE: &str = "@charlie:a.example";
+const DEREK: &str = "@derek:a.example";
+const LAZY: &str = r#"{"room":{"timeline":{"lazy_load_members":true},"state":{"lazy_load_members":true}}}"#;
+
+/// Our server and a room of `a.example` that it joined without its members.
+struct Scene {
+    room: Elsewhere,
+    server: TestServer,
+    bob: TestClient,
+    net: Net,
+    /// The server of the room, as it sends transactions.
+    peer: Peer,
+    /// Whether the server of the room gives the state that it is asked for.
+    is_open: Arc<AtomicBool>,
+    /// The paths that the server of the room was asked.
+    asked: Arc<std::sync::Mutex<Vec<(String, Value)>>>,
+    sent: u32,
+}
+
+/// A room with Charlie and Derek in it.
+fn a_room(version: u8) -> Elsewhere {
+    let mut room = Elsewhere::new(version);
+    room.omits = true;
+    for user in [CHARLIE, DEREK] {
+        room.add_by(user, "m.room.member", Some(user), json!({ "membership": "join" }));
+    }
+    room
+}
+
+impl Scene {
+    /// Bob has joined this room, of whose state the rest is not to be had for now.
+    async fn of(room: Elsewhere) -> Self {
+        Self::with(room, |_, answer| answer).await
+    }
+
+    /// Like [`Scene::of`], with changed answers.
+    async fn with(room: Elsewhere, change: impl Fn(&str, Value) -> Value + Send + Sync + 'static) -> Self {
+        let (net, is_open) = (Net::new(1), Arc::new(AtomicBool::new(false)));
+        let open = Arc::clone(&is_open);
+        let tamper: Tamper = Arc::new(move |asked, honest| {
+            if asked.starts_with("state") && !open.load(Ordering::Relaxed) {
+                return answer(404, r#"{"errcode":"M_NOT_FOUND","error":"not now"}"#);
+            }
+            answer(200, change(asked, honest).to_string())
+        });
+        let asked = room.serve(&net, tamper);
+        let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
+        let server = TestServer::start(doors(&net), store, |config| {
+            // Nobody else is there to be told anything.
+            config.federation.allow = vec!["a.example".to_owned()];
+        });
+        let bob = server.register("bob").await;
+        let peer = Peer::unheard("a.example", 9);
+        let mut scene = Self { room, server, bob, net, peer, is_open, asked, sent: 0 };
+        scene.bob.ok_post(&format!("/join/{}?via=a.example", scene.id()), json!({})).await;
+        scene.note_join().await;
+        scene
+    }
+
+    /// The room goes on with Bob's join.
+    async fn note_join(&mut self) {
+        let user = encoded(&self.bob.user_id);
+        let path = format!("/rooms/{}/state/m.room.member/{user}?format=event", self.id());
+        let join = self.bob.ok_get(&path).await;
+        let is_join = |(path, _): &&(String, Value)| path.contains("/v2/send_join/");
+        let json = self.asked.lock().unwrap().iter().rfind(is_join).unwrap().1.clone();
+        let join = Made { id: join["event_id"].as_str().unwrap().try_into().unwrap(), json };
+        self.room.events.push(join.clone());
+        self.room.state.insert(("m.room.member".to_owned(), self.bob.user_id.clone()), join);
+    }
+
+    fn id(&self) -> String {
+        encoded(self.room.room_id.as_str())
+    }
+
+    /// The room's events go on after our join, and each is sent to us.
+    async fn send(&mut self, events: &[&Made]) {
+        self.sent += 1;
+        let pdus: Vec<_> = events.iter().map(|event| event.json.clone()).collect();
+        let (status, told) = self.peer.transact(&self.server, &self.sent.to_string(), &pdus, &[]).await;
+        assert_eq!(status, StatusCode::OK, "{told}");
+        for event in events {
+            assert_eq!(told["pdus"][event.id.as_str()], json!({}), "{told}");
+        }
+    }
+
+    /// A sync of the room by a client that loads members lazily; from the beginning, or since a token.
+    async fn lazy(&self, since: Option<&str>) -> Value {
+        let since = since.map(|since| format!("&since={since}")).unwrap_or_default();
+        self.bob.ok_get(&format!("/sync?filter={}{since}", encoded(LAZY))).await
+    }
+
+    /// The room in a sync.
+    fn told<'s>(&self, sync: &'s Value) -> &'s Value {
+        &sync["rooms"]["join"][self.room.room_id.as_str()]
+    }
+
+    /// Lets the state be had, and waits until it must have been asked for.
+    async fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+        self.server.server().app().env.sleep(Duration::from_secs(200)).await;
+    }
+
+    /// The events of the room's state here, sorted: type, state key, id.
+    async fn state(&self) -> Vec<(String, String, String)> {
+        let state = self.bob.ok_get(&format!("/rooms/{}/state", self.id())).await;
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+        let state = state.as_array().unwrap().iter();
+        let mut state: Vec<_> =
+            state.map(|it| (text(it, "type"), text(it, "state_key"), text(it, "event_id"))).collect();
+        state.sort();
+        state
+    }
+
+    /// The events of the room's state elsewhere.
+    fn expected(&self) -> Vec<(String, String, String)> {
+        let state = self.room.state.iter();
+        let mut state: Vec<_> =
+            state.map(|((kind, key), event)| (kind.clone(), key.clone(), event.id.to_string())).collect();
+        state.sort();
+        state
+    }
+}
+
+fn ids(events: &Value) -> Vec<&str> {
+    events["events"]
+        .as_array()
+        .map(|it| it.iter().map(|event| event["event_id"].as_str().unwrap()).collect())
+        .unwrap_or_default()
+}
+
+fn members(events: &Value) -> Vec<&str> {
+    let events = events["events"].as_array().unwrap().iter();
+    let mut members: Vec<_> = events
+        .filter(|it| it["type"] == "m.room.member")
+        .map(|it| it["state_key"].as_str().unwrap())
+        .collect();
+    members.sort();
+    members
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_of_use_before_its_members_are_known() {
+    for version in [6, 11, 12] {
+        let mut scene = Scene::of(a_room(version)).await;
+        let room = scene.id();
+        let path = |it: &str| format!("/rooms/{room}/{it}");
+        let eager = scene.bob.ok_get("/sync").await;
+        assert_eq!(scene.told(&eager), &Value::Null, "members are wanted that nobody knows yet");
+        let first = scene.lazy(None).await;
+        assert_eq!(scene.told(&first)["timeline"]["events"].as_array().unwrap().len(), 1, "{first}");
+        let since = first["next_batch"].as_str().unwrap().to_owned();
+        let sent = scene.bob.ok_put(&path("send/m.room.message/1"), json!({ "body": "hello" })).await;
+        assert_eq!(
+            ids(&scene.told(&scene.lazy(Some(&since)).await)["timeline"]),
+            [sent["event_id"].as_str().unwrap()]
+        );
+        scene.server.server().app().env.sleep(Duration::from_secs(5)).await;
+        let heard = scene.asked.lock().unwrap().iter().any(|(path, body)| {
+            path.contains("/send/")
+                && body["pdus"].as_array().unwrap().iter().any(|pdu| pdu["content"]["body"] == "hello")
+        });
+        assert!(heard, "the servers that are said to be in the room are told");
+        // Derek is not known, and says something.
+        let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "who are you?" }));
+        scene.send(&[&said]).await;
+        let sync = scene.lazy(Some(&since)).await;
+        let told = scene.told(&sync);
+        assert!(ids(&told["timeline"]).contains(&said.id.as_str()), "{told}");
+        assert_eq!(members(&told["state"]), [DEREK], "the sender is told with what they say");
+        let asks = scene.bob.clone();
+        let members_path = path("members");
+        let waits = tokio::spawn(async move { asks.ok_get(&members_path).await });
+        let asks = scene.bob.clone();
+        let charlie = path(&format!("state/m.room.member/{}", encoded(CHARLIE)));
+        let waits_too = tokio::spawn(async move { asks.ok_get(&charlie).await });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        scene.server.assert_whole();
+        scene.open().await;
+        let chunk = waits.await.unwrap()["chunk"].as_array().unwrap().clone();
+        assert_eq!(chunk.len(), 4, "{chunk:?}");
+        assert_eq!(waits_too.await.unwrap()["membership"], "join");
+        assert_eq!(scene.state().await, scene.expected());
+        let sync = scene.bob.ok_get(&format!("/sync?since={}", eager["next_batch"].as_str().unwrap())).await;
+        let told = scene.told(&sync);
+        assert_eq!(told["summary"]["m.joined_member_count"], 4, "{sync}");
+        let mut all = members(&told["state"]);
+        all.extend(members(&told["timeline"]));
+        all.sort();
+        assert_eq!(all, [ALICE, &*scene.bob.user_id, CHARLIE, DEREK], "{sync}");
+        let sync = scene.lazy(Some(&since)).await;
+        assert_eq!(scene.told(&sync)["summary"]["m.joined_member_count"], 4, "{sync}");
+        let changed = sync["device_lists"]["changed"].as_array().unwrap();
+        assert!(changed.contains(&json!(CHARLIE)) && changed.contains(&json!(DEREK)), "{sync}");
+        scene.server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_accepted_by_a_part_of_the_state_is_judged_again() {
+    let mut room = Elsewhere::new(11);
+    room.omits = true;
+    let elsie = "@elsie:a.example";
+    room.add("m.room.power_levels", Some(""), json!({ "users": { ALICE: 100, DEREK: 100, elsie: 50 } }));
+    let joined = room.add_by(DEREK, "m.room.member", Some(DEREK), json!({ "membership": "join" }));
+    let left = room.add_by(DEREK, "m.room.member", Some(DEREK), json!({ "membership": "leave" }));
+    room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
+    let mut scene = Scene::of(room).await;
+    // Derek names the event by which he was in the room, and not the one by which he left.
+    let key = ("m.room.member".to_owned(), DEREK.to_owned());
+    scene.room.state.insert(key.clone(), joined);
+    let bad = scene.room.event(DEREK, "org.example.bad", Some(""), json!({}));
+    scene.room.events.push(bad.clone());
+    let kick = scene.room.event(DEREK, "m.room.member", Some(elsie), json!({ "membership": "leave" }));
+    scene.room.events.push(kick.clone());
+    scene.room.state.insert(key, left);
+    let good = scene.room.add_by(elsie, "org.example.good", Some(""), json!({}));
+    let said = scene.room.add_by(elsie, "m.room.message", None, json!({ "body": "I am here" }));
+    let last = scene.room.add("m.room.message", None, json!({ "body": "all are judged" }));
+    scene.send(&[&bad, &kick, &good, &said, &last]).await;
+    let first = scene.lazy(None).await;
+    let told = ids(&scene.told(&first)["timeline"]);
+    for (event, is_told) in [(&bad, true), (&kick, true), (&good, false), (&said, false), (&last, true)] {
+        assert_eq!(told.contains(&event.id.as_str()), is_told, "{}", event.json["type"]);
+    }
+    scene.server.assert_whole();
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    for (event, status) in [
+        (&bad, StatusCode::NOT_FOUND),
+        (&kick, StatusCode::NOT_FOUND),
+        (&good, StatusCode::OK),
+        (&said, StatusCode::OK),
+        (&last, StatusCode::OK),
+    ] {
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{}", scene.id(), encoded(event.id.as_str()));
+        assert_eq!(scene.bob.get(&path).await.0, status, "{}", event.json["type"]);
+    }
+    let since = first["next_batch"].as_str().unwrap();
+    let sync = scene.lazy(Some(since)).await;
+    let told = scene.told(&sync);
+    assert_eq!(ids(&told["timeline"]), [good.id.as_str(), said.id.as_str()], "{told}");
+    // The state before the newest event is told to others as it is by now.
+    let uri =
+        format!("/_matrix/federation/v1/state_ids/{}?event_id={}", scene.id(), encoded(last.id.as_str()));
+    let (status, told) = scene.peer.ask(&scene.server, Method::GET, &uri, None).await;
+    assert_eq!(status, StatusCode::OK, "{told}");
+    let mut told: Vec<_> =
+        told["pdu_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+    told.sort();
+    let mut expected: Vec<_> = scene.expected().into_iter().map(|(.., id)| id).collect();
+    expected.sort();
+    assert_eq!(told, expected);
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_servers_ask_another_while_the_state_is_partial() {
+    let scene = Scene::of(a_room(11)).await;
+    let room = scene.id();
+    let last = encoded(scene.room.events.last().unwrap().id.as_str());
+    let erin = encoded("@erin:a.example");
+    let asks = [
+        (format!("make_join/{room}/{erin}?ver=11"), StatusCode::NOT_FOUND),
+        (format!("make_knock/{room}/{erin}?ver=11"), StatusCode::NOT_FOUND),
+        (format!("state_ids/{room}?event_id={last}"), StatusCode::FORBIDDEN),
+        (format!("state/{room}?event_id={last}"), StatusCode::FORBIDDEN),
+    ];
+    for is_open in [false, true] {
+        for (path, refused) in &asks {
+            let uri = format!("/_matrix/federation/v1/{path}");
+            let status = scene.peer.ask(&scene.server, Method::GET, &uri, None).await.0;
+            assert_eq!(status == *refused, !is_open, "{path}: {status}");
+        }
+        scene.open().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_names_no_servers_or_too_many_joins_as_far_as_it_can() {
+    let many: Vec<String> = (0..100_000).map(|number| format!("s{number}.example")).collect();
+    let odd = json!(["", "no name", "x".repeat(300), "b.example", "test.example", "b.example"]);
+    for (servers, listed) in [(json!(many), 10_002), (odd, 3), (json!([]), 2)] {
+        let change = move |asked: &str, mut answer: Value| {
+            if asked == "send_join" {
+                answer["servers_in_room"] = servers.clone();
+            }
+            answer
+        };
+        let scene = Scene::with(a_room(11), change).await;
+        let app = scene.server.server().app();
+        let num = crate::support::room_num(&app.store, scene.room.room_id.as_str());
+        let count = |app: &aqueduct::flows::App| {
+            aqueduct::rooms::members::list_servers(&*app.store.snapshot(), num).unwrap().count()
+        };
+        assert_eq!(count(app), listed);
+        scene.server.assert_whole();
+        scene.open().await;
+        assert_eq!(count(app), 2, "nobody else is in the room");
+        assert_eq!(scene.state().await, scene.expected());
+        scene.server.assert_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_the_state_is_asked_for_again_after_a_restart() {
+    let mut scene = Scene::of(a_room(11)).await;
+    let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "before" }));
+    scene.send(&[&said]).await;
+    let Engine::Memory(memory) = scene.server.server().app().store.engine() else { panic!("not in memory") };
+    let store = Store::open(Engine::Memory(memory.after_crash(usize::MAX)), Durability::Fsync).unwrap();
+    scene.server.server().app().env.kill();
+    scene.server = TestServer::start(doors(&scene.net), store, |_| {});
+    scene.bob = TestClient { server: scene.server.clone(), ..scene.bob.clone() };
+    assert_eq!(scene.told(&scene.bob.ok_get("/sync").await), &Value::Null);
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_is_wrong_or_never_comes_leaves_the_room_as_it_is() {
+    let without = |kind: &'static str| {
+        move |asked: &str, mut answer: Value| {
+            if asked == "state_ids" {
+                answer["pdu_ids"] = json!([]);
+            } else if asked == "state" {
+                answer["pdus"].as_array_mut().unwrap().retain(|event| event["type"] != kind);
+            }
+            answer
+        }
+    };
+    let scene = Scene::with(a_room(11), without("m.room.create")).await;
+    scene.open().await;
+    let sync = scene.lazy(None).await;
+    assert_ne!(scene.told(&sync), &Value::Null);
+    let path = format!("/_matrix/client/v3/rooms/{}/members", scene.id());
+    let (status, _) = scene.bob.get(&path).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "nobody waits for ever");
+    scene
+        .bob
+        .ok_put(&format!("/rooms/{}/send/m.room.message/1", scene.id()), json!({ "body": "hello" }))
+        .await;
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_is_left_meanwhile_is_asked_about_no_more() {
+    let mut scene = Scene::of(a_room(11)).await;
+    let leave = format!("/rooms/{}/leave", scene.id());
+    scene.bob.ok_post(&leave, json!({})).await;
+    scene.server.server().app().env.sleep(Duration::from_secs(200)).await;
+    let count = scene.asked.lock().unwrap().len();
+    scene.open().await;
+    let state = |asked: &[(String, Value)]| asked.iter().filter(|(path, _)| path.contains("/state")).count();
+    let asked = scene.asked.lock().unwrap().clone();
+    assert_eq!(state(&asked), state(&asked[..count]), "nobody of ours is in the room");
+    scene.server.assert_whole();
+    // Bob comes back into a room of which a part of the state is known, too.
+    scene.is_open.store(false, Ordering::Relaxed);
+    let path = format!("/join/{}?via=a.example", scene.id());
+    scene.bob.ok_post(&path, json!({})).await;
+    scene.note_join().await;
+    scene.server.assert_whole();
+    assert_eq!(scene.told(&scene.bob.ok_get("/sync").await), &Value::Null);
+    let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "you again" }));
+    scene.send(&[&said]).await;
+    let sync = scene.lazy(None).await;
+    assert!(ids(&scene.told(&sync)["timeline"]).contains(&said.id.as_str()), "{sync}");
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn coming_back_without_members_changes_nothing_of_an_earlier_stay() {
+    let mut scene = Scene::of(a_room(11)).await;
+    scene.open().await;
+    let members = |at: &str| format!("/rooms/{}/members?at={at}", scene.id());
+    let at = scene.lazy(None).await["next_batch"].as_str().unwrap().to_owned();
+    let path = members(&at);
+    let of_then = |chunk: &Value| {
+        let events = chunk["chunk"].as_array().unwrap().iter();
+        let mut of_then: Vec<_> = events.map(|it| it["event_id"].as_str().unwrap().to_owned()).collect();
+        of_then.sort();
+        of_then
+    };
+    let before = of_then(&scene.bob.ok_get(&path).await);
+    assert_eq!(before.len(), 4);
+    scene.bob.ok_post(&format!("/rooms/{}/leave", scene.id()), json!({})).await;
+    // Derek renames himself and Elsie comes while nobody of ours is there to hear of it.
+    let elsie = "@elsie:a.example";
+    scene.room.add_by(
+        DEREK,
+        "m.room.member",
+        Some(DEREK),
+        json!({ "membership": "join", "displayname": "D" }),
+    );
+    scene.room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
+    let open = Arc::clone(&scene.is_open);
+    open.store(false, Ordering::Relaxed);
+    let is_closed: Tamper = Arc::new(move |asked, honest| {
+        if asked.starts_with("state") && !open.load(Ordering::Relaxed) {
+            return answer(404, r#"{"errcode":"M_NOT_FOUND","error":"not now"}"#);
+        }
+        answer(200, honest.to_string())
+    });
+    scene.asked = scene.room.serve(&scene.net, is_closed);
+    scene.bob.ok_post(&format!("/join/{}?via=a.example", scene.id()), json!({})).await;
+    scene.note_join().await;
+    scene.server.assert_whole();
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    assert_eq!(of_then(&scene.bob.ok_get(&path).await), before, "what was so then");
+    scene.server.assert_whole();
+}
