@@ -11,12 +11,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
+    sync::Arc,
 };
 
 use ruma::UserId;
 
 use crate::{
-    accounts,
+    accounts::{
+        self,
+        ignored::Ignored,
+        invites::{Permissions, Verdict},
+    },
     ids::{EventNum, Order, Position, RoomNum, UserNum},
     push::{
         classes::{self, Class},
@@ -122,12 +127,29 @@ fn list_concerned(
         if members::find_near(read, room, user)? != Some(membership) {
             continue;
         }
+        if membership == Membership::Invite
+            && !is_wanted(read, user, user_id, scene.sender().unwrap_or_default())?
+        {
+            continue;
+        }
         let own = classes::judge_for(scene, user_id)?;
         if own != classes {
             outcomes.push((user, own.default));
         }
     }
     Ok(outcomes)
+}
+
+/// Whether a user is told of an invitation by this sender. One that they ignore, or that came past their refusal, notifies them of
+/// nothing.
+fn is_wanted(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    user_id: &UserId,
+    sender: &str,
+) -> Result<bool, Fault> {
+    let ignored = Arc::new(Ignored::of(read, user, user_id)?);
+    Ok(Permissions::of(read, user, ignored)?.judge(sender) == Verdict::Allow)
 }
 
 fn put_totals(

@@ -209,7 +209,7 @@ async fn a_server_that_gives_nothing_of_a_gap_is_asked_again_before_a_state_is_f
     scene.there.untwist();
     assert!(accepted(&scene.come_with(&[&said], Silence::Waits).await[0]));
     assert_holds(&scene.read_all(10).await, &[missed, vec![said]].concat());
-    // Whoever gives a part of a gap has no more to give, so that the state is fetched at once.
+    // A server that gives a part of a gap has no more to give, so that the state is fetched at once.
     let far = scene.bob_says(300, "far").pop().unwrap();
     assert!(accepted(&scene.come_with(&[&far], Silence::Waits).await[0]));
     assert_eq!(scene.hole_count(), 1);

@@ -397,11 +397,19 @@ async fn an_invitation_notifies_the_invited_with_a_sound() {
     let (people, room) = room_of(&server, &["alice"]).await;
     let bob = server.register("bob").await;
     must(&people[0], &room, "invite", json!({ "user_id": bob.user_id })).await;
-    let snapshot = server.server().app().store.snapshot();
-    let own = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().map(Result::unwrap);
-    let own: Vec<_> = own.map(|(_, row)| row.own).collect();
+    let own = || {
+        let snapshot = server.server().app().store.snapshot();
+        let own = schema::UNREAD_OWN.prefix::<()>(&*snapshot, (), Direction::Up).unwrap();
+        own.map(|row| row.unwrap().1.own).collect::<Vec<_>>()
+    };
     let invited = Outcome { notify: true, highlight: false, sound: Sound::Default };
-    assert_eq!(own, [invited]);
+    assert_eq!(own(), [invited]);
+    // An invitation that the user ignores notifies them of nothing.
+    let config = format!("/user/{}/account_data/org.matrix.msc4155.invite_permission_config", bob.user_id);
+    bob.ok_put(&config, json!({ "ignored_users": [people[0].user_id] })).await;
+    let quiet = create_room(&people[0], json!({})).await;
+    must(&people[0], &quiet, "invite", json!({ "user_id": bob.user_id })).await;
+    assert_eq!(own(), [invited]);
     must(&bob, &room, "join", json!({})).await;
     assert_eq!(unread(&bob, &room).await, (0, 0), "an invitation that was taken is no longer unread");
 }

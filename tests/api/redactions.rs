@@ -284,7 +284,7 @@ async fn an_event_that_is_not_here_is_redacted_when_it_comes() {
     carol.ok_post(&format!("/join/{}", scene.room), json!({})).await;
     let (id, event) = scene.says("regrettable", &scene.bob.heads());
     let path = format!("/_matrix/client/v3/rooms/{}/redact/{}", scene.room, encoded(id.as_str()));
-    // Whoever may redact their own events alone has none that is not here.
+    // A user who may redact their own events alone has none that is not here.
     let (status, json) = carol.put(&format!("{path}/1"), json!({})).await;
     assert_eq!((status.as_u16(), &json["errcode"]), (404, &json!("M_NOT_FOUND")), "{json}");
     let since = carol.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();

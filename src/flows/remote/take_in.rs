@@ -52,7 +52,7 @@ const STATE_EVENTS_MAX: usize = 5_000;
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
 
-/// What is done about a gap of whose events a server gives none.
+/// The answer to a server that gives none of the events of a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
     /// The event waits. The server may well give them a little later, and a state that is fetched leaves a hole in the room.
