@@ -20,7 +20,7 @@ import scenarios
 from people import Mismatch, Person
 from servers import KINDS, Authority
 
-# Every scenario is played in these versions, in the others only those that concern how versions differ.
+# Every scenario is played in these versions, in the others only those that concern how versions differ, unless --full demands all.
 FULL_VERSIONS = ("10", "11", "12")
 
 
@@ -44,7 +44,7 @@ def room_versions(server):
     return [version for version, stability in told.items() if stability == "stable"]
 
 
-def cases(servers, versions):
+def cases(servers, versions, is_full=False):
     """In the order in which they are played: shared stages first."""
     one, other = servers
     directions = [(one, other), (other, one)]
@@ -53,7 +53,7 @@ def cases(servers, versions):
     for alone in False, True:
         for scenario in scenarios.ALL:
             for version in sorted(versions, key=lambda it: (it not in FULL_VERSIONS, int(it))):
-                is_played = scenario.is_short or version in FULL_VERSIONS
+                is_played = scenario.is_short or is_full or version in FULL_VERSIONS
                 if scenario.is_alone == alone and is_played and scenario.knows(version):
                     for here, there in directions:
                         yield Stage(scenario, here, there, version)
@@ -91,6 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="REGEX", default="", help="cases whose line matches")
     parser.add_argument("--versions", help="only these room versions, with commas between")
+    parser.add_argument("--full", action="store_true", help="every scenario in every room version")
     parser.add_argument("--pair", default="synapse,aqueduct", help="the kinds of the two servers")
     parser.add_argument("--jobs", type=int, default=4, help="cases played at once")
     parser.add_argument("--logs", type=int, default=0, metavar="LINES", help="last lines of logs to print with a failure")
@@ -104,7 +105,7 @@ def main():
         class Named(str):
             kind = property(str)
 
-        for stage in cases([Named(it) for it in labels], [str(it) for it in range(1, 13)]):
+        for stage in cases([Named(it) for it in labels], [str(it) for it in range(1, 13)], options.full):
             if re.search(options.only, stage.label):
                 print(stage.label)
         return 0
@@ -121,7 +122,7 @@ def main():
         versions = set(room_versions(servers[0])) & set(room_versions(servers[1]))
         if options.versions:
             versions &= set(options.versions.split(","))
-        chosen = [stage for stage in cases(servers, versions) if re.search(options.only, stage.label)]
+        chosen = [stage for stage in cases(servers, versions, options.full) if re.search(options.only, stage.label)]
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as playing:
             list(playing.map(report.play, [stage for stage in chosen if not stage.scenario.is_alone]))
         for stage in chosen:

@@ -12,7 +12,7 @@ from people import Mismatch, equal, eventually, quote, same_state
 ALL = []
 # After a cut a server may wait before it tries again: half a minute, if it does not hear from the other sooner.
 RECOVERY_SECONDS_MAX = 75
-# A server may keep what another one told of a user for a while.
+# A server may keep what another one told of a user, or of its public rooms, for a while.
 PROFILE_SECONDS_MAX = 75
 
 
@@ -143,6 +143,80 @@ def state_changes(stage):
     same_state(room, alice, bob)
 
 
+@scenario(short=True)
+def odd_contents(stage):
+    """What JSON can hold and clients really send comes over unchanged, and what a version forbids is refused."""
+    alice, bob, room = meet(stage)
+    promote(alice, room, bob, level=50)
+    odd = {
+        "text": "\u0000 \u007f \u2028 \ud7ff \N{GRINNING FACE} e\u0301 \\ / \" <&>", "\N{SNOWMAN}": {"": [], "a b": {}},
+        "numbers": [0, -1, 2**53 - 1, -(2**53) + 1], "none": None, "lists": [[], [[]], [{"deep": [[[True, False]]]}]],
+        "signatures": {"x": 1}, "hashes": [], "unsigned": 5, "event_id": "$no", "age": 7}
+    for writer, reader in (alice, bob), (bob, alice):
+        sent = writer.sends(room, odd, "org.example.\N{SNOWMAN}")
+        equal("content", reader.hears(room, sent)["content"], odd)
+        key = "\N{SNOWMAN} / ? # % \\ \""
+        writer.sets(room, "org.example.odd", odd, key)
+        reader.sees_state(room, "org.example.odd", odd, key)
+        empty = writer.sends(room, {}, "org.example.empty")
+        equal("content", reader.hears(room, empty)["content"], {})
+        big = {"msgtype": "m.text", "body": "\N{GRINNING FACE}" * 14000}
+        equal("content", reader.hears(room, writer.sends(room, big))["content"], big)
+        status, _, _ = writer.request("PUT", f"/_matrix/client/v3/rooms/{quote(room)}/send/m.room.message/big", {"body": "x" * 70_000})
+        equal("an event above the size of events is refused", status in (400, 413), True)
+        path = f"/_matrix/client/v3/rooms/{quote(room)}/send/org.example.float/float"
+        status, _, answer = writer.request("PUT", path, {"number": 1.5, "large": 2**60})
+        if int(stage.version) >= 6:
+            equal("a fraction", status, 400)
+        elif status == 200:
+            import json
+
+            told = reader.hears(room, json.loads(answer)["event_id"])
+            equal("content", told["content"], {"number": 1.5, "large": 2**60})
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
+@scenario(short=True)
+def power_levels_of_old(stage):
+    """Before version 10, levels may be strings."""
+    alice, bob, room = meet(stage)
+    levels = alice.asks(room, "m.room.power_levels")
+    levels.setdefault("users", {})[bob.id] = "60"
+    levels["ban"] = " 55 "
+    if int(stage.version) >= 10:
+        alice.refused(400, ("M_BAD_JSON", "M_INVALID_PARAM", "M_FORBIDDEN", "M_UNKNOWN"), "PUT", f"/rooms/{quote(room)}/state/m.room.power_levels/", levels)
+        return
+    status, _, _ = alice.request("PUT", f"/_matrix/client/v3/rooms/{quote(room)}/state/m.room.power_levels/", levels)
+    if status == 200:
+        bob.sees_state(room, "m.room.power_levels", levels)
+        bob.sets(room, "m.room.topic", {"topic": "by bob"})
+        alice.sees_state(room, "m.room.topic", {"topic": "by bob"})
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
+@scenario(since=12)
+def several_creators(stage):
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    room = alice.creates(stage.version, creation_content={"additional_creators": [bob.id]})
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    levels = bob.asks(room, "m.room.power_levels")
+    levels["state_default"] = 70
+    bob.sets(room, "m.room.power_levels", levels)
+    alice.sees_state(room, "m.room.power_levels", levels)
+    # Nobody is above a creator, not even another one.
+    for one, other in (alice, bob), (bob, alice):
+        one.refused(403, "M_FORBIDDEN", "POST", f"/rooms/{quote(room)}/kick", {"user_id": other.id})
+        levels["users"] = {other.id: 100}
+        status, _, _ = one.request("PUT", f"/_matrix/client/v3/rooms/{quote(room)}/state/m.room.power_levels/", levels)
+        if status not in (400, 403):
+            raise Mismatch(f"a creator stands in the power levels: {status}")
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
 # Members
 
 
@@ -191,6 +265,8 @@ def moderators_of_the_other_server(stage):
     bob.sees_membership(room, carol, "join")
     bob.acts("kick", room, carol)
     carol.sees_own(room, "leave")
+    # Bob has seen her leave before, so that what he waits for is her return and not the join from before.
+    bob.sees_membership(room, carol, "leave")
     carol.joins(room)
     bob.sees_membership(room, carol, "join")
     bob.acts("ban", room, carol)
@@ -198,6 +274,7 @@ def moderators_of_the_other_server(stage):
     carol.refused(403, ("M_FORBIDDEN", "M_BAD_STATE"), "POST", f"/join/{quote(room)}", {})
     bob.acts("unban", room, carol)
     alice.sees_membership(room, carol, "leave")
+    bob.sees_membership(room, carol, "leave")
     carol.joins(room)
     bob.sees_membership(room, carol, "join")
     alice.acts("kick", room, dave)
@@ -221,6 +298,54 @@ def the_last_one_returns(stage):
     if before == after:
         raise Mismatch("the state did not change")
     equal("name", bob.asks(room, "m.room.name")["name"], "Another name")
+
+
+@scenario(short=True)
+def the_founder_goes(stage):
+    """The server of the room's first user leaves it, and comes back by way of the other one."""
+    alice, bob, room = meet(stage, name="Before")
+    levels = alice.asks(room, "m.room.power_levels")
+    levels.setdefault("users", {})[bob.id] = 100 if stage.version != "12" else 140
+    levels["events"]["m.room.tombstone"] = 100
+    bob.hears(room, alice.sets(room, "m.room.power_levels", levels))
+    alice.leaves(room)
+    bob.sees_membership(room, alice, "leave")
+    bob.sets(room, "m.room.name", {"name": "After"})
+    said = [bob.sends(room, f"alone {number}") for number in range(12)]
+    carol = stage.person(stage.here, "carol")
+    carol.joins(room, stage.there)
+    bob.sees_membership(room, carol, "join")
+    equal("name", carol.asks(room, "m.room.name"), {"name": "After"})
+    eventually("what was said meanwhile can be read", lambda: set(said) <= {it["event_id"] for it in carol.pages(room)})
+    talk(bob, carol, room)
+    alice.joins(room, stage.there)
+    bob.sees_membership(room, alice, "join")
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
+@scenario()
+def many_join_at_once(stage):
+    alice = stage.person(stage.here)
+    room = alice.creates(stage.version)
+    crew = [stage.person(stage.there, f"b{number}") for number in range(5)]
+    own = [stage.person(stage.here, f"a{number}") for number in range(3)]
+    at_once(*[lambda it=it: it.joins(room, stage.here) for it in crew + own])
+    members = {alice.id, *(it.id for it in crew + own)}
+
+    def joined(person):
+        told = person.call("GET", f"/rooms/{quote(room)}/joined_members")["joined"]
+        equal(f"members that {person} sees", set(told), members)
+        return True
+
+    for person in alice, crew[0]:
+        eventually("everybody is in the room", lambda: joined(person))
+    at_once(*[lambda it=it: it.leaves(room) for it in crew[1:] + own[1:]])
+    members = {alice.id, crew[0].id, own[0].id}
+    for person in alice, crew[0]:
+        eventually("only some are in the room", lambda: joined(person))
+    talk(alice, crew[0], room)
+    same_state(room, alice, crew[0])
 
 
 @scenario(short=True)
@@ -364,6 +489,34 @@ def restricted_rooms(stage):
     alice.sees_membership(space, dave, "leave")
     dave.refused(403, "M_FORBIDDEN", "POST", f"/join/{quote(room)}", {}, via)
     same_state(room, alice, bob)
+
+
+@scenario(since=8)
+def restricted_rooms_of_the_other_server(stage):
+    """Somebody of the other server has the right to let people in, and both servers use whom they have."""
+    alice, bob = stage.person(stage.here), stage.person(stage.there, "bob")
+    dave, carol = stage.person(stage.there, "dave"), stage.person(stage.here, "carol")
+    space = alice.creates(stage.version, creation_content={"type": "m.space"})
+    rules = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": space}]}
+    room = alice.creates(stage.version, preset="private_chat", initial_state=[
+        {"type": "m.room.join_rules", "state_key": "", "content": rules}])
+    for person in bob, dave, carol:
+        person.joins(space, stage.here)
+        alice.sees_membership(space, person, "join")
+    bob.joins(room, stage.here)
+    alice.sees_membership(room, bob, "join")
+    promote(alice, room, bob)
+    dave.joins(room, stage.here)
+    alice.sees_membership(room, dave, "join")
+    equal("who let dave in", alice.room(room).content("m.room.member", dave.id).get("join_authorised_via_users_server").split(":", 1)[1], stage.there.name)
+    # The founder leaves, and with her the last one here; now only bob's server can let carol in.
+    alice.leaves(room)
+    bob.sees_membership(room, alice, "leave")
+    carol.joins(room, stage.there)
+    bob.sees_membership(room, carol, "join")
+    equal("who let carol in", bob.room(room).content("m.room.member", carol.id).get("join_authorised_via_users_server").split(":", 1)[1], stage.there.name)
+    talk(bob, carol, room)
+    same_state(room, bob, carol)
 
 
 @scenario(since=10)
@@ -614,10 +767,16 @@ def public_rooms(stage):
     equal("spaces found", set(listed(room_types=["m.space"])), {space})
     one = listed(room_types=[None])[rooms[0]]
     equal("what is told", (one["name"], one["topic"], one["num_joined_members"], one.get("join_rule", "public")), (f"{word} 0", "open", 1, "public"))
-    all_rooms = bob.call("GET", "/publicRooms", query={"server": stage.here.name, "limit": 500})
-    missing = {*rooms, space} - {room["room_id"] for room in all_rooms["chunk"]}
-    if missing or hidden in {room["room_id"] for room in all_rooms["chunk"]}:
-        raise Mismatch(f"missing of the list: {missing}, or the hidden room is in it")
+
+    def whole():
+        told = bob.call("GET", "/publicRooms", query={"server": stage.here.name, "limit": 500})
+        ids = {room["room_id"] for room in told["chunk"]}
+        equal("the hidden room is listed", hidden in ids, False)
+        equal("rooms that the list lacks", {*rooms, space} - ids, set())
+        return True
+
+    # A server may keep the whole list of another one for a while.
+    eventually("the rooms are in the whole list", whole, PROFILE_SECONDS_MAX)
     bob.joins(rooms[0], stage.here)
     alice.sees_membership(rooms[0], bob, "join")
 
@@ -832,6 +991,32 @@ def states_changed_at_once(stage):
     same_state(room, alice, bob, 40)
 
 
+@scenario()
+def a_flood(stage):
+    """Many speak at once on both sides; everybody hears everything, once."""
+    alice, bob, room = meet(stage)
+    crew = [alice, bob]
+    for server in stage.here, stage.there:
+        other = stage.person(server, "erin")
+        other.joins(room, stage.here)
+        crew.append(other)
+
+    def speaks(person):
+        return [person.sends(room, f"{person} {number}") for number in range(50)]
+
+    sent = {event for events in at_once(*[lambda it=it: speaks(it) for it in crew]) for event in events}
+    for listener in alice, bob:
+        def heard():
+            told = [event["event_id"] for event in listener.pages(room) if event["type"] == "m.room.message"]
+            equal("events that came twice", len(told) - len(set(told)), 0)
+            equal(f"events that {listener} lacks", len(sent - set(told)), 0)
+            return True
+
+        eventually(f"{listener} heard everything", heard, 60)
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
 def cut(*servers):
     for server in servers:
         server.gate.cut()
@@ -928,6 +1113,95 @@ def a_long_silence(stage):
     equal("messages to the device", [event["content"] for event in bob.to_device], [{"number": 1}])
     talk(alice, bob, room)
     same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def kicked_across_a_cut(stage):
+    """Whoever was put out speaks on without knowing it, and is not heard."""
+    alice, bob, room = meet(stage)
+    carol, dave = stage.person(stage.here, "carol"), stage.person(stage.there, "dave")
+    carol.joins(room)
+    dave.joins(room, stage.here)
+    alice.sees_membership(room, dave, "join")
+    bob.sees_membership(room, carol, "join")
+    cut(stage.here, stage.there)
+    alice.acts("ban", room, bob)
+    gone = alice.sends(room, "to be redacted before anybody there hears it")
+    redaction = alice.redacts(room, gone)
+    unheard = [bob.sends(room, f"nobody hears this {number}") for number in range(3)]
+    heard = [dave.sends(room, f"but this {number}") for number in range(3)]
+    time.sleep(2)
+    mend(stage.here, stage.there)
+    last = alice.sends(room, "together again")
+    dave.hears(room, last, seconds=RECOVERY_SECONDS_MAX)
+    bob.sees_own(room, "leave", RECOVERY_SECONDS_MAX)
+    dave.hears(room, redaction, seconds=RECOVERY_SECONDS_MAX)
+    eventually("it is redacted", lambda: dave.event(room, gone)["content"] == {})
+    # What was allowed where it was said, and is not any more, is withheld; what was said after it is told.
+    all_heard(alice, room, heard)
+    alice.looks()
+    equal("heard of who was banned", [event for event in unheard if alice.room(room).find(event)], [])
+    talk(alice, dave, room, RECOVERY_SECONDS_MAX)
+    same_state(room, alice, dave)
+    bob.refused(403, "M_FORBIDDEN", "PUT", f"/rooms/{quote(room)}/send/m.room.message/x", {"msgtype": "m.text", "body": "no"})
+
+
+@scenario(alone=True)
+def a_very_long_silence(stage):
+    """So much happens while a server is down that it cannot get all of it event by event."""
+    alice, bob, room = meet(stage)
+    promote(alice, room, bob, level=50)
+    stage.there.stop()
+    crew = [stage.person(stage.here, f"c{number}") for number in range(4)]
+    sent = []
+    for number in range(320):
+        sent.append(alice.sends(room, f"unheard {number}"))
+        if number % 40 == 0:
+            alice.sets(room, "org.example.count", {"number": number}, f"key{number % 3}")
+            who = crew[number // 40 % len(crew)]
+            (who.joins if number < 160 else who.leaves)(room)
+    alice.sets(room, "m.room.topic", {"topic": "changed meanwhile"})
+    stage.there.start()
+    last = alice.sends(room, "is anybody there?")
+    bob.hears(room, last, seconds=RECOVERY_SECONDS_MAX)
+
+    def whole():
+        found = [event["event_id"] for event in reversed(bob.pages(room)) if event["type"] == "m.room.message"]
+        equal("messages that came twice", len(found) - len(set(found)), 0)
+        equal("messages that are lacking", len({*sent, last} - set(found)), 0)
+        equal("in their order", found, [*sent, last])
+        return True
+
+    eventually("everything can be read", whole, 60)
+    bob.sets(room, "m.room.topic", {"topic": "by bob"})
+    alice.sees_state(room, "m.room.topic", {"topic": "by bob"})
+    talk(alice, bob, room)
+    same_state(room, alice, bob)
+
+
+@scenario(alone=True)
+def invitation_of_nobody(stage):
+    """Who is invited while their server is down is not invited, and the room goes on."""
+    alice, bob, room = meet(stage)
+    dave = stage.person(stage.there, "dave")
+    private = alice.creates(stage.version, preset="private_chat")
+    stage.there.stop()
+    for place in room, private:
+        status, _, _ = alice.request("POST", f"/_matrix/client/v3/rooms/{quote(place)}/invite", {"user_id": dave.id})
+        if status == 200:
+            raise Mismatch("an invitation of a user whose server is down succeeded")
+        alice.refused(404, "M_NOT_FOUND", "GET", f"/rooms/{quote(place)}/state/m.room.member/{quote(dave.id)}")
+    stage.there.start()
+    talk(alice, bob, room, RECOVERY_SECONDS_MAX)
+
+    def invites():
+        status, _, _ = alice.request("POST", f"/_matrix/client/v3/rooms/{quote(private)}/invite", {"user_id": dave.id})
+        return status == 200
+
+    eventually("dave can be invited", invites, RECOVERY_SECONDS_MAX)
+    dave.sees_own(private, "invite")
+    dave.joins(private)
+    talk(alice, dave, private)
 
 
 @scenario(alone=True)
