@@ -12,12 +12,15 @@ use ruma::{
     EventId, OwnedEventId, UserId,
     events::{StateEventType, TimelineEventType},
     room_version_rules::AuthorizationRules,
-    state_res::{auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules},
+    state_res::{auth_types_for_event, check_state_independent_auth_rules},
 };
 use serde_json::value::RawValue;
 
 use crate::{
-    rooms::event::{Event, StateEvent},
+    rooms::{
+        authorize,
+        event::{Event, StateEvent},
+    },
     schema::state::DERIVED,
 };
 
@@ -116,14 +119,11 @@ pub fn admit(event: &Event, evidence: &Evidence<'_>) -> Verdict {
         return Verdict::Reject(why);
     }
     let before = evidence.before;
-    if let Err(why) =
-        check_state_dependent_auth_rules(rules, event, |event_type, key| before.find(event_type, key))
-    {
+    if let Err(why) = authorize::check(rules, event, |event_type, key| before.find(event_type, key)) {
         return Verdict::Reject(why);
     }
     if let Some(current) = evidence.current
-        && let Err(why) =
-            check_state_dependent_auth_rules(rules, event, |event_type, key| current.find(event_type, key))
+        && let Err(why) = authorize::check(rules, event, |event_type, key| current.find(event_type, key))
     {
         return Verdict::SoftFail(why);
     }
@@ -147,7 +147,7 @@ pub fn check_at_auth_events(
             state.insert(Arc::clone(event));
         }
     }
-    check_state_dependent_auth_rules(rules, event, |event_type, key| state.find(event_type, key))
+    authorize::check(rules, event, |event_type, key| state.find(event_type, key))
 }
 
 /// Judges an event of our own, whose auth events were picked from the current state. One look at that state suffices,
@@ -158,7 +158,7 @@ pub fn admit_own(event: &Event, rules: &AuthorizationRules, state: &AuthState) -
     {
         return Verdict::Reject(why);
     }
-    match check_state_dependent_auth_rules(rules, event, |event_type, key| state.find(event_type, key)) {
+    match authorize::check(rules, event, |event_type, key| state.find(event_type, key)) {
         Ok(()) => Verdict::Accept,
         Err(why) => Verdict::Reject(why),
     }

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
     events::{StateEventType, TimelineEventType},
-    state_res::{Event, auth_types_for_event, check_state_dependent_auth_rules},
+    state_res::{Event, auth_types_for_event},
 };
 
 use super::{NotResolved, Problem, Resolved, Source};
-use crate::{ids::EventNum, store::Read};
+use crate::{ids::EventNum, rooms::authorize, store::Read};
 
 /// The state events by which one event is judged.
 type Allowing<E> = BTreeMap<(StateEventType, String), Arc<E>>;
@@ -62,7 +62,7 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
                 allowing.insert((event_type, state_key), parsed);
             }
         }
-        let verdict = check_state_dependent_auth_rules(self.rules, &*parsed, |event_type, state_key| {
+        let verdict = authorize::check(self.rules, &*parsed, |event_type, state_key| {
             allowing.get(&(event_type.clone(), state_key.to_owned())).map(Arc::clone)
         });
         Ok(verdict.is_ok())

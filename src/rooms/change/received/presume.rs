@@ -24,7 +24,8 @@ pub(in crate::rooms::change) type Presumed = Vec<(StateKeyNum, EventNum)>;
 
 impl Change {
     /// Adds to the state before an event those members of whom nothing is known, as the events say that allow this one. Gives
-    /// them. Of this server all members are known.
+    /// them. Of this server all members are known, but for the invitation or the like on which the sender themselves stands: what
+    /// lets a user of ours join is among what the join names, and in no state that has no members.
     pub(in crate::rooms::change) fn presume(
         &self,
         event: &Event,
@@ -40,7 +41,7 @@ impl Change {
             let Known::Found(allowing) = allowing else { continue };
             let is_member = allowing.parsed.event_type.to_string() == MEMBER && !allowing.parsed.rejected;
             let Some(user) = allowing.parsed.state_key.as_deref().filter(|_| is_member) else { continue };
-            if event::server_of(user) == Some(&partial.us) {
+            if event::server_of(user) == Some(&partial.us) && *user != *event.sender {
                 continue;
             }
             let Some(key) = state::find_key(&self.batch, self.num, MEMBER, user)? else { continue };
