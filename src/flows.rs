@@ -12,6 +12,8 @@ pub mod operator;
 pub mod room;
 pub mod remote;
 pub(crate) mod commit;
+pub(crate) mod own_events;
+pub mod policy_server;
 pub(crate) mod sharing;
 pub(crate) mod typists;
 pub(crate) mod write;
@@ -61,6 +63,8 @@ pub struct Services {
     pub gaps: remote::gaps::Gaps,
     /// Wakes requests that wait for the whole state of a room.
     pub completing: room::completing::Completing,
+    /// The memory of the policy servers of rooms.
+    pub policy_servers: policy_server::PolicyServers,
     /// The part of rooms that lives in memory: their turns, descriptions and state resolutions.
     pub rooms: Rooms,
     /// The typing and presence of users, as they are now.

@@ -21,6 +21,7 @@ pub mod members;
 pub mod membership;
 pub mod plan;
 pub mod policy;
+pub mod policy_server;
 pub mod power;
 pub mod property_path;
 pub mod receipts;
@@ -79,7 +80,7 @@ struct Inner {
     turns: AllTurns,
     descriptions: Descriptions,
     listing: Listing,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
     /// A resolution of any room that takes long holds a permit while it runs; there are [`LONG_RESOLUTIONS_MAX`].
     long_resolutions: Semaphore,
     /// A resolution of which the events do not fit in memory holds this permit, too.
@@ -104,7 +105,7 @@ impl Rooms {
             turns: AllTurns::default(),
             descriptions: Descriptions::default(),
             listing: Listing::default(),
-            resolver,
+            resolver: Arc::new(resolver),
             long_resolutions: Semaphore::new(LONG_RESOLUTIONS_MAX),
             large_resolutions: Semaphore::new(1),
             resolutions_waiting: Semaphore::new(RESOLUTIONS_WAITING_MAX),
@@ -119,6 +120,11 @@ impl Rooms {
     /// Resolves the states of rooms that fork, and remembers recent results.
     pub fn resolver(&self) -> &Resolver {
         &self.0.resolver
+    }
+
+    /// The same, for a change that may have to place an event of ours beside newer heads.
+    pub(crate) fn shared_resolver(&self) -> Arc<Resolver> {
+        Arc::clone(&self.0.resolver)
     }
 
     /// A long resolution takes a permit here while it runs, so that other long work keeps some of the pool.

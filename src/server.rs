@@ -30,6 +30,7 @@ use crate::{
         jobs::Running,
         limits::RateLimits,
         operator::signing_keys,
+        policy_server::PolicyServers,
         remote::{self, Remote, gaps::Gaps, receive::Lanes, staged::Staged},
         room::{
             completing::Completing,
@@ -104,6 +105,7 @@ impl Server {
             remote,
             gaps: Gaps::default(),
             completing: Completing::default(),
+            policy_servers: PolicyServers::default(),
             ephemeral,
             limits,
             polls,

@@ -97,7 +97,7 @@ pub(crate) fn promise(app: &App, batch: &mut Batch, job: &Job) -> Timer {
 }
 
 /// Carries out a promised job, and waits for it; nothing happens where none was promised. The job is a task of its own, so that a
-/// client that hangs up does not stop it half way.
+/// client that hangs up does not stop it half way. One that another server holds up is no error: its timer has it tried again.
 pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
     let Some(promised) = promised else { return Ok(()) };
     let (done, kept) = oneshot::channel();
@@ -106,7 +106,13 @@ pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
         let _run = worker.running.begin(&promised);
         drop(done.send(worker.running.carry_out(&worker, &promised).await));
     });
-    kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))?
+    match kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))? {
+        Err(why @ Error::Remote { .. }) => {
+            tracing::info!(%why, "a job is tried again later, because another server holds it up");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Begins to carry out a promised job without waiting for it; nothing happens where none was promised.

@@ -113,6 +113,16 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Whether another draft says the same, be it at another time.
+    pub(in crate::rooms) fn says_same(&self, other: &Self) -> bool {
+        let Self { sender, event_type, state_key, content, redacts, sent_ms: _ } = self;
+        *sender == other.sender
+            && *event_type == other.event_type
+            && *state_key == other.state_key
+            && *content == other.content
+            && *redacts == other.redacts
+    }
+
     /// Gives the content as JSON. Refuses content that cannot be written: 400 `M_BAD_JSON`.
     pub fn raw_content(&self) -> Result<Box<RawValue>, Refusal> {
         raw(&self.content)

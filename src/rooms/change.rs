@@ -5,6 +5,7 @@
 
 pub(in crate::rooms) mod aside;
 mod base;
+pub(crate) mod countersigned;
 mod forget;
 mod header;
 mod learn;
@@ -111,6 +112,8 @@ pub struct Change {
     pub(crate) unread: Option<Totals>,
     /// The only users whom this change wakes, where it adds no event and others would be shown nothing of it.
     pub(crate) wakes_only: Option<Vec<UserNum>>,
+    /// The signatures of the room's policy server that events of ours need.
+    signatures: countersigned::Signatures,
     /// The last day for which the timer that forgets transactions is known to be set: it need not be looked for again.
     sent_day: Option<u32>,
     /// The newest event that one of our users sent with a transaction id, and that user.
@@ -168,7 +171,9 @@ impl Change {
         let mut batch = store.batch(&guard);
         schema::ROOM_ID.expect_absent(&mut batch, row.id.as_str());
         schema::ROOM_ID.put(&mut batch, row.id.as_str(), &num);
-        Self::over(store, batch, guard, seat, row, written_alone)
+        let mut change = Self::over(store, batch, guard, seat, row, written_alone)?;
+        change.signatures.is_new_room = true;
+        Ok(change)
     }
 
     fn over(
@@ -211,6 +216,7 @@ impl Change {
             answered,
             unread,
             wakes_only: None,
+            signatures: countersigned::Signatures::default(),
             sent_day,
             sent_by: None,
         })

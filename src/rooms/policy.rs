@@ -15,7 +15,7 @@ use crate::{
     rooms::{
         self, aliases,
         build::{Built, Draft, Signer},
-        change::{Change, Txn},
+        change::{Change, Txn, countersigned::Unsigned},
         event::{self, StoredEvent},
         membership::Act,
         relations,
@@ -76,10 +76,13 @@ impl Approved {
         Ok(is_same.then(|| current.parsed.id.clone()))
     }
 
-    /// Builds the event and has it judged by the rules of the room, and writes nothing: others must sign it first. Errors: 403
+    /// Builds the event and has it judged by the rules of the room, and writes nothing: others must sign it first, the room's policy
+    /// server among them, where it uses one. Errors: 403
     /// `M_FORBIDDEN` for an event that the rules forbid; 413.
-    pub fn build(self, change: &mut Change, signer: &Signer) -> Result<Built> {
-        change.build_only(signer, &self.0)
+    pub fn build(self, change: &mut Change, signer: &Signer) -> Result<(Built, Option<Unsigned>)> {
+        let built = change.build_only(signer, &self.0)?;
+        let unsigned = change.lacking(&self.0, &built)?;
+        Ok((built, unsigned))
     }
 
     /// Builds the event, has it judged by the rules of the room and writes it into the change. Errors: 403

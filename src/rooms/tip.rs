@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use crate::{
     ids::UserNum,
     rooms::event::StateEvent,
-    schema::event_types::{CREATE, JOIN_RULES, MEMBER, POWER_LEVELS, THIRD_PARTY_INVITE},
+    schema::event_types::{CREATE, JOIN_RULES, MEMBER, POLICY, POWER_LEVELS, THIRD_PARTY_INVITE},
     schema::{push::Totals, rooms::RoomRow},
 };
 
@@ -18,8 +18,9 @@ use crate::{
 /// who write.
 pub(in crate::rooms) const STATE_MAX: usize = 256;
 
-/// The types that the authorization rules look at. No other state is remembered, so that a quiet room costs little.
-const REMEMBERED: [&str; 5] = [CREATE, MEMBER, POWER_LEVELS, JOIN_RULES, THIRD_PARTY_INVITE];
+/// The types that are looked at for each event: by the authorization rules, and for whether a policy server is to be asked. No
+/// other state is remembered, so that a quiet room costs little.
+const REMEMBERED: [&str; 6] = [CREATE, MEMBER, POWER_LEVELS, JOIN_RULES, THIRD_PARTY_INVITE, POLICY];
 
 /// A remembered event takes about this many bytes beside its texts.
 const EVENT_BYTES: usize = 1_000;
@@ -61,7 +62,7 @@ impl Tip {
         self.state.get(key)
     }
 
-    /// Remembers the event of a key, if the rules look at its type.
+    /// Remembers the event of a key, if its type is one that is looked at for each event.
     pub(in crate::rooms) fn remember(&mut self, key: (String, String), event: Option<Arc<StateEvent>>) {
         if !REMEMBERED.contains(&key.0.as_str()) {
             return;

@@ -15,6 +15,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::{
     env::payer::{self, Payers, Shares},
@@ -34,6 +35,10 @@ const TURNS_MAX: usize = 4_096;
 /// address. One of them works the turns off; the others are there so that a room whose first turn is that of somebody with much to
 /// wait for is served by whoever has a place. Without shares, many accounts at one address that waits would keep all others out.
 const ASKED_MAX: usize = 8;
+
+/// Let at most this many events of a room be signed by its policy server at once. Each stands beside the others, so that they become
+/// as many heads of the room (`graph::HEADS_MAX`), which the next event joins.
+const SIGNED_AT_ONCE: usize = 8;
 
 /// One change to a room, to be made by the thread that works off the room's turns.
 pub type Turn = Box<dyn FnOnce(Seat) + Send>;
@@ -104,6 +109,8 @@ pub struct Turns {
     tips_bytes: Arc<AtomicUsize>,
     /// A flow holds this lock while it resolves states of the room for long; the room's turns go on meanwhile.
     pub(crate) resolving: Arc<tokio::sync::Mutex<()>>,
+    /// The places of events of ours that the room's policy server is asked to sign; the room's turns go on meanwhile.
+    pub(crate) signing: Semaphore,
     /// Paces the reunions of the room's branches, because each reads as much as the room has keys.
     pub(crate) reunions: Pace,
     /// Paces the answers for events that cite states which are far apart, for the same reason.
@@ -263,6 +270,7 @@ impl Turns {
             queue: Mutex::default(),
             tips_bytes,
             resolving: Arc::default(),
+            signing: Semaphore::new(SIGNED_AT_ONCE),
             reunions: Pace::default(),
             far_answers: Pace::default(),
             sweeps: Pace::default(),

@@ -25,6 +25,8 @@ pub const AVATAR: &str = "m.room.avatar";
 pub const ENCRYPTION: &str = "m.room.encryption";
 /// State: the servers that may take part.
 pub const SERVER_ACL: &str = "m.room.server_acl";
+/// State: the server that is asked for its signature before an event is sent; the state key is empty.
+pub const POLICY: &str = "m.room.policy";
 /// State: a room that a space names as its child; the state key is the room's id.
 pub const SPACE_CHILD: &str = "m.space.child";
 /// State: another room replaces this one.

@@ -38,6 +38,7 @@ mod odd_names;
 mod outbound;
 mod pages;
 mod policy;
+mod policy_servers;
 mod push_rules;
 mod pushers;
 mod read_back;

@@ -4,6 +4,7 @@
 pub(crate) mod elsewhere;
 pub(crate) mod scripted;
 pub(crate) mod federated;
+pub(crate) mod guard;
 pub(crate) mod network;
 pub(crate) mod remote;
 pub(crate) mod signed;

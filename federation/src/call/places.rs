@@ -2,7 +2,7 @@
 //!
 //! A server that answers slowly must not take all connections, memory and waiting callers: it has a few places of
 //! its own, and a short line before them. Each kind of request has places apart: what users ask for, or what others make us fetch,
-//! holds up neither deliveries nor keys, and the answer to a request may wait for keys.
+//! holds up neither deliveries nor keys, the answer to a request may wait for keys, and a slow policy server holds up nothing else.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -28,6 +28,8 @@ pub enum Lane {
     Fetches,
     /// Keys of servers.
     Keys,
+    /// Signatures of policy servers.
+    Signatures,
 }
 
 type Key = (Lane, OwnedServerName);
@@ -39,6 +41,7 @@ pub(super) struct Places {
     deliveries: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
     keys: Arc<Semaphore>,
+    signatures: Arc<Semaphore>,
 }
 
 struct Line {
@@ -63,7 +66,14 @@ struct Present {
 impl Default for Places {
     fn default() -> Self {
         let all = || Arc::new(Semaphore::new(ALL_MAX));
-        Self { lines: Mutex::default(), requests: all(), deliveries: all(), fetches: all(), keys: all() }
+        Self {
+            lines: Mutex::default(),
+            requests: all(),
+            deliveries: all(),
+            fetches: all(),
+            keys: all(),
+            signatures: all(),
+        }
     }
 }
 
@@ -89,6 +99,7 @@ impl Places {
             Lane::Deliveries => &self.deliveries,
             Lane::Fetches => &self.fetches,
             Lane::Keys => &self.keys,
+            Lane::Signatures => &self.signatures,
         };
         let all = Arc::clone(all).acquire_owned().await.ok()?;
         Some(Seat { _places: (own, all), _present: present })
@@ -146,6 +157,7 @@ mod tests {
         }
         assert!(places.take(slow, Lane::Requests).await.is_none(), "the line is full");
         assert!(places.take(slow, Lane::Keys).await.is_some(), "keys wait apart");
+        assert!(places.take(slow, Lane::Signatures).await.is_some(), "and signatures do");
         let other: &ServerName = "other.example".try_into().unwrap();
         assert!(places.take(other, Lane::Requests).await.is_some());
         seats.pop();

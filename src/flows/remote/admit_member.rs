@@ -292,7 +292,7 @@ async fn take_in(app: &App, room: RoomNum, event: Received) -> Result<EventNum> 
             "`prev_events` or `auth_events` names events that this server does not have; ask for a template first.",
         )
         .into()),
-        Some(Outcome::Outlier(_) | Outcome::Unknown) | None => Err(Error::Busy { retry_after: AGAIN }),
+        Some(Outcome::Outlier(_) | Outcome::Unknown | Outcome::Held) | None => Err(Error::Busy { retry_after: AGAIN }),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     accounts::{invites, users},
     error::{Error, Refusal, Result},
     flows::{
-        App, commit,
+        App, commit, own_events,
         remote::{
             ask::{at_fault, failed},
             outside,
@@ -280,16 +280,34 @@ pub(crate) async fn send(
             return Err(Refusal::forbidden("The room does not admit the user's server.").into());
         }
         let approved = policy::approve_invite_elsewhere(change, &author, draft)?;
-        let built = approved.build(change, owned.rooms.signer())?;
+        let (built, unsigned) = approved.build(change, owned.rooms.signer())?;
         let state = telling(change, author.user_id.as_str())?;
-        Ok(Going { row: change.row.clone(), id: built.event.id, json: built.json, state })
+        Ok((Going { row: change.row.clone(), id: built.event.id, json: built.json, state }, unsigned))
     });
-    let going = going.await?;
+    let (mut going, unsigned) = going.await?;
+    // Nobody is told of an invitation that the room's policy server refuses.
+    let endorsed = match unsigned {
+        Some(unsigned) => {
+            let server = unsigned.server.clone();
+            let event = own_events::countersign(app, num, unsigned).await?;
+            going.json = event.json().clone();
+            Some((server, event))
+        }
+        None => None,
+    };
     let server = target.server_name();
     let signed = ask_to_sign(app, server, &going).await?;
     let received = match verify::verify(app, going.row.version, vec![signed]).await?.pop() {
         Some(Verified::Received(received)) => *received,
         _ => return Err(at_fault(server, "it did not sign the invitation")),
+    };
+    // The other server need not give back all signatures that it was sent.
+    let received = match endorsed {
+        Some((policy_server, event)) => {
+            let rules = rooms::rules(&going.row)?;
+            received.with_signature_of(&policy_server, rules, &event).unwrap_or(received)
+        }
+        None => received,
     };
     let outcome = ingest::ingest(app, num, vec![received]).await?.pop();
     match outcome {

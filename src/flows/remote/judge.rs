@@ -104,7 +104,7 @@ pub(super) async fn judge(
 fn fate_of(outcome: &Outcome) -> Fate {
     match outcome {
         Outcome::Accepted(_) | Outcome::Aside(..) | Outcome::Outlier(_) | Outcome::Known(_) => Fate::Done,
-        Outcome::Need { .. } | Outcome::Unknown => Fate::Waits,
+        Outcome::Need { .. } | Outcome::Unknown | Outcome::Held => Fate::Waits,
     }
 }
 

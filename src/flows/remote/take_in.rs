@@ -73,6 +73,11 @@ pub async fn take_in(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = ingest::ingest(app, room, events.clone()).await?;
     let needs = |outcome: &Outcome| matches!(outcome, Outcome::Need { .. });
+    for (event, outcome) in events.iter().zip(&mut outcomes) {
+        if needs(outcome) && waits_for_held(app, event) {
+            *outcome = Outcome::Held;
+        }
+    }
     if !outcomes.iter().any(needs) {
         return Ok(outcomes);
     }
@@ -120,6 +125,18 @@ async fn fetch_for(
     Ok(())
 }
 
+/// Whether an event cites one that waits for the room's policy server. No hole may open in that one's place, because nobody asks
+/// about what fills a hole.
+fn waits_for_held(app: &App, event: &Received) -> bool {
+    let now = app.env.uptime();
+    let waits = event.event().prev.iter().any(|id| app.policy_servers.is_held(id, now));
+    if waits {
+        // Events that stand on this one wait with it, and nothing is fetched for them meanwhile.
+        app.policy_servers.note_behind(event.id().to_owned(), now);
+    }
+    waits
+}
+
 async fn one(app: &App, room: RoomNum, event: Received) -> Result<Outcome> {
     Ok(ingest::ingest(app, room, vec![event]).await?.pop().unwrap_or(Outcome::Unknown))
 }
@@ -153,7 +170,7 @@ impl Gap<'_> {
         let Outcome::Need { auth, prev } = outcome else { return Ok(outcome) };
         // Nothing is fetched for an event that its own auth events forbid.
         match ingest::outliers::reject_by_auth(&app, room, event.clone()).await? {
-            Outcome::Unknown => {}
+            Outcome::Unknown | Outcome::Held => {}
             Outcome::Known(_) | Outcome::Need { .. } | Outcome::Accepted(_) => {}
             rejected @ (Outcome::Outlier(_) | Outcome::Aside(..)) => return Ok(rejected),
         }
@@ -247,6 +264,8 @@ impl Gap<'_> {
                 for (waits, outcome) in some.iter().zip(outcomes) {
                     match outcome {
                         Outcome::Need { auth, prev } => left.push((waits.clone(), auth, prev)),
+                        // No hole may open in its place, because nobody asks about what fills a hole.
+                        Outcome::Held => return Ok(Outcome::Held),
                         done if waits.id() == event.id() => last = done,
                         _ => {}
                     }
@@ -261,6 +280,9 @@ impl Gap<'_> {
             for (waits, auth, prev) in &left {
                 let stands_on_waiting = prev.iter().any(|id| ids.contains(&**id));
                 if !prev.is_empty() && !stands_on_waiting {
+                    if waits_for_held(&app, waits) {
+                        return Ok(Outcome::Held);
+                    }
                     // With the state before it come the events that allow it.
                     let Some(outcome) = self.take_in_with_state(waits).await? else { continue };
                     if !matches!(outcome, Outcome::Accepted(_) | Outcome::Known(_)) {

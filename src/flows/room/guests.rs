@@ -11,7 +11,7 @@ use crate::{
     accounts::users,
     env::Long,
     error::{Error, Result},
-    flows::{App, commit},
+    flows::{App, own_events},
     ids::{DeviceNum, EventNum, Position, RoomNum, UserNum},
     rooms::{
         build::Draft,
@@ -63,6 +63,11 @@ async fn empty_of_guests(app: &App, closed: Closed) -> Result<()> {
                 Err(Error::Refused(why)) => {
                     let (room, reason) = (closed.room, why.message);
                     tracing::debug!(%room, reason, "a guest cannot leave a room that closed");
+                }
+                // The guests of other rooms do not wait for the policy server of this one.
+                Err(Error::Remote { server, cause }) => {
+                    let room = closed.room;
+                    tracing::info!(%room, server, cause, "a guest stays in a room that closed: its policy server cannot be asked");
                 }
                 other => other?,
             }
@@ -138,7 +143,7 @@ fn list_guests(read: &impl Read, room: RoomNum, after: Option<UserNum>) -> Resul
 /// Lets a guest leave, once for each time that the room closed.
 async fn take_out(app: &App, closed: Closed, guest: Author) -> Result<()> {
     let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
-    commit::in_room(app, closed.room, move |change| {
+    own_events::in_room_unasked(app, closed.room, move |change| {
         let once = Txn {
             user: guest.user,
             device: DeviceNum(0),

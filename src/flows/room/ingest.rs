@@ -14,13 +14,16 @@ pub(crate) mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use ruma::{CanonicalJsonObject, api::error::ErrorKind};
+use ruma::{CanonicalJsonObject, api::error::ErrorKind, room_version_rules::RoomVersionRules};
 use tokio::sync::{OwnedMutexGuard, SemaphorePermit};
 
 use crate::{
     env::Long,
     error::{Error, Refusal, Result},
-    flows::{App, commit},
+    flows::{
+        App, commit, own_events,
+        policy_server::{self, Judged},
+    },
     ids::RoomNum,
     rooms::{
         self,
@@ -28,6 +31,7 @@ use crate::{
         change::{Change, Outcome, Received, Step, Taken},
         graph, members,
         policy::{self, Author},
+        policy_server::PolicyServer,
         power::Action,
         resolve::{self, EVENTS_AT_ONCE, Loaded, NotResolved, Resolving, Settled},
         state::Sketch,
@@ -64,6 +68,8 @@ struct Turn {
     outcomes: Vec<Outcome>,
     /// The question that must be answered before the next event can be judged.
     asks: Option<Settled>,
+    /// The policy server that must be asked about the next event first, and the rules of the room's version.
+    unsigned: Option<(PolicyServer, &'static RoomVersionRules)>,
     /// The numbers that the next event has taken already.
     taken: Option<Taken>,
     /// Whether the heads are to be merged: they are too many, or one is too far from the room's state.
@@ -75,7 +81,7 @@ struct Turn {
 }
 
 /// Judges these events in their order and writes the outcomes; answers when these are durable and visible. An event whose
-/// outcome is [`Outcome::Unknown`] is to be tried again later.
+/// outcome is [`Outcome::Unknown`] or [`Outcome::Held`] is to be tried again later.
 /// Errors: 413 `M_TOO_LARGE` for more than [`EVENTS_MAX`]; 404 `M_NOT_FOUND` for a room that this server is not in.
 pub async fn ingest(app: &App, room: RoomNum, events: Vec<Received>) -> Result<Vec<Outcome>> {
     if events.len() > EVENTS_MAX {
@@ -109,6 +115,7 @@ async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Re
         let turn = take_turn(app, room, some, loaded).await;
         // The events that were read are of use for one turn only, and dropping them lets others work something out.
         worked = None;
+        let mut outcome = Outcome::Unknown;
         let can_go_on = match turn {
             Ok(turn) => {
                 let came_to_something = !turn.outcomes.is_empty();
@@ -123,15 +130,20 @@ async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Re
                 if let Some(next) = waiting.front_mut() {
                     next.taken = turn.taken;
                 }
-                match turn.asks {
-                    None => came_to_something,
-                    Some(question) => {
+                match (turn.asks, turn.unsigned, waiting.front_mut()) {
+                    (Some(question), ..) => {
                         answers += 1;
                         if answers <= ANSWERS_MAX {
                             worked = work_out_for_event(app, room, question).await?;
                         }
                         worked.is_some()
                     }
+                    (None, Some((server, rules)), Some(next)) => {
+                        outcome = Outcome::Held;
+                        answers += 1;
+                        answers <= ANSWERS_MAX && ask_about(app, server, rules, next).await
+                    }
+                    (None, ..) => came_to_something,
                 }
             }
             // The events are more than a batch holds, so they are tried one by one; one that is too large alone is left for later.
@@ -144,7 +156,7 @@ async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Re
         if !can_go_on {
             tracing::debug!(%room, answers, "an event could not be judged now, and is to be tried again later");
             drop(waiting.pop_front());
-            outcomes.push(Outcome::Unknown);
+            outcomes.push(outcome);
             answers = 0;
         }
     }
@@ -154,6 +166,17 @@ async fn take_all(app: &App, room: RoomNum, mut waiting: VecDeque<Coming>) -> Re
         try_merge(app, room).await;
     }
     Ok(outcomes)
+}
+
+/// Asks a policy server about an event, and notes what it says. Gives `false` where it cannot be asked now.
+async fn ask_about(app: &App, server: PolicyServer, rules: &RoomVersionRules, coming: &mut Coming) -> bool {
+    let event = match policy_server::judge(app, &server, rules, &coming.event).await {
+        Judged::Signed(event) => *event,
+        Judged::Against(why) => (*coming.event).clone().opposed_by(server, why),
+        Judged::Later => return false,
+    };
+    coming.event = Arc::new(event);
+    true
 }
 
 /// Takes one turn of the room, for as many of these events as a turn may take.
@@ -180,6 +203,10 @@ async fn take_turn(
                 Step::Done(outcome) => turn.outcomes.push(outcome),
                 Step::Resolve(question, taken) => {
                     (turn.asks, turn.taken) = (Some(question), taken);
+                    break;
+                }
+                Step::Unsigned(server, taken) => {
+                    (turn.unsigned, turn.taken) = (Some((server, change.rules())), taken);
                     break;
                 }
                 Step::EndTurn(taken) => {
@@ -312,7 +339,7 @@ async fn try_merge(app: &App, room: RoomNum) {
 /// Nothing happens if none of them may send, or if a merge is no longer needed.
 async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
     let (signer, sent_ms) = (app.rooms.signer().clone(), app.env.event_ms());
-    commit::in_room(app, room, move |change| {
+    own_events::in_room_unasked(app, room, move |change| {
         if !graph::want_merge(&change.batch, room, &change.row)? {
             return Ok(());
         }

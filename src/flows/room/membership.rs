@@ -8,7 +8,7 @@ use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId, UserId, api::
 use crate::{
     accounts::{self, Caller},
     error::{Error, Refusal, Result},
-    flows::{App, account::carry_over, commit, jobs, room::completing},
+    flows::{App, account::carry_over, commit, jobs, own_events, room::completing},
     ids::{RoomNum, UserNum},
     rooms::{
         build::Draft,
@@ -57,7 +57,7 @@ pub(crate) async fn join(
     extra: CanonicalJsonObject,
 ) -> Result<bool> {
     let (owned, author) = (app.clone(), Author::from(caller));
-    let joined = commit::in_room(app, num, move |change| {
+    let joined = own_events::in_room(app, num, move |change| {
         let was = change.membership(author.user_id.as_str())?;
         if was == Membership::Join {
             return Ok(Some(None));
@@ -100,7 +100,7 @@ pub(crate) async fn set(
 ) -> Result<OwnedEventId> {
     let room = commit::require_num(app, room_id)?;
     let (owned, author) = (app.clone(), Author::from(caller));
-    let (event_id, promised) = commit::in_room(app, room, move |change| {
+    let (event_id, promised) = own_events::in_room(app, room, move |change| {
         let was = change.membership(author.user_id.as_str())?;
         let approved = approve(&owned, change, &author, &target, content)?;
         if let Some(same) = approved.find_same(change)? {
@@ -120,7 +120,7 @@ pub(crate) async fn set(
 /// Leaves a room, or refuses an invitation to it. Nothing happens if the caller has left already.
 pub(crate) async fn leave(app: &App, caller: &Caller, num: RoomNum, reason: Option<String>) -> Result<()> {
     let (owned, author) = (app.clone(), Author::from(caller));
-    commit::in_room(app, num, move |change| {
+    own_events::in_room(app, num, move |change| {
         let user_id = &author.user_id;
         if change.state(MEMBER, user_id.as_str())?.is_none() {
             return Err(commit::not_in_room().into());
@@ -145,7 +145,7 @@ pub(crate) async fn act(
     let num = commit::require_num(app, room)?;
     completing::known(app, caller, room, &target).await?;
     let (owned, author) = (app.clone(), Author::from(caller));
-    commit::in_room(app, num, move |change| {
+    own_events::in_room(app, num, move |change| {
         if change.membership(author.user_id.as_str())? != Membership::Join {
             return Err(commit::not_in_room().into());
         }
@@ -162,7 +162,7 @@ pub(crate) async fn act(
 /// Asks to be let into a room.
 pub(crate) async fn knock(app: &App, caller: &Caller, num: RoomNum, reason: Option<String>) -> Result<()> {
     let (owned, author) = (app.clone(), Author::from(caller));
-    commit::in_room(app, num, move |change| {
+    own_events::in_room(app, num, move |change| {
         let user_id = &author.user_id;
         if change.membership(user_id.as_str())? == Membership::Knock {
             return Ok(());
@@ -197,13 +197,15 @@ pub(crate) async fn forget(app: &App, caller: &Caller, room: &RoomId) -> Result<
     .await
 }
 
-/// Writes the user's current profile into every room that they are in. A room that does not allow it is left out.
+/// Writes the user's current profile into every room that they are in. A room that does not allow it is left out. Errors: the first
+/// room whose policy server cannot be asked now, after all others were tried.
 pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let author = Author::of(&*snapshot, user)?;
+    let mut later = Ok(());
     for room in members::list_joined_rooms(&*snapshot, user)? {
         let (owned, author) = (app.clone(), author.clone());
-        let renewed = commit::in_room(app, room, move |change| {
+        let renewed = own_events::in_room_unasked(app, room, move |change| {
             let user_id = &author.user_id;
             if change.membership(user_id.as_str())? != Membership::Join {
                 return Ok(());
@@ -215,12 +217,13 @@ pub(crate) async fn renew_profile(app: &App, user: UserNum) -> Result<()> {
                 None => approved.add(change, owned.rooms.signer()).map(drop),
             }
         });
-        left_out(room, renewed.await)?;
+        later = later.and(left_out(room, renewed.await)?);
     }
-    Ok(())
+    later
 }
 
-/// Leaves every room that this server is in, and refuses every invitation to one, because the user's account ends.
+/// Leaves every room that this server is in, and refuses every invitation to one, because the user's account ends. Errors: as for
+/// [`renew_profile`].
 pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
     let snapshot = app.store.snapshot();
     let is_erased = accounts::users::require(&*snapshot, user)?.is_erased;
@@ -233,21 +236,22 @@ pub(crate) async fn leave_all(app: &App, user: UserNum) -> Result<()> {
         }
     }
     drop(snapshot);
+    let mut later = Ok(());
     for room in rooms {
         if is_erased {
             delete_receipts(app, room, &author.user_id).await?;
         }
         let (owned, author) = (app.clone(), author.clone());
-        let left = commit::in_room(app, room, move |change| {
+        let left = own_events::in_room_unasked(app, room, move |change| {
             let user_id = &author.user_id;
             if !is_present(change.membership(user_id.as_str())?) {
                 return Ok(());
             }
             add(&owned, change, &author, user_id, without_profile("leave", None))
         });
-        left_out(room, left.await)?;
+        later = later.and(left_out(room, left.await)?);
     }
-    Ok(())
+    later
 }
 
 /// Deletes all receipts of a user in a room, in as many turns as that takes.
@@ -259,7 +263,7 @@ async fn delete_receipts(app: &App, room: RoomNum, user_id: &UserId) -> Result<(
         });
         match deleted.await {
             Ok(true) => {}
-            other => return left_out(room, other.map(drop)),
+            other => return left_out(room, other.map(drop))?,
         }
     }
 }
@@ -269,13 +273,18 @@ fn is_present(membership: Membership) -> bool {
     matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
 }
 
-/// Passes over the refusal of one room, so that the user's other rooms are still written to.
-fn left_out(room: RoomNum, answer: Result<()>) -> Result<()> {
+/// Passes over the refusal of one room, so that the user's other rooms are still written to. Gives the error for which this room is
+/// to be tried again later.
+fn left_out(room: RoomNum, answer: Result<()>) -> Result<Result<()>> {
     match answer {
         Err(Error::Refused(why)) => {
             tracing::debug!(%room, reason = why.message, "a room refuses a change that is written to all rooms of a user");
-            Ok(())
+            Ok(Ok(()))
         }
-        other => other,
+        Err(why @ Error::Remote { .. }) => {
+            tracing::info!(%room, %why, "a change that is written to all rooms of a user is put off in this one");
+            Ok(Err(why))
+        }
+        other => other.map(Ok),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     flows::{
         App,
         account::carry_over,
-        commit, jobs,
+        commit, jobs, own_events,
         room::{membership, presence},
     },
     rooms::{
@@ -72,7 +72,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
     let signer = app.rooms.signer().clone();
     presence::note_active(app, caller);
     let caller = caller.clone();
-    commit::in_room(app, room, move |change| {
+    own_events::in_room(app, room, move |change| {
         if let Some(event) = txn.find(&change.batch, room)? {
             return Ok(event::require(&change.batch, room, event)?.id(&change.row));
         }
@@ -110,7 +110,7 @@ pub(crate) async fn set_state(
     let (owned, signer) = (app.clone(), app.rooms.signer().clone());
     let replaces_room = event_type == TOMBSTONE && state_key.is_empty();
     presence::note_active(app, caller);
-    let (event_id, promised) = commit::in_room(app, room, move |change| {
+    let (event_id, promised) = own_events::in_room(app, room, move |change| {
         let approved = policy::approve(change, signer.server(), &author, draft)?;
         if let Some(same) = approved.find_same(change)? {
             return Ok((same, None));

@@ -18,7 +18,7 @@ use crate::{
     flows::{
         App,
         account::carry_over,
-        commit, jobs,
+        commit, jobs, own_events,
         room::{create, presence, send},
     },
     ids::RoomNum,
@@ -326,7 +326,7 @@ async fn replace(
         }
         Ok((canonical, promised))
     };
-    let (canonical, promised) = commit::in_room_and_server(app, num, work).await?;
+    let (canonical, promised) = own_events::in_room_and_server(app, num, work).await?;
     jobs::keep(app, promised).await?;
     Ok(canonical)
 }

@@ -30,13 +30,17 @@ use crate::{
 impl Change {
     /// Builds an event of one of our users on the room's heads, judges it, and writes it into the batch. Refuses an
     /// event that the rules forbid (403 `M_FORBIDDEN`) or that is too large (413 `M_TOO_LARGE`). Flows come here
-    /// through the gate, `rooms::policy`.
+    /// through the gate, `rooms::policy`. In a room that uses a policy server the change comes to nothing
+    /// ([`Error::Busy`]) until the event has that server's signature, for which `flows::own_events` asks.
     pub(in crate::rooms) fn add(
         &mut self,
         signer: &Signer,
         draft: &Draft,
         sent_by: Option<SentBy>,
     ) -> Result<StoredEvent> {
+        if let Some(server) = self.signing_server(draft)? {
+            return self.add_signed(server, signer, draft, sent_by);
+        }
         let (built, auth) = self.build(signer, draft)?;
         self.write(draft, built, &auth, sent_by)
     }
@@ -60,7 +64,7 @@ impl Change {
         self.build(signer, draft).map(|(built, _)| built)
     }
 
-    fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
+    pub(super) fn build(&mut self, signer: &Signer, draft: &Draft) -> Result<(Built, Vec<Arc<StateEvent>>)> {
         // A change to rows beside the events may be of a room that this server has left.
         require_in(self.row.resident)?;
         let is_create = draft.event_type == CREATE;
@@ -126,7 +130,7 @@ impl Change {
 
     /// Writes an event of our own. It cites all heads, so the state before it is the current state, the room has one
     /// head after it, and no states need to be resolved.
-    fn write(
+    pub(super) fn write(
         &mut self,
         draft: &Draft,
         built: Built,

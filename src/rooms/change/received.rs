@@ -13,6 +13,7 @@ mod apart;
 mod fill;
 mod gate;
 mod presume;
+mod recommended;
 mod revise;
 mod signed;
 mod write;
@@ -25,6 +26,7 @@ use std::{
 pub use apart::Reunion;
 pub use fill::{Backfill, Before, Filling, Older};
 pub use gate::Received;
+use recommended::Recommendation;
 pub use revise::{Completion, Revision};
 use ruma::{EventId, OwnedEventId};
 pub use signed::Signed;
@@ -37,6 +39,7 @@ use crate::{
         admit::{self, AuthState, Evidence, Known, Verdict, Why},
         event::{self, Event, StateEvent, StoredEvent},
         graph,
+        policy_server::PolicyServer,
         resolve::{Attempt, NotResolved, Question, Resolving, Settled},
         rules,
         state::{self, Sketch},
@@ -69,6 +72,8 @@ pub enum Outcome {
     },
     /// It cannot be judged now, because an event that it needs cannot be had; nothing was stored.
     Unknown,
+    /// The room's policy server is still to say whether it recommends the event, and cannot be asked now; nothing was stored.
+    Held,
 }
 
 /// The numbers that an event takes before all questions about it are answered. They stay its own even if the event
@@ -92,6 +97,8 @@ pub enum Step {
     /// A question has to be answered first that names places of this turn's batch, which is still being built. The turn
     /// ends before this event, and the next turn begins with it.
     EndTurn(Option<Taken>),
+    /// The room uses this policy server, whose signature the event has not ([`Received::signed_by`], [`Received::opposed_by`]).
+    Unsigned(PolicyServer, Option<Taken>),
 }
 
 impl Step {
@@ -198,26 +205,35 @@ impl Change {
         let tip = Sketch::from(StateRef::Main(self.row.state_tip));
         let mut before = self.auth_state(event, &standpoint.before)?;
         let presumed = self.presume(event, &auth, &standpoint.before, &mut before)?;
-        let current = if self.row.partial.is_some() {
+        let now = if self.row.partial.is_some() {
             // The room's state is too little known for anything to fail by it.
             None
         } else {
-            let now = match self.state_to_fit(&standpoint, &tip, resolving)? {
-                Ok(now) => now,
+            match self.state_to_fit(&standpoint, &tip, resolving)? {
+                Ok(now) => Some(now),
                 Err(question) => return Ok(Step::later(question, taken)),
-            };
-            if standpoint.before == now { None } else { Some(self.auth_state(event, &now)?) }
+            }
         };
+        let other = now.as_ref().filter(|now| **now != standpoint.before);
+        let current = other.map(|now| self.auth_state(event, now)).transpose()?;
         let evidence =
             Evidence { rules, auth: &auth, prev: &prev, before: &before, current: current.as_ref() };
         let outcome = match admit::admit(event, &evidence) {
-            Verdict::Accept => {
-                let step = self.accept(received, taken, &standpoint, tip, resolving, now_ms)?;
-                if matches!(step, Step::Done(Outcome::Accepted(_))) {
-                    self.learn_presumed(&presumed)?;
+            Verdict::Accept => match self.recommendation(received, &standpoint, now.as_ref())? {
+                Recommendation::For => {
+                    let step = self.accept(received, taken, &standpoint, tip, resolving, now_ms)?;
+                    if matches!(step, Step::Done(Outcome::Accepted(_))) {
+                        self.learn_presumed(&presumed)?;
+                    }
+                    return Ok(step);
                 }
-                return Ok(step);
-            }
+                Recommendation::Unasked(server) => return Ok(Step::Unsigned(server, taken)),
+                Recommendation::Against(why) if !standpoint.missing.is_empty() => {
+                    tracing::debug!(room = %self.num, event = %event.id, why, "an event is not taken");
+                    Outcome::Unknown
+                }
+                Recommendation::Against(why) => self.put_aside(received, taken, &standpoint, why, false)?,
+            },
             Verdict::SoftFail(why) | Verdict::Reject(why) if !standpoint.missing.is_empty() => {
                 tracing::debug!(room = %self.num, event = %event.id, why, "an event does not fit a state that was fetched for it");
                 Outcome::Unknown

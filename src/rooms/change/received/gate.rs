@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use ruma::{EventId, OwnedEventId};
+use ruma::{EventId, OwnedEventId, room_version_rules::RoomVersionRules};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -13,12 +13,14 @@ use crate::{
     error::Refusal,
     ids::RoomNum,
     rooms::{
+        admit::Why,
         build::{EVENT_BYTES_MAX, NAME_BYTES_MAX},
         event::{self, Event},
+        policy_server::PolicyServer,
         versions,
     },
     schema::event_types::CREATE,
-    schema::rooms::{EventHash, EventKey, RoomRow},
+    schema::rooms::{EventHash, EventKey, RoomRow, SentBy},
 };
 
 /// An event cites at most this many events.
@@ -35,6 +37,16 @@ pub struct Received {
     event: Event,
     depth: u64,
     let_in: bool,
+    by_us: Option<ByUs>,
+    /// The policy server that does not recommend the event, and why.
+    opposed: Option<(PolicyServer, Why)>,
+}
+
+/// The part that only events of our own users have.
+#[derive(Clone, Debug, Default)]
+struct ByUs {
+    /// The device and the transaction id with which it was sent, if it was.
+    sent_by: Option<SentBy>,
 }
 
 /// The fields of an event that only the gate looks at.
@@ -94,6 +106,55 @@ impl Received {
         self.let_in
     }
 
+    /// The same event, which one of our own users sends, be it with a transaction id.
+    #[must_use]
+    pub(in crate::rooms) fn sent_by(self, sent_by: Option<SentBy>) -> Self {
+        Self { by_us: Some(ByUs { sent_by }), ..self }
+    }
+
+    /// Whether one of our own users sends the event now.
+    pub(super) fn is_by_us(&self) -> bool {
+        self.by_us.is_some()
+    }
+
+    /// The device and the transaction id with which one of our own users sends it.
+    pub(in crate::rooms::change) fn sender_device(&self) -> Option<SentBy> {
+        self.by_us.as_ref().and_then(|by_us| by_us.sent_by.clone())
+    }
+
+    /// The same event with the signature of a policy server. `None` if the signature is wrong, and if the event has no place for
+    /// it.
+    pub fn signed_by(
+        &self,
+        server: &PolicyServer,
+        rules: &RoomVersionRules,
+        signature: &str,
+    ) -> Option<Self> {
+        let json = server.add_signature(&self.json, rules, signature)?;
+        (json.len() <= EVENT_BYTES_MAX).then(|| Self { json, ..self.clone() })
+    }
+
+    /// The same event with the signature that another copy of it has of a policy server. `None` as for [`Self::signed_by`].
+    pub fn with_signature_of(
+        &self,
+        server: &PolicyServer,
+        rules: &RoomVersionRules,
+        copy: &Self,
+    ) -> Option<Self> {
+        self.signed_by(server, rules, &server.find_signature(&copy.json)?)
+    }
+
+    /// The same event, which a policy server does not recommend for this reason.
+    #[must_use]
+    pub fn opposed_by(self, server: PolicyServer, why: Why) -> Self {
+        Self { opposed: Some((server, why)), ..self }
+    }
+
+    /// The reason for which this policy server does not recommend the event, if it was asked.
+    pub(super) fn opposed(&self, server: &PolicyServer) -> Option<&Why> {
+        self.opposed.as_ref().filter(|(by, _)| by == server).map(|(_, why)| why)
+    }
+
     /// The event's depth, as its sender's server says.
     pub fn depth(&self) -> u64 {
         self.depth
@@ -132,7 +193,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
     names(&event)?;
-    Ok(Received { key, json, event, depth, let_in: false })
+    Ok(Received { key, json, event, depth, let_in: false, by_us: None, opposed: None })
 }
 
 /// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.

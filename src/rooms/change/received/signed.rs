@@ -30,7 +30,7 @@ use crate::{
     rooms::{
         build::{EVENT_BYTES_MAX, Signer},
         event::{self, Event},
-        redact, versions,
+        policy_server, redact, versions,
     },
     schema::{event_types::MEMBER, rooms::EventHash, rooms::RoomRow},
 };
@@ -289,7 +289,7 @@ fn required_servers(event: &Event, rules: &RoomVersionRules) -> Result<Vec<Owned
 }
 
 /// Gives the signatures of one server, by the ids of its keys. What is no signature by ed25519 is left out, because keys of
-/// other kinds may come.
+/// other kinds may come, and so is the signature of a policy server beside others: no server publishes the key of that one.
 fn signatures_of(signers: &Signers<'_>, server: &ServerName) -> Result<BTreeMap<String, Signature>, Refusal> {
     let of_server = signers.signatures.get(server.as_str());
     let read = |(key_id, signature): (&String, &&RawValue)| {
@@ -297,10 +297,11 @@ fn signatures_of(signers: &Signers<'_>, server: &ServerName) -> Result<BTreeMap<
         let signature = LENIENT.decode(signature.as_bytes()).ok()?;
         Some((key_id.clone(), Signature::from_slice(&signature).ok()?))
     };
-    let signatures: BTreeMap<_, _> = of_server
-        .into_iter()
-        .flatten()
-        .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
+    let is_ed25519 = |key_id: &str| key_id.starts_with("ed25519:");
+    let of_keys = || of_server.into_iter().flatten().filter(|(key_id, _)| is_ed25519(key_id));
+    let is_alone = of_keys().count() == 1;
+    let signatures: BTreeMap<_, _> = of_keys()
+        .filter(|(key_id, _)| is_alone || *key_id != policy_server::KEY_ID)
         .filter_map(read)
         .take(KEYS_MAX)
         .collect();
@@ -394,6 +395,23 @@ mod tests {
             event.as_object_mut().unwrap().remove("unsigned");
             assert_eq!(kept, event);
         }
+    }
+
+    #[test]
+    fn the_key_of_a_policy_server_is_not_looked_for_among_those_that_servers_publish() {
+        let (_, mut event) = message(11);
+        let own = event["signatures"][SERVER]["ed25519:k"].clone();
+        event["signatures"][SERVER][policy_server::KEY_ID] = own.clone();
+        event["signatures"]["p.example"] = json!({ policy_server::KEY_ID: own });
+        let signed = come(11, &event).unwrap();
+        let keys: Vec<_> = signed.keys().map(|(server, id)| (server.as_str(), id)).collect();
+        assert_eq!(keys, [(SERVER, "ed25519:k")]);
+        let received = signed.verify(find_key).unwrap();
+        let kept: Value = serde_json::from_slice(received.json()).unwrap();
+        assert_eq!(kept["signatures"], event["signatures"], "what others need is handed on");
+        // A server may have given its own key that name.
+        event["signatures"][SERVER].as_object_mut().unwrap().remove("ed25519:k");
+        assert_eq!(come(11, &event).unwrap().keys().count(), 1);
     }
 
     #[test]

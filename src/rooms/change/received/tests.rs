@@ -181,7 +181,9 @@ impl Fixture {
                     self.worked_out += 1;
                     has_taken = taken;
                 }
-                Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+                Step::EndTurn(_) | Step::Unsigned(..) => {
+                    panic!("nothing is pending before the first event of a turn")
+                }
             }
         }
         panic!("what was worked out is not found")

@@ -103,7 +103,7 @@ impl Change {
             before: Some(before),
             prev: standpoint.prev.clone(),
             auth: &standpoint.auth,
-            sent_by: None,
+            sent_by: received.sender_device(),
             let_in: received.is_let_in(),
         };
         Ok(entering.header().ok_or_else(|| Refusal::bad_json("The JSON is not that of an event."))?)
@@ -165,7 +165,7 @@ impl Change {
             key: received.key().clone(),
             depth: received.depth(),
             stored_ms: now_ms,
-            is_own: false,
+            is_own: received.is_by_us(),
             after: after.base,
         };
         if let Some(replaces) = self.apart_from(&tip, &after, standpoint)? {

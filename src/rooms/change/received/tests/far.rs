@@ -335,7 +335,9 @@ fn a_question_is_answered_although_the_state_moves_at_each_turn() {
                         taken = numbers;
                         Some(question)
                     }
-                    Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+                    Step::EndTurn(_) | Step::Unsigned(..) => {
+                        panic!("nothing is pending before the first event of a turn")
+                    }
                 }
             });
             let Some(question) = asked else {

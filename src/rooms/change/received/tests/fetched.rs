@@ -85,7 +85,9 @@ impl Fixture {
                     rooms.resolver().work_out(&*snapshot, ROOM, VERSION, &question, &loaded, all).unwrap();
                     has_taken = taken;
                 }
-                Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+                Step::EndTurn(_) | Step::Unsigned(..) => {
+                    panic!("nothing is pending before the first event of a turn")
+                }
             }
         }
         panic!("what was worked out is not found")

@@ -78,7 +78,9 @@ fn a_large_step_that_comes_to_nothing_is_never_seen_and_is_cleared() {
                     .unwrap();
                 taken = numbers;
             }
-            Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+            Step::EndTurn(_) | Step::Unsigned(..) => {
+                panic!("nothing is pending before the first event of a turn")
+            }
         }
     }
     fixture.store.flush().unwrap();

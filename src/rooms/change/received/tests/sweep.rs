@@ -279,7 +279,9 @@ fn an_event_that_comes_back_finds_its_key_again_though_that_was_swept() {
                 has_taken = taken;
                 continue;
             }
-            Step::EndTurn(_) => panic!("nothing is pending before the first event of a turn"),
+            Step::EndTurn(_) | Step::Unsigned(..) => {
+                panic!("nothing is pending before the first event of a turn")
+            }
         }
         break;
     }

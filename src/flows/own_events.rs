@@ -1,0 +1,135 @@
+//! Changes to rooms by which our own users add events. In a room that uses a policy server this asks for the signature that each
+//! of them needs, outside the room's turn: nobody waits for a slow policy server but those who send to its rooms.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::{
+    error::{Error, Result},
+    flows::{
+        App,
+        commit::{self, ServerLock},
+        policy_server::{self, Patience},
+    },
+    ids::RoomNum,
+    rooms::{
+        change::{Change, Received, countersigned::Unsigned},
+        turns::Seat,
+    },
+};
+
+/// A request whose events must be signed waits at most this long for that: clients give up not much later.
+const TAKES_MAX: Duration = Duration::from_secs(20);
+/// An event that nobody waits for is given up after this time.
+const UNASKED_TAKES_MAX: Duration = Duration::from_secs(10);
+/// A change is made at most this many times. A room that goes on so far meanwhile that a signed event cannot be placed in a turn
+/// has it built and signed anew.
+const ROUNDS_MAX: usize = 5;
+/// Who could not have an event signed because others wait may try again after this time.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Changes a room as [`commit::in_room`] does. `work` is done anew where an event that it adds had to be signed, so that nothing
+/// of it may reach beyond the change.
+pub(crate) async fn in_room<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    in_room_with(app, room, patience, work).await
+}
+
+/// Like [`in_room`], for events that nobody waits for. Errors: [`Error::Remote`] wherever the policy server is to be asked later.
+pub(crate) async fn in_room_unasked<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let patience = Patience { until: app.env.uptime() + UNASKED_TAKES_MAX, minds_silence: true };
+    in_room_with(app, room, patience, work).await
+}
+
+async fn in_room_with<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    patience: Patience,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
+    in_rounds(app, room, patience, begin, |change, _| work(change)).await
+}
+
+/// Changes a room as [`commit::in_room_and_server`] does, and otherwise like [`in_room`].
+pub(crate) async fn in_room_and_server<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let begin = move |app: &App, seat: Seat| Change::begin_beside(&app.store, seat, room);
+    let work = |change: &mut Change, server: &mut ServerLock<'_>| {
+        server.take(change);
+        work(change)
+    };
+    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    in_rounds(app, room, patience, begin, work).await
+}
+
+async fn in_rounds<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    patience: Patience,
+    begin: impl FnOnce(&App, Seat) -> Result<Change> + Clone + Send + 'static,
+    work: impl FnOnce(&mut Change, &mut ServerLock<'_>) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let turns = app.rooms.turns(room);
+    let (mut signed, mut place) = (Vec::new(), None);
+    for _ in 0..ROUNDS_MAX {
+        let lacking: Arc<Mutex<Option<Unsigned>>> = Arc::default();
+        let (owned, tell, given, work) = (app.clone(), Arc::clone(&lacking), signed.clone(), work.clone());
+        let turn = move |change: &mut Change, server: &mut ServerLock<'_>| {
+            change.bring_signed(given, owned.rooms.shared_resolver());
+            let answer = work(change, server);
+            *tell.lock() = change.take_unsigned();
+            answer
+        };
+        let answer = commit::in_turn(app, room, begin.clone(), turn, Error::from).await;
+        let unsigned = match (answer, lacking.lock().take()) {
+            (Err(Error::Busy { .. }), Some(unsigned)) => unsigned,
+            (answer, _) => return answer,
+        };
+        if place.is_none() {
+            place = turns.signing.try_acquire().ok();
+            if place.is_none() {
+                // An event on the room's heads of now would stand beside all that others have signed meanwhile.
+                place = Some(wait_for_place(app, &turns.signing, patience).await?);
+                continue;
+            }
+        }
+        signed.push(policy_server::sign_own(app, unsigned, patience).await?);
+    }
+    tracing::debug!(%room, "an event is not sent: its room went on too fast for its policy server");
+    Err(Error::Busy { retry_after: AGAIN })
+}
+
+async fn wait_for_place<'a>(
+    app: &App,
+    places: &'a Semaphore,
+    patience: Patience,
+) -> Result<SemaphorePermit<'a>> {
+    let left = patience.until.saturating_sub(app.env.uptime());
+    tokio::select! {
+        biased;
+        place = places.acquire() => place.map_err(|_| Error::broken("the server has stopped")),
+        () = app.env.sleep(left) => Err(Error::Busy { retry_after: AGAIN }),
+    }
+}
+
+/// Has an event signed that is not added by the change that built it, because others must sign it, too.
+pub(crate) async fn countersign(app: &App, room: RoomNum, unsigned: Unsigned) -> Result<Received> {
+    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    let turns = app.rooms.turns(room);
+    let _place = wait_for_place(app, &turns.signing, patience).await?;
+    Ok(policy_server::sign_own(app, unsigned, patience).await?.into_event())
+}
