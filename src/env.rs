@@ -342,18 +342,18 @@ impl Env {
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if self.is_simulated() {
-            payer::pass_gate()?;
+            let _gate = payer::pass_gate()?;
             return call();
         }
         let queued = self.instant();
         let permit = pool.take(payer::current()).await.map_err(busy)?;
-        payer::pass_gate()?;
+        let gate = payer::pass_gate()?;
         let began = self.instant();
         spent::add(spent::Place::Queued, began.saturating_duration_since(queued));
         // The call logs on behalf of the request that it works for.
         let span = tracing::Span::current();
         let call = move || {
-            let _permit = permit;
+            let (_permit, _gate) = (permit, gate);
             span.in_scope(call)
         };
         let result = tokio::task::spawn_blocking(call).await;

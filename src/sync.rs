@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounts::Caller,
-    env::Env,
+    env::{Env, payer},
     error::{Refusal, Result},
     ids::Position,
     push::Push,
@@ -112,6 +112,7 @@ impl Polls {
             if found.has_news || left.is_zero() {
                 return Ok(found.answer);
             }
+            payer::rest();
             // Only a poll that waits needs a place.
             let place = place.get_or_insert_with(|| self.0.places.take(ask.caller.user, ask.caller.device));
             tokio::select! {

@@ -1,10 +1,14 @@
 //! The budget of bytes of bodies and answers that are in memory at once, over all requests. Newcomers wait while it is
 //! used up.
 //!
-//! A body reserves its bytes before they are received. An answer is charged for when it is made: it cannot be made
+//! A body reserves bytes in steps, as they arrive, so that a length that is only announced holds nothing. Small bodies and large
+//! ones wait in lines of their own, and some of the budget is for small ones alone: a small body never waits behind a large one.
+//! Strangers, who have proven nothing yet, hold only a part of the budget together, from however many addresses they send.
+//!
+//! An answer is charged for when it is made: it cannot be made
 //! smaller any more, so that it may overdraw the budget, and newcomers wait until it was read. A payer who holds more than its
-//! share is refused before its next answer is made, also if the request was admitted earlier: so a payer has at most its share in
-//! unread answers, and the few answers besides that are made at the same time.
+//! share is refused before its next answer is made, also if the request was admitted earlier. While an answer is being made, it
+//! counts as one of an expected size: so a payer has at most its share in answers, whether they are unread or being made.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +30,56 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// The time after which a refused caller is told to try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// A body of at most this many bytes is a small one.
+const SMALL_BYTES_MAX: usize = 64 << 10;
+
+/// A line in which those wait who want bytes. Each line has its own bounds, so that none waits for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Large bodies of callers who have proven nothing: there is no token, or a signature that is not checked yet.
+    StrangersLarge,
+    /// Small bodies of such callers.
+    StrangersSmall,
+    /// Large bodies of users, and of servers whose signature was checked.
+    KnownLarge,
+    /// Small bodies of such callers.
+    KnownSmall,
+}
+
+impl Line {
+    /// The line for a body of a caller.
+    pub(crate) fn of(is_known: bool, bytes: usize) -> Self {
+        match (is_known, bytes <= SMALL_BYTES_MAX) {
+            (false, false) => Self::StrangersLarge,
+            (false, true) => Self::StrangersSmall,
+            (true, false) => Self::KnownLarge,
+            (true, true) => Self::KnownSmall,
+        }
+    }
+
+    fn is_of_strangers(self) -> bool {
+        matches!(self, Self::StrangersLarge | Self::StrangersSmall)
+    }
+
+    /// How full the budget may be with the bytes of this line, in eighths. The rest is for those who have a right to more.
+    fn eighths(self) -> usize {
+        match self {
+            Self::StrangersLarge | Self::KnownLarge => 6,
+            Self::StrangersSmall => 7,
+            Self::KnownSmall => 8,
+        }
+    }
+
+    /// How many eighths of the budget all strangers may hold together with the bytes of this line.
+    fn strangers_eighths(self) -> usize {
+        match self {
+            Self::StrangersLarge => 3,
+            Self::StrangersSmall => 4,
+            Self::KnownLarge | Self::KnownSmall => 8,
+        }
+    }
+}
+
 /// The budget of one server. A clone is cheap.
 #[derive(Clone)]
 pub(crate) struct Budget(Arc<Inner>);
@@ -36,8 +90,9 @@ struct Inner {
     bytes_max: usize,
     holdings: Mutex<Holdings>,
     freed: Notify,
-    /// The first in line waits for room; the others wait here for their turn, newcomers too, so that nobody overtakes.
-    line: tokio::sync::Mutex<()>,
+    /// The first in each line waits for room; the others wait here for their turn, newcomers too, so that nobody overtakes in
+    /// a line.
+    lines: [tokio::sync::Mutex<()>; 4],
 }
 
 /// The bytes that payers hold.
@@ -50,6 +105,8 @@ struct Holdings {
     /// The same bytes, each for its narrowest payer alone. This is apart from `held`, where the bytes of a user who asks
     /// from an address of its own and through a proxy on this machine would be counted for both and given back for one.
     counted: Shares,
+    /// The bytes of bodies whose senders have proven nothing yet.
+    strangers: usize,
 }
 
 impl Holdings {
@@ -79,15 +136,17 @@ pub(crate) struct Held {
     budget: Budget,
     payers: Payers,
     bytes: usize,
+    /// The bytes count in the part of all strangers.
+    is_strangers: bool,
 }
 
 impl Budget {
     /// Makes a budget in which nothing is counted yet.
     pub(crate) fn new(env: Env, metrics: Metrics, bytes_max: usize) -> Self {
         let shares = || Shares::new(bytes_max);
-        let holdings = Mutex::new(Holdings { bytes: 0, held: shares(), counted: shares() });
-        let (freed, line) = (Notify::new(), tokio::sync::Mutex::new(()));
-        Self(Arc::new(Inner { env, metrics, bytes_max, holdings, freed, line }))
+        let holdings = Mutex::new(Holdings { bytes: 0, held: shares(), counted: shares(), strangers: 0 });
+        let (freed, lines) = (Notify::new(), Default::default());
+        Self(Arc::new(Inner { env, metrics, bytes_max, holdings, freed, lines }))
     }
 
     /// Waits while the budget is overdrawn. Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, and at once for a
@@ -95,7 +154,7 @@ impl Budget {
     pub(crate) async fn admit(&self, payers: Payers) -> Result<()> {
         self.require_within_share(payers)?;
         if self.0.holdings.lock().bytes > self.0.bytes_max {
-            drop(self.reserve(payers, 0).await?);
+            drop(self.reserve(payers, Line::KnownSmall, 0).await?);
         }
         Ok(())
     }
@@ -105,22 +164,23 @@ impl Budget {
         self.require_share(&self.0.holdings.lock(), payers, 0)
     }
 
-    /// Waits until there is room for these bytes, and counts them. Those who wait are served in the order in which they came.
+    /// Waits until there is room for these bytes, and counts them. Those in one line are served in the order in which they came.
     /// Fails with [`Error::Busy`] if that takes longer than `WAIT_MAX`, or if the user or the address would hold more than its
     /// share, now or when its turn has come.
-    pub(crate) async fn reserve(&self, payers: Payers, bytes: usize) -> Result<Held> {
+    pub(crate) async fn reserve(&self, payers: Payers, line: Line, bytes: usize) -> Result<Held> {
+        let in_line = self.0.line(line);
         // The lock is free only while nobody waits.
-        if let Ok(_first) = self.0.line.try_lock()
-            && let Some(held) = self.try_hold(payers, bytes)?
+        if let Ok(_first) = in_line.try_lock()
+            && let Some(held) = self.try_hold(payers, line, bytes)?
         {
             return Ok(held);
         }
         self.require_share(&self.0.holdings.lock(), payers, bytes)?;
         let wait = async {
-            let _first = self.0.line.lock().await;
+            let _first = in_line.lock().await;
             loop {
                 let freed = self.0.freed.notified();
-                if let Some(held) = self.try_hold(payers, bytes)? {
+                if let Some(held) = self.try_hold(payers, line, bytes)? {
                     return Ok(held);
                 }
                 freed.await;
@@ -136,9 +196,17 @@ impl Budget {
         }
     }
 
+    /// Counts an answer that is about to be made as one of so many bytes. Fails with [`Error::Busy`] if the user or the address
+    /// would hold more than its share with it.
+    pub(crate) fn begin_answer(&self, payers: Payers, bytes: usize) -> Result<Held> {
+        let mut holdings = self.0.holdings.lock();
+        self.require_share(&holdings, payers, bytes)?;
+        Ok(self.hold(payers, bytes, false, &mut holdings))
+    }
+
     /// Counts bytes that are in memory already, even if that overdraws the budget.
     pub(crate) fn charge(&self, payers: Payers, bytes: usize) -> Held {
-        self.hold(payers, bytes, &mut self.0.holdings.lock())
+        self.hold(payers, bytes, false, &mut self.0.holdings.lock())
     }
 
     /// The bytes that the first of these payers holds.
@@ -159,17 +227,37 @@ impl Budget {
     }
 
     /// Counts these bytes if there is room for them now.
-    fn try_hold(&self, payers: Payers, bytes: usize) -> Result<Option<Held>> {
+    fn try_hold(&self, payers: Payers, line: Line, bytes: usize) -> Result<Option<Held>> {
         let mut holdings = self.0.holdings.lock();
         self.require_share(&holdings, payers, bytes)?;
-        let has_room = holdings.bytes.saturating_add(bytes) <= self.0.bytes_max;
-        Ok(has_room.then(|| self.hold(payers, bytes, &mut holdings)))
+        // Whoever wants nothing waits only while the budget is overdrawn.
+        let of_all = |eighths| if bytes == 0 { self.0.bytes_max } else { self.0.bytes_max / 8 * eighths };
+        let is_strangers = line.is_of_strangers();
+        let has_part =
+            !is_strangers || holdings.strangers.saturating_add(bytes) <= of_all(line.strangers_eighths());
+        let has_room = has_part && holdings.bytes.saturating_add(bytes) <= of_all(line.eighths());
+        Ok(has_room.then(|| self.hold(payers, bytes, is_strangers, &mut holdings)))
     }
 
-    fn hold(&self, payers: Payers, bytes: usize, holdings: &mut Holdings) -> Held {
+    fn hold(&self, payers: Payers, bytes: usize, is_strangers: bool, holdings: &mut Holdings) -> Held {
         holdings.take(payers, bytes);
+        if is_strangers {
+            holdings.strangers = holdings.strangers.saturating_add(bytes);
+        }
         self.0.metrics.bytes_in_flight(bytes as i64);
-        Held { budget: self.clone(), payers, bytes }
+        Held { budget: self.clone(), payers, bytes, is_strangers }
+    }
+}
+
+impl Inner {
+    fn line(&self, line: Line) -> &tokio::sync::Mutex<()> {
+        let [strangers_large, strangers_small, known_large, known_small] = &self.lines;
+        match line {
+            Line::StrangersLarge => strangers_large,
+            Line::StrangersSmall => strangers_small,
+            Line::KnownLarge => known_large,
+            Line::KnownSmall => known_small,
+        }
     }
 }
 
@@ -178,6 +266,27 @@ impl Held {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Counts so many bytes more for the same payers, once there is room for them. Errors as [`Budget::reserve`] does.
+    pub(crate) async fn grow(&mut self, line: Line, bytes: usize) -> Result<()> {
+        let mut more = self.budget.reserve(self.payers, line, bytes).await?;
+        debug_assert!(more.is_strangers == self.is_strangers, "a body changes its sender");
+        // The other count is empty when it is dropped.
+        self.bytes = self.bytes.saturating_add(std::mem::take(&mut more.bytes));
+        Ok(())
+    }
+
+    /// Takes the bytes out of the part of strangers, because the sender has proven who it is.
+    pub(crate) fn become_known(&mut self) {
+        if std::mem::take(&mut self.is_strangers) {
+            let inner = &self.budget.0;
+            let mut holdings = inner.holdings.lock();
+            debug_assert!(holdings.strangers >= self.bytes, "strangers give back more than they took");
+            holdings.strangers = holdings.strangers.saturating_sub(self.bytes);
+            drop(holdings);
+            inner.freed.notify_waiters();
+        }
+    }
 }
 
 impl Drop for Held {
@@ -185,6 +294,7 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
+        self.become_known();
         let inner = &self.budget.0;
         inner.holdings.lock().give_back(self.payers, self.bytes);
         inner.metrics.bytes_in_flight(-(self.bytes as i64));
@@ -194,6 +304,8 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::ids::UserNum;
 
@@ -213,7 +325,7 @@ mod tests {
 
     fn assert_nothing_is_held(budget: &Budget) {
         let holdings = budget.0.holdings.lock();
-        assert_eq!(holdings.bytes, 0);
+        assert_eq!((holdings.bytes, holdings.strangers), (0, 0));
         assert!(holdings.held.is_empty() && holdings.counted.is_empty());
     }
 
@@ -241,7 +353,7 @@ mod tests {
         let unread: Vec<_> = (0..10).map(|_| budget.charge(address(1), 50)).collect();
         assert!(matches!(budget.admit(address(1)).await, Err(Error::Busy { .. })));
         budget.admit(address(2)).await.unwrap();
-        let other = budget.reserve(address(2), 25).await.unwrap();
+        let other = budget.reserve(address(2), Line::KnownSmall, 25).await.unwrap();
         drop(unread);
         budget.admit(address(1)).await.unwrap();
         drop(other);
@@ -251,13 +363,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn newcomers_wait_until_there_is_room_and_nobody_overtakes() {
         let (env, budget) = budget(100);
-        let first = budget.reserve(address(1), 25).await.unwrap();
+        let first = budget.reserve(address(1), Line::KnownSmall, 25).await.unwrap();
         let answer = budget.charge(proxy(), 90);
         let order = Arc::new(Mutex::new(Vec::new()));
         let ask = |number, bytes| {
             let (budget, order) = (budget.clone(), order.clone());
             env.spawn(async move {
-                let held = budget.reserve(address(number), bytes).await.unwrap();
+                let held = budget.reserve(address(number), Line::KnownSmall, bytes).await.unwrap();
                 order.lock().push(number);
                 drop(held);
             });
@@ -285,7 +397,7 @@ mod tests {
         let ask = |payers: Payers, bytes| {
             let (budget, env) = (budget.clone(), env.clone());
             async move {
-                let held = budget.reserve(payers, bytes).await;
+                let held = budget.reserve(payers, Line::KnownSmall, bytes).await;
                 env.sleep(Duration::from_secs(1)).await;
                 held.map(drop)
             }
@@ -306,28 +418,66 @@ mod tests {
         let (_, budget) = budget(100);
         let _answer = budget.charge(proxy(), 200);
         assert!(matches!(budget.admit(address(2)).await, Err(Error::Busy { .. })));
-        assert!(matches!(budget.reserve(address(2), 10).await, Err(Error::Busy { .. })));
+        assert!(matches!(budget.reserve(address(2), Line::KnownSmall, 10).await, Err(Error::Busy { .. })));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_address_holds_no_more_than_its_share() {
         let (_, budget) = budget(100);
-        let _held = budget.reserve(address(1), 20).await.unwrap();
-        assert!(matches!(budget.reserve(address(1), 10).await, Err(Error::Busy { .. })));
-        budget.reserve(address(2), 10).await.unwrap();
+        let _held = budget.reserve(address(1), Line::KnownSmall, 20).await.unwrap();
+        assert!(matches!(budget.reserve(address(1), Line::KnownSmall, 10).await, Err(Error::Busy { .. })));
+        budget.reserve(address(2), Line::KnownSmall, 10).await.unwrap();
         // A proxy on this machine brings requests of many clients, and so has no share.
-        budget.reserve(proxy(), 60).await.unwrap();
+        budget.reserve(proxy(), Line::KnownSmall, 60).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_user_holds_no_more_than_a_share_from_however_many_addresses() {
         let (_, budget) = budget(100);
         let alice = |last| Payers::of_request(Some(UserNum(1)), [192, 0, 2, last].into());
-        let _held = budget.reserve(alice(1), 20).await.unwrap();
-        assert!(matches!(budget.reserve(alice(2), 10).await, Err(Error::Busy { .. })));
+        let _held = budget.reserve(alice(1), Line::KnownSmall, 20).await.unwrap();
+        assert!(matches!(budget.reserve(alice(2), Line::KnownSmall, 10).await, Err(Error::Busy { .. })));
         let _unread = budget.charge(alice(3), 20);
         assert!(matches!(budget.admit(alice(4)).await, Err(Error::Busy { .. })));
         // A neighbour of hers has a share too.
         budget.admit(Payers::of_request(Some(UserNum(2)), [192, 0, 2, 2].into())).await.unwrap();
+    }
+
+    const MIB: usize = 1 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_body_never_waits_behind_a_large_one() {
+        let (env, budget) = budget(8 * MIB);
+        let full = budget.reserve(proxy(), Line::KnownLarge, 6 * MIB).await.unwrap();
+        let wait = |is_known| budget.reserve(proxy(), Line::of(is_known, MIB), MIB);
+        let others = async {
+            env.sleep(Duration::from_secs(1)).await;
+            for small in [Line::of(true, 1024), Line::of(false, 1024)] {
+                let reserved = budget.reserve(proxy(), small, 1024).now_or_never();
+                drop(reserved.expect("it does not wait").unwrap());
+            }
+            assert!(budget.reserve(proxy(), Line::KnownLarge, 1).now_or_never().is_none(), "large ones wait");
+            drop(full);
+        };
+        let (known, stranger, ()) = tokio::join!(wait(true), wait(false), others);
+        assert_eq!((known.unwrap().bytes(), stranger.unwrap().bytes()), (MIB, MIB));
+        assert_nothing_is_held(&budget);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_from_all_addresses_hold_a_part_together_and_leave_some_of_it_to_small_bodies() {
+        let (_env, budget) = budget(80 * MIB);
+        let mut held = Vec::new();
+        for number in 0..40 {
+            held.extend(budget.reserve(address(number), Line::of(false, MIB), MIB).await);
+        }
+        assert_eq!(held.len(), 30, "three eighths in large bodies");
+        let small = budget.reserve(address(50), Line::of(false, 1024), 1024).await.unwrap();
+        let known = budget.reserve(address(51), Line::of(true, MIB), MIB).await.unwrap();
+        // Whoever proves who it is leaves the part to others.
+        held[0].become_known();
+        let other = budget.reserve(address(52), Line::of(false, MIB), MIB).await.unwrap();
+        drop((held, small, known, other));
+        assert_nothing_is_held(&budget);
     }
 }

@@ -286,6 +286,14 @@ impl Call {
         }
     }
 
+    /// Whether the caller has proven who they are: by a token, or by a signature that was checked.
+    pub(crate) fn is_known(&self) -> bool {
+        match &self.asker {
+            Asker::User(_) | Asker::Appservice(..) | Asker::Server(_) => true,
+            Asker::Nobody | Asker::Claimed(_) => false,
+        }
+    }
+
     /// The account whose request it is.
     pub(crate) fn user(&self) -> Option<UserNum> {
         self.caller().map(|caller| caller.user)

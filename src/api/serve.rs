@@ -12,12 +12,13 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use parking_lot::Mutex;
 use tracing::Instrument;
 
 use crate::{
     api::{
         answer::{self, Answer},
-        budget::Budget,
+        budget::{Budget, Held},
         drain::Unread,
         extract::{self, Call},
         head,
@@ -39,6 +40,37 @@ use crate::{
 
 /// A poll that exceeds its limit waits up to this long for its turn; beyond that, it is refused.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An answer counts as this many bytes while it is being made, because nobody knows how many it comes to have.
+const EXPECTED_BYTES: usize = 64 << 10;
+/// An answer that may tell of many rooms counts as this many bytes while it is being made.
+const EXPECTED_NEWS_BYTES: usize = 1 << 20;
+
+/// The count of an answer that is being made, so that requests that are worked on at the same time do not all find room for
+/// answers that do not fit together.
+struct Making {
+    budget: Budget,
+    payers: Payers,
+    bytes: usize,
+    held: Mutex<Option<Held>>,
+}
+
+impl Gate for Making {
+    fn pass(&self) -> Result<()> {
+        let mut held = self.held.lock();
+        match *held {
+            Some(_) => self.budget.require_within_share(self.payers),
+            None => {
+                *held = Some(self.budget.begin_answer(self.payers, self.bytes)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn rest(&self) {
+        *self.held.lock() = None;
+    }
+}
 
 /// The door that every request goes through.
 #[derive(Clone)]
@@ -188,13 +220,18 @@ impl Door {
             self.budget.admit(payers).await?;
             call.note_caller(app).await?;
             let mut held = None;
-            call.read_body(app, Receiver { budget: &self.budget, payers, held: &mut held }).await?;
+            let is_known = call.is_known();
+            let receiver = Receiver { budget: &self.budget, payers, is_known, held: &mut held };
+            call.read_body(app, receiver).await?;
             // Others of the same payers may have been answered while this one waited.
             self.budget.require_within_share(payers)?;
             call.prove_origin(app).await?;
+            if let Some(held) = held.as_mut().filter(|_| call.is_known()) {
+                held.become_known();
+            }
             let handled = (route.handler)(app.clone(), call);
             let response = if only_reads {
-                payer::behind_gate(self.gate(payers), handled).await?
+                payer::behind_gate(self.gate(payers, policy.is_long_poll), handled).await?
             } else {
                 // A request that writes is not refused half-way.
                 handled.await?
@@ -207,9 +244,9 @@ impl Door {
     }
 
     /// The gate that a request passes before each step of its answer.
-    fn gate(&self, payers: Payers) -> Gate {
-        let budget = self.budget.clone();
-        Arc::new(move || budget.require_within_share(payers))
+    fn gate(&self, payers: Payers, is_long_poll: bool) -> Arc<dyn Gate> {
+        let bytes = if is_long_poll { EXPECTED_NEWS_BYTES } else { EXPECTED_BYTES };
+        Arc::new(Making { budget: self.budget.clone(), payers, bytes, held: Mutex::new(None) })
     }
 
     /// Counts the request for its limit. A poll waits for its turn instead of being refused, so that it gathers more
@@ -346,6 +383,31 @@ mod tests {
         assert_eq!(ask(2).await.status(), StatusCode::OK, "a neighbour has a share of its own");
         drop(unread);
         assert_eq!(ask(1).await.status(), StatusCode::OK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_are_made_together_count_before_they_are_made() {
+        const BUDGET_BYTES: usize = 8 << 20;
+        let server = Server::in_memory(Env::simulated(1, 0));
+        let app = server.app();
+        let door = door(app, BUDGET_BYTES);
+        let router = router(&door, "/large", |app| async move {
+            app.env.blocking(|| Ok(())).await?;
+            // The answer grows while others begin.
+            app.env.sleep(Duration::from_secs(1)).await;
+            Ok(Response::new(Body::from(vec![0; 4 * EXPECTED_BYTES])))
+        });
+        let ask = |last| {
+            let mut request = Request::builder().uri("/large").body(Body::empty()).unwrap();
+            request.extensions_mut().insert(extract::Peer([192, 0, 2, last].into()));
+            door.clone().outermost(router.clone(), request)
+        };
+        let (answers, other) = tokio::join!(futures_util::future::join_all((0..100).map(|_| ask(1))), ask(2));
+        let made = answers.iter().filter(|response| response.status() == StatusCode::OK).count();
+        assert_eq!(made, BUDGET_BYTES / 4 / EXPECTED_BYTES);
+        assert_eq!(other.status(), StatusCode::OK, "a neighbour has a share of its own");
+        drop((answers, other));
+        assert_eq!(door.budget.held_by(Payers::of_request(None, [192, 0, 2, 1].into())), 0);
     }
 
     /// The log lines that these facts about a request make.

@@ -10,13 +10,19 @@ use crate::{error::Result, ids::UserNum};
 /// A user or an address may hold one part in this many of whatever all share.
 const PARTS: usize = 4;
 
-/// Says whether more may be made for the payers of a request now. It fails with [`crate::error::Error::Busy`] while they hold
-/// more than they may.
-pub type Gate = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+/// Stands before each step of a request, and counts the answer while it is being made.
+pub trait Gate: Send + Sync {
+    /// Begins to count the answer, if that has not begun. It fails with [`crate::error::Error::Busy`] while the payers of the
+    /// request hold more than they may.
+    fn pass(&self) -> Result<()>;
+
+    /// Counts the answer no more, because nothing is made of it until the next step.
+    fn rest(&self);
+}
 
 tokio::task_local! {
     static PAYERS: Payers;
-    static GATE: Gate;
+    static GATE: Arc<dyn Gate>;
 }
 
 /// Somebody for whom places and bytes count.
@@ -130,13 +136,21 @@ pub fn current() -> Payers {
 
 /// Runs the future; each call off the async threads for it passes the gate when its turn has come. So requests that waited in
 /// line together are refused as soon as the answers to the first of them fill the share of their payers.
-pub fn behind_gate<F: Future>(gate: Gate, future: F) -> impl Future<Output = F::Output> + use<F> {
+pub fn behind_gate<F: Future>(gate: Arc<dyn Gate>, future: F) -> impl Future<Output = F::Output> + use<F> {
     GATE.scope(gate, future)
 }
 
-/// Fails if the gate of the current task does. A task without a gate always passes.
-pub(super) fn pass_gate() -> Result<()> {
-    GATE.try_with(|gate| gate()).unwrap_or(Ok(()))
+/// Fails if the gate of the current task does. A task without a gate always passes. The call keeps the gate until it ends, so that
+/// what it makes counts also when nobody waits for it any more.
+pub(super) fn pass_gate() -> Result<Option<Arc<dyn Gate>>> {
+    let gate = GATE.try_with(Arc::clone).ok();
+    gate.as_ref().map_or(Ok(()), |gate| gate.pass())?;
+    Ok(gate)
+}
+
+/// Says that the request of the current task waits now, and makes nothing of its answer meanwhile.
+pub fn rest() {
+    let _none_where_no_request_waits = GATE.try_with(|gate| gate.rest());
 }
 
 /// The amounts of one thing that payers hold, such as places of a pool or bytes in memory.
