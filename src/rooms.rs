@@ -31,6 +31,7 @@ pub mod resolve;
 pub mod show;
 pub mod spaces;
 pub mod state;
+pub(crate) mod stripped;
 pub mod timeline;
 mod tip;
 pub mod turns;

@@ -13,10 +13,10 @@ use crate::{
     rooms::{
         change::outside,
         event::{self, StoredEvent},
-        members, state as room_state,
+        members, state as room_state, stripped,
     },
     schema,
-    schema::event_types::{AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, JOIN_RULES, MEMBER, NAME, TOPIC},
+    schema::event_types::MEMBER,
     schema::{
         receipts::{ReceiptKey, ReceiptRow},
         rooms::{Membership, Place},
@@ -36,9 +36,6 @@ use crate::{
         window::{RoomPlace, RoomWindow, Standing, Window},
     },
 };
-
-/// The state that tells somebody outside which room they are invited to.
-const STRIPPED: [&str; 7] = [CREATE, NAME, AVATAR, TOPIC, JOIN_RULES, CANONICAL_ALIAS, ENCRYPTION];
 
 /// The news of a room that the user is in.
 #[derive(Debug)]
@@ -279,14 +276,16 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Faul
     }
     let own = match (told, own) {
         (Some(told), _) => {
-            let state = told.state.iter().map(|event| JsonText::stored(event.as_bytes()));
+            // Rows of older versions may hold more than is kept now.
+            let state = stripped::bound(told.state, &told.sender);
+            let state = state.iter().map(|event| JsonText::stored(event.as_bytes()));
             return Ok(Some(Outside::Told(state.collect())));
         }
         (None, Some(own)) => own,
         (None, None) => return Ok(None),
     };
     let at = StateRef::Main(own.order);
-    let mut keys: Vec<(&str, &str)> = STRIPPED.iter().map(|event_type| (*event_type, "")).collect();
+    let mut keys: Vec<(&str, &str)> = stripped::TELLING.iter().map(|event_type| (*event_type, "")).collect();
     if own.row.state_key().is_some_and(|key| key != sender) {
         keys.push((MEMBER, &sender));
     }

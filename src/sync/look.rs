@@ -2,20 +2,23 @@
 //!
 //! Rooms are collected and written one after the other, so that only one room's events are in memory at a time.
 
+mod invitations;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
 use crate::{
-    ids::{Order, RoomNum},
-    rooms::{change::outside, members, visibility::Reader},
+    ids::{Order, Position, RoomNum},
+    rooms::{members, visibility::Reader},
     schema,
-    schema::rooms::{Membership, Resident, RoomRow, UserRoomRow},
+    schema::rooms::{Membership, Place, Resident, RoomRow, UserRoomRow},
     store::Fault,
     sync::{
         SyncToken,
         changes::Changes,
         collect,
+        look::invitations::Invitation,
         shape::v3::Answer,
         shares::Shares,
         streams::{
@@ -40,9 +43,11 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
     let mut changes = find_changes(window)?;
     let mut data = account_data::collect(window, &changes)?;
     add_rooms_with_data(window, &mut changes.rooms, &data)?;
+    invitations::add_left(window, &mut changes.rooms)?;
     let mut answer = Answer::new(window);
     let mut has_news = window.since.is_none() || window.ask.full_state;
-    has_news |= add_rooms(window, &mut changes, &mut data, &mut answer)?;
+    let (has_rooms, invites) = add_rooms(window, &mut changes, &mut data, &mut answer)?;
+    has_news |= has_rooms;
     // The client asks again at once for receipts that are left, whether or not it wants to hear of those told here.
     has_news |= window.receipts_told_upto().is_some();
     let filter = &window.ask.filter.account_data;
@@ -65,6 +70,7 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
         ephemeral: presence.told_upto.unwrap_or(window.moment.number),
         inbox: inbox.told_upto,
         receipts: window.receipts_told_upto(),
+        invites,
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
     Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
@@ -103,15 +109,16 @@ fn add_rooms_with_data(
     Ok(())
 }
 
-/// Adds the rooms that changed to the answer, and says whether any of them has news.
+/// Adds the rooms that changed to the answer. Says whether any of them has news, and up to which position invitations are told
+/// if some are left for the next answer.
 fn add_rooms(
     window: &Window<'_>,
     changes: &mut Changes,
     data: &mut AccountData,
     answer: &mut Answer<'_, '_>,
-) -> Result<bool, Fault> {
+) -> Result<(bool, Option<Position>), Fault> {
     let rows = schema::ROOM.get_many(window.read, changes.rooms.iter().map(|(room, _)| *room))?;
-    let mut has_news = false;
+    let (mut has_news, mut invitations) = (false, Vec::new());
     for ((num, user_row), row) in changes.rooms.iter().zip(rows) {
         let Some(row) = row else { continue };
         // A user who leaves and forgets a room is still told once that they left it.
@@ -123,9 +130,18 @@ fn add_rooms(
         }
         note_left(window, *num, user_row, &mut changes.shares)?;
         let data = data.by_room.remove(row.id.as_str()).unwrap_or_default();
+        if is_withheld(window, &row) || !is_told(window, *num, user_row, &data)? {
+            continue;
+        }
+        if invitations::is_one(user_row) {
+            let came = came_at(window, *num, user_row)?.map_or(user_row.since, |order| order.anchor);
+            invitations.push(Invitation { came, num: *num, row, user_row: *user_row, data });
+            continue;
+        }
         has_news |= add_room(window, (*num, &row, user_row), data, &mut changes.shares, answer)?;
     }
-    Ok(has_news)
+    let (has_invitations, told_upto) = invitations::add(window, invitations, &mut changes.shares, answer)?;
+    Ok((has_news || has_invitations, told_upto))
 }
 
 /// Notes with whom the user came to share a room since the client asked last, and with whom the user ceased to. This is
@@ -172,9 +188,6 @@ fn add_room(
     shares: &mut Shares,
     answer: &mut Answer<'_, '_>,
 ) -> Result<bool, Fault> {
-    if is_withheld(window, row) || !is_told(window, num, user_row, &data)? {
-        return Ok(false);
-    }
     let caller = &window.ask.caller;
     let ignored = window.ignored()?.clone();
     let reader = Reader::with_row(num, &caller.user_id, user_row, ignored);
@@ -187,12 +200,7 @@ fn add_room(
         },
         Membership::Invite => match collect::outside(&room)? {
             Some(state) => answer.invited(&room, &state)?,
-            // An invitation that is withheld does not withhold that the user is no longer in the room.
-            None if ends_stay(window, &reader) => {
-                let news = collect::left(&room, data)?;
-                answer.left(&room, &news)?;
-            }
-            None => return Ok(false),
+            None => return add_end_of_stay(&room, data, answer),
         },
         Membership::Knock => match collect::outside(&room)? {
             Some(state) => answer.knocked(&room, &state)?,
@@ -222,21 +230,42 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
     if user_row.membership == Membership::Join {
         return Ok(true);
     }
-    let is_outside = matches!(user_row.membership, Membership::Invite | Membership::Knock);
-    let begins = window.since.is_none() || (window.ask.full_state && is_outside);
+    let is_outside = invitations::is_one(user_row);
+    // A client that has been told some of the invitations goes on with the others, even where it asks for everything.
+    let goes_on = window.since.is_some_and(|token| token.invites.is_some());
+    let begins = window.since.is_none() || (window.ask.full_state && is_outside && !goes_on);
     if begins {
         return Ok(is_outside || window.ask.filter.include_leave);
     }
     if !is_outside && window.ask.filter.include_leave && !data.is_empty() {
         return Ok(true);
     }
-    let own = match collect::order_of(window, num, user_row.event)? {
-        Some(own) => Some(own),
+    let known = if is_outside { Order::upto(window.invites_from()) } else { window.known_order() };
+    Ok(came_at(window, num, user_row)?.is_some_and(|own| own > known))
+}
+
+/// The order of the event that made the user what they are to the room. `None` if it is not one that is told.
+fn came_at(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<Option<Order>, Fault> {
+    Ok(match schema::PLACE.get(window.read, (num, user_row.event))? {
+        Some(Place::Timeline(order)) => Some(order),
+        Some(Place::Aside | Place::Outlier) => None,
         // An event from outside the room has no place in it, and is news at the position at which it came.
-        None => outside::find(window.read, num, window.ask.caller.user, user_row)?
-            .map(|_| Order::live(user_row.since)),
-    };
-    Ok(own.is_some_and(|own| own > window.known_order()))
+        None => Some(Order::live(user_row.since)),
+    })
+}
+
+/// Tells that the user is no longer in a room to which they are invited again, where the answer does not tell the invitation.
+fn add_end_of_stay(
+    room: &RoomWindow<'_, '_>,
+    data: Data,
+    answer: &mut Answer<'_, '_>,
+) -> Result<bool, Fault> {
+    if !ends_stay(room.window, room.reader) {
+        return Ok(false);
+    }
+    let news = collect::left(room, data)?;
+    answer.left(room, &news)?;
+    Ok(true)
 }
 
 /// Whether the user's last stay in a room ended since the client asked last.

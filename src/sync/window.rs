@@ -171,6 +171,11 @@ impl<'a> Window<'a> {
         self.since.map(|token| token.receipts_position()).unwrap_or_default()
     }
 
+    /// The position up to which the client was told invitations and knocks.
+    pub(crate) fn invites_from(&self) -> Position {
+        self.since.map(|token| token.invites_position()).unwrap_or_default()
+    }
+
     /// Notes that this answer tells the receipts of some room only up to a position, so that the next one goes on there.
     pub(crate) fn leave_receipts_after(&self, position: Position) {
         debug_assert!(position < self.upto, "receipts are left above what is told");

@@ -108,6 +108,11 @@ impl<'a, 'w> Answer<'a, 'w> {
         Ok(())
     }
 
+    /// The bytes of the rooms that the user is invited to or knocks at.
+    pub(crate) fn invitation_bytes(&self) -> usize {
+        self.invited.byte_count() + self.knocked.byte_count()
+    }
+
     /// Sets the account data that belongs to no room.
     pub(crate) fn account_data(&mut self, data: &AccountData) {
         let global = data.by_room.get("").map(Vec::as_slice).unwrap_or_default();
