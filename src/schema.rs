@@ -25,7 +25,7 @@ use crate::{
     schema::{
         marked::Marked,
         relations::{InThread, RelatedRow, RelationKind, RelationRow},
-        remote::{InboundEventRow, InboundMessageRow, InboundTransactionRow},
+        remote::{InboundEventRow, InboundLineRow, InboundMessageRow, InboundTransactionRow},
         rooms::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
@@ -162,12 +162,14 @@ tables! {
     88 KEY_COUNTS((UserNum, DeviceNum) => Json<encryption::KeyCounts>) in Crypto, User of "encryption::keys";
     /// When a to-device request was first carried out: milliseconds since the epoch, type, transaction id.
     89 TO_DEVICE_TXN_LOG((UserNum, DeviceNum, u64, String, String) => ()) in Queues, User of "encryption::to_device";
-    /// The messages of one sender that wait for a device.
+    /// The messages of one sender, or of another server by its name after a colon, that wait for a device.
     90 INBOX_SHARE((UserNum, DeviceNum, String) => encryption::InboxShare) in Queues, User of "encryption::inbox";
     /// The messages of an inbox that are requests for room keys: they make room when it is full.
     91 INBOX_KEY_REQUEST((UserNum, DeviceNum, Position) => ()) in Queues, User of "encryption::inbox";
     /// A one-time key that was given, under the key that its row in ONE_TIME_KEYS had: the digest by which it is known again.
     92 GIVEN_KEYS((UserNum, DeviceNum, String, Position, String) => Bytes) in Crypto, User of "encryption::keys";
+    /// The messages of an inbox that came from another server, by server: how many bytes each has.
+    93 INBOX_OF_SERVER((UserNum, DeviceNum, String, Position) => u64) in Queues, User of "encryption::inbox";
 
     // --- push: 100-109 ---
 
@@ -232,6 +234,8 @@ tables! {
     173 INBOUND_EVENT((RoomNum, u64) => InboundEventRow) in Queues, Store of "flows::remote";
     /// A message between devices that another server sent, by the id that it gave it.
     174 INBOUND_MESSAGE((String, String) => InboundMessageRow) in Queues, Store of "flows::remote";
+    /// The messages that are remembered of a server, of strangers together, and the servers whose transactions are: the oldest go.
+    179 INBOUND_LINE((String, u64) => Json<InboundLineRow>) in Queues, Store of "flows::remote";
 
     // --- delivery to other servers ---
 

@@ -5,10 +5,17 @@
 //! refused. Each sender may fill only a part of what the others have left free, so that a few senders together cannot shut a
 //! device off from the rest: the fuller the inbox, the less each newcomer may add to it.
 //!
+//! Another server can invent senders, so that each server has a part, too. Servers that share no room with the user may fill only a
+//! half of the inbox, and those that do not all of it: what users of this server send has room besides. Where there is none for a
+//! message that is no stranger's, the server that fills most gives way with its oldest messages.
+//!
 //! Specification: client-server API, "Send-to-Device messaging".
 
 #[cfg(test)]
 mod model;
+mod rule;
+
+pub use rule::Nearness;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -18,6 +25,8 @@ use std::{
 use bytes::Bytes;
 use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
+
+use rule::{Bounds, Filled, Rule};
 
 use crate::{
     encryption::keys::Owner,
@@ -35,11 +44,10 @@ use crate::{
 pub const CONTENT_BYTES_MAX: usize = 64 << 10;
 /// At most this many messages and bytes wait for a device.
 const BOUNDS: Bounds = Bounds { messages: 20_000, bytes: 64 << 20 };
-/// One sender may fill at most one part in this many of what the others have left free. With 8, it takes about 60 senders who
-/// all do what they can until there is no place for one more room key.
-const SENDERS_PART: u64 = 8;
 /// At most this many requests for room keys make room for one message, so that a batch stays small.
 const GIVE_WAY_MAX: usize = 300;
+/// The servers of a device's inbox that are looked at for the one that fills most of it.
+const SERVERS_LOOKED_AT: usize = 1_000;
 /// At most this many messages are confirmed at once; the next confirmation goes on from there.
 const CONFIRMED_MAX: usize = 1_000;
 /// The stored bytes of a request for a room key end with this, because the type is written last.
@@ -47,58 +55,13 @@ const KEY_REQUEST_TAIL: &[u8] = br#","type":"m.room_key_request"}"#;
 /// A message is written with its sender and its type last, so they are found in this many bytes at its end.
 const TAIL_BYTES_MAX: usize = 4 << 10;
 
-/// The most messages and bytes that an inbox, or one sender's part of it, may hold.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    messages: u64,
-    bytes: u64,
-}
-
-impl Bounds {
-    fn have_room_for(&self, messages: u64, bytes: u64) -> bool {
-        messages <= self.messages && bytes <= self.bytes
-    }
-
-    /// The part that one sender may fill of an inbox in which the others have these messages and bytes.
-    fn beside(&self, others: &InboxShare) -> Self {
-        Self {
-            messages: self.messages.saturating_sub(others.messages).div_ceil(SENDERS_PART),
-            bytes: self.bytes.saturating_sub(others.bytes).div_ceil(SENDERS_PART),
-        }
-    }
-
-    /// Whether one message more, of this size, fits into the inbox.
-    fn fits(&self, state: &InboxState, size: u64) -> bool {
-        self.have_room_for(state.messages.saturating_add(1), state.bytes.saturating_add(size))
-    }
-
-    /// Whether one message more, of this size, fits into its sender's part.
-    fn fits_part(&self, state: &InboxState, share: &InboxShare, size: u64) -> bool {
-        let others = InboxShare {
-            messages: state.messages.saturating_sub(share.messages),
-            bytes: state.bytes.saturating_sub(share.bytes),
-        };
-        self.beside(&others).have_room_for(share.messages.saturating_add(1), share.bytes.saturating_add(size))
-    }
-
-    /// The reason why one message more, of this size, is not taken, if there is one.
-    fn refuse(&self, state: &InboxState, share: &InboxShare, size: u64) -> Option<NoRoom> {
-        if !self.fits(state, size) {
-            Some(NoRoom::InboxFull)
-        } else if !self.fits_part(state, share, size) {
-            Some(NoRoom::SenderQuota)
-        } else {
-            None
-        }
-    }
-}
-
 /// A message as its device will get it.
 #[derive(Clone, Debug)]
 pub struct Message {
     /// An object with content, sender and type.
     json: Bytes,
     sender: OwnedUserId,
+    nearness: Nearness,
 }
 
 impl Message {
@@ -117,7 +80,18 @@ impl Message {
         json.json("content", content);
         json.text("sender", sender.as_str());
         json.text("type", event_type);
-        Ok(Self { json: json.finish().into(), sender: sender.to_owned() })
+        Ok(Self { json: json.finish().into(), sender: sender.to_owned(), nearness: Nearness::Own })
+    }
+
+    /// The message, coming from another server that is as near as this to the user who gets it.
+    pub fn from_elsewhere(self, nearness: Nearness) -> Self {
+        Self { nearness, ..self }
+    }
+
+    /// The name under which the messages of its server are counted. None for a message of this server. A user id cannot begin
+    /// like it.
+    fn servers_part(&self) -> Option<String> {
+        (self.nearness != Nearness::Own).then(|| format!(":{}", self.sender.server_name()))
     }
 
     /// The number of bytes that one inbox keeps of it.
@@ -149,6 +123,8 @@ pub struct Put {
     pub kept: Result<Position, NoRoom>,
     /// The number of requests for room keys that made room for it.
     pub gave_way: usize,
+    /// The number of messages of the server that fills most of the inbox that made room for it.
+    pub taken: usize,
 }
 
 /// The reason why an inbox does not take a message.
@@ -156,6 +132,8 @@ pub struct Put {
 pub enum NoRoom {
     /// The sender's part of the inbox is used up.
     SenderQuota,
+    /// The part of the inbox is used up that the sender's server may fill.
+    ServerQuota,
     /// The inbox is full, and no request for a room key can make room.
     InboxFull,
 }
@@ -165,6 +143,7 @@ impl NoRoom {
     pub fn name(self) -> &'static str {
         match self {
             Self::SenderQuota => "sender_quota",
+            Self::ServerQuota => "server_quota",
             Self::InboxFull => "inbox_full",
         }
     }
@@ -179,17 +158,27 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     let (user, device) = owner;
     let size = message.json.len() as u64;
     let sender = message.sender.as_str();
-    let mut share = schema::INBOX_SHARE.get(batch, (user, device, sender))?.unwrap_or_default();
-    let mut state = state(batch, owner)?;
-    let mut gave_way = 0;
-    if let Some(no_room) = bounds.refuse(&state, &share, size) {
+    let servers_part = message.servers_part();
+    let share = |batch: &Batch, of: &str| schema::INBOX_SHARE.get(batch, (user, device, of));
+    let server = servers_part.as_deref().map(|server| share(batch, server)).transpose()?.flatten();
+    let mut filled = Filled {
+        state: state(batch, owner)?,
+        sender: share(batch, sender)?.unwrap_or_default(),
+        server: server.unwrap_or_default(),
+    };
+    let rule = Rule::of(bounds, message.nearness);
+    let (mut gave_way, mut taken) = (0, 0);
+    if let Some(no_room) = rule.refuse(&filled, size) {
         // A sender who has more than the part of an empty inbox is refused whatever else is in it, and nothing is read.
-        let is_greedy = !bounds.fits_part(&InboxState::default(), &share, size);
+        let is_greedy = !rule.fits_sender(&InboxState::default(), &filled.sender, size);
         if !is_greedy {
-            gave_way = make_room(batch, owner, (&mut state, &mut share), message, bounds)?;
+            gave_way = make_room(batch, owner, &mut filled, message, rule)?;
         }
-        if gave_way == 0 {
-            return Ok(Put { kept: Err(no_room), gave_way });
+        if !is_greedy && gave_way == 0 && message.nearness != Nearness::Stranger {
+            taken = take_from_fullest(batch, owner, &mut filled, message, (rule, bounds))?;
+        }
+        if gave_way + taken == 0 {
+            return Ok(Put { kept: Err(no_room), gave_way, taken });
         }
     }
     let position = batch.position(&LogEntry::ToDevice { user });
@@ -197,6 +186,7 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     if is_key_request(&message.json) {
         schema::INBOX_KEY_REQUEST.put(batch, (user, device, position), &());
     }
+    let Filled { mut state, sender: mut share, mut server } = filled;
     state.messages += 1;
     state.bytes += size;
     share.messages += 1;
@@ -204,45 +194,120 @@ fn put_within(batch: &mut Batch, owner: Owner, message: &Message, bounds: Bounds
     debug_assert!(share.messages <= state.messages && share.bytes <= state.bytes, "a part exceeds the whole");
     schema::INBOX_STATE.put(batch, owner, &state);
     schema::INBOX_SHARE.put(batch, (user, device, sender), &share);
-    Ok(Put { kept: Ok(position), gave_way })
+    if let Some(part) = &servers_part {
+        server.messages += 1;
+        server.bytes += size;
+        schema::INBOX_SHARE.put(batch, (user, device, part), &server);
+        schema::INBOX_OF_SERVER.put(batch, (user, device, part, position), &size);
+    }
+    Ok(Put { kept: Ok(position), gave_way, taken })
 }
 
 /// Deletes the oldest requests for room keys until a message fits, into the inbox and into its sender's part, or none if that
-/// is not enough. Answers how many were deleted.
+/// is not enough. For a stranger's message only requests of its own server go. Answers how many were deleted.
 fn make_room(
     batch: &mut Batch,
     owner: Owner,
-    (state, share): (&mut InboxState, &mut InboxShare),
+    filled: &mut Filled,
     message: &Message,
-    bounds: Bounds,
+    rule: Rule,
 ) -> Result<usize, Fault> {
     let (user, device) = owner;
     let size = message.json.len() as u64;
-    let (mut left, mut share_left) = (*state, *share);
+    let mut left = *filled;
     let mut doomed = Vec::new();
-    for position in list_key_requests(batch, owner, state.acknowledged)? {
+    for position in list_key_requests(batch, owner, left.state.acknowledged)? {
         let Some(request) = schema::INBOX.get(batch, (user, device, position))? else { continue };
-        left.messages = left.messages.saturating_sub(1);
-        left.bytes = left.bytes.saturating_sub(request.len() as u64);
-        if sender_of(&request).as_deref() == Some(message.sender.as_str()) {
-            share_left.messages = share_left.messages.saturating_sub(1);
-            share_left.bytes = share_left.bytes.saturating_sub(request.len() as u64);
+        let sender = sender_of(&request).unwrap_or_default();
+        let is_of_server = message.servers_part().is_some_and(|part| part == servers_part_of(&sender));
+        if message.nearness == Nearness::Stranger && !is_of_server {
+            continue;
         }
+        left = left.without(request.len() as u64, sender == message.sender.as_str(), is_of_server);
         doomed.push((position, request));
-        if bounds.refuse(&left, &share_left, size).is_none() {
+        if rule.refuse(&left, size).is_none() {
             break;
         }
     }
-    if bounds.refuse(&left, &share_left, size).is_some() {
+    if rule.refuse(&left, size).is_some() {
         return Ok(0);
     }
-    for (position, _) in &doomed {
+    delete(batch, owner, &doomed)?;
+    *filled = left;
+    Ok(doomed.len())
+}
+
+/// Deletes the oldest messages of the server that fills most of the inbox, until they have made as much room as a message takes,
+/// or none if that is not enough. Only a server gives way that has more than the message's own server has with it. Answers how
+/// many were deleted.
+fn take_from_fullest(
+    batch: &mut Batch,
+    owner: Owner,
+    filled: &mut Filled,
+    message: &Message,
+    (rule, bounds): (Rule, Bounds),
+) -> Result<usize, Fault> {
+    let (user, device) = owner;
+    let size = message.json.len() as u64;
+    let own = message.servers_part();
+    let (low, high) = (Bound::Included((user, device, ":")), Bound::Excluded((user, device, ";")));
+    let servers = schema::INBOX_SHARE
+        .range::<(UserNum, DeviceNum, String)>(batch, low, high, Direction::Up)?
+        .take(SERVERS_LOOKED_AT)
+        .collect::<Result<Vec<_>, _>>()?;
+    let others = servers.into_iter().filter(|((.., server), _)| own.as_ref() != Some(server));
+    let Some(((.., fullest), mut share)) = others.max_by_key(|(_, share)| bounds.weight(share)) else {
+        return Ok(0);
+    };
+    let grown = InboxShare { messages: filled.server.messages + 1, bytes: filled.server.bytes + size };
+    let grown = if own.is_some() { bounds.weight(&grown) } else { 0 };
+    let oldest = schema::INBOX_OF_SERVER
+        .prefix::<(UserNum, DeviceNum, String)>(batch, (user, device, &fullest), Direction::Up)?
+        .take(GIVE_WAY_MAX)
+        .collect::<Result<Vec<_>, _>>()?;
+    let (mut left, mut doomed) = (*filled, Vec::new());
+    let is_enough = |left: &Filled| {
+        let state = &left.state;
+        let freed = filled.state.bytes.saturating_sub(state.bytes);
+        state.messages < filled.state.messages
+            && freed >= size
+            && rule.bounds.have_room_for(state.messages.saturating_add(1), state.bytes.saturating_add(size))
+    };
+    for ((.., position), bytes) in oldest {
+        if is_enough(&left) || bounds.weight(&share) <= grown {
+            break;
+        }
+        share.messages = share.messages.saturating_sub(1);
+        share.bytes = share.bytes.saturating_sub(bytes);
+        left = left.without(bytes, false, false);
+        doomed.push(position);
+    }
+    if !is_enough(&left) {
+        return Ok(0);
+    }
+    let doomed = doomed
+        .into_iter()
+        .map(|position| Ok((position, schema::INBOX.get(batch, (user, device, position))?)));
+    let doomed = doomed.collect::<Result<Vec<_>, Fault>>()?;
+    let doomed: Vec<_> = doomed.into_iter().filter_map(|(at, message)| Some((at, message?))).collect();
+    delete(batch, owner, &doomed)?;
+    *filled = left;
+    Ok(doomed.len())
+}
+
+/// Deletes messages that make room for another.
+fn delete(batch: &mut Batch, owner: Owner, doomed: &[(Position, Bytes)]) -> Result<(), Fault> {
+    let (user, device) = owner;
+    for (position, _) in doomed {
         schema::INBOX.delete(batch, (user, device, *position));
         schema::INBOX_KEY_REQUEST.delete(batch, (user, device, *position));
     }
-    take_from_shares(batch, owner, doomed.iter().map(|(_, message)| message))?;
-    (*state, *share) = (left, share_left);
-    Ok(doomed.len())
+    take_from_shares(batch, owner, doomed)
+}
+
+/// The name under which the messages of a sender's server are counted.
+fn servers_part_of(sender: &str) -> String {
+    sender.split_once(':').map_or_else(String::new, |(_, server)| format!(":{server}"))
 }
 
 /// The requests for room keys that wait, oldest first, no more than may give way at once.
@@ -257,21 +322,40 @@ fn list_key_requests(batch: &Batch, owner: Owner, after: Position) -> Result<Vec
         .collect()
 }
 
-/// Subtracts messages that have left the inbox from the shares of their senders.
-fn take_from_shares<'m>(
+/// Subtracts messages that have left the inbox from the parts of their senders and servers.
+fn take_from_shares(
     to: &mut impl Write,
     (user, device): Owner,
-    messages: impl Iterator<Item = &'m Bytes>,
+    messages: &[(Position, Bytes)],
 ) -> Result<(), Fault> {
     let mut gone = BTreeMap::<String, InboxShare>::new();
-    for message in messages {
-        let Some(sender) = sender_of(message) else { continue };
-        let share = gone.entry(sender).or_default();
+    let mut add = |of: &str, size| {
+        let share = gone.entry(of.to_owned()).or_default();
         share.messages += 1;
-        share.bytes += message.len() as u64;
+        share.bytes += size;
+    };
+    let mut are_counted = BTreeMap::new();
+    for (position, message) in messages {
+        let Some(sender) = sender_of(message) else { continue };
+        add(&sender, message.len() as u64);
+        let server = servers_part_of(&sender);
+        let is_counted = match are_counted.get(&server) {
+            Some(known) => *known,
+            None => {
+                let is_counted = schema::INBOX_SHARE.contains(to, (user, device, server.as_str()))?;
+                are_counted.insert(server.clone(), is_counted);
+                is_counted
+            }
+        };
+        // Older versions did not count messages by server.
+        let key = (user, device, server.as_str(), *position);
+        if is_counted && schema::INBOX_OF_SERVER.contains(to, key)? {
+            schema::INBOX_OF_SERVER.delete(to, key);
+            add(&server, message.len() as u64);
+        }
     }
-    for (sender, gone) in gone {
-        let key = (user, device, sender.as_str());
+    for (of, gone) in gone {
+        let key = (user, device, of.as_str());
         let Some(share) = schema::INBOX_SHARE.get(to, key)? else { continue };
         if share.messages <= gone.messages {
             schema::INBOX_SHARE.delete(to, key);
@@ -328,7 +412,7 @@ pub fn acknowledge(to: &mut impl Write, owner: Owner, upto: Position) -> Result<
     let below = (user, device, upto.plus(1));
     schema::INBOX.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
     schema::INBOX_KEY_REQUEST.delete_below::<Owner, (UserNum, DeviceNum, Position)>(to, owner, below);
-    take_from_shares(to, owner, received.iter().map(|(_, message)| message))?;
+    take_from_shares(to, owner, &received)?;
     state.acknowledged = upto;
     state.messages = state.messages.saturating_sub(received.len() as u64);
     let bytes: usize = received.iter().map(|(_, message)| message.len()).sum();
@@ -343,6 +427,7 @@ pub fn sweep(batch: &mut Batch, user: UserNum, (first, last): (DeviceNum, Device
     schema::INBOX.delete_below::<Owner, Owner>(batch, low, high);
     schema::INBOX_KEY_REQUEST.delete_below::<Owner, Owner>(batch, low, high);
     schema::INBOX_SHARE.delete_below::<Owner, Owner>(batch, low, high);
+    schema::INBOX_OF_SERVER.delete_below::<Owner, Owner>(batch, low, high);
     schema::INBOX_STATE.delete_below::<Owner, Owner>(batch, low, high);
 }
 
@@ -359,6 +444,7 @@ pub(crate) fn recount(
     type At = (UserNum, DeviceNum, Position);
     if after.is_none() {
         schema::INBOX_SHARE.delete_prefix::<()>(batch, ());
+        schema::INBOX_OF_SERVER.delete_prefix::<()>(batch, ());
         schema::INBOX_KEY_REQUEST.delete_prefix::<()>(batch, ());
     }
     let low = migrate::after_place::<At>(after)?;
@@ -450,7 +536,7 @@ mod tests {
         let number = |message: &Bytes| {
             serde_json::from_slice::<serde_json::Value>(message).unwrap()["content"]["n"].as_u64().unwrap()
         };
-        waiting(store, Position::ZERO, 100).iter().map(|(_, message)| number(message)).collect()
+        waiting(store, Position::ZERO, 5_000).iter().map(|(_, message)| number(message)).collect()
     }
 
     #[test]
@@ -471,7 +557,7 @@ mod tests {
         assert_eq!(contents(&store), [0, 1, 3, 4, 5, 7, 8, 9]);
         assert!(kept("@carol:s", "m.other", 10).kept.is_ok());
         let refused = kept("@carol:s", "m.other", 11);
-        assert_eq!(refused, Put { kept: Err(NoRoom::InboxFull), gave_way: 0 });
+        assert_eq!(refused, Put { kept: Err(NoRoom::InboxFull), gave_way: 0, taken: 0 });
         assert_eq!(contents(&store), [0, 1, 3, 4, 5, 7, 8, 10]);
         let other = message("@carol:s", "m.other", "{}");
         let elsewhere = (UserNum(1), DeviceNum(2));
@@ -490,7 +576,10 @@ mod tests {
         for sender in ["@b:s", "@c:s"] {
             assert!(put(sender, "m.other", 350).kept.is_ok());
         }
-        assert_eq!(put("@f:s", "m.other", 350), Put { kept: Err(NoRoom::SenderQuota), gave_way: 0 });
+        assert_eq!(
+            put("@f:s", "m.other", 350),
+            Put { kept: Err(NoRoom::SenderQuota), gave_way: 0, taken: 0 }
+        );
         assert_eq!(contents(&store).len(), 3, "nothing was given up for nothing");
         assert_eq!(put("@f:s", "m.other", 330).gave_way, 1);
     }
@@ -529,6 +618,72 @@ mod tests {
         for _ in 0..3 {
             assert!(put("@alice:s").is_ok(), "{:?}", state(&*store.snapshot(), PHONE));
         }
+    }
+
+    /// Puts as many messages as are kept, each of another sender of this server; answers how many.
+    fn flood(store: &Store, server: &str, nearness: Nearness, bounds: Bounds) -> usize {
+        let put = |number| {
+            let message = message(&format!("@m{number}:{server}"), "m.other", r#"{"n":666}"#);
+            let message = message.from_elsewhere(nearness);
+            write(store, |batch| put_within(batch, PHONE, &message, bounds).unwrap()).kept.is_ok()
+        };
+        (0..2_000).take_while(|number| put(*number)).count()
+    }
+
+    /// How many of ten messages of one sender are kept.
+    fn keys_kept(store: &Store, sender: &str, nearness: Nearness, bounds: Bounds) -> usize {
+        let put = |number| {
+            let message = message(sender, "m.room.encrypted", &format!(r#"{{"n":{number}}}"#));
+            let message = message.from_elsewhere(nearness);
+            write(store, |batch| put_within(batch, PHONE, &message, bounds).unwrap()).kept.is_ok()
+        };
+        (0..10).filter(|number| put(*number)).count()
+    }
+
+    const LARGE: Bounds = Bounds { messages: 1_600, bytes: 1_600_000 };
+
+    #[test]
+    fn a_server_that_invents_senders_fills_its_own_part_alone() {
+        for (nearness, part) in [(Nearness::Stranger, 200), (Nearness::Sharing, 700)] {
+            let store = store();
+            assert_eq!(flood(&store, "evil.example", nearness, LARGE), part);
+            let refused = message("@more:evil.example", "m.other", "{}").from_elsewhere(nearness);
+            let refused = write(&store, |batch| put_within(batch, PHONE, &refused, LARGE).unwrap());
+            assert_eq!(refused.kept, Err(NoRoom::ServerQuota));
+            for (sender, of) in [("@g:good.example", Nearness::Stranger), ("@bob:s", Nearness::Own)] {
+                assert_eq!(keys_kept(&store, sender, of, LARGE), 10, "{sender} beside {nearness:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_servers_that_share_no_room_leave_a_half_and_those_that_do_give_way() {
+        let store = store();
+        for number in 0..30 {
+            flood(&store, &format!("s{number}.example"), Nearness::Stranger, LARGE);
+        }
+        assert!(state(&*store.snapshot(), PHONE).unwrap().messages <= 800);
+        assert_eq!(keys_kept(&store, "@near:near.example", Nearness::Sharing, LARGE), 10);
+        for number in 0..30 {
+            flood(&store, &format!("n{number}.example"), Nearness::Sharing, LARGE);
+        }
+        let full = state(&*store.snapshot(), PHONE).unwrap().messages;
+        assert!((1_350..=1_400).contains(&full), "{full}");
+        // A stranger takes nobody's place, and a neighbour takes those of the server that has most.
+        assert_eq!(keys_kept(&store, "@far:far.example", Nearness::Stranger, LARGE), 0);
+        assert_eq!(keys_kept(&store, "@late:late.example", Nearness::Sharing, LARGE), 10);
+        assert_eq!(keys_kept(&store, "@bob:s", Nearness::Own, LARGE), 10);
+        assert_eq!(state(&*store.snapshot(), PHONE).unwrap().messages, full + 10);
+        let kept = contents(&store).into_iter().filter(|number| *number < 10).count();
+        assert_eq!(kept, 30, "what was kept of innocents is still there");
+        let last = waiting(&store, Position::ZERO, 5_000).last().unwrap().0;
+        while state(&*store.snapshot(), PHONE).unwrap().messages > 0 {
+            write(&store, |batch| acknowledge(batch, PHONE, last).unwrap());
+        }
+        let shares = schema::INBOX_SHARE.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
+        let listed =
+            schema::INBOX_OF_SERVER.prefix::<()>(&*store.snapshot(), (), Direction::Up).unwrap().count();
+        assert_eq!((shares, listed), (0, 0));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) mod query;
 pub(crate) mod rest_of_state;
 pub(crate) mod read_back;
 pub mod receive;
+mod remembered;
 mod spaces;
 pub mod staged;
 pub(crate) mod states;

@@ -73,6 +73,15 @@ impl Value for InboundEventRow {
     }
 }
 
+/// A place in a line of what is remembered: whatever is new pushes out what came first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboundLineRow {
+    /// The server that sent it.
+    pub origin: String,
+    /// The id of the message; empty where the place stands for all transactions of the server.
+    pub id: String,
+}
+
 /// A message between devices that another server sent: how far it was delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InboundMessageRow {

@@ -353,3 +353,49 @@ async fn few_users_of_one_server_are_shown_typing_in_a_room() {
     assert_eq!(typists["user_ids"].as_array().unwrap().len(), 25);
     scene.net.weather("5.0.0.2:8448", Weather::Fair, Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_invents_senders_makes_no_message_of_others_vanish() {
+    let scene = Scene::new().await;
+    let alice = scene.alice.user_id.clone();
+    let to_phone = |content: &Value| json!({ &alice: { &scene.alice.device_id: content } });
+    let evil = Peer::new(&scene.net, "evil.example", "5.0.0.6", 6);
+    let good = Peer::new(&scene.net, "good.example", "5.0.0.7", 7);
+    let send = async |peer: &Peer, txn: &str, messages: Vec<(&'static str, Value)>| {
+        let edus: Vec<_> = messages
+            .into_iter()
+            .map(|(kind, content)| json!({ "edu_type": kind, "content": content }))
+            .collect();
+        let (status, answer) = peer.transact(&scene.server, txn, &[], &edus).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    };
+    let large = json!({ "who": "evil", "b": "x".repeat(30_000) });
+    for txn in 0..12 {
+        let flood = (0..100).map(|number| {
+            let sender = format!("@m{txn}x{number}:evil.example");
+            message(&format!("{txn}x{number}"), &sender, to_phone(&large))
+        });
+        send(&evil, &txn.to_string(), flood.collect()).await;
+    }
+    let key = |who: &str| to_phone(&json!({ "who": who, "b": "x".repeat(900) }));
+    let keys = (0..20).map(|number| message(&format!("k{number}"), "@g:good.example", key("stranger")));
+    send(&good, "1", keys.collect()).await;
+    let keys = (0..20).map(|number| message(&format!("k{number}"), "@bob:b.example", key("neighbour")));
+    send(&scene.peer, "keys", keys.collect()).await;
+    let (mut since, mut counts) = (String::new(), std::collections::BTreeMap::<String, usize>::new());
+    loop {
+        let (sync, next) = scene.sync(&since).await;
+        since = next;
+        let messages = inbox(&sync);
+        if messages.is_empty() {
+            break;
+        }
+        for message in messages {
+            *counts.entry(message["content"]["who"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+    }
+    assert_eq!((counts["stranger"], counts["neighbour"]), (20, 20));
+    // A quarter of the half of 64 MiB that strangers may fill.
+    assert!((250..300).contains(&counts["evil"]), "{}", counts["evil"]);
+    scene.server.assert_whole();
+}

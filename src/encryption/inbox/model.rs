@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{rule::SENDERS_PART, *};
 use crate::{
     encryption::to_device,
     schema::encryption::SendProgress,

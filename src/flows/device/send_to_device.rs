@@ -294,6 +294,10 @@ fn put(app: &App, batch: &mut Batch, owner: Owner, message: &Message) -> Result<
         app.metrics.to_device_dropped("key_request", put.gave_way);
         tracing::debug!(%user, %device, reason = "key_request", count = put.gave_way, "a full inbox makes room");
     }
+    if put.taken > 0 {
+        app.metrics.to_device_dropped("fullest_server", put.taken);
+        tracing::debug!(%user, %device, reason = "fullest_server", count = put.taken, "a full inbox makes room");
+    }
     match put.kept {
         Ok(_) => write::wake(batch, user),
         Err(why) => {

@@ -3,7 +3,7 @@
 use ruma::ServerName;
 use serde_json::value::RawValue;
 
-use super::receive;
+use super::{receive, remembered};
 use crate::{
     schema,
     store::{
@@ -25,6 +25,12 @@ pub(crate) fn checks() -> Vec<RowCheck> {
             of_server(&row.origin, doubts);
             doubts.unless(schema::ROOM.contains(read, *room)?, "the room for which it waits does not exist");
             doubts.unless(is_json(&row.json), "the event that waits is not JSON");
+            Ok(())
+        }),
+        RowCheck::of(&schema::INBOUND_LINE, |_, (line, number), Json(row), doubts| {
+            of_server(&row.origin, doubts);
+            let is_right = *number > 0 && remembered::is_line_of(line, row);
+            doubts.unless(is_right, "it stands in the line of another server");
             Ok(())
         }),
         RowCheck::of(&schema::INBOUND_MESSAGE, |_, (origin, _), _, doubts| {

@@ -11,12 +11,12 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use ruma::{
     OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId, presence::PresenceState,
     to_device::DeviceIdOrAllDevices,
@@ -24,13 +24,16 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{judge::within, staged::takes_events};
+use super::{judge::within, remembered, staged::takes_events};
 use crate::{
     accounts::{
         presence::{Presence, STATUS_BYTES_MAX},
         users,
     },
-    encryption::{device_lists, inbox::Message},
+    encryption::{
+        device_lists,
+        inbox::{Message, Nearness},
+    },
     error::{Error, Result},
     flows::{
         App,
@@ -38,14 +41,15 @@ use crate::{
         room::{presence, receipts, receipts::ToldReceipt, typing},
         write,
     },
-    ids::{DeviceNum, RoomNum},
+    ids::{DeviceNum, RoomNum, UserNum},
     rooms::{self, acl, members},
     schema::{
         self,
         event_types::{PRESENCE, RECEIPT, TYPING},
         remote::InboundMessageRow,
+        rooms::Membership,
     },
-    store::{Direction, Fault, Guard, Snapshot, Wake},
+    store::{Fault, Snapshot, Wake},
 };
 
 /// One transaction tells at most this many receipts.
@@ -54,14 +58,14 @@ const RECEIPTS_MAX: usize = 1_000;
 const PRESENCE_MAX: usize = 500;
 /// A message between devices reaches at most this many devices.
 const DEVICES_MAX: usize = 5_000;
+/// Look into at most this many rooms of users for those that a server is in, for one transaction.
+const ROOMS_LOOKED_AT: usize = 20_000;
 /// One batch has at most this many messages between devices.
 const DELIVERED_AT_ONCE: usize = 20;
 /// Types and ids of messages have at most this many bytes.
 const NAME_BYTES_MAX: usize = 255;
 /// The content of a message nests at most this deep, so that clients can read it.
 const NESTING_MAX: usize = 100;
-/// It is remembered for this many milliseconds that a message came.
-const REMEMBERED_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// A message as it came.
 #[derive(Deserialize)]
@@ -83,6 +87,7 @@ pub(super) async fn take_in(
     let mut is_any = false;
     let (mut told_receipts, mut told_presence) = (0, 0);
     let (mut changed, mut deliveries) = (BTreeSet::new(), Vec::new());
+    let near = Arc::new(Mutex::new(Near { users: BTreeMap::new(), rooms_left: ROOMS_LOOKED_AT }));
     for edu in &edus {
         // A list would be read as the fields of the object in their order.
         let object = (edu.first() == Some(&b'{')).then(|| serde_json::from_slice::<Edu<'_>>(edu));
@@ -98,7 +103,8 @@ pub(super) async fn take_in(
             PRESENCE => ("presence", note(take_presence(app, origin, content, &mut told_presence).await)?),
             "m.direct_to_device" => {
                 let (owned, of, content) = (app.clone(), origin.clone(), content.to_owned());
-                let read = move || read_message(&owned.store.snapshot(), &of, &content);
+                let near = Arc::clone(&near);
+                let read = move || read_message(&owned.store.snapshot(), &of, &content, &mut near.lock());
                 let delivery = app.env.blocking(read).await?;
                 let is_one = delivery.is_some();
                 deliveries.extend(delivery);
@@ -312,9 +318,42 @@ async fn note_changed(app: &App, user_id: OwnedUserId) -> Result<()> {
     .await
 }
 
+/// How near a server is to users of ours, as far as it was asked for already.
+struct Near {
+    users: BTreeMap<UserNum, Nearness>,
+    /// Rooms that may still be looked into. Where none are left, the server counts as a stranger.
+    rooms_left: usize,
+}
+
+impl Near {
+    fn find(&mut self, snapshot: &Snapshot, origin: &ServerName, user: UserNum) -> Result<Nearness, Fault> {
+        if let Some(known) = self.users.get(&user) {
+            return Ok(*known);
+        }
+        let mut nearness = Nearness::Stranger;
+        for row in members::list_user_rooms(snapshot, user)? {
+            let (room, row) = row?;
+            if self.rooms_left == 0 {
+                break;
+            }
+            self.rooms_left -= 1;
+            if row.membership == Membership::Join
+                && members::is_server_joined(snapshot, room, origin.as_str())?
+            {
+                nearness = Nearness::Sharing;
+                break;
+            }
+        }
+        self.users.insert(user, nearness);
+        Ok(nearness)
+    }
+}
+
 /// A message between devices, with the devices that it is for.
 struct Delivery {
     id: String,
+    /// Its server shares no room with any of those who get it.
+    is_strangers: bool,
     targets: Vec<Target>,
 }
 
@@ -339,7 +378,8 @@ async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>)
                 let all = &delivery.targets;
                 let progress =
                     send_to_device::fill(app, batch, all, before.progress, all.len(), &mut |_, _| {})?;
-                schema::INBOUND_MESSAGE.put(batch, key, &InboundMessageRow { progress, ..before });
+                let row = InboundMessageRow { progress, ..before };
+                remembered::note_message(app, batch, key, delivery.is_strangers, &row)?;
                 if !progress.is_done {
                     return Ok(at);
                 }
@@ -352,7 +392,12 @@ async fn deliver(app: &App, origin: &OwnedServerName, deliveries: Vec<Delivery>)
 }
 
 /// Reads a message and looks for its devices. None where it is in another form, or for no device of ours.
-fn read_message(snapshot: &Snapshot, origin: &ServerName, content: &RawValue) -> Result<Option<Delivery>> {
+fn read_message(
+    snapshot: &Snapshot,
+    origin: &ServerName,
+    content: &RawValue,
+    near: &mut Near,
+) -> Result<Option<Delivery>> {
     #[derive(Deserialize)]
     struct ToDevice<'a> {
         sender: String,
@@ -368,13 +413,16 @@ fn read_message(snapshot: &Snapshot, origin: &ServerName, content: &RawValue) ->
     };
     let is_long = event_type.len() > NAME_BYTES_MAX || id.len() > NAME_BYTES_MAX;
     let Some(sender) = own_user(origin, &sender).filter(|_| !is_long) else { return Ok(None) };
-    let (mut targets, mut count, mut reached) = (Vec::new(), 0, 0);
+    let (mut targets, mut count, mut reached, mut is_strangers) = (Vec::new(), 0, 0, true);
     for (user_id, devices) in messages {
         let Ok(user_id) = <&UserId>::try_from(&*user_id) else { continue };
         let Some(user) = users::find_num(snapshot, user_id)? else { continue };
         let Some(devices) = read::<BTreeMap<Cow<'_, str>, &RawValue>>(devices) else { continue };
+        let nearness = near.find(snapshot, origin, user)?;
+        is_strangers &= nearness == Nearness::Stranger;
         for (device, content) in devices {
             let Some(message) = message(&sender, &event_type, content) else { continue };
+            let message = message.from_elsewhere(nearness);
             let device = match &*device {
                 "*" => DeviceIdOrAllDevices::AllDevices,
                 id => DeviceIdOrAllDevices::DeviceId(id.into()),
@@ -389,7 +437,7 @@ fn read_message(snapshot: &Snapshot, origin: &ServerName, content: &RawValue) ->
             targets.push(target);
         }
     }
-    Ok((reached > 0).then_some(Delivery { id, targets }))
+    Ok((reached > 0).then_some(Delivery { id, is_strangers, targets }))
 }
 
 /// The message as a device gets it; none for content that it could not read.
@@ -417,36 +465,6 @@ fn nesting(json: &str) -> usize {
         }
     }
     deepest
-}
-
-/// Forgets messages that came too long ago, some at once; answers where to go on, if there may be more.
-pub(super) fn forget_old(
-    app: &App,
-    after: Option<(String, String)>,
-    count: usize,
-) -> Result<Option<(String, String)>> {
-    let snapshot = app.store.snapshot();
-    let old_ms = app.env.now_ms().saturating_sub(REMEMBERED_MS);
-    let low = after.as_ref().map_or(Bound::Unbounded, |(origin, id)| Bound::Excluded((&**origin, &**id)));
-    let rows = schema::INBOUND_MESSAGE.range::<(String, String)>(
-        &*snapshot,
-        low,
-        Bound::Unbounded,
-        Direction::Up,
-    )?;
-    let (mut note, mut last, mut seen) = (app.store.note(&Guard::own_tables()), None, 0);
-    for row in rows.take(count) {
-        let ((origin, id), row) = row?;
-        if row.at_ms <= old_ms {
-            schema::INBOUND_MESSAGE.delete(&mut note, (origin.as_str(), id.as_str()));
-        }
-        seen += 1;
-        last = Some((origin, id));
-    }
-    if note.row_count() > 0 {
-        drop(app.store.enqueue_note(note)?);
-    }
-    Ok(last.filter(|_| seen == count))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{edus, receive};
+use super::{receive, remembered};
 use crate::{error::Result, flows::App};
 
 /// Look for what is too old this often.
@@ -35,7 +35,16 @@ async fn look_over(app: &App) -> Result<()> {
     let mut after = None;
     loop {
         let owned = app.clone();
-        after = app.env.blocking(move || edus::forget_old(&owned, after, AT_ONCE)).await?;
+        after = app.env.blocking(move || remembered::forget_old(&owned, after, AT_ONCE)).await?;
+        if after.is_none() {
+            break;
+        }
+        app.env.sleep(PAUSE).await;
+    }
+    let mut after = None;
+    loop {
+        let owned = app.clone();
+        after = app.env.blocking(move || remembered::forget_places(&owned, after, AT_ONCE)).await?;
         if after.is_none() {
             return Ok(());
         }

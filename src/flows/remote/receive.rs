@@ -29,6 +29,7 @@ use super::{
     edus,
     ended::{self, Ended},
     judge::{self, Coming, Fate, within},
+    remembered::{self, Lines},
     staged::{self, takes_events},
 };
 use crate::{
@@ -79,7 +80,10 @@ pub(crate) struct Transaction {
 
 /// The turns of servers that send transactions now. Clones of this share them.
 #[derive(Clone, Default)]
-pub struct Lanes(Arc<Mutex<BTreeMap<OwnedServerName, Lane>>>);
+pub struct Lanes {
+    turns: Arc<Mutex<BTreeMap<OwnedServerName, Lane>>>,
+    lines: Lines,
+}
 
 #[derive(Default)]
 struct Lane {
@@ -96,9 +100,14 @@ struct InLane {
 }
 
 impl Lanes {
+    /// The lines of what is remembered.
+    pub(super) fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
     /// Adds a transaction. Errors: [`Error::Busy`] for a server that has too many here.
     fn enter(&self, origin: &ServerName) -> Result<InLane> {
-        let mut lanes = self.0.lock();
+        let mut lanes = self.turns.lock();
         let lane = lanes.entry(origin.to_owned()).or_default();
         if lane.transactions >= AT_ONCE {
             tracing::debug!(%origin, "a transaction is refused: its server sends others meanwhile");
@@ -112,7 +121,7 @@ impl Lanes {
 
 impl Drop for InLane {
     fn drop(&mut self) {
-        let mut lanes = self.lanes.0.lock();
+        let mut lanes = self.lanes.turns.lock();
         if let Some(lane) = lanes.get_mut(&self.origin) {
             lane.transactions = lane.transactions.saturating_sub(1);
             if lane.transactions == 0 {
@@ -214,6 +223,9 @@ async fn remember(app: &App, origin: OwnedServerName, row: InboundTransactionRow
     let write = move || {
         let guard = Guard::own_tables();
         let mut batch = owned.store.batch(&guard);
+        if row.number == 0 {
+            remembered::note_server(&owned, &mut batch, origin.as_str())?;
+        }
         schema::INBOUND_TRANSACTION.put(&mut batch, (origin.as_str(), slot(row.number)), &Json(row));
         Ok(owned.store.enqueue(batch)?)
     };

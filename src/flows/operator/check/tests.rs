@@ -19,7 +19,7 @@ use crate::{
     env::Env,
     ids::{EventNum, Order, Position, RoomNum, SideNum, UserNum},
     schema::{
-        remote::{InboundEventRow, InboundTransactionRow},
+        remote::{InboundEventRow, InboundLineRow, InboundTransactionRow},
         rooms::{AsideRow, Place},
         state::{HoleRow, SideRow, StateValue},
     },
@@ -277,6 +277,14 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         };
         schema::INBOUND_EVENT.put(batch, (room, 1), &waits);
         schema::INBOUND_MESSAGE.put(batch, ("b.example", "x"), &Default::default());
+        let place = InboundLineRow { origin: "b.example".to_owned(), id: "x".to_owned() };
+        schema::INBOUND_LINE.put(batch, ("b.example", 1), &Json(place));
+        let to = (UserNum(1), crate::ids::DeviceNum(1));
+        let content = serde_json::value::RawValue::from_string("{}".to_owned()).unwrap();
+        let sender = ruma::user_id!("@carol:b.example");
+        let message = crate::encryption::inbox::Message::new(sender, "m.test", &content).unwrap();
+        let message = message.from_elsewhere(crate::encryption::inbox::Nearness::Stranger);
+        crate::encryption::inbox::put(batch, to, &message).unwrap().kept.unwrap();
         schema::BEHIND.put(batch, ("b.example", room), &Position::new(3).unwrap());
         let failing = federation::backoff::Failing { failures: 1, since_ms: 1, next_try_ms: 2 };
         let failing = crate::schema::remote::DestinationRow { failing, why: "so".to_owned() };
@@ -325,6 +333,7 @@ const MAY_BE_LOST: &[&str] = &[
     "HEAD",
     "HOLE",
     "INBOUND_EVENT",
+    "INBOUND_LINE",
     "INBOUND_MESSAGE",
     "INBOUND_TRANSACTION",
     "LOG",
@@ -357,8 +366,8 @@ const MAY_BE_LOST: &[&str] = &[
 ];
 /// A second row under another key is no fault in these tables: any hour may have a row, an empty row of the log of states is
 /// a marker, an entry of the log may stand at any position that staged steps have jumped over, and an event of another server may
-/// wait under any number.
-const MAY_BE_STRAY: [&str; 4] = ["INBOUND_EVENT", "LOG", "LOG_TIME", "STATE_LOG"];
+/// wait, and a message be remembered, under any number.
+const MAY_BE_STRAY: [&str; 5] = ["INBOUND_EVENT", "INBOUND_LINE", "LOG", "LOG_TIME", "STATE_LOG"];
 
 #[tokio::test(start_paused = true)]
 async fn whichever_row_is_lost_or_stray_is_found() {

@@ -118,6 +118,9 @@ impl Wrong<'_> {
         self.change(&schema::INBOUND_TRANSACTION, "belongs into another row", |_, Json(row)| {
             Some(Json(InboundTransactionRow { number: row.number + 1, ..row }))
         });
+        self.change(&schema::INBOUND_LINE, "it stands in the line of another server", |_, Json(row)| {
+            Some(Json(InboundLineRow { origin: "c.example".to_owned(), ..row }))
+        });
         self.change(&schema::INBOUND_TRANSACTION, "its answer is not JSON", |_, Json(row)| {
             Some(Json(InboundTransactionRow { answer: "{".to_owned(), ..row }))
         });
