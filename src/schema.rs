@@ -249,6 +249,8 @@ tables! {
     183 OUTBOX((String, Position) => remote::OutboxRow) in Queues, Store of "delivery::servers::outbox";
     /// The membership of a user of ours in a room that this server is not in, as it was told: an invitation, a knock, or the end of either.
     178 OUTSIDE((RoomNum, UserNum) => Json<remote::OutsideRow>) in State, Room of "rooms::change";
+    /// The servers whose users have invited a user of ours to a room from outside: these rows are counted.
+    180 INVITED((UserNum, String, RoomNum) => ()) in Index, Room of "rooms::change";
 }
 
 /// Lists all tables, those of the store included.

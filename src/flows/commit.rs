@@ -19,7 +19,7 @@ use crate::{
         App,
         write::{self, Locked},
     },
-    ids::RoomNum,
+    ids::{RoomNum, UserNum},
     push::unread,
     rooms::{
         self,
@@ -90,11 +90,19 @@ pub(crate) struct ServerLock<'a> {
     locked: Option<Locked<'a>>,
 }
 
-impl ServerLock<'_> {
+impl<'a> ServerLock<'a> {
     /// Takes the lock. The change may write rows of the server from now on, and should have done everything else before.
     pub(crate) fn take(&mut self, change: &mut Change) {
-        debug_assert!(self.locked.is_none(), "a change takes the server's lock once");
-        let locked = write::lock_server(self.app);
+        self.hold(change, write::lock_server(self.app));
+    }
+
+    /// Takes a user's lock instead, for a change that decides by what the user has in other rooms.
+    pub(crate) fn take_user(&mut self, change: &mut Change, user: UserNum) {
+        self.hold(change, write::lock_user(self.app, user));
+    }
+
+    fn hold(&mut self, change: &mut Change, locked: Locked<'a>) {
+        debug_assert!(self.locked.is_none(), "a change takes one lock beside the room's turn, and once");
         change.batch.cover(&locked.guard);
         self.locked = Some(locked);
     }

@@ -37,6 +37,11 @@ pub(crate) fn lock_server(app: &App) -> Locked<'_> {
     lock(app, Vec::new(), true)
 }
 
+/// Takes a user's lock, for a change to a room that decides by what the user has in other rooms.
+pub(crate) fn lock_user(app: &App, user: UserNum) -> Locked<'_> {
+    lock(app, vec![user], false)
+}
+
 /// The locks that a batch or a note needs, and the caller whose session must still live once they are held.
 struct Wanted {
     users: Vec<UserNum>,

@@ -8,6 +8,7 @@ mod base;
 pub(crate) mod countersigned;
 mod forget;
 mod header;
+pub mod invited;
 mod learn;
 pub mod outside;
 mod own;

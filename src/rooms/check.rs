@@ -10,7 +10,7 @@ use crate::{
     accounts,
     ids::{EventNum, Order, Position, RoomNum, UserNum},
     rooms::{
-        change::outside,
+        change::{invited, outside},
         event,
         members::{self, Tally},
         relations,
@@ -67,6 +67,14 @@ pub fn checks() -> Vec<RowCheck> {
                 members::find(read, *user, *room)?.is_some(),
                 "the user has nothing to do with the room",
             );
+            Ok(())
+        }),
+        RowCheck::of(&schema::INVITED, |read, (user, server, room), (), doubts| {
+            let told = schema::OUTSIDE.get(read, (*room, *user))?;
+            let is_told = told.is_some_and(|Json(told)| {
+                invited::inviters(&told).any(|inviter| event::server_of(inviter) == Some(server))
+            });
+            doubts.unless(is_told, "nobody of that server has invited the user");
             Ok(())
         }),
         of_room(&schema::SERVER_MEMBERS, |read, (room, server), row, doubts| {

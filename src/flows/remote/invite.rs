@@ -30,10 +30,7 @@ use crate::{
     rooms::{
         self, acl,
         build::Draft,
-        change::{
-            Change, Outcome, Signed,
-            outside::{self as told_outside, Told},
-        },
+        change::{Change, Outcome, Signed, outside::Told},
         event::{self, StoredEvent},
         members,
         policy::{self, Author},
@@ -49,12 +46,6 @@ use crate::{
 const STATE_MAX: usize = 100;
 /// They have at most this many bytes together.
 const STATE_BYTES_MAX: usize = 256 << 10;
-/// A user has at most this many invitations from outside at a time.
-const PENDING_MAX: usize = 1_000;
-/// At most this many of them are by users of one server.
-const PENDING_OF_SERVER_MAX: usize = 200;
-/// A server with too many invitations may try again after this time.
-const PENDING_RETRY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// From this room version on, the events that tell which room it is must be whole and signed.
 const WHOLE_STATE_FROM: u8 = 12;
 
@@ -160,15 +151,14 @@ fn find_target(
         return Err(Refusal::forbidden("This user cannot be invited.").into());
     }
     invites::check(&*snapshot, target, sender)?;
-    if let Some(num) = rooms::find_room(&*snapshot, &coming.room_id)?
+    let room = rooms::find_room(&*snapshot, &coming.room_id)?;
+    if let Some(num) = room
         && !acl::admits(&*snapshot, num, origin)?
     {
         return Err(Refusal::forbidden("The room does not admit your server.").into());
     }
-    let (all, of_server) = told_outside::count_invites(&*snapshot, user, origin.as_str())?;
-    if all >= PENDING_MAX || of_server >= PENDING_OF_SERVER_MAX {
-        return Err(Error::Busy { retry_after: PENDING_RETRY });
-    }
+    // It is looked at again when the invitation is written; here it spares the work before that.
+    outside::require_room(&*snapshot, (user, origin), room)?;
     Ok(user)
 }
 

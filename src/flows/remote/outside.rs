@@ -2,22 +2,25 @@
 
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, ServerName};
+use ruma::{OwnedRoomId, ServerName, UserId};
 
 use crate::{
     error::{Error, Result},
     flows::{App, commit},
-    ids::UserNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         self,
-        change::{Change, outside::Told},
+        change::{Change, invited, outside::Told},
         members,
     },
-    store::NotAccepted,
+    schema::rooms::Membership,
+    store::{NotAccepted, Read},
 };
 
 /// Somebody else may give the room a number first; then this is tried again, this often.
 const TRIES: usize = 3;
+/// A server with too many invitations may try again after this time.
+const PENDING_RETRY: Duration = Duration::from_secs(3_600);
 
 /// Sets what a user of ours is to the room of this id and version. Nothing happens where this server has come into the room
 /// meanwhile, because the room itself says it then. `via` is at fault where the room is known in another version.
@@ -32,7 +35,7 @@ pub(super) async fn set(
     loop {
         tries += 1;
         match try_to_set(app, named.clone(), via, user, told.clone()).await {
-            Err(Error::Busy { .. }) if tries < TRIES => {}
+            Err(Error::Busy { retry_after }) if tries < TRIES && retry_after < PENDING_RETRY => {}
             done => return done,
         }
     }
@@ -53,12 +56,35 @@ async fn try_to_set(
     drop(view);
     let (via, us) = (via.to_string(), app.config.server.name.to_string());
     let begin = move |app: &App, seat| Change::begin_outside(&app.store, seat, named, &via);
-    let work = move |change: &mut Change, _: &mut commit::ServerLock<'_>| {
+    let work = move |change: &mut Change, lock: &mut commit::ServerLock<'_>| {
         let is_here =
             change.row.resident.is_in() && members::is_server_joined(&change.batch, change.num, &us)?;
-        if is_here { Ok(()) } else { change.set_outside(user, told) }
+        if is_here {
+            return Ok(());
+        }
+        if told.membership == Membership::Invite {
+            // Invitations to other rooms come at the same time, and are counted under the same lock.
+            lock.take_user(change, user);
+            let server = <&UserId>::try_from(told.sender.as_str()).map(UserId::server_name);
+            let server = server.map_err(|_| Error::broken("an invitation has no sender"))?;
+            require_room(&change.batch, (user, server), Some(change.num))?;
+        }
+        change.set_outside(user, told)
     };
     commit::in_turn(app, num, begin, work, or_again).await
+}
+
+/// Refuses an invitation where too many by users of that server, or by anybody, wait for the user: [`Error::Busy`].
+pub(super) fn require_room(
+    read: &(impl Read + ?Sized),
+    (user, server): (UserNum, &ServerName),
+    room: Option<RoomNum>,
+) -> Result<()> {
+    if invited::may_wait(read, (user, server.as_str()), room)? {
+        return Ok(());
+    }
+    tracing::debug!(%user, %server, reason = "too many invitations wait", "an invitation is refused");
+    Err(Error::Busy { retry_after: PENDING_RETRY })
 }
 
 /// A room that came to be under another number meanwhile is found the next time.

@@ -4,10 +4,10 @@
 //! no event of the room has. Once the room's state says something of the user, their row names an event, and the other one says
 //! nothing any more.
 
-use ruma::{OwnedRoomId, UserId};
+use ruma::OwnedRoomId;
 use serde_json::value::RawValue;
 
-use super::{Change, Signed, staged};
+use super::{Change, Signed, invited, staged};
 use crate::{
     accounts,
     error::{Error, Result},
@@ -15,6 +15,7 @@ use crate::{
     json::{JsonText, Object},
     rooms::{
         members::{self, Since},
+        stripped,
         turns::Seat,
     },
     schema::{
@@ -26,8 +27,6 @@ use crate::{
     store::{Direction, Fault, LogEntry, Read, Store, key::Json},
 };
 
-/// Look through at most this many of a user's rooms for those that they are invited to from outside.
-const ROOMS_LOOKED_AT: usize = 100_000;
 /// Settle what at most this many users were told of a room when it is joined, because that is part of one batch.
 const SETTLED_MAX: usize = 400;
 
@@ -78,27 +77,6 @@ pub fn shown(told: &OutsideRow, version: u8) -> Option<JsonText> {
     event.json("state_key", fields.state_key);
     event.text("type", MEMBER);
     Some(event.finish())
-}
-
-/// Counts the invitations from outside that wait for a user: all of them, and those by users of this server.
-pub fn count_invites(
-    read: &(impl Read + ?Sized),
-    user: UserNum,
-    server: &str,
-) -> Result<(usize, usize), Fault> {
-    let (mut all, mut of_server) = (0, 0);
-    for row in members::list_user_rooms(read, user)?.take(ROOMS_LOOKED_AT) {
-        let (room, row) = row?;
-        if row.membership != Membership::Invite {
-            continue;
-        }
-        if let Some(told) = find(read, room, user, &row)? {
-            all += 1;
-            let sender = <&UserId>::try_from(told.sender.as_str());
-            of_server += usize::from(sender.is_ok_and(|sender| sender.server_name().as_str() == server));
-        }
-    }
-    Ok((all, of_server))
 }
 
 impl Change {
@@ -152,8 +130,9 @@ impl Change {
         let since = Since { membership: told.membership, event: number, order };
         members::track_from_outside(&mut self.batch, self.num, user_id.as_str(), since)?;
         let Told { membership, sender, event, state } = told;
+        let state = stripped::bound(state, &sender);
         let row = OutsideRow { number: number.0, sender, event, state };
-        schema::OUTSIDE.put(&mut self.batch, (self.num, user), &Json(row));
+        invited::put(&mut self.batch, (self.num, user, user_id.as_str()), membership, row)?;
         self.concern(Some(user), membership);
         Ok(())
     }
@@ -175,7 +154,7 @@ impl Change {
                     self.set_outside(user, ended)?;
                 }
                 (Some(_), None) => {}
-                (None, _) => schema::OUTSIDE.delete(&mut self.batch, (self.num, user)),
+                (None, _) => invited::delete(&mut self.batch, self.num, user)?,
             }
         }
         Ok(())

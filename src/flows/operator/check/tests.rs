@@ -317,6 +317,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let (sender, state) = ("@carol:b.example".to_owned(), vec!["{}".to_owned()]);
         let row = schema::remote::OutsideRow { number: 0, sender, event: "{}".to_owned(), state };
         schema::OUTSIDE.put(batch, (invited, user), &Json(row));
+        schema::INVITED.put(batch, (user, "b.example", invited), &());
     });
 }
 
@@ -336,6 +337,7 @@ const MAY_BE_LOST: &[&str] = &[
     "INBOUND_LINE",
     "INBOUND_MESSAGE",
     "INBOUND_TRANSACTION",
+    "INVITED",
     "LOG",
     "LOG_TIME",
     "LOG_TRIMMED",
