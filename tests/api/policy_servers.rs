@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use aqueduct::{flows::remote::take_in::{Silence, take_in}, rooms::change::Outcome};
+use aqueduct::{
+    flows::remote::take_in::{Silence, take_in},
+    rooms::change::Outcome,
+};
 use federation::testing::Weather;
 use http::{Method, StatusCode};
 use ruma::OwnedEventId;
@@ -613,7 +616,8 @@ async fn an_account_that_ends_leaves_the_rooms_whose_policy_servers_answer() {
 /// The room as it goes on at bob's server while we hear nothing, and an event of it that comes then.
 async fn come(there: &Elsewhere, id: &str) -> Outcome {
     let origin = "b.example".try_into().unwrap();
-    let came = take_in(there.app(), there.room, origin, vec![there.received(id)], Silence::FetchesState).await;
+    let came =
+        take_in(there.app(), there.room, origin, vec![there.received(id)], Silence::FetchesState).await;
     came.unwrap().remove(0)
 }
 

@@ -38,6 +38,8 @@ use crate::{
 pub(super) struct Ended {
     row: RoomRow,
     user: UserNum,
+    /// The number of the invitation or the knock that it ends.
+    number: u64,
     pub(super) signed: Signed,
 }
 
@@ -65,25 +67,26 @@ pub(super) fn read(
     let now = members::find(snapshot, user, room)?;
     let now = now.filter(|now| matches!(now.membership, Membership::Invite | Membership::Knock));
     let Some(now) = now else { return Ok(None) };
-    let told = told_outside::find(snapshot, room, user, &now)?;
-    if now.membership == Membership::Invite && told.as_ref().is_none_or(|told| told.sender != event.sender) {
+    let Some(told) = told_outside::find(snapshot, room, user, &now)? else { return Ok(None) };
+    if now.membership == Membership::Invite && told.sender != event.sender {
         return Ok(None);
     }
-    let named = told.and_then(|told| Signed::find_id(row.version, told.event.as_bytes()));
+    let named = Signed::find_id(row.version, told.event.as_bytes());
     if !named.is_some_and(|id| event.auth.contains(&id)) {
         return Ok(None);
     }
-    Ok(Some(Ended { row, user, signed }))
+    Ok(Some(Ended { row, user, number: told.number, signed }))
 }
 
-/// Tells the user, once the signatures are checked. Gives the reason where the event does not count.
+/// Tells the user, once the signatures are checked, unless they knocked again or were invited anew meanwhile. Gives the reason
+/// where the event does not count.
 pub(super) async fn tell(
     app: &App,
     origin: &OwnedServerName,
     ended: Ended,
     until: Duration,
 ) -> Result<Option<String>> {
-    let Ended { row, user, signed } = ended;
+    let Ended { row, user, number, signed } = ended;
     let checking = verify::verify(app, row.version, vec![signed]);
     let event = match within(app, Some(until), checking).await.transpose()?.and_then(|mut all| all.pop()) {
         Some(Verified::Received(event)) => event,
@@ -99,7 +102,7 @@ pub(super) async fn tell(
         event: String::from_utf8_lossy(event.json()).into_owned(),
         state: Vec::new(),
     };
-    match outside::set(app, (row.id, row.version), origin, user, told).await {
+    match outside::set_after(app, (row.id, row.version), origin, user, told, Some(number)).await {
         Ok(()) => Ok(None),
         Err(Error::Remote { cause, .. }) => Ok(Some(cause)),
         Err(error) => Err(error),

@@ -10,7 +10,10 @@ use crate::{
     ids::{RoomNum, UserNum},
     rooms::{
         self,
-        change::{Change, invited, outside::Told},
+        change::{
+            Change, invited,
+            outside::{self, Told},
+        },
         members,
     },
     schema::rooms::Membership,
@@ -31,10 +34,23 @@ pub(super) async fn set(
     user: UserNum,
     told: Told,
 ) -> Result<()> {
+    set_after(app, named, via, user, told, None).await
+}
+
+/// Like [`set`], for what ends an invitation or a knock: nothing happens where the user is something else to the room by now than the
+/// event `of` this number said.
+pub(super) async fn set_after(
+    app: &App,
+    named: (OwnedRoomId, u8),
+    via: &ServerName,
+    user: UserNum,
+    told: Told,
+    of: Option<u64>,
+) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match try_to_set(app, named.clone(), via, user, told.clone()).await {
+        match try_to_set(app, named.clone(), via, (user, told.clone()), of).await {
             Err(Error::Busy { retry_after }) if tries < TRIES && retry_after < PENDING_RETRY => {}
             done => return done,
         }
@@ -45,8 +61,8 @@ async fn try_to_set(
     app: &App,
     named: (OwnedRoomId, u8),
     via: &ServerName,
-    user: UserNum,
-    told: Told,
+    (user, told): (UserNum, Told),
+    of: Option<u64>,
 ) -> Result<()> {
     let view = app.store.view();
     let num = match rooms::find_room(&view, &named.0)? {
@@ -59,7 +75,7 @@ async fn try_to_set(
     let work = move |change: &mut Change, lock: &mut commit::ServerLock<'_>| {
         let is_here =
             change.row.resident.is_in() && members::is_server_joined(&change.batch, change.num, &us)?;
-        if is_here {
+        if is_here || !still_is(change, user, of)? {
             return Ok(());
         }
         if told.membership == Membership::Invite {
@@ -85,6 +101,14 @@ pub(super) fn require_room(
     }
     tracing::debug!(%user, %server, reason = "too many invitations wait", "an invitation is refused");
     Err(Error::Busy { retry_after: PENDING_RETRY })
+}
+
+/// Whether the user is to the room what the event of this number said; `true` without a number.
+fn still_is(change: &Change, user: UserNum, of: Option<u64>) -> Result<bool> {
+    let Some(of) = of else { return Ok(true) };
+    let row = members::find(&change.batch, user, change.num)?;
+    let told = row.map(|row| outside::find(&change.batch, change.num, user, &row)).transpose()?.flatten();
+    Ok(told.is_some_and(|told| told.number == of))
 }
 
 /// A room that came to be under another number meanwhile is found the next time.

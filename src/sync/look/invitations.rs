@@ -85,7 +85,7 @@ pub(super) fn add(
         // That an earlier stay has ended is news of this answer's time, whenever the invitation after it is told.
         let caller = &window.ask.caller;
         let reader = Reader::with_row(num, &caller.user_id, &user_row, window.ignored()?.clone());
-        let place = place(window, num, &user_row, &reader)?;
+        let place = place(window, (num, &row, &user_row), &reader)?;
         let room = RoomWindow { window, num, row: &row, user_row: &user_row, place, reader: &reader };
         has_news |= add_end_of_stay(&room, data, answer)?;
     }
