@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod device_lists;
+pub mod elsewhere;
 pub mod inbox;
 pub mod incarnation;
 pub mod keys;

@@ -170,6 +170,14 @@ tables! {
     92 GIVEN_KEYS((UserNum, DeviceNum, String, Position, String) => Bytes) in Crypto, User of "encryption::keys";
     /// The messages of an inbox that came from another server, by server: how many bytes each has.
     93 INBOX_OF_SERVER((UserNum, DeviceNum, String, Position) => u64) in Queues, User of "encryption::inbox";
+    /// The device list of a user of another server, as it is kept here: server and user id.
+    94 OTHER_LIST((String, String) => Json<encryption::OtherListRow>) in Crypto, User of "encryption::elsewhere";
+    /// A device of a kept list: the user's id and the device's.
+    95 OTHER_DEVICE((String, String) => Json<encryption::OtherDeviceRow>) in Crypto, User of "encryption::elsewhere";
+    /// How much is kept of the device lists of a server.
+    96 OTHER_COUNT(String => encryption::OtherCount) in Crypto, User of "encryption::elsewhere";
+    /// The device that changed when the device list of a user of ours changed at a position: one of the last changes.
+    97 DEVICE_STEP((UserNum, Position) => encryption::DeviceStepRow) in Crypto, User of "encryption::device_lists";
 
     // --- push: 100-109 ---
 
@@ -241,6 +249,8 @@ tables! {
 
     /// The first event of a room that a server was not told, where it missed some: one row a room, however much it missed.
     181 BEHIND((String, RoomNum) => Position) in Queues, Store of "delivery::servers::marks";
+    /// The first change of the device list of a user of ours that a server was not told, where it missed some: one row a user.
+    185 DEVICES_BEHIND((String, UserNum) => Position) in Queues, Store of "delivery::servers::marks";
     /// A server that does not answer: since when, and when it is tried again. It is written by notes.
     182 DESTINATION(String => Json<remote::DestinationRow>) in Notes, Store of "delivery::servers::marks";
     /// A signing key of this server beside the one in use: it signs from the next start on, or has ended.

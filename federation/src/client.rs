@@ -68,12 +68,7 @@ impl Client {
         R::Authentication: ServerAuthentication,
         for<'a> R::PathBuilder: PathBuilder<Input<'a> = ()>,
     {
-        let request = prepare(request)?;
-        let reply = if R::Authentication::IS_SIGNED {
-            self.send_signed(server, request, options).await?
-        } else {
-            self.caller.call(server, request, options).await?
-        };
+        let reply = self.ask(server, request, options).await?;
         let mut response = Response::new(&**reply.answer.bytes());
         *response.status_mut() = reply.status;
         *response.headers_mut() = reply.headers;
@@ -82,6 +77,22 @@ impl Client {
             let told = told.chars().filter(|it| !it.is_control()).take(NONSENSE_CHARACTERS_MAX);
             Failure::Nonsense(told.collect())
         })
+    }
+
+    /// Sends one request and gives the bytes of its answer, for what the request's type would read too narrowly. Errors:
+    /// [`Failure`].
+    pub async fn ask<R>(&self, server: &ServerName, request: R, options: Options) -> Result<Reply, Failure>
+    where
+        R: OutgoingRequest,
+        R::Authentication: ServerAuthentication,
+        for<'a> R::PathBuilder: PathBuilder<Input<'a> = ()>,
+    {
+        let request = prepare(request)?;
+        if R::Authentication::IS_SIGNED {
+            self.send_signed(server, request, options).await
+        } else {
+            self.caller.call(server, request, options).await
+        }
     }
 
     /// Signs one request, whose URI is path and query alone, sends it, and gives the bytes of the answer. Errors: [`Failure`].

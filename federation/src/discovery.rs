@@ -241,6 +241,14 @@ impl Discovery {
         }
     }
 
+    /// Says that the server has spoken to this one, so that it is there: that it could not be found does not hold any more.
+    pub fn heard_from(&self, server: &ServerName) {
+        let mut remembered = self.0.found.lock();
+        if remembered.peek(server).is_some_and(|(result, _)| result.is_err()) {
+            remembered.pop(server);
+        }
+    }
+
     /// Resolves a name anew, whatever is remembered, and says what each step found.
     pub async fn explain(&self, server: &ServerName) -> Explanation {
         let name = match Name::of(server) {

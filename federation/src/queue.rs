@@ -1,8 +1,9 @@
 //! Decides what another server is told next, and when: a state machine for one destination, without I/O.
 //!
-//! A healthy destination costs memory only. When it fails, or when more waits than may, what it misses becomes one mark
-//! for each room ([`Queue::offer`], [`Queue::failed`]): whoever owns the queue keeps the marks durably, and once the
-//! destination is back, the newest events of these rooms bring it up to date. Ephemeral news (EDUs) is not kept for a
+//! Each thing that must arrive in the end belongs to a *subject*: a room whose events these are, or a user whose devices changed. A healthy
+//! destination costs memory only. When it fails, or when more waits than may, what it misses becomes one mark
+//! for each subject ([`Queue::offer`], [`Queue::failed`]): whoever owns the queue keeps the marks durably, and once the
+//! destination is back, the newest events of these rooms, and the newest changes of these users, bring it up to date. Ephemeral news (EDUs) is not kept for a
 //! destination that cannot be reached; what must not be lost of it (messages to devices) lies in the owner's outbox, of
 //! which the queue knows only that there is some.
 //!
@@ -20,21 +21,21 @@ pub const WAITING_PDUS_MAX: usize = if cfg!(test) { 150 } else { 500 };
 pub const WAITING_EDUS_MAX: usize = 500;
 /// At most this many bytes of ephemeral news wait in memory for one destination.
 pub const WAITING_EDU_BYTES_MAX: usize = 1 << 20;
-/// Rooms are brought up to date this many at a time.
-pub const ROOMS_AT_ONCE: usize = PDUS_MAX;
-/// At most this many rooms are remembered as marked, so that a mark is not asked for again with each event.
+/// Subjects are brought up to date this many at a time.
+pub const SUBJECTS_AT_ONCE: usize = PDUS_MAX;
+/// At most this many subjects are remembered as marked, so that a mark is not asked for again with each event.
 const MARKED_MAX: usize = 1_000;
 
-/// An event that waits to be sent, by whatever its owner finds it by.
+/// An event, or another change that must arrive, by whatever its owner finds it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pdu<R, P> {
-    /// The room that it belongs to.
-    pub room: R,
+    /// The room or the user that it belongs to.
+    pub subject: R,
     /// Its place.
     pub place: P,
 }
 
-/// A room in which the destination misses events, and the first of them.
+/// A room or a user of which the destination misses something, and the first that it misses.
 pub type Mark<R, P> = Pdu<R, P>;
 
 /// A piece of ephemeral news. A newer piece of the same key takes its place.
@@ -62,8 +63,8 @@ pub enum Action<R, P, K> {
         /// How many pieces of the outbox may go along.
         outbox_max: usize,
     },
-    /// Send the newest events of at most [`ROOMS_AT_ONCE`] of the rooms that are marked, and take their marks away once
-    /// they have arrived; then tell how it went, and whether rooms are left ([`Queue::caught_up`]).
+    /// Send what is new of at most [`SUBJECTS_AT_ONCE`] of the subjects that are marked, and take their marks away once
+    /// they have arrived; then tell how it went, and whether subjects are left ([`Queue::caught_up`]).
     CatchUp,
 }
 
@@ -74,13 +75,13 @@ enum Phase<R, P> {
     Ready,
     /// A transaction with these events is under way.
     Sending(Vec<Pdu<R, P>>),
-    /// The newest events of marked rooms are under way.
+    /// The news of marked subjects is under way.
     CatchingUp,
     /// The destination failed, and is tried again at this time: milliseconds since the epoch.
     Failed(u64),
 }
 
-/// The queue of one destination. `R` is a room, `P` the place of an event, `K` the key of ephemeral news.
+/// The queue of one destination. `R` is a subject, `P` the place of an event, `K` the key of ephemeral news.
 #[derive(Clone, Debug)]
 pub struct Queue<R, P, K> {
     phase: Phase<R, P>,
@@ -89,18 +90,18 @@ pub struct Queue<R, P, K> {
     edu_bytes: usize,
     /// Whether the outbox holds something for this destination.
     has_outbox: bool,
-    /// Whether rooms are marked.
+    /// Whether subjects are marked.
     has_marks: bool,
     /// The marks that are known to be kept, as far as they are remembered, so that none is given twice.
     marked: BTreeMap<R, P>,
-    /// Marks for what could not wait in memory while rooms were caught up with. Their rooms may be those whose marks are just
+    /// Marks for what could not wait in memory while others were caught up with. Their subjects may be those whose marks are just
     /// being taken away, so they are given only afterwards.
     late: BTreeMap<R, P>,
 }
 
 impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
     /// The queue of a destination of which this is known: until when it is not tried (milliseconds since the epoch), whether
-    /// rooms are marked, and whether its outbox holds something.
+    /// subjects are marked, and whether its outbox holds something.
     pub fn new(failed_until_ms: Option<u64>, has_marks: bool, has_outbox: bool) -> Self {
         Self {
             phase: failed_until_ms.map_or(Phase::Ready, Phase::Failed),
@@ -115,7 +116,7 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
     }
 
     /// Takes an event that the destination is to be told. Gives a mark to keep where the event cannot wait in memory: of
-    /// two marks of a room, the older one is kept.
+    /// two marks of a subject, the older one is kept.
     #[must_use]
     pub fn offer(&mut self, pdu: Pdu<R, P>) -> Option<Mark<R, P>> {
         let is_full = self.pdus.len() >= WAITING_PDUS_MAX;
@@ -186,18 +187,18 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
         self.phase = Phase::Ready;
     }
 
-    /// The newest events of marked rooms have arrived. `marks_left` says whether other rooms are still marked. The owner takes
-    /// away the marks of those rooms and writes the ones that are given here, in one batch and before anything else is offered.
+    /// The news of marked subjects has arrived. `marks_left` says whether other subjects are still marked. The owner takes
+    /// away the marks of those subjects and writes the ones that are given here, in one batch and before anything else is offered.
     #[must_use]
     pub fn caught_up(&mut self, marks_left: bool) -> Vec<Mark<R, P>> {
         self.has_marks = marks_left;
         self.phase = Phase::Ready;
         let late = std::mem::take(&mut self.late);
-        late.into_iter().filter_map(|(room, place)| self.mark(Pdu { room, place })).collect()
+        late.into_iter().filter_map(|(subject, place)| self.mark(Pdu { subject, place })).collect()
     }
 
     /// The destination could not be reached, and is tried again at this time (milliseconds since the epoch). Gives the marks
-    /// that are to be kept: for each room of which events waited or were under way, the oldest.
+    /// that are to be kept: for each subject of which something waited or were under way, the oldest.
     #[must_use]
     pub fn failed(&mut self, until_ms: u64) -> Vec<Mark<R, P>> {
         let under_way = match std::mem::replace(&mut self.phase, Phase::Failed(until_ms)) {
@@ -211,7 +212,7 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
         for pdu in under_way.into_iter().chain(waiting) {
             keep_oldest(&mut oldest, pdu);
         }
-        oldest.into_iter().filter_map(|(room, place)| self.mark(Pdu { room, place })).collect()
+        oldest.into_iter().filter_map(|(subject, place)| self.mark(Pdu { subject, place })).collect()
     }
 
     /// The destination has spoken to this server, so that it is tried again at once.
@@ -239,22 +240,22 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
         under_way.into_iter().chain(waiting).chain(late).min()
     }
 
-    /// Marks a room. Gives the mark unless one is known to be kept that is as old.
+    /// Marks a subject. Gives the mark unless one is known to be kept that is as old.
     fn mark(&mut self, mark: Mark<R, P>) -> Option<Mark<R, P>> {
         self.has_marks = true;
-        let known = self.marked.get(&mark.room);
+        let known = self.marked.get(&mark.subject);
         if known.is_some_and(|known| *known <= mark.place) {
             return None;
         }
         if known.is_some() || self.marked.len() < MARKED_MAX {
-            self.marked.insert(mark.room, mark.place);
+            self.marked.insert(mark.subject, mark.place);
         }
         Some(mark)
     }
 }
 
 fn keep_oldest<R: Ord, P: Copy + Ord>(oldest: &mut BTreeMap<R, P>, pdu: Pdu<R, P>) {
-    let place = oldest.entry(pdu.room).or_insert(pdu.place);
+    let place = oldest.entry(pdu.subject).or_insert(pdu.place);
     *place = pdu.place.min(*place);
 }
 
@@ -267,7 +268,7 @@ mod tests {
     type Q = Queue<u8, u64, u8>;
 
     fn pdu(room: u8, place: u64) -> Pdu<u8, u64> {
-        Pdu { room, place }
+        Pdu { subject: room, place }
     }
 
     fn fresh() -> Q {
@@ -434,7 +435,7 @@ mod tests {
                         for _ in 0..next(60) {
                             place += 1;
                             let new = pdu(next(4) as u8, place);
-                            owed.insert((new.room, place));
+                            owed.insert((new.subject, place));
                             if let Some(mark) = queue.offer(new) {
                                 keep_oldest(&mut marks, mark);
                             }
@@ -467,7 +468,7 @@ mod tests {
                         }
                         Some(Action::Send { pdus, .. }) => {
                             for pdu in pdus {
-                                owed.remove(&(pdu.room, pdu.place));
+                                owed.remove(&(pdu.subject, pdu.place));
                             }
                             queue.succeeded(false);
                         }
@@ -484,7 +485,7 @@ mod tests {
                 match action {
                     Action::Send { pdus, .. } => {
                         for pdu in pdus {
-                            owed.remove(&(pdu.room, pdu.place));
+                            owed.remove(&(pdu.subject, pdu.place));
                         }
                         queue.succeeded(false);
                     }

@@ -219,9 +219,9 @@ pub enum Ending {
 }
 
 /// Ends devices of an account: their tokens are no longer accepted, and nobody sees the devices any more. This writes one
-/// row however many devices end, for their own rows are swept later. Answers whether a device ended. The caller holds the
+/// row however many devices end, for their own rows are swept later. Answers the ids of those that ended. The caller holds the
 /// user's lock.
-pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<bool> {
+pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<Vec<OwnedDeviceId>> {
     let account = users::require(batch, user)?;
     let (first, last) = (DeviceNum(1), account.last_device);
     let live = list(batch, user)?;
@@ -239,12 +239,13 @@ pub fn end(batch: &mut Batch, user: UserNum, ending: &Ending) -> Result<bool> {
             }
         }
     }
-    let is_any = live.iter().any(|device| ended.contains(device.num));
-    if is_any {
+    let gone = live.into_iter().filter(|device| ended.contains(device.num));
+    let gone: Vec<OwnedDeviceId> = gone.map(|device| device.id).collect();
+    if !gone.is_empty() {
         users::set_ended(batch, user, ended)?;
         batch.position(&LogEntry::Device { user });
     }
-    Ok(is_any)
+    Ok(gone)
 }
 
 /// Deletes the rows of at most `rows_max` devices that have ended, with the account data kept under their ids. Answers

@@ -21,6 +21,13 @@ pub fn checks() -> Vec<RowCheck> {
             );
             Ok(())
         }),
+        RowCheck::of(&schema::DEVICES_BEHIND, move |read, (server, user), place, doubts| {
+            doubts.position(read, *place);
+            doubts.unless(is_server(server), "its name is no name of a server");
+            let is_there = schema::USERS.contains(read, *user)?;
+            doubts.unless(is_there, "the user whose devices it misses changes of does not exist");
+            Ok(())
+        }),
         RowCheck::of(&schema::DESTINATION, move |_, server, Json(row), doubts| {
             doubts.unless(is_server(server), "its name is no name of a server");
             doubts.unless(row.failing.failures > 0, "it has not failed");

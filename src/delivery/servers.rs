@@ -1,9 +1,10 @@
 //! Other servers are told what happens here: the events of our users and those that they let in, receipts, who types, who is
-//! online, and messages to devices (server-server API, "Transactions").
+//! online, which devices they have, and messages to devices (server-server API, "Transactions").
 //!
 //! One reader follows the log ([`reader`]), works out who is told of an event ([`fan_out`]), and puts its place into the queue of
 //! each such server ([`board`]). A server whose turn it is ([`send`]) gets what waits for it as a [`transaction`]. All of
-//! that is memory: a healthy server has no row. A server that does not answer is marked as behind, once a room ([`marks`]), is
+//! that is memory: a healthy server has no row. A server that does not answer is marked as behind, once a room and once a user whose
+//! devices changed ([`marks`]), is
 //! tried again ever later, or at once when it speaks to us, and is then brought up to date ([`catch_up`]).
 //! Messages to devices are nobody's to lose, and wait in the store ([`outbox`]).
 
@@ -17,6 +18,7 @@ pub mod outbox;
 mod reader;
 mod send;
 mod shared;
+mod subject;
 mod transaction;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -132,7 +134,11 @@ impl Servers {
         if !self.0.away.read().contains(server) {
             return;
         }
-        self.0.board.lock().heard_from(server, self.0.env.now_ms());
+        let is_tried = self.0.board.lock().heard_from(server, self.0.env.now_ms());
+        if is_tried {
+            // It may have been nowhere when it was last looked for, as servers that start together are.
+            self.0.client.caller().discovery().heard_from(server);
+        }
         self.0.turns.notify_one();
     }
 
@@ -227,7 +233,7 @@ impl Servers {
             failing: seen.map_or_else(|| row.as_ref().map(|row| row.failing), |seen| seen.failing),
             why: row.map(|row| row.why),
             is_sending: seen.is_some_and(|seen| seen.is_sending),
-            rooms_behind: marks::list(&view, server.as_str(), ROOMS_COUNTED_MAX)?.len(),
+            rooms_behind: marks::list_rooms(&view, server.as_str(), ROOMS_COUNTED_MAX)?.len(),
             messages: waiting.messages,
         })
     }

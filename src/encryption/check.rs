@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use ruma::UserId;
 use serde_json::value::RawValue;
 
 use crate::{
     accounts::check::Devices,
-    encryption::{inbox, keys::Owner},
+    encryption::{
+        elsewhere::{self, OtherDevice},
+        inbox,
+        keys::Owner,
+    },
     ids::{DeviceNum, UserNum},
     schema::{
         self,
-        encryption::{InboxShare, InboxState, KeyCounts},
+        encryption::{InboxShare, InboxState, KeyCounts, OtherCount, OtherDeviceRow},
     },
     store::{
         Direction, Fault, LogEntry, Snapshot,
@@ -21,7 +26,7 @@ use crate::{
 
 /// The checks of messages between devices, device lists and keys.
 pub fn checks() -> Vec<RowCheck> {
-    inboxes().into_iter().chain(requests_and_keys()).collect()
+    inboxes().into_iter().chain(requests_and_keys()).chain(lists_elsewhere()).collect()
 }
 
 fn inboxes() -> [RowCheck; 5] {
@@ -135,6 +140,12 @@ fn requests_and_keys() -> Vec<RowCheck> {
             doubts.unless(changed.is_some_and(|at| at >= *position), "its user has not changed since");
             Ok(())
         }),
+        RowCheck::of(&schema::DEVICE_STEP, |read, (user, position), step, doubts| {
+            doubts.logged(read, *position, LogEntry::DeviceList { user: *user })?;
+            let follows = step.prev.is_none_or(|prev| prev < *position);
+            doubts.unless(follows, "it comes before the change that it follows");
+            Ok(())
+        }),
         RowCheck::of(&schema::DEVICE_KEYS, move |read, (user, device), keys, doubts| {
             doubts.unless(serde_json::from_slice::<&RawValue>(keys).is_ok(), "they are not JSON");
             doubts.unless(of_keys.has(read, *user, *device)?, "their device is gone");
@@ -159,6 +170,53 @@ fn requests_and_keys() -> Vec<RowCheck> {
             counted(read, *user, *device, doubts)
         }),
         RowCheck::of(&schema::KEY_COUNTS, key_counts),
+    ]
+}
+
+/// Checks that lists of other servers are counted, and their devices in them.
+fn lists_elsewhere() -> [RowCheck; 3] {
+    [
+        RowCheck::of(&schema::OTHER_LIST, |read, (server, user_id), Json(row), doubts| {
+            let parsed = <&UserId>::try_from(user_id.as_str()).ok();
+            let is_of = parsed.is_some_and(|user_id| user_id.server_name() == server.as_str());
+            doubts.unless(is_of, "its user is not of its server");
+            let (mut devices, mut bytes) = (0, elsewhere::of_signing_keys(row));
+            for device in
+                schema::OTHER_DEVICE.prefix::<(String,)>(read, (user_id.as_str(),), Direction::Up)?
+            {
+                let ((_, id), Json(OtherDeviceRow { keys, display_name })) = device?;
+                devices += 1;
+                bytes += elsewhere::bytes_of(&id.into(), &OtherDevice { keys, display_name });
+            }
+            let said = format!("{} devices of {} bytes are said to be kept", row.devices, row.bytes);
+            let is_right = (row.devices, row.bytes) == (devices, bytes);
+            doubts.unless(is_right, format!("{said}, and there are {devices} of {bytes}"));
+            let is_counted = schema::OTHER_COUNT.contains(read, server)?;
+            doubts.unless(is_counted, "it is not counted for its server");
+            Ok(())
+        }),
+        RowCheck::of(&schema::OTHER_DEVICE, |read, (user_id, _), Json(row), doubts| {
+            doubts.unless(serde_json::from_str::<&RawValue>(&row.keys).is_ok(), "its keys are not JSON");
+            let list = match <&UserId>::try_from(user_id.as_str()) {
+                Ok(user_id) => elsewhere::find(read, user_id)?,
+                Err(_) => None,
+            };
+            doubts.unless(list.is_some(), "there is no list for it to be in");
+            Ok(())
+        }),
+        RowCheck::of(&schema::OTHER_COUNT, |read, server, count, doubts| {
+            let mut found = OtherCount::default();
+            for row in schema::OTHER_LIST.prefix::<(String,)>(read, (server.as_str(),), Direction::Up)? {
+                let (_, Json(row)) = row?;
+                found.users += 1;
+                found.bytes += row.bytes;
+            }
+            doubts.unless(
+                found == *count,
+                format!("{count:?} is said to be kept of a server, and {found:?} is"),
+            );
+            Ok(())
+        }),
     ]
 }
 

@@ -31,7 +31,8 @@ pub fn begin(store: &Store) -> Result<(), Fault> {
         .collect::<Result<_, Fault>>()?;
     for some in users.chunks(AT_ONCE) {
         commit(store, |batch| {
-            some.iter().try_for_each(|(user, user_id)| device_lists::changed(batch, *user, user_id).map(drop))
+            some.iter()
+                .try_for_each(|(user, user_id)| device_lists::changed(batch, *user, user_id, &[]).map(drop))
         })?;
     }
     Ok(())

@@ -141,15 +141,20 @@ pub fn find_device_keys(
     display_name: Option<&str>,
 ) -> Result<Option<Value>, Fault> {
     let Some(keys) = schema::DEVICE_KEYS.get(read, owner)? else { return Ok(None) };
-    let mut keys: Map<String, Value> = serde_json::from_slice(&keys)
-        .map_err(|_| Fault::CorruptRow { table: "DEVICE_KEYS", why: "the keys of a device are not JSON" })?;
+    show(&keys, display_name).map(Some)
+}
+
+/// The identity keys of a device that stand in a row, with the name that its owner gave it.
+pub fn show(keys: &[u8], display_name: Option<&str>) -> Result<Value, Fault> {
+    let mut keys: Map<String, Value> =
+        serde_json::from_slice(keys).map_err(|_| Fault::Corrupt("the keys of a device are not JSON"))?;
     let mut unsigned = Map::new();
     if let Some(name) = display_name {
         unsigned.insert("device_display_name".to_owned(), name.into());
     }
     // The device may have uploaded anything as `unsigned`, so only the server's own fields are shown.
     keys.insert("unsigned".to_owned(), Value::Object(unsigned));
-    Ok(Some(Value::Object(keys)))
+    Ok(Value::Object(keys))
 }
 
 /// The number of a device's one-time keys that are left, and its unused fallback keys.

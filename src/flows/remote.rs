@@ -2,6 +2,7 @@
 
 pub(crate) mod admit_member;
 pub(crate) mod ask;
+pub(crate) mod ask_keys;
 pub(crate) mod backfill;
 mod brought;
 pub(crate) mod candidates;
@@ -9,6 +10,7 @@ pub(crate) mod check;
 mod edus;
 mod ended;
 pub(crate) mod fetch;
+mod fetch_keys;
 pub(crate) mod forget;
 pub mod gaps;
 pub(crate) mod hierarchy;
@@ -21,6 +23,7 @@ mod kept;
 mod keys;
 pub(crate) mod knock;
 pub(crate) mod leave;
+mod lists;
 mod outside;
 mod places;
 mod ports;
@@ -71,6 +74,10 @@ pub struct Remote {
     pub(crate) joining: join::Joining,
     /// The questions that anybody may have us ask.
     pub(crate) asking: ask::Asking,
+    /// The device lists of users of other servers that are to be asked for again.
+    pub(crate) lists: lists::Lists,
+    /// The memory that answers about keys take.
+    pub(crate) answers: ask_keys::AnswerMemory,
 }
 
 impl Remote {
@@ -112,6 +119,8 @@ impl Remote {
             strangers: Arc::default(),
             joining: join::Joining::default(),
             asking: ask::Asking::default(),
+            lists: lists::Lists::default(),
+            answers: ask_keys::AnswerMemory::default(),
         })
     }
 }

@@ -122,13 +122,14 @@ pub(crate) async fn for_users<T: Send + 'static>(
 }
 
 /// Like [`for_user`], for rows about a user of another server. Such a user has no number, so that one of a few numbers that no
-/// account has stands for all whose ids have the same digest.
+/// account has stands for all whose servers have the same digest: what is kept of all users of a server is counted under one lock.
 pub(crate) async fn for_other<T: Send + 'static>(
     app: &App,
     user_id: &UserId,
     build: impl FnOnce(&App, &mut Batch) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let digest = user_id.as_bytes().iter().fold(0_u8, |digest, byte| digest.wrapping_mul(31) ^ byte);
+    let digest =
+        user_id.server_name().as_bytes().iter().fold(0_u8, |digest, byte| digest.wrapping_mul(31) ^ byte);
     let stands_for = UserNum(u64::MAX - u64::from(digest));
     write(app, Wanted::of(vec![stands_for], false), build, Error::from).await
 }

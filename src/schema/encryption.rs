@@ -121,3 +121,107 @@ pub struct FallbackRow {
     /// The JSON of the key, as the device uploaded it.
     pub key: String,
 }
+
+/// A change of the device list of a user of ours, as other servers are told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStepRow {
+    /// The position of the change before, if there was one.
+    pub prev: Option<Position>,
+    /// The id of the device that came, changed or went.
+    pub device_id: String,
+}
+
+impl Value for DeviceStepRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.position(self.prev.unwrap_or(Position::ZERO));
+        to.raw(self.device_id.as_bytes());
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let prev = Position::decode_key(&mut from)?;
+        let device_id = std::str::from_utf8(from.rest());
+        let device_id = device_id.map_err(|_| Fault::Corrupt("the id of a device is no text"))?;
+        Ok(Self { prev: (prev != Position::ZERO).then_some(prev), device_id: device_id.to_owned() })
+    }
+}
+
+/// The device list of a user of another server, without the devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OtherListRow {
+    /// The last changes that are in the list, by the numbers that the user's server gave them; the newest one last.
+    pub streams: Vec<u64>,
+    /// Whether a change was missed, so that the list must be asked for again before anybody is told of it.
+    pub is_stale: bool,
+    /// The number of devices.
+    pub devices: u64,
+    /// The bytes of the devices and keys.
+    pub bytes: u64,
+    /// The JSON of the key with which the user signs the other two.
+    pub master_key: Option<String>,
+    /// The JSON of the key with which the user signs the devices.
+    pub self_signing_key: Option<String>,
+    /// A room by which the user's server knows that it must tell ours of changes.
+    pub room: u64,
+    /// The number of the event by which the user is in that room.
+    pub member: u64,
+    /// A user of ours in that room.
+    pub own: u64,
+    /// The position since which our user has been in it.
+    pub own_since: u64,
+}
+
+/// A device of a user of another server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherDeviceRow {
+    /// The JSON of the device's identity keys, as the user's server told it.
+    pub keys: String,
+    /// The name that its owner gave it.
+    #[serde(default)]
+    pub display_name: Option<String>,
+}
+
+/// How much is kept of the device lists of one server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OtherCount {
+    /// The number of users.
+    pub users: u64,
+    /// The bytes of their devices and keys.
+    pub bytes: u64,
+}
+
+impl Value for OtherCount {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.users);
+        to.varint(self.bytes);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { users: from.varint()?, bytes: from.varint()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::round_trip;
+
+    #[test]
+    fn changes_and_counts_come_back() {
+        for prev in [None, Position::new(7)] {
+            let step = DeviceStepRow { prev, device_id: "DÉV".to_owned() };
+            assert_eq!(round_trip(&step), step);
+        }
+        let count = OtherCount { users: 300, bytes: u64::MAX };
+        assert_eq!(round_trip(&count), count);
+        assert!(DeviceStepRow::decode(Bytes::from_static(&[1, 0])).is_err());
+        assert!(DeviceStepRow::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 1, 0xff])).is_err());
+        assert!(OtherCount::decode(Bytes::from_static(&[2, 0, 0])).is_err());
+    }
+}

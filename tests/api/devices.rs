@@ -2,6 +2,7 @@
 
 use aqueduct::{
     accounts::{devices, tokens, users},
+    encryption::device_lists::STEPS_MAX,
     ids::{StateKeyNum, UserNum},
     schema,
     store::{Direction, Engine, Guard},
@@ -392,7 +393,7 @@ async fn members_are_not_hidden_behind_thousands_who_are_gone() {
     let mut chain = Chain::of(&bob);
     chain.next().await;
     must(&bob, &room, "join", json!({})).await;
-    assert_eq!(chain.next().await["device_lists"]["changed"], json!([alice.user_id]));
+    assert_eq!(chain.next().await["device_lists"]["changed"], json!([alice.user_id, bob.user_id]));
     must(&bob, &room, "leave", json!({})).await;
     assert_eq!(chain.next().await["device_lists"]["left"], json!([alice.user_id]));
 }
@@ -407,6 +408,11 @@ async fn a_renamed_device_reads_as_much_whoever_shares_rooms_and_wakes_those_who
         let room = create_room(&alice, json!({ "preset": "public_chat" })).await;
         must(&bob, &room, "join", json!({})).await;
         rooms.push(room);
+    }
+    // As many changes of devices as are remembered, so that each further one reads as many.
+    for number in 0..=STEPS_MAX {
+        let body = json!({ "display_name": format!("name {number}") });
+        assert_eq!(alice.put(&format!("{DEVICES}/{}", alice.device_id), body).await.0, StatusCode::OK);
     }
     let mut chain = Chain::of(&bob);
     chain.next().await;

@@ -14,6 +14,7 @@ mod account_data;
 mod aside;
 mod carry_over;
 mod derived;
+mod device_lists;
 mod devices;
 mod discovery;
 mod ephemeral;

@@ -7,7 +7,10 @@ use aqueduct::{
     schema,
     store::{Direction, Durability, Engine, Store, engine::Memory},
 };
-use federation::testing::{BEGAN_MS as KEYS_BEGAN_MS, Net, Weather, json as answer_json};
+use federation::{
+    ports::NotResolved,
+    testing::{BEGAN_MS as KEYS_BEGAN_MS, Net, Weather, json as answer_json},
+};
 use http::Method;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -262,6 +265,25 @@ async fn nothing_is_told_where_rooms_are_not_shared() {
     alice.ok_put("/sendToDevice/m.test/1", to_bob(1)).await;
     pause(&server, 60).await;
     assert!(told.take().is_empty() && marks(&server).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_had_no_address_is_told_as_soon_as_it_speaks() {
+    let net = Net::new(1);
+    let (server, told) = (server(&net), Told::new(&net, "b.example", "5.0.0.2", 2));
+    // Its keys are known, as those of a server that has only just gone.
+    told.speak(&server).await;
+    net.resolve("b.example", Err(NotResolved::Absent { ttl_s: 60 }));
+    pause(&server, 3_000).await;
+    let alice = server.register("alice").await;
+    let (room, _) = shared_room(&alice, json!({})).await;
+    alice.say(&room, "1", "missed").await;
+    pause(&server, 3).await;
+    assert_eq!(failures(&server, "b.example"), 1);
+    net.host("b.example", &["5.0.0.2"]);
+    told.speak(&server).await;
+    pause(&server, 2).await;
+    assert!(told.take_events().contains(&"missed".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]

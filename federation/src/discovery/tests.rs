@@ -391,6 +391,21 @@ async fn a_name_without_address_is_looked_up_again_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_speaks_is_looked_up_again_at_once_if_it_was_not_found() {
+    let net = Net::new(1);
+    let discovery = discovery(&net);
+    assert!(discovery.find(server("a.example")).await.is_err());
+    net.host("a.example", &["5.0.0.1"]);
+    assert!(discovery.find(server("a.example")).await.is_err(), "that is remembered");
+    discovery.heard_from(server("a.example"));
+    let found = discovery.find(server("a.example")).await.unwrap();
+    net.take_looked_up();
+    discovery.heard_from(server("a.example"));
+    assert_eq!(discovery.find(server("a.example")).await.unwrap(), found);
+    assert_eq!(net.take_looked_up(), [""; 0], "where it was found holds");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_found_is_remembered_as_long_as_all_of_it_holds() {
     let net = plain();
     net.host("b.example", &["5.0.0.2"]);

@@ -57,7 +57,8 @@ pub(crate) async fn upload_keys(app: App, client: Client<Raw<upload_keys::v3::Re
 
 /// `POST /_matrix/client/v3/keys/query`
 pub(crate) async fn get_keys(app: App, client: Client<get_keys::v3::Request>) -> Result<InPieces> {
-    let (first, rest) = keys::query(&app, &client.caller, client.request.device_keys).await?;
+    let get_keys::v3::Request { timeout, device_keys, .. } = client.request;
+    let (first, rest) = keys::query(&app, &client.caller, device_keys, timeout).await?;
     Ok(InPieces::of(first, rest, |rest| rest.next()))
 }
 

@@ -13,8 +13,9 @@ use crate::{
     delivery::servers::{
         edus::{Edu, EduKey},
         marks,
+        subject::Subject,
     },
-    ids::{Position, RoomNum},
+    ids::Position,
     store::{Guard, NotAccepted, Published, Store},
 };
 
@@ -59,7 +60,7 @@ enum Standing {
 }
 
 struct Destination {
-    queue: Queue<RoomNum, Position, EduKey>,
+    queue: Queue<Subject, Position, EduKey>,
     failing: Option<Failing>,
     standing: Standing,
     /// When it gets a turn by itself: milliseconds since the epoch.
@@ -95,7 +96,7 @@ impl Destination {
 #[derive(Debug)]
 pub(super) enum Step {
     /// Do this, then tell how it went.
-    Do(Action<RoomNum, Position, EduKey>),
+    Do(Action<Subject, Position, EduKey>),
     /// There is nothing to do now.
     Rest {
         /// Whether the server counted as failing until now.
@@ -130,7 +131,7 @@ pub(super) struct Board {
     slow: usize,
     retrying: usize,
     /// Marks that are not in the store yet.
-    unwritten: BTreeMap<(OwnedServerName, RoomNum), Position>,
+    unwritten: BTreeMap<(OwnedServerName, Subject), Position>,
     /// The position up to which the log was read.
     pub(super) read: Position,
 }
@@ -162,10 +163,11 @@ impl Board {
         self.destinations.get_mut(server).expect("it is there")
     }
 
-    /// Has a server told of an event. A mark that this takes is written with [`Board::write_marks`].
-    pub(super) fn offer(&mut self, server: &OwnedServerName, room: RoomNum, place: Position) {
+    /// Has a server told of an event, or of a change of somebody's devices. A mark that this takes is written with
+    /// [`Board::write_marks`].
+    pub(super) fn offer(&mut self, server: &OwnedServerName, subject: Subject, place: Position) {
         let destination = self.entry(server);
-        let mark = destination.queue.offer(Pdu { room, place });
+        let mark = destination.queue.offer(Pdu { subject, place });
         self.keep(server, mark);
         self.wake(server);
     }
@@ -189,11 +191,12 @@ impl Board {
         self.wake(server);
     }
 
-    /// A server has spoken to us, so that it is tried again at once, or soon where that was in vain a moment ago.
-    pub(super) fn heard_from(&mut self, server: &ServerName, now_ms: u64) {
-        let Some(destination) = self.destinations.get_mut(server) else { return };
+    /// A server has spoken to us, so that it is tried again at once, or soon where that was in vain a moment ago. Tells whether it
+    /// is tried for that.
+    pub(super) fn heard_from(&mut self, server: &ServerName, now_ms: u64) -> bool {
+        let Some(destination) = self.destinations.get_mut(server) else { return false };
         if destination.failing.is_none() || destination.was_heard {
-            return;
+            return false;
         }
         let pause_ms = HEARD_AGAIN_MS.saturating_mul(1 << destination.heard.min(20)).min(HEARD_AGAIN_MS_MAX);
         let due_ms = match destination.heard {
@@ -201,13 +204,14 @@ impl Board {
             _ => now_ms.max(destination.tried_ms.saturating_add(pause_ms)),
         };
         if due_ms > now_ms && destination.due_ms.is_some_and(|known| known <= due_ms) {
-            return;
+            return false;
         }
         destination.was_heard = true;
         destination.heard = destination.heard.saturating_add(1);
         destination.queue.heard_from();
         let server = server.to_owned();
         self.schedule(&server, due_ms);
+        true
     }
 
     /// Has a server tried now, whatever it did before.
@@ -386,7 +390,7 @@ impl Board {
         came_back(destination)
     }
 
-    /// A server has the newest events of some rooms, whose marks were taken away. Tells whether it counted as failing.
+    /// A server has the newest news of some subjects, whose marks were taken away. Tells whether it counted as failing.
     pub(super) fn caught_up(&mut self, server: &OwnedServerName, marks_left: bool) -> bool {
         let Some(destination) = self.destinations.get_mut(server) else { return false };
         let late = destination.queue.caught_up(marks_left);
@@ -416,9 +420,9 @@ impl Board {
         failing
     }
 
-    fn keep(&mut self, server: &OwnedServerName, mark: Option<Mark<RoomNum, Position>>) {
+    fn keep(&mut self, server: &OwnedServerName, mark: Option<Mark<Subject, Position>>) {
         let Some(mark) = mark else { return };
-        let place = self.unwritten.entry((server.clone(), mark.room)).or_insert(mark.place);
+        let place = self.unwritten.entry((server.clone(), mark.subject)).or_insert(mark.place);
         *place = mark.place.min(*place);
     }
 
@@ -441,8 +445,8 @@ impl Board {
     fn write_some_marks(&mut self, store: &Store) -> Result<(Position, Published), NotAccepted> {
         let mut batch = store.batch(&Guard::own_tables());
         let mut oldest = Position::MAX;
-        for ((server, room), place) in self.unwritten.iter().take(MARKS_AT_ONCE) {
-            let mark = Mark { room: *room, place: *place };
+        for ((server, subject), place) in self.unwritten.iter().take(MARKS_AT_ONCE) {
+            let mark = Mark { subject: *subject, place: *place };
             marks::keep(&mut batch, server.as_str(), mark).map_err(NotAccepted::Fault)?;
             oldest = oldest.min(*place);
         }
@@ -454,7 +458,7 @@ impl Board {
 
     /// Whether marks of a server are not in the store yet.
     pub(super) fn has_unwritten(&self, server: &OwnedServerName) -> bool {
-        let begin = (server.clone(), RoomNum(0));
+        let begin = (server.clone(), Subject::FIRST);
         self.unwritten.range(begin..).next().is_some_and(|((of, _), _)| of == server)
     }
 
@@ -506,6 +510,7 @@ fn came_back(destination: &mut Destination) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::RoomNum;
 
     fn name(number: usize) -> OwnedServerName {
         format!("s{number}.example").try_into().unwrap()
@@ -524,7 +529,7 @@ mod tests {
     fn servers_wait_for_a_place_in_their_turn_and_slow_ones_make_room() {
         let mut board = Board::default();
         for number in 0..100 {
-            board.offer(&name(number), RoomNum(1), at(1));
+            board.offer(&name(number), Subject::Room(RoomNum(1)), at(1));
         }
         let first = turns(&mut board, 0);
         assert_eq!(first.len(), FRESH_MAX);
@@ -540,7 +545,7 @@ mod tests {
     fn servers_that_are_quick_wait_neither_for_slow_ones_nor_for_those_that_nobody_knows() {
         let mut board = Board::default();
         let slow = 1..=SLOW_MAX + 100;
-        board.offer(&name(0), RoomNum(1), at(1));
+        board.offer(&name(0), Subject::Room(RoomNum(1)), at(1));
         assert_eq!(turns(&mut board, 0), [(name(0), Lane::Fresh)]);
         assert!(matches!(board.next(&name(0), 0), Step::Do(_)));
         board.was_quick(&name(0));
@@ -548,7 +553,7 @@ mod tests {
         assert!(matches!(board.next(&name(0), 0), Step::Rest { .. }));
         board.leave(Lane::Fresh);
         for number in slow.clone() {
-            board.offer(&name(number), RoomNum(1), at(1));
+            board.offer(&name(number), Subject::Room(RoomNum(1)), at(1));
         }
         // All of them turn out to be slow; those for whom there is no room fail, and come back later.
         let mut refused = 0;
@@ -567,9 +572,9 @@ mod tests {
             }
         }
         assert_eq!(refused, 100);
-        board.offer(&name(0), RoomNum(1), at(2));
+        board.offer(&name(0), Subject::Room(RoomNum(1)), at(2));
         assert_eq!(turns(&mut board, 0), [(name(0), Lane::Sending)]);
-        board.offer(&name(9_999), RoomNum(1), at(2));
+        board.offer(&name(9_999), Subject::Room(RoomNum(1)), at(2));
         assert_eq!(turns(&mut board, 0), [(name(9_999), Lane::Fresh)], "nor do newcomers wait for slow ones");
         // A slow server that has more to be told waits with its like.
         board.step_back(&name(1));
@@ -581,7 +586,7 @@ mod tests {
     #[test]
     fn a_server_that_took_all_has_no_entry() {
         let mut board = Board::default();
-        board.offer(&name(1), RoomNum(1), at(7));
+        board.offer(&name(1), Subject::Room(RoomNum(1)), at(7));
         board.read = at(9);
         assert_eq!(board.told_upto(), at(6));
         assert_eq!(turns(&mut board, 0), [(name(1), Lane::Fresh)]);
@@ -594,7 +599,7 @@ mod tests {
     #[test]
     fn a_server_that_speaks_and_is_not_reached_is_tried_ever_later() {
         let mut board = Board::default();
-        board.offer(&name(1), RoomNum(1), at(7));
+        board.offer(&name(1), Subject::Room(RoomNum(1)), at(7));
         let (mut now_ms, mut tries) = (1_000, Vec::new());
         assert_eq!(turns(&mut board, now_ms).len(), 1);
         while tries.len() < 5 {
@@ -617,14 +622,14 @@ mod tests {
     #[test]
     fn a_server_that_does_not_answer_gets_its_turn_when_its_time_comes_and_apart_from_the_others() {
         let mut board = Board::default();
-        board.offer(&name(1), RoomNum(1), at(7));
+        board.offer(&name(1), Subject::Room(RoomNum(1)), at(7));
         assert_eq!(turns(&mut board, 0).len(), 1);
         assert!(matches!(board.next(&name(1), 0), Step::Do(_)));
         let failing = board.failed(&name(1), 0, (0, 0));
         board.leave(Lane::Fresh);
         assert!(board.has_unwritten(&name(1)));
         assert!(matches!(board.next(&name(1), 0), Step::Rest { .. }));
-        board.offer(&name(1), RoomNum(1), at(8));
+        board.offer(&name(1), Subject::Room(RoomNum(1)), at(8));
         board.offer_edu(&name(1), Edu { key: EduKey::Presence("@a:x".to_owned()), json: vec![1] }, None);
         assert!(turns(&mut board, failing.next_try_ms - 1).is_empty());
         assert_eq!(turns(&mut board, failing.next_try_ms), [(name(1), Lane::Retrying)]);

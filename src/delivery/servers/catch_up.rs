@@ -1,7 +1,9 @@
 //! Brings a server up to date that missed events: for each room behind the events of ours that it missed where they are few, and
-//! else the newest events of the room, from which the server finds what it lacks.
+//! else the newest events of the room, from which the server finds what it lacks; for each user whose devices changed the newest
+//! change, from which the server sees whether it missed more, so that it asks for the list.
 //!
-//! Only rooms are told of that the server is still in; where it was removed meanwhile, it is told that.
+//! Only rooms are told of that the server is still in; where it was removed meanwhile, it is told that. Nothing is told of the devices of
+//! a user with whom it shares no room any more.
 
 use std::ops::Bound;
 
@@ -9,12 +11,17 @@ use federation::{client::Client, queue::Mark};
 use ruma::{OwnedServerName, ServerName};
 
 use crate::{
+    accounts::users,
     delivery::servers::{
+        edus,
         fan_out::{is_of, is_told},
         marks,
-        transaction::JsonOfPdu,
+        outbox::JsonOfEdu,
+        subject::Subject,
+        transaction::{JsonOfPdu, News},
     },
-    ids::{Order, Position, RoomNum},
+    encryption::device_lists,
+    ids::{Order, Position, RoomNum, UserNum},
     rooms::{
         self,
         event::{self, StoredEvent},
@@ -33,11 +40,12 @@ const EVENTS_MAX: usize = 1_000;
 /// Bring events of at most about this many bytes in one step.
 const BYTES_MAX: usize = 4 << 20;
 
-/// The rooms that one step brings up to date, and the events that do so.
+/// The rooms and users that one step brings up to date, and what does so.
 pub(super) struct Step {
-    pub(super) rooms: Vec<RoomNum>,
+    pub(super) subjects: Vec<Subject>,
     pub(super) events: Vec<JsonOfPdu>,
-    /// Whether other rooms of the server are still marked.
+    pub(super) updates: Vec<News>,
+    /// Whether other marks of the server are left.
     pub(super) are_left: bool,
 }
 
@@ -46,50 +54,78 @@ pub(super) fn plan(
     read: &Snapshot,
     client: &Client,
     (us, server): (&OwnedServerName, &ServerName),
-    marked: &[Mark<RoomNum, Position>],
-    rooms_max: usize,
+    marked: &[Mark<Subject, Position>],
+    count: usize,
 ) -> Result<Step, Fault> {
-    let mut step = Step { rooms: Vec::new(), events: Vec::new(), are_left: marked.len() > rooms_max };
+    let are_left = marked.len() > count;
+    let mut step = Step { subjects: Vec::new(), events: Vec::new(), updates: Vec::new(), are_left };
     let mut bytes = 0;
-    for mark in marked.iter().take(rooms_max) {
+    for mark in marked.iter().take(count) {
         if step.events.len() >= EVENTS_MAX || bytes >= BYTES_MAX {
             step.are_left = true;
             break;
         }
-        step.rooms.push(mark.room);
+        step.subjects.push(mark.subject);
         if !client.caller().servers().allows(server) {
             continue;
         }
-        for stored in of_room(read, (us, server), mark)? {
-            bytes += stored.row.json.len();
-            step.events.push(JsonOfPdu(stored.row.json));
+        match mark.subject {
+            Subject::Room(room) => {
+                for stored in of_room(read, (us, server), room, mark.place)? {
+                    bytes += stored.row.json.len();
+                    step.events.push(JsonOfPdu(stored.row.json));
+                }
+            }
+            Subject::Devices(user) => {
+                let update = of_user(read, server, user)?;
+                bytes += update.as_ref().map_or(0, |update| update.json.0.len());
+                step.updates.extend(update);
+            }
         }
     }
     Ok(step)
 }
 
-/// Reads the marks of a server: one more than a step takes, so that it is known whether rooms are left.
+/// The newest change of the devices of a user of ours, if the server still shares a room with the user.
+fn of_user(read: &Snapshot, server: &ServerName, user: UserNum) -> Result<Option<News>, Fault> {
+    let Some(account) = users::find(read, user)? else { return Ok(None) };
+    let mut is_shared = false;
+    for room in members::list_joined_rooms(read, user)? {
+        if members::is_server_joined(read, room, server.as_str())? {
+            is_shared = true;
+            break;
+        }
+    }
+    if !is_shared {
+        return Ok(None);
+    }
+    let update = device_lists::find_update(read, (user, &account.user_id), Position::MAX)?;
+    let json = update.map(|update| JsonOfEdu(edus::device_list_update(&account.user_id, &update)));
+    Ok(json.map(|json| News { json, outbox: None }))
+}
+
+/// Reads the marks of a server: one more than a step takes, so that it is known whether some are left.
 pub(super) fn list_marks(
     read: &(impl crate::store::Read + ?Sized),
     server: &ServerName,
-    rooms_max: usize,
-) -> Result<Vec<Mark<RoomNum, Position>>, Fault> {
-    marks::list(read, server.as_str(), rooms_max + 1)
+    count: usize,
+) -> Result<Vec<Mark<Subject, Position>>, Fault> {
+    marks::list(read, server.as_str(), count + 1)
 }
 
 /// Lists the events of one room that bring a server up to date.
 fn of_room(
     read: &Snapshot,
     (us, server): (&OwnedServerName, &ServerName),
-    mark: &Mark<RoomNum, Position>,
+    room: RoomNum,
+    missed_from: Position,
 ) -> Result<Vec<StoredEvent>, Fault> {
-    let room = mark.room;
     // The room may have gone since.
     let Some(row) = rooms::find_row(read, room)? else { return Ok(Vec::new()) };
     if !row.resident.has_history() {
         return Ok(Vec::new());
     }
-    let low = Bound::Included((room, Order::live(mark.place)));
+    let low = Bound::Included((room, Order::live(missed_from)));
     let high = Bound::Included((room, Order::MAX));
     let (mut ours, mut looked_at) = (Vec::new(), 0);
     let mut are_few = true;

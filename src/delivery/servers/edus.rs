@@ -1,16 +1,21 @@
-//! Ephemeral news for other servers (EDUs): who types, how far users have read, and who is online.
+//! News for other servers beside events (EDUs): who types, how far users have read, who is online, and which devices users have.
 
 use bytes::Bytes;
 use federation::queue;
 use ruma::UserId;
+use serde_json::Value;
 
 use crate::{
+    encryption::device_lists::Update,
     ids::RoomNum,
-    json::Object,
+    json::{JsonText, Object},
     rooms::receipts::NO_THREAD,
     schema::event_types::{PRESENCE, RECEIPT, TYPING},
     schema::receipts::{ReceiptKey, ReceiptRow},
 };
+
+/// The kind of the news that a device of a user came, changed or went.
+const DEVICE_LIST_UPDATE: &str = "m.device_list_update";
 
 /// The key under which newer news takes the place of older.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,15 +93,62 @@ pub(super) fn presence(user_id: &UserId, told: &Told) -> Edu {
     })
 }
 
+/// Tells what a device of a user has become, as JSON.
+pub(super) fn device_list_update(user_id: &UserId, update: &Update) -> Bytes {
+    let mut edu = Object::new();
+    edu.object("content", |content| {
+        match &update.device {
+            Some(device) => {
+                if let Some(name) = &device.display_name {
+                    content.text("device_display_name", name);
+                }
+                if let Some(keys) = &device.keys {
+                    content.json("keys", &JsonText::from(keys));
+                }
+            }
+            None => content.flag("deleted", true),
+        }
+        content.text("device_id", update.device_id.as_str());
+        let prev_id = update.prev_id.map(|prev| JsonText::from(&Value::from(prev.number())));
+        content.list("prev_id", prev_id.iter());
+        content.number("stream_id", update.stream_id.number());
+        content.text("user_id", user_id.as_str());
+    });
+    edu.text("edu_type", DEVICE_LIST_UPDATE);
+    edu.finish().into()
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::{
+        encryption::device_lists::UpdatedDevice,
         ids::{Order, Position},
         schema::receipts::ReceiptKind,
     };
+
+    #[test]
+    fn a_device_is_told_with_its_keys_or_as_gone() {
+        let at = |number| Position::new(number).unwrap();
+        let keys = json!({ "keys": { "ed25519:D": "k" } });
+        let device = UpdatedDevice { display_name: Some("\"Ph\"".to_owned()), keys: Some(keys.clone()) };
+        let device_id = ruma::OwnedDeviceId::from("D");
+        let update = Update { stream_id: at(9), prev_id: Some(at(5)), device_id, device: Some(device) };
+        let told = |update: &Update| -> Value {
+            serde_json::from_slice(&device_list_update("@a:x".try_into().unwrap(), update)).unwrap()
+        };
+        let content = json!({
+            "user_id": "@a:x", "device_id": "D", "device_display_name": "\"Ph\"", "keys": keys, "stream_id": 9,
+            "prev_id": [5],
+        });
+        assert_eq!(told(&update), json!({ "edu_type": "m.device_list_update", "content": content }));
+        let content =
+            json!({ "user_id": "@a:x", "device_id": "D", "deleted": true, "stream_id": 9, "prev_id": [] });
+        let told = told(&Update { prev_id: None, device: None, ..update });
+        assert_eq!(told, json!({ "edu_type": "m.device_list_update", "content": content }));
+    }
 
     fn read(edu: &Edu) -> Value {
         serde_json::from_slice(&edu.json).unwrap()

@@ -11,7 +11,7 @@ use federation::client::Client;
 use ruma::{OwnedServerName, ServerName, UserId};
 
 use crate::{
-    ids::RoomNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         event::{self, StoredEvent},
         members, state,
@@ -84,6 +84,22 @@ impl Planner {
     pub(super) fn of_room(&mut self, read: &Snapshot, room: RoomNum) -> Result<List, Fault> {
         let tip = state::tip(read, room)?;
         self.in_state(read, room, tip)
+    }
+
+    /// Lists the servers that share a room with a user of ours now, but for what only this room is shared by.
+    pub(super) fn of_user(
+        &mut self,
+        read: &Snapshot,
+        user: UserNum,
+        except: Option<RoomNum>,
+    ) -> Result<BTreeSet<OwnedServerName>, Fault> {
+        let mut servers = BTreeSet::new();
+        for room in members::list_joined_rooms(read, user)? {
+            if Some(room) != except {
+                servers.extend(self.of_room(read, room)?.iter().cloned());
+            }
+        }
+        Ok(servers)
     }
 
     fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {

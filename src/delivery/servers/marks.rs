@@ -1,57 +1,95 @@
-//! The rows about servers that do not answer: one mark for each room in which a server misses events, and a note of when it is
-//! tried again. A healthy server has no row.
+//! The rows about servers that do not answer: one mark for each room in which a server misses events, one for each user of ours of
+//! whose devices it misses changes, and a note of when it is tried again. A healthy server has no row.
 
-use std::ops::Bound;
+use std::{collections::BTreeSet, ops::Bound};
 
 use federation::queue::Mark;
 
 use crate::{
-    ids::{Position, RoomNum},
+    delivery::servers::subject::Subject,
+    ids::{Position, RoomNum, UserNum},
     schema::{self, remote::DestinationRow},
     store::{Batch, Direction, Fault, Guard, NotAccepted, Read, Store, Write, key::Json},
 };
 
-/// Marks a room for a server. Of two marks of a room the older one is kept, because it says from where on events are missed.
-pub(super) fn keep(batch: &mut Batch, server: &str, mark: Mark<RoomNum, Position>) -> Result<(), Fault> {
-    let key = (server, mark.room);
-    let known = schema::BEHIND.get(batch, key)?;
-    if known.is_none_or(|known| known > mark.place) {
-        schema::BEHIND.put(batch, key, &mark.place);
+/// Marks a room or a user for a server. Of two marks the older one is kept, because it says from where on something is missed.
+pub(super) fn keep(batch: &mut Batch, server: &str, mark: Mark<Subject, Position>) -> Result<(), Fault> {
+    let is_older = |known: Option<Position>| known.is_none_or(|known| known > mark.place);
+    match mark.subject {
+        Subject::Room(room) => {
+            if is_older(schema::BEHIND.get(batch, (server, room))?) {
+                schema::BEHIND.put(batch, (server, room), &mark.place);
+            }
+        }
+        Subject::Devices(user) => {
+            if is_older(schema::DEVICES_BEHIND.get(batch, (server, user))?) {
+                schema::DEVICES_BEHIND.put(batch, (server, user), &mark.place);
+            }
+        }
     }
     Ok(())
 }
 
-/// Takes the marks of rooms away. If that is lost with a crash, the server is told of the rooms once more.
-pub(super) fn forget(store: &Store, server: &str, rooms: &[RoomNum]) -> Result<(), NotAccepted> {
+/// Takes marks away. If that is lost with a crash, the server is told once more.
+pub(super) fn forget(store: &Store, server: &str, subjects: &[Subject]) -> Result<(), NotAccepted> {
     let mut note = store.note(&Guard::own_tables());
-    for room in rooms {
-        schema::BEHIND.delete(&mut note, (server, *room));
+    for subject in subjects {
+        match subject {
+            Subject::Room(room) => schema::BEHIND.delete(&mut note, (server, *room)),
+            Subject::Devices(user) => schema::DEVICES_BEHIND.delete(&mut note, (server, *user)),
+        }
     }
     store.enqueue_note(note).map(drop)
 }
 
-/// Lists the rooms in which a server misses events, by number, each with the first that it misses; at most `rooms_max`.
+/// Lists at most `count` marks of a server, each with the first that it misses: users by number, then rooms by number.
 pub(super) fn list(
     read: &(impl Read + ?Sized),
     server: &str,
-    rooms_max: usize,
-) -> Result<Vec<Mark<RoomNum, Position>>, Fault> {
-    let rows = schema::BEHIND.prefix::<(String,)>(read, (server,), Direction::Up)?;
-    let marks = rows.map(|row| row.map(|((_, room), place)| Mark { room, place }));
-    marks.take(rooms_max).collect()
+    count: usize,
+) -> Result<Vec<Mark<Subject, Position>>, Fault> {
+    let users = schema::DEVICES_BEHIND.prefix::<(String,)>(read, (server,), Direction::Up)?;
+    let users =
+        users.map(|row| row.map(|((_, user), place)| Mark { subject: Subject::Devices(user), place }));
+    let mut marks = users.take(count).collect::<Result<Vec<_>, _>>()?;
+    let rooms = list_rooms(read, server, count - marks.len())?;
+    marks.extend(rooms.into_iter().map(|(room, place)| Mark { subject: Subject::Room(room), place }));
+    Ok(marks)
 }
 
-/// Lists the servers that miss events, which costs as much as there are servers and not as there are rooms.
+/// Lists the rooms in which a server misses events, by number, each with the first that it misses; at most `rooms_max`.
+pub(super) fn list_rooms(
+    read: &(impl Read + ?Sized),
+    server: &str,
+    rooms_max: usize,
+) -> Result<Vec<(RoomNum, Position)>, Fault> {
+    let rows = schema::BEHIND.prefix::<(String,)>(read, (server,), Direction::Up)?;
+    rows.take(rooms_max).map(|row| row.map(|((_, room), place)| (room, place))).collect()
+}
+
+/// Lists the servers that miss something, which costs as much as there are servers and not as there are marks.
 pub(super) fn list_behind(read: &(impl Read + ?Sized)) -> Result<Vec<String>, Fault> {
-    let mut servers: Vec<String> = Vec::new();
+    let mut servers = BTreeSet::<String>::new();
+    let mut last: Option<String> = None;
     loop {
-        let low = servers.last().map_or(Bound::Unbounded, |last| Bound::Excluded((last.as_str(),)));
+        let low = last.as_ref().map_or(Bound::Unbounded, |last| Bound::Excluded((last.as_str(),)));
         let mut rows = schema::BEHIND.range::<(String,)>(read, low, Bound::Unbounded, Direction::Up)?;
-        let Some(row) = rows.next() else { return Ok(servers) };
-        let ((server, _), _) = row?;
-        drop(rows);
-        servers.push(server);
+        let Some(row) = rows.next() else { break };
+        let ((server, _), _): ((String, RoomNum), Position) = row?;
+        servers.insert(server.clone());
+        last = Some(server);
     }
+    last = None;
+    loop {
+        let low = last.as_ref().map_or(Bound::Unbounded, |last| Bound::Excluded((last.as_str(),)));
+        let mut rows =
+            schema::DEVICES_BEHIND.range::<(String,)>(read, low, Bound::Unbounded, Direction::Up)?;
+        let Some(row) = rows.next() else { break };
+        let ((server, _), _): ((String, UserNum), Position) = row?;
+        servers.insert(server.clone());
+        last = Some(server);
+    }
+    Ok(servers.into_iter().collect())
 }
 
 /// Notes that a server does not answer.
@@ -84,24 +122,35 @@ mod tests {
     use crate::store::{Durability, Engine, engine::Memory};
 
     #[test]
-    fn the_oldest_mark_of_a_room_is_kept_and_servers_are_listed_once() {
+    fn the_oldest_mark_of_a_room_or_a_user_is_kept_and_servers_are_listed_once() {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let mut batch = store.batch(&Guard::own_tables());
-        for (server, room, place) in
-            [("b.example", 1, 7), ("b.example", 1, 5), ("b.example", 1, 9), ("b.example", 2, 3), ("c", 1, 1)]
-        {
-            let mark = Mark { room: RoomNum(room), place: Position::new(place).unwrap() };
+        let room = |number| Subject::Room(RoomNum(number));
+        let user = |number| Subject::Devices(UserNum(number));
+        for (server, subject, place) in [
+            ("b.example", room(1), 7),
+            ("b.example", room(1), 5),
+            ("b.example", user(1), 6),
+            ("b.example", room(1), 9),
+            ("b.example", room(2), 3),
+            ("b.example", user(1), 4),
+            ("c", user(1), 1),
+            ("a", room(1), 1),
+        ] {
+            let mark = Mark { subject, place: Position::new(place).unwrap() };
             keep(&mut batch, server, mark).unwrap();
         }
         drop(store.enqueue(batch).unwrap());
-        let numbers = |max| -> Vec<_> {
+        let marks = |max| -> Vec<_> {
             let marks = list(&store.view(), "b.example", max).unwrap();
-            marks.iter().map(|mark| (mark.room.0, mark.place.number())).collect()
+            marks.iter().map(|mark| (mark.subject, mark.place.number())).collect()
         };
-        assert_eq!(numbers(9), [(1, 5), (2, 3)]);
-        assert_eq!(numbers(1), [(1, 5)]);
-        assert_eq!(list_behind(&store.view()).unwrap(), ["b.example", "c"]);
-        forget(&store, "b.example", &[RoomNum(1)]).unwrap();
-        assert_eq!(numbers(9), [(2, 3)]);
+        assert_eq!(marks(9), [(user(1), 4), (room(1), 5), (room(2), 3)]);
+        assert_eq!(marks(2), [(user(1), 4), (room(1), 5)]);
+        assert_eq!(marks(1), [(user(1), 4)]);
+        assert_eq!(list_rooms(&store.view(), "b.example", 9).unwrap().len(), 2);
+        assert_eq!(list_behind(&store.view()).unwrap(), ["a", "b.example", "c"]);
+        forget(&store, "b.example", &[room(1), user(1)]).unwrap();
+        assert_eq!(marks(9), [(room(2), 3)]);
     }
 }

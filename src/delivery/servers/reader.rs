@@ -1,21 +1,25 @@
 //! Follows the log, and gives what is ours to tell to the queues of the servers that are told. The cursor stands where nothing is
 //! lost by a crash: before it everything was taken, or is marked as missed.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use ruma::UserId;
 use tokio::sync::watch;
 
 use crate::{
+    accounts::users,
     delivery::servers::{
         edus::{self, Edu},
         fan_out::{List, is_of},
         shared::{READER, Shared},
+        subject::Subject,
     },
+    encryption::device_lists,
     error::Result,
-    ids::{Order, Position, RoomNum},
-    rooms::{self, event::StoredEvent},
-    schema::{self, receipts::ReceiptKind},
-    store::{Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
+    ids::{Order, Position, RoomNum, UserNum},
+    rooms::{self, event::StoredEvent, members},
+    schema::{self, receipts::ReceiptKind, rooms::Membership},
+    store::{Fault, Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
 };
 
 /// One page has at most this many entries.
@@ -35,7 +39,11 @@ const RECEIPT_WAITS_MS_MAX: u64 = 30_000;
 
 /// Something that is told to servers.
 enum News {
-    Event { room: RoomNum, at: Position },
+    /// An event, or a change of somebody's devices, by its place.
+    Kept {
+        subject: Subject,
+        at: Position,
+    },
     Receipt(Edu),
 }
 
@@ -108,10 +116,10 @@ async fn read_page(shared: &Arc<Shared>) -> Result<bool> {
             // One event at a time, so that others come to the board in between.
             let mut board = owned.board.lock();
             match news {
-                News::Event { room, at } => {
+                News::Kept { subject, at } => {
                     board.read = board.read.max(at.before());
                     for server in servers.iter() {
-                        board.offer(server, room, at);
+                        board.offer(server, subject, at);
                     }
                     owned.write_marks(&mut board);
                 }
@@ -146,19 +154,42 @@ fn list_news(
         Some((*room, Order::live(*position)))
     });
     let mut rows = schema::TIMELINE.get_many(snapshot, places)?.into_iter();
-    let mut news = Vec::new();
+    let (mut news, mut of_users) = (Vec::new(), BTreeMap::<UserNum, List>::new());
     for (position, entry) in entries {
         match entry {
             LogEntry::Event { room, .. } => {
                 // An event that was purged since is told to nobody.
                 let Some(row) = rows.next().flatten() else { continue };
                 let stored = StoredEvent { order: Order::live(*position), row };
-                if !planner.is_ours(&stored) {
+                if planner.is_ours(&stored) {
+                    let servers = planner.of_event(snapshot, *room, &stored)?;
+                    if !servers.is_empty() {
+                        news.push((servers, News::Kept { subject: Subject::Room(*room), at: *position }));
+                    }
+                }
+                // The devices are ours to tell also where another server tells of the join.
+                if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
+                    // Servers that share no other room with the user know nothing of the user's devices so far.
+                    let known = planner.of_user(snapshot, user, Some(*room))?;
+                    let here = planner.of_room(snapshot, *room)?;
+                    let servers: List = here.iter().filter(|it| !known.contains(*it)).cloned().collect();
+                    if !servers.is_empty() {
+                        news.push((servers, News::Kept { subject: Subject::Devices(user), at: *position }));
+                    }
+                }
+            }
+            LogEntry::DeviceList { user } => {
+                let Some(account) = users::find(snapshot, *user)? else { continue };
+                if !device_lists::is_to_tell(snapshot, (*user, &account.user_id), *position)? {
                     continue;
                 }
-                let servers = planner.of_event(snapshot, *room, &stored)?;
+                let servers = match of_users.get(user) {
+                    Some(servers) => List::clone(servers),
+                    None => planner.of_user(snapshot, *user, None)?.into_iter().collect(),
+                };
+                of_users.insert(*user, List::clone(&servers));
                 if !servers.is_empty() {
-                    news.push((servers, News::Event { room: *room, at: *position }));
+                    news.push((servers, News::Kept { subject: Subject::Devices(*user), at: *position }));
                 }
             }
             LogEntry::Receipts { room } => {
@@ -173,12 +204,34 @@ fn list_news(
             | LogEntry::AccountData { .. }
             | LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
-            | LogEntry::DeviceList { .. }
             | LogEntry::OtherDeviceList
             | LogEntry::Server => {}
         }
     }
     Ok(news)
+}
+
+/// The user of ours whom an event brought into a room, who had not been in it before.
+fn find_joined(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    room: RoomNum,
+    stored: &StoredEvent,
+) -> Result<Option<UserNum>, Fault> {
+    if stored.membership() != Some(Membership::Join) {
+        return Ok(None);
+    }
+    let user_id = stored.row.state_key();
+    let user_id = user_id.as_deref().and_then(|user| <&UserId>::try_from(user).ok());
+    let Some(user_id) = user_id.filter(|user_id| *user_id.server_name() == *shared.us) else {
+        return Ok(None);
+    };
+    if let Some(replaced) = stored.row.header.replaces
+        && members::membership_of_event(snapshot, room, replaced)? == Membership::Join
+    {
+        return Ok(None);
+    }
+    users::find_num(snapshot, user_id)
 }
 
 /// The public receipt of one of our users that was stored at this position, unless a newer one stands in its place.

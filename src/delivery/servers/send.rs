@@ -1,30 +1,33 @@
 //! Sends to servers: gives turns to those for which something waits, and goes on with each until nothing does.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use federation::{
     call::{Failure, Lane as CallLane, Options},
     json::{Json, Limits},
     ports::NotSent,
-    queue::{Action, Pdu, ROOMS_AT_ONCE},
+    queue::{Action, Pdu, SUBJECTS_AT_ONCE},
 };
 use http::{Method, Request, header};
 use ruma::OwnedServerName;
 
 use crate::{
+    accounts::users,
     delivery::servers::{
         board::{Lane, Step},
         catch_up,
-        edus::Edu,
+        edus::{self, Edu},
         marks,
         outbox::{self, JsonOfEdu},
         shared::Shared,
+        subject::Subject,
         transaction::{BYTES_MAX, JsonOfPdu, News, Transaction, part},
     },
+    encryption::device_lists,
     error::Result,
-    ids::{Order, Position, RoomNum},
+    ids::{Order, Position},
     schema::{self, remote::DestinationRow},
-    store::Guard,
+    store::{Fault, Guard, Snapshot},
 };
 
 /// A server that is quick gets this many transactions in one turn, and any other one; then others come first.
@@ -203,20 +206,25 @@ async fn send(
     shared: &Arc<Shared>,
     server: &OwnedServerName,
     place: &mut Place,
-    (pdus, edus, outbox_max): (Vec<Pdu<RoomNum, Position>>, Vec<Edu>, usize),
+    (kept, edus, outbox_max): (Vec<Pdu<Subject, Position>>, Vec<Edu>, usize),
 ) -> Result<bool, NotTaken> {
     let (owned, to) = (Arc::clone(shared), server.clone());
     let load = move || {
         let snapshot = owned.store.snapshot();
-        let keys = pdus.iter().map(|pdu| (pdu.room, Order::live(pdu.place)));
+        let keys = kept.iter().filter_map(|kept| match kept.subject {
+            Subject::Room(room) => Some((room, Order::live(kept.place))),
+            Subject::Devices(_) => None,
+        });
         // An event that is not there any more was purged, with all that would need it.
         let rows = schema::TIMELINE.get_many(&*snapshot, keys)?;
         let pdus: Vec<_> = rows.into_iter().flatten().map(|row| JsonOfPdu(row.json)).collect();
         let after = owned.board.lock().outbox_upto(&to);
         let waiting = outbox::list(&*snapshot, to.as_str(), after, outbox_max, BYTES_MAX)?;
-        let edus = edus.into_iter().map(|edu| News { json: JsonOfEdu(edu.json.into()), outbox: None });
-        let waiting = waiting.into_iter().map(|it| News { json: it.json, outbox: Some(it.position) });
-        Ok(part(pdus, edus.chain(waiting).collect()))
+        // Devices come before the messages that they send, so that these can be verified.
+        let mut news = list_updates(&snapshot, &kept)?;
+        news.extend(edus.into_iter().map(|edu| News { json: JsonOfEdu(edu.json.into()), outbox: None }));
+        news.extend(waiting.into_iter().map(|it| News { json: it.json, outbox: Some(it.position) }));
+        Ok(part(pdus, news))
     };
     let transactions = shared.env.blocking(load).await?;
     send_all(shared, server, place, transactions).await?;
@@ -234,7 +242,25 @@ async fn send(
     Ok(shared.env.blocking(look).await?)
 }
 
-/// Brings a server up to date in some of the rooms that are marked. Tells whether the server counted as failing until now.
+/// Lists the changes of devices among what is sent, in their order. Of a user whose changes are not remembered any more, the newest
+/// one is sent once.
+fn list_updates(snapshot: &Snapshot, kept: &[Pdu<Subject, Position>]) -> Result<Vec<News>, Fault> {
+    let (mut updates, mut told) = (Vec::new(), BTreeSet::new());
+    for kept in kept {
+        let Subject::Devices(user) = kept.subject else { continue };
+        let Some(account) = users::find(snapshot, user)? else { continue };
+        let Some(update) = device_lists::find_update(snapshot, (user, &account.user_id), kept.place)? else {
+            continue;
+        };
+        if told.insert((user, update.stream_id)) {
+            let json = JsonOfEdu(edus::device_list_update(&account.user_id, &update));
+            updates.push(News { json, outbox: None });
+        }
+    }
+    Ok(updates)
+}
+
+/// Brings a server up to date in some of what is marked. Tells whether the server counted as failing until now.
 async fn bring_up_to_date(
     shared: &Arc<Shared>,
     server: &OwnedServerName,
@@ -248,19 +274,19 @@ async fn bring_up_to_date(
             return Err(crate::error::Error::Busy { retry_after: AGAIN_AFTER });
         }
         // The marks are read over all that is accepted, and every event that they mark is published.
-        let marked = catch_up::list_marks(&owned.store.view(), &to, ROOMS_AT_ONCE)?;
+        let marked = catch_up::list_marks(&owned.store.view(), &to, SUBJECTS_AT_ONCE)?;
         drop(board);
         let snapshot = owned.store.snapshot();
-        Ok(catch_up::plan(&snapshot, &owned.client, (&owned.us, &to), &marked, ROOMS_AT_ONCE)?)
+        Ok(catch_up::plan(&snapshot, &owned.client, (&owned.us, &to), &marked, SUBJECTS_AT_ONCE)?)
     };
     let step = shared.env.blocking(plan).await?;
-    tracing::debug!(%server, rooms = step.rooms.len(), events = step.events.len(), "another server is brought up to date");
-    send_all(shared, server, place, part(step.events, Vec::new())).await?;
+    tracing::debug!(%server, marks = step.subjects.len(), events = step.events.len(), "another server is brought up to date");
+    send_all(shared, server, place, part(step.events, step.updates)).await?;
     let (owned, to) = (Arc::clone(shared), server.clone());
     let note = move || {
         // Nothing is offered meanwhile, so that no new mark is taken away with the old ones.
         let mut board = owned.board.lock();
-        let are_gone = marks::forget(&owned.store, to.as_str(), &step.rooms);
+        let are_gone = marks::forget(&owned.store, to.as_str(), &step.subjects);
         if let Err(why) = &are_gone {
             tracing::warn!(?why, server = %to, "marks of another server could not be taken away; it is told again");
         }

@@ -90,7 +90,7 @@ pub(crate) fn build(
 ) -> Result<Session> {
     let (device, is_new) = devices::log_in(batch, &app.env, user, log_in)?;
     if is_new {
-        device_lists::changed(batch, user, user_id)?;
+        device_lists::changed(batch, user, user_id, std::slice::from_ref(&device.id))?;
         write::wake_sharing(batch, user);
     } else {
         // The id may have been that of an earlier device, whose tokens must not work for this one.

@@ -45,11 +45,12 @@ pub(crate) fn end(
     user_id: &UserId,
     ending: &Ending,
 ) -> Result<Option<Timer>> {
-    if !devices::end(batch, user, ending)? {
+    let gone = devices::end(batch, user, ending)?;
+    if gone.is_empty() {
         return Ok(None);
     }
     pushers::delete_of_ended(batch, user, &users::require(batch, user)?.ended)?;
-    device_lists::changed(batch, user, user_id)?;
+    device_lists::changed(batch, user, user_id, &gone)?;
     write::wake_sharing(batch, user);
     batch.wake(Wake::Ended { user, user_id: user_id.to_string() });
     if sweep_some(batch, user)? {

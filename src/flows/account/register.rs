@@ -21,6 +21,7 @@ use crate::{
         users::{self, NewUser},
     },
     config::RegistrationMode,
+    encryption::device_lists,
     error::{Error, Refusal, Result},
     flows::{
         App,
@@ -345,6 +346,8 @@ fn build(
     let session = match wish.log_in {
         Some(log_in) => {
             let (device, _) = devices::log_in(batch, &app.env, user, log_in)?;
+            // Other servers are told of the device when the user comes into a room that they are in.
+            device_lists::changed(batch, user, &user_id, std::slice::from_ref(&device.id))?;
             let holder = Holder { user, device: device.num, device_id: device.id };
             let tokens = tokens::issue(batch, &app.env, &holder, wish.refreshable);
             Some(Session { holder, tokens })

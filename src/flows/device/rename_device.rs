@@ -25,7 +25,7 @@ pub(crate) async fn rename_device(
         }
         devices::rename(batch, user, &id, display_name)?;
         // Others are shown the name together with the device's keys.
-        device_lists::changed(batch, user, &user_id)?;
+        device_lists::changed(batch, user, &user_id, &[id])?;
         write::wake_sharing(batch, user);
         Ok(())
     })

@@ -1,14 +1,23 @@
 //! Tests of requests for the keys of more devices than a test over the router can log in.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ruma::{OwnedDeviceId, OwnedUserId};
+use serde_json::json;
+
 use crate::{
-    accounts::devices::{Device, Ending, LogIn},
+    accounts::devices::{self, Device, Ending, LogIn},
     env::Env,
     flows::account::{log_in, log_out},
     server::Server,
     store::Batch,
 };
 
-use super::*;
+use super::{
+    claim::{CLAIMS_PER_BATCH, Wishes},
+    *,
+};
 
 /// Logs this many further devices of a user in. None of them uploads keys.
 async fn log_in(app: &App, caller: &Caller, count: usize) {
@@ -28,7 +37,7 @@ async fn log_in(app: &App, caller: &Caller, count: usize) {
 
 /// The pieces of the answer to a query.
 async fn pieces(app: &App, caller: &Caller, wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Vec<Bytes> {
-    let (first, mut rest) = query(app, caller, wanted).await.unwrap();
+    let (first, mut rest) = query(app, caller, wanted, None).await.unwrap();
     let mut pieces = vec![first];
     while let Some(query) = rest.take() {
         let (piece, left) = query.next().await.unwrap();

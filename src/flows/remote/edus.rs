@@ -8,12 +8,7 @@
 //! not: where they cannot be stored, the transaction fails, and its server sends it again. Each message is delivered once,
 //! however often it comes, because how far it was delivered is stored in the batch that delivers it.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,14 +19,14 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{judge::within, remembered, staged::takes_events};
+use super::{judge::within, lists, remembered, staged::takes_events};
 use crate::{
     accounts::{
         presence::{Presence, STATUS_BYTES_MAX},
         users,
     },
     encryption::{
-        device_lists,
+        elsewhere::Change,
         inbox::{Message, Nearness},
     },
     error::{Error, Result},
@@ -49,7 +44,7 @@ use crate::{
         remote::InboundMessageRow,
         rooms::Membership,
     },
-    store::{Fault, Snapshot, Wake},
+    store::{Fault, Snapshot},
 };
 
 /// One transaction tells at most this many receipts.
@@ -86,7 +81,7 @@ pub(super) async fn take_in(
 ) -> Result<bool> {
     let mut is_any = false;
     let (mut told_receipts, mut told_presence) = (0, 0);
-    let (mut changed, mut deliveries) = (BTreeSet::new(), Vec::new());
+    let (mut changed, mut deliveries) = (BTreeMap::new(), Vec::new());
     let near = Arc::new(Mutex::new(Near { users: BTreeMap::new(), rooms_left: ROOMS_LOOKED_AT }));
     for edu in &edus {
         // A list would be read as the fields of the object in their order.
@@ -110,8 +105,12 @@ pub(super) async fn take_in(
                 deliveries.extend(delivery);
                 ("direct_to_device", is_one)
             }
-            "m.device_list_update" => ("device_list_update", note_user(origin, content, &mut changed)),
-            "m.signing_key_update" => ("signing_key_update", note_user(origin, content, &mut changed)),
+            "m.device_list_update" => {
+                ("device_list_update", note_change(&mut changed, lists::read_change(origin, true, content)))
+            }
+            "m.signing_key_update" => {
+                ("signing_key_update", note_change(&mut changed, lists::read_change(origin, false, content)))
+            }
             _ => ("unknown", false),
         };
         if !taken {
@@ -122,8 +121,8 @@ pub(super) async fn take_in(
     }
     deliver(app, origin, deliveries).await?;
     // Several devices of a user may have changed, of which clients are told once.
-    for user_id in changed {
-        note_changed(app, user_id).await?;
+    for (user_id, changes) in changed {
+        lists::take_changes(app, user_id, changes).await?;
     }
     Ok(is_any)
 }
@@ -288,34 +287,14 @@ async fn take_presence(
     Ok(is_any)
 }
 
-/// Adds the user of this server whose devices or keys a message says have changed.
-fn note_user(origin: &ServerName, content: &RawValue, changed: &mut BTreeSet<OwnedUserId>) -> bool {
-    #[derive(Deserialize)]
-    struct Changed {
-        user_id: String,
-    }
-    let user_id = read::<Changed>(content).and_then(|changed| own_user(origin, &changed.user_id));
-    let is_one = user_id.is_some();
-    changed.extend(user_id);
-    is_one
-}
-
-/// Notes that devices or keys of a user changed, and wakes those who share a room with them. Nothing happens for a user with whom
-/// nobody here shares a room: nobody asks for their keys.
-async fn note_changed(app: &App, user_id: OwnedUserId) -> Result<()> {
-    let (owned, of) = (app.clone(), user_id.clone());
-    let find = move || Ok(members::list_rooms_of_other(&*owned.store.snapshot(), of.as_str())?);
-    let rooms = app.env.blocking(find).await?;
-    if rooms.is_empty() {
-        return Ok(());
-    }
-    let changed = user_id.clone();
-    write::for_other(app, &user_id, move |_, batch| {
-        device_lists::changed_elsewhere(batch, &changed)?;
-        batch.wake(Wake::InRooms { rooms: rooms.into() });
-        Ok(())
-    })
-    .await
+/// Adds a change of the devices or keys of a user to those that came with it, in their order.
+fn note_change(
+    changed: &mut BTreeMap<OwnedUserId, Vec<Change>>,
+    change: Option<(OwnedUserId, Change)>,
+) -> bool {
+    let Some((user_id, change)) = change else { return false };
+    changed.entry(user_id).or_default().push(change);
+    true
 }
 
 /// How near a server is to users of ours, as far as it was asked for already.

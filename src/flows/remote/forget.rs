@@ -1,8 +1,9 @@
-//! Forgets, once in a while, what is remembered of transactions and messages of other servers for a week.
+//! Forgets, once in a while, what is remembered of transactions and messages of other servers for a week, and device lists of their
+//! users that are not known to be current any more.
 
 use std::time::Duration;
 
-use super::{receive, remembered};
+use super::{lists, receive, remembered};
 use crate::{error::Result, flows::App};
 
 /// Look for what is too old this often.
@@ -45,6 +46,14 @@ async fn look_over(app: &App) -> Result<()> {
     loop {
         let owned = app.clone();
         after = app.env.blocking(move || remembered::forget_places(&owned, after, AT_ONCE)).await?;
+        if after.is_none() {
+            break;
+        }
+        app.env.sleep(PAUSE).await;
+    }
+    let mut after = None;
+    loop {
+        after = lists::forget_old(app, after, AT_ONCE).await?;
         if after.is_none() {
             return Ok(());
         }

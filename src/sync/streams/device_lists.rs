@@ -41,7 +41,11 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<DeviceLi
         lists.changed.extend(changed.take(own));
         lists.changed.append(&mut shares::list_in_any(window.read, &rooms, changed)?);
     }
-    lists.changed.extend(changes.shares.came.iter().filter(|user_id| *user_id != own).cloned());
+    // A user who joins a room with others shares it with their own other devices, too, which must learn of each other.
+    let came = &changes.shares.came;
+    if came.iter().any(|user_id| user_id != own) {
+        lists.changed.extend(came.iter().cloned());
+    }
     let mut went = changes.shares.went.clone();
     went.remove(own);
     let still = shares::list_in_any(window.read, &rooms, went.clone())?;

@@ -286,6 +286,16 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         let message = message.from_elsewhere(crate::encryption::inbox::Nearness::Stranger);
         crate::encryption::inbox::put(batch, to, &message).unwrap().kept.unwrap();
         schema::BEHIND.put(batch, ("b.example", room), &Position::new(3).unwrap());
+        schema::DEVICES_BEHIND.put(batch, ("b.example", UserNum(1)), &Position::new(3).unwrap());
+        // The list of the one device of Carol.
+        let carol = "@carol:b.example";
+        let device = crate::schema::encryption::OtherDeviceRow { keys: "{}".to_owned(), display_name: None };
+        schema::OTHER_DEVICE.put(batch, (carol, "DEV"), &Json(device));
+        let list =
+            crate::schema::encryption::OtherListRow { streams: vec![1], devices: 1, bytes: 5, ..Default::default() };
+        schema::OTHER_LIST.put(batch, ("b.example", carol), &Json(list));
+        let count = crate::schema::encryption::OtherCount { users: 1, bytes: 5 };
+        schema::OTHER_COUNT.put(batch, "b.example", &count);
         let failing = federation::backoff::Failing { failures: 1, since_ms: 1, next_try_ms: 2 };
         let failing = crate::schema::remote::DestinationRow { failing, why: "so".to_owned() };
         schema::DESTINATION.put(batch, "b.example", &Json(failing));
@@ -328,8 +338,10 @@ const MAY_BE_LOST: &[&str] = &[
     "BEHIND",
     "CURSOR",
     "DESTINATION",
+    "DEVICES_BEHIND",
     "DEVICE_KEYS",
     "DEVICE_SEEN",
+    "DEVICE_STEP",
     "FILTERS",
     "HEAD",
     "HOLE",
@@ -340,7 +352,6 @@ const MAY_BE_LOST: &[&str] = &[
     "INVITED",
     "LOG",
     "LOG_TIME",
-    "LOG_TRIMMED",
     "OPENID_TOKENS",
     "OUTBOX",
     "PASSWORDS",

@@ -5,7 +5,7 @@ use crate::{
     ids::StateKeyNum,
     schema::{
         accounts::{RegistrationTokenRow, WrittenRow},
-        encryption::FallbackRow,
+        encryption::{FallbackRow, OtherCount, OtherDeviceRow, OtherListRow},
         receipts::{ReceiptKey, ReceiptKind},
         relations::{RelatedRow, RelationRow},
         remote::OutsideRow,
@@ -138,6 +138,8 @@ impl Wrong<'_> {
         let (room, at) = (rows(self.fixture, &schema::ROOM).next().unwrap().1, Position::new(3).unwrap());
         self.add(&schema::BEHIND, "its name is no name of a server", ("no name!", room), &at);
         self.add(&schema::BEHIND, "misses events of does not exist", ("b.example", RoomNum(99)), &at);
+        let user = UserNum(99);
+        self.add(&schema::DEVICES_BEHIND, "misses changes of does not exist", ("b.example", user), &at);
         self.change(&schema::DESTINATION, "it has not failed", |_, Json(mut row)| {
             row.failing.failures = 0;
             Some(Json(row))
@@ -205,6 +207,38 @@ impl Wrong<'_> {
     fn say_of_encryption(&mut self) {
         self.change(&schema::INBOX, "it is not JSON", |_, _| Some(no_json()));
         self.change(&schema::DEVICE_KEYS, "they are not JSON", |_, _| Some(no_json()));
+        self.change(
+            &schema::DEVICE_STEP,
+            "comes before the change that it follows",
+            |(_, position), mut row| {
+                row.prev = Some(*position);
+                Some(row)
+            },
+        );
+        let Json(list) = rows(self.fixture, &schema::OTHER_LIST).next().unwrap().2;
+        self.add(
+            &schema::OTHER_LIST,
+            "not of its server",
+            ("c.example", "@dan:b.example"),
+            &Json(list.clone()),
+        );
+        self.add(
+            &schema::OTHER_LIST,
+            "not counted for its server",
+            ("c.example", "@dan:c.example"),
+            &Json(list),
+        );
+        self.change(&schema::OTHER_LIST, "are said to be kept", |_, Json(row)| {
+            Some(Json(OtherListRow { bytes: row.bytes + 1, ..row }))
+        });
+        self.change(&schema::OTHER_DEVICE, "its keys are not JSON", |_, Json(row)| {
+            Some(Json(OtherDeviceRow { keys: "{".to_owned(), ..row }))
+        });
+        let Json(device) = rows(self.fixture, &schema::OTHER_DEVICE).next().unwrap().2;
+        self.add(&schema::OTHER_DEVICE, "no list for it", ("@dan:c.example", "DEV"), &Json(device));
+        self.change(&schema::OTHER_COUNT, "is said to be kept of a server", |_, count| {
+            Some(OtherCount { users: count.users + 1, ..count })
+        });
         self.change(&schema::ONE_TIME_KEYS, "it is not JSON", |_, _| Some(no_json()));
         self.change(&schema::FALLBACK_KEYS, "it is not JSON", |_, Json(row)| {
             Some(Json(FallbackRow { key: "{".to_owned(), ..row }))
