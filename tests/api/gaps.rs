@@ -5,13 +5,20 @@ use std::time::Duration;
 use aqueduct::{
     flows::remote::take_in::{Silence, take_in},
     rooms::change::{Outcome, Received},
+    schema,
+    store::Direction,
 };
 use federation::testing::{Net, Weather};
 use serde_json::{Value, json};
 
 use crate::{
     rooms::Rooms,
-    support::{TestClient, TestServer, elsewhere::Elsewhere, network::doors, remote::Remote},
+    support::{
+        TestClient, TestServer,
+        elsewhere::Elsewhere,
+        network::{Peer, doors},
+        remote::Remote,
+    },
 };
 
 const BOB: &str = "@bob:b.example";
@@ -467,4 +474,46 @@ async fn what_is_missing_in_a_hole_and_comes_by_itself_goes_into_the_past() {
     let (nothing, _) = scene.sync(&since).await;
     assert!(nothing.is_null(), "{nothing}");
     assert_holds(&scene.read_all(100).await, &all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_have_nobody_in_the_room_hold_it_up_for_nobody_and_have_nobody_else_asked() {
+    let mut scene = Scene::new().await;
+    let eve = Peer::new(&scene.net, "evil.example", "5.6.6.6", 66);
+    let mut remote = Remote::new(scene.server.server().app(), &scene.room);
+    remote.user = "@eve:evil.example".try_into().unwrap();
+    let unknown = |number: usize| ruma::OwnedEventId::try_from(format!("${number:0>43}")).unwrap();
+    // Their keys are known, and then they never answer.
+    let (_, first) = eve.event(&remote, "m.room.message", None, json!({ "body": "x" }), &[unknown(0)]);
+    eve.transact(&scene.server, "first", &[first], &[]).await;
+    scene.net.weather("5.6.6.6:8448", Weather::Silent, Duration::ZERO);
+    scene.net.take_arrived();
+    for txn in 0..8 {
+        let events = (0..50).map(|number| {
+            let content = json!({ "body": format!("{txn} {number}") });
+            eve.event(&remote, "m.room.message", None, content, &[unknown(1 + txn * 50 + number)]).1
+        });
+        let events: Vec<Value> = events.collect();
+        eve.transact(&scene.server, &format!("t{txn}"), &events, &[]).await;
+    }
+    let staged = || {
+        let snapshot = scene.server.server().app().store.snapshot();
+        schema::INBOUND_EVENT.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count()
+    };
+    assert!(staged() <= 100, "{} events of strangers wait", staged());
+    // Bob says something after a gap, which his server fills at once.
+    let mut said = scene.bob_says(5, "behind a gap");
+    let newest = said.pop().unwrap();
+    let began = scene.server.server().app().env.uptime();
+    let outcome = scene.come_one(&newest).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    let took = scene.server.server().app().env.uptime() - began;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Nobody else was asked for what the strangers' events name.
+    scene.server.server().app().env.sleep(Duration::from_secs(3_600)).await;
+    let asked = scene.net.take_arrived();
+    let named = |line: &&String| {
+        line.contains("/event/%2400") || line.contains("/event/$00") || line.contains("/state")
+    };
+    assert_eq!(asked.iter().filter(named).count(), 0, "{asked:?}");
 }

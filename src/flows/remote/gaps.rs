@@ -8,19 +8,23 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
 use crate::{
+    error::Result,
     flows::App,
     ids::{Order, RoomNum},
-    rooms::turns::HistoryClaim,
+    rooms::{self, members, turns::HistoryClaim},
+    schema::rooms::Resident,
 };
 
 /// At most this many states are fetched at once, each in another room and for events of another server.
 const STATES_AT_ONCE: usize = 6;
 /// At most this many holes are filled at once for readers, each in another room.
 const FILLS_AT_ONCE: usize = 8;
+/// At most this much is fetched at once for servers that have nobody in the room.
+const STRANGERS_AT_ONCE: usize = 16;
 /// States that were fetched for events of one server in one room keep this distance at least.
 const PAUSE_MIN: Duration = Duration::from_secs(10);
 /// They keep this distance at most.
@@ -50,6 +54,8 @@ pub struct Gaps {
     states: Mutex<BTreeSet<OwnedServerName>>,
     /// The places for filling holes.
     pub(super) fills: Semaphore,
+    /// The places for fetching what servers lead to that have nobody in the room.
+    pub(super) strangers: Semaphore,
     /// The rooms of which a hole is being filled; the channel closes at the end.
     filling: Mutex<HashMap<RoomNum, watch::Receiver<()>>>,
     /// The holes that nobody could fill, with the uptime from which on they are tried again.
@@ -63,6 +69,7 @@ impl Default for Gaps {
             paced: Mutex::default(),
             states: Mutex::default(),
             fills: Semaphore::new(FILLS_AT_ONCE),
+            strangers: Semaphore::new(STRANGERS_AT_ONCE),
             filling: Mutex::default(),
             in_vain: Mutex::default(),
         }
@@ -193,4 +200,14 @@ pub(super) async fn claim_history(app: &App, room: RoomNum) -> Option<HistoryCla
         }
         app.env.sleep(CLAIM_LOOKED_AT_EVERY).await;
     }
+}
+/// Whether a server has nobody in a room, as far as this server follows it.
+pub(super) async fn is_stranger(app: &App, room: RoomNum, server: &ServerName) -> Result<bool> {
+    let (owned, server) = (app.clone(), server.to_owned());
+    let look = move || {
+        let snapshot = owned.store.snapshot();
+        let row = rooms::require_row(&*snapshot, room)?;
+        Ok(row.resident == Resident::Yes && !members::is_server_joined(&*snapshot, room, server.as_str())?)
+    };
+    app.env.blocking(look).await
 }

@@ -19,7 +19,10 @@ use parking_lot::Mutex;
 use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-use super::judge::{self, Coming, Fate};
+use super::{
+    gaps,
+    judge::{self, Coming, Fate},
+};
 use crate::{
     error::{Error, Result},
     flows::{App, write},
@@ -39,6 +42,8 @@ const OF_ORIGIN: Bounds = Bounds { events: 2_000, bytes: 32 << 20 };
 const OF_ROOM: Bounds = Bounds { events: 1_000, bytes: 16 << 20 };
 /// One server has at most this many events of one room here.
 const OF_ORIGIN_IN_ROOM: Bounds = Bounds { events: 500, bytes: 8 << 20 };
+/// Servers that have nobody in a room add events of it only while there are fewer than this many here.
+const OF_STRANGERS_IN_ROOM: Bounds = Bounds { events: 100, bytes: 2 << 20 };
 /// All together are at most this many, because their ids are in memory.
 const OF_ALL: Bounds = Bounds { events: 50_000, bytes: 512 << 20 };
 /// A server that has too much here is told to come back after this time.
@@ -148,13 +153,18 @@ impl Queues {
         Some(gone.number)
     }
 
-    fn has_room_for(&self, room: RoomNum, origin: &ServerName, bytes: usize) -> bool {
+    fn has_room_for(
+        &self,
+        (room, of_room_max): (RoomNum, Bounds),
+        origin: &ServerName,
+        bytes: usize,
+    ) -> bool {
         let (of_room, of_origin) = match self.rooms.get(&room) {
             Some(queue) => (queue.held(None), queue.held(Some(origin))),
             None => (Bounds::default(), Bounds::default()),
         };
         OF_ALL.has_room_for(self.all, bytes)
-            && OF_ROOM.has_room_for(of_room, bytes)
+            && of_room_max.has_room_for(of_room, bytes)
             && OF_ORIGIN_IN_ROOM.has_room_for(of_origin, bytes)
     }
 }
@@ -226,11 +236,13 @@ pub(super) async fn stage(
 ) -> Result<Vec<bool>> {
     let mut kept = Vec::with_capacity(events.len());
     let mut rows = Vec::new();
+    let of_room_max =
+        if gaps::is_stranger(app, room, origin).await? { OF_STRANGERS_IN_ROOM } else { OF_ROOM };
     {
         let mut queues = app.staged.0.lock();
         for (id, json) in events {
             let is_here = queues.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id));
-            let is_kept = is_here || queues.has_room_for(room, origin, json.len());
+            let is_kept = is_here || queues.has_room_for((room, of_room_max), origin, json.len());
             if is_kept && !is_here {
                 let number = queues.add(room, origin, id.clone(), json.len());
                 let received_ms = app.env.now_ms();

@@ -49,6 +49,10 @@ const STATES_TAKE_MAX: Duration = Duration::from_secs(300);
 const STATE_REQUESTS_MAX: usize = 2_500;
 /// and this many more events may come that are asked for one by one.
 const STATE_EVENTS_MAX: usize = 5_000;
+/// What a server that has nobody in the room makes us fetch takes at most this long,
+const STRANGERS_TAKE_MAX: Duration = Duration::from_secs(10);
+/// and at most this many questions, which go to that server alone.
+const STRANGERS_REQUESTS_MAX: usize = 10;
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
 
@@ -104,14 +108,21 @@ async fn fetch_for(
     outcomes: &mut [Outcome],
     silence: Silence,
 ) -> Result<()> {
-    let _turn = app.gaps.turn(room).await;
-    let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
-    let mut gap = Gap {
-        fetch: Fetch::begin(app, room, vec![origin.to_owned()], budget).await?,
-        origin: origin.to_owned(),
-        fetched_states: false,
-        silence,
+    // A server that has nobody in the room, as far as is known, may have come in by an event that is missing here. So it is asked, but
+    // nobody else for its sake, nor twice, and the room's turn is not held meanwhile.
+    let is_stranger = gaps::is_stranger(app, room, origin).await?;
+    let (_turn, _place, budget) = if is_stranger {
+        let place = app.gaps.strangers.try_acquire();
+        let Some(place) = place.ok().filter(|_| silence == Silence::Waits) else { return Ok(()) };
+        (None, Some(place), Budget::new(app, STRANGERS_TAKE_MAX, STRANGERS_REQUESTS_MAX, EVENTS_MAX))
+    } else {
+        (Some(app.gaps.turn(room).await), None, Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX))
     };
+    let mut fetch = Fetch::begin(app, room, vec![origin.to_owned()], budget).await?;
+    if is_stranger {
+        fetch.servers.retain(|server| server == origin);
+    }
+    let mut gap = Gap { fetch, origin: origin.to_owned(), fetched_states: false, silence };
     for (event, outcome) in events.iter().zip(outcomes) {
         if !matches!(outcome, Outcome::Need { .. }) {
             continue;
