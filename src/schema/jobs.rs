@@ -206,7 +206,7 @@ impl Job {
             }
             7 => Ok(Self::Reunite { room: RoomNum(number(0)?) }),
             8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
-            Self::COMPLETE_STATE => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
+            9 => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }

@@ -191,17 +191,21 @@ async fn a_room_is_of_use_before_its_members_are_known() {
         assert_eq!(members(&told["state"]), [DEREK], "the sender is told with what they say");
         let asks = scene.bob.clone();
         let members_path = path("members");
-        let waits = tokio::spawn(async move { asks.ok_get(&members_path).await });
+        let mut waits = Box::pin(async move { asks.ok_get(&members_path).await });
         let asks = scene.bob.clone();
         let charlie = path(&format!("state/m.room.member/{}", encoded(CHARLIE)));
-        let waits_too = tokio::spawn(async move { asks.ok_get(&charlie).await });
-        tokio::task::yield_now().await;
-        assert!(!waits.is_finished());
+        let mut waits_too = Box::pin(async move { asks.ok_get(&charlie).await });
+        let env = scene.server.server().app().env.clone();
+        tokio::select! {
+            answer = &mut waits => panic!("not all members are known: {answer}"),
+            answer = &mut waits_too => panic!("nothing is known of Charlie: {answer}"),
+            () = env.sleep(Duration::from_secs(5)) => {}
+        }
         scene.server.assert_whole();
         scene.open().await;
-        let chunk = waits.await.unwrap()["chunk"].as_array().unwrap().clone();
+        let chunk = waits.await["chunk"].as_array().unwrap().clone();
         assert_eq!(chunk.len(), 4, "{chunk:?}");
-        assert_eq!(waits_too.await.unwrap()["membership"], "join");
+        assert_eq!(waits_too.await["membership"], "join");
         assert_eq!(scene.state().await, scene.expected());
         let sync = scene.bob.ok_get(&format!("/sync?since={}", eager["next_batch"].as_str().unwrap())).await;
         let told = scene.told(&sync);

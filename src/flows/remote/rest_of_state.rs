@@ -56,6 +56,7 @@ pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<
 
 /// Our join, and the events that it cites.
 struct Join {
+    num: EventNum,
     id: OwnedEventId,
     prev: Vec<OwnedEventId>,
 }
@@ -68,7 +69,7 @@ async fn fill(app: &App, room: RoomNum, partial: &PartialState) -> Result<()> {
     let find = move || {
         let stored = event::require(&*owned.store.snapshot(), room, num)?;
         let parsed = event::StateEvent::read(&row, &stored)?;
-        Ok(Join { id: parsed.parsed.id.clone(), prev: parsed.parsed.prev.clone() })
+        Ok(Join { num, id: parsed.parsed.id.clone(), prev: parsed.parsed.prev.clone() })
     };
     let join = app.env.blocking(find).await?;
     let mut failed = None;
@@ -130,7 +131,7 @@ async fn fill_from(
             .to_owned(),
     })?;
     tracing::debug!(%room, %server, keys = unknown.len(), "the state of a room is learned that was joined without its members");
-    revise::learn(&app, room, unknown).await
+    revise::learn(&app, room, join.num, unknown).await
 }
 
 /// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event has no key.

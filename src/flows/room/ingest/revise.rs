@@ -9,7 +9,7 @@ use crate::{
     flows::{App, commit},
     ids::{EventNum, RoomNum, StateKeyNum},
     rooms::{
-        change::Completion,
+        change::{Change, Completion},
         resolve::{Resolving, Settled},
         state::StateValue,
     },
@@ -22,25 +22,52 @@ const LEARNED_AT_ONCE: usize = 200;
 const RELEASED_AT_ONCE: usize = 500;
 /// Events that stand on revised ones may come before them, so that all are judged up to this many times.
 const PASSES_MAX: usize = 4;
+/// A job that finds another state to learn comes back after this time.
+const AGAIN: Duration = Duration::from_secs(10);
 /// A question that is not answered in so many tries is left for the next run.
 const ANSWERS_MAX: usize = 6;
 
-/// Learns what these keys had in the state before our join, and notes that it is whole then.
-pub(crate) async fn learn(app: &App, room: RoomNum, values: Vec<(StateKeyNum, StateValue)>) -> Result<()> {
+/// Learns what these keys had in the state before this join of ours, and notes that it is whole then. Errors: [`Error::Busy`] where
+/// the room was left and joined again meanwhile, so that another state is to be learnt.
+pub(crate) async fn learn(
+    app: &App,
+    room: RoomNum,
+    join: EventNum,
+    values: Vec<(StateKeyNum, StateValue)>,
+) -> Result<()> {
+    let require_join = move |change: &Change| {
+        let is_it = change.row.partial.as_ref().is_some_and(|partial| partial.join == join);
+        if is_it { Ok(()) } else { Err(Error::Busy { retry_after: AGAIN }) }
+    };
     for some in values.chunks(LEARNED_AT_ONCE) {
         let some = some.to_vec();
-        commit::in_room(app, room, move |change| change.learn(&some)).await?;
+        commit::in_room(app, room, move |change| {
+            require_join(change)?;
+            change.learn(&some)
+        })
+        .await?;
     }
-    commit::in_room(app, room, |change| {
+    commit::in_room(app, room, move |change| {
+        require_join(change)?;
         change.note_filled();
         Ok(())
     })
     .await
 }
 
+/// Refuses a room that was joined again meanwhile, and of whose state a part is unknown again.
+fn require_filled(change: &Change) -> Result<()> {
+    let is_open = change.row.partial.as_ref().is_some_and(|partial| !partial.is_filled);
+    if is_open { Err(Error::Busy { retry_after: AGAIN }) } else { Ok(()) }
+}
+
 /// Judges again what came since the join, makes the room's state whole, and fires the timer of the job in the same batch.
 pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
-    while commit::in_room(app, room, |change| change.release_servers(RELEASED_AT_ONCE)).await? {}
+    let release = |change: &mut Change| {
+        require_filled(change)?;
+        change.release_servers(RELEASED_AT_ONCE)
+    };
+    while commit::in_room(app, room, release).await? {}
     // References changed their meaning, so that the results of resolutions that name them hold no more.
     app.rooms.resolver().recent().forget(room);
     let mut asking = Asking { app, room, worked: None, answers: 0 };
@@ -48,6 +75,7 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
     loop {
         let (owned, loaded) = (app.clone(), asking.loaded());
         let turn = commit::in_room(app, room, move |change| {
+            require_filled(change)?;
             let resolving = Resolving { loaded: loaded.as_deref(), ..owned.rooms.resolver().into() };
             change.revise(from, resolving, owned.env.now_ms())
         });
@@ -68,6 +96,7 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
         }
         let (owned, loaded, timer) = (app.clone(), asking.loaded(), timer.clone());
         let turn = commit::in_room(app, room, move |change| {
+            require_filled(change)?;
             let resolving = Resolving { loaded: loaded.as_deref(), ..owned.rooms.resolver().into() };
             let completion = change.make_whole(from, resolving)?;
             if matches!(completion, Completion::Whole) {
