@@ -15,6 +15,7 @@ use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha20Rng, rngs::SysRng};
 use ruma::MilliSecondsSinceUnixEpoch;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span};
 
 use crate::{
     env::{
@@ -246,9 +247,12 @@ impl Env {
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let killed = self.0.killed.clone();
         let task = payer::current().during(task);
-        drop(self.0.tasks.spawn(async move {
+        // In a simulation several servers log to one place, so that their tasks keep the span that names the server.
+        let span = if self.is_simulated() { Span::current() } else { Span::none() };
+        let task = async move {
             killed.run_until_cancelled(task).await;
-        }));
+        };
+        drop(self.0.tasks.spawn(task.instrument(span)));
     }
 
     /// Starts a thread that drives one future, for work that must not wait behind other tasks. In a simulation it is a task.

@@ -92,7 +92,9 @@ impl Follower {
         };
         let is_back = list(news, "timeline").any(comes);
         if learnt.standing != Standing::Joined || is_back {
-            if learnt.standing != Standing::Joined || is_limited {
+            // A join of the user that comes in late, by way of another server, is no return: the state goes on.
+            let is_whole = list(news, "state_after").any(|event| event["type"] == "m.room.create");
+            if learnt.standing != Standing::Joined || is_whole {
                 learnt.state.clear();
             }
             learnt.stays.push(vec![Vec::new()]);

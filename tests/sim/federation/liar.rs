@@ -101,6 +101,10 @@ fn answer(
         *response.status_mut() = StatusCode::OK;
         return response;
     }
+    if wire.is_calm() {
+        // Otherwise others would go on for a day to judge what it said by whatever it says then.
+        return reply(StatusCode::NOT_FOUND, &json!({ "errcode": "M_NOT_FOUND" }));
+    }
     let mut mind = mind.lock();
     if path.contains("/federation/v1/send/") {
         let body: Value = serde_json::from_slice(request.body()).unwrap();

@@ -378,6 +378,11 @@ impl People {
         world.wire.note(|| format!("p{} sets {kind} of {} to {content}: {answer:?}", person.number, room.id));
     }
 
+    /// Whether a room shut a server out at some time.
+    pub(crate) fn was_closed(&self, room: &Room) -> bool {
+        self.closed.borrow().contains(&room.id)
+    }
+
     /// Lets all servers speak in all rooms again.
     pub(crate) async fn open_again(&self, world: &World) {
         let rooms = self.rooms.borrow().clone();

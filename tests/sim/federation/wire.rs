@@ -23,6 +23,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha20Rng};
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
+use tracing::{Instrument, Span, info_span};
 
 /// Answers a request to a scripted server: who asks, and what.
 pub(crate) type Script =
@@ -136,6 +137,15 @@ impl Wire {
         }
     }
 
+    /// The span of everything that a server does, so that a replay tells whose log it is.
+    pub(crate) fn span(&self, place: usize) -> Span {
+        if self.is_loud {
+            info_span!(target: "aqueduct", parent: None, "server", place)
+        } else {
+            Span::none()
+        }
+    }
+
     /// The digest of everything that was noted.
     pub(crate) fn digest(&self) -> u64 {
         self.state.lock().digest.finish()
@@ -166,6 +176,11 @@ impl Wire {
     pub(crate) fn part(&self, one: usize, other: usize, time: Duration) {
         let until = Instant::now() + time;
         self.state.lock().parted.insert((one.min(other), one.max(other)), until);
+    }
+
+    /// Whether all faults have ended.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.state.lock().is_calm
     }
 
     /// Ends all faults of the network.
@@ -302,8 +317,9 @@ impl Wire {
             Reached::Whole { router, env, lost } => {
                 let mut request = request.map(Body::from);
                 request.extensions_mut().insert(Peer([5, 0, 0, from as u8 + 1].into()));
+                let span = self.span(to);
                 let answer = async move {
-                    let response = router.oneshot(request).await.unwrap();
+                    let response = router.oneshot(request).instrument(span).await.unwrap();
                     let (head, body) = response.into_parts();
                     Response::from_parts(head, body.collect().await.unwrap().to_bytes())
                 };

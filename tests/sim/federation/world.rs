@@ -14,9 +14,17 @@ use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use tracing::{Instrument, subscriber::DefaultGuard};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{TestWriter, format::Writer, time::FormatTime},
+};
 
 use super::{
     Counts, checks, liar,
@@ -61,6 +69,7 @@ pub(crate) struct World {
 
 /// Runs the world of one seed to its end; answers what was driven through, and a digest of all that happened.
 pub(crate) async fn live(seed: u64, is_loud: bool) -> (Counts, u64) {
+    let _logging = is_loud.then(log);
     let world = Rc::new(World {
         wire: Wire::new(seed, SERVERS + 1, is_loud),
         lives: RefCell::new((0..SERVERS).map(|_| None).collect()),
@@ -98,6 +107,28 @@ pub(crate) async fn live(seed: u64, is_loud: bool) -> (Counts, u64) {
     (counts, world.wire.digest())
 }
 
+/// Logs what the servers say, beside what everybody does. `AQUEDUCT_LOG` says what of it, as `log.level` does.
+fn log() -> DefaultGuard {
+    let wanted =
+        std::env::var("AQUEDUCT_LOG").unwrap_or_else(|_| "aqueduct=debug,federation=info".to_owned());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(wanted))
+        .with_timer(Elapsed(Instant::now()))
+        .with_ansi(false)
+        .with_writer(TestWriter::new())
+        .finish();
+    tracing::subscriber::set_default(subscriber)
+}
+
+/// Writes the time since the world began.
+struct Elapsed(Instant);
+
+impl FormatTime for Elapsed {
+    fn format_time(&self, to: &mut Writer<'_>) -> std::fmt::Result {
+        write!(to, "{:>9.3}", self.0.elapsed().as_secs_f64())
+    }
+}
+
 impl World {
     fn start(&self, place: usize, memory: Memory) {
         let mut config = Config::default();
@@ -112,7 +143,10 @@ impl World {
             .in_network(Network { resolver: door.clone(), transport: door });
         // The store is checked here, because a crash must leave it whole before anybody writes on.
         rows::store(&store);
-        let server = Server::start(config, env.clone(), store, Some(Lead::of_only_node())).unwrap();
+        let server = self
+            .wire
+            .span(place)
+            .in_scope(|| Server::start(config, env.clone(), store, Some(Lead::of_only_node())).unwrap());
         let lost = CancellationToken::new();
         let reached = Reached::Whole { router: server.router(), env: env.clone(), lost: lost.clone() };
         self.wire.reach(place, Some(reached));
@@ -156,7 +190,7 @@ impl World {
         let mut request = request.body(body).unwrap();
         request.extensions_mut().insert(Peer([192, 0, 2, 1].into()));
         let answer = async {
-            let response = router.oneshot(request).await.unwrap();
+            let response = router.oneshot(request).instrument(self.wire.span(place)).await.unwrap();
             let status = response.status();
             let bytes = response.into_body().collect().await.unwrap().to_bytes();
             (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
