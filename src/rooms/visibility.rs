@@ -1,14 +1,15 @@
 //! Who may see which event (client-server API, "Server behaviour" of room history visibility).
 
+mod history;
 mod servers;
 
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
-    ops::Bound,
     sync::Arc,
 };
 
+use history::History;
 pub use servers::ServerSight;
 
 use ruma::{EventId, UserId};
@@ -16,18 +17,17 @@ use serde::Deserialize;
 
 use crate::{
     accounts::ignored::Ignored,
-    ids::{EventNum, Order, RoomNum, StateKeyNum, UserNum},
+    ids::{EventNum, Order, RoomNum, UserNum},
     rooms::{
         event::{self, StoredEvent},
-        members, state,
+        members,
     },
-    schema,
     schema::event_types::{HISTORY_VISIBILITY, MEMBER},
     schema::{
         rooms::{Membership, UserRoomRow},
         state::StateValue,
     },
-    store::{Direction, Fault, Read},
+    store::{Fault, Read},
 };
 
 /// The part of a room's past that others may see.
@@ -74,148 +74,6 @@ impl HistoryVisibility {
 pub fn current(read: &(impl Read + ?Sized), room: RoomNum) -> Result<HistoryVisibility, Fault> {
     let event = super::find_state(read, room, HISTORY_VISIBILITY, "")?;
     Ok(event.map_or(HistoryVisibility::Shared, |event| HistoryVisibility::of_content(event.row.content())))
-}
-
-/// Read this many changes of a key at once. A page of a hundred events needs a few such parts where each event is a
-/// change of this very key, and one in any other room.
-const CHANGES_READ: usize = 32;
-
-/// Look through at most this many changes of a room's visibility for a time when it was open to everybody.
-const ALL_CHANGES_MAX: usize = 1_000;
-
-/// The values that a state key had on the main line, as far as they were asked for: however often a key changed, a page
-/// reads little more of its changes than it has events.
-struct History {
-    event_type: &'static str,
-    state_key: String,
-    /// Whether anything was read, which happens only when the history is asked for.
-    is_read: bool,
-    key: Option<StateKeyNum>,
-    now: StateValue,
-    /// All changes in `low..=high`, rising: the order of each, and the value before it.
-    changes: Vec<(Order, StateValue)>,
-    low: Order,
-    high: Order,
-}
-
-impl History {
-    /// The history of this key, of which nothing is read yet.
-    fn of(event_type: &'static str, state_key: &str) -> Self {
-        Self {
-            event_type,
-            state_key: state_key.to_owned(),
-            is_read: false,
-            key: None,
-            now: StateValue::Absent,
-            changes: Vec::new(),
-            low: Order::MIN,
-            high: Order::MAX,
-        }
-    }
-
-    /// Reads the newest changes, if nothing was read yet: most pages are of the newest events, and most keys changed
-    /// once.
-    fn load(&mut self, read: &(impl Read + ?Sized), room: RoomNum) -> Result<(), Fault> {
-        if self.is_read {
-            return Ok(());
-        }
-        self.key = state::find_key(read, room, self.event_type, &self.state_key)?;
-        if let Some(key) = self.key {
-            self.now = state::now(read, room, key)?;
-            self.read_around(read, room, key, Order::MAX, 0, CHANGES_READ)?;
-        }
-        self.is_read = true;
-        Ok(())
-    }
-
-    /// Reads up to `above` changes at or above an order, and up to `below` changes below it.
-    fn read_around(
-        &mut self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        key: StateKeyNum,
-        order: Order,
-        above: usize,
-        below: usize,
-    ) -> Result<(), Fault> {
-        let list = |low, high, direction, count| -> Result<Vec<(Order, StateValue)>, Fault> {
-            if count == 0 {
-                return Ok(Vec::new());
-            }
-            let rows =
-                schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, direction)?;
-            rows.take(count).map(|row| row.map(|((_, _, order), val)| (order, val))).collect()
-        };
-        let at = |order| (room, key, order);
-        let (lowest, middle, highest) = (at(Order::MIN), at(order), at(Order::MAX));
-        let mut changes = list(Bound::Included(lowest), Bound::Excluded(middle), Direction::Down, below)?;
-        self.low = match changes.last() {
-            Some((lowest, _)) if changes.len() == below => *lowest,
-            _ if below == 0 => order,
-            _ => Order::MIN,
-        };
-        changes.reverse();
-        let rest = list(Bound::Included(middle), Bound::Included(highest), Direction::Up, above)?;
-        self.high = match rest.last() {
-            Some((highest, _)) if rest.len() == above => *highest,
-            _ => Order::MAX,
-        };
-        changes.extend(rest);
-        self.changes = changes;
-        Ok(())
-    }
-
-    /// Whether all changes there ever were are at hand. Which are depends on the events that were asked for.
-    fn is_whole(&self) -> bool {
-        (self.low, self.high) == (Order::MIN, Order::MAX)
-    }
-
-    /// Lists all changes there ever were, rising, as far as a bound that no room reaches by accident.
-    fn all_changes(
-        &self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-    ) -> Result<Vec<(Order, StateValue)>, Fault> {
-        let Some(key) = self.key else { return Ok(Vec::new()) };
-        if self.is_whole() {
-            return Ok(self.changes.clone());
-        }
-        let rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
-        let changes = rows.take(ALL_CHANGES_MAX).map(|row| row.map(|((_, _, order), val)| (order, val)));
-        let mut changes: Vec<_> = changes.collect::<Result<_, _>>()?;
-        changes.reverse();
-        Ok(changes)
-    }
-
-    /// Gives the value just below an order.
-    fn below(
-        &mut self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        order: Order,
-    ) -> Result<StateValue, Fault> {
-        let Some(key) = self.key else { return Ok(StateValue::Absent) };
-        if order < self.low {
-            self.read_around(read, room, key, order, 1, CHANGES_READ)?;
-        } else if order > self.high {
-            self.read_around(read, room, key, order, CHANGES_READ, 0)?;
-        }
-        let at = self.changes.partition_point(|(change, _)| *change < order);
-        Ok(self.changes.get(at).map_or(self.now, |(_, before)| *before))
-    }
-
-    /// Gives the value just before an event.
-    fn before(
-        &mut self,
-        read: &(impl Read + ?Sized),
-        room: RoomNum,
-        stored: &StoredEvent,
-    ) -> Result<StateValue, Fault> {
-        match (stored.row.header.before, self.key) {
-            (Some(before), Some(key)) => state::at(read, room, before, key),
-            _ => self.below(read, room, stored.order),
-        }
-    }
 }
 
 /// The part of one room that one user may see: the one definition of "visible", and of "visible until". It is made for
@@ -321,8 +179,10 @@ impl Sight {
         read: &(impl Read + ?Sized),
         stored: &StoredEvent,
     ) -> Result<(Membership, bool), Fault> {
-        // The state before an event of a fork is not the main line, so the shortcut does not hold for it.
-        if stored.row.header.before.is_none() && self.joined_since.is_some_and(|since| stored.order > since) {
+        // The state before an event of a fork is not the main line, and inside a hole that was filled the main line is that of the
+        // missing events, which may be older than the stay that goes on around the hole. So the shortcut holds for neither.
+        let is_live = stored.order.minor == 0 && stored.row.header.before.is_none();
+        if is_live && self.joined_since.is_some_and(|since| stored.order > since) {
             return Ok((Membership::Join, true));
         }
         self.member.load(read, self.room)?;
@@ -340,7 +200,7 @@ impl Sight {
             return Ok((after, true));
         }
         self.visibility.load(read, self.room)?;
-        let visibility = self.visibility.before(read, self.room, stored)?;
+        let visibility = self.visibility.known_before(read, self.room, stored)?;
         let mut visibilities = [self.visibility_in(read, visibility)?; 2];
         if key.is_some() && self.visibility.key == key {
             visibilities[1] = HistoryVisibility::of_content(stored.row.content());

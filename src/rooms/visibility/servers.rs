@@ -54,7 +54,7 @@ impl ServerSight {
             return Ok(true);
         }
         self.visibility.load(read, self.room)?;
-        let visibility = self.visibility.before(read, self.room, stored)?;
+        let visibility = self.visibility.known_before(read, self.room, stored)?;
         let mut visibilities = [self.visibility_in(read, visibility)?; 2];
         let key = stored.row.header.state_key;
         if key.is_some() && self.visibility.key == key {

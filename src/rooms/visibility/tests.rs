@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use ruma::{CanonicalJsonObject, OwnedUserId, RoomId};
 use serde_json::json;
 
-use super::*;
+use super::{history::CHANGES_READ, *};
 use crate::{
     accounts::users,
     env::Env,
@@ -16,11 +16,12 @@ use crate::{
         erased::Erased,
         resolve::Resolver,
         show::{self, Viewer},
+        state,
         timeline::{self, PageToken},
         view::RoomView,
     },
-    schema::state::StateRef,
-    store::{Counting, Durability, Engine, Guard, Snapshot, Store, engine::Memory},
+    schema::{self, state::StateRef},
+    store::{Counting, Direction, Durability, Engine, Guard, Snapshot, Store, engine::Memory},
 };
 
 const ROOM: RoomNum = RoomNum(1);
