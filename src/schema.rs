@@ -30,7 +30,7 @@ use crate::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
             RoomRow, UserRoomRow,
         },
-        state::{HoleRow, LogRow, NowRow, PurgeRow, SideRow, StageRow, StateKeyRow, StateValue},
+        state::{HoleRow, LeftOutRow, LogRow, NowRow, PurgeRow, SideRow, StageRow, StateKeyRow, StateValue},
     },
     store::{
         self,
@@ -227,6 +227,9 @@ tables! {
     154 IN_THREAD((RoomNum, EventNum) => InThread) in Index, Room of "rooms::relations";
     /// An event that refers to one which is not here: the name of that, and the event.
     156 RELATION_WAITING((RoomNum, rooms::EventKey, EventNum) => ()) in Index, Room of "rooms::relations";
+    /// An event of the state that a join brought, or one that allows such an event, which could not be believed then: room, type,
+    /// state key, number.
+    157 LEFT_OUT((RoomNum, String, String, u64) => LeftOutRow) in Queues, Room of "rooms::change";
 
     // --- other servers: 170-189 ---
 

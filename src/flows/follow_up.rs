@@ -11,7 +11,7 @@ use crate::{
         commit,
         jobs::unless_fired,
         membership,
-        remote::rest_of_state,
+        remote::{left_out, rest_of_state},
         room::{
             ingest::{reunite, sweep},
             membership as here, presence,
@@ -44,6 +44,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::Reunite { room } => reunite_branches(app, room, timer).await,
         Job::Sweep { room } => sweep_room(app, room, timer).await,
         Job::CompleteState { room } => complete_state(app, room, timer).await,
+        Job::TakeLeftOut { room } => take_left_out(app, room, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -118,6 +119,19 @@ async fn complete_state(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
         Some(Ok(false)) => cancel(app, timer),
         Some(Err(why)) => Err(why),
     }
+}
+
+/// Tries the events again that a join left out, and later once more as long as some are left.
+async fn take_left_out(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    let Some(pause) = left_out::try_again(app, room).await? else { return cancel(app, timer) };
+    let mut batch = app.store.batch(&Guard::own_tables());
+    if timer::fire(&mut batch, timer)? {
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = app.env.now_ms().saturating_add(pause_ms);
+        timer::set(&mut batch, &Job::TakeLeftOut { room }.timer(due_ms));
+        unless_fired(app.store.enqueue(batch))?;
+    }
+    Ok(())
 }
 
 /// Sweeps a room, or looks again later if it was just swept or is being swept.

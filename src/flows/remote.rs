@@ -23,6 +23,7 @@ mod kept;
 mod keys;
 pub(crate) mod knock;
 pub(crate) mod leave;
+pub(crate) mod left_out;
 mod lists;
 mod outside;
 mod places;

@@ -9,6 +9,7 @@ pub(crate) mod countersigned;
 mod forget;
 mod header;
 pub mod invited;
+pub mod left_out;
 mod learn;
 pub mod outside;
 mod own;

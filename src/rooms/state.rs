@@ -19,6 +19,7 @@ pub(in crate::rooms) mod check;
 mod compare;
 mod full;
 mod hole;
+mod late;
 mod learn;
 #[cfg(test)]
 mod model;
@@ -35,6 +36,7 @@ pub use crate::schema::state::{StateRef, StateValue};
 pub use compare::{Difference, diff, differing_from, differing_from_current, distance};
 pub use full::full;
 pub use hole::{Fill, Segment, find_hole, find_hole_above, hole_state, open_hole};
+pub use late::{has_changed_above, set_from};
 pub(crate) use learn::{Learned, learn, set_since};
 pub use purge::Purge;
 pub(crate) use side::Chain;

@@ -57,6 +57,11 @@ pub enum Job {
         /// The room that has such branches.
         room: RoomNum,
     },
+    /// Tries the events again that a join left out, because the keys of their servers could not be had.
+    TakeLeftOut {
+        /// The room that was joined.
+        room: RoomNum,
+    },
     /// Sweeps a room in which much is kept that nothing needs.
     Sweep {
         /// The room that is swept.
@@ -84,7 +89,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=9).contains(&kind)
+        (1..=10).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -99,6 +104,7 @@ impl Job {
             Self::Reunite { .. } => 7,
             Self::Sweep { .. } => 8,
             Self::CompleteState { .. } => Self::COMPLETE_STATE,
+            Self::TakeLeftOut { .. } => 10,
         }
     }
 
@@ -114,6 +120,7 @@ impl Job {
             Self::Reunite { .. } => "reunite",
             Self::Sweep { .. } => "sweep",
             Self::CompleteState { .. } => "complete_state",
+            Self::TakeLeftOut { .. } => "take_left_out",
         }
     }
 
@@ -142,6 +149,9 @@ impl Job {
                     "branches of room {room} stand apart from its state until the next event of such a branch"
                 )
             }
+            Self::TakeLeftOut { room } => {
+                format!("the state of room {room} lacks events that could not be checked when it was joined")
+            }
             Self::Sweep { room } => {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
@@ -159,7 +169,8 @@ impl Job {
             | Self::SweepDevices { .. }
             | Self::ForgetSent { .. }
             | Self::Reunite { .. }
-            | Self::Sweep { .. } => false,
+            | Self::Sweep { .. }
+            | Self::TakeLeftOut { .. } => false,
         }
     }
 
@@ -176,9 +187,10 @@ impl Job {
             }
             Self::ForgetOriginal { room, event } => (two(room.0, event.0), Bytes::new()),
             Self::ForgetSent { room, day } => (two(room.0, u64::from(*day)), Bytes::new()),
-            Self::Reunite { room } | Self::Sweep { room } | Self::CompleteState { room } => {
-                (room.0.to_be_bytes().to_vec(), Bytes::new())
-            }
+            Self::Reunite { room }
+            | Self::Sweep { room }
+            | Self::CompleteState { room }
+            | Self::TakeLeftOut { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -207,6 +219,7 @@ impl Job {
             7 => Ok(Self::Reunite { room: RoomNum(number(0)?) }),
             8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
             9 => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
+            10 => Ok(Self::TakeLeftOut { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -233,6 +246,7 @@ mod tests {
             Job::Reunite { room: RoomNum(9) },
             Job::Sweep { room: RoomNum(9) },
             Job::CompleteState { room: RoomNum(9) },
+            Job::TakeLeftOut { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

@@ -397,6 +397,37 @@ impl Value for HoleRow {
     }
 }
 
+/// `left_out`: an event that a join brought and that could not be believed then, because its server's keys could not be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOutRow {
+    /// The place on the main line from which on the state of the join counts.
+    pub base: Order,
+    /// Whether the event is part of that state. Others are there because they allow such ones.
+    pub is_state: bool,
+    /// When it was left out, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// The event as canonical JSON, signatures included.
+    pub json: Bytes,
+}
+
+impl Value for LeftOutRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1, u8::from(self.is_state)]);
+        Order::encode_key(self.base, to);
+        to.varint(self.at_ms);
+        to.raw(&self.json);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let is_state = from.byte()? == 1;
+        let base = Key::decode_key(&mut from)?;
+        let at_ms = from.varint()?;
+        Ok(Self { base, is_state, at_ms, json: bytes.slice_ref(from.rest()) })
+    }
+}
+
 /// `purge`: the states of a room below an order are being forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PurgeRow {
@@ -465,6 +496,10 @@ mod tests {
             prop_assert_eq!(round_trip(&row).iter().collect::<Vec<_>>(), changes);
             let hole = HoleRow { is_bottomless, missing, parts: side };
             prop_assert_eq!(round_trip(&hole), hole);
+            let base = Order { anchor: Position::new(7).unwrap(), minor: -1 };
+            let json = Bytes::from(name.clone());
+            let left_out = LeftOutRow { base, is_state: is_bottomless, at_ms: side.into(), json };
+            prop_assert_eq!(round_trip(&left_out), left_out);
             let key = StateKeyRow { event_type: name, state_key };
             prop_assert_eq!(round_trip(&key), key);
         }
@@ -488,6 +523,7 @@ mod tests {
             let _ = LogRow::decode(bytes.clone());
             let _ = SideRow::decode(bytes.clone()).map(|row| row.find(StateKeyNum(7)));
             let _ = HoleRow::decode(bytes.clone());
+            let _ = LeftOutRow::decode(bytes.clone());
             let _ = StateKeyRow::decode(bytes);
         }
     }

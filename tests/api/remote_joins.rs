@@ -382,3 +382,41 @@ async fn whoever_joins_by_an_alias_of_another_server_comes_into_its_room() {
     federated.server(0).assert_whole();
     federated.server(1).assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_join_left_out_comes_when_its_server_answers_again() {
+    let mut federated = Federated::new(&["a.example", "b.example", "c.example"]);
+    let alice = federated.server(0).register("alice").await;
+    let bob = federated.server(1).register("bob").await;
+    let carol = federated.server(2).register("carol").await;
+    let room = alice.ok_post("/createRoom", json!({ "preset": "public_chat" })).await;
+    let room = room["room_id"].as_str().unwrap().to_owned();
+    let join = format!("/join/{}?via=a.example", encoded(&room));
+    carol.ok_post(&join, json!({})).await;
+    federated.weather(2, Weather::Refuses, Duration::from_millis(1));
+    bob.ok_post(&join, json!({})).await;
+    let sync = bob.ok_get("/sync").await;
+    let since = sync["next_batch"].as_str().unwrap();
+    let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&carol.user_id));
+    assert_eq!(bob.get(&api(&member)).await.0, StatusCode::NOT_FOUND);
+    // Nobody knows what she is in the room, so that nothing is done to her.
+    let invite = format!("/rooms/{}/invite", encoded(&room));
+    let (status, _) = bob.post(&api(&invite), json!({ "user_id": carol.user_id })).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    // The events that are remembered outlive the server.
+    federated.kill(1, usize::MAX, |_| {});
+    federated.weather(2, Weather::Fair, Duration::from_millis(1));
+    let said = format!("/rooms/{}/send/m.room.message/1", encoded(&room));
+    let said = carol.ok_put(&said, json!({ "msgtype": "m.text", "body": "hello" })).await;
+    tokio::time::sleep(Duration::from_secs(2 * 60 * 60)).await;
+    let bob = TestClient { server: federated.server(1).clone(), ..bob.clone() };
+    assert_eq!(bob.ok_get(&member).await["membership"], "join");
+    let news = bob.ok_get(&format!("/sync?use_state_after=true&since={since}")).await;
+    let news = &news["rooms"]["join"][&room];
+    let told = news["state_after"]["events"].as_array().unwrap();
+    assert!(told.iter().any(|event| event["state_key"] == carol.user_id.as_str()), "{news}");
+    let timeline = news["timeline"]["events"].as_array().unwrap();
+    assert!(timeline.iter().any(|event| event["event_id"] == said["event_id"]), "{news}");
+    assert_eq!(news["summary"]["m.joined_member_count"], 3);
+    federated.server(1).assert_whole();
+}

@@ -58,6 +58,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         Job::ForgetOriginal { room, .. }
         | Job::ForgetSent { room, .. }
         | Job::Reunite { room }
+        | Job::TakeLeftOut { room }
         | Job::Sweep { room }
         | Job::CompleteState { room } => (None, Some(*room)),
     };

@@ -24,7 +24,7 @@ use crate::{
     rooms::{
         self, acl,
         build::Draft,
-        change::{Change, Outcome, Received, Signed},
+        change::{Change, Outcome, Received, Signed, left_out},
         event::{self, Event, StoredEvent},
         membership::without_profile,
         vouch::{self, AUTHORISED_VIA, Admission},
@@ -64,7 +64,7 @@ impl Move {
 }
 
 /// Opens a room for a server whose user wants to move. Errors: 404 `M_NOT_FOUND` for a room that this server does not follow;
-/// [`Error::Busy`] for one that it will follow before long; 403 `M_FORBIDDEN` for a server that the room does not admit.
+/// [`Error::Busy`] for one that it will follow before long, or whose state it does not know whole; 403 `M_FORBIDDEN` for a server that the room does not admit.
 pub(super) fn open(snapshot: &Snapshot, origin: &ServerName, room: &RoomId) -> Result<(RoomNum, RoomRow)> {
     let unknown = || Error::from(Refusal::not_found("This server is not in such a room."));
     let num = rooms::find_room(snapshot, room)?.ok_or_else(unknown)?;
@@ -82,6 +82,7 @@ pub(super) fn open(snapshot: &Snapshot, origin: &ServerName, room: &RoomId) -> R
     if !acl::admits(snapshot, num, origin)? {
         return Err(Refusal::forbidden("The room does not admit your server.").into());
     }
+    left_out::require_whole(snapshot, num)?;
     Ok((num, row))
 }
 

@@ -241,8 +241,7 @@ pub(crate) async fn fill_with(
         return Ok(false);
     }
     let backfill = Backfill::new(claim, hole, older, via);
-    ingest::fill::fill(fetch.app, fetch.num, backfill).await?;
-    Ok(true)
+    ingest::fill::fill(fetch.app, fetch.num, backfill).await
 }
 
 /// Brings the events that allow those of a segment, and the states before those that stand on nothing we have. Leaves out what cannot be had.

@@ -1,7 +1,7 @@
 //! The state of a room as another server hands it over to who joins (server-server API, "PUT /send_join"): which of its events can
 //! be believed, and in which order they are taken in. Of each event its bytes stay in memory, and not what they mean.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use federation::json::Answer;
@@ -24,7 +24,11 @@ use crate::{
         room::base::Events,
     },
     ids::RoomNum,
-    rooms::change::{Brought, Received, Signed, list_allowing, order_by_auth},
+    rooms::change::{
+        Brought, Received, Signed,
+        left_out::{LEFT_OUT_MAX, LeftOut},
+        list_allowing, order_by_auth,
+    },
     schema::rooms::RoomRow,
 };
 
@@ -163,22 +167,28 @@ struct Believed {
 }
 
 /// Checks all events of an answer, and gives those that can be believed in the order in which a join takes them in. An event that
-/// is not signed as it must be, whose keys cannot be had, or that stands on such an event, is left out.
+/// is not signed as it must be, whose keys cannot be had, or that stands on such an event, is left out. Gives the first of those
+/// that may be believed later, too.
 /// Errors: [`Error::Broken`] where the cache of keys cannot be read.
 pub(super) async fn believed(
     app: &App,
     via: &ServerName,
     (num, row): (RoomNum, &RoomRow),
     answered: Answered,
-) -> Result<Events> {
+) -> Result<(Events, Vec<LeftOut>)> {
     let Answered { answer, events, state_count, event: _, servers: _ } = answered;
+    let events: Arc<[Bytes]> = events.into();
     let numbered: Vec<(usize, Bytes)> = events.iter().cloned().enumerate().collect();
     let parts = numbered.chunks(CHECKED_AT_ONCE).map(<[_]>::to_vec);
     let checks: Vec<_> = parts.map(|part| check(app, via, (num, row.clone()), part)).collect();
-    let parts: Vec<Vec<Believed>> = stream::iter(checks).buffered(PARTS_AT_ONCE).try_collect().await?;
-    let row = row.clone();
+    let parts: Vec<Checked> = stream::iter(checks).buffered(PARTS_AT_ONCE).try_collect().await?;
+    let (row, in_form, raw) = (row.clone(), row.clone(), Arc::clone(&events));
     let ordered = move || {
-        let believed: Vec<Believed> = parts.into_iter().flatten().collect();
+        let (mut believed, mut later) = (Vec::new(), Vec::new());
+        for part in parts {
+            believed.extend(part.believed);
+            later.extend(part.later);
+        }
         let ids: Vec<_> = believed.iter().map(|it| (it.id.clone(), it.allowing.clone())).collect();
         let mut kept = BTreeSet::new();
         let mut order = Vec::with_capacity(ids.len());
@@ -188,15 +198,21 @@ pub(super) async fn believed(
             if event.allowing.iter().all(|id| kept.contains(id)) {
                 kept.insert(event.id.clone());
                 order.push(event.place);
+            } else {
+                later.push(event.place);
             }
         }
-        Ok(order)
+        // The events of the state come first in the answer, and so they are remembered first.
+        later.sort_unstable();
+        let places = later.into_iter().take(LEFT_OUT_MAX);
+        let later = places.filter_map(|place| left_out(num, &in_form, raw.get(place)?, place < state_count));
+        Ok((order, later.collect::<Vec<_>>()))
     };
     let total = events.len();
-    let order = app.env.blocking(ordered).await?;
+    let (order, later) = app.env.blocking(ordered).await?;
     if order.len() < total {
-        let left_out = total - order.len();
-        tracing::info!(server = %via, room = %row.id, left_out, total, "events of a room's state are left out of a join");
+        let (left_out, later) = (total - order.len(), later.len());
+        tracing::info!(server = %via, room = %row.id, left_out, later, total, "events of a room's state are left out of a join");
     }
     let read = move |place: usize| {
         // The bytes stay charged to those that other servers' answers may take as long as they are here.
@@ -206,7 +222,25 @@ pub(super) async fn believed(
             .map_err(|_| Error::broken("an event of a join is read in two ways"))?;
         Ok(Brought { event: signed.into_verified(), is_state: place < state_count })
     };
-    Ok(Box::new(order.into_iter().map(read)))
+    Ok((Box::new(order.into_iter().map(read)), later))
+}
+
+/// The events of a part of an answer, as they were checked.
+#[derive(Default)]
+struct Checked {
+    believed: Vec<Believed>,
+    /// The places of the events of which nobody can say yet whether they can be believed.
+    later: Vec<usize>,
+}
+
+/// Reads an event that may be believed later.
+fn left_out(num: RoomNum, row: &RoomRow, json: &Bytes, is_state: bool) -> Option<LeftOut> {
+    let signed = Signed::read(num, row, json).ok()?;
+    let event = signed.unverified();
+    let (event_type, state_key) = (event.event_type.to_string(), event.state_key.clone()?);
+    // The bytes of the answer go when the join ends, so that these are copied.
+    let json = Bytes::copy_from_slice(signed.json());
+    Some(LeftOut { event_type, state_key, is_state, json })
 }
 
 async fn check(
@@ -214,7 +248,7 @@ async fn check(
     via: &ServerName,
     (num, row): (RoomNum, RoomRow),
     part: Vec<(usize, Bytes)>,
-) -> Result<Vec<Believed>> {
+) -> Result<Checked> {
     let version = row.version;
     let in_form = row.clone();
     let (places, signed) = app
@@ -230,22 +264,23 @@ async fn check(
             Ok((places, read))
         })
         .await?;
-    let mut believed = Vec::with_capacity(places.len());
+    let mut checked = Checked::default();
     for (place, verified) in places.into_iter().zip(verify::verify(app, version, signed).await?) {
         match verified {
             Verified::Received(event) => {
                 let (id, allowing) = (event.id().to_owned(), list_allowing(&row, event.event())?);
-                believed.push(Believed { place, id, allowing });
+                checked.believed.push(Believed { place, id, allowing });
             }
             Verified::Forged(why) => {
                 tracing::debug!(server = %via, why = why.message, "an event of a join is not signed as it must be");
             }
             Verified::Later(of) => {
                 tracing::debug!(server = %via, %of, "an event of a join is left out, because a server's keys cannot be had");
+                checked.later.push(place);
             }
         }
     }
-    Ok(believed)
+    Ok(checked)
 }
 
 /// Checks that an event which a server gives back is ours, with its signature added. Errors: [`Error::Remote`].

@@ -38,6 +38,10 @@ const LEFT_ALONE: Duration = Duration::from_secs(120);
 /// Remember at most this many holes that nobody could fill.
 const LEFT_ALONE_MAX: usize = 10_000;
 
+/// The states of a room may lack events once they have done so for this long. Until then they are fetched again, because servers
+/// mostly come back, and what a state lacks is missed for good.
+const LACKS_AFTER: Duration = Duration::from_secs(30 * 60);
+
 /// Wait for this long until nobody else changes the room's past.
 const CLAIM_WAITS: Duration = Duration::from_secs(30);
 /// Look this often whether somebody still changes the room's past.
@@ -52,6 +56,8 @@ pub struct Gaps {
     paced: Mutex<BTreeMap<(RoomNum, OwnedServerName), Duration>>,
     /// The servers for whose events states are fetched now.
     states: Mutex<BTreeSet<OwnedServerName>>,
+    /// The rooms whose states lack events, with the uptime at which that began.
+    lacking: Mutex<BTreeMap<RoomNum, Duration>>,
     /// The places for filling holes.
     pub(super) fills: Semaphore,
     /// The places for fetching what servers lead to that have nobody in the room.
@@ -68,6 +74,7 @@ impl Default for Gaps {
             rooms: Mutex::default(),
             paced: Mutex::default(),
             states: Mutex::default(),
+            lacking: Mutex::default(),
             fills: Semaphore::new(FILLS_AT_ONCE),
             strangers: Semaphore::new(STRANGERS_AT_ONCE),
             filling: Mutex::default(),
@@ -157,6 +164,23 @@ impl Gaps {
         }
         let pause = took.saturating_mul(PAUSES).clamp(PAUSE_MIN, PAUSE_MAX);
         paced.insert((room, server), now.saturating_add(pause));
+    }
+
+    /// Whether a state of a room that was fetched may lack events. `false` for a while after that was asked first.
+    pub(super) fn may_lack(&self, room: RoomNum, now: Duration) -> bool {
+        let mut lacking = self.lacking.lock();
+        if lacking.len() >= PACED_MAX && !lacking.contains_key(&room) {
+            // Those that began first have waited for the longest time.
+            let oldest = lacking.iter().min_by_key(|(_, began)| **began).map(|(room, _)| *room);
+            lacking.retain(|room, _| Some(*room) != oldest);
+        }
+        let began = *lacking.entry(room).or_insert(now);
+        now.saturating_sub(began) >= LACKS_AFTER
+    }
+
+    /// Notes that a whole state of a room was fetched.
+    pub(super) fn lacks_nothing(&self, room: RoomNum) {
+        self.lacking.lock().remove(&room);
     }
 
     /// Begins to fill a hole of a room; or gives what tells when somebody else has ended to.

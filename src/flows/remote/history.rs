@@ -21,6 +21,7 @@ use crate::{
     json::JsonText,
     rooms::{
         self, acl,
+        change::left_out,
         event::{self, StoredEvent},
         members, redact, state,
         visibility::ServerSight,
@@ -359,6 +360,7 @@ pub(crate) async fn state_ids(
     let env = app.env.clone();
     env.blocking_long(Long::History, move || {
         let reading = Reading::open(&app, &origin, &room)?;
+        left_out::require_whole(&*reading.snapshot, reading.num)?;
         let before = reading.state_before(&reading.require(&id)?)?;
         let events = state::full(&*reading.snapshot, reading.num, before)?;
         let events: Vec<EventNum> =
@@ -388,6 +390,7 @@ pub(crate) async fn state(
     let env = app.env.clone();
     env.blocking(move || {
         let reading = Reading::open(&app, &origin, &room)?;
+        left_out::require_whole(&*reading.snapshot, reading.num)?;
         let at = reading.state_before(&reading.require(&id)?)?;
         let wanted = Wanted {
             to: &origin,

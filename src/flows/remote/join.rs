@@ -25,6 +25,7 @@ use crate::{
             ask::{at_fault, failed},
             brought::{self, Answered},
             candidates::Candidates,
+            left_out,
             places::Places,
             staged,
             take_in::{Silence, take_in},
@@ -142,7 +143,7 @@ async fn join_by(
         (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
         (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
     };
-    let events = brought::believed(app, server, (num, &row), answered).await?;
+    let (events, left_out) = brought::believed(app, server, (num, &row), answered).await?;
     let claim = app.rooms.turns(num).claim_join().ok_or(Error::Busy { retry_after: AGAIN })?;
     let named = (wanted.room_id.clone(), template.version);
     let mut base = Base::new(&app.store.view(), claim, named, server.to_string())?;
@@ -155,6 +156,7 @@ async fn join_by(
     }
     let owned = app.clone();
     let after = move |change: &mut Change| {
+        left_out::remember(&owned, change, &left_out)?;
         let completes = change.row.partial.is_some().then(|| {
             let job = Job::CompleteState { room: change.num };
             jobs::promise(&owned, &mut change.batch, &job)

@@ -155,7 +155,13 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: St
         if !is_of_room || lacks_much(lacking, ids.len()) {
             return Ok(None);
         }
-        if lacking > 0 {
+        if lacking > 0 && !app.gaps.may_lack(num, app.env.uptime()) {
+            tracing::debug!(room = %num, lacking, "a state that was fetched lacks events, which may come at the next try");
+            return Ok(None);
+        }
+        if lacking == 0 {
+            app.gaps.lacks_nothing(num);
+        } else {
             tracing::debug!(room = %num, lacking, "a state that was fetched lacks events that nobody gave");
         }
         let differing = state::differing_from(&*snapshot, num, base, &brought)?;
@@ -163,7 +169,7 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: St
         Ok(Some(Sketch::from(base).with(changes)))
     });
     sketch.await?.ok_or_else(|| {
-        fault("it gave a state without the create event of the room, or whose events it does not give")
+        fault("it gave a state without the create event of the room, or whose events cannot be had")
     })
 }
 

@@ -214,8 +214,11 @@ impl Gap<'_> {
             let latest = list_bottoms(&found, &open).into_iter().take(ROUND_EVENTS as usize).collect();
             let origin = self.origin.clone();
             let got = self.fetch.missing_events(&origin, heads.clone(), latest, ROUND_EVENTS).await?;
+            // The create event is the end of the past, and comes in with that alone: the state before an event which stands on it is
+            // fetched, or the hole below the join leads there.
+            let got = got.into_iter().filter(|event| !event.event().prev.is_empty());
             let got: BTreeMap<OwnedEventId, Received> =
-                got.into_iter().map(|event| (event.id().to_owned(), event)).collect();
+                got.map(|event| (event.id().to_owned(), event)).collect();
             // Only what the gap leads to is of use, whatever else comes.
             let before = found.len();
             loop {

@@ -9,7 +9,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::{
-    Change, Txn,
+    Change, JOINING_TAKES, Txn,
     header::{Entering, auth_depth},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         require_in, versions,
     },
     schema::{
-        event_types::CREATE,
+        event_types::{CREATE, MEMBER},
         rooms::{EventRow, Head, SentBy},
         state::{StateRef, StateValue},
     },
@@ -81,7 +81,14 @@ impl Change {
             depth: self.next_depth(),
         };
         let built = build::build(signer, draft, &setting, self.row.version)?;
-        match admit::admit_own(&built.event, &self.rules.authorization, &before) {
+        let verdict = admit::admit_own(&built.event, &self.rules.authorization, &before);
+        // An event about another user rests on what they are in the room, which may not be known yet.
+        let is_about_other =
+            draft.event_type == MEMBER && draft.state_key.as_deref() != Some(draft.sender.as_str());
+        if is_about_other && self.is_open_whether(&built.event)? {
+            return Err(Error::Busy { retry_after: JOINING_TAKES });
+        }
+        match verdict {
             Verdict::Accept => Ok((built, auth)),
             Verdict::Reject(why) | Verdict::SoftFail(why) => {
                 Err(Refusal::forbidden(format!("The room does not allow this: {why}.")).into())

@@ -19,6 +19,7 @@ mod signed;
 mod write;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -46,7 +47,7 @@ use crate::{
     },
     schema,
     schema::{
-        rooms::{Place, RoomRow},
+        rooms::{AsideRow, Place, RoomRow},
         state::StateRef,
     },
     store::Fault,
@@ -182,13 +183,20 @@ impl Change {
         now_ms: u64,
     ) -> Result<Step> {
         let resolving = resolving.into();
+        let known = self.find_known(received.key())?;
+        let received = &*self.whole(received, known.as_ref().and_then(|(_, outlier)| outlier.as_ref()))?;
         let event = received.event();
-        let taken = match self.find_known(received.key())? {
+        let taken = match known {
             None => taken.map(|taken| self.keep_key(event, taken)).transpose()?,
             // An outlier keeps its numbers, because other events name it by them.
             Some((event, Some(outlier))) => Some(Taken { event, key: outlier.row.header.state_key }),
             Some((known, None)) => return Ok(Step::Done(Outcome::Known(known))),
         };
+        if event.prev.is_empty() && !self.row.heads.is_empty() {
+            // Nothing was set before the create event. In a room that was joined no reference says that, because what is below the base
+            // is not known: the event gets its place where it fills a hole.
+            return Ok(Step::Done(Outcome::Unknown));
+        }
         let auth = self.known_auth_events(event)?;
         let prev = if fetched.is_some() { BTreeMap::new() } else { self.known_prev_events(event)? };
         if let Some(verdict) = admit::lacking(event, &auth, &prev) {
@@ -238,12 +246,30 @@ impl Change {
                 tracing::debug!(room = %self.num, event = %event.id, why, "an event does not fit a state that was fetched for it");
                 Outcome::Unknown
             }
+            Verdict::SoftFail(why) | Verdict::Reject(why) if self.is_open_whether(event)? => {
+                tracing::debug!(room = %self.num, event = %event.id, why, "an event waits, because a join left out what the room's state says of it");
+                Outcome::Unknown
+            }
             Verdict::SoftFail(why) => self.put_aside(received, taken, &standpoint, why, false)?,
             Verdict::Reject(why) => self.put_aside(received, taken, &standpoint, why, true)?,
             Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
             Verdict::Unknown => Outcome::Unknown,
         };
         Ok(Step::Done(outcome))
+    }
+
+    /// Gives the whole of an event of which only the redacted form came now, where an outlier holds it. Other servers hide from
+    /// us what our users may not see, and a state event that a join brought in full must not lose its content by that.
+    fn whole<'e>(
+        &self,
+        received: &'e Received,
+        outlier: Option<&AsideRow>,
+    ) -> Result<Cow<'e, Received>, Fault> {
+        let Some(outlier) = outlier.filter(|outlier| received.is_cut() && !outlier.row.is_redacted()) else {
+            return Ok(Cow::Borrowed(received));
+        };
+        let whole = received.with_json(self.num, &self.row, outlier.row.json.clone());
+        whole.map(Cow::Owned).map_err(|_| Fault::Corrupt("an event that is kept is not in the form of one"))
     }
 
     /// Gives the state that must allow an event for it not to be soft-failed: that of the room. Where events before it are missing,
@@ -321,7 +347,10 @@ impl Change {
         }
     }
 
-    fn known_auth_events(&self, event: &Event) -> Result<BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>> {
+    pub(super) fn known_auth_events(
+        &self,
+        event: &Event,
+    ) -> Result<BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>> {
         let mut known = BTreeMap::new();
         for id in list_allowing(&self.row, event)? {
             let found = match self.find_num(&id)? {

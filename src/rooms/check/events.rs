@@ -101,6 +101,10 @@ pub(super) fn checks() -> Vec<RowCheck> {
             doubts.unless(there, "the redaction is not there");
             Ok(())
         }),
+        of_room(&schema::LEFT_OUT, |_, _, row, doubts| {
+            doubts.unless(event::locate(&row.json).is_some(), "it is not an event");
+            Ok(())
+        }),
         of_room(&schema::REDACTED_ORIGINAL, |read, (room, number), json, doubts| {
             let stored = event::find_anywhere(read, *room, *number)?;
             let is_redacted = stored.is_some_and(|stored| stored.row.is_redacted());

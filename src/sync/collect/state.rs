@@ -107,6 +107,10 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
             found.shown.insert(number);
         }
         let Some((_, known)) = key.changes.first().copied() else { continue };
+        // A value that a join left out at first is part of the past once it is known (`rooms/state/late.rs`), so that the step which
+        // tells it changes nothing. The client has not heard of it.
+        let after = key.changes.get(1).map_or(now, |(_, prior)| *prior);
+        let known = if known == after { StateValue::Absent } else { known };
         let at_start = key.changes.iter().find(|(order, _)| *order >= timeline.start);
         let is_before = key.shown.is_some() && !room.window.ask.use_state_after;
         let told = if is_before { at_start.map_or(now, |(_, prior)| *prior) } else { now };

@@ -16,10 +16,10 @@ use std::{sync::Arc, time::Duration};
 /// A fill that was put off is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// Fills a hole; answers when the events are durable and visible. What was filled stays if it fails.
+/// Fills a hole; answers when the events are durable and visible, and tells whether anything was filled. What was filled stays if it fails.
 /// Errors: [`Error::Remote`] if an event comes without what it stands on; [`Error::Busy`] if too much is resolved or kept aside;
 /// 403 `M_FORBIDDEN` for a room that this server is not in.
-pub async fn fill(app: &App, room: RoomNum, mut backfill: Backfill) -> Result<()> {
+pub async fn fill(app: &App, room: RoomNum, mut backfill: Backfill) -> Result<bool> {
     let (mut worked, mut answers) = (None, 0);
     loop {
         let loaded = worked.as_ref().map(|worked: &super::Worked<'_>| Arc::clone(&worked.loaded));
@@ -33,7 +33,7 @@ pub async fn fill(app: &App, room: RoomNum, mut backfill: Backfill) -> Result<()
         // The events that were read are of use for one turn only, and dropping them lets others work something out.
         (backfill, worked) = (left, None);
         match filling {
-            Filling::All => return Ok(()),
+            Filling::All => return Ok(backfill.has_filled()),
             Filling::Part => answers = 0,
             Filling::Resolve(question) if answers < ANSWERS_MAX => {
                 answers += 1;

@@ -231,6 +231,7 @@ impl Here {
 }
 
 mod fill;
+mod left_out;
 mod partial;
 
 #[test]

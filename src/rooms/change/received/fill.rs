@@ -87,9 +87,17 @@ pub struct Backfill {
     /// The events that were judged and are not written yet, oldest first.
     judged: Vec<Judged>,
     /// The states after the events that were judged.
-    after: BTreeMap<OwnedEventId, Arc<Sketch>>,
+    after: BTreeMap<OwnedEventId, After>,
     writing: Option<Stretch>,
     has_filled: bool,
+}
+
+/// The state after an event of a hole.
+#[derive(Clone, Debug)]
+struct After {
+    state: Arc<Sketch>,
+    /// Whether it rests on a state that was fetched: the word of one server, that may be wrong.
+    is_fetched: bool,
 }
 
 /// An event that was judged.
@@ -133,6 +141,19 @@ impl Backfill {
     /// The order of the lowest event above the hole, as far as that is filled.
     pub fn hole(&self) -> Order {
         self.hole
+    }
+
+    /// Whether anything was filled.
+    pub fn has_filled(&self) -> bool {
+        self.has_filled
+    }
+
+    /// Whether the state before an event rests on one that was fetched.
+    fn rests_on_fetched(&self, older: &Older) -> bool {
+        let cited = &older.event.event().prev;
+        let is_fetched = |id| self.after.get(id).is_some_and(|after| after.is_fetched);
+        // Nothing is set before the create event, which stands on nothing.
+        (older.state_before.is_some() && !cited.is_empty()) || cited.iter().any(is_fetched)
     }
 
     fn fault(&self, cause: String) -> Error {
@@ -206,6 +227,8 @@ impl Change {
             Some((_, outlier)) => outlier,
             None => None,
         };
+        let received = &*self.whole(&older.event, outlier.as_ref())?;
+        let event = received.event();
         let auth = self.known_auth_events(event)?;
         if let Some(Verdict::Need { auth, .. }) = admit::lacking(event, &auth, &BTreeMap::new()) {
             return Err(backfill.fault(format!("it gave {} without {auth:?}, which allow it", event.id)));
@@ -219,7 +242,7 @@ impl Change {
                 Some(Taken { event: outlier.row.header.event, key: outlier.row.header.state_key })
             }
             (None, None) => None,
-            (None, Some(_)) => match self.receive_outlier(&older.event)? {
+            (None, Some(_)) => match self.receive_outlier(received)? {
                 Outcome::Outlier(num) | Outcome::Known(num) => {
                     let outlier = self.find_outlier(num)?;
                     Some(Taken { event: num, key: outlier.and_then(|outlier| outlier.row.header.state_key) })
@@ -231,8 +254,18 @@ impl Change {
         let rules = &self.rules().authorization;
         let prev = BTreeMap::new();
         let evidence = Evidence { rules, auth: &auth, prev: &prev, before: &at_before, current: None };
+        let is_fetched = backfill.rests_on_fetched(older);
         let rejected = match admit::admit(event, &evidence) {
             Verdict::Accept => None,
+            Verdict::Reject(why) | Verdict::SoftFail(why)
+                if is_fetched && admit::check_at_auth_events(event, rules, &auth).is_ok() =>
+            {
+                // A server can leave events out of a state, so that nobody is kept out by what one server gave. The event stays
+                // missing, to be judged by what others give.
+                tracing::debug!(room = %self.num, event = %event.id, why, "an event from before does not fit a state that was fetched");
+                backfill.after.insert(event.id.clone(), After { state: before, is_fetched });
+                return Ok(None);
+            }
             Verdict::Reject(why) | Verdict::SoftFail(why) => Some(why),
             Verdict::Need { .. } | Verdict::Unknown => {
                 return Err(backfill.fault(format!("it gave {}, which no server may send", event.id)));
@@ -244,8 +277,8 @@ impl Change {
             }
             _ => Arc::clone(&before),
         };
-        backfill.after.insert(event.id.clone(), Arc::clone(&after));
-        backfill.judged.push(Judged { event: older.event.clone(), taken, before, after, rejected });
+        backfill.after.insert(event.id.clone(), After { state: Arc::clone(&after), is_fetched });
+        backfill.judged.push(Judged { event: received.clone(), taken, before, after, rejected });
         Ok(None)
     }
 
@@ -272,7 +305,7 @@ impl Change {
         if let (None, [only]) = (&older.state_before, &event.prev[..])
             && let Some(after) = backfill.after.get(only)
         {
-            return Ok(Ok(Arc::clone(after)));
+            return Ok(Ok(Arc::clone(&after.state)));
         }
         if let Some(Before::Sketch(before)) = &older.state_before {
             return Ok(Ok(Arc::new(before.clone())));
@@ -294,7 +327,7 @@ impl Change {
         let mut states = Vec::new();
         for id in &event.prev {
             if let Some(after) = backfill.after.get(id) {
-                states.push(Sketch::clone(after));
+                states.push(Sketch::clone(&after.state));
                 continue;
             }
             match self.find_num(id)? {
@@ -502,7 +535,8 @@ impl Change {
         let left = self.leave_outliers(judged.taken)?;
         let before = self.write_down(&judged.before)?;
         let mut header = self.older_header(judged, Some(before))?;
-        if header.state_key.take().is_some() {
+        // A state that a join or another server brought may name the event, so that it stays one of its key.
+        if !left.is_needed && header.state_key.take().is_some() {
             graph::delete_auth_edges(&mut self.batch, self.num, header.event, &header.auth);
         }
         header.replaces = None;

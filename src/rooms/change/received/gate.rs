@@ -38,6 +38,7 @@ pub struct Received {
     depth: u64,
     let_in: bool,
     by_us: Option<ByUs>,
+    is_cut: bool,
     /// The policy server that does not recommend the event, and why.
     opposed: Option<(PolicyServer, Why)>,
 }
@@ -155,6 +156,28 @@ impl Received {
         self.opposed.as_ref().filter(|(by, _)| by == server).map(|(_, why)| why)
     }
 
+    /// The same event, of which only the redacted form came.
+    #[must_use]
+    pub(super) fn cut(self) -> Self {
+        Self { is_cut: true, ..self }
+    }
+
+    /// Whether only the redacted form of the event came, because somebody redacted it or because whoever gave it does not
+    /// show us the rest.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// The same event with other bytes that are kept of it. Errors: as of [`Self::check`].
+    pub(super) fn with_json(&self, num: RoomNum, room: &RoomRow, json: Bytes) -> Result<Self, Refusal> {
+        let hash = match &self.key {
+            EventKey::Hash(hash) => *hash,
+            // Such an event is named by the id that is in its bytes.
+            EventKey::Chosen(..) => EventHash::default(),
+        };
+        Ok(Self { let_in: self.let_in, ..Self::check(num, room, hash, json)? })
+    }
+
     /// The event's depth, as its sender's server says.
     pub fn depth(&self) -> u64 {
         self.depth
@@ -188,12 +211,16 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
     let event = Event::parse(id, &json)
         .map_err(|error| Refusal::bad_json(format!("The event is not in the form of an event: {error}.")))?;
     let is_create = event.event_type.to_string() == CREATE && event.state_key.as_deref() == Some("");
+    // A room begins with its create event: whatever else stands on nothing has no state before it by which it could be judged.
+    if event.prev.is_empty() && !is_create {
+        return Err(Refusal::bad_json("`prev_events` is empty, as only that of a create event may be."));
+    }
     let has_room_id = !(is_create && rules.authorization.room_create_event_id_as_room_id);
     if event.room_id.as_ref() != has_room_id.then_some(&room.id) {
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
     names(&event)?;
-    Ok(Received { key, json, event, depth, let_in: false, by_us: None, opposed: None })
+    Ok(Received { key, json, event, depth, let_in: false, is_cut: false, by_us: None, opposed: None })
 }
 
 /// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.
@@ -294,6 +321,20 @@ mod tests {
             let refusal = check_value(version, &event).unwrap_err();
             assert_eq!(&refusal.kind, kind, "{version} {field}: {}", refusal.message);
             assert!(refusal.message.contains(field), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_create_event_stands_on_nothing() {
+        refuses("prev_events", |_| json!([]), &ErrorKind::BadJson);
+        for version in VERSIONS {
+            let mut create = an_event(version);
+            create["type"] = "m.room.create".into();
+            create["prev_events"] = json!([]);
+            if version >= 12 {
+                create.as_object_mut().unwrap().remove("room_id");
+            }
+            assert!(check_value(version, &create).is_ok(), "{version}");
         }
     }
 

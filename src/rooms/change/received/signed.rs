@@ -58,7 +58,6 @@ pub struct Signed {
     signed: Bytes,
     /// The servers that must have signed the event, each with its signatures by the ids of its keys.
     signatures: Vec<(OwnedServerName, BTreeMap<String, Signature>)>,
-    is_redacted: bool,
 }
 
 /// The fields of an event that tell who must have signed it.
@@ -115,6 +114,7 @@ impl Signed {
         let hash: EventHash = Sha256::digest(signed.as_str()).into();
         let kept = if is_redacted { redacted } else { Bytes::copy_from_slice(whole.as_bytes()) };
         let received = Received::check(num, room, hash, kept)?;
+        let received = if is_redacted { received.cut() } else { received };
         let mut servers = required_servers(received.event(), rules)?;
         if let Some(also) = also.filter(|also| servers.iter().all(|server| server != also)) {
             servers.push(also.to_owned());
@@ -124,7 +124,7 @@ impl Signed {
             Ok((server, by_key))
         });
         let signatures = signatures.collect::<Result<_, Refusal>>()?;
-        Ok(Self { received, signed: signed.into(), signatures, is_redacted })
+        Ok(Self { received, signed: signed.into(), signatures })
     }
 
     /// Adds our signature to the event, for servers that need us to sign what they made. Gives the whole event as canonical JSON.
@@ -175,7 +175,7 @@ impl Signed {
 
     /// Whether the content hash did not fit, so that only the redacted form is left.
     pub fn is_redacted(&self) -> bool {
-        self.is_redacted
+        self.received.is_cut()
     }
 
     /// The event, for who has checked the signatures of the same bytes before and kept only those.

@@ -37,6 +37,12 @@ impl<A, B> OfRoom for (RoomNum, A, B) {
     }
 }
 
+impl<A, B, C> OfRoom for (RoomNum, A, B, C) {
+    fn room(&self) -> RoomNum {
+        self.0
+    }
+}
+
 /// Checks the rows of rooms, but for those of a room that is being made. Nothing of such a room counts yet: some of its
 /// rows name what is written with the last part only, or what was taken back already.
 pub(in crate::rooms) fn of_room<K: Key + Debug + OfRoom, V: Value>(

@@ -3,8 +3,11 @@
 use super::*;
 use crate::{
     rooms::{
-        change::{Backfill, Filling, Older},
-        resolve, timeline,
+        change::{Backfill, Filling, Older, Signed},
+        redact, resolve,
+        state::Sketch,
+        timeline,
+        visibility::Sight,
     },
     schema::event_types::MESSAGE,
     store::{Read, tables},
@@ -525,4 +528,100 @@ fn a_flood_of_events_that_refer_to_nothing_waits_in_bounds() {
     assert_eq!(waiting(), 5);
     here.fill(elsewhere.older(0..all)).unwrap();
     assert_eq!((waiting(), here.faults()), (0, Vec::new()));
+}
+
+#[test]
+fn nobody_is_kept_out_of_the_past_by_a_state_that_one_server_gave() {
+    let (elsewhere, here) = talkative();
+    let (from, all) = (elsewhere.timeline.len() - 12, elsewhere.timeline.len() - 1);
+    // The server leaves out everybody but Alice, as far as the states say that rest on its word.
+    let mut older = elsewhere.older(from..all);
+    let Some(crate::rooms::change::Before::Ids(ids)) = &mut older[0].state_before else {
+        panic!("a state was fetched")
+    };
+    let of_others = elsewhere.events.iter().filter(|it| it.event().sender != alice());
+    let of_others: BTreeSet<_> = of_others.map(|event| event.id().to_owned()).collect();
+    ids.retain(|id| !of_others.contains(id));
+    here.fill(older).unwrap();
+    let told: BTreeSet<_> = here.timeline().into_iter().map(|(id, _)| id).collect();
+    let snapshot = here.store.snapshot();
+    let mut missing = 0;
+    for (event, _) in &elsewhere.timeline[from..all] {
+        missing += usize::from(!told.contains(event.id()));
+        let num = event::find_num(&*snapshot, ROOM, event.id()).unwrap();
+        let place = num.and_then(|num| schema::PLACE.get(&*snapshot, (ROOM, num)).unwrap());
+        assert_ne!(place, Some(Place::Aside), "it is not rejected for that");
+    }
+    assert!(missing > 0, "the state does keep somebody out");
+    here.assert_is(&elsewhere);
+    assert!(here.hole().is_some(), "what is missing is asked for again");
+}
+
+#[test]
+fn an_event_that_a_join_brought_whole_stays_so_when_others_show_less_of_it() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    elsewhere.set(&alice(), "m.room.server_acl", "", json!({ "allow": ["*"] }));
+    let acl = elsewhere.timeline.last().unwrap().0.clone();
+    let here = Here::new(0);
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    let all = elsewhere.timeline.len() - 1;
+    let mut older = elsewhere.older(0..all);
+    for one in &mut older {
+        if one.event.id() == acl.id() {
+            let shown = redact::redacted(acl.json(), crate::rooms::rules(&elsewhere.row).unwrap()).unwrap();
+            let cut = Signed::read(ROOM, &elsewhere.row, &shown).unwrap();
+            assert!(cut.is_redacted());
+            one.event = cut.into_verified();
+        }
+    }
+    here.fill(older).unwrap();
+    here.assert_has(&elsewhere, 0);
+    let timeline = here.timeline();
+    let (_, stored) = timeline.iter().find(|(id, _)| id == acl.id()).unwrap();
+    assert_eq!(stored.row.json, *acl.json());
+    assert_eq!(here.faults(), [""; 0]);
+}
+
+#[test]
+fn an_event_from_before_the_join_is_not_seen_because_it_fills_a_hole_above_it() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    elsewhere.set(&alice(), "m.room.history_visibility", "", json!({ "history_visibility": "joined" }));
+    let mut other = elsewhere.clone();
+    let hidden = other.say(&alice(), json!({ "body": "before Bob came" }));
+    let before = other.state.clone();
+    let late = other.say(&alice(), json!({ "body": "told late" }));
+    let here = Here::new(0);
+    let brought = elsewhere.brought();
+    let join = elsewhere.join(&bob());
+    here.join(&elsewhere.row, brought, &join).unwrap();
+    // The last event of the branch that does not know of the join comes first, with the state before it.
+    let snapshot = here.store.snapshot();
+    let tip = StateRef::Main(here.row().state_tip);
+    let num = |event: &Received| event::find_num(&*snapshot, ROOM, event.id()).unwrap().unwrap();
+    let brought = before.values().map(|event| {
+        let stored = event::require(&*snapshot, ROOM, num(event)).unwrap();
+        (stored.row.header.state_key.unwrap(), num(event))
+    });
+    let differing = state::differing_from(&*snapshot, ROOM, tip, &brought.collect()).unwrap();
+    let fetched = Sketch::from(tip).with(differing.into_iter().map(|(key, _, val)| (key, val)));
+    let mut change = Change::begin(&here.store, here.rooms.sit(ROOM), ROOM).unwrap();
+    let step = change.receive_with(&late, Some(&fetched), None, here.rooms.resolver(), 0).unwrap();
+    assert!(matches!(step, Step::Done(Outcome::Accepted(_))), "{step:?}");
+    drop(change.enqueue(&here.store).unwrap());
+    here.store.flush().unwrap();
+    let ids = before.values().map(|event| event.id().to_owned()).collect();
+    let state_before = Some(crate::rooms::change::Before::Ids(ids));
+    here.fill(vec![Older { event: hidden.clone(), state_before }]).unwrap();
+    let snapshot = here.store.snapshot();
+    let mut sight = Sight::of(&*snapshot, ROOM, here.num("bob:here.example"), &bob()).unwrap();
+    let seen: Vec<_> = here
+        .timeline()
+        .into_iter()
+        .filter(|(_, stored)| sight.can_see(&*snapshot, stored).unwrap())
+        .map(|(id, _)| id)
+        .collect();
+    assert!(here.timeline().iter().any(|(id, _)| id == hidden.id()), "it is there");
+    assert!(!seen.contains(&hidden.id().to_owned()) && seen.contains(&join.id().to_owned()), "{seen:?}");
 }

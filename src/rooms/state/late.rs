@@ -1,0 +1,120 @@
+//! Values that a room's state lacked from a base on, because the events could not be believed when a join brought them.
+//!
+//! The layout lets them in late: the value of a key between a base and its first change above is the prior value of that change,
+//! which is one row. So all references to places between keep their meaning but for the key, which is there now.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use super::log_changes;
+use crate::{
+    ids::{Order, RoomNum, StateKeyNum},
+    schema::{self, state::StateValue},
+    store::{Batch, Direction, Fault, Read},
+};
+
+/// Finds the first change of a key above a place: its order, and the value before it.
+fn first_above(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+    base: Order,
+) -> Result<Option<(Order, StateValue)>, Fault> {
+    let low = Bound::Excluded((room, key, base));
+    let high = Bound::Included((room, key, Order::MAX));
+    let mut undo =
+        schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, Direction::Up)?;
+    Ok(undo.next().transpose()?.map(|((_, _, order), val)| (order, val)))
+}
+
+/// Whether a key has changed above a place of the main line.
+pub fn has_changed_above(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+    base: Order,
+) -> Result<bool, Fault> {
+    Ok(first_above(read, room, key, base)?.is_some())
+}
+
+/// Sets a key that a base lacks, from the base up to the first change of the key above it. `base` is the marker of the base.
+/// Nothing happens where the key has a value there already. Errors: [`Fault::Corrupt`] where the key has not changed since, so that
+/// it must be changed by a step first.
+pub fn set_from(
+    batch: &mut Batch,
+    room: RoomNum,
+    key: StateKeyNum,
+    base: Order,
+    val: StateValue,
+) -> Result<(), Fault> {
+    let first = first_above(batch, room, key, base)?;
+    let (order, prior) = first.ok_or(Fault::Corrupt("a key that is set late has never changed"))?;
+    if prior != StateValue::Absent {
+        return Ok(());
+    }
+    keep_below(batch, room, key, base)?;
+    let mut row = schema::STATE_LOG
+        .get(batch, (room, order))?
+        .ok_or(Fault::Corrupt("a change of a state is not in the log of states"))?;
+    for (_, prior) in row.changes.iter_mut().filter(|(changed, _)| *changed == key) {
+        *prior = val;
+    }
+    schema::STATE_UNDO.put(batch, (room, key, order), &val);
+    schema::STATE_LOG.put(batch, (room, order), &row);
+    Ok(())
+}
+
+/// Keeps what is below a base as it is: the key is absent there. Nothing is below a base whose hole has not been filled, and that
+/// is the first of its room.
+fn keep_below(batch: &mut Batch, room: RoomNum, key: StateKeyNum, base: Order) -> Result<(), Fault> {
+    let hole = schema::HOLE.get(batch, (room, Order::live(base.anchor)))?;
+    let is_nothing = hole.is_some_and(|hole| hole.is_bottomless && hole.parts == 0);
+    if is_nothing || schema::STATE_UNDO.get(batch, (room, key, base))?.is_some() {
+        return Ok(());
+    }
+    schema::STATE_UNDO.put(batch, (room, key, base), &StateValue::Absent);
+    log_changes(batch, room, base, BTreeMap::from([(key, StateValue::Absent)]), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::Position,
+        rooms::state::{
+            self, StateRef,
+            tests::{Bench, event, key},
+        },
+    };
+
+    #[test]
+    fn a_key_that_a_base_lacked_is_there_from_the_base_on_and_not_below() {
+        let bench = Bench::new();
+        let below = bench.step(&[(key(1), event(1))]);
+        let lowest = bench.step(&[(key(2), event(2))]);
+        let base = Order { anchor: lowest.anchor, minor: -1 };
+        bench.write(|batch| state::mark(batch, bench.room, base).unwrap());
+        let changed = bench.step(&[(key(3), event(3))]);
+        let late = bench.step(&[(key(4), event(4))]);
+        bench.write(|batch| {
+            assert!(!has_changed_above(batch, bench.room, key(9), base).unwrap());
+            set_from(batch, bench.room, key(3), base, event(30)).unwrap();
+            set_from(batch, bench.room, key(4), base, event(40)).unwrap();
+            // A key that is set from the base on stays as it is.
+            set_from(batch, bench.room, key(4), base, event(41)).unwrap();
+            assert!(set_from(batch, bench.room, key(9), base, event(9)).is_err());
+        });
+        let snapshot = bench.store.snapshot();
+        let at =
+            |order: Order, of| state::at(&*snapshot, bench.room, StateRef::Main(order), key(of)).unwrap();
+        for (order, three, four) in [
+            (below, StateValue::Absent, StateValue::Absent),
+            (base, event(30), event(40)),
+            (lowest, event(30), event(40)),
+            (changed, event(3), event(40)),
+            (late, event(3), event(4)),
+        ] {
+            assert_eq!((at(order, 3), at(order, 4)), (three, four), "{order:?}");
+        }
+        assert_eq!(at(Order::live(Position::MAX), 3), event(3));
+    }
+}
