@@ -191,6 +191,14 @@ pub fn find_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Option<Roo
     schema::ROOM.get(read, room)
 }
 
+/// Whether this server is or was in the room of this id, and knows that it has another version than this one. What others say of a room
+/// from outside is not knowledge.
+pub fn is_known_otherwise(read: &(impl Read + ?Sized), room_id: &RoomId, version: u8) -> Result<bool, Fault> {
+    let Some(num) = find_room(read, room_id)? else { return Ok(false) };
+    let row = find_row(read, num)?;
+    Ok(row.is_some_and(|row| row.resident.has_history() && row.version != version))
+}
+
 /// The room of this number. Errors: [`Fault::Corrupt`] when there is none: numbers come from our own rows.
 pub fn require_row(read: &(impl Read + ?Sized), room: RoomNum) -> Result<RoomRow, Fault> {
     find_row(read, room)?.ok_or(Fault::Corrupt("a room is missing"))

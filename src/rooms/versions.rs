@@ -1,6 +1,6 @@
 //! Room versions: those that this server speaks, and the rules of each.
 
-use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
+use ruma::{RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 
 /// The lowest room version that is spoken. In versions 1 and 2, servers choose the ids of their events.
 pub const LOWEST: u8 = 3;
@@ -37,6 +37,13 @@ const LARGE_NUMBERS_UPTO: u8 = 5;
 /// Specification: server-server API, "PDUs", and `depth` in the event formats of the room versions.
 pub fn depth_max(version: u8) -> u64 {
     if version <= LARGE_NUMBERS_UPTO { (1 << 63) - 1 } else { (1 << 53) - 1 }
+}
+
+/// Whether a room of this version may have this id. Since room version 12 an id is the hash of the room's create event and names no
+/// server; before, it names the server that made the room.
+pub fn may_have_id(version: u8, id: &RoomId) -> bool {
+    let is_hash = |rules: &RoomVersionRules| rules.authorization.room_create_event_id_as_room_id;
+    find_rules(version).is_some_and(|rules| is_hash(rules) == id.server_name().is_none())
 }
 
 /// Finds the number of a version; `None` for one that this server does not speak.

@@ -153,7 +153,7 @@ impl Value for OutboxRow {
 }
 
 /// A room that this server is not in, as it was told to one of our users, with the event that made them what they are to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideRow {
     /// The number by which the user's row in `USER_ROOM` names this one. No event of the room has it.
     pub number: u64,
@@ -163,6 +163,33 @@ pub struct OutsideRow {
     pub event: String,
     /// The events that tell which room this is, as clients see them; the member event is the last of them.
     pub state: Vec<String>,
+    /// The version that the room has by the word of whoever told of it; 0 in rows from before each had a word of its own, which
+    /// go by the row of the room.
+    #[serde(default)]
+    pub version: u8,
+    /// The server that told of it: that of the inviter, or the one that passed a knock on. Empty in older rows.
+    #[serde(default)]
+    pub via: String,
+    /// What else stands and is not shown, the oldest first: invitations by users of further servers, and a knock.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Standing>,
+}
+
+/// An invitation from outside a room, or a knock at it, which is neither answered nor withdrawn. The fields are those of [`OutsideRow`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The user id of the sender of the member event: whoever knocked themselves, or their inviter.
+    pub sender: String,
+    /// The member event as JSON.
+    pub event: String,
+    /// The events that tell which room this is.
+    pub state: Vec<String>,
+    /// The version of the room.
+    #[serde(default)]
+    pub version: u8,
+    /// The server that told of it.
+    #[serde(default)]
+    pub via: String,
 }
 
 #[cfg(test)]

@@ -72,6 +72,9 @@ pub(crate) fn incompatible(version: RoomVersionId) -> Refusal {
 /// for a user who is not here; 429 where too many invitations wait for the user.
 pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> Result<Box<RawValue>> {
     let version = versions::number(&coming.version).ok_or_else(|| incompatible(coming.version.clone()))?;
+    if !versions::may_have_id(version, &coming.room_id) {
+        return Err(invalid("`room_version` is one whose rooms have no such id").into());
+    }
     let bytes: usize = coming.state.iter().map(|event| event.get().len()).sum();
     if coming.state.len() > STATE_MAX || bytes > STATE_BYTES_MAX {
         return Err(invalid("`invite_room_state` has at most 100 events and 262,144 bytes").into());
@@ -80,6 +83,9 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     let signed = Signed::read(RoomNum(0), &row, coming.event.get().as_bytes())
         .map_err(|why| invalid(&format!("`event` is not as it should be: {}", why.message)))?;
     let target = judge(app, origin, &coming.event_id, &signed)?;
+    if rooms::is_known_otherwise(&*app.store.snapshot(), &coming.room_id, version)? {
+        return Err(invalid("`room_version` is not that of the room").into());
+    }
     let json: Bytes = signed.cosigned(app.rooms.signer())?;
     let sender = signed.unverified().sender.to_string();
     let user = find_target(app, origin, &coming, (&target, &signed.unverified().sender))?;
@@ -107,7 +113,8 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
         None => coming.state.iter().filter_map(|event| shown(event)).collect(),
     };
     state.extend(shown(&coming.event));
-    let told = Told { membership: Membership::Invite, sender, event: answer.get().to_owned(), state };
+    let (membership, via, event) = (Membership::Invite, origin.to_string(), answer.get().to_owned());
+    let told = Told { membership, version, via, sender, event, state };
     let named = (coming.room_id, version);
     outside::set(app, named, origin, user, told).await?;
     Ok(answer)

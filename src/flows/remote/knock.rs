@@ -78,7 +78,8 @@ pub(crate) async fn knock(
         let event = String::from_utf8_lossy(event.json()).into_owned();
         told.extend(RawValue::from_string(event.clone()).ok().and_then(|event| shown(&event)));
         let sender = wanted.user_id.to_string();
-        let told = Told { membership: Membership::Knock, sender, event, state: told };
-        return outside::set(app, (wanted.room_id.clone(), template.version), &server, user, told).await;
+        let (membership, version, via) = (Membership::Knock, template.version, server.to_string());
+        let told = Told { membership, version, via, sender, event, state: told };
+        return outside::set(app, (wanted.room_id.clone(), version), &server, user, told).await;
     }
 }

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use ruma::{OwnedServerName, UserId};
-use serde::Deserialize;
 
 use crate::{
     accounts::users,
@@ -51,20 +50,34 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
         membership: Membership::Leave,
         content,
     };
-    let asked = candidates(app, &known.id, servers_of(&told))?;
-    let event = tokio::select! {
-        biased;
-        event = ask_in_turn(app, &wanted, asked) => event,
-        () = app.env.sleep(TAKES_MAX) => None,
+    let version = if told.version == 0 { known.version } else { told.version };
+    let mut asked = vec![candidates(app, &known.id, servers_of(&told))?];
+    // A server that only claims to be in the room takes the refusal and tells nobody. So whoever else invited them hears it, too.
+    for other in &told.others {
+        asked.push(Candidates::of(app, server_of(&other.sender)));
+    }
+    let mut event = None;
+    let ask_all = async {
+        for asked in asked {
+            let left = ask_in_turn(app, &wanted, asked).await;
+            event = event.take().or(left);
+        }
     };
+    tokio::select! {
+        biased;
+        () = ask_all => {}
+        () = app.env.sleep(TAKES_MAX) => {}
+    }
     // The user's clients are told by an event, also where nobody else hears of it.
     let event = event.or_else(|| {
-        let alone = Template::after(known.version, &told.event)?;
+        let alone = Template::after(version, &told.event)?;
         let event = alone.sign(app, &app.config.server.name, &wanted).ok()?;
         Some(String::from_utf8_lossy(event.json()).into_owned())
     });
     let told = Told {
         membership: Membership::Leave,
+        version,
+        via: app.config.server.name.to_string(),
         sender: user_id.to_string(),
         event: event.unwrap_or_default(),
         state: Vec::new(),
@@ -73,16 +86,17 @@ pub(crate) async fn leave(app: &App, user: UserNum, room: RoomNum, reason: Optio
     Ok(true)
 }
 
-/// The servers that know the room, as far as what was told of it says: that of whoever invited the user, then others.
+/// The servers that know the room, as far as what was told of it says: those of whoever invited the user, then others.
 pub(crate) fn servers_of(told: &OutsideRow) -> Vec<OwnedServerName> {
-    #[derive(Deserialize)]
-    struct Sent {
-        sender: String,
-    }
-    let senders = told.state.iter().filter_map(|event| serde_json::from_str(event).ok());
-    let senders = senders.map(|event: Sent| event.sender);
-    let all = std::iter::once(told.sender.clone()).chain(senders);
-    all.filter_map(|user| Some(<&UserId>::try_from(user.as_str()).ok()?.server_name().to_owned())).collect()
+    let standing = told_outside::list_standing(told);
+    let inviters = standing.iter().flat_map(|it| server_of(&it.sender));
+    let via = standing.iter().filter_map(|it| it.via.as_str().try_into().ok());
+    let senders = standing.iter().flat_map(|it| told_outside::list_senders(&it.state));
+    inviters.chain(via).chain(senders.filter_map(|sender| server_of(&sender))).collect()
+}
+
+fn server_of(user: &str) -> Option<OwnedServerName> {
+    Some(<&UserId>::try_from(user).ok()?.server_name().to_owned())
 }
 
 /// Has a server take the user out of the room. Gives the event; `None` where none does.

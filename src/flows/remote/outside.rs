@@ -12,7 +12,7 @@ use crate::{
         self,
         change::{
             Change, invited,
-            outside::{self, Told},
+            outside::{End, Told},
         },
         members,
     },
@@ -34,35 +34,52 @@ pub(super) async fn set(
     user: UserNum,
     told: Told,
 ) -> Result<()> {
-    set_after(app, named, via, user, told, None).await
+    let invited = (told.membership == Membership::Invite).then(|| told.sender.clone());
+    let act = move |change: &mut Change, lock: &mut commit::ServerLock<'_>| {
+        if let Some(sender) = &invited {
+            // Invitations to other rooms come at the same time, and are counted under the same lock.
+            lock.take_user(change, user);
+            let server = <&UserId>::try_from(sender.as_str()).map(UserId::server_name);
+            let server = server.map_err(|_| Error::broken("an invitation has no sender"))?;
+            require_room(&change.batch, (user, server), Some(change.num))?;
+        }
+        change.set_outside(user, told.clone())
+    };
+    change(app, named, via, act).await
 }
 
-/// Like [`set`], for what ends an invitation or a knock: nothing happens where the user is something else to the room by now than the
-/// event `of` this number said.
-pub(super) async fn set_after(
+/// Ends what a user of ours is to the room by the word of the sender of an event. The rest is as for [`set`].
+pub(super) async fn end(
     app: &App,
     named: (OwnedRoomId, u8),
     via: &ServerName,
     user: UserNum,
-    told: Told,
-    of: Option<u64>,
+    end: End,
+) -> Result<()> {
+    change(app, named, via, move |change, _| change.end_outside(user, end.clone())).await
+}
+
+async fn change(
+    app: &App,
+    named: (OwnedRoomId, u8),
+    via: &ServerName,
+    act: impl Fn(&mut Change, &mut commit::ServerLock<'_>) -> Result<()> + Clone + Send + 'static,
 ) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match try_to_set(app, named.clone(), via, (user, told.clone()), of).await {
+        match try_to_change(app, named.clone(), via, act.clone()).await {
             Err(Error::Busy { retry_after }) if tries < TRIES && retry_after < PENDING_RETRY => {}
             done => return done,
         }
     }
 }
 
-async fn try_to_set(
+async fn try_to_change(
     app: &App,
     named: (OwnedRoomId, u8),
     via: &ServerName,
-    (user, told): (UserNum, Told),
-    of: Option<u64>,
+    act: impl FnOnce(&mut Change, &mut commit::ServerLock<'_>) -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let view = app.store.view();
     let num = match rooms::find_room(&view, &named.0)? {
@@ -75,17 +92,7 @@ async fn try_to_set(
     let work = move |change: &mut Change, lock: &mut commit::ServerLock<'_>| {
         let is_here =
             change.row.resident.is_in() && members::is_server_joined(&change.batch, change.num, &us)?;
-        if is_here || !still_is(change, user, of)? {
-            return Ok(());
-        }
-        if told.membership == Membership::Invite {
-            // Invitations to other rooms come at the same time, and are counted under the same lock.
-            lock.take_user(change, user);
-            let server = <&UserId>::try_from(told.sender.as_str()).map(UserId::server_name);
-            let server = server.map_err(|_| Error::broken("an invitation has no sender"))?;
-            require_room(&change.batch, (user, server), Some(change.num))?;
-        }
-        change.set_outside(user, told)
+        if is_here { Ok(()) } else { act(change, lock) }
     };
     commit::in_turn(app, num, begin, work, or_again).await
 }
@@ -101,14 +108,6 @@ pub(super) fn require_room(
     }
     tracing::debug!(%user, %server, reason = "too many invitations wait", "an invitation is refused");
     Err(Error::Busy { retry_after: PENDING_RETRY })
-}
-
-/// Whether the user is to the room what the event of this number said; `true` without a number.
-fn still_is(change: &Change, user: UserNum, of: Option<u64>) -> Result<bool> {
-    let Some(of) = of else { return Ok(true) };
-    let row = members::find(&change.batch, user, change.num)?;
-    let told = row.map(|row| outside::find(&change.batch, change.num, user, &row)).transpose()?.flatten();
-    Ok(told.is_some_and(|told| told.number == of))
 }
 
 /// A room that came to be under another number meanwhile is found the next time.

@@ -23,6 +23,7 @@ use crate::{
     },
     ids::RoomNum,
     rooms::{
+        self,
         build::{self, Draft, EVENT_BYTES_MAX, Setting},
         change::{Received, Signed},
         event, versions,
@@ -98,7 +99,21 @@ pub(crate) async fn ask(app: &App, server: &ServerName, wanted: &Wanted) -> Resu
         let kind = ErrorKind::IncompatibleRoomVersion(IncompatibleRoomVersionErrorData::new(version.clone()));
         Refusal::new(kind, format!("The room has version {version}, which this server does not know."))
     })?;
+    check_version(app, server, number, wanted)?;
     read(&event, number, wanted).map_err(|why| at_fault(server, why))
+}
+
+/// Holds the version that a server gives to what is known of the room, before anything is signed: once the room has the event, it is too
+/// late to find out that the rest cannot be believed.
+fn check_version(app: &App, server: &ServerName, version: u8, wanted: &Wanted) -> Result<()> {
+    if !versions::may_have_id(version, &wanted.room_id) {
+        let why = format!("its template is of room version {version}, whose rooms have no such id");
+        return Err(at_fault(server, why));
+    }
+    if rooms::is_known_otherwise(&*app.store.snapshot(), &wanted.room_id, version)? {
+        return Err(at_fault(server, "its template is of another version of the room than is known"));
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -159,6 +174,10 @@ fn read(json: &RawValue, version: u8, wanted: &Wanted) -> Result<Template, Strin
     let authorised_via = content
         .join_authorised_via_users_server
         .filter(|_| is_restricted && wanted.membership == Membership::Join);
+    if authorised_via.as_ref().is_some_and(|by| by.server_name() == wanted.user_id.server_name()) {
+        // Nobody of ours is in the room, and our signature would stand for one who is.
+        return Err("its template has a user of this server vouch for the join".to_owned());
+    }
     Ok(Template {
         version,
         prev: fields.prev_events,

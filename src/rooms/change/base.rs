@@ -99,7 +99,8 @@ pub struct Omitted {
 
 impl Base {
     /// Begins to join the room of this id and version, of which the claim is; writes nothing. `via` is the server that brings
-    /// the state. Errors: [`Error::Remote`] if we know the room by another id or version.
+    /// the state. Errors: [`Error::Remote`] if we know the room by another id or version. Of a room in which we never were we only
+    /// know what others told of it, so that the join says which version it has.
     pub fn new(
         read: &(impl Read + ?Sized),
         claim: JoinClaim,
@@ -110,7 +111,10 @@ impl Base {
         // The rows of a join that came to nothing are taken back before the first part.
         let known = known.filter(|row| row.resident != Resident::Joining && row.resident != Resident::No);
         let is_new = known.is_none();
-        let row = known.unwrap_or_else(|| RoomRow::new(id.clone(), version, Resident::Joining));
+        let mut row = known.unwrap_or_else(|| RoomRow::new(id.clone(), version, Resident::Joining));
+        if !row.resident.has_history() {
+            row.version = version;
+        }
         let (state, users, allowing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let dropped = BTreeSet::new();
         let (is_begun, omitted) = (false, None);
@@ -159,6 +163,8 @@ impl Base {
         }
         let mut batch = store.batch(&guard);
         let row = match schema::ROOM.get(&batch, num)? {
+            // What is said of a room from outside, which version it has included, is nobody's word once it is joined.
+            Some(row) if !row.resident.has_history() => RoomRow { version: self.row.version, ..row },
             Some(row) => row,
             None if self.is_begun => return Err(Fault::Corrupt("a room that is being joined is gone").into()),
             None => self.row.clone(),

@@ -90,7 +90,7 @@ fn uncount(batch: &mut Batch, room: RoomNum, user: UserNum) -> Result<(), Fault>
 
 /// The users by whose word a row stands.
 pub(crate) fn inviters(row: &OutsideRow) -> impl Iterator<Item = &str> {
-    std::iter::once(row.sender.as_str())
+    std::iter::once(row.sender.as_str()).chain(row.others.iter().map(|other| other.sender.as_str()))
 }
 
 #[cfg(test)]
@@ -127,6 +127,7 @@ mod tests {
             sender: format!("@m:{server}"),
             event: "e".repeat(60_000),
             state: vec!["s".repeat(60_000)],
+            ..OutsideRow::default()
         };
         put(batch, (room, BOB, "@bob:s"), Membership::Invite, told).unwrap();
     }

@@ -3,17 +3,28 @@
 //! with it, stand in a row of `OUTSIDE`; the user's row in `USER_ROOM` says what they are, and names the row by a number that
 //! no event of the room has. Once the room's state says something of the user, their row names an event, and the other one says
 //! nothing any more.
+//!
+//! Anybody may say that they invite somebody to a room of which this server knows nothing. So nobody's word touches another's: the
+//! invitation of one server neither replaces nor ends that of another. The first stays shown until it is answered or withdrawn, and
+//! a few others stand behind it meanwhile ([`Standing`]).
 
-use ruma::OwnedRoomId;
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedRoomId, UserId};
 use serde_json::value::RawValue;
 
 use super::{Change, Signed, invited, staged};
 use crate::{
-    accounts,
+    accounts::{
+        self,
+        ignored::Ignored,
+        invites::{Permissions, Verdict},
+    },
     error::{Error, Result},
     ids::{EventNum, Order, RoomNum, UserNum},
     json::{JsonText, Object},
     rooms::{
+        event::{self, Event},
         members::{self, Since},
         stripped,
         turns::Seat,
@@ -21,7 +32,7 @@ use crate::{
     schema::{
         self,
         event_types::MEMBER,
-        remote::OutsideRow,
+        remote::{OutsideRow, Standing},
         rooms::{Membership, Resident, RoomRow, UserRoomRow},
     },
     store::{Direction, Fault, LogEntry, Read, Store, key::Json},
@@ -30,11 +41,22 @@ use crate::{
 /// Settle what at most this many users were told of a room when it is joined, because that is part of one batch.
 const SETTLED_MAX: usize = 400;
 
+/// Keep at most this many invitations and knocks behind the one that is shown.
+const OTHERS_MAX: usize = 4;
+/// They have at most this many bytes together, so that they fit into one batch with the one that is shown.
+const OTHERS_BYTES_MAX: usize = 120 << 10;
+/// Of one of them, keep as much of what it tells of the room as fits into this many bytes.
+const OTHER_BYTES_MAX: usize = 40 << 10;
+
 /// A membership that a user of ours gets from outside a room.
 #[derive(Clone, Debug)]
 pub struct Told {
     /// The membership: an invitation, a knock, or the end of either.
     pub membership: Membership,
+    /// The version that the room has by the word of whoever tells of it.
+    pub version: u8,
+    /// The server by whose word it is.
+    pub via: String,
     /// The user id of the sender of the member event.
     pub sender: String,
     /// The member event as JSON; empty where no other server was told of it.
@@ -67,6 +89,7 @@ pub fn shown(told: &OutsideRow, version: u8) -> Option<JsonText> {
         #[serde(borrow)]
         state_key: &'a RawValue,
     }
+    let version = if told.version == 0 { version } else { told.version };
     let id = Signed::find_id(version, told.event.as_bytes())?;
     let fields: Fields<'_> = serde_json::from_str(&told.event).ok()?;
     let mut event = Object::with_capacity(told.event.len());
@@ -79,10 +102,99 @@ pub fn shown(told: &OutsideRow, version: u8) -> Option<JsonText> {
     Some(event.finish())
 }
 
+/// An event by which another server ends what a user of ours is to a room from outside.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// The membership as it is then, if nothing else stands.
+    pub told: Told,
+    /// The ids of the events that allow the event.
+    pub names: Vec<OwnedEventId>,
+}
+
+/// Lists what stands for a user: what is shown first, then the others, the oldest first.
+pub fn list_standing(row: &OutsideRow) -> Vec<Standing> {
+    let OutsideRow { number: _, sender, event, state, version, via, others } = row.clone();
+    std::iter::once(Standing { sender, event, state, version, via }).chain(others).collect()
+}
+
+impl Standing {
+    /// Whether it is for this server to say what becomes of it: the server whose user made the invitation, or for a knock those that
+    /// its answer showed to be in the room.
+    fn is_up_to(&self, user: &UserId, server: &str) -> bool {
+        if self.sender != *user {
+            return event::server_of(&self.sender) == Some(server);
+        }
+        self.via == server
+            || list_senders(&self.state).any(|sender| event::server_of(&sender) == Some(server))
+    }
+
+    /// Whether this user may end it: an invitation who made it, a knock anybody of the servers that were seen to be in the room.
+    fn may_end(&self, user: &UserId, by: &str) -> bool {
+        self.sender == by
+            || (self.sender == *user
+                && event::server_of(by).is_some_and(|server| self.is_up_to(user, server)))
+    }
+
+    /// Whether an event names this one among those that allow it. Rows of before go by `version`.
+    fn is_named(&self, names: &[OwnedEventId], version: u8) -> bool {
+        Signed::find_id(self.version_or(version), self.event.as_bytes()).is_some_and(|id| names.contains(&id))
+    }
+
+    /// The version of the room; rows of before go by the one given.
+    pub fn version_or(&self, version: u8) -> u8 {
+        if self.version == 0 { version } else { self.version }
+    }
+}
+
+/// Whether this user may end something of what stands for the invited one by an event that names these. They name what they end, or
+/// something else that stands, which only those know who are told of it.
+pub fn may_end(row: &OutsideRow, user: &UserId, by: &str, names: &[OwnedEventId], version: u8) -> bool {
+    let standing = list_standing(row);
+    standing.iter().any(|it| it.is_named(names, version)) && standing.iter().any(|it| it.may_end(user, by))
+}
+
+/// The senders of events as clients see them.
+pub fn list_senders(events: &[String]) -> impl Iterator<Item = String> {
+    #[derive(serde::Deserialize)]
+    struct Sent {
+        sender: String,
+    }
+    events.iter().filter_map(|event| serde_json::from_str::<Sent>(event).ok()).map(|event| event.sender)
+}
+
+/// Whether a new invitation takes the place of what stands: it is by a user of the same server, or it answers a knock.
+fn replaces(invited_by: &str, names: &[OwnedEventId], version: u8, user: &UserId, old: &Standing) -> bool {
+    let server = event::server_of(invited_by).unwrap_or_default();
+    old.is_up_to(user, server) || (old.sender == *user && old.is_named(names, version))
+}
+
+/// Keeps of an invitation or a knock what there is space for behind the one that is shown.
+fn behind(mut it: Standing) -> Standing {
+    it.state = stripped::bound(it.state, &it.sender);
+    let mut bytes = it.event.len() + it.state.last().map_or(0, String::len);
+    let mut left = it.state.len();
+    it.state.retain(|event| {
+        left -= 1;
+        bytes += event.len();
+        left == 0 || bytes <= OTHER_BYTES_MAX
+    });
+    it
+}
+
+/// Leaves out the oldest of what is too much.
+fn bounded(mut others: Vec<Standing>) -> Vec<Standing> {
+    let bytes = |it: &Standing| it.event.len() + it.state.iter().map(String::len).sum::<usize>();
+    while others.len() > OTHERS_MAX || others.iter().map(bytes).sum::<usize>() > OTHERS_BYTES_MAX {
+        others.remove(0);
+    }
+    others
+}
+
 impl Change {
     /// Begins a change of what users of ours are to a room from outside. A room of which nothing is known gets a row, so that
-    /// it has a number; the batch is refused if somebody else makes one meanwhile. Errors: [`Error::Remote`] by `via` if the
-    /// room is known in another version.
+    /// it has a number; the batch is refused if somebody else makes one meanwhile. `version` is what the one who tells of the room says,
+    /// and nobody else is bound by it. Errors: [`Error::Remote`] by `via` if this server was in the room, and knows it in another
+    /// version.
     pub fn begin_outside(
         store: &Store,
         mut seat: Seat,
@@ -107,16 +219,109 @@ impl Change {
                 row
             }
         };
-        if row.id != id || row.version != version {
+        if row.id != id || (row.resident.has_history() && row.version != version) {
             let cause = "it says another version of the room than is known".to_owned();
             return Err(Error::Remote { server: via.to_owned(), cause });
         }
         Self::over(store, batch, guard, seat, row, written_alone)
     }
 
-    /// Sets what a user of ours is to the room from outside.
+    /// Sets what a user of ours is to the room from outside. What they do themselves ends or hides all that stands. An invitation
+    /// replaces what its inviter's server may end, and stands behind whatever else is shown.
     pub fn set_outside(&mut self, user: UserNum, told: Told) -> Result<()> {
         let user_id = accounts::users::require(&self.batch, user)?.user_id;
+        let Some(row) = self.find_standing(user)? else {
+            return self.show_outside(user, &user_id, told, Vec::new());
+        };
+        let mut standing = list_standing(&row);
+        match told.membership {
+            Membership::Invite => {
+                let names = names_of(&told);
+                let known = self.row.version;
+                let gives_way = |it: &Standing| replaces(&told.sender, &names, known, &user_id, it);
+                let shown = standing.remove(0);
+                let mut others = standing;
+                others.retain(|it| !gives_way(it));
+                // A knock says nothing of the room that an invitation does not, and an invitation that is withheld shows nothing.
+                let is_hidden = shown.sender == *user_id || !self.is_shown(user, &user_id, &shown)?;
+                if gives_way(&shown) {
+                    return self.show_outside(user, &user_id, told, others);
+                }
+                if is_hidden {
+                    others.push(behind(shown));
+                    return self.show_outside(user, &user_id, told, others);
+                }
+                let Told { membership: _, version, via, sender, event, state } = told;
+                others.push(behind(Standing { sender, event, state, version, via }));
+                let row = OutsideRow { others: bounded(others), ..row };
+                invited::put(&mut self.batch, (self.num, user, user_id.as_str()), Membership::Invite, row)?;
+                Ok(())
+            }
+            Membership::Knock => {
+                standing.retain(|it| it.sender != *user_id);
+                let others = standing.into_iter().map(behind).collect();
+                self.show_outside(user, &user_id, told, others)
+            }
+            Membership::Leave | Membership::Ban | Membership::Join => {
+                self.show_outside(user, &user_id, told, Vec::new())
+            }
+        }
+    }
+
+    /// Ends those invitations and knocks of a user that the sender of the event may end, and shows the newest that is left.
+    pub fn end_outside(&mut self, user: UserNum, end: End) -> Result<()> {
+        let user_id = accounts::users::require(&self.batch, user)?.user_id;
+        let Some(row) = self.find_standing(user)? else { return Ok(()) };
+        let by = &end.told.sender;
+        if !may_end(&row, &user_id, by, &end.names, self.row.version) {
+            return Ok(());
+        }
+        let mut others = list_standing(&row);
+        let ends_shown = others.first().is_some_and(|it| it.may_end(&user_id, by));
+        others.retain(|it| !it.may_end(&user_id, by));
+        if !ends_shown {
+            others.remove(0);
+            let is_knock = row.sender == *user_id;
+            let membership = if is_knock { Membership::Knock } else { Membership::Invite };
+            let row = OutsideRow { others, ..row };
+            invited::put(&mut self.batch, (self.num, user, user_id.as_str()), membership, row)?;
+            return Ok(());
+        }
+        let mut next = None;
+        for (at, it) in others.iter().enumerate() {
+            let rank = (it.sender != *user_id, self.is_shown(user, &user_id, it)?, at);
+            next = next.max(Some(rank));
+        }
+        let Some((is_invite, _, at)) = next else {
+            return self.show_outside(user, &user_id, end.told, Vec::new());
+        };
+        let membership = if is_invite { Membership::Invite } else { Membership::Knock };
+        let Standing { sender, event, state, version, via } = others.remove(at);
+        let told = Told { membership, version, via, sender, event, state };
+        self.show_outside(user, &user_id, told, others)
+    }
+
+    /// Finds the row of a user who is invited from outside or has knocked.
+    fn find_standing(&self, user: UserNum) -> Result<Option<OutsideRow>, Fault> {
+        let row = members::find(&self.batch, user, self.num)?;
+        let stands = |row: &UserRoomRow| matches!(row.membership, Membership::Invite | Membership::Knock);
+        let Some(row) = row.filter(stands) else { return Ok(None) };
+        find(&self.batch, self.num, user, &row)
+    }
+
+    /// Whether the user is shown an invitation of its inviter.
+    fn is_shown(&self, user: UserNum, user_id: &UserId, it: &Standing) -> Result<bool, Fault> {
+        let ignored = Arc::new(Ignored::of(&self.batch, user, user_id)?);
+        Ok(Permissions::of(&self.batch, user, ignored)?.judge(&it.sender) == Verdict::Allow)
+    }
+
+    fn show_outside(
+        &mut self,
+        user: UserNum,
+        user_id: &UserId,
+        told: Told,
+        others: Vec<Standing>,
+    ) -> Result<()> {
         let number = EventNum(self.row.next_event);
         self.row.next_event += 1;
         if !self.row.resident.has_history() {
@@ -129,9 +334,9 @@ impl Change {
         let order = Order::live(self.batch.position(&LogEntry::RoomState { room: self.num }));
         let since = Since { membership: told.membership, event: number, order };
         members::track_from_outside(&mut self.batch, self.num, user_id.as_str(), since)?;
-        let Told { membership, sender, event, state } = told;
-        let state = stripped::bound(state, &sender);
-        let row = OutsideRow { number: number.0, sender, event, state };
+        let Told { membership, version, via, sender, event, state } = told;
+        let (state, others) = (stripped::bound(state, &sender), bounded(others));
+        let row = OutsideRow { number: number.0, sender, event, state, version, via, others };
         invited::put(&mut self.batch, (self.num, user, user_id.as_str()), membership, row)?;
         self.concern(Some(user), membership);
         Ok(())
@@ -149,8 +354,9 @@ impl Change {
             let still = row.filter(|row| matches!(row.membership, Membership::Invite | Membership::Knock));
             match (told, still) {
                 (Some(told), Some(_)) => {
-                    let (sender, state) = (told.sender, Vec::new());
-                    let ended = Told { membership: Membership::Leave, sender, event: String::new(), state };
+                    let OutsideRow { sender, version, via, .. } = told;
+                    let (membership, event, state) = (Membership::Leave, String::new(), Vec::new());
+                    let ended = Told { membership, version, via, sender, event, state };
                     self.set_outside(user, ended)?;
                 }
                 (Some(_), None) => {}
@@ -159,4 +365,11 @@ impl Change {
         }
         Ok(())
     }
+}
+
+/// The ids of the events that a member event names as allowing it.
+fn names_of(told: &Told) -> Vec<OwnedEventId> {
+    let id = Signed::find_id(told.version, told.event.as_bytes());
+    let event = id.and_then(|id| Event::parse(id, told.event.as_bytes()).ok());
+    event.map(|event| event.auth).unwrap_or_default()
 }

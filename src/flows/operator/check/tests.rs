@@ -328,7 +328,14 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::USER_ROOM.put(batch, (user, invited), &row.into());
         schema::ROOM_USER.put(batch, (invited, user), &row.membership.into());
         let (sender, state) = ("@carol:b.example".to_owned(), vec!["{}".to_owned()]);
-        let row = schema::remote::OutsideRow { number: 0, sender, event: "{}".to_owned(), state };
+        let row = schema::remote::OutsideRow {
+            number: 0,
+            sender,
+            event: "{}".to_owned(),
+            state,
+            version: 11,
+            ..Default::default()
+        };
         schema::OUTSIDE.put(batch, (invited, user), &Json(row));
         schema::INVITED.put(batch, (user, "b.example", invited), &());
     });
