@@ -31,6 +31,7 @@ pub use base::{Base, Brought, Omitted, order_by_auth};
 pub(crate) use received::list_allowing;
 pub use received::{
     Backfill, Before, Completion, Filling, Older, Outcome, Received, Reunion, Revision, Signed, Step, Taken,
+    completes,
 };
 pub use txn::Txn;
 

@@ -146,9 +146,11 @@ async fn a_transaction_that_comes_again_is_answered_alike_and_counts_once() {
     assert_eq!(scene.texts().await, ["one"]);
     // The id of another server's transaction is another one.
     let other_peer = Peer::new(&scene.net, "c.example", "5.0.0.3", 3);
-    let (status, answer) = other_peer.transact(&scene.server, "1", std::slice::from_ref(&other), &[]).await;
-    assert_eq!((status, answer["pdus"].as_object().unwrap().len()), (StatusCode::OK, 1));
-    assert_eq!(scene.texts().await, ["other", "one"], "whoever sends an event, its signature counts");
+    let carol =
+        Remote { user: "@carol:c.example".try_into().unwrap(), ..Remote::new(&scene.bob.app, &scene.room) };
+    let (joined, join) = scene.join(&other_peer, &carol);
+    let answer = other_peer.transact(&scene.server, "1", &[join], &[]).await;
+    assert_eq!(answer, (StatusCode::OK, json!({ "pdus": { joined.as_str(): {} } })));
     scene.server.assert_whole();
 }
 
@@ -342,11 +344,11 @@ async fn a_server_that_the_room_does_not_admit_sends_it_nothing() {
     assert!(error(&answer, &denied).contains("admit"), "{answer}");
     assert_eq!(answer["pdus"][joined.as_str()], json!({}), "the list of a room is for that room alone");
     assert_eq!(scene.texts().await, [""; 0]);
-    // The list is about the server that sends, so that another one may send the same event.
+    // Nobody else brings the event in for it.
     let other = Peer::new(&scene.net, "c.example", "5.0.0.3", 3);
     let (_, answer) = other.transact(&scene.server, "1", &[event], &[]).await;
-    assert_eq!(answer["pdus"][denied.as_str()], json!({}));
-    assert_eq!(scene.texts().await, ["denied"]);
+    assert!(error(&answer, &denied).contains("theirs to send"), "{answer}");
+    assert_eq!(scene.texts().await, [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -145,31 +145,42 @@ fn of_room(
         return Ok(ours);
     }
     if !members::is_server_joined(read, room, server.as_str())? {
-        return Ok(find_removal(read, room, (us, server))?.into_iter().collect());
+        let removes = |stored: &StoredEvent| {
+            stored.membership().is_some() && stored.row.state_key().is_some_and(|user| is_of(&user, server))
+        };
+        return Ok(find_last(read, room, (us, server), removes)?.into_iter().collect());
     }
+    // Other servers take events from us that are ours to tell, and fetch what stands below those.
     let mut heads = Vec::new();
     for head in &row.heads {
         let Some(stored) = event::find(read, room, head.event)? else { continue };
-        if is_told(read, room, &stored, server)? {
+        if event::is_ours_to_tell(&stored.row, us) && is_told(read, room, &stored, server)? {
             heads.push(stored);
         }
+    }
+    if heads.is_empty() {
+        let last = find_last(read, room, (us, server), |_| true)?;
+        heads.extend(last.or_else(|| ours.pop()));
     }
     Ok(heads)
 }
 
-/// Finds the last event of ours that a server that is not in the room any more is to be told: it removed the server.
-fn find_removal(
+/// Finds the last event of ours that a server is to be told and that is such a one. A server that is not in the room any more is told
+/// what removed it.
+fn find_last(
     read: &Snapshot,
     room: RoomNum,
     (us, server): (&OwnedServerName, &ServerName),
+    is_such: impl Fn(&StoredEvent) -> bool,
 ) -> Result<Option<StoredEvent>, Fault> {
     let rows = schema::TIMELINE.prefix::<(RoomNum,)>(read, (room,), Direction::Down)?;
     for event in rows.take(LOOKED_AT_MAX) {
         let ((_, order), row) = event?;
         let stored = StoredEvent { order, row };
-        let is_about =
-            stored.membership().is_some() && stored.row.state_key().is_some_and(|user| is_of(&user, server));
-        if is_about && event::is_ours_to_tell(&stored.row, us) && is_told(read, room, &stored, server)? {
+        if is_such(&stored)
+            && event::is_ours_to_tell(&stored.row, us)
+            && is_told(read, room, &stored, server)?
+        {
             return Ok(Some(stored));
         }
     }

@@ -23,11 +23,14 @@ use serde_json::value::RawValue;
 use super::verify::{self, Verified};
 use crate::{
     error::{Error, Result},
-    flows::{App, room::ingest::outliers},
+    flows::{
+        App,
+        room::ingest::{self, outliers},
+    },
     ids::RoomNum,
     rooms::{
         self,
-        change::{Outcome, Received, Signed, order_by_auth},
+        change::{Outcome, Received, Signed, completes, order_by_auth},
         event, members,
     },
     schema::{
@@ -287,7 +290,8 @@ impl<'a> Fetch<'a> {
         self.check(raw).await
     }
 
-    /// Checks events as they came, however many the caller asked for. Events that have their place here are left out.
+    /// Checks events as they came, however many the caller asked for. Events that have their place here are left out; those of which
+    /// only the redacted form is here are completed.
     pub(crate) async fn check(&self, raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
         let (mut received, mut raw) = (Vec::with_capacity(raw.len().min(READ_AT_ONCE)), raw.into_iter());
         loop {
@@ -298,17 +302,21 @@ impl<'a> Fetch<'a> {
             let (app, num, row) = (self.app.clone(), self.num, self.row.clone());
             let read = move || {
                 let view = app.store.view();
-                let mut signed = BTreeMap::new();
+                let (mut signed, mut whole) = (BTreeMap::new(), BTreeMap::new());
                 for raw in some {
                     let Ok(event) = Signed::read(num, &row, raw.get().as_bytes()) else { continue };
                     let id = event.unverified().id.clone();
                     if lacks(&view, num, &row, &id)? {
                         signed.insert(id, event);
+                    } else if completes(&view, &row, num, &event)? {
+                        whole.insert(id, event);
                     }
                 }
-                Ok(signed)
+                Ok((signed, whole))
             };
-            let signed = self.app.env.blocking(read).await?.into_values().collect();
+            let (signed, whole) = self.app.env.blocking(read).await?;
+            self.complete(whole.into_values().collect()).await?;
+            let signed = signed.into_values().collect();
             for verified in verify::verify(self.app, self.row.version, signed).await? {
                 match verified {
                     Verified::Received(event) => received.push(*event),
@@ -321,6 +329,25 @@ impl<'a> Fetch<'a> {
                 }
             }
         }
+    }
+
+    /// Takes in events that came whole, of which the redacted form has its place here. Where that cannot be done now, they come
+    /// again some time.
+    async fn complete(&self, whole: Vec<Signed>) -> Result<()> {
+        let mut received = Vec::new();
+        for verified in verify::verify(self.app, self.row.version, whole).await? {
+            if let Verified::Received(event) = verified {
+                received.push(*event);
+            }
+        }
+        for some in received.chunks(ingest::EVENTS_MAX) {
+            match ingest::ingest(self.app, self.num, some.to_vec()).await {
+                Err(Error::Broken(why)) => return Err(Error::Broken(why)),
+                Err(why) => tracing::debug!(room = %self.num, %why, "events are not completed now"),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Lists those of these events that have no place in the room's graph here.

@@ -6,9 +6,9 @@
 //! transaction of which nothing was taken is not remembered, because it costs nothing to look at it again.
 //!
 //! It is answered within a few seconds: events that cannot be judged by then wait in the store (`staged.rs`). Events of
-//! different rooms are judged beside one another, those of one room in their order. An event is nobody's word but its sender's, so
-//! that a server may send events of users of any server, also of rooms in which it has nobody itself: the specification asks for
-//! signatures and for the room's list of servers, which keeps the one that sends out, and for nothing else.
+//! different rooms are judged beside one another, those of one room in their order. An event is sent by the server of its sender. Others
+//! send only what a resident server tells for those who come and go by way of it ([`why_not_sent_by`]): whoever passes on anything else could
+//! choose what comes first, and in which form.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,12 +37,16 @@ use crate::{
     flows::{App, write},
     ids::RoomNum,
     json::{JsonText, Object},
-    rooms::{self, acl, change::Signed, event, members},
+    rooms::{
+        self, acl,
+        change::{Signed, completes},
+        event, members,
+    },
     schema::{
         self,
-        event_types::CREATE,
+        event_types::{CREATE, MEMBER},
         remote::InboundTransactionRow,
-        rooms::{Place, RoomRow},
+        rooms::{Membership, Place, RoomRow},
     },
     store::{Direction, Fault, Guard, Read, Snapshot, key::Json},
 };
@@ -355,7 +359,11 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
         let coming = match (num, known) {
             (Some(num), Some((row, true))) => {
                 let signed = Signed::read(num, row, pdu);
-                signed.map_err(|refusal| (Signed::find_id(row.version, pdu), refusal.message))
+                let signed = signed.map_err(|refusal| (Signed::find_id(row.version, pdu), refusal.message));
+                signed.and_then(|signed| match why_not_sent_by(&signed, origin) {
+                    None => Ok(signed),
+                    Some(why) => Err((Some(signed.unverified().id.clone()), why.to_owned())),
+                })
             }
             (_, Some((row, false))) => {
                 Err((Signed::find_id(row.version, pdu), "The room does not admit your server.".to_owned()))
@@ -368,7 +376,7 @@ fn sort(snapshot: &Snapshot, us: &ServerName, origin: &ServerName, pdus: &[Bytes
                 if !seen.insert(id.clone()) {
                     continue;
                 }
-                if is_judged(snapshot, num, &id)? {
+                if is_judged(snapshot, num, &id)? && !completes(snapshot, row, num, &signed)? {
                     sorted.results.insert(id, None);
                     continue;
                 }
@@ -410,6 +418,39 @@ fn look_at_room(
     }
     let admits = |row| acl::admits(snapshot, num, origin).map(|admits| (row, admits));
     admits(row).map(Some)
+}
+
+/// Why an event is not this server's to send, where it is not. A server sends the events of its own users. A resident server also tells the
+/// room of users of others who join, leave or knock by way of it, and whoever helps with an invitation by an address of that, which the
+/// inviter's server need not have signed. Nobody sends what is left of another's event whose hash does not fit: it can be had whole.
+fn why_not_sent_by(signed: &Signed, origin: &ServerName) -> Option<&'static str> {
+    let event = signed.unverified();
+    if event.sender.server_name() == origin {
+        return None;
+    }
+    if signed.is_redacted() {
+        return Some("The content is not that of the event's hash.");
+    }
+    let content = event.content.get();
+    let is_member = event.event_type.to_string() == MEMBER;
+    let is_own = event.state_key.as_deref() == Some(event.sender.as_str());
+    let may_be = is_member
+        && match event::membership_of(content) {
+            Some(Membership::Join | Membership::Leave | Membership::Knock) => is_own,
+            Some(Membership::Invite) => is_by_address(content),
+            Some(Membership::Ban) | None => false,
+        };
+    if may_be { None } else { Some("Events of other servers' users are theirs to send.") }
+}
+
+/// Whether the content of a member event is that of an invitation by an address.
+fn is_by_address(content: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        third_party_invite: Option<&'a RawValue>,
+    }
+    serde_json::from_str::<Content<'_>>(content).is_ok_and(|content| content.third_party_invite.is_some())
 }
 
 /// Whether an event was judged already. An outlier was not: it has no place in the room's graph yet.

@@ -16,6 +16,7 @@ mod presume;
 mod recommended;
 mod revise;
 mod signed;
+mod whole;
 mod write;
 
 use std::{
@@ -31,6 +32,7 @@ use recommended::Recommendation;
 pub use revise::{Completion, Revision};
 use ruma::{EventId, OwnedEventId};
 pub use signed::Signed;
+pub use whole::completes;
 
 use super::Change;
 use crate::{
@@ -183,6 +185,7 @@ impl Change {
         now_ms: u64,
     ) -> Result<Step> {
         let resolving = resolving.into();
+        self.take_whole(received)?;
         let known = self.find_known(received.key())?;
         let received = &*self.whole(received, known.as_ref().and_then(|(_, outlier)| outlier.as_ref()))?;
         let event = received.event();
@@ -319,6 +322,7 @@ impl Change {
     }
 
     fn receive_aside(&mut self, received: &Received, as_what: Aside) -> Result<Outcome> {
+        self.take_whole(received)?;
         if let Some((known, outlier)) = self.find_known(received.key())? {
             let is_rejected = outlier.is_some_and(|outlier| outlier.rejected);
             return Ok(match as_what {

@@ -199,11 +199,17 @@ impl Change {
             self.redacted.push(target.clone());
             self.replace_event(&redacted);
         }
-        if let Some(state_key) = redacted.row.state_key() {
-            let (event_type, state_key) = (redacted.row.event_type(), state_key.as_ref());
+        self.follow_other_form(&redacted)
+    }
+
+    /// Follows an event that is kept in another form from now on, if it is part of the room's state: the next events are judged
+    /// by that form.
+    pub(super) fn follow_other_form(&mut self, stored: &StoredEvent) -> Result<()> {
+        if let Some(state_key) = stored.row.state_key() {
+            let (event_type, state_key) = (stored.row.event_type(), state_key.as_ref());
             let current = self.state(&event_type, state_key)?;
-            if current.is_some_and(|event| event.event == redacted.event()) {
-                let event: Arc<StateEvent> = StateEvent::read(&self.row, &redacted)?;
+            if current.is_some_and(|event| event.event == stored.event()) {
+                let event: Arc<StateEvent> = StateEvent::read(&self.row, stored)?;
                 self.replace_state(&event_type, state_key, event);
             }
         }

@@ -32,7 +32,10 @@ use crate::{
         event::{self, Event},
         policy_server, redact, versions,
     },
-    schema::{event_types::MEMBER, rooms::EventHash, rooms::RoomRow},
+    schema::{
+        event_types::MEMBER,
+        rooms::{EventHash, EventRow, RoomRow},
+    },
 };
 
 /// An event may come with this many bytes more than it may have, because what `unsigned` holds does not count.
@@ -249,6 +252,25 @@ fn fits_hash(signers: &Signers<'_>, event: &str) -> Result<bool, Refusal> {
     let hashed = without(event, &["signatures", "unsigned", "hashes"])?;
     let right = Sha256::digest(hashed.as_str());
     Ok(LENIENT.decode(hashes.sha256.as_bytes()).is_ok_and(|stated| stated == right.as_slice()))
+}
+
+/// Whether a row has no more of an event than its redacted form, though no redaction is known to have left it so, and `whole` is the event
+/// with all its content. Events come so from servers that know a redaction which we do not, or that took the content away.
+pub(super) fn is_stub_of(row: &EventRow, whole: &[u8], rules: &RoomVersionRules) -> bool {
+    // A redacted form is shorter, so that nothing is hashed where an event comes twice.
+    if row.is_redacted() || row.json.len() >= whole.len() {
+        return false;
+    }
+    let Ok(kept) = std::str::from_utf8(&row.json) else { return false };
+    let fits = |event| read::<Signers<'_>>(event).and_then(|signers| fits_hash(&signers, event));
+    if fits(kept).unwrap_or(true) {
+        return false;
+    }
+    // In rooms whose events choose their ids, another event may have the same one.
+    let signed = |event: &str| without(event, &["signatures", "unsigned"]).ok();
+    let left = redact::redacted(whole, rules);
+    let left = left.as_deref().and_then(|left| std::str::from_utf8(left).ok());
+    signed(kept).is_some_and(|kept| left.and_then(signed).is_some_and(|left| left.as_str() == kept.as_str()))
 }
 
 /// Lists the servers that must have signed an event. `event` is the form of it that is kept: where the content hash was wrong,

@@ -1,0 +1,72 @@
+//! Events of which only the redacted form is here, because they came with content that did not fit their hash. Servers that know a redaction
+//! give events so, and whoever likes may take the content away of what they pass on. Whatever came first, the event counts as its
+//! sender wrote it: once it comes whole, it takes the place of what was left of it.
+
+use super::{Change, Received, Signed, signed::is_stub_of};
+use crate::{
+    error::Result,
+    ids::RoomNum,
+    rooms::{event, redact, relations, rules, state},
+    schema,
+    schema::rooms::{AsideRow, Place, RoomRow},
+    store::{Fault, Read},
+};
+
+/// Whether an event came whole of which only the redacted form is here, and no redaction is known.
+pub fn completes(
+    read: &(impl Read + ?Sized),
+    room: &RoomRow,
+    num: RoomNum,
+    signed: &Signed,
+) -> Result<bool, Fault> {
+    if signed.is_redacted() {
+        return Ok(false);
+    }
+    let Some(known) = event::find_num(read, num, &signed.unverified().id)? else { return Ok(false) };
+    let kept = event::require_kept(read, num, known)?;
+    Ok(is_stub_of(&kept.row, signed.json(), rules(room)?))
+}
+
+impl Change {
+    /// Takes an event whole of which only the redacted form is here, unless a redaction is known that left it so. One that was
+    /// rejected as it was is forgotten, so that it is judged anew, unless a state names it.
+    pub(in crate::rooms::change) fn take_whole(&mut self, received: &Received) -> Result<()> {
+        if received.is_cut() {
+            return Ok(());
+        }
+        let Some(num) = event::find_key(&self.batch, self.num, received.key())? else { return Ok(()) };
+        let stored = event::require(&self.batch, self.num, num)?;
+        if !is_stub_of(&stored.row, received.json(), self.rules()) {
+            return Ok(());
+        }
+        tracing::debug!(room = %self.num, event = %received.id(), "an event comes whole of which the redacted form was here");
+        let place = schema::PLACE.get(&self.batch, (self.num, num))?;
+        let mut whole = redact::with_json(&stored, received.json())?;
+        if matches!(place, Some(Place::Timeline(_))) {
+            let before = match stored.row.header.before {
+                Some(before) => state::canonical(&self.batch, self.num, before)?,
+                None => state::just_below(&self.batch, self.num, stored.order)?,
+            };
+            // In older versions the redacted form of a redaction does not say what it redacts.
+            let redaction = self.judge_redaction(received.event(), before)?;
+            whole.row.header.unseen |= !redaction.is_shown();
+            self.replace_event(&whole);
+            if !whole.row.header.unseen {
+                relations::index(&mut self.batch, self.num, &whole)?;
+            }
+            self.carry_out(redaction, &whole)?;
+        } else {
+            let aside = schema::ASIDE.get(&self.batch, (self.num, num))?;
+            // A rejected event without a key is named by no state.
+            let is_unnamed = |aside: &AsideRow| aside.rejected && aside.row.header.state_key.is_none();
+            if let Some(aside) = aside.filter(is_unnamed) {
+                let mut count = self.count_aside()?;
+                self.forget_aside(&aside, &mut count);
+                schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
+                return Ok(());
+            }
+            self.replace_aside(&whole)?;
+        }
+        self.follow_other_form(&whole)
+    }
+}
