@@ -62,6 +62,7 @@ mod to_device;
 mod transactions;
 mod server_history;
 mod servers;
+mod strangers;
 mod sync;
 mod sync_cost;
 mod unread;

@@ -309,7 +309,8 @@ impl Base {
         touched: &mut Touched,
     ) -> Result<()> {
         if !self.is_new {
-            self.state.insert(key, event);
+            let known = state::now(&change.batch, change.num, key)?;
+            self.state.insert(key, change.not_over(key, event, known)?);
             return Ok(());
         }
         let (val, old) = (StateValue::Event(event), state::now(&change.batch, change.num, key)?);

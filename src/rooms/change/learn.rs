@@ -1,14 +1,21 @@
 //! Takes in what a join without members left out of a room's state (`docs/decisions/partial-state-joins.md`).
 
+use ruma::UserId;
+
 use super::{Change, staged::Moved};
 use crate::{
+    accounts,
     error::Result,
-    ids::{Order, StateKeyNum},
+    ids::{EventNum, Order, StateKeyNum},
     rooms::{
         members::{self, Since},
         state::{self, Learned, StateRef, StateValue},
     },
-    schema::event_types::{DERIVED_JOINED, MEMBER},
+    schema,
+    schema::{
+        event_types::{DERIVED_JOINED, MEMBER},
+        rooms::Place,
+    },
     store::{Fault, LogEntry},
 };
 
@@ -25,6 +32,13 @@ impl Change {
         let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(()) };
         let (mut touched, mut is_any) = (self.touched(), false);
         for (key, val) in values {
+            let val = &match val {
+                StateValue::Event(event) => {
+                    let known = state::at(&self.batch, self.num, StateRef::Main(base), *key)?;
+                    StateValue::Event(self.not_over(*key, *event, known)?)
+                }
+                other => *other,
+            };
             let learned = state::learn(&mut self.batch, self.num, base, *key, *val)?;
             is_any |= learned != Learned::Known;
             let Learned::Now(old) = learned else { continue };
@@ -56,6 +70,32 @@ impl Change {
         }
         self.put_room();
         Ok(())
+    }
+
+    /// Gives the event that says what a user of ours is to the room: the one that another server brings, unless we know a later one.
+    /// Whatever our users did there went by way of us, so that a server which brings an old membership back does not know the room's
+    /// state. `known` is what we have for the key; of other keys it is always the one that is brought.
+    pub(super) fn not_over(
+        &self,
+        key: StateKeyNum,
+        brought: EventNum,
+        known: StateValue,
+    ) -> Result<EventNum, Fault> {
+        let StateValue::Event(known) = known else { return Ok(brought) };
+        let place = |event| schema::PLACE.get(&self.batch, (self.num, event));
+        let (Some(Place::Timeline(then)), Some(Place::Timeline(since))) = (place(brought)?, place(known)?)
+        else {
+            return Ok(brought);
+        };
+        if since <= then {
+            return Ok(brought);
+        }
+        let Some((event_type, user)) = state::key_name(&self.batch, self.num, key)? else {
+            return Ok(brought);
+        };
+        let user = <&UserId>::try_from(user.as_str()).ok().filter(|_| event_type == MEMBER);
+        let user = user.map(|user| accounts::users::find_num(&self.batch, user)).transpose()?.flatten();
+        Ok(if user.is_some() { known } else { brought })
     }
 
     /// Notes that the state before our join is whole by now: from here on no event is taken at its word.
