@@ -230,8 +230,9 @@ impl Budget {
     fn try_hold(&self, payers: Payers, line: Line, bytes: usize) -> Result<Option<Held>> {
         let mut holdings = self.0.holdings.lock();
         self.require_share(&holdings, payers, bytes)?;
-        // Whoever wants nothing waits only while the budget is overdrawn.
-        let of_all = |eighths| if bytes == 0 { self.0.bytes_max } else { self.0.bytes_max / 8 * eighths };
+        // A request for no bytes waits only while the budget is overdrawn.
+        let all = self.0.bytes_max;
+        let of_all = |eighths| if bytes == 0 { all } else { all - all / 8 * (8 - eighths) };
         let is_strangers = line.is_of_strangers();
         let has_part =
             !is_strangers || holdings.strangers.saturating_add(bytes) <= of_all(line.strangers_eighths());
@@ -474,8 +475,8 @@ mod tests {
         assert_eq!(held.len(), 30, "three eighths in large bodies");
         let small = budget.reserve(address(50), Line::of(false, 1024), 1024).await.unwrap();
         let known = budget.reserve(address(51), Line::of(true, MIB), MIB).await.unwrap();
-        // Whoever proves who it is leaves the part to others.
-        held[0].become_known();
+        // A sender who proves who it is leaves the part to others.
+        held[..2].iter_mut().for_each(Held::become_known);
         let other = budget.reserve(address(52), Line::of(false, MIB), MIB).await.unwrap();
         drop((held, small, known, other));
         assert_nothing_is_held(&budget);

@@ -196,14 +196,14 @@ mod tests {
         }
     }
 
-    /// A body of one byte for each of these pauses, which never ends before it has all that it announces.
+    /// A body of ten bytes for each of these pauses.
     fn trickle(env: &Env, announced: usize, pause: Duration) -> Body {
         let env = env.clone();
         let parts = stream::unfold(0, move |sent| {
             let env = env.clone();
             async move {
                 env.sleep(pause).await;
-                (sent < announced).then(|| (Bytes::from_static(b" "), sent + 1))
+                (sent < announced).then(|| (Bytes::from_static(&[b' '; 10]), sent + 10))
             }
         });
         Body::new(Announced(announced as u64, parts.boxed()))
@@ -260,9 +260,9 @@ mod tests {
             let body = trickle(&app.env, bytes, Duration::from_millis(pause_ms));
             receive(app, &budget, stranger(1), true, body)
         };
-        assert_eq!(ask(9, 1_000).await.unwrap(), 9, "a few bytes within the grace");
-        assert!(ask(30, 1_000).await.is_err(), "one byte a second after it");
-        assert_eq!(ask(20_000, 1).await.unwrap(), 20_000, "it has more than its time by then");
+        assert_eq!(ask(80, 1_000).await.unwrap(), 80, "a few bytes within the grace");
+        assert!(ask(300, 1_000).await.is_err(), "ten bytes a second after it");
+        assert_eq!(ask(200_000, 1).await.unwrap(), 200_000, "ten bytes a millisecond");
         assert_eq!(budget.held_by(stranger(1)), 0);
     }
 

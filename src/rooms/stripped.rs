@@ -41,7 +41,10 @@ pub(crate) fn bound(mut state: Vec<String>, sender: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let mut ranked = Vec::new();
     for (at, event) in state.iter().enumerate() {
-        let rank = serde_json::from_str(event).ok().and_then(|event| rank(&event, sender));
+        // A list would be read as the fields of the object in their order.
+        let object = Some(event).filter(|event| event.starts_with('{'));
+        let parsed = object.and_then(|event| serde_json::from_str(event).ok());
+        let rank = parsed.and_then(|event| rank(&event, sender));
         if let Some(rank) = rank.filter(|rank| seen.insert(*rank)) {
             ranked.push((rank, at, event.len()));
         }
@@ -115,7 +118,7 @@ mod tests {
         state.insert(0, event("m.t1", "", json!({ "a": "b".repeat(2_300) })));
         state.insert(0, event(TOPIC, "x", json!({})));
         state.insert(0, event(MEMBER, "@somebody:b.example", json!({ "membership": "join" })));
-        state.insert(0, "[1]".to_owned());
+        state.insert(0, r#"[{},"@m:b.example","","m.room.encryption"]"#.to_owned());
         state.push(own("hello"));
         let expected: Vec<String> = telling.into_iter().chain([own("hello")]).collect();
         let bounded = bound(state, SENDER);

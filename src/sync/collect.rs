@@ -186,7 +186,14 @@ fn outside_end(room: &RoomWindow<'_, '_>) -> Result<Option<JsonText>, Fault> {
         return Ok(None);
     }
     let told = outside::find(window.read, room.num, window.ask.caller.user, user_row)?;
-    Ok(told.and_then(|told| outside::shown(&told, room.row.version)))
+    let shown = told.and_then(|told| outside::shown(&told, room.row.version));
+    // Anybody can invite a user to many rooms and withdraw that. Once an answer has enough of it, the rooms are told without.
+    let bytes = shown.as_ref().map_or(0, |shown| shown.as_str().len());
+    if bytes > window.timeline_left().0 {
+        return Ok(None);
+    }
+    window.spend_timeline(bytes, 0);
+    Ok(shown)
 }
 
 /// Finds the event that made the user what they are to the room, if it is news and stands above everything that they were

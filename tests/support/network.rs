@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use ruma::OwnedEventId;
 use serde_json::{Value, json};
 
-use super::{BEGAN_MS, TestServer, remote::Remote};
+use super::{BEGAN_MS, TestServer, encoded, remote::Remote};
 
 /// The doors of a server in this network.
 pub(crate) fn doors(net: &Net) -> Env {
@@ -70,7 +70,7 @@ impl Peer {
         let body = json!({
             "origin": self.own.server(), "origin_server_ts": BEGAN_MS, "pdus": pdus, "edus": edus,
         });
-        let uri = format!("/_matrix/federation/v1/send/{txn}");
+        let uri = format!("/_matrix/federation/v1/send/{}", encoded(txn));
         self.ask(server, Method::PUT, &uri, Some(&body)).await
     }
 

@@ -50,7 +50,7 @@ pub(super) struct Bounds {
     pub(super) bytes: u64,
 }
 
-/// What waits in an inbox: all of it, and the parts of the sender of a message and of its server.
+/// The messages that wait in an inbox: all of them, and the parts of the sender of a message and of its server.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Filled {
     pub(super) state: InboxState,
@@ -58,7 +58,7 @@ pub(super) struct Filled {
     pub(super) server: InboxShare,
 }
 
-/// What one message must keep to.
+/// The bounds that one message must keep to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     pub(super) bounds: Bounds,
@@ -70,7 +70,7 @@ impl Bounds {
         messages <= self.messages && bytes <= self.bytes
     }
 
-    /// What others leave free, of which the rest of an inbox is.
+    /// The part of an inbox that others leave free.
     fn beside(&self, state: &InboxState, share: &InboxShare) -> Self {
         let messages = state.messages.saturating_sub(share.messages);
         let bytes = state.bytes.saturating_sub(share.bytes);

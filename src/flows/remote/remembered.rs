@@ -27,7 +27,7 @@ use crate::{
 const OF_SERVER_MAX: u64 = if cfg!(test) { 4 } else { 2_000 };
 /// This many messages are remembered of all servers together that share no room with those to whom they write.
 const OF_STRANGERS_MAX: u64 = if cfg!(test) { 8 } else { 20_000 };
-/// Of this many servers transactions are remembered: more are not in contact with one server at a time.
+/// Transactions of this many servers are remembered: more are not in contact with one server at a time.
 const SERVERS_MAX: u64 = if cfg!(test) { 8 } else { 20_000 };
 /// It is remembered for this many milliseconds that a message came.
 const REMEMBERED_MS: u64 = 7 * 24 * 60 * 60 * 1000;

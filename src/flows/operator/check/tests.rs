@@ -542,7 +542,13 @@ async fn rows_of_older_versions_get_what_rows_have_now() {
     assert_eq!(fixture.findings(), [""; 0]);
     let after = fixture.rows();
     for table in ["INBOX_SHARE", "INBOX_KEY_REQUEST", "ASIDE_COUNT", "PRIVATE_RECEIPT_LOG", "RECEIPT_LOG"] {
-        assert_eq!(after[table], now[table], "{table}");
+        // Stores so old have no messages of other servers, whose parts are counted since there are such.
+        let is_old = |(_, key, _): &&(Family, Bytes, Bytes)| {
+            table != "INBOX_SHARE" || !key.contains(&b':') || key.contains(&b'@')
+        };
+        let (found, expected): (Vec<_>, Vec<_>) =
+            (after[table].iter().filter(is_old).collect(), now[table].iter().filter(is_old).collect());
+        assert_eq!(found, expected, "{table}");
     }
     assert_eq!(after["HEAD"].iter().find(is_layout), now["HEAD"].iter().find(is_layout));
 }
