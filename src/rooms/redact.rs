@@ -36,7 +36,7 @@ pub fn redacted(json: &[u8], rules: &RoomVersionRules) -> Option<Bytes> {
     let event: &RawValue = serde_json::from_slice(json).ok()?;
     let CanonicalJsonValue::Object(outline) = outline(event, LEVELS) else { return None };
     let mut left = ruma::canonical_json::redact(outline, &rules.redaction, None).ok()?;
-    // Of an invitation by way of a third party only `signed` is left, and so nothing of what is no object. ruma leaves that as it is.
+    // An invitation by way of a third party keeps only `signed`, and so nothing of what is no object. ruma leaves that as it is.
     if let Some(CanonicalJsonValue::Object(content)) = left.get_mut("content") {
         content.retain(|field, value| {
             field != THIRD_PARTY_INVITE || matches!(value, CanonicalJsonValue::Object(_))

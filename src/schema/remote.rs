@@ -170,7 +170,7 @@ pub struct OutsideRow {
     /// The server that told of it: that of the inviter, or the one that passed a knock on. Empty in older rows.
     #[serde(default)]
     pub via: String,
-    /// What else stands and is not shown, the oldest first: invitations by users of further servers, and a knock.
+    /// All else that stands and is not shown, the oldest first: invitations by users of further servers, and a knock.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Standing>,
 }

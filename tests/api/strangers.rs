@@ -121,7 +121,7 @@ async fn nobody_is_locked_out_by_another_version_that_a_stranger_tells() {
             it.invite(&it.stranger, &fake, &member(&fake, EVE, &carol.user_id, "invite")).await,
             StatusCode::OK
         );
-        // Whoever is invited truly is told so, and whoever comes in does.
+        // A user who is invited truly is told so, and may come in.
         assert_eq!(
             it.invite(&it.resident, &room, &member(&room, ALICE, BOB, "invite")).await,
             StatusCode::OK
@@ -361,7 +361,7 @@ async fn a_server_that_brings_an_old_membership_brings_nobody_of_ours_back() {
         let members = alice.ok_get(&format!("/rooms/{at}/joined_members")).await["joined"].clone();
         assert_eq!(members.as_object().unwrap().len(), 2, "{members}");
         it.server.assert_whole();
-        // Whoever comes back themselves does.
+        // A user who comes back by themselves is in again.
         joined.lock().unwrap().clear();
         it.bob.ok_post(&format!("/join/{at}?via=a.example"), json!({})).await;
         let members = alice.ok_get(&format!("/rooms/{at}/joined_members")).await["joined"].clone();
@@ -370,7 +370,7 @@ async fn a_server_that_brings_an_old_membership_brings_nobody_of_ours_back() {
     }
 }
 
-/// What is left of an event when its content is taken away.
+/// The event as it is when its content is taken away.
 fn stripped(event: &Value) -> Value {
     let mut left = event.clone();
     left["content"] = json!({});

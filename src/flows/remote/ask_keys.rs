@@ -68,7 +68,7 @@ pub(crate) fn show(failures: &Failures) -> JsonText {
 
 /// The answers of other servers to one request.
 pub(crate) struct Told<T> {
-    /// Their answers.
+    /// The answers of these servers.
     pub(crate) told: T,
     /// The servers without an answer.
     pub(crate) failures: Failures,

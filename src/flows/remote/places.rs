@@ -24,7 +24,7 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// So many places, of which a payer holds at most one in `payers_min`.
+    /// Makes so many places, of which a payer holds at most one in `payers_min`.
     pub(super) fn new(count: usize, payers_min: usize) -> Self {
         let (all, each) = (Arc::new(Semaphore::new(count)), (count / payers_min).max(1));
         Self(Arc::new(Inner { all, shares: Mutex::new(Shares::of_each(each)) }))

@@ -229,7 +229,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn messages_are_remembered_up_to_a_number_for_each_server_and_for_all_strangers_together() {
-        let server = Server::in_memory(Env::simulated(1, 0));
+        let server = Server::in_memory(Env::simulated(1, 10 * REMEMBERED_MS));
         let app = server.app();
         for number in 0..50 {
             come(app, "near.example", &format!("{number:02}"), false);

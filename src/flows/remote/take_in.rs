@@ -49,7 +49,7 @@ const STATES_TAKE_MAX: Duration = Duration::from_secs(300);
 const STATE_REQUESTS_MAX: usize = 2_500;
 /// and this many more events may come that are asked for one by one.
 const STATE_EVENTS_MAX: usize = 5_000;
-/// What a server that has nobody in the room makes us fetch takes at most this long,
+/// A server that has nobody in the room has us fetch for at most this long,
 const STRANGERS_TAKE_MAX: Duration = Duration::from_secs(10);
 /// and at most this many questions, which go to that server alone.
 const STRANGERS_REQUESTS_MAX: usize = 10;

@@ -163,7 +163,7 @@ impl Base {
         }
         let mut batch = store.batch(&guard);
         let row = match schema::ROOM.get(&batch, num)? {
-            // What is said of a room from outside, which version it has included, is nobody's word once it is joined.
+            // The word of outsiders on a room, its version included, counts for nothing once it is joined.
             Some(row) if !row.resident.has_history() => RoomRow { version: self.row.version, ..row },
             Some(row) => row,
             None if self.is_begun => return Err(Fault::Corrupt("a room that is being joined is gone").into()),
@@ -356,7 +356,7 @@ impl Base {
         } else {
             let omitted = self.omitted.as_mut();
             let claimed = omitted.map(|omitted| std::mem::take(&mut omitted.servers)).unwrap_or_default();
-            self.keep_own_members(&change)?;
+            self.keep_own_members(&change, join.event().state_key.as_deref())?;
             change.lay_base(&self.state, &claimed.into_iter().collect(), missing)?;
         }
         change.row.resident = Resident::Yes;
@@ -386,12 +386,14 @@ impl Base {
         Ok(Some((change, stored)))
     }
 
-    /// Keeps our users as they are in the room's state, where it is brought without its members: of ours nothing is unknown.
-    fn keep_own_members(&mut self, change: &Change) -> Result<(), Fault> {
+    /// Keeps our users as they are in the room's state, where it is brought without its members: of ours nothing is unknown. Only the
+    /// one who joins may have been invited since, and the events that allow the join say so.
+    fn keep_own_members(&mut self, change: &Change, joins: Option<&str>) -> Result<(), Fault> {
         let Some(Omitted { us, .. }) = &self.omitted else { return Ok(()) };
         for row in members::list_keys(&change.batch, change.num)? {
             let (user_id, key) = row?;
             if event::server_of(&user_id) == Some(us)
+                && joins != Some(&user_id)
                 && let Some(event) = state::current(&change.batch, change.num, key)?
             {
                 self.state.entry(key).or_insert(event);

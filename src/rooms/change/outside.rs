@@ -45,7 +45,7 @@ const SETTLED_MAX: usize = 400;
 const OTHERS_MAX: usize = 4;
 /// They have at most this many bytes together, so that they fit into one batch with the one that is shown.
 const OTHERS_BYTES_MAX: usize = 120 << 10;
-/// Of one of them, keep as much of what it tells of the room as fits into this many bytes.
+/// Keep as much of what one of them tells of the room as fits into this many bytes.
 const OTHER_BYTES_MAX: usize = 40 << 10;
 
 /// A membership that a user of ours gets from outside a room.

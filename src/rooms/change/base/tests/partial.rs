@@ -266,3 +266,23 @@ fn learning_goes_on_after_a_crash_at_any_step() {
         here.assert_is(&elsewhere);
     }
 }
+
+#[test]
+fn somebody_who_left_comes_back_by_a_new_invitation() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    elsewhere.set(&alice(), "m.room.join_rules", "", json!({ "join_rule": "invite" }));
+    let here = Here::new(0);
+    for _ in 0..2 {
+        elsewhere.set(&alice(), MEMBER, bob().as_str(), json!({ "membership": "invite" }));
+        let before_join = elsewhere.clone();
+        let join = elsewhere.join(&bob());
+        here.join_without_members(&before_join, &join);
+        let unknown: Vec<Received> = before_join.state.values().cloned().collect();
+        here.learn(&unknown);
+        here.make_whole();
+        here.assert_is(&elsewhere);
+        let leave = elsewhere.make(&bob(), MEMBER, Some(bob().as_str()), json!({ "membership": "leave" }));
+        elsewhere.add(&leave);
+        assert!(matches!(here.receive(&leave), Outcome::Accepted(_)));
+    }
+}
