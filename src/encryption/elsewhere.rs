@@ -271,13 +271,16 @@ pub fn apply(batch: &mut Batch, user_id: &UserId, change: Change) -> Result<Outc
         Change::Device { stream_id, prev_ids, device_id, device } => {
             let before = row.clone();
             // A change that names none before it begins a new count, so that it says nothing of what was missed.
-            let follows =
-                !prev_ids.is_empty() && prev_ids.iter().all(|prev_id| row.streams.contains(prev_id));
-            if row.is_stale || !follows {
+            let has_begun = prev_ids.is_empty();
+            if row.is_stale || has_begun {
                 return make_stale(batch, user_id, row);
             }
+            // A list that was just asked for has the change already, whatever came before it.
             if row.streams.contains(&stream_id) {
                 return Ok(Outcome::Known);
+            }
+            if !prev_ids.iter().all(|prev_id| row.streams.contains(prev_id)) {
+                return make_stale(batch, user_id, row);
             }
             row.streams.push(stream_id);
             if row.streams.len() > STREAMS_MAX {
@@ -453,6 +456,11 @@ mod tests {
         check_counts(&store);
         assert_eq!(apply(change(6, &[5], "C", Some(device("c")))), Outcome::Taken);
         assert_eq!(apply(change(6, &[5], "C", None)), Outcome::Known);
+        assert_eq!(
+            apply(change(5, &[4], "B", None)),
+            Outcome::Known,
+            "it was in the list that was asked for"
+        );
         assert_eq!(apply(change(7, &[6], "A", None)), Outcome::Taken);
         assert_eq!(apply(change(8, &[7, 6], "B", Some(device("b2")))), Outcome::Taken);
         assert_eq!(devices(&store), [r#"B {"k":"b2"}"#, r#"C {"k":"c"}"#]);

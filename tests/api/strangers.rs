@@ -511,6 +511,32 @@ async fn the_rules_go_by_an_event_as_soon_as_it_is_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_is_not_completed_by_what_the_rules_forbid() {
+    // What is left of these levels is allowed; to have more power asked of inviters than one has oneself is not.
+    let users = json!({ "@alice:test.example": 100, "@bob:b.example": 90 });
+    let scene = Scene::with(json!({
+        "preset": "public_chat", "room_version": "10", "power_level_content_override": {
+            "users": users, "events": { "m.room.power_levels": 90 },
+        },
+    }))
+    .await;
+    let content = json!({ "users": users, "events": { "m.room.power_levels": 90 }, "invite": 95 });
+    let (id, event) =
+        scene.peer.event(&scene.bob, "m.room.power_levels", Some(""), content, &scene.bob.heads());
+    let mut left = event.clone();
+    left["content"].as_object_mut().unwrap().remove("invite");
+    for (txn, event) in [("left", left), ("whole", event)] {
+        scene.send(txn, &[event]).await;
+        let path = format!("/rooms/{}/event/{}", encoded(&scene.room), encoded(id.as_str()));
+        assert_eq!(scene.alice.ok_get(&path).await["content"]["invite"], Value::Null, "{txn}");
+        let levels = format!("/rooms/{}/state/m.room.power_levels", encoded(&scene.room));
+        let levels = scene.alice.ok_get(&levels).await;
+        assert_eq!((&levels["invite"], &levels["users"]), (&Value::Null, &users), "{txn}");
+    }
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_known_redaction_left_stays_so() {
     let scene = Scene::new().await;
     let (id, event) = scene.says("said", &scene.bob.heads());

@@ -2,13 +2,23 @@
 //! give events so, and whoever likes may take the content away of what they pass on. Whatever came first, the event counts as its
 //! sender wrote it: once it comes whole, it takes the place of what was left of it.
 
+use std::collections::BTreeMap;
+
 use super::{Change, Received, Signed, signed::is_stub_of};
 use crate::{
     error::Result,
     ids::RoomNum,
-    rooms::{event, redact, relations, rules, state},
+    rooms::{
+        admit::{self, Evidence, Verdict},
+        event::{self, Event},
+        redact, relations, rules,
+        state::{self, Sketch},
+    },
     schema,
-    schema::rooms::{AsideRow, Place, RoomRow},
+    schema::{
+        rooms::{AsideRow, Place, RoomRow},
+        state::StateRef,
+    },
     store::{Fault, Read},
 };
 
@@ -47,6 +57,9 @@ impl Change {
                 Some(before) => state::canonical(&self.batch, self.num, before)?,
                 None => state::just_below(&self.batch, self.num, stored.order)?,
             };
+            if !self.is_allowed_whole(received.event(), before)? {
+                return Ok(());
+            }
             // In older versions the redacted form of a redaction does not say what it redacts.
             let redaction = self.judge_redaction(received.event(), before)?;
             whole.row.header.unseen |= !redaction.is_shown();
@@ -65,8 +78,37 @@ impl Change {
                 schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
                 return Ok(());
             }
+            let is_allowed = match stored.row.header.before {
+                Some(before) => self.is_allowed_whole(received.event(), before)?,
+                // An outlier is judged by the events that allow it, until it gets its place.
+                None => {
+                    let auth = self.known_auth_events(received.event())?;
+                    let rules = &self.rules().authorization;
+                    admit::lacking(received.event(), &auth, &BTreeMap::new()).is_none()
+                        && admit::check_at_auth_events(received.event(), rules, &auth).is_ok()
+                }
+            };
+            if !is_allowed {
+                return Ok(());
+            }
             self.replace_aside(&whole)?;
         }
         self.follow_other_form(&whole)
+    }
+
+    /// Whether the rules allow the whole event where its redacted form is part of the room. They look at some content that redaction
+    /// takes away, so that what is left of an event may be allowed and the whole forbidden. Then it stays as it is.
+    fn is_allowed_whole(&self, event: &Event, before: StateRef) -> Result<bool> {
+        let auth = self.known_auth_events(event)?;
+        let at = Sketch::from(before);
+        let mut state = self.auth_state(event, &at)?;
+        self.presume(event, &auth, &at, &mut state)?;
+        let (rules, prev) = (&self.rules().authorization, BTreeMap::new());
+        let evidence = Evidence { rules, auth: &auth, prev: &prev, before: &state, current: None };
+        let is_allowed = matches!(admit::admit(event, &evidence), Verdict::Accept);
+        if !is_allowed {
+            tracing::debug!(room = %self.num, event = %event.id, "an event stays redacted: the rules forbid the whole of it");
+        }
+        Ok(is_allowed)
     }
 }
