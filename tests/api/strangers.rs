@@ -512,7 +512,7 @@ async fn the_rules_go_by_an_event_as_soon_as_it_is_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_not_completed_by_what_the_rules_forbid() {
-    // What is left of these levels is allowed; to have more power asked of inviters than one has oneself is not.
+    // The rest of these levels is allowed; to have more power asked of inviters than one has oneself is not.
     let users = json!({ "@alice:test.example": 100, "@bob:b.example": 90 });
     let scene = Scene::with(json!({
         "preset": "public_chat", "room_version": "10", "power_level_content_override": {
