@@ -12,12 +12,15 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
+#[path = "support/processor.rs"]
+mod processor;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use aqueduct::store::{Durability, Engine, Store, engine::Rocks};
 use federation::testing::Net;
 use http::StatusCode;
+use processor::cpu_ms;
 use ruma::OwnedEventId;
 use serde_json::{Value, json};
 use support::{
@@ -30,14 +33,6 @@ use support::{
 const TRANSACTIONS: usize = 100;
 const EVENTS_EACH: usize = 50;
 const MEMBERS: usize = 50_000;
-
-/// The processor's time that this process has used, in milliseconds.
-fn cpu_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // Clock ticks of 10 ms: fields 14 and 15 of proc(5), counted after the name.
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10.0
-}
 
 /// A value of `/proc/self/status` in MiB.
 fn memory_mib(name: &str) -> u64 {

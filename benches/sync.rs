@@ -13,6 +13,8 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each benchmark uses a part of the support")]
 
+#[path = "support/processor.rs"]
+mod processor;
 #[path = "support/fixture.rs"]
 mod support;
 
@@ -24,6 +26,7 @@ use std::{
 use aqueduct::store::Durability;
 use criterion::{BenchmarkId, Criterion, criterion_group};
 use http::Method;
+use processor::cpu_ms;
 use serde_json::Value;
 use support::Fixture;
 use tokio::{runtime::Runtime, task::JoinSet};
@@ -166,14 +169,6 @@ fn bench(c: &mut Criterion) {
 }
 
 criterion_group!(benches, bench);
-
-/// The processor's time that this process has used, in milliseconds.
-fn cpu_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // Clock ticks of 10 ms: fields 14 and 15 of proc(5), counted after the name.
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10.0
-}
 
 /// Waits until the server has nothing of its own to do: after a start it tells for each user who was online before.
 fn settle() {

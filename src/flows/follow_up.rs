@@ -1,5 +1,7 @@
 //! The work of each kind of job. `flows/jobs.rs` begins it: at once for the flow that promised the job, or when its timer is due.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 
 use crate::{
@@ -102,13 +104,7 @@ async fn reunite_branches(app: &App, room: RoomNum, timer: &Timer) -> Result<()>
     if !reunite::stands_apart(app, room)? {
         return cancel(app, timer);
     }
-    let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, timer)? {
-        let due_ms = graph::reunion_due_ms(app.env.now_ms());
-        timer::set(&mut batch, &Job::Reunite { room }.timer(due_ms));
-        unless_fired(app.store.enqueue(batch))?;
-    }
-    Ok(())
+    come_back(app, timer, &Job::Reunite { room }, graph::reunion_due_ms(app.env.now_ms()))
 }
 
 /// Fetches the rest of a room's state and makes it whole. A room that nobody of ours is in any more stays as it is.
@@ -124,24 +120,26 @@ async fn complete_state(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
 /// Tries the events again that a join left out, and later once more as long as some are left.
 async fn take_left_out(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
     let Some(pause) = left_out::try_again(app, room).await? else { return cancel(app, timer) };
-    let mut batch = app.store.batch(&Guard::own_tables());
-    if timer::fire(&mut batch, timer)? {
-        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        let due_ms = app.env.now_ms().saturating_add(pause_ms);
-        timer::set(&mut batch, &Job::TakeLeftOut { room }.timer(due_ms));
-        unless_fired(app.store.enqueue(batch))?;
-    }
-    Ok(())
+    come_back(app, timer, &Job::TakeLeftOut { room }, after(app, pause))
 }
 
 /// Sweeps a room, or looks again later if it was just swept or is being swept.
 async fn sweep_room(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
     let Some(pause) = sweep::now_or_later(app, room).await? else { return cancel(app, timer) };
+    come_back(app, timer, &Job::Sweep { room }, after(app, pause))
+}
+
+/// The time after a pause: milliseconds since the epoch.
+fn after(app: &App, pause: Duration) -> u64 {
+    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    app.env.now_ms().saturating_add(pause_ms)
+}
+
+/// Has a job done once more at this time: milliseconds since the epoch.
+fn come_back(app: &App, timer: &Timer, job: &Job, due_ms: u64) -> Result<()> {
     let mut batch = app.store.batch(&Guard::own_tables());
     if timer::fire(&mut batch, timer)? {
-        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        let due_ms = app.env.now_ms().saturating_add(pause_ms);
-        timer::set(&mut batch, &Job::Sweep { room }.timer(due_ms));
+        timer::set(&mut batch, &job.timer(due_ms));
         unless_fired(app.store.enqueue(batch))?;
     }
     Ok(())

@@ -25,6 +25,7 @@ pub(crate) mod knock;
 pub(crate) mod leave;
 pub(crate) mod left_out;
 mod lists;
+mod old_rows;
 mod outside;
 mod places;
 mod ports;

@@ -116,23 +116,37 @@ pub fn list_children(
         return Ok(Vec::new());
     }
     let max = CHILDREN_LOOKED_AT.saturating_sub(*looked_at);
-    let keys = state::list_keys_of(read, room, SPACE_CHILD, max)?;
-    *looked_at += keys.len();
     let (mut children, mut bytes) = (Vec::new(), 0);
+    *looked_at += each_link(read, room, max, |stored| {
+        let Some(child) = child(stored, suggested_only) else { return true };
+        bytes += child.event.as_str().len();
+        if bytes > CHILDREN_BYTES_MAX {
+            return false;
+        }
+        children.push(child);
+        true
+    })?;
+    sort(&mut children);
+    Ok(children)
+}
+
+/// Shows the events by which a room names its children, some of which may name none any more, until `see` has seen enough of them.
+/// Gives the number of keys that were looked up, which are at most `max`.
+pub fn each_link(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    max: usize,
+    mut see: impl FnMut(&StoredEvent) -> bool,
+) -> Result<usize, Fault> {
+    let keys = state::list_keys_of(read, room, SPACE_CHILD, max)?;
     for some in keys.chunks(CHILDREN_AT_ONCE) {
         let values = state::list_now(read, room, some.to_vec())?;
         let events = values.into_iter().filter_map(|value| value.event()).collect();
-        for stored in event::list_anywhere(read, room, events)? {
-            let Some(child) = child(&stored, suggested_only) else { continue };
-            bytes += child.event.as_str().len();
-            if bytes > CHILDREN_BYTES_MAX {
-                break;
-            }
-            children.push(child);
+        if !event::list_anywhere(read, room, events)?.iter().all(&mut see) {
+            break;
         }
     }
-    sort(&mut children);
-    Ok(children)
+    Ok(keys.len())
 }
 
 /// Puts the children of a space into the order in which clients show them.

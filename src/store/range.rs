@@ -11,6 +11,16 @@ pub enum Direction {
     Down,
 }
 
+impl Direction {
+    /// The other direction.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+}
+
 /// Keys from the first, included, to the last, excluded.
 pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
 

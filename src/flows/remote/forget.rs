@@ -24,39 +24,32 @@ pub(crate) async fn run(app: App) {
 }
 
 async fn look_over(app: &App) -> Result<()> {
+    in_parts(app, |after| blocking(app, move |app| receive::forget_old(app, after, AT_ONCE))).await?;
+    in_parts(app, |after| blocking(app, move |app| remembered::forget_old(app, after, AT_ONCE))).await?;
+    in_parts(app, |after| blocking(app, move |app| remembered::forget_places(app, after, AT_ONCE))).await?;
+    in_parts(app, |after| lists::forget_old(app, after, AT_ONCE)).await
+}
+
+/// Looks over rows in parts, with a pause between them. Each part begins after the place that the one before it gave, and the last
+/// gives none.
+async fn in_parts<K, F: Future<Output = Result<Option<K>>>>(
+    app: &App,
+    look: impl Fn(Option<K>) -> F,
+) -> Result<()> {
     let mut after = None;
     loop {
-        let owned = app.clone();
-        after = app.env.blocking(move || receive::forget_old(&owned, after, AT_ONCE)).await?;
-        if after.is_none() {
-            break;
-        }
-        app.env.sleep(PAUSE).await;
-    }
-    let mut after = None;
-    loop {
-        let owned = app.clone();
-        after = app.env.blocking(move || remembered::forget_old(&owned, after, AT_ONCE)).await?;
-        if after.is_none() {
-            break;
-        }
-        app.env.sleep(PAUSE).await;
-    }
-    let mut after = None;
-    loop {
-        let owned = app.clone();
-        after = app.env.blocking(move || remembered::forget_places(&owned, after, AT_ONCE)).await?;
-        if after.is_none() {
-            break;
-        }
-        app.env.sleep(PAUSE).await;
-    }
-    let mut after = None;
-    loop {
-        after = lists::forget_old(app, after, AT_ONCE).await?;
+        after = look(after).await?;
         if after.is_none() {
             return Ok(());
         }
         app.env.sleep(PAUSE).await;
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    app: &App,
+    look: impl FnOnce(&App) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let owned = app.clone();
+    app.env.blocking(move || look(&owned)).await
 }

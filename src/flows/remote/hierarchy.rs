@@ -124,7 +124,7 @@ pub(crate) async fn for_client(app: &App, caller: &Caller, room: &RoomId, ask: A
                     break;
                 }
                 questions += 1;
-                ask_for(app, question, left).await?
+                ask_for(app, question, left).await
             }
         };
         answer = Some((waiting, told));
@@ -140,7 +140,6 @@ pub(crate) async fn summary(
     name: &RoomOrAliasId,
     via: Vec<OwnedServerName>,
 ) -> Result<Bytes> {
-    let unknown = || Error::from(Refusal::not_found("There is no such room, or you may not look at it."));
     let is_ours =
         <&RoomAliasId>::try_from(name).map_or(true, |alias| alias.server_name() == app.config.server.name);
     if caller.is_none() && !is_ours {
@@ -153,7 +152,7 @@ pub(crate) async fn summary(
         let snapshot = owned.store.snapshot();
         let Some((num, row)) = find_current(&snapshot, &id)? else { return Ok(None) };
         if !spaces::may_look(&*snapshot, num, &row, user.map_or(Asker::Anybody, Asker::User))? {
-            return Err(Refusal::not_found("There is no such room, or you may not look at it.").into());
+            return Err(unknown());
         }
         Ok(Some(spaces::summary(&*snapshot, owned.rooms.descriptions(), num, &row)?))
     };
@@ -164,7 +163,7 @@ pub(crate) async fn summary(
         let known = app.remote.asking.spaces().find(&question, app.env.uptime()).flatten();
         let told = match known {
             Some(known) => Some(known),
-            None => ask_for(app, question, ANSWERS_TAKE_MAX).await?,
+            None => ask_for(app, question, ANSWERS_TAKE_MAX).await,
         };
         let told = told.ok_or_else(unknown)?;
         if !spaces::may_look_abroad(&*app.store.snapshot(), user, &told.room.summary)? {
@@ -183,8 +182,8 @@ pub(crate) async fn summary(
     Ok(String::from(written(summary, None)).into())
 }
 
-/// Asks the servers of a room for it, and keeps what they tell. Errors: [`Error::Busy`].
-async fn ask_for(app: &App, question: Question, takes_max: Duration) -> Result<Option<Arc<Told>>> {
+/// Asks the servers of a room for it, and keeps what they tell.
+async fn ask_for(app: &App, question: Question, takes_max: Duration) -> Option<Arc<Told>> {
     let mut candidates = Candidates::of(app, question.via.iter().cloned());
     let ask = |server: OwnedServerName| {
         let mut request = get_hierarchy::v1::Request::new(question.room_id.clone());
@@ -205,7 +204,7 @@ async fn ask_for(app: &App, question: Question, takes_max: Duration) -> Result<O
     let bytes = question.byte_count() + told.as_ref().map_or(0, |told| told.byte_count);
     let kept = if told.is_some() { KEPT } else { UNKNOWN_KEPT };
     app.remote.asking.spaces().keep(question, told.clone(), bytes, app.env.uptime() + kept);
-    Ok(told)
+    told
 }
 
 /// A room that a walk has yet to look at.
@@ -373,6 +372,10 @@ impl Walk {
         page.list("rooms", &self.told);
         Ok(page.finish().into())
     }
+}
+
+fn unknown() -> Error {
+    Refusal::not_found("There is no such room, or you may not look at it.").into()
 }
 
 fn hidden() -> Error {

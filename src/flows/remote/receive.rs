@@ -29,6 +29,7 @@ use super::{
     edus,
     ended::{self, Ended},
     judge::{self, Coming, Fate, within},
+    old_rows,
     remembered::{self, Lines},
     staged::{self, takes_events},
 };
@@ -252,19 +253,12 @@ pub(super) fn forget_old(
         Bound::Unbounded,
         Direction::Up,
     )?;
-    let (mut note, mut last, mut seen) = (app.store.note(&Guard::own_tables()), None, 0);
-    for row in rows.take(count) {
-        let ((origin, slot), Json(row)) = row?;
+    old_rows::look_over(app, rows, count, |note, (origin, slot), Json(row)| {
         if is_old(&row, now_ms) {
-            schema::INBOUND_TRANSACTION.delete(&mut note, (origin.as_str(), slot));
+            schema::INBOUND_TRANSACTION.delete(note, (origin.as_str(), *slot));
         }
-        seen += 1;
-        last = Some((origin, slot));
-    }
-    if note.row_count() > 0 {
-        drop(app.store.enqueue_note(note)?);
-    }
-    Ok(last.filter(|_| seen == count))
+        Ok(())
+    })
 }
 
 /// The answer about each event: nothing, or why it was not taken.

@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use super::old_rows;
 use crate::{
     error::Result,
     flows::App,
@@ -20,7 +21,7 @@ use crate::{
         self,
         remote::{InboundLineRow, InboundMessageRow},
     },
-    store::{Batch, Direction, Fault, Guard, Read, key::Json},
+    store::{Batch, Direction, Fault, Read, key::Json},
 };
 
 /// This many messages of a server are remembered: as many as some tens of transactions have.
@@ -143,19 +144,12 @@ pub(super) fn forget_old(
         Bound::Unbounded,
         Direction::Up,
     )?;
-    let (mut note, mut last, mut seen) = (app.store.note(&Guard::own_tables()), None, 0);
-    for row in rows.take(count) {
-        let ((origin, id), row) = row?;
+    old_rows::look_over(app, rows, count, |note, (origin, id), row| {
         if row.at_ms <= old_ms {
-            schema::INBOUND_MESSAGE.delete(&mut note, (origin.as_str(), id.as_str()));
+            schema::INBOUND_MESSAGE.delete(note, (origin.as_str(), id.as_str()));
         }
-        seen += 1;
-        last = Some((origin, id));
-    }
-    if note.row_count() > 0 {
-        drop(app.store.enqueue_note(note)?);
-    }
-    Ok(last.filter(|_| seen == count))
+        Ok(())
+    })
 }
 
 /// Forgets the places in lines of what is forgotten itself, some at once; answers where to go on, if there may be more.
@@ -168,9 +162,7 @@ pub(super) fn forget_places(
     let low = after.as_ref().map_or(Bound::Unbounded, |(line, number)| Bound::Excluded((&**line, *number)));
     let rows =
         schema::INBOUND_LINE.range::<(String, u64)>(&*snapshot, low, Bound::Unbounded, Direction::Up)?;
-    let (mut note, mut last, mut seen) = (app.store.note(&Guard::own_tables()), None, 0);
-    for row in rows.take(count) {
-        let ((line, number), Json(InboundLineRow { origin, id })) = row?;
+    old_rows::look_over(app, rows, count, |note, (line, number), Json(InboundLineRow { origin, id })| {
         let is_kept = if line == TRANSACTIONS {
             let mut rows =
                 schema::INBOUND_TRANSACTION.prefix::<(String,)>(&*snapshot, (&origin,), Direction::Up)?;
@@ -179,15 +171,10 @@ pub(super) fn forget_places(
             schema::INBOUND_MESSAGE.contains(&*snapshot, (origin.as_str(), id.as_str()))?
         };
         if !is_kept {
-            schema::INBOUND_LINE.delete(&mut note, (line.as_str(), number));
+            schema::INBOUND_LINE.delete(note, (line.as_str(), *number));
         }
-        seen += 1;
-        last = Some((line, number));
-    }
-    if note.row_count() > 0 {
-        drop(app.store.enqueue_note(note)?);
-    }
-    Ok(last.filter(|_| seen == count))
+        Ok(())
+    })
 }
 
 /// Whether a place may stand in this line: messages of a server stand in its own or in that of strangers.
@@ -202,7 +189,7 @@ pub(super) fn is_line_of(line: &str, row: &InboundLineRow) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{env::Env, schema::remote::InboundTransactionRow, server::Server};
+    use crate::{env::Env, schema::remote::InboundTransactionRow, server::Server, store::Guard};
 
     fn write(app: &App, build: impl FnOnce(&mut Batch)) {
         let mut batch = app.store.batch(&Guard::own_tables());

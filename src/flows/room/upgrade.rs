@@ -29,7 +29,7 @@ use crate::{
         directory, event, members,
         policy::{self, Author},
         power::Power,
-        state, versions,
+        spaces, versions,
         view::RoomView,
     },
     schema::event_types::{
@@ -178,17 +178,14 @@ fn require_may(power: &Power, user: &UserId) -> Result<()> {
 /// Lists the children that a space names, by their state keys, with the contents of the events.
 fn list_children(read: &(impl Read + ?Sized), num: RoomNum) -> Result<Vec<(String, Value)>> {
     let mut children = Vec::new();
-    for key in state::list_keys_of(read, num, SPACE_CHILD, CHILDREN_MAX)? {
-        let Some(event) = state::now(read, num, key)?.event() else { continue };
-        let Some(stored) = event::find_anywhere(read, num, event)? else { continue };
+    spaces::each_link(read, num, CHILDREN_MAX, |stored| {
         let content: Option<Value> = serde_json::from_str(stored.row.content()).ok();
-        let Some(content) = content.filter(|content| content.get("via").is_some_and(Value::is_array)) else {
-            continue;
-        };
-        if let Some(key) = stored.row.state_key() {
+        let content = content.filter(|content| content.get("via").is_some_and(Value::is_array));
+        if let (Some(content), Some(key)) = (content, stored.row.state_key()) {
             children.push((key.into_owned(), content));
         }
-    }
+        true
+    })?;
     Ok(children)
 }
 

@@ -230,8 +230,7 @@ impl Base {
 
     fn take_one(&mut self, change: &mut Change, brought: &Brought, touched: &mut Touched) -> Result<()> {
         let received = &brought.event;
-        change.take_whole(received)?;
-        let (event, key) = match change.find_known(received.key())? {
+        let (event, key) = match change.find_received(received)? {
             Some((known, _)) => {
                 let kept = event::require_kept(&change.batch, change.num, known)?;
                 (known, kept.row.header.state_key)

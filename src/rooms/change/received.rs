@@ -20,7 +20,6 @@ mod whole;
 mod write;
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -49,7 +48,7 @@ use crate::{
     },
     schema,
     schema::{
-        rooms::{AsideRow, Place, RoomRow},
+        rooms::{Place, RoomRow},
         state::StateRef,
     },
     store::Fault,
@@ -185,8 +184,7 @@ impl Change {
         now_ms: u64,
     ) -> Result<Step> {
         let resolving = resolving.into();
-        self.take_whole(received)?;
-        let known = self.find_known(received.key())?;
+        let known = self.find_received(received)?;
         let received = &*self.whole(received, known.as_ref().and_then(|(_, outlier)| outlier.as_ref()))?;
         let event = received.event();
         let taken = match known {
@@ -261,20 +259,6 @@ impl Change {
         Ok(Step::Done(outcome))
     }
 
-    /// Gives the whole of an event of which only the redacted form came now, where an outlier holds it. Other servers hide from
-    /// us what our users may not see, and a state event that a join brought in full must not lose its content by that.
-    fn whole<'e>(
-        &self,
-        received: &'e Received,
-        outlier: Option<&AsideRow>,
-    ) -> Result<Cow<'e, Received>, Fault> {
-        let Some(outlier) = outlier.filter(|outlier| received.is_cut() && !outlier.row.is_redacted()) else {
-            return Ok(Cow::Borrowed(received));
-        };
-        let whole = received.with_json(self.num, &self.row, outlier.row.json.clone());
-        whole.map(Cow::Owned).map_err(|_| Fault::Corrupt("an event that is kept is not in the form of one"))
-    }
-
     /// Gives the state that must allow an event for it not to be soft-failed: that of the room. Where events before it are missing,
     /// the room's state may be of long ago, so it is what that and the state before the event resolve to.
     fn state_to_fit(
@@ -322,8 +306,7 @@ impl Change {
     }
 
     fn receive_aside(&mut self, received: &Received, as_what: Aside) -> Result<Outcome> {
-        self.take_whole(received)?;
-        if let Some((known, outlier)) = self.find_known(received.key())? {
+        if let Some((known, outlier)) = self.find_received(received)? {
             let is_rejected = outlier.is_some_and(|outlier| outlier.rejected);
             return Ok(match as_what {
                 Aside::OnlyIfRejected if is_rejected => Outcome::Outlier(known),

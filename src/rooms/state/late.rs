@@ -3,28 +3,17 @@
 //! The layout lets them in late: the value of a key between a base and its first change above is the prior value of that change,
 //! which is one row. So all references to places between keep their meaning but for the key, which is there now.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::collections::BTreeMap;
 
-use super::log_changes;
+use super::{
+    learn::{changes_above, put_prior},
+    log_changes,
+};
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     schema::{self, state::StateValue},
-    store::{Batch, Direction, Fault, Read},
+    store::{Batch, Fault, Read},
 };
-
-/// Finds the first change of a key above a place: its order, and the value before it.
-fn first_above(
-    read: &(impl Read + ?Sized),
-    room: RoomNum,
-    key: StateKeyNum,
-    base: Order,
-) -> Result<Option<(Order, StateValue)>, Fault> {
-    let low = Bound::Excluded((room, key, base));
-    let high = Bound::Included((room, key, Order::MAX));
-    let mut undo =
-        schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, Direction::Up)?;
-    Ok(undo.next().transpose()?.map(|((_, _, order), val)| (order, val)))
-}
 
 /// Whether a key has changed above a place of the main line.
 pub fn has_changed_above(
@@ -33,7 +22,7 @@ pub fn has_changed_above(
     key: StateKeyNum,
     base: Order,
 ) -> Result<bool, Fault> {
-    Ok(first_above(read, room, key, base)?.is_some())
+    Ok(!changes_above(read, room, base, key, 1)?.is_empty())
 }
 
 /// Sets a key that a base lacks, from the base up to the first change of the key above it. `base` is the marker of the base.
@@ -46,21 +35,13 @@ pub fn set_from(
     base: Order,
     val: StateValue,
 ) -> Result<(), Fault> {
-    let first = first_above(batch, room, key, base)?;
+    let first = changes_above(&*batch, room, base, key, 1)?.pop();
     let (order, prior) = first.ok_or(Fault::Corrupt("a key that is set late has never changed"))?;
     if prior != StateValue::Absent {
         return Ok(());
     }
     keep_below(batch, room, key, base)?;
-    let mut row = schema::STATE_LOG
-        .get(batch, (room, order))?
-        .ok_or(Fault::Corrupt("a change of a state is not in the log of states"))?;
-    for (_, prior) in row.changes.iter_mut().filter(|(changed, _)| *changed == key) {
-        *prior = val;
-    }
-    schema::STATE_UNDO.put(batch, (room, key, order), &val);
-    schema::STATE_LOG.put(batch, (room, order), &row);
-    Ok(())
+    put_prior(batch, room, order, key, val)
 }
 
 /// Keeps what is below a base as it is: the key is absent there. Nothing is below a base whose hole has not been filled, and that

@@ -11,7 +11,7 @@ use super::{StateValue, hole::keep_below, now, put_now};
 use crate::{
     ids::{Order, RoomNum, StateKeyNum},
     schema,
-    store::{Batch, Direction, Fault},
+    store::{Batch, Direction, Fault, Read},
 };
 
 /// The effect that learning a key had.
@@ -26,8 +26,8 @@ pub(crate) enum Learned {
 }
 
 /// Lists the changes of a key above an order, rising, with the values before them.
-fn changes_above(
-    batch: &Batch,
+pub(super) fn changes_above(
+    read: &(impl Read + ?Sized),
     room: RoomNum,
     base: Order,
     key: StateKeyNum,
@@ -35,12 +35,12 @@ fn changes_above(
 ) -> Result<Vec<(Order, StateValue)>, Fault> {
     let low = Bound::Excluded((room, key, base));
     let high = Bound::Included((room, key, Order::MAX));
-    let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(batch, low, high, Direction::Up)?;
+    let rows = schema::STATE_UNDO.range::<(RoomNum, StateKeyNum, Order)>(read, low, high, Direction::Up)?;
     rows.take(max).map(|row| row.map(|((_, _, order), prior)| (order, prior))).collect()
 }
 
 /// Puts a value before a change that is there, in the log as well.
-fn put_prior(
+pub(super) fn put_prior(
     batch: &mut Batch,
     room: RoomNum,
     order: Order,
@@ -65,7 +65,7 @@ pub(crate) fn learn(
     key: StateKeyNum,
     val: StateValue,
 ) -> Result<Learned, Fault> {
-    match changes_above(batch, room, base, key, 1)?.pop() {
+    match changes_above(&*batch, room, base, key, 1)?.pop() {
         Some((_, prior)) if prior == val => Ok(Learned::Known),
         Some((order, _)) => {
             keep_below(batch, room, base.anchor, key)?;
@@ -93,7 +93,7 @@ pub(crate) fn set_since(
     val: StateValue,
 ) -> Result<(), Fault> {
     debug_assert!(val.is_derived(), "only what is derived is set for a stretch of the past");
-    for (order, prior) in changes_above(batch, room, base, key, usize::MAX)? {
+    for (order, prior) in changes_above(&*batch, room, base, key, usize::MAX)? {
         if prior != val {
             put_prior(batch, room, order, key, val)?;
         }

@@ -51,11 +51,7 @@ pub(crate) async fn event_at_time(
         let best = nearest(&snapshot, look.num, newest, time_ms, direction, sees)?;
         let mut hole = state::find_hole(&*snapshot, look.num, newest)?.map(|(hole, _)| hole);
         if hole.is_some() {
-            let opposite = match direction {
-                Direction::Up => Direction::Down,
-                Direction::Down => Direction::Up,
-            };
-            let other = nearest(&snapshot, look.num, newest, time_ms, opposite, sees)?;
+            let other = nearest(&snapshot, look.num, newest, time_ms, direction.opposite(), sees)?;
             let (older, newer) = match direction {
                 Direction::Up => (&other, &best),
                 Direction::Down => (&best, &other),
@@ -99,11 +95,8 @@ pub(crate) fn nearest(
     }
     // The times come from other clocks and may be out of order, so some events before the place are read, too.
     let near = PageToken(Order::upto(Position::new(low).unwrap_or(newest.anchor)));
-    let start = match direction {
-        Direction::Up => Direction::Down,
-        Direction::Down => Direction::Up,
-    };
-    let start = timeline::page(snapshot, room, near, None, start)?.take(TIME_SCANNED_MAX / 10).last();
+    let start =
+        timeline::page(snapshot, room, near, None, direction.opposite())?.take(TIME_SCANNED_MAX / 10).last();
     let start = match start.transpose()? {
         Some(stored) if direction == Direction::Up => PageToken::below(stored.order),
         Some(stored) => PageToken::above(stored.order),

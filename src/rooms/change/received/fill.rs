@@ -221,8 +221,7 @@ impl Change {
             // It was listed twice.
             return Ok(None);
         }
-        self.take_whole(&older.event)?;
-        let outlier = match self.find_known(older.event.key())? {
+        let outlier = match self.find_received(&older.event)? {
             // It has its place already, in the timeline or aside.
             Some((_, None)) => return Ok(None),
             Some((_, outlier)) => outlier,

@@ -2,12 +2,12 @@
 //! give events so, and whoever likes may take the content away of what they pass on. Whatever came first, the event counts as its
 //! sender wrote it: once it comes whole, it takes the place of what was left of it.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{Change, Received, Signed, signed::is_stub_of};
 use crate::{
     error::Result,
-    ids::RoomNum,
+    ids::{EventNum, RoomNum},
     rooms::{
         admit::{self, Evidence, Verdict},
         event::{self, Event},
@@ -38,16 +38,28 @@ pub fn completes(
 }
 
 impl Change {
-    /// Takes an event whole of which only the redacted form is here, unless a redaction is known that left it so. One that was
-    /// rejected as it was is forgotten, so that it is judged anew, unless a state names it.
-    pub(in crate::rooms::change) fn take_whole(&mut self, received: &Received) -> Result<()> {
-        if received.is_cut() {
-            return Ok(());
+    /// Finds what is here of an event that comes now, like [`Change::find_known`], after the whole of it has taken the place of what
+    /// was left of it.
+    pub(in crate::rooms::change) fn find_received(
+        &mut self,
+        received: &Received,
+    ) -> Result<Option<(EventNum, Option<AsideRow>)>> {
+        let Some(known) = self.find_known(received.key())? else { return Ok(None) };
+        if !self.take_whole(known.0, received)? {
+            return Ok(Some(known));
         }
-        let Some(num) = event::find_key(&self.batch, self.num, received.key())? else { return Ok(()) };
+        Ok(self.find_known(received.key())?)
+    }
+
+    /// Takes an event whole of which only the redacted form is here, unless a redaction is known that left it so. One that was
+    /// rejected as it was is forgotten, so that it is judged anew, unless a state names it. Gives whether anything changed.
+    fn take_whole(&mut self, num: EventNum, received: &Received) -> Result<bool> {
+        if received.is_cut() {
+            return Ok(false);
+        }
         let stored = event::require(&self.batch, self.num, num)?;
         if !is_stub_of(&stored.row, received.json(), self.rules()) {
-            return Ok(());
+            return Ok(false);
         }
         tracing::debug!(room = %self.num, event = %received.id(), "an event comes whole of which the redacted form was here");
         let place = schema::PLACE.get(&self.batch, (self.num, num))?;
@@ -58,7 +70,7 @@ impl Change {
                 None => state::just_below(&self.batch, self.num, stored.order)?,
             };
             if !self.is_allowed_whole(received.event(), before)? {
-                return Ok(());
+                return Ok(false);
             }
             // In older versions the redacted form of a redaction does not say what it redacts.
             let redaction = self.judge_redaction(received.event(), before)?;
@@ -76,7 +88,7 @@ impl Change {
                 let mut count = self.count_aside()?;
                 self.forget_aside(&aside, &mut count);
                 schema::ASIDE_COUNT.put(&mut self.batch, self.num, &count);
-                return Ok(());
+                return Ok(true);
             }
             let is_allowed = match stored.row.header.before {
                 Some(before) => self.is_allowed_whole(received.event(), before)?,
@@ -89,11 +101,26 @@ impl Change {
                 }
             };
             if !is_allowed {
-                return Ok(());
+                return Ok(false);
             }
             self.replace_aside(&whole)?;
         }
-        self.follow_other_form(&whole)
+        self.follow_other_form(&whole)?;
+        Ok(true)
+    }
+
+    /// Gives the whole of an event of which only the redacted form came now, where an outlier holds it. Other servers hide from
+    /// us what our users may not see, and a state event that a join brought in full must not lose its content by that.
+    pub(super) fn whole<'e>(
+        &self,
+        received: &'e Received,
+        outlier: Option<&AsideRow>,
+    ) -> Result<Cow<'e, Received>, Fault> {
+        let Some(outlier) = outlier.filter(|outlier| received.is_cut() && !outlier.row.is_redacted()) else {
+            return Ok(Cow::Borrowed(received));
+        };
+        let whole = received.with_json(self.num, &self.row, outlier.row.json.clone());
+        whole.map(Cow::Owned).map_err(|_| Fault::Corrupt("an event that is kept is not in the form of one"))
     }
 
     /// Whether the rules allow the whole event where its redacted form is part of the room. They look at some content that redaction
