@@ -86,9 +86,9 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     if rooms::is_known_otherwise(&*app.store.snapshot(), &coming.room_id, version)? {
         return Err(invalid("`room_version` is not that of the room").into());
     }
-    let json: Bytes = signed.cosigned(app.rooms.signer())?;
     let sender = signed.unverified().sender.to_string();
     let user = find_target(app, origin, &coming, (&target, &signed.unverified().sender))?;
+    let json: Bytes = signed.cosigned(app.rooms.signer())?;
     match verify::verify(app, version, vec![signed]).await?.pop() {
         Some(Verified::Received(_)) => {}
         Some(Verified::Later(_)) => {
