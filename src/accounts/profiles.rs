@@ -88,6 +88,11 @@ pub fn check_field(field: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a profile of another server may be told to have this field. The two that rooms show are texts, and clients rely on that.
+pub fn is_field_of_elsewhere(field: &str, value: &Value) -> bool {
+    check_field(field).is_ok() && (!is_shown_in_rooms(field) || value.is_string())
+}
+
 /// Refuses to set a field of the specification that it does not have, or one of somebody's own without their namespace:
 /// 400 `M_INVALID_PARAM`.
 fn require_namespaced(field: &str) -> Result<()> {

@@ -35,6 +35,7 @@ mod whole_rooms;
 mod wrong_input;
 mod large_rooms;
 mod login;
+mod odd_answers;
 mod odd_names;
 mod outbound;
 mod pages;

@@ -188,7 +188,8 @@ async fn a_space_without_end_and_odd_answers_cost_little() {
             "odd", 7,
         ]);
         let stranger = summary("!stranger:a.example", "Stranger", false);
-        json!({ "room": room, "children": [stranger], "inaccessible_children": [id] })
+        let odd = json!({ "room_id": 7 });
+        json!({ "room": room, "children": [7, odd, stranger], "inaccessible_children": [7, "not an id", id] })
     });
     let top = room(&bob, "Top", true, "public").await;
     link(&bob, &top, "!s:evil.example", &["evil.example"], "a").await;

@@ -84,6 +84,14 @@ async fn the_directory_is_shown_to_other_servers_only_where_the_operator_wants_i
         both.sort_unstable();
         assert_eq!(both, ["One", "Two"]);
         assert_eq!(refused(scene.ask("publicRooms?since=odd").await), (400, "M_INVALID_PARAM".into()));
+        let room_of = |name: &str| {
+            let listed = page["chunk"].as_array().unwrap().iter().find(|room| room["name"] == name);
+            listed.unwrap()["room_id"].as_str().unwrap().to_owned()
+        };
+        let path = format!("/rooms/{}/state/m.room.server_acl", encoded(&room_of("One")));
+        scene.alice.ok_put(&path, json!({ "allow": ["*"], "deny": ["b.example"] })).await;
+        let listed = scene.ask("publicRooms").await.1;
+        assert_eq!(names(&listed["chunk"]), ["Two"], "a room is not shown to servers that it does not admit");
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn routes(r: &mut Routes) {
 pub(crate) async fn public_rooms(app: App, server: Server<get_public_rooms::v1::Request>) -> Result<RawJson> {
     let get_public_rooms::v1::Request { limit, since, room_network: network, .. } = server.request;
     let ask = Ask { limit, since, filter: Filter::new(), network };
-    Ok(RawJson(directory::page_for_server(&app, ask).await?))
+    Ok(RawJson(directory::page_for_server(&app, server.origin, ask).await?))
 }
 
 /// `POST /_matrix/federation/v1/publicRooms`
@@ -42,7 +42,7 @@ pub(crate) async fn public_rooms_filtered(
     let request = server.request;
     let (limit, since, filter, network) =
         (request.limit, request.since, request.filter, request.room_network);
-    Ok(RawJson(directory::page_for_server(&app, Ask { limit, since, filter, network }).await?))
+    Ok(RawJson(directory::page_for_server(&app, server.origin, Ask { limit, since, filter, network }).await?))
 }
 
 /// `GET /_matrix/federation/v1/hierarchy/{roomId}`

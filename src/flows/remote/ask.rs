@@ -4,20 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use federation::{
     call::{Failure, Lane, Options},
+    client::ServerAuthentication,
     json::Limits,
 };
 use ruma::{
-    OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UserId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UInt, UserId,
     api::{
+        OutgoingRequest,
         error::{ErrorKind, IncompatibleRoomVersionErrorData},
         federation::{
             directory::get_public_rooms_filtered,
             query::{get_profile_information, get_room_information},
         },
+        path_builder::PathBuilder,
     },
 };
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     kept::Kept,
@@ -25,12 +28,15 @@ use super::{
     spaces,
 };
 use crate::{
+    accounts::profiles,
     error::{Error, Refusal, Result},
     flows::{App, remote::identify::require_federation},
 };
 
 /// Take at most this many servers of those that an answer about an alias names.
 const SERVERS_MAX: usize = 50;
+/// Look at no more than this many for them.
+const SERVERS_READ_MAX: usize = 500;
 
 /// A room, as a client names it, and servers that may be in it, the likeliest first.
 pub(crate) struct Named {
@@ -40,13 +46,18 @@ pub(crate) struct Named {
 
 /// Asks the server of an alias for the room that it names. Errors: 404 `M_NOT_FOUND`; [`Error::Remote`].
 pub(crate) async fn alias(app: &App, alias: &RoomAliasId) -> Result<Named> {
+    #[derive(Deserialize)]
+    struct Answer {
+        room_id: OwnedRoomId,
+        #[serde(default)]
+        servers: Vec<Box<RawValue>>,
+    }
     require_federation(app)?;
     let server = alias.server_name();
     let request = get_room_information::v1::Request::new(alias.to_owned());
     let _place = app.remote.asking.enter()?;
-    let answer = app.remote.client.send(server, request, ANSWERS).await;
-    let answer = answer.map_err(|failure| failed(server, failure))?;
-    let mut servers = answer.servers;
+    let answer: Answer = ask(app, server, request, ANSWERS).await?;
+    let mut servers: Vec<OwnedServerName> = readable(answer.servers.iter().take(SERVERS_READ_MAX));
     servers.retain(|it| it != server);
     servers.truncate(SERVERS_MAX);
     // The server that knows the alias is the likeliest to be in the room.
@@ -92,6 +103,8 @@ impl Asking {
 const AT_ONCE: usize = 512;
 /// It takes at least this many users, or addresses without one, to have as many under way.
 const PAYERS_MIN: usize = 16;
+/// The cause of a fault of another server has at most this many characters.
+const CAUSE_CHARACTERS_MAX: usize = 300;
 /// Another question may be tried again after this time.
 const AGAIN: Duration = Duration::from_secs(2);
 /// A profile is asked for anew after this time.
@@ -114,21 +127,20 @@ pub(super) const ANSWERS: Options = Options {
 /// `M_FORBIDDEN`, as that server says; [`Error::Remote`].
 pub(crate) async fn profile(app: &App, user_id: &UserId) -> Result<Arc<Map<String, Value>>> {
     require_federation(app)?;
-    let (profiles, now) = (&app.remote.asking.0.profiles, app.env.uptime());
-    if let Some(known) = profiles.find(&user_id.to_owned(), now) {
+    let (kept, now) = (&app.remote.asking.0.profiles, app.env.uptime());
+    if let Some(known) = kept.find(&user_id.to_owned(), now) {
         return Ok(known);
     }
     let _place = app.remote.asking.enter()?;
     let server = user_id.server_name();
     let request = get_profile_information::v1::Request::new(user_id.to_owned());
     let options = Options { limits: PROFILE_LIMITS, ..ANSWERS };
-    let answer = app.remote.client.send(server, request, options).await;
-    let answer = answer.map_err(|failure| failed(server, failure))?;
-    let profile = answer.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let profile: Arc<Map<String, Value>> = Arc::new(profile.collect());
+    let mut profile: Map<String, Value> = ask(app, server, request, options).await?;
+    profile.retain(|name, value| profiles::is_field_of_elsewhere(name, value));
+    let profile = Arc::new(profile);
     let bytes = user_id.as_str().len()
         + profile.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>();
-    profiles.keep(user_id.to_owned(), Arc::clone(&profile), bytes, now + PROFILE_KEPT);
+    kept.keep(user_id.to_owned(), Arc::clone(&profile), bytes, now + PROFILE_KEPT);
     Ok(profile)
 }
 
@@ -136,13 +148,44 @@ pub(crate) async fn profile(app: &App, user_id: &UserId) -> Result<Arc<Map<Strin
 pub(crate) async fn public_rooms(
     app: &App,
     server: &ServerName,
-    ask: get_public_rooms_filtered::v1::Request,
+    wanted: get_public_rooms_filtered::v1::Request,
 ) -> Result<get_public_rooms_filtered::v1::Response> {
+    #[derive(Deserialize)]
+    struct Answer {
+        chunk: Vec<Box<RawValue>>,
+        next_batch: Option<String>,
+        prev_batch: Option<String>,
+        total_room_count_estimate: Option<UInt>,
+    }
     require_federation(app)?;
     let _place = app.remote.asking.enter()?;
     let options = Options { limits: ROOMS_LIMITS, ..ANSWERS };
-    let answer = app.remote.client.send(server, ask, options).await;
-    answer.map_err(|failure| failed(server, failure))
+    let answer: Answer = ask(app, server, wanted, options).await?;
+    let mut page = get_public_rooms_filtered::v1::Response::new();
+    page.chunk = readable(&answer.chunk);
+    (page.next_batch, page.prev_batch) = (answer.next_batch, answer.prev_batch);
+    page.total_room_count_estimate = answer.total_room_count_estimate;
+    Ok(page)
+}
+
+/// Asks another server, and reads its answer as a type that leaves open what the caller can do without. Errors: as that server
+/// says; [`Error::Remote`].
+pub(super) async fn ask<A, R>(app: &App, server: &ServerName, request: R, options: Options) -> Result<A>
+where
+    A: DeserializeOwned,
+    R: OutgoingRequest,
+    R::Authentication: ServerAuthentication,
+    for<'a> R::PathBuilder: PathBuilder<Input<'a> = ()>,
+{
+    let reply = app.remote.client.ask(server, request, options).await;
+    let reply = reply.map_err(|failure| failed(server, failure))?;
+    let nonsense = |error| at_fault(server, format!("its answer makes no sense: {error}"));
+    serde_json::from_slice(reply.answer.bytes()).map_err(nonsense)
+}
+
+/// Reads the entries of a list. One that cannot be read is left out, so that it spoils nothing for the others.
+pub(super) fn readable<'j, T: DeserializeOwned>(list: impl IntoIterator<Item = &'j Box<RawValue>>) -> Vec<T> {
+    list.into_iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect()
 }
 
 /// Turns a failed request into an error for our client. What another server refuses is told with its reason, as far as its code
@@ -184,9 +227,10 @@ pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
     }
 }
 
-/// The fault of another server.
-pub(crate) fn at_fault(server: &ServerName, cause: impl Into<String>) -> Error {
-    Error::Remote { server: server.to_string(), cause: cause.into() }
+/// The fault of another server. A cause may quote what that server said, so it is cut, and cleared of what would disturb a log.
+pub(crate) fn at_fault(server: &ServerName, cause: impl AsRef<str>) -> Error {
+    let cause = cause.as_ref().chars().filter(|it| !it.is_control()).take(CAUSE_CHARACTERS_MAX);
+    Error::Remote { server: server.to_string(), cause: cause.collect() }
 }
 
 fn incompatible(body: &[u8]) -> Option<ErrorKind> {

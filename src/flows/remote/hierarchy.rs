@@ -191,8 +191,7 @@ async fn ask_for(app: &App, question: Question, takes_max: Duration) -> Option<A
         let question = &question;
         async move {
             let options = Options { limits: ANSWER_LIMITS, ..ANSWERS };
-            let answer = app.remote.client.send(&server, request, options).await;
-            let answer = answer.map_err(|failure| ask::failed(&server, failure))?;
+            let answer = ask::ask(app, &server, request, options).await?;
             Told::read(question, answer).ok_or_else(|| ask::at_fault(&server, "it told of another room"))
         }
     };

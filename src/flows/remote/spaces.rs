@@ -5,9 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{OwnedRoomId, OwnedServerName, api::federation::space::get_hierarchy, room::RoomSummary};
-use serde_json::{Map, Value};
+use ruma::{
+    OwnedRoomId, OwnedServerName, api::federation::space::SpaceHierarchyParentSummary, room::RoomSummary,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
 
+use super::ask::readable;
 use crate::rooms::spaces::{Child, read_children};
 
 /// Answers of other servers about spaces have at most this many bytes together, as they came.
@@ -45,6 +49,16 @@ impl Room {
     }
 }
 
+/// An answer of another server about a room, as it came.
+#[derive(Deserialize)]
+pub(super) struct Answer {
+    room: SpaceHierarchyParentSummary,
+    #[serde(default)]
+    children: Vec<Box<RawValue>>,
+    #[serde(default)]
+    inaccessible_children: Vec<Box<RawValue>>,
+}
+
 /// An answer of another server about a room and the rooms that it names.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -60,7 +74,7 @@ pub(super) struct Told {
 impl Told {
     /// Reads an answer; `None` where it is about another room than the one that was asked for. What it tells of rooms that are no
     /// children is left out.
-    pub(super) fn read(question: &Question, answer: get_hierarchy::v1::Response) -> Option<Self> {
+    pub(super) fn read(question: &Question, answer: Answer) -> Option<Self> {
         let summary = answer.room.summary;
         if summary.room_id != question.room_id {
             return None;
@@ -68,10 +82,12 @@ impl Told {
         let children = answer.room.children_state.iter().map(|event| event.json());
         let children = read_children(children, question.suggested_only);
         let named: BTreeSet<&OwnedRoomId> = children.iter().map(|child| &child.room_id).collect();
-        let rooms = answer.children.into_iter().filter(|room| named.contains(&room.room_id));
+        let rooms = readable::<RoomSummary>(&answer.children);
+        let rooms = rooms.into_iter().filter(|room| named.contains(&room.room_id));
         let rooms: BTreeMap<_, _> =
             rooms.filter_map(|room| Some((room.room_id.clone(), Room::read(room)?))).collect();
-        let inaccessible = answer.inaccessible_children.into_iter().filter(|id| named.contains(id)).collect();
+        let inaccessible = readable(&answer.inaccessible_children);
+        let inaccessible = inaccessible.into_iter().filter(|id| named.contains(id)).collect();
         let room = Room::read(summary)?;
         let size = |room: &Arc<Room>| {
             room.told.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>()

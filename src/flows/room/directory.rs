@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ruma::{
-    RoomId, UInt,
+    OwnedServerName, RoomId, UInt,
     directory::{Filter, PublicRoomsChunk, RoomNetwork, RoomTypeFilter},
 };
 use serde_json::{Value, json};
@@ -11,11 +11,12 @@ use crate::{
     env::Long,
     error::{Error, Refusal, Result},
     flows::App,
+    ids::RoomNum,
     rooms::{
-        self,
+        self, acl,
         directory::{self, Place},
     },
-    store::Direction,
+    store::{Direction, Fault, Snapshot},
 };
 
 /// A page of the directory has at most this many rooms, and as many if the client names no limit.
@@ -36,11 +37,21 @@ pub(crate) struct Ask {
 }
 
 /// The kind of those who ask for a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Anybody,
-    /// Another server, whose users can enter only rooms that may be shared.
-    Server,
+    /// Another server, whose users can enter only rooms that may be shared and that admit the server.
+    Server(OwnedServerName),
+}
+
+impl Reader {
+    fn may_enter(&self, snapshot: &Snapshot, room: RoomNum) -> Result<bool, Fault> {
+        match self {
+            Self::Anybody => Ok(true),
+            Self::Server(server) => {
+                Ok(directory::is_shared(snapshot, room)? && acl::admits(snapshot, room, server)?)
+            }
+        }
+    }
 }
 
 /// The side of a place on which a page lies.
@@ -64,13 +75,13 @@ pub(crate) async fn page(app: &App, ask: Ask) -> Result<Bytes> {
 
 /// Reads a page for another server. Errors: as for [`page`]; 403 `M_FORBIDDEN` where the operator does not show the directory to
 /// other servers.
-pub(crate) async fn page_for_server(app: &App, mut ask: Ask) -> Result<Bytes> {
+pub(crate) async fn page_for_server(app: &App, origin: OwnedServerName, mut ask: Ask) -> Result<Bytes> {
     if !app.config.federation.public_rooms {
         return Err(Refusal::forbidden("This server does not show its directory to other servers.").into());
     }
     // Servers ask for everything in this way.
     ask.limit = ask.limit.filter(|limit| *limit > UInt::MIN);
-    page_for(app, ask, Reader::Server).await
+    page_for(app, ask, Reader::Server(origin)).await
 }
 
 async fn page_for(app: &App, ask: Ask, reader: Reader) -> Result<Bytes> {
@@ -84,13 +95,13 @@ async fn page_for(app: &App, ask: Ask, reader: Reader) -> Result<Bytes> {
     }
     let owned = app.clone();
     let read = move || {
-        let found = find(&owned, &since, limit, &ask.filter, reader)?;
+        let found = find(&owned, &since, limit, &ask.filter, &reader)?;
         Ok(show(found, &since, &ask.filter, owned.rooms.listing().len()))
     };
     app.env.blocking_long(Long::Search, read).await
 }
 
-fn find(app: &App, since: &Since, limit: usize, filter: &Filter, reader: Reader) -> Result<Found> {
+fn find(app: &App, since: &Since, limit: usize, filter: &Filter, reader: &Reader) -> Result<Found> {
     let listing = app.rooms.listing();
     let snapshot = listing.renew(&app.store)?;
     let (mut found, mut looked_at, mut byte_count) = (Found::default(), 0, 0);
@@ -109,9 +120,7 @@ fn find(app: &App, since: &Since, limit: usize, filter: &Filter, reader: Reader)
             from = Some(place.clone());
             let Some(row) = rooms::find_row(&*snapshot, room)? else { continue };
             let chunk = app.rooms.descriptions().of(&*snapshot, room, &row)?;
-            if allows(filter, &chunk)
-                && (reader == Reader::Anybody || directory::is_shared(&*snapshot, room)?)
-            {
+            if allows(filter, &chunk) && reader.may_enter(&snapshot, room)? {
                 byte_count += directory::text_bytes(&chunk);
                 found.rooms.push((place, PublicRoomsChunk::clone(&chunk)));
             }
