@@ -87,6 +87,23 @@ async fn a_user_joins_a_public_room_of_another_server_and_sees_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_comes_back_at_once_is_in_the_room_again() {
+    let room = Elsewhere::new(11);
+    let (server, bob, asked, _net) = against(&room, honest()).await;
+    let room_id = encoded(room.room_id.as_str());
+    for _ in 0..3 {
+        bob.ok_post(&format!("/join/{room_id}?via=a.example"), json!({})).await;
+        assert_eq!(rooms_of(&bob).await, [room.room_id.as_str()]);
+        bob.ok_post(&format!("/rooms/{room_id}/leave"), json!({})).await;
+    }
+    let asked = asked.lock().unwrap();
+    let sent: Vec<_> = asked.iter().filter(|(path, _)| path.contains("/send_join/")).collect();
+    assert!(sent.len() == 3 && sent[0].0 != sent[1].0 && sent[1].0 != sent[2].0, "{sent:?}");
+    drop(asked);
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_join_by_way_of_another_server_is_for_that_one_to_tell() {
     let room = Elsewhere::new(11);
     let (server, bob, asked, _net) = against(&room, honest()).await;
