@@ -292,17 +292,18 @@ impl Plan {
 
     /// Drafts the state that the preset asks for, except for keys that the client sets itself.
     fn list_preset(&self) -> Result<Vec<Draft>> {
-        let (join_rule, guest_access) = if self.preset == RoomPreset::PublicChat {
-            ("public", "forbidden")
-        } else {
-            ("invite", "can_join")
-        };
-        let mut drafts = Vec::new();
-        for (event_type, content) in [
+        let is_public = self.preset == RoomPreset::PublicChat;
+        let join_rule = if is_public { "public" } else { "invite" };
+        let mut contents = vec![
             (JOIN_RULES, json!({ "join_rule": join_rule })),
             (HISTORY_VISIBILITY, json!({ "history_visibility": "shared" })),
-            (GUEST_ACCESS, json!({ "guest_access": guest_access })),
-        ] {
+        ];
+        // A room that says nothing of guests is closed to them, as the preset of public rooms wants it.
+        if !is_public {
+            contents.push((GUEST_ACCESS, json!({ "guest_access": "can_join" })));
+        }
+        let mut drafts = Vec::new();
+        for (event_type, content) in contents {
             let is_set = |state: &InitialState| state.event_type == event_type && state.state_key.is_empty();
             if !self.initial_state.iter().any(is_set) {
                 drafts.push(self.draft(event_type, "", object(&content.to_string())?));

@@ -139,6 +139,8 @@ fn write_unsigned(unsigned: &mut Object, stored: &StoredEvent, viewer: &Viewer<'
     }
     if let Some((replaced, _)) = &extras.replaces {
         unsigned.json("prev_content", replaced.row.json_of(replaced.row.header.spans.content));
+        // This and `replaces_state` are not in the specification, but clients have always been given them.
+        unsigned.json("prev_sender", replaced.row.json_of(replaced.row.header.spans.sender));
     }
     if let Some(redaction) = &extras.redacted_because {
         unsigned.json("redacted_because", redaction);

@@ -557,6 +557,7 @@ async fn setting_what_is_set_changes_nothing() {
     assert_ne!(set("b").await, first);
     let event = alice.ok_get(&format!("/rooms/{room}/state/m.room.name?format=event")).await;
     assert_eq!(event["unsigned"]["prev_content"], json!({ "name": "a" }));
+    assert_eq!(event["unsigned"]["prev_sender"], event["sender"]);
     assert_eq!(event["unsigned"]["replaces_state"], first);
     refused(alice.state(&room, "m.room.nothing", "").await, StatusCode::NOT_FOUND, "M_NOT_FOUND");
     let members = alice.ok_get(&format!("/rooms/{room}/members?membership=join")).await;

@@ -36,6 +36,7 @@ async fn what_makes_a_room_goes_over_to_the_one_that_replaces_it() {
             { "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } },
             { "type": "m.room.server_acl", "content": { "allow": ["*"], "deny": ["evil.example"] } },
             { "type": "m.room.history_visibility", "content": { "history_visibility": "invited" } },
+            { "type": "m.room.guest_access", "content": { "guest_access": "can_join" } },
             { "type": "org.example.own", "content": { "a": 1 } },
             { "type": "m.space.child", "state_key": "!child:test.example", "content": { "via": ["test.example"] } },
             { "type": "m.space.child", "state_key": "!gone:test.example", "content": {} },

@@ -68,9 +68,13 @@ pub(crate) fn candidates(app: &App, room_id: &RoomId, named: Vec<OwnedServerName
             servers.extend(OwnedServerName::try_from(server?));
         }
     }
-    // The server that made a room of the older versions stands in its id.
-    servers.extend(room_id.server_name().map(ToOwned::to_owned));
-    Ok(Candidates::of(app, servers))
+    let candidates = Candidates::of(app, servers);
+    if !candidates.is_empty() {
+        return Ok(candidates);
+    }
+    // The server that made a room of the older versions stands in its id. It need not be in the room any more, so that
+    // it is only asked where nothing better is known.
+    Ok(Candidates::of(app, room_id.server_name().map(ToOwned::to_owned)))
 }
 
 /// Servers that may help, the likeliest first, and the best reason why those before them did not.
