@@ -87,6 +87,8 @@ pub(crate) struct Walk {
     members: Members,
     part: Part,
     seen: Seen,
+    /// The events of the state, where members are left out: a server that can do without those needs no event twice.
+    told: Seen,
     /// The events of the chain that come next.
     waiting: Vec<EventNum>,
     json: Pieces,
@@ -143,9 +145,9 @@ impl Walk {
         };
         json.open_list(wanted.name);
         let part = Part::State { next: 0, end: row.next_key };
-        let (seen, waiting) = (Seen::default(), Vec::new());
+        let (seen, told, waiting) = (Seen::default(), Seen::default(), Vec::new());
         let (app, to) = (app.clone(), wanted.to.to_owned());
-        let mut walk = Self { app, room: num, to, at: wanted.at, members, part, seen, waiting, json };
+        let mut walk = Self { app, room: num, to, at: wanted.at, members, part, seen, told, waiting, json };
         walk.expect(wanted.with.iter().copied())?;
         Ok(walk)
     }
@@ -176,7 +178,13 @@ impl Walk {
                     let keys = *next..last;
                     *next = keys.end;
                     key_count += keys.len();
-                    self.list_state(snapshot, keys.map(StateKeyNum).collect())?
+                    let events = self.list_state(snapshot, keys.map(StateKeyNum).collect())?;
+                    if matches!(self.members, Members::Only(_)) {
+                        for event in &events {
+                            self.told.insert(*event)?;
+                        }
+                    }
+                    events
                 }
                 Part::State { .. } => {
                     self.json.close();
@@ -191,7 +199,13 @@ impl Walk {
                         return Ok((self.json.finish(), None));
                     }
                     key_count += events.len();
-                    events
+                    let mut chain = Vec::with_capacity(events.len());
+                    for event in events {
+                        if self.told.insert(event)? {
+                            chain.push(event);
+                        }
+                    }
+                    chain
                 }
             };
             let count = events.len();

@@ -467,6 +467,16 @@ impl Change {
             prev.extend(self.find_num(id)?);
         }
         let order = self.next_order(num);
+        // While members are left out of the state, the membership from before is among the events that allow the join.
+        let is_same = |event: &&Arc<StateEvent>| {
+            event.parsed.event_type == join.event().event_type
+                && event.parsed.state_key.as_ref() == Some(&state_key)
+        };
+        let replaced = match self.state(&event_type, &state_key)? {
+            Some(known) => Some(known),
+            None => auth.iter().find(is_same).cloned(),
+        };
+        let replaces = replaced.map(|event| event.event);
         let entering = Entering {
             num,
             key: join.key().clone(),
@@ -474,7 +484,7 @@ impl Change {
             json: join.json(),
             depth: join.depth(),
             state_key: Some(key),
-            replaces: self.state(&event_type, &state_key)?.map(|event| event.event),
+            replaces,
             before: None,
             prev,
             auth,
