@@ -33,7 +33,7 @@ use crate::{
     error::Result,
     ids::{Position, RoomNum, UserNum},
     metrics::Metrics,
-    store::{Read, Store, cursor},
+    store::{Fault, Read, Store, cursor},
 };
 
 pub use edus::Told;
@@ -74,6 +74,12 @@ pub struct Status {
     pub rooms_behind: usize,
     /// The number of messages to its devices that wait.
     pub messages: usize,
+}
+
+/// Whether a server did not answer, and is not tried again before its time.
+pub fn is_left_alone(read: &(impl Read + ?Sized), server: &ServerName, now_ms: u64) -> Result<bool, Fault> {
+    let failing = marks::find_failing(read, server.as_str())?;
+    Ok(failing.is_some_and(|row| row.failing.next_try_ms > now_ms))
 }
 
 impl Servers {

@@ -269,6 +269,47 @@ async fn a_slow_server_holds_up_nobody_beyond_the_time_that_the_client_waits() {
     assert!(app.env.uptime() - began < Duration::from_secs(31), "nobody waits for an hour");
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_many_silent_servers_waits_behind_their_own_questions() {
+    let federated = Federated::new(&["a.example", "z.example"]);
+    let alice = federated.server(0).register("alice").await;
+    let carol = federated.server(0).register("carol").await;
+    let bob = federated.server(1).register("bob").await;
+    upload(&bob, "bob").await;
+    let mut wanted = serde_json::Map::new();
+    for number in 0..500 {
+        federated.net.host(&format!("s{number}.example"), &["6.6.6.6"]);
+        wanted.insert(format!("@x:s{number}.example"), json!([]));
+    }
+    federated.net.weather("6.6.6.6", Weather::Silent, Duration::ZERO);
+    wanted.insert(bob.user_id.clone(), json!([]));
+    let app = federated.server(0).server().app();
+    let all = json!({ "device_keys": wanted, "timeout": 10_000 });
+    let many = async { tokio::join!(alice.post(QUERY, all.clone()), alice.post(QUERY, all.clone())) };
+    let other = async {
+        app.env.sleep(Duration::from_secs(1)).await;
+        let began = app.env.uptime();
+        let answer = query(&carol, &[bob.user_id.as_str()]).await;
+        assert_eq!(devices(&answer, &bob.user_id), ["bob"], "{answer}");
+        let profile = format!("/_matrix/client/v3/profile/{}", encoded(&bob.user_id));
+        assert_eq!(carol.get(&profile).await.0, StatusCode::OK);
+        assert!(app.env.uptime() - began < Duration::from_secs(1), "nobody waits for what another asks");
+    };
+    let ((first, second), ()) = tokio::join!(many, other);
+    for (status, answer) in [first, second] {
+        assert_eq!(status, StatusCode::OK);
+        assert!(answer["failures"].as_object().unwrap().len() >= 500, "silence is a failure");
+    }
+    // Those that did not answer are asked last from then on, so that the others are heard.
+    for _ in 0..8 {
+        let (_, answer) = alice.post(QUERY, all.clone()).await;
+        if devices(&answer, &bob.user_id) == ["bob"] {
+            return;
+        }
+    }
+    panic!("a server that answers is never heard");
+}
+
 /// Another server that is a script: it notes what it is told, and answers what a test says about devices.
 struct Script {
     net: Net,

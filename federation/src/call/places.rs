@@ -16,12 +16,16 @@ const OF_SERVER_MAX: usize = 8;
 const WAITING_MAX: usize = 64;
 /// Requests of one kind that run at once to all servers.
 const ALL_MAX: usize = 512;
+/// Questions for devices that run at once to all servers. One user asks many servers at once, and each answer is small.
+const DEVICES_MAX: usize = 1_024;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// Anything that is none of the others: mostly questions of users.
     Requests,
+    /// Users ask for devices of others and for their keys.
+    Devices,
     /// What happens here is told to other servers.
     Deliveries,
     /// The past and the states of rooms are fetched, for events of others that lack them.
@@ -38,6 +42,7 @@ type Key = (Lane, OwnedServerName);
 pub(super) struct Places {
     lines: Mutex<BTreeMap<Key, Line>>,
     requests: Arc<Semaphore>,
+    devices: Arc<Semaphore>,
     deliveries: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
     keys: Arc<Semaphore>,
@@ -69,6 +74,7 @@ impl Default for Places {
         Self {
             lines: Mutex::default(),
             requests: all(),
+            devices: Arc::new(Semaphore::new(DEVICES_MAX)),
             deliveries: all(),
             fetches: all(),
             keys: all(),
@@ -96,6 +102,7 @@ impl Places {
         let own = own.acquire_owned().await.ok()?;
         let all = match lane {
             Lane::Requests => &self.requests,
+            Lane::Devices => &self.devices,
             Lane::Deliveries => &self.deliveries,
             Lane::Fetches => &self.fetches,
             Lane::Keys => &self.keys,
@@ -137,7 +144,7 @@ mod tests {
         let other: &ServerName = "other.example".try_into().unwrap();
         let mut waits = Box::pin(places.take(other, Lane::Requests));
         assert!((&mut waits).now_or_never().is_none(), "all places for requests are taken");
-        for lane in [Lane::Deliveries, Lane::Fetches, Lane::Keys] {
+        for lane in [Lane::Devices, Lane::Deliveries, Lane::Fetches, Lane::Keys] {
             assert!(places.take(other, lane).await.is_some(), "{lane:?}");
         }
     }

@@ -73,7 +73,9 @@ pub(crate) struct Asking(Arc<Inner>);
 struct Inner {
     profiles: Kept<OwnedUserId, Arc<Map<String, Value>>>,
     spaces: Kept<spaces::Question, Option<Arc<spaces::Told>>>,
+    silent: Kept<OwnedServerName, ()>,
     places: Places,
+    device_places: Places,
 }
 
 impl Default for Asking {
@@ -81,7 +83,9 @@ impl Default for Asking {
         Self(Arc::new(Inner {
             profiles: Kept::new(PROFILES_BYTES_MAX),
             spaces: Kept::new(spaces::KEPT_BYTES_MAX),
+            silent: Kept::new(SILENT_BYTES_MAX),
             places: Places::new(AT_ONCE, PAYERS_MIN),
+            device_places: Places::new(DEVICES_AT_ONCE, PAYERS_MIN),
         }))
     }
 }
@@ -93,6 +97,17 @@ impl Asking {
         self.0.places.enter().ok_or(Error::Busy { retry_after: AGAIN })
     }
 
+    /// Waits for a place for a question about devices that somebody has us ask. Whoever asks many servers at once waits behind
+    /// their own questions.
+    pub(super) async fn enter_for_devices(&self) -> Place {
+        self.0.device_places.wait().await
+    }
+
+    /// The servers that did not answer a question lately.
+    pub(super) fn silent(&self) -> &Kept<OwnedServerName, ()> {
+        &self.0.silent
+    }
+
     /// The answers of other servers about rooms of spaces.
     pub(super) fn spaces(&self) -> &Kept<spaces::Question, Option<Arc<spaces::Told>>> {
         &self.0.spaces
@@ -101,6 +116,10 @@ impl Asking {
 
 /// At most this many questions are under way that users have us ask.
 const AT_ONCE: usize = 512;
+/// At most this many questions about devices are under way that users have us ask.
+const DEVICES_AT_ONCE: usize = 1_024;
+/// The names of servers that did not answer have at most this many bytes.
+const SILENT_BYTES_MAX: usize = 256 << 10;
 /// It takes at least this many users, or addresses without one, to have as many under way.
 const PAYERS_MIN: usize = 16;
 /// The cause of a fault of another server has at most this many characters.

@@ -2,13 +2,19 @@
 //! asked at once, and none is waited for longer than the client waits: those that have answered by then are told, and the others are
 //! named as failures.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use federation::{
     call::{Failure, Lane, Options},
     json::Limits,
 };
 use futures_util::{StreamExt, future::join_all, stream::iter};
+use parking_lot::Mutex;
 use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -17,6 +23,7 @@ use super::{
     lists,
 };
 use crate::{
+    delivery::servers,
     encryption::elsewhere::{OtherList, Witness},
     error::Result,
     flows::{App, remote::identify::require_federation},
@@ -32,8 +39,14 @@ const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// At most this many servers are asked for one request; the others are failures.
 const SERVERS_MAX: usize = 2_000;
-/// At most this many servers are asked at once for one request.
-const AT_ONCE: usize = 500;
+/// At most this many servers are asked at once for one request, which is what one user may have us ask at once.
+const AT_ONCE: usize = 64;
+/// A server that did not answer is asked after the others for this time.
+const SILENT: Duration = Duration::from_secs(300);
+/// It counts as one that did not answer only if it had this long.
+const SILENT_MIN: Duration = Duration::from_secs(5);
+/// A name of a server that did not answer takes this many bytes beside its own.
+const SILENT_OVERHEAD: usize = 64;
 /// Where at most this many users of a server are asked for, the whole list of each is asked for, so that it is kept.
 const LISTS_AT_ONCE: usize = 5;
 /// The answers for one request have at most this many bytes; the servers beyond that are failures.
@@ -88,7 +101,7 @@ fn bounded(timeout: Duration) -> Duration {
 }
 
 fn options(timeout: Duration) -> Options {
-    Options { begins: timeout, overall: timeout, limits: Limits::JSON, lane: Lane::Requests }
+    Options { begins: timeout, overall: timeout, limits: Limits::JSON, lane: Lane::Devices }
 }
 
 fn in_words(failure: &Failure) -> String {
@@ -157,7 +170,7 @@ pub(crate) async fn claim(app: &App, wishes: Wishes, timeout: Duration) -> Resul
 }
 
 /// Asks servers at once, and gathers what has come when the time is over.
-async fn ask_all<Q, T, F>(
+async fn ask_all<Q: Send + 'static, T, F>(
     app: &App,
     mut by_server: BTreeMap<OwnedServerName, Q>,
     timeout: Duration,
@@ -184,11 +197,17 @@ where
     // A server that has not answered in the end has failed.
     let late = in_words(&Failure::TimedOut);
     let mut late: Failures = by_server.keys().map(|server| (server.clone(), late.clone())).collect();
-    let mut asking = iter(by_server.into_iter().map(|(server, question)| {
+    let begun = Mutex::new(BTreeSet::new());
+    let asking = by_answering(app, by_server).await?.into_iter().map(|(server, question)| {
         let asked = ask(server.clone(), question);
-        async move { (server, asked.await) }
-    }))
-    .buffer_unordered(AT_ONCE);
+        let begun = &begun;
+        async move {
+            let _place = app.remote.asking.enter_for_devices().await;
+            begun.lock().insert(server.clone());
+            (server, asked.await)
+        }
+    });
+    let mut asking = iter(asking).buffer_unordered(AT_ONCE);
     let over = app.env.sleep(timeout);
     tokio::pin!(over);
     loop {
@@ -220,12 +239,47 @@ where
             }
             Err(failure) => {
                 tracing::debug!(%server, %failure, "another server did not tell keys of its users");
+                if matches!(failure, Failure::NotFound(_) | Failure::Unreachable(_) | Failure::TimedOut) {
+                    note_silent(app, &server);
+                }
                 told.failures.insert(server, in_words(&failure));
             }
         }
     }
+    drop(asking);
+    if timeout >= SILENT_MIN {
+        begun.into_inner().iter().filter(|server| late.contains_key(*server)).for_each(|server| {
+            note_silent(app, server);
+        });
+    }
     told.failures.append(&mut late);
     Ok(told)
+}
+
+/// Puts those servers first that are likely to answer, so that nobody waits for them behind others that do not.
+async fn by_answering<Q: Send + 'static>(
+    app: &App,
+    by_server: BTreeMap<OwnedServerName, Q>,
+) -> Result<Vec<(OwnedServerName, Q)>> {
+    let owned = app.clone();
+    let order = move || {
+        let (snapshot, now_ms, uptime) = (owned.store.snapshot(), owned.env.now_ms(), owned.env.uptime());
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        for (server, question) in by_server {
+            let is_silent = owned.remote.asking.silent().find(&server, uptime).is_some()
+                || servers::is_left_alone(&*snapshot, &server, now_ms)?;
+            let side = if is_silent { &mut last } else { &mut first };
+            side.push((server, question));
+        }
+        first.append(&mut last);
+        Ok(first)
+    };
+    app.env.blocking(order).await
+}
+
+fn note_silent(app: &App, server: &OwnedServerName) {
+    let bytes = server.as_str().len() + SILENT_OVERHEAD;
+    app.remote.asking.silent().keep(server.clone(), (), bytes, app.env.uptime() + SILENT);
 }
 
 /// A user of another server whose devices are asked for.
