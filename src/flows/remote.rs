@@ -27,7 +27,7 @@ pub(crate) mod left_out;
 mod lists;
 mod old_rows;
 mod outside;
-mod places;
+pub(super) mod places;
 mod ports;
 pub(crate) mod query;
 pub(crate) mod rest_of_state;

@@ -104,6 +104,55 @@ async fn whoever_comes_back_at_once_is_in_the_room_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn joins_that_wait_for_the_keys_of_silent_servers_hold_up_no_other() {
+    let mut rooms = vec![Elsewhere::of_id(10, "!honest:a.example")];
+    for number in 0..8 {
+        let mut room = Elsewhere::of_id(10, &format!("!trap{number}:a.example"));
+        for member in 0..20 {
+            let user = format!("@x:s{member}n{number}.example");
+            room.add_by(&user, "m.room.member", Some(&user), json!({ "membership": "join" }));
+        }
+        rooms.push(room);
+    }
+    // Each member is said to have signed by a key of their own server, which never answers.
+    let tamper = at("send_join", |it| {
+        for event in it["state"].as_array_mut().unwrap() {
+            let server = event["sender"].as_str().unwrap().split_once(':').unwrap().1.to_owned();
+            let signed = event["signatures"]["a.example"].clone();
+            event["signatures"] = json!({ server: signed });
+        }
+    });
+    let net = Net::new(1);
+    let _asked = Elsewhere::serve_all(&rooms, &net, tamper);
+    for (number, member) in (0..8).flat_map(|number| (0..20).map(move |member| (number, member))) {
+        net.host(&format!("s{member}n{number}.example"), &["6.6.6.6"]);
+    }
+    net.weather("6.6.6.6", Weather::Silent, Duration::ZERO);
+    let store = aqueduct::store::Store::open(
+        aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
+        aqueduct::store::Durability::Fsync,
+    );
+    let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
+    let (mallory, bob) = (server.register("mallory").await, server.register("bob").await);
+    let traps = futures_util::future::join_all(
+        rooms.iter().skip(1).map(|room| try_join(&mallory, room.room_id.as_str())),
+    );
+    let app = server.server().app();
+    let honest = async {
+        app.env.sleep(Duration::from_secs(1)).await;
+        let began = app.env.uptime();
+        assert_eq!(try_join(&bob, "!honest:a.example").await.0, StatusCode::OK);
+        assert!(app.env.uptime() - began < Duration::from_secs(3), "nobody waits for the joins of another");
+    };
+    let (trapped, ()) = tokio::join!(traps, honest);
+    assert!(
+        trapped.iter().all(|(status, _)| *status == StatusCode::OK),
+        "what cannot be checked is left out"
+    );
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_join_by_way_of_another_server_is_for_that_one_to_tell() {
     let room = Elsewhere::new(11);
     let (server, bob, asked, _net) = against(&room, honest()).await;

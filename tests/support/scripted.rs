@@ -46,8 +46,13 @@ pub(crate) const ALICE: &str = "@alice:a.example";
 impl Elsewhere {
     /// A public room of this version.
     pub(crate) fn new(version: u8) -> Self {
+        Self::of_id(version, "!room:a.example")
+    }
+
+    /// A public room of this version with this id, if versions before 12 have rooms of this id.
+    pub(crate) fn of_id(version: u8, id: &str) -> Self {
         let signer = Signer::new("a.example".try_into().unwrap(), key_pair(9, "k").unwrap().into());
-        let room_id: OwnedRoomId = "!room:a.example".try_into().unwrap();
+        let room_id: OwnedRoomId = id.try_into().unwrap();
         let (events, state, omits) = (Vec::new(), BTreeMap::new(), false);
         let mut room = Self { room_id, version, events, state, signer, omits };
         let mut create = json!({ "room_version": version.to_string() });
@@ -190,9 +195,14 @@ impl Elsewhere {
 
     /// Puts the server of the room into the network, at 5.9.0.1. Gives what it was asked: path and body.
     pub(crate) fn serve(&self, net: &Net, tamper: Tamper) -> Arc<Mutex<Vec<(String, Value)>>> {
+        Self::serve_all(std::slice::from_ref(self), net, tamper)
+    }
+
+    /// Puts the server of these rooms into the network like [`Self::serve`]. What is asked of another room is answered as of the first.
+    pub(crate) fn serve_all(rooms: &[Self], net: &Net, tamper: Tamper) -> Arc<Mutex<Vec<(String, Value)>>> {
         let own = own_keys("a.example", 9, "k").unwrap();
         net.host("a.example", &["5.9.0.1"]);
-        let (room, asked) = (self.clone(), Arc::new(Mutex::new(Vec::new())));
+        let (rooms, asked) = (rooms.to_vec(), Arc::new(Mutex::new(Vec::new())));
         let notes = Arc::clone(&asked);
         net.serve("5.9.0.1:8448", &["a.example"], move |arrived| {
             let path = arrived.request.uri().path().to_owned();
@@ -202,6 +212,9 @@ impl Elsewhere {
             }
             let parts: Vec<&str> = path.split('/').collect();
             let endpoint = parts.get(4).copied().unwrap_or_default();
+            let room = parts.get(5).map(|room| room.replace("%21", "!").replace("%3A", ":"));
+            let named = |it: &&Self| room.as_deref() == Some(it.room_id.as_str());
+            let room = rooms.iter().find(named).unwrap_or(&rooms[0]);
             let user = parts.get(6).map(|user| user.replace("%40", "@").replace("%3A", ":"));
             let honest = match endpoint {
                 "make_join" | "make_leave" | "make_knock" => {

@@ -176,6 +176,15 @@ impl Ring {
         outcomes
     }
 
+    /// Finds keys like [`Self::list`] among those that are known, and asks nobody.
+    pub async fn list_known(&self, wanted: &[Wanted]) -> Vec<Result<PublicKey, KeyFailure>> {
+        let mut outcomes = Vec::with_capacity(wanted.len());
+        for it in wanted {
+            outcomes.push(self.outcome(it, self.answer_of_before(&it.server, false).as_ref()).await);
+        }
+        outcomes
+    }
+
     /// Whether a key is known and will do for its purpose, so that nobody need be asked for it.
     pub async fn has(&self, wanted: &Wanted) -> bool {
         self.missing(std::slice::from_ref(wanted)).await.is_empty()

@@ -1,12 +1,16 @@
 //! The state of a room as another server hands it over to who joins (server-server API, "PUT /send_join"): which of its events can
 //! be believed, and in which order they are taken in. Of each event its bytes stay in memory, and not what they mean.
 
-use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use federation::json::Answer;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use ruma::{OwnedEventId, OwnedServerName, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, ServerName};
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor},
@@ -19,7 +23,7 @@ use crate::{
         App,
         remote::{
             ask::at_fault,
-            verify::{self, Verified},
+            verify::{self, Ask, Verified},
         },
         room::base::Events,
     },
@@ -39,10 +43,14 @@ const EVENTS_MAX: usize = 400_000;
 const SERVERS_MAX: usize = 10_000;
 /// The name of a server has at most this many bytes.
 const NAME_BYTES_MAX: usize = 255;
-/// Check this many events at once, because the keys of all of them are asked for together.
+/// Check this many events at once.
 const CHECKED_AT_ONCE: usize = 200;
-/// Check at most this many of such parts at a time, so that a server which does not tell its keys does not hold up all.
+/// Check at most this many of such parts at a time.
 const PARTS_AT_ONCE: usize = 4;
+/// Read the keys of this many events at once.
+const KEYS_AT_ONCE: usize = 2_000;
+/// Ask for at most this many keys of one server for an event.
+const KEYS_OF_EVENT_MAX: usize = 3;
 
 /// Events of an answer, as they stand in its bytes.
 struct Listed<'a>(Vec<&'a RawValue>);
@@ -128,6 +136,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
 }
 
 impl Answered {
+    /// The bytes of the answer.
+    pub(super) fn byte_count(&self) -> usize {
+        self.answer.bytes().len()
+    }
+
     /// Reads an answer: the object itself, or in the older form of the endpoint, which does not leave out members, a list of 200
     /// and the object. Gives what is wrong with the answer where it is none.
     pub(super) fn read(answer: Answer, is_old_form: bool) -> Result<Self, String> {
@@ -166,7 +179,64 @@ struct Believed {
     allowing: Vec<OwnedEventId>,
 }
 
-/// Checks all events of an answer, and gives those that can be believed in the order in which a join takes them in. An event that
+/// The fields of an event that say whose keys it takes to check it.
+#[derive(Deserialize)]
+struct Signers<'a> {
+    #[serde(borrow)]
+    sender: Cow<'a, str>,
+    origin_server_ts: u64,
+    #[serde(borrow)]
+    signatures: BTreeMap<Cow<'a, str>, BTreeMap<Cow<'a, str>, &'a RawValue>>,
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Vouched<'a> {
+    #[serde(borrow)]
+    join_authorised_via_users_server: Option<Cow<'a, str>>,
+}
+
+/// Lists the keys by which these events must be signed, each with the latest time at which it must have been valid.
+fn list_keys<'a>(
+    events: impl Iterator<Item = &'a Bytes>,
+) -> BTreeMap<(OwnedServerName, OwnedServerSigningKeyId), u64> {
+    let mut keys = BTreeMap::new();
+    for json in events {
+        let Ok(event) = serde_json::from_slice::<Signers<'_>>(json) else { continue };
+        let vouched: Option<Vouched<'_>> = serde_json::from_str(event.content.get()).ok();
+        let by = vouched.and_then(|it| it.join_authorised_via_users_server);
+        for user in [Some(event.sender), by].into_iter().flatten() {
+            let Some((_, server)) = user.split_once(':') else { continue };
+            let Ok(name) = OwnedServerName::try_from(server) else { continue };
+            let by_key = event.signatures.get(server).into_iter().flat_map(BTreeMap::keys);
+            for key in by_key.take(KEYS_OF_EVENT_MAX) {
+                let Ok(key) = OwnedServerSigningKeyId::try_from(&**key) else { continue };
+                let sent_ms = keys.entry((name.clone(), key)).or_insert(0);
+                *sent_ms = event.origin_server_ts.max(*sent_ms);
+            }
+        }
+    }
+    keys
+}
+
+/// Asks for the keys by which the events of an answer are to be checked, for a minute or two at most. The events of servers that
+/// do not tell theirs by then are left out.
+pub(super) async fn learn_keys(app: &App, version: u8, answered: &Answered) -> Result<()> {
+    // All events are gone through before anybody is asked, so that each server is asked once.
+    let mut keys = BTreeMap::new();
+    for part in answered.events.chunks(KEYS_AT_ONCE) {
+        let part = part.to_vec();
+        for (key, sent_ms) in app.env.blocking(move || Ok(list_keys(part.iter()))).await? {
+            let latest = keys.entry(key).or_insert(0);
+            *latest = sent_ms.max(*latest);
+        }
+    }
+    verify::learn_keys(app, version, keys).await;
+    Ok(())
+}
+
+/// Checks all events of an answer by the keys that are known, and gives those that can be believed in the order in which a join takes them in. An event that
 /// is not signed as it must be, whose keys cannot be had, or that stands on such an event, is left out. Gives the first of those
 /// that may be believed later, too.
 /// Errors: [`Error::Broken`] where the cache of keys cannot be read.
@@ -265,7 +335,9 @@ async fn check(
         })
         .await?;
     let mut checked = Checked::default();
-    for (place, verified) in places.into_iter().zip(verify::verify(app, version, signed).await?) {
+    for (place, verified) in
+        places.into_iter().zip(verify::verify_by(app, version, signed, Ask::Nobody).await?)
+    {
         match verified {
             Verified::Received(event) => {
                 let (id, allowing) = (event.id().to_owned(), list_allowing(&row, event.event())?);

@@ -2,18 +2,13 @@
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
 //! `flows/room/base.rs` lays that down.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use federation::call::{Failure, Options, Reply};
 use http::{Method, Request, header};
-use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     error::{Error, Result},
@@ -26,7 +21,7 @@ use crate::{
             brought::{self, Answered},
             candidates::Candidates,
             left_out,
-            places::Places,
+            places::{Places, Turns},
             staged,
             take_in::{Silence, take_in},
             template::{self, Template, Wanted},
@@ -44,8 +39,12 @@ use crate::{
     },
 };
 
-/// Lay down at most this many rooms at once, because each holds a room's state in memory.
+/// Lay down at most this many large rooms at once, because each holds a room's state in memory.
 const AT_ONCE: usize = 4;
+/// It takes at least this many users to have as many laid down.
+const USERS_MIN: usize = 4;
+/// The state of a large room comes as more bytes than this.
+const LARGE_BYTES: usize = 1 << 20;
 /// At most this many wait for that, for other servers or for a join of the same room; others are told to come back.
 const WAITING_MAX: usize = 512;
 /// It takes at least this many users to have as many wait.
@@ -60,37 +59,23 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(crate) struct Joining(Arc<Inner>);
 
 struct Inner {
-    rooms: Mutex<BTreeMap<OwnedRoomId, Weak<Semaphore>>>,
-    places: Semaphore,
+    rooms: Turns<OwnedRoomId>,
+    large: Places,
     waiting: Places,
 }
 
 impl Default for Joining {
     fn default() -> Self {
-        let (places, waiting) = (Semaphore::new(AT_ONCE), Places::new(WAITING_MAX, WAITING_USERS_MIN));
-        Self(Arc::new(Inner { rooms: Mutex::default(), places, waiting }))
+        let (large, waiting) = (Places::new(AT_ONCE, USERS_MIN), Places::new(WAITING_MAX, WAITING_USERS_MIN));
+        Self(Arc::new(Inner { rooms: Turns::default(), large, waiting }))
     }
 }
 
 impl Joining {
-    /// The place of the one who acts on a room by way of other servers. All who act on the same room share it.
-    fn of(&self, room: &RoomId) -> Arc<Semaphore> {
-        let mut rooms = self.0.rooms.lock();
-        rooms.retain(|_, place| place.strong_count() > 0);
-        if let Some(known) = rooms.get(room).and_then(Weak::upgrade) {
-            return known;
-        }
-        let new = Arc::new(Semaphore::new(1));
-        rooms.insert(room.to_owned(), Arc::downgrade(&new));
-        new
-    }
-
     /// Does something with a room by way of other servers, when nobody else does. Errors: [`Error::Busy`] where too many wait.
     pub(crate) async fn alone<T>(&self, room: &RoomId, act: impl Future<Output = Result<T>>) -> Result<T> {
         let _waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
-        let place = self.of(room);
-        let stopped = |_| Error::broken("the server stopped");
-        let _alone = place.acquire().await.map_err(stopped)?;
+        let _alone = self.0.rooms.enter(room.to_owned()).await?;
         act.await
     }
 }
@@ -128,10 +113,7 @@ async fn join_by(
 ) -> Result<()> {
     let event = template.sign(app, server, wanted)?;
     let mut answered = send(app, server, wanted, &event).await?;
-    // Nobody waits here for another server: what is left is to read what it gave.
-    let joining = app.remote.joining.clone();
-    let stopped = |_| Error::broken("the server stopped");
-    let place = joining.0.places.acquire().await.map_err(stopped)?;
+    brought::learn_keys(app, template.version, &answered).await?;
     let servers = answered.servers.take();
     let snapshot = app.store.snapshot();
     let known = rooms::find_room(&*snapshot, &wanted.room_id)?;
@@ -142,6 +124,11 @@ async fn join_by(
         (None, _) => event,
         (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
         (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
+    };
+    // From here on nobody waits for another server: what is left is to read what was given.
+    let place = match answered.byte_count() > LARGE_BYTES {
+        true => Some(app.remote.joining.0.large.wait().await),
+        false => None,
     };
     let (events, left_out) = brought::believed(app, server, (num, &row), answered).await?;
     let claim = app.rooms.turns(num).claim_join().ok_or(Error::Busy { retry_after: AGAIN })?;

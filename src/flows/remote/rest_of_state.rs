@@ -107,8 +107,7 @@ async fn fill_from(
         (at, ids) = (join.id.clone(), states::ids(fetch, server, &join.id, STATE_MAX).await);
     }
     let mut ids = ids?;
-    let stopped = |_| Error::broken("the server stopped");
-    let _place = app.completing.fills.acquire().await.map_err(stopped)?;
+    let _place = app.completing.place(server, ids.state.len()).await?;
     let missing = states::missing(fetch, server, &at, &ids).await?;
     // From here to the end of learning, nothing that was fetched may be swept.
     let claim = gaps::claim_history(&app, room).await;

@@ -34,15 +34,51 @@ pub(crate) enum Verified {
 /// event with this place was sent.
 type Keys = BTreeMap<(OwnedServerName, String, u64), Result<VerifyingKey, KeyFailure>>;
 
+/// Whether keys that are not known are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    Servers,
+    Nobody,
+}
+
+/// Whether the keys of a room of this version must have been valid when an event was sent.
+fn is_strict(version: u8) -> bool {
+    versions::find_rules(version).is_some_and(|rules| rules.enforce_key_validity)
+}
+
 /// Checks events of a room of this version, each with its own outcome, in their order. Errors: [`Error::Broken`] where the
 /// cache of keys cannot be read.
 pub(crate) async fn verify(app: &App, version: u8, events: Vec<Signed>) -> Result<Vec<Verified>> {
-    let is_strict = versions::find_rules(version).is_some_and(|rules| rules.enforce_key_validity);
+    verify_by(app, version, events, Ask::Servers).await
+}
+
+/// Asks for keys, so that they are known to who verifies by them later. Gives up where servers take long.
+pub(super) async fn learn_keys(
+    app: &App,
+    version: u8,
+    keys: BTreeMap<(OwnedServerName, OwnedServerSigningKeyId), u64>,
+) {
+    let is_strict = is_strict(version);
+    let wanted = keys.into_iter().map(|((server, key_id), sent_ms)| {
+        let sent_ms = if is_strict { sent_ms } else { 0 };
+        Wanted { server, key_id, purpose: Purpose::Event { sent_ms, is_strict } }
+    });
+    app.remote.ring.list(&wanted.collect::<Vec<_>>()).await;
+}
+
+/// Like [`verify`], by keys that are asked for or only by those that are known.
+pub(super) async fn verify_by(
+    app: &App,
+    version: u8,
+    events: Vec<Signed>,
+    ask: Ask,
+) -> Result<Vec<Verified>> {
+    let is_strict = is_strict(version);
     let mut outcomes = Vec::with_capacity(events.len());
     let mut events = events.into_iter().peekable();
     while events.peek().is_some() {
         let some: Vec<Signed> = events.by_ref().take(AT_ONCE).collect();
-        let keys = find_keys(app, is_strict, &some).await?;
+        let keys = find_keys(app, is_strict, &some, ask).await?;
         let check =
             move || Ok(some.into_iter().map(|event| check(event, is_strict, &keys)).collect::<Vec<_>>());
         outcomes.extend(app.env.blocking(check).await?);
@@ -55,7 +91,7 @@ fn needed_ms(event: &Signed, is_strict: bool) -> u64 {
     if is_strict { event.sent().get().into() } else { 0 }
 }
 
-async fn find_keys(app: &App, is_strict: bool, events: &[Signed]) -> Result<Arc<Keys>> {
+async fn find_keys(app: &App, is_strict: bool, events: &[Signed], ask: Ask) -> Result<Arc<Keys>> {
     let mut wanted = BTreeMap::new();
     for event in events {
         let sent_ms = needed_ms(event, is_strict);
@@ -67,7 +103,10 @@ async fn find_keys(app: &App, is_strict: bool, events: &[Signed]) -> Result<Arc<
         }
     }
     let (places, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-    let found = app.remote.ring.list(&wanted).await;
+    let found = match ask {
+        Ask::Servers => app.remote.ring.list(&wanted).await,
+        Ask::Nobody => app.remote.ring.list_known(&wanted).await,
+    };
     let mut keys = Keys::new();
     for (place, found) in places.into_iter().zip(found) {
         let key = match found {

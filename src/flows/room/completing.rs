@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use ruma::{RoomId, UserId};
-use tokio::sync::{Semaphore, watch};
+use ruma::{OwnedServerName, RoomId, ServerName, UserId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use crate::{
     accounts::Caller,
     error::{Error, Result},
-    flows::App,
+    flows::{App, remote::places::Turns},
     ids::RoomNum,
     rooms::{self, members},
     schema::{event_types::MEMBER, rooms::Resident},
@@ -21,8 +21,10 @@ const WAITS_MAX: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(1);
 /// At most this many requests wait for whole states; others are told to come back.
 const WAITING_MAX: usize = 1_000;
-/// The whole states of at most this many rooms are fetched at once.
-const FILLS_AT_ONCE: usize = 3;
+/// The whole states of at most this many large rooms are learnt at once, each from a server of its own.
+const FILLS_AT_ONCE: usize = 8;
+/// The state of a large room has more events than this.
+const LARGE: usize = 2_000;
 /// Those who waited in vain, or could not, come back after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -31,18 +33,35 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub struct Completing {
     told: watch::Sender<()>,
     waiting: Semaphore,
-    /// The places for fetching whole states, each of which is held in memory as it came.
-    pub(crate) fills: Semaphore,
+    fills: Semaphore,
+    /// A server whose states cost much holds up its own rooms.
+    from: Turns<OwnedServerName>,
+}
+
+/// A place for learning a whole state.
+pub(crate) struct Place<'a> {
+    _place: Option<(SemaphorePermit<'a>, OwnedSemaphorePermit)>,
 }
 
 impl Default for Completing {
     fn default() -> Self {
         let (waiting, fills) = (Semaphore::new(WAITING_MAX), Semaphore::new(FILLS_AT_ONCE));
-        Self { told: watch::Sender::new(()), waiting, fills }
+        Self { told: watch::Sender::new(()), waiting, fills, from: Turns::default() }
     }
 }
 
 impl Completing {
+    /// Waits for a place for learning a state of so many events that this server gave. Those of small rooms need none. Whoever
+    /// has a place goes on waiting for that server and for the keys of others, so that a server has one only.
+    pub(crate) async fn place(&self, server: &ServerName, count: usize) -> Result<Place<'_>> {
+        if count <= LARGE {
+            return Ok(Place { _place: None });
+        }
+        let from = self.from.enter(server.to_owned()).await?;
+        let place = self.fills.acquire().await.map_err(|_| Error::broken("the server stopped"))?;
+        Ok(Place { _place: Some((place, from)) })
+    }
+
     /// Has those who wait look again.
     pub(crate) fn note(&self) {
         self.told.send_replace(());
