@@ -27,6 +27,9 @@ pub use places::Lane;
 const SMALL_ANSWERS_BYTES_MAX: usize = 32 << 20;
 /// At most this many bytes of answers of medium size are in memory at once.
 const MEDIUM_ANSWERS_BYTES_MAX: usize = 96 << 20;
+/// At most this many bytes of small answers about keys are in memory at once, and as many of medium size; likewise of answers to
+/// what is delivered. Nobody's questions take theirs.
+const APART_BYTES_MAX: usize = 16 << 20;
 /// At most this many large answers are in memory at once; each has at most 100 MB.
 const LARGE_ANSWERS_MAX: usize = 2;
 /// What another server says about its refusal is cut to this many characters where people read it.
@@ -156,6 +159,8 @@ struct Inner {
     discovery: Discovery,
     servers: ServerList,
     memory: Memory,
+    memory_of_keys: Memory,
+    memory_of_deliveries: Memory,
     places: Arc<Places>,
 }
 
@@ -163,7 +168,16 @@ impl Caller {
     /// Sends requests to those servers that the list allows.
     pub fn new(ports: Ports, discovery: Discovery, servers: ServerList) -> Self {
         let memory = Memory::new(SMALL_ANSWERS_BYTES_MAX, MEDIUM_ANSWERS_BYTES_MAX, LARGE_ANSWERS_MAX);
-        Self(Arc::new(Inner { ports, discovery, servers, memory, places: Arc::new(Places::default()) }))
+        let apart = || Memory::new(APART_BYTES_MAX, APART_BYTES_MAX, 1);
+        Self(Arc::new(Inner {
+            ports,
+            discovery,
+            servers,
+            memory,
+            memory_of_keys: apart(),
+            memory_of_deliveries: apart(),
+            places: Arc::new(Places::default()),
+        }))
     }
 
     /// The ports it uses.
@@ -199,7 +213,7 @@ impl Caller {
             let seat = seat.ok().flatten().ok_or(Failure::Busy)?;
             let found = self.0.discovery.find(server).await?;
             let response = self.send(server, &found, request, options).await?;
-            let reply = self.read(response, options.limits).await;
+            let reply = self.read(response, options).await;
             drop(seat);
             reply
         };
@@ -229,17 +243,23 @@ impl Caller {
         })
     }
 
-    async fn read(&self, response: Response<Body>, limits: Limits) -> Result<Reply, Failure> {
+    async fn read(&self, response: Response<Body>, options: Options) -> Result<Reply, Failure> {
         let (head, body) = response.into_parts();
+        let memory = match options.lane {
+            Lane::Keys => &self.0.memory_of_keys,
+            Lane::Deliveries => &self.0.memory_of_deliveries,
+            Lane::Requests | Lane::Devices | Lane::Fetches | Lane::Signatures => &self.0.memory,
+        };
+        let memory = &memory.paid_by(self.0.ports.payers.current());
         if head.status.is_success() {
-            let answer = collect(body, limits, &self.0.memory).await.map_err(not_read)?;
+            let answer = collect(body, options.limits, memory).await.map_err(not_read)?;
             return Ok(Reply { status: head.status, headers: head.headers, answer });
         }
         if !head.status.is_client_error() && !head.status.is_server_error() {
             return Err(Failure::Nonsense(format!("status {}", head.status.as_u16())));
         }
         // The status alone says that it refused, whatever comes of the body.
-        let body = collect(body, Limits::DOCUMENT, &self.0.memory).await;
+        let body = collect(body, Limits::DOCUMENT, memory).await;
         let body = body.map(|answer| answer.bytes().clone()).unwrap_or_default();
         Err(refused(head.status, &head.headers, body))
     }

@@ -30,6 +30,12 @@ pub trait Randomness: Send + Sync + 'static {
     fn below(&self, bound: u64) -> u64;
 }
 
+/// Says for whom the current task works, so that what all share is shared out among them.
+pub trait Payers: Send + Sync + 'static {
+    /// A number that stands for them; `None` for work of the server itself, which has no share.
+    fn current(&self) -> Option<u64>;
+}
+
 /// Starts tasks; only the real transport needs some, to drive its connections.
 pub trait Tasks: Send + Sync + 'static {
     /// Starts a task that runs until it ends or the server stops.
@@ -237,6 +243,8 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
     /// Choices and jitter.
     pub randomness: Arc<dyn Randomness>,
+    /// For whom requests are made.
+    pub payers: Arc<dyn Payers>,
     /// DNS.
     pub resolver: Arc<dyn Resolver>,
     /// HTTPS.

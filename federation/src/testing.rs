@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use crate::{
     keys::OwnKeys,
     ports::{
-        Addresses, Body, Clock, KeyStore, NotResolved, NotSent, Place, Ports, Randomness, Resolver, Service,
-        Services, StoreFailed, StoredDocument, StoredKey, Target, Transport,
+        Addresses, Body, Clock, KeyStore, NotResolved, NotSent, Payers, Place, Ports, Randomness, Resolver,
+        Service, Services, StoreFailed, StoredDocument, StoredKey, Target, Transport,
     },
 };
 
@@ -206,6 +206,7 @@ impl Net {
         Ports {
             clock: net.clone(),
             randomness: net.clone(),
+            payers: net.clone(),
             resolver: net.clone(),
             transport: net,
             keys: Arc::new(MemoryKeys::default()),
@@ -261,6 +262,12 @@ impl Clock for Net {
     fn now_ms(&self) -> u64 {
         let passed = Instant::now().saturating_duration_since(self.began);
         BEGAN_MS.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Payers for Net {
+    fn current(&self) -> Option<u64> {
+        None
     }
 }
 

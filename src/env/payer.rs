@@ -3,7 +3,13 @@
 //!
 //! The door of requests (`api/serve.rs`) names the payers of a request once, and all that is done for it finds them here.
 
-use std::{collections::BTreeMap, future::Future, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use crate::{error::Result, ids::UserNum};
 
@@ -26,7 +32,7 @@ tokio::task_local! {
 }
 
 /// Somebody for whom places and bytes count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Payer {
     /// The server, for work of its own. That is bounded where it is begun, so that the server has no share.
     Server,
@@ -47,6 +53,18 @@ impl Payer {
             return Self::Anybody;
         }
         Self::Address(network(address))
+    }
+
+    /// A number that stands for the payer where something else counts; `None` for those without a share.
+    pub fn number(self) -> Option<u64> {
+        match self {
+            Self::Server | Self::Anybody => None,
+            Self::User(_) | Self::Name(_) | Self::Address(_) => {
+                let mut hasher = DefaultHasher::new();
+                self.hash(&mut hasher);
+                Some(hasher.finish())
+            }
+        }
     }
 
     /// The most of `all` that this payer may hold at once.

@@ -44,7 +44,8 @@ const UNREACHABLE_FOR: Duration = Duration::from_secs(30);
 /// An event of another server waits at most this long for a policy server that cannot be asked; then it is soft-failed, so that the
 /// room goes on.
 pub(crate) const HELD_MAX: Duration = Duration::from_secs(600);
-/// At most this many events wait for policy servers; further ones are soft-failed.
+/// At most this many events wait for policy servers. Further ones of the server for which most wait are soft-failed, and for
+/// those of others the oldest of that one gives way, so that nobody's policy server costs the events of another.
 const HELD_COUNT_MAX: usize = 2_000;
 /// The word on an event of another server is remembered for this long, because the event may have to be judged again.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -65,11 +66,19 @@ pub struct PolicyServers(Mutex<Memory>);
 #[derive(Default)]
 struct Memory {
     paused: BTreeMap<OwnedServerName, Pause>,
-    /// The uptime since which an event waits, whichever policy server its room has meanwhile.
-    held: BTreeMap<OwnedEventId, Duration>,
+    /// The events that wait, whichever policy server their rooms have meanwhile.
+    held: BTreeMap<OwnedEventId, Held>,
     /// The uptime since which an event waits for others that wait, because it stands on them.
     behind: BTreeMap<OwnedEventId, Duration>,
     said: BTreeMap<Case, Said>,
+}
+
+/// An event that waits.
+struct Held {
+    /// The uptime since which it does.
+    since: Duration,
+    /// The policy server for which it began to.
+    server: OwnedServerName,
 }
 
 #[derive(Clone, Copy)]
@@ -134,19 +143,19 @@ impl Memory {
     }
 
     /// Lets an event wait, unless it has waited for too long.
-    fn hold(&mut self, event: &OwnedEventId, now: Duration) -> Judged {
+    fn hold(&mut self, (event, server): &Case, now: Duration) -> Judged {
         let since = match self.held.get(event) {
-            Some(since) => *since,
+            Some(held) => held.since,
             None => {
                 if self.held.len() >= HELD_COUNT_MAX {
-                    self.held.retain(|_, since| now.saturating_sub(*since) < 2 * HELD_MAX);
+                    self.held.retain(|_, held| now.saturating_sub(held.since) < 2 * HELD_MAX);
                 }
-                if self.held.len() >= HELD_COUNT_MAX {
+                if self.held.len() >= HELD_COUNT_MAX && !self.make_room(server) {
                     return Judged::Against(
                         "the policy server cannot be asked, and too many events wait for it".to_owned(),
                     );
                 }
-                self.held.insert(event.clone(), now);
+                self.held.insert(event.clone(), Held { since: now, server: server.clone() });
                 now
             }
         };
@@ -155,6 +164,22 @@ impl Memory {
         }
         self.held.remove(event);
         Judged::Against("the policy server could not be asked for ten minutes".to_owned())
+    }
+
+    /// Has the oldest event give way that waits for the server for which most wait; `false` where that is this one.
+    fn make_room(&mut self, server: &OwnedServerName) -> bool {
+        let mut counts = BTreeMap::<&OwnedServerName, usize>::new();
+        for held in self.held.values() {
+            *counts.entry(&held.server).or_default() += 1;
+        }
+        let own = counts.get(server).copied().unwrap_or_default();
+        let Some((most, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return true };
+        if own >= count {
+            return false;
+        }
+        let of_most = self.held.iter().filter(|(_, held)| held.server == *most);
+        let oldest = of_most.min_by_key(|(_, held)| held.since).map(|(event, _)| event.clone());
+        oldest.is_some_and(|event| self.held.remove(&event).is_some())
     }
 
     fn remember(&mut self, case: Case, server: &PolicyServer, word: Word, now: Duration) {
@@ -344,7 +369,7 @@ pub(crate) async fn judge(
             return heed(server, rules, event, word);
         }
         if memory.find_pause(server.name(), now).is_some() {
-            return memory.hold(&case.0, now);
+            return memory.hold(&case, now);
         }
     }
     let answer = ask(app, server, event, ANSWERS_WITHIN).await;
@@ -355,7 +380,7 @@ pub(crate) async fn judge(
             let why = format!("{} {message}", errcode.unwrap_or_default());
             Word::Against(why.trim().chars().take(REASON_CHARS_MAX).collect())
         }
-        Answer::Limited(_) | Answer::Failed(_) => return memory.lock().hold(&case.0, now),
+        Answer::Limited(_) | Answer::Failed(_) => return memory.lock().hold(&case, now),
     };
     memory.lock().remember(case, server, word.clone(), now);
     heed(server, rules, event, word)
@@ -389,16 +414,21 @@ mod tests {
     fn events_wait_for_a_bounded_time_and_in_bounded_numbers() {
         let mut memory = Memory::default();
         let began = Duration::from_secs(5);
-        assert!(matches!(memory.hold(&case(0).0, began), Judged::Later));
-        assert!(matches!(memory.hold(&case(0).0, began + HELD_MAX - Duration::from_secs(1)), Judged::Later));
-        assert!(matches!(memory.hold(&case(0).0, began + HELD_MAX), Judged::Against(_)));
+        assert!(matches!(memory.hold(&case(0), began), Judged::Later));
+        assert!(matches!(memory.hold(&case(0), began + HELD_MAX - Duration::from_secs(1)), Judged::Later));
+        assert!(matches!(memory.hold(&case(0), began + HELD_MAX), Judged::Against(_)));
         for number in 0..HELD_COUNT_MAX {
-            assert!(matches!(memory.hold(&case(number).0, began), Judged::Later));
+            assert!(matches!(memory.hold(&case(number), began), Judged::Later));
         }
-        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX).0, began), Judged::Against(_)));
-        assert!(matches!(memory.hold(&case(7).0, began), Judged::Later), "those who wait go on waiting");
+        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began), Judged::Against(_)));
+        assert!(matches!(memory.hold(&case(7), began), Judged::Later), "those who wait go on waiting");
+        // An event of another policy server takes the place of one of those.
+        let other = (case(HELD_COUNT_MAX + 1).0, server_name!("q.example").to_owned());
+        assert!(matches!(memory.hold(&other, began), Judged::Later));
+        assert_eq!(memory.held.len(), HELD_COUNT_MAX);
+        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began), Judged::Against(_)));
         // Events that came to nothing otherwise are forgotten.
-        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX).0, began + 2 * HELD_MAX), Judged::Later));
+        assert!(matches!(memory.hold(&case(HELD_COUNT_MAX), began + 2 * HELD_MAX), Judged::Later));
         assert_eq!(memory.held.len(), 1);
         memory.remember(case(HELD_COUNT_MAX), &a_server(), Word::Against(String::new()), began);
         assert!(memory.held.is_empty());

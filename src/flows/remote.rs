@@ -98,7 +98,8 @@ impl Remote {
         let doors = Arc::new(ports::Doors(env.clone()));
         let ports = Ports {
             clock: doors.clone(),
-            randomness: doors,
+            randomness: doors.clone(),
+            payers: doors,
             resolver: network.resolver,
             transport: network.transport,
             keys: Arc::new(keys::StoredKeys::new(env.clone(), store.clone())),

@@ -5,10 +5,11 @@
 //! parses them, and all answers that are in memory share one [`Memory`]. A server that sends too slowly for what it holds is given
 //! up.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -123,35 +124,109 @@ impl Size {
 /// other server has acted on the question already.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    small: Arc<Semaphore>,
-    medium: Arc<Semaphore>,
+    small: Pool,
+    medium: Pool,
     large: Arc<Semaphore>,
+    payer: Option<u64>,
+}
+
+/// Whoever pays for answers holds at most one part in this many of the memory for answers of one size.
+const SHARE: usize = 8;
+
+/// The memory for answers of one size, in pieces.
+#[derive(Clone, Debug)]
+struct Pool {
+    free: Arc<Semaphore>,
+    share: usize,
+    held: Arc<Mutex<BTreeMap<u64, usize>>>,
+}
+
+impl Pool {
+    fn new(bytes: usize) -> Self {
+        let pieces = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        let (free, held) = (Arc::new(Semaphore::new(pieces)), Arc::default());
+        Self { free, share: (pieces / SHARE).max(1), held }
+    }
+
+    /// Takes memory. Nobody waits: two answers that wait for each other's memory would wait for ever.
+    fn take(&self, payer: Option<u64>, bytes: usize) -> Result<Taken, NotRead> {
+        let pieces = bytes.div_ceil(PIECE_BYTES);
+        let counted = u32::try_from(pieces).map_err(|_| NotRead::NoMemory)?;
+        let permit = Arc::clone(&self.free).try_acquire_many_owned(counted);
+        let mut taken = Taken { _permit: permit.map_err(|_| NotRead::NoMemory)?, paid: None };
+        if let Some(payer) = payer {
+            let mut held = self.held.lock();
+            let of_payer = held.entry(payer).or_default();
+            // A single answer always fits, however small the pool is.
+            if *of_payer > 0 && *of_payer + pieces > self.share {
+                return Err(NotRead::NoMemory);
+            }
+            *of_payer += pieces;
+            taken.paid = Some(Paid { pool: self.clone(), payer, pieces });
+        }
+        Ok(taken)
+    }
+}
+
+/// A part of a pool, given back when it is dropped.
+#[derive(Debug)]
+struct Taken {
+    _permit: OwnedSemaphorePermit,
+    paid: Option<Paid>,
+}
+
+#[derive(Debug)]
+struct Paid {
+    pool: Pool,
+    payer: u64,
+    pieces: usize,
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        let mut held = self.pool.held.lock();
+        if let Some(of_payer) = held.get_mut(&self.payer) {
+            *of_payer = of_payer.saturating_sub(self.pieces);
+            if *of_payer == 0 {
+                held.remove(&self.payer);
+            }
+        }
+    }
+}
+
+/// The memory that an answer holds until it is dropped.
+#[derive(Debug)]
+enum Room {
+    /// Parts of a pool, as the answer took them while it grew.
+    Parts(Vec<Taken>),
+    Large {
+        _permit: OwnedSemaphorePermit,
+    },
 }
 
 impl Memory {
     /// Memory for this many bytes of small answers, as many of medium size, and this number of large answers, each as large as its
     /// limits let it be.
     pub fn new(small_bytes_max: usize, medium_bytes_max: usize, large_max: usize) -> Self {
-        let pieces = |bytes: usize| (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
-        let memory = |permits| Arc::new(Semaphore::new(permits));
         Self {
-            small: memory(pieces(small_bytes_max)),
-            medium: memory(pieces(medium_bytes_max)),
-            large: memory(large_max.max(1)),
+            small: Pool::new(small_bytes_max),
+            medium: Pool::new(medium_bytes_max),
+            large: Arc::new(Semaphore::new(large_max.max(1))),
+            payer: None,
         }
     }
 
-    /// Takes memory of a small or medium answer. Nobody waits: two answers that wait for each other's memory would wait for ever.
-    fn take(all: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, NotRead> {
-        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).map_err(|_| NotRead::NoMemory)?;
-        Arc::clone(all).try_acquire_many_owned(pieces).map_err(|_| NotRead::NoMemory)
+    /// The same memory, of which this payer holds no more than a share; without one it is the server's own.
+    #[must_use]
+    pub fn paid_by(&self, payer: Option<u64>) -> Self {
+        Self { payer, ..self.clone() }
     }
 }
 
 /// The memory that one answer holds.
 #[derive(Debug, Default)]
 struct Held {
-    permit: Option<OwnedSemaphorePermit>,
+    room: Option<Room>,
     bytes: usize,
 }
 
@@ -170,15 +245,18 @@ impl Held {
             Size::Large => bytes_max.max(needed),
         };
         if size == Size::Large {
-            if before != Size::Large || self.permit.is_none() {
+            if before != Size::Large || self.room.is_none() {
                 let permit = Arc::clone(&memory.large).acquire_owned().await;
-                self.permit = Some(permit.map_err(|_| NotRead::NoMemory)?);
+                let _permit = permit.map_err(|_| NotRead::NoMemory)?;
+                self.room = Some(Room::Large { _permit });
             }
         } else {
-            let all = if size == Size::Small { &memory.small } else { &memory.medium };
-            match &mut self.permit {
-                Some(held) if before == size => held.merge(Memory::take(all, wanted - self.bytes)?),
-                _ => self.permit = Some(Memory::take(all, wanted)?),
+            let pool = if size == Size::Small { &memory.small } else { &memory.medium };
+            match &mut self.room {
+                Some(Room::Parts(parts)) if before == size => {
+                    parts.push(pool.take(memory.payer, wanted - self.bytes)?);
+                }
+                _ => self.room = Some(Room::Parts(vec![pool.take(memory.payer, wanted)?])),
             }
         }
         self.bytes = wanted;
@@ -190,7 +268,7 @@ impl Held {
 #[derive(Debug)]
 pub struct Answer {
     bytes: Bytes,
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: Option<Room>,
 }
 
 impl Answer {
@@ -229,7 +307,7 @@ pub async fn collect(mut body: Body, limits: Limits, memory: &Memory) -> Result<
             return Err(NotRead::Stalled);
         }
     }
-    Ok(Answer { bytes: bytes.freeze(), _memory: held.permit })
+    Ok(Answer { bytes: bytes.freeze(), _memory: held.room })
 }
 
 /// Counts what a body holds, without parsing it.
@@ -333,7 +411,26 @@ mod tests {
         assert_eq!(second.unwrap_err(), NotRead::NoMemory);
         drop(first);
         assert!(collect(body(&[&large, "y"]), limits, &memory).await.is_ok());
-        assert_eq!(memory.small.available_permits(), 2 * GROWTH_BYTES_MIN / PIECE_BYTES);
+        assert_eq!(memory.small.free.available_permits(), 2 * GROWTH_BYTES_MIN / PIECE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn whoever_pays_for_answers_holds_a_share_of_the_memory() {
+        let memory = Memory::new(16 * PIECE_BYTES, 1 << 20, 1);
+        let (first, second) = (memory.paid_by(Some(1)), memory.paid_by(Some(2)));
+        let piece = "x".repeat(PIECE_BYTES);
+        let limits = Limits::bytes(PIECE_BYTES);
+        let (one, two) =
+            (collect(body(&[&piece]), limits, &first).await, collect(body(&[&piece]), limits, &first).await);
+        assert!(one.is_ok() && two.is_ok());
+        assert_eq!(collect(body(&[&piece]), limits, &first).await.unwrap_err(), NotRead::NoMemory);
+        assert!(collect(body(&[&piece]), limits, &second).await.is_ok(), "another has their own");
+        assert!(collect(body(&[&piece]), limits, &memory).await.is_ok(), "and so has the server");
+        drop(one);
+        assert!(collect(body(&[&piece]), limits, &first).await.is_ok());
+        drop(two);
+        assert!(memory.small.held.lock().is_empty());
+        assert_eq!(memory.small.free.available_permits(), 16);
     }
 
     #[tokio::test]
@@ -344,7 +441,7 @@ mod tests {
         let limits = Limits::bytes(32 << 20);
         let first = collect(body(&large), limits, &memory).await.unwrap();
         assert_eq!(
-            memory.medium.available_permits(),
+            memory.medium.free.available_permits(),
             (64 << 20) / PIECE_BYTES,
             "it holds none of the others'"
         );

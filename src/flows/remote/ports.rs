@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use federation::{
     ports::{
-        Addresses, Body, Clock, NotResolved, NotSent, Randomness, Resolver, Services, Target, Tasks,
+        Addresses, Body, Clock, NotResolved, NotSent, Payers, Randomness, Resolver, Services, Target, Tasks,
         Transport,
     },
     transport::{Https, Proxy, Trust, dns::SystemDns},
@@ -13,7 +13,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
     config::Config,
-    env::{Env, Network},
+    env::{Env, Network, payer},
     error::{Error, Result},
 };
 
@@ -29,6 +29,12 @@ impl Clock for Doors {
 impl Randomness for Doors {
     fn below(&self, bound: u64) -> u64 {
         self.0.random_below(bound)
+    }
+}
+
+impl Payers for Doors {
+    fn current(&self) -> Option<u64> {
+        payer::current().first().number()
     }
 }
 
