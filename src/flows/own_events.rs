@@ -107,7 +107,11 @@ async fn in_rounds<T: Send + 'static>(
                 continue;
             }
         }
-        signed.push(policy_server::sign_own(app, unsigned, patience).await?);
+        let given = match policy_server::sign_own(app, unsigned.clone(), patience).await {
+            Ok(given) => given,
+            Err(why) => unsigned.without().ok_or(why)?,
+        };
+        signed.push(given);
     }
     tracing::debug!(%room, "an event is not sent: its room went on too fast for its policy server");
     Err(Error::Busy { retry_after: AGAIN })

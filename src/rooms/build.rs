@@ -20,7 +20,7 @@ use crate::{
     error::Refusal,
     json::{JsonRef, JsonText, Object},
     rooms::event::Event,
-    schema::{rooms::EventHash, state::DERIVED},
+    schema::{event_types::MEMBER, rooms::EventHash, state::DERIVED},
 };
 
 /// An event has at most this many bytes as canonical JSON, signatures included.
@@ -113,6 +113,13 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Whether by this a user ends their own part in the room: they leave, refuse an invitation or withdraw a knock.
+    pub(in crate::rooms) fn ends_own_part(&self) -> bool {
+        self.event_type == MEMBER
+            && self.state_key.as_deref() == Some(self.sender.as_str())
+            && self.content.get("membership").and_then(|it| it.as_str()) == Some("leave")
+    }
+
     /// Whether another draft says the same, be it at another time.
     pub(in crate::rooms) fn says_same(&self, other: &Self) -> bool {
         let Self { sender, event_type, state_key, content, redacts, sent_ms: _ } = self;

@@ -589,7 +589,7 @@ async fn this_server_is_no_policy_server_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_account_that_ends_leaves_the_rooms_whose_policy_servers_answer() {
+async fn an_account_that_ends_leaves_also_rooms_whose_policy_server_is_silent() {
     let it = Guarded::new().await;
     let carol = it.scene.server.register("carol").await;
     carol.ok_post(&format!("/join/{}", encoded(&it.scene.room)), json!({})).await;
@@ -606,10 +606,43 @@ async fn an_account_that_ends_leaves_the_rooms_whose_policy_servers_answer() {
     };
     it.pass(Duration::from_secs(60)).await;
     assert_eq!(membership(&other).await, "leave");
-    assert_eq!(membership(&it.scene.room).await, "join");
-    it.end_silence();
-    it.pass(Duration::from_secs(3_600)).await;
     assert_eq!(membership(&it.scene.room).await, "leave");
+    it.scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_kept_in_a_room_by_its_policy_server() {
+    for says in [
+        refusal("Nobody leaves"),
+        Says::Answers(500, json!({})),
+        Says::Answers(429, json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 3_600_000 })),
+        Says::Signs(2),
+        Says::Nothing,
+    ] {
+        let it = Guarded::new().await;
+        let carol = it.scene.server.register("carol").await;
+        let dave = it.scene.server.register("dave").await;
+        carol.ok_post(&format!("/join/{}", encoded(&it.scene.room)), json!({})).await;
+        let invite = format!("/rooms/{}/invite", encoded(&it.scene.room));
+        it.alice().ok_post(&invite, json!({ "user_id": dave.user_id })).await;
+        it.guard.says(move |_| says.clone());
+        for user in [&carol, &dave] {
+            user.ok_post(&format!("/rooms/{}/leave", encoded(&it.scene.room)), json!({})).await;
+            user.ok_post(&format!("/rooms/{}/forget", encoded(&it.scene.room)), json!({})).await;
+            let (_, member) = it.alice().state(&it.scene.room, "m.room.member", &user.user_id).await;
+            assert_eq!(member["membership"], "leave");
+        }
+        // Whoever stays may not do what needs the signature.
+        let kick = json!({ "user_id": it.scene.bob.user.as_str() });
+        let path = format!("/_matrix/client/v3/rooms/{}/kick", encoded(&it.scene.room));
+        assert_ne!(it.alice().post(&path, kick).await.0, StatusCode::OK);
+        it.scene.server.assert_whole();
+    }
+    let it = Guarded::unused().await;
+    let carol = it.scene.server.register("carol").await;
+    carol.ok_post(&format!("/join/{}", encoded(&it.scene.room)), json!({})).await;
+    it.set_policy(json!({ "via": GUARD, "public_keys": { "ed25519": "no key" } })).await;
+    carol.ok_post(&format!("/rooms/{}/leave", encoded(&it.scene.room)), json!({})).await;
     it.scene.server.assert_whole();
 }
 

@@ -5,7 +5,11 @@
 //! parses them, and all answers that are in memory share one [`Memory`]. A server that sends too slowly for what it holds is given
 //! up.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -112,7 +116,7 @@ impl Size {
         match self {
             Self::Small => 1,
             Self::Medium => 256 << 10,
-            Self::Large => 2 << 20,
+            Self::Large => 16 << 20,
         }
     }
 }
@@ -127,6 +131,8 @@ pub struct Memory {
     small: Pool,
     medium: Pool,
     large: Arc<Semaphore>,
+    /// The turn of a payer: of large answers each has one at a time.
+    turns: Arc<Mutex<BTreeMap<u64, Weak<Semaphore>>>>,
     payer: Option<u64>,
 }
 
@@ -142,10 +148,11 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(bytes: usize) -> Self {
+    /// Memory of this many bytes for answers that have at most as many as `of_answer`. One such answer fits into a share.
+    fn new(bytes: usize, of_answer: usize) -> Self {
         let pieces = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let (free, held) = (Arc::new(Semaphore::new(pieces)), Arc::default());
-        Self { free, share: (pieces / SHARE).max(1), held }
+        Self { free, share: (pieces / SHARE).max(of_answer.div_ceil(PIECE_BYTES)), held }
     }
 
     /// Takes memory. Nobody waits: two answers that wait for each other's memory would wait for ever.
@@ -157,8 +164,7 @@ impl Pool {
         if let Some(payer) = payer {
             let mut held = self.held.lock();
             let of_payer = held.entry(payer).or_default();
-            // A single answer always fits, however small the pool is.
-            if *of_payer > 0 && *of_payer + pieces > self.share {
+            if *of_payer + pieces > self.share {
                 return Err(NotRead::NoMemory);
             }
             *of_payer += pieces;
@@ -200,7 +206,8 @@ enum Room {
     /// Parts of a pool, as the answer took them while it grew.
     Parts(Vec<Taken>),
     Large {
-        _permit: OwnedSemaphorePermit,
+        _place: OwnedSemaphorePermit,
+        _turn: Option<OwnedSemaphorePermit>,
     },
 }
 
@@ -209,11 +216,32 @@ impl Memory {
     /// limits let it be.
     pub fn new(small_bytes_max: usize, medium_bytes_max: usize, large_max: usize) -> Self {
         Self {
-            small: Pool::new(small_bytes_max),
-            medium: Pool::new(medium_bytes_max),
+            small: Pool::new(small_bytes_max, SMALL_BYTES_MAX),
+            medium: Pool::new(medium_bytes_max, MEDIUM_BYTES_MAX),
             large: Arc::new(Semaphore::new(large_max.max(1))),
+            turns: Arc::default(),
             payer: None,
         }
+    }
+
+    async fn take_large(&self) -> Result<Room, NotRead> {
+        let turn = match self.payer.map(|payer| self.turn_of(payer)) {
+            Some(turn) => Some(turn.acquire_owned().await.map_err(|_| NotRead::NoMemory)?),
+            None => None,
+        };
+        let place = Arc::clone(&self.large).acquire_owned().await.map_err(|_| NotRead::NoMemory)?;
+        Ok(Room::Large { _place: place, _turn: turn })
+    }
+
+    fn turn_of(&self, payer: u64) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock();
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(known) = turns.get(&payer).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(Semaphore::new(1));
+        turns.insert(payer, Arc::downgrade(&new));
+        new
     }
 
     /// The same memory, of which this payer holds no more than a share; without one it is the server's own.
@@ -246,9 +274,7 @@ impl Held {
         };
         if size == Size::Large {
             if before != Size::Large || self.room.is_none() {
-                let permit = Arc::clone(&memory.large).acquire_owned().await;
-                let _permit = permit.map_err(|_| NotRead::NoMemory)?;
-                self.room = Some(Room::Large { _permit });
+                self.room = Some(memory.take_large().await?);
             }
         } else {
             let pool = if size == Size::Small { &memory.small } else { &memory.medium };
@@ -416,10 +442,10 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_pays_for_answers_holds_a_share_of_the_memory() {
-        let memory = Memory::new(16 * PIECE_BYTES, 1 << 20, 1);
+        let memory = Memory::new(16 * SMALL_BYTES_MAX, 1 << 20, 1);
         let (first, second) = (memory.paid_by(Some(1)), memory.paid_by(Some(2)));
-        let piece = "x".repeat(PIECE_BYTES);
-        let limits = Limits::bytes(PIECE_BYTES);
+        let piece = "x".repeat(SMALL_BYTES_MAX);
+        let limits = Limits::bytes(SMALL_BYTES_MAX);
         let (one, two) =
             (collect(body(&[&piece]), limits, &first).await, collect(body(&[&piece]), limits, &first).await);
         assert!(one.is_ok() && two.is_ok());
@@ -430,7 +456,7 @@ mod tests {
         assert!(collect(body(&[&piece]), limits, &first).await.is_ok());
         drop(two);
         assert!(memory.small.held.lock().is_empty());
-        assert_eq!(memory.small.free.available_permits(), 16);
+        assert_eq!(memory.small.free.available_permits(), 16 * SMALL_BYTES_MAX / PIECE_BYTES);
     }
 
     #[tokio::test]
@@ -451,6 +477,15 @@ mod tests {
         assert!(collect(body(&large[..2]), limits, &memory).await.is_ok());
         drop(first);
         assert_eq!(second.await.unwrap().bytes().len(), 17 << 20);
+        // Of two places one payer holds one.
+        let memory = Memory::new(1 << 20, 64 << 20, 2);
+        let (one, two) = (memory.paid_by(Some(1)), memory.paid_by(Some(2)));
+        let first = collect(body(&large), limits, &one).await.unwrap();
+        let mut second = Box::pin(collect(body(&large), limits, &one));
+        assert!(futures_util::poll!(&mut second).is_pending(), "it waits for their own");
+        assert!(collect(body(&large), limits, &two).await.is_ok());
+        drop(first);
+        assert!(second.await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //! named as failures.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     future::Future,
     sync::Arc,
     time::Duration,
@@ -310,6 +310,7 @@ async fn ask_server(
             match renewed {
                 Ok(Ok((mut list, is_stale))) => {
                     let devices = users.remove(&user_id).map(|asked| asked.devices).unwrap_or_default();
+                    let devices: HashSet<OwnedDeviceId> = devices.into_iter().collect();
                     list.devices.retain(|id, _| devices.is_empty() || devices.contains(id));
                     if is_stale {
                         lists::ask_soon(app, &user_id);

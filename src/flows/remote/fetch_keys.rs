@@ -4,7 +4,10 @@
 //!
 //! Specification: server-server API, "Device Management" and "End-to-End Encryption".
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+};
 
 use federation::{
     call::{Failure, Options},
@@ -196,9 +199,11 @@ fn read_keys(wanted: &Wanted, bytes: &[u8]) -> Option<BTreeMap<OwnedUserId, Othe
     let mut lists = BTreeMap::new();
     for (user_id, devices_wanted) in wanted {
         let mut list = OtherList::default();
+        // Both sides may be long, and come from outside.
+        let wanted_ids: HashSet<&str> = devices_wanted.iter().map(|id| id.as_str()).collect();
         let devices = body.device_keys.get(user_id.as_str()).copied().and_then(parse::<ByText>);
         for (device_id, keys) in devices.into_iter().flatten().take(DEVICES_OF_USER_MAX) {
-            if !devices_wanted.is_empty() && !devices_wanted.iter().any(|it| *it == *device_id) {
+            if !devices_wanted.is_empty() && !wanted_ids.contains(&*device_id) {
                 continue;
             }
             let unsigned = parse::<Named>(&keys).and_then(|keys| parse::<Unsigned>(&keys.unsigned?));

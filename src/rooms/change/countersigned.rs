@@ -5,6 +5,8 @@
 //! signature outside the room's turn and makes the change again with the event as it was signed. Meanwhile the room may have got
 //! other events. Then the signed event does not stand on the newest ones, as if it came from another server, and is placed by the
 //! same rules. So a busy room needs no second signature, and nobody waits for a policy server but those whose events it signs.
+//!
+//! Whoever leaves needs nobody's consent: where the policy server does not sign that, it is sent without, and others soft-fail it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,9 +55,14 @@ impl Unsigned {
     pub(crate) fn with(self, event: Received) -> Countersigned {
         Countersigned { draft: self.draft, event }
     }
+
+    /// The event as it is, if it may be sent though the policy server did not sign it.
+    pub(crate) fn without(self) -> Option<Countersigned> {
+        self.draft.ends_own_part().then_some(Countersigned { draft: self.draft, event: self.event })
+    }
 }
 
-/// An event of one of our users with the signature of a policy server.
+/// An event of one of our users with the signature of a policy server, where it needs that.
 #[derive(Clone, Debug)]
 pub(crate) struct Countersigned {
     draft: Draft,
@@ -122,11 +129,15 @@ impl Change {
         draft: &Draft,
         sent_by: Option<SentBy>,
     ) -> Result<StoredEvent> {
+        if !server.has_key() && draft.ends_own_part() {
+            let (built, auth) = self.build(signer, draft)?;
+            return self.write(draft, built, &auth, sent_by);
+        }
         require_key(&server)?;
         while let Some(at) = self.signatures.given.iter().position(|given| given.draft.says_same(draft)) {
             let Countersigned { draft: signed_draft, event } = self.signatures.given.remove(at);
             // The room may have got another policy server, or another key for it, while this one was asked.
-            if !server.has_signed(event.json(), self.rules()) {
+            if !server.has_signed(event.json(), self.rules()) && !draft.ends_own_part() {
                 continue;
             }
             let (built, auth) = self.build(signer, &signed_draft)?;
