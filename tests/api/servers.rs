@@ -39,6 +39,9 @@ async fn the_keys_of_this_server_are_published_and_fit() {
     let checked =
         document::check(name, &Json::parse(keys.to_string().as_bytes()).unwrap(), BEGAN_MS).unwrap();
     assert_eq!(checked.keys.len(), 1);
+    // Servers older than version 1.6 of the specification name a key, and want all of them.
+    let (status, named) = server.anonymous().get("/_matrix/key/v2/server/ed25519%3Aother").await;
+    assert_eq!((status, named), (StatusCode::OK, keys));
     let (_, version) = server.anonymous().get("/_matrix/federation/v1/version").await;
     assert_eq!(version["server"]["name"], "Aqueduct");
 }
@@ -158,6 +161,8 @@ async fn this_server_vouches_for_the_keys_of_others() {
         (&json!("b.example"), vec!["ed25519:k".into()])
     );
     assert_eq!(names(&document["signatures"]), ["b.example", "test.example"]);
+    let (status, named) = anyone.get("/_matrix/key/v2/query/b.example/ed25519:other").await;
+    assert_eq!((status, &named["server_keys"][0]), (StatusCode::OK, document));
     let many = json!({ "server_keys": { "b.example": {}, "lost.example": {}, "test.example": { "ed25519:x": {} }, "no name": 1 } });
     let (status, answered) = anyone.post("/_matrix/key/v2/query", many).await;
     assert_eq!((status, answered["server_keys"].as_array().unwrap().len()), (StatusCode::OK, 2));

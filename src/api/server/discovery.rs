@@ -1,17 +1,16 @@
 //! Tells other servers what this one is, and how to check what it signs: keys, version.
 
 use federation::keys::notary::{self, Question};
+use http::Method;
 use ruma::{
     OwnedServerName,
-    api::federation::discovery::{
-        get_remote_server_keys, get_remote_server_keys_batch, get_server_keys, get_server_version,
-    },
+    api::federation::discovery::{get_remote_server_keys_batch, get_server_version},
 };
 
 use crate::{
     api::{
         Routes,
-        extract::Public,
+        extract::{Endpoint, Public},
         policy::{Body, MIB},
         raw::Raw,
         reply::RawJson,
@@ -40,17 +39,41 @@ pub(crate) async fn version(
     Ok(response)
 }
 
+/// The keys of this server, also at the path with the id of a key: servers that are older than version 1.6 of the
+/// specification ask there, and are answered as if they named none.
+pub(crate) struct Keys;
+
+impl Endpoint for Keys {
+    fn method() -> Method {
+        Method::GET
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec!["/_matrix/key/v2/server", "/_matrix/key/v2/server/{key_id}"]
+    }
+}
+
 /// `GET /_matrix/key/v2/server`
-pub(crate) async fn keys(app: App, _public: Public<Raw<get_server_keys::v2::Request>>) -> Result<RawJson> {
+pub(crate) async fn keys(app: App, _public: Public<Raw<Keys>>) -> Result<RawJson> {
     let document = app.remote.ring.own().document(app.env.now_ms());
     Ok(RawJson(document.to_string().into()))
 }
 
+/// The keys of another server, also at the path that older servers ask, as with [`Keys`].
+pub(crate) struct QueryKeys;
+
+impl Endpoint for QueryKeys {
+    fn method() -> Method {
+        Method::GET
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec!["/_matrix/key/v2/query/{server_name}", "/_matrix/key/v2/query/{server_name}/{key_id}"]
+    }
+}
+
 /// `GET /_matrix/key/v2/query/{serverName}`
-pub(crate) async fn query_keys(
-    app: App,
-    public: Public<Raw<get_remote_server_keys::v2::Request>>,
-) -> Result<RawJson> {
+pub(crate) async fn query_keys(app: App, public: Public<Raw<QueryKeys>>) -> Result<RawJson> {
     let server: OwnedServerName = public.request.id(0)?;
     let until = public.request.query("minimum_valid_until_ts");
     let question = Question::of_path(server, until.as_deref());
