@@ -1,9 +1,9 @@
 //! Finding other servers' keys: from the cache, from the server itself, from notaries
 //! ([retrieving server keys](https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys)).
 //!
-//! A server is asked at most once a minute, whatever signatures others send us to check. While it does not answer it is asked ever
-//! more seldom for events, which others may hand us; but once a minute for requests, since whoever makes one is up. Those who need
-//! keys of one server at a time share one request.
+//! A server is asked at most a few times a minute, whatever signatures others send us to check: more than once, because it may publish a
+//! key just after it was asked. While it does not answer it is asked ever more seldom for events, which others may hand us; but once a
+//! minute for requests, since whoever makes one is up. Those who need keys of one server at a time share one request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,8 +33,10 @@ use crate::{
     ports::{StoreFailed, StoredDocument, StoredKey},
 };
 
-/// A server is not asked again sooner than this, though it answered: a key that it has not published yet costs one request.
+/// Within this time a server is asked
 const AGAIN_MS: u64 = 60_000;
+/// this many times at most, and once while it does not answer. So a key that it has not published costs a few requests.
+const ASKED_MAX: usize = 4;
 /// Servers whose last request is remembered.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
 /// Servers that are asked at once for one list of keys.
@@ -111,8 +113,8 @@ impl Missed {
 /// What is remembered of asking one server.
 #[derive(Clone, Default)]
 struct Attempts {
-    /// It was asked last at this time, whether that has ended or not.
-    asked_ms: Option<u64>,
+    /// It was asked at these times, the last time first, whether that has ended or not.
+    asked_ms: [Option<u64>; ASKED_MAX],
     /// Set from the beginning to the end of asking; it stays if those who waited hung up.
     is_open: bool,
     /// Set while it does not answer.
@@ -307,26 +309,32 @@ impl Ring {
         let now_ms = self.now_ms();
         let mut attempts = self.0.attempts.lock();
         let known = attempts.get(server)?;
-        let is_recent = is_recent(known.asked_ms, now_ms);
+        let [last_ms, ..] = known.asked_ms;
         let is_failing = known.failing.is_some();
+        let is_recent = is_recent(last_ms, now_ms);
         if is_failing && (is_recent || !is_up && !may_try(known.failing, Pace::LOOK_UP, now_ms)) {
             return Some(Err(known.why.clone()));
         }
-        let open = || Err("it was asked a moment ago, and nobody waited for its answer".to_owned());
-        is_recent.then(|| if known.is_open { open() } else { Ok(()) })
+        if is_recent && known.is_open {
+            return Some(Err("it was asked a moment ago, and nobody waited for its answer".to_owned()));
+        }
+        known.asked_ms.iter().all(|at_ms| self::is_recent(*at_ms, now_ms)).then_some(Ok(()))
     }
 
     async fn ask_now(&self, server: &ServerName) -> Asked {
         let before_ms = self.with_attempts(server, |known| {
             known.is_open = true;
-            known.asked_ms.replace(self.now_ms())
+            let before_ms = known.asked_ms;
+            known.asked_ms.rotate_right(1);
+            known.asked_ms[0] = Some(self.now_ms());
+            before_ms
         });
         let fetched = self.fetch(server).await;
         let random = self.ports().randomness.below(u64::MAX);
         let now_ms = self.now_ms();
         self.with_attempts(server, |known| {
             known.is_open = false;
-            known.asked_ms = Some(now_ms);
+            known.asked_ms[0] = Some(now_ms);
             match fetched {
                 Ok(()) => {
                     known.failing = None;
