@@ -327,6 +327,7 @@ async fn the_reason_of_another_server_is_told() {
         (404, "M_NOT_FOUND", StatusCode::NOT_FOUND),
         (400, "M_UNABLE_TO_AUTHORISE_JOIN", StatusCode::BAD_REQUEST),
         (400, "M_UNABLE_TO_GRANT_JOIN", StatusCode::BAD_REQUEST),
+        (400, "ORG.EXAMPLE.OTHER_REASON", StatusCode::BAD_REQUEST),
     ] {
         for endpoint in ["make_join", "send_join"] {
             let refusal = json!({ "errcode": code, "error": "not you" }).to_string();

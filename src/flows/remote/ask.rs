@@ -7,6 +7,7 @@ use federation::{
     client::ServerAuthentication,
     json::Limits,
 };
+use http::StatusCode;
 use ruma::{
     OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UInt, UserId,
     api::{
@@ -208,7 +209,7 @@ pub(super) fn readable<'j, T: DeserializeOwned>(list: impl IntoIterator<Item = &
 }
 
 /// Turns a failed request into an error for our client. What another server refuses is told with its reason, as far as its code
-/// says something to a client; for all else that server is at fault.
+/// says something to a client, or is none that the specification has; for all else that server is at fault.
 pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
     match failure {
         Failure::Refused { status, errcode, message, body, .. } => {
@@ -225,6 +226,7 @@ pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
                     | "ORG.MATRIX.MSC4155.M_INVITE_BLOCKED",
                 ) => Some(ErrorKind::InviteBlocked),
                 Some("M_INCOMPATIBLE_ROOM_VERSION") => incompatible(&body),
+                Some(code) if status == StatusCode::BAD_REQUEST => unspecified(code),
                 _ => None,
             };
             match kind {
@@ -250,6 +252,14 @@ pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
 pub(crate) fn at_fault(server: &ServerName, cause: impl AsRef<str>) -> Error {
     let cause = cause.as_ref().chars().filter(|it| !it.is_control()).take(CAUSE_CHARACTERS_MAX);
     Error::Remote { server: server.to_string(), cause: cause.collect() }
+}
+
+/// An error code that the specification does not have. No client gives its session up by such a one, or waits, so that it can be told as
+/// another server says it.
+fn unspecified(code: &str) -> Option<ErrorKind> {
+    let is_code = code.chars().all(|it| it.is_ascii_alphanumeric() || matches!(it, '_' | '.'));
+    let kind: ErrorKind = serde_json::from_value(serde_json::json!({ "errcode": code })).ok()?;
+    (is_code && kind.custom_json_data().is_some()).then_some(kind)
 }
 
 fn incompatible(body: &[u8]) -> Option<ErrorKind> {
