@@ -403,6 +403,35 @@ async fn answers_without_sense_are_bounded_and_harmless() {
     assert!(accepted(&scene.come_one(&said).await));
 }
 
+/// Others give no state before an event that has no place with them. That after the one event before it is the same.
+#[tokio::test(start_paused = true)]
+async fn the_state_before_an_event_is_also_that_after_the_one_before_it() {
+    let mut scene = Scene::new().await;
+    scene.bob_says(2, "missed");
+    let named = json!({ "membership": "join", "displayname": "Bobby" });
+    let named = scene.there.add(BOB, "m.room.member", Some(BOB), named);
+    scene.there.say(BOB, "low");
+    let (newest, cited) = (scene.there.say(BOB, "newest"), named.clone());
+    scene.there.twist(move |kind, id, answer| match kind {
+        // One event of the gap comes, and no more.
+        "get_missing_events" => {
+            let mut answer = answer;
+            answer.1["events"].as_array_mut().unwrap().retain(|event| event["content"]["body"] == "low");
+            answer
+        }
+        "state_ids" if id == cited => answer,
+        "state" | "state_ids" => (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+        _ => answer,
+    });
+    let outcome = scene.come_one(&newest).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_eq!(scene.alice.state(&scene.room, "m.room.member", BOB).await.1["displayname"], "Bobby");
+    assert_eq!(scene.hole_count(), 1);
+    scene.there.untwist();
+    assert!(scene.read_all(30).await.contains(&named));
+    assert_eq!(scene.hole_count(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gap_without_end_and_without_a_state_is_given_up() {
     let mut scene = Scene::new().await;

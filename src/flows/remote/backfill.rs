@@ -284,7 +284,7 @@ async fn with_states(
                 continue;
             }
             fetched += 1;
-            match states::before(fetch, event.id(), state::hole_state(hole)).await {
+            match states::before(fetch, &event, state::hole_state(hole)).await {
                 Ok(sketch) => state_before = Some(Before::Sketch(sketch)),
                 Err(Error::Remote { .. }) => continue,
                 Err(other) => return Err(other),

@@ -3,6 +3,9 @@
 //! A server gives the ids of the state; what we do not have of it is fetched and taken in as outliers, each judged by the events that
 //! allow it, so that a rejected event is no part of the state, whatever the server says. The state is then written as a difference
 //! from a state that is stored.
+//!
+//! Servers give no state before events that have no place in their graphs, though they may have the event before: what is missing
+//! before an event that cites one missing event is then the state before that one, with that one itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +19,7 @@ use crate::{
     error::{Error, Result},
     flows::room::ingest::outliers::{For, take_outliers},
     rooms::{
-        change::{Outcome, Signed, order_by_auth},
+        change::{Outcome, Received, Signed, order_by_auth},
         event,
         state::{self, Sketch, StateRef},
     },
@@ -44,19 +47,33 @@ const SERVERS_MAX: usize = 3;
 
 /// Fetches the state before an event, as a difference from a state that is stored. The caller has the right to change the room's past, so
 /// that nothing of it is swept meanwhile. Errors: [`Error::Remote`] if no server gave a state that can be used.
-pub(crate) async fn before(fetch: &mut Fetch<'_>, id: &EventId, base: StateRef) -> Result<Sketch> {
+pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateRef) -> Result<Sketch> {
+    let missing = fetch.list_without_place(event.event().prev.clone()).await?;
+    let mut asked = vec![At::Before(event.id())];
+    if let [missing] = &*missing {
+        asked.push(At::After(missing));
+    }
     let mut failed = None;
-    for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
-        match from(fetch, &server, id, base).await {
-            Ok(sketch) => return Ok(sketch),
-            Err(error @ Error::Remote { .. }) => {
-                tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");
-                failed = Some(error);
+    for at in asked {
+        for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
+            match from(fetch, &server, at, base).await {
+                Ok(sketch) => return Ok(sketch),
+                Err(error @ Error::Remote { .. }) => {
+                    tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");
+                    failed = Some(error);
+                }
+                Err(other) => return Err(other),
             }
-            Err(other) => return Err(other),
         }
     }
     Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
+}
+
+/// A place in a room's graph.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Before(&'a EventId),
+    After(&'a OwnedEventId),
 }
 
 /// Asks a server for the ids of the state before an event, at most this many, and as many of events that allow those. Errors:
@@ -126,13 +143,26 @@ pub(super) fn lacks_much(lacking: usize, count: usize) -> bool {
     lacking * LACKING_PART > count
 }
 
-async fn from(fetch: &mut Fetch<'_>, server: &ServerName, id: &EventId, base: StateRef) -> Result<Sketch> {
+async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: StateRef) -> Result<Sketch> {
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
+    let id = match at {
+        At::Before(id) => id,
+        At::After(id) => id,
+    };
     let ids = ids(fetch, server, id, STATE_MAX).await?;
     let missing = missing(fetch, server, id, &ids).await?;
     bring(fetch, missing).await?;
+    let mut ids = ids.state;
+    if let At::After(id) = at {
+        let last = vec![id.clone()];
+        bring_missing(fetch, last.clone()).await?;
+        if !fetch.list_unknown(last.clone()).await?.is_empty() {
+            return Err(fault("it did not give the event whose state it gave"));
+        }
+        // What comes later takes the place of what the state had.
+        ids.extend(last);
+    }
     let (app, num, row) = (fetch.app.clone(), fetch.num, fetch.row.clone());
-    let ids = ids.state;
     let sketch = fetch.app.env.blocking(move || {
         let snapshot = app.store.snapshot();
         let base = state::canonical(&*snapshot, num, base)?;

@@ -365,7 +365,7 @@ impl Gap<'_> {
         let left = std::mem::replace(&mut self.fetch.budget, budget);
         self.fetched_states = true;
         let tip = StateRef::Main(require_row(&*app.store.snapshot(), room)?.state_tip);
-        let sketch = states::before(&mut self.fetch, event.id(), tip).await;
+        let sketch = states::before(&mut self.fetch, event, tip).await;
         if sketch.is_ok() {
             let lacking = self.fetch.list_unknown(event.event().auth.clone()).await?;
             if !lacking.is_empty() {
