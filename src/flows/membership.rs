@@ -60,7 +60,7 @@ pub(crate) async fn join(
         let (author, servers, reason, extra) =
             (Author::from(caller), servers.clone(), reason.clone(), extra.clone());
         let joined = join_elsewhere(app, author, &room_id, servers, reason, extra);
-        num = app.remote.joining.alone(&room_id, joined).await?;
+        num = app.remote.joining.alone(app, &room_id, joined).await?;
     }
     if let Some(num) = num
         && !here::join(app, caller, num, reason.clone(), extra.clone()).await?
@@ -71,7 +71,7 @@ pub(crate) async fn join(
             return Err(Refusal::forbidden("Nobody of this server may let you into the room.").into());
         }
         let vouched = remote::join::vouched(app, caller.user, num, wanted, candidates);
-        app.remote.joining.alone(&room_id, vouched).await?;
+        app.remote.joining.alone(app, &room_id, vouched).await?;
     }
     Ok(room_id)
 }
@@ -178,7 +178,7 @@ async fn leave_outside(
     drop(snapshot);
     match told {
         None => Ok(false),
-        Some(_) => app.remote.joining.alone(room, remote::leave::leave(app, user, num, reason)).await,
+        Some(_) => app.remote.joining.alone(app, room, remote::leave::leave(app, user, num, reason)).await,
     }
 }
 
@@ -240,7 +240,7 @@ pub(crate) async fn knock(
         Some(num) => here::knock(app, caller, num, reason).await?,
         None => {
             let knocked = knock_elsewhere(app, Author::from(caller), &room_id, servers, reason);
-            app.remote.joining.alone(&room_id, knocked).await?;
+            app.remote.joining.alone(app, &room_id, knocked).await?;
         }
     }
     Ok(room_id)

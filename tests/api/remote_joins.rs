@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use federation::testing::{Answered, Net, Weather, json as answer};
+use futures_util::FutureExt;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -149,6 +150,46 @@ async fn joins_that_wait_for_the_keys_of_silent_servers_hold_up_no_other() {
         trapped.iter().all(|(status, _)| *status == StatusCode::OK),
         "what cannot be checked is left out"
     );
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_a_join_and_says_nothing_holds_nobody_up() {
+    let room = Elsewhere::new(11);
+    let (server, bob, _asked, net) = against(&room, honest()).await;
+    let carol = server.register("carol").await;
+    net.host("evil.example", &["6.6.6.6"]);
+    let template = room.clone();
+    net.serve("6.6.6.6:8448", &["evil.example"], move |arrived| {
+        let path = arrived.request.uri().path().to_owned();
+        let user = path.rsplit('/').next().unwrap().replace("%40", "@").replace("%3A", ":");
+        let made = path.contains("/make_join/").then(|| template.template(&user, "join"));
+        async move {
+            match made {
+                Some(made) => answer(200, made.to_string()),
+                None => std::future::pending().await,
+            }
+        }
+        .boxed()
+    });
+    let app = server.server().app();
+    let path = |via: &str| api(&format!("/join/{}?{via}", encoded(room.room_id.as_str())));
+    let began = app.env.uptime();
+    let slow = async {
+        assert_eq!(bob.post(&path("via=evil.example&via=a.example"), json!({})).await.0, StatusCode::OK);
+        assert!(app.env.uptime() - began < Duration::from_secs(30), "the next server is asked");
+    };
+    let other = async {
+        app.env.sleep(Duration::from_secs(1)).await;
+        assert_eq!(carol.post(&path("via=a.example"), json!({})).await.0, StatusCode::OK);
+        assert!(app.env.uptime() - began < Duration::from_secs(15), "nobody waits for another's join");
+    };
+    tokio::join!(slow, other);
+    for user in [&bob, &carol] {
+        assert_eq!(rooms_of(user).await, [room.room_id.as_str()]);
+    }
+    let members = carol.ok_get(&format!("/rooms/{}/joined_members", encoded(room.room_id.as_str()))).await;
+    assert_eq!(members["joined"].as_object().unwrap().len(), 3, "{members}");
     server.assert_whole();
 }
 

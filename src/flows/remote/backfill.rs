@@ -99,7 +99,7 @@ async fn fill(app: &App, room: RoomNum, hole: Order) -> bool {
             return true;
         }
     };
-    let Ok(_place) = app.gaps.fills.acquire().await else { return false };
+    let _place = app.gaps.fills.wait().await;
     let filled = fill_from_others(app, room, hole).await;
     drop(filling);
     match filled {

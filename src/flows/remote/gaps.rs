@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
+use super::places::Places;
 use crate::{
     error::Result,
     flows::App,
@@ -22,7 +23,9 @@ use crate::{
 /// At most this many states are fetched at once, each in another room and for events of another server.
 const STATES_AT_ONCE: usize = 6;
 /// At most this many holes are filled at once for readers, each in another room.
-const FILLS_AT_ONCE: usize = 8;
+const FILLS_AT_ONCE: usize = 16;
+/// It takes at least this many readers to have as many filled, so that nobody's slow rooms hold up those of others.
+const READERS_MIN: usize = 8;
 /// At most this much is fetched at once for servers that have nobody in the room.
 const STRANGERS_AT_ONCE: usize = 16;
 /// States that were fetched for events of one server in one room keep this distance at least.
@@ -59,7 +62,7 @@ pub struct Gaps {
     /// The rooms whose states lack events, with the uptime at which that began.
     lacking: Mutex<BTreeMap<RoomNum, Duration>>,
     /// The places for filling holes.
-    pub(super) fills: Semaphore,
+    pub(super) fills: Places,
     /// The places for fetching what servers lead to that have nobody in the room.
     pub(super) strangers: Semaphore,
     /// The rooms of which a hole is being filled; the channel closes at the end.
@@ -75,7 +78,7 @@ impl Default for Gaps {
             paced: Mutex::default(),
             states: Mutex::default(),
             lacking: Mutex::default(),
-            fills: Semaphore::new(FILLS_AT_ONCE),
+            fills: Places::new(FILLS_AT_ONCE, READERS_MIN),
             strangers: Semaphore::new(STRANGERS_AT_ONCE),
             filling: Mutex::default(),
             in_vain: Mutex::default(),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use federation::call::{Failure, Options, Reply};
 use http::{Method, Request, header};
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     error::{Error, Result},
@@ -19,7 +19,7 @@ use crate::{
         remote::{
             ask::{at_fault, failed},
             brought::{self, Answered},
-            candidates::Candidates,
+            candidates::{Candidates, find_here},
             left_out,
             places::{Places, Turns},
             staged,
@@ -32,6 +32,7 @@ use crate::{
     rooms::{
         self,
         change::{Base, Change, Omitted, Outcome, Received},
+        turns::JoinClaim,
     },
     schema::{
         jobs::Job,
@@ -49,6 +50,13 @@ const LARGE_BYTES: usize = 1 << 20;
 const WAITING_MAX: usize = 512;
 /// It takes at least this many users to have as many wait.
 const WAITING_USERS_MIN: usize = 32;
+/// Others wait this long for whoever acts on the same room by way of other servers, and then act beside them.
+const OTHERS_WAIT: Duration = Duration::from_secs(10);
+/// A server that took a join and has not answered after this time is not waited for alone.
+const HANGS: Duration = Duration::from_secs(20);
+/// Wait for this long until a room is laid down that another join brought, and look this often.
+const LAID_WITHIN: Duration = Duration::from_secs(30);
+const LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// Has a server leave out the members of a room, where it knows how to.
 const OMIT_MEMBERS: &str = "?omit_members=true";
 /// Others who are told to come back do so after this time.
@@ -72,10 +80,20 @@ impl Default for Joining {
 }
 
 impl Joining {
-    /// Does something with a room by way of other servers, when nobody else does. Errors: [`Error::Busy`] where too many wait.
-    pub(crate) async fn alone<T>(&self, room: &RoomId, act: impl Future<Output = Result<T>>) -> Result<T> {
+    /// Does something with a room by way of other servers, when nobody else does, or when whoever does takes long: what another server
+    /// may delay holds nobody up. Errors: [`Error::Busy`] where too many wait.
+    pub(crate) async fn alone<T>(
+        &self,
+        app: &App,
+        room: &RoomId,
+        act: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let _waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
-        let _alone = self.0.rooms.enter(room.to_owned()).await?;
+        let _alone = tokio::select! {
+            biased;
+            alone = self.0.rooms.enter(room.to_owned()) => Some(alone?),
+            () = app.env.sleep(OTHERS_WAIT) => None,
+        };
         act.await
     }
 }
@@ -91,14 +109,41 @@ pub(crate) async fn join(app: &App, user: UserNum, wanted: Wanted, candidates: C
     told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
 }
 
+/// Asks one server after the other. One that took the join and does not answer is not waited for alone: nobody is in the room
+/// twice, whichever answers come later.
 async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: Candidates) -> Result<()> {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut under_way = 0_usize;
     loop {
         let asked = candidates.first(app, |server| async move { template::ask(app, &server, wanted).await });
-        let Some((server, template)) = asked.await else { return Err(candidates.into_error()) };
-        match join_by(app, user, wanted, &server, &template).await {
-            Ok(()) => return Ok(()),
-            Err(why @ Error::Broken(_)) => return Err(why),
-            Err(why) => candidates.failed(&server, why),
+        match asked.await {
+            Some((server, template)) => {
+                let (owned, wanted, tell) = (app.clone(), wanted.clone(), tell.clone());
+                app.env.spawn(async move {
+                    let joined = join_by(&owned, user, &wanted, &server, &template).await;
+                    drop(tell.send((server, joined)));
+                });
+                under_way += 1;
+            }
+            None if under_way == 0 => return Err(candidates.into_error()),
+            None => {}
+        }
+        let next = async {
+            // Without another one to ask there is nothing to do but wait.
+            if candidates.is_empty() { std::future::pending().await } else { app.env.sleep(HANGS).await }
+        };
+        tokio::select! {
+            biased;
+            joined = told.recv() => {
+                under_way -= 1;
+                match joined {
+                    Some((_, Ok(()))) => return Ok(()),
+                    Some((_, Err(why @ Error::Broken(_)))) => return Err(why),
+                    Some((server, Err(why))) => candidates.failed(&server, why),
+                    None => return Err(Error::broken("the server stopped before a room was joined")),
+                }
+            }
+            () = next => {}
         }
     }
 }
@@ -131,7 +176,12 @@ async fn join_by(
         false => None,
     };
     let (events, left_out) = brought::believed(app, server, (num, &row), answered).await?;
-    let claim = app.rooms.turns(num).claim_join().ok_or(Error::Busy { retry_after: AGAIN })?;
+    let claim = claim(app, num).await?;
+    if let Some(num) = find_here(app, &wanted.room_id)? {
+        // Another join was quicker, which did not wait for this one.
+        drop((claim, events));
+        return enter(app, user, num, server, event).await;
+    }
     let named = (wanted.room_id.clone(), template.version);
     let mut base = Base::new(&app.store.view(), claim, named, server.to_string())?;
     if let Some(servers) = servers {
@@ -209,6 +259,25 @@ async fn vouched_by(
         (Some(_), Some(json)) => brought::cosigned(app, server, &row, &event, json).await?,
         (Some(_), None) => return Err(at_fault(server, "it did not sign a join that it vouched for")),
     };
+    enter(app, user, num, server, event).await
+}
+
+/// Waits for the right to lay a room down. Errors: [`Error::Busy`] where that takes long.
+async fn claim(app: &App, num: RoomNum) -> Result<JoinClaim> {
+    let until = app.env.uptime() + LAID_WITHIN;
+    loop {
+        if let Some(claim) = app.rooms.turns(num).claim_join() {
+            return Ok(claim);
+        }
+        if app.env.uptime() >= until {
+            return Err(Error::Busy { retry_after: AGAIN });
+        }
+        app.env.sleep(LOOKED_AT_EVERY).await;
+    }
+}
+
+/// Takes in the join of a user of ours that another server has let into a room which this server is in.
+async fn enter(app: &App, user: UserNum, num: RoomNum, server: &ServerName, event: Received) -> Result<()> {
     let (id, json) = (event.id().to_owned(), event.json().clone());
     // The other server tells the rest of the room.
     let taken = take_in(app, num, server, vec![event.let_in()], Silence::FetchesState).await?.pop();

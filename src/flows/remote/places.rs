@@ -14,9 +14,10 @@ use crate::{
 };
 
 /// Places. A clone is another handle to the same ones.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Places(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     all: Arc<Semaphore>,
     shares: Mutex<Shares>,
