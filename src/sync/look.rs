@@ -130,7 +130,7 @@ fn add_rooms(
         }
         note_left(window, *num, user_row, &mut changes.shares)?;
         let data = data.by_room.remove(row.id.as_str()).unwrap_or_default();
-        if is_withheld(window, &row) || !is_told(window, *num, user_row, &data)? {
+        if is_withheld(window, &row, user_row) || !is_told(window, *num, user_row, &data)? {
             continue;
         }
         if invitations::is_one(user_row) {
@@ -219,9 +219,10 @@ fn is_eager(window: &Window<'_>) -> bool {
     !window.ask.filter.lazy_members
 }
 
-/// Whether a room is withheld for now: the client wants all its members, of whom only some are known.
-fn is_withheld(window: &Window<'_>, row: &RoomRow) -> bool {
-    is_eager(window) && row.resident == Resident::Partial
+/// Whether a room is withheld for now: the client wants all its members, of whom only some are known. Once they are, it is told of the
+/// room to those who are in it. Others are told at once that they left or are invited, because nothing tells them later.
+fn is_withheld(window: &Window<'_>, row: &RoomRow, user_row: &UserRoomRow) -> bool {
+    is_eager(window) && row.resident == Resident::Partial && user_row.membership == Membership::Join
 }
 
 /// Whether a room is told at all. A room that the user is not in is told once: with the event that says so. A client that

@@ -440,3 +440,26 @@ async fn coming_back_without_members_changes_nothing_of_an_earlier_stay() {
     assert_eq!(of_then(&scene.bob.ok_get(&path).await), before, "what was so then");
     scene.server.assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_in_a_room_is_told_so_while_its_members_are_unknown() {
+    let scene = Scene::of(a_room(11)).await;
+    scene.open().await;
+    let (carol, dave) = (scene.server.register("carol").await, scene.server.register("dave").await);
+    let begins = dave.ok_get("/sync").await;
+    let knows = scene.bob.ok_get("/sync").await;
+    assert_ne!(scene.told(&knows), &Value::Null);
+    scene.bob.ok_post(&format!("/rooms/{}/leave", scene.id()), json!({})).await;
+    // Carol comes into the room, and its members are to be learnt anew.
+    scene.is_open.store(false, Ordering::Relaxed);
+    carol.ok_post(&format!("/join/{}?via=a.example", scene.id()), json!({})).await;
+    assert_eq!(scene.told(&carol.ok_get("/sync").await), &Value::Null, "the room is withheld");
+    carol.ok_post(&format!("/rooms/{}/invite", scene.id()), json!({ "user_id": dave.user_id })).await;
+    let room = scene.room.room_id.as_str();
+    let since = |sync: &Value| format!("/sync?since={}", sync["next_batch"].as_str().unwrap());
+    let sync = scene.bob.ok_get(&since(&knows)).await;
+    assert_ne!(sync["rooms"]["leave"][room], Value::Null, "Bob left: {sync}");
+    let sync = dave.ok_get(&since(&begins)).await;
+    assert_ne!(sync["rooms"]["invite"][room], Value::Null, "Dave is invited: {sync}");
+    scene.open().await;
+}
