@@ -242,6 +242,10 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
         return Ok(true);
     }
     let known = if is_outside { Order::upto(window.invites_from()) } else { window.known_order() };
+    // Where forks resolve to a state in which the user is not in the room, no event need say so, or none that is told.
+    if !is_outside && user_row.left.is_some_and(|left| left > known && left <= Order::upto(window.upto)) {
+        return Ok(true);
+    }
     Ok(came_at(window, num, user_row)?.is_some_and(|own| own > known))
 }
 
