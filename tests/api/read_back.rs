@@ -28,7 +28,12 @@ async fn pass(federated: &Federated, time: Duration) {
 impl Past {
     /// A room in which alice said so many things, one a minute.
     async fn new(count: usize) -> Self {
-        let federated = Federated::new(&["a.example", "b.example", "c.example"]);
+        Self::among(&["a.example", "b.example", "c.example"], count).await
+    }
+
+    /// Like [`Past::new`], in a network of these servers.
+    async fn among(servers: &[&str], count: usize) -> Self {
+        let federated = Federated::new(servers);
         let alice = federated.server(0).register("alice").await;
         let room = alice.create(json!({ "preset": "public_chat" })).await;
         let mut said = Vec::new();
@@ -149,4 +154,18 @@ async fn a_page_forward_crosses_no_hole_unfilled() {
     let read = past.read_all(&bob, "f", Some(from)).await;
     let (read, said): (BTreeSet<_>, BTreeSet<_>) = (read.iter().collect(), said.iter().collect());
     assert!(said.is_subset(&read), "{} of {} are missing", said.difference(&read).count(), said.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_of_many_servers_is_read_back_by_way_of_the_one_that_made_it() {
+    let servers: Vec<String> = ('a'..='h').map(|name| format!("{name}.example")).collect();
+    let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+    let past = Past::among(&servers, 5).await;
+    let mut last = None;
+    for place in 1..servers.len() {
+        last = Some(past.join(place, "bob", "a.example").await);
+    }
+    pass(&past.federated, Duration::from_secs(60)).await;
+    // Nobody else has anything from before they came.
+    assert_all_once(&past, &past.read_all(&last.unwrap(), "b", None).await);
 }

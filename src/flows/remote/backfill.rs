@@ -20,10 +20,11 @@ use crate::{
     flows::{App, room::ingest},
     ids::{Order, RoomNum},
     rooms::{
+        self,
         change::{Backfill, Before, Older, Received},
-        state,
+        members, state,
     },
-    schema,
+    schema::{self, event_types::CREATE, rooms::EventRow},
     store::{Direction, Fault},
 };
 
@@ -131,10 +132,14 @@ async fn fill_from_others(app: &App, room: RoomNum, hole: Order) -> Result<bool>
             let rows = schema::TIMELINE.range::<(RoomNum, Order)>(&*snapshot, low, high, Direction::Up)?;
             let mut first = Vec::new();
             for row in rows.take(ABOVE_LOOKED_AT) {
-                let (_, row) = row?;
-                let server =
-                    row.sender().split_once(':').map(|(_, server)| OwnedServerName::try_from(server));
-                first.extend(server.and_then(Result::ok));
+                first.extend(server_of(&row?.1));
+            }
+            // Most others may have come later than what is missing. The server of who made the room has all of its past.
+            let create = rooms::find_state(&*snapshot, room, CREATE, "")?;
+            if let Some(maker) = create.and_then(|create| server_of(&create.row))
+                && members::is_server_joined(&*snapshot, room, maker.as_str())?
+            {
+                first.insert(first.len().min(1), maker);
             }
             Ok((Some(parsed(row.missing)), first))
         })
@@ -172,6 +177,11 @@ async fn fill_from_others(app: &App, room: RoomNum, hole: Order) -> Result<bool>
         }
     }
     Ok(false)
+}
+
+/// The server of who sent an event.
+fn server_of(row: &EventRow) -> Option<OwnedServerName> {
+    row.sender().split_once(':').and_then(|(_, server)| OwnedServerName::try_from(server).ok())
 }
 
 /// Asks servers for history, one after the other and, where one is slow, several at once. Gives the first answer with events, and the place of
