@@ -3,13 +3,16 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use aqueduct::store::{Durability, Engine, Store, engine::Memory};
-use federation::testing::{Net, json as answer};
+use aqueduct::{
+    rooms::build::Signer,
+    store::{Durability, Engine, Store, engine::Memory},
+};
+use federation::testing::{Net, json as answer, key_pair};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -68,7 +71,7 @@ impl Scene {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let server = TestServer::start(doors(&net), store, |config| {
             // Nobody else is there to be told anything.
-            config.federation.allow = vec!["a.example".to_owned()];
+            config.federation.allow = vec!["a.example".to_owned(), "c.example".to_owned()];
         });
         let bob = server.register("bob").await;
         let peer = Peer::unheard("a.example", 9);
@@ -438,6 +441,72 @@ async fn coming_back_without_members_changes_nothing_of_an_earlier_stay() {
     scene.open().await;
     assert_eq!(scene.state().await, scene.expected());
     assert_eq!(of_then(&scene.bob.ok_get(&path).await), before, "what was so then");
+    scene.server.assert_whole();
+}
+
+/// A member of a third server, whose keys nobody gives at first.
+const FRANK: &str = "@frank:c.example";
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_keys_cannot_be_had_yet_comes_into_the_state_later() {
+    let mut room = a_room(11);
+    let mut of_frank = room.clone();
+    of_frank.signer = Signer::new("c.example".try_into().unwrap(), key_pair(11, "k").unwrap().into());
+    let joined = of_frank.add_by(FRANK, "m.room.member", Some(FRANK), json!({ "membership": "join" }));
+    room.events.push(joined.clone());
+    room.state.insert(("m.room.member".to_owned(), FRANK.to_owned()), joined);
+    let scene = Scene::of(room).await;
+    let first = scene.lazy(None).await;
+    // A part of the state is learnt all the same.
+    scene.open().await;
+    let without_frank = |state: Vec<(String, String, String)>| -> Vec<_> {
+        state.into_iter().filter(|(_, key, _)| key != FRANK).collect()
+    };
+    assert_eq!(scene.state().await, without_frank(scene.expected()));
+    let path =
+        format!("/_matrix/federation/v1/make_join/{}/{}?ver=11", scene.id(), encoded("@erin:a.example"));
+    let (status, _) = scene.peer.ask(&scene.server, Method::GET, &path, None).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "others may not rely on that");
+    Peer::new(&scene.net, "c.example", "5.9.0.3", 11);
+    scene.server.server().app().env.sleep(Duration::from_secs(2_000)).await;
+    assert_eq!(scene.state().await, scene.expected());
+    let sync = scene.lazy(first["next_batch"].as_str()).await;
+    let told = scene.told(&sync);
+    assert_eq!(told["summary"]["m.joined_member_count"], 5, "{told}");
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_of_which_an_event_gets_lost_on_the_way_is_asked_for_again() {
+    let (lost, count) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let (loses, counts) = (Arc::clone(&lost), Arc::clone(&count));
+    let change = move |asked: &str, honest: Value| {
+        let is_derek = asked == "event" && honest["pdus"][0]["state_key"] == DEREK;
+        counts.fetch_add(usize::from(is_derek), Ordering::Relaxed);
+        if is_derek && loses.load(Ordering::Relaxed) { json!({ "pdus": [] }) } else { honest }
+    };
+    let scene = Scene::with(a_room(11), change).await;
+    scene.open().await;
+    assert!(count.load(Ordering::Relaxed) > 0, "single events are asked for");
+    let path = format!("/_matrix/client/v3/rooms/{}/members", scene.id());
+    assert_eq!(scene.bob.get(&path).await.0, StatusCode::TOO_MANY_REQUESTS, "the state is not whole yet");
+    lost.store(false, Ordering::Relaxed);
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    scene.server.assert_whole();
+    // A server that never gives it is not waited for without end.
+    lost.store(true, Ordering::Relaxed);
+    let never = Arc::clone(&lost);
+    let change = move |asked: &str, honest: Value| {
+        let is_derek = asked == "event" && honest["pdus"][0]["state_key"] == DEREK;
+        if is_derek && never.load(Ordering::Relaxed) { json!({ "pdus": [] }) } else { honest }
+    };
+    let scene = Scene::with(a_room(11), change).await;
+    for _ in 0..5 {
+        scene.open().await;
+    }
+    let expected: Vec<_> = scene.expected().into_iter().filter(|(_, key, _)| key != DEREK).collect();
+    assert_eq!(scene.state().await, expected);
     scene.server.assert_whole();
 }
 

@@ -304,7 +304,7 @@ struct Checked {
 }
 
 /// Reads an event that may be believed later.
-fn left_out(num: RoomNum, row: &RoomRow, json: &Bytes, is_state: bool) -> Option<LeftOut> {
+pub(super) fn left_out(num: RoomNum, row: &RoomRow, json: &Bytes, is_state: bool) -> Option<LeftOut> {
     let signed = Signed::read(num, row, json).ok()?;
     let event = signed.unverified();
     let (event_type, state_key) = (event.event_type.to_string(), event.state_key.clone()?);

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use federation::call::{Failure, Lane, Options};
 use futures_util::{StreamExt, stream};
 use ruma::{
@@ -30,7 +31,11 @@ use crate::{
     ids::RoomNum,
     rooms::{
         self,
-        change::{Outcome, Received, Signed, completes, order_by_auth},
+        change::{
+            Outcome, Received, Signed, completes,
+            left_out::{LEFT_OUT_BYTES_MAX, LEFT_OUT_MAX},
+            order_by_auth,
+        },
         event, members,
     },
     schema::{
@@ -54,6 +59,8 @@ const AT_ONCE: usize = 5;
 const ANSWER_EVENTS_MAX: usize = 1_000;
 /// Events that are missing are fetched with those that allow them up to this many levels.
 const AUTH_LEVELS_MAX: usize = 20;
+/// Remember the ids of at most this many events that could not be believed.
+const UNBELIEVED_MAX: usize = 20_000;
 /// The form and the hash of at most this many events are checked in one call of the pool.
 const READ_AT_ONCE: usize = 100;
 
@@ -94,6 +101,47 @@ pub(crate) struct Fetch<'a> {
     /// The servers to ask, the likeliest first.
     pub(crate) servers: Vec<OwnedServerName>,
     pub(crate) budget: Budget,
+    /// The events that came and could not be believed.
+    pub(super) unbelieved: Unbelieved,
+}
+
+/// Events that servers gave, and that could not be believed.
+#[derive(Default)]
+pub(super) struct Unbelieved {
+    /// Those that may be believed later, because the keys of a server could not be had, or an event that allows them.
+    later: BTreeMap<OwnedEventId, Bytes>,
+    later_bytes: usize,
+    /// The ids of all of them.
+    ids: BTreeSet<OwnedEventId>,
+}
+
+impl Unbelieved {
+    fn note(&mut self, id: OwnedEventId) {
+        if self.ids.len() < UNBELIEVED_MAX {
+            self.ids.insert(id);
+        }
+    }
+
+    /// Notes an event that may be believed later, as canonical JSON.
+    pub(super) fn note_later(&mut self, id: OwnedEventId, json: &Bytes) {
+        let fits = self.later.len() < LEFT_OUT_MAX && self.later_bytes + json.len() <= LEFT_OUT_BYTES_MAX;
+        if fits && !self.later.contains_key(&id) {
+            self.later_bytes += json.len();
+            // The bytes of the answer go when it was read, so that these are copied.
+            self.later.insert(id.clone(), Bytes::copy_from_slice(json));
+        }
+        self.note(id);
+    }
+
+    /// Whether somebody gave an event, which nobody can believe for now.
+    pub(super) fn contains(&self, id: &EventId) -> bool {
+        self.ids.contains(id)
+    }
+
+    /// Lists the events that may be believed later, as canonical JSON.
+    pub(super) fn list_later(&self) -> Vec<(OwnedEventId, Bytes)> {
+        self.later.iter().map(|(id, json)| (id.clone(), json.clone())).collect()
+    }
 }
 
 /// The ids of a state, and of the events that allow it, as a server gave them.
@@ -137,7 +185,7 @@ impl<'a> Fetch<'a> {
             servers.push(others.swap_remove(chosen));
         }
         servers.truncate(SERVERS_MAX);
-        Ok(Self { app, num, row, servers, budget })
+        Ok(Self { app, num, row, servers, budget, unbelieved: Unbelieved::default() })
     }
 
     fn options(left: Duration) -> Options {
@@ -292,7 +340,7 @@ impl<'a> Fetch<'a> {
 
     /// Checks events as they came, however many the caller asked for. Events that have their place here are left out; those of which
     /// only the redacted form is here are completed.
-    pub(crate) async fn check(&self, raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
+    pub(crate) async fn check(&mut self, raw: Vec<Box<RawValue>>) -> Result<Vec<Received>> {
         let (mut received, mut raw) = (Vec::with_capacity(raw.len().min(READ_AT_ONCE)), raw.into_iter());
         loop {
             let some: Vec<Box<RawValue>> = raw.by_ref().take(READ_AT_ONCE).collect();
@@ -316,14 +364,18 @@ impl<'a> Fetch<'a> {
             };
             let (signed, whole) = self.app.env.blocking(read).await?;
             self.complete(whole.into_values().collect()).await?;
+            let jsons: Vec<_> = signed.iter().map(|(id, event)| (id.clone(), event.json().clone())).collect();
             let signed = signed.into_values().collect();
-            for verified in verify::verify(self.app, self.row.version, signed).await? {
+            let verified = verify::verify(self.app, self.row.version, signed).await?;
+            for ((id, json), verified) in jsons.into_iter().zip(verified) {
                 match verified {
                     Verified::Received(event) => received.push(*event),
                     Verified::Forged(why) => {
+                        self.unbelieved.note(id);
                         tracing::debug!(room = %self.num, why = %why.message, "a forged event is left out");
                     }
                     Verified::Later(server) => {
+                        self.unbelieved.note_later(id, &json);
                         tracing::debug!(room = %self.num, %server, "an event is left out, because the keys of its server cannot be had");
                     }
                 }

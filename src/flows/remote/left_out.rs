@@ -1,9 +1,12 @@
 //! Events that a join left out, because the keys of their servers could not be had, are tried again in the background: the keys are
 //! asked for again, ever more seldom, and what can be believed becomes part of the room's state (`rooms/change/left_out.rs`).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
 
-use super::verify::{self, Verified};
+use super::{
+    fetch::{Budget, Fetch},
+    verify::{self, Verified},
+};
 use crate::{
     error::Result,
     flows::{App, commit},
@@ -30,21 +33,39 @@ const AGAIN_MS_MAX: u64 = 60 * 60 * 1000;
 /// An event that could not be believed for this many milliseconds is given up: the events that wait for it are by then, too.
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// One try fetches what allows such events for at most this long,
+const FETCHING_TAKES_MAX: Duration = Duration::from_secs(60);
+/// by at most this many questions,
+const REQUESTS_MAX: usize = 300;
+/// and looks at most this many events that others give.
+const EVENTS_MAX: usize = 1_000;
+
 /// An event that was left out, and what has become of it: `None` while it stays.
 type Tried = (Remembered, Option<Option<Received>>);
 
 /// Remembers the events that a join leaves out with the batch that ends the join, and has them tried again.
 pub(super) fn remember(app: &App, change: &mut Change, left_out: &[LeftOut]) -> Result<(), Fault> {
-    let now_ms = app.env.now_ms();
-    let not_remembered = change.leave_out(left_out, now_ms)?;
+    let not_remembered = change.leave_out(left_out, app.env.now_ms())?;
+    have_tried(app, change, left_out, not_remembered);
+    Ok(())
+}
+
+/// Remembers, besides those that the join itself left out, the events that the rest of its state leaves out.
+pub(super) fn remember_more(app: &App, change: &mut Change, left_out: &[LeftOut]) -> Result<(), Fault> {
+    let not_remembered = change.leave_out_more(left_out, app.env.now_ms())?;
+    have_tried(app, change, left_out, not_remembered);
+    Ok(())
+}
+
+fn have_tried(app: &App, change: &mut Change, left_out: &[LeftOut], not_remembered: usize) {
     if not_remembered > 0 {
         tracing::warn!(room = %change.num, not_remembered, "a join left out more events than are tried again");
     }
     if !left_out.is_empty() {
+        let now_ms = app.env.now_ms();
         let job = Job::TakeLeftOut { room: change.num };
         timer::set(&mut change.batch, &job.timer(now_ms.saturating_add(FIRST_MS)));
     }
-    Ok(())
 }
 
 /// Tries the events again that a join of a room left out. Gives the time after which those that are left are to be tried once more;
@@ -79,6 +100,9 @@ pub(crate) async fn try_again(app: &App, room: RoomNum) -> Result<Option<Duratio
             Some(Verified::Later(_)) | None => None,
         };
     }
+    if is_in {
+        bring_allowing(app, (room, &row), &tried).await?;
+    }
     let total = tried.len();
     let done = take_in(app, (room, is_in), in_order(&row, tried)?).await?;
     if done > 0 {
@@ -87,6 +111,29 @@ pub(crate) async fn try_again(app: &App, room: RoomNum) -> Result<Option<Duratio
     }
     let pause_ms = since_ms.clamp(FIRST_MS, AGAIN_MS_MAX);
     Ok((done < total).then(|| Duration::from_millis(pause_ms)))
+}
+
+/// Fetches the events that allow those which can be believed by now, where they are neither here nor among those that were left out:
+/// they got lost on the way at that time, too.
+async fn bring_allowing(app: &App, (room, row): (RoomNum, &RoomRow), tried: &[Tried]) -> Result<()> {
+    let received: Vec<&Received> = tried.iter().filter_map(|(_, fate)| fate.as_ref()?.as_ref()).collect();
+    let budget = Budget::new(app, FETCHING_TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
+    let mut fetch = Fetch::begin(app, room, Vec::new(), budget).await?;
+    let first = fetch.servers.clone();
+    for event in &received {
+        let mut allowing = list_allowing(row, event.event())?;
+        allowing.retain(|id| !received.iter().any(|other| other.id() == id));
+        let lacking = fetch.list_unknown(allowing).await?;
+        if lacking.is_empty() {
+            continue;
+        }
+        // The server of its sender has them.
+        let of = event.event().sender.server_name();
+        fetch.servers =
+            iter::once(of.to_owned()).chain(first.iter().filter(|it| *it != of).cloned()).collect();
+        fetch.bring_auth(event.id(), lacking).await?;
+    }
+    Ok(())
 }
 
 /// Sorts the events that have come to something: each after those that allow it.

@@ -4,20 +4,26 @@
 //!
 //! Nothing is noted of how far this came: what was fetched and learned is there, and is found again by the next try.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
+    brought,
     fetch::{Budget, Fetch},
-    gaps, states,
+    gaps, left_out, states,
 };
 use crate::{
     error::{Error, Result},
     flows::{App, room::ingest::revise},
     ids::{EventNum, RoomNum, StateKeyNum},
     rooms::{
-        self, event, members,
+        self,
+        change::{Change, left_out::LeftOut},
+        event, members,
         state::{self, StateRef, StateValue},
     },
     schema::{event_types::CREATE, rooms::PartialState},
@@ -32,6 +38,8 @@ const REQUESTS_MAX: usize = 2_500;
 const EVENTS_MAX: usize = 5_000;
 /// The state of a room that is joined without its members has at most this many events, as that of a room that is joined whole.
 const STATE_MAX: usize = 400_000;
+/// The first tries demand all events of a state, because servers that do not answer mostly come back: so many.
+const WHOLE_TRIES: u32 = 5;
 /// A server that refuses is asked for another event's state if it did so within this time.
 const REFUSES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -47,7 +55,7 @@ pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<
         return Ok(false);
     };
     if !partial.is_filled {
-        fill(app, room, &partial).await?;
+        fill(app, room, &partial, timer.row.tries >= WHOLE_TRIES).await?;
     }
     revise::revise(app, room, timer).await?;
     app.completing.note();
@@ -61,7 +69,7 @@ struct Join {
     prev: Vec<OwnedEventId>,
 }
 
-async fn fill(app: &App, room: RoomNum, partial: &PartialState) -> Result<()> {
+async fn fill(app: &App, room: RoomNum, partial: &PartialState, may_lack: bool) -> Result<()> {
     let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
     let via = OwnedServerName::try_from(partial.via.as_str()).into_iter().collect();
     let mut fetch = Fetch::begin(app, room, via, budget).await?;
@@ -74,7 +82,7 @@ async fn fill(app: &App, room: RoomNum, partial: &PartialState) -> Result<()> {
     let join = app.env.blocking(find).await?;
     let mut failed = None;
     for server in fetch.servers.clone() {
-        match fill_from(&mut fetch, &server, &join, partial).await {
+        match fill_from(&mut fetch, &server, &join, partial, may_lack).await {
             Ok(()) => return Ok(()),
             Err(error @ Error::Remote { .. }) => {
                 tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
@@ -92,6 +100,7 @@ async fn fill_from(
     server: &ServerName,
     join: &Join,
     partial: &PartialState,
+    may_lack: bool,
 ) -> Result<()> {
     let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
     // Servers of the room may not have heard of our join yet, but know the event that it cites.
@@ -118,19 +127,52 @@ async fn fill_from(
         states::bring_missing(fetch, vec![at.clone()]).await?;
         ids.state.push(at.clone());
     }
-    let (owned, state, partial) = (app.clone(), ids.state, partial.clone());
-    let version = fetch.row.version;
+    let (owned, state, partial) = (app.clone(), ids.state.clone(), partial.clone());
+    let (row, mut later) = (fetch.row.clone(), fetch.unbelieved.list_later());
     let compare = move || {
         let snapshot = owned.store.snapshot();
-        list_unknown(&snapshot, (room, version), &state, &partial)
+        let Some(compared) = list_unknown(&snapshot, (room, row.version), &state, &partial)? else {
+            return Ok(None);
+        };
+        later.retain(|(id, _)| !matches!(find(&snapshot, (room, row.version), id), Ok(Some(_))));
+        let state: BTreeSet<&OwnedEventId> = state.iter().collect();
+        let left_out = later.iter().filter_map(|(id, json)| {
+            brought::left_out(room, &row, json, state.contains(id)).map(|event| (id.clone(), event))
+        });
+        let left_out: BTreeMap<OwnedEventId, LeftOut> = left_out.collect();
+        Ok(Some((compared, left_out)))
     };
-    let unknown = app.env.blocking(compare).await?.ok_or_else(|| Error::Remote {
-        server: server.to_string(),
-        cause: "it gave a state without the create event of the room, or whose events it does not give"
-            .to_owned(),
-    })?;
-    tracing::debug!(%room, %server, keys = unknown.len(), "the state of a room is learned that was joined without its members");
-    revise::learn(&app, room, join.num, unknown).await
+    let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
+    let (Compared { unknown, mut lacking }, left_out) = app
+        .env
+        .blocking(compare)
+        .await?
+        .ok_or_else(|| fault("it gave a state without the create event of the room"))?;
+    // Nothing is lost that is tried again later.
+    lacking.retain(|id| !left_out.contains_key(id));
+    if states::lacks_much(lacking.len(), ids.state.len()) {
+        return Err(fault("it gave a state whose events it does not give"));
+    }
+    if !may_lack && lacking.iter().any(|id| !fetch.unbelieved.contains(id)) {
+        return Err(fault(
+            "it gave a state of which it did not give some events, which may come at the next try",
+        ));
+    }
+    if !lacking.is_empty() {
+        tracing::info!(%room, lacking = lacking.len(), "the state of a room lacks events that nobody gave, or that are forged");
+    }
+    tracing::debug!(%room, %server, keys = unknown.len(), left_out = left_out.len(), "the state of a room is learned that was joined without its members");
+    let (owned, left_out) = (app.clone(), left_out.into_values().collect::<Vec<_>>());
+    let after = move |change: &mut Change| Ok(left_out::remember_more(&owned, change, &left_out)?);
+    revise::learn(&app, room, join.num, unknown, after).await
+}
+
+/// The comparison of a state that a server gave with what is known of it.
+struct Compared {
+    /// The keys to learn.
+    unknown: Vec<(StateKeyNum, StateValue)>,
+    /// The ids of the events that are not here.
+    lacking: BTreeSet<OwnedEventId>,
 }
 
 /// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event has no key.
@@ -145,20 +187,19 @@ fn find(
     Ok(Some((kept.row.header.state_key, event)))
 }
 
-/// Compares a state that a server gave with what is known of the state before our join. Gives the keys to learn; `None` for a
-/// state that cannot be used. Of members the whole state is right, of others what we were joined with: the join was judged by
+/// Compares a state that a server gave with what is known of the state before our join; `None` for a state of another room. Of members the whole state is right, of others what we were joined with: the join was judged by
 /// that.
 fn list_unknown(
     read: &Snapshot,
     (room, version): (RoomNum, u8),
     ids: &[OwnedEventId],
     partial: &PartialState,
-) -> Result<Option<Vec<(StateKeyNum, StateValue)>>> {
-    let (mut brought, mut lacking) = (BTreeMap::new(), 0);
+) -> Result<Option<Compared>> {
+    let (mut brought, mut lacking) = (BTreeMap::new(), BTreeSet::new());
     for id in ids {
         match find(read, (room, version), id)? {
             Some((key, event)) => brought.extend(key.map(|key| (key, event))),
-            None => lacking += 1,
+            None => drop(lacking.insert(id.clone())),
         }
     }
     let at = StateRef::Main(partial.base);
@@ -166,7 +207,7 @@ fn list_unknown(
     let create = create.map(|key| Ok::<_, Fault>((key, state::at(read, room, at, key)?))).transpose()?;
     let is_of_room = create
         .is_some_and(|(key, event)| event.event().is_some() && brought.get(&key) == event.event().as_ref());
-    if !is_of_room || states::lacks_much(lacking, ids.len()) {
+    if !is_of_room {
         return Ok(None);
     }
     let mut unknown = Vec::new();
@@ -183,13 +224,10 @@ fn list_unknown(
         }
     }
     // Members whom an event made up are none, unless the state lacks events, so that they may be of those.
-    for key in of_members.keys().filter(|key| lacking == 0 && !brought.contains_key(key)) {
+    for key in of_members.keys().filter(|key| lacking.is_empty() && !brought.contains_key(key)) {
         if state::at(read, room, at, *key)? != StateValue::Absent {
             unknown.push((*key, StateValue::Absent));
         }
     }
-    if lacking > 0 {
-        tracing::info!(%room, lacking, "the state of a room lacks events that nobody gave");
-    }
-    Ok(Some(unknown))
+    Ok(Some(Compared { unknown, lacking }))
 }

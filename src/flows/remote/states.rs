@@ -38,7 +38,7 @@ const SINGLE_MAX: usize = 50;
 const SINGLE_PART: usize = 20;
 /// In any case no more than this many.
 const SINGLE_AT_MOST: usize = 500;
-/// A state may lack this part of its events: those of servers that are gone, and whose keys nobody has.
+/// A state may lack this part of its events, and one in any case: those of servers that are gone, and whose keys nobody has.
 const LACKING_PART: usize = 10;
 /// Events of a whole state are taken in so many at a time.
 const TAKEN_AT_ONCE: usize = 200;
@@ -140,7 +140,7 @@ pub(super) async fn bring_missing(fetch: &mut Fetch<'_>, ids: Vec<OwnedEventId>)
 
 /// Whether a state of so many events lacks too many of them to be used.
 pub(super) fn lacks_much(lacking: usize, count: usize) -> bool {
-    lacking * LACKING_PART > count
+    lacking > (count / LACKING_PART).max(1)
 }
 
 async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: StateRef) -> Result<Sketch> {
@@ -212,7 +212,8 @@ async fn bring_single(fetch: &mut Fetch<'_>, ids: Vec<OwnedEventId>) -> Result<(
         // A server need not name the whole chain of those that allow an event.
         if let (Outcome::Need { auth, .. }, event) = outcome {
             fetch.bring_auth(event.id(), auth).await?;
-            take_outliers(fetch.app, fetch.num, vec![event.clone()], For::State).await?;
+            let taken = take_outliers(fetch.app, fetch.num, vec![event.clone()], For::State).await?;
+            note_open(fetch, &taken, std::slice::from_ref(event));
         }
     }
     Ok(())
@@ -220,7 +221,7 @@ async fn bring_single(fetch: &mut Fetch<'_>, ids: Vec<OwnedEventId>) -> Result<(
 
 /// Takes in those events of a whole state that are missing. Of a large state only the ids are held, beside the bytes that came.
 async fn bring_whole(
-    fetch: &Fetch<'_>,
+    fetch: &mut Fetch<'_>,
     raw: Vec<Box<RawValue>>,
     missing: &BTreeSet<OwnedEventId>,
 ) -> Result<()> {
@@ -246,6 +247,16 @@ async fn bring_whole(
         }
         let received = fetch.check(some).await?;
         let received = in_order(received, |event| &event.event().auth);
-        take_outliers(fetch.app, fetch.num, received, For::State).await?;
+        let taken = take_outliers(fetch.app, fetch.num, received.clone(), For::State).await?;
+        note_open(fetch, &taken, &received);
+    }
+}
+
+/// Notes those of these events that could not be taken in, because events that allow them are missing.
+fn note_open(fetch: &mut Fetch<'_>, outcomes: &[Outcome], events: &[Received]) {
+    for (outcome, event) in outcomes.iter().zip(events) {
+        if matches!(outcome, Outcome::Need { .. }) {
+            fetch.unbelieved.note_later(event.id().to_owned(), event.json());
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     flows::{App, remote::places::Turns},
     ids::RoomNum,
-    rooms::{self, members},
+    rooms::{self, change::left_out, members},
     schema::{event_types::MEMBER, rooms::Resident},
     store::Fault,
 };
@@ -26,7 +26,7 @@ const FILLS_AT_ONCE: usize = 8;
 /// The state of a large room has more events than this.
 const LARGE: usize = 2_000;
 /// Those who waited in vain, or could not, come back after this time.
-const AGAIN: Duration = Duration::from_secs(10);
+pub(super) const AGAIN: Duration = Duration::from_secs(10);
 
 /// Tells those who wait that the state of some room became whole.
 #[derive(Debug)]
@@ -95,13 +95,21 @@ pub(crate) async fn soon(app: &App, room: RoomNum) -> Result<()> {
 }
 
 /// Waits until it is known what a user is to a room that the caller is in: where nothing is, until the state of the room is whole.
-/// Errors: as of [`whole`].
+/// Errors: as of [`whole`]; [`Error::Busy`], too, where a join left out what the user is there.
 pub(crate) async fn known(app: &App, caller: &Caller, room: &RoomId, user: &UserId) -> Result<()> {
-    if *user.server_name() == app.config.server.name || !is_partial(app, caller, room)? {
+    if *user.server_name() == app.config.server.name {
         return Ok(());
     }
     let snapshot = app.store.snapshot();
     let num = rooms::find_room(&*snapshot, room)?;
+    if let Some(num) = num
+        && left_out::is_open(&*snapshot, num, MEMBER, user.as_str())?
+    {
+        return Err(Error::Busy { retry_after: AGAIN });
+    }
+    if !is_partial(app, caller, room)? {
+        return Ok(());
+    }
     let member = num.map(|num| rooms::find_state(&*snapshot, num, MEMBER, user.as_str())).transpose()?;
     drop(snapshot);
     if member.flatten().is_some() { Ok(()) } else { whole(app, caller, room).await }

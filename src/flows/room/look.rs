@@ -25,6 +25,7 @@ use crate::{
     json::JsonText,
     rooms::{
         self,
+        change::left_out,
         erased::Erased,
         event::{self, StoredEvent},
         power::{Action, Power},
@@ -238,7 +239,8 @@ async fn looking<T: Send + 'static>(
     app.env.blocking(move || work(Look::at(&owned, &caller, &room)?, &caller)).await
 }
 
-/// Answers one piece of a room's state: its content, or the whole event. Errors: 404 `M_NOT_FOUND` if it is not set.
+/// Answers one piece of a room's state: its content, or the whole event. Errors: 404 `M_NOT_FOUND` if it is not set; [`Error::Busy`] if a
+/// join left it out.
 pub(crate) async fn state_event(
     app: &App,
     caller: &Caller,
@@ -259,6 +261,9 @@ pub(crate) async fn state_event(
     looking(app, caller, room, move |look, _| {
         let at = look.standpoint()?;
         let stored = look.find_state(at, &event_type, &state_key)?;
+        if stored.is_none() && left_out::is_open(&*look.snapshot, look.num, &event_type, &state_key)? {
+            return Err(Error::Busy { retry_after: completing::AGAIN });
+        }
         let stored = stored.ok_or_else(|| Refusal::not_found("The room has no such state."))?;
         if whole_event {
             return Ok(look.show_state(&stored)?.into());

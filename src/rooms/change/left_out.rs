@@ -64,6 +64,18 @@ pub fn lacks_any(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fau
     Ok(rows.next().transpose()?.is_some())
 }
 
+/// Whether nobody knows what the state of a room has under a key, because a join left that out.
+pub fn is_open(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    event_type: &str,
+    state_key: &str,
+) -> Result<bool, Fault> {
+    let key = (room, event_type, state_key);
+    let mut rows = schema::LEFT_OUT.prefix::<(RoomNum, String, String)>(read, key, Direction::Up)?;
+    Ok(rows.next().transpose()?.is_some())
+}
+
 impl Change {
     /// Remembers the events that a join leaves out, with which it ends. Those of an earlier join count no longer. Gives how many are
     /// not remembered, because they are too many.
@@ -73,18 +85,46 @@ impl Change {
         }
         // The join's own event stands just above the base.
         let base = Order { anchor: self.row.tip.anchor, minor: -1 };
-        let (mut count, mut bytes) = (0, 0);
-        for (event, number) in events.iter().zip(0..) {
-            bytes += event.json.len();
-            if count == LEFT_OUT_MAX || bytes > LEFT_OUT_BYTES_MAX {
-                break;
+        Ok(self.put_left_out(events, base, &[], now_ms))
+    }
+
+    /// Remembers the events that are left out of the rest of a state which a join brought without its members, besides those that the
+    /// join left out. Gives how many are not remembered, because they are too many. Nothing happens in a room whose state is whole.
+    pub fn leave_out_more(&mut self, events: &[LeftOut], now_ms: u64) -> Result<usize, Fault> {
+        let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(0) };
+        let known = list(&self.batch, self.num)?;
+        Ok(self.put_left_out(events, base, &known, now_ms))
+    }
+
+    fn put_left_out(&mut self, events: &[LeftOut], base: Order, known: &[Remembered], now_ms: u64) -> usize {
+        let next = known.iter().map(|it| it.name.2 + 1).max().unwrap_or(0);
+        let (mut count, mut bytes) = (known.len(), known.iter().map(|it| it.row.json.len()).sum::<usize>());
+        let mut not_remembered = 0;
+        for (event, number) in events.iter().zip(next..) {
+            if let Some(known) = known.iter().find(|it| it.row.json == event.json) {
+                // An event that was there because it allows others may be part of the rest of the state.
+                if event.is_state && !known.row.is_state {
+                    let (event_type, state_key, number) = &known.name;
+                    let key = (self.num, event_type.as_str(), state_key.as_str(), *number);
+                    schema::LEFT_OUT.put(
+                        &mut self.batch,
+                        key,
+                        &LeftOutRow { is_state: true, ..known.row.clone() },
+                    );
+                }
+                continue;
+            }
+            if count == LEFT_OUT_MAX || bytes + event.json.len() > LEFT_OUT_BYTES_MAX {
+                not_remembered += 1;
+                continue;
             }
             count += 1;
+            bytes += event.json.len();
             let row = LeftOutRow { base, is_state: event.is_state, at_ms: now_ms, json: event.json.clone() };
             let key = (self.num, event.event_type.as_str(), event.state_key.as_str(), number);
             schema::LEFT_OUT.put(&mut self.batch, key, &row);
         }
-        Ok(events.len() - count)
+        not_remembered
     }
 
     /// Whether nobody knows what the room's state says about an event, because a join left out an event of a key that the rules look
@@ -94,11 +134,7 @@ impl Change {
         let state_key = event.state_key.as_deref();
         let needed = admit::needed_keys(&event.event_type, &event.sender, state_key, &event.content, rules);
         for (event_type, key) in needed.unwrap_or_default() {
-            let prefix = (self.num, event_type.to_string());
-            let prefix = (prefix.0, prefix.1.as_str(), key.as_str());
-            let mut rows =
-                schema::LEFT_OUT.prefix::<(RoomNum, String, String)>(&self.batch, prefix, Direction::Up)?;
-            if rows.next().transpose()?.is_some() {
+            if is_open(&self.batch, self.num, &event_type.to_string(), &key)? {
                 return Ok(true);
             }
         }

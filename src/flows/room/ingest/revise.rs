@@ -27,13 +27,15 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A question that is not answered in so many tries is left for the next run.
 const ANSWERS_MAX: usize = 6;
 
-/// Learns what these keys had in the state before this join of ours, and notes that it is whole then. Errors: [`Error::Busy`] where
-/// the room was left and joined again meanwhile, so that another state is to be learnt.
+/// Learns what these keys had in the state before this join of ours, and notes that it is whole then; `after` adds what follows from
+/// that to the same batch. Errors: [`Error::Busy`] where the room was left and joined again meanwhile, so that another state is to be
+/// learnt.
 pub(crate) async fn learn(
     app: &App,
     room: RoomNum,
     join: EventNum,
     values: Vec<(StateKeyNum, StateValue)>,
+    after: impl FnOnce(&mut Change) -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let require_join = move |change: &Change| {
         let is_it = change.row.partial.as_ref().is_some_and(|partial| partial.join == join);
@@ -50,7 +52,7 @@ pub(crate) async fn learn(
     commit::in_room(app, room, move |change| {
         require_join(change)?;
         change.note_filled();
-        Ok(())
+        after(change)
     })
     .await
 }
