@@ -56,7 +56,8 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
     let mut failed = None;
     for at in asked {
         for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
-            match from(fetch, &server, at, base).await {
+            // What fetches a state is large, and lies in the heap, so that whatever waits for it stays small on the stack.
+            match Box::pin(from(fetch, &server, at, base)).await {
                 Ok(sketch) => return Ok(sketch),
                 Err(error @ Error::Remote { .. }) => {
                     tracing::debug!(room = %fetch.num, %server, %error, "a state could not be fetched from a server");

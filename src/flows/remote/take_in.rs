@@ -85,7 +85,8 @@ pub async fn take_in(
     if !outcomes.iter().any(needs) {
         return Ok(outcomes);
     }
-    let fetching = fetch_for(app, (room, origin), &events, &mut outcomes, silence);
+    // What fetches is large, and lies in the heap, so that whatever waits for it stays small on the stack.
+    let fetching = Box::pin(fetch_for(app, (room, origin), &events, &mut outcomes, silence));
     match app.stopping.run_until_cancelled(fetching).await {
         None => tracing::debug!(%room, "what events lack is not fetched, because the server stops"),
         Some(Ok(())) => {}
