@@ -8,6 +8,7 @@
 pub mod acl;
 pub mod admit;
 pub mod aliases;
+pub mod around;
 pub mod authorize;
 pub mod build;
 pub mod change;

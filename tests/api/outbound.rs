@@ -707,3 +707,41 @@ async fn a_server_whose_user_is_refused_is_told_so() {
     pause(&server, 3).await;
     assert_eq!(told.take_events(), ["m.room.member leave"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_forks_resolve_out_of_a_room_is_told_what_merges_them() {
+    for is_away in [false, true] {
+        let net = Net::new(1);
+        let server = server(&net);
+        let alice = server.register("alice").await;
+        let (bob_told, carol_told) =
+            (Told::new(&net, "b.example", "5.0.0.2", 2), Told::new(&net, "c.example", "5.0.0.3", 3));
+        let levels = json!({ "users": { &alice.user_id: 100, "@bob:b.example": 100 } });
+        let more = json!({ "room_version": "11", "power_level_content_override": levels });
+        let (room, bob) = shared_room(&alice, more).await;
+        let before = bob.heads();
+        joins(&alice, &room, "@carol:c.example").await;
+        pause(&server, 5).await;
+        if is_away {
+            carol_told.weather(&net, Weather::Refuses);
+        }
+        // Bob closed the door before she came, on the other side of a partition: she never was in the room.
+        let close = bob.event("m.room.join_rules", Some(""), json!({ "join_rule": "invite" }), &before);
+        bob.send(close).await;
+        assert_eq!(bob.heads().len(), 2);
+        let members = alice.ok_get(&format!("/rooms/{room}/joined_members")).await;
+        assert_eq!(members["joined"].get("@carol:c.example"), None);
+        alice.say(&room, "1", "after both").await;
+        alice.say(&room, "2", "later").await;
+        pause(&server, 5).await;
+        if is_away {
+            carol_told.weather(&net, Weather::Fair);
+            carol_told.speak(&server).await;
+            pause(&server, 5).await;
+        }
+        assert_eq!(bob_told.take_events(), ["after both", "later"]);
+        // Her server believes that she is in the room, and learns by this that she is not.
+        assert_eq!(carol_told.take_events(), ["after both"]);
+        server.assert_whole();
+    }
+}

@@ -1,5 +1,6 @@
 //! Works out which servers are told of an event: those that have somebody in the room before or after it, so that a server also
-//! learns that its last user was removed. The settings leave servers out. The room's access list does not: a server whose users are
+//! learns that its last user was removed; and where the event merges forks, those that have somebody in one of them, which otherwise
+//! would never learn that the forks resolve to a state without them. The settings leave servers out. The room's access list does not: a server whose users are
 //! still in the room is told, though nobody listens to it (client-server API, "Server Access Control Lists (ACLs) for rooms").
 
 use std::{
@@ -13,6 +14,7 @@ use ruma::{OwnedServerName, ServerName, UserId};
 use crate::{
     ids::{RoomNum, UserNum},
     rooms::{
+        around::Around,
         event::{self, StoredEvent},
         members, state,
     },
@@ -22,6 +24,9 @@ use crate::{
 
 /// Remember lists of servers of at most this many names in all.
 const NAMES_MAX: usize = 100_000;
+
+/// Forks that differ in more keys than this are looked at as a whole, instead of key by key.
+const DIFFERENCES_MAX: u64 = 1_000;
 
 /// Some servers, sorted by name.
 pub(super) type List = Arc<[OwnedServerName]>;
@@ -68,13 +73,16 @@ impl Planner {
 
     /// Lists the servers that have somebody in the room before or after an event, or whom it takes their invitation or knock.
     fn around_event(&mut self, read: &Snapshot, room: RoomNum, stored: &StoredEvent) -> Result<List, Fault> {
-        let states = States::of(read, room, stored)?;
+        let states = Around::of(read, room, stored)?;
         let before = self.in_state(read, room, states.before)?;
         let asked = find_asked(read, room, stored)?.filter(|server| self.may_tell(server));
-        if states.before == states.after && asked.is_none() {
+        let mut lost = list_lost(read, room, &states)?;
+        lost.retain(|server| self.may_tell(server));
+        if states.before == states.after && asked.is_none() && lost.is_empty() {
             return Ok(before);
         }
         let mut servers: BTreeSet<OwnedServerName> = before.iter().cloned().collect();
+        servers.extend(lost);
         servers.extend(self.in_state(read, room, states.after)?.iter().cloned());
         servers.extend(asked);
         Ok(servers.into_iter().collect())
@@ -139,26 +147,29 @@ pub(super) fn is_of(user_id: &str, server: &ServerName) -> bool {
     user_id.split_once(':').is_some_and(|(_, of)| of == server.as_str())
 }
 
-/// The states before and after an event.
-struct States {
-    before: StateRef,
-    after: StateRef,
-}
-
-impl States {
-    fn of(read: &Snapshot, room: RoomNum, stored: &StoredEvent) -> Result<Self, Fault> {
-        let header = &stored.row.header;
-        let before = match header.before {
-            Some(before) => before,
-            None => state::just_below(read, room, stored.order)?,
-        };
-        let after = match header.after {
-            Some(after) => after,
-            None if header.state_key.is_none() => before,
-            None => StateRef::Main(stored.order),
-        };
-        Ok(Self { before, after })
+/// Lists the servers that have somebody in a fork which an event merges, and may have nobody in the state that the forks resolve to.
+fn list_lost(read: &Snapshot, room: RoomNum, states: &Around) -> Result<BTreeSet<OwnedServerName>, Fault> {
+    let mut lost = BTreeSet::new();
+    for fork in &states.forks {
+        let (fork, before) = (*fork, states.before);
+        if state::distance(read, room, fork, before)? > DIFFERENCES_MAX {
+            let servers = members::list_servers_at(read, room, fork)?;
+            lost.extend(servers.into_iter().filter_map(|server| OwnedServerName::try_from(server).ok()));
+            continue;
+        }
+        let mut looked_at = BTreeSet::new();
+        for (key, ..) in state::diff(read, room, fork, before)? {
+            let Some((event_type, user)) = state::key_name(read, room, key)? else { continue };
+            let user = <&UserId>::try_from(user.as_str()).ok().filter(|_| event_type == MEMBER);
+            let Some(server) = user.map(UserId::server_name) else { continue };
+            if looked_at.insert(server.to_owned())
+                && members::was_server_joined(read, room, fork, server.as_str())?
+            {
+                lost.insert(server.to_owned());
+            }
+        }
     }
+    Ok(lost)
 }
 
 /// The server of a user whose invitation an event takes back, or whose knock it refuses: nobody of it need be in the room.
@@ -189,12 +200,7 @@ pub(super) fn is_told(
     if is_of(&stored.row.sender(), server) {
         return Ok(false);
     }
-    let states = States::of(read, room, stored)?;
-    if members::was_server_joined(read, room, states.before, server.as_str())? {
-        return Ok(true);
-    }
-    if states.before != states.after && members::was_server_joined(read, room, states.after, server.as_str())?
-    {
+    if Around::of(read, room, stored)?.has_server(read, room, server.as_str())? {
         return Ok(true);
     }
     Ok(find_asked(read, room, stored)?.is_some_and(|asked| asked == *server))
