@@ -238,3 +238,44 @@ async fn an_event_that_is_kept_aside_is_shown_as_the_visibility_of_history_says(
     let (status, json) = scene.get(&format!("event/{id}")).await;
     assert_eq!((status, &json["pdus"][0]["content"]), (StatusCode::OK, &json!({})));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_removed_reads_what_stands_below_that_and_nothing_later() {
+    let mut scene = Scene::new(json!([])).await;
+    scene.remote().join().await;
+    scene.say("four").await;
+    let room = scene.room.clone();
+    let kick = format!("/_matrix/client/v3/rooms/{room}/kick");
+    assert_eq!(scene.alice.post(&kick, json!({ "user_id": "@bob:b.example" })).await.0, StatusCode::OK);
+    let member =
+        format!("/_matrix/client/v3/rooms/{room}/state/m.room.member/%40bob%3Ab.example?format=event");
+    let removed = scene.alice.get(&member).await.1["event_id"].as_str().unwrap().to_owned();
+    // It was told of the removal, and may lack what that stands on.
+    let ways = |id: &str| {
+        [
+            format!("backfill/{room}?v={id}&limit=2"),
+            format!("state_ids/{room}?event_id={id}"),
+            format!("state/{room}?event_id={id}"),
+            format!("event_auth/{room}/{id}"),
+        ]
+    };
+    for path in ways(&removed) {
+        let (status, json) = scene.get(&path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {json}");
+    }
+    let missing = |id: &str| json!({ "earliest_events": [], "latest_events": [id], "limit": 1 });
+    let (_, events) = scene.missing(missing(&removed)).await;
+    assert_eq!(bodies(&events["events"]), ["four"]);
+    scene.say("five").await;
+    let five = scene.messages.last().unwrap().clone();
+    for path in ways(&five) {
+        let (status, json) = scene.get(&path).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {json}");
+    }
+    assert_eq!(scene.missing(missing(&five)).await.0, StatusCode::FORBIDDEN);
+    // The access list keeps it out of everything.
+    let acl = format!("/_matrix/client/v3/rooms/{room}/state/m.room.server_acl");
+    let denied = json!({ "allow": ["*"], "deny": ["b.*"] });
+    assert_eq!(scene.alice.put(&acl, denied).await.0, StatusCode::OK);
+    assert_eq!(scene.missing(missing(&removed)).await.0, StatusCode::FORBIDDEN);
+}

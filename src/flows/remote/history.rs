@@ -1,8 +1,9 @@
 //! Other servers read a room's history here: single events, the events that they miss, the state before an event, and the
 //! events that allowed one (server-server API, "Backfilling and retrieving missing events", "Retrieving events").
 //!
-//! Only servers that have somebody in the room now are answered, and that its list of servers admits. Events that they may not
-//! see come redacted.
+//! Only servers that have somebody in the room now are answered, and that its list of servers admits. Who has nobody there any more is
+//! still told what stands below an event of a time when it had, because it cannot follow otherwise that it was removed. Events that
+//! servers may not see come redacted.
 
 use std::{
     collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::whole_state::{Form, Walk, Wanted};
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     json::JsonText,
     rooms::{
         self, acl,
+        around::Around,
         change::left_out,
         event::{self, StoredEvent},
         members, redact, state,
@@ -55,6 +57,9 @@ struct Reading {
     num: RoomNum,
     row: RoomRow,
     sight: ServerSight,
+    origin: OwnedServerName,
+    /// Whether the server has somebody in the room now.
+    is_resident: bool,
 }
 
 /// An event of a room's graph, with the place where it is kept.
@@ -67,14 +72,53 @@ impl Reading {
     /// Opens a room for a server. Errors: 403 `M_FORBIDDEN` for a server that is not in the room, or that the room does not
     /// admit, and for a room that this server is not in, so that nobody learns which rooms there are.
     fn open(app: &App, origin: &ServerName, room: &RoomId) -> Result<Self> {
+        let reading = Self::open_past(app, origin, room)?;
+        if reading.is_resident { Ok(reading) } else { Err(not_in_room()) }
+    }
+
+    /// Opens a room for a server that asks for what stands below some events, which [`Reading::keep_readable`] looks at: it may have nobody
+    /// in the room now. Errors: 403 `M_FORBIDDEN` for a server that the room does not admit, and for a room that this server is not in.
+    fn open_past(app: &App, origin: &ServerName, room: &RoomId) -> Result<Self> {
         let snapshot = app.store.snapshot();
-        let not_in_room = || Error::from(Refusal::forbidden("Your server is not in this room."));
         let (num, row) = rooms::require_room(&*snapshot, room).map_err(|_| not_in_room())?;
-        if !may_read(&snapshot, origin, num)? {
+        if !acl::admits(&*snapshot, num, origin)? {
             return Err(not_in_room());
         }
+        let is_resident = members::is_server_joined(&*snapshot, num, origin.as_str())?;
         let sight = ServerSight::of_resident(num, origin.as_str());
-        Ok(Self { snapshot, num, row, sight })
+        Ok(Self { snapshot, num, row, sight, origin: origin.to_owned(), is_resident })
+    }
+
+    /// Keeps those of these events below which the server may read: it has somebody in the room now, or had at the time of the event.
+    /// Errors: 403 `M_FORBIDDEN` where it may read below none of them.
+    fn keep_readable(&self, found: Vec<Found>) -> Result<Vec<Found>> {
+        if self.is_resident {
+            return Ok(found);
+        }
+        let mut readable = Vec::new();
+        for found in found {
+            let Found { stored, place } = &found;
+            if matches!(place, Place::Timeline(_))
+                && Around::of(&*self.snapshot, self.num, stored)?.has_server(
+                    &*self.snapshot,
+                    self.num,
+                    self.origin.as_str(),
+                )?
+            {
+                readable.push(found);
+            }
+        }
+        if readable.is_empty() { Err(not_in_room()) } else { Ok(readable) }
+    }
+
+    /// The event of this id, if the server may read below it. Errors: of [`Reading::keep_readable`]; 404 `M_NOT_FOUND`, for who has
+    /// somebody in the room.
+    fn require_readable(&self, id: &EventId) -> Result<Found> {
+        let found = match self.require(id) {
+            Err(_) if !self.is_resident => return Err(not_in_room()),
+            found => found?,
+        };
+        self.keep_readable(vec![found])?.pop().ok_or_else(not_in_room)
     }
 
     fn find_num(&self, id: &EventId) -> Result<Option<EventNum>, Fault> {
@@ -187,13 +231,12 @@ pub(super) fn state_before(
     }
 }
 
-fn unknown_event() -> Refusal {
-    Refusal::not_found("This server has no such event in the room.")
+fn not_in_room() -> Error {
+    Refusal::forbidden("Your server is not in this room.").into()
 }
 
-/// Whether a server reads the room: it has somebody there now, and the room admits it.
-fn may_read(snapshot: &Snapshot, origin: &ServerName, room: RoomNum) -> Result<bool> {
-    Ok(members::is_server_joined(snapshot, room, origin.as_str())? && acl::admits(snapshot, room, origin)?)
+fn unknown_event() -> Refusal {
+    Refusal::not_found("This server has no such event in the room.")
 }
 
 /// Gives one event, whichever room it is in. Errors: 404 `M_NOT_FOUND`, also for an event that the server may not ask for.
@@ -232,15 +275,16 @@ pub(crate) async fn before(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking(move || {
-        let mut reading = Reading::open(&app, &origin, &room)?;
-        let mut waiting = BinaryHeap::new();
+        let mut reading = Reading::open_past(&app, &origin, &room)?;
+        let mut named = Vec::new();
         for id in &from {
-            if let Some(num) = reading.find_num(id)?
-                && let Some(Found { stored, .. }) = reading.find(num)?
-            {
-                waiting.push((stored.row.header.depth, num));
+            if let Some(num) = reading.find_num(id)? {
+                named.extend(reading.find(num)?);
             }
         }
+        let named = reading.keep_readable(named)?.into_iter();
+        let mut waiting: BinaryHeap<_> =
+            named.map(|Found { stored, .. }| (stored.row.header.depth, stored.event())).collect();
         let (mut seen, mut shown, mut bytes) = (HashSet::new(), Vec::new(), 0);
         while let Some((_, num)) = waiting.pop() {
             if shown.len() >= limit || bytes > ANSWER_BYTES_MAX {
@@ -289,18 +333,20 @@ pub(crate) async fn missing(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking(move || {
-        let mut reading = Reading::open(&app, &origin, &room)?;
+        let mut reading = Reading::open_past(&app, &origin, &room)?;
         let list = |ids: &[OwnedEventId]| -> Result<BTreeSet<EventNum>, Fault> {
             ids.iter().filter_map(|id| reading.find_num(id).transpose()).collect()
         };
         let mut known = list(&wanted.earliest)?;
         let latest = list(&wanted.latest)?;
         known.extend(&latest);
-        let mut waiting: VecDeque<Vec<EventNum>> = VecDeque::new();
+        let mut named = Vec::new();
         for num in latest {
-            if let Some(found) = reading.find(num)? {
-                waiting.push_back(reading.list_prev(&found.stored)?);
-            }
+            named.extend(reading.find(num)?);
+        }
+        let mut waiting: VecDeque<Vec<EventNum>> = VecDeque::new();
+        for found in reading.keep_readable(named)? {
+            waiting.push_back(reading.list_prev(&found.stored)?);
         }
         let mut found = Vec::new();
         // Level by level, so that what is nearest to the events that the server got comes along.
@@ -333,7 +379,7 @@ pub(crate) async fn at_time(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking(move || {
-        let Reading { snapshot, num, row, mut sight } = Reading::open(&app, &origin, &room)?;
+        let Reading { snapshot, num, row, mut sight, .. } = Reading::open(&app, &origin, &room)?;
         let newest = row.tip.min(Order::upto(snapshot.upto()));
         let sees = |stored: &StoredEvent| sight.sees(&*snapshot, stored);
         let found = look::nearest(&snapshot, num, newest, time_ms, direction, sees)?;
@@ -359,9 +405,10 @@ pub(crate) async fn state_ids(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking_long(Long::History, move || {
-        let reading = Reading::open(&app, &origin, &room)?;
+        let reading = Reading::open_past(&app, &origin, &room)?;
+        let found = reading.require_readable(&id)?;
         left_out::require_whole(&*reading.snapshot, reading.num)?;
-        let before = reading.state_before(&reading.require(&id)?)?;
+        let before = reading.state_before(&found)?;
         let events = state::full(&*reading.snapshot, reading.num, before)?;
         let events: Vec<EventNum> =
             events.map(|row| row.map(|(_, event)| event)).collect::<Result<_, _>>()?;
@@ -389,9 +436,10 @@ pub(crate) async fn state(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking(move || {
-        let reading = Reading::open(&app, &origin, &room)?;
+        let reading = Reading::open_past(&app, &origin, &room)?;
+        let found = reading.require_readable(&id)?;
         left_out::require_whole(&*reading.snapshot, reading.num)?;
-        let at = reading.state_before(&reading.require(&id)?)?;
+        let at = reading.state_before(&found)?;
         let wanted = Wanted {
             to: &origin,
             at,
@@ -417,8 +465,8 @@ pub(crate) async fn auth_chain(
     let (app, origin, room) = (app.clone(), origin.to_owned(), room.to_owned());
     let env = app.env.clone();
     env.blocking_long(Long::History, move || {
-        let reading = Reading::open(&app, &origin, &room)?;
-        let found = reading.require(&id)?;
+        let reading = Reading::open_past(&app, &origin, &room)?;
+        let found = reading.require_readable(&id)?;
         let mut bytes = 0;
         // State is never redacted here: whoever must judge an event needs the whole of what allows it.
         reading.chain(found.stored.row.header.auth.iter().copied(), |stored| {
