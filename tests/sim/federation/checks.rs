@@ -314,7 +314,8 @@ fn was_before(app: &App, room: &str, (event_type, state_key): &(String, String))
     let snapshot = app.store.snapshot();
     let (num, row) = rooms::require_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap();
     let key = state::find_key(&*snapshot, num, event_type, state_key).unwrap()?;
-    let mut undo = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(&*snapshot, (num, key), Direction::Down);
+    let mut undo =
+        schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(&*snapshot, (num, key), Direction::Down);
     let (_, before) = undo.as_mut().unwrap().next()?.unwrap();
     let stored = event::find_anywhere(&*snapshot, num, before.event()?).unwrap()?;
     Some(stored.id(&row).to_string())
