@@ -44,6 +44,8 @@ const OF_ROOM: Bounds = Bounds { events: 1_000, bytes: 16 << 20 };
 const OF_ORIGIN_IN_ROOM: Bounds = Bounds { events: 500, bytes: 8 << 20 };
 /// Servers that have nobody in a room add events of it only while there are fewer than this many here.
 const OF_STRANGERS_IN_ROOM: Bounds = Bounds { events: 100, bytes: 2 << 20 };
+/// One of them has at most this many, so that one that nobody knows does not keep out others.
+const OF_STRANGER_IN_ROOM: Bounds = Bounds { events: 20, bytes: 512 << 10 };
 /// All together are at most this many, because their ids are in memory.
 const OF_ALL: Bounds = Bounds { events: 50_000, bytes: 512 << 20 };
 /// A server that has too much here is told to come back after this time.
@@ -155,7 +157,8 @@ impl Queues {
 
     fn has_room_for(
         &self,
-        (room, of_room_max): (RoomNum, Bounds),
+        room: RoomNum,
+        (of_room_max, of_origin_max): (Bounds, Bounds),
         origin: &ServerName,
         bytes: usize,
     ) -> bool {
@@ -165,7 +168,7 @@ impl Queues {
         };
         OF_ALL.has_room_for(self.all, bytes)
             && of_room_max.has_room_for(of_room, bytes)
-            && OF_ORIGIN_IN_ROOM.has_room_for(of_origin, bytes)
+            && of_origin_max.has_room_for(of_origin, bytes)
     }
 }
 
@@ -236,13 +239,15 @@ pub(super) async fn stage(
 ) -> Result<Vec<bool>> {
     let mut kept = Vec::with_capacity(events.len());
     let mut rows = Vec::new();
-    let of_room_max =
-        if gaps::is_stranger(app, room, origin).await? { OF_STRANGERS_IN_ROOM } else { OF_ROOM };
+    let bounds = match gaps::is_stranger(app, room, origin).await? {
+        true => (OF_STRANGERS_IN_ROOM, OF_STRANGER_IN_ROOM),
+        false => (OF_ROOM, OF_ORIGIN_IN_ROOM),
+    };
     {
         let mut queues = app.staged.0.lock();
         for (id, json) in events {
             let is_here = queues.rooms.get(&room).is_some_and(|queue| queue.waiting.contains_key(&id));
-            let is_kept = is_here || queues.has_room_for((room, of_room_max), origin, json.len());
+            let is_kept = is_here || queues.has_room_for(room, bounds, origin, json.len());
             if is_kept && !is_here {
                 let number = queues.add(room, origin, id.clone(), json.len());
                 let received_ms = app.env.now_ms();

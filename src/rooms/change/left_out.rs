@@ -59,9 +59,13 @@ pub fn list(read: &(impl Read + ?Sized), room: RoomNum) -> Result<Vec<Remembered
 }
 
 /// Whether the state of a room lacks events that a join left out, so that others are not to rely on it.
-pub fn lacks_any(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
-    let mut rows = schema::LEFT_OUT.prefix::<(RoomNum,)>(read, (room,), Direction::Up)?;
-    Ok(rows.next().transpose()?.is_some())
+fn lacks_any(read: &(impl Read + ?Sized), room: RoomNum) -> Result<bool, Fault> {
+    for row in schema::LEFT_OUT.prefix::<(RoomNum,)>(read, (room,), Direction::Up)? {
+        if row?.1.is_state {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether nobody knows what the state of a room has under a key, because a join left that out.
@@ -80,12 +84,15 @@ impl Change {
     /// Remembers the events that a join leaves out, with which it ends. Those of an earlier join count no longer. Gives how many are
     /// not remembered, because they are too many.
     pub fn leave_out(&mut self, events: &[LeftOut], now_ms: u64) -> Result<usize, Fault> {
-        if lacks_any(&self.batch, self.num)? {
+        let mut before = schema::LEFT_OUT.prefix::<(RoomNum,)>(&self.batch, (self.num,), Direction::Up)?;
+        let is_first = before.next().transpose()?.is_none();
+        drop(before);
+        if !is_first {
             schema::LEFT_OUT.delete_prefix::<(RoomNum,)>(&mut self.batch, (self.num,));
         }
         // The join's own event stands just above the base.
         let base = Order { anchor: self.row.tip.anchor, minor: -1 };
-        Ok(self.put_left_out(events, base, &[], now_ms))
+        self.put_left_out(events, base, &[], now_ms)
     }
 
     /// Remembers the events that are left out of the rest of a state which a join brought without its members, besides those that the
@@ -93,14 +100,34 @@ impl Change {
     pub fn leave_out_more(&mut self, events: &[LeftOut], now_ms: u64) -> Result<usize, Fault> {
         let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(0) };
         let known = list(&self.batch, self.num)?;
-        Ok(self.put_left_out(events, base, &known, now_ms))
+        self.put_left_out(events, base, &known, now_ms)
     }
 
-    fn put_left_out(&mut self, events: &[LeftOut], base: Order, known: &[Remembered], now_ms: u64) -> usize {
+    /// Whether the state at a base has something under a key.
+    fn has_at(&self, base: Order, event_type: &str, state_key: &str) -> Result<bool, Fault> {
+        let Some(key) = state::find_key(&self.batch, self.num, event_type, state_key)? else {
+            return Ok(false);
+        };
+        let value = state::at(&self.batch, self.num, StateRef::Main(base), key)?;
+        Ok(value != StateValue::Absent)
+    }
+
+    fn put_left_out(
+        &mut self,
+        events: &[LeftOut],
+        base: Order,
+        known: &[Remembered],
+        now_ms: u64,
+    ) -> Result<usize, Fault> {
         let next = known.iter().map(|it| it.name.2 + 1).max().unwrap_or(0);
         let (mut count, mut bytes) = (known.len(), known.iter().map(|it| it.row.json.len()).sum::<usize>());
         let mut not_remembered = 0;
         for (event, number) in events.iter().zip(next..) {
+            // A state has one event for each key. Another one that cannot be believed says nothing against one that can, or whoever
+            // gives the state could make it doubtful.
+            if event.is_state && self.has_at(base, &event.event_type, &event.state_key)? {
+                continue;
+            }
             if let Some(known) = known.iter().find(|it| it.row.json == event.json) {
                 // An event that was there because it allows others may be part of the rest of the state.
                 if event.is_state && !known.row.is_state {
@@ -124,7 +151,7 @@ impl Change {
             let key = (self.num, event.event_type.as_str(), event.state_key.as_str(), number);
             schema::LEFT_OUT.put(&mut self.batch, key, &row);
         }
-        not_remembered
+        Ok(not_remembered)
     }
 
     /// Whether nobody knows what the room's state says about an event, because a join left out an event of a key that the rules look

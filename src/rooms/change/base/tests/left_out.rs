@@ -10,6 +10,16 @@ fn carol() -> OwnedUserId {
 impl Here {
     /// Joins a room without those of its events that are left out, and remembers these.
     fn join_without(&self, elsewhere: &mut Elsewhere, is_left_out: impl Fn(&Received) -> bool) -> Received {
+        self.join_and_leave_out(elsewhere, is_left_out, Vec::new())
+    }
+
+    /// Joins a room like [`Self::join_without`], by an answer that has further events which are left out.
+    fn join_and_leave_out(
+        &self,
+        elsewhere: &mut Elsewhere,
+        is_left_out: impl Fn(&Received) -> bool,
+        also: Vec<Brought>,
+    ) -> Received {
         let (left, brought): (Vec<_>, Vec<_>) =
             elsewhere.brought().into_iter().partition(|it| is_left_out(&it.event));
         let join = elsewhere.join(&bob());
@@ -26,6 +36,7 @@ impl Here {
         let (mut change, _) = base.finish(&self.store, self.rooms.sit(ROOM), &join).unwrap().unwrap();
         let left: Vec<LeftOut> = left
             .into_iter()
+            .chain(also)
             .map(|Brought { event, is_state }| LeftOut {
                 event_type: event.event().event_type.to_string(),
                 state_key: event.event().state_key.clone().unwrap(),
@@ -95,6 +106,20 @@ fn what_a_join_left_out_is_in_the_state_from_the_join_on_once_it_can_be_believed
     assert!(now.state_tip > at.state_tip, "readers are told");
     assert_eq!(now.heads[0].after, StateRef::Main(now.state_tip));
     assert!(left_out::require_whole(&*here.store.snapshot(), ROOM).is_ok());
+}
+
+#[test]
+fn an_event_that_cannot_be_believed_does_not_make_another_doubtful() {
+    let mut elsewhere = with_carol();
+    // The server that gives the state adds a second event of a key that has one, in the name of a server that does not answer.
+    let forged = elsewhere.make(&carol(), "x", Some(""), json!({ "by": "nobody" }));
+    let here = Here::new(6);
+    let allows = elsewhere.make(&carol(), "y", Some(""), json!({}));
+    let also = [(forged, true), (allows, false)].map(|(event, is_state)| Brought { event, is_state });
+    here.join_and_leave_out(&mut elsewhere, |_| false, also.into());
+    assert_eq!(here.left_out().len(), 1, "that allows others, and is no part of the state");
+    assert!(left_out::require_whole(&*here.store.snapshot(), ROOM).is_ok());
+    assert_eq!(here.faults(), [""; 0]);
 }
 
 #[test]
