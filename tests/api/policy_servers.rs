@@ -611,6 +611,21 @@ async fn an_account_that_ends_leaves_also_rooms_whose_policy_server_is_silent() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upgrade_that_is_refused_leaves_no_room_behind() {
+    let it = Guarded::new().await;
+    it.guard.says(|event| match event["type"].as_str() {
+        Some("m.room.tombstone") => refusal("This room stays"),
+        _ => Says::Signs(1),
+    });
+    let before = it.alice().ok_get("/joined_rooms").await;
+    let path = it.whole("upgrade");
+    let (status, answer) = it.alice().post(&path, json!({ "new_version": "11" })).await;
+    assert_eq!((status, &answer["error"]), (StatusCode::FORBIDDEN, &json!("This room stays")));
+    assert_eq!(it.alice().ok_get("/joined_rooms").await, before);
+    it.scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_is_kept_in_a_room_by_its_policy_server() {
     for says in [
         refusal("Nobody leaves"),

@@ -19,7 +19,7 @@ use crate::{
         App,
         account::carry_over,
         commit, jobs, own_events,
-        room::{create, presence, send},
+        room::{create, membership, presence, send},
     },
     ids::RoomNum,
     rooms::{
@@ -82,7 +82,17 @@ pub(crate) async fn upgrade(
     let read = move || Old::read(&owned, &by, &room, version, &additional_creators);
     let old = app.env.blocking(read).await?;
     let new = create::create(app, caller, old.request).await?.room_id;
-    let canonical = replace(app, caller, old.num, &new).await?;
+    let canonical = match replace(app, caller, old.num, &new).await {
+        Ok(canonical) => canonical,
+        Err(why) => {
+            // A room that replaces none is of use to nobody.
+            let num = commit::require_num(app, &new)?;
+            if let Err(error) = membership::leave(app, caller, num, None).await {
+                tracing::info!(room = %old.num, %new, %error, "a room that replaces none is left in vain");
+            }
+            return Err(why);
+        }
+    };
     if let Some(content) = canonical {
         let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
         // The aliases name the new room by now, whatever becomes of this.
