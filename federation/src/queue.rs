@@ -116,7 +116,7 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
     }
 
     /// Takes an event that the destination is to be told. Gives a mark to keep where the event cannot wait in memory: of
-    /// two marks of a subject, the older one is kept.
+    /// two marks of a subject, the older one is kept. One that comes late goes before those that stand behind it.
     #[must_use]
     pub fn offer(&mut self, pdu: Pdu<R, P>) -> Option<Mark<R, P>> {
         let is_full = self.pdus.len() >= WAITING_PDUS_MAX;
@@ -124,7 +124,10 @@ impl<R: Copy + Ord, P: Copy + Ord, K: PartialEq> Queue<R, P, K> {
             Phase::Failed(_) => return self.mark(pdu),
             Phase::CatchingUp if is_full => keep_oldest(&mut self.late, pdu),
             Phase::Ready | Phase::Sending(_) if is_full => return self.mark(pdu),
-            Phase::Ready | Phase::Sending(_) | Phase::CatchingUp => self.pdus.push_back(pdu),
+            Phase::Ready | Phase::Sending(_) | Phase::CatchingUp => {
+                let at = self.pdus.partition_point(|waiting| waiting.place <= pdu.place);
+                self.pdus.insert(at, pdu);
+            }
         }
         None
     }
@@ -299,6 +302,16 @@ mod tests {
         queue.succeeded(false);
         assert_eq!(queue.next(0), Action::Nothing);
         assert!(queue.is_idle());
+    }
+
+    #[test]
+    fn what_is_offered_late_goes_before_what_stands_behind_it() {
+        let mut queue = fresh();
+        for place in [10, 20, 5, 20] {
+            assert_eq!(queue.offer(pdu(1, place)), None);
+        }
+        assert_eq!(queue.oldest(), Some(5));
+        assert_eq!(places(&queue.next(0)), [5, 10, 20, 20]);
     }
 
     #[test]

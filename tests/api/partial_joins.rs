@@ -12,12 +12,12 @@ use aqueduct::{
     rooms::build::Signer,
     store::{Durability, Engine, Store, engine::Memory},
 };
-use federation::testing::{Net, json as answer, key_pair};
+use federation::testing::{Net, json as answer, key_pair, own_keys};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
-    TestClient, TestServer, encoded,
+    BEGAN_MS, TestClient, TestServer, encoded,
     network::{Peer, doors},
     scripted::{ALICE, Elsewhere, Made, Tamper},
 };
@@ -71,7 +71,7 @@ impl Scene {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let server = TestServer::start(doors(&net), store, |config| {
             // Nobody else is there to be told anything.
-            config.federation.allow = vec!["a.example".to_owned(), "c.example".to_owned()];
+            config.federation.allow = ["a.example", "b.example", "c.example"].map(str::to_owned).to_vec();
         });
         let bob = server.register("bob").await;
         let peer = Peer::unheard("a.example", 9);
@@ -125,6 +125,40 @@ impl Scene {
         self.server.server().app().env.sleep(Duration::from_secs(200)).await;
     }
 
+    /// Bob leaves, and the room goes on with that.
+    async fn leave(&mut self) {
+        self.bob.ok_post(&format!("/rooms/{}/leave", self.id()), json!({})).await;
+        self.pause(5).await;
+        let is_leave =
+            |pdu: &Value| pdu["content"]["membership"] == "leave" && pdu["sender"] == self.bob.user_id;
+        let json = sent(&self.asked, "pdus").into_iter().rfind(is_leave).unwrap();
+        let id = aqueduct::rooms::change::Signed::find_id(self.room.version, json.to_string().as_bytes());
+        self.go_on_with(Made { id: id.unwrap(), json });
+    }
+
+    /// The room goes on with a member event of Bob, also for those who ask its server.
+    fn go_on_with(&mut self, event: Made) {
+        self.room.events.push(event.clone());
+        self.room.state.insert(("m.room.member".to_owned(), self.bob.user_id.clone()), event);
+        let open = Arc::clone(&self.is_open);
+        let tamper: Tamper = Arc::new(move |asked, honest| {
+            if asked.starts_with("state") && !open.load(Ordering::Relaxed) {
+                return answer(404, r#"{"errcode":"M_NOT_FOUND","error":"not now"}"#);
+            }
+            answer(200, honest.to_string())
+        });
+        self.asked = self.room.serve(&self.net, tamper);
+    }
+
+    async fn pause(&self, seconds: u64) {
+        self.server.server().app().env.sleep(Duration::from_secs(seconds)).await;
+    }
+
+    /// Bob wants to join the room once more.
+    async fn join(&self) -> (StatusCode, Value) {
+        self.bob.post(&format!("/_matrix/client/v3/join/{}?via=a.example", self.id()), json!({})).await
+    }
+
     /// The events of the room's state here, sorted: type, state key, id.
     async fn state(&self) -> Vec<(String, String, String)> {
         let state = self.bob.ok_get(&format!("/rooms/{}/state", self.id())).await;
@@ -144,6 +178,38 @@ impl Scene {
         state.sort();
         state
     }
+}
+
+/// The events or the ephemeral messages that a server was sent, oldest first.
+fn sent(asked: &std::sync::Mutex<Vec<(String, Value)>>, field: &str) -> Vec<Value> {
+    let asked = asked.lock().unwrap();
+    let sent = asked.iter().filter(|(path, _)| path.contains("/send/"));
+    sent.flat_map(|(_, body)| body[field].as_array().cloned().unwrap_or_default()).collect()
+}
+
+/// The changes of devices that a server was told, oldest first.
+fn updates(asked: &std::sync::Mutex<Vec<(String, Value)>>) -> Vec<Value> {
+    let edus = sent(asked, "edus").into_iter().filter(|edu| edu["edu_type"] == "m.device_list_update");
+    edus.map(|edu| edu["content"].clone()).collect()
+}
+
+/// Puts the server `b.example` into the network. Gives what it was asked: path and body.
+fn serve_b(net: &Net) -> Arc<std::sync::Mutex<Vec<(String, Value)>>> {
+    let keys = own_keys("b.example", 8, "k").unwrap().document(BEGAN_MS);
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let notes = Arc::clone(&asked);
+    net.host("b.example", &["5.9.0.2"]);
+    net.serve("5.9.0.2:8448", &["b.example"], move |arrived| {
+        let path = arrived.request.uri().path().to_owned();
+        let body = serde_json::from_slice(arrived.request.body()).unwrap_or(Value::Null);
+        notes.lock().unwrap().push((path.clone(), body));
+        std::future::ready(match path.as_str() {
+            "/_matrix/key/v2/server" => answer(200, keys.to_string()),
+            path if path.contains("/send/") => answer(200, r#"{"pdus":{}}"#),
+            _ => answer(404, r#"{"errcode":"M_NOT_FOUND","error":"?"}"#),
+        })
+    });
+    asked
 }
 
 fn ids(events: &Value) -> Vec<&str> {
@@ -531,4 +597,52 @@ async fn who_is_not_in_a_room_is_told_so_while_its_members_are_unknown() {
     let sync = dave.ok_get(&since(&begins)).await;
     assert_ne!(sync["rooms"]["invite"][room], Value::Null, "Dave is invited: {sync}");
     scene.open().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_are_announced_once_it_is_known_who_is_in_the_room() {
+    let scene = Scene::of(a_room(11)).await;
+    scene.pause(60).await;
+    assert_eq!(updates(&scene.asked), [json!(null); 0], "only one server says who is in the room");
+    scene.is_open.store(true, Ordering::Relaxed);
+    scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
+    scene.pause(5).await;
+    assert_eq!(updates(&scene.asked), [json!(null); 0], "Bob may be gone soon");
+    scene.pause(30).await;
+    let told = updates(&scene.asked);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["user_id"], &told[0]["prev_id"]), (&json!(scene.bob.user_id), &json!([])));
+    // Whoever has left again by then is announced to nobody.
+    let mut scene = Scene::of(a_room(11)).await;
+    scene.is_open.store(true, Ordering::Relaxed);
+    scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
+    scene.leave().await;
+    scene.pause(60).await;
+    assert_eq!(updates(&scene.asked), [json!(null); 0]);
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_turns_out_to_be_in_the_room_is_told_of_the_devices_that_changed_meanwhile() {
+    let mut room = a_room(11);
+    let elsie = "@elsie:b.example";
+    let own = std::mem::replace(
+        &mut room.signer,
+        Signer::new("b.example".try_into().unwrap(), key_pair(8, "k").unwrap().into()),
+    );
+    room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
+    room.signer = own;
+    let scene = Scene::of(room).await;
+    let told_b = serve_b(&scene.net);
+    let device = format!("/devices/{}", scene.bob.device_id);
+    scene.bob.ok_put(&device, json!({ "display_name": "new" })).await;
+    scene.pause(10).await;
+    let told = updates(&scene.asked);
+    assert_eq!(told.len(), 1, "a server that is said to be in the room is told of changes: {told:?}");
+    assert_eq!(updates(&told_b), [json!(null); 0], "nobody knows of Elsie");
+    scene.is_open.store(true, Ordering::Relaxed);
+    scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
+    scene.pause(2).await;
+    assert_eq!(updates(&told_b), told, "what was missed is told at once");
+    scene.server.assert_whole();
 }

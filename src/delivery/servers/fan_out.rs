@@ -12,13 +12,18 @@ use federation::client::Client;
 use ruma::{OwnedServerName, ServerName, UserId};
 
 use crate::{
-    ids::{RoomNum, UserNum},
+    ids::{Position, RoomNum, UserNum},
     rooms::{
+        self,
         around::Around,
         event::{self, StoredEvent},
         members, state,
     },
-    schema::{event_types::MEMBER, rooms::Membership, state::StateRef},
+    schema::{
+        event_types::MEMBER,
+        rooms::{Membership, Resident},
+        state::StateRef,
+    },
     store::{Fault, Snapshot},
 };
 
@@ -42,6 +47,8 @@ pub(super) struct Planner {
 
 struct Listed {
     at: StateRef,
+    /// When the room's state became whole that was known in part: servers became known without a change of the state.
+    filled_at: Option<Position>,
     servers: List,
 }
 
@@ -94,26 +101,39 @@ impl Planner {
         self.in_state(read, room, tip)
     }
 
-    /// Lists the servers that share a room with a user of ours now, but for what only this room is shared by.
-    pub(super) fn of_user(
+    /// Lists the servers that share one of these rooms now.
+    pub(super) fn of_rooms(
         &mut self,
         read: &Snapshot,
-        user: UserNum,
-        except: Option<RoomNum>,
+        rooms: &[RoomNum],
     ) -> Result<BTreeSet<OwnedServerName>, Fault> {
         let mut servers = BTreeSet::new();
-        for room in members::list_joined_rooms(read, user)? {
-            if Some(room) != except {
-                servers.extend(self.of_room(read, room)?.iter().cloned());
-            }
+        for room in rooms {
+            servers.extend(self.of_room(read, *room)?.iter().cloned());
         }
         Ok(servers)
     }
 
+    /// Lists the servers of a room that share no other room with a user of ours, so that they were told nothing of the user's devices so
+    /// far. A room of which only a part of the state is known counts for nothing: nobody is told of devices for its sake.
+    pub(super) fn new_to(&mut self, read: &Snapshot, user: UserNum, room: RoomNum) -> Result<List, Fault> {
+        let mut known = BTreeSet::new();
+        for other in members::list_joined_rooms(read, user)? {
+            if other != room && !is_partial(read, other)? {
+                known.extend(self.of_room(read, other)?.iter().cloned());
+            }
+        }
+        let here = self.of_room(read, room)?;
+        Ok(here.iter().filter(|server| !known.contains(*server)).cloned().collect())
+    }
+
     fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {
         let at = state::canonical(read, room, at)?;
-        let known = self.lists.get(&room).filter(|known| known.at == at);
-        if let Some(known) = known {
+        let Some(row) = rooms::find_row(read, room)? else { return Ok(List::default()) };
+        let known = self.lists.get(&room).filter(|known| known.at == at && known.filled_at == row.filled_at);
+        if let Some(known) = known
+            && row.resident != Resident::Partial
+        {
             return Ok(Arc::clone(&known.servers));
         }
         let is_now = at == state::tip(read, room)?;
@@ -130,7 +150,7 @@ impl Planner {
             self.names = 0;
         }
         self.names += servers.len();
-        let listed = Listed { at, servers: Arc::clone(&servers) };
+        let listed = Listed { at, filled_at: row.filled_at, servers: Arc::clone(&servers) };
         if let Some(before) = self.lists.insert(room, listed) {
             self.names -= before.servers.len();
         }
@@ -140,6 +160,11 @@ impl Planner {
     fn may_tell(&self, server: &ServerName) -> bool {
         *server != *self.us && self.client.caller().servers().allows(server)
     }
+}
+
+/// Whether only a part of the state of a room is known, because it was joined without its members.
+pub(super) fn is_partial(read: &Snapshot, room: RoomNum) -> Result<bool, Fault> {
+    Ok(rooms::find_row(read, room)?.is_some_and(|row| row.resident == Resident::Partial))
 }
 
 /// Whether a user is of a server.

@@ -1,5 +1,9 @@
 //! Follows the log, and gives what is ours to tell to the queues of the servers that are told. The cursor stands where nothing is
 //! lost by a crash: before it everything was taken, or is marked as missed.
+//!
+//! The devices of a user of ours who joins a room are announced to servers that are new to the user. Of a room that was joined without its
+//! members, one server names the others, however many it likes, so that this waits until the room's state is whole and shows who is in
+//! the room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,7 +14,7 @@ use crate::{
     accounts::users,
     delivery::servers::{
         edus::{self, Edu},
-        fan_out::{List, is_of},
+        fan_out::{List, is_of, is_partial},
         shared::{READER, Shared},
         subject::Subject,
     },
@@ -18,7 +22,11 @@ use crate::{
     error::Result,
     ids::{Order, Position, RoomNum, UserNum},
     rooms::{self, event::StoredEvent, members},
-    schema::{self, receipts::ReceiptKind, rooms::Membership},
+    schema::{
+        self,
+        receipts::ReceiptKind,
+        rooms::{Membership, UserRoomRow},
+    },
     store::{Fault, Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
 };
 
@@ -28,6 +36,9 @@ const PAGE_MAX: usize = 128;
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// After a failure the log is read again after this time.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Devices are announced this long after the state of a room became whole. It is no hurry, because whoever wants to know asks, and users
+/// who have left by then are announced to nobody.
+const ANNOUNCED_AFTER: Duration = Duration::from_secs(10);
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
 /// A receipt waits at least this long for what else comes, and longer the more servers are told.
@@ -61,6 +72,10 @@ pub(super) async fn follow(shared: Arc<Shared>, mut written: watch::Receiver<()>
                 continue;
             }
         };
+        let owned = Arc::clone(&shared);
+        if let Err(error) = shared.env.blocking(move || announce(&owned)).await {
+            tracing::warn!(%error, "other servers were not told of the devices of users who joined; it is tried again");
+        }
         let told = shared.told_upto();
         if told > noted && shared.env.instant().saturating_duration_since(noted_at) >= NOTED_EVERY {
             noted = told;
@@ -154,7 +169,7 @@ fn list_news(
         Some((*room, Order::live(*position)))
     });
     let mut rows = schema::TIMELINE.get_many(snapshot, places)?.into_iter();
-    let (mut news, mut of_users) = (Vec::new(), BTreeMap::<UserNum, List>::new());
+    let (mut news, mut of_users) = (Vec::new(), BTreeMap::<(UserNum, usize), List>::new());
     for (position, entry) in entries {
         match entry {
             LogEntry::Event { room, .. } => {
@@ -168,11 +183,10 @@ fn list_news(
                     }
                 }
                 // The devices are ours to tell also where another server tells of the join.
-                if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
-                    // Servers that share no other room with the user know nothing of the user's devices so far.
-                    let known = planner.of_user(snapshot, user, Some(*room))?;
-                    let here = planner.of_room(snapshot, *room)?;
-                    let servers: List = here.iter().filter(|it| !known.contains(*it)).cloned().collect();
+                if let Some(user) = find_joined(shared, snapshot, *room, &stored)?
+                    && !is_partial(snapshot, *room)?
+                {
+                    let servers = planner.new_to(snapshot, user, *room)?;
                     if !servers.is_empty() {
                         news.push((servers, News::Kept { subject: Subject::Devices(user), at: *position }));
                     }
@@ -183,11 +197,12 @@ fn list_news(
                 if !device_lists::is_to_tell(snapshot, (*user, &account.user_id), *position)? {
                     continue;
                 }
-                let servers = match of_users.get(user) {
+                let rooms = list_shared_at(snapshot, *user, *position)?;
+                let servers = match of_users.get(&(*user, rooms.len())) {
                     Some(servers) => List::clone(servers),
-                    None => planner.of_user(snapshot, *user, None)?.into_iter().collect(),
+                    None => planner.of_rooms(snapshot, &rooms)?.into_iter().collect(),
                 };
-                of_users.insert(*user, List::clone(&servers));
+                of_users.insert((*user, rooms.len()), List::clone(&servers));
                 if !servers.is_empty() {
                     news.push((servers, News::Kept { subject: Subject::Devices(*user), at: *position }));
                 }
@@ -199,8 +214,32 @@ fn list_news(
                     news.push((servers, News::Receipt(edu)));
                 }
             }
-            LogEntry::RoomState { .. }
-            | LogEntry::Account { .. }
+            LogEntry::RoomState { room } => {
+                let row = rooms::find_row(snapshot, *room)?;
+                if row.is_none_or(|row| row.filled_at != Some(*position)) {
+                    continue;
+                }
+                let due = shared.env.uptime().saturating_add(ANNOUNCED_AFTER);
+                shared.announcing.lock().insert((due, *room), *position);
+                let mut once_in = None;
+                for user in members::joined_local_users(snapshot, *room)? {
+                    let user = user?;
+                    if !has_changed_since_join(snapshot, user, *room)? {
+                        continue;
+                    }
+                    let once_in = match &mut once_in {
+                        Some(known) => known,
+                        None => once_in.insert(members::list_servers_ever(snapshot, *room)?),
+                    };
+                    let servers = planner.of_rooms(snapshot, &members::list_joined_rooms(snapshot, user)?)?;
+                    let servers = servers.into_iter().filter(|server| once_in.contains(server.as_str()));
+                    let servers: List = servers.collect();
+                    if !servers.is_empty() {
+                        news.push((servers, News::Kept { subject: Subject::Devices(user), at: *position }));
+                    }
+                }
+            }
+            LogEntry::Account { .. }
             | LogEntry::AccountData { .. }
             | LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
@@ -209,6 +248,49 @@ fn list_news(
         }
     }
     Ok(news)
+}
+
+/// Lists the rooms that a user of ours is in and was in at a position. Whoever came to share a room with the user after a change of devices
+/// is told of the devices for that.
+fn list_shared_at(snapshot: &Snapshot, user: UserNum, at: Position) -> Result<Vec<RoomNum>, Fault> {
+    let rooms = members::list_joined_rooms(snapshot, user)?;
+    let rows = members::find_many(snapshot, user, rooms.iter().copied())?;
+    let was_in = |row: &Option<UserRoomRow>| row.as_ref().is_some_and(|row| row.since <= at);
+    Ok(rooms.into_iter().zip(rows).filter(|(_, row)| was_in(row)).map(|(room, _)| room).collect())
+}
+
+/// Whether the devices of a user of ours changed since the user joined a room.
+fn has_changed_since_join(snapshot: &Snapshot, user: UserNum, room: RoomNum) -> Result<bool, Fault> {
+    let Some(account) = users::find(snapshot, user)? else { return Ok(false) };
+    let changed = device_lists::find_changed(snapshot, &account.user_id)?;
+    Ok(members::find(snapshot, user, room)?.is_some_and(|row| changed > Some(row.since)))
+}
+
+/// Announces the devices of our users to the servers of rooms whose state became whole a while ago. Those whose devices changed since they
+/// joined were told of then.
+fn announce(shared: &Shared) -> Result<()> {
+    let now = shared.env.uptime();
+    loop {
+        let next = shared.announcing.lock().first_key_value().map(|(key, place)| (*key, *place));
+        let Some(((due, room), place)) = next.filter(|((due, _), _)| *due <= now) else { return Ok(()) };
+        let snapshot = shared.store.snapshot();
+        let mut news = Vec::new();
+        for user in members::joined_local_users(&*snapshot, room)? {
+            let user = user?;
+            if !has_changed_since_join(&snapshot, user, room)? {
+                news.push((user, shared.planner.lock().new_to(&snapshot, user, room)?));
+            }
+        }
+        for (user, servers) in news {
+            let mut board = shared.board.lock();
+            for server in servers.iter() {
+                board.offer(server, Subject::Devices(user), place);
+            }
+            shared.write_marks(&mut board);
+        }
+        shared.announcing.lock().remove(&(due, room));
+        shared.turns.notify_one();
+    }
 }
 
 /// The user of ours whom an event brought into a room, who had not been in it before.

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use federation::client::Client;
@@ -54,6 +55,9 @@ pub(super) struct Shared {
     pub(super) typing_told: Mutex<BTreeMap<(RoomNum, OwnedUserId), u64>>,
     /// The servers that do not answer: whatever speaks to us is looked for here.
     pub(super) away: RwLock<BTreeSet<OwnedServerName>>,
+    /// The rooms that became whole after they were joined without their members, and to whose servers the devices of our users are still
+    /// to be announced: by the uptime at which that is done, each with the place in the log at which it became whole.
+    pub(super) announcing: Mutex<BTreeMap<(Duration, RoomNum), Position>>,
     /// Marks that are written and not durable yet: a number for each batch, and its oldest mark.
     settling: Arc<Mutex<BTreeMap<u64, Position>>>,
     run: String,
@@ -74,6 +78,7 @@ impl Shared {
             outboxes: Mutex::default(),
             typing_told: Mutex::default(),
             away: RwLock::default(),
+            announcing: Mutex::default(),
             settling: Arc::default(),
             run: env.random_string(RUN_CHARACTERS),
             numbers: AtomicU64::new(0),
@@ -116,8 +121,11 @@ impl Shared {
 
     /// The position from which the log is read again after a crash.
     pub(super) fn told_upto(&self) -> Position {
-        // The settling marks are looked at last: a mark may come there from the board meanwhile, and not the other way.
+        // What is announced later goes to the board, so that it is looked at first. The settling marks are looked at last: a mark may come
+        // there from the board meanwhile, and not the other way.
+        let announced = self.announcing.lock().values().min().copied();
         let told = self.board.lock().told_upto();
+        let told = announced.map_or(told, |oldest| oldest.before().min(told));
         let settling = self.settling.lock().values().min().copied();
         settling.map_or(told, |oldest| oldest.before().min(told))
     }

@@ -482,6 +482,20 @@ pub fn list_servers_at(
     Ok(servers.into_iter().collect())
 }
 
+/// Lists the servers of all who are or were something to the room, as far as they are known.
+pub fn list_servers_ever(read: &(impl Read + ?Sized), room: RoomNum) -> Result<BTreeSet<String>, Fault> {
+    let mut servers = BTreeSet::new();
+    for row in list_keys(read, room)? {
+        let (user_id, _) = row?;
+        if let Some(server) = event::server_of(&user_id)
+            && !servers.contains(server)
+        {
+            servers.insert(server.to_owned());
+        }
+    }
+    Ok(servers)
+}
+
 /// Counts the members who are joined in this state.
 pub fn count_joined_at(read: &(impl Read + ?Sized), room: RoomNum, at: StateRef) -> Result<u64, Fault> {
     let moves = Moves::to(read, room, at)?;
