@@ -433,7 +433,7 @@ impl Change {
     /// Begins to count the members who come and go by server.
     pub(super) fn touched(&self) -> members::Touched {
         match self.row.partial.as_ref().filter(|partial| !partial.is_filled) {
-            Some(partial) => members::Touched::among_unknown(&partial.us),
+            Some(partial) => members::Touched::among_unknown(&partial.us, partial.base),
             None => members::Touched::default(),
         }
     }

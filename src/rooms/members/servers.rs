@@ -41,15 +41,15 @@ pub(crate) fn is_derived(event_type: &str) -> bool {
 pub(crate) struct Touched {
     servers: BTreeMap<String, i64>,
     is_any: bool,
-    /// Where only a part of the members is known, the server of which all are. Any other stays in the room when the last of its
-    /// known members goes.
-    only_leaves: Option<String>,
+    /// Where only a part of the members before a place is known: the server of which all are, and the place. Any other server that was in
+    /// the room then stays when the last of its known members goes.
+    among_unknown: Option<(String, Order)>,
 }
 
 impl Touched {
-    /// Begins to count in a room of which only a part of the members is known: all of those of the server `us`.
-    pub(crate) fn among_unknown(us: &str) -> Self {
-        Self { only_leaves: Some(us.to_owned()), ..Self::default() }
+    /// Begins to count in a room of which only a part of the members at the place `base` is known: all of those of the server `us`.
+    pub(crate) fn among_unknown(us: &str, base: Order) -> Self {
+        Self { among_unknown: Some((us.to_owned(), base)), ..Self::default() }
     }
 
     /// Counts a member who came (`by` is 1) or went (-1).
@@ -71,10 +71,15 @@ impl Touched {
     ) -> Result<Vec<(StateKeyNum, StateValue)>, Fault> {
         let is_any = self.is_any;
         let mut values = Vec::new();
-        let only_leaves = self.only_leaves.take();
+        let among_unknown = self.among_unknown.take();
         for (server, count) in self.counts(batch, room)? {
-            let may_have_more = only_leaves.as_ref().is_some_and(|us| *us != server)
-                && schema::SERVER_MEMBERS.contains(&*batch, (room, &server))?;
+            let may_have_more = match &among_unknown {
+                Some((us, base)) if *us != server => {
+                    schema::SERVER_MEMBERS.contains(&*batch, (room, &server))?
+                        && was_on_main_line(&*batch, room, *base, &server)?
+                }
+                _ => false,
+            };
             if count == 0 && !may_have_more {
                 schema::SERVER_MEMBERS.delete(batch, (room, &server));
             } else {
@@ -126,6 +131,19 @@ impl Touched {
             counts.push((server, before.saturating_add_signed(by)));
         }
         Ok(counts)
+    }
+}
+
+/// Whether a server has somebody in the room at a place of the main line, or is said to.
+fn was_on_main_line(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    at: Order,
+    server: &str,
+) -> Result<bool, Fault> {
+    match state::find_key(read, room, SERVER, server)? {
+        Some(key) => Ok(state::at(read, room, StateRef::Main(at), key)?.is_derived()),
+        None => Ok(false),
     }
 }
 
@@ -454,10 +472,7 @@ pub fn was_server_joined(
     server: &str,
 ) -> Result<bool, Fault> {
     let moves = Moves::to(read, room, at)?;
-    let was_in = match state::find_key(read, room, SERVER, server)? {
-        Some(key) => state::at(read, room, StateRef::Main(moves.base), key)?.is_derived(),
-        None => false,
-    };
+    let was_in = was_on_main_line(read, room, moves.base, server)?;
     Ok(moves.leave_in(server, was_in))
 }
 

@@ -286,3 +286,35 @@ fn somebody_who_left_comes_back_by_a_new_invitation() {
         assert!(matches!(here.receive(&leave), Outcome::Accepted(_)));
     }
 }
+
+#[test]
+fn a_server_that_came_since_goes_with_its_last_member_and_one_that_was_there_may_have_more() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let here = Here::new(0);
+    let before_join = elsewhere.clone();
+    let join = elsewhere.join(&bob());
+    here.join_without_members(&before_join, &join);
+    let servers = || -> Vec<String> {
+        let snapshot = here.store.snapshot();
+        members::list_servers(&*snapshot, ROOM).unwrap().map(Result::unwrap).collect()
+    };
+    let named = servers();
+    assert!(named.contains(&"b.example".to_owned()), "{named:?}");
+    let mut go = |membership: &str| {
+        for user in ["@new:b.example", "@new:d.example"].map(user) {
+            let made =
+                elsewhere.make(&user, MEMBER, Some(user.as_str()), json!({ "membership": membership }));
+            elsewhere.add(&made);
+            assert!(matches!(here.receive(&made), Outcome::Accepted(_)));
+        }
+    };
+    go("join");
+    assert_eq!(servers().len(), named.len() + 1, "{:?}", servers());
+    go("leave");
+    assert_eq!(servers(), named);
+    go("join");
+    let unknown: Vec<Received> = before_join.state.values().cloned().collect();
+    here.learn(&unknown);
+    here.make_whole();
+    here.assert_is(&elsewhere);
+}
