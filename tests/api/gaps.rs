@@ -16,6 +16,7 @@ use crate::{
     support::{
         TestClient, TestServer,
         elsewhere::Elsewhere,
+        encoded,
         network::{Peer, doors},
         remote::Remote,
     },
@@ -228,6 +229,38 @@ async fn a_server_that_gives_nothing_of_a_gap_is_asked_again_before_a_state_is_f
     assert!(unknown(&scene.come_with(&[&last], Silence::Waits).await[0]));
     assert!(accepted(&scene.come_one(&last).await));
     assert_eq!(scene.hole_count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_leaves_out_of_a_gap_is_asked_for_by_itself() {
+    let mut scene = Scene::new().await;
+    scene.there.twist(|kind, _, (status, mut answer)| {
+        if let Some(events) = answer["events"].as_array_mut().filter(|_| kind == "get_missing_events") {
+            // The last one is just below the event that is known.
+            let below = events.pop();
+            *events = below.into_iter().collect();
+        }
+        (status, answer)
+    });
+    let said = scene.bob_says(3, "missed");
+    scene.net.take_arrived();
+    let outcome = scene.come_one(said.last().unwrap()).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    assert_holds(&scene.read_all(30).await, &said);
+    let asked = scene.net.take_arrived();
+    let count = |what: &str| asked.iter().filter(|line| line.contains(what)).count();
+    assert_eq!((count("get_missing_events"), count("/event/"), count("/state")), (1, 1, 0), "{asked:?}");
+    // Of a longer gap, the state is fetched before the lowest event that could be had.
+    let said = scene.bob_says(6, "more");
+    let outcome = scene.come_one(&said[5]).await;
+    assert!(accepted(&outcome), "{outcome:?}");
+    let asked = scene.net.take_arrived();
+    let of_lowest = |line: &&String| line.contains("/state_ids/") && line.contains(&encoded(&said[3]));
+    assert_eq!(asked.iter().filter(of_lowest).count(), 1, "{asked:?}");
+    assert_eq!(asked.iter().filter(|line| line.contains("/state_ids/")).count(), 1, "{asked:?}");
+    scene.there.untwist();
+    assert_holds(&scene.read_all(30).await, &said);
+    scene.server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]

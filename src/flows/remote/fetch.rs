@@ -202,22 +202,26 @@ impl<'a> Fetch<'a> {
         tracing::debug!(room = %self.num, %server, what, %failure, "another server did not give what a room lacks");
     }
 
-    /// Asks a server for events between some that we have and some that we got.
+    /// Asks a server for events between some that we have and some that we got. Tells whether it has more of them to give, which nobody
+    /// says: one that gives far fewer than it was asked for has come to the end of what it gives that way.
     pub(crate) async fn missing_events(
         &mut self,
         server: &ServerName,
         earliest: Vec<OwnedEventId>,
         latest: Vec<OwnedEventId>,
         limit: u32,
-    ) -> Result<Vec<Received>> {
-        let Some(left) = self.budget.take(self.app) else { return Ok(Vec::new()) };
+    ) -> Result<(Vec<Received>, bool)> {
+        let Some(left) = self.budget.take(self.app) else { return Ok((Vec::new(), false)) };
         let mut request = get_missing_events::v1::Request::new(self.row.id.clone(), earliest, latest);
         request.limit = limit.into();
         match self.app.remote.client.send(server, request, Self::options(left)).await {
-            Ok(answer) => self.read(answer.events).await,
+            Ok(answer) => {
+                let has_more = answer.events.len() >= limit.div_ceil(2) as usize;
+                Ok((self.read(answer.events).await?, has_more))
+            }
             Err(failure) => {
                 self.note(server, "missing events", &failure);
-                Ok(Vec::new())
+                Ok((Vec::new(), false))
             }
         }
     }

@@ -53,6 +53,8 @@ const STATE_EVENTS_MAX: usize = 5_000;
 const STRANGERS_TAKE_MAX: Duration = Duration::from_secs(10);
 /// and at most this many questions, which go to that server alone.
 const STRANGERS_REQUESTS_MAX: usize = 10;
+/// Of the events below a gap, up to this many are asked for one by one.
+const BELOW_MAX: usize = 5;
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
 
@@ -214,7 +216,8 @@ impl Gap<'_> {
             }
             let latest = list_bottoms(&found, &open).into_iter().take(ROUND_EVENTS as usize).collect();
             let origin = self.origin.clone();
-            let got = self.fetch.missing_events(&origin, heads.clone(), latest, ROUND_EVENTS).await?;
+            let asked = self.fetch.missing_events(&origin, heads.clone(), latest, ROUND_EVENTS);
+            let (got, has_more) = asked.await?;
             // The create event is the end of the past, and comes in with that alone: the state before an event which stands on it is
             // fetched, or the hole below the join leads there.
             let got = got.into_iter().filter(|event| !event.event().prev.is_empty());
@@ -239,9 +242,30 @@ impl Gap<'_> {
             if found.len() == before {
                 break;
             }
+            if !has_more {
+                self.take_below(&mut found, &open).await?;
+                break;
+            }
         }
         tracing::debug!(room = %self.fetch.num, found = found.len(), open = open.len(), "a gap in a room was followed");
         Ok(found)
+    }
+
+    /// Asks for the events below a gap where a server came to the end of what it tells of the gap. Mostly these stand on what we have, so
+    /// that no state need be fetched; of those that do not, the state before them is fetched, which is that of fewer events.
+    async fn take_below(
+        &mut self,
+        found: &mut BTreeMap<OwnedEventId, Received>,
+        open: &BTreeSet<OwnedEventId>,
+    ) -> Result<()> {
+        if open.is_empty() || open.len() > BELOW_MAX {
+            return Ok(());
+        }
+        let open: Vec<OwnedEventId> = open.iter().cloned().collect();
+        let got = self.fetch.single(&open).await?.into_iter();
+        let got = got.filter(|event| !event.event().prev.is_empty());
+        found.extend(got.map(|event| (event.id().to_owned(), event)));
+        Ok(())
     }
 
     /// The ids of the room's heads, from which on others are to tell us events.
