@@ -646,3 +646,46 @@ async fn a_server_that_turns_out_to_be_in_the_room_is_told_of_the_devices_that_c
     assert_eq!(updates(&told_b), told, "what was missed is told at once");
     scene.server.assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_back_before_the_members_are_known_goes_on_where_they_left() {
+    let mut scene = Scene::of(a_room(11)).await;
+    // The state before the first join is that after the event which it cites.
+    let known = scene.room.events.iter().rev().take(2).map(|event| encoded(event.id.as_str()));
+    let known: Vec<String> = known.collect();
+    scene.leave().await;
+    scene.net.take_arrived();
+    let (status, told) = scene.join().await;
+    assert_eq!(status, StatusCode::OK, "{told}");
+    scene.note_join().await;
+    let rows = scene.server.assert_whole();
+    assert!(rows.iter().all(|(table, count)| *table != "STAGE" || *count == 0), "{rows:?}");
+    assert_eq!(scene.told(&scene.bob.ok_get("/sync").await), &Value::Null);
+    let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "you again" }));
+    scene.send(&[&said]).await;
+    let sync = scene.lazy(None).await;
+    assert_eq!(ids(&scene.told(&sync)["timeline"]).len(), 4, "two joins, a leave and a message: {sync}");
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    let asked = scene.net.take_arrived();
+    let asked: Vec<_> = asked.iter().filter(|line| line.contains("/state_ids/")).collect();
+    let is_of_known = |line: &str| known.iter().any(|id| line.contains(id));
+    assert!(!asked.is_empty() && asked.iter().all(|line| is_of_known(line)), "{asked:?}");
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_banned_meanwhile_is_refused_and_nobody_is_asked_to_let_them_in() {
+    let mut scene = Scene::of(a_room(11)).await;
+    let bob = scene.bob.user_id.clone();
+    let ban = scene.room.add("m.room.member", Some(&bob), json!({ "membership": "ban" }));
+    scene.send(&[&ban]).await;
+    scene.room.events.pop();
+    scene.go_on_with(ban);
+    let (status, told) = scene.join().await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{told}");
+    let asked = scene.asked.lock().unwrap().clone();
+    assert!(asked.iter().any(|(path, _)| path.contains("/make_join/")), "{asked:?}");
+    assert!(!asked.iter().any(|(path, _)| path.contains("/send_join/")), "{asked:?}");
+    scene.server.assert_whole();
+}

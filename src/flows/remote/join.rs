@@ -2,7 +2,7 @@
 //! template, we sign the event, the server adds it to the room and hands over the room's state, and
 //! `flows/room/base.rs` lays that down.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use federation::call::{Failure, Options, Reply};
@@ -11,7 +11,7 @@ use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Refusal, Result},
     flows::{
         App,
         account::carry_over,
@@ -32,11 +32,13 @@ use crate::{
     rooms::{
         self,
         change::{Base, Change, Omitted, Outcome, Received},
+        event,
         turns::JoinClaim,
     },
     schema::{
+        event_types::MEMBER,
         jobs::Job,
-        rooms::{Resident, RoomRow},
+        rooms::{Membership, Resident, RoomRow},
     },
 };
 
@@ -156,6 +158,14 @@ async fn join_by(
     server: &ServerName,
     template: &Template,
 ) -> Result<()> {
+    if let Some(goes_on) = find_going_on(app, wanted, template)? {
+        if goes_on.is_banned {
+            return Err(Refusal::forbidden("You are banned from this room.").into());
+        }
+        if goes_on.is_partial {
+            return come_back(app, user, goes_on.num, wanted, (server, template)).await;
+        }
+    }
     let event = template.sign(app, server, wanted)?;
     let mut answered = send(app, server, wanted, &event).await?;
     brought::learn_keys(app, template.version, &answered).await?;
@@ -204,6 +214,52 @@ async fn join_by(
     jobs::begin(app, completes);
     jobs::keep(app, promised).await?;
     drop(place);
+    completing::soon(app, num).await
+}
+
+/// A room that nobody of ours is in, and in which nothing happened since, by the place that another server gives to a join: it stands on
+/// just the events that are the room's last ones here.
+struct GoingOn {
+    num: RoomNum,
+    /// Whether the room was joined without its members, which were never learnt.
+    is_partial: bool,
+    /// Whether the user who wants to join is banned there.
+    is_banned: bool,
+}
+
+fn find_going_on(app: &App, wanted: &Wanted, template: &Template) -> Result<Option<GoingOn>> {
+    let snapshot = app.store.snapshot();
+    let Some(num) = rooms::find_room(&*snapshot, &wanted.room_id)? else { return Ok(None) };
+    let row = rooms::require_row(&*snapshot, num)?;
+    if !row.resident.is_in() || row.version != template.version {
+        return Ok(None);
+    }
+    let heads: BTreeSet<_> = row.heads.iter().map(|head| event::event_id(&head.key, row.version)).collect();
+    if heads != template.list_prev().iter().cloned().collect() {
+        return Ok(None);
+    }
+    let member = rooms::find_state(&*snapshot, num, MEMBER, wanted.user_id.as_str())?;
+    let is_banned = member.and_then(|event| event.membership()) == Some(Membership::Ban);
+    Ok(Some(GoingOn { num, is_partial: row.resident == Resident::Partial, is_banned }))
+}
+
+/// Comes back into a room that was left before its members were known, and in which nothing happened since. What the server brings
+/// would say nothing that is not here, so that the room goes on as it is, and its members are those before the earlier join.
+async fn come_back(
+    app: &App,
+    user: UserNum,
+    num: RoomNum,
+    wanted: &Wanted,
+    (server, template): (&ServerName, &Template),
+) -> Result<()> {
+    // The job ends at once where nobody comes into the room after all.
+    let owned = app.clone();
+    let promise = move |change: &mut Change| {
+        Ok(jobs::promise(&owned, &mut change.batch, &Job::CompleteState { room: change.num }))
+    };
+    let completes = commit::beside_room(app, num, promise).await?;
+    vouched_by(app, user, num, wanted, server, template).await?;
+    jobs::begin(app, Some(completes));
     completing::soon(app, num).await
 }
 

@@ -202,6 +202,11 @@ impl Template {
         Some(Self { version, prev: vec![id.clone()], auth: vec![id], depth, authorised_via: None })
     }
 
+    /// The ids of the events on which the event stands.
+    pub(crate) fn list_prev(&self) -> &[OwnedEventId] {
+        &self.prev
+    }
+
     /// The server that must sign the event beside us, because one of its users vouches for ours.
     pub(crate) fn cosigner(&self) -> Option<OwnedServerName> {
         self.authorised_via.as_ref().map(|user| user.server_name().to_owned())
