@@ -350,6 +350,39 @@ async fn what_was_accepted_by_a_part_of_the_state_is_judged_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_rests_on_the_word_of_an_event_gives_way_to_what_the_next_one_names() {
+    let mut room = Elsewhere::new(11);
+    room.omits = true;
+    let elsie = "@elsie:a.example";
+    room.add("m.room.power_levels", Some(""), json!({ "users": { ALICE: 100, DEREK: 100 } }));
+    let joined = room.add_by(DEREK, "m.room.member", Some(DEREK), json!({ "membership": "join" }));
+    let left = room.add_by(DEREK, "m.room.member", Some(DEREK), json!({ "membership": "leave" }));
+    let mut scene = Scene::of(room).await;
+    let join = scene.room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
+    // Derek, who is not in the room, removes Elsie, and names neither that he left nor that she came.
+    let key = |user: &str| ("m.room.member".to_owned(), user.to_owned());
+    scene.room.state.insert(key(DEREK), joined);
+    scene.room.state.remove(&key(elsie));
+    let kick = scene.room.event(DEREK, "m.room.member", Some(elsie), json!({ "membership": "leave" }));
+    scene.room.events.push(kick.clone());
+    scene.room.state.insert(key(DEREK), left);
+    scene.room.state.insert(key(elsie), join.clone());
+    let said = scene.room.add_by(elsie, "m.room.message", None, json!({ "body": "I am here" }));
+    scene.send(&[&join, &kick, &said]).await;
+    let sync = scene.lazy(None).await;
+    let told = ids(&scene.told(&sync)["timeline"]);
+    assert!(told.contains(&kick.id.as_str()) && told.contains(&said.id.as_str()), "{sync}");
+    scene.server.assert_whole();
+    scene.open().await;
+    assert_eq!(scene.state().await, scene.expected());
+    for (event, status) in [(&kick, StatusCode::NOT_FOUND), (&said, StatusCode::OK)] {
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{}", scene.id(), encoded(event.id.as_str()));
+        assert_eq!(scene.bob.get(&path).await.0, status, "{}", event.json["type"]);
+    }
+    scene.server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
 async fn other_servers_ask_another_while_the_state_is_partial() {
     let scene = Scene::of(a_room(11)).await;
     let room = scene.id();

@@ -212,8 +212,12 @@ impl Change {
         };
         let rules = &self.rules().authorization;
         let tip = Sketch::from(StateRef::Main(self.row.state_tip));
-        let mut before = self.auth_state(event, &standpoint.before)?;
-        let presumed = self.presume(event, &auth, &standpoint.before, &mut before)?;
+        let judged_by = match self.resolve_named(&auth, &standpoint.before, resolving)? {
+            Ok(judged_by) => judged_by,
+            Err(question) => return Ok(Step::later(question, taken)),
+        };
+        let mut before = self.auth_state(event, &judged_by)?;
+        let presumed = self.presume(event, &auth, &judged_by, &mut before)?;
         let now = if self.row.partial.is_some() {
             // The room's state is too little known for anything to fail by it.
             None

@@ -1,12 +1,13 @@
 //! Members of whom nothing is known, because the room was joined without them: an event that names a member event as allowing it
 //! is taken at its word, as state resolution does where the state before an event has nothing to say
-//! (`docs/decisions/partial-state-joins.md`).
+//! (`docs/decisions/partial-state-joins.md`). Where the state says otherwise of a member than the event does, it may rest on what is taken
+//! at its word, and both are resolved (MSC3902).
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::OwnedEventId;
 
-use super::super::Change;
+use super::{super::Change, Question, Resolving};
 use crate::{
     error::Result,
     ids::{EventNum, StateKeyNum},
@@ -23,6 +24,38 @@ use crate::{
 pub(in crate::rooms::change) type Presumed = Vec<(StateKeyNum, EventNum)>;
 
 impl Change {
+    /// Gives the state by which an event is judged where not all members are known: what the state before it and the members whom it names
+    /// resolve to.
+    pub(super) fn resolve_named(
+        &mut self,
+        auth: &BTreeMap<OwnedEventId, Known<Arc<StateEvent>>>,
+        before: &Sketch,
+        resolving: Resolving<'_>,
+    ) -> Result<Result<Sketch, Question>> {
+        let mut named = before.clone();
+        let Some(partial) = self.row.partial.as_ref().filter(|_| self.presumes()) else {
+            return Ok(Ok(named));
+        };
+        for allowing in auth.values() {
+            let Known::Found(allowing) = allowing else { continue };
+            let is_member = allowing.parsed.event_type.to_string() == MEMBER && !allowing.parsed.rejected;
+            let Some(user) = allowing.parsed.state_key.as_deref().filter(|_| is_member) else { continue };
+            if event::server_of(user) == Some(&partial.us) {
+                continue;
+            }
+            let Some(key) = state::find_key(&self.batch, self.num, MEMBER, user)? else { continue };
+            let known = before.at(&self.batch, self.num, key)?;
+            if known.event().is_some_and(|known| known != allowing.event) {
+                named = named.with(Some((key, StateValue::Event(allowing.event))));
+            }
+        }
+        if named == *before {
+            return Ok(Ok(named));
+        }
+        let question = Question::new(&self.batch, self.num, [before.clone(), named], None)?.of_cited();
+        Ok(self.answer(resolving, &question)?.ok_or(question))
+    }
+
     /// Adds to the state before an event those members of whom nothing is known, as the events say that allow this one. Gives
     /// them. Of this server all members are known, but for the invitation or the like on which the sender themselves stands: what
     /// lets a user of ours join is among what the join names, and in no state that has no members.
