@@ -250,9 +250,10 @@ const KEPT_BYTES_MAX: u64 = 64 << 20;
 /// An entry takes about this many bytes beside its texts.
 const DESCRIPTION_BYTES: u64 = 512;
 
-/// A room's newest event and the newest change of its state, with which its entry is kept. A resolution changes the state
-/// without an event, and a redaction changes what an event says without changing the state.
-type Version = (ids::Order, ids::Order);
+/// A room's newest event, the newest change of its state and the number of its members, with which its entry is kept. A resolution
+/// changes the state without an event, a redaction changes what an event says without changing the state, and members who are learnt
+/// after a join without them were there all the time.
+type Version = (ids::Order, ids::Order, u32);
 
 /// The entries of rooms in the directory, each as of a version of the room.
 pub struct Descriptions(Cache<RoomNum, (Version, Arc<PublicRoomsChunk>), Weigh>);
@@ -295,7 +296,7 @@ impl Descriptions {
         num: RoomNum,
         room: &RoomRow,
     ) -> Result<Arc<PublicRoomsChunk>, Fault> {
-        let version = (room.tip, room.state_tip);
+        let version = (room.tip, room.state_tip, room.joined);
         let known = self.0.get(&num).filter(|(known, _)| *known == version);
         let chunk = match known {
             Some((_, chunk)) => chunk,

@@ -722,3 +722,22 @@ async fn whoever_was_banned_meanwhile_is_refused_and_nobody_is_asked_to_let_them
     assert!(!asked.iter().any(|(path, _)| path.contains("/send_join/")), "{asked:?}");
     scene.server.assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_alias_and_the_directory_tell_what_is_known_of_the_room() {
+    let mut room = a_room(11);
+    let levels = json!({ "users": { ALICE: 100, "@bob:test.example": 100 } });
+    room.add("m.room.power_levels", Some(""), levels);
+    let scene = Scene::of(room).await;
+    let alias = encoded("#ours:test.example");
+    scene.bob.ok_put(&format!("/directory/room/{alias}"), json!({ "room_id": scene.room.room_id })).await;
+    let named = scene.bob.ok_get(&format!("/directory/room/{alias}")).await;
+    assert_eq!(named["servers"], json!(["test.example", "a.example"]));
+    let listed = format!("/directory/list/room/{}", scene.id());
+    scene.bob.ok_put(&listed, json!({ "visibility": "public" })).await;
+    let count = async || scene.bob.ok_get("/publicRooms").await["chunk"][0]["num_joined_members"].clone();
+    let before = count().await;
+    assert!(before.as_u64().unwrap() < 4, "{before}");
+    scene.open().await;
+    assert_eq!(count().await, 4);
+}

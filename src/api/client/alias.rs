@@ -8,7 +8,12 @@ use crate::{
         extract::{Client, Public},
     },
     error::Result,
-    flows::{App, limits::Limit, remote::ask, room::aliases},
+    flows::{
+        App,
+        limits::Limit,
+        remote::{ask, query},
+        room::aliases,
+    },
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -45,6 +50,6 @@ pub(crate) async fn get_alias(
         let found = ask::alias(&app, alias).await?;
         return Ok(get_alias::v3::Response::new(found.room_id, found.servers));
     }
-    let room_id = aliases::find(&app, &public.request.room_alias)?;
-    Ok(get_alias::v3::Response::new(room_id, vec![app.config.server.name.clone()]))
+    let found = query::alias(&app, alias)?;
+    Ok(get_alias::v3::Response::new(found.room_id, found.servers))
 }

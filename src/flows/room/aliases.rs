@@ -1,6 +1,6 @@
 //! The use cases of aliases, which name rooms, and of listing a room in the public directory.
 
-use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, api::error::ErrorKind};
+use ruma::{OwnedRoomAliasId, RoomAliasId, RoomId, api::error::ErrorKind};
 
 use crate::{
     accounts::Caller,
@@ -77,14 +77,6 @@ pub(crate) async fn remove(app: &App, caller: &Caller, alias: &RoomAliasId) -> R
         Ok(())
     })
     .await
-}
-
-/// The room that an alias names. Errors: 404 `M_NOT_FOUND` for an alias that names none.
-pub(crate) fn find(app: &App, alias: &RoomAliasId) -> Result<OwnedRoomId> {
-    let snapshot = app.store.snapshot();
-    let row = aliases::find(&*snapshot, alias)?;
-    let row = row.ok_or_else(|| Error::from(Refusal::not_found("There is no such alias.")))?;
-    Ok(rooms::require_row(&*snapshot, row.room)?.id)
 }
 
 /// The aliases of a room on this server. Errors: 403 for a caller who is not in the room and may not look in.

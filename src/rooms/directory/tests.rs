@@ -85,7 +85,7 @@ async fn entries_are_bounded_by_their_texts() {
     set_state(app, &alice, &room, TOPIC, serde_json::json!({ "topic": "t".repeat(50_000) })).await;
     let (entry, memory) = (entry(app, &room), Descriptions::default());
     for num in 0..2 * KEPT_BYTES_MAX / 50_000 {
-        let version = (ids::Order::MIN, ids::Order::MIN);
+        let version = (ids::Order::MIN, ids::Order::MIN, 1);
         memory.0.insert(RoomNum(num), (version, Arc::clone(&entry)));
     }
     assert!(memory.0.len() > 100 && memory.0.weight() <= KEPT_BYTES_MAX, "{}", memory.0.weight());
