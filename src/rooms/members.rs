@@ -390,6 +390,26 @@ pub(crate) fn may_be_joined(
     }
 }
 
+/// Reads the member events of those of some member keys by which somebody is joined now.
+pub(crate) fn list_joined_events(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    mut keys: Vec<StateKeyNum>,
+) -> Result<BTreeMap<StateKeyNum, event::StoredEvent>, Fault> {
+    keys.sort_unstable();
+    let events = list_events(read, room, state::list_now(read, room, keys)?)?.into_iter();
+    let joined = events.filter(|stored| stored.membership() == Some(Membership::Join));
+    Ok(joined.filter_map(|stored| Some((stored.row.header.state_key?, stored))).collect())
+}
+
+fn list_events(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    values: Vec<StateValue>,
+) -> Result<Vec<event::StoredEvent>, Fault> {
+    event::list_anywhere(read, room, values.into_iter().filter_map(StateValue::event).collect())
+}
+
 /// Reads the memberships that some member keys have, in the state at an order or, without one, in the current state, each with
 /// the event that says so. Keys without an event are left out. Reading many together costs a small part of reading each.
 pub(crate) fn list_memberships(
@@ -403,8 +423,7 @@ pub(crate) fn list_memberships(
         Some(order) => state::list_at(read, room, StateRef::Main(order), &keys)?,
         None => state::list_now(read, room, keys)?,
     };
-    let events = values.into_iter().filter_map(StateValue::event).collect();
-    let events = event::list_anywhere(read, room, events)?.into_iter();
+    let events = list_events(read, room, values)?.into_iter();
     let memberships = events.filter_map(|stored| {
         let membership = stored.membership().unwrap_or(Membership::Leave);
         Some((stored.row.header.state_key?, (stored.event(), membership)))

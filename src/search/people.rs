@@ -1,12 +1,13 @@
-//! The user directory: it finds users of ours by a part of their name or id, as far as the searcher may know of them
-//! (<https://spec.matrix.org/v1.19/client-server-api/#user-directory>).
+//! The user directory: it finds users by a part of their name or id, as far as the searcher may know of them
+//! (<https://spec.matrix.org/v1.19/client-server-api/#user-directory>). Users of other servers are found where they share a room with the
+//! searcher, by the names that they have there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    ops::{Bound, ControlFlow},
 };
 
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, ServerName};
 use serde::Deserialize;
 
 use crate::{
@@ -26,6 +27,8 @@ use crate::{
 const ACCOUNTS_MAX: usize = if cfg!(test) { 20 } else { 100_000 };
 /// A search reads at most this many memberships of the searcher's own rooms.
 const ROOM_MATES_MAX: usize = 100_000;
+/// A search reads at most this many memberships in those rooms of users of other servers.
+const OTHERS_MAX: usize = if cfg!(test) { 20 } else { 20_000 };
 /// Display names are read in groups of this many, which costs less than reading each alone.
 const PROFILES_AT_ONCE: usize = 500;
 /// At most this many users whose name fits, and who are not in the part of the searcher's rooms that was read, are checked for
@@ -74,22 +77,28 @@ pub fn find(
     let own: BTreeSet<RoomNum> = members::list_joined_rooms(read, asks)?.into_iter().collect();
     let mut mates = list_room_mates(read, &own)?;
     let mut fitting = list_fitting(read, &term, &mates)?;
+    if let Some(asker) = users::find(read, asks)? {
+        fitting.extend(list_fitting_elsewhere(read, &term, &own, asker.user_id.server_name())?);
+    }
     mates.remove(&asks);
     fitting.sort_by(|one, other| one.rank(&mates).cmp(&other.rank(&mates)));
     let mut sight = Sight { asks, own, open: BTreeMap::new() };
     let mut found = Vec::new();
     let mut checked = 0;
     for one in fitting {
-        if !mates.contains(&one.user) {
+        if let Some(user) = one.user.filter(|user| !mates.contains(user)) {
             checked += 1;
-            if checked > FITTING_MAX || !sight.reaches(read, one.user)? {
+            if checked > FITTING_MAX || !sight.reaches(read, user)? {
                 continue;
             }
         }
         if found.len() == limit {
             return Ok((found, true));
         }
-        let avatar_url = schema::PROFILES.get(read, (one.user, "avatar_url"))?.and_then(|json| text(&json));
+        let avatar_url = match one.user {
+            Some(user) => schema::PROFILES.get(read, (user, "avatar_url"))?.and_then(|json| text(&json)),
+            None => one.avatar_url,
+        };
         found.push(Person { user_id: one.user_id, display_name: one.name, avatar_url });
     }
     if checked > FITTING_MAX {
@@ -115,9 +124,12 @@ fn list_room_mates(
 }
 
 struct Fitting {
-    user: UserNum,
+    /// The number of a user of ours; users of other servers, all of whom share a room with the searcher, have none.
+    user: Option<UserNum>,
     user_id: OwnedUserId,
     name: Option<String>,
+    /// The picture of a user of another server.
+    avatar_url: Option<String>,
     fit: Fit,
 }
 
@@ -125,7 +137,8 @@ impl Fitting {
     /// The place among all who fit: a better fit, then a name before none, then those who share a room, comes first.
     fn rank(&self, mates: &BTreeSet<UserNum>) -> impl Ord {
         let name = self.name.as_deref();
-        (self.fit, name.is_none(), name, !mates.contains(&self.user), self.user)
+        let is_stranger = self.user.is_some_and(|user| !mates.contains(&user));
+        (self.fit, name.is_none(), name, is_stranger, self.user.is_none(), self.user, &self.user_id)
     }
 }
 
@@ -167,10 +180,56 @@ fn add_fitting(
         }
         let name = name.and_then(|json| text(&json));
         if let Some(fit) = fit(term, row.user_id.as_str(), name.as_deref()) {
-            fitting.push(Fitting { user, user_id: row.user_id, name, fit });
+            let user = Some(user);
+            fitting.push(Fitting { user, user_id: row.user_id, name, avatar_url: None, fit });
         }
     }
     Ok(())
+}
+
+/// Lists the users of other servers who are in one of these rooms and whose name there, or id, fits.
+fn list_fitting_elsewhere(
+    read: &(impl Read + ?Sized),
+    term: &str,
+    rooms: &BTreeSet<RoomNum>,
+    us: &ServerName,
+) -> Result<Vec<Fitting>, Fault> {
+    let (mut fitting, mut left) = (BTreeMap::new(), OTHERS_MAX);
+    for room in rooms {
+        members::walk(read, *room, (PROFILES_AT_ONCE, PROFILES_AT_ONCE), |some| {
+            let mut others = Vec::new();
+            for (user_id, key) in some {
+                let Ok(user_id) = OwnedUserId::try_from(user_id.as_str()) else { continue };
+                if left > 0 && user_id.server_name() != us {
+                    left -= 1;
+                    others.push((user_id, *key));
+                }
+            }
+            let keys = others.iter().map(|(_, key)| *key).collect();
+            let joined = members::list_joined_events(read, *room, keys)?;
+            for (user_id, key) in others {
+                let Some(event) = joined.get(&key) else { continue };
+                let profile: Profile = serde_json::from_str(event.row.content()).unwrap_or_default();
+                let name = profile.displayname.filter(|name| !name.is_empty());
+                if let Some(fit) = fit(term, user_id.as_str(), name.as_deref()) {
+                    let avatar_url = profile.avatar_url;
+                    let one = Fitting { user: None, user_id: user_id.clone(), name, avatar_url, fit };
+                    fitting.entry(user_id).or_insert(one);
+                }
+            }
+            Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    }
+    Ok(fitting.into_values().collect())
+}
+
+/// The profile of a member, as their member event has it.
+#[derive(Default, Deserialize)]
+struct Profile {
+    #[serde(default)]
+    displayname: Option<String>,
+    #[serde(default)]
+    avatar_url: Option<String>,
 }
 
 fn text(json: &[u8]) -> Option<String> {

@@ -738,6 +738,12 @@ async fn an_alias_and_the_directory_tell_what_is_known_of_the_room() {
     let count = async || scene.bob.ok_get("/publicRooms").await["chunk"][0]["num_joined_members"].clone();
     let before = count().await;
     assert!(before.as_u64().unwrap() < 4, "{before}");
+    let search = async || {
+        let body = json!({ "search_term": "derek" });
+        scene.bob.post("/_matrix/client/v3/user_directory/search", body).await.1["results"].clone()
+    };
+    assert_eq!(search().await, json!([]));
     scene.open().await;
     assert_eq!(count().await, 4);
+    assert_eq!(search().await, json!([{ "user_id": DEREK }]));
 }
