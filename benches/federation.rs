@@ -1,8 +1,8 @@
 //! Events of another server as they come in by transactions, and a large room that is joined by way of another server: the work
 //! of this process alone, over RocksDB and a network in memory. `docs/performance.md` has the figures.
 //!
-//! `cargo bench --bench federation` measures both; `-- ingest` and `-- join` one of them. The clock stands still while there is
-//! work, so the times are those of the processor.
+//! `cargo bench --bench federation` measures all; `-- ingest`, `-- join` and `-- partial` one of them: the last joins the large room
+//! without its members first. The clock stands still while there is work, so the times are those of the processor.
 
 #![expect(
     clippy::unwrap_used,
@@ -17,8 +17,13 @@ mod processor;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use aqueduct::store::{Durability, Engine, Store, engine::Rocks};
-use federation::testing::Net;
+use federation::testing::{Net, json as reply};
 use http::StatusCode;
 use processor::cpu_ms;
 use ruma::OwnedEventId;
@@ -86,9 +91,8 @@ async fn ingest() {
     );
 }
 
-/// A user comes into a room of another server with many members.
-async fn join() {
-    let (net, dir) = (Net::new(1), tempfile::tempdir().unwrap());
+/// A room of another server with many members.
+fn large_room() -> Elsewhere {
     let mut room = Elsewhere::new(11);
     for number in 0..MEMBERS {
         let user = format!("@member{number}:a.example");
@@ -96,6 +100,13 @@ async fn join() {
         room.events.push(event.clone());
         room.state.insert(("m.room.member".to_owned(), user), event);
     }
+    room
+}
+
+/// A user comes into a room of another server with many members.
+async fn join() {
+    let (net, dir) = (Net::new(1), tempfile::tempdir().unwrap());
+    let room = large_room();
     let answer = room.answer(&Value::Null).to_string().len();
     let _asked = room.serve(&net, honest());
     let server = server(&net, &dir);
@@ -114,6 +125,48 @@ async fn join() {
     );
 }
 
+/// The same by way of a server that leaves out the members, and gives them later.
+async fn partial() {
+    let (net, dir) = (Net::new(1), tempfile::tempdir().unwrap());
+    let mut room = large_room();
+    room.omits = true;
+    let gives_state = Arc::new(AtomicBool::new(false));
+    let gives = Arc::clone(&gives_state);
+    let _asked = room.serve(
+        &net,
+        Arc::new(move |endpoint, answer| match endpoint {
+            "state" | "state_ids" if !gives.load(Ordering::Relaxed) => reply(503, "{}"),
+            _ => reply(200, answer.to_string()),
+        }),
+    );
+    let server = server(&net, &dir);
+    let bob = server.register("bob").await;
+    let (before, memory) = (cpu_ms(), memory_mib("VmRSS"));
+    let path = format!("/join/{}?server_name=a.example", encoded(room.room_id.as_str()));
+    bob.ok_post(&path, json!({})).await;
+    let path = format!("/rooms/{}/send/m.room.message/1", encoded(room.room_id.as_str()));
+    bob.ok_put(&path, json!({ "msgtype": "m.text", "body": "hello" })).await;
+    let usable = cpu_ms() - before;
+    gives_state.store(true, Ordering::Relaxed);
+    let before = cpu_ms();
+    let app = server.server().app();
+    loop {
+        app.env.sleep(std::time::Duration::from_secs(10)).await;
+        let path = format!("/_matrix/client/v3/rooms/{}/joined_members", encoded(room.room_id.as_str()));
+        let (status, members) = bob.get(&path).await;
+        if status == StatusCode::OK {
+            assert_eq!(members["joined"].as_object().unwrap().len(), MEMBERS + 2);
+            break;
+        }
+    }
+    println!(
+        "the same without its members first: joined and written to in {:.0} ms of CPU, whole after {:.1} s more, giving the state included; memory {memory} MiB before, {} at most",
+        usable,
+        (cpu_ms() - before) / 1e3,
+        memory_mib("VmHWM"),
+    );
+}
+
 fn main() {
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wanted = |name: &str| named.is_empty() || named.iter().any(|given| given == name);
@@ -124,5 +177,8 @@ fn main() {
     }
     if wanted("join") {
         runtime.block_on(join());
+    }
+    if wanted("partial") {
+        runtime.block_on(partial());
     }
 }
