@@ -4,7 +4,10 @@ use aqueduct::{accounts::users, ids::UserNum};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{TestClient, TestServer};
+use crate::{
+    resident_joins::Scene,
+    support::{TestClient, TestServer},
+};
 
 const SEARCH: &str = "/_matrix/client/v3/user_directory/search";
 
@@ -29,6 +32,42 @@ async fn join(client: &TestClient, room: &str) {
 async fn call(client: &TestClient, name: &str) {
     let path = format!("/_matrix/client/v3/profile/{}/displayname", client.user_id);
     client.ok_put(&path, json!({ "displayname": name })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn users_of_other_servers_are_found_in_rooms_that_are_shared_with_them() {
+    const BOB: &str = "@bob:b.example";
+    const ODD: &str = "@odd:b.example";
+    let scene = Scene::new().await;
+    let eve = scene.server.register("eve").await;
+    let (room, second) = (scene.room("11").await, scene.room("12").await);
+    for (room, user, name) in [
+        (&room, BOB, json!("Robert Dobalina")),
+        (&second, BOB, json!("Robert Dobalina")),
+        (&room, ODD, json!({ "Robert": 7 })),
+    ] {
+        let (_, mut event) = scene.peer.made(&scene.server, "join", room, user).await;
+        let avatar = json!("mxc://b.example/bob");
+        event["content"] = json!({ "membership": "join", "displayname": name, "avatar_url": avatar });
+        let version = if *room == second { "12" } else { "11" };
+        let (id, event) = scene.peer.sign_event(&event, version);
+        let (status, told) = scene.peer.send(&scene.server, "v2/send_join", room, &id, &event).await;
+        assert_eq!(status, StatusCode::OK, "{told}");
+    }
+    for term in ["robert", "DOBALINA", "bob", "@bob:b.example"] {
+        assert_eq!(search(&scene.alice, term).await, [BOB], "{term}");
+        assert!(search(&eve, term).await.is_empty(), "{term}: eve shares no room with him");
+    }
+    assert_eq!(search(&scene.alice, "b.example").await, [BOB, ODD]);
+    let found = scene.alice.ok_post("/user_directory/search", json!({ "search_term": "bob" })).await;
+    let shown =
+        json!({ "user_id": BOB, "display_name": "Robert Dobalina", "avatar_url": "mxc://b.example/bob" });
+    assert_eq!(found["results"], json!([shown]));
+    for room in [&room, &second] {
+        assert_eq!(search(&scene.alice, "dobalina").await, [BOB]);
+        scene.alice.ok_post(&format!("/rooms/{room}/kick"), json!({ "user_id": BOB })).await;
+    }
+    assert!(search(&scene.alice, "dobalina").await.is_empty(), "he is in no room of hers any more");
 }
 
 #[tokio::test(start_paused = true)]
