@@ -30,13 +30,17 @@ struct Against {
 
 impl Against {
     async fn new(room: &Elsewhere, tamper: Tamper) -> Self {
+        Self::with(room, tamper, |_| {}).await
+    }
+
+    async fn with(room: &Elsewhere, tamper: Tamper, set: impl FnOnce(&mut aqueduct::config::Config)) -> Self {
         let net = Net::new(1);
         let asked = room.serve(&net, tamper);
         let store = aqueduct::store::Store::open(
             aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
             aqueduct::store::Durability::Fsync,
         );
-        let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
+        let server = TestServer::start(doors(&net), store.unwrap(), set);
         let bob = server.register("bob").await;
         Self { server, bob, peer: Peer::unheard("a.example", 9), net, asked }
     }
@@ -117,7 +121,6 @@ async fn what_is_no_invitation_of_a_user_of_ours_by_theirs_is_not_signed() {
         room.event(ALICE, "m.room.message", Some(BOB), invite.clone()),
         room.event(ALICE, "m.room.member", Some("@bob:other.example"), invite.clone()),
         room.event(ALICE, "m.room.member", Some("bob"), invite.clone()),
-        room.event("@eve:b.example", "m.room.member", Some(BOB), invite.clone()),
     ];
     for event in &odd {
         let (status, told) = it.invite(&room, event).await;
@@ -127,6 +130,10 @@ async fn what_is_no_invitation_of_a_user_of_ours_by_theirs_is_not_signed() {
             "{told}"
         );
     }
+    // The server of another user has not signed it.
+    let of_other = room.event("@eve:b.example", "m.room.member", Some(BOB), invite.clone());
+    let (status, told) = it.invite(&room, &of_other).await;
+    assert_eq!((status, &told["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{told}");
     let event = invitation(&room, BOB);
     let mut forged = event.clone();
     forged.json["signatures"] = json!({ "a.example": { "ed25519:k": "A".repeat(86) } });
@@ -134,14 +141,18 @@ async fn what_is_no_invitation_of_a_user_of_ours_by_theirs_is_not_signed() {
     changed.json["content"]["displayname"] = json!("Eve");
     let mut unsigned = event.clone();
     unsigned.json["signatures"] = json!({});
+    let mut with_float = event.clone();
+    with_float.json["content"]["org.example.x"] = json!(1.5);
     let other_room = room.with_id("!other:a.example");
-    for (of, event) in [(&room, &forged), (&room, &changed), (&room, &unsigned), (&other_room, &event)] {
-        let (status, told) = it.invite(of, event).await;
-        assert_eq!(
-            (status, &told["errcode"]),
-            (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")),
-            "{told}"
-        );
+    for (of, event, status, code) in [
+        (&room, &forged, StatusCode::FORBIDDEN, "M_FORBIDDEN"),
+        (&room, &changed, StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
+        (&room, &unsigned, StatusCode::FORBIDDEN, "M_FORBIDDEN"),
+        (&room, &with_float, StatusCode::BAD_REQUEST, "M_BAD_JSON"),
+        (&other_room, &event, StatusCode::BAD_REQUEST, "M_BAD_JSON"),
+    ] {
+        let (told_status, told) = it.invite(of, event).await;
+        assert_eq!((told_status, &told["errcode"]), (status, &json!(code)), "{told}");
     }
     let wrong_id = Made { id: odd[0].id.clone(), json: event.json.clone() };
     assert_eq!(it.invite(&room, &wrong_id).await.0, StatusCode::BAD_REQUEST);
@@ -204,6 +215,24 @@ async fn an_invitation_of_version_12_proves_which_room_it_is_to() {
     }
     assert_eq!(invited(&it.bob, room.room_id.as_str()).await, Value::Null);
     assert_eq!(it.invite(&room, &event).await.0, StatusCode::OK);
+}
+
+/// Whether guests may join says the room, which is unknown here until somebody else is in it.
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_invited_like_others_and_comes_into_no_room_that_only_others_are_in() {
+    let room = Elsewhere::new(11);
+    let it = Against::with(&room, honest(), |config| config.registration.guests = true).await;
+    let guest = crate::policy::guest(&it.server).await;
+    let (status, told) = it.invite(&room, &invitation(&room, &guest.user_id)).await;
+    assert_eq!(status, StatusCode::OK, "{told}");
+    assert!(invited(&guest, room.room_id.as_str()).await.is_object());
+    let path = format!("/_matrix/client/v3/rooms/{}/join", encoded(room.room_id.as_str()));
+    let (status, told) = guest.post(&path, json!({})).await;
+    assert_eq!(
+        (status, &told["errcode"]),
+        (StatusCode::FORBIDDEN, &json!("M_GUEST_ACCESS_FORBIDDEN")),
+        "{told}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

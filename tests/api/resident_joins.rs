@@ -195,6 +195,16 @@ async fn a_server_that_the_room_does_not_admit_gets_nobody_in() {
     assert_eq!(refused(scene.send_join(&room, &id, &event).await), (403, "M_FORBIDDEN".into()));
     let leave = scene.peer.make(&scene.server, "leave", &room, BOB, "").await;
     assert_eq!(refused(leave), (403, "M_FORBIDDEN".into()));
+    // Who is here is not told, either.
+    for user in ["@alice:test.example", "@nobody:test.example"] {
+        let mut invite = event.clone();
+        (invite["state_key"], invite["content"]) = (json!(user), json!({ "membership": "invite" }));
+        let (id, invite) = scene.peer.sign_event(&invite, "11");
+        let uri = format!("/_matrix/federation/v2/invite/{}/{}", encoded(&room), encoded(&id));
+        let body = json!({ "event": invite, "room_version": "11", "invite_room_state": [] });
+        let invited = scene.peer.ask(&scene.server, Method::PUT, &uri, Some(&body)).await;
+        assert_eq!(refused(invited), (403, "M_FORBIDDEN".into()), "{user}");
+    }
     assert_eq!(scene.member(&room, BOB).await["membership"], Value::Null);
 }
 
@@ -204,16 +214,17 @@ async fn a_join_that_is_not_what_it_must_be_is_refused() {
     let (room, other) = (scene.room("11").await, scene.room("11").await);
     let (id, event) = scene.peer.made(&scene.server, "join", &room, BOB).await;
     let invalid = (400, "M_INVALID_PARAM".to_owned());
-    for (what, field, value) in [
-        ("type", "type", json!("m.room.message")),
-        ("membership", "content", json!({ "membership": "leave" })),
-        ("no membership", "content", json!({})),
-        ("sender", "sender", json!("@carol:c.example")),
-        ("state key", "state_key", json!("@bobby:b.example")),
-        ("no state key", "state_key", Value::Null),
-        ("room", "room_id", json!(other)),
-        ("prev", "prev_events", json!([crate::support::NOWHERE])),
-        ("depth", "depth", json!(-1)),
+    let (no_event, forbidden) = ((400, "M_BAD_JSON".to_owned()), (403, "M_FORBIDDEN".to_owned()));
+    for (what, field, value, expected) in [
+        ("type", "type", json!("m.room.message"), &invalid),
+        ("membership", "content", json!({ "membership": "leave" }), &invalid),
+        ("no membership", "content", json!({}), &invalid),
+        ("sender", "sender", json!("@carol:c.example"), &forbidden),
+        ("state key", "state_key", json!("@bobby:b.example"), &invalid),
+        ("no state key", "state_key", Value::Null, &invalid),
+        ("room", "room_id", json!(other), &no_event),
+        ("prev", "prev_events", json!([crate::support::NOWHERE]), &invalid),
+        ("depth", "depth", json!(-1), &no_event),
     ] {
         let mut changed = event.clone();
         changed[field] = value;
@@ -221,24 +232,37 @@ async fn a_join_that_is_not_what_it_must_be_is_refused() {
             changed.as_object_mut().unwrap().remove(field);
         }
         let (id, signed) = scene.peer.sign_event(&changed, "11");
-        assert_eq!(refused(scene.send_join(&room, &id, &signed).await), invalid, "{what}");
+        assert_eq!(refused(scene.send_join(&room, &id, &signed).await), *expected, "{what}");
     }
-    assert_eq!(refused(scene.send_join(&room, crate::support::NOWHERE, &event).await), invalid);
-    assert_eq!(refused(scene.send_join(&other, &id, &event).await), invalid);
+    for odd in [crate::support::NOWHERE, "odd"] {
+        assert_eq!(refused(scene.send_join(&room, odd, &event).await), invalid);
+    }
+    let mut unhashed = event.clone();
+    unhashed.as_object_mut().unwrap().remove("hashes");
+    assert_eq!(refused(scene.send_join(&room, &id, &unhashed).await), no_event);
+    assert_eq!(refused(scene.send_join(&other, &id, &event).await), no_event);
     // An event that was changed after it was signed has a hash that does not fit, or a signature that does not.
     let mut forged = event.clone();
     forged["content"]["displayname"] = json!("forged");
     assert_eq!(refused(scene.send_join(&room, &id, &forged).await), invalid);
     let mut forged = event.clone();
     forged["signatures"]["b.example"]["ed25519:k"] = json!("A".repeat(86));
-    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), invalid);
+    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), forbidden);
     forged["signatures"] = json!({});
-    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), invalid);
+    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), forbidden);
+    forged.as_object_mut().unwrap().remove("signatures");
+    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), forbidden);
+    forged.as_object_mut().unwrap().remove("hashes");
+    assert_eq!(refused(scene.send_join(&room, &id, &forged).await), forbidden, "a template as it was");
     // Another server cannot bring the event of this one.
     let thief = Peer::new(&scene.net, "c.example", "5.0.0.3", 3);
-    assert_eq!(refused(thief.send(&scene.server, "v2/send_join", &room, &id, &event).await), invalid);
-    for body in [json!({}), json!({ "signatures": 1 }), json!({ "content": { "membership": [] } })] {
-        assert_eq!(refused(scene.send_join(&room, &id, &body).await), invalid, "{body}");
+    assert_eq!(refused(thief.send(&scene.server, "v2/send_join", &room, &id, &event).await), forbidden);
+    let mut with_float = event.clone();
+    with_float["content"]["org.example.x"] = json!(1.5);
+    for body in
+        [json!({}), json!({ "signatures": 1 }), json!({ "content": { "membership": [] } }), with_float]
+    {
+        assert_eq!(refused(scene.send_join(&room, &id, &body).await), no_event, "{body}");
     }
     let unknown = scene.send_join("!nowhere:test.example", &id, &event).await;
     assert_eq!(refused(unknown), (404, "M_NOT_FOUND".into()));

@@ -62,7 +62,8 @@ async fn template<E>(
 /// Reads the event that a server sends.
 fn sent<E>(server: Server<Raw<E>>) -> Result<Sent> {
     let request = server.request;
-    Ok(Sent { origin: server.origin, room: request.id(0)?, id: request.id(1)?, json: request.body.bytes() })
+    let id = request.arg(1).to_owned();
+    Ok(Sent { origin: server.origin, room: request.id(0)?, id, json: request.body.bytes() })
 }
 
 /// `GET /_matrix/federation/v1/make_join/{roomId}/{userId}`

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     api::error::{ErrorKind, IncompatibleRoomVersionErrorData},
 };
 use serde::Deserialize;
@@ -170,8 +170,8 @@ pub(crate) struct Sent {
     pub(crate) origin: OwnedServerName,
     /// The room in the path.
     pub(crate) room: OwnedRoomId,
-    /// The event's id in the path.
-    pub(crate) id: OwnedEventId,
+    /// The event's id in the path, which is no id at all if it is not that of the event.
+    pub(crate) id: String,
     /// The event, as it came.
     pub(crate) json: Bytes,
 }
@@ -187,8 +187,9 @@ struct Entered {
 /// Takes in an event by which a user moves; answers when it is durable and visible. An event that this server has already is
 /// answered in the same way, because the other server may not have got the first answer.
 ///
-/// Errors: as for [`open`]; 400 `M_INVALID_PARAM` for an event that is not as it must be; 403 `M_FORBIDDEN` for one that the
-/// room does not allow; for joins of restricted rooms as for [`template`].
+/// Errors: as for [`open`]; 400 `M_BAD_JSON` for what is no event of the room's version, and `M_INVALID_PARAM` for one that is not as it
+/// must be; 403 `M_FORBIDDEN` for one that is of another server's user or not signed, and for one that the room does not allow; for joins
+/// of restricted rooms as for [`template`].
 async fn enter(app: &App, sent: Sent, wanted: Move) -> Result<Entered> {
     let Sent { origin, room, id, json } = sent;
     let (num, row) = open(&app.store.snapshot(), &origin, &room)?;
@@ -201,7 +202,7 @@ async fn enter(app: &App, sent: Sent, wanted: Move) -> Result<Entered> {
     }
     let event = match verify(app, row.version, vec![signed]).await?.pop() {
         Some(Verified::Received(event)) => event.let_in(),
-        Some(Verified::Forged(why)) => return Err(Refusal::invalid_param(why.message).into()),
+        Some(Verified::Forged(why)) => return Err(why.into()),
         Some(Verified::Later(server)) => {
             tracing::debug!(%server, "a move is to be sent again: the keys of this server cannot be had now");
             return Err(Error::Busy { retry_after: AGAIN });
@@ -239,7 +240,6 @@ fn read(
     struct Vouched {
         content: Content,
     }
-    let invalid = |why: Refusal| Refusal::invalid_param(why.message);
     let rules = rooms::rules(row)?;
     let mut voucher = None;
     if wanted == Move::Join && rules.signatures.check_join_authorised_via_users_server {
@@ -249,26 +249,25 @@ fn read(
     }
     let signed = match &voucher {
         Some(_) => {
-            let countersigned = app.rooms.signer().countersign(json, rules).map_err(invalid)?;
-            Signed::read(num, row, &countersigned)
+            let countersigned = app.rooms.signer().countersign(json, rules)?;
+            Signed::read(num, row, &countersigned)?
         }
-        None => Signed::read(num, row, json),
+        None => Signed::read(num, row, json)?,
     };
-    let signed = signed.map_err(|why| if why.kind == ErrorKind::TooLarge { why } else { invalid(why) })?;
     Ok((signed, voucher))
 }
 
-/// Refuses an event that is not a move of a user of this server: 400 `M_INVALID_PARAM`.
-fn check(event: &Event, origin: &ServerName, id: &OwnedEventId, wanted: Move) -> Result<(), Refusal> {
+/// Refuses an event that is not such a move: 400 `M_INVALID_PARAM`; and the move of a user of another server: 403 `M_FORBIDDEN`.
+fn check(event: &Event, origin: &ServerName, id: &str, wanted: Move) -> Result<(), Refusal> {
     let membership = wanted.membership();
-    let why = if event.id != *id {
+    let why = if event.id != id {
         "The event has another id than the path says.".to_owned()
     } else if event.event_type.to_string() != MEMBER {
         "`type` is not `m.room.member`.".to_owned()
     } else if event::membership_of(event.content.get()) != Some(membership) {
         format!("`membership` is not `{}`.", membership.as_str())
     } else if event.sender.server_name() != origin {
-        "`sender` is not a user of your server.".to_owned()
+        return Err(Refusal::forbidden("`sender` is not a user of your server."));
     } else if event.state_key.as_deref() != Some(event.sender.as_str()) {
         "`state_key` is not the event's sender.".to_owned()
     } else {

@@ -68,8 +68,8 @@ pub(crate) fn incompatible(version: RoomVersionId) -> Refusal {
 }
 
 /// Takes an invitation of a user of ours by another server, and gives the event with our signature. Errors: 400
-/// `M_INVALID_PARAM` for what is no such invitation, `M_INCOMPATIBLE_ROOM_VERSION`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 404
-/// for a user who is not here; 429 where too many invitations wait for the user.
+/// `M_BAD_JSON` for what is no event of the room's version, `M_INVALID_PARAM` for what is no such invitation,
+/// `M_INCOMPATIBLE_ROOM_VERSION`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 404 for a user who is not here; 429 where too many invitations wait for the user.
 pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> Result<Box<RawValue>> {
     let version = versions::number(&coming.version).ok_or_else(|| incompatible(coming.version.clone()))?;
     if !versions::may_have_id(version, &coming.room_id) {
@@ -81,7 +81,7 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
     }
     let row = RoomRow::new(coming.room_id.clone(), version, Resident::Invited);
     let signed = Signed::read(RoomNum(0), &row, coming.event.get().as_bytes())
-        .map_err(|why| invalid(&format!("`event` is not as it should be: {}", why.message)))?;
+        .map_err(|why| Refusal::new(why.kind, format!("`event` is not accepted: {}", why.message)))?;
     let target = judge(app, origin, &coming.event_id, &signed)?;
     if rooms::is_known_otherwise(&*app.store.snapshot(), &coming.room_id, version)? {
         return Err(invalid("`room_version` is not that of the room").into());
@@ -94,7 +94,7 @@ pub(crate) async fn receive(app: &App, origin: &ServerName, coming: Coming) -> R
         Some(Verified::Later(_)) => {
             return Err(Error::Busy { retry_after: std::time::Duration::from_secs(60) });
         }
-        Some(Verified::Forged(why)) => return Err(invalid(&why.message).into()),
+        Some(Verified::Forged(why)) => return Err(why.into()),
         None => return Err(Error::broken("an event was not verified")),
     }
     let whole = check_state(app, &row, &coming.state).await?;
@@ -152,18 +152,19 @@ fn find_target(
     (target, sender): (&UserId, &UserId),
 ) -> Result<UserNum> {
     let snapshot = app.store.snapshot();
-    let user = users::require_num(&*snapshot, target)?;
-    let row = users::require(&*snapshot, user)?;
-    if row.is_deactivated || row.is_guest {
-        return Err(Refusal::forbidden("This user cannot be invited.").into());
-    }
-    invites::check(&*snapshot, target, sender)?;
     let room = rooms::find_room(&*snapshot, &coming.room_id)?;
+    // A server that the room shuts out is not told who is here, either.
     if let Some(num) = room
         && !acl::admits(&*snapshot, num, origin)?
     {
         return Err(Refusal::forbidden("The room does not admit your server.").into());
     }
+    let user = users::require_num(&*snapshot, target)?;
+    // Guests are invited like others: whether they may join, the room says when they do.
+    if users::require(&*snapshot, user)?.is_deactivated {
+        return Err(Refusal::forbidden("This user cannot be invited.").into());
+    }
+    invites::check(&*snapshot, target, sender)?;
     // It is looked at again when the invitation is written; here it spares the work before that.
     outside::require_room(&*snapshot, (user, origin), room)?;
     Ok(user)
