@@ -27,6 +27,7 @@ pub mod power;
 pub mod property_path;
 pub mod receipts;
 pub mod redact;
+pub mod reference;
 pub mod relations;
 pub mod resolve;
 pub mod show;

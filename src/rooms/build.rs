@@ -1,14 +1,18 @@
 //! Building our own events: canonical JSON, content hash, signature, id.
 //!
 //! An event is written three times, each time with its fields in canonical order: without `hashes` and `signatures` for the
-//! content hash; redacted for the signature, of which the event's id is the hash; and whole, to be kept.
+//! content hash; redacted for the signature, of which the event's id is the hash; and whole, to be kept. In room versions 1 and 2 this
+//! server chooses the id before, and the event says it.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId,
     canonical_json::{redact, redact_content_in_place},
     room_version_rules::RoomVersionRules,
     signatures::{Ed25519KeyPair, KeyPair as _},
@@ -18,15 +22,27 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Refusal,
+    ids::RoomNum,
     json::{JsonRef, JsonText, Object},
-    rooms::event::Event,
-    schema::{event_types::MEMBER, rooms::EventHash, state::DERIVED},
+    rooms::{
+        event::{self, Event},
+        reference::{self, Hashes},
+    },
+    schema::{
+        event_types::MEMBER,
+        rooms::{EventHash, EventKey},
+        state::DERIVED,
+    },
 };
 
 /// An event has at most this many bytes as canonical JSON, signatures included.
 pub const EVENT_BYTES_MAX: usize = 65_536;
 /// Ids, types and state keys have at most this many bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// The ids that this server chooses are made of this many bytes of a hash: an id has at most 255 bytes, and the name of its server
+/// up to 230.
+const CHOSEN_BYTES: usize = 15;
 
 /// Signs events in the name of this server.
 #[derive(Clone)]
@@ -159,6 +175,8 @@ pub struct Setting<'a> {
     pub prev: &'a [OwnedEventId],
     /// The ids of the events that allow it.
     pub auth: &'a [OwnedEventId],
+    /// The hashes of all these events, in room versions in which events are cited with them.
+    pub hashes: &'a Hashes,
     /// The event's depth: one more than the deepest event that it cites has.
     pub depth: u64,
 }
@@ -166,12 +184,19 @@ pub struct Setting<'a> {
 /// An event that is built and signed.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The event's reference hash, which its id is written from.
+    /// The event's reference hash, which its id is written from since room version 3.
     pub hash: EventHash,
     /// The event as canonical JSON, signatures included.
     pub json: Bytes,
     /// The event of that JSON, parsed.
     pub event: Event,
+}
+
+impl Built {
+    /// The key by which the event is found in its room, which is of this version.
+    pub fn key(&self, room: RoomNum, version: u8) -> EventKey {
+        event::key(self.hash, &self.event.id, room, version)
+    }
 }
 
 /// Builds and signs an event. Refuses an event that is too large (413 `M_TOO_LARGE`), and a type of derived state (400
@@ -198,13 +223,15 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     redact_content_in_place(&mut content, &rules.redaction, &draft.event_type);
     let redacted_content = raw(&content)?;
 
-    let fields = Fields {
-        auth: ids_json(setting.auth),
-        prev: ids_json(setting.prev),
-        redacts: draft.redacts.as_deref().filter(|_| !redacts_in_content),
-        draft,
-        setting,
-    };
+    let cited = |ids| reference::cited(ids, version, setting.hashes);
+    let (auth, prev) = cited(setting.auth)
+        .zip(cited(setting.prev))
+        .ok_or_else(|| Refusal::bad_json("The event cites another one whose hash is not known."))?;
+    let redacts = draft.redacts.as_deref().filter(|_| !redacts_in_content);
+    let mut fields = Fields { id: None, auth, prev, redacts, draft, setting };
+    if event::are_ids_chosen(version) {
+        fields.id = Some(choose_id(&draft.sender, &fields.write(&whole_content, true, None, None))?);
+    }
     let content_hash = Sha256::digest(fields.write(&whole_content, true, None, None).as_str());
     let mut hashes = Object::new();
     hashes.text("sha256", &STANDARD_NO_PAD.encode(content_hash));
@@ -216,7 +243,7 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     if json.len() > EVENT_BYTES_MAX {
         return Err(Refusal::too_large("An event has at most 65,536 bytes."));
     }
-    let id = crate::rooms::event::event_id(&hash.into(), version);
+    let id = fields.id.unwrap_or_else(|| event::event_id(&hash.into(), version));
     let event = Event {
         id,
         room_id: setting.room_id.map(ToOwned::to_owned),
@@ -233,8 +260,19 @@ pub fn build(signer: &Signer, draft: &Draft, setting: &Setting<'_>, version: u8)
     Ok(Built { hash, json, event })
 }
 
+/// Chooses the id of an event for rooms in whose version servers choose ids: a part of the hash of all that the event says, so that
+/// no two events of ours get the same one.
+fn choose_id(sender: &UserId, event: &JsonText) -> Result<OwnedEventId, Refusal> {
+    let hash: EventHash = Sha256::digest(event.as_str()).into();
+    let opaque = hash.first_chunk::<CHOSEN_BYTES>().map(|part| URL_SAFE_NO_PAD.encode(part));
+    let id = OwnedEventId::try_from(format!("${}:{}", opaque.unwrap_or_default(), sender.server_name()));
+    id.map_err(|_| Refusal::bad_json("The event's sender has no server that an id could name."))
+}
+
 /// The fields that an event has in each of the three forms in which it is written.
 struct Fields<'a> {
+    /// The id that this server chose, in room versions in which an event says it.
+    id: Option<OwnedEventId>,
     auth: JsonText,
     prev: JsonText,
     /// The event that it redacts, in room versions where that stands beside the content.
@@ -257,6 +295,9 @@ impl Fields<'_> {
         event.json("auth_events", &self.auth);
         event.json("content", content);
         event.number("depth", self.setting.depth);
+        if let Some(id) = &self.id {
+            event.text("event_id", id.as_str());
+        }
         if let Some(hashes) = hashes {
             event.json("hashes", hashes);
         }
@@ -285,11 +326,6 @@ fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
         .map_err(|_| Refusal::bad_json("The event's content cannot be written as JSON."))
 }
 
-fn ids_json(ids: &[OwnedEventId]) -> JsonText {
-    let ids: Vec<_> = ids.iter().map(|id| JsonText::string(id.as_str())).collect();
-    JsonText::list(&ids)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;
@@ -311,6 +347,19 @@ pub(crate) mod tests {
         ];
         document.extend([7; 32]);
         Arc::new(Ed25519KeyPair::from_der(&document, "k".to_owned()).unwrap())
+    }
+
+    /// Some hash for each of these events, for versions that cite events with their hashes.
+    pub(crate) fn hashes(of: &[&[OwnedEventId]]) -> Hashes {
+        of.iter().copied().flatten().map(|id| (id.clone(), "x".to_owned())).collect()
+    }
+
+    /// The id of some event, as the room version has ids.
+    pub(crate) fn an_id(number: u8, version: u8) -> OwnedEventId {
+        if event::are_ids_chosen(version) {
+            return OwnedEventId::try_from(format!("${number}:b.example")).unwrap();
+        }
+        event_id(&[number; 32].into(), version)
     }
 
     fn signer() -> Signer {
@@ -350,27 +399,33 @@ pub(crate) mod tests {
                 event_type: event_type.to_owned(),
                 state_key,
                 content: content(&text, number),
-                redacts: redacts.then(|| event_id(&[1; 32].into(), version)),
+                redacts: redacts.then(|| an_id(1, version)),
                 sent_ms: 1_700_000_000_000,
             };
-            let (prev, auth) = ([event_id(&[2; 32].into(), version)], [event_id(&[3; 32].into(), version), event_id(&[4; 32].into(), version)]);
+            let (prev, auth) = ([an_id(2, version)], [an_id(3, version), an_id(4, version)]);
             let room = RoomId::parse(room).unwrap();
-            let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, depth: 5 };
+            let hashes = hashes(&[&prev, &auth]);
+            let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, hashes: &hashes, depth: 5 };
             let built = build(&signer(), &draft, &setting, version).unwrap();
+            let is_named = |object: &CanonicalJsonObject| match object.get("event_id") {
+                Some(id) => version < 3 && id.as_str() == Some(built.event.id.as_str()),
+                None => version >= 3 && format!("${}", reference_hash(object, rules).unwrap()) == built.event.id.as_str(),
+            };
 
             let object: CanonicalJsonObject = serde_json::from_slice(&built.json).unwrap();
             let canonical = serde_json::to_vec(&object).unwrap();
             prop_assert_eq!(&canonical[..], &built.json[..]);
             prop_assert_eq!(verify_event(&public_keys(), &object, rules).unwrap(), Verified::All);
-            prop_assert_eq!(format!("${}", reference_hash(&object, rules).unwrap()), built.event.id.as_str());
+            prop_assert!(is_named(&object));
             let parsed = Event::parse(built.event.id.clone(), &built.json).unwrap();
             prop_assert_eq!(parsed.content.get(), built.event.content.get());
             prop_assert_eq!(parsed.prev, built.event.prev);
+            prop_assert_eq!(reference::hash(&built.json, rules), Some(built.hash));
 
             // The redacted form still has the event's id and signature.
             let json = redacted(&built.json, rules).unwrap();
             let object: CanonicalJsonObject = serde_json::from_slice(&json).unwrap();
-            prop_assert_eq!(format!("${}", reference_hash(&object, rules).unwrap()), built.event.id.as_str());
+            prop_assert!(is_named(&object));
             prop_assert!(verify_event(&public_keys(), &object, rules).is_ok());
         }
     }
@@ -389,7 +444,14 @@ pub(crate) mod tests {
             };
             let (prev, room) =
                 ([event_id(&[2; 32].into(), version)], RoomId::parse("!room:example.org").unwrap());
-            let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &[], depth: 5 };
+            let setting = Setting {
+                room_id: Some(&room),
+                rules,
+                prev: &prev,
+                auth: &[],
+                hashes: reference::NO_HASHES,
+                depth: 5,
+            };
             let theirs = Signer::new("b.example".try_into().unwrap(), a_key());
             let built = build(&theirs, &draft, &setting, version).unwrap();
             let json = signer().countersign(&built.json, rules).unwrap();
@@ -409,6 +471,45 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_id_that_this_server_chooses_is_that_of_no_other_event() {
+        let room = RoomId::parse("!room:example.org").unwrap();
+        let prev = [an_id(2, 1)];
+        let hashes = Hashes::from([(prev[0].clone(), "x".to_owned())]);
+        let draft = Draft {
+            sender: "@alice:example.org".try_into().unwrap(),
+            event_type: "m.room.message".to_owned(),
+            state_key: None,
+            content: content("same", 1),
+            redacts: None,
+            sent_ms: 7,
+        };
+        let mut ids = std::collections::BTreeSet::new();
+        for version in [1, 2] {
+            let rules = versions::find_rules(version).unwrap();
+            let make = |draft: &Draft, depth| {
+                let setting =
+                    Setting { room_id: Some(&room), rules, prev: &prev, auth: &[], hashes: &hashes, depth };
+                build(&signer(), draft, &setting, version).unwrap()
+            };
+            let built = make(&draft, 5);
+            let id = built.event.id.as_str();
+            assert!(id.starts_with('$') && id.ends_with(":example.org") && id.len() == 33, "{id}");
+            assert_eq!(built.key(RoomNum(3), version), EventKey::Chosen(RoomNum(3), id.into()));
+            assert_eq!(make(&draft, 5).json, built.json, "the same event has the same id");
+            assert_ne!(make(&draft, 6).event.id, built.event.id);
+            assert_ne!(make(&Draft { sent_ms: 8, ..draft.clone() }, 5).event.id, built.event.id);
+            ids.insert(built.event.id);
+            let object: serde_json::Value = serde_json::from_slice(&built.json).unwrap();
+            assert_eq!(object["prev_events"], serde_json::json!([["$2:b.example", { "sha256": "x" }]]));
+            // Without the hash of an event that is cited nothing is built.
+            let none = reference::NO_HASHES;
+            let setting =
+                Setting { room_id: Some(&room), rules, prev: &prev, auth: &[], hashes: none, depth: 5 };
+            assert!(build(&signer(), &draft, &setting, version).is_err());
+        }
+    }
+
+    #[test]
     fn an_event_above_65536_bytes_is_refused() {
         let body: CanonicalJsonValue = "x".repeat(EVENT_BYTES_MAX).into();
         let draft = Draft {
@@ -420,7 +521,8 @@ pub(crate) mod tests {
             sent_ms: 0,
         };
         let rules = versions::find_rules(11).unwrap();
-        let setting = Setting { room_id: None, rules, prev: &[], auth: &[], depth: 1 };
+        let setting =
+            Setting { room_id: None, rules, prev: &[], auth: &[], hashes: reference::NO_HASHES, depth: 1 };
         let refusal = build(&signer(), &draft, &setting, 11).unwrap_err();
         assert_eq!(refusal.kind, ruma::api::error::ErrorKind::TooLarge);
     }

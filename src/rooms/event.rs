@@ -20,8 +20,8 @@ use crate::{
     ids::{EventNum, Order, RoomNum},
     schema,
     schema::event_types::{MEMBER, REDACTION},
-    schema::rooms::{EventKey, EventRow, Membership, Place, RoomRow, Span, Spans},
-    store::{Fault, Read},
+    schema::rooms::{EventHash, EventKey, EventRow, Membership, Place, RoomRow, Span, Spans},
+    store::{Direction, Fault, Read},
 };
 
 /// Gives the server of a user; `None` for what is no user id.
@@ -82,6 +82,11 @@ const STANDARD_ALPHABET: u8 = 3;
 /// Whether servers choose the ids of their events freely in rooms of this version.
 pub fn are_ids_chosen(version: u8) -> bool {
     version <= CHOSEN_IDS_UPTO
+}
+
+/// Gives the key of an event in a room of this version, by its id where servers choose ids, and else by its reference hash.
+pub fn key(hash: EventHash, id: &EventId, room: RoomNum, version: u8) -> EventKey {
+    if are_ids_chosen(version) { EventKey::Chosen(room, id.as_str().into()) } else { EventKey::from(hash) }
 }
 
 /// Writes the id of an event for a room of this version.
@@ -230,21 +235,31 @@ pub fn require(read: &(impl Read + ?Sized), room: RoomNum, event: EventNum) -> R
     find_anywhere(read, room, event)?.ok_or(Fault::Corrupt("an event is missing"))
 }
 
-/// Finds the event of this id in any room, and that room.
-pub fn find_anywhere_by_id(
+/// Look for an event in at most this many rooms: in room versions 1 and 2 a server can give events of many rooms the same id.
+const ROOMS_OF_AN_ID_MAX: usize = 20;
+
+/// Lists the events of this id, whatever rooms they are in, with these rooms: one at most, unless its server chose the id. Of
+/// more than 20 that share an id the others are not listed.
+pub fn list_anywhere_by_id(
     read: &(impl Read + ?Sized),
     id: &EventId,
-) -> Result<Option<(RoomNum, EventNum)>, Fault> {
+) -> Result<Vec<(RoomNum, EventNum)>, Fault> {
+    let leading = EventKey::leading_of_chosen(id.as_str());
+    let chosen = schema::EVENT_ID.prefix::<(EventHash, String)>(read, leading, Direction::Up)?;
+    let mut found = Vec::new();
+    for row in chosen.take(ROOMS_OF_AN_ID_MAX) {
+        found.push(row?.1);
+    }
     // The same hash is written in two alphabets, and only the room's version tells which one counts.
     for version in [STANDARD_ALPHABET, STANDARD_ALPHABET + 1] {
         let Some(key) = parse_event_id(id, RoomNum::default(), version) else { continue };
         let Some((room, event)) = schema::EVENT_ID.get(read, &key)? else { continue };
         let row = schema::ROOM.get(read, room)?;
         if row.is_some_and(|row| event_id(&key, row.version) == id) {
-            return Ok(Some((room, event)));
+            found.push((room, event));
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// The field of an event that names those before it.
@@ -262,8 +277,8 @@ pub fn lacks_cited(row: &EventRow) -> bool {
 
 /// Lists the ids of the events that an event cites as those before it, whether this server has them or not.
 pub fn list_cited(row: &EventRow) -> Vec<OwnedEventId> {
-    let citing = serde_json::from_slice::<Citing<OwnedEventId>>(&row.json);
-    citing.map(|citing| citing.prev_events).unwrap_or_default()
+    let citing = serde_json::from_slice::<Citing<Cited>>(&row.json);
+    citing.map(|citing| citing.prev_events.into_iter().map(|cited| cited.0).collect()).unwrap_or_default()
 }
 
 /// Finds the number of the event of this id in this room.

@@ -24,7 +24,7 @@ use crate::{
         build::{self, Draft, Setting, Signer},
         membership,
         policy::{self, Author},
-        versions,
+        reference, versions,
     },
     schema::event_types::{
         AVATAR, CANONICAL_ALIAS, CREATE, ENCRYPTION, GUEST_ACCESS, HISTORY_VISIBILITY, JOIN_RULES, MEMBER,
@@ -238,7 +238,14 @@ impl Plan {
     /// Gives the id of the room that begins with the create event `create`.
     pub fn room_id(&self, env: &Env, signer: &Signer, create: &Draft) -> Result<OwnedRoomId> {
         let id = if self.rules.authorization.room_create_event_id_as_room_id {
-            let setting = Setting { room_id: None, rules: self.rules, prev: &[], auth: &[], depth: 1 };
+            let setting = Setting {
+                room_id: None,
+                rules: self.rules,
+                prev: &[],
+                auth: &[],
+                hashes: reference::NO_HASHES,
+                depth: 1,
+            };
             let built = build::build(signer, create, &setting, self.version)?;
             built.event.id.as_str().replacen('$', "!", 1)
         } else {

@@ -165,8 +165,10 @@ mod tests {
 
     use super::*;
     use crate::rooms::{
-        build::{Draft, Setting, Signer, build, tests::a_key},
-        event::event_id,
+        build::{
+            Draft, Setting, Signer, build,
+            tests::{a_key, an_id, hashes},
+        },
         versions,
     };
 
@@ -195,9 +197,11 @@ mod tests {
             redacts: None,
             sent_ms: 1_700_000_000_000,
         };
-        let (prev, auth) = ([event_id(&[2; 32].into(), version)], [event_id(&[3; 32].into(), version)]);
+        let (prev, auth) = ([an_id(2, version)], [an_id(3, version)]);
+        let hashes = hashes(&[&prev, &auth]);
         let room = ruma::RoomId::parse("!room:a.example").unwrap();
-        let setting = Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, depth: 5 };
+        let setting =
+            Setting { room_id: Some(&room), rules, prev: &prev, auth: &auth, hashes: &hashes, depth: 5 };
         let signer = Signer::new("b.example".try_into().unwrap(), a_key());
         build(&signer, &draft, &setting, version).unwrap().json
     }

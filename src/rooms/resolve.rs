@@ -1,5 +1,6 @@
-//! State resolution, versions 2 and 2.1: finds the state that a room has where its history forked. Specification:
-//! "State resolution" of room versions 2 and 12.
+//! State resolution: finds the state that a room has where its history forked. Specification: "State resolution" of room versions 1, 2
+//! and 12. What follows is about versions 2 and 2.1 of the algorithm; the first one (`by_depth.rs`) is another one, which looks at
+//! the conflicted events alone.
 //!
 //! The specification speaks of whole states and whole auth chains; this code reads only what is in conflict. The
 //! conflicted state set is the union of differences between the states ([`state::diff`]); unconflicted values are
@@ -9,8 +10,9 @@
 //!
 //! As in other servers, the auth chain of a state includes the state's own events.
 
-mod iterate;
+mod by_depth;
 mod difference;
+mod iterate;
 mod known;
 mod loaded;
 mod question;
@@ -90,6 +92,8 @@ const DERIVED: char = '\u{1}';
 pub struct Header {
     /// The number of the event's (type, state key).
     pub key: StateKeyNum,
+    /// The depth that the event states, by which room version 1 sorts events.
+    pub depth: u64,
     /// One more than the greatest auth depth among the event's auth events; 0 without any.
     pub auth_depth: u64,
     /// The numbers of the event's auth events.
@@ -189,7 +193,6 @@ pub fn resolve(
     if states.len() > STATES_MAX {
         return Err(NotResolved::TooMuch);
     }
-    let state_res = rules.state_res.v2_rules().ok_or(NotResolved::UnknownVersion)?;
     let conflict = Conflict::find(read, room, first, rest, bounds.events_max)?;
     if conflict.vals.is_empty() {
         return Ok(Resolution::of(first.clone()));
@@ -198,14 +201,16 @@ pub fn resolve(
         read,
         room,
         rules: &rules.authorization,
-        state_res,
         first,
         conflict: &conflict,
         known: Known::new(source, bounds),
         lookups: Lookups::new(bounds.held_max),
         events_max: bounds.events_max,
     };
-    let resolved = problem.solve()?;
+    let resolved = match rules.state_res.v2_rules() {
+        Some(state_res) => problem.solve(state_res)?,
+        None => problem.solve_by_depth()?,
+    };
     let state = nearest(&problem, &states, &resolved)?;
     Ok(Resolution { state, events_loaded: problem.known.count() })
 }
@@ -287,7 +292,6 @@ struct Problem<'p, R: Read + ?Sized, S: Source> {
     read: &'p R,
     room: RoomNum,
     rules: &'p AuthorizationRules,
-    state_res: &'p StateResolutionV2Rules,
     /// The first state. Unconflicted values are the same in all states, so they are looked up in this one.
     first: &'p Sketch,
     conflict: &'p Conflict,
@@ -321,12 +325,12 @@ type Resolved = BTreeMap<StateKeyNum, EventNum>;
 
 impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     /// Runs the algorithm, step by step as the specification numbers it.
-    fn solve(&self) -> Result<Resolved, NotResolved> {
-        let FullSet { events: full_set, power } = self.full_conflicted_set()?;
+    fn solve(&self, state_res: &StateResolutionV2Rules) -> Result<Resolved, NotResolved> {
+        let FullSet { events: full_set, power } = self.full_conflicted_set(state_res)?;
         // 1. The power events, with those of their auth chains, in reverse topological power order.
         let power_events = self.sort_power_events(&full_set, power)?;
         // 2. Iterative auth checks over them: on the unconflicted state, or from nothing since version 12.
-        let starts_empty = self.state_res.begin_iterative_auth_checks_with_empty_state_map;
+        let starts_empty = state_res.begin_iterative_auth_checks_with_empty_state_map;
         let mut resolved = Resolved::new();
         self.take_over(&power_events, !starts_empty, &mut resolved)?;
         // 3. What remains, in mainline order of the power levels that this gave.
@@ -341,10 +345,10 @@ impl<R: Read + ?Sized, S: Source> Problem<'_, R, S> {
     }
 
     /// Collects the conflicted events, the auth difference, and since version 12 the conflicted subgraph.
-    fn full_conflicted_set(&self) -> Result<FullSet, NotResolved> {
+    fn full_conflicted_set(&self, state_res: &StateResolutionV2Rules) -> Result<FullSet, NotResolved> {
         let mut events = self.auth_difference()?;
         events.extend(self.conflict.events().into_keys());
-        if self.state_res.consider_conflicted_state_subgraph {
+        if state_res.consider_conflicted_state_subgraph {
             events.extend(self.conflicted_subgraph()?);
         }
         let mut found = FullSet { events: BTreeSet::new(), power: BTreeSet::new() };

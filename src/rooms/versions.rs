@@ -4,13 +4,13 @@ use ruma::{RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 
 /// The lowest room version that is spoken. In versions 1 and 2, servers choose the ids of their events.
 pub const LOWEST: u8 = 3;
-/// The lowest room version whose events are judged and whose states are resolved. Version 1 resolves its states in a way
-/// of its own.
-pub const LOWEST_JUDGED: u8 = 2;
+/// The lowest room version whose events are judged and whose states are resolved.
+pub const LOWEST_JUDGED: u8 = 1;
 /// The highest room version that is spoken.
 pub const HIGHEST: u8 = 12;
 
-static RULES: [RoomVersionRules; 11] = [
+static RULES: [RoomVersionRules; 12] = [
+    RoomVersionRules::V1,
     RoomVersionRules::V2,
     RoomVersionRules::V3,
     RoomVersionRules::V4,
@@ -71,6 +71,6 @@ mod tests {
         for id in ["1", "2", "13", "012", "org.example.test"] {
             assert_eq!(number(&RoomVersionId::try_from(id).unwrap()), None, "{id}");
         }
-        assert!([0, 1, 13].into_iter().all(|version| find_rules(version).is_none()));
+        assert!([0, 13].into_iter().all(|version| find_rules(version).is_none()));
     }
 }

@@ -41,6 +41,11 @@ impl EventKey {
     pub fn of_hash(hash: EventHash) -> Option<Self> {
         (hash != CHOSEN).then_some(Self::Hash(hash))
     }
+
+    /// The parts with which the keys of all events begin that chose this id, each in a room of its own.
+    pub fn leading_of_chosen(id: &str) -> (&'static EventHash, &str) {
+        (&CHOSEN, id)
+    }
 }
 
 /// The key of an event whose hash this server worked out itself. For a hash that others state there is [`EventKey::of_hash`].
@@ -58,9 +63,10 @@ impl Key for EventKey {
         match key {
             Self::Hash(hash) => to.raw(hash),
             Self::Chosen(room, id) => {
+                // The id comes first, so that the rooms which have an event of it stand side by side.
                 to.raw(&CHOSEN);
-                RoomNum::encode_key(*room, to);
                 String::encode_key(id, to);
+                RoomNum::encode_key(*room, to);
             }
         }
     }
@@ -70,7 +76,8 @@ impl Key for EventKey {
         if hash != CHOSEN {
             return Ok(Self::Hash(hash));
         }
-        Ok(Self::Chosen(Key::decode_key(from)?, String::decode_key(from)?.into()))
+        let id = String::decode_key(from)?;
+        Ok(Self::Chosen(Key::decode_key(from)?, id.into()))
     }
 }
 

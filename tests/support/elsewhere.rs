@@ -9,7 +9,7 @@ use aqueduct::{
         self, admit,
         build::{self, Draft, Setting, Signer},
         change::Received,
-        event, state,
+        event, reference, state,
     },
     schema::rooms::RoomRow,
 };
@@ -156,7 +156,14 @@ impl Elsewhere {
             .collect();
         let cited: Vec<OwnedEventId> = prev.iter().map(|id| id.as_str().try_into().unwrap()).collect();
         let depth = prev.iter().map(|id| self.known(id).depth).max().unwrap() + 1;
-        let setting = Setting { room_id: Some(&self.row.id), rules, prev: &cited, auth: &auth, depth };
+        let setting = Setting {
+            room_id: Some(&self.row.id),
+            rules,
+            prev: &cited,
+            auth: &auth,
+            hashes: &super::some_hashes(&[&cited, &auth]),
+            depth,
+        };
         let signer = &self.signers[user.split_once(':').unwrap().1];
         let built = build::build(signer, &draft, &setting, self.row.version).unwrap();
         let id = built.event.id.to_string();
@@ -188,11 +195,9 @@ impl Elsewhere {
 
     /// An event as it comes in a transaction; its signatures are not checked here.
     pub(crate) fn received(&self, id: &str) -> Received {
-        let known = self.known(id);
-        let id: OwnedEventId = id.try_into().unwrap();
-        let key = event::parse_event_id(&id, self.room, self.row.version).unwrap();
-        let aqueduct::schema::rooms::EventKey::Hash(hash) = key else { panic!("an id that is no hash") };
-        Received::check(self.room, &self.row, hash, known.json.to_string().into()).unwrap()
+        let json = self.known(id).json.to_string();
+        let hash = reference::hash(json.as_bytes(), rooms::rules(&self.row).unwrap()).unwrap();
+        Received::check(self.room, &self.row, hash, json.into()).unwrap()
     }
 
     pub(crate) fn app(&self) -> &App {

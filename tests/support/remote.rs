@@ -10,12 +10,12 @@ use aqueduct::{
         change::{Outcome, Received},
         event,
     },
-    schema::rooms::EventKey,
 };
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomId};
 use serde_json::Value;
 
 /// A user of another server, who acts in one room.
+#[derive(Clone)]
 pub(crate) struct Remote {
     pub(crate) app: App,
     pub(crate) room: RoomNum,
@@ -81,7 +81,14 @@ impl Remote {
             num.map_or(1_000, |num| event::require(&*snapshot, self.room, num).unwrap().row.header.depth)
         };
         let depth = prev.iter().map(depth_of).max().unwrap_or(0) + 1;
-        let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth };
+        let setting = Setting {
+            room_id: Some(&row.id),
+            rules,
+            prev,
+            auth: &auth,
+            hashes: &super::some_hashes(&[prev, &auth]),
+            depth,
+        };
         build::build(signer, &draft, &setting, row.version).unwrap()
     }
 
@@ -111,10 +118,7 @@ impl Remote {
     pub(crate) fn rewritten(&self, received: &Received, field: &str, value: Value) -> Received {
         let mut json: Value = serde_json::from_slice(received.json()).unwrap();
         json[field] = value;
-        let EventKey::Hash(hash) = received.key() else {
-            unreachable!("rooms of these tests name events by their hash")
-        };
         let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
-        Received::check(self.room, &row, *hash, json.to_string().into()).unwrap()
+        Received::check(self.room, &row, received.hash(), json.to_string().into()).unwrap()
     }
 }

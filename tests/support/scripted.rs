@@ -14,7 +14,7 @@ use federation::testing::{Answered, Net, json, key_pair, own_keys};
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde_json::{Value, json};
 
-use super::BEGAN_MS;
+use super::{BEGAN_MS, some_hashes};
 
 /// An event, with its id.
 #[derive(Clone, Debug)]
@@ -108,7 +108,14 @@ impl Elsewhere {
         let is_hashed = kind == "m.room.create" && self.version >= 12;
         let room_id = (!is_hashed).then_some(&*self.room_id);
         let depth = self.events.len() as u64 + 1;
-        let setting = Setting { room_id, rules, prev: &prev, auth: &auth, depth };
+        let setting = Setting {
+            room_id,
+            rules,
+            prev: &prev,
+            auth: &auth,
+            hashes: &some_hashes(&[&prev, &auth]),
+            depth,
+        };
         let built = build::build(&self.signer, &draft, &setting, self.version).unwrap();
         Made { id: built.event.id, json: serde_json::from_slice(&built.json).unwrap() }
     }
@@ -132,12 +139,16 @@ impl Elsewhere {
     pub(crate) fn template(&self, user: &str, membership: &str) -> Value {
         let content = json!({ "membership": membership });
         let auth = self.auth("m.room.member", user, Some(user), &content);
-        let prev: Vec<_> = self.events.last().map(|event| &event.id).into_iter().collect();
+        let prev: Vec<_> = self.events.last().map(|event| event.id.clone()).into_iter().collect();
+        let cited = |ids: Vec<OwnedEventId>| -> Vec<Value> {
+            let with_hash = self.version < 3;
+            ids.iter().map(|id| if with_hash { json!([id, { "sha256": "x" }]) } else { json!(id) }).collect()
+        };
         json!({
             "room_version": self.version.to_string(),
             "event": {
                 "type": "m.room.member", "sender": user, "state_key": user, "room_id": self.room_id, "origin": "a.example",
-                "content": content, "auth_events": auth, "prev_events": prev, "depth": self.events.len() + 1,
+                "content": content, "auth_events": cited(auth), "prev_events": cited(prev), "depth": self.events.len() + 1,
                 "origin_server_ts": BEGAN_MS,
             },
         })
@@ -153,7 +164,8 @@ impl Elsewhere {
     fn chain(&self, of: &[&Value]) -> Vec<&Value> {
         let ids = |event: &Value| -> Vec<String> {
             let ids = event["auth_events"].as_array().into_iter().flatten();
-            ids.filter_map(|id| id.as_str().map(str::to_owned)).collect()
+            // In room versions 1 and 2 an id stands in a list with its hash.
+            ids.filter_map(|id| id.as_str().or_else(|| id[0].as_str()).map(str::to_owned)).collect()
         };
         let mut open: Vec<String> = of.iter().flat_map(|event| ids(event)).collect();
         let (mut seen, mut chain) = (std::collections::BTreeSet::new(), Vec::new());

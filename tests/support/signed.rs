@@ -28,13 +28,25 @@ impl Peer {
         for field in ["hashes", "signatures", "unsigned"] {
             event.as_object_mut().unwrap().remove(field);
         }
+        if version == "1" || version == "2" {
+            if event["event_id"].is_null() {
+                let hash = content_hash(&object(&event)).unwrap().encode().replace(['/', '+'], "-");
+                let (_, server) = event["sender"].as_str().unwrap().split_once(':').unwrap();
+                event["event_id"] = json!(format!("${}:{server}", &hash[..12]));
+            }
+        } else {
+            event.as_object_mut().unwrap().remove("event_id");
+        }
         event["hashes"] = json!({ "sha256": content_hash(&object(&event)).unwrap() });
         let redacted = redact(object(&event), &rules.redaction, None).unwrap();
         let redacted = Json::parse(&serde_json::to_vec(&redacted).unwrap()).unwrap();
         let signed: Value =
             serde_json::from_str(self.own.sign_object(redacted).canonical().as_str()).unwrap();
         event["signatures"] = signed["signatures"].clone();
-        let id = format!("${}", reference_hash(&object(&event), &rules).unwrap());
+        let id = match event["event_id"].as_str() {
+            Some(id) => id.to_owned(),
+            None => format!("${}", reference_hash(&object(&event), &rules).unwrap()),
+        };
         (id, event)
     }
 
@@ -72,7 +84,7 @@ impl Peer {
         room: &str,
         user: &str,
     ) -> (String, Value) {
-        let query = (3..=12).map(|version| format!("&ver={version}")).collect::<String>();
+        let query = (1..=12).map(|version| format!("&ver={version}")).collect::<String>();
         let (status, made) = self.make(server, way, room, user, &query.replacen('&', "?", 1)).await;
         assert_eq!(status, StatusCode::OK, "make_{way}: {made}");
         self.sign_event(&made["event"], made["room_version"].as_str().unwrap())

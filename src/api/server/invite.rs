@@ -18,7 +18,7 @@ use crate::{
         limits::Limit,
         remote::invite::{self, Coming},
     },
-    json::{JsonRef, Object},
+    json::{JsonRef, JsonText, Object},
 };
 
 pub(crate) fn routes(r: &mut Routes) {
@@ -48,10 +48,29 @@ pub(crate) async fn invite(app: App, server: Server<Raw<create_invite::v2::Reque
 }
 
 /// `PUT /_matrix/federation/v1/invite/{roomId}/{eventId}`
-pub(crate) async fn invite_v1(
-    _app: App,
-    _server: Server<Raw<create_invite::v1::Request>>,
-) -> Result<RawJson> {
-    // This form of the endpoint is for rooms of the first two versions, which this server does not speak.
-    Err(invite::incompatible(RoomVersionId::V1).into())
+pub(crate) async fn invite_v1(app: App, server: Server<Raw<create_invite::v1::Request>>) -> Result<RawJson> {
+    let request = server.request;
+    let (room_id, event_id): (OwnedRoomId, OwnedEventId) = (request.id(0)?, request.id(1)?);
+    let event: Box<RawValue> = request.json()?;
+    let FirstInvitation { unsigned: Telling { invite_room_state } } = request.json()?;
+    let version = invite::version_in(&invite_room_state);
+    let coming = Coming { room_id, event_id, version, event, state: invite_room_state };
+    let event = invite::receive(&app, &server.origin, coming).await?;
+    let mut answer = Object::with_capacity(event.get().len() + 16);
+    answer.json("event", JsonRef::from(&*event));
+    let status = JsonText::stored(b"200");
+    Ok(RawJson(JsonText::list(&[status, answer.finish()]).into()))
+}
+
+/// The parts of the body beside the event, in the first form of the endpoint, where the body is the event itself.
+#[derive(Deserialize)]
+struct FirstInvitation {
+    #[serde(default)]
+    unsigned: Telling,
+}
+
+#[derive(Deserialize, Default)]
+struct Telling {
+    #[serde(default)]
+    invite_room_state: Vec<Box<RawValue>>,
 }

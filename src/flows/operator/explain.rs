@@ -34,6 +34,9 @@ pub struct Explanation {
     pub event_id: OwnedEventId,
     /// The id of the room that the event belongs to.
     pub room_id: OwnedRoomId,
+    /// Other rooms that have an event of the same id, as only rooms of versions 1 and 2 may. They are not explained.
+    #[serde(default)]
+    pub also_in: Vec<OwnedRoomId>,
     /// Our number of the room, by which log lines name it.
     pub room_number: u64,
     /// Our number of the event within its room, by which log lines name it.
@@ -93,6 +96,9 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.state_key.as_ref().map(|key| format!(", state key {key:?}")).unwrap_or_default();
         writeln!(f, "{} ({}{key}) of {} in {}", self.event_id, self.event_type, self.sender, self.room_id)?;
+        for room_id in &self.also_in {
+            writeln!(f, "  Another event of the same id is in {room_id}.")?;
+        }
         write!(f, "  In the log the room is {} and the event {}. ", self.room_number, self.event_number)?;
         match self.position {
             Some(position) if self.is_back_filled => {
@@ -147,7 +153,13 @@ fn about(
     user_id: Option<OwnedUserId>,
 ) -> Result<Explanation> {
     let unknown = || Refusal::not_found("There is no such event here.");
-    let (num, event) = event::find_anywhere_by_id(read, event_id)?.ok_or_else(unknown)?;
+    let found = event::list_anywhere_by_id(read, event_id)?;
+    let (first, others) = found.split_first().ok_or_else(unknown)?;
+    let (num, event) = *first;
+    let mut also_in = Vec::with_capacity(others.len());
+    for (other, _) in others {
+        also_in.push(rooms::require_row(read, *other)?.id);
+    }
     let room = rooms::require_row(read, num)?;
     let kept = event::require_kept(read, num, event)?;
     let ids = |events: &[EventNum]| -> Result<Vec<OwnedEventId>> {
@@ -167,6 +179,7 @@ fn about(
     Ok(Explanation {
         event_id: kept.id(&room),
         room_id: room.id.clone(),
+        also_in,
         room_number: num.0,
         event_number: event.0,
         position: kept.order().map(|order| order.anchor.number()),

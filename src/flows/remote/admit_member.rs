@@ -220,7 +220,7 @@ async fn enter(app: &App, sent: Sent, wanted: Move) -> Result<Entered> {
 }
 
 fn is_known(app: &App, room: RoomNum, event: &Received) -> Result<bool, Fault> {
-    Ok(event::find_key(&*app.store.snapshot(), room, event.key())?.is_some())
+    Ok(event::find_key(&*app.store.snapshot(), room, &event.key(room))?.is_some())
 }
 
 /// Reads an event, with this server's signature added where the event says that a user of ours vouches for the sender. Gives
@@ -280,13 +280,21 @@ fn check(event: &Event, origin: &ServerName, id: &str, wanted: Move) -> Result<(
 async fn take_in(app: &App, room: RoomNum, event: Received) -> Result<EventNum> {
     let refused =
         |why: &str| Error::from(Refusal::forbidden(format!("The room does not allow this: {why}.")));
-    let outcome = ingest::ingest(app, room, vec![event]).await?.pop();
+    let outcome = ingest::ingest(app, room, vec![event.clone()]).await?.pop();
     match outcome {
         Some(Outcome::Accepted(stored)) => Ok(stored.event()),
-        Some(Outcome::Known(event)) => match schema::ASIDE.get(&*app.store.snapshot(), (room, event))? {
-            None => Ok(event),
-            Some(aside) => Err(refused(&aside.why)),
-        },
+        Some(Outcome::Known(known)) => {
+            let snapshot = app.store.snapshot();
+            let (row, kept) =
+                (rooms::require_row(&*snapshot, room)?, event::require_kept(&*snapshot, room, known)?);
+            if !event.is_in(&kept.row, rooms::rules(&row)?) {
+                return Err(Refusal::invalid_param("The room has another event with the event's id.").into());
+            }
+            match schema::ASIDE.get(&*snapshot, (room, known))? {
+                None => Ok(known),
+                Some(aside) => Err(refused(&aside.why)),
+            }
+        }
         Some(Outcome::Aside(_, why)) => Err(refused(&why)),
         Some(Outcome::Need { .. }) => Err(Refusal::invalid_param(
             "`prev_events` or `auth_events` names events that this server does not have; ask for a template first.",

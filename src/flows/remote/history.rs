@@ -30,7 +30,7 @@ use crate::{
     },
     schema::{
         self,
-        rooms::{EventKey, Place, RoomRow},
+        rooms::{Place, RoomRow},
         state::StateRef,
     },
     store::{Direction, Fault, Read, Snapshot},
@@ -246,13 +246,11 @@ pub(crate) async fn one(app: &App, origin: &ServerName, id: OwnedEventId) -> Res
     env.blocking(move || {
         let unknown = || Error::from(Refusal::not_found("This server has no such event."));
         let snapshot = app.store.snapshot();
-        // An id says nothing of its room, and rooms of version 3 write hashes in another alphabet.
-        let keys = [11, 3].into_iter().filter_map(|version| event::parse_event_id(&id, RoomNum(0), version));
-        for key in keys.filter(|key| matches!(key, EventKey::Hash(_))) {
-            let Some((num, _)) = schema::EVENT_ID.get(&*snapshot, &key)? else { continue };
-            let room = rooms::find_row(&*snapshot, num)?.ok_or_else(unknown)?;
-            let mut reading = Reading::open(&app, &origin, &room.id).map_err(|_| unknown())?;
-            let found = reading.require(&id)?;
+        // An id says nothing of its room. Where servers choose ids, several rooms may have an event of it.
+        for (num, _) in event::list_anywhere_by_id(&*snapshot, &id)? {
+            let room = rooms::require_row(&*snapshot, num)?;
+            let Ok(mut reading) = Reading::open(&app, &origin, &room.id) else { continue };
+            let Ok(found) = reading.require(&id) else { continue };
             return reading.shown(&found);
         }
         Err(unknown())

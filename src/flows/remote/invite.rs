@@ -1,7 +1,7 @@
 //! Invitations between servers (server-server API, "Inviting to a room"): another server invites a user of ours to a room, or one
 //! of ours invites a user of another server.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use federation::call::Options;
@@ -21,12 +21,14 @@ use crate::{
         App, commit, own_events,
         remote::{
             ask::{at_fault, failed},
+            join::{is_unknown, put},
             outside,
             verify::{self, Verified},
         },
         room::ingest,
     },
     ids::{RoomNum, UserNum},
+    json::JsonRef,
     rooms::{
         self, acl,
         build::Draft,
@@ -65,6 +67,27 @@ pub(crate) struct Coming {
 pub(crate) fn incompatible(version: RoomVersionId) -> Refusal {
     let why = format!("This server does not know room version {version}.");
     Refusal::new(ErrorKind::IncompatibleRoomVersion(IncompatibleRoomVersionErrorData::new(version)), why)
+}
+
+/// Gives the version of the room of an invitation that does not name it: the first form of the endpoint is for rooms of versions 1 and
+/// 2 alone, and an invitation to either is the same.
+pub(crate) fn version_in(state: &[Box<RawValue>]) -> RoomVersionId {
+    #[derive(serde::Deserialize)]
+    struct Create<'a> {
+        #[serde(borrow, rename = "type")]
+        event_type: Cow<'a, str>,
+        content: Version,
+    }
+    #[derive(serde::Deserialize)]
+    struct Version {
+        room_version: RoomVersionId,
+    }
+    let is_second = state.iter().any(|event| {
+        serde_json::from_str::<Create<'_>>(event.get()).is_ok_and(|create| {
+            create.event_type == CREATE && create.content.room_version == RoomVersionId::V2
+        })
+    });
+    if is_second { RoomVersionId::V2 } else { RoomVersionId::V1 }
 }
 
 /// Takes an invitation of a user of ours by another server, and gives the event with our signature. Errors: 400
@@ -133,8 +156,11 @@ fn judge(app: &App, origin: &ServerName, id: &EventId, signed: &Signed) -> Resul
     let target = target.filter(|user| user.server_name() == us);
     let is_member = event.event_type.to_string() == MEMBER;
     let is_invite = event::membership_of(event.content.get()) == Some(Membership::Invite);
+    // In versions 1 and 2 the sender's server could have us sign an event under an id of ours, or of a third server.
+    let is_of_sender = event.id.server_name().is_none_or(|server| server == event.sender.server_name());
     let why = match target {
         _ if event.id != *id => "its id is not that of the path",
+        _ if !is_of_sender => "its id is not one of its sender's server",
         _ if signed.is_redacted() => "its content is not that of its hash",
         _ if !is_member || !is_invite => "it is no member event whose membership is invite",
         _ if event.sender.server_name() != origin => "its sender is not a user of your server",
@@ -337,11 +363,41 @@ async fn ask_to_sign(app: &App, server: &ServerName, going: &Going) -> Result<Si
     let state = going.state.iter().map(|event| RawStrippedState::Pdu(event.clone())).collect();
     let request =
         create_invite::v2::Request::new(going.row.id.clone(), going.id.clone(), version, event, state);
-    let answer = app.remote.client.send(server, request, Options::default()).await;
-    let answer = answer.map_err(|failure| failed(server, failure))?;
-    let json = answer.event.get().as_bytes();
+    let signed = match app.remote.client.send(server, request, Options::default()).await {
+        Ok(answer) => answer.event,
+        // Servers that know rooms of these versions alone may not know the newer form of the endpoint.
+        Err(failure) if event::are_ids_chosen(going.row.version) && is_unknown(&failure) => {
+            ask_to_sign_in_first_form(app, server, going).await?
+        }
+        Err(failure) => return Err(failed(server, failure)),
+    };
+    let json = signed.get().as_bytes();
     let other = || at_fault(server, "it gave back another event than the invitation that it was to sign");
     let signed = Signed::read_signed_by(RoomNum(0), &going.row, json, Some(server)).map_err(|_| other())?;
     let is_ours = signed.unverified().id == going.id && !signed.is_redacted();
     if is_ours { Ok(signed) } else { Err(other()) }
+}
+
+/// Asks for the signature as servers did that knew no room versions: the body is the event, and the answer a list.
+async fn ask_to_sign_in_first_form(app: &App, server: &ServerName, going: &Going) -> Result<Box<RawValue>> {
+    #[derive(serde::Deserialize)]
+    struct Signed {
+        event: Box<RawValue>,
+    }
+    let odd = || Error::broken("an invitation of ours is no JSON");
+    let mut unsigned = crate::json::Object::new();
+    unsigned.list("invite_room_state", going.state.iter().map(|event| JsonRef::from(&**event)));
+    let unsigned = unsigned.finish();
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(&going.json).map_err(|_| odd())?;
+    let mut body = crate::json::Object::with_capacity(going.json.len() + unsigned.as_str().len());
+    for (name, value) in fields {
+        body.json(&name, JsonRef::from(value));
+    }
+    body.json("unsigned", &unsigned);
+    let path = ["v1", "invite", going.row.id.as_str(), going.id.as_str()];
+    let reply = put(app, server, &path, &body.finish().into(), Options::default()).await;
+    let reply = reply.map_err(|failure| failed(server, failure))?;
+    let answer = serde_json::from_slice::<(u16, Signed)>(reply.answer.bytes());
+    let (_, signed) = answer.map_err(|_| at_fault(server, "its answer to an invitation makes no sense"))?;
+    Ok(signed.event)
 }

@@ -484,14 +484,20 @@ impl Claim {
         Self { room }
     }
 
-    /// The id that an event of an unknown room probably has. Which version the room has is not known, but versions differ in what
-    /// hardly any event has.
+    /// The id that an event of an unknown room probably has. Which version the room has is not known, but events say their ids only where
+    /// servers choose these, and else versions differ in what hardly any event has.
     fn guess_id(&self, pdu: &[u8]) -> Option<OwnedEventId> {
+        let stated = Signed::find_id(IDS_CHOSEN, pdu).filter(|id| id.server_name().is_some());
+        if stated.as_ref().is_some_and(|id| id.as_str().len() <= ID_BYTES_MAX) {
+            return stated;
+        }
         let is_named_by_hash = self.room.as_ref().is_none_or(|room| room.server_name().is_none());
         Signed::find_id(if is_named_by_hash { NAMED_BY_HASH } else { NAMED_BY_HASH - 1 }, pdu)
     }
 }
 
+/// A room version in which servers choose the ids of events.
+const IDS_CHOSEN: u8 = 2;
 /// The first room version whose rooms are named by the hash of their create event.
 const NAMED_BY_HASH: u8 = 12;
 
@@ -503,7 +509,7 @@ async fn settle(
     events: Vec<Coming>,
     fates: Vec<Fate>,
 ) -> Result<Results> {
-    let (mut results, mut waiting) = (Results::new(), Vec::new());
+    let (mut results, mut waiting, mut ids) = (Results::new(), Vec::new(), Vec::new());
     let (mut some_came_in, mut at_once) = (false, false);
     for (event, fate) in events.into_iter().zip(fates) {
         match fate {
@@ -519,12 +525,11 @@ async fn settle(
             }
             fate @ (Fate::Waits | Fate::Unjudged) => {
                 at_once |= fate == Fate::Unjudged;
-                let json = event.json();
-                waiting.push((event.id, json));
+                waiting.push((event.signed.name(), event.json()));
+                ids.push(event.id);
             }
         }
     }
-    let ids: Vec<_> = waiting.iter().map(|(id, _)| id.clone()).collect();
     let kept = staged::stage(app, room, origin, waiting, at_once).await?;
     for (id, is_kept) in ids.into_iter().zip(kept) {
         app.metrics.inbound_event(if is_kept { "waits" } else { "no_room" });

@@ -228,7 +228,8 @@ impl Staged {
 }
 
 /// Keeps events of a room for later, and returns when they are durable. Answers for each whether it is kept: there may be no room
-/// for it, and one that is here already stays as it is. With `at_once` they are tried at once, otherwise after a while, because
+/// for it, and one that is here already stays as it is. Each has the name that [`Signed::name`] gives it, because an id may be a forger's:
+/// signatures are not checked yet. With `at_once` they are tried at once, otherwise after a while, because
 /// they were just tried.
 pub(super) async fn stage(
     app: &App,
@@ -390,7 +391,7 @@ async fn try_page(app: &App, room: RoomNum, page: Page) -> Result<bool> {
         return Ok(false);
     };
     let (mut gone, mut went_on) = (Vec::new(), false);
-    let mut by_origin = Vec::<(String, Vec<(u64, Coming)>)>::new();
+    let mut by_origin = Vec::<(String, Vec<((u64, OwnedEventId), Coming)>)>::new();
     for (number, staged) in page.rows {
         if staged.received_ms.saturating_add(KEPT_MS) <= now_ms {
             tracing::debug!(%room, event = %staged.id, "an event is given up: it could not be judged for a day");
@@ -403,17 +404,18 @@ async fn try_page(app: &App, room: RoomNum, page: Page) -> Result<bool> {
             gone.push((number, staged.id));
             continue;
         };
-        let coming = Coming { id: staged.id, signed };
+        let coming = Coming { id: signed.unverified().id.clone(), signed };
+        let named = (number, staged.id);
         match by_origin.last_mut().filter(|(origin, _)| *origin == staged.origin) {
-            Some((_, events)) => events.push((number, coming)),
-            None => by_origin.push((staged.origin, vec![(number, coming)])),
+            Some((_, events)) => events.push((named, coming)),
+            None => by_origin.push((staged.origin, vec![(named, coming)])),
         }
     }
     for (origin, events) in by_origin {
         let Ok(origin) = OwnedServerName::try_from(origin) else { continue };
-        let (numbers, events): (Vec<u64>, Vec<Coming>) = events.into_iter().unzip();
+        let (names, events): (Vec<(u64, OwnedEventId)>, Vec<Coming>) = events.into_iter().unzip();
         let fates = judge::judge(app, (room, row.version), &origin, &events, None).await;
-        for ((number, event), fate) in numbers.into_iter().zip(events).zip(fates) {
+        for ((named, event), fate) in names.into_iter().zip(events).zip(fates) {
             match fate {
                 Fate::Waits | Fate::Unjudged => continue,
                 Fate::Done => app.metrics.inbound_event("taken_later"),
@@ -423,7 +425,7 @@ async fn try_page(app: &App, room: RoomNum, page: Page) -> Result<bool> {
                 }
             }
             went_on = true;
-            gone.push((number, event.id));
+            gone.push(named);
         }
     }
     forget(app, room, gone)?;

@@ -26,7 +26,9 @@ use crate::{
         self,
         build::{self, Draft, EVENT_BYTES_MAX, Setting},
         change::{Received, Signed},
-        event, versions,
+        event,
+        reference::{self, Hashes},
+        versions,
         vouch::AUTHORISED_VIA,
     },
     schema::{
@@ -57,6 +59,8 @@ pub(crate) struct Template {
     pub(crate) version: u8,
     prev: Vec<OwnedEventId>,
     auth: Vec<OwnedEventId>,
+    /// The hashes of these events, where the room's version cites events with them: the word of the server that gave the template.
+    hashes: Hashes,
     depth: u64,
     /// The user by whose right the room's restrictions let ours in.
     pub(crate) authorised_via: Option<OwnedUserId>,
@@ -130,8 +134,10 @@ struct Fields<'a> {
     state_key: Cow<'a, str>,
     #[serde(borrow)]
     content: &'a RawValue,
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    #[serde(borrow)]
+    prev_events: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    auth_events: Vec<&'a RawValue>,
     depth: u64,
 }
 
@@ -165,12 +171,14 @@ fn read(json: &RawValue, version: u8, wanted: &Wanted) -> Result<Template, Strin
     if fields.prev_events.len() > CITED_MAX || fields.auth_events.len() > CITED_MAX {
         return Err("its template cites more events than an event may".to_owned());
     }
-    let cited = fields.prev_events.iter().chain(&fields.auth_events);
-    if fields.prev_events.is_empty()
-        || cited.into_iter().any(|id| event::parse_event_id(id, RoomNum(0), version).is_none())
-    {
+    let mut hashes = Hashes::new();
+    let mut cited = |events: Vec<&RawValue>| -> Option<Vec<OwnedEventId>> {
+        events.into_iter().map(|event| reference::read_cited(event, version, &mut hashes)).collect()
+    };
+    let cited = cited(fields.prev_events).zip(cited(fields.auth_events));
+    let Some((prev, auth)) = cited.filter(|(prev, _)| !prev.is_empty()) else {
         return Err("its template cites what is no event of the room's version".to_owned());
-    }
+    };
     let is_restricted =
         versions::find_rules(version).is_some_and(|rules| rules.authorization.restricted_join_rule);
     let authorised_via = content
@@ -182,8 +190,9 @@ fn read(json: &RawValue, version: u8, wanted: &Wanted) -> Result<Template, Strin
     }
     Ok(Template {
         version,
-        prev: fields.prev_events,
-        auth: fields.auth_events,
+        prev,
+        auth,
+        hashes,
         depth: fields.depth.min(versions::depth_max(version)),
         authorised_via,
     })
@@ -199,7 +208,9 @@ impl Template {
         let id = Signed::find_id(version, event.as_bytes())?;
         let depth = serde_json::from_str::<Deep>(event).ok()?.depth;
         let depth = depth.saturating_add(1).min(versions::depth_max(version));
-        Some(Self { version, prev: vec![id.clone()], auth: vec![id], depth, authorised_via: None })
+        let hash = reference::hash(event.as_bytes(), versions::find_rules(version)?)?;
+        let hashes = Hashes::from([(id.clone(), reference::encode(&hash))]);
+        Some(Self { version, prev: vec![id.clone()], auth: vec![id], hashes, depth, authorised_via: None })
     }
 
     /// The ids of the events on which the event stands.
@@ -245,8 +256,14 @@ impl Template {
         let draft = Draft::state(user_id.clone(), MEMBER, user_id.as_str(), content, sent_ms);
         let rules =
             versions::find_rules(self.version).ok_or_else(|| Error::broken("a version is unknown"))?;
-        let (room_id, depth) = (Some(&*wanted.room_id), self.depth);
-        let setting = Setting { room_id, rules, prev: &self.prev, auth: &self.auth, depth };
+        let setting = Setting {
+            room_id: Some(&*wanted.room_id),
+            rules,
+            prev: &self.prev,
+            auth: &self.auth,
+            hashes: &self.hashes,
+            depth: self.depth,
+        };
         let built = build::build(app.rooms.signer(), &draft, &setting, self.version)?;
         let row = RoomRow::new(wanted.room_id.clone(), self.version, Resident::No);
         Received::check(RoomNum(0), &row, built.hash, built.json)

@@ -151,7 +151,7 @@ impl Change {
         let taken = self.take_numbers(received, rejected.is_some())?;
         let entering = Entering {
             num: taken.event,
-            key: received.key().clone(),
+            key: received.key(self.num),
             event: received.event(),
             json: received.json(),
             depth: received.depth(),

@@ -233,7 +233,17 @@ impl Base {
         let (event, key) = match change.find_received(received)? {
             Some((known, _)) => {
                 let kept = event::require_kept(&change.batch, change.num, known)?;
-                (known, kept.row.header.state_key)
+                let key = kept.row.header.state_key;
+                if !received.is_in(&kept.row, change.rules()) {
+                    // Another event of the same id is here, which is part of the state in its place.
+                    let kept = Event::parse(kept.id(&change.row), &kept.row.json);
+                    let kept = kept.map_err(|_| Fault::Corrupt("an event is not the JSON of an event"))?;
+                    return match key.filter(|_| brought.is_state) {
+                        Some(key) => self.set(change, key, known, &kept, touched),
+                        None => Ok(()),
+                    };
+                }
+                (known, key)
             }
             None => {
                 // An event that only a dropped one could allow is as forbidden as that.
@@ -445,7 +455,7 @@ impl Change {
     /// Writes our own member event, on which the room goes on: it is the only head. Of the events that it cites, none needs to
     /// be known.
     fn write_join(&mut self, join: &Received, auth: &[Arc<StateEvent>]) -> Result<StoredEvent> {
-        let (num, key) = match self.find_known(join.key())? {
+        let (num, key) = match self.find_known(&join.key(self.num))? {
             None => {
                 let taken = self.take_numbers(join, false)?;
                 (taken.event, taken.key)
@@ -479,7 +489,7 @@ impl Change {
         let replaces = replaced.map(|event| event.event);
         let entering = Entering {
             num,
-            key: join.key().clone(),
+            key: join.key(self.num),
             event: join.event(),
             json: join.json(),
             depth: join.depth(),
@@ -499,7 +509,7 @@ impl Change {
         let after = StateRef::Main(self.row.state_tip);
         let (depth, stored_ms) = (join.depth(), join.event().sent.get().into());
         self.row.heads =
-            vec![Head { event: num, key: join.key().clone(), depth, stored_ms, is_own: true, after }];
+            vec![Head { event: num, key: join.key(self.num), depth, stored_ms, is_own: true, after }];
         self.row.apart.clear();
         self.finish(&stored);
         if let Some(redaction) = left.redacted_by {

@@ -29,7 +29,7 @@ use crate::{
     schema::{
         self,
         event_types::POLICY,
-        rooms::{EventKey, Place, SentBy},
+        rooms::{Place, SentBy},
     },
     store::Fault,
 };
@@ -141,7 +141,7 @@ impl Change {
                 continue;
             }
             let (built, auth) = self.build(signer, &signed_draft)?;
-            if EventKey::from(built.hash) == *event.key() {
+            if built.hash == event.hash() {
                 let built = Built { json: event.json().clone(), ..built };
                 return self.write(&signed_draft, built, &auth, sent_by);
             }

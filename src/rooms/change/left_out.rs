@@ -221,7 +221,7 @@ impl Change {
     /// Takes in one event, unless it is here already. Gives its number and its key; `None` within where it is part of no state, and
     /// `None` where an event that allows it is missing or there is no place for it.
     fn take_late(&mut self, received: &Received) -> Result<Option<Option<(EventNum, StateKeyNum)>>> {
-        if let Some((known, _)) = self.find_known(received.key())? {
+        if let Some((known, _)) = self.find_known(&received.key(self.num))? {
             let is_rejected =
                 schema::ASIDE.get(&self.batch, (self.num, known))?.is_some_and(|aside| aside.rejected);
             let kept = event::require_kept(&self.batch, self.num, known)?;

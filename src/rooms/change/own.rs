@@ -18,7 +18,7 @@ use crate::{
         admit::{self, AuthState, Verdict},
         build::{self, Built, Draft, Setting, Signer},
         event::{self, StateEvent, StoredEvent},
-        require_in, versions,
+        reference, require_in, versions,
     },
     schema::{
         event_types::{CREATE, MEMBER},
@@ -71,6 +71,8 @@ impl Change {
         let (before, auth) = if is_create { Default::default() } else { self.list_allowing(draft)? };
         let prev = self.list_heads();
         let auth_ids: Vec<OwnedEventId> = auth.iter().map(|event| event.parsed.id.clone()).collect();
+        let cited = self.row.heads.iter().map(|head| head.event).chain(auth.iter().map(|event| event.event));
+        let hashes = reference::list(&self.batch, self.num, &self.row, cited)?;
         let hashed_room_id = self.rules.authorization.room_create_event_id_as_room_id;
         let room_id = self.row.id.clone();
         let setting = Setting {
@@ -78,6 +80,7 @@ impl Change {
             rules: self.rules,
             prev: &prev,
             auth: &auth_ids,
+            hashes: &hashes,
             depth: self.next_depth(),
         };
         let built = build::build(signer, draft, &setting, self.row.version)?;
@@ -152,9 +155,10 @@ impl Change {
             replaces = self.state(&draft.event_type, key)?;
             state_key = Some(self.intern_key(&draft.event_type, key)?);
         }
+        let key = built.key(self.num, self.row.version);
         let entering = Entering {
             num: event,
-            key: built.hash.into(),
+            key: key.clone(),
             event: &built.event,
             json: &built.json,
             depth,
@@ -177,7 +181,7 @@ impl Change {
         }
         let after = StateRef::Main(self.row.state_tip);
         let stored_ms = draft.sent_ms;
-        self.row.heads = vec![Head { event, key: built.hash.into(), depth, stored_ms, is_own: true, after }];
+        self.row.heads = vec![Head { event, key, depth, stored_ms, is_own: true, after }];
         self.finish(&stored);
         self.carry_out(redaction, &stored)?;
         Ok(stored)

@@ -4,13 +4,13 @@ use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UInt};
 
 use super::Change;
 use crate::{
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     json::{JsonText, Object},
     rooms::{
         admit::{self, Verdict},
         build::Draft,
         event::{self, Event},
-        require_in,
+        reference, require_in,
     },
 };
 
@@ -21,9 +21,12 @@ impl Change {
         require_in(self.row.resident)?;
         let (before, auth) = self.list_allowing(draft)?;
         let (prev, depth) = (self.list_heads(), self.next_depth());
+        let cited = self.row.heads.iter().map(|head| head.event).chain(auth.iter().map(|event| event.event));
+        let hashes = reference::list(&self.batch, self.num, &self.row, cited)?;
         let content = draft.raw_content()?;
         let proto = Event {
-            // The id follows from fields that only the sender's server fills in, and the rules do not look at it.
+            // The id is the sender's server's to choose, or follows from fields that only that one fills in. The rules look at
+            // the ids of redactions alone.
             id: event::event_id(&[u8::MAX; 32].into(), self.row.version),
             room_id: Some(self.row.id.clone()),
             sender: draft.sender.clone(),
@@ -46,12 +49,16 @@ impl Change {
             }
         }
         let mut template = Object::with_capacity(proto.content.get().len() + 1_024);
-        template.texts("auth_events", proto.auth.iter().map(|id| id.as_str()));
+        let cited = |ids| {
+            reference::cited(ids, self.row.version, &hashes)
+                .ok_or_else(|| Error::broken("the hash of an event that is cited is not known"))
+        };
+        template.json("auth_events", &cited(&proto.auth)?);
         template.json("content", &*proto.content);
         template.number("depth", depth);
         template.text("origin", server.as_str());
         template.number("origin_server_ts", draft.sent_ms);
-        template.texts("prev_events", proto.prev.iter().map(|id| id.as_str()));
+        template.json("prev_events", &cited(&proto.prev)?);
         template.text("room_id", self.row.id.as_str());
         template.text("sender", draft.sender.as_str());
         if let Some(state_key) = &draft.state_key {

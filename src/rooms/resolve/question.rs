@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::Header;
 use crate::{
-    ids::{EventNum, Position, RoomNum, StateKeyNum},
+    ids::{EventNum, Position, RoomNum},
     rooms::{
         event::Event,
         state::{Sketch, StateValue},
@@ -24,8 +24,8 @@ pub struct Newcomer {
 
 impl Newcomer {
     /// An event, with the numbers that resolution looks at.
-    pub fn new(num: EventNum, event: Event, key: StateKeyNum, auth_depth: u64, auth: Vec<EventNum>) -> Self {
-        Self { num, header: Header { key, auth_depth, auth }, event: Arc::new(event) }
+    pub fn new(num: EventNum, event: Event, header: Header) -> Self {
+        Self { num, header, event: Arc::new(event) }
     }
 
     /// Gives the state after the event, from the state before it.

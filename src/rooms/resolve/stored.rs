@@ -69,8 +69,8 @@ impl<R: Read + ?Sized> StoredEvents<'_, R> {
 }
 
 fn header(row: &EventRow) -> Option<Header> {
-    let EventHeader { state_key, auth_depth, auth, .. } = &row.header;
-    state_key.map(|key| Header { key, auth_depth: *auth_depth, auth: auth.clone() })
+    let EventHeader { state_key, depth, auth_depth, auth, .. } = &row.header;
+    state_key.map(|key| Header { key, depth: *depth, auth_depth: *auth_depth, auth: auth.clone() })
 }
 
 impl<R: Read + ?Sized> Source for StoredEvents<'_, R> {

@@ -1,6 +1,6 @@
 //! Compares our resolution with ruma's, which reads whole states and whole auth chains, on random rooms.
 
-#[cfg(test)]
+mod by_depth;
 mod forks;
 
 use proptest::prelude::*;
@@ -142,17 +142,6 @@ fn more_than_can_be_resolved_waits() {
         })
         .collect();
     assert_eq!(solved(&batch, room, &rules, &many, &forks), Err(NotResolved::TooMuch));
-}
-
-#[test]
-fn room_version_1_is_refused() {
-    let mut forks = Forks::new(&RoomVersionId::V11);
-    let (room, rules) = (forks.room(), RoomVersionId::V1.rules().unwrap());
-    let mut batch = forks.bench.store.batch(&Guard::alone());
-    let change = [(StateKeyNum(0), StateValue::Event(EventNum(5)))];
-    let side = state::make_side(&mut batch, room, &mut forks.next_side, StateRef::EMPTY, &change).unwrap();
-    let states = [state::tip(&batch, room).unwrap(), side];
-    assert_eq!(solved(&batch, room, &rules, &states, &forks), Err(NotResolved::UnknownVersion));
 }
 
 #[test]

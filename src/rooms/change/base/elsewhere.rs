@@ -75,7 +75,14 @@ impl Elsewhere {
         if version >= 12 {
             let draft = Draft::state(alice(), CREATE, "", content(create.clone()), 1_000);
             let rules = versions::find_rules(version).unwrap();
-            let setting = Setting { room_id: None, rules, prev: &[], auth: &[], depth: 1 };
+            let setting = Setting {
+                room_id: None,
+                rules,
+                prev: &[],
+                auth: &[],
+                hashes: crate::rooms::reference::NO_HASHES,
+                depth: 1,
+            };
             let built = build::build(&signer(), &draft, &setting, version).unwrap();
             room.row.id = RoomId::parse(built.event.id.as_str().replacen('$', "!", 1)).unwrap();
         }
@@ -141,6 +148,7 @@ impl Elsewhere {
             rules,
             prev: &prev,
             auth: &auth,
+            hashes: crate::rooms::reference::NO_HASHES,
             depth: self.depth + 1,
         };
         let built = build::build(&signer(), &draft, &setting, self.version).unwrap();

@@ -359,7 +359,7 @@ impl Change {
                 keys += next.after.diff(&self.batch, self.num, above)?.len() + 1;
             }
             // Events that came before and refer to this one get their rows with it.
-            keys += relations::count_waiting(&self.batch, self.num, next.event.key())?;
+            keys += relations::count_waiting(&self.batch, self.num, &next.event.key(self.num))?;
             bytes += next.event.json().len();
             let is_full =
                 events.len() >= STRETCH_EVENTS_MAX || bytes > STRETCH_BYTES || keys > STRETCH_KEYS_MAX;
@@ -483,9 +483,13 @@ impl Change {
                 Some(_) => None,
                 None => Some(orders.next().ok_or(Fault::Corrupt("an event of a hole has no order"))?),
             };
-            match self.find_known(judged.event.key())? {
+            match self.find_known(&judged.event.key(self.num))? {
                 // It came in by another way while the hole was filled, and stands where it did so.
                 Some((_, None)) => continue,
+                Some((event, Some(_))) if !self.is_here(event, &judged.event)? => {
+                    // Another event took its id meanwhile. The hole is filled anew, without it.
+                    return Err(Error::Busy { retry_after: std::time::Duration::from_secs(1) });
+                }
                 Some((event, Some(outlier))) => {
                     judged.taken = Some(Taken { event, key: outlier.row.header.state_key });
                 }
@@ -563,7 +567,7 @@ impl Change {
         };
         let entering = Entering {
             num: taken.event,
-            key: judged.event.key().clone(),
+            key: judged.event.key(self.num),
             event,
             json: judged.event.json(),
             depth: judged.event.depth(),

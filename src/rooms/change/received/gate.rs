@@ -17,10 +17,10 @@ use crate::{
         build::{EVENT_BYTES_MAX, NAME_BYTES_MAX},
         event::{self, Event},
         policy_server::PolicyServer,
-        versions,
+        reference, versions,
     },
     schema::event_types::CREATE,
-    schema::rooms::{EventHash, EventKey, RoomRow, SentBy},
+    schema::rooms::{EventHash, EventKey, EventRow, RoomRow, SentBy},
 };
 
 /// An event cites at most this many events.
@@ -32,7 +32,9 @@ const AUTH_MAX: usize = 10;
 /// events may be.
 #[derive(Clone, Debug)]
 pub struct Received {
-    key: EventKey,
+    /// The reference hash, which is the event's name since room version 3.
+    hash: EventHash,
+    version: u8,
     json: Bytes,
     event: Event,
     depth: u64,
@@ -65,19 +67,31 @@ struct Form<'a> {
 
 impl Received {
     /// Checks the form of an event that comes into this room. `json` is the event as canonical JSON, signatures
-    /// included, and `hash` its reference hash, which names the event since room version 3. Errors: 413 `M_TOO_LARGE`
+    /// included, and `hash` its reference hash, which names the event since room version 3, and tells it from others of its id
+    /// before. Errors: 413 `M_TOO_LARGE`
     /// for more bytes than events and names may have; 400 `M_BAD_JSON` for everything else, with the field at fault.
     pub fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Self, Refusal> {
-        let checked = check(num, room, hash, json);
+        let checked = check(room, hash, json);
         if let Err(refusal) = &checked {
             tracing::debug!(room = %num, why = %refusal.message, "an event of another server is refused");
         }
         checked
     }
 
-    /// The key by which the event is found: its hash, or the id that a server chose.
-    pub fn key(&self) -> &EventKey {
-        &self.key
+    /// The key by which the event is found in a room: its hash, or the id that a server chose.
+    pub fn key(&self, room: RoomNum) -> EventKey {
+        event::key(self.hash, &self.event.id, room, self.version)
+    }
+
+    /// The event's reference hash.
+    pub fn hash(&self) -> EventHash {
+        self.hash
+    }
+
+    /// Whether a row that was found by the event's key holds this event, be it redacted. Where servers choose ids, another event may have
+    /// the same one.
+    pub fn is_in(&self, row: &EventRow, rules: &RoomVersionRules) -> bool {
+        !event::are_ids_chosen(self.version) || reference::hash(&row.json, rules) == Some(self.hash)
     }
 
     /// The event as canonical JSON, as it was signed.
@@ -170,12 +184,7 @@ impl Received {
 
     /// The same event with other bytes that are kept of it. Errors: as of [`Self::check`].
     pub(super) fn with_json(&self, num: RoomNum, room: &RoomRow, json: Bytes) -> Result<Self, Refusal> {
-        let hash = match &self.key {
-            EventKey::Hash(hash) => *hash,
-            // Such an event is named by the id that is in its bytes.
-            EventKey::Chosen(..) => EventHash::default(),
-        };
-        Ok(Self { let_in: self.let_in, ..Self::check(num, room, hash, json)? })
+        Ok(Self { let_in: self.let_in, ..Self::check(num, room, self.hash, json)? })
     }
 
     /// The event's depth, as its sender's server says.
@@ -184,7 +193,7 @@ impl Received {
     }
 }
 
-fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Received, Refusal> {
+fn check(room: &RoomRow, hash: EventHash, json: Bytes) -> Result<Received, Refusal> {
     if json.len() > EVENT_BYTES_MAX {
         return Err(Refusal::too_large("The event has more than 65,536 bytes."));
     }
@@ -193,7 +202,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         .ok_or_else(|| Refusal::forbidden("This server does not know the room's version."))?;
     let form: Form<'_> = serde_json::from_slice(&json)
         .map_err(|error| Refusal::bad_json(format!("The event is not in the form of an event: {error}.")))?;
-    let (key, id) = named(num, version, hash, form.event_id.as_deref())?;
+    let id = named(version, hash, form.event_id.as_deref())?;
     if form.prev_events.len() > PREV_MAX {
         return Err(Refusal::bad_json("`prev_events` names more than 20 events."));
     }
@@ -201,9 +210,7 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         return Err(Refusal::bad_json("`auth_events` names more than 10 events."));
     }
     for (field, cited) in [("prev_events", &form.prev_events), ("auth_events", &form.auth_events)] {
-        // In room versions 1 and 2 an event is cited by its id and its hash, and later by its id alone.
-        let begins = if event::are_ids_chosen(version) { '[' } else { '"' };
-        if !cited.iter().all(|cited| cited.get().starts_with(begins)) {
+        if !cited.iter().all(|cited| is_cited_as_in(version, cited)) {
             return Err(Refusal::bad_json(format!("`{field}` is not in the form of the room's version.")));
         }
     }
@@ -220,29 +227,42 @@ fn check(num: RoomNum, room: &RoomRow, hash: EventHash, json: Bytes) -> Result<R
         return Err(Refusal::bad_json("`room_id` is not that of the room."));
     }
     names(&event)?;
-    Ok(Received { key, json, event, depth, let_in: false, is_cut: false, by_us: None, opposed: None })
+    Ok(Received {
+        hash,
+        version,
+        json,
+        event,
+        depth,
+        let_in: false,
+        is_cut: false,
+        by_us: None,
+        opposed: None,
+    })
 }
 
-/// Gives the name of an event: its hash, or in room versions 1 and 2 the id that it states.
-fn named(
-    room: RoomNum,
-    version: u8,
-    hash: EventHash,
-    stated: Option<&str>,
-) -> Result<(EventKey, OwnedEventId), Refusal> {
+/// Whether another event is cited in the form of this room version: by its id and its hash in versions 1 and 2, and later by its id
+/// alone. The hash decides nothing, and may be any object.
+fn is_cited_as_in(version: u8, cited: &RawValue) -> bool {
+    if !event::are_ids_chosen(version) {
+        return cited.get().starts_with('"');
+    }
+    let pair = serde_json::from_str::<(&RawValue, &RawValue)>(cited.get());
+    pair.is_ok_and(|(id, hash)| id.get().starts_with('"') && hash.get().starts_with('{'))
+}
+
+/// Gives the id of an event: its hash, or in room versions 1 and 2 the id that it states.
+fn named(version: u8, hash: EventHash, stated: Option<&str>) -> Result<OwnedEventId, Refusal> {
     if !event::are_ids_chosen(version) {
         let key = EventKey::of_hash(hash)
             .ok_or_else(|| Refusal::bad_json("An event whose reference hash has only zeros is not taken."))?;
-        let id = event::event_id(&key, version);
-        return Ok((key, id));
+        return Ok(event::event_id(&key, version));
     }
     let stated = stated.ok_or_else(|| Refusal::bad_json("`event_id` is missing."))?;
     if stated.len() > NAME_BYTES_MAX {
         return Err(Refusal::too_large("`event_id` has more than 255 bytes."));
     }
-    let id = OwnedEventId::try_from(stated).ok();
-    let key = id.as_ref().and_then(|id| event::parse_event_id(id, room, version));
-    key.zip(id).ok_or_else(|| Refusal::bad_json("`event_id` is not an id of the room's version."))
+    let id = OwnedEventId::try_from(stated).ok().filter(|id| id.server_name().is_some());
+    id.ok_or_else(|| Refusal::bad_json("`event_id` is not an id of the room's version."))
 }
 
 fn depth(depth: &RawValue, version: u8) -> Result<u64, Refusal> {
@@ -280,7 +300,7 @@ mod tests {
     use crate::{ids::Order, rooms::tip::tests::row};
 
     const ROOM: RoomNum = RoomNum(1);
-    const VERSIONS: std::ops::RangeInclusive<u8> = 2..=12;
+    const VERSIONS: std::ops::RangeInclusive<u8> = 1..=12;
 
     fn room(version: u8) -> RoomRow {
         let id = if version >= 12 { "!aHashOfSomeLength" } else { "!room:a.example" };
@@ -344,9 +364,11 @@ mod tests {
             let received = check_value(version, &an_event(version)).unwrap();
             assert_eq!(received.depth(), 7);
             assert_eq!((received.event().prev.len(), received.event().auth.len()), (1, 1));
-            match received.key() {
-                EventKey::Chosen(room, id) => assert_eq!((*room, &**id, version), (ROOM, "$it:b.example", 2)),
-                EventKey::Hash(hash) => assert_eq!((*hash, version > 2), ([9; 32], true)),
+            match received.key(ROOM) {
+                EventKey::Chosen(room, id) => {
+                    assert_eq!((room, &*id, version < 3), (ROOM, "$it:b.example", true));
+                }
+                EventKey::Hash(hash) => assert_eq!((hash, version > 2), ([9; 32], true)),
             }
         }
     }
@@ -392,6 +414,23 @@ mod tests {
         let other = |version: u8| json!([cited(if version < 3 { 4 } else { 2 }, 1)]);
         refuses("prev_events", other, &ErrorKind::BadJson);
         refuses("auth_events", other, &ErrorKind::BadJson);
+        // The hash beside an id decides nothing, so that any object will do.
+        for (pair, passes) in [
+            (json!(["$x:y", {}]), true),
+            (json!(["$x:y", { "sha256": 7, "md5": "x" }]), true),
+            (json!(["$x:y"]), false),
+            (json!(["$x:y", "hash"]), false),
+            (json!(["$x:y", {}, {}]), false),
+            (json!([{}, "$x:y"]), false),
+            (json!(["x:y", {}]), false),
+            (json!([]), false),
+        ] {
+            for version in [1, 2] {
+                let mut event = an_event(version);
+                event["prev_events"] = json!([pair]);
+                assert_eq!(check_value(version, &event).is_ok(), passes, "{pair}");
+            }
+        }
     }
 
     #[test]
@@ -413,13 +452,33 @@ mod tests {
             event["prev_events"] = if version < 3 { json!([[long("$"), {}]]) } else { json!([long("$")]) };
             assert!(check_value(version, &event).is_err(), "{version}");
         }
-        let mut event = an_event(2);
-        event["event_id"] = json!(long("$"));
-        assert_eq!(check_value(2, &event).unwrap_err().kind, ErrorKind::TooLarge);
-        event["event_id"] = json!("no id");
-        assert!(check_value(2, &event).is_err());
-        event.as_object_mut().unwrap().remove("event_id");
-        assert!(check_value(2, &event).is_err());
+    }
+
+    #[test]
+    fn an_id_that_a_server_chose_is_one_of_a_server_and_has_at_most_255_bytes() {
+        for version in [1, 2] {
+            let with = |id: Value| {
+                let mut event = an_event(version);
+                event["event_id"] = id;
+                check_value(version, &event)
+            };
+            let longest = format!("${}:b.example", "a".repeat(244));
+            for right in ["$a:b.example", "$:b.example", "$/ \u{0}%?#é\n:[::1]:80", "$a:b:1", &longest] {
+                let received = with(json!(right)).unwrap();
+                assert_eq!(received.id().as_str(), right);
+                assert_eq!(received.key(ROOM), EventKey::Chosen(ROOM, right.into()));
+            }
+            assert_eq!(with(json!(format!("${longest}"))).unwrap_err().kind, ErrorKind::TooLarge);
+            for wrong in ["", "$", "$a", "a:b.example", "@a:b.example", "$a:", "$a:b c", "$a: b"] {
+                assert!(with(json!(wrong)).is_err(), "{wrong}");
+            }
+            for wrong in [json!(null), json!(7), json!([])] {
+                assert!(with(wrong).is_err());
+            }
+            let mut event = an_event(version);
+            event.as_object_mut().unwrap().remove("event_id");
+            assert!(check_value(version, &event).is_err());
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
         admit::{self, Evidence, Verdict, Why},
         change::Change,
         event::{Event, StateEvent, StoredEvent},
-        graph, state,
+        graph, reference, state,
         state::StateValue,
     },
     schema,
@@ -240,7 +240,8 @@ impl Change {
         let (num, mut aside) = (rejected.row.header.event, rejected.clone());
         let hash = match &aside.row.header.key {
             EventKey::Hash(hash) => *hash,
-            EventKey::Chosen(..) => [0; 32],
+            EventKey::Chosen(..) => reference::hash(&aside.row.json, self.rules())
+                .ok_or(Fault::Corrupt("an event is not the JSON of an event"))?,
         };
         let received = Received::check(self.num, &self.row, hash, aside.row.json.clone())?;
         if let Some(state_key) = &event.state_key {

@@ -26,11 +26,10 @@ use super::Received;
 use crate::{
     error::Refusal,
     ids::RoomNum,
-    json::{JsonRef, JsonText, Object},
     rooms::{
         build::{EVENT_BYTES_MAX, Signer},
         event::{self, Event},
-        policy_server, redact, versions,
+        policy_server, redact, reference, versions,
     },
     schema::{
         event_types::MEMBER,
@@ -42,6 +41,8 @@ use crate::{
 const UNSIGNED_BYTES_MAX: usize = 65_536;
 /// The last room version whose events may hold numbers that canonical JSON does not have.
 const LARGE_NUMBERS_UPTO: u8 = 5;
+/// Events whose ids their servers choose are named, before they are believed, as this room version writes ids.
+const NAMES_AS_IN: u8 = 4;
 /// The signatures of one server are looked at up to this number of keys.
 const KEYS_MAX: usize = 16;
 
@@ -114,7 +115,7 @@ impl Signed {
             .ok_or_else(|| Refusal::bad_json("The event is not in the form of an event."))?;
         let signers: Signers<'_> = read(&whole)?;
         let is_redacted = signers.hashes.is_some() && !fits_hash(&signers, &whole)?;
-        let signed = without(JsonRef::stored(&redacted).as_str(), &["signatures", "unsigned"])?;
+        let signed = reference::signed_part(&redacted).map_err(|error| misfit(&error))?;
         let hash: EventHash = Sha256::digest(signed.as_str()).into();
         let kept = if is_redacted { redacted } else { Bytes::copy_from_slice(whole.as_bytes()) };
         let received = Received::check(num, room, hash, kept)?;
@@ -163,6 +164,14 @@ impl Signed {
         self.received.event()
     }
 
+    /// The name by which the event is told from all others before its signatures are checked: its reference hash, written as an id. It is
+    /// the event's id where no server chooses that.
+    pub fn name(&self) -> OwnedEventId {
+        let event = self.received.event();
+        let is_chosen = event.id.server_name().is_some();
+        if is_chosen { event::event_id(&self.received.hash().into(), NAMES_AS_IN) } else { event.id.clone() }
+    }
+
     /// The event as canonical JSON, from which it can be read again.
     pub fn json(&self) -> &Bytes {
         self.received.json()
@@ -179,9 +188,7 @@ impl Signed {
             event.remove(name);
         }
         let whole = String::from(Json::Object(event).canonical());
-        let redacted = redact::redacted(whole.as_bytes(), versions::find_rules(version)?)?;
-        let signed = without(JsonRef::stored(&redacted).as_str(), &["signatures", "unsigned"]).ok()?;
-        let hash: EventHash = Sha256::digest(signed.as_str()).into();
+        let hash = reference::hash(whole.as_bytes(), versions::find_rules(version)?)?;
         Some(event::event_id(&hash.into(), version))
     }
 
@@ -245,22 +252,13 @@ fn canonical(json: &[u8], version: u8) -> Result<String, Refusal> {
     }
 }
 
-/// Copies an object without these fields.
-fn without(object: &str, names: &[&str]) -> Result<JsonText, Refusal> {
-    let fields: BTreeMap<Cow<'_, str>, &RawValue> = read(object)?;
-    let mut left = Object::with_capacity(object.len());
-    for (name, value) in fields.into_iter().filter(|(name, _)| !names.contains(&&**name)) {
-        left.json(&name, JsonRef::from(value));
-    }
-    Ok(left.finish())
-}
-
 /// Whether the event's content hash is that of its content ("Calculating the content hash for an event").
 fn fits_hash(signers: &Signers<'_>, event: &str) -> Result<bool, Refusal> {
     let Some(Ok(hashes)) = signers.hashes.map(|hashes| read::<Hashes<'_>>(hashes.get())) else {
         return Ok(false);
     };
-    let hashed = without(event, &["signatures", "unsigned", "hashes"])?;
+    let hashed =
+        reference::without(event, &["signatures", "unsigned", "hashes"]).map_err(|error| misfit(&error))?;
     let right = Sha256::digest(hashed.as_str());
     Ok(LENIENT.decode(hashes.sha256.as_bytes()).is_ok_and(|stated| stated == right.as_slice()))
 }
@@ -277,11 +275,10 @@ pub(super) fn is_stub_of(row: &EventRow, whole: &[u8], rules: &RoomVersionRules)
     if fits(kept).unwrap_or(true) {
         return false;
     }
-    // In rooms whose events choose their ids, another event may have the same one.
-    let signed = |event: &str| without(event, &["signatures", "unsigned"]).ok();
-    let left = redact::redacted(whole, rules);
-    let left = left.as_deref().and_then(|left| std::str::from_utf8(left).ok());
-    signed(kept).is_some_and(|kept| left.and_then(signed).is_some_and(|left| left.as_str() == kept.as_str()))
+    // In rooms whose servers choose ids, another event may have the same one.
+    let signed = |event: &[u8]| reference::signed_part(event).ok();
+    let left = redact::redacted(whole, rules).and_then(|left| signed(&left));
+    signed(kept.as_bytes()).is_some_and(|kept| left.is_some_and(|left| left.as_str() == kept.as_str()))
 }
 
 /// Lists the servers that must have signed an event. `event` is the form of it that is kept: where the content hash was wrong,
@@ -355,7 +352,10 @@ mod tests {
     use crate::{
         ids::Order,
         rooms::{
-            build::{Draft, Setting, Signer, build, tests::a_key},
+            build::{
+                Draft, Setting, Signer, build,
+                tests::{a_key, an_id, hashes},
+            },
             event::event_id,
             tip::tests::row,
         },
@@ -393,10 +393,11 @@ mod tests {
             sent_ms: 1_700_000_000_000,
         };
         let room = room(version);
-        let prev = [event_id(&[2; 32].into(), version)];
-        let auth = [event_id(&[3; 32].into(), version)];
+        let (prev, auth) = ([an_id(2, version)], [an_id(3, version)]);
+        let hashes = hashes(&[&prev, &auth]);
         let rules = versions::find_rules(version).unwrap();
-        let setting = Setting { room_id: Some(&room.id), rules, prev: &prev, auth: &auth, depth: 5 };
+        let setting =
+            Setting { room_id: Some(&room.id), rules, prev: &prev, auth: &auth, hashes: &hashes, depth: 5 };
         let signer = Signer::new(SERVER.try_into().unwrap(), a_key());
         let built = build(&signer, &draft, &setting, version).unwrap();
         (built.event.id, serde_json::from_slice(&built.json).unwrap())
@@ -427,6 +428,39 @@ mod tests {
             let kept: Value = serde_json::from_slice(received.json()).unwrap();
             event.as_object_mut().unwrap().remove("unsigned");
             assert_eq!(kept, event);
+        }
+    }
+
+    #[test]
+    fn events_that_another_server_made_in_versions_1_and_2_are_read_verified_and_built_alike() {
+        // Made by Synapse 1.163.2: `tests/interop/first_versions.py`.
+        #[derive(Deserialize)]
+        struct Made {
+            version: u8,
+            reference_hash: String,
+            event: Value,
+        }
+        for line in include_str!("signed/by_another_server.jsonl").lines() {
+            let Made { version, reference_hash, mut event } = serde_json::from_str(line).unwrap();
+            let keys = ["a.example", "b.example", "c.example"];
+            let key_of = |server: &ServerName, key_id: &str| {
+                let number = keys.iter().position(|known| server == *known)?;
+                let seed = [number as u8 + 1; 32];
+                (key_id == "ed25519:k").then(|| ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key())
+            };
+            let signed = come(version, &event).unwrap();
+            assert!(!signed.is_redacted(), "{line}");
+            assert_eq!(signed.unverified().id.as_str(), event["event_id"]);
+            assert!(signed.clone().verify(|_, _| None).is_err());
+            let received = signed.verify(key_of).unwrap();
+            assert_eq!(reference::encode(&received.hash()), reference_hash);
+            let key = received.key(NUM);
+            assert_eq!(event_id(&key, version), *received.id());
+            // Nothing of it can be changed, and no other id can be given to it.
+            event["event_id"] = json!("$other:a.example");
+            assert!(come(version, &event).unwrap().verify(key_of).is_err());
+            event["event_id"] = json!("$other:c.example");
+            assert!(come(version, &event).is_err(), "the server in the id has not signed it");
         }
     }
 
@@ -550,7 +584,7 @@ mod tests {
         let text = event.to_string().replace("\"n\":7", "\"n\":1.50,\"m\":99999999999999999999");
         let hashed = canonical(text.as_bytes(), 5).unwrap();
         assert!(hashed.contains("\"m\":99999999999999999999,\"n\":1.5"), "{hashed}");
-        let hash = Sha256::digest(without(&hashed, &["signatures"]).unwrap().as_str());
+        let hash = Sha256::digest(reference::without(&hashed, &["signatures"]).unwrap().as_str());
         let with = format!(
             "{{\"hashes\":{{\"sha256\":\"{}\"}},{}",
             LENIENT.encode(hash),

@@ -39,16 +39,33 @@ pub fn completes(
 
 impl Change {
     /// Finds what is here of an event that comes now, like [`Change::find_known`], after the whole of it has taken the place of what
-    /// was left of it.
+    /// was left of it. In a room whose servers choose ids, another event of the same id may be here: that one stays, and the one that
+    /// comes now counts as known, never as the outlier whose place it would take.
     pub(in crate::rooms::change) fn find_received(
         &mut self,
         received: &Received,
     ) -> Result<Option<(EventNum, Option<AsideRow>)>> {
-        let Some(known) = self.find_known(received.key())? else { return Ok(None) };
+        let key = received.key(self.num);
+        let Some(known) = self.find_known(&key)? else { return Ok(None) };
+        if !self.is_here(known.0, received)? {
+            let why = "another event of its id came before";
+            tracing::debug!(room = %self.num, event = %received.id(), why, "an event is not taken");
+            return Ok(Some((known.0, None)));
+        }
         if !self.take_whole(known.0, received)? {
             return Ok(Some(known));
         }
-        Ok(self.find_known(received.key())?)
+        Ok(self.find_known(&key)?)
+    }
+
+    /// Whether the event that was found by the key of this one is this one.
+    pub(in crate::rooms::change) fn is_here(
+        &self,
+        known: EventNum,
+        received: &Received,
+    ) -> Result<bool, Fault> {
+        let kept = event::require_kept(&self.batch, self.num, known)?;
+        Ok(received.is_in(&kept.row, self.rules()))
     }
 
     /// Takes an event whole of which only the redacted form is here, unless a redaction is known that left it so. One that was

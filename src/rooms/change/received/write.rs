@@ -17,7 +17,7 @@ use crate::{
         admit::Why,
         event::{StateEvent, StoredEvent},
         graph, relations,
-        resolve::{Newcomer, Question, Resolving},
+        resolve::{Header, Newcomer, Question, Resolving},
         state::{self, Sketch},
     },
     schema::{
@@ -94,7 +94,7 @@ impl Change {
         };
         let entering = Entering {
             num,
-            key: received.key().clone(),
+            key: received.key(self.num),
             event,
             json: received.json(),
             depth: received.depth(),
@@ -162,7 +162,7 @@ impl Change {
         // answered.
         let head = Head {
             event: taken.event,
-            key: received.key().clone(),
+            key: received.key(self.num),
             depth: received.depth(),
             stored_ms: now_ms,
             is_own: received.is_by_us(),
@@ -290,8 +290,12 @@ impl Change {
 
 /// Gives the event as resolution sees it before it is stored, if it is a state event.
 fn newcomer(received: &Received, taken: Taken, standpoint: &Standpoint) -> Option<Arc<Newcomer>> {
-    let auth = standpoint.auth.iter().map(|event| event.event).collect();
-    let depth = auth_depth(&standpoint.auth);
-    let newcomer = |key| Newcomer::new(taken.event, received.event().clone(), key, depth, auth);
-    taken.key.map(newcomer).map(Arc::new)
+    let key = taken.key?;
+    let header = Header {
+        key,
+        depth: received.depth(),
+        auth_depth: auth_depth(&standpoint.auth),
+        auth: standpoint.auth.iter().map(|event| event.event).collect(),
+    };
+    Some(Arc::new(Newcomer::new(taken.event, received.event().clone(), header)))
 }

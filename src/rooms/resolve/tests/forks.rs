@@ -130,7 +130,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, key: EventKey, version: u8) -> 
         event,
         key,
         sent_ms: 0,
-        depth: 0,
+        depth: pdu.header.depth,
         auth_depth: pdu.header.auth_depth,
         state_key: Some(pdu.header.key),
         replaces: None,
@@ -189,6 +189,10 @@ impl Forks {
         }
         assert_eq!(forks.events.len(), 6, "everybody is allowed to begin");
         forks
+    }
+
+    fn depth_of(&self, prevs: &[usize]) -> u64 {
+        1 + prevs.iter().map(|prev| self.events[*prev].header.depth).max().unwrap_or(0)
     }
 
     pub(super) fn room(&self) -> RoomNum {
@@ -320,7 +324,12 @@ impl Forks {
             state_key: state_key.to_owned(),
             content,
             prev: prevs.iter().map(|prev| self.events[*prev].id.clone()).collect(),
-            header: Header { key, auth_depth: depths.max().unwrap_or(0), auth: auth_nums.clone() },
+            header: Header {
+                key,
+                depth: self.depth_of(prevs),
+                auth_depth: depths.max().unwrap_or(0),
+                auth: auth_nums.clone(),
+            },
             auth,
         });
         let verdict =

@@ -286,7 +286,7 @@ impl Wrong<'_> {
             Some(row)
         });
         for (before, after, expected) in [
-            ("\"m.room.message\"", "\"m.room.massage\"", "the hash of its bytes is not the one in its id"),
+            ("\"m.room.message\"", "\"m.room.massage\"", "its bytes are not those of the event of its id"),
             ("in thread", "on thread", "its content is not the one that it was sent with"),
             ("\"depth\":", "\"depth\":1.", "it is not canonical JSON"),
         ] {

@@ -113,7 +113,14 @@ impl Fixture {
         };
         let auth = needed.unwrap().into_iter().filter_map(found).map(|stored| stored.id(&row));
         let auth: Vec<_> = auth.collect();
-        let setting = Setting { room_id: Some(&row.id), rules, prev, auth: &auth, depth: 20 };
+        let setting = Setting {
+            room_id: Some(&row.id),
+            rules,
+            prev,
+            auth: &auth,
+            hashes: crate::rooms::reference::NO_HASHES,
+            depth: 20,
+        };
         let built = build::build(self.app().rooms.signer(), &draft, &setting, row.version).unwrap();
         Received::check(self.room, &row, built.hash, built.json).unwrap()
     }

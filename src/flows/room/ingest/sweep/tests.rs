@@ -133,7 +133,14 @@ impl Fixture {
                 (prev, needed.map(|event| event.id(&row)).collect())
             }
         };
-        let setting = Setting { room_id: Some(&row.id), rules, prev: &prev, auth: &auth, depth: 7 };
+        let setting = Setting {
+            room_id: Some(&row.id),
+            rules,
+            prev: &prev,
+            auth: &auth,
+            hashes: crate::rooms::reference::NO_HASHES,
+            depth: 7,
+        };
         let built = build::build(app.rooms.signer(), &draft, &setting, VERSION).unwrap();
         Received::check(ROOM, &row, built.hash, built.json).unwrap()
     }
