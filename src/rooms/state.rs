@@ -162,6 +162,16 @@ pub fn now(read: &(impl Read + ?Sized), room: RoomNum, key: StateKeyNum) -> Resu
     row.map_or(Ok(StateValue::Absent), |row| stage::counted(read, room, key, row))
 }
 
+/// The order at which a key was changed last on the main line, and what it was before; `None` where that never changed or is not known.
+pub fn last_change_of(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    key: StateKeyNum,
+) -> Result<Option<(Order, StateValue)>, Fault> {
+    let mut rows = schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(read, (room, key), Direction::Down)?;
+    Ok(rows.next().transpose()?.map(|((.., order), prior)| (order, prior)))
+}
+
 /// Lists the current state, by rising key numbers, in one dense scan.
 pub fn list_current<'r>(
     read: &'r (impl Read + ?Sized),

@@ -87,27 +87,31 @@ fn bodies(pdus: &Value) -> Vec<&str> {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_reads_a_room_only_while_it_is_there_and_admitted() {
-    let scene = Scene::new(json!([])).await;
-    let are_refused = async || {
+    let mut scene = Scene::new(json!([])).await;
+    let are_refused = async |scene: &Scene| {
         for (way, status, json) in scene.ask_all().await {
             let expected = if way == "event" { StatusCode::NOT_FOUND } else { StatusCode::FORBIDDEN };
             assert_eq!(status, expected, "{way}: {json}");
         }
     };
-    are_refused().await;
+    are_refused(&scene).await;
     scene.remote().join().await;
     for (way, status, json) in scene.ask_all().await {
         assert_eq!(status, StatusCode::OK, "{way}: {json}");
     }
     let acl = format!("/_matrix/client/v3/rooms/{}/state/m.room.server_acl", scene.room);
-    let set = async |content| assert_eq!(scene.alice.put(&acl, content).await.0, StatusCode::OK);
-    set(json!({ "allow": ["*"], "deny": ["b.*"] })).await;
-    are_refused().await;
-    set(json!({ "allow": ["*"] })).await;
+    let set = async |scene: &Scene, content| {
+        assert_eq!(scene.alice.put(&acl, content).await.0, StatusCode::OK);
+    };
+    set(&scene, json!({ "allow": ["*"], "deny": ["b.*"] })).await;
+    are_refused(&scene).await;
+    set(&scene, json!({ "allow": ["*"] })).await;
     assert!(scene.ask_all().await.iter().all(|(_, status, _)| *status == StatusCode::OK));
     let kick = format!("/_matrix/client/v3/rooms/{}/kick", scene.room);
     assert_eq!(scene.alice.post(&kick, json!({ "user_id": "@bob:b.example" })).await.0, StatusCode::OK);
-    are_refused().await;
+    // What came since then is told to who is there.
+    scene.say("four").await;
+    are_refused(&scene).await;
 }
 
 #[tokio::test(start_paused = true)]

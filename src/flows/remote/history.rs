@@ -2,8 +2,8 @@
 //! events that allowed one (server-server API, "Backfilling and retrieving missing events", "Retrieving events").
 //!
 //! Only servers that have somebody in the room now are answered, and that its list of servers admits. Who has nobody there any more is
-//! still told what stands below an event of a time when it had, because it cannot follow otherwise that it was removed. Events that
-//! servers may not see come redacted.
+//! still told what was there before, and what stands below an event that removed its users, because it cannot follow otherwise that they
+//! were. Events that servers may not see come redacted.
 
 use std::{
     collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
@@ -89,21 +89,21 @@ impl Reading {
         Ok(Self { snapshot, num, row, sight, origin: origin.to_owned(), is_resident })
     }
 
-    /// Keeps those of these events below which the server may read: it has somebody in the room now, or had at the time of the event.
+    /// Keeps those of these events below which the server may read: it has somebody in the room now, had at the
+    /// time of the event, or had later.
     /// Errors: 403 `M_FORBIDDEN` where it may read below none of them.
     fn keep_readable(&self, found: Vec<Found>) -> Result<Vec<Found>> {
         if self.is_resident {
             return Ok(found);
         }
+        let server = self.origin.as_str();
+        let left = members::server_left_at(&*self.snapshot, self.num, server)?;
         let mut readable = Vec::new();
         for found in found {
-            let Found { stored, place } = &found;
-            if matches!(place, Place::Timeline(_))
-                && Around::of(&*self.snapshot, self.num, stored)?.has_server(
-                    &*self.snapshot,
-                    self.num,
-                    self.origin.as_str(),
-                )?
+            let Place::Timeline(order) = found.place else { continue };
+            let around = || Around::of(&*self.snapshot, self.num, &found.stored);
+            if left.is_some_and(|left| order < left)
+                || around()?.has_server(&*self.snapshot, self.num, server)?
             {
                 readable.push(found);
             }

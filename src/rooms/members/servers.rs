@@ -464,6 +464,17 @@ pub fn has_other_servers(read: &(impl Read + ?Sized), room: RoomNum, ours: &str)
     Ok(false)
 }
 
+/// The order at which the last user of a server left the room; `None` where somebody of it is there now, or never was.
+pub fn server_left_at(
+    read: &(impl Read + ?Sized),
+    room: RoomNum,
+    server: &str,
+) -> Result<Option<Order>, Fault> {
+    let Some(key) = state::find_key(read, room, SERVER, server)? else { return Ok(None) };
+    let change = state::last_change_of(read, room, key)?;
+    Ok(change.filter(|(_, before)| before.is_derived()).map(|(order, _)| order))
+}
+
 /// Whether a server has somebody in the room in this state.
 pub fn was_server_joined(
     read: &(impl Read + ?Sized),
