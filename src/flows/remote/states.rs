@@ -20,7 +20,7 @@ use crate::{
     flows::room::ingest::outliers::{For, take_outliers},
     rooms::{
         change::{Outcome, Received, Signed, order_by_auth},
-        event,
+        event::{self, Event},
         state::{self, Sketch, StateRef},
     },
     schema::event_types::CREATE,
@@ -75,6 +75,31 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
 enum At<'a> {
     Before(&'a EventId),
     After(&'a OwnedEventId),
+}
+
+/// The state before an event that stands on nothing but the create event of its room, which is here: no server need be asked. `None` for
+/// any other event.
+pub(crate) async fn before_second(
+    fetch: &Fetch<'_>,
+    event: &Event,
+    base: StateRef,
+) -> Result<Option<Sketch>> {
+    let [create] = &*event.prev else { return Ok(None) };
+    let (app, num, row, create) = (fetch.app.clone(), fetch.num, fetch.row.clone(), create.clone());
+    let look = move || {
+        let snapshot = app.store.snapshot();
+        let Some(key) = state::find_key(&*snapshot, num, CREATE, "")? else { return Ok(None) };
+        let Some(known) = state::current(&*snapshot, num, key)? else { return Ok(None) };
+        if event::require_kept(&*snapshot, num, known)?.id(&row) != create {
+            return Ok(None);
+        }
+        let base = state::canonical(&*snapshot, num, base)?;
+        let brought = BTreeMap::from([(key, known)]);
+        let differing = state::differing_from(&*snapshot, num, base, &brought)?;
+        let changes = differing.into_iter().map(|(key, _, val)| (key, val));
+        Ok(Some(Sketch::from(base).with(changes)))
+    };
+    fetch.app.env.blocking(look).await
 }
 
 /// Asks a server for the ids of the state before an event, at most this many, and as many of events that allow those. Errors:
