@@ -175,7 +175,7 @@ struct Compared {
     lacking: BTreeSet<OwnedEventId>,
 }
 
-/// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event has no key.
+/// The number of an event of a state and of its key; `None` for an event that is not here. A rejected event is given none.
 fn find(
     read: &Snapshot,
     (room, version): (RoomNum, u8),
@@ -184,7 +184,8 @@ fn find(
     let Some(key) = event::parse_event_id(id, room, version) else { return Ok(None) };
     let Some(event) = event::find_key(read, room, &key)? else { return Ok(None) };
     let kept = event::require_kept(read, room, event)?;
-    Ok(Some((kept.row.header.state_key, event)))
+    let is_rejected = states::is_rejected(read, room, event)?;
+    Ok(Some((kept.row.header.state_key.filter(|_| !is_rejected), event)))
 }
 
 /// Compares a state that a server gave with what is known of the state before our join; `None` for a state of another room. Of members the whole state is right, of others what we were joined with: the join was judged by

@@ -18,12 +18,14 @@ use super::fetch::{Fetch, Ids, in_order};
 use crate::{
     error::{Error, Result},
     flows::room::ingest::outliers::{For, take_outliers},
+    ids::{EventNum, RoomNum},
     rooms::{
         change::{Outcome, Received, Signed, order_by_auth},
         event::{self, Event},
         state::{self, Sketch, StateRef},
     },
-    schema::event_types::CREATE,
+    schema::{self, event_types::CREATE},
+    store::{Fault, Snapshot},
 };
 
 /// A state has at most this many events, and they are allowed by at most as many.
@@ -200,9 +202,11 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: Stat
                 lacking += 1;
                 continue;
             };
-            // A rejected event has no key, and is no part of any state.
+            // A rejected event is no part of any state.
             let kept = event::require_kept(&*snapshot, num, known)?;
-            brought.extend(kept.row.header.state_key.map(|key| (key, known)));
+            if !is_rejected(&snapshot, num, known)? {
+                brought.extend(kept.row.header.state_key.map(|key| (key, known)));
+            }
         }
         let create = state::find_key(&*snapshot, num, CREATE, "")?;
         let create =
@@ -227,6 +231,11 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: Stat
     sketch.await?.ok_or_else(|| {
         fault("it gave a state without the create event of the room, or whose events cannot be had")
     })
+}
+
+/// Whether an event that is here was rejected.
+pub(super) fn is_rejected(read: &Snapshot, room: RoomNum, event: EventNum) -> Result<bool, Fault> {
+    Ok(schema::ASIDE.get(read, (room, event))?.is_some_and(|aside| aside.rejected))
 }
 
 /// Fetches these events one by one, and takes them in. Those that allow them are among them, or known.

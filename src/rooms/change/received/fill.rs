@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    ids::{Order, StateKeyNum},
+    ids::{EventNum, Order, StateKeyNum},
     rooms::{
         admit::{self, Evidence, Verdict, Why},
         event::{self, StoredEvent},
@@ -255,14 +255,15 @@ impl Change {
         let prev = BTreeMap::new();
         let evidence = Evidence { rules, auth: &auth, prev: &prev, before: &at_before, current: None };
         let is_fetched = backfill.rests_on_fetched(older);
+        let is_open = self.is_open_whether(event)?;
         let rejected = match admit::admit(event, &evidence) {
             Verdict::Accept => None,
             Verdict::Reject(why) | Verdict::SoftFail(why)
-                if is_fetched && admit::check_at_auth_events(event, rules, &auth).is_ok() =>
+                if (is_fetched || is_open) && admit::check_at_auth_events(event, rules, &auth).is_ok() =>
             {
-                // A server can leave events out of a state, so that nobody is kept out by what one server gave. The event stays
-                // missing, to be judged by what others give.
-                tracing::debug!(room = %self.num, event = %event.id, why, "an event from before does not fit a state that was fetched");
+                // A server can leave events out of a state, so that nobody is kept out by what one server gave; and what a join left
+                // out may allow the event. It stays missing, to be judged by what others give, or later.
+                tracing::debug!(room = %self.num, event = %event.id, why, is_open, "an event from before does not fit a state that was fetched, or lacks events");
                 backfill.after.insert(event.id.clone(), After { state: before, is_fetched });
                 return Ok(None);
             }
@@ -539,8 +540,11 @@ impl Change {
         let left = self.leave_outliers(judged.taken)?;
         let before = self.write_down(&judged.before)?;
         let mut header = self.older_header(judged, Some(before))?;
-        // A state that a join or another server brought may name the event, so that it stays one of its key.
-        if !left.is_needed && header.state_key.take().is_some() {
+        // A state that a join or another server brought may name the event, or an event that it allowed, so that it stays one of its key.
+        let mut allowed = graph::list_auth_children(&self.batch, self.num, header.event, EventNum(u64::MAX))?;
+        let is_named = left.is_needed || allowed.next().transpose()?.is_some();
+        drop(allowed);
+        if !is_named && header.state_key.take().is_some() {
             graph::delete_auth_edges(&mut self.batch, self.num, header.event, &header.auth);
         }
         header.replaces = None;
