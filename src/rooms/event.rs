@@ -29,6 +29,11 @@ pub(in crate::rooms) fn server_of(user_id: &str) -> Option<&str> {
     <&UserId>::try_from(user_id).ok().map(|user| user.server_name().as_str())
 }
 
+/// Whether a user is of the server of this name.
+pub fn is_of(user_id: &str, server: &str) -> bool {
+    server_of(user_id) == Some(server)
+}
+
 /// Whether this server tells other servers of an event: a user of its own sent it, or it let the sender in. A join by way of
 /// another server is told by that one.
 pub fn is_ours_to_tell(row: &EventRow, own_server: &ServerName) -> bool {

@@ -26,7 +26,10 @@ use crate::{
         event, members,
         state::{self, StateRef, StateValue},
     },
-    schema::{event_types::CREATE, rooms::PartialState},
+    schema::{
+        event_types::{CREATE, MEMBER},
+        rooms::PartialState,
+    },
     store::{Fault, Snapshot, timer::Timer},
 };
 
@@ -131,7 +134,7 @@ async fn fill_from(
     let (row, mut later) = (fetch.row.clone(), fetch.unbelieved.list_later());
     let compare = move || {
         let snapshot = owned.store.snapshot();
-        let Some(compared) = list_unknown(&snapshot, (room, row.version), &state, &partial)? else {
+        let Some(mut compared) = list_unknown(&snapshot, (room, row.version), &state, &partial)? else {
             return Ok(None);
         };
         later.retain(|(id, _)| !matches!(find(&snapshot, (room, row.version), id), Ok(Some(_))));
@@ -140,6 +143,17 @@ async fn fill_from(
             brought::left_out(room, &row, json, state.contains(id)).map(|event| (id.clone(), event))
         });
         let left_out: BTreeMap<OwnedEventId, LeftOut> = left_out.collect();
+        let at = StateRef::Main(partial.base);
+        for event in left_out.values().filter(|event| event.is_state && event.event_type == MEMBER) {
+            // What an event made up of such a member is not so, and would stand where the true one is to come.
+            if event::is_of(&event.state_key, &partial.us) {
+                continue;
+            }
+            let Some(key) = state::find_key(&*snapshot, room, MEMBER, &event.state_key)? else { continue };
+            if state::at(&*snapshot, room, at, key)? != StateValue::Absent {
+                compared.unknown.push((key, StateValue::Absent));
+            }
+        }
         Ok(Some((compared, left_out)))
     };
     let fault = |cause: &str| Error::Remote { server: server.to_string(), cause: cause.to_owned() };
