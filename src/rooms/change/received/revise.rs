@@ -17,7 +17,7 @@ use crate::{
         change::Change,
         event::{Event, StateEvent, StoredEvent},
         graph, reference, state,
-        state::StateValue,
+        state::{Chain, StateValue},
     },
     schema,
     schema::rooms::{AsideRow, EventKey, Place, Resident},
@@ -166,6 +166,11 @@ impl Change {
         was_before: StateRef,
         resolving: Resolving<'_>,
     ) -> Result<Result<Option<Revised>, Question>> {
+        let base = self.row.partial.as_ref().map_or(Order::MIN, |partial| partial.base);
+        if Chain::read(&self.batch, self.num, was_before)?.base < base {
+            // It stands on an earlier stay, of whose state nothing was learnt now.
+            return Ok(Ok(None));
+        }
         let prev = &stored.row.header.prev;
         let before = if prev.len() < event.prev.len() {
             // Events that it cites were missing, and a state that was fetched stands in their place.
@@ -183,10 +188,13 @@ impl Change {
         };
         let auth = self.known_auth_events(event)?;
         let state = self.auth_state(event, &before)?;
+        let is_open = self.is_open_whether(event)?;
         let (rules, prev) = (&self.rules().authorization, BTreeMap::new());
         let evidence = Evidence { rules, auth: &auth, prev: &prev, before: &state, current: None };
         Ok(Ok(match admit::admit(event, &evidence) {
             Verdict::Accept => Some(Revised { before, why: None }),
+            // What the state lacks of a member may allow the event, as what was presumed of the member did.
+            Verdict::Reject(_) | Verdict::SoftFail(_) if is_open => None,
             Verdict::Reject(why) | Verdict::SoftFail(why) => Some(Revised { before, why: Some(why) }),
             Verdict::Need { .. } | Verdict::Unknown => None,
         }))
