@@ -21,6 +21,7 @@ use super::{
     follower::Standing,
     liar,
     people::{People, Person, Room, path},
+    report::{self, Disagreement},
     wire::name,
     world::{SERVERS, World},
 };
@@ -44,12 +45,13 @@ pub(crate) async fn settle(world: &World, people: &People) {
         sleep(SETTLES_WITHIN).await;
         move_again(world, people).await;
         let found = find_disagreement(world, people).await;
-        world.wire.note(|| format!("after {round} rounds: {found:?}"));
+        let what = found.as_ref().map(|found| &found.what);
+        world.wire.note(|| format!("after {round} rounds: {what:?}"));
         if did_agree && found.is_none() {
             return;
         }
         did_agree = found.is_none();
-        assert!(round < ROUNDS_MAX, "the servers do not agree: {}", found.unwrap_or_default());
+        assert!(round < ROUNDS_MAX, "the servers do not agree: {}", explain(world, found));
         world.counts.borrow_mut().rounds += u64::from(found.is_some());
         let rooms = people.rooms.borrow().clone();
         for room in &rooms {
@@ -63,6 +65,17 @@ pub(crate) async fn settle(world: &World, people: &People) {
             }
         }
     }
+}
+
+/// Describes what servers do not agree on; in a replay also with all that they have of the room.
+fn explain(world: &World, found: Option<Disagreement>) -> String {
+    let Some(found) = found else { return String::new() };
+    for place in 0..SERVERS {
+        for line in world.app(place).iter().flat_map(|app| report::list_graph(app, &found.room)) {
+            world.wire.note(|| format!("s{place} has {line}"));
+        }
+    }
+    report::describe(world, &found)
 }
 
 /// Has people join again whose join came into the room and was not answered, so that their own server does not know of it. No
@@ -115,7 +128,7 @@ async fn read_state(world: &World, person: &Person, room: &str) -> (State, BTree
 }
 
 /// Looks whether everybody who is in a room by the state that its maker sees is in it by their own server, and sees the same.
-async fn find_disagreement(world: &World, people: &People) -> Option<String> {
+async fn find_disagreement(world: &World, people: &People) -> Option<Disagreement> {
     let rooms = people.rooms.borrow().clone();
     let mut joined_rooms = Vec::new();
     for person in &people.persons {
@@ -128,10 +141,13 @@ async fn find_disagreement(world: &World, people: &People) -> Option<String> {
             let (is_in, should) =
                 (joined_rooms[person.number].contains(&room.id), joined.contains(&person.user_id));
             if is_in != should {
-                return Some(format!(
+                let key = ("m.room.member".to_owned(), person.user_id.clone());
+                let what = format!(
                     "{} is in {} by their own server: {is_in}, by that of its maker {}: {should}",
                     person.user_id, room.id, owner.user_id
-                ));
+                );
+                let events = state.get(&key).cloned().into_iter().collect();
+                return Some(Disagreement { what, room: room.id.clone(), keys: vec![key], events });
             }
             if is_in {
                 let (theirs, _) = read_state(world, person, &room.id).await;
@@ -139,10 +155,14 @@ async fn find_disagreement(world: &World, people: &People) -> Option<String> {
                     let keys: BTreeSet<_> = theirs.keys().chain(state.keys()).collect();
                     let differ = keys.into_iter().filter(|key| theirs.get(*key) != state.get(*key));
                     let differ: Vec<_> = differ.map(|key| (key, theirs.get(key), state.get(key))).collect();
-                    return Some(format!(
+                    let what = format!(
                         "{} sees another state of {} than its maker {}: {differ:?}",
                         person.user_id, room.id, owner.user_id
-                    ));
+                    );
+                    let events = differ.iter().flat_map(|(_, one, other)| [*one, *other]).flatten();
+                    let events = events.cloned().collect();
+                    let keys = differ.iter().map(|(key, ..)| (*key).clone()).collect();
+                    return Some(Disagreement { what, room: room.id.clone(), keys, events });
                 }
             }
         }
@@ -153,7 +173,7 @@ async fn find_disagreement(world: &World, people: &People) -> Option<String> {
 /// Checks all that must hold at rest.
 pub(crate) async fn all(world: &World, people: &People) {
     let found = find_disagreement(world, people).await;
-    assert!(found.is_none(), "after a crash: {}", found.unwrap_or_default());
+    assert!(found.is_none(), "after a crash: {}", explain(world, found));
     for person in &people.persons {
         while person.sync(world, people, 0).await {}
     }
