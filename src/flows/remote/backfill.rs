@@ -290,18 +290,14 @@ async fn with_states(
         }
         let mut state_before = None;
         if !stands(&event, &here) {
-            let base = state::hole_state(hole);
-            if let Some(sketch) = states::before_second(fetch, event.event(), base).await? {
-                state_before = Some(Before::Sketch(sketch));
-            } else if fetched == STATES_MAX {
+            if fetched == STATES_MAX {
                 continue;
-            } else {
-                fetched += 1;
-                match states::before(fetch, &event, base).await {
-                    Ok(sketch) => state_before = Some(Before::Sketch(sketch)),
-                    Err(Error::Remote { .. }) => continue,
-                    Err(other) => return Err(other),
-                }
+            }
+            fetched += 1;
+            match states::before(fetch, &event, state::hole_state(hole)).await {
+                Ok(sketch) => state_before = Some(Before::Sketch(sketch)),
+                Err(Error::Remote { .. }) => continue,
+                Err(other) => return Err(other),
             }
         }
         here.insert(event.id().to_owned());

@@ -50,6 +50,9 @@ const SERVERS_MAX: usize = 3;
 /// Fetches the state before an event, as a difference from a state that is stored. The caller has the right to change the room's past, so
 /// that nothing of it is swept meanwhile. Errors: [`Error::Remote`] if no server gave a state that can be used.
 pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateRef) -> Result<Sketch> {
+    if let Some(sketch) = before_second(fetch, event.event(), base).await? {
+        return Ok(sketch);
+    }
     let missing = fetch.list_without_place(event.event().prev.clone()).await?;
     let mut asked = vec![At::Before(event.id())];
     if let [missing] = &*missing {
@@ -72,20 +75,9 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
     Err(failed.unwrap_or_else(|| Error::Busy { retry_after: Duration::from_secs(60) }))
 }
 
-/// A place in a room's graph.
-#[derive(Clone, Copy)]
-enum At<'a> {
-    Before(&'a EventId),
-    After(&'a OwnedEventId),
-}
-
 /// The state before an event that stands on nothing but the create event of its room, which is here: no server need be asked. `None` for
 /// any other event.
-pub(crate) async fn before_second(
-    fetch: &Fetch<'_>,
-    event: &Event,
-    base: StateRef,
-) -> Result<Option<Sketch>> {
+async fn before_second(fetch: &Fetch<'_>, event: &Event, base: StateRef) -> Result<Option<Sketch>> {
     let [create] = &*event.prev else { return Ok(None) };
     let (app, num, row, create) = (fetch.app.clone(), fetch.num, fetch.row.clone(), create.clone());
     let look = move || {
@@ -102,6 +94,13 @@ pub(crate) async fn before_second(
         Ok(Some(Sketch::from(base).with(changes)))
     };
     fetch.app.env.blocking(look).await
+}
+
+/// A place in a room's graph.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Before(&'a EventId),
+    After(&'a OwnedEventId),
 }
 
 /// Asks a server for the ids of the state before an event, at most this many, and as many of events that allow those. Errors:
