@@ -162,6 +162,11 @@ impl Elsewhere {
 
     /// The events that allow these, and those that allow them.
     fn chain(&self, of: &[&Value]) -> Vec<&Value> {
+        self.list_chain(of).into_iter().map(|made| &made.json).collect()
+    }
+
+    fn list_chain(&self, of: &[&Value]) -> Vec<&Made> {
+        let known: BTreeMap<&str, &Made> = self.events.iter().map(|made| (made.id.as_str(), made)).collect();
         let ids = |event: &Value| -> Vec<String> {
             let ids = event["auth_events"].as_array().into_iter().flatten();
             // In room versions 1 and 2 an id stands in a list with its hash.
@@ -170,10 +175,10 @@ impl Elsewhere {
         let mut open: Vec<String> = of.iter().flat_map(|event| ids(event)).collect();
         let (mut seen, mut chain) = (std::collections::BTreeSet::new(), Vec::new());
         while let Some(id) = open.pop() {
-            let Some(event) = self.events.iter().find(|event| event.id == id) else { continue };
+            let Some(made) = known.get(&*id).copied() else { continue };
             if seen.insert(id) {
-                open.extend(ids(&event.json));
-                chain.push(&event.json);
+                open.extend(ids(&made.json));
+                chain.push(made);
             }
         }
         chain
@@ -199,10 +204,10 @@ impl Elsewhere {
         if is_whole {
             return json!({ "pdus": state, "auth_chain": chain });
         }
-        let id_of =
-            |event: &&Value| self.events.iter().find(|made| made.json == **event).map(|made| &made.id);
-        let ids = |events: &[&Value]| events.iter().filter_map(id_of).collect::<Vec<_>>();
-        json!({ "pdu_ids": ids(&state), "auth_chain_ids": ids(&chain) })
+        let state: Vec<_> = self.state.values().map(|made| &made.id).collect();
+        let chain: Vec<_> = self.state.values().map(|made| &made.json).collect();
+        let chain: Vec<_> = self.list_chain(&chain).into_iter().map(|made| &made.id).collect();
+        json!({ "pdu_ids": state, "auth_chain_ids": chain })
     }
 
     /// Puts the server of the room into the network, at 5.9.0.1. Gives what it was asked: path and body.
