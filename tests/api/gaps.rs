@@ -250,7 +250,7 @@ async fn what_a_server_leaves_out_of_a_gap_is_asked_for_by_itself() {
     let asked = scene.net.take_arrived();
     let count = |what: &str| asked.iter().filter(|line| line.contains(what)).count();
     assert_eq!((count("get_missing_events"), count("/event/"), count("/state")), (1, 1, 0), "{asked:?}");
-    // Of a longer gap, the state is fetched before the lowest event that could be had.
+    // In a longer gap, the state is fetched before the lowest event that could be had.
     let said = scene.bob_says(6, "more");
     let outcome = scene.come_one(&said[5]).await;
     assert!(accepted(&outcome), "{outcome:?}");

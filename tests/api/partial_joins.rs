@@ -645,7 +645,7 @@ async fn devices_are_announced_once_it_is_known_who_is_in_the_room() {
     let told = updates(&scene.asked);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((&told[0]["user_id"], &told[0]["prev_id"]), (&json!(scene.bob.user_id), &json!([])));
-    // Whoever has left again by then is announced to nobody.
+    // A user who has left again by then is announced to nobody.
     let mut scene = Scene::of(a_room(11)).await;
     scene.is_open.store(true, Ordering::Relaxed);
     scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;

@@ -121,7 +121,7 @@ impl Shared {
 
     /// The position from which the log is read again after a crash.
     pub(super) fn told_upto(&self) -> Position {
-        // What is announced later goes to the board, so that it is looked at first. The settling marks are looked at last: a mark may come
+        // Announcements go to the board later, so that they are looked at first. The settling marks are looked at last: a mark may come
         // there from the board meanwhile, and not the other way.
         let announced = self.announcing.lock().values().min().copied();
         let told = self.board.lock().told_upto();

@@ -53,7 +53,7 @@ const STATE_EVENTS_MAX: usize = 5_000;
 const STRANGERS_TAKE_MAX: Duration = Duration::from_secs(10);
 /// and at most this many questions, which go to that server alone.
 const STRANGERS_REQUESTS_MAX: usize = 10;
-/// Of the events below a gap, up to this many are asked for one by one.
+/// Ask for up to this many events below a gap one by one.
 const BELOW_MAX: usize = 5;
 /// An event whose auth events come late is judged this many times.
 const PASSES_MAX: usize = 3;
