@@ -109,7 +109,7 @@ async fn a_server_reads_a_room_only_while_it_is_there_and_admitted() {
     assert!(scene.ask_all().await.iter().all(|(_, status, _)| *status == StatusCode::OK));
     let kick = format!("/_matrix/client/v3/rooms/{}/kick", scene.room);
     assert_eq!(scene.alice.post(&kick, json!({ "user_id": "@bob:b.example" })).await.0, StatusCode::OK);
-    // What came since then is told to who is there.
+    // Later events are told to those alone who are there.
     scene.say("four").await;
     are_refused(&scene).await;
 }

@@ -145,7 +145,7 @@ async fn fill_from(
         let left_out: BTreeMap<OwnedEventId, LeftOut> = left_out.collect();
         let at = StateRef::Main(partial.base);
         for event in left_out.values().filter(|event| event.is_state && event.event_type == MEMBER) {
-            // What an event made up of such a member is not so, and would stand where the true one is to come.
+            // A member event that was presumed is not so here, and would stand where the true one is to come.
             if event::is_of(&event.state_key, &partial.us) {
                 continue;
             }

@@ -61,7 +61,7 @@ pub(crate) async fn before(fetch: &mut Fetch<'_>, event: &Received, base: StateR
     let mut failed = None;
     for at in asked {
         for server in fetch.servers.clone().into_iter().take(SERVERS_MAX) {
-            // What fetches a state is large, and lies in the heap, so that whatever waits for it stays small on the stack.
+            // The future that fetches a state is large, and lies in the heap, so that whoever waits for it stays small on the stack.
             match Box::pin(from(fetch, &server, at, base)).await {
                 Ok(sketch) => return Ok(sketch),
                 Err(error @ Error::Remote { .. }) => {

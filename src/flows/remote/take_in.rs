@@ -87,7 +87,7 @@ pub async fn take_in(
     if !outcomes.iter().any(needs) {
         return Ok(outcomes);
     }
-    // What fetches is large, and lies in the heap, so that whatever waits for it stays small on the stack.
+    // The fetching future is large, and lies in the heap, so that whatever waits for it stays small on the stack.
     let fetching = Box::pin(fetch_for(app, (room, origin), &events, &mut outcomes, silence));
     match app.stopping.run_until_cancelled(fetching).await {
         None => tracing::debug!(%room, "what events lack is not fetched, because the server stops"),

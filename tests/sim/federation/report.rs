@@ -34,7 +34,7 @@ pub(crate) struct Disagreement {
     pub(crate) events: Vec<String>,
 }
 
-/// What a server has of one room.
+/// One room, as a server has it.
 struct View<'a> {
     snapshot: &'a Snapshot,
     room: RoomNum,

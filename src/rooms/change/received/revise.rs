@@ -193,7 +193,7 @@ impl Change {
         let evidence = Evidence { rules, auth: &auth, prev: &prev, before: &state, current: None };
         Ok(Ok(match admit::admit(event, &evidence) {
             Verdict::Accept => Some(Revised { before, why: None }),
-            // What the state lacks of a member may allow the event, as what was presumed of the member did.
+            // The member whom the state lacks may allow the event, as the presumed one did.
             Verdict::Reject(_) | Verdict::SoftFail(_) if is_open => None,
             Verdict::Reject(why) | Verdict::SoftFail(why) => Some(Revised { before, why: Some(why) }),
             Verdict::Need { .. } | Verdict::Unknown => None,
