@@ -12,7 +12,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// The other direction.
+    /// The direction in which the same rows come the other way round.
     pub fn opposite(self) -> Self {
         match self {
             Self::Up => Self::Down,

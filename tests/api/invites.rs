@@ -510,7 +510,7 @@ async fn a_room_is_made_with_users_of_other_servers_whether_they_can_be_reached_
     assert_eq!(own["content"]["is_direct"], true, "{told}");
     let members = alice.ok_get(&format!("/rooms/{}/members", encoded(&room))).await;
     assert_eq!(members["chunk"].as_array().unwrap().len(), 2, "{members}");
-    // Whoever joins sees in their own event by which invitation they came.
+    // A user who joins sees in their own event by which invitation they came.
     bob.ok_post(&format!("/join/{}", encoded(&room)), json!({})).await;
     let member = format!("/rooms/{}/state/m.room.member/{}", encoded(&room), encoded(&bob.user_id));
     let unsigned = bob.ok_get(&format!("{member}?format=event")).await["unsigned"].clone();

@@ -647,7 +647,7 @@ async fn nobody_is_kept_in_a_room_by_its_policy_server() {
             let (_, member) = it.alice().state(&it.scene.room, "m.room.member", &user.user_id).await;
             assert_eq!(member["membership"], "leave");
         }
-        // Whoever stays may not do what needs the signature.
+        // A member who stays may not do what needs the signature.
         let kick = json!({ "user_id": it.scene.bob.user.as_str() });
         let path = format!("/_matrix/client/v3/rooms/{}/kick", encoded(&it.scene.room));
         assert_ne!(it.alice().post(&path, kick).await.0, StatusCode::OK);

@@ -1,14 +1,10 @@
 //! Stays in a room: who left, was kicked or banned is told nothing of after that, whatever was done with their membership
 //! since; who comes back is told what they missed.
 
-use std::time::Duration;
-
-use aqueduct::rooms::change::Outcome;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    ingest::shared_room,
     support::{TestClient, TestServer, encoded},
     sync::{Chain, act, bodies, create_room, events, must, say, send, set_state},
 };
@@ -791,33 +787,5 @@ async fn a_timeline_that_ends_a_stay_has_no_hole() {
                 assert!(state.iter().any(|event| event["state_key"] == alice.user_id.as_str()), "{answer}");
             }
         }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_is_not_in_the_state_any_more_to_which_forks_resolve_is_told_so() {
-    for is_after in [false, true] {
-        let server = TestServer::new();
-        let (alice, carol) = (server.register("alice").await, server.register("carol").await);
-        let levels = json!({ "users": { &alice.user_id: 100, "@bob:b.example": 100 } });
-        let more = json!({ "room_version": "11", "power_level_content_override": levels });
-        let (room, bob) = shared_room(&alice, more).await;
-        let before = bob.heads();
-        must(&carol, &room, "join", json!({})).await;
-        let mut chain = Chain::of(&carol);
-        if is_after {
-            chain.query = "&use_state_after=true".to_owned();
-        }
-        assert!(chain.next().await["rooms"]["join"].get(&room).is_some());
-        // Bob closed the door before she came, on the other side of a partition.
-        bob.app.env.sleep(Duration::from_secs(5)).await;
-        let close = bob.event("m.room.join_rules", Some(""), json!({ "join_rule": "invite" }), &before);
-        assert!(matches!(bob.send(close).await, Outcome::Accepted(_)));
-        assert_eq!(carol.ok_get("/joined_rooms").await["joined_rooms"], json!([]));
-        let answer = chain.next().await;
-        assert!(answer["rooms"]["leave"].get(&room).is_some(), "{answer}");
-        assert!(answer["rooms"]["join"].get(&room).is_none(), "{answer}");
-        say(&alice, &room, SECRET).await;
-        assert!(chain.next().await["rooms"].get("leave").is_none_or(|left| left.get(&room).is_none()));
     }
 }

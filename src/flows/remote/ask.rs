@@ -7,7 +7,6 @@ use federation::{
     client::ServerAuthentication,
     json::Limits,
 };
-use http::StatusCode;
 use ruma::{
     OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName, UInt, UserId,
     api::{
@@ -24,6 +23,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
+    entries::readable,
     kept::Kept,
     places::{Place, Places},
     spaces,
@@ -203,11 +203,6 @@ where
     serde_json::from_slice(reply.answer.bytes()).map_err(nonsense)
 }
 
-/// Reads the entries of a list. One that cannot be read is left out, so that it spoils nothing for the others.
-pub(super) fn readable<'j, T: DeserializeOwned>(list: impl IntoIterator<Item = &'j Box<RawValue>>) -> Vec<T> {
-    list.into_iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect()
-}
-
 /// Turns a failed request into an error for our client. What another server refuses is told with its reason, as far as its code
 /// says something to a client, or is none that the specification has; for all else that server is at fault.
 pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
@@ -226,7 +221,7 @@ pub(crate) fn failed(server: &ServerName, failure: Failure) -> Error {
                     | "ORG.MATRIX.MSC4155.M_INVITE_BLOCKED",
                 ) => Some(ErrorKind::InviteBlocked),
                 Some("M_INCOMPATIBLE_ROOM_VERSION") => incompatible(&body),
-                Some(code) if status == StatusCode::BAD_REQUEST => unspecified(code),
+                Some(code) if status.as_u16() == 400 => unspecified(code),
                 _ => None,
             };
             match kind {

@@ -1,17 +1,11 @@
 //! Places for what users have this server ask of others. Whoever pays for it holds no more than a share of them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::{
-    env::payer::{self, Payers, Shares},
-    error::{Error, Result},
-};
+use crate::env::payer::{self, Payers, Shares};
 
 /// Places. A clone is another handle to the same ones.
 #[derive(Clone, Debug)]
@@ -72,35 +66,6 @@ impl Drop for Place {
         self.of.0.shares.lock().give_back(self.payers, 1);
         drop(self.permit.take());
         self.of.0.freed.notify_waiters();
-    }
-}
-
-/// One place for each of many things, so that what is done with the same one is done in turn.
-#[derive(Debug)]
-pub(crate) struct Turns<K>(Mutex<BTreeMap<K, Weak<Semaphore>>>);
-
-impl<K> Default for Turns<K> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Ord> Turns<K> {
-    /// Waits for the place of this one. It is free again when this is dropped.
-    pub(crate) async fn enter(&self, key: K) -> Result<OwnedSemaphorePermit> {
-        let place = self.of(key);
-        place.acquire_owned().await.map_err(|_| Error::broken("the server stopped"))
-    }
-
-    fn of(&self, key: K) -> Arc<Semaphore> {
-        let mut places = self.0.lock();
-        places.retain(|_, place| place.strong_count() > 0);
-        if let Some(known) = places.get(&key).and_then(Weak::upgrade) {
-            return known;
-        }
-        let new = Arc::new(Semaphore::new(1));
-        places.insert(key, Arc::downgrade(&new));
-        new
     }
 }
 

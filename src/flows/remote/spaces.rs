@@ -11,7 +11,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::ask::readable;
+use super::entries::readable;
 use crate::rooms::spaces::{Child, read_children};
 
 /// Answers of other servers about spaces have at most this many bytes together, as they came.

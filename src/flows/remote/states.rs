@@ -186,7 +186,7 @@ async fn from(fetch: &mut Fetch<'_>, server: &ServerName, at: At<'_>, base: Stat
         if !fetch.list_unknown(last.clone()).await?.is_empty() {
             return Err(fault("it did not give the event whose state it gave"));
         }
-        // What comes later takes the place of what the state had.
+        // The later event takes the place of the one that the state had.
         ids.extend(last);
     }
     let (app, num, row) = (fetch.app.clone(), fetch.num, fetch.row.clone());

@@ -231,7 +231,7 @@ impl Template {
             content.insert(AUTHORISED_VIA.to_owned(), user.as_str().into());
         }
         let now_ms = app.env.event_ms();
-        // Whoever comes back at once may be given the template of the first time. The time tells the two events apart, because an
+        // A user who comes back at once may be given the template of the first time. The time tells the two events apart, because an
         // event that the room has already would change nothing.
         let snapshot = app.store.snapshot();
         let room = rooms::find_room(&*snapshot, &wanted.room_id)?;

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use crate::{
     accounts::Caller,
     error::{Error, Result},
-    flows::{App, remote::places::Turns},
+    flows::{App, turns::Turns},
     ids::RoomNum,
     rooms::{self, change::left_out, members},
     schema::{event_types::MEMBER, rooms::Resident},

@@ -6,7 +6,7 @@
 //! other events. Then the signed event does not stand on the newest ones, as if it came from another server, and is placed by the
 //! same rules. So a busy room needs no second signature, and nobody waits for a policy server but those whose events it signs.
 //!
-//! Whoever leaves needs nobody's consent: where the policy server does not sign that, it is sent without, and others soft-fail it.
+//! A user who leaves needs nobody's consent: where the policy server does not sign that, it is sent without, and others soft-fail it.
 
 use std::{sync::Arc, time::Duration};
 
