@@ -233,8 +233,10 @@ pub(super) async fn is_stranger(app: &App, room: RoomNum, server: &ServerName) -
     let (owned, server) = (app.clone(), server.to_owned());
     let look = move || {
         let snapshot = owned.store.snapshot();
-        let row = rooms::require_row(&*snapshot, room)?;
-        Ok(row.resident == Resident::Yes && !members::is_server_joined(&*snapshot, room, server.as_str())?)
+        // A room that was being joined is gone where the join came to nothing.
+        let row = rooms::find_row(&*snapshot, room)?;
+        Ok(row.is_some_and(|row| row.resident == Resident::Yes)
+            && !members::is_server_joined(&*snapshot, room, server.as_str())?)
     };
     app.env.blocking(look).await
 }

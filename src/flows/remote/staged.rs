@@ -238,6 +238,9 @@ pub(super) async fn stage(
     events: Vec<(OwnedEventId, Bytes)>,
     at_once: bool,
 ) -> Result<Vec<bool>> {
+    if rooms::find_row(&*app.store.snapshot(), room)?.is_none() {
+        return Ok(vec![false; events.len()]);
+    }
     let mut kept = Vec::with_capacity(events.len());
     let mut rows = Vec::new();
     let bounds = match gaps::is_stranger(app, room, origin).await? {
