@@ -12,7 +12,9 @@ use crate::config::{Bucket, Config, Size};
 type Wrong = (String, String);
 
 /// The room versions that rooms may have here.
-pub const ROOM_VERSIONS: [RoomVersionId; 10] = [
+pub const ROOM_VERSIONS: [RoomVersionId; 12] = [
+    RoomVersionId::V1,
+    RoomVersionId::V2,
     RoomVersionId::V3,
     RoomVersionId::V4,
     RoomVersionId::V5,
@@ -33,7 +35,7 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     limits(config)?;
     log(config)?;
     require(ROOM_VERSIONS.contains(&config.rooms.default_version), "rooms.default_version", || {
-        "expected a room version from 3 to 12".into()
+        "expected a room version from 1 to 12".into()
     })?;
     require(config.storage.cache_bytes_max >= Size::mib(1), "storage.cache_bytes_max", || {
         "expected at least 1 MiB".into()

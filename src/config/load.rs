@@ -274,9 +274,9 @@ mod tests {
             ("[[listener]]\n", "conduit.toml, line 1, listener.0.address: ", "address or unix"),
             ("[passwords]\n\nargon2_lanes = 0\n", "conduit.toml, line 3, passwords.argon2_lanes: ", "1"),
             (
-                "[rooms]\ndefault_version = \"2\"\n",
+                "[rooms]\ndefault_version = \"0\"\n",
                 "conduit.toml, line 2, rooms.default_version: ",
-                "3 to 12",
+                "1 to 12",
             ),
             ("[log]\nlevel = \"lots\"\n", "conduit.toml, line 2, log.level: ", "info"),
         ] {

@@ -205,7 +205,7 @@ mod tests {
             }
             levels
         };
-        for version in versions::LOWEST_JUDGED..=versions::HIGHEST {
+        for version in versions::LOWEST..=versions::HIGHEST {
             let users = if version < 12 { json!({ ALICE: 100, BOB: 30 }) } else { json!({ BOB: 30 }) };
             for field in
                 ["users_default", "events_default", "state_default", "ban", "redact", "kick", "invite"]
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_room_without_join_rules_lets_in_whom_it_invited() {
-        for version in versions::LOWEST_JUDGED..=versions::HIGHEST {
+        for version in versions::LOWEST..=versions::HIGHEST {
             let joins = |user| event(user, "m.room.member", user, &json!({ "membership": "join" }));
             for rule in [None, Some("invite")] {
                 assert!(allows(version, &joins(CAROL), None, rule), "{version}: invited");

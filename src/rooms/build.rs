@@ -351,7 +351,7 @@ pub(crate) mod tests {
 
     /// Some hash for each of these events, for versions that cite events with their hashes.
     pub(crate) fn hashes(of: &[&[OwnedEventId]]) -> Hashes {
-        of.iter().copied().flatten().map(|id| (id.clone(), "x".to_owned())).collect()
+        of.iter().copied().flatten().map(|id| (id.clone(), Some("x".to_owned()))).collect()
     }
 
     /// The id of some event, as the room version has ids.
@@ -474,7 +474,7 @@ pub(crate) mod tests {
     fn an_id_that_this_server_chooses_is_that_of_no_other_event() {
         let room = RoomId::parse("!room:example.org").unwrap();
         let prev = [an_id(2, 1)];
-        let hashes = Hashes::from([(prev[0].clone(), "x".to_owned())]);
+        let hashes = Hashes::from([(prev[0].clone(), Some("x".to_owned()))]);
         let draft = Draft {
             sender: "@alice:example.org".try_into().unwrap(),
             event_type: "m.room.message".to_owned(),

@@ -21,8 +21,9 @@ use crate::{
     store::{Fault, Read},
 };
 
-/// The hashes with which events are cited, by id, each in base64. Empty where the room's version cites events by their ids alone.
-pub type Hashes = BTreeMap<OwnedEventId, String>;
+/// The hashes with which events are cited, by id, each in base64, or none where another server that cites the event did not know it.
+/// Empty where the room's version cites events by their ids alone.
+pub type Hashes = BTreeMap<OwnedEventId, Option<String>>;
 
 /// The hashes of no events, for room versions that cite events by their ids alone.
 pub const NO_HASHES: &Hashes = &Hashes::new();
@@ -73,7 +74,7 @@ pub fn list(
         let kept = event::require_kept(read, room, event)?;
         let hash =
             hash(&kept.row.json, rules).ok_or(Fault::Corrupt("an event is not the JSON of an event"))?;
-        hashes.insert(kept.id(row), encode(&hash));
+        hashes.insert(kept.id(row), Some(encode(&hash)));
     }
     Ok(hashes)
 }
@@ -83,7 +84,8 @@ pub fn list(
 pub fn read_cited(cited: &RawValue, version: u8, hashes: &mut Hashes) -> Option<OwnedEventId> {
     #[derive(Deserialize)]
     struct Hash {
-        sha256: String,
+        #[serde(default)]
+        sha256: Option<String>,
     }
     if !event::are_ids_chosen(version) {
         let id: OwnedEventId = serde_json::from_str(cited.get()).ok()?;
@@ -91,10 +93,11 @@ pub fn read_cited(cited: &RawValue, version: u8, hashes: &mut Hashes) -> Option<
     }
     let (id, hash): (OwnedEventId, Hash) = serde_json::from_str(cited.get()).ok()?;
     event::parse_event_id(&id, RoomNum::default(), version)?;
-    if hash.sha256.len() > HASH_BYTES_MAX {
+    if hash.sha256.as_ref().is_some_and(|hash| hash.len() > HASH_BYTES_MAX) {
         return None;
     }
-    hashes.insert(id.clone(), hash.sha256);
+    let known = hashes.entry(id.clone()).or_default();
+    *known = known.take().or(hash.sha256);
     Some(id)
 }
 
@@ -108,7 +111,9 @@ pub fn cited(ids: &[OwnedEventId], version: u8, hashes: &Hashes) -> Option<JsonT
             continue;
         }
         let mut hash = Object::new();
-        hash.text("sha256", hashes.get(id)?);
+        if let Some(sha256) = hashes.get(id)? {
+            hash.text("sha256", sha256);
+        }
         items.push(JsonText::list(&[name, hash.finish()]));
     }
     Some(JsonText::list(&items))

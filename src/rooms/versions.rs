@@ -2,10 +2,8 @@
 
 use ruma::{RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 
-/// The lowest room version that is spoken. In versions 1 and 2, servers choose the ids of their events.
-pub const LOWEST: u8 = 3;
-/// The lowest room version whose events are judged and whose states are resolved.
-pub const LOWEST_JUDGED: u8 = 1;
+/// The lowest room version that is spoken.
+pub const LOWEST: u8 = 1;
 /// The highest room version that is spoken.
 pub const HIGHEST: u8 = 12;
 
@@ -26,7 +24,7 @@ static RULES: [RoomVersionRules; 12] = [
 
 /// Finds the rules of a version; `None` for one whose events this server cannot judge.
 pub fn find_rules(version: u8) -> Option<&'static RoomVersionRules> {
-    RULES.get(usize::from(version.checked_sub(LOWEST_JUDGED)?))
+    RULES.get(usize::from(version.checked_sub(LOWEST)?))
 }
 
 /// The last room version whose numbers are not held to those of canonical JSON.
@@ -59,16 +57,16 @@ mod tests {
 
     #[test]
     fn each_version_has_the_rules_ruma_has_for_it() {
-        for version in LOWEST_JUDGED..=HIGHEST {
+        for version in LOWEST..=HIGHEST {
             let id = RoomVersionId::try_from(version.to_string().as_str()).unwrap();
-            assert_eq!(number(&id), (version >= LOWEST).then_some(version));
+            assert_eq!(number(&id), Some(version));
             assert_eq!(format!("{:?}", find_rules(version).unwrap()), format!("{:?}", id.rules().unwrap()));
         }
     }
 
     #[test]
     fn other_versions_are_unknown() {
-        for id in ["1", "2", "13", "012", "org.example.test"] {
+        for id in ["0", "13", "012", "01", "org.example.test"] {
             assert_eq!(number(&RoomVersionId::try_from(id).unwrap()), None, "{id}");
         }
         assert!([0, 13].into_iter().all(|version| find_rules(version).is_none()));

@@ -76,7 +76,7 @@ async fn invited(client: &TestClient, room: &str) -> Value {
 
 #[tokio::test(start_paused = true)]
 async fn an_invitation_of_another_server_is_signed_and_told() {
-    for version in [3, 11, 12] {
+    for version in [1, 2, 3, 11, 12] {
         let room = Elsewhere::new(version);
         let it = Against::new(&room, honest()).await;
         let since = it.bob.ok_get("/sync").await["next_batch"].as_str().unwrap().to_owned();
@@ -156,7 +156,7 @@ async fn what_is_no_invitation_of_a_user_of_ours_by_theirs_is_not_signed() {
     }
     let wrong_id = Made { id: odd[0].id.clone(), json: event.json.clone() };
     assert_eq!(it.invite(&room, &wrong_id).await.0, StatusCode::BAD_REQUEST);
-    for version in [json!("1"), json!("13"), json!("x")] {
+    for version in [json!("0"), json!("13"), json!("x")] {
         let mut body = body(&room, &event);
         body["room_version"] = version;
         let (status, told) = it.put(&room, &event, &body).await;
@@ -463,7 +463,7 @@ async fn two(body: Value) -> (Federated, TestClient, TestClient, String) {
 
 #[tokio::test(start_paused = true)]
 async fn a_user_of_another_server_is_invited_and_joins() {
-    for version in ["11", "12"] {
+    for version in ["1", "2", "11", "12"] {
         let body = json!({ "preset": "private_chat", "name": "Hall", "room_version": version });
         let (federated, alice, bob, room) = two(body).await;
         let invite = format!("/rooms/{}/invite", encoded(&room));

@@ -24,6 +24,7 @@ mod gaps;
 mod guesses;
 mod hostile;
 mod filters;
+mod first_versions;
 mod http_rules;
 mod inbound;
 mod inbound_edus;

@@ -175,7 +175,7 @@ async fn what_clients_see_redacted_is_what_was_judged() {
 async fn a_redaction_says_what_it_redacts_in_both_places_in_every_room_version() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    for version in 3..=12 {
+    for version in 1..=12 {
         let room = alice.create(json!({ "room_version": version.to_string() })).await;
         let said = alice.say(&room, "1", "hello").await;
         redact(&alice, &room, &said).await;

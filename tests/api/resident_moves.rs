@@ -15,9 +15,14 @@ const BOB: &str = "@bob:b.example";
 #[tokio::test(start_paused = true)]
 async fn a_user_of_another_server_leaves_by_way_of_this_one() {
     let scene = Scene::new().await;
-    for (version, way) in
-        [("3", "v1/send_leave"), ("6", "v2/send_leave"), ("11", "v2/send_leave"), ("12", "v1/send_leave")]
-    {
+    for (version, way) in [
+        ("1", "v1/send_leave"),
+        ("2", "v2/send_leave"),
+        ("3", "v1/send_leave"),
+        ("6", "v2/send_leave"),
+        ("11", "v2/send_leave"),
+        ("12", "v1/send_leave"),
+    ] {
         let room = scene.room(version).await;
         let stranger = scene.peer.make(&scene.server, "leave", &room, BOB, "").await;
         assert_eq!(refused(stranger), (403, "M_FORBIDDEN".into()), "who is not there cannot leave");

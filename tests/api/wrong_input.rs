@@ -462,7 +462,7 @@ async fn an_inline_filter_is_told_what_is_wrong_with_it() {
 async fn an_event_has_a_type_a_bounded_transaction_id_and_a_redaction_its_target() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
-    for version in ["3", "11"] {
+    for version in ["1", "3", "11"] {
         let body = json!({ "room_version": version });
         let (_, made) = alice.post("/_matrix/client/v3/createRoom", body).await;
         let room = format!("/_matrix/client/v3/rooms/{}", made["room_id"].as_str().unwrap());

@@ -35,7 +35,7 @@ pub(crate) const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// Some hash for each of these events, for room versions that cite events with their hashes.
 pub(crate) fn some_hashes(of: &[&[OwnedEventId]]) -> Hashes {
-    of.iter().copied().flatten().map(|id| (id.clone(), "x".to_owned())).collect()
+    of.iter().copied().flatten().map(|id| (id.clone(), Some("x".to_owned()))).collect()
 }
 
 /// A text, encoded so that it can stand in a path or a query.

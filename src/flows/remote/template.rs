@@ -209,7 +209,7 @@ impl Template {
         let depth = serde_json::from_str::<Deep>(event).ok()?.depth;
         let depth = depth.saturating_add(1).min(versions::depth_max(version));
         let hash = reference::hash(event.as_bytes(), versions::find_rules(version)?)?;
-        let hashes = Hashes::from([(id.clone(), reference::encode(&hash))]);
+        let hashes = Hashes::from([(id.clone(), Some(reference::encode(&hash)))]);
         Some(Self { version, prev: vec![id.clone()], auth: vec![id], hashes, depth, authorised_via: None })
     }
 
