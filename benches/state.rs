@@ -134,7 +134,7 @@ impl Room {
             content: serde_json::value::to_raw_value(content).unwrap(),
             prev: Vec::new(),
             auth: auth.iter().map(|auth| self.events.0[auth].id.clone()).collect(),
-            header: Header { key, auth_depth: depth, auth },
+            header: Header { key, depth, auth_depth: depth, auth },
         };
         self.events.0.insert(event, Arc::new(pdu));
         (event, key)

@@ -9,6 +9,8 @@ pub(crate) mod network;
 pub(crate) mod remote;
 pub(crate) mod signed;
 
+pub(crate) use remote::some_hashes;
+
 use aqueduct::{
     accounts::users,
     api::extract::Peer,
@@ -16,14 +18,14 @@ use aqueduct::{
     env::Env,
     flows::operator::check::check,
     ids::{RoomNum, UserNum},
-    rooms::{self, reference::Hashes},
+    rooms,
     server::{Lead, Server},
     store::{Durability, Engine, Store, engine::Memory},
 };
 use axum::body::Body;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use ruma::{OwnedEventId, RoomId, UserId};
+use ruma::{RoomId, UserId};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -32,11 +34,6 @@ pub(crate) const BEGAN_MS: u64 = 1_767_225_600_000;
 
 /// The name of no event, written as those of room versions 4 and above.
 pub(crate) const NOWHERE: &str = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-
-/// Some hash for each of these events, for room versions that cite events with their hashes.
-pub(crate) fn some_hashes(of: &[&[OwnedEventId]]) -> Hashes {
-    of.iter().copied().flatten().map(|id| (id.clone(), Some("x".to_owned()))).collect()
-}
 
 /// A text, encoded so that it can stand in a path or a query.
 pub(crate) fn encoded(text: &str) -> String {
