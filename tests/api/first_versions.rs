@@ -16,7 +16,7 @@ use crate::{
         federated::Federated,
         network::{Peer, doors},
         remote::Remote,
-        scripted::{ALICE, Elsewhere, Made, honest},
+        scripted::{ALICE, Elsewhere, Made, Tamper, honest},
     },
 };
 
@@ -394,4 +394,50 @@ async fn a_join_under_the_id_of_another_event_is_no_join() {
         scene.alice.state(&scene.room, "m.room.member", "@eve:b.example").await.0,
         StatusCode::NOT_FOUND
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_carries_hashes_and_one_in_another_form_is_not_signed() {
+    type Spoil = fn(&mut Value);
+    let spoils: [(&str, Spoil); 6] = [
+        ("as it is", |_| ()),
+        // Synapse gives templates so, when it was asked for the hash of an event before it had that.
+        ("as it is, but for a hash that is not known", |it| it["event"]["auth_events"][0][1] = json!({})),
+        ("plain ids", |it| it["event"]["prev_events"] = json!(["$a:a.example"])),
+        ("no object", |it| it["event"]["auth_events"] = json!([["$a:a.example"]])),
+        ("a number", |it| it["event"]["auth_events"] = json!([["$a:a.example", { "sha256": 1 }]])),
+        ("a long hash", |it| it["event"]["prev_events"][0][1]["sha256"] = json!("x".repeat(45))),
+    ];
+    for (name, spoil) in spoils {
+        let room = Elsewhere::new(1);
+        let net = Net::new(1);
+        let tamper: Tamper = Arc::new(move |asked, mut honest| {
+            if asked == "make_join" {
+                spoil(&mut honest);
+            }
+            answer(200, honest.to_string())
+        });
+        let asked = room.serve(&net, tamper);
+        let store = aqueduct::store::Store::open(
+            aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
+            aqueduct::store::Durability::Fsync,
+        );
+        let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
+        let bob = server.register("bob").await;
+        let path = format!("/_matrix/client/v3/join/{}?via=a.example", encoded(room.room_id.as_str()));
+        let (status, told) = bob.post(&path, json!({})).await;
+        assert_eq!(status == StatusCode::OK, name.starts_with("as it is"), "{name}: {told}");
+        let asked = asked.lock().unwrap();
+        let sent = asked.iter().find(|(path, _)| path.contains("/v2/send_join/")).map(|(_, body)| body);
+        match sent {
+            Some(sent) => {
+                let last = &room.events.last().unwrap().id;
+                assert_eq!(sent["prev_events"], json!([[last, { "sha256": "x" }]]), "{name}");
+                let known =
+                    sent["auth_events"].as_array().unwrap().iter().filter(|it| it[1]["sha256"] == "x");
+                assert_eq!(known.count(), if name == "as it is" { 3 } else { 2 }, "{sent}");
+            }
+            None => assert!(!name.starts_with("as it is")),
+        }
+    }
 }
