@@ -92,7 +92,15 @@ impl Change {
         }
         // The join's own event stands just above the base.
         let base = Order { anchor: self.row.tip.anchor, minor: -1 };
-        self.put_left_out(events, base, &[], now_ms)
+        let mut lacking = Vec::with_capacity(events.len());
+        for event in events {
+            // A state has one event for each key. Another one that cannot be believed says nothing against one that can, or whoever
+            // gives the state could make it doubtful.
+            if !event.is_state || !self.has_at(base, &event.event_type, &event.state_key)? {
+                lacking.push(event);
+            }
+        }
+        Ok(self.put_left_out(&lacking, base, &[], now_ms))
     }
 
     /// Remembers the events that are left out of the rest of a state which a join brought without its members, besides those that the
@@ -100,7 +108,8 @@ impl Change {
     pub fn leave_out_more(&mut self, events: &[LeftOut], now_ms: u64) -> Result<usize, Fault> {
         let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(0) };
         let known = list(&self.batch, self.num)?;
-        self.put_left_out(events, base, &known, now_ms)
+        // What the room has under a key may have been made up for the time being, so that it says nothing against these.
+        Ok(self.put_left_out(&events.iter().collect::<Vec<_>>(), base, &known, now_ms))
     }
 
     /// Whether the state at a base has something under a key.
@@ -112,22 +121,11 @@ impl Change {
         Ok(value != StateValue::Absent)
     }
 
-    fn put_left_out(
-        &mut self,
-        events: &[LeftOut],
-        base: Order,
-        known: &[Remembered],
-        now_ms: u64,
-    ) -> Result<usize, Fault> {
+    fn put_left_out(&mut self, events: &[&LeftOut], base: Order, known: &[Remembered], now_ms: u64) -> usize {
         let next = known.iter().map(|it| it.name.2 + 1).max().unwrap_or(0);
         let (mut count, mut bytes) = (known.len(), known.iter().map(|it| it.row.json.len()).sum::<usize>());
         let mut not_remembered = 0;
         for (event, number) in events.iter().zip(next..) {
-            // A state has one event for each key. Another one that cannot be believed says nothing against one that can, or whoever
-            // gives the state could make it doubtful.
-            if event.is_state && self.has_at(base, &event.event_type, &event.state_key)? {
-                continue;
-            }
             if let Some(known) = known.iter().find(|it| it.row.json == event.json) {
                 // An event that was there because it allows others may be part of the rest of the state.
                 if event.is_state && !known.row.is_state {
@@ -151,7 +149,7 @@ impl Change {
             let key = (self.num, event.event_type.as_str(), event.state_key.as_str(), number);
             schema::LEFT_OUT.put(&mut self.batch, key, &row);
         }
-        Ok(not_remembered)
+        not_remembered
     }
 
     /// Whether nobody knows what the room's state says about an event, because a join left out an event of a key that the rules look
