@@ -108,7 +108,7 @@ impl Change {
     pub fn leave_out_more(&mut self, events: &[LeftOut], now_ms: u64) -> Result<usize, Fault> {
         let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(0) };
         let known = list(&self.batch, self.num)?;
-        // What the room has under a key may have been made up for the time being, so that it says nothing against these.
+        // A member of the room may have been made up for the time being, which says nothing against these events.
         Ok(self.put_left_out(&events.iter().collect::<Vec<_>>(), base, &known, now_ms))
     }
 
