@@ -194,6 +194,11 @@ impl Change {
             }
             if !state::has_changed_above(&self.batch, self.num, key, row.base)? {
                 steps.push((key, StateValue::Absent, StateValue::Event(event)));
+            } else if let Some(now) = state::current(&self.batch, self.num, key)?
+                && event::require_kept(&self.batch, self.num, event)?.row.header.auth.contains(&now)
+            {
+                // A fork brought the event on which this one rests, while nothing was known of this one.
+                steps.push((key, StateValue::Event(now), StateValue::Event(event)));
             }
             late.push((key, row.base, event));
         }
