@@ -15,7 +15,6 @@ pub(crate) mod commit;
 pub(crate) mod own_events;
 pub mod policy_server;
 pub(crate) mod sharing;
-pub(crate) mod turns;
 pub(crate) mod typists;
 pub(crate) mod write;
 

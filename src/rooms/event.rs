@@ -31,7 +31,7 @@ pub(in crate::rooms) fn server_of(user_id: &str) -> Option<&str> {
 
 /// Whether a user is of the server of this name.
 pub fn is_of(user_id: &str, server: &str) -> bool {
-    server_of(user_id) == Some(server)
+    user_id.split_once(':').is_some_and(|(_, of)| of == server)
 }
 
 /// Whether this server tells other servers of an event: a user of its own sent it, or it let the sender in. A join by way of

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     inbound::Scene,
+    remote_joins::against,
     rooms::Rooms,
     support::{
         TestServer, encoded,
@@ -410,20 +411,13 @@ async fn a_template_carries_hashes_and_one_in_another_form_is_not_signed() {
     ];
     for (name, spoil) in spoils {
         let room = Elsewhere::new(1);
-        let net = Net::new(1);
         let tamper: Tamper = Arc::new(move |asked, mut honest| {
             if asked == "make_join" {
                 spoil(&mut honest);
             }
             answer(200, honest.to_string())
         });
-        let asked = room.serve(&net, tamper);
-        let store = aqueduct::store::Store::open(
-            aqueduct::store::Engine::Memory(aqueduct::store::engine::Memory::default()),
-            aqueduct::store::Durability::Fsync,
-        );
-        let server = TestServer::start(doors(&net), store.unwrap(), |_| {});
-        let bob = server.register("bob").await;
+        let (_server, bob, asked, _net) = against(&room, tamper).await;
         let path = format!("/_matrix/client/v3/join/{}?via=a.example", encoded(room.room_id.as_str()));
         let (status, told) = bob.post(&path, json!({})).await;
         assert_eq!(status == StatusCode::OK, name.starts_with("as it is"), "{name}: {told}");

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// The server under test in a network with the one server of a room.
-async fn against(
+pub(crate) async fn against(
     room: &Elsewhere,
     tamper: Tamper,
 ) -> (TestServer, TestClient, Arc<std::sync::Mutex<Vec<(String, Value)>>>, Net) {

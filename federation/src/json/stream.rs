@@ -5,11 +5,7 @@
 //! parses them, and all answers that are in memory share one [`Memory`]. A server that sends too slowly for what it holds is given
 //! up.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -19,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     json::tree::DEPTH_MAX,
     ports::{Body, NotSent},
+    turns::{Turn, Turns},
 };
 
 /// A server that sends nothing for this long has given up, or wants to hold us.
@@ -132,7 +129,7 @@ pub struct Memory {
     medium: Pool,
     large: Arc<Semaphore>,
     /// The turn of a payer: of large answers each has one at a time.
-    turns: Arc<Mutex<BTreeMap<u64, Weak<Semaphore>>>>,
+    turns: Turns<u64>,
     payer: Option<u64>,
 }
 
@@ -207,7 +204,7 @@ enum Room {
     Parts(Vec<Taken>),
     Large {
         _place: OwnedSemaphorePermit,
-        _turn: Option<OwnedSemaphorePermit>,
+        _turn: Option<Turn<u64>>,
     },
 }
 
@@ -219,29 +216,18 @@ impl Memory {
             small: Pool::new(small_bytes_max, SMALL_BYTES_MAX),
             medium: Pool::new(medium_bytes_max, MEDIUM_BYTES_MAX),
             large: Arc::new(Semaphore::new(large_max.max(1))),
-            turns: Arc::default(),
+            turns: Turns::default(),
             payer: None,
         }
     }
 
     async fn take_large(&self) -> Result<Room, NotRead> {
-        let turn = match self.payer.map(|payer| self.turn_of(payer)) {
-            Some(turn) => Some(turn.acquire_owned().await.map_err(|_| NotRead::NoMemory)?),
+        let turn = match self.payer {
+            Some(payer) => Some(self.turns.enter(payer).await),
             None => None,
         };
         let place = Arc::clone(&self.large).acquire_owned().await.map_err(|_| NotRead::NoMemory)?;
         Ok(Room::Large { _place: place, _turn: turn })
-    }
-
-    fn turn_of(&self, payer: u64) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock();
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(known) = turns.get(&payer).and_then(Weak::upgrade) {
-            return known;
-        }
-        let new = Arc::new(Semaphore::new(1));
-        turns.insert(payer, Arc::downgrade(&new));
-        new
     }
 
     /// The same memory, of which this payer holds no more than a share; without one it is the server's own.

@@ -33,9 +33,10 @@ use crate::{
     ports::{StoreFailed, StoredDocument, StoredKey},
 };
 
-/// Within this time a server is asked
+/// A server is asked so and so often within this time.
 const AGAIN_MS: u64 = 60_000;
-/// this many times at most, and once while it does not answer. So a key that it has not published costs a few requests.
+/// A server that answers is asked at most this many times within [`AGAIN_MS`], and one that does not is asked once. So a key that it has
+/// not published costs a few requests.
 const ASKED_MAX: usize = 4;
 /// Servers whose last request is remembered.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);

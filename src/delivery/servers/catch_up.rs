@@ -14,7 +14,7 @@ use crate::{
     accounts::users,
     delivery::servers::{
         edus,
-        fan_out::{is_of, is_told},
+        fan_out::is_told,
         marks,
         outbox::JsonOfEdu,
         subject::Subject,
@@ -146,7 +146,8 @@ fn of_room(
     }
     if !members::is_server_joined(read, room, server.as_str())? {
         let removes = |stored: &StoredEvent| {
-            stored.membership().is_some() && stored.row.state_key().is_some_and(|user| is_of(&user, server))
+            stored.membership().is_some()
+                && stored.row.state_key().is_some_and(|user| event::is_of(&user, server.as_str()))
         };
         return Ok(find_last(read, room, (us, server), removes)?.into_iter().collect());
     }

@@ -72,8 +72,12 @@ impl Planner {
     ) -> Result<List, Fault> {
         let servers = self.around_event(read, room, stored)?;
         let sender = stored.row.sender();
-        if servers.iter().any(|server| is_of(&sender, server)) {
-            return Ok(servers.iter().filter(|server| !is_of(&sender, server)).cloned().collect());
+        if servers.iter().any(|server| event::is_of(&sender, server.as_str())) {
+            return Ok(servers
+                .iter()
+                .filter(|server| !event::is_of(&sender, server.as_str()))
+                .cloned()
+                .collect());
         }
         Ok(servers)
     }
@@ -167,11 +171,6 @@ pub(super) fn is_partial(read: &Snapshot, room: RoomNum) -> Result<bool, Fault> 
     Ok(rooms::find_row(read, room)?.is_some_and(|row| row.resident == Resident::Partial))
 }
 
-/// Whether a user is of a server.
-pub(super) fn is_of(user_id: &str, server: &ServerName) -> bool {
-    user_id.split_once(':').is_some_and(|(_, of)| of == server.as_str())
-}
-
 /// Lists the servers that have somebody in a fork which an event merges, and may have nobody in the state that the forks resolve to.
 fn list_lost(read: &Snapshot, room: RoomNum, states: &Around) -> Result<BTreeSet<OwnedServerName>, Fault> {
     let mut lost = BTreeSet::new();
@@ -222,7 +221,7 @@ pub(super) fn is_told(
     stored: &StoredEvent,
     server: &ServerName,
 ) -> Result<bool, Fault> {
-    if is_of(&stored.row.sender(), server) {
+    if event::is_of(&stored.row.sender(), server.as_str()) {
         return Ok(false);
     }
     if Around::of(read, room, stored)?.has_server(read, room, server.as_str())? {

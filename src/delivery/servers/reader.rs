@@ -14,14 +14,18 @@ use crate::{
     accounts::users,
     delivery::servers::{
         edus::{self, Edu},
-        fan_out::{List, is_of, is_partial},
+        fan_out::{List, is_partial},
         shared::{READER, Shared},
         subject::Subject,
     },
     encryption::device_lists,
     error::Result,
     ids::{Order, Position, RoomNum, UserNum},
-    rooms::{self, event::StoredEvent, members},
+    rooms::{
+        self,
+        event::{self, StoredEvent},
+        members,
+    },
     schema::{
         self,
         receipts::ReceiptKind,
@@ -324,7 +328,7 @@ fn find_receipt(
     position: Position,
 ) -> Result<Option<Edu>> {
     let Some(Json(key)) = schema::RECEIPT_LOG.get(snapshot, (room, position))? else { return Ok(None) };
-    if key.kind != ReceiptKind::Public || !is_of(key.user.as_str(), &shared.us) {
+    if key.kind != ReceiptKind::Public || !event::is_of(key.user.as_str(), shared.us.as_str()) {
         return Ok(None);
     }
     let row = schema::RECEIPTS.get(snapshot, (room, key.user.as_str(), key.kind, key.thread.as_str()))?;

@@ -11,6 +11,7 @@ use ruma::{OwnedEventId, OwnedServerName};
 use serde_json::value::RawValue;
 
 use super::{
+    candidates::server_of,
     fetch::{Budget, Fetch, in_order},
     gaps::claim_history,
     states,
@@ -24,7 +25,7 @@ use crate::{
         change::{Backfill, Before, Older, Received},
         members, state,
     },
-    schema::{self, event_types::CREATE, rooms::EventRow},
+    schema::{self, event_types::CREATE},
     store::{Direction, Fault},
 };
 
@@ -132,11 +133,11 @@ async fn fill_from_others(app: &App, room: RoomNum, hole: Order) -> Result<bool>
             let rows = schema::TIMELINE.range::<(RoomNum, Order)>(&*snapshot, low, high, Direction::Up)?;
             let mut first = Vec::new();
             for row in rows.take(ABOVE_LOOKED_AT) {
-                first.extend(server_of(&row?.1));
+                first.extend(server_of(&row?.1.sender()));
             }
             // Most others may have come later than what is missing. The server of who made the room has all of its past.
             let create = rooms::find_state(&*snapshot, room, CREATE, "")?;
-            if let Some(maker) = create.and_then(|create| server_of(&create.row))
+            if let Some(maker) = create.and_then(|create| server_of(&create.row.sender()))
                 && members::is_server_joined(&*snapshot, room, maker.as_str())?
             {
                 first.insert(first.len().min(1), maker);
@@ -177,11 +178,6 @@ async fn fill_from_others(app: &App, room: RoomNum, hole: Order) -> Result<bool>
         }
     }
     Ok(false)
-}
-
-/// The server of who sent an event.
-fn server_of(row: &EventRow) -> Option<OwnedServerName> {
-    row.sender().split_once(':').and_then(|(_, server)| OwnedServerName::try_from(server).ok())
 }
 
 /// Asks servers for history, one after the other and, where one is slow, several at once. Gives the first answer with events, and the place of

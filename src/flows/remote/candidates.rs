@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use ruma::{OwnedServerName, RoomId, RoomOrAliasId, ServerName, api::error::ErrorKind};
+use ruma::{OwnedServerName, RoomId, RoomOrAliasId, ServerName, UserId, api::error::ErrorKind};
 
 use crate::{
     error::{Error, Refusal, Result},
@@ -39,6 +39,11 @@ pub(crate) async fn find_named(app: &App, name: &RoomOrAliasId, via: Vec<OwnedSe
     let found = ask::alias(app, alias).await?;
     servers.extend(found.servers);
     Ok(Named { room_id: found.room_id, servers })
+}
+
+/// The server of a user; `None` for what is no user id.
+pub(super) fn server_of(user: &str) -> Option<OwnedServerName> {
+    Some(<&UserId>::try_from(user).ok()?.server_name().to_owned())
 }
 
 /// The number of a room whose events this server decides on by itself: users of ours are in it, or nobody of any server.

@@ -3,13 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
     time::Duration,
 };
 
+use federation::turns::{Turn, Turns};
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use super::places::Places;
 use crate::{
@@ -54,7 +54,7 @@ const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Gaps {
     /// One at a time fetches what events of a room lack.
-    rooms: Mutex<HashMap<RoomNum, Arc<tokio::sync::Mutex<()>>>>,
+    rooms: Turns<RoomNum>,
     /// The uptime from which on the next state may be fetched in a room for a server.
     paced: Mutex<BTreeMap<(RoomNum, OwnedServerName), Duration>>,
     /// The servers for whose events states are fetched now.
@@ -74,7 +74,7 @@ pub struct Gaps {
 impl Default for Gaps {
     fn default() -> Self {
         Self {
-            rooms: Mutex::default(),
+            rooms: Turns::default(),
             paced: Mutex::default(),
             states: Mutex::default(),
             lacking: Mutex::default(),
@@ -82,23 +82,6 @@ impl Default for Gaps {
             strangers: Semaphore::new(STRANGERS_AT_ONCE),
             filling: Mutex::default(),
             in_vain: Mutex::default(),
-        }
-    }
-}
-
-/// The right to fetch what events of a room lack.
-pub(super) struct Turn<'a> {
-    gaps: &'a Gaps,
-    room: RoomNum,
-    guard: Option<OwnedMutexGuard<()>>,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.guard = None;
-        let mut rooms = self.gaps.rooms.lock();
-        if rooms.get(&self.room).is_some_and(|room| Arc::strong_count(room) == 1) {
-            rooms.remove(&self.room);
         }
     }
 }
@@ -130,10 +113,8 @@ impl Drop for Filling<'_> {
 
 impl Gaps {
     /// Waits until nobody else fetches what events of the room lack.
-    pub(super) async fn turn(&self, room: RoomNum) -> Turn<'_> {
-        let lock = Arc::clone(self.rooms.lock().entry(room).or_default());
-        let guard = Some(lock.lock_owned().await);
-        Turn { gaps: self, room, guard }
+    pub(super) async fn turn(&self, room: RoomNum) -> Turn<RoomNum> {
+        self.rooms.enter(room).await
     }
 
     /// Whether a state may be fetched in a room for events that a server gave; `now` is the uptime here and below.

@@ -5,7 +5,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use federation::call::{Failure, Options, Reply};
+use federation::{
+    call::{Failure, Options, Reply},
+    turns::Turns,
+};
 use http::{Method, Request, header};
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +30,6 @@ use crate::{
             template::{self, Template, Wanted},
         },
         room::{base, completing},
-        turns::Turns,
     },
     ids::{RoomNum, UserNum},
     rooms::{
@@ -94,7 +96,7 @@ impl Joining {
         let _waiting = self.0.waiting.enter().ok_or(Error::Busy { retry_after: AGAIN })?;
         let _alone = tokio::select! {
             biased;
-            alone = self.0.rooms.enter(room.to_owned()) => Some(alone?),
+            alone = self.0.rooms.enter(room.to_owned()) => Some(alone),
             () = app.env.sleep(OTHERS_WAIT) => None,
         };
         act.await

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ruma::{OwnedServerName, UserId};
+use ruma::OwnedServerName;
 
 use crate::{
     accounts::users,
@@ -12,7 +12,7 @@ use crate::{
         App,
         remote::{
             ask::{ANSWERS, failed},
-            candidates::{Candidates, candidates},
+            candidates::{Candidates, candidates, server_of},
             join::{is_unknown, put},
             outside,
             template::{self, Template, Wanted},
@@ -93,10 +93,6 @@ pub(crate) fn servers_of(told: &OutsideRow) -> Vec<OwnedServerName> {
     let via = standing.iter().filter_map(|it| it.via.as_str().try_into().ok());
     let senders = standing.iter().flat_map(|it| told_outside::list_senders(&it.state));
     inviters.chain(via).chain(senders.filter_map(|sender| server_of(&sender))).collect()
-}
-
-fn server_of(user: &str) -> Option<OwnedServerName> {
-    Some(<&UserId>::try_from(user).ok()?.server_name().to_owned())
 }
 
 /// Has a server take the user out of the room. Gives the event; `None` where none does.

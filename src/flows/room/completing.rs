@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use federation::turns::{Turn, Turns};
 use ruma::{OwnedServerName, RoomId, ServerName, UserId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::{
     accounts::Caller,
     error::{Error, Result},
-    flows::{App, turns::Turns},
+    flows::App,
     ids::RoomNum,
     rooms::{self, change::left_out, members},
     schema::{event_types::MEMBER, rooms::Resident},
@@ -40,7 +41,7 @@ pub struct Completing {
 
 /// A place for learning a whole state.
 pub(crate) struct Place<'a> {
-    _place: Option<(SemaphorePermit<'a>, OwnedSemaphorePermit)>,
+    _place: Option<(SemaphorePermit<'a>, Turn<OwnedServerName>)>,
 }
 
 impl Default for Completing {
@@ -57,7 +58,7 @@ impl Completing {
         if count <= LARGE {
             return Ok(Place { _place: None });
         }
-        let from = self.from.enter(server.to_owned()).await?;
+        let from = self.from.enter(server.to_owned()).await;
         let place = self.fills.acquire().await.map_err(|_| Error::broken("the server stopped"))?;
         Ok(Place { _place: Some((place, from)) })
     }
