@@ -11,7 +11,7 @@ pub use bounds::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
     Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
-    Registration, RegistrationMode, Rooms, Server, Storage, Tls,
+    Registration, RegistrationMode, Retention, Rooms, Server, Storage, Tls,
 };
 pub use size::Size;
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub passwords: Passwords,
     /// The version of new rooms, and for how long redacted content is kept.
     pub rooms: Rooms,
+    /// For how long messages are kept.
+    pub retention: Retention,
     /// Says whether users see who is online.
     pub presence: Presence,
     /// How durable an acknowledged write is, and how much the store caches.
@@ -54,6 +56,7 @@ impl Default for Config {
             registration: Registration::default(),
             passwords: Passwords::default(),
             rooms: Rooms::default(),
+            retention: Retention::default(),
             presence: Presence::default(),
             storage: Storage::default(),
             federation: Federation::default(),

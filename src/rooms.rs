@@ -30,6 +30,7 @@ pub mod redact;
 pub mod reference;
 pub mod relations;
 pub mod resolve;
+pub mod retention;
 pub mod show;
 pub mod spaces;
 pub mod state;
@@ -44,6 +45,7 @@ pub mod visibility;
 pub mod vouch;
 
 use std::{
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -181,6 +183,17 @@ impl Rooms {
 fn last_num(read: &(impl Read + ?Sized)) -> Result<u64, Fault> {
     let last = schema::ROOM.prefix::<()>(read, (), Direction::Down)?.next().transpose()?;
     Ok(last.map_or(0, |(room, _)| room.0))
+}
+
+/// Lists the numbers of at most this many rooms above one, rising.
+pub fn list_after(
+    read: &(impl Read + ?Sized),
+    after: RoomNum,
+    rooms_max: usize,
+) -> Result<Vec<RoomNum>, Fault> {
+    let rooms =
+        schema::ROOM.range::<RoomNum>(read, Bound::Excluded(after), Bound::Unbounded, Direction::Up)?;
+    rooms.take(rooms_max).map(|row| row.map(|(room, _)| room)).collect()
 }
 
 /// The room of this id.

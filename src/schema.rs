@@ -28,7 +28,7 @@ use crate::{
         remote::{InboundEventRow, InboundLineRow, InboundMessageRow, InboundTransactionRow},
         rooms::{
             AliasRow, AsideCount, AsideRow, EventKey, EventRow, Membership, Place, RedactionWaitingRow,
-            RoomRow, UserRoomRow,
+            RetentionRow, RoomRow, UserRoomRow,
         },
         state::{HoleRow, LeftOutRow, LogRow, NowRow, PurgeRow, SideRow, StageRow, StateKeyRow, StateValue},
     },
@@ -230,6 +230,9 @@ tables! {
     /// An event of the state that a join brought, or one that allows such an event, which could not be believed then: room, type,
     /// state key, number.
     157 LEFT_OUT((RoomNum, String, String, u64) => LeftOutRow) in Queues, Room of "rooms::change";
+
+    /// How far the messages of a room whose lifetime is over have been dealt with.
+    158 RETENTION(RoomNum => RetentionRow) in Index, Room of "rooms::change";
 
     // --- other servers: 170-189 ---
 

@@ -20,6 +20,7 @@ mod read_marker;
 mod receipt;
 mod redact;
 mod relations;
+mod retention;
 mod room;
 mod session;
 mod shared_secret;
@@ -56,6 +57,7 @@ pub(crate) fn routes(r: &mut Routes) {
     receipt::routes(r);
     redact::routes(r);
     relations::routes(r);
+    retention::routes(r);
     room::routes(r);
     session::routes(r);
     shared_secret::routes(r);

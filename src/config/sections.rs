@@ -114,6 +114,18 @@ impl Rooms {
     }
 }
 
+/// `[retention]`: for how long messages are kept (MSC1763). What is 0 is not bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// The number of days for which messages are kept in rooms whose state does not say it.
+    pub default_days: u32,
+    /// The least number of days that a room can have, whatever its state says.
+    pub min_days: u32,
+    /// The greatest number of days that a room can have, whatever its state says.
+    pub max_days: u32,
+}
+
 /// `[presence]`: who is online.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

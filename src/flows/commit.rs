@@ -24,7 +24,9 @@ use crate::{
     rooms::{
         self,
         change::Change,
-        directory, redact, state,
+        directory, redact,
+        retention::Limits,
+        state,
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
@@ -258,6 +260,7 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
         return Ok(None);
     }
     let fault = NotAccepted::Fault;
+    change.keep_to_lifetimes(&Limits::from(&app.config.retention), app.env.now_ms()).map_err(fault)?;
     for stored in change.added().to_vec() {
         if let (Some(membership), Some(user_id)) = (stored.membership(), stored.row.state_key()) {
             wake_of(&mut change, membership, user_id.into_owned()).map_err(fault)?;
@@ -272,6 +275,10 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
             let until_ms = app.env.now_ms() + kept_ms;
             redact::keep_original(&mut change.batch, change.num, &original, until_ms);
         }
+    }
+    for original in std::mem::take(&mut change.expired) {
+        let at = original.order.anchor;
+        unread::uncount(&mut change.batch, change.num, &original, at).map_err(fault)?;
     }
     if change.row.joined != change.joined_before
         && directory::is_published(&change.batch, change.num).map_err(fault)?

@@ -15,6 +15,7 @@ use crate::{
         membership,
         remote::{left_out, rest_of_state},
         room::{
+            expire,
             ingest::{reunite, sweep},
             membership as here, presence,
         },
@@ -47,6 +48,7 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::Sweep { room } => sweep_room(app, room, timer).await,
         Job::CompleteState { room } => complete_state(app, room, timer).await,
         Job::TakeLeftOut { room } => take_left_out(app, room, timer).await,
+        Job::Expire { room } => expire_messages(app, room, timer).await,
         Job::SweepDevices { user } => {
             log_out::sweep(app, user).await?;
             cancel(app, timer)
@@ -127,6 +129,11 @@ async fn take_left_out(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
 async fn sweep_room(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
     let Some(pause) = sweep::now_or_later(app, room).await? else { return cancel(app, timer) };
     come_back(app, timer, &Job::Sweep { room }, after(app, pause))
+}
+
+/// Deletes the content of a room's messages whose lifetime is over. The last turn sets the timer for the next ones.
+async fn expire_messages(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
+    if expire::expire(app, room, timer).await? { Ok(()) } else { cancel(app, timer) }
 }
 
 /// The time after a pause: milliseconds since the epoch.

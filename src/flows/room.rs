@@ -5,6 +5,7 @@ pub mod base;
 pub mod completing;
 pub(crate) mod create;
 pub(crate) mod directory;
+pub(crate) mod expire;
 pub(crate) mod guests;
 pub(crate) mod hierarchy;
 pub mod ingest;

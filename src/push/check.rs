@@ -78,7 +78,8 @@ pub fn checks() -> Vec<RowCheck> {
         RowCheck::of(&schema::UNREAD_REDACTED, |read, (room, order), row, doubts| {
             root(read, *room, row.lane, doubts)?;
             let event = schema::TIMELINE.get(read, (*room, *order))?;
-            doubts.unless(event.is_some_and(|event| event.is_redacted()), "no redacted event stands there");
+            let is_it = event.is_some_and(|event| event.is_redacted() || event.header.expired);
+            doubts.unless(is_it, "no redacted or expired event stands there");
             Ok(())
         }),
     ]

@@ -6,6 +6,7 @@
 pub(in crate::rooms) mod aside;
 mod base;
 pub(crate) mod countersigned;
+pub mod expire;
 mod forget;
 mod header;
 pub mod invited;
@@ -47,6 +48,7 @@ use crate::{
         power::Power,
         relations, require_in,
         resolve::Question,
+        retention::Lifetime,
         rules,
         state::{self, Sketch},
         tip::{self, Tip},
@@ -107,6 +109,8 @@ pub struct Change {
     users: Option<Arc<[UserNum]>>,
     /// The events that this change redacts, as they were before.
     pub(crate) redacted: Vec<StoredEvent>,
+    /// The messages that counted until this change deleted their content, as they were before.
+    pub(crate) expired: Vec<StoredEvent>,
     /// Answers of state resolution that may name rows of this batch, so that they hold only once the change is
     /// accepted.
     pub(crate) answered: Vec<(Question, Sketch)>,
@@ -119,6 +123,10 @@ pub struct Change {
     signatures: countersigned::Signatures,
     /// The last day for which the timer that forgets transactions is known to be set: it need not be looked for again.
     sent_day: Option<u32>,
+    /// The lifetime of the room's messages, once it was asked for.
+    lifetime: Option<Lifetime>,
+    /// The messages that this change writes, each with the time at which its sender says it was made.
+    messages: Vec<(Order, u64)>,
     /// The newest event that one of our users sent with a transaction id, and that user.
     pub(crate) sent_by: Option<(EventNum, UserNum)>,
 }
@@ -194,6 +202,7 @@ impl Change {
         let (redacted, answered) = (Vec::new(), Vec::new());
         let unread = seat.tip.as_ref().and_then(|tip| tip.unread);
         let sent_day = seat.tip.as_ref().and_then(|tip| tip.sent_day);
+        let lifetime = seat.tip.as_ref().and_then(|tip| tip.lifetime);
         let (users, stage, step, store) = (None, None, None, store.clone());
         let row_before = row.clone();
         Ok(Self {
@@ -221,6 +230,9 @@ impl Change {
             wakes_only: None,
             signatures: countersigned::Signatures::default(),
             sent_day,
+            lifetime,
+            messages: Vec::new(),
+            expired: Vec::new(),
             sent_by: None,
         })
     }
@@ -334,6 +346,9 @@ impl Change {
         schema::EVENT_ID.put(&mut self.batch, &header.key, &(self.num, event));
         if header.state_key.is_some() {
             graph::put_auth_edges(&mut self.batch, self.num, event, &header.auth);
+        }
+        if header.state_key.is_none() && !header.unseen {
+            self.messages.push((stored.order, header.sent_ms));
         }
         // An event that clients do not see is not shown with the event that it refers to, either.
         if header.unseen { Ok(()) } else { relations::index(&mut self.batch, self.num, stored) }
@@ -482,7 +497,7 @@ impl Change {
         self.finish_stage();
         let is_part = self.is_part;
         let Self { batch, guard, row, mut seat, set, looked_up, concerned, users, unread, .. } = self;
-        let Self { sent_day, written_alone, .. } = self;
+        let Self { sent_day, lifetime, written_alone, .. } = self;
         let enqueued = store.enqueue(batch)?;
         drop(guard);
         if is_part {
@@ -492,6 +507,7 @@ impl Change {
         tip.row = row.settle(enqueued.base);
         tip.unread = unread;
         tip.sent_day = sent_day;
+        tip.lifetime = lifetime;
         for (key, event) in looked_up.into_iter().chain(set) {
             tip.remember(key, event);
         }

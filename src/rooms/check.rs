@@ -96,6 +96,11 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(is_redacted, "there is no redacted state event of this number");
             Ok(())
         }),
+        of_room(&schema::RETENTION, |read, room, row, doubts| {
+            doubts.position(read, row.below.anchor);
+            doubts.unless(schema::ROOM.contains(read, *room)?, "there is no such room");
+            Ok(())
+        }),
         RowCheck::of(&schema::ALIAS, |read, alias, Json(row), doubts| {
             let room = row.room;
             doubts.unless(schema::ROOM.contains(read, room)?, format!("there is no room {room}"));

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use crate::{
     ids::UserNum,
-    rooms::event::StateEvent,
+    rooms::{event::StateEvent, retention::Lifetime},
     schema::event_types::{CREATE, JOIN_RULES, MEMBER, POLICY, POWER_LEVELS, THIRD_PARTY_INVITE},
     schema::{push::Totals, rooms::RoomRow},
 };
@@ -38,6 +38,8 @@ pub(in crate::rooms) struct Tip {
     pub(in crate::rooms) unread: Option<Totals>,
     /// The last day of which transactions are remembered, and for which the timer that forgets them is set.
     pub(in crate::rooms) sent_day: Option<u32>,
+    /// The lifetime of the room's messages, once it was asked for.
+    pub(in crate::rooms) lifetime: Option<Lifetime>,
     /// The number of [`Store::written_alone`](crate::store::Store::written_alone) before anything of this was read. When it is
     /// another one, the room's rows may have changed below the tip.
     pub(in crate::rooms) written_alone: u64,
@@ -53,6 +55,7 @@ impl Tip {
             users: None,
             unread: None,
             sent_day: None,
+            lifetime: None,
             written_alone,
         }
     }

@@ -153,6 +153,9 @@ pub struct EventHeader {
     /// Whether the rules turned out to forbid the event after it had become part of the timeline, because it had been judged by a
     /// state of which only a part was known. It keeps its place there, but is part of no state.
     pub rejected: bool,
+    /// Whether its content was deleted because its lifetime is over (`rooms/retention.rs`). What is left is the redacted form, which
+    /// no client is shown and no other server is given.
+    pub expired: bool,
     /// The places of its fields in the signed bytes.
     pub spans: Spans,
 }
@@ -188,8 +191,15 @@ impl Value for EventRow {
             | flag(header.after.is_some(), AFTER)
             | flag(header.sent_by.is_some(), SENT_BY)
             | flag(header.let_in, LET_IN);
-        // Layout 3 is written as layout 2 is, and says that the event turned out to be rejected.
-        to.raw(&[if header.rejected { 3 } else { 2 }, flags]);
+        // Layout 3 is written as layout 2 is, and says that the event turned out to be rejected. So do layout 4, of an event whose
+        // lifetime is over, and layout 5, of one of which both are true.
+        let layout = match (header.expired, header.rejected) {
+            (false, false) => 2,
+            (false, true) => 3,
+            (true, false) => 4,
+            (true, true) => 5,
+        };
+        to.raw(&[layout, flags]);
         EventKey::encode_key(&header.key, to);
         for number in [header.event.0, header.sent_ms, header.depth, header.auth_depth] {
             to.varint(number);
@@ -225,7 +235,7 @@ impl Value for EventRow {
     fn decode(mut bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew events by their hashes only, which are written alike.
-        let layout = layout_upto(&mut from, 3)?;
+        let layout = layout_upto(&mut from, 5)?;
         let flags = from.byte()?;
         let has = |bit: u8| flags & bit != 0;
         let header = EventHeader {
@@ -244,7 +254,8 @@ impl Value for EventRow {
             auth: decode_events(&mut from)?,
             sent_by: if has(SENT_BY) { decode_sent_by(layout, &mut from)? } else { None },
             let_in: has(LET_IN),
-            rejected: layout == 3,
+            rejected: matches!(layout, 3 | 5),
+            expired: matches!(layout, 4 | 5),
             spans: Spans {
                 content: decode_span(&mut from)?,
                 sender: decode_span(&mut from)?,
@@ -354,6 +365,33 @@ pub struct AsideRow {
     pub why: String,
     /// The event that is kept aside.
     pub row: EventRow,
+}
+
+/// `retention`: the messages of a room whose lifetime is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionRow {
+    /// Up to this order no message is left that will be over one day.
+    pub below: Order,
+    /// When the room's timer is due, if one is set: milliseconds since the epoch.
+    pub due_ms: Option<u64>,
+    /// The lifetime by which that was worked out, in milliseconds.
+    pub lifetime_ms: u64,
+}
+
+impl Value for RetentionRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        Order::encode_key(self.below, to);
+        to.varint(self.due_ms.map_or(0, |due_ms| due_ms.saturating_add(1)));
+        to.varint(self.lifetime_ms);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        let below = Key::decode_key(&mut from)?;
+        Ok(Self { below, due_ms: from.varint()?.checked_sub(1), lifetime_ms: from.varint()? })
+    }
 }
 
 const REJECTED: u8 = 1;
@@ -494,6 +532,7 @@ mod tests {
                 sent_by: odd.then(|| SentBy { device: DeviceNum(3), txn: "täx".into(), day: 20_000 }),
                 let_in: seed.is_multiple_of(3),
                 rejected: seed.is_multiple_of(5),
+                expired: seed.is_multiple_of(3),
                 spans: Spans { content: Span { start: 0, length: 2 }, ..Spans::default() },
             },
             json: Bytes::from_static(b"{}"),

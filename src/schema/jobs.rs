@@ -72,6 +72,11 @@ pub enum Job {
         /// The room of which a part of the state is known.
         room: RoomNum,
     },
+    /// Deletes the content of a room's messages whose lifetime is over.
+    Expire {
+        /// The room of the messages.
+        room: RoomNum,
+    },
 }
 
 /// The two rooms of a replacement: settings move from one to the other.
@@ -89,7 +94,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=10).contains(&kind)
+        (1..=10).contains(&kind) || kind == 12
     }
 
     /// The number of its kind, for ever.
@@ -105,6 +110,7 @@ impl Job {
             Self::Sweep { .. } => 8,
             Self::CompleteState { .. } => Self::COMPLETE_STATE,
             Self::TakeLeftOut { .. } => 10,
+            Self::Expire { .. } => 12,
         }
     }
 
@@ -121,6 +127,7 @@ impl Job {
             Self::Sweep { .. } => "sweep",
             Self::CompleteState { .. } => "complete_state",
             Self::TakeLeftOut { .. } => "take_left_out",
+            Self::Expire { .. } => "expire",
         }
     }
 
@@ -156,13 +163,16 @@ impl Job {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
             Self::CompleteState { room } => format!("of the state of room {room} only a part is known"),
+            Self::Expire { room } => {
+                format!("messages of room {room} whose lifetime is over stay in the store, and are shown")
+            }
         }
     }
 
     /// Whether it is never given up: it sets its own timer again for ever, or a room is of little use without it.
     pub fn recurs(&self) -> bool {
         match self {
-            Self::TrimLog | Self::CompleteState { .. } => true,
+            Self::TrimLog | Self::CompleteState { .. } | Self::Expire { .. } => true,
             Self::TellRooms { .. }
             | Self::CarryOver { .. }
             | Self::ForgetOriginal { .. }
@@ -190,7 +200,8 @@ impl Job {
             Self::Reunite { room }
             | Self::Sweep { room }
             | Self::CompleteState { room }
-            | Self::TakeLeftOut { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
+            | Self::TakeLeftOut { room }
+            | Self::Expire { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -220,6 +231,7 @@ impl Job {
             8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
             9 => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
             10 => Ok(Self::TakeLeftOut { room: RoomNum(number(0)?) }),
+            12 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -247,6 +259,7 @@ mod tests {
             Job::Sweep { room: RoomNum(9) },
             Job::CompleteState { room: RoomNum(9) },
             Job::TakeLeftOut { room: RoomNum(9) },
+            Job::Expire { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

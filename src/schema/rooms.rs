@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub use super::events::{
-    AsideCount, AsideRow, EventHash, EventHeader, EventKey, EventRow, Place, RedactionWaitingRow, SentBy,
-    Span, Spans,
+    AsideCount, AsideRow, EventHash, EventHeader, EventKey, EventRow, Place, RedactionWaitingRow,
+    RetentionRow, SentBy, Span, Spans,
 };
 
 /// The relation of a user to a room.

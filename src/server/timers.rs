@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::Result,
-    flows::{App, follow_up, jobs},
+    flows::{App, follow_up, jobs, room::expire},
     schema::jobs::Job,
     server::Lead,
     store::timer::FIRED_A_SECOND_MAX,
@@ -30,6 +30,9 @@ async fn run(app: App) {
     // They may have been put off for long by a failure that the new start mends.
     if let Err(error) = jobs::begin_of_kind(&app, Job::COMPLETE_STATE) {
         tracing::error!(%error, "rooms of which a part of the state is known could not be looked up; their timers are due later");
+    }
+    if let Err(error) = expire::review(&app).await {
+        tracing::error!(%error, "rooms could not be gone through for messages whose lifetime is over; the next start tries again");
     }
     loop {
         let next_ms = begin_due(&app).await.unwrap_or_else(|error| {

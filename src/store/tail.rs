@@ -62,6 +62,16 @@ pub fn trimmed(read: &(impl Read + ?Sized)) -> Result<Position, Fault> {
     Ok(tables::LOG_TRIMMED.get(read, ())?.unwrap_or(Position::ZERO))
 }
 
+/// Gives the last position of which it is known that it was taken before this time; by the hour, and by the day for times that are longer
+/// ago than [`LOG_MS_MAX`].
+pub fn position_at(read: &(impl Read + ?Sized), time_ms: u64) -> Result<Position, Fault> {
+    // The row of an hour was written at some time within it.
+    let Some(hour) = (time_ms / HOUR_MS).checked_sub(1) else { return Ok(Position::ZERO) };
+    let (low, high) = (Bound::Unbounded, Bound::Included(hour));
+    let newest = tables::LOG_TIME.range::<u64>(read, low, high, Direction::Down)?.next().transpose()?;
+    Ok(newest.map_or(Position::ZERO, |(_, position)| position))
+}
+
 /// Makes the batch that trims the log a little, and writes what time it is; none when there is nothing to do. Call it
 /// again until there is none, and hourly.
 pub fn trim(store: &Store, now_ms: u64) -> Result<Option<Batch>, Fault> {
@@ -98,11 +108,12 @@ fn trim_upto(read: &impl Read, now_ms: u64, batch: &mut Batch) -> Result<Positio
     let oldest_hour = now_ms.saturating_sub(LOG_MS_MAX) / HOUR_MS;
     let (low, high) = (Bound::Unbounded, Bound::Included(oldest_hour));
     let mut horizon = Position::ZERO;
-    let hours = tables::LOG_TIME.range::<u64>(read, low, high, Direction::Up)?;
+    let hours = tables::LOG_TIME.range::<u64>(read, low, high, Direction::Down)?;
     for hour in hours.take(TRIMMED_AT_ONCE / 4) {
         let (hour, position) = hour?;
         horizon = horizon.max(position);
-        if hour < oldest_hour {
+        // One row a day stays, by which it is known when something came in.
+        if hour < oldest_hour && !hour.is_multiple_of(24) {
             tables::LOG_TIME.delete(batch, hour);
         }
     }

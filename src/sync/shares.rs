@@ -204,6 +204,7 @@ mod tests {
             sent_by: None,
             let_in: false,
             rejected: false,
+            expired: false,
             spans: event::locate(&json).unwrap(),
         };
         let order = Order { anchor: Position::ZERO, minor: i32::try_from(number).unwrap() };

@@ -59,6 +59,7 @@ mod resident_moves;
 mod resident_rooms;
 mod resident_third_party;
 mod restore;
+mod retention;
 mod rooms;
 mod to_device;
 mod transactions;

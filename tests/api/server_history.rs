@@ -283,3 +283,31 @@ async fn a_server_that_was_removed_reads_what_stands_below_that_and_nothing_late
     assert_eq!(scene.alice.put(&acl, denied).await.0, StatusCode::OK);
     assert_eq!(scene.missing(missing(&removed)).await.0, StatusCode::FORBIDDEN);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_lifetime_is_over_is_given_to_no_server_in_any_form() {
+    let mut scene = Scene::new(json!([])).await;
+    scene.remote().join().await;
+    let retention = format!("/_matrix/client/v3/rooms/{}/state/m.room.retention/", scene.room);
+    let minute_ms = 60 * 1000;
+    assert_eq!(scene.alice.put(&retention, json!({ "max_lifetime": minute_ms })).await.0, StatusCode::OK);
+    scene.server.server().app().env.sleep(std::time::Duration::from_millis(minute_ms + 3_000)).await;
+    let over = scene.messages.clone();
+    scene.say("four").await;
+    for id in &over {
+        assert_eq!(scene.get(&format!("event/{id}")).await.0, StatusCode::NOT_FOUND);
+    }
+    let four = scene.messages.last().unwrap();
+    let (_, filled) = scene.get(&format!("backfill/{}?v={four}&limit=100", scene.room)).await;
+    let missing = json!({ "earliest_events": [], "latest_events": [four], "limit": 20 });
+    let (_, missed) = scene.missing(missing).await;
+    for (way, pdus) in [("backfill", &filled["pdus"]), ("missing", &missed["events"])] {
+        let pdus = pdus.as_array().unwrap();
+        assert!(
+            !pdus.iter().any(|pdu| pdu["type"] == "m.room.message" && pdu["content"] == json!({})),
+            "{way}"
+        );
+        // The events below them are given all the same.
+        assert!(pdus.iter().any(|pdu| pdu["type"] == "m.room.create"), "{way}: {pdus:?}");
+    }
+}

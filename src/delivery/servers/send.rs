@@ -215,9 +215,10 @@ async fn send(
             Subject::Room(room) => Some((room, Order::live(kept.place))),
             Subject::Devices(_) => None,
         });
-        // An event that is not there any more was purged, with all that would need it.
+        // An event that is not there any more was purged, with all that would need it. One whose lifetime is over is told to nobody.
         let rows = schema::TIMELINE.get_many(&*snapshot, keys)?;
-        let pdus: Vec<_> = rows.into_iter().flatten().map(|row| JsonOfPdu(row.json)).collect();
+        let rows = rows.into_iter().flatten().filter(|row| !row.header.expired);
+        let pdus: Vec<_> = rows.map(|row| JsonOfPdu(row.json)).collect();
         let after = owned.board.lock().outbox_upto(&to);
         let waiting = outbox::list(&*snapshot, to.as_str(), after, outbox_max, BYTES_MAX)?;
         // Devices come before the messages that they send, so that these can be verified.

@@ -59,6 +59,7 @@ fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
         | Job::ForgetSent { room, .. }
         | Job::Reunite { room }
         | Job::TakeLeftOut { room }
+        | Job::Expire { room }
         | Job::Sweep { room }
         | Job::CompleteState { room } => (None, Some(*room)),
     };

@@ -210,6 +210,9 @@ fn verdict(read: &Snapshot, num: RoomNum, kept: &KeptEvent) -> Result<String> {
         (Some(Place::Outlier), _) => "an outlier: known only because others need it".to_owned(),
         (_, Some(aside)) if aside.rejected => format!("rejected: {}", aside.why),
         (_, Some(aside)) => format!("soft-failed: {}", aside.why),
+        _ if kept.row.header.expired => {
+            "accepted; its content is deleted, because its lifetime is over".to_owned()
+        }
         _ if kept.row.header.unseen => "accepted, and withheld from clients: it only merges heads, or is a \
                                         redaction that may not be or whose event is not here"
             .to_owned(),

@@ -251,6 +251,9 @@ pub(crate) async fn one(app: &App, origin: &ServerName, id: OwnedEventId) -> Res
             let room = rooms::require_row(&*snapshot, num)?;
             let Ok(mut reading) = Reading::open(&app, &origin, &room.id) else { continue };
             let Ok(found) = reading.require(&id) else { continue };
+            if found.stored.row.header.expired {
+                continue;
+            }
             return reading.shown(&found);
         }
         Err(unknown())
@@ -296,6 +299,10 @@ pub(crate) async fn before(
                 if let Some(prev_found) = reading.find(prev)? {
                     waiting.push((prev_found.stored.row.header.depth, prev));
                 }
+            }
+            // Other servers may still have the content of what is over here.
+            if found.stored.row.header.expired {
+                continue;
             }
             let json = reading.shown(&found)?;
             bytes += json.as_str().len();
@@ -361,7 +368,8 @@ pub(crate) async fn missing(
             }
         }
         found.sort_by_key(|found| (found.stored.row.header.depth, found.stored.event()));
-        found.iter().map(|found| reading.shown(found)).collect()
+        let given = found.iter().filter(|found| !found.stored.row.header.expired);
+        given.map(|found| reading.shown(found)).collect()
     })
     .await
 }

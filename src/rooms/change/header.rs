@@ -64,6 +64,7 @@ impl Entering<'_> {
             sent_by: self.sent_by,
             let_in: self.let_in,
             rejected: false,
+            expired: false,
             spans: event::locate(self.json)?,
         })
     }

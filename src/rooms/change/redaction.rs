@@ -180,7 +180,7 @@ impl Change {
                 applied = true;
             }
             // One that had redacted the event before that was forgotten is shown already.
-            if std::mem::take(&mut redaction.row.header.unseen) {
+            if !redaction.row.header.expired && std::mem::take(&mut redaction.row.header.unseen) {
                 self.replace_event(&redaction);
                 relations::index(&mut self.batch, room, &redaction)?;
             }

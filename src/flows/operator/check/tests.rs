@@ -257,6 +257,8 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::LEFT_OUT.put(batch, (room, "m.room.topic", "", 1), &left_out);
         schema::HOLE.put(batch, (room, order), &HoleRow::default());
         schema::PURGE.put(batch, room, &crate::schema::state::PurgeRow { below: order });
+        let retention = crate::schema::rooms::RetentionRow { below: order, due_ms: Some(1), lifetime_ms: 1 };
+        schema::RETENTION.put(batch, room, &retention);
         let marker = Order { minor: -1, ..order };
         let count = schema::STATE_LOG.get(batch, (room, order)).unwrap().unwrap().count - 1;
         let log = crate::schema::state::LogRow { count, changes: Vec::new() };
@@ -376,6 +378,7 @@ const MAY_BE_LOST: &[&str] = &[
     "REDACTION_WAITING",
     "REGISTRATION_TOKENS",
     "RELATION_WAITING",
+    "RETENTION",
     "SERVER_DOCUMENTS",
     "SERVER_FACTS",
     "SERVER_KEYS",

@@ -221,7 +221,7 @@ impl Change {
             header.rejected = why.is_some();
             let event_type = stored.row.event_type().as_ref().into();
             let merges = graph::only_merges(&event_type, stored.row.header.state_key.is_some());
-            stored.row.header.unseen = why.is_some() || merges;
+            stored.row.header.unseen = why.is_some() || merges || stored.row.header.expired;
             tracing::debug!(room = %self.num, event = %stored.event(), ?why, "the verdict on an event is another one by the whole state");
             is_changed = true;
         }

@@ -103,6 +103,7 @@ impl Fixture {
                 sent_by: None,
                 let_in: false,
                 rejected: false,
+                expired: false,
                 spans: event::locate(&json).unwrap_or_default(),
             };
             change.put(&StoredEvent { order, row: EventRow { header, json } }).unwrap();

@@ -143,6 +143,7 @@ pub(super) fn stored(pdu: &Pdu, event: EventNum, key: EventKey, version: u8) -> 
         sent_by: None,
         let_in: false,
         rejected: false,
+        expired: false,
         spans: event::locate(&json).unwrap(),
     };
     EventRow { header, json }
