@@ -71,7 +71,8 @@ impl Scene {
         let store = Store::open(Engine::Memory(Memory::default()), Durability::Fsync).unwrap();
         let server = TestServer::start(doors(&net), store, |config| {
             // Nobody else is there to be told anything.
-            config.federation.allow = ["a.example", "b.example", "c.example"].map(str::to_owned).to_vec();
+            let allowed = ["a.example", "b.example", "c.example", "a-*.example"];
+            config.federation.allow = allowed.map(str::to_owned).to_vec();
         });
         let bob = server.register("bob").await;
         let peer = Peer::unheard("a.example", 9);
@@ -634,43 +635,45 @@ async fn who_is_not_in_a_room_is_told_so_while_its_members_are_unknown() {
 
 #[tokio::test(start_paused = true)]
 async fn devices_are_announced_once_it_is_known_who_is_in_the_room() {
-    let scene = Scene::of(a_room(11)).await;
+    let names_b = |asked: &str, mut answer: Value| {
+        if asked == "send_join" {
+            answer["servers_in_room"] = json!(["a.example", "b.example"]);
+        }
+        answer
+    };
+    let scene = Scene::with(a_room_with_elsie(), names_b).await;
+    let told_b = serve_b(&scene.net);
     scene.pause(60).await;
-    assert_eq!(updates(&scene.asked), [json!(null); 0], "only one server says who is in the room");
+    let told = updates(&scene.asked);
+    assert_eq!(told.len(), 1, "the server that let us in is there: {told:?}");
+    assert_eq!((&told[0]["user_id"], &told[0]["prev_id"]), (&json!(scene.bob.user_id), &json!([])));
+    assert_eq!(updates(&told_b), [json!(null); 0], "only one server says who else is in the room");
     scene.is_open.store(true, Ordering::Relaxed);
     scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
     scene.pause(5).await;
-    assert_eq!(updates(&scene.asked), [json!(null); 0], "Bob may be gone soon");
+    assert_eq!(updates(&told_b), [json!(null); 0], "Bob may be gone soon");
     scene.pause(30).await;
-    let told = updates(&scene.asked);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((&told[0]["user_id"], &told[0]["prev_id"]), (&json!(scene.bob.user_id), &json!([])));
-    // A user who has left again by then is announced to nobody.
-    let mut scene = Scene::of(a_room(11)).await;
+    assert_eq!(updates(&told_b), told);
+    assert_eq!(updates(&scene.asked), told, "whoever was told is not told again");
+    // A user who has left again by then is announced to nobody else.
+    let mut scene = Scene::with(a_room_with_elsie(), names_b).await;
+    let told_b = serve_b(&scene.net);
     scene.is_open.store(true, Ordering::Relaxed);
     scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
     scene.leave().await;
     scene.pause(60).await;
-    assert_eq!(updates(&scene.asked), [json!(null); 0]);
+    assert_eq!(updates(&told_b), [json!(null); 0]);
     scene.server.assert_whole();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_turns_out_to_be_in_the_room_is_told_of_the_devices_that_changed_meanwhile() {
-    let mut room = a_room(11);
-    let elsie = "@elsie:b.example";
-    let own = std::mem::replace(
-        &mut room.signer,
-        Signer::new("b.example".try_into().unwrap(), key_pair(8, "k").unwrap().into()),
-    );
-    room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
-    room.signer = own;
-    let scene = Scene::of(room).await;
+    let scene = Scene::of(a_room_with_elsie()).await;
     let told_b = serve_b(&scene.net);
     let device = format!("/devices/{}", scene.bob.device_id);
     scene.bob.ok_put(&device, json!({ "display_name": "new" })).await;
     scene.pause(10).await;
-    let told = updates(&scene.asked);
+    let told = updates(&scene.asked).split_off(1);
     assert_eq!(told.len(), 1, "a server that is said to be in the room is told of changes: {told:?}");
     assert_eq!(updates(&told_b), [json!(null); 0], "nobody knows of Elsie");
     scene.is_open.store(true, Ordering::Relaxed);
@@ -746,4 +749,101 @@ async fn an_alias_and_the_directory_tell_what_is_known_of_the_room() {
     scene.open().await;
     assert_eq!(count().await, 4);
     assert_eq!(search().await, json!([{ "user_id": DEREK }]));
+}
+
+/// A room in which Elsie of `b.example` is, too.
+fn a_room_with_elsie() -> Elsewhere {
+    let mut room = a_room(11);
+    let elsie = "@elsie:b.example";
+    let of_b = Signer::new("b.example".try_into().unwrap(), key_pair(8, "k").unwrap().into());
+    let own = std::mem::replace(&mut room.signer, of_b);
+    room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
+    room.signer = own;
+    room
+}
+
+/// The texts of the messages that a server was sent.
+fn texts(asked: &std::sync::Mutex<Vec<(String, Value)>>) -> Vec<String> {
+    let bodies =
+        sent(asked, "pdus").into_iter().filter_map(|pdu| pdu["content"]["body"].as_str().map(str::to_owned));
+    bodies.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_names_thousands_of_others_has_us_tell_a_bounded_number_of_them() {
+    let change = |asked: &str, mut answer: Value| {
+        if asked == "send_join" {
+            let named = (0..3_000).map(|number| format!("a-{number:04}.example"));
+            answer["servers_in_room"] =
+                json!(named.chain(["a.example".to_owned(), "b.example".to_owned()]).collect::<Vec<_>>());
+        }
+        answer
+    };
+    let scene = Scene::with(a_room_with_elsie(), change).await;
+    let told_b = serve_b(&scene.net);
+    let say = async |text: &str| {
+        let path = format!("/rooms/{}/send/m.room.message/{text}", scene.id());
+        scene.bob.ok_put(&path, json!({ "body": text })).await;
+    };
+    scene.net.take_looked_up();
+    say("one").await;
+    say("two").await;
+    scene.bob.ok_put(&format!("/devices/{}", scene.bob.device_id), json!({ "display_name": "new" })).await;
+    scene.pause(60).await;
+    let tried: std::collections::BTreeSet<_> =
+        scene.net.take_looked_up().into_iter().filter_map(invented).collect();
+    assert!((400..=500).contains(&tried.len()), "{}", tried.len());
+    assert_eq!(texts(&scene.asked), ["one", "two"], "the server that let us in is told");
+    assert_eq!(texts(&told_b), [""; 0], "b.example stands behind all that were made up");
+    scene.open().await;
+    scene.pause(200).await;
+    assert_eq!(texts(&told_b), ["one", "two"], "the state shows that it is in the room");
+    assert_eq!(updates(&told_b).len(), 1);
+    assert_eq!(texts(&scene.asked), ["one", "two"], "what was told is not told again");
+    // Whoever turned out not to be there is tried no more, though events of ours wait for them.
+    scene.pause(4_000).await;
+    scene.net.take_looked_up();
+    say("three").await;
+    scene.pause(100_000).await;
+    assert_eq!(scene.net.take_looked_up().into_iter().filter_map(invented).count(), 0);
+    assert_eq!(texts(&told_b), ["one", "two", "three"]);
+    scene.server.assert_whole();
+}
+
+/// The made-up server whose address was looked up.
+fn invented(looked_up: String) -> Option<String> {
+    let at = looked_up.find("a-")?;
+    looked_up.get(at..at + 6).map(str::to_owned)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_nobody_named_is_told_what_it_missed_once_the_members_are_known() {
+    for restarts in [false, true] {
+        let mut scene = Scene::of(a_room_with_elsie()).await;
+        let told_b = serve_b(&scene.net);
+        scene
+            .bob
+            .ok_put(&format!("/rooms/{}/send/m.room.message/1", scene.id()), json!({ "body": "one" }))
+            .await;
+        scene.pause(5).await;
+        if restarts {
+            let Engine::Memory(memory) = scene.server.server().app().store.engine() else {
+                panic!("not in memory")
+            };
+            let store =
+                Store::open(Engine::Memory(memory.after_crash(usize::MAX)), Durability::Fsync).unwrap();
+            scene.server.server().app().env.kill();
+            scene.server = TestServer::start(doors(&scene.net), store, |_| {});
+            scene.bob = TestClient { server: scene.server.clone(), ..scene.bob.clone() };
+        }
+        scene
+            .bob
+            .ok_put(&format!("/rooms/{}/send/m.room.message/2", scene.id()), json!({ "body": "two" }))
+            .await;
+        scene.pause(5).await;
+        assert_eq!(texts(&told_b), [""; 0]);
+        scene.open().await;
+        assert_eq!(texts(&told_b), ["one", "two"]);
+        scene.server.assert_whole();
+    }
 }

@@ -28,6 +28,7 @@ use crate::{
         members,
     },
     schema,
+    schema::rooms::RoomRow,
     store::{Direction, Fault, Snapshot},
 };
 
@@ -125,6 +126,9 @@ fn of_room(
     if !row.resident.has_history() {
         return Ok(Vec::new());
     }
+    if was_only_named(read, room, &row, server)? {
+        return Ok(Vec::new());
+    }
     let low = Bound::Included((room, Order::live(missed_from)));
     let high = Bound::Included((room, Order::MAX));
     let (mut ours, mut looked_at) = (Vec::new(), 0);
@@ -164,6 +168,14 @@ fn of_room(
         heads.extend(last.or_else(|| ours.pop()));
     }
     Ok(heads)
+}
+
+/// Whether a server was said to be in a room that was joined without its members, and turned out not to be: no event removed it. It would
+/// be tried for ever, where it was made up.
+fn was_only_named(read: &Snapshot, room: RoomNum, row: &RoomRow, server: &ServerName) -> Result<bool, Fault> {
+    let Some(left) = members::server_left_at(read, room, server.as_str())? else { return Ok(false) };
+    let is_by_filling = row.filled_at.is_some_and(|filled_at| left.anchor <= filled_at);
+    Ok(is_by_filling && schema::TIMELINE.get(read, (room, left))?.is_none())
 }
 
 /// Finds the last event of ours that a server is to be told and that is such a one. A server that is not in the room any more is told

@@ -33,6 +33,12 @@ const NAMES_MAX: usize = 100_000;
 /// Forks that differ in more keys than this are looked at as a whole, instead of key by key.
 const DIFFERENCES_MAX: u64 = 1_000;
 
+/// Tell at most this many servers what happens in a room of which only a part of the state is known, beside those of which a member is
+/// known: one server names the others, and could have us knock at the doors of thousands that are not there.
+const UNPROVEN_MAX: usize = 500;
+/// Remember of at most this many such rooms who was told. The servers of others are told again when the state is whole.
+const PARTIAL_ROOMS_MAX: usize = 200;
+
 /// Some servers, sorted by name.
 pub(super) type List = Arc<[OwnedServerName]>;
 
@@ -43,6 +49,16 @@ pub(super) struct Planner {
     /// The list last worked out for a room. What it depends on is kept with it, so that it is right or not used.
     lists: BTreeMap<RoomNum, Listed>,
     names: usize,
+    /// Who was told of events of ours in rooms of which only a part of the state is known.
+    told_in_part: BTreeMap<RoomNum, ToldInPart>,
+    /// To whom the devices of users of ours were announced when these came into such rooms.
+    announced_in_part: BTreeMap<(RoomNum, UserNum), List>,
+}
+
+/// The servers that were told of each event of ours in a room, from one on.
+struct ToldInPart {
+    first: Position,
+    servers: BTreeSet<OwnedServerName>,
 }
 
 struct Listed {
@@ -55,7 +71,14 @@ struct Listed {
 impl Planner {
     /// Works for the server of this name, which talks with those servers that the client may talk with.
     pub(super) fn new(us: OwnedServerName, client: Client) -> Self {
-        Self { us, client, lists: BTreeMap::new(), names: 0 }
+        Self {
+            us,
+            client,
+            lists: BTreeMap::new(),
+            names: 0,
+            told_in_part: BTreeMap::new(),
+            announced_in_part: BTreeMap::new(),
+        }
     }
 
     /// Whether an event is ours to tell to other servers: one of our users sent it, or we let its sender in.
@@ -70,7 +93,11 @@ impl Planner {
         room: RoomNum,
         stored: &StoredEvent,
     ) -> Result<List, Fault> {
-        let servers = self.around_event(read, room, stored)?;
+        let mut servers = self.around_event(read, room, stored)?;
+        if let Some(via) = find_via(read, room)? {
+            servers = bounded(read, room, &via, &servers)?;
+            self.note_told(room, stored.order.anchor, &servers);
+        }
         let sender = stored.row.sender();
         if servers.iter().any(|server| event::is_of(&sender, server.as_str())) {
             return Ok(servers
@@ -102,7 +129,41 @@ impl Planner {
     /// Lists the servers that are in a room now.
     pub(super) fn of_room(&mut self, read: &Snapshot, room: RoomNum) -> Result<List, Fault> {
         let tip = state::tip(read, room)?;
-        self.in_state(read, room, tip)
+        let servers = self.in_state(read, room, tip)?;
+        match find_via(read, room)? {
+            Some(via) => bounded(read, room, &via, &servers),
+            None => Ok(servers),
+        }
+    }
+
+    /// Notes who is told of an event of ours in a room of which only a part of the state is known.
+    fn note_told(&mut self, room: RoomNum, at: Position, servers: &[OwnedServerName]) {
+        let (is_known, rooms) = (self.told_in_part.contains_key(&room), self.told_in_part.len());
+        match self.told_in_part.get_mut(&room) {
+            Some(told) if at >= told.first => {
+                told.servers.retain(|known| servers.binary_search(known).is_ok());
+            }
+            // The log is read again from here, or nothing was told yet.
+            _ if is_known || rooms < PARTIAL_ROOMS_MAX => {
+                let told = ToldInPart { first: at, servers: servers.iter().cloned().collect() };
+                self.told_in_part.insert(room, told);
+            }
+            _ => {}
+        }
+    }
+
+    /// Lists the servers of a room, whose state is whole by now, that may not have been told of all events of ours since the join, of which
+    /// this is the first.
+    pub(super) fn list_untold(
+        &mut self,
+        read: &Snapshot,
+        room: RoomNum,
+        first: Position,
+    ) -> Result<List, Fault> {
+        let told = self.told_in_part.remove(&room).filter(|told| told.first == first);
+        let servers = self.of_room(read, room)?;
+        let Some(told) = told else { return Ok(servers) };
+        Ok(servers.iter().filter(|server| !told.servers.contains(*server)).cloned().collect())
     }
 
     /// Lists the servers that share one of these rooms now.
@@ -119,16 +180,48 @@ impl Planner {
     }
 
     /// Lists the servers of a room that share no other room with a user of ours, so that they were told nothing of the user's devices so
-    /// far. A room of which only a part of the state is known counts for nothing: nobody is told of devices for its sake.
+    /// far. A room of which only a part of the state is known counts for nothing there. In such a room the servers are those of which
+    /// that is known.
     pub(super) fn new_to(&mut self, read: &Snapshot, user: UserNum, room: RoomNum) -> Result<List, Fault> {
         let mut known = BTreeSet::new();
         for other in members::list_joined_rooms(read, user)? {
-            if other != room && !is_partial(read, other)? {
+            if other != room && find_via(read, other)?.is_none() {
                 known.extend(self.of_room(read, other)?.iter().cloned());
             }
         }
-        let here = self.of_room(read, room)?;
+        let tip = state::tip(read, room)?;
+        let mut here = self.in_state(read, room, tip)?;
+        if let Some(via) = find_via(read, room)? {
+            here = list_proven(read, room, &via, &here, 0)?;
+        }
         Ok(here.iter().filter(|server| !known.contains(*server)).cloned().collect())
+    }
+
+    /// Lists the servers to which the devices of a user are announced who comes into a room now: those that are new to the user.
+    pub(super) fn announce_to(
+        &mut self,
+        read: &Snapshot,
+        user: UserNum,
+        room: RoomNum,
+    ) -> Result<List, Fault> {
+        let servers = self.new_to(read, user, room)?;
+        if find_via(read, room)?.is_some() && self.announced_in_part.len() < PARTIAL_ROOMS_MAX {
+            self.announced_in_part.insert((room, user), List::clone(&servers));
+        }
+        Ok(servers)
+    }
+
+    /// Lists the servers of a room, whose state is whole by now, that are new to a user and to which the user's devices were not announced
+    /// when the user came.
+    pub(super) fn announce_late_to(
+        &mut self,
+        read: &Snapshot,
+        user: UserNum,
+        room: RoomNum,
+    ) -> Result<List, Fault> {
+        let announced = self.announced_in_part.remove(&(room, user)).unwrap_or_default();
+        let servers = self.new_to(read, user, room)?;
+        Ok(servers.iter().filter(|server| !announced.contains(server)).cloned().collect())
     }
 
     fn in_state(&mut self, read: &Snapshot, room: RoomNum, at: StateRef) -> Result<List, Fault> {
@@ -166,9 +259,38 @@ impl Planner {
     }
 }
 
-/// Whether only a part of the state of a room is known, because it was joined without its members.
-pub(super) fn is_partial(read: &Snapshot, room: RoomNum) -> Result<bool, Fault> {
-    Ok(rooms::find_row(read, room)?.is_some_and(|row| row.resident == Resident::Partial))
+/// The server by which a room was joined of which only a part of the state is known.
+fn find_via(read: &Snapshot, room: RoomNum) -> Result<Option<String>, Fault> {
+    Ok(rooms::find_row(read, room)?.and_then(|row| row.partial).map(|partial| partial.via))
+}
+
+/// Leaves out servers of a room of which only a part of the state is known, where too many are only said to be in it.
+fn bounded(read: &Snapshot, room: RoomNum, via: &str, servers: &List) -> Result<List, Fault> {
+    if servers.len() <= UNPROVEN_MAX {
+        return Ok(List::clone(servers));
+    }
+    list_proven(read, room, via, servers, UNPROVEN_MAX)
+}
+
+/// Lists those of some servers of which a member is known in a room, and the one that says which servers are; and at most so many others.
+fn list_proven(
+    read: &Snapshot,
+    room: RoomNum,
+    via: &str,
+    servers: &List,
+    unproven_max: usize,
+) -> Result<List, Fault> {
+    let (mut told, mut unproven) = (Vec::new(), 0);
+    for server in servers.iter() {
+        if *server != *via && !members::has_known_members(read, room, server.as_str())? {
+            unproven += 1;
+            if unproven > unproven_max {
+                continue;
+            }
+        }
+        told.push(server.clone());
+    }
+    Ok(told.into())
 }
 
 /// Lists the servers that have somebody in a fork which an event merges, and may have nobody in the state that the forks resolve to.

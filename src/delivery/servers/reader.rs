@@ -2,8 +2,9 @@
 //! lost by a crash: before it everything was taken, or is marked as missed.
 //!
 //! The devices of a user of ours who joins a room are announced to servers that are new to the user. Of a room that was joined without its
-//! members, one server names the others, however many it likes, so that this waits until the room's state is whole and shows who is in
-//! the room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed.
+//! members, one server names the others, however many it likes: then they are announced at once to that one and to those of which a member
+//! is known, and to the others when the room's state is whole and shows who is in the room. Servers whose users turn out to be in it are told at once, then, of changes of devices that they may have missed, and of
+//! our events there if they were not told of them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::{
     accounts::users,
     delivery::servers::{
         edus::{self, Edu},
-        fan_out::{List, is_partial},
+        fan_out::List,
         shared::{READER, Shared},
         subject::Subject,
     },
@@ -31,7 +32,7 @@ use crate::{
         receipts::ReceiptKind,
         rooms::{Membership, UserRoomRow},
     },
-    store::{Fault, Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
+    store::{Direction, Fault, Guard, LogEntry, Read, Snapshot, cursor, key::Json, tail},
 };
 
 /// One page has at most this many entries.
@@ -40,9 +41,14 @@ const PAGE_MAX: usize = 128;
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// After a failure the log is read again after this time.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Devices are announced this long after the state of a room became whole. It is no hurry, because whoever wants to know asks, and users
-/// who have left by then are announced to nobody.
+/// Devices are announced this long after the state of a room became whole to those who were not told of them before. It is no hurry,
+/// because whoever wants to know asks, and users who have left by then are announced to nobody.
 const ANNOUNCED_AFTER: Duration = Duration::from_secs(10);
+/// Servers that turn out to be in a room are told at most this many events of ours that they missed: the newest, from which they find
+/// the others.
+const MISSED_MAX: usize = 20;
+/// Look at most at this many events of a room for those.
+const LOOKED_AT_MAX: usize = 1_000;
 /// A receipt that is older than this is not told any more.
 const RECEIPT_MS_MAX: u64 = 60 * 60 * 1000;
 /// A receipt waits at least this long for what else comes, and longer the more servers are told.
@@ -187,10 +193,8 @@ fn list_news(
                     }
                 }
                 // The devices are ours to tell also where another server tells of the join.
-                if let Some(user) = find_joined(shared, snapshot, *room, &stored)?
-                    && !is_partial(snapshot, *room)?
-                {
-                    let servers = planner.new_to(snapshot, user, *room)?;
+                if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
+                    let servers = planner.announce_to(snapshot, user, *room)?;
                     if !servers.is_empty() {
                         news.push((servers, News::Kept { subject: Subject::Devices(user), at: *position }));
                     }
@@ -225,6 +229,14 @@ fn list_news(
                 }
                 let due = shared.env.uptime().saturating_add(ANNOUNCED_AFTER);
                 shared.announcing.lock().insert((due, *room), *position);
+                let missed = list_own_since_join(shared, snapshot, *room)?;
+                if let Some(first) = missed.first() {
+                    let servers = planner.list_untold(snapshot, *room, *first)?;
+                    let newest = missed.iter().skip(missed.len().saturating_sub(MISSED_MAX));
+                    let subject = Subject::Room(*room);
+                    let told = newest.map(|at| (List::clone(&servers), News::Kept { subject, at: *at }));
+                    news.extend(told.filter(|(servers, _)| !servers.is_empty()));
+                }
                 let mut once_in = None;
                 for user in members::joined_local_users(snapshot, *room)? {
                     let user = user?;
@@ -263,6 +275,24 @@ fn list_shared_at(snapshot: &Snapshot, user: UserNum, at: Position) -> Result<Ve
     Ok(rooms.into_iter().zip(rows).filter(|(_, row)| was_in(row)).map(|(room, _)| room).collect())
 }
 
+/// Lists the newest events of ours in a room since it was joined by way of another server, rising.
+fn list_own_since_join(shared: &Shared, snapshot: &Snapshot, room: RoomNum) -> Result<Vec<Position>, Fault> {
+    let mut own = Vec::new();
+    let rows = schema::TIMELINE.prefix::<(RoomNum,)>(snapshot, (room,), Direction::Down)?;
+    for row in rows.take(LOOKED_AT_MAX) {
+        let ((_, order), row) = row?;
+        let stored = StoredEvent { order, row };
+        if event::is_ours_to_tell(&stored.row, &shared.us) {
+            own.push(order.anchor);
+        } else if stored.row.header.let_in && stored.membership() == Some(Membership::Join) {
+            // A user of ours came by way of another server, before which we were not in the room.
+            break;
+        }
+    }
+    own.reverse();
+    Ok(own)
+}
+
 /// Whether the devices of a user of ours changed since the user joined a room.
 fn has_changed_since_join(snapshot: &Snapshot, user: UserNum, room: RoomNum) -> Result<bool, Fault> {
     let Some(account) = users::find(snapshot, user)? else { return Ok(false) };
@@ -282,7 +312,7 @@ fn announce(shared: &Shared) -> Result<()> {
         for user in members::joined_local_users(&*snapshot, room)? {
             let user = user?;
             if !has_changed_since_join(&snapshot, user, room)? {
-                news.push((user, shared.planner.lock().new_to(&snapshot, user, room)?));
+                news.push((user, shared.planner.lock().announce_late_to(&snapshot, user, room)?));
             }
         }
         for (user, servers) in news {

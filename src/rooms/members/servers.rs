@@ -438,6 +438,12 @@ pub fn is_server_joined(read: &(impl Read + ?Sized), room: RoomNum, server: &str
     Ok(state::stage::row_that_counts(read, room, row)?.is_some())
 }
 
+/// Whether somebody of a server is known to be in the room now. In a room of which not all members are known, a server may also only be
+/// said to be there.
+pub fn has_known_members(read: &(impl Read + ?Sized), room: RoomNum, server: &str) -> Result<bool, Fault> {
+    Ok(members_of(read, room, server)? > 0)
+}
+
 /// Lists the servers that have somebody in the room now, sorted.
 pub fn list_servers<'r>(
     read: &'r (impl Read + ?Sized),
