@@ -1,6 +1,10 @@
 //! The device lists of users of other servers, as those servers told them. A list is kept while its user's server is known to tell
 //! this one of changes: somebody of ours shares a room with the user ([`Witness`]). It is bounded for each user and each server.
 //!
+//! That the user is in the room may be the word of a third server alone, which can hide that the user has left, so that the user's server
+//! tells this one nothing. It cannot do so in rooms of others. So a list counts for a user of ours ([`Asker`]) only if they have come to
+//! no other room with its user since it was asked for. A user who comes to a room of ours has their server tell of their devices anew.
+//!
 //! A change comes with its number and that of the change before it. A list that knows the one before takes the change; one that
 //! does not has missed something, is stale from then on, and is told to nobody until the whole list was asked for again.
 //!
@@ -35,6 +39,8 @@ pub const BYTES_OF_SERVER_MAX: u64 = 128 << 20;
 const STREAMS_MAX: usize = 20;
 /// At most this many members of rooms are looked up at once.
 const LOOKED_UP_AT_ONCE: usize = 500;
+/// At most this many users of ours are looked at in a room of the user of a list.
+const OWN_LOOKED_AT_MAX: usize = 100;
 /// At most this many members of rooms are looked up for those with whom a user of ours shares a room.
 const LOOKED_UP_MAX: usize = 100_000;
 
@@ -183,12 +189,73 @@ fn find_member(
     Ok(joined.map(|(event, _)| *event))
 }
 
+/// A user of ours who wants to know of lists that are kept, with the rooms that the user is in.
+pub struct Asker {
+    /// The rooms, by when the user came.
+    rooms: Vec<(Position, RoomNum)>,
+    looked_up: usize,
+}
+
+impl Asker {
+    /// Reads the rooms of a user of ours.
+    pub fn new(read: &(impl Read + ?Sized), own: UserNum) -> Result<Self, Fault> {
+        let mut rooms = Vec::new();
+        for row in members::list_user_rooms(read, own)? {
+            let (room, row) = row?;
+            if row.membership == Membership::Join {
+                rooms.push((row.since, room));
+            }
+        }
+        rooms.sort_unstable();
+        Ok(Self { rooms, looked_up: 0 })
+    }
+
+    /// Whether a list is kept of a user that is current, and the asker has come to no room with its user since it was asked for. After a
+    /// bounded number of look-ups none counts any more, so that its user's server is asked.
+    pub fn may_use(&mut self, read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fault> {
+        let Some(row) = find_current(read, user_id)? else { return Ok(false) };
+        let old = self.rooms.partition_point(|(since, _)| since.number() <= row.asked_upto);
+        for (_, room) in self.rooms.iter().skip(old) {
+            if self.looked_up >= LOOKED_UP_MAX {
+                return Ok(false);
+            }
+            self.looked_up += 1;
+            if find_member(read, *room, user_id)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether somebody of ours has come to one of these rooms of a user since the list that is kept of the user was asked for. A bounded
+/// number of our users is looked at in each room.
+pub fn has_anybody_come_since(
+    read: &(impl Read + ?Sized),
+    rooms: &[RoomNum],
+    user_id: &UserId,
+) -> Result<bool, Fault> {
+    let Some(row) = find(read, user_id)? else { return Ok(false) };
+    for room in rooms {
+        for own in members::joined_local_users(read, *room)?.take(OWN_LOOKED_AT_MAX) {
+            if members::find(read, own?, *room)?.is_some_and(|own| own.since.number() > row.asked_upto) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Whether a list is kept of a user that is known to be what the user's server would answer now.
 pub fn is_current(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<bool, Fault> {
-    let Some(row) = find(read, user_id)?.filter(|row| !row.is_stale) else { return Ok(false) };
+    Ok(find_current(read, user_id)?.is_some())
+}
+
+fn find_current(read: &(impl Read + ?Sized), user_id: &UserId) -> Result<Option<OtherListRow>, Fault> {
+    let Some(row) = find(read, user_id)?.filter(|row| !row.is_stale) else { return Ok(None) };
     match Witness::of(&row) {
-        Some(witness) => witness.holds(read, user_id),
-        None => Ok(false),
+        Some(witness) if witness.holds(read, user_id)? => Ok(Some(row)),
+        Some(_) | None => Ok(None),
     }
 }
 
@@ -212,8 +279,24 @@ pub fn list_devices(
     .collect()
 }
 
-/// Keeps a list that a user's server answered, in place of the one that was kept. `asked_at` is when the list last was noted as
-/// changed before it was asked for: where it has changed since, the answer may be older than the change, and the list is stale. Answers
+/// The state of things when a list is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedAt {
+    /// When the list last was noted as changed.
+    changed: Option<Position>,
+    upto: Position,
+}
+
+impl AskedAt {
+    /// Looks at what is known of a user before the user's list is asked for. `read` has all that was accepted, and `upto` is a position up
+    /// to which that is so.
+    pub fn now(read: &(impl Read + ?Sized), user_id: &UserId, upto: Position) -> Result<Self, Fault> {
+        Ok(Self { changed: device_lists::find_changed(read, user_id)?, upto })
+    }
+}
+
+/// Keeps a list that a user's server answered, in place of the one that was kept. Where it has changed since it was asked for, the answer
+/// may be older than the change, and the list is stale. Answers
 /// whether the list is stale; one that is too large, or one list too many of its server, is not kept at all. The caller holds
 /// the lock that stands for the server.
 pub fn keep(
@@ -221,12 +304,12 @@ pub fn keep(
     user_id: &UserId,
     list: &OtherList,
     witness: Witness,
-    asked_at: Option<Position>,
+    asked_at: AskedAt,
 ) -> Result<bool, Fault> {
     forget(batch, user_id)?;
     let mut row = OtherListRow {
         streams: vec![list.stream_id],
-        is_stale: device_lists::find_changed(batch, user_id)? != asked_at,
+        is_stale: device_lists::find_changed(batch, user_id)? != asked_at.changed,
         devices: list.devices.len() as u64,
         bytes: 0,
         master_key: list.master_key.clone(),
@@ -235,6 +318,7 @@ pub fn keep(
         member: witness.member.0,
         own: witness.own.0,
         own_since: witness.own_since.number(),
+        asked_upto: asked_at.upto.number(),
     };
     row.bytes =
         of_signing_keys(&row) + list.devices.iter().map(|(id, device)| bytes_of(id, device)).sum::<u64>();
@@ -409,6 +493,10 @@ mod tests {
         Witness { room: RoomNum(1), member: EventNum(2), own: UserNum(3), own_since: Position::ZERO }
     }
 
+    fn unchanged() -> AskedAt {
+        AskedAt { changed: None, upto: Position::ZERO }
+    }
+
     fn in_batch<T>(store: &Store, build: impl FnOnce(&mut Batch) -> T) -> T {
         let mut batch = store.batch(&Guard::alone());
         let answer = build(&mut batch);
@@ -451,7 +539,7 @@ mod tests {
         let (store, bob) = (store(), bob());
         let apply = |change| in_batch(&store, |batch| apply(batch, &bob, change).unwrap());
         assert_eq!(apply(change(1, &[], "A", None)), Outcome::NotKept);
-        let keep = |list| in_batch(&store, |batch| keep(batch, &bob, &list, witness(), None).unwrap());
+        let keep = |list| in_batch(&store, |batch| keep(batch, &bob, &list, witness(), unchanged()).unwrap());
         assert!(!keep(list(5, &["A", "B"])));
         check_counts(&store);
         assert_eq!(apply(change(6, &[5], "C", Some(device("c")))), Outcome::Taken);
@@ -485,7 +573,7 @@ mod tests {
     fn an_answer_that_a_change_overtook_is_stale() {
         let (store, bob) = (store(), bob());
         in_batch(&store, |batch| device_lists::changed_elsewhere(batch, &bob).unwrap());
-        let asked_at = device_lists::find_changed(&store.view(), &bob).unwrap();
+        let asked_at = AskedAt::now(&store.view(), &bob, Position::ZERO).unwrap();
         let keep =
             || in_batch(&store, |batch| keep(batch, &bob, &list(5, &["A"]), witness(), asked_at).unwrap());
         assert!(!keep());
@@ -497,7 +585,7 @@ mod tests {
     #[test]
     fn lists_are_bounded_and_one_that_grows_too_large_is_forgotten() {
         let (store, bob) = (store(), bob());
-        let keep = |list| in_batch(&store, |batch| keep(batch, &bob, &list, witness(), None).unwrap());
+        let keep = |list| in_batch(&store, |batch| keep(batch, &bob, &list, witness(), unchanged()).unwrap());
         let ids: Vec<String> = (0..=DEVICES_MAX).map(|number| number.to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         keep(list(1, &ids));
@@ -520,7 +608,7 @@ mod tests {
     #[test]
     fn many_changes_leave_a_bounded_memory_of_them() {
         let (store, bob) = (store(), bob());
-        in_batch(&store, |batch| keep(batch, &bob, &list(1, &[]), witness(), None).unwrap());
+        in_batch(&store, |batch| keep(batch, &bob, &list(1, &[]), witness(), unchanged()).unwrap());
         for stream_id in 2..100 {
             let change = change(stream_id, &[stream_id - 1], "A", Some(device("a")));
             assert_eq!(in_batch(&store, |batch| apply(batch, &bob, change).unwrap()), Outcome::Taken);

@@ -172,6 +172,8 @@ pub struct OtherListRow {
     pub own: u64,
     /// The position since which our user has been in it.
     pub own_since: u64,
+    /// The position up to which this server had come when the list was asked for.
+    pub asked_upto: u64,
 }
 
 /// A device of a user of another server.

@@ -592,3 +592,30 @@ async fn another_server_asks_for_devices_and_keys_of_our_users() {
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     let _ = &script.net;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_rests_on_a_room_where_its_user_may_not_be_is_asked_for_again_in_another_room() {
+    let scene = Script::new().await;
+    let carol = scene.server.register("carol").await;
+    let other = carol.create(json!({ "preset": "public_chat" })).await;
+    Remote::new(scene.server.server().app(), &other).join().await;
+    let ask = async |client: &TestClient| devices(&query(client, &[BOB]).await, BOB);
+    scene.has(1, &["A"]);
+    assert_eq!(ask(&scene.alice).await, ["A"]);
+    assert_eq!(scene.take_asked(), 1);
+    // The server of Bob tells nothing of a new device, as if Bob had left the room long ago.
+    scene.has(2, &["A", "B"]);
+    assert_eq!(ask(&scene.alice).await, ["A"]);
+    scene.alice.ok_post(&format!("/join/{}", encoded(&other)), json!({})).await;
+    assert_eq!(
+        ask(&scene.alice).await,
+        ["A", "B"],
+        "this room is not that of the one who says that Bob is there"
+    );
+    assert_eq!(scene.take_asked(), 1);
+    // From now on the list counts again, also in rooms without Bob.
+    scene.alice.create(json!({ "preset": "public_chat" })).await;
+    assert_eq!(ask(&scene.alice).await, ["A", "B"]);
+    assert_eq!(scene.take_asked(), 0);
+    scene.server.assert_whole();
+}

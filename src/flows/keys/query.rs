@@ -20,7 +20,7 @@ use crate::{
         tokens, users,
     },
     encryption::{
-        elsewhere::{self, OtherDevice, OtherList},
+        elsewhere::{self, Asker, OtherDevice, OtherList},
         keys,
     },
     error::Result,
@@ -99,8 +99,8 @@ pub(crate) async fn query(
     timeout: Option<Duration>,
 ) -> Result<(Bytes, Option<Box<Query>>)> {
     require_at_most(USERS_MAX, wanted.len(), "users")?;
-    let owned = app.clone();
-    let (mut users, elsewhere) = app.env.blocking(move || Ok(split(&owned, wanted)?)).await?;
+    let (owned, own) = (app.clone(), caller.user);
+    let (mut users, elsewhere) = app.env.blocking(move || Ok(split(&owned, own, wanted)?)).await?;
     let told = ask_keys::query(app, caller.user, elsewhere, timeout.unwrap_or(ask_keys::TIMEOUT)).await?;
     let (mut lists, failures, held) = (told.told, told.failures, told.held);
     for asked in &mut users {
@@ -151,13 +151,14 @@ async fn begin(
 }
 
 /// Says of each user where the keys come from, and which of them are to be asked for at their servers.
-fn split(app: &App, wanted: Wanted) -> Result<(Vec<Asked>, Wanted), Fault> {
+fn split(app: &App, own: UserNum, wanted: Wanted) -> Result<(Vec<Asked>, Wanted), Fault> {
     let (mut users, mut elsewhere) = (Vec::new(), BTreeMap::new());
     let snapshot = app.store.snapshot();
+    let mut asker = Asker::new(&*snapshot, own)?;
     for (user_id, devices) in wanted {
         let source = if user_id.server_name() == app.accounts.server_name() {
             Source::Here
-        } else if elsewhere::is_current(&*snapshot, &user_id)? {
+        } else if asker.may_use(&*snapshot, &user_id)? {
             Source::Kept
         } else {
             elsewhere.insert(user_id.clone(), devices.clone());

@@ -23,12 +23,12 @@ use super::fetch_keys::{self, Usage, read_device, read_device_id, read_signing_k
 use crate::{
     encryption::{
         device_lists,
-        elsewhere::{self, Change, OtherList, Outcome, Place, Witness},
+        elsewhere::{self, AskedAt, Change, OtherList, Outcome, Place, Witness},
     },
     error::{Error, Result},
     flows::{App, write},
     rooms::members,
-    store::Wake,
+    store::{Read, Wake},
 };
 
 /// Lists of at most this many servers are asked for at once in the background.
@@ -268,10 +268,11 @@ async fn ask_again(app: &App, user_id: &OwnedUserId) -> Result<bool> {
     let (owned, of) = (app.clone(), user_id.clone());
     let look = move || {
         let snapshot = owned.store.snapshot();
-        if elsewhere::is_current(&*snapshot, &of)? {
+        let rooms = members::list_rooms_of_other(&*snapshot, of.as_str())?;
+        let is_current = elsewhere::is_current(&*snapshot, &of)?;
+        if is_current && !elsewhere::has_anybody_come_since(&*snapshot, &rooms, &of)? {
             return Ok(None);
         }
-        let rooms = members::list_rooms_of_other(&*snapshot, of.as_str())?;
         Ok(Some(Witness::find_in(&*snapshot, &rooms, &of)?))
     };
     match app.env.blocking(look).await? {
@@ -298,7 +299,10 @@ pub(super) async fn renew(
     options: Options,
 ) -> Result<std::result::Result<(OtherList, bool), Failure>> {
     let (owned, of) = (app.clone(), user_id.clone());
-    let find = move || Ok(device_lists::find_changed(&owned.store.view(), &of)?);
+    let find = move || {
+        let upto = owned.store.snapshot().upto();
+        Ok(AskedAt::now(&owned.store.view(), &of, upto)?)
+    };
     let asked_at = app.env.blocking(find).await?;
     let list = match fetch_keys::list(app, user_id, options).await {
         Ok(list) => list,
