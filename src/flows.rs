@@ -18,7 +18,7 @@ pub(crate) mod sharing;
 pub(crate) mod typists;
 pub(crate) mod write;
 
-use std::{ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use ruma::signatures::Ed25519KeyPair;
 use tokio_util::sync::CancellationToken;
@@ -28,12 +28,16 @@ use crate::{
     config::Config,
     delivery::servers::Servers,
     env::Env,
+    error::Error,
     metrics::Metrics,
     push::Push,
     rooms::Rooms,
     store::Store,
     sync::{Ephemeral, Notifier, Polls},
 };
+
+/// Whoever asks a server that stops comes back after this time.
+const STOPS_FOR: Duration = Duration::from_secs(10);
 
 /// A handle to everything that a use case works with. It is cheap to clone, for clones share it.
 #[derive(Clone)]
@@ -93,6 +97,14 @@ impl App {
     /// A handle to these parts.
     pub fn new(services: Services) -> Self {
         Self(Arc::new(services))
+    }
+
+    /// The error for what ended before it was done: its task panicked, or the server stops, which is nobody's fault.
+    pub(crate) fn broke_off(&self, what: &str) -> Error {
+        if self.stopping.is_cancelled() {
+            return Error::Busy { retry_after: STOPS_FOR };
+        }
+        Error::broken(format!("{what} panicked before it was done"))
     }
 }
 

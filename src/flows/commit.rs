@@ -173,9 +173,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
             Ok(answer)
         }
         Ok(Err(error)) => Err(error),
-        Err(_) => {
-            Err(Error::broken("a change to a room panicked, or the server stopped before it was durable"))
-        }
+        Err(_) => Err(app.broke_off("a change to a room")),
     }
 }
 

@@ -106,7 +106,7 @@ pub(crate) async fn keep(app: &App, promised: Option<Timer>) -> Result<()> {
         let _run = worker.running.begin(&promised);
         drop(done.send(worker.running.carry_out(&worker, &promised).await));
     });
-    match kept.await.map_err(|_| Error::broken("the server stopped before a job was done"))? {
+    match kept.await.map_err(|_| app.broke_off("a job"))? {
         Err(why @ Error::Remote { .. }) => {
             tracing::info!(%why, "a job is tried again later, because another server holds it up");
             Ok(())

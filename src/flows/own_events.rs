@@ -125,7 +125,7 @@ async fn wait_for_place<'a>(
     let left = patience.until.saturating_sub(app.env.uptime());
     tokio::select! {
         biased;
-        place = places.acquire() => place.map_err(|_| Error::broken("the server has stopped")),
+        place = places.acquire() => place.map_err(|_| app.broke_off("an event")),
         () = app.env.sleep(left) => Err(Error::Busy { retry_after: AGAIN }),
     }
 }

@@ -216,10 +216,7 @@ async fn note(
 pub(crate) async fn durable(app: &App, enqueued: Option<Enqueued>) -> Result<()> {
     let began = app.env.instant();
     let durable = match enqueued {
-        Some(enqueued) => enqueued
-            .flushed
-            .await
-            .map_err(|_| Error::broken("the server stopped before the write was durable")),
+        Some(enqueued) => enqueued.flushed.await.map_err(|_| app.broke_off("a write")),
         None => {
             app.store.barrier().await;
             Ok(())

@@ -535,3 +535,18 @@ async fn what_a_join_left_out_comes_when_its_server_answers_again() {
     assert_eq!(news["summary"]["m.joined_member_count"], 3);
     federated.server(1).assert_whole();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_hangs_when_the_server_stops_is_nobodys_fault() {
+    let room = Elsewhere::new(11);
+    let (server, bob, _, net) = against(&room, honest()).await;
+    net.weather("5.9.0.1:8448", Weather::Silent, Duration::ZERO);
+    let (id, asks) = (room.room_id.to_string(), bob.clone());
+    let joins = tokio::spawn(async move { try_join(&asks, &id).await });
+    server.server().app().env.sleep(Duration::from_secs(5)).await;
+    assert!(!joins.is_finished());
+    server.server().stop().await.unwrap();
+    let (status, told) = joins.await.unwrap();
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{told}");
+    assert_eq!(told["errcode"], "M_LIMIT_EXCEEDED", "{told}");
+}

@@ -111,7 +111,7 @@ pub(crate) async fn join(app: &App, user: UserNum, wanted: Wanted, candidates: C
     app.env.spawn(async move {
         drop(tell.send(ask_in_turn(&owned, user, &wanted, candidates).await));
     });
-    told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
+    told.await.map_err(|_| app.broke_off("a join"))?
 }
 
 /// Asks one server after the other. One that took the join and does not answer is not waited for alone: nobody is in the room
@@ -145,7 +145,7 @@ async fn ask_in_turn(app: &App, user: UserNum, wanted: &Wanted, mut candidates: 
                     Some((_, Ok(()))) => return Ok(()),
                     Some((_, Err(why @ Error::Broken(_)))) => return Err(why),
                     Some((server, Err(why))) => candidates.failed(&server, why),
-                    None => return Err(Error::broken("the server stopped before a room was joined")),
+                    None => return Err(app.broke_off("a join")),
                 }
             }
             () = next => {}
@@ -296,7 +296,7 @@ pub(crate) async fn vouched(
         };
         drop(tell.send(vouched.await));
     });
-    told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
+    told.await.map_err(|_| app.broke_off("a join"))?
 }
 
 async fn vouched_by(

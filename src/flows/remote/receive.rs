@@ -155,8 +155,7 @@ pub(crate) async fn receive(
         drop(in_lane);
         drop(tell.send(answer));
     });
-    told.await
-        .map_err(|_| Error::broken("a transaction panicked, or the server stopped before it was answered"))?
+    told.await.map_err(|_| app.broke_off("a transaction"))?
 }
 
 async fn in_turn(app: &App, in_lane: &InLane, transaction: Transaction) -> Result<JsonText> {

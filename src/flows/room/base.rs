@@ -54,7 +54,7 @@ pub async fn join<T: Send + 'static>(
         }
         drop(tell.send(joined));
     });
-    told.await.map_err(|_| Error::broken("the server stopped before a room was joined"))?
+    told.await.map_err(|_| app.broke_off("a join"))?
 }
 
 async fn lay<T: Send + 'static>(

@@ -287,7 +287,7 @@ async fn work_out(app: &App, room: RoomNum, question: Settled) -> Result<Option<
     };
     let (turns, question) = (app.rooms.turns(room), Arc::new(question));
     let _of_room = Arc::clone(&turns.resolving).lock_owned().await;
-    let stopped = |_| Error::broken("the server has stopped");
+    let stopped = |_| app.broke_off("a resolution");
     let loaded = Arc::new(Loaded::default());
     // Most questions need no more events than fit in memory. Those that do are answered one at a time, so that they never have
     // all places for resolutions, however long they take.
