@@ -8,6 +8,7 @@ pub mod remote;
 pub mod receipts;
 pub mod relations;
 pub mod accounts;
+pub mod delayed;
 mod encoding;
 pub mod encryption;
 pub mod event_types;
@@ -267,6 +268,21 @@ tables! {
     178 OUTSIDE((RoomNum, UserNum) => Json<remote::OutsideRow>) in State, Room of "rooms::change";
     /// The servers whose users have invited a user of ours to a room from outside: these rows are counted.
     180 INVITED((UserNum, String, RoomNum) => ()) in Index, Room of "rooms::change";
+
+    // --- what users have the server do for them: 190-199 ---
+
+    /// An event that a user has scheduled, by its id, until some time after it was sent or came to nothing.
+    190 DELAYED((UserNum, String) => Json<delayed::DelayedRow>) in Queues, User of "rooms::delayed";
+    /// The delayed events of a user that wait, by the time at which they are due.
+    191 DELAYED_DUE((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
+    /// The delayed events of a user that have ended, by the time of that.
+    192 DELAYED_ENDED((UserNum, u64, String) => ()) in Queues, User of "rooms::delayed";
+    /// A sticky event of a room, by the position at which it became part of the timeline, until some time after it ceased to be sticky.
+    193 STICKY((RoomNum, Position) => rooms::StickyRow) in Index, Room of "rooms::sticky";
+    /// The sticky events of a room by their sender.
+    194 STICKY_SENDER((RoomNum, String, Position) => ()) in Index, Room of "rooms::sticky";
+    /// A sticky event that is soft-failed, by its sender: until when it is sticky.
+    195 STICKY_ASIDE((RoomNum, String, EventNum) => u64) in Index, Room of "rooms::sticky";
 }
 
 /// Lists all tables, those of the store included.

@@ -4,6 +4,7 @@ mod account;
 mod alias;
 mod config;
 mod context;
+mod delayed_events;
 mod device;
 mod directory;
 mod discovery;
@@ -41,6 +42,7 @@ pub(crate) fn routes(r: &mut Routes) {
     alias::routes(r);
     config::routes(r);
     context::routes(r);
+    delayed_events::routes(r);
     device::routes(r);
     directory::routes(r);
     discovery::routes(r);

@@ -37,6 +37,12 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     require(ROOM_VERSIONS.contains(&config.rooms.default_version), "rooms.default_version", || {
         "expected a room version from 1 to 12".into()
     })?;
+    require(config.rooms.delayed_events_max <= 1_000, "rooms.delayed_events_max", || {
+        "expected 0 to 1000".into()
+    })?;
+    require((1..=3_650).contains(&config.rooms.delay_max_days), "rooms.delay_max_days", || {
+        "expected 1 to 3650".into()
+    })?;
     require(config.storage.cache_bytes_max >= Size::mib(1), "storage.cache_bytes_max", || {
         "expected at least 1 MiB".into()
     })?;

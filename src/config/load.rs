@@ -274,6 +274,12 @@ mod tests {
             ("[[listener]]\n", "conduit.toml, line 1, listener.0.address: ", "address or unix"),
             ("[passwords]\n\nargon2_lanes = 0\n", "conduit.toml, line 3, passwords.argon2_lanes: ", "1"),
             (
+                "[rooms]\ndelayed_events_max = 1001\n",
+                "conduit.toml, line 2, rooms.delayed_events_max: ",
+                "0 to 1000",
+            ),
+            ("[rooms]\ndelay_max_days = 0\n", "conduit.toml, line 2, rooms.delay_max_days: ", "1 to 3650"),
+            (
                 "[rooms]\ndefault_version = \"0\"\n",
                 "conduit.toml, line 2, rooms.default_version: ",
                 "1 to 12",

@@ -97,7 +97,7 @@ pub struct Passwords {
     pub argon2_lanes: u32,
 }
 
-/// `[rooms]`: how new rooms are made, and for how long redacted content is kept.
+/// `[rooms]`: how new rooms are made, for how long redacted content is kept, and which events may be scheduled.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rooms {
@@ -105,12 +105,21 @@ pub struct Rooms {
     pub default_version: RoomVersionId,
     /// The number of days in which moderators may see redacted content; then it is deleted. With 0 it is deleted at once.
     pub redacted_events_kept_days: u32,
+    /// The number of events that a user may have scheduled at a time (MSC4140). With 0 nobody may schedule any.
+    pub delayed_events_max: u32,
+    /// The number of days by which an event may be delayed at most.
+    pub delay_max_days: u32,
 }
 
 impl Rooms {
     /// `redacted_events_kept_days` in milliseconds.
     pub fn redacted_events_kept_ms(&self) -> u64 {
         u64::from(self.redacted_events_kept_days) * 24 * 60 * 60 * 1000
+    }
+
+    /// `delay_max_days` in milliseconds.
+    pub fn delay_max_ms(&self) -> u64 {
+        u64::from(self.delay_max_days) * 24 * 60 * 60 * 1000
     }
 }
 
@@ -309,7 +318,12 @@ impl Default for Passwords {
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { default_version: RoomVersionId::V12, redacted_events_kept_days: 7 }
+        Self {
+            default_version: RoomVersionId::V12,
+            redacted_events_kept_days: 7,
+            delayed_events_max: 100,
+            delay_max_days: 31,
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
         change::Change,
         directory, redact,
         retention::Limits,
-        state,
+        state, sticky,
         turns::{Seat, Turns},
     },
     schema::rooms::Membership,
@@ -264,6 +264,7 @@ fn enqueue(app: &App, mut change: Change) -> Result<Option<Enqueued>, NotAccepte
             wake_of(&mut change, membership, user_id.into_owned()).map_err(fault)?;
         }
         unread::count(&mut change, &stored).map_err(fault)?;
+        sticky::note(&mut change.batch, change.num, &stored, app.env.now_ms()).map_err(fault)?;
     }
     let redacted_at = change.added().iter().map(|stored| stored.order.anchor).max().unwrap_or_default();
     for original in std::mem::take(&mut change.redacted) {

@@ -15,8 +15,8 @@ use crate::{
         membership,
         remote::{left_out, rest_of_state},
         room::{
-            expire,
-            ingest::{reunite, sweep},
+            delayed, expire,
+            ingest::{reunite, sticky, sweep},
             membership as here, presence,
         },
     },
@@ -47,6 +47,8 @@ async fn carry_out_of_kind(app: &App, timer: &Timer) -> Result<()> {
         Job::Reunite { room } => reunite_branches(app, room, timer).await,
         Job::Sweep { room } => sweep_room(app, room, timer).await,
         Job::CompleteState { room } => complete_state(app, room, timer).await,
+        Job::TendSticky { room } => sticky::tend(app, room, timer.clone()).await,
+        Job::SendDelayed { user } => delayed::attend(app, user, timer.clone()).await,
         Job::TakeLeftOut { room } => take_left_out(app, room, timer).await,
         Job::Expire { room } => expire_messages(app, room, timer).await,
         Job::SweepDevices { user } => {

@@ -137,20 +137,18 @@ pub(crate) async fn set_state(
     app: &App,
     caller: &Caller,
     room_id: &RoomId,
-    event_type: String,
-    state_key: String,
-    content: CanonicalJsonObject,
+    piece: send::Piece,
 ) -> Result<OwnedEventId> {
-    let is_invite = event_type == MEMBER
-        && content.get("membership").and_then(|membership| membership.as_str()) == Some("invite");
-    let target = OwnedUserId::try_from(state_key.as_str()).ok().filter(|_| is_invite);
+    let is_invite = piece.event_type == MEMBER
+        && piece.content.get("membership").and_then(|membership| membership.as_str()) == Some("invite");
+    let target = OwnedUserId::try_from(piece.state_key.as_str()).ok().filter(|_| is_invite);
     match target.filter(|target| *target.server_name() != app.config.server.name) {
         Some(target) => {
             let num = commit::require_num(app, room_id)?;
             completing::known(app, caller, room_id, &target).await?;
-            remote::invite::send(app, num, &Author::from(caller), &target, move |_| Ok(content)).await
+            remote::invite::send(app, num, &Author::from(caller), &target, move |_| Ok(piece.content)).await
         }
-        None => send::set_state(app, caller, room_id, event_type, state_key, content).await,
+        None => send::set_state(app, caller, room_id, piece).await,
     }
 }
 

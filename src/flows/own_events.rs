@@ -13,7 +13,7 @@ use crate::{
         commit::{self, ServerLock},
         policy_server::{self, Patience},
     },
-    ids::RoomNum,
+    ids::{RoomNum, UserNum},
     rooms::{
         change::{Change, Received, countersigned::Unsigned},
         turns::Seat,
@@ -59,6 +59,22 @@ async fn in_room_with<T: Send + 'static>(
 ) -> Result<T> {
     let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
     in_rounds(app, room, patience, begin, |change, _| work(change)).await
+}
+
+/// Changes a room under the lock of a user of ours besides, and otherwise like [`in_room`]: `work` may write rows of that user.
+pub(crate) async fn in_room_and_user<T: Send + 'static>(
+    app: &App,
+    room: RoomNum,
+    user: UserNum,
+    work: impl FnOnce(&mut Change) -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
+    let begin = move |app: &App, seat: Seat| Change::begin(&app.store, seat, room);
+    let work = move |change: &mut Change, server: &mut ServerLock<'_>| {
+        server.take_user(change, user);
+        work(change)
+    };
+    let patience = Patience { until: app.env.uptime() + TAKES_MAX, minds_silence: false };
+    in_rounds(app, room, patience, begin, work).await
 }
 
 /// Changes a room as [`commit::in_room_and_server`] does, and otherwise like [`in_room`].

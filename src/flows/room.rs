@@ -4,6 +4,7 @@ pub(crate) mod aliases;
 pub mod base;
 pub mod completing;
 pub(crate) mod create;
+pub(crate) mod delayed;
 pub(crate) mod directory;
 pub(crate) mod expire;
 pub(crate) mod guests;

@@ -29,7 +29,7 @@ use crate::{
         reference::{self, Hashes},
     },
     schema::{
-        event_types::MEMBER,
+        event_types::{MEMBER, STICKY},
         rooms::{EventHash, EventKey},
         state::DERIVED,
     },
@@ -126,6 +126,8 @@ pub struct Draft {
     pub redacts: Option<OwnedEventId>,
     /// The time of sending, in milliseconds since the epoch.
     pub sent_ms: u64,
+    /// For how many milliseconds the event stays sticky, if it is a sticky event (MSC4354).
+    pub sticky_ms: Option<u64>,
 }
 
 impl Draft {
@@ -138,12 +140,13 @@ impl Draft {
 
     /// Whether another draft says the same, be it at another time.
     pub(in crate::rooms) fn says_same(&self, other: &Self) -> bool {
-        let Self { sender, event_type, state_key, content, redacts, sent_ms: _ } = self;
+        let Self { sender, event_type, state_key, content, redacts, sent_ms: _, sticky_ms } = self;
         *sender == other.sender
             && *event_type == other.event_type
             && *state_key == other.state_key
             && *content == other.content
             && *redacts == other.redacts
+            && *sticky_ms == other.sticky_ms
     }
 
     /// Gives the content as JSON. Refuses content that cannot be written: 400 `M_BAD_JSON`.
@@ -160,7 +163,8 @@ impl Draft {
         sent_ms: u64,
     ) -> Self {
         let state_key = Some(state_key.to_owned());
-        Self { sender, event_type: event_type.to_owned(), state_key, content, redacts: None, sent_ms }
+        let event_type = event_type.to_owned();
+        Self { sender, event_type, state_key, content, redacts: None, sent_ms, sticky_ms: None }
     }
 }
 
@@ -282,12 +286,12 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// Writes the event in canonical order. `redacts` is left out where the content is redacted, like parts of the
-    /// content.
+    /// Writes the event in canonical order. `redacts` and what makes it sticky are left out where it is not whole, because its content
+    /// is redacted.
     fn write(
         &self,
         content: &RawValue,
-        with_redacts: bool,
+        is_whole: bool,
         hashes: Option<&JsonText>,
         signatures: Option<&JsonText>,
     ) -> JsonText {
@@ -301,9 +305,12 @@ impl Fields<'_> {
         if let Some(hashes) = hashes {
             event.json("hashes", hashes);
         }
+        if let Some(sticky_ms) = self.draft.sticky_ms.filter(|_| is_whole) {
+            event.object(STICKY, |sticky| sticky.number("duration_ms", sticky_ms));
+        }
         event.number("origin_server_ts", self.draft.sent_ms);
         event.json("prev_events", &self.prev);
-        if let Some(redacts) = self.redacts.filter(|_| with_redacts) {
+        if let Some(redacts) = self.redacts.filter(|_| is_whole) {
             event.text("redacts", redacts.as_str());
         }
         if let Some(room_id) = self.setting.room_id {
@@ -401,6 +408,7 @@ pub(crate) mod tests {
                 content: content(&text, number),
                 redacts: redacts.then(|| an_id(1, version)),
                 sent_ms: 1_700_000_000_000,
+                sticky_ms: None,
             };
             let (prev, auth) = ([an_id(2, version)], [an_id(3, version), an_id(4, version)]);
             let room = RoomId::parse(room).unwrap();
@@ -441,6 +449,7 @@ pub(crate) mod tests {
                 content: content("Bob", 7),
                 redacts: None,
                 sent_ms: 1_700_000_000_000,
+                sticky_ms: None,
             };
             let (prev, room) =
                 ([event_id(&[2; 32].into(), version)], RoomId::parse("!room:example.org").unwrap());
@@ -482,6 +491,7 @@ pub(crate) mod tests {
             content: content("same", 1),
             redacts: None,
             sent_ms: 7,
+            sticky_ms: None,
         };
         let mut ids = std::collections::BTreeSet::new();
         for version in [1, 2] {
@@ -519,6 +529,7 @@ pub(crate) mod tests {
             content: [("body".to_owned(), body)].into(),
             redacts: None,
             sent_ms: 0,
+            sticky_ms: None,
         };
         let rules = versions::find_rules(11).unwrap();
         let setting =

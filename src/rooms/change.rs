@@ -51,6 +51,7 @@ use crate::{
         retention::Lifetime,
         rules,
         state::{self, Sketch},
+        sticky,
         tip::{self, Tip},
         turns::Seat,
         view::RoomView,
@@ -127,6 +128,8 @@ pub struct Change {
     lifetime: Option<Lifetime>,
     /// The messages that this change writes, each with the time at which its sender says it was made.
     messages: Vec<(Order, u64)>,
+    /// Whether sticky events of the room are soft-failed, once that was looked for.
+    has_soft_failed_sticky: Option<bool>,
     /// The newest event that one of our users sent with a transaction id, and that user.
     pub(crate) sent_by: Option<(EventNum, UserNum)>,
 }
@@ -233,6 +236,7 @@ impl Change {
             lifetime,
             messages: Vec::new(),
             expired: Vec::new(),
+            has_soft_failed_sticky: None,
             sent_by: None,
         })
     }
@@ -431,6 +435,16 @@ impl Change {
         self.move_member(order, user, moved, touched)
     }
 
+    /// Whether sticky events are remembered that were soft-failed. Nearly no room has any, so that they are looked for once.
+    fn has_soft_failed_sticky(&mut self) -> Result<bool, Fault> {
+        let has_any = match self.has_soft_failed_sticky {
+            Some(known) => known,
+            None => sticky::has_soft_failed(&self.batch, self.num)?,
+        };
+        self.has_soft_failed_sticky = Some(has_any);
+        Ok(has_any)
+    }
+
     fn move_member(
         &mut self,
         order: Order,
@@ -439,6 +453,9 @@ impl Change {
         touched: &mut members::Touched,
     ) -> Result<(), Fault> {
         self.count_member(user, moved, touched);
+        if self.has_soft_failed_sticky()? {
+            sticky::reconsider_of(&mut self.batch, self.num, user)?;
+        }
         let now = Since { membership: moved.is, event: moved.by, order };
         let user = members::track(&mut self.batch, self.num, user, now, None)?;
         self.concern(user, moved.is);

@@ -1,6 +1,8 @@
 //! Checks the rows of rooms, one by one and against one another, for `db check`.
 
+mod delayed;
 mod events;
+mod sticky;
 
 pub use super::state::check::is_staged;
 
@@ -139,7 +141,12 @@ pub fn checks() -> Vec<RowCheck> {
         }),
     ];
     let of_events = events::checks().into_iter().chain(relations::check::checks());
-    own.into_iter().chain(of_events).chain(state::check::checks()).collect()
+    own.into_iter()
+        .chain(delayed::checks())
+        .chain(sticky::checks())
+        .chain(of_events)
+        .chain(state::check::checks())
+        .collect()
 }
 
 fn logged_receipt(

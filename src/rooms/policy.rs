@@ -68,6 +68,10 @@ impl Approved {
     /// Finds the current event of the same key, if the author has set exactly this before: setting it again changes
     /// nothing.
     pub fn find_same(&self, change: &mut Change) -> Result<Option<ruma::OwnedEventId>> {
+        // A sticky event that says the same makes it stick for longer.
+        if self.0.sticky_ms.is_some() {
+            return Ok(None);
+        }
         let Some(state_key) = self.0.state_key.as_deref() else { return Ok(None) };
         let Some(current) = change.state(&self.0.event_type, state_key)? else { return Ok(None) };
         let is_same = current.parsed.sender == self.0.sender

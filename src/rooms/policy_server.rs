@@ -196,6 +196,7 @@ mod tests {
             content: serde_json::from_value(json!({ "body": "h\u{e9} \u{2028} \"", "n": 7 })).unwrap(),
             redacts: None,
             sent_ms: 1_700_000_000_000,
+            sticky_ms: None,
         };
         let (prev, auth) = ([an_id(2, version)], [an_id(3, version)]);
         let hashes = hashes(&[&prev, &auth]);

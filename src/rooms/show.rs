@@ -17,12 +17,13 @@ use crate::{
     rooms::{
         erased::Erased,
         event::{self, StoredEvent},
-        versions,
+        sticky, versions,
         view::RoomView,
         visibility::Reader,
     },
     schema,
-    schema::event_types::CREATE,
+    schema::delayed::NO_DEVICE,
+    schema::event_types::{CREATE, STICKY},
     schema::rooms::{EventRow, Membership, RoomRow},
     store::{Fault, Read},
 };
@@ -69,6 +70,10 @@ impl Viewer<'_> {
 pub struct Extras {
     /// The transaction id, for the device that sent the event.
     pub transaction_id: Option<String>,
+    /// For how many milliseconds more it is a sticky event (MSC4354).
+    pub sticky_left_ms: Option<u64>,
+    /// The id of the delayed event that it was (MSC4140), for its sender.
+    pub delay_id: Option<String>,
     /// The state event that this one replaced, and its id.
     pub replaces: Option<(StoredEvent, OwnedEventId)>,
     /// The event that redacted this one, as the viewer is shown it, if they may see it too.
@@ -103,6 +108,9 @@ pub(crate) fn write(
         None => event.json("content", row.json_of(spans.content)),
     }
     event.text("event_id", stored.id(room).as_str());
+    if let Some(sticky) = sticky::field(&row.json) {
+        event.json(STICKY, &*sticky);
+    }
     event.number("origin_server_ts", row.header.sent_ms);
     if let Some(target) = &target {
         event.text("redacts", target.as_str());
@@ -137,10 +145,16 @@ fn write_unsigned(unsigned: &mut Object, stored: &StoredEvent, viewer: &Viewer<'
     if let Some(relations) = &extras.relations {
         unsigned.json("m.relations", relations);
     }
+    if let Some(left_ms) = extras.sticky_left_ms {
+        unsigned.number("msc4354_sticky_duration_ttl_ms", left_ms);
+    }
     if let Some((replaced, _)) = &extras.replaces {
         unsigned.json("prev_content", replaced.row.json_of(replaced.row.header.spans.content));
         // This and `replaces_state` are not in the specification, but clients have always been given them.
         unsigned.json("prev_sender", replaced.row.json_of(replaced.row.header.spans.sender));
+    }
+    if let Some(delay_id) = &extras.delay_id {
+        unsigned.text("org.matrix.msc4140.delay_id", delay_id);
     }
     if let Some(redaction) = &extras.redacted_because {
         unsigned.json("redacted_because", redaction);
@@ -251,11 +265,16 @@ fn gather(
 ) -> Result<Extras, Fault> {
     let header = &stored.row.header;
     let mut extras = Extras::default();
-    if let (Some(sent_by), Some(device)) = (&header.sent_by, viewer.device)
-        && sent_by.device == device
+    if let Some(sent_by) = &header.sent_by
+        && (viewer.device == Some(sent_by.device) || sent_by.device == NO_DEVICE)
         && stored.row.sender() == viewer.user.as_str()
     {
-        extras.transaction_id = Some(sent_by.txn.clone());
+        let id = Some(sent_by.txn.clone());
+        let is_own = viewer.device == Some(sent_by.device);
+        (extras.transaction_id, extras.delay_id) = if is_own { (id, None) } else { (None, id) };
+    }
+    if sticky::field(&stored.row.json).is_some() {
+        extras.sticky_left_ms = sticky::left_ms(view.read, view.num, stored.order.anchor, viewer.now_ms)?;
     }
     if let Some(replaced) = header.replaces
         && let Some(replaced) = event::find_anywhere(view.read, view.num, replaced)?

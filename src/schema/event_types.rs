@@ -83,3 +83,6 @@ pub const THREAD: &str = "m.thread";
 pub const ANNOTATION: &str = "m.annotation";
 /// Relation: an event that speaks of another.
 pub const REFERENCE: &str = "m.reference";
+
+/// The field beside the content of an event that makes it sticky (MSC4354), by its unstable name.
+pub const STICKY: &str = "msc4354_sticky";

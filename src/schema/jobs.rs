@@ -67,6 +67,16 @@ pub enum Job {
         /// The room that is swept.
         room: RoomNum,
     },
+    /// Sends the events that a user has scheduled, when they are due.
+    SendDelayed {
+        /// The user who has scheduled them.
+        user: UserNum,
+    },
+    /// Judges sticky events of a room again that were soft-failed, and forgets those that are sticky no more.
+    TendSticky {
+        /// The room that has such events.
+        room: RoomNum,
+    },
     /// Fetches the state of a room that was joined without its members.
     CompleteState {
         /// The room of which a part of the state is known.
@@ -94,7 +104,7 @@ impl Job {
 
     /// Whether this version knows the kind of job that has this number.
     pub fn is_known(kind: u8) -> bool {
-        (1..=10).contains(&kind) || kind == 12
+        (1..=13).contains(&kind)
     }
 
     /// The number of its kind, for ever.
@@ -110,7 +120,9 @@ impl Job {
             Self::Sweep { .. } => 8,
             Self::CompleteState { .. } => Self::COMPLETE_STATE,
             Self::TakeLeftOut { .. } => 10,
-            Self::Expire { .. } => 12,
+            Self::SendDelayed { .. } => 11,
+            Self::TendSticky { .. } => 12,
+            Self::Expire { .. } => 13,
         }
     }
 
@@ -128,6 +140,8 @@ impl Job {
             Self::CompleteState { .. } => "complete_state",
             Self::TakeLeftOut { .. } => "take_left_out",
             Self::Expire { .. } => "expire",
+            Self::SendDelayed { .. } => "send_delayed",
+            Self::TendSticky { .. } => "tend_sticky",
         }
     }
 
@@ -159,6 +173,12 @@ impl Job {
             Self::TakeLeftOut { room } => {
                 format!("the state of room {room} lacks events that could not be checked when it was joined")
             }
+            Self::SendDelayed { user } => {
+                format!("events that user {user} has scheduled wait until the user schedules another one")
+            }
+            Self::TendSticky { room } => {
+                format!("rows of sticky events stay in room {room} until its next such event")
+            }
             Self::Sweep { room } => {
                 format!("events, states and keys that nothing needs stay in room {room} until its next event")
             }
@@ -169,10 +189,13 @@ impl Job {
         }
     }
 
-    /// Whether it is never given up: it sets its own timer again for ever, or a room is of little use without it.
+    /// Whether it is never given up: it sets its own timer again for ever, a room is of little use without it, or its user counts on
+    /// what is left of it.
     pub fn recurs(&self) -> bool {
         match self {
-            Self::TrimLog | Self::CompleteState { .. } | Self::Expire { .. } => true,
+            Self::TrimLog | Self::CompleteState { .. } | Self::SendDelayed { .. } | Self::Expire { .. } => {
+                true
+            }
             Self::TellRooms { .. }
             | Self::CarryOver { .. }
             | Self::ForgetOriginal { .. }
@@ -180,6 +203,7 @@ impl Job {
             | Self::ForgetSent { .. }
             | Self::Reunite { .. }
             | Self::Sweep { .. }
+            | Self::TendSticky { .. }
             | Self::TakeLeftOut { .. } => false,
         }
     }
@@ -188,7 +212,7 @@ impl Job {
     pub fn timer(&self, due_ms: u64) -> Timer {
         let (key, content) = match self {
             Self::TrimLog => (Vec::new(), Bytes::new()),
-            Self::TellRooms { user } | Self::SweepDevices { user } => {
+            Self::TellRooms { user } | Self::SweepDevices { user } | Self::SendDelayed { user } => {
                 (user.0.to_be_bytes().to_vec(), Bytes::new())
             }
             Self::CarryOver { user, room, moved } => {
@@ -200,8 +224,9 @@ impl Job {
             Self::Reunite { room }
             | Self::Sweep { room }
             | Self::CompleteState { room }
-            | Self::TakeLeftOut { room }
-            | Self::Expire { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
+            | Self::Expire { room }
+            | Self::TendSticky { room }
+            | Self::TakeLeftOut { room } => (room.0.to_be_bytes().to_vec(), Bytes::new()),
         };
         Timer { due_ms, kind: self.kind(), key, row: TimerRow { tries: 0, content } }
     }
@@ -231,7 +256,9 @@ impl Job {
             8 => Ok(Self::Sweep { room: RoomNum(number(0)?) }),
             9 => Ok(Self::CompleteState { room: RoomNum(number(0)?) }),
             10 => Ok(Self::TakeLeftOut { room: RoomNum(number(0)?) }),
-            12 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
+            11 => Ok(Self::SendDelayed { user: UserNum(number(0)?) }),
+            12 => Ok(Self::TendSticky { room: RoomNum(number(0)?) }),
+            13 => Ok(Self::Expire { room: RoomNum(number(0)?) }),
             _ => Err(Fault::Corrupt("a job is of an unknown kind")),
         }
     }
@@ -260,6 +287,8 @@ mod tests {
             Job::CompleteState { room: RoomNum(9) },
             Job::TakeLeftOut { room: RoomNum(9) },
             Job::Expire { room: RoomNum(9) },
+            Job::SendDelayed { user: UserNum(7) },
+            Job::TendSticky { room: RoomNum(9) },
         ];
         let mut kinds = Vec::new();
         for job in jobs {

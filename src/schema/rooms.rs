@@ -456,6 +456,29 @@ pub struct AliasRow {
     pub creator: String,
 }
 
+/// A sticky event (MSC4354).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StickyRow {
+    /// The event, which stands in the timeline.
+    pub event: EventNum,
+    /// Until when it is sticky, in milliseconds since the epoch.
+    pub until_ms: u64,
+}
+
+impl Value for StickyRow {
+    fn encode(&self, to: &mut Encoder) {
+        to.raw(&[1]);
+        to.varint(self.event.0);
+        to.varint(self.until_ms);
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Fault> {
+        let mut from = Decoder(&bytes);
+        expect_layout(&mut from, 1)?;
+        Ok(Self { event: EventNum(from.varint()?), until_ms: from.varint()? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

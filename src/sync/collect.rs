@@ -28,7 +28,7 @@ use crate::{
         shares::Shares,
         streams::{
             account_data::{self, Data},
-            receipts,
+            receipts, sticky,
             timeline::{self, Timeline},
             typing,
             unread::{self, Counts},
@@ -48,6 +48,8 @@ pub(crate) struct JoinedNews {
     pub(crate) summary: Option<Summary>,
     /// How far others have read, and the user on other devices.
     pub(crate) receipts: Vec<(ReceiptKey, ReceiptRow)>,
+    /// The sticky events that the timeline does not show.
+    pub(crate) sticky: Vec<StoredEvent>,
     /// The users who type now, if that changed.
     pub(crate) typing: Option<Vec<String>>,
     /// The account data that the user's clients keep for the room.
@@ -110,6 +112,7 @@ pub(crate) fn joined(
         (state::collect(room, &timeline, &changes, heroes)?, summary, is_other_summary)
     };
     let receipts = receipts::collect(room)?;
+    let sticky = sticky::collect(room, &timeline)?;
     let typing = typing::collect(room)?;
     let account_data = match place.standing {
         Standing::Returns(_) => account_data::of_room(window, room.row.id.as_str())?,
@@ -121,6 +124,7 @@ pub(crate) fn joined(
         || wants_any_state(room, &state)
         || is_other_summary
         || !receipts.is_empty()
+        || !sticky.is_empty()
         || typing.is_some()
         || wants_any_data(room, &account_data)
         || unread::is_news(room)?;
@@ -128,7 +132,7 @@ pub(crate) fn joined(
         return Ok(None);
     }
     let counts = unread::collect(room)?;
-    Ok(Some(JoinedNews { timeline, state, summary, receipts, typing, account_data, counts }))
+    Ok(Some(JoinedNews { timeline, state, summary, receipts, sticky, typing, account_data, counts }))
 }
 
 /// Whether the client wants any of these events of a room's state.

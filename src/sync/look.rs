@@ -48,8 +48,8 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
     let mut has_news = window.since.is_none() || window.ask.full_state;
     let (has_rooms, invites) = add_rooms(window, &mut changes, &mut data, &mut answer)?;
     has_news |= has_rooms;
-    // The client asks again at once for receipts that are left, whether or not it wants to hear of those told here.
-    has_news |= window.receipts_told_upto().is_some();
+    // The client asks again at once for receipts and sticky events that are left, whether or not it wants to hear of those told here.
+    has_news |= window.receipts_told_upto().is_some() || window.sticky_told_upto().is_some();
     let filter = &window.ask.filter.account_data;
     has_news |= data.push_rules.is_some()
         || data.by_room.get("").is_some_and(|data| data.iter().any(|(kind, _)| filter.wants_type(kind)));
@@ -71,6 +71,7 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
         inbox: inbox.told_upto,
         receipts: window.receipts_told_upto(),
         invites,
+        sticky: window.sticky_told_upto(),
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
     Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
@@ -88,8 +89,9 @@ fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
         also.extend(members::list_joined_rooms(read, user)?);
     }
     let caller = (user, window.ask.caller.user_id.as_str());
-    // Rooms with receipts that were left are looked at again.
-    Changes::find(read, caller, window.from.min(window.receipts_from()), window.upto, &also)
+    // Rooms with receipts or sticky events that were left are looked at again.
+    let from = window.from.min(window.receipts_from()).min(window.sticky_from());
+    Changes::find(read, caller, from, window.upto, &also)
 }
 
 /// Adds rooms in which nothing changed but the user's account data.

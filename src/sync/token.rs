@@ -1,7 +1,8 @@
 //! The token of `/sync` says how far a client has read the log, and how far it knows what is ephemeral.
 //!
 //! It reads `s{position}_{boot}_{ephemeral}`, then `_{inbox}` where messages to the device are behind, `_r{receipts}`
-//! where receipts are behind, `_i{invites}` where invitations are behind, and `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral counter (typing,
+//! where receipts are behind, `_i{invites}` where invitations are behind, `_k{sticky}` where sticky events are behind, and
+//! `_d{device}`. The position carries the store's incarnation in its high bits. The ephemeral counter (typing,
 //! presence) lives in memory and counts within one run of the server, which the boot id names; a client with a token of
 //! another run is told again what is current.
 
@@ -32,13 +33,16 @@ pub struct SyncToken {
     /// Invitations and knocks are told up to here, where that is less than `position` because there were too many for one
     /// answer.
     pub invites: Option<Position>,
+    /// Sticky events are told up to here in every room, where that is less than `position` because some room had too many for
+    /// one answer.
+    pub sticky: Option<Position>,
     /// The device that the token was given to, as [`SyncToken::mark`] names it. A token of another device confirms no
     /// messages, so that none is lost.
     pub device: Option<u32>,
 }
 
 /// A longer string is not read at all, because no token of this server has more bytes.
-const TOKEN_BYTES_MAX: usize = 128;
+const TOKEN_BYTES_MAX: usize = 160;
 
 impl SyncToken {
     /// Reads a token. Refuses a string that this server cannot have given: 400 `M_INVALID_PARAM`.
@@ -56,8 +60,8 @@ impl SyncToken {
         let boot = u32::try_from(number(parts.next()?, 16)?).ok()?;
         let ephemeral = number(parts.next()?, 10)?;
         let mut part = parts.next();
-        let (mut inbox, mut receipts, mut invites) = (None, None, None);
-        if let Some(text) = part.filter(|text| !text.starts_with(['d', 'i', 'r'])) {
+        let (mut inbox, mut receipts, mut invites, mut sticky) = (None, None, None, None);
+        if let Some(text) = part.filter(|text| !text.starts_with(['d', 'i', 'k', 'r'])) {
             inbox = Some(number(text, 10).and_then(Position::new)?);
             part = parts.next();
         }
@@ -69,11 +73,16 @@ impl SyncToken {
             invites = Some(number(text, 10).and_then(Position::new)?);
             part = parts.next();
         }
+        if let Some(text) = part.and_then(|text| text.strip_prefix('k')) {
+            sticky = Some(number(text, 10).and_then(Position::new)?);
+            part = parts.next();
+        }
         let mut device = None;
         if let Some(text) = part {
             device = Some(u32::try_from(number(text.strip_prefix('d')?, 16)?).ok()?);
         }
-        parts.next().is_none().then_some(Self { position, boot, ephemeral, inbox, receipts, invites, device })
+        let token = Self { position, boot, ephemeral, inbox, receipts, invites, sticky, device };
+        parts.next().is_none().then_some(token)
     }
 
     /// Makes the token valid for this run of the server and this state of the store. `clamp` says where a reader at a
@@ -98,6 +107,7 @@ impl SyncToken {
         let inbox = self.inbox.map(|inbox| inbox.min(position));
         let receipts = self.receipts.map(|receipts| receipts.min(position));
         let invites = self.invites.map(|invites| invites.min(position));
+        let sticky = self.sticky.map(|sticky| sticky.min(position));
         Ok(Self {
             position,
             boot: self.boot,
@@ -105,6 +115,7 @@ impl SyncToken {
             inbox,
             receipts,
             invites,
+            sticky,
             device: self.device,
         })
     }
@@ -126,6 +137,11 @@ impl SyncToken {
     /// The position up to which invitations and knocks were told.
     pub fn invites_position(&self) -> Position {
         self.invites.map_or(self.position, |invites| invites.min(self.position))
+    }
+
+    /// The position up to which sticky events were told in every room.
+    pub fn sticky_position(&self) -> Position {
+        self.sticky.map_or(self.position, |sticky| sticky.min(self.position))
     }
 
     /// A short hash that tells the tokens of different devices apart without revealing the device's number.
@@ -154,6 +170,7 @@ impl fmt::Display for SyncToken {
         self.inbox.map_or(Ok(()), |inbox| write!(f, "_{inbox}"))?;
         self.receipts.map_or(Ok(()), |receipts| write!(f, "_r{receipts}"))?;
         self.invites.map_or(Ok(()), |invites| write!(f, "_i{invites}"))?;
+        self.sticky.map_or(Ok(()), |sticky| write!(f, "_k{sticky}"))?;
         self.device.map_or(Ok(()), |device| write!(f, "_d{device:x}"))
     }
 }
@@ -184,6 +201,9 @@ mod tests {
             "s1_2_3_d1_r4",
             "s1_2_3_i",
             "s1_2_3_i4_r5",
+            "s1_2_3_k",
+            "s1_2_3_k4_i5",
+            "s1_2_3_d1_k4",
             "s1_2_3_4_d1_",
             "s-1_2_3",
             "s+1_2_3",
@@ -211,6 +231,7 @@ mod tests {
             inbox: Some(position(1200)),
             receipts: Some(position(1300)),
             invites: Some(position(1400)),
+            sticky: Some(position(1450)),
             device: Some(5),
         };
         let now = Position::first_of_incarnation(1).plus(20);
@@ -225,6 +246,7 @@ mod tests {
                 inbox: Some(position(1000)),
                 receipts: Some(position(1000)),
                 invites: Some(position(1000)),
+                sticky: Some(position(1000)),
                 device: Some(5)
             }
         );
@@ -242,6 +264,7 @@ mod tests {
             inbox: None,
             receipts: None,
             invites: None,
+            sticky: None,
             device: None,
         };
         assert!(token.settle(position(10), 7, |seen| seen).is_err());
@@ -259,12 +282,14 @@ mod tests {
             inbox in 0_u64..1 << 53,
             receipts in 0_u64..1 << 53,
             invites in 0_u64..1 << 53,
+            sticky in 0_u64..1 << 53,
             device: Option<u32>,
         ) {
             let behind = |told: u64| (told < number).then(|| position(told));
             let (inbox, receipts, invites) = (behind(inbox), behind(receipts), behind(invites));
+            let sticky = behind(sticky);
             let position = position(number);
-            let token = SyncToken { position, boot, ephemeral, inbox, receipts, invites, device };
+            let token = SyncToken { position, boot, ephemeral, inbox, receipts, invites, sticky, device };
             prop_assert_eq!(SyncToken::parse(&token.to_string()).unwrap(), token);
         }
 

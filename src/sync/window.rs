@@ -51,6 +51,7 @@ pub(crate) struct Window<'a> {
     timeline_bytes: Cell<usize>,
     looked_at: Cell<usize>,
     receipts_told_upto: Cell<Option<Position>>,
+    sticky_told_upto: Cell<Option<Position>>,
 }
 
 /// The parts of the server with which an answer is collected, beside the snapshot and the request.
@@ -118,6 +119,7 @@ impl<'a> Window<'a> {
             timeline_bytes: Cell::new(0),
             looked_at: Cell::new(0),
             receipts_told_upto: Cell::new(None),
+            sticky_told_upto: Cell::new(None),
         }
     }
 
@@ -186,6 +188,23 @@ impl<'a> Window<'a> {
     /// The position up to which this answer tells the receipts of every room, if some are left.
     pub(crate) fn receipts_told_upto(&self) -> Option<Position> {
         self.receipts_told_upto.get()
+    }
+
+    /// The position up to which the client was told sticky events in every room that it knows.
+    pub(crate) fn sticky_from(&self) -> Position {
+        self.since.map(|token| token.sticky_position()).unwrap_or_default()
+    }
+
+    /// Notes that this answer tells the sticky events of some room only up to a position, so that the next one goes on there.
+    pub(crate) fn leave_sticky_after(&self, position: Position) {
+        debug_assert!(position < self.upto, "sticky events are left above what is told");
+        let before = self.sticky_told_upto.get().unwrap_or(position);
+        self.sticky_told_upto.set(Some(before.min(position)));
+    }
+
+    /// The position up to which this answer tells the sticky events of every room, if some are left.
+    pub(crate) fn sticky_told_upto(&self) -> Option<Position> {
+        self.sticky_told_upto.get()
     }
 
     /// How many bytes the timeline of the next room may still have, and how many events may be looked at for it.

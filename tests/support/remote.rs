@@ -61,12 +61,26 @@ impl Remote {
     ) -> Built {
         let content: CanonicalJsonObject = serde_json::from_value(content).unwrap();
         let sent_ms = self.app.env.now_ms();
-        let draft = Draft { state_key: None, ..Draft::state(self.user.clone(), kind, "", content, sent_ms) };
-        let draft = Draft { state_key: state_key.map(str::to_owned), ..draft };
+        let draft = Draft::state(self.user.clone(), kind, "", content, sent_ms);
+        self.build_draft(signer, Draft { state_key: state_key.map(str::to_owned), ..draft }, prev)
+    }
+
+    /// A message of a type of the tests' own that is sticky for some time, on these events.
+    pub(crate) fn sticky(&self, body: &str, for_ms: u64, prev: &[OwnedEventId]) -> Received {
+        let content = serde_json::from_value(serde_json::json!({ "body": body })).unwrap();
+        let draft = Draft::state(self.user.clone(), "m.test", "", content, self.app.env.now_ms());
+        let draft = Draft { state_key: None, sticky_ms: Some(for_ms), ..draft };
+        let built = self.build_draft(self.app.rooms.signer(), draft, prev);
+        let row = rooms::require_row(&*self.app.store.snapshot(), self.room).unwrap();
+        Received::check(self.room, &row, built.hash, built.json).unwrap()
+    }
+
+    fn build_draft(&self, signer: &Signer, draft: Draft, prev: &[OwnedEventId]) -> Built {
         let snapshot = self.app.store.snapshot();
         let row = rooms::require_row(&*snapshot, self.room).unwrap();
         let rules = rooms::rules(&row).unwrap();
         let raw = draft.raw_content().unwrap();
+        let (kind, state_key) = (draft.event_type.as_str(), draft.state_key.as_deref());
         let needed =
             admit::needed_keys(&kind.into(), &self.user, state_key, &raw, &rules.authorization).unwrap();
         let is_implied = rules.authorization.room_create_event_id_as_room_id;

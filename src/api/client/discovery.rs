@@ -28,9 +28,14 @@ const VERSIONS: [&str; 22] = [
 ];
 
 /// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
-/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380).
-const UNSTABLE_FEATURES: [&str; 4] =
-    ["org.matrix.msc3874", "org.matrix.msc4155", "org.matrix.msc4380", "org.matrix.msc4380.stable"];
+/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), sticky events (MSC4354).
+const UNSTABLE_FEATURES: [&str; 5] = [
+    "org.matrix.msc3874",
+    "org.matrix.msc4155",
+    "org.matrix.msc4354",
+    "org.matrix.msc4380",
+    "org.matrix.msc4380.stable",
+];
 
 pub(crate) fn routes(r: &mut Routes) {
     r.maybe_client(versions).unlimited().guests(Guests::Yes);
@@ -47,6 +52,8 @@ pub(crate) async fn versions(
     response.unstable_features = UNSTABLE_FEATURES.map(|feature| (feature.to_owned(), true)).into();
     let keeps_redacted = app.config.rooms.redacted_events_kept_days > 0;
     response.unstable_features.insert("fi.mau.msc2815".to_owned(), keeps_redacted);
+    let sends_delayed = app.config.rooms.delayed_events_max > 0;
+    response.unstable_features.insert("org.matrix.msc4140".to_owned(), sends_delayed);
     Ok(response)
 }
 
@@ -81,6 +88,10 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
         "m.profile_fields": profile_fields,
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
+        "org.matrix.msc4140.delayed_events": {
+            "max_delay_ms": app.config.rooms.delay_max_ms(),
+            "max_scheduled": app.config.rooms.delayed_events_max,
+        },
         "org.matrix.msc4155.invite_permission_config_enforced": { "enabled": true },
     });
     Ok(RawJson(json!({ "capabilities": capabilities }).to_string().into()))

@@ -1,15 +1,22 @@
 //! The messages of a room: sending one, and reading pages of the timeline.
 
-use ruma::api::client::{
-    filter::RoomEventFilter,
-    message::{get_message_events, send_message_event},
+use ruma::{
+    EventId,
+    api::client::{
+        filter::RoomEventFilter,
+        message::{get_message_events, send_message_event},
+    },
 };
+use serde_json::json;
 
 use crate::{
     accounts::filters,
     api::{
         Routes,
-        client::relations::{direction, relation_filter},
+        client::{
+            delayed_events::{DELAY, query_number, require_delay, scheduled, sticky_ms},
+            relations::{direction, relation_filter},
+        },
         extract::Client,
         policy::{Body, Guests, KIB},
         raw::Raw,
@@ -21,6 +28,7 @@ use crate::{
         limits::Limit,
         remote::read_back,
         room::{
+            delayed::{self, Wanted},
             look::PageWanted,
             send::{self, Message},
         },
@@ -40,18 +48,26 @@ pub(crate) fn routes(r: &mut Routes) {
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 pub(crate) async fn send_message_event(
     app: App,
-    client: Client<send_message_event::v3::Request>,
-) -> Result<send_message_event::v3::Response> {
-    let request = client.request;
-    let message = Message {
-        room: request.room_id,
-        event_type: request.event_type.to_string(),
-        txn: request.txn_id.into(),
-        content: send::content(request.body.json().get())?,
-        redacts: None,
-    };
-    let event_id = send::send(&app, &client.caller, message).await?;
-    Ok(send_message_event::v3::Response::new(event_id))
+    client: Client<Raw<send_message_event::v3::Request>>,
+) -> Result<RawJson> {
+    let (delay_ms, sticky_ms) = (query_number(&client.request, DELAY)?, sticky_ms(&client.request)?);
+    let request = client.request.read()?;
+    let event_type = request.event_type.to_string();
+    let content = send::content(request.body.json().get())?;
+    if let Some(delay_ms) = delay_ms {
+        require_delay(&app, delay_ms, true)?;
+        let (room, txn) = (request.room_id, Some(request.txn_id.into()));
+        let wanted = Wanted { room, event_type, state_key: None, txn, content, delay_ms, sticky_ms };
+        return delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id));
+    }
+    let (room, txn) = (request.room_id, request.txn_id.into());
+    let message = Message { room, event_type, txn, content, redacts: None, sticky_ms };
+    send::send(&app, &client.caller, message).await.map(|event_id| sent(&event_id))
+}
+
+/// The answer to a request that has sent this event.
+pub(super) fn sent(event_id: &EventId) -> RawJson {
+    RawJson(json!({ "event_id": event_id }).to_string().into())
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`

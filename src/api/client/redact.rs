@@ -30,6 +30,7 @@ pub(crate) async fn redact_event(
         txn: request.txn_id.into(),
         content: reason.into_iter().collect(),
         redacts: Some(request.event_id),
+        sticky_ms: None,
     };
     let event_id = send::send(&app, &client.caller, message).await?;
     Ok(redact_event::v3::Response::new(event_id))

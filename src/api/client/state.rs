@@ -9,13 +9,28 @@ use ruma::{
 };
 
 use crate::{
-    api::{Routes, client::message::EVENT, extract::Client, policy::Guests, reply::RawJson},
+    api::{
+        Routes,
+        client::{
+            delayed_events::{DELAY, query_number, require_delay, scheduled, sticky_ms},
+            message::{EVENT, sent},
+        },
+        extract::Client,
+        policy::Guests,
+        raw::Raw,
+        reply::RawJson,
+    },
     error::Result,
     flows::{
         App,
         limits::{Limit, Source},
         membership,
-        room::{look, look::Whole, send},
+        room::{
+            delayed::{self, Wanted},
+            look,
+            look::Whole,
+            send::{self, Piece},
+        },
     },
 };
 
@@ -48,18 +63,24 @@ pub(crate) async fn get_state_event_for_key(
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
 pub(crate) async fn send_state_event(
     app: App,
-    client: Client<send_state_event::v3::Request>,
-) -> Result<send_state_event::v3::Response> {
-    let request = client.request;
+    client: Client<Raw<send_state_event::v3::Request>>,
+) -> Result<RawJson> {
+    let (delay_ms, sticky_ms) = (query_number(&client.request, DELAY)?, sticky_ms(&client.request)?);
+    let request = client.request.read()?;
     if request.event_type == StateEventType::RoomMember {
         // A change of membership counts as one here too, so that this endpoint does not get around the limit.
         app.limits.take(Limit::Membership, Source::User(client.caller.user))?;
     }
     let content = send::content(request.body.json().get())?;
     // `ts` is ignored: the time of an event may be set by application services only.
-    let kind = request.event_type.to_string();
-    let event_id =
-        membership::set_state(&app, &client.caller, &request.room_id, kind, request.state_key, content)
-            .await?;
-    Ok(send_state_event::v3::Response::new(event_id))
+    let (event_type, state_key) = (request.event_type.to_string(), request.state_key);
+    if let Some(delay_ms) = delay_ms {
+        require_delay(&app, delay_ms, true)?;
+        let (room, state_key) = (request.room_id, Some(state_key));
+        let wanted = Wanted { room, event_type, state_key, txn: None, content, delay_ms, sticky_ms };
+        return delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id));
+    }
+    let piece = Piece { event_type, state_key, content, sticky_ms };
+    let event_id = membership::set_state(&app, &client.caller, &request.room_id, piece).await?;
+    Ok(sent(&event_id))
 }

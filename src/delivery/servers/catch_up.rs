@@ -25,7 +25,7 @@ use crate::{
     rooms::{
         self,
         event::{self, StoredEvent},
-        members,
+        members, sticky,
     },
     schema,
     schema::rooms::RoomRow,
@@ -38,6 +38,8 @@ const TOLD_WHOLE_MAX: usize = 200;
 const LOOKED_AT_MAX: usize = 1_000;
 /// Bring at most this many events in one step.
 const EVENTS_MAX: usize = 1_000;
+/// Bring at most this many sticky events of a room where more was missed than is told whole.
+const STICKY_MAX: usize = 1_000;
 /// Bring events of at most about this many bytes in one step.
 const BYTES_MAX: usize = 4 << 20;
 
@@ -57,6 +59,7 @@ pub(super) fn plan(
     (us, server): (&OwnedServerName, &ServerName),
     marked: &[Mark<Subject, Position>],
     count: usize,
+    now_ms: u64,
 ) -> Result<Step, Fault> {
     let are_left = marked.len() > count;
     let mut step = Step { subjects: Vec::new(), events: Vec::new(), updates: Vec::new(), are_left };
@@ -72,7 +75,7 @@ pub(super) fn plan(
         }
         match mark.subject {
             Subject::Room(room) => {
-                for stored in of_room(read, (us, server), room, mark.place)? {
+                for stored in of_room(read, (us, server), room, mark.place, now_ms)? {
                     bytes += stored.row.json.len();
                     step.events.push(JsonOfPdu(stored.row.json));
                 }
@@ -120,6 +123,7 @@ fn of_room(
     (us, server): (&OwnedServerName, &ServerName),
     room: RoomNum,
     missed_from: Position,
+    now_ms: u64,
 ) -> Result<Vec<StoredEvent>, Fault> {
     // The room may have gone since.
     let Some(row) = rooms::find_row(read, room)? else { return Ok(Vec::new()) };
@@ -141,7 +145,10 @@ fn of_room(
         }
         let ((_, order), row) = event?;
         let stored = StoredEvent { order, row };
-        if event::is_ours_to_tell(&stored.row, us) && is_told(read, room, &stored, server)? {
+        let is_told = event::is_ours_to_tell(&stored.row, us)
+            && (is_told(read, room, &stored, server)?
+                || is_told_sticky(read, room, (us, server), &stored, now_ms)?);
+        if is_told {
             ours.push(stored);
         }
     }
@@ -167,6 +174,17 @@ fn of_room(
         let last = find_last(read, room, (us, server), |_| true)?;
         heads.extend(last.or_else(|| ours.pop()));
     }
+    // However much was missed, sticky events are told as long as they are sticky.
+    let span = (missed_from.before(), Position::MAX);
+    for (_, row) in sticky::list(read, room, span, now_ms, STICKY_MAX)? {
+        if let Some(stored) = event::find(read, room, row.event)?
+            && event::is_of(&stored.row.sender(), us.as_str())
+            && !heads.iter().any(|head| head.order == stored.order)
+        {
+            heads.push(stored);
+        }
+    }
+    heads.sort_by_key(|stored| stored.order);
     Ok(heads)
 }
 
@@ -176,6 +194,19 @@ fn was_only_named(read: &Snapshot, room: RoomNum, row: &RoomRow, server: &Server
     let Some(left) = members::server_left_at(read, room, server.as_str())? else { return Ok(false) };
     let is_by_filling = row.filled_at.is_some_and(|filled_at| left.anchor <= filled_at);
     Ok(is_by_filling && schema::TIMELINE.get(read, (room, left))?.is_none())
+}
+
+/// Whether a server that came into the room after an event is told it, because one of our users sent it and it is still sticky.
+fn is_told_sticky(
+    read: &Snapshot,
+    room: RoomNum,
+    (us, server): (&OwnedServerName, &ServerName),
+    stored: &StoredEvent,
+    now_ms: u64,
+) -> Result<bool, Fault> {
+    Ok(event::is_of(&stored.row.sender(), us.as_str())
+        && sticky::left_ms(read, room, stored.order.anchor, now_ms)?.is_some()
+        && members::is_server_joined(read, room, server.as_str())?)
 }
 
 /// Finds the last event of ours that a server is to be told and that is such a one. A server that is not in the room any more is told

@@ -254,6 +254,26 @@ impl Planner {
         Ok(servers)
     }
 
+    /// The server that an event brings into a room in which it had nobody: it is told what its predecessors know and nobody else tells it.
+    pub(super) fn newcomer(
+        &self,
+        read: &Snapshot,
+        room: RoomNum,
+        stored: &StoredEvent,
+    ) -> Result<Option<OwnedServerName>, Fault> {
+        if stored.membership() != Some(Membership::Join) {
+            return Ok(None);
+        }
+        let user = stored.row.state_key();
+        let user = user.as_deref().and_then(|user| <&UserId>::try_from(user).ok());
+        let Some(server) = user.map(UserId::server_name).filter(|server| self.may_tell(server)) else {
+            return Ok(None);
+        };
+        let before = Around::of(read, room, stored)?.before;
+        let was_in = members::was_server_joined(read, room, before, server.as_str())?;
+        Ok((!was_in).then(|| server.to_owned()))
+    }
+
     fn may_tell(&self, server: &ServerName) -> bool {
         *server != *self.us && self.client.caller().servers().allows(server)
     }

@@ -25,7 +25,7 @@ use crate::{
     rooms::{
         self,
         event::{self, StoredEvent},
-        members,
+        members, sticky,
     },
     schema::{
         self,
@@ -192,6 +192,12 @@ fn list_news(
                         news.push((servers, News::Kept { subject: Subject::Room(*room), at: *position }));
                     }
                 }
+                if let Some(server) = planner.newcomer(snapshot, *room, &stored)? {
+                    let server = List::from([server]);
+                    for at in list_own_sticky(shared, snapshot, *room, *position)? {
+                        news.push((List::clone(&server), News::Kept { subject: Subject::Room(*room), at }));
+                    }
+                }
                 // The devices are ours to tell also where another server tells of the join.
                 if let Some(user) = find_joined(shared, snapshot, *room, &stored)? {
                     let servers = planner.announce_to(snapshot, user, *room)?;
@@ -264,6 +270,25 @@ fn list_news(
         }
     }
     Ok(news)
+}
+
+/// Lists the places of the sticky events of our users from before a position. A server that comes into the room then is told all of
+/// them, for no other server may tell it those (MSC4354).
+fn list_own_sticky(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    room: RoomNum,
+    before: Position,
+) -> Result<Vec<Position>, Fault> {
+    let mut own = Vec::new();
+    let span = (Position::ZERO, before.before());
+    for (position, row) in sticky::list(snapshot, room, span, shared.env.now_ms(), usize::MAX)? {
+        let stored = event::find(snapshot, room, row.event)?;
+        if stored.is_some_and(|stored| event::is_of(&stored.row.sender(), shared.us.as_str())) {
+            own.push(position);
+        }
+    }
+    Ok(own)
 }
 
 /// Lists the rooms that a user of ours is in and was in at a position. Whoever came to share a room with the user after a change of devices

@@ -278,7 +278,14 @@ async fn bring_up_to_date(
         let marked = catch_up::list_marks(&owned.store.view(), &to, SUBJECTS_AT_ONCE)?;
         drop(board);
         let snapshot = owned.store.snapshot();
-        Ok(catch_up::plan(&snapshot, &owned.client, (&owned.us, &to), &marked, SUBJECTS_AT_ONCE)?)
+        Ok(catch_up::plan(
+            &snapshot,
+            &owned.client,
+            (&owned.us, &to),
+            &marked,
+            SUBJECTS_AT_ONCE,
+            owned.env.now_ms(),
+        )?)
     };
     let step = shared.env.blocking(plan).await?;
     tracing::debug!(%server, marks = step.subjects.len(), events = step.events.len(), "another server is brought up to date");

@@ -8,6 +8,7 @@ use crate::{
     flows::{App, account::log_out, jobs, write},
     ids::UserNum,
     push::rules,
+    rooms::delayed,
     schema::jobs::Job,
 };
 
@@ -24,6 +25,7 @@ pub(crate) async fn deactivate(app: &App, user: UserNum, user_id: OwnedUserId, e
         profiles::delete_all(batch, user);
         rules::delete_all(batch, user);
         presence::kept::forget(batch, user);
+        delayed::delete_all(batch, user);
         Ok((swept, jobs::promise(app, batch, &Job::TellRooms { user })))
     })
     .await?;

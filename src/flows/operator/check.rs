@@ -53,13 +53,16 @@ fn checks() -> Vec<RowCheck> {
 fn job(read: &Snapshot, job: &Job, doubts: &mut Doubts) -> Result<(), Fault> {
     let (user, room) = match job {
         Job::TrimLog => (None, None),
-        Job::TellRooms { user } | Job::SweepDevices { user } => (Some(*user), None),
+        Job::TellRooms { user } | Job::SweepDevices { user } | Job::SendDelayed { user } => {
+            (Some(*user), None)
+        }
         Job::CarryOver { user, room, .. } => (Some(*user), Some(*room)),
         Job::ForgetOriginal { room, .. }
         | Job::ForgetSent { room, .. }
         | Job::Reunite { room }
         | Job::TakeLeftOut { room }
         | Job::Expire { room }
+        | Job::TendSticky { room }
         | Job::Sweep { room }
         | Job::CompleteState { room } => (None, Some(*room)),
     };

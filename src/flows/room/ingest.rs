@@ -10,6 +10,7 @@ pub mod fill;
 pub(crate) mod outliers;
 pub(crate) mod reunite;
 pub(crate) mod revise;
+pub(crate) mod sticky;
 pub(crate) mod sweep;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -351,6 +352,7 @@ async fn merge_heads(app: &App, room: RoomNum) -> Result<()> {
                 content: CanonicalJsonObject::new(),
                 redacts: None,
                 sent_ms,
+                sticky_ms: None,
             };
             let added = policy::approve(change, signer.server(), &author, draft)
                 .and_then(|approved| approved.add(change, &signer));

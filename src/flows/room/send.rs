@@ -13,11 +13,12 @@ use crate::{
     },
     rooms::{
         build::Draft,
-        change::Txn,
+        change::{Change, Txn},
         event,
         policy::{self, Author},
     },
     schema::event_types::{MEMBER, REDACTION, TOMBSTONE},
+    store::timer::Timer,
 };
 
 /// A message or redaction that a client sends with a transaction id.
@@ -33,6 +34,8 @@ pub(crate) struct Message {
     pub(crate) content: CanonicalJsonObject,
     /// The event that it redacts, if it is a redaction.
     pub(crate) redacts: Option<OwnedEventId>,
+    /// For how many milliseconds the event is to be sticky, if it is to be so.
+    pub(crate) sticky_ms: Option<u64>,
 }
 
 /// Reads the content of an event. Errors: 400 `M_BAD_JSON` for JSON that is not canonical (floats, integers beyond 2^53 - 1).
@@ -44,12 +47,18 @@ pub(crate) fn content(json: &str) -> Result<CanonicalJsonObject, Refusal> {
 /// A transaction id has at most this many bytes, here as for messages to devices.
 const TXN_BYTES_MAX: usize = 255;
 
+/// Refuses a transaction id that is empty or too long: 400 `M_INVALID_PARAM`.
+pub(crate) fn require_txn(txn: &str) -> Result<()> {
+    if txn.is_empty() || txn.len() > TXN_BYTES_MAX {
+        return Err(Refusal::invalid_param("`txnId` has from 1 to 255 bytes.").into());
+    }
+    Ok(())
+}
+
 /// Sends a message event. It is sent once, however often the request comes with the same transaction id.
 pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result<OwnedEventId> {
     let room = commit::require_num(app, &message.room)?;
-    if message.txn.is_empty() || message.txn.len() > TXN_BYTES_MAX {
-        return Err(Refusal::invalid_param("`txnId` has from 1 to 255 bytes.").into());
-    }
+    require_txn(&message.txn)?;
     let endpoint = match &message.redacts {
         Some(target) => format!("redact/{target}"),
         None => format!("send/{}", message.event_type),
@@ -67,6 +76,7 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
         content: message.content,
         redacts,
         sent_ms: app.env.event_ms(),
+        sticky_ms: message.sticky_ms,
     };
     let author = Author::from(caller);
     let signer = app.rooms.signer().clone();
@@ -85,42 +95,69 @@ pub(crate) async fn send(app: &App, caller: &Caller, message: Message) -> Result
 }
 
 /// The event that a redaction redacts if it was sent like any message. Its content names the event, in every room version.
-fn redacts_of(content: &CanonicalJsonObject) -> Result<Option<OwnedEventId>, Refusal> {
+pub(crate) fn redacts_of(content: &CanonicalJsonObject) -> Result<Option<OwnedEventId>, Refusal> {
     let Some(target) = content.get("redacts") else { return Ok(None) };
     let target = target.as_str().and_then(|id| OwnedEventId::try_from(id).ok());
     target.map(Some).ok_or_else(|| Refusal::bad_json("`redacts` is not an event id."))
 }
 
-/// Sets a piece of a room's state. Setting the content that is set already changes nothing, and answers the event that is there.
-/// Member events are set by [`membership`].
+/// A piece of a room's state that a client sets.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    /// The type of the event.
+    pub(crate) event_type: String,
+    /// The state key of the event.
+    pub(crate) state_key: String,
+    /// The content as the client wrote it.
+    pub(crate) content: CanonicalJsonObject,
+    /// For how many milliseconds the event is to be sticky, if it is to be so.
+    pub(crate) sticky_ms: Option<u64>,
+}
+
+/// Sets a piece of a room's state. Setting the content that is set already changes nothing, and answers the event that is there,
+/// unless the new one is to be sticky. Member events are set by [`membership`].
 pub(crate) async fn set_state(
     app: &App,
     caller: &Caller,
     room_id: &RoomId,
-    event_type: String,
-    state_key: String,
-    content: CanonicalJsonObject,
+    piece: Piece,
 ) -> Result<OwnedEventId> {
+    let Piece { event_type, state_key, content, sticky_ms } = piece;
     if event_type == MEMBER {
         return membership::set(app, caller, room_id, state_key, content).await;
     }
     let room = commit::require_num(app, room_id)?;
     let author = Author::from(caller);
     let draft = Draft::state(caller.user_id.clone(), &event_type, &state_key, content, app.env.event_ms());
-    let (owned, signer) = (app.clone(), app.rooms.signer().clone());
-    let replaces_room = event_type == TOMBSTONE && state_key.is_empty();
+    let draft = Draft { sticky_ms, ..draft };
+    let owned = app.clone();
     presence::note_active(app, caller);
-    let (event_id, promised) = own_events::in_room(app, room, move |change| {
-        let approved = policy::approve(change, signer.server(), &author, draft)?;
-        if let Some(same) = approved.find_same(change)? {
-            return Ok((same, None));
-        }
-        let event_id = approved.add(change, &signer)?.id(&change.row);
-        let promised =
-            if replaces_room { carry_over::promise_to_author(&owned, change, author.user)? } else { None };
-        Ok((event_id, promised))
-    })
-    .await?;
+    let (event_id, promised) =
+        own_events::in_room(app, room, move |change| add_state(&owned, change, &author, draft, None)).await?;
     jobs::keep(app, promised).await?;
     Ok(event_id)
+}
+
+/// Adds a state event to a room, by a transaction where it has one, and promises what follows from it. Nothing is added where exactly
+/// this is set already.
+pub(crate) fn add_state(
+    app: &App,
+    change: &mut Change,
+    author: &Author,
+    draft: Draft,
+    txn: Option<&Txn>,
+) -> Result<(OwnedEventId, Option<Timer>)> {
+    let signer = app.rooms.signer();
+    let replaces_room = draft.event_type == TOMBSTONE && draft.state_key.as_deref() == Some("");
+    let approved = policy::approve(change, signer.server(), author, draft)?;
+    if let Some(same) = approved.find_same(change)? {
+        return Ok((same, None));
+    }
+    let stored = match txn {
+        Some(txn) => approved.add_once(change, signer, txn)?,
+        None => approved.add(change, signer)?,
+    };
+    let promised =
+        if replaces_room { carry_over::promise_to_author(app, change, author.user)? } else { None };
+    Ok((stored.id(&change.row), promised))
 }

@@ -95,8 +95,9 @@ pub(crate) async fn upgrade(
     };
     if let Some(content) = canonical {
         let (event_type, state_key) = (CANONICAL_ALIAS.to_owned(), String::new());
+        let piece = send::Piece { event_type, state_key, content, sticky_ms: None };
         // The aliases name the new room by now, whatever becomes of this.
-        if let Err(error) = send::set_state(app, caller, &new, event_type, state_key, content).await {
+        if let Err(error) = send::set_state(app, caller, &new, piece).await {
             tracing::info!(room = %old.num, %new, %error, "a new room gets no canonical alias");
         }
     }

@@ -48,6 +48,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
         txn: "1".to_owned(),
         content: Default::default(),
         redacts: None,
+        sticky_ms: None,
     };
     let txn = <&TransactionId>::from("1");
     let name = Some("name".to_owned());

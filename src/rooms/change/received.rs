@@ -45,6 +45,7 @@ use crate::{
         resolve::{Attempt, NotResolved, Question, Resolving, Settled},
         rules,
         state::{self, Sketch},
+        sticky,
     },
     schema,
     schema::{
@@ -255,7 +256,21 @@ impl Change {
                 tracing::debug!(room = %self.num, event = %event.id, why, "an event waits, because a join left out what the room's state says of it");
                 Outcome::Unknown
             }
-            Verdict::SoftFail(why) => self.put_aside(received, taken, &standpoint, why, false)?,
+            Verdict::SoftFail(why) => {
+                let outcome = self.put_aside(received, taken, &standpoint, why, false)?;
+                if let Outcome::Aside(num, _) = &outcome {
+                    let sent_ms = u64::from(event.sent.0);
+                    let said = (&**received.json(), sent_ms);
+                    sticky::note_soft_failed(
+                        &mut self.batch,
+                        self.num,
+                        (*num, event.sender.as_str()),
+                        said,
+                        now_ms,
+                    )?;
+                }
+                outcome
+            }
             Verdict::Reject(why) => self.put_aside(received, taken, &standpoint, why, true)?,
             Verdict::Need { auth, prev } => Outcome::Need { auth, prev },
             Verdict::Unknown => Outcome::Unknown,

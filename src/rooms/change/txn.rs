@@ -19,6 +19,8 @@ use crate::{
 
 /// The endpoint of the transactions by which the server itself takes guests out of a room that closed to them.
 pub const GUESTS: &str = "guests";
+/// The endpoint of the transactions by which the server sends delayed events; the id of each is that of the delayed event.
+pub const DELAYED: &str = "delayed";
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// A transaction is remembered on its own day and for this many days more, because no client retries for longer.

@@ -184,6 +184,7 @@ fn is_known_by_transaction(
         Some(format!("send/{}", row.event_type())),
         redacts.map(|id| format!("redact/{id}")),
         Some(txn::GUESTS.to_owned()),
+        Some(txn::DELAYED.to_owned()),
     ];
     for endpoint in endpoints.into_iter().flatten() {
         let key = (num, by.day, user, by.device, endpoint.as_str(), by.txn.as_str());

@@ -10,7 +10,7 @@ use crate::{
         receipts,
         show::{self, Extras},
     },
-    schema::event_types::{PRESENCE, PUSH_RULES, RECEIPT, TYPING},
+    schema::event_types::{PRESENCE, PUSH_RULES, RECEIPT, STICKY, TYPING},
     schema::{accounts::WrittenRow, encryption::KeyCounts},
     store::Fault,
     sync::{
@@ -80,6 +80,9 @@ impl<'a, 'w> Answer<'a, 'w> {
                 }
             });
             write_events(answer, "account_data", |list| write_room_data(list, room, &news.account_data));
+            if !news.sticky.is_empty() {
+                write_events(answer, STICKY, |list| write_sticky(list, room, &news.sticky))?;
+            }
             write_counts(window, &news.counts, answer);
             Ok(())
         })
@@ -183,6 +186,14 @@ impl<'a, 'w> Answer<'a, 'w> {
         answer.texts("device_unused_fallback_key_types", &keys.unused_fallback);
         answer.finish().into()
     }
+}
+
+/// Writes sticky events, each with what refers to it.
+fn write_sticky(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredEvent]) -> Result<(), Fault> {
+    for stored in events {
+        list.json(&show::show(room.view(), stored, &room.viewer(), None)?);
+    }
+    Ok(())
 }
 
 fn write_room_data(list: &mut List<'_>, room: &RoomWindow<'_, '_>, data: &Data) {

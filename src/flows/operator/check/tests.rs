@@ -170,6 +170,8 @@ async fn a_house() -> Fixture {
     send("4", hail).await;
     let reaction = json!({ "rel_type": "m.annotation", "event_id": said, "key": "+" });
     fixture.own("PUT", &format!("rooms/{room}/send/m.reaction/7"), json!({ "m.relates_to": reaction })).await;
+    let sticky = format!("rooms/{room}/send/m.test/11?org.matrix.msc4354.sticky_duration_ms=3600000");
+    fixture.own("PUT", &sticky, json!({})).await;
     let wrong = send("5", json!({ "msgtype": "m.text", "body": "wrong" })).await;
     fixture.own("PUT", &format!("rooms/{room}/redact/{wrong}/6"), json!({})).await;
     fixture.own("POST", &format!("rooms/{room}/receipt/m.read/{said}"), json!({})).await;
@@ -181,6 +183,14 @@ async fn a_house() -> Fixture {
         fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "one" })).await;
     fixture.own("PUT", &format!("rooms/{room}/redact/{}/8", text(&topic, "event_id")), json!({})).await;
     fixture.own("PUT", &format!("rooms/{room}/state/m.room.topic"), json!({ "topic": "two" })).await;
+    let later = async |txn: &str| {
+        let path = format!("rooms/{room}/send/m.test/{txn}?org.matrix.msc4140.delay=86400000");
+        text(&fixture.own("PUT", &path, json!({})).await, "delay_id")
+    };
+    later("9").await;
+    let delayed = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events";
+    let cancel = format!("{delayed}/{}/cancel", later("10").await);
+    fixture.ask("POST", &cancel, &fixture.token, json!({})).await;
     fixture.own("POST", "register", register("carol")).await;
     let token = crate::schema::accounts::RegistrationTokenRow::default();
     fixture.write(|batch| {
@@ -249,6 +259,7 @@ fn add_what_only_other_servers_make(fixture: &Fixture) {
         schema::ASIDE.put(batch, (room, number), &aside);
         let counted = crate::schema::rooms::AsideCount { count: 1, ..Default::default() };
         schema::ASIDE_COUNT.put(batch, room, &counted);
+        schema::STICKY_ASIDE.put(batch, (room, "@carol:elsewhere.example", number), &u64::MAX);
         let waiting = crate::schema::rooms::RedactionWaitingRow { by_power: true };
         schema::REDACTION_WAITING.put(batch, (room, &[7; 32].into(), number), &waiting);
         schema::RELATION_WAITING.put(batch, (room, &[8; 32].into(), number), &());
@@ -384,6 +395,7 @@ const MAY_BE_LOST: &[&str] = &[
     "SERVER_KEYS",
     "SIGNING_KEYS",
     "STAGE",
+    "STICKY_ASIDE",
     "TIMER",
     "TO_DEVICE_TXN_LOG",
     "UNREAD",

@@ -72,7 +72,7 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
     while commit::in_room(app, room, release).await? {}
     // References changed their meaning, so that the results of resolutions that name them hold no more.
     app.rooms.resolver().recent().forget(room);
-    let mut asking = Asking { app, room, worked: None, answers: 0 };
+    let mut asking = Asking::of(app, room);
     let (mut from, mut passes, mut is_changed) = (EventNum(0), 1, false);
     loop {
         let (owned, loaded) = (app.clone(), asking.loaded());
@@ -84,7 +84,7 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
         let revision = turn.await?;
         is_changed |= revision.is_changed;
         if from != revision.next {
-            asking.answers = 0;
+            asking.begin_anew();
         }
         from = revision.next;
         asking.work_out(revision.asks).await?;
@@ -117,20 +117,31 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
 }
 
 /// Works out answers beside the room's turns, each for the turn that follows.
-struct Asking<'a> {
+pub(super) struct Asking<'a> {
     app: &'a App,
     room: RoomNum,
     worked: Option<Worked<'a>>,
     answers: usize,
 }
 
-impl Asking<'_> {
-    fn loaded(&self) -> Option<Arc<crate::rooms::resolve::Loaded>> {
+impl<'a> Asking<'a> {
+    /// Nothing was worked out yet.
+    pub(super) fn of(app: &'a App, room: RoomNum) -> Self {
+        Self { app, room, worked: None, answers: 0 }
+    }
+
+    /// Notes that the next question is about something else than the ones before.
+    pub(super) fn begin_anew(&mut self) {
+        self.answers = 0;
+    }
+
+    /// The events that were read for the last answer.
+    pub(super) fn loaded(&self) -> Option<Arc<crate::rooms::resolve::Loaded>> {
         self.worked.as_ref().map(|worked| Arc::clone(&worked.loaded))
     }
 
     /// Works out the answer to a question, if there is one. Errors: [`Error::Busy`] where it cannot be had now.
-    async fn work_out(&mut self, question: Option<Settled>) -> Result<()> {
+    pub(super) async fn work_out(&mut self, question: Option<Settled>) -> Result<()> {
         // The events that were read are of use for one turn only, and dropping them lets others work something out.
         self.worked = None;
         let Some(question) = question else { return Ok(()) };

@@ -237,6 +237,24 @@ impl Change {
         Ok(())
     }
 
+    /// Judges an event again that was soft-failed by the state of then: where the state of now allows it, it becomes part of the room.
+    /// Gives what must come first, if anything must; an event that is not soft-failed stays as it is.
+    pub fn reconsider<'r>(
+        &mut self,
+        event: EventNum,
+        resolving: impl Into<Resolving<'r>>,
+        now_ms: u64,
+    ) -> Result<Option<Step>> {
+        if schema::PLACE.get(&self.batch, (self.num, event))? != Some(Place::Aside) {
+            return Ok(None);
+        }
+        let aside = schema::ASIDE.get(&self.batch, (self.num, event))?;
+        let Some(aside) = aside.filter(|aside| !aside.rejected) else { return Ok(None) };
+        let stored = StoredEvent { order: Order::MIN, row: aside.row.clone() };
+        let parsed = StateEvent::read(&self.row, &stored)?;
+        self.accept_after_all(aside, &parsed.parsed, resolving.into(), now_ms)
+    }
+
     /// Takes in an event that was rejected by a part of the state, and that the whole state allows.
     fn accept_after_all(
         &mut self,

@@ -391,6 +391,7 @@ mod tests {
             content: serde_json::from_value(content).unwrap(),
             redacts: None,
             sent_ms: 1_700_000_000_000,
+            sticky_ms: None,
         };
         let room = room(version);
         let (prev, auth) = ([an_id(2, version)], [an_id(3, version)]);

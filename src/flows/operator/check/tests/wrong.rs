@@ -19,13 +19,15 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 15] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
     include_str!("../../../../accounts/check.rs"),
     include_str!("../../../../rooms/check.rs"),
+    include_str!("../../../../rooms/check/delayed.rs"),
     include_str!("../../../../rooms/check/events.rs"),
+    include_str!("../../../../rooms/check/sticky.rs"),
     include_str!("../../../../rooms/relations/check.rs"),
     include_str!("../../../../rooms/state/check.rs"),
     include_str!("../../../../rooms/state/check/staged.rs"),

@@ -149,8 +149,9 @@ impl Fixture {
 
     async fn set(&self, key: &str, number: u64) -> Result<()> {
         let content = serde_json::from_value(json!({ "n": number })).unwrap();
-        let set = send::set_state(self.app(), &self.alice, &self.id, "x".to_owned(), key.to_owned(), content);
-        set.await.map(drop)
+        let piece =
+            send::Piece { event_type: "x".to_owned(), state_key: key.to_owned(), content, sticky_ms: None };
+        send::set_state(self.app(), &self.alice, &self.id, piece).await.map(drop)
     }
 
     async fn say(&self, txn: &str) {
@@ -160,6 +161,7 @@ impl Fixture {
             txn: txn.to_owned(),
             content: serde_json::from_value(json!({ "body": "hello" })).unwrap(),
             redacts: None,
+            sticky_ms: None,
         };
         send::send(self.app(), &self.alice, message).await.unwrap();
     }

@@ -1,0 +1,268 @@
+//! Delayed events (MSC4140): scheduling an event, looking up what is scheduled, and sending, cancelling or restarting it.
+//!
+//! The endpoints follow the proposal of July 2026. Clients that follow an older one name the delay in the query of `/send` and `/state`,
+//! and the action in a body.
+
+use http::Method;
+use ruma::{OwnedRoomId, api::error::ErrorKind};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use crate::{
+    api::{
+        Routes,
+        client::message::EVENT,
+        extract::{Client, Endpoint},
+        policy::{Body, Guests, KIB},
+        raw::Raw,
+        reply::RawJson,
+    },
+    error::{Refusal, Result},
+    flows::{
+        App,
+        limits::{Limit, Source},
+        room::{
+            delayed::{self, Action, Wanted},
+            send,
+        },
+    },
+    rooms,
+    schema::delayed::{DelayedOutcome, DelayedRow},
+};
+
+/// The parameter of the query by which older clients delay an event: milliseconds.
+pub(super) const DELAY: &str = "org.matrix.msc4140.delay";
+/// The parameter of the query that makes an event sticky (MSC4354): milliseconds.
+const STICKY_DURATION: &str = "org.matrix.msc4354.sticky_duration_ms";
+/// An event is sticky for at most this many milliseconds, by the proposal.
+const STICKY_MS_MAX: u64 = 60 * 60 * 1000;
+
+pub(crate) fn routes(r: &mut Routes) {
+    r.client(schedule).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+    r.client(list).limit(Limit::Read).guests(Guests::Yes);
+    r.client(look_up).limit(Limit::Read).guests(Guests::Yes);
+    r.client(act).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
+    r.client(send_now).limit(Limit::Send).guests(Guests::Yes).body(Body::Json(KIB));
+    r.client(cancel).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
+    r.client(restart).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(KIB));
+}
+
+/// Declares an endpoint of the proposal, which ruma does not know in this form.
+macro_rules! endpoint {
+    ($(#[$doc:meta])* $name:ident, $method:ident, $path:literal) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl Endpoint for $name {
+            fn method() -> Method {
+                Method::$method
+            }
+
+            fn paths() -> Vec<&'static str> {
+                vec![concat!("/_matrix/client/unstable/org.matrix.msc4140/", $path)]
+            }
+        }
+    };
+}
+
+endpoint!(
+    /// The endpoint by which an event is scheduled.
+    Schedule, PUT, "rooms/{room_id}/delayed_event/{event_type}/{txn_id}"
+);
+endpoint!(
+    /// The endpoint that lists what is scheduled.
+    List, GET, "delayed_events"
+);
+endpoint!(
+    /// The endpoint that shows one delayed event.
+    LookUp, GET, "delayed_events/{delay_id}"
+);
+endpoint!(
+    /// The endpoint of older clients, whose body names the action.
+    Act, POST, "delayed_events/{delay_id}"
+);
+endpoint!(
+    /// The endpoint that has an event sent at once.
+    SendNow, POST, "delayed_events/{delay_id}/send"
+);
+endpoint!(
+    /// The endpoint that has an event never sent.
+    Cancel, POST, "delayed_events/{delay_id}/cancel"
+);
+endpoint!(
+    /// The endpoint that begins the delay of an event anew.
+    Restart, POST, "delayed_events/{delay_id}/restart"
+);
+
+/// Reads a parameter of the query that is a number of milliseconds. Refuses anything else: 400 `M_INVALID_PARAM`.
+pub(super) fn query_number<E>(request: &Raw<E>, name: &str) -> Result<Option<u64>> {
+    let Some(text) = request.query(name) else { return Ok(None) };
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // A number that no delay could have is as good as the largest one, which is refused with the bound.
+    let number = if is_number { Some(text.parse().unwrap_or(u64::MAX)) } else { None };
+    number.map(Some).ok_or_else(|| {
+        Refusal::invalid_param(format!("`{name}` must be a whole number of milliseconds.")).into()
+    })
+}
+
+/// Reads for how long an event is to be sticky. Refuses more than an hour: 400 `M_INVALID_PARAM`.
+pub(super) fn sticky_ms<E>(request: &Raw<E>) -> Result<Option<u64>> {
+    let sticky_ms = query_number(request, STICKY_DURATION)?;
+    if sticky_ms.is_some_and(|sticky_ms| sticky_ms > STICKY_MS_MAX) {
+        let why = format!("`{STICKY_DURATION}` must be at most {STICKY_MS_MAX}, which is an hour.");
+        return Err(Refusal::invalid_param(why).into());
+    }
+    Ok(sticky_ms)
+}
+
+/// Refuses a delay that is not within its bounds, in the form of the proposal of now or, for `older` clients, of the older one.
+pub(super) fn require_delay(app: &App, delay_ms: u64, older: bool) -> Result<()> {
+    let max_ms = app.config.rooms.delay_max_ms();
+    if app.config.rooms.delayed_events_max == 0 {
+        return Err(Refusal::forbidden("This server does not let its users schedule events.").into());
+    }
+    if delay_ms == 0 {
+        return Err(Refusal::invalid_param("The delay must be more than 0 milliseconds.").into());
+    }
+    if delay_ms <= max_ms {
+        return Ok(());
+    }
+    let why = format!("The delay must be at most {max_ms} milliseconds.");
+    let mut refusal = Refusal::forbidden(why.clone());
+    if older {
+        refusal.kind = ErrorKind::Unknown;
+        refusal.body = Some(json!({
+            "errcode": "M_UNKNOWN",
+            "error": why,
+            "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
+            "org.matrix.msc4140.max_delay": max_ms,
+        }));
+    }
+    Err(refusal.into())
+}
+
+/// The answer to a request that has scheduled an event.
+pub(super) fn scheduled(id: &str) -> RawJson {
+    RawJson(json!({ "delay_id": id }).to_string().into())
+}
+
+#[derive(Deserialize)]
+struct ToSchedule {
+    delay_ms: u64,
+    state_key: Option<String>,
+    content: Box<RawValue>,
+}
+
+/// `PUT /_matrix/client/unstable/org.matrix.msc4140/rooms/{roomId}/delayed_event/{eventType}/{txnId}`
+pub(crate) async fn schedule(app: App, client: Client<Raw<Schedule>>) -> Result<RawJson> {
+    let request = client.request;
+    let body: ToSchedule = request.json()?;
+    require_delay(&app, body.delay_ms, false)?;
+    let wanted = Wanted {
+        room: request.id::<OwnedRoomId>(0)?,
+        event_type: request.arg(1).to_owned(),
+        state_key: body.state_key,
+        txn: Some(request.arg(2).to_owned()),
+        content: send::content(body.content.get())?,
+        delay_ms: body.delay_ms,
+        sticky_ms: sticky_ms(&request)?,
+    };
+    delayed::schedule(&app, &client.caller, wanted).await.map(|id| scheduled(&id))
+}
+
+/// Shows a delayed event, with the names of the proposal of now and of the older one.
+fn show(id: &str, row: &DelayedRow) -> Value {
+    let mut shown = json!({
+        "delay_id": id,
+        "room_id": row.room_id,
+        "type": row.event_type,
+        "delay_ms": row.delay_ms,
+        "delay": row.delay_ms,
+        "scheduled_at": row.scheduled_ms,
+        "running_since": row.scheduled_ms,
+        "content": row.content,
+    });
+    let mut add =
+        |name: &str, value: Value| shown.as_object_mut().map(|shown| shown.insert(name.to_owned(), value));
+    if let Some(state_key) = &row.state_key {
+        add("state_key", json!(state_key));
+    }
+    if let Some(end) = &row.end {
+        add("finalised_ts", json!(end.at_ms));
+        match &end.outcome {
+            DelayedOutcome::Sent(event_id) => drop(add("event_id", json!(event_id))),
+            DelayedOutcome::Refused(code, why) => {
+                drop(add("error", json!({ "errcode": code, "error": why })))
+            }
+            DelayedOutcome::Cancelled => {}
+        }
+    }
+    shown
+}
+
+/// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events`
+pub(crate) async fn list(app: App, client: Client<Raw<List>>) -> Result<RawJson> {
+    let (store, user) = (app.store.clone(), client.caller.user);
+    let json = app.env.blocking(move || {
+        let waiting = rooms::delayed::list_due(&*store.snapshot(), user, u64::MAX, usize::MAX)?;
+        let shown: Vec<_> = waiting.iter().map(|(id, row)| show(id, row)).collect();
+        // Older clients look for `scheduled`.
+        Ok(json!({ "delayed_events": shown, "scheduled": shown }).to_string())
+    });
+    Ok(RawJson(json.await?.into()))
+}
+
+/// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}`
+pub(crate) async fn look_up(app: App, client: Client<Raw<LookUp>>) -> Result<RawJson> {
+    let id = client.request.arg(0);
+    let found = rooms::delayed::find(&*app.store.snapshot(), client.caller.user, id, app.env.now_ms())?;
+    let row = found.ok_or_else(delayed::unknown)?;
+    Ok(RawJson(show(id, &row).to_string().into()))
+}
+
+/// The answer to an action that was done.
+fn done() -> RawJson {
+    RawJson(json!({}).to_string().into())
+}
+
+#[derive(Deserialize)]
+struct ToDo {
+    action: Option<String>,
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}`
+pub(crate) async fn act(app: App, client: Client<Raw<Act>>) -> Result<RawJson> {
+    let request = client.request;
+    let action = match request.json::<ToDo>()?.action.as_deref() {
+        Some("send") => {
+            // It sends an event as much as the endpoint of its own does.
+            app.limits.take(Limit::Send, Source::User(client.caller.user))?;
+            Action::Send
+        }
+        Some("cancel") => Action::Cancel,
+        Some("restart") => Action::Restart,
+        Some(_) => {
+            return Err(Refusal::invalid_param("`action` is not one of send, cancel and restart.").into());
+        }
+        None => return Err(Refusal::missing_param("`action` is missing: send, cancel or restart.").into()),
+    };
+    delayed::act(&app, &client.caller, request.arg(0).to_owned(), action).await.map(|()| done())
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/send`
+pub(crate) async fn send_now(app: App, client: Client<Raw<SendNow>>) -> Result<RawJson> {
+    let id = client.request.arg(0).to_owned();
+    delayed::act(&app, &client.caller, id, Action::Send).await.map(|()| done())
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/cancel`
+pub(crate) async fn cancel(app: App, client: Client<Raw<Cancel>>) -> Result<RawJson> {
+    let id = client.request.arg(0).to_owned();
+    delayed::act(&app, &client.caller, id, Action::Cancel).await.map(|()| done())
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/restart`
+pub(crate) async fn restart(app: App, client: Client<Raw<Restart>>) -> Result<RawJson> {
+    let id = client.request.arg(0).to_owned();
+    delayed::act(&app, &client.caller, id, Action::Restart).await.map(|()| done())
+}

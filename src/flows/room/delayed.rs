@@ -1,0 +1,319 @@
+//! Delayed events (MSC4140): schedules them, sends them when they are due, and does with them what their users ask for meanwhile.
+//!
+//! An event is sent in the batch that ends its delay, so that it is sent once, whenever the server is killed. It is judged when it is
+//! sent, as if its user sent it then.
+
+use ruma::{CanonicalJsonObject, OwnedRoomId};
+
+use crate::{
+    accounts::Caller,
+    error::{Error, Exception, Refusal, Result},
+    flows::{
+        App, commit, jobs,
+        limits::{Limit, Source},
+        own_events,
+        room::{presence, require_joined, send},
+        write,
+    },
+    ids::UserNum,
+    rooms::{
+        build::{Draft, EVENT_BYTES_MAX, NAME_BYTES_MAX},
+        change::Change,
+        delayed, event,
+        policy::{self, Author},
+    },
+    schema::{
+        delayed::{DelayedEnd, DelayedOutcome, DelayedRow},
+        event_types::{MEMBER, REDACTION},
+        jobs::Job,
+        rooms::Membership,
+    },
+    store::timer::{self, Timer},
+};
+
+/// At most this many events of a user are sent at a time; others who have events that are due get their turn in between.
+const SENT_AT_ONCE: usize = 50;
+/// An event that cannot be sent for now, because of the server or of another one, is tried again after this many milliseconds.
+const AGAIN_MS: u64 = 10_000;
+/// An event that could not be sent for this many milliseconds is given up: it was meant for another time.
+const GIVEN_UP_MS: u64 = 10 * 60 * 1000;
+
+/// An event that a user wants to have sent later.
+pub(crate) struct Wanted {
+    /// The room that it is sent to.
+    pub(crate) room: OwnedRoomId,
+    /// The type of the event.
+    pub(crate) event_type: String,
+    /// The state key, if it is a state event.
+    pub(crate) state_key: Option<String>,
+    /// The transaction id of the request, if it has one.
+    pub(crate) txn: Option<String>,
+    /// The content as the client wrote it.
+    pub(crate) content: CanonicalJsonObject,
+    /// The delay in milliseconds. The caller has held it against its bounds.
+    pub(crate) delay_ms: u64,
+    /// For how many milliseconds the event is to be sticky, if it is to be so.
+    pub(crate) sticky_ms: Option<u64>,
+}
+
+/// Schedules an event, and answers the id of the delayed event. A request with a transaction id that is repeated schedules nothing
+/// new. Errors: 403 `M_FORBIDDEN` outside a room; 400, 413 for what can be no event; 429 `M_LIMIT_EXCEEDED` where as many events wait
+/// as may.
+pub(crate) async fn schedule(app: &App, caller: &Caller, wanted: Wanted) -> Result<String> {
+    require_event(&wanted)?;
+    require_joined(&app.store.snapshot(), caller.user, &wanted.room)?;
+    let user = caller.user;
+    let id = match &wanted.txn {
+        Some(txn) => {
+            send::require_txn(txn)?;
+            delayed::id_of(user, caller.device, &wanted.room, &wanted.event_type, txn)
+        }
+        None => app.env.random_string(43),
+    };
+    presence::note_active(app, caller);
+    write::for_caller(app, caller, move |app, batch| {
+        let now_ms = app.env.now_ms();
+        delayed::forget_old(batch, user, now_ms)?;
+        if delayed::find(batch, user, &id, now_ms)?.is_none() {
+            let row = DelayedRow {
+                room_id: wanted.room,
+                event_type: wanted.event_type,
+                state_key: wanted.state_key,
+                content: wanted.content,
+                delay_ms: wanted.delay_ms,
+                scheduled_ms: now_ms,
+                sticky_ms: wanted.sticky_ms,
+                end: None,
+            };
+            let waiting_max = app.config.rooms.delayed_events_max;
+            delayed::schedule(batch, user, &id, &row, usize::try_from(waiting_max).unwrap_or(usize::MAX))?;
+        }
+        Ok(id)
+    })
+    .await
+}
+
+/// Refuses what could never be sent, as far as that is known without the room.
+fn require_event(wanted: &Wanted) -> Result<()> {
+    if wanted.event_type.is_empty() {
+        return Err(Refusal::bad_json("The type of the event is empty; name one.").into());
+    }
+    let names = [Some(&wanted.event_type), wanted.state_key.as_ref()];
+    if names.into_iter().flatten().any(|name| name.len() > NAME_BYTES_MAX) {
+        return Err(Refusal::too_large("An event's type and state key have at most 255 bytes.").into());
+    }
+    let content = serde_json::to_string(&wanted.content)
+        .map_err(|_| Refusal::bad_json("The event's content cannot be written as JSON."))?;
+    if content.len() > EVENT_BYTES_MAX {
+        return Err(Refusal::too_large("An event has at most 65,536 bytes.").into());
+    }
+    if wanted.event_type == REDACTION && wanted.state_key.is_none() {
+        send::redacts_of(&wanted.content)?;
+    }
+    if wanted.event_type == MEMBER && wanted.state_key.is_some() {
+        // Other servers have a say in who comes in, and are asked by other ways.
+        let membership = event::membership_of(&content);
+        if !matches!(membership, Some(Membership::Leave | Membership::Ban)) {
+            let why = "Of member events only `leave` and `ban` can be delayed.";
+            return Err(Refusal::invalid_param(why).into());
+        }
+    }
+    Ok(())
+}
+
+/// What a user can do with a delayed event that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Send it now.
+    Send,
+    /// Never send it.
+    Cancel,
+    /// Begin its delay anew.
+    Restart,
+}
+
+/// Does with a delayed event of the caller's what they ask for. Nothing happens where the event has ended that way already. Errors: 404
+/// `M_NOT_FOUND`; 409 `M_UNKNOWN` where it has ended in another way; where it cannot be sent now, that of sending it, and then it
+/// stays scheduled.
+pub(crate) async fn act(app: &App, caller: &Caller, id: String, action: Action) -> Result<()> {
+    match action {
+        Action::Send => send_now(app, caller, &id).await,
+        Action::Cancel | Action::Restart => {
+            let user = caller.user;
+            write::for_caller(app, caller, move |app, batch| {
+                let now_ms = app.env.now_ms();
+                let row = delayed::find(batch, user, &id, now_ms)?.ok_or_else(unknown)?;
+                match (&row.end, action) {
+                    (Some(end), _) => require_outcome(&end.outcome, action),
+                    (None, Action::Restart) => {
+                        delayed::restart(batch, user, &id, row, now_ms);
+                        Ok(())
+                    }
+                    (None, Action::Cancel | Action::Send) => {
+                        let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Cancelled };
+                        Ok(delayed::end(batch, user, &id, row, end)?)
+                    }
+                }
+            })
+            .await
+        }
+    }
+}
+
+/// The refusal where there is no such delayed event: 404 `M_NOT_FOUND`.
+pub(crate) fn unknown() -> Refusal {
+    Refusal::not_found("You have no delayed event of this id.")
+}
+
+/// Refuses what a delayed event cannot do any more, because it has ended otherwise: 409 `M_UNKNOWN`.
+fn require_outcome(outcome: &DelayedOutcome, action: Action) -> Result<()> {
+    let (agrees, how) = match outcome {
+        DelayedOutcome::Sent(_) => (action == Action::Send, "was sent"),
+        DelayedOutcome::Refused(..) => (action == Action::Cancel, "could not be sent"),
+        DelayedOutcome::Cancelled => (action == Action::Cancel, "was cancelled"),
+    };
+    if agrees {
+        return Ok(());
+    }
+    let refusal =
+        Refusal::new(ruma::api::error::ErrorKind::Unknown, format!("The delayed event {how} already."));
+    Err(refusal.exception(Exception::Taken).into())
+}
+
+async fn send_now(app: &App, caller: &Caller, id: &str) -> Result<()> {
+    let is_sent = send_one(app, caller.user, id, false).await?;
+    if is_sent {
+        return Ok(());
+    }
+    // It has ended before, or just now.
+    let row = delayed::find(&app.store.view(), caller.user, id, app.env.now_ms())?.ok_or_else(unknown)?;
+    match &row.end {
+        Some(end) => require_outcome(&end.outcome, Action::Send),
+        None => Err(Error::Busy { retry_after: std::time::Duration::from_secs(1) }),
+    }
+}
+
+/// Sends a delayed event, and ends it, in one batch. Answers `false`, and does nothing, where it does not wait, or is not due yet
+/// though `only_due`.
+async fn send_one(app: &App, user: UserNum, id: &str, only_due: bool) -> Result<bool> {
+    let (room_id, author) = {
+        let view = app.store.view();
+        let Some(row) = delayed::find(&view, user, id, app.env.now_ms())? else { return Ok(false) };
+        if row.end.is_some() {
+            return Ok(false);
+        }
+        (row.room_id, Author::of(&view, user)?)
+    };
+    let room = commit::require_num(app, &room_id)?;
+    let (owned, id) = (app.clone(), id.to_owned());
+    let sent = own_events::in_room_and_user(app, room, user, move |change| {
+        let now_ms = owned.env.now_ms();
+        let row = delayed::find(&change.batch, user, &id, now_ms)?.filter(|row| row.end.is_none());
+        let Some(row) = row.filter(|row| !only_due || row.due_ms() <= now_ms) else { return Ok(None) };
+        let (event_id, promised) = add(&owned, change, &author, &id, &row)?;
+        let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Sent(event_id) };
+        delayed::end(&mut change.batch, user, &id, row, end)?;
+        Ok(Some(promised))
+    })
+    .await?;
+    let Some(promised) = sent else { return Ok(false) };
+    jobs::begin(app, promised);
+    Ok(true)
+}
+
+/// Adds the event of a delayed one to its room, with what follows from it.
+fn add(
+    app: &App,
+    change: &mut Change,
+    author: &Author,
+    id: &str,
+    row: &DelayedRow,
+) -> Result<(ruma::OwnedEventId, Option<Timer>)> {
+    let is_redaction = row.event_type == REDACTION && row.state_key.is_none();
+    let draft = Draft {
+        sender: author.user_id.clone(),
+        event_type: row.event_type.clone(),
+        state_key: row.state_key.clone(),
+        content: row.content.clone(),
+        redacts: if is_redaction { send::redacts_of(&row.content)? } else { None },
+        sent_ms: app.env.event_ms(),
+        sticky_ms: row.sticky_ms,
+    };
+    let txn = delayed::txn(author.user, id, app.env.now_ms());
+    if row.state_key.is_some() {
+        return send::add_state(app, change, author, draft, Some(&txn));
+    }
+    let signer = app.rooms.signer();
+    let approved = policy::approve(change, signer.server(), author, draft)?;
+    Ok((approved.add_once(change, signer, &txn)?.id(&change.row), None))
+}
+
+/// Sends the events of a user that are due, in the order in which they are, forgets those that ended long ago, and sets the timer for
+/// what is to be done next.
+pub(crate) async fn attend(app: &App, user: UserNum, fired: Timer) -> Result<()> {
+    let now_ms = app.env.now_ms();
+    let due = delayed::list_due(&app.store.view(), user, now_ms, SENT_AT_ONCE)?;
+    let mut is_put_off = false;
+    for (id, row) in due {
+        is_put_off |= !send_due(app, user, id, &row, now_ms).await?;
+    }
+    write::for_user(app, user, move |app, batch| {
+        let now_ms = app.env.now_ms();
+        delayed::forget_old(batch, user, now_ms)?;
+        let next_ms = delayed::find_next_ms(batch, user)?;
+        if timer::fire(batch, &fired)?
+            && let Some(next_ms) = next_ms
+        {
+            // What is due already is put off, or is more than is sent at once.
+            let soonest_ms = now_ms + if is_put_off { AGAIN_MS } else { 1 };
+            timer::set(batch, &Job::SendDelayed { user }.timer(next_ms.max(soonest_ms)));
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Sends an event that is due, or ends it where it is refused. Answers `false` where it must be tried again, because the fault is not
+/// its user's.
+async fn send_due(app: &App, user: UserNum, id: String, row: &DelayedRow, now_ms: u64) -> Result<bool> {
+    let why = match send_counted(app, user, &id, row).await {
+        Ok(_) => return Ok(true),
+        Err(Error::Refused(why)) => {
+            tracing::debug!(%user, room = %row.room_id, reason = why.message, "a delayed event is refused");
+            (why.kind.errcode().to_string(), why.message)
+        }
+        Err(why) if now_ms < row.due_ms().saturating_add(GIVEN_UP_MS) => {
+            tracing::info!(%why, %user, room = %row.room_id, "a delayed event is tried again later");
+            return Ok(false);
+        }
+        Err(why) => {
+            tracing::warn!(%why, %user, room = %row.room_id, "a delayed event is given up, because it could not be sent for long");
+            ("M_UNKNOWN".to_owned(), "The event could not be sent for ten minutes.".to_owned())
+        }
+    };
+    write::for_user(app, user, move |app, batch| {
+        let now_ms = app.env.now_ms();
+        if let Some(row) = delayed::find(batch, user, &id, now_ms)?
+            && row.end.is_none()
+            && row.due_ms() <= now_ms
+        {
+            let end = DelayedEnd { at_ms: now_ms, outcome: DelayedOutcome::Refused(why.0, why.1) };
+            delayed::end(batch, user, &id, row, end)?;
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(true)
+}
+
+/// Sends an event that is due, within the limits that its user has for sending events.
+async fn send_counted(app: &App, user: UserNum, id: &str, row: &DelayedRow) -> Result<bool> {
+    app.limits.take(Limit::Send, Source::User(user))?;
+    if row.event_type == MEMBER && row.state_key.is_some() {
+        app.limits.take(Limit::Membership, Source::User(user))?;
+    }
+    send_one(app, user, id, true).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! Delayed events (MSC4140): events that a user schedules, which are sent at a later time unless they are taken back.
+//!
+//! A delayed event is a row of its user's. Two indexes list those that wait by the time at which they are due, and those that
+//! ended by the time of that. At any time a timer of the user is set that is due no later than the first of them;
+//! `src/flows/room/delayed.rs` sends what is due then, and sets the next one.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ruma::RoomId;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    error::{Refusal, Result},
+    ids::{DeviceNum, UserNum},
+    rooms::change::{Txn, txn},
+    schema::{
+        self,
+        delayed::{DelayedEnd, DelayedRow, NO_DEVICE},
+        jobs::Job,
+    },
+    store::{Batch, Direction, Fault, Read, key::Json, timer},
+};
+
+/// A delayed event that has ended can be looked up for this long, in milliseconds.
+pub const KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// A user keeps at most this many delayed events that have ended: the oldest go first.
+const ENDED_MAX: usize = 200;
+
+/// The transaction that sends a delayed event, so that it is sent once.
+pub fn txn(user: UserNum, id: &str, now_ms: u64) -> Txn {
+    Txn { user, device: NO_DEVICE, endpoint: txn::DELAYED.to_owned(), id: id.to_owned(), now_ms }
+}
+
+/// The id of the delayed event that a request with a transaction id schedules. A client that repeats the request gets the same one.
+pub fn id_of(user: UserNum, device: DeviceNum, room: &RoomId, event_type: &str, txn: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(user.0.to_be_bytes());
+    hash.update(device.0.to_be_bytes());
+    for part in [room.as_str(), event_type, txn] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    URL_SAFE_NO_PAD.encode(hash.finalize())
+}
+
+/// Finds a delayed event of a user, whether it waits or has ended.
+pub fn find(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    id: &str,
+    now_ms: u64,
+) -> Result<Option<DelayedRow>, Fault> {
+    let row = schema::DELAYED.get(read, (user, id))?.map(|Json(row)| row);
+    Ok(row.filter(|row| row.end.as_ref().is_none_or(|end| end.at_ms.saturating_add(KEPT_MS) > now_ms)))
+}
+
+/// Lists the delayed events of a user that wait and are due at this time, in the order in which they are due.
+pub fn list_due(
+    read: &(impl Read + ?Sized),
+    user: UserNum,
+    now_ms: u64,
+    events_max: usize,
+) -> Result<Vec<(String, DelayedRow)>, Fault> {
+    let mut due = Vec::new();
+    for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, due_ms, id), ()) = row?;
+        if due_ms > now_ms || due.len() >= events_max {
+            break;
+        }
+        let Json(row) = schema::DELAYED
+            .get(read, (user, id.as_str()))?
+            .ok_or(Fault::Corrupt("a delayed event that is listed as due is not there"))?;
+        due.push((id, row));
+    }
+    Ok(due)
+}
+
+/// Counts the delayed events of a user that wait, and says when the first one is due.
+fn count_waiting(read: &(impl Read + ?Sized), user: UserNum) -> Result<(usize, Option<u64>), Fault> {
+    let (mut count, mut first_ms) = (0, None);
+    for row in schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)? {
+        let ((_, due_ms, _), ()) = row?;
+        count += 1;
+        first_ms.get_or_insert(due_ms);
+    }
+    Ok((count, first_ms))
+}
+
+/// Schedules an event; the caller holds the user's lock and has looked that there is none of this id. Errors: 429
+/// `M_LIMIT_EXCEEDED` where as many wait as may, with the time until the next one is sent.
+pub fn schedule(
+    batch: &mut Batch,
+    user: UserNum,
+    id: &str,
+    row: &DelayedRow,
+    waiting_max: usize,
+) -> Result<()> {
+    let (count, first_ms) = count_waiting(batch, user)?;
+    if count >= waiting_max {
+        let wait_ms = first_ms.unwrap_or_default().saturating_sub(row.scheduled_ms);
+        let mut refusal = Refusal::too_fast(Duration::from_millis(wait_ms));
+        refusal.message = format!("You have {count} delayed events, which is as many as you may have.");
+        tracing::debug!(%user, count, reason = "too many delayed events", "a delayed event is refused");
+        return Err(refusal.into());
+    }
+    schema::DELAYED.put(batch, (user, id), &Json(row.clone()));
+    wait(batch, user, id, row, first_ms);
+    Ok(())
+}
+
+/// Lists a delayed event as one that waits, and sets the timer of its user where none is due before it.
+fn wait(batch: &mut Batch, user: UserNum, id: &str, row: &DelayedRow, first_ms: Option<u64>) {
+    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
+    if first_ms.is_none_or(|first_ms| row.due_ms() < first_ms) {
+        timer::set(batch, &Job::SendDelayed { user }.timer(row.due_ms()));
+    }
+}
+
+/// Begins the delay of an event anew, whose row this is; the caller holds the user's lock. The timer that is set for the user is due
+/// no later than before.
+pub fn restart(batch: &mut Batch, user: UserNum, id: &str, row: DelayedRow, now_ms: u64) {
+    schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
+    let row = DelayedRow { scheduled_ms: now_ms, ..row };
+    schema::DELAYED_DUE.put(batch, (user, row.due_ms(), id), &());
+    schema::DELAYED.put(batch, (user, id), &Json(row));
+}
+
+/// Ends a delayed event that waits, whose row this is; the caller holds the user's lock.
+pub fn end(
+    batch: &mut Batch,
+    user: UserNum,
+    id: &str,
+    row: DelayedRow,
+    end: DelayedEnd,
+) -> Result<(), Fault> {
+    debug_assert!(row.end.is_none(), "a delayed event ends once");
+    schema::DELAYED_DUE.delete(batch, (user, row.due_ms(), id));
+    schema::DELAYED_ENDED.put(batch, (user, end.at_ms, id), &());
+    let now_ms = end.at_ms;
+    schema::DELAYED.put(batch, (user, id), &Json(DelayedRow { end: Some(end), ..row }));
+    forget_old(batch, user, now_ms)
+}
+
+/// Deletes the delayed events that ended so long ago, or so many others ago, that nobody looks them up; the caller holds the user's
+/// lock.
+pub fn forget_old(batch: &mut Batch, user: UserNum, now_ms: u64) -> Result<(), Fault> {
+    let mut ended = Vec::new();
+    for row in schema::DELAYED_ENDED.prefix::<(UserNum,)>(batch, (user,), Direction::Up)? {
+        let ((_, at_ms, id), ()) = row?;
+        ended.push((at_ms, id));
+    }
+    let too_many = ended.len().saturating_sub(ENDED_MAX);
+    for (at, (at_ms, id)) in ended.iter().enumerate() {
+        if at < too_many || at_ms.saturating_add(KEPT_MS) <= now_ms {
+            schema::DELAYED_ENDED.delete(batch, (user, *at_ms, id));
+            schema::DELAYED.delete(batch, (user, id.as_str()));
+        }
+    }
+    Ok(())
+}
+
+/// Says when there is something to do next for the delayed events of a user: one is due, or one that ended is to be forgotten.
+pub fn find_next_ms(read: &(impl Read + ?Sized), user: UserNum) -> Result<Option<u64>, Fault> {
+    let mut due = schema::DELAYED_DUE.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
+    let due_ms = due.next().transpose()?.map(|((_, due_ms, _), ())| due_ms);
+    let mut ended = schema::DELAYED_ENDED.prefix::<(UserNum,)>(read, (user,), Direction::Up)?;
+    let forget_ms = ended.next().transpose()?.map(|((_, at_ms, _), ())| at_ms.saturating_add(KEPT_MS));
+    Ok(due_ms.into_iter().chain(forget_ms).min())
+}
+
+/// Deletes all delayed events of a user, for an account that ends.
+pub fn delete_all(batch: &mut Batch, user: UserNum) {
+    schema::DELAYED.delete_prefix::<(UserNum,)>(batch, (user,));
+    schema::DELAYED_DUE.delete_prefix::<(UserNum,)>(batch, (user,));
+    schema::DELAYED_ENDED.delete_prefix::<(UserNum,)>(batch, (user,));
+}
