@@ -94,7 +94,10 @@ impl Planner {
         stored: &StoredEvent,
     ) -> Result<List, Fault> {
         let mut servers = self.around_event(read, room, stored)?;
-        if let Some(via) = find_via(read, room)? {
+        // A room without other servers costs no look at its row.
+        if !servers.is_empty()
+            && let Some(via) = find_via(read, room)?
+        {
             servers = bounded(read, room, &via, &servers)?;
             self.note_told(room, stored.order.anchor, &servers);
         }

@@ -36,8 +36,9 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>, timeline: &Timeline) -> Result<
         }
         last = position;
         let Some(stored) = event::find(window.read, room.num, row.event)? else { continue };
-        // An event that was redacted is sticky no more.
-        if timeline.shows(stored.order) || room.reader.ignores(&stored) || stored.row.is_redacted() {
+        // An event that was redacted, or whose lifetime is over, is sticky no more.
+        let is_gone = stored.row.is_redacted() || stored.row.header.expired;
+        if timeline.shows(stored.order) || room.reader.ignores(&stored) || is_gone {
             continue;
         }
         bytes += stored.row.json.len();
