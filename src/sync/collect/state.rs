@@ -106,11 +106,7 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
         if key.shown.is_some() {
             found.shown.insert(number);
         }
-        let Some((_, known)) = key.changes.first().copied() else { continue };
-        // A value that a join left out at first is part of the past once it is known (`rooms/state/late.rs`), so that the step which
-        // tells it changes nothing. The client has not heard of it.
-        let after = key.changes.get(1).map_or(now, |(_, prior)| *prior);
-        let known = if known == after { StateValue::Absent } else { known };
+        let Some(known) = heard_before(&key.changes, now) else { continue };
         let at_start = key.changes.iter().find(|(order, _)| *order >= timeline.start);
         let is_before = key.shown.is_some() && !room.window.ask.use_state_after;
         let told = if is_before { at_start.map_or(now, |(_, prior)| *prior) } else { now };
@@ -129,6 +125,17 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
     let told: BTreeSet<EventNum> = found.told.iter().copied().collect();
     found.told.extend(redacted(room, timeline)?.into_iter().filter(|event| !told.contains(event)));
     Ok(found)
+}
+
+/// The value of a key that the client knows, by the changes since then and the value after them; `None` where nothing changed. A value
+/// that a join left out at first is part of the past once it is known (`rooms/state/late.rs`), so that the step which tells it
+/// changes nothing, and no client has heard of it. What fills a hole may stand below that step and change the key, too.
+fn heard_before(changes: &[(Order, StateValue)], now: StateValue) -> Option<StateValue> {
+    let (_, known) = changes.first().copied()?;
+    let after = changes.iter().skip(1).map(|(_, prior)| *prior).chain([now]);
+    let mut steps = changes.iter().zip(after).filter(|((order, _), _)| order.minor == 0);
+    let is_late = steps.any(|((_, prior), after)| *prior == after);
+    Some(if is_late { StateValue::Absent } else { known })
 }
 
 /// Lists the state events of now that the client knows as they were before they were redacted, because the timeline does not
@@ -336,4 +343,31 @@ fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result
 
 fn load(room: &RoomWindow<'_, '_>, events: Vec<EventNum>) -> Result<Vec<StoredEvent>, Fault> {
     event::list_anywhere(room.window.read, room.num, events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Position;
+
+    #[test]
+    fn nobody_has_heard_of_a_value_that_came_into_the_past_whatever_fills_a_hole_below_it() {
+        let event = |number| StateValue::Event(EventNum(number));
+        let at = |position, minor| Order { anchor: Position::new(position).unwrap(), minor };
+        let filled = [(at(7, i32::MIN), event(1)), (at(7, -1), StateValue::Absent)];
+        let late = (at(8, 0), event(1));
+        let heard = |changes: &[_], now| heard_before(changes, now);
+        assert_eq!(heard(&[], event(1)), None);
+        assert_eq!(heard(&[late], event(1)), Some(StateValue::Absent));
+        assert_eq!(heard(&[filled[0], filled[1], late], event(1)), Some(StateValue::Absent));
+        assert_eq!(
+            heard(&[filled[0], filled[1], late, (at(9, 0), event(1))], event(2)),
+            Some(StateValue::Absent)
+        );
+        // An event of its own that fills the hole, or a later one, tells clients what they had not known.
+        assert_eq!(heard(&filled, event(1)), Some(event(1)));
+        assert_eq!(heard(&[(at(8, 0), event(1))], event(2)), Some(event(1)));
+        // A row at the floor that only says what was so is no step.
+        assert_eq!(heard(&[filled[0], (at(9, 0), event(1))], event(2)), Some(event(1)));
+    }
 }

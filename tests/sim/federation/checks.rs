@@ -9,7 +9,7 @@ use aqueduct::{
     flows::App,
     ids::{EventNum, Order, RoomNum, StateKeyNum},
     rooms::{self, event, state, timeline},
-    schema::{self, events::Place},
+    schema::{self, events::Place, state::StateValue},
     store::Direction,
 };
 use http::{Method, StatusCode};
@@ -326,7 +326,27 @@ fn check_follower(app: &App, person: &Person, room: &Room, told: &BTreeSet<Strin
         };
         differ.filter(|(key, event, now)| !is_told(*key, *event, *now)).collect()
     };
-    assert!(differ.is_empty(), "{who}: the chain knows another state: {differ:?}");
+    let changes = |key| list_changes(app, &room.id, key);
+    let changes: Vec<_> = differ.iter().map(|(key, ..)| changes(key)).collect();
+    assert!(
+        differ.is_empty(),
+        "{who}: the chain knows another state: {differ:?}; changes, and values before them: {changes:?}"
+    );
+}
+
+/// Lists the orders at which a key of a room's state changed, each with the value before it.
+fn list_changes(
+    app: &App,
+    room: &str,
+    (event_type, state_key): &(String, String),
+) -> Vec<(Order, StateValue)> {
+    let snapshot = app.store.snapshot();
+    let (num, _) = rooms::require_room(&*snapshot, <&RoomId>::try_from(room).unwrap()).unwrap();
+    let key = state::find_key(&*snapshot, num, event_type, state_key).unwrap();
+    let undo = key.map(|key| {
+        schema::STATE_UNDO.prefix::<(RoomNum, StateKeyNum)>(&*snapshot, (num, key), Direction::Up).unwrap()
+    });
+    undo.into_iter().flatten().map(|row| row.unwrap()).map(|((.., order), before)| (order, before)).collect()
 }
 
 /// The id of the event that was under a key of a room's state before that was changed last.
