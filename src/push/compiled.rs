@@ -231,6 +231,7 @@ pub(crate) mod tests {
             invited: 0,
             partial: None,
             filled_at: None,
+            earlier: Vec::new(),
         }
     }
 

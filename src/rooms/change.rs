@@ -17,6 +17,7 @@ mod own;
 pub mod received;
 mod redaction;
 pub(in crate::rooms) mod staged;
+mod stays;
 pub(crate) mod sweep;
 mod template;
 pub mod txn;

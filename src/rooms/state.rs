@@ -37,7 +37,7 @@ pub use compare::{Difference, diff, differing_from, differing_from_current, dist
 pub use full::full;
 pub use hole::{Fill, Segment, find_hole, find_hole_above, hole_state, open_hole};
 pub use late::{has_changed_above, set_from};
-pub(crate) use learn::{Learned, learn, set_since};
+pub(crate) use learn::{Learned, learn, learn_before, set_since};
 pub use purge::Purge;
 pub(crate) use side::Chain;
 pub use side::{ENTRIES_MAX as SIDE_ENTRIES_MAX, SideParts, forget_side, list_sides, make_side, side_parts};

@@ -159,6 +159,7 @@ pub(in crate::rooms) mod tests {
             invited: 0,
             partial: None,
             filled_at: None,
+            earlier: Vec::new(),
         }
     }
 

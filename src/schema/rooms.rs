@@ -223,10 +223,21 @@ impl PartialState {
     }
 }
 
+/// An earlier stay of ours in a room, which ended before its state was whole. Events may still stand on those of that time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierStay {
+    /// The join with which it began, and how far the state before that has come.
+    pub state: PartialState,
+    /// The order at which the state before the next join is read. From there on nothing rests on this stay's base.
+    pub end: Order,
+}
+
 /// The bit of a room's row that says that the state of the room is partial.
 const HAS_PARTIAL: u8 = 1;
 /// The bit that says that the row tells when the state became whole.
 const HAS_FILLED_AT: u8 = 2;
+/// The bit that says that the row has earlier stays.
+const HAS_EARLIER: u8 = 4;
 
 /// A room. Rewritten with each of its events; the room's lock guards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,11 +271,13 @@ pub struct RoomRow {
     /// The position at which the state last became whole after such a join. Clients who were told of the room before know
     /// only a part of it.
     pub filled_at: Option<Position>,
+    /// Earlier stays whose states are not whole yet, oldest first; few (`rooms/change/stays.rs`).
+    pub earlier: Vec<EarlierStay>,
 }
 
 impl Value for RoomRow {
     fn encode(&self, to: &mut Encoder) {
-        to.raw(&[5, self.version, self.resident as u8]);
+        to.raw(&[6, self.version, self.resident as u8]);
         encode_bytes(self.id.as_bytes(), to);
         Order::encode_key(self.tip, to);
         Order::encode_key(self.state_tip, to);
@@ -286,20 +299,30 @@ impl Value for RoomRow {
             }
         }
         let bit = |is_there: bool, bit: u8| if is_there { bit } else { 0 };
-        to.raw(&[bit(self.partial.is_some(), HAS_PARTIAL) | bit(self.filled_at.is_some(), HAS_FILLED_AT)]);
+        to.raw(&[bit(self.partial.is_some(), HAS_PARTIAL)
+            | bit(self.filled_at.is_some(), HAS_FILLED_AT)
+            | bit(!self.earlier.is_empty(), HAS_EARLIER)]);
         if let Some(partial) = &self.partial {
             partial.encode(to);
         }
         if let Some(filled_at) = self.filled_at {
             to.position(filled_at);
         }
+        if !self.earlier.is_empty() {
+            to.varint(self.earlier.len() as u64);
+        }
+        for stay in &self.earlier {
+            stay.state.encode(to);
+            Order::encode_key(stay.end, to);
+        }
     }
 
     fn decode(bytes: Bytes) -> Result<Self, Fault> {
         let mut from = Decoder(&bytes);
         // Layout 1 knew events by their hashes only, which are written alike; layout 2 had no branches that stand apart;
-        // layout 3 knew two kinds of rooms only, which are written alike; layout 4 had no partial states.
-        let layout = layout_upto(&mut from, 5)?;
+        // layout 3 knew two kinds of rooms only, which are written alike; layout 4 had no partial states; layout 5 had no
+        // earlier stays.
+        let layout = layout_upto(&mut from, 6)?;
         let version = from.byte()?;
         let resident = Resident::from_byte(from.byte()?)?;
         let id = std::str::from_utf8(decode_bytes(&mut from)?).ok().and_then(|id| RoomId::parse(id).ok());
@@ -324,6 +347,7 @@ impl Value for RoomRow {
             },
             partial: None,
             filled_at: None,
+            earlier: Vec::new(),
         };
         let flags = if layout < 5 { 0 } else { from.byte()? };
         if flags & HAS_PARTIAL != 0 {
@@ -331,6 +355,12 @@ impl Value for RoomRow {
         }
         if flags & HAS_FILLED_AT != 0 {
             row.filled_at = Some(Key::decode_key(&mut from)?);
+        }
+        if flags & HAS_EARLIER != 0 {
+            for _ in 0..from.varint()? {
+                let state = PartialState::decode(&mut from)?;
+                row.earlier.push(EarlierStay { state, end: Key::decode_key(&mut from)? });
+            }
         }
         Ok(row)
     }
@@ -354,7 +384,13 @@ impl RoomRow {
             invited: 0,
             partial: None,
             filled_at: None,
+            earlier: Vec::new(),
         }
+    }
+
+    /// The stay of ours in the room whose state is to be completed next: the one of now, and then earlier ones, the latest first.
+    pub fn incomplete(&self) -> Option<&PartialState> {
+        self.partial.as_ref().or(self.earlier.last().map(|stay| &stay.state))
     }
 
     /// The states after the room's heads, and after the branches that stand apart from it.
@@ -524,6 +560,7 @@ mod tests {
             invited: 1,
             partial: None,
             filled_at: None,
+            earlier: Vec::new(),
         };
         for resident in Resident::ALL {
             let room = RoomRow { resident, ..room.clone() };
@@ -531,8 +568,11 @@ mod tests {
         }
         let (via, us) = ("a.example".to_owned(), "b.example".to_owned());
         let partial = PartialState { base: order, join: EventNum(7), via, us, is_filled: true };
+        let earlier = vec![EarlierStay { state: partial.clone(), end: order }; 2];
         for (partial, filled_at) in [(Some(partial.clone()), None), (Some(partial), Some(order.anchor))] {
             let room = RoomRow { partial, filled_at, ..room.clone() };
+            assert_eq!(round_trip(&room), room);
+            let room = RoomRow { earlier: earlier.clone(), ..room };
             assert_eq!(round_trip(&room), room);
         }
         let bytes = |room: &RoomRow| {
@@ -544,7 +584,7 @@ mod tests {
         for resident in [Resident::No, Resident::Yes] {
             let room = RoomRow { resident, ..room.clone() };
             let mut old = bytes(&room);
-            assert_eq!((old[0], old[2]), (5, u8::from(resident == Resident::Yes)));
+            assert_eq!((old[0], old[2]), (6, u8::from(resident == Resident::Yes)));
             // Up to layout 4 nothing stood behind the branches.
             assert_eq!(old.pop(), Some(0));
             for layout in [3, 4] {

@@ -1,5 +1,7 @@
 //! Joins of rooms of which the members are left out, and learnt afterwards (server-server API, "PUT /send_join"; MSC3706, MSC3902).
 
+mod coming_back;
+
 use std::{
     sync::{
         Arc,
@@ -12,7 +14,7 @@ use aqueduct::{
     rooms::build::Signer,
     store::{Durability, Engine, Store, engine::Memory},
 };
-use federation::testing::{Net, json as answer, key_pair, own_keys};
+use federation::testing::{Net, Weather, json as answer, key_pair, own_keys};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -84,14 +86,21 @@ impl Scene {
 
     /// The room goes on with Bob's join.
     async fn note_join(&mut self) {
-        let user = encoded(&self.bob.user_id);
-        let path = format!("/rooms/{}/state/m.room.member/{user}?format=event", self.id());
-        let join = self.bob.ok_get(&path).await;
-        let is_join = |(path, _): &&(String, Value)| path.contains("/v2/send_join/");
+        self.note_join_of(&self.bob.clone()).await;
+    }
+
+    /// The room goes on with the join of this user of our server.
+    async fn note_join_of(&mut self, user: &TestClient) {
+        let path =
+            format!("/rooms/{}/state/m.room.member/{}?format=event", self.id(), encoded(&user.user_id));
+        let join = user.ok_get(&path).await;
+        let is_join = |(path, event): &&(String, Value)| {
+            path.contains("/v2/send_join/") && event["state_key"] == user.user_id
+        };
         let json = self.asked.lock().unwrap().iter().rfind(is_join).unwrap().1.clone();
         let join = Made { id: join["event_id"].as_str().unwrap().try_into().unwrap(), json };
         self.room.events.push(join.clone());
-        self.room.state.insert(("m.room.member".to_owned(), self.bob.user_id.clone()), join);
+        self.room.state.insert(("m.room.member".to_owned(), user.user_id.clone()), join);
     }
 
     fn id(&self) -> String {
@@ -141,6 +150,11 @@ impl Scene {
     fn go_on_with(&mut self, event: Made) {
         self.room.events.push(event.clone());
         self.room.state.insert(("m.room.member".to_owned(), self.bob.user_id.clone()), event);
+        self.serve_again();
+    }
+
+    /// The room's server answers by the room as it is now.
+    fn serve_again(&mut self) {
         let open = Arc::clone(&self.is_open);
         let tamper: Tamper = Arc::new(move |asked, honest| {
             if asked.starts_with("state") && !open.load(Ordering::Relaxed) {
@@ -157,7 +171,11 @@ impl Scene {
 
     /// Bob wants to join the room once more.
     async fn join(&self) -> (StatusCode, Value) {
-        self.bob.post(&format!("/_matrix/client/v3/join/{}?via=a.example", self.id()), json!({})).await
+        self.join_as(&self.bob).await
+    }
+
+    async fn join_as(&self, user: &TestClient) -> (StatusCode, Value) {
+        user.post(&format!("/_matrix/client/v3/join/{}?via=a.example", self.id()), json!({})).await
     }
 
     /// The events of the room's state here, sorted: type, state key, id.
@@ -473,77 +491,6 @@ async fn a_state_that_is_wrong_or_never_comes_leaves_the_room_as_it_is() {
     scene.server.assert_whole();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_room_that_is_left_meanwhile_is_asked_about_no_more() {
-    let mut scene = Scene::of(a_room(11)).await;
-    let leave = format!("/rooms/{}/leave", scene.id());
-    scene.bob.ok_post(&leave, json!({})).await;
-    scene.server.server().app().env.sleep(Duration::from_secs(200)).await;
-    let count = scene.asked.lock().unwrap().len();
-    scene.open().await;
-    let state = |asked: &[(String, Value)]| asked.iter().filter(|(path, _)| path.contains("/state")).count();
-    let asked = scene.asked.lock().unwrap().clone();
-    assert_eq!(state(&asked), state(&asked[..count]), "nobody of ours is in the room");
-    scene.server.assert_whole();
-    // Bob comes back into a room of which a part of the state is known, too.
-    scene.is_open.store(false, Ordering::Relaxed);
-    let path = format!("/join/{}?via=a.example", scene.id());
-    scene.bob.ok_post(&path, json!({})).await;
-    scene.note_join().await;
-    scene.server.assert_whole();
-    assert_eq!(scene.told(&scene.bob.ok_get("/sync").await), &Value::Null);
-    let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "you again" }));
-    scene.send(&[&said]).await;
-    let sync = scene.lazy(None).await;
-    assert!(ids(&scene.told(&sync)["timeline"]).contains(&said.id.as_str()), "{sync}");
-    scene.open().await;
-    assert_eq!(scene.state().await, scene.expected());
-    scene.server.assert_whole();
-}
-
-#[tokio::test(start_paused = true)]
-async fn coming_back_without_members_changes_nothing_of_an_earlier_stay() {
-    let mut scene = Scene::of(a_room(11)).await;
-    scene.open().await;
-    let members = |at: &str| format!("/rooms/{}/members?at={at}", scene.id());
-    let at = scene.lazy(None).await["next_batch"].as_str().unwrap().to_owned();
-    let path = members(&at);
-    let of_then = |chunk: &Value| {
-        let events = chunk["chunk"].as_array().unwrap().iter();
-        let mut of_then: Vec<_> = events.map(|it| it["event_id"].as_str().unwrap().to_owned()).collect();
-        of_then.sort();
-        of_then
-    };
-    let before = of_then(&scene.bob.ok_get(&path).await);
-    assert_eq!(before.len(), 4);
-    scene.bob.ok_post(&format!("/rooms/{}/leave", scene.id()), json!({})).await;
-    // Derek renames himself and Elsie comes while nobody of ours is there to hear of it.
-    let elsie = "@elsie:a.example";
-    scene.room.add_by(
-        DEREK,
-        "m.room.member",
-        Some(DEREK),
-        json!({ "membership": "join", "displayname": "D" }),
-    );
-    scene.room.add_by(elsie, "m.room.member", Some(elsie), json!({ "membership": "join" }));
-    let open = Arc::clone(&scene.is_open);
-    open.store(false, Ordering::Relaxed);
-    let is_closed: Tamper = Arc::new(move |asked, honest| {
-        if asked.starts_with("state") && !open.load(Ordering::Relaxed) {
-            return answer(404, r#"{"errcode":"M_NOT_FOUND","error":"not now"}"#);
-        }
-        answer(200, honest.to_string())
-    });
-    scene.asked = scene.room.serve(&scene.net, is_closed);
-    scene.bob.ok_post(&format!("/join/{}?via=a.example", scene.id()), json!({})).await;
-    scene.note_join().await;
-    scene.server.assert_whole();
-    scene.open().await;
-    assert_eq!(scene.state().await, scene.expected());
-    assert_eq!(of_then(&scene.bob.ok_get(&path).await), before, "what was so then");
-    scene.server.assert_whole();
-}
-
 /// A member of a third server, whose keys nobody gives at first.
 const FRANK: &str = "@frank:c.example";
 
@@ -680,49 +627,6 @@ async fn a_server_that_turns_out_to_be_in_the_room_is_told_of_the_devices_that_c
     scene.bob.ok_get(&format!("/rooms/{}/members", scene.id())).await;
     scene.pause(2).await;
     assert_eq!(updates(&told_b), told, "what was missed is told at once");
-    scene.server.assert_whole();
-}
-
-#[tokio::test(start_paused = true)]
-async fn whoever_comes_back_before_the_members_are_known_goes_on_where_they_left() {
-    let mut scene = Scene::of(a_room(11)).await;
-    // The state before the first join is that after the event which it cites.
-    let known = scene.room.events.iter().rev().take(2).map(|event| encoded(event.id.as_str()));
-    let known: Vec<String> = known.collect();
-    scene.leave().await;
-    scene.net.take_arrived();
-    let (status, told) = scene.join().await;
-    assert_eq!(status, StatusCode::OK, "{told}");
-    scene.note_join().await;
-    let rows = scene.server.assert_whole();
-    assert!(rows.iter().all(|(table, count)| *table != "STAGE" || *count == 0), "{rows:?}");
-    assert_eq!(scene.told(&scene.bob.ok_get("/sync").await), &Value::Null);
-    let said = scene.room.add_by(DEREK, "m.room.message", None, json!({ "body": "you again" }));
-    scene.send(&[&said]).await;
-    let sync = scene.lazy(None).await;
-    assert_eq!(ids(&scene.told(&sync)["timeline"]).len(), 4, "two joins, a leave and a message: {sync}");
-    scene.open().await;
-    assert_eq!(scene.state().await, scene.expected());
-    let asked = scene.net.take_arrived();
-    let asked: Vec<_> = asked.iter().filter(|line| line.contains("/state_ids/")).collect();
-    let is_of_known = |line: &str| known.iter().any(|id| line.contains(id));
-    assert!(!asked.is_empty() && asked.iter().all(|line| is_of_known(line)), "{asked:?}");
-    scene.server.assert_whole();
-}
-
-#[tokio::test(start_paused = true)]
-async fn whoever_was_banned_meanwhile_is_refused_and_nobody_is_asked_to_let_them_in() {
-    let mut scene = Scene::of(a_room(11)).await;
-    let bob = scene.bob.user_id.clone();
-    let ban = scene.room.add("m.room.member", Some(&bob), json!({ "membership": "ban" }));
-    scene.send(&[&ban]).await;
-    scene.room.events.pop();
-    scene.go_on_with(ban);
-    let (status, told) = scene.join().await;
-    assert_eq!((status, &told["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")), "{told}");
-    let asked = scene.asked.lock().unwrap().clone();
-    assert!(asked.iter().any(|(path, _)| path.contains("/make_join/")), "{asked:?}");
-    assert!(!asked.iter().any(|(path, _)| path.contains("/send_join/")), "{asked:?}");
     scene.server.assert_whole();
 }
 

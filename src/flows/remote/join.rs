@@ -207,7 +207,7 @@ async fn join_by(
     let owned = app.clone();
     let after = move |change: &mut Change| {
         left_out::remember(&owned, change, &left_out)?;
-        let completes = change.row.partial.is_some().then(|| {
+        let completes = change.row.incomplete().is_some().then(|| {
             let job = Job::CompleteState { room: change.num };
             jobs::promise(&owned, &mut change.batch, &job)
         });

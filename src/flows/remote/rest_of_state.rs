@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    flows::{App, room::ingest::revise},
+    flows::{App, commit, room::ingest::revise},
     ids::{EventNum, RoomNum, StateKeyNum},
     rooms::{
         self,
@@ -43,26 +43,45 @@ const EVENTS_MAX: usize = 5_000;
 const STATE_MAX: usize = 400_000;
 /// The first tries demand all events of a state, because servers that do not answer mostly come back: so many.
 const WHOLE_TRIES: u32 = 5;
+/// After so many tries, which take a day, the states of earlier stays are given up: the room is of use without them.
+const EARLIER_TRIES_MAX: u32 = 14;
 /// A server that refuses is asked for another event's state if it did so within this time.
 const REFUSES_WITHIN: Duration = Duration::from_secs(10);
 
-/// Completes the state of a room, and fires the timer of the job. Gives `false` where there is nothing to complete: the state is
-/// whole, or nobody of ours is in the room any more. Errors: [`Error::Remote`] where no server gave a state that can be used.
+/// Completes the state of a room, or where that is whole the state of the latest earlier stay of ours there, and fires the timer of
+/// the job. Gives `false` where there is nothing to complete: all is whole or given up, or nobody of ours is in the room any more.
+/// Errors: [`Error::Remote`] where no server gave a state that can be used.
 pub(crate) async fn complete(app: &App, room: RoomNum, timer: &Timer) -> Result<bool> {
     let snapshot = app.store.snapshot();
     let row = rooms::require_row(&*snapshot, room)?;
     let is_in = members::is_server_joined(&*snapshot, room, app.config.server.name.as_str())?;
     drop(snapshot);
-    let Some(partial) = row.partial.filter(|_| is_in) else {
+    let Some(stay) = row.incomplete().filter(|_| is_in) else {
         app.completing.note();
         return Ok(false);
     };
-    if !partial.is_filled {
-        fill(app, room, &partial, timer.row.tries >= WHOLE_TRIES).await?;
+    let (join, is_earlier) = (stay.join, row.partial.is_none());
+    if is_earlier && timer.row.tries >= EARLIER_TRIES_MAX {
+        tracing::warn!(%room, "nobody gives the state of an earlier stay in a room; it is given up");
+        commit::in_room(app, room, move |change| change.give_up_stays(join)).await?;
+        return Ok(false);
+    }
+    if !stay.is_filled {
+        let wanted = Wanted { stay: stay.clone(), is_earlier, may_lack: timer.row.tries >= WHOLE_TRIES };
+        fill(app, room, &wanted).await?;
     }
     revise::revise(app, room, timer).await?;
     app.completing.note();
     Ok(true)
+}
+
+/// The state that is to be completed.
+struct Wanted {
+    stay: PartialState,
+    /// Whether the stay is over, and another one followed.
+    is_earlier: bool,
+    /// Whether the state is taken though events of it are lost on the way.
+    may_lack: bool,
 }
 
 /// Our join, and the events that it cites.
@@ -72,7 +91,8 @@ struct Join {
     prev: Vec<OwnedEventId>,
 }
 
-async fn fill(app: &App, room: RoomNum, partial: &PartialState, may_lack: bool) -> Result<()> {
+async fn fill(app: &App, room: RoomNum, wanted: &Wanted) -> Result<()> {
+    let partial = &wanted.stay;
     let budget = Budget::new(app, TAKES_MAX, REQUESTS_MAX, EVENTS_MAX);
     let via = OwnedServerName::try_from(partial.via.as_str()).into_iter().collect();
     let mut fetch = Fetch::begin(app, room, via, budget).await?;
@@ -85,7 +105,7 @@ async fn fill(app: &App, room: RoomNum, partial: &PartialState, may_lack: bool) 
     let join = app.env.blocking(find).await?;
     let mut failed = None;
     for server in fetch.servers.clone() {
-        match fill_from(&mut fetch, &server, &join, partial, may_lack).await {
+        match fill_from(&mut fetch, &server, &join, wanted).await {
             Ok(()) => return Ok(()),
             Err(error @ Error::Remote { .. }) => {
                 tracing::info!(%room, %server, %error, "a server did not give the state of a room that was joined without its members");
@@ -98,13 +118,8 @@ async fn fill(app: &App, room: RoomNum, partial: &PartialState, may_lack: bool) 
 }
 
 /// Asks one server for the state, and learns what it gives.
-async fn fill_from(
-    fetch: &mut Fetch<'_>,
-    server: &ServerName,
-    join: &Join,
-    partial: &PartialState,
-    may_lack: bool,
-) -> Result<()> {
+async fn fill_from(fetch: &mut Fetch<'_>, server: &ServerName, join: &Join, wanted: &Wanted) -> Result<()> {
+    let Wanted { stay: partial, is_earlier, may_lack } = wanted;
     let (app, room, began) = (fetch.app.clone(), fetch.num, fetch.app.env.uptime());
     // Servers of the room may not have heard of our join yet, but know the event that it cites.
     let mut at = match &*join.prev {
@@ -131,7 +146,9 @@ async fn fill_from(
         ids.state.push(at.clone());
     }
     let (owned, state, partial) = (app.clone(), ids.state.clone(), partial.clone());
-    let (row, mut later) = (fetch.row.clone(), fetch.unbelieved.list_later());
+    // Events that an earlier stay leaves out are not remembered, because they could not be told from those of now.
+    let later = if *is_earlier { Default::default() } else { fetch.unbelieved.list_later() };
+    let (row, mut later) = (fetch.row.clone(), later);
     let compare = move || {
         let snapshot = owned.store.snapshot();
         let Some(mut compared) = list_unknown(&snapshot, (room, row.version), &state, &partial)? else {
@@ -167,7 +184,7 @@ async fn fill_from(
     if states::lacks_much(lacking.len(), ids.state.len()) {
         return Err(fault("it gave a state whose events it does not give"));
     }
-    if !may_lack && lacking.iter().any(|id| !fetch.unbelieved.contains(id)) {
+    if !may_lack && lacking.iter().any(|id| *is_earlier || !fetch.unbelieved.contains(id)) {
         return Err(fault(
             "it gave a state of which it did not give some events, which may come at the next try",
         ));

@@ -367,6 +367,7 @@ impl Base {
             let claimed = omitted.map(|omitted| std::mem::take(&mut omitted.servers)).unwrap_or_default();
             self.keep_own_members(&change, join.event().state_key.as_deref())?;
             change.lay_base(&self.state, &claimed.into_iter().collect(), missing)?;
+            change.keep_earlier_stay(&self.via, join.event().state_key.as_deref().unwrap_or_default())?;
         }
         change.row.resident = Resident::Yes;
         change.row.partial = None;

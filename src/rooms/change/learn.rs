@@ -27,9 +27,12 @@ impl Change {
 
     /// Learns what keys had in the state before our join, which was brought without its members: any part of it in any order, and
     /// any part again. Members are counted, and their servers are in the room from the join on. All events that the values name
-    /// are stored. Nothing happens in a room whose state is whole.
+    /// are stored. Where the state of now is whole, it is that of the earlier stay which is completed next, and nothing happens where there
+    /// is none.
     pub fn learn(&mut self, values: &[(StateKeyNum, StateValue)]) -> Result<()> {
-        let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else { return Ok(()) };
+        let Some(base) = self.row.partial.as_ref().map(|partial| partial.base) else {
+            return Ok(self.learn_earlier(values)?);
+        };
         let (mut touched, mut is_any) = (self.touched(), false);
         for (key, val) in values {
             let val = &match val {
@@ -100,8 +103,9 @@ impl Change {
 
     /// Notes that the state before our join is whole by now: from here on no event is taken at its word.
     pub fn note_filled(&mut self) {
-        if let Some(partial) = &mut self.row.partial {
-            partial.is_filled = true;
+        let earlier = self.row.earlier.last_mut().map(|stay| &mut stay.state);
+        if let Some(stay) = self.row.partial.as_mut().or(earlier) {
+            stay.is_filled = true;
             self.put_room();
         }
     }

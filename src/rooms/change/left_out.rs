@@ -253,10 +253,11 @@ impl Change {
     }
 }
 
-/// Refuses to let others rely on the state of a room that lacks events: [`Error::Busy`].
+/// Refuses to let others rely on the state of a room that lacks events, be it that of an earlier stay: [`Error::Busy`].
 pub fn require_whole(read: &(impl Read + ?Sized), room: RoomNum) -> Result<()> {
-    if lacks_any(read, room)? {
-        tracing::debug!(%room, "a room's state is not told, because a join left out events of it");
+    let is_earlier = schema::ROOM.get(read, room)?.is_some_and(|row| !row.earlier.is_empty());
+    if is_earlier || lacks_any(read, room)? {
+        tracing::debug!(%room, is_earlier, "a room's state is not told, because a join left out events of it");
         return Err(Error::Busy { retry_after: super::JOINING_TAKES });
     }
     Ok(())

@@ -84,6 +84,27 @@ pub(crate) fn learn(
     }
 }
 
+/// Learns the value of a key in the state at the base of an earlier stay, which reaches up to the base of the next one (`end`): what is
+/// so from there on stays. Gives whether it was not known.
+pub(crate) fn learn_before(
+    batch: &mut Batch,
+    room: RoomNum,
+    (base, end): (Order, Order),
+    key: StateKeyNum,
+    val: StateValue,
+) -> Result<bool, Fault> {
+    // The base of the next stay sets the key anew, and says so by a row of its own.
+    keep_below(batch, room, end.anchor, key)?;
+    let change = changes_above(&*batch, room, base, key, 1)?.pop();
+    let (order, prior) = change.ok_or(Fault::Corrupt("a stay that is over has no end"))?;
+    if prior == val {
+        return Ok(false);
+    }
+    keep_below(batch, room, base.anchor, key)?;
+    put_prior(batch, room, order, key, val)?;
+    Ok(true)
+}
+
 /// Sets a derived key to this value from `base` on, up to now.
 pub(crate) fn set_since(
     batch: &mut Batch,
@@ -106,9 +127,44 @@ pub(crate) fn set_since(
 mod tests {
     use super::*;
     use crate::rooms::state::{
-        StateRef, at,
+        self, StateRef, at,
         tests::{Bench, event, key},
     };
+
+    #[test]
+    fn what_is_learned_of_an_earlier_stay_ends_with_it() {
+        let bench = Bench::new();
+        let below = bench.step(&[(key(4), event(4))]);
+        let first = bench.step(&[(key(1), event(1))]);
+        let base = Order { anchor: first.anchor, minor: -1 };
+        bench.write(|batch| state::mark(batch, bench.room, base).unwrap());
+        let changed = bench.step(&[(key(2), event(2))]);
+        let next = bench.step(&[(key(3), event(3))]);
+        let end = Order { anchor: next.anchor, minor: -1 };
+        bench.write(|batch| state::mark(batch, bench.room, end).unwrap());
+        let learned = bench.write(|batch| {
+            let mut learn =
+                |number, val| learn_before(batch, bench.room, (base, end), key(number), val).unwrap();
+            [
+                learn(2, event(7)),
+                learn(4, event(4)),
+                learn(9, event(9)),
+                learn(9, event(9)),
+                learn(3, event(8)),
+            ]
+        });
+        assert_eq!(learned, [true, false, true, false, true]);
+        let read = bench.store.snapshot();
+        let values =
+            |order| [2, 3, 9].map(|it| at(&*read, bench.room, StateRef::Main(order), key(it)).unwrap());
+        let none = StateValue::Absent;
+        assert_eq!(values(below), [none, none, none]);
+        assert_eq!(values(base), [event(7), event(8), event(9)]);
+        assert_eq!(values(changed), [event(2), event(8), event(9)]);
+        assert_eq!(values(end), [event(2), none, none], "what comes after the stay is as it was");
+        assert_eq!(values(next), [event(2), event(3), none]);
+        assert_eq!(values(Order::MAX), [event(2), event(3), none]);
+    }
 
     #[test]
     fn what_is_learned_was_so_all_the_time() {

@@ -13,6 +13,7 @@ use crate::{
         resolve::{Resolving, Settled},
         state::StateValue,
     },
+    schema::jobs::Job,
     store::timer::{self, Timer},
 };
 
@@ -24,6 +25,8 @@ const RELEASED_AT_ONCE: usize = 500;
 const PASSES_MAX: usize = 4;
 /// A job that finds another state to learn comes back after this time.
 const AGAIN: Duration = Duration::from_secs(10);
+/// The state of an earlier stay is completed so many milliseconds after that of the stay after it.
+const EARLIER_MS: u64 = 1_000;
 /// A question that is not answered in so many tries is left for the next run.
 const ANSWERS_MAX: usize = 6;
 
@@ -38,7 +41,7 @@ pub(crate) async fn learn(
     after: impl FnOnce(&mut Change) -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let require_join = move |change: &Change| {
-        let is_it = change.row.partial.as_ref().is_some_and(|partial| partial.join == join);
+        let is_it = change.row.incomplete().is_some_and(|stay| stay.join == join);
         if is_it { Ok(()) } else { Err(Error::Busy { retry_after: AGAIN }) }
     };
     for some in values.chunks(LEARNED_AT_ONCE) {
@@ -59,11 +62,12 @@ pub(crate) async fn learn(
 
 /// Refuses a room that was joined again meanwhile, and of whose state a part is unknown again.
 fn require_filled(change: &Change) -> Result<()> {
-    let is_open = change.row.partial.as_ref().is_some_and(|partial| !partial.is_filled);
+    let is_open = change.row.incomplete().is_some_and(|stay| !stay.is_filled);
     if is_open { Err(Error::Busy { retry_after: AGAIN }) } else { Ok(()) }
 }
 
-/// Judges again what came since the join, makes the room's state whole, and fires the timer of the job in the same batch.
+/// Judges again what came since the join, makes the room's state whole, and fires the timer of the job in the same batch, which
+/// sets it anew where the state of an earlier stay is to be completed.
 pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()> {
     let release = |change: &mut Change| {
         require_filled(change)?;
@@ -101,8 +105,13 @@ pub(crate) async fn revise(app: &App, room: RoomNum, timer: &Timer) -> Result<()
             require_filled(change)?;
             let resolving = Resolving { loaded: loaded.as_deref(), ..owned.rooms.resolver().into() };
             let completion = change.make_whole(from, resolving)?;
-            if matches!(completion, Completion::Whole) {
-                timer::fire(&mut change.batch, &timer)?;
+            if matches!(completion, Completion::Whole)
+                && timer::fire(&mut change.batch, &timer)?
+                && change.row.incomplete().is_some()
+            {
+                // The state of an earlier stay comes next.
+                let due_ms = owned.env.now_ms().saturating_add(EARLIER_MS);
+                timer::set(&mut change.batch, &Job::CompleteState { room }.timer(due_ms));
             }
             Ok(completion)
         });

@@ -15,7 +15,7 @@ use crate::{
     rooms::{
         admit::{self, Evidence, Verdict, Why},
         change::Change,
-        event::{Event, StateEvent, StoredEvent},
+        event::{self, Event, StateEvent, StoredEvent},
         graph, reference, state,
         state::{Chain, StateValue},
     },
@@ -70,7 +70,7 @@ impl Change {
         let resolving = resolving.into();
         let end = EventNum(self.row.next_event);
         let mut revision = Revision { next: end, asks: None, is_end: true, is_changed: false };
-        let Some(join) = self.row.partial.as_ref().map(|partial| partial.join) else { return Ok(revision) };
+        let Some(join) = self.row.incomplete().map(|stay| stay.join) else { return Ok(revision) };
         let low = Bound::Included((self.num, from.max(EventNum(join.0 + 1))));
         let high = Bound::Excluded((RoomNum(self.num.0.saturating_add(1)), EventNum(0)));
         let places: Vec<_> = schema::PLACE
@@ -122,6 +122,10 @@ impl Change {
                 (StoredEvent { order: Order::MIN, row: aside.row.clone() }, Some(aside))
             }
         };
+        if self.row.earlier.iter().any(|stay| stored.order == Order::live(stay.end.anchor)) {
+            // A join of ours goes by the state that was brought with it, and not by what an earlier stay knew.
+            return Ok(None);
+        }
         let parsed = StateEvent::read(&self.row, &stored)?;
         let Some(was_before) = self.stored_before(&stored, aside.is_some())? else { return Ok(None) };
         let revised = match self.judge_again(&parsed.parsed, &stored, was_before, resolving)? {
@@ -166,14 +170,14 @@ impl Change {
         was_before: StateRef,
         resolving: Resolving<'_>,
     ) -> Result<Result<Option<Revised>, Question>> {
-        let base = self.row.partial.as_ref().map_or(Order::MIN, |partial| partial.base);
+        let base = self.row.incomplete().map_or(Order::MIN, |stay| stay.base);
         if Chain::read(&self.batch, self.num, was_before)?.base < base {
             // It stands on an earlier stay, of whose state nothing was learnt now.
             return Ok(Ok(None));
         }
         let prev = &stored.row.header.prev;
-        let before = if prev.len() < event.prev.len() {
-            // Events that it cites were missing, and a state that was fetched stands in their place.
+        let before = if prev.len() < event.prev.len() || self.is_any_without_state(prev)? {
+            // Events that it cites were missing, and a state that was fetched or brought stands in their place.
             Sketch::from(was_before)
         } else {
             let mut after = Vec::with_capacity(prev.len());
@@ -198,6 +202,19 @@ impl Change {
             Verdict::Reject(why) | Verdict::SoftFail(why) => Some(Revised { before, why: Some(why) }),
             Verdict::Need { .. } | Verdict::Unknown => None,
         }))
+    }
+
+    /// Whether any of these events has no place in the room's graph, so that nobody knows the state after it: it is here because a
+    /// state has it, or allows others.
+    fn is_any_without_state(&self, events: &[EventNum]) -> Result<bool, Fault> {
+        for event in events {
+            if schema::PLACE.get(&self.batch, (self.num, *event))? == Some(Place::Outlier)
+                && event::require_kept(&self.batch, self.num, *event)?.row.header.after.is_none()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes what a new verdict on an event of the timeline changes, if anything.
@@ -295,15 +312,15 @@ impl Change {
         }
     }
 
-    /// Brings the current state to what the heads resolve to by now, and ends that the room's state is partial: events up to this
-    /// one were judged again. It comes before anything else in its turn.
+    /// Brings the current state to what the heads resolve to by now, and ends that the room's state is partial, or that of an earlier
+    /// stay: events up to this one were judged again. It comes before anything else in its turn.
     pub fn make_whole<'r>(
         &mut self,
         revised: EventNum,
         resolving: impl Into<Resolving<'r>>,
     ) -> Result<Completion> {
         debug_assert!(self.may_stage(), "a state is made whole before anything else in a turn");
-        if self.row.partial.is_none() {
+        if self.row.incomplete().is_none() {
             return Ok(Completion::Whole);
         }
         if self.row.next_event != revised.0 {
@@ -331,9 +348,12 @@ impl Change {
         }
         self.row.apart = apart;
         self.set_heads(heads)?;
-        self.row.resident = Resident::Yes;
-        self.row.partial = None;
-        self.row.filled_at = Some(order.anchor);
+        if self.row.partial.take().is_some() {
+            self.row.resident = Resident::Yes;
+            self.row.filled_at = Some(order.anchor);
+        } else {
+            self.row.earlier.pop();
+        }
         self.put_room();
         tracing::info!(room = %self.num, joined = self.row.joined, corrected = differing.len(), "the state of a room is whole");
         Ok(Completion::Whole)

@@ -171,8 +171,13 @@ fn what_is_forged_or_given_up_is_forgotten_and_another_join_begins_anew() {
     here.store.flush().unwrap();
     assert_eq!(here.left_out().len(), 1);
     leave(&here, &mut elsewhere, &bob());
+    let ended = here.row().tip;
     here.join_without(&mut elsewhere, |_| false);
     assert_eq!(here.left_out().len(), 0);
+    // The state of the earlier stay is asked for as a whole instead.
+    let [earlier] = &*here.row().earlier else { panic!("{:?}", here.row().earlier) };
+    assert!(!earlier.state.is_filled && earlier.state.base == remembered[1].row.base && earlier.end > ended);
+    assert_eq!(earlier.state.us, "here.example");
     // The older one is of no use to those who still have it.
     let mut change = Change::begin(&here.store, here.rooms.sit(ROOM), ROOM).unwrap();
     assert_eq!(change.take_left_out(&[(remembered[1].clone(), None)]).unwrap(), 0);

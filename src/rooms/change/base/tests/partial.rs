@@ -4,7 +4,10 @@ use proptest::{prelude::*, sample::Index};
 use ruma::OwnedUserId;
 
 use super::{super::super::Completion, *};
-use crate::{rooms::change::Omitted, schema::event_types::MESSAGE};
+use crate::{
+    rooms::change::{Omitted, left_out},
+    schema::event_types::MESSAGE,
+};
 
 impl Here {
     /// Joins a room of which the members are left out of what is brought.
@@ -316,5 +319,80 @@ fn a_server_that_came_since_goes_with_its_last_member_and_one_that_was_there_may
     let unknown: Vec<Received> = before_join.state.values().cloned().collect();
     here.learn(&unknown);
     here.make_whole();
+    here.assert_is(&elsewhere);
+}
+
+#[test]
+fn the_state_of_an_earlier_stay_becomes_whole_after_that_of_the_one_now() {
+    let carol = user("carol:c.example");
+    let mut elsewhere = Elsewhere::with_members(6);
+    elsewhere.join(&carol);
+    let here = Here::new(6);
+    let mut stays = Vec::new();
+    for _ in 0..2 {
+        let before_join = elsewhere.clone();
+        let join = elsewhere.join(&bob());
+        here.join_without_members(&before_join, &join);
+        stays.push((before_join, elsewhere.clone(), StateRef::Main(here.row().tip)));
+        if stays.len() == 1 {
+            leave(&here, &mut elsewhere, &bob());
+            elsewhere.say(&alice(), json!({ "body": "not heard here" }));
+        }
+    }
+    let known = |room: &Elsewhere| room.state.values().cloned().collect::<Vec<_>>();
+    here.learn(&known(&stays[1].0));
+    here.make_whole();
+    here.assert_is(&elsewhere);
+    let is_told = || left_out::require_whole(&*here.store.snapshot(), ROOM).is_ok();
+    assert_eq!((here.row().resident, here.row().earlier.len(), is_told()), (Resident::Yes, 1, false));
+    // Carol speaks on the first join, before which nobody knows of her.
+    let (_, mut fork, at_first) = stays[0].clone();
+    let said = fork.say(&carol, json!({ "body": "you are here" }));
+    let outcome = here.receive(&said);
+    assert!(matches!(outcome, Outcome::Aside(..)), "{outcome:?}");
+    assert!(here.state_at(at_first).len() < fork.ids().len());
+    let tip = here.row().state_tip;
+    here.learn(&known(&stays[0].0));
+    assert_eq!(here.row().state_tip, tip, "the room is as it was");
+    here.assert_is(&elsewhere);
+    here.make_whole();
+    here.assert_is(&elsewhere);
+    assert_eq!(here.row().earlier, []);
+    assert!(is_told());
+    assert_eq!(here.state_at(at_first), fork.ids());
+    assert_eq!(here.state_at(stays[1].2), stays[1].1.ids());
+    assert_eq!(here.state_before_id(said.id()), fork.ids());
+    let snapshot = here.store.snapshot();
+    let num = event::find_num(&*snapshot, ROOM, said.id()).unwrap().unwrap();
+    let place = schema::PLACE.get(&*snapshot, (ROOM, num)).unwrap();
+    assert!(matches!(place, Some(Place::Timeline(_))), "{place:?}");
+}
+
+#[test]
+fn only_the_latest_stays_are_remembered_and_are_given_up_together() {
+    let mut elsewhere = Elsewhere::new(VERSION);
+    let here = Here::new(0);
+    for stay in 0..7 {
+        let before_join = elsewhere.clone();
+        let join = elsewhere.join(&bob());
+        here.join_without_members(&before_join, &join);
+        assert_eq!(here.row().earlier.len(), stay.min(4));
+        leave(&here, &mut elsewhere, &bob());
+        elsewhere.say(&alice(), json!({ "body": "not heard here" }));
+    }
+    let before_join = elsewhere.clone();
+    let join = elsewhere.join(&bob());
+    here.join_without_members(&before_join, &join);
+    let earlier = here.row().earlier.last().unwrap().state.join;
+    let give_up = || {
+        let mut change = here.begin();
+        change.give_up_stays(earlier).unwrap();
+        here.enqueue(change);
+        here.row().earlier.len()
+    };
+    assert_eq!(give_up(), 4, "the stay of now comes first");
+    here.learn(&before_join.state.values().cloned().collect::<Vec<_>>());
+    here.make_whole();
+    assert_eq!(give_up(), 0);
     here.assert_is(&elsewhere);
 }
