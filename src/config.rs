@@ -11,7 +11,7 @@ pub use bounds::ROOM_VERSIONS;
 pub use load::{ENVIRONMENT_PREFIX, Problem, list_unknown_variables};
 pub use sections::{
     Bucket, Durability, Federation, Limits, Listener, Log, LogFormat, Metrics, Outbound, Passwords, Presence,
-    Registration, RegistrationMode, Retention, Rooms, Server, Storage, Tls,
+    Registration, RegistrationMode, Retention, Rooms, Search, Server, Storage, Tls,
 };
 pub use size::Size;
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub federation: Federation,
     /// Bounds of the requests that this server makes itself.
     pub outbound: Outbound,
+    /// Says whether messages are searched, and what their index may take.
+    pub search: Search,
     /// Bounds of how much clients may ask for, and how often.
     pub limits: Limits,
     /// How much is logged, and in which form.
@@ -61,6 +63,7 @@ impl Default for Config {
             storage: Storage::default(),
             federation: Federation::default(),
             outbound: Outbound::default(),
+            search: Search::default(),
             limits: Limits::default(),
             log: Log::default(),
             metrics: Metrics::default(),

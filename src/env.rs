@@ -50,12 +50,14 @@ pub enum Long {
     Maintenance,
     /// The call reads a large part of a room for another server.
     History,
+    /// The call writes to the index of search.
+    Indexing,
 }
 
 impl Long {
     /// All kinds, in the order in which [`Env`] keeps their pools.
-    pub const ALL: [Self; 5] =
-        [Self::Password, Self::Search, Self::Resolution, Self::Maintenance, Self::History];
+    pub const ALL: [Self; 6] =
+        [Self::Password, Self::Search, Self::Resolution, Self::Maintenance, Self::History, Self::Indexing];
 
     /// The number of calls of this kind that run at once, and the number of calls that may wait besides.
     pub const fn bounds(self) -> (usize, usize) {
@@ -65,7 +67,7 @@ impl Long {
             Self::Password => (2, 256),
             Self::Search => (2, 64),
             Self::Resolution | Self::History => (2, 64),
-            Self::Maintenance => (1, 4),
+            Self::Maintenance | Self::Indexing => (1, 4),
         }
     }
 
@@ -77,6 +79,7 @@ impl Long {
             Self::Resolution => "resolutions",
             Self::Maintenance => "maintenance",
             Self::History => "history",
+            Self::Indexing => "indexing",
         }
     }
 }
@@ -116,7 +119,7 @@ struct Inner {
     short: Pool,
     writing: Pool,
     /// The pools of the kinds of long calls, in the order of [`Long::ALL`].
-    long: [Pool; 5],
+    long: [Pool; 6],
 }
 
 impl Env {
@@ -322,18 +325,19 @@ impl Env {
     }
 
     fn pool(&self, kind: Long) -> &Pool {
-        let [passwords, searches, resolutions, maintenance, history] = &self.0.long;
+        let [passwords, searches, resolutions, maintenance, history, indexing] = &self.0.long;
         match kind {
             Long::Password => passwords,
             Long::Search => searches,
             Long::Resolution => resolutions,
             Long::Maintenance => maintenance,
             Long::History => history,
+            Long::Indexing => indexing,
         }
     }
 
     /// The number of long calls of each kind that run or wait, by the name of their queue.
-    pub fn long_calls(&self) -> [(&'static str, usize); 5] {
+    pub fn long_calls(&self) -> [(&'static str, usize); 6] {
         Long::ALL.map(|kind| (kind.name(), self.pool(kind).call_count()))
     }
 
@@ -479,7 +483,7 @@ mod tests {
         assert!(futures_util::FutureExt::now_or_never(poll_all).is_none());
         let one_more = env.blocking_long(Long::Password, || Ok(())).await;
         assert!(matches!(one_more, Err(Error::Busy { .. })));
-        for kind in [Long::Search, Long::Resolution, Long::Maintenance, Long::History] {
+        for kind in [Long::Search, Long::Resolution, Long::Maintenance, Long::History, Long::Indexing] {
             assert_eq!(env.blocking_long(kind, || Ok(7)).await.unwrap(), 7);
         }
         drop(releases);

@@ -13,6 +13,7 @@ pub mod room;
 pub mod remote;
 pub(crate) mod commit;
 pub(crate) mod own_events;
+pub mod searching;
 pub mod policy_server;
 pub(crate) mod sharing;
 pub(crate) mod typists;
@@ -89,6 +90,8 @@ pub struct Services {
     pub staged: remote::staged::Staged,
     /// The users of whom those are still to be woken who share a room with them.
     pub sharing: sharing::Sharing,
+    /// The index of search, which follows the log.
+    pub searching: searching::Searching,
     /// Tells other servers what happens here.
     pub delivery: Servers,
 }

@@ -73,6 +73,9 @@ enum Command {
     /// Look at other servers: who does not answer and why, and what others see of a server.
     #[command(subcommand)]
     Federation(FederationCommand),
+    /// Look at the index of search in messages, and build it anew.
+    #[command(subcommand)]
+    Search(SearchCommand),
     /// Say where an event stands in its room, and whether and why a user sees it.
     Explain {
         /// The id of the event, as `$...`.
@@ -201,6 +204,14 @@ enum FederationCommand {
 }
 
 #[derive(Subcommand)]
+enum SearchCommand {
+    /// Build the index anew from the store. Searches answer from what is indexed meanwhile.
+    Rebuild,
+    /// Say how many texts the index has, and how far it is behind.
+    Status,
+}
+
+#[derive(Subcommand)]
 enum DbCommand {
     /// Take a backup into an empty directory. The server may run meanwhile.
     Backup {
@@ -278,6 +289,8 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             FederationCommand::Retry { server } => Operation::RetryServer { server: server.clone() },
         },
         Some(Command::Token(command)) => token_operation(command),
+        Some(Command::Search(SearchCommand::Rebuild)) => Operation::RebuildSearch,
+        Some(Command::Search(SearchCommand::Status)) => Operation::SearchStatus,
     };
     let mut bar = Bar::new(cli.json);
     let answer = runtime()?
@@ -392,6 +405,7 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::Servers(it) => json!(it),
         Outcome::ServerRetried(it) => json!(it),
         Outcome::KeyMade(it) => json!(it),
+        Outcome::SearchBegun(it) | Outcome::SearchIs(it) => json!(it),
         Outcome::ServerChecked(it) => json!(it),
     }
 }
@@ -437,6 +451,13 @@ fn for_people(outcome: &Outcome) -> String {
                 "Made {}. It takes the place of {} when the server is started next.",
                 it.key_id, it.replaces
             )
+        }
+        Outcome::SearchBegun(_) => {
+            "The index of search is built anew, beside the server or when it is started next.".to_owned()
+        }
+        Outcome::SearchIs(it) => {
+            let filling = if it.is_filling { " It is new, and is still being filled." } else { "" };
+            format!("{} texts are indexed, and {} positions of the log are to be read.{filling}", it.documents, it.lag)
         }
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();

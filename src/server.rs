@@ -37,6 +37,7 @@ use crate::{
             presence,
             receipts::{self, Receipts},
         },
+        searching::Searching,
         sharing::Sharing,
         write,
     },
@@ -92,6 +93,7 @@ impl Server {
             config.server.name.clone(),
         );
         let limits = RateLimits::new(env.clone(), &config.limits);
+        let searching = Searching::open(&config.search, &env, &store, &config.server.data_dir);
         let app = App::new(Services {
             env,
             store,
@@ -115,6 +117,7 @@ impl Server {
             lanes: Lanes::default(),
             staged,
             sharing: Sharing::default(),
+            searching,
             delivery,
         });
         let (woken, flushed) = (app.clone(), app.clone());
@@ -139,6 +142,7 @@ impl Server {
                 }
             });
         }
+        app.searching.start(&app, read_on.clone());
         let restored = app.clone();
         app.env.spawn(async move { presence::restore(&restored).await });
         let router = api::router(&app);
@@ -151,7 +155,9 @@ impl Server {
         let memory = crate::store::engine::Memory::default();
         let durability = crate::store::Durability::Fsync;
         let store = Store::open(crate::store::Engine::Memory(memory), durability).unwrap();
-        Self::start(Config::default(), env, store, Some(Lead::of_only_node())).unwrap()
+        let mut config = Config::default();
+        config.search.enabled = false;
+        Self::start(config, env, store, Some(Lead::of_only_node())).unwrap()
     }
 
     /// Registers an account of this name and logs it in, for the same tests.
@@ -190,6 +196,7 @@ impl Server {
         while self.app.store.queue_depth() > 0 {
             self.app.store.flush()?;
         }
+        self.app.searching.close();
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ impl Fixture {
         config.passwords.argon2_memory_kib = 8;
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
+        config.search.enabled = false;
         let store = Store::open(Engine::Rocks(Rocks::open(path, 256 << 20).unwrap()), durability).unwrap();
         Self {
             server: Arc::new(

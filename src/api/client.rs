@@ -23,6 +23,7 @@ mod redact;
 mod relations;
 mod retention;
 mod room;
+mod search;
 mod session;
 mod shared_secret;
 mod space;
@@ -61,6 +62,7 @@ pub(crate) fn routes(r: &mut Routes) {
     relations::routes(r);
     retention::routes(r);
     room::routes(r);
+    search::routes(r);
     session::routes(r);
     shared_secret::routes(r);
     space::routes(r);

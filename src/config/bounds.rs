@@ -47,6 +47,13 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
         "expected at least 1 MiB".into()
     })?;
     federation(config)?;
+    let search = &config.search;
+    require((Size::mib(16)..=Size::mib(2048)).contains(&search.writer_bytes_max), "search.writer_bytes_max", || {
+        "expected 16 MiB to 2 GiB".into()
+    })?;
+    require((10..=3_600_000).contains(&search.delay_ms), "search.delay_ms", || {
+        "expected 10 to 3600000 milliseconds".into()
+    })?;
     let address = &config.metrics.address;
     require(address.is_empty() || address.parse::<SocketAddr>().is_ok(), "metrics.address", || {
         format!("expected an address and a port such as \"127.0.0.1:9090\", or nothing; found {address:?}")

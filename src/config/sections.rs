@@ -218,6 +218,18 @@ pub struct Outbound {
     pub allow_private_addresses: bool,
 }
 
+/// `[search]`: the search in messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Search {
+    /// Whether messages are indexed and searched.
+    pub enabled: bool,
+    /// The memory in which words are gathered before they are written to the disk.
+    pub writer_bytes_max: Size,
+    /// The number of milliseconds for which changes are gathered before searches find them.
+    pub delay_ms: u64,
+}
+
 /// `[limits]`: bounds of what clients may ask for.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -346,6 +358,12 @@ impl Default for Federation {
             public_rooms: false,
             presence: true,
         }
+    }
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Self { enabled: true, writer_bytes_max: Size::mib(64), delay_ms: 1000 }
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod look;
 pub(crate) mod membership;
 pub mod presence;
 pub mod receipts;
+pub(crate) mod search;
 pub(crate) mod send;
 pub mod typing;
 pub(crate) mod upgrade;

@@ -32,7 +32,7 @@ pub(crate) use base::elsewhere;
 pub use base::{Base, Brought, Omitted, order_by_auth};
 pub(crate) use received::list_allowing;
 pub use received::{
-    Backfill, Before, Completion, Filling, Older, Outcome, Received, Reunion, Revision, Signed, Step, Taken,
+    Backfill, FILLED_AT_ONCE_MAX, Before, Completion, Filling, Older, Outcome, Received, Reunion, Revision, Signed, Step, Taken,
     completes,
 };
 pub use txn::Txn;

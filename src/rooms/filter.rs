@@ -291,7 +291,8 @@ impl RelationFilter {
     }
 }
 
-fn has_url(content: &str) -> bool {
+/// Whether the content of an event has a `url` that is text.
+pub(crate) fn has_url(content: &str) -> bool {
     #[derive(Deserialize)]
     struct Content {
         #[serde(default)]

@@ -417,6 +417,11 @@ impl Reader {
         Ok(self.ignored.is_empty() && self.sight.borrow_mut().sees_everything(read)?)
     }
 
+    /// Whether the user may see every event of the room, be its sender ignored or not.
+    pub fn may_see_everything(&self, read: &(impl Read + ?Sized)) -> Result<bool, Fault> {
+        self.sight.borrow_mut().sees_everything(read)
+    }
+
     /// Tells up to where the user has been joined: see [`Sight::joined_until`].
     pub fn joined_until(&self) -> Option<Order> {
         self.sight.borrow().joined_until

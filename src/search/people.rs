@@ -19,6 +19,7 @@ use crate::{
     },
     schema,
     schema::{accounts::UserRow, event_types::JOIN_RULES},
+    search::words,
     store::{Fault, Read},
 };
 
@@ -70,7 +71,7 @@ pub fn find(
     term: &str,
     limit: usize,
 ) -> Result<(Vec<Person>, bool), Fault> {
-    let term = term.trim().to_lowercase();
+    let term = words::folded(term.trim());
     if term.is_empty() {
         return Ok((Vec::new(), false));
     }
@@ -236,10 +237,10 @@ fn text(json: &[u8]) -> Option<String> {
     serde_json::from_slice(json).ok()
 }
 
-/// How well a user fits the term, which is in lower case; `None` if not at all.
+/// How well a user fits the term, which is folded; `None` if not at all.
 fn fit(term: &str, user_id: &str, name: Option<&str>) -> Option<Fit> {
-    let user_id = user_id.to_lowercase();
-    let name = name.unwrap_or_default().to_lowercase();
+    let user_id = words::folded(user_id);
+    let name = words::folded(name.unwrap_or_default());
     let localpart = user_id.trim_start_matches('@').split(':').next().unwrap_or_default();
     let places = [user_id.as_str(), localpart, name.as_str()];
     if places.contains(&term) {
@@ -319,7 +320,8 @@ mod tests {
             ("coop", "@x:s", Some("Alice Cooper"), Some(Fit::Word)),
             ("cooper alice", "@x:s", Some("Alice Cooper"), Some(Fit::Within)),
             ("lic", "@alice:s", None, Some(Fit::Within)),
-            ("ä", "@x:s", Some("Ärger"), Some(Fit::Begins)),
+            ("arg", "@x:s", Some("Ärger"), Some(Fit::Begins)),
+            ("cafe", "@x:s", Some("ＣＡＦÉ"), Some(Fit::Whole)),
             ("bob", "@alice:s", Some("Alice"), None),
             ("alice bob", "@alice:s", Some("Alice"), None),
         ] {

@@ -3,14 +3,14 @@
 use bytes::Bytes;
 
 use crate::{
-    ids::{EventNum, RoomNum, UserNum},
+    ids::{EventNum, Order, Position, RoomNum, UserNum},
     store::{
         Fault,
         key::{Decoder, Encoder, Key, Value, expect_layout},
     },
 };
 
-/// An entry of the log: what happened at a position, in 18 bytes at most.
+/// An entry of the log: what happened at a position, in 22 bytes at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogEntry {
     /// A room accepted an event.
@@ -59,6 +59,13 @@ pub enum LogEntry {
     Server,
     /// The device list or the keys of a user of another server changed.
     OtherDeviceList,
+    /// A part of a hole in a room's past was filled. Nobody is told of what fills it, but whoever wants every event reads it.
+    Filled {
+        /// The room of the hole.
+        room: RoomNum,
+        /// The highest of the orders that were filled. The others are just below it.
+        top: Order,
+    },
 }
 
 impl LogEntry {
@@ -74,6 +81,7 @@ impl LogEntry {
             Self::DeviceList { user } => (8, user.0, 0),
             Self::Server => (9, 0, 0),
             Self::OtherDeviceList => (10, 0, 0),
+            Self::Filled { room, top } => (11, room.0, top.anchor.number()),
         }
     }
 }
@@ -85,6 +93,9 @@ impl Value for LogEntry {
         u64::encode_key(a, to);
         if b != 0 {
             u64::encode_key(b, to);
+        }
+        if let Self::Filled { top, .. } = self {
+            i32::encode_key(top.minor, to);
         }
     }
 
@@ -106,6 +117,10 @@ impl Value for LogEntry {
             8 => Self::DeviceList { user },
             9 => Self::Server,
             10 => Self::OtherDeviceList,
+            11 => {
+                let anchor = Position::new(b).ok_or(Fault::Corrupt("a log entry names no position"))?;
+                Self::Filled { room, top: Order { anchor, minor: Key::decode_key(&mut from)? } }
+            }
             _ => return Err(Fault::Corrupt("a log entry is of an unknown kind")),
         })
     }

@@ -76,7 +76,10 @@ impl Changes {
                     LogEntry::ToDevice { user: of } => found.to_device |= of == user,
                     LogEntry::DeviceList { .. } | LogEntry::OtherDeviceList => found.device_lists = true,
                     // `/sync` tells nothing of these entries.
-                    LogEntry::Account { .. } | LogEntry::Device { .. } | LogEntry::Server => {}
+                    LogEntry::Account { .. }
+                    | LogEntry::Device { .. }
+                    | LogEntry::Server
+                    | LogEntry::Filled { .. } => {}
                 }
             }
         }

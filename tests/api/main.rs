@@ -62,6 +62,7 @@ mod resident_third_party;
 mod restore;
 mod retention;
 mod rooms;
+mod search;
 mod to_device;
 mod transactions;
 mod server_history;

@@ -93,6 +93,8 @@ impl TestServer {
         config.passwords.argon2_memory_kib = 8;
         config.passwords.argon2_iterations = 1;
         config.limits.rate_limits = false;
+        // An index writes in threads of its own, which only the tests of search need.
+        config.search.enabled = false;
         change(&mut config);
         Self { server: Server::start(config, env, store, Some(Lead::of_only_node())).unwrap() }
     }

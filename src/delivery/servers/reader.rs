@@ -266,6 +266,7 @@ fn list_news(
             | LogEntry::Device { .. }
             | LogEntry::ToDevice { .. }
             | LogEntry::OtherDeviceList
+            | LogEntry::Filled { .. }
             | LogEntry::Server => {}
         }
     }

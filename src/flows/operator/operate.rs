@@ -26,6 +26,7 @@ use crate::{
             federation::{self, CheckedServer, Retried, Statuses},
             signing_keys::{self, MadeKey},
         },
+        searching::SearchStatus,
         write,
     },
     ids::UserNum,
@@ -128,6 +129,10 @@ pub enum Command {
     },
     /// Makes a signing key that signs from the next start on.
     MakeKey,
+    /// Builds the index of search anew, beside whatever else the server does.
+    RebuildSearch,
+    /// Says how far the index of search has come.
+    SearchStatus,
 }
 
 impl Command {
@@ -149,8 +154,15 @@ impl Command {
             | Self::Explain { .. }
             | Self::RetryServer { .. }
             | Self::MakeKey
+            | Self::RebuildSearch
+            | Self::SearchStatus
             | Self::Check => false,
         }
+    }
+
+    /// Whether the command has to do with search, so that the index is opened for it.
+    pub fn is_about_search(&self) -> bool {
+        matches!(self, Self::RebuildSearch | Self::SearchStatus)
     }
 }
 
@@ -194,6 +206,10 @@ pub enum Outcome {
     ServerChecked(Box<CheckedServer>),
     /// A signing key was made.
     KeyMade(MadeKey),
+    /// The index of search is built anew from now on.
+    SearchBegun(SearchStatus),
+    /// How far the index of search has come.
+    SearchIs(SearchStatus),
 }
 
 impl Outcome {
@@ -217,6 +233,8 @@ impl Outcome {
             | Self::Servers(_)
             | Self::ServerRetried(_)
             | Self::KeyMade(_)
+            | Self::SearchBegun(_)
+            | Self::SearchIs(_)
             | Self::Restored(_) => true,
         }
     }
@@ -388,6 +406,11 @@ pub async fn operate(
         Command::Check => Outcome::Checked(check_store(app, progress).await?),
         Command::ListServers => Outcome::Servers(federation::list(app).await?),
         Command::MakeKey => Outcome::KeyMade(signing_keys::make(app).await?),
+        Command::RebuildSearch => {
+            app.searching.begin_anew().await?;
+            Outcome::SearchBegun(app.searching.status(&app.store)?)
+        }
+        Command::SearchStatus => Outcome::SearchIs(app.searching.status(&app.store)?),
         Command::RetryServer { server } => Outcome::ServerRetried(federation::retry(app, &server)?),
         Command::CheckServer { server } => {
             Outcome::ServerChecked(Box::new(federation::check(app, &server).await?))

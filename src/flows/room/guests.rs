@@ -96,7 +96,8 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
             | LogEntry::ToDevice { .. }
             | LogEntry::DeviceList { .. }
             | LogEntry::Server
-            | LogEntry::OtherDeviceList => {}
+            | LogEntry::OtherDeviceList
+            | LogEntry::Filled { .. } => {}
         }
     }
     let mut closed = Vec::new();

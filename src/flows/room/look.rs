@@ -2,6 +2,7 @@
 //!
 //! Each request reads one snapshot, off the async threads, and splices its answer from stored bytes.
 
+mod found;
 mod pages;
 mod relations;
 mod time;
@@ -12,6 +13,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use bytes::Bytes;
 use ruma::{EventId, OwnedUserId, RoomId};
 
+pub(crate) use found::{Around, FoundText};
 pub(crate) use pages::{PageWanted, context, read_messages};
 pub(crate) use relations::{RelationsWanted, ThreadsWanted, relations, threads};
 pub(crate) use time::{event_at_time, nearest, nothing_near};
@@ -81,18 +83,19 @@ impl Look {
             return Err(commit::not_in_room().into());
         }
         let ignored = Arc::new(Ignored::of(&*snapshot, caller.user, &caller.user_id)?);
+        Self::in_snapshot(snapshot, caller, (num, row), ignored, app.env.now_ms())
+    }
+
+    fn in_snapshot(
+        snapshot: Arc<Snapshot>,
+        caller: &Caller,
+        (num, room): (RoomNum, RoomRow),
+        ignored: Arc<Ignored>,
+        now_ms: u64,
+    ) -> Result<Self> {
         let reader = Reader::of(&*snapshot, num, caller.user, &caller.user_id, ignored)?;
         let (user, device) = (caller.user_id.clone(), caller.device);
-        Ok(Self {
-            snapshot,
-            num,
-            room: row,
-            user,
-            device,
-            now_ms: app.env.now_ms(),
-            reader,
-            erased: Erased::default(),
-        })
+        Ok(Self { snapshot, num, room, user, device, now_ms, reader, erased: Erased::default() })
     }
 
     fn view(&self) -> RoomView<'_, Snapshot> {

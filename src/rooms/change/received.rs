@@ -25,7 +25,7 @@ use std::{
 };
 
 pub use apart::Reunion;
-pub use fill::{Backfill, Before, Filling, Older};
+pub use fill::{Backfill, Before, FILLED_AT_ONCE_MAX, Filling, Older};
 pub use gate::Received;
 use recommended::Recommendation;
 pub use revise::{Completion, Revision};

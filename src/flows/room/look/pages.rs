@@ -59,7 +59,24 @@ pub(super) fn read_page(
         Direction::Down => state::find_hole(&*look.snapshot, look.num, from.0.next())?.map(|(hole, _)| hole),
         Direction::Up => state::find_hole_above(&*look.snapshot, look.num, from.0)?,
     };
-    read_page_to(look, from, to, direction, limit, (wanted, steps), hole)
+    read_page_to(look, from, to, direction, limit, (wanted, steps, SCANNED_MAX), hole)
+}
+
+/// Lists the events next to a place that the caller sees, the nearest first, of at most this many that are looked at. A hole
+/// between them is passed over.
+pub(super) fn list_near(
+    look: &Look,
+    from: PageToken,
+    direction: Direction,
+    limit: usize,
+    looked_at_max: usize,
+) -> Result<Vec<(StoredEvent, Membership)>> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let all = Filter::default();
+    let page = read_page_to(look, from, None, direction, limit, (&all, Steps::of_page(), looked_at_max), None)?;
+    Ok(page.events)
 }
 
 /// Reads a page that ends at this hole, if it reaches so far.
@@ -69,7 +86,7 @@ fn read_page_to(
     to: Option<PageToken>,
     direction: Direction,
     limit: usize,
-    (wanted, mut steps): (&Filter, Steps),
+    (wanted, mut steps, scanned_max): (&Filter, Steps, usize),
     hole: Option<Order>,
 ) -> Result<Page> {
     let snapshot = Arc::clone(&look.snapshot);
@@ -82,7 +99,7 @@ fn read_page_to(
     let mut page = Page { events: Vec::new(), next: None, hole: None };
     let mut last = None;
     for (scanned, stored) in timeline::page(&*snapshot, look.num, from, to, direction)?.enumerate() {
-        if page.events.len() >= limit || scanned >= SCANNED_MAX || steps.are_taken() {
+        if page.events.len() >= limit || scanned >= scanned_max || steps.are_taken() {
             page.next = last;
             break;
         }
@@ -149,7 +166,7 @@ pub(crate) async fn read_messages(
                         }
                         Direction::Up => state::find_hole_above(&*look.snapshot, look.num, passed)?,
                     };
-                    read_page_to(&look, from, to, wanted.direction, limit, (filter, steps), next)?
+                    read_page_to(&look, from, to, wanted.direction, limit, (filter, steps, SCANNED_MAX), next)?
                 }
             }
         } else {

@@ -2,7 +2,8 @@
 //!
 //! They are judged as any others, by the events that allow them and by the state before them, but not by the room's state of
 //! now, and they touch neither that nor the heads. They get orders in the hole, below everything that readers were told, and no
-//! position: nothing of them is in the log, so that no sync tells them and nobody is notified.
+//! positions: no sync tells them and nobody is notified. The log says only that a part of a hole was filled, for readers that want
+//! every event of a room, such as the index of search.
 //!
 //! A fill takes several turns of the room ([`Change::fill`]). First the events are judged, oldest first; state events are kept as
 //! outliers meanwhile, so that states can be resolved that hold them. Then the hole is filled from above, one *stretch* after the
@@ -39,13 +40,15 @@ use crate::{
         event_types::MEMBER,
         rooms::{EventHeader, EventRow, Membership},
     },
-    store::Fault,
+    store::{Fault, LogEntry},
 };
 
 /// Judge at most this many events in one turn, so that others wait for their turn no longer than that.
 const JUDGED_AT_ONCE: usize = 10;
 /// A stretch has at most this many events, which are written in one batch.
 const STRETCH_EVENTS_MAX: usize = if cfg!(test) { 3 } else { 50 };
+/// An entry of the log about a hole tells of at most this many events, which stand below each other.
+pub const FILLED_AT_ONCE_MAX: usize = STRETCH_EVENTS_MAX;
 /// A stretch has no further event once it has this many bytes.
 const STRETCH_BYTES: usize = 512 << 10;
 /// The events of a stretch change at most this many keys in all. A stretch begins anew where one step changes more.
@@ -478,6 +481,11 @@ impl Change {
         let Some(Stretch { fill, events }) = &mut backfill.writing else { return Ok(()) };
         let moved = fill.moved_to()?;
         let Some(orders) = fill.part(&mut self.batch, self.num)? else { return Ok(()) };
+        if let Some(top) = orders.iter().max() {
+            self.batch.position(&LogEntry::Filled { room: self.num, top: *top });
+            // Nobody is told of these events, so nobody is woken.
+            self.wakes_only = Some(Vec::new());
+        }
         let mut orders = orders.into_iter();
         for mut judged in std::mem::take(events) {
             let order = match judged.rejected {

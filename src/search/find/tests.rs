@@ -1,0 +1,166 @@
+use std::collections::BTreeSet;
+
+use tantivy::directory::RamDirectory;
+
+use super::*;
+use crate::{
+    ids::Position,
+    search::index::{Document, Shelf},
+};
+
+fn at(number: u64) -> Position {
+    Position::new(number).unwrap()
+}
+
+/// An index with these texts, each in a room of this number. The events are numbered from 1 on.
+fn index_of(texts: &[(u64, &str)]) -> Index {
+    let ram = RamDirectory::create();
+    let (index, progress) = Index::open(Shelf::Memory(ram), 16 << 20, false, 0, Position::ZERO).unwrap();
+    let mut change = index.write();
+    for (number, (room, text)) in texts.iter().enumerate() {
+        let event = number as u64 + 1;
+        let document = Document {
+            room: RoomNum(*room),
+            event: EventNum(event),
+            edit: None,
+            order: Order::live(at(event)),
+            sent_ms: event,
+            kind: TextKind::Body,
+            has_url: false,
+            sender: format!("@user{}:a.example", event % 2),
+            text: (*text).to_owned(),
+        };
+        change.add(&document).unwrap();
+        if number % 3 == 0 {
+            change.commit(&progress).unwrap();
+        }
+    }
+    change.commit(&progress).unwrap();
+    drop(change);
+    index
+}
+
+fn ask(index: &Index, term: &str, rooms: &[Scope], order_by: OrderBy) -> Found {
+    let words = Words::parse(term).unwrap();
+    let (kinds, url, senders) = (&TextKind::ALL, None, None);
+    find(index, &Question { words: &words, rooms, kinds, url, senders, order_by, after: None }).unwrap()
+}
+
+fn events(found: &Found) -> Vec<u64> {
+    found.candidates.iter().map(|candidate| candidate.event().0).collect()
+}
+
+fn whole(rooms: impl IntoIterator<Item = u64>) -> Vec<Scope> {
+    rooms.into_iter().map(|room| Scope { room: RoomNum(room), upto: Order::MAX }).collect()
+}
+
+#[test]
+fn a_search_is_read_as_words_and_as_pairs_of_characters() {
+    let spaced = |text: &str| Part::Spaced(text.to_owned());
+    let run = |pairs: &[&str]| Part::Run(pairs.iter().map(|pair| (*pair).to_owned()).collect());
+    for (text, parts) in [
+        ("", vec![]),
+        ("Two words two", vec![spaced("two"), spaced("words")]),
+        ("東京都 猫", vec![run(&["東京", "京都"]), Part::Single("猫".into())]),
+        ("東京 大阪", vec![run(&["東京"]), run(&["大阪"])]),
+        ("a東b", vec![spaced("a"), Part::Single("東".into()), spaced("b")]),
+    ] {
+        assert_eq!(Words::parse(text).unwrap(), Words(parts), "{text}");
+    }
+}
+
+#[test]
+fn a_search_is_bounded() {
+    assert!(Words::parse(&"x".repeat(SEARCH_BYTES_MAX + 1)).is_err());
+    let many: String = (0..=WORDS_MAX).map(|number| format!("w{number} ")).collect();
+    assert!(Words::parse(&many).is_err());
+    // Each character makes a pair with the next one.
+    let different: String = (0x4e00..0x4e00 + 42).filter_map(char::from_u32).collect();
+    assert!(Words::parse(&different).is_err());
+    let different: String = (0x4e00..0x4e00 + 41).filter_map(char::from_u32).collect();
+    assert!(Words::parse(&different).is_ok());
+}
+
+#[test]
+fn only_these_rooms_are_searched_and_none_above_its_end() {
+    // More rooms than a query names to the index, and fewer.
+    for count in [3, ROOMS_NAMED_MAX as u64 + 10] {
+        let texts: Vec<(u64, &str)> = (0..count).map(|room| (room, "needle")).collect();
+        let index = index_of(&texts);
+        let all = ask(&index, "needle", &whole(0..count), OrderBy::Recent);
+        assert_eq!(events(&all), (1..=count).rev().collect::<Vec<_>>());
+        let but_one = ask(&index, "needle", &whole(1..count), OrderBy::Recent);
+        assert_eq!(events(&but_one), (2..=count).rev().collect::<Vec<_>>());
+        assert_eq!(but_one.counts.len() as u64, count - 1);
+        let mut scopes = whole(0..count);
+        scopes[1].upto = Order::live(at(1));
+        let ended = ask(&index, "needle", &scopes, OrderBy::Recent);
+        assert!(!events(&ended).contains(&2));
+        assert_eq!(ended.counts.get(&RoomNum(1)), None, "what is above the end is not counted");
+    }
+}
+
+#[test]
+fn a_better_fit_has_a_greater_rank_and_others_messages_have_no_part_in_it() {
+    let index = index_of(&[
+        (1, "needle in a very large stack of dry hay that nobody has looked through"),
+        (1, "needle"),
+        (1, "needles"),
+        (1, "needle needle needle"),
+    ]);
+    let found = ask(&index, "needle", &whole([1]), OrderBy::Rank);
+    assert_eq!(events(&found), [4, 2, 1, 3]);
+    let score = |found: &Found, event| {
+        found.candidates.iter().find(|candidate| candidate.event().0 == event).unwrap().score
+    };
+    let before = score(&found, 2);
+    let mut more = vec![(1, "other"), (1, "needle")];
+    more.extend(std::iter::repeat_n((2, "needle"), 50));
+    let after = ask(&index_of(&more), "needle", &whole([1]), OrderBy::Rank);
+    assert_eq!(events(&after), [2]);
+    assert_eq!(score(&after, 2).to_bits(), before.to_bits());
+}
+
+#[test]
+fn the_best_of_many_are_handed_on_and_a_page_goes_on_below_a_key() {
+    let count = CANDIDATES_MAX as u64 + 200;
+    let texts: Vec<(u64, &str)> = (0..count).map(|_| (1, "needle")).collect();
+    let index = index_of(&texts);
+    let found = ask(&index, "needle", &whole([1]), OrderBy::Recent);
+    assert_eq!(events(&found), (201..=count).rev().collect::<Vec<_>>());
+    assert!(found.is_more);
+    assert_eq!(found.counts.get(&RoomNum(1)), Some(&count));
+    let words = Words::parse("needle").unwrap();
+    let rest = find(&index, &Question {
+        words: &words,
+        rooms: &whole([1]),
+        kinds: &TextKind::ALL,
+        url: None,
+        senders: None,
+        order_by: OrderBy::Recent,
+        after: found.candidates.last().map(|last| last.key),
+    });
+    let rest = rest.unwrap();
+    assert_eq!(events(&rest), (1..=200).rev().collect::<Vec<_>>());
+    assert!(!rest.is_more);
+    assert_eq!(rest.counts.get(&RoomNum(1)), Some(&count), "all are counted, whatever page is asked for");
+}
+
+#[test]
+fn a_word_stands_for_a_bounded_number_of_others() {
+    let texts: Vec<String> = (0..OTHERS_MAX + 50).map(|number| format!("abcd{number:04}")).collect();
+    let mut texts: Vec<(u64, &str)> = texts.iter().map(|text| (1, text.as_str())).collect();
+    texts.extend([(1, "abcdzz"), (1, "abcdzz"), (1, "abc")]);
+    let found = ask(&index_of(&texts), "abc", &whole([1]), OrderBy::Rank);
+    // The word itself, the most common one, and as many as may be.
+    assert_eq!(found.candidates.len(), OTHERS_MAX + 2);
+    assert_eq!(found.candidates[0].event().0, texts.len() as u64, "the word itself is the best");
+}
+
+#[test]
+fn highlights_are_what_was_found_as_it_is_written() {
+    let words = Words::parse("cafe 東京都").unwrap();
+    let mut highlights = BTreeSet::new();
+    words.add_highlights("Der Café-Besitzer in 東京都, 東京, CAFETERIA; nothing", &mut highlights);
+    assert_eq!(highlights, ["Café", "CAFETERIA", "東京都", "東京"].map(str::to_owned).into());
+}
