@@ -457,7 +457,10 @@ fn for_people(outcome: &Outcome) -> String {
         }
         Outcome::SearchIs(it) => {
             let filling = if it.is_filling { " It is new, and is still being filled." } else { "" };
-            format!("{} texts are indexed, and {} positions of the log are to be read.{filling}", it.documents, it.lag)
+            format!(
+                "{} texts are indexed, and {} positions of the log are to be read.{filling}",
+                it.documents, it.lag
+            )
         }
         Outcome::Checked(it) => {
             let rows: u64 = it.rows.values().sum();

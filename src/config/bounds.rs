@@ -48,9 +48,11 @@ pub(super) fn require_all(config: &Config) -> Result<(), Wrong> {
     })?;
     federation(config)?;
     let search = &config.search;
-    require((Size::mib(16)..=Size::mib(2048)).contains(&search.writer_bytes_max), "search.writer_bytes_max", || {
-        "expected 16 MiB to 2 GiB".into()
-    })?;
+    require(
+        (Size::mib(16)..=Size::mib(2048)).contains(&search.writer_bytes_max),
+        "search.writer_bytes_max",
+        || "expected 16 MiB to 2 GiB".into(),
+    )?;
     require((10..=3_600_000).contains(&search.delay_ms), "search.delay_ms", || {
         "expected 10 to 3600000 milliseconds".into()
     })?;

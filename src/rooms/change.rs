@@ -32,8 +32,8 @@ pub(crate) use base::elsewhere;
 pub use base::{Base, Brought, Omitted, order_by_auth};
 pub(crate) use received::list_allowing;
 pub use received::{
-    Backfill, FILLED_AT_ONCE_MAX, Before, Completion, Filling, Older, Outcome, Received, Reunion, Revision, Signed, Step, Taken,
-    completes,
+    Backfill, Before, Completion, FILLED_AT_ONCE_MAX, Filling, Older, Outcome, Received, Reunion, Revision,
+    Signed, Step, Taken, completes,
 };
 pub use txn::Txn;
 

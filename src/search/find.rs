@@ -82,7 +82,8 @@ impl Words {
                 Kind::Spaced => parts.push(Part::Spaced(text)),
                 // A character that is in a pair need not be asked for alone.
                 Kind::Single => {
-                    let is_in_pair = pairs.contains(&place) || place.checked_sub(1).is_some_and(|at| pairs.contains(&at));
+                    let is_in_pair =
+                        pairs.contains(&place) || place.checked_sub(1).is_some_and(|at| pairs.contains(&at));
                     if !is_in_pair {
                         parts.push(Part::Single(text));
                     }
@@ -102,7 +103,8 @@ impl Words {
         parts.retain(|part| seen.insert(part.clone()));
         let count: usize = parts.iter().map(Part::word_count).sum();
         if count > WORDS_MAX {
-            let why = format!("`search_term` has {count} different words; a search may have at most {WORDS_MAX}.");
+            let why =
+                format!("`search_term` has {count} different words; a search may have at most {WORDS_MAX}.");
             return Err(Refusal::invalid_param(why));
         }
         Ok(Self(parts))
@@ -292,14 +294,17 @@ fn term(field: Field, text: &str) -> Box<dyn Query> {
 
 /// A query for one of these terms that has no part in how well a document fits.
 fn any_of(terms: impl Iterator<Item = Term>) -> Box<dyn Query> {
-    let any = terms.map(|term| -> Box<dyn Query> { Box::new(TermQuery::new(term, IndexRecordOption::Basic)) });
+    let any =
+        terms.map(|term| -> Box<dyn Query> { Box::new(TermQuery::new(term, IndexRecordOption::Basic)) });
     Box::new(ConstScoreQuery::new(Box::new(BooleanQuery::union(any.collect())), 0.0))
 }
 
 fn run(field: Field, pairs: &[String]) -> Box<dyn Query> {
     match pairs {
         [pair] => term(field, pair),
-        pairs => Box::new(PhraseQuery::new(pairs.iter().map(|pair| Term::from_field_text(field, pair)).collect())),
+        pairs => {
+            Box::new(PhraseQuery::new(pairs.iter().map(|pair| Term::from_field_text(field, pair)).collect()))
+        }
     }
 }
 
@@ -417,7 +422,8 @@ impl Collector for Best {
     type Child = BestOfSegment;
 
     fn for_segment(&self, _: SegmentOrdinal, segment: &SegmentReader) -> tantivy::Result<BestOfSegment> {
-        let column = |name| Ok::<_, tantivy::TantivyError>(segment.fast_fields().u64(name)?.first_or_default_col(0));
+        let column =
+            |name| Ok::<_, tantivy::TantivyError>(segment.fast_fields().u64(name)?.first_or_default_col(0));
         let columns = Columns {
             room: column(column::ROOM)?,
             event: column(column::EVENT)?,

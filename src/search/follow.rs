@@ -53,7 +53,8 @@ pub fn read_on(
     now_ms: u64,
     kept_ms: u64,
 ) -> Result<Followed> {
-    let mut page = Page { read, change, walk: progress.walk, now_ms, rooms: HashMap::new(), is_deleted: false };
+    let mut page =
+        Page { read, change, walk: progress.walk, now_ms, rooms: HashMap::new(), is_deleted: false };
     let upto = read.upto();
     let is_all = progress.position() >= upto;
     if !is_all {
@@ -107,6 +108,12 @@ impl<R: Read + ?Sized> Page<'_, '_, R> {
                     for ((_, _), row) in rows {
                         self.follow_event(room, row.header.event, &mut changed)?;
                     }
+                }
+                LogEntry::Expired { room, event } => {
+                    changed.insert((room, event));
+                    let edited = self.change.delete_edit(room, event)?;
+                    changed.extend(edited.into_iter().map(|event| (room, event)));
+                    self.is_deleted = true;
                 }
                 LogEntry::Account { user } => {
                     if let Some(row) = users::find(self.read, user)?.filter(|row| row.is_erased) {
@@ -291,7 +298,8 @@ pub fn text_of(
             let edit = schema::RELATED.get(read, (room, stored.event()))?.and_then(|related| related.edit);
             let edit = edit.map(|edit| event::find(read, room, edit)).transpose()?.flatten();
             if let Some(edit) = edit.filter(|edit| !edit.row.is_redacted()) {
-                let text = field(edit.row.content(), "m.new_content").and_then(|new| text_field(new.get(), "body"));
+                let text =
+                    field(edit.row.content(), "m.new_content").and_then(|new| text_field(new.get(), "body"));
                 return Ok(text.map(|text| (TextKind::Body, text, Some(edit.event()))));
             }
             Ok(text_field(content, "body").map(|text| (TextKind::Body, text, None)))
@@ -308,7 +316,8 @@ pub fn text_of(
 fn topic(content: &str) -> Option<String> {
     let old = text_field(content, "topic");
     let list = field(content, "m.topic").and_then(|topic| field(topic.get(), "m.text"));
-    let list: Vec<&RawValue> = list.and_then(|list| serde_json::from_str(list.get()).ok()).unwrap_or_default();
+    let list: Vec<&RawValue> =
+        list.and_then(|list| serde_json::from_str(list.get()).ok()).unwrap_or_default();
     let is_plain =
         |it: &&&RawValue| text_field(it.get(), "mimetype").is_none_or(|mimetype| mimetype == "text/plain");
     let plain = list.iter().take(REPRESENTATIONS_MAX).find(is_plain);
@@ -337,7 +346,10 @@ mod tests {
         for (content, expected) in [
             (r#"{"topic":"old"}"#, Some("old")),
             (r#"{"topic":"same","m.topic":{"m.text":[{"body":"same"}]}}"#, Some("same")),
-            (r#"{"topic":"old","m.topic":{"m.text":[{"mimetype":"text/html","body":"<b>"},{"mimetype":"text/plain","body":"new"}]}}"#, Some("old\nnew")),
+            (
+                r#"{"topic":"old","m.topic":{"m.text":[{"mimetype":"text/html","body":"<b>"},{"mimetype":"text/plain","body":"new"}]}}"#,
+                Some("old\nnew"),
+            ),
             (r#"{"m.topic":{"m.text":[{"body":"new"}]}}"#, Some("new")),
             (r#"{"topic":7,"m.topic":{"m.text":{"body":"x"}}}"#, None),
             (r#"{"topic":"old","m.topic":[]}"#, Some("old")),

@@ -24,9 +24,7 @@ use tantivy::{
     directory::RamDirectory,
     indexer::{IndexWriterOptions, LogMergePolicy, NoMergePolicy},
     query::TermQuery,
-    schema::{
-        FAST, Field, INDEXED, IndexRecordOption, STRING, Schema, TextFieldIndexing, TextOptions,
-    },
+    schema::{FAST, Field, INDEXED, IndexRecordOption, STRING, Schema, TextFieldIndexing, TextOptions},
     tokenizer::{PreTokenizedString, Token},
 };
 
@@ -343,7 +341,9 @@ impl Index {
             other => {
                 match other {
                     Ok(None) => tracing::debug!("there is no index of search yet"),
-                    Ok(Some(_)) => tracing::info!(reason = "the store was restored", "the index of search is built anew"),
+                    Ok(Some(_)) => {
+                        tracing::info!(reason = "the store was restored", "the index of search is built anew")
+                    }
                     Err(reason) => tracing::warn!(reason, "the index of search is built anew"),
                 }
                 (Opened::create(&shelf)?, Progress::begin(incarnation, upto))

@@ -240,9 +240,9 @@ impl Splitter {
     fn take_spaced(&mut self, letter: char, from: usize, to: usize) {
         self.last = None;
         let place = self.next_place;
-        let (word, count) = self.open.get_or_insert_with(|| {
-            (Word { text: String::new(), from, to, place, kind: Kind::Spaced }, 0)
-        });
+        let (word, count) = self
+            .open
+            .get_or_insert_with(|| (Word { text: String::new(), from, to, place, kind: Kind::Spaced }, 0));
         word.to = to;
         if *count < WORD_CHARS_MAX {
             word.text.push(letter);
@@ -313,9 +313,10 @@ mod tests {
 
     #[test]
     fn words_stand_between_spaces_and_signs() {
-        assert_eq!(texts("Hello, WORLD!  x_y a-b https://a.example/z?q=1"), [
-            "hello", "world", "x", "y", "a", "b", "https", "a", "example", "z", "q", "1"
-        ]);
+        assert_eq!(
+            texts("Hello, WORLD!  x_y a-b https://a.example/z?q=1"),
+            ["hello", "world", "x", "y", "a", "b", "https", "a", "example", "z", "q", "1"]
+        );
         assert_eq!(texts(""), Vec::<String>::new());
         assert_eq!(texts("!? ... \u{0} \n"), Vec::<String>::new());
     }

@@ -66,6 +66,13 @@ pub enum LogEntry {
         /// The highest of the orders that were filled. The others are just below it.
         top: Order,
     },
+    /// The content of an event was deleted, because its lifetime is over. Nobody is told, but whoever keeps its content deletes it.
+    Expired {
+        /// The room of the event.
+        room: RoomNum,
+        /// The number of the event in that room.
+        event: EventNum,
+    },
 }
 
 impl LogEntry {
@@ -82,6 +89,7 @@ impl LogEntry {
             Self::Server => (9, 0, 0),
             Self::OtherDeviceList => (10, 0, 0),
             Self::Filled { room, top } => (11, room.0, top.anchor.number()),
+            Self::Expired { room, event } => (12, room.0, event.0),
         }
     }
 }
@@ -121,6 +129,7 @@ impl Value for LogEntry {
                 let anchor = Position::new(b).ok_or(Fault::Corrupt("a log entry names no position"))?;
                 Self::Filled { room, top: Order { anchor, minor: Key::decode_key(&mut from)? } }
             }
+            12 => Self::Expired { room, event: EventNum(b) },
             _ => return Err(Fault::Corrupt("a log entry is of an unknown kind")),
         })
     }

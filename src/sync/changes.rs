@@ -79,7 +79,8 @@ impl Changes {
                     LogEntry::Account { .. }
                     | LogEntry::Device { .. }
                     | LogEntry::Server
-                    | LogEntry::Filled { .. } => {}
+                    | LogEntry::Filled { .. }
+                    | LogEntry::Expired { .. } => {}
                 }
             }
         }

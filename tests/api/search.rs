@@ -50,6 +50,25 @@ async fn search_on(who: &TestClient, term: &str, more: Value, token: &Value) -> 
     who.ok_post(&path, body(term, more)).await["search_categories"]["room_events"].clone()
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_lifetime_is_over_is_found_no_more() {
+    let server = server();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    alice.ok_put(&format!("/rooms/{room}/state/m.room.retention/"), json!({ "max_lifetime": 60_000 })).await;
+    let (one, two) = (alice.say(&room, "1", "apples").await, alice.say(&room, "2", "plums").await);
+    let edit = json!({
+        "body": "* cherries", "msgtype": "m.text", "m.new_content": { "body": "cherries", "msgtype": "m.text" },
+        "m.relates_to": { "rel_type": "m.replace", "event_id": two },
+    });
+    alice.ok_put(&format!("/rooms/{room}/send/m.room.message/3"), edit).await;
+    assert_eq!((found(&alice, "apples").await, found(&alice, "cherries").await), (vec![one], vec![two]));
+    server.server().app().env.sleep(std::time::Duration::from_secs(65)).await;
+    for word in ["apples", "plums", "cherries"] {
+        assert_eq!(found(&alice, word).await, [""; 0], "{word}");
+    }
+}
+
 fn ids(found: &Value) -> Vec<String> {
     let results = found["results"].as_array().unwrap_or_else(|| panic!("no results in {found}"));
     results.iter().map(|result| result["result"]["event_id"].as_str().unwrap().to_owned()).collect()
@@ -221,8 +240,10 @@ async fn pages_follow_each_other_without_a_gap_or_a_repetition() {
 async fn results_are_grouped_by_room_and_by_sender_and_a_group_has_pages_of_its_own() {
     let server = server();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let (one, two) =
-        (alice.create(json!({ "preset": "public_chat" })).await, alice.create(json!({ "preset": "public_chat" })).await);
+    let (one, two) = (
+        alice.create(json!({ "preset": "public_chat" })).await,
+        alice.create(json!({ "preset": "public_chat" })).await,
+    );
     join(&bob, &one).await;
     let mut expected = Vec::new();
     for number in 0..6 {
@@ -243,8 +264,12 @@ async fn results_are_grouped_by_room_and_by_sender_and_a_group_has_pages_of_its_
     assert_eq!(rooms[&one]["order"], 2);
     assert_eq!(rooms[&one]["results"].as_array().unwrap().len(), 4);
     let senders = page["groups"]["sender"].as_object().unwrap();
-    let mut of_alice: Vec<String> =
-        senders[&alice.user_id]["results"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+    let mut of_alice: Vec<String> = senders[&alice.user_id]["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_str().unwrap().to_owned())
+        .collect();
     let mut token = senders[&alice.user_id]["next_batch"].clone();
     for _ in 0..5 {
         let further = search_on(&alice, "needle", more.clone(), &token).await;
@@ -263,7 +288,10 @@ async fn results_are_grouped_by_room_and_by_sender_and_a_group_has_pages_of_its_
     let token = rooms[&one]["next_batch"].clone();
     assert_eq!(search_on(&carol, "needle", more.clone(), &token).await["results"], json!([]));
     let of_room = search_on(&alice, "needle", more, &token).await;
-    assert!(of_room["results"].as_array().unwrap().iter().all(|it| it["result"]["room_id"] == one), "{of_room}");
+    assert!(
+        of_room["results"].as_array().unwrap().iter().all(|it| it["result"]["room_id"] == one),
+        "{of_room}"
+    );
     assert!(!ids(&of_room).is_empty());
 }
 
@@ -275,7 +303,9 @@ async fn what_stands_around_a_result_comes_with_it_if_it_is_asked_for() {
     let rename = |name: &'static str| {
         let alice = alice.clone();
         async move {
-            alice.ok_put(&format!("/profile/{}/displayname", alice.user_id), json!({ "displayname": name })).await;
+            alice
+                .ok_put(&format!("/profile/{}/displayname", alice.user_id), json!({ "displayname": name }))
+                .await;
         }
     };
     rename("Old Name").await;
@@ -294,7 +324,11 @@ async fn what_stands_around_a_result_comes_with_it_if_it_is_asked_for() {
     let page = search(&bob, "needle", more).await;
     let context = &page["results"][0]["context"];
     let bodies = |list: &Value| -> Vec<String> {
-        list.as_array().unwrap().iter().map(|event| event["content"]["body"].as_str().unwrap().to_owned()).collect()
+        list.as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["content"]["body"].as_str().unwrap().to_owned())
+            .collect()
     };
     assert_eq!(bodies(&context["events_before"]), ["before 3", "before 2"]);
     assert_eq!(bodies(&context["events_after"]), ["after 0", "after 1", "after 2"]);
@@ -457,8 +491,10 @@ async fn what_an_erased_user_wrote_is_not_found() {
 async fn filters_choose_rooms_senders_types_and_content() {
     let server = server();
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    let (one, two) =
-        (alice.create(json!({ "preset": "public_chat" })).await, alice.create(json!({ "preset": "public_chat" })).await);
+    let (one, two) = (
+        alice.create(json!({ "preset": "public_chat" })).await,
+        alice.create(json!({ "preset": "public_chat" })).await,
+    );
     join(&bob, &one).await;
     let a1 = alice.say(&one, "1", "needle").await;
     let b1 = bob.say(&one, "1", "needle").await;
@@ -495,7 +531,8 @@ async fn a_room_that_is_named_stands_for_those_that_it_replaced() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let old = alice.create(json!({ "preset": "public_chat" })).await;
     let before = alice.say(&old, "1", "needle").await;
-    let upgraded = alice.ok_post(&format!("/rooms/{}/upgrade", encoded(&old)), json!({ "new_version": "11" })).await;
+    let upgraded =
+        alice.ok_post(&format!("/rooms/{}/upgrade", encoded(&old)), json!({ "new_version": "11" })).await;
     let new = upgraded["replacement_room"].as_str().unwrap().to_owned();
     join(&bob, &new).await;
     let after = alice.say(&new, "2", "needle").await;
@@ -513,10 +550,27 @@ async fn hostile_searches_are_refused_or_harmless() {
     let server = server();
     let alice = server.register("alice").await;
     let room = alice.create(json!({})).await;
-    let sent = alice.say(&room, "1", r#"body:secret AND (a OR b) "quoted" wild* /re.*x/ [1 TO 2] ~2 ^3"#).await;
+    let sent =
+        alice.say(&room, "1", r#"body:secret AND (a OR b) "quoted" wild* /re.*x/ [1 TO 2] ~2 ^3"#).await;
     for term in [
-        "body:secret", "\"quoted\"", "wild*", "a OR b", "a AND", "(a", "/re.*x/", "[1 TO 2]", "re.*", "*", "~", "^3",
-        "\\", "{", "+secret", "secret^1000000", "sender:alice", "\u{0}secret\u{202e}",
+        "body:secret",
+        "\"quoted\"",
+        "wild*",
+        "a OR b",
+        "a AND",
+        "(a",
+        "/re.*x/",
+        "[1 TO 2]",
+        "re.*",
+        "*",
+        "~",
+        "^3",
+        "\\",
+        "{",
+        "+secret",
+        "secret^1000000",
+        "sender:alice",
+        "\u{0}secret\u{202e}",
     ] {
         let found = search(&alice, term, json!({})).await;
         for id in ids(&found) {
@@ -536,10 +590,18 @@ async fn hostile_searches_are_refused_or_harmless() {
         ("x", json!({ "filter": { "types": ["*".repeat(101)] } }), "types"),
     ] {
         let (status, refused) = alice.post(SEARCH, body(term, more)).await;
-        assert_eq!((status, &refused["errcode"]), (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")), "{refused}");
+        assert_eq!(
+            (status, &refused["errcode"]),
+            (StatusCode::BAD_REQUEST, &json!("M_INVALID_PARAM")),
+            "{refused}"
+        );
         assert!(refused["error"].as_str().unwrap().contains(needs), "{refused}");
     }
-    assert_eq!(alice.post(SEARCH, body(&deep, json!({}))).await.0, StatusCode::OK, "the same word again is no other");
+    assert_eq!(
+        alice.post(SEARCH, body(&deep, json!({}))).await.0,
+        StatusCode::OK,
+        "the same word again is no other"
+    );
     assert_eq!(search(&alice, "secret", json!({ "keys": [] })).await["results"], json!([]));
     for token in ["", "x", "r1_2_3", "n1_2_3_4", "r1_2_3_4_nobody", "r99999999999_1_1_1", "r1_2_3_4_!a_b"] {
         let path = format!("{SEARCH}?next_batch={}", encoded(token));
@@ -644,7 +706,9 @@ async fn an_index_on_disk_goes_on_after_a_restart_and_is_built_anew_where_it_is_
     drop((dir, server));
     let token = alice.token.clone();
     let index = path.join("search");
-    for (round, harm) in ["none", "deleted", "no meta", "garbage", "cut segment", "none"].into_iter().enumerate() {
+    for (round, harm) in
+        ["none", "deleted", "no meta", "garbage", "cut segment", "none"].into_iter().enumerate()
+    {
         match harm {
             "deleted" => std::fs::remove_dir_all(&index).unwrap(),
             "no meta" => std::fs::remove_file(index.join("meta.json")).unwrap(),
@@ -709,7 +773,8 @@ async fn what_fills_a_hole_in_the_past_of_a_room_is_found() {
     bob.ok_post(&format!("/join/{}?server_name=a.example", encoded(&room)), json!({})).await;
     assert_eq!(found(&bob, "needle").await, Vec::<String>::new(), "the past is not here yet");
     let page = bob.ok_get(&format!("/rooms/{}/messages?dir=b&limit=50", encoded(&room))).await;
-    let read = page["chunk"].as_array().unwrap().iter().filter(|event| event["type"] == "m.room.message").count();
+    let read =
+        page["chunk"].as_array().unwrap().iter().filter(|event| event["type"] == "m.room.message").count();
     assert_eq!(read, sent.len());
     let mut all = found(&bob, "needle").await;
     all.sort();

@@ -118,7 +118,8 @@ fn wanted(body: RoomEvents, next_batch: Option<String>) -> Result<SearchWanted, 
             "room_id" => GroupBy::Room,
             "sender" => GroupBy::Sender,
             other => {
-                let why = format!("The `key` of a grouping must be `room_id` or `sender`, and not {other:?}.");
+                let why =
+                    format!("The `key` of a grouping must be `room_id` or `sender`, and not {other:?}.");
                 return Err(Refusal::invalid_param(why));
             }
         };
@@ -149,8 +150,9 @@ fn kind(key: &str) -> Result<TextKind, Refusal> {
         "content.name" => Ok(TextKind::Name),
         "content.topic" => Ok(TextKind::Topic),
         other => {
-            let why =
-                format!("`keys` may have `content.body`, `content.name` and `content.topic`, and not {other:?}.");
+            let why = format!(
+                "`keys` may have `content.body`, `content.name` and `content.topic`, and not {other:?}."
+            );
             Err(Refusal::invalid_param(why))
         }
     }

@@ -267,6 +267,7 @@ fn list_news(
             | LogEntry::ToDevice { .. }
             | LogEntry::OtherDeviceList
             | LogEntry::Filled { .. }
+            | LogEntry::Expired { .. }
             | LogEntry::Server => {}
         }
     }

@@ -97,7 +97,10 @@ fn log_entry(read: &Snapshot, position: Position, entry: LogEntry, doubts: &mut 
                 doubts.unless(is_purged, format!("event {event} of room {room} is nowhere"));
             }
         },
-        LogEntry::RoomState { room } | LogEntry::Receipts { room } | LogEntry::Filled { room, .. } => {
+        LogEntry::RoomState { room }
+        | LogEntry::Receipts { room }
+        | LogEntry::Filled { room, .. }
+        | LogEntry::Expired { room, .. } => {
             doubts.unless(schema::ROOM.contains(read, room)?, format!("there is no room {room}"));
         }
         LogEntry::Account { user }

@@ -97,7 +97,8 @@ fn list_closed(read: &impl Read, entries: &[(Position, LogEntry)]) -> Result<Vec
             | LogEntry::DeviceList { .. }
             | LogEntry::Server
             | LogEntry::OtherDeviceList
-            | LogEntry::Filled { .. } => {}
+            | LogEntry::Filled { .. }
+            | LogEntry::Expired { .. } => {}
         }
     }
     let mut closed = Vec::new();

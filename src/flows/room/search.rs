@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use ruma::{OwnedRoomId, api::client::filter::{RoomEventFilter, UrlFilter}};
+use ruma::{
+    OwnedRoomId,
+    api::client::filter::{RoomEventFilter, UrlFilter},
+};
 
 use crate::{
     accounts::{Caller, filters, ignored::Ignored},
@@ -165,7 +168,8 @@ pub(crate) async fn search(app: &App, caller: &Caller, wanted: SearchWanted) -> 
     let index = app.searching.require()?;
     filters::require_cheap_events(&wanted.filter)?;
     let words = Words::parse(&wanted.term)?;
-    let mark = wanted.next_batch.as_deref().map(|token| PageMark::parse(token, wanted.order_by)).transpose()?;
+    let mark =
+        wanted.next_batch.as_deref().map(|token| PageMark::parse(token, wanted.order_by)).transpose()?;
     let filter = EventFilter::new(&wanted.filter)?;
     let (store, caller, now_ms) = (app.store.clone(), caller.clone(), app.env.now_ms());
     let work = move || {
@@ -244,7 +248,9 @@ fn with_predecessors(read: &Snapshot, rooms: HashSet<RoomNum>, caller: &Caller) 
             if members::find(read, caller.user, at)?.as_ref().and_then(seen_upto).is_none() {
                 break;
             }
-            let Some(before) = Look::predecessor(read, at)?.filter(|before| all.insert(*before)) else { break };
+            let Some(before) = Look::predecessor(read, at)?.filter(|before| all.insert(*before)) else {
+                break;
+            };
             at = before;
         }
     }
@@ -334,21 +340,26 @@ impl Search {
             let is_allowed = senders.as_ref().is_none_or(|senders| senders.contains(sender));
             senders = Some(if is_allowed { vec![sender.clone()] } else { Vec::new() });
         }
-        find::find(index, &Question {
-            words: &self.words,
-            rooms,
-            kinds: &kinds,
-            url: self.wanted.filter.url_filter.map(|wanted| wanted == UrlFilter::EventsWithUrl),
-            senders: senders.as_deref(),
-            order_by: self.wanted.order_by,
-            after: self.mark.as_ref().map(|mark| mark.after),
-        })
+        find::find(
+            index,
+            &Question {
+                words: &self.words,
+                rooms,
+                kinds: &kinds,
+                url: self.wanted.filter.url_filter.map(|wanted| wanted == UrlFilter::EventsWithUrl),
+                senders: senders.as_deref(),
+                order_by: self.wanted.order_by,
+                after: self.mark.as_ref().map(|mark| mark.after),
+            },
+        )
     }
 
     fn limit(&self) -> usize {
-        let limit = self.wanted.filter.limit.map_or(RESULTS_DEFAULT, |limit| {
-            usize::try_from(u64::from(limit)).unwrap_or(RESULTS_MAX)
-        });
+        let limit = self
+            .wanted
+            .filter
+            .limit
+            .map_or(RESULTS_DEFAULT, |limit| usize::try_from(u64::from(limit)).unwrap_or(RESULTS_MAX));
         limit.clamp(1, RESULTS_MAX)
     }
 
@@ -436,7 +447,9 @@ impl Search {
             let list = groups.entry(*by).or_default();
             for result in results {
                 let next_order = list.len() + 1;
-                let group = list.entry(result.group(*by)).or_insert_with(|| GroupPage { order: next_order, ..GroupPage::default() });
+                let group = list
+                    .entry(result.group(*by))
+                    .or_insert_with(|| GroupPage { order: next_order, ..GroupPage::default() });
                 group.results.push(result.id.clone());
             }
         }
@@ -557,7 +570,18 @@ mod tests {
                 assert_eq!(PageMark::parse(&mark.to_string(), order_by).unwrap(), mark);
             }
         }
-        for text in ["", "r", "r1_2_3", "r1_2_3_+4", "r-1_2_3_4", "x1_2_3_4", "n1_2_3_4", "r1_2_3_4_x", "é1_2_3_4", "r4294967296_2_3_4"] {
+        for text in [
+            "",
+            "r",
+            "r1_2_3",
+            "r1_2_3_+4",
+            "r-1_2_3_4",
+            "x1_2_3_4",
+            "n1_2_3_4",
+            "r1_2_3_4_x",
+            "é1_2_3_4",
+            "r4294967296_2_3_4",
+        ] {
             assert!(PageMark::parse(text, OrderBy::Rank).is_err(), "{text}");
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         jobs::Job,
         rooms::RetentionRow,
     },
-    store::{Direction, Fault, Read, tail, timer},
+    store::{Direction, Fault, LogEntry, Read, tail, timer},
 };
 
 /// A turn goes through at most this many events, so that others get turns in between.
@@ -156,6 +156,10 @@ impl Change {
             {
                 self.expire(stored)?;
                 self.expired.push(stored.clone());
+                let (room, event) = (self.num, stored.event());
+                self.batch.position(&LogEntry::Expired { room, event });
+                // No client is told that a message is gone.
+                self.wakes_only = Some(Vec::new());
             } else if !is_done {
                 let end_ms = if header.sent_ms <= now_ms {
                     end_of(header.sent_ms, lifetime_ms, now_ms)

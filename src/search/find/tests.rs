@@ -131,15 +131,18 @@ fn the_best_of_many_are_handed_on_and_a_page_goes_on_below_a_key() {
     assert!(found.is_more);
     assert_eq!(found.counts.get(&RoomNum(1)), Some(&count));
     let words = Words::parse("needle").unwrap();
-    let rest = find(&index, &Question {
-        words: &words,
-        rooms: &whole([1]),
-        kinds: &TextKind::ALL,
-        url: None,
-        senders: None,
-        order_by: OrderBy::Recent,
-        after: found.candidates.last().map(|last| last.key),
-    });
+    let rest = find(
+        &index,
+        &Question {
+            words: &words,
+            rooms: &whole([1]),
+            kinds: &TextKind::ALL,
+            url: None,
+            senders: None,
+            order_by: OrderBy::Recent,
+            after: found.candidates.last().map(|last| last.key),
+        },
+    );
     let rest = rest.unwrap();
     assert_eq!(events(&rest), (1..=200).rev().collect::<Vec<_>>());
     assert!(!rest.is_more);

@@ -160,7 +160,8 @@ fn scrubbing_leaves_nothing_of_deleted_words_in_the_files() {
     change.delete_event(ROOM, EventNum(1)).unwrap();
     change.commit(&progress).unwrap();
     let holds = |word: &[u8]| {
-        let files = std::fs::read_dir(&path).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        let files =
+            std::fs::read_dir(&path).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
         files.into_iter().any(|bytes| bytes.windows(word.len()).any(|window| window == word))
     };
     assert!(holds(b"ebrawords"), "a deleted document is only marked");

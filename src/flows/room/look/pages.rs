@@ -75,7 +75,8 @@ pub(super) fn list_near(
         return Ok(Vec::new());
     }
     let all = Filter::default();
-    let page = read_page_to(look, from, None, direction, limit, (&all, Steps::of_page(), looked_at_max), None)?;
+    let page =
+        read_page_to(look, from, None, direction, limit, (&all, Steps::of_page(), looked_at_max), None)?;
     Ok(page.events)
 }
 
@@ -166,7 +167,15 @@ pub(crate) async fn read_messages(
                         }
                         Direction::Up => state::find_hole_above(&*look.snapshot, look.num, passed)?,
                     };
-                    read_page_to(&look, from, to, wanted.direction, limit, (filter, steps, SCANNED_MAX), next)?
+                    read_page_to(
+                        &look,
+                        from,
+                        to,
+                        wanted.direction,
+                        limit,
+                        (filter, steps, SCANNED_MAX),
+                        next,
+                    )?
                 }
             }
         } else {
