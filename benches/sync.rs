@@ -214,6 +214,72 @@ fn cpu_of_small_rooms(runtime: &Runtime) {
     runtime.block_on(fixture.close());
 }
 
+/// Sliding sync of a user in a thousand rooms: the first window, the list of all rooms, polls without news and with some.
+fn cpu_of_slides(runtime: &Runtime) {
+    const ROOMS: u64 = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = open(runtime, dir.path(), Durability::Os);
+    let (token, writer, rooms) = runtime.block_on(async {
+        let (token, writer) = (fixture.register("reader").await, fixture.register("writer").await);
+        let mut rooms = Vec::new();
+        for number in 0..ROOMS {
+            let room = fixture.make_room(&writer, &format!("room {number}")).await;
+            fixture.join(&token, &room).await;
+            fixture.send(&writer, &room, number).await;
+            rooms.push(room);
+        }
+        (token, writer, rooms)
+    });
+    let state = serde_json::json!([
+        ["m.room.name", ""],
+        ["m.room.encryption", ""],
+        ["m.room.member", "$LAZY"],
+        ["m.room.member", "$ME"],
+        ["m.room.topic", ""],
+        ["m.room.avatar", ""],
+        ["m.room.canonical_alias", ""],
+        ["m.room.power_levels", ""],
+        ["m.room.create", ""],
+        ["m.space.child", "*"],
+    ]);
+    let list = |last: u64| {
+        let filters = serde_json::json!({ "not_room_types": ["m.space"] });
+        let list = serde_json::json!({
+            "ranges": [[0, last]], "timeline_limit": 1, "required_state": state, "filters": filters,
+        });
+        serde_json::json!({ "lists": { "all": list } })
+    };
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+    let slide = |pos: Option<&str>, last: u64| {
+        let path = pos.map_or(path.to_owned(), |pos| format!("{path}&pos={pos}"));
+        let json = runtime.block_on(fixture.json(Method::POST, &path, Some(&token), list(last)));
+        json["pos"].as_str().unwrap().to_owned()
+    };
+    let before = cpu_ms();
+    slide(None, 19);
+    print_each("sliding sync, first window of 1,000 rooms, cold", 1, before);
+    let before = cpu_ms();
+    (0..50).for_each(|_| drop(slide(None, 19)));
+    print_each("sliding sync, first window of 1,000 rooms", 50, before);
+    let mut pos = slide(None, 19);
+    let before = cpu_ms();
+    pos = slide(Some(&pos), ROOMS);
+    print_each("sliding sync, all the other rooms at once", 1, before);
+    pos = slide(Some(&pos), ROOMS);
+    let before = cpu_ms();
+    (0..100).for_each(|_| pos = slide(Some(&pos), ROOMS));
+    print_each("sliding sync, no news, a list of 1,000 rooms", 100, before);
+    let mut took = 0.0;
+    for (txn, room) in (ROOMS..).zip(rooms.iter().take(100)) {
+        runtime.block_on(fixture.send(&writer, room, txn));
+        let before = cpu_ms();
+        pos = slide(Some(&pos), ROOMS);
+        took += cpu_ms() - before;
+    }
+    print_each("sliding sync, a message in one of 1,000 rooms", 100, cpu_ms() - took);
+    runtime.block_on(fixture.close());
+}
+
 fn cpu_of_sends(runtime: &Runtime) {
     const EACH: u64 = 400;
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +322,7 @@ fn cpu_of_sends(runtime: &Runtime) {
     runtime.block_on(fixture.close());
 }
 
-/// Measures only what the processor does; names of parts (`rooms`, `large`, `sends`) run only those.
+/// Measures only what the processor does; names of parts (`rooms`, `large`, `slides`, `sends`) run only those.
 fn cpu(parts: &[String]) {
     let runtime = Runtime::new().unwrap();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|named| named == part);
@@ -269,6 +335,9 @@ fn cpu(parts: &[String]) {
         settle();
         cpu_of_syncs(&runtime, &fixture, &token, "initial sync, 300 rooms of 300 members", 10);
         runtime.block_on(fixture.close());
+    }
+    if is_wanted("slides") {
+        cpu_of_slides(&runtime);
     }
     if is_wanted("sends") {
         cpu_of_sends(&runtime);

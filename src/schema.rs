@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod marked;
 pub mod rooms;
 pub mod state;
+pub mod sync;
 
 use bytes::Bytes;
 use federation::ports::StoredDocument;
@@ -212,6 +213,11 @@ tables! {
     /// The private receipt of a user in a room that was stored at a position. It counts only while the receipt still says that
     /// position. The rows of each user stand apart, so that looking for one's own reads nobody else's.
     112 PRIVATE_RECEIPT_LOG((RoomNum, String, Position) => Json<receipts::ReceiptKey>) in Index, Room of "rooms::receipts";
+
+    /// A connection of sliding sync, by the id that its client gives it. It is written by notes, so a crash may take it back.
+    113 SYNC_CONNECTION((UserNum, DeviceNum, String) => Json<sync::ConnectionRow>) in Notes, User of "sync::connections";
+    /// A share of the rooms that a connection was told, by the connection's number. It is written by notes.
+    114 SYNC_CONNECTION_ROOMS((UserNum, DeviceNum, u64, u8) => sync::ConnectionRooms) in Notes, User of "sync::connections";
 
     // --- rooms, more of them: 150-169 ---
 

@@ -7,15 +7,18 @@
 mod ask;
 mod changes;
 mod collect;
+pub mod connections;
 pub mod ephemeral;
 mod filter;
 mod key_changes;
 mod look;
 pub mod notifier;
 mod places;
+mod pos;
 mod sent;
 mod shape;
 mod shares;
+pub mod sliding;
 mod streams;
 pub mod token;
 mod window;
@@ -23,26 +26,30 @@ mod window;
 pub use ask::Ask;
 pub use ephemeral::Ephemeral;
 pub use notifier::Notifier;
+pub use pos::Pos;
+pub use sliding::ask::SlidingAsk;
 pub use token::SyncToken;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ruma::api::client::filter::FilterDefinition;
+use ruma::api::{client::filter::FilterDefinition, error::ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounts::Caller,
     env::{Env, payer},
     error::{Refusal, Result},
-    ids::Position,
+    ids::{DeviceNum, Position, UserNum},
     push::Push,
     store::{Read, Snapshot, Store},
     sync::{
+        connections::{Connection, Update},
         filter::Filter,
         look::Look,
         places::Places,
         sent::SentMembers,
+        sliding::{facts::Facts, look::Slid},
         window::{Around, Moment, Window},
     },
 };
@@ -68,6 +75,7 @@ struct Parts {
     stopping: CancellationToken,
     sent: SentMembers,
     places: Places,
+    facts: Facts,
 }
 
 impl Polls {
@@ -81,7 +89,8 @@ impl Polls {
         stopping: CancellationToken,
     ) -> Self {
         let (sent, places) = (SentMembers::default(), Places::default());
-        Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent, places }))
+        let facts = Facts::default();
+        Self(Arc::new(Parts { env, store, notifier, ephemeral, push, stopping, sent, places, facts }))
     }
 
     /// Makes the token valid for the store as it is now. Refuses a token that lies in the future: 400
@@ -101,32 +110,65 @@ impl Polls {
     /// Answers as soon as something is new, when the time is up, or when too many newer polls of the device wait. The answer
     /// is the JSON of `/sync`.
     pub async fn poll(&self, ask: Ask, timeout: Duration) -> Result<Bytes> {
-        let mut subscription = self.0.notifier.subscribe(ask.caller.user);
+        let (user, device) = (ask.caller.user, ask.caller.device);
+        let look = move |parts: &Parts| {
+            let found = parts.look(&ask)?;
+            Ok((found.answer, found.has_news))
+        };
+        self.wait((user, device), timeout, look).await
+    }
+
+    /// Answers sliding sync as [`Polls::poll`] answers `/sync`. What the answer changes of its connection must be kept before it is
+    /// given ([`connections::keep`]). Refuses a position that is not one of a connection of the device: 400 `M_UNKNOWN_POS`.
+    pub async fn slide(&self, ask: SlidingAsk, timeout: Duration) -> Result<(Bytes, Option<Update>)> {
+        let (user, device) = (ask.caller.user, ask.caller.device);
+        let v3 = ask.as_sync()?;
+        let look = move |parts: &Parts| {
+            let found = parts.slide(&ask, &v3)?;
+            Ok(((found.answer, found.update), found.has_news))
+        };
+        self.wait((user, device), timeout, look).await
+    }
+
+    /// Looks until something is new, the time is up, or too many newer polls of the device wait.
+    async fn wait<T: Send + 'static>(
+        &self,
+        (user, device): (UserNum, DeviceNum),
+        timeout: Duration,
+        look: impl Fn(&Parts) -> Result<(T, bool)> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let mut subscription = self.0.notifier.subscribe(user);
         let deadline = self.0.env.instant() + timeout.min(POLL_MAX);
         let mut place = None;
-        let ask = Arc::new(ask);
+        let look = Arc::new(look);
         loop {
-            let (parts, asked) = (Arc::clone(&self.0), Arc::clone(&ask));
-            let found = self.0.env.blocking(move || parts.look(&asked)).await?;
+            let (parts, looked) = (Arc::clone(&self.0), Arc::clone(&look));
+            let (answer, has_news) = self.0.env.blocking(move || looked(&parts)).await?;
             let left = deadline.saturating_duration_since(self.0.env.instant());
-            if found.has_news || left.is_zero() {
-                return Ok(found.answer);
+            if has_news || left.is_zero() {
+                return Ok(answer);
             }
             payer::rest();
             // Only a poll that waits needs a place.
-            let place = place.get_or_insert_with(|| self.0.places.take(ask.caller.user, ask.caller.device));
+            let place = place.get_or_insert_with(|| self.0.places.take(user, device));
             tokio::select! {
                 biased;
                 () = place.lost() => {
                     tracing::debug!(reason = "newer polls of the device wait", "a poll is answered before its time");
-                    return Ok(found.answer);
+                    return Ok(answer);
                 }
                 () = subscription.woken() => {}
-                () = self.0.stopping.cancelled() => return Ok(found.answer),
-                () = self.0.env.sleep(left) => return Ok(found.answer),
+                () = self.0.stopping.cancelled() => return Ok(answer),
+                () = self.0.env.sleep(left) => return Ok(answer),
             }
         }
     }
+}
+
+/// Refuses a position of sliding sync: the client begins anew.
+pub fn unknown_pos() -> Refusal {
+    let why = "`pos` is not a position of a connection of this device, or the connection has ended. Begin without it.";
+    Refusal::new(ErrorKind::UnknownPos, why)
 }
 
 impl Parts {
@@ -135,6 +177,28 @@ impl Parts {
         let snapshot: Arc<Snapshot> = self.store.snapshot();
         let moment = Moment::since(&self.ephemeral, ask.since);
         Ok(look::look(&self.window(&snapshot, ask, snapshot.upto(), moment, &self.sent))?)
+    }
+
+    fn slide(&self, ask: &SlidingAsk, v3: &Ask) -> Result<Slid> {
+        let snapshot: Arc<Snapshot> = self.store.snapshot();
+        let moment = Moment::since(&self.ephemeral, v3.since);
+        let connection = match &ask.pos {
+            Some(pos) => {
+                // A connection is written by notes, which the client's next request may overtake.
+                let (read, owner) = (self.store.view(), (ask.caller.user, ask.caller.device));
+                let at = (pos.connection, pos.step);
+                let found = Connection::find(&read, owner, ask.conn_id(), at, self.env.now_ms())?;
+                found.ok_or_else(unknown_pos)?
+            }
+            None => {
+                let mut number = [0; 8];
+                self.env.fill_random(&mut number);
+                Connection::begin(u64::from_be_bytes(number))
+            }
+        };
+        let window = self.window(&snapshot, v3, snapshot.upto(), moment, &self.sent);
+        let found = sliding::look::look(&window, ask, &connection, &self.facts)?;
+        if found.is_over { Err(unknown_pos().into()) } else { Ok(found) }
     }
 
     fn key_changes(&self, caller: Caller, from: SyncToken, to: SyncToken) -> Result<Bytes> {

@@ -3,3 +3,4 @@
 pub mod acknowledge;
 pub mod rename_device;
 pub mod send_to_device;
+pub mod slide;

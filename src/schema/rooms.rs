@@ -57,7 +57,7 @@ impl Membership {
             .find(|kind| kind.as_str() == word)
     }
 
-    fn from_byte(byte: u8) -> Result<Self, Fault> {
+    pub(super) fn from_byte(byte: u8) -> Result<Self, Fault> {
         [Self::Join, Self::Invite, Self::Knock, Self::Leave, Self::Ban]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
@@ -122,7 +122,7 @@ impl Resident {
         }
     }
 
-    fn from_byte(byte: u8) -> Result<Self, Fault> {
+    pub(super) fn from_byte(byte: u8) -> Result<Self, Fault> {
         let found = Self::ALL.into_iter().find(|kind| *kind as u8 == byte);
         found.ok_or(Fault::Corrupt("a room is of a kind that this version does not know"))
     }

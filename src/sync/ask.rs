@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A client's request to `/sync`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     /// The user who asks, and the device they ask with.
     pub caller: Caller,

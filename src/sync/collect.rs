@@ -2,6 +2,8 @@
 
 mod heroes;
 mod lazy;
+pub(crate) mod required;
+pub(crate) mod sliding;
 mod state;
 
 pub(crate) use heroes::Summary;
@@ -19,7 +21,8 @@ use crate::{
     schema::event_types::MEMBER,
     schema::{
         receipts::{ReceiptKey, ReceiptRow},
-        rooms::{Membership, Place},
+        remote::OutsideRow,
+        rooms::{Membership, Place, UserRoomRow},
         state::{StateRef, StateValue},
     },
     store::Fault,
@@ -101,14 +104,14 @@ pub(crate) fn joined(
         // Heroes take part in lazy loading, because a client cannot name the room without their member events.
         let is_renamed = changes.is_renamed || (timeline.may_redact && heroes::lost_name(room)?);
         // The number of members is another one than was told while some of them were unknown.
-        let is_other = is_renamed || window.saw_whole(room.row);
+        let is_other = is_renamed || room.saw_whole();
         let summary = match place.is_whole() || !changes.members.is_empty() || is_other {
             true => Some(heroes::summary(room)?),
             false => None,
         };
         let heroes = summary.as_ref().and_then(|summary| summary.heroes.as_deref());
         // A member who only changed their profile makes the summary no other than the client knows it.
-        let is_other_summary = are_others || window.saw_whole(room.row) || (is_renamed && heroes.is_some());
+        let is_other_summary = are_others || room.saw_whole() || (is_renamed && heroes.is_some());
         (state::collect(room, &timeline, &changes, heroes)?, summary, is_other_summary)
     };
     let receipts = receipts::collect(room)?;
@@ -149,12 +152,41 @@ fn wants_any_data(room: &RoomWindow<'_, '_>, data: &Data) -> bool {
 
 /// Collects a room that the user has left, or was kicked or banned from.
 pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fault> {
+    let EndOfStay { mut timeline, changes, own, outside } = end_of_stay(room)?;
+    let mut state = match changes {
+        Some(changes) => {
+            let sender: Vec<String> = own.iter().map(|own| own.row.sender().into_owned()).collect();
+            state::collect(room, &timeline, &changes, Some(&sender))?
+        }
+        None => Vec::new(),
+    };
+    if let Some(own) = own {
+        push_own_end(room, own, &mut timeline, &mut state);
+    }
+    // The next stay begins without knowledge of members, so that what the device knows of them is forgotten.
+    lazy::forget(room);
+    Ok(LeftNews { timeline, state, outside, account_data: data })
+}
+
+/// How a user's stay in a room ended, as far as the client does not know it.
+struct EndOfStay {
+    /// The newest events up to where the user ceased to be in the room.
+    timeline: Timeline,
+    /// The changes of state up to there. None for a user who was never in the room, or has forgotten it.
+    changes: Option<RoomState>,
+    /// The event that says what the user is now, where it is news and stands above the timeline.
+    own: Option<StoredEvent>,
+    /// The same where that event stands nowhere in the room as it is known here.
+    outside: Option<JsonText>,
+}
+
+fn end_of_stay(room: &RoomWindow<'_, '_>) -> Result<EndOfStay, Fault> {
     let own = own_end(room)?;
     let is_apart = match &own {
         Some(own) => stands_apart(room, own)?,
         None => false,
     };
-    let (mut timeline, mut state) = match room.reader.joined_until() {
+    let (mut timeline, changes) = match room.reader.joined_until() {
         Some(_) => {
             let mut timeline = match is_apart {
                 // A timeline has no holes, so that it has its last event alone and leads into the hole.
@@ -163,21 +195,14 @@ pub(crate) fn left(room: &RoomWindow<'_, '_>, data: Data) -> Result<LeftNews, Fa
             };
             timeline.limited |= matches!(room.place.standing, Standing::Returns(_));
             let changes = state::changes(room, &mut timeline)?;
-            let sender: Vec<String> = own.iter().map(|own| own.row.sender().into_owned()).collect();
-            let state = state::collect(room, &timeline, &changes, Some(&sender))?;
-            (timeline, state)
+            (timeline, Some(changes))
         }
         // A user who was never in the room, or has forgotten it, is shown how it ended for them and nothing before.
-        None => (Timeline::empty(room.place.end), Vec::new()),
+        None => (Timeline::empty(room.place.end), None),
     };
     timeline.limited |= is_apart;
     let outside = if own.is_none() { outside_end(room)? } else { None };
-    if let Some(own) = own {
-        push_own_end(room, own, &mut timeline, &mut state);
-    }
-    // The next stay begins without knowledge of members, so that what the device knows of them is forgotten.
-    lazy::forget(room);
-    Ok(LeftNews { timeline, state, outside, account_data: data })
+    Ok(EndOfStay { timeline, changes, own, outside })
 }
 
 /// Finds the event by which an invitation or a knock ended from outside the room, if it is news and the client wants it.
@@ -269,16 +294,8 @@ pub(crate) enum Outside {
 /// sent. `None` if the user does not want to hear of it.
 pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Fault> {
     let (window, num) = (room.window, room.num);
-    let told = outside::find(window.read, num, window.ask.caller.user, room.user_row)?;
-    let own = match told {
-        Some(_) => None,
-        None => event::find(window.read, num, room.user_row.event)?,
-    };
-    let sender = match (&told, &own) {
-        (Some(told), _) => told.sender.clone(),
-        (None, Some(own)) => own.row.sender().into_owned(),
-        (None, None) => return Ok(None),
-    };
+    let (told, own) = invitation(window, num, room.user_row)?;
+    let Some(sender) = sender_of(told.as_ref(), own.as_ref()) else { return Ok(None) };
     if room.user_row.membership == Membership::Invite
         && let verdict @ (Verdict::Ignore | Verdict::Block) = window.invites()?.judge(&sender)
     {
@@ -309,6 +326,42 @@ pub(crate) fn outside(room: &RoomWindow<'_, '_>) -> Result<Option<Outside>, Faul
     }
     events.push(own);
     Ok(Some(Outside::Ours(events)))
+}
+
+/// Finds the invitation or the knock by which a user stands before a room: as another server told it, or as an event of the room.
+fn invitation(
+    window: &Window<'_>,
+    num: RoomNum,
+    user_row: &UserRoomRow,
+) -> Result<(Option<OutsideRow>, Option<StoredEvent>), Fault> {
+    let told = outside::find(window.read, num, window.ask.caller.user, user_row)?;
+    let own = match told {
+        Some(_) => None,
+        None => event::find(window.read, num, user_row.event)?,
+    };
+    Ok((told, own))
+}
+
+fn sender_of(told: Option<&OutsideRow>, own: Option<&StoredEvent>) -> Option<String> {
+    match (told, own) {
+        (Some(told), _) => Some(told.sender.clone()),
+        (None, Some(own)) => Some(own.row.sender().into_owned()),
+        (None, None) => None,
+    }
+}
+
+/// Whether the user wants to hear of an invitation to a room.
+pub(crate) fn is_wanted_invitation(
+    window: &Window<'_>,
+    num: RoomNum,
+    user_row: &UserRoomRow,
+) -> Result<bool, Fault> {
+    if window.invites()?.allows_all() {
+        return Ok(true);
+    }
+    let (told, own) = invitation(window, num, user_row)?;
+    let Some(sender) = sender_of(told.as_ref(), own.as_ref()) else { return Ok(false) };
+    Ok(window.invites()?.judge(&sender) == Verdict::Allow)
 }
 
 /// Notes who came to share a room that the user is in, and who ceased to, when nothing else of the room is wanted.

@@ -6,11 +6,22 @@ use crate::{
     json::JsonText,
     schema,
     store::Fault,
-    sync::{changes::Changes, look, shape::v3, streams::device_lists, window::Window},
+    sync::{
+        changes::Changes,
+        look,
+        shape::v3,
+        streams::device_lists::{self, DeviceLists},
+        window::Window,
+    },
 };
 
 /// Collects the answer, as the JSON of the response body.
 pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
+    Ok(v3::show_device_lists(&list(window)?))
+}
+
+/// Lists the users whose devices changed in the window, and those whose devices no longer matter.
+pub(super) fn list(window: &Window<'_>) -> Result<DeviceLists, Fault> {
     let (read, caller) = (window.read, &window.ask.caller);
     let mut changes = Changes::default();
     if window.from < window.upto {
@@ -27,5 +38,5 @@ pub(super) fn collect(window: &Window<'_>) -> Result<JsonText, Fault> {
             look::note_shares(window, (*num, &row, user_row), &mut changes.shares)?;
         }
     }
-    Ok(v3::show_device_lists(&device_lists::collect(window, &changes)?))
+    device_lists::collect(window, &changes)
 }

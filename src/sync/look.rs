@@ -77,7 +77,8 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
     Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
 }
 
-fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
+/// Finds the rooms and kinds of news that changed since the client asked last.
+pub(crate) fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
     let (read, user) = (window.read, window.ask.caller.user);
     if window.since.is_none() || window.ask.full_state {
         return Changes::everything(read, user);
@@ -95,7 +96,7 @@ fn find_changes(window: &Window<'_>) -> Result<Changes, Fault> {
 }
 
 /// Adds rooms in which nothing changed but the user's account data.
-fn add_rooms_with_data(
+pub(crate) fn add_rooms_with_data(
     window: &Window<'_>,
     rooms: &mut Vec<(RoomNum, UserRoomRow)>,
     data: &AccountData,
@@ -252,7 +253,11 @@ fn is_told(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow, data: &Dat
 }
 
 /// The order of the event that made the user what they are to the room. `None` if it is not one that is told.
-fn came_at(window: &Window<'_>, num: RoomNum, user_row: &UserRoomRow) -> Result<Option<Order>, Fault> {
+pub(crate) fn came_at(
+    window: &Window<'_>,
+    num: RoomNum,
+    user_row: &UserRoomRow,
+) -> Result<Option<Order>, Fault> {
     Ok(match schema::PLACE.get(window.read, (num, user_row.event))? {
         Some(Place::Timeline(order)) => Some(order),
         Some(Place::Aside | Place::Outlier) => None,

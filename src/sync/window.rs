@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    accounts::{ignored::Ignored, invites::Permissions, presence::Change},
+    accounts::{Caller, ignored::Ignored, invites::Permissions, presence::Change},
     ids::{Order, Position, RoomNum},
     push::{self, Push},
     rooms::{erased::Erased, show::Viewer, view::RoomView, visibility::Reader},
@@ -123,6 +123,12 @@ impl<'a> Window<'a> {
         }
     }
 
+    /// A window of the same moment for another request of the same user: what is ephemeral is not told again.
+    pub(crate) fn of<'b>(&'b self, ask: &'b Ask) -> Window<'b> {
+        let (ephemeral, push, sent, now_ms) = (self.ephemeral, self.push, self.sent, self.now_ms);
+        Window::new(self.read, ask, self.upto, Moment::default(), Around { ephemeral, push, sent, now_ms })
+    }
+
     /// Whether the client comes from another run of the server, so that what it knows of typing and presence no longer
     /// holds.
     pub(crate) fn is_other_run(&self) -> bool {
@@ -161,6 +167,11 @@ impl<'a> Window<'a> {
     /// Whether the rest of a room's members became known since the client asked last.
     pub(crate) fn saw_whole(&self, row: &RoomRow) -> bool {
         self.since.is_some() && row.filled_at.is_some_and(|position| position > self.from)
+    }
+
+    /// The user and device who ask.
+    pub(crate) fn caller(&self) -> &'a Caller {
+        &self.ask.caller
     }
 
     /// The highest order that the client knows: everything at or below it was told.
@@ -280,6 +291,16 @@ pub(crate) struct RoomWindow<'a, 'w> {
 }
 
 impl RoomWindow<'_, '_> {
+    /// The position up to which the client knows everything of the room, or knew everything when it asked last.
+    pub(crate) fn from(&self) -> Position {
+        self.place.known().map_or(self.window.from, |known| known.anchor)
+    }
+
+    /// Whether the rest of the room's members became known since the client knew the room.
+    pub(crate) fn saw_whole(&self) -> bool {
+        self.window.since.is_some() && self.row.filled_at.is_some_and(|position| position > self.from())
+    }
+
     /// The same room, told from another place.
     pub(crate) fn at(self, place: RoomPlace) -> Self {
         Self { place, ..self }

@@ -208,7 +208,7 @@ async fn redact_some(dice: &mut Dice, who: &TestClient, room: &str, number: usiz
 }
 
 /// Somebody does something in the room. Requests may be refused, which is as good as anything else. Gives who it was.
-async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) -> String {
+pub(crate) async fn step(dice: &mut Dice, people: &[TestClient], room: &str, number: usize) -> String {
     let (who, whom) = (&people[dice.below(people.len())], &people[dice.below(people.len())]);
     let about = json!({ "user_id": whom.user_id });
     match dice.below(18) {

@@ -29,12 +29,13 @@ const VERSIONS: [&str; 22] = [
 
 /// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
 /// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), sticky events (MSC4354).
-const UNSTABLE_FEATURES: [&str; 5] = [
+const UNSTABLE_FEATURES: [&str; 6] = [
     "org.matrix.msc3874",
     "org.matrix.msc4155",
     "org.matrix.msc4354",
     "org.matrix.msc4380",
     "org.matrix.msc4380.stable",
+    "org.matrix.simplified_msc3575",
 ];
 
 pub(crate) fn routes(r: &mut Routes) {

@@ -1,27 +1,49 @@
-//! The endpoint `/sync`, at which clients wait for news.
+//! The endpoints at which clients wait for news: `/sync`, and sliding sync (MSC4186).
 
 use std::time::Duration;
 
-use ruma::api::client::{
-    filter::FilterDefinition,
-    sync::sync_events::{self, v3::Filter},
+use http::Method;
+use ruma::{
+    api::client::{
+        filter::FilterDefinition,
+        sync::sync_events::{self, v3::Filter, v5},
+    },
+    presence::PresenceState,
 };
 
 use crate::{
     accounts::{Caller, filters},
-    api::{Routes, extract::Client, policy::Guests, raw::Raw, reply::RawJson},
+    api::{
+        Routes,
+        extract::{Client, Endpoint},
+        policy::{Body, Guests, KIB},
+        raw::Raw,
+        reply::RawJson,
+    },
     error::{Error, Refusal, Result},
     flows::{
         App,
-        device::acknowledge,
+        device::{acknowledge, slide},
         limits::Limit,
         room::{presence, receipts},
     },
-    sync::{Ask, SyncToken},
+    sync::{
+        Ask, Pos, SlidingAsk, SyncToken,
+        sliding::ask::{Body as SlidingBody, SUBSCRIPTIONS_MAX},
+        unknown_pos,
+    },
 };
+
+/// A request to sliding sync has at most this many bytes: a hundred rooms, each with the state that is wanted of it.
+const SLIDING_BODY_BYTES_MAX: usize = 256 * KIB;
+/// A request at the path of before the proposal was settled may subscribe to this many rooms: it had no bound then.
+const SUBSCRIPTIONS_MAX_BEFORE: usize = 1_000;
 
 pub(crate) fn routes(r: &mut Routes) {
     r.client(sync_events).limit(Limit::Sync).guests(Guests::Yes).long_poll();
+    let body = Body::Json(SLIDING_BODY_BYTES_MAX);
+    r.client(sliding_sync).limit(Limit::Sync).guests(Guests::Yes).long_poll().body(body);
+    r.client(sliding_sync_unstable).limit(Limit::Sync).guests(Guests::Yes).long_poll().body(body);
 }
 
 /// `GET /_matrix/client/v3/sync`
@@ -73,4 +95,87 @@ fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<FilterDefiniti
     let row = filters::find(&*app.store.snapshot(), caller.user, id)?;
     let filter = row.map(|row| filters::read(&row)).transpose()?;
     filter.ok_or_else(|| Refusal::invalid_param("`filter` names no filter that you have stored.").into())
+}
+
+/// The path that sliding sync has by MSC4186 once it is in the specification. ruma does not know it yet.
+pub(crate) struct SlidingSync;
+
+impl Endpoint for SlidingSync {
+    fn method() -> Method {
+        Method::POST
+    }
+
+    fn paths() -> Vec<&'static str> {
+        vec!["/_matrix/client/v4/sync"]
+    }
+}
+
+/// `POST /_matrix/client/v4/sync`
+pub(crate) async fn sliding_sync(app: App, client: Client<Raw<SlidingSync>>) -> Result<RawJson> {
+    let poll = Sliding::read(&app, &client.caller, &client.request, SUBSCRIPTIONS_MAX)?;
+    poll.answer(&app).await
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
+pub(crate) async fn sliding_sync_unstable(app: App, client: Client<Raw<v5::Request>>) -> Result<RawJson> {
+    let poll = Sliding::read(&app, &client.caller, &client.request, SUBSCRIPTIONS_MAX_BEFORE)?;
+    poll.answer(&app).await
+}
+
+/// A poll of sliding sync.
+struct Sliding {
+    ask: SlidingAsk,
+    timeout: Duration,
+    presence: PresenceState,
+}
+
+impl Sliding {
+    /// Reads a request of either path.
+    fn read<E>(app: &App, caller: &Caller, raw: &Raw<E>, subscriptions_max: usize) -> Result<Self> {
+        let body: SlidingBody = raw.json()?;
+        let timeout_ms = match raw.query("timeout") {
+            Some(text) => Some(text.parse().map_err(|_| {
+                Refusal::invalid_param(format!("`timeout` is {text:?}, which is no number of milliseconds."))
+            })?),
+            None => body.timeout,
+        };
+        let presence = raw.query("set_presence").or_else(|| body.set_presence.clone());
+        let presence = presence.map_or(PresenceState::Online, PresenceState::from);
+        let pos = raw.query("pos").or_else(|| body.pos.clone());
+        let pos = pos.map(|text| settled(app, &text)).transpose()?;
+        let mut ask = SlidingAsk::new(caller.clone(), pos, body, subscriptions_max)?;
+        let inbox = &ask.extensions.to_device;
+        let since = inbox.since.as_deref().filter(|_| inbox.is_on());
+        ask.inbox = since.map(|since| app.polls.settle(SyncToken::parse(since)?)).transpose()?;
+        Ok(Self { ask, timeout: Duration::from_millis(timeout_ms.unwrap_or(0)), presence })
+    }
+
+    async fn answer(self, app: &App) -> Result<RawJson> {
+        let Self { ask, timeout, presence } = self;
+        let caller = ask.caller.clone();
+        // The user counts as present until this is dropped, however the request ends.
+        let _present = presence::begin_poll(app, &caller, presence).await?;
+        receipts::settle(app, caller.user).await;
+        let confirmed = match ask.inbox {
+            Some(since) => {
+                let upto = since.inbox_position(caller.user, caller.device);
+                acknowledge::acknowledge(app, &caller, upto).await?
+            }
+            None => None,
+        };
+        let answer = slide::slide(app, &caller, &ask, timeout).await?;
+        if let Some(confirmed) = confirmed {
+            confirmed
+                .await
+                .map_err(|_| Error::broken("the server stopped before a confirmation was kept"))?;
+        }
+        Ok(RawJson(answer))
+    }
+}
+
+/// Reads a position of sliding sync. Refuses one that this server did not give: 400 `M_UNKNOWN_POS`.
+fn settled(app: &App, text: &str) -> Result<Pos> {
+    let pos = Pos::read(text).ok_or_else(unknown_pos)?;
+    let token = app.polls.settle(pos.token).map_err(|_| unknown_pos())?;
+    Ok(Pos { token, ..pos })
 }

@@ -18,6 +18,7 @@ use crate::{
     push::pushers,
     schema::jobs::Job,
     store::{Batch, Wake, timer::Timer},
+    sync::connections,
 };
 
 /// A batch that has swept this many rows begins no further range of devices.
@@ -80,6 +81,7 @@ fn sweep_some(batch: &mut Batch, user: UserNum) -> Result<bool> {
         inbox::sweep(batch, user, range);
         to_device::sweep(batch, user, range);
         keys::sweep(batch, user, range);
+        connections::sweep(batch, user, range);
         ended.remove_first();
     }
     let is_done = ended.first().is_none();

@@ -14,6 +14,7 @@ use crate::{
         check::{self, Doubts, Report, RowCheck},
         timer::Timer,
     },
+    sync::connections,
 };
 
 /// Reads every row and reports those that are wrong, while the server goes on. Errors: only a failure of the store itself.
@@ -31,6 +32,7 @@ fn checks() -> Vec<RowCheck> {
     all.extend(push::check::checks());
     all.extend(remote::check::checks());
     all.extend(delivery::check::checks());
+    all.extend(connections::check::checks());
     all.push(RowCheck::of(&store::tables::LOG, |read, position, entry, doubts| {
         log_entry(read, *position, *entry, doubts)
     }));

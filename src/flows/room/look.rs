@@ -44,7 +44,7 @@ use crate::{
         state::StateRef,
     },
     store::{Direction, Snapshot},
-    sync::SyncToken,
+    sync::{Pos, SyncToken},
 };
 
 /// At most this many events are read for one page, so that a filter or visibility that lets hardly anything through makes
@@ -333,8 +333,11 @@ fn require_visible(look: &Look, id: &EventId) -> Result<(StoredEvent, Membership
     }
 }
 
-/// Reads a token of `/messages` or of `/sync`: both name a place in the room.
+/// Reads a token of `/messages` or of `/sync`, or a position of sliding sync: each names a place in the room.
 pub(crate) fn place(token: &str) -> Result<PageToken, Refusal> {
+    if let Some(order) = Pos::order(token) {
+        return Ok(PageToken(order));
+    }
     if token.starts_with('s') {
         return SyncToken::parse(token).map(|token| PageToken(token.order()));
     }

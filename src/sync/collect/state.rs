@@ -29,13 +29,13 @@ use crate::{
 };
 
 /// The lowest string above `MEMBER`, where listing the other types goes on.
-const ABOVE_MEMBER: &str = "m.room.member\u{0}";
+pub(super) const ABOVE_MEMBER: &str = "m.room.member\u{0}";
 /// In a room of at most this many state keys, the whole state is read even for a client that loads members lazily: to list the
 /// keys of other types would cost more.
 const SMALL_ROOM_KEYS: u32 = 24;
 /// The types of the server's own derived keys begin with this, and no other type does. No client may see them.
-const DERIVED: &str = "\u{1}";
-const ABOVE_DERIVED: &str = "\u{2}";
+pub(super) const DERIVED: &str = "\u{1}";
+pub(super) const ABOVE_DERIVED: &str = "\u{2}";
 
 /// A change of one user's membership within the window.
 #[derive(Clone, Debug)]
@@ -48,11 +48,27 @@ pub(crate) struct MemberChange {
     pub(crate) after: StateValue,
 }
 
+/// A key of a room's state that is another than the client knows.
+#[derive(Clone, Debug)]
+pub(super) struct ChangedKey {
+    pub(super) key: StateKeyNum,
+    pub(super) event_type: String,
+    pub(super) state_key: String,
+    /// The client knew the key with a value.
+    pub(super) was_set: bool,
+    /// The value that holds at the end of the window.
+    pub(super) now: StateValue,
+}
+
 /// The changes of a room's state since the client knew it.
 #[derive(Debug, Default)]
 pub(crate) struct RoomState {
     /// The events of keys that changed, as they are to be told beside the timeline.
     told: Vec<EventNum>,
+    /// The keys that are others than the client knows.
+    pub(super) changed: Vec<ChangedKey>,
+    /// State events that hold and that the client knows as they were before they were redacted.
+    pub(super) redacted: Vec<EventNum>,
     /// The keys of which the timeline shows an event.
     shown: BTreeSet<StateKeyNum>,
     /// All members that changed, whether the timeline shows them or not.
@@ -89,7 +105,8 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
     }
     let mut found = RoomState::default();
     if keys.is_empty() {
-        found.told = redacted(room, timeline)?;
+        found.redacted = redacted(room, timeline)?;
+        found.told = found.redacted.clone();
         return Ok(found);
     }
     let numbers: Vec<_> = keys.keys().copied().collect();
@@ -114,6 +131,8 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
         if now == known {
             continue;
         }
+        let (name, was_set) = ((event_type.clone(), state_key.clone()), known.event().is_some());
+        found.changed.push(ChangedKey { key: number, event_type: name.0, state_key: name.1, was_set, now });
         match event_type.as_str() {
             MEMBER => {
                 found.members.push(MemberChange { user_id: state_key, before: known, after: now });
@@ -123,7 +142,8 @@ pub(super) fn changes(room: &RoomWindow<'_, '_>, timeline: &mut Timeline) -> Res
         }
     }
     let told: BTreeSet<EventNum> = found.told.iter().copied().collect();
-    found.told.extend(redacted(room, timeline)?.into_iter().filter(|event| !told.contains(event)));
+    found.redacted = redacted(room, timeline)?;
+    found.told.extend(found.redacted.iter().copied().filter(|event| !told.contains(event)));
     Ok(found)
 }
 
@@ -186,7 +206,10 @@ fn cut(
 }
 
 /// The values of keys at the end of the window.
-fn values_at_end(room: &RoomWindow<'_, '_>, keys: &[StateKeyNum]) -> Result<Vec<StateValue>, Fault> {
+pub(super) fn values_at_end(
+    room: &RoomWindow<'_, '_>,
+    keys: &[StateKeyNum],
+) -> Result<Vec<StateValue>, Fault> {
     let read = room.window.read;
     if room.place.end >= room.row.state_tip {
         state::list_now(read, room.num, keys.iter().copied())
@@ -333,15 +356,22 @@ fn everything(
 
 /// Lists the numbers of the keys whose types are in `[low, high)`. Without `high`, the range has no upper end.
 fn list_keys(room: &RoomWindow<'_, '_>, low: &str, high: Option<&str>) -> Result<Vec<StateKeyNum>, Fault> {
+    named_keys(room, low, high)?.map(|row| row.map(|(_, key)| key)).collect()
+}
+
+/// The keys whose types are in `[low, high)`, by type and state key. Without `high`, the range has no upper end.
+pub(super) fn named_keys<'r>(
+    room: &RoomWindow<'r, '_>,
+    low: &str,
+    high: Option<&str>,
+) -> Result<impl Iterator<Item = Result<((RoomNum, String, String), StateKeyNum), Fault>> + 'r, Fault> {
     let num = room.num;
     let high = high.map_or((RoomNum(num.0.saturating_add(1)), ""), |high| (num, high));
     let (low, high) = (Bound::Included((num, low)), Bound::Excluded(high));
-    let rows =
-        schema::STATE_KEY_NUM.range::<(RoomNum, String)>(room.window.read, low, high, Direction::Up)?;
-    rows.map(|row| row.map(|(_, key)| key)).collect()
+    schema::STATE_KEY_NUM.range::<(RoomNum, String)>(room.window.read, low, high, Direction::Up)
 }
 
-fn load(room: &RoomWindow<'_, '_>, events: Vec<EventNum>) -> Result<Vec<StoredEvent>, Fault> {
+pub(super) fn load(room: &RoomWindow<'_, '_>, events: Vec<EventNum>) -> Result<Vec<StoredEvent>, Fault> {
     event::list_anywhere(room.window.read, room.num, events)
 }
 

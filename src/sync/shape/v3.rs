@@ -174,16 +174,7 @@ impl<'a, 'w> Answer<'a, 'w> {
         if let Some(lists) = &self.device_lists {
             answer.json("device_lists", lists);
         }
-        let mut one_time = Object::new();
-        // Clients look for this algorithm even when they have no key of it, so that a zero is written.
-        if !keys.one_time.contains_key("signed_curve25519") {
-            one_time.number("signed_curve25519", 0);
-        }
-        for (algorithm, left) in &keys.one_time {
-            one_time.number(algorithm, *left);
-        }
-        answer.json("device_one_time_keys_count", &one_time.finish());
-        answer.texts("device_unused_fallback_key_types", &keys.unused_fallback);
+        write_key_counts(&mut answer, keys);
         answer.finish().into()
     }
 }
@@ -194,6 +185,20 @@ fn write_sticky(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[Stored
         list.json(&show::show(room.view(), stored, &room.viewer(), None)?);
     }
     Ok(())
+}
+
+/// Writes how many keys of a device are left.
+pub(crate) fn write_key_counts(answer: &mut Object, keys: &KeyCounts) {
+    let mut one_time = Object::new();
+    // Clients look for this algorithm even when they have no key of it, so that a zero is written.
+    if !keys.one_time.contains_key("signed_curve25519") {
+        one_time.number("signed_curve25519", 0);
+    }
+    for (algorithm, left) in &keys.one_time {
+        one_time.number(algorithm, *left);
+    }
+    answer.json("device_one_time_keys_count", &one_time.finish());
+    answer.texts("device_unused_fallback_key_types", &keys.unused_fallback);
 }
 
 fn write_room_data(list: &mut List<'_>, room: &RoomWindow<'_, '_>, data: &Data) {
@@ -217,7 +222,7 @@ fn write_events<T>(answer: &mut Object, name: &str, write: impl FnOnce(&mut List
 }
 
 /// Writes an event that has a type and a content, and nothing else.
-fn plain_event<'j>(event_type: &str, content: impl Into<JsonRef<'j>>) -> JsonText {
+pub(crate) fn plain_event<'j>(event_type: &str, content: impl Into<JsonRef<'j>>) -> JsonText {
     let mut event = Object::new();
     write_plain_event(&mut event, event_type, content);
     event.finish()
@@ -237,7 +242,8 @@ pub(crate) fn show_device_lists(lists: &DeviceLists) -> JsonText {
     json.finish()
 }
 
-fn show_data(data: &[(String, WrittenRow)], wants_type: impl Fn(&str) -> bool) -> Vec<JsonText> {
+/// Shows account data as events, of the types that are wanted.
+pub(crate) fn show_data(data: &[(String, WrittenRow)], wants_type: impl Fn(&str) -> bool) -> Vec<JsonText> {
     let wanted = data.iter().filter(|(event_type, _)| wants_type(event_type));
     wanted.map(|(event_type, row)| plain_event(event_type, JsonRef::stored(&row.content))).collect()
 }
@@ -336,7 +342,8 @@ fn in_form(room: &RoomWindow<'_, '_>, stored: &StoredEvent, json: JsonText) -> R
     })
 }
 
-fn show_stripped(room: &RoomWindow<'_, '_>, events: &Outside) -> Result<Vec<JsonText>, Fault> {
+/// Shows the events that tell somebody outside which room this is.
+pub(crate) fn show_stripped(room: &RoomWindow<'_, '_>, events: &Outside) -> Result<Vec<JsonText>, Fault> {
     let events = match events {
         Outside::Ours(events) => events,
         Outside::Told(events) => return Ok(events.clone()),

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::{
     accounts::account_data,
-    ids::UserNum,
+    ids::{Position, UserNum},
     push::rules,
     schema,
     schema::accounts::WrittenRow,
@@ -22,7 +24,7 @@ pub(crate) struct AccountData {
     /// By room id; global account data stands under "".
     pub(crate) by_room: BTreeMap<String, Data>,
     /// The content of `m.push_rules`. None if the rules have not changed or are not wanted.
-    pub(crate) push_rules: Option<serde_json::Value>,
+    pub(crate) push_rules: Option<Value>,
 }
 
 /// Collects the account data that changed since the client asked last, or all of it if the client begins.
@@ -42,8 +44,21 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<AccountD
             found.by_room.entry(key.room).or_default().push((key.kind, row));
         }
     }
-    found.push_rules = push_rules(window)?;
+    found.push_rules = push_rules(window, window.since.map(|_| window.from))?;
     Ok(found)
+}
+
+/// Collects the account data that belongs to no room and that changed after a position, or all of it, and the push rules.
+pub(crate) fn global(window: &Window<'_>, from: Option<Position>) -> Result<(Data, Option<Value>), Fault> {
+    let data = match from {
+        None => of_room(window, "")?,
+        Some(from) => {
+            let changes = account_data::list_changes(window.read, window.ask.caller.user, from, window.upto)?;
+            let global = changes.into_iter().filter(|(key, _)| key.room.is_empty());
+            global.map(|(key, row)| (key.kind, row)).collect()
+        }
+    };
+    Ok((data, push_rules(window, from)?))
 }
 
 /// Lists all account data of a room, for a client to which the room is new.
@@ -53,9 +68,12 @@ pub(crate) fn of_room(window: &Window<'_>, room: &str) -> Result<Data, Fault> {
     rows.map(|row| row.map(|((.., kind), row)| (kind, row))).collect()
 }
 
-fn push_rules(window: &Window<'_>) -> Result<Option<serde_json::Value>, Fault> {
+fn push_rules(window: &Window<'_>, from: Option<Position>) -> Result<Option<Value>, Fault> {
     let caller = &window.ask.caller;
-    let is_new = window.since.is_none() || rules::changed_at(window.read, caller.user)? > window.from;
+    let is_new = match from {
+        None => true,
+        Some(from) => rules::changed_at(window.read, caller.user)? > from,
+    };
     if !is_new || !window.ask.filter.account_data.wants_type(PUSH_RULES) {
         return Ok(None);
     }

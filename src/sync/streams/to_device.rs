@@ -31,10 +31,16 @@ pub(crate) struct Inbox {
 pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Inbox, Fault> {
     let (user, device) = (window.ask.caller.user, window.ask.caller.device);
     let is_behind = window.since.is_some_and(|token| token.inbox_position(user, device) < token.position);
-    let mut inbox = Inbox::default();
     if !changes.to_device && !is_behind {
-        return Ok(inbox);
+        return Ok(Inbox::default());
     }
+    collect_some(window, MESSAGES_MAX)
+}
+
+/// Collects at most this many of the messages that the device has not confirmed.
+pub(crate) fn collect_some(window: &Window<'_>, max: usize) -> Result<Inbox, Fault> {
+    let (user, device) = (window.ask.caller.user, window.ask.caller.device);
+    let mut inbox = Inbox::default();
     let state = schema::INBOX_STATE.get(window.read, (user, device))?.unwrap_or_default();
     let told = window.since.map(|token| token.inbox_position(user, device)).unwrap_or_default();
     let known = told.max(state.acknowledged);
@@ -47,7 +53,7 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Inbox, F
     let (mut bytes, mut last) = (0, known);
     for row in rows {
         let ((.., position), message) = row?;
-        if inbox.messages.len() == MESSAGES_MAX || bytes > BYTES_MAX {
+        if inbox.messages.len() == max.min(MESSAGES_MAX) || bytes > BYTES_MAX {
             inbox.told_upto = Some(last);
             break;
         }

@@ -40,7 +40,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Counts, Fault> {
 /// whom they ignore, or how far they have read.
 pub(crate) fn is_news(room: &RoomWindow<'_, '_>) -> Result<bool, Fault> {
     let window = room.window;
-    window.counts()?.is_news(window.read, place(room), window.from, window.upto)
+    window.counts()?.is_news(window.read, place(room), room.from(), window.upto)
 }
 
 fn place<'a>(room: &RoomWindow<'a, '_>) -> Place<'a> {

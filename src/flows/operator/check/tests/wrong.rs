@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The sources of all checks.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     include_str!("../../check.rs"),
     include_str!("../../../../store/check.rs"),
     include_str!("../../../../store/check/own.rs"),
@@ -35,6 +35,7 @@ const SOURCES: [&str; 15] = [
     include_str!("../../../../push/check.rs"),
     include_str!("../../../remote/check.rs"),
     include_str!("../../../../delivery/check.rs"),
+    include_str!("../../../../sync/connections/check.rs"),
 ];
 
 /// These texts of the sources are no faults.
@@ -68,6 +69,7 @@ pub(super) fn damage_each(fixture: &Fixture, said: &mut Vec<String>) {
     wrong.say_of_states();
     wrong.say_of_other_servers();
     wrong.say_of_delivery();
+    wrong.say_of_connections();
 }
 
 struct Wrong<'f> {
@@ -161,6 +163,26 @@ impl Wrong<'_> {
             .find_map(|(_, at, entry)| matches!(entry, store::LogEntry::Event { .. }).then_some(at));
         let key = ("b.example", elsewhere.unwrap());
         self.add(&schema::OUTBOX, "that something else happened there", key, &message);
+    }
+
+    fn say_of_connections(&mut self) {
+        self.change(&schema::SYNC_CONNECTION, "its next step is not a later one", |_, Json(mut row)| {
+            row.next = Some(row.base);
+            Some(Json(row))
+        });
+        let rooms = &schema::SYNC_CONNECTION_ROOMS;
+        self.change(rooms, "belongs into another part", |_, mut row| {
+            row.rooms.first_mut()?.0.0 += 1;
+            Some(row)
+        });
+        self.change(rooms, "its rooms do not rise", |_, mut row| {
+            row.rooms.push(row.rooms.first()?.clone());
+            Some(row)
+        });
+        self.change(rooms, "was told are none of the connection", |_, mut row| {
+            row.rooms.first_mut()?.1.last_mut()?.0 += 1;
+            Some(row)
+        });
     }
 
     fn say_of_the_store(&mut self) {

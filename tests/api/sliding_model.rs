@@ -1,0 +1,351 @@
+//! A random model of sliding sync: whatever happens in rooms, and whatever a client asks for and loses, what it puts together of
+//! each room is what the server has and what a client of `/sync` would be told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    sliding_sync::Slide,
+    support::{TestClient, TestServer, encoded},
+    sync::{Chain, Dice, create_room},
+    sync_model::{restarted, step},
+};
+
+/// A room's state: (type, state key) to event id and content.
+type State = BTreeMap<(String, String), (String, Value)>;
+
+/// Everything that a client knows of one room.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    membership: String,
+    name: Option<String>,
+    is_dm: bool,
+    joined: u64,
+    invited: u64,
+    unread: u64,
+    /// The events that were shown since the last gap or beginning, the oldest first.
+    events: Vec<String>,
+    /// Whether nothing stands before these events that the client might ask for.
+    is_whole: bool,
+    state: State,
+    /// The wishes for state under which it was told last.
+    wishes: BTreeSet<usize>,
+    /// The members that it may know otherwise than they are: it must look for members anew after a gap.
+    members_doubtful: bool,
+}
+
+/// The wishes for state that clients have by turns.
+fn wishes() -> [Value; 5] {
+    [
+        json!([["*", "*"]]),
+        json!([["m.room.name", ""], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]]),
+        json!([["org.example.thing", "*"], ["m.room.topic", ""]]),
+        json!({ "include": [{}], "exclude": [{ "type": "m.room.topic" }], "lazy_members": true }),
+        json!([]),
+    ]
+}
+
+/// Whether a wish names a state key, apart from members that are told lazily.
+fn names(wish: usize, (event_type, state_key): &(String, String), me: &str) -> bool {
+    let is_member = event_type == "m.room.member";
+    match wish {
+        0 => true,
+        1 => event_type == "m.room.name" || (is_member && state_key == me),
+        2 => event_type == "org.example.thing" || event_type == "m.room.topic",
+        3 => event_type != "m.room.topic" && !is_member,
+        _ => false,
+    }
+}
+
+fn key(event: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    (text(&event["type"]), text(&event["state_key"]))
+}
+
+fn list<'a>(room: &'a Value, part: &str) -> impl Iterator<Item = &'a Value> {
+    room[part].as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// A client of sliding sync, with what it has put together.
+struct Listener {
+    slide: Slide,
+    rooms: BTreeMap<String, Known>,
+    count: u64,
+}
+
+impl Listener {
+    fn new(client: &TestClient, conn_id: &str) -> Self {
+        let slide = Slide::of(client, json!({ "conn_id": conn_id }));
+        Self { slide, rooms: BTreeMap::new(), count: 0 }
+    }
+
+    /// Asks for something else than before: ranges, limits, wishes and subscriptions.
+    fn wish(&mut self, dice: &mut Dice, rooms: &[String]) {
+        let wish = |dice: &mut Dice| {
+            let (limit, state) = ([1, 2, 5, 20][dice.below(4)], wishes()[dice.below(5)].clone());
+            json!({ "timeline_limit": limit, "required_state": state })
+        };
+        let mut list = wish(dice);
+        list["ranges"] = json!([[0, dice.below(4)]]);
+        let mut subscriptions = json!({});
+        for room in rooms {
+            if dice.below(3) == 0 {
+                subscriptions[room] = wish(dice);
+            }
+        }
+        self.slide.body["lists"] = json!({ "all": list });
+        self.slide.body["room_subscriptions"] = subscriptions;
+    }
+
+    /// The wishes under which a room is told now.
+    fn wishes_for(&self, room: &str, is_listed: bool) -> BTreeSet<usize> {
+        let list = is_listed.then(|| self.slide.body["lists"]["all"]["required_state"].clone());
+        let subscription =
+            self.slide.body["room_subscriptions"].get(room).map(|it| it["required_state"].clone());
+        let wished = [list, subscription].into_iter().flatten();
+        wished.map(|it| wishes().iter().position(|wish| *wish == it).unwrap()).collect()
+    }
+
+    fn learn(&mut self, answer: &Value, moment: &str) {
+        self.count = answer["lists"]["all"]["count"].as_u64().unwrap();
+        for (room, told) in answer["rooms"].as_object().unwrap() {
+            let wishes = self.wishes_for(room, told["lists"].is_array());
+            let is_initial = told["initial"] == true;
+            if is_initial {
+                self.rooms.remove(room);
+            }
+            let known = self.rooms.entry(room.clone()).or_default();
+            known.wishes = wishes;
+            known.membership = text(&told["membership"]).unwrap();
+            if let Some(name) = told.get("name") {
+                known.name = text(name);
+            }
+            known.is_dm = told["is_dm"].as_bool().unwrap_or(known.is_dm);
+            known.joined = told["joined_count"].as_u64().unwrap_or(known.joined);
+            known.invited = told["invited_count"].as_u64().unwrap_or(known.invited);
+            known.unread = told["notification_count"].as_u64().unwrap_or(known.unread);
+            if told["stripped_state"].is_array() {
+                *known = Known { membership: known.membership.clone(), ..Known::default() };
+                continue;
+            }
+            let shown: Vec<String> =
+                list(told, "timeline").map(|it| text(&it["event_id"]).unwrap()).collect();
+            let live = told["num_live"].as_u64().unwrap_or(0) as usize;
+            assert!(live <= shown.len(), "{moment}: {told:#}");
+            if is_initial || told["limited"] == true || told["expanded_timeline"] == true {
+                if told["expanded_timeline"] != true && told["limited"] == true && !is_initial {
+                    known.members_doubtful = true;
+                }
+                known.events = shown;
+                known.is_whole = told["limited"] != true;
+            } else {
+                for event in &shown {
+                    assert!(!known.events.contains(event), "{moment}: {event} is told twice: {told:#}");
+                }
+                known.events.extend(shown);
+            }
+            for event in list(told, "required_state") {
+                match event.get("event_id") {
+                    Some(id) => {
+                        let content = event["content"].clone();
+                        known.state.insert(key(event), (text(id).unwrap(), content));
+                    }
+                    None => _ = known.state.remove(&key(event)),
+                }
+            }
+        }
+    }
+
+    /// Polls, and sometimes loses the answer.
+    async fn poll(&mut self, dice: &mut Dice, moment: &str) {
+        let (mut status, mut json) = self.slide.try_within(0).await;
+        if dice.below(4) == 0 {
+            (status, json) = self.slide.try_within(0).await;
+        }
+        if status == StatusCode::BAD_REQUEST && json["errcode"] == "M_UNKNOWN_POS" {
+            panic!("{moment}: the connection ended: {json}");
+        }
+        assert_eq!(status, StatusCode::OK, "{moment}: {json}");
+        self.slide.pos = text(&json["pos"]);
+        self.learn(&json, moment);
+    }
+
+    /// Polls with a range that shows all rooms until nothing is new, and compares what is known with the server's word.
+    async fn compare(&mut self, dice: &mut Dice, direct: &BTreeSet<String>, moment: &str) {
+        self.slide.body["lists"]["all"]["ranges"] = json!([[0, 99]]);
+        self.poll(dice, moment).await;
+        let (_, idle) = self.slide.try_within(0).await;
+        assert_eq!(idle["rooms"], json!({}), "{moment}: there is more: {idle:#}");
+        let client = self.slide.client.clone();
+        let v3 = Chain::filtered(&client, json!({ "room": { "timeline": { "limit": 50 } } })).next().await;
+        let mut expected = BTreeMap::new();
+        for (section, membership) in [("join", "join"), ("invite", "invite"), ("knock", "knock")] {
+            for (room, news) in v3["rooms"][section].as_object().into_iter().flatten() {
+                expected.insert(room.clone(), (membership, news.clone()));
+            }
+        }
+        for (room, (membership, news)) in &expected {
+            let known = self.rooms.get(room);
+            let known = known.unwrap_or_else(|| panic!("{moment}: {room} is not told"));
+            let who = &client.user_id;
+            assert_eq!(known.membership, *membership, "{moment}: {who} in {room}");
+            assert_eq!(known.is_dm, direct.contains(room), "{moment}: {who} in {room}");
+            if *membership == "join" {
+                self.compare_joined(room, known, news, moment).await;
+            }
+        }
+        for (room, known) in &self.rooms {
+            let is_out = known.membership == "leave" || known.membership == "ban";
+            let who = &client.user_id;
+            assert!(
+                is_out || expected.contains_key(room),
+                "{moment}: {who} is not {} {room}",
+                known.membership
+            );
+        }
+        let here = expected.len() as u64;
+        let out = self.rooms.values().filter(|it| it.membership == "leave" || it.membership == "ban").count();
+        assert!(here <= self.count && self.count <= here + out as u64, "{moment}: {} and {here}", self.count);
+    }
+
+    async fn compare_joined(&self, room: &str, known: &Known, news: &Value, moment: &str) {
+        let client = &self.slide.client;
+        let who = format!("{moment}: {} in {room}", client.user_id);
+        let server = state_of(client, room).await;
+        let summary = &news["summary"];
+        let counts = (summary["m.joined_member_count"].as_u64(), summary["m.invited_member_count"].as_u64());
+        assert_eq!((Some(known.joined), Some(known.invited)), counts, "{who}");
+        let name = server.get(&("m.room.name".to_owned(), String::new()));
+        let name = name.and_then(|(_, content)| text(&content["name"]));
+        assert_eq!(known.name, name, "{who}");
+        assert_eq!(known.unread, news["unread_notifications"]["notification_count"], "{who}");
+        // The timeline ends as that of `/sync` does, without a gap.
+        let timeline = news["timeline"]["events"].as_array().unwrap();
+        let told: Vec<String> = timeline.iter().map(|it| text(&it["event_id"]).unwrap()).collect();
+        let common = told.len().min(known.events.len());
+        assert_eq!(known.events[known.events.len() - common..], told[told.len() - common..], "{who}");
+        if known.is_whole && news["timeline"]["limited"] != true {
+            assert!(known.events.len() >= told.len(), "{who}: {:?} of {told:?}", known.events);
+        }
+        let wishes = self.wishes_for(room, true);
+        let mut wrong = Vec::new();
+        for key in server.keys().chain(known.state.keys()) {
+            let is_wanted = wishes.iter().any(|wish| names(*wish, key, &client.user_id));
+            if is_wanted && known.state.get(key) != server.get(key) {
+                wrong.push((key, known.state.get(key), server.get(key)));
+            }
+        }
+        // Members that were told lazily are right, unless the client has to look for them anew.
+        let is_lazy = wishes.contains(&1) || wishes.contains(&3);
+        if is_lazy {
+            for event in timeline.iter().filter(|it| known.events.contains(&text(&it["event_id"]).unwrap())) {
+                let sender = ("m.room.member".to_owned(), text(&event["sender"]).unwrap());
+                let is_there = known.state.contains_key(&sender);
+                if is_there && known.state.get(&sender) != server.get(&sender) {
+                    wrong.push((server.get_key_value(&sender).unwrap().0, None, server.get(&sender)));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{who}: {wishes:?}: {wrong:#?}");
+    }
+}
+
+async fn state_of(client: &TestClient, room: &str) -> State {
+    let json = client.ok_get(&format!("/rooms/{room}/state")).await;
+    let pair = |event: &Value| (key(event), (text(&event["event_id"]).unwrap(), event["content"].clone()));
+    json.as_array().unwrap().iter().map(pair).collect()
+}
+
+async fn run(seed: u64, steps: usize) {
+    let mut server = TestServer::new();
+    let mut dice = Dice(seed);
+    let mut people = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        people.push(server.register(name).await);
+    }
+    let levels = json!({ "users_default": 50 });
+    let mut rooms = Vec::new();
+    for _ in 0..4 {
+        let body = json!({ "preset": "public_chat", "power_level_content_override": levels });
+        rooms.push(create_room(&people[0], body).await);
+    }
+    let mut direct = vec![BTreeSet::new(); people.len()];
+    let mut listeners: Vec<(usize, Listener)> = Vec::new();
+    for (at, client) in people.iter().enumerate() {
+        for conn_id in ["a", "b"] {
+            let mut listener = Listener::new(client, conn_id);
+            listener.wish(&mut dice, &rooms);
+            listeners.push((at, listener));
+        }
+    }
+    for number in 0..steps {
+        let moment = format!("seed {seed} step {number}");
+        let which = dice.below(listeners.len());
+        match dice.below(60) {
+            0 => {
+                server = restarted(&server).await;
+                for client in &mut people {
+                    client.server = server.clone();
+                }
+                for (_, listener) in &mut listeners {
+                    listener.slide.client.server = server.clone();
+                }
+            }
+            1..=8 => listeners[which].1.poll(&mut dice, &moment).await,
+            9..=14 => {
+                listeners[which].1.wish(&mut dice, &rooms);
+                listeners[which].1.poll(&mut dice, &moment).await;
+            }
+            15 | 16 => {
+                let (at, listener) = &mut listeners[which];
+                let direct = direct[*at].clone();
+                listener.compare(&mut dice, &direct, &moment).await;
+            }
+            17 => {
+                let at = dice.below(people.len());
+                let room = rooms[dice.below(rooms.len())].clone();
+                direct[at] = if dice.below(2) == 0 { BTreeSet::from([room]) } else { BTreeSet::new() };
+                let path = format!("/user/{}/account_data/m.direct", people[at].user_id);
+                people[at].ok_put(&path, json!({ "@x:y": direct[at] })).await;
+            }
+            18 => {
+                let (at, room) = (dice.below(people.len()), &rooms[dice.below(rooms.len())]);
+                let (_, json) =
+                    people[at].get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=3")).await;
+                if let Some(event) = json["chunk"][dice.below(3)]["event_id"].as_str() {
+                    let path = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{}", encoded(event));
+                    let _ = people[at].post(&path, json!({})).await;
+                }
+            }
+            _ => {
+                let room = rooms[dice.below(rooms.len())].clone();
+                step(&mut dice, &people, &room, number).await;
+            }
+        }
+    }
+    for (at, listener) in &mut listeners {
+        listener.compare(&mut dice, &direct[*at], &format!("seed {seed} end")).await;
+    }
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_of_sliding_sync_puts_together_is_what_sync_tells() {
+    for seed in 0..6 {
+        run(seed, 300).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "takes minutes: for whoever changes what sliding sync tells"]
+async fn what_many_clients_of_sliding_sync_put_together_is_what_sync_tells() {
+    for seed in 100..500 {
+        run(seed, 400).await;
+    }
+}
