@@ -21,6 +21,7 @@ pub mod reply;
 mod routes;
 mod serve;
 mod server;
+mod socket;
 
 pub use routes::{Listed, Routes};
 pub use serve::router;
@@ -32,6 +33,7 @@ impl Routes {
         client::routes(&mut routes);
         pages::routes(&mut routes);
         server::routes(&mut routes);
+        socket::routes(&mut routes);
         routes
     }
 }

@@ -65,6 +65,8 @@ pub enum Exception {
     TransferCoding,
     /// 408, because the client did not go on sending its request.
     TimedOut,
+    /// 426, because the request is not the handshake of a WebSocket.
+    NoWebSocket,
     /// 502, because another server is at fault.
     Remote,
     /// 500, because this server is at fault.

@@ -56,6 +56,8 @@ pub struct Services {
     pub accounts: Accounts,
     /// Wakes the polls of users when there is something new for them.
     pub notifier: Notifier,
+    /// Wakes the sockets of users of whom a session has ended.
+    pub ended_sessions: Notifier,
     /// The metrics that the server counts about itself.
     pub metrics: Metrics,
     /// Cancelled when the server stops, so that requests that wait for long are answered at once.

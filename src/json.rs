@@ -212,6 +212,17 @@ impl Object {
         written
     }
 
+    /// Adds a last field and ends the object. The field's value is JSON that stands elsewhere in pieces, which are not copied. The
+    /// pieces that are given back are the JSON of the object together.
+    pub fn finish_around(mut self, name: &str, value: Vec<Bytes>) -> Vec<Bytes> {
+        debug_assert_eq!(self.begin, 0, "only the outermost object is finished");
+        self.name(name);
+        let mut pieces = vec![Bytes::from(self.json)];
+        pieces.extend(value);
+        pieces.push(Bytes::from_static(b"}"));
+        pieces
+    }
+
     /// Ends the object and gives its JSON.
     pub fn finish(mut self) -> JsonText {
         debug_assert_eq!(self.begin, 0, "only the outermost object is finished");
@@ -394,6 +405,10 @@ mod tests {
         });
         assert_eq!(value, expected);
         assert_eq!(Object::new().finish().as_str(), "{}");
+        let mut around = Object::new();
+        around.number("n", 1);
+        let pieces = around.finish_around("v", vec![Bytes::from_static(b"[1,"), Bytes::from_static(b"2]")]);
+        assert_eq!(pieces.concat(), br#"{"n":1,"v":[1,2]}"#);
     }
 
     #[test]

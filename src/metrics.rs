@@ -75,6 +75,7 @@ struct Inner {
     request_seconds: Family<RouteLabels, Histogram>,
     panics: Counter,
     connections: Gauge<i64, AtomicI64>,
+    sockets: Gauge<i64, AtomicI64>,
     bytes_in_flight: Gauge<i64, AtomicI64>,
     flush_batches: Histogram,
     flush_bytes: Histogram,
@@ -121,6 +122,7 @@ impl Metrics {
             request_seconds: Family::new_with_constructor(seconds),
             panics: Counter::default(),
             connections: Gauge::default(),
+            sockets: Gauge::default(),
             bytes_in_flight: Gauge::default(),
             flush_batches: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
             flush_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 9)),
@@ -219,6 +221,11 @@ impl Metrics {
     /// Counts a connection that was opened (1) or closed (-1).
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
+    }
+
+    /// Counts a WebSocket that was opened (1) or closed (-1).
+    pub fn sockets(&self, change: i64) {
+        self.0.sockets.inc_by(change);
     }
 
     /// Adds to the bytes of bodies and answers in memory; a number below zero takes away.
@@ -322,6 +329,7 @@ impl Inner {
             self.federation_lag.clone(),
         );
         r.register("http_connections", "Connections open now", self.connections.clone());
+        r.register("sockets", "WebSockets open now", self.sockets.clone());
         r.register_with_unit(
             "http_in_flight",
             "Bytes of bodies and answers in memory now",

@@ -49,6 +49,7 @@ use crate::{
 };
 
 pub use lead::Lead;
+pub use listen::Listening;
 pub use serve::{Stopped, serve};
 
 /// A running server, without its listeners.
@@ -101,6 +102,7 @@ impl Server {
             accounts,
             rooms,
             notifier,
+            ended_sessions: Notifier::new(),
             metrics,
             stopping,
             signing,
@@ -179,6 +181,12 @@ impl Server {
     /// The router of all endpoints, for listeners and for tests.
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// Makes ready to listen: each listener that is opened there serves all endpoints.
+    pub fn listening(&self) -> Listening {
+        let (app, router) = (&self.app, self.router());
+        Listening::new(app.env.clone(), app.metrics.clone(), router, app.stopping.clone(), &app.config.limits)
     }
 
     /// The parts of the server, which commands and tests work with.

@@ -25,6 +25,7 @@ mod window;
 
 pub use ask::Ask;
 pub use ephemeral::Ephemeral;
+pub use look::Answered;
 pub use notifier::Notifier;
 pub use pos::Pos;
 pub use sliding::ask::SlidingAsk;
@@ -46,7 +47,6 @@ use crate::{
     sync::{
         connections::{Connection, Update},
         filter::Filter,
-        look::Look,
         places::Places,
         sent::SentMembers,
         sliding::{facts::Facts, look::Slid},
@@ -107,13 +107,13 @@ impl Polls {
         self.0.env.blocking(move || parts.key_changes(caller, from, to)).await
     }
 
-    /// Answers as soon as something is new, when the time is up, or when too many newer polls of the device wait. The answer
-    /// is the JSON of `/sync`.
-    pub async fn poll(&self, ask: Ask, timeout: Duration) -> Result<Bytes> {
+    /// Answers as soon as something is new, when the time is up, or when too many newer polls of the device wait.
+    pub async fn poll(&self, ask: Ask, timeout: Duration) -> Result<Answered> {
         let (user, device) = (ask.caller.user, ask.caller.device);
         let look = move |parts: &Parts| {
             let found = parts.look(&ask)?;
-            Ok((found.answer, found.has_news))
+            let has_news = found.has_news;
+            Ok((found, has_news))
         };
         self.wait((user, device), timeout, look).await
     }
@@ -172,7 +172,7 @@ pub fn unknown_pos() -> Refusal {
 }
 
 impl Parts {
-    fn look(&self, ask: &Ask) -> Result<Look> {
+    fn look(&self, ask: &Ask) -> Result<Answered> {
         // Ephemeral changes are read after the snapshot: a change may then be told twice, but is never missed.
         let snapshot: Arc<Snapshot> = self.store.snapshot();
         let moment = Moment::since(&self.ephemeral, ask.since);

@@ -102,6 +102,14 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
     })
 }
 
+/// When an access token expires, in milliseconds since the epoch. None for one that does not, or that is not known.
+pub fn find_expiry(read: &(impl Read + ?Sized), token: &str) -> Result<Option<u64>, Fault> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Ok(None);
+    }
+    Ok(schema::ACCESS_TOKENS.get(read, &hash(token))?.and_then(|row| row.expires_ms))
+}
+
 /// Refuses a caller whose device has ended since their request was authenticated: 401 `M_UNKNOWN_TOKEN`. What is written for
 /// a device is swept when it ends, and nothing may be written for it after that.
 pub fn require_session(read: &(impl Read + ?Sized), caller: &Caller) -> Result<()> {

@@ -398,7 +398,8 @@ fn find_caller(app: &App, parts: &Parts) -> Result<Option<Caller>> {
     accounts::tokens::find_caller(&*snapshot, app.env.now_ms(), &token).map(Some)
 }
 
-fn find_token(parts: &Parts) -> Result<Option<String>> {
+/// The access token that a request brings. Refuses one that cannot be read: 401 `M_MISSING_TOKEN`.
+pub(crate) fn find_token(parts: &Parts) -> Result<Option<String>> {
     let mut request = http::Request::new(());
     *request.uri_mut() = parts.uri.clone();
     if let Some(value) = parts.headers.get(header::AUTHORIZATION) {

@@ -70,6 +70,62 @@ impl IntoReply for RawJson {
     }
 }
 
+/// The answer of a poll for news, which is JSON already.
+pub(crate) struct Polled {
+    /// The answer, as the client gets it.
+    pub(crate) json: Bytes,
+    /// The position from which the client asks next.
+    pub(crate) pos: String,
+    /// Whether the answer tells something, and did not come only because the time was up.
+    pub(crate) is_news: bool,
+}
+
+/// The facts about the answer of a poll that a socket must know, and does not read out of its JSON.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    /// The position from which the client asks next.
+    pub(crate) pos: String,
+    /// Whether the answer tells something.
+    pub(crate) is_news: bool,
+}
+
+impl IntoReply for Polled {
+    fn into_reply(self) -> Result<Response> {
+        let mut response = json(StatusCode::OK, self.json);
+        response.extensions_mut().insert(News { pos: self.pos, is_news: self.is_news });
+        Ok(response)
+    }
+}
+
+/// The code of a refusal, for a socket, which does not read it out of the JSON.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused(pub(crate) ErrorKind);
+
+/// The answer to a handshake, after which the connection is a WebSocket.
+pub(crate) struct Switching {
+    /// The answer to the key of the client.
+    pub(crate) accept: String,
+    /// The protocol that was selected. None if the client has named none.
+    pub(crate) protocol: Option<&'static str>,
+}
+
+impl IntoReply for Switching {
+    fn into_reply(self) -> Result<Response> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let accept = HeaderValue::try_from(self.accept)
+            .map_err(|error| Error::broken(format!("a handshake cannot be answered: {error}")))?;
+        let fields = response.headers_mut();
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        if let Some(protocol) = self.protocol {
+            fields.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        }
+        Ok(response)
+    }
+}
+
 /// An answer that is JSON in pieces, of which no more than one is in memory.
 pub struct InPieces(Body);
 
@@ -182,6 +238,8 @@ fn refusal_as_http(refusal: Refusal) -> Response {
         },
         _ => None,
     };
+    let refused = Refused(refusal.kind.clone());
+    let is_no_websocket = refusal.exception == Some(Exception::NoWebSocket);
     let body = match refusal.body {
         Some(body) => ErrorBody::Json(body),
         None => ErrorBody::Standard(StandardErrorBody::new(refusal.kind, refusal.message)),
@@ -202,6 +260,11 @@ fn refusal_as_http(refusal: Refusal) -> Response {
     {
         response.headers_mut().insert(header::RETRY_AFTER, value);
     }
+    response.extensions_mut().insert(refused);
+    if is_no_websocket {
+        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    }
     response
 }
 
@@ -218,6 +281,7 @@ fn status_of_exception(exception: Exception) -> StatusCode {
         Exception::ContentCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Exception::TransferCoding => StatusCode::NOT_IMPLEMENTED,
         Exception::TimedOut => StatusCode::REQUEST_TIMEOUT,
+        Exception::NoWebSocket => StatusCode::UPGRADE_REQUIRED,
         Exception::Remote => StatusCode::BAD_GATEWAY,
         Exception::Broken => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -25,6 +25,7 @@ use crate::{
         receive::Receiver,
         reply,
         routes::{Route, Routes},
+        socket::{self, Inward},
     },
     env::{
         payer::{self, Gate, Payers},
@@ -107,7 +108,14 @@ pub fn router(app: &App) -> Router {
     let router = router
         .fallback(move || refuse(not_found.clone(), reply::no_such_endpoint()))
         .method_not_allowed_fallback(move || refuse(not_allowed.clone(), reply::no_such_method()));
-    Router::new().fallback(move |request: Request| door.clone().outermost(router.clone(), request))
+    let (inner, within) = (door.clone(), router.clone());
+    let inward = Inward::new(app, door.budget.clone(), move |request| {
+        inner.clone().outermost(within.clone(), request).boxed()
+    });
+    Router::new().fallback(move |mut request: Request| {
+        socket::prepare(&mut request, &inward);
+        door.clone().outermost(router.clone(), request)
+    })
 }
 
 fn filter(method: &str) -> MethodFilter {

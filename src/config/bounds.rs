@@ -150,6 +150,17 @@ fn limits(config: &Config) -> Result<(), Wrong> {
     require(it.connections_by_address_max > 0, "limits.connections_by_address_max", || {
         "expected 1 or more".into()
     })?;
+    // All sockets are turned off by `sockets_max`, so that a bound of 0 for some of them is a mistake.
+    let sockets = [
+        ("sockets_by_address_max", it.sockets_by_address_max),
+        ("sockets_by_user_max", it.sockets_by_user_max),
+        ("sockets_by_device_max", it.sockets_by_device_max),
+    ];
+    for (name, count_max) in sockets {
+        require(count_max > 0, format!("limits.{name}"), || {
+            "expected 1 or more; sockets_max = 0 turns sockets off".into()
+        })?;
+    }
     let buckets: [(&str, &Bucket); 10] = [
         ("login", &it.login),
         ("password", &it.password),

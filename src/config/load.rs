@@ -270,6 +270,11 @@ mod tests {
             ),
             ("[[listener]]\naddress = \"nowhere\"\n", "line 2, listener.address: ", "socket address"),
             ("[[listener]]\nadress = \"x\"\n", "line 2, listener.adress: ", "expected one of `address`"),
+            (
+                "[limits]\nsockets_by_device_max = 0\n",
+                "line 2, limits.sockets_by_device_max: ",
+                "sockets_max = 0",
+            ),
             ("[server\n", "conduit.toml, line 1: ", "]"),
             ("[[listener]]\n", "conduit.toml, line 1, listener.0.address: ", "address or unix"),
             ("[passwords]\n\nargon2_lanes = 0\n", "conduit.toml, line 3, passwords.argon2_lanes: ", "1"),

@@ -242,6 +242,14 @@ pub struct Limits {
     pub connections_max: u32,
     /// At most this many connections are open at once from one address, unless a proxy stands before the listener.
     pub connections_by_address_max: u32,
+    /// At most this many WebSockets are open at once, and never more than four fifths of the connections; 0 for none.
+    pub sockets_max: u32,
+    /// At most this many WebSockets are open at once from one address, and never more than four fifths of its connections.
+    pub sockets_by_address_max: u32,
+    /// At most this many WebSockets of one user are open at once.
+    pub sockets_by_user_max: u32,
+    /// At most this many WebSockets of one device are open at once; one more ends the oldest.
+    pub sockets_by_device_max: u32,
     /// The rate of logins and of requests that are confirmed with a password, for each address or user; fallback pages take
     /// [`Limits::register`].
     pub login: Bucket,
@@ -374,6 +382,10 @@ impl Default for Limits {
             in_flight_bytes_max: Size::mib(256),
             connections_max: 10_000,
             connections_by_address_max: 500,
+            sockets_max: 8_000,
+            sockets_by_address_max: 250,
+            sockets_by_user_max: 50,
+            sockets_by_device_max: 4,
             login: Bucket { per_second: 1.0, burst: 30 },
             password: Bucket { per_second: 0.2, burst: 10 },
             register: Bucket { per_second: 1.0, burst: 30 },

@@ -238,6 +238,7 @@ pub(crate) fn on_publish(app: &App, wake: Wake) {
         }
         Wake::Listed { room } => app.rooms.listing().touch(room),
         Wake::Ended { user, user_id } => {
+            app.ended_sessions.wake_user(user);
             let owned = app.clone();
             app.env.spawn(async move { typists::stop_ended(&owned, user, &user_id).await });
         }

@@ -23,7 +23,7 @@ use tokio::{
     sync::Notify,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use crate::{
     env::{Env, payer::network},
@@ -77,6 +77,8 @@ pub(super) struct Connection {
 }
 
 struct Activity {
+    /// The connection has become a WebSocket, which is never idle and has bounds of its own (`api/socket.rs`).
+    is_upgraded: bool,
     /// The requests under way, each from its head until the last piece of its answer is taken.
     requests: u32,
     has_asked: bool,
@@ -141,6 +143,7 @@ impl Connections {
     fn take(&self, open: &mut Open, address: Option<u128>) -> Place {
         let env = self.0.env.clone();
         let activity = Activity {
+            is_upgraded: false,
             requests: 0,
             has_asked: false,
             idle_since: env.instant(),
@@ -213,10 +216,10 @@ impl Drop for Place {
 }
 
 impl Connection {
-    /// The time since which no request is under way. None while one is.
+    /// The time since which no request is under way. None while one is, and for a WebSocket.
     fn idle_since(&self) -> Option<Instant> {
         let activity = self.activity.lock();
-        (activity.requests == 0).then_some(activity.idle_since)
+        (activity.requests == 0 && !activity.is_upgraded).then_some(activity.idle_since)
     }
 
     /// Resolves when the connection must end, with the reason for the log.
@@ -246,6 +249,11 @@ impl Connection {
         activity.requests += 1;
         activity.has_asked = true;
         Asked(self.clone())
+    }
+
+    /// Notes that the connection has become a WebSocket, so that it makes room for no other.
+    pub(super) fn upgrade(&self) {
+        self.activity.lock().is_upgraded = true;
     }
 }
 
@@ -401,15 +409,19 @@ impl Drop for Watched {
     }
 }
 
-/// The stream of a connection, which notes since when its client takes no bytes.
+/// The stream of a connection, which notes since when its client takes no bytes. It keeps the place of the connection, because a
+/// WebSocket goes on when the task has ended that served HTTP.
 pub(super) struct Stream<S> {
     stream: S,
     connection: Arc<Connection>,
+    _place: Arc<Place>,
+    /// A server that stops waits until this is dropped.
+    _lives: TaskTrackerToken,
 }
 
 impl<S> Stream<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
-        Self { stream, connection }
+    pub(super) fn new(stream: S, place: Arc<Place>, lives: TaskTrackerToken) -> Self {
+        Self { stream, connection: place.connection(), _place: place, _lives: lives }
     }
 
     fn note(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {

@@ -1,6 +1,7 @@
 //! The listeners: TCP, TLS and Unix sockets, and the one for `/metrics`.
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -36,7 +37,7 @@ use crate::{
     env::Env,
     error::{Error, Result},
     metrics::Metrics,
-    server::connections::{Connection, Connections, HEAD_TIMEOUT, Place, Stream},
+    server::connections::{Connections, HEAD_TIMEOUT, Place, Stream},
 };
 
 /// The server pings an HTTP/2 connection this often, to see whether its client is still there.
@@ -55,10 +56,12 @@ const HEAD_READ_BYTES_MAX: u32 = 64 << 10;
 const _: () = assert!(URI_BYTES_MAX + FIELDS_BYTES_MAX + 32 * FIELDS_READ_MAX < HEAD_READ_BYTES_MAX as usize);
 /// The listener of `/metrics` has at most this many connections of its own, beside those of clients.
 const METRICS_CONNECTIONS_MAX: usize = 64;
+/// The status of an answer after which the connection speaks another protocol.
+const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// The parts that all listeners share.
 #[derive(Clone)]
-pub(super) struct Listening {
+pub struct Listening {
     env: Env,
     metrics: Metrics,
     router: Router,
@@ -83,7 +86,7 @@ impl Listening {
 
     /// Opens the listener and serves it. Returns the address at which it listens. Fails if the address is taken or the
     /// certificate cannot be read.
-    pub(super) async fn open(&self, listener: &Listener) -> Result<String> {
+    pub async fn open(&self, listener: &Listener) -> Result<String> {
         if let Some(path) = &listener.unix {
             let socket = bind_unix(path, 0o666)?;
             self.accept_unix(socket, listener.behind_proxy);
@@ -121,13 +124,13 @@ impl Listening {
                     continue;
                 };
                 let (it, tls) = (all.clone(), tls.clone());
-                all.spawn(place, |connection| async move {
+                all.spawn(place, |place| async move {
                     let Some(tls) = tls else {
-                        return it.serve(stream, connection, address, behind_proxy).await;
+                        return it.serve(stream, place, address, behind_proxy).await;
                     };
                     // A failed handshake is not logged, because it is the client's and nobody is there to be told.
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-                        it.serve(stream, connection, address, behind_proxy).await;
+                        it.serve(stream, place, address, behind_proxy).await;
                     }
                 });
             }
@@ -146,8 +149,8 @@ impl Listening {
                 let Some((stream, _)) = all.accepted(accepted).await else { continue };
                 let Some(place) = all.place(None).await else { continue };
                 let it = all.clone();
-                all.spawn(place, |connection| async move {
-                    it.serve(stream, connection, IpAddr::V4(Ipv4Addr::LOCALHOST), behind_proxy).await;
+                all.spawn(place, |place| async move {
+                    it.serve(stream, place, IpAddr::V4(Ipv4Addr::LOCALHOST), behind_proxy).await;
                 });
             }
         });
@@ -178,10 +181,10 @@ impl Listening {
     fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
         place: Place,
-        run: impl FnOnce(Arc<Connection>) -> F,
+        run: impl FnOnce(Arc<Place>) -> F,
     ) {
-        let connection = place.connection();
-        let run = run(connection.clone());
+        let (connection, place) = (place.connection(), Arc::new(place));
+        let run = run(place.clone());
         self.env.spawn(self.tasks.track_future(async move {
             tokio::select! {
                 biased;
@@ -195,19 +198,25 @@ impl Listening {
     async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        connection: Arc<Connection>,
+        place: Arc<Place>,
         address: IpAddr,
         behind_proxy: bool,
     ) {
-        let (router, watched) = (self.router.clone(), connection.clone());
+        let (router, watched) = (self.router.clone(), place.connection());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
             head::note_host(&mut request);
             let peer = if behind_proxy { forwarded(&request).unwrap_or(address) } else { address };
             request.extensions_mut().insert(Peer(peer));
             let (asked, version) = (watched.begin(), request.version());
-            let answer = router.clone().oneshot(request);
-            async move { answer.await.map(|response| response.map(|body| asked.watch(body, version))) }
+            let (answer, watched) = (router.clone().oneshot(request), watched.clone());
+            async move {
+                let response = answer.await?;
+                if response.status().as_u16() == SWITCHING_PROTOCOLS {
+                    watched.upgrade();
+                }
+                Ok::<_, Infallible>(response.map(|body| asked.watch(body, version)))
+            }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -226,8 +235,8 @@ impl Listening {
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PONG_TIMEOUT);
-        let stream = TokioIo::new(Stream::new(stream, connection));
-        let served = builder.serve_connection(stream, service);
+        let stream = TokioIo::new(Stream::new(stream, place, self.tasks.token()));
+        let served = builder.serve_connection_with_upgrades(stream, service);
         tokio::pin!(served);
         tokio::select! {
             biased;
@@ -239,7 +248,7 @@ impl Listening {
     }
 
     /// Resolves when every connection has closed.
-    pub(super) async fn drained(&self) {
+    pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -332,5 +341,7 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+#[cfg(test)]
+mod sockets;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     env::Env,
     error::{Error, Result},
-    server::{Lead, Server, listen::Listening, operator},
+    server::{Lead, Server, operator},
     store::DataDir,
 };
 
@@ -40,13 +40,7 @@ pub async fn serve(config: Config) -> Result<Stopped> {
     let store = data_dir.open_store(config.storage.cache_bytes_max.in_memory(), config.storage.durability)?;
     let server = Server::start(config.clone(), env.clone(), store, Some(Lead::of_only_node()))?;
     let app = server.app();
-    let listening = Listening::new(
-        env.clone(),
-        app.metrics.clone(),
-        server.router(),
-        app.stopping.clone(),
-        &config.limits,
-    );
+    let listening = server.listening();
     for listener in &config.listeners {
         let place = listening.open(listener).await?;
         tracing::info!(%place, "listening");

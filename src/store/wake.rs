@@ -41,7 +41,7 @@ pub enum Wake {
         /// The room whose entry has changed.
         room: RoomNum,
     },
-    /// Devices of a user ended: nobody is shown that the user types on them.
+    /// Devices of a user ended: nobody is shown that the user types on them, and their sockets end.
     Ended {
         /// The user whose devices ended.
         user: UserNum,

@@ -102,8 +102,7 @@ impl Connection {
                     abandoned.insert(room);
                 }
                 let members = |sent: &Option<RoomSent>| sent.as_ref().map_or(0, |sent| sent.members.len());
-                let bytes: usize =
-                    steps.iter().map(|(_, sent)| bytes_of_room(members(sent))).sum();
+                let bytes: usize = steps.iter().map(|(_, sent)| bytes_of_room(members(sent))).sum();
                 *weights.entry(part_of(room)).or_default() += bytes;
                 let known = steps.into_iter().rev().find(|(at, _)| *at <= step);
                 if let Some((_, Some(sent))) = known {

@@ -30,15 +30,17 @@ use crate::{
 };
 
 /// The outcome of one look at everything that may be new.
-pub(crate) struct Look {
+pub struct Answered {
     /// The answer as the JSON of `/sync`, whether it has news or not.
-    pub(crate) answer: Bytes,
+    pub answer: Bytes,
+    /// The position up to which the answer tells, which the JSON names too.
+    pub next: SyncToken,
     /// The answer holds something new to the client, so that the poll need not wait.
-    pub(crate) has_news: bool,
+    pub has_news: bool,
 }
 
 /// Looks at everything that the client has not been told of, and writes the answer.
-pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
+pub(crate) fn look(window: &Window<'_>) -> Result<Answered, Fault> {
     debug_assert!(window.from <= window.upto, "a settled token does not lie in the future");
     let mut changes = find_changes(window)?;
     let mut data = account_data::collect(window, &changes)?;
@@ -74,7 +76,8 @@ pub(crate) fn look(window: &Window<'_>) -> Result<Look, Fault> {
         sticky: window.sticky_told_upto(),
         device: Some(SyncToken::mark(caller.user, caller.device)),
     };
-    Ok(Look { answer: answer.finish(&next, &to_device::key_counts(window)?), has_news })
+    let answer = answer.finish(&next, &to_device::key_counts(window)?);
+    Ok(Answered { answer, next, has_news })
 }
 
 /// Finds the rooms and kinds of news that changed since the client asked last.

@@ -38,6 +38,9 @@ const UNSTABLE_FEATURES: [&str; 6] = [
     "org.matrix.simplified_msc3575",
 ];
 
+/// The WebSocket of `docs/socket.md`, which a setting can turn off.
+const SOCKET: &str = "aqueduct.socket.v1";
+
 pub(crate) fn routes(r: &mut Routes) {
     r.maybe_client(versions).unlimited().guests(Guests::Yes);
     r.public(well_known).unlimited();
@@ -52,6 +55,7 @@ pub(crate) async fn versions(
     let mut response = get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec());
     response.unstable_features = UNSTABLE_FEATURES.map(|feature| (feature.to_owned(), true)).into();
     let keeps_redacted = app.config.rooms.redacted_events_kept_days > 0;
+    response.unstable_features.insert(SOCKET.to_owned(), app.config.limits.sockets_max > 0);
     response.unstable_features.insert("fi.mau.msc2815".to_owned(), keeps_redacted);
     let sends_delayed = app.config.rooms.delayed_events_max > 0;
     response.unstable_features.insert("org.matrix.msc4140".to_owned(), sends_delayed);

@@ -18,7 +18,7 @@ use crate::{
         extract::{Client, Endpoint},
         policy::{Body, Guests, KIB},
         raw::Raw,
-        reply::RawJson,
+        reply::{Polled, RawJson},
     },
     error::{Error, Refusal, Result},
     flows::{
@@ -47,7 +47,7 @@ pub(crate) fn routes(r: &mut Routes) {
 }
 
 /// `GET /_matrix/client/v3/sync`
-pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Request>>) -> Result<RawJson> {
+pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Request>>) -> Result<Polled> {
     let Client { caller, request: raw, .. } = client;
     raw.check_query::<FilterDefinition>("filter")?;
     let request = raw.read()?;
@@ -87,7 +87,7 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
     if let Some(confirmed) = confirmed {
         confirmed.await.map_err(|_| Error::broken("the server stopped before a confirmation was kept"))?;
     }
-    Ok(RawJson(answer))
+    Ok(Polled { json: answer.answer, pos: answer.next.to_string(), is_news: answer.has_news })
 }
 
 /// Reads a filter that the user has stored. Refuses an id that is not known: 400 `M_INVALID_PARAM`.

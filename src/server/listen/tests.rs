@@ -27,8 +27,8 @@ async fn connect(all: &Listening) -> DuplexStream {
     let (client, server) = tokio::io::duplex(64 << 10);
     let place = all.connections.admit(None).await.unwrap();
     let it = all.clone();
-    all.spawn(place, |connection| async move {
-        it.serve(server, connection, IpAddr::V4(Ipv4Addr::LOCALHOST), false).await;
+    all.spawn(place, |place| async move {
+        it.serve(server, place, IpAddr::V4(Ipv4Addr::LOCALHOST), false).await;
     });
     client
 }

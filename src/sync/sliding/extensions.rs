@@ -136,7 +136,14 @@ pub(crate) fn beside_rooms(
 
 /// The same token at another position.
 fn at(token: SyncToken, position: Position) -> SyncToken {
-    SyncToken { position: position.min(token.position), inbox: None, receipts: None, invites: None, sticky: None, ..token }
+    SyncToken {
+        position: position.min(token.position),
+        inbox: None,
+        receipts: None,
+        invites: None,
+        sticky: None,
+        ..token
+    }
 }
 
 /// Tells the messages to the device that it has not confirmed, and says whether there are any. The client confirms with the token
