@@ -8,6 +8,7 @@ mod ask;
 mod changes;
 mod collect;
 pub mod connections;
+mod deprecated;
 pub mod ephemeral;
 mod filter;
 mod key_changes;
@@ -24,6 +25,7 @@ pub mod token;
 mod window;
 
 pub use ask::Ask;
+pub use deprecated::{MESSAGES_DEFAULT, StreamWanted};
 pub use ephemeral::Ephemeral;
 pub use look::Answered;
 pub use notifier::Notifier;

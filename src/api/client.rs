@@ -13,6 +13,7 @@ mod keys;
 mod knock;
 mod membership;
 mod message;
+mod old_sync;
 mod openid;
 mod presence;
 mod profile;
@@ -52,6 +53,7 @@ pub(crate) fn routes(r: &mut Routes) {
     knock::routes(r);
     membership::routes(r);
     message::routes(r);
+    old_sync::routes(r);
     openid::routes(r);
     presence::routes(r);
     profile::routes(r);

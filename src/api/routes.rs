@@ -156,11 +156,15 @@ impl Routes {
         self.list_policies().into_iter().map(|listed| (listed.method, listed.path)).collect()
     }
 
-    /// Lists every endpoint with its policy, by path.
+    /// Lists every endpoint with its policy, by path. An endpoint stands there under each name that is registered, and not under
+    /// the older ones that follow from these.
     pub fn list_policies(&self) -> Vec<Listed> {
         let paths = self.paths();
-        let methods = paths.values().flatten();
+        let own = |path: &str, template: &str| path.starts_with(OLDER) == template.starts_with(OLDER);
+        let methods = paths.iter().flat_map(|(path, methods)| methods.iter().map(move |it| (path, it)));
         methods
+            .filter(|(path, (_, route))| own(path, route.template))
+            .map(|(_, it)| it)
             .map(|(&method, route)| Listed { method, path: route.template, policy: route.policy })
             .collect()
     }
@@ -181,6 +185,7 @@ impl Routes {
                 at(template, template);
             }
         }
+        add_older_names(&mut paths);
         paths
     }
 
@@ -198,6 +203,24 @@ impl Routes {
             }
         }
         (with_slashes(paths), missing)
+    }
+}
+
+/// The paths of clients from before version 1.1 of the specification begin with this, and later ones with `NEWER`.
+const OLDER: &str = "/_matrix/client/r0/";
+const NEWER: &str = "/_matrix/client/v3/";
+
+/// Adds each path of version 3 under its older name, where it is not there yet: such clients know all of these endpoints by it, and
+/// others use it by habit.
+fn add_older_names(paths: &mut Paths) {
+    let older = paths.iter().filter_map(|(path, methods)| {
+        path.strip_prefix(NEWER).map(|rest| (format!("{OLDER}{rest}"), methods.clone()))
+    });
+    for (path, methods) in older.collect::<Vec<_>>() {
+        let here = paths.entry(path).or_default();
+        for (method, route) in methods {
+            here.entry(method).or_insert(route);
+        }
     }
 }
 

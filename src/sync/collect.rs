@@ -138,6 +138,15 @@ pub(crate) fn joined(
     Ok(Some(JoinedNews { timeline, state, summary, receipts, sticky, typing, account_data, counts }))
 }
 
+/// Collects a room's timeline and the state that goes with it, and nothing else of the room. It may be one that the user only looks
+/// into.
+pub(crate) fn plain(room: &RoomWindow<'_, '_>) -> Result<(Timeline, Vec<StoredEvent>), Fault> {
+    let mut timeline = timeline::collect(room)?;
+    let changes = state::changes(room, &mut timeline)?;
+    let state = state::collect(room, &timeline, &changes, None)?;
+    Ok((timeline, state))
+}
+
 /// Whether the client wants any of these events of a room's state.
 fn wants_any_state(room: &RoomWindow<'_, '_>, state: &[StoredEvent]) -> bool {
     let filter = &room.window.ask.filter.state;

@@ -39,6 +39,7 @@ mod large_rooms;
 mod login;
 mod odd_answers;
 mod odd_names;
+mod old_sync;
 mod outbound;
 mod pages;
 mod policy;

@@ -11,7 +11,7 @@ mod whole;
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use ruma::{EventId, OwnedUserId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId};
 
 pub(crate) use found::{Around, FoundText};
 pub(crate) use pages::{PageWanted, context, read_messages};
@@ -322,14 +322,36 @@ pub(crate) async fn event(
     .await
 }
 
+/// Answers one event, whatever room it is in. Errors: 404 `M_NOT_FOUND` for an event that does not exist or that the caller may not
+/// see.
+pub(crate) async fn event_anywhere(app: &App, caller: &Caller, id: OwnedEventId) -> Result<Bytes> {
+    let (app, caller) = (app.clone(), caller.clone());
+    let env = app.env.clone();
+    env.blocking(move || {
+        let snapshot = app.store.snapshot();
+        // An id says nothing of its room. Where servers choose ids, several rooms may have an event of it.
+        for (num, _) in event::list_anywhere_by_id(&*snapshot, &id)? {
+            let room = rooms::require_row(&*snapshot, num)?;
+            let Ok(look) = Look::at(&app, &caller, &room.id) else { continue };
+            let Ok((stored, membership)) = require_visible(&look, &id) else { continue };
+            return Ok(look.show(&stored, membership)?.into());
+        }
+        Err(unknown_event())
+    })
+    .await
+}
+
+fn unknown_event() -> Error {
+    Refusal::not_found("There is no such event, or you may not see it.").into()
+}
+
 fn require_visible(look: &Look, id: &EventId) -> Result<(StoredEvent, Membership)> {
     let snapshot = Arc::clone(&look.snapshot);
-    let unknown = || Error::from(Refusal::not_found("There is no such event, or you may not see it."));
     let stored = event::find_by_id(&*snapshot, look.num, id)?.filter(|stored| !stored.row.header.unseen);
-    let stored = stored.ok_or_else(unknown)?;
+    let stored = stored.ok_or_else(unknown_event)?;
     match look.reader.look(&*snapshot, &stored)? {
         (membership, true) => Ok((stored, membership)),
-        _ => Err(unknown()),
+        _ => Err(unknown_event()),
     }
 }
 

@@ -92,6 +92,37 @@ pub(crate) fn collect(window: &Window<'_>, changes: &Changes) -> Result<Presence
     Ok(news)
 }
 
+/// Collects the changes of presence of those who are in a room, for somebody who hears of this room alone.
+pub(crate) fn of_room(window: &Window<'_>, room: RoomNum) -> Result<PresenceNews, Fault> {
+    let mut news = PresenceNews::default();
+    if !window.ephemeral.shows_presence() {
+        return Ok(news);
+    }
+    for change in &window.moment.presence {
+        if news.told.len() >= USERS_MAX {
+            return Ok(news);
+        }
+        news.told_upto = Some(change.number);
+        if is_in_any(window, &change.user, &[room])? {
+            put(window, change, &mut news)?;
+        }
+    }
+    news.told_upto = None;
+    Ok(news)
+}
+
+/// Collects the presence of these users as it is now.
+pub(crate) fn of_members(window: &Window<'_>, users: BTreeSet<String>) -> Result<Vec<Told>, Fault> {
+    let mut news = PresenceNews::default();
+    if window.ephemeral.shows_presence() {
+        let (told, _) = list_came(window, &users)?;
+        for change in told.values() {
+            put(window, change, &mut news)?;
+        }
+    }
+    Ok(news.told)
+}
+
 fn put(window: &Window<'_>, change: &Change, news: &mut PresenceNews) -> Result<(), Fault> {
     let user_id = match &change.user {
         Whose::Ours(user) => match accounts::users::find(window.read, *user)? {
