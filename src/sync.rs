@@ -28,6 +28,7 @@ pub use ask::Ask;
 pub use deprecated::{MESSAGES_DEFAULT, StreamWanted};
 pub use ephemeral::Ephemeral;
 pub use look::Answered;
+pub use filter::Relations;
 pub use notifier::Notifier;
 pub use pos::Pos;
 pub use sliding::ask::SlidingAsk;
@@ -60,8 +61,8 @@ use crate::{
 pub const POLL_MAX: Duration = Duration::from_secs(120);
 
 /// Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
-pub fn check_filter(definition: &FilterDefinition) -> Result<(), Refusal> {
-    Filter::new(definition).map(|_| ())
+pub fn check_filter(definition: &FilterDefinition, relations: Relations) -> Result<(), Refusal> {
+    Filter::new(definition)?.relate(relations)
 }
 
 /// Everything that polls of `/sync` work with. A clone is cheap.

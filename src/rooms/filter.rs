@@ -37,6 +37,12 @@ pub struct Filter {
     /// The part that the specification defines.
     pub events: EventFilter,
     /// The part about how events relate to others.
+    pub related: Related,
+}
+
+/// The part of a filter about how events relate to others, ready for use. By default it lets every event through.
+#[derive(Clone, Debug, Default)]
+pub struct Related {
     relations: RelationFilter,
     /// The kinds of relations of which an event needs one.
     kinds: Vec<RelationKind>,
@@ -73,9 +79,7 @@ impl Steps {
 impl Filter {
     /// Makes a filter ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(events: &RoomEventFilter, relations: RelationFilter) -> Result<Self, Refusal> {
-        relations.check()?;
-        let kinds = relations.kinds();
-        Ok(Self { events: EventFilter::new(events)?, relations, kinds })
+        Ok(Self { events: EventFilter::new(events)?, related: Related::new(relations)? })
     }
 
     /// Whether the filter lets an event through. Its limit and its lists of rooms are not looked at.
@@ -86,8 +90,27 @@ impl Filter {
         stored: &StoredEvent,
         steps: &mut Steps,
     ) -> Result<bool, Fault> {
-        Ok(self.events.allows(stored)
-            && self.relations.allows_own(stored)
+        Ok(self.events.allows(stored) && self.related.allows(read, room, stored, steps)?)
+    }
+}
+
+impl Related {
+    /// Makes the part ready for use. Refuses one that costs too much: 400 `M_INVALID_PARAM`.
+    pub fn new(relations: RelationFilter) -> Result<Self, Refusal> {
+        relations.check()?;
+        let kinds = relations.kinds();
+        Ok(Self { relations, kinds })
+    }
+
+    /// Whether the filter lets an event through by its relations to others.
+    pub fn allows(
+        &self,
+        read: &(impl Read + ?Sized),
+        room: RoomNum,
+        stored: &StoredEvent,
+        steps: &mut Steps,
+    ) -> Result<bool, Fault> {
+        Ok(self.relations.allows_own(stored)
             && (self.relations.is_for_all() || self.is_related(read, room, stored, steps)?))
     }
 

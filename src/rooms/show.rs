@@ -231,7 +231,18 @@ pub(crate) fn show_inside(
     viewer: &Viewer<'_>,
 ) -> Result<JsonText, Fault> {
     let relations = bundle::bundle(view, stored, viewer, Depth::Edit)?;
-    let extras = Extras { relations, ..gather(view, stored, viewer)? };
+    show_bundled(view, stored, viewer, relations)
+}
+
+/// Shows an event that is bundled with another, with what is bundled with it in turn.
+fn show_bundled(
+    view: RoomView<'_, impl Read + ?Sized>,
+    stored: &StoredEvent,
+    viewer: &Viewer<'_>,
+    relations: Option<JsonText>,
+) -> Result<JsonText, Fault> {
+    let (membership, _) = viewer.reader.look(view.read, stored)?;
+    let extras = Extras { membership: Some(membership), relations, ..gather(view, stored, viewer)? };
     Ok(client_json(view.row, &*viewer.seen(view, stored)?, viewer, &extras))
 }
 

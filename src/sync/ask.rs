@@ -5,7 +5,10 @@ use ruma::api::client::filter::FilterDefinition;
 use crate::{
     accounts::Caller,
     error::Refusal,
-    sync::{SyncToken, filter::Filter},
+    sync::{
+        SyncToken,
+        filter::{Filter, Relations},
+    },
 };
 
 /// A client's request to `/sync`.
@@ -21,12 +24,26 @@ pub struct Ask {
     pub full_state: bool,
     /// The client wants the state as it is after the timeline (MSC4222).
     pub use_state_after: bool,
+    /// The client asked for that by the name of before version 1.16, and looks for it under that name.
+    pub is_unstable_state_after: bool,
 }
 
 impl Ask {
     /// Makes a request for what this filter lets through. Refuses a filter that costs too much: 400 `M_INVALID_PARAM`.
     pub fn new(caller: Caller, since: Option<SyncToken>, filter: &FilterDefinition) -> Result<Self, Refusal> {
         let filter = Filter::new(filter)?;
-        Ok(Self { caller, since, filter, full_state: false, use_state_after: false })
+        Ok(Self {
+            caller,
+            since,
+            filter,
+            full_state: false,
+            use_state_after: false,
+            is_unstable_state_after: false,
+        })
+    }
+
+    /// Takes what the filter says of relations. Refuses what costs too much: 400 `M_INVALID_PARAM`.
+    pub fn relate(&mut self, relations: Relations) -> Result<(), Refusal> {
+        self.filter.relate(relations)
     }
 }

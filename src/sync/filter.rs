@@ -9,11 +9,13 @@ use ruma::{
     api::client::filter::{EventFormat, Filter as GlobalFilter, FilterDefinition},
 };
 
+use serde::Deserialize;
+
 use crate::{
     error::Refusal,
     rooms::{
         event::StoredEvent,
-        filter::{EventFilter, Types},
+        filter::{EventFilter, Related, RelationFilter, Types},
     },
 };
 
@@ -24,6 +26,27 @@ const TIMELINE_MAX: usize = 1_000;
 /// A filter names at most this many fields, because each is looked for in each event.
 const FIELDS_MAX: usize = 100;
 
+/// The parts of a filter that speak of relations, which ruma does not read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Relations {
+    room: RelationsOfRooms,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct RelationsOfRooms {
+    timeline: RelationFilter,
+    state: RelationFilter,
+}
+
+impl Relations {
+    /// Reads them from the JSON of a filter. Refuses a list that is none: 400 `M_BAD_JSON`.
+    pub fn read(json: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(json).map_err(|why| Refusal::bad_json(format!("This is not a filter: {why}.")))
+    }
+}
+
 /// The filter of a client, ready to be asked about each event.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
@@ -33,6 +56,9 @@ pub(crate) struct Filter {
     pub(crate) ephemeral: OfRooms,
     pub(crate) state: OfRooms,
     pub(crate) timeline: OfRooms,
+    /// How events of the timeline must relate to others, and those of the state.
+    pub(crate) timeline_related: Related,
+    pub(crate) state_related: Related,
     pub(crate) timeline_limit: usize,
     pub(crate) include_leave: bool,
     rooms: Option<HashSet<OwnedRoomId>>,
@@ -71,6 +97,8 @@ impl Filter {
             redundant_members: state.redundant_members || timeline.redundant_members,
             state: OfRooms(state),
             timeline: OfRooms(timeline),
+            timeline_related: Related::default(),
+            state_related: Related::default(),
             timeline_limit: limit.min(TIMELINE_MAX),
             include_leave: room.include_leave,
             rooms: room.rooms.as_ref().map(|rooms| rooms.iter().cloned().collect()),
@@ -79,6 +107,13 @@ impl Filter {
             fields: definition.event_fields.clone(),
             federation_format: definition.event_format == EventFormat::Federation,
         })
+    }
+
+    /// Takes what a filter says of relations. Refuses what costs too much: 400 `M_INVALID_PARAM`.
+    pub(crate) fn relate(&mut self, relations: Relations) -> Result<(), Refusal> {
+        self.timeline_related = Related::new(relations.room.timeline)?;
+        self.state_related = Related::new(relations.room.state)?;
+        Ok(())
     }
 
     /// Whether the client wants anything of this room.

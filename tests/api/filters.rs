@@ -64,6 +64,53 @@ async fn pages_are_filtered_by_relations() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn syncs_are_filtered_by_relations() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room = alice.create(json!({ "preset": "public_chat" })).await;
+    bob.ok_post(&format!("/join/{room}"), json!({})).await;
+    let root = alice.say(&room, "1", "root").await;
+    alice.say(&room, "2", "plain").await;
+    let content = json!({ "body": "t", "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
+    let sent = bob.ok_put(&format!("/rooms/{room}/send/m.room.message/3"), content).await;
+    let reply = sent["event_id"].as_str().unwrap();
+    let told = async |timeline: serde_json::Value| {
+        let mut timeline = timeline;
+        timeline["types"] = json!(["m.room.message"]);
+        let filter = json!({ "room": { "timeline": timeline } });
+        // A filter that is named does what one that is brought does.
+        let path = format!("/user/{}/filter", alice.user_id);
+        let stored = alice.ok_post(&path, filter.clone()).await["filter_id"].as_str().unwrap().to_owned();
+        let of = |sync: &serde_json::Value| {
+            let events = events(sync, "join", &room, "timeline").into_iter();
+            events.map(|event| event["event_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let brought = of(&Chain::filtered(&alice, filter).next().await);
+        let named = of(&alice.ok_get(&format!("/sync?filter={stored}")).await);
+        assert_eq!(brought, named);
+        brought
+    };
+    assert_eq!(told(json!({ "related_by_rel_types": ["m.thread"] })).await, [&*root]);
+    assert_eq!(told(json!({ "related_by_senders": [bob.user_id] })).await, [&*root]);
+    assert_eq!(told(json!({ "related_by_senders": [alice.user_id] })).await, Vec::<String>::new());
+    assert_eq!(told(json!({ "org.matrix.msc3874.rel_types": ["m.thread"] })).await, [reply]);
+    assert_eq!(told(json!({ "not_rel_types": ["m.thread"] })).await.len(), 2);
+    for bad in [json!({ "related_by_senders": 7 }), json!({ "rel_types": [1] })] {
+        let filter = json!({ "room": { "timeline": bad } });
+        let path = format!("/_matrix/client/v3/user/{}/filter", alice.user_id);
+        assert_eq!(alice.post(&path, filter.clone()).await.0, StatusCode::BAD_REQUEST);
+        let path = format!("/_matrix/client/v3/sync?filter={}", encoded(&filter.to_string()));
+        let (status, json) = alice.get(&path).await;
+        let found = (status, json["errcode"].as_str().unwrap());
+        assert_eq!(found, (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"), "{filter}");
+    }
+    let many: Vec<String> = (0..101).map(|number| number.to_string()).collect();
+    let filter = json!({ "room": { "timeline": { "rel_types": many } } }).to_string();
+    let path = format!("/_matrix/client/v3/sync?filter={}", encoded(&filter));
+    assert_eq!(alice.get(&path).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_filter_of_a_hundred_relations_reads_as_much_as_one_of_a_single_one() {
     let server = TestServer::new();
     let alice = server.register("alice").await;
@@ -137,6 +184,26 @@ async fn a_room_of_which_everything_new_is_filtered_out_is_not_told() {
             let answer = chain.next().await;
             let counts = &answer["rooms"]["join"][&room]["unread_notifications"];
             assert_eq!(counts["notification_count"], count, "{answer}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_after_the_timeline_is_told_under_the_name_by_which_it_is_asked_for() {
+    let server = TestServer::new();
+    let alice = server.register("alice").await;
+    let room = alice.create(json!({})).await;
+    for (query, name) in [
+        ("", "state"),
+        ("&use_state_after=true", "state_after"),
+        ("&org.matrix.msc4222.use_state_after=true", "org.matrix.msc4222.state_after"),
+        ("&org.matrix.msc4222.use_state_after=true&use_state_after=true", "state_after"),
+        ("&org.matrix.msc4222.use_state_after=false", "state"),
+    ] {
+        let sync = alice.ok_get(&format!("/sync?timeout=0{query}")).await;
+        let told = sync["rooms"]["join"][&room].as_object().unwrap();
+        for other in ["state", "state_after", "org.matrix.msc4222.state_after"] {
+            assert_eq!(told.contains_key(other), other == name, "{query}: {other}");
         }
     }
 }

@@ -36,6 +36,7 @@ async fn what_refers_to_an_event_is_found_and_bundled() {
     assert_eq!(bundle["m.replace"]["event_id"], edit, "{event}");
     assert_eq!(bundle["m.thread"]["count"], 2);
     assert_eq!(bundle["m.thread"]["latest_event"]["event_id"], latest);
+    assert_eq!(bundle["m.thread"]["latest_event"]["unsigned"]["membership"], "join");
     assert_eq!(bundle["m.thread"]["current_user_participated"], true);
     assert_eq!(bundle["m.reference"]["chunk"], json!([{ "event_id": reference }]));
     let relations =

@@ -28,10 +28,12 @@ const VERSIONS: [&str; 22] = [
 ];
 
 /// Features that clients look for by an unstable name, and that this server has: pages of messages filtered by
-/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), sticky events (MSC4354).
-const UNSTABLE_FEATURES: [&str; 6] = [
+/// relations (MSC3874), invitations filtered by inviter (MSC4155) and blocked altogether (MSC4380), sticky events (MSC4354), the state
+/// after the timeline (MSC4222).
+const UNSTABLE_FEATURES: [&str; 7] = [
     "org.matrix.msc3874",
     "org.matrix.msc4155",
+    "org.matrix.msc4222",
     "org.matrix.msc4354",
     "org.matrix.msc4380",
     "org.matrix.msc4380.stable",

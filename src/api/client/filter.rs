@@ -26,7 +26,7 @@ pub(crate) async fn create_filter(
     let request = client.request;
     require_self(&client.caller, &request.id::<OwnedUserId>(0)?)?;
     let body = request.body.bytes();
-    sync::check_filter(&filters::read(&body)?)?;
+    sync::check_filter(&filters::read(&body)?, sync::Relations::read(&body)?)?;
     let id = keep::keep_filter(&app, &client.caller, body).await?;
     Ok(create_filter::v3::Response::new(id))
 }

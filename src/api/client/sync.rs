@@ -28,7 +28,7 @@ use crate::{
         room::{presence, receipts},
     },
     sync::{
-        Ask, Pos, SlidingAsk, SyncToken,
+        Ask, Pos, Relations, SlidingAsk, SyncToken,
         sliding::ask::{Body as SlidingBody, SUBSCRIPTIONS_MAX},
         unknown_pos,
     },
@@ -46,6 +46,9 @@ pub(crate) fn routes(r: &mut Routes) {
     r.client(sliding_sync_unstable).limit(Limit::Sync).guests(Guests::Yes).long_poll().body(body);
 }
 
+/// The name that `use_state_after` had before version 1.16 of the specification (MSC4222).
+const UNSTABLE_STATE_AFTER: &str = "org.matrix.msc4222.use_state_after";
+
 /// `GET /_matrix/client/v3/sync`
 pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Request>>) -> Result<Polled> {
     let Client { caller, request: raw, .. } = client;
@@ -55,11 +58,12 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
         Some(since) => Some(app.polls.settle(SyncToken::parse(&since)?)?),
         None => None,
     };
-    let filter = match request.filter {
-        None => FilterDefinition::default(),
+    let (filter, relations) = match request.filter {
+        None => (FilterDefinition::default(), Relations::default()),
         Some(Filter::FilterDefinition(filter)) => {
             filters::require_cheap(&filter)?;
-            filter
+            let relations = Relations::read(raw.query("filter").unwrap_or_default().as_bytes());
+            (filter, relations.map_err(|why| Refusal::invalid_param(why.message))?)
         }
         Some(Filter::FilterId(id)) => require_filter(&app, &caller, &id)?,
         Some(_) => {
@@ -70,8 +74,11 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
         }
     };
     let mut ask = Ask::new(caller.clone(), since, &filter)?;
+    ask.relate(relations)?;
     ask.full_state = request.full_state;
-    ask.use_state_after = request.use_state_after;
+    let asks_unstable = raw.query(UNSTABLE_STATE_AFTER).is_some_and(|value| value == "true");
+    ask.is_unstable_state_after = asks_unstable && !request.use_state_after;
+    ask.use_state_after = request.use_state_after || asks_unstable;
     // The user counts as present until this is dropped, however the request ends.
     let _present = presence::begin_poll(&app, &caller, request.set_presence).await?;
     receipts::settle(&app, caller.user).await;
@@ -91,9 +98,11 @@ pub(crate) async fn sync_events(app: App, client: Client<Raw<sync_events::v3::Re
 }
 
 /// Reads a filter that the user has stored. Refuses an id that is not known: 400 `M_INVALID_PARAM`.
-fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<FilterDefinition> {
+fn require_filter(app: &App, caller: &Caller, id: &str) -> Result<(FilterDefinition, Relations)> {
     let row = filters::find(&*app.store.snapshot(), caller.user, id)?;
-    let filter = row.map(|row| filters::read(&row)).transpose()?;
+    let filter =
+        row.map(|row| Ok::<_, Error>((filters::read(&row)?, Relations::read(&row).unwrap_or_default())));
+    let filter = filter.transpose()?;
     filter.ok_or_else(|| Refusal::invalid_param("`filter` names no filter that you have stored.").into())
 }
 

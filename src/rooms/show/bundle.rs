@@ -55,7 +55,7 @@ pub(super) fn bundle_related(
         && !viewer.hides(view, stored)?
         && !viewer.hides(view, &edit)?
     {
-        bundled.json(REPLACE, &super::show_plain(view, &edit, viewer)?);
+        bundled.json(REPLACE, &super::show_bundled(view, &edit, viewer, None)?);
     }
     if depth == Depth::Full && related.reference_count > 0 {
         let seen = list_references(read, num, parent, viewer.reader)?;

@@ -7,6 +7,7 @@ use crate::{
     push::unread::Unread,
     rooms::{
         event::StoredEvent,
+        filter::Steps,
         receipts,
         show::{self, Extras},
     },
@@ -263,7 +264,12 @@ fn write_timeline(
     last: Option<&JsonText>,
     answer: &mut Object,
 ) -> Result<(), Fault> {
-    let name = if room.window.ask.use_state_after { "state_after" } else { "state" };
+    let ask = room.window.ask;
+    let name = match (ask.use_state_after, ask.is_unstable_state_after) {
+        (true, false) => "state_after",
+        (true, true) => "org.matrix.msc4222.state_after",
+        (false, _) => "state",
+    };
     write_events(answer, name, |list| write_state(list, room, state))?;
     answer.object("timeline", |part| {
         part.list_with("events", |list| {
@@ -294,8 +300,12 @@ fn write_state(list: &mut List<'_>, room: &RoomWindow<'_, '_>, events: &[StoredE
     if !filter.wants_room(&room.row.id) {
         return Ok(());
     }
-    let has_other_form = has_other_form(room);
+    let (has_other_form, mut steps) = (has_other_form(room), Steps::of_page());
+    let (read, related) = (room.window.read, &room.window.ask.filter.state_related);
     for stored in events.iter().filter(|stored| filter.wants(stored)) {
+        if !related.allows(read, room.num, stored, &mut steps)? {
+            continue;
+        }
         if has_other_form {
             let mut event = Object::with_capacity(stored.row.json.len() + 192);
             write_state_event(&mut event, room, stored)?;

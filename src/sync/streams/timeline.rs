@@ -6,6 +6,7 @@ use crate::{
     ids::{EventNum, Order, StateKeyNum},
     rooms::{
         event::{self, StoredEvent},
+        filter::Steps,
         timeline::{self, PageToken},
     },
     schema::{event_types::REDACTION, rooms::Membership},
@@ -103,7 +104,7 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
         let after = room.place.known().map(PageToken);
         let page = timeline::page(window.read, room.num, PageToken(end), after, Direction::Down)?;
         let (mut looked_at, mut hidden, mut bytes) = (0, 0, 0);
-        let mut is_at_gap = false;
+        let (mut is_at_gap, mut steps) = (false, Steps::of_page());
         may_redact = false;
         for stored in page {
             let stored = stored?;
@@ -112,14 +113,14 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
             if is_at_gap {
                 break;
             }
-            if looked_at == looked_at_max || hidden > HIDDEN_MAX {
+            if looked_at == looked_at_max || hidden > HIDDEN_MAX || steps.are_taken() {
                 limited = true;
                 break;
             }
             looked_at += 1;
             is_at_gap = event::lacks_cited(&stored.row);
             may_redact |= stored.row.event_type() == REDACTION;
-            if is_unwanted(room, filter, &stored) {
+            if is_unwanted(room, filter, &stored, &mut steps)? {
                 leaves_out = true;
                 continue;
             }
@@ -167,15 +168,23 @@ pub(crate) fn collect(room: &RoomWindow<'_, '_>) -> Result<Timeline, Fault> {
 }
 
 /// Whether the client does not want an event in its timeline, whether or not the user may see it.
-fn is_unwanted(room: &RoomWindow<'_, '_>, filter: &OfRooms, stored: &StoredEvent) -> bool {
+fn is_unwanted(
+    room: &RoomWindow<'_, '_>,
+    filter: &OfRooms,
+    stored: &StoredEvent,
+    steps: &mut Steps,
+) -> Result<bool, Fault> {
+    let related = &room.window.ask.filter.timeline_related;
     let reason = if room.reader.ignores(stored) {
         "ignored sender"
     } else if !filter.wants(stored) {
         "filter"
+    } else if !related.allows(room.window.read, room.num, stored, steps)? {
+        "filter of relations"
     } else {
-        return false;
+        return Ok(false);
     };
     let (user, event) = (room.window.ask.caller.user, stored.event().0);
     tracing::debug!(%user, room = room.num.0, event, reason, "an event is left out of a timeline");
-    true
+    Ok(true)
 }
