@@ -16,6 +16,7 @@ pub mod passwords;
 pub mod presence;
 pub mod profiles;
 pub mod registration;
+pub mod reports;
 pub mod tokens;
 pub mod users;
 
@@ -54,6 +55,10 @@ pub struct Caller {
     pub is_guest: bool,
     /// Whether the account administers this server.
     pub is_admin: bool,
+    /// Whether an admin has locked the account, so that it can only log out.
+    pub is_locked: bool,
+    /// Whether an admin has suspended the account, so that it does nothing that others see.
+    pub is_suspended: bool,
     /// Set if the access token is a refreshed one that was not used before: the pair that it replaces must go now.
     pub(crate) unused: Option<tokens::Unused>,
 }

@@ -11,6 +11,7 @@ pub(crate) mod membership;
 pub mod operator;
 pub mod room;
 pub mod remote;
+pub(crate) mod report;
 pub(crate) mod commit;
 pub(crate) mod own_events;
 pub mod searching;

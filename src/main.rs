@@ -1,5 +1,8 @@
 //! The command line: `serve` (the default), and the operator's commands.
 
+#[path = "main/words.rs"]
+mod words;
+
 use std::{
     io::{IsTerminal, Read, Write},
     path::{Path, PathBuf},
@@ -9,15 +12,13 @@ use std::{
 
 use aqueduct::{
     config::{self, Config},
-    flows::operator::{
-        federation::{CheckedServer, ServerStatus},
-        operate::{Command as Operation, DeviceEntry, Outcome, TokenEntry, UserEntry},
-    },
+    flows::operator::operate::{Command as Operation, Outcome},
     server::{self, Stopped, operator},
 };
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use words::for_people;
 
 /// This allocator gives memory back to the system after a burst, sooner than the system's own.
 #[global_allocator]
@@ -67,6 +68,9 @@ enum Command {
     /// Create, list and revoke registration tokens.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Reports that users make, of events, rooms and other users.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Back up, restore and check the store.
     #[command(subcommand)]
     Db(DbCommand),
@@ -117,6 +121,26 @@ enum UserCommand {
     /// Take from an account the role of an admin of this server.
     Demote {
         /// A user id, or its part before the colon.
+        name: String,
+    },
+    /// Lock an account: nothing can be done with it but to log out.
+    Lock {
+        /// Localpart or user id.
+        name: String,
+    },
+    /// Unlock an account, whose sessions then go on.
+    Unlock {
+        /// Localpart or user id.
+        name: String,
+    },
+    /// Suspend an account: it reads, and does nothing that others see.
+    Suspend {
+        /// Localpart or user id.
+        name: String,
+    },
+    /// End the suspension of an account.
+    Unsuspend {
+        /// Localpart or user id.
         name: String,
     },
     /// List the devices of an account.
@@ -179,6 +203,20 @@ enum TokenCommand {
     Revoke {
         /// The registration token to end.
         token: String,
+    },
+}
+
+/// The commands for reports.
+#[derive(Subcommand)]
+enum ReportCommand {
+    /// List the reports, the newest first.
+    List,
+    /// Delete a report that was dealt with.
+    Dismiss {
+        /// The user who made it.
+        by: String,
+        /// The name of what is reported, as the list gives it.
+        about: String,
     },
 }
 
@@ -291,6 +329,10 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         Some(Command::Token(command)) => token_operation(command),
         Some(Command::Search(SearchCommand::Rebuild)) => Operation::RebuildSearch,
         Some(Command::Search(SearchCommand::Status)) => Operation::SearchStatus,
+        Some(Command::Report(ReportCommand::List)) => Operation::ListReports,
+        Some(Command::Report(ReportCommand::Dismiss { by, about })) => {
+            Operation::DismissReport { by: by.clone(), about: about.clone() }
+        }
     };
     let mut bar = Bar::new(cli.json);
     let answer = runtime()?
@@ -315,6 +357,10 @@ fn user_operation(command: &UserCommand) -> Result<Operation, String> {
         UserCommand::List => Operation::ListUsers,
         UserCommand::Promote { name } => Operation::SetAdmin { name: name.clone(), admin: true },
         UserCommand::Demote { name } => Operation::SetAdmin { name: name.clone(), admin: false },
+        UserCommand::Lock { name } => standing(name, Some(true), None),
+        UserCommand::Unlock { name } => standing(name, Some(false), None),
+        UserCommand::Suspend { name } => standing(name, None, Some(true)),
+        UserCommand::Unsuspend { name } => standing(name, None, Some(false)),
         UserCommand::Devices { name } => Operation::ListDevices { name: name.clone() },
         UserCommand::LogOut { name, device } => {
             Operation::LogOut { name: name.clone(), device: device.as_deref().map(Into::into) }
@@ -326,6 +372,10 @@ fn user_operation(command: &UserCommand) -> Result<Operation, String> {
             Operation::DeactivateUser { name: name.clone(), erase: *erase }
         }
     })
+}
+
+fn standing(name: &str, locked: Option<bool>, suspended: Option<bool>) -> Operation {
+    Operation::SetStanding { name: name.to_owned(), locked, suspended }
 }
 
 fn token_operation(command: &TokenCommand) -> Operation {
@@ -392,6 +442,9 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::UserCreated(it) => json!(it),
         Outcome::Users(list) => json!({ "users": list }),
         Outcome::AdminSet(it) => json!(it),
+        Outcome::StandingSet(it) => json!(it),
+        Outcome::Reports(list) => json!({ "reports": list }),
+        Outcome::ReportDismissed(it) => json!(it),
         Outcome::PasswordSet(it) => json!(it),
         Outcome::UserDeactivated(it) => json!(it),
         Outcome::Devices(it) => json!(it),
@@ -407,154 +460,6 @@ fn for_programs(outcome: &Outcome) -> Value {
         Outcome::KeyMade(it) => json!(it),
         Outcome::SearchBegun(it) | Outcome::SearchIs(it) => json!(it),
         Outcome::ServerChecked(it) => json!(it),
-    }
-}
-
-/// Writes an outcome in words for people.
-fn for_people(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::UserCreated(it) => {
-            let role = if it.admin { ", an admin of this server" } else { "" };
-            with_made(format!("Created {}{role}.", it.user_id), it.password.as_deref())
-        }
-        Outcome::Users(list) => lines(list, user_line, "There is no account yet."),
-        Outcome::AdminSet(it) if it.admin => format!("{} is an admin of this server now.", it.user_id),
-        Outcome::AdminSet(it) => format!("{} is no admin of this server now.", it.user_id),
-        Outcome::PasswordSet(it) => {
-            let text = format!("Set the password of {}, and ended all its sessions.", it.user_id);
-            with_made(text, it.password.as_deref())
-        }
-        Outcome::UserDeactivated(it) => format!("Deactivated {}.", it.user_id),
-        Outcome::Devices(it) => lines(&it.devices, device_line, "The account has no device."),
-        Outcome::LoggedOut(it) => format!("Ended {} sessions of {}.", it.devices, it.user_id),
-        Outcome::TokenCreated(it) => it.token.clone(),
-        Outcome::Tokens(list) => lines(list, token_line, "There is no registration token."),
-        Outcome::TokenRevoked(it) => format!("Revoked {}.", it.token),
-        Outcome::BackedUp(it) => format!("Backed up everything to position {}.", it.position),
-        Outcome::Restored(it) => {
-            let kept = it
-                .replaced
-                .as_ref()
-                .map_or_else(String::new, |path| format!(" What was there before is in {}.", path.display()));
-            format!("Restored everything up to position {}.{kept}", it.position)
-        }
-        Outcome::Explained(it) => it.to_string().trim_end().to_owned(),
-        Outcome::Servers(it) => {
-            let servers = lines(&it.servers, server_line, "All servers answer, and nothing waits for any.");
-            format!("{servers}\n{} positions of the log are still to be told.", it.lag)
-        }
-        Outcome::ServerRetried(it) if it.waited => format!("{} is tried again now.", it.server),
-        Outcome::ServerRetried(it) => format!("Nothing waits for {}.", it.server),
-        Outcome::ServerChecked(it) => checked_server(it),
-        Outcome::KeyMade(it) => {
-            format!(
-                "Made {}. It takes the place of {} when the server is started next.",
-                it.key_id, it.replaces
-            )
-        }
-        Outcome::SearchBegun(_) => {
-            "The index of search is built anew, beside the server or when it is started next.".to_owned()
-        }
-        Outcome::SearchIs(it) => {
-            let filling = if it.is_filling { " It is new, and is still being filled." } else { "" };
-            format!(
-                "{} texts are indexed, and {} positions of the log are to be read.{filling}",
-                it.documents, it.lag
-            )
-        }
-        Outcome::Checked(it) => {
-            let rows: u64 = it.rows.values().sum();
-            let mut text = match it.faults {
-                0 => format!("Read {rows} rows: nothing is wrong."),
-                faults => format!("Read {rows} rows, {faults} faults:\n{}", it.findings.join("\n")),
-            };
-            if it.unjudged > 0 {
-                let unjudged = it.unjudged;
-                text.push_str(&format!(
-                    "\n{unjudged} rows take too long beside a running server: check a copy of the store."
-                ));
-            }
-            text
-        }
-    }
-}
-
-fn with_made(text: String, password: Option<&str>) -> String {
-    password.map_or(text.clone(), |password| format!("{text}\nPassword: {password}"))
-}
-
-fn lines<T>(list: &[T], line: fn(&T) -> String, none: &str) -> String {
-    if list.is_empty() { none.to_owned() } else { list.iter().map(line).collect::<Vec<_>>().join("\n") }
-}
-
-fn user_line(user: &UserEntry) -> String {
-    let notes = [(user.admin, "admin"), (user.guest, "guest"), (user.deactivated, "deactivated")];
-    let notes: Vec<_> = notes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).collect();
-    format!("{}  {}", user.user_id, notes.join(", ")).trim_end().to_owned()
-}
-
-fn device_line(device: &DeviceEntry) -> String {
-    let name = device.display_name.as_deref().unwrap_or("(no name)");
-    let seen = device.seen_s_ago.map_or_else(String::new, |ago| format!("  last seen {} ago", span(ago)));
-    let ip = device.last_seen_ip.as_ref().map_or_else(String::new, |ip| format!(" from {ip}"));
-    format!("{}  {name}{seen}{ip}", device.device_id)
-}
-
-fn server_line(it: &ServerStatus) -> String {
-    let mut parts = Vec::new();
-    if let (Some(since), Some(next)) = (it.failing_for_s, it.next_try_in_s) {
-        let why = it.why.as_deref().unwrap_or("unknown");
-        parts.push(format!("no answer for {}, tried again in {}: {why}", span(since), span(next)));
-    }
-    if it.rooms_behind > 0 {
-        parts.push(format!("{} rooms behind", it.rooms_behind));
-    }
-    if it.messages_waiting > 0 {
-        parts.push(format!("{} messages to devices wait", it.messages_waiting));
-    }
-    if it.sending {
-        parts.push("sending".to_owned());
-    }
-    if parts.is_empty() {
-        parts.push("nothing waits".to_owned());
-    }
-    format!("{}  {}", it.server, parts.join("; "))
-}
-
-fn checked_server(it: &CheckedServer) -> String {
-    let mut text = it.steps.clone();
-    if let (Some(step), Some(name)) = (&it.found_by, &it.tls_name) {
-        text.push(format!("Found by step {step}; its certificate must be for {name}."));
-    }
-    text.extend(it.version.as_ref().map(|version| format!("Version: {version}")));
-    if !it.keys.is_empty() {
-        text.push(format!("Keys: {}", it.keys.join(", ")));
-    }
-    text.extend(it.status.as_ref().map(server_line));
-    match it.faults.as_slice() {
-        [] => text.push(format!("Others reach {}.", it.server)),
-        faults => text.extend(faults.iter().map(|fault| format!("Wrong: {fault}"))),
-    }
-    text.join("\n")
-}
-
-fn token_line(token: &TokenEntry) -> String {
-    let uses_max = token.uses_max.map_or_else(|| "any number of".to_owned(), |max| max.to_string());
-    let end = match token.ends_in_s {
-        None => String::new(),
-        Some(0) => ", expired".to_owned(),
-        Some(left) => format!(", ends in {}", span(left)),
-    };
-    format!("{}  {} of {uses_max} uses{end}", token.token, token.uses)
-}
-
-/// Writes a number of seconds in the largest unit that says it well.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
 

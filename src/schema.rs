@@ -5,6 +5,7 @@
 
 pub mod push;
 pub mod remote;
+pub mod reports;
 pub mod receipts;
 pub mod relations;
 pub mod accounts;
@@ -141,6 +142,9 @@ tables! {
     63 ERASED_USERS(String => ()) in Accounts, User of "accounts::users";
     /// How much account data a user has. Without a row it is counted when the user next writes some.
     64 ACCOUNT_DATA_SIZE(UserNum => accounts::DataSize) in Accounts, User of "accounts::account_data";
+
+    /// A report that a user made to those who run this server, by the name of what is reported.
+    66 REPORTS((UserNum, String) => Json<reports::ReportRow>) in Accounts, User of "accounts::reports";
 
     // --- encryption: 80-99 ---
 

@@ -190,6 +190,18 @@ fn accounts_are_named_as_people_write_them_and_their_sessions_end() {
     assert!(String::from_utf8(elsewhere.stderr).unwrap().contains("localhost:8008"));
     assert_eq!(home.json(&["user", "promote", "ALICE"])["admin"], true);
     assert_eq!(home.json(&["user", "demote", "@alice:localhost:8008"])["admin"], false);
+    for (what, key, is) in [
+        ("lock", "locked", true),
+        ("unlock", "locked", false),
+        ("suspend", "suspended", true),
+        ("unsuspend", "suspended", false),
+    ] {
+        assert_eq!(home.json(&["user", what, "ALICE"])[key], is, "{what}");
+        assert_eq!(home.json(&["user", "list"])["users"][0][key], is, "{what}");
+    }
+    assert_eq!(home.run(&["user", "lock", "nobody"]).status.code(), Some(1));
+    assert_eq!(home.json(&["report", "list"])["reports"], json!([]));
+    assert_eq!(home.run(&["report", "dismiss", "alice", "!x:y"]).status.code(), Some(1));
 
     let running = home.serve();
     let log_in = |device: &str| {

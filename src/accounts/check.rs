@@ -65,6 +65,10 @@ pub fn checks() -> Vec<RowCheck> {
             doubts.unless(live.is_some(), "its account is gone");
             Ok(())
         }),
+        RowCheck::of(&schema::REPORTS, |read, (user, name), Json(row), doubts| {
+            doubts.unless(row.subject.name() == *name, "it is about something else than its name says");
+            account(read, *user, doubts)
+        }),
         RowCheck::of(&schema::REGISTRATION_TOKENS, |_, _, Json(row), doubts| {
             doubts.unless(row.uses_max.is_none_or(|max| row.uses <= max), "it was used too often");
             Ok(())

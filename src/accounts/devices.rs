@@ -155,7 +155,7 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
         Some(id) => {
             check_id(&id)?;
             if let Some(device) = find(batch, user, &id)? {
-                note_seen(batch, user, device.num, env.now_ms(), log_in.ip);
+                note_seen(batch, user, device.num, env.now_ms(), SeenFrom { ip: log_in.ip, agent: None });
                 return Ok((device, false));
             }
             id
@@ -173,7 +173,7 @@ pub fn log_in(batch: &mut Batch, env: &Env, user: UserNum, log_in: LogIn) -> Res
     let display_name = log_in.display_name.map(|name| name.chars().take(DISPLAY_NAME_CHARS_MAX).collect());
     let row = DeviceRow { num: account.last_device, display_name, created_ms: env.now_ms() };
     put(batch, user, &id, &row);
-    note_seen(batch, user, row.num, env.now_ms(), log_in.ip);
+    note_seen(batch, user, row.num, env.now_ms(), SeenFrom { ip: log_in.ip, agent: None });
     Ok((Device::new(id, row), true))
 }
 
@@ -275,10 +275,19 @@ pub(crate) fn forget_seen(batch: &mut Batch, user: UserNum, (first, last): (Devi
     );
 }
 
+/// The place from which a device was seen.
+#[derive(Clone, Debug, Default)]
+pub struct SeenFrom {
+    /// The address, if it is known.
+    pub ip: Option<IpAddr>,
+    /// The program that the device says it is, if it does.
+    pub agent: Option<String>,
+}
+
 /// Notes that a device was seen.
-pub fn note_seen(to: &mut impl Write, user: UserNum, device: DeviceNum, ms: u64, ip: Option<IpAddr>) {
-    let ip = ip.map(|ip| ip.to_string());
-    schema::DEVICE_SEEN.put(to, (user, device), &Json(SeenRow { ms, ip }));
+pub fn note_seen(to: &mut impl Write, user: UserNum, device: DeviceNum, ms: u64, from: SeenFrom) {
+    let row = SeenRow { ms, ip: from.ip.map(|ip| ip.to_string()), agent: from.agent };
+    schema::DEVICE_SEEN.put(to, (user, device), &Json(row));
 }
 
 /// Remembers which devices were noted as seen of late, so that most requests write nothing.

@@ -98,6 +98,8 @@ pub fn find_caller(read: &(impl Read + ?Sized), now_ms: u64, token: &str) -> Res
         device_id: row.device_id,
         is_guest: user.is_guest,
         is_admin: user.is_admin,
+        is_locked: user.is_locked,
+        is_suspended: user.is_suspended,
         unused: row.replaces.map(|replaces| Unused { access, replaces }),
     })
 }
@@ -196,6 +198,9 @@ fn require_refresh(read: &(impl Read + ?Sized), token: &str) -> Result<(Hash, Re
     let user = schema::USERS.get(read, row.user)?.ok_or_else(unknown)?;
     if user.is_deactivated || user.ended.contains(row.device) {
         return Err(unknown());
+    }
+    if user.is_locked {
+        return Err(users::locked().into());
     }
     Ok((refresh, row))
 }

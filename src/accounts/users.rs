@@ -106,6 +106,8 @@ pub fn create(batch: &mut Batch, user: UserNum, new: &NewUser) {
         is_guest: new.is_guest,
         is_deactivated: false,
         is_erased: false,
+        is_locked: false,
+        is_suspended: false,
         ended: EndedDevices::default(),
     };
     schema::USER_NAMES.expect_absent(batch, new.user_id.localpart());
@@ -142,6 +144,36 @@ pub fn set_admin(batch: &mut Batch, user: UserNum, is_admin: bool) -> Result<()>
     change(batch, user, |row| row.is_admin = is_admin)?;
     batch.position(&LogEntry::Account { user });
     Ok(())
+}
+
+/// Locks or unlocks an account, and suspends it or ends that; what is none stays as it is. The caller holds the user's lock.
+pub fn set_standing(
+    batch: &mut Batch,
+    user: UserNum,
+    locked: Option<bool>,
+    suspended: Option<bool>,
+) -> Result<UserRow> {
+    let row = change(batch, user, |row| {
+        row.is_locked = locked.unwrap_or(row.is_locked);
+        row.is_suspended = suspended.unwrap_or(row.is_suspended);
+    })?;
+    batch.position(&LogEntry::Account { user });
+    Ok(row)
+}
+
+/// The refusal for an account that is locked: 401 `M_USER_LOCKED` with `soft_logout`, so that clients keep what they have
+/// (<https://spec.matrix.org/v1.19/client-server-api/#account-locking>).
+pub fn locked() -> Refusal {
+    let message = "This account is locked. Ask those who run this server.";
+    let mut refusal = Refusal::new(ErrorKind::UserLocked, message);
+    refusal.body =
+        Some(serde_json::json!({ "errcode": "M_USER_LOCKED", "error": message, "soft_logout": true }));
+    refusal
+}
+
+/// The refusal of what a suspended account may not do: 403 `M_USER_SUSPENDED`.
+pub fn suspended() -> Refusal {
+    Refusal::new(ErrorKind::UserSuspended, "This account is suspended, so that it cannot do this.")
 }
 
 /// Turns a guest into a full account. The caller holds the user's and the server's lock.

@@ -1,6 +1,7 @@
 //! The client-server API: one file for each module of ruma's client API, named after it.
 
 mod account;
+mod admin;
 mod alias;
 mod config;
 mod context;
@@ -23,6 +24,7 @@ mod receipt;
 mod redact;
 mod relations;
 mod retention;
+mod reporting;
 mod room;
 mod search;
 mod session;
@@ -41,6 +43,7 @@ use crate::api::Routes;
 /// Registers every endpoint of the client-server API.
 pub(crate) fn routes(r: &mut Routes) {
     account::routes(r);
+    admin::routes(r);
     alias::routes(r);
     config::routes(r);
     context::routes(r);
@@ -63,6 +66,7 @@ pub(crate) fn routes(r: &mut Routes) {
     redact::routes(r);
     relations::routes(r);
     retention::routes(r);
+    reporting::routes(r);
     room::routes(r);
     search::routes(r);
     session::routes(r);

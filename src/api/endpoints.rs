@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crate::api::{
         Routes,
-        policy::{Guests, Who},
+        policy::{Guests, Suspended, Who},
         routes::Listed,
     };
 
@@ -148,6 +148,43 @@ mod tests {
         found.sort();
         found.dedup();
         assert_eq!(found, ALLOWED);
+    }
+
+    /// The list is that which the specification recommends (client-server API, "Account suspension"), and what else others see: rooms
+    /// that are made, their state, members and names. A redaction is decided by its handler.
+    #[test]
+    fn suspended_users_may_not_call_what_is_listed() {
+        const REFUSED: [&str; 16] = [
+            "DELETE /_matrix/client/v3/directory/room/{}",
+            "DELETE /_matrix/client/v3/profile/{}/{}",
+            "POST /_matrix/client/v3/createRoom",
+            "POST /_matrix/client/v3/join/{}",
+            "POST /_matrix/client/v3/knock/{}",
+            "POST /_matrix/client/v3/rooms/{}/ban",
+            "POST /_matrix/client/v3/rooms/{}/invite",
+            "POST /_matrix/client/v3/rooms/{}/join",
+            "POST /_matrix/client/v3/rooms/{}/kick",
+            "POST /_matrix/client/v3/rooms/{}/unban",
+            "POST /_matrix/client/v3/rooms/{}/upgrade",
+            "PUT /_matrix/client/v3/directory/list/room/{}",
+            "PUT /_matrix/client/v3/directory/room/{}",
+            "PUT /_matrix/client/v3/profile/{}/{}",
+            "PUT /_matrix/client/v3/rooms/{}/send/{}/{}",
+            "PUT /_matrix/client/v3/rooms/{}/state/{}/{}",
+        ];
+        let mut found: Vec<_> = Routes::all()
+            .list_policies()
+            .into_iter()
+            .filter(|it| it.policy.suspended == Suspended::No && is_stable(it.path))
+            .map(|it| format!("{} {}", it.method, nameless(it.path)))
+            .collect();
+        found.sort();
+        found.dedup();
+        assert_eq!(found, REFUSED);
+        let also_locked = Routes::all().list_policies().into_iter().filter(|it| it.policy.is_for_locked);
+        let mut also_locked: Vec<_> = also_locked.filter(|it| is_stable(it.path)).map(|it| it.path).collect();
+        also_locked.sort_unstable();
+        assert_eq!(also_locked, ["/_matrix/client/v3/logout", "/_matrix/client/v3/logout/all"]);
     }
 
     /// The page for developers and operators: one line for each endpoint, with those not served yet at the end.

@@ -25,11 +25,11 @@ use ruma::{
 };
 
 use crate::{
-    accounts::{self, Caller},
+    accounts::{self, Caller, users},
     api::{
         checked::Checked,
         misfit,
-        policy::{Body, Guests, Policy, Who},
+        policy::{Body, Guests, Policy, Suspended, Who},
         raw::{Content, Raw},
         receive::Receiver,
     },
@@ -267,6 +267,12 @@ impl Call {
         let peer = peer(&parts.extensions);
         let asker = identify(app, policy.who, &parts)?;
         if let Asker::User(caller) = &asker {
+            if caller.is_locked && !policy.is_for_locked {
+                return Err(users::locked().into());
+            }
+            if policy.suspended == Suspended::No && caller.is_suspended {
+                return Err(users::suspended().into());
+            }
             if policy.guests == Guests::No && caller.is_guest {
                 return Err(guests_refused().into());
             }
@@ -316,7 +322,10 @@ impl Call {
     /// Notes when and from where the caller was last seen.
     pub(crate) async fn note_caller(&mut self, app: &App) -> Result<()> {
         match self.caller() {
-            Some(caller) => flows::account::seen::seen(app, caller, self.peer).await,
+            Some(caller) => {
+                let agent = self.parts.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+                flows::account::seen::seen(app, caller, self.peer, agent).await
+            }
             None => Ok(()),
         }
     }

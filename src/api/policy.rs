@@ -51,6 +51,15 @@ pub enum Guests {
     No,
 }
 
+/// Whether suspended accounts may call an endpoint (client-server API, "Account suspension").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspended {
+    /// Suspended accounts may call it.
+    Yes,
+    /// Suspended accounts get 403 `M_USER_SUSPENDED`.
+    No,
+}
+
 /// How the body of a request is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
@@ -103,6 +112,10 @@ pub struct Policy {
     pub is_unlimited: bool,
     /// Whether guests may call the route.
     pub guests: Guests,
+    /// Whether suspended accounts may call the route. Where that depends on the request, its handler decides.
+    pub suspended: Suspended,
+    /// Whether locked accounts may call the route. They can only log out.
+    pub is_for_locked: bool,
     /// How the body of a request is read.
     pub body: Body,
     /// The route waits on purpose, so that only the time in which it works makes it slow.
@@ -114,7 +127,16 @@ impl Policy {
     pub(crate) fn new(who: Who, method: &http::Method) -> Self {
         let has_body = *method != http::Method::GET;
         let body = if has_body { Body::JSON } else { Body::None };
-        Self { who, limit: None, is_unlimited: false, guests: Guests::No, body, is_long_poll: false }
+        Self {
+            who,
+            limit: None,
+            is_unlimited: false,
+            guests: Guests::No,
+            suspended: Suspended::Yes,
+            is_for_locked: false,
+            body,
+            is_long_poll: false,
+        }
     }
 
     /// Counts each request with this limit.
@@ -132,6 +154,18 @@ impl Policy {
     /// Says whether guests may call the route.
     pub(crate) fn guests(&mut self, guests: Guests) -> &mut Self {
         self.guests = guests;
+        self
+    }
+
+    /// Refuses suspended accounts, because the route does what others see.
+    pub(crate) fn not_suspended(&mut self) -> &mut Self {
+        self.suspended = Suspended::No;
+        self
+    }
+
+    /// Lets locked accounts call the route.
+    pub(crate) fn also_locked(&mut self) -> &mut Self {
+        self.is_for_locked = true;
         self
     }
 

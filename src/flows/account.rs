@@ -14,3 +14,4 @@ pub(crate) mod pushers;
 pub mod register;
 pub mod seen;
 pub mod set_profile;
+pub(crate) mod standing;

@@ -1,7 +1,9 @@
 //! Use cases of the operator: commands, `db check`, and explanations of events.
 
+pub mod accounts;
 pub mod check;
 pub mod explain;
 pub mod federation;
 pub mod operate;
+pub mod reports;
 pub mod signing_keys;

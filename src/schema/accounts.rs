@@ -29,6 +29,10 @@ pub struct UserRow {
     pub is_deactivated: bool,
     /// Whether the user asked to be forgotten: who was not in a room sees the user's events there redacted.
     pub is_erased: bool,
+    /// Whether an admin has locked the account: nothing can be done with it but to log out.
+    pub is_locked: bool,
+    /// Whether an admin has suspended the account: it reads and leaves, and does nothing that others see.
+    pub is_suspended: bool,
     /// Devices that have ended, whatever rows of theirs are left. A number goes from here once its rows are gone.
     pub ended: EndedDevices,
 }
@@ -101,6 +105,8 @@ const ADMIN: u8 = 1;
 const GUEST: u8 = 2;
 const DEACTIVATED: u8 = 4;
 const ERASED: u8 = 8;
+const LOCKED: u8 = 16;
+const SUSPENDED: u8 = 32;
 
 impl Value for UserRow {
     fn encode(&self, to: &mut Encoder) {
@@ -109,6 +115,8 @@ impl Value for UserRow {
             (self.is_guest, GUEST),
             (self.is_deactivated, DEACTIVATED),
             (self.is_erased, ERASED),
+            (self.is_locked, LOCKED),
+            (self.is_suspended, SUSPENDED),
         ];
         let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         to.raw(&[2, flags]);
@@ -134,6 +142,8 @@ impl Value for UserRow {
             is_guest: flags & GUEST != 0,
             is_deactivated: flags & DEACTIVATED != 0,
             is_erased: flags & ERASED != 0,
+            is_locked: flags & LOCKED != 0,
+            is_suspended: flags & SUSPENDED != 0,
             ended,
         })
     }
@@ -246,6 +256,9 @@ pub struct SeenRow {
     pub ms: u64,
     /// The address from which it was seen, if that is known.
     pub ip: Option<String>,
+    /// The program that it says it is, if it does.
+    #[serde(default)]
+    pub agent: Option<String>,
 }
 
 /// The presence of a user that others were told last.
@@ -357,13 +370,15 @@ mod tests {
     proptest! {
         #[test]
         fn users_come_back(
-            name in "[a-z]{1,9}", created_ms: u64, last: u32, flags: [bool; 4], ended: Vec<(u32, u32)>,
+            name in "[a-z]{1,9}", created_ms: u64, last: u32, flags: [bool; 6], ended: Vec<(u32, u32)>,
         ) {
-            let [is_admin, is_guest, is_deactivated, is_erased] = flags;
+            let [is_admin, is_guest, is_deactivated, is_erased, is_locked, is_suspended] = flags;
             let (last_device, ended) = (DeviceNum(last), ended_devices(&ended));
             let user_id = OwnedUserId::try_from(format!("@{name}:s")).unwrap();
-            let row =
-                UserRow { user_id, created_ms, last_device, is_admin, is_guest, is_deactivated, is_erased, ended };
+            let row = UserRow {
+                user_id, created_ms, last_device, is_admin, is_guest, is_deactivated, is_erased, is_locked, is_suspended,
+                ended,
+            };
             prop_assert_eq!(round_trip(&row), row);
         }
 

@@ -1,9 +1,12 @@
 //! Bad input is normal: whatever is thrown at any endpoint of the table, the answer is Matrix's, never a 500, never a
 //! panic. Endpoints are read from the router itself, so a new one is attacked without a line here.
 
-use aqueduct::api::{
-    Listed, Routes,
-    policy::{self, Policy},
+use aqueduct::{
+    api::{
+        Listed, Routes,
+        policy::{self, Policy},
+    },
+    flows::operator::operate::{Command, operate},
 };
 use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
@@ -424,6 +427,10 @@ async fn no_route_takes_more_than_it_says_nor_what_follows_the_end() {
             (None, None)
         } else {
             let alice = scene.server.register(&format!("user{tried}")).await;
+            if who == policy::Who::Admin {
+                let promote = Command::SetAdmin { name: format!("user{tried}"), admin: true };
+                operate(scene.server.server().app(), promote, |_| ()).await.unwrap();
+            }
             let token = alice.token.clone();
             (Some(alice), token)
         };

@@ -37,6 +37,7 @@ mod whole_rooms;
 mod wrong_input;
 mod large_rooms;
 mod login;
+mod moderation;
 mod odd_answers;
 mod odd_names;
 mod old_sync;

@@ -17,8 +17,8 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_alias).limit(Limit::Other);
-    r.client(delete_alias).limit(Limit::Other);
+    r.client(create_alias).limit(Limit::Other).not_suspended();
+    r.client(delete_alias).limit(Limit::Other).not_suspended();
     r.public(get_alias).limit(Limit::Read);
 }
 

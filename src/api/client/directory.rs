@@ -38,7 +38,7 @@ use crate::{
 
 pub(crate) fn routes(r: &mut Routes) {
     r.public(get_room_visibility).limit(Limit::Read);
-    r.client(set_room_visibility).limit(Limit::Other);
+    r.client(set_room_visibility).limit(Limit::Other).not_suspended();
     r.public(get_public_rooms).limit(Limit::Read);
     r.client(get_public_rooms_filtered).limit(Limit::Read);
 }

@@ -87,7 +87,7 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
     };
     // Capabilities are written even where they equal the default that clients assume, because some clients look for the
     // key.
-    let capabilities = json!({
+    let mut capabilities = json!({
         "m.room_versions": { "default": default, "available": available },
         "m.change_password": { "enabled": is_user },
         "m.set_displayname": { "enabled": true },
@@ -101,5 +101,9 @@ pub(crate) async fn capabilities(app: App, client: Client<get_capabilities::v3::
         },
         "org.matrix.msc4155.invite_permission_config_enforced": { "enabled": true },
     });
+    if let Some(capabilities) = capabilities.as_object_mut().filter(|_| client.caller.is_admin) {
+        // The capability is left out where a user may do nothing of it.
+        capabilities.insert("m.account_moderation".to_owned(), json!({ "suspend": true, "lock": true }));
+    }
     Ok(RawJson(json!({ "capabilities": capabilities }).to_string().into()))
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(knock_room).limit(Limit::Membership);
+    r.client(knock_room).limit(Limit::Membership).not_suspended();
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`

@@ -40,14 +40,14 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(join_room_by_id).limit(Limit::Membership).guests(Guests::Yes);
-    r.client(join_room_by_id_or_alias).limit(Limit::Membership).guests(Guests::Yes);
+    r.client(join_room_by_id).limit(Limit::Membership).guests(Guests::Yes).not_suspended();
+    r.client(join_room_by_id_or_alias).limit(Limit::Membership).guests(Guests::Yes).not_suspended();
     r.client(leave_room).limit(Limit::Membership).guests(Guests::Yes);
     r.client(forget_room).limit(Limit::Other);
-    r.client(invite_user).limit(Limit::Membership);
-    r.client(kick_user).limit(Limit::Membership);
-    r.client(ban_user).limit(Limit::Membership);
-    r.client(unban_user).limit(Limit::Membership);
+    r.client(invite_user).limit(Limit::Membership).not_suspended();
+    r.client(kick_user).limit(Limit::Membership).not_suspended();
+    r.client(ban_user).limit(Limit::Membership).not_suspended();
+    r.client(unban_user).limit(Limit::Membership).not_suspended();
     r.client(joined_rooms).limit(Limit::Read);
     r.client(joined_members).limit(Limit::Read);
     r.client(get_member_events).limit(Limit::Read).guests(Guests::Yes);

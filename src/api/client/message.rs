@@ -41,7 +41,7 @@ use crate::{
 pub(super) const EVENT: Body = Body::Json(256 * KIB);
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(send_message_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+    r.client(send_message_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT).not_suspended();
     r.client(get_message_events).limit(Limit::Read).guests(Guests::Yes);
 }
 

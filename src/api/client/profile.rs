@@ -24,8 +24,12 @@ pub(crate) fn routes(r: &mut Routes) {
     r.public(get_profile_field).limit(Limit::Read);
     // The bound is more than a profile may hold, so that a field which is too large is refused for that. Of their
     // profile, guests may change only the display name.
-    r.client(set_profile_field).limit(Limit::Other).guests(Guests::Yes).body(Body::Json(128 * KIB));
-    r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes);
+    r.client(set_profile_field)
+        .limit(Limit::Other)
+        .guests(Guests::Yes)
+        .body(Body::Json(128 * KIB))
+        .not_suspended();
+    r.client(delete_profile_field).limit(Limit::Other).guests(Guests::Yes).not_suspended();
 }
 
 fn no_such_field() -> Error {

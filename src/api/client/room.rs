@@ -27,8 +27,8 @@ use crate::{
 };
 
 pub(crate) fn routes(r: &mut Routes) {
-    r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB));
-    r.client(upgrade_room).limit(Limit::Membership);
+    r.client(create_room).limit(Limit::Membership).body(Body::Json(MIB)).not_suspended();
+    r.client(upgrade_room).limit(Limit::Membership).not_suspended();
     r.client(list_aliases).limit(Limit::Read);
     r.client(get_room_event).limit(Limit::Read).guests(Guests::Yes);
     r.client(get_event_by_timestamp).limit(Limit::Read);

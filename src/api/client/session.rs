@@ -38,8 +38,8 @@ pub(crate) fn routes(r: &mut Routes) {
     r.public(get_login_types).limit(Limit::Read);
     r.public(login).limit(Limit::Login);
     r.public(refresh_token).limit(Limit::Other);
-    r.client(logout).limit(Limit::Other).guests(Guests::Yes);
-    r.client(logout_all).limit(Limit::Other);
+    r.client(logout).limit(Limit::Other).guests(Guests::Yes).also_locked();
+    r.client(logout_all).limit(Limit::Other).also_locked();
 }
 
 /// The field that must be there, because ruma's type of a login panics without it.

@@ -37,7 +37,7 @@ use crate::{
 pub(crate) fn routes(r: &mut Routes) {
     r.client(get_state_events).limit(Limit::Read).guests(Guests::Yes);
     r.client(get_state_event_for_key).limit(Limit::Read).guests(Guests::Yes);
-    r.client(send_state_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT);
+    r.client(send_state_event).limit(Limit::Send).guests(Guests::Yes).body(EVENT).not_suspended();
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`

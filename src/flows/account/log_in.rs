@@ -73,6 +73,9 @@ pub(crate) async fn with_password(
         if passwords::find(batch, user)? != hash || users::require(batch, user)?.is_deactivated {
             return Err(wrong().into());
         }
+        if users::require(batch, user)?.is_locked {
+            return Err(users::locked().into());
+        }
         let session = build(app, batch, user, &user_id, log_in, refreshable)?;
         Ok(LoggedIn { user_id, session })
     })

@@ -21,15 +21,16 @@ use crate::{
         },
         jobs,
         operator::{
+            accounts::{DevicesOf, Standing, list_devices, require_live, require_user, set_standing},
             check,
             explain::{self, Explanation},
             federation::{self, CheckedServer, Retried, Statuses},
+            reports::{self, Dismissed, Reported},
             signing_keys::{self, MadeKey},
         },
         searching::SearchStatus,
         write,
     },
-    ids::UserNum,
     schema::accounts::RegistrationTokenRow,
     store::backup::{self, Manifest, Progress},
 };
@@ -72,6 +73,24 @@ pub enum Command {
         name: String,
         /// Whether the account is to be erased, so that its events are shown redacted.
         erase: bool,
+    },
+    /// Locks or suspends an account, or ends that.
+    SetStanding {
+        /// Localpart or user id.
+        name: String,
+        /// Whether it is locked; as before, if none.
+        locked: Option<bool>,
+        /// Whether it is suspended; as before, if none.
+        suspended: Option<bool>,
+    },
+    /// Lists what users have reported.
+    ListReports,
+    /// Deletes a report that was dealt with.
+    DismissReport {
+        /// Localpart or user id of the user who made it.
+        by: String,
+        /// The name of the thing that was reported, as the list gives it.
+        about: String,
     },
     /// Lists the devices of an account.
     ListDevices {
@@ -145,6 +164,9 @@ impl Command {
             | Self::SetAdmin { .. }
             | Self::ResetPassword { .. }
             | Self::DeactivateUser { .. }
+            | Self::SetStanding { .. }
+            | Self::ListReports
+            | Self::DismissReport { .. }
             | Self::ListDevices { .. }
             | Self::LogOut { .. }
             | Self::CreateToken { .. }
@@ -180,6 +202,12 @@ pub enum Outcome {
     PasswordSet(PasswordSet),
     /// An account was ended for good.
     UserDeactivated(DeactivatedUser),
+    /// An account was locked, suspended, or neither any more.
+    StandingSet(Standing),
+    /// The reports that users have made, the newest first.
+    Reports(Vec<Reported>),
+    /// A report was deleted.
+    ReportDismissed(Dismissed),
     /// The devices of an account.
     Devices(DevicesOf),
     /// Sessions of an account were ended.
@@ -223,6 +251,9 @@ impl Outcome {
             | Self::AdminSet(_)
             | Self::PasswordSet(_)
             | Self::UserDeactivated(_)
+            | Self::StandingSet(_)
+            | Self::Reports(_)
+            | Self::ReportDismissed(_)
             | Self::Devices(_)
             | Self::LoggedOut(_)
             | Self::TokenCreated(_)
@@ -264,6 +295,12 @@ pub struct UserEntry {
     pub guest: bool,
     /// Whether it has ended.
     pub deactivated: bool,
+    /// Whether it is locked.
+    #[serde(default)]
+    pub locked: bool,
+    /// Whether it is suspended.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// Whether an account administers the server.
@@ -291,32 +328,6 @@ pub struct DeactivatedUser {
     pub user_id: OwnedUserId,
     /// Whether the account was erased, so that its events are shown redacted.
     pub erased: bool,
-}
-
-/// The devices of an account.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DevicesOf {
-    /// The user id of the account.
-    pub user_id: OwnedUserId,
-    /// The devices, by id.
-    pub devices: Vec<DeviceEntry>,
-}
-
-/// A device in a list.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DeviceEntry {
-    /// The id of the device.
-    pub device_id: OwnedDeviceId,
-    /// The name that people see, if one was given.
-    pub display_name: Option<String>,
-    /// When it logged in, in milliseconds since the epoch.
-    pub created_ms: u64,
-    /// When it was last seen, in milliseconds since the epoch.
-    pub last_seen_ms: Option<u64>,
-    /// How many seconds ago that was.
-    pub seen_s_ago: Option<u64>,
-    /// The address from which it was last seen.
-    pub last_seen_ip: Option<String>,
 }
 
 /// The number of sessions of an account that were ended.
@@ -392,6 +403,13 @@ pub async fn operate(
         Command::DeactivateUser { name, erase } => {
             Outcome::UserDeactivated(deactivate(app, &name, erase).await?)
         }
+        Command::SetStanding { name, locked, suspended } => {
+            Outcome::StandingSet(set_standing(app, &name, locked, suspended).await?)
+        }
+        Command::ListReports => Outcome::Reports(reports::list(app).await?),
+        Command::DismissReport { by, about } => {
+            Outcome::ReportDismissed(reports::dismiss(app, &by, &about).await?)
+        }
         Command::ListDevices { name } => Outcome::Devices(list_devices(app, &name).await?),
         Command::LogOut { name, device } => Outcome::LoggedOut(log_out(app, &name, device).await?),
         Command::CreateToken { token, uses_max, expires_in_s } => {
@@ -462,29 +480,13 @@ pub async fn list_users(app: &App) -> Result<Vec<UserEntry>> {
                 admin: row.is_admin,
                 guest: row.is_guest,
                 deactivated: row.is_deactivated,
+                locked: row.is_locked,
+                suspended: row.is_suspended,
             });
         }
         Ok(entries)
     };
     app.env.blocking(list).await
-}
-
-/// The account that the operator names by a user id or a localpart, in any case of letters, as in a log-in.
-/// Errors: 400 for a name that is no user of this server, 404 for an account that does not exist.
-fn require_user(app: &App, name: &str) -> Result<(UserNum, OwnedUserId)> {
-    let meant = names::meant_user_id(name, app.accounts.server_name())
-        .ok_or_else(|| Refusal::invalid_param(format!("{name} is no user of this server.")))?;
-    users::find_meant(&*app.store.snapshot(), &meant)?
-        .ok_or_else(|| Refusal::not_found(format!("There is no account {meant}.")).into())
-}
-
-/// Refuses an account that has ended: 400 `M_INVALID_PARAM`.
-fn require_live(app: &App, name: &str) -> Result<(UserNum, OwnedUserId)> {
-    let (user, user_id) = require_user(app, name)?;
-    if users::require(&*app.store.snapshot(), user)?.is_deactivated {
-        return Err(Refusal::invalid_param(format!("{user_id} is deactivated.")).into());
-    }
-    Ok((user, user_id))
 }
 
 /// Makes an account an admin of this server, or takes that from it. Errors: 400 for a guest or an account that has ended.
@@ -514,28 +516,6 @@ pub async fn deactivate(app: &App, name: &str, erase: bool) -> Result<Deactivate
     let (user, user_id) = require_live(app, name)?;
     deactivate::deactivate(app, user, user_id.clone(), erase).await?;
     Ok(DeactivatedUser { user_id, erased: erase })
-}
-
-/// Lists the devices of an account, by id. Errors: 404 for an account that does not exist.
-pub async fn list_devices(app: &App, name: &str) -> Result<DevicesOf> {
-    let (user, user_id) = require_user(app, name)?;
-    let (snapshot, now_ms) = (app.store.snapshot(), app.env.now_ms());
-    let list = move || {
-        let mut entries = Vec::new();
-        for device in devices::list(&*snapshot, user)? {
-            let seen = devices::find_seen(&*snapshot, user, device.num)?;
-            entries.push(DeviceEntry {
-                device_id: device.id,
-                display_name: device.display_name,
-                created_ms: device.created_ms,
-                last_seen_ms: seen.as_ref().map(|seen| seen.ms),
-                seen_s_ago: seen.as_ref().map(|seen| now_ms.saturating_sub(seen.ms) / 1000),
-                last_seen_ip: seen.and_then(|seen| seen.ip),
-            });
-        }
-        Ok(entries)
-    };
-    Ok(DevicesOf { user_id, devices: app.env.blocking(list).await? })
 }
 
 /// Ends one session of an account, or all. Errors: 404 for a device that does not exist.

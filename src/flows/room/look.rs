@@ -20,7 +20,7 @@ pub(crate) use time::{event_at_time, nearest, nothing_near};
 pub(crate) use whole::{Whole, joined_members, members, state};
 
 use crate::{
-    accounts::{Caller, ignored::Ignored},
+    accounts::{Caller, ignored::Ignored, users},
     error::{Error, Refusal, Result},
     flows::{App, commit, room::completing},
     ids::{DeviceNum, EventNum, Order, RoomNum},
@@ -337,6 +337,28 @@ pub(crate) async fn event_anywhere(app: &App, caller: &Caller, id: OwnedEventId)
             return Ok(look.show(&stored, membership)?.into());
         }
         Err(unknown_event())
+    })
+    .await
+}
+
+/// Whether the caller is in a room and sees this event of it. Errors: 403 `M_FORBIDDEN` for a room that they know nothing of, 404
+/// `M_NOT_FOUND` for an event that they do not see.
+pub(crate) async fn sees_inside(app: &App, caller: &Caller, room: &RoomId, id: &EventId) -> Result<bool> {
+    let id = id.to_owned();
+    looking(app, caller, room, move |look, _| {
+        require_visible(&look, &id)?;
+        Ok(look.reader.is_joined())
+    })
+    .await
+}
+
+/// Refuses a suspended user an event that they have not sent: 403 `M_USER_SUSPENDED`. Errors: 404 `M_NOT_FOUND`, too.
+pub(crate) async fn require_own(app: &App, caller: &Caller, room: &RoomId, id: &EventId) -> Result<()> {
+    let id = id.to_owned();
+    looking(app, caller, room, move |look, caller| {
+        let (stored, _) = require_visible(&look, &id)?;
+        let is_own = stored.row.sender() == caller.user_id.as_str();
+        if is_own { Ok(()) } else { Err(users::suspended().into()) }
     })
     .await
 }

@@ -71,7 +71,7 @@ async fn nothing_is_written_for_a_device_that_was_logged_out_meanwhile() {
     assert!(is_unknown_token(changed.await));
     assert!(is_unknown_token(log_out::log_out(app, &caller, Ending::All).await));
     // When the device was seen is a note, whose refusal the request does not learn.
-    seen::seen(app, &caller, [192, 0, 2, 1].into()).await.unwrap();
+    seen::seen(app, &caller, [192, 0, 2, 1].into(), None).await.unwrap();
     app.env.sleep(std::time::Duration::from_secs(1)).await;
     let snapshot = app.store.snapshot();
     assert_eq!(snapshot.upto(), before);

@@ -118,6 +118,7 @@ async fn a_house() -> Fixture {
     fixture.own("PUT", "presence/@alice:check.example/status", json!({ "presence": "online" })).await;
     fixture.own("PUT", "profile/@alice:check.example/displayname", json!({ "displayname": "Alice" })).await;
     fixture.own("POST", "user/@alice:check.example/filter", json!({ "room": {} })).await;
+    fixture.own("POST", "users/@bob:check.example/report", json!({ "reason": "so" })).await;
     fixture.own("PUT", "user/@alice:check.example/account_data/kind", json!({ "a": 1 })).await;
     fixture.own("PUT", "user/@alice:check.example/account_data/other", json!({ "a": 1 })).await;
     fixture
@@ -393,6 +394,7 @@ const MAY_BE_LOST: &[&str] = &[
     "REGISTRATION_TOKENS",
     "RELATION_WAITING",
     "RETENTION",
+    "REPORTS",
     "SERVER_DOCUMENTS",
     "SERVER_FACTS",
     "SERVER_KEYS",

@@ -216,6 +216,11 @@ impl Wrong<'_> {
             row.tokens = vec![token; 1 + crate::accounts::openid::TOKENS_MAX];
             Some(Json(row))
         });
+        self.change(&schema::REPORTS, "it is about something else than its name says", |_, Json(mut row)| {
+            row.subject =
+                crate::schema::reports::Subject::User { user_id: "@carol:b.example".try_into().unwrap() };
+            Some(Json(row))
+        });
         self.change(&schema::FILTERS, "it is not JSON", |_, _| Some(no_json()));
         self.change(&schema::ACCOUNT_DATA, "it is not JSON", |_, row| {
             Some(WrittenRow { content: no_json(), ..row })

@@ -1,0 +1,272 @@
+//! Accounts are moderated: locks, suspensions, reports, and who uses an account from where.
+
+use aqueduct::{
+    accounts::reports::{REASON_BYTES_MAX, REPORTS_MAX},
+    flows::operator::operate::{Command, Outcome, operate},
+};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    support::{NOWHERE, TestClient, TestServer},
+    sync::{Chain, create_room, must, room_of_two, say},
+};
+
+const V1: &str = "/_matrix/client/v1";
+const V3: &str = "/_matrix/client/v3";
+
+async fn command(server: &TestServer, command: Command) -> Outcome {
+    operate(server.server().app(), command, |_| ()).await.unwrap()
+}
+
+async fn admin(server: &TestServer) -> TestClient {
+    let admin = server.register("admin").await;
+    command(server, Command::SetAdmin { name: "admin".to_owned(), admin: true }).await;
+    admin
+}
+
+fn code(answer: &(StatusCode, Value)) -> (u16, &str) {
+    (answer.0.as_u16(), answer.1["errcode"].as_str().unwrap_or("-"))
+}
+
+async fn set(admin: &TestClient, what: &str, user_id: &str, is: bool) {
+    let key = if what == "lock" { "locked" } else { "suspended" };
+    let path = format!("{V1}/admin/{what}/{user_id}");
+    assert_eq!(admin.ok_put(&path, json!({ key: is })).await, json!({ key: is }));
+    assert_eq!(admin.ok_get(&path).await, json!({ key: is }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_locked_account_can_only_log_out_and_goes_on_when_it_is_unlocked() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, _bob, room) = room_of_two(&server).await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    set(&admin, "lock", &alice.user_id, true).await;
+    for path in ["/_matrix/client/v3/sync", "/_matrix/client/versions", "/_matrix/client/v3/account/whoami"] {
+        let answer = alice.get(path).await;
+        assert_eq!(code(&answer), (401, "M_USER_LOCKED"), "{path}");
+        assert_eq!(answer.1["soft_logout"], true);
+    }
+    let answer = alice.post(&format!("{V3}/rooms/{room}/leave"), json!({})).await;
+    assert_eq!(code(&answer), (401, "M_USER_LOCKED"));
+    set(&admin, "lock", &alice.user_id, false).await;
+    chain.next().await;
+    set(&admin, "lock", &alice.user_id, true).await;
+    assert_eq!(alice.post(&format!("{V3}/logout"), json!({})).await.0, StatusCode::OK);
+    assert_eq!(code(&alice.get(&format!("{V3}/sync")).await), (401, "M_UNKNOWN_TOKEN"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_locked_gets_no_token() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let path = format!("{V3}/register");
+    let body = json!({ "username": "carol", "password": "a long password", "refresh_token": true,
+        "auth": { "type": "m.login.dummy" } });
+    let nobody = server.anonymous();
+    let (_, session) = nobody.post(&path, body).await;
+    let login = json!({ "type": "m.login.password", "password": "a long password", "identifier": {
+        "type": "m.id.user", "user": "carol" } });
+    assert_eq!(nobody.post(&format!("{V3}/login"), login.clone()).await.0, StatusCode::OK);
+    set(&admin, "lock", "@carol:test.example", true).await;
+    let refresh = json!({ "refresh_token": session["refresh_token"] });
+    for (path, body) in [("login", &login), ("refresh", &refresh)] {
+        let answer = nobody.post(&format!("{V3}/{path}"), body.clone()).await;
+        assert_eq!(
+            (code(&answer), &answer.1["soft_logout"]),
+            ((401, "M_USER_LOCKED"), &json!(true)),
+            "{path}"
+        );
+    }
+    set(&admin, "lock", "@carol:test.example", false).await;
+    for (path, body) in [("login", &login), ("refresh", &refresh)] {
+        assert_eq!(nobody.post(&format!("{V3}/{path}"), body.clone()).await.0, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_user_reads_and_leaves_and_does_nothing_that_others_see() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob, room) = room_of_two(&server).await;
+    let own = say(&bob, &room, "mine").await;
+    let other = say(&alice, &room, "hers").await;
+    let invited = create_room(&alice, json!({ "invite": [bob.user_id] })).await;
+    let open = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    set(&admin, "suspend", &bob.user_id, true).await;
+    let me = &bob.user_id;
+    let refused = [
+        (Method::PUT, format!("rooms/{room}/send/m.room.message/1"), json!({ "body": "x" })),
+        (Method::PUT, format!("rooms/{room}/state/m.room.topic/"), json!({ "topic": "x" })),
+        (Method::POST, format!("rooms/{invited}/join"), json!({})),
+        (Method::POST, format!("join/{open}"), json!({})),
+        (Method::POST, format!("knock/{open}"), json!({})),
+        (Method::POST, format!("rooms/{room}/invite"), json!({ "user_id": "@carol:test.example" })),
+        (Method::POST, "createRoom".to_owned(), json!({})),
+        (Method::PUT, format!("profile/{me}/displayname"), json!({ "displayname": "x" })),
+        (Method::PUT, format!("rooms/{room}/redact/{other}/2"), json!({})),
+    ];
+    for (method, path, body) in refused {
+        let token = bob.token.as_deref();
+        let answer = server.raw(method, &format!("{V3}/{path}"), token, body.to_string()).await;
+        assert_eq!(code(&answer), (403, "M_USER_SUSPENDED"), "{path}: {answer:?}");
+    }
+    bob.ok_get(&format!("{V3}/sync")).await;
+    bob.ok_get(&format!("{V3}/rooms/{room}/messages?dir=b")).await;
+    bob.ok_put(&format!("{V3}/rooms/{room}/redact/{own}/3"), json!({})).await;
+    bob.ok_put(&format!("{V3}/sendToDevice/m.key.verification.request/4"), json!({ "messages": {} })).await;
+    for left in [&room, &invited] {
+        must(&bob, left, "leave", json!({})).await;
+    }
+    set(&admin, "suspend", &bob.user_id, false).await;
+    must(&bob, &open, "join", json!({})).await;
+    bob.ok_post(&format!("{V3}/logout"), json!({})).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_admins_moderate_and_learn_who_is_here() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    server.register("other").await;
+    command(&server, Command::SetAdmin { name: "other".to_owned(), admin: true }).await;
+    for what in ["lock", "suspend"] {
+        let key = if what == "lock" { "locked" } else { "suspended" };
+        for (target, by_admin, to_read) in [
+            (bob.user_id.as_str(), (200, "-"), (200, "-")),
+            ("@nobody:test.example", (404, "M_NOT_FOUND"), (404, "M_NOT_FOUND")),
+            ("@bob:else.where", (400, "M_INVALID_PARAM"), (400, "M_INVALID_PARAM")),
+            ("nonsense", (400, "M_INVALID_PARAM"), (400, "M_INVALID_PARAM")),
+            ("@other:test.example", (403, "M_FORBIDDEN"), (403, "M_FORBIDDEN")),
+            (admin.user_id.as_str(), (403, "M_FORBIDDEN"), (200, "-")),
+        ] {
+            let path = format!("{V1}/admin/{what}/{target}");
+            assert_eq!(code(&admin.put(&path, json!({ key: true })).await), by_admin, "{path}");
+            assert_eq!(code(&admin.get(&path).await), to_read, "{path}");
+            // Somebody who is no admin learns nothing, whatever they ask about.
+            assert_eq!(code(&alice.put(&path, json!({ key: true })).await), (403, "M_FORBIDDEN"), "{path}");
+            assert_eq!(code(&alice.get(&path).await), (403, "M_FORBIDDEN"), "{path}");
+        }
+        let path = format!("{V1}/admin/{what}/{}", bob.user_id);
+        for body in [json!({}), json!({ key: "yes" }), json!({ key: null })] {
+            assert_eq!(admin.put(&path, body).await.0, StatusCode::BAD_REQUEST);
+        }
+    }
+    let capabilities = |client: TestClient| async move { client.ok_get(&format!("{V3}/capabilities")).await };
+    let told = capabilities(admin.clone()).await;
+    assert_eq!(told["capabilities"]["m.account_moderation"], json!({ "suspend": true, "lock": true }));
+    assert!(capabilities(alice.clone()).await["capabilities"].get("m.account_moderation").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_shows_its_owner_and_admins_where_it_is_used() {
+    let server = TestServer::new();
+    let admin = admin(&server).await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    alice.ok_get(&format!("{V3}/joined_rooms")).await;
+    let path = format!("{V3}/admin/whois/{}", alice.user_id);
+    for client in [&alice, &admin] {
+        let told = client.ok_get(&path).await;
+        assert_eq!(told["user_id"], alice.user_id);
+        let devices = told["devices"].as_object().unwrap();
+        assert_eq!(devices.len(), 1);
+        let connections = &devices.values().next().unwrap()["sessions"][0]["connections"];
+        assert_eq!(connections[0]["ip"], "192.0.2.1", "{told}");
+        assert!(connections[0]["last_seen"].is_u64(), "{told}");
+    }
+    assert_eq!(code(&bob.get(&path).await), (403, "M_FORBIDDEN"));
+    assert_eq!(code(&bob.get(&format!("{V3}/admin/whois/@nobody:test.example")).await), (403, "M_FORBIDDEN"));
+    assert_eq!(
+        code(&admin.get(&format!("{V3}/admin/whois/@nobody:test.example")).await),
+        (404, "M_NOT_FOUND")
+    );
+}
+
+async fn reports(server: &TestServer) -> Vec<Value> {
+    let Outcome::Reports(list) = command(server, Command::ListReports).await else { panic!("no list") };
+    list.iter().map(|report| serde_json::to_value(report).unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reports_are_kept_for_the_operator_and_told_to_nobody() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    let event = say(&alice, &room, "bad").await;
+    let mut chain = Chain::of(&alice);
+    chain.next().await;
+    let path = format!("{V3}/rooms/{room}/report/{event}");
+    assert_eq!(bob.ok_post(&path, json!({ "reason": "first", "score": -100 })).await, json!({}));
+    bob.ok_post(&path, json!({ "reason": "it is bad" })).await;
+    carol.ok_post(&format!("{V3}/rooms/{room}/report"), json!({ "reason": "" })).await;
+    carol.ok_post(&format!("{V3}/users/@someone:else.where/report"), json!({ "reason": "spam" })).await;
+    // Who reports a room or a user does not learn whether there is such a one.
+    carol.ok_post(&format!("{V3}/rooms/!nothing:else.where/report"), json!({ "reason": "?" })).await;
+    assert!(chain.next().await.get("rooms").is_none(), "the room is not told");
+
+    let killed = server.killed(usize::MAX);
+    for server in [&server, &killed] {
+        let kept = reports(server).await;
+        assert_eq!(kept.len(), 4, "a second report of the same thing takes the place of the first: {kept:?}");
+        let of_bob = kept.iter().find(|report| report["by"] == bob.user_id).unwrap();
+        assert_eq!(of_bob["subject"], json!({ "kind": "event", "room_id": room, "event_id": event }));
+        assert_eq!((&of_bob["reason"], of_bob.get("score")), (&json!("it is bad"), None));
+    }
+    let (by, about) = (bob.user_id.clone(), format!("{event} {room}"));
+    let dismiss = Command::DismissReport { by, about };
+    assert!(matches!(command(&server, dismiss.clone()).await, Outcome::ReportDismissed(_)));
+    assert_eq!(reports(&server).await.len(), 3);
+    assert!(operate(server.server().app(), dismiss, |_| ()).await.is_err());
+    server.assert_whole();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_reported_is_refused() {
+    let server = TestServer::new();
+    let (alice, bob, room) = room_of_two(&server).await;
+    let carol = server.register("carol").await;
+    let event = say(&alice, &room, "bad").await;
+    let report = |path: String, body: Value, client: TestClient| async move {
+        let answer = client.post(&format!("{V3}/{path}"), body).await;
+        let (status, code) = code(&answer);
+        (status, code.to_owned())
+    };
+    let is = |status: u16, code: &str| (status, code.to_owned());
+    let why = json!({ "reason": "x" });
+    let of_event = format!("rooms/{room}/report/{event}");
+    assert_eq!(report(of_event.clone(), why.clone(), carol.clone()).await, is(404, "M_NOT_FOUND"));
+    let nowhere = format!("rooms/{room}/report/{NOWHERE}");
+    assert_eq!(report(nowhere, why.clone(), bob.clone()).await, is(404, "M_NOT_FOUND"));
+    let elsewhere = format!("rooms/!none:else.where/report/{event}");
+    assert_eq!(report(elsewhere, why.clone(), bob.clone()).await, is(404, "M_NOT_FOUND"));
+    for path in [format!("rooms/{room}/report"), format!("users/{}/report", alice.user_id)] {
+        assert_eq!(report(path.clone(), json!({}), bob.clone()).await, is(400, "M_MISSING_PARAM"), "{path}");
+        assert_eq!(report(path, json!({ "reason": 7 }), bob.clone()).await.0, 400);
+    }
+    let long = json!({ "reason": "x".repeat(REASON_BYTES_MAX + 1) });
+    assert_eq!(report(of_event.clone(), long, bob.clone()).await, is(413, "M_TOO_LARGE"));
+    assert_eq!(report(of_event.clone(), json!({ "score": "bad" }), bob.clone()).await.0, 400);
+    assert_eq!(report("users/nonsense/report".to_owned(), why.clone(), bob.clone()).await.0, 400);
+    must(&bob, &room, "leave", json!({})).await;
+    assert_eq!(
+        report(of_event, why, bob.clone()).await,
+        is(404, "M_NOT_FOUND"),
+        "they are no longer in the room"
+    );
+    assert_eq!(reports(&server).await, Vec::<Value>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_reports_only_so_much() {
+    let server = TestServer::new();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let path = |number: usize| format!("{V3}/users/@spam{number}:else.where/report");
+    for number in 0..REPORTS_MAX {
+        alice.ok_post(&path(number), json!({ "reason": "spam" })).await;
+    }
+    assert_eq!(code(&alice.post(&path(REPORTS_MAX), json!({ "reason": "" })).await), (403, "M_FORBIDDEN"));
+    alice.ok_post(&path(0), json!({ "reason": "again" })).await;
+    bob.ok_post(&path(REPORTS_MAX), json!({ "reason": "" })).await;
+}
