@@ -1,4 +1,4 @@
-//! Rows of reports.
+//! Rows of reports that users make to those who run this server.
 
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ pub enum Subject {
     Event {
         /// The room of the event.
         room_id: OwnedRoomId,
-        /// The event itself.
+        /// The event that is reported.
         event_id: OwnedEventId,
     },
     /// A room, whether the user was in it or not.

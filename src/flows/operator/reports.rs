@@ -23,7 +23,7 @@ pub struct Reported {
     pub by: OwnedUserId,
     /// The name of the thing that is reported, by which the report is dismissed.
     pub about: String,
-    /// The report itself.
+    /// The report, as it was made.
     #[serde(flatten)]
     pub report: ReportRow,
     /// How many seconds ago it was made.
