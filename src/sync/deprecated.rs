@@ -134,7 +134,16 @@ fn nothing(start: SyncToken, end: SyncToken) -> Bytes {
 
 /// Makes a token that confirms no messages to devices, because these endpoints tell of none.
 fn token(position: Position, boot: u32, ephemeral: u64) -> SyncToken {
-    SyncToken { position, boot, ephemeral, inbox: None, receipts: None, invites: None, device: None }
+    SyncToken {
+        position,
+        boot,
+        ephemeral,
+        inbox: None,
+        receipts: None,
+        sticky: None,
+        invites: None,
+        device: None,
+    }
 }
 
 /// Makes the request by which news is collected for these endpoints: everything, and the state as it is after the timeline.
