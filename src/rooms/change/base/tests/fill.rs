@@ -10,7 +10,7 @@ use crate::{
         visibility::Sight,
     },
     schema::event_types::MESSAGE,
-    store::{Read, tables},
+    store::{LogEntry, tables},
 };
 
 impl Here {
@@ -65,9 +65,10 @@ impl Here {
         stored.row.header.before.unwrap_or_else(below)
     }
 
-    fn log_len(&self) -> (usize, crate::ids::Position) {
+    fn log_len(&self) -> usize {
         let snapshot = self.store.snapshot();
-        (tables::LOG.prefix::<()>(&*snapshot, (), Direction::Up).unwrap().count(), snapshot.upto())
+        let entries = tables::LOG.prefix::<()>(&*snapshot, (), Direction::Up).unwrap();
+        entries.filter(|entry| !matches!(entry, Ok((_, LogEntry::Filled { .. })))).count()
     }
 
     /// Checks that the timeline ends with these events of the room, each with the state before it and the members of that.
